@@ -1,0 +1,1 @@
+//! Criterion benches, and runs side by side with the rivals.
