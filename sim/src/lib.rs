@@ -1,1 +1,25 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod class;
+mod config;
+mod core;
+mod error;
+mod faults;
+mod kernel;
+mod node;
+mod plan;
+mod report;
+mod rng;
+mod runner;
+mod world;
+
+pub use class::{Counts, FaultClass, FaultSet};
+pub use config::{Limits, MICROSECOND, MILLISECOND, Profile, SECOND};
+pub use error::ConfigError;
+pub use node::{Boot, Context, Crash, DiskFault, DiskHealth, Node, RequestId};
+pub use plan::{Intensity, Plan};
+pub use report::{Broken, Failure, Report, Summary};
+pub use rng::Rng;
+pub use runner::Runner;
+pub use world::{Step, World};
