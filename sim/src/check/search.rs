@@ -24,8 +24,9 @@ const SHOWN: usize = 16;
 
 /// Checks that `history` is linearizable with respect to `model`.
 ///
-/// `steps` bounds the work, per key: a history without violation takes two or three steps a
-/// call, and 2,000,000 is a good bound. Memory grows by some 100 bytes a step.
+/// `steps` bounds the work, per key. One step is one call tried; a history takes about two per
+/// call, and with many calls of unknown outcome about as many per call as there are of these.
+/// 10,000,000 is a good bound. Memory is bounded too: some 100 bytes per step at most.
 ///
 /// # Errors
 /// [`CheckError::Violation`] if it is not linearizable, [`CheckError::Undecided`] if that was not
