@@ -137,11 +137,7 @@ impl Config {
             "dead_after",
             "must be at least twice keep_alive",
         )?;
-        check(
-            self.backoff_max >= self.backoff_min,
-            "backoff_max",
-            "must be at least backoff_min",
-        )
+        check(self.backoff_max >= self.backoff_min, "backoff_max", "must be at least backoff_min")
     }
 }
 
