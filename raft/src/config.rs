@@ -55,6 +55,9 @@ pub struct Config {
     pub max_uncommitted_bytes: u64,
     /// Writes of the log that are under way at once. Default 16.
     pub max_persists: usize,
+    /// Weight of the entries in one write of the log, in bytes; one entry may exceed it.
+    /// Default 4 MiB.
+    pub max_persist_bytes: u64,
     /// Weight of recent entries kept in memory, in bytes. Older ones are read back from the
     /// store. Entries that are not durable yet always stay. Default 16 MiB.
     pub max_window_bytes: u64,
@@ -101,6 +104,7 @@ impl Default for Config {
             max_inflight_bytes: 8 << 20,
             max_uncommitted_bytes: 64 << 20,
             max_persists: 16,
+            max_persist_bytes: 4 << 20,
             max_window_bytes: 16 << 20,
             max_applying: 16_384,
             max_reads: 16_384,
@@ -178,6 +182,7 @@ impl Config {
             (self.max_inflight_bytes == 0, "max_inflight_bytes is zero"),
             (self.max_uncommitted_bytes == 0, "max_uncommitted_bytes is zero"),
             (self.max_persists == 0, "max_persists is zero"),
+            (self.max_persist_bytes == 0, "max_persist_bytes is zero"),
             (self.max_window_bytes == 0, "max_window_bytes is zero"),
             (self.max_applying == 0, "max_applying is zero"),
             (self.max_reads == 0, "max_reads is zero"),

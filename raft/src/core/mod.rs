@@ -316,8 +316,11 @@ impl Core {
 
     fn flush_persist(&mut self) {
         while self.storage.writes() < self.config.max_persists {
-            let Some(persist) = self.storage.next_write(&self.log, self.now) else { break };
-            self.out.push_back(Output::Persist(persist));
+            let max_bytes = self.config.max_persist_bytes;
+            match self.storage.next_write(&self.log, self.now, max_bytes) {
+                Some(persist) => self.out.push_back(Output::Persist(persist)),
+                None => break,
+            }
         }
     }
 

@@ -133,9 +133,10 @@ impl Storage {
         }
     }
 
-    /// The next write, if there is anything to write.
-    pub(super) fn next_write(&mut self, log: &Log, now: u64) -> Option<Persist> {
-        let range = self.submitted + 1..log.last() + 1;
+    /// The next write, of entries that weigh at most `max_bytes`, if there is anything to write.
+    pub(super) fn next_write(&mut self, log: &Log, now: u64, max_bytes: u64) -> Option<Persist> {
+        let first = self.submitted + 1;
+        let range = first..log.batch_end(first, u64::MAX, max_bytes);
         let nothing = range.is_empty()
             && self.hard.is_none()
             && self.truncate_from.is_none()
@@ -149,8 +150,8 @@ impl Storage {
         if self.hard.is_some() {
             self.hard_id = id;
         }
-        self.submitted = log.last();
-        self.writes.push_back(Write { id, last: log.last(), at: now });
+        self.submitted = range.end - 1;
+        self.writes.push_back(Write { id, last: self.submitted, at: now });
         Some(Persist {
             id,
             snapshot: self.snapshot.take(),
