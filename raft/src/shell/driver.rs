@@ -23,7 +23,7 @@ use crate::error::{ReadRefusal, Refusal};
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
 use crate::transport::Transport;
-use crate::types::{ENTRY_OVERHEAD, Entry, SnapshotMeta, Status};
+use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta, Status};
 
 /// Turns after which the loop lets others run, in case it never sleeps.
 const TURNS_AT_A_STRETCH: u32 = 64;
@@ -122,7 +122,7 @@ impl Driver {
         while let Some(output) = self.core.poll_output() {
             stop = self.perform(output).or(stop);
         }
-        while self.tasks.try_join_next().is_some() {}
+        while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
         self.give_up_overdue(now);
         self.publish();
         stop
@@ -384,7 +384,9 @@ impl Driver {
                 _ => {}
             }
         }
-        self.publish();
+        if matches!(reason, StopReason::Machine(_)) {
+            self.status.send_modify(|shown| shown.halted = Some(HaltReason::MachineFailed));
+        }
     }
 }
 

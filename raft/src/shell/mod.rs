@@ -18,7 +18,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::applier::Applier;
+use self::applier::{Applier, Job};
 use self::driver::Driver;
 use self::mailbox::Mailbox;
 use self::pending::{Proposal, Proposals, Reads};
@@ -221,31 +221,46 @@ impl fmt::Debug for Raft {
 
 /// The life of a node.
 async fn run(mut driver: Driver, applier: JoinHandle<()>) {
-    let guard = Stopping { shared: Arc::clone(&driver.shared) };
+    let stopping = Stopping {
+        shared: Arc::clone(&driver.shared),
+        transport: Arc::clone(&driver.transport),
+        group: driver.core.config().group,
+        jobs: Arc::clone(&driver.jobs),
+    };
     let reason = driver.run().await;
-    driver.transport.detach(driver.core.config().group);
-    let left = driver.shared.stop(reason.clone());
     if reason != StopReason::ShutDown {
         let node = driver.core.config().id;
         tracing::error!(target: "voussoir::raft", node, %reason, "the node has stopped");
     }
+    let left = stopping.stop(reason.clone());
     driver.finish(left, &reason);
-    drop(driver.jobs.close());
-    // A machine in the middle of its work is not waited for: it may take for ever.
+    // A machine in the middle of its work is not waited for: it may take for ever. A panic of
+    // it has been reported already.
     applier.abort();
-    // Its panic has been reported, and its abortion is intended.
     drop(applier.await);
     driver.tasks.shutdown().await;
-    drop(guard);
 }
 
-/// Lets nobody wait for a driver that has panicked.
+/// Cuts a node off from everything around it; also when its driver panics.
 struct Stopping {
     shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    group: u64,
+    jobs: Arc<Mailbox<Job>>,
+}
+
+impl Stopping {
+    fn stop(&self, reason: StopReason) -> Vec<Event> {
+        self.transport.detach(self.group);
+        drop(self.jobs.close());
+        self.shared.stop(reason)
+    }
 }
 
 impl Drop for Stopping {
     fn drop(&mut self) {
-        drop(self.shared.stop(StopReason::Panicked));
+        if self.shared.stopped().is_none() {
+            drop(self.stop(StopReason::Panicked));
+        }
     }
 }
