@@ -57,7 +57,7 @@ impl Network {
     pub fn cut(&self, from: u64, to: u64) {
         self.hub.write().cut.insert((from, to));
         for (node, peer) in [(from, to), (to, from)] {
-            for inbox in self.inboxes(node) {
+            for inbox in self.inboxes(|id, _| id == node) {
                 inbox.unreachable(peer);
             }
         }
@@ -76,10 +76,11 @@ impl Network {
         self.hub.write().cut.clear();
     }
 
-    fn inboxes(&self, node: u64) -> Vec<Arc<dyn Inbox>> {
+    /// The inboxes of those nodes and groups that `wanted` names.
+    fn inboxes(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Arc<dyn Inbox>> {
         let hub = self.hub.read();
-        let of_node = hub.inboxes.iter().filter(|((id, _), _)| *id == node);
-        of_node.map(|(_, inbox)| Arc::clone(inbox)).collect()
+        let found = hub.inboxes.iter().filter(|((node, group), _)| wanted(*node, *group));
+        found.map(|(_, inbox)| Arc::clone(inbox)).collect()
     }
 
     /// The inbox at the end of a link that stands.
@@ -118,6 +119,9 @@ impl Transport for NetworkNode {
         // Dropped without the lock: an inbox may hold a node that uses the network.
         let inbox = self.network.hub.write().inboxes.remove(&(self.id, group));
         drop(inbox);
+        for peer in self.network.inboxes(|_, of| of == group) {
+            peer.unreachable(self.id);
+        }
     }
 
     fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {

@@ -185,7 +185,10 @@ impl Raft {
     /// What this node is and how far it has come, now and at every change. Changes may be
     /// skipped by a slow watcher. Do not hold a `borrow()` for long: the node waits for it.
     pub fn status(&self) -> watch::Receiver<Status> {
-        self.handle.status.clone()
+        let mut status = self.handle.status.clone();
+        // So that `changed()` waits for something newer than what `borrow()` shows now.
+        status.mark_unchanged();
+        status
     }
 
     /// Counts since the start.

@@ -1,3 +1,6 @@
 //! Means to test what is built on this crate, and this crate itself. Feature `testing`.
 
+mod faults;
+
+pub use self::faults::FaultyStore;
 pub use crate::core::Mutant;
