@@ -303,6 +303,8 @@ impl Core {
         if self.halted.is_some() {
             return;
         }
+        // First, so that nothing that is handed out below is evicted.
+        self.log.evict(self.storage.durable(), self.config.max_window_bytes);
         self.advance_leader_commit();
         self.flush_persist();
         self.flush_reads();
@@ -310,8 +312,6 @@ impl Core {
         self.flush_ack();
         self.flush_forwarded();
         self.flush_apply();
-        let keep = self.storage.durable();
-        self.log.evict(keep, self.config.max_window_bytes);
     }
 
     fn flush_persist(&mut self) {
