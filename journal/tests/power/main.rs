@@ -1,0 +1,4 @@
+//! The journal against power losses.
+mod oracle;
+mod rng;
+mod workload;
