@@ -141,6 +141,7 @@ impl fmt::Debug for CrashFiles {
 }
 
 /// The directory as one process sees it.
+#[derive(Debug)]
 struct Mount {
     disk: Arc<Mutex<Disk>>,
     generation: u64,
@@ -197,6 +198,7 @@ impl Files for Mount {
     }
 }
 
+#[derive(Debug)]
 struct CrashFile {
     disk: Arc<Mutex<Disk>>,
     generation: u64,
