@@ -116,6 +116,12 @@ impl CrashFiles {
         self.disk.lock().flip(name, bit)
     }
 
+    /// Overwrites a part of an existing file, in what is read now and after a power loss: bit rot
+    /// of a whole block, or the write of somebody else. Nothing beyond the end is written.
+    pub fn overwrite(&self, name: &str, offset: u64, bytes: &[u8]) {
+        self.disk.lock().overwrite(name, offset, bytes);
+    }
+
     /// The names and contents that reads show now, without counting as operations.
     pub fn snapshot(&self) -> Vec<(String, Vec<u8>)> {
         let disk = self.disk.lock();

@@ -252,6 +252,16 @@ impl Disk {
         true
     }
 
+    pub(super) fn overwrite(&mut self, name: &str, offset: u64, bytes: &[u8]) {
+        let Some(file) = self.names.get(name).and_then(|inode| self.inodes.get_mut(inode)) else {
+            return;
+        };
+        for image in [&mut file.seen, &mut file.durable] {
+            let room = image.len().saturating_sub(offset).min(bytes.len() as u64);
+            image.write(&bytes[..room as usize], offset);
+        }
+    }
+
     fn store(&mut self, inode: u64, data: Bytes, offset: u64) -> io::Result<()> {
         let file = self.inode(inode)?;
         file.seen.write(&data, offset);

@@ -235,6 +235,17 @@ fn a_flipped_bit_is_there_to_stay() {
 }
 
 #[test]
+fn a_block_is_overwritten_within_the_file() {
+    let (disk, file) = with_file(1, &[0; 100]);
+    disk.overwrite(NAME, 90, &[1; 20]);
+    disk.overwrite("b", 0, &[1]);
+    assert_eq!(file.len().unwrap(), 100);
+    disk.power_loss(Loss::Everything);
+    let bytes = content(&disk, NAME).unwrap();
+    assert_eq!((bytes.len(), &bytes[88..92]), (100, &[0, 0, 1, 1][..]));
+}
+
+#[test]
 fn a_full_disk_still_overwrites() {
     let (disk, file) = with_file(1, &[0; 100]);
     disk.set_capacity(Some(110));
