@@ -56,8 +56,8 @@ pub(crate) type Changes = Vec<(Key, Change)>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Said {
     Nothing,
-    /// Acknowledged, with its LSN, at the durability that was asked for.
-    Done(u64),
+    /// Acknowledged at the durability that was asked for, with its LSN if it already had one.
+    Done(Option<u64>),
     NotApplied,
     Unknown,
 }
@@ -70,7 +70,7 @@ pub(crate) enum Survives {
     PowerLoss,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Submitted {
     changes: Changes,
     survives: Survives,
@@ -83,7 +83,7 @@ impl Submitted {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Oracle {
     /// The state that the last recovery showed, all of it durable.
     base: World,
@@ -104,6 +104,11 @@ impl Oracle {
         &self.tip
     }
 
+    /// The number that the next commit gets.
+    pub(crate) fn submitted(&self) -> usize {
+        self.commits.len()
+    }
+
     /// Takes note of a commit; the number to report about it under.
     pub(crate) fn submit(&mut self, changes: Changes, survives: Survives) -> usize {
         for (key, change) in &changes {
@@ -117,6 +122,14 @@ impl Oracle {
         let submitted = &mut self.commits[commit];
         assert_eq!(submitted.said, Said::Nothing, "commit {commit} was completed twice: {said:?}");
         submitted.said = said;
+        if said == Said::NotApplied {
+            self.tip = self.base.clone();
+            for commit in self.commits.iter().filter(|commit| commit.said != Said::NotApplied) {
+                for (key, change) in &commit.changes {
+                    apply(&mut self.tip, *key, change);
+                }
+            }
+        }
     }
 
     /// True when every submitted commit has been answered.
@@ -135,10 +148,21 @@ impl Oracle {
 
     /// The commits that make up `seen`, or why none do.
     pub(crate) fn explain(&self, seen: &World, crash: Survives) -> Result<Vec<bool>, String> {
+        self.explain_except(&[], seen, crash)
+    }
+
+    /// The same without looking at the logs `except`, which are reported as damaged.
+    pub(crate) fn explain_except(
+        &self,
+        except: &[Key],
+        seen: &World,
+        crash: Survives,
+    ) -> Result<Vec<bool>, String> {
         let mut keys: Vec<Key> = self.base.keys().chain(seen.keys()).copied().collect();
         keys.extend(self.commits.iter().flat_map(|commit| commit.changes.iter().map(|(k, _)| *k)));
         keys.sort_unstable();
         keys.dedup();
+        keys.retain(|key| !except.contains(key));
         let mut cuts = Vec::new();
         for key in keys {
             cuts.push((key, self.cuts(key, seen.get(&key), crash)?));
@@ -165,11 +189,8 @@ impl Oracle {
             cuts.push(0);
         }
         for (index, commit) in self.commits.iter().enumerate() {
-            if !commit.touches(key) {
+            if !commit.touches(key) || commit.said == Said::NotApplied {
                 continue;
-            }
-            if commit.said == Said::NotApplied {
-                break;
             }
             for (_, change) in commit.changes.iter().filter(|(touched, _)| *touched == key) {
                 apply(&mut world, key, change);
@@ -202,7 +223,8 @@ impl Oracle {
             let before = taken.clone();
             let agrees = self.commits.iter().enumerate().all(|(index, commit)| {
                 let take = index < *cut;
-                !commit.touches(*key) || *taken[index].get_or_insert(take) == take
+                let concerned = commit.touches(*key) && commit.said != Said::NotApplied;
+                !concerned || *taken[index].get_or_insert(take) == take
             });
             let found = agrees && self.choose(rest, taken);
             if !found {
@@ -213,18 +235,19 @@ impl Oracle {
     }
 
     fn is_ordered(&self, taken: &[Option<bool>]) -> bool {
-        let lost = |index: &usize| taken[*index] != Some(true);
+        // `None`: not applied, or all logs of the commit were left out.
+        let lost = |index: &usize| taken[*index] == Some(false);
         if self.in_order {
             let first_lost = (0..taken.len()).find(lost).unwrap_or(taken.len());
-            return (first_lost..taken.len()).all(|index| lost(&index));
+            return taken[first_lost..].iter().all(|taken| *taken != Some(true));
         }
         let lsn = |index: usize| match self.commits[index].said {
-            Said::Done(lsn) => Some(lsn),
+            Said::Done(lsn) => lsn,
             _ => None,
         };
         let first_lost = (0..taken.len()).filter(lost).filter_map(lsn).min();
-        (0..taken.len()).filter(|index| !lost(index)).filter_map(lsn).max() < first_lost
-            || first_lost.is_none()
+        let last_taken = (0..taken.len()).filter(|index| taken[*index] == Some(true));
+        first_lost.is_none() || last_taken.filter_map(lsn).max() < first_lost
     }
 }
 
@@ -271,7 +294,7 @@ mod tests {
     fn oracle(in_order: bool) -> Oracle {
         let mut oracle = Oracle::new(in_order);
         let acked = oracle.submit(vec![put(A, "1"), put(B, "1")], Survives::PowerLoss);
-        oracle.report(acked, Said::Done(1));
+        oracle.report(acked, Said::Done(Some(1)));
         oracle.submit(vec![put(A, "2")], Survives::PowerLoss);
         oracle.submit(vec![put(B, "3")], Survives::PowerLoss);
         oracle
@@ -316,7 +339,7 @@ mod tests {
         let mut oracle = Oracle::new(false);
         for (key, record, lsn) in [(A, "1", 2), (B, "2", 1)] {
             let commit = oracle.submit(vec![put(key, record)], Survives::Nothing);
-            oracle.report(commit, Said::Done(lsn));
+            oracle.report(commit, Said::Done(Some(lsn)));
         }
         assert!(accepts(&oracle, &[]));
         assert!(accepts(&oracle, &[(B, 0, &["2"])]));
@@ -333,9 +356,14 @@ mod tests {
         assert!(oracle.all_answered());
         assert!(accepts(&oracle, &[]));
         assert!(!accepts(&oracle, &[(A, 0, &["1"])]));
+        assert_eq!(*oracle.tip(), World::new());
         let unknown = oracle.submit(vec![put(B, "1")], Survives::PowerLoss);
         oracle.report(unknown, Said::Unknown);
         assert!(accepts(&oracle, &[]));
+        let later = oracle.submit(vec![put(A, "2")], Survives::PowerLoss);
+        oracle.report(later, Said::Done(Some(3)));
+        assert!(accepts(&oracle, &[(A, 0, &["2"]), (B, 0, &["1"])]));
+        assert!(!accepts(&oracle, &[(A, 0, &["1", "2"]), (B, 0, &["1"])]));
     }
 
     #[test]
@@ -349,7 +377,7 @@ mod tests {
         ];
         for changes in changes {
             let commit = oracle.submit(changes, Survives::PowerLoss);
-            oracle.report(commit, Said::Done(commit as u64));
+            oracle.report(commit, Said::Done(Some(commit as u64)));
         }
         assert!(accepts(&oracle, &[(A, 1, &["2", "4"])]));
         assert!(!accepts(&oracle, &[(A, 0, &["1", "2", "4"])]), "released");

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use crate::oracle::{Change, Changes, Key, State, Survives, World, apply};
 use crate::rng::Rng;
 
-const KEYS: [Key; 6] = [
+/// The logs of every workload.
+pub(crate) const KEYS: [Key; 6] = [
     ("raft", 1),
     ("raft", 2),
     ("queue", 1),
@@ -36,10 +37,11 @@ impl Workload {
         &mut self.rng
     }
 
-    pub(crate) fn survives(&mut self) -> Survives {
+    /// Mostly synced. Merely buffered ones only if `buffered`.
+    pub(crate) fn survives(&mut self, buffered: bool) -> Survives {
         match self.rng.below(8) {
-            0 => Survives::Nothing,
-            1 | 2 => Survives::Kill,
+            0 if buffered => Survives::Nothing,
+            0..=2 => Survives::Kill,
             _ => Survives::PowerLoss,
         }
     }
