@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::error::OpenError;
 use crate::format;
+use crate::mutant::Mutant;
 
 /// Options of a journal. `Default` suits a server with a disk of its own.
 ///
@@ -57,7 +58,7 @@ pub struct Options {
     /// A deliberate defect, to prove that the tests catch it.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
-    pub __mutant: Option<crate::testing::Mutant>,
+    pub __mutant: Option<Mutant>,
 }
 
 impl Default for Options {
@@ -97,6 +98,22 @@ impl Options {
     /// Bytes of the largest commit frame: a quarter of a segment, at most 16 MiB and a bit.
     pub(crate) fn max_frame_bytes(&self) -> u64 {
         (self.segment_bytes / 4).min(format::COMMIT_BYTES_MAX)
+    }
+
+    /// Bytes per second; without limit where nobody may wait for a clock.
+    pub(crate) fn prepare_rate(&self) -> u64 {
+        if self.manual { u64::MAX } else { self.prepare_bytes_per_second }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn mutant(&self) -> Option<Mutant> {
+        self.__mutant
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(clippy::unused_self, reason = "the same call with the feature")]
+    pub(crate) fn mutant(&self) -> Option<Mutant> {
+        None
     }
 
     pub(crate) fn validate(&self) -> Result<(), OpenError> {

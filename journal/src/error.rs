@@ -72,6 +72,24 @@ pub enum OpenError {
         /// The newest version that this build can read.
         supported: u32,
     },
+    /// A segment holds a kind of frame or section that this build does not know. Nothing was
+    /// touched. Use a newer version.
+    #[error("{name} holds records of unknown kind {kind} (this build knows version {supported})")]
+    UnknownKind {
+        /// The file.
+        name: String,
+        /// The kind.
+        kind: u8,
+        /// The newest version that this build can read.
+        supported: u32,
+    },
+    /// A segment that the manifest lists is not there. Nothing was touched; see "When a journal
+    /// is damaged" in the README.
+    #[error("{name} is missing")]
+    SegmentMissing {
+        /// The file.
+        name: String,
+    },
     /// Both copies of the manifest are unreadable, so it is unknown which segments count. The
     /// directory was not touched; see "When a journal is damaged" in the README.
     #[error("the manifest is damaged: {detail}")]
@@ -99,6 +117,10 @@ pub enum OpenError {
         /// What was found.
         detail: String,
     },
+    /// There is no room for the first segment. Nothing of value was written; opening again works
+    /// once there is room.
+    #[error("no room for the first segment")]
+    NoRoom,
     /// The disk failed. Opening again may work; nothing was acknowledged.
     #[error(transparent)]
     Io(#[from] Fault),

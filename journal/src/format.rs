@@ -111,7 +111,8 @@
 //! 16  u64  position after its last            12  u32  offset of the payload / 8
 //! 24  u64  LSN of its last batch              16  u32  length of the payload
 //! 32  u32  first entry   36  u32  entries     20  u16  number of the section in its frame
-//! 40  u32  CRC-32C of its entries  44 u32 0   22  u16  zero
+//! 40  u32  CRC-32C of its entries             22  u16  zero
+//! 44  u32  bytes of its payloads
 //! ```
 //! The index is a hint: what it points at must verify as a frame of that place, and hold that
 //! log and position.

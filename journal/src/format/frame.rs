@@ -99,6 +99,11 @@ impl Header {
         }
     }
 
+    /// Whether a header may start with these bytes.
+    pub(crate) fn may_start(bytes: &[u8]) -> bool {
+        u32_at(bytes, 0) == Some(MAGIC)
+    }
+
     /// Reads the header at the start of `bytes`, if it looks like one; it has not been verified.
     pub(crate) fn peek(bytes: &[u8]) -> Option<Self> {
         if u32_at(bytes, 0)? != MAGIC {

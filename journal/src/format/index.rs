@@ -52,6 +52,8 @@ pub(crate) struct DirectoryEntry {
     pub(crate) count: u32,
     /// CRC-32C of its entries.
     pub(crate) crc: u32,
+    /// Bytes of its payloads.
+    pub(crate) bytes: u32,
 }
 
 impl DirectoryEntry {
@@ -59,7 +61,7 @@ impl DirectoryEntry {
         for number in [self.log, self.first, self.end, self.last] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        for number in [self.at, self.count, self.crc, 0] {
+        for number in [self.at, self.count, self.crc, self.bytes] {
             out.extend_from_slice(&number.to_le_bytes());
         }
     }
@@ -81,6 +83,7 @@ impl DirectoryEntry {
             at: u32_at(bytes, 32)?,
             count: u32_at(bytes, 36)?,
             crc: u32_at(bytes, 40)?,
+            bytes: u32_at(bytes, 44)?,
         };
         (entry.first < entry.end).then_some(entry)
     }
