@@ -46,7 +46,8 @@ impl Node for Register {
 fn run(seed: u64, hasty: bool) -> Result<Report, Failure> {
     let mut profile = Profile::default();
     profile.faults = FaultSet::NONE.with(FaultClass::PowerLoss).with(FaultClass::DiskSlow);
-    let plan = profile.plan(seed).map_err(|error| error.to_string())?;
+    (profile.faults_ns, profile.settle_ns) = (SECOND, SECOND);
+    let plan = profile.plan(seed)?;
     let mut world = World::new(plan, move |_| Some(Register { value: None, hasty }));
     world.add_node(1, None);
     world.alarm(0, 0);
@@ -58,7 +59,7 @@ fn run(seed: u64, hasty: bool) -> Result<Report, Failure> {
                 let op = if turn % 2 == 0 { KvOp::Get { key: () } } else { put };
                 calls.push(history.invoke(turn, op.clone(), world.now()));
                 world.request(turn, 1, op);
-                world.alarm(10 * MILLISECOND, turn + 1);
+                world.alarm(5 * MILLISECOND, turn + 1);
             }
             Step::Reply { client, reply, .. } => {
                 history.ok(calls[client as usize], reply, world.now());
@@ -71,7 +72,7 @@ fn run(seed: u64, hasty: bool) -> Result<Report, Failure> {
 }
 
 fn main() {
-    let runner = Runner::new("cargo run -p voussoir-sim --example minimal").seeds(20);
+    let runner = Runner::new("cargo run -p voussoir-sim --example minimal").seeds(100);
     println!("patient: {}", runner.run(|seed| run(seed, false)).expect("it keeps its word"));
     println!("hasty: {}", runner.run(|seed| run(seed, true)).expect_err("it does not"));
 }

@@ -154,10 +154,9 @@ impl Ledger {
             *top = (place, id);
         }
         let times = |id: &u64| self.deliveries.get(id).copied().unwrap_or(0);
-        if guarantee != Guarantee::AtLeastOnce {
-            if let Some(&id) = self.first_deliveries.iter().find(|&id| times(id) > 1) {
-                return Err(LedgerError::Repeated { id, times: times(&id) });
-            }
+        let repeated = self.first_deliveries.iter().find(|&id| times(id) > 1);
+        if let Some(&id) = repeated.filter(|_| guarantee != Guarantee::AtLeastOnce) {
+            return Err(LedgerError::Repeated { id, times: times(&id) });
         }
         let acknowledged: HashSet<u64> = self.acknowledged.iter().copied().collect();
         let mut missing: Vec<u64> =
@@ -190,7 +189,9 @@ mod tests {
         }
         ledger.sent(1, 5);
         ledger.sent(1, 5);
-        deliveries.iter().for_each(|&id| ledger.delivered(id));
+        for &id in deliveries {
+            ledger.delivered(id);
+        }
         ledger
     }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Counts, FaultSet, Plan};
+use crate::{ConfigError, Counts, FaultSet, Plan};
 
 /// What a run that held did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +98,12 @@ impl Failure {
 impl From<String> for Failure {
     fn from(message: String) -> Self {
         Self::new(message)
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(error.to_string())
     }
 }
 

@@ -34,6 +34,8 @@ fn errors_are_errors() {
 fn json_is_object_safe() {
     let values: [&dyn ToJson; 2] = [&1_u64, &"x"];
     let mut out = String::new();
-    values.iter().for_each(|value| value.to_json(&mut out));
+    for value in values {
+        value.to_json(&mut out);
+    }
     assert_eq!(out, "1\"x\"");
 }

@@ -433,7 +433,8 @@ impl<'a, M: Model> Search<'a, M> {
     /// Keeps the end of the longest order, for the report of a violation.
     fn remember(&mut self, stack: &[Frame<M::State>]) {
         let Some(last) = stack.last() else { return };
-        if self.best.as_ref().is_some_and(|best| best.length >= stack.len()) {
+        let length = self.known.len() - self.left;
+        if self.best.as_ref().is_some_and(|best| best.length >= length) {
             return;
         }
         let tail = stack.len().saturating_sub(SHOWN);
@@ -445,7 +446,7 @@ impl<'a, M: Model> Search<'a, M> {
             place = self.ring.next[place as usize];
         }
         self.best = Some(Best {
-            length: stack.len(),
+            length,
             fitting: fitting.map(|pick| self.call(pick)).collect(),
             stuck,
             state: last.state.clone(),
@@ -454,13 +455,13 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn violation(&mut self, key: M::Key) -> CheckError<M::Key> {
         let (length, fitting, stuck, state) = match self.best.take() {
-            Some(best) => (best.length - 1, best.fitting, best.stuck, format!("{:?}", best.state)),
+            Some(best) => (best.length, best.fitting, best.stuck, format!("{:?}", best.state)),
             None => (0, Vec::new(), Vec::new(), String::new()),
         };
         let calls = self.known.len() + self.unknown.len();
         let mut text = format!(
             "not linearizable: key {key:?}, {calls} calls ({} of unknown outcome)\n\
-             the longest order found has {length} and ends in:\n",
+             the longest order found has {length} of known outcome and ends in:\n",
             self.unknown.len()
         );
         self.list(&fitting, &mut text);

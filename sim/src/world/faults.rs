@@ -279,7 +279,7 @@ impl<N: Node> World<N> {
         let now = self.kernel.now;
         let site = &mut self.kernel.sites[at];
         if wall_only {
-            let by = reach as i64;
+            let by = reach.cast_signed();
             site.clock.jump_wall(if back { -by } else { by });
         } else {
             site.clock.jump(now, reach);
