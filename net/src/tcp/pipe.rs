@@ -59,6 +59,14 @@ struct State {
     /// The task will look at the queue without being told again.
     is_woken: bool,
     wrote_at: Option<Instant>,
+    /// Answers that wait for room.
+    late_answers: usize,
+}
+
+impl State {
+    fn is_connected(&self) -> bool {
+        matches!(self.phase, Phase::Up | Phase::Closing)
+    }
 }
 
 pub(crate) struct Pipe {
@@ -84,6 +92,7 @@ impl Pipe {
             is_writing: false,
             is_woken: false,
             wrote_at: None,
+            late_answers: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -173,7 +182,8 @@ impl Pipe {
 
     /// Whether answers pile up because the peer does not read them.
     pub(crate) fn is_congested(&self) -> bool {
-        !self.state.lock().outbox.has_room(HEADER_BYTES)
+        let state = self.state.lock();
+        state.late_answers > 0 || !state.outbox.has_room(HEADER_BYTES)
     }
 
     pub(crate) fn queued(&self) -> (usize, usize, usize) {
@@ -258,16 +268,32 @@ impl Pipe {
         never_left
     }
 
-    /// Queues an answer if there is room, else hands it back. Only for the task of the
-    /// connection, which will write it at the end of its turn.
-    pub(crate) fn try_answer(&self, frame: Frame) -> Result<(), Frame> {
+    /// Queues an answer if there is room; else it has to wait for its turn. Only for the task of
+    /// the connection, which will write it at the end of its turn.
+    pub(crate) fn try_answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
         let mut state = self.state.lock();
         if !state.outbox.has_room(frame.len()) {
-            return Err(frame);
+            state.late_answers += 1;
+            return Some(LateAnswer { pipe: Arc::clone(self), frame: Some(frame) });
         }
         self.counters.frames_out.add(1);
         state.outbox.push(frame);
-        Ok(())
+        None
+    }
+
+    /// Sends an answer at once, or says that it has to wait. It is dropped when the connection is
+    /// gone.
+    pub(crate) fn answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
+        let mut state = self.state.lock();
+        if !state.is_connected() {
+            return None;
+        }
+        if !state.outbox.has_room(frame.len()) {
+            state.late_answers += 1;
+            return Some(LateAnswer { pipe: Arc::clone(self), frame: Some(frame) });
+        }
+        self.give(&mut state, frame);
+        None
     }
 
     /// Queues a frame without a body, room or not: the task of the connection, which alone calls
@@ -275,31 +301,6 @@ impl Pipe {
     pub(crate) fn refuse(&self, frame: Frame) {
         self.counters.frames_out.add(1);
         self.state.lock().outbox.push(frame);
-    }
-
-    /// Sends an answer when there is room for it, or drops it when the connection is gone.
-    pub(crate) async fn answer(&self, frame: Frame) {
-        let mut frame = Some(frame);
-        loop {
-            let room = self.room.notified();
-            tokio::pin!(room);
-            // Registered before the look, so that no room is missed in between.
-            room.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                let Some(waiting) = &frame else { return };
-                if !matches!(state.phase, Phase::Up | Phase::Closing) {
-                    return;
-                }
-                if state.outbox.has_room(waiting.len()) {
-                    if let Some(frame) = frame.take() {
-                        self.give(&mut state, frame);
-                    }
-                    return;
-                }
-            }
-            room.await;
-        }
     }
 
     /// The longest body that the peer takes.
@@ -353,8 +354,7 @@ impl Pipe {
             return None;
         }
         let writer = Arc::clone(state.writer.as_ref()?);
-        let now = Instant::now();
-        if state.wrote_at.is_some_and(|at| now.duration_since(at) < self.gather) {
+        if state.wrote_at.is_some_and(|at| at.elapsed() < self.gather) {
             return None;
         }
         let mut slices = [IoSlice::new(&[]); DIRECT_SLICES_MAX];
@@ -365,7 +365,7 @@ impl Pipe {
         }
         // After an error nothing has left: the frame is queued, and the task meets the error too.
         let written = writer.try_write(&slices[..count]).ok()?;
-        state.wrote_at = Some(now);
+        state.wrote_at = Some(Instant::now());
         self.counters.writes.add(1);
         self.counters.bytes_out.add(written);
         let place = state.outbox.pass();
@@ -445,6 +445,51 @@ fn write(writer: &Writer, batch: &mut Batch) -> io::Result<usize> {
 impl std::fmt::Debug for Pipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipe").field("phase", &self.state.lock().phase).finish_non_exhaustive()
+    }
+}
+
+/// An answer that waits for room. While there is one no further request is read, so a peer that
+/// does not read its answers cannot pile them up.
+pub(crate) struct LateAnswer {
+    pipe: Arc<Pipe>,
+    frame: Option<Frame>,
+}
+
+impl LateAnswer {
+    /// Sends it when there is room, or drops it when the connection is gone.
+    pub(crate) async fn send(mut self) {
+        let pipe = Arc::clone(&self.pipe);
+        loop {
+            let room = pipe.room.notified();
+            tokio::pin!(room);
+            // Registered before the look, so that no room is missed in between.
+            room.as_mut().enable();
+            {
+                let mut state = pipe.state.lock();
+                let has_room =
+                    self.frame.as_ref().is_some_and(|frame| state.outbox.has_room(frame.len()));
+                if has_room && state.is_connected() {
+                    if let Some(frame) = self.frame.take() {
+                        pipe.give(&mut state, frame);
+                    }
+                }
+                if has_room || !state.is_connected() {
+                    break;
+                }
+            }
+            room.await;
+        }
+    }
+}
+
+impl Drop for LateAnswer {
+    fn drop(&mut self) {
+        let mut state = self.pipe.state.lock();
+        state.late_answers -= 1;
+        if state.late_answers == 0 {
+            // The task of the connection may read again.
+            self.pipe.wake.notify_one();
+        }
     }
 }
 
