@@ -124,7 +124,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What all runs of a [`Runner`] did together.
+/// What all runs of a [`Runner`](crate::Runner) did together.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {
