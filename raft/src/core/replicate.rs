@@ -142,12 +142,14 @@ impl Core {
         if peer.acknowledged(ack.matched) {
             peer.resend_at = resend_at;
         }
+        peer.next = peer.next.max(peer.matched + 1);
         match peer.flow {
-            Flow::Replicate => peer.next = peer.next.max(ack.matched + 1),
+            Flow::Replicate => {}
             Flow::Snapshot { index, .. } if peer.matched < index => {}
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 peer.flow = Flow::Replicate;
-                peer.next = ack.received + 1;
+                // Answers overtake each other: an older one may name less than is known.
+                peer.next = ack.received.max(peer.matched) + 1;
             }
         }
     }
@@ -200,8 +202,17 @@ impl Core {
             peer.resend_at = again;
             match peer.flow {
                 Flow::Probe { .. } => peer.flow = Flow::Probe { waiting: false },
-                // All of it has arrived: the follower is waiting for its disk.
-                Flow::Replicate if peer.received + 1 >= peer.next => {}
+                // All of it has arrived: the follower waits for its disk, or its answer was lost.
+                Flow::Replicate if peer.received + 1 >= peer.next => {
+                    let Some(prev_term) = self.log.term_at(peer.next - 1) else {
+                        lost.push((peer.id, peer.next));
+                        continue;
+                    };
+                    let mut head = append_head(self.term, self.commit, peer, prev_term);
+                    head.probe = true;
+                    let (to, range) = (peer.id, peer.next..peer.next);
+                    self.out.push_back(Output::Replicate { to, head, range });
+                }
                 Flow::Replicate => lost.push((peer.id, peer.matched.max(peer.received) + 1)),
                 Flow::Snapshot { .. } => {}
             }

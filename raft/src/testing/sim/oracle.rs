@@ -64,6 +64,9 @@ pub struct Oracle {
     entries: HashMap<(u64, u64), (u64, u64)>,
     /// Term and content of each index that some node has applied.
     applied: BTreeMap<u64, (u64, u64)>,
+    /// When an index first was the last one applied, and the highest term of a node that had
+    /// applied by then: it was committed in that term or before. Both ascending.
+    committed_by: Vec<(u64, u64)>,
     violation: Option<String>,
     /// How many elections were won.
     pub elections: u64,
@@ -197,6 +200,9 @@ impl Oracle {
             }),
             Some(_) => {}
             None => {
+                let by = self.nodes.get(&id).map_or(0, |known| known.term);
+                let latest = self.committed_by.last().map_or(0, |(_, term)| *term);
+                self.committed_by.push((index, by.max(latest)));
                 let holders =
                     self.nodes.values().filter(|known| known.durable.holds(index, term)).count();
                 let majority = self.majority;
@@ -238,11 +244,11 @@ impl Oracle {
         if other != id {
             self.object(|| format!("election safety: {other} and {id} lead term {term}"));
         }
-        if let Some((index, (entry_term, _))) = self.applied.last_key_value()
-            && *index >= status.first
-            && core.term_at(*index) != Some(*entry_term)
+        let before = self.committed_by.partition_point(|(_, by)| *by < term);
+        if let Some((index, _)) = before.checked_sub(1).map(|at| self.committed_by[at])
+            && index >= status.first
+            && core.term_at(index) != self.applied.get(&index).map(|(term, _)| *term)
         {
-            let index = *index;
             self.object(|| format!("leader completeness: {id} leads term {term} without {index}"));
         }
     }
