@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::core::{Core, Persist};
+use crate::message::Message;
 use crate::types::{Entry, EntryKind, HardState, Role, Status};
 
 /// What has been acknowledged as durable at one node.
@@ -68,6 +69,8 @@ pub struct Oracle {
     /// applied by then: it was committed in that term or before. Both ascending.
     committed_by: Vec<(u64, u64)>,
     violation: Option<String>,
+    /// The last index of a write that a client was told about.
+    told: u64,
     /// How many elections were won.
     pub elections: u64,
     /// How many snapshots were installed from peers.
@@ -176,6 +179,32 @@ impl Oracle {
         }
     }
 
+    /// A node sends a message: what it speaks for has to be durable.
+    pub(super) fn sent(&mut self, id: u64, to: u64, message: &Message) {
+        let Some(known) = self.nodes.get(&id) else { return };
+        let hard = known.durable.hard;
+        let says_term = !matches!(message, Message::PreVote(_) | Message::PreVoteReply(_));
+        if says_term && message.term() > hard.term {
+            self.object(|| format!("node {id} speaks of a term that is not durable: {message:?}"));
+            return;
+        }
+        let broken = match message {
+            Message::VoteReply(reply) => reply.granted && hard.vote != Some(to),
+            Message::Vote(_) => hard.vote != Some(id),
+            Message::AppendAck(ack) => {
+                let known = &known.durable;
+                (known.covered + 1..=ack.matched)
+                    .rev()
+                    .take(3)
+                    .any(|index| !known.terms.contains_key(&index))
+            }
+            _ => false,
+        };
+        if broken {
+            self.object(|| format!("node {id} says what is not durable: {message:?}, {hard:?}"));
+        }
+    }
+
     /// A node's own snapshot is durable.
     pub(super) fn snapshot_durable(&mut self, id: u64, index: u64) {
         if let Some(known) = self.nodes.get_mut(&id) {
@@ -212,6 +241,23 @@ impl Oracle {
                     });
                 }
             }
+        }
+    }
+
+    /// A client is told that its write at `index` is done.
+    pub(super) fn told(&mut self, index: u64) {
+        self.told = self.told.max(index);
+    }
+
+    /// What a read that begins now has to see.
+    pub(super) fn read_begins(&self) -> u64 {
+        self.told
+    }
+
+    /// A read that had to see `least` is answered from the state at `index`.
+    pub(super) fn read_ends(&mut self, id: u64, least: u64, index: u64) {
+        if index < least {
+            self.object(|| format!("stale read: node {id} answers at {index}, {least} was told"));
         }
     }
 
