@@ -1,1 +1,24 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod commit;
+mod config;
+mod core;
+mod error;
+pub mod files;
+mod follow;
+pub mod format;
+mod journal;
+mod log;
+mod mutant;
+mod recovery;
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use commit::{Batch, BatchBuilder, Commit, Receipt};
+pub use config::{Durability, Options};
+pub use error::{Error, Fault, LogName, OpenError, Outcome, ReadError};
+pub use files::{DiskFiles, File, Files, MemoryFiles};
+pub use follow::Follow;
+pub use journal::{CommitFuture, Journal, LogInfo, Stats, Work};
+pub use log::{Health, Log};

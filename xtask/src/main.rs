@@ -1,2 +1,42 @@
 //! The project's own commands.
-fn main() {}
+//!
+//! - `cargo xtask test [ARGS…]`: every test; starts the services that some of them need.
+//! - `cargo xtask tidy`: the rules of STYLE.md that no compiler keeps.
+//! - `cargo xtask bench [CRATE…]`: ours and the rivals in one run, as a table and JSON lines.
+//! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
+
+mod bench;
+mod ci;
+mod run;
+mod services;
+mod test;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<String> = args.collect();
+    let result = match command.as_str() {
+        "test" => test::run(&rest),
+        "tidy" => tidy::run(),
+        "bench" => bench::run(&rest),
+        "ci" => ci::run(),
+        _ => Err("usage: cargo xtask test [ARGS…] | tidy | bench [CRATE…] | ci".to_owned()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("xtask: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the workspace: the folder above this package.
+fn root() -> PathBuf {
+    let package = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    package.parent().map_or(package.clone(), PathBuf::from)
+}

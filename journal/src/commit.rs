@@ -1,0 +1,277 @@
+//! What is committed: batches of records and changes to logs, together.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::config::Durability;
+use crate::error::Error;
+use crate::format::{self, BATCH_BYTES_MAX};
+use crate::log::Log;
+
+/// Changes to one or several logs that happen together: after a crash either all of them are
+/// found or none.
+///
+/// Operations apply in the order in which they were added. Building a commit does the work that
+/// needs no order (copying, checksums) in the calling thread.
+///
+/// # Example
+/// ```
+/// # use voussoir_journal::{Commit, Journal, MemoryFiles, Options};
+/// # let files = std::sync::Arc::new(MemoryFiles::new());
+/// # let journal = Journal::open_with(files, Options::manual()).unwrap();
+/// let entries = journal.log("raft", 1).unwrap();
+/// let state = journal.log("raft-state", 1).unwrap();
+/// let commit = Commit::new()
+///     .truncate(&entries, 0)
+///     .append(&entries, ["first", "second"])
+///     .append(&state, [[7u8; 8]])
+///     .release(&state, 0);
+/// let receipt = journal.commit_blocking(commit).unwrap();
+/// assert_eq!(receipt.positions(), [0..2, 0..1]);
+/// ```
+#[derive(Debug, Clone, Default)]
+#[must_use = "a commit does nothing until it is given to a journal"]
+pub struct Commit {
+    pub(crate) operations: Vec<Operation>,
+    pub(crate) durability: Durability,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Operation {
+    pub(crate) log: Log,
+    pub(crate) change: Change,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    Append(Batch),
+    Truncate(u64),
+    Release(u64),
+    Delete,
+}
+
+impl Commit {
+    /// A commit without operations, [`Durability::Synced`].
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Appends records to the end of a log, copying them. Without records it does nothing.
+    ///
+    /// The records of one call are one batch: stored, verified and read together, at most 1 MiB
+    /// with 4 bytes per record; larger ones make the commit fail with
+    /// [`Error::TooLarge`].
+    pub fn append<R: AsRef<[u8]>>(self, log: &Log, records: impl IntoIterator<Item = R>) -> Self {
+        let mut builder = BatchBuilder::default();
+        for record in records {
+            builder.push(record.as_ref());
+        }
+        self.append_batch(log, builder.finish())
+    }
+
+    /// Appends a batch that has been built before, without copying.
+    pub fn append_batch(self, log: &Log, batch: Batch) -> Self {
+        if batch.count == 0 { self } else { self.push(log, Change::Append(batch)) }
+    }
+
+    /// Drops all positions from `from` on: the log then ends at `from`, which must lie between
+    /// its first position and its end.
+    pub fn truncate(self, log: &Log, from: u64) -> Self {
+        self.push(log, Change::Truncate(from))
+    }
+
+    /// Drops all positions below `upto`; without effect when the log begins there or later. When
+    /// `upto` lies past the end, the log is then empty and goes on at `upto`.
+    pub fn release(self, log: &Log, upto: u64) -> Self {
+        self.push(log, Change::Release(upto))
+    }
+
+    /// Deletes a log with all its records. The handle stays valid; a later append creates the
+    /// log anew, from position 0.
+    pub fn delete(self, log: &Log) -> Self {
+        self.push(log, Change::Delete)
+    }
+
+    /// Sets when the commit is acknowledged.
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.durability = durability;
+        self
+    }
+
+    fn push(mut self, log: &Log, change: Change) -> Self {
+        self.operations.push(Operation { log: log.clone(), change });
+        self
+    }
+
+    /// Bytes that its frame takes at most (creations counted as if each log needed one).
+    pub(crate) fn frame_bytes(&self) -> u64 {
+        let section = format::frame::SECTION_BYTES as u64;
+        let operations: u64 = self
+            .operations
+            .iter()
+            .map(|operation| match &operation.change {
+                Change::Append(batch) => {
+                    let name = operation.log.name().namespace.len() as u64;
+                    2 * section + format::padded(name) + format::padded(batch.len_bytes())
+                }
+                _ => section,
+            })
+            .sum();
+        format::frame::HEADER_BYTES as u64 + operations
+    }
+
+    pub(crate) fn appends(&self) -> bool {
+        self.operations.iter().any(|operation| matches!(operation.change, Change::Append(_)))
+    }
+
+    /// The limits that do not depend on the state of the journal.
+    pub(crate) fn check(&self, frame_limit: u64) -> Result<(), Error> {
+        for operation in &self.operations {
+            if let Change::Append(batch) = &operation.change
+                && batch.len_bytes() > BATCH_BYTES_MAX
+            {
+                let bytes = batch.len_bytes();
+                return Err(Error::TooLarge { what: "batch", bytes, limit: BATCH_BYTES_MAX });
+            }
+        }
+        // Each append may need a section for the creation of its log as well.
+        let bytes = self.frame_bytes();
+        if bytes > frame_limit || self.operations.len() > format::SECTIONS_MAX / 2 {
+            return Err(Error::TooLarge { what: "commit", bytes, limit: frame_limit });
+        }
+        Ok(())
+    }
+}
+
+/// Records that are appended together, encoded and with their checksum: build it where the
+/// records arise, to copy them only once.
+///
+/// Cloning is cheap; the same batch may be appended to several logs.
+///
+/// # Example
+/// ```
+/// use voussoir_journal::Batch;
+/// let mut builder = Batch::builder(64);
+/// builder.push(b"one");
+/// builder.push(b"two");
+/// let batch = builder.finish();
+/// assert_eq!(batch.len(), 2);
+/// let large = Batch::from(bytes::Bytes::from_static(b"a record that is not copied"));
+/// assert_eq!(large.len(), 1);
+/// ```
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The records, followed by the table of ends when they are in one allocation.
+    pub(crate) records: Bytes,
+    /// The table of ends when it is not part of `records`.
+    pub(crate) ends: Bytes,
+    pub(crate) count: u32,
+    pub(crate) crc: u32,
+}
+
+impl Batch {
+    /// Starts a batch for about `capacity` bytes of records.
+    pub fn builder(capacity: usize) -> BatchBuilder {
+        BatchBuilder { payload: Vec::with_capacity(capacity), ends: Vec::new() }
+    }
+
+    /// How many records it has.
+    pub fn len(&self) -> usize {
+        self.count as usize
+    }
+
+    /// Whether it has no records.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    pub(crate) fn len_bytes(&self) -> u64 {
+        (self.records.len() + self.ends.len()) as u64
+    }
+}
+
+impl From<Bytes> for Batch {
+    /// A batch of one record, which is not copied.
+    fn from(record: Bytes) -> Self {
+        // A record this long is refused when it is committed; the end is cut only then.
+        let end = u32::try_from(record.len()).unwrap_or(u32::MAX);
+        let ends = Bytes::copy_from_slice(&end.to_le_bytes());
+        let crc = format::crc32c_of_two(&record, &ends);
+        Self { records: record, ends, count: 1, crc }
+    }
+}
+
+/// Collects the records of a [`Batch`].
+#[derive(Debug, Default)]
+#[must_use = "finish it"]
+pub struct BatchBuilder {
+    payload: Vec<u8>,
+    ends: Vec<u32>,
+}
+
+impl BatchBuilder {
+    /// Adds a record. Limits are checked when the batch is committed.
+    pub fn push(&mut self, record: &[u8]) {
+        self.payload.extend_from_slice(record);
+        self.ends.push(u32::try_from(self.payload.len()).unwrap_or(u32::MAX));
+    }
+
+    /// Bytes that the batch takes so far, with 4 per record.
+    pub fn len_bytes(&self) -> usize {
+        self.payload.len() + 4 * self.ends.len()
+    }
+
+    /// Encodes the batch and computes its checksum.
+    pub fn finish(mut self) -> Batch {
+        self.payload.reserve_exact(4 * self.ends.len());
+        for end in &self.ends {
+            self.payload.extend_from_slice(&end.to_le_bytes());
+        }
+        let crc = format::crc32c(&self.payload);
+        let count = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
+        Batch { records: Bytes::from(self.payload), ends: Bytes::new(), count, crc }
+    }
+}
+
+/// What an acknowledged commit became.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Receipt {
+    pub(crate) lsn: Option<u64>,
+    pub(crate) positions: Positions,
+}
+
+/// One range without an allocation: nearly all commits append to one log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Positions {
+    None,
+    One([Range<u64>; 1]),
+    Many(Vec<Range<u64>>),
+}
+
+impl Positions {
+    pub(crate) fn push(&mut self, range: Range<u64>) {
+        match self {
+            Self::None => *self = Self::One([range]),
+            Self::One([one]) => *self = Self::Many(vec![one.clone(), range]),
+            Self::Many(many) => many.push(range),
+        }
+    }
+}
+
+impl Receipt {
+    /// The log sequence number of the commit: commits with higher ones were written later. `None`
+    /// for [`Durability::Buffered`], which is acknowledged before it has one.
+    pub fn lsn(&self) -> Option<u64> {
+        self.lsn
+    }
+
+    /// The positions given to each append, in the order of the commit.
+    pub fn positions(&self) -> &[Range<u64>] {
+        match &self.positions {
+            Positions::None => &[],
+            Positions::One(one) => one,
+            Positions::Many(many) => many,
+        }
+    }
+}

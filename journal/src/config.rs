@@ -1,0 +1,158 @@
+//! What can be tuned, with the limits that bound everything that grows.
+
+use std::time::Duration;
+
+use crate::error::OpenError;
+use crate::format;
+use crate::mutant::Mutant;
+
+/// Options of a journal. `Default` suits a server with a disk of its own.
+///
+/// # Example
+/// ```
+/// let mut options = voussoir_journal::Options::default();
+/// options.segment_bytes = 16 << 20;
+/// options.max_bytes = 1 << 30;
+/// ```
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// Bytes of one segment file; 64 KiB to 1 GiB, a multiple of 4096. Default 64 MiB.
+    ///
+    /// Space comes back in whole segments, and a commit has to fit into a quarter of one.
+    /// May be changed between openings: segments that exist keep their size until they are
+    /// recycled.
+    pub segment_bytes: u64,
+    /// The most bytes that all segment files together may take; at least four segments.
+    /// Default 16 GiB. At the limit appends are refused with [`Error::Full`](crate::Error::Full)
+    /// while releases and deletes go on.
+    pub max_bytes: u64,
+    /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
+    /// logs (about 64 bytes each), which may take at most a quarter of a segment.
+    pub max_logs: u32,
+    /// Bytes of commits that have been accepted and not yet written. Default 32 MiB. At the
+    /// limit [`submit`](crate::Journal::submit) answers [`Error::Busy`](crate::Error::Busy), and
+    /// [`commit`](crate::Journal::commit) waits. One commit is accepted whatever its size when
+    /// nothing else is pending.
+    pub max_pending_bytes: usize,
+    /// Commits that may wait for room under `max_pending_bytes`. Default 16,384. Beyond it they
+    /// fail with [`Error::Busy`](crate::Error::Busy).
+    pub max_waiting: usize,
+    /// Bytes of large commits that one group may take along while small ones wait. Default
+    /// 512 KiB. Smaller favours the latency of small commits, larger the throughput of large
+    /// ones.
+    pub bulk_share_bytes: usize,
+    /// After this time without commits what was only written is synced, and a mark is written
+    /// that everything is durable. Default 100 ms.
+    pub idle_mark: Duration,
+    /// Memory for the batch indexes of sealed segments. Default 16 MiB. The index of one log in
+    /// one segment stays whole, also when it is larger.
+    pub index_cache_bytes: usize,
+    /// The rate at which new segment files are filled with zeros ahead of need, bytes per
+    /// second. Default 256 MiB/s. Ignored while a commit waits for a segment.
+    pub prepare_bytes_per_second: u64,
+    /// The identity of a journal that is created by this opening; `None` (the default) draws a
+    /// random one. Set it for runs that must be deterministic.
+    pub identity: Option<u128>,
+    pub(crate) manual: bool,
+    /// A deliberate defect, to prove that the tests catch it.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub __mutant: Option<Mutant>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            segment_bytes: 64 << 20,
+            max_bytes: 16 << 30,
+            max_logs: 65_536,
+            max_pending_bytes: 32 << 20,
+            max_waiting: 16_384,
+            bulk_share_bytes: 512 << 10,
+            idle_mark: Duration::from_millis(100),
+            index_cache_bytes: 16 << 20,
+            prepare_bytes_per_second: 256 << 20,
+            identity: None,
+            manual: false,
+            #[cfg(feature = "testing")]
+            __mutant: None,
+        }
+    }
+}
+
+impl Options {
+    /// Options for a journal without threads of its own, which moves only when somebody calls
+    /// [`Journal::work`](crate::Journal::work) or
+    /// [`Journal::commit_blocking`](crate::Journal::commit_blocking): deterministic, for
+    /// simulations and tests.
+    pub fn manual() -> Self {
+        Self { manual: true, ..Self::default() }
+    }
+
+    /// How many segment files `max_bytes` allows.
+    pub(crate) fn max_segments(&self) -> usize {
+        usize::try_from(self.max_bytes / self.segment_bytes).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of the largest commit frame: a quarter of a segment, at most 16 MiB and a bit.
+    pub(crate) fn max_frame_bytes(&self) -> u64 {
+        (self.segment_bytes / 4).min(format::COMMIT_BYTES_MAX)
+    }
+
+    /// Bytes per second; without limit where nobody may wait for a clock.
+    pub(crate) fn prepare_rate(&self) -> u64 {
+        if self.manual { u64::MAX } else { self.prepare_bytes_per_second }
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn mutant(&self) -> Option<Mutant> {
+        self.__mutant
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(clippy::unused_self, reason = "the same call with the feature")]
+    pub(crate) fn mutant(&self) -> Option<Mutant> {
+        None
+    }
+
+    pub(crate) fn validate(&self) -> Result<(), OpenError> {
+        let invalid = |reason| Err(OpenError::InvalidOptions { reason });
+        if !(format::SEGMENT_BYTES_MIN..=format::SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
+            return invalid("segment_bytes must be 64 KiB to 1 GiB");
+        }
+        if !self.segment_bytes.is_multiple_of(format::BLOCK) {
+            return invalid("segment_bytes must be a multiple of 4096");
+        }
+        if self.max_segments() < 4 {
+            return invalid("max_bytes must hold at least four segments");
+        }
+        if self.max_segments() > format::SEGMENTS_MAX {
+            return invalid("max_bytes must be at most 4,000 segments: make segments larger");
+        }
+        if self.max_logs == 0 || self.max_waiting == 0 || self.max_pending_bytes == 0 {
+            return invalid("max_logs, max_waiting and max_pending_bytes must be at least 1");
+        }
+        if self.bulk_share_bytes == 0 || self.prepare_bytes_per_second == 0 {
+            return invalid("bulk_share_bytes and prepare_bytes_per_second must be at least 1");
+        }
+        Ok(())
+    }
+}
+
+/// When a commit is acknowledged. What the acknowledgement means is the only difference: all
+/// commits of a log are written and recovered in one order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Durability {
+    /// When the journal has accepted it in memory: lost, without further notice, when the process
+    /// dies, the journal stops or there is no room before it is written. It is readable once written, and synced with the next synced commit or when the
+    /// journal has been idle for [`Options::idle_mark`].
+    Buffered,
+    /// When the operating system has it: survives the death of the process, not of the machine.
+    /// Synced later as for `Buffered`. When it shares its group with a synced commit it waits
+    /// for that sync.
+    Written,
+    /// When it is on stable storage, as far as the device tells the truth.
+    #[default]
+    Synced,
+}

@@ -1,0 +1,120 @@
+//! The journal itself: deterministic synchronous code over the `Files` seam.
+//!
+//! Three locks, taken in this order: `writer` (whoever writes a group), `state` (what has been
+//! accepted), and the short ones of segments and logs. Nobody holds `state` during I/O.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::Thread;
+
+use parking_lot::{Condvar, Mutex};
+
+pub(crate) mod cache;
+pub(crate) mod completion;
+pub(crate) mod group;
+pub(crate) mod log;
+pub(crate) mod queue;
+pub(crate) mod reader;
+pub(crate) mod segment;
+pub(crate) mod shape;
+pub(crate) mod space;
+pub(crate) mod submit;
+pub(crate) mod view;
+pub(crate) mod writer;
+
+use self::cache::{Buffers, IndexCache};
+use self::queue::State;
+use self::space::{Keeper, Space};
+use self::writer::Writer;
+use crate::config::Options;
+use crate::error::{Error, Fault};
+use crate::files::Files;
+use crate::mutant::Mutant;
+
+/// All of one open journal.
+pub(crate) struct Core {
+    pub(crate) options: Options,
+    pub(crate) writer: Mutex<Writer>,
+    pub(crate) state: Mutex<State>,
+    /// Nobody leads any more.
+    pub(crate) idle: Condvar,
+    pub(crate) space: Space,
+    pub(crate) keeper: Mutex<Keeper>,
+    pub(crate) index_cache: Mutex<IndexCache>,
+    pub(crate) buffers: Buffers,
+    /// Highest LSN that is durable.
+    pub(crate) durable: AtomicU64,
+    /// Highest LSN that has been written.
+    pub(crate) written: AtomicU64,
+    pub(crate) counters: Counters,
+    pub(crate) closed: AtomicBool,
+    /// The writer thread, unless the journal is manual.
+    pub(crate) thread: Mutex<Option<Thread>>,
+    /// It has been given the lead.
+    pub(crate) writer_leads: AtomicBool,
+    /// Something was written since the last mark.
+    pub(crate) mark_is_due: AtomicBool,
+    /// Keeps other processes out until the journal is closed.
+    pub(crate) guard: Mutex<Option<Box<dyn Send + Sync>>>,
+    pub(crate) files: Arc<dyn Files>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) commits: AtomicU64,
+    pub(crate) groups: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) rotations: AtomicU64,
+    pub(crate) marks: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn add(counter: &AtomicU64, more: u64) {
+        counter.fetch_add(more, Ordering::Relaxed);
+    }
+}
+
+impl Core {
+    /// Whether the journal is to break this rule.
+    pub(crate) fn is(&self, mutant: Mutant) -> bool {
+        self.options.mutant() == Some(mutant)
+    }
+
+    pub(crate) fn durable_lsn(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    /// A write or sync failed: nothing more is taken, and all that waits is told.
+    pub(crate) fn stop(&self, fault: &Fault) {
+        tracing::error!(target: "voussoir::journal", %fault, "stopped");
+        let told = self.state.lock().refuse(Error::Stopped { fault: fault.clone() });
+        self.space.stop();
+        for (done, outcome) in told {
+            done.tell(outcome);
+        }
+        self.wake_all_followers();
+    }
+
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        self.state.lock().refused.clone()
+    }
+
+    pub(crate) fn wake_all_followers(&self) {
+        let logs: Vec<_> =
+            self.state.lock().logs.iter().flatten().map(|log| Arc::clone(&log.inner)).collect();
+        for log in logs {
+            log.changed();
+        }
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("files", &self.files)
+            .field("durable", &self.durable_lsn())
+            .finish_non_exhaustive()
+    }
+}

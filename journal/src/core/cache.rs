@@ -1,0 +1,156 @@
+//! Bounded memory for reading: indexes of sealed segments, and read buffers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use crate::format::index::{BatchRef, DirectoryEntry};
+
+/// Read buffers that are kept for the next read.
+const BUFFERS_MAX: usize = 8;
+/// A buffer larger than this is not kept.
+const BUFFER_BYTES_MAX: usize = 2 << 20;
+
+/// Indexes of sealed segments, the least recently used dropped first.
+#[derive(Debug)]
+pub(crate) struct IndexCache {
+    limit_bytes: usize,
+    bytes: usize,
+    clock: u64,
+    entries: HashMap<Key, Entry>,
+}
+
+/// A segment (by sequence) and what of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Key {
+    Directory(u64),
+    /// The batches of one log.
+    Batches(u64, u64),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Cached {
+    Directory(Arc<[DirectoryEntry]>),
+    Batches(Arc<[BatchRef]>),
+}
+
+#[derive(Debug)]
+struct Entry {
+    used: u64,
+    cached: Cached,
+}
+
+impl Cached {
+    fn bytes(&self) -> usize {
+        const OVERHEAD: usize = 96;
+        OVERHEAD
+            + match self {
+                Self::Directory(entries) => size_of_val::<[DirectoryEntry]>(entries),
+                Self::Batches(batches) => size_of_val::<[BatchRef]>(batches),
+            }
+    }
+}
+
+impl IndexCache {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
+        Self { limit_bytes, bytes: 0, clock: 0, entries: HashMap::new() }
+    }
+
+    pub(crate) fn get(&mut self, key: Key) -> Option<Cached> {
+        self.clock += 1;
+        let entry = self.entries.get_mut(&key)?;
+        entry.used = self.clock;
+        Some(entry.cached.clone())
+    }
+
+    pub(crate) fn put(&mut self, key: Key, cached: Cached) {
+        self.clock += 1;
+        self.bytes += cached.bytes();
+        if let Some(old) = self.entries.insert(key, Entry { used: self.clock, cached }) {
+            self.bytes -= old.cached.bytes();
+        }
+        // A search for the oldest is cheap beside the read from disk that led here.
+        while self.bytes > self.limit_bytes && self.entries.len() > 1 {
+            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
+            let Some(key) = oldest.map(|(key, _)| *key) else { break };
+            if let Some(old) = self.entries.remove(&key) {
+                self.bytes -= old.cached.bytes();
+            }
+        }
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+/// Buffers that are used again once every record in them has been dropped: this saves zeroing
+/// them.
+#[derive(Debug, Default)]
+pub(crate) struct Buffers {
+    kept: Mutex<Vec<Bytes>>,
+}
+
+impl Buffers {
+    /// A buffer of at least `length` bytes, with any content.
+    pub(crate) fn take(&self, length: usize) -> BytesMut {
+        let mut kept = self.kept.lock();
+        let found = kept.iter().position(|buffer| buffer.len() >= length && buffer.is_unique());
+        let buffer = found.map(|at| kept.swap_remove(at));
+        drop(kept);
+        match buffer.map(Bytes::try_into_mut) {
+            Some(Ok(buffer)) => buffer,
+            _ => BytesMut::zeroed(length),
+        }
+    }
+
+    /// Freezes a buffer, and remembers it for when it is free again.
+    pub(crate) fn share(&self, buffer: BytesMut) -> Bytes {
+        let buffer = buffer.freeze();
+        if buffer.len() <= BUFFER_BYTES_MAX {
+            let mut kept = self.kept.lock();
+            if kept.len() == BUFFERS_MAX {
+                // The one kept longest; whoever uses it keeps it alive.
+                kept.remove(0);
+            }
+            kept.push(buffer.clone());
+        }
+        buffer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_is_used_again_only_when_nobody_reads_it() {
+        let buffers = Buffers::default();
+        let first = buffers.share(buffers.take(64));
+        let at = first.as_ptr();
+        let held = first.slice(10..20);
+        drop(first);
+        assert_ne!(buffers.take(64).as_ptr(), at, "a slice is still held");
+        drop(held);
+        assert_eq!(buffers.take(64).as_ptr(), at);
+    }
+
+    #[test]
+    fn the_cache_drops_what_was_used_least_recently() {
+        let batches = |count: u64| {
+            let all: Vec<_> = (0..count).map(|at| BatchRef::new(at, 0, 0, 0, 0)).collect();
+            Cached::Batches(all.into())
+        };
+        let mut cache = IndexCache::new(3 * batches(10).bytes());
+        for sequence in 0..3 {
+            cache.put(Key::Batches(sequence, 1), batches(10));
+        }
+        assert!(cache.get(Key::Batches(0, 1)).is_some());
+        cache.put(Key::Batches(3, 1), batches(10));
+        assert!(cache.get(Key::Batches(1, 1)).is_none());
+        assert!(cache.get(Key::Batches(0, 1)).is_some());
+        assert_eq!(cache.bytes(), 3 * batches(10).bytes());
+    }
+}

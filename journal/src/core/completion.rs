@@ -1,0 +1,159 @@
+//! How the outcome of a commit reaches whoever waits for it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::thread::Thread;
+
+use parking_lot::Mutex;
+
+use crate::commit::{Commit, Receipt};
+use crate::error::Error;
+
+pub(crate) type Outcome = Result<Receipt, Error>;
+
+/// Whom to tell.
+pub(crate) enum Done {
+    Slot(Arc<Slot>),
+    Callback(Box<dyn FnOnce(Outcome) + Send>),
+    /// It has been told already.
+    Nobody,
+}
+
+impl Done {
+    /// Tells. Runs foreign code: no lock may be held.
+    pub(crate) fn tell(self, outcome: Outcome) {
+        match self {
+            Self::Slot(slot) => slot.finish(outcome),
+            Self::Callback(callback) => callback(outcome),
+            Self::Nobody => {}
+        }
+    }
+}
+
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Slot(_) => "Slot",
+            Self::Callback(_) => "Callback",
+            Self::Nobody => "Nobody",
+        })
+    }
+}
+
+/// Where one waiter meets the outcome of one commit.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    stage: Stage,
+    waiter: Option<Waiter>,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// There was no room; the commit is not yet accepted.
+    Waiting(Commit),
+    Accepted,
+    Done(Outcome),
+    /// The outcome has been handed over, or the waiter has gone.
+    Over,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    Task(Waker),
+    Thread(Thread),
+}
+
+impl Slot {
+    pub(crate) fn accepted() -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::new(Inner { stage: Stage::Accepted, waiter: None }) })
+    }
+
+    pub(crate) fn waiting(commit: Commit) -> Arc<Self> {
+        let stage = Stage::Waiting(commit);
+        Arc::new(Self { inner: Mutex::new(Inner { stage, waiter: None }) })
+    }
+
+    /// Takes the commit of a waiter who is still there.
+    pub(crate) fn admit(&self) -> Option<Commit> {
+        let mut inner = self.inner.lock();
+        match std::mem::replace(&mut inner.stage, Stage::Accepted) {
+            Stage::Waiting(commit) => Some(commit),
+            other => {
+                inner.stage = other;
+                None
+            }
+        }
+    }
+
+    /// There is still no room.
+    pub(crate) fn wait_again(&self, commit: Commit) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.stage, Stage::Accepted) {
+            inner.stage = Stage::Waiting(commit);
+        }
+    }
+
+    pub(crate) fn finish(&self, outcome: Outcome) {
+        let mut inner = self.inner.lock();
+        if matches!(inner.stage, Stage::Over) {
+            return;
+        }
+        inner.stage = Stage::Done(outcome);
+        let waiter = inner.waiter.take();
+        drop(inner);
+        match waiter {
+            Some(Waiter::Task(waker)) => waker.wake(),
+            Some(Waiter::Thread(thread)) => thread.unpark(),
+            None => {}
+        }
+    }
+
+    /// The outcome, if it is there; else the task is woken when it comes.
+    pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Outcome> {
+        let mut inner = self.inner.lock();
+        match inner.take() {
+            Some(outcome) => Poll::Ready(outcome),
+            None => {
+                let current = matches!(&inner.waiter, Some(Waiter::Task(waker))
+                    if waker.will_wake(context.waker()));
+                if !current {
+                    inner.waiter = Some(Waiter::Task(context.waker().clone()));
+                }
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The outcome, if it is there; else this thread is unparked when it comes.
+    pub(crate) fn poll_thread(&self) -> Option<Outcome> {
+        let mut inner = self.inner.lock();
+        let outcome = inner.take();
+        if outcome.is_none() && inner.waiter.is_none() {
+            inner.waiter = Some(Waiter::Thread(std::thread::current()));
+        }
+        outcome
+    }
+
+    /// The waiter goes: a commit that has not been accepted never will be.
+    pub(crate) fn abandon(&self) {
+        self.inner.lock().stage = Stage::Over;
+    }
+}
+
+impl Inner {
+    fn take(&mut self) -> Option<Outcome> {
+        if !matches!(self.stage, Stage::Done(_)) {
+            return None;
+        }
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Done(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
+}

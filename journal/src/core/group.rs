@@ -1,0 +1,254 @@
+//! Group commit: one write and one sync for all that waits.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::completion::{Done, Outcome};
+use super::queue::{Queued, Taken};
+use super::segment::Segment;
+use super::space::PrepareError;
+use super::writer::Writer;
+use super::{Core, Counters};
+use crate::commit::Receipt;
+use crate::config::Durability;
+use crate::error::{Error, Fault};
+use crate::format::frame::SectionKind;
+use crate::mutant::Mutant;
+
+/// What could be taken to be written.
+enum Filled {
+    Nothing,
+    Group(Vec<Queued>),
+    /// There is no room for these.
+    Full(Vec<Queued>, Error),
+}
+
+impl Core {
+    /// Writes one group and tells its commits; answers how many were told, or 0 when nothing
+    /// waited. Only whoever leads calls this.
+    pub(crate) fn run_group(&self, now: u64) -> usize {
+        let mut writer = self.writer.lock();
+        writer.last_activity = writer.last_activity.max(now);
+        let filled = self.fill(&mut writer);
+        let (group, outcome) = match filled {
+            Ok(Filled::Nothing) => return 0,
+            Ok(Filled::Group(mut group)) => {
+                let outcome = self.write_group(&mut writer, &mut group);
+                (group, outcome.map_err(Some))
+            }
+            Ok(Filled::Full(failed, error)) => {
+                drop(writer);
+                return self.tell_failed(failed, &error);
+            }
+            Err(fault) => (Vec::new(), Err(Some(fault))),
+        };
+        drop(writer);
+        match outcome {
+            Ok(()) => self.tell_written(group),
+            Err(Some(fault)) => {
+                // First the refusal, so that nobody who is told can slip a commit in.
+                self.stop(&fault);
+                self.tell_failed(group, &Error::Failed { fault })
+            }
+            Err(None) => 0,
+        }
+    }
+
+    /// Takes what goes into the next group, moving to the next segment when it does not fit.
+    fn fill(&self, writer: &mut Writer) -> Result<Filled, Fault> {
+        loop {
+            let mut room = writer.room(self.space.has_spare());
+            let taken = self.state.lock().take(&mut writer.next_lsn, &mut room);
+            match taken {
+                Taken::Nothing => return Ok(Filled::Nothing),
+                Taken::Group(group) => return Ok(Filled::Group(group)),
+                Taken::NoRoom => {}
+            }
+            match self.find_spare(writer)? {
+                Some(spare) => self.rotate(writer, spare)?,
+                None => {
+                    let error = Error::Full { pinned_by: self.pinned_by() };
+                    return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
+                }
+            }
+        }
+    }
+
+    /// A segment to go on in, waiting for one to be prepared if it can be.
+    fn find_spare(&self, writer: &mut Writer) -> Result<Option<Arc<Segment>>, Fault> {
+        if let Some(spare) = self.take_or_prepare()? {
+            return Ok(Some(spare));
+        }
+        if !writer.unsynced {
+            return Ok(None);
+        }
+        // What freed a segment may be written only.
+        self.sync(writer)?;
+        self.take_or_prepare()
+    }
+
+    fn take_or_prepare(&self) -> Result<Option<Arc<Segment>>, Fault> {
+        if !self.options.manual {
+            return Ok(self.space.take_spare(true));
+        }
+        if !self.space.has_spare() {
+            self.prepare()?;
+        }
+        Ok(self.space.take_spare(false))
+    }
+
+    /// Prepares one segment; answers whether there was room.
+    pub(crate) fn prepare(&self) -> Result<bool, Fault> {
+        let hopes = self.space.hopes();
+        let prepared = self.keeper.lock().prepare(&self.space, &|| self.durable_lsn());
+        match prepared {
+            Ok(()) => {
+                self.state.lock().full = None;
+                Ok(true)
+            }
+            Err(PrepareError::Full) => {
+                self.space.set_stuck(hopes);
+                Ok(false)
+            }
+            Err(PrepareError::Fault(fault)) => Err(fault),
+        }
+    }
+
+    /// Something was released or became durable while there was no room.
+    pub(crate) fn room_may_have_come(&self) {
+        if self.space.retry() {
+            self.state.lock().full = None;
+        }
+    }
+
+    fn write_group(&self, writer: &mut Writer, group: &mut [Queued]) -> Result<(), Fault> {
+        let mark = if self.is(Mutant::MarkBeforeSync) {
+            writer.next_lsn - 1
+        } else {
+            self.durable_lsn()
+        };
+        for queued in &mut *group {
+            writer.stage_commit(queued, mark);
+        }
+        self.write_staged(writer)?;
+        let asked = group.iter().any(|queued| queued.durability == Durability::Synced);
+        if writer.sync_next || (asked && !self.is(Mutant::AckBeforeSync)) {
+            self.sync(writer)?;
+        }
+        let controls = apply(writer, group);
+        if controls {
+            self.room_may_have_come();
+        }
+        Counters::add(&self.counters.groups, 1);
+        Counters::add(&self.counters.commits, group.len() as u64);
+        Ok(())
+    }
+
+    fn tell_written(&self, group: Vec<Queued>) -> usize {
+        let told = {
+            let mut state = self.state.lock();
+            for queued in &group {
+                state.finished(queued);
+            }
+            if state.someone_waits() { state.admit_waiting() } else { Vec::new() }
+        };
+        let commits = group.len();
+        for queued in group {
+            let receipt = Receipt { lsn: Some(queued.lsn), positions: queued.positions };
+            queued.done.tell(Ok(receipt));
+        }
+        tell(told);
+        commits
+    }
+
+    fn tell_failed(&self, failed: Vec<Queued>, error: &Error) -> usize {
+        let told = {
+            let mut state = self.state.lock();
+            if matches!(error, Error::Failed { .. }) {
+                for queued in &failed {
+                    state.finished(queued);
+                }
+            }
+            if state.someone_waits() { state.admit_waiting() } else { Vec::new() }
+        };
+        let commits = failed.len();
+        for queued in failed {
+            queued.done.tell(Err(error.clone()));
+        }
+        tell(told);
+        commits
+    }
+
+    /// Makes everything durable and writes a mark that says so; answers whether there was
+    /// anything to do. Only whoever leads calls this.
+    pub(crate) fn mark(&self, closed: bool) -> Result<bool, Fault> {
+        let mut writer = self.writer.lock();
+        let writer = &mut *writer;
+        let last = writer.next_lsn - 1;
+        if !closed && writer.marked >= last && !writer.unsynced {
+            return Ok(false);
+        }
+        if writer.unsynced {
+            self.sync(writer)?;
+        }
+        if writer.mark_fits() {
+            writer.stage_mark(last, closed);
+            self.write_staged(writer)?;
+            self.sync(writer)?;
+            Counters::add(&self.counters.marks, 1);
+        }
+        writer.marked = writer.next_lsn - 1;
+        self.room_may_have_come();
+        Ok(true)
+    }
+
+    /// The logs that keep the oldest segments.
+    fn pinned_by(&self) -> Vec<crate::error::LogName> {
+        const OLDEST: usize = 4;
+        let oldest = self.space.oldest_pinned(OLDEST);
+        let logs: Vec<_> =
+            self.state.lock().existing().map(|log| Arc::clone(&log.inner)).collect();
+        super::space::pinned_by(&oldest, logs.iter().map(AsRef::as_ref))
+    }
+
+    pub(crate) fn groups(&self) -> u64 {
+        self.counters.groups.load(Ordering::Relaxed)
+    }
+}
+
+/// Tells what has been found out under a lock.
+pub(crate) fn tell(told: Vec<(Done, Outcome)>) {
+    for (done, outcome) in told {
+        done.tell(outcome);
+    }
+}
+
+/// Makes a written group visible to readers; answers whether anything may have been freed.
+fn apply(writer: &mut Writer, group: &[Queued]) -> bool {
+    let active = &mut writer.active;
+    let mut controls = false;
+    for queued in group {
+        for part in &queued.parts {
+            let mut view = part.log.view.write();
+            match part.section {
+                Some((SectionKind::Append, _)) => {
+                    if let Some(batch) = part.batch {
+                        active.batches += 1;
+                        if view.append(&active.segment, batch, part.after.end, queued.lsn) {
+                            active.logs.push(part.log.index());
+                        }
+                    }
+                }
+                Some((SectionKind::Truncate, from)) => view.truncate(from, queued.lsn),
+                Some((SectionKind::Release, upto)) => view.release(upto, queued.lsn),
+                Some((SectionKind::Delete, _)) => view.clear(queued.lsn),
+                _ => {}
+            }
+            controls |= !matches!(part.section, Some((SectionKind::Append, _)));
+            view.shape = part.after;
+            drop(view);
+            part.log.changed();
+        }
+    }
+    controls
+}

@@ -1,0 +1,597 @@
+//! What has been accepted and not yet written.
+//!
+//! Two lanes: small commits overtake large ones, but never one of the same log. A commit is
+//! checked against the state of its logs as all accepted commits will leave it, so whatever is
+//! accepted can be written.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::completion::{Done, Outcome, Slot};
+use super::log::LogInner;
+use super::shape::{Shape, UNKNOWN};
+use crate::commit::{Change, Commit, Positions, Receipt};
+use crate::config::{Durability, Options};
+use crate::error::{Error, LogName};
+use crate::format::frame::SectionKind;
+use crate::format::index::BatchRef;
+use crate::format::{NAMESPACE_BYTES_MAX, table};
+
+/// A commit larger than this goes to the bulk lane.
+const BULK_COMMIT_BYTES: u64 = 96 << 10;
+/// A log with more than this accepted and not yet written goes to the bulk lane.
+const BULK_BACKLOG_BYTES: u64 = 128 << 10;
+
+/// Everything behind the short lock that each commit takes.
+#[derive(Debug)]
+pub(crate) struct State {
+    names: HashMap<String, HashMap<u64, Arc<LogInner>>>,
+    pub(crate) logs: Vec<Option<LogState>>,
+    unused: Vec<u32>,
+    pub(crate) next_number: u64,
+    pub(crate) names_missing: bool,
+    /// Bytes of the table of the logs that exist or are about to.
+    table_bytes: u64,
+    small: VecDeque<Queued>,
+    bulk: VecDeque<Queued>,
+    /// The last group took no bulk commit, or there was none.
+    bulk_is_due: bool,
+    waiting: VecDeque<Arc<Slot>>,
+    /// Bytes accepted and not yet acknowledged.
+    pub(crate) pending_bytes: u64,
+    /// Somebody writes, or has been told to.
+    pub(crate) leading: bool,
+    /// Set when the journal takes nothing more.
+    pub(crate) refused: Option<Error>,
+    /// Set while there is no room for appends: who keeps it.
+    pub(crate) full: Option<Vec<LogName>>,
+    limits: Limits,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limits {
+    frame_bytes: u64,
+    pending_bytes: u64,
+    waiting: usize,
+    logs: u32,
+    table_bytes: u64,
+    bulk_share: u64,
+}
+
+/// The writing side of one log.
+#[derive(Debug)]
+pub(crate) struct LogState {
+    pub(crate) inner: Arc<LogInner>,
+    /// After all accepted commits.
+    pub(crate) submitted: Shape,
+    /// After all commits that have been given an LSN.
+    pub(crate) taken: Shape,
+    /// LSN of its last section.
+    pub(crate) last: u64,
+    backlog: u64,
+    bulk_queued: u32,
+}
+
+/// A commit that has been accepted.
+#[derive(Debug)]
+pub(crate) struct Queued {
+    pub(crate) parts: Vec<Part>,
+    pub(crate) durability: Durability,
+    pub(crate) bytes: u64,
+    /// What admission counted for it.
+    weight: u64,
+    pub(crate) appends: u32,
+    pub(crate) positions: Positions,
+    pub(crate) done: Done,
+    bulk: bool,
+    /// Given when it is taken.
+    pub(crate) lsn: u64,
+}
+
+/// One change of one commit.
+#[derive(Debug)]
+pub(crate) struct Part {
+    pub(crate) log: Arc<LogInner>,
+    pub(crate) change: Change,
+    pub(crate) creates: bool,
+    pub(crate) number: u64,
+    pub(crate) section: Option<(SectionKind, u64)>,
+    /// The log after it.
+    pub(crate) after: Shape,
+    /// Given when it is taken.
+    pub(crate) previous: u64,
+    /// Given when it is encoded, for appends.
+    pub(crate) batch: Option<BatchRef>,
+}
+
+/// What became of a commit that was handed in.
+#[derive(Debug)]
+pub(crate) enum Accepted {
+    /// It will be written; `done` will be told.
+    Queued,
+    /// It will be written, and need not be waited for.
+    Buffered(Done, Receipt),
+}
+
+/// How much of the active segment a group may use.
+pub(crate) trait Room {
+    /// Whether a commit fits; if so, its room is taken.
+    fn take(&mut self, commit: &Queued) -> bool;
+}
+
+/// What was taken for a group.
+#[derive(Debug)]
+pub(crate) enum Taken {
+    Nothing,
+    Group(Vec<Queued>),
+    /// The next commit does not fit.
+    NoRoom,
+}
+
+impl State {
+    pub(crate) fn new(options: &Options) -> Self {
+        let limits = Limits {
+            frame_bytes: options.max_frame_bytes(),
+            pending_bytes: options.max_pending_bytes as u64,
+            waiting: options.max_waiting,
+            logs: options.max_logs,
+            table_bytes: options.segment_bytes / 4,
+            bulk_share: options.bulk_share_bytes as u64,
+        };
+        Self {
+            names: HashMap::new(),
+            logs: Vec::new(),
+            unused: Vec::new(),
+            next_number: 1,
+            names_missing: false,
+            table_bytes: table::HEAD_BYTES + 128,
+            small: VecDeque::new(),
+            bulk: VecDeque::new(),
+            bulk_is_due: true,
+            waiting: VecDeque::new(),
+            pending_bytes: 0,
+            leading: false,
+            refused: None,
+            full: None,
+            limits,
+        }
+    }
+
+    /// The log of this name, which may not exist yet.
+    pub(crate) fn log(&mut self, namespace: &str, id: u64) -> Result<Arc<LogInner>, Error> {
+        if let Some(log) = self.names.get(namespace).and_then(|ids| ids.get(&id)) {
+            return Ok(Arc::clone(log));
+        }
+        if namespace.is_empty() || namespace.len() > NAMESPACE_BYTES_MAX {
+            return Err(Error::InvalidName);
+        }
+        if self.live_names() >= self.limits.logs as usize {
+            self.forget_unused();
+            if self.live_names() >= self.limits.logs as usize {
+                return Err(Error::TooManyLogs { limit: self.limits.logs });
+            }
+        }
+        let damage = self.names_missing.then_some((0, UNKNOWN));
+        Ok(self.insert(namespace, id, Shape { damage, ..Shape::default() }, 0))
+    }
+
+    fn live_names(&self) -> usize {
+        self.logs.len() - self.unused.len()
+    }
+
+    /// Adds a log, known from the disk or new.
+    pub(crate) fn insert(
+        &mut self,
+        namespace: &str,
+        id: u64,
+        shape: Shape,
+        last: u64,
+    ) -> Arc<LogInner> {
+        let name = LogName { namespace: namespace.to_owned(), id };
+        let index = self.unused.pop().unwrap_or(self.logs.len() as u32);
+        let inner = Arc::new(LogInner::new(name, index, shape));
+        if shape.exists() {
+            self.table_bytes += table::entry_bytes(namespace);
+        }
+        let log = LogState {
+            inner: Arc::clone(&inner),
+            submitted: shape,
+            taken: shape,
+            last,
+            backlog: 0,
+            bulk_queued: 0,
+        };
+        match self.logs.get_mut(index as usize) {
+            Some(slot) => *slot = Some(log),
+            None => self.logs.push(Some(log)),
+        }
+        self.names.entry(namespace.to_owned()).or_default().insert(id, Arc::clone(&inner));
+        inner
+    }
+
+    /// Drops handles of logs that do not exist and that nobody holds.
+    fn forget_unused(&mut self) {
+        for index in 0..self.logs.len() {
+            let unused = self.logs[index].as_ref().is_some_and(|log| {
+                // The map of names and this table hold one each.
+                Arc::strong_count(&log.inner) == 2
+                    && !log.submitted.exists()
+                    && log.taken == log.submitted
+            });
+            if unused && let Some(log) = self.logs[index].take() {
+                let name = log.inner.name();
+                if let Some(ids) = self.names.get_mut(&name.namespace) {
+                    ids.remove(&name.id);
+                }
+                self.unused.push(index as u32);
+            }
+        }
+        self.names.retain(|_, ids| !ids.is_empty());
+    }
+
+    pub(crate) fn log_state(&mut self, log: &LogInner) -> &mut LogState {
+        self.logs[log.index() as usize].as_mut().expect("a log with a handle keeps its place")
+    }
+
+    /// Accepts a commit, or says why not; then nothing has changed.
+    pub(crate) fn accept(
+        &mut self,
+        commit: Commit,
+        done: Done,
+    ) -> Result<Accepted, (Error, Done, Option<Commit>)> {
+        match self.check(&commit) {
+            Ok(()) => {}
+            Err(Error::Busy) => return Err((Error::Busy, done, Some(commit))),
+            Err(error) => return Err((error, done, None)),
+        }
+        let weight = commit.frame_bytes();
+        let durability = commit.durability;
+        let (parts, positions) = match self.plan(commit.operations) {
+            Ok(planned) => planned,
+            Err(error) => return Err((error, done, None)),
+        };
+        let (done, told) = match durability {
+            Durability::Buffered => (Done::Nobody, Some(done)),
+            _ => (done, None),
+        };
+        let receipt = told.map(|done| (done, positions.clone()));
+        let appends = parts.iter().filter(|part| part.batch_change()).count() as u32;
+        let queued = Queued {
+            bytes: frame_bytes(&parts),
+            parts,
+            durability,
+            weight,
+            appends,
+            positions,
+            done,
+            bulk: false,
+            lsn: 0,
+        };
+        self.push(queued);
+        Ok(match receipt {
+            Some((done, positions)) => Accepted::Buffered(done, Receipt { lsn: None, positions }),
+            None => Accepted::Queued,
+        })
+    }
+
+    fn check(&self, commit: &Commit) -> Result<(), Error> {
+        if let Some(error) = &self.refused {
+            return Err(error.clone());
+        }
+        commit.check(self.limits.frame_bytes)?;
+        if let Some(pinned_by) = self.full.as_ref().filter(|_| commit.appends()) {
+            return Err(Error::Full { pinned_by: pinned_by.clone() });
+        }
+        let bytes = self.pending_bytes.saturating_add(commit.frame_bytes());
+        if self.pending_bytes > 0 && bytes > self.limits.pending_bytes {
+            return Err(Error::Busy);
+        }
+        Ok(())
+    }
+
+    /// Waits for room in the order of the calls.
+    pub(crate) fn wait_for_room(&mut self, slot: Arc<Slot>) -> Result<(), Error> {
+        if self.waiting.len() >= self.limits.waiting {
+            return Err(Error::Busy);
+        }
+        self.waiting.push_back(slot);
+        Ok(())
+    }
+
+    pub(crate) fn someone_waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Accepts commits that waited for room; answers what has to be told.
+    pub(crate) fn admit_waiting(&mut self) -> Vec<(Done, Outcome)> {
+        let mut told = Vec::new();
+        while let Some(slot) = self.waiting.pop_front() {
+            let Some(commit) = slot.admit() else { continue };
+            match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
+                Ok(Accepted::Queued) => {}
+                Ok(Accepted::Buffered(done, receipt)) => told.push((done, Ok(receipt))),
+                Err((Error::Busy, _, Some(commit))) => {
+                    slot.wait_again(commit);
+                    self.waiting.push_front(slot);
+                    break;
+                }
+                Err((error, done, _)) => told.push((done, Err(error))),
+            }
+        }
+        told
+    }
+
+    /// Applies a commit to the submitted state of its logs, wholly or not at all.
+    fn plan(
+        &mut self,
+        operations: Vec<crate::commit::Operation>,
+    ) -> Result<(Vec<Part>, Positions), Error> {
+        let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
+        let mut positions = Positions::None;
+        let mut undo: Vec<(Arc<LogInner>, Shape)> = Vec::with_capacity(operations.len());
+        for operation in operations {
+            let log = operation.log.into_inner();
+            let before = self.log_state(&log).submitted;
+            undo.push((Arc::clone(&log), before));
+            match self.plan_one(log, operation.change) {
+                Ok(None) => {}
+                Ok(Some(part)) => {
+                    if let Change::Append(batch) = &part.change {
+                        let end = part.after.end;
+                        positions.push(end - batch.len() as u64..end);
+                    }
+                    parts.push(part);
+                }
+                Err(error) => {
+                    // Backwards, so that the first state of a log that occurs twice wins.
+                    for (log, before) in undo.into_iter().rev() {
+                        let after = std::mem::replace(&mut self.log_state(&log).submitted, before);
+                        self.count_table(&log, after, before);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok((parts, positions))
+    }
+
+    fn plan_one(&mut self, log: Arc<LogInner>, change: Change) -> Result<Option<Part>, Error> {
+        let before = self.log_state(&log).submitted;
+        let (mut after, mut next_number) = (before, self.next_number);
+        let Some(step) = after.apply(&change, log.name(), &mut next_number)? else {
+            return Ok(None);
+        };
+        if let Change::Append(batch) = &change {
+            log.check_quota(self.log_state(&log).backlog + batch.len_bytes())?;
+        }
+        if step.creates {
+            let bytes = self.table_bytes + table::entry_bytes(&log.name().namespace);
+            if bytes > self.limits.table_bytes {
+                return Err(Error::TooManyLogs { limit: self.limits.logs });
+            }
+        }
+        self.next_number = next_number;
+        self.log_state(&log).submitted = after;
+        self.count_table(&log, before, after);
+        Ok(Some(Part {
+            log,
+            change,
+            creates: step.creates,
+            number: step.number,
+            section: step.section,
+            after,
+            previous: 0,
+            batch: None,
+        }))
+    }
+
+    fn count_table(&mut self, log: &LogInner, before: Shape, after: Shape) {
+        let bytes = table::entry_bytes(&log.name().namespace);
+        match (before.exists(), after.exists()) {
+            (false, true) => self.table_bytes += bytes,
+            (true, false) => self.table_bytes -= bytes,
+            _ => {}
+        }
+    }
+
+    fn push(&mut self, mut queued: Queued) {
+        let barrier = queued.parts.is_empty() && !self.bulk.is_empty();
+        let mut bulk = queued.bytes > BULK_COMMIT_BYTES || barrier;
+        for part in &queued.parts {
+            let log = self.log_state(&part.log);
+            bulk |= log.bulk_queued > 0 || log.backlog + queued.bytes > BULK_BACKLOG_BYTES;
+        }
+        queued.bulk = bulk;
+        for part in &queued.parts {
+            let log = self.log_state(&part.log);
+            log.backlog += part.bytes();
+            log.bulk_queued += u32::from(bulk);
+        }
+        self.pending_bytes += queued.weight;
+        if bulk { self.bulk.push_back(queued) } else { self.small.push_back(queued) }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.small.is_empty() && self.bulk.is_empty()
+    }
+
+    /// Takes the next group, giving LSNs from `next_lsn` on.
+    pub(crate) fn take(&mut self, next_lsn: &mut u64, room: &mut dyn Room) -> Taken {
+        if self.is_empty() {
+            return Taken::Nothing;
+        }
+        let mut group = Vec::with_capacity(self.small.len() + 1);
+        let mut fits = true;
+        while fits && let Some(queued) = self.small.front() {
+            fits = room.take(queued);
+            if fits && let Some(queued) = self.small.pop_front() {
+                group.push(self.number(queued, next_lsn));
+            }
+        }
+        // Only when all small ones are in: a log's small commits precede its large ones.
+        let turn = group.is_empty() || self.bulk_is_due;
+        if fits && turn {
+            let mut share = self.limits.bulk_share;
+            let mut any = false;
+            while let Some(queued) = self.bulk.front() {
+                if any && queued.bytes > share {
+                    break;
+                }
+                fits = room.take(queued);
+                if !fits {
+                    break;
+                }
+                share = share.saturating_sub(queued.bytes);
+                any = true;
+                if let Some(queued) = self.bulk.pop_front() {
+                    group.push(self.number(queued, next_lsn));
+                }
+            }
+            self.bulk_is_due = !any;
+        } else {
+            self.bulk_is_due = true;
+        }
+        if group.is_empty() { Taken::NoRoom } else { Taken::Group(group) }
+    }
+
+    fn number(&mut self, mut queued: Queued, next_lsn: &mut u64) -> Queued {
+        queued.lsn = *next_lsn;
+        *next_lsn += 1;
+        for part in &mut queued.parts {
+            let log = self.log_state(&part.log);
+            part.previous = log.last;
+            log.last = queued.lsn;
+            log.taken = part.after;
+            log.backlog -= part.bytes();
+            log.bulk_queued -= u32::from(queued.bulk);
+        }
+        queued
+    }
+
+    /// Counts a commit as no longer pending.
+    pub(crate) fn finished(&mut self, queued: &Queued) {
+        self.pending_bytes -= queued.weight;
+    }
+
+    /// There is no room: answers what has to fail. First all appends with the commits that
+    /// build on them, so that what is left asks for no more than the reserve has; when there is
+    /// no append, everything.
+    pub(crate) fn fail_full(&mut self, error: &Error) -> Vec<Queued> {
+        if let Error::Full { pinned_by } = error {
+            self.full = Some(pinned_by.clone());
+        }
+        let failed = self.fail_appends();
+        if !failed.is_empty() {
+            return failed;
+        }
+        let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
+        self.forget(&all);
+        all
+    }
+
+    fn fail_appends(&mut self) -> Vec<Queued> {
+        let mut failed: Vec<Queued> = Vec::new();
+        let mut kept: Vec<Queued> = Vec::new();
+        let mut hit: Vec<u32> = Vec::new();
+        let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
+        for queued in all {
+            let builds_on = queued.parts.iter().any(|part| hit.contains(&part.log.index()));
+            if queued.appends > 0 || builds_on {
+                hit.extend(queued.parts.iter().map(|part| part.log.index()));
+                failed.push(queued);
+            } else {
+                kept.push(queued);
+            }
+        }
+        self.forget(&failed);
+        self.forget(&kept);
+        // The kept ones were checked in this order, and none builds on a failed one.
+        for queued in kept {
+            for part in &queued.parts {
+                let before = std::mem::replace(
+                    &mut self.log_state(&part.log).submitted,
+                    part.after,
+                );
+                self.count_table(&part.log, before, part.after);
+            }
+            self.push(queued);
+        }
+        failed
+    }
+
+    /// Takes commits back that were accepted and not taken: their logs are as what was taken
+    /// left them.
+    fn forget(&mut self, commits: &[Queued]) {
+        for queued in commits {
+            self.pending_bytes -= queued.weight;
+            for part in &queued.parts {
+                let log = self.log_state(&part.log);
+                log.backlog -= part.bytes();
+                log.bulk_queued -= u32::from(queued.bulk);
+                let (before, after) = (log.submitted, log.taken);
+                log.submitted = after;
+                self.count_table(&part.log, before, after);
+            }
+        }
+    }
+
+    /// The journal takes nothing more: fails all that wait.
+    pub(crate) fn refuse(&mut self, error: Error) -> Vec<(Done, Outcome)> {
+        if !matches!(self.refused, Some(Error::Stopped { .. })) {
+            self.refused = Some(error.clone());
+        }
+        let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
+        self.forget(&all);
+        let mut told: Vec<_> =
+            all.into_iter().map(|queued| (queued.done, Err(error.clone()))).collect();
+        told.extend(self.refuse_new(error));
+        told
+    }
+
+    /// The journal closes: takes nothing new, keeps what it has accepted.
+    pub(crate) fn refuse_new(&mut self, error: Error) -> Vec<(Done, Outcome)> {
+        self.refused.get_or_insert(error.clone());
+        let mut told = Vec::new();
+        for slot in self.waiting.drain(..) {
+            if slot.admit().is_some() {
+                told.push((Done::Slot(slot), Err(error.clone())));
+            }
+        }
+        told
+    }
+
+    /// The logs that exist, as what was taken left them.
+    pub(crate) fn existing(&self) -> impl Iterator<Item = &LogState> {
+        self.logs.iter().flatten().filter(|log| log.taken.exists())
+    }
+}
+
+impl Part {
+    fn batch_change(&self) -> bool {
+        matches!(self.change, Change::Append(_))
+    }
+
+    fn bytes(&self) -> u64 {
+        match &self.change {
+            Change::Append(batch) => batch.len_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+fn frame_bytes(parts: &[Part]) -> u64 {
+    use crate::format::{frame, padded};
+    let section = frame::SECTION_BYTES as u64;
+    let parts: u64 = parts
+        .iter()
+        .map(|part| {
+            let name = if part.creates {
+                section + padded(part.log.name().namespace.len() as u64)
+            } else {
+                0
+            };
+            name + part.section.map_or(0, |_| section) + padded(part.bytes())
+        })
+        .sum();
+    frame::HEADER_BYTES as u64 + parts
+}

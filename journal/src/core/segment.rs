@@ -1,0 +1,105 @@
+//! One life of a segment file.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::files::File;
+use crate::format::manifest::segment_name;
+
+/// A segment that is live: active, sealed, or prepared as a spare.
+pub(crate) struct Segment {
+    pub(crate) slot: u32,
+    pub(crate) sequence: u64,
+    pub(crate) size: u64,
+    pub(crate) file: Arc<dyn File>,
+    seed: Seed,
+    /// How many logs have records in it.
+    logs: AtomicU64,
+    /// LSN of the frame that freed the last of them.
+    freed_at: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seed {
+    bytes: [u8; 24],
+    masked: bool,
+}
+
+/// A position in a segment's life, to which a checksum is bound.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<'a> {
+    seed: &'a Seed,
+    offset: u64,
+}
+
+impl Place<'_> {
+    /// What checksums at this place are XORed with.
+    pub(crate) fn mask(&self) -> u32 {
+        if !self.seed.masked {
+            return 0;
+        }
+        let mut bytes = [0; 32];
+        bytes[..24].copy_from_slice(&self.seed.bytes);
+        bytes[24..].copy_from_slice(&self.offset.to_le_bytes());
+        crate::format::crc32c(&bytes)
+    }
+}
+
+impl Segment {
+    /// `masked` is false only in a deliberately broken journal.
+    pub(crate) fn new(
+        journal: u128,
+        slot: u32,
+        sequence: u64,
+        size: u64,
+        file: Arc<dyn File>,
+        masked: bool,
+    ) -> Self {
+        let mut bytes = [0; 24];
+        bytes[..16].copy_from_slice(&journal.to_le_bytes());
+        bytes[16..].copy_from_slice(&sequence.to_le_bytes());
+        let seed = Seed { bytes, masked };
+        let (logs, freed_at) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { slot, sequence, size, file, seed, logs, freed_at }
+    }
+
+    pub(crate) fn place(&self, offset: u64) -> Place<'_> {
+        Place { seed: &self.seed, offset }
+    }
+
+    pub(crate) fn name(&self) -> String {
+        segment_name(self.slot)
+    }
+
+    /// A log has its first records here.
+    pub(crate) fn pin(&self) {
+        self.logs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A log has no records here any more, by the frame with this LSN.
+    pub(crate) fn unpin(&self, lsn: u64) {
+        self.freed_at.fetch_max(lsn, Ordering::Relaxed);
+        // Release and acquire, so that whoever sees the count reach zero sees the LSN as well.
+        let before = self.logs.fetch_sub(1, Ordering::Release);
+        debug_assert!(before > 0, "unpinned more often than pinned");
+    }
+
+    pub(crate) fn pinned(&self) -> bool {
+        self.logs.load(Ordering::Acquire) > 0
+    }
+
+    pub(crate) fn freed_at(&self) -> u64 {
+        self.freed_at.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment")
+            .field("slot", &self.slot)
+            .field("sequence", &self.sequence)
+            .field("size", &self.size)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,478 @@
+//! Segments: which exist, which are spare, which can be used again.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::segment::Segment;
+use crate::error::{Fault, LogName};
+use crate::files::{File, Files, write_all_at};
+use crate::format::manifest::{Life, Manifest, SLOT_BYTES, segment_name};
+use crate::format::segment::SegmentHeader;
+use crate::mutant::Mutant;
+
+pub(crate) const MANIFEST: &str = "manifest";
+/// Zeros are written in pieces of this size.
+const ZERO_BYTES: usize = 256 << 10;
+/// And synced after this many, so that no commit waits behind a large flush.
+const ZERO_SYNC_BYTES: u64 = 1 << 20;
+
+/// The segments, behind a short lock.
+#[derive(Debug)]
+pub(crate) struct Space {
+    inner: Mutex<Inner>,
+    changed: Condvar,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// Full, by sequence.
+    sealed: BTreeMap<u64, Arc<Segment>>,
+    spares: VecDeque<Arc<Segment>>,
+    /// Slots whose files may be overwritten.
+    free: Vec<u32>,
+    /// Segment files that exist, live or not.
+    files: usize,
+    next_slot: u32,
+    next_sequence: u64,
+    /// The segment whose table is durable; only older ones can go.
+    base: u64,
+    /// No spare can be prepared until something is released.
+    stuck: bool,
+    /// Counts what may end that.
+    hopes: u64,
+    /// A commit waits for a spare.
+    urgent: bool,
+    stopped: bool,
+}
+
+/// What recovery found.
+#[derive(Debug)]
+pub(crate) struct Census {
+    pub(crate) sealed: Vec<Arc<Segment>>,
+    pub(crate) spares: Vec<Arc<Segment>>,
+    pub(crate) free: Vec<u32>,
+    pub(crate) files: usize,
+    pub(crate) next_slot: u32,
+    pub(crate) next_sequence: u64,
+    pub(crate) base: u64,
+}
+
+/// Why no segment could be prepared.
+#[derive(Debug)]
+pub(crate) enum PrepareError {
+    /// No room: on the disk, or by the options.
+    Full,
+    Fault(Fault),
+}
+
+impl From<Fault> for PrepareError {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// What the keeper is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    Nothing,
+    Spare,
+    Stop,
+}
+
+impl Space {
+    pub(crate) fn new(census: Census) -> Self {
+        let sealed = census.sealed.into_iter().map(|segment| (segment.sequence, segment)).collect();
+        let inner = Inner {
+            sealed,
+            spares: census.spares.into(),
+            free: census.free,
+            files: census.files,
+            next_slot: census.next_slot,
+            next_sequence: census.next_sequence,
+            base: census.base,
+            stuck: false,
+            hopes: 0,
+            // Whoever opens the journal waits for the first one.
+            urgent: true,
+            stopped: false,
+        };
+        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+    }
+
+    pub(crate) fn has_spare(&self) -> bool {
+        !self.inner.lock().spares.is_empty()
+    }
+
+    /// Takes a spare. When `wait`, waits for the keeper to prepare one or to give up.
+    pub(crate) fn take_spare(&self, wait: bool) -> Option<Arc<Segment>> {
+        let mut inner = self.inner.lock();
+        loop {
+            if let Some(spare) = inner.spares.pop_front() {
+                inner.urgent = false;
+                self.changed.notify_all();
+                return Some(spare);
+            }
+            if !wait || inner.stuck || inner.stopped {
+                return None;
+            }
+            inner.urgent = true;
+            self.changed.notify_all();
+            self.changed.wait(&mut inner);
+        }
+    }
+
+    /// The active segment is full.
+    pub(crate) fn sealed(&self, segment: Arc<Segment>) {
+        self.inner.lock().sealed.insert(segment.sequence, segment);
+    }
+
+    /// The table at the start of this segment is durable.
+    pub(crate) fn base_is_durable(&self, sequence: u64) {
+        let mut inner = self.inner.lock();
+        inner.base = inner.base.max(sequence);
+    }
+
+    /// Something was released, or became durable: preparing may succeed again. Answers whether it
+    /// had failed.
+    pub(crate) fn retry(&self) -> bool {
+        let mut inner = self.inner.lock();
+        inner.hopes += 1;
+        if inner.stuck && inner.sealed.values().all(|segment| segment.pinned()) {
+            return false;
+        }
+        let stuck = std::mem::take(&mut inner.stuck);
+        if stuck || inner.spares.is_empty() {
+            self.changed.notify_all();
+        }
+        stuck
+    }
+
+    /// How often [`retry`](Self::retry) was called.
+    pub(crate) fn hopes(&self) -> u64 {
+        self.inner.lock().hopes
+    }
+
+    /// No segment could be prepared, by what was known after so many calls of `retry`.
+    pub(crate) fn set_stuck(&self, hopes: u64) {
+        let mut inner = self.inner.lock();
+        inner.stuck = inner.hopes == hopes;
+        self.changed.notify_all();
+    }
+
+    /// Ends all waiting.
+    pub(crate) fn stop(&self) {
+        self.inner.lock().stopped = true;
+        self.changed.notify_all();
+    }
+
+    /// What there is to do.
+    pub(crate) fn need(&self) -> Need {
+        Self::need_of(&self.inner.lock())
+    }
+
+    fn need_of(inner: &Inner) -> Need {
+        if inner.stopped {
+            Need::Stop
+        } else if inner.spares.is_empty() && !inner.stuck {
+            Need::Spare
+        } else {
+            Need::Nothing
+        }
+    }
+
+    /// Waits until there is something to do.
+    pub(crate) fn wait_for_need(&self) -> Need {
+        let mut inner = self.inner.lock();
+        loop {
+            match Self::need_of(&inner) {
+                Need::Nothing => self.changed.wait(&mut inner),
+                need => return need,
+            }
+        }
+    }
+
+    /// Waits, unless a commit is in need or the journal stops.
+    pub(crate) fn pause(&self, time: std::time::Duration) {
+        let mut inner = self.inner.lock();
+        if !inner.urgent && !inner.stopped {
+            self.changed.wait_for(&mut inner, time);
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.inner.lock().stopped
+    }
+
+    /// (live segments, files).
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let inner = self.inner.lock();
+        (inner.sealed.len() + 1 + inner.spares.len(), inner.files)
+    }
+
+    /// The oldest sealed segments that are still pinned.
+    pub(crate) fn oldest_pinned(&self, count: usize) -> Vec<Arc<Segment>> {
+        let inner = self.inner.lock();
+        inner.sealed.values().filter(|segment| segment.pinned()).take(count).cloned().collect()
+    }
+
+    /// Takes the segments out that nothing needs any more, when what freed them is durable.
+    fn take_dead(&self, durable: u64) -> Vec<Arc<Segment>> {
+        let mut inner = self.inner.lock();
+        let base = inner.base;
+        let dead: Vec<u64> = inner
+            .sealed
+            .range(..base)
+            .filter(|(_, segment)| !segment.pinned() && segment.freed_at() <= durable)
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        dead.iter().filter_map(|sequence| inner.sealed.remove(sequence)).collect()
+    }
+}
+
+/// Prepares segments and keeps the manifest: the only writer of both.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    files: Arc<dyn Files>,
+    manifest: Manifest,
+    file: Arc<dyn File>,
+    segment_bytes: u64,
+    max_files: usize,
+    bytes_per_second: u64,
+    mutant: Option<Mutant>,
+}
+
+impl Keeper {
+    pub(crate) fn new(
+        files: Arc<dyn Files>,
+        options: &crate::config::Options,
+        manifest: Manifest,
+        file: Arc<dyn File>,
+    ) -> Self {
+        Self {
+            files,
+            manifest,
+            file,
+            segment_bytes: options.segment_bytes,
+            max_files: options.max_segments(),
+            bytes_per_second: options.prepare_rate(),
+            mutant: options.mutant(),
+        }
+    }
+
+    /// Makes one segment ready for use. `durable` tells the highest durable LSN.
+    pub(crate) fn prepare(
+        &mut self,
+        space: &Space,
+        durable: &dyn Fn() -> u64,
+    ) -> Result<(), PrepareError> {
+        let durable =
+            if self.is(Mutant::RecycleBeforeDurable) { u64::MAX } else { durable() };
+        let dead = space.take_dead(durable);
+        let free = space.inner.lock().free.pop();
+        let (slot, file) = match free {
+            Some(slot) => (slot, None),
+            None => match self.free_up(space, &dead)? {
+                Some(slot) => (slot, None),
+                None => self.create(space)?,
+            },
+        };
+        let segment = self.prepare_slot(space, slot, file)?;
+        self.manifest.live.retain(|life| !dead.iter().any(|dead| dead.sequence == life.sequence));
+        self.manifest.live.push(Life { sequence: segment.sequence, slot });
+        self.write_manifest()?;
+        let mut inner = space.inner.lock();
+        for dead in dead {
+            if dead.slot != slot && !inner.free.contains(&dead.slot) {
+                inner.free.push(dead.slot);
+            }
+        }
+        inner.spares.push_back(segment);
+        space.changed.notify_all();
+        Ok(())
+    }
+
+    /// Strikes dead segments from the manifest, so that one of their files can be used.
+    fn free_up(
+        &mut self,
+        space: &Space,
+        dead: &[Arc<Segment>],
+    ) -> Result<Option<u32>, PrepareError> {
+        if dead.is_empty() {
+            return Ok(None);
+        }
+        self.manifest.live.retain(|life| !dead.iter().any(|dead| dead.sequence == life.sequence));
+        self.write_manifest()?;
+        let mut inner = space.inner.lock();
+        inner.free.extend(dead.iter().map(|segment| segment.slot));
+        Ok(inner.free.pop())
+    }
+
+    /// Creates a file and fills it with zeros, so that commits overwrite blocks that exist.
+    fn create(&self, space: &Space) -> Result<(u32, Option<Arc<dyn File>>), PrepareError> {
+        let (slot, files) = {
+            let inner = space.inner.lock();
+            (inner.next_slot, inner.files)
+        };
+        if files >= self.max_files {
+            return Err(PrepareError::Full);
+        }
+        let name = segment_name(slot);
+        match self.create_zeroed(space, &name) {
+            Ok(file) => {
+                let mut inner = space.inner.lock();
+                inner.next_slot += 1;
+                inner.files += 1;
+                Ok((slot, Some(file)))
+            }
+            Err((operation, error)) => {
+                if is_full(&error) {
+                    // The part that was written must not keep the disk full. No manifest knows
+                    // the file, so it does not matter whether this succeeds.
+                    let _ = self.files.remove(&name);
+                    return Err(PrepareError::Full);
+                }
+                Err(Fault::new(operation, name, &error).into())
+            }
+        }
+    }
+
+    fn create_zeroed(
+        &self,
+        space: &Space,
+        name: &str,
+    ) -> Result<Arc<dyn File>, (&'static str, io::Error)> {
+        let file = match self.files.create(name) {
+            // Left by an attempt that failed; no manifest has ever listed it.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.files.open(name),
+            other => other,
+        };
+        let file = file.map_err(|error| ("create", error))?;
+        self.zero(space, &*file, 0)?;
+        if !self.is(Mutant::NoDirSync) {
+            self.files.sync_dir().map_err(|error| ("sync", error))?;
+        }
+        Ok(file)
+    }
+
+    /// Writes zeros from `from` to the end of a segment, at the paced rate.
+    fn zero(
+        &self,
+        space: &Space,
+        file: &dyn File,
+        from: u64,
+    ) -> Result<(), (&'static str, io::Error)> {
+        let zeros = vec![0; ZERO_BYTES];
+        let mut at = from;
+        let mut unsynced = 0;
+        while at < self.segment_bytes && !space.stopped() {
+            let length = (self.segment_bytes - at).min(ZERO_BYTES as u64);
+            write_all_at(file, &zeros[..length as usize], at).map_err(|error| ("write", error))?;
+            at += length;
+            unsynced += length;
+            if unsynced >= ZERO_SYNC_BYTES || at == self.segment_bytes {
+                file.sync_data().map_err(|error| ("sync", error))?;
+                if at < self.segment_bytes {
+                    let nanos = unsynced.saturating_mul(1_000_000_000) / self.bytes_per_second;
+                    space.pause(std::time::Duration::from_nanos(nanos));
+                }
+                unsynced = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts a new life of a file.
+    fn prepare_slot(
+        &self,
+        space: &Space,
+        slot: u32,
+        file: Option<Arc<dyn File>>,
+    ) -> Result<Arc<Segment>, Fault> {
+        let name = segment_name(slot);
+        let fault = |operation, error: &io::Error| Fault::new(operation, name.clone(), error);
+        let file = match file {
+            Some(file) => file,
+            None => self.files.open(&name).map_err(|error| fault("open", &error))?,
+        };
+        let sequence = {
+            let mut inner = space.inner.lock();
+            inner.next_sequence += 1;
+            inner.next_sequence - 1
+        };
+        let journal = self.manifest.journal;
+        let header = SegmentHeader {
+            slot,
+            journal,
+            sequence,
+            size: self.segment_bytes,
+            epoch: self.manifest.epoch,
+        };
+        let length = file.len().map_err(|error| fault("read", &error))?;
+        if length < self.segment_bytes {
+            self.zero(space, &*file, length)
+                .map_err(|(operation, error)| fault(operation, &error))?;
+        }
+        write_all_at(&*file, &header.encode(), 0).map_err(|error| fault("write", &error))?;
+        file.sync_data().map_err(|error| fault("sync", &error))?;
+        let masked = !self.is(Mutant::CrcNotSeeded);
+        let size = self.segment_bytes;
+        Ok(Arc::new(Segment::new(journal, slot, sequence, size, file, masked)))
+    }
+
+    /// Writes the manifest to the slot that does not hold the present one.
+    pub(crate) fn write_manifest(&mut self) -> Result<(), Fault> {
+        self.manifest.counter += 1;
+        let at = (self.manifest.counter % 2) * SLOT_BYTES as u64;
+        write_all_at(&*self.file, &self.manifest.encode(), at)
+            .map_err(|error| Fault::new("write", MANIFEST, &error))?;
+        if self.is(Mutant::ManifestNotSynced) {
+            return Ok(());
+        }
+        self.file.sync_data().map_err(|error| Fault::new("sync", MANIFEST, &error))
+    }
+
+    fn is(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+}
+
+/// Whether an error says that there is no room.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
+
+/// The names of the logs that pin the oldest segments, at most eight.
+pub(crate) fn pinned_by<'a>(
+    oldest: &[Arc<Segment>],
+    logs: impl Iterator<Item = &'a super::log::LogInner>,
+) -> Vec<LogName> {
+    const NAMES_MAX: usize = 8;
+    let mut found: Vec<(u64, LogName)> = logs
+        .filter_map(|log| {
+            let view = log.view.read();
+            let first = view.extents().next()?;
+            let pins = oldest.iter().any(|segment| Arc::ptr_eq(segment, &first.segment));
+            pins.then(|| (first.segment.sequence, log.name().clone()))
+        })
+        .collect();
+    found.sort_unstable();
+    found.truncate(NAMES_MAX);
+    found.into_iter().map(|(_, name)| name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_lack_of_room_counts_as_full() {
+        assert!(is_full(&io::ErrorKind::StorageFull.into()));
+        assert!(!is_full(&io::ErrorKind::PermissionDenied.into()));
+    }
+}

@@ -1,0 +1,196 @@
+//! What readers see of a log: its bounds and where its acknowledged records are.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::segment::Segment;
+use super::shape::Shape;
+use crate::format::index::BatchRef;
+
+/// The acknowledged state of one log.
+#[derive(Debug, Default)]
+pub(crate) struct View {
+    pub(crate) shape: Shape,
+    /// By position, which is also by LSN: what is appended at a position drops what was there
+    /// and after it.
+    extents: VecDeque<Extent>,
+}
+
+/// The records of one log in one segment.
+#[derive(Debug)]
+pub(crate) struct Extent {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    /// LSN of the last batch.
+    pub(crate) last: u64,
+    /// Bytes of the payloads, as far as whole batches are concerned.
+    pub(crate) bytes: u64,
+    /// By position. Kept for the segment that is being written; a sealed one has an index.
+    pub(crate) batches: Option<VecDeque<BatchRef>>,
+}
+
+/// Where to look for a position.
+#[derive(Debug)]
+pub(crate) enum Located {
+    /// In this batch, which ends before `end`.
+    Batch { segment: Arc<Segment>, batch: BatchRef, end: u64 },
+    /// In this sealed segment, of which the log has the positions up to `end`.
+    Sealed { segment: Arc<Segment>, end: u64 },
+    /// Nowhere, though it should be somewhere.
+    Lost,
+}
+
+impl Extent {
+    pub(crate) fn new(segment: Arc<Segment>, first: u64) -> Self {
+        segment.pin();
+        let batches = Some(VecDeque::new());
+        Self { segment, first, end: first, last: 0, bytes: 0, batches }
+    }
+
+    fn truncate(&mut self, from: u64) {
+        self.end = from;
+        if let Some(batches) = &mut self.batches {
+            while batches.back().is_some_and(|batch| batch.first >= from) {
+                batches.pop_back();
+            }
+        }
+    }
+
+    fn release(&mut self, upto: u64) {
+        self.first = upto;
+        if let Some(batches) = &mut self.batches {
+            while batches.get(1).is_some_and(|next| next.first <= upto) {
+                batches.pop_front();
+            }
+        }
+    }
+}
+
+impl View {
+    /// A log without records of its own yet.
+    pub(crate) fn new(shape: Shape) -> Self {
+        Self { shape, extents: VecDeque::new() }
+    }
+
+    /// Adds a batch; answers whether it is the log's first in this segment.
+    pub(crate) fn append(
+        &mut self,
+        segment: &Arc<Segment>,
+        batch: BatchRef,
+        end: u64,
+        lsn: u64,
+    ) -> bool {
+        let new = self.extents.back().is_none_or(|extent| !Arc::ptr_eq(&extent.segment, segment));
+        if new {
+            self.extents.push_back(Extent::new(Arc::clone(segment), batch.first));
+        }
+        if let Some(extent) = self.extents.back_mut() {
+            extent.end = end;
+            extent.last = lsn;
+            extent.bytes += u64::from(batch.length);
+            extent.batches.get_or_insert_default().push_back(batch);
+        }
+        new
+    }
+
+    /// Adds what older segments hold of the log, in the order in which it was written, and
+    /// leaves of all extents what still counts.
+    pub(crate) fn put_before(&mut self, older: Vec<Extent>) {
+        let newer = std::mem::take(&mut self.extents);
+        for extent in older.into_iter().chain(newer) {
+            self.truncate(extent.first, 0);
+            self.extents.push_back(extent);
+        }
+        self.truncate(self.shape.end, 0);
+        self.release(self.shape.first, 0);
+    }
+
+    /// Drops records from `from` on, by the frame with this LSN.
+    pub(crate) fn truncate(&mut self, from: u64, lsn: u64) {
+        while self.extents.back().is_some_and(|extent| extent.first >= from) {
+            if let Some(extent) = self.extents.pop_back() {
+                extent.segment.unpin(lsn);
+            }
+        }
+        if let Some(extent) = self.extents.back_mut().filter(|extent| extent.end > from) {
+            extent.truncate(from);
+        }
+    }
+
+    /// Drops records below `upto`, by the frame with this LSN.
+    pub(crate) fn release(&mut self, upto: u64, lsn: u64) {
+        while self.extents.front().is_some_and(|extent| extent.end <= upto) {
+            if let Some(extent) = self.extents.pop_front() {
+                extent.segment.unpin(lsn);
+            }
+        }
+        if let Some(extent) = self.extents.front_mut().filter(|extent| extent.first < upto) {
+            extent.release(upto);
+        }
+    }
+
+    /// Drops all records, by the frame with this LSN.
+    pub(crate) fn clear(&mut self, lsn: u64) {
+        for extent in self.extents.drain(..) {
+            extent.segment.unpin(lsn);
+        }
+    }
+
+    /// Finds a position within the bounds.
+    pub(crate) fn locate(&self, position: u64) -> Located {
+        let after = self.extents.partition_point(|extent| extent.end <= position);
+        let Some(extent) = self.extents.get(after).filter(|extent| extent.first <= position) else {
+            return Located::Lost;
+        };
+        let segment = Arc::clone(&extent.segment);
+        match &extent.batches {
+            None => Located::Sealed { segment, end: extent.end },
+            Some(batches) => {
+                let after = batches.partition_point(|batch| batch.first <= position);
+                let Some(batch) = after.checked_sub(1).and_then(|at| batches.get(at)) else {
+                    return Located::Lost;
+                };
+                let end = batches.get(after).map_or(extent.end, |next| next.first);
+                Located::Batch { segment, batch: *batch, end }
+            }
+        }
+    }
+
+    pub(crate) fn extents(&self) -> impl DoubleEndedIterator<Item = &Extent> {
+        self.extents.iter()
+    }
+
+    /// What the log has in this segment, if anything.
+    pub(crate) fn extent_in(&self, segment: &Arc<Segment>) -> Option<&Extent> {
+        self.extents.iter().rev().find(|extent| Arc::ptr_eq(&extent.segment, segment))
+    }
+
+    /// The segment has been sealed: its index has the batches from now on.
+    pub(crate) fn seal(&mut self, segment: &Arc<Segment>) {
+        if let Some(extent) =
+            self.extents.iter_mut().rev().find(|extent| Arc::ptr_eq(&extent.segment, segment))
+        {
+            extent.batches = None;
+        }
+    }
+
+    /// Bytes of payload, segment by segment.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.extents.iter().map(|extent| extent.bytes).sum()
+    }
+
+    /// The range that has all positions within the bounds which no extent covers.
+    pub(crate) fn hole(&self) -> Option<(u64, u64)> {
+        let mut covered = self.shape.first;
+        let mut hole: Option<(u64, u64)> = None;
+        let ends = self.extents.iter().map(|extent| (extent.first, extent.end));
+        for (first, end) in ends.chain([(self.shape.end, self.shape.end)]) {
+            if first > covered {
+                hole = Some((hole.map_or(covered, |(from, _)| from), first));
+            }
+            covered = end;
+        }
+        hole
+    }
+}

@@ -1,0 +1,445 @@
+//! The active segment: where the next frame goes, and how a segment is left for the next one.
+
+use std::io::IoSlice;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use super::queue::{Queued, Room};
+use super::segment::Segment;
+use super::{Core, Counters};
+use crate::error::Fault;
+use crate::files::{write_all_at, write_all_vectored};
+use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKind};
+use crate::format::index::{self, DIRECTORY_ENTRY, DirectoryEntry, ENTRY};
+use crate::format::segment::Trailer;
+use crate::format::table::{Table, TableEntry};
+use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, frame, padded};
+use crate::mutant::Mutant;
+
+/// A body at least this long is written from where it is; shorter ones are copied together.
+const OWN_BUFFER_BYTES: usize = 32 << 10;
+/// A staging buffer larger than this is given back after use.
+const STAGING_KEPT_BYTES: usize = 2 << 20;
+
+/// Who writes holds this.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) active: Active,
+    pub(crate) next_lsn: u64,
+    pub(crate) epoch: u32,
+    /// Highest LSN that a mark on the disk covers, or that needs none.
+    pub(crate) marked: u64,
+    /// Something is written that has not been synced.
+    pub(crate) unsynced: bool,
+    /// The next group is synced whatever its commits ask for: it begins a segment.
+    pub(crate) sync_next: bool,
+    pub(crate) staged: Staged,
+    /// When the last group was written, by the clock of `work`.
+    pub(crate) last_activity: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) segment: Arc<Segment>,
+    /// Where the next frame goes.
+    pub(crate) tail: u64,
+    /// It ends in an index: nothing more goes in.
+    pub(crate) sealed: bool,
+    /// Logs with records here, by their index; some may be gone or listed twice.
+    pub(crate) logs: Vec<u32>,
+    /// Batches, for the size of the index to come.
+    pub(crate) batches: u64,
+}
+
+/// Frames that are about to be written, one after the other.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    at: u64,
+    length: u64,
+    bytes: Vec<u8>,
+    pieces: Vec<Piece>,
+}
+
+#[derive(Debug)]
+enum Piece {
+    Copied(Range<usize>),
+    Own(Bytes),
+}
+
+impl Staged {
+    /// Where the next frame begins.
+    pub(crate) fn end(&self) -> u64 {
+        self.at + self.length
+    }
+
+    fn begin(&mut self, at: u64) {
+        if self.length == 0 {
+            self.at = at;
+        }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.length = 0;
+        self.pieces.clear();
+        self.bytes.clear();
+        self.bytes.shrink_to(STAGING_KEPT_BYTES);
+    }
+
+    /// Room for `length` bytes, zeroed.
+    fn reserve(&mut self, length: usize) -> &mut [u8] {
+        let start = self.bytes.len();
+        let end = start + length;
+        self.bytes.resize(end, 0);
+        match self.pieces.last_mut() {
+            Some(Piece::Copied(range)) => range.end = end,
+            _ => self.pieces.push(Piece::Copied(start..end)),
+        }
+        self.length += length as u64;
+        &mut self.bytes[start..]
+    }
+
+    fn pad(&mut self) {
+        let padding = padded(self.length) - self.length;
+        if padding > 0 {
+            self.reserve(padding as usize);
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) {
+        self.reserve(bytes.len()).copy_from_slice(bytes);
+    }
+
+    fn put_body(&mut self, bytes: &Bytes) {
+        if bytes.len() < OWN_BUFFER_BYTES {
+            self.put(bytes);
+        } else {
+            self.length += bytes.len() as u64;
+            self.pieces.push(Piece::Own(bytes.clone()));
+        }
+    }
+
+    fn write(&self, segment: &Segment) -> std::io::Result<()> {
+        if let [Piece::Copied(range)] = self.pieces.as_slice() {
+            return write_all_at(&*segment.file, &self.bytes[range.clone()], self.at);
+        }
+        let mut slices: Vec<IoSlice<'_>> = self
+            .pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Copied(range) => IoSlice::new(&self.bytes[range.clone()]),
+                Piece::Own(bytes) => IoSlice::new(bytes),
+            })
+            .collect();
+        write_all_vectored(&*segment.file, &mut slices, self.at)
+    }
+}
+
+/// Counts a group's room in the active segment.
+pub(crate) struct ActiveRoom {
+    tail: u64,
+    batches: u64,
+    logs: u64,
+    limit: u64,
+    limit_for_appends: u64,
+}
+
+impl ActiveRoom {
+    fn used(&self) -> u64 {
+        self.tail + index_bytes(self.logs, self.batches)
+    }
+}
+
+impl Room for ActiveRoom {
+    fn take(&mut self, commit: &Queued) -> bool {
+        let limit = if commit.appends > 0 { self.limit_for_appends } else { self.limit };
+        let appends = u64::from(commit.appends);
+        // Each append may be the first of its log in this segment.
+        let batches = appends * (ENTRY + DIRECTORY_ENTRY) as u64;
+        if self.used() + commit.bytes + batches > limit {
+            return false;
+        }
+        self.tail += commit.bytes;
+        self.batches += appends;
+        self.logs += appends;
+        true
+    }
+}
+
+/// Bytes of the index frame of a segment.
+fn index_bytes(logs: u64, batches: u64) -> u64 {
+    let heads = (frame::HEADER_BYTES + 2 * SECTION_BYTES) as u64;
+    heads + logs * DIRECTORY_ENTRY as u64 + batches * ENTRY as u64
+}
+
+impl Writer {
+    /// The room in the active segment. Without a spare, appends leave a part of it to the
+    /// releases and deletes that may free others.
+    pub(crate) fn room(&self, has_spare: bool) -> ActiveRoom {
+        let active = &self.active;
+        let limit = if active.sealed { 0 } else { active.segment.size - TRAILER_BYTES };
+        let reserve = if has_spare { 0 } else { active.segment.size / 16 };
+        ActiveRoom {
+            tail: self.tail(),
+            batches: active.batches,
+            logs: active.logs.len() as u64,
+            limit,
+            limit_for_appends: limit.saturating_sub(reserve),
+        }
+    }
+
+    /// Where the next frame begins, after those staged.
+    pub(crate) fn tail(&self) -> u64 {
+        if self.staged.length == 0 { self.active.tail } else { self.staged.end() }
+    }
+
+    /// Stages a frame of one or two small payloads.
+    fn stage_plain(&mut self, header: &Header, sections: &[Section], payloads: &[&[u8]]) {
+        self.staged.begin(self.active.tail);
+        let place = self.active.segment.place(self.staged.end());
+        header.encode(sections, place, self.staged.reserve(header.head as usize));
+        for payload in payloads {
+            self.staged.put(payload);
+            self.staged.pad();
+        }
+    }
+
+    fn take_lsn(&mut self) -> u64 {
+        self.next_lsn += 1;
+        self.next_lsn - 1
+    }
+
+    /// Stages a commit and notes where its batches will be.
+    pub(crate) fn stage_commit(&mut self, queued: &mut Queued, mark: u64) {
+        self.staged.begin(self.active.tail);
+        let sections = sections_of(queued);
+        let mut header = Header::new(FrameKind::Commit, queued.lsn, self.epoch, &sections);
+        header.mark = mark;
+        let frame_at = self.staged.end();
+        let place = self.active.segment.place(frame_at);
+        header.encode(&sections, place, self.staged.reserve(header.head as usize));
+        let mut number = 0;
+        for part in &mut queued.parts {
+            if part.creates {
+                self.staged.put(part.log.name().namespace.as_bytes());
+                self.staged.pad();
+                number += 1;
+            }
+            if let crate::commit::Change::Append(batch) = &part.change {
+                let (at, length) = (self.staged.end(), batch.len_bytes() as u32);
+                let first = part.after.end - batch.len() as u64;
+                part.batch = Some(index::BatchRef::new(first, frame_at, at, length, number));
+                self.staged.put_body(&batch.records);
+                self.staged.put_body(&batch.ends);
+                self.staged.pad();
+            }
+            number += usize::from(part.section.is_some());
+        }
+    }
+
+    /// Stages a mark: everything up to `mark` is durable.
+    pub(crate) fn stage_mark(&mut self, mark: u64, closed: bool) {
+        let lsn = self.take_lsn();
+        let mut header = Header::new(FrameKind::Mark, lsn, self.epoch, &[]);
+        header.mark = mark;
+        header.flags = if closed { frame::FLAG_CLOSED } else { 0 };
+        self.stage_plain(&header, &[], &[]);
+    }
+
+    /// Whether a mark fits without taking the room of the index.
+    pub(crate) fn mark_fits(&self) -> bool {
+        let active = &self.active;
+        let index = index_bytes(active.logs.len() as u64, active.batches);
+        let end = self.tail() + frame::HEADER_BYTES as u64 + index;
+        !active.sealed && end <= active.segment.size - TRAILER_BYTES
+    }
+
+    fn section(kind: SectionKind, position: u64, count: usize, payload: &[u8]) -> Section {
+        Section {
+            log: 0,
+            position,
+            previous: 0,
+            count: count as u32,
+            length: payload.len() as u32,
+            crc: crc32c(payload),
+            kind,
+        }
+    }
+}
+
+/// The sections of a commit frame.
+fn sections_of(queued: &Queued) -> Vec<Section> {
+    let mut sections = Vec::with_capacity(queued.parts.len() + 1);
+    for part in &queued.parts {
+        let mut previous = part.previous;
+        if part.creates {
+            let name = part.log.name();
+            let payload = name.namespace.as_bytes();
+            let mut create = Writer::section(SectionKind::Create, name.id, 0, payload);
+            create.log = part.number;
+            sections.push(create);
+            previous = queued.lsn;
+        }
+        let Some((kind, position)) = part.section else { continue };
+        let (count, length, crc) = match &part.change {
+            crate::commit::Change::Append(batch) => {
+                (batch.count, batch.len_bytes() as u32, batch.crc)
+            }
+            _ => (0, 0, 0),
+        };
+        let log = part.number;
+        sections.push(Section { log, position, previous, count, length, crc, kind });
+    }
+    sections
+}
+
+impl Core {
+    /// Writes what is staged.
+    pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
+        let segment = &writer.active.segment;
+        writer.staged.write(segment).map_err(|error| Fault::new("write", segment.name(), &error))?;
+        Counters::add(&self.counters.bytes, writer.staged.length);
+        writer.active.tail = writer.staged.end();
+        writer.staged.clear();
+        writer.unsynced = true;
+        self.written.store(writer.next_lsn - 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Syncs the active segment; everything written is durable then.
+    pub(crate) fn sync(&self, writer: &mut Writer) -> Result<(), Fault> {
+        let segment = &writer.active.segment;
+        let synced = match segment.file.sync_data() {
+            Err(_) if self.is(Mutant::RetryAfterFailedSync) => segment.file.sync_data(),
+            other => other,
+        };
+        synced.map_err(|error| Fault::new("sync", segment.name(), &error))?;
+        Counters::add(&self.counters.syncs, 1);
+        writer.unsynced = false;
+        self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);
+        if std::mem::take(&mut writer.sync_next) {
+            self.space.base_is_durable(writer.active.segment.sequence);
+        }
+        self.room_may_have_come();
+        Ok(())
+    }
+
+    /// Leaves the active segment for a spare: seals it, makes it durable, and stages the table
+    /// with which the next one begins.
+    pub(crate) fn rotate(&self, writer: &mut Writer, spare: Arc<Segment>) -> Result<(), Fault> {
+        if !writer.active.sealed {
+            self.seal(writer)?;
+        }
+        if writer.unsynced && !self.is(Mutant::NoSyncBeforeRotation) {
+            self.sync(writer)?;
+        }
+        let active =
+            Active { segment: spare, tail: FRAMES_AT, sealed: false, logs: vec![], batches: 0 };
+        let old = std::mem::replace(&mut writer.active, active);
+        self.space.sealed(Arc::clone(&old.segment));
+        {
+            let mut state = self.state.lock();
+            for log in &old.logs {
+                if let Some(log) = state.logs.get_mut(*log as usize).and_then(Option::as_mut) {
+                    log.inner.view.write().seal(&old.segment);
+                }
+            }
+        }
+        self.stage_table(writer);
+        writer.sync_next = true;
+        Counters::add(&self.counters.rotations, 1);
+        Ok(())
+    }
+
+    /// Writes the index and the trailer of the active segment.
+    fn seal(&self, writer: &mut Writer) -> Result<(), Fault> {
+        let (directory, logs, entries, batches) = self.collect_index(&writer.active);
+        let lsn = writer.take_lsn();
+        let sections = [
+            Writer::section(SectionKind::Directory, 0, logs, &directory),
+            Writer::section(SectionKind::Entries, 0, batches, &entries),
+        ];
+        let mut header = Header::new(FrameKind::Index, lsn, writer.epoch, &sections);
+        header.mark = self.durable_lsn();
+        let offset = writer.active.tail;
+        writer.stage_plain(&header, &sections, &[&directory, &entries]);
+        self.write_staged(writer)?;
+        writer.active.sealed = true;
+        write_trailer(&writer.active.segment, offset, u64::from(header.length), lsn)
+    }
+
+    fn collect_index(&self, active: &Active) -> (Vec<u8>, usize, Vec<u8>, usize) {
+        let state = self.state.lock();
+        let mut listed: Vec<u32> = active.logs.clone();
+        listed.sort_unstable();
+        listed.dedup();
+        let (mut directory, mut entries) = (Vec::new(), Vec::new());
+        let (mut logs, mut batches) = (0, 0);
+        for log in listed {
+            let Some(log) = state.logs.get(log as usize).and_then(Option::as_ref) else { continue };
+            let view = log.inner.view.read();
+            let Some(extent) = view.extent_in(&active.segment) else { continue };
+            let Some(found) = extent.batches.as_ref() else { continue };
+            let found: Vec<_> = found.iter().copied().collect();
+            let crc = index::encode_entries(&found, &mut entries);
+            let entry = DirectoryEntry {
+                log: view.shape.number,
+                first: extent.first,
+                end: extent.end,
+                last: extent.last,
+                at: batches as u32,
+                count: found.len() as u32,
+                crc,
+                bytes: u32::try_from(extent.bytes).unwrap_or(u32::MAX),
+            };
+            entry.encode(&mut directory);
+            logs += 1;
+            batches += found.len();
+        }
+        (directory, logs, entries, batches)
+    }
+
+    /// Stages the table of all logs, as what has been written left them.
+    pub(crate) fn stage_table(&self, writer: &mut Writer) {
+        let state = self.state.lock();
+        let logs = state.existing().map(|log| {
+            let (shape, name) = (log.taken, log.inner.name());
+            let forget_release = self.is(Mutant::ReleaseForgotten);
+            let forget_truncate = self.is(Mutant::TruncateForgotten);
+            TableEntry {
+                number: shape.number,
+                namespace: name.namespace.clone(),
+                id: name.id,
+                first: if forget_release { 0 } else { shape.first },
+                end: if forget_truncate { shape.end + 1 } else { shape.end },
+                last: log.last,
+                damage: shape.damage,
+            }
+        });
+        let table = Table { names_missing: state.names_missing, logs: logs.collect() };
+        let next_number = state.next_number;
+        drop(state);
+        let payload = table.encode();
+        let count = table.logs.len();
+        let section = Writer::section(SectionKind::Table, next_number, count, &payload);
+        let lsn = writer.take_lsn();
+        let mut header = Header::new(FrameKind::Table, lsn, writer.epoch, &[section]);
+        header.mark = self.durable_lsn();
+        writer.stage_plain(&header, &[section], &[&payload]);
+    }
+}
+
+/// Writes the trailer that points at the index of a sealed segment.
+pub(crate) fn write_trailer(
+    segment: &Segment,
+    offset: u64,
+    length: u64,
+    lsn: u64,
+) -> Result<(), Fault> {
+    let at = segment.size - TRAILER_BYTES;
+    let trailer = Trailer { offset, length, lsn }.encode(segment.place(at));
+    write_all_at(&*segment.file, &trailer, at)
+        .map_err(|error| Fault::new("write", segment.name(), &error))
+}

@@ -1,0 +1,273 @@
+//! Errors, one enum per surface.
+
+use std::fmt;
+use std::io;
+
+/// Whether a commit that failed may still have happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It did not happen and will not show up after a restart.
+    NotApplied,
+    /// It may be found after a restart, wholly or not at all.
+    Unknown,
+}
+
+/// An I/O error with what was being done, kept in a form that can be handed to every waiter.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{operation} {name}: {message}")]
+pub struct Fault {
+    /// What the journal was doing: `"write"`, `"sync"`, `"read"`, `"create"`...
+    pub operation: &'static str,
+    /// The file, or `"directory"`.
+    pub name: String,
+    /// The kind of the underlying error.
+    pub kind: io::ErrorKind,
+    /// The text of the underlying error.
+    pub message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(operation: &'static str, name: impl Into<String>, error: &io::Error) -> Self {
+        Self { operation, name: name.into(), kind: error.kind(), message: error.to_string() }
+    }
+}
+
+/// The name of a log, for messages and reports.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LogName {
+    /// The namespace: usually the crate or component that owns the log.
+    pub namespace: String,
+    /// The number within the namespace.
+    pub id: u64,
+}
+
+impl fmt::Display for LogName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.id)
+    }
+}
+
+/// Why a journal could not be opened. Nothing that was in the directory has been lost by the
+/// attempt.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The caller: an option is out of its range. The directory was not touched.
+    #[error("invalid options: {reason}")]
+    InvalidOptions {
+        /// Which, and what is allowed.
+        reason: &'static str,
+    },
+    /// Another journal, of this process or another one, has the directory open. The directory
+    /// was not touched. Retry when that one has been closed.
+    #[error("the directory is in use by another journal")]
+    InUse,
+    /// The directory was written by a newer version of this crate. It was not touched.
+    #[error("{name} has format version {found}, this build knows up to {supported}")]
+    NewerFormat {
+        /// The file that says so.
+        name: String,
+        /// The version found.
+        found: u32,
+        /// The newest version that this build can read.
+        supported: u32,
+    },
+    /// A segment holds a kind of frame or section that this build does not know. Nothing was
+    /// touched. Use a newer version.
+    #[error("{name} holds records of unknown kind {kind} (this build knows version {supported})")]
+    UnknownKind {
+        /// The file.
+        name: String,
+        /// The kind.
+        kind: u8,
+        /// The newest version that this build can read.
+        supported: u32,
+    },
+    /// A segment that the manifest lists is not there. Nothing was touched; see "When a journal
+    /// is damaged" in the README.
+    #[error("{name} is missing")]
+    SegmentMissing {
+        /// The file.
+        name: String,
+    },
+    /// Both copies of the manifest are unreadable, so it is unknown which segments count. The
+    /// directory was not touched; see "When a journal is damaged" in the README.
+    #[error("the manifest is damaged: {detail}")]
+    ManifestDamaged {
+        /// What was found.
+        detail: String,
+    },
+    /// There are segments and no manifest: files were removed or copied incompletely. The
+    /// directory was not touched.
+    #[error("there are {segments} segment files but no manifest")]
+    ManifestMissing {
+        /// How many segment files there are.
+        segments: usize,
+    },
+    /// A segment belongs to another journal: directories were mixed up. Not touched.
+    #[error("{name} belongs to another journal")]
+    ForeignSegment {
+        /// The file.
+        name: String,
+    },
+    /// No table of logs could be found, so that not even the names of the logs are known. The
+    /// directory was not touched; see "When a journal is damaged" in the README.
+    #[error("no readable table of logs: {detail}")]
+    TableDamaged {
+        /// What was found.
+        detail: String,
+    },
+    /// There is no room for the first segment. Nothing of value was written; opening again works
+    /// once there is room.
+    #[error("no room for the first segment")]
+    NoRoom,
+    /// The disk failed. Opening again may work; nothing was acknowledged.
+    #[error(transparent)]
+    Io(#[from] Fault),
+}
+
+/// Why a commit was refused or failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The disk is full, or the journal is at [`Options::max_bytes`](crate::Options::max_bytes).
+    /// Nothing happened. Release or delete what is listed, then retry: releases and deletes are
+    /// still accepted.
+    #[error("the journal is full; the oldest segments are pinned by {}", names(.pinned_by))]
+    Full {
+        /// The logs that keep the oldest segments alive, at most eight.
+        pinned_by: Vec<LogName>,
+    },
+    /// Too much is waiting to be written. Nothing happened. Retry after some commits have been
+    /// acknowledged, or use [`Journal::commit`](crate::Journal::commit), which waits.
+    #[error("too many bytes or commits are waiting to be written")]
+    Busy,
+    /// The log is over the quota it was given. Nothing happened. Release some of it first.
+    #[error("{log} is over its quota of {quota} bytes")]
+    OverQuota {
+        /// The log.
+        log: LogName,
+        /// Its quota in bytes.
+        quota: u64,
+    },
+    /// The caller: a batch or the whole commit is larger than allowed. Nothing happened. Split
+    /// it.
+    #[error("{bytes} bytes are more than the {limit} allowed for a {what}")]
+    TooLarge {
+        /// `"batch"` or `"commit"`.
+        what: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
+    /// The table of logs is at [`Options::max_logs`](crate::Options::max_logs). Nothing
+    /// happened. Delete logs first.
+    #[error("there are already {limit} logs")]
+    TooManyLogs {
+        /// The limit.
+        limit: u32,
+    },
+    /// The caller: a namespace is empty or longer than 64 bytes. Nothing happened.
+    #[error("a namespace has 1 to 64 bytes")]
+    InvalidName,
+    /// The caller: truncation to a position outside the log. Nothing happened.
+    #[error("{log}: position {position} is outside {first}..={end}")]
+    OutOfRange {
+        /// The log.
+        log: LogName,
+        /// The position asked for.
+        position: u64,
+        /// The log's first position.
+        first: u64,
+        /// The position after its last.
+        end: u64,
+    },
+    /// The caller: the handle belongs to another journal. Nothing happened.
+    #[error("the log handle belongs to another journal")]
+    ForeignLog,
+    /// The log has been hit by damage and takes no records until it has been deleted, or
+    /// released past the damage where its extent is known. Nothing happened.
+    #[error("{log} is damaged")]
+    Damaged {
+        /// The log.
+        log: LogName,
+    },
+    /// An earlier write or sync failed, and the journal takes nothing more. Nothing of this
+    /// commit happened. Close the journal and open it again.
+    #[error("the journal has stopped after an earlier failure: {fault}")]
+    Stopped {
+        /// The first failure.
+        fault: Fault,
+    },
+    /// The write or sync of this very commit failed: it may or may not be found when the journal
+    /// is opened again. The journal takes nothing more.
+    #[error("the commit may or may not be durable: {fault}")]
+    Failed {
+        /// The failure.
+        fault: Fault,
+    },
+    /// The journal has been closed. Nothing happened.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+fn names(logs: &[LogName]) -> String {
+    let names: Vec<String> = logs.iter().map(ToString::to_string).collect();
+    if names.is_empty() { "nothing that can be released".to_owned() } else { names.join(", ") }
+}
+
+impl Error {
+    /// Whether the commit may have happened all the same.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Failed { .. } => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same call may succeed later on the same journal.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Busy | Self::OverQuota { .. })
+    }
+}
+
+/// Why records could not be read. Reading changes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The position has been released.
+    #[error("released: the log now begins at {first}")]
+    Released {
+        /// The log's first position.
+        first: u64,
+    },
+    /// The position has not been written, or has been truncated.
+    #[error("absent: the log ends before {end}")]
+    Absent {
+        /// The position after the log's last.
+        end: u64,
+    },
+    /// What is stored there fails its checksum or its structure: the disk returned other bytes
+    /// than were written. Retrying gives the same answer; restore the log from a replica.
+    #[error("damaged at position {position}: {detail}")]
+    Damaged {
+        /// The first position that cannot be read.
+        position: u64,
+        /// What was found.
+        detail: &'static str,
+    },
+    /// The device failed to read. May be retried.
+    #[error(transparent)]
+    Io(#[from] Fault),
+    /// The journal was closed or has stopped while following: no more records will come.
+    #[error("the journal is closed")]
+    Closed,
+}
+
+impl ReadError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Absent { .. } | Self::Io(_))
+    }
+}

@@ -1,0 +1,105 @@
+//! The manifest: which lives of which segment files count.
+
+use super::{SEGMENTS_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
+
+pub(crate) const SLOT_BYTES: usize = 64 << 10;
+const MAGIC: &[u8; 8] = b"vsrmanif";
+const HEAD: usize = 56;
+const ENTRY: usize = 16;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) journal: u128,
+    pub(crate) epoch: u32,
+    pub(crate) counter: u64,
+    /// By sequence, ascending.
+    pub(crate) live: Vec<Life>,
+}
+
+/// One life of a segment file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Life {
+    pub(crate) sequence: u64,
+    pub(crate) slot: u32,
+}
+
+/// What one slot of the manifest holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Slot {
+    Valid(Manifest),
+    Newer(u32),
+    Invalid,
+}
+
+impl Manifest {
+    /// The used part of a slot.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        debug_assert!(self.live.len() <= SEGMENTS_MAX);
+        let length = HEAD + self.live.len() * ENTRY;
+        let mut out = vec![0; length];
+        out[0..8].copy_from_slice(MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+        out[20..24].copy_from_slice(&self.epoch.to_le_bytes());
+        out[24..40].copy_from_slice(&self.journal.to_le_bytes());
+        out[40..48].copy_from_slice(&self.counter.to_le_bytes());
+        out[48..52].copy_from_slice(&(self.live.len() as u32).to_le_bytes());
+        for (life, out) in self.live.iter().zip(out[HEAD..].chunks_mut(ENTRY)) {
+            out[0..8].copy_from_slice(&life.sequence.to_le_bytes());
+            out[8..12].copy_from_slice(&life.slot.to_le_bytes());
+        }
+        let crc = checksum(&out);
+        out[12..16].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(slot: &[u8]) -> Slot {
+        Self::try_decode(slot).unwrap_or(Slot::Invalid)
+    }
+
+    fn try_decode(slot: &[u8]) -> Option<Slot> {
+        if slot.get(..8)? != MAGIC {
+            return None;
+        }
+        let length = u32_at(slot, 16)? as usize;
+        if !(HEAD..=SLOT_BYTES).contains(&length)
+            || u32_at(slot, 12)? != checksum(slot.get(..length)?)
+        {
+            return None;
+        }
+        let version = u32_at(slot, 8)?;
+        if version > VERSION {
+            return Some(Slot::Newer(version));
+        }
+        let count = u32_at(slot, 48)? as usize;
+        let entries = slot.get(HEAD..length)?.get(..count.checked_mul(ENTRY)?)?;
+        let mut live = Vec::with_capacity(entries.len() / ENTRY);
+        for entry in entries.chunks_exact(ENTRY) {
+            live.push(Life { sequence: u64_at(entry, 0)?, slot: u32_at(entry, 8)? });
+        }
+        live.sort_unstable();
+        Some(Slot::Valid(Self {
+            journal: u128_at(slot, 24)?,
+            epoch: u32_at(slot, 20)?,
+            counter: u64_at(slot, 40)?,
+            live,
+        }))
+    }
+}
+
+/// CRC-32C of everything but itself and the magic.
+fn checksum(slot: &[u8]) -> u32 {
+    crc32c_of_two(&slot[8..12], &slot[16..])
+}
+
+/// The name of the file of a segment slot.
+pub(crate) fn segment_name(slot: u32) -> String {
+    format!("segment-{slot:08x}")
+}
+
+/// The slot in the name of a segment file.
+pub(crate) fn segment_slot(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("segment-")?;
+    let slot = u32::from_str_radix(digits, 16).ok()?;
+    (segment_name(slot) == name).then_some(slot)
+}

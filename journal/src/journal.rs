@@ -1,0 +1,376 @@
+//! The journal as its users see it, and its two threads.
+
+use std::future::Future;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+
+use crate::commit::{Commit, Receipt};
+use crate::config::Options;
+use crate::core::Core;
+use crate::core::completion::{Outcome, Slot};
+use crate::core::space::Need;
+use crate::core::submit::Submitted;
+use crate::error::{Error, Fault, LogName, OpenError};
+use crate::files::{DiskFiles, Files};
+use crate::log::{Health, Log};
+use crate::recovery;
+
+/// A crash-safe log of many logs in one directory. Clones are handles to the same journal; when
+/// the last one is dropped the journal is closed.
+///
+/// # Example
+/// ```
+/// use voussoir_journal::{Commit, Journal, MemoryFiles, Options};
+/// let files = std::sync::Arc::new(MemoryFiles::new());
+/// let mut options = Options::default();
+/// options.segment_bytes = 1 << 20;
+/// let journal = Journal::open_with(files, options)?;
+/// let log = journal.log("greetings", 0)?;
+/// journal.commit_blocking(Commit::new().append(&log, ["hello"]))?;
+/// assert_eq!(&log.read(0)?[..], b"hello");
+/// journal.close()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Journal {
+    owner: Arc<Owner>,
+}
+
+#[derive(Debug)]
+struct Owner {
+    core: Arc<Core>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// What [`Journal::work`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Work {
+    /// There was nothing to do, or somebody else is at it.
+    Idle,
+    /// A group was written, and these many commits were told their outcome.
+    Committed {
+        /// How many.
+        commits: usize,
+    },
+    /// A segment was made ready for use.
+    Prepared,
+    /// Everything was made durable, and a mark says so.
+    Marked,
+}
+
+/// What a journal knows about one of its logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LogInfo {
+    /// Its name.
+    pub name: LogName,
+    /// Its first position.
+    pub first: u64,
+    /// The position after its last.
+    pub end: u64,
+    /// Bytes of its batches, counted in whole batches.
+    pub bytes: u64,
+    /// How many segments it keeps alive.
+    pub segments: usize,
+    /// Whether damage has hit it.
+    pub health: Health,
+}
+
+/// Counts since the journal was opened, and its present size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Commits written.
+    pub commits: u64,
+    /// Groups in which they were written.
+    pub groups: u64,
+    /// Syncs of segments, outside the preparation of new ones.
+    pub syncs: u64,
+    /// Bytes written to segments.
+    pub bytes_written: u64,
+    /// Times a segment was full and the next one begun.
+    pub rotations: u64,
+    /// Idle and closing marks written.
+    pub marks: u64,
+    /// Segments that are in use or ready.
+    pub segments: usize,
+    /// Segment files, with those that wait to be used again.
+    pub files: usize,
+    /// Bytes of commits accepted and not yet acknowledged.
+    pub pending_bytes: u64,
+    /// Logs that exist.
+    pub logs: usize,
+    /// Highest LSN that has been written.
+    pub written_lsn: u64,
+    /// Highest LSN that is durable.
+    pub durable_lsn: u64,
+}
+
+impl Journal {
+    /// Opens the journal in a directory, creating both when missing, and starts its threads: one
+    /// that writes, and one that prepares segments.
+    ///
+    /// Reading back the newest segment takes about as long as reading a file of
+    /// [`Options::segment_bytes`]; older ones are only looked at.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Damage to logs is no error here: such logs say so by
+    /// [`Log::health`](crate::Log::health), and the others work.
+    pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
+        options.validate()?;
+        let files = DiskFiles::new(dir)
+            .map_err(|error| Fault::new("create", "directory", &error))?;
+        Self::open_with(Arc::new(files), options)
+    }
+
+    /// Opens a journal over any files. With [`Options::manual`] it has no threads.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(files: Arc<dyn Files>, options: Options) -> Result<Self, OpenError> {
+        let manual = options.manual;
+        let core = recovery::open(files, options)?;
+        let owner = Owner { core, threads: Mutex::new(Vec::new()) };
+        if !manual {
+            owner.start().map_err(|error| Fault::new("start", "thread", &error))?;
+        }
+        Ok(Self { owner: Arc::new(owner) })
+    }
+
+    /// A handle to a log, which comes into being with the first commit that appends to it.
+    ///
+    /// The namespace (1 to 64 bytes) keeps the logs of different crates apart; it is free to
+    /// choose.
+    ///
+    /// # Errors
+    /// [`Error::InvalidName`]; [`Error::TooManyLogs`].
+    pub fn log(&self, namespace: &str, id: u64) -> Result<Log, Error> {
+        let inner = self.core().state.lock().log(namespace, id)?;
+        Ok(Log::new(Arc::clone(self.core()), inner))
+    }
+
+    /// All logs that exist, by name.
+    pub fn logs(&self) -> Vec<LogInfo> {
+        let state = self.core().state.lock();
+        let logs: Vec<_> = state.existing().map(|log| Arc::clone(&log.inner)).collect();
+        drop(state);
+        let mut logs: Vec<LogInfo> = logs
+            .into_iter()
+            .map(|inner| Log::new(Arc::clone(self.core()), inner).info())
+            .collect();
+        logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        logs
+    }
+
+    /// Hands a commit in, now; the future is done when it is acknowledged as its
+    /// [`Durability`](crate::Durability) says.
+    ///
+    /// When too much is pending (see [`Options::max_pending_bytes`]) the commit waits its turn;
+    /// commits are accepted in the order of the calls.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not undo the commit, and its outcome is then unknown to the
+    /// caller. Only a commit that is still waiting for its turn is withdrawn.
+    pub fn commit(&self, commit: Commit) -> CommitFuture {
+        let submitted = self.core().commit(commit);
+        CommitFuture {
+            stage: match submitted {
+                Submitted::Told(outcome) => Stage::Told(Some(outcome)),
+                Submitted::Later(slot) => Stage::Later(slot),
+            },
+        }
+    }
+
+    /// Commits and waits. When nobody else is writing, the calling thread does the write and the
+    /// sync itself: no other thread has to be woken.
+    ///
+    /// Blocks on the disk; inside an async task use [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn commit_blocking(&self, commit: Commit) -> Result<Receipt, Error> {
+        self.core().commit_blocking(commit)
+    }
+
+    /// Hands a commit in without waiting: `done` is called with the outcome, from the thread
+    /// that wrote it, or from this one for [`Durability::Buffered`](crate::Durability). It must
+    /// not block; it may submit.
+    ///
+    /// # Errors
+    /// The commit was refused, nothing happened, and `done` is never called;
+    /// [`Error::Busy`] when too much is pending.
+    pub fn submit(
+        &self,
+        commit: Commit,
+        done: impl FnOnce(Result<Receipt, Error>) + Send + 'static,
+    ) -> Result<(), Error> {
+        self.core().submit(commit, Box::new(done))
+    }
+
+    /// Does one thing that can be done now: writes a group; else prepares a segment, when the
+    /// journal has no thread for it; else, when the journal has been idle for
+    /// [`Options::idle_mark`], marks everything as durable.
+    ///
+    /// `now` is in nanoseconds since any fixed moment, and never goes back.
+    pub fn work(&self, now: u64) -> Work {
+        self.core().work(now)
+    }
+
+    /// Highest LSN that is durable: a watermark of all commits at or below it.
+    pub fn durable_lsn(&self) -> u64 {
+        self.core().durable_lsn()
+    }
+
+    /// Counts since the journal was opened, and its present size.
+    pub fn stats(&self) -> Stats {
+        let core = self.core();
+        let (segments, files) = core.space.counts();
+        let state = core.state.lock();
+        let counters = &core.counters;
+        Stats {
+            commits: counters.commits.load(Ordering::Relaxed),
+            groups: counters.groups.load(Ordering::Relaxed),
+            syncs: counters.syncs.load(Ordering::Relaxed),
+            bytes_written: counters.bytes.load(Ordering::Relaxed),
+            rotations: counters.rotations.load(Ordering::Relaxed),
+            marks: counters.marks.load(Ordering::Relaxed),
+            segments,
+            files,
+            pending_bytes: state.pending_bytes,
+            logs: state.existing().count(),
+            written_lsn: core.written.load(Ordering::Acquire),
+            durable_lsn: core.durable_lsn(),
+        }
+    }
+
+    /// Takes no more commits, writes those that have been accepted, makes everything durable and
+    /// gives the directory free. Dropping the last handle does the same, without telling of
+    /// errors.
+    ///
+    /// # Errors
+    /// [`Error::Stopped`] when the journal had failed before; [`Error::Failed`] when it failed
+    /// now.
+    pub fn close(&self) -> Result<(), Error> {
+        self.owner.close()
+    }
+
+    fn core(&self) -> &Arc<Core> {
+        &self.owner.core
+    }
+}
+
+impl Owner {
+    fn start(&self) -> std::io::Result<()> {
+        let mut threads = self.threads.lock();
+        let core = Arc::clone(&self.core);
+        let writer = std::thread::Builder::new().name("journal-writer".to_owned());
+        let writer = writer.spawn(move || write_until_closed(&core))?;
+        *self.core.thread.lock() = Some(writer.thread().clone());
+        threads.push(writer);
+        let core = Arc::clone(&self.core);
+        let keeper = std::thread::Builder::new().name("journal-keeper".to_owned());
+        threads.push(keeper.spawn(move || keep_until_closed(&core))?);
+        Ok(())
+    }
+
+    fn close(&self) -> Result<(), Error> {
+        let closed = self.core.close();
+        for thread in self.threads.lock().drain(..) {
+            // A callback may close the journal from the writer thread itself.
+            if thread.thread().id() != std::thread::current().id() {
+                // A thread of ours that panicked has been reported already.
+                let _ = thread.join();
+            }
+        }
+        closed
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // Nobody is left to be told; whoever wants to know calls `close`.
+        let _ = self.close();
+    }
+}
+
+fn write_until_closed(core: &Core) {
+    let mut groups = core.groups();
+    loop {
+        if core.writer_leads.swap(false, Ordering::AcqRel) {
+            while core.run_group(0) > 0 {}
+            core.hand_over();
+            continue;
+        }
+        if core.closed.load(Ordering::Acquire) {
+            return;
+        }
+        if !core.mark_is_due.load(Ordering::Acquire) {
+            std::thread::park();
+            continue;
+        }
+        std::thread::park_timeout(core.options.idle_mark);
+        let before = std::mem::replace(&mut groups, core.groups());
+        let idle = before == groups && !core.writer_leads.load(Ordering::Acquire);
+        if idle && !core.closed.load(Ordering::Acquire) && core.try_lead() {
+            core.mark_is_due.store(false, Ordering::Release);
+            if let Err(fault) = core.mark(false) {
+                core.stop(&fault);
+            }
+            core.hand_over_after_mark();
+        }
+    }
+}
+
+fn keep_until_closed(core: &Core) {
+    while core.space.wait_for_need() == Need::Spare {
+        if let Err(fault) = core.prepare() {
+            core.stop(&fault);
+            return;
+        }
+    }
+}
+
+/// The outcome of a commit, to be awaited.
+#[derive(Debug)]
+#[must_use = "the commit goes on without it, but then nobody knows its outcome"]
+pub struct CommitFuture {
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Told(Option<Outcome>),
+    Later(Arc<Slot>),
+}
+
+impl Future for CommitFuture {
+    type Output = Result<Receipt, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        match &mut self.stage {
+            Stage::Told(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
+            Stage::Later(slot) => {
+                let polled = slot.poll(context);
+                if polled.is_ready() {
+                    self.stage = Stage::Told(None);
+                }
+                polled
+            }
+        }
+    }
+}
+
+impl Drop for CommitFuture {
+    fn drop(&mut self) {
+        if let Stage::Later(slot) = &self.stage {
+            slot.abandon();
+        }
+    }
+}

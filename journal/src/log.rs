@@ -1,0 +1,155 @@
+//! One log of a journal, to read from and to name in commits.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::core::Core;
+use crate::core::log::LogInner;
+use crate::core::shape::UNKNOWN;
+use crate::error::{LogName, ReadError};
+use crate::follow::Follow;
+use crate::journal::LogInfo;
+
+/// A handle to one log. Positions are dense: records have positions `first()..end()`.
+///
+/// What a handle shows is what has been acknowledged: a commit changes the bounds at the moment
+/// at which it is. Reading is synchronous, mostly from the page cache, and may be done from any
+/// thread while others write.
+#[derive(Clone)]
+pub struct Log {
+    core: Arc<Core>,
+    inner: Arc<LogInner>,
+}
+
+/// Whether damage to the disk has hit a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// Nothing is known to be wrong. Each read still verifies what it returns.
+    Intact,
+    /// These positions are lost. The rest is readable; the log takes no appends until it has
+    /// been released past `until`, truncated to `from`, or deleted.
+    Lost {
+        /// First lost position.
+        from: u64,
+        /// Position after the last lost one.
+        until: u64,
+    },
+    /// Changes to the log may have been lost, of any kind. What is readable is what was once
+    /// written, but a truncation, a release or newer records may be missing. The log takes no
+    /// appends until it has been deleted or released past its end.
+    Suspect,
+}
+
+impl Log {
+    pub(crate) fn new(core: Arc<Core>, inner: Arc<LogInner>) -> Self {
+        Self { core, inner }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &LogName {
+        self.inner.name()
+    }
+
+    /// Position of the first record; equal to [`end`](Self::end) when there is none.
+    pub fn first(&self) -> u64 {
+        self.inner.view.read().shape.first
+    }
+
+    /// Position after the last record.
+    pub fn end(&self) -> u64 {
+        self.inner.view.read().shape.end
+    }
+
+    /// Both bounds at one moment.
+    pub fn bounds(&self) -> Range<u64> {
+        let shape = self.inner.view.read().shape;
+        shape.first..shape.end
+    }
+
+    /// Whether the log exists: it comes into being with its first append and goes with its
+    /// deletion.
+    pub fn exists(&self) -> bool {
+        self.inner.view.read().shape.exists()
+    }
+
+    /// Whether damage has hit it.
+    pub fn health(&self) -> Health {
+        match self.inner.view.read().shape.damage {
+            None => Health::Intact,
+            Some((_, UNKNOWN)) => Health::Suspect,
+            Some((from, until)) => Health::Lost { from, until },
+        }
+    }
+
+    /// Bounds, size and health.
+    pub fn info(&self) -> LogInfo {
+        let view = self.inner.view.read();
+        let (first, end, bytes) = (view.shape.first, view.shape.end, view.bytes());
+        let segments = view.extents().count();
+        drop(view);
+        LogInfo { name: self.name().clone(), first, end, bytes, segments, health: self.health() }
+    }
+
+    /// Limits what the log may store, in bytes of whole batches; `None` (the default after each
+    /// opening) for no limit. Space comes back segment by segment.
+    pub fn set_quota(&self, bytes: Option<u64>) {
+        self.inner.set_quota(bytes);
+    }
+
+    /// The record at a position. Its batch is read and verified as a whole: to read many
+    /// records use [`read_range`](Self::read_range).
+    ///
+    /// A record keeps the memory of its batch alive.
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn read(&self, position: u64) -> Result<Bytes, ReadError> {
+        self.core.read(&self.inner, position)
+    }
+
+    /// Records from `range.start` on, up to `range.end` or `max_bytes` of records, whichever
+    /// comes first; at least one unless the range is empty. Fewer when the log ends inside the
+    /// range.
+    ///
+    /// # Errors
+    /// See [`ReadError`]; about the first position that it could not return.
+    pub fn read_range(
+        &self,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Vec<Bytes>, ReadError> {
+        self.core.read_range(&self.inner, range, max_bytes)
+    }
+
+    /// Follows the log from a position on: acknowledged records as they come.
+    pub fn follow(&self, from: u64) -> Follow {
+        Follow::new(self.clone(), from)
+    }
+
+    pub(crate) fn belongs_to(&self, core: &Arc<Core>) -> bool {
+        Arc::ptr_eq(&self.core, core)
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(crate) fn inner(&self) -> &LogInner {
+        &self.inner
+    }
+
+    pub(crate) fn into_inner(self) -> Arc<LogInner> {
+        self.inner
+    }
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bounds = self.bounds();
+        f.debug_struct("Log").field("name", self.name()).field("bounds", &bounds).finish()
+    }
+}

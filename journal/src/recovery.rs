@@ -1,0 +1,505 @@
+//! Opening: from what the disk kept to a journal that can go on.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::config::Options;
+use crate::core::cache::{Buffers, IndexCache};
+use crate::core::queue::State;
+use crate::core::reader::{find_index, read_directory};
+use crate::core::segment::Segment;
+use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
+use crate::core::view::Extent;
+use crate::core::writer::{Active, Staged, Writer, write_trailer};
+use crate::core::{Core, Counters};
+use crate::error::{Fault, OpenError, ReadError};
+use crate::files::{File, Files, read_full_at, write_all_at};
+use crate::format::manifest::{Life, Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
+use crate::format::segment::{self, Found, SegmentHeader};
+use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
+use crate::mutant::Mutant;
+
+pub(crate) mod replay;
+pub(crate) mod scan;
+
+use replay::{Replay, Trust};
+use scan::Scanner;
+
+const MANIFEST_NEW: &str = "manifest.new";
+
+/// What the directory holds, before anything is changed.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    pub(crate) manifest: Manifest,
+    manifest_file: Arc<dyn File>,
+    /// Both copies of the manifest are whole.
+    manifest_whole: bool,
+    /// Live segments by sequence.
+    pub(crate) live: Vec<Arc<Segment>>,
+    /// Slots of segment files that are not live.
+    free: Vec<u32>,
+}
+
+/// Opens a journal over any files.
+pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>, OpenError> {
+    options.validate()?;
+    let guard = match files.lock() {
+        Ok(guard) => guard,
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(OpenError::InUse),
+        Err(error) => return Err(Fault::new("lock", "directory", &error).into()),
+    };
+    let names = list(&*files)?;
+    if !names.iter().any(|name| name == MANIFEST) {
+        create_manifest(&*files, &names, &options)?;
+    }
+    let directory = read_directory_of(&*files, &names, options.mutant())?;
+    let (replay, replayed) = replay_tail(&directory, options.mutant())?;
+    let recovered = Recovered { directory, replay, replayed };
+    let core = recovered.into_core(files, options, guard)?;
+    Ok(core)
+}
+
+fn list(files: &dyn Files) -> Result<Vec<String>, Fault> {
+    files.list().map_err(|error| Fault::new("list", "directory", &error))
+}
+
+/// Creates the manifest of a new journal: whole under its name, or not there.
+fn create_manifest(
+    files: &dyn Files,
+    names: &[String],
+    options: &Options,
+) -> Result<(), OpenError> {
+    let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
+    if segments > 0 {
+        return Err(OpenError::ManifestMissing { segments });
+    }
+    let fault = |operation, error: &io::Error| Fault::new(operation, MANIFEST_NEW, error);
+    let file = match files.create(MANIFEST_NEW) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => files.open(MANIFEST_NEW),
+        other => other,
+    };
+    let file = file.map_err(|error| fault("create", &error))?;
+    let journal = options.identity.unwrap_or_else(random_identity);
+    let manifest = Manifest { journal, epoch: 0, counter: 0, live: Vec::new() };
+    let mut bytes = manifest.encode();
+    bytes.resize(SLOT_BYTES, 0);
+    // Both slots, so that the room for them is taken once and for all.
+    let second = Manifest { counter: 1, ..manifest }.encode();
+    bytes.extend_from_slice(&second);
+    bytes.resize(2 * SLOT_BYTES, 0);
+    write_all_at(&*file, &bytes, 0).map_err(|error| fault("write", &error))?;
+    file.sync_data().map_err(|error| fault("sync", &error))?;
+    files.rename(MANIFEST_NEW, MANIFEST).map_err(|error| fault("rename", &error))?;
+    files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
+    Ok(())
+}
+
+/// 128 bits from the seeds that the standard library draws for its hash maps.
+fn random_identity() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::process::id())));
+    half(1) << 64 | half(2)
+}
+
+/// Reads the manifest and opens the segments that count.
+pub(crate) fn read_directory_of(
+    files: &dyn Files,
+    names: &[String],
+    mutant: Option<Mutant>,
+) -> Result<Directory, OpenError> {
+    let manifest_file =
+        files.open(MANIFEST).map_err(|error| Fault::new("open", MANIFEST, &error))?;
+    let (manifest, manifest_whole) = read_manifest(&*manifest_file)?;
+    let listed: BTreeMap<u32, u64> =
+        manifest.live.iter().map(|life| (life.slot, life.sequence)).collect();
+    let newest = manifest.live.last().map_or(0, |life| life.sequence);
+    let (mut live, mut free) = (Vec::new(), Vec::new());
+    let mut slots: Vec<u32> = names.iter().filter_map(|name| segment_slot(name)).collect();
+    slots.sort_unstable();
+    if let Some(missing) = manifest.live.iter().find(|life| !slots.contains(&life.slot)) {
+        return Err(OpenError::SegmentMissing { name: segment_name(missing.slot) });
+    }
+    for slot in slots {
+        let name = segment_name(slot);
+        let file = files.open(&name).map_err(|error| Fault::new("open", &*name, &error))?;
+        let listed = listed.get(&slot).copied();
+        match life_of(file, &name, &manifest, listed, newest, mutant)? {
+            Some(segment) => live.push(segment),
+            None => free.push(slot),
+        }
+    }
+    live.sort_unstable_by_key(|segment| segment.sequence);
+    Ok(Directory { manifest, manifest_file, manifest_whole, live, free })
+}
+
+fn read_manifest(file: &dyn File) -> Result<(Manifest, bool), OpenError> {
+    let mut found = Vec::new();
+    let mut slot = vec![0; SLOT_BYTES];
+    for at in [0, SLOT_BYTES as u64] {
+        let read = read_full_at(file, &mut slot, at)
+            .map_err(|error| Fault::new("read", MANIFEST, &error))?;
+        match Manifest::decode(&slot[..read]) {
+            Slot::Valid(manifest) => found.push(manifest),
+            Slot::Newer(version) => {
+                let name = MANIFEST.to_owned();
+                return Err(OpenError::NewerFormat { name, found: version, supported: VERSION });
+            }
+            Slot::Invalid => {}
+        }
+    }
+    let whole = found.len() == 2;
+    match found.into_iter().max_by_key(|manifest| manifest.counter) {
+        Some(manifest) => Ok((manifest, whole)),
+        None => Err(OpenError::ManifestDamaged { detail: "neither copy verifies".to_owned() }),
+    }
+}
+
+/// The segment in a file, if it is live.
+fn life_of(
+    file: Arc<dyn File>,
+    name: &str,
+    manifest: &Manifest,
+    listed: Option<u64>,
+    newest: u64,
+    mutant: Option<Mutant>,
+) -> Result<Option<Arc<Segment>>, OpenError> {
+    let fault = |error: io::Error| Fault::new("read", name, &error);
+    let mut bytes = [0; segment::BYTES];
+    let read = read_full_at(&*file, &mut bytes, 0).map_err(fault)?;
+    let masked = mutant != Some(Mutant::CrcNotSeeded);
+    let slot = segment_slot(name).unwrap_or_default();
+    let journal = manifest.journal;
+    match (SegmentHeader::decode(&bytes[..read]), listed) {
+        (Found::Newer(found), _) => {
+            Err(OpenError::NewerFormat { name: name.to_owned(), found, supported: VERSION })
+        }
+        (Found::Header(header), _) if header.journal != journal => {
+            Err(OpenError::ForeignSegment { name: name.to_owned() })
+        }
+        (Found::Header(header), listed) => {
+            let SegmentHeader { sequence, size, .. } = header;
+            let segment = Segment::new(journal, slot, sequence, size, file, masked);
+            // One copy of the manifest may be damaged and the other one older than this life.
+            let counts = match listed {
+                Some(listed) => listed == sequence || begins_with_table(&segment)?,
+                None => sequence > newest && begins_with_table(&segment)?,
+            };
+            Ok(counts.then(|| Arc::new(segment)))
+        }
+        // Only the header is damaged; the frames do not need it.
+        (Found::Nothing, Some(sequence)) => {
+            let size = file.len().map_err(fault)?;
+            let size = size.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+            Ok(Some(Arc::new(Segment::new(journal, slot, sequence, size, file, masked))))
+        }
+        (Found::Nothing, None) => Ok(None),
+    }
+}
+
+/// Whether a segment's first frame is a table that verifies.
+pub(crate) fn begins_with_table(segment: &Segment) -> Result<bool, Fault> {
+    use crate::format::frame::FrameKind;
+    let mut scanner = Scanner::new(segment);
+    let Some(frame) = scanner.frame(FRAMES_AT)? else { return Ok(false) };
+    Ok(frame.unknown.is_some()
+        || frame.kind() == Some(FrameKind::Table) && scanner.bad_payloads(&frame)?.is_empty())
+}
+
+/// Replays the segments from the newest table on; answers the place of the first of them among
+/// the live ones, or nothing for a journal that has no frames.
+fn replay_tail(
+    directory: &Directory,
+    mutant: Option<Mutant>,
+) -> Result<(Replay, Option<usize>), OpenError> {
+    let mut base = None;
+    for (number, segment) in directory.live.iter().enumerate().rev() {
+        if begins_with_table(segment)? {
+            base = Some(number);
+            break;
+        }
+    }
+    let Some(base) = base else {
+        for segment in &directory.live {
+            if let Some(frame) = Scanner::new(segment).search(FRAMES_AT)? {
+                let (name, lsn) = (segment.name(), frame.header.lsn);
+                let detail = format!("{name} has a frame with LSN {lsn} and no table before it");
+                return Err(OpenError::TableDamaged { detail });
+            }
+        }
+        return Ok((Replay::fresh(), None));
+    };
+    let closed_epoch = directory.manifest_whole.then_some(directory.manifest.epoch);
+    let replay = replay::replay(&directory.live[base..], Trust { closed_epoch, mutant })?;
+    Ok((replay, Some(base)))
+}
+
+/// Everything that was found, on the way to a journal that works.
+struct Recovered {
+    directory: Directory,
+    replay: Replay,
+    replayed: Option<usize>,
+}
+
+impl Recovered {
+    fn into_core(
+        mut self,
+        files: Arc<dyn Files>,
+        options: Options,
+        guard: Box<dyn Send + Sync>,
+    ) -> Result<Arc<Core>, OpenError> {
+        let active = self.active();
+        if let Some((segment, tail)) = &active {
+            self.attach_sealed(segment)?;
+            if options.mutant() != Some(Mutant::NoRewriteAboveMark) {
+                self.rewrite_above_mark(segment, *tail)?;
+            }
+        }
+        let mutant = options.mutant();
+        let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
+        let Directory { mut manifest, manifest_file, .. } = self.directory;
+        let bump = u32::from(mutant != Some(Mutant::EpochNotBumped));
+        manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(bump);
+        manifest.live = census.lives(active.as_ref().map(|(segment, _)| segment));
+        let epoch = manifest.epoch;
+        let space = Space::new(census);
+        let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, manifest_file);
+        keeper.write_manifest()?;
+
+        let last = self.replay.next_lsn - 1;
+        let mut state = State::new(&options);
+        state.next_number = self.replay.next_number;
+        state.names_missing = self.replay.names_missing;
+        let (segment, tail) = match active {
+            Some(active) => active,
+            None => (first_segment(&mut keeper, &space)?, FRAMES_AT),
+        };
+        let mut writer = Writer {
+            active: Active {
+                segment,
+                tail,
+                sealed: self.replay.sealed.is_some(),
+                logs: Vec::new(),
+                batches: 0,
+            },
+            next_lsn: self.replay.next_lsn,
+            epoch,
+            marked: last,
+            unsynced: false,
+            sync_next: false,
+            staged: Staged::default(),
+            last_activity: 0,
+        };
+        fill_state(&mut state, &mut writer.active, self.replay);
+        let core = Arc::new(Core {
+            index_cache: Mutex::new(IndexCache::new(options.index_cache_bytes)),
+            options,
+            writer: Mutex::new(writer),
+            state: Mutex::new(state),
+            idle: Condvar::new(),
+            space,
+            keeper: Mutex::new(keeper),
+            buffers: Buffers::default(),
+            durable: AtomicU64::new(last),
+            written: AtomicU64::new(last),
+            counters: Counters::default(),
+            closed: AtomicBool::new(false),
+            thread: Mutex::new(None),
+            writer_leads: AtomicBool::new(false),
+            mark_is_due: AtomicBool::new(false),
+            guard: Mutex::new(Some(guard)),
+            files,
+        });
+        begin_epoch(&core)?;
+        Ok(core)
+    }
+
+    /// The segment to go on in, and where.
+    fn active(&self) -> Option<(Arc<Segment>, u64)> {
+        let base = self.replayed?;
+        let (number, tail) = self.replay.end;
+        Some((Arc::clone(self.directory.live.get(base + number)?), tail))
+    }
+
+    /// Gives the logs what sealed segments have of them.
+    fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
+        let base = self.replayed.unwrap_or_default();
+        let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        for segment in &self.directory.live[..base] {
+            for (number, mut extent) in contents(segment)? {
+                if self.replay.logs.contains_key(&number) {
+                    extent.batches = None;
+                    found.entry(number).or_default().push(extent);
+                } else {
+                    segment.unpin(0);
+                }
+            }
+        }
+        for (number, log) in &mut self.replay.logs {
+            let mut extents = found.remove(number).unwrap_or_default();
+            // What is defined by LSN is not defined by the order of the files.
+            extents.sort_by_key(|extent| extent.last);
+            log.view.put_before(extents);
+            for segment in self.directory.live[base..].iter() {
+                if !Arc::ptr_eq(segment, active) {
+                    log.view.seal(segment);
+                }
+            }
+            if let Some((from, until)) = log.view.hole() {
+                log.view.shape.hurt(from, until);
+            }
+            if let Some((from, until)) = log.view.shape.damage {
+                let log = &log.name;
+                tracing::warn!(target: "voussoir::journal", %log, from, until, "damaged");
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is kept above the mark once more: an earlier sync that failed may have left
+    /// it in the page cache alone, from where it was read.
+    fn rewrite_above_mark(&self, segment: &Arc<Segment>, tail: u64) -> Result<(), OpenError> {
+        let Some(from) = self.replay.above_mark(self.replay.end.0) else { return Ok(()) };
+        let fault = |operation, error: &io::Error| Fault::new(operation, segment.name(), error);
+        let mut scanner = Scanner::new(segment);
+        let mut at = from;
+        while at < tail {
+            let length = (tail - at).min(1 << 20) as usize;
+            let bytes = scanner.bytes(at, length)?;
+            write_all_at(&*segment.file, bytes, at).map_err(|error| fault("write", &error))?;
+            at += length as u64;
+        }
+        if let Some((offset, length, lsn)) = self.replay.sealed {
+            write_trailer(segment, offset, length, lsn)?;
+        }
+        segment.file.sync_data().map_err(|error| fault("sync", &error))?;
+        Ok(())
+    }
+
+    fn census(&self, active: Option<&Arc<Segment>>, options: &Options) -> Census {
+        let (mut sealed, mut spares) = (Vec::new(), Vec::new());
+        let mut free = self.directory.free.clone();
+        let active_sequence = active.map_or(0, |active| active.sequence);
+        for segment in &self.directory.live {
+            if segment.sequence < active_sequence {
+                sealed.push(Arc::clone(segment));
+            } else if segment.sequence > active_sequence {
+                if segment.size == options.segment_bytes {
+                    spares.push(Arc::clone(segment));
+                } else {
+                    free.push(segment.slot);
+                }
+            }
+        }
+        let live = &self.directory.live;
+        Census {
+            files: live.len() + self.directory.free.len(),
+            next_slot: live
+                .iter()
+                .map(|segment| segment.slot)
+                .chain(self.directory.free.iter().copied())
+                .max()
+                .map_or(0, |slot| slot + 1),
+            next_sequence: live.last().map_or(0, |segment| segment.sequence) + 1,
+            base: active_sequence,
+            sealed,
+            spares,
+            free,
+        }
+    }
+}
+
+impl Census {
+    fn lives(&self, active: Option<&Arc<Segment>>) -> Vec<Life> {
+        let mut lives: Vec<Life> = self
+            .sealed
+            .iter()
+            .chain(active)
+            .chain(&self.spares)
+            .map(|segment| Life { sequence: segment.sequence, slot: segment.slot })
+            .collect();
+        lives.sort_unstable();
+        lives
+    }
+}
+
+/// What each log has in a sealed segment, pinning it.
+fn contents(segment: &Arc<Segment>) -> Result<Vec<(u64, Extent)>, OpenError> {
+    let directory = match find_index(segment).map_err(into_open_error)? {
+        Some(index) => read_directory(segment, &index).map_err(into_open_error)?,
+        None => None,
+    };
+    let extent = |first, end, last, bytes| {
+        let mut extent = Extent::new(Arc::clone(segment), first);
+        (extent.end, extent.last, extent.bytes) = (end, last, bytes);
+        extent
+    };
+    Ok(match directory {
+        Some(directory) => directory
+            .into_iter()
+            .map(|log| (log.log, extent(log.first, log.end, log.last, u64::from(log.bytes))))
+            .collect(),
+        None => {
+            let name = segment.name();
+            tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
+            scan::rebuild_index(segment)?
+                .into_iter()
+                .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
+                .collect()
+        }
+    })
+}
+
+fn into_open_error(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Io(fault) => OpenError::Io(fault),
+        // Finding and reading an index fails in no other way.
+        other => OpenError::TableDamaged { detail: other.to_string() },
+    }
+}
+
+fn fill_state(state: &mut State, active: &mut Active, replay: Replay) {
+    for log in replay.logs.into_values() {
+        let shape = log.view.shape;
+        let inner = state.insert(&log.name.namespace, log.name.id, shape, log.last);
+        if let Some(extent) = log.view.extent_in(&active.segment) {
+            active.logs.push(inner.index());
+            active.batches += extent.batches.as_ref().map_or(0, |batches| batches.len() as u64);
+        }
+        *inner.view.write() = log.view;
+    }
+}
+
+fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, OpenError> {
+    if let Some(spare) = space.take_spare(false) {
+        return Ok(spare);
+    }
+    match keeper.prepare(space, &|| 0) {
+        Ok(()) => {}
+        Err(PrepareError::Fault(fault)) => return Err(fault.into()),
+        Err(PrepareError::Full) => return Err(OpenError::NoRoom),
+    }
+    space.take_spare(false).ok_or(OpenError::NoRoom)
+}
+
+/// Writes the first frame of the new epoch: the table of a new journal, else a mark.
+fn begin_epoch(core: &Core) -> Result<(), OpenError> {
+    let mut writer = core.writer.lock();
+    let writer = &mut *writer;
+    if writer.next_lsn == 1 {
+        core.stage_table(writer);
+        writer.sync_next = true;
+    } else if writer.mark_fits() {
+        writer.stage_mark(writer.next_lsn - 1, false);
+    } else {
+        // The next segment's table will be the first frame of the epoch.
+        return Ok(());
+    }
+    core.write_staged(writer)?;
+    core.sync(writer)?;
+    writer.marked = writer.next_lsn - 1;
+    Ok(())
+}

@@ -1,0 +1,234 @@
+//! Walking over the frames of a segment.
+
+use std::collections::BTreeMap;
+
+use crate::core::segment::Segment;
+use crate::error::Fault;
+use crate::files::read_full_at;
+use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
+use crate::format::index::BatchRef;
+use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, padded};
+
+const READ_BYTES: usize = 1 << 20;
+
+/// A frame whose head verifies.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    pub(crate) offset: u64,
+    pub(crate) header: Header,
+    pub(crate) sections: Vec<Section>,
+    /// Set for a frame that a newer version wrote: its sections were not understood.
+    pub(crate) unknown: Option<u8>,
+}
+
+impl Frame {
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + u64::from(self.header.length)
+    }
+
+    pub(crate) fn kind(&self) -> Option<FrameKind> {
+        FrameKind::from_byte(self.header.kind)
+    }
+
+    /// Offset of the payload of each section.
+    pub(crate) fn payloads(&self) -> impl Iterator<Item = (u64, &Section)> {
+        let mut at = self.offset + u64::from(self.header.head);
+        self.sections.iter().map(move |section| {
+            let start = at;
+            at += padded(u64::from(section.length));
+            (start, section)
+        })
+    }
+
+    /// What the batches of this frame are called in an index, with the number after the last
+    /// position.
+    pub(crate) fn batches(&self) -> impl Iterator<Item = (usize, u64, BatchRef, u64)> {
+        self.payloads().enumerate().filter_map(|(number, (at, section))| {
+            if section.kind != SectionKind::Append {
+                return None;
+            }
+            let (first, end) = section.positions()?;
+            let batch = BatchRef::new(first, self.offset, at, section.length, number);
+            Some((number, section.log, batch, end))
+        })
+    }
+}
+
+/// Reads a segment from front to back in large pieces.
+#[derive(Debug)]
+pub(crate) struct Scanner<'a> {
+    segment: &'a Segment,
+    window: Vec<u8>,
+    /// Offset of the first byte of the window.
+    at: u64,
+    /// Valid bytes of the window.
+    filled: usize,
+}
+
+impl<'a> Scanner<'a> {
+    pub(crate) fn new(segment: &'a Segment) -> Self {
+        Self { segment, window: Vec::new(), at: 0, filled: 0 }
+    }
+
+    /// Where frames must end.
+    fn limit(&self) -> u64 {
+        self.segment.size - TRAILER_BYTES
+    }
+
+    /// Bytes from `offset` on; fewer than asked for only where the file ends.
+    pub(crate) fn bytes(&mut self, offset: u64, length: usize) -> Result<&[u8], Fault> {
+        let end = offset + length as u64;
+        if offset < self.at || end > self.at + self.filled as u64 {
+            self.load(offset, length)?;
+        }
+        let start = (offset - self.at) as usize;
+        Ok(&self.window[start..(start + length).min(self.filled)])
+    }
+
+    fn load(&mut self, offset: u64, length: usize) -> Result<(), Fault> {
+        let have = self.at..self.at + self.filled as u64;
+        if have.contains(&offset) {
+            let start = (offset - self.at) as usize;
+            self.window.copy_within(start..self.filled, 0);
+            self.filled -= start;
+        } else {
+            self.filled = 0;
+        }
+        self.at = offset;
+        // Never beyond the segment, whatever a head claims.
+        let rest = (self.segment.size.saturating_sub(offset)) as usize;
+        let wanted = length.max(READ_BYTES).min(rest);
+        if self.window.len() < wanted {
+            self.window.resize(wanted, 0);
+        }
+        let from = offset + self.filled as u64;
+        let read = read_full_at(&*self.segment.file, &mut self.window[self.filled..wanted], from)
+            .map_err(|error| Fault::new("read", self.segment.name(), &error))?;
+        self.filled += read;
+        Ok(())
+    }
+
+    /// The frame at `offset`, if a head verifies there.
+    pub(crate) fn frame(&mut self, offset: u64) -> Result<Option<Frame>, Fault> {
+        if offset + HEADER_BYTES as u64 > self.limit() {
+            return Ok(None);
+        }
+        let limit = self.limit();
+        let bytes = self.bytes(offset, HEADER_BYTES)?;
+        let Some(header) = Header::peek(bytes) else { return Ok(None) };
+        if header.lsn == 0 || offset + u64::from(header.length) > limit {
+            return Ok(None);
+        }
+        let segment = self.segment;
+        let head = self.bytes(offset, header.head as usize)?;
+        if !header.verify(head, segment.place(offset)) {
+            return Ok(None);
+        }
+        let (sections, unknown) = match header.sections(head) {
+            Ok(sections) if FrameKind::from_byte(header.kind).is_some() => (sections, None),
+            Ok(_) => (Vec::new(), Some(header.kind)),
+            Err(HeadError::UnknownSection(kind)) => (Vec::new(), Some(kind)),
+            Err(HeadError::Malformed) => return Ok(None),
+        };
+        Ok(Some(Frame { offset, header, sections, unknown }))
+    }
+
+    /// The numbers of the sections whose payload fails its checksum.
+    pub(crate) fn bad_payloads(&mut self, frame: &Frame) -> Result<Vec<usize>, Fault> {
+        let mut bad = Vec::new();
+        for (number, (at, section)) in frame.payloads().enumerate() {
+            let payload = self.bytes(at, section.length as usize)?;
+            if payload.len() < section.length as usize || crc32c(payload) != section.crc {
+                bad.push(number);
+            }
+        }
+        Ok(bad)
+    }
+
+    /// The next head that verifies at or after `from`.
+    pub(crate) fn search(&mut self, from: u64) -> Result<Option<Frame>, Fault> {
+        let mut offset = padded(from);
+        while offset + HEADER_BYTES as u64 <= self.limit() {
+            let length = (self.limit() - offset).min(READ_BYTES as u64) as usize;
+            let window = self.bytes(offset, length)?;
+            let candidates: Vec<u64> = window
+                .chunks_exact(8)
+                .enumerate()
+                .filter(|(_, bytes)| Header::may_start(bytes))
+                .map(|(number, _)| offset + number as u64 * 8)
+                .collect();
+            let searched = window.len() as u64 / 8 * 8;
+            for candidate in candidates {
+                if let Some(frame) = self.frame(candidate)? {
+                    return Ok(Some(frame));
+                }
+            }
+            if searched == 0 {
+                break;
+            }
+            offset += searched;
+        }
+        Ok(None)
+    }
+}
+
+/// What one log has in one segment, by the frames themselves.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuilt {
+    pub(crate) number: u64,
+    pub(crate) first: u64,
+    pub(crate) end: u64,
+    pub(crate) last: u64,
+    pub(crate) bytes: u64,
+    pub(crate) batches: Vec<BatchRef>,
+}
+
+impl Rebuilt {
+    fn append(&mut self, batch: BatchRef, end: u64, lsn: u64) {
+        self.truncate(batch.first);
+        if self.batches.is_empty() {
+            self.first = batch.first;
+        }
+        self.end = end;
+        self.last = lsn;
+        self.bytes += u64::from(batch.length);
+        self.batches.push(batch);
+    }
+
+    fn truncate(&mut self, from: u64) {
+        while self.batches.last().is_some_and(|batch| batch.first >= from) {
+            self.batches.pop();
+        }
+        self.end = self.end.min(from);
+    }
+}
+
+/// Builds the index of a segment from its frames, skipping what does not verify.
+pub(crate) fn rebuild_index(segment: &Segment) -> Result<Vec<Rebuilt>, Fault> {
+    let mut scanner = Scanner::new(segment);
+    let mut logs: BTreeMap<u64, Rebuilt> = BTreeMap::new();
+    let (mut offset, mut lsn, mut epoch) = (FRAMES_AT, 0, 0);
+    while let Some(frame) = scanner.search(offset)? {
+        // Leftovers of an earlier epoch lie behind the end, and never count.
+        if frame.header.lsn <= lsn || frame.header.epoch < epoch {
+            offset = frame.offset + 8;
+            continue;
+        }
+        (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
+        for section in &frame.sections {
+            match (section.kind, logs.get_mut(&section.log)) {
+                (SectionKind::Truncate, Some(log)) => log.truncate(section.position),
+                (SectionKind::Delete, Some(_)) => {
+                    logs.remove(&section.log);
+                }
+                _ => {}
+            }
+        }
+        for (_, number, batch, end) in frame.batches() {
+            let log = logs.entry(number).or_insert_with(|| Rebuilt { number, ..Rebuilt::default() });
+            log.append(batch, end, lsn);
+        }
+        offset = frame.end();
+    }
+    Ok(logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect())
+}

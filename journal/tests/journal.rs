@@ -1,0 +1,138 @@
+//! Behaviour of one journal over memory files.
+use std::sync::Arc;
+
+use voussoir_journal::{Commit, Durability, Error, Journal, MemoryFiles, Options, ReadError, Work};
+
+fn small() -> Options {
+    let mut options = Options::manual();
+    options.segment_bytes = 64 << 10;
+    options.max_bytes = 64 << 20;
+    options.identity = Some(7);
+    options
+}
+
+#[test]
+fn records_survive_reopening_over_many_segments() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = Journal::open_with(files.clone(), small()).unwrap();
+    let logs: Vec<_> = (0..5).map(|id| journal.log("test", id).unwrap()).collect();
+    for round in 0..400u64 {
+        let mut commit = Commit::new();
+        for (id, log) in logs.iter().enumerate() {
+            let record = vec![(round % 251) as u8; 100 + 10 * id];
+            commit = commit.append(log, [&record, &record]);
+        }
+        let receipt = journal.commit_blocking(commit).unwrap();
+        assert_eq!(receipt.positions()[4], 2 * round..2 * round + 2);
+        while journal.work(0) != Work::Idle {}
+    }
+    assert!(journal.stats().rotations > 5, "{:?}", journal.stats());
+    journal.close().unwrap();
+    assert_eq!(logs[0].read(0), Err(ReadError::Closed));
+
+    for _ in 0..2 {
+        let journal = Journal::open_with(files.clone(), small()).unwrap();
+        for id in 0..5 {
+            let log = journal.log("test", id).unwrap();
+            assert_eq!(log.bounds(), 0..800, "{id}");
+            for position in 0..800 {
+                let record = log.read(position).unwrap();
+                assert_eq!(record, vec![(position / 2 % 251) as u8; 100 + 10 * id as usize]);
+            }
+            assert_eq!(log.read_range(10..800, 1000).unwrap().len(), 1000 / (100 + 10 * id as usize));
+        }
+        journal.close().unwrap();
+    }
+}
+
+#[test]
+fn released_segments_are_used_again() {
+    let files = Arc::new(MemoryFiles::new());
+    let mut options = small();
+    options.max_bytes = 256 << 10;
+    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    let log = journal.log("test", 1).unwrap();
+    let record = vec![1; 1000];
+    for round in 0..1000u64 {
+        let commit = Commit::new().append(&log, [&record]).release(&log, round.saturating_sub(50));
+        journal.commit_blocking(commit).unwrap();
+        while journal.work(0) != Work::Idle {}
+    }
+    assert!(journal.stats().files <= 4);
+    let mut full = None;
+    for _ in 0..500 {
+        match journal.commit_blocking(Commit::new().append(&log, [&record])) {
+            Ok(_) => {}
+            Err(error) => {
+                full = Some(error);
+                break;
+            }
+        }
+        while journal.work(0) != Work::Idle {}
+    }
+    assert!(matches!(&full, Some(Error::Full { pinned_by }) if pinned_by.len() == 1), "{full:?}");
+    journal.commit_blocking(Commit::new().release(&log, log.end())).unwrap();
+    while journal.work(0) != Work::Idle {}
+    for _ in 0..50 {
+        journal.commit_blocking(Commit::new().append(&log, [&record])).unwrap();
+        while journal.work(0) != Work::Idle {}
+    }
+    drop(journal);
+    let end = log.end();
+    let journal = Journal::open_with(files, options).unwrap();
+    let log = journal.log("test", 1).unwrap();
+    assert_eq!(log.bounds(), end - 50..end);
+    assert_eq!(log.read(end - 1).unwrap(), record);
+}
+
+#[test]
+fn threads_share_groups() {
+    let files = Arc::new(MemoryFiles::new());
+    let mut options = Options::default();
+    options.segment_bytes = 1 << 20;
+    let journal = Journal::open_with(files, options).unwrap();
+    std::thread::scope(|scope| {
+        for id in 0..8 {
+            let journal = journal.clone();
+            scope.spawn(move || {
+                let log = journal.log("t", id).unwrap();
+                for at in 0..500u64 {
+                    let durability =
+                        if at % 3 == 0 { Durability::Buffered } else { Durability::Synced };
+                    let commit =
+                        Commit::new().append(&log, [at.to_le_bytes()]).durability(durability);
+                    let receipt = journal.commit_blocking(commit).unwrap();
+                    assert_eq!(receipt.positions(), [at..at + 1]);
+                }
+                for at in 0..499u64 {
+                    assert_eq!(log.read(at).unwrap(), at.to_le_bytes()[..]);
+                }
+            });
+        }
+    });
+    journal.close().unwrap();
+}
+
+#[tokio::test]
+async fn futures_and_followers() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), {
+        let mut options = Options::default();
+        options.segment_bytes = 1 << 20;
+        options.max_pending_bytes = 1000;
+        options
+    })
+    .unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let mut follow = log.follow(0);
+    let commits: Vec<_> =
+        (0..200u64).map(|at| journal.commit(Commit::new().append(&log, [at.to_le_bytes()]))).collect();
+    for at in 0..200u64 {
+        let (position, record) = follow.next().await.unwrap();
+        assert_eq!((position, &record[..]), (at, &at.to_le_bytes()[..]));
+    }
+    for (at, commit) in commits.into_iter().enumerate() {
+        assert_eq!(commit.await.unwrap().positions(), [at as u64..at as u64 + 1]);
+    }
+    journal.close().unwrap();
+    assert_eq!(follow.next().await, Err(ReadError::Closed));
+}

@@ -1,0 +1,135 @@
+//! The rules of STYLE.md that no compiler keeps.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use crate::run::{cargo, output};
+
+mod source;
+
+/// Lines of a source file, tests in the same file included.
+const FILE_LINES_MAX: usize = 800;
+/// Lines of a crate's `lib.rs`, which holds re-exports only.
+const LIB_LINES_MAX: usize = 120;
+/// Lines of `examples/minimal.rs`.
+const MINIMAL_LINES_MAX: usize = 80;
+/// Characters of a line.
+const COLUMNS_MAX: usize = 100;
+/// Crates that a library may pull in with its default features, itself included.
+const WEIGHT_MAX: usize = 35;
+/// The same without any feature.
+const BARE_WEIGHT_MAX: usize = 20;
+
+/// What each library may use of the others when its default features are on. Every other edge is
+/// an adapter behind a feature of its own.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("journal", &[]),
+    ("net", &[]),
+    ("sim", &[]),
+    ("ring", &[]),
+    ("breaker", &[]),
+    ("limit", &[]),
+    ("raft", &["journal", "net"]),
+];
+
+pub(crate) fn run() -> Result<(), String> {
+    let mut problems = Vec::new();
+    let root = crate::root();
+    let listed = output(std::process::Command::new("git").current_dir(&root).args([
+        "ls-files",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    let files: Vec<&str> = listed.lines().filter(|file| root.join(file).is_file()).collect();
+    for file in files.iter().filter(|file| is_rust(file)) {
+        let text = std::fs::read_to_string(root.join(file)).map_err(|e| format!("{file}: {e}"))?;
+        check_file(file, &text, &mut problems);
+    }
+    for (name, allowed) in MAY_USE {
+        check_dependencies(name, allowed, &mut problems)?;
+        check_skeleton(&root, name, &mut problems);
+    }
+    if problems.is_empty() {
+        eprintln!("tidy: {} files, {} libraries", files.len(), MAY_USE.len());
+        return Ok(());
+    }
+    for problem in &problems {
+        eprintln!("{problem}");
+    }
+    Err(format!("{} untidy places", problems.len()))
+}
+
+fn is_rust(file: &str) -> bool {
+    Path::new(file).extension().is_some_and(|extension| extension == "rs")
+}
+
+fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
+    let count = text.lines().count();
+    let is_member_lib = file.ends_with("/src/lib.rs");
+    let max = if is_member_lib {
+        LIB_LINES_MAX
+    } else if file.ends_with("examples/minimal.rs") {
+        MINIMAL_LINES_MAX
+    } else {
+        FILE_LINES_MAX
+    };
+    if count > max {
+        problems.push(format!("{file}: {count} lines, at most {max}"));
+    }
+    for (number, line) in text.lines().enumerate() {
+        let width = line.chars().count();
+        if width > COLUMNS_MAX {
+            problems.push(format!("{file}:{}: {width} columns", number + 1));
+        }
+    }
+    if file.contains("/src/") && !file.starts_with("xtask/") && !file.starts_with("benches/") {
+        problems.extend(source::undocumented_cancel_safety(file, text));
+    }
+    problems.extend(source::reasonless(file, text));
+}
+
+/// The direction and the weight of a library's dependencies.
+fn check_dependencies(
+    name: &str,
+    allowed: &[&str],
+    problems: &mut Vec<String>,
+) -> Result<(), String> {
+    let package = format!("voussoir-{name}");
+    let tree = |extra: &[&str]| -> Result<BTreeSet<String>, String> {
+        let args = ["tree", "--locked", "--package", &package, "--prefix", "none"];
+        let args = [&args[..], &["--edges", "normal"], extra].concat();
+        let text = output(&mut cargo(&args))?;
+        let first_two = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
+        Ok(text.lines().map(first_two).filter(|line| !line.is_empty()).collect())
+    };
+    let default = tree(&[])?;
+    for used in default.iter().filter_map(|line| line.strip_prefix("voussoir-")) {
+        let used = used.split(' ').next().unwrap_or_default();
+        if used != name && !allowed.contains(&used) {
+            problems.push(format!("{name}: must not depend on {used} by default"));
+        }
+    }
+    if default.len() > WEIGHT_MAX {
+        problems.push(format!("{name}: pulls in {} crates, at most {WEIGHT_MAX}", default.len()));
+    }
+    let bare = tree(&["--no-default-features"])?;
+    if bare.len() > BARE_WEIGHT_MAX {
+        problems.push(format!("{name}: {} crates bare, at most {BARE_WEIGHT_MAX}", bare.len()));
+    }
+    eprintln!("{name:>8}: {:2} crates, {:2} without features", default.len(), bare.len());
+    Ok(())
+}
+
+/// What every library has at the same place.
+fn check_skeleton(root: &Path, name: &str, problems: &mut Vec<String>) {
+    for part in ["README.md", "src/lib.rs", "tests/api.rs", "examples/minimal.rs"] {
+        if !root.join(name).join(part).is_file() {
+            problems.push(format!("{name}: lacks {part}"));
+        }
+    }
+    let manifest = std::fs::read_to_string(root.join(name).join("Cargo.toml")).unwrap_or_default();
+    if !manifest.contains("[lints]\nworkspace = true") {
+        problems.push(format!("{name}: does not take the lints of the workspace"));
+    }
+}
