@@ -79,6 +79,17 @@ pub struct Config {
     /// Snapshots that a leader sends at once. Default 1.
     pub max_snapshots_sending: usize,
 
+    /// The shell: weight of the peers' messages that wait for the node's loop, in bytes. Past it
+    /// they are dropped, as a network may do. Default 64 MiB.
+    pub max_inbox_bytes: u64,
+    /// The shell: how long a proposal may take before its caller is told that its outcome is
+    /// unknown. Default 5 s.
+    pub proposal_timeout: Duration,
+    /// The shell: chunks of a snapshot under way to one follower. Default 4.
+    pub snapshot_window: usize,
+    /// The shell: how long a follower may take to store one chunk of a snapshot. Default 5 s.
+    pub snapshot_timeout: Duration,
+
     /// A deliberately broken core, to test the tests.
     #[cfg(feature = "testing")]
     #[doc(hidden)]
@@ -113,6 +124,10 @@ impl Default for Config {
             snapshot_after_bytes: 256 << 20,
             keep_entries: 10_000,
             max_snapshots_sending: 1,
+            max_inbox_bytes: 64 << 20,
+            proposal_timeout: Duration::from_secs(5),
+            snapshot_window: 4,
+            snapshot_timeout: Duration::from_secs(5),
             #[cfg(feature = "testing")]
             __mutant: None,
         }
@@ -167,6 +182,10 @@ impl Config {
             "disk_stall is less than election_timeout_min or more than an hour"
         } else if self.resend_interval < self.heartbeat_interval || self.resend_interval > longest {
             "resend_interval is less than a heartbeat or more than an hour"
+        } else if self.proposal_timeout.is_zero() || self.proposal_timeout > longest {
+            "proposal_timeout is zero or more than an hour"
+        } else if self.snapshot_timeout.is_zero() || self.snapshot_timeout > longest {
+            "snapshot_timeout is zero or more than an hour"
         } else {
             return Ok(());
         };
@@ -188,6 +207,8 @@ impl Config {
             (self.max_reads == 0, "max_reads is zero"),
             (self.max_held == 0, "max_held is zero"),
             (self.max_snapshots_sending == 0, "max_snapshots_sending is zero"),
+            (self.max_inbox_bytes == 0, "max_inbox_bytes is zero"),
+            (self.snapshot_window == 0, "snapshot_window is zero"),
             (u32::try_from(self.max_entry_bytes).is_err(), "max_entry_bytes exceeds 32 bits"),
             (u16::try_from(self.max_append_entries).is_err(), "max_append_entries exceeds 16 bits"),
         ];

@@ -1,5 +1,7 @@
 //! The values that the core, the stores and the wire share.
 
+use std::fmt;
+
 use bytes::Bytes;
 
 /// The most voters a group may have. Majorities are computed on the stack over this many.
@@ -83,6 +85,17 @@ pub enum Role {
     Leader,
 }
 
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Follower => "follower",
+            Self::PreCandidate => "pre-candidate",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+        })
+    }
+}
+
 /// A moment of a core, for operators and tests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -132,4 +145,8 @@ pub enum HaltReason {
     /// data or a peer does not speak Raft.
     #[error("a peer contradicted a committed entry")]
     Inconsistent,
+    /// The state machine failed. The core never says so; a shell does. A restart rebuilds the
+    /// machine from the log.
+    #[error("the state machine failed")]
+    MachineFailed,
 }

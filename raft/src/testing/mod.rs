@@ -1,5 +1,7 @@
 //! Means to test what is built on this crate, and this crate itself. Feature `testing`.
 
+mod faults;
 pub mod sim;
 
+pub use self::faults::FaultyStore;
 pub use crate::core::Mutant;

@@ -1,0 +1,47 @@
+//! The promises of [`Transport`](crate::Transport) as a suite of checks, for any implementation.
+//!
+//! ```ignore
+//! #[tokio::test]
+//! async fn conforms() {
+//!     voussoir_net::testing::conformance(&MyFactory).await;
+//! }
+//! ```
+
+mod suite;
+mod support;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::Transport;
+pub use support::{Probe, Seen};
+
+/// Makes the transports that the suite checks.
+#[async_trait]
+pub trait Factory: Send + Sync {
+    /// One transport for each id, each able to reach all others by their ids, in a network of
+    /// their own. Messages up to 64 KiB must be taken on small channels, up to 1 MiB on bulk ones;
+    /// the queue to a peer must hold at most 64 MiB, and calls of a peer under way at most 4,096.
+    ///
+    /// # Cancel safety
+    /// The suite never drops the future.
+    async fn start(&self, ids: &[u64]) -> Vec<Arc<dyn Transport>>;
+
+    /// Ends one of the transports, as if its process had been killed.
+    ///
+    /// # Cancel safety
+    /// The suite never drops the future.
+    async fn kill(&self, transport: Arc<dyn Transport>);
+}
+
+/// Runs every check, one after the other, each with transports of its own.
+///
+/// # Panics
+/// When a promise is not kept; the message says which.
+///
+/// # Cancel safety
+/// Dropping the future ends the checks; the transports are dropped.
+pub async fn conformance(factory: &dyn Factory) {
+    suite::run(factory).await;
+}
