@@ -171,6 +171,12 @@ impl Core {
         let Some(peer) = self.peer_mut(from) else { return };
         peer.received = reply.received;
         peer.round = peer.round.max(reply.round);
+        // It has restarted, and no longer knows that its log is equal to ours. Tell it, or it
+        // would not dare to move its commit index before the next entry.
+        if reply.received < peer.matched && matches!(peer.flow, Flow::Replicate) {
+            let next = peer.matched + 1;
+            self.start_session(from, next);
+        }
     }
 
     pub(super) fn on_unreachable(&mut self, id: u64) {
