@@ -144,8 +144,8 @@ impl Options {
 /// commits of a log are written and recovered in one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Durability {
-    /// When the journal has accepted it in memory: lost when the process dies before it is
-    /// written. It is readable once written, and synced with the next synced commit or when the
+    /// When the journal has accepted it in memory: lost, without further notice, when the process
+    /// dies, the journal stops or there is no room before it is written. It is readable once written, and synced with the next synced commit or when the
     /// journal has been idle for [`Options::idle_mark`].
     Buffered,
     /// When the operating system has it: survives the death of the process, not of the machine.

@@ -8,6 +8,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
+#[cfg(feature = "testing")]
+pub mod crash;
 pub mod disk;
 pub mod memory;
 

@@ -13,7 +13,7 @@
 //! ```text
 //!  0  u8[8]  magic "vsrmanif"
 //!  8  u32    version
-//! 12  u32    CRC-32C of bytes 16..length
+//! 12  u32    CRC-32C of bytes 8..12 and 16..length
 //! 16  u32    length of the slot's content in bytes
 //! 20  u32    epoch: +1 each time the journal is opened
 //! 24  u128   journal id

@@ -271,7 +271,8 @@ impl Keeper {
         let durable =
             if self.is(Mutant::RecycleBeforeDurable) { u64::MAX } else { durable() };
         let dead = space.take_dead(durable);
-        let (slot, file) = match space.inner.lock().free.pop() {
+        let free = space.inner.lock().free.pop();
+        let (slot, file) = match free {
             Some(slot) => (slot, None),
             None => match self.free_up(space, &dead)? {
                 Some(slot) => (slot, None),

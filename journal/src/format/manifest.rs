@@ -1,6 +1,6 @@
 //! The manifest: which lives of which segment files count.
 
-use super::{SEGMENTS_MAX, VERSION, crc32c, u32_at, u64_at, u128_at};
+use super::{SEGMENTS_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
 
 pub(crate) const SLOT_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 8] = b"vsrmanif";
@@ -48,7 +48,7 @@ impl Manifest {
             out[0..8].copy_from_slice(&life.sequence.to_le_bytes());
             out[8..12].copy_from_slice(&life.slot.to_le_bytes());
         }
-        let crc = crc32c(&out[16..]);
+        let crc = checksum(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
         out
     }
@@ -62,7 +62,9 @@ impl Manifest {
             return None;
         }
         let length = u32_at(slot, 16)? as usize;
-        if length > SLOT_BYTES || u32_at(slot, 12)? != crc32c(slot.get(16..length)?) {
+        if !(HEAD..=SLOT_BYTES).contains(&length)
+            || u32_at(slot, 12)? != checksum(slot.get(..length)?)
+        {
             return None;
         }
         let version = u32_at(slot, 8)?;
@@ -83,6 +85,11 @@ impl Manifest {
             live,
         }))
     }
+}
+
+/// CRC-32C of everything but itself and the magic.
+fn checksum(slot: &[u8]) -> u32 {
+    crc32c_of_two(&slot[8..12], &slot[16..])
 }
 
 /// The name of the file of a segment slot.

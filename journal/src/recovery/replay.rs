@@ -115,8 +115,9 @@ impl Replay {
         (first || frame.header.lsn == self.next_lsn) && frame.header.epoch >= self.epoch
     }
 
-    /// Where replay goes on when the expected frame is missing: the first frame behind, when one
-    /// of them proves that the missing one was durable.
+    /// Where replay goes on when the expected frame is missing, provided that a frame behind
+    /// proves that the missing one was durable: at the first frame of the epoch of that one.
+    /// Frames of older epochs in between may be leftovers from behind an earlier end.
     fn resume(
         &self,
         scanners: &mut [Scanner<'_>],
@@ -126,7 +127,7 @@ impl Replay {
         if trust.mutant == Some(Mutant::DamageIsTornTail) {
             return Ok(None);
         }
-        let mut first = None;
+        let mut firsts: Vec<(usize, Frame)> = Vec::new();
         let (mut segment, mut offset) = at;
         while let Some(scanner) = scanners.get_mut(segment) {
             let Some(frame) = scanner.search(offset)? else {
@@ -137,10 +138,12 @@ impl Replay {
             if frame.header.lsn < self.next_lsn || frame.header.epoch < self.epoch {
                 continue;
             }
-            let decides = frame.header.mark >= self.next_lsn;
-            let first = first.get_or_insert((segment, frame));
+            let (decides, epoch) = (frame.header.mark >= self.next_lsn, frame.header.epoch);
+            if firsts.last().is_none_or(|(_, first)| first.header.epoch < epoch) {
+                firsts.push((segment, frame));
+            }
             if decides {
-                return Ok(Some(first.clone()));
+                return Ok(firsts.into_iter().find(|(_, first)| first.header.epoch == epoch));
             }
         }
         Ok(None)

@@ -1,0 +1,333 @@
+//! The state behind [`CrashFiles`](super::CrashFiles): what reads show, what the disk holds, and
+//! what lies between the two.
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::fault::{Counters, Effect, Fault, Op};
+use super::image::Image;
+use super::rng::Rng;
+
+/// The unit that a disk writes or does not.
+pub(super) const SECTOR_BYTES: u64 = 512;
+
+#[derive(Clone, Debug)]
+pub(super) struct Disk {
+    pub(super) rng: Rng,
+    /// Handles of an earlier generation are dead.
+    pub(super) generation: u64,
+    pub(super) powered: bool,
+    pub(super) locked: bool,
+    pub(super) inodes: BTreeMap<u64, Inode>,
+    next_inode: u64,
+    /// The directory as it is seen, and as it was last synced, with what lies between.
+    pub(super) names: BTreeMap<String, u64>,
+    pub(super) durable_names: BTreeMap<String, u64>,
+    pub(super) pending_names: Vec<Entry>,
+    pub(super) capacity: Option<u64>,
+    pub(super) faults: Vec<Fault>,
+    pub(super) counters: Counters,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Inode {
+    pub(super) seen: Image,
+    pub(super) durable: Image,
+    /// Writes since the last good sync, in order.
+    pub(super) pending: Vec<Write>,
+    /// Cloned into each handle: a removed file lives as long as its last handle.
+    pub(super) handles: Arc<()>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) offset: u64,
+    pub(super) data: Bytes,
+}
+
+/// A change of the directory.
+#[derive(Clone, Debug)]
+pub(super) enum Entry {
+    Create { name: String, inode: u64 },
+    Rename { to: String, inode: u64 },
+    Remove { name: String, inode: u64 },
+}
+
+impl Disk {
+    pub(super) fn new(seed: u64) -> Self {
+        Self {
+            rng: Rng::new(seed),
+            generation: 0,
+            powered: true,
+            locked: false,
+            inodes: BTreeMap::new(),
+            next_inode: 0,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            pending_names: Vec::new(),
+            capacity: None,
+            faults: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Counts an operation and asks the fault plan about it. `Err` is the operation's result.
+    fn begin(&mut self, op: Op) -> io::Result<Option<Effect>> {
+        self.counters.operations += 1;
+        if !self.powered {
+            return Err(power_is_off());
+        }
+        let mut effect = None;
+        for fault in &mut self.faults {
+            effect = fault.fires(op, &mut self.rng).or(effect);
+        }
+        let Some(effect) = effect else { return Ok(None) };
+        let passes_on = match op {
+            Op::Read => matches!(effect, Effect::Short | Effect::FlipRead),
+            Op::Write => effect != Effect::FlipRead && effect != Effect::DropDirty,
+            Op::Sync => effect == Effect::DropDirty,
+            _ => false,
+        };
+        if passes_on { Ok(Some(effect)) } else { Err(self.refuse(effect)) }
+    }
+
+    /// The error of an operation that an effect ends.
+    fn refuse(&mut self, effect: Effect) -> io::Error {
+        match effect {
+            Effect::PowerOff => {
+                self.powered = false;
+                power_is_off()
+            }
+            Effect::NoSpace => self.no_space(),
+            _ => {
+                self.counters.failed += 1;
+                io::Error::other("injected I/O error")
+            }
+        }
+    }
+
+    fn no_space(&mut self) -> io::Error {
+        self.counters.no_space += 1;
+        io::Error::from(ErrorKind::StorageFull)
+    }
+
+    pub(super) fn list(&mut self) -> io::Result<Vec<String>> {
+        self.begin(Op::List)?;
+        Ok(self.names.keys().cloned().collect())
+    }
+
+    pub(super) fn open(&mut self, name: &str) -> io::Result<(u64, Arc<()>)> {
+        self.begin(Op::Open)?;
+        let inode = self.lookup(name)?;
+        Ok((inode, Arc::clone(&self.inode(inode)?.handles)))
+    }
+
+    pub(super) fn create(&mut self, name: &str) -> io::Result<(u64, Arc<()>)> {
+        self.begin(Op::Create)?;
+        if self.names.contains_key(name) {
+            return Err(ErrorKind::AlreadyExists.into());
+        }
+        if self.free_bytes() == Some(0) {
+            return Err(self.no_space());
+        }
+        let inode = self.next_inode;
+        self.next_inode += 1;
+        let file = Inode::default();
+        let handle = Arc::clone(&file.handles);
+        self.inodes.insert(inode, file);
+        self.names.insert(name.to_owned(), inode);
+        self.pending_names.push(Entry::Create { name: name.to_owned(), inode });
+        Ok((inode, handle))
+    }
+
+    pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.begin(Op::Rename)?;
+        let inode = self.lookup(from)?;
+        let entry = Entry::Rename { to: to.to_owned(), inode };
+        entry.apply(&mut self.names);
+        self.pending_names.push(entry);
+        Ok(())
+    }
+
+    pub(super) fn remove(&mut self, name: &str) -> io::Result<()> {
+        self.begin(Op::Remove)?;
+        let inode = self.lookup(name)?;
+        let entry = Entry::Remove { name: name.to_owned(), inode };
+        entry.apply(&mut self.names);
+        self.pending_names.push(entry);
+        Ok(())
+    }
+
+    pub(super) fn sync_dir(&mut self) -> io::Result<()> {
+        self.begin(Op::SyncDir)?;
+        for entry in self.pending_names.drain(..) {
+            entry.apply(&mut self.durable_names);
+        }
+        let (names, handles) = (&self.names, |file: &Inode| Arc::strong_count(&file.handles));
+        self.inodes.retain(|id, file| handles(file) > 1 || names.values().any(|named| named == id));
+        Ok(())
+    }
+
+    pub(super) fn len(&mut self, inode: u64) -> io::Result<u64> {
+        self.begin(Op::Len)?;
+        Ok(self.inode(inode)?.seen.len())
+    }
+
+    pub(super) fn read(&mut self, inode: u64, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let effect = self.begin(Op::Read)?;
+        let mut wanted = buf.len();
+        if effect == Some(Effect::Short) && wanted > 1 {
+            self.counters.short += 1;
+            wanted = 1 + self.rng.below(wanted as u64 - 1) as usize;
+        }
+        let read = self.inode(inode)?.seen.read(&mut buf[..wanted], offset);
+        if effect == Some(Effect::FlipRead) && read > 0 {
+            self.counters.flips += 1;
+            let bit = self.rng.below(read as u64 * 8) as usize;
+            buf[bit / 8] ^= 1 << (bit % 8);
+        }
+        Ok(read)
+    }
+
+    pub(super) fn write(&mut self, inode: u64, data: Vec<u8>, offset: u64) -> io::Result<usize> {
+        let effect = self.begin(Op::Write)?;
+        let fits = self.fitting(inode, data.len(), offset)?;
+        if fits < data.len() && fits == 0 {
+            return Err(self.no_space());
+        }
+        let data = Bytes::from(data).slice(..fits);
+        let length = data.len();
+        match effect {
+            None => self.store(inode, data, offset),
+            Some(Effect::Misdirect) => self.misdirect(inode, &data, offset),
+            Some(Effect::Short) => {
+                self.counters.short += 1;
+                let part = 1 + self.rng.below(length.saturating_sub(1) as u64) as usize;
+                let part = part.min(length);
+                self.store(inode, data.slice(..part), offset)?;
+                return Ok(part);
+            }
+            Some(effect) => {
+                let part = self.rng.below(length as u64 + 1) as usize;
+                self.store(inode, data.slice(..part), offset)?;
+                return Err(self.refuse(effect));
+            }
+        }?;
+        Ok(length)
+    }
+
+    pub(super) fn sync(&mut self, inode: u64) -> io::Result<()> {
+        let effect = self.begin(Op::Sync)?;
+        if effect.is_some() {
+            self.counters.dirty_dropped += 1;
+            self.inode(inode)?.pending.clear();
+            return Err(io::Error::other("injected writeback error: dirty pages dropped"));
+        }
+        let file = self.inode(inode)?;
+        for write in file.pending.drain(..) {
+            file.durable.write(&write.data, write.offset);
+        }
+        Ok(())
+    }
+
+    /// Flips one bit of a file, on the disk and in what reads show. False when there is no such
+    /// bit.
+    pub(super) fn flip(&mut self, name: &str, bit: u64) -> bool {
+        let Some(file) = self.names.get(name).and_then(|inode| self.inodes.get_mut(inode)) else {
+            return false;
+        };
+        let (offset, mask) = (bit / 8, 1_u8 << (bit % 8));
+        let mut byte = [0];
+        if file.seen.read(&mut byte, offset) == 0 {
+            return false;
+        }
+        file.seen.write(&[byte[0] ^ mask], offset);
+        if file.durable.read(&mut byte, offset) == 1 {
+            file.durable.write(&[byte[0] ^ mask], offset);
+        }
+        self.counters.flips += 1;
+        true
+    }
+
+    pub(super) fn overwrite(&mut self, name: &str, offset: u64, bytes: &[u8]) {
+        let Some(file) = self.names.get(name).and_then(|inode| self.inodes.get_mut(inode)) else {
+            return;
+        };
+        for image in [&mut file.seen, &mut file.durable] {
+            let room = image.len().saturating_sub(offset).min(bytes.len() as u64);
+            image.write(&bytes[..room as usize], offset);
+        }
+    }
+
+    fn store(&mut self, inode: u64, data: Bytes, offset: u64) -> io::Result<()> {
+        let file = self.inode(inode)?;
+        file.seen.write(&data, offset);
+        if !data.is_empty() {
+            file.pending.push(Write { offset, data });
+        }
+        Ok(())
+    }
+
+    /// Reads of the right place show the write, out of the page cache; the disk has it elsewhere.
+    fn misdirect(&mut self, inode: u64, data: &[u8], offset: u64) -> io::Result<()> {
+        self.inode(inode)?.seen.write(data, offset);
+        let victims: Vec<u64> = self.inodes.keys().copied().collect();
+        let victim = victims[self.rng.below(victims.len() as u64) as usize];
+        let sectors = self.inode(victim)?.durable.len() / SECTOR_BYTES;
+        let place = self.rng.below(sectors) * SECTOR_BYTES;
+        let room = self.inode(victim)?.durable.len().saturating_sub(place) as usize;
+        if room > 0 && (victim, place) != (inode, offset) {
+            self.counters.misdirected += 1;
+            self.inode(victim)?.durable.write(&data[..data.len().min(room)], place);
+        }
+        Ok(())
+    }
+
+    /// How many of `length` bytes at `offset` the capacity allows.
+    fn fitting(&mut self, inode: u64, length: usize, offset: u64) -> io::Result<usize> {
+        let end = self.inode(inode)?.seen.len();
+        let Some(free) = self.free_bytes() else { return Ok(length) };
+        let room = end.saturating_sub(offset).saturating_add(free);
+        Ok(length.min(usize::try_from(room).unwrap_or(usize::MAX)))
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        let used: u64 = self.names.values().map(|inode| self.inodes[inode].seen.len()).sum();
+        self.capacity.map(|capacity| capacity.saturating_sub(used))
+    }
+
+    fn lookup(&self, name: &str) -> io::Result<u64> {
+        self.names.get(name).copied().ok_or_else(|| ErrorKind::NotFound.into())
+    }
+
+    fn inode(&mut self, inode: u64) -> io::Result<&mut Inode> {
+        self.inodes.get_mut(&inode).ok_or_else(|| ErrorKind::NotFound.into())
+    }
+}
+
+impl Entry {
+    /// A rename moves whatever name the file has, so that it never ends up with two.
+    pub(super) fn apply(&self, names: &mut BTreeMap<String, u64>) {
+        match self {
+            Self::Create { name, inode } => {
+                names.insert(name.clone(), *inode);
+            }
+            Self::Rename { to, inode } => {
+                names.retain(|_, named| named != inode);
+                names.insert(to.clone(), *inode);
+            }
+            Self::Remove { name, inode } => {
+                if names.get(name) == Some(inode) {
+                    names.remove(name);
+                }
+            }
+        }
+    }
+}
+
+pub(super) fn power_is_off() -> io::Error {
+    io::Error::other("the power is off")
+}

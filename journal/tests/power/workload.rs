@@ -1,0 +1,142 @@
+//! Random commits over several logs.
+
+use bytes::Bytes;
+
+use crate::oracle::{Change, Changes, Key, State, Survives, World, apply};
+use crate::rng::Rng;
+
+/// The logs of every workload.
+pub(crate) const KEYS: [Key; 6] = [
+    ("raft", 1),
+    ("raft", 2),
+    ("queue", 1),
+    ("queue", 7),
+    ("a longer namespace", 0),
+    ("x", u64::MAX),
+];
+
+/// Above this a log is released rather than fed.
+const RECORDS_MAX: usize = 150;
+
+/// Draws commits that fit the state they meet.
+#[derive(Debug)]
+pub(crate) struct Workload {
+    rng: Rng,
+    /// Makes every record unique.
+    serial: u64,
+    /// The largest payload of a single record, in bytes.
+    pub(crate) record_bytes_max: u64,
+}
+
+impl Workload {
+    pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
+        Self { rng: Rng::new(seed), serial: seed << 20, record_bytes_max }
+    }
+
+    pub(crate) fn rng(&mut self) -> &mut Rng {
+        &mut self.rng
+    }
+
+    /// Mostly synced. Merely buffered ones only if `buffered`.
+    pub(crate) fn survives(&mut self, buffered: bool) -> Survives {
+        match self.rng.below(8) {
+            0 if buffered => Survives::Nothing,
+            0..=2 => Survives::Kill,
+            _ => Survives::PowerLoss,
+        }
+    }
+
+    /// The changes of one commit that is made in state `world`.
+    pub(crate) fn commit(&mut self, world: &World) -> Changes {
+        let logs = if self.rng.one_in(4) { 2 + self.rng.below(2) } else { 1 };
+        let mut keys: Vec<Key> = Vec::new();
+        while keys.len() < logs as usize {
+            let key = *self.rng.pick(&KEYS);
+            if !keys.contains(&key) {
+                keys.push(key);
+            }
+        }
+        keys.into_iter().flat_map(|key| self.changes(key, world.get(&key))).collect()
+    }
+
+    fn changes(&mut self, key: Key, state: Option<&State>) -> Changes {
+        let Some(state) = state else { return vec![(key, self.append())] };
+        let crowded = state.records.len() > RECORDS_MAX;
+        let drawn = match self.rng.below(20) {
+            0 | 1 => vec![self.truncate(state), self.append()],
+            2 => vec![self.truncate(state)],
+            3 => vec![self.release(state), self.append()],
+            4 => vec![Change::Delete],
+            5 | 6 => vec![self.release(state)],
+            _ if crowded => vec![self.release(state)],
+            _ => vec![self.append()],
+        };
+        drawn.into_iter().map(|change| (key, change)).collect()
+    }
+
+    fn append(&mut self) -> Change {
+        let count = if self.rng.one_in(8) { 1 + self.rng.below(30) } else { 1 + self.rng.below(3) };
+        Change::Append((0..count).map(|_| self.record()).collect())
+    }
+
+    /// Unique in its first eight bytes, unless it is shorter.
+    fn record(&mut self) -> Bytes {
+        self.serial += 1;
+        let max = self.record_bytes_max;
+        let length = match self.rng.below(10) {
+            0 => self.rng.below(9),
+            1 => self.rng.below(max + 1),
+            2 => self.rng.below(max / 4 + 1),
+            _ => 8 + self.rng.below(80),
+        };
+        let mut bytes = self.serial.to_le_bytes().to_vec();
+        // Half of them zeros: what is lost must not look like what was written, and the reverse.
+        let fill = if self.rng.one_in(2) { 0 } else { self.rng.next() as u8 };
+        bytes.resize(length as usize, fill);
+        Bytes::from(bytes)
+    }
+
+    fn truncate(&mut self, state: &State) -> Change {
+        let back = 1 + self.rng.below(4);
+        Change::Truncate(state.end().saturating_sub(back).max(state.first))
+    }
+
+    fn release(&mut self, state: &State) -> Change {
+        let live = state.records.len() as u64;
+        Change::Release(match self.rng.below(10) {
+            0 => state.end(),
+            1 => state.end() + 1 + self.rng.below(5),
+            _ => state.first + self.rng.below(live + 1),
+        })
+    }
+}
+
+#[test]
+fn commits_fit_the_state_they_meet() {
+    let mut workload = Workload::new(1, 500);
+    let mut world = World::new();
+    let (mut appends, mut truncates, mut releases, mut deletes) = (0, 0, 0, 0);
+    for _ in 0..2000 {
+        for (key, change) in workload.commit(&world) {
+            let state = world.get(&key);
+            match &change {
+                Change::Append(_) => appends += 1,
+                Change::Truncate(from) => {
+                    truncates += 1;
+                    assert!(state.is_some_and(|state| (state.first..=state.end()).contains(from)));
+                }
+                Change::Release(upto) => {
+                    releases += 1;
+                    assert!(state.is_some_and(|state| *upto >= state.first));
+                }
+                Change::Delete => {
+                    deletes += 1;
+                    assert!(state.is_some());
+                }
+            }
+            apply(&mut world, key, &change);
+        }
+    }
+    assert!(appends > 500 && truncates > 100 && releases > 100 && deletes > 20);
+    assert!(world.values().all(|state| state.records.len() < 2 * RECORDS_MAX));
+}
