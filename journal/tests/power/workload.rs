@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::oracle::{Change, Changes, Key, State, Survives, World, apply};
+use crate::oracle::{Change, Changes, Key, State, World, apply};
 use crate::rng::Rng;
 
 /// The logs of every workload.
@@ -31,19 +31,6 @@ pub(crate) struct Workload {
 impl Workload {
     pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
         Self { rng: Rng::new(seed), serial: seed << 20, record_bytes_max }
-    }
-
-    pub(crate) fn rng(&mut self) -> &mut Rng {
-        &mut self.rng
-    }
-
-    /// Mostly synced. Merely buffered ones only if `buffered`.
-    pub(crate) fn survives(&mut self, buffered: bool) -> Survives {
-        match self.rng.below(8) {
-            0 if buffered => Survives::Nothing,
-            0..=2 => Survives::Kill,
-            _ => Survives::PowerLoss,
-        }
     }
 
     /// The changes of one commit that is made in state `world`.
