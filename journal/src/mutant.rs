@@ -33,13 +33,11 @@ pub enum Mutant {
     DamageIsTornTail,
     /// Payloads are not checked when the tail is scanned.
     PayloadUnchecked,
-    /// A log that is created again keeps its number.
-    NumberReused,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::NoDirSync,
         Self::MarkBeforeSync,
         Self::CrcNotSeeded,
@@ -54,6 +52,5 @@ impl Mutant {
         Self::RecycleBeforeDurable,
         Self::DamageIsTornTail,
         Self::PayloadUnchecked,
-        Self::NumberReused,
     ];
 }
