@@ -4,6 +4,10 @@
 /// A rule that a deliberately broken journal does not keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(
+    not(feature = "testing"),
+    expect(unreachable_pub, dead_code, reason = "part of the API only with the feature")
+)]
 pub enum Mutant {
     /// A new segment file is used without a sync of the directory.
     NoDirSync,
@@ -35,6 +39,7 @@ pub enum Mutant {
     PayloadUnchecked,
 }
 
+#[cfg(feature = "testing")]
 impl Mutant {
     /// All of them.
     pub const ALL: [Self; 14] = [

@@ -415,6 +415,10 @@ impl State {
         self.small.is_empty() && self.bulk.is_empty()
     }
 
+    pub(crate) fn waiting_commits(&self) -> usize {
+        self.small.len() + self.bulk.len()
+    }
+
     /// Takes the next group, giving LSNs from `next_lsn` on.
     pub(crate) fn take(&mut self, next_lsn: &mut u64, room: &mut dyn Room) -> Taken {
         if self.is_empty() {
