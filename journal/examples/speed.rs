@@ -32,12 +32,17 @@ fn main() -> Result<(), Failure> {
     std::fs::create_dir_all(&dir)?;
     let journal = Journal::open(dir.join("journal"), Options::default())?;
     let log = journal.log("speed", 0)?;
+    warm_up(&journal, &log)?;
     println!("{:<44} {:>12} {:>12} {:>6}", "case", "journal/s", "bare/s", "ratio");
     for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
         let name = format!("synced {records} x {bytes} B, blocking caller");
-        compare(&name, records, cell, &dir, bytes, || blocking(&journal, &log, records, bytes, cell))?;
+        compare(&name, records, cell, &dir, bytes, || {
+            blocking(&journal, &log, records, bytes, cell)
+        })?;
         let name = format!("synced {records} x {bytes} B, two in flight");
-        compare(&name, records, cell, &dir, bytes, || in_flight(&journal, &log, records, bytes, cell))?;
+        compare(&name, records, cell, &dir, bytes, || {
+            in_flight(&journal, &log, records, bytes, cell)
+        })?;
     }
     for writers in [8, 64] {
         let name = format!("synced 1 x 100 B, {writers} threads, one log");
@@ -50,6 +55,14 @@ fn main() -> Result<(), Failure> {
     journal.close()?;
     recovery(&dir)?;
     std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// Writes until segments are recycled and none is created any more.
+fn warm_up(journal: &Journal, log: &Log) -> Result<(), Failure> {
+    for round in 0..600 {
+        journal.commit_blocking(commit(log, 1000, 1024, round))?;
+    }
     Ok(())
 }
 

@@ -1,5 +1,5 @@
 //! Round trips and streams over loopback, beside a bare tokio socket in the same process:
-//! `cargo run --release -p voussoir-net --example speed [threads]`.
+//! `cargo run --release -p voussoir-net --example speed [threads] [gather in µs]`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,12 +108,14 @@ async fn stream(one: &Tcp, sink: &Sink, name: &str, class: Class, bytes: usize, 
     );
 }
 
-async fn run() -> Result<(), Box<dyn std::error::Error>> {
+async fn run(gather: Option<u64>) -> Result<(), Box<dyn std::error::Error>> {
     bare().await?;
     let peers = Peers::new();
     let any = "127.0.0.1:0".parse()?;
-    let one = Tcp::bind(1, any, Arc::new(peers.clone()), Config::default()).await?;
-    let two = Tcp::bind(2, any, Arc::new(peers.clone()), Config::default()).await?;
+    let mut config = Config::default();
+    config.gather = gather.map_or(config.gather, Duration::from_micros);
+    let one = Tcp::bind(1, any, Arc::new(peers.clone()), config.clone()).await?;
+    let two = Tcp::bind(2, any, Arc::new(peers.clone()), config).await?;
     peers.insert(1, one.address());
     peers.insert(2, two.address());
     let (back, sink) = (Arc::new(Notify::new()), Arc::new(Sink::default()));
@@ -138,19 +140,20 @@ async fn run() -> Result<(), Box<dyn std::error::Error>> {
         times.push(began.elapsed());
     }
     report("call", times);
-    stream(&one, &sink, "stream of 100 B, small", Class::Small, BYTES, 200_000_000).await;
-    stream(&one, &sink, "stream of 64 KiB, bulk", Class::Bulk, 64 << 10, 4_000_000_000).await;
-    stream(&one, &sink, "stream of 1 MiB, bulk", Class::Bulk, 1 << 20, 4_000_000_000).await;
+    stream(&one, &sink, "stream of 100 B, small", Class::Small, BYTES, 50_000_000).await;
+    stream(&one, &sink, "stream of 64 KiB, bulk", Class::Bulk, 64 << 10, 1_500_000_000).await;
+    stream(&one, &sink, "stream of 1 MiB, bulk", Class::Bulk, 1 << 20, 1_500_000_000).await;
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let threads = std::env::args().nth(1).map_or(Ok(1), |count| count.parse())?;
+    let gather = std::env::args().nth(2).map(|text| text.parse()).transpose()?;
     let runtime = if threads > 1 {
         tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?
     } else {
         tokio::runtime::Builder::new_current_thread().enable_all().build()?
     };
     println!("{threads} thread(s)");
-    runtime.block_on(run())
+    runtime.block_on(run(gather))
 }

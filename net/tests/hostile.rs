@@ -150,7 +150,7 @@ async fn slow_handshakes_and_trickled_frames_end() {
     let mut raw = Raw::welcome(&node, &hello).await;
     let mut events = node.tcp.events();
     let trickle = tokio::spawn(async move {
-        for byte in message(&[0; 100_000]) {
+        for byte in message(&vec![0; 100_000]) {
             if raw.0.write_all(&[byte]).await.is_err() {
                 break;
             }

@@ -44,10 +44,8 @@ async fn a_restarted_peer_is_found_again_also_elsewhere() {
         until(&mut events, "the connection", |event| *event == UP).await;
         one.tcp.send(2, SMALL, "hello".into()).unwrap();
         assert_eq!(soon("the message", two.got.recv()).await.unwrap().1, "hello");
-        address = match is_elsewhere {
-            true => "127.0.0.1:0".to_owned(),
-            false => two.tcp.address().to_string(),
-        };
+        address =
+            if is_elsewhere { "127.0.0.1:0".to_owned() } else { two.tcp.address().to_string() };
         two.tcp.shutdown(later()).await;
         until(&mut events, "the end", is_down).await;
     }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 
 use super::socket::Writer;
+use super::waiting::{LateAnswer, Ticket};
 use crate::core::calls::{Answer, Calls, Waiting};
 use crate::core::outbox::{Batch, Outbox, SLICES_MAX};
 use crate::stats::Counters;
@@ -242,7 +243,7 @@ impl Pipe {
         }
         let place = self.give(&mut state, frame);
         state.calls.insert(id, Waiting { place, answer });
-        Ok((Ticket { pipe: Arc::clone(self), id, is_done: false }, receiver))
+        Ok((Ticket::new(Arc::clone(self), id), receiver))
     }
 
     /// The peer answered a call. One that has been given up is not known any more.
@@ -254,7 +255,7 @@ impl Pipe {
     }
 
     /// Ends a call from this side, and says whether it never left.
-    fn give_up(&self, id: u64) -> bool {
+    pub(super) fn give_up(&self, id: u64) -> bool {
         let mut state = self.state.lock();
         let Some(waiting) = state.calls.remove(id) else { return false };
         let never_left = state.outbox.withdraw(waiting.place);
@@ -274,7 +275,7 @@ impl Pipe {
         let mut state = self.state.lock();
         if !state.outbox.has_room(frame.len()) {
             state.late_answers += 1;
-            return Some(LateAnswer { pipe: Arc::clone(self), frame: Some(frame) });
+            return Some(LateAnswer::new(Arc::clone(self), frame));
         }
         self.counters.frames_out.add(1);
         state.outbox.push(frame);
@@ -290,10 +291,40 @@ impl Pipe {
         }
         if !state.outbox.has_room(frame.len()) {
             state.late_answers += 1;
-            return Some(LateAnswer { pipe: Arc::clone(self), frame: Some(frame) });
+            return Some(LateAnswer::new(Arc::clone(self), frame));
         }
         self.give(&mut state, frame);
         None
+    }
+
+    /// Takes an answer that waits if there is room now, and drops it if the connection is gone.
+    /// Returns whether its waiting is over.
+    pub(super) fn offer(&self, answer: &mut Option<Frame>) -> bool {
+        let mut state = self.state.lock();
+        let waits = |frame: &Frame| state.is_connected() && !state.outbox.has_room(frame.len());
+        if answer.as_ref().is_some_and(waits) {
+            return false;
+        }
+        if let Some(frame) = answer.take()
+            && state.is_connected()
+        {
+            self.give(&mut state, frame);
+        }
+        true
+    }
+
+    /// Ends when there is more room than before.
+    pub(super) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    pub(super) fn late_answer_ended(&self) {
+        let mut state = self.state.lock();
+        state.late_answers -= 1;
+        if state.late_answers == 0 {
+            // The task of the connection may read again.
+            self.wake.notify_one();
+        }
     }
 
     /// Queues a frame without a body, room or not: the task of the connection, which alone calls
@@ -446,87 +477,4 @@ impl std::fmt::Debug for Pipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipe").field("phase", &self.state.lock().phase).finish_non_exhaustive()
     }
-}
-
-/// An answer that waits for room. While there is one no further request is read, so a peer that
-/// does not read its answers cannot pile them up.
-pub(crate) struct LateAnswer {
-    pipe: Arc<Pipe>,
-    frame: Option<Frame>,
-}
-
-impl LateAnswer {
-    /// Sends it when there is room, or drops it when the connection is gone.
-    pub(crate) async fn send(mut self) {
-        let pipe = Arc::clone(&self.pipe);
-        loop {
-            let room = pipe.room.notified();
-            tokio::pin!(room);
-            // Registered before the look, so that no room is missed in between.
-            room.as_mut().enable();
-            {
-                let mut state = pipe.state.lock();
-                let has_room =
-                    self.frame.as_ref().is_some_and(|frame| state.outbox.has_room(frame.len()));
-                if has_room && state.is_connected() {
-                    if let Some(frame) = self.frame.take() {
-                        pipe.give(&mut state, frame);
-                    }
-                }
-                if has_room || !state.is_connected() {
-                    break;
-                }
-            }
-            room.await;
-        }
-    }
-}
-
-impl Drop for LateAnswer {
-    fn drop(&mut self) {
-        let mut state = self.pipe.state.lock();
-        state.late_answers -= 1;
-        if state.late_answers == 0 {
-            // The task of the connection may read again.
-            self.pipe.wake.notify_one();
-        }
-    }
-}
-
-/// A call under way; dropping it gives the call up.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    pipe: Arc<Pipe>,
-    id: u64,
-    is_done: bool,
-}
-
-impl Ticket {
-    /// The answer is there.
-    pub(crate) fn done(mut self) {
-        self.is_done = true;
-    }
-
-    /// The deadline passed.
-    pub(crate) fn expire(mut self) -> CallError {
-        self.is_done = true;
-        if self.pipe.give_up(self.id) {
-            CallError::NotSent(SendError::Expired)
-        } else {
-            CallError::Unknown(Lost::Deadline)
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.pipe.give_up(self.id);
-        }
-    }
-}
-
-/// What an answer that was lost with its sender means.
-pub(crate) fn lost(_: oneshot::error::RecvError) -> Result<Bytes, CallError> {
-    Err(CallError::Unknown(Lost::Closed))
 }

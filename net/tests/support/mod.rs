@@ -24,10 +24,8 @@ pub(crate) const SMALL: Channel = Channel::small(SERVICE);
 pub(crate) const BULK: Channel = Channel::bulk(SERVICE);
 
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match timeout(Duration::from_secs(20), future).await {
-        Ok(value) => value,
-        Err(_) => panic!("waited in vain for {what}"),
-    }
+    let waited = timeout(Duration::from_secs(20), future).await;
+    waited.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
 
 pub(crate) fn later() -> Instant {

@@ -50,6 +50,10 @@ impl Core {
                 self.send(from, Message::Stale { term: self.term });
             } else if let Message::ReadRequest(request) = message {
                 self.on_read_request(from, request);
+            } else if let (true, Message::AppendAck(ack)) =
+                (self.mutant(Mutant::AcceptStaleAcks), message)
+            {
+                self.on_append_ack(from, ack);
             }
             return;
         }

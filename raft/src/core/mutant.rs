@@ -36,10 +36,33 @@ pub enum Mutant {
     KeepConflictingEntry,
     /// After a snapshot the log goes on one entry late.
     SnapshotDropsLastEntry,
-    /// Answers to an earlier session of replication are believed.
+    /// Acknowledgements of earlier terms and sessions are believed.
     AcceptStaleAcks,
     /// The completion of a write vouches for what it wrote, truncated since or not.
     StaleCompletionVouches,
     /// After a failed write the leader goes on.
     IgnoreFailedWrite,
+}
+
+impl Mutant {
+    /// All of them.
+    pub const ALL: [Self; 17] = [
+        Self::VoteWithoutPersisting,
+        Self::SkipUpToDateCheck,
+        Self::VoteTwice,
+        Self::CommitOlderTermByCount,
+        Self::AckBeforeDurable,
+        Self::CountLeaderBeforeDurable,
+        Self::SmallMajority,
+        Self::ReadWithoutQuorum,
+        Self::ReuseReadContext,
+        Self::ReadBeforeNoop,
+        Self::ForgetReadNonce,
+        Self::ForgetToTruncate,
+        Self::KeepConflictingEntry,
+        Self::SnapshotDropsLastEntry,
+        Self::AcceptStaleAcks,
+        Self::StaleCompletionVouches,
+        Self::IgnoreFailedWrite,
+    ];
 }

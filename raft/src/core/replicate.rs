@@ -142,12 +142,14 @@ impl Core {
         if peer.acknowledged(ack.matched) {
             peer.resend_at = resend_at;
         }
+        peer.next = peer.next.max(peer.matched + 1);
         match peer.flow {
-            Flow::Replicate => peer.next = peer.next.max(ack.matched + 1),
+            Flow::Replicate => {}
             Flow::Snapshot { index, .. } if peer.matched < index => {}
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 peer.flow = Flow::Replicate;
-                peer.next = ack.received + 1;
+                // Answers overtake each other: an older one may name less than is known.
+                peer.next = ack.received.max(peer.matched) + 1;
             }
         }
     }
@@ -169,6 +171,12 @@ impl Core {
         let Some(peer) = self.peer_mut(from) else { return };
         peer.received = reply.received;
         peer.round = peer.round.max(reply.round);
+        // It has restarted, and no longer knows that its log is equal to ours. Tell it, or it
+        // would not dare to move its commit index before the next entry.
+        if reply.received < peer.matched && matches!(peer.flow, Flow::Replicate) {
+            let next = peer.matched + 1;
+            self.start_session(from, next);
+        }
     }
 
     pub(super) fn on_unreachable(&mut self, id: u64) {
@@ -200,8 +208,17 @@ impl Core {
             peer.resend_at = again;
             match peer.flow {
                 Flow::Probe { .. } => peer.flow = Flow::Probe { waiting: false },
-                // All of it has arrived: the follower is waiting for its disk.
-                Flow::Replicate if peer.received + 1 >= peer.next => {}
+                // All of it has arrived: the follower waits for its disk, or its answer was lost.
+                Flow::Replicate if peer.received + 1 >= peer.next => {
+                    let Some(prev_term) = self.log.term_at(peer.next - 1) else {
+                        lost.push((peer.id, peer.next));
+                        continue;
+                    };
+                    let mut head = append_head(self.term, self.commit, peer, prev_term);
+                    head.probe = true;
+                    let (to, range) = (peer.id, peer.next..peer.next);
+                    self.out.push_back(Output::Replicate { to, head, range });
+                }
                 Flow::Replicate => lost.push((peer.id, peer.matched.max(peer.received) + 1)),
                 Flow::Snapshot { .. } => {}
             }

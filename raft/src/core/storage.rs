@@ -101,6 +101,7 @@ impl Storage {
     /// A test of the tests: the log was cut and nobody told the disk.
     pub(super) fn truncated_in_memory_only(&mut self, from: u64) {
         self.submitted = self.submitted.min(from - 1);
+        self.vouch_at_most(from - 1);
     }
 
     /// A test of the tests: completions vouch for what they wrote, whatever was cut since.

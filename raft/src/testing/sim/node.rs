@@ -44,6 +44,15 @@ struct Waiting {
     request: RequestId,
 }
 
+/// A client that waits for a read.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    request: RequestId,
+    key: u64,
+    /// What had been told to clients when it began.
+    least: u64,
+}
+
 /// A simulated process around one core.
 #[derive(Debug)]
 pub struct RaftNode<D: Disk> {
@@ -64,9 +73,9 @@ pub struct RaftNode<D: Disk> {
     next_token: u64,
     /// Requests by index.
     waiting: BTreeMap<u64, Waiting>,
-    reads: BTreeMap<u64, (RequestId, u64)>,
-    /// Confirmed reads: index, request, key.
-    ready: Vec<(u64, RequestId, u64)>,
+    reads: BTreeMap<u64, Reading>,
+    /// Confirmed reads, with the index that has to be applied first.
+    ready: Vec<(u64, Reading)>,
     oracle: Rc<RefCell<Oracle>>,
     inputs: VecDeque<Input>,
 }
@@ -148,6 +157,7 @@ impl<D: Disk> RaftNode<D> {
         match output {
             Output::Persist(persist) => self.persist(ctx, persist),
             Output::Send { to, message } => {
+                self.oracle.borrow_mut().sent(ctx.id(), to, &message);
                 let bytes = codec::encode(group, &message).into_bytes();
                 ctx.send(to, Packet::Raft(bytes).encode());
             }
@@ -202,15 +212,15 @@ impl<D: Disk> RaftNode<D> {
             }
             // Superseded proposals are answered when the other entry is applied.
             Output::ReadReady { token, index } => {
-                if let Some((request, key)) = self.reads.remove(&token) {
-                    self.ready.push((index, request, key));
+                if let Some(reading) = self.reads.remove(&token) {
+                    self.ready.push((index, reading));
                     self.answer_reads(ctx);
                 }
             }
             Output::ReadRefused { token, .. } => {
-                if let Some((request, _)) = self.reads.remove(&token) {
+                if let Some(reading) = self.reads.remove(&token) {
                     let leader = self.core.status().leader;
-                    ctx.reply(request, Reply::NotApplied { leader });
+                    ctx.reply(reading.request, Reply::NotApplied { leader });
                 }
             }
             _ => {}
@@ -321,18 +331,23 @@ impl<D: Disk> RaftNode<D> {
         };
         let Some(Waiting { term, request }) = waiting else { return };
         match result {
-            Some(ret) if term == entry.term => ctx.reply(request, Reply::Ok(ret)),
+            Some(ret) if term == entry.term => {
+                self.oracle.borrow_mut().told(entry.index);
+                ctx.reply(request, Reply::Ok(ret));
+            }
             _ => ctx.reply(request, Reply::NotApplied { leader: None }),
         }
     }
 
     fn answer_reads(&mut self, ctx: &mut Context<'_, Self>) {
         let (machine, applied) = (&self.machine, self.applied.0);
-        self.ready.retain(|(index, request, key)| {
+        let oracle = &self.oracle;
+        self.ready.retain(|(index, reading)| {
             if *index > applied {
                 return true;
             }
-            ctx.reply(*request, Reply::Ok(KvRet::Value(machine.get(*key))));
+            oracle.borrow_mut().read_ends(ctx.id(), reading.least, applied);
+            ctx.reply(reading.request, Reply::Ok(KvRet::Value(machine.get(reading.key))));
             false
         });
     }
@@ -425,7 +440,8 @@ impl<D: Disk> Node for RaftNode<D> {
         self.next_token += 1;
         let token = self.next_token;
         if let KvOp::Get { key } = request {
-            self.reads.insert(token, (id, key));
+            let least = self.oracle.borrow().read_begins();
+            self.reads.insert(token, Reading { request: id, key, least });
             self.step(ctx, Input::Read { token });
         } else if let Some(data) = Machine::encode(&request) {
             self.tokens.insert(token, id);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::core::{Core, Persist};
+use crate::message::Message;
 use crate::types::{Entry, EntryKind, HardState, Role, Status};
 
 /// What has been acknowledged as durable at one node.
@@ -64,7 +65,12 @@ pub struct Oracle {
     entries: HashMap<(u64, u64), (u64, u64)>,
     /// Term and content of each index that some node has applied.
     applied: BTreeMap<u64, (u64, u64)>,
+    /// When an index first was the last one applied, and the highest term of a node that had
+    /// applied by then: it was committed in that term or before. Both ascending.
+    committed_by: Vec<(u64, u64)>,
     violation: Option<String>,
+    /// The last index of a write that a client was told about.
+    told: u64,
     /// How many elections were won.
     pub elections: u64,
     /// How many snapshots were installed from peers.
@@ -173,6 +179,32 @@ impl Oracle {
         }
     }
 
+    /// A node sends a message: what it speaks for has to be durable.
+    pub(super) fn sent(&mut self, id: u64, to: u64, message: &Message) {
+        let Some(known) = self.nodes.get(&id) else { return };
+        let hard = known.durable.hard;
+        let says_term = !matches!(message, Message::PreVote(_) | Message::PreVoteReply(_));
+        if says_term && message.term() > hard.term {
+            self.object(|| format!("node {id} speaks of a term that is not durable: {message:?}"));
+            return;
+        }
+        let broken = match message {
+            Message::VoteReply(reply) => reply.granted && hard.vote != Some(to),
+            Message::Vote(_) => hard.vote != Some(id),
+            Message::AppendAck(ack) => {
+                let known = &known.durable;
+                (known.covered + 1..=ack.matched)
+                    .rev()
+                    .take(3)
+                    .any(|index| !known.terms.contains_key(&index))
+            }
+            _ => false,
+        };
+        if broken {
+            self.object(|| format!("node {id} says what is not durable: {message:?}, {hard:?}"));
+        }
+    }
+
     /// A node's own snapshot is durable.
     pub(super) fn snapshot_durable(&mut self, id: u64, index: u64) {
         if let Some(known) = self.nodes.get_mut(&id) {
@@ -197,6 +229,9 @@ impl Oracle {
             }),
             Some(_) => {}
             None => {
+                let by = self.nodes.get(&id).map_or(0, |known| known.term);
+                let latest = self.committed_by.last().map_or(0, |(_, term)| *term);
+                self.committed_by.push((index, by.max(latest)));
                 let holders =
                     self.nodes.values().filter(|known| known.durable.holds(index, term)).count();
                 let majority = self.majority;
@@ -206,6 +241,23 @@ impl Oracle {
                     });
                 }
             }
+        }
+    }
+
+    /// A client is told that its write at `index` is done.
+    pub(super) fn told(&mut self, index: u64) {
+        self.told = self.told.max(index);
+    }
+
+    /// What a read that begins now has to see.
+    pub(super) fn read_begins(&self) -> u64 {
+        self.told
+    }
+
+    /// A read that had to see `least` is answered from the state at `index`.
+    pub(super) fn read_ends(&mut self, id: u64, least: u64, index: u64) {
+        if index < least {
+            self.object(|| format!("stale read: node {id} answers at {index}, {least} was told"));
         }
     }
 
@@ -238,11 +290,11 @@ impl Oracle {
         if other != id {
             self.object(|| format!("election safety: {other} and {id} lead term {term}"));
         }
-        if let Some((index, (entry_term, _))) = self.applied.last_key_value()
-            && *index >= status.first
-            && core.term_at(*index) != Some(*entry_term)
+        let before = self.committed_by.partition_point(|(_, by)| *by < term);
+        if let Some((index, _)) = before.checked_sub(1).map(|at| self.committed_by[at])
+            && index >= status.first
+            && core.term_at(index) != self.applied.get(&index).map(|(term, _)| *term)
         {
-            let index = *index;
             self.object(|| format!("leader completeness: {id} leads term {term} without {index}"));
         }
     }

@@ -17,8 +17,8 @@ use super::oracle::Oracle;
 use crate::config::Config;
 use crate::core::Mutant;
 
-/// How long a client waits before it gives up a call.
-const PATIENCE_NS: u64 = SECOND;
+/// How long a client waits at least and at most before it gives up a call.
+const PATIENCE_NS: (u64, u64) = (100 * MILLISECOND, SECOND);
 /// How soon after the last fault a command has to go through.
 const RECOVERY_NS: u64 = 5 * SECOND;
 /// How long the clients rest at the end, so that every node can catch up.
@@ -141,7 +141,7 @@ struct Run<D: Disk> {
 impl<D: Disk> Run<D> {
     fn play(mut self, rng: &mut Rng) -> Result<Report, Failure> {
         let (quiet, end) = (self.world.plan().quiet_ns, self.world.plan().end_ns);
-        let keys = rng.between(1, 4);
+        let keys = rng.between(2, 4);
         for client in 0..rng.between(2, 6) {
             let target = 1 + client % self.voters.len() as u64;
             let key = client % keys;
@@ -182,26 +182,31 @@ impl<D: Disk> Run<D> {
 
     fn call(&mut self, client: u64, now: u64) {
         let roll = self.world.rng().below(100);
+        let anybody = 1 + self.world.rng().below(self.voters.len() as u64);
+        let stray = self.world.rng().below(4) == 0;
         let state = &mut self.clients[client as usize];
         state.turn += 1;
         // Values occur once, which makes violations easy to see.
         let value = (client << 32) | state.turn;
         let key = state.key;
         let op = match roll {
-            0..40 => KvOp::Get { key },
-            40..75 => KvOp::Put { key, value },
+            0..45 => KvOp::Get { key },
+            45..75 => KvOp::Put { key, value },
             75..95 => KvOp::Cas { key, expect: state.seen, value },
             _ => KvOp::Delete { key },
         };
         let call = self.history.invoke((client << 32) | state.turn, op.clone(), now);
-        let request = self.world.request(client, state.target, op);
+        // Now and then not the leader: whoever believes to lead, or forwards reads, is asked too.
+        let target = if stray { anybody } else { state.target };
+        let request = self.world.request(client, target, op);
         state.call = Some((call, request));
-        self.world.alarm(PATIENCE_NS, token(client, state.turn));
+        let patience = self.world.rng().scaled(PATIENCE_NS.0, PATIENCE_NS.1);
+        self.world.alarm(patience, token(client, state.turn));
     }
 
     fn replied(&mut self, client: u64, request: u64, reply: Reply, now: u64, quiet: u64) {
         let others = self.voters.len() as u64;
-        let pause = self.world.rng().below(30 * MILLISECOND);
+        let pause = self.world.rng().below(60 * MILLISECOND);
         let elsewhere = 1 + self.world.rng().below(others);
         let state = &mut self.clients[client as usize];
         let Some((call, _)) = state.call.take_if(|(_, waits)| *waits == request) else { return };
