@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::commit::{Batch, BatchBuilder};
 use crate::core::Core;
 use crate::core::log::LogInner;
 use crate::core::shape::UNKNOWN;
@@ -119,6 +120,18 @@ impl Log {
     /// See [`ReadError`]; about the first position that it could not return.
     pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, ReadError> {
         self.core.read_range(&self.inner, range, max_bytes)
+    }
+
+    /// Starts a batch for about `capacity` bytes of records. As [`Batch::builder`], but from
+    /// 32 KiB on it uses the memory of batches that have been written.
+    ///
+    /// [`Batch::builder`]: crate::Batch::builder
+    pub fn batch(&self, capacity: usize) -> BatchBuilder {
+        const POOLED_BYTES_MIN: usize = 32 << 10;
+        if capacity < POOLED_BYTES_MIN {
+            return Batch::builder(capacity);
+        }
+        BatchBuilder::pooled(&self.core.write_buffers, capacity)
     }
 
     /// Follows the log from a position on: acknowledged records as they come.

@@ -12,6 +12,7 @@ use crate::core::cache::{Buffers, IndexCache};
 use crate::core::queue::State;
 use crate::core::reader::{find_index, read_directory};
 use crate::core::segment::Segment;
+use crate::core::shape::UNKNOWN;
 use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
 use crate::core::view::Extent;
 use crate::core::writer::{Active, Staged, Writer, write_trailer};
@@ -20,6 +21,7 @@ use crate::error::{Fault, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
 use crate::format::manifest::{Life, Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
 use crate::format::segment::{self, Found, SegmentHeader};
+use crate::format::table::Table;
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
 use crate::mutant::Mutant;
 
@@ -27,7 +29,7 @@ pub(crate) mod replay;
 pub(crate) mod scan;
 
 use replay::{Replay, Trust};
-use scan::Scanner;
+use scan::{Rebuild, Scanner};
 
 const MANIFEST_NEW: &str = "manifest.new";
 
@@ -305,10 +307,13 @@ impl Recovered {
             space,
             keeper: Mutex::new(keeper),
             buffers: Buffers::default(),
+            write_buffers: Arc::default(),
             durable: AtomicU64::new(last),
             written: AtomicU64::new(last),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
+            leader: Mutex::new(None),
+            close_is_due: AtomicBool::new(false),
             thread: Mutex::new(None),
             writer_leads: AtomicBool::new(false),
             mark_is_due: AtomicBool::new(false),
@@ -330,8 +335,11 @@ impl Recovered {
     fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
         let base = self.replayed.unwrap_or_default();
         let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
-        for segment in &self.directory.live[..base] {
-            for (number, mut extent) in contents(segment)? {
+        let live = self.directory.live.clone();
+        for pair in live[..=base].windows(2) {
+            let [segment, next] = pair else { continue };
+            let (extents, rebuilt) = contents(segment)?;
+            for (number, mut extent) in extents {
                 if self.replay.logs.contains_key(&number) {
                     extent.batches = None;
                     found.entry(number).or_default().push(extent);
@@ -339,13 +347,16 @@ impl Recovered {
                     segment.unpin(0);
                 }
             }
+            if let Some(rebuild) = rebuilt.filter(|rebuild| !rebuild.whole) {
+                self.suspect_unproven(segment, next, &rebuild)?;
+            }
         }
         for (number, log) in &mut self.replay.logs {
             let mut extents = found.remove(number).unwrap_or_default();
             // What is defined by LSN is not defined by the order of the files.
             extents.sort_by_key(|extent| extent.last);
             log.view.put_before(extents);
-            for segment in self.directory.live[base..].iter() {
+            for segment in &live[base..] {
                 if !Arc::ptr_eq(segment, active) {
                     log.view.seal(segment);
                 }
@@ -356,6 +367,33 @@ impl Recovered {
             if let Some((from, until)) = log.view.shape.damage {
                 let log = &log.name;
                 tracing::warn!(target: "voussoir::journal", %log, from, until, "damaged");
+            }
+        }
+        Ok(())
+    }
+
+    /// Frames of a sealed segment are lost. They may have held changes to any log, unless the
+    /// chain of its sections and the tables here and in the next segment prove otherwise.
+    fn suspect_unproven(
+        &mut self,
+        segment: &Segment,
+        next: &Segment,
+        rebuild: &Rebuild,
+    ) -> Result<(), OpenError> {
+        let lasts = |table: Option<(Table, u64)>| -> (BTreeMap<u64, u64>, u64) {
+            let (table, next_number) = table.unwrap_or_default();
+            (table.logs.into_iter().map(|log| (log.number, log.last)).collect(), next_number)
+        };
+        let (before, _) = lasts(scan::first_table(segment)?);
+        let (after, next_number) = lasts(scan::first_table(next)?);
+        for (number, log) in &mut self.replay.logs {
+            let created_later = next_number > 0 && *number >= next_number;
+            let proven = after
+                .get(number)
+                .is_some_and(|after| rebuild.proves(*number, before.get(number).copied(), *after));
+            if !created_later && !proven {
+                let end = log.view.shape.end;
+                log.view.shape.hurt(end, UNKNOWN);
             }
         }
         Ok(())
@@ -428,8 +466,9 @@ impl Census {
     }
 }
 
-/// What each log has in a sealed segment, pinning it.
-fn contents(segment: &Arc<Segment>) -> Result<Vec<(u64, Extent)>, OpenError> {
+/// What each log has in a sealed segment, pinning it; and what else was seen when its frames had
+/// to be read because there is no index.
+fn contents(segment: &Arc<Segment>) -> Result<(Vec<(u64, Extent)>, Option<Rebuild>), OpenError> {
     let directory = match find_index(segment).map_err(into_open_error)? {
         Some(index) => read_directory(segment, &index).map_err(into_open_error)?,
         None => None,
@@ -439,20 +478,22 @@ fn contents(segment: &Arc<Segment>) -> Result<Vec<(u64, Extent)>, OpenError> {
         (extent.end, extent.last, extent.bytes) = (end, last, bytes);
         extent
     };
-    Ok(match directory {
-        Some(directory) => directory
+    if let Some(directory) = directory {
+        let extents = directory
             .into_iter()
             .map(|log| (log.log, extent(log.first, log.end, log.last, u64::from(log.bytes))))
-            .collect(),
-        None => {
-            let name = segment.name();
-            tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
-            scan::rebuild_index(segment)?
-                .into_iter()
-                .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
-                .collect()
-        }
-    })
+            .collect();
+        return Ok((extents, None));
+    }
+    let name = segment.name();
+    tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
+    let rebuild = scan::rebuild_index(segment)?;
+    let extents = rebuild
+        .logs
+        .iter()
+        .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
+        .collect();
+    Ok((extents, Some(rebuild)))
 }
 
 fn into_open_error(error: ReadError) -> OpenError {
