@@ -512,8 +512,10 @@ impl State {
         // The kept ones were checked in this order, and none builds on a failed one.
         for queued in kept {
             for part in &queued.parts {
-                let before =
-                    std::mem::replace(&mut self.log_state(&part.log).submitted, part.after);
+                let before = std::mem::replace(
+                    &mut self.log_state(&part.log).submitted,
+                    part.after,
+                );
                 self.count_table(&part.log, before, part.after);
             }
             self.push(queued);
