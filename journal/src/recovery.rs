@@ -49,22 +49,22 @@ pub(crate) struct Directory {
 /// Opens a journal over any files.
 pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>, OpenError> {
     options.validate()?;
-    let guard = match files.lock() {
-        Ok(guard) => guard,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(OpenError::InUse),
-        Err(error) => return Err(Fault::new("lock", "directory", &error).into()),
-    };
+    let guard = lock(&*files)?;
     let names = list(&*files)?;
     // A process that was killed may have left names that are seen and not yet durable.
     files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
     if !names.iter().any(|name| name == MANIFEST) {
         create_manifest(&*files, &names, &options)?;
     }
-    let directory = read_directory_of(&*files, &names, options.mutant())?;
-    let (replay, replayed) = replay_tail(&directory, options.mutant())?;
-    let recovered = Recovered { directory, replay, replayed };
-    let core = recovered.into_core(files, options, guard)?;
-    Ok(core)
+    Recovered::read(&*files, options.mutant())?.into_core(files, options, guard)
+}
+
+pub(crate) fn lock(files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
+    match files.lock() {
+        Ok(guard) => Ok(guard),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse),
+        Err(error) => Err(Fault::new("lock", "directory", &error).into()),
+    }
 }
 
 fn list(files: &dyn Files) -> Result<Vec<String>, Fault> {
@@ -242,25 +242,40 @@ fn replay_tail(
 }
 
 /// Everything that was found, on the way to a journal that works.
-struct Recovered {
-    directory: Directory,
-    replay: Replay,
+pub(crate) struct Recovered {
+    pub(crate) directory: Directory,
+    pub(crate) replay: Replay,
     replayed: Option<usize>,
 }
 
 impl Recovered {
+    /// Reads what there is, changing nothing.
+    pub(crate) fn read(files: &dyn Files, mutant: Option<Mutant>) -> Result<Self, OpenError> {
+        let names = list(files)?;
+        if !names.iter().any(|name| name == MANIFEST) {
+            let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
+            return Err(OpenError::ManifestMissing { segments });
+        }
+        let directory = read_directory_of(files, &names, mutant)?;
+        let (replay, replayed) = replay_tail(&directory, mutant)?;
+        let mut recovered = Self { directory, replay, replayed };
+        if let Some((active, _)) = recovered.active() {
+            recovered.attach_sealed(&active)?;
+        }
+        Ok(recovered)
+    }
+
     fn into_core(
-        mut self,
+        self,
         files: Arc<dyn Files>,
         options: Options,
         guard: Box<dyn Send + Sync>,
     ) -> Result<Arc<Core>, OpenError> {
         let active = self.active();
-        if let Some((segment, tail)) = &active {
-            self.attach_sealed(segment)?;
-            if options.mutant() != Some(Mutant::NoRewriteAboveMark) {
-                self.rewrite_above_mark(segment, *tail)?;
-            }
+        if let Some((segment, tail)) = &active
+            && options.mutant() != Some(Mutant::NoRewriteAboveMark)
+        {
+            self.rewrite_above_mark(segment, *tail)?;
         }
         let mutant = options.mutant();
         let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
@@ -325,7 +340,7 @@ impl Recovered {
     }
 
     /// The segment to go on in, and where.
-    fn active(&self) -> Option<(Arc<Segment>, u64)> {
+    pub(crate) fn active(&self) -> Option<(Arc<Segment>, u64)> {
         let base = self.replayed?;
         let (number, tail) = self.replay.end;
         Some((Arc::clone(self.directory.live.get(base + number)?), tail))
