@@ -36,9 +36,13 @@ fn main() -> Result<(), Failure> {
     println!("{:<44} {:>12} {:>12} {:>6}", "case", "journal/s", "bare/s", "ratio");
     for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
         let name = format!("synced {records} x {bytes} B, blocking caller");
-        compare(&name, records, cell, &dir, bytes, || blocking(&journal, &log, records, bytes, cell))?;
+        compare(&name, records, cell, &dir, bytes, || {
+            blocking(&journal, &log, records, bytes, cell)
+        })?;
         let name = format!("synced {records} x {bytes} B, two in flight");
-        compare(&name, records, cell, &dir, bytes, || in_flight(&journal, &log, records, bytes, cell))?;
+        compare(&name, records, cell, &dir, bytes, || {
+            in_flight(&journal, &log, records, bytes, cell)
+        })?;
     }
     for writers in [8, 64] {
         let name = format!("synced 1 x 100 B, {writers} threads, one log");

@@ -37,14 +37,12 @@ pub enum Mutant {
     DamageIsTornTail,
     /// Payloads are not checked when the tail is scanned.
     PayloadUnchecked,
-    /// A log that is created again keeps its number.
-    NumberReused,
 }
 
 #[cfg(feature = "testing")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::NoDirSync,
         Self::MarkBeforeSync,
         Self::CrcNotSeeded,
@@ -59,6 +57,5 @@ impl Mutant {
         Self::RecycleBeforeDurable,
         Self::DamageIsTornTail,
         Self::PayloadUnchecked,
-        Self::NumberReused,
     ];
 }

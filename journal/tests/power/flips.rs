@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Health, Journal, Log, OpenError, ReadError};
+use voussoir_journal::{Health, Journal, Log, OpenError, Options, ReadError};
 
 use crate::losses::in_order;
 use crate::oracle::{Key, Oracle, Said, Survives, World};
@@ -20,6 +20,8 @@ use crate::workload::{KEYS, Workload};
 struct Recorded {
     disk: CrashFiles,
     oracle: Oracle,
+    /// With which it is opened.
+    options: Options,
 }
 
 /// How a journal comes to be.
@@ -58,7 +60,7 @@ impl Story {
         }
         disk.heal();
         disk.power_loss(Loss::Nothing);
-        Recorded { disk, oracle }
+        Recorded { disk, oracle, options: in_order().options }
     }
 }
 
@@ -112,7 +114,7 @@ impl fmt::Display for Verdicts {
 impl Recorded {
     /// Opens a damaged copy and checks all that it shows.
     fn judge(&self, disk: &CrashFiles, verdicts: &mut Verdicts) -> Result<(), String> {
-        let journal = match Journal::open_with(disk.mount(), in_order().options) {
+        let journal = match Journal::open_with(disk.mount(), self.options.clone()) {
             Ok(journal) => journal,
             Err(error @ (OpenError::Io(_) | OpenError::InUse)) => return Err(open_error(error)),
             Err(_) => {
@@ -182,12 +184,11 @@ impl Recorded {
         bits
     }
 
-    fn flip(&self, name: &str, bit: u64, verdicts: &mut Verdicts) {
+    fn flip(&self, name: &str, bit: u64, verdicts: &mut Verdicts) -> Result<(), String> {
         let disk = self.disk.fork(bit);
         assert!(disk.flip_bit(name, bit));
-        if let Err(error) = self.judge(&disk, verdicts) {
-            panic!("bit {} of byte {} of {name}: {error}", bit % 8, bit / 8);
-        }
+        self.judge(&disk, verdicts)
+            .map_err(|error| format!("bit {} of byte {} of {name}: {error}", bit % 8, bit / 8))
     }
 }
 
@@ -198,12 +199,20 @@ fn every_bit_of_a_small_journal() {
         let (recorded, mut verdicts) = (story.record(), Verdicts::default());
         let bits = recorded.bits();
         for (name, bit) in &bits {
-            recorded.flip(name, *bit, &mut verdicts);
+            recorded.flip(name, *bit, &mut verdicts).unwrap();
         }
         println!("closed {closed}, scarred {scarred}: {} bits: {verdicts}", bits.len());
         assert!(verdicts.harmless > 0 && verdicts.log_reported > 0);
         assert_eq!(verdicts.shorter_tail > 0, !closed, "only above the mark, and always there");
     }
+}
+
+/// What bit rot shows about a journal with these options, if it shows anything.
+pub(crate) fn caught(options: Options) -> Option<String> {
+    let recorded = Recorded { options, ..story(1, 20, true).record() };
+    let (bits, mut verdicts) = (recorded.bits(), Verdicts::default());
+    let mut flips = bits.iter().step_by(97);
+    flips.find_map(|(name, bit)| recorded.flip(name, *bit, &mut verdicts).err())
 }
 
 fn story(seed: u64, commits: usize, closed: bool) -> Story {
@@ -222,7 +231,8 @@ fn many_bits_of_a_journal_of_several_segments() {
         let bits = recorded.bits();
         for _ in 0..wanted / images.len() as u64 {
             let (name, bit) = rng.pick(&bits);
-            recorded.flip(name, *bit, by_file.entry(name.clone()).or_default());
+            let verdicts = by_file.entry(name.clone()).or_default();
+            recorded.flip(name, *bit, verdicts).unwrap();
         }
     }
     for (name, verdicts) in by_file {

@@ -25,6 +25,8 @@ pub(crate) struct Settings {
     pub(crate) record_bytes_max: u64,
     /// No commit of the workload is large enough to be overtaken.
     pub(crate) in_order: bool,
+    /// Hardly any commit is synced.
+    pub(crate) lazy: bool,
     /// Some commits are acknowledged when they are accepted. A full disk may still drop those
     /// without a word, so there must be room.
     pub(crate) buffered: bool,
@@ -132,7 +134,7 @@ impl Run {
     /// Works for a while and dies.
     fn live(&mut self, journal: Journal) -> Result<Survives, String> {
         self.arm();
-        self.lazy = self.rng.one_in(3);
+        self.lazy = self.settings.lazy || self.rng.one_in(3);
         let answers = Answers::default();
         let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(40) };
         for _ in 0..steps {
