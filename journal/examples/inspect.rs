@@ -45,7 +45,9 @@ fn print(report: &Report) -> ExitCode {
         let (frames, bytes) = (segment.frames, segment.bytes);
         println!("{name}  {sequence:>8}  {:<6}  {frames:>6}  {bytes:>11}", format!("{role:?}"));
     }
-    println!("\nlog                               first         end  segments        bytes  health");
+    println!(
+        "\nlog                               first         end  segments        bytes  health"
+    );
     let mut whole = !report.names_missing && report.problems.is_empty();
     for log in &report.logs {
         whole &= log.health == Health::Intact;

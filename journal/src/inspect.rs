@@ -127,10 +127,7 @@ pub struct Progress {
 /// # std::fs::remove_dir_all(&dir)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub fn inspect(
-    files: &dyn Files,
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Report, OpenError> {
+pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<Report, OpenError> {
     let _guard = recovery::lock(files)?;
     let recovered = Recovered::read(files, None)?;
     let active = recovered.active();
@@ -199,9 +196,9 @@ impl Walk<'_> {
         while offset < end && !ended {
             let mut next = scanner.search(offset)?;
             // Leftovers of an earlier epoch do not count.
-            while let Some(frame) = next.take_if(|frame| {
-                frame.header.lsn <= lsn || frame.header.epoch < epoch
-            }) {
+            while let Some(frame) =
+                next.take_if(|frame| frame.header.lsn <= lsn || frame.header.epoch < epoch)
+            {
                 next = scanner.search(frame.offset + 8)?;
             }
             let Some(frame) = next.filter(|frame| frame.offset < end) else { break };

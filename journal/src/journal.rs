@@ -133,8 +133,8 @@ impl Journal {
     /// [`Log::health`](crate::Log::health), and the others work.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         options.validate()?;
-        let files = DiskFiles::new(dir)
-            .map_err(|error| Fault::new("create", "directory", &error))?;
+        let files =
+            DiskFiles::new(dir).map_err(|error| Fault::new("create", "directory", &error))?;
         Self::open_with(Arc::new(files), options)
     }
 

@@ -350,6 +350,8 @@ impl Recovered {
     fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
         let base = self.replayed.unwrap_or_default();
         let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        // The newest segment in which something of a log may be lost.
+        let mut unproven: BTreeMap<u64, u64> = BTreeMap::new();
         let live = self.directory.live.clone();
         for pair in live[..=base].windows(2) {
             let [segment, next] = pair else { continue };
@@ -363,7 +365,9 @@ impl Recovered {
                 }
             }
             if let Some(rebuild) = rebuilt.filter(|rebuild| !rebuild.whole) {
-                self.suspect_unproven(segment, next, &rebuild)?;
+                for number in self.unproven(segment, next, &rebuild)? {
+                    unproven.insert(number, segment.sequence);
+                }
             }
         }
         for (number, log) in &mut self.replay.logs {
@@ -376,6 +380,12 @@ impl Recovered {
                     log.view.seal(segment);
                 }
             }
+            // A lost frame there may have replaced what is in older segments, and in none newer.
+            let lost_in = unproven.get(number).copied().unwrap_or_default();
+            if log.view.extents().any(|extent| extent.segment.sequence <= lost_in) {
+                let end = log.view.shape.end;
+                log.view.shape.hurt(end, UNKNOWN);
+            }
             if let Some((from, until)) = log.view.hole() {
                 log.view.shape.hurt(from, until);
             }
@@ -387,31 +397,28 @@ impl Recovered {
         Ok(())
     }
 
-    /// Frames of a sealed segment are lost. They may have held changes to any log, unless the
-    /// chain of its sections and the tables here and in the next segment prove otherwise.
-    fn suspect_unproven(
-        &mut self,
+    /// Frames of a sealed segment are lost. They may have held changes to any of these logs; for
+    /// the others the chain of sections and the tables here and in the next segment prove that
+    /// they did not.
+    fn unproven(
+        &self,
         segment: &Segment,
         next: &Segment,
         rebuild: &Rebuild,
-    ) -> Result<(), OpenError> {
+    ) -> Result<Vec<u64>, OpenError> {
         let lasts = |table: Option<(Table, u64)>| -> (BTreeMap<u64, u64>, u64) {
             let (table, next_number) = table.unwrap_or_default();
             (table.logs.into_iter().map(|log| (log.number, log.last)).collect(), next_number)
         };
         let (before, _) = lasts(scan::first_table(segment)?);
         let (after, next_number) = lasts(scan::first_table(next)?);
-        for (number, log) in &mut self.replay.logs {
+        let proven = |number: &u64| {
             let created_later = next_number > 0 && *number >= next_number;
-            let proven = after
-                .get(number)
-                .is_some_and(|after| rebuild.proves(*number, before.get(number).copied(), *after));
-            if !created_later && !proven {
-                let end = log.view.shape.end;
-                log.view.shape.hurt(end, UNKNOWN);
-            }
-        }
-        Ok(())
+            let after = after.get(number).copied();
+            let before = before.get(number).copied();
+            created_later || after.is_some_and(|after| rebuild.proves(*number, before, after))
+        };
+        Ok(self.replay.logs.keys().copied().filter(|number| !proven(number)).collect())
     }
 
     /// Writes what is kept above the mark once more: an earlier sync that failed may have left
