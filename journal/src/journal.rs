@@ -20,6 +20,7 @@ use crate::core::submit::{Closed, Submitted};
 use crate::error::{Error, Fault, LogName, OpenError};
 use crate::files::{DiskFiles, Files};
 use crate::format::BATCH_BYTES_MAX;
+use crate::inspect::info_of;
 use crate::log::{Health, Log};
 use crate::recovery;
 
@@ -132,8 +133,8 @@ impl Journal {
     /// [`Log::health`](crate::Log::health), and the others work.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         options.validate()?;
-        let files = DiskFiles::new(dir)
-            .map_err(|error| Fault::new("create", "directory", &error))?;
+        let files =
+            DiskFiles::new(dir).map_err(|error| Fault::new("create", "directory", &error))?;
         Self::open_with(Arc::new(files), options)
     }
 
@@ -168,10 +169,7 @@ impl Journal {
         let state = self.core().state.lock();
         let logs: Vec<_> = state.existing().map(|log| Arc::clone(&log.inner)).collect();
         drop(state);
-        let mut logs: Vec<LogInfo> = logs
-            .into_iter()
-            .map(|inner| Log::new(Arc::clone(self.core()), inner).info())
-            .collect();
+        let mut logs: Vec<LogInfo> = logs.iter().map(|log| info_of(log)).collect();
         logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         logs
     }

@@ -9,9 +9,10 @@ use bytes::Bytes;
 use crate::commit::{Batch, BatchBuilder};
 use crate::core::Core;
 use crate::core::log::LogInner;
-use crate::core::shape::UNKNOWN;
+use crate::core::shape::{Shape, UNKNOWN};
 use crate::error::{LogName, ReadError};
 use crate::follow::Follow;
+use crate::inspect;
 use crate::journal::LogInfo;
 
 /// A handle to one log. Positions are dense: records have positions `first()..end()`.
@@ -79,20 +80,12 @@ impl Log {
 
     /// Whether damage has hit it.
     pub fn health(&self) -> Health {
-        match self.inner.view.read().shape.damage {
-            None => Health::Intact,
-            Some((_, UNKNOWN)) => Health::Suspect,
-            Some((from, until)) => Health::Lost { from, until },
-        }
+        health_of(&self.inner.view.read().shape)
     }
 
     /// Bounds, size and health.
     pub fn info(&self) -> LogInfo {
-        let view = self.inner.view.read();
-        let (first, end, bytes) = (view.shape.first, view.shape.end, view.bytes());
-        let segments = view.extents().count();
-        drop(view);
-        LogInfo { name: self.name().clone(), first, end, bytes, segments, health: self.health() }
+        inspect::info_of(&self.inner)
     }
 
     /// Limits what the log may store, in bytes of whole batches; `None` (the default after each
@@ -118,11 +111,7 @@ impl Log {
     ///
     /// # Errors
     /// See [`ReadError`]; about the first position that it could not return.
-    pub fn read_range(
-        &self,
-        range: Range<u64>,
-        max_bytes: usize,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, ReadError> {
         self.core.read_range(&self.inner, range, max_bytes)
     }
 
@@ -157,6 +146,14 @@ impl Log {
 
     pub(crate) fn into_inner(self) -> Arc<LogInner> {
         self.inner
+    }
+}
+
+pub(crate) fn health_of(shape: &Shape) -> Health {
+    match shape.damage {
+        None => Health::Intact,
+        Some((_, UNKNOWN)) => Health::Suspect,
+        Some((from, until)) => Health::Lost { from, until },
     }
 }
 

@@ -49,22 +49,22 @@ pub(crate) struct Directory {
 /// Opens a journal over any files.
 pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>, OpenError> {
     options.validate()?;
-    let guard = match files.lock() {
-        Ok(guard) => guard,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(OpenError::InUse),
-        Err(error) => return Err(Fault::new("lock", "directory", &error).into()),
-    };
+    let guard = lock(&*files)?;
     let names = list(&*files)?;
     // A process that was killed may have left names that are seen and not yet durable.
     files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
     if !names.iter().any(|name| name == MANIFEST) {
         create_manifest(&*files, &names, &options)?;
     }
-    let directory = read_directory_of(&*files, &names, options.mutant())?;
-    let (replay, replayed) = replay_tail(&directory, options.mutant())?;
-    let recovered = Recovered { directory, replay, replayed };
-    let core = recovered.into_core(files, options, guard)?;
-    Ok(core)
+    Recovered::read(&*files, options.mutant())?.into_core(files, options, guard)
+}
+
+pub(crate) fn lock(files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
+    match files.lock() {
+        Ok(guard) => Ok(guard),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse),
+        Err(error) => Err(Fault::new("lock", "directory", &error).into()),
+    }
 }
 
 fn list(files: &dyn Files) -> Result<Vec<String>, Fault> {
@@ -242,25 +242,40 @@ fn replay_tail(
 }
 
 /// Everything that was found, on the way to a journal that works.
-struct Recovered {
-    directory: Directory,
-    replay: Replay,
+pub(crate) struct Recovered {
+    pub(crate) directory: Directory,
+    pub(crate) replay: Replay,
     replayed: Option<usize>,
 }
 
 impl Recovered {
+    /// Reads what there is, changing nothing.
+    pub(crate) fn read(files: &dyn Files, mutant: Option<Mutant>) -> Result<Self, OpenError> {
+        let names = list(files)?;
+        if !names.iter().any(|name| name == MANIFEST) {
+            let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
+            return Err(OpenError::ManifestMissing { segments });
+        }
+        let directory = read_directory_of(files, &names, mutant)?;
+        let (replay, replayed) = replay_tail(&directory, mutant)?;
+        let mut recovered = Self { directory, replay, replayed };
+        if let Some((active, _)) = recovered.active() {
+            recovered.attach_sealed(&active)?;
+        }
+        Ok(recovered)
+    }
+
     fn into_core(
-        mut self,
+        self,
         files: Arc<dyn Files>,
         options: Options,
         guard: Box<dyn Send + Sync>,
     ) -> Result<Arc<Core>, OpenError> {
         let active = self.active();
-        if let Some((segment, tail)) = &active {
-            self.attach_sealed(segment)?;
-            if options.mutant() != Some(Mutant::NoRewriteAboveMark) {
-                self.rewrite_above_mark(segment, *tail)?;
-            }
+        if let Some((segment, tail)) = &active
+            && options.mutant() != Some(Mutant::NoRewriteAboveMark)
+        {
+            self.rewrite_above_mark(segment, *tail)?;
         }
         let mutant = options.mutant();
         let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
@@ -325,7 +340,7 @@ impl Recovered {
     }
 
     /// The segment to go on in, and where.
-    fn active(&self) -> Option<(Arc<Segment>, u64)> {
+    pub(crate) fn active(&self) -> Option<(Arc<Segment>, u64)> {
         let base = self.replayed?;
         let (number, tail) = self.replay.end;
         Some((Arc::clone(self.directory.live.get(base + number)?), tail))
@@ -335,6 +350,8 @@ impl Recovered {
     fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
         let base = self.replayed.unwrap_or_default();
         let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        // The newest segment in which something of a log may be lost.
+        let mut unproven: BTreeMap<u64, u64> = BTreeMap::new();
         let live = self.directory.live.clone();
         for pair in live[..=base].windows(2) {
             let [segment, next] = pair else { continue };
@@ -348,7 +365,9 @@ impl Recovered {
                 }
             }
             if let Some(rebuild) = rebuilt.filter(|rebuild| !rebuild.whole) {
-                self.suspect_unproven(segment, next, &rebuild)?;
+                for number in self.unproven(segment, next, &rebuild)? {
+                    unproven.insert(number, segment.sequence);
+                }
             }
         }
         for (number, log) in &mut self.replay.logs {
@@ -361,6 +380,12 @@ impl Recovered {
                     log.view.seal(segment);
                 }
             }
+            // A lost frame there may have replaced what is in older segments, and in none newer.
+            let lost_in = unproven.get(number).copied().unwrap_or_default();
+            if log.view.extents().any(|extent| extent.segment.sequence <= lost_in) {
+                let end = log.view.shape.end;
+                log.view.shape.hurt(end, UNKNOWN);
+            }
             if let Some((from, until)) = log.view.hole() {
                 log.view.shape.hurt(from, until);
             }
@@ -372,31 +397,28 @@ impl Recovered {
         Ok(())
     }
 
-    /// Frames of a sealed segment are lost. They may have held changes to any log, unless the
-    /// chain of its sections and the tables here and in the next segment prove otherwise.
-    fn suspect_unproven(
-        &mut self,
+    /// Frames of a sealed segment are lost. They may have held changes to any of these logs; for
+    /// the others the chain of sections and the tables here and in the next segment prove that
+    /// they did not.
+    fn unproven(
+        &self,
         segment: &Segment,
         next: &Segment,
         rebuild: &Rebuild,
-    ) -> Result<(), OpenError> {
+    ) -> Result<Vec<u64>, OpenError> {
         let lasts = |table: Option<(Table, u64)>| -> (BTreeMap<u64, u64>, u64) {
             let (table, next_number) = table.unwrap_or_default();
             (table.logs.into_iter().map(|log| (log.number, log.last)).collect(), next_number)
         };
         let (before, _) = lasts(scan::first_table(segment)?);
         let (after, next_number) = lasts(scan::first_table(next)?);
-        for (number, log) in &mut self.replay.logs {
+        let proven = |number: &u64| {
             let created_later = next_number > 0 && *number >= next_number;
-            let proven = after
-                .get(number)
-                .is_some_and(|after| rebuild.proves(*number, before.get(number).copied(), *after));
-            if !created_later && !proven {
-                let end = log.view.shape.end;
-                log.view.shape.hurt(end, UNKNOWN);
-            }
-        }
-        Ok(())
+            let after = after.get(number).copied();
+            let before = before.get(number).copied();
+            created_later || after.is_some_and(|after| rebuild.proves(*number, before, after))
+        };
+        Ok(self.replay.logs.keys().copied().filter(|number| !proven(number)).collect())
     }
 
     /// Writes what is kept above the mark once more: an earlier sync that failed may have left

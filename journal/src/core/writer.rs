@@ -265,6 +265,7 @@ impl Writer {
             length: payload.len() as u32,
             crc: crc32c(payload),
             kind,
+            heals: false,
         }
     }
 }
@@ -290,7 +291,8 @@ fn sections_of(queued: &Queued) -> Vec<Section> {
             _ => (0, 0, 0),
         };
         let log = part.number;
-        sections.push(Section { log, position, previous, count, length, crc, kind });
+        let heals = part.heals;
+        sections.push(Section { log, position, previous, count, length, crc, kind, heals });
     }
     sections
 }
@@ -299,7 +301,10 @@ impl Core {
     /// Writes what is staged.
     pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
         let segment = &writer.active.segment;
-        writer.staged.write(segment).map_err(|error| Fault::new("write", segment.name(), &error))?;
+        writer
+            .staged
+            .write(segment)
+            .map_err(|error| Fault::new("write", segment.name(), &error))?;
         Counters::add(&self.counters.bytes, writer.staged.length);
         writer.active.tail = writer.staged.end();
         writer.staged.clear();

@@ -254,7 +254,10 @@ impl Replay {
         self.logs.retain(|_, log| log.name != name);
         let shape = Shape { number: section.log, ..Shape::default() };
         let view = View::new(shape);
-        self.logs.insert(section.log, ReplayedLog { name, view, last: lsn, unsure: false, broken: false });
+        self.logs.insert(
+            section.log,
+            ReplayedLog { name, view, last: lsn, unsure: false, broken: false },
+        );
     }
 
     fn change(
@@ -276,7 +279,7 @@ impl Replay {
             self.names_missing = true;
             return;
         };
-        log.broken |= section.previous != log.last;
+        log.broken = !section.heals && (log.broken || section.previous != log.last);
         log.unsure = false;
         log.last = lsn;
         match section.kind {

@@ -283,10 +283,8 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
         offset = frame.end();
     }
     rebuild.whole &= ended;
-    rebuild.logs = logs
-        .into_values()
-        .filter(|log| !log.batches.is_empty() && log.first < log.end)
-        .collect();
+    rebuild.logs =
+        logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
     Ok(rebuild)
 }
 
