@@ -76,7 +76,9 @@
 //! 24  u32  number of records (append), logs (table, directory) or entries
 //! 28  u32  length of the payload without padding
 //! 32  u32  CRC-32C of the payload without padding
-//! 36  u8   kind      37  u8[3]  zero
+//! 36  u8   kind
+//! 37  u8   flags: bit 0: the log was known to be damaged, and this makes it whole
+//! 38  u8[2] zero
 //! ```
 //! | kind | meaning | position | payload |
 //! |---|---|---|---|

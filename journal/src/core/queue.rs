@@ -96,6 +96,8 @@ pub(crate) struct Part {
     pub(crate) creates: bool,
     pub(crate) number: u64,
     pub(crate) section: Option<(SectionKind, u64)>,
+    /// The log was damaged, and is whole after it.
+    pub(crate) heals: bool,
     /// The log after it.
     pub(crate) after: Shape,
     /// Given when it is taken.
@@ -379,6 +381,7 @@ impl State {
             creates: step.creates,
             number: step.number,
             section: step.section,
+            heals: before.damage.is_some() && after.damage.is_none(),
             after,
             previous: 0,
             batch: None,

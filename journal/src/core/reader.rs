@@ -198,8 +198,8 @@ impl Core {
             Some(batches) => batches,
             // The index is only a hint: the frames have everything.
             None => {
-                let logs = recovery::scan::rebuild_index(segment)?;
-                let log = logs.into_iter().find(|log| log.number == number);
+                let rebuild = recovery::scan::rebuild_index(segment)?;
+                let log = rebuild.logs.into_iter().find(|log| log.number == number);
                 log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
             }
         };

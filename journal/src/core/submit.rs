@@ -17,6 +17,17 @@ pub(crate) enum Submitted {
     Later(Arc<Slot>),
 }
 
+/// How far closing has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// Everything is durable and the directory is free.
+    Now,
+    /// Whoever leads will do it.
+    Soon,
+    /// It was closed already, or somebody is at it.
+    Before,
+}
+
 impl Core {
     /// Hands a commit in; when there is no room, refuses.
     pub(crate) fn submit(
@@ -119,6 +130,7 @@ impl Core {
 
     /// The leader has what it wanted: the writer thread goes on if anything waits.
     pub(crate) fn hand_over(&self) {
+        self.finish_due_close();
         let mut state = self.state.lock();
         let more = !state.is_empty() && !self.options.manual;
         if !more {
@@ -136,6 +148,7 @@ impl Core {
 
     /// As [`hand_over`](Self::hand_over), by the writer thread itself.
     pub(crate) fn hand_over_after_mark(&self) {
+        self.finish_due_close();
         let mut state = self.state.lock();
         if state.is_empty() {
             state.leading = false;
@@ -193,14 +206,35 @@ impl Core {
         self.idle.notify_all();
     }
 
-    /// Takes no more commits, writes those accepted, and marks the end.
-    pub(crate) fn close(&self) -> Result<(), Error> {
+    /// Takes no more commits, writes those accepted, and marks the end. From within a callback
+    /// that is only asked for.
+    pub(crate) fn close(&self) -> Result<Closed, Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
+            return Ok(Closed::Before);
         }
         let told = self.state.lock().refuse_new(Error::Closed);
         tell(told);
+        if *self.leader.lock() == Some(std::thread::current().id()) {
+            self.close_is_due.store(true, Ordering::Release);
+            return Ok(Closed::Soon);
+        }
         self.lead();
+        let outcome = self.finish_close();
+        self.stop_leading();
+        outcome.map(|()| Closed::Now)
+    }
+
+    /// Finishes a close that was asked for from within a callback, which runs inside the group
+    /// of whoever leads.
+    fn finish_due_close(&self) {
+        if self.close_is_due.swap(false, Ordering::AcqRel) {
+            // Who asked for it has gone on; a failure has been logged.
+            let _ = self.finish_close();
+        }
+    }
+
+    /// Only whoever leads calls this.
+    fn finish_close(&self) -> Result<(), Error> {
         while self.run_group(0) > 0 {}
         let outcome = match self.refusal() {
             Some(Error::Closed) | None => self.mark(true).map_err(|fault| {
@@ -209,7 +243,6 @@ impl Core {
             }),
             Some(error) => Err(error),
         };
-        self.stop_leading();
         self.space.stop();
         self.unpark_writer();
         *self.guard.lock() = None;
@@ -224,6 +257,7 @@ impl Core {
             return Work::Idle;
         }
         let work = self.work_leading(now);
+        self.finish_due_close();
         self.stop_leading();
         work
     }

@@ -31,6 +31,7 @@ fn section() -> impl Strategy<Value = Section> {
     ]);
     (any::<[u64; 3]>(), any::<[u32; 2]>(), 0..5_000_u32, kinds).prop_map(
         |([log, position, previous], [count, crc], length, kind)| Section {
+            heals: count % 2 == 1,
             log,
             position,
             previous,

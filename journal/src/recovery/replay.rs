@@ -49,6 +49,9 @@ pub(crate) struct ReplayedLog {
     pub(crate) last: u64,
     /// Something of it may be in a gap.
     unsure: bool,
+    /// Something of it is in a gap. Whoever wrote the frames behind did not know, so nothing in
+    /// them heals it.
+    broken: bool,
 }
 
 /// What replay may rely on.
@@ -251,7 +254,10 @@ impl Replay {
         self.logs.retain(|_, log| log.name != name);
         let shape = Shape { number: section.log, ..Shape::default() };
         let view = View::new(shape);
-        self.logs.insert(section.log, ReplayedLog { name, view, last: lsn, unsure: false });
+        self.logs.insert(
+            section.log,
+            ReplayedLog { name, view, last: lsn, unsure: false, broken: false },
+        );
     }
 
     fn change(
@@ -273,10 +279,7 @@ impl Replay {
             self.names_missing = true;
             return;
         };
-        if section.previous != log.last {
-            let end = log.view.shape.end;
-            log.view.shape.hurt(end, UNKNOWN);
-        }
+        log.broken = !section.heals && (log.broken || section.previous != log.last);
         log.unsure = false;
         log.last = lsn;
         match section.kind {
@@ -326,12 +329,10 @@ impl Replay {
                     view: View::default(),
                     last: if first { entry.last } else { 0 },
                     unsure: false,
+                    broken: false,
                 });
-                let lost = log.last != entry.last;
+                log.broken |= log.last != entry.last;
                 log.view.shape = shape;
-                if lost {
-                    log.view.shape.hurt(shape.end, UNKNOWN);
-                }
                 (log.last, log.unsure) = (entry.last, false);
                 self.logs.insert(entry.number, log);
             }
@@ -340,7 +341,7 @@ impl Replay {
     }
 
     fn finish(&mut self) {
-        for log in self.logs.values_mut().filter(|log| log.unsure) {
+        for log in self.logs.values_mut().filter(|log| log.unsure || log.broken) {
             let end = log.view.shape.end;
             log.view.shape.hurt(end, UNKNOWN);
         }
@@ -362,8 +363,7 @@ impl ReplayedLog {
         lsn: u64,
     ) {
         let Some((batch, end)) = batch else {
-            let at = self.view.shape.end;
-            self.view.shape.hurt(at, UNKNOWN);
+            self.broken = true;
             return;
         };
         // Only behind a gap is this not just the end.
