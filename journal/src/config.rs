@@ -23,8 +23,8 @@ pub struct Options {
     /// May be changed between openings: segments that exist keep their size until they are
     /// recycled.
     pub segment_bytes: u64,
-    /// The most bytes that all segment files together may take; at least four segments.
-    /// Default 16 GiB. At the limit appends are refused with [`Error::Full`](crate::Error::Full)
+    /// The most bytes that all segment files together may take; at least four segments, and
+    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with [`Error::Full`](crate::Error::Full)
     /// while releases and deletes go on.
     pub max_bytes: u64,
     /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
@@ -92,7 +92,8 @@ impl Options {
 
     /// How many segment files `max_bytes` allows.
     pub(crate) fn max_segments(&self) -> usize {
-        usize::try_from(self.max_bytes / self.segment_bytes).unwrap_or(usize::MAX)
+        let segments = self.max_bytes / self.segment_bytes;
+        usize::try_from(segments).unwrap_or(usize::MAX).min(format::SEGMENTS_MAX)
     }
 
     /// Bytes of the largest commit frame: a quarter of a segment, at most 16 MiB and a bit.
@@ -126,9 +127,6 @@ impl Options {
         }
         if self.max_segments() < 4 {
             return invalid("max_bytes must hold at least four segments");
-        }
-        if self.max_segments() > format::SEGMENTS_MAX {
-            return invalid("max_bytes must be at most 4,000 segments: make segments larger");
         }
         if self.max_logs == 0 || self.max_waiting == 0 || self.max_pending_bytes == 0 {
             return invalid("max_logs, max_waiting and max_pending_bytes must be at least 1");

@@ -128,6 +128,8 @@ pub(crate) mod index;
 pub(crate) mod manifest;
 pub(crate) mod segment;
 pub(crate) mod table;
+#[cfg(test)]
+mod tests;
 
 /// The version that this build writes, and the newest that it reads.
 pub const VERSION: u32 = 1;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
@@ -20,6 +21,11 @@ use crate::error::{Error, Fault, LogName, OpenError};
 use crate::files::{DiskFiles, Files};
 use crate::log::{Health, Log};
 use crate::recovery;
+
+/// After a group of this many commits the writer waits a moment for those who commit again.
+const COMPANY_MIN: usize = 4;
+/// And never longer than this.
+const COMPANY_WAIT_MAX: Duration = Duration::from_micros(250);
 
 /// A crash-safe log of many logs in one directory. Clones are handles to the same journal; when
 /// the last one is dropped the journal is closed.
@@ -125,8 +131,8 @@ impl Journal {
     /// [`Log::health`](crate::Log::health), and the others work.
     pub fn open(dir: impl AsRef<Path>, options: Options) -> Result<Self, OpenError> {
         options.validate()?;
-        let files = DiskFiles::new(dir)
-            .map_err(|error| Fault::new("create", "directory", &error))?;
+        let files =
+            DiskFiles::new(dir).map_err(|error| Fault::new("create", "directory", &error))?;
         Self::open_with(Arc::new(files), options)
     }
 
@@ -161,10 +167,8 @@ impl Journal {
         let state = self.core().state.lock();
         let logs: Vec<_> = state.existing().map(|log| Arc::clone(&log.inner)).collect();
         drop(state);
-        let mut logs: Vec<LogInfo> = logs
-            .into_iter()
-            .map(|inner| Log::new(Arc::clone(self.core()), inner).info())
-            .collect();
+        let mut logs: Vec<LogInfo> =
+            logs.into_iter().map(|inner| Log::new(Arc::clone(self.core()), inner).info()).collect();
         logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         logs
     }
@@ -304,7 +308,7 @@ fn write_until_closed(core: &Core) {
     let mut groups = core.groups();
     loop {
         if core.writer_leads.swap(false, Ordering::AcqRel) {
-            while core.run_group(0) > 0 {}
+            lead_while_any(core);
             core.hand_over();
             continue;
         }
@@ -325,6 +329,30 @@ fn write_until_closed(core: &Core) {
             }
             core.hand_over_after_mark();
         }
+    }
+}
+
+/// Writes group after group while anything waits.
+fn lead_while_any(core: &Core) {
+    loop {
+        let start = Instant::now();
+        let told = core.run_group(0);
+        if told == 0 {
+            return;
+        }
+        if told >= COMPANY_MIN {
+            wait_for_company(core, told, (start.elapsed() / 2).min(COMPANY_WAIT_MAX));
+        }
+    }
+}
+
+/// Those who have just been told often commit again at once. Whoever starts the next sync with
+/// the first of them lets the others wait for two; so give them the processor for a moment, as
+/// long as they keep coming.
+fn wait_for_company(core: &Core, told: usize, limit: Duration) {
+    let start = Instant::now();
+    while core.waiting_commits() < told && start.elapsed() < limit {
+        std::thread::yield_now();
     }
 }
 

@@ -117,11 +117,7 @@ impl Log {
     ///
     /// # Errors
     /// See [`ReadError`]; about the first position that it could not return.
-    pub fn read_range(
-        &self,
-        range: Range<u64>,
-        max_bytes: usize,
-    ) -> Result<Vec<Bytes>, ReadError> {
+    pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, ReadError> {
         self.core.read_range(&self.inner, range, max_bytes)
     }
 

@@ -4,6 +4,10 @@
 /// A rule that a deliberately broken journal does not keep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+#[cfg_attr(
+    not(feature = "testing"),
+    expect(unreachable_pub, dead_code, reason = "part of the API only with the feature")
+)]
 pub enum Mutant {
     /// A new segment file is used without a sync of the directory.
     NoDirSync,
@@ -33,13 +37,12 @@ pub enum Mutant {
     DamageIsTornTail,
     /// Payloads are not checked when the tail is scanned.
     PayloadUnchecked,
-    /// A log that is created again keeps its number.
-    NumberReused,
 }
 
+#[cfg(feature = "testing")]
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 14] = [
         Self::NoDirSync,
         Self::MarkBeforeSync,
         Self::CrcNotSeeded,
@@ -54,6 +57,5 @@ impl Mutant {
         Self::RecycleBeforeDurable,
         Self::DamageIsTornTail,
         Self::PayloadUnchecked,
-        Self::NumberReused,
     ];
 }

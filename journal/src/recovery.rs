@@ -53,6 +53,8 @@ pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>,
         Err(error) => return Err(Fault::new("lock", "directory", &error).into()),
     };
     let names = list(&*files)?;
+    // A process that was killed may have left names that are seen and not yet durable.
+    files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
     if !names.iter().any(|name| name == MANIFEST) {
         create_manifest(&*files, &names, &options)?;
     }

@@ -39,7 +39,10 @@ fn records_survive_reopening_over_many_segments() {
                 let record = log.read(position).unwrap();
                 assert_eq!(record, vec![(position / 2 % 251) as u8; 100 + 10 * id as usize]);
             }
-            assert_eq!(log.read_range(10..800, 1000).unwrap().len(), 1000 / (100 + 10 * id as usize));
+            assert_eq!(
+                log.read_range(10..800, 1000).unwrap().len(),
+                1000 / (100 + 10 * id as usize)
+            );
         }
         journal.close().unwrap();
     }
@@ -124,8 +127,9 @@ async fn futures_and_followers() {
     .unwrap();
     let log = journal.log("t", 1).unwrap();
     let mut follow = log.follow(0);
-    let commits: Vec<_> =
-        (0..200u64).map(|at| journal.commit(Commit::new().append(&log, [at.to_le_bytes()]))).collect();
+    let commits: Vec<_> = (0..200u64)
+        .map(|at| journal.commit(Commit::new().append(&log, [at.to_le_bytes()])))
+        .collect();
     for at in 0..200u64 {
         let (position, record) = follow.next().await.unwrap();
         assert_eq!((position, &record[..]), (at, &at.to_le_bytes()[..]));

@@ -53,7 +53,7 @@ pub struct Config {
     /// The longest pause between two attempts to connect, default 500 ms.
     pub backoff_max: Duration,
     /// Messages that follow the last write to a connection by less than this are gathered into
-    /// one write, default 20 µs. Zero: each message that finds the queue empty is written at once.
+    /// one write, default 5 µs. Zero: each message that finds the queue empty is written at once.
     pub gather: Duration,
     /// How many events a reader of `Events` may be behind, default 1,024.
     pub events_max: usize,
@@ -85,7 +85,7 @@ impl Default for Config {
             dead_after: Duration::from_secs(3),
             backoff_min: Duration::from_millis(10),
             backoff_max: Duration::from_millis(500),
-            gather: Duration::from_micros(20),
+            gather: Duration::from_micros(5),
             events_max: 1024,
         }
     }

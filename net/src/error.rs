@@ -100,6 +100,12 @@ impl From<SendError> for CallError {
     }
 }
 
+impl From<Lost> for CallError {
+    fn from(lost: Lost) -> Self {
+        Self::Unknown(lost)
+    }
+}
+
 /// Why a peer refuses a request. It did nothing because of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

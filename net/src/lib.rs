@@ -16,6 +16,8 @@ pub mod testing;
 mod transport;
 mod wire;
 
+pub use async_trait::async_trait;
+pub use bytes::Bytes;
 pub use config::{Config, Limits};
 pub use error::{BindError, CallError, ConfigError, Lost, Outcome, Refused, SendError, ServeError};
 pub use event::{DownReason, Event, Events, Publisher, Refusal, Violation};

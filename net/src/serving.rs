@@ -91,12 +91,10 @@ impl Future for Running {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Answer> {
         let future = self.future.as_mut();
-        match catch_unwind(AssertUnwindSafe(|| future.poll(cx))) {
-            Ok(poll) => poll.map(|answer| answer.map_err(Failure::Refused)),
-            Err(_) => {
-                tracing::error!(target: "voussoir::net", "a handler panicked at a call");
-                Poll::Ready(Err(Failure::Panicked))
-            }
-        }
+        let Ok(poll) = catch_unwind(AssertUnwindSafe(|| future.poll(cx))) else {
+            tracing::error!(target: "voussoir::net", "a handler panicked at a call");
+            return Poll::Ready(Err(Failure::Panicked));
+        };
+        poll.map(|answer| answer.map_err(Failure::Refused))
     }
 }

@@ -38,7 +38,8 @@ counters! {
     writes,
     /// Messages and requests refused at `send` and `call` because a queue was full.
     full,
-    /// Messages and requests that were taken and, because a connection broke, dropped.
+    /// Messages and requests that were taken and, before a byte of them was written, dropped: the
+    /// connection broke, or the peer turned out not to take that length.
     dropped,
     /// Own connections that came up.
     connected,

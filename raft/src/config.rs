@@ -39,7 +39,8 @@ pub struct Config {
     /// sends the rest again. Default 200 ms.
     pub resend_interval: Duration,
 
-    /// The longest command, in bytes. Default 1 MiB.
+    /// The longest command, in bytes. Default 1 MiB less 1 KiB, which is what a batch of the
+    /// journal holds.
     pub max_entry_bytes: usize,
     /// Entries in one append message. Default 4,096.
     pub max_append_entries: usize,
@@ -108,7 +109,7 @@ impl Default for Config {
             heartbeat_interval: Duration::from_millis(50),
             disk_stall: Duration::from_secs(1),
             resend_interval: Duration::from_millis(200),
-            max_entry_bytes: 1 << 20,
+            max_entry_bytes: (1 << 20) - 1024,
             max_append_entries: 4096,
             max_append_bytes: 1 << 20,
             max_inflight_appends: 64,

@@ -5,9 +5,15 @@ pub mod codec;
 mod config;
 pub mod core;
 mod error;
+#[cfg(feature = "journal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "journal")))]
+pub mod journal;
 mod machine;
 pub mod memory;
 mod message;
+#[cfg(feature = "net")]
+#[cfg_attr(docsrs, doc(cfg(feature = "net")))]
+pub mod net;
 mod shell;
 mod store;
 #[cfg(feature = "testing")]

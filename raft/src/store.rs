@@ -24,6 +24,12 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
 /// * What cannot be given back whole is reported as damaged, never left out.
 #[async_trait]
 pub trait LogStore: Send + Sync + 'static {
+    /// The longest entry that the store takes, in bytes. A node with a larger
+    /// [`Config::max_entry_bytes`](crate::Config) does not start. Unlimited by default.
+    fn entry_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
     /// Everything that has to be known at the start: hard state, current snapshot, log.
     ///
     /// Where any of it may be damaged the answer is [`Restored::damaged`], so that the node says

@@ -122,11 +122,11 @@ impl<N: Node> Kernel<N> {
     /// Clocks of different nodes have nothing in common, so that comparing them does not work
     /// by accident.
     fn new_clock(&self, rng: &mut Rng) -> Clock {
-        let (local, wall) = (rng.below(1 << 42), rng.below(1 << 42) as i64);
+        let (local, wall) = (rng.below(1 << 42), rng.below(1 << 42).cast_signed());
         let rate = rng.next_u64();
         let rate = self.plan.intensity(FaultClass::ClockSkew).map_or(0, |skew| {
-            let most = skew.amount as i64;
-            (rate % (skew.amount * 2 + 1)) as i64 - most
+            let most = skew.amount.cast_signed();
+            (rate % (skew.amount * 2 + 1)).cast_signed() - most
         });
         Clock::new(self.now, local, rate, wall)
     }

@@ -95,7 +95,7 @@ pub enum DiskFault {
     Fail,
     /// Nothing can be added.
     Full,
-    /// All is well again.
+    /// All is well again. What still ails the disk, if anything, is told anew right after.
     Healed,
 }
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
-use crate::{Counts, FaultSet, Plan};
+use crate::{ConfigError, Counts, FaultSet, Plan};
 
 /// What a run that held did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,6 +101,12 @@ impl From<String> for Failure {
     }
 }
 
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}", self.message)?;
@@ -118,7 +124,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What all runs of a [`Runner`] did together.
+/// What all runs of a [`Runner`](crate::Runner) did together.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Summary {

@@ -89,7 +89,7 @@ impl Runner {
     /// ```
     /// use voussoir_sim::{FaultSet, Profile, Rng, Runner};
     /// let summary = Runner::new("cargo test -p mine walk").seeds(20).run(|seed| {
-    ///     let plan = Profile::default().plan(seed).map_err(|error| error.to_string())?;
+    ///     let plan = Profile::default().plan(seed)?;
     ///     // Here a real run builds a `World`, steps it, and checks it.
     ///     let steps = Rng::new(plan.seed).below(10);
     ///     Ok(voussoir_sim::Report::of(seed).with("steps", steps))

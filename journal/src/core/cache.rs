@@ -80,10 +80,6 @@ impl IndexCache {
             }
         }
     }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
 }
 
 /// Buffers that are used again once every record in them has been dropped: this saves zeroing
@@ -151,6 +147,6 @@ mod tests {
         cache.put(Key::Batches(3, 1), batches(10));
         assert!(cache.get(Key::Batches(1, 1)).is_none());
         assert!(cache.get(Key::Batches(0, 1)).is_some());
-        assert_eq!(cache.bytes(), 3 * batches(10).bytes());
+        assert_eq!(cache.bytes, 3 * batches(10).bytes());
     }
 }

@@ -122,11 +122,8 @@ impl Core {
     }
 
     fn write_group(&self, writer: &mut Writer, group: &mut [Queued]) -> Result<(), Fault> {
-        let mark = if self.is(Mutant::MarkBeforeSync) {
-            writer.next_lsn - 1
-        } else {
-            self.durable_lsn()
-        };
+        let mark =
+            if self.is(Mutant::MarkBeforeSync) { writer.next_lsn - 1 } else { self.durable_lsn() };
         for queued in &mut *group {
             writer.stage_commit(queued, mark);
         }
@@ -206,8 +203,7 @@ impl Core {
     fn pinned_by(&self) -> Vec<crate::error::LogName> {
         const OLDEST: usize = 4;
         let oldest = self.space.oldest_pinned(OLDEST);
-        let logs: Vec<_> =
-            self.state.lock().existing().map(|log| Arc::clone(&log.inner)).collect();
+        let logs: Vec<_> = self.state.lock().existing().map(|log| Arc::clone(&log.inner)).collect();
         super::space::pinned_by(&oldest, logs.iter().map(AsRef::as_ref))
     }
 

@@ -415,6 +415,10 @@ impl State {
         self.small.is_empty() && self.bulk.is_empty()
     }
 
+    pub(crate) fn waiting_commits(&self) -> usize {
+        self.small.len() + self.bulk.len()
+    }
+
     /// Takes the next group, giving LSNs from `next_lsn` on.
     pub(crate) fn take(&mut self, next_lsn: &mut u64, room: &mut dyn Room) -> Taken {
         if self.is_empty() {
@@ -508,10 +512,8 @@ impl State {
         // The kept ones were checked in this order, and none builds on a failed one.
         for queued in kept {
             for part in &queued.parts {
-                let before = std::mem::replace(
-                    &mut self.log_state(&part.log).submitted,
-                    part.after,
-                );
+                let before =
+                    std::mem::replace(&mut self.log_state(&part.log).submitted, part.after);
                 self.count_table(&part.log, before, part.after);
             }
             self.push(queued);

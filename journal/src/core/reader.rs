@@ -131,7 +131,8 @@ impl Core {
             let payload = both.split_off((gap as usize).min(both.len()));
             (both, payload)
         } else {
-            let head = self.read_bytes(segment, frame_at, gap.min(HEAD_BYTES_MAX as u64) as usize)?;
+            let head =
+                self.read_bytes(segment, frame_at, gap.min(HEAD_BYTES_MAX as u64) as usize)?;
             (head, self.read_bytes(segment, payload_at, batch.length as usize)?)
         };
         let header = Header::peek(&head).ok_or(damaged("no frame where the index points"))?;

@@ -268,8 +268,7 @@ impl Keeper {
         space: &Space,
         durable: &dyn Fn() -> u64,
     ) -> Result<(), PrepareError> {
-        let durable =
-            if self.is(Mutant::RecycleBeforeDurable) { u64::MAX } else { durable() };
+        let durable = if self.is(Mutant::RecycleBeforeDurable) { u64::MAX } else { durable() };
         let dead = space.take_dead(durable);
         let free = space.inner.lock().free.pop();
         let (slot, file) = match free {

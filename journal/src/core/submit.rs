@@ -166,6 +166,11 @@ impl Core {
         }
     }
 
+    /// How many commits have been accepted and not yet taken.
+    pub(crate) fn waiting_commits(&self) -> usize {
+        self.state.lock().waiting_commits()
+    }
+
     /// Takes the lead when nobody has it.
     pub(crate) fn try_lead(&self) -> bool {
         let mut state = self.state.lock();

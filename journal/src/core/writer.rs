@@ -299,7 +299,10 @@ impl Core {
     /// Writes what is staged.
     pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
         let segment = &writer.active.segment;
-        writer.staged.write(segment).map_err(|error| Fault::new("write", segment.name(), &error))?;
+        writer
+            .staged
+            .write(segment)
+            .map_err(|error| Fault::new("write", segment.name(), &error))?;
         Counters::add(&self.counters.bytes, writer.staged.length);
         writer.active.tail = writer.staged.end();
         writer.staged.clear();

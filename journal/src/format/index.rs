@@ -108,7 +108,8 @@ pub(crate) fn decode_entries(bytes: &[u8], entry: &DirectoryEntry) -> Option<Vec
     if bytes.len() != (entry.count as usize).checked_mul(ENTRY)? || crc32c(bytes) != entry.crc {
         return None;
     }
-    let batches: Vec<BatchRef> = bytes.chunks_exact(ENTRY).map(decode_entry).collect::<Option<_>>()?;
+    let batches: Vec<BatchRef> =
+        bytes.chunks_exact(ENTRY).map(decode_entry).collect::<Option<_>>()?;
     let ordered = batches.is_sorted_by(|a, b| a.first < b.first)
         && batches.first().is_some_and(|batch| batch.first <= entry.first)
         && batches.last().is_some_and(|batch| batch.first < entry.end);

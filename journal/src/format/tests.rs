@@ -126,7 +126,7 @@ proptest! {
         let count = (bytes.len() / index::ENTRY) as u32;
         let entries = &bytes[..count as usize * index::ENTRY];
         let entry =
-            DirectoryEntry { log, first, end, last, at: 0, count, crc: crc32c(entries) };
+            DirectoryEntry { log, first, end, last, at: 0, count, crc: crc32c(entries), bytes: 0 };
         if let Some(batches) = index::decode_entries(entries, &entry) {
             prop_assert_eq!(batches.len(), count as usize);
         }
@@ -227,7 +227,7 @@ proptest! {
         let mut bytes = Vec::new();
         let crc = index::encode_entries(&batches, &mut bytes);
         let count = batches.len() as u32;
-        let entry = DirectoryEntry { log: 1, first: start, end: first, last: 9, at: 0, count, crc };
+        let entry = DirectoryEntry { log: 1, first: start, end: first, last: 9, at: 0, count, crc, bytes: 0 };
         let decoded = index::decode_entries(&bytes, &entry);
         prop_assert_eq!(decoded.as_ref(), Some(&batches));
         let bit = flip.index(bytes.len() * 8);

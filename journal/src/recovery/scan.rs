@@ -225,7 +225,8 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Vec<Rebuilt>, Fault> {
             }
         }
         for (_, number, batch, end) in frame.batches() {
-            let log = logs.entry(number).or_insert_with(|| Rebuilt { number, ..Rebuilt::default() });
+            let log =
+                logs.entry(number).or_insert_with(|| Rebuilt { number, ..Rebuilt::default() });
             log.append(batch, end, lsn);
         }
         offset = frame.end();

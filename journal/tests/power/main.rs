@@ -1,6 +1,13 @@
-//! The journal against power losses.
+//! The journal against power losses, failing disks, flipped bits and its own deliberate defects,
+//! on the simulated disk; and against `kill -9` on a real one.
 #![cfg(feature = "testing")]
 
+mod faults;
+mod flips;
+mod kill;
+mod losses;
+mod mutants;
 mod oracle;
 mod rng;
+mod run;
 mod workload;

@@ -91,6 +91,8 @@ pub(crate) struct Oracle {
     commits: Vec<Submitted>,
     /// The state after all of it.
     tip: World,
+    /// Everything that was ever submitted for a position.
+    written: BTreeMap<(Key, u64), Vec<Bytes>>,
     /// Whether LSNs follow the order of submission. Large commits may be overtaken.
     pub(crate) in_order: bool,
 }
@@ -112,6 +114,12 @@ impl Oracle {
     /// Takes note of a commit; the number to report about it under.
     pub(crate) fn submit(&mut self, changes: Changes, survives: Survives) -> usize {
         for (key, change) in &changes {
+            if let Change::Append(records) = change {
+                let end = self.tip.get(key).map_or(0, State::end);
+                for (position, record) in (end..).zip(records) {
+                    self.written.entry((*key, position)).or_default().push(record.clone());
+                }
+            }
             apply(&mut self.tip, *key, change);
         }
         self.commits.push(Submitted { changes, survives, said: Said::Nothing });
@@ -132,9 +140,19 @@ impl Oracle {
         }
     }
 
+    /// Whether this record was ever submitted for this position.
+    pub(crate) fn was_written(&self, key: Key, position: u64, record: &Bytes) -> bool {
+        self.written.get(&(key, position)).is_some_and(|written| written.contains(record))
+    }
+
     /// True when every submitted commit has been answered.
     pub(crate) fn all_answered(&self) -> bool {
         self.commits.iter().all(|commit| commit.said != Said::Nothing)
+    }
+
+    /// True when every submitted commit has been acknowledged and written.
+    pub(crate) fn all_done(&self) -> bool {
+        self.commits.iter().all(|commit| matches!(commit.said, Said::Done(Some(_))))
     }
 
     /// Checks what a recovery shows after `crash`; it is the base of what follows.

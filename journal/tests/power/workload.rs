@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::oracle::{Change, Changes, Key, State, Survives, World, apply};
+use crate::oracle::{Change, Changes, Key, State, World, apply};
 use crate::rng::Rng;
 
 /// The logs of every workload.
@@ -22,6 +22,8 @@ const RECORDS_MAX: usize = 150;
 #[derive(Debug)]
 pub(crate) struct Workload {
     rng: Rng,
+    /// Few logs release whole segments, many pin each other's.
+    keys: &'static [Key],
     /// Makes every record unique.
     serial: u64,
     /// The largest payload of a single record, in bytes.
@@ -30,28 +32,22 @@ pub(crate) struct Workload {
 
 impl Workload {
     pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
-        Self { rng: Rng::new(seed), serial: seed << 20, record_bytes_max }
-    }
-
-    pub(crate) fn rng(&mut self) -> &mut Rng {
-        &mut self.rng
-    }
-
-    /// Mostly synced. Merely buffered ones only if `buffered`.
-    pub(crate) fn survives(&mut self, buffered: bool) -> Survives {
-        match self.rng.below(8) {
-            0 if buffered => Survives::Nothing,
-            0..=2 => Survives::Kill,
-            _ => Survives::PowerLoss,
-        }
+        let mut rng = Rng::new(seed);
+        let keys = &KEYS[rng.below(KEYS.len() as u64) as usize..];
+        Self { rng, keys, serial: seed << 20, record_bytes_max }
     }
 
     /// The changes of one commit that is made in state `world`.
     pub(crate) fn commit(&mut self, world: &World) -> Changes {
-        let logs = if self.rng.one_in(4) { 2 + self.rng.below(2) } else { 1 };
+        let logs = match self.rng.below(24) {
+            // Nothing to do is a commit too.
+            0 => 0,
+            1..=6 => 2 + self.rng.below(2),
+            _ => 1,
+        };
         let mut keys: Vec<Key> = Vec::new();
-        while keys.len() < logs as usize {
-            let key = *self.rng.pick(&KEYS);
+        while keys.len() < self.keys.len().min(logs as usize) {
+            let key = *self.rng.pick(self.keys);
             if !keys.contains(&key) {
                 keys.push(key);
             }
@@ -87,7 +83,7 @@ impl Workload {
             0 => self.rng.below(9),
             1 => self.rng.below(max + 1),
             2 => self.rng.below(max / 4 + 1),
-            _ => 8 + self.rng.below(80),
+            _ => 8 + self.rng.below(max.min(80)),
         };
         let mut bytes = self.serial.to_le_bytes().to_vec();
         // Half of them zeros: what is lost must not look like what was written, and the reverse.
@@ -104,8 +100,8 @@ impl Workload {
     fn release(&mut self, state: &State) -> Change {
         let live = state.records.len() as u64;
         Change::Release(match self.rng.below(10) {
-            0 => state.end(),
-            1 => state.end() + 1 + self.rng.below(5),
+            0..=2 => state.end(),
+            3 => state.end() + 1 + self.rng.below(5),
             _ => state.first + self.rng.below(live + 1),
         })
     }

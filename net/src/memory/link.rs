@@ -287,6 +287,11 @@ impl Link {
                 let link = Arc::clone(self);
                 // Held until the task is in the map, which it leaves at its end.
                 let mut state = self.state.lock();
+                if !state.calls.contains(id) {
+                    // Given up, or disconnected, while it was begun.
+                    drop(state);
+                    return drop(running);
+                }
                 let task = self.runtime.spawn(async move {
                     let answer = timeout_at(deadline, running).await;
                     link.state.lock().running.remove(&id);

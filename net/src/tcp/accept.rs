@@ -100,9 +100,8 @@ fn arrive(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
     shaking.next += 1;
     let owner = Arc::clone(node);
     // Under the lock, so that the task finds itself in the list.
-    if let Some(task) = node.spawn(greet(owner, stream, remote, id)) {
-        shaking.tasks.push_back((id, remote, task));
-    }
+    let task = node.spawn(greet(owner, stream, remote, id));
+    shaking.tasks.push_back((id, remote, task));
 }
 
 fn refused(node: &Node, remote: SocketAddr, refusal: Refusal) {

@@ -86,7 +86,7 @@ async fn pause(link: &Link, longest: Duration, shortest: Duration) {
     poked.as_mut().enable();
     let shortest = shortest.min(longest);
     tokio::time::sleep(shortest).await;
-    let _ = timeout(longest - shortest, poked).await;
+    let _ = timeout(longest.saturating_sub(shortest), poked).await;
 }
 
 /// Tells of a refusal, once for as long as it stays the same.

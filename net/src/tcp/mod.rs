@@ -7,6 +7,7 @@ mod pipe;
 mod pump;
 mod serve;
 mod socket;
+mod waiting;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,10 +15,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::node::Node;
@@ -52,7 +51,6 @@ pub struct Tcp {
 struct Owner {
     node: Arc<Node>,
     address: SocketAddr,
-    ended: Mutex<Option<mpsc::Receiver<()>>>,
 }
 
 impl Drop for Owner {
@@ -83,9 +81,9 @@ impl Tcp {
         let failed = |source| BindError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (node, ended) = Node::new(local, config, resolver, Handle::current());
+        let node = Node::new(local, config, resolver, Handle::current());
         node.spawn(accept::listen(Arc::clone(&node), listener));
-        Ok(Self { owner: Arc::new(Owner { node, address, ended: Mutex::new(Some(ended)) }) })
+        Ok(Self { owner: Arc::new(Owner { node, address }) })
     }
 
     /// The address that this node listens on.
@@ -134,11 +132,8 @@ impl Tcp {
         node.arrivals.goodbye();
         let is_written = self.until(deadline, || self.is_quiet()).await;
         node.stop();
-        let ended = self.owner.ended.lock().take();
-        if let Some(mut ended) = ended {
-            // Every task ends at the next time that it is polled; `None` is all there ever is.
-            let _ = ended.recv().await;
-        }
+        // Every task ends at the next time that it is polled.
+        node.ended().await;
         is_quiet && is_written
     }
 
@@ -202,7 +197,7 @@ impl Transport for Tcp {
         match timeout_at(deadline, answer).await {
             Ok(answer) => {
                 ticket.done();
-                answer.unwrap_or_else(pipe::lost)
+                answer.unwrap_or_else(waiting::lost)
             }
             Err(_) => Err(ticket.expire()),
         }

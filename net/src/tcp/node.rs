@@ -5,9 +5,9 @@ use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use super::accept::Arrivals;
@@ -29,20 +29,18 @@ pub(crate) struct Node {
     runtime: Handle,
     is_closing: AtomicBool,
     stop: watch::Sender<bool>,
-    /// Each task holds a clone, so that the end of the last one can be awaited.
-    alive: Mutex<Option<mpsc::Sender<()>>>,
+    /// Each task holds a receiver, so that the end of the last one can be awaited.
+    tasks: watch::Sender<()>,
 }
 
 impl Node {
-    /// The receiver ends when the last task has ended after [`Node::stop`].
     pub(crate) fn new(
         local: u64,
         config: Config,
         resolver: Arc<dyn Resolver>,
         runtime: Handle,
-    ) -> (Arc<Self>, mpsc::Receiver<()>) {
-        let (alive, ended) = mpsc::channel(1);
-        let node = Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
             local,
             publisher: Publisher::new(config.events_max),
             counters: Arc::default(),
@@ -51,25 +49,26 @@ impl Node {
             services: Services::default(),
             is_closing: AtomicBool::new(false),
             stop: watch::Sender::new(false),
-            alive: Mutex::new(Some(alive)),
+            tasks: watch::Sender::new(()),
             config,
             resolver,
             runtime,
-        };
-        (Arc::new(node), ended)
+        })
     }
 
-    /// Starts a task, unless the transport has ended.
-    pub(crate) fn spawn(
-        &self,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> Option<AbortHandle> {
-        let alive = self.alive.lock().clone()?;
+    /// Starts a task. One that is started after [`Node::stop`] ends at its first `await`.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let alive = self.tasks.subscribe();
         let task = self.runtime.spawn(async move {
             task.await;
             drop(alive);
         });
-        Some(task.abort_handle())
+        task.abort_handle()
+    }
+
+    /// Returns when no task is left.
+    pub(crate) async fn ended(&self) {
+        self.tasks.closed().await;
     }
 
     pub(crate) fn rules(&self) -> Rules {
@@ -101,7 +100,6 @@ impl Node {
     pub(crate) fn stop(&self) {
         self.close();
         self.stop.send_replace(true);
-        *self.alive.lock() = None;
         self.services.clear();
     }
 

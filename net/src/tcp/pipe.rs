@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, oneshot};
 
 use super::socket::Writer;
+use super::waiting::{LateAnswer, Ticket};
 use crate::core::calls::{Answer, Calls, Waiting};
 use crate::core::outbox::{Batch, Outbox, SLICES_MAX};
 use crate::stats::Counters;
@@ -59,6 +60,14 @@ struct State {
     /// The task will look at the queue without being told again.
     is_woken: bool,
     wrote_at: Option<Instant>,
+    /// Answers that wait for room.
+    late_answers: usize,
+}
+
+impl State {
+    fn is_connected(&self) -> bool {
+        matches!(self.phase, Phase::Up | Phase::Closing)
+    }
 }
 
 pub(crate) struct Pipe {
@@ -84,6 +93,7 @@ impl Pipe {
             is_writing: false,
             is_woken: false,
             wrote_at: None,
+            late_answers: 0,
         };
         Self {
             state: Mutex::new(state),
@@ -173,7 +183,8 @@ impl Pipe {
 
     /// Whether answers pile up because the peer does not read them.
     pub(crate) fn is_congested(&self) -> bool {
-        !self.state.lock().outbox.has_room(HEADER_BYTES)
+        let state = self.state.lock();
+        state.late_answers > 0 || !state.outbox.has_room(HEADER_BYTES)
     }
 
     pub(crate) fn queued(&self) -> (usize, usize, usize) {
@@ -232,7 +243,7 @@ impl Pipe {
         }
         let place = self.give(&mut state, frame);
         state.calls.insert(id, Waiting { place, answer });
-        Ok((Ticket { pipe: Arc::clone(self), id, is_done: false }, receiver))
+        Ok((Ticket::new(Arc::clone(self), id), receiver))
     }
 
     /// The peer answered a call. One that has been given up is not known any more.
@@ -244,7 +255,7 @@ impl Pipe {
     }
 
     /// Ends a call from this side, and says whether it never left.
-    fn give_up(&self, id: u64) -> bool {
+    pub(super) fn give_up(&self, id: u64) -> bool {
         let mut state = self.state.lock();
         let Some(waiting) = state.calls.remove(id) else { return false };
         let never_left = state.outbox.withdraw(waiting.place);
@@ -258,16 +269,62 @@ impl Pipe {
         never_left
     }
 
-    /// Queues an answer if there is room, else hands it back. Only for the task of the
-    /// connection, which will write it at the end of its turn.
-    pub(crate) fn try_answer(&self, frame: Frame) -> Result<(), Frame> {
+    /// Queues an answer if there is room; else it has to wait for its turn. Only for the task of
+    /// the connection, which will write it at the end of its turn.
+    pub(crate) fn try_answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
         let mut state = self.state.lock();
         if !state.outbox.has_room(frame.len()) {
-            return Err(frame);
+            state.late_answers += 1;
+            return Some(LateAnswer::new(Arc::clone(self), frame));
         }
         self.counters.frames_out.add(1);
         state.outbox.push(frame);
-        Ok(())
+        None
+    }
+
+    /// Sends an answer at once, or says that it has to wait. It is dropped when the connection is
+    /// gone.
+    pub(crate) fn answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
+        let mut state = self.state.lock();
+        if !state.is_connected() {
+            return None;
+        }
+        if !state.outbox.has_room(frame.len()) {
+            state.late_answers += 1;
+            return Some(LateAnswer::new(Arc::clone(self), frame));
+        }
+        self.give(&mut state, frame);
+        None
+    }
+
+    /// Takes an answer that waits if there is room now, and drops it if the connection is gone.
+    /// Returns whether its waiting is over.
+    pub(super) fn offer(&self, answer: &mut Option<Frame>) -> bool {
+        let mut state = self.state.lock();
+        let waits = |frame: &Frame| state.is_connected() && !state.outbox.has_room(frame.len());
+        if answer.as_ref().is_some_and(waits) {
+            return false;
+        }
+        if let Some(frame) = answer.take()
+            && state.is_connected()
+        {
+            self.give(&mut state, frame);
+        }
+        true
+    }
+
+    /// Ends when there is more room than before.
+    pub(super) fn room(&self) -> Notified<'_> {
+        self.room.notified()
+    }
+
+    pub(super) fn late_answer_ended(&self) {
+        let mut state = self.state.lock();
+        state.late_answers -= 1;
+        if state.late_answers == 0 {
+            // The task of the connection may read again.
+            self.wake.notify_one();
+        }
     }
 
     /// Queues a frame without a body, room or not: the task of the connection, which alone calls
@@ -275,31 +332,6 @@ impl Pipe {
     pub(crate) fn refuse(&self, frame: Frame) {
         self.counters.frames_out.add(1);
         self.state.lock().outbox.push(frame);
-    }
-
-    /// Sends an answer when there is room for it, or drops it when the connection is gone.
-    pub(crate) async fn answer(&self, frame: Frame) {
-        let mut frame = Some(frame);
-        loop {
-            let room = self.room.notified();
-            tokio::pin!(room);
-            // Registered before the look, so that no room is missed in between.
-            room.as_mut().enable();
-            {
-                let mut state = self.state.lock();
-                let Some(waiting) = &frame else { return };
-                if !matches!(state.phase, Phase::Up | Phase::Closing) {
-                    return;
-                }
-                if state.outbox.has_room(waiting.len()) {
-                    if let Some(frame) = frame.take() {
-                        self.give(&mut state, frame);
-                    }
-                    return;
-                }
-            }
-            room.await;
-        }
     }
 
     /// The longest body that the peer takes.
@@ -353,8 +385,7 @@ impl Pipe {
             return None;
         }
         let writer = Arc::clone(state.writer.as_ref()?);
-        let now = Instant::now();
-        if state.wrote_at.is_some_and(|at| now.duration_since(at) < self.gather) {
+        if state.wrote_at.is_some_and(|at| at.elapsed() < self.gather) {
             return None;
         }
         let mut slices = [IoSlice::new(&[]); DIRECT_SLICES_MAX];
@@ -365,7 +396,7 @@ impl Pipe {
         }
         // After an error nothing has left: the frame is queued, and the task meets the error too.
         let written = writer.try_write(&slices[..count]).ok()?;
-        state.wrote_at = Some(now);
+        state.wrote_at = Some(Instant::now());
         self.counters.writes.add(1);
         self.counters.bytes_out.add(written);
         let place = state.outbox.pass();
@@ -446,42 +477,4 @@ impl std::fmt::Debug for Pipe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Pipe").field("phase", &self.state.lock().phase).finish_non_exhaustive()
     }
-}
-
-/// A call under way; dropping it gives the call up.
-#[derive(Debug)]
-pub(crate) struct Ticket {
-    pipe: Arc<Pipe>,
-    id: u64,
-    is_done: bool,
-}
-
-impl Ticket {
-    /// The answer is there.
-    pub(crate) fn done(mut self) {
-        self.is_done = true;
-    }
-
-    /// The deadline passed.
-    pub(crate) fn expire(mut self) -> CallError {
-        self.is_done = true;
-        if self.pipe.give_up(self.id) {
-            CallError::NotSent(SendError::Expired)
-        } else {
-            CallError::Unknown(Lost::Deadline)
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if !self.is_done {
-            self.pipe.give_up(self.id);
-        }
-    }
-}
-
-/// What an answer that was lost with its sender means.
-pub(crate) fn lost(_: oneshot::error::RecvError) -> Result<Bytes, CallError> {
-    Err(CallError::Unknown(Lost::Closed))
 }

@@ -109,10 +109,8 @@ fn take(
     bytes: usize,
 ) -> Result<Next, DownReason> {
     if bytes == 0 {
-        return Err(match inbox.is_partial() {
-            true => DownReason::Violation(Violation::Truncated),
-            false => DownReason::Closed,
-        });
+        let cut = DownReason::Violation(Violation::Truncated);
+        return Err(if inbox.is_partial() { cut } else { DownReason::Closed });
     }
     loop {
         match inbox.next().map_err(DownReason::Violation)? {

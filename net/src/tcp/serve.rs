@@ -117,7 +117,10 @@ impl AcceptSide {
             self.pipe.refuse(refusal(id, reason::UNKNOWN_SERVICE));
             return Ok(());
         };
-        if under_way >= self.node.config.calls_in_max || self.node.is_closing() {
+        let is_busy = under_way >= self.node.config.calls_in_max
+            || self.pipe.is_congested()
+            || self.node.is_closing();
+        if is_busy {
             self.node.counters.busy.add(1);
             self.pipe.refuse(refusal(id, reason::BUSY));
             return Ok(());
@@ -125,38 +128,31 @@ impl AcceptSide {
         match begin(handler, self.peer, frame.body) {
             Begun::Answered(answer) => {
                 let frame = encode(id, answer, self.pipe.body_bytes_max());
-                if let Err(frame) = self.pipe.try_answer(frame) {
-                    self.start(id, left_ms, async move { Some(frame) });
+                if let Some(late) = self.pipe.try_answer(frame) {
+                    self.start(id, left_ms, late.send());
                 }
             }
             Begun::Pending(running) => {
-                let bytes_max = self.pipe.body_bytes_max();
-                self.start(id, left_ms, async move { Some(encode(id, running.await, bytes_max)) });
+                let pipe = Arc::clone(&self.pipe);
+                self.start(id, left_ms, async move {
+                    let frame = encode(id, running.await, pipe.body_bytes_max());
+                    if let Some(late) = pipe.answer(frame) {
+                        late.send().await;
+                    }
+                });
             }
         }
         Ok(())
     }
 
     /// Runs what is left of a call, to its deadline.
-    fn start(
-        &self,
-        id: u64,
-        left_ms: u32,
-        call: impl Future<Output = Option<Frame>> + Send + 'static,
-    ) {
-        let (running, pipe) = (Arc::clone(&self.running), Arc::clone(&self.pipe));
-        let counters = Arc::clone(&self.node.counters);
+    fn start(&self, id: u64, left_ms: u32, call: impl Future<Output = ()> + Send + 'static) {
+        let (running, counters) = (Arc::clone(&self.running), Arc::clone(&self.node.counters));
         // Held until the task is in the map, which it leaves at its end.
         let mut tasks = self.running.tasks.lock();
         let task = tokio::spawn(async move {
-            let deadline = Duration::from_millis(left_ms.into());
-            let answered = timeout(deadline, async {
-                if let Some(frame) = call.await {
-                    pipe.answer(frame).await;
-                }
-            })
-            .await;
-            if running.tasks.lock().remove(&id).is_some() && answered.is_err() {
+            let ended = timeout(Duration::from_millis(left_ms.into()), call).await;
+            if running.tasks.lock().remove(&id).is_some() && ended.is_err() {
                 counters.cancelled.add(1);
             }
         });

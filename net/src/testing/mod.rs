@@ -1,10 +1,31 @@
-//! The promises of [`Transport`](crate::Transport) as a suite of checks, for any implementation.
+//! The promises of [`Transport`] as a suite of checks, for any implementation.
 //!
-//! ```ignore
-//! #[tokio::test]
-//! async fn conforms() {
-//!     voussoir_net::testing::conformance(&MyFactory).await;
+//! # Example
+//! ```
+//! use std::sync::Arc;
+//! use voussoir_net::memory::Network;
+//! use voussoir_net::testing::{Factory, conformance};
+//! use voussoir_net::{Config, Transport, async_trait};
+//!
+//! struct InMemory;
+//!
+//! #[async_trait]
+//! impl Factory for InMemory {
+//!     async fn start(&self, ids: &[u64]) -> Vec<Arc<dyn Transport>> {
+//!         let network = Network::new(Config::default()).unwrap();
+//!         let join = |&id| Arc::new(network.join(id)) as Arc<dyn Transport>;
+//!         ids.iter().map(join).collect()
+//!     }
+//!
+//!     async fn kill(&self, transport: Arc<dyn Transport>) {
+//!         drop(transport); // the last handle
+//!     }
 //! }
+//!
+//! # #[tokio::main(flavor = "current_thread", start_paused = true)]
+//! # async fn main() {
+//! conformance(&InMemory).await;
+//! # }
 //! ```
 
 mod suite;

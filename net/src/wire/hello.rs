@@ -1,20 +1,7 @@
 //! The handshake: who dials says who it is and whom it means, who accepts agrees or refuses.
 //!
-//! Both messages have the shape `magic: 8 bytes, length: u16, fields, crc: u32`; `length` counts
-//! what follows it, and what it leaves between the known fields and the checksum belongs to later
-//! versions and is skipped.
-//!
-//! | hello | size | | reply | size |
-//! |---|---|---|---|---|
-//! | lowest version | 2 | | code: 0 welcome, else the refusal | 2 |
-//! | highest version | 2 | | version to speak | 2 |
-//! | class: 0 small, 1 bulk | 1 | | lowest version | 2 |
-//! | zero | 3 | | highest version | 2 |
-//! | cluster | 16 | | nonce of the hello | 8 |
-//! | from: id of the dialler | 8 | | longest body taken | 4 |
-//! | to: id of whom it means | 8 | | | |
-//! | nonce | 8 | | | |
-//! | longest body taken | 4 | | | |
+//! Both messages have the shape `magic, length, fields, crc`; the README of the crate lists the
+//! fields.
 
 use super::{VERSION, array};
 use crate::{Class, Refusal};

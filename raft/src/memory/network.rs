@@ -139,7 +139,9 @@ impl Transport for NetworkNode {
         let inbox = self.network.route(self.id, to, group)?;
         let answer = tokio::time::timeout(timeout, inbox.snapshot(self.id, part)).await;
         let answer = answer.map_err(|_| SendError::NoAnswer)?;
-        // The way back may have been cut meanwhile.
-        self.network.route(to, self.id, group).map(|_| answer)
+        if self.network.hub.read().cut.contains(&(to, self.id)) {
+            return Err(SendError::NoAnswer);
+        }
+        Ok(answer)
     }
 }

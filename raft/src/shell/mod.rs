@@ -26,6 +26,7 @@ use self::receive_snapshot::NodeInbox;
 use self::shared::{Event, Shared};
 use crate::config::Config;
 use crate::core::Core;
+use crate::error::ConfigError;
 use crate::machine::StateMachine;
 use crate::store::LogStore;
 use crate::transport::Transport;
@@ -79,6 +80,10 @@ impl Raft {
         config.validate()?;
         if transport.local() != config.id {
             return Err(StartError::WrongNode { transport: transport.local(), config: config.id });
+        }
+        if config.max_entry_bytes > log.entry_bytes_max() {
+            let problem = "max_entry_bytes is more than the log store takes";
+            return Err(ConfigError::Limit(problem).into());
         }
         if config.seed == 0 {
             config.seed = RandomState::new().build_hasher().finish();

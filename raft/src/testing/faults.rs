@@ -108,6 +108,10 @@ fn failure() -> StoreError {
 
 #[async_trait]
 impl LogStore for FaultyStore {
+    fn entry_bytes_max(&self) -> usize {
+        self.inner.entry_bytes_max()
+    }
+
     async fn restore(&self) -> Result<Restored, StoreError> {
         if self.faults.lock().damaged {
             return Ok(Restored::damaged());

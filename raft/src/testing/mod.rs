@@ -1,5 +1,6 @@
 //! Means to test what is built on this crate, and this crate itself. Feature `testing`.
 
+pub mod conformance;
 mod faults;
 pub mod sim;
 

@@ -90,7 +90,9 @@ impl<S: Hash + Eq + Clone> Seen<S> {
         let used = point.unknown.top;
         self.words.extend_from_slice(&point.unknown.words[..used]);
         let mut hasher = Mix::default();
-        self.words[start..middle].iter().for_each(|&word| hasher.write_u64(word));
+        for &word in &self.words[start..middle] {
+            hasher.write_u64(word);
+        }
         point.state.hash(&mut hasher);
         let hash = hasher.finish();
 
@@ -131,7 +133,9 @@ struct Mix(u64);
 impl Hasher for Mix {
     fn write(&mut self, bytes: &[u8]) {
         let (words, rest) = bytes.as_chunks::<8>();
-        words.iter().for_each(|word| self.write_u64(u64::from_le_bytes(*word)));
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
         self.write_u64(u64::from_le_bytes(last) ^ (rest.len() as u64) << 56);
@@ -191,7 +195,9 @@ mod tests {
         let known = BitSet::new(3);
         let set = |members: &[u32]| {
             let mut set = BitSet::new(200);
-            members.iter().for_each(|&member| set.insert(member));
+            for &member in members {
+                set.insert(member);
+            }
             set
         };
         let mut add = |members: &[u32], before: Option<&u8>| {

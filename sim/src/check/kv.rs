@@ -125,6 +125,10 @@ where
         };
         fits.then_some(next)
     }
+
+    fn is_read(&self, op: &Self::Op, ret: &Self::Ret) -> bool {
+        matches!(op, KvOp::Get { .. }) || *ret == KvRet::Applied(false)
+    }
 }
 
 impl<K: ToJson, V: ToJson> ToJson for KvOp<K, V> {

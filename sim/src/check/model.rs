@@ -35,6 +35,14 @@ pub trait Model {
         op: &Self::Op,
         ret: Option<&Self::Ret>,
     ) -> Option<Self::State>;
+
+    /// Does `op`, when it is answered `ret`, leave every state as it is? Saying so for what only
+    /// reads makes the search much shorter; saying so for anything else makes it wrong. The
+    /// default says so for nothing.
+    fn is_read(&self, op: &Self::Op, ret: &Self::Ret) -> bool {
+        let _ = (op, ret);
+        false
+    }
 }
 
 /// A history was found linearizable.

@@ -7,13 +7,17 @@
 //! What keeps the search short:
 //! - A point (the calls in the order so far, and the state) is searched once; and not at all if
 //!   one was searched with the same known calls and state that had spent no more unknown calls.
+//! - A known call that only reads, and fits, may come at once whatever comes later: nothing else
+//!   is tried there. Otherwise the call that ended first is tried first.
 //! - An unknown call is put in only where it matters: if the next call gives the same answer and
 //!   leads to the same state without it, then the same order without it would do, and is tried
 //!   anyway. A point right after an unknown call therefore remembers the state before that call.
-//! - Of unknown calls that ask the same, the one that began first is used first.
+//! - Single unknown calls are tried before chains of them; and of those that ask the same, the
+//!   one that began first.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::cache::{BitSet, Point, Seen};
 use super::{CheckError, Checked, Model};
@@ -24,8 +28,9 @@ const SHOWN: usize = 16;
 
 /// Checks that `history` is linearizable with respect to `model`.
 ///
-/// `steps` bounds the work, per key: a history without violation takes two or three steps a
-/// call, and 2,000,000 is a good bound. Memory grows by some 100 bytes a step.
+/// `steps` bounds the work, per key. One step is one call tried; a history takes about two per
+/// call, and with many calls of unknown outcome about as many per call as there are of these.
+/// 10,000,000 is a good bound. Memory is bounded too: some 100 bytes per step at most.
 ///
 /// # Errors
 /// [`CheckError::Violation`] if it is not linearizable, [`CheckError::Undecided`] if that was not
@@ -81,13 +86,21 @@ enum Pick {
     Unknown(u32),
 }
 
-/// Where a frame goes on looking for the next call.
+/// Where a point goes on: at its known calls, at single unknown ones, or at chains of these.
 #[derive(Clone, Copy)]
-enum Cursor {
-    /// At this place of the list.
-    List(u32),
-    /// At this unknown call; only those that began before the bound may come now.
-    Unknown { at: u32, bound: u64 },
+enum Stage {
+    Known,
+    Single(u32),
+    Chain(u32),
+    Over,
+}
+
+/// What may follow at a point: known calls, unknown ones, or both.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    All,
+    KnownOnly,
+    UnknownOnly,
 }
 
 struct Frame<S> {
@@ -96,7 +109,21 @@ struct Frame<S> {
     state: S,
     /// The state before that call, if its outcome is unknown.
     before: Option<S>,
-    cursor: Cursor,
+    scope: Scope,
+    stage: Stage,
+    /// Where the known calls that fit lie, and which is next.
+    options: Range<usize>,
+    floor: usize,
+    /// The first end of a call that is not in the order: only what began before may come now.
+    bound: u64,
+}
+
+/// What to try next at a point.
+struct Next<S> {
+    pick: Pick,
+    state: S,
+    before: Option<S>,
+    scope: Scope,
 }
 
 /// Beginnings and ends of the known calls that are not yet in the order, as a linked list in
@@ -121,6 +148,8 @@ struct Search<'a, M: Model> {
     in_order: BitSet,
     unknown_in_order: BitSet,
     left: usize,
+    /// The known calls that fit at each point of the stack, with the states after them.
+    options: Vec<(u32, M::State)>,
     steps: u64,
     limit: u64,
     best: Option<Best<M::State>>,
@@ -196,6 +225,7 @@ impl<'a, M: Model> Search<'a, M> {
             left: known.len(),
             known,
             unknown,
+            options: Vec::new(),
             steps: 0,
             limit,
             best: None,
@@ -204,24 +234,24 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn run(&mut self, init: M::State) -> Verdict {
         let mut seen = Seen::new();
-        let cursor = Cursor::List(self.ring.first());
-        let mut stack = vec![Frame { pick: None, state: init, before: None, cursor }];
+        let mut stack = vec![self.open(None, init, None, Scope::All)];
         while let Some(frame) = stack.last_mut() {
             if self.left == 0 {
                 return Verdict::Fits;
             }
-            let Some(pick) = self.candidate(&mut frame.cursor) else {
+            let next = self.next(frame);
+            if self.steps > self.limit {
+                return Verdict::Undecided;
+            }
+            let Some(Next { pick, state, before, scope }) = next else {
                 self.remember(&stack);
-                if let Some(pick) = stack.pop().and_then(|frame| frame.pick) {
+                let Some(frame) = stack.pop() else { break };
+                self.options.truncate(frame.floor);
+                if let Some(pick) = frame.pick {
                     self.undo(pick);
                 }
                 continue;
             };
-            if self.steps == self.limit {
-                return Verdict::Undecided;
-            }
-            self.steps += 1;
-            let Some((state, before)) = self.follow(frame, pick) else { continue };
             self.put(pick);
             let point = Point {
                 known: &self.in_order,
@@ -229,9 +259,10 @@ impl<'a, M: Model> Search<'a, M> {
                 state: &state,
                 before: before.as_ref(),
             };
-            if seen.insert(&point) {
-                let cursor = Cursor::List(self.ring.first());
-                stack.push(Frame { pick: Some(pick), state, before, cursor });
+            // A point that may only go on with known calls is part of one that is still to come.
+            if scope == Scope::KnownOnly || seen.insert(&point) {
+                let frame = self.open(Some(pick), state, before, scope);
+                stack.push(frame);
             } else {
                 self.undo(pick);
             }
@@ -239,52 +270,135 @@ impl<'a, M: Model> Search<'a, M> {
         Verdict::Stuck
     }
 
-    /// The next call that may come now. Those of known outcome come first.
-    fn candidate(&self, cursor: &mut Cursor) -> Option<Pick> {
-        if let Cursor::List(place) = *cursor {
-            let (event, call, begins) = *self.ring.events.get(place as usize)?;
-            if begins {
-                *cursor = Cursor::List(self.ring.next[place as usize]);
-                return Some(Pick::Known(call));
+    /// A point, with the known calls that may come next and fit.
+    fn open(
+        &mut self,
+        pick: Option<Pick>,
+        state: M::State,
+        before: Option<M::State>,
+        scope: Scope,
+    ) -> Frame<M::State> {
+        let floor = self.options.len();
+        let mut frame = Frame {
+            pick,
+            state,
+            before,
+            scope,
+            stage: Stage::Known,
+            options: floor..floor,
+            floor,
+            bound: 0,
+        };
+        let mut place = self.ring.first();
+        while let Some(&(event, call, begins)) = self.ring.events.get(place as usize) {
+            if !begins {
+                frame.bound = event;
+                break;
             }
-            // This one has ended: nothing that begins later may come before it.
-            *cursor = Cursor::Unknown { at: 0, bound: event };
+            place = self.ring.next[place as usize];
+            if scope == Scope::UnknownOnly {
+                continue;
+            }
+            let Some(state) = self.follow(&frame, Pick::Known(call)) else { continue };
+            let alone = self.is_read(Pick::Known(call)) && state == frame.state;
+            if alone {
+                self.options.truncate(floor);
+                // Nothing else need be tried.
+                frame.scope = Scope::KnownOnly;
+            }
+            self.options.push((call, state));
+            if alone {
+                break;
+            }
         }
-        let Cursor::Unknown { at, bound } = cursor else { return None };
-        while let Some(&call) = self.unknown.get(*at as usize) {
-            if self.history.calls()[call as usize].begin > *bound {
+        let Ring { ends, .. } = &self.ring;
+        self.options[floor..].sort_unstable_by_key(|&(call, _)| ends[call as usize][1]);
+        frame.options = floor..self.options.len();
+        frame
+    }
+
+    /// The next call to try at a point, in order of the stages.
+    fn next(&mut self, frame: &mut Frame<M::State>) -> Option<Next<M::State>> {
+        loop {
+            match frame.stage {
+                Stage::Known => {
+                    if let Some(at) = frame.options.next() {
+                        let (call, state) = self.options[at].clone();
+                        let pick = Pick::Known(call);
+                        return Some(Next { pick, state, before: None, scope: Scope::All });
+                    }
+                    let over = frame.scope == Scope::KnownOnly || self.unknown.is_empty();
+                    frame.stage = if over { Stage::Over } else { Stage::Single(0) };
+                }
+                Stage::Single(from) => {
+                    let next = self.next_unknown(frame, from, Scope::KnownOnly);
+                    if next.is_some() {
+                        return next;
+                    }
+                    frame.stage = Stage::Chain(0);
+                }
+                Stage::Chain(from) => {
+                    let next = self.next_unknown(frame, from, Scope::UnknownOnly);
+                    if next.is_some() {
+                        return next;
+                    }
+                    frame.stage = Stage::Over;
+                }
+                Stage::Over => return None,
+            }
+        }
+    }
+
+    /// The next unknown call, from the given one on, that may come now and changes the state.
+    fn next_unknown(
+        &mut self,
+        frame: &mut Frame<M::State>,
+        from: u32,
+        scope: Scope,
+    ) -> Option<Next<M::State>> {
+        for number in from..self.unknown.len() as u32 {
+            let call = &self.history.calls()[self.unknown[number as usize] as usize];
+            if call.begin > frame.bound {
                 return None;
             }
-            let number = *at;
-            *at += 1;
             let twin = self.twins[number as usize];
-            let turn = twin.is_none_or(|twin| self.unknown_in_order.contains(twin));
-            if turn && !self.unknown_in_order.contains(number) {
-                return Some(Pick::Unknown(number));
+            if self.unknown_in_order.contains(number)
+                || twin.is_some_and(|twin| !self.unknown_in_order.contains(twin))
+            {
+                continue;
+            }
+            let pick = Pick::Unknown(number);
+            let state = self.follow(frame, pick).filter(|state| *state != frame.state);
+            if let Some(state) = state {
+                let on = number + 1;
+                frame.stage = match scope {
+                    Scope::KnownOnly => Stage::Single(on),
+                    _ => Stage::Chain(on),
+                };
+                let before = Some(frame.state.clone());
+                return Some(Next { pick, state, before, scope });
             }
         }
         None
     }
 
-    /// The state after a call, and the one to remember; `None` if the call does not fit, or need
-    /// not be tried here.
-    fn follow(&self, frame: &Frame<M::State>, pick: Pick) -> Option<(M::State, Option<M::State>)> {
+    fn is_read(&self, pick: Pick) -> bool {
+        let call = &self.history.calls()[self.call(pick).index()];
+        matches!(&call.ended, Ended::Ok(ret) if self.model.is_read(&call.op, ret))
+    }
+
+    /// The state after a call; `None` if it does not fit, or need not be tried here.
+    fn follow(&mut self, frame: &Frame<M::State>, pick: Pick) -> Option<M::State> {
+        self.steps += 1;
         let call = &self.history.calls()[self.call(pick).index()];
         let ret = match &call.ended {
             Ended::Ok(ret) => Some(ret),
             _ => None,
         };
         let state = self.model.step(&frame.state, &call.op, ret)?;
-        if let Some(before) = &frame.before
-            && self.model.step(before, &call.op, ret).is_some_and(|without| without == state)
-        {
-            return None;
-        }
-        match pick {
-            Pick::Known(_) => Some((state, None)),
-            Pick::Unknown(_) if state == frame.state => None,
-            Pick::Unknown(_) => Some((state, Some(frame.state.clone()))),
-        }
+        let before = frame.before.as_ref();
+        let without = before.and_then(|before| self.model.step(before, &call.op, ret));
+        if without.is_some_and(|without| without == state) { None } else { Some(state) }
     }
 
     fn call(&self, pick: Pick) -> CallId {
@@ -319,18 +433,20 @@ impl<'a, M: Model> Search<'a, M> {
     /// Keeps the end of the longest order, for the report of a violation.
     fn remember(&mut self, stack: &[Frame<M::State>]) {
         let Some(last) = stack.last() else { return };
-        if self.best.as_ref().is_some_and(|best| best.length >= stack.len()) {
+        let length = self.known.len() - self.left;
+        if self.best.as_ref().is_some_and(|best| best.length >= length) {
             return;
         }
         let tail = stack.len().saturating_sub(SHOWN);
         let fitting = stack[tail..].iter().filter_map(|frame| frame.pick);
-        let mut cursor = Cursor::List(self.ring.first());
         let mut stuck = Vec::new();
-        while let Some(Pick::Known(number)) = self.candidate(&mut cursor) {
-            stuck.push(self.call(Pick::Known(number)));
+        let mut place = self.ring.first();
+        while let Some(&(_, call, true)) = self.ring.events.get(place as usize) {
+            stuck.push(self.call(Pick::Known(call)));
+            place = self.ring.next[place as usize];
         }
         self.best = Some(Best {
-            length: stack.len(),
+            length,
             fitting: fitting.map(|pick| self.call(pick)).collect(),
             stuck,
             state: last.state.clone(),
@@ -339,13 +455,13 @@ impl<'a, M: Model> Search<'a, M> {
 
     fn violation(&mut self, key: M::Key) -> CheckError<M::Key> {
         let (length, fitting, stuck, state) = match self.best.take() {
-            Some(best) => (best.length - 1, best.fitting, best.stuck, format!("{:?}", best.state)),
+            Some(best) => (best.length, best.fitting, best.stuck, format!("{:?}", best.state)),
             None => (0, Vec::new(), Vec::new(), String::new()),
         };
         let calls = self.known.len() + self.unknown.len();
         let mut text = format!(
             "not linearizable: key {key:?}, {calls} calls ({} of unknown outcome)\n\
-             the longest order found has {length} and ends in:\n",
+             the longest order found has {length} of known outcome and ends in:\n",
             self.unknown.len()
         );
         self.list(&fitting, &mut text);

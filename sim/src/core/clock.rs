@@ -79,7 +79,7 @@ mod tests {
     fn a_deadline_is_reached_at_the_first_moment_that_reads_it() {
         let mut rng = Rng::new(1);
         for _ in 0..20_000 {
-            let rate = rng.between(0, 1_000_000) as i64 - 500_000;
+            let rate = rng.between(0, 1_000_000).cast_signed() - 500_000;
             let base = rng.below(1 << 40);
             let clock = Clock::new(base, rng.below(1 << 40), rate, 0);
             let ahead = rng.below(1 << 50);
@@ -98,7 +98,7 @@ mod tests {
         for _ in 0..10_000 {
             now += rng.below(1_000_000);
             match rng.below(4) {
-                0 => clock.set_rate(now, rng.between(0, 20_000) as i64 - 10_000),
+                0 => clock.set_rate(now, rng.between(0, 20_000).cast_signed() - 10_000),
                 1 => clock.jump(now, rng.below(1_000)),
                 _ => {}
             }

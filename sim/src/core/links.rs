@@ -36,7 +36,7 @@ pub(crate) enum Fate {
 #[derive(Debug)]
 pub(crate) struct Links {
     nodes: usize,
-    links: Vec<Link>,
+    all: Vec<Link>,
     delay_ns: (u64, u64),
     faults: [Option<Intensity>; 4],
     rng: Rng,
@@ -56,7 +56,7 @@ impl Links {
         let label = |at: usize| u64::from_le_bytes(*b"links...") ^ (at as u64 + 1);
         Self {
             nodes: 0,
-            links: Vec::new(),
+            all: Vec::new(),
             delay_ns: plan.delay_ns,
             faults: STRIKES.map(|class| plan.intensity(class)),
             rng: Rng::stream(plan.seed, label(4)),
@@ -68,14 +68,14 @@ impl Links {
         let mut links = vec![Link::default(); nodes * nodes];
         for from in 0..self.nodes {
             for to in 0..self.nodes {
-                links[from * nodes + to] = std::mem::take(&mut self.links[from * self.nodes + to]);
+                links[from * nodes + to] = std::mem::take(&mut self.all[from * self.nodes + to]);
             }
         }
-        (self.links, self.nodes) = (links, nodes);
+        (self.all, self.nodes) = (links, nodes);
     }
 
     fn link(&mut self, from: usize, to: usize) -> &mut Link {
-        &mut self.links[from * self.nodes + to]
+        &mut self.all[from * self.nodes + to]
     }
 
     pub(crate) fn cut(&mut self, from: usize, to: usize, reason: u8) {
@@ -83,7 +83,7 @@ impl Links {
     }
 
     pub(crate) fn mend_all(&mut self, reason: u8) {
-        self.links.iter_mut().for_each(|link| link.cut &= !reason);
+        self.all.iter_mut().for_each(|link| link.cut &= !reason);
     }
 
     /// Sets the speed of a link; 0 is unlimited. What it has taken on already stays late.
@@ -93,13 +93,13 @@ impl Links {
 
     /// Ends all slowness that is not by hand.
     pub(crate) fn unlimit(&mut self) {
-        self.links.iter_mut().for_each(|link| link.slow[0] = 0);
+        self.all.iter_mut().for_each(|link| link.slow[0] = 0);
     }
 
     /// Ends all faults but cuts and speeds set by hand.
     pub(crate) fn calm(&mut self) {
         self.faults = [None; 4];
-        for link in &mut self.links {
+        for link in &mut self.all {
             link.cut &= BY_HAND;
             link.slow[0] = 0;
             link.busy_until = 0;
@@ -267,7 +267,9 @@ mod tests {
             Some(u64::from(late))
         });
         let late: u64 = late.sum();
-        arrivals.iter().for_each(|&(_, number)| links.arrived(0, 1, number, &mut counts));
+        for &(_, number) in &arrivals {
+            links.arrived(0, 1, number, &mut counts);
+        }
         assert_eq!(counts.get(FaultClass::Drop), lost);
         assert_eq!(counts.get(FaultClass::Duplicate), twice);
         assert_eq!(counts.get(FaultClass::Reorder), late);

@@ -1,10 +1,10 @@
 //! Carries out a plan: when each class of faults strikes, whom, and for how long.
 
+use super::World;
 use crate::core::links::{BY_FLAP, BY_ONE_WAY, BY_PARTITION};
 use crate::core::trace::{EVERYBODY, Kind};
 use crate::kernel::{Ailment, Happening, Kernel};
 use crate::node::{Crash, DiskFault, Node};
-use crate::world::World;
 use crate::{FaultClass, Intensity, Plan, Rng};
 
 /// Classes that come and go by time; the others strike message by message.
@@ -24,7 +24,7 @@ const TIMED: [FaultClass; 12] = [
 ];
 
 #[derive(Debug)]
-pub(crate) struct Injector {
+pub(super) struct Injector {
     /// One stream per class, so that a class left out does not change what the others do.
     rngs: [Rng; FaultClass::COUNT],
     first: [u64; FaultClass::COUNT],
@@ -44,7 +44,7 @@ struct Flap {
 }
 
 impl Injector {
-    pub(crate) fn new(plan: &Plan) -> Self {
+    pub(super) fn new(plan: &Plan) -> Self {
         let label = |class: FaultClass| u64::from_le_bytes(*b"faults..") ^ class.index() as u64;
         let mut rngs = FaultClass::ALL.map(|class| Rng::stream(plan.seed, label(class)));
         let first = FaultClass::ALL.map(|class| {
@@ -55,7 +55,7 @@ impl Injector {
         Self { rngs, first, disk_victims, flap: None, quiet: false }
     }
 
-    pub(crate) fn begin<N: Node>(&self, kernel: &mut Kernel<N>) {
+    pub(super) fn begin<N: Node>(&self, kernel: &mut Kernel<N>) {
         for class in TIMED {
             if kernel.plan.intensity(class).is_some() {
                 kernel.queue.push(self.first[class.index()], Happening::Strike(class));
@@ -71,7 +71,7 @@ impl Injector {
 
 impl<N: Node> World<N> {
     /// A class of faults strikes, if there is a victim for it. Says whether there was.
-    pub(crate) fn strike(&mut self, class: FaultClass) -> bool {
+    pub(super) fn strike(&mut self, class: FaultClass) -> bool {
         let Some(intensity) = self.kernel.plan.intensity(class).filter(|_| !self.injector.quiet)
         else {
             return false;
@@ -101,7 +101,7 @@ impl<N: Node> World<N> {
     }
 
     /// A fault with an end has come to it. Says whether it was still going on.
-    pub(crate) fn mend(&mut self, class: FaultClass) -> bool {
+    pub(super) fn mend(&mut self, class: FaultClass) -> bool {
         if self.injector.quiet {
             return false;
         }
@@ -116,7 +116,7 @@ impl<N: Node> World<N> {
     }
 
     /// Ends all faults of the plan: links, disks, pauses, and nodes that are down.
-    pub(crate) fn quiet(&mut self) {
+    pub(super) fn quiet(&mut self) {
         let now = self.kernel.now;
         self.kernel.trace.event(now, Kind::Quiet, 0, 0, 0);
         self.injector.quiet = true;
@@ -196,7 +196,7 @@ impl<N: Node> World<N> {
     }
 
     /// A flapping link goes down or up. Says whether there is one.
-    pub(crate) fn flap(&mut self, down: bool) -> bool {
+    pub(super) fn flap(&mut self, down: bool) -> bool {
         let Some(Flap { from, to, both, turn_ns, until }) = self.injector.flap else {
             return false;
         };
@@ -279,7 +279,7 @@ impl<N: Node> World<N> {
         let now = self.kernel.now;
         let site = &mut self.kernel.sites[at];
         if wall_only {
-            let by = reach as i64;
+            let by = reach.cast_signed();
             site.clock.jump_wall(if back { -by } else { by });
         } else {
             site.clock.jump(now, reach);
@@ -346,21 +346,6 @@ impl<N: Node> World<N> {
         for (_, fault) in left.into_iter().filter(|&(holds, _)| holds) {
             N::disk_fault(&mut self.disks[at], fault, &mut site.rng);
         }
-    }
-
-    /// Changes the health of a disk by hand.
-    pub fn set_disk(&mut self, id: u64, fault: DiskFault) {
-        let Some(at) = self.kernel.place(id) else { return };
-        let now = self.kernel.now;
-        let site = &mut self.kernel.sites[at];
-        match fault {
-            DiskFault::Slow { factor } => site.disk.factor = factor.max(1),
-            DiskFault::Stall { for_ns } => site.disk.stalled_until = now.saturating_add(for_ns),
-            DiskFault::Fail => site.disk.failing = true,
-            DiskFault::Full => site.disk.full = true,
-            DiskFault::Healed => site.disk = Ailment { factor: 1, ..Ailment::default() },
-        }
-        N::disk_fault(&mut self.disks[at], fault, &mut site.rng);
     }
 }
 

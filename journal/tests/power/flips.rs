@@ -1,0 +1,277 @@
+//! Bit rot: whatever bit flips, the journal shows what was written, or says that it cannot.
+//!
+//! Below the durable mark a flip is harmless or reported, above it it shortens the tail at most;
+//! a wrong payload is never read. `VOUSSOIR_FLIPS` sets how many bits of the larger image are
+//! tried (default 4,000); of the small image it is every bit that is not in a page of zeros.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
+use voussoir_journal::{Health, Journal, Log, OpenError, Options, ReadError};
+
+use crate::losses::in_order;
+use crate::oracle::{Key, Oracle, Said, Survives, World};
+use crate::rng::Rng;
+use crate::run::{build, open_error, read_all, world};
+use crate::workload::{KEYS, Workload};
+
+/// A journal at rest, and what it must show.
+struct Recorded {
+    disk: CrashFiles,
+    oracle: Oracle,
+    /// With which it is opened.
+    options: Options,
+}
+
+/// How a journal comes to be.
+#[derive(Clone, Debug, Default)]
+struct Story {
+    seed: u64,
+    commits: usize,
+    /// It loses its power half-way, with commits under way of which some survive.
+    scarred: bool,
+    closed: bool,
+    /// Injected after the scar.
+    fault: Option<Fault>,
+}
+
+impl Story {
+    /// Writes the commits one by one.
+    fn record(self) -> Recorded {
+        let Self { seed, commits, .. } = self;
+        let disk = CrashFiles::new(seed);
+        let mut journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+        let (mut oracle, mut workload) = (Oracle::new(true), Workload::new(seed, 800));
+        for number in 0..commits {
+            if number == commits / 2 {
+                if self.scarred {
+                    journal = scar(&disk, journal, &mut oracle, &mut workload);
+                }
+                self.fault.clone().into_iter().for_each(|fault| disk.inject(fault));
+            }
+            // The mark that covers the last commit is written by close alone.
+            let marked = self.closed || number + 1 < commits;
+            let survives = if marked { Survives::PowerLoss } else { Survives::Nothing };
+            write_one(&journal, &mut oracle, &mut workload, Survives::PowerLoss, survives);
+        }
+        if self.closed {
+            journal.close().unwrap();
+        }
+        disk.heal();
+        disk.power_loss(Loss::Nothing);
+        Recorded { disk, oracle, options: in_order().options }
+    }
+}
+
+fn write_one(
+    journal: &Journal,
+    oracle: &mut Oracle,
+    workload: &mut Workload,
+    asked: Survives,
+    expected: Survives,
+) {
+    let changes = workload.commit(oracle.tip());
+    let receipt = journal.commit_blocking(build(journal, &changes, asked).unwrap()).unwrap();
+    let number = oracle.submit(changes, expected);
+    oracle.report(number, Said::Done(receipt.lsn()));
+}
+
+/// A power loss among unsynced commits: frames that were cut off stay behind the new end.
+fn scar(
+    disk: &CrashFiles,
+    journal: Journal,
+    oracle: &mut Oracle,
+    workload: &mut Workload,
+) -> Journal {
+    for _ in 0..6 {
+        write_one(&journal, oracle, workload, Survives::Kill, Survives::Kill);
+    }
+    disk.power_loss(Loss::Any);
+    drop(journal);
+    let journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+    oracle.recovered(world(&journal).unwrap(), Survives::PowerLoss).unwrap();
+    journal
+}
+
+/// What became of the damage.
+#[derive(Debug, Default)]
+struct Verdicts {
+    harmless: u64,
+    shorter_tail: u64,
+    log_reported: u64,
+    open_refused: u64,
+}
+
+impl fmt::Display for Verdicts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { harmless, shorter_tail, log_reported, open_refused } = self;
+        write!(f, "{harmless} harmless, {shorter_tail} shortened the tail, ")?;
+        write!(f, "{log_reported} reported by log, {open_refused} reported by open")
+    }
+}
+
+impl Recorded {
+    /// Opens a damaged copy and checks all that it shows.
+    fn judge(&self, disk: &CrashFiles, verdicts: &mut Verdicts) -> Result<(), String> {
+        let journal = match Journal::open_with(disk.mount(), self.options.clone()) {
+            Ok(journal) => journal,
+            Err(error @ (OpenError::Io(_) | OpenError::InUse)) => return Err(open_error(error)),
+            Err(_) => {
+                verdicts.open_refused += 1;
+                return Ok(());
+            }
+        };
+        let (mut seen, mut damaged) = (World::new(), Vec::new());
+        for key in KEYS {
+            let log = journal.log(key.0, key.1).map_err(|error| error.to_string())?;
+            let read = if log.exists() { read_all(&log).map(Some) } else { Ok(None) };
+            match (log.health(), read) {
+                (Health::Intact, Ok(Some(state))) => drop(seen.insert(key, state)),
+                (Health::Intact, Ok(None)) => {}
+                // Whole segments are not read when a journal is opened, but when they are.
+                (Health::Intact, Err(ReadError::Damaged { .. })) => {
+                    damaged.push(key);
+                    self.check_damaged(key, &log)?;
+                }
+                (Health::Intact, Err(error)) => return Err(format!("{key:?}: {error}")),
+                _ => {
+                    damaged.push(key);
+                    self.check_damaged(key, &log)?;
+                }
+            }
+        }
+        self.oracle.explain_except(&damaged, &seen, Survives::PowerLoss)?;
+        match (damaged.is_empty(), seen == *self.oracle.tip()) {
+            (false, _) => verdicts.log_reported += 1,
+            (true, true) => verdicts.harmless += 1,
+            (true, false) => verdicts.shorter_tail += 1,
+        }
+        Ok(())
+    }
+
+    /// A log that is reported as damaged still shows nothing that was never written there, and,
+    /// unless it is under suspicion as a whole, nothing outdated.
+    fn check_damaged(&self, key: Key, log: &Log) -> Result<(), String> {
+        let tip = self.oracle.tip().get(&key);
+        for position in log.bounds() {
+            let Ok(read) = log.read(position) else { continue };
+            let current = tip
+                .and_then(|state| state.records.get(position.checked_sub(state.first)? as usize));
+            let right = match log.health() {
+                Health::Suspect => self.oracle.was_written(key, position, &read),
+                _ => current == Some(&read),
+            };
+            if !right {
+                let health = log.health();
+                return Err(format!("{key:?} is {health:?} and shows {read:.80?} at {position}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The bits worth flipping: all of every page that is not zeros alone.
+    fn bits(&self) -> Vec<(String, u64)> {
+        let mut bits = Vec::new();
+        for (name, content) in self.disk.snapshot() {
+            for (page, bytes) in content.chunks(64).enumerate() {
+                if bytes.iter().any(|byte| *byte != 0) {
+                    let start = page as u64 * 64 * 8;
+                    bits.extend((start..start + bytes.len() as u64 * 8).map(|b| (name.clone(), b)));
+                }
+            }
+        }
+        bits
+    }
+
+    fn flip(&self, name: &str, bit: u64, verdicts: &mut Verdicts) -> Result<(), String> {
+        let disk = self.disk.fork(bit);
+        assert!(disk.flip_bit(name, bit));
+        self.judge(&disk, verdicts)
+            .map_err(|error| format!("bit {} of byte {} of {name}: {error}", bit % 8, bit / 8))
+    }
+}
+
+#[test]
+fn every_bit_of_a_small_journal() {
+    for (closed, scarred) in [(false, false), (true, false), (true, true)] {
+        let story = Story { seed: 1, commits: 6, scarred, closed, fault: None };
+        let (recorded, mut verdicts) = (story.record(), Verdicts::default());
+        let bits = recorded.bits();
+        for (name, bit) in &bits {
+            recorded.flip(name, *bit, &mut verdicts).unwrap();
+        }
+        println!("closed {closed}, scarred {scarred}: {} bits: {verdicts}", bits.len());
+        assert!(verdicts.harmless > 0 && verdicts.log_reported > 0);
+        assert_eq!(verdicts.shorter_tail > 0, !closed, "only above the mark, and always there");
+    }
+}
+
+/// What bit rot shows about a journal with these options, if it shows anything.
+pub(crate) fn caught(options: Options) -> Option<String> {
+    let recorded = Recorded { options, ..story(1, 20, true).record() };
+    let (bits, mut verdicts) = (recorded.bits(), Verdicts::default());
+    let mut flips = bits.iter().step_by(97);
+    flips.find_map(|(name, bit)| recorded.flip(name, *bit, &mut verdicts).err())
+}
+
+fn story(seed: u64, commits: usize, closed: bool) -> Story {
+    Story { seed, commits, scarred: true, closed, fault: None }
+}
+
+#[test]
+fn many_bits_of_a_journal_of_several_segments() {
+    let wanted = std::env::var("VOUSSOIR_FLIPS").ok();
+    let wanted = wanted.map_or(4_000, |wanted| wanted.parse().expect("VOUSSOIR_FLIPS is a number"));
+    let images: Vec<Recorded> =
+        (0..4).map(|seed| story(seed, 150, seed % 2 == 0).record()).collect();
+    let mut by_file = BTreeMap::<String, Verdicts>::new();
+    let mut rng = Rng::new(1);
+    for recorded in &images {
+        let bits = recorded.bits();
+        for _ in 0..wanted / images.len() as u64 {
+            let (name, bit) = rng.pick(&bits);
+            let verdicts = by_file.entry(name.clone()).or_default();
+            recorded.flip(name, *bit, verdicts).unwrap();
+        }
+    }
+    for (name, verdicts) in by_file {
+        println!("{name}: {verdicts}");
+    }
+}
+
+#[test]
+fn blocks_that_were_overwritten() {
+    let (mut verdicts, mut rng) = (Verdicts::default(), Rng::new(2));
+    let recorded = story(5, 150, true).record();
+    for _ in 0..500 {
+        let disk = recorded.disk.fork(1);
+        let files = disk.snapshot();
+        let (name, content) = rng.pick(&files);
+        if content.is_empty() {
+            continue;
+        }
+        let offset = rng.below(content.len() as u64) / 512 * 512;
+        let fill = if rng.one_in(2) { 0 } else { rng.next() as u8 };
+        let garbage = vec![fill; if rng.one_in(2) { 512 } else { 4096 }];
+        disk.overwrite(name, offset, &garbage);
+        let judged = recorded.judge(&disk, &mut verdicts);
+        judged.unwrap_or_else(|error| panic!("{name} at {offset}, {fill}: {error}"));
+    }
+    println!("{verdicts}");
+    assert!(verdicts.log_reported > 0 && verdicts.harmless > 0);
+}
+
+#[test]
+fn writes_that_landed_elsewhere() {
+    let mut verdicts = Verdicts::default();
+    for seed in 0..150 {
+        let mut rng = Rng::new(seed);
+        let fault = Fault::new(Op::Write, When::Nth(rng.below(40)), Effect::Misdirect);
+        let recorded = Story { fault: Some(fault), ..story(seed, 60, true) }.record();
+        let judged = recorded.judge(&recorded.disk, &mut verdicts);
+        judged.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+    }
+    println!("{verdicts}");
+    assert!(verdicts.log_reported > 0);
+}

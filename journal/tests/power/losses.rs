@@ -1,0 +1,116 @@
+//! Random workloads under power losses, crashes of the process, and failing disks.
+//!
+//! `VOUSSOIR_POWER_LOSSES` sets how many power losses there are in all (default 3,000), and
+//! `VOUSSOIR_SEED` replays one seed, with everything that happened in it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use voussoir_journal::Options;
+use voussoir_journal::files::crash::Counters;
+
+use crate::run::{Settings, run};
+
+/// Small commits, which the journal writes in the order of their submission.
+pub(crate) fn in_order() -> Settings {
+    let mut options = Options::manual();
+    options.segment_bytes = 64 << 10;
+    options.max_bytes = 12 * options.segment_bytes;
+    options.identity = Some(0x766f_7573_736f_6972);
+    Settings {
+        options,
+        crashes: 12,
+        record_bytes_max: 3000,
+        in_order: true,
+        lazy: false,
+        buffered: false,
+    }
+}
+
+/// Commits large and small, which overtake each other, some of them merely buffered, and room.
+pub(crate) fn overtaking() -> Settings {
+    let mut options = in_order().options;
+    options.segment_bytes = 512 << 10;
+    options.max_bytes = 400 * options.segment_bytes;
+    options.bulk_share_bytes = 16 << 10;
+    Settings { options, record_bytes_max: 60_000, in_order: false, buffered: true, ..in_order() }
+}
+
+/// Small commits that are hardly ever synced: much is lost, torn, and left behind the end.
+pub(crate) fn unsynced() -> Settings {
+    Settings { record_bytes_max: 12, lazy: true, crashes: 40, ..in_order() }
+}
+
+/// Runs seeds on all processors until `enough` says so, or one fails.
+fn play(settings: &Settings, test: &str, enough: impl Fn(&Counters) -> bool + Sync) {
+    if let Ok(seed) = std::env::var("VOUSSOIR_SEED") {
+        let seed = seed.parse().expect("VOUSSOIR_SEED is a number");
+        return report(run(seed, settings).map(|_| ()), test);
+    }
+    let (next, total) = (AtomicU64::new(0), Mutex::new(Counters::default()));
+    let failure = Mutex::new(Ok(()));
+    let work = || {
+        while failure.lock().is_ok() && !enough(&total.lock()) {
+            match run(next.fetch_add(1, Ordering::Relaxed), settings) {
+                Ok(counters) => total.lock().merge(&counters),
+                Err(error) => *failure.lock() = Err(error),
+            }
+        }
+    };
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    println!("{test}: {} seeds: {}", next.into_inner(), total.into_inner());
+    report(failure.into_inner(), test);
+}
+
+fn report(result: Result<(), String>, test: &str) {
+    if let Err(error) = result {
+        panic!(
+            "{error}\n\nreplay: VOUSSOIR_SEED=<the seed above> cargo test -p voussoir-journal \
+             --all-features --test power -- --exact losses::{test} --nocapture"
+        );
+    }
+}
+
+fn power_losses() -> u64 {
+    let wanted = std::env::var("VOUSSOIR_POWER_LOSSES").ok();
+    wanted.map_or(3_000, |wanted| wanted.parse().expect("VOUSSOIR_POWER_LOSSES is a number"))
+}
+
+fn all_fired(counters: &Counters) -> bool {
+    let fired = [
+        counters.kills,
+        counters.writes_kept,
+        counters.writes_lost,
+        counters.writes_torn,
+        counters.files_reordered,
+        counters.sizes_ahead,
+        counters.stale_shown,
+        counters.entries_kept,
+        counters.entries_lost,
+        counters.failed,
+        counters.no_space,
+        counters.short,
+        counters.dirty_dropped,
+    ];
+    fired.iter().all(|count| *count > 0)
+}
+
+#[test]
+fn acknowledged_commits_survive_in_order() {
+    let enough =
+        |counters: &Counters| counters.power_losses >= power_losses() / 2 && all_fired(counters);
+    play(&in_order(), "acknowledged_commits_survive_in_order", enough);
+}
+
+#[test]
+fn acknowledged_commits_survive_when_small_ones_overtake() {
+    let enough = |counters: &Counters| counters.power_losses >= power_losses() / 4;
+    play(&overtaking(), "acknowledged_commits_survive_when_small_ones_overtake", enough);
+}
+
+#[test]
+fn what_was_lost_never_comes_back() {
+    let enough = |counters: &Counters| counters.power_losses >= power_losses() / 4;
+    play(&unsynced(), "what_was_lost_never_comes_back", enough);
+}

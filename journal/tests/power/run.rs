@@ -1,0 +1,337 @@
+//! One run: a disk, a journal on it, random commits, crashes, and the oracle that watches. The
+//! seed is the whole run.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use voussoir_journal::files::crash::{Counters, CrashFiles, Effect, Fault, Loss, Op, When};
+use voussoir_journal::{
+    Commit, Durability, Error, Health, Journal, Log, OpenError, Options, Outcome, ReadError,
+    Receipt,
+};
+
+use crate::oracle::{Change, Changes, Key, Oracle, Said, State, Survives, World};
+use crate::rng::Rng;
+use crate::workload::{KEYS, Workload};
+
+const IDLE_NANOS: u64 = 100_000_000;
+
+/// What distinguishes one family of runs from another.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) options: Options,
+    /// Crashes in the life of one disk.
+    pub(crate) crashes: u64,
+    pub(crate) record_bytes_max: u64,
+    /// No commit of the workload is large enough to be overtaken.
+    pub(crate) in_order: bool,
+    /// Hardly any commit is synced.
+    pub(crate) lazy: bool,
+    /// Some commits are acknowledged when they are accepted. A full disk may still drop those
+    /// without a word, so there must be room.
+    pub(crate) buffered: bool,
+}
+
+type Answers = Arc<Mutex<Vec<(usize, Said)>>>;
+
+pub(crate) struct Run {
+    settings: Settings,
+    pub(crate) disk: CrashFiles,
+    rng: Rng,
+    workload: Workload,
+    oracle: Oracle,
+    now: u64,
+    /// Few commits of this life are synced.
+    lazy: bool,
+    /// What happened, for the report of a failure.
+    trace: Option<Vec<String>>,
+}
+
+/// Runs one seed to its end.
+pub(crate) fn run(seed: u64, settings: &Settings) -> Result<Counters, String> {
+    let quiet = Run::new(seed, settings.clone(), false).play().map_err(drop);
+    quiet.or_else(|()| {
+        let mut run = Run::new(seed, settings.clone(), true);
+        let error = run.play().expect_err("a run must be the same when it is repeated");
+        let trace = run.trace.take().unwrap_or_default().join("\n  ");
+        Err(format!("seed {seed}:\n  {trace}\n  {error}"))
+    })
+}
+
+impl Run {
+    pub(crate) fn new(seed: u64, settings: Settings, traced: bool) -> Self {
+        Self {
+            disk: CrashFiles::new(seed),
+            rng: Rng::new(seed),
+            workload: Workload::new(seed, settings.record_bytes_max),
+            oracle: Oracle::new(settings.in_order),
+            now: 0,
+            lazy: false,
+            trace: traced.then(Vec::new),
+            settings,
+        }
+    }
+
+    fn play(&mut self) -> Result<Counters, String> {
+        let mut crash = Survives::PowerLoss;
+        for _ in 0..self.settings.crashes {
+            let journal = self.recover(crash)?;
+            crash = self.live(journal)?;
+        }
+        self.recover(crash)?;
+        Ok(self.disk.counters())
+    }
+
+    /// Opens the journal, with a crash or several on the way, and checks what it shows.
+    fn recover(&mut self, crash: Survives) -> Result<Journal, String> {
+        let mut crash = crash;
+        while self.rng.one_in(3) {
+            let nth = self.rng.below(60);
+            self.note(|| format!("open, with the power going at operation {nth}"));
+            self.disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
+            let opened = self.open();
+            self.disk.heal();
+            match &opened {
+                // What an opened journal shows is durable from here on.
+                Ok(journal) => {
+                    self.check(journal, crash)?;
+                    crash = self.crash();
+                }
+                Err(OpenError::Io(_)) => crash = crash.max(self.crash()),
+                Err(error) => return Err(format!("cut off while opening: {error}")),
+            }
+        }
+        self.note(|| "open".to_owned());
+        let journal = self.open().map_err(open_error)?;
+        self.check(&journal, crash)?;
+        Ok(journal)
+    }
+
+    fn open(&mut self) -> Result<Journal, OpenError> {
+        Journal::open_with(self.disk.mount(), self.settings.options.clone())
+    }
+
+    fn check(&mut self, journal: &Journal, crash: Survives) -> Result<(), String> {
+        let seen = world(journal)?;
+        self.note(|| format!("shows {seen:?}"));
+        self.oracle.recovered(seen, crash)
+    }
+
+    /// Power loss, mostly, or the death of the process alone.
+    fn crash(&mut self) -> Survives {
+        let survives = if self.rng.one_in(5) {
+            self.disk.kill();
+            Survives::Kill
+        } else {
+            self.disk.power_loss(Loss::Any);
+            Survives::PowerLoss
+        };
+        self.disk.heal();
+        self.note(|| format!("crash: {survives:?}"));
+        survives
+    }
+
+    /// Works for a while and dies.
+    fn live(&mut self, journal: Journal) -> Result<Survives, String> {
+        self.arm();
+        self.lazy = self.settings.lazy || self.rng.one_in(3);
+        let answers = Answers::default();
+        let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(40) };
+        for _ in 0..steps {
+            self.step(&journal, &answers)?;
+        }
+        if self.rng.one_in(8) {
+            let closed = journal.close();
+            self.note(|| format!("close: {closed:?}"));
+        }
+        self.collect(&answers);
+        let crash = self.crash();
+        drop(journal);
+        Ok(crash)
+    }
+
+    /// Plans what goes wrong in this life.
+    fn arm(&mut self) {
+        let nth = When::Nth(self.rng.below(60));
+        let fault = match self.rng.below(16) {
+            0..=3 => Fault::new(Op::Any, nth, Effect::PowerOff),
+            4..=6 => Fault::new(Op::Sync, When::Nth(self.rng.below(15)), Effect::PowerOff),
+            7 => Fault::new(Op::Sync, When::Nth(self.rng.below(12)), Effect::DropDirty),
+            8 => Fault::new(Op::Sync, When::Nth(self.rng.below(12)), Effect::Fail),
+            9 => Fault::new(Op::Any, nth, Effect::Fail),
+            10 if !self.settings.buffered => Fault::new(Op::Any, nth, Effect::NoSpace),
+            11 => Fault::new(Op::Any, When::OneIn(3), Effect::Short),
+            _ => return,
+        };
+        self.note(|| format!("armed: {fault:?}"));
+        self.disk.inject(fault);
+    }
+
+    fn step(&mut self, journal: &Journal, answers: &Answers) -> Result<(), String> {
+        match self.rng.below(20) {
+            0..=10 => self.submit(journal, answers)?,
+            11..=17 => {
+                journal.work(self.now);
+                self.note(|| "work".to_owned());
+            }
+            18 => {
+                self.now += IDLE_NANOS;
+                journal.work(self.now);
+                self.note(|| "idle, work".to_owned());
+            }
+            _ => self.check_reads(journal)?,
+        }
+        self.now += 1_000;
+        self.collect(answers);
+        Ok(())
+    }
+
+    fn submit(&mut self, journal: &Journal, answers: &Answers) -> Result<(), String> {
+        let changes = self.workload.commit(self.oracle.tip());
+        let survives = self.survives();
+        let commit = build(journal, &changes, survives)?;
+        let number = self.oracle.submitted();
+        let sink = Arc::clone(answers);
+        let done = move |result| sink.lock().push((number, said(result)));
+        match journal.submit(commit, done) {
+            Ok(()) => {
+                self.note(|| format!("submit {number} {survives:?}: {}", brief(&changes)));
+                self.oracle.submit(changes, survives);
+            }
+            Err(error) => self.note(|| format!("refused: {error}")),
+        }
+        Ok(())
+    }
+
+    /// What a commit is to survive: mostly power losses, but in a lazy life mostly kills.
+    fn survives(&mut self) -> Survives {
+        let synced = if self.lazy { 1 } else { 8 };
+        match self.rng.below(4 + synced) {
+            0 if self.settings.buffered => Survives::Nothing,
+            0..=3 => Survives::Kill,
+            _ => Survives::PowerLoss,
+        }
+    }
+
+    fn collect(&mut self, answers: &Answers) {
+        for (commit, said) in answers.lock().drain(..) {
+            self.note(|| format!("commit {commit}: {said:?}"));
+            self.oracle.report(commit, said);
+        }
+    }
+
+    fn note(&mut self, line: impl FnOnce() -> String) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(line());
+        }
+    }
+
+    /// While the journal lives, a read shows what was acknowledged, and nothing else. Commits
+    /// under way may show or not.
+    fn check_reads(&mut self, journal: &Journal) -> Result<(), String> {
+        let nth = self.rng.below(8) as usize;
+        let Some((key, state)) = self.oracle.tip().iter().nth(nth) else { return Ok(()) };
+        let log = journal.log(key.0, key.1).map_err(|error| error.to_string())?;
+        let position = state.first + self.rng.below(state.records.len() as u64 + 1);
+        let expected = state.records.get((position - state.first) as usize);
+        match (log.read(position), expected) {
+            (Ok(record), Some(expected)) if record == *expected => Ok(()),
+            (Err(ReadError::Absent { .. }), None) => Ok(()),
+            // The fault plan hits reads too.
+            (Err(ReadError::Io(_)), _) => Ok(()),
+            (Ok(_) | Err(ReadError::Absent { .. } | ReadError::Released { .. }), _)
+                if !self.oracle.all_done() =>
+            {
+                Ok(())
+            }
+            (read, expected) => {
+                Err(format!("{key:?} reads {read:.80?} at {position}, not {expected:.80?}"))
+            }
+        }
+    }
+}
+
+pub(crate) fn said(result: Result<Receipt, Error>) -> Said {
+    match result {
+        Ok(receipt) => Said::Done(receipt.lsn()),
+        Err(error) if error.outcome() == Outcome::NotApplied => Said::NotApplied,
+        Err(_) => Said::Unknown,
+    }
+}
+
+/// The commit that makes these changes.
+pub(crate) fn build(
+    journal: &Journal,
+    changes: &Changes,
+    survives: Survives,
+) -> Result<Commit, String> {
+    let mut commit = Commit::new().durability(match survives {
+        Survives::Nothing => Durability::Buffered,
+        Survives::Kill => Durability::Written,
+        Survives::PowerLoss => Durability::Synced,
+    });
+    for ((namespace, id), change) in changes {
+        let log = journal.log(namespace, *id).map_err(|error| error.to_string())?;
+        commit = match change {
+            Change::Append(records) => commit.append(&log, records),
+            Change::Truncate(from) => commit.truncate(&log, *from),
+            Change::Release(upto) => commit.release(&log, *upto),
+            Change::Delete => commit.delete(&log),
+        };
+    }
+    Ok(commit)
+}
+
+/// Everything that a journal without damage shows.
+pub(crate) fn world(journal: &Journal) -> Result<World, String> {
+    let mut world = World::new();
+    for info in journal.logs() {
+        let key = known_key(&info.name.namespace, info.name.id)?;
+        world.insert(key, log_world(journal, key)?);
+    }
+    Ok(world)
+}
+
+/// All of one log.
+pub(crate) fn log_world(journal: &Journal, key: Key) -> Result<State, String> {
+    let log = journal.log(key.0, key.1).map_err(|error| error.to_string())?;
+    if log.health() != Health::Intact {
+        return Err(format!("{key:?} is reported as damaged: {:?}", log.health()));
+    }
+    read_all(&log).map_err(|error| format!("{key:?}: {error}"))
+}
+
+/// All records of a log that reads without a fault.
+pub(crate) fn read_all(log: &Log) -> Result<State, ReadError> {
+    let (first, end) = (log.first(), log.end());
+    let mut records = Vec::new();
+    while first + (records.len() as u64) < end {
+        let from = first + records.len() as u64;
+        // Small bites, so that batches are read from their middle too.
+        let more = log.read_range(from..end, 700)?;
+        assert!(!more.is_empty(), "{log:?} reads nothing at {from}");
+        records.extend(more);
+    }
+    assert_eq!(first + records.len() as u64, end, "{log:?} reads past its end");
+    Ok(State { first, records })
+}
+
+pub(crate) fn open_error(error: OpenError) -> String {
+    format!("cannot be opened: {error}")
+}
+
+fn known_key(namespace: &str, id: u64) -> Result<Key, String> {
+    let known = KEYS.iter().find(|key| **key == (namespace, id));
+    known.copied().ok_or_else(|| format!("log {namespace}/{id} was never created"))
+}
+
+fn brief(changes: &Changes) -> String {
+    let brief = |(key, change): &(Key, Change)| match change {
+        Change::Append(records) => {
+            let bytes: usize = records.iter().map(bytes::Bytes::len).sum();
+            format!("{key:?} append {} of {bytes} bytes", records.len())
+        }
+        other => format!("{key:?} {other:?}"),
+    };
+    changes.iter().map(brief).collect::<Vec<_>>().join("; ")
+}
