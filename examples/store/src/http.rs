@@ -2,7 +2,7 @@
 //!
 //! | request | what it does |
 //! |---|---|
-//! | `PUT /kv/{key}` | writes; `If-Match: "VERSION"` or `If-None-Match: *` make it a compare-and-set |
+//! | `PUT /kv/{key}` | writes; a compare-and-set by `If-Match: "VERSION"` or `If-None-Match: *` |
 //! | `GET /kv/{key}` | reads, linearizable; `?consistency=stale` reads this node's state as it is |
 //! | `DELETE /kv/{key}` | deletes; takes `If-Match` too |
 //! | `GET /kv?prefix=P` | keys in order; `&after=KEY&limit=N` go on from there |
@@ -11,9 +11,9 @@
 //! | `GET /status` | this node's view of the cluster, as JSON |
 //!
 //! A version is the `ETag` of a value. An answer that is not a success carries
-//! `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send again) or `unknown` (it may
-//! have happened, or happen later). A node that is not the leader answers a write with 307 and the
-//! leader's address (`curl -L`).
+//! `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send again) or `unknown` (it
+//! may have happened, or happen later). A node that is not the leader answers a write with 307 and
+//! the leader's address (`curl -L`).
 
 use std::collections::HashMap;
 use std::sync::Arc;

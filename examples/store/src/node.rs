@@ -79,7 +79,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// **Change these for a server**: how large the log may become, and in which pieces space comes back.
+/// **Change these for a server**: how large the log may become, and in which pieces space comes
+/// back.
 fn journal_options() -> Options {
     let mut options = Options::default();
     options.segment_bytes = 16 << 20;

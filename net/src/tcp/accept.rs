@@ -273,7 +273,7 @@ async fn stand(
         reason = pump::run(reader, &writer, &pipe, &mut side, node.rules()) => reason,
     };
     drop(place);
-    tracing::debug!(target: "voussoir::net", peer, ?class, %reason, "a connection from a peer ended");
+    tracing::debug!(target: "voussoir::net", peer, ?class, %reason, "a peer's connection ended");
     let violation = match reason {
         DownReason::Violation(violation) => violation,
         DownReason::Silent => Violation::Silent,

@@ -71,7 +71,8 @@ impl<N: Node> World<N> {
         self.requests
     }
 
-    /// Has [`step`](World::step) return [`Step::Alarm`](crate::Step::Alarm) with `token` in `delay_ns`.
+    /// Has [`step`](World::step) return [`Step::Alarm`](crate::Step::Alarm) with `token` in
+    /// `delay_ns`.
     pub fn alarm(&mut self, delay_ns: u64, token: u64) {
         let due = self.kernel.now.saturating_add(delay_ns);
         self.kernel.queue.push(due, Happening::Alarm { token });

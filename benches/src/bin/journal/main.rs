@@ -1,7 +1,7 @@
 //! The journal beside its rivals: the bare system calls, okaywal 0.3 and raft-engine 0.4.
 //!
-//! `VOUSSOIR_BENCH_DIR` names the folder whose disk is measured (default: the temporary folder), and
-//! `VOUSSOIR_BENCH_ROUNDS` how many rounds count (default 5).
+//! `VOUSSOIR_BENCH_DIR` names the folder whose disk is measured (default: the temporary folder),
+//! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).
 
 mod rivals;
 
@@ -389,8 +389,9 @@ fn fairness(folder: &Path) {
     saturating.join().expect("the saturating writer");
     let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
     println!(
-        "idle log beside a saturating one: p50 {p50:?}, p99 {p99:?}; a sync of 4 KiB on the idle \
-         device {sync:?}, of a group's 512 KiB on the busy one {busy_sync:?}; p99 is {:.1} of these",
+        "idle log beside a saturating one: p50 {p50:?}, p99 {p99:?}; a sync of 4 KiB on the \
+         idle device {sync:?}, of a group's 512 KiB on the busy one {busy_sync:?}; p99 is {:.1} \
+         of these",
         p99.as_secs_f64() / busy_sync.as_secs_f64()
     );
 }

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use raft::eraftpb;
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt};
 
-/// `write` and `fdatasync` over a file that was zeroed and synced before: the least that any log can
-/// do. No frame, checksum, index or recovery.
+/// `write` and `fdatasync` over a file that was zeroed and synced before: the least that any log
+/// can do. No frame, checksum, index or recovery.
 pub(crate) struct Bare {
     file: File,
     size: u64,

@@ -48,8 +48,8 @@ pub(crate) fn run(rounds: usize) {
         for layout in [Layout::Shared, Layout::Separate] {
             let (p50, p99) = commits(folder.path(), layout);
             println!(
-                "  round {round} {layout:?}: round trip {:.0} + sync {:.0} = floor {:.0}; commit p50 \
-                 {:.0} p99 {:.0}: {:.2}x the floor",
+                "  round {round} {layout:?}: round trip {:.0} + sync {:.0} = floor {:.0}; \
+                 commit p50 {:.0} p99 {:.0}: {:.2}x the floor",
                 us(trip),
                 us(sync),
                 us(floor),
@@ -94,8 +94,8 @@ fn round_trip() -> Duration {
     })
 }
 
-/// Three threads write 4 KiB over a zeroed file of their own and sync it, all at once: the time until
-/// the second one is through.
+/// Three threads write 4 KiB over a zeroed file of their own and sync it, all at once: the time
+/// until the second one is through.
 fn second_of_three_syncs(folder: &Path) -> Duration {
     let barrier = Arc::new(Barrier::new(3));
     let threads: Vec<_> = (0..3)

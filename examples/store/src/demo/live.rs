@@ -66,9 +66,10 @@ impl Live {
 fn line(id: u64, status: Option<&NodeStatus>) -> String {
     match status {
         Some(NodeStatus { role, term, commit, applied, keys, .. }) => format!(
-            "          node {id}  {role:<13} term {term:<3} commit {commit:<8} applied {applied:<8} keys {keys}"
+            "          node {id}  {role:<13} term {term:<3} commit {commit:<8} \
+             applied {applied:<8} keys {keys}"
         ),
-        None => format!("          node {id}  down"),
+        None => format!("          node {id}  does not answer"),
     }
 }
 
