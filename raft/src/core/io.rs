@@ -132,7 +132,9 @@ pub enum Output {
         range: Range<u64>,
     },
     /// Give the state machine these entries, in order, and answer with [`Input::Applied`].
-    /// Each is in memory ([`Core::entries`](super::Core::entries)) or durable in the store.
+    /// Either [`Core::entries`](super::Core::entries) lends all of them, or all of them are
+    /// durable: then read them from the store. When the store has released them, a
+    /// [`Restore`](Self::Restore) is on its way that covers them.
     Apply {
         /// The indexes, never empty.
         range: Range<u64>,
