@@ -160,7 +160,9 @@ pub enum Output {
         /// The least that the snapshot has to cover; a newer one is as good.
         meta: SnapshotMeta,
     },
-    /// A received snapshot is of no use: it is older than what this node has.
+    /// A received snapshot is of no use: it is older than what this node has, or a newer one
+    /// came before it was written. Never one that is being installed: a repeated transfer of
+    /// that one is passed over in silence.
     DiscardSnapshot {
         /// Which.
         meta: SnapshotMeta,
