@@ -283,6 +283,27 @@ fn snapshots_that_are_not_needed_change_nothing() {
     assert_eq!((lab.status(1).commit, lab.status(1).last), (4, 4));
 }
 
+// A repeated transfer throws away the snapshot that is being installed.
+#[test]
+fn a_repeated_snapshot_does_not_disturb_the_first() {
+    let mut lab = Lab::with(3, |config| config.max_persists = 1);
+    lab.node_mut(1).fast_disk = false;
+    lab.send(2, 1, append(3, (0, 0), 0, &[1]));
+    let received = |lab: &mut Lab, index| {
+        let meta = snapshot(index, 3);
+        lab.step(1, Input::SnapshotReceived { from: 2, term: 3, meta });
+        lab.seen(1, |output| matches!(output, Output::DiscardSnapshot { .. }))
+    };
+    assert_eq!(received(&mut lab, 5), []);
+    assert_eq!(received(&mut lab, 5), [], "it still waits for the write before it");
+    let replaced = Output::DiscardSnapshot { meta: snapshot(5, 3) };
+    assert_eq!(received(&mut lab, 8), [replaced]);
+    lab.sync(1);
+    lab.sync(1);
+    assert_eq!((lab.status(1).snapshot, lab.status(1).applied), (8, 8));
+    assert_eq!(lab.node(1).disk.snapshot, Some(snapshot(8, 3)));
+}
+
 // A snapshot transfer that never ends blocks the others.
 #[test]
 fn a_hanging_transfer_holds_up_nobody_else() {

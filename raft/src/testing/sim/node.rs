@@ -67,7 +67,8 @@ pub struct RaftNode<D: Disk> {
     tasks: VecDeque<Task>,
     machine_busy: bool,
     snapshot: Option<(SnapshotMeta, Bytes)>,
-    staged: Option<(SnapshotMeta, Bytes)>,
+    /// Received, and not yet taken or discarded by the core.
+    staged: Vec<(SnapshotMeta, Bytes)>,
     transfers: Vec<u64>,
     /// Requests by token, until they have a place in the log.
     tokens: BTreeMap<u64, RequestId>,
@@ -111,7 +112,7 @@ impl<D: Disk> RaftNode<D> {
             tasks: VecDeque::new(),
             machine_busy: false,
             snapshot,
-            staged: None,
+            staged: Vec::new(),
             transfers: Vec::new(),
             tokens: BTreeMap::new(),
             next_token: 0,
@@ -199,7 +200,7 @@ impl<D: Disk> RaftNode<D> {
             Output::SendSnapshot { id, to, term, meta } => {
                 self.send_snapshot(ctx, id, to, term, &meta)
             }
-            Output::DiscardSnapshot { .. } => self.staged = None,
+            Output::DiscardSnapshot { meta } => self.staged.retain(|(staged, _)| *staged != meta),
             Output::Fetch { id, range, max_bytes } => {
                 let result = self.store.read(range, max_bytes);
                 self.inputs.push_back(Input::Fetched { id, result });
@@ -269,7 +270,8 @@ impl<D: Disk> RaftNode<D> {
         let entries = entries.collect();
         let mut snapshot = None;
         if let Some(meta) = &persist.snapshot {
-            self.snapshot = self.staged.take().filter(|(staged, _)| staged == meta);
+            let at = self.staged.iter().position(|(staged, _)| staged == meta);
+            self.snapshot = at.map(|at| self.staged.swap_remove(at));
             snapshot = self.snapshot.as_ref().map(|(_, data)| data.clone());
         }
         if let Some(from) = persist.truncate_from {
@@ -453,7 +455,8 @@ impl<D: Disk> Node for RaftNode<D> {
                 }
             },
             Some(Packet::Snapshot { id, term, meta, data }) => {
-                self.staged = Some((meta.clone(), data));
+                self.staged.retain(|(staged, _)| *staged != meta);
+                self.staged.push((meta.clone(), data));
                 self.step(ctx, Input::SnapshotReceived { from, term, meta });
                 ctx.send(from, Packet::Taken { id }.encode());
             }
