@@ -11,10 +11,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
-use voussoir_raft::memory::{MemoryStore, Network};
+use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, WholeSnapshot,
+    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, Transport,
+    WholeSnapshot,
 };
 
 /// Appends the command's text to a text, and answers with the whole.
@@ -24,12 +25,20 @@ pub(crate) struct Text {
     /// Each command takes one permit: close to fail, take away to block.
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) restored: Arc<Mutex<u32>>,
+    /// Does not do what "panic" says.
+    immune: Arc<Mutex<bool>>,
+}
+
+impl Text {
+    pub(crate) fn immune(&self) {
+        *self.immune.lock() = true;
+    }
 }
 
 impl Default for Text {
     fn default() -> Self {
         let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        Self { text: Arc::default(), gate, restored: Arc::default() }
+        Self { text: Arc::default(), gate, restored: Arc::default(), immune: Arc::default() }
     }
 }
 
@@ -39,7 +48,7 @@ impl StateMachine for Text {
         let mut answers = Vec::new();
         for command in commands {
             self.gate.acquire().await?.forget();
-            assert_ne!(command.data, "panic", "as told");
+            assert!(command.data != "panic" || *self.immune.lock(), "as told");
             let mut text = self.text.lock();
             text.push_str(std::str::from_utf8(&command.data)?);
             answers.push(Bytes::from(text.clone()));
@@ -69,6 +78,7 @@ pub(crate) struct Cluster {
     pub(crate) network: Network,
     pub(crate) nodes: BTreeMap<u64, Node>,
     pub(crate) tune: fn(&mut Config),
+    pub(crate) wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
 }
 
 pub(crate) fn append(text: &str) -> Bytes {
@@ -86,7 +96,15 @@ impl Cluster {
     }
 
     pub(crate) async fn tuned(nodes: u64, tune: fn(&mut Config)) -> Self {
-        let mut cluster = Self { network: Network::new(), nodes: BTreeMap::new(), tune };
+        Self::wrapped(nodes, tune, |node| node).await
+    }
+
+    pub(crate) async fn wrapped(
+        nodes: u64,
+        tune: fn(&mut Config),
+        wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
+    ) -> Self {
+        let mut cluster = Self { network: Network::new(), nodes: BTreeMap::new(), tune, wrap };
         for id in 1..=nodes {
             let store = FaultyStore::new(Arc::new(MemoryStore::new()));
             cluster.start(id, nodes, store).await;
@@ -103,7 +121,7 @@ impl Cluster {
             config,
             Arc::new(store.clone()),
             Box::new(machine.clone()),
-            self.network.node(id),
+            (self.wrap)(self.network.node(id)),
         );
         let raft = timeout(raft).await.expect("it starts");
         self.nodes.insert(id, Node { raft, store, machine });
