@@ -151,7 +151,12 @@ impl Core {
             if covered && self.commit > first && self.mutant(Mutant::SnapshotDropsLastEntry) {
                 first += 1;
             }
-            let end = (self.commit + 1).min(first.saturating_add(room));
+            let mut end = (self.commit + 1).min(first.saturating_add(room));
+            // Never partly from the store: it may still hold what a write under way replaces.
+            let window_first = self.log.window_first();
+            if first < window_first {
+                end = end.min(window_first);
+            }
             self.out.push_back(Output::Apply { range: first..end });
             self.applying = end - 1;
         }

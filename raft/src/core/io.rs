@@ -132,7 +132,9 @@ pub enum Output {
         range: Range<u64>,
     },
     /// Give the state machine these entries, in order, and answer with [`Input::Applied`].
-    /// Each is in memory ([`Core::entries`](super::Core::entries)) or durable in the store.
+    /// Either [`Core::entries`](super::Core::entries) lends all of them, or all of them are
+    /// durable: then read them from the store. When the store has released them, a
+    /// [`Restore`](Self::Restore) is on its way that covers them.
     Apply {
         /// The indexes, never empty.
         range: Range<u64>,
@@ -158,7 +160,9 @@ pub enum Output {
         /// The least that the snapshot has to cover; a newer one is as good.
         meta: SnapshotMeta,
     },
-    /// A received snapshot is of no use: it is older than what this node has.
+    /// A received snapshot is of no use: it is older than what this node has, or a newer one
+    /// came before it was written. Never one that is being installed: a repeated transfer of
+    /// that one is passed over in silence.
     DiscardSnapshot {
         /// Which.
         meta: SnapshotMeta,

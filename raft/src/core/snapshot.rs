@@ -69,6 +69,10 @@ impl Core {
             self.become_follower(term, None);
         }
         let leads = matches!(self.role, RoleState::Leader(_));
+        if self.installing.as_ref().is_some_and(|(_, installing)| *installing == meta) {
+            // A repeated transfer of what is on its way to the disk: not to be discarded.
+            return;
+        }
         if term < self.term || leads || meta.index <= self.commit || !self.hear_leader(from) {
             self.out.push_back(Output::DiscardSnapshot { meta });
             return;
@@ -84,7 +88,9 @@ impl Core {
         self.proposals.hidden(meta.index, &mut self.out);
         let first = self.log.first();
         self.log.reset(meta.index, meta.term);
-        self.storage.reset(meta.clone(), first, self.commit);
+        if let Some(meta) = self.storage.reset(meta.clone(), first, self.commit) {
+            self.out.push_back(Output::DiscardSnapshot { meta });
+        }
         self.commit = meta.index;
         self.verified = meta.index;
         self.installing = Some((self.storage.next_id(), meta));

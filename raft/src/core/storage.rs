@@ -112,14 +112,19 @@ impl Storage {
     }
 
     /// The log goes on after `meta`; nothing in it is durable beyond `commit`, the index that
-    /// was committed before.
-    pub(super) fn reset(&mut self, meta: SnapshotMeta, first: u64, commit: u64) {
+    /// was committed before. Returns the snapshot that was to be written and now is not.
+    pub(super) fn reset(
+        &mut self,
+        meta: SnapshotMeta,
+        first: u64,
+        commit: u64,
+    ) -> Option<SnapshotMeta> {
         self.vouch_at_most(commit);
         let earlier = self.truncate_from.map_or(first, |at| at.min(first));
         self.truncate_from = Some(earlier);
         self.release(meta.index + 1);
         self.submitted = meta.index;
-        self.snapshot = Some(meta);
+        self.snapshot.replace(meta)
     }
 
     /// Entries before `first` may go from the disk.

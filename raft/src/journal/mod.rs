@@ -148,6 +148,27 @@ impl JournalStore {
     }
 }
 
+/// The same without a runtime, for the simulation.
+#[cfg(feature = "testing")]
+impl JournalStore {
+    pub(crate) fn restore_now(&self) -> Result<Restored, StoreError> {
+        self.inner.restore()
+    }
+
+    pub(crate) fn read_now(
+        &self,
+        range: Range<u64>,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, ReadFailed> {
+        self.inner.read(range, max_bytes)
+    }
+
+    pub(crate) fn snapshot_now(&self) -> Result<Option<(SnapshotName, Bytes)>, StoreError> {
+        let reader = Snapshots::open_current(&self.inner.snapshots)?;
+        reader.map(|reader| reader.whole()).transpose()
+    }
+}
+
 impl Inner {
     fn restore(&self) -> Result<Restored, StoreError> {
         let damaged = |what: &str| {

@@ -251,6 +251,20 @@ impl Drop for Reader {
     }
 }
 
+#[cfg(feature = "testing")]
+impl Reader {
+    /// Name and content, read in this thread.
+    pub(super) fn whole(&self) -> Result<(SnapshotName, Bytes), StoreError> {
+        let damaged = || StoreError::Damaged("the snapshot's log".to_owned());
+        let log = self.log.as_ref().ok_or_else(damaged)?;
+        let mut whole = BytesMut::new();
+        for number in 0..self.chunks {
+            whole.put(log.read(number + 1).map_err(|_| damaged())?);
+        }
+        Ok((self.name.clone(), whole.freeze()))
+    }
+}
+
 #[async_trait]
 impl SnapshotReader for Reader {
     fn name(&self) -> &SnapshotName {

@@ -80,11 +80,11 @@ pub trait StoreFile {
     /// [`StoreError`]: it may or may not become durable, and nothing after it will.
     fn submit(&mut self, job: Job) -> Result<(), StoreError>;
 
-    /// Makes what has been submitted durable, in order.
+    /// Makes what has been submitted durable, in order. `now` is the node's clock, ns.
     ///
     /// # Errors
     /// [`StoreError`]: what was not reported before may or may not be durable.
-    fn work(&mut self) -> Result<Vec<Done>, StoreError>;
+    fn work(&mut self, now: u64) -> Result<Vec<Done>, StoreError>;
 
     /// Reads entries back, at least one.
     ///

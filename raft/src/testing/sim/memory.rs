@@ -132,7 +132,7 @@ impl StoreFile for MemoryStore {
         Ok(())
     }
 
-    fn work(&mut self) -> Result<Vec<Done>, StoreError> {
+    fn work(&mut self, _: u64) -> Result<Vec<Done>, StoreError> {
         let mut platters = self.platters.borrow_mut();
         if platters.failing {
             return Err(StoreError);

@@ -10,6 +10,8 @@
 //! Source of the properties: Raft figure 3.
 
 mod disk;
+#[cfg(feature = "journal")]
+mod journaled;
 mod machine;
 mod memory;
 mod node;
@@ -18,6 +20,8 @@ mod run;
 mod wire;
 
 pub use self::disk::{Disk, Done, Job, Opened, StoreError, StoreFile};
+#[cfg(feature = "journal")]
+pub use self::journaled::{JournalDisk, JournaledStore, run_journaled};
 pub use self::machine::{Machine, Reply};
 pub use self::memory::{MemoryDisk, MemoryStore};
 pub use self::node::{RaftNode, Timed};

@@ -16,7 +16,7 @@ use super::wire::Packet;
 use crate::codec;
 use crate::config::Config;
 use crate::core::{Core, Input, Output, Persist};
-use crate::types::{Entry, EntryKind, HaltReason, SnapshotMeta, Status};
+use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
 /// What a node schedules for itself.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,7 @@ enum Task {
 /// A client that waits for its command to be applied.
 #[derive(Debug)]
 struct Waiting {
+    token: u64,
     term: u64,
     request: RequestId,
 }
@@ -66,7 +67,8 @@ pub struct RaftNode<D: Disk> {
     tasks: VecDeque<Task>,
     machine_busy: bool,
     snapshot: Option<(SnapshotMeta, Bytes)>,
-    staged: Option<(SnapshotMeta, Bytes)>,
+    /// Received, and not yet taken or discarded by the core.
+    staged: Vec<(SnapshotMeta, Bytes)>,
     transfers: Vec<u64>,
     /// Requests by token, until they have a place in the log.
     tokens: BTreeMap<u64, RequestId>,
@@ -78,6 +80,8 @@ pub struct RaftNode<D: Disk> {
     ready: Vec<(u64, Reading)>,
     oracle: Rc<RefCell<Oracle>>,
     inputs: VecDeque<Input>,
+    /// Role and term as last noted in the trace.
+    known: (Role, u64),
 }
 
 impl<D: Disk> RaftNode<D> {
@@ -108,7 +112,7 @@ impl<D: Disk> RaftNode<D> {
             tasks: VecDeque::new(),
             machine_busy: false,
             snapshot,
-            staged: None,
+            staged: Vec::new(),
             transfers: Vec::new(),
             tokens: BTreeMap::new(),
             next_token: 0,
@@ -117,6 +121,7 @@ impl<D: Disk> RaftNode<D> {
             ready: Vec::new(),
             oracle,
             inputs: VecDeque::new(),
+            known: (Role::Follower, 0),
         })
     }
 
@@ -138,6 +143,17 @@ impl<D: Disk> RaftNode<D> {
             self.poll(ctx);
         }
         self.oracle.borrow_mut().observe(&self.core);
+        let (status, known) = (self.core.status(), self.known);
+        if (status.role, status.term) != known {
+            self.known = (status.role, status.term);
+            let label = match status.role {
+                Role::Follower => "follows: term, last",
+                Role::PreCandidate => "may be a candidate: term, last",
+                Role::Candidate => "is a candidate: term, last",
+                Role::Leader => "leads: term, last",
+            };
+            ctx.note(label, status.term, status.last);
+        }
         ctx.set_timer(self.core.next_deadline());
     }
 
@@ -184,7 +200,7 @@ impl<D: Disk> RaftNode<D> {
             Output::SendSnapshot { id, to, term, meta } => {
                 self.send_snapshot(ctx, id, to, term, &meta)
             }
-            Output::DiscardSnapshot { .. } => self.staged = None,
+            Output::DiscardSnapshot { meta } => self.staged.retain(|(staged, _)| *staged != meta),
             Output::Fetch { id, range, max_bytes } => {
                 let result = self.store.read(range, max_bytes);
                 self.inputs.push_back(Input::Fetched { id, result });
@@ -200,9 +216,22 @@ impl<D: Disk> RaftNode<D> {
             Output::Proposed { token, count, index, term } => {
                 for at in 0..count {
                     if let Some(request) = self.tokens.remove(&(token + at)) {
-                        self.waiting.insert(index + at, Waiting { term, request });
+                        let token = token + at;
+                        self.waiting.insert(index + at, Waiting { token, term, request });
                     }
                 }
+            }
+            Output::Lost { token, count, superseded } => {
+                let lost = token..token + count;
+                self.waiting.retain(|_, waiting| {
+                    let is_lost = lost.contains(&waiting.token);
+                    if is_lost && superseded {
+                        ctx.reply(waiting.request, Reply::NotApplied { leader: None });
+                    } else if is_lost {
+                        ctx.reply(waiting.request, Reply::Unknown);
+                    }
+                    !is_lost
+                });
             }
             Output::Refused { token, .. } => {
                 if let Some(request) = self.tokens.remove(&token) {
@@ -210,7 +239,6 @@ impl<D: Disk> RaftNode<D> {
                     ctx.reply(request, Reply::NotApplied { leader });
                 }
             }
-            // Superseded proposals are answered when the other entry is applied.
             Output::ReadReady { token, index } => {
                 if let Some(reading) = self.reads.remove(&token) {
                     self.ready.push((index, reading));
@@ -242,8 +270,15 @@ impl<D: Disk> RaftNode<D> {
         let entries = entries.collect();
         let mut snapshot = None;
         if let Some(meta) = &persist.snapshot {
-            self.snapshot = self.staged.take().filter(|(staged, _)| staged == meta);
+            let at = self.staged.iter().position(|(staged, _)| staged == meta);
+            self.snapshot = at.map(|at| self.staged.swap_remove(at));
             snapshot = self.snapshot.as_ref().map(|(_, data)| data.clone());
+        }
+        if let Some(from) = persist.truncate_from {
+            ctx.note("truncates: from, write", from, persist.id);
+        }
+        if let Some(first) = persist.release {
+            ctx.note("releases: below, write", first, persist.id);
         }
         let id = persist.id;
         self.persisting = id;
@@ -263,7 +298,7 @@ impl<D: Disk> RaftNode<D> {
 
     fn work_disk(&mut self, ctx: &mut Context<'_, Self>) {
         self.disk_busy = false;
-        let Ok(done) = self.store.work() else {
+        let Ok(done) = self.store.work(ctx.now()) else {
             if self.persisting == 0 {
                 ctx.exit();
             }
@@ -309,9 +344,8 @@ impl<D: Disk> RaftNode<D> {
                 self.oracle.borrow_mut().restored(ctx.id(), meta.index);
                 self.machine = Machine::restore(data);
                 self.applied = (meta.index, meta.term);
-                let hidden = self.waiting.split_off(&(meta.index + 1));
-                for (_, waiting) in std::mem::replace(&mut self.waiting, hidden) {
-                    ctx.reply(waiting.request, Reply::Unknown);
+                if self.waiting.keys().next().is_some_and(|first| *first <= meta.index) {
+                    self.oracle.borrow_mut().object(|| "a hidden proposal was kept".to_owned());
                 }
             }
             Some(Task::Snapshot) => return self.take_snapshot(ctx),
@@ -323,19 +357,23 @@ impl<D: Disk> RaftNode<D> {
 
     fn apply(&mut self, ctx: &mut Context<'_, Self>, entry: Entry) {
         self.oracle.borrow_mut().apply(ctx.id(), &entry);
+        ctx.note("applies: index, term", entry.index, entry.term);
         self.applied = (entry.index, entry.term);
         let waiting = self.waiting.remove(&entry.index);
         let result = match entry.kind {
             EntryKind::Command => self.machine.apply(entry.data),
             _ => None,
         };
-        let Some(Waiting { term, request }) = waiting else { return };
+        let Some(Waiting { term, request, .. }) = waiting else { return };
+        if term != entry.term {
+            self.oracle.borrow_mut().object(|| "a superseded proposal was kept".to_owned());
+        }
         match result {
-            Some(ret) if term == entry.term => {
+            Some(ret) => {
                 self.oracle.borrow_mut().told(entry.index);
                 ctx.reply(request, Reply::Ok(ret));
             }
-            _ => ctx.reply(request, Reply::NotApplied { leader: None }),
+            None => self.oracle.borrow_mut().object(|| "a command is refused".to_owned()),
         }
     }
 
@@ -403,6 +441,8 @@ impl<D: Disk> Node for RaftNode<D> {
     type Reply = Reply;
 
     fn start(&mut self, ctx: &mut Context<'_, Self>) {
+        let status = self.core.status();
+        ctx.note("starts: snapshot, last", status.snapshot, status.last);
         self.step(ctx, Input::Tick);
     }
 
@@ -415,7 +455,8 @@ impl<D: Disk> Node for RaftNode<D> {
                 }
             },
             Some(Packet::Snapshot { id, term, meta, data }) => {
-                self.staged = Some((meta.clone(), data));
+                self.staged.retain(|(staged, _)| *staged != meta);
+                self.staged.push((meta.clone(), data));
                 self.step(ctx, Input::SnapshotReceived { from, term, meta });
                 ctx.send(from, Packet::Taken { id }.encode());
             }

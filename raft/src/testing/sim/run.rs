@@ -21,6 +21,8 @@ use crate::core::Mutant;
 const PATIENCE_NS: (u64, u64) = (100 * MILLISECOND, SECOND);
 /// How soon after the last fault a command has to go through.
 const RECOVERY_NS: u64 = 5 * SECOND;
+/// How long the clients go on after that, at least.
+const CALM_NS: u64 = SECOND;
 /// How long the clients rest at the end, so that every node can catch up.
 const REST_NS: u64 = 2 * SECOND;
 /// Steps of the linearizability check, per key.
@@ -140,7 +142,7 @@ struct Run<D: Disk> {
 
 impl<D: Disk> Run<D> {
     fn play(mut self, rng: &mut Rng) -> Result<Report, Failure> {
-        let (quiet, end) = (self.world.plan().quiet_ns, self.world.plan().end_ns);
+        let (quiet, mut end) = (self.world.plan().quiet_ns, self.world.plan().end_ns);
         let keys = rng.between(2, 4);
         for client in 0..rng.between(2, 6) {
             let target = 1 + client % self.voters.len() as u64;
@@ -156,6 +158,9 @@ impl<D: Disk> Run<D> {
             match step {
                 Step::Reply { client, request, reply, .. } => {
                     self.replied(client, request, reply, now, quiet);
+                    if let Some(recovery) = self.ok_after_quiet {
+                        end = end.min(quiet + recovery.max(CALM_NS) + REST_NS);
+                    }
                 }
                 Step::Alarm(alarm) => self.alarm(alarm, now, now < end - REST_NS),
                 _ => {}
