@@ -1,6 +1,6 @@
 //! Every future of the shell, dropped at every point where it waits.
 
-mod common;
+mod cluster;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use common::{Cluster, Text, append, timeout};
+use cluster::{Cluster, Text, append, timeout};
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::{
     AttachError, Config, Inbox, Message, Raft, SendError, SnapshotAnswer, SnapshotPart, Transport,

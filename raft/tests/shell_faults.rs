@@ -1,11 +1,11 @@
 //! Disks, machines and networks that fail, on paused tokio time.
 
-mod common;
+mod cluster;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{Cluster, Text, append, timeout};
+use cluster::{Cluster, Text, append, timeout};
 use tokio::time::Instant;
 use voussoir_raft::memory::Network;
 use voussoir_raft::testing::FaultyStore;

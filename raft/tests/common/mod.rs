@@ -7,51 +7,6 @@ pub(crate) mod scenarios;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-<<<<<<< HEAD
-use parking_lot::Mutex;
-use tokio::sync::{Semaphore, watch};
-use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
-use voussoir_raft::testing::FaultyStore;
-use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, Transport,
-    WholeSnapshot,
-};
-
-/// Appends the command's text to a text, and answers with the whole.
-#[derive(Clone)]
-pub(crate) struct Text {
-    pub(crate) text: Arc<Mutex<String>>,
-    /// Each command takes one permit: close to fail, take away to block.
-    pub(crate) gate: Arc<Semaphore>,
-    pub(crate) restored: Arc<Mutex<u32>>,
-    /// Does not do what "panic" says.
-    immune: Arc<Mutex<bool>>,
-}
-
-impl Text {
-    pub(crate) fn immune(&self) {
-        *self.immune.lock() = true;
-    }
-}
-
-impl Default for Text {
-    fn default() -> Self {
-        let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        Self { text: Arc::default(), gate, restored: Arc::default(), immune: Arc::default() }
-    }
-}
-
-#[async_trait]
-impl StateMachine for Text {
-    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
-        let mut answers = Vec::new();
-        for command in commands {
-            self.gate.acquire().await?.forget();
-            assert!(command.data != "panic" || *self.immune.lock(), "as told");
-            let mut text = self.text.lock();
-            text.push_str(std::str::from_utf8(&command.data)?);
-            answers.push(Bytes::from(text.clone()));
-=======
 use voussoir_raft::core::{Core, FetchError, Input, Output, Persist, Restored};
 use voussoir_raft::{Config, Entry, EntryKind, HardState, Message, Role, SnapshotMeta, Status};
 
@@ -89,7 +44,6 @@ impl Disk {
         self.entries.extend_from_slice(entries);
         if let Some(hard) = write.hard_state {
             self.hard = hard;
->>>>>>> raft-core
         }
     }
 
@@ -119,14 +73,9 @@ pub(crate) struct Node {
 pub(crate) struct Lab {
     pub(crate) now: u64,
     pub(crate) nodes: BTreeMap<u64, Node>,
-<<<<<<< HEAD
-    pub(crate) tune: fn(&mut Config),
-    pub(crate) wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
-=======
     pub(crate) wire: Vec<Letter>,
     pub(crate) cut: BTreeSet<(u64, u64)>,
     tweak: Box<dyn Fn(&mut Config)>,
->>>>>>> raft-core
 }
 
 pub(crate) fn entry(index: u64, term: u64, data: &str) -> Entry {
@@ -140,21 +89,6 @@ impl Lab {
         Self::with(count, |_| {})
     }
 
-<<<<<<< HEAD
-    pub(crate) async fn tuned(nodes: u64, tune: fn(&mut Config)) -> Self {
-        Self::wrapped(nodes, tune, |node| node).await
-    }
-
-    pub(crate) async fn wrapped(
-        nodes: u64,
-        tune: fn(&mut Config),
-        wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
-    ) -> Self {
-        let mut cluster = Self { network: Network::new(), nodes: BTreeMap::new(), tune, wrap };
-        for id in 1..=nodes {
-            let store = FaultyStore::new(Arc::new(MemoryStore::new()));
-            cluster.start(id, nodes, store).await;
-=======
     pub(crate) fn with(count: u64, tweak: impl Fn(&mut Config) + 'static) -> Self {
         Self::with_disks(count, tweak, |_| Disk::default())
     }
@@ -194,33 +128,16 @@ impl Lab {
         let mut lab = Self { now: 0, nodes, wire: Vec::new(), cut: BTreeSet::new(), tweak };
         for id in 1..=count {
             lab.restart(id);
->>>>>>> raft-core
         }
         lab
     }
 
-<<<<<<< HEAD
-    async fn start(&mut self, id: u64, nodes: u64, store: FaultyStore) {
-        let mut config = Config::new(id, (1..=nodes).collect::<Vec<_>>());
-        config.seed = 7;
-        (self.tune)(&mut config);
-        let machine = Text::default();
-        let raft = Raft::start(
-            config,
-            Arc::new(store.clone()),
-            Box::new(machine.clone()),
-            (self.wrap)(self.network.node(id)),
-        );
-        let raft = timeout(raft).await.expect("it starts");
-        self.nodes.insert(id, Node { raft, store, machine });
-=======
     /// The node dies; writes that were not durable are lost.
     pub(crate) fn crash(&mut self, id: u64) {
         let node = self.node_mut(id);
         node.core = None;
         node.writes.clear();
         node.applied.clear();
->>>>>>> raft-core
     }
 
     pub(crate) fn restart(&mut self, id: u64) {
