@@ -1,0 +1,160 @@
+//! Choosing replicas from an order of candidates so that they share as little fate as possible.
+//!
+//! In rounds: in round r every zone may give its r-th replica, taken in the candidates' order, from
+//! a rack of the zone that has none yet as long as there is one. Each round is a greedy choice, so
+//! adding or removing one node changes a list by at most that node: that is what keeps movement at
+//! its minimum with zones and racks, and a property test holds it to that.
+
+use std::ops::ControlFlow;
+
+use crate::owners::{Degraded, Owners, REPLICAS_MAX};
+use crate::topology::Members;
+
+/// Offers candidates (node indices, possibly repeated) in order of preference until told to stop.
+pub(crate) trait Candidates {
+    fn offer(&self, take: &mut impl FnMut(u16) -> ControlFlow<()>);
+}
+
+struct Picks<'m> {
+    members: &'m Members,
+    picked: [u16; REPLICAS_MAX],
+    len: usize,
+}
+
+/// The preference list of `wanted` replicas.
+#[inline]
+pub(crate) fn select(members: &Members, wanted: usize, candidates: &impl Candidates) -> Owners {
+    let size = wanted.min(members.len()).min(REPLICAS_MAX);
+    let mut picks = Picks { members, picked: [0; REPLICAS_MAX], len: 0 };
+    if members.zone_nodes.len() >= size {
+        picks.one_per_zone(size, candidates);
+    } else if members.racks == 1 {
+        picks.any(size, candidates);
+    } else {
+        picks.rounds(size, candidates);
+    }
+    picks.finish(wanted)
+}
+
+impl Picks<'_> {
+    fn chosen(&self) -> &[u16] {
+        &self.picked[..self.len]
+    }
+
+    fn take(&mut self, node: u16, size: usize) -> ControlFlow<()> {
+        self.picked[self.len] = node;
+        self.len += 1;
+        if self.len == size { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// There are enough zones for every replica to have its own.
+    #[inline]
+    fn one_per_zone(&mut self, size: usize, candidates: &impl Candidates) {
+        if size == 0 {
+            return;
+        }
+        let zone = &*self.members.zone;
+        let mut zones = [0_u16; REPLICAS_MAX];
+        candidates.offer(&mut |node| {
+            let of_node = zone[usize::from(node)];
+            if zones[..self.len].contains(&of_node) {
+                return ControlFlow::Continue(());
+            }
+            zones[self.len] = of_node;
+            self.take(node, size)
+        });
+    }
+
+    /// No zones and no racks: the first `size` different nodes.
+    fn any(&mut self, size: usize, candidates: &impl Candidates) {
+        candidates.offer(&mut |node| {
+            if self.chosen().contains(&node) {
+                return ControlFlow::Continue(());
+            }
+            self.take(node, size)
+        });
+    }
+
+    fn rounds(&mut self, size: usize, candidates: &impl Candidates) {
+        let mut round = 0;
+        while self.len < size {
+            round += 1;
+            let before = self.len;
+            // Every earlier round took one node from each zone that still had one.
+            let mut open = self.members.zone_nodes.iter().filter(|&&nodes| nodes >= round).count();
+            candidates.offer(&mut |node| {
+                if !self.fits(node, round) {
+                    return ControlFlow::Continue(());
+                }
+                open -= 1;
+                match self.take(node, size) {
+                    ControlFlow::Continue(()) if open > 0 => ControlFlow::Continue(()),
+                    _ => ControlFlow::Break(()),
+                }
+            });
+            if self.len == before {
+                return;
+            }
+        }
+    }
+
+    fn fits(&self, node: u16, round: u16) -> bool {
+        let at = usize::from(node);
+        let (zone, rack) = (self.members.zone[at], self.members.rack[at]);
+        let (mut in_zone, mut racks_used, mut rack_taken) = (0, 0, false);
+        for (nth, &other) in self.chosen().iter().enumerate() {
+            let theirs = usize::from(other);
+            if other == node {
+                return false;
+            }
+            if self.members.zone[theirs] == zone {
+                in_zone += 1;
+                let their_rack = self.members.rack[theirs];
+                rack_taken |= their_rack == rack;
+                let seen_before = self.chosen()[..nth]
+                    .iter()
+                    .any(|&earlier| self.members.rack[usize::from(earlier)] == their_rack);
+                racks_used += u16::from(!seen_before);
+            }
+        }
+        let fresh_rack_left = racks_used < self.members.zone_racks[usize::from(zone)];
+        in_zone < round && !(rack_taken && fresh_rack_left)
+    }
+
+    #[inline]
+    fn finish(&self, wanted: usize) -> Owners {
+        let mut owners = Owners::empty();
+        for &node in self.chosen() {
+            owners.push(self.members.ids[usize::from(node)]);
+        }
+        if self.len < wanted {
+            owners.warn(Degraded::FewerNodes { wanted, found: self.len });
+        } else if self.members.zone_nodes.len() < self.len {
+            self.warn_shared(&mut owners);
+        }
+        owners
+    }
+
+    /// Zones and racks are asked for by naming them.
+    fn warn_shared(&self, owners: &mut Owners) {
+        let count = |of: &[u16]| {
+            let mut seen = [0_u16; REPLICAS_MAX];
+            let mut different = 0;
+            for &node in self.chosen() {
+                let value = of[usize::from(node)];
+                if !seen[..different].contains(&value) {
+                    seen[different] = value;
+                    different += 1;
+                }
+            }
+            different
+        };
+        let (zones, racks) = (count(&self.members.zone), count(&self.members.rack));
+        let replicas = self.len;
+        if self.members.names_racks && racks < replicas {
+            owners.warn(Degraded::SharedRack { replicas, racks });
+        } else if self.members.names_zones && zones < replicas {
+            owners.warn(Degraded::SharedZone { replicas, zones });
+        }
+    }
+}
