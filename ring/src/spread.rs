@@ -54,6 +54,19 @@ impl Picks<'_> {
             return;
         }
         let zone = &*self.members.zone;
+        if self.members.zone_nodes.len() <= 64 {
+            // Whether a candidate is new to its zone cannot be predicted, so nothing branches on it.
+            let (mut seen, mut len) = (0_u64, 0);
+            candidates.offer(&mut |node| {
+                let bit = 1 << (zone[usize::from(node)] % 64);
+                self.picked[len % REPLICAS_MAX] = node;
+                len += usize::from(seen & bit == 0);
+                seen |= bit;
+                if len == size { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            self.len = len;
+            return;
+        }
         let mut zones = [0_u16; REPLICAS_MAX];
         candidates.offer(&mut |node| {
             let of_node = zone[usize::from(node)];

@@ -9,13 +9,9 @@ use voussoir_ring::{HashRing, Maglev, Memento, Node, Partitioner, Rendezvous, To
 /// lithammer/go-jump-consistent-hash, `jump_test.go`.
 #[test]
 fn jump_hash_as_published() {
-    for (key, buckets, bucket) in [
-        (1, 1, 0),
-        (42, 57, 43),
-        (0xDEAD_10CC, 1, 0),
-        (0xDEAD_10CC, 666, 361),
-        (256, 1024, 520),
-    ] {
+    for (key, buckets, bucket) in
+        [(1, 1, 0), (42, 57, 43), (0xDEAD_10CC, 1, 0), (0xDEAD_10CC, 666, 361), (256, 1024, 520)]
+    {
         assert_eq!(voussoir_ring::jump(key, NonZeroU32::new(buckets).unwrap()), bucket);
     }
 }
@@ -141,8 +137,7 @@ fn ketama_golden_output() {
         )
         .unwrap();
     }
-    let digest: String =
-        md5(printed.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = md5(printed.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(digest, "5672b131391f5aa2b280936aec1eea74");
 }
 
@@ -208,14 +203,15 @@ fn fingerprint(partitioner: &dyn Partitioner) -> u64 {
 #[test]
 fn our_own_placements_are_pinned() {
     let zones = ["a", "b", "c"];
-    let even = Topology::new(
-        1,
-        (0..30).map(|id| Node::new(id * id).in_zone(zones[id as usize % 3])),
-    )
-    .unwrap();
-    let uneven = even.nodes().iter().cloned().enumerate().map(|(at, node)| {
-        node.weighing(Weight::milli(500 + 100 * at as u32).unwrap())
-    });
+    let even =
+        Topology::new(1, (0..30).map(|id| Node::new(id * id).in_zone(zones[id as usize % 3])))
+            .unwrap();
+    let uneven = even
+        .nodes()
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(at, node)| node.weighing(Weight::milli(500 + 100 * at as u32).unwrap()));
     let uneven = Topology::new(2, uneven).unwrap();
     let mut memento = Memento::new(&even).unwrap();
     for id in [16, 0, 841, 100] {
@@ -229,8 +225,7 @@ fn our_own_placements_are_pinned() {
         ("Maglev, weighted", Box::new(Maglev::new(&uneven).unwrap()), 0),
         ("Memento", Box::new(memento), 0),
     ];
-    let found: Vec<_> =
-        pinned.iter().map(|(name, it, _)| (*name, fingerprint(&**it))).collect();
+    let found: Vec<_> = pinned.iter().map(|(name, it, _)| (*name, fingerprint(&**it))).collect();
     let wanted: Vec<_> = pinned.iter().map(|(name, _, print)| (*name, *print)).collect();
     assert_eq!(found, wanted);
 }

@@ -62,13 +62,11 @@ impl HashRing {
         };
         let nodes = topology.nodes();
         let count = nodes.iter().map(|node| points_of(node.weight.as_milli())).sum();
-        let table = RingTable::new(count, |put| {
-            for (index, node) in nodes.iter().enumerate() {
-                for number in 0..points_of(node.weight.as_milli()) {
-                    put(point(hash::pair(node.id, number), index as u16));
-                }
-            }
-        })?;
+        let points = nodes.iter().enumerate().flat_map(|(index, node)| {
+            (0..points_of(node.weight.as_milli()))
+                .map(move |number| point(hash::pair(node.id, number), index as u16))
+        });
+        let table = RingTable::new(count, points)?;
         Ok(Self { topology: topology.clone(), table: Arc::new(table) })
     }
 
