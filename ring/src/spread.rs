@@ -1,9 +1,11 @@
 //! Choosing replicas from an order of candidates so that they share as little fate as possible.
 //!
-//! In rounds: in round r every zone may give its r-th replica, taken in the candidates' order, from
-//! a rack of the zone that has none yet as long as there is one. Each round is a greedy choice, so
-//! adding or removing one node changes a list by at most that node: that is what keeps movement at
-//! its minimum with zones and racks, and a property test holds it to that.
+//! In rounds: in round r every zone may give its r-th replica, taken in the candidates' order; first
+//! the zones that have a rack without a replica, from such a rack, then the others. Each pass is a
+//! greedy choice under limits that only loosen, so a node that joins, leaves or changes weight
+//! displaces at most one other in a list: that is what keeps movement at its minimum with zones and
+//! racks, and a property test holds it to that. (Choosing a rack inside a zone whose turn it is,
+//! instead of a pass of its own, moves up to an eighth more.)
 
 use std::ops::ControlFlow;
 
@@ -90,48 +92,60 @@ impl Picks<'_> {
 
     fn rounds(&mut self, size: usize, candidates: &impl Candidates) {
         let mut round = 0;
-        while self.len < size {
+        while self.len < size && usize::from(round) < self.members.len() {
             round += 1;
-            let before = self.len;
-            // Every earlier round took one node from each zone that still had one.
-            let mut open = self.members.zone_nodes.iter().filter(|&&nodes| nodes >= round).count();
-            candidates.offer(&mut |node| {
-                if !self.fits(node, round) {
-                    return ControlFlow::Continue(());
+            for fresh_only in [true, false] {
+                let mut open = self.open(round, fresh_only);
+                if open == 0 || self.len == size {
+                    continue;
                 }
-                open -= 1;
-                match self.take(node, size) {
-                    ControlFlow::Continue(()) if open > 0 => ControlFlow::Continue(()),
-                    _ => ControlFlow::Break(()),
-                }
-            });
-            if self.len == before {
-                return;
+                candidates.offer(&mut |node| {
+                    if !self.fits(node, round, fresh_only) {
+                        return ControlFlow::Continue(());
+                    }
+                    open -= 1;
+                    match self.take(node, size) {
+                        ControlFlow::Continue(()) if open > 0 => ControlFlow::Continue(()),
+                        _ => ControlFlow::Break(()),
+                    }
+                });
             }
         }
     }
 
-    fn fits(&self, node: u16, round: u16) -> bool {
-        let at = usize::from(node);
-        let (zone, rack) = (self.members.zone[at], self.members.rack[at]);
-        let (mut in_zone, mut racks_used, mut rack_taken) = (0, 0, false);
-        for (nth, &other) in self.chosen().iter().enumerate() {
-            let theirs = usize::from(other);
-            if other == node {
-                return false;
-            }
-            if self.members.zone[theirs] == zone {
-                in_zone += 1;
-                let their_rack = self.members.rack[theirs];
-                rack_taken |= their_rack == rack;
-                let seen_before = self.chosen()[..nth]
-                    .iter()
-                    .any(|&earlier| self.members.rack[usize::from(earlier)] == their_rack);
-                racks_used += u16::from(!seen_before);
+    /// How many zones can give a node in this pass.
+    fn open(&self, round: u16, fresh_only: bool) -> usize {
+        let zones = 0..self.members.zone_nodes.len() as u16;
+        let can_give = |zone: &u16| {
+            let (nodes, racks) = self.taken(*zone);
+            let at = usize::from(*zone);
+            nodes < round.min(self.members.zone_nodes[at])
+                && !(fresh_only && racks == self.members.zone_racks[at])
+        };
+        zones.filter(can_give).count()
+    }
+
+    /// Nodes chosen in a zone, and different racks among them.
+    fn taken(&self, zone: u16) -> (u16, u16) {
+        let (mut nodes, mut racks) = (0, 0);
+        for (nth, &node) in self.chosen().iter().enumerate() {
+            if self.members.zone[usize::from(node)] == zone {
+                nodes += 1;
+                let seen = self.chosen()[..nth].iter().any(|&other| self.share_rack(other, node));
+                racks += u16::from(!seen);
             }
         }
-        let fresh_rack_left = racks_used < self.members.zone_racks[usize::from(zone)];
-        in_zone < round && !(rack_taken && fresh_rack_left)
+        (nodes, racks)
+    }
+
+    fn share_rack(&self, a: u16, b: u16) -> bool {
+        self.members.rack[usize::from(a)] == self.members.rack[usize::from(b)]
+    }
+
+    fn fits(&self, node: u16, round: u16, fresh_only: bool) -> bool {
+        let (nodes, _) = self.taken(self.members.zone[usize::from(node)]);
+        let clash = |&other: &u16| other == node || (fresh_only && self.share_rack(other, node));
+        nodes < round && !self.chosen().iter().any(clash)
     }
 
     #[inline]

@@ -1,5 +1,5 @@
 //! Topologies for tests.
-#![expect(dead_code, reason = "each test file uses some of these")]
+#![allow(dead_code, reason = "each test file uses some of these")]
 
 use voussoir_ring::{Node, Topology};
 
