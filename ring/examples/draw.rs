@@ -84,7 +84,7 @@ impl Picture {
     }
 
     fn bars(&mut self, before: &[(u64, f64)], after: &[(u64, f64)]) {
-        let (left, top, width) = (640.0, 120.0, 340.0);
+        let (left, top, width) = (640.0, 120.0, 300.0);
         let most = before.iter().chain(after).map(|(_, share)| *share).fold(0.0, f64::max);
         let row = (440.0 / after.len() as f64).min(48.0);
         for (nth, (id, share)) in after.iter().enumerate() {

@@ -56,7 +56,7 @@ proptest! {
                     held.push(assignment);
                 }
                 Act::Release(which) if !held.is_empty() => {
-                    held.swap_remove(usize::from(which) % held.len());
+                    drop(held.swap_remove(usize::from(which) % held.len()));
                 }
                 Act::Join(milli) => {
                     let weight = Weight::milli(milli.into()).unwrap();

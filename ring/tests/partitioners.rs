@@ -75,9 +75,9 @@ fn nothing_moves_without_need() {
             let after = before.with(Node::new(7_777)).unwrap();
             let (small, large) = (build(&before), build(&after));
             let (moved, needless) = movement(&*small, &*large, &[7_777], &[], 20_000);
-            assert!(moved > 0.0 && needless == 0.0, "{name} {nodes} join: {needless}");
+            assert!(moved > 0.0 && needless <= 0.0, "{name} {nodes} join: {needless}");
             let (moved, needless) = movement(&*large, &*small, &[], &[7_777], 20_000);
-            assert!(moved > 0.0 && needless == 0.0, "{name} {nodes} leave: {needless}");
+            assert!(moved > 0.0 && needless <= 0.0, "{name} {nodes} leave: {needless}");
         }
     }
     for nodes in [1, 2, 10, 60] {
@@ -85,7 +85,7 @@ fn nothing_moves_without_need() {
         let after = before.with(Node::new(7_777)).unwrap();
         let (small, large) = (Jump::new(&before).unwrap(), Jump::new(&after).unwrap());
         let (_, needless) = movement(&small, &large, &[7_777], &[], 20_000);
-        assert!(needless == 0.0, "jump {nodes}: {needless}");
+        assert!(needless <= 0.0, "jump {nodes}: {needless}");
     }
 }
 
@@ -107,16 +107,16 @@ fn memento_moves_only_what_it_must_through_any_history() {
         let before = memento.clone();
         memento.remove(id).unwrap();
         let (moved, needless) = movement(&before, &memento, &[], &[id], 20_000);
-        assert!(moved > 0.0 && needless == 0.0, "leave of {id}: {needless}");
+        assert!(moved > 0.0 && needless <= 0.0, "leave of {id}: {needless}");
         conforms(&memento, &ids(memento.topology()));
     }
     let copy = Memento::restore(memento.topology(), memento.buckets(), memento.removals()).unwrap();
-    assert_eq!(movement(&memento, &copy, &[], &[], 20_000).0, 0.0);
+    assert!(movement(&memento, &copy, &[], &[], 20_000).0 <= 0.0);
     for id in [3, 900, 901, 0, 902, 903, 904, 905, 906] {
         let before = memento.clone();
         memento.add(Node::new(id)).unwrap();
         let (moved, needless) = movement(&before, &memento, &[id], &[], 20_000);
-        assert!(moved > 0.0 && needless == 0.0, "join of {id}: {needless}");
+        assert!(moved > 0.0 && needless <= 0.0, "join of {id}: {needless}");
     }
     assert!(memento.removals().is_empty());
 }

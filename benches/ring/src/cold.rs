@@ -22,7 +22,7 @@ fn chase(rings: &[impl Fn(&Key) -> u64]) -> f64 {
 }
 
 pub fn cold(report: &mut Report) {
-    for (nodes, copies) in [(100, 320), (1000, 40)] {
+    for (nodes, copies) in [(100, 200), (1000, 32)] {
         let one = ring(nodes, 1);
         let warm = chase(&[|key: &Key| voussoir_ring::Partitioner::owner(&one, key)]);
         let theirs = rivals::hashring(nodes);

@@ -10,7 +10,7 @@ use crate::lookup::{key, ring};
 use crate::report::Report;
 
 const ROUNDS: usize = 9;
-const ROUND: u64 = 4_000_000;
+const ROUND: u64 = 3_000_000;
 
 fn read(reader: &mut Reader<HashRing>, from: u64) -> f64 {
     let start = Instant::now();

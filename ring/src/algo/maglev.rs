@@ -83,7 +83,7 @@ impl Maglev {
 }
 
 fn is_prime(n: u32) -> bool {
-    n >= 2 && (2..=n.isqrt()).all(|divisor| n % divisor != 0)
+    n >= 2 && (2..=n.isqrt()).all(|divisor| !n.is_multiple_of(divisor))
 }
 
 fn fill(topology: &Topology, size: u32) -> Vec<u16> {

@@ -91,8 +91,8 @@ impl Memento {
             seen.push(id);
         }
         seen.sort_unstable();
-        if let Some(pair) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
-            return Err(BuildError::Duplicate(format!("node {}", pair[0])));
+        if let Some([id, ..]) = seen.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(BuildError::Duplicate(format!("node {id}")));
         }
         match self.topology.nodes().iter().find(|node| seen.binary_search(&node.id).is_err()) {
             Some(node) => Err(BuildError::UnknownNode(node.id)),

@@ -65,13 +65,13 @@ pub(super) fn distinct<'a>(
 ) -> Result<(), BuildError> {
     let mut ids: Vec<u64> = servers.clone().map(|(id, _)| id).collect();
     ids.sort_unstable();
-    if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(BuildError::Duplicate(format!("node {}", pair[0])));
+    if let Some([id, ..]) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+        return Err(BuildError::Duplicate(format!("node {id}")));
     }
     let mut names: Vec<&str> = servers.map(|(_, name)| name).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
-        Some(pair) => Err(BuildError::Duplicate(pair[0].to_owned())),
-        None => Ok(()),
+        Some([name, ..]) => Err(BuildError::Duplicate((*name).to_owned())),
+        _ => Ok(()),
     }
 }
