@@ -141,10 +141,8 @@ fn no_answer_is_lost_or_doubled() {
 
 fn a_full_ring_keeps_its_sums() {
     explore(Some(3), || {
-        let machine = machine(Rules {
-            consecutive_failures: None,
-            ..rules(Shape::Count { calls: 1 })
-        });
+        let machine =
+            machine(Rules { consecutive_failures: None, ..rules(Shape::Count { calls: 1 }) });
         let tickets = [0, 1].map(|_| machine.admit(|| 0).expect("closed"));
         let answerer = {
             let machine = Arc::clone(&machine);
@@ -199,11 +197,17 @@ fn main() {
     let checks: [(&str, fn()); 7] = [
         ("half_open_admits_exactly_its_probes", half_open_admits_exactly_its_probes),
         ("a_cancelled_probe_is_one_probe_again", a_cancelled_probe_is_one_probe_again),
-        ("a_late_answer_never_counts_in_a_later_state", a_late_answer_never_counts_in_a_later_state),
+        (
+            "a_late_answer_never_counts_in_a_later_state",
+            a_late_answer_never_counts_in_a_later_state,
+        ),
         ("no_answer_is_lost_or_doubled", no_answer_is_lost_or_doubled),
         ("a_full_ring_keeps_its_sums", a_full_ring_keeps_its_sums),
         ("a_breaker_opens_once", a_breaker_opens_once),
-        ("a_rejection_names_the_wait_of_its_own_state", a_rejection_names_the_wait_of_its_own_state),
+        (
+            "a_rejection_names_the_wait_of_its_own_state",
+            a_rejection_names_the_wait_of_its_own_state,
+        ),
     ];
     for (name, check) in checks {
         check();

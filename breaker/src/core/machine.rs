@@ -345,14 +345,7 @@ impl Machine {
         self.enter(state, to, now, cause, None)
     }
 
-    fn enter(
-        &self,
-        state: u64,
-        to: Phase,
-        now: u64,
-        cause: ShiftCause,
-        wait: Option<u64>,
-    ) -> bool {
+    fn enter(&self, state: u64, to: Phase, now: u64, cause: ShiftCause, wait: Option<u64>) -> bool {
         let mut slow = self.slow.lock();
         if self.state.load(Acquire) != state {
             return false;
@@ -366,8 +359,7 @@ impl Machine {
                     self.openings_total.fetch_add(1, Relaxed);
                 }
                 let openings = slow.openings;
-                let wait =
-                    wait.unwrap_or_else(|| self.rules.open_wait(openings, &mut slow.rng));
+                let wait = wait.unwrap_or_else(|| self.rules.open_wait(openings, &mut slow.rng));
                 waits = Some(wait);
                 self.open_until.store(now.saturating_add(wait), Release);
             }

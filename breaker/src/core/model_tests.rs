@@ -45,7 +45,16 @@ fn rules() -> impl Strategy<Value = Rules> {
         (1..9_u32).prop_map(|calls| Shape::Count { calls }),
     ];
     let rate = prop_oneof![Just(None), (1..=10_u32).prop_map(|r| Some(f64::from(r) / 10.0))];
-    (shape, 1..6_u64, rate.clone(), rate, prop::option::of(1..5_u64), 1..5_u16, 0..4_u16, any::<bool>())
+    (
+        shape,
+        1..6_u64,
+        rate.clone(),
+        rate,
+        prop::option::of(1..5_u64),
+        1..5_u16,
+        0..4_u16,
+        any::<bool>(),
+    )
         .prop_map(|(shape, calls_min, failure, slow, run, probes, bad, patient)| Rules {
             shape,
             calls_min,
@@ -125,7 +134,8 @@ impl Model {
     }
 
     fn admit(&mut self, now: u64) -> bool {
-        if self.phase == Phase::HalfOpen && self.admitted == self.rules.probes && now >= self.until {
+        if self.phase == Phase::HalfOpen && self.admitted == self.rules.probes && now >= self.until
+        {
             self.go(Phase::Open, now);
         }
         if self.phase == Phase::Open && now >= self.until {

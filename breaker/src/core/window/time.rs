@@ -174,7 +174,8 @@ mod tests {
     fn the_reciprocal_divides_exactly() {
         for width in [2, 3, 7, 1_000, 1_000_000, 999_999_937, 1 << 40, u64::MAX] {
             let window = TimeWindow::new(width, 1);
-            for base in [0, 1, width / 2, width, width.wrapping_mul(12345), u64::MAX / 3, u64::MAX] {
+            for base in [0, 1, width / 2, width, width.wrapping_mul(12345), u64::MAX / 3, u64::MAX]
+            {
                 for now in [base.saturating_sub(1), base, base.saturating_add(1)] {
                     assert_eq!(window.epoch(now), (now / width) as u32, "{now} / {width}");
                 }
