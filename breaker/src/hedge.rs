@@ -171,11 +171,21 @@ impl Hedge {
         &self,
         attempt: impl FnMut(u32) -> F,
     ) -> Result<T, E> {
+        self.race(attempt, Result::is_ok).await
+    }
+
+    /// The race under [`call`](Self::call) and the policy.
+    pub(crate) async fn race<R, F: Future<Output = R>>(
+        &self,
+        attempt: impl FnMut(u32) -> F,
+        is_good: impl Fn(&R) -> bool,
+    ) -> R {
         self.calls.fetch_add(1, Relaxed);
         let mut race = Race {
             hedge: self,
-            paid: self.budget.as_ref().map(RetryBudget::begin),
+            _paid: self.budget.as_ref().map(RetryBudget::begin),
             attempt,
+            is_good,
             runners: Vec::with_capacity(1),
             begun: 0,
             may_begin: true,
@@ -195,10 +205,11 @@ struct Runner<F> {
     _extra: Option<ExtraAttempt>,
 }
 
-struct Race<'a, A, F> {
+struct Race<'a, A, G, F> {
     hedge: &'a Hedge,
-    paid: Option<BudgetedCall>,
+    _paid: Option<BudgetedCall>,
     attempt: A,
+    is_good: G,
     runners: Vec<Runner<F>>,
     begun: u32,
     may_begin: bool,
@@ -206,10 +217,11 @@ struct Race<'a, A, F> {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl<T, E, F, A> Race<'_, A, F>
+impl<R, F, A, G> Race<'_, A, G, F>
 where
-    F: Future<Output = Result<T, E>>,
+    F: Future<Output = R>,
     A: FnMut(u32) -> F,
+    G: Fn(&R) -> bool,
 {
     fn begin(&mut self, extra: Option<ExtraAttempt>) {
         let number = self.begun;
@@ -219,7 +231,7 @@ where
         self.may_begin = self.begun <= self.hedge.config.hedges_max;
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, E>> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<R> {
         loop {
             if let Some(answer) = self.poll_runners(cx) {
                 return Poll::Ready(answer);
@@ -238,7 +250,7 @@ where
     }
 
     /// The answer of the race, if there is one: a success, or the last failure.
-    fn poll_runners(&mut self, cx: &mut Context<'_>) -> Option<Result<T, E>> {
+    fn poll_runners(&mut self, cx: &mut Context<'_>) -> Option<R> {
         let mut at = 0;
         while at < self.runners.len() {
             let Poll::Ready(answer) = self.runners[at].future.as_mut().poll(cx) else {
@@ -246,8 +258,9 @@ where
                 continue;
             };
             let runner = self.runners.swap_remove(at);
-            if answer.is_ok() || self.runners.is_empty() {
-                if answer.is_ok() {
+            let is_good = (self.is_good)(&answer);
+            if is_good || self.runners.is_empty() {
+                if is_good {
                     self.note(runner.start);
                     self.hedge.won.fetch_add(u64::from(runner.number > 0), Relaxed);
                 }
@@ -276,7 +289,7 @@ where
     }
 }
 
-impl<A, F> Drop for Race<'_, A, F> {
+impl<A, G, F> Drop for Race<'_, A, G, F> {
     /// Losers were at least this slow. Without them the quantile would only see the winners and
     /// creep down, and with it the delay.
     fn drop(&mut self) {
@@ -285,7 +298,5 @@ impl<A, F> Drop for Race<'_, A, F> {
         for runner in &self.runners {
             latencies.record(now, nanos(runner.start.elapsed()));
         }
-        drop(latencies);
-        self.paid = None;
     }
 }

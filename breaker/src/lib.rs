@@ -11,6 +11,7 @@ mod deadline;
 mod error;
 mod gate;
 mod hedge;
+mod policy;
 mod registry;
 mod retry;
 mod shed;
@@ -39,6 +40,9 @@ pub use error::{
 };
 pub use gate::GateStats;
 pub use hedge::{Hedge, HedgeConfig, HedgeStats};
+pub use policy::{
+    Attempt, ByResult, Classify, Policy, PolicyBuilder, PolicyError, PolicyErrorKind,
+};
 pub use registry::Registry;
 pub use retry::{
     Backoff, BudgetedCall, ExtraAttempt, Growth, Jitter, Retry, RetryAdvice, RetryBudget,
