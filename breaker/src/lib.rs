@@ -11,6 +11,8 @@ mod deadline;
 mod error;
 mod gate;
 mod hedge;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 mod policy;
 mod registry;
 mod retry;
@@ -19,6 +21,8 @@ mod sync;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod timeout;
+#[cfg(feature = "tower")]
+pub mod tower;
 
 pub use adaptive::{AdaptiveLimit, AdaptivePermit};
 pub use breaker::{

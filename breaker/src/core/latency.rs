@@ -7,7 +7,7 @@ const STEPS: usize = 1 << STEP_BITS;
 const DOUBLINGS: usize = 36;
 const PLACES: usize = (DOUBLINGS + 1) * STEPS;
 /// Samples after which a remembered quantile is looked up anew.
-const FRESH_FOR: u64 = 64;
+const FRESH_FOR: u64 = 16;
 
 /// Counts over two halves of a window, of which the older one is dropped whole.
 #[derive(Debug)]
@@ -54,7 +54,7 @@ impl LatencyWindow {
     pub(crate) fn quantile(&mut self, now: u64) -> Option<u64> {
         let len = self.len(now);
         match self.remembered {
-            Some((at, value)) if len >= at && len - at < FRESH_FOR.min(at / 8 + 1) => Some(value),
+            Some((at, value)) if len >= at && len - at < FRESH_FOR.min(at / 32 + 1) => Some(value),
             _ => {
                 let value = self.look_up(len)?;
                 self.remembered = Some((len, value));

@@ -63,10 +63,6 @@ impl<W> WaitQueue<W> {
         self.entries.len() >= self.len_max
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.entries.len()
-    }
-
     /// Lines up; returns the place's id and how long it may wait. The caller has asked
     /// [`is_full`](Self::is_full).
     pub(crate) fn push(&mut self, now: u64, waiter: W) -> (u64, u64) {
@@ -163,6 +159,6 @@ mod tests {
         assert!(!queue.remove(a, 1));
         assert_eq!(queue.pop(1), Some(('b', true)));
         assert!(!queue.remove(b, 1));
-        assert_eq!(queue.len(), 0);
+        assert_eq!(queue.pop(1), None);
     }
 }
