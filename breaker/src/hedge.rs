@@ -191,6 +191,7 @@ impl Hedge {
             may_begin: true,
             delay: self.delay(),
             timer: None,
+            winner: None,
         };
         race.begin(None);
         poll_fn(|cx| race.poll(cx)).await
@@ -215,6 +216,7 @@ struct Race<'a, A, G, F> {
     may_begin: bool,
     delay: Duration,
     timer: Option<Pin<Box<Sleep>>>,
+    winner: Option<u32>,
 }
 
 impl<R, F, A, G> Race<'_, A, G, F>
@@ -262,6 +264,7 @@ where
             if is_good || self.runners.is_empty() {
                 if is_good {
                     self.note(runner.start);
+                    self.winner = Some(runner.number);
                     self.hedge.won.fetch_add(u64::from(runner.number > 0), Relaxed);
                 }
                 return Some(answer);
@@ -290,13 +293,20 @@ where
 }
 
 impl<A, G, F> Drop for Race<'_, A, G, F> {
-    /// Losers were at least this slow. Without them the quantile would only see the winners and
-    /// creep down, and with it the delay.
+    /// A loser that was begun before the winner took at least this long. Without it the quantile
+    /// would see only winners and creep down, and with it the delay. A loser begun later, or a
+    /// call given up early, says nothing.
     fn drop(&mut self) {
-        let now = self.hedge.clock.now();
-        let mut latencies = self.hedge.latencies.lock();
         for runner in &self.runners {
-            latencies.record(now, nanos(runner.start.elapsed()));
+            let elapsed = runner.start.elapsed();
+            let is_known_slow = match self.winner {
+                Some(winner) => runner.number < winner,
+                None => runner.number == 0 && elapsed >= self.delay,
+            };
+            if is_known_slow {
+                let now = self.hedge.clock.now();
+                self.hedge.latencies.lock().record(now, nanos(elapsed));
+            }
         }
     }
 }

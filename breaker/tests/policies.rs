@@ -149,7 +149,7 @@ async fn a_hedge_goes_out_after_the_quantile_and_the_loser_is_dropped() {
         hedge.call(|_| answer_after(n * MS)).await.unwrap();
     }
     let delay = hedge.delay();
-    assert!((87..=97).contains(&delay.as_millis()), "{delay:?}");
+    assert!((84..=97).contains(&delay.as_millis()), "{delay:?}");
     let dropped = Arc::new(());
     let start = Instant::now();
     let answer = hedge
@@ -162,7 +162,9 @@ async fn a_hedge_goes_out_after_the_quantile_and_the_loser_is_dropped() {
         })
         .await;
     assert_eq!(answer, Ok(20));
-    assert_eq!(start.elapsed(), delay + 20 * MS);
+    // Timers are right to a millisecond.
+    let late = start.elapsed() - (delay + 20 * MS);
+    assert!(late <= 2 * MS, "{late:?} late");
     assert_eq!(Arc::strong_count(&dropped), 1, "the slow one is gone");
     assert_eq!((hedge.stats().hedges, hedge.stats().won), (1, 1));
 }
@@ -248,14 +250,14 @@ fn every_algorithm_finds_the_size_of_a_server() {
         let (workers, service) = (20_u64, 10_000_000_u64);
         let mut limit = 5;
         let (mut now, mut sum, mut count) = (0, 0_u64, 0_u64);
-        for round in 0..60_000_u64 {
+        for round in 0..200_000_u64 {
             // As many as are allowed are under way: each waits for its turn among them.
             let turns = (limit as u64).div_ceil(workers);
             let latency = service * (limit as u64).max(workers) / workers;
             now += latency / limit as u64;
             limit = algorithm.update(&LimitSample::new(now, latency, limit, false));
             assert!(turns < 10, "{name}: {limit} after {round}");
-            if round >= 30_000 {
+            if round >= 100_000 {
                 sum += limit as u64;
                 count += 1;
             }

@@ -1,6 +1,11 @@
 //! A limit from the gradient of the latency.
 
+use super::probe::{Probe, Step};
 use super::{Bounded, LimitAlgorithm, LimitSample};
+
+/// Latency above that of a probe at half the limit that may pass for none. Below 2, or the limit
+/// that a probe finds would be higher than the one it was taken at.
+const PROBED_TOLERANCE: f64 = 1.5;
 
 /// How [`Gradient2`] moves.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -21,6 +26,9 @@ pub struct Gradient2Config {
     pub long_window: u32,
     /// Room for bursts, in calls. Default 4.
     pub queue: usize,
+    /// The unloaded latency is measured anew after so many limits' worth of samples, at least 1.
+    /// Default 30.
+    pub probe_after: u32,
 }
 
 impl Default for Gradient2Config {
@@ -33,6 +41,7 @@ impl Default for Gradient2Config {
             smoothing: 0.2,
             long_window: 600,
             queue: 4,
+            probe_after: 30,
         }
     }
 }
@@ -43,6 +52,10 @@ impl Default for Gradient2Config {
 /// The room is given only while the gradient is 1. Given always, a slight and lasting overload
 /// lets the limit creep up for ever.
 ///
+/// Under a load that always fills the limit the average drifts up with the queue. So a probe at
+/// half the limit measures the latency now and then, and no more than 1.5 times that passes for
+/// unloaded.
+///
 /// Source: Netflix concurrency-limits `Gradient2Limit`, and its issue 134.
 #[derive(Clone, Debug)]
 pub struct Gradient2 {
@@ -50,6 +63,9 @@ pub struct Gradient2 {
     limit: Bounded,
     long: f64,
     samples: u32,
+    probe: Probe,
+    /// Mean latency of the last probe.
+    probed: Option<f64>,
     cut_at: Option<u64>,
 }
 
@@ -57,7 +73,16 @@ impl Gradient2 {
     /// An algorithm at its first limit.
     pub fn new(config: Gradient2Config) -> Self {
         let limit = Bounded::new(config.initial, config.min, config.max);
-        Self { config, limit, long: 0.0, samples: 0, cut_at: None }
+        let probe = Probe::new(config.probe_after);
+        Self { config, limit, long: 0.0, samples: 0, probe, probed: None, cut_at: None }
+    }
+
+    fn cut(&mut self, sample: &LimitSample) {
+        let began = sample.now.saturating_sub(sample.latency);
+        if self.cut_at.is_none_or(|cut| began >= cut) {
+            self.cut_at = Some(sample.now);
+            self.limit.set(self.limit.value * 0.9);
+        }
     }
 
     /// The average grows into its window, then forgets exponentially.
@@ -79,13 +104,15 @@ impl LimitAlgorithm for Gradient2 {
     }
 
     fn update(&mut self, sample: &LimitSample) -> usize {
+        let step = self.probe.step(sample, self.limit);
         if sample.is_overload {
-            let began = sample.now.saturating_sub(sample.latency);
-            if self.cut_at.is_none_or(|cut| began >= cut) {
-                self.cut_at = Some(sample.now);
-                self.limit.set(self.limit.value * 0.9);
-            }
+            self.cut(sample);
             return self.limit.get();
+        }
+        match step {
+            Step::Go => {}
+            Step::Probing(half) => return half,
+            Step::Found(seen) => self.probed = Some(seen.mean()),
         }
         let latency = sample.latency as f64;
         let long = self.average(latency);
@@ -93,7 +120,11 @@ impl LimitAlgorithm for Gradient2 {
             return self.limit.get();
         }
         let tolerance = self.config.tolerance.max(1.0);
-        let gradient = (tolerance * long / latency).clamp(0.5, 1.0);
+        let mut unloaded = tolerance * long;
+        if let Some(probed) = self.probed {
+            unloaded = unloaded.min(PROBED_TOLERANCE * probed);
+        }
+        let gradient = (unloaded / latency).clamp(0.5, 1.0);
         let room = if gradient >= 1.0 { self.config.queue as f64 } else { 0.0 };
         let goal = self.limit.value * gradient + room;
         let weight = self.config.smoothing.clamp(0.01, 1.0);

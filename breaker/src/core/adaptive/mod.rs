@@ -2,6 +2,7 @@
 
 mod aimd;
 mod gradient;
+mod probe;
 mod vegas;
 
 use std::fmt;
@@ -64,6 +65,10 @@ impl Bounded {
 
     fn get(self) -> usize {
         self.value as usize
+    }
+
+    fn half(self) -> usize {
+        (self.value / 2.0).max(self.min) as usize
     }
 
     /// Whether so many calls say anything about a higher limit.

@@ -1,5 +1,6 @@
 //! A limit from the queue that the latency tells of.
 
+use super::probe::{Probe, Step};
 use super::{Bounded, LimitAlgorithm, LimitSample};
 
 /// How [`Vegas`] moves.
@@ -27,19 +28,14 @@ impl Default for VegasConfig {
 /// `limit * (1 - unloaded latency / latency)` and steers it between 3 and 6 times the logarithm
 /// of the limit.
 ///
-/// To learn the unloaded latency anew, it lowers the limit to half for one limit's worth of
-/// samples and takes the least it sees: taken under load, the measure would drift upwards with
-/// the queue that it is meant to show.
+/// The unloaded latency is the least one seen, measured anew now and then at half the limit.
 ///
 /// Sources: L. Brakmo, L. Peterson, "TCP Vegas" (1995); Netflix concurrency-limits `VegasLimit`.
 #[derive(Clone, Debug)]
 pub struct Vegas {
-    config: VegasConfig,
     limit: Bounded,
     unloaded: u64,
-    samples: u64,
-    /// The end of a probe, in samples, and the least latency seen in it.
-    probe: Option<(u64, u64)>,
+    probe: Probe,
     cut_at: Option<u64>,
 }
 
@@ -47,39 +43,16 @@ impl Vegas {
     /// An algorithm at its first limit.
     pub fn new(config: VegasConfig) -> Self {
         let limit = Bounded::new(config.initial, config.min, config.max);
-        Self { config, limit, unloaded: u64::MAX, samples: 0, probe: None, cut_at: None }
+        let probe = Probe::new(config.probe_after);
+        Self { limit, unloaded: u64::MAX, probe, cut_at: None }
     }
 
-    /// Steers the probes; the limit to use while one is under way.
-    fn probe(&mut self, sample: &LimitSample) -> Option<usize> {
-        self.samples += 1;
-        let limit = self.limit.get() as u64;
-        match &mut self.probe {
-            None => {
-                if self.samples < limit * u64::from(self.config.probe_after.max(1)) {
-                    return None;
-                }
-                // The first limit's worth still belongs to the load before.
-                self.samples = 0;
-                self.probe = Some((2 * limit, u64::MAX));
-            }
-            Some((end, least)) => {
-                if self.samples > *end / 2 && !sample.is_overload {
-                    *least = (*least).min(sample.latency);
-                }
-                if self.samples >= *end {
-                    let least = *least;
-                    if least < u64::MAX {
-                        self.unloaded = least;
-                    }
-                    self.samples = 0;
-                    self.probe = None;
-                    return None;
-                }
-            }
+    fn cut(&mut self, sample: &LimitSample) {
+        let began = sample.now.saturating_sub(sample.latency);
+        if self.cut_at.is_none_or(|cut| began >= cut) {
+            self.cut_at = Some(sample.now);
+            self.limit.set(self.limit.value * 0.9 - self.limit.value.log10().max(1.0));
         }
-        let half = (self.limit.value / 2.0).max(self.limit.min) as usize;
-        Some(half)
     }
 }
 
@@ -89,31 +62,31 @@ impl LimitAlgorithm for Vegas {
     }
 
     fn update(&mut self, sample: &LimitSample) -> usize {
-        let probing = self.probe(sample);
-        let limit = self.limit.value;
-        let step = limit.log10().max(1.0);
-        if sample.is_overload {
-            let began = sample.now.saturating_sub(sample.latency);
-            if self.cut_at.is_none_or(|cut| began >= cut) {
-                self.cut_at = Some(sample.now);
-                self.limit.set(limit * 0.9 - step);
+        match self.probe.step(sample, self.limit) {
+            Step::Go => {}
+            Step::Found(seen) => self.unloaded = seen.least,
+            Step::Probing(half) => {
+                if sample.is_overload {
+                    self.cut(sample);
+                }
+                return half.min(self.limit.get());
             }
-            return probing.map_or(self.limit.get(), |half| half.min(self.limit.get()));
         }
-        if let Some(half) = probing {
-            return half;
+        if sample.is_overload {
+            self.cut(sample);
+            return self.limit.get();
         }
         self.unloaded = self.unloaded.min(sample.latency);
+        let limit = self.limit.value;
+        let step = limit.log10().max(1.0);
         let queue = limit * (1.0 - self.unloaded as f64 / sample.latency as f64);
         let (alpha, beta) = (3.0 * step, 6.0 * step);
         if queue > beta {
             self.limit.set(limit - step / limit);
-        } else if self.limit.is_used_by(sample.running) {
+        } else if queue < alpha && self.limit.is_used_by(sample.running) {
             // Far from a queue it grows fast, or a service behind a low first limit starves.
             let gain = if queue <= step { beta } else { step };
-            if queue < alpha {
-                self.limit.set(limit + gain / limit);
-            }
+            self.limit.set(limit + gain / limit);
         }
         self.limit.get()
     }
