@@ -2,6 +2,7 @@
 //!
 //! `cargo run -p voussoir-breaker --example minimal`
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,8 +14,20 @@ use voussoir_breaker::{
 
 static IS_UP: AtomicBool = AtomicBool::new(true);
 
-async fn ask() -> Result<&'static str, &'static str> {
-    if IS_UP.load(Ordering::Relaxed) { Ok("fresh") } else { Err("connection refused") }
+async fn ask() -> std::io::Result<&'static str> {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    if IS_UP.load(Ordering::Relaxed) {
+        Ok("fresh")
+    } else {
+        Err(ErrorKind::ConnectionRefused.into())
+    }
+}
+
+fn show<E: std::fmt::Display>(answer: Result<&str, E>, breaker: &Breaker) {
+    match answer {
+        Ok(value) => println!("{value}; breaker {}", breaker.state()),
+        Err(error) => println!("{error}; breaker {}", breaker.state()),
+    }
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -27,7 +40,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let breaker = Arc::new(Breaker::new("catalogue", &config)?);
 
     // By itself.
-    println!("{:?}, breaker {}", breaker.call(ask()).await?, breaker.state());
+    show(breaker.call(ask()).await, &breaker);
 
     // Inside a policy, listed from the outside in.
     let budget = RetryBudget::new(RetryBudgetConfig::default())?;
@@ -47,12 +60,12 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     IS_UP.store(false, Ordering::Relaxed);
     for _ in 0..4 {
-        println!("{:?}, breaker {}", policy.call(|_attempt| ask()).await, breaker.state());
+        show(policy.call(|_attempt| ask()).await, &breaker);
     }
     IS_UP.store(true, Ordering::Relaxed);
     tokio::time::sleep(Duration::from_millis(300)).await;
     for _ in 0..3 {
-        println!("{:?}, breaker {}", policy.call(|_attempt| ask()).await, breaker.state());
+        show(policy.call(|_attempt| ask()).await, &breaker);
     }
     println!("{:?}", breaker.stats());
     println!("{:?}", budget.stats());

@@ -169,7 +169,7 @@ impl BreakerConfig {
         }
         for (field, rate) in [("failure_rate", self.failure_rate), ("slow_rate", self.slow_rate)] {
             if let Some(rate) = rate
-                && !(rate >= 1e-6 && rate <= 1.0)
+                && !(1e-6..=1.0).contains(&rate)
             {
                 return Err(ConfigError::out_of_range(field, rate, "0.000001 to 1"));
             }

@@ -274,15 +274,13 @@ where
     }
 
     fn hedge_now(&mut self) {
-        match self.hedge.budget.as_ref().map(RetryBudget::try_extra).transpose() {
-            Ok(extra) => {
-                self.hedge.hedges.fetch_add(1, Relaxed);
-                self.begin(extra);
-            }
-            Err(_) => {
-                self.hedge.suppressed.fetch_add(1, Relaxed);
-                self.may_begin = false;
-            }
+        let paid = self.hedge.budget.as_ref().map(RetryBudget::try_extra).transpose();
+        if let Ok(extra) = paid {
+            self.hedge.hedges.fetch_add(1, Relaxed);
+            self.begin(extra);
+        } else {
+            self.hedge.suppressed.fetch_add(1, Relaxed);
+            self.may_begin = false;
         }
     }
 

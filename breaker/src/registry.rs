@@ -67,10 +67,13 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
     /// The breaker of a key, named after it.
     ///
     /// Callers with many calls to one key keep what this returns: looking it up takes a shared
-    /// lock.
+    /// lock, and making a new one in a full registry walks over all.
     ///
     /// # Errors
     /// All places are taken by breakers that are open or held by somebody.
+    ///
+    /// # Panics
+    /// Never: the configuration was validated with the registry.
     pub fn get(&self, key: &K) -> Result<Arc<Breaker>, RegistryFull> {
         let used = self.uses.fetch_add(1, Relaxed);
         if let Some(entry) = self.map.read().get(key) {

@@ -11,14 +11,14 @@ use voussoir_breaker::{
     RetryConfig, Timeout, TokioClock,
 };
 
+use crate::run::{PATIENCE, SECONDS};
 use crate::server::{Failure, Server};
-use crate::{PATIENCE, SECONDS};
 
 type Builder = PolicyBuilder<(), Failure>;
 
 /// What stands before the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Nothing,
     Timeout,
     NaiveRetry,
@@ -31,7 +31,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Nothing,
         Self::Timeout,
         Self::NaiveRetry,
@@ -43,7 +43,7 @@ impl Kind {
         Self::All,
     ];
 
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Nothing => "nothing",
             Self::Timeout => "timeout",
@@ -119,48 +119,58 @@ fn adaptive(builder: Builder) -> Builder {
 
 /// What the users got.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub(crate) struct Tally {
     /// Good answers by the second in which the user came.
-    pub good: Mutex<Vec<u32>>,
+    pub(crate) good: Mutex<Vec<u32>>,
+    /// Users by the second in which they came.
+    pub(crate) users: Mutex<Vec<u32>>,
     /// Milliseconds until the answer, good or bad, or until the user left.
     times: Mutex<Vec<f64>>,
-    pub attempts: AtomicU64,
+    pub(crate) attempts: AtomicU64,
     failed: AtomicU64,
     failed_fast: AtomicU64,
 }
 
 impl Tally {
-    pub fn quantile(&self, quantile: f64) -> f64 {
+    /// Percentage of the users from that second on who got a good answer.
+    pub(crate) fn good_from(&self, second: usize) -> f64 {
+        let sum = |counts: &Mutex<Vec<u32>>| -> u32 {
+            counts.lock().expect("nobody panics holding it").iter().skip(second).sum()
+        };
+        100.0 * f64::from(sum(&self.good)) / f64::from(sum(&self.users).max(1))
+    }
+
+    pub(crate) fn quantile(&self, quantile: f64) -> f64 {
         let mut times = self.times.lock().expect("nobody panics holding it").clone();
         times.sort_by(f64::total_cmp);
         times.get((times.len() as f64 * quantile) as usize).copied().unwrap_or_default()
     }
 
     /// Percentage of the failures that took less than 50 ms: the user can do something else.
-    pub fn fast_failures(&self) -> f64 {
+    pub(crate) fn fast_failures(&self) -> f64 {
         100.0 * self.failed_fast.load(Relaxed) as f64 / self.failed.load(Relaxed).max(1) as f64
     }
 }
 
-pub struct Client {
+pub(crate) struct Client {
     policy: Policy<(), Failure>,
     server: Arc<Server>,
     tally: Arc<Tally>,
 }
 
 impl Client {
-    pub fn new(kind: Kind, server: Arc<Server>) -> Self {
-        let good = Mutex::new(vec![0; SECONDS]);
-        let tally = Arc::new(Tally { good, ..Tally::default() });
+    pub(crate) fn new(kind: Kind, server: Arc<Server>) -> Self {
+        let (good, users) = (Mutex::new(vec![0; SECONDS]), Mutex::new(vec![0; SECONDS]));
+        let tally = Arc::new(Tally { good, users, ..Tally::default() });
         Self { policy: kind.policy(), server, tally }
     }
 
-    pub fn tally(&self) -> Arc<Tally> {
+    pub(crate) fn tally(&self) -> Arc<Tally> {
         Arc::clone(&self.tally)
     }
 
     /// One user, who comes in this second of the run.
-    pub async fn user(&self, second: usize) {
+    pub(crate) async fn user(&self, second: usize) {
         let start = Instant::now();
         let call = self.policy.call(|_attempt| {
             self.tally.attempts.fetch_add(1, Relaxed);
@@ -168,6 +178,7 @@ impl Client {
         });
         let is_good = matches!(timeout(PATIENCE, call).await, Ok(Ok(())));
         let millis = start.elapsed().as_secs_f64() * 1e3;
+        self.tally.users.lock().expect("nobody panics holding it")[second] += 1;
         self.tally.times.lock().expect("nobody panics holding it").push(millis);
         if is_good {
             self.tally.good.lock().expect("nobody panics holding it")[second] += 1;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::client::Kind;
-use crate::{RATE, SECONDS};
+use crate::run::{RATE, SECONDS};
 
 const WIDTH: f64 = 280.0;
 const HEIGHT: f64 = 90.0;
@@ -13,7 +13,7 @@ const GAP: f64 = 34.0;
 const PHASES: [(usize, usize, &str, &str); 3] =
     [(20, 40, "slow", "#fde9c8"), (40, 70, "dead", "#f6cfcf"), (70, 75, "cold", "#dbe7f5")];
 
-pub fn draw(runs: &[(Kind, Vec<u32>)]) -> String {
+pub(crate) fn draw(runs: &[(Kind, Vec<u32>)]) -> String {
     let rows = runs.len().div_ceil(COLUMNS) as f64;
     let (width, height) = (COLUMNS as f64 * (WIDTH + GAP) + GAP, rows * (HEIGHT + GAP) + GAP);
     let mut svg = format!(

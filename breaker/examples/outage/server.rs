@@ -15,21 +15,21 @@ const SERVICE: Duration = Duration::from_millis(50);
 
 /// What the client sees of a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Failure {
+pub(crate) enum Failure {
     Refused,
     Lost,
 }
 
 /// A small seeded generator.
-pub struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
     /// Uniform in `0.0..1.0`.
-    pub fn unit(&mut self) -> f64 {
+    pub(crate) fn unit(&mut self) -> f64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -56,7 +56,7 @@ fn phase(second: u64) -> Phase {
     }
 }
 
-pub struct Server {
+pub(crate) struct Server {
     workers: Semaphore,
     waiting: AtomicUsize,
     start: Instant,
@@ -66,7 +66,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub fn new(seed: u64) -> Arc<Self> {
+    pub(crate) fn new(seed: u64) -> Arc<Self> {
         Arc::new(Self {
             workers: Semaphore::new(WORKERS),
             waiting: AtomicUsize::new(0),
@@ -82,13 +82,13 @@ impl Server {
     }
 
     /// Requests served, and those of them whose client had gone.
-    pub fn totals(&self) -> (u64, u64) {
+    pub(crate) fn totals(&self) -> (u64, u64) {
         (self.served.load(Relaxed), self.wasted.load(Relaxed))
     }
 
     /// One request. It is worked on to its end whether or not the client waits: a server does not
     /// see that a client has gone.
-    pub async fn call(self: Arc<Self>) -> Result<(), Failure> {
+    pub(crate) async fn call(self: Arc<Self>) -> Result<(), Failure> {
         if self.phase() == Phase::Dead {
             return std::future::pending().await;
         }

@@ -105,7 +105,7 @@ impl Probes {
 }
 
 fn field(word: u64, unit: u64) -> u64 {
-    word / unit & FIELD_MASK
+    (word / unit) & FIELD_MASK
 }
 
 #[cfg(test)]

@@ -70,10 +70,8 @@ impl<W> WaitQueue<W> {
         if self.entries.is_empty() {
             self.empty_at = now;
         }
-        let wait = match self.is_standing(now) {
-            true => self.patience.standing,
-            false => self.patience.usual,
-        };
+        let patience = self.patience;
+        let wait = if self.is_standing(now) { patience.standing } else { patience.usual };
         let id = self.next_id;
         self.next_id += 1;
         self.entries.push_back(Entry { id, expires: now.saturating_add(wait), waiter });
@@ -87,10 +85,7 @@ impl<W> WaitQueue<W> {
             QueueOrder::Lifo => true,
             QueueOrder::Adaptive => self.is_standing(now),
         };
-        let entry = match is_last_first {
-            true => self.entries.pop_back(),
-            false => self.entries.pop_front(),
-        }?;
+        let entry = if is_last_first { self.entries.pop_back() } else { self.entries.pop_front() }?;
         self.note_empty(now);
         Some((entry.waiter, now < entry.expires))
     }

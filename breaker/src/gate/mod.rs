@@ -151,18 +151,14 @@ impl Gate {
         mut waiter: Waiter,
         wait: Duration,
     ) -> Result<Place, GateError> {
-        match tokio::time::timeout(wait, &mut waiter.grant).await {
-            Ok(Ok(())) => {
-                // The place is the caller's now; nothing of the waiter is left to clean up.
-                waiter.id = u64::MAX;
-                Ok(Place { gate: Arc::clone(self) })
-            }
-            // Dropped from the line, or out of patience: the same to the caller.
-            Ok(Err(_)) | Err(_) => {
-                self.expired.fetch_add(1, Relaxed);
-                Err(GateError::QueueTimeout(wait))
-            }
+        if let Ok(Ok(())) = tokio::time::timeout(wait, &mut waiter.grant).await {
+            // The place is the caller's now; nothing of the waiter is left to clean up.
+            waiter.id = u64::MAX;
+            return Ok(Place { gate: Arc::clone(self) });
         }
+        // Dropped from the line, or out of patience: the same to the caller.
+        self.expired.fetch_add(1, Relaxed);
+        Err(GateError::QueueTimeout(wait))
     }
 
     fn leave(&self) {

@@ -58,7 +58,7 @@ impl CountWindow {
         if delta > 0 && update(&self.bad, generation, |bad| bad + delta).is_none() {
             return;
         }
-        let flags = HELD | u64::from(sample.failed) * FAILED | u64::from(sample.slow) * SLOW;
+        let flags = HELD | (u64::from(sample.failed) * FAILED) | (u64::from(sample.slow) * SLOW);
         let leaving = self.publish(generation, call, flags);
         let delta = u64::from(leaving & FAILED > 0) * FAILURE + u64::from(leaving & SLOW > 0);
         if delta > 0 && update(&self.bad, generation, |bad| bad - delta).is_some() {

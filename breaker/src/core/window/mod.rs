@@ -52,6 +52,7 @@ pub(crate) struct Sample {
 pub(crate) type Export = Vec<(u32, Counts)>;
 
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each breaker, and never moved")]
 pub(crate) enum Window {
     Time(TimeWindow),
     Count(CountWindow),
