@@ -13,6 +13,10 @@ pub const WINDOW_CALLS_MAX: u32 = 65_536;
 /// The shortest bucket of a time window.
 pub const BUCKET_MIN: Duration = Duration::from_millis(1);
 
+const STRIPES_MAX: u32 = 64;
+/// More make a breaker big and its judgement slow.
+const STRIPES_DEFAULT_MAX: u32 = 4;
+
 /// Which calls the rates are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -77,6 +81,10 @@ pub struct BreakerConfig {
     /// How long all probes may be under way without a verdict before the breaker opens again.
     /// Default 30 s; `None` waits for ever.
     pub half_open_for_max: Option<Duration>,
+    /// Copies of a time window's counters, among which threads are spread so that they do not
+    /// fight for them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket.
+    /// Default: one for each of up to four hardware threads.
+    pub stripes: Option<u32>,
     /// What a call counts as that is dropped before its answer. Default [`Verdict::Ignored`]. A
     /// half-open breaker gets its probe back in any case.
     pub on_drop: Verdict,
@@ -101,6 +109,7 @@ impl Default for BreakerConfig {
             probes: 5,
             probes_bad_max: 1,
             half_open_for_max: Some(Duration::from_secs(30)),
+            stripes: None,
             on_drop: Verdict::Ignored,
             seed: None,
         }
@@ -147,7 +156,7 @@ impl BreakerConfig {
                     let value = format!("{span:?} in {buckets}");
                     return Err(ConfigError::out_of_range("window.span", value, "1 ms a bucket"));
                 }
-                Ok(Shape::Time { width, buckets })
+                Ok(Shape::Time { width, buckets, stripes: self.stripes()? })
             }
             Window::Count { calls } => {
                 if !(1..=WINDOW_CALLS_MAX).contains(&calls) {
@@ -161,6 +170,15 @@ impl BreakerConfig {
                 Ok(Shape::Count { calls })
             }
         }
+    }
+
+    fn stripes(&self) -> Result<u32, ConfigError> {
+        let threads = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let stripes = self.stripes.unwrap_or_else(|| threads().min(STRIPES_DEFAULT_MAX));
+        if !(1..=STRIPES_MAX).contains(&stripes) {
+            return Err(ConfigError::out_of_range("stripes", stripes, "1 to 64"));
+        }
+        Ok(stripes)
     }
 
     fn check_opening(&self) -> Result<(), ConfigError> {
@@ -248,7 +266,8 @@ mod tests {
             ConfigError::Contradiction(_) => "contradiction",
         };
         let span = Duration::from_millis(9);
-        let cases: [(&str, ConfigError); 16] = [
+        let cases: [(&str, ConfigError); 17] = [
+            ("stripes", wrong(|c| c.stripes = Some(65))),
             ("window.buckets", wrong(|c| c.window = Window::Time { span, buckets: 0 })),
             ("window.span", wrong(|c| c.window = Window::Time { span, buckets: 10 })),
             ("window.calls", wrong(|c| c.window = Window::Count { calls: 0 })),

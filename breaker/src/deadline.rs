@@ -131,6 +131,6 @@ mod tests {
         tokio::time::advance(Duration::from_millis(10)).await;
         assert!(deadline.has_passed());
         assert_eq!(deadline.at_most(Duration::from_secs(1)), deadline);
-        assert_eq!(Deadline::after(Duration::MAX).has_passed(), false);
+        assert!(!Deadline::after(Duration::MAX).has_passed());
     }
 }

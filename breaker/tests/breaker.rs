@@ -307,7 +307,7 @@ fn nothing_is_lost_between_threads() {
             scope.spawn(move || {
                 for call in 0..20_000_u32 {
                     match breaker.try_acquire() {
-                        Ok(permit) if (call + thread) % 5 == 0 => permit.failure(),
+                        Ok(permit) if (call + thread).is_multiple_of(5) => permit.failure(),
                         Ok(permit) => permit.success(),
                         Err(_) => {
                             rejected.fetch_add(1, Ordering::Relaxed);

@@ -150,23 +150,26 @@ async fn a_hedge_goes_out_after_the_quantile_and_the_loser_is_dropped() {
     }
     let delay = hedge.delay();
     assert!((84..=97).contains(&delay.as_millis()), "{delay:?}");
+    let before = hedge.stats();
     let dropped = Arc::new(());
     let start = Instant::now();
     let answer = hedge
         .call(|number| {
             let held = Arc::clone(&dropped);
             async move {
-                let _held = held;
-                answer_after(if number == 0 { 5_000 * MS } else { 20 * MS }).await
+                let answer = answer_after(if number == 0 { 5_000 * MS } else { 20 * MS }).await;
+                drop(held);
+                answer
             }
         })
         .await;
     assert_eq!(answer, Ok(20));
     // Timers are right to a millisecond.
-    let late = start.elapsed() - (delay + 20 * MS);
-    assert!(late <= 2 * MS, "{late:?} late");
+    let (took, due) = (start.elapsed(), delay + 20 * MS);
+    assert!(took >= due && took <= due + 2 * MS, "{took:?}, not {due:?}");
     assert_eq!(Arc::strong_count(&dropped), 1, "the slow one is gone");
-    assert_eq!((hedge.stats().hedges, hedge.stats().won), (1, 1));
+    let (hedges, won) = (hedge.stats().hedges - before.hedges, hedge.stats().won - before.won);
+    assert_eq!((hedges, won), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -285,7 +288,7 @@ async fn an_adaptive_limit_follows_its_calls() {
     assert_eq!((limit.stats().limit, limit.stats().running), (9, 0));
     drop(limit.try_acquire().unwrap());
     assert_eq!(limit.stats().limit, 9, "a dropped permit tells nothing");
-    assert_eq!(limit.load(), 0.0);
+    assert!(limit.load() < 0.01);
 }
 
 /// Every future dropped at every one of its await points: nothing stays taken.

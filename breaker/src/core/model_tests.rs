@@ -41,7 +41,11 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn rules() -> impl Strategy<Value = Rules> {
     let shape = prop_oneof![
-        (1..7_u32).prop_map(|buckets| Shape::Time { width: WIDTH, buckets }),
+        (1..7_u32, 1..4_u32).prop_map(|(buckets, stripes)| Shape::Time {
+            width: WIDTH,
+            buckets,
+            stripes
+        }),
         (1..9_u32).prop_map(|calls| Shape::Count { calls }),
     ];
     let rate = prop_oneof![Just(None), (1..=10_u32).prop_map(|r| Some(f64::from(r) / 10.0))];

@@ -80,7 +80,7 @@ impl Server {
             .and_then(Deadline::from_grpc_timeout)
             .unwrap_or_else(|| Deadline::after(Duration::from_secs(10)));
         // One request in fifty meets a slow disk: what hedging is for.
-        let usual = if number % 50 == 0 { 150 } else { 10 + number % 10 };
+        let usual = if number.is_multiple_of(50) { 150 } else { 10 + number % 10 };
         let time = match self.mood() {
             Mood::Well => usual,
             Mood::Slow => usual + 300,

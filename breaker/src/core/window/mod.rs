@@ -37,7 +37,7 @@ impl Counts {
 /// Which calls the rates are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    Time { width: u64, buckets: u32 },
+    Time { width: u64, buckets: u32, stripes: u32 },
     Count { calls: u32 },
 }
 
@@ -61,7 +61,9 @@ pub(crate) enum Window {
 impl Window {
     pub(crate) fn new(shape: Shape) -> Self {
         match shape {
-            Shape::Time { width, buckets } => Self::Time(TimeWindow::new(width, buckets)),
+            Shape::Time { width, buckets, stripes } => {
+                Self::Time(TimeWindow::new(width, buckets, stripes))
+            }
             Shape::Count { calls } => Self::Count(CountWindow::new(calls)),
         }
     }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::{Counts, Export, Sample};
 use crate::core::padded::Padded;
 use crate::core::tagged::{Added, Tag, Tagged};
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU64, thread_number};
 
 /// One bucket on a cache line of its own. A success touches the first word only.
 #[derive(Debug)]
@@ -39,6 +39,9 @@ struct Retired {
 }
 
 /// The bucket of `now` and the `buckets - 1` before it.
+///
+/// Each bucket is kept in several stripes among which threads are spread, so that two of them
+/// seldom fight for a cache line: a fight costs several times the rest of a record.
 #[derive(Debug)]
 pub(crate) struct TimeWindow {
     /// Nanoseconds of a bucket.
@@ -46,20 +49,24 @@ pub(crate) struct TimeWindow {
     /// `2^64 / width`, rounded down: a division costs more than the rest of a record.
     reciprocal: u64,
     span: u32,
-    /// A power of two of them, so that the place needs no division either.
+    /// Buckets of a stripe: a power of two, so that the place needs no division either.
+    places: usize,
+    /// Stripe by stripe.
     buckets: Box<[Bucket]>,
     retired: Padded<Retired>,
 }
 
 impl TimeWindow {
-    pub(super) fn new(width: u64, span: u32) -> Self {
+    pub(super) fn new(width: u64, span: u32, stripes: u32) -> Self {
         debug_assert!(width > 1 && span > 0, "validated by the configuration");
-        let places = span.next_power_of_two();
+        let places = span.next_power_of_two() as usize;
+        let stripes = stripes.max(1).next_power_of_two() as usize;
         Self {
             width,
             reciprocal: ((1_u128 << 64) / u128::from(width)) as u64,
             span,
-            buckets: (0..places).map(|_| Bucket::new()).collect(),
+            places,
+            buckets: (0..places * stripes).map(|_| Bucket::new()).collect(),
             retired: Padded(Retired {
                 calls: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
@@ -76,15 +83,26 @@ impl TimeWindow {
         (estimate + missed) as u32
     }
 
-    fn bucket(&self, epoch: u32) -> &Bucket {
-        &self.buckets[epoch as usize & (self.buckets.len() - 1)]
+    /// The bucket of an epoch in a thread's own stripe.
+    #[inline]
+    fn own_bucket(&self, epoch: u32) -> &Bucket {
+        let place = epoch as usize & (self.places - 1);
+        // Both lengths are powers of two: the mask picks the stripe and keeps the place.
+        &self.buckets[(thread_number() * self.places + place) & (self.buckets.len() - 1)]
+    }
+
+    /// The count of an epoch over all stripes.
+    fn counts(&self, tag: Tag) -> Counts {
+        let place = tag.epoch as usize & (self.places - 1);
+        let stripes = self.buckets.iter().skip(place).step_by(self.places);
+        stripes.map(|bucket| bucket.counts(tag)).fold(Counts::default(), Counts::plus)
     }
 
     #[inline]
     pub(super) fn add(&self, generation: u8, now: u64, sample: Sample) {
         let epoch = self.epoch(now);
         let tag = Tag { generation, epoch };
-        let bucket = self.bucket(epoch);
+        let bucket = self.own_bucket(epoch);
         // The call before its badness, so that no reader sees more bad calls than calls.
         match bucket.calls.add(tag) {
             Added::Late => return,
@@ -109,9 +127,7 @@ impl TimeWindow {
     }
 
     pub(super) fn sum(&self, generation: u8, now: u64) -> Counts {
-        self.tags(generation, now)
-            .map(|tag| self.bucket(tag.epoch).counts(tag))
-            .fold(Counts::default(), Counts::plus)
+        self.tags(generation, now).map(|tag| self.counts(tag)).fold(Counts::default(), Counts::plus)
     }
 
     pub(super) fn reset(&self, generation: u8, now: u64) {
@@ -140,7 +156,7 @@ impl TimeWindow {
     pub(super) fn export(&self, generation: u8, now: u64) -> Export {
         let ages = (0..self.span).rev();
         ages.zip(self.tags(generation, now))
-            .map(|(age, tag)| (age, self.bucket(tag.epoch).counts(tag)))
+            .map(|(age, tag)| (age, self.counts(tag)))
             .filter(|(_, counts)| counts.calls > 0)
             .collect()
     }
@@ -149,7 +165,7 @@ impl TimeWindow {
         let epoch = self.epoch(now);
         for (age, counts) in export.iter().filter(|(age, _)| *age < self.span) {
             let tag = Tag { generation, epoch: epoch.wrapping_sub(*age) };
-            let bucket = self.bucket(tag.epoch);
+            let bucket = self.own_bucket(tag.epoch);
             bucket.calls.set(tag, counts.calls);
             bucket.failures.set(tag, counts.failures.min(counts.calls));
             bucket.slow.set(tag, counts.slow.min(counts.calls));
@@ -173,7 +189,7 @@ mod tests {
     #[test]
     fn the_reciprocal_divides_exactly() {
         for width in [2, 3, 7, 1_000, 1_000_000, 999_999_937, 1 << 40, u64::MAX] {
-            let window = TimeWindow::new(width, 1);
+            let window = TimeWindow::new(width, 1, 1);
             for base in [0, 1, width / 2, width, width.wrapping_mul(12345), u64::MAX / 3, u64::MAX]
             {
                 for now in [base.saturating_sub(1), base, base.saturating_add(1)] {
@@ -185,7 +201,7 @@ mod tests {
 
     #[test]
     fn calls_leave_with_their_bucket() {
-        let window = TimeWindow::new(10, 3);
+        let window = TimeWindow::new(10, 3, 2);
         window.reset(1, 0);
         window.add(1, 5, BAD);
         window.add(1, 15, OK);
@@ -198,13 +214,13 @@ mod tests {
 
     #[test]
     fn an_export_moves_to_another_clock() {
-        let window = TimeWindow::new(10, 4);
+        let window = TimeWindow::new(10, 4, 4);
         window.reset(1, 1_000);
         window.add(1, 1_001, BAD);
         window.add(1, 1_012, OK);
         let export = window.export(1, 1_025);
         assert_eq!(export.iter().map(|(age, _)| *age).collect::<Vec<_>>(), [2, 1]);
-        let other = TimeWindow::new(10, 4);
+        let other = TimeWindow::new(10, 4, 4);
         other.reset(1, 7);
         other.import(1, 7, &export);
         assert_eq!(other.sum(1, 7), window.sum(1, 1_025));
