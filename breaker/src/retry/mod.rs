@@ -100,8 +100,8 @@ pub struct RetryError<E> {
 ///         |attempt| async move { if attempt == 1 { Err("busy") } else { Ok(attempt) } },
 ///         |error| if *error == "busy" { RetryAdvice::Retry } else { RetryAdvice::Stop },
 ///     )
-///     .await?;
-/// assert_eq!(answer, 2);
+///     .await;
+/// assert_eq!(answer, Ok(2));
 /// # Ok(())
 /// # }
 /// ```
