@@ -318,6 +318,7 @@ impl Recovered {
             staged: Staged::default(),
             last_activity: 0,
         };
+        let spare = if self.replay.gaps > 0 { spare_segment(&mut keeper, &space)? } else { None };
         fill_state(&mut state, &mut writer.active, self.replay);
         let core = Arc::new(Core {
             index_cache: Mutex::new(IndexCache::new(options.index_cache_bytes)),
@@ -341,7 +342,7 @@ impl Recovered {
             guard: Mutex::new(Some(guard)),
             files,
         });
-        begin_epoch(&core)?;
+        begin_epoch(&core, spare)?;
         Ok(core)
     }
 
@@ -559,11 +560,23 @@ fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, Ope
     space.take_spare(false).ok_or(OpenError::NoRoom)
 }
 
-/// Writes the first frame of the new epoch: the table of a new journal, else a mark.
-fn begin_epoch(core: &Core) -> Result<(), OpenError> {
+/// A segment for what follows damage, if there is room for one.
+fn spare_segment(keeper: &mut Keeper, space: &Space) -> Result<Option<Arc<Segment>>, OpenError> {
+    match first_segment(keeper, space) {
+        Err(OpenError::NoRoom) => Ok(None),
+        other => other.map(Some),
+    }
+}
+
+/// Writes the first frame of the new epoch: the table of a new journal, else a mark. New damage
+/// is left behind in its segment: the table of the next one says what it hit, so that what heals
+/// it is known to have been written by somebody who knew.
+fn begin_epoch(core: &Core, spare: Option<Arc<Segment>>) -> Result<(), OpenError> {
     let mut writer = core.writer.lock();
     let writer = &mut *writer;
-    if writer.next_lsn == 1 {
+    if let Some(spare) = spare {
+        core.rotate(writer, spare)?;
+    } else if writer.next_lsn == 1 {
         core.stage_table(writer);
         writer.sync_next = true;
     } else if writer.mark_fits() {

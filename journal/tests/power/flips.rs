@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Health, Journal, Log, OpenError, Options, ReadError};
+use voussoir_journal::{Commit, Error, Health, Journal, Log, OpenError, Options, ReadError};
 
 use crate::losses::in_order;
 use crate::oracle::{Key, Oracle, Said, Survives, World};
@@ -240,23 +240,33 @@ fn many_bits_of_a_journal_of_several_segments() {
     }
 }
 
+/// Where the frame stands with which the journal was closed.
+fn closing_mark(content: &[u8]) -> Option<usize> {
+    let frame = |at: &usize| content[*at..].starts_with(b"vsrf");
+    let closed = |at: &usize| content.get(at + 38..at + 40) == Some(&[2, 1]);
+    (0..content.len()).rev().step_by(8).map(|at| at / 8 * 8).filter(frame).find(closed)
+}
+
+/// Whole blocks, except the one with the last frame of all: when that is gone, with others before
+/// it, no trace is left of them.
 #[test]
 fn blocks_that_were_overwritten() {
     let (mut verdicts, mut rng) = (Verdicts::default(), Rng::new(2));
-    let recorded = story(5, 150, true).record();
-    for _ in 0..500 {
+    for round in 0..1_000 {
+        let recorded = story(round / 100, 150, true).record();
         let disk = recorded.disk.fork(1);
         let files = disk.snapshot();
         let (name, content) = rng.pick(&files);
-        if content.is_empty() {
-            continue;
-        }
-        let offset = rng.below(content.len() as u64) / 512 * 512;
+        let offset = rng.below(content.len() as u64 / 512) * 512;
         let fill = if rng.one_in(2) { 0 } else { rng.next() as u8 };
         let garbage = vec![fill; if rng.one_in(2) { 512 } else { 4096 }];
+        let block = offset as usize..offset as usize + garbage.len();
+        if closing_mark(content).is_some_and(|at| block.start < at + 40 && at < block.end) {
+            continue;
+        }
         disk.overwrite(name, offset, &garbage);
         let judged = recorded.judge(&disk, &mut verdicts);
-        judged.unwrap_or_else(|error| panic!("{name} at {offset}, {fill}: {error}"));
+        judged.unwrap_or_else(|error| panic!("round {round}: {name} at {offset}: {error}"));
     }
     println!("{verdicts}");
     assert!(verdicts.log_reported > 0 && verdicts.harmless > 0);
@@ -274,4 +284,55 @@ fn writes_that_landed_elsewhere() {
     }
     println!("{verdicts}");
     assert!(verdicts.log_reported > 0);
+}
+
+/// Damage is no dead end: the owner gives the log up or moves on behind the damage, and what is
+/// appended from then on is as safe as anywhere.
+#[test]
+fn a_damaged_log_can_be_used_again() {
+    for deleted in [true, false] {
+        let disk = CrashFiles::new(1);
+        let open = || Journal::open_with(disk.mount(), in_order().options).unwrap();
+        let journal = open();
+        let (hit, other) = (journal.log("hit", 1).unwrap(), journal.log("other", 1).unwrap());
+        for number in 0..10_u64 {
+            let record = [number.to_le_bytes()];
+            let commit = Commit::new().append(&hit, [record[0]]).append(&other, [record[0]]);
+            journal.commit_blocking(commit).unwrap();
+            journal.commit_blocking(Commit::new().append(&hit, ["fragile"])).unwrap();
+        }
+        journal.close().unwrap();
+        drop((journal, hit, other));
+        let image = disk.snapshot();
+        let (name, content) = image.iter().find(|(name, _)| name.starts_with("segment")).unwrap();
+        let mut places = (0..content.len()).filter(|at| content[*at..].starts_with(b"fragile"));
+        let at = places.nth(5).unwrap();
+        // The head of the frame with this record: later ones prove that it has been there.
+        disk.overwrite(name, at as u64 - 40, &[0xff; 8]);
+
+        let journal = open();
+        let (hit, other) = (journal.log("hit", 1).unwrap(), journal.log("other", 1).unwrap());
+        assert_eq!((hit.health(), other.health()), (Health::Suspect, Health::Intact));
+        let refused = journal.commit_blocking(Commit::new().append(&hit, ["x"])).unwrap_err();
+        assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
+        journal.commit_blocking(Commit::new().append(&other, ["x"])).unwrap();
+        let mend = if deleted {
+            Commit::new().delete(&hit)
+        } else {
+            Commit::new().release(&hit, hit.end() + 5)
+        };
+        journal.commit_blocking(mend).unwrap();
+        journal.commit_blocking(Commit::new().append(&hit, ["new life"])).unwrap();
+        let expected = read_all(&hit).unwrap();
+        assert_eq!(expected.records, ["new life"]);
+        for _ in 0..3 {
+            disk.power_loss(Loss::Any);
+            let journal = open();
+            let (hit, other) = (journal.log("hit", 1).unwrap(), journal.log("other", 1).unwrap());
+            assert_eq!((hit.health(), other.health()), (Health::Intact, Health::Intact));
+            assert_eq!(read_all(&hit).unwrap(), expected);
+            assert_eq!(other.bounds(), 0..11);
+            disk.kill();
+        }
+    }
 }
