@@ -28,7 +28,11 @@ use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta, Status};
 /// Turns after which the loop lets others run, in case it never sleeps.
 const TURNS_AT_A_STRETCH: u32 = 64;
 
-/// What the core decides about next.
+/// How far the indexes that watchers see may be behind, in nanoseconds. Waking watchers for every
+/// entry would cost more than replicating it.
+const SHOW_WITHIN: u64 = 1_000_000;
+
+/// A node's core and everything that it acts on.
 pub(crate) struct Driver {
     pub(crate) core: Core,
     pub(crate) shared: Arc<Shared>,
@@ -42,6 +46,11 @@ pub(crate) struct Driver {
     pub(crate) reads: Reads,
     /// Reads from the log and transfers of snapshots; bounded by the core.
     pub(crate) tasks: JoinSet<()>,
+    /// When the latest turn began.
+    pub(crate) now: u64,
+    /// When the status has to be shown, if it is behind.
+    pub(crate) show_at: Option<u64>,
+    pub(crate) shown: Status,
 }
 
 impl Driver {
@@ -93,20 +102,17 @@ impl Driver {
     fn deadline(&self) -> Instant {
         let timeout = duration_nanos(self.core.config().proposal_timeout);
         let overdue = self.proposals.oldest().map(|at| at.saturating_add(timeout));
-        let deadlines = [self.core.next_deadline(), overdue];
+        let deadlines = [self.core.next_deadline(), overdue, self.show_at];
         // A day: late enough to be harmless, early enough for every timer.
-        let idle = self.now().saturating_add(86_400_000_000_000);
+        let idle = self.now.saturating_add(86_400_000_000_000);
         let nanos = deadlines.into_iter().flatten().fold(idle, u64::min);
         self.epoch + Duration::from_nanos(nanos)
     }
 
-    fn now(&self) -> u64 {
-        duration_nanos(self.epoch.elapsed())
-    }
-
     /// Steps everything at hand and does what comes of it. Returns why to stop, if so.
     fn turn(&mut self, events: &mut Vec<Event>) -> Option<StopReason> {
-        let now = self.now();
+        self.now = duration_nanos(self.epoch.elapsed());
+        let now = self.now;
         count(&self.shared.counters.turns, 1);
         let mut stop = None;
         for event in events.drain(..) {
@@ -347,26 +353,31 @@ impl Driver {
         let _ = reply.send(Err(error));
     }
 
-    /// Shows what has changed to whoever watches.
-    fn publish(&self) {
+    /// Shows what has changed to whoever watches: at once what matters, by and by how far the
+    /// indexes are.
+    fn publish(&mut self) {
         let status = self.core.status();
-        let mut became = None;
-        self.status.send_if_modified(|shown| {
-            if *shown == status {
-                return false;
-            }
-            if (shown.role, shown.term) != (status.role, status.term) {
-                became = Some((status.role, status.term, status.leader));
-            }
-            shown.clone_from(&status);
-            true
-        });
         self.shared.term.store(status.term, Ordering::Relaxed);
         self.shared.commit.store(status.commit, Ordering::Relaxed);
-        if let Some((role, term, leader)) = became {
-            let node = status.id;
-            tracing::info!(target: "voussoir::raft", node, ?role, term, leader, "role");
+        let shown = &self.shown;
+        let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot);
+        if matters(shown) == matters(&status) {
+            if *shown == status {
+                self.show_at = None;
+                return;
+            }
+            let due = *self.show_at.get_or_insert(self.now.saturating_add(SHOW_WITHIN));
+            if self.now < due {
+                return;
+            }
         }
+        if (shown.role, shown.term) != (status.role, status.term) {
+            let Status { id: node, role, term, leader, .. } = status;
+            tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
+        }
+        self.show_at = None;
+        self.shown = status.clone();
+        self.status.send_replace(status);
     }
 
     /// Answers everybody who still waits.
@@ -384,9 +395,11 @@ impl Driver {
                 _ => {}
             }
         }
+        let mut last = self.core.status();
         if matches!(reason, StopReason::Machine(_)) {
-            self.status.send_modify(|shown| shown.halted = Some(HaltReason::MachineFailed));
+            last.halted = Some(HaltReason::MachineFailed);
         }
+        self.status.send_replace(last);
     }
 }
 

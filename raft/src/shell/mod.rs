@@ -107,7 +107,8 @@ impl Raft {
             at: (0, 0),
             tasks: JoinSet::new(),
         };
-        let (sender, status) = watch::channel(core.status());
+        let shown = core.status();
+        let (sender, status) = watch::channel(shown.clone());
         let driver = Driver {
             core,
             shared: Arc::clone(&shared),
@@ -119,6 +120,9 @@ impl Raft {
             proposals: Proposals::default(),
             reads: Reads::default(),
             tasks: JoinSet::new(),
+            now: 0,
+            show_at: None,
+            shown,
         };
         let applier = tokio::spawn(applier.run());
         tokio::spawn(run(driver, applier));
@@ -187,8 +191,8 @@ impl Raft {
         answer.await.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
     }
 
-    /// What this node is and how far it has come, now and at every change. Changes may be
-    /// skipped by a slow watcher. Do not hold a `borrow()` for long: the node waits for it.
+    /// What this node is and how far it has come, now and at every change. The indexes may be up
+    /// to a millisecond behind, and changes may be skipped by a slow watcher. Do not hold a `borrow()` for long: the node waits for it.
     pub fn status(&self) -> watch::Receiver<Status> {
         let mut status = self.handle.status.clone();
         // So that `changed()` waits for something newer than what `borrow()` shows now.

@@ -308,7 +308,7 @@ async fn staged_snapshots<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: 
     assert!(matches!(error, StoreError::NotStaged), "{error}");
     drop(store);
 
-    let store = open(true).await;
+    let store = begun(open).await;
     written(&store, append(1..10, 1)).await;
     let one = stage(&store, 4, 1, &[b"one"]).await;
     let two = stage(&store, 6, 1, &[b"two"]).await;
