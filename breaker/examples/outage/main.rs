@@ -26,7 +26,8 @@ fn main() -> std::io::Result<()> {
     let runs = Kind::ALL.map(run);
     for Run { kind, tally, served, wasted } in &runs {
         println!(
-            "| {} | {:.1} % | {:.1} % | {:.0} | {:.0} | {} | {wasted} of {served} ({:.0} %) | {:.0} % |",
+            "| {} | {:.1} % | {:.1} % | {:.0} | {:.0} | {} | {wasted} of {served} ({:.0} %) \
+             | {:.0} % |",
             kind.name(),
             tally.good_from(0),
             tally.good_from(90),
