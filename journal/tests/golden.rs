@@ -62,7 +62,7 @@ fn hex(bytes: &[u8]) -> String {
         }
         text.push('\n');
     }
-    write!(text, "{:08x}\n", bytes.len()).unwrap();
+    writeln!(text, "{:08x}", bytes.len()).unwrap();
     text
 }
 
