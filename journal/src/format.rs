@@ -19,7 +19,8 @@
 //! 24  u128   journal id
 //! 40  u64    counter: +1 each time a slot is written
 //! 48  u32    number of entries            52  u32  zero
-//! 56  entries of 16 bytes: u64 sequence, u32 slot, u32 zero
+//! 56  u64    mark: all frames up to this LSN were durable when this was written
+//! 64  entries of 16 bytes: u64 sequence, u32 slot, u32 zero
 //! ```
 //! A slot that becomes a segment gets the next sequence number; (slot, sequence) is one *life*
 //! of a file. The entries are the live set: frames are written only into lives that a durable

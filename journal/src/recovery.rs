@@ -88,7 +88,7 @@ fn create_manifest(
     };
     let file = file.map_err(|error| fault("create", &error))?;
     let journal = options.identity.unwrap_or_else(random_identity);
-    let manifest = Manifest { journal, epoch: 0, counter: 0, live: Vec::new() };
+    let manifest = Manifest { journal, epoch: 0, counter: 0, mark: 0, live: Vec::new() };
     let mut bytes = manifest.encode();
     bytes.resize(SLOT_BYTES, 0);
     // Both slots, so that the room for them is taken once and for all.
@@ -234,10 +234,15 @@ fn replay_tail(
                 return Err(OpenError::TableDamaged { detail });
             }
         }
+        if directory.manifest.mark > 0 {
+            let detail = format!("no frames at all up to LSN {}", directory.manifest.mark);
+            return Err(OpenError::TableDamaged { detail });
+        }
         return Ok((Replay::fresh(), None));
     };
     let closed_epoch = directory.manifest_whole.then_some(directory.manifest.epoch);
-    let replay = replay::replay(&directory.live[base..], Trust { closed_epoch, mutant })?;
+    let trust = Trust { closed_epoch, mark: directory.manifest.mark, mutant };
+    let replay = replay::replay(&directory.live[base..], trust)?;
     Ok((replay, Some(base)))
 }
 
@@ -283,6 +288,7 @@ impl Recovered {
         let bump = u32::from(mutant != Some(Mutant::EpochNotBumped));
         manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(bump);
         manifest.live = census.lives(active.as_ref().map(|(segment, _)| segment));
+        manifest.mark = self.replay.next_lsn - 1;
         let epoch = manifest.epoch;
         let space = Space::new(census);
         let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, manifest_file);
@@ -489,9 +495,12 @@ impl Census {
     }
 }
 
+/// By the number of the log.
+type Extents = Vec<(u64, Extent)>;
+
 /// What each log has in a sealed segment, pinning it; and what else was seen when its frames had
 /// to be read because there is no index.
-fn contents(segment: &Arc<Segment>) -> Result<(Vec<(u64, Extent)>, Option<Rebuild>), OpenError> {
+fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenError> {
     let directory = match find_index(segment).map_err(into_open_error)? {
         Some(index) => read_directory(segment, &index).map_err(into_open_error)?,
         None => None,

@@ -71,7 +71,8 @@ fn the_bytes_are_as_they_were() {
     let files = Arc::new(MemoryFiles::new());
     write(&files);
     for name in ["manifest", "segment-00000000", "segment-00000001"] {
-        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.hex"));
+        let path =
+            PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.hex"));
         let now = hex(&read(&files, name));
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&path, &now).unwrap();

@@ -71,13 +71,11 @@ impl Core {
                 Taken::Group(group) => return Ok(Filled::Group(group)),
                 Taken::NoRoom => {}
             }
-            match self.find_spare(writer)? {
-                Some(spare) => self.rotate(writer, spare)?,
-                None => {
-                    let error = Error::Full { pinned_by: self.pinned_by() };
-                    return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
-                }
-            }
+            let Some(spare) = self.find_spare(writer)? else {
+                let error = Error::Full { pinned_by: self.pinned_by() };
+                return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
+            };
+            self.rotate(writer, spare)?;
         }
     }
 

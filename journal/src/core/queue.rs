@@ -115,6 +115,15 @@ pub(crate) enum Accepted {
     Buffered(Done, Receipt),
 }
 
+/// Why a commit was not accepted.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: Error,
+    pub(crate) done: Done,
+    /// The commit, when there is only no room for it now.
+    pub(crate) commit: Option<Commit>,
+}
+
 /// How much of the active segment a group may use.
 pub(crate) trait Room {
     /// Whether a commit fits; if so, its room is taken.
@@ -236,21 +245,18 @@ impl State {
     }
 
     /// Accepts a commit, or says why not; then nothing has changed.
-    pub(crate) fn accept(
-        &mut self,
-        commit: Commit,
-        done: Done,
-    ) -> Result<Accepted, (Error, Done, Option<Commit>)> {
+    pub(crate) fn accept(&mut self, commit: Commit, done: Done) -> Result<Accepted, Box<Refusal>> {
+        let refuse = |error, done, commit| Err(Box::new(Refusal { error, done, commit }));
         match self.check(&commit) {
             Ok(()) => {}
-            Err(Error::Busy) => return Err((Error::Busy, done, Some(commit))),
-            Err(error) => return Err((error, done, None)),
+            Err(Error::Busy) => return refuse(Error::Busy, done, Some(commit)),
+            Err(error) => return refuse(error, done, None),
         }
         let weight = commit.frame_bytes();
         let durability = commit.durability;
         let (parts, positions) = match self.plan(commit.operations) {
             Ok(planned) => planned,
-            Err(error) => return Err((error, done, None)),
+            Err(error) => return refuse(error, done, None),
         };
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
@@ -312,12 +318,14 @@ impl State {
             match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => {}
                 Ok(Accepted::Buffered(done, receipt)) => told.push((done, Ok(receipt))),
-                Err((Error::Busy, _, Some(commit))) => {
-                    slot.wait_again(commit);
-                    self.waiting.push_front(slot);
-                    break;
-                }
-                Err((error, done, _)) => told.push((done, Err(error))),
+                Err(refusal) => match *refusal {
+                    Refusal { commit: Some(commit), .. } => {
+                        slot.wait_again(commit);
+                        self.waiting.push_front(slot);
+                        break;
+                    }
+                    Refusal { error, done, commit: None } => told.push((done, Err(error))),
+                },
             }
         }
         told

@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering;
 use super::Core;
 use super::completion::{Done, Outcome, Slot};
 use super::group::tell;
-use super::queue::{Accepted, State};
+use super::queue::{Accepted, Refusal, State};
 use crate::commit::{Commit, Receipt};
-use crate::error::Error;
+use crate::error::{Error, Fault};
 
 /// Where the outcome of a commit will be.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Core {
         }
         let accepted = match state.accept(commit, Done::Callback(done)) {
             Ok(accepted) => accepted,
-            Err((error, ..)) => return Err(error),
+            Err(refusal) => return Err(refusal.error),
         };
         let lead = self.claim(&mut state);
         drop(state);
@@ -74,8 +74,10 @@ impl Core {
             match state.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => return Submitted::Later(slot),
                 Ok(Accepted::Buffered(_, receipt)) => return Submitted::Told(Ok(receipt)),
-                Err((Error::Busy, _, Some(commit))) => commit,
-                Err((error, ..)) => return Submitted::Told(Err(error)),
+                Err(refusal) => match *refusal {
+                    Refusal { commit: Some(commit), .. } => commit,
+                    Refusal { error, .. } => return Submitted::Told(Err(error)),
+                },
             }
         };
         let slot = Slot::waiting(commit);
@@ -236,18 +238,26 @@ impl Core {
     /// Only whoever leads calls this.
     fn finish_close(&self) -> Result<(), Error> {
         while self.run_group(0) > 0 {}
+        // A keeper in the middle of its work must not be waited for.
+        self.space.stop();
         let outcome = match self.refusal() {
-            Some(Error::Closed) | None => self.mark(true).map_err(|fault| {
+            Some(Error::Closed) | None => self.mark_closed().map_err(|fault| {
                 self.stop(&fault);
                 Error::Failed { fault }
             }),
             Some(error) => Err(error),
         };
-        self.space.stop();
         self.unpark_writer();
         *self.guard.lock() = None;
         self.wake_all_followers();
-        outcome.map(drop)
+        outcome
+    }
+
+    /// Marks the end in the log and, as the last frame has none behind it that could tell of its
+    /// loss, in the manifest.
+    fn mark_closed(&self) -> Result<(), Fault> {
+        self.mark(true)?;
+        self.keeper.lock().note_durable(self.durable_lsn())
     }
 
     /// What can be done now, without a thread: one group, else one segment, else a mark.

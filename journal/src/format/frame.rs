@@ -45,7 +45,7 @@ pub(crate) enum SectionKind {
 
 impl SectionKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use SectionKind::*;
+        use SectionKind::{Append, Create, Delete, Directory, Entries, Release, Table, Truncate};
         [Append, Truncate, Release, Delete, Create, Table, Directory, Entries]
             .into_iter()
             .find(|kind| *kind as u8 == byte)

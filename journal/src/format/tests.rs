@@ -51,7 +51,7 @@ fn manifest() -> impl Strategy<Value = Manifest> {
     (any::<(u128, u32, u64)>(), vec(life(), 0..20)).prop_map(
         |((journal, epoch, counter), mut live)| {
             live.sort_unstable();
-            Manifest { journal, epoch, counter, live }
+            Manifest { journal, epoch, counter, mark: counter / 2, live }
         },
     )
 }

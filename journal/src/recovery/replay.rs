@@ -60,6 +60,8 @@ pub(crate) struct Trust {
     /// The epoch in the manifest, when both its copies are whole: a journal that was closed in
     /// this epoch has nothing behind its last frame.
     pub(crate) closed_epoch: Option<u32>,
+    /// The manifest says that everything up to here was durable.
+    pub(crate) mark: u64,
     pub(crate) mutant: Option<Mutant>,
 }
 
@@ -78,7 +80,10 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             if trust.closed_epoch.is_some() && replay.closed_in == trust.closed_epoch {
                 break;
             }
-            let Some((segment, frame)) = replay.resume(&mut scanners, at, trust)? else { break };
+            let Some((segment, frame)) = replay.resume(&mut scanners, at, trust)? else {
+                replay.gap_at_the_end(trust);
+                break;
+            };
             replay.gap(segments, segment, &frame);
             at = (segment, frame.offset);
             next = Some(frame);
@@ -94,7 +99,7 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             scanners[at.0].bad_payloads(&frame)?
         };
         let behind = (at.0, frame.end());
-        if !bad.is_empty() && !replay.is_durable(&mut scanners, behind, &frame, trust)? {
+        if !bad.is_empty() && !is_durable(&mut scanners, behind, &frame, trust)? {
             break;
         }
         replay.apply(&segments[at.0], at.0, &mut scanners[at.0], &frame, &bad)?;
@@ -152,31 +157,27 @@ impl Replay {
         Ok(None)
     }
 
-    /// Whether a frame behind `at` says that this one was durable.
-    fn is_durable(
-        &self,
-        scanners: &mut [Scanner<'_>],
-        at: (usize, u64),
-        frame: &Frame,
-        trust: Trust,
-    ) -> Result<bool, Fault> {
-        if trust.mutant == Some(Mutant::DamageIsTornTail) {
-            return Ok(false);
+    /// No frame is left, and yet there were some.
+    fn gap_at_the_end(&mut self, trust: Trust) {
+        if self.next_lsn > trust.mark || trust.mutant == Some(Mutant::DamageIsTornTail) {
+            return;
         }
-        let (mut segment, mut offset) = at;
-        while let Some(scanner) = scanners.get_mut(segment) {
-            match scanner.search(offset)? {
-                None => (segment, offset) = (segment + 1, FRAMES_AT),
-                Some(later) => {
-                    offset = later.offset + 8;
-                    let header = &later.header;
-                    if header.mark >= frame.header.lsn && header.epoch >= frame.header.epoch {
-                        return Ok(true);
-                    }
-                }
-            }
+        tracing::warn!(
+            target: "voussoir::journal",
+            from_lsn = self.next_lsn,
+            to_lsn = trust.mark,
+            "damage: frames that were durable are gone"
+        );
+        self.open_gap(trust.mark + 1);
+    }
+
+    fn open_gap(&mut self, next_lsn: u64) {
+        self.gaps += 1;
+        self.gap_open = true;
+        self.next_lsn = next_lsn;
+        for log in self.logs.values_mut() {
+            log.unsure = true;
         }
-        Ok(false)
     }
 
     /// Frames are missing before this one.
@@ -188,12 +189,7 @@ impl Replay {
             to_lsn = frame.header.lsn,
             "damage: frames that were durable are gone"
         );
-        self.gaps += 1;
-        self.gap_open = true;
-        self.next_lsn = frame.header.lsn;
-        for log in self.logs.values_mut() {
-            log.unsure = true;
-        }
+        self.open_gap(frame.header.lsn);
     }
 
     fn apply(
@@ -352,6 +348,35 @@ impl Replay {
     pub(crate) fn above_mark(&self, segment: usize) -> Option<u64> {
         self.above.iter().find(|(_, number, _)| *number == segment).map(|(_, _, offset)| *offset)
     }
+}
+
+/// Whether a frame behind `at` says that this one was durable.
+fn is_durable(
+    scanners: &mut [Scanner<'_>],
+    at: (usize, u64),
+    frame: &Frame,
+    trust: Trust,
+) -> Result<bool, Fault> {
+    if trust.mutant == Some(Mutant::DamageIsTornTail) {
+        return Ok(false);
+    }
+    if frame.header.lsn <= trust.mark {
+        return Ok(true);
+    }
+    let (mut segment, mut offset) = at;
+    while let Some(scanner) = scanners.get_mut(segment) {
+        match scanner.search(offset)? {
+            None => (segment, offset) = (segment + 1, FRAMES_AT),
+            Some(later) => {
+                offset = later.offset + 8;
+                let header = &later.header;
+                if header.mark >= frame.header.lsn && header.epoch >= frame.header.epoch {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
 }
 
 impl ReplayedLog {

@@ -234,15 +234,12 @@ impl Rebuild {
     }
 
     fn note(&mut self, section: &Section, lsn: u64) {
-        match self.chains.get_mut(&section.log) {
-            Some(chain) => {
-                chain.broken |= chain.last != section.previous;
-                chain.last = lsn;
-            }
-            None => {
-                let chain = Chain { before: section.previous, last: lsn, broken: false };
-                self.chains.insert(section.log, chain);
-            }
+        if let Some(chain) = self.chains.get_mut(&section.log) {
+            chain.broken |= chain.last != section.previous;
+            chain.last = lsn;
+        } else {
+            let chain = Chain { before: section.previous, last: lsn, broken: false };
+            self.chains.insert(section.log, chain);
         }
     }
 }
