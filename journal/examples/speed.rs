@@ -122,7 +122,7 @@ fn bare_loop(dir: &Path, bytes: usize, cell: Duration) -> Result<f64, Failure> {
 /// A batch is at most 1 MiB with its table.
 fn commit(log: &Log, records: usize, bytes: usize, round: u64) -> Commit {
     let record = vec![round as u8; bytes];
-    let mut builder = Batch::builder(records * (bytes + 4));
+    let mut builder = log.batch(records * (bytes + 4));
     for _ in 0..records {
         builder.push(black_box(&record));
     }

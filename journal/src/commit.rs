@@ -1,10 +1,12 @@
 //! What is committed: batches of records and changes to logs, together.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::config::Durability;
+use crate::core::cache::Buffers;
 use crate::error::Error;
 use crate::format::{self, BATCH_BYTES_MAX};
 use crate::log::Log;
@@ -63,7 +65,11 @@ impl Commit {
     /// with 4 bytes per record; larger ones make the commit fail with
     /// [`Error::TooLarge`].
     pub fn append<R: AsRef<[u8]>>(self, log: &Log, records: impl IntoIterator<Item = R>) -> Self {
-        let mut builder = BatchBuilder::default();
+        let mut records = records.into_iter();
+        let Some(first) = records.next() else { return self };
+        let more = records.size_hint().0;
+        let mut builder = log.batch(first.as_ref().len().saturating_mul(more + 1));
+        builder.push(first.as_ref());
         for record in records {
             builder.push(record.as_ref());
         }
@@ -172,8 +178,10 @@ pub struct Batch {
 
 impl Batch {
     /// Starts a batch for about `capacity` bytes of records.
+    ///
+    /// For batches of 32 KiB and more, [`Log::batch`] saves the memory of earlier ones.
     pub fn builder(capacity: usize) -> BatchBuilder {
-        BatchBuilder { payload: Vec::with_capacity(capacity), ends: Vec::new() }
+        BatchBuilder { payload: BytesMut::with_capacity(capacity), ..BatchBuilder::default() }
     }
 
     /// How many records it has.
@@ -206,14 +214,28 @@ impl From<Bytes> for Batch {
 #[derive(Debug, Default)]
 #[must_use = "finish it"]
 pub struct BatchBuilder {
-    payload: Vec<u8>,
+    payload: BytesMut,
     ends: Vec<u32>,
+    /// Where the memory goes when the batch has been written.
+    buffers: Option<Arc<Buffers>>,
 }
 
 impl BatchBuilder {
+    pub(crate) fn pooled(buffers: &Arc<Buffers>, capacity: usize) -> Self {
+        let payload = buffers.take_empty(capacity);
+        Self { payload, ends: Vec::new(), buffers: Some(Arc::clone(buffers)) }
+    }
+
     /// Adds a record. Limits are checked when the batch is committed.
     pub fn push(&mut self, record: &[u8]) {
-        self.payload.extend_from_slice(record);
+        self.push_pieces(&[record]);
+    }
+
+    /// Adds a record that is in several pieces.
+    pub fn push_pieces(&mut self, pieces: &[&[u8]]) {
+        for piece in pieces {
+            self.payload.extend_from_slice(piece);
+        }
         self.ends.push(u32::try_from(self.payload.len()).unwrap_or(u32::MAX));
     }
 
@@ -224,13 +246,17 @@ impl BatchBuilder {
 
     /// Encodes the batch and computes its checksum.
     pub fn finish(mut self) -> Batch {
-        self.payload.reserve_exact(4 * self.ends.len());
+        self.payload.reserve(4 * self.ends.len());
         for end in &self.ends {
             self.payload.extend_from_slice(&end.to_le_bytes());
         }
         let crc = format::crc32c(&self.payload);
         let count = u32::try_from(self.ends.len()).unwrap_or(u32::MAX);
-        Batch { records: Bytes::from(self.payload), ends: Bytes::new(), count, crc }
+        let records = match self.buffers {
+            Some(buffers) => buffers.share(self.payload),
+            None => self.payload.freeze(),
+        };
+        Batch { records, ends: Bytes::new(), count, crc }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::Thread;
+use std::thread::{Thread, ThreadId};
 
 use parking_lot::{Condvar, Mutex};
 
@@ -43,12 +43,18 @@ pub(crate) struct Core {
     pub(crate) keeper: Mutex<Keeper>,
     pub(crate) index_cache: Mutex<IndexCache>,
     pub(crate) buffers: Buffers,
+    /// For large batches on their way to the disk.
+    pub(crate) write_buffers: Arc<Buffers>,
     /// Highest LSN that is durable.
     pub(crate) durable: AtomicU64,
     /// Highest LSN that has been written.
     pub(crate) written: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) closed: AtomicBool,
+    /// The thread that writes a group and tells its commits.
+    pub(crate) leader: Mutex<Option<ThreadId>>,
+    /// The journal was closed from within a callback: whoever leads finishes that.
+    pub(crate) close_is_due: AtomicBool,
     /// The writer thread, unless the journal is manual.
     pub(crate) thread: Mutex<Option<Thread>>,
     /// It has been given the lead.

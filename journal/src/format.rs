@@ -19,7 +19,8 @@
 //! 24  u128   journal id
 //! 40  u64    counter: +1 each time a slot is written
 //! 48  u32    number of entries            52  u32  zero
-//! 56  entries of 16 bytes: u64 sequence, u32 slot, u32 zero
+//! 56  u64    mark: all frames up to this LSN were durable when this was written
+//! 64  entries of 16 bytes: u64 sequence, u32 slot, u32 zero
 //! ```
 //! A slot that becomes a segment gets the next sequence number; (slot, sequence) is one *life*
 //! of a file. The entries are the live set: frames are written only into lives that a durable
@@ -76,7 +77,9 @@
 //! 24  u32  number of records (append), logs (table, directory) or entries
 //! 28  u32  length of the payload without padding
 //! 32  u32  CRC-32C of the payload without padding
-//! 36  u8   kind      37  u8[3]  zero
+//! 36  u8   kind
+//! 37  u8   flags: bit 0: the log was known to be damaged, and this makes it whole
+//! 38  u8[2] zero
 //! ```
 //! | kind | meaning | position | payload |
 //! |---|---|---|---|

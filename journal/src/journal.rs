@@ -16,9 +16,11 @@ use crate::config::Options;
 use crate::core::Core;
 use crate::core::completion::{Outcome, Slot};
 use crate::core::space::Need;
-use crate::core::submit::Submitted;
+use crate::core::submit::{Closed, Submitted};
 use crate::error::{Error, Fault, LogName, OpenError};
 use crate::files::{DiskFiles, Files};
+use crate::format::BATCH_BYTES_MAX;
+use crate::inspect::info_of;
 use crate::log::{Health, Log};
 use crate::recovery;
 
@@ -167,8 +169,7 @@ impl Journal {
         let state = self.core().state.lock();
         let logs: Vec<_> = state.existing().map(|log| Arc::clone(&log.inner)).collect();
         drop(state);
-        let mut logs: Vec<LogInfo> =
-            logs.into_iter().map(|inner| Log::new(Arc::clone(self.core()), inner).info()).collect();
+        let mut logs: Vec<LogInfo> = logs.iter().map(|log| info_of(log)).collect();
         logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         logs
     }
@@ -227,6 +228,17 @@ impl Journal {
         self.core().work(now)
     }
 
+    /// Bytes of the largest commit: its batches with 4 bytes per record, and 40 to 160 bytes for
+    /// each operation. A quarter of [`Options::segment_bytes`], at most 16 MiB and a bit.
+    pub fn max_commit_bytes(&self) -> u64 {
+        self.core().options.max_frame_bytes()
+    }
+
+    /// Bytes of the largest batch, with 4 bytes per record.
+    pub fn max_batch_bytes(&self) -> u64 {
+        BATCH_BYTES_MAX.min(self.max_commit_bytes() - 256)
+    }
+
     /// Highest LSN that is durable: a watermark of all commits at or below it.
     pub fn durable_lsn(&self) -> u64 {
         self.core().durable_lsn()
@@ -256,7 +268,8 @@ impl Journal {
 
     /// Takes no more commits, writes those that have been accepted, makes everything durable and
     /// gives the directory free. Dropping the last handle does the same, without telling of
-    /// errors.
+    /// errors. From within a callback of [`submit`](Self::submit), both only ask for it, and it
+    /// is done right after the callback.
     ///
     /// # Errors
     /// [`Error::Stopped`] when the journal had failed before; [`Error::Failed`] when it failed
@@ -285,15 +298,14 @@ impl Owner {
     }
 
     fn close(&self) -> Result<(), Error> {
-        let closed = self.core.close();
-        for thread in self.threads.lock().drain(..) {
-            // A callback may close the journal from the writer thread itself.
-            if thread.thread().id() != std::thread::current().id() {
+        let closed = self.core.close()?;
+        if closed == Closed::Now {
+            for thread in self.threads.lock().drain(..) {
                 // A thread of ours that panicked has been reported already.
                 let _ = thread.join();
             }
         }
-        closed
+        Ok(())
     }
 }
 

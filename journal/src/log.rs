@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::commit::{Batch, BatchBuilder};
 use crate::core::Core;
 use crate::core::log::LogInner;
-use crate::core::shape::UNKNOWN;
+use crate::core::shape::{Shape, UNKNOWN};
 use crate::error::{LogName, ReadError};
 use crate::follow::Follow;
+use crate::inspect;
 use crate::journal::LogInfo;
 
 /// A handle to one log. Positions are dense: records have positions `first()..end()`.
@@ -78,20 +80,12 @@ impl Log {
 
     /// Whether damage has hit it.
     pub fn health(&self) -> Health {
-        match self.inner.view.read().shape.damage {
-            None => Health::Intact,
-            Some((_, UNKNOWN)) => Health::Suspect,
-            Some((from, until)) => Health::Lost { from, until },
-        }
+        health_of(&self.inner.view.read().shape)
     }
 
     /// Bounds, size and health.
     pub fn info(&self) -> LogInfo {
-        let view = self.inner.view.read();
-        let (first, end, bytes) = (view.shape.first, view.shape.end, view.bytes());
-        let segments = view.extents().count();
-        drop(view);
-        LogInfo { name: self.name().clone(), first, end, bytes, segments, health: self.health() }
+        inspect::info_of(&self.inner)
     }
 
     /// Limits what the log may store, in bytes of whole batches; `None` (the default after each
@@ -121,6 +115,18 @@ impl Log {
         self.core.read_range(&self.inner, range, max_bytes)
     }
 
+    /// Starts a batch for about `capacity` bytes of records. As [`Batch::builder`], but from
+    /// 32 KiB on it uses the memory of batches that have been written.
+    ///
+    /// [`Batch::builder`]: crate::Batch::builder
+    pub fn batch(&self, capacity: usize) -> BatchBuilder {
+        const POOLED_BYTES_MIN: usize = 32 << 10;
+        if capacity < POOLED_BYTES_MIN {
+            return Batch::builder(capacity);
+        }
+        BatchBuilder::pooled(&self.core.write_buffers, capacity)
+    }
+
     /// Follows the log from a position on: acknowledged records as they come.
     pub fn follow(&self, from: u64) -> Follow {
         Follow::new(self.clone(), from)
@@ -140,6 +146,14 @@ impl Log {
 
     pub(crate) fn into_inner(self) -> Arc<LogInner> {
         self.inner
+    }
+}
+
+pub(crate) fn health_of(shape: &Shape) -> Health {
+    match shape.damage {
+        None => Health::Intact,
+        Some((_, UNKNOWN)) => Health::Suspect,
+        Some((from, until)) => Health::Lost { from, until },
     }
 }
 

@@ -12,6 +12,7 @@ use crate::core::cache::{Buffers, IndexCache};
 use crate::core::queue::State;
 use crate::core::reader::{find_index, read_directory};
 use crate::core::segment::Segment;
+use crate::core::shape::UNKNOWN;
 use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
 use crate::core::view::Extent;
 use crate::core::writer::{Active, Staged, Writer, write_trailer};
@@ -20,6 +21,7 @@ use crate::error::{Fault, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
 use crate::format::manifest::{Life, Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
 use crate::format::segment::{self, Found, SegmentHeader};
+use crate::format::table::Table;
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
 use crate::mutant::Mutant;
 
@@ -27,7 +29,7 @@ pub(crate) mod replay;
 pub(crate) mod scan;
 
 use replay::{Replay, Trust};
-use scan::Scanner;
+use scan::{Rebuild, Scanner};
 
 const MANIFEST_NEW: &str = "manifest.new";
 
@@ -47,22 +49,22 @@ pub(crate) struct Directory {
 /// Opens a journal over any files.
 pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>, OpenError> {
     options.validate()?;
-    let guard = match files.lock() {
-        Ok(guard) => guard,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(OpenError::InUse),
-        Err(error) => return Err(Fault::new("lock", "directory", &error).into()),
-    };
+    let guard = lock(&*files)?;
     let names = list(&*files)?;
     // A process that was killed may have left names that are seen and not yet durable.
     files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
     if !names.iter().any(|name| name == MANIFEST) {
         create_manifest(&*files, &names, &options)?;
     }
-    let directory = read_directory_of(&*files, &names, options.mutant())?;
-    let (replay, replayed) = replay_tail(&directory, options.mutant())?;
-    let recovered = Recovered { directory, replay, replayed };
-    let core = recovered.into_core(files, options, guard)?;
-    Ok(core)
+    Recovered::read(&*files, options.mutant())?.into_core(files, options, guard)
+}
+
+pub(crate) fn lock(files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
+    match files.lock() {
+        Ok(guard) => Ok(guard),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse),
+        Err(error) => Err(Fault::new("lock", "directory", &error).into()),
+    }
 }
 
 fn list(files: &dyn Files) -> Result<Vec<String>, Fault> {
@@ -86,7 +88,7 @@ fn create_manifest(
     };
     let file = file.map_err(|error| fault("create", &error))?;
     let journal = options.identity.unwrap_or_else(random_identity);
-    let manifest = Manifest { journal, epoch: 0, counter: 0, live: Vec::new() };
+    let manifest = Manifest { journal, epoch: 0, counter: 0, mark: 0, live: Vec::new() };
     let mut bytes = manifest.encode();
     bytes.resize(SLOT_BYTES, 0);
     // Both slots, so that the room for them is taken once and for all.
@@ -232,33 +234,53 @@ fn replay_tail(
                 return Err(OpenError::TableDamaged { detail });
             }
         }
+        if directory.manifest.mark > 0 {
+            let detail = format!("no frames at all up to LSN {}", directory.manifest.mark);
+            return Err(OpenError::TableDamaged { detail });
+        }
         return Ok((Replay::fresh(), None));
     };
     let closed_epoch = directory.manifest_whole.then_some(directory.manifest.epoch);
-    let replay = replay::replay(&directory.live[base..], Trust { closed_epoch, mutant })?;
+    let trust = Trust { closed_epoch, mark: directory.manifest.mark, mutant };
+    let replay = replay::replay(&directory.live[base..], trust)?;
     Ok((replay, Some(base)))
 }
 
 /// Everything that was found, on the way to a journal that works.
-struct Recovered {
-    directory: Directory,
-    replay: Replay,
+pub(crate) struct Recovered {
+    pub(crate) directory: Directory,
+    pub(crate) replay: Replay,
     replayed: Option<usize>,
 }
 
 impl Recovered {
+    /// Reads what there is, changing nothing.
+    pub(crate) fn read(files: &dyn Files, mutant: Option<Mutant>) -> Result<Self, OpenError> {
+        let names = list(files)?;
+        if !names.iter().any(|name| name == MANIFEST) {
+            let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
+            return Err(OpenError::ManifestMissing { segments });
+        }
+        let directory = read_directory_of(files, &names, mutant)?;
+        let (replay, replayed) = replay_tail(&directory, mutant)?;
+        let mut recovered = Self { directory, replay, replayed };
+        if let Some((active, _)) = recovered.active() {
+            recovered.attach_sealed(&active)?;
+        }
+        Ok(recovered)
+    }
+
     fn into_core(
-        mut self,
+        self,
         files: Arc<dyn Files>,
         options: Options,
         guard: Box<dyn Send + Sync>,
     ) -> Result<Arc<Core>, OpenError> {
         let active = self.active();
-        if let Some((segment, tail)) = &active {
-            self.attach_sealed(segment)?;
-            if options.mutant() != Some(Mutant::NoRewriteAboveMark) {
-                self.rewrite_above_mark(segment, *tail)?;
-            }
+        if let Some((segment, tail)) = &active
+            && options.mutant() != Some(Mutant::NoRewriteAboveMark)
+        {
+            self.rewrite_above_mark(segment, *tail)?;
         }
         let mutant = options.mutant();
         let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
@@ -266,6 +288,7 @@ impl Recovered {
         let bump = u32::from(mutant != Some(Mutant::EpochNotBumped));
         manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(bump);
         manifest.live = census.lives(active.as_ref().map(|(segment, _)| segment));
+        manifest.mark = self.replay.next_lsn - 1;
         let epoch = manifest.epoch;
         let space = Space::new(census);
         let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, manifest_file);
@@ -305,10 +328,13 @@ impl Recovered {
             space,
             keeper: Mutex::new(keeper),
             buffers: Buffers::default(),
+            write_buffers: Arc::default(),
             durable: AtomicU64::new(last),
             written: AtomicU64::new(last),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
+            leader: Mutex::new(None),
+            close_is_due: AtomicBool::new(false),
             thread: Mutex::new(None),
             writer_leads: AtomicBool::new(false),
             mark_is_due: AtomicBool::new(false),
@@ -320,7 +346,7 @@ impl Recovered {
     }
 
     /// The segment to go on in, and where.
-    fn active(&self) -> Option<(Arc<Segment>, u64)> {
+    pub(crate) fn active(&self) -> Option<(Arc<Segment>, u64)> {
         let base = self.replayed?;
         let (number, tail) = self.replay.end;
         Some((Arc::clone(self.directory.live.get(base + number)?), tail))
@@ -330,13 +356,23 @@ impl Recovered {
     fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
         let base = self.replayed.unwrap_or_default();
         let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
-        for segment in &self.directory.live[..base] {
-            for (number, mut extent) in contents(segment)? {
+        // The newest segment in which something of a log may be lost.
+        let mut unproven: BTreeMap<u64, u64> = BTreeMap::new();
+        let live = self.directory.live.clone();
+        for pair in live[..=base].windows(2) {
+            let [segment, next] = pair else { continue };
+            let (extents, rebuilt) = contents(segment)?;
+            for (number, mut extent) in extents {
                 if self.replay.logs.contains_key(&number) {
                     extent.batches = None;
                     found.entry(number).or_default().push(extent);
                 } else {
                     segment.unpin(0);
+                }
+            }
+            if let Some(rebuild) = rebuilt.filter(|rebuild| !rebuild.whole) {
+                for number in self.unproven(segment, next, &rebuild)? {
+                    unproven.insert(number, segment.sequence);
                 }
             }
         }
@@ -345,10 +381,16 @@ impl Recovered {
             // What is defined by LSN is not defined by the order of the files.
             extents.sort_by_key(|extent| extent.last);
             log.view.put_before(extents);
-            for segment in self.directory.live[base..].iter() {
+            for segment in &live[base..] {
                 if !Arc::ptr_eq(segment, active) {
                     log.view.seal(segment);
                 }
+            }
+            // A lost frame there may have replaced what is in older segments, and in none newer.
+            let lost_in = unproven.get(number).copied().unwrap_or_default();
+            if log.view.extents().any(|extent| extent.segment.sequence <= lost_in) {
+                let end = log.view.shape.end;
+                log.view.shape.hurt(end, UNKNOWN);
             }
             if let Some((from, until)) = log.view.hole() {
                 log.view.shape.hurt(from, until);
@@ -359,6 +401,30 @@ impl Recovered {
             }
         }
         Ok(())
+    }
+
+    /// Frames of a sealed segment are lost. They may have held changes to any of these logs; for
+    /// the others the chain of sections and the tables here and in the next segment prove that
+    /// they did not.
+    fn unproven(
+        &self,
+        segment: &Segment,
+        next: &Segment,
+        rebuild: &Rebuild,
+    ) -> Result<Vec<u64>, OpenError> {
+        let lasts = |table: Option<(Table, u64)>| -> (BTreeMap<u64, u64>, u64) {
+            let (table, next_number) = table.unwrap_or_default();
+            (table.logs.into_iter().map(|log| (log.number, log.last)).collect(), next_number)
+        };
+        let (before, _) = lasts(scan::first_table(segment)?);
+        let (after, next_number) = lasts(scan::first_table(next)?);
+        let proven = |number: &u64| {
+            let created_later = next_number > 0 && *number >= next_number;
+            let after = after.get(number).copied();
+            let before = before.get(number).copied();
+            created_later || after.is_some_and(|after| rebuild.proves(*number, before, after))
+        };
+        Ok(self.replay.logs.keys().copied().filter(|number| !proven(number)).collect())
     }
 
     /// Writes what is kept above the mark once more: an earlier sync that failed may have left
@@ -428,8 +494,12 @@ impl Census {
     }
 }
 
-/// What each log has in a sealed segment, pinning it.
-fn contents(segment: &Arc<Segment>) -> Result<Vec<(u64, Extent)>, OpenError> {
+/// By the number of the log.
+type Extents = Vec<(u64, Extent)>;
+
+/// What each log has in a sealed segment, pinning it; and what else was seen when its frames had
+/// to be read because there is no index.
+fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenError> {
     let directory = match find_index(segment).map_err(into_open_error)? {
         Some(index) => read_directory(segment, &index).map_err(into_open_error)?,
         None => None,
@@ -439,20 +509,22 @@ fn contents(segment: &Arc<Segment>) -> Result<Vec<(u64, Extent)>, OpenError> {
         (extent.end, extent.last, extent.bytes) = (end, last, bytes);
         extent
     };
-    Ok(match directory {
-        Some(directory) => directory
+    if let Some(directory) = directory {
+        let extents = directory
             .into_iter()
             .map(|log| (log.log, extent(log.first, log.end, log.last, u64::from(log.bytes))))
-            .collect(),
-        None => {
-            let name = segment.name();
-            tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
-            scan::rebuild_index(segment)?
-                .into_iter()
-                .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
-                .collect()
-        }
-    })
+            .collect();
+        return Ok((extents, None));
+    }
+    let name = segment.name();
+    tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
+    let rebuild = scan::rebuild_index(segment)?;
+    let extents = rebuild
+        .logs
+        .iter()
+        .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
+        .collect();
+    Ok((extents, Some(rebuild)))
 }
 
 fn into_open_error(error: ReadError) -> OpenError {

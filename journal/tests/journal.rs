@@ -140,3 +140,34 @@ async fn futures_and_followers() {
     journal.close().unwrap();
     assert_eq!(follow.next().await, Err(ReadError::Closed));
 }
+
+/// The closure of a callback often owns something that owns the journal.
+#[test]
+fn the_last_handle_may_go_in_a_callback() {
+    let files = Arc::new(MemoryFiles::new());
+    let mut options = Options::default();
+    options.segment_bytes = 1 << 20;
+    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let (told, outcome) = std::sync::mpsc::channel();
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let owned = journal.clone();
+    let submitted = journal.submit(Commit::new().append(&log, ["x"]), move |committed| {
+        gone.recv().unwrap();
+        drop(owned);
+        told.send(committed).unwrap();
+    });
+    submitted.unwrap();
+    drop(journal);
+    go.send(()).unwrap();
+    outcome.recv().unwrap().unwrap();
+    // The directory is free as soon as the leader has finished the close.
+    let journal = loop {
+        match Journal::open_with(files.clone(), options.clone()) {
+            Ok(journal) => break journal,
+            Err(error) => assert_eq!(error, voussoir_journal::OpenError::InUse),
+        }
+        std::thread::yield_now();
+    };
+    assert_eq!(journal.log("t", 1).unwrap().bounds(), 0..1);
+}

@@ -3,13 +3,14 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use support::*;
 use tokio::io::AsyncWriteExt;
 use voussoir_net::{
-    Class, DownReason, Event, Lost, Peers, Refusal, SendError, Transport, Violation,
+    Class, DownReason, Event, Handler, Lost, Peers, Refusal, SendError, Transport, Violation,
 };
 
 async fn violation(node: &Node, raw: &mut Raw, bytes: &[u8]) -> Violation {
@@ -138,6 +139,21 @@ async fn unknown_services_are_answered() {
 }
 
 #[tokio::test]
+async fn a_call_ends_at_its_deadline_also_when_the_caller_says_nothing() {
+    let node = node(1, &Peers::new()).await;
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    raw.write(&frame(2, 0, SERVICE, 1, 50, b"never")).await;
+    soon("the end of the call", async {
+        while node.tcp.stats().cancelled == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    raw.write(&request(2, b"next")).await;
+    assert_eq!(raw.read(3).await, (0, 2, b"next".to_vec()), "and was not answered");
+}
+
+#[tokio::test]
 async fn slow_handshakes_and_trickled_frames_end() {
     let mut config = config();
     config.handshake_timeout = Duration::from_millis(200);
@@ -186,6 +202,22 @@ async fn a_thousand_connections_lock_nobody_out() {
 }
 
 #[tokio::test]
+async fn connections_in_their_handshake_are_bounded() {
+    let mut config = config();
+    (config.handshakes_max, config.handshake_timeout) = (4, Duration::from_secs(60));
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        idle.push(Raw::connect(&node).await);
+    }
+    for raw in &mut idle[..6] {
+        raw.closed().await;
+    }
+    assert_eq!(node.tcp.stats().refused, 6, "the oldest went, and no more than had to");
+    still_serves(&node).await;
+}
+
+#[tokio::test]
 async fn connections_that_stand_are_bounded() {
     let mut config = config();
     config.connections_max = 3;
@@ -218,6 +250,38 @@ async fn a_newer_connection_ends_the_older_first() {
     older.closed().await;
     newer.write(&message(b"last")).await;
     assert_eq!(node.got.recv().await.unwrap().1, "last", "nothing came late");
+}
+
+/// Holds up the task that hands it a message.
+struct Gate {
+    entered: tokio::sync::mpsc::UnboundedSender<()>,
+    open: parking_lot::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Handler for Gate {
+    fn message(&self, _from: u64, _class: Class, _body: Bytes) {
+        self.entered.send(()).unwrap();
+        self.open.lock().recv().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_newer_connection_is_welcome_when_the_older_has_ended() {
+    let node = node(1, &Peers::new()).await;
+    let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
+    let (open, gate) = std::sync::mpsc::channel();
+    let gate = Gate { entered, open: parking_lot::Mutex::new(gate) };
+    node.tcp.serve(2, Arc::new(gate)).unwrap();
+    let hello = RawHello::to(&node);
+    let mut older = Raw::welcome(&node, &hello).await;
+    older.write(&frame(1, 0, 2, 0, 0, b"held up")).await;
+    soon("the handler", has_entered.recv()).await.unwrap();
+    let mut newer = Raw::connect(&node).await;
+    let mut greeting = Box::pin(newer.greet(&hello));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut greeting).await;
+    assert!(early.is_err(), "a message of the older connection is still being handed on");
+    open.send(()).unwrap();
+    assert_eq!(greeting.await, 0, "welcome");
 }
 
 #[tokio::test]

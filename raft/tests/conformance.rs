@@ -1,6 +1,6 @@
 //! The suites for the seams, on the implementations that come with the crate.
 
-mod common;
+mod cluster;
 
 use std::future::ready;
 use std::sync::Arc;
@@ -72,5 +72,5 @@ async fn the_transport_on_tcp_keeps_its_promises() {
 #[tokio::test]
 async fn the_machine_of_the_tests_keeps_its_promises() {
     let commands = ["a", "b", "c"].map(Bytes::from);
-    conformance::state_machine(|| Box::new(common::Text::default()), &commands).await;
+    conformance::state_machine(|| Box::new(cluster::Text::default()), &commands).await;
 }

@@ -1,10 +1,10 @@
 //! Nodes on paused tokio time, with stores and a network in memory.
 
-mod common;
+mod cluster;
 
 use std::time::Duration;
 
-use common::{Cluster, append, timeout};
+use cluster::{Cluster, append, timeout};
 use voussoir_raft::{Outcome, ProposeError, ReadError, Role, StopReason};
 
 #[tokio::test(start_paused = true)]

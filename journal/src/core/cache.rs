@@ -102,6 +102,21 @@ impl Buffers {
         }
     }
 
+    /// An empty buffer with room for at least `capacity` bytes.
+    pub(crate) fn take_empty(&self, capacity: usize) -> BytesMut {
+        let mut kept = self.kept.lock();
+        let found = kept.iter().position(Bytes::is_unique);
+        let buffer = found.map(|at| kept.swap_remove(at));
+        drop(kept);
+        let mut buffer = match buffer.map(Bytes::try_into_mut) {
+            Some(Ok(buffer)) => buffer,
+            _ => BytesMut::new(),
+        };
+        buffer.clear();
+        buffer.reserve(capacity);
+        buffer
+    }
+
     /// Freezes a buffer, and remembers it for when it is free again.
     pub(crate) fn share(&self, buffer: BytesMut) -> Bytes {
         let buffer = buffer.freeze();

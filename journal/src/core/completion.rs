@@ -117,17 +117,15 @@ impl Slot {
     /// The outcome, if it is there; else the task is woken when it comes.
     pub(crate) fn poll(&self, context: &Context<'_>) -> Poll<Outcome> {
         let mut inner = self.inner.lock();
-        match inner.take() {
-            Some(outcome) => Poll::Ready(outcome),
-            None => {
-                let current = matches!(&inner.waiter, Some(Waiter::Task(waker))
-                    if waker.will_wake(context.waker()));
-                if !current {
-                    inner.waiter = Some(Waiter::Task(context.waker().clone()));
-                }
-                Poll::Pending
-            }
+        if let Some(outcome) = inner.take() {
+            return Poll::Ready(outcome);
         }
+        let current = matches!(&inner.waiter, Some(Waiter::Task(waker))
+            if waker.will_wake(context.waker()));
+        if !current {
+            inner.waiter = Some(Waiter::Task(context.waker().clone()));
+        }
+        Poll::Pending
     }
 
     /// The outcome, if it is there; else this thread is unparked when it comes.

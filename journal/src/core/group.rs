@@ -27,6 +27,13 @@ impl Core {
     /// Writes one group and tells its commits; answers how many were told, or 0 when nothing
     /// waited. Only whoever leads calls this.
     pub(crate) fn run_group(&self, now: u64) -> usize {
+        *self.leader.lock() = Some(std::thread::current().id());
+        let told = self.run_group_leading(now);
+        *self.leader.lock() = None;
+        told
+    }
+
+    fn run_group_leading(&self, now: u64) -> usize {
         let mut writer = self.writer.lock();
         writer.last_activity = writer.last_activity.max(now);
         let filled = self.fill(&mut writer);
@@ -64,13 +71,11 @@ impl Core {
                 Taken::Group(group) => return Ok(Filled::Group(group)),
                 Taken::NoRoom => {}
             }
-            match self.find_spare(writer)? {
-                Some(spare) => self.rotate(writer, spare)?,
-                None => {
-                    let error = Error::Full { pinned_by: self.pinned_by() };
-                    return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
-                }
-            }
+            let Some(spare) = self.find_spare(writer)? else {
+                let error = Error::Full { pinned_by: self.pinned_by() };
+                return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
+            };
+            self.rotate(writer, spare)?;
         }
     }
 

@@ -96,6 +96,8 @@ pub(crate) struct Part {
     pub(crate) creates: bool,
     pub(crate) number: u64,
     pub(crate) section: Option<(SectionKind, u64)>,
+    /// The log was damaged, and is whole after it.
+    pub(crate) heals: bool,
     /// The log after it.
     pub(crate) after: Shape,
     /// Given when it is taken.
@@ -111,6 +113,15 @@ pub(crate) enum Accepted {
     Queued,
     /// It will be written, and need not be waited for.
     Buffered(Done, Receipt),
+}
+
+/// Why a commit was not accepted.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) error: Error,
+    pub(crate) done: Done,
+    /// The commit, when there is only no room for it now.
+    pub(crate) commit: Option<Commit>,
 }
 
 /// How much of the active segment a group may use.
@@ -234,21 +245,18 @@ impl State {
     }
 
     /// Accepts a commit, or says why not; then nothing has changed.
-    pub(crate) fn accept(
-        &mut self,
-        commit: Commit,
-        done: Done,
-    ) -> Result<Accepted, (Error, Done, Option<Commit>)> {
+    pub(crate) fn accept(&mut self, commit: Commit, done: Done) -> Result<Accepted, Box<Refusal>> {
+        let refuse = |error, done, commit| Err(Box::new(Refusal { error, done, commit }));
         match self.check(&commit) {
             Ok(()) => {}
-            Err(Error::Busy) => return Err((Error::Busy, done, Some(commit))),
-            Err(error) => return Err((error, done, None)),
+            Err(Error::Busy) => return refuse(Error::Busy, done, Some(commit)),
+            Err(error) => return refuse(error, done, None),
         }
         let weight = commit.frame_bytes();
         let durability = commit.durability;
         let (parts, positions) = match self.plan(commit.operations) {
             Ok(planned) => planned,
-            Err(error) => return Err((error, done, None)),
+            Err(error) => return refuse(error, done, None),
         };
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
@@ -310,12 +318,14 @@ impl State {
             match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => {}
                 Ok(Accepted::Buffered(done, receipt)) => told.push((done, Ok(receipt))),
-                Err((Error::Busy, _, Some(commit))) => {
-                    slot.wait_again(commit);
-                    self.waiting.push_front(slot);
-                    break;
-                }
-                Err((error, done, _)) => told.push((done, Err(error))),
+                Err(refusal) => match *refusal {
+                    Refusal { commit: Some(commit), .. } => {
+                        slot.wait_again(commit);
+                        self.waiting.push_front(slot);
+                        break;
+                    }
+                    Refusal { error, done, commit: None } => told.push((done, Err(error))),
+                },
             }
         }
         told
@@ -379,6 +389,7 @@ impl State {
             creates: step.creates,
             number: step.number,
             section: step.section,
+            heals: before.damage.is_some() && after.damage.is_none(),
             after,
             previous: 0,
             batch: None,

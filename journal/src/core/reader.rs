@@ -194,14 +194,13 @@ impl Core {
         if let Some(Cached::Batches(batches)) = self.index_cache.lock().get(key) {
             return Ok(batches);
         }
-        let batches = match self.indexed_batches(segment, number)? {
-            Some(batches) => batches,
+        let batches = if let Some(batches) = self.indexed_batches(segment, number)? {
+            batches
+        } else {
             // The index is only a hint: the frames have everything.
-            None => {
-                let logs = recovery::scan::rebuild_index(segment)?;
-                let log = logs.into_iter().find(|log| log.number == number);
-                log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
-            }
+            let rebuild = recovery::scan::rebuild_index(segment)?;
+            let log = rebuild.logs.into_iter().find(|log| log.number == number);
+            log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
         };
         let batches: Arc<[BatchRef]> = batches.into();
         self.index_cache.lock().put(key, Cached::Batches(Arc::clone(&batches)));
@@ -220,14 +219,13 @@ impl Core {
             _ => None,
         };
         let Some(found) = find_index(segment)? else { return Ok(None) };
-        let directory: Arc<[DirectoryEntry]> = match cached {
-            Some(directory) => directory,
-            None => {
-                let Some(directory) = read_directory(segment, &found)? else { return Ok(None) };
-                let directory: Arc<[DirectoryEntry]> = directory.into();
-                self.index_cache.lock().put(key, Cached::Directory(Arc::clone(&directory)));
-                directory
-            }
+        let directory: Arc<[DirectoryEntry]> = if let Some(directory) = cached {
+            directory
+        } else {
+            let Some(directory) = read_directory(segment, &found)? else { return Ok(None) };
+            let directory: Arc<[DirectoryEntry]> = directory.into();
+            self.index_cache.lock().put(key, Cached::Directory(Arc::clone(&directory)));
+            directory
         };
         let Some(entry) = directory.iter().find(|entry| entry.log == number) else {
             return Ok(None);

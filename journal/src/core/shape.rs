@@ -53,7 +53,7 @@ impl Shape {
                     end: self.end,
                 };
                 self.end = position.checked_add(batch.len() as u64).ok_or_else(out_of_positions)?;
-                Ok(self.step(creates, SectionKind::Append, position))
+                Ok(Some(self.step(creates, SectionKind::Append, position)))
             }
             Change::Truncate(from) => self.truncate_checked(*from, name),
             Change::Release(upto) => {
@@ -62,12 +62,12 @@ impl Shape {
                 }
                 let creates = self.create(next_number);
                 self.release(*upto);
-                Ok(self.step(creates, SectionKind::Release, *upto))
+                Ok(Some(self.step(creates, SectionKind::Release, *upto)))
             }
             Change::Delete if self.exists() => {
                 let step = self.step(false, SectionKind::Delete, 0);
                 *self = Self::default();
-                Ok(step)
+                Ok(Some(step))
             }
             // A log that may have been lost with its name: the owner now knows, and the journal
             // has to remember that.
@@ -93,11 +93,11 @@ impl Shape {
             return Ok(None);
         }
         self.truncate(from);
-        Ok(self.step(false, SectionKind::Truncate, from))
+        Ok(Some(self.step(false, SectionKind::Truncate, from)))
     }
 
-    fn step(&self, creates: bool, kind: SectionKind, position: u64) -> Option<Step> {
-        Some(Step { creates, number: self.number, section: Some((kind, position)) })
+    fn step(&self, creates: bool, kind: SectionKind, position: u64) -> Step {
+        Step { creates, number: self.number, section: Some((kind, position)) }
     }
 
     fn create(&mut self, next_number: &mut u64) -> bool {

@@ -421,6 +421,12 @@ impl Keeper {
         Ok(Arc::new(Segment::new(journal, slot, sequence, size, file, masked)))
     }
 
+    /// Notes in the manifest that everything up to here is durable.
+    pub(crate) fn note_durable(&mut self, lsn: u64) -> Result<(), Fault> {
+        self.manifest.mark = lsn;
+        self.write_manifest()
+    }
+
     /// Writes the manifest to the slot that does not hold the present one.
     pub(crate) fn write_manifest(&mut self) -> Result<(), Fault> {
         self.manifest.counter += 1;

@@ -6,15 +6,26 @@ use std::sync::atomic::Ordering;
 use super::Core;
 use super::completion::{Done, Outcome, Slot};
 use super::group::tell;
-use super::queue::{Accepted, State};
+use super::queue::{Accepted, Refusal, State};
 use crate::commit::{Commit, Receipt};
-use crate::error::Error;
+use crate::error::{Error, Fault};
 
 /// Where the outcome of a commit will be.
 #[derive(Debug)]
 pub(crate) enum Submitted {
     Told(Outcome),
     Later(Arc<Slot>),
+}
+
+/// How far closing has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// Everything is durable and the directory is free.
+    Now,
+    /// Whoever leads will do it.
+    Soon,
+    /// It was closed already, or somebody is at it.
+    Before,
 }
 
 impl Core {
@@ -31,7 +42,7 @@ impl Core {
         }
         let accepted = match state.accept(commit, Done::Callback(done)) {
             Ok(accepted) => accepted,
-            Err((error, ..)) => return Err(error),
+            Err(refusal) => return Err(refusal.error),
         };
         let lead = self.claim(&mut state);
         drop(state);
@@ -63,8 +74,10 @@ impl Core {
             match state.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => return Submitted::Later(slot),
                 Ok(Accepted::Buffered(_, receipt)) => return Submitted::Told(Ok(receipt)),
-                Err((Error::Busy, _, Some(commit))) => commit,
-                Err((error, ..)) => return Submitted::Told(Err(error)),
+                Err(refusal) => match *refusal {
+                    Refusal { commit: Some(commit), .. } => commit,
+                    Refusal { error, .. } => return Submitted::Told(Err(error)),
+                },
             }
         };
         let slot = Slot::waiting(commit);
@@ -119,6 +132,7 @@ impl Core {
 
     /// The leader has what it wanted: the writer thread goes on if anything waits.
     pub(crate) fn hand_over(&self) {
+        self.finish_due_close();
         let mut state = self.state.lock();
         let more = !state.is_empty() && !self.options.manual;
         if !more {
@@ -136,6 +150,7 @@ impl Core {
 
     /// As [`hand_over`](Self::hand_over), by the writer thread itself.
     pub(crate) fn hand_over_after_mark(&self) {
+        self.finish_due_close();
         let mut state = self.state.lock();
         if state.is_empty() {
             state.leading = false;
@@ -193,28 +208,56 @@ impl Core {
         self.idle.notify_all();
     }
 
-    /// Takes no more commits, writes those accepted, and marks the end.
-    pub(crate) fn close(&self) -> Result<(), Error> {
+    /// Takes no more commits, writes those accepted, and marks the end. From within a callback
+    /// that is only asked for.
+    pub(crate) fn close(&self) -> Result<Closed, Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
-            return Ok(());
+            return Ok(Closed::Before);
         }
         let told = self.state.lock().refuse_new(Error::Closed);
         tell(told);
+        if *self.leader.lock() == Some(std::thread::current().id()) {
+            self.close_is_due.store(true, Ordering::Release);
+            return Ok(Closed::Soon);
+        }
         self.lead();
+        let outcome = self.finish_close();
+        self.stop_leading();
+        outcome.map(|()| Closed::Now)
+    }
+
+    /// Finishes a close that was asked for from within a callback, which runs inside the group
+    /// of whoever leads.
+    fn finish_due_close(&self) {
+        if self.close_is_due.swap(false, Ordering::AcqRel) {
+            // Who asked for it has gone on; a failure has been logged.
+            let _ = self.finish_close();
+        }
+    }
+
+    /// Only whoever leads calls this.
+    fn finish_close(&self) -> Result<(), Error> {
         while self.run_group(0) > 0 {}
+        // A keeper in the middle of its work must not be waited for.
+        self.space.stop();
         let outcome = match self.refusal() {
-            Some(Error::Closed) | None => self.mark(true).map_err(|fault| {
+            Some(Error::Closed) | None => self.mark_closed().map_err(|fault| {
                 self.stop(&fault);
                 Error::Failed { fault }
             }),
             Some(error) => Err(error),
         };
-        self.stop_leading();
-        self.space.stop();
         self.unpark_writer();
         *self.guard.lock() = None;
         self.wake_all_followers();
-        outcome.map(drop)
+        outcome
+    }
+
+    /// Marks the end in the log and, as the last frame has none behind it that could tell of its
+    /// loss, in the manifest.
+    fn mark_closed(&self) -> Result<(), Fault> {
+        self.mark(true)?;
+        self.keeper.lock().note_durable(self.durable_lsn())
     }
 
     /// What can be done now, without a thread: one group, else one segment, else a mark.
@@ -224,6 +267,7 @@ impl Core {
             return Work::Idle;
         }
         let work = self.work_leading(now);
+        self.finish_due_close();
         self.stop_leading();
         work
     }

@@ -265,6 +265,7 @@ impl Writer {
             length: payload.len() as u32,
             crc: crc32c(payload),
             kind,
+            heals: false,
         }
     }
 }
@@ -290,7 +291,8 @@ fn sections_of(queued: &Queued) -> Vec<Section> {
             _ => (0, 0, 0),
         };
         let log = part.number;
-        sections.push(Section { log, position, previous, count, length, crc, kind });
+        let heals = part.heals;
+        sections.push(Section { log, position, previous, count, length, crc, kind, heals });
     }
     sections
 }

@@ -12,6 +12,9 @@ pub(crate) const HEAD_BYTES_MAX: usize = HEADER_BYTES + 2 * SECTIONS_MAX * SECTI
 /// Set on a mark frame: the journal was closed after it.
 pub(crate) const FLAG_CLOSED: u8 = 1;
 
+/// Set on a section that makes a damaged log whole.
+const SECTION_HEALS: u8 = 1;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FrameKind {
     Commit = 1,
@@ -42,7 +45,7 @@ pub(crate) enum SectionKind {
 
 impl SectionKind {
     fn from_byte(byte: u8) -> Option<Self> {
-        use SectionKind::*;
+        use SectionKind::{Append, Create, Delete, Directory, Entries, Release, Table, Truncate};
         [Append, Truncate, Release, Delete, Create, Table, Directory, Entries]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
@@ -71,6 +74,8 @@ pub(crate) struct Section {
     pub(crate) length: u32,
     pub(crate) crc: u32,
     pub(crate) kind: SectionKind,
+    /// Whoever wrote it knew that the log was damaged, and that it is whole from here on.
+    pub(crate) heals: bool,
 }
 
 /// Why a head that verifies cannot be used.
@@ -187,6 +192,7 @@ impl Section {
             length: u32_at(28)?,
             crc: u32_at(32)?,
             kind: SectionKind::from_byte(kind).ok_or(HeadError::UnknownSection(kind))?,
+            heals: bytes[37] & SECTION_HEALS != 0,
         })
     }
 
@@ -198,7 +204,8 @@ impl Section {
         out[28..32].copy_from_slice(&self.length.to_le_bytes());
         out[32..36].copy_from_slice(&self.crc.to_le_bytes());
         out[36] = self.kind as u8;
-        out[37..40].fill(0);
+        out[37] = if self.heals { SECTION_HEALS } else { 0 };
+        out[38..40].fill(0);
     }
 
     /// Positions `[first, end)` of an append, if they do not overflow.

@@ -4,7 +4,7 @@ use super::{SEGMENTS_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
 
 pub(crate) const SLOT_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 8] = b"vsrmanif";
-const HEAD: usize = 56;
+const HEAD: usize = 64;
 const ENTRY: usize = 16;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub(crate) struct Manifest {
     pub(crate) journal: u128,
     pub(crate) epoch: u32,
     pub(crate) counter: u64,
+    /// Everything up to this LSN was durable when this was written.
+    pub(crate) mark: u64,
     /// By sequence, ascending.
     pub(crate) live: Vec<Life>,
 }
@@ -44,6 +46,7 @@ impl Manifest {
         out[24..40].copy_from_slice(&self.journal.to_le_bytes());
         out[40..48].copy_from_slice(&self.counter.to_le_bytes());
         out[48..52].copy_from_slice(&(self.live.len() as u32).to_le_bytes());
+        out[56..64].copy_from_slice(&self.mark.to_le_bytes());
         for (life, out) in self.live.iter().zip(out[HEAD..].chunks_mut(ENTRY)) {
             out[0..8].copy_from_slice(&life.sequence.to_le_bytes());
             out[8..12].copy_from_slice(&life.slot.to_le_bytes());
@@ -82,6 +85,7 @@ impl Manifest {
             journal: u128_at(slot, 24)?,
             epoch: u32_at(slot, 20)?,
             counter: u64_at(slot, 40)?,
+            mark: u64_at(slot, 56)?,
             live,
         }))
     }

@@ -31,6 +31,7 @@ fn section() -> impl Strategy<Value = Section> {
     ]);
     (any::<[u64; 3]>(), any::<[u32; 2]>(), 0..5_000_u32, kinds).prop_map(
         |([log, position, previous], [count, crc], length, kind)| Section {
+            heals: count % 2 == 1,
             log,
             position,
             previous,
@@ -50,7 +51,7 @@ fn manifest() -> impl Strategy<Value = Manifest> {
     (any::<(u128, u32, u64)>(), vec(life(), 0..20)).prop_map(
         |((journal, epoch, counter), mut live)| {
             live.sort_unstable();
-            Manifest { journal, epoch, counter, live }
+            Manifest { journal, epoch, counter, mark: counter / 2, live }
         },
     )
 }

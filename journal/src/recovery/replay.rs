@@ -49,6 +49,9 @@ pub(crate) struct ReplayedLog {
     pub(crate) last: u64,
     /// Something of it may be in a gap.
     unsure: bool,
+    /// Something of it is in a gap. Whoever wrote the frames behind did not know, so nothing in
+    /// them heals it.
+    broken: bool,
 }
 
 /// What replay may rely on.
@@ -57,6 +60,8 @@ pub(crate) struct Trust {
     /// The epoch in the manifest, when both its copies are whole: a journal that was closed in
     /// this epoch has nothing behind its last frame.
     pub(crate) closed_epoch: Option<u32>,
+    /// The manifest says that everything up to here was durable.
+    pub(crate) mark: u64,
     pub(crate) mutant: Option<Mutant>,
 }
 
@@ -75,7 +80,10 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             if trust.closed_epoch.is_some() && replay.closed_in == trust.closed_epoch {
                 break;
             }
-            let Some((segment, frame)) = replay.resume(&mut scanners, at, trust)? else { break };
+            let Some((segment, frame)) = replay.resume(&mut scanners, at, trust)? else {
+                replay.gap_at_the_end(trust);
+                break;
+            };
             replay.gap(segments, segment, &frame);
             at = (segment, frame.offset);
             next = Some(frame);
@@ -91,7 +99,7 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             scanners[at.0].bad_payloads(&frame)?
         };
         let behind = (at.0, frame.end());
-        if !bad.is_empty() && !replay.is_durable(&mut scanners, behind, &frame, trust)? {
+        if !bad.is_empty() && !is_durable(&mut scanners, behind, &frame, trust)? {
             break;
         }
         replay.apply(&segments[at.0], at.0, &mut scanners[at.0], &frame, &bad)?;
@@ -149,31 +157,27 @@ impl Replay {
         Ok(None)
     }
 
-    /// Whether a frame behind `at` says that this one was durable.
-    fn is_durable(
-        &self,
-        scanners: &mut [Scanner<'_>],
-        at: (usize, u64),
-        frame: &Frame,
-        trust: Trust,
-    ) -> Result<bool, Fault> {
-        if trust.mutant == Some(Mutant::DamageIsTornTail) {
-            return Ok(false);
+    /// No frame is left, and yet there were some.
+    fn gap_at_the_end(&mut self, trust: Trust) {
+        if self.next_lsn > trust.mark || trust.mutant == Some(Mutant::DamageIsTornTail) {
+            return;
         }
-        let (mut segment, mut offset) = at;
-        while let Some(scanner) = scanners.get_mut(segment) {
-            match scanner.search(offset)? {
-                None => (segment, offset) = (segment + 1, FRAMES_AT),
-                Some(later) => {
-                    offset = later.offset + 8;
-                    let header = &later.header;
-                    if header.mark >= frame.header.lsn && header.epoch >= frame.header.epoch {
-                        return Ok(true);
-                    }
-                }
-            }
+        tracing::warn!(
+            target: "voussoir::journal",
+            from_lsn = self.next_lsn,
+            to_lsn = trust.mark,
+            "damage: frames that were durable are gone"
+        );
+        self.open_gap(trust.mark + 1);
+    }
+
+    fn open_gap(&mut self, next_lsn: u64) {
+        self.gaps += 1;
+        self.gap_open = true;
+        self.next_lsn = next_lsn;
+        for log in self.logs.values_mut() {
+            log.unsure = true;
         }
-        Ok(false)
     }
 
     /// Frames are missing before this one.
@@ -185,12 +189,7 @@ impl Replay {
             to_lsn = frame.header.lsn,
             "damage: frames that were durable are gone"
         );
-        self.gaps += 1;
-        self.gap_open = true;
-        self.next_lsn = frame.header.lsn;
-        for log in self.logs.values_mut() {
-            log.unsure = true;
-        }
+        self.open_gap(frame.header.lsn);
     }
 
     fn apply(
@@ -251,7 +250,10 @@ impl Replay {
         self.logs.retain(|_, log| log.name != name);
         let shape = Shape { number: section.log, ..Shape::default() };
         let view = View::new(shape);
-        self.logs.insert(section.log, ReplayedLog { name, view, last: lsn, unsure: false });
+        self.logs.insert(
+            section.log,
+            ReplayedLog { name, view, last: lsn, unsure: false, broken: false },
+        );
     }
 
     fn change(
@@ -273,10 +275,7 @@ impl Replay {
             self.names_missing = true;
             return;
         };
-        if section.previous != log.last {
-            let end = log.view.shape.end;
-            log.view.shape.hurt(end, UNKNOWN);
-        }
+        log.broken = !section.heals && (log.broken || section.previous != log.last);
         log.unsure = false;
         log.last = lsn;
         match section.kind {
@@ -326,12 +325,10 @@ impl Replay {
                     view: View::default(),
                     last: if first { entry.last } else { 0 },
                     unsure: false,
+                    broken: false,
                 });
-                let lost = log.last != entry.last;
+                log.broken |= log.last != entry.last;
                 log.view.shape = shape;
-                if lost {
-                    log.view.shape.hurt(shape.end, UNKNOWN);
-                }
                 (log.last, log.unsure) = (entry.last, false);
                 self.logs.insert(entry.number, log);
             }
@@ -340,7 +337,7 @@ impl Replay {
     }
 
     fn finish(&mut self) {
-        for log in self.logs.values_mut().filter(|log| log.unsure) {
+        for log in self.logs.values_mut().filter(|log| log.unsure || log.broken) {
             let end = log.view.shape.end;
             log.view.shape.hurt(end, UNKNOWN);
         }
@@ -353,6 +350,35 @@ impl Replay {
     }
 }
 
+/// Whether a frame behind `at` says that this one was durable.
+fn is_durable(
+    scanners: &mut [Scanner<'_>],
+    at: (usize, u64),
+    frame: &Frame,
+    trust: Trust,
+) -> Result<bool, Fault> {
+    if trust.mutant == Some(Mutant::DamageIsTornTail) {
+        return Ok(false);
+    }
+    if frame.header.lsn <= trust.mark {
+        return Ok(true);
+    }
+    let (mut segment, mut offset) = at;
+    while let Some(scanner) = scanners.get_mut(segment) {
+        match scanner.search(offset)? {
+            None => (segment, offset) = (segment + 1, FRAMES_AT),
+            Some(later) => {
+                offset = later.offset + 8;
+                let header = &later.header;
+                if header.mark >= frame.header.lsn && header.epoch >= frame.header.epoch {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
+}
+
 impl ReplayedLog {
     fn append(
         &mut self,
@@ -362,8 +388,7 @@ impl ReplayedLog {
         lsn: u64,
     ) {
         let Some((batch, end)) = batch else {
-            let at = self.view.shape.end;
-            self.view.shape.hurt(at, UNKNOWN);
+            self.broken = true;
             return;
         };
         // Only behind a gap is this not just the end.

@@ -7,6 +7,7 @@ use crate::error::Fault;
 use crate::files::read_full_at;
 use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
 use crate::format::index::BatchRef;
+use crate::format::table::Table;
 use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, padded};
 
 const READ_BYTES: usize = 1 << 20;
@@ -203,19 +204,65 @@ impl Rebuilt {
     }
 }
 
-/// Builds the index of a segment from its frames, skipping what does not verify.
-pub(crate) fn rebuild_index(segment: &Segment) -> Result<Vec<Rebuilt>, Fault> {
+/// What the frames of one segment say, without its index.
+#[derive(Debug, Default)]
+pub(crate) struct Rebuild {
+    pub(crate) logs: Vec<Rebuilt>,
+    /// From the first frame to the index, nothing is missing.
+    pub(crate) whole: bool,
+    chains: BTreeMap<u64, Chain>,
+}
+
+/// The sections of one log in one segment, each of which names the frame of the one before.
+#[derive(Debug, Clone, Copy)]
+struct Chain {
+    before: u64,
+    last: u64,
+    broken: bool,
+}
+
+impl Rebuild {
+    /// Whether nothing of a log is missing here: `before` and `after` are the LSNs of its last
+    /// section at the start of this segment and of the next one, as the tables there say.
+    pub(crate) fn proves(&self, log: u64, before: Option<u64>, after: u64) -> bool {
+        match self.chains.get(&log) {
+            None => before == Some(after),
+            Some(chain) => {
+                !chain.broken && chain.before == before.unwrap_or(0) && chain.last == after
+            }
+        }
+    }
+
+    fn note(&mut self, section: &Section, lsn: u64) {
+        if let Some(chain) = self.chains.get_mut(&section.log) {
+            chain.broken |= chain.last != section.previous;
+            chain.last = lsn;
+        } else {
+            let chain = Chain { before: section.previous, last: lsn, broken: false };
+            self.chains.insert(section.log, chain);
+        }
+    }
+}
+
+/// Reads all frames of a segment, skipping what does not verify.
+pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
     let mut scanner = Scanner::new(segment);
     let mut logs: BTreeMap<u64, Rebuilt> = BTreeMap::new();
-    let (mut offset, mut lsn, mut epoch) = (FRAMES_AT, 0, 0);
+    let mut rebuild = Rebuild { whole: true, ..Rebuild::default() };
+    let (mut offset, mut lsn, mut epoch, mut ended) = (FRAMES_AT, 0, 0, false);
     while let Some(frame) = scanner.search(offset)? {
         // Leftovers of an earlier epoch lie behind the end, and never count.
         if frame.header.lsn <= lsn || frame.header.epoch < epoch {
             offset = frame.offset + 8;
             continue;
         }
+        rebuild.whole &= frame.offset == offset;
         (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
-        for section in &frame.sections {
+        let mut batches = frame.batches().peekable();
+        for (at, section) in frame.sections.iter().enumerate() {
+            if section.log != 0 {
+                rebuild.note(section, lsn);
+            }
             match (section.kind, logs.get_mut(&section.log)) {
                 (SectionKind::Truncate, Some(log)) => log.truncate(section.position),
                 (SectionKind::Delete, Some(_)) => {
@@ -223,13 +270,27 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Vec<Rebuilt>, Fault> {
                 }
                 _ => {}
             }
+            if let Some((_, number, batch, end)) = batches.next_if(|(number, ..)| *number == at) {
+                let log = logs.entry(number).or_default();
+                log.number = number;
+                log.append(batch, end, lsn);
+            }
         }
-        for (_, number, batch, end) in frame.batches() {
-            let log =
-                logs.entry(number).or_insert_with(|| Rebuilt { number, ..Rebuilt::default() });
-            log.append(batch, end, lsn);
-        }
+        ended = frame.kind() == Some(FrameKind::Index);
         offset = frame.end();
     }
-    Ok(logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect())
+    rebuild.whole &= ended;
+    rebuild.logs =
+        logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
+    Ok(rebuild)
+}
+
+/// The table at the start of a segment, and the number that the next new log would have got.
+pub(crate) fn first_table(segment: &Segment) -> Result<Option<(Table, u64)>, Fault> {
+    let mut scanner = Scanner::new(segment);
+    let Some(frame) = scanner.frame(FRAMES_AT)? else { return Ok(None) };
+    let whole = frame.kind() == Some(FrameKind::Table) && scanner.bad_payloads(&frame)?.is_empty();
+    let Some((at, section)) = frame.payloads().next().filter(|_| whole) else { return Ok(None) };
+    let payload = scanner.bytes(at, section.length as usize)?;
+    Ok(Table::decode(payload, section.count).map(|table| (table, section.position)))
 }

@@ -1,0 +1,74 @@
+//! The shape of the public API: what may cross threads, and what may be an object.
+
+use std::error::Error as StdError;
+use std::future::Future;
+use std::sync::Arc;
+
+use voussoir_journal::{
+    Batch, BatchBuilder, Commit, CommitFuture, Durability, Error, Fault, File, Files, Follow,
+    Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError, Options, Outcome, ReadError,
+    Receipt, Report, Stats, Work,
+};
+
+fn shared<T: Send + Sync + 'static>() {}
+fn error<T: StdError + Clone + PartialEq + Send + Sync + 'static>() {}
+fn future<T: Future<Output = Result<Receipt, Error>> + Send + Unpin>() {}
+
+#[test]
+fn everything_may_cross_threads() {
+    shared::<Journal>();
+    shared::<Log>();
+    shared::<Commit>();
+    shared::<Batch>();
+    shared::<BatchBuilder>();
+    shared::<CommitFuture>();
+    shared::<Follow>();
+    shared::<Options>();
+    shared::<(Durability, Health, LogInfo, LogName, Outcome, Receipt, Report, Stats, Work)>();
+    error::<Error>();
+    error::<OpenError>();
+    error::<ReadError>();
+    error::<Fault>();
+    future::<CommitFuture>();
+}
+
+#[test]
+fn the_seam_is_object_safe() {
+    let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+    let file: Arc<dyn File> = files.create("a").unwrap();
+    assert!(file.is_empty().unwrap());
+}
+
+#[test]
+fn outcomes_are_typed() {
+    let fault = Fault {
+        operation: "sync",
+        name: "segment-00000000".to_owned(),
+        kind: std::io::ErrorKind::Other,
+        message: "device".to_owned(),
+    };
+    let failed = Error::Failed { fault: fault.clone() };
+    assert_eq!(failed.outcome(), Outcome::Unknown);
+    assert!(!failed.is_retryable());
+    assert_eq!(Error::Stopped { fault }.outcome(), Outcome::NotApplied);
+    let full = Error::Full { pinned_by: vec![LogName { namespace: "a".to_owned(), id: 1 }] };
+    assert!(full.is_retryable());
+    assert_eq!(full.to_string(), "the journal is full; the oldest segments are pinned by a/1");
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    let with = |change: fn(&mut Options)| {
+        let mut options = Options::manual();
+        change(&mut options);
+        match Journal::open_with(Arc::new(MemoryFiles::new()), options) {
+            Err(OpenError::InvalidOptions { reason }) => reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert!(with(|options| options.segment_bytes = 1).contains("segment_bytes"));
+    assert!(with(|options| options.segment_bytes = (64 << 10) + 1).contains("4096"));
+    assert!(with(|options| options.max_bytes = options.segment_bytes).contains("max_bytes"));
+    assert!(with(|options| options.max_logs = 0).contains("max_logs"));
+    assert!(with(|options| options.bulk_share_bytes = 0).contains("bulk_share_bytes"));
+}
