@@ -137,7 +137,9 @@ fn put(out: &mut BytesMut, kind: u8, group: u64, fields: &[u64], rest: usize) {
     out.put_u16_le((HEADER + fields.len() * 8 + rest) as u16);
     out.put_u32_le(0);
     out.put_u64_le(group);
-    fields.iter().for_each(|field| out.put_u64_le(*field));
+    for field in fields {
+        out.put_u64_le(*field);
+    }
 }
 
 /// Decodes a message and the group that it is for. Payloads share the memory of `bytes`.

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use bytes::{Bytes, BytesMut};
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -7,7 +9,11 @@ use crate::message::*;
 use crate::types::{Entry, EntryKind, HardState, SnapshotMeta};
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    let mut text = String::new();
+    for byte in bytes {
+        write!(text, "{byte:02x}").unwrap();
+    }
+    text
 }
 
 fn entry(term: u64, index: u64, data: &'static [u8]) -> Entry {

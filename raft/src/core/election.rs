@@ -15,11 +15,11 @@ pub(super) struct Votes {
 }
 
 impl Votes {
-    fn granted(&self) -> usize {
+    fn granted(self) -> usize {
         self.granted.count_ones() as usize + usize::from(self.own)
     }
 
-    fn refused(&self) -> usize {
+    fn refused(self) -> usize {
         self.refused.count_ones() as usize
     }
 

@@ -198,7 +198,7 @@ impl<D: Disk> RaftNode<D> {
             }
             Output::TakeSnapshot => self.tasks.push_back(Task::Snapshot),
             Output::SendSnapshot { id, to, term, meta } => {
-                self.send_snapshot(ctx, id, to, term, &meta)
+                self.send_snapshot(ctx, id, to, term, &meta);
             }
             Output::DiscardSnapshot { meta } => self.staged.retain(|(staged, _)| *staged != meta),
             Output::Fetch { id, range, max_bytes } => {
