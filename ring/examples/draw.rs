@@ -21,7 +21,7 @@ fn colour(number: usize, of_new: bool) -> String {
         "#111827".to_owned()
     } else {
         let hue = number as f64 * 137.508 % 360.0;
-        format!("hsl({hue:.0}, 62%, {}%)", if number % 2 == 0 { 58 } else { 46 })
+        format!("hsl({hue:.0}, 62%, {}%)", if number.is_multiple_of(2) { 58 } else { 46 })
     }
 }
 

@@ -15,7 +15,7 @@
 #[non_exhaustive]
 pub struct RingConfig {
     /// Points on the ring for a node of weight one: 1 to 65,536. More points spread the keys more
-    /// evenly (the deviation of a node's load falls with the square root) and take more memory (25
+    /// evenly (the deviation of a node's load falls with the square root) and take more memory (17
     /// bytes each). Default: 160.
     pub virtual_nodes: u32,
 }

@@ -26,7 +26,9 @@ impl Zipf {
             sum
         });
         let mut sums: Vec<f64> = sums.collect();
-        sums.iter_mut().for_each(|one| *one /= sum);
+        for one in &mut sums {
+            *one /= sum;
+        }
         let below = |part: usize| sums.partition_point(|&s| s < part as f64 / 4096.0) as u32;
         let guide = (0..=4096).map(below).collect();
         Self { sums, guide }
@@ -82,9 +84,9 @@ fn merged_sketches_find_what_each_alone_would_miss() {
     let mut parts: Vec<HotKeys> = (0..4).map(|_| HotKeys::new(&config).unwrap()).collect();
     let mut real: HashMap<u64, u64> = HashMap::new();
     for nth in 0..200_000_u64 {
-        let key = if nth % 50 == 0 { 7 } else { 1000 + hash::mix(nth) % 5000 };
+        let key = if nth.is_multiple_of(50) { 7 } else { 1000 + hash::mix(nth) % 5000 };
         *real.entry(key).or_default() += 1;
-        parts[(hash::mix(nth ^ 99) % 4) as usize].record(&key.to_le_bytes());
+        parts[(hash::mix(nth ^ 0x63) % 4) as usize].record(&key.to_le_bytes());
     }
     let mut all = parts.pop().unwrap();
     for part in &parts {

@@ -4,11 +4,11 @@
 //! node of the first point at or after it, wrapping at the end.
 //!
 //! A slot of the table covers the positions that share its leading bits. It is one `u64`: the number
-//! of the first point at or after its start, and where inside the slot up to four points stand, 9
-//! bits each. The point of a position is then the first one plus as many as stand before it, all
-//! four compared at once and without a branch; its node is read from an array of nodes alone. What
-//! the 9 bits cannot decide (more points, or a point with the same 9 bits: one position in a
-//! hundred) is looked up among the points themselves.
+//! of the first point at or after its start, and where inside the slot up to four points stand, 10
+//! bits each. The point of a position is then the first one plus as many as stand before it, counted
+//! without a branch; its node is read from an array of nodes alone. What the 10 bits cannot decide
+//! (more points, or a point with the same 10 bits: one position in a hundred) is looked up among
+//! the points themselves.
 //!
 //! Slots and nodes are all that nearly every lookup touches, and they are what is kept small: 1.3
 //! MiB for a thousand nodes of 160 points.
@@ -25,15 +25,8 @@ const NODE_MASK: u64 = (1 << NODE_BITS) - 1;
 /// Bits of a slot for the number of a point.
 const FIRST_BITS: u32 = 24;
 const PLACES: u32 = 4;
-const PLACE_BITS: u32 = 9;
-/// A place and a bit above it, clear in a place, that catches the borrow when two are compared.
-const FIELD_BITS: u32 = PLACE_BITS + 1;
-/// One in each field.
-const ONES: u64 = 1 | 1 << FIELD_BITS | 1 << (2 * FIELD_BITS) | 1 << (3 * FIELD_BITS);
-/// The upper bit of each field. A slot that has them set has more points than places.
-const UPPER: u64 = ONES << PLACE_BITS;
-/// The last place in each field: where no point stands.
-const NOWHERE: u64 = UPPER - ONES;
+const PLACE_BITS: u32 = 10;
+const PLACE_MAX: u64 = (1 << PLACE_BITS) - 1;
 
 /// Up to this many points the table may be longer than it need be: it stays in the inner caches.
 const SMALL: u64 = 16_384;
@@ -45,8 +38,8 @@ pub(crate) struct RingTable {
     points: Box<[u64]>,
     /// The node of each point, and the first one again at the end.
     nodes: Box<[u16]>,
-    /// From the top: the places of the points inside, each in its field, the lowest first; the
-    /// number of the first point.
+    /// From the top: the places of the points inside, ascending, [`PLACE_MAX`] for none; the number
+    /// of the first point. Descending places mark a slot that has more points.
     slots: Box<[u64]>,
     /// Leading bits of a position that choose its slot.
     slot_bits: u32,
@@ -61,15 +54,8 @@ const fn end_of(point: u64) -> u64 {
     point | NODE_MASK
 }
 
-/// How many of four places come before a place, and whether one is equal to it.
-#[inline]
-const fn compare(places: u64, place: u64) -> (u64, bool) {
-    let differences = (places | UPPER) - place * ONES;
-    // The upper bit of a field is left where its place is not below; multiplying sums these bits.
-    let not_below = ((((differences & UPPER) >> PLACE_BITS) * ONES) >> (3 * FIELD_BITS)) & 7;
-    let equal = differences ^ UPPER;
-    // A field of zero is the lowest one that borrows and had no upper bit.
-    (PLACES as u64 - not_below, equal.wrapping_sub(ONES) & !equal & UPPER != 0)
+const fn place_in(slot: u64, nth: u32) -> u64 {
+    (slot >> (FIRST_BITS + nth * PLACE_BITS)) & PLACE_MAX
 }
 
 impl RingTable {
@@ -101,10 +87,12 @@ impl RingTable {
         let slot = self.slots[(position >> (64 - self.slot_bits)) as usize];
         let place = (position << self.slot_bits) >> (64 - PLACE_BITS);
         let first = (slot & ((1 << FIRST_BITS) - 1)) as usize;
-        let places = slot >> FIRST_BITS;
-        let (before, tied) = compare(places & NOWHERE, place);
-        let undecided = tied || places & UPPER != 0;
-        if undecided { self.scan(first, position) } else { first + before as usize }
+        let (mut before, mut undecided) = (0, place_in(slot, 0) > place_in(slot, 1));
+        for nth in 0..PLACES {
+            before += usize::from(place > place_in(slot, nth));
+            undecided |= place == place_in(slot, nth);
+        }
+        if undecided { self.scan(first, position) } else { first + before }
     }
 
     #[cold]
@@ -117,7 +105,7 @@ impl RingTable {
     #[inline]
     pub(crate) fn walk(&self, position: u64) -> impl Iterator<Item = u16> {
         let (wrapped, ahead) = self.nodes.split_at(self.at_or_after(position));
-        // The copy of the first node stands for it only when the walk starts there.
+        // The copy of the first node at the end makes it the next one twice: harmless.
         ahead.iter().chain(wrapped).copied()
     }
 
@@ -172,40 +160,21 @@ fn fill(points: &[u64], slot_bits: u32) -> Box<[u64]> {
     let mut next = 0;
     for (number, slot) in slots.iter_mut().enumerate() {
         let first = next;
-        let mut places = NOWHERE;
+        let mut places = 0;
         while next < points.len() && points[next] >> (64 - slot_bits) == number as u64 {
-            let nth = (next - first) as u32;
-            if nth < PLACES {
-                let unset = NOWHERE & (((1 << FIELD_BITS) - 1) << (nth * FIELD_BITS));
-                places = (places ^ unset) | (place(points[next]) << (nth * FIELD_BITS));
+            if next - first < PLACES as usize {
+                places |= place(points[next]) << ((next - first) as u32 * PLACE_BITS);
             }
             next += 1;
         }
-        if next - first > PLACES as usize {
-            places = UPPER;
+        let inside = (next - first) as u32;
+        if inside <= PLACES {
+            // Nothing stands in the rest: all ones there.
+            places |= u64::MAX.checked_shl(inside * PLACE_BITS).unwrap_or(0);
+        } else {
+            places = PLACE_MAX;
         }
         *slot = (places << FIRST_BITS) | first as u64;
     }
     slots.into_boxed_slice()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{NOWHERE, PLACES, compare};
-
-    #[test]
-    fn four_places_compare_as_one_by_one() {
-        let interesting = [0, 1, 2, 254, 255, 256, 257, 510, 511];
-        for a in interesting {
-            for b in interesting {
-                for at in interesting.into_iter().chain(0..512) {
-                    let four = [a, b, 511, b];
-                    let places = (0..PLACES as usize).map(|nth| four[nth] << (10 * nth)).sum();
-                    let before = four.iter().filter(|&&place| place < at).count() as u64;
-                    assert_eq!(compare(places, at), (before, four.contains(&at)), "{four:?} {at}");
-                }
-            }
-        }
-        assert_eq!(compare(NOWHERE, 510), (0, false));
-    }
 }

@@ -10,7 +10,7 @@ use crate::hash::murmur2;
 /// ```
 /// use std::num::NonZeroU32;
 /// use voussoir_ring::compat::kafka::partition;
-/// assert_eq!(partition(b"kafka", NonZeroU32::new(12).unwrap()), 8);
+/// assert_eq!(partition(b"kafka", NonZeroU32::new(12).unwrap()), 4);
 /// ```
 pub fn partition(key: &[u8], partitions: NonZeroU32) -> u32 {
     (murmur2(key) & 0x7fff_ffff) % partitions
