@@ -1,4 +1,4 @@
-//! Sixty requests a minute for each caller, in five bursts, and an answer that says what is left.
+//! Ten requests a second and sixty a minute for each caller, and a limiter to wait for.
 //!
 //! ```text
 //! cargo run -p voussoir-limit --example minimal

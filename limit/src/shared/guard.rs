@@ -121,11 +121,11 @@ impl Guard {
             return Err(StoreError::Resting);
         }
         let takes = [Take { key, quota: self.quota, least, most }];
-        let answer = match tokio::time::timeout(self.outage.timeout, self.counter.take(&takes)).await
-        {
-            Ok(answer) => answer.and_then(|taken| checked(&taken, least, most)),
-            Err(_) => Err(StoreError::NoAnswer(format!("within {:?}", self.outage.timeout))),
-        };
+        let answer =
+            match tokio::time::timeout(self.outage.timeout, self.counter.take(&takes)).await {
+                Ok(answer) => answer.and_then(|taken| checked(&taken, least, most)),
+                Err(_) => Err(StoreError::NoAnswer(format!("within {:?}", self.outage.timeout))),
+            };
         if let Err(error) = &answer {
             tracing::warn!(target: "voussoir::limit", %error, key, "no answer from the store");
             let until = self.clock.now().saturating_add(nanos(self.outage.rest));

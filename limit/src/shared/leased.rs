@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use super::counter::{Counter, Taken};
 use super::guard::{Guard, OutageConfig, Pass, SharedError, Source};
 use crate::clock::{Clock, Monotonic};
+use crate::core::Kind;
 use crate::error::ConfigError;
 use crate::quota::{Quota, nanos};
 
@@ -65,6 +66,9 @@ pub struct Leased {
     quota: Quota,
     lease: u64,
     lease_for: u64,
+    /// How long a denial holds at least: until half a lease has flowed back, so that a limit that
+    /// is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
+    pause: u64,
     keys_max: usize,
     shares: Mutex<Shares>,
     asked: AtomicU64,
@@ -113,8 +117,15 @@ impl Leased {
         if config.lease_for.is_zero() {
             return Err(ConfigError::Limit("lease_for"));
         }
+        let guard = Guard::new(counter, quota, config.outage, config.clock)?;
+        let rules = quota.rules()?;
+        let pause = match rules.kind {
+            Kind::Gcra => rules.interval.saturating_mul(config.lease.min(rules.limit) / 2),
+            _ => 0,
+        };
         Ok(Self {
-            guard: Guard::new(counter, quota, config.outage, config.clock)?,
+            guard,
+            pause,
             quota,
             lease: config.lease,
             lease_for: nanos(config.lease_for),
@@ -167,8 +178,11 @@ impl Leased {
         self.granted.fetch_add(taken.granted, Ordering::Relaxed);
         let mut state = share.state.lock();
         if taken.granted == 0 {
-            let wait = taken.retry_after.map_or(0, nanos);
-            state.denied = Some((taken, cost, self.guard.clock.now().saturating_add(wait)));
+            let wait = taken.retry_after.map(|wait| nanos(wait).max(self.pause));
+            let taken = Taken { retry_after: wait.map(Duration::from_nanos), ..taken };
+            if let Some(wait) = wait {
+                state.denied = Some((taken, cost, self.guard.clock.now().saturating_add(wait)));
+            }
             return Err(self.guard.denial(&taken).into());
         }
         self.lost.fetch_add(state.units, Ordering::Relaxed);

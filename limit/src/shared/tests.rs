@@ -65,7 +65,8 @@ async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
         let outage = OutageConfig { on_outage, ..OutageConfig::default() };
         let config = LeasedConfig { outage, clock, lease: 2, ..LeasedConfig::default() };
         let leased =
-            Leased::new(Arc::clone(&counter) as _, Quota::gcra(5, SECOND).burst(5), config).unwrap();
+            Leased::new(Arc::clone(&counter) as _, Quota::gcra(5, SECOND).burst(5), config)
+                .unwrap();
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Store);
         counter.fail(down());
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Lease);
