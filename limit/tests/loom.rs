@@ -38,16 +38,23 @@ fn rules(kind: Kind, count: u64, burst: u64) -> Rules {
     Rules::new(kind, count, 1000, burst).expect("the figures fit")
 }
 
+/// All interleavings with up to three switches away from a thread that could go on.
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
 /// Threads that come together take exactly what there is.
 fn exactly_the_limit(kind: Kind) {
-    loom::model(move || {
+    check(move || {
         let cell = Arc::new(AtomicCell::new(&rules(kind, 2, 2)));
-        let taker = || {
+        let taker = |turns: usize| {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || (0..2).filter(|_| cell.step(NOW, 1).admitted()).count())
+            move || (0..turns).filter(|_| cell.step(NOW, 1).admitted()).count()
         };
-        let threads = [taker(), taker()];
-        let taken: usize = threads.into_iter().map(|t| t.join().expect("it ends")).sum();
+        let other = thread::spawn(taker(1));
+        let taken = taker(2)() + other.join().expect("it ends");
         assert_eq!(taken, 2, "{kind:?}");
     });
 }
@@ -55,11 +62,11 @@ fn exactly_the_limit(kind: Kind) {
 /// A decision never mixes an old quota with a converted word: what was taken before a change is
 /// what is used after it.
 fn a_change_keeps_what_is_used() {
-    loom::model(|| {
+    check(|| {
         let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 10, 3)));
         let taker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || (0..2).filter(|_| cell.step(NOW, 1).admitted()).count() as u64)
+            thread::spawn(move || u64::from(cell.step(NOW, 1).admitted()))
         };
         cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
         let taken = taker.join().expect("it ends");
@@ -69,7 +76,7 @@ fn a_change_keeps_what_is_used() {
 
 /// One who reserves and gives up leaves nothing behind, whoever checks meanwhile.
 fn a_reservation_given_up_comes_back() {
-    loom::model(|| {
+    check(|| {
         let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 1, 1)));
         assert!(cell.step(NOW, 1).admitted());
         let checker = {
