@@ -130,7 +130,7 @@ fn advised_splits_even_out_a_skewed_keyspace() {
     let key = |n: u64| {
         let random = hash::mix(n);
         // Nine in ten in a tenth of the keys.
-        let bound = if random % 10 == 0 { 10_000 } else { 1000 };
+        let bound = if random.is_multiple_of(10) { 10_000 } else { 1000 };
         format!("user:{:05}", (random >> 8) % bound)
     };
     for _ in 0..40 {
