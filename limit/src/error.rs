@@ -33,17 +33,17 @@ pub enum ConfigError {
 
 /// The request must not pass: nothing was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("rate limit exceeded{}", retry_hint(.wait))]
+#[error("rate limit exceeded{}", retry_hint(*.wait))]
 pub struct Denied {
     standing: Standing,
     wait: u64,
 }
 
-fn retry_hint(wait: &u64) -> String {
-    if *wait == NEVER {
+fn retry_hint(wait: u64) -> String {
+    if wait == NEVER {
         return " by the cost of this request alone".into();
     }
-    format!(", retry after {:?}", Duration::from_nanos(*wait))
+    format!(", retry after {:?}", Duration::from_nanos(wait))
 }
 
 impl Denied {

@@ -85,7 +85,7 @@ impl<B> KeyOf<Request<B>> for ForwardedFor {
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) & !u128::from(u64::MAX)).into()),
-        ip => ip,
+        ip @ IpAddr::V4(_) => ip,
     }
 }
 

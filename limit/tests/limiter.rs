@@ -14,7 +14,7 @@ fn first_minute(quota: Quota) -> u64 {
     let limiter = Limiter::new(quota).unwrap();
     let tries =
         (0..600_u64).map(|turn| limiter.check_at(MINUTE.as_nanos() as u64 + turn * 100_000_000, 1));
-    tries.filter(Result::is_ok).count() as u64
+    tries.flatten().count() as u64
 }
 
 #[test]
@@ -132,7 +132,7 @@ async fn those_who_wait_are_served_in_order_and_at_the_rate() {
         assert!(served.iter().map(|(turn, _)| *turn).eq(0..25), "{served:?}");
         let times: Vec<Duration> = served.into_iter().map(|(_, at)| at).collect();
         for from in 0..15 {
-            assert!(times[from + 10] - times[from] >= SECOND, "{times:?}");
+            assert!(times[from + 10] >= times[from] + SECOND, "{times:?}");
         }
         assert!(times[24] < SECOND * 5 / 2 + Duration::from_millis(50), "{times:?}");
     }

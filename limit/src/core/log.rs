@@ -12,14 +12,17 @@ pub(crate) struct Log {
     /// Time and units, times ascending.
     entries: VecDeque<(u64, u64)>,
     units: u64,
+    /// The latest time judged at: what had left the window then is forgotten.
+    seen: u64,
 }
 
 impl Log {
     pub(crate) fn judge(&mut self, rules: &Rules, now: u64, cost: u64) -> Verdict {
         let now = now.min(NOW_MAX);
         // Threads may come with times out of order: the log does not go back.
+        let at = now.max(self.seen);
+        self.seen = at;
         let last = self.entries.back().map_or(0, |(at, _)| *at);
-        let at = now.max(last);
         self.expire(rules, at);
         let room = rules.limit.saturating_sub(self.units);
         let wait = match cost {

@@ -290,7 +290,7 @@ fn broken_cells_are_caught() {
             *cell = One::new(cell.rules);
         }
     };
-    let flood = |broken: Rules, mut defect: Box<dyn FnMut(&mut One, u64)>| {
+    let flood = |broken: Rules, defect: fn(&mut One, u64)| {
         let (mut cell, mut taken) = (One::new(broken), Vec::new());
         for now in 0..500 {
             defect(&mut cell, now);
@@ -300,9 +300,9 @@ fn broken_cells_are_caught() {
         }
         overfull(&rules, &taken)
     };
-    assert_eq!(flood(rules, Box::new(|_, _| {})), None);
-    assert!(flood(fast, Box::new(|_, _| {})).is_some());
-    assert!(flood(rules, Box::new(forgetful)).is_some());
+    assert_eq!(flood(rules, |_, _| {}), None);
+    assert!(flood(fast, |_, _| {}).is_some());
+    assert!(flood(rules, forgetful).is_some());
 }
 
 /// What is admitted at most is what can be admitted: the bound is reached.

@@ -12,7 +12,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 pub struct Standing {
     limit: u64,
     left: u64,
-    /// What of `left` makes one unit of cost.
+    /// What of `left` makes one unit of cost: at least 1.
     unit: u64,
     reset_ns: u64,
     tier: u32,
@@ -35,7 +35,7 @@ impl Standing {
 
     /// Units that can be taken right now, the decision already counted.
     pub const fn remaining(&self) -> u64 {
-        if self.unit == 0 { self.left } else { self.left / self.unit }
+        self.left / self.unit
     }
 
     /// Until the quota is as if never used, if nobody takes from it any more.

@@ -117,6 +117,8 @@ impl<K> Shard<K> {
     where
         K: Eq,
     {
+        // The key may have been forgotten by the last sweep, later than a late caller's `now`.
+        let now = now.max(self.swept);
         let mut cells = fresh(&self.rules);
         let verdict = step_all(&mut cells, &self.rules, now, cost);
         if !verdict.admitted() || cost == 0 {

@@ -93,9 +93,10 @@ proptest! {
         log in any::<bool>(),
         history in proptest::collection::vec((0..40_u64, 0..80_u64, 1..3_u64), 1..600),
     ) {
-        let quota = |log: bool| match log {
-            true => Quota::sliding_log(3, Duration::from_nanos(50)),
-            false => Quota::gcra(3, Duration::from_nanos(50)).burst(3),
+        let quota = |log: bool| if log {
+            Quota::sliding_log(3, Duration::from_nanos(50))
+        } else {
+            Quota::gcra(3, Duration::from_nanos(50)).burst(3)
         };
         let limiter = keyed(&[quota(log)], 1000, WhenFull::Deny);
         let mut plain: HashMap<u64, crate::Limiter> = HashMap::new();

@@ -54,7 +54,9 @@ struct Link {
 
 impl std::fmt::Debug for Link {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link").field("server_start_us", &self.server_start_us).finish()
+        f.debug_struct("Link")
+            .field("server_start_us", &self.server_start_us)
+            .finish_non_exhaustive()
     }
 }
 

@@ -12,8 +12,8 @@ fn store() -> (Arc<TokioClock>, Arc<MemoryCounter>) {
     (Arc::clone(&clock), Arc::new(MemoryCounter::new(clock)))
 }
 
-fn down() -> Option<StoreError> {
-    Some(StoreError::Unreachable("it is down".into()))
+fn down() -> StoreError {
+    StoreError::Unreachable("it is down".into())
 }
 
 #[tokio::test(start_paused = true)]
@@ -68,7 +68,7 @@ async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
             Leased::new(Arc::clone(&counter) as _, Quota::gcra(5, SECOND).burst(5), config)
                 .unwrap();
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Store);
-        counter.fail(down());
+        counter.fail(Some(down()));
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Lease);
         let before = counter.asked();
         for _ in 0..50 {
