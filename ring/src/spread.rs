@@ -57,7 +57,7 @@ impl Picks<'_> {
         }
         let zone = &*self.members.zone;
         if self.members.zone_nodes.len() <= 64 {
-            // Whether a candidate is new to its zone cannot be predicted, nothing branches on it.
+            // Whether a candidate is new to its zone cannot be predicted: no branch on it.
             let (mut seen, mut len) = (0_u64, 0);
             candidates.offer(&mut |node| {
                 let bit = 1 << (zone[usize::from(node)] % 64);
