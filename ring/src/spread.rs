@@ -1,6 +1,6 @@
 //! Choosing replicas from an order of candidates so that they share as little fate as possible.
 //!
-//! In rounds: in round r every zone may give its r-th replica, taken in the candidates' order; first
+//! In rounds: in round r every zone may give its r-th replica, in the candidates' order; first
 //! the zones that have a rack without a replica, from such a rack, then the others. Each pass is a
 //! greedy choice under limits that only loosen, so a node that joins, leaves or changes weight
 //! displaces at most one other in a list: that is what keeps movement at its minimum with zones and
@@ -57,7 +57,7 @@ impl Picks<'_> {
         }
         let zone = &*self.members.zone;
         if self.members.zone_nodes.len() <= 64 {
-            // Whether a candidate is new to its zone cannot be predicted, so nothing branches on it.
+            // Whether a candidate is new to its zone cannot be predicted: no branch on it.
             let (mut seen, mut len) = (0_u64, 0);
             candidates.offer(&mut |node| {
                 let bit = 1 << (zone[usize::from(node)] % 64);

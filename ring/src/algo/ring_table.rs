@@ -3,9 +3,9 @@
 //! A point is a `u64`: 40 bits of position, 24 bits for its node. The owner of a position is the
 //! node of the first point at or after it, wrapping at the end.
 //!
-//! A slot of the table covers the positions that share its leading bits. It is one `u64`: the number
+//! A slot of the table covers the positions that share its leading bits. One `u64`: the number
 //! of the first point at or after its start, and where inside the slot up to four points stand, 10
-//! bits each. The point of a position is then the first one plus as many as stand before it, counted
+//! bits each. The point of a position is the first one plus as many as stand before it, counted
 //! without a branch; its node is read from an array of nodes alone. What the 10 bits cannot decide
 //! (more points, or a point with the same 10 bits: one position in a hundred) is looked up among
 //! the points themselves.

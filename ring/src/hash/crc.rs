@@ -47,7 +47,7 @@ pub fn crc16(bytes: &[u8]) -> u16 {
 ///
 /// # Example
 /// ```
-/// assert_eq!(voussoir_ring::hash::crc32(b"123456789"), 0xCBF4_3926); // the catalogue's check value
+/// assert_eq!(voussoir_ring::hash::crc32(b"123456789"), 0xCBF4_3926); // check value
 /// ```
 pub fn crc32(bytes: &[u8]) -> u32 {
     !crc32_unfinished(bytes)

@@ -29,7 +29,8 @@ const NONE: u32 = u32::MAX;
 ///     hot.record(&n.to_le_bytes());
 /// }
 /// let above = hot.above(0.1);
-/// assert_eq!((above[0].key.as_slice(), above[1].key.as_slice()), (&b"other-key"[..], &b"celebrity"[..]));
+/// assert_eq!(above[0].key, b"other-key");
+/// assert_eq!(above[1].key, b"celebrity");
 /// ```
 #[derive(Clone)]
 pub struct HotKeys {
