@@ -4,7 +4,7 @@
 //!
 //! | log | position | record |
 //! |---|---|---|
-//! | `raft.log`/group | index of the entry | an entry, see [`codec`](crate::codec) |
+//! | `raft.log`/group | index of the entry | an entry, see [`codec`] |
 //! | `raft.state`/group | the last one counts | identity, hard state, current snapshot |
 //! | `raft.snapshot.GROUP`/number | 0 | name of the snapshot |
 //! | | 1 and on | its chunks |
@@ -27,7 +27,7 @@
 //! | 96 | u128 | reserved: written as 0, not looked at |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
-//! [`codec`](crate::codec); the end record is the number of its chunks (u64).
+//! [`codec`]; the end record is the number of its chunks (u64).
 
 mod pipeline;
 mod snapshots;
