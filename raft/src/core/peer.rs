@@ -103,37 +103,6 @@ impl Peer {
         self.inflight_bytes += weight;
     }
 
-    /// When to ask again, while an answer is awaited.
-    pub(super) fn deadline(&self) -> Option<u64> {
-        match self.flow {
-            Flow::Probe { waiting: true } => Some(self.resend_at),
-            Flow::Replicate if !self.inflight.is_empty() => Some(self.resend_at),
-            _ => None,
-        }
-    }
-
-    pub(super) fn is_full(&self, max_messages: usize, max_bytes: u64) -> bool {
-        self.inflight.len() >= max_messages || self.inflight_bytes >= max_bytes
-    }
-
-    /// A message with the entries `self.next..end` is under way.
-    pub(super) fn note_sent(&mut self, end: u64, weight: u64, resend_at: u64) {
-        match self.flow {
-            Flow::Probe { .. } => {
-                self.flow = Flow::Probe { waiting: true };
-                self.resend_at = resend_at;
-            }
-            _ => {
-                if self.inflight.is_empty() {
-                    self.resend_at = resend_at;
-                }
-                self.next = end;
-                self.inflight.push_back((end - 1, weight));
-                self.inflight_bytes += weight;
-            }
-        }
-    }
-
     /// The follower's log is durable up to `matched`. Returns whether that is news.
     pub(super) fn acknowledged(&mut self, matched: u64) -> bool {
         while let Some((last, weight)) = self.inflight.front().copied() {

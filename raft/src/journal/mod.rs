@@ -4,7 +4,7 @@
 //!
 //! | log | position | record |
 //! |---|---|---|
-//! | `raft.log`/group | index of the entry | an entry, see [`codec`](crate::codec) |
+//! | `raft.log`/group | index of the entry | an entry, see [`codec`] |
 //! | `raft.state`/group | the last one counts | identity, hard state, current snapshot |
 //! | `raft.snapshot.GROUP`/number | 0 | name of the snapshot |
 //! | | 1 and on | its chunks |
@@ -27,7 +27,7 @@
 //! | 96 | u128 | reserved: written as 0, not looked at |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
-//! [`codec`](crate::codec); the end record is the number of its chunks (u64).
+//! [`codec`]; the end record is the number of its chunks (u64).
 
 mod pipeline;
 mod snapshots;
@@ -43,7 +43,7 @@ use bytes::Bytes;
 use voussoir_journal::{Health, Journal, Log};
 
 use self::pipeline::Pipeline;
-use self::snapshots::Snapshots;
+use self::snapshots::{Adoption, Snapshots};
 use self::state::State;
 use crate::codec;
 use crate::core::Restored;
@@ -240,8 +240,10 @@ impl LogStore for JournalStore {
         let Some(name) = &write.snapshot else {
             return self.inner.pipeline.write(write, None, done);
         };
-        let Some(adopts) = self.inner.snapshots.adopt(name) else {
-            return done.complete(Err(StoreError::NotStaged));
+        let adopts = match self.inner.snapshots.adopt(name) {
+            Some(Adoption::Newer(current)) => Some(current),
+            Some(Adoption::Stale) => None,
+            None => return done.complete(Err(StoreError::NotStaged)),
         };
         let snapshots = Arc::clone(&self.inner.snapshots);
         let adopted = Completion::new(move |result| {
