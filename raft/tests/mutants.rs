@@ -31,15 +31,12 @@ fn every_mutant_is_caught() {
         options.mutant = Some(mutant);
         let runner = Runner::new("cargo test -p voussoir-raft --features testing --test mutants");
         let result = runner.seeds(limit).twice(0).run(|seed| run(seed, &options));
-        match result {
-            Err(broken) => {
-                let seen = broken.failure.message().lines().next().unwrap_or_default();
-                println!("{name:<28} {:>6}  {seen:.90}", broken.seed + 1);
-            }
-            Ok(_) => {
-                println!("{name:<28} {limit:>5}+  nothing");
-                survivors.push(name);
-            }
+        if let Err(broken) = result {
+            let seen = broken.failure.message().lines().next().unwrap_or_default();
+            println!("{name:<28} {:>6}  {seen:.90}", broken.seed + 1);
+        } else {
+            println!("{name:<28} {limit:>5}+  nothing");
+            survivors.push(name);
         }
     }
     assert!(survivors.is_empty(), "not caught: {survivors:?}");

@@ -44,6 +44,7 @@ pub enum Mutant {
     IgnoreFailedWrite,
 }
 
+#[cfg(feature = "testing")]
 impl Mutant {
     /// All of them.
     pub const ALL: [Self; 17] = [
