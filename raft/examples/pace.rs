@@ -144,7 +144,7 @@ fn main() -> Result<(), Failure> {
     client.block_on(load(raft.clone(), clients, operations / 10 + clients))?;
     let (cpu, began) = (cpu_time(), Instant::now());
     let took = client.block_on(load(raft.clone(), clients, operations))?;
-    let (wall, cpu) = (began.elapsed(), cpu_time() - cpu);
+    let (wall, cpu) = (began.elapsed(), cpu_time().saturating_sub(cpu));
     let (count, at) = (took.len() as f64, |part: f64| took[(took.len() as f64 * part) as usize]);
     println!(
         "{kind} {layout} clients={clients} {:.0}/s p50={:?} p99={:?} cpu/op={:.2}us {:?}",

@@ -15,7 +15,7 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Where one group keeps its log, its vote and its snapshots.
 ///
-/// What every implementation keeps, and [`testing`](crate::testing) checks:
+/// What every implementation keeps, and `testing::conformance` checks:
 ///
 /// * Writes become durable in the order of the calls. After a crash the store gives back a prefix
 ///   of them that contains every one reported as durable; of the first write that is missing, a

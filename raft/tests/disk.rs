@@ -95,7 +95,7 @@ async fn acknowledged_writes_survive_restarts_and_snapshots() {
     leader(&nodes).await;
     for node in &nodes {
         node.raft.read().await.unwrap();
-        assert_eq!(*node.machine.text.lock(), expected);
+        assert_eq!(*node.machine.value.lock(), expected);
         let status = node.raft.status().borrow().clone();
         assert!(status.snapshot >= 100 && status.first > 50, "snapshots were taken: {status:?}");
     }

@@ -43,7 +43,7 @@ use bytes::Bytes;
 use voussoir_journal::{Health, Journal, Log};
 
 use self::pipeline::Pipeline;
-use self::snapshots::Snapshots;
+use self::snapshots::{Adoption, Snapshots};
 use self::state::State;
 use crate::codec;
 use crate::core::Restored;
@@ -240,8 +240,10 @@ impl LogStore for JournalStore {
         let Some(name) = &write.snapshot else {
             return self.inner.pipeline.write(write, None, done);
         };
-        let Some(adopts) = self.inner.snapshots.adopt(name) else {
-            return done.complete(Err(StoreError::NotStaged));
+        let adopts = match self.inner.snapshots.adopt(name) {
+            Some(Adoption::Newer(current)) => Some(current),
+            Some(Adoption::Stale) => None,
+            None => return done.complete(Err(StoreError::NotStaged)),
         };
         let snapshots = Arc::clone(&self.inner.snapshots);
         let adopted = Completion::new(move |result| {

@@ -180,7 +180,8 @@ impl Pipeline {
     fn pump(self: &Arc<Self>, queue: &mut Queue) -> Told {
         while let Some(step) = queue.backlog.front() {
             let (alone, touches_entries) = (queue.flying.is_empty(), step.touches_entries);
-            if !alone && !(queue.in_order && touches_entries) {
+            let may_follow = alone || (queue.in_order && touches_entries);
+            if !may_follow {
                 break;
             }
             let number = queue.landed + queue.flying.len() as u64;

@@ -41,6 +41,15 @@ struct Table {
     doomed: HashSet<u64>,
 }
 
+/// What becomes of a staged snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Adoption {
+    /// It becomes current.
+    Newer(Current),
+    /// It is not newer than the current one, and goes.
+    Stale,
+}
+
 impl Snapshots {
     /// Removes what is not current, unless it is uncertain what that is.
     pub(super) fn open(
@@ -116,18 +125,17 @@ impl Snapshots {
         }
     }
 
-    /// Decides about a staged snapshot: `Some(None)` when it is not newer than the current one.
-    /// `None` when it is not there.
-    pub(super) fn adopt(&self, name: &SnapshotName) -> Option<Option<Current>> {
+    /// Decides about a staged snapshot. `None` when it is not there.
+    pub(super) fn adopt(&self, name: &SnapshotName) -> Option<Adoption> {
         let mut table = self.table.lock();
         let staged = table.staged.remove(&name.identity)?;
         if table.adopted.is_some_and(|adopted| adopted.index >= staged.index) {
             drop(table);
             self.delete(staged.number);
-            return Some(None);
+            return Some(Adoption::Stale);
         }
         table.adopted = Some(staged);
-        Some(Some(staged))
+        Some(Adoption::Newer(staged))
     }
 
     /// The write that makes it current is durable: the one before goes.

@@ -12,6 +12,7 @@ const HAS_VOTE: u8 = 1;
 const HAS_SNAPSHOT: u8 = 2;
 
 /// What the last state record says, or will say.
+#[expect(clippy::struct_field_names, reason = "`hard_state` is Raft's own word")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) identity: Identity,

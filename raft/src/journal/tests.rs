@@ -1,3 +1,4 @@
+use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -21,18 +22,24 @@ fn state() -> State {
     }
 }
 
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
 #[test]
 fn bytes_of_version_1_stay_as_they_are() {
-    let hex: String = state().encode().iter().map(|byte| format!("{byte:02x}")).collect();
     let words = |numbers: &[u64]| -> String {
-        numbers.iter().flat_map(|n| n.to_le_bytes()).map(|byte| format!("{byte:02x}")).collect()
+        numbers.iter().map(|number| hex(&number.to_le_bytes())).collect()
     };
     let golden = format!(
         "0103700000000000{}{}",
         "02010000000000000000000000000000",
         words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 0, 0])
     );
-    assert_eq!(hex, golden);
+    assert_eq!(hex(&state().encode()), golden);
     assert_eq!(State::decode(state().encode()), Ok(state()));
     let young = State::new(IDENTITY);
     assert_eq!(State::decode(young.encode()), Ok(young));

@@ -13,8 +13,8 @@ use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPa
 /// A network of nodes in one process: sending puts the message straight into the receiver's
 /// inbox. Clones are the same network.
 ///
-/// Links can be cut, for tests; delays, loss and reordering are for
-/// [`testing`](crate::testing)'s simulation, or `voussoir-net`'s memory transport.
+/// Links can be cut, for tests; delays, loss and reordering are for the simulation in `testing`,
+/// or `voussoir-net`'s network in memory.
 ///
 /// # Example
 /// ```

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 0 | u8 | version, 1 |
 //! | 1 | u8 | kind |
-//! | 2 | u16 | length of header and fields together; what a reader does not know at the end of it is skipped |
+//! | 2 | u16 | length of header and fields; what a reader does not know there is skipped |
 //! | 4 | u32 | reserved: written as 0, not looked at |
 //! | 8 | u64 | group; 0 in answers |
 //! | 16 | | the fields of the kind |
@@ -35,7 +35,9 @@ fn head(kind: u8, group: u64, fields: &[u64]) -> Bytes {
     out.put_u16_le(len as u16);
     out.put_u32_le(0);
     out.put_u64_le(group);
-    fields.iter().for_each(|field| out.put_u64_le(*field));
+    for field in fields {
+        out.put_u64_le(*field);
+    }
     out.freeze()
 }
 

@@ -67,9 +67,8 @@ impl Transfer {
             return Err(TransferError::NoSnapshot);
         }
         let mut restarts = 0;
-        let mut from = match self.open(transport, &*reader, &name).await? {
-            Some(number) => number,
-            None => return Ok(()),
+        let Some(mut from) = self.open(transport, &*reader, &name).await? else {
+            return Ok(());
         };
         loop {
             let reached = self.chunks(&*reader, transport, counters, name.identity, from).await?;

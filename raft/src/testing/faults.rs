@@ -98,7 +98,9 @@ impl FaultyStore {
 
 impl std::fmt::Debug for FaultyStore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FaultyStore").field("mode", &self.faults.lock().mode).finish()
+        f.debug_struct("FaultyStore")
+            .field("mode", &self.faults.lock().mode)
+            .finish_non_exhaustive()
     }
 }
 

@@ -21,7 +21,7 @@ use voussoir_raft::{
 /// Appends the command's text to a text, and answers with the whole.
 #[derive(Clone)]
 pub(crate) struct Text {
-    pub(crate) text: Arc<Mutex<String>>,
+    pub(crate) value: Arc<Mutex<String>>,
     /// Each command takes one permit: close to fail, take away to block.
     pub(crate) gate: Arc<Semaphore>,
     pub(crate) restored: Arc<Mutex<u32>>,
@@ -38,7 +38,7 @@ impl Text {
 impl Default for Text {
     fn default() -> Self {
         let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
-        Self { text: Arc::default(), gate, restored: Arc::default(), immune: Arc::default() }
+        Self { value: Arc::default(), gate, restored: Arc::default(), immune: Arc::default() }
     }
 }
 
@@ -49,7 +49,7 @@ impl StateMachine for Text {
         for command in commands {
             self.gate.acquire().await?.forget();
             assert!(command.data != "panic" || *self.immune.lock(), "as told");
-            let mut text = self.text.lock();
+            let mut text = self.value.lock();
             text.push_str(std::str::from_utf8(&command.data)?);
             answers.push(Bytes::from(text.clone()));
         }
@@ -57,12 +57,12 @@ impl StateMachine for Text {
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.text.lock().clone())))
+        Ok(Box::new(WholeSnapshot::new(self.value.lock().clone())))
     }
 
     async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
         let whole = WholeSnapshot::collect(chunks).await?;
-        *self.text.lock() = String::from_utf8(whole.into())?;
+        *self.value.lock() = String::from_utf8(whole.into())?;
         *self.restored.lock() += 1;
         Ok(())
     }
@@ -136,7 +136,7 @@ impl Cluster {
     }
 
     pub(crate) fn text(&self, id: u64) -> String {
-        self.nodes[&id].machine.text.lock().clone()
+        self.nodes[&id].machine.value.lock().clone()
     }
 
     /// Stops a node and starts it anew on what its store has kept.

@@ -1,5 +1,7 @@
 //! What every state machine keeps.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
@@ -68,17 +70,17 @@ async fn all(machine: &mut dyn StateMachine) -> Vec<u8> {
 }
 
 async fn restored(machine: &mut dyn StateMachine, chunks: &[Bytes]) {
-    let mut given = Given { chunks: chunks.to_vec().into_iter() };
+    let mut given = Given { chunks: chunks.iter().cloned().collect() };
     machine.restore(&mut given).await.expect("it restores");
 }
 
 struct Given {
-    chunks: std::vec::IntoIter<Bytes>,
+    chunks: VecDeque<Bytes>,
 }
 
 #[async_trait::async_trait]
 impl Chunks for Given {
     async fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
-        Ok(self.chunks.next())
+        Ok(self.chunks.pop_front())
     }
 }

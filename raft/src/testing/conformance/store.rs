@@ -209,7 +209,9 @@ async fn completions_in_order<O: FnMut(bool) -> F, F: Future<Output = Store>>(op
         }
         let report = || {
             let tell = tell.clone();
-            Completion::new(move |result| drop(tell.send((n, result.is_ok()))))
+            Completion::new(move |result| {
+                let _ = tell.send((n, result.is_ok()));
+            })
         };
         store.write(it, report());
         if n % 11 == 0 {
