@@ -1,1 +1,32 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod core;
+mod error;
+mod header;
+mod keyed;
+mod limiter;
+mod quota;
+mod shared;
+mod sync;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(feature = "tower")]
+pub mod tower;
+
+#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+pub use clock::Coarse;
+pub use clock::{Clock, Monotonic, TokioClock};
+pub use core::Standing;
+pub use error::{ConfigError, Denied, WaitError};
+pub use header::{policy_field, standing_field};
+pub use keyed::{Keyed, KeyedConfig, KeyedStats, WhenFull};
+pub use limiter::{Admitted, Limiter, LimiterConfig};
+pub use quota::{Algorithm, LOG_UNITS_MAX, Quota, TIERS_MAX};
+#[cfg(feature = "redis")]
+pub use shared::{AfterRestart, RedisCounter};
+pub use shared::{
+    Counter, Leased, LeasedConfig, LeasedStats, OnOutage, OutageConfig, Outcome, Pass, SharedError,
+    Source, StoreError, Strict, Take, Taken,
+};

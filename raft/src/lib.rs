@@ -1,1 +1,40 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod codec;
+mod config;
+pub mod core;
+mod error;
+#[cfg(feature = "journal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "journal")))]
+pub mod journal;
+mod machine;
+pub mod memory;
+mod message;
+#[cfg(feature = "net")]
+#[cfg_attr(docsrs, doc(cfg(feature = "net")))]
+pub mod net;
+mod shell;
+mod store;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
+mod transport;
+mod types;
+
+pub use config::Config;
+pub use error::{ConfigError, ReadRefusal, Refusal};
+pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
+pub use message::{
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message, ReadReply,
+    ReadRequest, VoteReply, VoteRequest,
+};
+pub use shell::{Doubt, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason};
+pub use store::{
+    CHUNK_BYTES_MAX, Cause, Completion, LogStore, LogWrite, ReadFailed, SnapshotName,
+    SnapshotReader, SnapshotWriter, StoreError,
+};
+pub use transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
+pub use types::{
+    ENTRY_OVERHEAD, Entry, EntryKind, HaltReason, HardState, MAX_VOTERS, Role, SnapshotMeta, Status,
+};

@@ -1,1 +1,32 @@
 #![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod check;
+mod class;
+mod config;
+mod core;
+mod error;
+mod history;
+mod json;
+mod kernel;
+mod ledger;
+mod node;
+mod plan;
+mod report;
+mod rng;
+mod runner;
+mod world;
+
+pub use check::{CheckError, Checked, Kv, KvOp, KvRet, Model, Register, check};
+pub use class::{Counts, FaultClass, FaultSet};
+pub use config::{Limits, MICROSECOND, MILLISECOND, Profile, SECOND};
+pub use error::ConfigError;
+pub use history::{Call, CallId, Ended, History};
+pub use json::{ToJson, json_string};
+pub use ledger::{Balance, Guarantee, Ledger, LedgerError};
+pub use node::{Boot, Context, Crash, DiskFault, DiskHealth, Node, RequestId};
+pub use plan::{Intensity, Plan};
+pub use report::{Broken, Failure, Report, Summary};
+pub use rng::Rng;
+pub use runner::Runner;
+pub use world::{Step, World};

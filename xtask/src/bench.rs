@@ -2,24 +2,38 @@
 
 use crate::run::{cargo, check};
 
-/// Each is a binary of the package `benches`.
-const BENCHES: &[&str] = &["journal", "raft", "ring", "breaker", "limit"];
+/// Each crate's own, and where its rivals are. `Member` is a binary of the package `benches`; the
+/// others are packages with a workspace of their own, so that their rivals stay out of ours.
+const BENCHES: &[(&str, Home)] = &[
+    ("journal", Home::Member),
+    ("raft", Home::Member),
+    ("ring", Home::Own("benches/ring/Cargo.toml")),
+    ("breaker", Home::Own("benches/breaker/Cargo.toml")),
+    ("limit", Home::Own("benches/limit/Cargo.toml")),
+];
+
+#[derive(Clone, Copy)]
+enum Home {
+    Member,
+    Own(&'static str),
+}
 
 pub(crate) fn run(names: &[String]) -> Result<(), String> {
-    let unknown = names.iter().find(|name| !BENCHES.contains(&name.as_str()));
-    if let Some(name) = unknown {
-        return Err(format!("no bench named {name}; there are {}", BENCHES.join(", ")));
+    let known = |name: &String| BENCHES.iter().any(|(bench, _)| bench == name);
+    if let Some(name) = names.iter().find(|name| !known(name)) {
+        let all: Vec<&str> = BENCHES.iter().map(|(bench, _)| *bench).collect();
+        return Err(format!("no bench named {name}; there are {}", all.join(", ")));
     }
-    for bench in BENCHES {
+    for (bench, home) in BENCHES {
         if names.is_empty() || names.iter().any(|name| name == bench) {
-            check(cargo(&["run", "--profile", "bench", "--locked"]).args([
-                "--package",
-                "voussoir-benches",
-                "--features",
-                "rivals",
-                "--bin",
-                bench,
-            ]))?;
+            let mut command = cargo(&["run", "--locked"]);
+            match home {
+                Home::Member => command
+                    .args(["--profile", "bench", "--package", "voussoir-benches"])
+                    .args(["--features", "rivals", "--bin", bench]),
+                Home::Own(manifest) => command.args(["--release", "--manifest-path", manifest]),
+            };
+            check(&mut command)?;
         }
     }
     Ok(())

@@ -15,9 +15,9 @@ const LIB_LINES_MAX: usize = 120;
 const MINIMAL_LINES_MAX: usize = 80;
 /// Characters of a line.
 const COLUMNS_MAX: usize = 100;
-/// Crates that a library may pull in with its default features, itself included.
+/// Other crates that a library may pull in with its default features.
 const WEIGHT_MAX: usize = 35;
-/// The same without any feature.
+/// The same without any feature, for a library whose default features add some.
 const BARE_WEIGHT_MAX: usize = 20;
 
 /// What each library may use of the others when its default features are on. Every other edge is
@@ -79,11 +79,11 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
     }
     for (number, line) in text.lines().enumerate() {
         let width = line.chars().count();
-        if width > COLUMNS_MAX {
+        if width > COLUMNS_MAX && !source::cannot_be_broken(line) {
             problems.push(format!("{file}:{}: {width} columns", number + 1));
         }
     }
-    if file.contains("/src/") && !file.starts_with("xtask/") && !file.starts_with("benches/") {
+    if MAY_USE.iter().any(|(name, _)| file.starts_with(&format!("{name}/src/"))) {
         problems.extend(source::undocumented_cancel_safety(file, text));
     }
     problems.extend(source::reasonless(file, text));
@@ -101,12 +101,13 @@ fn check_dependencies(
         let args = [&args[..], &["--edges", "normal"], extra].concat();
         let text = output(&mut cargo(&args))?;
         let first_two = |line: &str| line.split(' ').take(2).collect::<Vec<_>>().join(" ");
-        Ok(text.lines().map(first_two).filter(|line| !line.is_empty()).collect())
+        let others = |line: &String| !line.is_empty() && !line.starts_with(&format!("{package} "));
+        Ok(text.lines().map(first_two).filter(others).collect())
     };
     let default = tree(&[])?;
     for used in default.iter().filter_map(|line| line.strip_prefix("voussoir-")) {
         let used = used.split(' ').next().unwrap_or_default();
-        if used != name && !allowed.contains(&used) {
+        if !allowed.contains(&used) {
             problems.push(format!("{name}: must not depend on {used} by default"));
         }
     }
@@ -114,7 +115,7 @@ fn check_dependencies(
         problems.push(format!("{name}: pulls in {} crates, at most {WEIGHT_MAX}", default.len()));
     }
     let bare = tree(&["--no-default-features"])?;
-    if bare.len() > BARE_WEIGHT_MAX {
+    if bare != default && bare.len() > BARE_WEIGHT_MAX {
         problems.push(format!("{name}: {} crates bare, at most {BARE_WEIGHT_MAX}", bare.len()));
     }
     eprintln!("{name:>8}: {:2} crates, {:2} without features", default.len(), bare.len());

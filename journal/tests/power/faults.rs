@@ -20,13 +20,14 @@ struct Script {
     oracle: Oracle,
     /// Errors that the journal answered.
     errors: Vec<String>,
+    rotations: u64,
 }
 
 impl Script {
     fn play(fault: Fault) -> Self {
         let disk = CrashFiles::new(9);
         disk.inject(fault);
-        let mut script = Self { disk, oracle: Oracle::new(true), errors: Vec::new() };
+        let mut script = Self { disk, oracle: Oracle::new(true), errors: vec![], rotations: 0 };
         match Journal::open_with(script.disk.mount(), in_order().options) {
             Ok(journal) => script.work(&journal),
             Err(error) => script.errors.push(error.to_string()),
@@ -55,6 +56,7 @@ impl Script {
                 journal.work(number as u64 * if number % 20 == 0 { 1 << 28 } else { 1 << 10 });
             }
         }
+        self.rotations = journal.stats().rotations;
         if let Err(error) = journal.close() {
             self.errors.push(error.to_string());
         }
@@ -100,6 +102,7 @@ fn at_each_operation(effect: Effect, futures: u64) {
             counters.merge(&script.check(nth * futures + future, crash));
         }
         if script.disk.counters().operations <= nth {
+            assert!(script.rotations >= 2, "the workload fills too few segments");
             runs = nth;
             break;
         }
@@ -147,8 +150,8 @@ fn a_power_loss_at_each_operation_of_a_recovery() {
             disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
             let opened = Journal::open_with(disk.mount(), in_order().options);
             let done = disk.counters().operations <= nth;
-            let script =
-                Script { disk: disk.clone(), oracle: script.oracle.clone(), errors: vec![] };
+            let (disk, oracle) = (disk.clone(), script.oracle.clone());
+            let script = Script { disk, oracle, errors: vec![], rotations: 0 };
             for future in 0..3 {
                 script.check(future, Survives::PowerLoss);
             }

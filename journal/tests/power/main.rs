@@ -10,4 +10,5 @@ mod mutants;
 mod oracle;
 mod rng;
 mod run;
+mod threads;
 mod workload;

@@ -1,6 +1,7 @@
 //! One run: a disk, a journal on it, random commits, crashes, and the oracle that watches. The
 //! seed is the whole run.
 
+use std::fmt;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -34,6 +35,28 @@ pub(crate) struct Settings {
 
 type Answers = Arc<Mutex<Vec<(usize, Said)>>>;
 
+/// What happened in runs: how often each fault fired, and what the journal did.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) disk: Counters,
+    pub(crate) commits: u64,
+    pub(crate) rotations: u64,
+}
+
+impl Tally {
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.disk.merge(&other.disk);
+        self.commits += other.commits;
+        self.rotations += other.rotations;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "commits {}, rotations {}, {}", self.commits, self.rotations, self.disk)
+    }
+}
+
 pub(crate) struct Run {
     settings: Settings,
     pub(crate) disk: CrashFiles,
@@ -43,12 +66,13 @@ pub(crate) struct Run {
     now: u64,
     /// Few commits of this life are synced.
     lazy: bool,
+    tally: Tally,
     /// What happened, for the report of a failure.
     trace: Option<Vec<String>>,
 }
 
 /// Runs one seed to its end.
-pub(crate) fn run(seed: u64, settings: &Settings) -> Result<Counters, String> {
+pub(crate) fn run(seed: u64, settings: &Settings) -> Result<Tally, String> {
     let quiet = Run::new(seed, settings.clone(), false).play().map_err(drop);
     quiet.or_else(|()| {
         let mut run = Run::new(seed, settings.clone(), true);
@@ -67,19 +91,21 @@ impl Run {
             oracle: Oracle::new(settings.in_order),
             now: 0,
             lazy: false,
+            tally: Tally::default(),
             trace: traced.then(Vec::new),
             settings,
         }
     }
 
-    fn play(&mut self) -> Result<Counters, String> {
+    fn play(&mut self) -> Result<Tally, String> {
         let mut crash = Survives::PowerLoss;
         for _ in 0..self.settings.crashes {
             let journal = self.recover(crash)?;
             crash = self.live(journal)?;
         }
         self.recover(crash)?;
-        Ok(self.disk.counters())
+        self.tally.disk = self.disk.counters();
+        Ok(self.tally)
     }
 
     /// Opens the journal, with a crash or several on the way, and checks what it shows.
@@ -145,6 +171,9 @@ impl Run {
             self.note(|| format!("close: {closed:?}"));
         }
         self.collect(&answers);
+        let stats = journal.stats();
+        self.tally.commits += stats.commits;
+        self.tally.rotations += stats.rotations;
         let crash = self.crash();
         drop(journal);
         Ok(crash)

@@ -1,0 +1,142 @@
+//! What the journal is measured against: the bare system calls, okaywal and raft-engine.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use okaywal::{Configuration, Entry, EntryId, LogManager, SegmentReader, WriteAheadLog};
+use parking_lot::Mutex;
+use raft::eraftpb;
+use raft_engine::{Command, Config, Engine, LogBatch, MessageExt};
+
+/// `write` and `fdatasync` over a file that was zeroed and synced before: the least that any log
+/// can do. No frame, checksum, index or recovery.
+pub(crate) struct Bare {
+    file: File,
+    size: u64,
+    offset: Mutex<u64>,
+}
+
+impl Bare {
+    pub(crate) fn new(folder: &Path, size: u64) -> io::Result<Self> {
+        let path = folder.join("bare");
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(path)?;
+        let zeros = vec![0; 1 << 20];
+        for offset in (0..size).step_by(zeros.len()) {
+            file.write_all_at(&zeros, offset)?;
+        }
+        file.sync_all()?;
+        Ok(Self { file, size, offset: Mutex::new(0) })
+    }
+
+    /// Writes the next bytes, from the start again at the end, and syncs them.
+    pub(crate) fn append(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut offset = self.offset.lock();
+        if *offset + bytes.len() as u64 > self.size {
+            *offset = 0;
+        }
+        self.file.write_all_at(bytes, *offset)?;
+        *offset += bytes.len() as u64;
+        self.file.sync_data()
+    }
+
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, offset)
+    }
+}
+
+/// Forgets what was logged when okaywal asks for a checkpoint.
+#[derive(Debug)]
+struct Forget;
+
+impl LogManager for Forget {
+    fn recover(&mut self, _: &mut Entry<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn checkpoint_to(
+        &mut self,
+        _: EntryId,
+        _: &mut SegmentReader,
+        _: &WriteAheadLog,
+    ) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(crate) fn okaywal(folder: &Path) -> io::Result<WriteAheadLog> {
+    let config = Configuration::default_for(folder.join("okaywal"))
+        .preallocate_bytes(64 << 20)
+        .checkpoint_after_bytes(48 << 20);
+    config.open(Forget)
+}
+
+/// One entry of okaywal's is one batch; each record is one chunk of it.
+pub(crate) fn okaywal_append(wal: &WriteAheadLog, records: &[Vec<u8>]) -> io::Result<()> {
+    let mut entry = wal.begin_entry()?;
+    for record in records {
+        entry.write_chunk(record)?;
+    }
+    entry.commit().map(drop)
+}
+
+struct RaftEntry;
+
+impl MessageExt for RaftEntry {
+    type Entry = eraftpb::Entry;
+
+    fn index(entry: &eraftpb::Entry) -> u64 {
+        entry.index
+    }
+}
+
+/// One log of raft-engine's.
+pub(crate) struct RaftEngineLog {
+    region: u64,
+    next: u64,
+}
+
+pub(crate) fn raft_engine(folder: &Path) -> Engine {
+    let config = Config {
+        dir: folder.join("raft-engine").display().to_string(),
+        enable_log_recycle: true,
+        ..Config::default()
+    };
+    Engine::open(config).expect("an empty raft-engine opens")
+}
+
+impl RaftEngineLog {
+    /// Entries that a log keeps.
+    const KEEP: u64 = 1 << 14;
+
+    pub(crate) fn new(region: u64) -> Self {
+        Self { region, next: 1 }
+    }
+
+    /// Appends records as entries, synced, and lets go of old ones now and then.
+    pub(crate) fn append(&mut self, engine: &Engine, records: &[Vec<u8>]) {
+        let entries: Vec<eraftpb::Entry> = (self.next..)
+            .zip(records)
+            .map(|(index, record)| eraftpb::Entry {
+                index,
+                term: 1,
+                data: record.clone().into(),
+                ..Default::default()
+            })
+            .collect();
+        let mut batch = LogBatch::default();
+        batch.add_entries::<RaftEntry>(self.region, &entries).expect("entries in order");
+        let before = self.next / Self::KEEP;
+        self.next += records.len() as u64;
+        let purges = self.next / Self::KEEP > before && self.next > Self::KEEP;
+        if purges {
+            let index = self.next - Self::KEEP;
+            batch.add_command(self.region, Command::Compact { index });
+        }
+        engine.write(&mut batch, true).expect("a synced write");
+        if purges {
+            engine.purge_expired_files().expect("a purge");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! raft beside its rivals: three nodes in one process, a store in memory, no network but function
+//! calls and channels; 1, 64 and 1024 clients that each wait for an answer before they send the
+//! next command of 16 bytes. Every contender runs on both kinds of runtime. Then ours alone,
+//! durable, over TCP, beside the floor of the machine.
+//!
+//! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).
+
+mod durable;
+mod openraft_group;
+mod tikv_group;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::runtime::{Builder, Runtime};
+use voussoir_benches::raft_group::Group;
+use voussoir_benches::{Sample, compare, contender, process_cpu};
+
+/// How long one round of one contender goes on.
+const ROUND: Duration = Duration::from_millis(1500);
+
+/// One round over a fresh group. Starting and stopping it do not count.
+macro_rules! round {
+    ($group:ty, $runtime:expr, $clients:expr) => {
+        $runtime.block_on(async {
+            let group = Arc::new(<$group>::start().await);
+            let (wall, cpu) = (Instant::now(), process_cpu());
+            let mut clients = tokio::task::JoinSet::new();
+            for _ in 0..$clients {
+                let group = group.clone();
+                clients.spawn(async move {
+                    let command = Bytes::from_static(&[7; 16]);
+                    let mut done = 0;
+                    while wall.elapsed() < ROUND {
+                        group.propose(command.clone()).await;
+                        done += 1;
+                    }
+                    done
+                });
+            }
+            let ops = clients.join_all().await.into_iter().sum();
+            let sample =
+                Sample { ops, wall: wall.elapsed(), cpu: process_cpu().saturating_sub(cpu) };
+            Arc::into_inner(group).expect("all clients have ended").stop().await;
+            sample
+        })
+    };
+}
+
+fn main() {
+    let rounds = std::env::var("VOUSSOIR_BENCH_ROUNDS");
+    let rounds = rounds.ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5);
+    let multi = Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let current = Builder::new_current_thread().enable_all().build();
+    let runtimes: [(&str, Runtime); 2] = [
+        ("multi-thread runtime, 2 workers", multi.expect("a runtime")),
+        ("current-thread runtime", current.expect("a runtime")),
+    ];
+    for (kind, runtime) in &runtimes {
+        for clients in [1, 64, 1024] {
+            let contenders = vec![
+                contender("voussoir", || round!(Group, runtime, clients)),
+                contender("openraft 0.9", || round!(openraft_group::Group, runtime, clients)),
+                contender("raft 0.7", || round!(tikv_group::Group, runtime, clients)),
+            ];
+            compare(&format!("3 nodes, {clients} clients, {kind}"), rounds, contenders);
+        }
+    }
+    durable::run(rounds);
+}

@@ -1,0 +1,144 @@
+//! A bound on concurrency that finds itself.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use crate::bulkhead::QueueConfig;
+use crate::clock::{Clock, Monotonic, TokioClock};
+use crate::core::{LimitAlgorithm, LimitSample};
+use crate::error::{ConfigError, GateError};
+use crate::gate::{Gate, GateStats, Place};
+
+/// A bulkhead whose size follows the latency of the dependency. Cloning shares it.
+///
+/// # Example
+/// ```
+/// use voussoir_breaker::{AdaptiveLimit, Gradient2, Gradient2Config, QueueConfig};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let algorithm = Gradient2::new(Gradient2Config::default());
+/// let limit = AdaptiveLimit::new(Box::new(algorithm), QueueConfig::default())?;
+/// let permit = limit.acquire().await?;
+/// // The call.
+/// permit.success();
+/// assert_eq!(limit.stats().running, 0);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct AdaptiveLimit {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    gate: Arc<Gate>,
+    algorithm: Mutex<Box<dyn LimitAlgorithm>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl AdaptiveLimit {
+    /// A limit that follows `algorithm`, timed by [`Monotonic`]: latencies need a fine clock.
+    ///
+    /// # Errors
+    /// A queue that cannot work.
+    pub fn new(
+        algorithm: Box<dyn LimitAlgorithm>,
+        queue: QueueConfig,
+    ) -> Result<Self, ConfigError> {
+        Self::with_clock(algorithm, queue, Arc::new(Monotonic))
+    }
+
+    /// The same over tokio's clock, for tests with paused time.
+    ///
+    /// # Errors
+    /// A queue that cannot work.
+    pub fn with_tokio_clock(
+        algorithm: Box<dyn LimitAlgorithm>,
+        queue: QueueConfig,
+    ) -> Result<Self, ConfigError> {
+        Self::with_clock(algorithm, queue, Arc::new(TokioClock::new()))
+    }
+
+    /// The same over a clock of the caller's.
+    ///
+    /// # Errors
+    /// A queue that cannot work.
+    pub fn with_clock(
+        algorithm: Box<dyn LimitAlgorithm>,
+        queue: QueueConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConfigError> {
+        queue.validate()?;
+        let gate = queue.gate(algorithm.initial().max(1));
+        Ok(Self { shared: Arc::new(Shared { gate, algorithm: Mutex::new(algorithm), clock }) })
+    }
+
+    /// A place, if there is a free one and nobody waits for it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn try_acquire(&self) -> Result<AdaptivePermit, GateError> {
+        Ok(self.permit(self.shared.gate.try_enter()?))
+    }
+
+    /// A place, now or after a wait in the queue. The wait is not part of the latency.
+    ///
+    /// # Errors
+    /// The queue is full, or the wait was too long.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the queue; a place granted at that moment goes to the next in it.
+    pub async fn acquire(&self) -> Result<AdaptivePermit, GateError> {
+        Ok(self.permit(self.shared.gate.enter().await?))
+    }
+
+    fn permit(&self, place: Place) -> AdaptivePermit {
+        AdaptivePermit {
+            _place: place,
+            shared: Arc::clone(&self.shared),
+            start: self.shared.clock.now(),
+            running: self.shared.gate.stats().running,
+        }
+    }
+
+    /// Its figures; `limit` is what the algorithm has found.
+    pub fn stats(&self) -> GateStats {
+        self.shared.gate.stats()
+    }
+}
+
+/// The right to run one call, to be returned with what it told. Dropped without that, it gives
+/// the place back and tells nothing.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct AdaptivePermit {
+    _place: Place,
+    shared: Arc<Shared>,
+    start: u64,
+    running: usize,
+}
+
+impl AdaptivePermit {
+    /// The call was answered, well or badly: its latency counts.
+    pub fn success(self) {
+        self.tell(false);
+    }
+
+    /// The call timed out, or was turned away for load.
+    pub fn overload(self) {
+        self.tell(true);
+    }
+
+    fn tell(self, is_overload: bool) {
+        let now = self.shared.clock.now();
+        let latency = now.saturating_sub(self.start);
+        let sample = LimitSample::new(now, latency, self.running, is_overload);
+        let mut algorithm = self.shared.algorithm.lock();
+        let limit = algorithm.update(&sample).max(1);
+        // Under the lock, so that limits take effect in the order in which they were found.
+        self.shared.gate.set_limit(limit);
+    }
+}

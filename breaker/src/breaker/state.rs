@@ -1,0 +1,167 @@
+//! The words in which a breaker speaks: states, verdicts, transitions.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::core::{Counts, Phase, Shift, ShiftCause, Trip};
+
+/// What a breaker does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum State {
+    /// Admits all, counts the answers, opens when they are too bad.
+    Closed,
+    /// Rejects all until its wait is over.
+    Open,
+    /// Admits a set number of probes and decides by their answers.
+    HalfOpen,
+    /// Rejects all, by hand.
+    ForcedOpen,
+    /// Admits all and counts nothing, by hand.
+    ForcedClosed,
+    /// Admits all and counts the answers without opening, by hand.
+    MetricsOnly,
+}
+
+impl State {
+    pub(crate) const fn of(phase: Phase) -> Self {
+        match phase {
+            Phase::Closed => Self::Closed,
+            Phase::Open => Self::Open,
+            Phase::HalfOpen => Self::HalfOpen,
+            Phase::ForcedOpen => Self::ForcedOpen,
+            Phase::ForcedClosed => Self::ForcedClosed,
+            Phase::MetricsOnly => Self::MetricsOnly,
+        }
+    }
+
+    pub(crate) const fn phase(self) -> Phase {
+        match self {
+            Self::Closed => Phase::Closed,
+            Self::Open => Phase::Open,
+            Self::HalfOpen => Phase::HalfOpen,
+            Self::ForcedOpen => Phase::ForcedOpen,
+            Self::ForcedClosed => Phase::ForcedClosed,
+            Self::MetricsOnly => Phase::MetricsOnly,
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+            Self::ForcedOpen => "forced open",
+            Self::ForcedClosed => "forced closed",
+            Self::MetricsOnly => "metrics only",
+        })
+    }
+}
+
+/// What an answer says about the health of the dependency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It works.
+    Success,
+    /// It does not.
+    Failure,
+    /// Nothing: the caller's own mistake, a cancelled call. Not counted, and not even looked at
+    /// for slowness.
+    Ignored,
+}
+
+impl Verdict {
+    /// `Ok` is a success, `Err` a failure.
+    pub const fn of<T, E>(answer: &Result<T, E>) -> Self {
+        match answer {
+            Ok(_) => Self::Success,
+            Err(_) => Self::Failure,
+        }
+    }
+}
+
+/// Why a breaker changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Too many failures in a row.
+    ConsecutiveFailures,
+    /// The share of failures in the window.
+    FailureRate,
+    /// The share of slow calls in the window.
+    SlowRate,
+    /// The open wait was over and a call asked.
+    WaitOver,
+    /// Enough probes found the dependency well.
+    ProbesHealthy,
+    /// Too many probes found it sick.
+    ProbesSick,
+    /// All probes were under way for longer than the configuration allows.
+    ProbesStuck,
+    /// Set by hand.
+    ByHand,
+    /// Taken from a snapshot.
+    Restored,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConsecutiveFailures => "consecutive failures",
+            Self::FailureRate => "failure rate",
+            Self::SlowRate => "slow-call rate",
+            Self::WaitOver => "wait over",
+            Self::ProbesHealthy => "probes healthy",
+            Self::ProbesSick => "probes sick",
+            Self::ProbesStuck => "probes stuck",
+            Self::ByHand => "by hand",
+            Self::Restored => "restored",
+        })
+    }
+}
+
+/// A change of state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Transition {
+    /// The state that ended.
+    pub from: State,
+    /// The state that began.
+    pub to: State,
+    /// Why.
+    pub cause: Cause,
+    /// Nanoseconds since the epoch of the breaker's clock.
+    pub at: u64,
+    /// How long the new state waits before it admits probes, if it is open.
+    pub open_for: Option<Duration>,
+    /// What the window held at the time.
+    pub window: Counts,
+}
+
+impl Transition {
+    pub(crate) fn of(shift: Shift) -> Self {
+        let cause = match shift.cause {
+            ShiftCause::Tripped(Trip::ConsecutiveFailures) => Cause::ConsecutiveFailures,
+            ShiftCause::Tripped(Trip::FailureRate) => Cause::FailureRate,
+            ShiftCause::Tripped(Trip::SlowRate) => Cause::SlowRate,
+            ShiftCause::WaitOver => Cause::WaitOver,
+            ShiftCause::ProbesHealthy => Cause::ProbesHealthy,
+            ShiftCause::ProbesSick => Cause::ProbesSick,
+            ShiftCause::ProbesStuck => Cause::ProbesStuck,
+            ShiftCause::ByHand => Cause::ByHand,
+            ShiftCause::Restored => Cause::Restored,
+        };
+        Self {
+            from: State::of(shift.from),
+            to: State::of(shift.to),
+            cause,
+            at: shift.at,
+            open_for: shift.wait.map(Duration::from_nanos),
+            window: shift.counts,
+        }
+    }
+}

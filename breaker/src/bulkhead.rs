@@ -1,0 +1,142 @@
+//! A bound on the calls that run at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::nanos;
+use crate::core::{Patience, QueueOrder};
+use crate::error::{ConfigError, GateError};
+use crate::gate::{Gate, GateStats, Place};
+
+/// Places and queue of a bulkhead, or of an adaptive limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueConfig {
+    /// Calls that may wait for a place. 0 to 1,000,000, default 0: who finds no place is refused.
+    pub len_max: usize,
+    /// Who is served next. Default: adaptive.
+    pub order: QueueOrder,
+    /// How long a call may wait. Above 0, default 100 ms.
+    pub wait_max: Duration,
+    /// How long it may wait once the queue has not been empty for `wait_max`: controlled delay.
+    /// At most `wait_max`, default 5 ms.
+    pub wait_max_standing: Duration,
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            len_max: 0,
+            order: QueueOrder::Adaptive,
+            wait_max: Duration::from_millis(100),
+            wait_max_standing: Duration::from_millis(5),
+        }
+    }
+}
+
+impl QueueConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that is out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if self.len_max > 1_000_000 {
+            return Err(ConfigError::out_of_range("len_max", self.len_max, "0 to 1000000"));
+        }
+        if self.wait_max.is_zero() || self.wait_max_standing.is_zero() {
+            return Err(ConfigError::out_of_range("wait_max", "0", "above 0"));
+        }
+        if self.wait_max_standing > self.wait_max {
+            return Err(ConfigError::Contradiction("wait_max_standing is longer than wait_max"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn gate(&self, limit: usize) -> Arc<Gate> {
+        let patience = Patience {
+            usual: nanos(self.wait_max),
+            standing: nanos(self.wait_max_standing),
+            standing_after: nanos(self.wait_max),
+        };
+        Gate::new(limit, self.len_max, self.order, patience)
+    }
+}
+
+/// Bounds the calls that run at once, so that one slow dependency cannot take every task, socket
+/// and byte of the process. Cloning shares it.
+///
+/// # Example
+/// ```
+/// use voussoir_breaker::{Bulkhead, QueueConfig};
+///
+/// let bulkhead = Bulkhead::new(1, QueueConfig::default())?;
+/// let place = bulkhead.try_acquire()?;
+/// assert!(bulkhead.try_acquire().is_err());
+/// drop(place);
+/// assert!(bulkhead.try_acquire().is_ok());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Bulkhead {
+    gate: Arc<Gate>,
+}
+
+/// The right to run one call. Given back when dropped.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub struct BulkheadPermit {
+    _place: Place,
+}
+
+impl Bulkhead {
+    /// So many calls at once, 1 to 1,000,000.
+    ///
+    /// # Errors
+    /// A configuration that cannot work.
+    pub fn new(limit: usize, queue: QueueConfig) -> Result<Self, ConfigError> {
+        check_limit("limit", limit)?;
+        queue.validate()?;
+        Ok(Self { gate: queue.gate(limit) })
+    }
+
+    /// A place, if there is a free one and nobody waits for it.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn try_acquire(&self) -> Result<BulkheadPermit, GateError> {
+        Ok(BulkheadPermit { _place: self.gate.try_enter()? })
+    }
+
+    /// A place, now or after a wait in the queue.
+    ///
+    /// # Errors
+    /// The queue is full, or the wait was too long.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the queue; a place granted at that moment goes to the next in it.
+    pub async fn acquire(&self) -> Result<BulkheadPermit, GateError> {
+        Ok(BulkheadPermit { _place: self.gate.enter().await? })
+    }
+
+    /// Changes how many may run, 1 to 1,000,000. Fewer takes effect as calls end.
+    ///
+    /// # Errors
+    /// A limit out of range; nothing was changed.
+    pub fn set_limit(&self, limit: usize) -> Result<(), ConfigError> {
+        check_limit("limit", limit)?;
+        self.gate.set_limit(limit);
+        Ok(())
+    }
+
+    /// Its figures.
+    pub fn stats(&self) -> GateStats {
+        self.gate.stats()
+    }
+}
+
+pub(crate) fn check_limit(field: &'static str, limit: usize) -> Result<(), ConfigError> {
+    if (1..=1_000_000).contains(&limit) {
+        return Ok(());
+    }
+    Err(ConfigError::out_of_range(field, limit, "1 to 1000000"))
+}

@@ -1,0 +1,99 @@
+//! Where `now` comes from.
+//!
+//! Every decision of this crate can be given `now` by its caller. A clock is asked only where the
+//! caller does not: reading one costs more than the decision.
+
+use std::fmt;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+/// A monotonic clock.
+///
+/// Returns nanoseconds since an epoch of its own, which must not change while a breaker lives.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Nanoseconds since the clock's epoch.
+    fn now(&self) -> u64;
+}
+
+/// `std::time::Instant`: full resolution, about 25 ns a reading.
+///
+/// Its epoch is the first reading in the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Monotonic;
+
+impl Clock for Monotonic {
+    fn now(&self) -> u64 {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        EPOCH.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    }
+}
+
+/// The kernel's coarse monotonic clock: about 5 ns a reading, resolution of one kernel tick
+/// (1 to 10 ms, commonly 4).
+///
+/// Good for windows, open waits and slow-call thresholds of tens of milliseconds; too coarse for
+/// latencies. Its epoch is the machine's start. Only on Linux, with the feature `coarse-clock`.
+#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Coarse;
+
+#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+impl Clock for Coarse {
+    #[inline]
+    fn now(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+}
+
+/// tokio's clock, which stands still and jumps in tests with paused time.
+///
+/// Its epoch is the clock's creation.
+#[derive(Clone, Copy, Debug)]
+pub struct TokioClock {
+    epoch: tokio::time::Instant,
+}
+
+impl TokioClock {
+    /// A clock that starts at 0.
+    pub fn new() -> Self {
+        Self { epoch: tokio::time::Instant::now() }
+    }
+}
+
+impl Default for TokioClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+}
+
+/// The clock that breakers take if none is given: [`Coarse`] where there is one, else
+/// [`Monotonic`].
+pub fn default_clock() -> Arc<dyn Clock> {
+    #[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+    return Arc::new(Coarse);
+    #[cfg(not(all(target_os = "linux", feature = "coarse-clock")))]
+    return Arc::new(Monotonic);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_clock_follows_the_fine_one() {
+        let (coarse, fine) = (default_clock(), Monotonic);
+        let (coarse_start, fine_start) = (coarse.now(), fine.now());
+        while fine.now() - fine_start < 40_000_000 {
+            std::hint::spin_loop();
+        }
+        let passed = coarse.now() - coarse_start;
+        assert!(passed >= 20_000_000, "{passed} ns of 40 ms seen");
+    }
+}

@@ -1,0 +1,292 @@
+//! The configuration of a breaker.
+
+use std::time::Duration;
+
+use crate::breaker::Verdict;
+use crate::core::{Rules, Shape, millionths};
+use crate::error::ConfigError;
+
+/// Buckets of a time window, at most.
+pub const BUCKETS_MAX: u32 = 1_024;
+/// Calls of a count window, at most.
+pub const WINDOW_CALLS_MAX: u32 = 65_536;
+/// The shortest bucket of a time window.
+pub const BUCKET_MIN: Duration = Duration::from_millis(1);
+
+const STRIPES_MAX: u32 = 64;
+/// More make a breaker big and its judgement slow.
+const STRIPES_DEFAULT_MAX: u32 = 4;
+
+/// Which calls the rates are taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Window {
+    /// The calls of the last `span`, which moves in steps of `span / buckets`: the present bucket,
+    /// which is filling, and the `buckets - 1` before it.
+    Time {
+        /// How far back, at least [`BUCKET_MIN`] a bucket.
+        span: Duration,
+        /// Steps, 1 to [`BUCKETS_MAX`].
+        buckets: u32,
+    },
+    /// The last so many calls, however long ago.
+    Count {
+        /// 1 to [`WINDOW_CALLS_MAX`].
+        calls: u32,
+    },
+}
+
+/// What opens a breaker, and how it closes again.
+///
+/// ```
+/// use std::time::Duration;
+/// use voussoir_breaker::BreakerConfig;
+///
+/// let mut config = BreakerConfig::default();
+/// config.failure_rate = Some(0.3);
+/// config.slow_rate = Some(0.8);
+/// config.slow_after = Duration::from_millis(300);
+/// assert!(config.validate().is_ok());
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct BreakerConfig {
+    /// What the rates are taken over. Default: 10 s in 10 buckets.
+    pub window: Window,
+    /// Calls that the window must hold before a rate counts. At least 1, default 20.
+    pub calls_min: u32,
+    /// Opens at this share of failures, above 0 and up to 1. Default 0.5.
+    pub failure_rate: Option<f64>,
+    /// Opens at this share of slow calls, above 0 and up to 1. Default: slowness is not looked at.
+    pub slow_rate: Option<f64>,
+    /// A call is slow that takes at least this long. Above 0, default 1 s.
+    pub slow_after: Duration,
+    /// Opens at so many failures without a success between them, whatever the rates. Default: off.
+    pub consecutive_failures: Option<u32>,
+    /// How long the breaker stays open the first time. Above 0, default 5 s.
+    pub open_for: Duration,
+    /// Factor by which it stays open longer each time that the probes find the dependency still
+    /// sick. 1 to 16, default 2.
+    pub open_backoff: f64,
+    /// The longest it stays open, jitter included. Not below `open_for`, default 60 s.
+    pub open_for_max: Duration,
+    /// Spreads the wait by up to this share either way, so that many clients do not probe at
+    /// once. 0 to 1, default 0.2.
+    pub open_jitter: f64,
+    /// Calls that a half-open breaker admits. 1 to 65,535, default 5.
+    pub probes: u16,
+    /// How many of them may fail or be slow with the breaker closing nevertheless. Below
+    /// `probes`, default 1.
+    pub probes_bad_max: u16,
+    /// How long all probes may be under way without a verdict before the breaker opens again.
+    /// Default 30 s; `None` waits for ever.
+    pub half_open_for_max: Option<Duration>,
+    /// Copies of a time window's counters, among which threads are spread so that they do not
+    /// fight for them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket.
+    /// Default: one for each of up to four hardware threads.
+    pub stripes: Option<u32>,
+    /// What a call counts as that is dropped before its answer. Default [`Verdict::Ignored`]. A
+    /// half-open breaker gets its probe back in any case.
+    pub on_drop: Verdict,
+    /// Seed of the jitter. Breakers of different processes should have different ones, which
+    /// the default sees to.
+    pub seed: Option<u64>,
+}
+
+impl Default for BreakerConfig {
+    fn default() -> Self {
+        Self {
+            window: Window::Time { span: Duration::from_secs(10), buckets: 10 },
+            calls_min: 20,
+            failure_rate: Some(0.5),
+            slow_rate: None,
+            slow_after: Duration::from_secs(1),
+            consecutive_failures: None,
+            open_for: Duration::from_secs(5),
+            open_backoff: 2.0,
+            open_for_max: Duration::from_secs(60),
+            open_jitter: 0.2,
+            probes: 5,
+            probes_bad_max: 1,
+            half_open_for_max: Some(Duration::from_secs(30)),
+            stripes: None,
+            on_drop: Verdict::Ignored,
+            seed: None,
+        }
+    }
+}
+
+impl BreakerConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that is out of its range, or that contradicts another.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.rules().map(drop)
+    }
+
+    pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
+        self.check_opening()?;
+        self.check_closing()?;
+        Ok(Rules {
+            shape: self.shape()?,
+            calls_min: u64::from(self.calls_min),
+            failure_rate: self.failure_rate.map(millionths),
+            slow_rate: self.slow_rate.map(millionths),
+            consecutive_failures: self.consecutive_failures.map(u64::from),
+            open_for: nanos(self.open_for),
+            open_for_max: nanos(self.open_for_max),
+            open_backoff: self.open_backoff,
+            open_jitter: self.open_jitter,
+            probes: self.probes,
+            probes_bad_max: self.probes_bad_max,
+            half_open_for_max: self.half_open_for_max.map(nanos),
+            seed: self.seed.unwrap_or_else(fresh_seed),
+        })
+    }
+
+    fn shape(&self) -> Result<Shape, ConfigError> {
+        match self.window {
+            Window::Time { span, buckets } => {
+                if !(1..=BUCKETS_MAX).contains(&buckets) {
+                    return Err(ConfigError::out_of_range("window.buckets", buckets, "1 to 1024"));
+                }
+                let width = nanos(span) / u64::from(buckets);
+                if width < nanos(BUCKET_MIN) {
+                    let value = format!("{span:?} in {buckets}");
+                    return Err(ConfigError::out_of_range("window.span", value, "1 ms a bucket"));
+                }
+                Ok(Shape::Time { width, buckets, stripes: self.stripes()? })
+            }
+            Window::Count { calls } => {
+                if !(1..=WINDOW_CALLS_MAX).contains(&calls) {
+                    return Err(ConfigError::out_of_range("window.calls", calls, "1 to 65536"));
+                }
+                if calls < self.calls_min {
+                    return Err(ConfigError::Contradiction(
+                        "a window of fewer calls than calls_min never opens the breaker",
+                    ));
+                }
+                Ok(Shape::Count { calls })
+            }
+        }
+    }
+
+    fn stripes(&self) -> Result<u32, ConfigError> {
+        let threads = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        let stripes = self.stripes.unwrap_or_else(|| threads().min(STRIPES_DEFAULT_MAX));
+        if !(1..=STRIPES_MAX).contains(&stripes) {
+            return Err(ConfigError::out_of_range("stripes", stripes, "1 to 64"));
+        }
+        Ok(stripes)
+    }
+
+    fn check_opening(&self) -> Result<(), ConfigError> {
+        if self.calls_min == 0 {
+            return Err(ConfigError::out_of_range("calls_min", 0, "at least 1"));
+        }
+        for (field, rate) in [("failure_rate", self.failure_rate), ("slow_rate", self.slow_rate)] {
+            if let Some(rate) = rate
+                && !(1e-6..=1.0).contains(&rate)
+            {
+                return Err(ConfigError::out_of_range(field, rate, "0.000001 to 1"));
+            }
+        }
+        if self.slow_rate.is_some() && self.slow_after.is_zero() {
+            return Err(ConfigError::out_of_range("slow_after", "0", "above 0"));
+        }
+        if self.consecutive_failures == Some(0) {
+            return Err(ConfigError::out_of_range("consecutive_failures", 0, "at least 1"));
+        }
+        if self.failure_rate.is_none()
+            && self.slow_rate.is_none()
+            && self.consecutive_failures.is_none()
+        {
+            return Err(ConfigError::Contradiction("nothing is set that opens the breaker"));
+        }
+        Ok(())
+    }
+
+    fn check_closing(&self) -> Result<(), ConfigError> {
+        if self.open_for.is_zero() {
+            return Err(ConfigError::out_of_range("open_for", "0", "above 0"));
+        }
+        if self.open_for_max < self.open_for {
+            return Err(ConfigError::Contradiction("open_for_max is shorter than open_for"));
+        }
+        if !(1.0..=16.0).contains(&self.open_backoff) {
+            return Err(ConfigError::out_of_range("open_backoff", self.open_backoff, "1 to 16"));
+        }
+        if !(0.0..=1.0).contains(&self.open_jitter) {
+            return Err(ConfigError::out_of_range("open_jitter", self.open_jitter, "0 to 1"));
+        }
+        if self.probes == 0 {
+            return Err(ConfigError::out_of_range("probes", 0, "1 to 65535"));
+        }
+        if self.probes_bad_max >= self.probes {
+            return Err(ConfigError::Contradiction("probes_bad_max is not below probes"));
+        }
+        if self.half_open_for_max.is_some_and(|max| max.is_zero()) {
+            return Err(ConfigError::out_of_range("half_open_for_max", "0", "above 0"));
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// Different for each breaker of each process, also where all processes have the same number.
+/// Jitter has to be spread, not secret.
+pub(crate) fn fresh_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(0_u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wrong(change: impl FnOnce(&mut BreakerConfig)) -> ConfigError {
+        let mut config = BreakerConfig::default();
+        change(&mut config);
+        config.validate().expect_err("refused")
+    }
+
+    #[test]
+    fn the_default_is_valid() {
+        assert_eq!(BreakerConfig::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn each_field_has_its_range() {
+        let field = |error| match error {
+            ConfigError::OutOfRange { field, .. } => field,
+            ConfigError::Contradiction(_) => "contradiction",
+        };
+        let span = Duration::from_millis(9);
+        let cases: [(&str, ConfigError); 17] = [
+            ("stripes", wrong(|c| c.stripes = Some(65))),
+            ("window.buckets", wrong(|c| c.window = Window::Time { span, buckets: 0 })),
+            ("window.span", wrong(|c| c.window = Window::Time { span, buckets: 10 })),
+            ("window.calls", wrong(|c| c.window = Window::Count { calls: 0 })),
+            ("contradiction", wrong(|c| c.window = Window::Count { calls: 19 })),
+            ("calls_min", wrong(|c| c.calls_min = 0)),
+            ("failure_rate", wrong(|c| c.failure_rate = Some(0.0))),
+            ("failure_rate", wrong(|c| c.failure_rate = Some(f64::NAN))),
+            ("slow_rate", wrong(|c| c.slow_rate = Some(1.1))),
+            ("consecutive_failures", wrong(|c| c.consecutive_failures = Some(0))),
+            ("contradiction", wrong(|c| c.failure_rate = None)),
+            ("open_for", wrong(|c| c.open_for = Duration::ZERO)),
+            ("contradiction", wrong(|c| c.open_for_max = Duration::from_secs(1))),
+            ("open_backoff", wrong(|c| c.open_backoff = f64::NAN)),
+            ("open_jitter", wrong(|c| c.open_jitter = -0.1)),
+            ("contradiction", wrong(|c| c.probes_bad_max = 5)),
+            ("half_open_for_max", wrong(|c| c.half_open_for_max = Some(Duration::ZERO))),
+        ];
+        for (expected, error) in cases {
+            assert_eq!(field(error.clone()), expected, "{error}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! Algorithms that find out how many calls a dependency can take at once.
+
+mod aimd;
+mod gradient;
+mod probe;
+mod vegas;
+
+use std::fmt;
+
+pub use aimd::{Aimd, AimdConfig};
+pub use gradient::{Gradient2, Gradient2Config};
+pub use vegas::{Vegas, VegasConfig};
+
+/// What one call told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LimitSample {
+    /// When it ended, in nanoseconds since any fixed moment.
+    pub now: u64,
+    /// How long it took, in nanoseconds, at least 1.
+    pub latency: u64,
+    /// Calls running when it began, itself included.
+    pub running: usize,
+    /// Whether it timed out or was turned away for load.
+    pub is_overload: bool,
+}
+
+impl LimitSample {
+    /// A sample. A latency of zero counts as one.
+    pub fn new(now: u64, latency: u64, running: usize, is_overload: bool) -> Self {
+        Self { now, latency: latency.max(1), running, is_overload }
+    }
+}
+
+/// Finds a limit from samples. Plain state: no clock, no lock, no randomness.
+///
+/// Implement it to bring your own; `testing::check_limit_algorithm` is what each must pass.
+pub trait LimitAlgorithm: Send + fmt::Debug {
+    /// The limit before the first sample.
+    fn initial(&self) -> usize;
+
+    /// The limit after one more sample. Called for one sample at a time, in the order in which
+    /// calls end.
+    fn update(&mut self, sample: &LimitSample) -> usize;
+}
+
+/// A limit between two bounds, with the fraction that lies between two steps.
+#[derive(Clone, Copy, Debug)]
+struct Bounded {
+    value: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Bounded {
+    fn new(initial: usize, min: usize, max: usize) -> Self {
+        let (min, max) = (min.max(1), max.max(min.max(1)));
+        Self { value: initial.clamp(min, max) as f64, min: min as f64, max: max as f64 }
+    }
+
+    fn set(&mut self, value: f64) {
+        // A NaN is no limit: `clamp` lets it through, `max` does not.
+        self.value = value.max(self.min).min(self.max);
+    }
+
+    fn get(self) -> usize {
+        self.value as usize
+    }
+
+    fn half(self) -> usize {
+        (self.value / 2.0).max(self.min) as usize
+    }
+
+    /// Whether so many calls say anything about a higher limit.
+    fn is_used_by(self, running: usize) -> bool {
+        running as f64 * 2.0 >= self.value
+    }
+}

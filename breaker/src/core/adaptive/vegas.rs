@@ -1,0 +1,110 @@
+//! A limit from the queue that the latency tells of.
+
+use super::probe::{Probe, Step};
+use super::{Bounded, LimitAlgorithm, LimitSample};
+
+/// How [`Vegas`] moves.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct VegasConfig {
+    /// The first limit. Default 20.
+    pub initial: usize,
+    /// Never below. Default 1.
+    pub min: usize,
+    /// Never above. Default 1,000.
+    pub max: usize,
+    /// The unloaded latency is measured anew after so many limits' worth of samples, at least 1.
+    /// Default 30.
+    pub probe_after: u32,
+}
+
+impl Default for VegasConfig {
+    fn default() -> Self {
+        Self { initial: 20, min: 1, max: 1_000, probe_after: 30 }
+    }
+}
+
+/// Keeps a small queue in front of the dependency: estimates it as
+/// `limit * (1 - unloaded latency / latency)` and steers it between 3 and 6 times the logarithm
+/// of the limit.
+///
+/// The unloaded latency is the least one seen, measured anew now and then at half the limit.
+///
+/// Sources: L. Brakmo, L. Peterson, "TCP Vegas" (1995); Netflix concurrency-limits `VegasLimit`.
+#[derive(Clone, Debug)]
+pub struct Vegas {
+    limit: Bounded,
+    unloaded: u64,
+    probe: Probe,
+    cut_at: Option<u64>,
+}
+
+impl Vegas {
+    /// An algorithm at its first limit.
+    pub fn new(config: VegasConfig) -> Self {
+        let limit = Bounded::new(config.initial, config.min, config.max);
+        let probe = Probe::new(config.probe_after);
+        Self { limit, unloaded: u64::MAX, probe, cut_at: None }
+    }
+
+    fn cut(&mut self, sample: &LimitSample) {
+        let began = sample.now.saturating_sub(sample.latency);
+        if self.cut_at.is_none_or(|cut| began >= cut) {
+            self.cut_at = Some(sample.now);
+            self.limit.set(self.limit.value * 0.9 - self.limit.value.log10().max(1.0));
+        }
+    }
+}
+
+impl LimitAlgorithm for Vegas {
+    fn initial(&self) -> usize {
+        self.limit.get()
+    }
+
+    fn update(&mut self, sample: &LimitSample) -> usize {
+        match self.probe.step(sample, self.limit) {
+            Step::Go => {}
+            Step::Found(seen) => self.unloaded = seen.least,
+            Step::Probing(half) => {
+                if sample.is_overload {
+                    self.cut(sample);
+                }
+                return half.min(self.limit.get());
+            }
+        }
+        if sample.is_overload {
+            self.cut(sample);
+            return self.limit.get();
+        }
+        self.unloaded = self.unloaded.min(sample.latency);
+        let limit = self.limit.value;
+        let step = limit.log10().max(1.0);
+        let queue = limit * (1.0 - self.unloaded as f64 / sample.latency as f64);
+        let (alpha, beta) = (3.0 * step, 6.0 * step);
+        if queue > beta {
+            self.limit.set(limit - step / limit);
+        } else if queue < alpha && self.limit.is_used_by(sample.running) {
+            // Far from a queue it grows fast, or a service behind a low first limit starves.
+            let gain = if queue <= step { beta } else { step };
+            self.limit.set(limit + gain / limit);
+        }
+        self.limit.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_probe_corrects_an_unloaded_latency_that_was_too_low() {
+        let config = VegasConfig { initial: 50, probe_after: 2, ..Default::default() };
+        let mut vegas = Vegas::new(config);
+        vegas.update(&LimitSample::new(1, 10, 50, false));
+        for now in 2..2_000 {
+            vegas.update(&LimitSample::new(now, 1_000, 50, false));
+        }
+        assert_eq!(vegas.unloaded, 1_000, "the dependency became slower for good");
+        assert!(vegas.limit.get() >= 50, "{vegas:?}");
+    }
+}

@@ -1,0 +1,382 @@
+//! The state machine over the windows and the probes.
+
+use std::fmt;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use super::padded::Padded;
+use super::probes::{Admission, Finding, Probes};
+use super::rng::SplitMix;
+use super::rules::{Rules, Trip};
+use super::tagged::{Added, Tag, Tagged};
+use super::window::{Counts, Sample, Window};
+use crate::sync::{AtomicU64, Mutex};
+
+const PHASE_BITS: u32 = 3;
+const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
+
+/// What a breaker does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Phase {
+    Closed = 0,
+    Open = 1,
+    HalfOpen = 2,
+    ForcedOpen = 3,
+    ForcedClosed = 4,
+    MetricsOnly = 5,
+}
+
+impl Phase {
+    const fn of(word: u64) -> Self {
+        match word & PHASE_MASK {
+            0 => Self::Closed,
+            1 => Self::Open,
+            2 => Self::HalfOpen,
+            3 => Self::ForcedOpen,
+            4 => Self::ForcedClosed,
+            _ => Self::MetricsOnly,
+        }
+    }
+}
+
+/// `[generation 61 | phase 3]` at the time of the admission. Answers count only while the breaker
+/// still holds that very word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+/// A call that was not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    pub(crate) phase: Phase,
+    /// Nanoseconds until the next call may be admitted, where that is known.
+    pub(crate) retry_after: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ShiftCause {
+    Tripped(Trip),
+    WaitOver,
+    ProbesHealthy,
+    ProbesSick,
+    ProbesStuck,
+    ByHand,
+    Restored,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shift {
+    pub(crate) from: Phase,
+    pub(crate) to: Phase,
+    pub(crate) at: u64,
+    pub(crate) cause: ShiftCause,
+    /// Nanoseconds that the new state waits, for an opening.
+    pub(crate) wait: Option<u64>,
+    /// What the window held in the state that ends.
+    pub(crate) counts: Counts,
+}
+
+/// What survives of a breaker: everything relative, so that it fits another process's clock.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Memory {
+    pub(crate) phase: Phase,
+    pub(crate) wait_left: u64,
+    pub(crate) openings: u32,
+    pub(crate) consecutive_failures: u64,
+    pub(crate) window: Vec<(u32, Counts)>,
+}
+
+struct Slow {
+    /// Openings since the breaker was last closed.
+    openings: u32,
+    rng: SplitMix,
+}
+
+type Observer = Box<dyn Fn(Shift) + Send + Sync>;
+
+/// The breaker. Admissions and answers take no lock; changes of state take one, and are observed
+/// in their order.
+pub(crate) struct Machine {
+    state: Padded<AtomicU64>,
+    /// When the open state ends. Written before `state` says open.
+    open_until: AtomicU64,
+    /// When half-open loses patience. A word of its own: whoever still sees the open state must
+    /// not take it for the end of that one.
+    patient_until: AtomicU64,
+    rules: Rules,
+    window: Window,
+    run: Padded<Tagged>,
+    probes: Padded<Probes>,
+    rejected: Padded<AtomicU64>,
+    late: AtomicU64,
+    would_open: AtomicU64,
+    openings_total: AtomicU64,
+    slow: Mutex<Slow>,
+    observer: Observer,
+}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+fn generation(word: u64) -> u64 {
+    word >> PHASE_BITS
+}
+
+impl Machine {
+    /// A closed breaker at `now`. The observer is called under the lock of the transitions and
+    /// must not call back.
+    pub(crate) fn new(rules: Rules, now: u64, observer: Observer) -> Self {
+        let window = Window::new(rules.shape);
+        window.reset(1, now);
+        let run = Tagged::new();
+        run.set(Tag { generation: 1, epoch: 0 }, 0);
+        Self {
+            state: Padded(AtomicU64::new(1 << PHASE_BITS | Phase::Closed as u64)),
+            open_until: AtomicU64::new(0),
+            patient_until: AtomicU64::new(u64::MAX),
+            window,
+            run: Padded(run),
+            probes: Padded(Probes::new(rules.probes, rules.probes_bad_max)),
+            rejected: Padded(AtomicU64::new(0)),
+            late: AtomicU64::new(0),
+            would_open: AtomicU64::new(0),
+            openings_total: AtomicU64::new(0),
+            slow: Mutex::new(Slow { openings: 0, rng: SplitMix::new(rules.seed) }),
+            rules,
+            observer,
+        }
+    }
+
+    /// A breaker that goes on where `memory` left off. A half-open one starts as an open one
+    /// whose wait is over: its probes were another process's.
+    pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
+        let this = Self::new(rules, now, observer);
+        this.slow.lock().openings = memory.openings;
+        let (to, wait) = match memory.phase {
+            Phase::HalfOpen => (Phase::Open, 0),
+            phase => (phase, memory.wait_left),
+        };
+        if to != Phase::Closed {
+            this.enter(this.state.load(Acquire), to, now, ShiftCause::Restored, Some(wait));
+        }
+        let generation = generation(this.state.load(Acquire)) as u8;
+        this.window.import(generation, now, &memory.window);
+        this.run.set(Tag { generation, epoch: 0 }, memory.consecutive_failures);
+        this
+    }
+
+    pub(crate) fn memory(&self, now: u64) -> Memory {
+        let slow = self.slow.lock();
+        let state = self.state.load(Acquire);
+        let tag = generation(state) as u8;
+        Memory {
+            phase: Phase::of(state),
+            wait_left: match Phase::of(state) {
+                Phase::Open => self.open_until.load(Acquire).saturating_sub(now),
+                _ => 0,
+            },
+            openings: slow.openings,
+            consecutive_failures: self.run.count(Tag { generation: tag, epoch: 0 }),
+            window: self.window.export(tag, now),
+        }
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        Phase::of(self.state.load(Acquire))
+    }
+
+    /// When the breaker would act by itself, did it act by itself: the end of an open wait.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        let state = self.state.load(Acquire);
+        let until = self.open_until.load(Acquire);
+        (Phase::of(state) == Phase::Open && self.state.load(Acquire) == state).then_some(until)
+    }
+
+    /// What the window holds.
+    pub(crate) fn counts(&self, now: u64) -> Counts {
+        self.window.sum(generation(self.state.load(Acquire)) as u8, now)
+    }
+
+    /// All calls ever counted; then rejected calls, late answers, openings, and openings that
+    /// metrics-only held back.
+    pub(crate) fn totals(&self) -> (Counts, [u64; 4]) {
+        let words = [&*self.rejected, &self.late, &self.openings_total, &self.would_open];
+        (self.window.lifetime(), words.map(|word| word.load(Relaxed)))
+    }
+
+    /// Asks for one call. `now` is asked for only where the decision depends on it.
+    #[inline]
+    pub(crate) fn admit(&self, now: impl FnOnce() -> u64) -> Result<Ticket, Denied> {
+        let state = self.state.load(Acquire);
+        match Phase::of(state) {
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
+            Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
+            Phase::Open | Phase::HalfOpen => self.admit_slow(state, now()),
+        }
+    }
+
+    fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Denied> {
+        loop {
+            let phase = Phase::of(state);
+            let until = match phase {
+                Phase::Open => self.open_until.load(Acquire),
+                _ => self.patient_until.load(Acquire),
+            };
+            match phase {
+                Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => {
+                    return Ok(Ticket(state));
+                }
+                Phase::ForcedOpen => return Err(self.deny(phase, None)),
+                Phase::Open if now < until => {
+                    // The time belongs to `state` only if `state` has not changed meanwhile.
+                    if self.state.load(Acquire) == state {
+                        return Err(self.deny(phase, Some(until - now)));
+                    }
+                }
+                Phase::Open => {
+                    self.shift(state, Phase::HalfOpen, now, ShiftCause::WaitOver);
+                }
+                Phase::HalfOpen => match self.probes.admit(generation(state) as u16) {
+                    Admission::Admitted => return Ok(Ticket(state)),
+                    Admission::Stale => {}
+                    Admission::Full if now < until => {
+                        if self.state.load(Acquire) == state {
+                            let left = (until != u64::MAX).then(|| until - now);
+                            return Err(self.deny(phase, left));
+                        }
+                    }
+                    Admission::Full => {
+                        self.shift(state, Phase::Open, now, ShiftCause::ProbesStuck);
+                    }
+                },
+            }
+            state = self.state.load(Acquire);
+        }
+    }
+
+    fn deny(&self, phase: Phase, retry_after: Option<u64>) -> Denied {
+        self.rejected.fetch_add(1, Relaxed);
+        Denied { phase, retry_after }
+    }
+
+    /// Takes the answer of an admitted call.
+    #[inline]
+    pub(crate) fn record(&self, ticket: Ticket, now: u64, sample: Sample) {
+        let state = self.state.load(Acquire);
+        if state != ticket.0 {
+            self.late.fetch_add(1, Relaxed);
+            return;
+        }
+        match Phase::of(state) {
+            Phase::Closed | Phase::MetricsOnly => self.record_closed(state, now, sample),
+            Phase::HalfOpen => self.record_probe(state, now, sample),
+            Phase::Open | Phase::ForcedOpen | Phase::ForcedClosed => {}
+        }
+    }
+
+    #[inline]
+    fn record_closed(&self, state: u64, now: u64, sample: Sample) {
+        let tag = generation(state) as u8;
+        self.window.add(tag, now, sample);
+        let run = Tag { generation: tag, epoch: 0 };
+        if sample.failed || sample.slow {
+            self.record_bad(state, now, sample, run);
+        } else if self.rules.consecutive_failures.is_some() {
+            self.run.zero(run);
+        }
+    }
+
+    #[cold]
+    fn record_bad(&self, state: u64, now: u64, sample: Sample, run: Tag) {
+        let mut trip = None;
+        if let Some(max) = self.rules.consecutive_failures {
+            if sample.failed {
+                let in_a_row = match self.run.add(run) {
+                    Added::Now(count) => count,
+                    Added::Fresh { .. } => 1,
+                    Added::Late => 0,
+                };
+                trip = (in_a_row >= max).then_some(Trip::ConsecutiveFailures);
+            } else {
+                self.run.zero(run);
+            }
+        }
+        let trip = trip.or_else(|| self.rules.judge(self.window.sum(run.generation, now)));
+        let Some(trip) = trip else { return };
+        if Phase::of(state) == Phase::Closed {
+            self.shift(state, Phase::Open, now, ShiftCause::Tripped(trip));
+        } else {
+            self.would_open.fetch_add(1, Relaxed);
+        }
+    }
+
+    #[cold]
+    fn record_probe(&self, state: u64, now: u64, sample: Sample) {
+        let is_bad = sample.failed || (sample.slow && self.rules.slow_rate.is_some());
+        match self.probes.answer(generation(state) as u16, is_bad) {
+            Finding::Open => {}
+            Finding::Healthy => {
+                self.shift(state, Phase::Closed, now, ShiftCause::ProbesHealthy);
+            }
+            Finding::Sick => {
+                self.shift(state, Phase::Open, now, ShiftCause::ProbesSick);
+            }
+        }
+    }
+
+    /// Takes back an admission whose call said nothing about the dependency.
+    #[inline]
+    pub(crate) fn cancel(&self, ticket: Ticket) {
+        if Phase::of(ticket.0) == Phase::HalfOpen {
+            self.probes.give_back(generation(ticket.0) as u16);
+        }
+    }
+
+    /// Moves to `to` by hand, from wherever the breaker is.
+    pub(crate) fn force(&self, to: Phase, now: u64) {
+        while !self.shift(self.state.load(Acquire), to, now, ShiftCause::ByHand) {}
+    }
+
+    /// Moves from `state` to `to`, unless another caller was first.
+    fn shift(&self, state: u64, to: Phase, now: u64, cause: ShiftCause) -> bool {
+        self.enter(state, to, now, cause, None)
+    }
+
+    fn enter(&self, state: u64, to: Phase, now: u64, cause: ShiftCause, wait: Option<u64>) -> bool {
+        let mut slow = self.slow.lock();
+        if self.state.load(Acquire) != state {
+            return false;
+        }
+        let next = generation(state) + 1;
+        let mut waits = None;
+        match to {
+            Phase::Open => {
+                if wait.is_none() {
+                    slow.openings = slow.openings.saturating_add(1);
+                    self.openings_total.fetch_add(1, Relaxed);
+                }
+                let openings = slow.openings;
+                let wait = wait.unwrap_or_else(|| self.rules.open_wait(openings, &mut slow.rng));
+                waits = Some(wait);
+                self.open_until.store(now.saturating_add(wait), Release);
+            }
+            Phase::HalfOpen => {
+                let patience = self.rules.half_open_for_max;
+                let until = patience.map_or(u64::MAX, |patience| now.saturating_add(patience));
+                self.patient_until.store(until, Release);
+                self.probes.reset(next as u16);
+            }
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => slow.openings = 0,
+            Phase::ForcedOpen => {}
+        }
+        let counts = self.window.sum(generation(state) as u8, now);
+        self.window.reset(next as u8, now);
+        self.run.set(Tag { generation: next as u8, epoch: 0 }, 0);
+        self.state.store(next << PHASE_BITS | to as u64, Release);
+        (self.observer)(Shift { from: Phase::of(state), to, at: now, cause, wait: waits, counts });
+        true
+    }
+}

@@ -1,0 +1,342 @@
+//! The machine against a plain model: random histories with interleaved calls must go through the
+//! same states, admit the same calls and count the same answers.
+//!
+//! `PROPTEST_CASES` sets the number of histories (default 1,500 a test here).
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::machine::{Machine, Phase, Shift};
+use super::rules::{Rules, millionths};
+use super::window::{Sample, Shape};
+
+const WIDTH: u64 = 10;
+
+#[derive(Clone, Debug)]
+enum Step {
+    Admit,
+    Answer { call: usize, failed: bool, slow: bool },
+    Drop { call: usize },
+    Wait { time: u64 },
+    Force { to: Phase },
+    Reborn,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        10 => Just(Step::Admit),
+        10 => (any::<usize>(), any::<bool>(), prop::bool::weighted(0.2))
+            .prop_map(|(call, failed, slow)| Step::Answer { call, failed, slow }),
+        2 => any::<usize>().prop_map(|call| Step::Drop { call }),
+        6 => prop_oneof![0..5_u64, 0..200_u64].prop_map(|time| Step::Wait { time }),
+        1 => prop::sample::select(vec![
+            Phase::Closed, Phase::Closed, Phase::ForcedOpen, Phase::ForcedClosed,
+            Phase::MetricsOnly,
+        ]).prop_map(|to| Step::Force { to }),
+        1 => Just(Step::Reborn),
+    ]
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let shape = prop_oneof![
+        (1..7_u32, 1..4_u32).prop_map(|(buckets, stripes)| Shape::Time {
+            width: WIDTH,
+            buckets,
+            stripes
+        }),
+        (1..9_u32).prop_map(|calls| Shape::Count { calls }),
+    ];
+    let rate = prop_oneof![Just(None), (1..=10_u32).prop_map(|r| Some(f64::from(r) / 10.0))];
+    (
+        shape,
+        1..6_u64,
+        rate.clone(),
+        rate,
+        prop::option::of(1..5_u64),
+        1..5_u16,
+        0..4_u16,
+        any::<bool>(),
+    )
+        .prop_map(|(shape, calls_min, failure, slow, run, probes, bad, patient)| Rules {
+            shape,
+            calls_min,
+            failure_rate: failure.map(millionths),
+            slow_rate: slow.map(millionths),
+            consecutive_failures: run,
+            open_for: 40,
+            open_for_max: 150,
+            open_backoff: 2.0,
+            open_jitter: 0.0,
+            probes,
+            probes_bad_max: bad.min(probes - 1),
+            half_open_for_max: patient.then_some(60),
+            seed: 1,
+        })
+}
+
+/// Written for the eye: a list of samples, no atomics, no packing.
+#[derive(Debug)]
+struct Model {
+    rules: Rules,
+    phase: Phase,
+    /// Counts changes of state; a call belongs to the one it began in.
+    era: usize,
+    until: u64,
+    openings: u32,
+    samples: Vec<(u64, Sample)>,
+    run: u64,
+    admitted: u16,
+    good: u16,
+    bad: u16,
+    rejected: u64,
+    late: u64,
+    would_open: u64,
+    history: Vec<(Phase, Phase)>,
+}
+
+impl Model {
+    fn new(rules: Rules) -> Self {
+        Self {
+            rules,
+            phase: Phase::Closed,
+            era: 0,
+            until: 0,
+            openings: 0,
+            samples: vec![],
+            run: 0,
+            admitted: 0,
+            good: 0,
+            bad: 0,
+            rejected: 0,
+            late: 0,
+            would_open: 0,
+            history: vec![],
+        }
+    }
+
+    fn go(&mut self, to: Phase, now: u64) {
+        self.history.push((self.phase, to));
+        self.phase = to;
+        self.era += 1;
+        self.samples.clear();
+        self.run = 0;
+        match to {
+            Phase::Open => {
+                self.openings += 1;
+                let wait = (0..self.openings).fold(20, |wait: u64, _| (wait * 2).min(150));
+                self.until = now + wait;
+            }
+            Phase::HalfOpen => {
+                (self.admitted, self.good, self.bad) = (0, 0, 0);
+                self.until = self.rules.half_open_for_max.map_or(u64::MAX, |max| now + max);
+            }
+            Phase::ForcedOpen => {}
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => self.openings = 0,
+        }
+    }
+
+    fn admit(&mut self, now: u64) -> bool {
+        if self.phase == Phase::HalfOpen && self.admitted == self.rules.probes && now >= self.until
+        {
+            self.go(Phase::Open, now);
+        }
+        if self.phase == Phase::Open && now >= self.until {
+            self.go(Phase::HalfOpen, now);
+        }
+        let yes = match self.phase {
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => true,
+            Phase::Open | Phase::ForcedOpen => false,
+            Phase::HalfOpen => self.admitted < self.rules.probes,
+        };
+        if self.phase == Phase::HalfOpen && yes {
+            self.admitted += 1;
+        }
+        self.rejected += u64::from(!yes);
+        yes
+    }
+
+    fn window(&self, now: u64) -> (u64, u64, u64) {
+        let from = match self.rules.shape {
+            Shape::Time { buckets, .. } => {
+                let first = (now / WIDTH + 1).saturating_sub(u64::from(buckets)) * WIDTH;
+                self.samples.iter().position(|(at, _)| *at >= first).unwrap_or(self.samples.len())
+            }
+            Shape::Count { calls } => self.samples.len().saturating_sub(calls as usize),
+        };
+        let held = &self.samples[from..];
+        let count = |is: fn(&Sample) -> bool| held.iter().filter(|(_, s)| is(s)).count() as u64;
+        (count(|_| true), count(|s| s.failed), count(|s| s.slow))
+    }
+
+    fn answer(&mut self, era: usize, now: u64, sample: Sample) {
+        if era != self.era {
+            self.late += 1;
+            return;
+        }
+        match self.phase {
+            Phase::Closed | Phase::MetricsOnly => self.answer_closed(now, sample),
+            Phase::HalfOpen => {
+                let slow_counts = self.rules.slow_rate.is_some();
+                if sample.failed || sample.slow && slow_counts {
+                    self.bad += 1;
+                } else {
+                    self.good += 1;
+                }
+                if self.bad > self.rules.probes_bad_max {
+                    self.go(Phase::Open, now);
+                } else if self.good + self.rules.probes_bad_max >= self.rules.probes {
+                    self.go(Phase::Closed, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn answer_closed(&mut self, now: u64, sample: Sample) {
+        self.samples.push((now, sample));
+        self.run = if sample.failed { self.run + 1 } else { 0 };
+        let (calls, failures, slow) = self.window(now);
+        let over = |bad: u64, rate: Option<u64>| {
+            bad > 0
+                && calls >= self.rules.calls_min
+                && rate.is_some_and(|rate| bad as f64 / calls as f64 >= rate as f64 / 1e6 - 1e-9)
+        };
+        let in_a_row = self.rules.consecutive_failures.is_some_and(|max| self.run >= max);
+        let trips = sample.failed && in_a_row
+            || over(failures, self.rules.failure_rate)
+            || over(slow, self.rules.slow_rate);
+        if !(trips && (sample.failed || sample.slow)) {
+            return;
+        }
+        if self.phase == Phase::Closed {
+            self.go(Phase::Open, now);
+        } else {
+            self.would_open += 1;
+        }
+    }
+}
+
+type Seen = Arc<Mutex<Vec<(Phase, Phase)>>>;
+
+fn observer(seen: &Seen) -> Box<dyn Fn(Shift) + Send + Sync> {
+    let seen = Arc::clone(seen);
+    Box::new(move |shift| seen.lock().push((shift.from, shift.to)))
+}
+
+/// Each open call as both sides know it.
+type Calls = Vec<(super::Ticket, usize)>;
+
+struct Pair {
+    model: Model,
+    machine: Machine,
+    seen: Seen,
+    calls: Calls,
+    now: u64,
+}
+
+impl Pair {
+    fn apply(&mut self, step: &Step) {
+        let Self { model, machine, calls, now, .. } = self;
+        match *step {
+            Step::Admit => {
+                let ticket = machine.admit(|| *now);
+                assert_eq!(ticket.is_ok(), model.admit(*now), "admission");
+                if let Err(denied) = ticket {
+                    assert!(denied.retry_after != Some(0), "no wait of nothing");
+                }
+                calls.extend(ticket.ok().map(|ticket| (ticket, model.era)));
+            }
+            Step::Answer { call, failed, slow } if !calls.is_empty() => {
+                let (ticket, era) = calls.swap_remove(call % calls.len());
+                let sample = Sample { failed, slow };
+                machine.record(ticket, *now, sample);
+                model.answer(era, *now, sample);
+            }
+            Step::Drop { call } if !calls.is_empty() => {
+                let (ticket, era) = calls.swap_remove(call % calls.len());
+                machine.cancel(ticket);
+                if era == model.era && model.phase == Phase::HalfOpen {
+                    model.admitted -= 1;
+                }
+            }
+            Step::Answer { .. } | Step::Drop { .. } => {}
+            Step::Wait { time } => *now += time,
+            Step::Force { to } => {
+                machine.force(to, *now);
+                model.go(to, *now);
+            }
+            Step::Reborn => self.reborn(),
+        }
+    }
+
+    /// Another process takes over from a snapshot: open calls are lost, and a half-open breaker
+    /// is an open one whose wait is over.
+    fn reborn(&mut self) {
+        let Self { model, machine, seen, calls, now } = self;
+        let memory = machine.memory(*now);
+        *machine = Machine::restore(model.rules.clone(), *now, &memory, observer(seen));
+        calls.clear();
+        if model.phase != Phase::Closed {
+            model.era += 1;
+            let to = if model.phase == Phase::HalfOpen { Phase::Open } else { model.phase };
+            if model.phase == Phase::HalfOpen {
+                model.until = *now;
+            }
+            model.phase = to;
+            model.history.push((Phase::Closed, to));
+        }
+        (model.rejected, model.late, model.would_open) = (0, 0, 0);
+    }
+
+    fn check(&self) {
+        let Self { model, machine, seen, now, .. } = self;
+        assert_eq!(machine.phase(), model.phase, "state");
+        assert_eq!(*seen.lock(), model.history, "history");
+        let counts = machine.counts(*now);
+        assert_eq!((counts.calls, counts.failures, counts.slow), model.window(*now), "window");
+        let (_, [rejected, late, _, would_open]) = machine.totals();
+        assert_eq!((rejected, late), (model.rejected, model.late), "rejected and late");
+        assert_eq!(would_open, model.would_open, "would have opened");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1_500)
+    ))]
+
+    #[test]
+    fn every_history_follows_the_table(
+        rules in rules(),
+        steps in prop::collection::vec(step(), 1..120),
+    ) {
+        let seen = Seen::default();
+        let machine = Machine::new(rules.clone(), 5_000, observer(&seen));
+        let mut pair = Pair { model: Model::new(rules), machine, seen, calls: vec![], now: 5_000 };
+        for step in &steps {
+            pair.apply(step);
+            pair.check();
+        }
+    }
+
+    #[test]
+    fn nothing_is_counted_twice_or_lost(
+        rules in rules(),
+        answers in prop::collection::vec((any::<bool>(), any::<bool>(), 0..30_u64), 1..200),
+    ) {
+        let machine = Machine::new(rules, 0, Box::new(|_| ()));
+        machine.force(Phase::MetricsOnly, 0);
+        let mut now = 0;
+        for (failed, slow, wait) in &answers {
+            now += wait;
+            let ticket = machine.admit(|| now).expect("metrics only admits all");
+            machine.record(ticket, now, Sample { failed: *failed, slow: *slow });
+        }
+        let (lifetime, _) = machine.totals();
+        prop_assert_eq!(lifetime.calls, answers.len() as u64);
+        prop_assert_eq!(lifetime.failures, answers.iter().filter(|a| a.0).count() as u64);
+        prop_assert_eq!(lifetime.slow, answers.iter().filter(|a| a.1).count() as u64);
+    }
+}

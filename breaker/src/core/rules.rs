@@ -1,0 +1,66 @@
+//! The configuration as the core uses it: validated, in nanoseconds and in millionths.
+
+use super::rng::SplitMix;
+use super::window::{Counts, Shape};
+
+/// Millionths in one.
+const WHOLE: u64 = 1_000_000;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) shape: Shape,
+    pub(crate) calls_min: u64,
+    /// Millionths of the calls.
+    pub(crate) failure_rate: Option<u64>,
+    pub(crate) slow_rate: Option<u64>,
+    pub(crate) consecutive_failures: Option<u64>,
+    pub(crate) open_for: u64,
+    pub(crate) open_for_max: u64,
+    pub(crate) open_backoff: f64,
+    pub(crate) open_jitter: f64,
+    pub(crate) probes: u16,
+    pub(crate) probes_bad_max: u16,
+    pub(crate) half_open_for_max: Option<u64>,
+    pub(crate) seed: u64,
+}
+
+/// Why a closed breaker opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trip {
+    ConsecutiveFailures,
+    FailureRate,
+    SlowRate,
+}
+
+impl Rules {
+    /// What the rates say. Asked when a bad call was recorded: a success never opens a breaker.
+    pub(crate) fn judge(&self, counts: Counts) -> Option<Trip> {
+        if counts.calls < self.calls_min {
+            return None;
+        }
+        let reaches = |bad: u64, rate: Option<u64>| {
+            rate.is_some_and(|rate| bad > 0 && bad * WHOLE >= rate * counts.calls)
+        };
+        if reaches(counts.failures, self.failure_rate) {
+            Some(Trip::FailureRate)
+        } else if reaches(counts.slow, self.slow_rate) {
+            Some(Trip::SlowRate)
+        } else {
+            None
+        }
+    }
+
+    /// How long the breaker stays open the `openings`-th time in a row, counted from 1.
+    pub(crate) fn open_wait(&self, openings: u32, rng: &mut SplitMix) -> u64 {
+        let exponent = i32::try_from(openings.saturating_sub(1)).unwrap_or(i32::MAX);
+        let grown = self.open_for as f64 * self.open_backoff.powi(exponent);
+        let capped = grown.min(self.open_for_max as f64);
+        // Around the value, and never above the cap: callers size their waits by it.
+        let spread = 1.0 + self.open_jitter * (2.0 * rng.unit() - 1.0);
+        (capped * spread).min(self.open_for_max as f64) as u64
+    }
+}
+
+pub(crate) fn millionths(rate: f64) -> u64 {
+    (rate * WHOLE as f64).round() as u64
+}

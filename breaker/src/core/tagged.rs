@@ -1,0 +1,168 @@
+//! A counter that belongs to one bucket of one generation, in one word.
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use crate::sync::AtomicU64;
+
+const COUNT_BITS: u32 = 24;
+/// A counter stays here instead of wrapping.
+pub(crate) const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+/// A recorder whose clock reading is older than what a counter holds is late by less than this
+/// many buckets. Anything further apart is a counter that nobody has touched for ages.
+const LATE_EPOCHS_MAX: u32 = 1 << 16;
+
+/// Which bucket of which generation a count belongs to.
+///
+/// The generation keeps 8 bits: a counter is cleared at each change of generation, so that the
+/// tag only has to tell apart recorders that were asleep while it changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    pub(crate) generation: u8,
+    pub(crate) epoch: u32,
+}
+
+impl Tag {
+    const fn word(self, count: u64) -> u64 {
+        (self.generation as u64) << 56 | (self.epoch as u64) << COUNT_BITS | count
+    }
+
+    const fn of(word: u64) -> Self {
+        Self { generation: (word >> 56) as u8, epoch: (word >> COUNT_BITS) as u32 }
+    }
+
+    /// Whether a counter that holds `self` has moved on from `other`.
+    const fn is_past(self, other: Self) -> bool {
+        if self.generation != other.generation {
+            return self.generation.wrapping_sub(other.generation) < 128;
+        }
+        let ahead = self.epoch.wrapping_sub(other.epoch);
+        ahead != 0 && ahead < LATE_EPOCHS_MAX
+    }
+}
+
+/// What an addition found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Added {
+    /// Counted; the counter now holds so many.
+    Now(u64),
+    /// Counted as the first of a new bucket; the old bucket had held so many.
+    Fresh { retired: u64 },
+    /// The counter belongs to a later bucket or generation: not counted.
+    Late,
+}
+
+/// `[generation 8 | epoch 32 | count 24]`, changed by compare-and-swap only.
+#[derive(Debug)]
+pub(crate) struct Tagged(AtomicU64);
+
+impl Tagged {
+    pub(crate) fn new() -> Self {
+        Self(AtomicU64::new(0))
+    }
+
+    /// Adds one to the count of `tag`.
+    pub(crate) fn add(&self, tag: Tag) -> Added {
+        let mut word = self.0.load(Relaxed);
+        loop {
+            let held = Tag::of(word);
+            let count = word & COUNT_MAX;
+            let (next, added) = if held == tag {
+                if count == COUNT_MAX {
+                    return Added::Now(count);
+                }
+                (word + 1, Added::Now(count + 1))
+            } else if held.is_past(tag) {
+                return Added::Late;
+            } else {
+                (tag.word(1), Added::Fresh { retired: count })
+            };
+            match self.0.compare_exchange_weak(word, next, Relaxed, Relaxed) {
+                Ok(_) => return added,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// The count of `tag`, 0 when the counter holds another.
+    pub(crate) fn count(&self, tag: Tag) -> u64 {
+        let word = self.0.load(Relaxed);
+        if Tag::of(word) == tag { word & COUNT_MAX } else { 0 }
+    }
+
+    /// The count, whatever it is of.
+    pub(crate) fn raw(&self) -> u64 {
+        self.0.load(Relaxed) & COUNT_MAX
+    }
+
+    /// Sets the count of `tag` to zero if the counter holds it and it is not zero already.
+    pub(crate) fn zero(&self, tag: Tag) {
+        let mut word = self.0.load(Relaxed);
+        while Tag::of(word) == tag && word & COUNT_MAX != 0 {
+            match self.0.compare_exchange_weak(word, tag.word(0), Relaxed, Relaxed) {
+                Ok(_) => return,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// Makes the counter one of `tag` that holds `count`; returns what it held. Only for whoever
+    /// holds the lock of the transitions.
+    pub(crate) fn set(&self, tag: Tag, count: u64) -> u64 {
+        self.0.swap(tag.word(count.min(COUNT_MAX)), Relaxed) & COUNT_MAX
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(generation: u8, epoch: u32) -> Tag {
+        Tag { generation, epoch }
+    }
+
+    #[test]
+    fn counts_of_other_buckets_do_not_show() {
+        let counter = Tagged::new();
+        assert_eq!(counter.add(tag(1, 5)), Added::Fresh { retired: 0 });
+        assert_eq!(counter.add(tag(1, 5)), Added::Now(2));
+        assert_eq!(counter.count(tag(1, 5)), 2);
+        assert_eq!(counter.count(tag(1, 6)), 0);
+        assert_eq!(counter.count(tag(2, 5)), 0);
+        assert_eq!(counter.add(tag(1, 13)), Added::Fresh { retired: 2 });
+        assert_eq!(counter.count(tag(1, 5)), 0);
+    }
+
+    #[test]
+    fn late_recorders_are_not_counted() {
+        let counter = Tagged::new();
+        counter.add(tag(2, 9));
+        assert_eq!(counter.add(tag(2, 8)), Added::Late);
+        assert_eq!(counter.add(tag(1, 9)), Added::Late);
+        assert_eq!(counter.add(tag(1, 10)), Added::Late);
+        assert_eq!(counter.count(tag(2, 9)), 1);
+    }
+
+    #[test]
+    fn generations_and_epochs_wrap() {
+        let counter = Tagged::new();
+        counter.set(tag(255, u32::MAX), 3);
+        assert_eq!(counter.add(tag(255, 0)), Added::Fresh { retired: 3 });
+        assert_eq!(counter.add(tag(0, 0)), Added::Fresh { retired: 1 });
+        assert_eq!(counter.add(tag(255, 0)), Added::Late);
+    }
+
+    #[test]
+    fn a_counter_asleep_for_half_the_epochs_still_counts() {
+        let counter = Tagged::new();
+        counter.add(tag(1, 10));
+        assert_eq!(counter.add(tag(1, 10 + (1 << 31) + 7)), Added::Fresh { retired: 1 });
+    }
+
+    #[test]
+    fn a_full_counter_stays_full() {
+        let counter = Tagged::new();
+        counter.set(tag(1, 1), u64::MAX);
+        assert_eq!(counter.add(tag(1, 1)), Added::Now(COUNT_MAX));
+        assert_eq!(counter.count(tag(1, 1)), COUNT_MAX);
+    }
+}

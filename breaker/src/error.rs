@@ -1,0 +1,186 @@
+//! What can go wrong, surface by surface.
+
+use std::time::Duration;
+
+use crate::breaker::State;
+
+/// What a failed call may have done to whatever it was meant to change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Outcome {
+    /// The call never left this process, or says itself that it changed nothing.
+    NotApplied,
+    /// The call was begun and nobody knows how far it came.
+    Unknown,
+}
+
+/// A configuration that cannot work. Nothing was built; fix the named field.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A number outside its range.
+    #[error("{field} is {value}, must be {range}")]
+    OutOfRange {
+        /// The field of the configuration.
+        field: &'static str,
+        /// What it was set to.
+        value: String,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// Two fields that contradict each other.
+    #[error("{0}")]
+    Contradiction(&'static str),
+}
+
+impl ConfigError {
+    pub(crate) fn out_of_range(
+        field: &'static str,
+        value: impl ToString,
+        range: &'static str,
+    ) -> Self {
+        Self::OutOfRange { field, value: value.to_string(), range }
+    }
+}
+
+/// A breaker did not admit the call. Nothing was sent; retry after `retry_after`, or elsewhere at
+/// once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("rejected by a breaker that is {state}")]
+#[non_exhaustive]
+pub struct Rejected {
+    /// What the breaker was.
+    pub state: State,
+    /// When the next call may be admitted, where that is known: not while the probes of a
+    /// half-open breaker without a time limit are under way, nor while one is forced open.
+    pub retry_after: Option<Duration>,
+}
+
+/// Why [`Breaker::call`](crate::Breaker::call) has no value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BreakerError<E> {
+    /// The breaker did not admit the call: nothing was sent.
+    #[error(transparent)]
+    Rejected(Rejected),
+    /// The call itself failed; the breaker has counted it as the classifier said.
+    #[error("the call failed")]
+    Inner(#[source] E),
+}
+
+impl<E> BreakerError<E> {
+    /// What the call may have done.
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Rejected(_) => Outcome::NotApplied,
+            Self::Inner(_) => Outcome::Unknown,
+        }
+    }
+
+    /// Whether the same call may succeed later as far as this crate knows: a rejected one may.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::Rejected(_))
+    }
+
+    /// The error of the call, if it was admitted.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Inner(error) => Some(error),
+        }
+    }
+}
+
+/// A snapshot that does not fit the configuration. Nothing was built; build a fresh breaker, or
+/// use the configuration that the snapshot was taken under.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoreError {
+    /// The configuration itself is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The snapshot's window is of another kind, or of another bucket width.
+    #[error("the snapshot's window differs from the configured one")]
+    WindowMismatch,
+    /// The snapshot holds more buckets or calls than the window has, or impossible counts.
+    #[error("the snapshot's window is not one that this crate wrote")]
+    WindowInvalid,
+}
+
+/// A registry is full of breakers that are not closed. Nothing was changed; calls of this key must
+/// go without a breaker, or be refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("all {capacity} breakers of the registry are in use")]
+#[non_exhaustive]
+pub struct RegistryFull {
+    /// The registry's limit.
+    pub capacity: usize,
+}
+
+/// A call took too long, or had no time left to begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TimeoutError<E> {
+    /// The time limit passed and the call was dropped: it may or may not have taken effect. Retry
+    /// only what is safe to do twice.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// The deadline had passed before the call was begun: nothing was sent, and nobody waits for
+    /// the answer any more. Do not retry.
+    #[error("the deadline had passed before the call")]
+    DeadlinePassed,
+    /// The call itself failed in time.
+    #[error("the call failed")]
+    Inner(#[source] E),
+}
+
+impl<E> TimeoutError<E> {
+    /// What the call may have done.
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::DeadlinePassed => Outcome::NotApplied,
+            Self::TimedOut(_) | Self::Inner(_) => Outcome::Unknown,
+        }
+    }
+
+    /// Whether another attempt can make sense: after a time-out, for an idempotent call.
+    pub const fn is_retryable(&self) -> bool {
+        matches!(self, Self::TimedOut(_))
+    }
+}
+
+/// A bulkhead, a limiter of concurrency or a shedder did not admit the call. Nothing was sent, in
+/// every variant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GateError {
+    /// All places and the queue are taken. Retry later, or elsewhere.
+    #[error("all {limit} places and the queue of {queue} are taken")]
+    Full {
+        /// Calls that may run at once.
+        limit: usize,
+        /// Calls that may wait.
+        queue: usize,
+    },
+    /// The call waited in the queue for as long as it is allowed to under the present load.
+    /// Retry later, or elsewhere.
+    #[error("waited {0:?} in the queue")]
+    QueueTimeout(Duration),
+    /// The call's priority is not served at the present load. Retry later.
+    #[error("shed at a load of {load_percent} %")]
+    Shed {
+        /// The load at the time.
+        load_percent: u32,
+    },
+}
+
+impl GateError {
+    /// What the call may have done: nothing.
+    pub const fn outcome(&self) -> Outcome {
+        Outcome::NotApplied
+    }
+
+    /// Whether another attempt can make sense: yes, once the load has gone down.
+    pub const fn is_retryable(&self) -> bool {
+        true
+    }
+}

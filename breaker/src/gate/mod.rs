@@ -1,0 +1,247 @@
+//! Places for calls, and the line of those who wait for one: under the bulkhead and the adaptive
+//! limit.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::oneshot;
+
+use crate::clock::{Clock, TokioClock};
+use crate::core::{Padded, Patience, QueueOrder, WaitQueue};
+use crate::error::GateError;
+
+#[cfg(test)]
+mod tests;
+
+const WAITING: u64 = 1 << 32;
+
+fn running(word: u64) -> u64 {
+    word & (WAITING - 1)
+}
+
+/// Waiters are told that they have a place; one that has gone away meanwhile passes it on.
+type Line = WaitQueue<oneshot::Sender<()>>;
+
+/// How many calls run and wait, against how many may.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    /// `[waiting 32 | running 32]`. `waiting` changes under the lock of the line only, and while
+    /// it is not zero so does the release of a place: nobody overtakes the line.
+    word: Padded<AtomicU64>,
+    limit: AtomicUsize,
+    queue_max: usize,
+    line: Mutex<Line>,
+    clock: TokioClock,
+    refused: AtomicU64,
+    expired: AtomicU64,
+}
+
+/// A gate's figures at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct GateStats {
+    /// Calls that may run at once.
+    pub limit: usize,
+    /// Calls that run.
+    pub running: usize,
+    /// Calls that wait for a place.
+    pub waiting: usize,
+    /// Calls refused because places and queue were taken.
+    pub refused: u64,
+    /// Calls that lost patience in the queue.
+    pub expired: u64,
+}
+
+impl GateStats {
+    /// Calls that run or wait, for each that may run.
+    pub fn load(&self) -> f64 {
+        (self.running + self.waiting) as f64 / self.limit.max(1) as f64
+    }
+}
+
+impl Gate {
+    pub(crate) fn new(
+        limit: usize,
+        queue_max: usize,
+        order: QueueOrder,
+        patience: Patience,
+    ) -> Arc<Self> {
+        let clock = TokioClock::new();
+        Arc::new(Self {
+            word: Padded(AtomicU64::new(0)),
+            limit: AtomicUsize::new(limit),
+            queue_max,
+            line: Mutex::new(WaitQueue::new(queue_max, order, patience, clock.now())),
+            clock,
+            refused: AtomicU64::new(0),
+            expired: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn stats(&self) -> GateStats {
+        let word = self.word.load(Acquire);
+        GateStats {
+            limit: self.limit.load(Relaxed),
+            running: running(word) as usize,
+            waiting: (word / WAITING) as usize,
+            refused: self.refused.load(Relaxed),
+            expired: self.expired.load(Relaxed),
+        }
+    }
+
+    fn may_run(&self, word: u64) -> bool {
+        running(word) < self.limit.load(Relaxed) as u64
+    }
+
+    fn full(&self) -> GateError {
+        self.refused.fetch_add(1, Relaxed);
+        GateError::Full { limit: self.limit.load(Relaxed), queue: self.queue_max }
+    }
+
+    /// A place, if there is one and nobody waits for it.
+    pub(crate) fn try_enter(self: &Arc<Self>) -> Result<Place, GateError> {
+        if self.try_take() { Ok(Place { gate: Arc::clone(self) }) } else { Err(self.full()) }
+    }
+
+    fn try_take(&self) -> bool {
+        let take = |word| (word < WAITING && self.may_run(word)).then_some(word + 1);
+        self.word.fetch_update(AcqRel, Relaxed, take).is_ok()
+    }
+
+    /// A place, now or after a wait in the line.
+    pub(crate) async fn enter(self: &Arc<Self>) -> Result<Place, GateError> {
+        if self.try_take() {
+            return Ok(Place { gate: Arc::clone(self) });
+        }
+        let Some((waiter, wait)) = self.line_up()? else {
+            return Ok(Place { gate: Arc::clone(self) });
+        };
+        self.wait(waiter, wait).await
+    }
+
+    /// Joins the line and returns the time it may wait there; `None` if a place has become free
+    /// in the meantime, which is then taken.
+    fn line_up(self: &Arc<Self>) -> Result<Option<(Waiter, Duration)>, GateError> {
+        let now = self.clock.now();
+        let mut line = self.line.lock();
+        let is_full = line.is_full();
+        let join = |word| {
+            if word < WAITING && self.may_run(word) {
+                return Some(word + 1);
+            }
+            (!is_full).then_some(word + WAITING)
+        };
+        match self.word.fetch_update(AcqRel, Acquire, join) {
+            Err(_) => Err(self.full()),
+            Ok(word) if word < WAITING && self.may_run(word) => Ok(None),
+            Ok(_) => {
+                let (granted, grant) = oneshot::channel();
+                let (id, wait) = line.push(now, granted);
+                let waiter = Waiter { gate: Arc::clone(self), id, grant };
+                Ok(Some((waiter, Duration::from_nanos(wait))))
+            }
+        }
+    }
+
+    async fn wait(
+        self: &Arc<Self>,
+        mut waiter: Waiter,
+        wait: Duration,
+    ) -> Result<Place, GateError> {
+        if let Ok(Ok(())) = tokio::time::timeout(wait, &mut waiter.grant).await {
+            // The place is the caller's now; nothing of the waiter is left to clean up.
+            waiter.id = u64::MAX;
+            return Ok(Place { gate: Arc::clone(self) });
+        }
+        // Dropped from the line, or out of patience: the same to the caller.
+        self.expired.fetch_add(1, Relaxed);
+        Err(GateError::QueueTimeout(wait))
+    }
+
+    fn leave(&self) {
+        let go = |word| (word < WAITING).then(|| word - 1);
+        if self.word.fetch_update(Release, Acquire, go).is_err() {
+            self.pass_on(self.line.lock());
+        }
+    }
+
+    /// Gives a place that has become free to the next in the line, or takes it away.
+    fn pass_on(&self, mut line: MutexGuard<'_, Line>) {
+        let is_over = running(self.word.load(Acquire)) > self.limit.load(Relaxed) as u64;
+        if is_over || !self.grant(&mut line) {
+            self.word.fetch_sub(1, AcqRel);
+        }
+    }
+
+    /// Tells the next patient waiter that it has a place; false if there is none.
+    fn grant(&self, line: &mut Line) -> bool {
+        let now = self.clock.now();
+        while let Some((waiter, is_patient)) = line.pop(now) {
+            self.word.fetch_sub(WAITING, AcqRel);
+            if is_patient && waiter.send(()).is_ok() {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Changes how many may run. Fewer takes effect as calls end; more serves the line at once.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        if self.limit.swap(limit, AcqRel) >= limit {
+            return;
+        }
+        let mut line = self.line.lock();
+        loop {
+            let take = |word| (word >= WAITING && self.may_run(word)).then_some(word + 1);
+            if self.word.fetch_update(AcqRel, Acquire, take).is_err() {
+                return;
+            }
+            if !self.grant(&mut line) {
+                self.word.fetch_sub(1, AcqRel);
+                return;
+            }
+        }
+    }
+}
+
+/// One in the line. Dropped, it leaves the line, or passes on the place it was given.
+#[derive(Debug)]
+struct Waiter {
+    gate: Arc<Gate>,
+    /// `u64::MAX` once its place is somebody's.
+    id: u64,
+    grant: oneshot::Receiver<()>,
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.id == u64::MAX {
+            return;
+        }
+        self.grant.close();
+        if self.grant.try_recv().is_ok() {
+            self.gate.leave();
+            return;
+        }
+        let mut line = self.gate.line.lock();
+        if line.remove(self.id, self.gate.clock.now()) {
+            self.gate.word.fetch_sub(WAITING, AcqRel);
+        }
+    }
+}
+
+/// The right to run. Given back when dropped.
+#[derive(Debug)]
+#[must_use = "the place is given back when this is dropped"]
+pub(crate) struct Place {
+    gate: Arc<Gate>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gate.leave();
+    }
+}

@@ -1,0 +1,310 @@
+//! A second attempt beside a slow first one.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::clock::{Clock, TokioClock};
+use crate::config::nanos;
+use crate::core::LatencyWindow;
+use crate::error::ConfigError;
+use crate::retry::{BudgetedCall, ExtraAttempt, RetryBudget};
+
+/// When to send another attempt beside the one under way.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct HedgeConfig {
+    /// An attempt is hedged that is slower than this share of recent ones. 0.5 to 0.9999,
+    /// default 0.95: one call in twenty is hedged.
+    pub quantile: f64,
+    /// Never hedges earlier. Default 1 ms.
+    pub delay_min: Duration,
+    /// Hedges at the latest, and as long as there are too few samples. Not below `delay_min`,
+    /// default 1 s.
+    pub delay_max: Duration,
+    /// Samples that the window must hold for the quantile to count. Default 50.
+    pub samples_min: u64,
+    /// How far back latencies are looked at. Above 0, default 30 s.
+    pub window: Duration,
+    /// Attempts beside the first. 1 to 5, default 1.
+    pub hedges_max: u32,
+}
+
+impl Default for HedgeConfig {
+    fn default() -> Self {
+        Self {
+            quantile: 0.95,
+            delay_min: Duration::from_millis(1),
+            delay_max: Duration::from_secs(1),
+            samples_min: 50,
+            window: Duration::from_secs(30),
+            hedges_max: 1,
+        }
+    }
+}
+
+impl HedgeConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that is out of its range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(0.5..=0.9999).contains(&self.quantile) {
+            return Err(ConfigError::out_of_range("quantile", self.quantile, "0.5 to 0.9999"));
+        }
+        if self.delay_max < self.delay_min {
+            return Err(ConfigError::Contradiction("delay_max is shorter than delay_min"));
+        }
+        if self.window.is_zero() {
+            return Err(ConfigError::out_of_range("window", "0", "above 0"));
+        }
+        if !(1..=5).contains(&self.hedges_max) {
+            return Err(ConfigError::out_of_range("hedges_max", self.hedges_max, "1 to 5"));
+        }
+        Ok(())
+    }
+}
+
+/// A hedge's figures at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HedgeStats {
+    /// Calls.
+    pub calls: u64,
+    /// Attempts sent beside a first one.
+    pub hedges: u64,
+    /// Calls that such an attempt answered.
+    pub won: u64,
+    /// Attempts that the budget did not pay for.
+    pub suppressed: u64,
+    /// What the next call waits for.
+    pub delay: Duration,
+}
+
+/// Sends a second attempt when the first is slower than most, takes the first success, and drops
+/// the loser. Only for calls that are safe to make twice.
+///
+/// The same budget as for retries should pay for hedges: both are extra load at the worst time.
+/// An attempt that fails before its hedge is due ends the call: hedges are against slowness,
+/// retries against failure.
+///
+/// Source: J. Dean, L. A. Barroso, "The Tail at Scale" (2013).
+#[derive(Debug)]
+pub struct Hedge {
+    config: HedgeConfig,
+    budget: Option<Arc<RetryBudget>>,
+    clock: TokioClock,
+    latencies: Mutex<LatencyWindow>,
+    calls: AtomicU64,
+    hedges: AtomicU64,
+    won: AtomicU64,
+    suppressed: AtomicU64,
+}
+
+impl Hedge {
+    /// Hedges without a budget: `hedges_max` bounds them, and the quantile does as long as the
+    /// dependency does not get slower.
+    ///
+    /// # Errors
+    /// A configuration that cannot work.
+    pub fn new(config: HedgeConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let clock = TokioClock::new();
+        let window = LatencyWindow::new(nanos(config.window), config.quantile, clock.now());
+        Ok(Self {
+            config,
+            budget: None,
+            clock,
+            latencies: Mutex::new(window),
+            calls: AtomicU64::new(0),
+            hedges: AtomicU64::new(0),
+            won: AtomicU64::new(0),
+            suppressed: AtomicU64::new(0),
+        })
+    }
+
+    /// The same, paying for each hedge from `budget`.
+    pub fn with_budget(mut self, budget: Arc<RetryBudget>) -> Self {
+        self.budget = Some(budget);
+        self
+    }
+
+    /// How long the next call waits before it hedges.
+    pub fn delay(&self) -> Duration {
+        let now = self.clock.now();
+        let mut latencies = self.latencies.lock();
+        if latencies.len(now) < self.config.samples_min {
+            return self.config.delay_max;
+        }
+        let quantile = latencies.quantile(now).map(Duration::from_nanos);
+        quantile.map_or(self.config.delay_max, |delay| {
+            delay.clamp(self.config.delay_min, self.config.delay_max)
+        })
+    }
+
+    /// Its figures.
+    pub fn stats(&self) -> HedgeStats {
+        HedgeStats {
+            calls: self.calls.load(Relaxed),
+            hedges: self.hedges.load(Relaxed),
+            won: self.won.load(Relaxed),
+            suppressed: self.suppressed.load(Relaxed),
+            delay: self.delay(),
+        }
+    }
+
+    /// Makes an attempt, numbered 0, and further ones beside it as they become due.
+    ///
+    /// # Errors
+    /// The last attempt's error, once all attempts begun have failed.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops all attempts under way; places in the budget are given back.
+    pub async fn call<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        attempt: impl FnMut(u32) -> F,
+    ) -> Result<T, E> {
+        self.race(attempt, Result::is_ok).await
+    }
+
+    /// The race under [`call`](Self::call) and the policy.
+    pub(crate) async fn race<R, F: Future<Output = R>>(
+        &self,
+        attempt: impl FnMut(u32) -> F,
+        is_good: impl Fn(&R) -> bool,
+    ) -> R {
+        self.calls.fetch_add(1, Relaxed);
+        let mut race = Race {
+            hedge: self,
+            _paid: self.budget.as_ref().map(RetryBudget::begin),
+            attempt,
+            is_good,
+            runners: Vec::with_capacity(1),
+            begun: 0,
+            may_begin: true,
+            delay: self.delay(),
+            timer: None,
+            winner: None,
+        };
+        race.begin(None);
+        poll_fn(|cx| race.poll(cx)).await
+    }
+}
+
+/// One attempt under way.
+struct Runner<F> {
+    future: Pin<Box<F>>,
+    number: u32,
+    start: Instant,
+    _extra: Option<ExtraAttempt>,
+}
+
+struct Race<'a, A, G, F> {
+    hedge: &'a Hedge,
+    _paid: Option<BudgetedCall>,
+    attempt: A,
+    is_good: G,
+    runners: Vec<Runner<F>>,
+    begun: u32,
+    may_begin: bool,
+    delay: Duration,
+    timer: Option<Pin<Box<Sleep>>>,
+    winner: Option<u32>,
+}
+
+impl<R, F, A, G> Race<'_, A, G, F>
+where
+    F: Future<Output = R>,
+    A: FnMut(u32) -> F,
+    G: Fn(&R) -> bool,
+{
+    fn begin(&mut self, extra: Option<ExtraAttempt>) {
+        let number = self.begun;
+        self.begun += 1;
+        let future = Box::pin((self.attempt)(number));
+        self.runners.push(Runner { future, number, start: Instant::now(), _extra: extra });
+        self.may_begin = self.begun <= self.hedge.config.hedges_max;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<R> {
+        loop {
+            if let Some(answer) = self.poll_runners(cx) {
+                return Poll::Ready(answer);
+            }
+            if !self.may_begin {
+                return Poll::Pending;
+            }
+            let delay = self.delay;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(delay)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            self.timer = None;
+            self.hedge_now();
+        }
+    }
+
+    /// The answer of the race, if there is one: a success, or the last failure.
+    fn poll_runners(&mut self, cx: &mut Context<'_>) -> Option<R> {
+        let mut at = 0;
+        while at < self.runners.len() {
+            let Poll::Ready(answer) = self.runners[at].future.as_mut().poll(cx) else {
+                at += 1;
+                continue;
+            };
+            let runner = self.runners.swap_remove(at);
+            let is_good = (self.is_good)(&answer);
+            if is_good || self.runners.is_empty() {
+                if is_good {
+                    self.note(runner.start);
+                    self.winner = Some(runner.number);
+                    self.hedge.won.fetch_add(u64::from(runner.number > 0), Relaxed);
+                }
+                return Some(answer);
+            }
+        }
+        None
+    }
+
+    fn hedge_now(&mut self) {
+        let paid = self.hedge.budget.as_ref().map(RetryBudget::try_extra).transpose();
+        if let Ok(extra) = paid {
+            self.hedge.hedges.fetch_add(1, Relaxed);
+            self.begin(extra);
+        } else {
+            self.hedge.suppressed.fetch_add(1, Relaxed);
+            self.may_begin = false;
+        }
+    }
+
+    fn note(&self, start: Instant) {
+        let latency = nanos(start.elapsed());
+        self.hedge.latencies.lock().record(self.hedge.clock.now(), latency);
+    }
+}
+
+impl<A, G, F> Drop for Race<'_, A, G, F> {
+    /// A loser that was begun before the winner took at least this long. Without it the quantile
+    /// would see only winners and creep down, and with it the delay. A loser begun later, or a
+    /// call given up early, says nothing.
+    fn drop(&mut self) {
+        for runner in &self.runners {
+            let elapsed = runner.start.elapsed();
+            let is_known_slow = match self.winner {
+                Some(winner) => runner.number < winner,
+                None => runner.number == 0 && elapsed >= self.delay,
+            };
+            if is_known_slow {
+                let now = self.hedge.clock.now();
+                self.hedge.latencies.lock().record(now, nanos(elapsed));
+            }
+        }
+    }
+}

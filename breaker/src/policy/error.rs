@@ -1,0 +1,102 @@
+//! Why a policy has no value.
+
+use std::time::Duration;
+
+use crate::error::{GateError, Outcome, Rejected};
+
+/// What ended a call under a policy.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PolicyErrorKind<E> {
+    /// The breaker did not admit it. The last attempt was not sent.
+    #[error(transparent)]
+    Rejected(Rejected),
+    /// The bulkhead, the adaptive limit or the shedder did not admit it. The last attempt was not
+    /// sent.
+    #[error(transparent)]
+    Gate(GateError),
+    /// No answer within the time limit, and the call was dropped.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
+    /// There was no time left to begin with. The last attempt was not sent.
+    #[error("the deadline had passed before the call")]
+    DeadlinePassed,
+    /// The last attempt's own error.
+    #[error("the call failed")]
+    Inner(#[source] E),
+}
+
+impl<E> PolicyErrorKind<E> {
+    /// Whether this process refused by itself, without asking the dependency.
+    pub const fn is_local(&self) -> bool {
+        matches!(self, Self::Rejected(_) | Self::Gate(_) | Self::DeadlinePassed)
+    }
+}
+
+/// A call that did not get as far as an answer of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Refusal {
+    Rejected(Rejected),
+    Gate(GateError),
+    TimedOut(Duration),
+    DeadlinePassed,
+}
+
+/// What goes from stage to stage: the call's own answer whole, for the classifier to look at.
+pub(super) type Answer<T, E> = Result<Result<T, E>, Refusal>;
+
+pub(super) fn open<T, E>(answer: Answer<T, E>) -> Result<T, PolicyErrorKind<E>> {
+    match answer {
+        Ok(own) => own.map_err(PolicyErrorKind::Inner),
+        Err(Refusal::Rejected(rejected)) => Err(PolicyErrorKind::Rejected(rejected)),
+        Err(Refusal::Gate(error)) => Err(PolicyErrorKind::Gate(error)),
+        Err(Refusal::TimedOut(limit)) => Err(PolicyErrorKind::TimedOut(limit)),
+        Err(Refusal::DeadlinePassed) => Err(PolicyErrorKind::DeadlinePassed),
+    }
+}
+
+pub(super) fn close<T, E>(answer: Result<T, PolicyErrorKind<E>>) -> Answer<T, E> {
+    match answer {
+        Ok(value) => Ok(Ok(value)),
+        Err(PolicyErrorKind::Inner(error)) => Ok(Err(error)),
+        Err(PolicyErrorKind::Rejected(rejected)) => Err(Refusal::Rejected(rejected)),
+        Err(PolicyErrorKind::Gate(error)) => Err(Refusal::Gate(error)),
+        Err(PolicyErrorKind::TimedOut(limit)) => Err(Refusal::TimedOut(limit)),
+        Err(PolicyErrorKind::DeadlinePassed) => Err(Refusal::DeadlinePassed),
+    }
+}
+
+/// Why a call under a policy has no value, over all of its attempts.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{kind} (after {attempts} attempts)")]
+#[non_exhaustive]
+pub struct PolicyError<E> {
+    /// What ended it.
+    pub kind: PolicyErrorKind<E>,
+    /// Attempts that were sent, retries and hedges together. 0: nothing was.
+    pub attempts: u32,
+    outcome: Outcome,
+}
+
+impl<E> PolicyError<E> {
+    pub(super) const fn new(kind: PolicyErrorKind<E>, attempts: u32, outcome: Outcome) -> Self {
+        Self { kind, attempts, outcome }
+    }
+
+    /// What all the attempts together may have done: a rejection after a time-out is still
+    /// [`Outcome::Unknown`].
+    pub const fn outcome(&self) -> Outcome {
+        self.outcome
+    }
+
+    /// Whether the same call may succeed later as far as the policy knows: what was refused here
+    /// or timed out may. For the call's own errors ask the classifier.
+    pub const fn is_retryable(&self) -> bool {
+        match self.kind {
+            PolicyErrorKind::Rejected(_)
+            | PolicyErrorKind::Gate(_)
+            | PolicyErrorKind::TimedOut(_) => true,
+            PolicyErrorKind::DeadlinePassed | PolicyErrorKind::Inner(_) => false,
+        }
+    }
+}

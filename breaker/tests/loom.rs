@@ -1,0 +1,221 @@
+//! Every interleaving of the breaker's atomics, on the very files that the crate compiles: the
+//! core is included here over the model checker's atomics.
+//!
+//! Without the test harness, so that the core's own unit tests, which need no checker, stay out.
+
+// The checker's crate uses only a part of what it includes.
+#![expect(dead_code, unused_imports, reason = "the included core serves the whole crate")]
+#![expect(unreachable_pub, reason = "what the crate re-exports is private to this test")]
+
+#[path = "../src/core/mod.rs"]
+mod core;
+
+/// What the core calls `crate::sync`.
+mod sync {
+    pub(crate) use loom::sync::atomic::AtomicU64;
+
+    /// The worst case: all threads share one stripe.
+    pub(crate) fn thread_number() -> usize {
+        0
+    }
+
+    /// The lock of the crate never poisons.
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().expect("a thread of the model panicked")
+        }
+    }
+}
+
+use self::core::{Machine, Phase, Rules, Sample, Shape};
+use loom::sync::Arc;
+use loom::thread;
+
+const OK: Sample = Sample { failed: false, slow: false };
+const BAD: Sample = Sample { failed: true, slow: true };
+
+fn rules(shape: Shape) -> Rules {
+    Rules {
+        shape,
+        calls_min: 1,
+        failure_rate: None,
+        slow_rate: None,
+        consecutive_failures: Some(1),
+        open_for: 10,
+        open_for_max: 10,
+        open_backoff: 1.0,
+        open_jitter: 0.0,
+        probes: 1,
+        probes_bad_max: 0,
+        half_open_for_max: None,
+        seed: 1,
+    }
+}
+
+fn time() -> Shape {
+    Shape::Time { width: 100, buckets: 1, stripes: 2 }
+}
+
+fn machine(rules: Rules) -> Arc<Machine> {
+    Arc::new(Machine::new(rules, 0, Box::new(|_| ())))
+}
+
+/// Every schedule of up to `preemptions` forced switches (all there are, if `None`).
+fn explore(preemptions: Option<usize>, f: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = preemptions;
+    model.check(f);
+}
+
+fn half_open_admits_exactly_its_probes() {
+    explore(Some(3), || {
+        let machine = machine(rules(time()));
+        let ticket = machine.admit(|| 0).expect("closed");
+        machine.record(ticket, 0, BAD);
+        assert_eq!(machine.phase(), Phase::Open);
+        let callers: Vec<_> = (0..2)
+            .map(|_| {
+                let machine = Arc::clone(&machine);
+                thread::spawn(move || machine.admit(|| 50).is_ok())
+            })
+            .collect();
+        let own = machine.admit(|| 50).is_ok();
+        let others: Vec<bool> = callers.into_iter().map(|c| c.join().expect("ran")).collect();
+        let admitted = others.into_iter().chain([own]).filter(|admitted| *admitted).count();
+        assert_eq!(admitted, 1);
+    });
+}
+
+fn a_cancelled_probe_is_one_probe_again() {
+    explore(Some(3), || {
+        let machine = machine(rules(time()));
+        let ticket = machine.admit(|| 0).expect("closed");
+        machine.record(ticket, 0, BAD);
+        let probe = machine.admit(|| 50).expect("the wait is over");
+        let canceller = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.cancel(probe))
+        };
+        let early = machine.admit(|| 50).is_ok();
+        canceller.join().expect("ran");
+        let late = machine.admit(|| 50).is_ok();
+        assert!(early != late, "one place: {early} and {late}");
+    });
+}
+
+fn a_late_answer_never_counts_in_a_later_state() {
+    for shape in [time(), Shape::Count { calls: 2 }] {
+        explore(Some(3), move || {
+            let machine = machine(rules(shape));
+            let old = machine.admit(|| 0).expect("closed");
+            let answerer = {
+                let machine = Arc::clone(&machine);
+                thread::spawn(move || machine.record(old, 0, OK))
+            };
+            machine.force(Phase::ForcedOpen, 0);
+            machine.force(Phase::Closed, 0);
+            answerer.join().expect("ran");
+            assert_eq!(machine.counts(0).calls, 0);
+        });
+    }
+}
+
+fn no_answer_is_lost_or_doubled() {
+    for shape in [time(), Shape::Count { calls: 2 }] {
+        explore(Some(3), move || {
+            let machine = machine(Rules { consecutive_failures: None, ..rules(shape) });
+            let tickets = [0, 1].map(|_| machine.admit(|| 0).expect("closed"));
+            let answerer = {
+                let machine = Arc::clone(&machine);
+                thread::spawn(move || machine.record(tickets[0], 0, BAD))
+            };
+            machine.record(tickets[1], 0, OK);
+            answerer.join().expect("ran");
+            let counts = machine.counts(0);
+            assert_eq!((counts.calls, counts.failures, counts.slow), (2, 1, 1));
+        });
+    }
+}
+
+fn a_full_ring_keeps_its_sums() {
+    explore(Some(3), || {
+        let machine =
+            machine(Rules { consecutive_failures: None, ..rules(Shape::Count { calls: 1 }) });
+        let tickets = [0, 1].map(|_| machine.admit(|| 0).expect("closed"));
+        let answerer = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.record(tickets[0], 0, BAD))
+        };
+        machine.record(tickets[1], 0, OK);
+        answerer.join().expect("ran");
+        let held = machine.memory(0).window;
+        let counts = machine.counts(0);
+        assert_eq!(held.len(), 1);
+        assert_eq!(held[0].1.failures, counts.failures, "the sums are those of the ring");
+        assert_eq!(machine.totals().0.failures, 1);
+    });
+}
+
+fn a_breaker_opens_once() {
+    explore(Some(3), || {
+        let machine = machine(rules(time()));
+        let tickets = [0, 1].map(|_| machine.admit(|| 0).expect("closed"));
+        let answerer = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.record(tickets[0], 0, BAD))
+        };
+        machine.record(tickets[1], 0, BAD);
+        answerer.join().expect("ran");
+        assert_eq!(machine.phase(), Phase::Open);
+        assert_eq!(machine.totals().1[2], 1, "openings");
+    });
+}
+
+fn a_rejection_names_the_wait_of_its_own_state() {
+    explore(Some(3), || {
+        let machine = machine(Rules { half_open_for_max: Some(1_000), ..rules(time()) });
+        let ticket = machine.admit(|| 0).expect("closed");
+        machine.record(ticket, 0, BAD);
+        let mover = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.admit(|| 10).is_ok())
+        };
+        if let Err(denied) = machine.admit(|| 9) {
+            let expected = match denied.phase {
+                Phase::Open => 1,
+                _ => 1_001,
+            };
+            assert_eq!(denied.retry_after, Some(expected), "{:?}", denied.phase);
+        }
+        mover.join().expect("ran");
+    });
+}
+
+fn main() {
+    let checks: [(&str, fn()); 7] = [
+        ("half_open_admits_exactly_its_probes", half_open_admits_exactly_its_probes),
+        ("a_cancelled_probe_is_one_probe_again", a_cancelled_probe_is_one_probe_again),
+        (
+            "a_late_answer_never_counts_in_a_later_state",
+            a_late_answer_never_counts_in_a_later_state,
+        ),
+        ("no_answer_is_lost_or_doubled", no_answer_is_lost_or_doubled),
+        ("a_full_ring_keeps_its_sums", a_full_ring_keeps_its_sums),
+        ("a_breaker_opens_once", a_breaker_opens_once),
+        (
+            "a_rejection_names_the_wait_of_its_own_state",
+            a_rejection_names_the_wait_of_its_own_state,
+        ),
+    ];
+    for (name, check) in checks {
+        check();
+        println!("{name} ... ok");
+    }
+}

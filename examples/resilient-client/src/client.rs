@@ -1,0 +1,161 @@
+//! The part to copy: one call, what its answers mean, and the policy around it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::header::RETRY_AFTER;
+use hyper::{Request, StatusCode, Uri};
+use hyper_util::client::legacy::Client as Http;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use voussoir_breaker::{
+    AdaptiveLimit, Attempt, Breaker, BreakerConfig, Classify, ConfigError, Gradient2,
+    Gradient2Config, Hedge, HedgeConfig, Policy, PolicyError, QueueConfig, Retry, RetryAdvice,
+    RetryBudget, RetryBudgetConfig, RetryConfig, ShedConfig, Shedder, Timeout, Verdict,
+    retry_after_secs,
+};
+
+/// The longest body that is read.
+const BODY_MAX: usize = 1 << 20;
+
+/// An answer, wherever it comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+    retry_after: Option<Duration>,
+    /// Not the server's, but an older one in its place.
+    pub(crate) is_stale: bool,
+}
+
+/// No answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HttpError {
+    #[error("no connection")]
+    Connect(#[source] hyper_util::client::legacy::Error),
+    #[error("connection lost")]
+    Exchange(#[source] hyper_util::client::legacy::Error),
+    #[error("body lost or too long")]
+    Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What HTTP answers mean.
+struct HttpAnswers;
+
+impl Classify<Reply, HttpError> for HttpAnswers {
+    fn verdict(&self, answer: &Result<Reply, HttpError>) -> Verdict {
+        match answer {
+            Ok(reply) if reply.status.is_server_error() || self.is_overload(answer) => {
+                Verdict::Failure
+            }
+            // Our own mistake says nothing about the server.
+            Ok(reply) if reply.status.is_client_error() => Verdict::Ignored,
+            Ok(_) => Verdict::Success,
+            Err(_) => Verdict::Failure,
+        }
+    }
+
+    /// All calls here are GETs: safe to make twice.
+    fn advice(&self, answer: &Result<Reply, HttpError>) -> RetryAdvice {
+        match answer {
+            Ok(Reply { retry_after: Some(time), .. }) => RetryAdvice::RetryAfter(*time),
+            _ if self.verdict(answer) == Verdict::Failure => RetryAdvice::Retry,
+            _ => RetryAdvice::Stop,
+        }
+    }
+
+    fn is_overload(&self, answer: &Result<Reply, HttpError>) -> bool {
+        matches!(answer, Ok(Reply { status, .. })
+            if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(status))
+    }
+}
+
+/// A client of one server.
+pub(crate) struct Client {
+    http: Http<HttpConnector, Empty<Bytes>>,
+    uri: Uri,
+    policy: Policy<Reply, HttpError>,
+    pub(crate) breaker: Arc<Breaker>,
+    pub(crate) limit: AdaptiveLimit,
+    pub(crate) budget: Arc<RetryBudget>,
+    pub(crate) hedge: Arc<Hedge>,
+}
+
+impl Client {
+    pub(crate) fn new(uri: Uri) -> Result<Self, ConfigError> {
+        let mut opening = BreakerConfig::default();
+        opening.window =
+            voussoir_breaker::Window::Time { span: Duration::from_secs(3), buckets: 10 };
+        opening.slow_rate = Some(0.9);
+        opening.slow_after = Duration::from_millis(250);
+        opening.open_for = Duration::from_millis(500);
+        opening.open_for_max = Duration::from_secs(4);
+        let breaker = Arc::new(Breaker::new("server", &opening)?);
+
+        let budget = RetryBudget::new(RetryBudgetConfig::default())?;
+        let retry = Retry::new(RetryConfig::default())?.with_budget(Arc::clone(&budget));
+        let mut hedging = HedgeConfig::default();
+        hedging.window = Duration::from_secs(10);
+        let hedge = Arc::new(Hedge::new(hedging)?.with_budget(Arc::clone(&budget)));
+
+        let algorithm = Box::new(Gradient2::new(Gradient2Config::default()));
+        let mut queue = QueueConfig::default();
+        queue.len_max = 64;
+        let limit = AdaptiveLimit::new(algorithm, queue)?;
+        let shedder = Shedder::new(Arc::new(limit.clone()), ShedConfig::default())?;
+
+        let policy = Policy::builder()
+            .classify(Arc::new(HttpAnswers))
+            .fallback(|_error| async { Ok(Reply::stale()) })
+            .timeout(Timeout::new(Duration::from_secs(1))?)
+            .shed(Arc::new(shedder))
+            .retry(Arc::new(retry))
+            .hedge(Arc::clone(&hedge))
+            .breaker(Arc::clone(&breaker))
+            .adaptive(limit.clone())
+            .timeout(Timeout::new(Duration::from_millis(400))?)
+            .build()?;
+        let http = Http::builder(TokioExecutor::new()).build_http();
+        Ok(Self { http, uri, policy, breaker, limit, budget, hedge })
+    }
+
+    /// The policy's stages in their order.
+    pub(crate) fn describe(&self) -> String {
+        self.policy.to_string()
+    }
+
+    pub(crate) async fn get(&self) -> Result<Reply, PolicyError<HttpError>> {
+        self.policy.call(|attempt| self.exchange(attempt)).await
+    }
+
+    /// One attempt. The deadline travels along, so that the server can stop in time.
+    async fn exchange(&self, attempt: Attempt) -> Result<Reply, HttpError> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = self.uri.clone();
+        if let Some(deadline) = attempt.deadline
+            && let Ok(left) = deadline.to_grpc_timeout().parse()
+        {
+            request.headers_mut().insert("grpc-timeout", left);
+        }
+        let response = self.http.request(request).await.map_err(|error| {
+            if error.is_connect() { HttpError::Connect(error) } else { HttpError::Exchange(error) }
+        })?;
+        let retry_after = response.headers().get(RETRY_AFTER);
+        let retry_after =
+            retry_after.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
+        let status = response.status();
+        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        let body = body.map_err(HttpError::Body)?.to_bytes();
+        Ok(Reply { status, body, retry_after, is_stale: false })
+    }
+}
+
+impl Reply {
+    /// What a cache would hold.
+    fn stale() -> Self {
+        let body = Bytes::from_static(b"yesterday's news");
+        Self { status: StatusCode::OK, body, retry_after: None, is_stale: true }
+    }
+}

@@ -1,0 +1,97 @@
+//! What must be true after a run.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use voussoir_sim::{Ended, Kv, KvOp, check as linearizable};
+
+use super::client::{Answered, Client};
+use super::cluster::Cluster;
+use super::load::{StoreHistory, key_of};
+
+/// States that the checker may visit before it gives up, which counts as a failure.
+const STEPS_MAX: u64 = 200_000_000;
+
+/// What was checked and found in order.
+#[derive(Debug, Clone, Copy)]
+pub struct Checked {
+    /// Operations that were acknowledged.
+    pub acknowledged: u64,
+    /// Operations of which nobody knows whether they happened.
+    pub unknown: u64,
+    /// Keys written once, acknowledged, and found on every node.
+    pub kept: usize,
+    /// Nodes that were asked.
+    pub nodes: usize,
+    /// Operations that the checker has put in order.
+    pub judged: usize,
+    /// Keys that they were about.
+    pub keys: usize,
+}
+
+/// Checks that every acknowledged write is on every node, and that the history is linearizable.
+/// All nodes must have caught up.
+///
+/// # Errors
+/// What is wrong.
+///
+/// # Cancel safety
+/// Dropped, nothing is left behind.
+pub async fn check(
+    cluster: &Cluster,
+    client: &Client,
+    history: &StoreHistory,
+) -> Result<Checked, String> {
+    let written: BTreeSet<&str> = history
+        .calls()
+        .iter()
+        .filter(|call| matches!((&call.op, &call.ended), (KvOp::Put { .. }, Ended::Ok(_))))
+        .map(|call| key_of(&call.op))
+        .filter(|key| key.starts_with("own/"))
+        .collect();
+    let addresses = cluster.addresses();
+    for (id, http) in &addresses {
+        let found = keys(client, *http, "own/").await.map_err(|e| format!("node {id}: {e}"))?;
+        let lost: Vec<_> = written.iter().filter(|key| !found.contains(**key)).take(5).collect();
+        if !lost.is_empty() {
+            return Err(format!("node {id} has lost acknowledged writes, among them {lost:?}"));
+        }
+    }
+    linearizable(&Kv::new(), history, STEPS_MAX).map_err(|error| error.to_string())?;
+    let (acknowledged, _, unknown) = history.outcomes();
+    let keys: BTreeSet<&str> = history.calls().iter().map(|call| key_of(&call.op)).collect();
+    Ok(Checked {
+        acknowledged,
+        unknown,
+        kept: written.len(),
+        nodes: addresses.len(),
+        judged: history.calls().len(),
+        keys: keys.len(),
+    })
+}
+
+/// Every key below `prefix` as this node has it, a page at a time.
+async fn keys(client: &Client, node: SocketAddr, prefix: &str) -> Result<BTreeSet<String>, String> {
+    #[derive(serde::Deserialize)]
+    struct Listed {
+        key: String,
+    }
+    let mut keys = BTreeSet::new();
+    let mut after = String::new();
+    loop {
+        let path = format!("/kv?prefix={prefix}&after={after}&limit=1000&consistency=stale");
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        let sent = client.send_to(node, &Method::GET, &path, None, Bytes::new(), deadline).await;
+        let Ok(Answered::Reply(reply)) = sent else { return Err(format!("{path}: {sent:?}")) };
+        let page: Vec<Listed> =
+            serde_json::from_slice(&reply.body).map_err(|e| format!("{path}: {e}"))?;
+        match page.last() {
+            Some(last) => after.clone_from(&last.key),
+            None => return Ok(keys),
+        }
+        keys.extend(page.into_iter().map(|listed| listed.key));
+    }
+}

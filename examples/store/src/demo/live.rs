@@ -1,0 +1,87 @@
+//! What the demo shows while it runs.
+
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hyper::Method;
+
+use super::client::{Answered, Client};
+use super::load::Stats;
+use crate::http::NodeStatus;
+
+/// Redraws its lines in place on a terminal, and prints them one after the other elsewhere.
+#[derive(Debug)]
+pub struct Live {
+    began: Instant,
+    last: Instant,
+    last_done: u64,
+    in_place: bool,
+    drawn: usize,
+}
+
+impl Live {
+    pub fn new() -> Self {
+        let now = Instant::now();
+        let in_place = std::io::stdout().is_terminal();
+        Self { began: now, last: now, last_done: 0, in_place, drawn: 0 }
+    }
+
+    /// A line that stays.
+    pub fn say(&mut self, text: &str) {
+        println!("{:6.1} s  {text}", self.began.elapsed().as_secs_f64());
+        self.drawn = 0;
+    }
+
+    /// The load since the last call, and a line for each node.
+    pub fn draw(&mut self, stats: &Stats, nodes: &[(u64, Option<NodeStatus>)]) {
+        let latencies = stats.take_latencies();
+        let done = stats.done.load(Ordering::Relaxed);
+        let seconds = self.last.elapsed().as_secs_f64().max(1e-9);
+        let rate = (done - self.last_done) as f64 / seconds;
+        let ms = |quantile| latencies.value_at_quantile(quantile) as f64 / 1000.0;
+        let mut lines = vec![format!(
+            "{:6.1} s  {rate:7.0} op/s   p50 {:6.2} ms   p99 {:6.2} ms   max {:7.2} ms",
+            self.began.elapsed().as_secs_f64(),
+            ms(0.5),
+            ms(0.99),
+            latencies.max() as f64 / 1000.0,
+        )];
+        lines.extend(nodes.iter().map(|(id, status)| line(*id, status.as_ref())));
+        if self.in_place && self.drawn > 0 {
+            print!("\x1b[{}A", self.drawn);
+        }
+        for line in &lines {
+            println!("{line}{}", if self.in_place { "\x1b[K" } else { "" });
+        }
+        // A closed pipe is no reason to stop the run.
+        let _ = std::io::stdout().flush();
+        self.drawn = lines.len();
+        (self.last, self.last_done) = (Instant::now(), done);
+    }
+}
+
+fn line(id: u64, status: Option<&NodeStatus>) -> String {
+    match status {
+        Some(NodeStatus { role, term, commit, applied, keys, .. }) => format!(
+            "          node {id}  {role:<13} term {term:<3} commit {commit:<8} \
+             applied {applied:<8} keys {keys}"
+        ),
+        None => format!("          node {id}  does not answer"),
+    }
+}
+
+/// What a node says of itself; `None` where it does not answer.
+///
+/// # Cancel safety
+/// Dropped, nothing is left behind.
+pub async fn status_of(client: &Client, node: SocketAddr) -> Option<NodeStatus> {
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(500);
+    let sent = client.send_to(node, &Method::GET, "/status", None, Bytes::new(), deadline).await;
+    match sent {
+        Ok(Answered::Reply(reply)) => serde_json::from_slice(&reply.body).ok(),
+        _ => None,
+    }
+}

@@ -1,0 +1,200 @@
+//! What `cargo run --release -p store` shows. Leave this folder out when you copy the template.
+
+pub mod check;
+pub mod client;
+pub mod cluster;
+mod live;
+pub mod load;
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::{Instant, interval, sleep};
+
+use self::client::Client;
+use self::cluster::Cluster;
+use self::live::{Live, status_of};
+use self::load::{CLIENTS, Load};
+use crate::http::NodeStatus;
+
+/// How long each part of the demo goes on.
+const PART: Duration = Duration::from_secs(5);
+/// How long the cluster may take to elect its first leader, or to catch up at the end.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two looks at the nodes.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Runs a load over three nodes, kills the leader, brings it back, and checks what is there.
+///
+/// # Errors
+/// Whatever made the run fail: a lost write, a history that is not linearizable, a crashed node.
+///
+/// # Cancel safety
+/// Dropped, the nodes are killed.
+pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
+    let folder = tempfile::tempdir()?;
+    let mut cluster = Cluster::new(&std::env::current_exe()?, folder.path(), 3)?;
+    cluster.start_all()?;
+    let client = client_of(&cluster);
+    let mut live = Live::new();
+    let first = leader(&cluster, &client, PATIENCE).await?;
+    println!(
+        "three nodes, each a process with a journal of its own, below {}",
+        folder.path().display()
+    );
+    live.say(&format!("node {} leads term {}; {CLIENTS} clients start", first.id, first.term));
+
+    let load = Load::start(&client);
+    show(&mut live, &mut cluster, &client, &load, PART).await?;
+
+    let victim = leader(&cluster, &client, PATIENCE).await?;
+    load.stats.outage_begins();
+    cluster.kill(victim.id).await?;
+    live.say(&format!("kill -9 of node {}, the leader", victim.id));
+    show(&mut live, &mut cluster, &client, &load, PART).await?;
+    let failover = load.stats.failover().ok_or("no write was acknowledged after the kill")?;
+    live.say(&format!("failover took {} ms", failover.as_millis()));
+
+    cluster.start(victim.id)?;
+    live.say(&format!("node {} is started again", victim.id));
+    show(&mut live, &mut cluster, &client, &load, PART).await?;
+
+    let stats = load.stats.clone();
+    let history = load.stop().await;
+    live.say("the load has stopped; checking");
+    caught_up(&cluster, &client).await?;
+    let checked = check::check(&cluster, &client, &history).await?;
+    live.draw(&stats, &statuses(&cluster, &client).await);
+
+    println!();
+    println!("operations        {} acknowledged", checked.acknowledged);
+    println!("                  {} with an unknown outcome", checked.unknown);
+    println!("failover          {} ms, from the kill to the first new write", failover.as_millis());
+    println!("acknowledged keys {} on each of {} nodes, none lost", checked.kept, checked.nodes);
+    println!(
+        "history           linearizable: {} operations on {} keys",
+        checked.judged, checked.keys
+    );
+    Ok(())
+}
+
+/// Starts three nodes that keep their data in `folder`, and stays until it is interrupted.
+///
+/// # Errors
+/// Where a node cannot be started, or ends by itself.
+///
+/// # Cancel safety
+/// Dropped, the nodes are killed.
+pub async fn up(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let mut cluster = Cluster::new(&std::env::current_exe()?, folder, 3)?;
+    cluster.start_all()?;
+    let client = client_of(&cluster);
+    let leader = leader(&cluster, &client, PATIENCE).await?;
+    println!("three nodes, durable in {}; node {} leads", folder.display(), leader.id);
+    for (id, http) in cluster.addresses() {
+        println!("  node {id}  http://{http}");
+    }
+    let (_, http) = cluster.addresses()[0];
+    println!();
+    println!("  curl -L -X PUT http://{http}/kv/greeting -d hello");
+    println!("  curl http://{http}/kv/greeting");
+    println!("  curl 'http://{http}/kv/greeting?consistency=stale'");
+    println!("  curl 'http://{http}/kv?prefix=gr'");
+    println!("  curl http://{http}/status");
+    println!();
+    println!("Ctrl-C stops them; the data stays.");
+    let mut tick = interval(TICK);
+    loop {
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+            _ = tick.tick() => no_crash(&mut cluster)?,
+        }
+    }
+}
+
+fn client_of(cluster: &Cluster) -> Client {
+    Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect())
+}
+
+/// Draws the load and the nodes until `time` is over.
+async fn show(
+    live: &mut Live,
+    cluster: &mut Cluster,
+    client: &Client,
+    load: &Load,
+    time: Duration,
+) -> io::Result<()> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        sleep(TICK).await;
+        no_crash(cluster)?;
+        live.draw(&load.stats, &statuses(cluster, client).await);
+    }
+    Ok(())
+}
+
+fn no_crash(cluster: &mut Cluster) -> io::Result<()> {
+    match cluster.crashed().first() {
+        Some((id, status)) => {
+            let log = cluster.folder(*id).join("log.txt");
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            Err(io::Error::other(format!("node {id} ended by itself, {status}:\n{said}")))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What every node says of itself.
+pub async fn statuses(cluster: &Cluster, client: &Client) -> Vec<(u64, Option<NodeStatus>)> {
+    let mut statuses = Vec::new();
+    for (id, http) in cluster.addresses() {
+        let status = if cluster.is_up(id) { status_of(client, http).await } else { None };
+        statuses.push((id, status));
+    }
+    statuses
+}
+
+/// The leader of the newest term, once a node says that it is.
+///
+/// # Errors
+/// Where there is none within `patience`.
+///
+/// # Cancel safety
+/// Dropped, nothing is left behind.
+pub async fn leader(
+    cluster: &Cluster,
+    client: &Client,
+    patience: Duration,
+) -> Result<NodeStatus, String> {
+    let end = Instant::now() + patience;
+    while Instant::now() < end {
+        let known = statuses(cluster, client).await.into_iter().filter_map(|(_, status)| status);
+        let leaders = known.filter(|status| status.leader == Some(status.id));
+        if let Some(leader) = leaders.max_by_key(|status| status.term) {
+            return Ok(leader);
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Err(format!("no leader within {} s", patience.as_secs()))
+}
+
+/// Waits until every node has applied what the leader has committed by now.
+///
+/// # Errors
+/// Where one has not within the patience of the demo.
+///
+/// # Cancel safety
+/// Dropped, nothing is left behind.
+pub async fn caught_up(cluster: &Cluster, client: &Client) -> Result<(), String> {
+    let goal = leader(cluster, client, PATIENCE).await?.commit;
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        let all = statuses(cluster, client).await;
+        if all.iter().all(|(_, node)| node.as_ref().is_some_and(|node| node.applied >= goal)) {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    Err(format!("a node has not applied entry {goal} within {} s", PATIENCE.as_secs()))
+}

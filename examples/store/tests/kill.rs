@@ -1,0 +1,44 @@
+//! Three processes under load, each killed with `kill -9` and started again in turn.
+//!
+//! `VOUSSOIR_KILL_ROUNDS` says how often each is killed (default 2).
+
+use std::path::Path;
+use std::time::Duration;
+
+use store::demo::client::Client;
+use store::demo::cluster::Cluster;
+use store::demo::load::Load;
+use store::demo::{caught_up, check, leader};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_each_node_in_turn_loses_nothing() {
+    let rounds = std::env::var("VOUSSOIR_KILL_ROUNDS");
+    let rounds: u32 = rounds.ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(2);
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_store"));
+    let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+    cluster.start_all().unwrap();
+    let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
+    leader(&cluster, &client, PATIENCE).await.unwrap();
+
+    let load = Load::start(&client);
+    for round in 0..rounds {
+        for id in cluster.ids() {
+            // Two of three must be up to go on: the last one killed has to be back first.
+            caught_up(&cluster, &client).await.unwrap();
+            assert_eq!(cluster.crashed(), [], "round {round}");
+            cluster.kill(id).await.unwrap();
+            leader(&cluster, &client, PATIENCE).await.unwrap();
+            cluster.start(id).unwrap();
+        }
+    }
+    caught_up(&cluster, &client).await.unwrap();
+    let history = load.stop().await;
+    caught_up(&cluster, &client).await.unwrap();
+    let checked = check::check(&cluster, &client, &history).await.unwrap();
+    println!("{} kills: {checked:?}", rounds * 3);
+    assert!(checked.acknowledged > 100, "{checked:?}");
+    assert!(checked.kept > 10, "{checked:?}");
+}

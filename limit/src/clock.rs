@@ -1,0 +1,75 @@
+//! Where `now` comes from.
+//!
+//! Every decision can be given `now` by its caller (`check_at`). A clock is asked only where the
+//! caller does not: reading one costs more than the decision.
+
+use std::fmt;
+use std::sync::OnceLock;
+use std::time::Instant;
+
+/// A monotonic clock.
+///
+/// Returns nanoseconds since an epoch of its own, which must not change while a limiter lives.
+pub trait Clock: Send + Sync + fmt::Debug {
+    /// Nanoseconds since the clock's epoch.
+    fn now(&self) -> u64;
+}
+
+/// `std::time::Instant`: full resolution, about 25 ns a reading. The default.
+///
+/// Its epoch is one second before the first reading in the process.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Monotonic;
+
+impl Clock for Monotonic {
+    fn now(&self) -> u64 {
+        static EPOCH: OnceLock<Instant> = OnceLock::new();
+        EPOCH.get_or_init(Instant::now).elapsed().as_nanos() as u64 + 1_000_000_000
+    }
+}
+
+/// The kernel's coarse monotonic clock: about 5 ns a reading, resolution of one kernel tick
+/// (1 to 10 ms, commonly 4).
+///
+/// Within one tick nothing flows back, so a quota by rate needs a burst of at least what it gives
+/// in a tick (4 for 1000 a second), or it gives less than its rate. Its epoch is the machine's
+/// start. Only on Linux, with the feature `coarse-clock`.
+#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Coarse;
+
+#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+impl Clock for Coarse {
+    #[inline]
+    fn now(&self) -> u64 {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+}
+
+/// tokio's clock, which stands still and jumps in tests with paused time.
+///
+/// Its epoch is the clock's creation.
+#[derive(Clone, Copy, Debug)]
+pub struct TokioClock {
+    epoch: tokio::time::Instant,
+}
+
+impl TokioClock {
+    /// A clock that starts at 0.
+    pub fn new() -> Self {
+        Self { epoch: tokio::time::Instant::now() }
+    }
+}
+
+impl Default for TokioClock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Clock for TokioClock {
+    fn now(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+}

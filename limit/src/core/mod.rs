@@ -1,0 +1,20 @@
+//! The decisions: plain functions of a state, a quota and the time. No clock, no thread.
+//!
+//! What fits into a word is a function from word to word ([`word`]), so that it can live in an
+//! atomic, in a table of a million keys, or in a store.
+
+mod atomic;
+mod cell;
+mod log;
+#[cfg(test)]
+mod model_tests;
+mod pair;
+mod rules;
+mod verdict;
+pub(crate) mod word;
+
+pub(crate) use atomic::AtomicCell;
+pub(crate) use cell::{Cell, step_all};
+pub(crate) use rules::{Kind, Rules};
+pub use verdict::Standing;
+pub(crate) use verdict::{NEVER, Receipt, Verdict};

@@ -1,0 +1,89 @@
+//! A quota as the decisions need it: validated, in nanoseconds, with the divisions done.
+
+/// Times are below this; later ones are taken as this.
+pub(crate) const NOW_MAX: u64 = (1 << 63) - 1;
+
+/// Which function decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// The word is the theoretical arrival time.
+    Gcra,
+    /// The word is a tick and the units used as of that tick.
+    TokenBucket,
+    /// The word is a window and the units used in it.
+    FixedWindow,
+    SlidingCounter,
+    SlidingLog,
+}
+
+impl Kind {
+    /// Whether the state is one word.
+    pub(crate) const fn is_word(self) -> bool {
+        matches!(self, Self::Gcra | Self::TokenBucket | Self::FixedWindow)
+    }
+}
+
+/// A validated quota.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rules {
+    pub(crate) kind: Kind,
+    /// Units in one `per`.
+    pub(crate) count: u64,
+    /// The period, ns; at least 1.
+    pub(crate) per: u64,
+    /// The most units at one moment: burst or window limit.
+    pub(crate) limit: u64,
+    /// GCRA: nanoseconds that one unit is worth, rounded up so that the rate is never exceeded.
+    pub(crate) interval: u64,
+    /// GCRA: how far the theoretical arrival time may run ahead of now: `limit * interval`.
+    pub(crate) span: u64,
+    /// How many low bits of a word hold units; the rest hold the window or the tick.
+    pub(crate) unit_bits: u32,
+}
+
+impl Rules {
+    /// `None` if the figures do not fit (see `Quota` for the ranges).
+    pub(crate) fn new(kind: Kind, count: u64, per: u64, burst: u64) -> Option<Self> {
+        if count == 0 || per == 0 || burst == 0 || per > NOW_MAX / 4 {
+            return None;
+        }
+        let interval = per.div_ceil(count);
+        let span = interval.checked_mul(burst).filter(|span| *span <= NOW_MAX / 2)?;
+        let unit_bits = (NOW_MAX / per).leading_zeros();
+        let limit = match kind {
+            Kind::Gcra if count > per => return None,
+            Kind::Gcra | Kind::TokenBucket => burst,
+            Kind::FixedWindow | Kind::SlidingCounter | Kind::SlidingLog => count,
+        };
+        let packed = matches!(kind, Kind::TokenBucket | Kind::FixedWindow);
+        if packed && (unit_bits == 0 || limit >> unit_bits != 0) {
+            return None;
+        }
+        Some(Self { kind, count, per, limit, interval, span, unit_bits })
+    }
+
+    /// The number of the window or tick at `now`.
+    pub(crate) const fn index(&self, now: u64) -> u64 {
+        now / self.per
+    }
+
+    /// See `Quota::most_in`.
+    pub(crate) fn most_in(&self, window: u64) -> u64 {
+        if window == 0 {
+            return 0;
+        }
+        let between = window - 1;
+        match self.kind {
+            Kind::Gcra => self.limit.saturating_add(between / self.interval),
+            Kind::TokenBucket => {
+                // What a tick puts into a full bucket runs over.
+                let a_tick = self.count.min(self.limit);
+                self.limit.saturating_add(between.div_ceil(self.per).saturating_mul(a_tick))
+            }
+            Kind::FixedWindow | Kind::SlidingCounter => {
+                (between.div_ceil(self.per) + 1).saturating_mul(self.limit)
+            }
+            Kind::SlidingLog => window.div_ceil(self.per).saturating_mul(self.limit),
+        }
+    }
+}

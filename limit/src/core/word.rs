@@ -1,0 +1,147 @@
+//! Decisions whose whole state is one word. A word of 0 is a quota never used.
+
+use super::rules::{Kind, NOW_MAX, Rules};
+use super::verdict::{NEVER, Receipt, Standing, Verdict};
+
+/// Decides about `cost` units at `now`; the second value is the word to store if admitted.
+#[inline]
+pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
+    let now = now.min(NOW_MAX);
+    if rules.kind == Kind::Gcra {
+        gcra(rules, word, now, cost)
+    } else {
+        counted(rules, word, now, cost)
+    }
+}
+
+/// The generic cell rate algorithm, in its virtual-scheduling form (ITU-T I.371, annex A): the word
+/// is the theoretical arrival time, and may run ahead of now by `span`.
+#[inline]
+fn gcra(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
+    let start = word.max(now);
+    if cost > rules.limit {
+        return (denied_arrival(rules, start, now, NEVER), word);
+    }
+    let next = start + cost * rules.interval;
+    let ahead = next - now;
+    if ahead <= rules.span {
+        let standing = Standing::new(rules.limit, rules.span - ahead, rules.interval, ahead);
+        return (Verdict { standing, wait: 0, at: now }, next);
+    }
+    (denied_arrival(rules, start, now, ahead - rules.span), word)
+}
+
+fn denied_arrival(rules: &Rules, start: u64, now: u64, wait: u64) -> Verdict {
+    let ahead = start - now;
+    let left = rules.span.saturating_sub(ahead);
+    let standing = Standing::new(rules.limit, left, rules.interval, ahead);
+    Verdict { standing, wait, at: now }
+}
+
+/// Token bucket and fixed window: a count that is lowered when an index moves on.
+fn counted(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
+    let (index, used) = advanced(rules, word, now);
+    // A caller whose `now` is from before the stored window is counted in the stored one.
+    let at = now.max(index.saturating_mul(rules.per));
+    let reset = |used: u64| match used {
+        0 => 0,
+        used => start_of(rules, index, ticks_for(rules, used)) - now,
+    };
+    let room = rules.limit.saturating_sub(used);
+    if cost <= room {
+        let used = used + cost;
+        let standing = Standing::new(rules.limit, room - cost, 1, reset(used));
+        return (Verdict { standing, wait: 0, at }, pack(rules, index, used));
+    }
+    let wait = if cost > rules.limit {
+        NEVER
+    } else {
+        start_of(rules, index, ticks_for(rules, cost - room)) - now
+    };
+    let standing = Standing::new(rules.limit, room, 1, reset(used));
+    (Verdict { standing, wait, at }, word)
+}
+
+/// After how many moves of the index `units` used have gone.
+fn ticks_for(rules: &Rules, units: u64) -> u64 {
+    if rules.kind == Kind::FixedWindow { 1 } else { units.div_ceil(rules.count) }
+}
+
+fn start_of(rules: &Rules, index: u64, later: u64) -> u64 {
+    index.saturating_add(later).saturating_mul(rules.per)
+}
+
+/// The index and the units used as of `now`.
+fn advanced(rules: &Rules, word: u64, now: u64) -> (u64, u64) {
+    let (stored, used) = unpack(rules, word);
+    let index = rules.index(now);
+    if index <= stored {
+        return (stored, used);
+    }
+    let gone = match rules.kind {
+        Kind::FixedWindow => used,
+        _ => (index - stored).saturating_mul(rules.count),
+    };
+    (index, used.saturating_sub(gone))
+}
+
+fn unpack(rules: &Rules, word: u64) -> (u64, u64) {
+    (word >> rules.unit_bits, word & ((1 << rules.unit_bits) - 1))
+}
+
+fn pack(rules: &Rules, index: u64, used: u64) -> u64 {
+    (index << rules.unit_bits) | used
+}
+
+/// Takes `cost` units now and says from when they may be used: GCRA only. The caller lets one
+/// such reservation be outstanding at a time.
+pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u64) {
+    let now = now.min(NOW_MAX);
+    let next = word.max(now) + cost * rules.interval;
+    ((next - now).saturating_sub(rules.span), next)
+}
+
+/// The word after units that were taken and not used come back.
+///
+/// Under GCRA they come back less by the time they were out, which has flowed back already: the
+/// word never falls behind where it would be had they not been taken.
+pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u64 {
+    if rules.kind == Kind::Gcra {
+        let worth = receipt.cost.saturating_mul(rules.interval);
+        let out = now.min(NOW_MAX).saturating_sub(receipt.at);
+        return word.saturating_sub(worth.saturating_sub(out));
+    }
+    let (stored, used) = unpack(rules, word);
+    if rules.index(receipt.at) != stored || rules.index(now.min(NOW_MAX)) > stored {
+        return word;
+    }
+    pack(rules, stored, used.saturating_sub(receipt.cost))
+}
+
+/// When a word means the same as 0.
+pub(crate) fn idle_at(rules: &Rules, word: u64) -> u64 {
+    if rules.kind == Kind::Gcra {
+        return word;
+    }
+    let (index, used) = unpack(rules, word);
+    if used == 0 { 0 } else { start_of(rules, index, ticks_for(rules, used)) }
+}
+
+/// The word for `new` that has as many units used as `word` has for `old`, at most all of them.
+pub(crate) fn convert(old: &Rules, new: &Rules, word: u64, now: u64) -> u64 {
+    let now = now.min(NOW_MAX);
+    if new.kind == Kind::Gcra {
+        let ahead = word.saturating_sub(now);
+        let scaled = |ahead: u64| {
+            let new =
+                (u128::from(ahead) * u128::from(new.interval)).div_ceil(u128::from(old.interval));
+            new.min(u128::from(NOW_MAX / 4)) as u64
+        };
+        // What was reserved beyond the burst stays so.
+        let beyond = ahead.saturating_sub(old.span);
+        return now + scaled(ahead - beyond).min(new.span) + scaled(beyond);
+    }
+    let (index, used) = advanced(old, word, now);
+    let index = if old.per == new.per { index } else { new.index(now) };
+    pack(new, index, used.min(new.limit))
+}

@@ -1,0 +1,110 @@
+use std::collections::HashMap;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn keyed(quotas: &[Quota], keys_max: usize, when_full: WhenFull) -> Keyed<u64> {
+    let config = KeyedConfig { keys_max, when_full, ..KeyedConfig::default() };
+    Keyed::with_config(quotas, config).unwrap()
+}
+
+#[test]
+fn keys_are_independent_and_costs_count() {
+    let limiter = keyed(&[Quota::gcra(1, SECOND).burst(3)], 100, WhenFull::Share);
+    assert!(limiter.check_at(&1, 0, 3).is_ok());
+    assert!(limiter.check_at(&1, 0, 1).is_err());
+    assert!(limiter.check_at(&2, 0, 3).is_ok());
+    assert_eq!(limiter.check_at(&3, 0, 4).unwrap_err().retry_after(), None);
+    assert_eq!(limiter.len(), 2, "a key that took nothing takes no room");
+}
+
+#[test]
+fn a_flood_of_new_keys_does_not_reset_a_hot_one() {
+    let limiter = keyed(&[Quota::gcra(1, SECOND).burst(2)], 200, WhenFull::Share);
+    let hot = u64::MAX;
+    let mut admitted = 0;
+    // In 10 seconds a million keys come by, and the hot one tries all the time.
+    for turn in 0..1_000_000_u64 {
+        let now = turn * 10_000;
+        let _ = limiter.check_at(&turn, now, 1);
+        admitted += u64::from(limiter.check_at(&hot, now, 1).is_ok());
+        assert!(limiter.len() <= 200);
+    }
+    assert_eq!(admitted, 11, "burst 2 and 9 more in just under 10 seconds");
+    assert!(limiter.stats().overflowed > 0 && limiter.stats().reclaimed > 1000);
+}
+
+#[test]
+fn keys_without_room_share_are_denied_or_pass() {
+    for (when_full, expected) in [(WhenFull::Share, 2), (WhenFull::Deny, 0), (WhenFull::Admit, 50)]
+    {
+        let limiter = keyed(&[Quota::gcra(1, SECOND).burst(2)], 10, when_full);
+        for key in 0..10 {
+            limiter.check_at(&key, 0, 1).unwrap();
+        }
+        let admitted = (100..150).filter(|key| limiter.check_at(key, 0, 1).is_ok()).count();
+        assert_eq!(admitted, expected, "{when_full:?}");
+        assert_eq!((limiter.len(), limiter.stats().overflowed), (10, 50));
+    }
+}
+
+#[test]
+fn memory_comes_back_once_keys_are_idle() {
+    let limiter = keyed(&[Quota::gcra(10, SECOND)], 100_000, WhenFull::Share);
+    for key in 0..100_000 {
+        limiter.check_at(&key, 1, 1).unwrap();
+    }
+    let full = limiter.stats().table_bytes;
+    for key in 0..100_000_u64 {
+        let now = 1_000_000_000 + key * 1_000_000;
+        limiter.check_at(&(1 << 32 | key), now, 1).unwrap();
+    }
+    let stats = limiter.stats();
+    assert!(stats.keys < 40_000, "{stats:?}");
+    assert!(stats.table_bytes < full / 2, "{stats:?}, {full} before");
+    assert_eq!(stats.overflowed, 0);
+}
+
+#[test]
+fn a_change_reaches_every_key() {
+    let limiter = keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Share);
+    for key in 0..20 {
+        limiter.check_at(&key, 1 << 40, 1).unwrap();
+    }
+    let day = Quota::fixed_window(1, SECOND);
+    assert_eq!(limiter.set_quotas(&[day]), Err(ConfigError::OtherAlgorithm));
+    limiter.set_quotas(&[Quota::gcra(1, SECOND).burst(5)]).unwrap();
+    for key in 0..20 {
+        assert!(limiter.check_at(&key, 1 << 40, 4).is_ok());
+        assert!(limiter.check_at(&key, 1 << 40, 1).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    /// Against a map that never forgets: as long as there is room, forgetting shows nowhere.
+    #[test]
+    fn forgetting_changes_no_decision(
+        log in any::<bool>(),
+        history in proptest::collection::vec((0..40_u64, 0..80_u64, 1..3_u64), 1..600),
+    ) {
+        let quota = |log: bool| match log {
+            true => Quota::sliding_log(3, Duration::from_nanos(50)),
+            false => Quota::gcra(3, Duration::from_nanos(50)).burst(3),
+        };
+        let limiter = keyed(&[quota(log)], 1000, WhenFull::Deny);
+        let mut plain: HashMap<u64, crate::Limiter> = HashMap::new();
+        let mut now = 0;
+        for (pause, key, cost) in history {
+            now += pause;
+            let one = plain.entry(key).or_insert_with(|| crate::Limiter::new(quota(log)).unwrap());
+            let (a, b) = (limiter.check_at(&key, now, cost), one.check_at(now, cost));
+            prop_assert_eq!(a.is_ok(), b.is_ok());
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! One limiter for all callers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::clock::{Clock, Monotonic};
+use crate::core::{AtomicCell, Cell, Kind, Receipt, Rules, Standing, Verdict, step_all};
+use crate::error::{ConfigError, Denied, WaitError};
+use crate::quota::{Quota, changed, rules_of};
+
+/// How a limiter is built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LimiterConfig {
+    /// Where `now` comes from. Default: [`Monotonic`].
+    pub clock: Arc<dyn Clock>,
+    /// How many callers may wait in [`Limiter::until_ready`]. At least 1; default 1024.
+    pub waiters_max: usize,
+}
+
+impl Default for LimiterConfig {
+    fn default() -> Self {
+        Self { clock: Arc::new(Monotonic), waiters_max: 1024 }
+    }
+}
+
+/// Units taken: the receipt of an admitted request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Admitted {
+    standing: Standing,
+    receipt: Receipt,
+}
+
+impl Admitted {
+    pub(crate) const fn new(verdict: &Verdict, cost: u64) -> Self {
+        Self { standing: verdict.standing, receipt: verdict.receipt(cost) }
+    }
+
+    pub(crate) const fn receipt(&self) -> &Receipt {
+        &self.receipt
+    }
+
+    /// Where the tightest quota stands, this request counted.
+    pub const fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// Units that can be taken right now.
+    pub const fn remaining(&self) -> u64 {
+        self.standing.remaining()
+    }
+}
+
+/// A rate limiter, in as many tiers as it was given quotas.
+///
+/// With one quota by rate or by fixed window a check is a compare-and-swap of one word; with a
+/// sliding window or several quotas it takes a lock for its few nanoseconds.
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// use voussoir_limit::{Limiter, Quota};
+///
+/// let limiter = Limiter::tiers(&[
+///     Quota::gcra(10, Duration::from_secs(1)).burst(5),
+///     Quota::sliding_log(1000, Duration::from_secs(86_400)),
+/// ])?;
+/// let admitted = (0..20).filter(|_| limiter.check().is_ok()).count();
+/// assert_eq!(admitted, 5);
+/// # Ok::<(), voussoir_limit::ConfigError>(())
+/// ```
+pub struct Limiter {
+    state: State,
+    clock: Arc<dyn Clock>,
+    /// Whoever holds it is the first of those that wait. tokio's mutex is handed on in order.
+    turn: tokio::sync::Mutex<()>,
+    waiting: AtomicUsize,
+    waiters_max: usize,
+}
+
+enum State {
+    Word(AtomicCell),
+    Cells(Mutex<Cells>),
+}
+
+struct Cells {
+    rules: Box<[Rules]>,
+    cells: Box<[Cell]>,
+}
+
+impl Limiter {
+    /// A limiter of one quota.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the quota is out of range.
+    pub fn new(quota: Quota) -> Result<Self, ConfigError> {
+        Self::tiers(&[quota])
+    }
+
+    /// A limiter that admits what all of the quotas admit. A request takes from each or from none.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a quota is out of range, or there are none or too many.
+    pub fn tiers(quotas: &[Quota]) -> Result<Self, ConfigError> {
+        Self::with_config(quotas, LimiterConfig::default())
+    }
+
+    /// A limiter with a clock and limits of your choice.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a quota or a limit is out of range.
+    pub fn with_config(quotas: &[Quota], config: LimiterConfig) -> Result<Self, ConfigError> {
+        if config.waiters_max == 0 {
+            return Err(ConfigError::Limit("waiters_max"));
+        }
+        let rules = rules_of(quotas)?;
+        let state = if rules.len() == 1 && rules[0].kind.is_word() {
+            State::Word(AtomicCell::new(&rules[0]))
+        } else {
+            let cells = rules.iter().map(|rules| Cell::new(rules.kind)).collect();
+            State::Cells(Mutex::new(Cells { rules, cells }))
+        };
+        let turn = tokio::sync::Mutex::new(());
+        let (waiting, waiters_max) = (AtomicUsize::new(0), config.waiters_max);
+        Ok(Self { state, clock: config.clock, turn, waiting, waiters_max })
+    }
+
+    /// Takes one unit if there is one.
+    ///
+    /// # Errors
+    /// [`Denied`] if not; nothing was taken.
+    #[inline]
+    pub fn check(&self) -> Result<Admitted, Denied> {
+        self.check_at(self.clock.now(), 1)
+    }
+
+    /// Takes `cost` units, or none. A cost of 0 takes nothing and tells where the quota stands.
+    ///
+    /// # Errors
+    /// [`Denied`] if there are not as many; nothing was taken.
+    #[inline]
+    pub fn check_n(&self, cost: u64) -> Result<Admitted, Denied> {
+        self.check_at(self.clock.now(), cost)
+    }
+
+    /// [`Self::check_n`] at a time given by the caller, in nanoseconds of the limiter's clock.
+    ///
+    /// A `now` that is behind those of other callers is allowed: it never admits more.
+    ///
+    /// # Errors
+    /// [`Denied`] if there are not as many units; nothing was taken.
+    #[inline]
+    pub fn check_at(&self, now: u64, cost: u64) -> Result<Admitted, Denied> {
+        let verdict = match &self.state {
+            State::Word(word) => word.step(now, cost),
+            State::Cells(cells) => {
+                let cells = &mut *cells.lock();
+                step_all(&mut cells.cells, &cells.rules, now, cost)
+            }
+        };
+        if verdict.admitted() {
+            Ok(Admitted::new(&verdict, cost))
+        } else {
+            Err(Denied::new(&verdict))
+        }
+    }
+
+    /// Gives back what was taken and not used, say because the call was not made after all.
+    ///
+    /// What time has given back already is not given back twice. Of a fixed window or a tick of a
+    /// token bucket that is over nothing comes back; under GCRA a unit comes back less by the time
+    /// it was out, so after a unit's time nothing; the sliding windows forget the units at once.
+    pub fn refund(&self, admitted: Admitted) {
+        let now = self.clock.now();
+        match &self.state {
+            State::Word(word) => word.refund(admitted.receipt(), now),
+            State::Cells(cells) => {
+                let cells = &mut *cells.lock();
+                for (cell, rules) in cells.cells.iter_mut().zip(&cells.rules) {
+                    cell.refund(rules, admitted.receipt(), now);
+                }
+            }
+        }
+    }
+
+    /// Waits for one unit. See [`Self::until_ready_n`].
+    ///
+    /// # Errors
+    /// [`WaitError::QueueFull`] if too many wait already.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
+    pub async fn until_ready(&self) -> Result<Admitted, WaitError> {
+        self.until_ready_n(1).await
+    }
+
+    /// Waits until `cost` units could be taken, first come, first served.
+    ///
+    /// For one quota by [`Algorithm::Gcra`](crate::Algorithm::Gcra) the first of those that wait has
+    /// its units set aside, so that callers of [`Self::check`] cannot overtake it for ever; with
+    /// other algorithms they can. Sleeps on tokio's timer, whose step is a millisecond: rates above
+    /// 1000 a second need a burst to be reached by waiting.
+    ///
+    /// # Errors
+    /// [`WaitError::QueueFull`] if too many wait already, [`WaitError::TooCostly`] if no waiting
+    /// would help.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time, if it has to wait.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
+    pub async fn until_ready_n(&self, cost: u64) -> Result<Admitted, WaitError> {
+        if self.waiting.load(Ordering::Relaxed) == 0 {
+            match self.check_n(cost) {
+                Ok(admitted) => return Ok(admitted),
+                Err(denied) if !denied.is_retryable() => return Err(WaitError::TooCostly),
+                Err(_) => {}
+            }
+        }
+        let _place = Place::take(&self.waiting, self.waiters_max)?;
+        let _turn = self.turn.lock().await;
+        loop {
+            let denied = match self.check_n(cost) {
+                Ok(admitted) => return Ok(admitted),
+                Err(denied) => denied,
+            };
+            let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
+            match &self.state {
+                State::Word(word) if word.rules().kind == Kind::Gcra => {
+                    let now = self.clock.now();
+                    let (wait, receipt) = word.reserve(now, cost);
+                    let aside = Aside { word, clock: &*self.clock, receipt: Some(receipt) };
+                    self.sleep_until(now.saturating_add(wait)).await;
+                    let standing = word.step(self.clock.now(), 0).standing;
+                    return Ok(Admitted { standing, receipt: aside.take(receipt) });
+                }
+                _ => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+
+    async fn sleep_until(&self, time: u64) {
+        loop {
+            let now = self.clock.now();
+            if now >= time {
+                return;
+            }
+            tokio::time::sleep(Duration::from_nanos(time - now)).await;
+        }
+    }
+
+    /// Changes the quotas. What is used stays used, in units: a full bucket of 10 of which 4 are
+    /// taken becomes one of 100 of which 4 are taken.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a quota is out of range, or their number or an algorithm would change;
+    /// then nothing is changed.
+    pub fn set_quotas(&self, quotas: &[Quota]) -> Result<(), ConfigError> {
+        let now = self.clock.now();
+        match &self.state {
+            State::Word(word) => {
+                let new = changed(&[word.rules()], quotas)?;
+                word.set_rules(&new[0], now);
+            }
+            State::Cells(cells) => {
+                let cells = &mut *cells.lock();
+                let new = changed(&cells.rules, quotas)?;
+                for (tier, cell) in cells.cells.iter_mut().enumerate() {
+                    cell.convert(&cells.rules[tier], &new[tier], now);
+                }
+                cells.rules = new;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many callers wait in [`Self::until_ready`].
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rules = match &self.state {
+            State::Word(word) => vec![word.rules()],
+            State::Cells(cells) => cells.lock().rules.to_vec(),
+        };
+        f.debug_struct("Limiter").field("rules", &rules).finish_non_exhaustive()
+    }
+}
+
+/// A place among those that wait.
+struct Place<'a>(&'a AtomicUsize);
+
+impl<'a> Place<'a> {
+    fn take(waiting: &'a AtomicUsize, max: usize) -> Result<Self, WaitError> {
+        waiting
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1))
+            .map(|_| Self(waiting))
+            .map_err(|_| WaitError::QueueFull)
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Units set aside for the first of those that wait; they go back if it gives up.
+struct Aside<'a> {
+    word: &'a AtomicCell,
+    clock: &'a dyn Clock,
+    receipt: Option<Receipt>,
+}
+
+impl Aside<'_> {
+    /// They are used.
+    fn take(mut self, receipt: Receipt) -> Receipt {
+        self.receipt = None;
+        receipt
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        if let Some(receipt) = self.receipt {
+            self.word.refund(&receipt, self.clock.now());
+        }
+    }
+}

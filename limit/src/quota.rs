@@ -1,0 +1,166 @@
+//! What may pass, and how it is counted.
+
+use std::time::Duration;
+
+use crate::core::{Kind, Rules};
+use crate::error::ConfigError;
+
+/// The most quotas in one limiter.
+pub const TIERS_MAX: usize = 8;
+
+/// The most units of a [`Algorithm::SlidingLog`]: it keeps 16 bytes for each.
+pub const LOG_UNITS_MAX: u64 = 1 << 20;
+
+/// How a quota counts. [`Quota::most_in`] says what each admits at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// The generic cell rate algorithm: units flow back one by one at the rate, and `burst` of them
+    /// may be taken at once. Decides exactly as a token bucket that is refilled continuously, in
+    /// one word. Source: ITU-T I.371, annex A.
+    Gcra,
+    /// A bucket of `burst` tokens into which `count` are put at once at each multiple of `per`.
+    TokenBucket,
+    /// [`Self::Gcra`] with a burst of 1: what passes leaves at even spaces. Callers wait in the
+    /// bucket with [`Limiter::until_ready`](crate::Limiter::until_ready), and the number that may is
+    /// [`LimiterConfig::waiters_max`](crate::LimiterConfig::waiters_max).
+    LeakyBucket,
+    /// At most `count` between two multiples of `per`, so up to twice that across one.
+    FixedWindow,
+    /// At most `count` in any window of `per`, wherever it begins. Remembers each unit.
+    SlidingLog,
+    /// Two counts in place of the log, on the assumption that the units of the window before were
+    /// spread evenly over it. Where they were not, up to twice `count` pass in a window of `per`.
+    SlidingCounter,
+}
+
+/// So many units in so much time.
+///
+/// The rate is `count` in `per`; what may be taken at one moment is `burst`, and is never implied by
+/// the rate. Ranges: `per` from 1 ns to 73 years; `burst` times the time of one unit up to 146
+/// years; for [`Algorithm::Gcra`] and [`Algorithm::LeakyBucket`] at most one unit a nanosecond, the
+/// time of a unit being rounded up to whole nanoseconds (at 300,000 a second 0.02 % slower than
+/// asked for, never faster); for the counted ones about 10⁹ units a second; for the log
+/// [`LOG_UNITS_MAX`].
+///
+/// # Example
+///
+/// ```
+/// use std::time::Duration;
+/// use voussoir_limit::Quota;
+///
+/// let minute = Duration::from_secs(60);
+/// assert_eq!(Quota::gcra(60, minute).most_in(minute), 60);
+/// assert_eq!(Quota::gcra(60, minute).burst(60).most_in(minute), 119);
+/// assert_eq!(Quota::sliding_log(60, minute).most_in(minute), 60);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Quota {
+    /// How it counts.
+    pub algorithm: Algorithm,
+    /// Units in a period.
+    pub count: u64,
+    /// The period.
+    pub per: Duration,
+    /// Units at one moment: for the algorithms by rate only. The windows admit `count` at one
+    /// moment.
+    pub burst: u64,
+    /// The name in the `RateLimit` header fields.
+    pub name: &'static str,
+}
+
+impl Quota {
+    const fn new(algorithm: Algorithm, count: u64, per: Duration) -> Self {
+        Self { algorithm, count, per, burst: 1, name: "default" }
+    }
+
+    /// `count` in `per` by [`Algorithm::Gcra`], with a burst of 1.
+    pub const fn gcra(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::Gcra, count, per)
+    }
+
+    /// `count` every `per` into a bucket of `count` tokens, by [`Algorithm::TokenBucket`].
+    pub const fn token_bucket(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::TokenBucket, count, per).burst(count)
+    }
+
+    /// `count` in `per` by [`Algorithm::LeakyBucket`].
+    pub const fn leaky_bucket(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::LeakyBucket, count, per)
+    }
+
+    /// `count` in `per` by [`Algorithm::FixedWindow`].
+    pub const fn fixed_window(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::FixedWindow, count, per)
+    }
+
+    /// `count` in `per` by [`Algorithm::SlidingLog`].
+    pub const fn sliding_log(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::SlidingLog, count, per)
+    }
+
+    /// `count` in `per` by [`Algorithm::SlidingCounter`].
+    pub const fn sliding_counter(count: u64, per: Duration) -> Self {
+        Self::new(Algorithm::SlidingCounter, count, per)
+    }
+
+    /// The same with another burst.
+    pub const fn burst(mut self, units: u64) -> Self {
+        self.burst = units;
+        self
+    }
+
+    /// The same with a name for the header fields.
+    pub const fn named(mut self, name: &'static str) -> Self {
+        self.name = name;
+        self
+    }
+
+    /// The most units that can pass in any window of this length, wherever it begins. 0 for a quota
+    /// that no limiter would take.
+    pub fn most_in(&self, window: Duration) -> u64 {
+        self.rules().map_or(0, |rules| rules.most_in(nanos(window)))
+    }
+
+    pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
+        if self.count == 0 || self.per.is_zero() || self.burst == 0 {
+            return Err(ConfigError::Zero);
+        }
+        if !self.name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
+            return Err(ConfigError::Name(self.name));
+        }
+        if self.algorithm == Algorithm::SlidingLog && self.count > LOG_UNITS_MAX {
+            return Err(ConfigError::OutOfRange("count"));
+        }
+        let (kind, burst) = match self.algorithm {
+            Algorithm::Gcra => (Kind::Gcra, self.burst),
+            Algorithm::LeakyBucket => (Kind::Gcra, 1),
+            Algorithm::TokenBucket => (Kind::TokenBucket, self.burst),
+            Algorithm::FixedWindow => (Kind::FixedWindow, 1),
+            Algorithm::SlidingLog => (Kind::SlidingLog, 1),
+            Algorithm::SlidingCounter => (Kind::SlidingCounter, 1),
+        };
+        Rules::new(kind, self.count, nanos(self.per), burst)
+            .ok_or(ConfigError::OutOfRange("the quota"))
+    }
+}
+
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The rules of all quotas of a limiter.
+pub(crate) fn rules_of(quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
+    if quotas.is_empty() || quotas.len() > TIERS_MAX {
+        return Err(ConfigError::Tiers(quotas.len()));
+    }
+    quotas.iter().map(Quota::rules).collect()
+}
+
+/// The rules of a change, which must keep the shape of what it changes.
+pub(crate) fn changed(old: &[Rules], quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
+    let new = rules_of(quotas)?;
+    let same = old.len() == new.len() && old.iter().zip(&new).all(|(a, b)| a.kind == b.kind);
+    if same { Ok(new) } else { Err(ConfigError::OtherAlgorithm) }
+}

@@ -1,0 +1,95 @@
+//! The seam to a store that counts for all.
+
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::quota::{Algorithm, Quota};
+
+/// A request for units of one key.
+#[derive(Clone, Copy, Debug)]
+pub struct Take<'a> {
+    /// Whose units. Callers use one key with one quota only.
+    pub key: &'a str,
+    /// What the key may have.
+    pub quota: Quota,
+    /// Fewer than these are no use. At least 1.
+    pub least: u64,
+    /// More than these are not wanted. At least `least`.
+    pub most: u64,
+}
+
+/// What a store answers to a [`Take`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Units taken: 0, or `least` to `most`.
+    pub granted: u64,
+    /// Units that could still be taken now.
+    pub remaining: u64,
+    /// If nothing was granted: after how long `least` would be, `None` if never.
+    pub retry_after: Option<Duration>,
+    /// Until the key is as if never used.
+    pub reset_after: Duration,
+}
+
+/// Whether what a failed call asked for has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// Nothing was taken.
+    NotApplied,
+    /// The units may be taken: counting them as not taken could exceed the quota.
+    Unknown,
+}
+
+/// Why a store gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store could not be reached: nothing was taken. Retry after a pause.
+    #[error("the store cannot be reached: {0}")]
+    Unreachable(String),
+    /// The store was asked and its answer did not come: units may be taken. Retry after a pause;
+    /// what was lost is at most what was asked for.
+    #[error("the store did not answer: {0}")]
+    NoAnswer(String),
+    /// The store answered what this crate does not understand, or an error of its own. Retrying
+    /// does not help before the cause is gone.
+    #[error("the store refused: {0}")]
+    Refused(String),
+    /// Not asked, because it failed a moment ago: nothing was taken. Retry after a pause.
+    #[error("the store failed a moment ago and is left alone")]
+    Resting,
+}
+
+impl StoreError {
+    /// Whether units may be taken.
+    pub const fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unreachable(_) | Self::Resting => Outcome::NotApplied,
+            Self::NoAnswer(_) | Self::Refused(_) => Outcome::Unknown,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub const fn is_retryable(&self) -> bool {
+        !matches!(self, Self::Refused(_))
+    }
+}
+
+/// A store that counts for all who share a limit.
+///
+/// Each take is atomic, and is counted at the store's own clock: the clocks of those who ask need
+/// not agree. Takes of one batch are independent of each other.
+#[async_trait]
+pub trait Counter: Send + Sync + fmt::Debug + 'static {
+    /// Whether it can count so.
+    fn offers(&self, algorithm: Algorithm) -> bool;
+
+    /// Takes units, one answer for each request in their order.
+    ///
+    /// # Errors
+    /// [`StoreError`] if an answer is missing; its outcome is about the whole batch.
+    async fn take(&self, takes: &[Take<'_>]) -> Result<Vec<Taken>, StoreError>;
+}

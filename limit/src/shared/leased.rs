@@ -1,0 +1,269 @@
+//! A limit of which each process spends a share that it took in advance.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use super::counter::{Counter, Taken};
+use super::guard::{Guard, OutageConfig, Pass, SharedError, Source};
+use crate::clock::{Clock, Monotonic};
+use crate::core::Kind;
+use crate::error::ConfigError;
+use crate::quota::{Quota, nanos};
+
+/// How a leased limiter is built.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LeasedConfig {
+    /// Units taken from the store at once. At least 1; default 100.
+    pub lease: u64,
+    /// How long a share may be spent; what is left then is lost. Default 1 s.
+    pub lease_for: Duration,
+    /// The most keys with a share here. Others are decided by the store. Default 100,000.
+    pub keys_max: usize,
+    /// How the store is treated.
+    pub outage: OutageConfig,
+    /// Where `now` comes from. Default: [`Monotonic`].
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for LeasedConfig {
+    fn default() -> Self {
+        Self {
+            lease: 100,
+            lease_for: Duration::from_secs(1),
+            keys_max: 100_000,
+            outage: OutageConfig::default(),
+            clock: Arc::new(Monotonic),
+        }
+    }
+}
+
+/// Counters of a leased limiter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LeasedStats {
+    /// Keys with a share.
+    pub keys: usize,
+    /// Questions to the store.
+    pub asked: u64,
+    /// Units granted by the store.
+    pub granted: u64,
+    /// Units of shares that ran out of time.
+    pub lost: u64,
+}
+
+/// A limiter that takes units from the store in shares and spends them without asking.
+///
+/// Everything spent was granted by the store before, so over all time nothing is exceeded; a share
+/// granted before a window may be spent in it. [`Self::most_in`] states the bound.
+#[derive(Debug)]
+pub struct Leased {
+    guard: Guard,
+    quota: Quota,
+    lease: u64,
+    lease_for: u64,
+    /// How long a denial holds at least: until half a lease has flowed back, so that a limit that
+    /// is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
+    pause: u64,
+    keys_max: usize,
+    shares: Mutex<Shares>,
+    asked: AtomicU64,
+    granted: AtomicU64,
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Shares {
+    by_key: HashMap<Box<str>, Arc<Share>>,
+    /// Keys turned away since the last sweep: a sweep is paid for by as many.
+    refused: usize,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    state: Mutex<State>,
+    /// Held by the one who asks the store for this key.
+    asking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    units: u64,
+    until: u64,
+    /// The store's last denial, and until when a request of that cost need not ask again.
+    denied: Option<(Taken, u64, u64)>,
+}
+
+impl Leased {
+    /// A limiter over a store.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if the quota or a limit is out of range, or the store does not offer the
+    /// algorithm.
+    pub fn new(
+        counter: Arc<dyn Counter>,
+        quota: Quota,
+        config: LeasedConfig,
+    ) -> Result<Self, ConfigError> {
+        for (value, name) in [(config.lease, "lease"), (config.keys_max as u64, "keys_max")] {
+            if value == 0 {
+                return Err(ConfigError::Limit(name));
+            }
+        }
+        if config.lease_for.is_zero() {
+            return Err(ConfigError::Limit("lease_for"));
+        }
+        let guard = Guard::new(counter, quota, config.outage, config.clock)?;
+        let rules = quota.rules()?;
+        let pause = match rules.kind {
+            Kind::Gcra => rules.interval.saturating_mul(config.lease.min(rules.limit) / 2),
+            _ => 0,
+        };
+        Ok(Self {
+            guard,
+            pause,
+            quota,
+            lease: config.lease,
+            lease_for: nanos(config.lease_for),
+            keys_max: config.keys_max,
+            shares: Mutex::default(),
+            asked: AtomicU64::new(0),
+            granted: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    /// The most units of a key that `nodes` processes can spend together in any window of this
+    /// length: what the store grants within it, and what was in their hands when it began, which
+    /// is at most a lease each and was granted at most `lease_for` earlier.
+    pub fn most_in(&self, window: Duration, nodes: u64) -> u64 {
+        let held = nodes.saturating_mul(self.lease);
+        let by_share = self.quota.most_in(window).saturating_add(held);
+        let by_time = window.saturating_add(Duration::from_nanos(self.lease_for));
+        by_share.min(self.quota.most_in(by_time))
+    }
+
+    /// Takes `cost` units of the key, at least 1, or none: from the share if it has as many, else
+    /// with the next share from the store. One caller at a time asks for a key; the store's denial
+    /// holds for all until its time is over.
+    ///
+    /// # Errors
+    /// [`SharedError::Denied`] if there are not as many; [`SharedError::Store`] if the share is
+    /// spent, the store gives no answer, and the limiter fails closed.
+    ///
+    /// # Cancel safety
+    /// A caller that gives up while the store is asked may lose a share. Never are more admitted
+    /// for it.
+    pub async fn check(&self, key: &str, cost: u64) -> Result<Pass, SharedError> {
+        let cost = cost.max(1);
+        let Some(share) = self.share(key) else { return self.ask_directly(key, cost).await };
+        if let Some(answer) = self.spend(&share, cost) {
+            return answer;
+        }
+        let _one = share.asking.lock().await;
+        if let Some(answer) = self.spend(&share, cost) {
+            return answer;
+        }
+        // From before the question: the store grants later than this.
+        let asked_at = self.guard.clock.now();
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        let taken = match self.guard.take(key, cost, cost.max(self.lease)).await {
+            Ok(taken) => taken,
+            Err(error) => return self.guard.without_store(error),
+        };
+        self.granted.fetch_add(taken.granted, Ordering::Relaxed);
+        let mut state = share.state.lock();
+        if taken.granted == 0 {
+            let wait = taken.retry_after.map(|wait| nanos(wait).max(self.pause));
+            let taken = Taken { retry_after: wait.map(Duration::from_nanos), ..taken };
+            if let Some(wait) = wait {
+                state.denied = Some((taken, cost, self.guard.clock.now().saturating_add(wait)));
+            }
+            return Err(self.guard.denial(&taken).into());
+        }
+        self.lost.fetch_add(state.units, Ordering::Relaxed);
+        state.units = taken.granted - cost;
+        state.until = asked_at.saturating_add(self.lease_for);
+        state.denied = None;
+        Ok(Pass { source: Source::Store, remaining: state.units })
+    }
+
+    async fn ask_directly(&self, key: &str, cost: u64) -> Result<Pass, SharedError> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        match self.guard.take(key, cost, cost).await {
+            Ok(taken) if taken.granted == 0 => Err(self.guard.denial(&taken).into()),
+            Ok(taken) => {
+                self.granted.fetch_add(taken.granted, Ordering::Relaxed);
+                Ok(Pass { source: Source::Store, remaining: taken.remaining })
+            }
+            Err(error) => self.guard.without_store(error),
+        }
+    }
+
+    /// Decides from what is here, if that is possible.
+    fn spend(&self, share: &Share, cost: u64) -> Option<Result<Pass, SharedError>> {
+        let now = self.guard.clock.now();
+        let mut state = share.state.lock();
+        if now >= state.until {
+            self.lost.fetch_add(state.units, Ordering::Relaxed);
+            state.units = 0;
+        }
+        if state.units >= cost {
+            state.units -= cost;
+            return Some(Ok(Pass { source: Source::Lease, remaining: state.units }));
+        }
+        match &state.denied {
+            Some((taken, denied_cost, until)) if cost >= *denied_cost && now < *until => {
+                let left = Duration::from_nanos(until - now);
+                let taken = Taken { retry_after: Some(left), ..*taken };
+                Some(Err(self.guard.denial(&taken).into()))
+            }
+            _ => None,
+        }
+    }
+
+    fn share(&self, key: &str) -> Option<Arc<Share>> {
+        let mut shares = self.shares.lock();
+        if let Some(share) = shares.by_key.get(key) {
+            return Some(Arc::clone(share));
+        }
+        if shares.by_key.len() >= self.keys_max {
+            shares.refused += 1;
+            if shares.refused <= self.keys_max / 8 {
+                return None;
+            }
+            shares.refused = 0;
+            let now = self.guard.clock.now();
+            shares.by_key.retain(|_, share| Arc::strong_count(share) > 1 || share.is_live(now));
+            if shares.by_key.len() >= self.keys_max {
+                return None;
+            }
+        }
+        let share = Arc::<Share>::default();
+        shares.by_key.insert(key.into(), Arc::clone(&share));
+        Some(share)
+    }
+
+    /// Counters.
+    pub fn stats(&self) -> LeasedStats {
+        LeasedStats {
+            keys: self.shares.lock().by_key.len(),
+            asked: self.asked.load(Ordering::Relaxed),
+            granted: self.granted.load(Ordering::Relaxed),
+            lost: self.lost.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Share {
+    /// Whether forgetting it would lose units or a denial.
+    fn is_live(&self, now: u64) -> bool {
+        let state = self.state.lock();
+        let denied = state.denied.is_some_and(|(_, _, until)| now < until);
+        denied || (state.units > 0 && now < state.until)
+    }
+}

@@ -1,0 +1,9 @@
+//! What the core takes from the platform. The loom test includes the core over its own.
+
+pub(crate) use parking_lot::Mutex;
+pub(crate) use std::sync::atomic::{AtomicU64, fence};
+
+/// Called while waiting for another thread's few stores.
+pub(crate) fn pause() {
+    std::thread::yield_now();
+}

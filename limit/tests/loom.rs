@@ -1,0 +1,100 @@
+//! Every interleaving of the limiter's word and its rules, on the very files that the crate
+//! compiles: the core is included here over the model checker's atomics.
+
+// The checker's crate uses only a part of what it includes.
+#![expect(dead_code, unused_imports, reason = "the included core serves the whole crate")]
+#![expect(unreachable_pub, reason = "what the crate re-exports is private to this test")]
+
+#[path = "../src/core/mod.rs"]
+mod core;
+
+/// What the core calls `crate::sync`.
+mod sync {
+    pub(crate) use loom::sync::atomic::{AtomicU64, fence};
+    pub(crate) use loom::thread::yield_now as pause;
+
+    /// The lock of the crate never poisons.
+    #[derive(Debug)]
+    pub(crate) struct Mutex<T>(loom::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(loom::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn lock(&self) -> loom::sync::MutexGuard<'_, T> {
+            self.0.lock().expect("a thread of the model panicked")
+        }
+    }
+}
+
+use self::core::{AtomicCell, Kind, Rules};
+use loom::sync::Arc;
+use loom::thread;
+
+const NOW: u64 = 1_000_000;
+
+fn rules(kind: Kind, count: u64, burst: u64) -> Rules {
+    Rules::new(kind, count, 1000, burst).expect("the figures fit")
+}
+
+/// All interleavings with up to three switches away from a thread that could go on.
+fn check(model: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(model);
+}
+
+/// Threads that come together take exactly what there is.
+fn exactly_the_limit(kind: Kind) {
+    check(move || {
+        let cell = Arc::new(AtomicCell::new(&rules(kind, 2, 2)));
+        let taker = |turns: usize| {
+            let cell = Arc::clone(&cell);
+            move || (0..turns).filter(|_| cell.step(NOW, 1).admitted()).count()
+        };
+        let other = thread::spawn(taker(1));
+        let taken = taker(2)() + other.join().expect("it ends");
+        assert_eq!(taken, 2, "{kind:?}");
+    });
+}
+
+/// A decision never mixes an old quota with a converted word: what was taken before a change is
+/// what is used after it.
+fn a_change_keeps_what_is_used() {
+    check(|| {
+        let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 10, 3)));
+        let taker = {
+            let cell = Arc::clone(&cell);
+            thread::spawn(move || u64::from(cell.step(NOW, 1).admitted()))
+        };
+        cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
+        let taken = taker.join().expect("it ends");
+        assert_eq!(cell.step(NOW, 0).standing.remaining(), 4 - taken);
+    });
+}
+
+/// One who reserves and gives up leaves nothing behind, whoever checks meanwhile.
+fn a_reservation_given_up_comes_back() {
+    check(|| {
+        let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 1, 1)));
+        assert!(cell.step(NOW, 1).admitted());
+        let checker = {
+            let cell = Arc::clone(&cell);
+            thread::spawn(move || cell.step(NOW + 10, 1).admitted())
+        };
+        let (wait, receipt) = cell.reserve(NOW, 1);
+        cell.refund(&receipt, NOW + 5);
+        assert_eq!(wait, 1000);
+        assert!(!checker.join().expect("it ends"));
+        assert_eq!(cell.step(NOW + 10, 1).wait, 990);
+    });
+}
+
+fn main() {
+    for kind in [Kind::Gcra, Kind::TokenBucket, Kind::FixedWindow] {
+        exactly_the_limit(kind);
+    }
+    a_change_keeps_what_is_used();
+    a_reservation_given_up_comes_back();
+}

@@ -1,0 +1,97 @@
+//! The layer, and where keys come from.
+
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Request;
+use tower_layer::Layer;
+use tower_service::Service;
+use voussoir_limit::tower::*;
+use voussoir_limit::{Keyed, Quota};
+
+/// Fails a call to an instance that did not say it was ready.
+#[derive(Default)]
+struct Careful {
+    ready: bool,
+    calls: u32,
+}
+
+impl Clone for Careful {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl<B> Service<Request<B>> for Careful {
+    type Response = u32;
+    type Error = Infallible;
+    type Future = Ready<Result<u32, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Request<B>) -> Self::Future {
+        assert!(std::mem::take(&mut self.ready), "called without being ready");
+        self.calls += 1;
+        ready(Ok(self.calls))
+    }
+}
+
+fn request(forwarded: &[&str]) -> Request<()> {
+    let mut request = Request::new(());
+    for line in forwarded {
+        request.headers_mut().append("x-forwarded-for", line.parse().unwrap());
+    }
+    request
+}
+
+#[tokio::test]
+async fn the_layer_counts_by_key_and_keeps_the_contract() {
+    let limiter = Keyed::new(Quota::gcra(1, Duration::from_secs(60)).burst(2)).unwrap();
+    let layer = LimitLayer::new(Arc::new(limiter), ForwardedFor { trusted_hops: 1 });
+    let mut service = layer.layer(Careful::default());
+    let mut ask = async |from: &[&str]| {
+        std::future::poll_fn(|cx| Service::<Request<()>>::poll_ready(&mut service, cx))
+            .await
+            .unwrap();
+        service.call(request(from)).await
+    };
+    assert_eq!(ask(&["10.0.0.1"]).await.unwrap(), 1);
+    assert_eq!(ask(&["10.0.0.1"]).await.unwrap(), 2);
+    assert!(matches!(ask(&["10.0.0.1"]).await, Err(LimitError::Denied(_))));
+    // What the client writes before its address does not make it another.
+    assert!(matches!(ask(&["9.9.9.9, 10.0.0.1"]).await, Err(LimitError::Denied(_))));
+    assert_eq!(ask(&["10.0.0.2"]).await.unwrap(), 3, "the inner service saw no denied request");
+    assert!(matches!(ask(&[]).await, Err(LimitError::NoKey)));
+}
+
+#[test]
+fn only_trusted_hops_are_believed() {
+    let key = |hops, lines: &[&str]| ForwardedFor { trusted_hops: hops }.key_of(&request(lines));
+    let ip = |text: &str| text.parse::<IpAddr>().ok();
+    assert_eq!(key(1, &["1.1.1.1, 2.2.2.2, 3.3.3.3"]), ip("3.3.3.3"));
+    assert_eq!(key(2, &["1.1.1.1, 2.2.2.2, 3.3.3.3"]), ip("2.2.2.2"));
+    assert_eq!(key(2, &["1.1.1.1, 2.2.2.2", "3.3.3.3"]), ip("2.2.2.2"), "lines are one list");
+    assert_eq!(key(4, &["1.1.1.1, 2.2.2.2, 3.3.3.3"]), None);
+    assert_eq!(key(1, &["unknown"]), None);
+    assert_eq!(key(1, &["2.2.2.2:4711"]), ip("2.2.2.2"));
+    assert_eq!(key(1, &["2001:db8:1:2:3:4:5:6"]), ip("2001:db8:1:2::"));
+    assert_eq!(key(0, &["1.1.1.1"]), None, "without hops the header is not read");
+}
+
+#[test]
+fn keys_of_peers_and_headers() {
+    let mut request = request(&["1.1.1.1"]);
+    request.extensions_mut().insert(Peer("5.5.5.5:80".parse().unwrap()));
+    request.headers_mut().insert("x-api-key", "secret".parse().unwrap());
+    assert_eq!(PeerAddress.key_of(&request), "5.5.5.5".parse().ok());
+    assert_eq!(ForwardedFor { trusted_hops: 0 }.key_of(&request), "5.5.5.5".parse().ok());
+    let header = Header(http::HeaderName::from_static("x-api-key"));
+    assert_eq!(header.key_of(&request).as_deref(), Some("secret"));
+}

@@ -1,0 +1,8 @@
+//! What a connection decides, without a socket, a clock or a task.
+
+pub(crate) mod backoff;
+pub(crate) mod calls;
+pub(crate) mod liveness;
+pub(crate) mod outbox;
+#[cfg(test)]
+mod tests;

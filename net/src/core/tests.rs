@@ -1,0 +1,199 @@
+//! The decisions of a connection, without one.
+
+use std::io::IoSlice;
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::backoff::{Backoff, Rng};
+use super::liveness::Liveness;
+use super::outbox::{Batch, Outbox, SLICES_MAX};
+use crate::Parts;
+use crate::wire::{Frame, HEADER_BYTES, Header, Kind};
+
+fn frame(pieces: &[usize]) -> Frame {
+    let parts = Parts::default()
+        .with(pieces.iter().enumerate().map(|(i, &len)| Bytes::from(vec![i as u8; len])));
+    Frame::new(Header { kind: Kind::Message, service: 1, id: 0, left_ms: 0 }, parts)
+}
+
+fn bytes_of(frame: &Frame) -> Vec<u8> {
+    frame.pieces().flatten().copied().collect()
+}
+
+/// Writes a batch as a socket would that takes at most `step` bytes at a time.
+fn write_out(batch: &mut Batch, step: usize, out: &mut Vec<u8>) -> usize {
+    let mut taken = Vec::new();
+    {
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let count = batch.slices(&mut slices);
+        for slice in &slices[..count] {
+            let room = step - taken.len();
+            taken.extend_from_slice(&slice[..slice.len().min(room)]);
+        }
+    }
+    batch.advance(taken.len());
+    out.extend_from_slice(&taken);
+    taken.len()
+}
+
+proptest! {
+    #[test]
+    fn what_goes_in_comes_out_in_order(
+        frames in vec(vec(0_usize..3000, 0..6), 0..40),
+        step in 1_usize..100_000,
+        begun in 0_usize..4000,
+    ) {
+        let mut outbox = Outbox::new(usize::MAX, usize::MAX);
+        let (mut batch, mut expected, mut out) = (Batch::default(), Vec::new(), Vec::new());
+        for (i, pieces) in frames.iter().enumerate() {
+            let frame = frame(pieces);
+            expected.extend(bytes_of(&frame));
+            if i == 0 {
+                // The first one has been written in part by its sender.
+                let begun = begun.min(frame.len());
+                out.extend(&bytes_of(&frame)[..begun]);
+                outbox.pass();
+                outbox.begun(frame.len() - begun);
+                batch.add_rest(&frame, begun);
+                batch.seal();
+            } else {
+                prop_assert_eq!(outbox.push(frame), i as u64, "places are dense");
+            }
+        }
+        loop {
+            if batch.is_empty() {
+                outbox.fill(&mut batch);
+            }
+            if batch.is_empty() {
+                break;
+            }
+            let written = write_out(&mut batch, step, &mut out);
+            prop_assert!(written > 0, "progress");
+            outbox.written(written);
+        }
+        prop_assert_eq!(outbox.bytes(), 0, "nothing is counted that is gone");
+        prop_assert!(out == expected);
+    }
+}
+
+#[test]
+fn limits_of_the_outbox() {
+    let len = HEADER_BYTES + 100;
+    let mut by_bytes = Outbox::new(2 * len, 10);
+    let mut by_count = Outbox::new(1 << 20, 2);
+    for outbox in [&mut by_bytes, &mut by_count] {
+        for _ in 0..2 {
+            assert!(outbox.has_room(len));
+            outbox.push(frame(&[100]));
+        }
+        assert!(!outbox.has_room(len));
+    }
+    // What is being written still counts in bytes: it is still in memory.
+    let mut batch = Batch::default();
+    by_bytes.fill(&mut batch);
+    assert!(!by_bytes.has_room(len));
+    by_bytes.written(len);
+    assert!(by_bytes.has_room(len));
+    let empty = Outbox::new(10, 10);
+    assert!(empty.has_room(len), "the first frame always finds room");
+}
+
+#[test]
+fn a_frame_is_withdrawn_only_while_it_waits() {
+    let mut outbox = Outbox::new(1 << 20, 100);
+    let places: Vec<u64> = (0..3).map(|i| outbox.push(frame(&[i]))).collect();
+    assert!(outbox.withdraw(places[1]));
+    let mut batch = Batch::default();
+    outbox.fill(&mut batch);
+    assert!(!outbox.withdraw(places[0]), "it has been given to the socket");
+    assert!(!outbox.is_waiting(places[2]));
+    let mut out = Vec::new();
+    write_out(&mut batch, 1 << 20, &mut out);
+    assert_eq!(out, [bytes_of(&frame(&[0])), bytes_of(&frame(&[2]))].concat());
+    let later = outbox.push(frame(&[5]));
+    assert!(outbox.is_waiting(later));
+    outbox.clear();
+    assert!(!outbox.is_waiting(later), "it went with its connection");
+    assert_eq!(outbox.push(frame(&[6])), later + 1, "a place names one frame for ever");
+}
+
+#[test]
+fn one_ping_and_one_pong_overtake() {
+    let mut outbox = Outbox::new(1 << 20, 100);
+    outbox.push(frame(&[10]));
+    for id in 0..1000 {
+        outbox.pong(id);
+    }
+    let (mut batch, mut out) = (Batch::default(), Vec::new());
+    outbox.fill(&mut batch);
+    write_out(&mut batch, 1 << 20, &mut out);
+    let expected = [bytes_of(&Frame::bare(Kind::Pong, 999)), bytes_of(&frame(&[10]))].concat();
+    assert_eq!(out, expected, "a flood of pings is answered once");
+}
+
+#[test]
+fn silence_and_trickles_end_a_connection() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut silent = Liveness::new(0, 3 * SECOND);
+    assert!(!silent.tick(SECOND));
+    silent.heard();
+    assert!(!silent.tick(2 * SECOND), "a frame came in");
+    assert!(!silent.tick(4 * SECOND));
+    assert!(silent.tick(5 * SECOND), "three seconds after the last sign");
+
+    let mut trickle = Liveness::new(0, 3 * SECOND);
+    let mut bulk = Liveness::new(0, 3 * SECOND);
+    let mut writer = Liveness::new(0, 3 * SECOND);
+    for second in 1..=2 {
+        trickle.read(100);
+        bulk.read(1 << 20);
+        writer.written(1 << 20);
+        assert!(!trickle.tick(second * SECOND));
+        assert!(!bulk.tick(second * SECOND));
+        assert!(!writer.tick(second * SECOND));
+    }
+    trickle.read(100);
+    bulk.read(1 << 20);
+    writer.written(1 << 20);
+    assert!(trickle.tick(3 * SECOND), "a few bytes are no sign of life");
+    assert!(!bulk.tick(3 * SECOND), "a long frame on its way is one");
+    assert!(!writer.tick(3 * SECOND), "and so is a peer that takes much");
+}
+
+#[test]
+fn pauses_grow_are_jittered_and_repeat_by_seed() {
+    let ms = Duration::from_millis;
+    let pauses = |seed| {
+        let mut backoff = Backoff::new(ms(10), ms(100), seed);
+        (0..10).map(|_| backoff.next()).collect::<Vec<_>>()
+    };
+    for seed in 0..100 {
+        for (i, pause) in pauses(seed).into_iter().enumerate() {
+            let step = ms(10 * (1 << i).min(10));
+            assert!(step / 2 <= pause && pause <= step, "pause {i}: {pause:?}");
+        }
+    }
+    assert_eq!(pauses(1), pauses(1));
+    assert_ne!(pauses(1), pauses(2));
+    let mut backoff = Backoff::new(ms(10), ms(100), 1);
+    for _ in 0..9 {
+        backoff.next();
+    }
+    backoff.reset();
+    assert!(backoff.next() <= ms(10));
+}
+
+#[test]
+fn chances() {
+    let mut rng = Rng::new(3);
+    assert!(!(0..1000).any(|_| rng.chance(0.0)));
+    assert!((0..1000).all(|_| rng.chance(1.0)));
+    let hits = (0..10_000).filter(|_| rng.chance(0.25)).count();
+    assert!((2300..2700).contains(&hits), "{hits} of 10,000 at a quarter");
+    let (low, high) = (Duration::from_millis(3), Duration::from_millis(5));
+    assert!((0..1000).all(|_| (low..high).contains(&rng.between(low, high))));
+    assert_eq!(rng.between(low, low), low);
+}

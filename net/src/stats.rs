@@ -1,0 +1,74 @@
+//! Counts of what a transport did.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
+        /// What a transport did since it started. Frames that only keep connections alive count
+        /// in the bytes alone.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Stats {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)+
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.get(),)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Messages, requests and answers taken for sending.
+    frames_out,
+    /// Bytes written to connections.
+    bytes_out,
+    /// Messages, requests and answers that came in whole.
+    frames_in,
+    /// Bytes read from connections.
+    bytes_in,
+    /// Writes to connections; `frames_out` by this is how well small messages are gathered.
+    writes,
+    /// Messages and requests refused at `send` and `call` because a queue was full.
+    full,
+    /// Messages and requests that were taken and, before a byte of them was written, dropped: the
+    /// connection broke, or the peer turned out not to take that length.
+    dropped,
+    /// Own connections that came up.
+    connected,
+    /// Attempts to connect that failed.
+    dial_failed,
+    /// Connections that came in and were accepted.
+    accepted,
+    /// Connections that came in and were refused, or did not finish their handshake.
+    refused,
+    /// Connections closed because the peer broke the protocol.
+    violations,
+    /// Messages and requests to services that have no handler.
+    unknown_service,
+    /// Requests refused because too many of the peer were under way.
+    busy,
+    /// Calls of peers whose handler was dropped: at the deadline, given up, or disconnected.
+    cancelled,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: usize) {
+        // Relaxed: a count orders nothing.
+        self.0.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,229 @@
+//! The transport over TCP.
+
+mod accept;
+mod link;
+mod node;
+mod pipe;
+mod pump;
+mod serve;
+mod socket;
+mod waiting;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use self::node::Node;
+use crate::{
+    BindError, CallError, Channel, Class, Config, Events, Handler, Parts, Resolver, SendError,
+    ServeError, Stats, Transport,
+};
+
+/// How often a shutdown looks whether everything has been written and answered.
+const QUIET_POLL: Duration = Duration::from_millis(1);
+
+/// The transport over TCP. Clones are handles to the same; when the last is dropped, everything
+/// ends at once. [`Tcp::shutdown`] is the orderly way.
+///
+/// Each node dials its own connections, two per peer, one of each class, at the first `send` or
+/// `call`; what comes in by the peer's connections goes to the handlers, and answers return by
+/// the connection of their request. So no rule is needed for two nodes that dial each other at
+/// once. A node takes one connection per peer and class: a newer one ends the older.
+///
+/// While the first attempt to connect to a peer is under way messages are queued. After it has
+/// failed, or when a connection has broken, they are refused with `Down`, until a later attempt
+/// succeeds.
+///
+/// Plain TCP authenticates nobody, and nothing is encrypted: whoever reaches the port can say
+/// that it is any peer. Use it in a network of which you trust every node.
+#[derive(Clone)]
+pub struct Tcp {
+    owner: Arc<Owner>,
+}
+
+/// Ends the tasks, which share the node, when the last handle goes.
+struct Owner {
+    node: Arc<Node>,
+    address: SocketAddr,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.node.stop();
+    }
+}
+
+impl Tcp {
+    /// Starts a node that listens on `address`; port 0 takes a free one. Must be called in a
+    /// tokio runtime with I/O and time enabled, which then runs all that this node does.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing has been started then.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing stays when the future is dropped.
+    pub async fn bind(
+        local: u64,
+        address: SocketAddr,
+        resolver: Arc<dyn Resolver>,
+        config: Config,
+    ) -> Result<Self, BindError> {
+        config.validate()?;
+        let failed = |source| BindError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let node = Node::new(local, config, resolver, Handle::current());
+        node.spawn(accept::listen(Arc::clone(&node), listener));
+        Ok(Self { owner: Arc::new(Owner { node, address }) })
+    }
+
+    /// The address that this node listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.owner.address
+    }
+
+    /// Begins to connect to a peer, in both classes, without sending anything.
+    ///
+    /// # Errors
+    /// `UnknownPeer` and `Closed` as for `send`.
+    pub fn connect(&self, peer: u64) -> Result<(), SendError> {
+        for class in Class::ALL {
+            self.owner.node.link(peer, class)?;
+        }
+        Ok(())
+    }
+
+    /// What this node did since it started.
+    pub fn stats(&self) -> Stats {
+        self.owner.node.counters.snapshot()
+    }
+
+    /// What waits for each peer now, in no order.
+    pub fn queues(&self) -> Vec<Queue> {
+        let describe = |link: Arc<link::Link>| {
+            let (messages, bytes, calls) = link.pipe.queued();
+            Queue { peer: link.peer, class: link.class, messages, bytes, calls }
+        };
+        self.owner.node.links().into_iter().map(describe).collect()
+    }
+
+    /// Ends in an orderly way: takes nothing new, lets what is queued be written and what is
+    /// under way be answered, in both directions, at most until the deadline; then says goodbye
+    /// to every peer and ends everything. Returns whether nothing was cut off.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves a transport that takes nothing new. Calling this again goes on.
+    pub async fn shutdown(&self, deadline: Instant) -> bool {
+        let node = &self.owner.node;
+        node.close();
+        let is_quiet = self.until(deadline, || self.is_quiet()).await;
+        for link in node.links() {
+            link.pipe.goodbye();
+        }
+        node.arrivals.goodbye();
+        let is_written = self.until(deadline, || self.is_quiet()).await;
+        node.stop();
+        // Every task ends at the next time that it is polled.
+        node.ended().await;
+        is_quiet && is_written
+    }
+
+    fn is_quiet(&self) -> bool {
+        let node = &self.owner.node;
+        node.links().iter().all(|link| link.pipe.is_quiet()) && node.arrivals.is_quiet()
+    }
+
+    async fn until(&self, deadline: Instant, is_reached: impl Fn() -> bool) -> bool {
+        while !is_reached() {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            sleep(QUIET_POLL).await;
+        }
+        true
+    }
+}
+
+/// What waits to be sent to one peer in one class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Queue {
+    /// The peer.
+    pub peer: u64,
+    /// The class.
+    pub class: Class,
+    /// Messages and requests that no byte has been written of.
+    pub messages: usize,
+    /// Bytes that have not been written.
+    pub bytes: usize,
+    /// Calls that wait for their answer.
+    pub calls: usize,
+}
+
+#[async_trait]
+impl Transport for Tcp {
+    fn local(&self) -> u64 {
+        self.owner.node.local
+    }
+
+    fn send(&self, peer: u64, channel: Channel, parts: Parts) -> Result<(), SendError> {
+        self.owner.node.link(peer, channel.class)?.pipe.send(channel.service, parts)
+    }
+
+    async fn call(
+        &self,
+        peer: u64,
+        channel: Channel,
+        parts: Parts,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        let link = self.owner.node.link(peer, channel.class)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(CallError::NotSent(SendError::Expired));
+        }
+        // Rounded up: the peer may be a little late, but never gives up before its caller.
+        let left_ms = u32::try_from(left.as_millis()).unwrap_or(u32::MAX).saturating_add(1);
+        let (ticket, answer) = link.pipe.call(channel.service, left_ms, parts)?;
+        match timeout_at(deadline, answer).await {
+            Ok(answer) => {
+                ticket.done();
+                answer.unwrap_or_else(waiting::lost)
+            }
+            Err(_) => Err(ticket.expire()),
+        }
+    }
+
+    fn serve(&self, service: u16, handler: Arc<dyn Handler>) -> Result<(), ServeError> {
+        if self.owner.node.is_closing() {
+            return Err(ServeError::Closed);
+        }
+        self.owner.node.services.add(service, handler)
+    }
+
+    fn withdraw(&self, service: u16) -> bool {
+        self.owner.node.services.remove(service)
+    }
+
+    fn events(&self) -> Events {
+        self.owner.node.publisher.subscribe()
+    }
+}
+
+impl std::fmt::Debug for Tcp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tcp")
+            .field("local", &self.owner.node.local)
+            .field("address", &self.owner.address)
+            .finish_non_exhaustive()
+    }
+}

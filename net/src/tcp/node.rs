@@ -1,0 +1,148 @@
+//! What all connections of one transport share.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+
+use super::accept::Arrivals;
+use super::link::Link;
+use super::pump::Rules;
+use crate::serving::Services;
+use crate::stats::Counters;
+use crate::{Class, Config, Publisher, Resolver, SendError};
+
+pub(crate) struct Node {
+    pub(crate) local: u64,
+    pub(crate) config: Config,
+    pub(crate) resolver: Arc<dyn Resolver>,
+    pub(crate) services: Services,
+    pub(crate) publisher: Publisher,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) arrivals: Arrivals,
+    links: RwLock<HashMap<(u64, Class), Arc<Link>>>,
+    runtime: Handle,
+    is_closing: AtomicBool,
+    stop: watch::Sender<bool>,
+    /// Each task holds a receiver, so that the end of the last one can be awaited.
+    tasks: watch::Sender<()>,
+}
+
+impl Node {
+    pub(crate) fn new(
+        local: u64,
+        config: Config,
+        resolver: Arc<dyn Resolver>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            local,
+            publisher: Publisher::new(config.events_max),
+            counters: Arc::default(),
+            arrivals: Arrivals::default(),
+            links: RwLock::default(),
+            services: Services::default(),
+            is_closing: AtomicBool::new(false),
+            stop: watch::Sender::new(false),
+            tasks: watch::Sender::new(()),
+            config,
+            resolver,
+            runtime,
+        })
+    }
+
+    /// Starts a task. One that is started after [`Node::stop`] ends at its first `await`.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        let alive = self.tasks.subscribe();
+        let task = self.runtime.spawn(async move {
+            task.await;
+            drop(alive);
+        });
+        task.abort_handle()
+    }
+
+    /// Returns when no task is left.
+    pub(crate) async fn ended(&self) {
+        self.tasks.closed().await;
+    }
+
+    pub(crate) fn rules(&self) -> Rules {
+        Rules {
+            keep_alive: self.config.keep_alive,
+            dead_after: self.config.dead_after,
+            counters: Arc::clone(&self.counters),
+        }
+    }
+
+    /// Becomes true when every task is to end.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        self.is_closing.load(Ordering::Acquire)
+    }
+
+    /// Takes nothing new from now on.
+    pub(crate) fn close(&self) {
+        self.is_closing.store(true, Ordering::Release);
+        for link in self.links() {
+            link.pipe.close();
+        }
+    }
+
+    /// Ends every task.
+    pub(crate) fn stop(&self) {
+        self.close();
+        self.stop.send_replace(true);
+        self.services.clear();
+    }
+
+    pub(crate) fn links(&self) -> Vec<Arc<Link>> {
+        self.links.read().values().cloned().collect()
+    }
+
+    /// The link to a peer, begun if there is none yet.
+    pub(crate) fn link(self: &Arc<Self>, peer: u64, class: Class) -> Result<Arc<Link>, SendError> {
+        if let Some(link) = self.links.read().get(&(peer, class)) {
+            return Ok(Arc::clone(link));
+        }
+        if peer == self.local || self.resolver.resolve(peer).is_none() {
+            return Err(SendError::UnknownPeer);
+        }
+        let mut links = self.links.write();
+        // Under the lock: `close` finds either the flag set here or the link in the map.
+        if self.is_closing() {
+            return Err(SendError::Closed);
+        }
+        match links.entry((peer, class)) {
+            Entry::Occupied(entry) => Ok(Arc::clone(entry.get())),
+            Entry::Vacant(entry) => {
+                let link = Arc::new(Link::new(self, peer, class));
+                entry.insert(Arc::clone(&link));
+                self.spawn(super::link::run(Arc::clone(self), Arc::clone(&link)));
+                Ok(link)
+            }
+        }
+    }
+
+    /// Forgets a link whose peer is unknown now.
+    pub(crate) fn unlink(&self, link: &Link) {
+        self.links.write().remove(&(link.peer, link.class));
+    }
+
+    /// A peer has come in: it can be reached, so links to it need not wait.
+    pub(crate) fn poke(&self, peer: u64) {
+        let links = self.links.read();
+        for class in Class::ALL {
+            if let Some(link) = links.get(&(peer, class)) {
+                link.poke.notify_waiters();
+            }
+        }
+    }
+}

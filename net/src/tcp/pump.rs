@@ -1,0 +1,126 @@
+//! Runs one connection: reads, writes what is queued, keeps it alive, gives it up.
+
+use std::time::Duration;
+
+use tokio::task::coop;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::pipe::{Flush, Pipe};
+use super::socket::{Reader, Writer};
+use crate::core::liveness::Liveness;
+use crate::stats::Counters;
+use crate::wire::Incoming;
+use crate::wire::inbox::Inbox;
+use crate::{DownReason, Violation};
+
+/// What the connection does after a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    Go,
+    /// The peer said that this was the last frame.
+    End,
+}
+
+/// The end of a connection that frames come in at.
+pub(crate) trait Side: Send {
+    /// Takes a frame.
+    fn frame(&mut self, frame: Incoming) -> Result<Next, Violation>;
+
+    /// Asked once per `keep_alive`: whether to ask the peer for a sign of life.
+    fn is_pinging(&self) -> bool;
+
+    /// Whether bytes that the peer takes show that it is alive.
+    fn counts_written(&self) -> bool;
+
+    /// Whether nothing is to be read now, since what comes would lead to more to write.
+    fn is_paused(&self) -> bool;
+}
+
+/// The times and counts that all connections share.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) keep_alive: Duration,
+    pub(crate) dead_after: Duration,
+    pub(crate) counters: std::sync::Arc<Counters>,
+}
+
+/// Runs a connection until it ends, and says why it did. Dropping the future ends it too.
+pub(crate) async fn run(
+    mut reader: Reader,
+    writer: &Writer,
+    pipe: &Pipe,
+    side: &mut dyn Side,
+    rules: Rules,
+) -> DownReason {
+    let mut inbox = Inbox::new(pipe.own_body_bytes_max());
+    let began = Instant::now();
+    let mut liveness = Liveness::new(0, rules.dead_after.as_nanos() as u64);
+    let mut ticks = interval(rules.keep_alive);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pings = 0;
+    let mut flush = Flush::More;
+    loop {
+        // A connection that always has something to read must not keep a worker to itself.
+        coop::consume_budget().await;
+        let may_read = !side.is_paused();
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => {
+                let now = began.elapsed().as_nanos() as u64;
+                if liveness.tick(now) {
+                    return DownReason::Silent;
+                }
+                if side.is_pinging() {
+                    pings += 1;
+                    pipe.ping(pings);
+                }
+            }
+            read = reader.read(inbox.room()), if may_read => {
+                let bytes = read.unwrap_or(0);
+                rules.counters.bytes_in.add(bytes);
+                liveness.read(bytes);
+                match take(&mut inbox, side, &mut liveness, bytes) {
+                    Ok(Next::Go) => {}
+                    Ok(Next::End) => return DownReason::Goodbye,
+                    Err(reason) => return reason,
+                }
+            }
+            _ = writer.writable(), if flush == Flush::Blocked => {}
+            () = std::future::ready(()), if flush == Flush::More => {}
+            () = pipe.woken() => {}
+        }
+        match pipe.flush() {
+            Ok((after, bytes)) => {
+                flush = after;
+                if side.counts_written() {
+                    liveness.written(bytes);
+                }
+            }
+            Err(_) => return DownReason::Closed,
+        }
+    }
+}
+
+/// Hands every whole frame on.
+fn take(
+    inbox: &mut Inbox,
+    side: &mut dyn Side,
+    liveness: &mut Liveness,
+    bytes: usize,
+) -> Result<Next, DownReason> {
+    if bytes == 0 {
+        let cut = DownReason::Violation(Violation::Truncated);
+        return Err(if inbox.is_partial() { cut } else { DownReason::Closed });
+    }
+    loop {
+        match inbox.next().map_err(DownReason::Violation)? {
+            None => return Ok(Next::Go),
+            Some(frame) => {
+                liveness.heard();
+                if side.frame(frame).map_err(DownReason::Violation)? == Next::End {
+                    return Ok(Next::End);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! A connection that came in: messages and requests to the handlers of this node.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::node::Node;
+use super::pipe::Pipe;
+use super::pump::{Next, Side};
+use crate::serving::{Answer, Begun, Failure, begin, message};
+use crate::stats::Counters;
+use crate::wire::{Frame, Header, Incoming, Kind, reason};
+use crate::{Class, Event, Parts, Refused, Violation};
+
+/// The side of a connection that accepted.
+pub(crate) struct AcceptSide {
+    pub(crate) node: Arc<Node>,
+    pub(crate) peer: u64,
+    pub(crate) class: Class,
+    pub(crate) pipe: Arc<Pipe>,
+    pub(crate) running: Arc<Calls>,
+    /// Told of an unknown service already.
+    pub(crate) has_told: bool,
+}
+
+/// The calls of the peer that are under way. Dropping each of them is up to the owner.
+#[derive(Default)]
+pub(crate) struct Calls {
+    tasks: Mutex<HashMap<u64, AbortHandle>>,
+}
+
+impl Calls {
+    pub(crate) fn len(&self) -> usize {
+        self.tasks.lock().len()
+    }
+
+    /// Ends all of them.
+    pub(crate) fn abort(&self, counters: &Counters) {
+        for (_, task) in self.tasks.lock().drain() {
+            counters.cancelled.add(1);
+            task.abort();
+        }
+    }
+}
+
+impl Side for AcceptSide {
+    fn frame(&mut self, frame: Incoming) -> Result<Next, Violation> {
+        let Header { kind, service, id, left_ms } = frame.header;
+        match kind {
+            Kind::Message => {
+                self.node.counters.frames_in.add(1);
+                match self.node.services.get(service) {
+                    Some(handler) => message(&*handler, self.peer, self.class, frame.body),
+                    None => self.tell_unknown(service),
+                }
+            }
+            Kind::Request => {
+                self.node.counters.frames_in.add(1);
+                self.request(service, id, left_ms, frame)?;
+            }
+            Kind::Cancel => {
+                if let Some(task) = self.running.tasks.lock().remove(&id) {
+                    self.node.counters.cancelled.add(1);
+                    task.abort();
+                }
+            }
+            Kind::Ping => self.pipe.pong(id),
+            Kind::Goodbye => return Ok(Next::End),
+            Kind::Response | Kind::Refusal | Kind::Pong => {
+                return Err(Violation::Kind(kind as u8));
+            }
+        }
+        Ok(Next::Go)
+    }
+
+    fn is_pinging(&self) -> bool {
+        false
+    }
+
+    fn counts_written(&self) -> bool {
+        true
+    }
+
+    fn is_paused(&self) -> bool {
+        self.pipe.is_congested()
+    }
+}
+
+impl AcceptSide {
+    fn tell_unknown(&mut self, service: u16) {
+        self.node.counters.unknown_service.add(1);
+        if !std::mem::replace(&mut self.has_told, true) {
+            self.node.publisher.publish(Event::UnknownService { peer: self.peer, service });
+        }
+    }
+
+    fn request(
+        &mut self,
+        service: u16,
+        id: u64,
+        left_ms: u32,
+        frame: Incoming,
+    ) -> Result<(), Violation> {
+        let under_way = {
+            let tasks = self.running.tasks.lock();
+            if tasks.contains_key(&id) {
+                return Err(Violation::DuplicateCall);
+            }
+            tasks.len()
+        };
+        let Some(handler) = self.node.services.get(service) else {
+            self.tell_unknown(service);
+            self.pipe.refuse(refusal(id, reason::UNKNOWN_SERVICE));
+            return Ok(());
+        };
+        let is_busy = under_way >= self.node.config.calls_in_max
+            || self.pipe.is_congested()
+            || self.node.is_closing();
+        if is_busy {
+            self.node.counters.busy.add(1);
+            self.pipe.refuse(refusal(id, reason::BUSY));
+            return Ok(());
+        }
+        match begin(handler, self.peer, frame.body) {
+            Begun::Answered(answer) => {
+                let frame = encode(id, answer, self.pipe.body_bytes_max());
+                if let Some(late) = self.pipe.try_answer(frame) {
+                    self.start(id, left_ms, late.send());
+                }
+            }
+            Begun::Pending(running) => {
+                let pipe = Arc::clone(&self.pipe);
+                self.start(id, left_ms, async move {
+                    let frame = encode(id, running.await, pipe.body_bytes_max());
+                    if let Some(late) = pipe.answer(frame) {
+                        late.send().await;
+                    }
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs what is left of a call, to its deadline.
+    fn start(&self, id: u64, left_ms: u32, call: impl Future<Output = ()> + Send + 'static) {
+        let (running, counters) = (Arc::clone(&self.running), Arc::clone(&self.node.counters));
+        // Held until the task is in the map, which it leaves at its end.
+        let mut tasks = self.running.tasks.lock();
+        let task = tokio::spawn(async move {
+            let ended = timeout(Duration::from_millis(left_ms.into()), call).await;
+            if running.tasks.lock().remove(&id).is_some() && ended.is_err() {
+                counters.cancelled.add(1);
+            }
+        });
+        tasks.insert(id, task.abort_handle());
+    }
+}
+
+fn refusal(id: u64, reason: u16) -> Frame {
+    let header = Header { kind: Kind::Refusal, service: reason, id, left_ms: 0 };
+    Frame::new(header, Parts::default())
+}
+
+/// The frame of an answer; one that the peer would not take becomes a refusal.
+fn encode(id: u64, answer: Answer, bytes_max: usize) -> Frame {
+    let (kind, service, parts) = match answer {
+        Ok(parts) => (Kind::Response, 0, parts),
+        Err(Failure::Refused(Refused::UnknownService)) => {
+            (Kind::Refusal, reason::UNKNOWN_SERVICE, Parts::default())
+        }
+        Err(Failure::Refused(Refused::Busy)) => (Kind::Refusal, reason::BUSY, Parts::default()),
+        Err(Failure::Refused(Refused::Rejected(why))) => {
+            (Kind::Refusal, reason::REJECTED, Parts::new(why))
+        }
+        Err(Failure::Panicked) => (Kind::Refusal, reason::FAILED, Parts::default()),
+    };
+    if parts.len() > bytes_max {
+        tracing::error!(target: "voussoir::net", bytes = parts.len(), "an answer is too long");
+        return refusal(id, reason::FAILED);
+    }
+    Frame::new(Header { kind, service, id, left_ms: 0 }, parts)
+}

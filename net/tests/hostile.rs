@@ -1,0 +1,401 @@
+//! What peers may do to a node, by bare bytes: each gets a typed event or answer, and others
+//! are served all the while.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::*;
+use tokio::io::AsyncWriteExt;
+use voussoir_net::{
+    Class, DownReason, Event, Handler, Lost, Peers, Refusal, SendError, Transport, Violation,
+};
+
+async fn violation(node: &Node, raw: &mut Raw, bytes: &[u8]) -> Violation {
+    let mut events = node.tcp.events();
+    raw.write(bytes).await;
+    let is_violation = |event: &Event| matches!(event, Event::Violation { peer: 9, .. });
+    let event = until(&mut events, "the violation", is_violation).await;
+    let Event::Violation { violation, .. } = event else { unreachable!() };
+    raw.closed().await;
+    still_serves(node).await;
+    violation
+}
+
+async fn refusal(node: &Node, bytes: &[u8]) -> Refusal {
+    let mut events = node.tcp.events();
+    let mut raw = Raw::connect(node).await;
+    raw.write(bytes).await;
+    let is_refused = |event: &Event| matches!(event, Event::Refused { .. });
+    let event = until(&mut events, "the refusal", is_refused).await;
+    let Event::Refused { refusal, remote } = event else { unreachable!() };
+    assert_eq!(remote, raw.0.local_addr().unwrap());
+    raw.closed().await;
+    still_serves(node).await;
+    refusal
+}
+
+#[tokio::test]
+async fn garbage_instead_of_a_handshake() {
+    let node = node(1, &Peers::new()).await;
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[0xff; 66], b"voussoir\xff\xff"] {
+        assert_eq!(refusal(&node, garbage).await, Refusal::Malformed);
+    }
+    let mut damaged = RawHello::to(&node).bytes();
+    damaged[30] ^= 1;
+    assert_eq!(refusal(&node, &damaged).await, Refusal::Malformed);
+    assert_eq!(node.tcp.stats().refused, 5);
+}
+
+#[tokio::test]
+async fn handshakes_of_others_are_refused_with_the_reason() {
+    let node = node(1, &Peers::new()).await;
+    let hello = || RawHello::to(&node);
+    let cases = [
+        (RawHello { versions: (2, 5), ..hello() }, 3, Refusal::Version { min: 2, max: 5 }),
+        (RawHello { cluster: 0xc2, ..hello() }, 4, Refusal::Cluster),
+        (RawHello { to: 2, ..hello() }, 5, Refusal::Recipient),
+        (RawHello { from: 1, ..hello() }, 6, Refusal::SameId),
+        (RawHello { class: 9, ..hello() }, 7, Refusal::Class),
+    ];
+    for (hello, code, expected) in cases {
+        let mut raw = Raw::connect(&node).await;
+        assert_eq!(raw.greet(&hello).await, code, "the other side learns why");
+        assert_eq!(refusal(&node, &hello.bytes()).await, expected);
+    }
+    let future = RawHello { versions: (0, 7), ..hello() };
+    Raw::welcome(&node, &future).await;
+}
+
+#[tokio::test]
+async fn a_node_is_told_why_it_was_refused() {
+    let peers = Peers::new();
+    let _strict = node(1, &peers).await;
+    let mut config = config();
+    config.cluster = 0xc2;
+    let other = node_at(2, "127.0.0.1:0", &peers, config).await;
+    let mut events = other.tcp.events();
+    other.tcp.connect(1).unwrap();
+    let refusal = Refusal::Cluster;
+    let rejected = Event::Rejected { peer: 1, class: Class::Small, refusal };
+    until(&mut events, "the refusal", |event| *event == rejected).await;
+    assert_eq!(other.tcp.send(1, SMALL, "x".into()), Err(SendError::Down));
+}
+
+#[tokio::test]
+async fn malformed_frames_end_their_connection_alone() {
+    let mut node = node(1, &Peers::new()).await;
+    let mut wrong_crc = message(b"body");
+    wrong_crc[24] ^= 1;
+    let mut oversized = message(b"");
+    oversized[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    let cases = [
+        (wrong_crc, Violation::Checksum),
+        (oversized, Violation::Oversized { bytes: u32::MAX.into(), bytes_max: 1 << 20 }),
+        (frame(99, 0, 0, 0, 0, b""), Violation::Kind(99)),
+        (frame(1, 0x10, 0, 0, 0, b""), Violation::Flags(0x10)),
+        (frame(3, 0, 0, 0, 0, b"an answer to no call"), Violation::Kind(3)),
+        ([request(5, b"never"), request(5, b"never")].concat(), Violation::DuplicateCall),
+    ];
+    for (bytes, expected) in cases {
+        let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+        let bytes = [message(b"before"), bytes].concat();
+        assert_eq!(violation(&node, &mut raw, &bytes).await, expected);
+        assert_eq!(node.got.recv().await.unwrap(), (9, Bytes::from("before")), "nothing is lost");
+    }
+    assert_eq!(node.tcp.stats().violations, 6);
+}
+
+#[tokio::test]
+async fn the_end_within_a_frame() {
+    let node = node(1, &Peers::new()).await;
+    for cut in [1, 23, 24, 27] {
+        let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+        let mut events = node.tcp.events();
+        raw.write(&message(b"body")[..cut]).await;
+        raw.0.shutdown().await.unwrap();
+        let is_violation = |event: &Event| matches!(event, Event::Violation { .. });
+        let event = until(&mut events, "the violation", is_violation).await;
+        assert!(matches!(event, Event::Violation { violation: Violation::Truncated, .. }));
+        still_serves(&node).await;
+    }
+}
+
+#[tokio::test]
+async fn unknown_services_are_answered() {
+    let node = node(1, &Peers::new()).await;
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    let mut events = node.tcp.events();
+    raw.write(&frame(1, 0, 500, 0, 0, b"message")).await;
+    raw.write(&frame(2, 0, 500, 7, 1000, b"request")).await;
+    let unknown = Event::UnknownService { peer: 9, service: 500 };
+    until(&mut events, "the event", |event| *event == unknown).await;
+    assert_eq!(raw.read(4).await, (1, 7, vec![]), "refused: unknown service");
+    raw.write(&request(8, b"known")).await;
+    assert_eq!(raw.read(3).await, (0, 8, b"known".to_vec()), "the connection goes on");
+    assert_eq!(node.tcp.stats().unknown_service, 2);
+}
+
+#[tokio::test]
+async fn a_call_ends_at_its_deadline_also_when_the_caller_says_nothing() {
+    let node = node(1, &Peers::new()).await;
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    raw.write(&frame(2, 0, SERVICE, 1, 50, b"never")).await;
+    soon("the end of the call", async {
+        while node.tcp.stats().cancelled == 0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    raw.write(&request(2, b"next")).await;
+    assert_eq!(raw.read(3).await, (0, 2, b"next".to_vec()), "and was not answered");
+}
+
+#[tokio::test]
+async fn slow_handshakes_and_trickled_frames_end() {
+    let mut config = config();
+    config.handshake_timeout = Duration::from_millis(200);
+    (config.keep_alive, config.dead_after) =
+        (Duration::from_millis(50), Duration::from_millis(200));
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let hello = RawHello::to(&node);
+    assert_eq!(refusal(&node, &hello.bytes()[..20]).await, Refusal::TimedOut);
+
+    let mut raw = Raw::welcome(&node, &hello).await;
+    let mut events = node.tcp.events();
+    let trickle = tokio::spawn(async move {
+        for byte in message(&vec![0; 100_000]) {
+            if raw.0.write_all(&[byte]).await.is_err() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    let is_silent =
+        |event: &Event| matches!(event, Event::Violation { violation: Violation::Silent, .. });
+    until(&mut events, "the end of the trickle", is_silent).await;
+    soon("the end of the writer", trickle).await.unwrap();
+    still_serves(&node).await;
+}
+
+#[tokio::test]
+async fn a_thousand_connections_lock_nobody_out() {
+    let mut node = node(1, &Peers::new()).await;
+    let mut idle = Vec::new();
+    for i in 0..1000 {
+        let mut raw = Raw::connect(&node).await;
+        if i % 3 == 1 {
+            raw.write(b"voussoir").await;
+        } else if i % 3 == 2 {
+            let _ = raw.0.write_all(&[0x55; 500]).await;
+        }
+        idle.push(raw);
+    }
+    still_serves(&node).await;
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    raw.write(&message(b"through")).await;
+    assert_eq!(soon("the message", node.got.recv()).await.unwrap().1, "through");
+    drop(idle);
+    still_serves(&node).await;
+}
+
+#[tokio::test]
+async fn connections_in_their_handshake_are_bounded() {
+    let mut config = config();
+    (config.handshakes_max, config.handshake_timeout) = (4, Duration::from_secs(60));
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        idle.push(Raw::connect(&node).await);
+    }
+    for raw in &mut idle[..6] {
+        raw.closed().await;
+    }
+    assert_eq!(node.tcp.stats().refused, 6, "the oldest went, and no more than had to");
+    still_serves(&node).await;
+}
+
+#[tokio::test]
+async fn connections_that_stand_are_bounded() {
+    let mut config = config();
+    config.connections_max = 3;
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut standing = Vec::new();
+    for from in 100..103 {
+        standing.push(Raw::welcome(&node, &RawHello { from, ..RawHello::to(&node) }).await);
+    }
+    let mut raw = Raw::connect(&node).await;
+    assert_eq!(raw.greet(&RawHello::to(&node)).await, 8, "too many");
+    drop(standing.pop());
+    soon("a free place", async {
+        while Raw::connect(&node).await.greet(&RawHello::to(&node)).await != 0 {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_newer_connection_ends_the_older_first() {
+    let mut node = node(1, &Peers::new()).await;
+    let hello = RawHello::to(&node);
+    let mut older = Raw::welcome(&node, &hello).await;
+    older.write(&message(b"older")).await;
+    assert_eq!(node.got.recv().await.unwrap().1, "older");
+    let mut newer = Raw::welcome(&node, &hello).await;
+    // The reply to the newer one was sent after the older one had ended.
+    let _ = older.0.write_all(&message(b"late")).await;
+    newer.write(&message(b"newer")).await;
+    assert_eq!(node.got.recv().await.unwrap().1, "newer");
+    older.closed().await;
+    newer.write(&message(b"last")).await;
+    assert_eq!(node.got.recv().await.unwrap().1, "last", "nothing came late");
+}
+
+/// Holds up the task that hands it a message.
+struct Gate {
+    entered: tokio::sync::mpsc::UnboundedSender<()>,
+    open: parking_lot::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Handler for Gate {
+    fn message(&self, _from: u64, _class: Class, _body: Bytes) {
+        self.entered.send(()).unwrap();
+        self.open.lock().recv().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_newer_connection_is_welcome_when_the_older_has_ended() {
+    let node = node(1, &Peers::new()).await;
+    let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
+    let (open, gate) = std::sync::mpsc::channel();
+    let gate = Gate { entered, open: parking_lot::Mutex::new(gate) };
+    node.tcp.serve(2, Arc::new(gate)).unwrap();
+    let hello = RawHello::to(&node);
+    let mut older = Raw::welcome(&node, &hello).await;
+    older.write(&frame(1, 0, 2, 0, 0, b"held up")).await;
+    soon("the handler", has_entered.recv()).await.unwrap();
+    let mut newer = Raw::connect(&node).await;
+    let mut greeting = Box::pin(newer.greet(&hello));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut greeting).await;
+    assert!(early.is_err(), "a message of the older connection is still being handed on");
+    open.send(()).unwrap();
+    assert_eq!(greeting.await, 0, "welcome");
+}
+
+#[tokio::test]
+async fn a_stalled_peer_fills_its_own_queue_only() {
+    let peers = Peers::new();
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (Duration::from_millis(100), Duration::from_secs(3));
+    let one = node_at(1, "127.0.0.1:0", &peers, config.clone()).await;
+    let mut three = node(3, &peers).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    peers.insert(2, listener.local_addr().unwrap());
+    one.tcp.connect(2).unwrap();
+    // It accepts both connections, and never reads.
+    let _stalled = [accept(&listener).await, accept(&listener).await];
+    let mut events = one.tcp.events();
+    let up = Event::Up { peer: 2, class: Class::Small };
+    until(&mut events, "the connection", |event| *event == up).await;
+
+    fill(&one.tcp, 2, SMALL, 10_000).await;
+    let queued = one.tcp.queues().into_iter().map(|queue| queue.bytes).max().unwrap();
+    assert!(queued <= config.small.queue_bytes_max, "{queued} bytes wait");
+    one.tcp.send(3, SMALL, "to another".into()).unwrap();
+    assert_eq!(soon("the message", three.got.recv()).await.unwrap().1, "to another");
+    let called = one.tcp.call(2, SMALL, vec![1; 10_000].into(), later()).await;
+    assert_eq!(called.unwrap_err(), SendError::Full.into());
+
+    let reason = DownReason::Silent;
+    let down = Event::Down { peer: 2, class: Class::Small, reason };
+    until(&mut events, "the end of the stalled peer", |event| *event == down).await;
+    assert_eq!(one.tcp.send(2, SMALL, "x".into()), Err(SendError::Down));
+}
+
+#[tokio::test]
+async fn a_peer_that_reads_no_answers_is_bounded_and_ends() {
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (Duration::from_millis(100), Duration::from_secs(1));
+    config.small.queue_bytes_max = 1 << 20;
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    let mut events = node.tcp.events();
+    let flood = tokio::spawn(async move {
+        let body = vec![1; 100_000];
+        for id in 0.. {
+            if raw.0.write_all(&request(id, &body)).await.is_err() {
+                return id;
+            }
+        }
+        unreachable!("the node takes no end of requests")
+    });
+    let is_silent =
+        |event: &Event| matches!(event, Event::Violation { violation: Violation::Silent, .. });
+    until(&mut events, "the end of the flood", is_silent).await;
+    let taken = soon("the end of the writer", flood).await.unwrap();
+    // Of 100 KB each: what the two sockets hold, the queue, and the one that waits for room.
+    assert!(taken < 200, "{taken} requests were taken");
+    still_serves(&node).await;
+}
+
+#[tokio::test]
+async fn answers_that_make_no_sense_end_the_call_alone() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    peers.insert(2, listener.local_addr().unwrap());
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "x".into(), later()).await });
+    let (mut raw, _) = accept(&listener).await;
+    let (_, id, _) = raw.read(2).await;
+    raw.write(&frame(3, 0, 0, id + 1000, 0, b"to no call")).await;
+    raw.write(&frame(4, 0, 999, id, 0, b"for no known reason")).await;
+    let error = soon("the end of the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error, Lost::HandlerFailed.into());
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "y".into(), later()).await });
+    let (_, id, _) = raw.read(2).await;
+    let mut damaged = frame(3, 0, 0, id, 0, b"answer");
+    damaged[24] ^= 1;
+    raw.write(&damaged).await;
+    let error = soon("the end of the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error, Lost::Disconnected.into());
+}
+
+/// A stream of valid frames in which bits are flipped, pieces left out, repeated and cut, on many
+/// connections. VOUSSOIR_NET_MUTATIONS sets how many, default 300.
+#[tokio::test]
+async fn mutated_sessions() {
+    let rounds = std::env::var("VOUSSOIR_NET_MUTATIONS").map_or(300, |text| text.parse().unwrap());
+    let mut node = node(1, &Peers::new()).await;
+    let mut state = 0x5eed_u64;
+    let mut random = move |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below as u64) as usize
+    };
+    for round in 0..rounds {
+        let hello = RawHello::to(&node).bytes();
+        let mut bytes = [&hello[..], &message(b"one"), &request(1, b"two")].concat();
+        bytes.extend([frame(5, 0, 0, 1, 0, b""), frame(6, 0, 0, 2, 0, b"")].concat());
+        for _ in 0..=random(3) {
+            let at = random(bytes.len());
+            match random(4) {
+                0 => bytes[at] ^= 1 << random(8),
+                1 => bytes.truncate(at.max(1)),
+                2 => drop(bytes.drain(at..(at + 5).min(bytes.len() - 1).max(at))),
+                _ => bytes.extend_from_within(at..),
+            }
+        }
+        let mut raw = Raw::connect(&node).await;
+        let _ = raw.0.write_all(&bytes).await;
+        drop(raw);
+        while let Ok((from, body)) = node.got.try_recv() {
+            assert_eq!((from, &*body), (9, &b"one"[..]), "round {round}: only what was sent");
+        }
+    }
+    still_serves(&node).await;
+}

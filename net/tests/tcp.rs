@@ -1,0 +1,353 @@
+//! What `Tcp` promises beyond the suite that all transports keep.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use support::*;
+use tokio::net::TcpListener;
+use voussoir_net::{
+    BindError, CallError, Class, Config, DownReason, Event, Instant, Lost, Outcome, Peers,
+    SendError, ServeError, Tcp, Transport,
+};
+
+const UP: Event = Event::Up { peer: 2, class: Class::Small };
+
+fn is_down(event: &Event) -> bool {
+    matches!(event, Event::Down { peer: 2, class: Class::Small, .. })
+}
+
+#[tokio::test]
+async fn what_was_sent_before_the_connection_stood_arrives() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut two = node(2, &peers).await;
+    for i in 0..10_u8 {
+        one.tcp.send(2, SMALL, vec![i].into()).unwrap();
+    }
+    for i in 0..10_u8 {
+        assert_eq!(*two.got.recv().await.unwrap().1, [i]);
+    }
+}
+
+#[tokio::test]
+async fn a_restarted_peer_is_found_again_also_elsewhere() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut events = one.tcp.events();
+    let mut address = "127.0.0.1:0".to_owned();
+    for is_elsewhere in [false, true, false] {
+        let mut two = node_at(2, &address, &peers, config()).await;
+        one.tcp.connect(2).unwrap();
+        until(&mut events, "the connection", |event| *event == UP).await;
+        one.tcp.send(2, SMALL, "hello".into()).unwrap();
+        assert_eq!(soon("the message", two.got.recv()).await.unwrap().1, "hello");
+        address =
+            if is_elsewhere { "127.0.0.1:0".to_owned() } else { two.tcp.address().to_string() };
+        two.tcp.shutdown(later()).await;
+        until(&mut events, "the end", is_down).await;
+    }
+    peers.remove(2);
+    soon("the peer to be forgotten", async {
+        while one.tcp.send(2, SMALL, "x".into()) != Err(SendError::UnknownPeer) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_in_ends_the_pause() {
+    let peers = Peers::new();
+    let mut patient = config();
+    (patient.backoff_min, patient.backoff_max) =
+        (Duration::from_millis(1), Duration::from_secs(60));
+    let one = node_at(1, "127.0.0.1:0", &peers, patient).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    peers.insert(2, address);
+    one.tcp.connect(2).unwrap();
+    let mut events = one.tcp.events();
+    // Long enough for the pauses to have grown to seconds.
+    soon("failed attempts", async {
+        while one.tcp.stats().dial_failed < 24 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let two = node_at(2, &address.to_string(), &peers, config()).await;
+    two.tcp.connect(1).unwrap();
+    let began = Instant::now();
+    until(&mut events, "the connection", |event| *event == UP).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn short_messages_do_not_wait_behind_long_ones() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    peers.insert(2, listener.local_addr().unwrap());
+    one.tcp.connect(2).unwrap();
+    let (first, second) = (accept(&listener).await, accept(&listener).await);
+    let (mut small, bulk) = if first.1 == 0 { (first.0, second.0) } else { (second.0, first.0) };
+    let mut events = one.tcp.events();
+    let bulk_up = Event::Up { peer: 2, class: Class::Bulk };
+    until(&mut events, "the connection", |event| *event == bulk_up).await;
+    fill(&one.tcp, 2, BULK, 1 << 20).await;
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "x".into(), later()).await });
+    let (_, id, _) = small.read(2).await;
+    small.write(&frame(3, 0, 0, id, 0, b"through")).await;
+    assert_eq!(soon("the answer", call).await.unwrap().unwrap(), "through");
+    drop(bulk);
+}
+
+#[tokio::test]
+async fn a_request_that_never_left_is_told_from_one_that_did() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    peers.insert(2, listener.local_addr().unwrap());
+    let soon_over = || Instant::now() + Duration::from_millis(100);
+    // It left: the peer has read it, and does not answer.
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "left".into(), soon_over()).await });
+    let (mut raw, _) = accept(&listener).await;
+    let (_, id, body) = raw.read(2).await;
+    assert_eq!(body, b"left");
+    let error = soon("the deadline", call).await.unwrap().unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::Unknown, Lost::Deadline.into()));
+    assert_eq!(raw.read(5).await, (0, id, vec![]), "the peer is told to give it up");
+    // It waits behind what the peer does not read; and is taken out of the queue.
+    fill(&one.tcp, 2, SMALL, 1 << 20).await;
+    let error = one.tcp.call(2, SMALL, "waits".into(), soon_over()).await.unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::NotApplied, SendError::Expired.into()));
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "waits".into(), later()).await });
+    soon("the call to be queued", async {
+        while one.tcp.queues().iter().all(|queue| queue.calls == 0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(raw);
+    let error = soon("the end", call).await.unwrap().unwrap_err();
+    assert_eq!((error.outcome(), error), (Outcome::NotApplied, SendError::Down.into()));
+}
+
+#[tokio::test]
+async fn the_lower_limit_of_both_sides_holds() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut modest = config();
+    modest.small.message_bytes_max = 2000;
+    let mut two = node_at(2, "127.0.0.1:0", &peers, modest).await;
+    let mut events = one.tcp.events();
+    // Queued before the limit of the peer is known: dropped, and the rest arrives.
+    one.tcp.send(2, SMALL, vec![0; 3000].into()).unwrap();
+    let tcp = one.tcp.clone();
+    let call = async move { tcp.call(2, SMALL, vec![0; 3000].into(), later()).await };
+    let too_large = SendError::TooLarge { bytes: 3000, bytes_max: 2000 };
+    assert_eq!(call.await.unwrap_err(), too_large.into());
+    one.tcp.send(2, SMALL, "short".into()).unwrap();
+    assert_eq!(two.got.recv().await.unwrap().1, "short");
+    until(&mut events, "the connection", |event| *event == UP).await;
+    assert_eq!(one.tcp.send(2, SMALL, vec![0; 2001].into()), Err(too_large_of(2001)));
+    one.tcp.send(2, SMALL, vec![0; 2000].into()).unwrap();
+    assert_eq!(two.got.recv().await.unwrap().1.len(), 2000);
+    // An answer that the caller would not take is refused where it is made.
+    two.tcp.send(1, SMALL, "x".into()).unwrap();
+    let error = two.tcp.call(1, SMALL, vec![1; 2001].into(), later()).await.unwrap_err();
+    assert_eq!(error, too_large_of(2001).into());
+}
+
+fn too_large_of(bytes: usize) -> SendError {
+    SendError::TooLarge { bytes, bytes_max: 2000 }
+}
+
+#[tokio::test]
+async fn a_shutdown_writes_and_answers_what_was_taken() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut two = node(2, &peers).await;
+    let count = 5000_u32;
+    for i in 0..count {
+        one.tcp.send(2, SMALL, i.to_le_bytes().to_vec().into()).unwrap();
+    }
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, BULK, "echo".into(), later()).await });
+    tokio::task::yield_now().await;
+    assert!(one.tcp.shutdown(later()).await, "nothing was cut off");
+    assert_eq!(call.await.unwrap().unwrap(), "echo");
+    for i in 0..count {
+        assert_eq!(*soon("the message", two.got.recv()).await.unwrap().1, i.to_le_bytes());
+    }
+    assert_eq!(one.tcp.send(2, SMALL, "x".into()), Err(SendError::Closed));
+    assert_eq!(one.tcp.connect(3), Err(SendError::UnknownPeer));
+    let called = one.tcp.call(2, SMALL, "x".into(), later()).await;
+    assert_eq!(called.unwrap_err(), SendError::Closed.into());
+    let (sender, _) = tokio::sync::mpsc::unbounded_channel();
+    assert_eq!(one.tcp.serve(9, Arc::new(Echo(sender))), Err(ServeError::Closed));
+    assert!(one.tcp.shutdown(later()).await, "a second time does no harm");
+}
+
+async fn under_way(node: &Node) {
+    soon("the call to be under way", async {
+        while node.tcp.stats().frames_in == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_shutdown_ends_at_its_deadline() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let two = node(2, &peers).await;
+    let mut events = one.tcp.events();
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "never".into(), later()).await });
+    until(&mut events, "the connection", |event| *event == UP).await;
+    under_way(&two).await;
+    let began = Instant::now();
+    let is_whole = two.tcp.shutdown(began + Duration::from_millis(100)).await;
+    assert!(!is_whole, "a call was cut off");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    let error = soon("the end of the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error, CallError::Unknown(Lost::Disconnected));
+    let goodbye = Event::Down { peer: 2, class: Class::Small, reason: DownReason::Goodbye };
+    until(&mut events, "the goodbye", |event| *event == goodbye).await;
+
+    let tcp = one.tcp.clone();
+    let three = node(3, &peers).await;
+    let call = tokio::spawn(async move { tcp.call(3, SMALL, "never".into(), later()).await });
+    under_way(&three).await;
+    assert!(!one.tcp.shutdown(Instant::now()).await, "a call was cut off");
+    let error = soon("the end of the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown);
+}
+
+#[tokio::test]
+async fn the_last_handle_ends_everything() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let two = node(2, &peers).await;
+    let mut events = one.tcp.events();
+    one.tcp.connect(2).unwrap();
+    until(&mut events, "the connection", |event| *event == UP).await;
+    let address = two.tcp.address();
+    drop(two);
+    until(&mut events, "the end", is_down).await;
+    soon("the address to be free", async {
+        while TcpListener::bind(address).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_call_may_be_dropped_at_every_poll() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let _two = node(2, &peers).await;
+    for polls in 0..20 {
+        let mut call = by_hand(one.tcp.call(2, SMALL, "echo".into(), later()));
+        for _ in 0..polls {
+            if call.poll_once() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(call);
+    }
+    let answer = one.tcp.call(2, SMALL, "echo".into(), later()).await;
+    assert_eq!(answer.unwrap(), "echo");
+    assert!(one.tcp.queues().iter().all(|queue| queue.calls == 0), "no call is left behind");
+}
+
+/// A future that is polled by hand.
+struct Polled<F>(std::pin::Pin<Box<F>>);
+
+fn by_hand<F: Future>(future: F) -> Polled<F> {
+    Polled(Box::pin(future))
+}
+
+impl<F: Future> Polled<F> {
+    fn poll_once(&mut self) -> bool {
+        let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+        self.0.as_mut().poll(&mut cx).is_ready()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_senders_and_callers_at_once() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut two = node(2, &peers).await;
+    let senders: u32 = 8;
+    let count = 2000_u32;
+    let tasks: Vec<_> = (0..senders)
+        .map(|sender| {
+            let tcp = one.tcp.clone();
+            tokio::spawn(async move {
+                for i in 0..count {
+                    let body = [sender.to_le_bytes(), i.to_le_bytes()].concat();
+                    while tcp.send(2, SMALL, body.clone().into()) == Err(SendError::Full) {
+                        tokio::task::yield_now().await;
+                    }
+                    if i % 50 == 0 {
+                        let answer = tcp.call(2, SMALL, body.clone().into(), later()).await;
+                        assert_eq!(answer.unwrap(), body, "each gets its own answer");
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut next = vec![0_u32; senders as usize];
+    for _ in 0..senders * count {
+        let (_, body) = soon("a message", two.got.recv()).await.unwrap();
+        let sender = u32::from_le_bytes(body[..4].try_into().unwrap()) as usize;
+        assert_eq!(body[4..], next[sender].to_le_bytes(), "in order for each sender");
+        next[sender] += 1;
+    }
+    for task in tasks {
+        soon("the sender", task).await.unwrap();
+    }
+    let stats = one.tcp.stats();
+    assert!(stats.writes < stats.frames_out, "messages are gathered: {stats:?}");
+}
+
+#[tokio::test]
+async fn what_does_not_start_says_why() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let bind = |address, config: Config| Tcp::bind(2, address, Arc::new(Peers::new()), config);
+    let taken = bind(one.tcp.address(), config()).await;
+    assert!(
+        matches!(taken, Err(BindError::Listen { address, .. }) if address == one.tcp.address())
+    );
+    let mut wrong = config();
+    wrong.dead_after = wrong.keep_alive;
+    let error = bind("127.0.0.1:0".parse().unwrap(), wrong).await.unwrap_err();
+    assert_eq!(error.to_string(), "config: `dead_after` must be at least twice keep_alive");
+    let mut wrong = config();
+    wrong.bulk.message_bytes_max = usize::MAX;
+    assert!(wrong.validate().is_err());
+}
+
+#[tokio::test]
+async fn messages_share_the_buffer_they_were_read_into() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let mut two = node(2, &peers).await;
+    let whole = Bytes::from(vec![9; 1 << 20]);
+    one.tcp.send(2, BULK, whole.clone().into()).unwrap();
+    let (from, body) = two.got.recv().await.unwrap();
+    assert_eq!((from, body), (1, whole));
+}

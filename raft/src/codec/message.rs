@@ -1,0 +1,253 @@
+//! Messages as bytes.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{DecodeError, Reader, VERSION};
+use crate::message::{
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message, ReadReply,
+    ReadRequest, VoteReply, VoteRequest,
+};
+use crate::types::{Entry, EntryKind};
+
+const HEADER: usize = 16;
+const APPEND_HEAD: usize = HEADER + 48;
+const ENTRY_HEAD: usize = 16;
+
+/// Payloads up to this length are copied into the head: one more piece in a vectored write costs
+/// more than that.
+const INLINE_BYTES: usize = 256;
+
+/// An encoded message in pieces: first `head`, then those of `body`, in order. Long payloads are
+/// pieces of their own and are not copied.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// Header, fields, entry heads and the short payloads before the first long one.
+    pub head: Bytes,
+    /// The rest of the payloads.
+    pub body: Vec<Bytes>,
+}
+
+impl Frame {
+    /// The length of all pieces, in bytes.
+    pub fn len(&self) -> usize {
+        self.head.len() + self.body.iter().map(Bytes::len).sum::<usize>()
+    }
+
+    /// Whether there is nothing in it. No encoded message is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All pieces in one, copied if there is more than one.
+    pub fn into_bytes(self) -> Bytes {
+        if self.body.is_empty() {
+            return self.head;
+        }
+        let mut whole = BytesMut::with_capacity(self.len());
+        whole.put(self.head);
+        self.body.into_iter().for_each(|piece| whole.put(piece));
+        whole.freeze()
+    }
+}
+
+/// Encodes a message of a group.
+pub fn encode(group: u64, message: &Message) -> Frame {
+    let mut out = BytesMut::with_capacity(APPEND_HEAD);
+    match message {
+        Message::PreVote(m) => put_vote_request(&mut out, 1, group, m),
+        Message::PreVoteReply(m) => put_vote_reply(&mut out, 2, group, m),
+        Message::Vote(m) => put_vote_request(&mut out, 3, group, m),
+        Message::VoteReply(m) => put_vote_reply(&mut out, 4, group, m),
+        Message::Append { head, entries } => return encode_append(group, head, entries),
+        Message::AppendAck(m) => {
+            put(&mut out, 6, group, &[m.term, m.session, m.matched, m.received], 0);
+        }
+        Message::AppendReject(m) => {
+            let fields = [m.term, m.session, m.prev_index, m.hint_index, m.hint_term];
+            put(&mut out, 7, group, &fields, 0);
+        }
+        Message::Heartbeat(m) => put(&mut out, 8, group, &[m.term, m.round, m.commit], 0),
+        Message::HeartbeatReply(m) => put(&mut out, 9, group, &[m.term, m.round, m.received], 0),
+        Message::Stale { term } => put(&mut out, 10, group, &[*term], 0),
+        Message::ReadRequest(m) => put(&mut out, 11, group, &[m.term, m.nonce, m.context], 0),
+        Message::ReadReply(m) => {
+            let fields = [m.term, m.nonce, m.context, m.index.unwrap_or(0)];
+            put(&mut out, 12, group, &fields, 1);
+            out.put_u8(u8::from(m.index.is_some()));
+        }
+    }
+    Frame { head: out.freeze(), body: Vec::new() }
+}
+
+/// Encodes [`Message::Append`] from entries that stay where they are.
+pub fn encode_append<'a, I>(group: u64, head: &AppendHead, entries: I) -> Frame
+where
+    I: IntoIterator<Item = &'a Entry>,
+    I::IntoIter: ExactSizeIterator + Clone,
+{
+    let entries = entries.into_iter();
+    let inline = |entry: &&Entry| entry.data.len() <= INLINE_BYTES;
+    let copied: usize = entries.clone().filter(inline).map(|entry| entry.data.len()).sum();
+    let heads = APPEND_HEAD + entries.len() * ENTRY_HEAD;
+    let mut out = BytesMut::with_capacity(heads + copied);
+    let AppendHead { term, session, prev_index, prev_term, commit, probe } = *head;
+    put(&mut out, 5, group, &[term, session, prev_index, prev_term, commit], 8);
+    out.put_u8(u8::from(probe));
+    out.put_u8(0);
+    out.put_u16_le(ENTRY_HEAD as u16);
+    out.put_u32_le(entries.len() as u32);
+    for entry in entries.clone() {
+        out.put_u64_le(entry.term);
+        out.put_u32_le(entry.data.len() as u32);
+        out.put_u8(entry.kind.code());
+        out.put_bytes(0, 3);
+    }
+    let mut pieces = Vec::new();
+    for entry in entries {
+        if inline(&entry) {
+            out.put_slice(&entry.data);
+        } else {
+            let before = out.split().freeze();
+            if !before.is_empty() {
+                pieces.push(before);
+            }
+            pieces.push(entry.data.clone());
+        }
+    }
+    if !out.is_empty() {
+        pieces.push(out.freeze());
+    }
+    let head = pieces.remove(0);
+    Frame { head, body: pieces }
+}
+
+fn put_vote_request(out: &mut BytesMut, kind: u8, group: u64, request: &VoteRequest) {
+    put(out, kind, group, &[request.term, request.last_index, request.last_term], 0);
+}
+
+fn put_vote_reply(out: &mut BytesMut, kind: u8, group: u64, reply: &VoteReply) {
+    put(out, kind, group, &[reply.term], 1);
+    out.put_u8(u8::from(reply.granted));
+}
+
+/// The header and the fields of 64 bits; `rest` bytes of other fields are to follow.
+fn put(out: &mut BytesMut, kind: u8, group: u64, fields: &[u64], rest: usize) {
+    out.put_u8(VERSION);
+    out.put_u8(kind);
+    out.put_u16_le((HEADER + fields.len() * 8 + rest) as u16);
+    out.put_u32_le(0);
+    out.put_u64_le(group);
+    for field in fields {
+        out.put_u64_le(*field);
+    }
+}
+
+/// Decodes a message and the group that it is for. Payloads share the memory of `bytes`.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are not exactly one message of a known version and kind.
+pub fn decode(bytes: Bytes) -> Result<(u64, Message), DecodeError> {
+    let mut all = Reader { bytes };
+    all.version()?;
+    let kind = all.u8()?;
+    let head_len = usize::from(all.u16()?);
+    let left = head_len.checked_sub(4).ok_or(DecodeError::Field("header length"))?;
+    let mut fields = Reader { bytes: all.take(left)? };
+    fields.u32()?;
+    let group = fields.u64()?;
+    let term = fields.u64()?;
+    let message = match kind {
+        1 => Message::PreVote(vote_request(&mut fields, term)?),
+        2 => Message::PreVoteReply(vote_reply(&mut fields, term)?),
+        3 => Message::Vote(vote_request(&mut fields, term)?),
+        4 => Message::VoteReply(vote_reply(&mut fields, term)?),
+        5 => return Ok((group, append(&mut fields, all, term)?)),
+        6 => Message::AppendAck(append_ack(&mut fields, term)?),
+        7 => Message::AppendReject(append_reject(&mut fields, term)?),
+        8 => {
+            let (round, commit) = (fields.u64()?, fields.u64()?);
+            Message::Heartbeat(Heartbeat { term, round, commit })
+        }
+        9 => {
+            let (round, received) = (fields.u64()?, fields.u64()?);
+            Message::HeartbeatReply(HeartbeatReply { term, round, received })
+        }
+        10 => Message::Stale { term },
+        11 => {
+            let (nonce, context) = (fields.u64()?, fields.u64()?);
+            Message::ReadRequest(ReadRequest { term, nonce, context })
+        }
+        12 => {
+            let (nonce, context, index) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            let index = fields.flag("has_index")?.then_some(index);
+            Message::ReadReply(ReadReply { term, nonce, context, index })
+        }
+        other => return Err(DecodeError::Kind(other)),
+    };
+    if all.bytes.is_empty() { Ok((group, message)) } else { Err(DecodeError::Trailing) }
+}
+
+fn vote_request(fields: &mut Reader, term: u64) -> Result<VoteRequest, DecodeError> {
+    Ok(VoteRequest { term, last_index: fields.u64()?, last_term: fields.u64()? })
+}
+
+fn vote_reply(fields: &mut Reader, term: u64) -> Result<VoteReply, DecodeError> {
+    Ok(VoteReply { term, granted: fields.flag("granted")? })
+}
+
+fn append_ack(fields: &mut Reader, term: u64) -> Result<AppendAck, DecodeError> {
+    let (session, matched, received) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    if matched > received {
+        return Err(DecodeError::Field("matched"));
+    }
+    Ok(AppendAck { term, session, matched, received })
+}
+
+fn append_reject(fields: &mut Reader, term: u64) -> Result<AppendReject, DecodeError> {
+    Ok(AppendReject {
+        term,
+        session: fields.u64()?,
+        prev_index: fields.u64()?,
+        hint_index: fields.u64()?,
+        hint_term: fields.u64()?,
+    })
+}
+
+fn append(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<Message, DecodeError> {
+    let (session, prev_index) = (fields.u64()?, fields.u64()?);
+    let (prev_term, commit) = (fields.u64()?, fields.u64()?);
+    let probe = fields.flag("probe")?;
+    fields.u8()?;
+    let entry_head = usize::from(fields.u16()?);
+    let count = fields.u32()?;
+    if entry_head < ENTRY_HEAD {
+        return Err(DecodeError::Field("entry head length"));
+    }
+    if prev_term > term {
+        return Err(DecodeError::Field("prev_term"));
+    }
+    if prev_index.checked_add(u64::from(count)).is_none_or(|last| last == u64::MAX) {
+        return Err(DecodeError::Field("count"));
+    }
+    // Nothing is allocated before the heads are known to be there.
+    let heads = (count as usize).checked_mul(entry_head).ok_or(DecodeError::Truncated)?;
+    let mut heads = Reader { bytes: rest.take(heads)? };
+    let mut entries = Vec::with_capacity(count as usize);
+    let mut least = prev_term;
+    for index in (1..=u64::from(count)).map(|at| prev_index + at) {
+        let mut head = Reader { bytes: heads.take(entry_head)? };
+        let (entry_term, len) = (head.u64()?, head.u32()?);
+        let kind = EntryKind::from_code(head.u8()?)?;
+        if entry_term == 0 || entry_term < least || entry_term > term {
+            return Err(DecodeError::Field("entry term"));
+        }
+        least = entry_term;
+        let data = rest.take(len as usize)?;
+        entries.push(Entry { term: entry_term, index, kind, data });
+    }
+    if !rest.bytes.is_empty() {
+        return Err(DecodeError::Trailing);
+    }
+    let head = AppendHead { term, session, prev_index, prev_term, commit, probe };
+    Ok(Message::Append { head, entries })
+}

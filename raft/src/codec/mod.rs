@@ -1,0 +1,155 @@
+//! The bytes of messages on the wire and of records in the log. All integers are little-endian.
+//!
+//! # Messages, version 1
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8 | kind |
+//! | 2 | u16 | length of header and fields together; what a reader does not know at the end of it is skipped |
+//! | 4 | u32 | reserved: written as 0, not looked at |
+//! | 8 | u64 | group |
+//! | 16 | u64 | term |
+//! | 24 | | the fields of the kind |
+//!
+//! | kind | message | fields after the term |
+//! |---|---|---|
+//! | 1, 3 | `PreVote`, `Vote` | last_index u64, last_term u64 |
+//! | 2, 4 | `PreVoteReply`, `VoteReply` | granted u8 (0, 1) |
+//! | 5 | `Append` | session u64, prev_index u64, prev_term u64, commit u64, probe u8 (0, 1), reserved u8, length of an entry head u16, count u32 |
+//! | 6 | `AppendAck` | session u64, matched u64, received u64 |
+//! | 7 | `AppendReject` | session u64, prev_index u64, hint_index u64, hint_term u64 |
+//! | 8 | `Heartbeat` | round u64, commit u64 |
+//! | 9 | `HeartbeatReply` | round u64, received u64 |
+//! | 10 | `Stale` | none |
+//! | 11 | `ReadRequest` | nonce u64, context u64 |
+//! | 12 | `ReadReply` | nonce u64, context u64, index u64, has_index u8 (0, 1) |
+//!
+//! After the fields of an `Append` come `count` entry heads, and then the payloads, one after
+//! the other. Entry `i` has index `prev_index + 1 + i`. An entry head:
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u64 | term |
+//! | 8 | u32 | length of the payload |
+//! | 12 | u8 | kind: 1 no-op, 2 command, 3 configuration |
+//! | 13 | u8, u16 | reserved: written as 0, not looked at |
+//!
+//! # Records, version 1
+//!
+//! | offset | type | entry | hard state | snapshot |
+//! |---|---|---|---|---|
+//! | 0 | u8 | version, 1 | version, 1 | version, 1 |
+//! | 1 | u8 | kind, as above | 1: the vote counts, 0: none | reserved |
+//! | 2 | u16 | length of the head, 24 | the same | the same |
+//! | 4 | u32 | reserved | reserved | number of voters |
+//! | 8 | u64 | term | term | index |
+//! | 16 | u64 | index | vote | term |
+//! | 24 | | payload | | voters, u64 each |
+//!
+//! Records carry no checksum of their own: the journal's frames do.
+
+mod message;
+mod record;
+
+use bytes::{Buf, Bytes};
+use thiserror::Error;
+
+pub use self::message::{Frame, decode, encode, encode_append};
+pub use self::record::{
+    ENTRY_HEAD_BYTES, decode_entry, decode_hard_state, decode_snapshot, encode_entry,
+    encode_entry_head, encode_hard_state, encode_snapshot,
+};
+use crate::types::EntryKind;
+
+/// The version of messages and records that this crate writes, and the only one it reads.
+pub const VERSION: u8 = 1;
+
+/// Bytes that are no message or record. Nothing was taken from them. A message like this is
+/// dropped, as if it had been lost; a record like this means that the log is damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// Written by a version that this one does not know.
+    #[error("version {0} is unknown")]
+    Version(u8),
+    /// A kind of message or entry that this version does not know.
+    #[error("kind {0} is unknown")]
+    Kind(u8),
+    /// The bytes end too early.
+    #[error("the bytes end too early")]
+    Truncated,
+    /// Bytes follow where the end should be.
+    #[error("bytes follow the end")]
+    Trailing,
+    /// The named field has a value that it cannot have.
+    #[error("{0} is out of range")]
+    Field(&'static str),
+}
+
+impl EntryKind {
+    const fn code(self) -> u8 {
+        match self {
+            Self::Noop => 1,
+            Self::Command => 2,
+            Self::Config => 3,
+        }
+    }
+
+    const fn from_code(code: u8) -> Result<Self, DecodeError> {
+        match code {
+            1 => Ok(Self::Noop),
+            2 => Ok(Self::Command),
+            3 => Ok(Self::Config),
+            other => Err(DecodeError::Kind(other)),
+        }
+    }
+}
+
+/// Reads fields off the front, never past the end.
+struct Reader {
+    bytes: Bytes,
+}
+
+impl Reader {
+    fn take(&mut self, len: usize) -> Result<Bytes, DecodeError> {
+        if len > self.bytes.len() {
+            return Err(DecodeError::Truncated);
+        }
+        Ok(self.bytes.split_to(len))
+    }
+
+    fn u8(&mut self) -> Result<u8, DecodeError> {
+        self.bytes.try_get_u8().map_err(|_| DecodeError::Truncated)
+    }
+
+    fn u16(&mut self) -> Result<u16, DecodeError> {
+        self.bytes.try_get_u16_le().map_err(|_| DecodeError::Truncated)
+    }
+
+    fn u32(&mut self) -> Result<u32, DecodeError> {
+        self.bytes.try_get_u32_le().map_err(|_| DecodeError::Truncated)
+    }
+
+    fn u64(&mut self) -> Result<u64, DecodeError> {
+        self.bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+    }
+
+    fn flag(&mut self, field: &'static str) -> Result<bool, DecodeError> {
+        match self.u8()? {
+            0 => Ok(false),
+            1 => Ok(true),
+            _ => Err(DecodeError::Field(field)),
+        }
+    }
+
+    fn version(&mut self) -> Result<(), DecodeError> {
+        match self.u8()? {
+            VERSION => Ok(()),
+            other => Err(DecodeError::Version(other)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! What is committed, and what becomes of proposals and of the state machine with it.
+
+use std::collections::VecDeque;
+
+use super::io::{FetchError, Output};
+use super::log::Log;
+use super::{Core, Mutant};
+use crate::types::{Entry, HaltReason};
+
+/// Proposals with consecutive tokens and indexes, of one term.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    token: u64,
+    count: u64,
+    index: u64,
+    term: u64,
+}
+
+impl Run {
+    fn end(&self) -> u64 {
+        self.index + self.count
+    }
+
+    /// Takes the first `count` proposals off.
+    fn split(&mut self, count: u64) -> Self {
+        let first = Self { count, ..*self };
+        self.token = self.token.wrapping_add(count);
+        self.index += count;
+        self.count -= count;
+        first
+    }
+
+    fn lost(self, superseded: bool) -> Output {
+        Output::Lost { token: self.token, count: self.count, superseded }
+    }
+}
+
+/// Proposals of this node, from their place in the log until their fate is known.
+///
+/// They outlive the loss of leadership: the next leader may still commit them. Only the entry
+/// that is committed at their index decides.
+#[derive(Debug, Default)]
+pub(super) struct Proposals {
+    runs: VecDeque<Run>,
+    /// How many of the last run's proposals have been told their place.
+    told: u64,
+}
+
+impl Proposals {
+    pub(super) fn push(&mut self, token: u64, index: u64, term: u64, out: &mut VecDeque<Output>) {
+        if let Some(run) = self.runs.back_mut()
+            && run.token.wrapping_add(run.count) == token
+            && run.end() == index
+            && run.term == term
+        {
+            run.count += 1;
+            return;
+        }
+        self.tell(out);
+        self.runs.push_back(Run { token, count: 1, index, term });
+        self.told = 0;
+    }
+
+    /// Reports the place of the latest proposals.
+    pub(super) fn tell(&mut self, out: &mut VecDeque<Output>) {
+        let Some(run) = self.runs.back() else { return };
+        let mut news = *run;
+        news.split(self.told);
+        if news.count > 0 {
+            let Run { token, count, index, term } = news;
+            out.push_back(Output::Proposed { token, count, index, term });
+        }
+        self.told = run.count;
+    }
+
+    /// Everything up to `commit` is committed as it stands in `log`.
+    fn committed(&mut self, commit: u64, log: &Log, out: &mut VecDeque<Output>) {
+        while let Some(run) = self.runs.front_mut() {
+            if run.index > commit {
+                return;
+            }
+            // Where the terms agree the entries do, and all before them: what agrees is a
+            // prefix of the run.
+            let decided = run.split(run.end().min(commit + 1) - run.index);
+            let is_last = run.count == 0;
+            let agree = match log.last_at_most(decided.end() - 1, decided.term) {
+                Some(at) if log.term_at(at) == Some(decided.term) => {
+                    (at + 1).saturating_sub(decided.index)
+                }
+                _ => 0,
+            };
+            let mut superseded = decided;
+            superseded.split(agree.min(decided.count));
+            if self.runs.len() == 1 {
+                self.told = self.told.saturating_sub(decided.count);
+            }
+            if is_last {
+                self.runs.pop_front();
+            }
+            if superseded.count > 0 {
+                out.push_back(superseded.lost(true));
+            }
+        }
+    }
+
+    /// A snapshot hides what was committed up to `index`.
+    pub(super) fn hidden(&mut self, index: u64, out: &mut VecDeque<Output>) {
+        while let Some(run) = self.runs.front_mut() {
+            if run.index > index {
+                return;
+            }
+            let hidden = run.split(run.end().min(index + 1) - run.index);
+            if run.count == 0 {
+                self.runs.pop_front();
+            }
+            out.push_back(hidden.lost(false));
+        }
+    }
+
+    /// The node stops: nobody here will learn what becomes of them.
+    pub(super) fn lose_all(&mut self, out: &mut VecDeque<Output>) {
+        self.tell(out);
+        out.extend(self.runs.drain(..).map(|run| run.lost(false)));
+    }
+}
+
+impl Core {
+    /// Moves the commit index, never back and never past the end.
+    pub(super) fn commit_to(&mut self, index: u64) {
+        let index = index.min(self.log.last());
+        if index <= self.commit {
+            return;
+        }
+        self.proposals.tell(&mut self.out);
+        self.commit = index;
+        self.verified = self.verified.max(index);
+        self.proposals.committed(index, &self.log, &mut self.out);
+    }
+
+    pub(super) fn flush_apply(&mut self) {
+        if self.installing.is_some() {
+            return;
+        }
+        while self.applying < self.commit {
+            let room = self.config.max_applying.saturating_sub(self.applying - self.applied);
+            if room == 0 {
+                return;
+            }
+            let mut first = self.applying + 1;
+            let covered = self.snapshot.as_ref().is_some_and(|meta| meta.index == self.applying);
+            if covered && self.commit > first && self.mutant(Mutant::SnapshotDropsLastEntry) {
+                first += 1;
+            }
+            let mut end = (self.commit + 1).min(first.saturating_add(room));
+            // Never partly from the store: it may still hold what a write under way replaces.
+            let window_first = self.log.window_first();
+            if first < window_first {
+                end = end.min(window_first);
+            }
+            self.out.push_back(Output::Apply { range: first..end });
+            self.applying = end - 1;
+        }
+    }
+
+    pub(super) fn on_applied(&mut self, index: u64) {
+        if index <= self.applied || index > self.applying {
+            return;
+        }
+        self.applied = index;
+        self.ask_for_snapshot();
+    }
+
+    fn ask_for_snapshot(&mut self) {
+        if self.taking_snapshot || self.installing.is_some() {
+            return;
+        }
+        let (mark, weight) = self.snapshot_mark;
+        let (entries, bytes) =
+            (self.config.snapshot_after_entries, self.config.snapshot_after_bytes);
+        let weighs = self.log.weight_upto(self.applied);
+        let by_count = entries > 0 && self.applied.saturating_sub(mark) >= entries;
+        let by_weight = bytes > 0 && weighs.saturating_sub(weight) >= bytes;
+        if by_count || by_weight {
+            self.taking_snapshot = true;
+            self.snapshot_mark = (self.applied, weighs);
+            self.out.push_back(Output::TakeSnapshot);
+        }
+    }
+
+    pub(super) fn on_fetched(&mut self, id: u64, result: Result<Vec<Entry>, FetchError>) {
+        match result {
+            Ok(entries) => self.on_fetched_entries(id, entries),
+            Err(FetchError::Released) => self.on_fetch_released(id),
+            // A log that cannot be read is a damaged log: never the end of a stream.
+            Err(FetchError::Failed) => self.halt(HaltReason::ReadFailed),
+        }
+    }
+}

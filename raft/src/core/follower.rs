@@ -1,0 +1,229 @@
+//! The follower's side of replication, and the dispatch of messages.
+//!
+//! Source: Raft §5.3, figure 2 ("AppendEntries RPC").
+
+use super::{Core, Mutant, RoleState};
+use crate::message::{AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message};
+use crate::types::{Entry, HaltReason};
+
+/// What a follower owes its leader.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Ack {
+    /// The latest session that the leader used.
+    session: u64,
+    /// The index last acknowledged as durable.
+    acked: u64,
+    /// An acknowledgement is due with the next flush.
+    due: bool,
+}
+
+impl Ack {
+    /// Acknowledge with the next flush, news or not.
+    pub(super) fn due(&mut self) {
+        self.due = self.session > 0;
+    }
+
+    /// More than what was acknowledged is durable: say so.
+    pub(super) fn due_if_durable(&mut self, matched: u64) {
+        self.due |= matched > self.acked && self.session > 0;
+    }
+}
+
+impl Core {
+    pub(super) fn on_message(&mut self, from: u64, message: Message) {
+        if !self.others.contains(&from) {
+            return;
+        }
+        // These two do not take part in the order of terms by themselves.
+        match message {
+            Message::PreVote(question) => return self.on_pre_vote(from, question),
+            Message::PreVoteReply(reply) => return self.on_pre_vote_reply(from, reply),
+            Message::Vote(question) => return self.on_vote(from, question),
+            _ => {}
+        }
+        let term = message.term();
+        if term > self.term {
+            self.become_follower(term, None);
+        }
+        if term < self.term {
+            if matches!(message, Message::Append { .. } | Message::Heartbeat(_)) {
+                self.send(from, Message::Stale { term: self.term });
+            } else if let Message::ReadRequest(request) = message {
+                self.on_read_request(from, request);
+            } else if let (true, Message::AppendAck(ack)) =
+                (self.mutant(Mutant::AcceptStaleAcks), message)
+            {
+                self.on_append_ack(from, ack);
+            }
+            return;
+        }
+        match message {
+            Message::VoteReply(reply) => self.on_vote_reply(from, reply),
+            Message::Append { head, entries } => self.on_append(from, head, entries),
+            Message::AppendAck(ack) => self.on_append_ack(from, ack),
+            Message::AppendReject(reject) => self.on_append_reject(from, reject),
+            Message::Heartbeat(beat) => self.on_heartbeat(from, beat),
+            Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
+            Message::ReadRequest(request) => self.on_read_request(from, request),
+            Message::ReadReply(reply) => self.on_read_reply(reply),
+            Message::PreVote(_)
+            | Message::PreVoteReply(_)
+            | Message::Vote(_)
+            | Message::Stale { .. } => {}
+        }
+    }
+
+    /// A leader of the current term spoke. Returns whether it is to be believed.
+    pub(super) fn hear_leader(&mut self, from: u64) -> bool {
+        let other = self.leader.is_some_and(|leader| leader != from);
+        if other || matches!(self.role, RoleState::Leader(_)) {
+            // Two leaders of one term: one of them has forgotten its vote. Following the first
+            // keeps this node consistent with what it has already acknowledged.
+            return false;
+        }
+        if !matches!(self.role, RoleState::Follower) || self.leader.is_none() {
+            self.become_follower(self.term, Some(from));
+        }
+        self.contact = Some(self.now);
+        self.rest_before_election();
+        true
+    }
+
+    fn on_heartbeat(&mut self, from: u64, beat: Heartbeat) {
+        if !self.hear_leader(from) {
+            return;
+        }
+        self.commit_to(beat.commit.min(self.verified));
+        let Heartbeat { term, round, .. } = beat;
+        let received = self.verified;
+        self.send(from, Message::HeartbeatReply(HeartbeatReply { term, round, received }));
+    }
+
+    fn on_append(&mut self, from: u64, head: AppendHead, mut entries: Vec<Entry>) {
+        if !self.hear_leader(from) || !is_well_formed(&head, &entries) {
+            return;
+        }
+        self.ack.session = self.ack.session.max(head.session);
+        let (mut prev_index, mut prev_term) = (head.prev_index, head.prev_term);
+        let base = self.log.base();
+        if prev_index < base {
+            // The snapshot covers these: they are committed, hence the same everywhere.
+            let covered = (base - prev_index).min(entries.len() as u64);
+            entries.drain(..covered as usize);
+            if entries.is_empty() {
+                self.ack.due = true;
+                return;
+            }
+            (prev_index, prev_term) = (base, self.log.term_at(base).unwrap_or(prev_term));
+        }
+        if self.log.term_at(prev_index) != Some(prev_term) {
+            self.reject(from, &head);
+            return;
+        }
+        let upto = prev_index + entries.len() as u64;
+        if !self.store(entries) {
+            return;
+        }
+        self.verified = self.verified.max(upto);
+        self.commit_to(head.commit.min(self.verified));
+        // Nothing to wait for the disk for, or the leader waits: answer now.
+        self.ack.due |= head.probe || upto <= self.storage.durable();
+    }
+
+    fn reject(&mut self, from: u64, head: &AppendHead) {
+        let hint_index = self.log.last_at_most(head.prev_index, head.prev_term);
+        // What is committed agrees with every leader, so no hint below it helps anybody.
+        let hint_index = hint_index.unwrap_or(self.log.base()).max(self.commit);
+        let reject = AppendReject {
+            term: self.term,
+            session: head.session,
+            prev_index: head.prev_index,
+            hint_index,
+            hint_term: self.log.term_at(hint_index).unwrap_or(0),
+        };
+        self.send(from, Message::AppendReject(reject));
+    }
+
+    /// Puts the leader's entries, which follow on one that is in the log, into the log. Returns
+    /// whether they are all there.
+    fn store(&mut self, entries: Vec<Entry>) -> bool {
+        let mut fresh = entries.into_iter().peekable();
+        while let Some(entry) = fresh.peek() {
+            match self.log.term_at(entry.index) {
+                Some(term) if term == entry.term => {
+                    fresh.next();
+                }
+                Some(_) if self.mutant(Mutant::KeepConflictingEntry) => {
+                    fresh.next();
+                }
+                Some(_) => {
+                    let from = entry.index;
+                    if !self.truncate(from) {
+                        return false;
+                    }
+                    break;
+                }
+                None => break,
+            }
+        }
+        for entry in fresh {
+            if entry.term < self.log.last_term() {
+                return false;
+            }
+            self.log.push(entry);
+        }
+        true
+    }
+
+    /// Drops `from` and what follows. Returns false, and halts, if that is committed.
+    fn truncate(&mut self, from: u64) -> bool {
+        if from <= self.commit {
+            self.halt(HaltReason::Inconsistent);
+            return false;
+        }
+        self.log.truncate(from);
+        if self.mutant(Mutant::ForgetToTruncate) {
+            self.storage.truncated_in_memory_only(from);
+        } else if self.mutant(Mutant::StaleCompletionVouches) {
+            self.storage.truncated_without_recall(from);
+        } else {
+            self.storage.truncated(from);
+        }
+        true
+    }
+
+    /// Tells the leader what has arrived and what of it is durable.
+    pub(super) fn flush_ack(&mut self) {
+        let Some(leader) = self.leader.filter(|_| self.ack.due) else { return };
+        self.ack.due = false;
+        if leader == self.config.id {
+            return;
+        }
+        let durable = self.storage.durable().min(self.verified);
+        let early = self.mutant(Mutant::AckBeforeDurable);
+        let ack = AppendAck {
+            term: self.term,
+            session: self.ack.session,
+            matched: if early { self.verified } else { durable },
+            received: self.verified,
+        };
+        self.ack.acked = self.ack.acked.max(ack.matched);
+        self.send(leader, Message::AppendAck(ack));
+    }
+}
+
+/// Whether an append is one that a leader could have sent. The codec checks the indexes; in one
+/// process messages may come without it.
+fn is_well_formed(head: &AppendHead, entries: &[Entry]) -> bool {
+    let mut term = head.prev_term;
+    let mut index = head.prev_index;
+    head.prev_term <= head.term
+        && head.session > 0
+        && entries.iter().all(|entry| {
+            let fits = entry.index == index.saturating_add(1)
+                && entry.term >= term
+                && entry.term <= head.term;
+            (index, term) = (entry.index, entry.term);
+            fits
+        })
+}

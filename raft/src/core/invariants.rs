@@ -1,0 +1,38 @@
+//! What must hold between any two steps.
+
+use super::{Core, Mutant, RoleState};
+
+impl Core {
+    /// Checks the relations between the parts of the state. Runs after every flush in builds
+    /// with debug assertions.
+    ///
+    /// # Panics
+    /// When one does not hold: the core has a bug.
+    pub fn check_invariants(&self) {
+        let log = &self.log;
+        assert!(log.base() <= self.commit, "only what is committed is released");
+        assert!(self.commit <= log.last(), "what is committed is in the log");
+        assert!(self.applied <= self.applying, "nothing is applied that was not handed out");
+        assert!(self.applying <= self.commit, "nothing is handed out before it is committed");
+        assert!(self.storage.durable() <= log.last(), "nothing is durable beyond the log");
+        assert!(log.last_term() <= self.term, "no entry is newer than the term");
+        assert!(self.commit <= self.verified, "every leader's log holds what is committed");
+        assert!(self.verified <= log.last(), "what was verified is in the log");
+        let broken_vote = self.mutant(Mutant::VoteWithoutPersisting);
+        if let RoleState::Leader(leader) = &self.role {
+            assert_eq!(self.leader, Some(self.config.id), "a leader knows itself");
+            assert_eq!(log.last_term(), self.term, "a leader's term begins with its no-op");
+            assert!(leader.first_own <= log.last(), "a leader never cuts its own log");
+            let durable_vote = self.storage.hard_pending().is_none();
+            assert!(durable_vote || broken_vote, "a leader's vote is durable");
+            for peer in &leader.peers {
+                assert!(peer.matched < peer.next, "what matched is not sent again");
+                assert!(peer.matched <= log.last(), "nobody holds more of our log than we do");
+            }
+        } else {
+            assert_ne!(self.leader, Some(self.config.id), "who does not lead is not the leader");
+        }
+        assert!(self.held.is_empty() || self.storage.hard_pending().is_some(), "none is forgotten");
+        assert!(self.held.len() <= self.config.max_held, "what is held back is bounded");
+    }
+}

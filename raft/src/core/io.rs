@@ -1,0 +1,250 @@
+//! What goes into the core and what comes out.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use crate::error::{ReadRefusal, Refusal};
+use crate::message::{AppendHead, Message};
+use crate::types::{Entry, HaltReason, HardState, SnapshotMeta};
+
+/// Something that happened outside.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// Time passed. Due when [`Core::next_deadline`](super::Core::next_deadline) is reached;
+    /// harmless at any other time.
+    Tick,
+    /// A message came from a peer.
+    Message {
+        /// Who sent it, by the transport's word.
+        from: u64,
+        /// What it said.
+        message: Message,
+    },
+    /// A client wants a command in the log.
+    Propose {
+        /// The caller's name for it. Consecutive tokens make for fewer outputs.
+        token: u64,
+        /// The command.
+        data: Bytes,
+    },
+    /// A client wants to read what is true now.
+    Read {
+        /// The caller's name for it.
+        token: u64,
+    },
+    /// The write `id` and all before it are durable.
+    Persisted {
+        /// From [`Persist::id`].
+        id: u64,
+    },
+    /// The write `id` failed, or may have. The core halts.
+    PersistFailed {
+        /// From [`Persist::id`].
+        id: u64,
+    },
+    /// The state machine has applied everything up to `index`.
+    Applied {
+        /// The last applied index.
+        index: u64,
+    },
+    /// Entries were read back.
+    Fetched {
+        /// From [`Output::Fetch`].
+        id: u64,
+        /// At least one entry, starting at the first index asked for; or why there is none.
+        result: Result<Vec<Entry>, FetchError>,
+    },
+    /// The state machine's snapshot is durable. The log may be cut behind it.
+    SnapshotTaken {
+        /// What it covers.
+        meta: SnapshotMeta,
+    },
+    /// The snapshot that [`Output::TakeSnapshot`] asked for could not be taken. The core asks
+    /// again when as much again has been applied.
+    SnapshotFailed,
+    /// A transfer that [`Output::SendSnapshot`] asked for has ended.
+    SnapshotSent {
+        /// From [`Output::SendSnapshot`].
+        id: u64,
+        /// Whether the peer has all of it, durably.
+        ok: bool,
+    },
+    /// A peer's snapshot has arrived here, complete and verified.
+    SnapshotReceived {
+        /// The leader that sent it.
+        from: u64,
+        /// The term in which it leads.
+        term: u64,
+        /// What it covers.
+        meta: SnapshotMeta,
+    },
+    /// The transport lost its connection to a peer; what was under way may be lost.
+    Unreachable {
+        /// Which peer.
+        peer: u64,
+    },
+    /// The operator wants everything below `upto` out of the log. Clamped to what the current
+    /// snapshot covers.
+    Compact {
+        /// The first index to keep.
+        upto: u64,
+    },
+}
+
+/// Why entries could not be read back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// They were released while the read was under way. The peer gets a snapshot.
+    #[error("the entries were released")]
+    Released,
+    /// The store failed. The core halts.
+    #[error("the store could not read them")]
+    Failed,
+}
+
+/// Something to do outside, in the order given.
+///
+/// Ranges of the log are valid until the next call of [`Core::step`](super::Core::step): borrow
+/// the entries with [`Core::entries`](super::Core::entries) before that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Output {
+    /// Write to the log, and answer with [`Input::Persisted`] when it is durable.
+    Persist(Persist),
+    /// Send a message. It may be lost, delayed or duplicated, but not altered.
+    Send {
+        /// To whom.
+        to: u64,
+        /// What.
+        message: Message,
+    },
+    /// Send [`Message::Append`] with this head and the entries of `range`, all of which
+    /// [`Core::entries`](super::Core::entries) lends. `range` may be empty.
+    Replicate {
+        /// To whom.
+        to: u64,
+        /// The message without its entries.
+        head: AppendHead,
+        /// The indexes of its entries.
+        range: Range<u64>,
+    },
+    /// Give the state machine these entries, in order, and answer with [`Input::Applied`].
+    /// Either [`Core::entries`](super::Core::entries) lends all of them, or all of them are
+    /// durable: then read them from the store. When the store has released them, a
+    /// [`Restore`](Self::Restore) is on its way that covers them.
+    Apply {
+        /// The indexes, never empty.
+        range: Range<u64>,
+    },
+    /// Replace the state machine's state by the snapshot `meta`, which is durable here, and
+    /// answer with [`Input::Applied`] at its index.
+    Restore {
+        /// The current snapshot.
+        meta: SnapshotMeta,
+    },
+    /// Take a snapshot at the state machine's next convenience and answer with
+    /// [`Input::SnapshotTaken`] or [`Input::SnapshotFailed`].
+    TakeSnapshot,
+    /// Send the current snapshot to a peer, and answer with [`Input::SnapshotSent`], always,
+    /// also after a time-out.
+    SendSnapshot {
+        /// Names this transfer.
+        id: u64,
+        /// To whom.
+        to: u64,
+        /// The leader's term, for the receiver's [`Input::SnapshotReceived`].
+        term: u64,
+        /// The least that the snapshot has to cover; a newer one is as good.
+        meta: SnapshotMeta,
+    },
+    /// A received snapshot is of no use: it is older than what this node has, or a newer one
+    /// came before it was written. Never one that is being installed: a repeated transfer of
+    /// that one is passed over in silence.
+    DiscardSnapshot {
+        /// Which.
+        meta: SnapshotMeta,
+    },
+    /// Read durable entries back from the store and answer with [`Input::Fetched`].
+    Fetch {
+        /// Names this read.
+        id: u64,
+        /// The indexes. A prefix of them, at least one entry, is enough.
+        range: Range<u64>,
+        /// How much is wanted, in bytes; one entry may exceed it.
+        max_bytes: u64,
+    },
+    /// Proposals have a place in the log: `token + i` stands at `index + i`, for `i` below
+    /// `count`. If the entry that is applied there is of `term`, it is the proposal.
+    Proposed {
+        /// The first token.
+        token: u64,
+        /// How many.
+        count: u64,
+        /// The index of the first.
+        index: u64,
+        /// Their term.
+        term: u64,
+    },
+    /// A proposal was refused: it is in no log.
+    Refused {
+        /// Its token.
+        token: u64,
+        /// Why.
+        reason: Refusal,
+    },
+    /// Proposals that once were [`Proposed`](Self::Proposed) will not be applied from here under
+    /// their index.
+    Lost {
+        /// The first token.
+        token: u64,
+        /// How many.
+        count: u64,
+        /// `true`: other entries were committed in their place, they will never be applied
+        /// anywhere. `false`: a snapshot or a halt hides what became of them.
+        superseded: bool,
+    },
+    /// A read that sees `index` applied here is linearizable.
+    ReadReady {
+        /// Its token.
+        token: u64,
+        /// What has to be applied first.
+        index: u64,
+    },
+    /// A read was not confirmed.
+    ReadRefused {
+        /// Its token.
+        token: u64,
+        /// Why.
+        reason: ReadRefusal,
+    },
+    /// The node has stopped for good. Nothing but refusals follows.
+    Halted {
+        /// Why.
+        reason: HaltReason,
+    },
+}
+
+/// One write of the log: all of it becomes durable, or none.
+///
+/// The parts apply in the order of the fields. Writes complete in the order of their ids, and a
+/// completion covers every earlier one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Persist {
+    /// Names the write; grows by one from each to the next.
+    pub id: u64,
+    /// The received snapshot that becomes the node's current one.
+    pub snapshot: Option<SnapshotMeta>,
+    /// Entries at and after this index go.
+    pub truncate_from: Option<u64>,
+    /// Entries before this index go. May lie past the end: the log is then empty and goes on
+    /// here.
+    pub release: Option<u64>,
+    /// The entries to append, all lent by [`Core::entries`](super::Core::entries). May be
+    /// empty.
+    pub range: Range<u64>,
+    /// The term and vote to write.
+    pub hard_state: Option<HardState>,
+}

@@ -1,0 +1,168 @@
+//! Leading: taking proposals, counting acknowledgements, staying in touch with a majority.
+//!
+//! Source: Raft §5.3, §5.4.2; stepping down without a majority: thesis §6.2.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::io::Output;
+use super::peer::Peer;
+use super::read::PendingRead;
+use super::{Core, Mutant, RoleState};
+use crate::error::{ReadRefusal, Refusal};
+use crate::types::{Entry, EntryKind, MAX_VOTERS};
+
+/// What only a leader has.
+#[derive(Debug)]
+pub(super) struct Leader {
+    pub(super) peers: Vec<Peer>,
+    /// The no-op with which the term began. Nothing before it is committed by counting.
+    pub(super) first_own: u64,
+    /// The latest round of heartbeats.
+    pub(super) round: u64,
+    pub(super) heartbeat_at: u64,
+    /// Names sessions, reads from the store and snapshot transfers.
+    next_name: u64,
+    /// Reads that wait for a round, oldest first.
+    pub(super) reads: VecDeque<PendingRead>,
+    /// How many of `reads`, at the end, have no round yet.
+    pub(super) unassigned: usize,
+}
+
+impl Leader {
+    pub(super) fn name(&mut self) -> u64 {
+        self.next_name += 1;
+        self.next_name
+    }
+
+    /// The value that a majority has reached, where this node has reached `own`.
+    pub(super) fn reached(&self, own: u64, majority: usize, of: impl Fn(&Peer) -> u64) -> u64 {
+        let mut values = [0; MAX_VOTERS];
+        values[0] = own;
+        for (value, peer) in values[1..].iter_mut().zip(&self.peers) {
+            *value = of(peer);
+        }
+        let values = &mut values[..=self.peers.len()];
+        values.sort_unstable();
+        values[values.len() - majority]
+    }
+}
+
+impl Core {
+    pub(super) fn become_leader(&mut self) {
+        debug_assert!(
+            self.storage.hard_pending().is_none() || self.mutant(Mutant::VoteWithoutPersisting),
+            "whoever leads has made its own vote durable"
+        );
+        let next = self.log.last() + 1;
+        let mut leader = Leader {
+            peers: Vec::with_capacity(self.others.len()),
+            first_own: next,
+            round: 0,
+            heartbeat_at: self.now.saturating_add(self.timing.heartbeat),
+            next_name: 0,
+            reads: VecDeque::new(),
+            unassigned: 0,
+        };
+        for id in self.others.iter().copied() {
+            let session = leader.name();
+            leader.peers.push(Peer::new(id, next, session, self.now));
+        }
+        self.role = RoleState::Leader(Box::new(leader));
+        self.leader = Some(self.config.id);
+        self.append(EntryKind::Noop, Bytes::new());
+        self.verified = self.log.last();
+    }
+
+    fn append(&mut self, kind: EntryKind, data: Bytes) -> u64 {
+        let index = self.log.last() + 1;
+        self.log.push(Entry { term: self.term, index, kind, data });
+        index
+    }
+
+    pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
+        let refusal = if !matches!(self.role, RoleState::Leader(_)) {
+            Some(Refusal::NotLeader { leader: self.leader })
+        } else if data.len() > self.config.max_entry_bytes {
+            Some(Refusal::TooLarge)
+        } else if self.waiting_bytes() > self.config.max_uncommitted_bytes {
+            Some(Refusal::Busy)
+        } else {
+            None
+        };
+        if let Some(reason) = refusal {
+            self.out.push_back(Output::Refused { token, reason });
+            return;
+        }
+        let index = self.append(EntryKind::Command, data);
+        self.proposals.push(token, index, self.term, &mut self.out);
+    }
+
+    /// The weight of what is not both committed and durable here. It cannot leave memory.
+    fn waiting_bytes(&self) -> u64 {
+        let settled = self.commit.min(self.storage.durable());
+        self.log.total() - self.log.weight_upto(settled)
+    }
+
+    /// Commits what a majority holds durably. Only entries of the own term are counted; those
+    /// before come with them. Source: Raft §5.4.2.
+    pub(super) fn advance_leader_commit(&mut self) {
+        self.proposals.tell(&mut self.out);
+        let majority = self.majority();
+        let early = self.mutant(Mutant::CountLeaderBeforeDurable);
+        let older = self.mutant(Mutant::CommitOlderTermByCount);
+        let own = if early { self.log.last() } else { self.storage.durable() };
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        self.verified = self.log.last();
+        let committed = leader.reached(own, majority, |peer| peer.matched);
+        if committed > self.commit && (committed >= leader.first_own || older) {
+            self.commit_to(committed);
+        }
+    }
+
+    pub(super) fn on_leader_tick(&mut self) {
+        let stalled = |at: u64| self.now.saturating_sub(at) >= self.timing.disk_stall;
+        let out_of_touch = self.now >= self.out_of_touch_at();
+        if out_of_touch || self.storage.oldest().is_some_and(stalled) {
+            self.become_follower(self.term, None);
+            return;
+        }
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if self.now >= leader.heartbeat_at {
+            self.beat();
+        }
+        self.tick_peers();
+    }
+
+    /// When this leader will have been silent to a majority for a whole election timeout.
+    fn out_of_touch_at(&self) -> u64 {
+        let RoleState::Leader(leader) = &self.role else { return u64::MAX };
+        let majority = leader.peers.len().div_ceil(2) + 1;
+        let heard = leader.reached(u64::MAX, majority, |peer| peer.heard);
+        heard.saturating_add(self.timing.election_max)
+    }
+
+    pub(super) fn leader_deadline(&self, leader: &Leader) -> u64 {
+        let mut at = leader.heartbeat_at.min(self.out_of_touch_at());
+        for peer in &leader.peers {
+            if let Some(resend) = peer.deadline() {
+                at = at.min(resend);
+            }
+        }
+        match self.storage.oldest() {
+            Some(oldest) => at.min(oldest.saturating_add(self.timing.disk_stall)),
+            None => at,
+        }
+    }
+
+    /// What a leader that no longer leads leaves behind. Its proposals stay: the next leader may
+    /// commit them.
+    pub(super) fn step_down(&mut self, leader: Leader) {
+        self.verified = self.commit;
+        self.ack = super::Ack::default();
+        for read in leader.reads {
+            self.refuse_read(read.origin, ReadRefusal::NoLeader);
+        }
+    }
+}

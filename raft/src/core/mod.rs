@@ -1,0 +1,404 @@
+//! Raft as a pure state machine: no clock, no thread, no I/O.
+//!
+//! [`Core::step`] takes what happened, [`Core::poll_output`] gives what to do, and
+//! [`Core::next_deadline`] says when to come back if nothing happens. Steps are cheap and only
+//! note what changed; the first poll after them turns it into as few writes and messages as
+//! possible. So: step everything that is at hand, then poll until `None`.
+
+mod commit;
+mod election;
+mod follower;
+mod invariants;
+mod io;
+mod leader;
+mod log;
+mod mutant;
+mod peer;
+mod read;
+mod replicate;
+mod restore;
+mod rng;
+mod snapshot;
+mod storage;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use self::commit::Proposals;
+use self::election::Votes;
+use self::follower::Ack;
+use self::leader::Leader;
+use self::log::Log;
+use self::read::Forwarded;
+use self::rng::Rng;
+use self::storage::Storage;
+use crate::config::{Config, nanos};
+use crate::error::ConfigError;
+use crate::message::Message;
+use crate::types::{Entry, HaltReason, HardState, Role, SnapshotMeta, Status};
+
+#[cfg(not(feature = "testing"))]
+use self::mutant::Mutant;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub use self::mutant::Mutant;
+
+pub use self::io::{FetchError, Input, Output, Persist};
+pub use self::restore::Restored;
+
+/// What a node is, with what only that role needs.
+#[derive(Debug)]
+enum RoleState {
+    Follower,
+    PreCandidate(Votes),
+    Candidate(Votes),
+    Leader(Box<Leader>),
+}
+
+/// The timing of the configuration, in nanoseconds.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    election_min: u64,
+    election_max: u64,
+    heartbeat: u64,
+    disk_stall: u64,
+    resend: u64,
+}
+
+/// One node of one Raft group.
+///
+/// Time is `u64` nanoseconds since an epoch of the caller and must not run backwards; where it
+/// does, the core stands still until it has caught up.
+#[derive(Debug)]
+pub struct Core {
+    config: Config,
+    timing: Timing,
+    /// The other voters.
+    others: Vec<u64>,
+    rng: Rng,
+    now: u64,
+
+    term: u64,
+    vote: Option<u64>,
+    role: RoleState,
+    leader: Option<u64>,
+    /// When the leader of this term was last heard of.
+    contact: Option<u64>,
+    election_at: u64,
+
+    log: Log,
+    storage: Storage,
+    commit: u64,
+    /// Handed to the state machine.
+    applying: u64,
+    applied: u64,
+    /// Equal to the log of this term's leader up to here; at least `commit`.
+    verified: u64,
+    ack: Ack,
+
+    snapshot: Option<SnapshotMeta>,
+    /// A received snapshot that becomes current with the write of this id.
+    installing: Option<(u64, SnapshotMeta)>,
+    taking_snapshot: bool,
+    /// What had been applied, and the log's weight, when a snapshot was last asked for.
+    snapshot_mark: (u64, u64),
+
+    proposals: Proposals,
+    forwarded: Forwarded,
+    /// Messages that must not leave before the write of the given id is durable.
+    held: VecDeque<(u64, u64, Message)>,
+    out: VecDeque<Output>,
+    halted: Option<HaltReason>,
+    /// A step happened since the last flush.
+    dirty: bool,
+}
+
+impl Core {
+    /// A node that goes on from what its store gave back.
+    ///
+    /// # Errors
+    /// [`ConfigError`] when the configuration breaks a rule or the restored parts contradict
+    /// each other. A damaged store is no error: the core then starts halted.
+    pub fn new(config: Config, restored: Restored, now: u64) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let damaged = restored.log.is_none();
+        let start = restored.start()?;
+        let covered = start.snapshot.as_ref().map_or(0, |meta| meta.index);
+        let mut others = config.voters.clone();
+        others.retain(|voter| *voter != config.id);
+        others.sort_unstable();
+        let mut rng = Rng::new(config.seed ^ config.id.rotate_left(32));
+        let mut core = Self {
+            timing: Timing {
+                election_min: nanos(config.election_timeout_min),
+                election_max: nanos(config.election_timeout_max),
+                heartbeat: nanos(config.heartbeat_interval),
+                disk_stall: nanos(config.disk_stall),
+                resend: nanos(config.resend_interval),
+            },
+            others,
+            forwarded: Forwarded::new(rng.next()),
+            rng,
+            now,
+            term: start.hard_state.term,
+            vote: start.hard_state.vote,
+            role: RoleState::Follower,
+            leader: None,
+            contact: None,
+            election_at: now,
+            storage: start.storage,
+            log: start.log,
+            commit: covered,
+            applying: covered,
+            applied: 0,
+            verified: covered,
+            ack: Ack::default(),
+            snapshot: start.snapshot,
+            installing: None,
+            taking_snapshot: false,
+            snapshot_mark: (covered, 0),
+            proposals: Proposals::default(),
+            held: VecDeque::new(),
+            out: VecDeque::new(),
+            halted: None,
+            dirty: true,
+            config,
+        };
+        if damaged {
+            core.halt(HaltReason::Damaged);
+        } else {
+            if let Some(meta) = core.snapshot.clone() {
+                core.out.push_back(Output::Restore { meta });
+            }
+            core.rest_before_election();
+        }
+        Ok(core)
+    }
+
+    /// Takes what happened at `now`. What to do about it comes out of
+    /// [`poll_output`](Self::poll_output).
+    pub fn step(&mut self, now: u64, input: Input) {
+        self.now = self.now.max(now);
+        self.dirty = true;
+        if self.halted.is_some() {
+            self.refuse_when_halted(&input);
+            return;
+        }
+        match input {
+            Input::Tick => self.on_tick(),
+            Input::Message { from, message } => self.on_message(from, message),
+            Input::Propose { token, data } => self.on_propose(token, data),
+            Input::Read { token } => self.on_read(token),
+            Input::Persisted { id } => self.on_persisted(id),
+            Input::PersistFailed { id } => self.on_persist_failed(id),
+            Input::Applied { index } => self.on_applied(index),
+            Input::Fetched { id, result } => self.on_fetched(id, result),
+            Input::SnapshotTaken { meta } => self.on_snapshot_taken(meta),
+            Input::SnapshotFailed => self.taking_snapshot = false,
+            Input::SnapshotSent { id, ok } => self.on_snapshot_sent(id, ok),
+            Input::SnapshotReceived { from, term, meta } => {
+                self.on_snapshot_received(from, term, meta);
+            }
+            Input::Unreachable { peer } => self.on_unreachable(peer),
+            Input::Compact { upto } => self.on_compact(upto),
+        }
+    }
+
+    /// The next thing to do, in order; `None` when there is nothing more until the next step.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        if self.dirty && self.out.is_empty() {
+            self.dirty = false;
+            self.flush();
+            if cfg!(debug_assertions) {
+                self.check_invariants();
+            }
+        }
+        self.out.pop_front()
+    }
+
+    /// When [`Input::Tick`] is due, if nothing else happens before.
+    pub fn next_deadline(&self) -> Option<u64> {
+        if self.halted.is_some() {
+            return None;
+        }
+        let role = match &self.role {
+            RoleState::Leader(leader) => self.leader_deadline(leader),
+            _ => self.election_at,
+        };
+        Some(self.forwarded.deadline().map_or(role, |at| at.min(role)))
+    }
+
+    /// Lends the entries of `range` when all of them are in memory. Those of
+    /// [`Persist::range`] and [`Output::Replicate`] always are, until the next step.
+    pub fn entries(
+        &self,
+        range: Range<u64>,
+    ) -> Option<impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator + Clone> {
+        self.log.entries(range)
+    }
+
+    /// A moment of this node.
+    pub fn status(&self) -> Status {
+        Status {
+            id: self.config.id,
+            group: self.config.group,
+            role: match self.role {
+                RoleState::Follower => Role::Follower,
+                RoleState::PreCandidate(_) => Role::PreCandidate,
+                RoleState::Candidate(_) => Role::Candidate,
+                RoleState::Leader(_) => Role::Leader,
+            },
+            term: self.term,
+            leader: self.leader,
+            first: self.log.first(),
+            last: self.log.last(),
+            durable: self.storage.durable(),
+            commit: self.commit,
+            applied: self.applied,
+            snapshot: self.snapshot.as_ref().map_or(0, |meta| meta.index),
+            halted: self.halted,
+        }
+    }
+
+    /// The configuration that it runs with.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The current snapshot.
+    pub fn snapshot(&self) -> Option<&SnapshotMeta> {
+        self.snapshot.as_ref()
+    }
+
+    /// The term of `index`, if the log still knows it.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.log.term_at(index)
+    }
+
+    /// The hard state, durable or not.
+    pub fn hard_state(&self) -> HardState {
+        HardState { term: self.term, vote: self.vote }
+    }
+
+    /// How many voters are a majority.
+    fn majority(&self) -> usize {
+        let voters = self.others.len() + 1;
+        if self.mutant(Mutant::SmallMajority) { voters / 2 } else { voters / 2 + 1 }.max(1)
+    }
+
+    /// Whether the given rule is to be broken.
+    #[cfg(feature = "testing")]
+    fn mutant(&self, mutant: Mutant) -> bool {
+        self.config.__mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(clippy::unused_self, reason = "the same signature with and without the feature")]
+    const fn mutant(&self, _: Mutant) -> bool {
+        false
+    }
+
+    /// Turns what has changed since the last flush into outputs.
+    fn flush(&mut self) {
+        if self.halted.is_some() {
+            return;
+        }
+        // First, so that nothing that is handed out below is evicted.
+        self.log.evict(self.storage.durable(), self.config.max_window_bytes);
+        self.advance_leader_commit();
+        self.flush_persist();
+        self.flush_reads();
+        self.flush_replication();
+        self.flush_ack();
+        self.flush_forwarded();
+        self.flush_apply();
+    }
+
+    fn flush_persist(&mut self) {
+        while self.storage.writes() < self.config.max_persists {
+            let max_bytes = self.config.max_persist_bytes;
+            match self.storage.next_write(&self.log, self.now, max_bytes) {
+                Some(persist) => self.out.push_back(Output::Persist(persist)),
+                None => break,
+            }
+        }
+    }
+
+    /// Sends `message` once the term and vote that it speaks for are durable.
+    fn send(&mut self, to: u64, message: Message) {
+        match self.storage.hard_pending() {
+            Some(id) if !self.mutant(Mutant::VoteWithoutPersisting) => {
+                if self.held.len() >= self.config.max_held {
+                    self.held.pop_front();
+                }
+                self.held.push_back((id, to, message));
+            }
+            _ => self.out.push_back(Output::Send { to, message }),
+        }
+    }
+
+    fn on_persisted(&mut self, id: u64) {
+        if !self.storage.complete(id) {
+            return;
+        }
+        while self.held.front().is_some_and(|(held, ..)| *held <= id) {
+            if let Some((_, to, message)) = self.held.pop_front() {
+                self.out.push_back(Output::Send { to, message });
+            }
+        }
+        if let Some((_, meta)) = self.installing.take_if(|(install, _)| *install <= id) {
+            self.install_snapshot(meta);
+        }
+        match self.role {
+            RoleState::Candidate(_) => self.count_own_vote(),
+            RoleState::Leader(_) => {}
+            _ => self.ack.due_if_durable(self.verified.min(self.storage.durable())),
+        }
+    }
+
+    fn on_persist_failed(&mut self, id: u64) {
+        if !self.storage.is_under_way(id) {
+            return;
+        }
+        if self.mutant(Mutant::IgnoreFailedWrite) {
+            self.on_persisted(id);
+            return;
+        }
+        self.halt(HaltReason::PersistFailed);
+    }
+
+    /// Stops for good: what is under way is given up, and only refusals follow.
+    fn halt(&mut self, reason: HaltReason) {
+        self.become_follower(self.term, None);
+        self.out.retain(|output| {
+            matches!(
+                output,
+                Output::Proposed { .. }
+                    | Output::Refused { .. }
+                    | Output::Lost { .. }
+                    | Output::ReadReady { .. }
+                    | Output::ReadRefused { .. }
+            )
+        });
+        self.held.clear();
+        self.installing = None;
+        let (proposals, out) = (&mut self.proposals, &mut self.out);
+        proposals.lose_all(out);
+        self.refuse_forwarded(crate::ReadRefusal::Halted);
+        self.halted = Some(reason);
+        self.out.push_back(Output::Halted { reason });
+    }
+
+    fn refuse_when_halted(&mut self, input: &Input) {
+        match input {
+            Input::Propose { token, .. } => self
+                .out
+                .push_back(Output::Refused { token: *token, reason: crate::Refusal::Halted }),
+            Input::Read { token } => self.out.push_back(Output::ReadRefused {
+                token: *token,
+                reason: crate::ReadRefusal::Halted,
+            }),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What a leader knows of one follower.
+
+use std::collections::VecDeque;
+
+/// How entries flow to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// One message at a time, until the place where the logs agree is found.
+    Probe {
+        /// A message is under way.
+        waiting: bool,
+    },
+    /// The logs agree: messages follow each other without waiting.
+    Replicate,
+    /// The follower needs entries that are gone; it gets a snapshot.
+    Snapshot {
+        /// The transfer.
+        id: u64,
+        /// What the snapshot covers at least.
+        index: u64,
+    },
+}
+
+/// A leader's view of one follower.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    pub(super) id: u64,
+    pub(super) flow: Flow,
+    /// Durable at the follower and equal to our log.
+    pub(super) matched: u64,
+    /// What it last said to have received, durable or not.
+    pub(super) received: u64,
+    /// The next entry to send.
+    pub(super) next: u64,
+    /// Names this stretch of replication; answers to an earlier one are ignored.
+    pub(super) session: u64,
+    /// When it last gave a sign of life.
+    pub(super) heard: u64,
+    /// The latest round of heartbeats that it answered.
+    pub(super) round: u64,
+    /// When to ask what has arrived.
+    pub(super) resend_at: u64,
+    /// The read from the store that its next message waits for.
+    pub(super) fetch: Option<u64>,
+    /// Last index and weight of each message under way.
+    inflight: VecDeque<(u64, u64)>,
+    inflight_bytes: u64,
+}
+
+impl Peer {
+    pub(super) fn new(id: u64, next: u64, session: u64, now: u64) -> Self {
+        Self {
+            id,
+            flow: Flow::Probe { waiting: false },
+            matched: 0,
+            received: 0,
+            next,
+            session,
+            heard: now,
+            round: 0,
+            resend_at: now,
+            fetch: None,
+            inflight: VecDeque::new(),
+            inflight_bytes: 0,
+        }
+    }
+
+    /// Starts over from `next`, one message at a time, as a new session.
+    pub(super) fn probe(&mut self, next: u64, session: u64) {
+        self.flow = Flow::Probe { waiting: false };
+        self.next = next.max(self.matched + 1);
+        self.session = session;
+        self.fetch = None;
+        self.inflight.clear();
+        self.inflight_bytes = 0;
+    }
+
+    /// When to ask again, while an answer is awaited.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        match self.flow {
+            Flow::Probe { waiting: true } => Some(self.resend_at),
+            Flow::Replicate if !self.inflight.is_empty() => Some(self.resend_at),
+            _ => None,
+        }
+    }
+
+    pub(super) fn is_full(&self, max_messages: usize, max_bytes: u64) -> bool {
+        self.inflight.len() >= max_messages || self.inflight_bytes >= max_bytes
+    }
+
+    /// A message with the entries `self.next..end` is under way.
+    pub(super) fn note_sent(&mut self, end: u64, weight: u64, resend_at: u64) {
+        if let Flow::Probe { .. } = self.flow {
+            self.flow = Flow::Probe { waiting: true };
+            self.resend_at = resend_at;
+            return;
+        }
+        if self.inflight.is_empty() {
+            self.resend_at = resend_at;
+        }
+        self.next = end;
+        self.inflight.push_back((end - 1, weight));
+        self.inflight_bytes += weight;
+    }
+
+    /// The follower's log is durable up to `matched`. Returns whether that is news.
+    pub(super) fn acknowledged(&mut self, matched: u64) -> bool {
+        while let Some((last, weight)) = self.inflight.front().copied() {
+            if last > matched {
+                break;
+            }
+            self.inflight.pop_front();
+            self.inflight_bytes -= weight;
+        }
+        let news = matched > self.matched;
+        self.matched = self.matched.max(matched);
+        news
+    }
+}

@@ -1,0 +1,223 @@
+//! Linearizable reads without writing: ReadIndex.
+//!
+//! A read waits for a round of heartbeats that began after it arrived. Rounds are counted by the
+//! leader and never reused within a term, so an answer can only ever confirm reads that came
+//! before its question. Source: Raft §8, thesis §6.4.
+
+use std::collections::VecDeque;
+
+use super::io::Output;
+use super::{Core, Mutant, RoleState};
+use crate::error::ReadRefusal;
+use crate::message::{Message, ReadReply, ReadRequest};
+
+/// Rounds for reads under way at once; further reads share the next one.
+const MAX_ROUNDS: u64 = 8;
+
+/// Who asked for a read.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin {
+    Local { token: u64 },
+    Peer { id: u64, nonce: u64, context: u64 },
+}
+
+/// A read that waits at the leader.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PendingRead {
+    /// The round that confirms it; 0 until it has one.
+    pub(super) round: u64,
+    pub(super) index: u64,
+    pub(super) origin: Origin,
+}
+
+/// Reads of this node that wait for the leader's answer.
+#[derive(Debug)]
+struct Asked {
+    context: u64,
+    tokens: Vec<u64>,
+    expires_at: u64,
+}
+
+/// Reads that a follower forwards. All that come between two flushes share one question.
+#[derive(Debug)]
+pub(super) struct Forwarded {
+    /// Different in each life of the node.
+    nonce: u64,
+    context: u64,
+    unsent: Vec<u64>,
+    asked: VecDeque<Asked>,
+    waiting: usize,
+}
+
+impl Forwarded {
+    pub(super) fn new(nonce: u64) -> Self {
+        Self { nonce, context: 0, unsent: Vec::new(), asked: VecDeque::new(), waiting: 0 }
+    }
+
+    pub(super) fn deadline(&self) -> Option<u64> {
+        self.asked.front().map(|asked| asked.expires_at)
+    }
+}
+
+impl Core {
+    pub(super) fn on_read(&mut self, token: u64) {
+        if matches!(self.role, RoleState::Leader(_)) {
+            self.take_read(Origin::Local { token });
+        } else if self.leader.is_none() {
+            self.refuse_read(Origin::Local { token }, ReadRefusal::NoLeader);
+        } else if self.forwarded.waiting >= self.config.max_reads {
+            self.refuse_read(Origin::Local { token }, ReadRefusal::Busy);
+        } else {
+            self.forwarded.waiting += 1;
+            self.forwarded.unsent.push(token);
+        }
+    }
+
+    pub(super) fn on_read_request(&mut self, from: u64, request: ReadRequest) {
+        let ReadRequest { nonce, context, .. } = request;
+        let origin = Origin::Peer { id: from, nonce, context };
+        if matches!(self.role, RoleState::Leader(_)) {
+            self.take_read(origin);
+        } else {
+            self.refuse_read(origin, ReadRefusal::NoLeader);
+        }
+    }
+
+    fn take_read(&mut self, origin: Origin) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if leader.reads.len() >= self.config.max_reads {
+            self.refuse_read(origin, ReadRefusal::Busy);
+            return;
+        }
+        leader.reads.push_back(PendingRead { round: 0, index: 0, origin });
+        leader.unassigned += 1;
+    }
+
+    /// Gives waiting reads a round, and answers those whose round a majority has confirmed.
+    pub(super) fn flush_reads(&mut self) {
+        let hasty = self.mutant(Mutant::ReadBeforeNoop);
+        let unasked = self.mutant(Mutant::ReadWithoutQuorum);
+        let reuse = self.mutant(Mutant::ReuseReadContext);
+        let majority = self.majority();
+        let commit = self.commit;
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if leader.reads.is_empty() {
+            return;
+        }
+        // Until an entry of its own is committed, a leader does not know what its predecessors
+        // committed.
+        let knows = commit >= leader.first_own || hasty;
+        let confirmed = if unasked || leader.peers.is_empty() {
+            u64::MAX
+        } else {
+            leader.reached(u64::MAX, majority, |peer| peer.round)
+        };
+        let room = leader.round < confirmed.saturating_add(MAX_ROUNDS);
+        let mut must_beat = false;
+        if leader.unassigned > 0 && knows && room {
+            let round = if reuse { leader.round.max(1) } else { leader.round + 1 };
+            let first = leader.reads.len() - leader.unassigned;
+            for read in leader.reads.range_mut(first..) {
+                (read.round, read.index) = (round, commit);
+            }
+            leader.unassigned = 0;
+            must_beat = round > leader.round && confirmed < round;
+        }
+        if must_beat {
+            self.beat();
+        }
+        self.answer_reads(confirmed);
+    }
+
+    fn answer_reads(&mut self, confirmed: u64) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let mut told = 0;
+        while let Some(read) = leader.reads.front().copied() {
+            if read.round == 0 || read.round > confirmed {
+                return;
+            }
+            leader.reads.pop_front();
+            let (term, index) = (self.term, Some(read.index));
+            match read.origin {
+                Origin::Local { token } => {
+                    self.out.push_back(Output::ReadReady { token, index: read.index });
+                }
+                Origin::Peer { id, nonce, context } => {
+                    let reply = Message::ReadReply(ReadReply { term, nonce, context, index });
+                    if told != id {
+                        // The follower may not know yet that the index is committed.
+                        told = id;
+                        let beat = crate::message::Heartbeat {
+                            term,
+                            round: leader.round,
+                            commit: self.commit,
+                        };
+                        self.out
+                            .push_back(Output::Send { to: id, message: Message::Heartbeat(beat) });
+                    }
+                    self.out.push_back(Output::Send { to: id, message: reply });
+                }
+            }
+        }
+    }
+
+    pub(super) fn refuse_read(&mut self, origin: Origin, reason: ReadRefusal) {
+        match origin {
+            Origin::Local { token } => self.out.push_back(Output::ReadRefused { token, reason }),
+            Origin::Peer { id, nonce, context } => {
+                let reply = ReadReply { term: self.term, nonce, context, index: None };
+                self.send(id, Message::ReadReply(reply));
+            }
+        }
+    }
+
+    pub(super) fn flush_forwarded(&mut self) {
+        if self.forwarded.unsent.is_empty() {
+            return;
+        }
+        let Some(leader) = self.leader.filter(|id| *id != self.config.id) else { return };
+        let tokens = std::mem::take(&mut self.forwarded.unsent);
+        self.forwarded.context += 1;
+        let (nonce, context) = (self.forwarded.nonce, self.forwarded.context);
+        let expires_at = self.now.saturating_add(self.timing.election_max);
+        self.forwarded.asked.push_back(Asked { context, tokens, expires_at });
+        self.send(leader, Message::ReadRequest(ReadRequest { term: self.term, nonce, context }));
+    }
+
+    pub(super) fn on_read_reply(&mut self, reply: ReadReply) {
+        if reply.nonce != self.forwarded.nonce && !self.mutant(Mutant::ForgetReadNonce) {
+            return;
+        }
+        let asked = &mut self.forwarded.asked;
+        let Some(at) = asked.iter().position(|asked| asked.context == reply.context) else {
+            return;
+        };
+        let Some(answered) = asked.remove(at) else { return };
+        self.forwarded.waiting -= answered.tokens.len();
+        for token in answered.tokens {
+            self.out.push_back(match reply.index {
+                Some(index) => Output::ReadReady { token, index },
+                None => Output::ReadRefused { token, reason: ReadRefusal::NoLeader },
+            });
+        }
+    }
+
+    /// The leader of these reads is gone.
+    pub(super) fn refuse_forwarded(&mut self, reason: ReadRefusal) {
+        self.forwarded.waiting = 0;
+        let unsent = std::mem::take(&mut self.forwarded.unsent);
+        let asked = self.forwarded.asked.drain(..).flat_map(|asked| asked.tokens);
+        self.out.extend(asked.chain(unsent).map(|token| Output::ReadRefused { token, reason }));
+    }
+
+    pub(super) fn expire_forwarded(&mut self) {
+        while self.forwarded.deadline().is_some_and(|at| self.now >= at) {
+            let Some(expired) = self.forwarded.asked.pop_front() else { return };
+            self.forwarded.waiting -= expired.tokens.len();
+            let reason = ReadRefusal::TimedOut;
+            self.out.extend(
+                expired.tokens.into_iter().map(|token| Output::ReadRefused { token, reason }),
+            );
+        }
+    }
+}

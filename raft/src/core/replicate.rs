@@ -1,0 +1,253 @@
+//! The leader's side of replication: what to send to whom, and what the answers mean.
+//!
+//! Source: Raft §5.3. Sessions: an answer counts only for the stretch of replication in which
+//! its question was asked.
+
+use super::io::Output;
+use super::leader::Leader;
+use super::peer::{Flow, Peer};
+use super::{Core, Mutant, RoleState};
+use crate::message::{AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message};
+use crate::types::{Entry, HaltReason};
+
+/// What there is to do for a follower now.
+enum Next {
+    Nothing,
+    Snapshot,
+    Fetch,
+    Send { prev_term: u64, end: u64 },
+}
+
+impl Core {
+    pub(super) fn flush_replication(&mut self) {
+        let RoleState::Leader(leader) = &self.role else { return };
+        for at in 0..leader.peers.len() {
+            while self.replicate_to(at) {}
+        }
+    }
+
+    /// Does the next thing for the follower at place `at`. Returns whether to go on with it.
+    fn replicate_to(&mut self, at: usize) -> bool {
+        let RoleState::Leader(leader) = &self.role else { return false };
+        let next = self.next_for(leader, &leader.peers[at]);
+        let RoleState::Leader(leader) = &mut self.role else { return false };
+        match next {
+            Next::Nothing => false,
+            Next::Snapshot => {
+                self.send_snapshot_to(at);
+                false
+            }
+            Next::Fetch => {
+                let id = leader.name();
+                let peer = &mut leader.peers[at];
+                peer.fetch = Some(id);
+                let last = peer.next.saturating_add(self.config.max_append_entries as u64 - 1);
+                let end = (last + 1).min(self.log.window_first());
+                let (range, max_bytes) = (peer.next..end, self.config.max_append_bytes);
+                self.out.push_back(Output::Fetch { id, range, max_bytes });
+                false
+            }
+            Next::Send { prev_term, end } => {
+                let peer = &mut leader.peers[at];
+                let head = append_head(self.term, self.commit, peer, prev_term);
+                let (to, range) = (peer.id, peer.next..end);
+                let weight = if range.is_empty() {
+                    0
+                } else {
+                    self.log.weight_upto(end - 1) - self.log.weight_upto(range.start - 1)
+                };
+                peer.note_sent(end, weight, self.now.saturating_add(self.timing.resend));
+                self.out.push_back(Output::Replicate { to, head, range });
+                matches!(peer.flow, Flow::Replicate)
+            }
+        }
+    }
+
+    fn next_for(&self, leader: &Leader, peer: &Peer) -> Next {
+        let probing = match peer.flow {
+            Flow::Probe { waiting: false } => true,
+            Flow::Replicate => false,
+            Flow::Probe { waiting: true } | Flow::Snapshot { .. } => return Next::Nothing,
+        };
+        let config = &self.config;
+        let full = peer.is_full(config.max_inflight_appends, config.max_inflight_bytes);
+        if peer.fetch.is_some() || full || (!probing && peer.next > self.log.last()) {
+            return Next::Nothing;
+        }
+        let Some(prev_term) = self.log.term_at(peer.next - 1) else {
+            let sending = |peer: &&Peer| matches!(peer.flow, Flow::Snapshot { .. });
+            let room = leader.peers.iter().filter(sending).count() < config.max_snapshots_sending;
+            return if room { Next::Snapshot } else { Next::Nothing };
+        };
+        if peer.next < self.log.window_first() {
+            // A probe may be refused: it is not worth a read.
+            return if probing { Next::Send { prev_term, end: peer.next } } else { Next::Fetch };
+        }
+        let (entries, bytes) = (config.max_append_entries as u64, config.max_append_bytes);
+        Next::Send { prev_term, end: self.log.batch_end(peer.next, entries, bytes) }
+    }
+
+    pub(super) fn on_fetched_entries(&mut self, id: u64, entries: Vec<Entry>) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(at) = leader.peers.iter().position(|peer| peer.fetch == Some(id)) else { return };
+        let peer = &mut leader.peers[at];
+        peer.fetch = None;
+        let Some(prev_term) = self.log.term_at(peer.next - 1) else { return };
+        let as_written = |(index, entry): (u64, &Entry)| {
+            entry.index == index && self.log.term_at(index) == Some(entry.term)
+        };
+        if entries.is_empty() || !(peer.next..).zip(&entries).all(as_written) {
+            self.halt(HaltReason::ReadFailed);
+            return;
+        }
+        let head = append_head(self.term, self.commit, peer, prev_term);
+        let weight = entries.iter().map(Entry::weight).sum();
+        let end = peer.next + entries.len() as u64;
+        peer.note_sent(end, weight, self.now.saturating_add(self.timing.resend));
+        let to = peer.id;
+        self.out.push_back(Output::Send { to, message: Message::Append { head, entries } });
+    }
+
+    pub(super) fn on_fetch_released(&mut self, id: u64) {
+        let first = self.log.first();
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let Some(at) = leader.peers.iter().position(|peer| peer.fetch == Some(id)) else { return };
+        if leader.peers[at].next >= first {
+            // The core never released them: the store has lost them.
+            self.halt(HaltReason::ReadFailed);
+            return;
+        }
+        leader.peers[at].fetch = None;
+    }
+
+    /// The follower `from`, which has just given a sign of life, and the leader's other state.
+    fn peer_mut(&mut self, from: u64) -> Option<&mut Peer> {
+        let now = self.now;
+        let RoleState::Leader(leader) = &mut self.role else { return None };
+        let peer = leader.peers.iter_mut().find(|peer| peer.id == from)?;
+        peer.heard = now;
+        Some(peer)
+    }
+
+    pub(super) fn on_append_ack(&mut self, from: u64, ack: AppendAck) {
+        let last = self.log.last();
+        let believe = self.mutant(Mutant::AcceptStaleAcks);
+        let resend_at = self.now.saturating_add(self.timing.resend);
+        let Some(peer) = self.peer_mut(from) else { return };
+        let current = peer.session == ack.session || believe;
+        if !current || ack.received > last || ack.matched > ack.received {
+            return;
+        }
+        peer.received = ack.received;
+        if peer.acknowledged(ack.matched) {
+            peer.resend_at = resend_at;
+        }
+        peer.next = peer.next.max(peer.matched + 1);
+        match peer.flow {
+            Flow::Replicate => {}
+            Flow::Snapshot { index, .. } if peer.matched < index => {}
+            Flow::Probe { .. } | Flow::Snapshot { .. } => {
+                peer.flow = Flow::Replicate;
+                // Answers overtake each other: an older one may name less than is known.
+                peer.next = ack.received.max(peer.matched) + 1;
+            }
+        }
+    }
+
+    pub(super) fn on_append_reject(&mut self, from: u64, reject: AppendReject) {
+        let agree = self.log.last_at_most(reject.hint_index, reject.hint_term);
+        let base = self.log.base();
+        let Some(peer) = self.peer_mut(from) else { return };
+        let current = peer.session == reject.session && reject.prev_index < peer.next;
+        if !current || reject.prev_index <= peer.matched || reject.hint_index > reject.prev_index {
+            return;
+        }
+        // Nothing at or below the base agrees: it takes a snapshot, which `next = base` asks for.
+        let next = agree.map_or(base, |index| index + 1).min(reject.prev_index);
+        self.start_session(from, next);
+    }
+
+    pub(super) fn on_heartbeat_reply(&mut self, from: u64, reply: HeartbeatReply) {
+        let Some(peer) = self.peer_mut(from) else { return };
+        peer.received = reply.received;
+        peer.round = peer.round.max(reply.round);
+        // It has restarted, and no longer knows that its log is equal to ours. Tell it, or it
+        // would not dare to move its commit index before the next entry.
+        if reply.received < peer.matched && matches!(peer.flow, Flow::Replicate) {
+            let next = peer.matched + 1;
+            self.start_session(from, next);
+        }
+    }
+
+    pub(super) fn on_unreachable(&mut self, id: u64) {
+        let RoleState::Leader(leader) = &self.role else { return };
+        let Some(peer) = leader.peers.iter().find(|peer| peer.id == id) else { return };
+        if matches!(peer.flow, Flow::Replicate) {
+            self.start_session(id, peer.matched + 1);
+        }
+    }
+
+    /// Probes a follower anew from `next`.
+    pub(super) fn start_session(&mut self, id: u64, next: u64) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let session = leader.name();
+        if let Some(peer) = leader.peers.iter_mut().find(|peer| peer.id == id) {
+            peer.probe(next.max(1), session);
+        }
+    }
+
+    /// Asks again where answers are overdue.
+    pub(super) fn tick_peers(&mut self) {
+        let again = self.now.saturating_add(self.timing.resend);
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let mut lost = Vec::new();
+        for peer in &mut leader.peers {
+            if peer.deadline().is_none_or(|at| self.now < at) {
+                continue;
+            }
+            peer.resend_at = again;
+            match peer.flow {
+                Flow::Probe { .. } => peer.flow = Flow::Probe { waiting: false },
+                // All of it has arrived: the follower waits for its disk, or its answer was lost.
+                Flow::Replicate if peer.received + 1 >= peer.next => {
+                    let Some(prev_term) = self.log.term_at(peer.next - 1) else {
+                        lost.push((peer.id, peer.next));
+                        continue;
+                    };
+                    let mut head = append_head(self.term, self.commit, peer, prev_term);
+                    head.probe = true;
+                    let (to, range) = (peer.id, peer.next..peer.next);
+                    self.out.push_back(Output::Replicate { to, head, range });
+                }
+                Flow::Replicate => lost.push((peer.id, peer.matched.max(peer.received) + 1)),
+                Flow::Snapshot { .. } => {}
+            }
+        }
+        for (id, next) in lost {
+            self.start_session(id, next);
+        }
+    }
+
+    /// A round of heartbeats to everybody.
+    pub(super) fn beat(&mut self) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        leader.round += 1;
+        leader.heartbeat_at = self.now.saturating_add(self.timing.heartbeat);
+        let beat = Heartbeat { term: self.term, round: leader.round, commit: self.commit };
+        for peer in &leader.peers {
+            let message = Message::Heartbeat(beat);
+            self.out.push_back(Output::Send { to: peer.id, message });
+        }
+    }
+}
+
+fn append_head(term: u64, commit: u64, peer: &Peer, prev_term: u64) -> AppendHead {
+    AppendHead {
+        term,
+        session: peer.session,
+        prev_index: peer.next - 1,
+        prev_term,
+        commit,
+        probe: matches!(peer.flow, Flow::Probe { .. }),
+    }
+}

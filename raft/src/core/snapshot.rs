@@ -1,0 +1,108 @@
+//! Snapshots: cutting the log behind them, sending and installing them.
+//!
+//! Source: Raft §7.
+
+use super::io::Output;
+use super::peer::Flow;
+use super::{Core, RoleState};
+use crate::types::SnapshotMeta;
+
+impl Core {
+    pub(super) fn on_snapshot_taken(&mut self, meta: SnapshotMeta) {
+        self.taking_snapshot = false;
+        let current = self.snapshot.as_ref().map_or(0, |meta| meta.index);
+        if meta.index <= current || meta.index > self.applied || self.installing.is_some() {
+            return;
+        }
+        let upto = (meta.index + 1).saturating_sub(self.config.keep_entries);
+        self.snapshot = Some(meta);
+        self.release(upto);
+    }
+
+    pub(super) fn on_compact(&mut self, upto: u64) {
+        let covered = self.snapshot.as_ref().map_or(0, |meta| meta.index);
+        self.release(upto.min(covered + 1));
+    }
+
+    fn release(&mut self, upto: u64) {
+        // What is not durable is still needed in memory for the write that makes it so.
+        let upto = upto.min(self.storage.durable() + 1);
+        if upto > self.log.first() {
+            self.log.release(upto);
+            self.storage.release(upto);
+        }
+    }
+
+    /// Starts a transfer to the follower at place `at`, which needs entries that are gone.
+    pub(super) fn send_snapshot_to(&mut self, at: usize) {
+        let Some(meta) = self.snapshot.clone() else { return };
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let id = leader.name();
+        let peer = &mut leader.peers[at];
+        peer.flow = Flow::Snapshot { id, index: meta.index };
+        let (to, term) = (peer.id, self.term);
+        self.out.push_back(Output::SendSnapshot { id, to, term, meta });
+    }
+
+    pub(super) fn on_snapshot_sent(&mut self, id: u64, ok: bool) {
+        let again = self.now.saturating_add(self.timing.resend);
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let session = leader.name();
+        for peer in &mut leader.peers {
+            match peer.flow {
+                Flow::Snapshot { id: transfer, index } if transfer == id => {
+                    let next = if ok { index + 1 } else { peer.next };
+                    peer.probe(next, session);
+                    if !ok {
+                        // Not at once: whatever broke the transfer is likely to be still there.
+                        peer.flow = Flow::Probe { waiting: true };
+                        peer.resend_at = again;
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    pub(super) fn on_snapshot_received(&mut self, from: u64, term: u64, meta: SnapshotMeta) {
+        if term > self.term && self.others.contains(&from) {
+            self.become_follower(term, None);
+        }
+        let leads = matches!(self.role, RoleState::Leader(_));
+        if self.installing.as_ref().is_some_and(|(_, installing)| *installing == meta) {
+            // A repeated transfer of what is on its way to the disk: not to be discarded.
+            return;
+        }
+        if term < self.term || leads || meta.index <= self.commit || !self.hear_leader(from) {
+            self.out.push_back(Output::DiscardSnapshot { meta });
+            return;
+        }
+        if self.log.term_at(meta.index) == Some(meta.term) {
+            // The log holds the snapshot's last entry, so it holds all that the snapshot covers.
+            self.verified = self.verified.max(meta.index);
+            self.commit_to(meta.index);
+            self.out.push_back(Output::DiscardSnapshot { meta });
+            return;
+        }
+        self.proposals.tell(&mut self.out);
+        self.proposals.hidden(meta.index, &mut self.out);
+        let first = self.log.first();
+        self.log.reset(meta.index, meta.term);
+        if let Some(meta) = self.storage.reset(meta.clone(), first, self.commit) {
+            self.out.push_back(Output::DiscardSnapshot { meta });
+        }
+        self.commit = meta.index;
+        self.verified = meta.index;
+        self.installing = Some((self.storage.next_id(), meta));
+    }
+
+    /// The received snapshot is durable and current.
+    pub(super) fn install_snapshot(&mut self, meta: SnapshotMeta) {
+        self.applying = meta.index;
+        self.taking_snapshot = false;
+        self.snapshot_mark = (meta.index, self.log.weight_upto(meta.index));
+        self.ack.due();
+        self.out.push_back(Output::Restore { meta: meta.clone() });
+        self.snapshot = Some(meta);
+    }
+}

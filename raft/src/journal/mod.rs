@@ -1,0 +1,319 @@
+//! A log store on `voussoir-journal`. Feature `journal`.
+//!
+//! A group keeps these logs in the journal that it shares with others:
+//!
+//! | log | position | record |
+//! |---|---|---|
+//! | `raft.log`/group | index of the entry | an entry, see [`codec`](crate::codec) |
+//! | `raft.state`/group | the last one counts | identity, hard state, current snapshot |
+//! | `raft.snapshot.GROUP`/number | 0 | name of the snapshot |
+//! | | 1 and on | its chunks |
+//! | | the last | its end: all of it was written |
+//!
+//! A state record, version 1, all integers little-endian:
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8 | bits: 1 there is a vote, 2 there is a snapshot |
+//! | 2 | u16 | length, 112; what a reader does not know at the end of it is skipped |
+//! | 4 | u32 | reserved: written as 0, not looked at |
+//! | 8 | u128 | cluster |
+//! | 24 | u64 | node |
+//! | 32 | u64 | group |
+//! | 40 | u64, u64 | term, vote |
+//! | 56 | u64, u64 | snapshot: index, term |
+//! | 72 | u64, u64, u64 | snapshot: identity, number of its log, number of its chunks |
+//! | 96 | u128 | reserved: written as 0, not looked at |
+//!
+//! The name record of a snapshot is its identity (u64) and then the snapshot as in
+//! [`codec`](crate::codec); the end record is the number of its chunks (u64).
+
+mod pipeline;
+mod snapshots;
+mod state;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use voussoir_journal::{Health, Journal, Log};
+
+use self::pipeline::Pipeline;
+use self::snapshots::Snapshots;
+use self::state::State;
+use crate::codec;
+use crate::core::Restored;
+use crate::store::{
+    Cause, Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
+    SnapshotWriter, StoreError,
+};
+use crate::types::{Entry, SnapshotMeta};
+
+/// About how many bytes of entries are read at once when a log is restored.
+const RESTORE_BYTES: usize = 4 << 20;
+
+/// The longest entry that a batch of the journal holds, in bytes.
+const ENTRY_BYTES_MAX: usize = (1 << 20) - 1024;
+
+/// Whose data it is. Kept with the data, so that a directory is never taken for another node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: u128,
+    /// The node in it.
+    pub node: u64,
+    /// The group of that node.
+    pub group: u64,
+}
+
+/// Why a group's data could not be opened. Nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The caller: the data belongs to another node or cluster. Starting with it would give that
+    /// node's votes away a second time.
+    #[error("the data is of node {} in cluster {:x}, not of node {} in cluster {:x}",
+        .found.node, .found.cluster, .wanted.node, .wanted.cluster)]
+    WrongNode {
+        /// Whose it is.
+        found: Identity,
+        /// Whose was asked for.
+        wanted: Identity,
+    },
+    /// A newer version of this crate wrote it. Use that one.
+    #[error("the data has format version {found}, this build knows up to {supported}")]
+    NewerFormat {
+        /// Its version.
+        found: u8,
+        /// The newest that this build reads.
+        supported: u8,
+    },
+    /// The journal refused or failed.
+    #[error("{0}")]
+    Journal(#[from] voussoir_journal::Error),
+    /// The journal could not read.
+    #[error("{0}")]
+    Read(#[from] voussoir_journal::ReadError),
+}
+
+/// Keeps one group in a shared [`Journal`]: entries, vote and snapshots become durable with one
+/// sync, together with what everybody else on that journal writes at the time.
+///
+/// Clones are the same store. Open one per group; a second one for the same group would write
+/// between the lines of the first.
+#[derive(Clone, Debug)]
+pub struct JournalStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    entries: Log,
+    /// `None`: the state cannot be read, so nothing here can be trusted.
+    sound: bool,
+    pipeline: Arc<Pipeline>,
+    snapshots: Arc<Snapshots>,
+}
+
+impl JournalStore {
+    /// Opens a group's data, or begins it. Waits for the disk when there is something to write:
+    /// for new data, and for the remains of snapshots that never became current.
+    ///
+    /// # Errors
+    /// [`OpenError`]. Damaged data is no error here: the node that starts with it says so and
+    /// halts.
+    pub fn open(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        let entries = journal.log("raft.log", identity.group)?;
+        let log = journal.log("raft.state", identity.group)?;
+        let intact = [&entries, &log].iter().all(|log| log.health() == Health::Intact);
+        let fresh = intact && !log.exists() && !entries.exists();
+        let state = if fresh {
+            let state = State::new(identity);
+            pipeline::begin(journal, &entries, &log, &state)?;
+            Some(state)
+        } else if intact {
+            state::read(&log, identity)?
+        } else {
+            None
+        };
+        let sound = state.is_some();
+        let state = state.unwrap_or_else(|| State::new(identity));
+        let snapshots = Snapshots::open(journal, identity.group, state.snapshot, sound)?;
+        let pipeline = Pipeline::new(journal.clone(), entries.clone(), log, state);
+        Ok(Self { inner: Arc::new(Inner { entries, sound, pipeline, snapshots }) })
+    }
+}
+
+/// The same without a runtime, for the simulation.
+#[cfg(feature = "testing")]
+impl JournalStore {
+    pub(crate) fn restore_now(&self) -> Result<Restored, StoreError> {
+        self.inner.restore()
+    }
+
+    pub(crate) fn read_now(
+        &self,
+        range: Range<u64>,
+        max_bytes: u64,
+    ) -> Result<Vec<Entry>, ReadFailed> {
+        self.inner.read(range, max_bytes)
+    }
+
+    pub(crate) fn snapshot_now(&self) -> Result<Option<(SnapshotName, Bytes)>, StoreError> {
+        let reader = Snapshots::open_current(&self.inner.snapshots)?;
+        reader.map(|reader| reader.whole()).transpose()
+    }
+}
+
+impl Inner {
+    fn restore(&self) -> Result<Restored, StoreError> {
+        let damaged = |what: &str| {
+            tracing::error!(target: "voussoir::raft", log = %self.entries.name(), what, "damaged");
+            Ok(Restored::damaged())
+        };
+        if !self.sound || self.entries.health() != Health::Intact {
+            return damaged("the log or the state");
+        }
+        let (hard_state, current) = self.pipeline.stored();
+        let meta = match current {
+            None => None,
+            Some(current) => match self.snapshots.current_meta(current) {
+                Some(meta) => Some(meta),
+                None => return damaged("the snapshot"),
+            },
+        };
+        let Range { start, end } = self.entries.bounds();
+        let mut restored = Restored::new(hard_state, meta, start);
+        let mut next = start;
+        while next < end {
+            let Ok(records) = self.entries.read_range(next..end, RESTORE_BYTES) else {
+                return damaged("an entry cannot be read");
+            };
+            for record in records {
+                let entry = codec::decode_entry(record);
+                let Some(entry) = entry.ok().filter(|entry| entry.index == next) else {
+                    return damaged("an entry cannot be understood");
+                };
+                if restored.push(entry).is_err() {
+                    return damaged("the terms fall");
+                }
+                next += 1;
+            }
+        }
+        Ok(restored)
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let first = range.start;
+        let records = self.entries.read_range(range, max_bytes).map_err(read_failed)?;
+        if records.is_empty() {
+            return Err(ReadFailed::Absent);
+        }
+        let entry = |(index, record): (u64, Bytes)| {
+            let entry = codec::decode_entry(record).map_err(|error| error.to_string())?;
+            if entry.index != index {
+                return Err(format!("entry {} stands at {index}", entry.index));
+            }
+            Ok(entry)
+        };
+        (first..).zip(records).map(entry).collect::<Result<_, _>>().map_err(ReadFailed::Damaged)
+    }
+}
+
+#[async_trait]
+impl LogStore for JournalStore {
+    fn entry_bytes_max(&self) -> usize {
+        ENTRY_BYTES_MAX
+    }
+
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.restore()).await.unwrap_or(Err(StoreError::Abandoned))
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        let Some(name) = &write.snapshot else {
+            return self.inner.pipeline.write(write, None, done);
+        };
+        let Some(adopts) = self.inner.snapshots.adopt(name) else {
+            return done.complete(Err(StoreError::NotStaged));
+        };
+        let snapshots = Arc::clone(&self.inner.snapshots);
+        let adopted = Completion::new(move |result| {
+            if let (Some(current), true) = (adopts, result.is_ok()) {
+                snapshots.became_current(current);
+            }
+            done.complete(result);
+        });
+        self.inner.pipeline.write(write, adopts, adopted);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        let inner = Arc::clone(&self.inner);
+        let read = blocking(move || inner.read(range, max_bytes)).await;
+        read.unwrap_or_else(|| Err(ReadFailed::Failed(stopped())))
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        let writer = Snapshots::stage(&self.inner.snapshots, name).await?;
+        Ok(Box::new(writer))
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.inner.snapshots.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        let snapshots = Arc::clone(&self.inner.snapshots);
+        let opened = blocking(move || Snapshots::open_current(&snapshots)).await;
+        let reader = opened.unwrap_or(Err(StoreError::Abandoned))?;
+        Ok(reader.map(|reader| Box::new(reader) as Box<dyn SnapshotReader>))
+    }
+}
+
+/// Runs what may wait for the disk beside the runtime's tasks. `None` when the runtime stops.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok()
+}
+
+fn stopped() -> Cause {
+    Arc::new(std::io::Error::other("the runtime stops"))
+}
+
+fn read_failed(error: voussoir_journal::ReadError) -> ReadFailed {
+    match error {
+        voussoir_journal::ReadError::Released { .. } => ReadFailed::Released,
+        voussoir_journal::ReadError::Absent { .. } => ReadFailed::Absent,
+        voussoir_journal::ReadError::Damaged { .. } => ReadFailed::Damaged(error.to_string()),
+        error => ReadFailed::Failed(Arc::new(error)),
+    }
+}
+
+fn store_error(error: voussoir_journal::Error) -> StoreError {
+    match error.outcome() {
+        voussoir_journal::Outcome::NotApplied => StoreError::Refused(Arc::new(error)),
+        voussoir_journal::Outcome::Unknown => StoreError::Failed(Arc::new(error)),
+    }
+}
+
+/// What the state record says of the current snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Current {
+    index: u64,
+    term: u64,
+    identity: u64,
+    /// The number of its log.
+    number: u64,
+    chunks: u64,
+}
+
+impl Current {
+    fn is(&self, meta: &SnapshotMeta) -> bool {
+        (self.index, self.term) == (meta.index, meta.term)
+    }
+}

@@ -1,0 +1,301 @@
+//! Writes on their way to the journal, in order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use voussoir_journal::{Batch, Commit, Error, Journal, Log};
+
+use super::state::State;
+use super::{Current, store_error};
+use crate::codec;
+use crate::store::{Completion, LogWrite, StoreError};
+use crate::types::{Entry, HardState};
+
+/// About how long a batch of entries is, in bytes: long enough to cost nothing beside a sync,
+/// short enough for small segments. One entry may exceed it.
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Orders the writes of one group.
+///
+/// The journal keeps commits to the same log in order, but lets small commits overtake large ones
+/// of other logs. So commits follow each other freely while all of them touch the log of entries,
+/// and one that does not (a vote) waits for those before it, as those after it wait for it.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    journal: Journal,
+    entries: Log,
+    state: Log,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug)]
+struct Queue {
+    /// As the last write leaves it.
+    stored: State,
+    /// Position of the next state record.
+    state_end: u64,
+    /// Bounds of the log of entries, as the last write leaves them.
+    first: u64,
+    end: u64,
+    /// Not handed to the journal yet.
+    backlog: VecDeque<Step>,
+    /// Handed to the journal, the oldest first.
+    flying: VecDeque<Flight>,
+    /// Number of the first of `flying`.
+    landed: u64,
+    /// All of `flying` touch the log of entries.
+    in_order: bool,
+    failed: Option<StoreError>,
+}
+
+/// One commit: a part of a write or all of it.
+#[derive(Debug)]
+struct Step {
+    commit: Commit,
+    touches_entries: bool,
+    /// For the last part.
+    done: Option<Completion>,
+}
+
+#[derive(Debug)]
+struct Flight {
+    done: Option<Completion>,
+    result: Option<Result<(), StoreError>>,
+}
+
+/// What has to be told once the queue is unlocked.
+type Told = Vec<(Completion, Result<(), StoreError>)>;
+
+/// Writes the first state of a new group.
+pub(super) fn begin(
+    journal: &Journal,
+    entries: &Log,
+    log: &Log,
+    state: &State,
+) -> Result<(), Error> {
+    let commit = Commit::new().release(entries, 1).append(log, [state.encode()]);
+    journal.commit_blocking(commit).map(drop)
+}
+
+impl Pipeline {
+    pub(super) fn new(journal: Journal, entries: Log, state: Log, stored: State) -> Arc<Self> {
+        let queue = Queue {
+            stored,
+            state_end: state.end(),
+            first: entries.first(),
+            end: entries.end(),
+            backlog: VecDeque::new(),
+            flying: VecDeque::new(),
+            landed: 0,
+            in_order: true,
+            failed: None,
+        };
+        Arc::new(Self { journal, entries, state, queue: Mutex::new(queue) })
+    }
+
+    /// Hard state and current snapshot.
+    pub(super) fn stored(&self) -> (HardState, Option<Current>) {
+        let stored = self.queue.lock().stored;
+        (stored.hard_state, stored.snapshot)
+    }
+
+    /// Takes a write, with the snapshot that it makes current.
+    pub(super) fn write(
+        self: &Arc<Self>,
+        write: LogWrite,
+        adopts: Option<Current>,
+        done: Completion,
+    ) {
+        let batches = batches(&write.entries);
+        let told = {
+            let mut queue = self.queue.lock();
+            match self.plan(&mut queue, &write, adopts, batches, done) {
+                Ok(()) => self.pump(&mut queue),
+                Err(told) => told,
+            }
+        };
+        tell(told);
+    }
+
+    /// Turns a write into commits.
+    fn plan(
+        &self,
+        queue: &mut Queue,
+        write: &LogWrite,
+        adopts: Option<Current>,
+        batches: Vec<Batch>,
+        done: Completion,
+    ) -> Result<(), Told> {
+        if let Some(error) = &queue.failed {
+            return Err(vec![(done, Err(error.clone()))]);
+        }
+        let mut commit = Commit::new();
+        let mut touches_entries = false;
+        if let Some(from) = write.truncate_from.map(|from| from.max(queue.first))
+            && from < queue.end
+        {
+            (commit, touches_entries) = (commit.truncate(&self.entries, from), true);
+            queue.end = from;
+        }
+        if let Some(upto) = write.release.filter(|upto| *upto > queue.first) {
+            (commit, touches_entries) = (commit.release(&self.entries, upto), true);
+            queue.first = upto;
+            queue.end = queue.end.max(upto);
+        }
+        if let Some(first) = write.entries.first()
+            && first.index != queue.end
+        {
+            let error = format!("entry {} would stand at {}", first.index, queue.end);
+            let error = StoreError::Damaged(error);
+            queue.failed = Some(error.clone());
+            return Err(vec![(done, Err(error))]);
+        }
+        queue.end += write.entries.len() as u64;
+        if adopts.is_some() || write.hard_state.is_some() {
+            let stored = &mut queue.stored;
+            stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
+            stored.snapshot = adopts.or(stored.snapshot);
+            commit = commit.append(&self.state, [stored.encode()]);
+            commit = commit.release(&self.state, queue.state_end);
+            queue.state_end += 1;
+        }
+        let mut done = Some(done);
+        let mut batches = batches.into_iter().peekable();
+        loop {
+            if let Some(batch) = batches.next() {
+                (commit, touches_entries) = (commit.append_batch(&self.entries, batch), true);
+            }
+            let done = if batches.peek().is_none() { done.take() } else { None };
+            let last = done.is_some();
+            queue.backlog.push_back(Step { commit, touches_entries, done });
+            if last {
+                return Ok(());
+            }
+            (commit, touches_entries) = (Commit::new(), false);
+        }
+    }
+
+    /// Hands on what may go now.
+    fn pump(self: &Arc<Self>, queue: &mut Queue) -> Told {
+        while let Some(step) = queue.backlog.front() {
+            let (alone, touches_entries) = (queue.flying.is_empty(), step.touches_entries);
+            if !alone && !(queue.in_order && touches_entries) {
+                break;
+            }
+            let number = queue.landed + queue.flying.len() as u64;
+            let pipeline = Arc::clone(self);
+            let submitted = self.journal.submit(step.commit.clone(), move |result| {
+                pipeline.landed(number, result.map(drop).map_err(store_error));
+            });
+            match submitted {
+                Ok(()) => {}
+                // One of ours that lands makes room, or at least another attempt.
+                Err(Error::Busy) if !alone => break,
+                Err(Error::Busy) => {
+                    if let Err(error) = self.wait_for_room(step.commit.clone(), number) {
+                        return queue.fail(&error);
+                    }
+                }
+                Err(error) => return queue.fail(&store_error(error)),
+            }
+            queue.in_order = touches_entries && (alone || queue.in_order);
+            let step = queue.backlog.pop_front();
+            let done = step.and_then(|step| step.done);
+            queue.flying.push_back(Flight { done, result: None });
+        }
+        Vec::new()
+    }
+
+    /// The journal is busy with what others write: waits on a thread, which is rare enough.
+    fn wait_for_room(self: &Arc<Self>, commit: Commit, number: u64) -> Result<(), StoreError> {
+        let pipeline = Arc::clone(self);
+        let wait = move || {
+            let result = pipeline.journal.commit_blocking(commit);
+            pipeline.landed(number, result.map(drop).map_err(store_error));
+        };
+        let thread = std::thread::Builder::new().name("raft-journal".to_owned()).spawn(wait);
+        thread.map(drop).map_err(|error| StoreError::Refused(Arc::new(error)))
+    }
+
+    /// A commit is durable, or has failed.
+    fn landed(self: &Arc<Self>, number: u64, result: Result<(), StoreError>) {
+        let told = {
+            let mut queue = self.queue.lock();
+            let mut told = queue.land(number, result);
+            if queue.failed.is_none() {
+                told.extend(self.pump(&mut queue));
+            }
+            told
+        };
+        tell(told);
+    }
+}
+
+impl Queue {
+    /// Notes how a commit ended, and finds out what is done because of it.
+    fn land(&mut self, number: u64, result: Result<(), StoreError>) -> Told {
+        let at = number.checked_sub(self.landed).and_then(|at| usize::try_from(at).ok());
+        if let Some(flight) = at.and_then(|at| self.flying.get_mut(at)) {
+            flight.result = Some(result);
+        }
+        let mut told = Vec::new();
+        while let Some(Flight { result: Some(_), .. }) = self.flying.front() {
+            let Some(Flight { done, result: Some(result) }) = self.flying.pop_front() else {
+                break;
+            };
+            self.landed += 1;
+            if let Err(error) = result {
+                told.extend(done.map(|done| (done, Err(error.clone()))));
+                told.extend(self.fail(&error));
+            } else {
+                told.extend(done.map(|done| (done, Ok(()))));
+            }
+        }
+        told
+    }
+
+    /// Nothing that follows a failed write may count.
+    fn fail(&mut self, error: &StoreError) -> Told {
+        let error = self.failed.get_or_insert_with(|| error.clone()).clone();
+        self.landed += self.flying.len() as u64;
+        let flying = self.flying.drain(..).filter_map(|flight| flight.done);
+        let backlog = self.backlog.drain(..).filter_map(|step| step.done);
+        flying.chain(backlog).map(|done| (done, Err(error.clone()))).collect()
+    }
+}
+
+fn tell(told: Told) {
+    for (done, result) in told {
+        done.complete(result);
+    }
+}
+
+/// Entries as batches of the journal.
+fn batches(entries: &[Entry]) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    let mut rest = entries;
+    let mut record = Vec::new();
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let mut fits = |entry: &Entry| {
+            let first = bytes == 0;
+            bytes += entry.data.len() + codec::ENTRY_HEAD_BYTES + 4;
+            first || bytes <= BATCH_BYTES
+        };
+        let count = rest.iter().take_while(|entry| fits(entry)).count();
+        let (now, later) = rest.split_at(count);
+        rest = later;
+        let weight: usize =
+            now.iter().map(|entry| entry.data.len() + codec::ENTRY_HEAD_BYTES + 4).sum();
+        let mut batch = Batch::builder(weight);
+        for entry in now {
+            record.clear();
+            record.extend_from_slice(&codec::encode_entry_head(entry));
+            record.extend_from_slice(&entry.data);
+            batch.push(&record);
+        }
+        batches.push(batch.finish());
+    }
+    batches
+}

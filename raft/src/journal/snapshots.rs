@@ -1,0 +1,287 @@
+//! Snapshots in logs of their own.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log};
+
+use super::{Current, OpenError, blocking, read_failed, stopped, store_error};
+use crate::codec;
+use crate::store::{
+    CHUNK_BYTES_MAX, ReadFailed, SnapshotName, SnapshotReader, SnapshotWriter, StoreError,
+};
+use crate::types::SnapshotMeta;
+
+/// Records of a snapshot's log beside the chunks: the name and the end.
+const EXTRA_RECORDS: u64 = 2;
+
+/// The snapshots of one group.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    journal: Journal,
+    namespace: String,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug)]
+struct Table {
+    next_number: u64,
+    /// Finished and not adopted, by identity.
+    staged: HashMap<u64, Current>,
+    /// What the last write makes current.
+    adopted: Option<Current>,
+    /// What is current on the disk.
+    current: Option<Current>,
+    /// How many readers a log has.
+    readers: HashMap<u64, usize>,
+    /// Logs that go with their last reader.
+    doomed: HashSet<u64>,
+}
+
+impl Snapshots {
+    /// Removes what is not current, unless it is uncertain what that is.
+    pub(super) fn open(
+        journal: &Journal,
+        group: u64,
+        current: Option<Current>,
+        sound: bool,
+    ) -> Result<Arc<Self>, OpenError> {
+        let namespace = format!("raft.snapshot.{group}");
+        let mut next_number = current.map_or(1, |current| current.number + 1);
+        let mut remains = Commit::new().durability(Durability::Buffered);
+        for info in journal.logs() {
+            if info.name.namespace != namespace {
+                continue;
+            }
+            next_number = next_number.max(info.name.id.saturating_add(1));
+            if sound && current.is_none_or(|current| current.number != info.name.id) {
+                remains = remains.delete(&journal.log(&namespace, info.name.id)?);
+            }
+        }
+        journal.commit_blocking(remains)?;
+        let table = Table {
+            next_number,
+            staged: HashMap::new(),
+            adopted: current,
+            current,
+            readers: HashMap::new(),
+            doomed: HashSet::new(),
+        };
+        Ok(Arc::new(Self { journal: journal.clone(), namespace, table: Mutex::new(table) }))
+    }
+
+    fn log(&self, number: u64) -> Result<Log, StoreError> {
+        self.journal.log(&self.namespace, number).map_err(store_error)
+    }
+
+    /// What the current snapshot covers; `None` when it is damaged.
+    pub(super) fn current_meta(&self, current: Current) -> Option<SnapshotMeta> {
+        let log = self.log(current.number).ok()?;
+        let whole = log.bounds() == (0..current.chunks + EXTRA_RECORDS);
+        let name = read_name(&log)?;
+        let agrees = current.is(&name.meta) && name.identity == current.identity;
+        (whole && agrees && log.health() == Health::Intact).then_some(name.meta)
+    }
+
+    pub(super) async fn stage(this: &Arc<Self>, name: &SnapshotName) -> Result<Writer, StoreError> {
+        let number = {
+            let mut table = this.table.lock();
+            table.next_number += 1;
+            table.next_number - 1
+        };
+        let log = this.log(number)?;
+        let mut record = BytesMut::new();
+        record.put_u64_le(name.identity);
+        record.put(codec::encode_snapshot(&name.meta));
+        let meta = &name.meta;
+        let current = Current {
+            index: meta.index,
+            term: meta.term,
+            identity: name.identity,
+            number,
+            chunks: 0,
+        };
+        let writer = Writer { snapshots: Arc::clone(this), log, current, finished: false };
+        writer.record(record.freeze(), Durability::Written).await?;
+        Ok(writer)
+    }
+
+    pub(super) fn unstage(&self, identity: u64) {
+        let staged = self.table.lock().staged.remove(&identity);
+        if let Some(staged) = staged {
+            self.delete(staged.number);
+        }
+    }
+
+    /// Decides about a staged snapshot: `Some(None)` when it is not newer than the current one.
+    /// `None` when it is not there.
+    pub(super) fn adopt(&self, name: &SnapshotName) -> Option<Option<Current>> {
+        let mut table = self.table.lock();
+        let staged = table.staged.remove(&name.identity)?;
+        if table.adopted.is_some_and(|adopted| adopted.index >= staged.index) {
+            drop(table);
+            self.delete(staged.number);
+            return Some(None);
+        }
+        table.adopted = Some(staged);
+        Some(Some(staged))
+    }
+
+    /// The write that makes it current is durable: the one before goes.
+    pub(super) fn became_current(&self, current: Current) {
+        let mut table = self.table.lock();
+        let before = table.current.replace(current);
+        let Some(number) = before.map(|before| before.number) else { return };
+        if table.readers.contains_key(&number) {
+            table.doomed.insert(number);
+            return;
+        }
+        drop(table);
+        self.delete(number);
+    }
+
+    pub(super) fn open_current(this: &Arc<Self>) -> Result<Option<Reader>, StoreError> {
+        let current = {
+            let mut table = this.table.lock();
+            let Some(current) = table.current else { return Ok(None) };
+            *table.readers.entry(current.number).or_default() += 1;
+            current
+        };
+        let mut reader = Reader {
+            snapshots: Arc::clone(this),
+            number: current.number,
+            log: None,
+            name: SnapshotName { meta: SnapshotMeta::default(), identity: current.identity },
+            chunks: current.chunks,
+        };
+        let log = this.log(current.number)?;
+        let name = read_name(&log).filter(|name| current.is(&name.meta));
+        reader.name = name.ok_or_else(|| StoreError::Damaged("the snapshot's name".to_owned()))?;
+        reader.log = Some(log);
+        Ok(Some(reader))
+    }
+
+    /// Removes a log by and by. When that fails the next opening does it.
+    fn delete(&self, number: u64) {
+        if let Ok(log) = self.log(number) {
+            let commit = Commit::new().delete(&log).durability(Durability::Buffered);
+            let _ = self.journal.submit(commit, |_| ());
+        }
+    }
+}
+
+fn read_name(log: &Log) -> Option<SnapshotName> {
+    let mut record = log.read(0).ok()?;
+    let identity = record.try_get_u64_le().ok()?;
+    let meta = codec::decode_snapshot(record).ok()?;
+    Some(SnapshotName { meta, identity })
+}
+
+/// Stages one snapshot.
+pub(super) struct Writer {
+    snapshots: Arc<Snapshots>,
+    log: Log,
+    current: Current,
+    finished: bool,
+}
+
+impl Writer {
+    async fn record(&self, record: Bytes, durability: Durability) -> Result<(), StoreError> {
+        let commit = Commit::new().append_batch(&self.log, Batch::from(record));
+        let committed = self.snapshots.journal.commit(commit.durability(durability)).await;
+        committed.map(drop).map_err(store_error)
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.snapshots.delete(self.current.number);
+        }
+    }
+}
+
+#[async_trait]
+impl SnapshotWriter for Writer {
+    async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX {
+            return Err(StoreError::ChunkSize { bytes: chunk.len() });
+        }
+        // Written, not synced: the end record's sync covers all that was written before it.
+        self.record(chunk, Durability::Written).await?;
+        self.current.chunks += 1;
+        Ok(())
+    }
+
+    async fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
+        let end = Bytes::copy_from_slice(&self.current.chunks.to_le_bytes());
+        self.record(end, Durability::Synced).await?;
+        self.finished = true;
+        self.snapshots.table.lock().staged.insert(self.current.identity, self.current);
+        Ok(())
+    }
+}
+
+/// Reads one snapshot, which stays until the reader goes.
+pub(super) struct Reader {
+    snapshots: Arc<Snapshots>,
+    number: u64,
+    log: Option<Log>,
+    name: SnapshotName,
+    chunks: u64,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        let mut table = self.snapshots.table.lock();
+        let Some(readers) = table.readers.get_mut(&self.number) else { return };
+        *readers -= 1;
+        if *readers > 0 {
+            return;
+        }
+        table.readers.remove(&self.number);
+        let doomed = table.doomed.remove(&self.number);
+        drop(table);
+        if doomed {
+            self.snapshots.delete(self.number);
+        }
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Reader {
+    /// Name and content, read in this thread.
+    pub(super) fn whole(&self) -> Result<(SnapshotName, Bytes), StoreError> {
+        let damaged = || StoreError::Damaged("the snapshot's log".to_owned());
+        let log = self.log.as_ref().ok_or_else(damaged)?;
+        let mut whole = BytesMut::new();
+        for number in 0..self.chunks {
+            whole.put(log.read(number + 1).map_err(|_| damaged())?);
+        }
+        Ok((self.name.clone(), whole.freeze()))
+    }
+}
+
+#[async_trait]
+impl SnapshotReader for Reader {
+    fn name(&self) -> &SnapshotName {
+        &self.name
+    }
+
+    fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed> {
+        let Some(log) = self.log.clone().filter(|_| number < self.chunks) else {
+            return Err(ReadFailed::Absent);
+        };
+        match blocking(move || log.read(number + 1)).await {
+            Some(read) => read.map_err(read_failed),
+            None => Err(ReadFailed::Failed(stopped())),
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! The state record.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use voussoir_journal::Log;
+
+use super::{Current, Identity, OpenError};
+use crate::types::HardState;
+
+const VERSION: u8 = 1;
+const BYTES: usize = 112;
+const HAS_VOTE: u8 = 1;
+const HAS_SNAPSHOT: u8 = 2;
+
+/// What the last state record says, or will say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State {
+    pub(super) identity: Identity,
+    pub(super) hard_state: HardState,
+    pub(super) snapshot: Option<Current>,
+}
+
+impl State {
+    pub(super) fn new(identity: Identity) -> Self {
+        Self { identity, hard_state: HardState::default(), snapshot: None }
+    }
+
+    pub(super) fn encode(&self) -> Bytes {
+        let HardState { term, vote } = self.hard_state;
+        let vote_bit = if vote.is_some() { HAS_VOTE } else { 0 };
+        let snapshot_bit = if self.snapshot.is_some() { HAS_SNAPSHOT } else { 0 };
+        let none = Current { index: 0, term: 0, identity: 0, number: 0, chunks: 0 };
+        let current = self.snapshot.unwrap_or(none);
+        let mut out = BytesMut::with_capacity(BYTES);
+        out.put_u8(VERSION);
+        out.put_u8(vote_bit | snapshot_bit);
+        out.put_u16_le(BYTES as u16);
+        out.put_u32_le(0);
+        out.put_u128_le(self.identity.cluster);
+        out.put_u64_le(self.identity.node);
+        out.put_u64_le(self.identity.group);
+        out.put_u64_le(term);
+        out.put_u64_le(vote.unwrap_or(0));
+        out.put_u64_le(current.index);
+        out.put_u64_le(current.term);
+        out.put_u64_le(current.identity);
+        out.put_u64_le(current.number);
+        out.put_u64_le(current.chunks);
+        out.put_u128_le(0);
+        debug_assert_eq!(out.len(), BYTES, "as specified");
+        out.freeze()
+    }
+
+    /// `Err(Some(version))`: of a newer version. `Err(None)`: no state record.
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Self, Option<u8>> {
+        match bytes.first() {
+            Some(version) if *version > VERSION => return Err(Some(*version)),
+            Some(_) if bytes.len() >= BYTES => {}
+            _ => return Err(None),
+        }
+        bytes.advance(1);
+        let bits = bytes.get_u8();
+        if usize::from(bytes.get_u16_le()) < BYTES {
+            return Err(None);
+        }
+        bytes.advance(4);
+        let identity = Identity {
+            cluster: bytes.get_u128_le(),
+            node: bytes.get_u64_le(),
+            group: bytes.get_u64_le(),
+        };
+        let (term, vote) = (bytes.get_u64_le(), bytes.get_u64_le());
+        let vote = (bits & HAS_VOTE != 0).then_some(vote);
+        let current = Current {
+            index: bytes.get_u64_le(),
+            term: bytes.get_u64_le(),
+            identity: bytes.get_u64_le(),
+            number: bytes.get_u64_le(),
+            chunks: bytes.get_u64_le(),
+        };
+        let snapshot = (bits & HAS_SNAPSHOT != 0).then_some(current);
+        Ok(Self { identity, hard_state: HardState { term, vote }, snapshot })
+    }
+}
+
+/// The state that the log holds; `None` when it is damaged.
+pub(super) fn read(log: &Log, wanted: Identity) -> Result<Option<State>, OpenError> {
+    let bounds = log.bounds();
+    if bounds.is_empty() {
+        return Ok(None);
+    }
+    let record = match log.read(bounds.end - 1) {
+        Ok(record) => record,
+        Err(error @ voussoir_journal::ReadError::Io(_)) => return Err(error.into()),
+        Err(_) => return Ok(None),
+    };
+    match State::decode(record) {
+        Ok(state) if state.identity != wanted => {
+            Err(OpenError::WrongNode { found: state.identity, wanted })
+        }
+        Ok(state) => Ok(Some(state)),
+        Err(Some(found)) => Err(OpenError::NewerFormat { found, supported: VERSION }),
+        Err(None) => Ok(None),
+    }
+}

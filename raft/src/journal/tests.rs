@@ -1,0 +1,115 @@
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use voussoir_journal::{Commit, Journal, MemoryFiles, Options};
+
+use super::state::State;
+use super::{Current, Identity, JournalStore, OpenError};
+use crate::core::Core;
+use crate::store::{Completion, LogStore, LogWrite};
+use crate::types::{Entry, EntryKind, HaltReason, HardState};
+
+const IDENTITY: Identity = Identity { cluster: 0x0102, node: 3, group: 4 };
+
+fn state() -> State {
+    let snapshot = Current { index: 5, term: 6, identity: 7, number: 8, chunks: 9 };
+    State {
+        identity: IDENTITY,
+        hard_state: HardState { term: 10, vote: Some(11) },
+        snapshot: Some(snapshot),
+    }
+}
+
+#[test]
+fn bytes_of_version_1_stay_as_they_are() {
+    let hex: String = state().encode().iter().map(|byte| format!("{byte:02x}")).collect();
+    let words = |numbers: &[u64]| -> String {
+        numbers.iter().flat_map(|n| n.to_le_bytes()).map(|byte| format!("{byte:02x}")).collect()
+    };
+    let golden = format!(
+        "0103700000000000{}{}",
+        "02010000000000000000000000000000",
+        words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 0, 0])
+    );
+    assert_eq!(hex, golden);
+    assert_eq!(State::decode(state().encode()), Ok(state()));
+    let young = State::new(IDENTITY);
+    assert_eq!(State::decode(young.encode()), Ok(young));
+}
+
+#[test]
+fn newer_and_cut_records_are_told_apart() {
+    let mut bytes = state().encode().to_vec();
+    for cut in 0..bytes.len() {
+        assert_eq!(State::decode(Bytes::copy_from_slice(&bytes[..cut])), Err(None), "cut at {cut}");
+    }
+    bytes[0] = 2;
+    assert_eq!(State::decode(bytes.into()), Err(Some(2)));
+}
+
+proptest! {
+    #[test]
+    fn no_bytes_are_too_strange(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = State::decode(bytes.into());
+    }
+}
+
+fn journal() -> Journal {
+    let mut options = Options::default();
+    options.segment_bytes = 8 << 20;
+    Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap()
+}
+
+async fn halted(store: &JournalStore) -> Option<HaltReason> {
+    let restored = store.restore().await.unwrap();
+    Core::new(crate::Config::new(3, [3]), restored, 0).unwrap().status().halted
+}
+
+#[tokio::test]
+async fn data_of_a_newer_version_is_refused() {
+    let journal = journal();
+    drop(JournalStore::open(&journal, IDENTITY).unwrap());
+    let log = journal.log("raft.state", IDENTITY.group).unwrap();
+    let mut record = state().encode().to_vec();
+    record[0] = 9;
+    journal.commit_blocking(Commit::new().append(&log, [record])).unwrap();
+    let refused = JournalStore::open(&journal, IDENTITY);
+    assert!(matches!(refused, Err(OpenError::NewerFormat { found: 9, .. })), "{refused:?}");
+}
+
+#[tokio::test]
+async fn what_cannot_be_understood_halts_the_node() {
+    let journal = journal();
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    assert_eq!(halted(&store).await, None);
+    let log = journal.log("raft.log", IDENTITY.group).unwrap();
+    journal.commit_blocking(Commit::new().append(&log, ["no entry"])).unwrap();
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    assert_eq!(halted(&store).await, Some(HaltReason::Damaged));
+
+    let other = Identity { group: 9, ..IDENTITY };
+    drop(JournalStore::open(&journal, other).unwrap());
+    let log = journal.log("raft.state", 9).unwrap();
+    journal.commit_blocking(Commit::new().delete(&log)).unwrap();
+    let log = journal.log("raft.log", 9).unwrap();
+    journal.commit_blocking(Commit::new().append(&log, ["entry"])).unwrap();
+    let store = JournalStore::open(&journal, other).unwrap();
+    assert_eq!(halted(&store).await, Some(HaltReason::Damaged), "entries without a vote");
+}
+
+#[tokio::test]
+async fn a_hole_is_refused_and_ends_the_store() {
+    let journal = journal();
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    let write = |index: u64| {
+        let entry = Entry { term: 1, index, kind: EntryKind::Noop, data: Bytes::new() };
+        let (done, result) = tokio::sync::oneshot::channel();
+        let write = LogWrite { entries: vec![entry], ..LogWrite::default() };
+        store.write(write, Completion::new(move |result| drop(done.send(result))));
+        result
+    };
+    assert!(write(1).await.unwrap().is_ok());
+    assert!(write(3).await.unwrap().is_err(), "2 is missing");
+    assert!(write(2).await.unwrap().is_err(), "nothing may follow a failed write");
+}

@@ -1,0 +1,173 @@
+//! What nodes say to each other. The bytes are specified in [`codec`](crate::codec).
+
+use crate::types::Entry;
+
+/// A message between two nodes of one group. The transport says who sent it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Message {
+    /// "Could I win `term`?" Nobody's term changes. Source: Raft thesis §9.6.
+    PreVote(VoteRequest),
+    /// The answer to [`PreVote`](Self::PreVote).
+    PreVoteReply(VoteReply),
+    /// RequestVote. Source: Raft §5.2.
+    Vote(VoteRequest),
+    /// The answer to [`Vote`](Self::Vote).
+    VoteReply(VoteReply),
+    /// AppendEntries. Source: Raft §5.3.
+    Append {
+        /// Everything but the entries.
+        head: AppendHead,
+        /// Entries at `head.prev_index + 1` and on.
+        entries: Vec<Entry>,
+    },
+    /// The follower's log holds what the leader sent.
+    AppendAck(AppendAck),
+    /// The follower's log does not hold `prev_index` at `prev_term`.
+    AppendReject(AppendReject),
+    /// "I still lead." Confirms reads, carries the commit index.
+    Heartbeat(Heartbeat),
+    /// The answer to [`Heartbeat`](Self::Heartbeat).
+    HeartbeatReply(HeartbeatReply),
+    /// "Your term is over": the answer to a leader of an older term.
+    Stale {
+        /// The term of the node that answers.
+        term: u64,
+    },
+    /// A follower asks the leader for a read index. Source: Raft §8, thesis §6.4.
+    ReadRequest(ReadRequest),
+    /// The answer to [`ReadRequest`](Self::ReadRequest).
+    ReadReply(ReadReply),
+}
+
+/// The question in both rounds of an election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoteRequest {
+    /// The term that the candidate would lead.
+    pub term: u64,
+    /// The candidate's last entry.
+    pub last_index: u64,
+    /// The term of that entry.
+    pub last_term: u64,
+}
+
+/// The answer in both rounds of an election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VoteReply {
+    /// When granted, the term of the question; otherwise the term of the node that answers.
+    pub term: u64,
+    /// Whether the vote was given.
+    pub granted: bool,
+}
+
+/// AppendEntries without its entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendHead {
+    /// The leader's term.
+    pub term: u64,
+    /// Which stretch of replication to this follower it belongs to. Answers repeat it, so that
+    /// one from before a reset is never taken for one after it.
+    pub session: u64,
+    /// The entry before the first one sent.
+    pub prev_index: u64,
+    /// The term of that entry.
+    pub prev_term: u64,
+    /// The leader's commit index.
+    pub commit: u64,
+    /// The leader waits for this answer before it sends more: answer at once, do not wait for
+    /// the disk.
+    pub probe: bool,
+}
+
+/// A follower took an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendAck {
+    /// The term of both.
+    pub term: u64,
+    /// From the append.
+    pub session: u64,
+    /// Durable at the follower and equal to the leader's log up to here.
+    pub matched: u64,
+    /// Equal to the leader's log up to here, durable or not. At least `matched`.
+    pub received: u64,
+}
+
+/// A follower refused an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AppendReject {
+    /// The term of both.
+    pub term: u64,
+    /// From the append.
+    pub session: u64,
+    /// From the append.
+    pub prev_index: u64,
+    /// The last index at which the logs may still agree.
+    pub hint_index: u64,
+    /// The follower's term at `hint_index`. Source: Raft §5.3, the fast back-off.
+    pub hint_term: u64,
+}
+
+/// A leader's sign of life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// The leader's term.
+    pub term: u64,
+    /// Counts the leader's rounds of heartbeats within its term. Never used twice.
+    pub round: u64,
+    /// The leader's commit index.
+    pub commit: u64,
+}
+
+/// A follower's answer to a heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeartbeatReply {
+    /// The term of both.
+    pub term: u64,
+    /// From the heartbeat.
+    pub round: u64,
+    /// Equal to the leader's log up to here, durable or not.
+    pub received: u64,
+}
+
+/// A read that is forwarded to the leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadRequest {
+    /// The asking node's term.
+    pub term: u64,
+    /// Drawn by the asking node at its start, so that an answer to an earlier life is not
+    /// taken for one to this.
+    pub nonce: u64,
+    /// Counts the asking node's requests. Only ever echoed.
+    pub context: u64,
+}
+
+/// The leader's answer to a forwarded read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadReply {
+    /// The answering node's term.
+    pub term: u64,
+    /// From the request.
+    pub nonce: u64,
+    /// From the request.
+    pub context: u64,
+    /// A read that sees this index applied is linearizable. `None`: refused, ask again.
+    pub index: Option<u64>,
+}
+
+impl Message {
+    /// The term that the message carries.
+    pub fn term(&self) -> u64 {
+        match self {
+            Self::PreVote(m) | Self::Vote(m) => m.term,
+            Self::PreVoteReply(m) | Self::VoteReply(m) => m.term,
+            Self::Append { head, .. } => head.term,
+            Self::AppendAck(m) => m.term,
+            Self::AppendReject(m) => m.term,
+            Self::Heartbeat(m) => m.term,
+            Self::HeartbeatReply(m) => m.term,
+            Self::Stale { term } => *term,
+            Self::ReadRequest(m) => m.term,
+            Self::ReadReply(m) => m.term,
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The task that owns the state machine.
+
+use std::future::poll_fn;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::error::{Doubt, ProposeError, StopReason};
+use super::mailbox::Mailbox;
+use super::pending::Placed;
+use super::shared::{Event, Shared, count};
+use crate::machine::{Chunks, Command, MachineError, StateMachine};
+use crate::store::{
+    Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader, StoreError,
+};
+use crate::types::{Entry, EntryKind, SnapshotMeta};
+
+/// About how many bytes of entries are read back from the log at once.
+const READ_BYTES: u64 = 1 << 20;
+
+/// Something for the state machine to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Apply the entries of `range`, which are read from the log when they are not given.
+    Apply { range: Range<u64>, entries: Option<Vec<Entry>>, waiting: Vec<Placed> },
+    /// Start over from the current snapshot, which covers at least `meta`.
+    Restore { meta: SnapshotMeta },
+    /// Take a snapshot.
+    Snapshot,
+}
+
+/// Why the state machine cannot go on.
+#[derive(Debug, thiserror::Error)]
+enum ApplyError {
+    #[error("{0}")]
+    Machine(#[from] MachineError),
+    #[error("{got} answers to {wanted} commands")]
+    Answers { got: usize, wanted: usize },
+    #[error("an entry could not be read: {0}")]
+    Read(#[from] ReadFailed),
+    #[error("the snapshot could not be opened: {0}")]
+    Open(#[from] StoreError),
+    #[error("the snapshot is not there")]
+    NoSnapshot,
+}
+
+pub(crate) struct Applier {
+    pub(crate) machine: Box<dyn StateMachine>,
+    pub(crate) log: Arc<dyn LogStore>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) jobs: Arc<Mailbox<Job>>,
+    /// The voters, ascending, for the description of snapshots.
+    pub(crate) voters: Vec<u64>,
+    /// Differs in each life of each node.
+    pub(crate) nonce: u64,
+    /// The last entry that the state includes, and its term.
+    pub(crate) at: (u64, u64),
+    /// Snapshots on their way to the disk; at most one, the core waits for it.
+    pub(crate) tasks: JoinSet<()>,
+}
+
+impl Applier {
+    /// Runs until the node stops or the machine fails.
+    pub(crate) async fn run(mut self) {
+        // Also said when the machine panics.
+        let panicked = Panicked(Arc::clone(&self.shared));
+        let mut jobs = Vec::new();
+        while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs)).await {
+            for job in jobs.drain(..) {
+                if let Err(error) = self.run_job(job).await {
+                    self.shared.tell(Event::Stop(StopReason::Machine(error.to_string())));
+                    std::mem::forget(panicked);
+                    return;
+                }
+            }
+            while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
+        }
+        std::mem::forget(panicked);
+    }
+
+    async fn run_job(&mut self, job: Job) -> Result<(), ApplyError> {
+        match job {
+            Job::Apply { range, entries: Some(entries), mut waiting } => {
+                self.apply(entries, &mut waiting).await?;
+                self.hidden(waiting);
+                self.shared.tell(Event::Applied { index: range.end - 1 });
+            }
+            Job::Apply { range, entries: None, waiting } => self.catch_up(range, waiting).await?,
+            Job::Restore { meta } => self.restore(&meta).await?,
+            Job::Snapshot => self.snapshot().await,
+        }
+        Ok(())
+    }
+
+    /// Applies entries that are no longer in memory.
+    async fn catch_up(
+        &mut self,
+        range: Range<u64>,
+        mut waiting: Vec<Placed>,
+    ) -> Result<(), ApplyError> {
+        let mut next = range.start.max(self.at.0 + 1);
+        while next < range.end {
+            let entries = match self.log.read(next..range.end, READ_BYTES).await {
+                Ok(entries) => entries,
+                // A newer snapshot took their place; it is the next thing to be restored.
+                Err(ReadFailed::Released) => break,
+                Err(error) => return Err(error.into()),
+            };
+            let fits = |(index, entry): (u64, &Entry)| entry.index == index;
+            if entries.is_empty() || !(next..range.end).zip(&entries).all(fits) {
+                return Err(ReadFailed::Absent.into());
+            }
+            next += entries.len() as u64;
+            self.apply(entries, &mut waiting).await?;
+        }
+        self.hidden(waiting);
+        self.shared.tell(Event::Applied { index: range.end - 1 });
+        Ok(())
+    }
+
+    /// Applies entries and answers those of `waiting` that are among them.
+    async fn apply(
+        &mut self,
+        entries: Vec<Entry>,
+        waiting: &mut Vec<Placed>,
+    ) -> Result<(), ApplyError> {
+        let Some(last) = entries.last() else { return Ok(()) };
+        let (applied, at) = (self.at.0, (last.index, last.term));
+        count(&self.shared.counters.entries_applied, entries.len() as u64);
+        let commands: Vec<Command> = entries
+            .into_iter()
+            // A snapshot that is newer than the core knows may already include some.
+            .filter(|entry| entry.kind == EntryKind::Command && entry.index > applied)
+            .map(|entry| Command { index: entry.index, data: entry.data })
+            .collect();
+        self.at = self.at.max(at);
+        if commands.is_empty() {
+            return Ok(());
+        }
+        let answers = self.machine.apply(&commands).await?;
+        if answers.len() != commands.len() {
+            return Err(ApplyError::Answers { got: answers.len(), wanted: commands.len() });
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let mut room = 0;
+        let mut placed = waiting.drain(..).peekable();
+        for (command, answer) in commands.iter().zip(answers) {
+            if let Some(mine) = placed.next_if(|placed| placed.index == command.index) {
+                room += mine.proposal.weight as usize;
+                // An error here only says that the caller has gone.
+                let _ = mine.proposal.reply.send(Ok(answer));
+            }
+        }
+        let rest: Vec<Placed> = placed.collect();
+        *waiting = rest;
+        self.shared.proposal_room.add_permits(room);
+        Ok(())
+    }
+
+    /// These were applied as part of a snapshot: their answers are not known.
+    fn hidden(&self, waiting: Vec<Placed>) {
+        for Placed { proposal, .. } in waiting {
+            self.shared.proposal_room.add_permits(proposal.weight as usize);
+            proposal.fail(ProposeError::Unknown(Doubt::Snapshot));
+        }
+    }
+
+    async fn restore(&mut self, meta: &SnapshotMeta) -> Result<(), ApplyError> {
+        let reader = self.log.open_snapshot().await?.ok_or(ApplyError::NoSnapshot)?;
+        let covers = reader.name().meta.clone();
+        if covers.index < meta.index {
+            return Err(ApplyError::NoSnapshot);
+        }
+        if covers.index > self.at.0 {
+            self.machine.restore(&mut Stored { reader, next: 0 }).await?;
+            self.at = (covers.index, covers.term);
+        }
+        self.shared.tell(Event::Applied { index: meta.index });
+        Ok(())
+    }
+
+    /// Cuts the state now and stores it beside what follows.
+    async fn snapshot(&mut self) {
+        let (index, term) = self.at;
+        let chunks = match self.machine.snapshot().await {
+            Ok(chunks) => chunks,
+            Err(error) => {
+                tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot taken");
+                return self.shared.tell(Event::SnapshotFailed);
+            }
+        };
+        let meta = SnapshotMeta { index, term, voters: self.voters.clone() };
+        let name = SnapshotName { identity: self.nonce.wrapping_add(index), meta };
+        let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
+        self.tasks.spawn(async move {
+            if let Err(error) = store(&*log, &name, chunks).await {
+                tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot stored");
+                return shared.tell(Event::SnapshotFailed);
+            }
+            // It becomes current before the core hears of it, so that the log is never cut
+            // behind a snapshot that does not count yet.
+            let meta = name.meta.clone();
+            let write = LogWrite { snapshot: Some(name), ..LogWrite::default() };
+            log.write(
+                write,
+                Completion::new(move |result| {
+                    let taken = Event::SnapshotTaken { meta };
+                    shared.tell(if result.is_ok() { taken } else { Event::SnapshotFailed });
+                }),
+            );
+        });
+    }
+}
+
+/// Why a snapshot was not stored.
+#[derive(Debug, thiserror::Error)]
+enum SnapshotError {
+    #[error("{0}")]
+    Machine(#[from] MachineError),
+    #[error("{0}")]
+    Store(#[from] StoreError),
+}
+
+async fn store(
+    log: &dyn LogStore,
+    name: &SnapshotName,
+    mut chunks: Box<dyn Chunks>,
+) -> Result<(), SnapshotError> {
+    let mut writer = log.stage(name).await?;
+    while let Some(chunk) = chunks.next().await? {
+        writer.append(chunk).await?;
+    }
+    Ok(writer.finish().await?)
+}
+
+/// A stored snapshot, chunk by chunk.
+struct Stored {
+    reader: Box<dyn SnapshotReader>,
+    next: u64,
+}
+
+#[async_trait::async_trait]
+impl Chunks for Stored {
+    async fn next(&mut self) -> Result<Option<bytes::Bytes>, MachineError> {
+        if self.next == self.reader.chunks() {
+            return Ok(None);
+        }
+        let chunk = self.reader.chunk(self.next).await?;
+        self.next += 1;
+        Ok(Some(chunk))
+    }
+}
+
+/// Says that the applier has panicked, unless it is forgotten.
+struct Panicked(Arc<Shared>);
+
+impl Drop for Panicked {
+    fn drop(&mut self) {
+        self.0.tell(Event::Stop(StopReason::Panicked));
+    }
+}

@@ -1,0 +1,409 @@
+//! The task that moves the core: it takes what has happened, lets the core decide, and sees to
+//! what the core asks for. It never waits for a disk, a peer or the state machine.
+
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::applier::Job;
+use super::error::{Doubt, ProposeError, ReadError, StopReason};
+use super::mailbox::Mailbox;
+use super::pending::{Proposal, Proposals, Reads};
+use super::send_snapshot;
+use super::shared::{Event, Shared, count};
+use crate::core::{Core, FetchError, Input, Output, Persist};
+use crate::error::{ReadRefusal, Refusal};
+use crate::message::Message;
+use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
+use crate::transport::Transport;
+use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta, Status};
+
+/// Turns after which the loop lets others run, in case it never sleeps.
+const TURNS_AT_A_STRETCH: u32 = 64;
+
+/// How far the indexes that watchers see may be behind, in nanoseconds. Waking watchers for every
+/// entry would cost more than replicating it.
+const SHOW_WITHIN: u64 = 1_000_000;
+
+/// A node's core and everything that it acts on.
+pub(crate) struct Driver {
+    pub(crate) core: Core,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) log: Arc<dyn LogStore>,
+    pub(crate) transport: Arc<dyn Transport>,
+    pub(crate) jobs: Arc<Mailbox<Job>>,
+    pub(crate) status: watch::Sender<Status>,
+    /// What core time 0 is on the clock.
+    pub(crate) epoch: Instant,
+    pub(crate) proposals: Proposals,
+    pub(crate) reads: Reads,
+    /// Reads from the log and transfers of snapshots; bounded by the core.
+    pub(crate) tasks: JoinSet<()>,
+    /// When the latest turn began.
+    pub(crate) now: u64,
+    /// When the status has to be shown, if it is behind.
+    pub(crate) show_at: Option<u64>,
+    pub(crate) shown: Status,
+}
+
+impl Driver {
+    /// Runs until the node stops, and says why it did.
+    pub(crate) async fn run(&mut self) -> StopReason {
+        let mut events = Vec::new();
+        let mut timer = pin!(sleep_until(self.epoch));
+        let mut turns = 0;
+        loop {
+            if let Some(reason) = self.turn(&mut events) {
+                return reason;
+            }
+            turns += 1;
+            if turns == TURNS_AT_A_STRETCH {
+                turns = 0;
+                tokio::task::yield_now().await;
+            }
+            let open = self.sleep(&mut events, timer.as_mut(), &mut turns).await;
+            if !open {
+                return self.shared.why_stopped();
+            }
+        }
+    }
+
+    /// Waits for events or the next deadline. Returns whether there may be more events.
+    async fn sleep(
+        &self,
+        events: &mut Vec<Event>,
+        mut timer: Pin<&mut Sleep>,
+        turns: &mut u32,
+    ) -> bool {
+        poll_fn(|cx| {
+            if let Poll::Ready(open) = self.shared.events.poll_take(cx, events) {
+                return Poll::Ready(open);
+            }
+            *turns = 0;
+            // Deadlines mostly move away from now: the timer is set again only when it is late,
+            // or when it has rung, since each setting costs more than an early ring once in a
+            // while.
+            let deadline = self.deadline();
+            if timer.is_elapsed() || deadline < timer.deadline() {
+                timer.as_mut().reset(deadline);
+            }
+            timer.as_mut().poll(cx).map(|()| true)
+        })
+        .await
+    }
+
+    fn deadline(&self) -> Instant {
+        let timeout = duration_nanos(self.core.config().proposal_timeout);
+        let overdue = self.proposals.oldest().map(|at| at.saturating_add(timeout));
+        let deadlines = [self.core.next_deadline(), overdue, self.show_at];
+        // A day: late enough to be harmless, early enough for every timer.
+        let idle = self.now.saturating_add(86_400_000_000_000);
+        let nanos = deadlines.into_iter().flatten().fold(idle, u64::min);
+        self.epoch + Duration::from_nanos(nanos)
+    }
+
+    /// Steps everything at hand and does what comes of it. Returns why to stop, if so.
+    fn turn(&mut self, events: &mut Vec<Event>) -> Option<StopReason> {
+        self.now = duration_nanos(self.epoch.elapsed());
+        let now = self.now;
+        count(&self.shared.counters.turns, 1);
+        let mut stop = None;
+        for event in events.drain(..) {
+            match self.input(now, event) {
+                Ok(input) => self.core.step(now, input),
+                Err(Some(reason)) => stop = stop.or(Some(reason)),
+                Err(None) => {}
+            }
+        }
+        if self.core.next_deadline().is_some_and(|at| at <= now) {
+            self.core.step(now, Input::Tick);
+        }
+        while let Some(output) = self.core.poll_output() {
+            stop = self.perform(output).or(stop);
+        }
+        while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
+        self.give_up_overdue(now);
+        self.publish();
+        stop
+    }
+
+    /// Turns an event into the core's input. `Err`: it has none, or the node is to stop.
+    fn input(&mut self, now: u64, event: Event) -> Result<Input, Option<StopReason>> {
+        Ok(match event {
+            Event::Propose { data, proposal } => {
+                count(&self.shared.counters.proposals, 1);
+                Input::Propose { token: self.proposals.add(proposal, now), data }
+            }
+            Event::Read { reply } => {
+                count(&self.shared.counters.reads, 1);
+                Input::Read { token: self.reads.add(reply) }
+            }
+            Event::Message { from, message, weight } => {
+                self.shared.taken(weight);
+                Input::Message { from, message }
+            }
+            Event::Unreachable { peer } => Input::Unreachable { peer },
+            Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
+            Event::Persisted { id, result: Err(error) } => {
+                let node = self.core.config().id;
+                tracing::error!(target: "voussoir::raft", node, %error, "a write failed");
+                Input::PersistFailed { id }
+            }
+            Event::Fetched { id, result } => {
+                Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
+            }
+            Event::Applied { index } => {
+                let answered = self.reads.applied(index);
+                self.shared.read_room.add_permits(answered);
+                Input::Applied { index }
+            }
+            Event::SnapshotTaken { meta } => {
+                count(&self.shared.counters.snapshots_taken, 1);
+                Input::SnapshotTaken { meta }
+            }
+            Event::SnapshotFailed => Input::SnapshotFailed,
+            Event::SnapshotSent { id, ok } => {
+                count(&self.shared.counters.snapshots_sent, u64::from(ok));
+                Input::SnapshotSent { id, ok }
+            }
+            Event::SnapshotReceived { from, term, name } => {
+                Input::SnapshotReceived { from, term, meta: name.meta }
+            }
+            Event::Stop(reason) => return Err(Some(reason)),
+        })
+    }
+
+    /// Does what the core asks for. Returns why to stop, if so.
+    fn perform(&mut self, output: Output) -> Option<StopReason> {
+        match output {
+            Output::Persist(persist) => self.persist(persist),
+            Output::Send { to, message } => self.send(to, message),
+            Output::Replicate { to, head, range } => {
+                let entries = self.lent(range);
+                self.send(to, Message::Append { head, entries });
+            }
+            Output::Apply { range } => {
+                let waiting = self.proposals.applying(&range);
+                let lent = self.core.entries(range.clone());
+                let entries = lent.map(|entries| entries.cloned().collect());
+                self.job(Job::Apply { range, entries, waiting });
+            }
+            Output::Restore { meta } => self.job(Job::Restore { meta }),
+            Output::TakeSnapshot => self.job(Job::Snapshot),
+            Output::SendSnapshot { id, to, term, meta } => self.send_snapshot(id, to, term, meta),
+            Output::DiscardSnapshot { meta } => {
+                if let Some(name) = self.handed_over(&meta) {
+                    self.log.unstage(name.identity);
+                }
+            }
+            Output::Fetch { id, range, max_bytes } => {
+                let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
+                self.tasks.spawn(async move {
+                    let result = log.read(range, max_bytes).await;
+                    shared.tell(Event::Fetched { id, result });
+                });
+            }
+            Output::Proposed { token, count, index, .. } => {
+                self.proposals.place(token, count, index);
+            }
+            Output::Refused { token, reason } => self.refuse(token, reason),
+            Output::Lost { token, count, superseded } => self.lose(token, count, superseded),
+            Output::ReadReady { token, index } => self.confirm_read(token, index),
+            Output::ReadRefused { token, reason } => self.refuse_read(token, reason),
+            Output::Halted { reason } => return Some(StopReason::Halted(reason)),
+        }
+        None
+    }
+
+    fn job(&self, job: Job) {
+        // Closed only after this node has been told to stop, and then nobody waits for it.
+        drop(self.jobs.push(job));
+    }
+
+    fn lent(&self, range: std::ops::Range<u64>) -> Vec<Entry> {
+        let lent = self.core.entries(range);
+        lent.expect("the core lends what it wants written or sent").cloned().collect()
+    }
+
+    fn persist(&mut self, persist: Persist) {
+        let Persist { id, snapshot, truncate_from, release, range, hard_state } = persist;
+        let counters = &self.shared.counters;
+        count(&counters.writes, 1);
+        count(&counters.entries_written, range.end.saturating_sub(range.start));
+        let write = LogWrite {
+            snapshot: snapshot.and_then(|meta| self.handed_over(&meta)),
+            truncate_from,
+            release,
+            entries: self.lent(range),
+            hard_state,
+        };
+        let shared = Arc::clone(&self.shared);
+        let tell = move |result| shared.tell(Event::Persisted { id, result });
+        self.log.write(write, Completion::new(tell));
+    }
+
+    /// The received snapshot that the core has decided about.
+    fn handed_over(&self, meta: &SnapshotMeta) -> Option<SnapshotName> {
+        self.shared.handed_over.lock().take_if(|name| name.meta == *meta)
+    }
+
+    fn send(&self, to: u64, message: Message) {
+        let counters = &self.shared.counters;
+        let group = self.core.config().group;
+        count(&counters.messages_sent, 1);
+        if self.transport.send(to, group, message).is_err() {
+            count(&counters.sends_failed, 1);
+        }
+    }
+
+    fn send_snapshot(&mut self, id: u64, to: u64, term: u64, meta: SnapshotMeta) {
+        let config = self.core.config();
+        let transfer = send_snapshot::Transfer {
+            group: config.group,
+            to,
+            term,
+            at_least: meta.index,
+            window: config.snapshot_window,
+            timeout: config.snapshot_timeout,
+        };
+        let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
+        let transport = Arc::clone(&self.transport);
+        self.tasks.spawn(async move {
+            let sent = transfer.run(&*log, &*transport, &shared.counters).await;
+            if let Err(error) = &sent {
+                tracing::debug!(target: "voussoir::raft", to, %error, "snapshot not sent");
+            }
+            shared.tell(Event::SnapshotSent { id, ok: sent.is_ok() });
+        });
+    }
+
+    fn fail(&self, proposal: Proposal, error: ProposeError) {
+        self.shared.proposal_room.add_permits(proposal.weight as usize);
+        proposal.fail(error);
+    }
+
+    fn refuse(&mut self, token: u64, reason: Refusal) {
+        let Some(proposal) = self.proposals.take(token) else { return };
+        let error = match reason {
+            Refusal::NotLeader { leader } => ProposeError::NotLeader { leader },
+            Refusal::Busy => ProposeError::Busy,
+            Refusal::TooLarge => ProposeError::TooLarge {
+                bytes: (u64::from(proposal.weight) - ENTRY_OVERHEAD) as usize,
+                bytes_max: self.shared.max_entry_bytes,
+            },
+            Refusal::Halted => ProposeError::Stopped(self.why_halted()),
+        };
+        self.fail(proposal, error);
+    }
+
+    fn lose(&mut self, token: u64, count: u64, superseded: bool) {
+        let error = if superseded {
+            ProposeError::Superseded
+        } else if self.core.status().halted.is_some() {
+            ProposeError::Unknown(Doubt::Stopped(self.why_halted()))
+        } else {
+            ProposeError::Unknown(Doubt::Snapshot)
+        };
+        for token in token..token + count {
+            if let Some(proposal) = self.proposals.take(token) {
+                self.fail(proposal, error.clone());
+            }
+        }
+    }
+
+    fn why_halted(&self) -> StopReason {
+        let halted = self.core.status().halted;
+        halted.map_or_else(|| self.shared.why_stopped(), StopReason::Halted)
+    }
+
+    fn give_up_overdue(&mut self, now: u64) {
+        let timeout = duration_nanos(self.core.config().proposal_timeout);
+        let Some(limit) = now.checked_sub(timeout) else { return };
+        if self.proposals.oldest().is_some_and(|at| at <= limit) {
+            for proposal in self.proposals.overdue(limit) {
+                self.fail(proposal, ProposeError::Unknown(Doubt::TimedOut));
+            }
+        }
+    }
+
+    fn confirm_read(&mut self, token: u64, index: u64) {
+        let Some(reply) = self.reads.take(token) else { return };
+        self.reads.confirm(reply, index);
+        let answered = self.reads.applied(self.core.status().applied);
+        self.shared.read_room.add_permits(answered);
+    }
+
+    fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
+        let Some(reply) = self.reads.take(token) else { return };
+        let error = match reason {
+            ReadRefusal::NoLeader => ReadError::NoLeader { leader: self.core.status().leader },
+            ReadRefusal::Busy => ReadError::Busy,
+            ReadRefusal::TimedOut => ReadError::TimedOut,
+            ReadRefusal::Halted => ReadError::Stopped(self.why_halted()),
+        };
+        self.shared.read_room.add_permits(1);
+        // An error here only says that the caller has gone.
+        let _ = reply.send(Err(error));
+    }
+
+    /// Shows what has changed to whoever watches: at once what matters, by and by how far the
+    /// indexes are.
+    fn publish(&mut self) {
+        let status = self.core.status();
+        self.shared.term.store(status.term, Ordering::Relaxed);
+        self.shared.commit.store(status.commit, Ordering::Relaxed);
+        let shown = &self.shown;
+        let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot);
+        if matters(shown) == matters(&status) {
+            if *shown == status {
+                self.show_at = None;
+                return;
+            }
+            let due = *self.show_at.get_or_insert(self.now.saturating_add(SHOW_WITHIN));
+            if self.now < due {
+                return;
+            }
+        }
+        if (shown.role, shown.term) != (status.role, status.term) {
+            let Status { id: node, role, term, leader, .. } = status;
+            tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
+        }
+        self.show_at = None;
+        self.shown = status.clone();
+        self.status.send_replace(status);
+    }
+
+    /// Answers everybody who still waits.
+    pub(crate) fn finish(&mut self, left: Vec<Event>, reason: &StopReason) {
+        self.proposals.fail_all(reason);
+        self.reads.fail_all(reason);
+        for event in left {
+            match event {
+                Event::Propose { proposal, .. } => {
+                    proposal.fail(ProposeError::Stopped(reason.clone()));
+                }
+                Event::Read { reply } => {
+                    let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
+                }
+                _ => {}
+            }
+        }
+        let mut last = self.core.status();
+        if matches!(reason, StopReason::Machine(_)) {
+            last.halted = Some(HaltReason::MachineFailed);
+        }
+        self.status.send_replace(last);
+    }
+}
+
+/// Nanoseconds; some five hundred years fit.
+fn duration_nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,175 @@
+//! What the callers of a node can be told.
+
+use crate::error::ConfigError;
+use crate::store::StoreError;
+use crate::transport::AttachError;
+use crate::types::HaltReason;
+
+/// What became of an operation that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It did not happen and never will. Sending it again cannot do it twice.
+    NotApplied,
+    /// It may have happened, or may still happen.
+    Unknown,
+}
+
+/// Why a proposal brought no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// This node does not lead; the command is in no log. Retry at `leader`, or later when it is
+    /// unknown.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<u64>,
+    },
+    /// Too much waits to be committed; the command is in no log. Retry after a pause. Rare:
+    /// usually [`propose`](crate::Raft::propose) waits instead.
+    #[error("too much is waiting to be committed")]
+    Busy,
+    /// The command is longer than [`Config::max_entry_bytes`](crate::Config); it is in no log.
+    /// Do not retry.
+    #[error("{bytes} bytes are more than the {bytes_max} of a command")]
+    TooLarge {
+        /// Its length.
+        bytes: usize,
+        /// The longest that is taken.
+        bytes_max: usize,
+    },
+    /// Leadership changed and other commands were committed in its place: it will never be
+    /// applied. Retry at the new leader.
+    #[error("superseded after a change of leadership")]
+    Superseded,
+    /// It was in the log, and this node cannot say what became of it: it was replaced by a
+    /// snapshot, or was not decided within
+    /// [`Config::proposal_timeout`](crate::Config). A retry may apply it a second time.
+    #[error("outcome unknown: {0}")]
+    Unknown(Doubt),
+    /// The node stopped before the command got into the log. Retry at another node.
+    #[error("the node has stopped: {0}")]
+    Stopped(StopReason),
+}
+
+/// Why the outcome of a proposal is not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Doubt {
+    /// It was not committed in time: there is no quorum, or it is slow.
+    #[error("not decided in time")]
+    TimedOut,
+    /// A snapshot took the place of the entries among which it was decided.
+    #[error("decided before a snapshot that was received since")]
+    Snapshot,
+    /// The node stopped while it was under way.
+    #[error("the node has stopped: {0}")]
+    Stopped(StopReason),
+}
+
+impl ProposeError {
+    /// Whether the command may have been applied.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unknown(_) => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same command may succeed later, here or at another node. After
+    /// [`Outcome::Unknown`] a retry may apply it twice: retry only commands that bear that.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::TooLarge { .. })
+    }
+
+    /// The node to turn to, when this one knows it.
+    pub fn leader(&self) -> Option<u64> {
+        match self {
+            Self::NotLeader { leader } => *leader,
+            _ => None,
+        }
+    }
+}
+
+/// Why a read was not confirmed. Reads change nothing: retry freely.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// No leader is known, or leadership changed while the read waited. Retry after a pause.
+    #[error("no leader confirmed the read")]
+    NoLeader {
+        /// Who leads by now, as far as this node knows.
+        leader: Option<u64>,
+    },
+    /// Too many reads wait here or at the leader. Retry after a pause.
+    #[error("too many reads are waiting")]
+    Busy,
+    /// The leader, or a majority, did not answer in time. Retry, or ask another node.
+    #[error("the read was not confirmed in time")]
+    TimedOut,
+    /// The node has stopped. Ask another one.
+    #[error("the node has stopped: {0}")]
+    Stopped(StopReason),
+}
+
+impl ReadError {
+    /// Always [`Outcome::NotApplied`].
+    pub fn outcome(&self) -> Outcome {
+        Outcome::NotApplied
+    }
+
+    /// Always `true`: at this node or, when it has stopped, at another.
+    pub fn is_retryable(&self) -> bool {
+        true
+    }
+
+    /// The node to turn to, when this one knows it.
+    pub fn leader(&self) -> Option<u64> {
+        match self {
+            Self::NoLeader { leader } => *leader,
+            _ => None,
+        }
+    }
+}
+
+/// Why a node runs no more. Others of its process go on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StopReason {
+    /// It was asked to, or the last handle was dropped.
+    #[error("shut down")]
+    ShutDown,
+    /// It could no longer vouch for its log. See [`HaltReason`] for what to do.
+    #[error("halted: {0}")]
+    Halted(HaltReason),
+    /// The state machine failed, with this message. A restart rebuilds it from the log.
+    #[error("the state machine failed: {0}")]
+    Machine(String),
+    /// A task of the node panicked: a defect, in this crate, the store, the transport or the
+    /// state machine. What is on disk is as after a crash.
+    #[error("a task of the node panicked")]
+    Panicked,
+}
+
+/// Why a node did not start. Nothing is running, and nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The caller: the configuration, or what the store restored under it, breaks a rule.
+    #[error("config: {0}")]
+    Config(#[from] ConfigError),
+    /// The caller: the transport belongs to another node than the configuration.
+    #[error("the transport is node {transport}, the configuration node {config}")]
+    WrongNode {
+        /// [`Transport::local`](crate::Transport::local).
+        transport: u64,
+        /// [`Config::id`](crate::Config::id).
+        config: u64,
+    },
+    /// The store could not be read. A retry may succeed.
+    #[error("store: {0}")]
+    Store(#[from] StoreError),
+    /// The transport did not take the group.
+    #[error("transport: {0}")]
+    Transport(#[from] AttachError),
+}

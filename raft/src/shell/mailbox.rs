@@ -1,0 +1,125 @@
+//! A queue with one reader, which takes everything at once.
+
+use std::mem;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+
+/// Where anybody leaves something for one task.
+///
+/// The reader swaps the whole content out, so a burst costs one wake-up and two locks, and
+/// nothing is allocated once both vectors have grown. A writer wakes the reader only when it
+/// sleeps: what the reader itself causes while it works costs no wake-up.
+#[derive(Debug)]
+pub(crate) struct Mailbox<T> {
+    state: Mutex<State<T>>,
+}
+
+#[derive(Debug)]
+struct State<T> {
+    items: Vec<T>,
+    /// The reader, when it sleeps.
+    reader: Option<Waker>,
+    closed: bool,
+}
+
+impl<T> Mailbox<T> {
+    pub(crate) fn new() -> Self {
+        Self { state: Mutex::new(State { items: Vec::new(), reader: None, closed: false }) }
+    }
+
+    /// Leaves an item. Gives it back when the mailbox is closed.
+    pub(crate) fn push(&self, item: T) -> Result<(), T> {
+        let reader = {
+            let mut state = self.state.lock();
+            if state.closed {
+                return Err(item);
+            }
+            state.items.push(item);
+            state.reader.take()
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        Ok(())
+    }
+
+    /// Nothing more is taken in. Returns what nobody has read.
+    pub(crate) fn close(&self) -> Vec<T> {
+        let (reader, left) = {
+            let mut state = self.state.lock();
+            state.closed = true;
+            (state.reader.take(), mem::take(&mut state.items))
+        };
+        if let Some(reader) = reader {
+            reader.wake();
+        }
+        left
+    }
+
+    /// Moves everything into `into`, which must be empty. Ready with `false` when the mailbox is
+    /// closed.
+    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<T>) -> Poll<bool> {
+        debug_assert!(into.is_empty(), "what was taken before has to be used up first");
+        let mut state = self.state.lock();
+        if !state.items.is_empty() {
+            mem::swap(&mut state.items, into);
+            return Poll::Ready(true);
+        }
+        if state.closed {
+            return Poll::Ready(false);
+        }
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            reader => *reader = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn a_sleeping_reader_is_woken_once_for_a_burst() {
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let mailbox = Mailbox::new();
+        let mut taken = Vec::new();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Pending);
+        for item in 0..3 {
+            mailbox.push(item).unwrap();
+        }
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        assert_eq!(taken, [0, 1, 2]);
+        mailbox.push(3).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1, "a reader at work needs no waking");
+    }
+
+    #[tokio::test]
+    async fn closing_gives_back_what_nobody_read() {
+        let mailbox = Mailbox::new();
+        mailbox.push(1).unwrap();
+        assert_eq!(mailbox.close(), [1]);
+        assert_eq!(mailbox.push(2), Err(2));
+        let mut taken = Vec::new();
+        assert!(!poll_fn(|cx| mailbox.poll_take(cx, &mut taken)).await);
+    }
+}

@@ -1,0 +1,278 @@
+//! The tokio shell: a node of one group.
+
+mod applier;
+mod driver;
+mod error;
+mod mailbox;
+mod pending;
+mod receive_snapshot;
+mod send_snapshot;
+mod shared;
+
+use std::fmt;
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+use self::applier::{Applier, Job};
+use self::driver::Driver;
+use self::mailbox::Mailbox;
+use self::pending::{Proposal, Proposals, Reads};
+use self::receive_snapshot::NodeInbox;
+use self::shared::{Event, Shared};
+use crate::config::Config;
+use crate::core::Core;
+use crate::error::ConfigError;
+use crate::machine::StateMachine;
+use crate::store::LogStore;
+use crate::transport::Transport;
+use crate::types::{ENTRY_OVERHEAD, Status};
+
+pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
+pub use self::shared::Stats;
+
+/// A running node of one group. Cheap to clone; the node stops when the last clone is dropped.
+///
+/// # Example
+/// See the crate's front page, and `examples/minimal.rs`.
+#[derive(Clone)]
+pub struct Raft {
+    handle: Arc<Handle>,
+}
+
+struct Handle {
+    shared: Arc<Shared>,
+    status: watch::Receiver<Status>,
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.tell(Event::Stop(StopReason::ShutDown));
+    }
+}
+
+impl Raft {
+    /// Starts a node from what `log` holds. It runs on the current tokio runtime, with timers
+    /// enabled: one task for Raft, one for the state machine.
+    ///
+    /// A node whose log is damaged starts too, and stops at once:
+    /// [`Status::halted`](crate::Status) says so, and every call answers it.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing runs then.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// A dropped future has started nothing.
+    pub async fn start(
+        config: Config,
+        log: Arc<dyn LogStore>,
+        machine: Box<dyn StateMachine>,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, StartError> {
+        let mut config = config;
+        config.validate()?;
+        if transport.local() != config.id {
+            return Err(StartError::WrongNode { transport: transport.local(), config: config.id });
+        }
+        if config.max_entry_bytes > log.entry_bytes_max() {
+            let problem = "max_entry_bytes is more than the log store takes";
+            return Err(ConfigError::Limit(problem).into());
+        }
+        if config.seed == 0 {
+            config.seed = RandomState::new().build_hasher().finish();
+        }
+        let restored = log.restore().await?;
+        let core = Core::new(config.clone(), restored, 0)?;
+        let shared = Arc::new(Shared::new(&config));
+        let inbox = Arc::new(NodeInbox::new(Arc::clone(&shared), Arc::clone(&log)));
+        transport.attach(config.group, inbox)?;
+
+        let mut voters = config.voters.clone();
+        voters.sort_unstable();
+        let jobs = Arc::new(Mailbox::new());
+        let applier = Applier {
+            machine,
+            log: Arc::clone(&log),
+            shared: Arc::clone(&shared),
+            jobs: Arc::clone(&jobs),
+            voters,
+            nonce: config.seed ^ config.id.rotate_left(32),
+            at: (0, 0),
+            tasks: JoinSet::new(),
+        };
+        let shown = core.status();
+        let (sender, status) = watch::channel(shown.clone());
+        let driver = Driver {
+            core,
+            shared: Arc::clone(&shared),
+            log,
+            transport,
+            jobs,
+            status: sender,
+            epoch: Instant::now(),
+            proposals: Proposals::default(),
+            reads: Reads::default(),
+            tasks: JoinSet::new(),
+            now: 0,
+            show_at: None,
+            shown,
+        };
+        let applier = tokio::spawn(applier.run());
+        tokio::spawn(run(driver, applier));
+        Ok(Self { handle: Arc::new(Handle { shared, status }) })
+    }
+
+    /// Puts a command into the replicated log, and returns the state machine's answer to it once
+    /// it is committed and applied here.
+    ///
+    /// Waits while too much is under way ([`Config::max_uncommitted_bytes`](crate::Config)).
+    ///
+    /// # Errors
+    /// [`ProposeError`]: its [`outcome`](ProposeError::outcome) says whether the command may
+    /// have been applied all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before it was first polled does nothing. Later the command may or may
+    /// not be applied: the outcome is unknown. Nothing else is affected.
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        let shared = &self.handle.shared;
+        let (bytes, bytes_max) = (command.len(), shared.max_entry_bytes);
+        if bytes > bytes_max {
+            return Err(ProposeError::TooLarge { bytes, bytes_max });
+        }
+        let weight = u32::try_from(bytes as u64 + ENTRY_OVERHEAD)
+            .map_err(|_| ProposeError::TooLarge { bytes, bytes_max })?;
+        let Ok(room) = shared.proposal_room.acquire_many(weight).await else {
+            return Err(ProposeError::Stopped(shared.why_stopped()));
+        };
+        // Whoever answers the proposal gives the room back, also when nobody waits any more.
+        room.forget();
+        let (reply, answer) = oneshot::channel();
+        let proposal = Proposal { reply, weight };
+        if shared.events.push(Event::Propose { data: command, proposal }).is_err() {
+            return Err(ProposeError::Stopped(shared.why_stopped()));
+        }
+        let unanswered = |_| Err(ProposeError::Unknown(Doubt::Stopped(shared.why_stopped())));
+        answer.await.unwrap_or_else(unanswered)
+    }
+
+    /// Waits until what this node's state machine shows is at least as new as everything that
+    /// was acknowledged anywhere before the call: a read of the machine afterwards is
+    /// linearizable. Works on every node: a follower asks the leader. Returns the index that has
+    /// been applied. Nothing is written.
+    ///
+    /// Waits while too many reads are under way ([`Config::max_reads`](crate::Config)).
+    ///
+    /// Source: Raft §8; thesis §6.4 (ReadIndex).
+    ///
+    /// # Errors
+    /// [`ReadError`]; nothing was changed, retry freely.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropping the future withdraws the read.
+    pub async fn read(&self) -> Result<u64, ReadError> {
+        let shared = &self.handle.shared;
+        let Ok(room) = shared.read_room.acquire().await else {
+            return Err(ReadError::Stopped(shared.why_stopped()));
+        };
+        // Given back by whoever answers, also when nobody waits any more.
+        room.forget();
+        let (reply, answer) = oneshot::channel();
+        if shared.events.push(Event::Read { reply }).is_err() {
+            return Err(ReadError::Stopped(shared.why_stopped()));
+        }
+        answer.await.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
+    }
+
+    /// What this node is and how far it has come, now and at every change. The indexes may be up
+    /// to a millisecond behind, and changes may be skipped by a slow watcher. Do not hold a `borrow()` for long: the node waits for it.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        let mut status = self.handle.status.clone();
+        // So that `changed()` waits for something newer than what `borrow()` shows now.
+        status.mark_unchanged();
+        status
+    }
+
+    /// Counts since the start.
+    pub fn stats(&self) -> Stats {
+        self.handle.shared.counters.snapshot()
+    }
+
+    /// Why the node has stopped, once it has.
+    pub fn stopped(&self) -> Option<StopReason> {
+        self.handle.shared.stopped().cloned()
+    }
+
+    /// Stops the node and returns when its tasks have ended and it has left the transport.
+    /// Proposals under way end with an unknown outcome. What is durable stays so, as after a
+    /// crash; peers notice by the silence.
+    ///
+    /// # Cancel safety
+    /// The node stops, whether the future is polled to its end or not, once it has been polled
+    /// first.
+    pub async fn shutdown(&self) {
+        self.handle.shared.tell(Event::Stop(StopReason::ShutDown));
+        let mut status = self.handle.status.clone();
+        // The sender goes last.
+        while status.changed().await.is_ok() {}
+    }
+}
+
+impl fmt::Debug for Raft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Raft").field("status", &*self.handle.status.borrow()).finish()
+    }
+}
+
+/// The life of a node.
+async fn run(mut driver: Driver, applier: JoinHandle<()>) {
+    let stopping = Stopping {
+        shared: Arc::clone(&driver.shared),
+        transport: Arc::clone(&driver.transport),
+        group: driver.core.config().group,
+        jobs: Arc::clone(&driver.jobs),
+    };
+    let reason = driver.run().await;
+    if reason != StopReason::ShutDown {
+        let node = driver.core.config().id;
+        tracing::error!(target: "voussoir::raft", node, %reason, "the node has stopped");
+    }
+    let left = stopping.stop(reason.clone());
+    driver.finish(left, &reason);
+    // A machine in the middle of its work is not waited for: it may take for ever. A panic of
+    // it has been reported already.
+    applier.abort();
+    drop(applier.await);
+    driver.tasks.shutdown().await;
+}
+
+/// Cuts a node off from everything around it; also when its driver panics.
+struct Stopping {
+    shared: Arc<Shared>,
+    transport: Arc<dyn Transport>,
+    group: u64,
+    jobs: Arc<Mailbox<Job>>,
+}
+
+impl Stopping {
+    fn stop(&self, reason: StopReason) -> Vec<Event> {
+        self.transport.detach(self.group);
+        drop(self.jobs.close());
+        self.shared.stop(reason)
+    }
+}
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if self.shared.stopped().is_none() {
+            drop(self.stop(StopReason::Panicked));
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Callers that wait: proposals by token and then by index, reads by token and then by index.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::error::{Doubt, ProposeError, ReadError, StopReason};
+
+/// The way back to the caller of a proposal.
+pub(crate) type ProposeReply = oneshot::Sender<Result<Bytes, ProposeError>>;
+/// The way back to the caller of a read.
+pub(crate) type ReadReply = oneshot::Sender<Result<u64, ReadError>>;
+
+/// A proposal whose caller waits.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub(crate) reply: ProposeReply,
+    /// Bytes that it holds of the limit, given back when it is answered.
+    pub(crate) weight: u32,
+}
+
+/// A proposal with its place in the log.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub(crate) index: u64,
+    pub(crate) proposal: Proposal,
+}
+
+/// Proposals of one run: consecutive tokens at consecutive indexes of one term.
+#[derive(Debug)]
+struct Run {
+    token: u64,
+    count: u64,
+    index: u64,
+}
+
+/// Proposals that have been handed to the core and not yet to the state machine.
+///
+/// Tokens are given out in order, so the table is a queue with holes.
+#[derive(Debug, Default)]
+pub(crate) struct Proposals {
+    /// The token of the first slot.
+    base: u64,
+    slots: VecDeque<Option<(Proposal, u64)>>,
+    /// Where they stand in the log, ascending and without overlap.
+    runs: VecDeque<Run>,
+}
+
+impl Proposals {
+    /// A new proposal, submitted at `now`. Returns its token.
+    pub(crate) fn add(&mut self, proposal: Proposal, now: u64) -> u64 {
+        self.slots.push_back(Some((proposal, now)));
+        self.base + self.slots.len() as u64 - 1
+    }
+
+    /// They have a place in the log. What stood there before has been truncated away, and will
+    /// be reported as lost.
+    pub(crate) fn place(&mut self, token: u64, count: u64, index: u64) {
+        while let Some(last) = self.runs.back_mut() {
+            last.count = last.count.min(index.saturating_sub(last.index));
+            if last.count > 0 {
+                break;
+            }
+            self.runs.pop_back();
+        }
+        self.runs.push_back(Run { token, count, index });
+    }
+
+    /// Takes out one proposal.
+    pub(crate) fn take(&mut self, token: u64) -> Option<Proposal> {
+        let at = usize::try_from(token.checked_sub(self.base)?).ok()?;
+        let taken = self.slots.get_mut(at)?.take();
+        while let Some(None) = self.slots.front() {
+            self.slots.pop_front();
+            self.base += 1;
+        }
+        taken.map(|(proposal, _)| proposal)
+    }
+
+    /// Takes out those that stand in `range`, in order: they are about to be applied.
+    pub(crate) fn applying(&mut self, range: &Range<u64>) -> Vec<Placed> {
+        let mut placed = Vec::new();
+        while let Some(run) = self.runs.front_mut() {
+            if run.index >= range.end {
+                break;
+            }
+            let count = run.count.min(range.end - run.index);
+            let (token, index) = (run.token, run.index);
+            run.token += count;
+            run.index += count;
+            run.count -= count;
+            if run.count == 0 {
+                self.runs.pop_front();
+            }
+            placed.extend((0..count).filter_map(|i| {
+                let proposal = self.take(token + i)?;
+                Some(Placed { index: index + i, proposal })
+            }));
+        }
+        placed
+    }
+
+    /// Takes out those submitted at or before `limit` (nanoseconds).
+    pub(crate) fn overdue(&mut self, limit: u64) -> Vec<Proposal> {
+        let mut overdue = Vec::new();
+        while let Some(front) = self.slots.front_mut() {
+            if front.as_ref().is_some_and(|(_, at)| *at > limit) {
+                break;
+            }
+            overdue.extend(front.take().map(|(proposal, _)| proposal));
+            self.slots.pop_front();
+            self.base += 1;
+        }
+        overdue
+    }
+
+    /// When the oldest was submitted.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.slots.front().and_then(|slot| slot.as_ref().map(|(_, at)| *at))
+    }
+
+    /// Answers all that are left: the node stops.
+    pub(crate) fn fail_all(&mut self, reason: &StopReason) {
+        for (proposal, _) in self.slots.drain(..).flatten() {
+            proposal.fail(ProposeError::Unknown(Doubt::Stopped(reason.clone())));
+        }
+        self.runs.clear();
+    }
+}
+
+impl Proposal {
+    /// Answers the caller, if it still waits.
+    pub(crate) fn fail(self, error: ProposeError) {
+        // An error here only says that the caller has gone.
+        let _ = self.reply.send(Err(error));
+    }
+}
+
+/// Reads that wait for the core, and then for the state machine.
+#[derive(Debug, Default)]
+pub(crate) struct Reads {
+    base: u64,
+    asked: VecDeque<Option<ReadReply>>,
+    /// Confirmed, by the index that has to be applied first.
+    confirmed: BTreeMap<u64, Vec<ReadReply>>,
+}
+
+impl Reads {
+    /// A new read. Returns its token.
+    pub(crate) fn add(&mut self, reply: ReadReply) -> u64 {
+        self.asked.push_back(Some(reply));
+        self.base + self.asked.len() as u64 - 1
+    }
+
+    /// Takes out one that waits for the core.
+    pub(crate) fn take(&mut self, token: u64) -> Option<ReadReply> {
+        let at = usize::try_from(token.checked_sub(self.base)?).ok()?;
+        let taken = self.asked.get_mut(at)?.take();
+        while let Some(None) = self.asked.front() {
+            self.asked.pop_front();
+            self.base += 1;
+        }
+        taken
+    }
+
+    /// The core has confirmed it at `index`.
+    pub(crate) fn confirm(&mut self, reply: ReadReply, index: u64) {
+        self.confirmed.entry(index).or_default().push(reply);
+    }
+
+    /// Answers those that `applied` satisfies, and says how many.
+    pub(crate) fn applied(&mut self, applied: u64) -> usize {
+        let mut answered = 0;
+        while let Some(entry) = self.confirmed.first_entry() {
+            if *entry.key() > applied {
+                break;
+            }
+            for reply in entry.remove() {
+                answered += 1;
+                // An error here only says that the caller has gone.
+                let _ = reply.send(Ok(applied));
+            }
+        }
+        answered
+    }
+
+    /// Answers all that are left: the node stops.
+    pub(crate) fn fail_all(&mut self, reason: &StopReason) {
+        let confirmed = std::mem::take(&mut self.confirmed).into_values().flatten();
+        for reply in self.asked.drain(..).flatten().chain(confirmed) {
+            let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
+        }
+    }
+}

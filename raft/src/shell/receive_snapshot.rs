@@ -1,0 +1,152 @@
+//! Receiving a snapshot, and the transport's side of a node.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use async_trait::async_trait;
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use super::shared::{Event, Shared, count};
+use crate::message::Message;
+use crate::store::{LogStore, SnapshotName, SnapshotWriter};
+use crate::transport::{Inbox, SnapshotAnswer, SnapshotPart};
+
+/// What a transport hands over to.
+pub(crate) struct NodeInbox {
+    shared: Arc<Shared>,
+    log: Arc<dyn LogStore>,
+    /// Locked in the order in which parts arrive, and held until a part is dealt with.
+    incoming: Arc<Mutex<Option<Incoming>>>,
+}
+
+/// A snapshot that is coming in.
+struct Incoming {
+    from: u64,
+    term: u64,
+    name: SnapshotName,
+    chunks: u64,
+    /// The chunk that is missing first.
+    next: u64,
+    writer: Box<dyn SnapshotWriter>,
+}
+
+impl NodeInbox {
+    pub(crate) fn new(shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
+        Self { shared, log, incoming: Arc::default() }
+    }
+}
+
+#[async_trait]
+impl Inbox for NodeInbox {
+    fn message(&self, from: u64, message: Message) {
+        self.shared.deliver(from, message);
+    }
+
+    fn unreachable(&self, peer: u64) {
+        self.shared.tell(Event::Unreachable { peer });
+    }
+
+    async fn snapshot(&self, from: u64, part: SnapshotPart) -> SnapshotAnswer {
+        let guard = Arc::clone(&self.incoming).lock_owned().await;
+        let at_work = Receiving { shared: Arc::clone(&self.shared), log: Arc::clone(&self.log) };
+        // On a task of its own: the transport drops this future when the sender gives up, and
+        // a half-written chunk would cost all that came before it.
+        let task = tokio::spawn(at_work.part(guard, from, part));
+        task.await.unwrap_or(SnapshotAnswer::Refused)
+    }
+}
+
+struct Receiving {
+    shared: Arc<Shared>,
+    log: Arc<dyn LogStore>,
+}
+
+type Guard = OwnedMutexGuard<Option<Incoming>>;
+
+impl Receiving {
+    async fn part(self, mut incoming: Guard, from: u64, part: SnapshotPart) -> SnapshotAnswer {
+        if self.shared.stopped().is_some() {
+            *incoming = None;
+            return SnapshotAnswer::Refused;
+        }
+        match part {
+            SnapshotPart::Open { term, name, chunks } => {
+                self.open(incoming, Opened { from, term, name, chunks }).await
+            }
+            SnapshotPart::Chunk { identity, number, data } => {
+                let Some(current) = incoming.as_mut().filter(|it| it.name.identity == identity)
+                else {
+                    return SnapshotAnswer::Refused;
+                };
+                if number == current.next && number < current.chunks {
+                    if current.writer.append(data).await.is_err() {
+                        *incoming = None;
+                        return SnapshotAnswer::Refused;
+                    }
+                    current.next += 1;
+                }
+                SnapshotAnswer::Next { number: current.next }
+            }
+            SnapshotPart::Close { identity } => self.close(incoming, identity).await,
+        }
+    }
+
+    async fn open(&self, mut incoming: Guard, opened: Opened) -> SnapshotAnswer {
+        let Opened { from, term, name, chunks } = opened;
+        if term < self.shared.term.load(Ordering::Relaxed) {
+            return SnapshotAnswer::Refused;
+        }
+        if name.meta.index <= self.shared.commit.load(Ordering::Relaxed) {
+            return SnapshotAnswer::Done;
+        }
+        if let Some(waiting) = &*self.shared.handed_over.lock() {
+            // Durable here already, and the core is about to decide.
+            let same = waiting.identity == name.identity;
+            return if same { SnapshotAnswer::Done } else { SnapshotAnswer::Refused };
+        }
+        if let Some(current) = incoming.as_mut()
+            && current.name == name
+            && current.chunks == chunks
+        {
+            (current.from, current.term) = (from, term);
+            return SnapshotAnswer::Next { number: current.next };
+        }
+        *incoming = None;
+        match self.log.stage(&name).await {
+            Ok(writer) => {
+                *incoming = Some(Incoming { from, term, name, chunks, next: 0, writer });
+                SnapshotAnswer::Next { number: 0 }
+            }
+            Err(error) => {
+                tracing::warn!(target: "voussoir::raft", %error, "no room for a snapshot");
+                SnapshotAnswer::Refused
+            }
+        }
+    }
+
+    async fn close(&self, mut incoming: Guard, identity: u64) -> SnapshotAnswer {
+        let complete = |it: &mut Incoming| it.name.identity == identity && it.next == it.chunks;
+        let Some(Incoming { from, term, name, writer, .. }) = incoming.take_if(complete) else {
+            return match incoming.as_ref().filter(|it| it.name.identity == identity) {
+                Some(current) => SnapshotAnswer::Next { number: current.next },
+                None => SnapshotAnswer::Refused,
+            };
+        };
+        if let Err(error) = writer.finish().await {
+            tracing::warn!(target: "voussoir::raft", %error, "a snapshot could not be stored");
+            return SnapshotAnswer::Refused;
+        }
+        count(&self.shared.counters.snapshots_received, 1);
+        *self.shared.handed_over.lock() = Some(name.clone());
+        self.shared.tell(Event::SnapshotReceived { from, term, name });
+        SnapshotAnswer::Done
+    }
+}
+
+/// What [`SnapshotPart::Open`] said.
+struct Opened {
+    from: u64,
+    term: u64,
+    name: SnapshotName,
+    chunks: u64,
+}

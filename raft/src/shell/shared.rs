@@ -1,0 +1,198 @@
+//! What the handles, the tasks and the transport's side of a node have in common.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
+use super::error::StopReason;
+use super::mailbox::Mailbox;
+use super::pending::{Proposal, ReadReply};
+use crate::config::Config;
+use crate::message::Message;
+use crate::store::{ReadFailed, SnapshotName, StoreError};
+use crate::types::{ENTRY_OVERHEAD, Entry, SnapshotMeta};
+
+/// Something for the driver.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Propose { data: Bytes, proposal: Proposal },
+    Read { reply: ReadReply },
+    Message { from: u64, message: Message, weight: u64 },
+    Unreachable { peer: u64 },
+    Persisted { id: u64, result: Result<(), StoreError> },
+    Fetched { id: u64, result: Result<Vec<Entry>, ReadFailed> },
+    Applied { index: u64 },
+    SnapshotTaken { meta: SnapshotMeta },
+    SnapshotFailed,
+    SnapshotSent { id: u64, ok: bool },
+    SnapshotReceived { from: u64, term: u64, name: SnapshotName },
+    Stop(StopReason),
+}
+
+/// Counts since the start of a node. All of them only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Times that the node's loop ran. Divide other counts by it for the size of batches.
+    pub turns: u64,
+    /// Commands handed to the core.
+    pub proposals: u64,
+    /// Reads handed to the core.
+    pub reads: u64,
+    /// Writes handed to the log store.
+    pub writes: u64,
+    /// Entries in these writes.
+    pub entries_written: u64,
+    /// Entries handed to the state machine.
+    pub entries_applied: u64,
+    /// Messages that came from peers.
+    pub messages_received: u64,
+    /// Messages from peers that were dropped because too much was waiting.
+    pub messages_dropped: u64,
+    /// Messages handed to the transport.
+    pub messages_sent: u64,
+    /// Messages that the transport did not take.
+    pub sends_failed: u64,
+    /// Snapshots taken here.
+    pub snapshots_taken: u64,
+    /// Snapshots sent completely.
+    pub snapshots_sent: u64,
+    /// Snapshots received completely.
+    pub snapshots_received: u64,
+    /// Chunks of snapshots sent, repeated ones included.
+    pub chunks_sent: u64,
+}
+
+macro_rules! counters {
+    ($($name:ident),+ $(,)?) => {
+        /// [`Stats`] as they are counted.
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters { $(pub(crate) $name: AtomicU64,)+ }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> Stats {
+                Stats { $($name: self.$name.load(Ordering::Relaxed),)+ }
+            }
+        }
+    };
+}
+
+counters!(
+    turns,
+    proposals,
+    reads,
+    writes,
+    entries_written,
+    entries_applied,
+    messages_received,
+    messages_dropped,
+    messages_sent,
+    sends_failed,
+    snapshots_taken,
+    snapshots_sent,
+    snapshots_received,
+    chunks_sent,
+);
+
+/// Adds to a counter.
+pub(crate) fn count(counter: &AtomicU64, by: u64) {
+    counter.fetch_add(by, Ordering::Relaxed);
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) events: Mailbox<Event>,
+    /// Weight of the peers' messages among the events.
+    queued: AtomicU64,
+    max_queued: u64,
+    /// Room for proposals, in bytes.
+    pub(crate) proposal_room: Semaphore,
+    /// Room for reads.
+    pub(crate) read_room: Semaphore,
+    pub(crate) max_entry_bytes: usize,
+    /// Set once, before the last caller is answered.
+    stopped: OnceLock<StopReason>,
+    /// What the driver last published, for the receiver of snapshots.
+    pub(crate) term: AtomicU64,
+    pub(crate) commit: AtomicU64,
+    /// A received snapshot that the core has not decided about.
+    pub(crate) handed_over: Mutex<Option<SnapshotName>>,
+    pub(crate) counters: Counters,
+}
+
+impl Shared {
+    pub(crate) fn new(config: &Config) -> Self {
+        let largest = config.max_entry_bytes as u64 + ENTRY_OVERHEAD;
+        let room = config.max_uncommitted_bytes.max(largest).min(u64::from(u32::MAX));
+        Self {
+            events: Mailbox::new(),
+            queued: AtomicU64::new(0),
+            max_queued: config.max_inbox_bytes,
+            proposal_room: Semaphore::new(room as usize),
+            read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
+            max_entry_bytes: config.max_entry_bytes,
+            stopped: OnceLock::new(),
+            term: AtomicU64::new(0),
+            commit: AtomicU64::new(0),
+            handed_over: Mutex::new(None),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Leaves an event for the driver, if there still is one.
+    pub(crate) fn tell(&self, event: Event) {
+        // After the driver's end nobody waits for what it could have done.
+        drop(self.events.push(event));
+    }
+
+    /// Leaves a message of a peer, unless too much is waiting: Raft bears the loss.
+    pub(crate) fn deliver(&self, from: u64, message: Message) {
+        let weight = weight(&message);
+        count(&self.counters.messages_received, 1);
+        let queued = self.queued.fetch_add(weight, Ordering::Relaxed);
+        if queued + weight > self.max_queued && queued > 0 {
+            self.queued.fetch_sub(weight, Ordering::Relaxed);
+            count(&self.counters.messages_dropped, 1);
+            return;
+        }
+        self.tell(Event::Message { from, message, weight });
+    }
+
+    /// The driver has taken a message.
+    pub(crate) fn taken(&self, weight: u64) {
+        self.queued.fetch_sub(weight, Ordering::Relaxed);
+    }
+
+    /// Why the node runs no more.
+    pub(crate) fn stopped(&self) -> Option<&StopReason> {
+        self.stopped.get()
+    }
+
+    /// The reason for refusing somebody after the end.
+    pub(crate) fn why_stopped(&self) -> StopReason {
+        self.stopped.get().cloned().unwrap_or(StopReason::Panicked)
+    }
+
+    /// Closes every entrance and returns what had come in and not been looked at. The first
+    /// reason stays.
+    pub(crate) fn stop(&self, reason: StopReason) -> Vec<Event> {
+        // A second reason is a consequence of the first.
+        let _ = self.stopped.set(reason);
+        self.proposal_room.close();
+        self.read_room.close();
+        self.events.close()
+    }
+}
+
+/// What a message takes of the memory for waiting messages, in bytes.
+fn weight(message: &Message) -> u64 {
+    match message {
+        Message::Append { entries, .. } => {
+            ENTRY_OVERHEAD + entries.iter().map(Entry::weight).sum::<u64>()
+        }
+        _ => ENTRY_OVERHEAD,
+    }
+}

@@ -1,0 +1,264 @@
+//! The seam to the disk: what a group keeps, and how it asks for it.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::core::{FetchError, Restored};
+use crate::types::{Entry, HardState, SnapshotMeta};
+
+/// An error of somebody else's code, kept so that every waiter can have it.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Where one group keeps its log, its vote and its snapshots.
+///
+/// What every implementation keeps, and [`testing`](crate::testing) checks:
+///
+/// * Writes become durable in the order of the calls. After a crash the store gives back a prefix
+///   of them that contains every one reported as durable; of the first write that is missing, a
+///   prefix of its entries may be there, but only together with everything else of it.
+/// * [`write`](Self::write) does not wait for the disk.
+/// * What cannot be given back whole is reported as damaged, never left out.
+#[async_trait]
+pub trait LogStore: Send + Sync + 'static {
+    /// The longest entry that the store takes, in bytes. A node with a larger
+    /// [`Config::max_entry_bytes`](crate::Config) does not start. Unlimited by default.
+    fn entry_bytes_max(&self) -> usize {
+        usize::MAX
+    }
+
+    /// Everything that has to be known at the start: hard state, current snapshot, log.
+    ///
+    /// Where any of it may be damaged the answer is [`Restored::damaged`], so that the node says
+    /// so and stands still. Staged snapshots that never became current are gone.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store could not be read at all. A retry may succeed.
+    ///
+    /// # Cancel safety
+    /// Reading changes nothing: dropping the future is harmless.
+    async fn restore(&self) -> Result<Restored, StoreError>;
+
+    /// Takes one write and returns. `done` is completed once all of it is durable, or has failed;
+    /// on whatever thread that is, also before this returns.
+    ///
+    /// The parts apply in the order of the fields of [`LogWrite`]. After a failure every later
+    /// write fails too.
+    fn write(&self, write: LogWrite, done: Completion);
+
+    /// Reads entries back: a prefix of `range`, at least one, about `max_bytes` of weight (one
+    /// entry may exceed it). It sees every write that has been reported as durable.
+    ///
+    /// # Errors
+    /// [`ReadFailed`]; never an empty answer.
+    ///
+    /// # Cancel safety
+    /// Reading changes nothing: dropping the future is harmless.
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed>;
+
+    /// Begins to stage a snapshot. It counts for nothing until a [`LogWrite::snapshot`] adopts it.
+    /// A few may be staged at once.
+    ///
+    /// # Errors
+    /// [`StoreError`]; nothing is staged then.
+    ///
+    /// # Cancel safety
+    /// A dropped future leaves nothing that counts; what it had stored is removed by and by.
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError>;
+
+    /// Drops a staged snapshot that will not be adopted, if it is there. Does not wait.
+    fn unstage(&self, identity: u64);
+
+    /// Opens the current snapshot. It stays readable until the reader is dropped, also when a
+    /// newer one becomes current meanwhile.
+    ///
+    /// # Errors
+    /// [`StoreError`] when there should be one and it cannot be opened.
+    ///
+    /// # Cancel safety
+    /// Reading changes nothing: dropping the future is harmless.
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError>;
+}
+
+/// One write. The core's [`Persist`](crate::core::Persist) with its entries.
+#[derive(Clone, Debug, Default)]
+pub struct LogWrite {
+    /// The staged and finished snapshot that becomes the current one. The one before goes, once
+    /// nobody reads it. When it is not newer than the current one, nothing happens.
+    pub snapshot: Option<SnapshotName>,
+    /// Entries at and after this index go.
+    pub truncate_from: Option<u64>,
+    /// Entries before this index go. May lie past the end: the log is then empty and goes on
+    /// here.
+    pub release: Option<u64>,
+    /// Entries to append at the end.
+    pub entries: Vec<Entry>,
+    /// The term and vote that replace the ones before.
+    pub hard_state: Option<HardState>,
+}
+
+impl LogWrite {
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.snapshot.is_none()
+            && self.truncate_from.is_none()
+            && self.release.is_none()
+            && self.entries.is_empty()
+            && self.hard_state.is_none()
+    }
+}
+
+/// Names one snapshot: what it covers, and which of possibly several with that coverage it is.
+///
+/// Two nodes may cut the same state into different chunks, so a transfer is only resumed where
+/// the identity is the same too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotName {
+    /// What it covers.
+    pub meta: SnapshotMeta,
+    /// Drawn by the node that took it; kept when it is transferred.
+    pub identity: u64,
+}
+
+/// Takes the chunks of a snapshot that is being staged. Dropping it unfinished unstages it.
+#[async_trait]
+pub trait SnapshotWriter: Send {
+    /// Adds a chunk, 1 to [`CHUNK_BYTES_MAX`] bytes. It need not be durable yet.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the snapshot cannot be finished any more.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: after a dropped future drop the writer too.
+    async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError>;
+
+    /// Makes all chunks durable. Afterwards the snapshot can be adopted.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the snapshot is not staged.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the snapshot may be staged or not.
+    async fn finish(self: Box<Self>) -> Result<(), StoreError>;
+}
+
+/// Gives back the chunks of a stored snapshot, exactly as they were added.
+#[async_trait]
+pub trait SnapshotReader: Send + Sync + 'static {
+    /// Which snapshot it is.
+    fn name(&self) -> &SnapshotName;
+
+    /// How many chunks it has; they are numbered from 0.
+    fn chunks(&self) -> u64;
+
+    /// One chunk.
+    ///
+    /// # Errors
+    /// [`ReadFailed`]; a chunk that differs from what was stored is an error, not an answer.
+    ///
+    /// # Cancel safety
+    /// Reading changes nothing: dropping the future is harmless.
+    async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed>;
+}
+
+/// The longest chunk of a snapshot, in bytes: 1 MiB less what a frame needs around it.
+pub const CHUNK_BYTES_MAX: usize = (1 << 20) - 1024;
+
+/// Tells the node how a write ended.
+///
+/// Dropping it without a word counts as [`StoreError::Abandoned`]: a store that loses track of a
+/// write must not leave the node waiting.
+#[must_use = "dropping it reports a failed write"]
+pub struct Completion {
+    tell: Option<Tell>,
+}
+
+type Tell = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+impl Completion {
+    /// Calls `tell` once.
+    pub fn new(tell: impl FnOnce(Result<(), StoreError>) + Send + 'static) -> Self {
+        Self { tell: Some(Box::new(tell)) }
+    }
+
+    /// The write is durable, or has failed.
+    pub fn complete(mut self, result: Result<(), StoreError>) {
+        if let Some(tell) = self.tell.take() {
+            tell(result);
+        }
+    }
+}
+
+impl Drop for Completion {
+    fn drop(&mut self) {
+        if let Some(tell) = self.tell.take() {
+            tell(Err(StoreError::Abandoned));
+        }
+    }
+}
+
+impl fmt::Debug for Completion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Completion").finish_non_exhaustive()
+    }
+}
+
+/// Why a store did not do what it was asked to. Whatever the reason, a node whose write failed
+/// stops: what of it became durable is known only after a restart.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store refused, for example because the disk is full. Nothing was changed. Free what
+    /// it asks for, and restart the node.
+    #[error("the store refused: {0}")]
+    Refused(#[source] Cause),
+    /// A read, write or sync failed. What was being written may be found after a restart, or
+    /// not.
+    #[error("the store failed: {0}")]
+    Failed(#[source] Cause),
+    /// What is stored is damaged. Nothing was changed. Rebuild the node from its peers.
+    #[error("what is stored is damaged: {0}")]
+    Damaged(String),
+    /// The caller: no snapshot of that name is staged and finished. Nothing was changed.
+    #[error("no such snapshot is staged")]
+    NotStaged,
+    /// The caller: the chunk is empty or longer than [`CHUNK_BYTES_MAX`]. Nothing was stored.
+    #[error("{bytes} bytes are no legal chunk of a snapshot")]
+    ChunkSize {
+        /// Its length.
+        bytes: usize,
+    },
+    /// The store dropped the write without a word. It may be found after a restart, or not.
+    #[error("the store abandoned the write")]
+    Abandoned,
+}
+
+/// Why something stored could not be read back. Nothing was changed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadFailed {
+    /// It has been released, or a newer snapshot took its place.
+    #[error("it has been released")]
+    Released,
+    /// It was never written, or was truncated.
+    #[error("it is not there")]
+    Absent,
+    /// The disk gave other bytes than were written. A retry gives the same.
+    #[error("what is stored is damaged: {0}")]
+    Damaged(String),
+    /// The disk failed. A retry may succeed.
+    #[error("the store failed: {0}")]
+    Failed(#[source] Cause),
+}
+
+impl From<&ReadFailed> for FetchError {
+    fn from(failed: &ReadFailed) -> Self {
+        match failed {
+            ReadFailed::Released => Self::Released,
+            _ => Self::Failed,
+        }
+    }
+}

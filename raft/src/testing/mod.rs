@@ -1,0 +1,8 @@
+//! Means to test what is built on this crate, and this crate itself. Feature `testing`.
+
+pub mod conformance;
+mod faults;
+pub mod sim;
+
+pub use self::faults::FaultyStore;
+pub use crate::core::Mutant;

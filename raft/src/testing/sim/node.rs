@@ -1,0 +1,500 @@
+//! A node of the world: the core, a store, a machine.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use voussoir_sim::{
+    Context, Crash, DiskFault, KvOp, KvRet, MILLISECOND, Node, RequestId, Rng, SECOND,
+};
+
+use super::disk::{Disk, Done, Job, Opened, StoreFile};
+use super::machine::{Machine, Reply};
+use super::oracle::Oracle;
+use super::wire::Packet;
+use crate::codec;
+use crate::config::Config;
+use crate::core::{Core, Input, Output, Persist};
+use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
+
+/// What a node schedules for itself.
+#[derive(Clone, Copy, Debug)]
+pub enum Timed {
+    /// The store works.
+    Disk,
+    /// The machine works.
+    Machine,
+    /// A snapshot transfer has taken too long.
+    GiveUp(u64),
+}
+
+/// Work for the machine, in order.
+#[derive(Debug)]
+enum Task {
+    Apply(Vec<Entry>),
+    Restore(SnapshotMeta, Bytes),
+    Snapshot,
+}
+
+/// A client that waits for its command to be applied.
+#[derive(Debug)]
+struct Waiting {
+    token: u64,
+    term: u64,
+    request: RequestId,
+}
+
+/// A client that waits for a read.
+#[derive(Clone, Copy, Debug)]
+struct Reading {
+    request: RequestId,
+    key: u64,
+    /// What had been told to clients when it began.
+    least: u64,
+}
+
+/// A simulated process around one core.
+#[derive(Debug)]
+pub struct RaftNode<D: Disk> {
+    core: Core,
+    store: D::Store,
+    disk_busy: bool,
+    /// The latest write that is not durable; 0 when all are.
+    persisting: u64,
+    machine: Machine,
+    applied: (u64, u64),
+    tasks: VecDeque<Task>,
+    machine_busy: bool,
+    snapshot: Option<(SnapshotMeta, Bytes)>,
+    /// Received, and not yet taken or discarded by the core.
+    staged: Vec<(SnapshotMeta, Bytes)>,
+    transfers: Vec<u64>,
+    /// Requests by token, until they have a place in the log.
+    tokens: BTreeMap<u64, RequestId>,
+    next_token: u64,
+    /// Requests by index.
+    waiting: BTreeMap<u64, Waiting>,
+    reads: BTreeMap<u64, Reading>,
+    /// Confirmed reads, with the index that has to be applied first.
+    ready: Vec<(u64, Reading)>,
+    oracle: Rc<RefCell<Oracle>>,
+    inputs: VecDeque<Input>,
+    /// Role and term as last noted in the trace.
+    known: (Role, u64),
+}
+
+impl<D: Disk> RaftNode<D> {
+    /// A node that starts from its disk; `None` while that does not work.
+    pub fn boot(
+        config: Config,
+        disk: &mut D,
+        seed: u64,
+        now: u64,
+        oracle: Rc<RefCell<Oracle>>,
+    ) -> Option<Self> {
+        let Opened { store, restored, snapshot } = disk.open(seed).ok()?;
+        let core = match Core::new(config, restored, now) {
+            Ok(core) => core,
+            Err(error) => {
+                oracle.borrow_mut().object(|| format!("a restored state is refused: {error}"));
+                return None;
+            }
+        };
+        oracle.borrow_mut().restarted(core.status().id, &core);
+        Some(Self {
+            core,
+            store,
+            disk_busy: false,
+            persisting: 0,
+            machine: Machine::default(),
+            applied: (0, 0),
+            tasks: VecDeque::new(),
+            machine_busy: false,
+            snapshot,
+            staged: Vec::new(),
+            transfers: Vec::new(),
+            tokens: BTreeMap::new(),
+            next_token: 0,
+            waiting: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            ready: Vec::new(),
+            oracle,
+            inputs: VecDeque::new(),
+            known: (Role::Follower, 0),
+        })
+    }
+
+    /// The core's view.
+    pub fn status(&self) -> Status {
+        self.core.status()
+    }
+
+    /// The state machine, and the last index that it holds.
+    pub fn machine(&self) -> (&Machine, u64) {
+        (&self.machine, self.applied.0)
+    }
+
+    /// Steps, then does all that the core wants done.
+    fn step(&mut self, ctx: &mut Context<'_, Self>, input: Input) {
+        self.inputs.push_back(input);
+        while let Some(input) = self.inputs.pop_front() {
+            self.core.step(ctx.now(), input);
+            self.poll(ctx);
+        }
+        self.oracle.borrow_mut().observe(&self.core);
+        let (status, known) = (self.core.status(), self.known);
+        if (status.role, status.term) != known {
+            self.known = (status.role, status.term);
+            let label = match status.role {
+                Role::Follower => "follows: term, last",
+                Role::PreCandidate => "may be a candidate: term, last",
+                Role::Candidate => "is a candidate: term, last",
+                Role::Leader => "leads: term, last",
+            };
+            ctx.note(label, status.term, status.last);
+        }
+        ctx.set_timer(self.core.next_deadline());
+    }
+
+    fn poll(&mut self, ctx: &mut Context<'_, Self>) {
+        while let Some(output) = self.core.poll_output() {
+            self.act(ctx, output);
+        }
+        if !self.tasks.is_empty() && !self.machine_busy {
+            self.machine_busy = true;
+            let delay = ctx.rng().below(MILLISECOND);
+            ctx.schedule(delay, Timed::Machine);
+        }
+    }
+
+    fn act(&mut self, ctx: &mut Context<'_, Self>, output: Output) {
+        let group = self.core.config().group;
+        match output {
+            Output::Persist(persist) => self.persist(ctx, persist),
+            Output::Send { to, message } => {
+                self.oracle.borrow_mut().sent(ctx.id(), to, &message);
+                let bytes = codec::encode(group, &message).into_bytes();
+                ctx.send(to, Packet::Raft(bytes).encode());
+            }
+            Output::Replicate { to, head, range } => {
+                let lent: Vec<&Entry> = self.core.entries(range).into_iter().flatten().collect();
+                let bytes = codec::encode_append(group, &head, lent).into_bytes();
+                ctx.send(to, Packet::Raft(bytes).encode());
+            }
+            Output::Apply { range } => {
+                let lent = self.core.entries(range.clone()).map(|lent| lent.cloned().collect());
+                match lent.map_or_else(|| self.read_all(range), Some) {
+                    Some(entries) => self.tasks.push_back(Task::Apply(entries)),
+                    None => ctx.exit(),
+                }
+            }
+            Output::Restore { meta } => {
+                if let Some((_, data)) = self.snapshot.clone().filter(|(held, _)| *held == meta) {
+                    self.tasks.push_back(Task::Restore(meta, data));
+                } else {
+                    self.oracle.borrow_mut().object(|| format!("no snapshot {meta:?} to restore"));
+                }
+            }
+            Output::TakeSnapshot => self.tasks.push_back(Task::Snapshot),
+            Output::SendSnapshot { id, to, term, meta } => {
+                self.send_snapshot(ctx, id, to, term, &meta);
+            }
+            Output::DiscardSnapshot { meta } => self.staged.retain(|(staged, _)| *staged != meta),
+            Output::Fetch { id, range, max_bytes } => {
+                let result = self.store.read(range, max_bytes);
+                self.inputs.push_back(Input::Fetched { id, result });
+            }
+            Output::Halted { reason } => self.halted(ctx, reason),
+            other => self.answer(ctx, other),
+        }
+    }
+
+    /// Outputs that are for clients.
+    fn answer(&mut self, ctx: &mut Context<'_, Self>, output: Output) {
+        match output {
+            Output::Proposed { token, count, index, term } => {
+                for at in 0..count {
+                    if let Some(request) = self.tokens.remove(&(token + at)) {
+                        let token = token + at;
+                        self.waiting.insert(index + at, Waiting { token, term, request });
+                    }
+                }
+            }
+            Output::Lost { token, count, superseded } => {
+                let lost = token..token + count;
+                self.waiting.retain(|_, waiting| {
+                    let is_lost = lost.contains(&waiting.token);
+                    if is_lost && superseded {
+                        ctx.reply(waiting.request, Reply::NotApplied { leader: None });
+                    } else if is_lost {
+                        ctx.reply(waiting.request, Reply::Unknown);
+                    }
+                    !is_lost
+                });
+            }
+            Output::Refused { token, .. } => {
+                if let Some(request) = self.tokens.remove(&token) {
+                    let leader = self.core.status().leader;
+                    ctx.reply(request, Reply::NotApplied { leader });
+                }
+            }
+            Output::ReadReady { token, index } => {
+                if let Some(reading) = self.reads.remove(&token) {
+                    self.ready.push((index, reading));
+                    self.answer_reads(ctx);
+                }
+            }
+            Output::ReadRefused { token, .. } => {
+                if let Some(reading) = self.reads.remove(&token) {
+                    let leader = self.core.status().leader;
+                    ctx.reply(reading.request, Reply::NotApplied { leader });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn halted(&mut self, ctx: &mut Context<'_, Self>, reason: HaltReason) {
+        ctx.note("halted", reason as u64, 0);
+        if reason == HaltReason::Inconsistent || reason == HaltReason::Damaged {
+            let id = ctx.id();
+            self.oracle.borrow_mut().object(|| format!("node {id} halts: {reason}"));
+        }
+        ctx.exit();
+    }
+
+    fn persist(&mut self, ctx: &mut Context<'_, Self>, persist: Persist) {
+        self.oracle.borrow_mut().submitted(ctx.id(), &persist, &self.core);
+        let entries = self.core.entries(persist.range.clone()).into_iter().flatten().cloned();
+        let entries = entries.collect();
+        let mut snapshot = None;
+        if let Some(meta) = &persist.snapshot {
+            let at = self.staged.iter().position(|(staged, _)| staged == meta);
+            self.snapshot = at.map(|at| self.staged.swap_remove(at));
+            snapshot = self.snapshot.as_ref().map(|(_, data)| data.clone());
+        }
+        if let Some(from) = persist.truncate_from {
+            ctx.note("truncates: from, write", from, persist.id);
+        }
+        if let Some(first) = persist.release {
+            ctx.note("releases: below, write", first, persist.id);
+        }
+        let id = persist.id;
+        self.persisting = id;
+        if self.store.submit(Job::Persist { persist, entries, snapshot }).is_err() {
+            self.inputs.push_back(Input::PersistFailed { id });
+        }
+        self.wake_disk(ctx);
+    }
+
+    fn wake_disk(&mut self, ctx: &mut Context<'_, Self>) {
+        if !self.disk_busy {
+            self.disk_busy = true;
+            let delay = ctx.disk_delay();
+            ctx.schedule(delay, Timed::Disk);
+        }
+    }
+
+    fn work_disk(&mut self, ctx: &mut Context<'_, Self>) {
+        self.disk_busy = false;
+        let Ok(done) = self.store.work(ctx.now()) else {
+            if self.persisting == 0 {
+                ctx.exit();
+            }
+            self.step(ctx, Input::PersistFailed { id: self.persisting });
+            return;
+        };
+        for done in done {
+            match done {
+                Done::Persist(id) => {
+                    if id == self.persisting {
+                        self.persisting = 0;
+                    }
+                    self.oracle.borrow_mut().durable(ctx.id(), id);
+                    self.step(ctx, Input::Persisted { id });
+                }
+                Done::Snapshot(meta) => {
+                    self.oracle.borrow_mut().snapshot_durable(ctx.id(), meta.index);
+                    self.step(ctx, Input::SnapshotTaken { meta });
+                }
+            }
+        }
+    }
+
+    fn read_all(&self, mut range: std::ops::Range<u64>) -> Option<Vec<Entry>> {
+        let mut all = Vec::new();
+        while !range.is_empty() {
+            let some = self.store.read(range.clone(), 1 << 20).ok()?;
+            range.start += some.len() as u64;
+            all.extend(some);
+        }
+        Some(all)
+    }
+
+    fn work_machine(&mut self, ctx: &mut Context<'_, Self>) {
+        self.machine_busy = false;
+        match self.tasks.pop_front() {
+            Some(Task::Apply(entries)) => {
+                for entry in entries {
+                    self.apply(ctx, entry);
+                }
+            }
+            Some(Task::Restore(meta, data)) => {
+                self.oracle.borrow_mut().restored(ctx.id(), meta.index);
+                self.machine = Machine::restore(data);
+                self.applied = (meta.index, meta.term);
+                if self.waiting.keys().next().is_some_and(|first| *first <= meta.index) {
+                    self.oracle.borrow_mut().object(|| "a hidden proposal was kept".to_owned());
+                }
+            }
+            Some(Task::Snapshot) => return self.take_snapshot(ctx),
+            None => return,
+        }
+        self.answer_reads(ctx);
+        self.step(ctx, Input::Applied { index: self.applied.0 });
+    }
+
+    fn apply(&mut self, ctx: &mut Context<'_, Self>, entry: Entry) {
+        self.oracle.borrow_mut().apply(ctx.id(), &entry);
+        ctx.note("applies: index, term", entry.index, entry.term);
+        self.applied = (entry.index, entry.term);
+        let waiting = self.waiting.remove(&entry.index);
+        let result = match entry.kind {
+            EntryKind::Command => self.machine.apply(entry.data),
+            _ => None,
+        };
+        let Some(Waiting { term, request, .. }) = waiting else { return };
+        if term != entry.term {
+            self.oracle.borrow_mut().object(|| "a superseded proposal was kept".to_owned());
+        }
+        match result {
+            Some(ret) => {
+                self.oracle.borrow_mut().told(entry.index);
+                ctx.reply(request, Reply::Ok(ret));
+            }
+            None => self.oracle.borrow_mut().object(|| "a command is refused".to_owned()),
+        }
+    }
+
+    fn answer_reads(&mut self, ctx: &mut Context<'_, Self>) {
+        let (machine, applied) = (&self.machine, self.applied.0);
+        let oracle = &self.oracle;
+        self.ready.retain(|(index, reading)| {
+            if *index > applied {
+                return true;
+            }
+            oracle.borrow_mut().read_ends(ctx.id(), reading.least, applied);
+            ctx.reply(reading.request, Reply::Ok(KvRet::Value(machine.get(reading.key))));
+            false
+        });
+    }
+
+    fn take_snapshot(&mut self, ctx: &mut Context<'_, Self>) {
+        let (index, term) = self.applied;
+        let mut voters = self.core.config().voters.clone();
+        voters.sort_unstable();
+        let meta = SnapshotMeta { index, term, voters };
+        let data = self.machine.snapshot();
+        if self.snapshot.as_ref().is_some_and(|(held, _)| held.index >= index)
+            || self.store.submit(Job::Snapshot { meta: meta.clone(), data: data.clone() }).is_err()
+        {
+            self.step(ctx, Input::SnapshotFailed);
+            return;
+        }
+        self.snapshot = Some((meta, data));
+        self.wake_disk(ctx);
+        self.poll(ctx);
+    }
+
+    fn send_snapshot(
+        &mut self,
+        ctx: &mut Context<'_, Self>,
+        id: u64,
+        to: u64,
+        term: u64,
+        meta: &SnapshotMeta,
+    ) {
+        let Some((held, data)) = self.snapshot.clone().filter(|(held, _)| held.index >= meta.index)
+        else {
+            self.inputs.push_back(Input::SnapshotSent { id, ok: false });
+            return;
+        };
+        self.transfers.push(id);
+        ctx.send(to, Packet::Snapshot { id, term, meta: held, data }.encode());
+        ctx.schedule(SECOND, Timed::GiveUp(id));
+    }
+
+    fn end_transfer(&mut self, ctx: &mut Context<'_, Self>, id: u64, ok: bool) {
+        let before = self.transfers.len();
+        self.transfers.retain(|transfer| *transfer != id);
+        if self.transfers.len() < before {
+            self.step(ctx, Input::SnapshotSent { id, ok });
+        }
+    }
+}
+
+impl<D: Disk> Node for RaftNode<D> {
+    type Disk = D;
+    type Event = Timed;
+    type Request = KvOp<u64, u64>;
+    type Reply = Reply;
+
+    fn start(&mut self, ctx: &mut Context<'_, Self>) {
+        let status = self.core.status();
+        ctx.note("starts: snapshot, last", status.snapshot, status.last);
+        self.step(ctx, Input::Tick);
+    }
+
+    fn message(&mut self, ctx: &mut Context<'_, Self>, from: u64, body: Bytes) {
+        match Packet::decode(body) {
+            Some(Packet::Raft(bytes)) => match codec::decode(bytes) {
+                Ok((_, message)) => self.step(ctx, Input::Message { from, message }),
+                Err(error) => {
+                    self.oracle.borrow_mut().object(|| format!("a message is refused: {error}"));
+                }
+            },
+            Some(Packet::Snapshot { id, term, meta, data }) => {
+                self.staged.retain(|(staged, _)| *staged != meta);
+                self.staged.push((meta.clone(), data));
+                self.step(ctx, Input::SnapshotReceived { from, term, meta });
+                ctx.send(from, Packet::Taken { id }.encode());
+            }
+            Some(Packet::Taken { id }) => self.end_transfer(ctx, id, true),
+            None => self.oracle.borrow_mut().object(|| "a packet is refused".to_owned()),
+        }
+    }
+
+    fn timer(&mut self, ctx: &mut Context<'_, Self>) {
+        self.step(ctx, Input::Tick);
+    }
+
+    fn event(&mut self, ctx: &mut Context<'_, Self>, event: Timed) {
+        match event {
+            Timed::Disk => self.work_disk(ctx),
+            Timed::Machine => self.work_machine(ctx),
+            Timed::GiveUp(id) => self.end_transfer(ctx, id, false),
+        }
+    }
+
+    fn request(&mut self, ctx: &mut Context<'_, Self>, id: RequestId, request: KvOp<u64, u64>) {
+        self.next_token += 1;
+        let token = self.next_token;
+        if let KvOp::Get { key } = request {
+            let least = self.oracle.borrow().read_begins();
+            self.reads.insert(token, Reading { request: id, key, least });
+            self.step(ctx, Input::Read { token });
+        } else if let Some(data) = Machine::encode(&request) {
+            self.tokens.insert(token, id);
+            self.step(ctx, Input::Propose { token, data });
+        }
+    }
+
+    fn crash(self, disk: &mut D, kind: Crash, rng: &mut Rng) {
+        disk.crash(self.store, kind, rng);
+    }
+
+    fn disk_fault(disk: &mut D, fault: DiskFault, rng: &mut Rng) {
+        disk.fault(fault, rng);
+    }
+}

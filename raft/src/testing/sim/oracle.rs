@@ -1,0 +1,301 @@
+//! Watches all nodes at once and notes the first thing that must not happen.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::core::{Core, Persist};
+use crate::message::Message;
+use crate::types::{Entry, EntryKind, HardState, Role, Status};
+
+/// What has been acknowledged as durable at one node.
+#[derive(Clone, Debug, Default)]
+struct Durable {
+    hard: HardState,
+    covered: u64,
+    terms: BTreeMap<u64, u64>,
+}
+
+impl Durable {
+    fn apply(&mut self, write: &Submitted) {
+        if let Some(covered) = write.covered {
+            self.covered = self.covered.max(covered);
+        }
+        if let Some(from) = write.truncate_from {
+            self.terms.split_off(&from);
+        }
+        self.terms.extend(write.terms.iter().copied());
+        if let Some(hard) = write.hard {
+            self.hard = hard;
+        }
+    }
+
+    fn holds(&self, index: u64, term: u64) -> bool {
+        index <= self.covered || self.terms.get(&index) == Some(&term)
+    }
+}
+
+/// A write that has been handed to a store.
+#[derive(Clone, Debug)]
+struct Submitted {
+    id: u64,
+    covered: Option<u64>,
+    truncate_from: Option<u64>,
+    terms: Vec<(u64, u64)>,
+    hard: Option<HardState>,
+}
+
+/// What is known of one node.
+#[derive(Clone, Debug, Default)]
+struct Known {
+    durable: Durable,
+    submitted: Vec<Submitted>,
+    term: u64,
+    commit: u64,
+    applied: u64,
+    was_leader: bool,
+}
+
+/// The all-seeing judge of one run.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    nodes: BTreeMap<u64, Known>,
+    majority: usize,
+    leaders: BTreeMap<u64, u64>,
+    /// Each entry ever written: its content and the term before it.
+    entries: HashMap<(u64, u64), (u64, u64)>,
+    /// Term and content of each index that some node has applied.
+    applied: BTreeMap<u64, (u64, u64)>,
+    /// When an index first was the last one applied, and the highest term of a node that had
+    /// applied by then: it was committed in that term or before. Both ascending.
+    committed_by: Vec<(u64, u64)>,
+    violation: Option<String>,
+    /// The last index of a write that a client was told about.
+    told: u64,
+    /// How many elections were won.
+    pub elections: u64,
+    /// How many snapshots were installed from peers.
+    pub installs: u64,
+    /// How many entries were cut from logs.
+    pub truncations: u64,
+}
+
+fn digest(entry: &Entry) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (entry.kind == EntryKind::Noop, &entry.data[..]).hash(&mut hasher);
+    hasher.finish()
+}
+
+impl Oracle {
+    /// A judge of these nodes.
+    pub fn new(voters: &[u64]) -> Self {
+        Self {
+            nodes: voters.iter().map(|id| (*id, Known::default())).collect(),
+            majority: voters.len() / 2 + 1,
+            ..Self::default()
+        }
+    }
+
+    /// The first thing that happened and must not.
+    pub fn violation(&self) -> Option<&str> {
+        self.violation.as_deref()
+    }
+
+    /// The last index that some node has applied.
+    pub fn committed(&self) -> u64 {
+        self.applied.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// Notes that something happened that must not.
+    pub fn object(&mut self, text: impl FnOnce() -> String) {
+        self.violation.get_or_insert_with(text);
+    }
+
+    /// A node has started from what its store held.
+    pub(super) fn restarted(&mut self, id: u64, core: &Core) {
+        let status = core.status();
+        let Some(known) = self.nodes.get_mut(&id) else { return };
+        let (was, is) = (known.durable.hard, core.hard_state());
+        known.submitted.clear();
+        known.commit = status.commit;
+        known.applied = 0;
+        known.was_leader = false;
+        let forgot = is.term < was.term
+            || (is.term == was.term && was.vote.is_some_and(|v| is.vote != Some(v)));
+        let before = std::mem::take(&mut known.durable);
+        known.durable.hard = is;
+        known.durable.covered = status.snapshot;
+        known.durable.terms = (status.first..=status.last)
+            .filter_map(|index| Some((index, core.term_at(index)?)))
+            .collect();
+        let after = &known.durable;
+        let lost = self
+            .applied
+            .iter()
+            .find(|(index, (term, _))| before.holds(**index, *term) && !after.holds(**index, *term))
+            .map(|(index, _)| *index);
+        if forgot {
+            self.object(|| format!("node {id} came back with {is:?}, durable was {was:?}"));
+        }
+        if let Some(index) = lost {
+            self.object(|| format!("node {id} came back without the committed entry {index}"));
+        }
+    }
+
+    /// A node hands a write to its store.
+    pub(super) fn submitted(&mut self, id: u64, persist: &Persist, core: &Core) {
+        let entries = core.entries(persist.range.clone());
+        let mut terms = Vec::new();
+        for entry in entries.into_iter().flatten() {
+            terms.push((entry.index, entry.term));
+            let prev = core.term_at(entry.index - 1).unwrap_or(0);
+            let content = (digest(entry), prev);
+            let known = *self.entries.entry((entry.index, entry.term)).or_insert(content);
+            if known != content {
+                let (index, term) = (entry.index, entry.term);
+                self.object(|| format!("log matching: two entries {index} of term {term}"));
+            }
+        }
+        if persist.range.end - persist.range.start != terms.len() as u64 {
+            self.object(|| format!("node {id} does not lend the entries {:?}", persist.range));
+        }
+        self.truncations += u64::from(persist.truncate_from.is_some());
+        self.installs += u64::from(persist.snapshot.is_some());
+        let Some(known) = self.nodes.get_mut(&id) else { return };
+        known.submitted.push(Submitted {
+            id: persist.id,
+            covered: persist.snapshot.as_ref().map(|meta| meta.index),
+            truncate_from: persist.truncate_from,
+            terms,
+            hard: persist.hard_state,
+        });
+    }
+
+    /// A node's store has reported the writes up to `write` as durable.
+    pub(super) fn durable(&mut self, id: u64, write: u64) {
+        let Some(known) = self.nodes.get_mut(&id) else { return };
+        let done = known.submitted.partition_point(|submitted| submitted.id <= write);
+        for submitted in known.submitted.drain(..done) {
+            known.durable.apply(&submitted);
+        }
+    }
+
+    /// A node sends a message: what it speaks for has to be durable.
+    pub(super) fn sent(&mut self, id: u64, to: u64, message: &Message) {
+        let Some(known) = self.nodes.get(&id) else { return };
+        let hard = known.durable.hard;
+        let says_term = !matches!(message, Message::PreVote(_) | Message::PreVoteReply(_));
+        if says_term && message.term() > hard.term {
+            self.object(|| format!("node {id} speaks of a term that is not durable: {message:?}"));
+            return;
+        }
+        let broken = match message {
+            Message::VoteReply(reply) => reply.granted && hard.vote != Some(to),
+            Message::Vote(_) => hard.vote != Some(id),
+            Message::AppendAck(ack) => {
+                let known = &known.durable;
+                (known.covered + 1..=ack.matched)
+                    .rev()
+                    .take(3)
+                    .any(|index| !known.terms.contains_key(&index))
+            }
+            _ => false,
+        };
+        if broken {
+            self.object(|| format!("node {id} says what is not durable: {message:?}, {hard:?}"));
+        }
+    }
+
+    /// A node's own snapshot is durable.
+    pub(super) fn snapshot_durable(&mut self, id: u64, index: u64) {
+        if let Some(known) = self.nodes.get_mut(&id) {
+            known.durable.covered = known.durable.covered.max(index);
+        }
+    }
+
+    /// A node's machine applies an entry.
+    pub(super) fn apply(&mut self, id: u64, entry: &Entry) {
+        let (index, term) = (entry.index, entry.term);
+        let is = (term, digest(entry));
+        let known = self.nodes.get(&id).map_or(0, |known| known.applied);
+        if known + 1 != index {
+            self.object(|| format!("node {id} applies {index} after {known}"));
+        }
+        if let Some(known) = self.nodes.get_mut(&id) {
+            known.applied = index;
+        }
+        match self.applied.insert(index, is) {
+            Some(was) if was != is => self.object(|| {
+                format!("state machine safety: node {id} applies {index} of term {term}, {was:?} was applied")
+            }),
+            Some(_) => {}
+            None => {
+                let by = self.nodes.get(&id).map_or(0, |known| known.term);
+                let latest = self.committed_by.last().map_or(0, |(_, term)| *term);
+                self.committed_by.push((index, by.max(latest)));
+                let holders =
+                    self.nodes.values().filter(|known| known.durable.holds(index, term)).count();
+                let majority = self.majority;
+                if holders < majority {
+                    self.object(|| {
+                        format!("node {id} applies {index}, durable on {holders} of {majority} nodes")
+                    });
+                }
+            }
+        }
+    }
+
+    /// A client is told that its write at `index` is done.
+    pub(super) fn told(&mut self, index: u64) {
+        self.told = self.told.max(index);
+    }
+
+    /// What a read that begins now has to see.
+    pub(super) fn read_begins(&self) -> u64 {
+        self.told
+    }
+
+    /// A read that had to see `least` is answered from the state at `index`.
+    pub(super) fn read_ends(&mut self, id: u64, least: u64, index: u64) {
+        if index < least {
+            self.object(|| format!("stale read: node {id} answers at {index}, {least} was told"));
+        }
+    }
+
+    /// A node's machine is replaced by a snapshot.
+    pub(super) fn restored(&mut self, id: u64, index: u64) {
+        if let Some(known) = self.nodes.get_mut(&id) {
+            known.applied = index;
+        }
+    }
+
+    /// A node has handled something.
+    pub(super) fn observe(&mut self, core: &Core) {
+        let status = core.status();
+        let Status { id, term, commit, role, .. } = status;
+        let Some(known) = self.nodes.get_mut(&id) else { return };
+        let (was_term, was_commit, was_leader) = (known.term, known.commit, known.was_leader);
+        (known.term, known.commit) = (term, commit);
+        known.was_leader = role == Role::Leader && status.halted.is_none();
+        if commit < was_commit {
+            self.object(|| {
+                format!("node {id} moves its commit index from {was_commit} to {commit}")
+            });
+        }
+        let _ = was_term;
+        if role != Role::Leader || (was_leader && was_term == term) {
+            return;
+        }
+        self.elections += 1;
+        let other = *self.leaders.entry(term).or_insert(id);
+        if other != id {
+            self.object(|| format!("election safety: {other} and {id} lead term {term}"));
+        }
+        let before = self.committed_by.partition_point(|(_, by)| *by < term);
+        if let Some((index, _)) = before.checked_sub(1).map(|at| self.committed_by[at])
+            && index >= status.first
+            && core.term_at(index) != self.applied.get(&index).map(|(term, _)| *term)
+        {
+            self.object(|| format!("leader completeness: {id} leads term {term} without {index}"));
+        }
+    }
+}

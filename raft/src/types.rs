@@ -1,0 +1,152 @@
+//! The values that the core, the stores and the wire share.
+
+use std::fmt;
+
+use bytes::Bytes;
+
+/// The most voters a group may have. Majorities are computed on the stack over this many.
+pub const MAX_VOTERS: usize = 15;
+
+/// What an [`Entry`] is for.
+///
+/// Source: Raft §5.3, §8 (the no-op).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum EntryKind {
+    /// Appended by a new leader: commits all that earlier terms left behind. It has no payload
+    /// and is not given to the state machine as a command.
+    Noop,
+    /// A command for the state machine.
+    Command,
+    /// Reserved for membership changes. The log keeps and replicates it; this version proposes
+    /// none.
+    Config,
+}
+
+/// One entry of the replicated log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The term of the leader that created it; at least 1.
+    pub term: u64,
+    /// Its place in the log; the first entry ever has index 1.
+    pub index: u64,
+    /// What it is for.
+    pub kind: EntryKind,
+    /// The command. Never copied by the core.
+    pub data: Bytes,
+}
+
+impl Entry {
+    /// Bytes that this entry counts for against every byte limit: the payload and a fixed
+    /// overhead, so that empty commands are bounded too.
+    pub fn weight(&self) -> u64 {
+        self.data.len() as u64 + ENTRY_OVERHEAD
+    }
+}
+
+/// What each entry counts for beyond its payload, in bytes.
+pub const ENTRY_OVERHEAD: u64 = 48;
+
+/// What must be durable before a node speaks in a term.
+///
+/// Source: Raft figure 2, "persistent state on all servers".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HardState {
+    /// The latest term that this node has seen; 0 before the first.
+    pub term: u64,
+    /// Whom it voted for in that term.
+    pub vote: Option<u64>,
+}
+
+/// Names a snapshot: the state after every entry up to and including `index`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// The last entry that the snapshot covers.
+    pub index: u64,
+    /// The term of that entry.
+    pub term: u64,
+    /// The voters at that entry, ascending. Carried so that membership changes need no new
+    /// format.
+    pub voters: Vec<u64>,
+}
+
+/// What a node is in its term.
+///
+/// Source: Raft §5.1; `PreCandidate`: Raft thesis §9.6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Takes entries from a leader, or waits for one.
+    Follower,
+    /// Asks whether it could win an election, without disturbing anybody's term.
+    PreCandidate,
+    /// Asks for votes in a new term.
+    Candidate,
+    /// Orders commands.
+    Leader,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Follower => "follower",
+            Self::PreCandidate => "pre-candidate",
+            Self::Candidate => "candidate",
+            Self::Leader => "leader",
+        })
+    }
+}
+
+/// A moment of a core, for operators and tests.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Status {
+    /// This node.
+    pub id: u64,
+    /// The group it belongs to.
+    pub group: u64,
+    /// What it is in `term`.
+    pub role: Role,
+    /// Its current term.
+    pub term: u64,
+    /// The leader of `term`, as far as this node knows.
+    pub leader: Option<u64>,
+    /// The first index that the log still holds.
+    pub first: u64,
+    /// The last index of the log, durable or not.
+    pub last: u64,
+    /// The last index that is durable here.
+    pub durable: u64,
+    /// The last index known to be committed.
+    pub commit: u64,
+    /// The last index that the state machine has reported as applied.
+    pub applied: u64,
+    /// The last index that the current snapshot covers; 0 without one.
+    pub snapshot: u64,
+    /// Set once the node has stopped for good.
+    pub halted: Option<HaltReason>,
+}
+
+/// Why a node has stopped. It neither votes nor leads nor acknowledges until it has been
+/// restarted, and after damage until it has been rebuilt from its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
+pub enum HaltReason {
+    /// A write to the log failed. What of it became durable is unknown until a restart, so
+    /// nothing may follow it: an index must never be used twice in one term.
+    #[error("a write to the log failed")]
+    PersistFailed,
+    /// The log or the vote could not be restored.
+    #[error("the log is damaged")]
+    Damaged,
+    /// A stored entry could not be read, or came back different from what was written.
+    #[error("a stored entry could not be read")]
+    ReadFailed,
+    /// A leader contradicted an entry that is committed here. Either some node has lost durable
+    /// data or a peer does not speak Raft.
+    #[error("a peer contradicted a committed entry")]
+    Inconsistent,
+    /// The state machine failed. The core never says so; a shell does. A restart rebuilds the
+    /// machine from the log.
+    #[error("the state machine failed")]
+    MachineFailed,
+}

@@ -1,0 +1,124 @@
+//! Nodes on journals and real TCP, on loopback.
+
+mod cluster;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use cluster::{Text, append};
+use voussoir_journal::{Journal, MemoryFiles, Options};
+use voussoir_net::{Peers, Tcp};
+use voussoir_raft::journal::{Identity, JournalStore, OpenError};
+use voussoir_raft::net::NetTransport;
+use voussoir_raft::{Config, Raft, Role};
+
+const CLUSTER: u128 = 77;
+
+struct Node {
+    raft: Raft,
+    machine: Text,
+    journal: Journal,
+    tcp: Arc<Tcp>,
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.segment_bytes = 8 << 20;
+    options.max_bytes = 256 << 20;
+    options
+}
+
+async fn start(id: u64, folder: &PathBuf, peers: &Peers) -> Node {
+    let journal = Journal::open(folder, options()).unwrap();
+    let identity = Identity { cluster: CLUSTER, node: id, group: 1 };
+    let store = JournalStore::open(&journal, identity).unwrap();
+    let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let net = voussoir_net::Config::new(CLUSTER);
+    let tcp = Arc::new(Tcp::bind(id, listen, Arc::new(peers.clone()), net).await.unwrap());
+    peers.insert(id, tcp.address());
+    let transport = Arc::new(NetTransport::new(Arc::clone(&tcp) as Arc<_>, 1).unwrap());
+    let mut config = Config::new(id, [1, 2, 3]);
+    config.group = 1;
+    config.snapshot_after_entries = 50;
+    config.keep_entries = 10;
+    let machine = Text::default();
+    let raft = Raft::start(config, Arc::new(store), Box::new(machine.clone()), transport);
+    Node { raft: raft.await.unwrap(), machine, journal, tcp }
+}
+
+async fn stop(node: Node) {
+    node.raft.shutdown().await;
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    node.tcp.shutdown(deadline).await;
+    node.journal.close().unwrap();
+}
+
+/// A node that leads and can prove it.
+async fn leader(nodes: &[Node]) -> &Node {
+    loop {
+        for node in nodes {
+            let leads = node.raft.status().borrow().role == Role::Leader;
+            if leads && node.raft.read().await.is_ok() {
+                return node;
+            }
+        }
+        let mut status = nodes[0].raft.status();
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(50), status.changed()).await;
+    }
+}
+
+#[tokio::test]
+async fn acknowledged_writes_survive_restarts_and_snapshots() {
+    let root = std::env::temp_dir().join(format!("voussoir-raft-disk-{}", std::process::id()));
+    let folders: Vec<PathBuf> = (1..=3).map(|id| root.join(format!("node-{id}"))).collect();
+    let peers = Peers::new();
+    let mut nodes = Vec::new();
+    for (id, folder) in (1..).zip(&folders) {
+        nodes.push(start(id, folder, &peers).await);
+    }
+    let mut expected = String::new();
+    for round in 0..3 {
+        for _ in 0..60 {
+            expected.push('.');
+            let answer = leader(&nodes).await.raft.propose(append(".")).await.unwrap();
+            assert_eq!(answer, expected);
+        }
+        // One after the other, and in the last round all at once.
+        let all = if round == 2 { 0..3 } else { round..round + 1 };
+        for at in all {
+            let node = nodes.remove(at);
+            stop(node).await;
+            nodes.insert(at, start(at as u64 + 1, &folders[at], &peers).await);
+        }
+    }
+    leader(&nodes).await;
+    for node in &nodes {
+        node.raft.read().await.unwrap();
+        assert_eq!(*node.machine.text.lock(), expected);
+        let status = node.raft.status().borrow().clone();
+        assert!(status.snapshot >= 100 && status.first > 50, "snapshots were taken: {status:?}");
+    }
+    for node in nodes {
+        stop(node).await;
+    }
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+#[tokio::test]
+async fn the_data_of_another_node_is_refused() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options()).unwrap();
+    let mine = Identity { cluster: CLUSTER, node: 1, group: 4 };
+    JournalStore::open(&journal, mine).unwrap();
+    JournalStore::open(&journal, mine).unwrap();
+    let strangers = [Identity { node: 2, ..mine }, Identity { cluster: 78, ..mine }];
+    for wanted in strangers {
+        match JournalStore::open(&journal, wanted) {
+            Err(OpenError::WrongNode { found, wanted: asked }) => {
+                assert_eq!((found, asked), (mine, wanted));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    JournalStore::open(&journal, Identity { group: 5, ..mine }).unwrap();
+}

@@ -1,0 +1,27 @@
+//! The core over real journals in a world of faults.
+//!
+//! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
+
+use voussoir_raft::testing::sim::{Options, run, run_journaled};
+use voussoir_sim::{FaultSet, Runner};
+
+const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim";
+
+/// Three and five nodes, all classes of faults, the store that users run.
+#[test]
+fn over_journals() {
+    let options = Options::default();
+    let runner = Runner::new(format!("{COMMAND} over_journals")).seeds(2000).twice(10);
+    let summary = runner.run(|seed| run_journaled(seed, &options)).unwrap();
+    println!("{summary}");
+    assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
+}
+
+/// The same over a model of a disk: what fails here and not above is no fault of the store.
+#[test]
+fn over_memory() {
+    let options = Options::default();
+    let runner = Runner::new(format!("{COMMAND} over_memory")).seeds(200).first(1_000_000);
+    let summary = runner.run(|seed| run(seed, &options)).unwrap();
+    println!("{summary}");
+}

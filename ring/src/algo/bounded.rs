@@ -1,0 +1,174 @@
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::ring::HashRing;
+use crate::error::BuildError;
+use crate::hash;
+
+/// Set in a node's count when the node has left: its count no longer belongs to the total.
+const GONE: u64 = 1 << 63;
+
+/// Consistent hashing with bounded loads: a key goes to the first node from its point on that is
+/// not full, and no node ever takes more than `bound` times its fair share, rounded up.
+///
+/// This counts what is in flight (connections, requests, leases): [`assign`](Bounded::assign)
+/// counts one until the returned [`Assignment`] is dropped. A node's capacity is
+/// `ceil(bound * total * weight / all weights)`, where `total` counts all that is assigned, the new
+/// one included; it holds at every assignment. What was assigned before others ended is not moved.
+/// Safe to share between threads; nothing is locked.
+///
+/// Source: Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018).
+///
+/// # Example
+/// ```
+/// use voussoir_ring::{Bounded, HashRing, Node, Topology};
+/// let ring = HashRing::new(&Topology::new(1, (1..=4).map(Node::new))?)?;
+/// let bounded = Bounded::new(ring, 1.25)?;
+/// let held: Vec<_> = (0..100).map(|_| bounded.assign(b"one hot key")).collect();
+/// assert!(bounded.stats().loads.iter().all(|&(_, load)| load <= 32)); // ceil(1.25 * 100 / 4)
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Bounded {
+    ring: HashRing,
+    /// The bound in thousandths.
+    bound_milli: u64,
+    total: Arc<AtomicU64>,
+    loads: Box<[Arc<AtomicU64>]>,
+}
+
+/// What is assigned where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BoundedStats {
+    /// All that is assigned to present nodes.
+    pub total: u64,
+    /// Node and what is assigned to it, in the order of ids.
+    pub loads: Vec<(u64, u64)>,
+}
+
+/// One unit of load on a node, given back when this is dropped.
+#[must_use = "the load is given back when the assignment is dropped"]
+pub struct Assignment {
+    node: u64,
+    /// `None` when every node of the ring it came from had left.
+    counted: Option<(Arc<AtomicU64>, Arc<AtomicU64>)>,
+}
+
+impl Bounded {
+    /// Bounds the loads on a ring: `bound` is above 1 and at most 100, in steps of a thousandth.
+    /// Close to 1 is even but moves more keys; 1.25 is a usual choice.
+    ///
+    /// # Errors
+    /// [`BuildError::LoadBound`].
+    pub fn new(ring: HashRing, bound: f64) -> Result<Self, BuildError> {
+        let milli = (bound * 1000.0).round();
+        if !(1001.0..=100_000.0).contains(&milli) {
+            return Err(BuildError::LoadBound(bound));
+        }
+        let loads = (0..ring.topology().len()).map(|_| Arc::default()).collect();
+        Ok(Self { ring, bound_milli: milli as u64, total: Arc::default(), loads })
+    }
+
+    /// The same loads over another ring: nodes that stay keep their counts, nodes that left drop
+    /// out of the total, and assignments that were made before are still given back rightly.
+    #[must_use]
+    pub fn over(&self, ring: HashRing) -> Self {
+        let old = self.ring.topology().members();
+        let ids = &ring.topology().members().ids;
+        for (id, load) in old.ids.iter().zip(&self.loads) {
+            if ids.binary_search(id).is_err() {
+                let before = load.fetch_or(GONE, Ordering::AcqRel);
+                if before & GONE == 0 {
+                    self.total.fetch_sub(before, Ordering::AcqRel);
+                }
+            }
+        }
+        let keep = |id: &u64| {
+            old.ids.binary_search(id).map_or_else(|_| Arc::default(), |at| self.loads[at].clone())
+        };
+        let loads = ids.iter().map(keep).collect();
+        Self { ring, bound_milli: self.bound_milli, total: self.total.clone(), loads }
+    }
+
+    /// The node for one more unit of work on this key.
+    pub fn assign(&self, key: &[u8]) -> Assignment {
+        let position = hash::key(key);
+        // Counted first: what others see as total then never lacks what is being placed.
+        let mut total = self.total.fetch_add(1, Ordering::AcqRel) + 1;
+        loop {
+            let mut present = false;
+            for node in self.ring.walk(position) {
+                let at = usize::from(node);
+                present |= self.loads[at].load(Ordering::Relaxed) & GONE == 0;
+                if self.try_place(at, self.capacity(at, total)) {
+                    let counted = Some((self.loads[at].clone(), self.total.clone()));
+                    return Assignment { node: self.ring.topology().members().ids[at], counted };
+                }
+            }
+            if !present {
+                self.total.fetch_sub(1, Ordering::AcqRel);
+                return Assignment { node: self.ring.owner_at(position), counted: None };
+            }
+            // All capacities together exceed the total, so only a race filled the last one.
+            total = self.total.load(Ordering::Acquire);
+        }
+    }
+
+    fn capacity(&self, node: usize, total: u64) -> u64 {
+        let members = self.ring.topology().members();
+        let weight = u128::from(members.nodes[node].weight.as_milli());
+        let share = u128::from(self.bound_milli) * u128::from(total) * weight;
+        share.div_ceil(1000 * u128::from(members.weight_total)) as u64
+    }
+
+    fn try_place(&self, node: usize, capacity: u64) -> bool {
+        let below = |load| (load < capacity).then_some(load + 1);
+        self.loads[node].fetch_update(Ordering::AcqRel, Ordering::Relaxed, below).is_ok()
+    }
+
+    /// What is assigned where, now. Counts that change meanwhile may not add up to the total.
+    pub fn stats(&self) -> BoundedStats {
+        let loads = self.loads.iter().map(|load| load.load(Ordering::Acquire) & !GONE);
+        let ids = self.ring.topology().members().ids.iter().copied();
+        BoundedStats { total: self.total.load(Ordering::Acquire), loads: ids.zip(loads).collect() }
+    }
+
+    /// The ring underneath.
+    pub fn ring(&self) -> &HashRing {
+        &self.ring
+    }
+}
+
+impl fmt::Debug for Bounded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bounded")
+            .field("ring", &self.ring)
+            .field("bound_milli", &self.bound_milli)
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Assignment {
+    /// The node that took the work.
+    pub fn node(&self) -> u64 {
+        self.node
+    }
+}
+
+impl Drop for Assignment {
+    fn drop(&mut self) {
+        if let Some((load, total)) = &self.counted
+            && load.fetch_sub(1, Ordering::AcqRel) & GONE == 0
+        {
+            total.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+impl fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Assignment").field("node", &self.node).finish_non_exhaustive()
+    }
+}

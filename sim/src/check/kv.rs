@@ -1,0 +1,167 @@
+//! The specification of a key-value store.
+
+use std::fmt::Debug;
+use std::hash::Hash;
+use std::marker::PhantomData;
+
+use super::Model;
+use crate::ToJson;
+
+/// A key-value store with compare-and-set and delete; each key is a register on its own.
+///
+/// Values that occur only once in a history make violations easier to see and faster to find.
+#[derive(Clone, Copy, Debug)]
+pub struct Kv<K, V>(PhantomData<fn(K, V)>);
+
+/// One register: a [`Kv`] of a single key.
+pub type Register<V> = Kv<(), V>;
+
+impl<K, V> Kv<K, V> {
+    /// The model; keys have no value at the start.
+    pub const fn new() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<K, V> Default for Kv<K, V> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a client of a [`Kv`] asks.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvOp<K, V> {
+    /// Read. Answered by [`KvRet::Value`].
+    Get {
+        /// Of this key.
+        key: K,
+    },
+    /// Write. Answered by [`KvRet::Done`].
+    Put {
+        /// To this key.
+        key: K,
+        /// The new value.
+        value: V,
+    },
+    /// Write if the value is as expected. Answered by [`KvRet::Applied`].
+    Cas {
+        /// To this key.
+        key: K,
+        /// The value that it must have; `None` for no value.
+        expect: Option<V>,
+        /// The new value.
+        value: V,
+    },
+    /// Remove. Answered by [`KvRet::Done`], or by [`KvRet::Applied`] if it tells whether there
+    /// was a value.
+    Delete {
+        /// This key.
+        key: K,
+    },
+}
+
+/// What a client of a [`Kv`] is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum KvRet<V> {
+    /// The value, if there is one.
+    Value(Option<V>),
+    /// It is done.
+    Done,
+    /// Whether anything was changed.
+    Applied(bool),
+}
+
+impl<K, V> Model for Kv<K, V>
+where
+    K: Clone + Eq + Hash + Debug,
+    V: Clone + Eq + Hash + Debug,
+{
+    type Op = KvOp<K, V>;
+    type Ret = KvRet<V>;
+    type Key = K;
+    type State = Option<V>;
+
+    fn key(&self, op: &Self::Op) -> K {
+        let (KvOp::Get { key }
+        | KvOp::Put { key, .. }
+        | KvOp::Cas { key, .. }
+        | KvOp::Delete { key }) = op;
+        key.clone()
+    }
+
+    fn init(&self, _key: &K) -> Option<V> {
+        None
+    }
+
+    fn step(&self, state: &Option<V>, op: &Self::Op, ret: Option<&KvRet<V>>) -> Option<Option<V>> {
+        let (fits, next) = match op {
+            KvOp::Get { .. } => {
+                let fits = match ret {
+                    None => true,
+                    Some(KvRet::Value(value)) => value == state,
+                    Some(_) => false,
+                };
+                return fits.then(|| state.clone());
+            }
+            KvOp::Put { value, .. } => {
+                (matches!(ret, None | Some(KvRet::Done)), Some(value.clone()))
+            }
+            KvOp::Cas { expect, value, .. } => {
+                let applies = expect == state;
+                let next = if applies { Some(value.clone()) } else { state.clone() };
+                (ret.is_none_or(|ret| *ret == KvRet::Applied(applies)), next)
+            }
+            KvOp::Delete { .. } => {
+                let fits = match ret {
+                    None | Some(KvRet::Done) => true,
+                    Some(KvRet::Applied(applied)) => *applied == state.is_some(),
+                    Some(KvRet::Value(_)) => false,
+                };
+                (fits, None)
+            }
+        };
+        fits.then_some(next)
+    }
+
+    fn is_read(&self, op: &Self::Op, ret: &Self::Ret) -> bool {
+        matches!(op, KvOp::Get { .. }) || *ret == KvRet::Applied(false)
+    }
+}
+
+impl<K: ToJson, V: ToJson> ToJson for KvOp<K, V> {
+    fn to_json(&self, out: &mut String) {
+        let (name, key) = match self {
+            Self::Get { key } => ("get", key),
+            Self::Put { key, .. } => ("put", key),
+            Self::Cas { key, .. } => ("cas", key),
+            Self::Delete { key } => ("delete", key),
+        };
+        out.push_str("{\"f\":\"");
+        out.push_str(name);
+        out.push_str("\",\"key\":");
+        key.to_json(out);
+        if let Self::Cas { expect, .. } = self {
+            out.push_str(",\"expect\":");
+            expect.to_json(out);
+        }
+        if let Self::Put { value, .. } | Self::Cas { value, .. } = self {
+            out.push_str(",\"value\":");
+            value.to_json(out);
+        }
+        out.push('}');
+    }
+}
+
+/// The value or null, null, or true or false.
+impl<V: ToJson> ToJson for KvRet<V> {
+    fn to_json(&self, out: &mut String) {
+        match self {
+            Self::Value(value) => value.to_json(out),
+            Self::Done => out.push_str("null"),
+            Self::Applied(applied) => applied.to_json(out),
+        }
+    }
+}

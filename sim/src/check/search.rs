@@ -1,0 +1,486 @@
+//! The search for an order (Wing and Gong 1993; Lowe 2017).
+//!
+//! Calls whose outcome is known must all be put into an order in which each answer fits and no
+//! call comes before one that had ended when it began. Calls of unknown outcome may be put in
+//! anywhere after their beginning, or left out.
+//!
+//! What keeps the search short:
+//! - A point (the calls in the order so far, and the state) is searched once; and not at all if
+//!   one was searched with the same known calls and state that had spent no more unknown calls.
+//! - A known call that only reads, and fits, may come at once whatever comes later: nothing else
+//!   is tried there. Otherwise the call that ended first is tried first.
+//! - An unknown call is put in only where it matters: if the next call gives the same answer and
+//!   leads to the same state without it, then the same order without it would do, and is tried
+//!   anyway. A point right after an unknown call therefore remembers the state before that call.
+//! - Single unknown calls are tried before chains of them; and of those that ask the same, the
+//!   one that began first.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use super::cache::{BitSet, Point, Seen};
+use super::{CheckError, Checked, Model};
+use crate::history::{CallId, Ended, History};
+
+/// How many calls of the longest order a violation shows.
+const SHOWN: usize = 16;
+
+/// Checks that `history` is linearizable with respect to `model`.
+///
+/// `steps` bounds the work, per key. One step is one call tried; a history takes about two per
+/// call, and with many calls of unknown outcome about as many per call as there are of these.
+/// 10,000,000 is a good bound. Memory is bounded too: some 100 bytes per step at most.
+///
+/// # Errors
+/// [`CheckError::Violation`] if it is not linearizable, [`CheckError::Undecided`] if that was not
+/// found out within the bound.
+///
+/// # Example
+/// See [`History`].
+pub fn check<M: Model>(
+    model: &M,
+    history: &History<M::Op, M::Ret>,
+    steps: u64,
+) -> Result<Checked, CheckError<M::Key>> {
+    let mut places: HashMap<M::Key, usize> = HashMap::new();
+    let mut parts: Vec<(M::Key, Vec<u32>)> = Vec::new();
+    for (at, call) in history.calls().iter().enumerate() {
+        if matches!(call.ended, Ended::Failed) {
+            continue;
+        }
+        let key = model.key(&call.op);
+        let place = *places.entry(key.clone()).or_insert_with(|| {
+            parts.push((key, Vec::new()));
+            parts.len() - 1
+        });
+        parts[place].1.push(at as u32);
+    }
+    let mut checked = Checked { keys: parts.len() as u64, ..Checked::default() };
+    for (key, calls) in parts {
+        checked.calls += calls.len() as u64;
+        let mut search = Search::new(model, history, &calls, steps);
+        let init = model.init(&key);
+        let verdict = search.run(init);
+        checked.unknown += search.unknown.len() as u64;
+        checked.steps += search.steps;
+        match verdict {
+            Verdict::Fits => {}
+            Verdict::Undecided => return Err(CheckError::Undecided { key, steps }),
+            Verdict::Stuck => return Err(search.violation(key)),
+        }
+    }
+    Ok(checked)
+}
+
+enum Verdict {
+    Fits,
+    Stuck,
+    Undecided,
+}
+
+/// A call that is put next: one of known outcome, or one of unknown.
+#[derive(Clone, Copy)]
+enum Pick {
+    Known(u32),
+    Unknown(u32),
+}
+
+/// Where a point goes on: at its known calls, at single unknown ones, or at chains of these.
+#[derive(Clone, Copy)]
+enum Stage {
+    Known,
+    Single(u32),
+    Chain(u32),
+    Over,
+}
+
+/// What may follow at a point: known calls, unknown ones, or both.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    All,
+    KnownOnly,
+    UnknownOnly,
+}
+
+struct Frame<S> {
+    /// The call that led here; none at the root.
+    pick: Option<Pick>,
+    state: S,
+    /// The state before that call, if its outcome is unknown.
+    before: Option<S>,
+    scope: Scope,
+    stage: Stage,
+    /// Where the known calls that fit lie, and which is next.
+    options: Range<usize>,
+    floor: usize,
+    /// The first end of a call that is not in the order: only what began before may come now.
+    bound: u64,
+}
+
+/// What to try next at a point.
+struct Next<S> {
+    pick: Pick,
+    state: S,
+    before: Option<S>,
+    scope: Scope,
+}
+
+/// Beginnings and ends of the known calls that are not yet in the order, as a linked list in
+/// order of recording. Place `n` of the vectors stands for the head.
+struct Ring {
+    next: Vec<u32>,
+    prev: Vec<u32>,
+    /// For each place: its event's place in the history, the known call, and whether it begins.
+    events: Vec<(u64, u32, bool)>,
+    /// For each known call: the places of its beginning and its end.
+    ends: Vec<[u32; 2]>,
+}
+
+struct Search<'a, M: Model> {
+    model: &'a M,
+    history: &'a History<M::Op, M::Ret>,
+    known: Vec<u32>,
+    unknown: Vec<u32>,
+    /// For each unknown call, the one before it that asks the same.
+    twins: Vec<Option<u32>>,
+    ring: Ring,
+    in_order: BitSet,
+    unknown_in_order: BitSet,
+    left: usize,
+    /// The known calls that fit at each point of the stack, with the states after them.
+    options: Vec<(u32, M::State)>,
+    steps: u64,
+    limit: u64,
+    best: Option<Best<M::State>>,
+}
+
+struct Best<S> {
+    length: usize,
+    fitting: Vec<CallId>,
+    stuck: Vec<CallId>,
+    state: S,
+}
+
+impl Ring {
+    fn new(mut events: Vec<(u64, u32, bool)>, calls: usize) -> Self {
+        events.sort_unstable();
+        let head = events.len() as u32;
+        let mut ends = vec![[0; 2]; calls];
+        for (place, &(_, call, begins)) in events.iter().enumerate() {
+            ends[call as usize][usize::from(!begins)] = place as u32;
+        }
+        let next = (0..=head).map(|place| if place == head { 0 } else { place + 1 }).collect();
+        let prev = (0..=head).map(|place| if place == 0 { head } else { place - 1 }).collect();
+        Self { next, prev, events, ends }
+    }
+
+    fn first(&self) -> u32 {
+        self.next[self.events.len()]
+    }
+
+    fn take_out(&mut self, call: u32) {
+        for place in self.ends[call as usize] {
+            let (prev, next) = (self.prev[place as usize], self.next[place as usize]);
+            self.next[prev as usize] = next;
+            self.prev[next as usize] = prev;
+        }
+    }
+
+    /// Undoes the latest `take_out` that has not been undone.
+    fn put_back(&mut self, call: u32) {
+        for place in self.ends[call as usize].into_iter().rev() {
+            let (prev, next) = (self.prev[place as usize], self.next[place as usize]);
+            self.next[prev as usize] = place;
+            self.prev[next as usize] = place;
+        }
+    }
+}
+
+impl<'a, M: Model> Search<'a, M> {
+    fn new(model: &'a M, history: &'a History<M::Op, M::Ret>, calls: &[u32], limit: u64) -> Self {
+        let (mut known, mut unknown, mut events) = (Vec::new(), Vec::new(), Vec::new());
+        for &at in calls {
+            let call = &history.calls()[at as usize];
+            if let (Ended::Ok(_), Some(end)) = (&call.ended, call.end) {
+                let number = known.len() as u32;
+                events.extend([(call.begin, number, true), (end, number, false)]);
+                known.push(at);
+            } else {
+                unknown.push(at);
+            }
+        }
+        let mut latest = HashMap::new();
+        let twins = unknown
+            .iter()
+            .zip(0_u32..)
+            .map(|(&at, number)| latest.insert(&history.calls()[at as usize].op, number));
+        Self {
+            model,
+            history,
+            twins: twins.collect(),
+            ring: Ring::new(events, known.len()),
+            in_order: BitSet::new(known.len()),
+            unknown_in_order: BitSet::new(unknown.len()),
+            left: known.len(),
+            known,
+            unknown,
+            options: Vec::new(),
+            steps: 0,
+            limit,
+            best: None,
+        }
+    }
+
+    fn run(&mut self, init: M::State) -> Verdict {
+        let mut seen = Seen::new();
+        let mut stack = vec![self.open(None, init, None, Scope::All)];
+        while let Some(frame) = stack.last_mut() {
+            if self.left == 0 {
+                return Verdict::Fits;
+            }
+            let next = self.next(frame);
+            if self.steps > self.limit {
+                return Verdict::Undecided;
+            }
+            let Some(Next { pick, state, before, scope }) = next else {
+                self.remember(&stack);
+                let Some(frame) = stack.pop() else { break };
+                self.options.truncate(frame.floor);
+                if let Some(pick) = frame.pick {
+                    self.undo(pick);
+                }
+                continue;
+            };
+            self.put(pick);
+            let point = Point {
+                known: &self.in_order,
+                unknown: &self.unknown_in_order,
+                state: &state,
+                before: before.as_ref(),
+            };
+            // A point that may only go on with known calls is part of one that is still to come.
+            if scope == Scope::KnownOnly || seen.insert(&point) {
+                let frame = self.open(Some(pick), state, before, scope);
+                stack.push(frame);
+            } else {
+                self.undo(pick);
+            }
+        }
+        Verdict::Stuck
+    }
+
+    /// A point, with the known calls that may come next and fit.
+    fn open(
+        &mut self,
+        pick: Option<Pick>,
+        state: M::State,
+        before: Option<M::State>,
+        scope: Scope,
+    ) -> Frame<M::State> {
+        let floor = self.options.len();
+        let mut frame = Frame {
+            pick,
+            state,
+            before,
+            scope,
+            stage: Stage::Known,
+            options: floor..floor,
+            floor,
+            bound: 0,
+        };
+        let mut place = self.ring.first();
+        while let Some(&(event, call, begins)) = self.ring.events.get(place as usize) {
+            if !begins {
+                frame.bound = event;
+                break;
+            }
+            place = self.ring.next[place as usize];
+            if scope == Scope::UnknownOnly {
+                continue;
+            }
+            let Some(state) = self.follow(&frame, Pick::Known(call)) else { continue };
+            let alone = self.is_read(Pick::Known(call)) && state == frame.state;
+            if alone {
+                self.options.truncate(floor);
+                // Nothing else need be tried.
+                frame.scope = Scope::KnownOnly;
+            }
+            self.options.push((call, state));
+            if alone {
+                break;
+            }
+        }
+        let Ring { ends, .. } = &self.ring;
+        self.options[floor..].sort_unstable_by_key(|&(call, _)| ends[call as usize][1]);
+        frame.options = floor..self.options.len();
+        frame
+    }
+
+    /// The next call to try at a point, in order of the stages.
+    fn next(&mut self, frame: &mut Frame<M::State>) -> Option<Next<M::State>> {
+        loop {
+            match frame.stage {
+                Stage::Known => {
+                    if let Some(at) = frame.options.next() {
+                        let (call, state) = self.options[at].clone();
+                        let pick = Pick::Known(call);
+                        return Some(Next { pick, state, before: None, scope: Scope::All });
+                    }
+                    let over = frame.scope == Scope::KnownOnly || self.unknown.is_empty();
+                    frame.stage = if over { Stage::Over } else { Stage::Single(0) };
+                }
+                Stage::Single(from) => {
+                    let next = self.next_unknown(frame, from, Scope::KnownOnly);
+                    if next.is_some() {
+                        return next;
+                    }
+                    frame.stage = Stage::Chain(0);
+                }
+                Stage::Chain(from) => {
+                    let next = self.next_unknown(frame, from, Scope::UnknownOnly);
+                    if next.is_some() {
+                        return next;
+                    }
+                    frame.stage = Stage::Over;
+                }
+                Stage::Over => return None,
+            }
+        }
+    }
+
+    /// The next unknown call, from the given one on, that may come now and changes the state.
+    fn next_unknown(
+        &mut self,
+        frame: &mut Frame<M::State>,
+        from: u32,
+        scope: Scope,
+    ) -> Option<Next<M::State>> {
+        for number in from..self.unknown.len() as u32 {
+            let call = &self.history.calls()[self.unknown[number as usize] as usize];
+            if call.begin > frame.bound {
+                return None;
+            }
+            let twin = self.twins[number as usize];
+            if self.unknown_in_order.contains(number)
+                || twin.is_some_and(|twin| !self.unknown_in_order.contains(twin))
+            {
+                continue;
+            }
+            let pick = Pick::Unknown(number);
+            let state = self.follow(frame, pick).filter(|state| *state != frame.state);
+            if let Some(state) = state {
+                let on = number + 1;
+                frame.stage = match scope {
+                    Scope::KnownOnly => Stage::Single(on),
+                    _ => Stage::Chain(on),
+                };
+                let before = Some(frame.state.clone());
+                return Some(Next { pick, state, before, scope });
+            }
+        }
+        None
+    }
+
+    fn is_read(&self, pick: Pick) -> bool {
+        let call = &self.history.calls()[self.call(pick).index()];
+        matches!(&call.ended, Ended::Ok(ret) if self.model.is_read(&call.op, ret))
+    }
+
+    /// The state after a call; `None` if it does not fit, or need not be tried here.
+    fn follow(&mut self, frame: &Frame<M::State>, pick: Pick) -> Option<M::State> {
+        self.steps += 1;
+        let call = &self.history.calls()[self.call(pick).index()];
+        let ret = match &call.ended {
+            Ended::Ok(ret) => Some(ret),
+            _ => None,
+        };
+        let state = self.model.step(&frame.state, &call.op, ret)?;
+        let before = frame.before.as_ref();
+        let without = before.and_then(|before| self.model.step(before, &call.op, ret));
+        if without.is_some_and(|without| without == state) { None } else { Some(state) }
+    }
+
+    fn call(&self, pick: Pick) -> CallId {
+        CallId::new(match pick {
+            Pick::Known(number) => self.known[number as usize],
+            Pick::Unknown(number) => self.unknown[number as usize],
+        })
+    }
+
+    fn put(&mut self, pick: Pick) {
+        match pick {
+            Pick::Known(number) => {
+                self.ring.take_out(number);
+                self.in_order.insert(number);
+                self.left -= 1;
+            }
+            Pick::Unknown(number) => self.unknown_in_order.insert(number),
+        }
+    }
+
+    fn undo(&mut self, pick: Pick) {
+        match pick {
+            Pick::Known(number) => {
+                self.ring.put_back(number);
+                self.in_order.remove(number);
+                self.left += 1;
+            }
+            Pick::Unknown(number) => self.unknown_in_order.remove(number),
+        }
+    }
+
+    /// Keeps the end of the longest order, for the report of a violation.
+    fn remember(&mut self, stack: &[Frame<M::State>]) {
+        let Some(last) = stack.last() else { return };
+        let length = self.known.len() - self.left;
+        if self.best.as_ref().is_some_and(|best| best.length >= length) {
+            return;
+        }
+        let tail = stack.len().saturating_sub(SHOWN);
+        let fitting = stack[tail..].iter().filter_map(|frame| frame.pick);
+        let mut stuck = Vec::new();
+        let mut place = self.ring.first();
+        while let Some(&(_, call, true)) = self.ring.events.get(place as usize) {
+            stuck.push(self.call(Pick::Known(call)));
+            place = self.ring.next[place as usize];
+        }
+        self.best = Some(Best {
+            length,
+            fitting: fitting.map(|pick| self.call(pick)).collect(),
+            stuck,
+            state: last.state.clone(),
+        });
+    }
+
+    fn violation(&mut self, key: M::Key) -> CheckError<M::Key> {
+        let (length, fitting, stuck, state) = match self.best.take() {
+            Some(best) => (best.length, best.fitting, best.stuck, format!("{:?}", best.state)),
+            None => (0, Vec::new(), Vec::new(), String::new()),
+        };
+        let calls = self.known.len() + self.unknown.len();
+        let mut text = format!(
+            "not linearizable: key {key:?}, {calls} calls ({} of unknown outcome)\n\
+             the longest order found has {length} of known outcome and ends in:\n",
+            self.unknown.len()
+        );
+        self.list(&fitting, &mut text);
+        let _infallible = writeln!(text, "the state is then {state}, which none of these fits:");
+        self.list(&stuck, &mut text);
+        CheckError::Violation { key, fitting, stuck, text }
+    }
+
+    fn list(&self, ids: &[CallId], text: &mut String) {
+        for id in ids {
+            let call = &self.history.calls()[id.index()];
+            let _infallible = writeln!(
+                text,
+                "  call {} of process {}: {:?} -> {:?}",
+                id.index(),
+                call.process,
+                call.op,
+                call.ended
+            );
+        }
+    }
+}
