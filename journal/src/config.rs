@@ -24,8 +24,8 @@ pub struct Options {
     /// recycled.
     pub segment_bytes: u64,
     /// The most bytes that all segment files together may take; at least four segments, and
-    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with [`Error::Full`](crate::Error::Full)
-    /// while releases and deletes go on.
+    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with
+    /// [`Error::Full`](crate::Error::Full) while releases and deletes go on.
     pub max_bytes: u64,
     /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
     /// logs (about 64 bytes each), which may take at most a quarter of a segment.
@@ -143,8 +143,9 @@ impl Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Durability {
     /// When the journal has accepted it in memory: lost, without further notice, when the process
-    /// dies, the journal stops or there is no room before it is written. It is readable once written, and synced with the next synced commit or when the
-    /// journal has been idle for [`Options::idle_mark`].
+    /// dies, the journal stops or there is no room before it is written. It is readable once
+    /// written, and synced with the next synced commit or when the journal has been idle for
+    /// [`Options::idle_mark`].
     Buffered,
     /// When the operating system has it: survives the death of the process, not of the machine.
     /// Synced later as for `Buffered`. When it shares its group with a synced commit it waits

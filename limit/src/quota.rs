@@ -22,8 +22,8 @@ pub enum Algorithm {
     /// A bucket of `burst` tokens into which `count` are put at once at each multiple of `per`.
     TokenBucket,
     /// [`Self::Gcra`] with a burst of 1: what passes leaves at even spaces. Callers wait in the
-    /// bucket with [`Limiter::until_ready`](crate::Limiter::until_ready), and the number that may is
-    /// [`LimiterConfig::waiters_max`](crate::LimiterConfig::waiters_max).
+    /// bucket with [`Limiter::until_ready`](crate::Limiter::until_ready), and the number that may
+    /// is [`LimiterConfig::waiters_max`](crate::LimiterConfig::waiters_max).
     LeakyBucket,
     /// At most `count` between two multiples of `per`, so up to twice that across one.
     FixedWindow,
@@ -36,8 +36,8 @@ pub enum Algorithm {
 
 /// So many units in so much time.
 ///
-/// The rate is `count` in `per`; what may be taken at one moment is `burst`, and is never implied by
-/// the rate. Ranges: `per` from 1 ns to 73 years; `burst` times the time of one unit up to 146
+/// The rate is `count` in `per`; what may be taken at one moment is `burst`, and is never implied
+/// by the rate. Ranges: `per` from 1 ns to 73 years; `burst` times the time of one unit up to 146
 /// years; for [`Algorithm::Gcra`] and [`Algorithm::LeakyBucket`] at most one unit a nanosecond, the
 /// time of a unit being rounded up to whole nanoseconds (at 300,000 a second 0.02 % slower than
 /// asked for, never faster); for the counted ones about 10⁹ units a second; for the log

@@ -5,8 +5,8 @@
 //! `max/avg`: the load of the fullest node over the average, by a sample of keys; a perfectly
 //! uniform hash of the same sample has what the first row shows. `join` and `leave`: keys that
 //! move, over the least that must (the share of the node that joins or leaves, if all had the
-//! same), averaged over 12 nodes, 4 of 1000 (1 for rendezvous). `needless`: moved keys that neither came from the node that
-//! leaves nor go to the one that joins, over the same least.
+//! same), averaged over 12 nodes, 4 of 1000 (1 for rendezvous). `needless`: moved keys that neither
+//! came from the node that leaves nor go to the one that joins, over the same least.
 
 use std::collections::HashMap;
 

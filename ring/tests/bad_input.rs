@@ -54,7 +54,10 @@ proptest! {
     }
 
     #[test]
-    fn any_key_and_any_count_is_answered(key in prop::collection::vec(any::<u8>(), 0..300), n in any::<usize>()) {
+    fn any_key_and_any_count_is_answered(
+        key in prop::collection::vec(any::<u8>(), 0..300),
+        n in any::<usize>(),
+    ) {
         let ring = HashRing::new(&topology(4)).unwrap();
         let owners = ring.owners(&key, n);
         prop_assert_eq!(owners.len(), n.min(4));
@@ -157,7 +160,10 @@ proptest! {
     /// Whatever is split and merged, every key is in exactly the range that a search by hand finds.
     #[test]
     fn ranges_always_cover_every_key_once(
-        acts in prop::collection::vec((any::<bool>(), prop::collection::vec(0..4_u8, 0..12)), 1..60),
+        acts in prop::collection::vec(
+            (any::<bool>(), prop::collection::vec(0..4_u8, 0..12)),
+            1..60,
+        ),
         keys in prop::collection::vec(prop::collection::vec(0..4_u8, 0..14), 1..40),
     ) {
         let mut map = RangeMap::new(1, &[1]).unwrap();

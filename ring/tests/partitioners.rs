@@ -239,8 +239,10 @@ proptest! {
         let ring = HashRing::with_config(&topology, &config).unwrap();
         let points: Vec<(u64, u64)> = ring.iter().collect();
         prop_assert!(points.windows(2).all(|pair| pair[0].0 < pair[1].0));
-        let near = points.iter().flat_map(|&(end, _)| [end, end.wrapping_add(1), end - 1, end & !0xff_ffff]);
-        let positions = near.chain([0, 1, u64::MAX]).chain(keys(300).map(|key| voussoir_ring::hash::key(&key)));
+        let around = |end: u64| [end, end.wrapping_add(1), end - 1, end & !0xff_ffff];
+        let near = points.iter().flat_map(|&(end, _)| around(end));
+        let hashed = keys(300).map(|key| voussoir_ring::hash::key(&key));
+        let positions = near.chain([0, 1, u64::MAX]).chain(hashed);
         for position in positions {
             let at = points.partition_point(|&(end, _)| end < position);
             let want = points.get(at).unwrap_or(&points[0]).1;

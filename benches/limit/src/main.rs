@@ -219,6 +219,7 @@ fn print_row(row: &str, ours: f64, who: &str, rival: f64) {
     let ratio = rival / ours;
     println!("{row:34} {ours:9.1} {rival:9.1}  {who}, {ratio:.2} times ours");
     println!(
-        "{{\"name\":\"{row}\",\"ours\":{ours:.1},\"rival\":\"{who}\",\"theirs\":{rival:.1},\"ratio\":{ratio:.2}}}"
+        "{{\"name\":\"{row}\",\"ours\":{ours:.1},\"rival\":\"{who}\",\
+         \"theirs\":{rival:.1},\"ratio\":{ratio:.2}}}"
     );
 }

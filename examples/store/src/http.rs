@@ -165,7 +165,7 @@ async fn status(State(app): State<App>) -> Json<NodeStatus> {
         leader: status.leader,
         commit: status.commit,
         applied: status.applied,
-        keys: app.kv.read().len(),
+        keys: app.kv.read().count(),
     })
 }
 

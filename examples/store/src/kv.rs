@@ -77,7 +77,7 @@ impl Kv {
             .collect()
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.pairs.len()
     }
 
@@ -297,6 +297,6 @@ mod tests {
         assert_eq!(keys("", 10), ["a/1", "a/2", "a/3"]);
         assert_eq!(keys("", 2), ["a/1", "a/2"]);
         assert_eq!(keys("a/2", 10), ["a/3"]);
-        assert_eq!(kv.len(), 5);
+        assert_eq!(kv.count(), 5);
     }
 }

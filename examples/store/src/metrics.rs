@@ -25,7 +25,7 @@ impl Text {
         text.gauge("store_term", "The current term.", status.term);
         text.gauge("store_commit_index", "The last committed entry.", status.commit);
         text.gauge("store_applied_index", "The last applied entry.", status.applied);
-        text.gauge("store_keys", "Keys held.", app.kv.read().len());
+        text.gauge("store_keys", "Keys held.", app.kv.read().count());
 
         let raft = app.raft.stats();
         text.counter("store_proposals_total", "Commands proposed here.", raft.proposals);

@@ -228,7 +228,8 @@ proptest! {
         let mut bytes = Vec::new();
         let crc = index::encode_entries(&batches, &mut bytes);
         let count = batches.len() as u32;
-        let entry = DirectoryEntry { log: 1, first: start, end: first, last: 9, at: 0, count, crc, bytes: 0 };
+        let (log, end, last, at) = (1, first, 9, 0);
+        let entry = DirectoryEntry { log, first: start, end, last, at, count, crc, bytes: 0 };
         let decoded = index::decode_entries(&bytes, &entry);
         prop_assert_eq!(decoded.as_ref(), Some(&batches));
         let bit = flip.index(bytes.len() * 8);

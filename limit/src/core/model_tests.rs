@@ -232,7 +232,8 @@ proptest! {
         let (mut now, mut taken) = (0, Vec::new());
         for (pause, cost) in history {
             now += pause;
-            let alone = |cell: &Cell, rules: &Rules| cell.clone().judge(rules, now, cost).admitted();
+            let alone =
+                |cell: &Cell, rules: &Rules| cell.clone().judge(rules, now, cost).admitted();
             let all = cells.iter().zip(&rules).all(|(cell, rules)| alone(cell, rules));
             let left = |cells: &[Cell]| -> Vec<u64> {
                 let left = |(cell, rules): (&Cell, &Rules)| {

@@ -194,8 +194,8 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         }
     }
 
-    /// A key that is not in its shard: room is made, or the rule for a full table applies. Also says
-    /// how many units the key itself can give back later.
+    /// A key that is not in its shard: room is made, or the rule for a full table applies. Also
+    /// says how many units the key itself can give back later.
     #[cold]
     fn step_new<Q>(
         &self,

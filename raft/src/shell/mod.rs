@@ -192,7 +192,8 @@ impl Raft {
     }
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up
-    /// to a millisecond behind, and changes may be skipped by a slow watcher. Do not hold a `borrow()` for long: the node waits for it.
+    /// to a millisecond behind, and changes may be skipped by a slow watcher. Do not hold a
+    /// `borrow()` for long: the node waits for it.
     pub fn status(&self) -> watch::Receiver<Status> {
         let mut status = self.handle.status.clone();
         // So that `changed()` waits for something newer than what `borrow()` shows now.

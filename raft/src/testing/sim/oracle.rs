@@ -225,7 +225,10 @@ impl Oracle {
         }
         match self.applied.insert(index, is) {
             Some(was) if was != is => self.object(|| {
-                format!("state machine safety: node {id} applies {index} of term {term}, {was:?} was applied")
+                format!(
+                    "state machine safety: node {id} applies {index} of term {term}, \
+                     {was:?} was applied"
+                )
             }),
             Some(_) => {}
             None => {
@@ -237,7 +240,9 @@ impl Oracle {
                 let majority = self.majority;
                 if holders < majority {
                     self.object(|| {
-                        format!("node {id} applies {index}, durable on {holders} of {majority} nodes")
+                        format!(
+                            "node {id} applies {index}, durable on {holders} of {majority} nodes"
+                        )
                     });
                 }
             }
