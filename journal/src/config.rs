@@ -24,8 +24,8 @@ pub struct Options {
     /// recycled.
     pub segment_bytes: u64,
     /// The most bytes that all segment files together may take; at least four segments, and
-    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with [`Error::Full`](crate::Error::Full)
-    /// while releases and deletes go on.
+    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with
+    /// [`Error::Full`](crate::Error::Full) while releases and deletes go on.
     pub max_bytes: u64,
     /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
     /// logs (about 64 bytes each), which may take at most a quarter of a segment.
@@ -38,9 +38,9 @@ pub struct Options {
     /// Commits that may wait for room under `max_pending_bytes`. Default 16,384. Beyond it they
     /// fail with [`Error::Busy`](crate::Error::Busy).
     pub max_waiting: usize,
-    /// Bytes of large commits that one group may take along while small ones wait. Default
-    /// 512 KiB. Smaller favours the latency of small commits, larger the throughput of large
-    /// ones.
+    /// Bytes of large commits that one group takes as long as there have been small ones lately;
+    /// four times as much otherwise, and always at least one commit. Default 256 KiB. Smaller
+    /// favours the latency of small commits, larger the throughput of large ones.
     pub bulk_share_bytes: usize,
     /// After this time without commits what was only written is synced, and a mark is written
     /// that everything is durable. Default 100 ms.
@@ -69,7 +69,7 @@ impl Default for Options {
             max_logs: 65_536,
             max_pending_bytes: 32 << 20,
             max_waiting: 16_384,
-            bulk_share_bytes: 512 << 10,
+            bulk_share_bytes: 256 << 10,
             idle_mark: Duration::from_millis(100),
             index_cache_bytes: 16 << 20,
             prepare_bytes_per_second: 256 << 20,
@@ -143,8 +143,9 @@ impl Options {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Durability {
     /// When the journal has accepted it in memory: lost, without further notice, when the process
-    /// dies, the journal stops or there is no room before it is written. It is readable once written, and synced with the next synced commit or when the
-    /// journal has been idle for [`Options::idle_mark`].
+    /// dies, the journal stops or there is no room before it is written. It is readable once
+    /// written, and synced with the next synced commit or when the journal has been idle for
+    /// [`Options::idle_mark`].
     Buffered,
     /// When the operating system has it: survives the death of the process, not of the machine.
     /// Synced later as for `Buffered`. When it shares its group with a synced commit it waits

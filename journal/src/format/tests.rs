@@ -228,7 +228,9 @@ proptest! {
         let mut bytes = Vec::new();
         let crc = index::encode_entries(&batches, &mut bytes);
         let count = batches.len() as u32;
-        let entry = DirectoryEntry { log: 1, first: start, end: first, last: 9, at: 0, count, crc, bytes: 0 };
+        let (first, end) = (start, first);
+        let entry =
+            DirectoryEntry { log: 1, first, end, last: 9, at: 0, count, crc, bytes: 0 };
         let decoded = index::decode_entries(&bytes, &entry);
         prop_assert_eq!(decoded.as_ref(), Some(&batches));
         let bit = flip.index(bytes.len() * 8);
