@@ -38,9 +38,9 @@ pub struct Options {
     /// Commits that may wait for room under `max_pending_bytes`. Default 16,384. Beyond it they
     /// fail with [`Error::Busy`](crate::Error::Busy).
     pub max_waiting: usize,
-    /// Bytes of large commits that one group may take along while small ones wait. Default
-    /// 512 KiB. Smaller favours the latency of small commits, larger the throughput of large
-    /// ones.
+    /// Bytes of large commits that one group takes as long as there have been small ones lately;
+    /// four times as much otherwise, and always at least one commit. Default 256 KiB. Smaller
+    /// favours the latency of small commits, larger the throughput of large ones.
     pub bulk_share_bytes: usize,
     /// After this time without commits what was only written is synced, and a mark is written
     /// that everything is durable. Default 100 ms.
@@ -69,7 +69,7 @@ impl Default for Options {
             max_logs: 65_536,
             max_pending_bytes: 32 << 20,
             max_waiting: 16_384,
-            bulk_share_bytes: 512 << 10,
+            bulk_share_bytes: 256 << 10,
             idle_mark: Duration::from_millis(100),
             index_cache_bytes: 16 << 20,
             prepare_bytes_per_second: 256 << 20,

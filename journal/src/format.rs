@@ -83,7 +83,7 @@
 //! ```
 //! | kind | meaning | position | payload |
 //! |---|---|---|---|
-//! | 1 append | records from `position` on; everything from there on is gone | first record | the records, then a u32 per record: where it ends |
+//! | 1 append | records; what was from there on is gone | first record | see below |
 //! | 2 truncate | positions from `position` on are gone | new end | |
 //! | 3 release | positions below `position` are gone; the log ends at or after it | new first | |
 //! | 4 delete | the log is gone | 0 | |
@@ -91,6 +91,9 @@
 //! | 6 table | all logs, as they were before this frame | next log number | see below |
 //! | 7 directory | the logs that have batches in this segment | 0 | see below |
 //! | 8 entries | where the batches are | 0 | see below |
+//!
+//! The payload of an append is the records, one directly after the other, and then a u32 per
+//! record that says where it ends.
 //!
 //! Sections apply in order of LSN, and within a frame in their order.
 //!
@@ -106,7 +109,8 @@
 //! ```
 //!
 //! # Index
-//! The last frame of a sealed segment: a directory section and an entries section.
+//! The last frame of a sealed segment: a directory section and an entries section. It is not
+//! synced, so that a power loss may take it; then the frames are read instead.
 //! ```text
 //! directory, per log, 48 bytes                entry, 24 bytes, one per batch, by position
 //!  0  u64  log                                 0  u64  position of its first record

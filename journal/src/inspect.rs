@@ -152,7 +152,11 @@ pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<
         };
         let end = active.as_ref().map_or(FRAMES_AT, |(_, tail)| *tail);
         let mut walk = Walk { segment, recovered: &recovered, problems: &mut report.problems };
-        let info = walk.run(role, end)?;
+        let next = match live.get(number + 1) {
+            Some(next) => recovery::scan::first_lsn(next)?,
+            None => None,
+        };
+        let info = walk.run(role, end, next)?;
         bytes += info.bytes;
         report.segments.push(info);
         progress(Progress { segments: number + 1, segments_total: live.len(), bytes });
@@ -183,7 +187,12 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn run(&mut self, role: Role, active_end: u64) -> Result<SegmentInfo, OpenError> {
+    fn run(
+        &mut self,
+        role: Role,
+        active_end: u64,
+        next: Option<u64>,
+    ) -> Result<SegmentInfo, OpenError> {
         let (name, sequence) = (self.segment.name(), self.segment.sequence);
         let mut info = SegmentInfo { name, sequence, role, frames: 0, bytes: 0 };
         if role == Role::Spare {
@@ -213,7 +222,9 @@ impl Walk<'_> {
             ended = frame.kind() == Some(FrameKind::Index);
             offset = frame.end();
         }
-        if !ended && offset < end {
+        // An index is not synced, so that a power loss may take it: that is no damage.
+        let only_the_index = role == Role::Sealed && next == Some(lsn + 2);
+        if !ended && !only_the_index && offset < end {
             self.unreadable(offset..end);
         }
         Ok(info)

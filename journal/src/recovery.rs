@@ -372,7 +372,8 @@ impl Recovered {
                     segment.unpin(0);
                 }
             }
-            if let Some(rebuild) = rebuilt.filter(|rebuild| !rebuild.whole) {
+            let Some(rebuild) = rebuilt else { continue };
+            if !rebuild.is_whole(scan::first_lsn(next)?) {
                 for number in self.unproven(segment, next, &rebuild)? {
                     unproven.insert(number, segment.sequence);
                 }

@@ -22,6 +22,11 @@ const BULK_COMMIT_BYTES: u64 = 96 << 10;
 /// A log with more than this accepted and not yet written goes to the bulk lane.
 const BULK_BACKLOG_BYTES: u64 = 128 << 10;
 
+/// After so many groups without a small commit...
+const QUIET_GROUPS: u32 = 64;
+/// ...a group takes so many shares of large ones.
+const QUIET_SHARES: u64 = 4;
+
 /// Everything behind the short lock that each commit takes.
 #[derive(Debug)]
 pub(crate) struct State {
@@ -36,6 +41,8 @@ pub(crate) struct State {
     bulk: VecDeque<Queued>,
     /// The last group took no bulk commit, or there was none.
     bulk_is_due: bool,
+    /// Groups since the last one with a small commit.
+    quiet: u32,
     waiting: VecDeque<Arc<Slot>>,
     /// Bytes accepted and not yet acknowledged.
     pub(crate) pending_bytes: u64,
@@ -159,6 +166,7 @@ impl State {
             small: VecDeque::new(),
             bulk: VecDeque::new(),
             bulk_is_due: true,
+            quiet: 0,
             waiting: VecDeque::new(),
             pending_bytes: 0,
             leading: false,
@@ -445,8 +453,10 @@ impl State {
         }
         // Only when all small ones are in: a log's small commits precede its large ones.
         let turn = group.is_empty() || self.bulk_is_due;
+        self.quiet = if group.is_empty() { self.quiet.saturating_add(1) } else { 0 };
         if fits && turn {
-            let mut share = self.limits.bulk_share;
+            let quiet = self.quiet > QUIET_GROUPS;
+            let mut share = self.limits.bulk_share * if quiet { QUIET_SHARES } else { 1 };
             let mut any = false;
             while let Some(queued) = self.bulk.front() {
                 if any && queued.bytes > share {

@@ -45,6 +45,9 @@ struct Inner {
     hopes: u64,
     /// A commit waits for a spare.
     urgent: bool,
+    /// The last spare has been taken, and the group for it is on its way to the disk: preparing
+    /// the next one would only get in its way.
+    rotating: bool,
     stopped: bool,
 }
 
@@ -97,6 +100,7 @@ impl Space {
             hopes: 0,
             // Whoever opens the journal waits for the first one.
             urgent: true,
+            rotating: false,
             stopped: false,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
@@ -112,7 +116,7 @@ impl Space {
         loop {
             if let Some(spare) = inner.spares.pop_front() {
                 inner.urgent = false;
-                self.changed.notify_all();
+                inner.rotating = true;
                 return Some(spare);
             }
             if !wait || inner.stuck || inner.stopped {
@@ -133,6 +137,8 @@ impl Space {
     pub(crate) fn base_is_durable(&self, sequence: u64) {
         let mut inner = self.inner.lock();
         inner.base = inner.base.max(sequence);
+        inner.rotating = false;
+        self.changed.notify_all();
     }
 
     /// Something was released, or became durable: preparing may succeed again. Answers whether it
@@ -176,7 +182,7 @@ impl Space {
     fn need_of(inner: &Inner) -> Need {
         if inner.stopped {
             Need::Stop
-        } else if inner.spares.is_empty() && !inner.stuck {
+        } else if inner.spares.is_empty() && !inner.stuck && !inner.rotating {
             Need::Spare
         } else {
             Need::Nothing

@@ -346,14 +346,16 @@ impl Core {
         Ok(())
     }
 
-    /// Leaves the active segment for a spare: seals it, makes it durable, and stages the table
-    /// with which the next one begins.
+    /// Leaves the active segment for a spare: makes its commits durable, seals it, and stages the
+    /// table with which the next one begins. The index is not synced: without it a recovery reads
+    /// the frames, and a commit that needs a new segment costs one sync like any other.
     pub(crate) fn rotate(&self, writer: &mut Writer, spare: Arc<Segment>) -> Result<(), Fault> {
-        if !writer.active.sealed {
-            self.seal(writer)?;
-        }
         if writer.unsynced && !self.is(Mutant::NoSyncBeforeRotation) {
             self.sync(writer)?;
+        }
+        if !writer.active.sealed {
+            self.seal(writer)?;
+            writer.unsynced = false;
         }
         let active =
             Active { segment: spare, tail: FRAMES_AT, sealed: false, logs: vec![], batches: 0 };

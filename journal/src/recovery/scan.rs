@@ -208,8 +208,11 @@ impl Rebuilt {
 #[derive(Debug, Default)]
 pub(crate) struct Rebuild {
     pub(crate) logs: Vec<Rebuilt>,
-    /// From the first frame to the index, nothing is missing.
-    pub(crate) whole: bool,
+    /// From the first frame to the last, nothing is missing.
+    contiguous: bool,
+    /// It ends in an index.
+    ended: bool,
+    last_lsn: u64,
     chains: BTreeMap<u64, Chain>,
 }
 
@@ -222,6 +225,12 @@ struct Chain {
 }
 
 impl Rebuild {
+    /// Whether nothing is missing, by the LSN of the frame with which the next segment begins.
+    /// The index itself may be: it is not synced.
+    pub(crate) fn is_whole(&self, next: Option<u64>) -> bool {
+        self.contiguous && (self.ended || next == Some(self.last_lsn + 2))
+    }
+
     /// Whether nothing of a log is missing here: `before` and `after` are the LSNs of its last
     /// section at the start of this segment and of the next one, as the tables there say.
     pub(crate) fn proves(&self, log: u64, before: Option<u64>, after: u64) -> bool {
@@ -248,15 +257,15 @@ impl Rebuild {
 pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
     let mut scanner = Scanner::new(segment);
     let mut logs: BTreeMap<u64, Rebuilt> = BTreeMap::new();
-    let mut rebuild = Rebuild { whole: true, ..Rebuild::default() };
-    let (mut offset, mut lsn, mut epoch, mut ended) = (FRAMES_AT, 0, 0, false);
+    let mut rebuild = Rebuild { contiguous: true, ..Rebuild::default() };
+    let (mut offset, mut lsn, mut epoch) = (FRAMES_AT, 0, 0);
     while let Some(frame) = scanner.search(offset)? {
         // Leftovers of an earlier epoch lie behind the end, and never count.
         if frame.header.lsn <= lsn || frame.header.epoch < epoch {
             offset = frame.offset + 8;
             continue;
         }
-        rebuild.whole &= frame.offset == offset;
+        rebuild.contiguous &= frame.offset == offset;
         (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
         let mut batches = frame.batches().peekable();
         for (at, section) in frame.sections.iter().enumerate() {
@@ -276,13 +285,18 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
                 log.append(batch, end, lsn);
             }
         }
-        ended = frame.kind() == Some(FrameKind::Index);
+        rebuild.ended = frame.kind() == Some(FrameKind::Index);
         offset = frame.end();
     }
-    rebuild.whole &= ended;
+    rebuild.last_lsn = lsn;
     rebuild.logs =
         logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
     Ok(rebuild)
+}
+
+/// The LSN of the frame with which a segment begins.
+pub(crate) fn first_lsn(segment: &Segment) -> Result<Option<u64>, Fault> {
+    Ok(Scanner::new(segment).frame(FRAMES_AT)?.map(|frame| frame.header.lsn))
 }
 
 /// The table at the start of a segment, and the number that the next new log would have got.
