@@ -201,10 +201,10 @@ impl Limiter {
 
     /// Waits until `cost` units could be taken, first come, first served.
     ///
-    /// For one quota by [`Algorithm::Gcra`](crate::Algorithm::Gcra) the first of those that wait
-    /// has its units set aside, so that callers of [`Self::check`] cannot overtake it for ever;
-    /// with other algorithms they can. Sleeps on tokio's timer, whose step is a millisecond: rates above
-    /// 1000 a second need a burst to be reached by waiting.
+    /// For one quota by [`Algorithm::Gcra`](crate::Algorithm::Gcra) the first of those that
+    /// wait has its units set aside, so that callers of [`Self::check`] cannot overtake it
+    /// for ever; with other algorithms they can. Sleeps on tokio's timer, whose step is a
+    /// millisecond: rates above 1000 a second need a burst to be reached by waiting.
     ///
     /// # Errors
     /// [`WaitError::QueueFull`] if too many wait already, [`WaitError::TooCostly`] if no waiting
