@@ -73,7 +73,8 @@ pub async fn check(
     })
 }
 
-/// Every key below `prefix` as this node has it, a page at a time.
+/// Every key below `prefix` as this node has it, a page at a time. The reads are linearizable: the
+/// node first applies all that was acknowledged anywhere, and then answers from its own state.
 async fn keys(client: &Client, node: SocketAddr, prefix: &str) -> Result<BTreeSet<String>, String> {
     #[derive(serde::Deserialize)]
     struct Listed {
@@ -82,7 +83,7 @@ async fn keys(client: &Client, node: SocketAddr, prefix: &str) -> Result<BTreeSe
     let mut keys = BTreeSet::new();
     let mut after = String::new();
     loop {
-        let path = format!("/kv?prefix={prefix}&after={after}&limit=1000&consistency=stale");
+        let path = format!("/kv?prefix={prefix}&after={after}&limit=1000");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
         let sent = client.send_to(node, &Method::GET, &path, None, Bytes::new(), deadline).await;
         let Ok(Answered::Reply(reply)) = sent else { return Err(format!("{path}: {sent:?}")) };
