@@ -6,7 +6,7 @@
 #[non_exhaustive]
 #[cfg_attr(
     not(feature = "testing"),
-    expect(unreachable_pub, dead_code, reason = "part of the API only with the feature")
+    expect(unreachable_pub, reason = "part of the API only with the feature")
 )]
 pub enum Mutant {
     /// A new segment file is used without a sync of the directory.
