@@ -316,6 +316,7 @@ impl Recovered {
             unsynced: false,
             sync_next: false,
             staged: Staged::default(),
+            failed: None,
             last_activity: 0,
         };
         let spare = if self.replay.gaps > 0 { spare_segment(&mut keeper, &space)? } else { None };

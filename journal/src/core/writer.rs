@@ -37,6 +37,8 @@ pub(crate) struct Writer {
     /// The next group is synced whatever its commits ask for: it begins a segment.
     pub(crate) sync_next: bool,
     pub(crate) staged: Staged,
+    /// A write or sync failed: there is no second try, whoever asks.
+    pub(crate) failed: Option<Fault>,
     /// When the last group was written, by the clock of `work`.
     pub(crate) last_activity: u64,
 }
@@ -180,6 +182,14 @@ fn index_bytes(logs: u64, batches: u64) -> u64 {
 }
 
 impl Writer {
+    fn check(&self) -> Result<(), Fault> {
+        self.failed.clone().map_or(Ok(()), Err)
+    }
+
+    fn fail(&mut self, fault: Fault) -> Fault {
+        self.failed.insert(fault).clone()
+    }
+
     /// The room in the active segment. Without a spare, appends leave a part of it to the
     /// releases and deletes that may free others, and large ones another part to small ones.
     pub(crate) fn room(&self, has_spare: bool) -> ActiveRoom {
@@ -306,11 +316,12 @@ fn sections_of(queued: &Queued) -> Vec<Section> {
 impl Core {
     /// Writes what is staged.
     pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
+        writer.check()?;
         let segment = &writer.active.segment;
-        writer
-            .staged
-            .write(segment)
-            .map_err(|error| Fault::new("write", segment.name(), &error))?;
+        if let Err(error) = writer.staged.write(segment) {
+            let fault = Fault::new("write", segment.name(), &error);
+            return Err(writer.fail(fault));
+        }
         Counters::add(&self.counters.bytes, writer.staged.length);
         writer.active.tail = writer.staged.end();
         self.space.set_fill(writer.active.tail * 1000 / segment.size);
@@ -322,12 +333,16 @@ impl Core {
 
     /// Syncs the active segment; everything written is durable then.
     pub(crate) fn sync(&self, writer: &mut Writer) -> Result<(), Fault> {
+        writer.check()?;
         let segment = &writer.active.segment;
         let synced = match segment.file.sync_data() {
             Err(_) if self.is(Mutant::RetryAfterFailedSync) => segment.file.sync_data(),
             other => other,
         };
-        synced.map_err(|error| Fault::new("sync", segment.name(), &error))?;
+        if let Err(error) = synced {
+            let fault = Fault::new("sync", segment.name(), &error);
+            return Err(writer.fail(fault));
+        }
         Counters::add(&self.counters.syncs, 1);
         writer.unsynced = false;
         self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);

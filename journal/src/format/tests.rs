@@ -153,7 +153,8 @@ proptest! {
 
         let bit = flip.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let accepted = Header::peek(&bytes).is_some_and(|it| it.verify(&bytes, here.place(offset)));
+        let peeked = Header::peek(&bytes);
+        let accepted = peeked.is_some_and(|header| header.verify(&bytes, here.place(offset)));
         prop_assert!(!accepted);
     }
 
@@ -229,8 +230,7 @@ proptest! {
         let crc = index::encode_entries(&batches, &mut bytes);
         let count = batches.len() as u32;
         let (first, end) = (start, first);
-        let entry =
-            DirectoryEntry { log: 1, first, end, last: 9, at: 0, count, crc, bytes: 0 };
+        let entry = DirectoryEntry { log: 1, first, end, last: 9, at: 0, count, crc, bytes: 0 };
         let decoded = index::decode_entries(&bytes, &entry);
         prop_assert_eq!(decoded.as_ref(), Some(&batches));
         let bit = flip.index(bytes.len() * 8);

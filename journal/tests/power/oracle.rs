@@ -78,6 +78,10 @@ struct Submitted {
 }
 
 impl Submitted {
+    fn is_required_after(&self, crash: Survives) -> bool {
+        matches!(self.said, Said::Done(_)) && self.survives >= crash
+    }
+
     fn touches(&self, key: Key) -> bool {
         self.changes.iter().any(|(touched, _)| *touched == key)
     }
@@ -192,10 +196,6 @@ impl Oracle {
         Err(format!("each log is right by itself, but commits are split or out of order: {cuts:?}"))
     }
 
-    fn required(&self, commit: &Submitted, crash: Survives) -> bool {
-        matches!(commit.said, Said::Done(_)) && commit.survives >= crash
-    }
-
     /// The commits up to which (exclusively) log `key` may have been recovered, latest first.
     fn cuts(&self, key: Key, seen: Option<&State>, crash: Survives) -> Result<Vec<usize>, String> {
         let mut world = World::new();
@@ -213,7 +213,7 @@ impl Oracle {
             for (_, change) in commit.changes.iter().filter(|(touched, _)| *touched == key) {
                 apply(&mut world, key, change);
             }
-            if self.required(commit, crash) {
+            if commit.is_required_after(crash) {
                 cuts.clear();
                 least.clone_from(&world);
             }

@@ -73,13 +73,13 @@ pub(crate) struct Run {
 
 /// Runs one seed to its end.
 pub(crate) fn run(seed: u64, settings: &Settings) -> Result<Tally, String> {
-    let quiet = Run::new(seed, settings.clone(), false).play().map_err(drop);
-    quiet.or_else(|()| {
-        let mut run = Run::new(seed, settings.clone(), true);
-        let error = run.play().expect_err("a run must be the same when it is repeated");
-        let trace = run.trace.take().unwrap_or_default().join("\n  ");
-        Err(format!("seed {seed}:\n  {trace}\n  {error}"))
-    })
+    if let Ok(tally) = Run::new(seed, settings.clone(), false).play() {
+        return Ok(tally);
+    }
+    let mut run = Run::new(seed, settings.clone(), true);
+    let error = run.play().expect_err("a run must be the same when it is repeated");
+    let trace = run.trace.take().unwrap_or_default().join("\n  ");
+    Err(format!("seed {seed}:\n  {trace}\n  {error}"))
 }
 
 impl Run {

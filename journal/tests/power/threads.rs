@@ -2,7 +2,7 @@
 //! each thread knows what it was promised, and that is all that is checked.
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Commit, Durability, Journal, Options};
+use voussoir_journal::{Commit, Durability, Health, Journal, Options};
 
 use crate::losses::in_order;
 use crate::rng::Rng;
@@ -49,6 +49,7 @@ fn commit_until_failure(journal: &Journal, id: u64) -> u64 {
 fn check(journal: &Journal, acknowledged: &[u64]) {
     for (id, acknowledged) in (0..).zip(acknowledged) {
         let (own, twin) = (journal.log("own", id).unwrap(), journal.log("twin", id).unwrap());
+        assert_eq!((own.health(), twin.health()), (Health::Intact, Health::Intact), "log {id}");
         let bounds = own.bounds();
         assert!(bounds.end >= *acknowledged, "log {id} has {bounds:?}, not {acknowledged}");
         assert_eq!(bounds, twin.bounds(), "a commit was split");
@@ -79,6 +80,7 @@ fn threads_lose_nothing_that_was_acknowledged() {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
+        // Dropping it must not write: what it wrote before is what counts.
         disk.power_loss(Loss::Any);
         disk.heal();
     }
