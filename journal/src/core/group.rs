@@ -189,6 +189,9 @@ impl Core {
     /// Makes everything durable and writes a mark that says so; answers whether there was
     /// anything to do. Only whoever leads calls this.
     pub(crate) fn mark(&self, closed: bool) -> Result<bool, Fault> {
+        if matches!(self.refusal(), Some(Error::Stopped { .. })) {
+            return Ok(false);
+        }
         let mut writer = self.writer.lock();
         let writer = &mut *writer;
         let last = writer.next_lsn - 1;
