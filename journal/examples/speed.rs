@@ -2,9 +2,10 @@
 //! turns, and prints the medians and their ratio:
 //!
 //! ```text
-//! cargo run --release -p voussoir-journal --example speed -- [DIR] [SECONDS PER CELL]
+//! cargo run --release -p voussoir-journal --example speed -- [DIR] [SECONDS PER CELL] [PART]
 //! ```
 //!
+//! PART is one of batches, threads, reads, rotation, fairness, recovery; all without it.
 //! DIR (default: a folder in the system's temporary directory) should be on the disk in question.
 
 use std::fs::OpenOptions;
@@ -29,32 +30,51 @@ fn main() -> Result<(), Failure> {
     );
     let seconds: f64 = arguments.next().map_or(Ok(0.3), |text| text.parse())?;
     let cell = Duration::from_secs_f64(seconds);
+    let part = arguments.next();
+    let wanted = |name: &str| part.as_deref().is_none_or(|part| part == name);
     std::fs::create_dir_all(&dir)?;
+    println!("{:<44} {:>12} {:>12} {:>6}", "case", "journal/s", "bare/s", "ratio");
+    bare_loop(&dir, 4096, Duration::ZERO)?;
     let journal = Journal::open(dir.join("journal"), Options::default())?;
     let log = journal.log("speed", 0)?;
-    warm_up(&journal, &log)?;
-    println!("{:<44} {:>12} {:>12} {:>6}", "case", "journal/s", "bare/s", "ratio");
-    for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
-        let name = format!("synced {records} x {bytes} B, blocking caller");
-        compare(&name, records, cell, &dir, bytes, || {
-            blocking(&journal, &log, records, bytes, cell)
-        })?;
-        let name = format!("synced {records} x {bytes} B, two in flight");
-        compare(&name, records, cell, &dir, bytes, || {
-            in_flight(&journal, &log, records, bytes, cell)
-        })?;
+    if wanted("batches") {
+        batches(&journal, &log, &dir, cell)?;
     }
-    for writers in [8, 64] {
-        let name = format!("synced 1 x 100 B, {writers} threads, one log");
-        report(&name, ROUNDS, || threads(&journal, writers, 1, cell));
-        let name = format!("synced 1 x 100 B, {writers} threads, 1,000 logs");
-        report(&name, ROUNDS, || threads(&journal, writers, 1000, cell));
+    if wanted("threads") {
+        for (writers, logs) in [(8, 1), (8, 1000), (64, 1), (64, 1000)] {
+            let name = format!("synced 1 x 100 B, {writers} threads, logs: {logs}");
+            report(&name, ROUNDS, || threads(&journal, writers, logs, cell));
+        }
     }
-    reads(&journal, &log, &dir, cell)?;
+    if wanted("reads") {
+        reads(&journal, &dir, cell)?;
+    }
+    if wanted("fairness") {
+        fairness(&journal, &log)?;
+    }
     println!("{:?}", journal.stats());
     journal.close()?;
-    recovery(&dir)?;
+    if wanted("rotation") {
+        rotation(&dir.join("rotation"))?;
+    }
+    if wanted("recovery") {
+        recovery(&dir)?;
+    }
     std::fs::remove_dir_all(&dir)?;
+    Ok(())
+}
+
+/// Batches of one log, from a blocking caller and with two in flight.
+fn batches(journal: &Journal, log: &Log, dir: &Path, cell: Duration) -> Result<(), Failure> {
+    warm_up(journal, log)?;
+    for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
+        let name = format!("synced {records} x {bytes} B, blocking caller");
+        compare(&name, records, cell, dir, bytes, || blocking(journal, log, records, bytes, cell))?;
+        let name = format!("synced {records} x {bytes} B, two in flight");
+        compare(&name, records, cell, dir, bytes, || {
+            in_flight(journal, log, records, bytes, cell)
+        })?;
+    }
     Ok(())
 }
 
@@ -185,7 +205,7 @@ fn threads(journal: &Journal, writers: u64, logs: u64, cell: Duration) -> f64 {
     commits as f64 / start.elapsed().as_secs_f64()
 }
 
-fn reads(journal: &Journal, log: &Log, dir: &Path, cell: Duration) -> Result<(), Failure> {
+fn reads(journal: &Journal, dir: &Path, cell: Duration) -> Result<(), Failure> {
     const BATCH: u64 = 64 << 10;
     let reads = journal.log("reads", 0)?;
     for _ in 0..512 {
@@ -212,7 +232,72 @@ fn reads(journal: &Journal, log: &Log, dir: &Path, cell: Duration) -> Result<(),
     }
     let (ours, bare) = (median(ours), median(bare));
     println!("{:<44} {ours:>12.0} {bare:>12.0} {:>6.2}", "checked reads of 64 KiB", ours / bare);
-    journal.commit_blocking(Commit::new().delete(&reads).delete(log))?;
+    journal.commit_blocking(Commit::new().delete(&reads))?;
+    Ok(())
+}
+
+/// Small segments, so that many rotations go by.
+fn rotation(dir: &Path) -> Result<(), Failure> {
+    let mut options = Options::default();
+    options.segment_bytes = 1 << 20;
+    let journal = Journal::open(dir, options)?;
+    let log = journal.log("rotation", 0)?;
+    let (mut plain, mut rotating) = (Vec::new(), Vec::new());
+    let mut rotations = journal.stats().rotations;
+    while rotating.len() < 100 {
+        let commit = Commit::new().append(&log, [[7u8; 4096]]);
+        let commit = commit.release(&log, log.end().saturating_sub(1000));
+        let start = Instant::now();
+        journal.commit_blocking(commit)?;
+        let took = start.elapsed().as_secs_f64() * 1e6;
+        let before = std::mem::replace(&mut rotations, journal.stats().rotations);
+        if before == rotations { plain.push(took) } else { rotating.push(took) }
+    }
+    let (plain, rotating) = (median(plain), median(rotating));
+    println!("4 KiB appends: {plain:.0} µs in the median, {rotating:.0} µs when they rotate");
+    journal.close()?;
+    Ok(())
+}
+
+/// One log appends now and then while another one keeps 32 commits of 256 KiB in flight.
+fn fairness(journal: &Journal, busy: &Log) -> Result<(), Failure> {
+    let idle = journal.log("idle", 0)?;
+    let (done, outcomes) = mpsc::channel();
+    let (stop, stopped) = mpsc::channel::<()>();
+    let mut times: Vec<f64> = std::thread::scope(|scope| {
+        scope.spawn(move || {
+            for round in 0u64.. {
+                if stopped.try_recv() != Err(mpsc::TryRecvError::Empty) {
+                    break;
+                }
+                let done = done.clone();
+                let commit = commit(busy, 256, 1020, round);
+                journal.submit(commit, move |outcome| drop(done.send(outcome))).expect("room");
+                if round >= 32 {
+                    outcomes.recv().expect("an outcome").expect("a commit");
+                }
+            }
+        });
+        let warm = journal.stats().rotations + 8;
+        while journal.stats().rotations < warm {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let times = (0..1000).map(|_| {
+            std::thread::sleep(Duration::from_millis(2));
+            let start = Instant::now();
+            // Whoever releases nothing pins every segment, and then each one is a new file.
+            let commit = Commit::new().append(&idle, [[1u8; 100]]);
+            let commit = commit.release(&idle, idle.end().saturating_sub(10));
+            journal.commit_blocking(commit).expect("a commit");
+            start.elapsed().as_secs_f64() * 1e6
+        });
+        let times = times.collect();
+        drop(stop);
+        times
+    });
+    times.sort_unstable_by(f64::total_cmp);
+    let (p50, p99) = (times[500], times[990]);
+    println!("an idle log beside a busy one: p50 {p50:.0} µs, p99 {p99:.0} µs");
     Ok(())
 }
 

@@ -551,7 +551,7 @@ fn fill_state(state: &mut State, active: &mut Active, replay: Replay) {
 }
 
 fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, OpenError> {
-    if let Some(spare) = space.take_spare(false) {
+    if let Some(spare) = space.take_spare() {
         return Ok(spare);
     }
     match keeper.prepare(space, &|| 0) {
@@ -559,7 +559,7 @@ fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, Ope
         Err(PrepareError::Fault(fault)) => return Err(fault.into()),
         Err(PrepareError::Full) => return Err(OpenError::NoRoom),
     }
-    space.take_spare(false).ok_or(OpenError::NoRoom)
+    space.take_spare().ok_or(OpenError::NoRoom)
 }
 
 /// A segment for what follows damage, if there is room for one.

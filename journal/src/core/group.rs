@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::completion::{Done, Outcome};
 use super::queue::{Queued, Taken};
-use super::segment::Segment;
-use super::space::PrepareError;
+use super::space::{PrepareError, Spare};
 use super::writer::Writer;
 use super::{Core, Counters};
 use crate::commit::Receipt;
@@ -14,6 +14,9 @@ use crate::config::Durability;
 use crate::error::{Error, Fault};
 use crate::format::frame::SectionKind;
 use crate::mutant::Mutant;
+
+/// So long large commits wait for a segment before it is looked whether small ones have come.
+const SPARE_WAIT: Duration = Duration::from_micros(200);
 
 /// What could be taken to be written.
 enum Filled {
@@ -71,35 +74,37 @@ impl Core {
                 Taken::Group(group) => return Ok(Filled::Group(group)),
                 Taken::NoRoom => {}
             }
-            let Some(spare) = self.find_spare(writer)? else {
-                let error = Error::Full { pinned_by: self.pinned_by() };
-                return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
-            };
-            self.rotate(writer, spare)?;
+            match self.find_spare(writer)? {
+                Spare::Ready(spare) => self.rotate(writer, spare)?,
+                // A small commit may have come that still fits.
+                Spare::NotYet => {}
+                Spare::Never => {
+                    let error = Error::Full { pinned_by: self.pinned_by() };
+                    return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
+                }
+            }
         }
     }
 
     /// A segment to go on in, waiting for one to be prepared if it can be.
-    fn find_spare(&self, writer: &mut Writer) -> Result<Option<Arc<Segment>>, Fault> {
-        if let Some(spare) = self.take_or_prepare()? {
-            return Ok(Some(spare));
-        }
-        if !writer.unsynced {
-            return Ok(None);
+    fn find_spare(&self, writer: &mut Writer) -> Result<Spare, Fault> {
+        let spare = self.take_or_prepare()?;
+        if !writer.unsynced || !matches!(spare, Spare::Never) {
+            return Ok(spare);
         }
         // What freed a segment may be written only.
         self.sync(writer)?;
         self.take_or_prepare()
     }
 
-    fn take_or_prepare(&self) -> Result<Option<Arc<Segment>>, Fault> {
+    fn take_or_prepare(&self) -> Result<Spare, Fault> {
         if !self.options.manual {
-            return Ok(self.space.take_spare(true));
+            return Ok(self.space.wait_for_spare(SPARE_WAIT));
         }
         if !self.space.has_spare() {
             self.prepare()?;
         }
-        Ok(self.space.take_spare(false))
+        Ok(self.space.take_spare().map_or(Spare::Never, Spare::Ready))
     }
 
     /// Prepares one segment; answers whether there was room.
@@ -184,6 +189,9 @@ impl Core {
     /// Makes everything durable and writes a mark that says so; answers whether there was
     /// anything to do. Only whoever leads calls this.
     pub(crate) fn mark(&self, closed: bool) -> Result<bool, Fault> {
+        if matches!(self.refusal(), Some(Error::Stopped { .. })) {
+            return Ok(false);
+        }
         let mut writer = self.writer.lock();
         let writer = &mut *writer;
         let last = writer.next_lsn - 1;

@@ -90,7 +90,7 @@ pub(crate) struct Queued {
     pub(crate) appends: u32,
     pub(crate) positions: Positions,
     pub(crate) done: Done,
-    bulk: bool,
+    pub(crate) bulk: bool,
     /// Given when it is taken.
     pub(crate) lsn: u64,
 }

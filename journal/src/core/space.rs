@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
@@ -14,16 +16,20 @@ use crate::format::segment::SegmentHeader;
 use crate::mutant::Mutant;
 
 pub(crate) const MANIFEST: &str = "manifest";
-/// Zeros are written in pieces of this size.
-const ZERO_BYTES: usize = 256 << 10;
-/// And synced after this many, so that no commit waits behind a large flush.
-const ZERO_SYNC_BYTES: u64 = 1 << 20;
+/// Zeros are written and synced in pieces of this size, so that no commit waits behind a large
+/// flush...
+const ZERO_BYTES: u64 = 128 << 10;
+/// ...unless one waits for the segment.
+const ZERO_BYTES_URGENT: u64 = 1 << 20;
+/// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
+const AHEAD: u64 = 100;
 
 /// The segments, behind a short lock.
 #[derive(Debug)]
 pub(crate) struct Space {
     inner: Mutex<Inner>,
     changed: Condvar,
+    fill: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -49,6 +55,15 @@ struct Inner {
     /// the next one would only get in its way.
     rotating: bool,
     stopped: bool,
+}
+
+/// What came of waiting for a spare.
+#[derive(Debug)]
+pub(crate) enum Spare {
+    Ready(Arc<Segment>),
+    NotYet,
+    /// There is no room for one, or the journal has stopped.
+    Never,
 }
 
 /// What recovery found.
@@ -103,29 +118,48 @@ impl Space {
             rotating: false,
             stopped: false,
         };
-        Self { inner: Mutex::new(inner), changed: Condvar::new() }
+        Self { inner: Mutex::new(inner), changed: Condvar::new(), fill: AtomicU64::new(0) }
     }
 
     pub(crate) fn has_spare(&self) -> bool {
         !self.inner.lock().spares.is_empty()
     }
 
-    /// Takes a spare. When `wait`, waits for the keeper to prepare one or to give up.
-    pub(crate) fn take_spare(&self, wait: bool) -> Option<Arc<Segment>> {
+    /// Takes a spare, if there is one.
+    pub(crate) fn take_spare(&self) -> Option<Arc<Segment>> {
+        Self::pop_spare(&mut self.inner.lock())
+    }
+
+    fn pop_spare(inner: &mut Inner) -> Option<Arc<Segment>> {
+        let spare = inner.spares.pop_front()?;
+        inner.urgent = false;
+        inner.rotating = true;
+        Some(spare)
+    }
+
+    /// Takes a spare, waiting some time for the keeper to prepare one or to give up.
+    pub(crate) fn wait_for_spare(&self, limit: Duration) -> Spare {
         let mut inner = self.inner.lock();
-        loop {
-            if let Some(spare) = inner.spares.pop_front() {
-                inner.urgent = false;
-                inner.rotating = true;
-                return Some(spare);
+        for waited in [false, true] {
+            if let Some(spare) = Self::pop_spare(&mut inner) {
+                return Spare::Ready(spare);
             }
-            if !wait || inner.stuck || inner.stopped {
-                return None;
+            if inner.stuck || inner.stopped {
+                return Spare::Never;
             }
-            inner.urgent = true;
-            self.changed.notify_all();
-            self.changed.wait(&mut inner);
+            if !waited {
+                inner.urgent = true;
+                self.changed.notify_all();
+                self.changed.wait_for(&mut inner, limit);
+            }
         }
+        Spare::NotYet
+    }
+
+    /// How much of the active segment is in use, in thousandths: the next one should be about as
+    /// far in its preparation.
+    pub(crate) fn set_fill(&self, thousandths: u64) {
+        self.fill.store(thousandths, Ordering::Relaxed);
     }
 
     /// The active segment is full.
@@ -201,11 +235,15 @@ impl Space {
     }
 
     /// Waits, unless a commit is in need or the journal stops.
-    pub(crate) fn pause(&self, time: std::time::Duration) {
+    pub(crate) fn pause(&self, time: Duration) {
         let mut inner = self.inner.lock();
         if !inner.urgent && !inner.stopped {
             self.changed.wait_for(&mut inner, time);
         }
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.inner.lock().urgent
     }
 
     fn stopped(&self) -> bool {
@@ -369,21 +407,18 @@ impl Keeper {
         file: &dyn File,
         from: u64,
     ) -> Result<(), (&'static str, io::Error)> {
-        let zeros = vec![0; ZERO_BYTES];
+        let zeros = vec![0; ZERO_BYTES_URGENT as usize];
         let mut at = from;
-        let mut unsynced = 0;
         while at < self.segment_bytes && !space.stopped() {
-            let length = (self.segment_bytes - at).min(ZERO_BYTES as u64);
+            let piece = if space.is_urgent() { ZERO_BYTES_URGENT } else { ZERO_BYTES };
+            let length = (self.segment_bytes - at).min(piece);
             write_all_at(file, &zeros[..length as usize], at).map_err(|error| ("write", error))?;
+            file.sync_data().map_err(|error| ("sync", error))?;
             at += length;
-            unsynced += length;
-            if unsynced >= ZERO_SYNC_BYTES || at == self.segment_bytes {
-                file.sync_data().map_err(|error| ("sync", error))?;
-                if at < self.segment_bytes {
-                    let nanos = unsynced.saturating_mul(1_000_000_000) / self.bytes_per_second;
-                    space.pause(std::time::Duration::from_nanos(nanos));
-                }
-                unsynced = 0;
+            let needed = space.fill.load(Ordering::Relaxed) + AHEAD;
+            if at < self.segment_bytes && at * 1000 / self.segment_bytes > needed {
+                let nanos = length.saturating_mul(1_000_000_000) / self.bytes_per_second;
+                space.pause(Duration::from_nanos(nanos));
             }
         }
         Ok(())

@@ -146,6 +146,7 @@ pub(crate) struct ActiveRoom {
     logs: u64,
     limit: u64,
     limit_for_appends: u64,
+    limit_for_bulk: u64,
 }
 
 impl ActiveRoom {
@@ -156,7 +157,11 @@ impl ActiveRoom {
 
 impl Room for ActiveRoom {
     fn take(&mut self, commit: &Queued) -> bool {
-        let limit = if commit.appends > 0 { self.limit_for_appends } else { self.limit };
+        let limit = match (commit.appends, commit.bulk) {
+            (0, _) => self.limit,
+            (_, false) => self.limit_for_appends,
+            (_, true) => self.limit_for_bulk,
+        };
         let appends = u64::from(commit.appends);
         // Each append may be the first of its log in this segment.
         let batches = appends * (ENTRY + DIRECTORY_ENTRY) as u64;
@@ -186,7 +191,7 @@ impl Writer {
     }
 
     /// The room in the active segment. Without a spare, appends leave a part of it to the
-    /// releases and deletes that may free others.
+    /// releases and deletes that may free others, and large ones another part to small ones.
     pub(crate) fn room(&self, has_spare: bool) -> ActiveRoom {
         let active = &self.active;
         let limit = if active.sealed { 0 } else { active.segment.size - TRAILER_BYTES };
@@ -197,6 +202,7 @@ impl Writer {
             logs: active.logs.len() as u64,
             limit,
             limit_for_appends: limit.saturating_sub(reserve),
+            limit_for_bulk: limit.saturating_sub(2 * reserve),
         }
     }
 
@@ -318,6 +324,7 @@ impl Core {
         }
         Counters::add(&self.counters.bytes, writer.staged.length);
         writer.active.tail = writer.staged.end();
+        self.space.set_fill(writer.active.tail * 1000 / segment.size);
         writer.staged.clear();
         writer.unsynced = true;
         self.written.store(writer.next_lsn - 1, Ordering::Release);
