@@ -1,6 +1,6 @@
 //! A breaker, by itself and inside a policy, against a dependency that dies and comes back.
 //!
-//! `cargo run -p voussoir-breaker --example minimal`
+//! `cargo run --example breaker-minimal`
 
 use std::io::ErrorKind;
 use std::sync::Arc;

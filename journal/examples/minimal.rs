@@ -1,5 +1,5 @@
 //! A journal with two logs, a reader that follows one of them, and a reopening:
-//! `cargo run -p voussoir-journal --example minimal`.
+//! `cargo run --example journal-minimal`.
 
 use voussoir_journal::{Commit, Journal, Options};
 

@@ -2,7 +2,7 @@
 //! turns, and prints the medians and their ratio:
 //!
 //! ```text
-//! cargo run --release -p voussoir-journal --example speed -- [DIR] [SECONDS PER CELL] [PART]
+//! cargo run --release --example journal-speed -- [DIR] [SECONDS PER CELL] [PART]
 //! ```
 //!
 //! PART is one of batches, threads, reads, rotation, fairness, recovery; all without it.

@@ -1,7 +1,7 @@
 //! Ten requests a second and sixty a minute for each caller, and a limiter to wait for.
 //!
 //! ```text
-//! cargo run -p voussoir-limit --example minimal
+//! cargo run --example limit-minimal
 //! ```
 
 use std::time::Duration;

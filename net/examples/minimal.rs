@@ -1,5 +1,5 @@
 //! Two nodes in one process: a message, a call, and what happens when a node ends.
-//! `cargo run -p voussoir-net --example minimal`
+//! `cargo run --example net-minimal`
 
 use std::sync::Arc;
 use std::time::Duration;

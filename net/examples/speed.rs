@@ -1,5 +1,5 @@
 //! Round trips and streams over loopback, beside a bare tokio socket in the same process:
-//! `cargo run --release -p voussoir-net --example speed [threads] [gather in µs]`.
+//! `cargo run --release --example net-speed [threads] [gather in µs]`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

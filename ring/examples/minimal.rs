@@ -1,6 +1,6 @@
 //! A ring over three zones, a node that joins, and the plan that brings it in.
 //!
-//! `cargo run -p voussoir-ring --example minimal`
+//! `cargo run --example ring-minimal`
 
 use std::sync::Arc;
 

@@ -72,7 +72,7 @@ fn run(seed: u64, hasty: bool) -> Result<Report, Failure> {
 }
 
 fn main() {
-    let runner = Runner::new("cargo run -p voussoir-sim --example minimal").seeds(100);
+    let runner = Runner::new("cargo run --example sim-minimal").seeds(100);
     println!("patient: {}", runner.run(|seed| run(seed, false)).expect("it keeps its word"));
     println!("hasty: {}", runner.run(|seed| run(seed, true)).expect_err("it does not"));
 }

@@ -1,6 +1,6 @@
 //! How many events a second the simulator handles: five nodes that send to each other.
 //!
-//! Run: `cargo run --release -p voussoir-sim --example speed`
+//! Run: `cargo run --release --example sim-speed`
 
 use std::time::Instant;
 

@@ -32,6 +32,11 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("raft", &["journal", "net"]),
 ];
 
+/// The libraries of the workspace.
+pub(crate) fn libraries() -> impl Iterator<Item = &'static str> {
+    MAY_USE.iter().map(|(name, _)| *name)
+}
+
 pub(crate) fn run() -> Result<(), String> {
     let mut problems = Vec::new();
     let root = crate::root();

@@ -3,14 +3,11 @@
 //! `VOUSSOIR_KILL_ROUNDS` says how often each is killed (default 2).
 
 use std::path::Path;
-use std::time::Duration;
 
 use store::demo::client::Client;
 use store::demo::cluster::Cluster;
 use store::demo::load::Load;
 use store::demo::{caught_up, check, leader};
-
-const PATIENCE: Duration = Duration::from_secs(30);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_each_node_in_turn_loses_nothing() {
@@ -21,7 +18,7 @@ async fn killing_each_node_in_turn_loses_nothing() {
     let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
     cluster.start_all().unwrap();
     let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
-    leader(&cluster, &client, PATIENCE).await.unwrap();
+    leader(&cluster, &client).await.unwrap();
 
     let load = Load::start(&client);
     for round in 0..rounds {
@@ -30,7 +27,7 @@ async fn killing_each_node_in_turn_loses_nothing() {
             caught_up(&cluster, &client).await.unwrap();
             assert_eq!(cluster.crashed(), [], "round {round}");
             cluster.kill(id).await.unwrap();
-            leader(&cluster, &client, PATIENCE).await.unwrap();
+            leader(&cluster, &client).await.unwrap();
             cluster.start(id).unwrap();
         }
     }

@@ -31,7 +31,7 @@ impl Live {
 
     /// A line that stays.
     pub fn say(&mut self, text: &str) {
-        println!("{:6.1} s  {text}", self.began.elapsed().as_secs_f64());
+        print(&format!("{:6.1} s  {text}", self.began.elapsed().as_secs_f64()));
         self.drawn = 0;
     }
 
@@ -50,17 +50,19 @@ impl Live {
             latencies.max() as f64 / 1000.0,
         )];
         lines.extend(nodes.iter().map(|(id, status)| line(*id, status.as_ref())));
-        if self.in_place && self.drawn > 0 {
-            print!("\x1b[{}A", self.drawn);
+        let up = if self.in_place && self.drawn > 0 { self.drawn } else { 0 };
+        if up > 0 {
+            lines[0].insert_str(0, &format!("\x1b[{up}A"));
         }
-        for line in &lines {
-            println!("{line}{}", if self.in_place { "\x1b[K" } else { "" });
-        }
-        // A closed pipe is no reason to stop the run.
-        let _ = std::io::stdout().flush();
+        print(&lines.join(if self.in_place { "\x1b[K\n" } else { "\n" }));
         self.drawn = lines.len();
         (self.last, self.last_done) = (Instant::now(), done);
     }
+}
+
+/// A line, or several, to standard output. A reader that has gone is no reason to stop the run.
+pub fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 fn line(id: u64, status: Option<&NodeStatus>) -> String {

@@ -12,9 +12,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, interval, sleep};
 
+use self::check::Checked;
 use self::client::Client;
 use self::cluster::Cluster;
-use self::live::{Live, status_of};
+use self::live::{Live, print, status_of};
 use self::load::{CLIENTS, Load};
 use crate::http::NodeStatus;
 
@@ -38,17 +39,17 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
     cluster.start_all()?;
     let client = client_of(&cluster);
     let mut live = Live::new();
-    let first = leader(&cluster, &client, PATIENCE).await?;
-    println!(
+    let first = leader(&cluster, &client).await?;
+    print(&format!(
         "three nodes, each a process with a journal of its own, below {}",
         folder.path().display()
-    );
+    ));
     live.say(&format!("node {} leads term {}; {CLIENTS} clients start", first.id, first.term));
 
     let load = Load::start(&client);
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
-    let victim = leader(&cluster, &client, PATIENCE).await?;
+    let victim = leader(&cluster, &client).await?;
     load.stats.outage_begins();
     cluster.kill(victim.id).await?;
     live.say(&format!("kill -9 of node {}, the leader", victim.id));
@@ -67,15 +68,7 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let checked = check::check(&cluster, &client, &history).await?;
     live.draw(&stats, &statuses(&cluster, &client).await);
 
-    println!();
-    println!("operations        {} acknowledged", checked.acknowledged);
-    println!("                  {} with an unknown outcome", checked.unknown);
-    println!("failover          {} ms, from the kill to the first new write", failover.as_millis());
-    println!("acknowledged keys {} on each of {} nodes, none lost", checked.kept, checked.nodes);
-    println!(
-        "history           linearizable: {} operations on {} keys",
-        checked.judged, checked.keys
-    );
+    print(&summary(&checked, failover));
     Ok(())
 }
 
@@ -90,7 +83,7 @@ pub async fn up(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let mut cluster = Cluster::new(&std::env::current_exe()?, folder, 3)?;
     cluster.start_all()?;
     let client = client_of(&cluster);
-    let leader = leader(&cluster, &client, PATIENCE).await?;
+    let leader = leader(&cluster, &client).await?;
     println!("three nodes, durable in {}; node {} leads", folder.display(), leader.id);
     for (id, http) in cluster.addresses() {
         println!("  node {id}  http://{http}");
@@ -111,6 +104,19 @@ pub async fn up(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
             _ = tick.tick() => no_crash(&mut cluster)?,
         }
     }
+}
+
+fn summary(checked: &Checked, failover: Duration) -> String {
+    let Checked { acknowledged, unknown, kept, nodes, judged, keys } = checked;
+    let failover = failover.as_millis();
+    format!(
+        "
+operations        {acknowledged} acknowledged
+                  {unknown} with an unknown outcome
+failover          {failover} ms, from the kill to the first new write
+acknowledged keys {kept} on each of {nodes} nodes, none lost
+history           linearizable: {judged} operations on {keys} keys"
+    )
 }
 
 fn client_of(cluster: &Cluster) -> Client {
@@ -145,8 +151,11 @@ fn no_crash(cluster: &mut Cluster) -> io::Result<()> {
     }
 }
 
+/// What each node says of itself; `None` where it is down or does not answer.
+pub type Statuses = Vec<(u64, Option<NodeStatus>)>;
+
 /// What every node says of itself.
-pub async fn statuses(cluster: &Cluster, client: &Client) -> Vec<(u64, Option<NodeStatus>)> {
+pub async fn statuses(cluster: &Cluster, client: &Client) -> Statuses {
     let mut statuses = Vec::new();
     for (id, http) in cluster.addresses() {
         let status = if cluster.is_up(id) { status_of(client, http).await } else { None };
@@ -158,25 +167,17 @@ pub async fn statuses(cluster: &Cluster, client: &Client) -> Vec<(u64, Option<No
 /// The leader of the newest term, once a node says that it is.
 ///
 /// # Errors
-/// Where there is none within `patience`.
+/// Where there is none within the patience of the demo.
 ///
 /// # Cancel safety
 /// Dropped, nothing is left behind.
-pub async fn leader(
-    cluster: &Cluster,
-    client: &Client,
-    patience: Duration,
-) -> Result<NodeStatus, String> {
-    let end = Instant::now() + patience;
-    while Instant::now() < end {
-        let known = statuses(cluster, client).await.into_iter().filter_map(|(_, status)| status);
+pub async fn leader(cluster: &Cluster, client: &Client) -> Result<NodeStatus, String> {
+    until(cluster, client, "no node leads", |nodes| {
+        let known = nodes.into_iter().filter_map(|(_, status)| status);
         let leaders = known.filter(|status| status.leader == Some(status.id));
-        if let Some(leader) = leaders.max_by_key(|status| status.term) {
-            return Ok(leader);
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    Err(format!("no leader within {} s", patience.as_secs()))
+        leaders.max_by_key(|status| status.term)
+    })
+    .await
 }
 
 /// Waits until every node has applied what the leader has committed by now.
@@ -187,14 +188,27 @@ pub async fn leader(
 /// # Cancel safety
 /// Dropped, nothing is left behind.
 pub async fn caught_up(cluster: &Cluster, client: &Client) -> Result<(), String> {
-    let goal = leader(cluster, client, PATIENCE).await?.commit;
+    let goal = leader(cluster, client).await?.commit;
+    until(cluster, client, &format!("a node has not applied entry {goal}"), |nodes| {
+        let applied = |node: &Option<NodeStatus>| node.as_ref().is_some_and(|n| n.applied >= goal);
+        nodes.iter().all(|(_, node)| applied(node)).then_some(())
+    })
+    .await
+}
+
+/// Asks all nodes again and again until `found` finds what it looks for.
+async fn until<T>(
+    cluster: &Cluster,
+    client: &Client,
+    otherwise: &str,
+    found: impl Fn(Statuses) -> Option<T>,
+) -> Result<T, String> {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
-        let all = statuses(cluster, client).await;
-        if all.iter().all(|(_, node)| node.as_ref().is_some_and(|node| node.applied >= goal)) {
-            return Ok(());
+        if let Some(found) = found(statuses(cluster, client).await) {
+            return Ok(found);
         }
         sleep(Duration::from_millis(20)).await;
     }
-    Err(format!("a node has not applied entry {goal} within {} s", PATIENCE.as_secs()))
+    Err(format!("{otherwise} within {} s", PATIENCE.as_secs()))
 }
