@@ -10,14 +10,15 @@
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | this node's view of the cluster, as JSON |
 //!
-//! A version is the `ETag` of a value. An answer that is not a success carries
-//! `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send again) or `unknown` (it
-//! may have happened, or happen later). A node that is not the leader answers a write with 307 and
-//! the leader's address (`curl -L`).
+//! A version is the `ETag` of a value. 404 (no such key) and 412 (another version) are answers. A
+//! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
+//! again) or `unknown` (it may have happened, or happen later). A node that is not the leader
+//! answers a write with 307 and the leader's address (`curl -L`).
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
@@ -56,21 +57,24 @@ pub fn router(app: App) -> Router {
         .with_state(app)
 }
 
+/// The key in the path, if it is one.
+type Key = Result<Path<String>, PathRejection>;
+
 async fn write(
     State(app): State<App>,
-    Path(key): Path<String>,
+    key: Key,
     uri: Uri,
     headers: HeaderMap,
-    value: Bytes,
+    value: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Failure> {
     let condition = condition(&headers)?;
-    let command = Command::Put { key: checked(key)?, value, condition };
+    let command = Command::Put { key: checked(key)?, value: value?, condition };
     app.change(&uri, &command).await
 }
 
 async fn delete(
     State(app): State<App>,
-    Path(key): Path<String>,
+    key: Key,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
@@ -94,10 +98,10 @@ enum Consistency {
 
 async fn read(
     State(app): State<App>,
-    Path(key): Path<String>,
-    Query(query): Query<ReadQuery>,
+    key: Key,
+    query: Result<Query<ReadQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
-    let key = checked(key)?;
+    let (key, Query(query)) = (checked(key)?, query?);
     app.catch_up(&query.consistency).await?;
     let found = app.kv.read().get(&key).cloned();
     Ok(match found {
@@ -126,8 +130,9 @@ struct Listed {
 
 async fn list(
     State(app): State<App>,
-    Query(query): Query<ListQuery>,
+    query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Vec<Listed>>, Failure> {
+    let Query(query) = query?;
     app.catch_up(&query.consistency).await?;
     let limit = query.limit.unwrap_or(100).min(LIST_MAX);
     let found = app.kv.read().list(query.prefix.as_bytes(), query.after.as_bytes(), limit);
@@ -227,8 +232,29 @@ struct Failure {
 
 impl Failure {
     fn bad_request(error: impl Into<String>) -> Self {
-        let status = StatusCode::BAD_REQUEST;
-        Self { status, error: error.into(), outcome: "not_applied", leader: None }
+        Self::refused(StatusCode::BAD_REQUEST, error.into())
+    }
+
+    fn refused(status: StatusCode, error: String) -> Self {
+        Self { status, error, outcome: "not_applied", leader: None }
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(error: PathRejection) -> Self {
+        Self::refused(error.status(), error.body_text())
+    }
+}
+
+impl From<QueryRejection> for Failure {
+    fn from(error: QueryRejection) -> Self {
+        Self::refused(error.status(), error.body_text())
+    }
+}
+
+impl From<BytesRejection> for Failure {
+    fn from(error: BytesRejection) -> Self {
+        Self::refused(error.status(), error.body_text())
     }
 }
 
@@ -247,7 +273,8 @@ impl IntoResponse for Failure {
     }
 }
 
-fn checked(key: String) -> Result<Bytes, Failure> {
+fn checked(key: Key) -> Result<Bytes, Failure> {
+    let Path(key) = key?;
     if key.len() > KEY_BYTES_MAX {
         return Err(Failure::bad_request(format!("a key has at most {KEY_BYTES_MAX} bytes")));
     }
