@@ -6,9 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+#[cfg(feature = "testing")]
+use tokio::sync::oneshot;
 
+#[cfg(feature = "testing")]
+use super::error::ProposeError;
 use super::error::StopReason;
 use super::mailbox::Mailbox;
+use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
 use crate::message::Message;
@@ -121,6 +126,8 @@ pub(crate) struct Shared {
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
+    #[cfg(feature = "testing")]
+    mutant: Option<Mutant>,
 }
 
 impl Shared {
@@ -139,7 +146,38 @@ impl Shared {
             commit: AtomicU64::new(0),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
+            #[cfg(feature = "testing")]
+            mutant: config.__shell_mutant,
         }
+    }
+
+    /// Whether the given rule is to be broken.
+    #[cfg(feature = "testing")]
+    pub(crate) fn mutant(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(clippy::unused_self, reason = "the same signature with and without the feature")]
+    pub(crate) const fn mutant(&self, _: Mutant) -> bool {
+        false
+    }
+
+    /// A test of the tests: sends a command a second time when its outcome is unknown.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn propose_again(
+        &self,
+        command: Bytes,
+        answer: oneshot::Receiver<Result<Bytes, ProposeError>>,
+    ) -> Result<Bytes, ProposeError> {
+        let first = answer.await;
+        if !matches!(first, Ok(Err(ProposeError::Unknown(_)))) {
+            return first.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())));
+        }
+        let (reply, answer) = oneshot::channel();
+        let proposal = Proposal { reply, weight: 0 };
+        self.tell(Event::Propose { data: command, proposal });
+        answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())))
     }
 
     /// Leaves an event for the driver, if there still is one.
