@@ -206,6 +206,7 @@ impl Applier {
         self.tasks.spawn(async move {
             if let Err(error) = store(&*log, &name, chunks).await {
                 tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot stored");
+                shared.doubt(&*log);
                 return shared.tell(Event::SnapshotFailed);
             }
             // It becomes current before the core hears of it, so that the log is never cut

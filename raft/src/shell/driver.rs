@@ -427,8 +427,10 @@ impl Driver {
             }
         }
         let mut last = self.core.status();
-        if matches!(reason, StopReason::Machine(_)) {
-            last.halted = Some(HaltReason::MachineFailed);
+        match reason {
+            StopReason::Machine(_) => last.halted = Some(HaltReason::MachineFailed),
+            StopReason::Halted(why) => last.halted = Some(*why),
+            _ => {}
         }
         self.status.send_replace(last);
     }

@@ -20,6 +20,8 @@ pub enum ShellMutant {
     VouchForLatest,
     /// A write that failed is taken for done.
     TakeFailedForDone,
+    /// A node whose disk has failed under a snapshot goes on.
+    TrustFailedDisk,
     /// A proposal that is not decided in time is waited for without end.
     NeverGiveUp,
     /// A deadline that moves nearer is noticed when the timer rings for the old one.
@@ -45,13 +47,14 @@ pub enum ShellMutant {
 #[cfg(feature = "testing")]
 impl ShellMutant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::AnswerBeforeApply,
         Self::ProposeAgain,
         Self::ReuseToken,
         Self::ReadBeforeApply,
         Self::VouchForLatest,
         Self::TakeFailedForDone,
+        Self::TrustFailedDisk,
         Self::NeverGiveUp,
         Self::ForgetNearerDeadline,
         Self::KeepRoom,

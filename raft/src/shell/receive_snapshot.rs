@@ -81,7 +81,9 @@ impl Receiving {
                 };
                 let any = self.shared.mutant(Mutant::TakeAnyChunk);
                 if (number == current.next || any) && number < current.chunks {
-                    if current.writer.append(data).await.is_err() {
+                    if let Err(error) = current.writer.append(data).await {
+                        tracing::warn!(target: "voussoir::raft", %error, "no room for a chunk");
+                        self.shared.doubt(&*self.log);
                         *incoming = None;
                         return SnapshotAnswer::Refused;
                     }
@@ -122,6 +124,7 @@ impl Receiving {
             }
             Err(error) => {
                 tracing::warn!(target: "voussoir::raft", %error, "no room for a snapshot");
+                self.shared.doubt(&*self.log);
                 SnapshotAnswer::Refused
             }
         }
@@ -141,6 +144,7 @@ impl Receiving {
             drop(tokio::spawn(writer.finish()));
         } else if let Err(error) = writer.finish().await {
             tracing::warn!(target: "voussoir::raft", %error, "a snapshot could not be stored");
+            self.shared.doubt(&*self.log);
             return SnapshotAnswer::Refused;
         }
         count(&self.shared.counters.snapshots_received, 1);

@@ -1,7 +1,7 @@
 //! What the handles, the tasks and the transport's side of a node have in common.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,8 +17,8 @@ use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
 use crate::message::Message;
-use crate::store::{ReadFailed, SnapshotName, StoreError};
-use crate::types::{ENTRY_OVERHEAD, Entry, SnapshotMeta};
+use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
+use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta};
 
 /// Something for the driver.
 #[derive(Debug)]
@@ -184,6 +184,22 @@ impl Shared {
     pub(crate) fn tell(&self, event: Event) {
         // After the driver's end nobody waits for what it could have done.
         drop(self.events.push(event));
+    }
+
+    /// A snapshot could not be stored. If the disk has failed for good, an empty write fails too,
+    /// and the node says so and stops. It may have nothing else to write, and would stay a
+    /// follower that never gets anywhere.
+    pub(crate) fn doubt(self: &Arc<Self>, log: &dyn LogStore) {
+        if self.mutant(Mutant::TrustFailedDisk) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let tell = move |result: Result<(), StoreError>| {
+            if result.is_err() {
+                shared.tell(Event::Stop(StopReason::Halted(HaltReason::PersistFailed)));
+            }
+        };
+        log.write(LogWrite::default(), Completion::new(tell));
     }
 
     /// Leaves a message of a peer, unless too much is waiting: Raft bears the loss.

@@ -52,6 +52,7 @@ rules! {
     callers::room_comes_back_with_every_answer catches KeepRoom;
     disks::a_write_vouches_for_itself_alone catches VouchForLatest;
     disks::a_leader_whose_write_fails_halts_and_the_others_go_on catches TakeFailedForDone;
+    snapshots::a_disk_that_fails_under_a_snapshot_stops_the_node catches TrustFailedDisk;
     disks::a_node_that_has_halted_is_out_of_reach catches StayAttached;
     disks::the_log_is_cut_behind_a_stored_snapshot_only catches CompactBeforeSnapshot;
     snapshots::what_a_snapshot_includes_is_not_applied_to_it catches ApplyTwice;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use voussoir_raft::testing::ShellMutant;
-use voussoir_raft::{SnapshotAnswer, SnapshotPart};
+use voussoir_raft::{HaltReason, SnapshotAnswer, SnapshotPart, StopReason};
 
 use crate::cluster::timeout;
 use crate::script::{PEER, Script, name};
@@ -101,4 +101,27 @@ pub(crate) async fn two_snapshots_of_the_same_entries_are_not_mixed(mutant: Opti
     assert_eq!(script.close(12).await, SnapshotAnswer::Done);
     script.until(|status| status.applied == 50).await;
     assert_eq!(script.text(), "onetwo");
+}
+
+/// Without room the transfer is put off. With a broken disk the node says so: it may have nothing
+/// else to write, and nobody would hear of it.
+pub(crate) async fn a_disk_that_fails_under_a_snapshot_stops_the_node(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    script.until(|status| status.term == 5).await;
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
+    script.store.fill();
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, SnapshotAnswer::Refused);
+    script.store.free();
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0, "there is room again");
+    assert_eq!(script.raft.stopped(), None);
+    script.store.fill();
+    script.store.fail();
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
+    let mut status = script.raft.status();
+    timeout(async { while status.changed().await.is_ok() {} }).await;
+    let halted = HaltReason::PersistFailed;
+    assert_eq!(script.raft.stopped(), Some(StopReason::Halted(halted)));
+    assert_eq!(status.borrow().halted, Some(halted));
 }
