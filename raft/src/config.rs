@@ -95,6 +95,11 @@ pub struct Config {
     #[cfg(feature = "testing")]
     #[doc(hidden)]
     pub __mutant: Option<crate::testing::Mutant>,
+
+    /// A deliberately broken shell, to test the tests.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub __shell_mutant: Option<crate::testing::ShellMutant>,
 }
 
 impl Default for Config {
@@ -131,6 +136,8 @@ impl Default for Config {
             snapshot_timeout: Duration::from_secs(5),
             #[cfg(feature = "testing")]
             __mutant: None,
+            #[cfg(feature = "testing")]
+            __shell_mutant: None,
         }
     }
 }

@@ -15,6 +15,9 @@ fn over_journals() {
     let summary = runner.run(|seed| run_journaled(seed, &options)).unwrap();
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
+    for figure in ["damage reported", "damage harmless", "lost disks refused"] {
+        assert!(summary.figure(figure) > 0, "never seen: {figure}");
+    }
 }
 
 /// The same over a model of a disk: what fails here and not above is no fault of the store.

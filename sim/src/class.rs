@@ -45,11 +45,16 @@ pub enum FaultClass {
     DiskFull,
     /// A client's request or its answer is lost. One count: one of them.
     ClientLoss,
+    /// A bit of a disk flips while its node is down. It stays so. One count: one disk.
+    BitRot,
+    /// A disk is lost while its node is down, and an empty one takes its place. One count: one
+    /// disk.
+    DiskLoss,
 }
 
 impl FaultClass {
     /// How many classes there are.
-    pub const COUNT: usize = 18;
+    pub const COUNT: usize = 20;
 
     /// All classes, in their fixed order.
     pub const ALL: [Self; Self::COUNT] = [
@@ -71,6 +76,8 @@ impl FaultClass {
         Self::DiskFail,
         Self::DiskFull,
         Self::ClientLoss,
+        Self::BitRot,
+        Self::DiskLoss,
     ];
 
     /// The name used in plans, traces and JSON.
@@ -94,6 +101,8 @@ impl FaultClass {
             Self::DiskFail => "disk_fail",
             Self::DiskFull => "disk_full",
             Self::ClientLoss => "client_loss",
+            Self::BitRot => "bit_rot",
+            Self::DiskLoss => "disk_loss",
         }
     }
 
@@ -217,7 +226,7 @@ mod tests {
             assert_eq!(class.index(), at);
         }
         assert_eq!(FaultSet::ALL.iter().count(), FaultClass::COUNT);
-        assert_eq!(FaultClass::ClientLoss.index() + 1, FaultClass::COUNT);
+        assert_eq!(FaultClass::DiskLoss.index() + 1, FaultClass::COUNT);
     }
 
     #[test]

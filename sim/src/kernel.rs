@@ -39,6 +39,8 @@ pub(crate) struct Site {
     pub(crate) timer: Option<u64>,
     pub(crate) armed_at: Option<u64>,
     pub(crate) disk: Ailment,
+    /// What the disk held is damaged or gone.
+    pub(crate) ruined: bool,
     pub(crate) rng: Rng,
 }
 
@@ -113,6 +115,7 @@ impl<N: Node> Kernel<N> {
             timer: None,
             armed_at: None,
             disk: Ailment { factor: 1, ..Ailment::default() },
+            ruined: false,
             rng,
         });
         self.links.grow(self.sites.len());

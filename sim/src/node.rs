@@ -95,6 +95,10 @@ pub enum DiskFault {
     Fail,
     /// Nothing can be added.
     Full,
+    /// The node is down, and a bit of what the disk holds flips for good.
+    Rot,
+    /// The node is down, and the disk is replaced by an empty one.
+    Lost,
     /// All is well again. What still ails the disk, if anything, is told anew right after.
     Healed,
 }

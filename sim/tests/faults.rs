@@ -273,6 +273,22 @@ fn disks_fill_up_and_are_cleared() {
     assert!(told(&world, |fault| *fault == DiskFault::Full) > 3);
 }
 
+/// Whoever loses a disk is down when it happens, comes back, and is one of few.
+#[test]
+fn disks_are_ruined_while_their_nodes_are_down() {
+    for (class, ruined) in
+        [(FaultClass::BitRot, DiskFault::Rot), (FaultClass::DiskLoss, DiskFault::Lost)]
+    {
+        let world = under(class, SECOND, SECOND, 0);
+        assert_eq!(told(&world, |fault| *fault == ruined), 1, "one of three, and never two");
+        assert_eq!(world.counts().get(class), 1);
+        for disk in (1..=3).map(|id| world.disk(id).unwrap()) {
+            assert_eq!(disk.crashes.len(), disk.faults.len());
+            assert_eq!(disk.starts.len(), disk.faults.len() + 1);
+        }
+    }
+}
+
 #[test]
 fn client_loss_takes_requests_and_answers() {
     let plan = Plan::calm(7, END).quiet_at(QUIET);

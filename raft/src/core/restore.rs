@@ -48,6 +48,11 @@ impl Restored {
         Self { log: None, ..Self::empty() }
     }
 
+    /// Whether the core that starts from it will halt.
+    pub fn is_damaged(&self) -> bool {
+        self.log.is_none()
+    }
+
     /// The next entry of the log.
     ///
     /// # Errors

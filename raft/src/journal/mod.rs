@@ -84,6 +84,14 @@ pub enum OpenError {
         /// Whose was asked for.
         wanted: Identity,
     },
+    /// The caller: there is no data of this group, and there was to be. What this node had
+    /// acknowledged is gone, and the others count on it: find the data, or leave the node out
+    /// for good.
+    #[error("there is no data of node {} in group {}", .wanted.node, .wanted.group)]
+    Absent {
+        /// Whose was asked for.
+        wanted: Identity,
+    },
     /// A newer version of this crate wrote it. Use that one.
     #[error("the data has format version {found}, this build knows up to {supported}")]
     NewerFormat {
@@ -123,14 +131,34 @@ impl JournalStore {
     /// Opens a group's data, or begins it. Waits for the disk when there is something to write:
     /// for new data, and for the remains of snapshots that never became current.
     ///
+    /// An empty disk is begun on, also where there was data before. Where that is known, use
+    /// [`reopen`](Self::reopen).
+    ///
     /// # Errors
     /// [`OpenError`]. Damaged data is no error here: the node that starts with it says so and
     /// halts.
     pub fn open(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        Self::open_or(journal, identity, true)
+    }
+
+    /// Opens the data of a group that has run before. A node whose disk was lost or mixed up is
+    /// refused here, instead of coming back without what it has promised: with an empty log it
+    /// could vote a second time in one term, and against what it has acknowledged.
+    ///
+    /// # Errors
+    /// [`OpenError::Absent`] when there is nothing; else as [`open`](Self::open).
+    pub fn reopen(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        Self::open_or(journal, identity, false)
+    }
+
+    fn open_or(journal: &Journal, identity: Identity, begin: bool) -> Result<Self, OpenError> {
         let entries = journal.log("raft.log", identity.group)?;
         let log = journal.log("raft.state", identity.group)?;
         let intact = [&entries, &log].iter().all(|log| log.health() == Health::Intact);
         let fresh = intact && !log.exists() && !entries.exists();
+        if fresh && !begin {
+            return Err(OpenError::Absent { wanted: identity });
+        }
         let state = if fresh {
             let state = State::new(identity);
             pipeline::begin(journal, &entries, &log, &state)?;

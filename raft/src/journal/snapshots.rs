@@ -113,6 +113,12 @@ impl Snapshots {
             number,
             chunks: 0,
         };
+        if log.health() != Health::Intact {
+            // After damage elsewhere the journal cannot tell whether this log has been there.
+            // Whatever it held, no state refers to it.
+            let clean = Commit::new().delete(&log).durability(Durability::Buffered);
+            this.journal.commit(clean).await.map_err(store_error)?;
+        }
         let writer = Writer { snapshots: Arc::clone(this), log, current, finished: false };
         writer.record(record.freeze(), Durability::Written).await?;
         Ok(writer)

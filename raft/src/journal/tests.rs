@@ -86,6 +86,19 @@ async fn data_of_a_newer_version_is_refused() {
 }
 
 #[tokio::test]
+async fn what_has_been_lost_is_not_begun_anew() {
+    let journal = journal();
+    let reopened = JournalStore::reopen(&journal, IDENTITY);
+    assert!(matches!(reopened, Err(OpenError::Absent { wanted: IDENTITY })), "{reopened:?}");
+    drop(JournalStore::open(&journal, IDENTITY).unwrap());
+    let store = JournalStore::reopen(&journal, IDENTITY).unwrap();
+    assert_eq!(halted(&store).await, None);
+    let other = Identity { node: 4, ..IDENTITY };
+    let reopened = JournalStore::reopen(&journal, other);
+    assert!(matches!(reopened, Err(OpenError::WrongNode { .. })), "{reopened:?}");
+}
+
+#[tokio::test]
 async fn what_cannot_be_understood_halts_the_node() {
     let journal = journal();
     let store = JournalStore::open(&journal, IDENTITY).unwrap();

@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
+use super::mutant::ShellMutant as Mutant;
 use super::pending::Placed;
 use super::shared::{Event, Shared, count};
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
@@ -126,7 +127,9 @@ impl Applier {
         waiting: &mut Vec<Placed>,
     ) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
-        let (applied, at) = (self.at.0, (last.index, last.term));
+        let twice = self.shared.mutant(Mutant::ApplyTwice);
+        let applied = if twice { 0 } else { self.at.0 };
+        let at = (last.index, last.term);
         count(&self.shared.counters.entries_applied, entries.len() as u64);
         let commands: Vec<Command> = entries
             .into_iter()
@@ -156,7 +159,9 @@ impl Applier {
         }
         let rest: Vec<Placed> = placed.collect();
         *waiting = rest;
-        self.shared.proposal_room.add_permits(room);
+        if !self.shared.mutant(Mutant::KeepRoom) {
+            self.shared.proposal_room.add_permits(room);
+        }
         Ok(())
     }
 
@@ -195,9 +200,13 @@ impl Applier {
         let meta = SnapshotMeta { index, term, voters: self.voters.clone() };
         let name = SnapshotName { identity: self.nonce.wrapping_add(index), meta };
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
+        if shared.mutant(Mutant::CompactBeforeSnapshot) {
+            shared.tell(Event::SnapshotTaken { meta: name.meta.clone() });
+        }
         self.tasks.spawn(async move {
             if let Err(error) = store(&*log, &name, chunks).await {
                 tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot stored");
+                shared.doubt(&*log);
                 return shared.tell(Event::SnapshotFailed);
             }
             // It becomes current before the core hears of it, so that the log is never cut

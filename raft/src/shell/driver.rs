@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::applier::Job;
 use super::error::{Doubt, ProposeError, ReadError, StopReason};
 use super::mailbox::Mailbox;
+use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, Proposals, Reads};
 use super::send_snapshot;
 use super::shared::{Event, Shared, count};
@@ -91,7 +92,8 @@ impl Driver {
             // or when it has rung, since each setting costs more than an early ring once in a
             // while.
             let deadline = self.deadline();
-            if timer.is_elapsed() || deadline < timer.deadline() {
+            let forgets = self.shared.mutant(Mutant::ForgetNearerDeadline);
+            if timer.is_elapsed() || (deadline < timer.deadline() && !forgets) {
                 timer.as_mut().reset(deadline);
             }
             timer.as_mut().poll(cx).map(|()| true)
@@ -100,13 +102,20 @@ impl Driver {
     }
 
     fn deadline(&self) -> Instant {
-        let timeout = duration_nanos(self.core.config().proposal_timeout);
-        let overdue = self.proposals.oldest().map(|at| at.saturating_add(timeout));
-        let deadlines = [self.core.next_deadline(), overdue, self.show_at];
+        let deadlines = [self.core.next_deadline(), self.overdue_at(), self.show_at];
         // A day: late enough to be harmless, early enough for every timer.
         let idle = self.now.saturating_add(86_400_000_000_000);
         let nanos = deadlines.into_iter().flatten().fold(idle, u64::min);
         self.epoch + Duration::from_nanos(nanos)
+    }
+
+    /// When the oldest proposal has waited long enough.
+    fn overdue_at(&self) -> Option<u64> {
+        if self.shared.mutant(Mutant::NeverGiveUp) {
+            return None;
+        }
+        let timeout = duration_nanos(self.core.config().proposal_timeout);
+        self.proposals.oldest().map(|at| at.saturating_add(timeout))
     }
 
     /// Steps everything at hand and does what comes of it. Returns why to stop, if so.
@@ -139,7 +148,13 @@ impl Driver {
         Ok(match event {
             Event::Propose { data, proposal } => {
                 count(&self.shared.counters.proposals, 1);
-                Input::Propose { token: self.proposals.add(proposal, now), data }
+                let unplaced = self.shared.mutant(Mutant::ReuseToken) && proposal.reply.is_closed();
+                let token = if unplaced {
+                    self.proposals.next_token()
+                } else {
+                    self.proposals.add(proposal, now)
+                };
+                Input::Propose { token, data }
             }
             Event::Read { reply } => {
                 count(&self.shared.counters.reads, 1);
@@ -150,6 +165,15 @@ impl Driver {
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
+            Event::Persisted { result: Ok(()), .. }
+                if self.shared.mutant(Mutant::VouchForLatest) =>
+            {
+                // Writes are numbered from 1.
+                Input::Persisted { id: self.shared.counters.snapshot().writes }
+            }
+            Event::Persisted { id, .. } if self.shared.mutant(Mutant::TakeFailedForDone) => {
+                Input::Persisted { id }
+            }
             Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
             Event::Persisted { id, result: Err(error) } => {
                 let node = self.core.config().id;
@@ -190,7 +214,12 @@ impl Driver {
                 self.send(to, Message::Append { head, entries });
             }
             Output::Apply { range } => {
-                let waiting = self.proposals.applying(&range);
+                let mut waiting = self.proposals.applying(&range);
+                if self.shared.mutant(Mutant::AnswerBeforeApply) {
+                    for placed in waiting.drain(..) {
+                        let _ = placed.proposal.reply.send(Ok(bytes::Bytes::new()));
+                    }
+                }
                 let lent = self.core.entries(range.clone());
                 let entries = lent.map(|entries| entries.cloned().collect());
                 self.job(Job::Apply { range, entries, waiting });
@@ -324,19 +353,21 @@ impl Driver {
     }
 
     fn give_up_overdue(&mut self, now: u64) {
+        if self.overdue_at().is_none_or(|at| at > now) {
+            return;
+        }
         let timeout = duration_nanos(self.core.config().proposal_timeout);
-        let Some(limit) = now.checked_sub(timeout) else { return };
-        if self.proposals.oldest().is_some_and(|at| at <= limit) {
-            for proposal in self.proposals.overdue(limit) {
-                self.fail(proposal, ProposeError::Unknown(Doubt::TimedOut));
-            }
+        for proposal in self.proposals.overdue(now.saturating_sub(timeout)) {
+            self.fail(proposal, ProposeError::Unknown(Doubt::TimedOut));
         }
     }
 
     fn confirm_read(&mut self, token: u64, index: u64) {
         let Some(reply) = self.reads.take(token) else { return };
         self.reads.confirm(reply, index);
-        let answered = self.reads.applied(self.core.status().applied);
+        let early = self.shared.mutant(Mutant::ReadBeforeApply);
+        let applied = if early { u64::MAX } else { self.core.status().applied };
+        let answered = self.reads.applied(applied);
         self.shared.read_room.add_permits(answered);
     }
 
@@ -396,8 +427,10 @@ impl Driver {
             }
         }
         let mut last = self.core.status();
-        if matches!(reason, StopReason::Machine(_)) {
-            last.halted = Some(HaltReason::MachineFailed);
+        match reason {
+            StopReason::Machine(_) => last.halted = Some(HaltReason::MachineFailed),
+            StopReason::Halted(why) => last.halted = Some(*why),
+            _ => {}
         }
         self.status.send_replace(last);
     }

@@ -4,6 +4,7 @@ mod applier;
 mod driver;
 mod error;
 mod mailbox;
+mod mutant;
 mod pending;
 mod receive_snapshot;
 mod send_snapshot;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use self::applier::{Applier, Job};
 use self::driver::Driver;
 use self::mailbox::Mailbox;
+use self::mutant::ShellMutant as Mutant;
 use self::pending::{Proposal, Proposals, Reads};
 use self::receive_snapshot::NodeInbox;
 use self::shared::{Event, Shared};
@@ -33,6 +35,8 @@ use crate::transport::Transport;
 use crate::types::{ENTRY_OVERHEAD, Status};
 
 pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
+#[cfg(feature = "testing")]
+pub use self::mutant::ShellMutant;
 pub use self::shared::Stats;
 
 /// A running node of one group. Cheap to clone; the node stops when the last clone is dropped.
@@ -156,8 +160,14 @@ impl Raft {
         room.forget();
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { reply, weight };
+        #[cfg(feature = "testing")]
+        let again = command.clone();
         if shared.events.push(Event::Propose { data: command, proposal }).is_err() {
             return Err(ProposeError::Stopped(shared.why_stopped()));
+        }
+        #[cfg(feature = "testing")]
+        if shared.mutant(Mutant::ProposeAgain) {
+            return shared.propose_again(again, answer).await;
         }
         let unanswered = |_| Err(ProposeError::Unknown(Doubt::Stopped(shared.why_stopped())));
         answer.await.unwrap_or_else(unanswered)
@@ -264,7 +274,9 @@ struct Stopping {
 
 impl Stopping {
     fn stop(&self, reason: StopReason) -> Vec<Event> {
-        self.transport.detach(self.group);
+        if !self.shared.mutant(Mutant::StayAttached) {
+            self.transport.detach(self.group);
+        }
         drop(self.jobs.close());
         self.shared.stop(reason)
     }

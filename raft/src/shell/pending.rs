@@ -51,8 +51,14 @@ pub(crate) struct Proposals {
 impl Proposals {
     /// A new proposal, submitted at `now`. Returns its token.
     pub(crate) fn add(&mut self, proposal: Proposal, now: u64) -> u64 {
+        let token = self.next_token();
         self.slots.push_back(Some((proposal, now)));
-        self.base + self.slots.len() as u64 - 1
+        token
+    }
+
+    /// The token of the next proposal.
+    pub(crate) fn next_token(&self) -> u64 {
+        self.base + self.slots.len() as u64
     }
 
     /// They have a place in the log. What stood there before has been truncated away, and will

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
+use super::mutant::ShellMutant as Mutant;
 use super::shared::{Event, Shared, count};
 use crate::message::Message;
 use crate::store::{LogStore, SnapshotName, SnapshotWriter};
@@ -78,8 +79,11 @@ impl Receiving {
                 else {
                     return SnapshotAnswer::Refused;
                 };
-                if number == current.next && number < current.chunks {
-                    if current.writer.append(data).await.is_err() {
+                let any = self.shared.mutant(Mutant::TakeAnyChunk);
+                if (number == current.next || any) && number < current.chunks {
+                    if let Err(error) = current.writer.append(data).await {
+                        tracing::warn!(target: "voussoir::raft", %error, "no room for a chunk");
+                        self.shared.doubt(&*self.log);
                         *incoming = None;
                         return SnapshotAnswer::Refused;
                     }
@@ -104,11 +108,12 @@ impl Receiving {
             let same = waiting.identity == name.identity;
             return if same { SnapshotAnswer::Done } else { SnapshotAnswer::Refused };
         }
+        let mixes = self.shared.mutant(Mutant::MixSnapshots);
         if let Some(current) = incoming.as_mut()
-            && current.name == name
+            && (current.name == name || (mixes && current.name.meta == name.meta))
             && current.chunks == chunks
         {
-            (current.from, current.term) = (from, term);
+            (current.from, current.term, current.name) = (from, term, name);
             return SnapshotAnswer::Next { number: current.next };
         }
         *incoming = None;
@@ -119,21 +124,27 @@ impl Receiving {
             }
             Err(error) => {
                 tracing::warn!(target: "voussoir::raft", %error, "no room for a snapshot");
+                self.shared.doubt(&*self.log);
                 SnapshotAnswer::Refused
             }
         }
     }
 
     async fn close(&self, mut incoming: Guard, identity: u64) -> SnapshotAnswer {
-        let complete = |it: &mut Incoming| it.name.identity == identity && it.next == it.chunks;
+        let half = self.shared.mutant(Mutant::CloseHalf);
+        let complete =
+            |it: &mut Incoming| it.name.identity == identity && (it.next == it.chunks || half);
         let Some(Incoming { from, term, name, writer, .. }) = incoming.take_if(complete) else {
             return match incoming.as_ref().filter(|it| it.name.identity == identity) {
                 Some(current) => SnapshotAnswer::Next { number: current.next },
                 None => SnapshotAnswer::Refused,
             };
         };
-        if let Err(error) = writer.finish().await {
+        if self.shared.mutant(Mutant::CloseUnsynced) {
+            drop(tokio::spawn(writer.finish()));
+        } else if let Err(error) = writer.finish().await {
             tracing::warn!(target: "voussoir::raft", %error, "a snapshot could not be stored");
+            self.shared.doubt(&*self.log);
             return SnapshotAnswer::Refused;
         }
         count(&self.shared.counters.snapshots_received, 1);

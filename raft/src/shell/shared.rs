@@ -1,19 +1,24 @@
 //! What the handles, the tasks and the transport's side of a node have in common.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+#[cfg(feature = "testing")]
+use tokio::sync::oneshot;
 
+#[cfg(feature = "testing")]
+use super::error::ProposeError;
 use super::error::StopReason;
 use super::mailbox::Mailbox;
+use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
 use crate::message::Message;
-use crate::store::{ReadFailed, SnapshotName, StoreError};
-use crate::types::{ENTRY_OVERHEAD, Entry, SnapshotMeta};
+use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
+use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta};
 
 /// Something for the driver.
 #[derive(Debug)]
@@ -121,6 +126,8 @@ pub(crate) struct Shared {
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
+    #[cfg(feature = "testing")]
+    mutant: Option<Mutant>,
 }
 
 impl Shared {
@@ -139,13 +146,60 @@ impl Shared {
             commit: AtomicU64::new(0),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
+            #[cfg(feature = "testing")]
+            mutant: config.__shell_mutant,
         }
+    }
+
+    /// Whether the given rule is to be broken.
+    #[cfg(feature = "testing")]
+    pub(crate) fn mutant(&self, mutant: Mutant) -> bool {
+        self.mutant == Some(mutant)
+    }
+
+    #[cfg(not(feature = "testing"))]
+    #[expect(clippy::unused_self, reason = "the same signature with and without the feature")]
+    pub(crate) const fn mutant(&self, _: Mutant) -> bool {
+        false
+    }
+
+    /// A test of the tests: sends a command a second time when its outcome is unknown.
+    #[cfg(feature = "testing")]
+    pub(crate) async fn propose_again(
+        &self,
+        command: Bytes,
+        answer: oneshot::Receiver<Result<Bytes, ProposeError>>,
+    ) -> Result<Bytes, ProposeError> {
+        let first = answer.await;
+        if !matches!(first, Ok(Err(ProposeError::Unknown(_)))) {
+            return first.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())));
+        }
+        let (reply, answer) = oneshot::channel();
+        let proposal = Proposal { reply, weight: 0 };
+        self.tell(Event::Propose { data: command, proposal });
+        answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())))
     }
 
     /// Leaves an event for the driver, if there still is one.
     pub(crate) fn tell(&self, event: Event) {
         // After the driver's end nobody waits for what it could have done.
         drop(self.events.push(event));
+    }
+
+    /// A snapshot could not be stored. If the disk has failed for good, an empty write fails too,
+    /// and the node says so and stops. It may have nothing else to write, and would stay a
+    /// follower that never gets anywhere.
+    pub(crate) fn doubt(self: &Arc<Self>, log: &dyn LogStore) {
+        if self.mutant(Mutant::TrustFailedDisk) {
+            return;
+        }
+        let shared = Arc::clone(self);
+        let tell = move |result: Result<(), StoreError>| {
+            if result.is_err() {
+                shared.tell(Event::Stop(StopReason::Halted(HaltReason::PersistFailed)));
+            }
+        };
+        log.write(LogWrite::default(), Completion::new(tell));
     }
 
     /// Leaves a message of a peer, unless too much is waiting: Raft bears the loss.

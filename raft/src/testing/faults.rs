@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 
 use crate::core::Restored;
 use crate::store::{
@@ -13,13 +15,23 @@ use crate::store::{
 };
 use crate::types::Entry;
 
-/// A store around another one, whose writes can be held back or made to fail.
+/// A store around another one, whose writes and snapshots can be held back or made to fail.
 ///
 /// Clones are the same store.
 #[derive(Clone)]
 pub struct FaultyStore {
     inner: Arc<dyn LogStore>,
     faults: Arc<Mutex<Faults>>,
+    staging: Arc<watch::Sender<Staging>>,
+}
+
+/// What happens to snapshots that are being staged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Staging {
+    #[default]
+    Well,
+    Held,
+    Full,
 }
 
 #[derive(Default)]
@@ -41,7 +53,7 @@ enum Mode {
 impl FaultyStore {
     /// A store that does what `inner` does, for now.
     pub fn new(inner: Arc<dyn LogStore>) -> Self {
-        Self { inner, faults: Arc::default() }
+        Self { inner, faults: Arc::default(), staging: Arc::default() }
     }
 
     /// From now on writes are accepted and not carried out: the disk hangs.
@@ -61,6 +73,33 @@ impl FaultyStore {
         }
     }
 
+    /// Carries out the first `count` of the writes that are held back, and no more.
+    pub fn carry_out(&self, count: usize) {
+        let now: Vec<_> = {
+            let mut faults = self.faults.lock();
+            let count = count.min(faults.stalled.len());
+            faults.stalled.drain(..count).collect()
+        };
+        for (write, done) in now {
+            self.inner.write(write, done);
+        }
+    }
+
+    /// From now on no snapshot becomes durable: staging one does not come to its end.
+    pub fn hold_snapshots(&self) {
+        self.staging.send_replace(Staging::Held);
+    }
+
+    /// From now on there is no room for chunks of snapshots.
+    pub fn fill(&self) {
+        self.staging.send_replace(Staging::Full);
+    }
+
+    /// Snapshots can be staged again; those held back go on.
+    pub fn free(&self) {
+        self.staging.send_replace(Staging::Well);
+    }
+
     /// From now on writes fail, those held back included.
     pub fn fail(&self) {
         let stalled = {
@@ -78,6 +117,7 @@ impl FaultyStore {
         let mut faults = self.faults.lock();
         faults.mode = Mode::Well;
         faults.stalled.clear();
+        self.free();
     }
 
     /// From now on the store says that it is damaged.
@@ -144,7 +184,9 @@ impl LogStore for FaultyStore {
     }
 
     async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.inner.stage(name).await
+        room(&self.staging)?;
+        let inner = self.inner.stage(name).await?;
+        Ok(Box::new(FaultyWriter { inner, staging: Arc::clone(&self.staging) }))
     }
 
     fn unstage(&self, identity: u64) {
@@ -153,5 +195,33 @@ impl LogStore for FaultyStore {
 
     async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
         self.inner.open_snapshot().await
+    }
+}
+
+fn room(staging: &watch::Sender<Staging>) -> Result<(), StoreError> {
+    if *staging.borrow() == Staging::Full {
+        return Err(StoreError::Refused(Arc::new(std::io::Error::other("no room"))));
+    }
+    Ok(())
+}
+
+struct FaultyWriter {
+    inner: Box<dyn SnapshotWriter>,
+    staging: Arc<watch::Sender<Staging>>,
+}
+
+#[async_trait]
+impl SnapshotWriter for FaultyWriter {
+    async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+        room(&self.staging)?;
+        self.inner.append(chunk).await
+    }
+
+    async fn finish(self: Box<Self>) -> Result<(), StoreError> {
+        let Self { inner, staging } = *self;
+        // The sender is here: waiting cannot fail.
+        let _ = staging.subscribe().wait_for(|staging| *staging != Staging::Held).await;
+        room(&staging)?;
+        inner.finish().await
     }
 }

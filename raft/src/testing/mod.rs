@@ -6,3 +6,4 @@ pub mod sim;
 
 pub use self::faults::FaultyStore;
 pub use crate::core::Mutant;
+pub use crate::shell::ShellMutant;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
-use voussoir_raft::testing::FaultyStore;
+use voussoir_raft::testing::{FaultyStore, ShellMutant};
 use voussoir_raft::{
     Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, Transport,
     WholeSnapshot,
@@ -77,7 +77,7 @@ pub(crate) struct Node {
 pub(crate) struct Cluster {
     pub(crate) network: Network,
     pub(crate) nodes: BTreeMap<u64, Node>,
-    pub(crate) tune: fn(&mut Config),
+    pub(crate) tune: Box<dyn Fn(&mut Config)>,
     pub(crate) wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
 }
 
@@ -95,15 +95,29 @@ impl Cluster {
         Self::tuned(nodes, |_| ()).await
     }
 
-    pub(crate) async fn tuned(nodes: u64, tune: fn(&mut Config)) -> Self {
+    /// Nodes that break a rule, to test the tests.
+    pub(crate) async fn broken(
+        nodes: u64,
+        mutant: Option<ShellMutant>,
+        tune: impl Fn(&mut Config) + 'static,
+    ) -> Self {
+        let tune = move |config: &mut Config| {
+            config.__shell_mutant = mutant;
+            tune(config);
+        };
+        Self::tuned(nodes, tune).await
+    }
+
+    pub(crate) async fn tuned(nodes: u64, tune: impl Fn(&mut Config) + 'static) -> Self {
         Self::wrapped(nodes, tune, |node| node).await
     }
 
     pub(crate) async fn wrapped(
         nodes: u64,
-        tune: fn(&mut Config),
+        tune: impl Fn(&mut Config) + 'static,
         wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
     ) -> Self {
+        let tune = Box::new(tune);
         let mut cluster = Self { network: Network::new(), nodes: BTreeMap::new(), tune, wrap };
         for id in 1..=nodes {
             let store = FaultyStore::new(Arc::new(MemoryStore::new()));

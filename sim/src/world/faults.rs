@@ -8,7 +8,7 @@ use crate::node::{Crash, DiskFault, Node};
 use crate::{FaultClass, Intensity, Plan, Rng};
 
 /// Classes that come and go by time; the others strike message by message.
-const TIMED: [FaultClass; 12] = [
+const TIMED: [FaultClass; 14] = [
     FaultClass::SlowLink,
     FaultClass::Partition,
     FaultClass::OneWay,
@@ -21,6 +21,8 @@ const TIMED: [FaultClass; 12] = [
     FaultClass::DiskStall,
     FaultClass::DiskFail,
     FaultClass::DiskFull,
+    FaultClass::BitRot,
+    FaultClass::DiskLoss,
 ];
 
 #[derive(Debug)]
@@ -86,6 +88,7 @@ impl<N: Node> World<N> {
             FaultClass::Crash | FaultClass::PowerLoss => self.crash_some(class, lasts),
             FaultClass::Pause => self.pause_one(lasts),
             FaultClass::ClockJump => self.jump_one(lasts),
+            FaultClass::BitRot | FaultClass::DiskLoss => self.ruin_one(class, lasts),
             _ => self.strike_disk(class, intensity, lasts),
         };
         let now = self.kernel.now;
@@ -320,6 +323,31 @@ impl<N: Node> World<N> {
         self.kernel.counts.hit(class);
         self.kernel.trace.fault(now, class, site.id, lasts);
         N::disk_fault(&mut self.disks[at], fault, &mut site.rng);
+        true
+    }
+
+    /// Stops a node and ruins its disk. What a disk held stays ruined, so that in one run fewer
+    /// than half of the disks are.
+    fn ruin_one(&mut self, class: FaultClass, lasts: u64) -> bool {
+        let ruined = self.kernel.sites.iter().filter(|site| site.ruined).count();
+        if (ruined + 1) * 2 >= self.nodes.len() {
+            return false;
+        }
+        let mut victims = self.stoppable();
+        victims.retain(|at| !self.kernel.sites[*at].ruined);
+        let rng = self.injector.rng(class);
+        let Some(&at) = rng.pick(&victims) else { return false };
+        let kind = if rng.chance(500_000) { Crash::Process } else { Crash::Power };
+        let fault = if class == FaultClass::BitRot { DiskFault::Rot } else { DiskFault::Lost };
+        self.kernel.counts.hit(class);
+        self.kill(at, kind);
+        let now = self.kernel.now;
+        let site = &mut self.kernel.sites[at];
+        site.ruined = true;
+        self.kernel.trace.fault(now, class, site.id, lasts);
+        N::disk_fault(&mut self.disks[at], fault, &mut site.rng);
+        let due = now.saturating_add(lasts);
+        self.kernel.queue.push(due, Happening::Start { node: at as u32 });
         true
     }
 

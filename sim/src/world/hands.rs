@@ -192,7 +192,8 @@ impl<N: Node> World<N> {
         }
     }
 
-    /// Changes the health of a disk by hand.
+    /// Changes the health of a disk by hand. [`Rot`](DiskFault::Rot) and
+    /// [`Lost`](DiskFault::Lost) are for disks of nodes that are down.
     pub fn set_disk(&mut self, id: u64, fault: DiskFault) {
         let Some(at) = self.kernel.place(id) else { return };
         let now = self.kernel.now;
@@ -202,6 +203,7 @@ impl<N: Node> World<N> {
             DiskFault::Stall { for_ns } => site.disk.stalled_until = now.saturating_add(for_ns),
             DiskFault::Fail => site.disk.failing = true,
             DiskFault::Full => site.disk.full = true,
+            DiskFault::Rot | DiskFault::Lost => site.ruined = true,
             DiskFault::Healed => site.disk = Ailment { factor: 1, ..Ailment::default() },
         }
         N::disk_fault(&mut self.disks[at], fault, &mut site.rng);

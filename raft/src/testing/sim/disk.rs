@@ -38,6 +38,29 @@ pub enum Done {
     Snapshot(SnapshotMeta),
 }
 
+/// Why a store was not opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    /// The disk does not work now.
+    #[error("the store has failed")]
+    Failed,
+    /// It cannot give back what was stored, and says so.
+    #[error("the store is damaged")]
+    Damaged,
+    /// It holds nothing, and it did.
+    #[error("the store is gone")]
+    Absent,
+}
+
+/// What was done to a disk for good. What it holds is to be refused, in whole or in part.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ruin {
+    /// A bit has flipped.
+    Rotten,
+    /// It was replaced by an empty one.
+    Lost,
+}
+
 /// The store failed and takes nothing any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the store has failed")]
@@ -59,11 +82,17 @@ pub trait Disk: Sized + 'static {
     /// The store over it, which dies with the process.
     type Store: StoreFile;
 
-    /// Opens the store.
+    /// Opens the store. One that has been opened before is not begun anew.
     ///
     /// # Errors
-    /// [`StoreError`] when the disk does not work now.
-    fn open(&mut self, seed: u64) -> Result<Opened<Self::Store>, StoreError>;
+    /// [`OpenError`]; it may be asked again.
+    fn open(&mut self, seed: u64) -> Result<Opened<Self::Store>, OpenError>;
+
+    /// What was done to it for good, unless that has turned out to be harmless.
+    fn ruin(&self) -> Option<Ruin>;
+
+    /// What was done to it has turned out to be harmless.
+    fn absolve(&mut self);
 
     /// The process or the machine died, and with it the store.
     fn crash(&mut self, store: Self::Store, kind: Crash, rng: &mut Rng);

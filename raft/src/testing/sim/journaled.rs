@@ -12,16 +12,18 @@ use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{Journal, Options as JournalOptions, Work};
 use voussoir_sim::{Crash, DiskFault, Failure, Report, Rng};
 
-use super::disk::{Disk, Done, Job, Opened, StoreError, StoreFile};
+use super::disk::{Disk, Done, Job, OpenError, Opened, Ruin, StoreError, StoreFile};
 use super::run::{Options, run_on};
 use crate::core::FetchError;
-use crate::journal::{Identity, JournalStore};
+use crate::journal::{Identity, JournalStore, OpenError as Refused};
 use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
 use crate::types::{Entry, SnapshotMeta};
 
 /// Small segments, so that they fill, rotate and come back all the time.
 const SEGMENT_BYTES: u64 = 256 << 10;
 const CLUSTER: u128 = 0xc1;
+/// Bits are flipped where something was written, found in pieces of so many bytes.
+const PAGE: usize = 64;
 
 /// Plays `seed` over real journals on simulated disks.
 ///
@@ -36,24 +38,30 @@ pub fn run_journaled(seed: u64, options: &Options) -> Result<Report, Failure> {
 pub struct JournalDisk {
     files: CrashFiles,
     node: u64,
+    /// A store has been opened on it: from then on there is data.
+    used: bool,
+    ruin: Option<Ruin>,
 }
 
 impl JournalDisk {
     /// An empty disk for the journal of `node`.
     pub fn new(node: u64, seed: u64) -> Self {
-        Self { files: CrashFiles::new(seed), node }
+        Self { files: CrashFiles::new(seed), node, used: false, ruin: None }
     }
 
-    fn open_store(&self, seed: u64) -> Option<Opened<JournaledStore>> {
+    fn open_store(&self, seed: u64) -> Result<Opened<JournaledStore>, OpenError> {
         let mut options = JournalOptions::manual();
         options.segment_bytes = SEGMENT_BYTES;
         options.max_bytes = 64 * SEGMENT_BYTES;
         options.identity = Some(u128::from(seed));
-        let journal = Journal::open_with(self.files.mount(), options).ok()?;
+        let journal = Journal::open_with(self.files.mount(), options).map_err(unopened)?;
         let identity = Identity { cluster: CLUSTER, node: self.node, group: 7 };
-        let store = JournalStore::open(&journal, identity).ok()?;
-        let restored = store.restore_now().ok()?;
-        let snapshot = store.snapshot_now().ok()?.map(|(name, data)| (name.meta, data));
+        let open = if self.used { JournalStore::reopen } else { JournalStore::open };
+        let store = open(&journal, identity).map_err(|error| refused(&error))?;
+        let restored = store.restore_now().map_err(|error| broken(&error))?;
+        let snapshot = if restored.is_damaged() { Ok(None) } else { store.snapshot_now() };
+        let snapshot = snapshot.map_err(|error| broken(&error))?;
+        let snapshot = snapshot.map(|(name, data)| (name.meta, data));
         let store = JournaledStore {
             journal,
             store,
@@ -61,19 +69,77 @@ impl JournalDisk {
             identities: seed,
             failed: false,
         };
-        Some(Opened { store, restored, snapshot })
+        Ok(Opened { store, restored, snapshot })
+    }
+
+    /// Closes the journal in good order, so that all of it is known to be durable, and flips a
+    /// bit of it.
+    fn rot(&mut self, rng: &mut Rng) {
+        let closed = self.open_store(0).ok().is_some_and(|opened| {
+            let JournaledStore { journal, store, .. } = opened.store;
+            drop(store);
+            journal.close().is_ok()
+        });
+        self.files.kill();
+        if !closed {
+            return;
+        }
+        let mut used = Vec::new();
+        for (name, content) in self.files.snapshot() {
+            let pages = content.chunks(PAGE).enumerate();
+            let written = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0));
+            used.extend(written.map(|(at, _)| (name.clone(), at as u64)));
+        }
+        if let Some((name, page)) = rng.pick(&used) {
+            let bit = page * PAGE as u64 * 8 + rng.below(PAGE as u64 * 8);
+            if self.files.flip_bit(name, bit) {
+                self.ruin = Some(Ruin::Rotten);
+            }
+        }
+    }
+}
+
+fn unopened(error: voussoir_journal::OpenError) -> OpenError {
+    match error {
+        voussoir_journal::OpenError::Io(_) => OpenError::Failed,
+        _ => OpenError::Damaged,
+    }
+}
+
+fn refused(error: &Refused) -> OpenError {
+    match error {
+        Refused::Absent { .. } => OpenError::Absent,
+        Refused::Journal(_) | Refused::Read(_) => OpenError::Failed,
+        _ => OpenError::Damaged,
+    }
+}
+
+fn broken(error: &crate::store::StoreError) -> OpenError {
+    match error {
+        crate::store::StoreError::Damaged(_) => OpenError::Damaged,
+        _ => OpenError::Failed,
     }
 }
 
 impl Disk for JournalDisk {
     type Store = JournaledStore;
 
-    fn open(&mut self, seed: u64) -> Result<Opened<JournaledStore>, StoreError> {
-        self.open_store(seed).ok_or_else(|| {
+    fn open(&mut self, seed: u64) -> Result<Opened<JournaledStore>, OpenError> {
+        let opened = self.open_store(seed);
+        match &opened {
+            Ok(_) => self.used = true,
             // The next attempt needs the lock that this one may still hold.
-            self.files.kill();
-            StoreError
-        })
+            Err(_) => self.files.kill(),
+        }
+        opened
+    }
+
+    fn ruin(&self) -> Option<Ruin> {
+        self.ruin
+    }
+
+    fn absolve(&mut self) {
+        self.ruin = None;
     }
 
     fn crash(&mut self, store: JournaledStore, kind: Crash, _: &mut Rng) {
@@ -106,6 +172,11 @@ impl Disk for JournalDisk {
                 }
             }
             DiskFault::Healed => self.files.heal(),
+            DiskFault::Rot if self.used => self.rot(rng),
+            DiskFault::Lost if self.used => {
+                self.files = CrashFiles::new(rng.next_u64());
+                self.ruin = Some(Ruin::Lost);
+            }
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use voussoir_sim::{Crash, DiskFault, Rng};
 
-use super::disk::{Disk, Done, Job, Opened, StoreError, StoreFile};
+use super::disk::{Disk, Done, Job, OpenError, Opened, Ruin, StoreError, StoreFile};
 use crate::core::{FetchError, Restored};
 use crate::types::{Entry, HardState, SnapshotMeta};
 
@@ -66,6 +66,8 @@ impl Image {
 struct Platters {
     image: Image,
     failing: bool,
+    used: bool,
+    ruin: Option<Ruin>,
 }
 
 /// A disk in memory: atomic writes, nothing durable before it was worked on.
@@ -86,16 +88,23 @@ pub struct MemoryStore {
 impl Disk for MemoryDisk {
     type Store = MemoryStore;
 
-    fn open(&mut self, _: u64) -> Result<Opened<MemoryStore>, StoreError> {
-        let platters = self.platters.borrow();
+    fn open(&mut self, _: u64) -> Result<Opened<MemoryStore>, OpenError> {
+        let mut platters = self.platters.borrow_mut();
         if platters.failing {
-            return Err(StoreError);
+            return Err(OpenError::Failed);
         }
+        if platters.ruin == Some(Ruin::Lost) {
+            return Err(OpenError::Absent);
+        }
+        platters.used = true;
         let image = &platters.image;
         let snapshot = image.snapshot.clone();
         let meta = snapshot.as_ref().map(|(meta, _)| meta.clone());
         let mut restored = Restored::new(image.hard, meta, image.base + 1);
         if image.entries.iter().any(|entry| restored.push(entry.clone()).is_err()) {
+            restored = Restored::damaged();
+        }
+        if platters.ruin.is_some() {
             restored = Restored::damaged();
         }
         let store = MemoryStore {
@@ -104,6 +113,14 @@ impl Disk for MemoryDisk {
             seen: image.clone(),
         };
         Ok(Opened { store, restored, snapshot })
+    }
+
+    fn ruin(&self) -> Option<Ruin> {
+        self.platters.borrow().ruin
+    }
+
+    fn absolve(&mut self) {
+        self.platters.borrow_mut().ruin = None;
     }
 
     fn crash(&mut self, mut store: MemoryStore, kind: Crash, rng: &mut Rng) {
@@ -120,6 +137,8 @@ impl Disk for MemoryDisk {
         match fault {
             DiskFault::Fail | DiskFault::Full => platters.failing = true,
             DiskFault::Healed => platters.failing = false,
+            DiskFault::Rot if platters.used => platters.ruin = Some(Ruin::Rotten),
+            DiskFault::Lost if platters.used => platters.ruin = Some(Ruin::Lost),
             _ => {}
         }
     }

@@ -19,7 +19,7 @@ mod oracle;
 mod run;
 mod wire;
 
-pub use self::disk::{Disk, Done, Job, Opened, StoreError, StoreFile};
+pub use self::disk::{Disk, Done, Job, OpenError, Opened, Ruin, StoreError, StoreFile};
 #[cfg(feature = "journal")]
 pub use self::journaled::{JournalDisk, JournaledStore, run_journaled};
 pub use self::machine::{Machine, Reply};

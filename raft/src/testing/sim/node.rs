@@ -9,7 +9,7 @@ use voussoir_sim::{
     Context, Crash, DiskFault, KvOp, KvRet, MILLISECOND, Node, RequestId, Rng, SECOND,
 };
 
-use super::disk::{Disk, Done, Job, Opened, StoreFile};
+use super::disk::{Disk, Done, Job, Opened, Ruin, StoreFile};
 use super::machine::{Machine, Reply};
 use super::oracle::Oracle;
 use super::wire::Packet;
@@ -93,7 +93,16 @@ impl<D: Disk> RaftNode<D> {
         now: u64,
         oracle: Rc<RefCell<Oracle>>,
     ) -> Option<Self> {
-        let Opened { store, restored, snapshot } = disk.open(seed).ok()?;
+        let opened = disk.open(seed);
+        let ruin = disk.ruin();
+        let Opened { store, restored, snapshot } = match opened {
+            Ok(opened) => opened,
+            Err(error) => {
+                oracle.borrow_mut().refused(config.id, error, ruin);
+                return None;
+            }
+        };
+        let damaged = restored.is_damaged();
         let core = match Core::new(config, restored, now) {
             Ok(core) => core,
             Err(error) => {
@@ -101,7 +110,14 @@ impl<D: Disk> RaftNode<D> {
                 return None;
             }
         };
-        oracle.borrow_mut().restarted(core.status().id, &core);
+        if damaged {
+            oracle.borrow_mut().damaged(core.status().id, ruin);
+        } else {
+            // Whatever happened to the disk, the node claims to have all that it has promised.
+            oracle.borrow_mut().restarted(core.status().id, &core);
+            oracle.borrow_mut().unharmed(ruin);
+            disk.absolve();
+        }
         Some(Self {
             core,
             store,
@@ -170,6 +186,12 @@ impl<D: Disk> RaftNode<D> {
 
     fn act(&mut self, ctx: &mut Context<'_, Self>, output: Output) {
         let group = self.core.config().group;
+        if matches!(output, Output::Send { .. } | Output::Replicate { .. } | Output::Persist(_))
+            && self.core.status().halted.is_some()
+        {
+            let id = ctx.id();
+            self.oracle.borrow_mut().object(|| format!("node {id} has halted and goes on"));
+        }
         match output {
             Output::Persist(persist) => self.persist(ctx, persist),
             Output::Send { to, message } => {
@@ -257,7 +279,9 @@ impl<D: Disk> RaftNode<D> {
 
     fn halted(&mut self, ctx: &mut Context<'_, Self>, reason: HaltReason) {
         ctx.note("halted", reason as u64, 0);
-        if reason == HaltReason::Inconsistent || reason == HaltReason::Damaged {
+        let ruined = reason == HaltReason::Damaged && ctx.disk().ruin() == Some(Ruin::Rotten);
+        let damaged = matches!(reason, HaltReason::Inconsistent | HaltReason::Damaged);
+        if damaged && !ruined {
             let id = ctx.id();
             self.oracle.borrow_mut().object(|| format!("node {id} halts: {reason}"));
         }

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use super::disk::{OpenError, Ruin};
 use crate::core::{Core, Persist};
 use crate::message::Message;
-use crate::types::{Entry, EntryKind, HardState, Role, Status};
+use crate::types::{Entry, EntryKind, HaltReason, HardState, Role, Status};
 
 /// What has been acknowledged as durable at one node.
 #[derive(Clone, Debug, Default)]
@@ -53,6 +54,8 @@ struct Known {
     commit: u64,
     applied: u64,
     was_leader: bool,
+    /// Its disk was ruined, and that was noticed.
+    out: bool,
 }
 
 /// The all-seeing judge of one run.
@@ -77,6 +80,12 @@ pub struct Oracle {
     pub installs: u64,
     /// How many entries were cut from logs.
     pub truncations: u64,
+    /// How many nodes said of themselves that their disk is damaged.
+    pub damage_reported: u64,
+    /// How often damage was where it did no harm.
+    pub damage_harmless: u64,
+    /// How many nodes were not started on an empty disk.
+    pub losses_refused: u64,
 }
 
 fn digest(entry: &Entry) -> u64 {
@@ -108,6 +117,40 @@ impl Oracle {
     /// Notes that something happened that must not.
     pub fn object(&mut self, text: impl FnOnce() -> String) {
         self.violation.get_or_insert_with(text);
+    }
+
+    /// A node could not start from its disk. Only what was done to the disk excuses it.
+    pub(super) fn refused(&mut self, id: u64, error: OpenError, ruin: Option<Ruin>) {
+        match (error, ruin) {
+            (OpenError::Failed, _) => {}
+            (OpenError::Damaged, Some(Ruin::Rotten)) => self.damage_reported += self.count_out(id),
+            (OpenError::Absent, Some(Ruin::Lost)) => self.losses_refused += self.count_out(id),
+            _ => self.object(|| format!("node {id} does not start, its disk is {ruin:?}: {error}")),
+        }
+    }
+
+    /// 1 when it is news that a node is out.
+    fn count_out(&mut self, id: u64) -> u64 {
+        let known = self.nodes.get_mut(&id);
+        known.map_or(0, |known| u64::from(!std::mem::replace(&mut known.out, true)))
+    }
+
+    /// A node has found that its store is damaged.
+    pub(super) fn damaged(&mut self, id: u64, ruin: Option<Ruin>) {
+        if ruin == Some(Ruin::Rotten) {
+            self.damage_reported += self.count_out(id);
+        } else {
+            self.object(|| format!("node {id} is damaged, and nobody did it: {ruin:?}"));
+        }
+    }
+
+    /// A node has started, and it vouches for everything.
+    pub(super) fn unharmed(&mut self, ruin: Option<Ruin>) {
+        match ruin {
+            None => {}
+            Some(Ruin::Rotten) => self.damage_harmless += 1,
+            Some(Ruin::Lost) => self.object(|| "a node came back with an empty disk".to_owned()),
+        }
     }
 
     /// A node has started from what its store held.
@@ -277,6 +320,10 @@ impl Oracle {
     pub(super) fn observe(&mut self, core: &Core) {
         let status = core.status();
         let Status { id, term, commit, role, .. } = status;
+        if status.halted == Some(HaltReason::Damaged) {
+            // It knows nothing any more, and may not act on that.
+            return;
+        }
         let Some(known) = self.nodes.get_mut(&id) else { return };
         let (was_term, was_commit, was_leader) = (known.term, known.commit, known.was_leader);
         (known.term, known.commit) = (term, commit);

@@ -247,7 +247,9 @@ impl<D: Disk> Run<D> {
         };
         let mut states = self.world.nodes().map(|(_, node)| node.machine());
         let first = states.next();
-        if self.world.nodes().count() < self.voters.len() {
+        let is_ruined = |id: &&u64| self.world.disk(**id).is_some_and(|disk| disk.ruin().is_some());
+        let ruined = self.voters.iter().filter(is_ruined).count();
+        if self.world.nodes().count() + ruined != self.voters.len() {
             return Err(self.world.failure("liveness: a node is still down"));
         }
         if states.any(|state| Some(state) != first) {
@@ -269,6 +271,9 @@ impl<D: Disk> Run<D> {
             .with("entries", oracle.committed())
             .with("truncations", oracle.truncations)
             .with("snapshots installed", oracle.installs)
+            .with("damage reported", oracle.damage_reported)
+            .with("damage harmless", oracle.damage_harmless)
+            .with("lost disks refused", oracle.losses_refused)
             .with("recovery ms", recovery / MILLISECOND))
     }
 }

@@ -1,0 +1,127 @@
+//! Snapshots that come in, part by part.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use voussoir_raft::testing::ShellMutant;
+use voussoir_raft::{HaltReason, SnapshotAnswer, SnapshotPart, StopReason};
+
+use crate::cluster::timeout;
+use crate::script::{PEER, Script, name};
+
+const NEXT_0: SnapshotAnswer = SnapshotAnswer::Next { number: 0 };
+const NEXT_1: SnapshotAnswer = SnapshotAnswer::Next { number: 1 };
+const NEXT_2: SnapshotAnswer = SnapshotAnswer::Next { number: 2 };
+
+/// A snapshot overtakes the machine: it is stored while entries before it are being applied, and
+/// the one that is restored is newer than the one that was asked for.
+pub(crate) async fn what_a_snapshot_includes_is_not_applied_to_it(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.machine.gate.forget_permits(Semaphore::MAX_PERMITS);
+    script.hears_leader(5);
+    script.append(5, 1, 0, &["a"]);
+    script.until(|status| status.commit == 1).await;
+    // The machine is at "a" now, and stays there.
+    for (identity, index, text) in [(11, 50, "fifty"), (12, 80, "eighty")] {
+        assert_eq!(script.open(&name(index, 5, identity), 1).await, NEXT_0);
+        assert_eq!(script.chunk(identity, 0, text).await, NEXT_1);
+        assert_eq!(script.close(identity).await, SnapshotAnswer::Done);
+        script.until(|status| status.snapshot == index).await;
+        if index == 50 {
+            script.append(5, 51, 5, &["x", "y", "z"]);
+            script.until(|status| status.commit == 53).await;
+        }
+    }
+    script.machine.gate.add_permits(10);
+    script.until(|status| status.applied == 80).await;
+    assert_eq!(script.text(), "eighty");
+    script.append(5, 81, 5, &["!"]);
+    script.until(|status| status.applied == 81).await;
+    assert_eq!(script.text(), "eighty!");
+}
+
+pub(crate) async fn half_a_snapshot_is_not_taken(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
+    assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
+    assert_eq!(script.close(11).await, NEXT_1, "the second half is missing");
+    assert_eq!(script.close(12).await, SnapshotAnswer::Refused, "nobody has opened that one");
+    assert_eq!(script.chunk(11, 1, "two").await, NEXT_2);
+    assert_eq!(script.close(11).await, SnapshotAnswer::Done);
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "onetwo");
+}
+
+pub(crate) async fn a_snapshot_counts_when_it_is_durable(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(50, 5, 11), 1).await, NEXT_0);
+    assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
+    script.store.hold_snapshots();
+    let close = SnapshotPart::Close { identity: 11 };
+    let mut closing = pin!(script.inbox.snapshot(PEER, close));
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut closing).await;
+    assert!(early.is_err(), "its chunks are not durable: {early:?}");
+    assert_eq!(script.status().commit, 0);
+    script.store.free();
+    assert_eq!(timeout(closing).await, SnapshotAnswer::Done);
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "one");
+}
+
+pub(crate) async fn chunks_are_stored_once_and_in_order(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(50, 5, 11), 3).await, NEXT_0);
+    assert_eq!(script.chunk(11, 0, "one,").await, NEXT_1);
+    assert_eq!(script.chunk(11, 0, "one,").await, NEXT_1, "a repetition");
+    assert_eq!(script.chunk(11, 2, "three").await, NEXT_1, "it has overtaken the second");
+    assert_eq!(script.chunk(11, 1, "two,").await, NEXT_2);
+    assert_eq!(script.chunk(11, 2, "three").await, SnapshotAnswer::Next { number: 3 });
+    assert_eq!(script.chunk(11, 3, "four").await, SnapshotAnswer::Next { number: 3 });
+    assert_eq!(script.close(11).await, SnapshotAnswer::Done);
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "one,two,three");
+}
+
+/// The leader changes in the middle of a transfer. The new one has a snapshot of the same entries
+/// and has cut it elsewhere.
+pub(crate) async fn two_snapshots_of_the_same_entries_are_not_mixed(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
+    assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_1, "the same one goes on");
+    assert_eq!(script.open(&name(50, 5, 12), 2).await, NEXT_0, "another one starts over");
+    assert_eq!(script.chunk(11, 1, "two").await, SnapshotAnswer::Refused, "it has been given up");
+    assert_eq!(script.chunk(12, 0, "o").await, NEXT_1);
+    assert_eq!(script.chunk(12, 1, "netwo").await, NEXT_2);
+    assert_eq!(script.close(12).await, SnapshotAnswer::Done);
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "onetwo");
+}
+
+/// Without room the transfer is put off. With a broken disk the node says so: it may have nothing
+/// else to write, and nobody would hear of it.
+pub(crate) async fn a_disk_that_fails_under_a_snapshot_stops_the_node(mutant: Option<ShellMutant>) {
+    let script = Script::start(mutant).await;
+    script.hears_leader(5);
+    script.until(|status| status.term == 5).await;
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
+    script.store.fill();
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, SnapshotAnswer::Refused);
+    script.store.free();
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0, "there is room again");
+    assert_eq!(script.raft.stopped(), None);
+    script.store.fill();
+    script.store.fail();
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
+    let mut status = script.raft.status();
+    timeout(async { while status.changed().await.is_ok() {} }).await;
+    let halted = HaltReason::PersistFailed;
+    assert_eq!(script.raft.stopped(), Some(StopReason::Halted(halted)));
+    assert_eq!(status.borrow().halted, Some(halted));
+}
