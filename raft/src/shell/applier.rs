@@ -1,10 +1,13 @@
-//! The task that owns the state machine.
+//! Who owns the state machine, and who polls it.
 
 use std::future::poll_fn;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
@@ -43,6 +46,62 @@ enum ApplyError {
     Open(#[from] StoreError),
     #[error("the snapshot is not there")]
     NoSnapshot,
+}
+
+/// The driver's end of the state machine.
+pub(crate) struct Machine {
+    jobs: Arc<Mailbox<Job>>,
+    place: Place,
+}
+
+enum Place {
+    /// The driver polls it: it is quick.
+    Here(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// It has a task of its own.
+    Beside(JoinHandle<()>),
+    Gone,
+}
+
+impl Machine {
+    /// Starts an applier.
+    pub(crate) fn start(applier: Applier) -> Self {
+        let jobs = Arc::clone(&applier.jobs);
+        let place = if applier.machine.is_quick() {
+            Place::Here(Box::pin(applier.run()))
+        } else {
+            Place::Beside(tokio::spawn(applier.run()))
+        };
+        Self { jobs, place }
+    }
+
+    /// Leaves a job.
+    pub(crate) fn push(&self, job: Job) {
+        // Closed only after this node has been told to stop, and then nobody waits for it.
+        drop(match self.place {
+            Place::Beside(_) => self.jobs.push(job),
+            // It is polled before the driver sleeps.
+            Place::Here(_) | Place::Gone => self.jobs.leave(job),
+        });
+    }
+
+    /// Lets a quick machine do what it can.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        let Place::Here(applier) = &mut self.place else { return };
+        // As a task of its own would be: a panic, which the applier reports, ends it alone.
+        let polled = catch_unwind(AssertUnwindSafe(|| applier.as_mut().poll(cx)));
+        if !matches!(polled, Ok(Poll::Pending)) {
+            self.place = Place::Gone;
+        }
+    }
+
+    /// Ends it where it stands.
+    pub(crate) async fn stop(self) {
+        if let Place::Beside(task) = self.place {
+            task.abort();
+            // A panic of it has been reported already.
+            drop(task.await);
+        }
+    }
 }
 
 pub(crate) struct Applier {

@@ -1,5 +1,6 @@
 //! The task that moves the core: it takes what has happened, lets the core decide, and sees to
-//! what the core asks for. It never waits for a disk, a peer or the state machine.
+//! what the core asks for. It never waits for a disk, a peer or the state machine, though it polls
+//! a quick machine beside its events.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -12,9 +13,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::applier::Job;
+use super::applier::{Job, Machine};
 use super::error::{Doubt, ProposeError, ReadError, StopReason};
-use super::mailbox::Mailbox;
 use super::pending::{Proposal, Proposals, Reads};
 use super::send_snapshot;
 use super::shared::{Event, Shared, count};
@@ -38,7 +38,7 @@ pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<dyn LogStore>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) jobs: Arc<Mailbox<Job>>,
+    pub(crate) machine: Machine,
     pub(crate) status: watch::Sender<Status>,
     /// What core time 0 is on the clock.
     pub(crate) epoch: Instant,
@@ -77,12 +77,14 @@ impl Driver {
 
     /// Waits for events or the next deadline. Returns whether there may be more events.
     async fn sleep(
-        &self,
+        &mut self,
         events: &mut Vec<Event>,
         mut timer: Pin<&mut Sleep>,
         turns: &mut u32,
     ) -> bool {
         poll_fn(|cx| {
+            // First, so that what it has applied is among the events.
+            self.machine.poll(cx);
             if let Poll::Ready(open) = self.shared.events.poll_take(cx, events) {
                 return Poll::Ready(open);
             }
@@ -193,10 +195,10 @@ impl Driver {
                 let waiting = self.proposals.applying(&range);
                 let lent = self.core.entries(range.clone());
                 let entries = lent.map(|entries| entries.cloned().collect());
-                self.job(Job::Apply { range, entries, waiting });
+                self.machine.push(Job::Apply { range, entries, waiting });
             }
-            Output::Restore { meta } => self.job(Job::Restore { meta }),
-            Output::TakeSnapshot => self.job(Job::Snapshot),
+            Output::Restore { meta } => self.machine.push(Job::Restore { meta }),
+            Output::TakeSnapshot => self.machine.push(Job::Snapshot),
             Output::SendSnapshot { id, to, term, meta } => self.send_snapshot(id, to, term, meta),
             Output::DiscardSnapshot { meta } => {
                 if let Some(name) = self.handed_over(&meta) {
@@ -220,11 +222,6 @@ impl Driver {
             Output::Halted { reason } => return Some(StopReason::Halted(reason)),
         }
         None
-    }
-
-    fn job(&self, job: Job) {
-        // Closed only after this node has been told to stop, and then nobody waits for it.
-        drop(self.jobs.push(job));
     }
 
     fn lent(&self, range: std::ops::Range<u64>) -> Vec<Entry> {
