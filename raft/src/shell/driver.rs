@@ -3,6 +3,7 @@
 //! a quick machine beside its events.
 
 use std::future::{Future, poll_fn};
+use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -51,6 +52,8 @@ pub(crate) struct Driver {
     /// When the status has to be shown, if it is behind.
     pub(crate) show_at: Option<u64>,
     pub(crate) shown: Status,
+    /// Several callers have just been answered.
+    pub(crate) expects_company: bool,
 }
 
 impl Driver {
@@ -64,7 +67,9 @@ impl Driver {
                 return reason;
             }
             turns += 1;
-            if turns == TURNS_AT_A_STRETCH {
+            // Those who have just been answered often propose again at once. Where the first of
+            // them is not handled before the others have had their turn, all go into one batch.
+            if take(&mut self.expects_company) || turns == TURNS_AT_A_STRETCH {
                 turns = 0;
                 tokio::task::yield_now().await;
             }
@@ -161,7 +166,8 @@ impl Driver {
             Event::Fetched { id, result } => {
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
-            Event::Applied { index } => {
+            Event::Applied { index, told } => {
+                self.expects_company |= told > 1;
                 let answered = self.reads.applied(index);
                 self.shared.read_room.add_permits(answered);
                 Input::Applied { index }

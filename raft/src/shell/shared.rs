@@ -24,7 +24,8 @@ pub(crate) enum Event {
     Unreachable { peer: u64 },
     Persisted { id: u64, result: Result<(), StoreError> },
     Fetched { id: u64, result: Result<Vec<Entry>, ReadFailed> },
-    Applied { index: u64 },
+    /// So many callers were told.
+    Applied { index: u64, told: usize },
     SnapshotTaken { meta: SnapshotMeta },
     SnapshotFailed,
     SnapshotSent { id: u64, ok: bool },
