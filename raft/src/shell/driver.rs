@@ -52,6 +52,8 @@ pub(crate) struct Driver {
     /// When the status has to be shown, if it is behind.
     pub(crate) show_at: Option<u64>,
     pub(crate) shown: Status,
+    /// What this turn writes.
+    pub(crate) writes: Vec<Persist>,
     /// Several callers have just been answered.
     pub(crate) expects_company: bool,
 }
@@ -135,6 +137,11 @@ impl Driver {
         while let Some(output) = self.core.poll_output() {
             stop = self.perform(output).or(stop);
         }
+        // Last: handing a write over may wake a thread that takes this one's place on its
+        // processor, and what peers have been sent does not depend on it.
+        let mut writes = take(&mut self.writes);
+        writes.drain(..).for_each(|persist| self.persist(persist));
+        self.writes = writes;
         while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
         self.give_up_overdue(now);
         self.publish();
@@ -191,7 +198,7 @@ impl Driver {
     /// Does what the core asks for. Returns why to stop, if so.
     fn perform(&mut self, output: Output) -> Option<StopReason> {
         match output {
-            Output::Persist(persist) => self.persist(persist),
+            Output::Persist(persist) => self.writes.push(persist),
             Output::Send { to, message } => self.send(to, message),
             Output::Replicate { to, head, range } => {
                 let entries = self.lent(range);

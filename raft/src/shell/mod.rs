@@ -124,6 +124,7 @@ impl Raft {
             now: 0,
             show_at: None,
             shown,
+            writes: Vec::new(),
             expects_company: false,
         };
         tokio::spawn(run(driver, jobs));
