@@ -71,6 +71,10 @@ impl StateMachine for Counter {
         Ok(vec![Bytes::new(); commands.len()])
     }
 
+    fn is_quick(&self) -> bool {
+        true
+    }
+
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
         Ok(Box::new(WholeSnapshot::new(self.bytes.to_le_bytes().to_vec())))
     }

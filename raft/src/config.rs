@@ -54,6 +54,10 @@ pub struct Config {
     /// Weight of entries that the leader takes before they are committed and durable, in
     /// bytes. Past it proposals are refused as [`Busy`](crate::Refusal::Busy). Default 64 MiB.
     pub max_uncommitted_bytes: u64,
+    /// Runs of proposals whose fate is not known yet, those of earlier leaderships of this node
+    /// included; a run has consecutive tokens at consecutive indexes of one term. Past it
+    /// proposals are refused as [`Busy`](crate::Refusal::Busy). Default 65,536.
+    pub max_undecided: usize,
     /// Writes of the log that are under way at once. Default 16.
     pub max_persists: usize,
     /// Weight of the entries in one write of the log, in bytes; one entry may exceed it.
@@ -120,6 +124,7 @@ impl Default for Config {
             max_inflight_appends: 64,
             max_inflight_bytes: 8 << 20,
             max_uncommitted_bytes: 64 << 20,
+            max_undecided: 65_536,
             max_persists: 16,
             max_persist_bytes: 4 << 20,
             max_window_bytes: 16 << 20,
@@ -208,6 +213,7 @@ impl Config {
             (self.max_inflight_appends == 0, "max_inflight_appends is zero"),
             (self.max_inflight_bytes == 0, "max_inflight_bytes is zero"),
             (self.max_uncommitted_bytes == 0, "max_uncommitted_bytes is zero"),
+            (self.max_undecided == 0, "max_undecided is zero"),
             (self.max_persists == 0, "max_persists is zero"),
             (self.max_persist_bytes == 0, "max_persist_bytes is zero"),
             (self.max_window_bytes == 0, "max_window_bytes is zero"),

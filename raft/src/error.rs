@@ -31,7 +31,7 @@ pub enum Refusal {
         /// Who leads, as far as this node knows.
         leader: Option<u64>,
     },
-    /// Too many bytes wait to be committed or written. Retry when some have been.
+    /// Too much waits to be committed, written or decided. Retry when some of it has been.
     #[error("too much is waiting to be committed")]
     Busy,
     /// The command is longer than [`Config::max_entry_bytes`](crate::Config). Do not retry.

@@ -22,7 +22,8 @@ pub struct Command {
 ///
 /// It lives in memory as far as Raft is concerned: at each start it is rebuilt from the current
 /// snapshot and the log behind it. It is driven by a task of its own, beside Raft's: applying may
-/// take its time without delaying heartbeats or votes.
+/// take its time without delaying heartbeats or votes. A machine that never takes its time says so
+/// by [`is_quick`](Self::is_quick).
 #[async_trait]
 pub trait StateMachine: Send + 'static {
     /// Applies commands in order and gives one answer for each, which goes to whoever proposed
@@ -38,6 +39,17 @@ pub trait StateMachine: Send + 'static {
     /// # Cancel safety
     /// Only dropped when the node stops; the machine is dropped with it.
     async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError>;
+
+    /// Whether this machine never keeps its caller for long: a batch of commands takes well under a
+    /// millisecond of computing, and nothing in it blocks. Raft's own task calls it then, and no
+    /// other has to be woken for each batch, which is a good part of what a commit in memory
+    /// costs. It may still await: Raft goes on meanwhile. But computing that takes long delays
+    /// heartbeats and votes, also in [`snapshot`](Self::snapshot) and [`restore`](Self::restore).
+    ///
+    /// Asked once, at the start. `false` by default: the machine has a task of its own.
+    fn is_quick(&self) -> bool {
+        false
+    }
 
     /// Takes a consistent cut of the state as it is now. It should be quick, for nothing is
     /// applied meanwhile: clone an `Arc`, begin a read transaction. The chunks are asked for

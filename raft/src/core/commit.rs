@@ -61,6 +61,11 @@ impl Proposals {
         self.told = 0;
     }
 
+    /// How many runs of proposals wait for their fate.
+    pub(super) fn undecided(&self) -> usize {
+        self.runs.len()
+    }
+
     /// Reports the place of the latest proposals.
     pub(super) fn tell(&mut self, out: &mut VecDeque<Output>) {
         let Some(run) = self.runs.back() else { return };

@@ -86,7 +86,9 @@ impl Core {
             Some(Refusal::NotLeader { leader: self.leader })
         } else if data.len() > self.config.max_entry_bytes {
             Some(Refusal::TooLarge)
-        } else if self.waiting_bytes() > self.config.max_uncommitted_bytes {
+        } else if self.waiting_bytes() > self.config.max_uncommitted_bytes
+            || self.proposals.undecided() >= self.config.max_undecided
+        {
             Some(Refusal::Busy)
         } else {
             None

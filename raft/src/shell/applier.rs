@@ -1,10 +1,13 @@
-//! The task that owns the state machine.
+//! Who owns the state machine, and who polls it.
 
 use std::future::poll_fn;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
@@ -46,6 +49,62 @@ enum ApplyError {
     NoSnapshot,
 }
 
+/// The driver's end of the state machine.
+pub(crate) struct Machine {
+    jobs: Arc<Mailbox<Job>>,
+    place: Place,
+}
+
+enum Place {
+    /// The driver polls it: it is quick.
+    Here(Pin<Box<dyn Future<Output = ()> + Send>>),
+    /// It has a task of its own.
+    Beside(JoinHandle<()>),
+    Gone,
+}
+
+impl Machine {
+    /// Starts an applier.
+    pub(crate) fn start(applier: Applier) -> Self {
+        let jobs = Arc::clone(&applier.jobs);
+        let place = if applier.machine.is_quick() {
+            Place::Here(Box::pin(applier.run()))
+        } else {
+            Place::Beside(tokio::spawn(applier.run()))
+        };
+        Self { jobs, place }
+    }
+
+    /// Leaves a job.
+    pub(crate) fn push(&self, job: Job) {
+        // Closed only after this node has been told to stop, and then nobody waits for it.
+        drop(match self.place {
+            Place::Beside(_) => self.jobs.push(job),
+            // It is polled before the driver sleeps.
+            Place::Here(_) | Place::Gone => self.jobs.leave(job),
+        });
+    }
+
+    /// Lets a quick machine do what it can.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+        let Place::Here(applier) = &mut self.place else { return };
+        // As a task of its own would be: a panic, which the applier reports, ends it alone.
+        let polled = catch_unwind(AssertUnwindSafe(|| applier.as_mut().poll(cx)));
+        if !matches!(polled, Ok(Poll::Pending)) {
+            self.place = Place::Gone;
+        }
+    }
+
+    /// Ends it where it stands.
+    pub(crate) async fn stop(self) {
+        if let Place::Beside(task) = self.place {
+            task.abort();
+            // A panic of it has been reported already.
+            drop(task.await);
+        }
+    }
+}
+
 pub(crate) struct Applier {
     pub(crate) machine: Box<dyn StateMachine>,
     pub(crate) log: Arc<dyn LogStore>,
@@ -83,9 +142,10 @@ impl Applier {
     async fn run_job(&mut self, job: Job) -> Result<(), ApplyError> {
         match job {
             Job::Apply { range, entries: Some(entries), mut waiting } => {
+                let told = waiting.len();
                 self.apply(entries, &mut waiting).await?;
                 self.hidden(waiting);
-                self.shared.tell(Event::Applied { index: range.end - 1 });
+                self.shared.tell(Event::Applied { index: range.end - 1, told });
             }
             Job::Apply { range, entries: None, waiting } => self.catch_up(range, waiting).await?,
             Job::Restore { meta } => self.restore(&meta).await?,
@@ -116,7 +176,7 @@ impl Applier {
             self.apply(entries, &mut waiting).await?;
         }
         self.hidden(waiting);
-        self.shared.tell(Event::Applied { index: range.end - 1 });
+        self.shared.tell(Event::Applied { index: range.end - 1, told: 0 });
         Ok(())
     }
 
@@ -183,7 +243,7 @@ impl Applier {
             self.machine.restore(&mut Stored { reader, next: 0 }).await?;
             self.at = (covers.index, covers.term);
         }
-        self.shared.tell(Event::Applied { index: meta.index });
+        self.shared.tell(Event::Applied { index: meta.index, told: 0 });
         Ok(())
     }
 

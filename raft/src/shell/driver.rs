@@ -1,7 +1,9 @@
 //! The task that moves the core: it takes what has happened, lets the core decide, and sees to
-//! what the core asks for. It never waits for a disk, a peer or the state machine.
+//! what the core asks for. It never waits for a disk, a peer or the state machine, though it polls
+//! a quick machine beside its events.
 
 use std::future::{Future, poll_fn};
+use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,9 +14,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::applier::Job;
+use super::applier::{Job, Machine};
 use super::error::{Doubt, ProposeError, ReadError, StopReason};
-use super::mailbox::Mailbox;
 use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, Proposals, Reads};
 use super::send_snapshot;
@@ -39,7 +40,7 @@ pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<dyn LogStore>,
     pub(crate) transport: Arc<dyn Transport>,
-    pub(crate) jobs: Arc<Mailbox<Job>>,
+    pub(crate) machine: Machine,
     pub(crate) status: watch::Sender<Status>,
     /// What core time 0 is on the clock.
     pub(crate) epoch: Instant,
@@ -52,6 +53,10 @@ pub(crate) struct Driver {
     /// When the status has to be shown, if it is behind.
     pub(crate) show_at: Option<u64>,
     pub(crate) shown: Status,
+    /// What this turn writes.
+    pub(crate) writes: Vec<Persist>,
+    /// Several callers have just been answered.
+    pub(crate) expects_company: bool,
 }
 
 impl Driver {
@@ -65,7 +70,9 @@ impl Driver {
                 return reason;
             }
             turns += 1;
-            if turns == TURNS_AT_A_STRETCH {
+            // Those who have just been answered often propose again at once. Where the first of
+            // them is not handled before the others have had their turn, all go into one batch.
+            if take(&mut self.expects_company) || turns == TURNS_AT_A_STRETCH {
                 turns = 0;
                 tokio::task::yield_now().await;
             }
@@ -78,12 +85,14 @@ impl Driver {
 
     /// Waits for events or the next deadline. Returns whether there may be more events.
     async fn sleep(
-        &self,
+        &mut self,
         events: &mut Vec<Event>,
         mut timer: Pin<&mut Sleep>,
         turns: &mut u32,
     ) -> bool {
         poll_fn(|cx| {
+            // First, so that what it has applied is among the events.
+            self.machine.poll(cx);
             if let Poll::Ready(open) = self.shared.events.poll_take(cx, events) {
                 return Poll::Ready(open);
             }
@@ -137,6 +146,11 @@ impl Driver {
         while let Some(output) = self.core.poll_output() {
             stop = self.perform(output).or(stop);
         }
+        // Last: handing a write over may wake a thread that takes this one's place on its
+        // processor, and what peers have been sent does not depend on it.
+        let mut writes = take(&mut self.writes);
+        writes.drain(..).for_each(|persist| self.persist(persist));
+        self.writes = writes;
         while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
         self.give_up_overdue(now);
         self.publish();
@@ -183,7 +197,8 @@ impl Driver {
             Event::Fetched { id, result } => {
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
-            Event::Applied { index } => {
+            Event::Applied { index, told } => {
+                self.expects_company |= told > 1;
                 let answered = self.reads.applied(index);
                 self.shared.read_room.add_permits(answered);
                 Input::Applied { index }
@@ -207,7 +222,7 @@ impl Driver {
     /// Does what the core asks for. Returns why to stop, if so.
     fn perform(&mut self, output: Output) -> Option<StopReason> {
         match output {
-            Output::Persist(persist) => self.persist(persist),
+            Output::Persist(persist) => self.writes.push(persist),
             Output::Send { to, message } => self.send(to, message),
             Output::Replicate { to, head, range } => {
                 let entries = self.lent(range);
@@ -222,10 +237,10 @@ impl Driver {
                 }
                 let lent = self.core.entries(range.clone());
                 let entries = lent.map(|entries| entries.cloned().collect());
-                self.job(Job::Apply { range, entries, waiting });
+                self.machine.push(Job::Apply { range, entries, waiting });
             }
-            Output::Restore { meta } => self.job(Job::Restore { meta }),
-            Output::TakeSnapshot => self.job(Job::Snapshot),
+            Output::Restore { meta } => self.machine.push(Job::Restore { meta }),
+            Output::TakeSnapshot => self.machine.push(Job::Snapshot),
             Output::SendSnapshot { id, to, term, meta } => self.send_snapshot(id, to, term, meta),
             Output::DiscardSnapshot { meta } => {
                 if let Some(name) = self.handed_over(&meta) {
@@ -249,11 +264,6 @@ impl Driver {
             Output::Halted { reason } => return Some(StopReason::Halted(reason)),
         }
         None
-    }
-
-    fn job(&self, job: Job) {
-        // Closed only after this node has been told to stop, and then nobody waits for it.
-        drop(self.jobs.push(job));
     }
 
     fn lent(&self, range: std::ops::Range<u64>) -> Vec<Entry> {

@@ -44,6 +44,16 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// Leaves an item for a reader who will look without being woken.
+    pub(crate) fn leave(&self, item: T) -> Result<(), T> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(item);
+        }
+        state.items.push(item);
+        Ok(())
+    }
+
     /// Nothing more is taken in. Returns what nobody has read.
     pub(crate) fn close(&self) -> Vec<T> {
         let (reader, left) = {

@@ -16,10 +16,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use self::applier::{Applier, Job};
+use self::applier::{Applier, Job, Machine};
 use self::driver::Driver;
 use self::mailbox::Mailbox;
 use self::mutant::ShellMutant as Mutant;
@@ -61,7 +61,8 @@ impl Drop for Handle {
 
 impl Raft {
     /// Starts a node from what `log` holds. It runs on the current tokio runtime, with timers
-    /// enabled: one task for Raft, one for the state machine.
+    /// enabled: one task for Raft, and one for a state machine that is not
+    /// [`is_quick`](StateMachine::is_quick).
     ///
     /// A node whose log is damaged starts too, and stops at once:
     /// [`Status::halted`](crate::Status) says so, and every call answers it.
@@ -118,7 +119,7 @@ impl Raft {
             shared: Arc::clone(&shared),
             log,
             transport,
-            jobs,
+            machine: Machine::start(applier),
             status: sender,
             epoch: Instant::now(),
             proposals: Proposals::default(),
@@ -127,9 +128,10 @@ impl Raft {
             now: 0,
             show_at: None,
             shown,
+            writes: Vec::new(),
+            expects_company: false,
         };
-        let applier = tokio::spawn(applier.run());
-        tokio::spawn(run(driver, applier));
+        tokio::spawn(run(driver, jobs));
         Ok(Self { handle: Arc::new(Handle { shared, status }) })
     }
 
@@ -243,12 +245,12 @@ impl fmt::Debug for Raft {
 }
 
 /// The life of a node.
-async fn run(mut driver: Driver, applier: JoinHandle<()>) {
+async fn run(mut driver: Driver, jobs: Arc<Mailbox<Job>>) {
     let stopping = Stopping {
         shared: Arc::clone(&driver.shared),
         transport: Arc::clone(&driver.transport),
         group: driver.core.config().group,
-        jobs: Arc::clone(&driver.jobs),
+        jobs,
     };
     let reason = driver.run().await;
     if reason != StopReason::ShutDown {
@@ -257,10 +259,8 @@ async fn run(mut driver: Driver, applier: JoinHandle<()>) {
     }
     let left = stopping.stop(reason.clone());
     driver.finish(left, &reason);
-    // A machine in the middle of its work is not waited for: it may take for ever. A panic of
-    // it has been reported already.
-    applier.abort();
-    drop(applier.await);
+    // A machine in the middle of its work is not waited for: it may take for ever.
+    driver.machine.stop().await;
     driver.tasks.shutdown().await;
 }
 

@@ -1,12 +1,15 @@
 //! raft beside its rivals: three nodes in one process, a store in memory, no network but function
 //! calls and channels; 1, 64 and 1024 clients that each wait for an answer before they send the
 //! next command of 16 bytes. Every contender runs on both kinds of runtime. Then ours alone,
-//! durable, over TCP, beside the floor of the machine.
+//! durable, over TCP, beside the floor of the machine. Without the feature `rivals` ours runs alone.
 //!
-//! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).
+//! The arguments `memory` and `durable` choose one of the two. `VOUSSOIR_BENCH_ROUNDS` says how
+//! many rounds count (default 5).
 
 mod durable;
+#[cfg(feature = "rivals")]
 mod openraft_group;
+#[cfg(feature = "rivals")]
 mod tikv_group;
 
 use std::sync::Arc;
@@ -51,6 +54,17 @@ macro_rules! round {
 fn main() {
     let rounds = std::env::var("VOUSSOIR_BENCH_ROUNDS");
     let rounds = rounds.ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(5);
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let wants = |word: &str| words.is_empty() || words.iter().any(|given| given == word);
+    if wants("memory") {
+        memory(rounds);
+    }
+    if wants("durable") {
+        durable::run(rounds);
+    }
+}
+
+fn memory(rounds: usize) {
     let multi = Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let current = Builder::new_current_thread().enable_all().build();
     let runtimes: [(&str, Runtime); 2] = [
@@ -61,11 +75,12 @@ fn main() {
         for clients in [1, 64, 1024] {
             let contenders = vec![
                 contender("voussoir", || round!(Group, runtime, clients)),
+                #[cfg(feature = "rivals")]
                 contender("openraft 0.9", || round!(openraft_group::Group, runtime, clients)),
+                #[cfg(feature = "rivals")]
                 contender("raft 0.7", || round!(tikv_group::Group, runtime, clients)),
             ];
             compare(&format!("3 nodes, {clients} clients, {kind}"), rounds, contenders);
         }
     }
-    durable::run(rounds);
 }
