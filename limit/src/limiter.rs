@@ -232,7 +232,7 @@ impl Limiter {
             };
             let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
             match &self.state {
-                State::Word(word) if word.rules().kind == Kind::Gcra => {
+                State::Word(word) if word.kind() == Kind::Gcra => {
                     let now = self.clock.now();
                     let (wait, receipt) = word.reserve(now, cost);
                     let aside = Aside { word, clock: &*self.clock, receipt: Some(receipt) };

@@ -8,7 +8,7 @@ use super::verdict::{NEVER, Receipt, Standing, Verdict};
 pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
     let now = now.min(NOW_MAX);
     if rules.kind == Kind::Gcra {
-        gcra(rules, word, now, cost)
+        gcra(rules.interval, rules.span, word, now, cost)
     } else {
         counted(rules, word, now, cost)
     }
@@ -17,24 +17,25 @@ pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u
 /// The generic cell rate algorithm, in its virtual-scheduling form (ITU-T I.371, annex A): the word
 /// is the theoretical arrival time, and may run ahead of now by `span`.
 #[inline]
-fn gcra(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
-    let start = word.max(now);
-    if cost > rules.limit {
-        return (denied_arrival(rules, start, now, NEVER), word);
+pub(crate) fn gcra(interval: u64, span: u64, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
+    let ahead = word.saturating_sub(now);
+    if let Some(worth) = cost.checked_mul(interval)
+        && let Some(room) = span.checked_sub(ahead)
+        && worth <= room
+    {
+        let standing = Standing::new(span, room - worth, interval, ahead + worth);
+        return (Verdict { standing, wait: 0, at: now }, now + ahead + worth);
     }
-    let next = start + cost * rules.interval;
-    let ahead = next - now;
-    if ahead <= rules.span {
-        let standing = Standing::new(rules.limit, rules.span - ahead, rules.interval, ahead);
-        return (Verdict { standing, wait: 0, at: now }, next);
-    }
-    (denied_arrival(rules, start, now, ahead - rules.span), word)
+    (denied(interval, span, ahead, now, cost), word)
 }
 
-fn denied_arrival(rules: &Rules, start: u64, now: u64, wait: u64) -> Verdict {
-    let ahead = start - now;
-    let left = rules.span.saturating_sub(ahead);
-    let standing = Standing::new(rules.limit, left, rules.interval, ahead);
+#[cold]
+fn denied(interval: u64, span: u64, ahead: u64, now: u64, cost: u64) -> Verdict {
+    let standing = Standing::new(span, span.saturating_sub(ahead), interval, ahead);
+    let wait = match cost.checked_mul(interval) {
+        Some(worth) if worth <= span => worth.saturating_add(ahead) - span,
+        _ => NEVER,
+    };
     Verdict { standing, wait, at: now }
 }
 
@@ -97,7 +98,7 @@ fn pack(rules: &Rules, index: u64, used: u64) -> u64 {
 /// such reservation be outstanding at a time.
 pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u64) {
     let now = now.min(NOW_MAX);
-    let next = word.max(now) + cost * rules.interval;
+    let next = word.max(now) + cost.saturating_mul(rules.interval).min(NOW_MAX / 2);
     ((next - now).saturating_sub(rules.span), next)
 }
 
