@@ -6,7 +6,7 @@ use crate::sync::{AtomicU64, Mutex};
 
 use super::live::LiveRules;
 use super::rules::{Kind, Rules};
-use super::verdict::{Receipt, Verdict};
+use super::verdict::{Receipt, Standing, Verdict};
 use super::word;
 
 #[derive(Debug)]
@@ -26,8 +26,13 @@ impl AtomicCell {
         }
     }
 
-    /// Decides, and takes if admitted.
+    /// The short way: decides if the quota is by rate. `None` means nothing.
     #[inline]
+    pub(crate) fn take(&self, now: u64, cost: u64) -> Option<Result<Standing, (Standing, u64)>> {
+        self.rules.take(&self.word, |_| true, now, cost)
+    }
+
+    /// Decides, and takes if admitted.
     pub(crate) fn step(&self, now: u64, cost: u64) -> Verdict {
         loop {
             if let Some(verdict) = self.rules.step(&self.word, |_| true, now, cost) {

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use crate::sync::{AtomicU64, fence};
 
 use super::rules::{Kind, NOW_MAX, Rules};
-use super::verdict::Verdict;
+use super::verdict::{Standing, Verdict};
 use super::word;
 
 /// Ordered so that what a decision by rate reads is together.
@@ -48,42 +48,39 @@ impl LiveRules {
         self.kind
     }
 
-    /// Decides, and takes if admitted. `None` if the word read is not `mine`.
+    /// The short way through [`Self::step`]: decides if the quota is by rate; a denial comes with
+    /// the wait. `None` means nothing: go the long way.
     #[inline]
-    pub(crate) fn step(
+    pub(crate) fn take(
         &self,
         word: &AtomicU64,
         mine: impl Fn(u64) -> bool,
         now: u64,
         cost: u64,
-    ) -> Option<Verdict> {
-        if self.kind != Kind::Gcra {
-            return self.step_counted(word, mine, now, cost);
+    ) -> Option<Result<Standing, (Standing, u64)>> {
+        if self.kind != Kind::Gcra || now > NOW_MAX {
+            return None;
         }
-        let now = now.min(NOW_MAX);
+        let sequence = self.sequence.load(Acquire);
+        let (interval, span) = (self.interval.load(Relaxed), self.span.load(Relaxed));
+        let mut seen = word.load(Acquire);
         loop {
-            let sequence = self.sequence.load(Acquire);
-            let (interval, span) = (self.interval.load(Relaxed), self.span.load(Relaxed));
-            let mut seen = word.load(Acquire);
-            while self.unchanged(sequence) {
-                if !mine(seen) {
-                    return None;
-                }
-                let (verdict, next) = word::gcra(interval, span, seen, now, cost);
-                if !verdict.admitted() {
-                    return Some(verdict);
-                }
-                match word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
-                    Ok(_) => return Some(verdict),
-                    Err(other) => seen = other,
-                }
+            if !self.unchanged(sequence) || !mine(seen) {
+                return None;
             }
-            crate::sync::pause();
+            let (standing, next) = match word::gcra(interval, span, seen, now, cost) {
+                Ok(taken) => taken,
+                Err(denied) => return Some(Err(denied)),
+            };
+            match word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
+                Ok(_) => return Some(Ok(standing)),
+                Err(other) => seen = other,
+            }
         }
     }
 
-    #[inline(never)]
-    fn step_counted(
+    /// Decides, and takes if admitted. `None` if the word read is not `mine`.
+    pub(crate) fn step(
         &self,
         word: &AtomicU64,
         mine: impl Fn(u64) -> bool,

@@ -71,8 +71,4 @@ impl Verdict {
     pub(crate) const fn admitted(&self) -> bool {
         self.wait == 0
     }
-
-    pub(crate) const fn receipt(&self, cost: u64) -> Receipt {
-        Receipt { at: self.at, cost }
-    }
 }

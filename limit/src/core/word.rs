@@ -4,39 +4,38 @@ use super::rules::{Kind, NOW_MAX, Rules};
 use super::verdict::{NEVER, Receipt, Standing, Verdict};
 
 /// Decides about `cost` units at `now`; the second value is the word to store if admitted.
-#[inline]
 pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
     let now = now.min(NOW_MAX);
-    if rules.kind == Kind::Gcra {
-        gcra(rules.interval, rules.span, word, now, cost)
-    } else {
-        counted(rules, word, now, cost)
+    if rules.kind != Kind::Gcra {
+        return counted(rules, word, now, cost);
+    }
+    match gcra(rules.interval, rules.span, word, now, cost) {
+        Ok((standing, next)) => (Verdict { standing, wait: 0, at: now }, next),
+        Err((standing, wait)) => (Verdict { standing, wait, at: now }, word),
     }
 }
 
 /// The generic cell rate algorithm, in its virtual-scheduling form (ITU-T I.371, annex A): the word
-/// is the theoretical arrival time, and may run ahead of now by `span`.
+/// is the theoretical arrival time, and may run ahead of now by `span`. Says where the quota stands
+/// and the next word, or how long to wait.
 #[inline]
-pub(crate) fn gcra(interval: u64, span: u64, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
+pub(crate) fn gcra(
+    interval: u64,
+    span: u64,
+    word: u64,
+    now: u64,
+    cost: u64,
+) -> Result<(Standing, u64), (Standing, u64)> {
     let ahead = word.saturating_sub(now);
-    if let Some(worth) = cost.checked_mul(interval)
-        && let Some(room) = span.checked_sub(ahead)
-        && worth <= room
+    let worth = cost.checked_mul(interval).filter(|worth| *worth <= span);
+    if let Some(worth) = worth
+        && let Some(left) = (span - worth).checked_sub(ahead)
     {
-        let standing = Standing::new(span, room - worth, interval, ahead + worth);
-        return (Verdict { standing, wait: 0, at: now }, now + ahead + worth);
+        let used = ahead + worth;
+        return Ok((Standing::new(span, left, interval, used), now + used));
     }
-    (denied(interval, span, ahead, now, cost), word)
-}
-
-#[cold]
-fn denied(interval: u64, span: u64, ahead: u64, now: u64, cost: u64) -> Verdict {
     let standing = Standing::new(span, span.saturating_sub(ahead), interval, ahead);
-    let wait = match cost.checked_mul(interval) {
-        Some(worth) if worth <= span => worth.saturating_add(ahead) - span,
-        _ => NEVER,
-    };
-    Verdict { standing, wait, at: now }
+    Err((standing, worth.map_or(NEVER, |worth| ahead - (span - worth))))
 }
 
 /// Token bucket and fixed window: a count that is lowered when an index moves on.

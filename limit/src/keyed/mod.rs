@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, Monotonic};
 use crate::core::{Rules, Standing, Verdict};
 use crate::error::{ConfigError, Denied};
-use crate::limiter::Admitted;
+use crate::limiter::{Admitted, answer};
 use crate::quota::{Quota, changed, rules_of};
 use cells::Cells;
 use words::Words;
@@ -25,7 +25,7 @@ use words::Words;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// All such keys of a shard (one in 256) share one quota between them: never more than the
+    /// All such keys of a shard (one in 64) share one quota between them: never more than the
     /// quota for any of them, and some service for each.
     #[default]
     Share,
@@ -200,6 +200,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     ///
     /// # Errors
     /// [`Denied`] if there are not as many units; nothing was taken.
+    #[inline]
     pub fn check_at<Q>(&self, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
     where
         K: Borrow<Q>,
@@ -215,6 +216,22 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        if let Table::Words(words) = &self.table
+            && let Some(answer) = words.take(hash, now, cost)
+        {
+            return answer
+                .map(|standing| Admitted::new(standing, now, cost))
+                .map_err(|(standing, wait)| Denied::new(standing, wait));
+        }
+        self.decide(hash, key, now, cost)
+    }
+
+    #[inline(never)]
+    fn decide<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
         let (verdict, taken) = match &self.table {
             Table::Words(words) => words.step(hash, now, cost),
             Table::Cells(cells) => {
@@ -222,23 +239,24 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
                 cells.step(hash, key, now, cost, rehash)
             }
         };
-        if verdict.admitted() {
-            Ok(Admitted::new(&verdict, taken))
-        } else {
-            Err(Denied::new(&verdict))
-        }
+        answer(&verdict, taken)
     }
 
-    /// [`Self::check_at`] for several keys, in their order and each for itself.
+    /// [`Self::check_at`] for several keys, in their order and each for itself; `each` is given the
+    /// answers.
     ///
     /// Where a check touches one cache line, those of 16 keys at a time are asked for before the
-    /// first is waited for: of a large table several times as fast as one by one.
-    pub fn check_many<Q>(&self, keys: &[&Q], now: u64, cost: u64) -> Vec<Result<Admitted, Denied>>
-    where
+    /// first is waited for: worth it for tables larger than the processor's cache.
+    pub fn check_many<Q>(
+        &self,
+        keys: &[&Q],
+        now: u64,
+        cost: u64,
+        mut each: impl FnMut(&Q, Result<Admitted, Denied>),
+    ) where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let mut answers = Vec::with_capacity(keys.len());
         for keys in keys.chunks(16) {
             let mut hashes = [0; 16];
             for (hash, key) in hashes.iter_mut().zip(keys) {
@@ -247,10 +265,10 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
                     words.touch(*hash);
                 }
             }
-            let checks = hashes.iter().zip(keys);
-            answers.extend(checks.map(|(hash, key)| self.check_hashed(*hash, *key, now, cost)));
+            for (hash, key) in hashes.iter().zip(keys) {
+                each(key, self.check_hashed(*hash, *key, now, cost));
+            }
         }
-        answers
     }
 
     /// Gives back what was taken for the key and not used, as [`Limiter::refund`] does. Nothing
@@ -271,7 +289,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
 
     /// Changes the quotas of all keys. What is used stays used, in units.
     ///
-    /// Walks all keys, a shard of one in 256 at a time: about 10 ms for a million. The checks of a
+    /// Walks all keys, a 64th at a time: about 10 ms for a million. The checks of a
     /// shard wait while it is walked.
     ///
     /// # Errors
@@ -325,9 +343,9 @@ impl<K> Table<K> {
     }
 }
 
-/// Up to 256, with 64 keys each at least.
+/// Up to 64, with 64 keys each at least.
 fn shard_count(keys_max: usize) -> usize {
-    (keys_max / 64).next_power_of_two().clamp(1, 256)
+    (keys_max / 64).next_power_of_two().clamp(1, 64)
 }
 
 impl<K, S> fmt::Debug for Keyed<K, S> {

@@ -129,7 +129,8 @@ fn many_at_once_are_as_many_one_by_one() {
     let [many, single] =
         [0, 1].map(|_| keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Deny));
     let keys: Vec<u64> = (0..100).map(|turn| turn * turn % 41).collect();
-    let answers = many.check_many(&keys.iter().collect::<Vec<_>>(), 5, 1);
+    let mut answers = Vec::new();
+    many.check_many(&keys.iter().collect::<Vec<_>>(), 5, 1, |_, answer| answers.push(answer));
     let expected: Vec<_> = keys.iter().map(|key| single.check_at(key, 5, 1)).collect();
     assert_eq!(answers, expected);
 }

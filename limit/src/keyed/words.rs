@@ -14,7 +14,7 @@ use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
-use crate::core::{Cell, LiveRules, NOW_MAX, Receipt, Rules, Verdict, step_all, word};
+use crate::core::{Cell, LiveRules, NOW_MAX, Receipt, Rules, Standing, Verdict, step_all, word};
 
 /// Places in a cache line.
 const LINE: usize = 4;
@@ -93,23 +93,42 @@ impl Words {
         Self { places, first, lines, shards, when_full }
     }
 
-    /// Decides, and says how many units the key itself can give back later.
+    /// The short way: decides if the key has a place and its quota is by rate. `None` means
+    /// nothing.
     #[inline]
+    pub(super) fn take(
+        &self,
+        hash: u64,
+        now: u64,
+        cost: u64,
+    ) -> Option<Result<Standing, (Standing, u64)>> {
+        let hash = named(hash);
+        let place = self.find(hash)?;
+        self.shard(hash).rules.take(&place.word, place.of(hash), now, cost)
+    }
+
+    /// Decides, and says how many units the key itself can give back later.
     pub(super) fn step(&self, hash: u64, now: u64, cost: u64) -> (Verdict, u64) {
         let hash = named(hash);
-        let shard = &self.shards[hash as usize & (self.shards.len() - 1)];
+        let rules = &self.shard(hash).rules;
         loop {
             let Some(place) = self.find(hash) else {
-                match self.step_new(shard, hash, now, cost) {
+                match self.step_new(hash, now, cost) {
                     Some(answer) => return answer,
                     None => continue,
                 }
             };
-            if let Some(verdict) = shard.rules.step(&place.word, place.of(hash), now, cost) {
+            if let Some(verdict) = rules.step(&place.word, place.of(hash), now, cost) {
                 return (verdict, cost);
             }
             std::hint::spin_loop();
         }
+    }
+
+    /// By the lowest bits of the hash; the line is by the highest.
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[hash as usize & (self.shards.len() - 1)]
     }
 
     /// Asks for the cache line of a key without waiting for it.
@@ -119,28 +138,31 @@ impl Words {
         std::hint::black_box(places[home * LINE].word.load(Relaxed));
     }
 
+    /// Looks at a whole line before it branches: which of its places it is cannot be predicted,
+    /// that it is in the first line can.
     #[inline]
     fn find(&self, hash: u64) -> Option<&Place> {
         let (places, home) = self.range(hash);
-        for place in &places[home * LINE..][..LINE] {
-            match place.hash.load(Relaxed) {
-                other if other == hash => return Some(place),
-                0 => return None,
-                _ => {}
+        let (before, from) = places.split_at(home * LINE);
+        let lines = from.chunks_exact(LINE).chain(before.chunks_exact(LINE)).take(WINDOW);
+        for line in lines {
+            let (mut at, mut free) = (LINE, false);
+            for (index, place) in line.iter().enumerate() {
+                let other = place.hash.load(Relaxed);
+                at = if other == hash { index } else { at };
+                free |= other == 0;
             }
-        }
-        for place in window(places, home).skip(LINE) {
-            match place.hash.load(Relaxed) {
-                other if other == hash => return Some(place),
-                0 => return None,
-                _ => {}
+            if let Some(place) = line.get(at) {
+                return Some(place);
+            }
+            if free {
+                return None;
             }
         }
         None
     }
 
-    /// The places of a key's shard and the line where it is at home: the shard is by the lowest
-    /// bits of the hash, the line by the highest.
+    /// The places of a key's shard and the line where it is at home.
     #[inline]
     fn range(&self, hash: u64) -> (&[Place], usize) {
         let shard = hash as usize & (self.shards.len() - 1);
@@ -150,8 +172,8 @@ impl Words {
     }
 
     /// A key that has no place. `None` if it has one after all.
-    #[cold]
-    fn step_new(&self, shard: &Shard, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
+    fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
+        let shard = self.shard(hash);
         let mut newcomers = shard.newcomers.lock();
         // They do not change under the lock.
         let rules = shard.rules.read();
@@ -208,7 +230,7 @@ impl Words {
 
     pub(super) fn refund(&self, hash: u64, receipt: &Receipt, now: u64) {
         let hash = named(hash);
-        let rules = &self.shards[hash as usize & (self.shards.len() - 1)].rules;
+        let rules = &self.shard(hash).rules;
         while let Some(place) = self.find(hash) {
             let back = |rules: &Rules, word| ((), Some(word::refund(rules, word, receipt, now)));
             if rules.update(&place.word, place.of(hash), back).is_some() {
