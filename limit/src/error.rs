@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::core::{NEVER, Standing, Verdict};
+use crate::core::{NEVER, Standing};
 
 /// Why a limiter could not be made or changed. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,8 +47,8 @@ fn retry_hint(wait: u64) -> String {
 }
 
 impl Denied {
-    pub(crate) const fn new(verdict: &Verdict) -> Self {
-        Self { standing: verdict.standing, wait: verdict.wait }
+    pub(crate) const fn new(standing: Standing, wait: u64) -> Self {
+        Self { standing, wait }
     }
 
     /// After how long the same request would pass, if nobody else takes anything in between.

@@ -36,8 +36,8 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    pub(crate) const fn new(verdict: &Verdict, cost: u64) -> Self {
-        Self { standing: verdict.standing, receipt: verdict.receipt(cost) }
+    pub(crate) const fn new(standing: Standing, at: u64, cost: u64) -> Self {
+        Self { standing, receipt: Receipt { at, cost } }
     }
 
     pub(crate) const fn receipt(&self) -> &Receipt {
@@ -53,6 +53,14 @@ impl Admitted {
     pub const fn remaining(&self) -> u64 {
         self.standing.remaining()
     }
+}
+
+/// The answer that a verdict means; `taken` units can be given back.
+pub(crate) fn answer(verdict: &Verdict, taken: u64) -> Result<Admitted, Denied> {
+    if verdict.admitted() {
+        return Ok(Admitted::new(verdict.standing, verdict.at, taken));
+    }
+    Err(Denied::new(verdict.standing, verdict.wait))
 }
 
 /// A rate limiter, in as many tiers as it was given quotas.
@@ -156,6 +164,18 @@ impl Limiter {
     /// [`Denied`] if there are not as many units; nothing was taken.
     #[inline]
     pub fn check_at(&self, now: u64, cost: u64) -> Result<Admitted, Denied> {
+        if let State::Word(word) = &self.state
+            && let Some(answer) = word.take(now, cost)
+        {
+            return answer
+                .map(|standing| Admitted::new(standing, now, cost))
+                .map_err(|(standing, wait)| Denied::new(standing, wait));
+        }
+        self.decide(now, cost)
+    }
+
+    #[inline(never)]
+    fn decide(&self, now: u64, cost: u64) -> Result<Admitted, Denied> {
         let verdict = match &self.state {
             State::Word(word) => word.step(now, cost),
             State::Cells(cells) => {
@@ -163,11 +183,7 @@ impl Limiter {
                 step_all(&mut cells.cells, &cells.rules, now, cost)
             }
         };
-        if verdict.admitted() {
-            Ok(Admitted::new(&verdict, cost))
-        } else {
-            Err(Denied::new(&verdict))
-        }
+        answer(&verdict, cost)
     }
 
     /// Gives back what was taken and not used, say because the call was not made after all.
@@ -232,7 +248,7 @@ impl Limiter {
             };
             let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
             match &self.state {
-                State::Word(word) if word.rules().kind == Kind::Gcra => {
+                State::Word(word) if word.kind() == Kind::Gcra => {
                     let now = self.clock.now();
                     let (wait, receipt) = word.reserve(now, cost);
                     let aside = Aside { word, clock: &*self.clock, receipt: Some(receipt) };

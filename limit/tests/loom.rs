@@ -74,6 +74,22 @@ fn a_change_keeps_what_is_used() {
     });
 }
 
+/// Also where the word that the change finds would convert to itself, at a clock that stands still.
+fn a_change_at_rest_is_noticed() {
+    check(|| {
+        let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 10, 3)));
+        assert!(cell.step(NOW - 100, 1).admitted());
+        let taker = {
+            let cell = Arc::clone(&cell);
+            thread::spawn(move || assert!(cell.step(NOW, 1).admitted()))
+        };
+        cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
+        taker.join().expect("it ends");
+        let worth = cell.step(NOW, 0).standing.reset_after().as_nanos();
+        assert_eq!(worth, 500, "the unit is worth what it is by the new quota");
+    });
+}
+
 /// One who reserves and gives up leaves nothing behind, whoever checks meanwhile.
 fn a_reservation_given_up_comes_back() {
     check(|| {
@@ -96,5 +112,6 @@ fn main() {
         exactly_the_limit(kind);
     }
     a_change_keeps_what_is_used();
+    a_change_at_rest_is_noticed();
     a_reservation_given_up_comes_back();
 }

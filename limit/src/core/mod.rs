@@ -5,6 +5,7 @@
 
 mod atomic;
 mod cell;
+mod live;
 mod log;
 #[cfg(test)]
 mod model_tests;
@@ -15,6 +16,7 @@ pub(crate) mod word;
 
 pub(crate) use atomic::AtomicCell;
 pub(crate) use cell::{Cell, step_all};
-pub(crate) use rules::{Kind, Rules};
+pub(crate) use live::LiveRules;
+pub(crate) use rules::{Kind, NOW_MAX, Rules};
 pub use verdict::Standing;
 pub(crate) use verdict::{NEVER, Receipt, Verdict};

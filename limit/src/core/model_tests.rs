@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use proptest::prelude::*;
 
-use super::{Cell, Kind, Rules, Verdict, step_all};
+use super::{Cell, Kind, Receipt, Rules, Verdict, step_all};
 
 /// What an algorithm is, in the plainest words: it remembers everything.
 struct Model {
@@ -210,7 +210,7 @@ proptest! {
             now += pause;
             let verdict = cell.step(now, cost);
             match fate {
-                0 if verdict.admitted() => unused.push_back(verdict.receipt(cost)),
+                0 if verdict.admitted() => unused.push_back(Receipt { at: verdict.at, cost }),
                 _ if verdict.admitted() => used.push((verdict.at, cost)),
                 1 => {
                     if let Some(receipt) = unused.pop_front() {

@@ -56,7 +56,7 @@ impl Rules {
             Kind::FixedWindow | Kind::SlidingCounter | Kind::SlidingLog => count,
         };
         let packed = matches!(kind, Kind::TokenBucket | Kind::FixedWindow);
-        if packed && (unit_bits == 0 || limit >> unit_bits != 0) {
+        if packed && (unit_bits == 0 || limit.saturating_add(1) >> unit_bits != 0) {
             return None;
         }
         Some(Self { kind, count, per, limit, interval, span, unit_bits })

@@ -10,17 +10,17 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// Holds the figures as the decision had them; what needs a division is computed when asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    limit: u64,
+    whole: u64,
     left: u64,
-    /// What of `left` makes one unit of cost: at least 1.
+    /// What of `whole` and `left` makes one unit of cost: at least 1.
     unit: u64,
     reset_ns: u64,
     tier: u32,
 }
 
 impl Standing {
-    pub(crate) const fn new(limit: u64, left: u64, unit: u64, reset_ns: u64) -> Self {
-        Self { limit, left, unit, reset_ns, tier: 0 }
+    pub(crate) const fn new(whole: u64, left: u64, unit: u64, reset_ns: u64) -> Self {
+        Self { whole, left, unit, reset_ns, tier: 0 }
     }
 
     pub(crate) const fn in_tier(self, tier: usize) -> Self {
@@ -30,7 +30,7 @@ impl Standing {
     /// The most units that the quota ever has to give at one moment: its burst, or the limit of
     /// its window.
     pub const fn limit(&self) -> u64 {
-        self.limit
+        self.whole / self.unit
     }
 
     /// Units that can be taken right now, the decision already counted.
@@ -70,9 +70,5 @@ pub(crate) struct Receipt {
 impl Verdict {
     pub(crate) const fn admitted(&self) -> bool {
         self.wait == 0
-    }
-
-    pub(crate) const fn receipt(&self, cost: u64) -> Receipt {
-        Receipt { at: self.at, cost }
     }
 }

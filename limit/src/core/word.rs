@@ -4,38 +4,38 @@ use super::rules::{Kind, NOW_MAX, Rules};
 use super::verdict::{NEVER, Receipt, Standing, Verdict};
 
 /// Decides about `cost` units at `now`; the second value is the word to store if admitted.
-#[inline]
 pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
     let now = now.min(NOW_MAX);
-    if rules.kind == Kind::Gcra {
-        gcra(rules, word, now, cost)
-    } else {
-        counted(rules, word, now, cost)
+    if rules.kind != Kind::Gcra {
+        return counted(rules, word, now, cost);
+    }
+    match gcra(rules.interval, rules.span, word, now, cost) {
+        Ok((standing, next)) => (Verdict { standing, wait: 0, at: now }, next),
+        Err((standing, wait)) => (Verdict { standing, wait, at: now }, word),
     }
 }
 
 /// The generic cell rate algorithm, in its virtual-scheduling form (ITU-T I.371, annex A): the word
-/// is the theoretical arrival time, and may run ahead of now by `span`.
+/// is the theoretical arrival time, and may run ahead of now by `span`. Says where the quota stands
+/// and the next word, or how long to wait.
 #[inline]
-fn gcra(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
-    let start = word.max(now);
-    if cost > rules.limit {
-        return (denied_arrival(rules, start, now, NEVER), word);
+pub(crate) fn gcra(
+    interval: u64,
+    span: u64,
+    word: u64,
+    now: u64,
+    cost: u64,
+) -> Result<(Standing, u64), (Standing, u64)> {
+    let ahead = word.saturating_sub(now);
+    let worth = cost.checked_mul(interval).filter(|worth| *worth <= span);
+    if let Some(worth) = worth
+        && let Some(left) = (span - worth).checked_sub(ahead)
+    {
+        let used = ahead + worth;
+        return Ok((Standing::new(span, left, interval, used), now + used));
     }
-    let next = start + cost * rules.interval;
-    let ahead = next - now;
-    if ahead <= rules.span {
-        let standing = Standing::new(rules.limit, rules.span - ahead, rules.interval, ahead);
-        return (Verdict { standing, wait: 0, at: now }, next);
-    }
-    (denied_arrival(rules, start, now, ahead - rules.span), word)
-}
-
-fn denied_arrival(rules: &Rules, start: u64, now: u64, wait: u64) -> Verdict {
-    let ahead = start - now;
-    let left = rules.span.saturating_sub(ahead);
-    let standing = Standing::new(rules.limit, left, rules.interval, ahead);
-    Verdict { standing, wait, at: now }
+    let standing = Standing::new(span, span.saturating_sub(ahead), interval, ahead);
+    Err((standing, worth.map_or(NEVER, |worth| ahead - (span - worth))))
 }
 
 /// Token bucket and fixed window: a count that is lowered when an index moves on.
@@ -97,7 +97,7 @@ fn pack(rules: &Rules, index: u64, used: u64) -> u64 {
 /// such reservation be outstanding at a time.
 pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u64) {
     let now = now.min(NOW_MAX);
-    let next = word.max(now) + cost * rules.interval;
+    let next = word.max(now) + cost.saturating_mul(rules.interval).min(NOW_MAX / 2);
     ((next - now).saturating_sub(rules.span), next)
 }
 

@@ -1,31 +1,31 @@
 //! A limiter for each of many keys, in bounded memory.
 
-mod shard;
+mod cells;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::borrow::Borrow;
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crossbeam_utils::CachePadded;
-use hashbrown::DefaultHashBuilder;
+use foldhash::quality::RandomState;
 use parking_lot::Mutex;
 
 use crate::clock::{Clock, Monotonic};
-use crate::core::Verdict;
+use crate::core::{Rules, Standing, Verdict};
 use crate::error::{ConfigError, Denied};
-use crate::limiter::Admitted;
+use crate::limiter::{Admitted, answer};
 use crate::quota::{Quota, changed, rules_of};
-use shard::{Found, Shard};
+use cells::Cells;
+use words::Words;
 
 /// What becomes of a key that is new while `keys_max` keys are in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// All such keys of a shard (one in 256) share one quota between them: never more than the
+    /// All such keys of a shard (one in 64) share one quota between them: never more than the
     /// quota for any of them, and some service for each.
     #[default]
     Share,
@@ -35,11 +35,26 @@ pub enum WhenFull {
     Admit,
 }
 
+impl WhenFull {
+    fn decide(self, first: &Rules, now: u64, share: impl FnOnce() -> Verdict) -> Verdict {
+        let nothing = |reset| Standing::new(first.limit, 0, 1, reset);
+        match self {
+            Self::Share => share(),
+            Self::Deny => Verdict { standing: nothing(first.per), wait: first.per, at: now },
+            Self::Admit => Verdict { standing: nothing(0), wait: 0, at: now },
+        }
+    }
+}
+
 /// How a keyed limiter is built.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct KeyedConfig {
-    /// The most keys remembered. 1 to 2³²; default 1,000,000.
+    /// Room for so many keys that are not as good as new. 1 to 2³²; default 1,000,000.
+    ///
+    /// With one quota of one word the table has 32 bytes for each: reserved at once, it takes
+    /// memory as it fills, and some more keys than this may find a place. With windows that slide
+    /// and with several quotas this is the most keys remembered, in tables that grow and shrink.
     pub keys_max: usize,
     /// What becomes of new keys beyond that. Default: [`WhenFull::Share`].
     pub when_full: WhenFull,
@@ -57,21 +72,25 @@ impl Default for KeyedConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct KeyedStats {
-    /// Keys remembered.
+    /// Keys remembered, some of them as good as new.
     pub keys: usize,
     /// Keys forgotten because they were as good as new.
     pub reclaimed: u64,
     /// Requests of keys that found no room.
     pub overflowed: u64,
-    /// Bytes of the tables. Without what keys and logs hold on the heap.
+    /// Bytes reserved for the tables. Without what keys and logs hold on the heap.
     pub table_bytes: usize,
 }
 
 /// A limiter for each key.
 ///
 /// A key is forgotten only when its quota is as good as new, so that being forgotten changes
-/// nothing: no stream of other keys resets a key that is in debt. Forgetting happens on insertion,
-/// a shard at a time, and costs a few comparisons an insertion on average.
+/// nothing: no stream of other keys resets a key that is in debt.
+///
+/// With one quota by rate or by fixed window a check takes no lock and touches one cache line: the
+/// table holds no keys but their hashes of 64 bits under a seed drawn at random, and two keys of
+/// one hash would share a quota. Of a million keys any two do with a chance of 3 in 10⁸. With
+/// windows that slide and with several quotas the tables hold the keys, behind locks.
 ///
 /// # Example
 ///
@@ -85,15 +104,25 @@ pub struct KeyedStats {
 /// assert!(limiter.check("bob").is_ok());
 /// # Ok::<(), voussoir_limit::ConfigError>(())
 /// ```
-pub struct Keyed<K, S = DefaultHashBuilder> {
-    shards: Box<[CachePadded<Mutex<Shard<K>>>]>,
+pub struct Keyed<K, S = RandomState> {
+    table: Table<K>,
     hasher: S,
     clock: Arc<dyn Clock>,
-    when_full: WhenFull,
-    keys_max: usize,
-    keys: AtomicUsize,
-    reclaimed: AtomicU64,
-    overflowed: AtomicU64,
+    /// One change of quotas reaches all shards before the next begins.
+    change: Mutex<()>,
+}
+
+enum Table<K> {
+    Words(Words),
+    Cells(Cells<K>),
+}
+
+/// Figures of a table.
+#[derive(Default)]
+struct Totals {
+    keys: usize,
+    reclaimed: u64,
+    overflowed: u64,
 }
 
 impl<K: Hash + Eq> Keyed<K> {
@@ -110,15 +139,17 @@ impl<K: Hash + Eq> Keyed<K> {
     /// # Errors
     /// [`ConfigError`] if a quota or a limit is out of range.
     pub fn with_config(quotas: &[Quota], config: KeyedConfig) -> Result<Self, ConfigError> {
-        Self::with_hasher(quotas, config, DefaultHashBuilder::default())
+        Self::with_hasher(quotas, config, RandomState::default())
     }
 }
 
 impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
-    /// A limiter with a hasher of your choice.
+    /// A limiter with a hasher of your choice. All its 64 bits must be good, and it must be seeded
+    /// at random if keys come from strangers.
     ///
-    /// The default one is seeded at random for each process, and fast; where an attacker chooses
-    /// keys and times answers, `std::hash::RandomState` resists collisions better.
+    /// The default one is foldhash: fast, and of a random seed for each limiter, but not made for
+    /// an attacker who can measure. One who finds a key of the hash of another's could use up its
+    /// quota; `std::hash::RandomState` is made against that, at some 10 ns a check.
     ///
     /// # Errors
     /// [`ConfigError`] if a quota or a limit is out of range.
@@ -131,18 +162,12 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
             return Err(ConfigError::Limit("keys_max"));
         }
         let rules = rules_of(quotas)?;
-        let count = (config.keys_max / 64).next_power_of_two().clamp(1, 256);
-        let shard = |_| CachePadded::new(Mutex::new(Shard::new(&rules)));
-        Ok(Self {
-            shards: (0..count).map(shard).collect(),
-            hasher,
-            clock: config.clock,
-            when_full: config.when_full,
-            keys_max: config.keys_max,
-            keys: AtomicUsize::new(0),
-            reclaimed: AtomicU64::new(0),
-            overflowed: AtomicU64::new(0),
-        })
+        let table = if rules.len() == 1 && rules[0].kind.is_word() {
+            Table::Words(Words::new(&rules[0], config.keys_max, config.when_full))
+        } else {
+            Table::Cells(Cells::new(&rules, config.keys_max, config.when_full))
+        };
+        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()) })
     }
 
     /// Takes one unit of the key's quota if there is one.
@@ -175,65 +200,75 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     ///
     /// # Errors
     /// [`Denied`] if there are not as many units; nothing was taken.
+    #[inline]
     pub fn check_at<Q>(&self, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let hash = self.hasher.hash_one(key);
-        let mut shard = self.shard(hash).lock();
-        let (verdict, taken) = match shard.step(hash, key, now, cost) {
-            Found::Decided(verdict) => (verdict, cost),
-            Found::Missing => self.step_new(&mut shard, hash, key, now, cost),
-        };
-        drop(shard);
-        if verdict.admitted() {
-            Ok(Admitted::new(&verdict, taken))
-        } else {
-            Err(Denied::new(&verdict))
-        }
+        self.check_hashed(hash, key, now, cost)
     }
 
-    /// A key that is not in its shard: room is made, or the rule for a full table applies. Also
-    /// says how many units the key itself can give back later.
-    #[cold]
-    fn step_new<Q>(
-        &self,
-        shard: &mut Shard<K>,
-        hash: u64,
-        key: &Q,
-        now: u64,
-        cost: u64,
-    ) -> (Verdict, u64)
+    #[inline]
+    fn check_hashed<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let rehash = |key: &K| self.hasher.hash_one(key.borrow());
-        let full = self.keys.load(Ordering::Relaxed) >= self.keys_max;
-        if shard.sweep_is_due(now, full) {
-            self.forgot(shard.sweep(now, rehash));
+        if let Table::Words(words) = &self.table
+            && let Some(answer) = words.take(hash, now, cost)
+        {
+            return answer
+                .map(|standing| Admitted::new(standing, now, cost))
+                .map_err(|(standing, wait)| Denied::new(standing, wait));
         }
-        let room = self
-            .keys
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
-                (n < self.keys_max).then_some(n + 1)
-            })
-            .is_ok();
-        if room {
-            let (verdict, kept) = shard.insert(hash, key.to_owned(), now, cost, rehash);
-            if !kept {
-                self.keys.fetch_sub(1, Ordering::Relaxed);
-            }
-            return (verdict, cost);
-        }
-        self.overflowed.fetch_add(1, Ordering::Relaxed);
-        (shard.overflow(self.when_full, now, cost), 0)
+        self.decide(hash, key, now, cost)
     }
 
-    fn forgot(&self, keys: usize) {
-        self.keys.fetch_sub(keys, Ordering::Relaxed);
-        self.reclaimed.fetch_add(keys as u64, Ordering::Relaxed);
+    #[inline(never)]
+    fn decide<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let (verdict, taken) = match &self.table {
+            Table::Words(words) => words.step(hash, now, cost),
+            Table::Cells(cells) => {
+                let rehash = |key: &K| self.hasher.hash_one(key.borrow());
+                cells.step(hash, key, now, cost, rehash)
+            }
+        };
+        answer(&verdict, taken)
+    }
+
+    /// [`Self::check_at`] for several keys, in their order and each for itself; `each` is given the
+    /// answers.
+    ///
+    /// Where a check touches one cache line, those of 16 keys at a time are asked for before the
+    /// first is waited for: worth it for tables larger than the processor's cache.
+    pub fn check_many<Q>(
+        &self,
+        keys: &[&Q],
+        now: u64,
+        cost: u64,
+        mut each: impl FnMut(&Q, Result<Admitted, Denied>),
+    ) where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        for keys in keys.chunks(16) {
+            let mut hashes = [0; 16];
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = self.hasher.hash_one(key);
+                if let Table::Words(words) = &self.table {
+                    words.touch(*hash);
+                }
+            }
+            for (hash, key) in hashes.iter().zip(keys) {
+                each(key, self.check_hashed(*hash, *key, now, cost));
+            }
+        }
     }
 
     /// Gives back what was taken for the key and not used, as [`Limiter::refund`] does. Nothing
@@ -243,39 +278,44 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     pub fn refund<Q>(&self, key: &Q, admitted: Admitted)
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let hash = self.hasher.hash_one(key);
-        self.shard(hash).lock().refund(hash, key, admitted.receipt(), self.clock.now());
+        let (hash, now) = (self.hasher.hash_one(key), self.clock.now());
+        match &self.table {
+            Table::Words(words) => words.refund(hash, admitted.receipt(), now),
+            Table::Cells(cells) => cells.refund(hash, key, admitted.receipt(), now),
+        }
     }
 
     /// Changes the quotas of all keys. What is used stays used, in units.
     ///
-    /// Walks all keys, a shard at a time: about 10 ms for a million.
+    /// Walks all keys, a 64th at a time: about 10 ms for a million. The checks of a
+    /// shard wait while it is walked.
     ///
     /// # Errors
     /// [`ConfigError`] if a quota is out of range, or their number or an algorithm would change;
     /// then nothing is changed.
     pub fn set_quotas(&self, quotas: &[Quota]) -> Result<(), ConfigError> {
+        let _one = self.change.lock();
         let now = self.clock.now();
-        let new = changed(self.shards[0].lock().rules(), quotas)?;
-        for shard in &self.shards {
-            shard.lock().set_rules(&new, now);
+        match &self.table {
+            Table::Words(words) => words.set_rules(&changed(&[words.rules()], quotas)?[0], now),
+            Table::Cells(cells) => cells.set_rules(&changed(&cells.rules(), quotas)?, now),
         }
         Ok(())
     }
 
-    /// Forgets all keys that are as good as new now. Never needed for memory to be bounded.
+    /// Forgets all keys that are as good as new now, where that gives memory back: in a limiter
+    /// with windows that slide or with several quotas. Never needed for memory to be bounded.
     pub fn reclaim(&self) {
-        let now = self.clock.now();
-        for shard in &self.shards {
-            self.forgot(shard.lock().sweep(now, |key: &K| self.hasher.hash_one(key)));
+        if let Table::Cells(cells) = &self.table {
+            cells.reclaim(self.clock.now(), |key: &K| self.hasher.hash_one(key));
         }
     }
 
-    /// Keys remembered.
+    /// Keys remembered, some of them as good as new. Walks the shards.
     pub fn len(&self) -> usize {
-        self.keys.load(Ordering::Relaxed)
+        self.table.totals().keys
     }
 
     /// Whether no key is remembered.
@@ -285,27 +325,31 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
 
     /// Counters. Walks the shards.
     pub fn stats(&self) -> KeyedStats {
-        KeyedStats {
-            keys: self.len(),
-            reclaimed: self.reclaimed.load(Ordering::Relaxed),
-            overflowed: self.overflowed.load(Ordering::Relaxed),
-            table_bytes: self.shards.iter().map(|shard| shard.lock().table_bytes()).sum(),
+        let Totals { keys, reclaimed, overflowed } = self.table.totals();
+        let table_bytes = match &self.table {
+            Table::Words(words) => words.bytes(),
+            Table::Cells(cells) => cells.bytes(),
+        };
+        KeyedStats { keys, reclaimed, overflowed, table_bytes }
+    }
+}
+
+impl<K> Table<K> {
+    fn totals(&self) -> Totals {
+        match self {
+            Self::Words(words) => words.totals(),
+            Self::Cells(cells) => cells.totals(),
         }
     }
+}
 
-    /// The tables take the lowest and the highest bits of the hash; these are others.
-    #[inline]
-    fn shard(&self, hash: u64) -> &Mutex<Shard<K>> {
-        &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
-    }
+/// Up to 64, with 64 keys each at least.
+fn shard_count(keys_max: usize) -> usize {
+    (keys_max / 64).next_power_of_two().clamp(1, 64)
 }
 
 impl<K, S> fmt::Debug for Keyed<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keyed")
-            .field("keys", &self.keys)
-            .field("keys_max", &self.keys_max)
-            .field("when_full", &self.when_full)
-            .finish_non_exhaustive()
+        f.debug_struct("Keyed").field("keys", &self.table.totals().keys).finish_non_exhaustive()
     }
 }

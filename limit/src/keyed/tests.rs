@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
 
 fn keyed(quotas: &[Quota], keys_max: usize, when_full: WhenFull) -> Keyed<u64> {
     let config = KeyedConfig { keys_max, when_full, ..KeyedConfig::default() };
@@ -32,7 +33,7 @@ fn a_flood_of_new_keys_does_not_reset_a_hot_one() {
         let now = turn * 10_000;
         let _ = limiter.check_at(&turn, now, 1);
         admitted += u64::from(limiter.check_at(&hot, now, 1).is_ok());
-        assert!(limiter.len() <= 200);
+        assert!(limiter.stats().table_bytes < 200 * 100);
     }
     assert_eq!(admitted, 11, "burst 2 and 9 more in just under 10 seconds");
     assert!(limiter.stats().overflowed > 0 && limiter.stats().reclaimed > 1000);
@@ -40,33 +41,98 @@ fn a_flood_of_new_keys_does_not_reset_a_hot_one() {
 
 #[test]
 fn keys_without_room_share_are_denied_or_pass() {
-    for (when_full, expected) in [(WhenFull::Share, 2), (WhenFull::Deny, 0), (WhenFull::Admit, 50)]
-    {
-        let limiter = keyed(&[Quota::gcra(1, SECOND).burst(2)], 10, when_full);
-        for key in 0..10 {
-            limiter.check_at(&key, 0, 1).unwrap();
+    let gcra = Quota::gcra(1, SECOND).burst(2);
+    let log = Quota::sliding_log(2, SECOND);
+    for (quota, room) in [(gcra, 20), (log, 10)] {
+        for (when_full, expected) in
+            [(WhenFull::Share, 2), (WhenFull::Deny, 0), (WhenFull::Admit, 50)]
+        {
+            let limiter = keyed(&[quota], 10, when_full);
+            for key in 0..room {
+                limiter.check_at(&key, 1, 1).unwrap();
+            }
+            let admitted = (100..150).filter(|key| limiter.check_at(key, 1, 1).is_ok()).count();
+            assert_eq!(admitted, expected, "{when_full:?}");
+            assert_eq!((limiter.len(), limiter.stats().overflowed), (room as usize, 50));
         }
-        let admitted = (100..150).filter(|key| limiter.check_at(key, 0, 1).is_ok()).count();
-        assert_eq!(admitted, expected, "{when_full:?}");
-        assert_eq!((limiter.len(), limiter.stats().overflowed), (10, 50));
     }
 }
 
 #[test]
+fn as_many_keys_as_promised_find_room_also_when_all_places_were_used_before() {
+    let limiter = keyed(&[Quota::gcra(1, SECOND)], 100_000, WhenFull::Deny);
+    for round in 1..=4_u64 {
+        for key in 0..100_000 {
+            limiter.check_at(&(round << 32 | key), round * 2_000_000_000, 1).unwrap();
+        }
+    }
+    let stats = limiter.stats();
+    assert_eq!(stats.overflowed, 0);
+    assert!(stats.keys <= 200_000 && stats.reclaimed >= 200_000, "{stats:?}");
+}
+
+#[test]
+fn keys_do_not_meet_in_a_hash() {
+    let limiter: Keyed<String> = Keyed::new(Quota::gcra(1, MINUTE)).unwrap();
+    for key in 0..200_000_u64 {
+        limiter.check_at(&format!("user-{key}"), 1, 1).unwrap();
+    }
+    let limiter = keyed(&[Quota::gcra(1, MINUTE)], 1_000_000, WhenFull::Deny);
+    for key in 0..500_000_u64 {
+        limiter.check_at(&key, 1, 1).unwrap();
+        limiter.check_at(&(key << 32 | 1 << 63), 1, 1).unwrap();
+    }
+}
+
+/// Threads that bring new keys at once, into places that were used before: no key is counted
+/// twice, and none for another.
+#[test]
+fn threads_that_bring_the_same_new_keys_take_what_one_would() {
+    let limiter = keyed(&[Quota::gcra(1, MINUTE).burst(3)], 1000, WhenFull::Deny);
+    for round in 1..=40_u64 {
+        let admitted = std::sync::atomic::AtomicU64::new(0);
+        let now = round * 1_000_000_000_000;
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let (limiter, admitted) = (&limiter, &admitted);
+                scope.spawn(move || {
+                    let keys = (0..1000_u64).map(|key| round * 333 + (key + thread * 250) % 1000);
+                    let ok = keys.filter(|key| limiter.check_at(key, now, 1).is_ok()).count();
+                    admitted.fetch_add(ok as u64, std::sync::atomic::Ordering::Relaxed);
+                });
+            }
+        });
+        assert_eq!(admitted.into_inner(), 3000, "round {round}");
+    }
+    assert_eq!(limiter.stats().overflowed, 0);
+}
+
+#[test]
 fn memory_comes_back_once_keys_are_idle() {
-    let limiter = keyed(&[Quota::gcra(10, SECOND)], 100_000, WhenFull::Share);
+    let limiter = keyed(&[Quota::sliding_log(10, SECOND)], 100_000, WhenFull::Share);
     for key in 0..100_000 {
         limiter.check_at(&key, 1, 1).unwrap();
     }
     let full = limiter.stats().table_bytes;
     for key in 0..100_000_u64 {
-        let now = 1_000_000_000 + key * 1_000_000;
+        let now = 2_000_000_000 + key * 1_000_000;
         limiter.check_at(&(1 << 32 | key), now, 1).unwrap();
     }
     let stats = limiter.stats();
     assert!(stats.keys < 40_000, "{stats:?}");
     assert!(stats.table_bytes < full / 2, "{stats:?}, {full} before");
     assert_eq!(stats.overflowed, 0);
+}
+
+#[test]
+fn many_at_once_are_as_many_one_by_one() {
+    let [many, single] =
+        [0, 1].map(|_| keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Deny));
+    let keys: Vec<u64> = (0..100).map(|turn| turn * turn % 41).collect();
+    let mut answers = Vec::new();
+    many.check_many(&keys.iter().collect::<Vec<_>>(), 5, 1, |_, answer| answers.push(answer));
+    let expected: Vec<_> = keys.iter().map(|key| single.check_at(key, 5, 1)).collect();
+    assert_eq!(answers, expected);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::counter::{Counter, StoreError, Take, Taken};
 use crate::clock::Clock;
-use crate::core::{NEVER, Standing, Verdict};
+use crate::core::{NEVER, Standing};
 use crate::error::{ConfigError, Denied};
 use crate::quota::{Quota, nanos};
 
@@ -147,7 +147,7 @@ impl Guard {
         let reset = nanos(taken.reset_after);
         let standing = Standing::new(self.limit, taken.remaining, 1, reset);
         let wait = taken.retry_after.map_or(NEVER, |wait| nanos(wait).clamp(1, NEVER - 1));
-        Denied::new(&Verdict { standing, wait, at: 0 })
+        Denied::new(standing, wait)
     }
 }
 

@@ -1,0 +1,246 @@
+//! Keys with several quotas, or with windows that slide: tables behind locks, which hold the keys
+//! themselves and grow and shrink with them.
+
+use std::borrow::Borrow;
+use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crossbeam_utils::CachePadded;
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use parking_lot::Mutex;
+
+use super::{Totals, WhenFull};
+use crate::core::{Cell, Receipt, Rules, Verdict, step_all};
+
+/// A table is not swept below this many keys.
+const SWEEP_MIN: usize = 32;
+
+/// A full table is swept again after so long, however few keys came by.
+const SWEEP_PAUSE_NS: u64 = 100_000_000;
+
+pub(super) struct Cells<K> {
+    shards: Box<[CachePadded<Mutex<Shard<K>>>]>,
+    when_full: WhenFull,
+    keys_max: usize,
+    keys: AtomicUsize,
+    reclaimed: AtomicU64,
+    overflowed: AtomicU64,
+}
+
+struct Shard<K> {
+    rules: Box<[Rules]>,
+    table: HashTable<(K, Box<[Cell]>)>,
+    /// What the keys without a place share.
+    overflow: Box<[Cell]>,
+    /// With so many keys the table is swept before it grows.
+    sweep_at: usize,
+    /// Before this nothing that the last sweep left can go.
+    next_idle: u64,
+    /// Insertions refused since the last sweep: a sweep is paid for by as many.
+    refused: usize,
+    swept: u64,
+}
+
+impl<K: Hash + Eq> Cells<K> {
+    pub(super) fn new(rules: &[Rules], keys_max: usize, when_full: WhenFull) -> Self {
+        let shard = |_| CachePadded::new(Mutex::new(Shard::new(rules)));
+        Self {
+            shards: (0..super::shard_count(keys_max)).map(shard).collect(),
+            when_full,
+            keys_max,
+            keys: AtomicUsize::new(0),
+            reclaimed: AtomicU64::new(0),
+            overflowed: AtomicU64::new(0),
+        }
+    }
+
+    /// The tables take the lowest and the highest bits of the hash; these are others.
+    fn shard(&self, hash: u64) -> &Mutex<Shard<K>> {
+        &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
+    }
+
+    /// Decides, and says how many units the key itself can give back later.
+    pub(super) fn step<Q>(
+        &self,
+        hash: u64,
+        key: &Q,
+        now: u64,
+        cost: u64,
+        rehash: impl Fn(&K) -> u64,
+    ) -> (Verdict, u64)
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let shard = &mut *self.shard(hash).lock();
+        if let Some((_, cells)) = shard.table.find_mut(hash, |(k, _)| k.borrow() == key) {
+            return (step_all(cells, &shard.rules, now, cost), cost);
+        }
+        let full = self.keys.load(Ordering::Relaxed) >= self.keys_max;
+        if shard.sweep_is_due(now, full) {
+            self.forgot(shard.sweep(now, &rehash));
+        }
+        let one_more = |n: usize| (n < self.keys_max).then_some(n + 1);
+        if self.keys.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
+            let (verdict, kept) = shard.insert(hash, key.to_owned(), now, cost, rehash);
+            if !kept {
+                self.keys.fetch_sub(1, Ordering::Relaxed);
+            }
+            return (verdict, cost);
+        }
+        self.overflowed.fetch_add(1, Ordering::Relaxed);
+        let Shard { rules, overflow, .. } = shard;
+        let share = || step_all(overflow, rules, now, cost);
+        (self.when_full.decide(&rules[0], now, share), 0)
+    }
+
+    fn forgot(&self, keys: usize) {
+        self.keys.fetch_sub(keys, Ordering::Relaxed);
+        self.reclaimed.fetch_add(keys as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn refund<Q>(&self, hash: u64, key: &Q, receipt: &Receipt, now: u64)
+    where
+        K: Borrow<Q>,
+        Q: Eq + ?Sized,
+    {
+        let shard = &mut *self.shard(hash).lock();
+        if let Some((_, cells)) = shard.table.find_mut(hash, |(k, _)| k.borrow() == key) {
+            for (cell, rules) in cells.iter_mut().zip(&shard.rules) {
+                cell.refund(rules, receipt, now);
+            }
+        }
+        shard.next_idle = 0;
+    }
+
+    pub(super) fn rules(&self) -> Box<[Rules]> {
+        self.shards[0].lock().rules.clone()
+    }
+
+    pub(super) fn set_rules(&self, new: &[Rules], now: u64) {
+        for shard in &self.shards {
+            shard.lock().set_rules(new, now);
+        }
+    }
+
+    pub(super) fn reclaim(&self, now: u64, rehash: impl Fn(&K) -> u64) {
+        for shard in &self.shards {
+            self.forgot(shard.lock().sweep(now, &rehash));
+        }
+    }
+}
+
+impl<K> Cells<K> {
+    pub(super) fn totals(&self) -> Totals {
+        Totals {
+            keys: self.keys.load(Ordering::Relaxed),
+            reclaimed: self.reclaimed.load(Ordering::Relaxed),
+            overflowed: self.overflowed.load(Ordering::Relaxed),
+        }
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        let of = |shard: &Shard<K>| {
+            let cells = shard.table.len() * shard.rules.len() * size_of::<Cell>();
+            shard.table.allocation_size() + cells
+        };
+        self.shards.iter().map(|shard| of(&shard.lock())).sum()
+    }
+}
+
+impl<K> Shard<K> {
+    fn new(rules: &[Rules]) -> Self {
+        Self {
+            rules: rules.into(),
+            table: HashTable::new(),
+            overflow: fresh(rules),
+            sweep_at: SWEEP_MIN,
+            next_idle: 0,
+            refused: 0,
+            swept: 0,
+        }
+    }
+
+    /// Decides for a new key, and gives it a place if it took something.
+    fn insert(
+        &mut self,
+        hash: u64,
+        key: K,
+        now: u64,
+        cost: u64,
+        rehash: impl Fn(&K) -> u64,
+    ) -> (Verdict, bool)
+    where
+        K: Eq,
+    {
+        // The key may have been forgotten by the last sweep, later than a late caller's `now`.
+        let now = now.max(self.swept);
+        let mut cells = fresh(&self.rules);
+        let verdict = step_all(&mut cells, &self.rules, now, cost);
+        if !verdict.admitted() || cost == 0 {
+            return (verdict, false);
+        }
+        if let Entry::Vacant(place) =
+            self.table.entry(hash, |(k, _)| *k == key, |(key, _)| rehash(key))
+        {
+            place.insert((key, cells));
+        }
+        (verdict, true)
+    }
+
+    /// Whether to look for keys to forget, before another comes in.
+    fn sweep_is_due(&mut self, now: u64, full: bool) -> bool {
+        if full {
+            self.refused += 1;
+            let paid = self.refused > self.table.len() / 8 || now >= self.swept + SWEEP_PAUSE_NS;
+            return now >= self.next_idle && paid;
+        }
+        self.table.len() >= self.sweep_at && now >= self.next_idle
+    }
+
+    /// Forgets what is as good as new, and says how many that were.
+    fn sweep(&mut self, now: u64, rehash: impl Fn(&K) -> u64) -> usize {
+        let before = self.table.len();
+        let rules = &self.rules;
+        let mut next = u64::MAX;
+        self.table.retain(|(_, cells)| {
+            let idle_at = idle_at(cells, rules);
+            let stays = idle_at > now;
+            if stays {
+                next = next.min(idle_at);
+            }
+            stays
+        });
+        let left = self.table.len();
+        // Gives memory back once three quarters are free.
+        if left < self.table.capacity() / 4 {
+            self.table.shrink_to(left * 2, |(key, _)| rehash(key));
+        }
+        self.next_idle = if left == 0 { 0 } else { next };
+        self.sweep_at = (left * 2).max(SWEEP_MIN);
+        self.refused = 0;
+        self.swept = now;
+        before - left
+    }
+
+    fn set_rules(&mut self, new: &[Rules], now: u64) {
+        let convert = |cells: &mut [Cell], old: &[Rules]| {
+            for (tier, cell) in cells.iter_mut().enumerate() {
+                cell.convert(&old[tier], &new[tier], now);
+            }
+        };
+        self.table.iter_mut().for_each(|(_, cells)| convert(cells, &self.rules));
+        convert(&mut self.overflow, &self.rules);
+        self.rules = new.into();
+        self.next_idle = 0;
+    }
+}
+
+fn fresh(rules: &[Rules]) -> Box<[Cell]> {
+    rules.iter().map(|rules| Cell::new(rules.kind)).collect()
+}
+
+fn idle_at(cells: &[Cell], rules: &[Rules]) -> u64 {
+    cells.iter().zip(rules).map(|(cell, rules)| cell.idle_at(rules)).max().unwrap_or(0)
+}

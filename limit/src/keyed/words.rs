@@ -1,0 +1,293 @@
+//! Keys whose quota is one word: a table of fixed size in which a check touches one cache line and
+//! takes no lock.
+//!
+//! A place is the hash of a key, which stands for the key, and its word. A key's place is within
+//! `WINDOW` lines from its home line, before the first place never used. A place changes hands only
+//! when its word is as good as new, so nothing is ever swept, and the new word is greater than the
+//! old: a decision that read the old one fails at its exchange. Shards are ranges of lines with
+//! rules and a lock for newcomers of their own; no window leaves its shard.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use crossbeam_utils::CachePadded;
+use parking_lot::Mutex;
+
+use super::{Totals, WhenFull};
+use crate::core::{Cell, LiveRules, NOW_MAX, Receipt, Rules, Standing, Verdict, step_all, word};
+
+/// Places in a cache line.
+const LINE: usize = 4;
+
+/// Lines in which a key may have its place. Of 300,000 keys in a table that they fill by half, 96 %
+/// have it in the first and none beyond the eleventh.
+const WINDOW: usize = 16;
+
+/// The word of a place that changes hands.
+const HANDED_ON: u64 = u64::MAX;
+
+/// A key's hash, 0: never used; and its word.
+#[derive(Debug)]
+struct Place {
+    hash: AtomicU64,
+    word: AtomicU64,
+}
+
+pub(super) struct Words {
+    places: Box<[Place]>,
+    /// The place that begins the first whole cache line.
+    first: usize,
+    /// Lines of each shard.
+    lines: usize,
+    shards: Box<[CachePadded<Shard>]>,
+    when_full: WhenFull,
+}
+
+struct Shard {
+    rules: LiveRules,
+    newcomers: Mutex<Newcomers>,
+}
+
+/// What only a key without a place has to do with.
+struct Newcomers {
+    keys: usize,
+    reclaimed: u64,
+    overflowed: u64,
+    /// The latest time by which a key was forgotten: a newcomer may be that key.
+    forgotten_at: u64,
+    /// What the keys without a place share.
+    overflow: Cell,
+}
+
+/// Where a newcomer ends up.
+enum Entry<'a> {
+    /// It is not new: another thread was quicker.
+    Known,
+    Free(&'a Place),
+    /// Until now of a key that is as good as new; with its word.
+    Idle(&'a Place, u64),
+    Full,
+}
+
+impl Words {
+    /// Half full with `keys_max` keys.
+    pub(super) fn new(rules: &Rules, keys_max: usize, when_full: WhenFull) -> Self {
+        let count = super::shard_count(keys_max);
+        let lines = keys_max.div_ceil(count * LINE / 2).max(1);
+        let room = lines * count * LINE + LINE - 1;
+        // Taken zeroed from the system, which gives memory only to pages that are written.
+        let places: Box<[Place]> = vec![[0_u64; 2]; room]
+            .into_iter()
+            .map(|[hash, word]| Place { hash: AtomicU64::new(hash), word: AtomicU64::new(word) })
+            .collect();
+        let first = places.as_ptr().align_offset(64).min(LINE - 1);
+        let newcomers = || Newcomers {
+            keys: 0,
+            reclaimed: 0,
+            overflowed: 0,
+            forgotten_at: 0,
+            overflow: Cell::new(rules.kind),
+        };
+        let shard = |_| Shard { rules: LiveRules::new(rules), newcomers: Mutex::new(newcomers()) };
+        let shards = (0..count).map(shard).map(CachePadded::new).collect();
+        Self { places, first, lines, shards, when_full }
+    }
+
+    /// The short way: decides if the key has a place and its quota is by rate. `None` means
+    /// nothing.
+    #[inline]
+    pub(super) fn take(
+        &self,
+        hash: u64,
+        now: u64,
+        cost: u64,
+    ) -> Option<Result<Standing, (Standing, u64)>> {
+        let hash = named(hash);
+        let place = self.find(hash)?;
+        self.shard(hash).rules.take(&place.word, place.of(hash), now, cost)
+    }
+
+    /// Decides, and says how many units the key itself can give back later.
+    pub(super) fn step(&self, hash: u64, now: u64, cost: u64) -> (Verdict, u64) {
+        let hash = named(hash);
+        let rules = &self.shard(hash).rules;
+        loop {
+            let Some(place) = self.find(hash) else {
+                match self.step_new(hash, now, cost) {
+                    Some(answer) => return answer,
+                    None => continue,
+                }
+            };
+            if let Some(verdict) = rules.step(&place.word, place.of(hash), now, cost) {
+                return (verdict, cost);
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// By the lowest bits of the hash; the line is by the highest.
+    #[inline]
+    fn shard(&self, hash: u64) -> &Shard {
+        &self.shards[hash as usize & (self.shards.len() - 1)]
+    }
+
+    /// Asks for the cache line of a key without waiting for it.
+    #[inline]
+    pub(super) fn touch(&self, hash: u64) {
+        let (places, home) = self.range(named(hash));
+        std::hint::black_box(places[home * LINE].word.load(Relaxed));
+    }
+
+    /// Looks at a whole line before it branches: which of its places it is cannot be predicted,
+    /// that it is in the first line can.
+    #[inline]
+    fn find(&self, hash: u64) -> Option<&Place> {
+        let (places, home) = self.range(hash);
+        let (before, from) = places.split_at(home * LINE);
+        let lines = from.chunks_exact(LINE).chain(before.chunks_exact(LINE)).take(WINDOW);
+        for line in lines {
+            let (mut at, mut free) = (LINE, false);
+            for (index, place) in line.iter().enumerate() {
+                let other = place.hash.load(Relaxed);
+                at = if other == hash { index } else { at };
+                free |= other == 0;
+            }
+            if let Some(place) = line.get(at) {
+                return Some(place);
+            }
+            if free {
+                return None;
+            }
+        }
+        None
+    }
+
+    /// The places of a key's shard and the line where it is at home.
+    #[inline]
+    fn range(&self, hash: u64) -> (&[Place], usize) {
+        let shard = hash as usize & (self.shards.len() - 1);
+        let home = ((hash >> 32) * self.lines as u64) >> 32;
+        let places = &self.places[self.first + shard * self.lines * LINE..][..self.lines * LINE];
+        (places, home as usize)
+    }
+
+    /// A key that has no place. `None` if it has one after all.
+    fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
+        let shard = self.shard(hash);
+        let mut newcomers = shard.newcomers.lock();
+        // They do not change under the lock.
+        let rules = shard.rules.read();
+        let now = now.max(newcomers.forgotten_at).min(NOW_MAX);
+        let (verdict, next) = word::step(&rules, 0, now, cost);
+        if !verdict.admitted() || cost == 0 {
+            return Some((verdict, cost));
+        }
+        loop {
+            let (place, old) = match self.entry(&rules, hash, now) {
+                Entry::Known => return None,
+                Entry::Full => {
+                    newcomers.overflowed += 1;
+                    let shared = &mut newcomers.overflow;
+                    let share = || step_all(std::slice::from_mut(shared), &[rules], now, cost);
+                    return Some((self.when_full.decide(&rules, now, share), 0));
+                }
+                Entry::Free(place) => (place, 0),
+                Entry::Idle(place, old) => (place, old),
+            };
+            if place.word.compare_exchange(old, HANDED_ON, AcqRel, Relaxed).is_err() {
+                // The key that had it is back.
+                continue;
+            }
+            if place.hash.swap(hash, AcqRel) == 0 {
+                newcomers.keys += 1;
+            } else {
+                newcomers.reclaimed += 1;
+                newcomers.forgotten_at = now;
+            }
+            place.word.store(next, Release);
+            return Some((verdict, cost));
+        }
+    }
+
+    fn entry(&self, rules: &Rules, hash: u64, now: u64) -> Entry<'_> {
+        let mut idle = Entry::Full;
+        let (places, home) = self.range(hash);
+        for place in window(places, home) {
+            let other = place.hash.load(Acquire);
+            if other == hash {
+                return Entry::Known;
+            }
+            if other == 0 {
+                return if matches!(idle, Entry::Full) { Entry::Free(place) } else { idle };
+            }
+            let word = place.word.load(Acquire);
+            if matches!(idle, Entry::Full) && word::idle_at(rules, word) < now {
+                idle = Entry::Idle(place, word);
+            }
+        }
+        idle
+    }
+
+    pub(super) fn refund(&self, hash: u64, receipt: &Receipt, now: u64) {
+        let hash = named(hash);
+        let rules = &self.shard(hash).rules;
+        while let Some(place) = self.find(hash) {
+            let back = |rules: &Rules, word| ((), Some(word::refund(rules, word, receipt, now)));
+            if rules.update(&place.word, place.of(hash), back).is_some() {
+                return;
+            }
+        }
+    }
+
+    pub(super) fn rules(&self) -> Rules {
+        self.shards[0].rules.read()
+    }
+
+    pub(super) fn set_rules(&self, new: &Rules, now: u64) {
+        for (shard, places) in
+            self.shards.iter().zip(self.places[self.first..].chunks(self.lines * LINE))
+        {
+            let mut newcomers = shard.newcomers.lock();
+            let old = shard.rules.read();
+            newcomers.overflow.convert(&old, new, now);
+            let used = places.iter().filter(|place| place.hash.load(Relaxed) != 0);
+            shard.rules.change(new, now, used.map(|place| &place.word));
+        }
+    }
+
+    pub(super) fn totals(&self) -> Totals {
+        self.shards.iter().fold(Totals::default(), |totals, shard| {
+            let newcomers = shard.newcomers.lock();
+            Totals {
+                keys: totals.keys + newcomers.keys,
+                reclaimed: totals.reclaimed + newcomers.reclaimed,
+                overflowed: totals.overflowed + newcomers.overflowed,
+            }
+        })
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.places) + size_of_val(&*self.shards)
+    }
+}
+
+impl Place {
+    /// Whether a word that was read is still that of the key.
+    #[inline]
+    fn of(&self, hash: u64) -> impl Fn(u64) -> bool {
+        move |word| {
+            word != HANDED_ON && self.hash.load(Acquire) == hash && self.word.load(Relaxed) == word
+        }
+    }
+}
+
+fn window(places: &[Place], home: usize) -> impl Iterator<Item = &Place> {
+    let (before, from) = places.split_at(home * LINE);
+    from.iter().chain(before).take(WINDOW * LINE)
+}
+
+/// 0 means that a place was never used.
+#[inline]
+fn named(hash: u64) -> u64 {
+    hash | u64::from(hash == 0) << 63
+}
