@@ -9,6 +9,7 @@ use super::rng::SplitMix;
 use super::rules::{Rules, Trip};
 use super::tagged::{Added, Tag, Tagged};
 use super::window::{Counts, Sample, Window};
+use crate::mutant::Mutant;
 use crate::sync::{AtomicU64, Mutex};
 
 const PHASE_BITS: u32 = 3;
@@ -155,9 +156,14 @@ impl Machine {
     pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
         let this = Self::new(rules, now, observer);
         this.slow.lock().openings = memory.openings;
+        if memory.phase == Phase::HalfOpen && Mutant::ProbesRestored.is_on() {
+            this.force(Phase::HalfOpen, now);
+            while this.admit(|| now).is_ok() {}
+            return this;
+        }
         let (to, wait) = match memory.phase {
             Phase::HalfOpen => (Phase::Open, 0),
-            phase => (phase, memory.wait_left),
+            phase => (phase, memory.wait_left.min(this.rules.open_for_max)),
         };
         if to != Phase::Closed {
             this.enter(this.state.load(Acquire), to, now, ShiftCause::Restored, Some(wait));
@@ -213,6 +219,7 @@ impl Machine {
         let state = self.state.load(Acquire);
         match Phase::of(state) {
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
+            Phase::ForcedOpen if Mutant::ForcedOpenAdmits.is_on() => Ok(Ticket(state)),
             Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
             Phase::Open | Phase::HalfOpen => self.admit_slow(state, now()),
         }
@@ -266,7 +273,7 @@ impl Machine {
     #[inline]
     pub(crate) fn record(&self, ticket: Ticket, now: u64, sample: Sample) {
         let state = self.state.load(Acquire);
-        if state != ticket.0 {
+        if state != ticket.0 && !Mutant::LateAnswersCount.is_on() {
             self.late.fetch_add(1, Relaxed);
             return;
         }
@@ -330,7 +337,7 @@ impl Machine {
     /// Takes back an admission whose call said nothing about the dependency.
     #[inline]
     pub(crate) fn cancel(&self, ticket: Ticket) {
-        if Phase::of(ticket.0) == Phase::HalfOpen {
+        if Phase::of(ticket.0) == Phase::HalfOpen && !Mutant::ProbeLeaked.is_on() {
             self.probes.give_back(generation(ticket.0) as u16);
         }
     }
