@@ -61,6 +61,17 @@ impl Tagged {
         Self(AtomicU64::new(0))
     }
 
+    /// [`add`](Self::add) in the usual case: false, and nothing done, if the counter is of another
+    /// tag, full, or changed by another thread just now.
+    #[inline]
+    pub(crate) fn step(&self, tag: Tag) -> bool {
+        let word = self.0.load(Relaxed);
+        let count = word & COUNT_MAX;
+        word == tag.word(count)
+            && count < COUNT_MAX
+            && self.0.compare_exchange(word, word + 1, Relaxed, Relaxed).is_ok()
+    }
+
     /// Adds one to the count of `tag`.
     pub(crate) fn add(&self, tag: Tag) -> Added {
         let mut word = self.0.load(Relaxed);

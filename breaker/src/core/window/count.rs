@@ -6,8 +6,8 @@
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::{Counts, Export, Sample};
-use crate::core::padded::Padded;
-use crate::sync::{AtomicU64, fence, thread_number};
+use crate::core::padded::Striped;
+use crate::sync::{AtomicU64, fence};
 
 const GENERATION_SHIFT: u32 = 56;
 const COUNT_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
@@ -24,7 +24,7 @@ const MARKS_MASK: u64 = (1 << CHUNK_SHIFT) - 1;
 pub(crate) struct CountWindow {
     span: u64,
     /// `[generation 8 | calls 56]` each. Calls are counted on from generation to generation.
-    stripes: Box<[Padded<AtomicU64>]>,
+    stripes: Striped,
     /// The number of the present generation's first call.
     base: AtomicU64,
     /// A ring of `[chunk 48 | slow 8 | failed 8]`: the marks of eight calls in a row.
@@ -37,12 +37,11 @@ impl CountWindow {
     pub(super) fn new(calls: u32, stripes: u32) -> Self {
         debug_assert!(calls > 0, "validated by the configuration");
         let span = u64::from(calls);
-        let stripes = stripes.max(1).next_power_of_two();
         // A window may begin and end within a chunk.
         let chunks = span / CHUNK + 2;
         Self {
             span,
-            stripes: (0..stripes).map(|_| Padded(AtomicU64::new(0))).collect(),
+            stripes: Striped::new(stripes),
             base: AtomicU64::new(0),
             marks: (0..chunks).map(|_| AtomicU64::new(0)).collect(),
             failures: AtomicU64::new(0),
@@ -50,11 +49,15 @@ impl CountWindow {
         }
     }
 
+    /// Counts a call that was neither failed nor slow; false if the generation is over.
     #[inline]
+    pub(super) fn add_good(&self, generation: u8) -> bool {
+        count(self.stripes.own(), generation)
+    }
+
     pub(super) fn add(&self, generation: u8, sample: Sample) {
-        let own = &self.stripes[thread_number() & (self.stripes.len() - 1)];
         // The call before its badness, so that no reader sees more bad calls than calls.
-        if count(own, generation) && (sample.failed || sample.slow) {
+        if self.add_good(generation) && (sample.failed || sample.slow) {
             self.mark(generation, sample);
         }
     }
@@ -65,7 +68,6 @@ impl CountWindow {
     /// There is one. Take all bad calls that start their search at or below some number: the last
     /// of them to be counted has seen all of them counted, so they are no more than there are
     /// numbers up to there. And none that starts above it comes down past a free one.
-    #[cold]
     fn mark(&self, generation: u8, sample: Sample) {
         self.failures.fetch_add(u64::from(sample.failed), Relaxed);
         self.slow.fetch_add(u64::from(sample.slow), Relaxed);
@@ -149,11 +151,11 @@ impl CountWindow {
         let retag = |stripe: &AtomicU64| match stripe.fetch_update(Relaxed, Relaxed, next) {
             Ok(word) | Err(word) => word & COUNT_MASK,
         };
-        self.base.store(self.stripes.iter().map(|stripe| retag(stripe)).sum(), Relaxed);
+        self.base.store(self.stripes.iter().map(retag).sum(), Relaxed);
     }
 
     pub(super) fn lifetime(&self) -> Counts {
-        let calls = |stripe: &Padded<AtomicU64>| stripe.load(Relaxed) & COUNT_MASK;
+        let calls = |stripe: &AtomicU64| stripe.load(Relaxed) & COUNT_MASK;
         Counts {
             calls: self.stripes.iter().map(calls).sum(),
             failures: self.failures.load(Relaxed),

@@ -43,6 +43,14 @@ pub(crate) enum Shape {
     Count { calls: u32, stripes: u32 },
 }
 
+impl Shape {
+    pub(crate) const fn stripes(self) -> u32 {
+        match self {
+            Self::Time { stripes, .. } | Self::Count { stripes, .. } => stripes,
+        }
+    }
+}
+
 /// What one call was.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sample {
@@ -69,8 +77,18 @@ impl Window {
         }
     }
 
-    /// Counts one call for `generation`; nothing happens if the window has moved on from it.
+    /// [`add`](Self::add) for a call that was neither failed nor slow.
     #[inline]
+    pub(crate) fn add_good(&self, generation: u8, now: u64) {
+        match self {
+            Self::Time(window) => window.add_good(generation, now),
+            Self::Count(window) => {
+                window.add_good(generation);
+            }
+        }
+    }
+
+    /// Counts one call for `generation`; nothing happens if the window has moved on from it.
     pub(crate) fn add(&self, generation: u8, now: u64, sample: Sample) {
         match self {
             Self::Time(window) => window.add(generation, now, sample),

@@ -106,11 +106,22 @@ impl TimeWindow {
         stripes.map(|bucket| bucket.counts(tag)).fold(Counts::default(), Counts::plus)
     }
 
+    /// Counts a call that was neither failed nor slow.
     #[inline]
+    pub(super) fn add_good(&self, generation: u8, now: u64) {
+        let tag = Tag { generation, epoch: self.epoch(now) };
+        if !self.own_bucket(tag.epoch).calls.step(tag) {
+            self.add_at(tag, Sample::default());
+        }
+    }
+
     pub(super) fn add(&self, generation: u8, now: u64, sample: Sample) {
-        let epoch = self.epoch(now);
-        let tag = Tag { generation, epoch };
-        let bucket = self.own_bucket(epoch);
+        self.add_at(Tag { generation, epoch: self.epoch(now) }, sample);
+    }
+
+    #[cold]
+    fn add_at(&self, tag: Tag, sample: Sample) {
+        let bucket = self.own_bucket(tag.epoch);
         // The call before its badness, so that no reader sees more bad calls than calls.
         match bucket.calls.add(tag) {
             Added::Late => return,
