@@ -81,9 +81,9 @@ pub struct BreakerConfig {
     /// How long all probes may be under way without a verdict before the breaker opens again.
     /// Default 30 s; `None` waits for ever.
     pub half_open_for_max: Option<Duration>,
-    /// Copies of a time window's counters, among which threads are spread so that they do not
-    /// fight for them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket.
-    /// Default: one for each of up to four hardware threads.
+    /// Copies of a window's counters, among which threads are spread so that they do not fight for
+    /// them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket of a time window,
+    /// 128 bytes of a count window. Default: one for each of up to four hardware threads.
     pub stripes: Option<u32>,
     /// What a call counts as that is dropped before its answer. Default [`Verdict::Ignored`]. A
     /// half-open breaker gets its probe back in any case.
@@ -167,7 +167,7 @@ impl BreakerConfig {
                         "a window of fewer calls than calls_min never opens the breaker",
                     ));
                 }
-                Ok(Shape::Count { calls })
+                Ok(Shape::Count { calls, stripes: self.stripes()? })
             }
         }
     }

@@ -98,6 +98,12 @@ pub enum RestoreError {
     /// The configuration itself is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The snapshot is of another version of its format, or none at all.
+    #[error("the snapshot is of version {found}, which this crate does not know")]
+    VersionUnknown {
+        /// The version it says.
+        found: u32,
+    },
     /// The snapshot's window is of another kind, or of another bucket width.
     #[error("the snapshot's window differs from the configured one")]
     WindowMismatch,
@@ -106,10 +112,11 @@ pub enum RestoreError {
     WindowInvalid,
 }
 
-/// A registry is full of breakers that are not closed. Nothing was changed; calls of this key must
-/// go without a breaker, or be refused.
+/// A registry is full, and those of its breakers whose turn it was to be looked at are open or held.
+/// Nothing was changed; calls of this key must go without a breaker, or be refused. The next attempt
+/// looks at others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("all {capacity} breakers of the registry are in use")]
+#[error("no room among the {capacity} breakers of the registry")]
 #[non_exhaustive]
 pub struct RegistryFull {
     /// The registry's limit.

@@ -13,6 +13,7 @@ mod gate;
 mod hedge;
 #[cfg(feature = "metrics")]
 pub mod metrics;
+mod mutant;
 mod policy;
 mod registry;
 mod retry;

@@ -14,20 +14,31 @@ use crate::clock::{Clock, default_clock};
 use crate::config::BreakerConfig;
 use crate::error::{ConfigError, RegistryFull};
 
+/// Breakers that a full registry looks at to make room for one more.
+const LOOKS_MAX: usize = 64;
+
 /// Breakers by key, made on first use and bounded in number: one for each host, tenant or route.
 ///
-/// At its limit it lets go of the closed breaker that was asked for least recently and that
-/// nobody holds. One that is not closed is never let go: a crowd of new keys cannot make a sick
-/// dependency look well.
+/// A full one lets go of a closed breaker that nobody holds: of the 64 whose turn it is to be looked
+/// at, the one that was asked for least recently. One that is not closed is never let go: a crowd of
+/// new keys cannot make a sick dependency look well.
 pub struct Registry<K> {
     config: BreakerConfig,
     clock: Arc<dyn Clock>,
     capacity: usize,
-    map: RwLock<HashMap<K, Entry>>,
+    kept: RwLock<Kept<K>>,
     uses: AtomicU64,
 }
 
-struct Entry {
+struct Kept<K> {
+    places: HashMap<K, usize>,
+    entries: Vec<Entry<K>>,
+    /// Where to look next for room.
+    hand: usize,
+}
+
+struct Entry<K> {
+    key: K,
     breaker: Arc<Breaker>,
     used: AtomicU64,
 }
@@ -60,60 +71,48 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
         if capacity == 0 {
             return Err(ConfigError::out_of_range("capacity", 0, "at least 1"));
         }
-        let map = RwLock::new(HashMap::new());
-        Ok(Self { config, clock, capacity, map, uses: AtomicU64::new(0) })
+        let kept = Kept { places: HashMap::new(), entries: Vec::new(), hand: 0 };
+        Ok(Self { config, clock, capacity, kept: RwLock::new(kept), uses: AtomicU64::new(0) })
     }
 
     /// The breaker of a key, named after it.
     ///
     /// Callers with many calls to one key keep what this returns: looking it up takes a shared
-    /// lock, and making a new one in a full registry walks over all.
+    /// lock.
     ///
     /// # Errors
-    /// All places are taken by breakers that are open or held by somebody.
+    /// The registry is full, and the 64 breakers that it has looked at are open or held by
+    /// somebody. The next call looks at the next 64.
     ///
     /// # Panics
     /// Never: the configuration was validated with the registry.
     pub fn get(&self, key: &K) -> Result<Arc<Breaker>, RegistryFull> {
         let used = self.uses.fetch_add(1, Relaxed);
-        if let Some(entry) = self.map.read().get(key) {
-            entry.used.store(used, Relaxed);
-            return Ok(Arc::clone(&entry.breaker));
+        if let Some(breaker) = self.kept.read().find(key, used) {
+            return Ok(breaker);
         }
-        let mut map = self.map.write();
-        if let Some(entry) = map.get(key) {
-            return Ok(Arc::clone(&entry.breaker));
+        let mut kept = self.kept.write();
+        if let Some(breaker) = kept.find(key, used) {
+            return Ok(breaker);
         }
-        if map.len() >= self.capacity {
-            self.make_room(&mut map)?;
-        }
-        let name = key.to_string();
+        let room =
+            if kept.entries.len() < self.capacity { None } else { Some(self.room(&mut kept)?) };
         let clock = Arc::clone(&self.clock);
-        let breaker = Breaker::with_clock(name, &self.config, clock)
+        let breaker = Breaker::with_clock(key.to_string(), &self.config, clock)
             .expect("the configuration was validated with the registry");
         let breaker = Arc::new(breaker);
-        let entry = Entry { breaker: Arc::clone(&breaker), used: AtomicU64::new(used) };
-        map.insert(key.clone(), entry);
+        let used = AtomicU64::new(used);
+        kept.put(room, Entry { key: key.clone(), breaker: Arc::clone(&breaker), used });
         Ok(breaker)
     }
 
-    fn make_room(&self, map: &mut HashMap<K, Entry>) -> Result<(), RegistryFull> {
-        let is_idle = |entry: &Entry| {
-            entry.breaker.state() == State::Closed && Arc::strong_count(&entry.breaker) == 1
-        };
-        let oldest = map
-            .iter()
-            .filter(|(_, entry)| is_idle(entry))
-            .min_by_key(|(_, entry)| entry.used.load(Relaxed))
-            .map(|(key, _)| key.clone());
-        let Some(oldest) = oldest else { return Err(RegistryFull { capacity: self.capacity }) };
-        map.remove(&oldest);
-        Ok(())
+    fn room(&self, kept: &mut Kept<K>) -> Result<usize, RegistryFull> {
+        kept.room().ok_or(RegistryFull { capacity: self.capacity })
     }
 
     /// Breakers that it holds.
     pub fn len(&self) -> usize {
-        self.map.read().len()
+        self.kept.read().entries.len()
     }
 
     /// Whether it holds none.
@@ -123,7 +122,43 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
 
     /// All breakers, in no order.
     pub fn all(&self) -> Vec<Arc<Breaker>> {
-        self.map.read().values().map(|entry| Arc::clone(&entry.breaker)).collect()
+        self.kept.read().entries.iter().map(|entry| Arc::clone(&entry.breaker)).collect()
+    }
+}
+
+impl<K: Hash + Eq + Clone> Kept<K> {
+    fn find(&self, key: &K, used: u64) -> Option<Arc<Breaker>> {
+        let entry = self.entries.get(*self.places.get(key)?)?;
+        entry.used.store(used, Relaxed);
+        Some(Arc::clone(&entry.breaker))
+    }
+
+    /// A place whose breaker may go, of those whose turn it is to be looked at.
+    fn room(&mut self) -> Option<usize> {
+        let looks = self.entries.len().min(LOOKS_MAX);
+        let turn = (0..looks).map(|look| (self.hand + look) % self.entries.len());
+        let oldest = turn
+            .filter(|place| self.entries[*place].is_idle())
+            .min_by_key(|place| self.entries[*place].used.load(Relaxed));
+        self.hand = (self.hand + looks) % self.entries.len();
+        oldest
+    }
+
+    fn put(&mut self, room: Option<usize>, entry: Entry<K>) {
+        let place = room.unwrap_or(self.entries.len());
+        self.places.insert(entry.key.clone(), place);
+        if room.is_some() {
+            let old = std::mem::replace(&mut self.entries[place], entry);
+            self.places.remove(&old.key);
+        } else {
+            self.entries.push(entry);
+        }
+    }
+}
+
+impl<K> Entry<K> {
+    fn is_idle(&self) -> bool {
+        self.breaker.state() == State::Closed && Arc::strong_count(&self.breaker) == 1
     }
 }
 
@@ -157,5 +192,28 @@ mod tests {
         let mut names: Vec<_> = registry.all().iter().map(|b| b.name().to_owned()).collect();
         names.sort();
         assert_eq!(names, ["a", "c"]);
+    }
+
+    #[test]
+    fn room_is_looked_for_in_turns() {
+        let registry = Registry::new(BreakerConfig::default(), 3 * LOOKS_MAX).unwrap();
+        let held: Vec<_> = (0..2 * LOOKS_MAX).map(|key| registry.get(&key).unwrap()).collect();
+        for key in held.len()..3 * LOOKS_MAX {
+            registry.get(&key).unwrap();
+        }
+        // The first two turns meet breakers that are held, the third does not.
+        for turn in 0..9 {
+            let room = registry.get(&(1_000 + turn));
+            assert_eq!(room.is_ok(), turn % 3 == 2, "turn {turn}");
+        }
+        assert_eq!(registry.len(), 3 * LOOKS_MAX);
+        for (key, breaker) in held.iter().enumerate() {
+            assert!(Arc::ptr_eq(&registry.get(&key).unwrap(), breaker), "{key}");
+        }
+        // Each took the place of one that nobody held.
+        for turn in [2, 5, 8] {
+            assert_eq!(registry.get(&(1_000 + turn)).unwrap().name(), (1_000 + turn).to_string());
+        }
+        assert!(registry.kept.read().places.len() == 3 * LOOKS_MAX);
     }
 }

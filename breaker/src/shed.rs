@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::adaptive::AdaptiveLimit;
 use crate::bulkhead::Bulkhead;
 use crate::error::{ConfigError, GateError};
+use crate::mutant::Mutant;
 
 /// How much a call matters. The order is the order in which calls are kept.
 ///
@@ -118,10 +119,12 @@ impl Shedder {
     /// It may not.
     pub fn check(&self, priority: Priority) -> Result<(), GateError> {
         let load = self.source.load();
-        if load < self.load_max[priority as usize] {
+        let own = priority as usize;
+        let bound = if Mutant::ImportantShedFirst.is_on() { 3 - own } else { own };
+        if load < self.load_max[bound] {
             return Ok(());
         }
-        self.shed[priority as usize].fetch_add(1, Relaxed);
+        self.shed[own].fetch_add(1, Relaxed);
         Err(GateError::Shed { load_percent: (load * 100.0) as u32 })
     }
 

@@ -3,15 +3,29 @@
 //! The cores name them through this module only, so that the model checker can compile the very
 //! same files over its own (see `tests/loom.rs`).
 
-pub(crate) use std::sync::atomic::AtomicU64;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+pub(crate) use std::sync::atomic::{AtomicU64, fence};
 
 pub(crate) use parking_lot::Mutex;
+
+/// No thread's number.
+const NONE: usize = usize::MAX;
+
+thread_local!(static OWN: Cell<usize> = const { Cell::new(NONE) });
 
 /// A small number that differs between threads, as far as there are few of them.
 #[inline]
 pub(crate) fn thread_number() -> usize {
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    let own = OWN.get();
+    if own == NONE { give_number() } else { own }
+}
+
+#[cold]
+fn give_number() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local!(static OWN: usize = NEXT.fetch_add(1, Relaxed));
-    OWN.with(|own| *own)
+    let own = NEXT.fetch_add(1, Relaxed);
+    OWN.set(own);
+    own
 }

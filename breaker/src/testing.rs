@@ -1,10 +1,13 @@
-//! For tests, ours and users': a clock set by hand, and the conformance suite of limit algorithms.
+//! For tests, ours and users': a clock set by hand, the conformance suite of limit algorithms, and
+//! mutants to test the tests with.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::core::{LimitAlgorithm, LimitSample};
+#[cfg(feature = "testing")]
+pub use crate::mutant::Mutant;
 
 /// A clock that stands still until it is advanced.
 #[derive(Debug, Default)]

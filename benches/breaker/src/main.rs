@@ -1,8 +1,10 @@
 //! Ours and the rivals, in turn, in one process.
 //!
 //! `cargo run --release` prints a table of `name ours rival ratio` and writes the same rows as
-//! JSON lines to `target/breaker.jsonl`. Times are medians of rounds that alternate between the
-//! subjects; with two threads they are wall time for each call of each thread.
+//! JSON lines to `target/breaker.jsonl`. Times are the median, the lower quartile and the range of
+//! 101 rounds of about 2 ms that alternate between the subjects, on threads that stay on their
+//! processors; with two threads they are wall time for each call of each thread. The floors say
+//! what the machine charged for the least that a call can do, in the same rounds.
 
 mod herd;
 mod measure;
@@ -11,8 +13,8 @@ mod subjects;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 
-use measure::{Figure, medians};
-use subjects::{Ours, failsafe_calls, ours_calls, recloser_calls, tower_calls};
+use measure::{Figure, Subject, figures};
+use subjects::{Ours, default_clock_reading, failsafe, one_swap, ours, recloser, tower};
 use tower_resilience_circuitbreaker::SlidingWindowType;
 
 type Error = Box<dyn std::error::Error>;
@@ -22,10 +24,9 @@ const RIVALS: [&str; 4] =
 
 struct Row {
     name: String,
-    rival: &'static str,
     unit: &'static str,
     ours: Figure,
-    theirs: Figure,
+    rival: Option<(&'static str, Figure)>,
 }
 
 fn main() -> Result<(), Error> {
@@ -49,41 +50,54 @@ fn closed(threads: usize, rows: &mut Vec<Row>) {
         ("default clock, no slow calls", Ours::NotSlow),
         ("count window, now passed in", Ours::CountWindow),
     ];
-    let mut subjects: Vec<Box<dyn FnMut() -> f64>> = Vec::new();
-    for (_, kind) in kinds {
-        subjects.push(Box::new(move || ours_calls(kind, false, threads)));
-    }
-    subjects.push(Box::new(move || recloser_calls(false, threads)));
-    subjects.push(Box::new(move || failsafe_calls(false, threads)));
+    let floors = [
+        ("floor: one compare-and-swap", one_swap()),
+        ("floor: one default clock", default_clock_reading()),
+    ];
+    let own = kinds.map(|(what, kind)| (what, ours(kind, false)));
+    let own = own.into_iter().chain(floors).collect();
+    let mut rivals = vec![recloser(false), failsafe(false)];
     if threads == 1 {
-        subjects.push(Box::new(|| tower_calls(SlidingWindowType::CountBased, false)));
-        subjects.push(Box::new(|| tower_calls(SlidingWindowType::TimeBased, false)));
+        rivals.push(tower(SlidingWindowType::CountBased, false));
+        rivals.push(tower(SlidingWindowType::TimeBased, false));
     }
-    let figures = medians(&mut subjects);
-    let (ours, theirs) = figures.split_at(kinds.len());
-    for ((what, _), ours) in kinds.iter().zip(ours) {
-        for (rival, theirs) in RIVALS.into_iter().zip(theirs) {
-            let name = format!("closed, {what}, {threads} thread(s)");
-            rows.push(Row { name, rival, unit: "ns", ours: *ours, theirs: *theirs });
-        }
-    }
+    compare("closed", threads, own, rivals, rows);
 }
 
 fn rejected(rows: &mut Vec<Row>) {
-    let kinds = [("now passed in", Ours::NowPassedIn), ("default clock", Ours::DefaultClock)];
-    let mut subjects: Vec<Box<dyn FnMut() -> f64>> = Vec::new();
-    for (_, kind) in kinds {
-        subjects.push(Box::new(move || ours_calls(kind, true, 1)));
+    for threads in [1, 2] {
+        let own = vec![
+            ("now passed in", ours(Ours::NowPassedIn, true)),
+            ("default clock", ours(Ours::DefaultClock, true)),
+            ("floor: one compare-and-swap", one_swap()),
+        ];
+        let mut rivals = vec![recloser(true), failsafe(true)];
+        if threads == 1 {
+            rivals.push(tower(SlidingWindowType::CountBased, true));
+        }
+        compare("rejected", threads, own, rivals, rows);
     }
-    subjects.push(Box::new(|| recloser_calls(true, 1)));
-    subjects.push(Box::new(|| failsafe_calls(true, 1)));
-    subjects.push(Box::new(|| tower_calls(SlidingWindowType::CountBased, true)));
-    let figures = medians(&mut subjects);
-    let (ours, theirs) = figures.split_at(kinds.len());
-    for ((what, _), ours) in kinds.iter().zip(ours) {
-        for (rival, theirs) in RIVALS.into_iter().zip(theirs) {
-            let name = format!("rejected, {what}, 1 thread(s)");
-            rows.push(Row { name, rival, unit: "ns", ours: *ours, theirs: *theirs });
+}
+
+fn compare(
+    what: &str,
+    threads: usize,
+    own: Vec<(&'static str, Subject)>,
+    rivals: Vec<Subject>,
+    rows: &mut Vec<Row>,
+) {
+    let (names, mut subjects): (Vec<_>, Vec<_>) = own.into_iter().unzip();
+    subjects.extend(rivals);
+    let figures = figures(threads, &subjects);
+    let (own, theirs) = figures.split_at(names.len());
+    for (of, ours) in names.into_iter().zip(own) {
+        let mut row = |name, rival| rows.push(Row { name, unit: "ns", ours: *ours, rival });
+        if of.starts_with("floor") {
+            row(format!("{of}, {threads} thread(s)"), None);
+            continue;
+        }
+        for rival in RIVALS.into_iter().zip(theirs.iter().copied()) {
+            row(format!("{what}, {of}, {threads} thread(s)"), Some(rival));
         }
     }
 }
@@ -98,36 +112,45 @@ fn probes(rows: &mut Vec<Row>) -> Result<(), Error> {
         ("tower-resilience 0.13", herd::admitted(rounds, herd::tower)?),
     ] {
         let name = "half-open, 64 callers, 3 probes".to_owned();
-        rows.push(Row { name, rival, unit: "calls", ours, theirs });
+        rows.push(Row { name, unit: "calls", ours, rival: Some((rival, theirs)) });
     }
     Ok(())
 }
 
 fn print(rows: &[Row]) {
     let width = rows.iter().map(|row| row.name.len()).max().unwrap_or_default();
-    println!("{:width$}  {:>22}  {:>22}  {:22}  ratio", "name", "ours", "rival", "");
+    println!("median (lower quartile) [lowest-highest]");
+    println!("{:width$}  {:>32}  {:>36}  rival", "name", "ours", "rival's");
     for row in rows {
-        let (ours, theirs) = (row.ours.show(row.unit), row.theirs.show(row.unit));
-        let ratio = row.theirs.median / row.ours.median;
-        println!("{:width$}  {ours:>22}  {theirs:>22}  {:22}  {ratio:.1}x", row.name, row.rival);
+        let ours = row.ours.show(row.unit);
+        let Some((rival, theirs)) = row.rival else {
+            println!("{:width$}  {ours:>32}", row.name);
+            continue;
+        };
+        let (ratio, theirs) = (theirs.median / row.ours.median, theirs.show(row.unit));
+        println!("{:width$}  {ours:>32}  {theirs:>36}  {rival}, {ratio:.1}x", row.name);
     }
 }
 
 fn write(rows: &[Row]) -> Result<(), Error> {
+    let figure = |figure: Figure| {
+        serde_json::json!({
+            "median": figure.median,
+            "quartile": figure.quartile,
+            "min": figure.min,
+            "max": figure.max,
+        })
+    };
     std::fs::create_dir_all("target")?;
     let mut out = BufWriter::new(File::create("target/breaker.jsonl")?);
     for row in rows {
         let line = serde_json::json!({
             "name": row.name,
-            "rival": row.rival,
             "unit": row.unit,
-            "ours": row.ours.median,
-            "ours_min": row.ours.min,
-            "ours_max": row.ours.max,
-            "theirs": row.theirs.median,
-            "theirs_min": row.theirs.min,
-            "theirs_max": row.theirs.max,
-            "ratio": row.theirs.median / row.ours.median,
+            "ours": figure(row.ours),
+            "rival": row.rival.map(|(rival, _)| rival),
+            "theirs": row.rival.map(|(_, theirs)| figure(theirs)),
+            "ratio": row.rival.map(|(_, theirs)| theirs.median / row.ours.median),
         });
         writeln!(out, "{line}")?;
     }

@@ -1,15 +1,21 @@
-//! Rounds, medians, threads.
+//! Rounds in turn, on threads that stay on their processors.
 
-use std::sync::Barrier;
-use std::time::Instant;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 25;
-/// Calls of each thread in a round.
-pub const CALLS: u64 = 100_000;
+use rustix::thread::{CpuSet, sched_setaffinity};
+
+const ROUNDS: usize = 101;
+/// Short, so that what disturbs the machine falls into few of them.
+const ROUND: Duration = Duration::from_millis(2);
+
+/// Makes so many calls and returns the nanoseconds of each.
+pub type Subject = Box<dyn Fn(u64) -> f64 + Sync>;
 
 #[derive(Clone, Copy)]
 pub struct Figure {
     pub median: f64,
+    pub quartile: f64,
     pub min: f64,
     pub max: f64,
 }
@@ -17,44 +23,64 @@ pub struct Figure {
 impl Figure {
     pub fn of(mut values: Vec<f64>) -> Self {
         values.sort_by(f64::total_cmp);
-        Self { median: values[values.len() / 2], min: values[0], max: values[values.len() - 1] }
+        let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
+        Self { median: at(0.5), quartile: at(0.25), min: at(0.0), max: at(1.0) }
     }
 
     pub fn show(self, unit: &str) -> String {
-        format!("{:.1} [{:.1}-{:.1}] {unit}", self.median, self.min, self.max)
+        let Self { median, quartile, min, max } = self;
+        format!("{median:.1} ({quartile:.1}) [{min:.1}-{max:.1}] {unit}")
     }
 }
 
-/// Every subject once in each round, so that what disturbs the machine disturbs them all.
-pub fn medians(subjects: &mut [Box<dyn FnMut() -> f64>]) -> Vec<Figure> {
-    let mut values = vec![Vec::new(); subjects.len()];
-    for round in 0..=ROUNDS {
-        for (subject, values) in subjects.iter_mut().zip(&mut values) {
-            let value = subject();
-            // The first round warms up.
-            if round > 0 {
-                values.push(value);
+/// Every subject once in each round, so that what disturbs the machine disturbs them all. With
+/// several threads, all make their calls at the same time, and the slowest one counts.
+pub fn figures(threads: usize, subjects: &[Subject]) -> Vec<Figure> {
+    let calls: Vec<u64> = subjects.iter().map(calls_in_a_round).collect();
+    let arrived = AtomicUsize::new(0);
+    let by_thread: Vec<Vec<f64>> = std::thread::scope(|scope| {
+        let run = |thread| {
+            stay_on(thread);
+            let mut values = Vec::with_capacity(ROUNDS * subjects.len());
+            for turn in 0..ROUNDS * subjects.len() {
+                let at = turn % subjects.len();
+                arrived.fetch_add(1, Ordering::AcqRel);
+                while arrived.load(Ordering::Acquire) < (turn + 1) * threads {
+                    std::hint::spin_loop();
+                }
+                values.push(subjects[at](calls[at]));
             }
-        }
-    }
-    values.into_iter().map(Figure::of).collect()
+            values
+        };
+        let workers: Vec<_> = (0..threads).map(|thread| scope.spawn(move || run(thread))).collect();
+        workers.into_iter().map(|worker| worker.join().expect("ran")).collect()
+    });
+    let slowest = |turn: usize| by_thread.iter().map(|values| values[turn]).fold(0.0, f64::max);
+    (0..subjects.len())
+        .map(|at| {
+            Figure::of((0..ROUNDS).map(|round| slowest(round * subjects.len() + at)).collect())
+        })
+        .collect()
 }
 
-/// Nanoseconds for each of the `CALLS` that every thread makes, all starting together: the
-/// slowest thread's.
-pub fn threads(count: usize, work: impl Fn(u64) + Sync) -> f64 {
-    let barrier = Barrier::new(count);
-    std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..count)
-            .map(|_| {
-                scope.spawn(|| {
-                    barrier.wait();
-                    let start = Instant::now();
-                    work(CALLS);
-                    start.elapsed().as_nanos() as f64 / CALLS as f64
-                })
-            })
-            .collect();
-        handles.into_iter().map(|handle| handle.join().expect("ran")).fold(0.0, f64::max)
-    })
+fn calls_in_a_round(subject: &Subject) -> u64 {
+    let each = subject(2_000).min(subject(2_000)).max(1.0);
+    (ROUND.as_nanos() as f64 / each) as u64
+}
+
+/// A thread that moves between processors in a round measures the move. Where the system does not
+/// allow it, the thread stays where it likes.
+fn stay_on(processor: usize) {
+    let mut set = CpuSet::new();
+    set.set(processor);
+    let _ = sched_setaffinity(None, &set);
+}
+
+/// Nanoseconds for each of `calls` calls.
+pub fn timed(calls: u64, mut call: impl FnMut(u64)) -> f64 {
+    let start = Instant::now();
+    for number in 0..calls {
+        call(number);
+    }
+    start.elapsed().as_nanos() as f64 / calls as f64
 }

@@ -16,10 +16,10 @@ use crate::error::Rejected;
 #[derive(Debug)]
 #[must_use = "a permit dropped at once says nothing about the call"]
 pub struct Permit<B: Deref<Target = Breaker>> {
-    breaker: B,
+    /// Taken out when the permit is returned.
+    breaker: Option<B>,
     ticket: Ticket,
     start: u64,
-    is_settled: bool,
 }
 
 impl<B: Deref<Target = Breaker>> Permit<B> {
@@ -27,7 +27,7 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     pub(super) fn acquire(breaker: B, now: impl Fn() -> u64) -> Result<Self, Rejected> {
         let start = if breaker.slow_after.is_some() { now() } else { 0 };
         let ticket = breaker.machine.admit(|| if start == 0 { now() } else { start })?;
-        Ok(Self { breaker, ticket, start, is_settled: false })
+        Ok(Self { breaker: Some(breaker), ticket, start })
     }
 
     /// The call succeeded.
@@ -45,46 +45,51 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
     /// Returns the permit with a verdict; reads the clock.
     #[inline]
     pub fn record(self, verdict: Verdict) {
-        let now = self.now_for(verdict);
+        let now = self.breaker.as_ref().map_or(0, |breaker| breaker.now_for(verdict));
         self.record_at(now, verdict);
-    }
-
-    /// An ignored call needs no time.
-    #[inline]
-    fn now_for(&self, verdict: Verdict) -> u64 {
-        match verdict {
-            Verdict::Ignored => 0,
-            Verdict::Success | Verdict::Failure => self.breaker.clock.now(),
-        }
     }
 
     /// Returns the permit with a verdict at `now`, in nanoseconds since the epoch of the
     /// breaker's clock.
     #[inline]
     pub fn record_at(mut self, now: u64, verdict: Verdict) {
-        self.settle(now, verdict);
-    }
-
-    #[inline]
-    fn settle(&mut self, now: u64, verdict: Verdict) {
-        self.is_settled = true;
-        let failed = match verdict {
-            Verdict::Success => false,
-            Verdict::Failure => true,
-            Verdict::Ignored => return self.breaker.machine.cancel(self.ticket),
-        };
-        let slow_after = self.breaker.slow_after;
-        let slow = slow_after.is_some_and(|slow| now.saturating_sub(self.start) >= slow);
-        self.breaker.machine.record(self.ticket, now, Sample { failed, slow });
+        let (breaker, ticket, start) = (self.breaker.take(), self.ticket, self.start);
+        // Nothing is left in it that a drop would have to look at.
+        std::mem::forget(self);
+        if let Some(breaker) = breaker {
+            breaker.settle(ticket, start, now, verdict);
+        }
     }
 }
 
 impl<B: Deref<Target = Breaker>> Drop for Permit<B> {
     #[inline]
     fn drop(&mut self) {
-        if !self.is_settled {
-            let verdict = self.breaker.on_drop;
-            self.settle(self.now_for(verdict), verdict);
+        if let Some(breaker) = &self.breaker {
+            let verdict = breaker.on_drop;
+            breaker.settle(self.ticket, self.start, breaker.now_for(verdict), verdict);
         }
+    }
+}
+
+impl Breaker {
+    /// An ignored call needs no time.
+    #[inline]
+    fn now_for(&self, verdict: Verdict) -> u64 {
+        match verdict {
+            Verdict::Ignored => 0,
+            Verdict::Success | Verdict::Failure => self.clock.now(),
+        }
+    }
+
+    #[inline]
+    fn settle(&self, ticket: Ticket, start: u64, now: u64, verdict: Verdict) {
+        let failed = match verdict {
+            Verdict::Success => false,
+            Verdict::Failure => true,
+            Verdict::Ignored => return self.machine.cancel(ticket),
+        };
+        let slow = self.slow_after.is_some_and(|slow| now.saturating_sub(start) >= slow);
+        self.machine.record(ticket, now, Sample { failed, slow });
     }
 }

@@ -57,10 +57,17 @@ pub struct WindowPart {
 ///
 /// All times in it are relative to the moment at which it was taken, so it fits any clock; the
 /// time between taking and restoring does not count.
+///
+/// With the feature `serde` it is written field by field under these names. A field that the reader
+/// does not know is skipped, one that is missing is empty, and a snapshot of another version is
+/// [`RestoreError::VersionUnknown`] when it is restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(default))]
 #[non_exhaustive]
 pub struct BreakerSnapshot {
+    /// The version of this format: [`VERSION`](Self::VERSION).
+    pub version: u32,
     /// The state.
     pub state: State,
     /// What is left of an open wait.
@@ -75,10 +82,29 @@ pub struct BreakerSnapshot {
     pub window: Vec<WindowPart>,
 }
 
+impl Default for BreakerSnapshot {
+    /// Of no version: what a reader of the format starts from. It cannot be restored.
+    fn default() -> Self {
+        Self {
+            version: 0,
+            state: State::Closed,
+            wait_left: Duration::ZERO,
+            openings: 0,
+            consecutive_failures: 0,
+            bucket: None,
+            window: Vec::new(),
+        }
+    }
+}
+
 impl BreakerSnapshot {
+    /// What this crate writes, and the only version that it restores.
+    pub const VERSION: u32 = 1;
+
     pub(super) fn of(shape: Shape, memory: Memory) -> Self {
         let parts = memory.window.into_iter();
         Self {
+            version: Self::VERSION,
             state: State::of(memory.phase),
             wait_left: Duration::from_nanos(memory.wait_left),
             openings: memory.openings,
@@ -89,10 +115,14 @@ impl BreakerSnapshot {
     }
 
     pub(super) fn memory(&self, shape: Shape) -> Result<Memory, RestoreError> {
+        if self.version != Self::VERSION {
+            return Err(RestoreError::VersionUnknown { found: self.version });
+        }
         if self.bucket != bucket(shape) {
             return Err(RestoreError::WindowMismatch);
         }
-        let (Shape::Time { buckets: parts_max, .. } | Shape::Count { calls: parts_max }) = shape;
+        let (Shape::Time { buckets: parts_max, .. } | Shape::Count { calls: parts_max, .. }) =
+            shape;
         let is_sound = |part: &WindowPart| {
             let Counts { calls, failures, slow } = part.counts;
             let calls_max = if self.bucket.is_some() { u64::MAX } else { 1 };

@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::padded::Padded;
+use super::padded::{Padded, Striped};
 use super::probes::{Admission, Finding, Probes};
 use super::rng::SplitMix;
 use super::rules::{Rules, Trip};
 use super::tagged::{Added, Tag, Tagged};
 use super::window::{Counts, Sample, Window};
+use crate::mutant::Mutant;
 use crate::sync::{AtomicU64, Mutex};
 
 const PHASE_BITS: u32 = 3;
@@ -107,7 +108,7 @@ pub(crate) struct Machine {
     window: Window,
     run: Padded<Tagged>,
     probes: Padded<Probes>,
-    rejected: Padded<AtomicU64>,
+    rejected: Striped,
     late: AtomicU64,
     would_open: AtomicU64,
     openings_total: AtomicU64,
@@ -140,7 +141,7 @@ impl Machine {
             window,
             run: Padded(run),
             probes: Padded(Probes::new(rules.probes, rules.probes_bad_max)),
-            rejected: Padded(AtomicU64::new(0)),
+            rejected: Striped::new(rules.shape.stripes()),
             late: AtomicU64::new(0),
             would_open: AtomicU64::new(0),
             openings_total: AtomicU64::new(0),
@@ -155,9 +156,14 @@ impl Machine {
     pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
         let this = Self::new(rules, now, observer);
         this.slow.lock().openings = memory.openings;
+        if memory.phase == Phase::HalfOpen && Mutant::ProbesRestored.is_on() {
+            this.force(Phase::HalfOpen, now);
+            while this.admit(|| now).is_ok() {}
+            return this;
+        }
         let (to, wait) = match memory.phase {
             Phase::HalfOpen => (Phase::Open, 0),
-            phase => (phase, memory.wait_left),
+            phase => (phase, memory.wait_left.min(this.rules.open_for_max)),
         };
         if to != Phase::Closed {
             this.enter(this.state.load(Acquire), to, now, ShiftCause::Restored, Some(wait));
@@ -203,8 +209,10 @@ impl Machine {
     /// All calls ever counted; then rejected calls, late answers, openings, and openings that
     /// metrics-only held back.
     pub(crate) fn totals(&self) -> (Counts, [u64; 4]) {
-        let words = [&*self.rejected, &self.late, &self.openings_total, &self.would_open];
-        (self.window.lifetime(), words.map(|word| word.load(Relaxed)))
+        let rejected = self.rejected.iter().map(|word| word.load(Relaxed)).sum();
+        let words = [&self.late, &self.openings_total, &self.would_open];
+        let [late, openings, would_open] = words.map(|word| word.load(Relaxed));
+        (self.window.lifetime(), [rejected, late, openings, would_open])
     }
 
     /// Asks for one call. `now` is asked for only where the decision depends on it.
@@ -213,30 +221,39 @@ impl Machine {
         let state = self.state.load(Acquire);
         match Phase::of(state) {
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
+            Phase::ForcedOpen if Mutant::ForcedOpenAdmits.is_on() => Ok(Ticket(state)),
             Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
-            Phase::Open | Phase::HalfOpen => self.admit_slow(state, now()),
+            Phase::Open => {
+                let now = now();
+                self.refuse(state, now).map_or_else(|| self.admit_slow(state, now), Err)
+            }
+            Phase::HalfOpen => self.admit_slow(state, now()),
         }
     }
 
+    /// The refusal of an open breaker; `None` if the wait or the state is over.
+    #[inline]
+    fn refuse(&self, state: u64, now: u64) -> Option<Denied> {
+        let until = self.open_until.load(Acquire);
+        // The time belongs to `state` only if `state` has not changed meanwhile.
+        let is_open = now < until && self.state.load(Acquire) == state;
+        is_open.then(|| self.deny(Phase::Open, Some(until - now)))
+    }
+
+    #[cold]
     fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Denied> {
         loop {
             let phase = Phase::of(state);
-            let until = match phase {
-                Phase::Open => self.open_until.load(Acquire),
-                _ => self.patient_until.load(Acquire),
-            };
+            let until = self.patient_until.load(Acquire);
             match phase {
                 Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => {
                     return Ok(Ticket(state));
                 }
                 Phase::ForcedOpen => return Err(self.deny(phase, None)),
-                Phase::Open if now < until => {
-                    // The time belongs to `state` only if `state` has not changed meanwhile.
-                    if self.state.load(Acquire) == state {
-                        return Err(self.deny(phase, Some(until - now)));
-                    }
-                }
                 Phase::Open => {
+                    if let Some(denied) = self.refuse(state, now) {
+                        return Err(denied);
+                    }
                     self.shift(state, Phase::HalfOpen, now, ShiftCause::WaitOver);
                 }
                 Phase::HalfOpen => match self.probes.admit(generation(state) as u16) {
@@ -257,8 +274,9 @@ impl Machine {
         }
     }
 
+    #[inline]
     fn deny(&self, phase: Phase, retry_after: Option<u64>) -> Denied {
-        self.rejected.fetch_add(1, Relaxed);
+        self.rejected.own().fetch_add(1, Relaxed);
         Denied { phase, retry_after }
     }
 
@@ -266,31 +284,41 @@ impl Machine {
     #[inline]
     pub(crate) fn record(&self, ticket: Ticket, now: u64, sample: Sample) {
         let state = self.state.load(Acquire);
-        if state != ticket.0 {
+        let is_usual = state == ticket.0 && Phase::of(state) == Phase::Closed;
+        if is_usual && !sample.failed && !sample.slow {
+            self.record_good(generation(state) as u8, now);
+        } else {
+            self.record_rest(state, ticket, now, sample);
+        }
+    }
+
+    #[inline]
+    fn record_good(&self, tag: u8, now: u64) {
+        self.window.add_good(tag, now);
+        if self.rules.consecutive_failures.is_some() {
+            self.run.zero(Tag { generation: tag, epoch: 0 });
+        }
+    }
+
+    #[cold]
+    fn record_rest(&self, state: u64, ticket: Ticket, now: u64, sample: Sample) {
+        if state != ticket.0 && !Mutant::LateAnswersCount.is_on() {
             self.late.fetch_add(1, Relaxed);
             return;
         }
         match Phase::of(state) {
-            Phase::Closed | Phase::MetricsOnly => self.record_closed(state, now, sample),
+            Phase::Closed | Phase::MetricsOnly if sample.failed || sample.slow => {
+                self.record_bad(state, now, sample);
+            }
+            Phase::Closed | Phase::MetricsOnly => self.record_good(generation(state) as u8, now),
             Phase::HalfOpen => self.record_probe(state, now, sample),
             Phase::Open | Phase::ForcedOpen | Phase::ForcedClosed => {}
         }
     }
 
-    #[inline]
-    fn record_closed(&self, state: u64, now: u64, sample: Sample) {
-        let tag = generation(state) as u8;
-        self.window.add(tag, now, sample);
-        let run = Tag { generation: tag, epoch: 0 };
-        if sample.failed || sample.slow {
-            self.record_bad(state, now, sample, run);
-        } else if self.rules.consecutive_failures.is_some() {
-            self.run.zero(run);
-        }
-    }
-
-    #[cold]
-    fn record_bad(&self, state: u64, now: u64, sample: Sample, run: Tag) {
+    fn record_bad(&self, state: u64, now: u64, sample: Sample) {
+        let run = Tag { generation: generation(state) as u8, epoch: 0 };
+        self.window.add(run.generation, now, sample);
         let mut trip = None;
         if let Some(max) = self.rules.consecutive_failures {
             if sample.failed {
@@ -313,7 +341,6 @@ impl Machine {
         }
     }
 
-    #[cold]
     fn record_probe(&self, state: u64, now: u64, sample: Sample) {
         let is_bad = sample.failed || (sample.slow && self.rules.slow_rate.is_some());
         match self.probes.answer(generation(state) as u16, is_bad) {
@@ -330,7 +357,7 @@ impl Machine {
     /// Takes back an admission whose call said nothing about the dependency.
     #[inline]
     pub(crate) fn cancel(&self, ticket: Ticket) {
-        if Phase::of(ticket.0) == Phase::HalfOpen {
+        if Phase::of(ticket.0) == Phase::HalfOpen && !Mutant::ProbeLeaked.is_on() {
             self.probes.give_back(generation(ticket.0) as u16);
         }
     }

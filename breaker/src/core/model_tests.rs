@@ -46,7 +46,7 @@ fn rules() -> impl Strategy<Value = Rules> {
             buckets,
             stripes
         }),
-        (1..9_u32).prop_map(|calls| Shape::Count { calls }),
+        (1..20_u32, 1..4_u32).prop_map(|(calls, stripes)| Shape::Count { calls, stripes }),
     ];
     let rate = prop_oneof![Just(None), (1..=10_u32).prop_map(|r| Some(f64::from(r) / 10.0))];
     (
@@ -163,7 +163,7 @@ impl Model {
                 let first = (now / WIDTH + 1).saturating_sub(u64::from(buckets)) * WIDTH;
                 self.samples.iter().position(|(at, _)| *at >= first).unwrap_or(self.samples.len())
             }
-            Shape::Count { calls } => self.samples.len().saturating_sub(calls as usize),
+            Shape::Count { calls, .. } => self.samples.len().saturating_sub(calls as usize),
         };
         let held = &self.samples[from..];
         let count = |is: fn(&Sample) -> bool| held.iter().filter(|(_, s)| is(s)).count() as u64;

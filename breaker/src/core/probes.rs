@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::mutant::Mutant;
 use crate::sync::AtomicU64;
 
 const FIELD_BITS: u32 = 16;
@@ -50,9 +51,10 @@ impl Probes {
 
     /// Takes one of the places, if there is one left.
     pub(crate) fn admit(&self, generation: u16) -> Admission {
+        let max = self.admitted_max + u64::from(Mutant::OneProbeTooMany.is_on());
         let mut full = false;
         let admitted = self.update(generation, |word| {
-            full = field(word, ADMITTED) >= self.admitted_max;
+            full = field(word, ADMITTED) >= max;
             (!full).then(|| word + ADMITTED)
         });
         match admitted {

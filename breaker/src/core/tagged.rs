@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
+use crate::mutant::Mutant;
 use crate::sync::AtomicU64;
 
 const COUNT_BITS: u32 = 24;
@@ -60,6 +61,17 @@ impl Tagged {
         Self(AtomicU64::new(0))
     }
 
+    /// [`add`](Self::add) in the usual case: false, and nothing done, if the counter is of another
+    /// tag, full, or changed by another thread just now.
+    #[inline]
+    pub(crate) fn step(&self, tag: Tag) -> bool {
+        let word = self.0.load(Relaxed);
+        let count = word & COUNT_MAX;
+        word == tag.word(count)
+            && count < COUNT_MAX
+            && self.0.compare_exchange(word, word + 1, Relaxed, Relaxed).is_ok()
+    }
+
     /// Adds one to the count of `tag`.
     pub(crate) fn add(&self, tag: Tag) -> Added {
         let mut word = self.0.load(Relaxed);
@@ -74,7 +86,8 @@ impl Tagged {
             } else if held.is_past(tag) {
                 return Added::Late;
             } else {
-                (tag.word(1), Added::Fresh { retired: count })
+                let kept = if Mutant::BucketNotEmptied.is_on() { count } else { 0 };
+                (tag.word(kept + 1), Added::Fresh { retired: count })
             };
             match self.0.compare_exchange_weak(word, next, Relaxed, Relaxed) {
                 Ok(_) => return added,

@@ -23,6 +23,7 @@ use guards::{Guard, Guards, Told};
 use crate::breaker::Verdict;
 use crate::deadline::Deadline;
 use crate::error::Outcome;
+use crate::mutant::Mutant;
 use crate::retry::RetryAdvice;
 use crate::shed::Priority;
 
@@ -278,7 +279,9 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         if limit.is_zero() {
             return Err(Refusal::DeadlinePassed);
         }
-        let attempt = Attempt { deadline: Some(deadline), ..call.attempt };
+        let is_kept = Mutant::DeadlineKept.is_on();
+        let handed_down = if is_kept { call.attempt.deadline } else { Some(deadline) };
+        let attempt = Attempt { deadline: handed_down, ..call.attempt };
         let rest = self.run(at, Call { attempt, ..call });
         match tokio::time::timeout_at(deadline.instant(), rest).await {
             Ok(answer) => answer,

@@ -1,23 +1,192 @@
 //! A window over the last so many calls.
+//!
+//! The calls counted so far number the calls, and only a bad call leaves a mark at its number. So a
+//! success changes one word of its thread's own stripe, and nothing that other threads write.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::{Counts, Export, Sample};
-use crate::core::padded::Padded;
-use crate::sync::AtomicU64;
+use crate::core::padded::Striped;
+use crate::sync::{AtomicU64, fence};
 
 const GENERATION_SHIFT: u32 = 56;
-const INDEX_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
+const COUNT_MASK: u64 = (1 << GENERATION_SHIFT) - 1;
 
-const HELD: u64 = 1;
-const FAILED: u64 = 2;
-const SLOW: u64 = 4;
-const FLAG_BITS: u32 = 3;
-const FLAG_MASK: u64 = (1 << FLAG_BITS) - 1;
+/// Calls that share a word of marks.
+const CHUNK: u64 = 8;
+const CHUNK_SHIFT: u32 = 16;
+const FAILED: u64 = 1;
+const SLOW: u64 = 1 << CHUNK;
+const MARKS_MASK: u64 = (1 << CHUNK_SHIFT) - 1;
 
-const FAILURE_SHIFT: u32 = 28;
-const FAILURE: u64 = 1 << FAILURE_SHIFT;
-const BAD_MASK: u64 = FAILURE - 1;
+/// The last `span` calls.
+#[derive(Debug)]
+pub(crate) struct CountWindow {
+    span: u64,
+    /// `[generation 8 | calls 56]` each. Calls are counted on from generation to generation.
+    stripes: Striped,
+    /// The number of the present generation's first call.
+    base: AtomicU64,
+    /// A ring of `[chunk 48 | slow 8 | failed 8]`: the marks of eight calls in a row.
+    marks: Box<[AtomicU64]>,
+    failures: AtomicU64,
+    slow: AtomicU64,
+}
+
+impl CountWindow {
+    pub(super) fn new(calls: u32, stripes: u32) -> Self {
+        debug_assert!(calls > 0, "validated by the configuration");
+        let span = u64::from(calls);
+        // A window may begin and end within a chunk.
+        let chunks = span / CHUNK + 2;
+        Self {
+            span,
+            stripes: Striped::new(stripes),
+            base: AtomicU64::new(0),
+            marks: (0..chunks).map(|_| AtomicU64::new(0)).collect(),
+            failures: AtomicU64::new(0),
+            slow: AtomicU64::new(0),
+        }
+    }
+
+    /// Counts a call that was neither failed nor slow; false if the generation is over.
+    #[inline]
+    pub(super) fn add_good(&self, generation: u8) -> bool {
+        count(self.stripes.own(), generation)
+    }
+
+    pub(super) fn add(&self, generation: u8, sample: Sample) {
+        // The call before its badness, so that no reader sees more bad calls than calls.
+        if self.add_good(generation) && (sample.failed || sample.slow) {
+            self.mark(generation, sample);
+        }
+    }
+
+    /// Marks a call that was just counted: at the last number, or at the nearest one before it that
+    /// another bad call has not taken.
+    ///
+    /// There is one. Take all bad calls that start their search at or below some number: the last
+    /// of them to be counted has seen all of them counted, so they are no more than there are
+    /// numbers up to there. And none that starts above it comes down past a free one.
+    fn mark(&self, generation: u8, sample: Sample) {
+        self.failures.fetch_add(u64::from(sample.failed), Relaxed);
+        self.slow.fetch_add(u64::from(sample.slow), Relaxed);
+        // Of two that were counted in different stripes, at least one sees the other.
+        fence(SeqCst);
+        let Some(mut number) = self.calls(generation) else { return };
+        let base = self.base.load(Relaxed);
+        let marks = u64::from(sample.failed) * FAILED + u64::from(sample.slow) * SLOW;
+        while number > base {
+            number -= 1;
+            if self.put(number, marks) {
+                return;
+            }
+        }
+    }
+
+    /// Puts marks at a number; false if it is taken. A call that was overtaken by a whole window
+    /// is out of it.
+    fn put(&self, number: u64, marks: u64) -> bool {
+        let (chunk, bit) = (number / CHUNK, number % CHUNK);
+        let place = self.place(chunk);
+        let mut word = place.load(Relaxed);
+        loop {
+            let held = word >> CHUNK_SHIFT;
+            if held > chunk {
+                return true;
+            }
+            let others = if held == chunk { word & MARKS_MASK } else { 0 };
+            if others & ((FAILED | SLOW) << bit) != 0 {
+                return false;
+            }
+            let next = chunk << CHUNK_SHIFT | others | marks << bit;
+            match place.compare_exchange_weak(word, next, Relaxed, Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    fn place(&self, chunk: u64) -> &AtomicU64 {
+        &self.marks[(chunk % self.marks.len() as u64) as usize]
+    }
+
+    /// The marks of a chunk.
+    fn marks(&self, chunk: u64) -> u64 {
+        let word = self.place(chunk).load(Relaxed);
+        if word >> CHUNK_SHIFT == chunk { word & MARKS_MASK } else { 0 }
+    }
+
+    /// Calls counted so far, by this generation and those before it; `None` if that is over.
+    fn calls(&self, generation: u8) -> Option<u64> {
+        let count = |word: u64| (self::generation(word) == generation).then_some(word & COUNT_MASK);
+        self.stripes.iter().map(|stripe| count(stripe.load(Relaxed))).sum()
+    }
+
+    /// The numbers that the window holds.
+    fn numbers(&self, generation: u8) -> std::ops::Range<u64> {
+        let end = self.calls(generation).unwrap_or(0);
+        let start = end.saturating_sub(self.span).max(self.base.load(Relaxed));
+        start.min(end)..end
+    }
+
+    pub(super) fn sum(&self, generation: u8) -> Counts {
+        let numbers = self.numbers(generation);
+        let mut counts = Counts { calls: numbers.end - numbers.start, failures: 0, slow: 0 };
+        for chunk in numbers.start / CHUNK..numbers.end.div_ceil(CHUNK) {
+            let marks = self.marks(chunk);
+            if marks == 0 {
+                continue;
+            }
+            let bit = |number: u64| number.saturating_sub(chunk * CHUNK).min(CHUNK);
+            let held = (1 << bit(numbers.end)) - (1 << bit(numbers.start));
+            counts.failures += u64::from((marks & held).count_ones());
+            counts.slow += u64::from((marks >> CHUNK & held).count_ones());
+        }
+        counts
+    }
+
+    pub(super) fn reset(&self, generation: u8) {
+        let next = |word| Some(start(generation) | word & COUNT_MASK);
+        let retag = |stripe: &AtomicU64| match stripe.fetch_update(Relaxed, Relaxed, next) {
+            Ok(word) | Err(word) => word & COUNT_MASK,
+        };
+        self.base.store(self.stripes.iter().map(retag).sum(), Relaxed);
+    }
+
+    pub(super) fn lifetime(&self) -> Counts {
+        let calls = |stripe: &AtomicU64| stripe.load(Relaxed) & COUNT_MASK;
+        Counts {
+            calls: self.stripes.iter().map(calls).sum(),
+            failures: self.failures.load(Relaxed),
+            slow: self.slow.load(Relaxed),
+        }
+    }
+
+    pub(super) fn export(&self, generation: u8) -> Export {
+        let numbers = self.numbers(generation);
+        let is = |number: u64, mark: u64| {
+            u64::from(self.marks(number / CHUNK) & mark << (number % CHUNK) != 0)
+        };
+        let ages = (0..numbers.end - numbers.start).rev();
+        ages.zip(numbers)
+            .map(|(age, number)| {
+                let (failures, slow) = (is(number, FAILED), is(number, SLOW));
+                (u32::try_from(age).unwrap_or(u32::MAX), Counts { calls: 1, failures, slow })
+            })
+            .collect()
+    }
+
+    pub(super) fn import(&self, generation: u8, export: &[(u32, Counts)]) {
+        for (_, counts) in export {
+            // A part of several is taken as that many alike.
+            for _ in 0..counts.calls.min(self.span) {
+                let (failed, slow) = (counts.failures > 0, counts.slow > 0);
+                self.add(generation, Sample { failed, slow });
+            }
+        }
+    }
+}
 
 fn generation(word: u64) -> u8 {
     (word >> GENERATION_SHIFT) as u8
@@ -27,145 +196,29 @@ fn start(generation: u8) -> u64 {
     u64::from(generation) << GENERATION_SHIFT
 }
 
-/// A ring of outcomes. Each place remembers whose call it holds, `[generation 8 | call 53 |
-/// flags 3]`, so that a recorder that was overtaken by a whole round finds out.
-#[derive(Debug)]
-pub(crate) struct CountWindow {
-    places: Box<[AtomicU64]>,
-    /// `[generation 8 | calls begun 56]`.
-    head: Padded<AtomicU64>,
-    /// `[generation 8 | failures 28 | slow 28]` over the ring.
-    bad: Padded<AtomicU64>,
-    retired: Padded<[AtomicU64; 3]>,
-}
-
-impl CountWindow {
-    pub(super) fn new(calls: u32) -> Self {
-        debug_assert!(calls > 0, "validated by the configuration");
-        Self {
-            places: (0..calls).map(|_| AtomicU64::new(0)).collect(),
-            head: Padded(AtomicU64::new(0)),
-            bad: Padded(AtomicU64::new(0)),
-            retired: Padded([AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)]),
+/// Adds a call to a stripe as long as that is of `generation`.
+#[inline]
+fn count(stripe: &AtomicU64, generation: u8) -> bool {
+    let mut word = stripe.load(Relaxed);
+    while self::generation(word) == generation {
+        match stripe.compare_exchange_weak(word, word + 1, Relaxed, Relaxed) {
+            Ok(_) => return true,
+            Err(seen) => word = seen,
         }
     }
-
-    pub(super) fn add(&self, generation: u8, sample: Sample) {
-        let Some(call) = update(&self.head, generation, |head| head + 1) else { return };
-        let call = call & INDEX_MASK;
-        // Counted before it is published: who takes it out of the ring finds it in the count.
-        let delta = u64::from(sample.failed) * FAILURE + u64::from(sample.slow);
-        if delta > 0 && update(&self.bad, generation, |bad| bad + delta).is_none() {
-            return;
-        }
-        let flags = HELD | (u64::from(sample.failed) * FAILED) | (u64::from(sample.slow) * SLOW);
-        let leaving = self.publish(generation, call, flags);
-        let delta = u64::from(leaving & FAILED > 0) * FAILURE + u64::from(leaving & SLOW > 0);
-        if delta > 0 && update(&self.bad, generation, |bad| bad - delta).is_some() {
-            self.retired[1].fetch_add(delta >> FAILURE_SHIFT, Relaxed);
-            self.retired[2].fetch_add(delta & BAD_MASK, Relaxed);
-        }
-    }
-
-    /// Puts a call into its place; returns the flags of the one that leaves the window for it,
-    /// which is the call itself if it was overtaken.
-    fn publish(&self, generation: u8, call: u64, flags: u64) -> u64 {
-        let place = &self.places[(call % self.places.len() as u64) as usize];
-        let next = start(generation) | call << FLAG_BITS | flags;
-        let mut word = place.load(Relaxed);
-        loop {
-            let is_same = self::generation(word) == generation;
-            if !is_same && is_past(word, generation) {
-                return 0;
-            }
-            if is_same && word & HELD > 0 && (word & INDEX_MASK) >> FLAG_BITS > call {
-                return flags;
-            }
-            match place.compare_exchange_weak(word, next, Relaxed, Relaxed) {
-                Ok(_) => return if is_same { word & FLAG_MASK } else { 0 },
-                Err(seen) => word = seen,
-            }
-        }
-    }
-
-    pub(super) fn sum(&self, generation: u8) -> Counts {
-        let (head, bad) = (self.head.load(Relaxed), self.bad.load(Relaxed));
-        if self::generation(head) != generation || self::generation(bad) != generation {
-            return Counts::default();
-        }
-        Counts {
-            calls: (head & INDEX_MASK).min(self.places.len() as u64),
-            failures: (bad & INDEX_MASK) >> FAILURE_SHIFT,
-            slow: bad & BAD_MASK,
-        }
-    }
-
-    pub(super) fn reset(&self, generation: u8) {
-        let head = self.head.swap(start(generation), Relaxed) & INDEX_MASK;
-        let bad = self.bad.swap(start(generation), Relaxed) & INDEX_MASK;
-        for place in &self.places {
-            place.store(start(generation), Relaxed);
-        }
-        self.retired[0].fetch_add(head, Relaxed);
-        self.retired[1].fetch_add(bad >> FAILURE_SHIFT, Relaxed);
-        self.retired[2].fetch_add(bad & BAD_MASK, Relaxed);
-    }
-
-    pub(super) fn lifetime(&self) -> Counts {
-        let bad = self.bad.load(Relaxed) & INDEX_MASK;
-        Counts {
-            calls: self.retired[0].load(Relaxed) + (self.head.load(Relaxed) & INDEX_MASK),
-            failures: self.retired[1].load(Relaxed) + (bad >> FAILURE_SHIFT),
-            slow: self.retired[2].load(Relaxed) + (bad & BAD_MASK),
-        }
-    }
-
-    pub(super) fn export(&self, generation: u8) -> Export {
-        let mut held: Vec<u64> = self.places.iter().map(|place| place.load(Relaxed)).collect();
-        held.retain(|word| self::generation(*word) == generation && word & HELD > 0);
-        held.sort_unstable();
-        let last = held.len();
-        let age = |at: usize| u32::try_from(last - 1 - at).unwrap_or(u32::MAX);
-        let counts = |word: u64| Counts {
-            calls: 1,
-            failures: u64::from(word & FAILED > 0),
-            slow: u64::from(word & SLOW > 0),
-        };
-        held.iter().enumerate().map(|(at, word)| (age(at), counts(*word))).collect()
-    }
-
-    pub(super) fn import(&self, generation: u8, export: &[(u32, Counts)]) {
-        for (_, counts) in export {
-            // One entry is one call here; an entry of several is taken as that many alike.
-            for _ in 0..counts.calls.min(self.places.len() as u64) {
-                let (failed, slow) = (counts.failures > 0, counts.slow > 0);
-                self.add(generation, Sample { failed, slow });
-            }
-        }
-    }
-}
-
-fn is_past(word: u64, generation: u8) -> bool {
-    self::generation(word).wrapping_sub(generation) < 128
-}
-
-/// Changes a word as long as it is of `generation`; returns what it was.
-fn update(word: &AtomicU64, generation: u8, change: impl Fn(u64) -> u64) -> Option<u64> {
-    let mut seen = word.load(Relaxed);
-    loop {
-        if self::generation(seen) != generation {
-            return None;
-        }
-        match word.compare_exchange_weak(seen, change(seen), Relaxed, Relaxed) {
-            Ok(_) => return Some(seen),
-            Err(now) => seen = now,
-        }
-    }
+    false
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    const OK: Sample = Sample { failed: false, slow: false };
+    const BAD: Sample = Sample { failed: true, slow: true };
 
     fn sample(failed: bool, slow: bool) -> Sample {
         Sample { failed, slow }
@@ -173,52 +226,105 @@ mod tests {
 
     #[test]
     fn the_oldest_call_leaves_first() {
-        let window = CountWindow::new(3);
+        let window = CountWindow::new(3, 2);
         window.reset(1);
         window.add(1, sample(true, false));
         window.add(1, sample(false, true));
         window.add(1, sample(true, true));
         assert_eq!(window.sum(1), Counts { calls: 3, failures: 2, slow: 2 });
-        window.add(1, sample(false, false));
+        window.add(1, OK);
         assert_eq!(window.sum(1), Counts { calls: 3, failures: 1, slow: 2 });
-        window.add(1, sample(false, false));
+        window.add(1, OK);
         assert_eq!(window.sum(1), Counts { calls: 3, failures: 1, slow: 1 });
         assert_eq!(window.lifetime(), Counts { calls: 5, failures: 2, slow: 2 });
     }
 
     #[test]
-    fn an_overtaken_call_takes_itself_out() {
-        let window = CountWindow::new(2);
+    fn bad_calls_that_saw_the_same_count_are_all_marked() {
+        let window = CountWindow::new(20, 2);
         window.reset(1);
-        assert_eq!(window.publish(1, 2, HELD), 0);
-        assert_eq!(window.publish(1, 0, HELD | FAILED), HELD | FAILED);
+        for _ in 0..12 {
+            window.add(1, OK);
+        }
+        // All twelve were counted before the first of them looked at the count.
+        for marked in 1..=12 {
+            window.mark(1, BAD);
+            assert_eq!(window.sum(1), Counts { calls: 12, failures: marked, slow: marked });
+        }
+    }
+
+    #[test]
+    fn an_overtaken_call_is_out_of_the_window() {
+        let window = CountWindow::new(2, 1);
+        window.reset(1);
+        for _ in 0..100 {
+            window.add(1, BAD);
+        }
+        assert!(window.put(0, FAILED), "nothing to do for it");
+        assert_eq!(window.sum(1), Counts { calls: 2, failures: 2, slow: 2 });
     }
 
     #[test]
     fn another_generation_starts_empty_and_hears_nothing_of_the_old_one() {
-        let window = CountWindow::new(2);
+        let window = CountWindow::new(2, 2);
         window.reset(1);
-        window.add(1, sample(true, true));
+        window.add(1, OK);
         window.reset(2);
-        window.add(1, sample(true, true));
-        assert_eq!(window.publish(1, 1, HELD | FAILED), 0);
+        // One that was counted in time and asleep when it was to be marked, and one too late.
+        window.mark(1, BAD);
+        window.add(1, BAD);
         assert_eq!(window.sum(2), Counts::default());
         assert_eq!(window.lifetime(), Counts { calls: 1, failures: 1, slow: 1 });
+        window.add(2, OK);
+        assert_eq!(window.sum(2), Counts { calls: 1, failures: 0, slow: 0 });
     }
 
     #[test]
     fn an_export_keeps_order() {
-        let window = CountWindow::new(3);
+        let window = CountWindow::new(3, 1);
         window.reset(1);
         for failed in [true, true, false, false, true] {
             window.add(1, sample(failed, false));
         }
-        let other = CountWindow::new(3);
+        let other = CountWindow::new(3, 4);
         other.reset(4);
         other.import(4, &window.export(1));
-        assert_eq!(other.sum(4), window.sum(1));
-        other.add(4, sample(false, false));
-        other.add(4, sample(false, false));
+        assert_eq!(other.export(4), window.export(1));
+        other.add(4, OK);
+        other.add(4, OK);
         assert_eq!(other.sum(4).failures, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn it_holds_the_last_calls(
+            span in 1..70_u32,
+            resets in 0..3_u8,
+            calls in prop::collection::vec(
+                (prop::bool::weighted(0.3), prop::bool::weighted(0.2)),
+                1..400,
+            ),
+        ) {
+            let window = CountWindow::new(span, 2);
+            for generation in 0..=resets {
+                window.reset(generation);
+                let mut last = VecDeque::new();
+                for (failed, slow) in &calls {
+                    window.add(generation, sample(*failed, *slow));
+                    last.push_back((*failed, *slow));
+                    if last.len() > span as usize {
+                        last.pop_front();
+                    }
+                    let count = |is: fn(&(bool, bool)) -> bool| {
+                        last.iter().filter(|call| is(call)).count() as u64
+                    };
+                    prop_assert_eq!(window.sum(generation), Counts {
+                        calls: last.len() as u64,
+                        failures: count(|call| call.0),
+                        slow: count(|call| call.1),
+                    });
+                }
+            }
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! Sliding windows over the outcomes of calls.
 //!
-//! Both kinds are exact for one caller, and for many callers lose or double nothing: each word is
+//! Both kinds are exact for one caller, and for many callers lose or double nothing: each counter is
 //! changed by compare-and-swap and carries the generation it counts for, so that a recorder that
-//! slept through a change of state can never count in the new one.
+//! slept through a change of state can never count in the new one. Counters are kept in several
+//! stripes, among which threads are spread: a fight of two threads for a cache line costs several
+//! times the rest of a record.
 
 mod count;
 mod time;
@@ -38,7 +40,15 @@ impl Counts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
     Time { width: u64, buckets: u32, stripes: u32 },
-    Count { calls: u32 },
+    Count { calls: u32, stripes: u32 },
+}
+
+impl Shape {
+    pub(crate) const fn stripes(self) -> u32 {
+        match self {
+            Self::Time { stripes, .. } | Self::Count { stripes, .. } => stripes,
+        }
+    }
 }
 
 /// What one call was.
@@ -52,7 +62,6 @@ pub(crate) struct Sample {
 pub(crate) type Export = Vec<(u32, Counts)>;
 
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one for each breaker, and never moved")]
 pub(crate) enum Window {
     Time(TimeWindow),
     Count(CountWindow),
@@ -64,12 +73,22 @@ impl Window {
             Shape::Time { width, buckets, stripes } => {
                 Self::Time(TimeWindow::new(width, buckets, stripes))
             }
-            Shape::Count { calls } => Self::Count(CountWindow::new(calls)),
+            Shape::Count { calls, stripes } => Self::Count(CountWindow::new(calls, stripes)),
+        }
+    }
+
+    /// [`add`](Self::add) for a call that was neither failed nor slow.
+    #[inline]
+    pub(crate) fn add_good(&self, generation: u8, now: u64) {
+        match self {
+            Self::Time(window) => window.add_good(generation, now),
+            Self::Count(window) => {
+                window.add_good(generation);
+            }
         }
     }
 
     /// Counts one call for `generation`; nothing happens if the window has moved on from it.
-    #[inline]
     pub(crate) fn add(&self, generation: u8, now: u64, sample: Sample) {
         match self {
             Self::Time(window) => window.add(generation, now, sample),

@@ -40,14 +40,13 @@ struct Retired {
 
 /// The bucket of `now` and the `buckets - 1` before it.
 ///
-/// Each bucket is kept in several stripes among which threads are spread, so that two of them
-/// seldom fight for a cache line: a fight costs several times the rest of a record.
+/// Each bucket is kept in several stripes.
 #[derive(Debug)]
 pub(crate) struct TimeWindow {
     /// Nanoseconds of a bucket.
     width: u64,
-    /// `2^64 / width`, rounded down: a division costs more than the rest of a record.
-    reciprocal: u64,
+    /// The bucket last turned to, as `now / width`: a division costs more than the rest of a record.
+    present: AtomicU64,
     span: u32,
     /// Buckets of a stripe: a power of two, so that the place needs no division either.
     places: usize,
@@ -63,7 +62,7 @@ impl TimeWindow {
         let stripes = stripes.max(1).next_power_of_two() as usize;
         Self {
             width,
-            reciprocal: ((1_u128 << 64) / u128::from(width)) as u64,
+            present: AtomicU64::new(0),
             span,
             places,
             buckets: (0..places * stripes).map(|_| Bucket::new()).collect(),
@@ -78,9 +77,18 @@ impl TimeWindow {
     /// `now / width`, in 32 bits.
     #[inline]
     fn epoch(&self, now: u64) -> u32 {
-        let estimate = ((u128::from(now) * u128::from(self.reciprocal)) >> 64) as u64;
-        let missed = u64::from(now - estimate * self.width >= self.width);
-        (estimate + missed) as u32
+        let present = self.present.load(Relaxed);
+        let since = now.checked_sub(present * self.width);
+        if since.is_some_and(|since| since < self.width) { present as u32 } else { self.turn(now) }
+    }
+
+    /// The epoch of a moment outside the present bucket.
+    #[cold]
+    fn turn(&self, now: u64) -> u32 {
+        let epoch = now / self.width;
+        // One that is late does not take the others back with it.
+        self.present.fetch_max(epoch, Relaxed);
+        epoch as u32
     }
 
     /// The bucket of an epoch in a thread's own stripe.
@@ -98,11 +106,22 @@ impl TimeWindow {
         stripes.map(|bucket| bucket.counts(tag)).fold(Counts::default(), Counts::plus)
     }
 
+    /// Counts a call that was neither failed nor slow.
     #[inline]
+    pub(super) fn add_good(&self, generation: u8, now: u64) {
+        let tag = Tag { generation, epoch: self.epoch(now) };
+        if !self.own_bucket(tag.epoch).calls.step(tag) {
+            self.add_at(tag, Sample::default());
+        }
+    }
+
     pub(super) fn add(&self, generation: u8, now: u64, sample: Sample) {
-        let epoch = self.epoch(now);
-        let tag = Tag { generation, epoch };
-        let bucket = self.own_bucket(epoch);
+        self.add_at(Tag { generation, epoch: self.epoch(now) }, sample);
+    }
+
+    #[cold]
+    fn add_at(&self, tag: Tag, sample: Sample) {
+        let bucket = self.own_bucket(tag.epoch);
         // The call before its badness, so that no reader sees more bad calls than calls.
         match bucket.calls.add(tag) {
             Added::Late => return,
@@ -187,7 +206,7 @@ mod tests {
     const BAD: Sample = Sample { failed: true, slow: true };
 
     #[test]
-    fn the_reciprocal_divides_exactly() {
+    fn an_epoch_is_the_quotient_in_any_order_of_moments() {
         for width in [2, 3, 7, 1_000, 1_000_000, 999_999_937, 1 << 40, u64::MAX] {
             let window = TimeWindow::new(width, 1, 1);
             for base in [0, 1, width / 2, width, width.wrapping_mul(12345), u64::MAX / 3, u64::MAX]

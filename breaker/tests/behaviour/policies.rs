@@ -1,4 +1,4 @@
-//! Retry, hedge and the adaptive limit as callers see them, on paused time.
+//! Retry, hedge, queues, limits and policies as callers see them, on paused time.
 
 use std::cell::RefCell;
 use std::future::pending;
@@ -71,7 +71,7 @@ async fn each_error_is_asked_about_and_retry_after_is_kept() {
 /// Envoy's flaw: a thousand calls fail at once and all wait in back-off. Here they wait against
 /// the budget.
 #[tokio::test(start_paused = true)]
-async fn retries_that_wait_count_against_the_budget() {
+pub(super) async fn retries_that_wait_count_against_the_budget() {
     let mut config = RetryBudgetConfig::default();
     config.balance_max = 1_000_000;
     let budget = RetryBudget::new(config).unwrap();
@@ -142,7 +142,7 @@ async fn answer_after(time: Duration) -> Result<u128, &'static str> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hedge_goes_out_after_the_quantile_and_the_loser_is_dropped() {
+pub(super) async fn a_hedge_goes_out_after_the_quantile_and_the_loser_is_dropped() {
     let hedge = hedge(None);
     assert_eq!(hedge.delay(), 500 * MS, "too few samples");
     for n in 1..=100 {
@@ -317,4 +317,69 @@ async fn a_policy_dropped_at_any_time_keeps_nothing() {
         assert_eq!(bulkhead.stats().running, 0, "at {millis} ms");
         breaker.reset();
     }
+}
+
+#[tokio::test(start_paused = true)]
+pub(super) async fn last_come_is_first_served() {
+    let mut queue = QueueConfig::default();
+    (queue.len_max, queue.order) = (3, QueueOrder::Lifo);
+    let bulkhead = Bulkhead::new(1, queue).unwrap();
+    let place = bulkhead.try_acquire().unwrap();
+    let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
+    for caller in 0..3 {
+        let (bulkhead, served) = (bulkhead.clone(), served.clone());
+        tokio::spawn(async move {
+            let _place = bulkhead.acquire().await.unwrap();
+            served.send(caller).unwrap();
+        });
+        tokio::task::yield_now().await;
+    }
+    drop((place, served));
+    let mut callers = vec![];
+    while let Some(caller) = order.recv().await {
+        callers.push(caller);
+    }
+    assert_eq!(callers, [2, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+pub(super) async fn a_standing_queue_has_little_patience() {
+    let mut queue = QueueConfig::default();
+    queue.len_max = 3;
+    let bulkhead = Bulkhead::new(1, queue).unwrap();
+    let _place = bulkhead.try_acquire().unwrap();
+    let wait = |after: Duration| {
+        let bulkhead = bulkhead.clone();
+        async move {
+            sleep(after).await;
+            bulkhead.acquire().await.unwrap_err()
+        }
+    };
+    // The second keeps the queue from becoming empty when the first has gone.
+    let refused = tokio::join!(wait(Duration::ZERO), wait(60 * MS), wait(120 * MS));
+    let after = |millis: u32| GateError::QueueTimeout(millis * MS);
+    assert_eq!(refused, (after(100), after(100), after(5)));
+}
+
+#[test]
+pub(super) fn the_less_important_are_turned_away_first() {
+    let bulkhead = Bulkhead::new(10, QueueConfig::default()).unwrap();
+    let shedder = Shedder::new(Arc::new(bulkhead.clone()), ShedConfig::default()).unwrap();
+    let _busy: Vec<_> = (0..9).map(|_| bulkhead.try_acquire().unwrap()).collect();
+    let kept =
+        [Priority::Sheddable, Priority::SheddablePlus, Priority::Critical, Priority::CriticalPlus]
+            .map(|priority| shedder.check(priority).is_ok());
+    assert_eq!(kept, [false, false, true, true]);
+}
+
+#[tokio::test(start_paused = true)]
+pub(super) async fn an_attempt_learns_its_deadline() {
+    let policy = Policy::builder()
+        .timeout(Timeout::new(250 * MS).unwrap())
+        .timeout(Timeout::new(80 * MS).unwrap())
+        .build()
+        .unwrap();
+    let left = policy
+        .call(|attempt| async move { Ok::<_, &str>(attempt.deadline.map(Deadline::remaining)) });
+    assert_eq!(left.await, Ok(Some(80 * MS)));
 }

@@ -62,7 +62,7 @@ fn exactly_the_probes_of_a_herd_are_admitted() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_cancelled_probe_gives_its_place_back() {
+pub(super) async fn a_cancelled_probe_gives_its_place_back() {
     let (breaker, clock) = breaker(&config());
     fail(&breaker, 3);
     clock.advance(100 * MS);
@@ -110,7 +110,19 @@ fn late_answers_do_not_count() {
 }
 
 #[test]
-fn waits_grow_while_it_stays_sick_and_start_anew_when_it_was_well() {
+pub(super) fn an_answer_from_before_a_reset_does_not_count() {
+    let (breaker, _clock) = breaker(&config());
+    let early: Vec<_> = (0..3).map(|_| breaker.try_acquire().expect("closed")).collect();
+    breaker.reset();
+    for permit in early {
+        permit.failure();
+    }
+    let stats = breaker.stats();
+    assert_eq!((stats.state, stats.window.calls, stats.late), (State::Closed, 0, 3));
+}
+
+#[test]
+pub(super) fn waits_grow_while_it_stays_sick_and_start_anew_when_it_was_well() {
     let mut config = config();
     config.open_for_max = 350 * MS;
     let (breaker, clock) = breaker(&config);
@@ -151,7 +163,7 @@ fn jitter_spreads_the_waits_within_its_share() {
 }
 
 #[test]
-fn slow_calls_open_it_though_they_succeed() {
+pub(super) fn slow_calls_open_it_though_they_succeed() {
     let mut config = config();
     config.slow_rate = Some(0.5);
     config.slow_after = 20 * MS;
@@ -169,7 +181,7 @@ fn slow_calls_open_it_though_they_succeed() {
 }
 
 #[test]
-fn stuck_probes_open_it_again_and_idleness_does_not() {
+pub(super) fn stuck_probes_open_it_again_and_idleness_does_not() {
     let mut config = config();
     config.half_open_for_max = Some(50 * MS);
     let (breaker, clock) = breaker(&config);
@@ -186,7 +198,7 @@ fn stuck_probes_open_it_again_and_idleness_does_not() {
 }
 
 #[test]
-fn by_hand() {
+pub(super) fn by_hand() {
     let (breaker, _clock) = breaker(&config());
     breaker.force_open();
     let rejected = breaker.try_acquire().expect_err("forced open");
@@ -276,6 +288,36 @@ fn a_snapshot_that_does_not_fit_is_refused() {
     let mut forged = first.snapshot();
     forged.window[0].age = 10;
     assert_eq!(restore(&forged, &config()), Err(RestoreError::WindowInvalid));
+}
+
+#[test]
+pub(super) fn a_restored_half_open_breaker_probes_anew() {
+    let config = config();
+    let (first, clock) = breaker(&config);
+    fail(&first, 3);
+    clock.advance(100 * MS);
+    let _others = [(); 2].map(|()| first.try_acquire().expect("a probe"));
+    let (snapshot, clock) = (first.snapshot(), Arc::new(ManualClock::new()));
+    assert_eq!(snapshot.state, State::HalfOpen);
+    let second = Breaker::restore("b", &config, clock, &snapshot).expect("its own");
+    for _ in 0..2 {
+        second.try_acquire().expect("a probe of its own").success();
+    }
+    assert_eq!(second.state(), State::Closed);
+}
+
+#[test]
+pub(super) fn a_window_holds_what_happened_lately() {
+    let mut config = config();
+    config.window = Window::Time { span: 400 * MS, buckets: 4 };
+    let (breaker, clock) = breaker(&config);
+    for _ in 0..10 {
+        fail(&breaker, 2);
+        breaker.try_acquire().expect("closed").success();
+        let window = breaker.stats().window;
+        assert_eq!((window.calls, window.failures), (3, 2));
+        clock.advance(400 * MS);
+    }
 }
 
 #[test]
