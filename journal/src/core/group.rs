@@ -33,6 +33,11 @@ impl Core {
         *self.leader.lock() = Some(std::thread::current().id());
         let told = self.run_group_leading(now);
         *self.leader.lock() = None;
+        if self.options.manual
+            && let Err(fault) = self.seal_full_segments()
+        {
+            self.stop(&fault);
+        }
         told
     }
 
