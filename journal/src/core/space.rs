@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
@@ -20,8 +20,10 @@ pub(crate) const MANIFEST: &str = "manifest";
 /// Zeros are written and synced in pieces of this size, so that no commit waits behind a large
 /// flush...
 const ZERO_BYTES: u64 = 128 << 10;
-/// ...unless one waits for the segment.
-const ZERO_BYTES_URGENT: u64 = 1 << 20;
+/// ...of this size when they are behind the need...
+const ZERO_BYTES_LATE: u64 = 256 << 10;
+/// ...and of this size when a large commit waits for the segment and there are no small ones.
+const ZERO_BYTES_QUIET: u64 = 1 << 20;
 /// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
 const AHEAD: u64 = 100;
 
@@ -31,6 +33,7 @@ pub(crate) struct Space {
     inner: Mutex<Inner>,
     changed: Condvar,
     fill: AtomicU64,
+    quiet: AtomicBool,
     pub(crate) prepared: Prepared,
 }
 
@@ -132,8 +135,13 @@ impl Space {
             rotating: false,
             stopped: false,
         };
-        let (changed, fill) = (Condvar::new(), AtomicU64::new(0));
-        Self { inner: Mutex::new(inner), changed, fill, prepared: Prepared::default() }
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            fill: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            prepared: Prepared::default(),
+        }
     }
 
     pub(crate) fn has_spare(&self) -> bool {
@@ -175,6 +183,23 @@ impl Space {
     /// far in its preparation.
     pub(crate) fn set_fill(&self, thousandths: u64) {
         self.fill.store(thousandths, Ordering::Relaxed);
+    }
+
+    /// Whether there have been no small commits lately, which large flushes would delay.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// Bytes of zeros to write next, when so many thousandths of a segment have been written.
+    fn zero_bytes(&self, done: u64) -> u64 {
+        let urgent = self.inner.lock().urgent;
+        if urgent && self.quiet.load(Ordering::Relaxed) {
+            ZERO_BYTES_QUIET
+        } else if urgent || done < self.fill.load(Ordering::Relaxed) {
+            ZERO_BYTES_LATE
+        } else {
+            ZERO_BYTES
+        }
     }
 
     /// The active segment is full, and gets an index unless it has one.
@@ -270,10 +295,6 @@ impl Space {
         let mut inner = self.inner.lock();
         let needed = |inner: &mut Inner| !inner.urgent && !inner.stopped;
         self.changed.wait_while_for(&mut inner, needed, time);
-    }
-
-    fn is_urgent(&self) -> bool {
-        self.inner.lock().urgent
     }
 
     fn stopped(&self) -> bool {
@@ -440,10 +461,10 @@ impl Keeper {
         file: &dyn File,
         from: u64,
     ) -> Result<(), (&'static str, io::Error)> {
-        let zeros = vec![0; ZERO_BYTES_URGENT as usize];
+        let zeros = vec![0; ZERO_BYTES_QUIET as usize];
         let mut at = from;
         while at < self.segment_bytes && !space.stopped() {
-            let piece = if space.is_urgent() { ZERO_BYTES_URGENT } else { ZERO_BYTES };
+            let piece = space.zero_bytes(at * 1000 / self.segment_bytes);
             let length = (self.segment_bytes - at).min(piece);
             write_all_at(file, &zeros[..length as usize], at).map_err(|error| ("write", error))?;
             file.sync_data().map_err(|error| ("sync", error))?;
