@@ -6,60 +6,86 @@
 //!
 //! Ends with status 1 when something is wrong.
 
+use std::fmt::{self, Write as _};
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use voussoir_journal::{DiskFiles, Health, Report, inspect};
 
 fn main() -> ExitCode {
     let Some(dir) = std::env::args().nth(1) else {
-        eprintln!("usage: inspect DIR");
+        say(format_args!("usage: inspect DIR\n"));
         return ExitCode::from(2);
     };
     let files = match DiskFiles::existing(&dir) {
         Ok(files) => files,
         Err(error) => {
-            eprintln!("{dir}: {error}");
+            say(format_args!("{dir}: {error}\n"));
             return ExitCode::from(2);
         }
     };
     let found = inspect(&files, &mut |progress| {
         let (done, total) = (progress.segments, progress.segments_total);
-        eprint!("\r{done}/{total} segments, {} MiB verified", progress.bytes >> 20);
+        say(format_args!("\r{done}/{total} segments, {} MiB verified", progress.bytes >> 20));
     });
-    eprintln!();
-    match found {
-        Ok(report) => print(&report),
+    say(format_args!("\n"));
+    let report = match found {
+        Ok(report) => report,
         Err(error) => {
-            eprintln!("{dir}: {error}");
+            say(format_args!("{dir}: {error}\n"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut text = String::new();
+    if describe(&report, &mut text).is_err() {
+        return ExitCode::FAILURE;
+    }
+    // Whoever reads may have seen enough, as `head` has; the verdict is the same.
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            say(format_args!("{error}\n"));
             ExitCode::FAILURE
         }
+        _ if is_whole(&report) => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 
-fn print(report: &Report) -> ExitCode {
-    println!("journal {:032x}, opened {} times", report.journal, report.epoch);
-    println!("last LSN {}, durable up to {}", report.last_lsn, report.durable_lsn);
-    println!("\nsegment           sequence  role    frames        bytes");
+/// Tells how far it is, to whoever listens.
+fn say(text: fmt::Arguments<'_>) {
+    let _ = io::stderr().write_fmt(text);
+}
+
+fn is_whole(report: &Report) -> bool {
+    !report.names_missing
+        && report.problems.is_empty()
+        && report.logs.iter().all(|log| log.health == Health::Intact)
+}
+
+fn describe(report: &Report, out: &mut String) -> fmt::Result {
+    writeln!(out, "journal {:032x}, opened {} times", report.journal, report.epoch)?;
+    writeln!(out, "last LSN {}, durable up to {}", report.last_lsn, report.durable_lsn)?;
+    writeln!(out, "\nsegment           sequence  role    frames        bytes")?;
     for segment in &report.segments {
         let (name, sequence, role) = (&segment.name, segment.sequence, segment.role);
         let (frames, bytes) = (segment.frames, segment.bytes);
-        println!("{name}  {sequence:>8}  {:<6}  {frames:>6}  {bytes:>11}", format!("{role:?}"));
+        let role = format!("{role:?}");
+        writeln!(out, "{name}  {sequence:>8}  {role:<6}  {frames:>6}  {bytes:>11}")?;
     }
-    println!(
+    writeln!(
+        out,
         "\nlog                               first         end  segments        bytes  health"
-    );
-    let mut whole = !report.names_missing && report.problems.is_empty();
+    )?;
     for log in &report.logs {
-        whole &= log.health == Health::Intact;
         let (first, end, segments, bytes) = (log.first, log.end, log.segments, log.bytes);
-        let name = log.name.to_string();
-        println!("{name:<28} {first:>10}  {end:>10}  {segments:>8}  {bytes:>11}  {:?}", log.health);
+        let (name, health) = (log.name.to_string(), &log.health);
+        writeln!(out, "{name:<28} {first:>10}  {end:>10}  {segments:>8}  {bytes:>11}  {health:?}")?;
     }
     if report.names_missing {
-        println!("\nthe creation of logs may have been lost");
+        writeln!(out, "\nthe creation of logs may have been lost")?;
     }
     for problem in &report.problems {
-        println!("\nproblem: {problem:?}");
+        writeln!(out, "\nproblem: {problem:?}")?;
     }
-    if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(())
 }

@@ -16,6 +16,7 @@ pub(crate) mod group;
 pub(crate) mod log;
 pub(crate) mod queue;
 pub(crate) mod reader;
+pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod shape;
 pub(crate) mod space;
@@ -71,6 +72,7 @@ pub(crate) struct Counters {
     pub(crate) commits: AtomicU64,
     pub(crate) groups: AtomicU64,
     pub(crate) syncs: AtomicU64,
+    pub(crate) sync_nanos: AtomicU64,
     pub(crate) bytes: AtomicU64,
     pub(crate) rotations: AtomicU64,
     pub(crate) marks: AtomicU64,

@@ -101,12 +101,20 @@ pub struct Stats {
     pub groups: u64,
     /// Syncs of segments, outside the preparation of new ones.
     pub syncs: u64,
-    /// Bytes written to segments.
+    /// Time that those syncs took, all together; not measured with [`Options::manual`].
+    pub sync_time: Duration,
+    /// Bytes written to segments, outside the preparation of new ones.
     pub bytes_written: u64,
     /// Times a segment was full and the next one begun.
     pub rotations: u64,
     /// Idle and closing marks written.
     pub marks: u64,
+    /// Segment files created.
+    pub segments_created: u64,
+    /// Segment files used again.
+    pub segments_recycled: u64,
+    /// Bytes of zeros with which new files were filled.
+    pub bytes_zeroed: u64,
     /// Segments that are in use or ready.
     pub segments: usize,
     /// Segment files, with those that wait to be used again.
@@ -249,14 +257,18 @@ impl Journal {
         let core = self.core();
         let (segments, files) = core.space.counts();
         let state = core.state.lock();
-        let counters = &core.counters;
+        let (counters, prepared) = (&core.counters, &core.space.prepared);
         Stats {
             commits: counters.commits.load(Ordering::Relaxed),
             groups: counters.groups.load(Ordering::Relaxed),
             syncs: counters.syncs.load(Ordering::Relaxed),
+            sync_time: Duration::from_nanos(counters.sync_nanos.load(Ordering::Relaxed)),
             bytes_written: counters.bytes.load(Ordering::Relaxed),
             rotations: counters.rotations.load(Ordering::Relaxed),
             marks: counters.marks.load(Ordering::Relaxed),
+            segments_created: prepared.created.load(Ordering::Relaxed),
+            segments_recycled: prepared.recycled.load(Ordering::Relaxed),
+            bytes_zeroed: prepared.bytes_zeroed.load(Ordering::Relaxed),
             segments,
             files,
             pending_bytes: state.pending_bytes,
@@ -369,8 +381,13 @@ fn wait_for_company(core: &Core, told: usize, limit: Duration) {
 }
 
 fn keep_until_closed(core: &Core) {
-    while core.space.wait_for_need() == Need::Spare {
-        if let Err(fault) = core.prepare() {
+    loop {
+        let done = match core.space.wait_for_need() {
+            Need::Seal => core.seal_full_segments(),
+            Need::Spare => core.prepare().map(|_| ()),
+            Need::Nothing | Need::Stop => return,
+        };
+        if let Err(fault) = done {
             core.stop(&fault);
             return;
         }

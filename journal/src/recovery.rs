@@ -11,11 +11,12 @@ use crate::config::Options;
 use crate::core::cache::{Buffers, IndexCache};
 use crate::core::queue::State;
 use crate::core::reader::{find_index, read_directory};
+use crate::core::seal::write_trailer;
 use crate::core::segment::Segment;
 use crate::core::shape::UNKNOWN;
 use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
 use crate::core::view::Extent;
-use crate::core::writer::{Active, Staged, Writer, write_trailer};
+use crate::core::writer::{Active, Staged, Writer};
 use crate::core::{Core, Counters};
 use crate::error::{Fault, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
@@ -590,5 +591,6 @@ fn begin_epoch(core: &Core, spare: Option<Arc<Segment>>) -> Result<(), OpenError
     core.write_staged(writer)?;
     core.sync(writer)?;
     writer.marked = writer.next_lsn - 1;
+    core.seal_full_segments()?;
     Ok(())
 }

@@ -33,6 +33,11 @@ impl Core {
         *self.leader.lock() = Some(std::thread::current().id());
         let told = self.run_group_leading(now);
         *self.leader.lock() = None;
+        if self.options.manual
+            && let Err(fault) = self.seal_full_segments()
+        {
+            self.stop(&fault);
+        }
         told
     }
 
@@ -68,7 +73,11 @@ impl Core {
     fn fill(&self, writer: &mut Writer) -> Result<Filled, Fault> {
         loop {
             let mut room = writer.room(self.space.has_spare());
-            let taken = self.state.lock().take(&mut writer.next_lsn, &mut room);
+            let (taken, quiet) = {
+                let mut state = self.state.lock();
+                (state.take(&mut writer.next_lsn, &mut room), state.is_quiet())
+            };
+            self.space.set_quiet(quiet);
             match taken {
                 Taken::Nothing => return Ok(Filled::Nothing),
                 Taken::Group(group) => return Ok(Filled::Group(group)),

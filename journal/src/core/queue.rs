@@ -455,8 +455,8 @@ impl State {
         let turn = group.is_empty() || self.bulk_is_due;
         self.quiet = if group.is_empty() { self.quiet.saturating_add(1) } else { 0 };
         if fits && turn {
-            let quiet = self.quiet > QUIET_GROUPS;
-            let mut share = self.limits.bulk_share * if quiet { QUIET_SHARES } else { 1 };
+            let shares = if self.is_quiet() { QUIET_SHARES } else { 1 };
+            let mut share = self.limits.bulk_share * shares;
             let mut any = false;
             while let Some(queued) = self.bulk.front() {
                 if any && queued.bytes > share {
@@ -477,6 +477,11 @@ impl State {
             self.bulk_is_due = true;
         }
         if group.is_empty() { Taken::NoRoom } else { Taken::Group(group) }
+    }
+
+    /// Whether there has been no small commit for some time.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.quiet > QUIET_GROUPS
     }
 
     fn number(&mut self, mut queued: Queued, next_lsn: &mut u64) -> Queued {

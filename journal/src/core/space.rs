@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
+use super::seal::Seal;
 use super::segment::Segment;
 use crate::error::{Fault, LogName};
 use crate::files::{File, Files, write_all_at};
@@ -19,8 +20,10 @@ pub(crate) const MANIFEST: &str = "manifest";
 /// Zeros are written and synced in pieces of this size, so that no commit waits behind a large
 /// flush...
 const ZERO_BYTES: u64 = 128 << 10;
-/// ...unless one waits for the segment.
-const ZERO_BYTES_URGENT: u64 = 1 << 20;
+/// ...of this size when they are behind the need...
+const ZERO_BYTES_LATE: u64 = 256 << 10;
+/// ...and of this size when a large commit waits for the segment and there are no small ones.
+const ZERO_BYTES_QUIET: u64 = 1 << 20;
 /// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
 const AHEAD: u64 = 100;
 
@@ -30,12 +33,24 @@ pub(crate) struct Space {
     inner: Mutex<Inner>,
     changed: Condvar,
     fill: AtomicU64,
+    quiet: AtomicBool,
+    pub(crate) prepared: Prepared,
+}
+
+/// What preparing segments has done so far.
+#[derive(Debug, Default)]
+pub(crate) struct Prepared {
+    pub(crate) created: AtomicU64,
+    pub(crate) recycled: AtomicU64,
+    pub(crate) bytes_zeroed: AtomicU64,
 }
 
 #[derive(Debug)]
 struct Inner {
     /// Full, by sequence.
     sealed: BTreeMap<u64, Arc<Segment>>,
+    /// Indexes that are still to be written into full ones.
+    seals: VecDeque<Seal>,
     spares: VecDeque<Arc<Segment>>,
     /// Slots whose files may be overwritten.
     free: Vec<u32>,
@@ -51,8 +66,8 @@ struct Inner {
     hopes: u64,
     /// A commit waits for a spare.
     urgent: bool,
-    /// The last spare has been taken, and the group for it is on its way to the disk: preparing
-    /// the next one would only get in its way.
+    /// A spare has been taken, and the group for it is on its way to the disk: whatever else is
+    /// written would only get in its way.
     rotating: bool,
     stopped: bool,
 }
@@ -96,6 +111,7 @@ impl From<Fault> for PrepareError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
     Nothing,
+    Seal,
     Spare,
     Stop,
 }
@@ -105,6 +121,7 @@ impl Space {
         let sealed = census.sealed.into_iter().map(|segment| (segment.sequence, segment)).collect();
         let inner = Inner {
             sealed,
+            seals: VecDeque::new(),
             spares: census.spares.into(),
             free: census.free,
             files: census.files,
@@ -118,7 +135,13 @@ impl Space {
             rotating: false,
             stopped: false,
         };
-        Self { inner: Mutex::new(inner), changed: Condvar::new(), fill: AtomicU64::new(0) }
+        Self {
+            inner: Mutex::new(inner),
+            changed: Condvar::new(),
+            fill: AtomicU64::new(0),
+            quiet: AtomicBool::new(false),
+            prepared: Prepared::default(),
+        }
     }
 
     pub(crate) fn has_spare(&self) -> bool {
@@ -162,16 +185,44 @@ impl Space {
         self.fill.store(thousandths, Ordering::Relaxed);
     }
 
-    /// The active segment is full.
-    pub(crate) fn sealed(&self, segment: Arc<Segment>) {
-        self.inner.lock().sealed.insert(segment.sequence, segment);
+    /// Whether there have been no small commits lately, which large flushes would delay.
+    pub(crate) fn set_quiet(&self, quiet: bool) {
+        self.quiet.store(quiet, Ordering::Relaxed);
+    }
+
+    /// Bytes of zeros to write next, when so many thousandths of a segment have been written.
+    fn zero_bytes(&self, done: u64) -> u64 {
+        let urgent = self.inner.lock().urgent;
+        if urgent && self.quiet.load(Ordering::Relaxed) {
+            ZERO_BYTES_QUIET
+        } else if urgent || done < self.fill.load(Ordering::Relaxed) {
+            ZERO_BYTES_LATE
+        } else {
+            ZERO_BYTES
+        }
+    }
+
+    /// The active segment is full, and gets an index unless it has one.
+    pub(crate) fn sealed(&self, segment: Arc<Segment>, seal: Option<Seal>) {
+        let mut inner = self.inner.lock();
+        inner.sealed.insert(segment.sequence, segment);
+        inner.seals.extend(seal);
+    }
+
+    /// The next index to be written.
+    pub(crate) fn next_seal(&self) -> Option<Seal> {
+        self.inner.lock().seals.pop_front()
     }
 
     /// The table at the start of this segment is durable.
     pub(crate) fn base_is_durable(&self, sequence: u64) {
-        let mut inner = self.inner.lock();
-        inner.base = inner.base.max(sequence);
-        inner.rotating = false;
+        {
+            let mut inner = self.inner.lock();
+            inner.base = inner.base.max(sequence);
+            inner.rotating = false;
+        }
+        // Not under the lock, which would be handed to the keeper, asleep, while this thread
+        // needs it again.
         self.changed.notify_all();
     }
 
@@ -184,7 +235,8 @@ impl Space {
             return false;
         }
         let stuck = std::mem::take(&mut inner.stuck);
-        if stuck || inner.spares.is_empty() {
+        drop(inner);
+        if stuck {
             self.changed.notify_all();
         }
         stuck
@@ -216,7 +268,11 @@ impl Space {
     fn need_of(inner: &Inner) -> Need {
         if inner.stopped {
             Need::Stop
-        } else if inner.spares.is_empty() && !inner.stuck && !inner.rotating {
+        } else if inner.rotating {
+            Need::Nothing
+        } else if !inner.seals.is_empty() {
+            Need::Seal
+        } else if inner.spares.is_empty() && !inner.stuck {
             Need::Spare
         } else {
             Need::Nothing
@@ -237,13 +293,8 @@ impl Space {
     /// Waits, unless a commit is in need or the journal stops.
     pub(crate) fn pause(&self, time: Duration) {
         let mut inner = self.inner.lock();
-        if !inner.urgent && !inner.stopped {
-            self.changed.wait_for(&mut inner, time);
-        }
-    }
-
-    fn is_urgent(&self) -> bool {
-        self.inner.lock().urgent
+        let needed = |inner: &mut Inner| !inner.urgent && !inner.stopped;
+        self.changed.wait_while_for(&mut inner, needed, time);
     }
 
     fn stopped(&self) -> bool {
@@ -322,7 +373,10 @@ impl Keeper {
                 None => self.create(space)?,
             },
         };
+        let Prepared { created, recycled, .. } = &space.prepared;
+        let count = if file.is_some() { created } else { recycled };
         let segment = self.prepare_slot(space, slot, file)?;
+        count.fetch_add(1, Ordering::Relaxed);
         self.manifest.live.retain(|life| !dead.iter().any(|dead| dead.sequence == life.sequence));
         self.manifest.live.push(Life { sequence: segment.sequence, slot });
         self.write_manifest()?;
@@ -407,14 +461,15 @@ impl Keeper {
         file: &dyn File,
         from: u64,
     ) -> Result<(), (&'static str, io::Error)> {
-        let zeros = vec![0; ZERO_BYTES_URGENT as usize];
+        let zeros = vec![0; ZERO_BYTES_QUIET as usize];
         let mut at = from;
         while at < self.segment_bytes && !space.stopped() {
-            let piece = if space.is_urgent() { ZERO_BYTES_URGENT } else { ZERO_BYTES };
+            let piece = space.zero_bytes(at * 1000 / self.segment_bytes);
             let length = (self.segment_bytes - at).min(piece);
             write_all_at(file, &zeros[..length as usize], at).map_err(|error| ("write", error))?;
             file.sync_data().map_err(|error| ("sync", error))?;
             at += length;
+            space.prepared.bytes_zeroed.fetch_add(length, Ordering::Relaxed);
             let needed = space.fill.load(Ordering::Relaxed) + AHEAD;
             if at < self.segment_bytes && at * 1000 / self.segment_bytes > needed {
                 let nanos = length.saturating_mul(1_000_000_000) / self.bytes_per_second;

@@ -241,10 +241,13 @@ impl Core {
         // A keeper in the middle of its work must not be waited for.
         self.space.stop();
         let outcome = match self.refusal() {
-            Some(Error::Closed) | None => self.mark_closed().map_err(|fault| {
-                self.stop(&fault);
-                Error::Failed { fault }
-            }),
+            Some(Error::Closed) | None => {
+                let closed = self.seal_full_segments().and_then(|()| self.mark_closed());
+                closed.map_err(|fault| {
+                    self.stop(&fault);
+                    Error::Failed { fault }
+                })
+            }
             Some(error) => Err(error),
         };
         self.unpark_writer();

@@ -26,8 +26,8 @@ pub(crate) struct Extent {
     pub(crate) last: u64,
     /// Bytes of the payloads, as far as whole batches are concerned.
     pub(crate) bytes: u64,
-    /// By position. Kept for the segment that is being written; a sealed one has an index.
-    pub(crate) batches: Option<VecDeque<BatchRef>>,
+    /// By position. Kept until the segment has an index; whoever writes that shares them.
+    pub(crate) batches: Option<Arc<VecDeque<BatchRef>>>,
 }
 
 /// Where to look for a position.
@@ -44,13 +44,13 @@ pub(crate) enum Located {
 impl Extent {
     pub(crate) fn new(segment: Arc<Segment>, first: u64) -> Self {
         segment.pin();
-        let batches = Some(VecDeque::new());
+        let batches = Some(Arc::default());
         Self { segment, first, end: first, last: 0, bytes: 0, batches }
     }
 
     fn truncate(&mut self, from: u64) {
         self.end = from;
-        if let Some(batches) = &mut self.batches {
+        if let Some(batches) = self.batches.as_mut().map(Arc::make_mut) {
             while batches.back().is_some_and(|batch| batch.first >= from) {
                 batches.pop_back();
             }
@@ -59,7 +59,7 @@ impl Extent {
 
     fn release(&mut self, upto: u64) {
         self.first = upto;
-        if let Some(batches) = &mut self.batches {
+        if let Some(batches) = self.batches.as_mut().map(Arc::make_mut) {
             while batches.get(1).is_some_and(|next| next.first <= upto) {
                 batches.pop_front();
             }
@@ -89,7 +89,7 @@ impl View {
             extent.end = end;
             extent.last = lsn;
             extent.bytes += u64::from(batch.length);
-            extent.batches.get_or_insert_default().push_back(batch);
+            Arc::make_mut(extent.batches.get_or_insert_default()).push_back(batch);
         }
         new
     }
@@ -166,7 +166,7 @@ impl View {
         self.extents.iter().rev().find(|extent| Arc::ptr_eq(&extent.segment, segment))
     }
 
-    /// The segment has been sealed: its index has the batches from now on.
+    /// The segment has an index, which has the batches from now on.
     pub(crate) fn seal(&mut self, segment: &Arc<Segment>) {
         if let Some(extent) =
             self.extents.iter_mut().rev().find(|extent| Arc::ptr_eq(&extent.segment, segment))

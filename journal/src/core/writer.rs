@@ -4,6 +4,7 @@ use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -13,8 +14,7 @@ use super::{Core, Counters};
 use crate::error::Fault;
 use crate::files::{write_all_at, write_all_vectored};
 use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKind};
-use crate::format::index::{self, DIRECTORY_ENTRY, DirectoryEntry, ENTRY};
-use crate::format::segment::Trailer;
+use crate::format::index::{self, DIRECTORY_ENTRY, ENTRY};
 use crate::format::table::{Table, TableEntry};
 use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, frame, padded};
 use crate::mutant::Mutant;
@@ -72,6 +72,11 @@ enum Piece {
 }
 
 impl Staged {
+    /// Nothing yet, to be written at this offset.
+    pub(crate) fn new(at: u64) -> Self {
+        Self { at, ..Self::default() }
+    }
+
     /// Where the next frame begins.
     pub(crate) fn end(&self) -> u64 {
         self.at + self.length
@@ -123,7 +128,23 @@ impl Staged {
         }
     }
 
-    fn write(&self, segment: &Segment) -> std::io::Result<()> {
+    /// A frame of one or two small payloads.
+    pub(crate) fn put_plain(
+        &mut self,
+        segment: &Segment,
+        header: &Header,
+        sections: &[Section],
+        payloads: &[&[u8]],
+    ) {
+        let place = segment.place(self.end());
+        header.encode(sections, place, self.reserve(header.head as usize));
+        for payload in payloads {
+            self.put(payload);
+            self.pad();
+        }
+    }
+
+    pub(crate) fn write(&self, segment: &Segment) -> std::io::Result<()> {
         if let [Piece::Copied(range)] = self.pieces.as_slice() {
             return write_all_at(&*segment.file, &self.bytes[range.clone()], self.at);
         }
@@ -214,15 +235,10 @@ impl Writer {
     /// Stages a frame of one or two small payloads.
     fn stage_plain(&mut self, header: &Header, sections: &[Section], payloads: &[&[u8]]) {
         self.staged.begin(self.active.tail);
-        let place = self.active.segment.place(self.staged.end());
-        header.encode(sections, place, self.staged.reserve(header.head as usize));
-        for payload in payloads {
-            self.staged.put(payload);
-            self.staged.pad();
-        }
+        self.staged.put_plain(&self.active.segment, header, sections, payloads);
     }
 
-    fn take_lsn(&mut self) -> u64 {
+    pub(crate) fn take_lsn(&mut self) -> u64 {
         self.next_lsn += 1;
         self.next_lsn - 1
     }
@@ -271,18 +287,24 @@ impl Writer {
         let end = self.tail() + frame::HEADER_BYTES as u64 + index;
         !active.sealed && end <= active.segment.size - TRAILER_BYTES
     }
+}
 
-    fn section(kind: SectionKind, position: u64, count: usize, payload: &[u8]) -> Section {
-        Section {
-            log: 0,
-            position,
-            previous: 0,
-            count: count as u32,
-            length: payload.len() as u32,
-            crc: crc32c(payload),
-            kind,
-            heals: false,
-        }
+/// A section that belongs to no log.
+pub(crate) fn plain_section(
+    kind: SectionKind,
+    position: u64,
+    count: usize,
+    payload: &[u8],
+) -> Section {
+    Section {
+        log: 0,
+        position,
+        previous: 0,
+        count: count as u32,
+        length: payload.len() as u32,
+        crc: crc32c(payload),
+        kind,
+        heals: false,
     }
 }
 
@@ -294,7 +316,7 @@ fn sections_of(queued: &Queued) -> Vec<Section> {
         if part.creates {
             let name = part.log.name();
             let payload = name.namespace.as_bytes();
-            let mut create = Writer::section(SectionKind::Create, name.id, 0, payload);
+            let mut create = plain_section(SectionKind::Create, name.id, 0, payload);
             create.log = part.number;
             sections.push(create);
             previous = queued.lsn;
@@ -335,6 +357,8 @@ impl Core {
     pub(crate) fn sync(&self, writer: &mut Writer) -> Result<(), Fault> {
         writer.check()?;
         let segment = &writer.active.segment;
+        // A journal without threads is deterministic, and so are its figures.
+        let began = (!self.options.manual).then(Instant::now);
         let synced = match segment.file.sync_data() {
             Err(_) if self.is(Mutant::RetryAfterFailedSync) => segment.file.sync_data(),
             other => other,
@@ -343,6 +367,8 @@ impl Core {
             let fault = Fault::new("sync", segment.name(), &error);
             return Err(writer.fail(fault));
         }
+        let nanos = began.map_or(0, |began| began.elapsed().as_nanos() as u64);
+        Counters::add(&self.counters.sync_nanos, nanos);
         Counters::add(&self.counters.syncs, 1);
         writer.unsynced = false;
         self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);
@@ -353,81 +379,23 @@ impl Core {
         Ok(())
     }
 
-    /// Leaves the active segment for a spare: makes its commits durable, seals it, and stages the
-    /// table with which the next one begins. The index is not synced: without it a recovery reads
-    /// the frames, and a commit that needs a new segment costs one sync like any other.
+    /// Leaves the active segment for a spare: makes its commits durable, leaves its index to be
+    /// written later, and stages the table with which the next one begins. So a commit that needs
+    /// a new segment costs one write and one sync like any other.
     pub(crate) fn rotate(&self, writer: &mut Writer, spare: Arc<Segment>) -> Result<(), Fault> {
         if writer.unsynced && !self.is(Mutant::NoSyncBeforeRotation) {
             self.sync(writer)?;
         }
-        if !writer.active.sealed {
-            self.seal(writer)?;
-            writer.unsynced = false;
-        }
+        writer.unsynced = false;
+        let seal = (!writer.active.sealed).then(|| self.seal_of(writer));
         let active =
             Active { segment: spare, tail: FRAMES_AT, sealed: false, logs: vec![], batches: 0 };
         let old = std::mem::replace(&mut writer.active, active);
-        self.space.sealed(Arc::clone(&old.segment));
-        {
-            let mut state = self.state.lock();
-            for log in &old.logs {
-                if let Some(log) = state.logs.get_mut(*log as usize).and_then(Option::as_mut) {
-                    log.inner.view.write().seal(&old.segment);
-                }
-            }
-        }
+        self.space.sealed(old.segment, seal);
         self.stage_table(writer);
         writer.sync_next = true;
         Counters::add(&self.counters.rotations, 1);
         Ok(())
-    }
-
-    /// Writes the index and the trailer of the active segment.
-    fn seal(&self, writer: &mut Writer) -> Result<(), Fault> {
-        let (directory, logs, entries, batches) = self.collect_index(&writer.active);
-        let lsn = writer.take_lsn();
-        let sections = [
-            Writer::section(SectionKind::Directory, 0, logs, &directory),
-            Writer::section(SectionKind::Entries, 0, batches, &entries),
-        ];
-        let mut header = Header::new(FrameKind::Index, lsn, writer.epoch, &sections);
-        header.mark = self.durable_lsn();
-        let offset = writer.active.tail;
-        writer.stage_plain(&header, &sections, &[&directory, &entries]);
-        self.write_staged(writer)?;
-        writer.active.sealed = true;
-        write_trailer(&writer.active.segment, offset, u64::from(header.length), lsn)
-    }
-
-    fn collect_index(&self, active: &Active) -> (Vec<u8>, usize, Vec<u8>, usize) {
-        let state = self.state.lock();
-        let mut listed: Vec<u32> = active.logs.clone();
-        listed.sort_unstable();
-        listed.dedup();
-        let (mut directory, mut entries) = (Vec::new(), Vec::new());
-        let (mut logs, mut batches) = (0, 0);
-        for log in listed {
-            let Some(log) = state.logs.get(log as usize).and_then(Option::as_ref) else { continue };
-            let view = log.inner.view.read();
-            let Some(extent) = view.extent_in(&active.segment) else { continue };
-            let Some(found) = extent.batches.as_ref() else { continue };
-            let found: Vec<_> = found.iter().copied().collect();
-            let crc = index::encode_entries(&found, &mut entries);
-            let entry = DirectoryEntry {
-                log: view.shape.number,
-                first: extent.first,
-                end: extent.end,
-                last: extent.last,
-                at: batches as u32,
-                count: found.len() as u32,
-                crc,
-                bytes: u32::try_from(extent.bytes).unwrap_or(u32::MAX),
-            };
-            entry.encode(&mut directory);
-            logs += 1;
-            batches += found.len();
-        }
-        (directory, logs, entries, batches)
     }
 
     /// Stages the table of all logs, as what has been written left them.
@@ -452,23 +420,10 @@ impl Core {
         drop(state);
         let payload = table.encode();
         let count = table.logs.len();
-        let section = Writer::section(SectionKind::Table, next_number, count, &payload);
+        let section = plain_section(SectionKind::Table, next_number, count, &payload);
         let lsn = writer.take_lsn();
         let mut header = Header::new(FrameKind::Table, lsn, writer.epoch, &[section]);
         header.mark = self.durable_lsn();
         writer.stage_plain(&header, &[section], &[&payload]);
     }
-}
-
-/// Writes the trailer that points at the index of a sealed segment.
-pub(crate) fn write_trailer(
-    segment: &Segment,
-    offset: u64,
-    length: u64,
-    lsn: u64,
-) -> Result<(), Fault> {
-    let at = segment.size - TRAILER_BYTES;
-    let trailer = Trailer { offset, length, lsn }.encode(segment.place(at));
-    write_all_at(&*segment.file, &trailer, at)
-        .map_err(|error| Fault::new("write", segment.name(), &error))
 }

@@ -90,7 +90,10 @@ impl DirectoryEntry {
 }
 
 /// Appends the entries of one log and answers their checksum.
-pub(crate) fn encode_entries(batches: &[BatchRef], out: &mut Vec<u8>) -> u32 {
+pub(crate) fn encode_entries<'a>(
+    batches: impl Iterator<Item = &'a BatchRef>,
+    out: &mut Vec<u8>,
+) -> u32 {
     let start = out.len();
     for batch in batches {
         out.extend_from_slice(&batch.first.to_le_bytes());

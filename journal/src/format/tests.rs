@@ -227,7 +227,7 @@ proptest! {
             first += step;
         }
         let mut bytes = Vec::new();
-        let crc = index::encode_entries(&batches, &mut bytes);
+        let crc = index::encode_entries(batches.iter(), &mut bytes);
         let count = batches.len() as u32;
         let (first, end) = (start, first);
         let entry = DirectoryEntry { log: 1, first, end, last: 9, at: 0, count, crc, bytes: 0 };

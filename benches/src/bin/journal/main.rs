@@ -1,17 +1,22 @@
-//! The journal beside its rivals: the bare system calls, okaywal 0.3 and raft-engine 0.4.
+//! The journal beside the bare system calls and, with the feature `rivals`, okaywal 0.3 and
+//! raft-engine 0.4. Arguments choose cases: batches, groups, many, sustained, reads, recovery,
+//! fairness, rotation; without any, all run.
 //!
 //! `VOUSSOIR_BENCH_DIR` names the folder whose disk is measured (default: the temporary folder),
 //! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).
 
+mod bare;
+mod latency;
+#[cfg(feature = "rivals")]
 mod rivals;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use rivals::{Bare, RaftEngineLog, okaywal, okaywal_append, raft_engine};
+use bare::Bare;
+#[cfg(feature = "rivals")]
+use rivals::{RaftEngineLog, okaywal, okaywal_append, raft_engine};
 use voussoir_benches::{Sample, compare, contender, time};
 use voussoir_journal::{Commit, Journal, Log, Options};
 
@@ -25,16 +30,24 @@ fn main() {
     let parent =
         std::env::var_os("VOUSSOIR_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     let folder = tempfile::tempdir_in(parent).expect("a temporary folder");
-    for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
-        batches(folder.path(), rounds, records, bytes);
-    }
-    groups(folder.path(), rounds);
-    many_logs(folder.path(), rounds);
-    sustained(folder.path(), rounds);
-    reads(folder.path(), rounds);
-    recovery(folder.path(), rounds);
-    fairness(folder.path());
-    rotation(folder.path());
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
+    let run = |case: &str, work: &dyn Fn(&Path, usize)| {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == case) {
+            work(folder.path(), rounds);
+        }
+    };
+    run("batches", &|folder, rounds| {
+        for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
+            batches(folder, rounds, records, bytes);
+        }
+    });
+    run("groups", &groups);
+    run("many", &many_logs);
+    run("sustained", &sustained);
+    run("reads", &reads);
+    run("recovery", &recovery);
+    run("fairness", &latency::fairness);
+    run("rotation", &latency::rotation);
 }
 
 fn number(variable: &str, default: usize) -> usize {
@@ -79,9 +92,12 @@ fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize) {
     let journal = open(folder.path(), |_| {});
     let log = journal.log("bench", 1).expect("a log");
     let bare = Bare::new(folder.path(), 64 << 20).expect("a file");
-    let wal = okaywal(folder.path()).expect("an empty wal opens");
-    let engine = raft_engine(folder.path());
-    let mut engine_log = RaftEngineLog::new(1);
+    #[cfg(feature = "rivals")]
+    let (wal, engine, mut engine_log) = (
+        okaywal(folder.path()).expect("an empty wal opens"),
+        raft_engine(folder.path()),
+        RaftEngineLog::new(1),
+    );
     let current = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let multi = multi.expect("a runtime");
@@ -115,9 +131,11 @@ fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize) {
         contender("bare write + fdatasync", || {
             time(|| until_over(|| bare.append(&flat).expect("a write")))
         }),
+        #[cfg(feature = "rivals")]
         contender("okaywal 0.3", || {
             time(|| until_over(|| okaywal_append(&wal, &batch).expect("an entry")))
         }),
+        #[cfg(feature = "rivals")]
         contender("raft-engine 0.4", || time(|| until_over(|| engine_log.append(&engine, &batch)))),
     ];
     compare(&case, rounds, contenders);
@@ -167,10 +185,12 @@ fn groups(folder: &Path, rounds: usize) {
     let record = vec![vec![7u8; 100]];
     let journal = open(folder.path(), |_| {});
     let logs: Vec<Log> = (0..64).map(|id| journal.log("bench", id).expect("a log")).collect();
-    let wal = okaywal(folder.path()).expect("an empty wal opens");
-    let engine = raft_engine(folder.path());
-    let engine_logs: Vec<Mutex<RaftEngineLog>> =
-        (1..=64).map(|region| Mutex::new(RaftEngineLog::new(region))).collect();
+    #[cfg(feature = "rivals")]
+    let (wal, engine) =
+        (okaywal(folder.path()).expect("an empty wal opens"), raft_engine(folder.path()));
+    #[cfg(feature = "rivals")]
+    let engine_logs: Vec<parking_lot::Mutex<RaftEngineLog>> =
+        (1..=64).map(|region| parking_lot::Mutex::new(RaftEngineLog::new(region))).collect();
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
     let multi = multi.expect("a runtime");
     let current = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
@@ -183,9 +203,11 @@ fn groups(folder: &Path, rounds: usize) {
         }),
         contender("journal, 64 tasks, multi-thread", || with_tasks(&multi, &journal, &logs)),
         contender("journal, 64 tasks, current-thread", || with_tasks(&current, &journal, &logs)),
+        #[cfg(feature = "rivals")]
         contender("okaywal 0.3, 64 threads", || {
             with_threads(64, |_| okaywal_append(&wal, &record).expect("an entry"))
         }),
+        #[cfg(feature = "rivals")]
         contender("raft-engine 0.4, 64 threads", || {
             with_threads(64, |thread| engine_logs[thread as usize].lock().append(&engine, &record))
         }),
@@ -258,7 +280,7 @@ fn reads(folder: &Path, rounds: usize) {
     let journal = open(folder.path(), |_| {});
     let log = journal.log("bench", 1).expect("a log");
     let bare = Bare::new(folder.path(), COUNT * BATCH as u64).expect("a file");
-    let record = vec![vec![7u8; BATCH - 64]];
+    let record = [vec![7u8; BATCH - 64]];
     for _ in 0..COUNT {
         journal.commit_blocking(Commit::new().append(&log, record.iter())).expect("a commit");
     }
@@ -294,7 +316,7 @@ fn recovery(folder: &Path, rounds: usize) {
     {
         let journal = open(folder.path(), change);
         let log = journal.log("bench", 1).expect("a log");
-        let record = vec![vec![7u8; (16 << 10) - 128]];
+        let record = [vec![7u8; (16 << 10) - 128]];
         let mut last = None;
         for _ in 0..frames {
             last = Some(journal.commit_blocking(Commit::new().append(&log, record.iter())));
@@ -322,110 +344,4 @@ fn drop_open(folder: &Path, change: impl FnOnce(&mut Options), frames: u64) -> u
     let journal = open(folder, change);
     assert_eq!(journal.log("bench", 1).expect("a log").end(), frames, "recovered all");
     frames
-}
-
-/// How long a write of so many bytes and its fdatasync take here and now: the median of many.
-fn device_sync(folder: &Path, bytes: usize) -> Duration {
-    let folder = fresh(folder);
-    let bare = Bare::new(folder.path(), 16 << 20).expect("a file");
-    let data = vec![7; bytes];
-    let mut times: Vec<Duration> = (0..500)
-        .map(|_| {
-            let began = Instant::now();
-            bare.append(&data).expect("a write");
-            began.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 2]
-}
-
-fn quantile(times: &mut [Duration], quantile: f64) -> Duration {
-    times.sort_unstable();
-    times[((times.len() - 1) as f64 * quantile) as usize]
-}
-
-/// One log is idle but for an append every two milliseconds; another one is written as fast as it
-/// can be.
-fn fairness(folder: &Path) {
-    let folder = fresh(folder);
-    let journal = open(folder.path(), |_| {});
-    let sync = device_sync(folder.path(), 4096);
-    let (busy, idle) = (journal.log("busy", 1), journal.log("idle", 1));
-    let (busy, idle) = (busy.expect("a log"), idle.expect("a log"));
-    let over = Arc::new(AtomicU64::new(0));
-    let saturating = {
-        let (journal, over) = (journal.clone(), over.clone());
-        std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().build();
-            runtime.expect("a runtime").block_on(async {
-                let batch = vec![vec![7u8; 1024]; 256];
-                let mut pending = std::collections::VecDeque::new();
-                while over.load(Ordering::Relaxed) == 0 {
-                    pending.push_back(journal.commit(commit_of(&busy, &batch)));
-                    if pending.len() >= 32 {
-                        pending.pop_front().expect("one").await.expect("a commit");
-                    }
-                }
-            });
-        })
-    };
-    let record = vec![vec![7u8; 100]];
-    // A running service: the pool of segments has grown to what the load needs.
-    let warm = journal.stats().rotations + 8;
-    while journal.stats().rotations < warm {
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    let busy_sync = device_sync(folder.path(), 512 << 10);
-    let mut times: Vec<Duration> = (0..1000)
-        .map(|_| {
-            std::thread::sleep(Duration::from_millis(2));
-            let began = Instant::now();
-            journal.commit_blocking(commit_of(&idle, &record)).expect("a commit");
-            began.elapsed()
-        })
-        .collect();
-    over.store(1, Ordering::Relaxed);
-    saturating.join().expect("the saturating writer");
-    let (p50, p99) = (quantile(&mut times, 0.5), quantile(&mut times, 0.99));
-    println!(
-        "idle log beside a saturating one: p50 {p50:?}, p99 {p99:?}; a sync of 4 KiB on the \
-         idle device {sync:?}, of a group's 512 KiB on the busy one {busy_sync:?}; p99 is {:.1} \
-         of these",
-        p99.as_secs_f64() / busy_sync.as_secs_f64()
-    );
-}
-
-/// Small segments, so that a thousand rotations go by.
-fn rotation(folder: &Path) {
-    let folder = fresh(folder);
-    let journal = open(folder.path(), |options| {
-        options.segment_bytes = 1 << 20;
-        options.max_bytes = 256 << 20;
-    });
-    let sync = device_sync(folder.path(), 4096);
-    let log = journal.log("bench", 1).expect("a log");
-    let record = vec![vec![7u8; 4096]];
-    let (mut plain, mut rotating) = (Vec::new(), Vec::new());
-    let mut rotations = journal.stats().rotations;
-    while rotating.len() < 1000 {
-        let commit = commit_of(&log, &record);
-        let began = Instant::now();
-        journal.commit_blocking(commit).expect("a commit");
-        let took = began.elapsed();
-        let now = journal.stats().rotations;
-        if now == rotations {
-            plain.push(took)
-        } else {
-            rotating.push(took)
-        }
-        rotations = now;
-    }
-    let (p50, r50) = (quantile(&mut plain, 0.5), quantile(&mut rotating, 0.5));
-    let (p99, r99) = (quantile(&mut plain, 0.99), quantile(&mut rotating, 0.99));
-    println!(
-        "1,000 rotations of 1 MiB segments: appends p50 {p50:?} p99 {p99:?}; those that rotate p50 \
-         {r50:?} p99 {r99:?}; a device sync {sync:?}; {:.2} syncs longer in the median",
-        (r50.as_secs_f64() - p50.as_secs_f64()) / sync.as_secs_f64()
-    );
 }
