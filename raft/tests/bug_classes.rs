@@ -253,6 +253,23 @@ fn a_completion_does_not_vouch_for_what_replaced_its_entries() {
     assert_eq!(lab.status(1).durable, 3);
 }
 
+// A snapshot covers a part of what a deposed leader had proposed in one go.
+#[test]
+fn a_snapshot_hides_some_proposals_and_the_others_are_decided() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.run(100 * MS);
+    lab.isolate(1);
+    (1..=3).for_each(|token| lab.propose(1, token, "x"));
+    assert_eq!(lab.status(1).last, 4);
+    lab.step(1, Input::SnapshotReceived { from: 2, term: 5, meta: snapshot(3, 5) });
+    lab.send(2, 1, append(5, (3, 5), 4, &[5]));
+    let lost = lab.seen(1, |output| matches!(output, Output::Lost { .. }));
+    let hidden = Output::Lost { token: 1, count: 2, superseded: false };
+    assert_eq!(lost, [hidden, Output::Lost { token: 3, count: 1, superseded: true }]);
+    assert_eq!(lab.status(1).commit, 4);
+}
+
 // A commit index beyond the log panics.
 #[test]
 fn a_commit_index_beyond_the_log_is_clamped() {

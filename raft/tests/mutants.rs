@@ -9,7 +9,7 @@ mod common;
 use voussoir_raft::Config;
 use voussoir_raft::testing::Mutant;
 use voussoir_raft::testing::sim::{Options, run};
-use voussoir_sim::Runner;
+use voussoir_sim::{FaultClass, Runner, SECOND};
 
 #[test]
 fn every_mutant_is_caught() {
@@ -23,12 +23,18 @@ fn every_mutant_is_caught() {
         if let Some(scenario) = scenario(mutant) {
             match scenario {
                 Err(seen) => println!("{name:<28} script  {seen}"),
-                Ok(()) => survivors.push(name),
+                Ok(()) => survivors.push(name.clone()),
             }
-            continue;
+            if mutant == Mutant::AcceptStaleAcks {
+                // About one seed in a thousand: a leader has to come back after a reign that was
+                // shorter than the tail which it overwrote, and hear the copy before the
+                // follower's log is level again.
+                continue;
+            }
         }
         let mut options = Options::default();
         options.mutant = Some(mutant);
+        focus(mutant, &mut options);
         let runner = Runner::new("cargo test -p voussoir-raft --features testing --test mutants");
         let result = runner.seeds(limit).twice(0).run(|seed| run(seed, &options));
         if let Err(broken) = result {
@@ -42,7 +48,19 @@ fn every_mutant_is_caught() {
     assert!(survivors.is_empty(), "not caught: {survivors:?}");
 }
 
-/// Plays a mutant that needs too rare a schedule for chance through a written one.
+/// Leaves out what only stands in the way of the schedule that this mutant needs: an answer is
+/// heard a second time while the same question of another life waits for its own.
+fn focus(mutant: Mutant, options: &mut Options) {
+    use FaultClass::{Crash, Delay, Duplicate, PowerLoss};
+    if mutant == Mutant::ForgetReadNonce {
+        options.faults = [Crash, PowerLoss, Delay, Duplicate].into_iter().collect();
+        options.enable_ppm = 1_000_000;
+        options.hunt_ppm = 1_000_000;
+        options.faults_ns = 16 * SECOND;
+    }
+}
+
+/// Plays a mutant that needs a rare schedule through a written one, too.
 fn scenario(mutant: Mutant) -> Option<Result<(), String>> {
     let tweak = move |config: &mut Config| config.__mutant = Some(mutant);
     match mutant {

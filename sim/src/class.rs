@@ -11,7 +11,7 @@ use std::fmt;
 pub enum FaultClass {
     /// A message is lost. One count: one message.
     Drop,
-    /// A message arrives twice. One count: one extra copy.
+    /// A message arrives twice, the second time perhaps much later. One count: one extra copy.
     Duplicate,
     /// A message is overtaken by later ones of its link. One count: one late arrival.
     Reorder,

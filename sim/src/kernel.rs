@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use crate::core::clock::Clock;
-use crate::core::links::{Fate, Links};
+use crate::core::links::{COPY, Fate, Links};
 use crate::core::queue::Queue;
 use crate::core::trace::{Kind, Trace};
 use crate::node::{DiskHealth, Node, RequestId};
@@ -151,7 +151,7 @@ impl<N: Node> Kernel<N> {
                 let (from, to) = (from as u32, place as u32);
                 if let Some(again) = again {
                     let body = body.clone();
-                    self.queue.push(again, Happening::Message { from, to, number, body });
+                    self.queue.push(again, Happening::Message { from, to, number: COPY, body });
                 }
                 self.queue.push(at, Happening::Message { from, to, number, body });
             }

@@ -11,7 +11,8 @@ use crate::{FaultClass, FaultSet, Profile, Rng};
 pub struct Intensity {
     /// Mean time between two faults, in ns. 0 for classes that strike message by message.
     pub every_ns: u64,
-    /// How long one lasts at most; for `reorder`, `delay` and `clock_jump`, how far it reaches.
+    /// How long one lasts at most; for `duplicate`, `reorder`, `delay` and `clock_jump`, how far
+    /// it reaches.
     pub for_ns: u64,
     /// `drop`, `duplicate`, `reorder`, `delay`, `client_loss`: how many messages of a million.
     /// `clock_skew`: the greatest rate in millionths. `slow_link`: bytes per second.
@@ -151,9 +152,9 @@ fn draw_intensity(class: FaultClass, profile: &Profile, rng: &mut Rng) -> Intens
     let fifth = rng.next_u64();
     let scaled = |low, high| Rng::new(fifth).scaled(low, high);
     match class {
-        FaultClass::Drop | FaultClass::Duplicate | FaultClass::ClientLoss => {
-            Intensity::new(0, 0, often)
-        }
+        FaultClass::Drop | FaultClass::ClientLoss => Intensity::new(0, 0, often),
+        // Second copies come out of the depths of a network: long after the first.
+        FaultClass::Duplicate => Intensity::new(0, reach.saturating_mul(8), often),
         FaultClass::Reorder | FaultClass::Delay => Intensity::new(0, reach, often),
         FaultClass::SlowLink => Intensity::new(every, lasts, scaled(10_000, 10_000_000)),
         FaultClass::Flap => {

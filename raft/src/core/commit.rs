@@ -78,16 +78,25 @@ impl Proposals {
         self.told = run.count;
     }
 
+    /// Takes off the first ones that stand at `index` or before, of one run.
+    fn take(&mut self, index: u64) -> Option<Run> {
+        let is_last = self.runs.len() == 1;
+        let run = self.runs.front_mut().filter(|run| run.index <= index)?;
+        let taken = run.split(run.end().min(index + 1) - run.index);
+        if run.count == 0 {
+            self.runs.pop_front();
+        }
+        if is_last {
+            self.told = self.told.saturating_sub(taken.count);
+        }
+        Some(taken)
+    }
+
     /// Everything up to `commit` is committed as it stands in `log`.
     fn committed(&mut self, commit: u64, log: &Log, out: &mut VecDeque<Output>) {
-        while let Some(run) = self.runs.front_mut() {
-            if run.index > commit {
-                return;
-            }
+        while let Some(decided) = self.take(commit) {
             // Where the terms agree the entries do, and all before them: what agrees is a
             // prefix of the run.
-            let decided = run.split(run.end().min(commit + 1) - run.index);
-            let is_last = run.count == 0;
             let agree = match log.last_at_most(decided.end() - 1, decided.term) {
                 Some(at) if log.term_at(at) == Some(decided.term) => {
                     (at + 1).saturating_sub(decided.index)
@@ -96,12 +105,6 @@ impl Proposals {
             };
             let mut superseded = decided;
             superseded.split(agree.min(decided.count));
-            if self.runs.len() == 1 {
-                self.told = self.told.saturating_sub(decided.count);
-            }
-            if is_last {
-                self.runs.pop_front();
-            }
             if superseded.count > 0 {
                 out.push_back(superseded.lost(true));
             }
@@ -110,14 +113,7 @@ impl Proposals {
 
     /// A snapshot hides what was committed up to `index`.
     pub(super) fn hidden(&mut self, index: u64, out: &mut VecDeque<Output>) {
-        while let Some(run) = self.runs.front_mut() {
-            if run.index > index {
-                return;
-            }
-            let hidden = run.split(run.end().min(index + 1) - run.index);
-            if run.count == 0 {
-                self.runs.pop_front();
-            }
+        while let Some(hidden) = self.take(index) {
             out.push_back(hidden.lost(false));
         }
     }

@@ -50,6 +50,17 @@ impl Leader {
 }
 
 impl Core {
+    /// Which entry a leader believes to be durable at each follower, for the watcher of a
+    /// simulation.
+    #[cfg(feature = "testing")]
+    pub(crate) fn believed(&self) -> impl Iterator<Item = (u64, u64)> {
+        let leader = match &self.role {
+            RoleState::Leader(leader) => Some(leader),
+            _ => None,
+        };
+        leader.into_iter().flat_map(|leader| &leader.peers).map(|peer| (peer.id, peer.matched))
+    }
+
     pub(super) fn become_leader(&mut self) {
         debug_assert!(
             self.storage.hard_pending().is_none() || self.mutant(Mutant::VoteWithoutPersisting),

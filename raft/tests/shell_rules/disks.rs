@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use voussoir_raft::testing::ShellMutant;
+use voussoir_raft::testing::{FaultyStore, ShellMutant};
 use voussoir_raft::{
     Config, Doubt, HaltReason, Heartbeat, Message, Outcome, ProposeError, SendError, StopReason,
     Transport,
@@ -14,7 +14,7 @@ pub(crate) async fn a_write_vouches_for_itself_alone(mutant: Option<ShellMutant>
     let cluster = Cluster::broken(3, mutant, |_| ()).await;
     let leader = cluster.leader().await;
     let stores = || (1..=3).filter(|id| *id != leader).map(|id| &cluster.nodes[&id].store);
-    stores().for_each(|store| store.stall());
+    stores().for_each(FaultyStore::stall);
     let mut asked = Vec::new();
     for (text, writes) in [("a", 1), ("b", 2)] {
         let raft = cluster.raft(leader).clone();
@@ -32,7 +32,7 @@ pub(crate) async fn a_write_vouches_for_itself_alone(mutant: Option<ShellMutant>
     assert_eq!(timeout(first).await.unwrap().unwrap(), "a");
     let early = tokio::time::timeout(Duration::from_millis(300), &mut later).await;
     assert!(early.is_err(), "its write is on one disk of three: {early:?}");
-    stores().for_each(|store| store.resume());
+    stores().for_each(FaultyStore::resume);
     assert_eq!(timeout(later).await.unwrap().unwrap(), "ab");
 }
 

@@ -8,6 +8,9 @@ pub(crate) const BY_PARTITION: u8 = 2;
 pub(crate) const BY_ONE_WAY: u8 = 4;
 pub(crate) const BY_FLAP: u8 = 8;
 
+/// The number of second copies. Messages are numbered from 1.
+pub(crate) const COPY: u64 = 0;
+
 /// A slow link queues no more than it carries in this time; what comes on top is lost, as at a
 /// full send queue.
 const BACKLOG_NS: u64 = 1_000_000_000;
@@ -139,8 +142,8 @@ impl Links {
             at = at.saturating_add(extra);
         }
         let late = if from == to { None } else { self.strikes(REORDER) };
-        let again = from != to && self.strikes(DUPLICATE).is_some();
-        let again = again.then(|| self.delay());
+        let again = if from == to { None } else { self.strikes(DUPLICATE) };
+        let again = again.map(|later| self.delay().saturating_add(later));
 
         let link = self.link(from, to);
         let Some(waited) = link.carry(bytes, now) else {
@@ -167,7 +170,8 @@ impl Links {
     /// To be called when a message arrives, to see whether it was overtaken.
     pub(crate) fn arrived(&mut self, from: usize, to: usize, number: u64, counts: &mut Counts) {
         let link = self.link(from, to);
-        if number < link.highest_arrived {
+        // A second copy is late by itself.
+        if number != COPY && number < link.highest_arrived {
             counts.hit(FaultClass::Reorder);
         }
         link.highest_arrived = link.highest_arrived.max(number);

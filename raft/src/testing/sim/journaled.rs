@@ -20,7 +20,7 @@ use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
 use crate::types::{Entry, SnapshotMeta};
 
 /// Small segments, so that they fill, rotate and come back all the time.
-const SEGMENT_BYTES: u64 = 256 << 10;
+const SEGMENT_BYTES: u64 = 64 << 10;
 const CLUSTER: u128 = 0xc1;
 /// Bits are flipped where something was written, found in pieces of so many bytes.
 const PAGE: usize = 64;

@@ -263,6 +263,8 @@ impl<D: Disk> RaftNode<D> {
             }
             Output::ReadReady { token, index } => {
                 if let Some(reading) = self.reads.remove(&token) {
+                    let id = ctx.id();
+                    self.oracle.borrow_mut().read_index(id, reading.least, index);
                     self.ready.push((index, reading));
                     self.answer_reads(ctx);
                 }

@@ -302,6 +302,13 @@ impl Oracle {
         self.told
     }
 
+    /// The index of a read that has to see `least` is known.
+    pub(super) fn read_index(&mut self, id: u64, least: u64, index: u64) {
+        if index < least {
+            self.object(|| format!("read index {index} at node {id}, {least} was told before"));
+        }
+    }
+
     /// A read that had to see `least` is answered from the state at `index`.
     pub(super) fn read_ends(&mut self, id: u64, least: u64, index: u64) {
         if index < least {
@@ -313,6 +320,22 @@ impl Oracle {
     pub(super) fn restored(&mut self, id: u64, index: u64) {
         if let Some(known) = self.nodes.get_mut(&id) {
             known.applied = index;
+        }
+    }
+
+    /// What a leader takes for replicated is durable at the follower, and the same entry there,
+    /// unless the follower knows of a later term already.
+    fn believes(&mut self, core: &Core, leader: &Status) {
+        for (peer, matched) in core.believed() {
+            let Some(term) = core.term_at(matched).filter(|_| matched > leader.first) else {
+                continue;
+            };
+            let lacks =
+                |known: &Known| known.term <= leader.term && !known.durable.holds(matched, term);
+            if self.nodes.get(&peer).is_some_and(lacks) {
+                let id = leader.id;
+                self.object(|| format!("leader {id} counts entry {matched} at node {peer}"));
+            }
         }
     }
 
@@ -333,8 +356,15 @@ impl Oracle {
                 format!("node {id} moves its commit index from {was_commit} to {commit}")
             });
         }
-        let _ = was_term;
-        if role != Role::Leader || (was_leader && was_term == term) {
+        let stays = role == Role::Leader && was_leader && was_term == term;
+        if stays && commit > was_commit && core.term_at(commit).is_some_and(|of| of < term) {
+            // Raft §5.4.2: it may yet be overwritten.
+            self.object(|| format!("leader {id} of term {term} counts {commit}, an older entry"));
+        }
+        if stays {
+            self.believes(core, &status);
+        }
+        if role != Role::Leader || stays {
             return;
         }
         self.elections += 1;

@@ -16,6 +16,7 @@ use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
 use crate::core::Mutant;
+use crate::types::Role;
 
 /// How long a client waits at least and at most before it gives up a call.
 const PATIENCE_NS: (u64, u64) = (100 * MILLISECOND, SECOND);
@@ -23,6 +24,10 @@ const PATIENCE_NS: (u64, u64) = (100 * MILLISECOND, SECOND);
 const RECOVERY_NS: u64 = 5 * SECOND;
 /// How long the clients go on after that, at least.
 const CALM_NS: u64 = SECOND;
+/// How long a hunted leader is cut off, and left alone, at least and at most.
+const HUNT_NS: (u64, u64) = (30 * MILLISECOND, SECOND);
+/// The alarm of the hunt. Those of clients have a client's number in their upper half.
+const HUNT: u64 = u64::MAX;
 /// How long the clients rest at the end, so that every node can catch up.
 const REST_NS: u64 = 2 * SECOND;
 /// Steps of the linearizability check, per key.
@@ -36,6 +41,11 @@ pub struct Options {
     pub voters: u64,
     /// Which classes of faults may occur.
     pub faults: FaultSet,
+    /// How likely each of them is to be part of one seed's plan, in millionths.
+    pub enable_ppm: u32,
+    /// How likely it is that leaders are hunted: cut off with a minority time and again, so that
+    /// they write what others overwrite. In millionths.
+    pub hunt_ppm: u32,
     /// How long faults go on, ns of virtual time.
     pub faults_ns: u64,
     /// A deliberately broken core.
@@ -44,7 +54,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { voters: 0, faults: FaultSet::ALL, faults_ns: 8 * SECOND, mutant: None }
+        Self {
+            voters: 0,
+            faults: FaultSet::ALL,
+            enable_ppm: 500_000,
+            hunt_ppm: 200_000,
+            faults_ns: 8 * SECOND,
+            mutant: None,
+        }
     }
 }
 
@@ -73,11 +90,13 @@ pub fn run_on<D: Disk>(
     let voters: Vec<u64> = (1..=count).collect();
     let mut profile = Profile::default();
     profile.faults = options.faults;
+    profile.enable_ppm = options.enable_ppm;
     profile.faults_ns = options.faults_ns;
     profile.settle_ns = RECOVERY_NS + REST_NS;
     let plan = profile.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters)));
     let config = draw_config(&voters, options, &mut rng);
+    let hunts = rng.chance(options.hunt_ppm).then_some(0);
     let judge = Rc::clone(&oracle);
     let mut world = World::<RaftNode<D>>::new(plan, move |boot| {
         let mut config = config.clone();
@@ -94,6 +113,7 @@ pub fn run_on<D: Disk>(
         history: History::new(),
         clients: Vec::new(),
         ok_after_quiet: None,
+        hunts,
     }
     .play(&mut rng)
 }
@@ -138,6 +158,8 @@ struct Run<D: Disk> {
     history: History<KvOp<u64, u64>, KvRet<u64>>,
     clients: Vec<Client>,
     ok_after_quiet: Option<u64>,
+    /// How often a leader was cut off, if leaders are hunted. Even: none is cut off now.
+    hunts: Option<u64>,
 }
 
 impl<D: Disk> Run<D> {
@@ -149,6 +171,9 @@ impl<D: Disk> Run<D> {
             let key = client % keys;
             self.clients.push(Client { key, target, call: None, turn: 0, seen: None });
             self.world.alarm(rng.below(100 * MILLISECOND), token(client, 0));
+        }
+        if self.hunts.is_some() {
+            self.world.alarm(HUNT_NS.0, HUNT);
         }
         while let Some(step) = self.world.step_until(end) {
             if let Some(violation) = self.oracle.borrow().violation() {
@@ -162,11 +187,35 @@ impl<D: Disk> Run<D> {
                         end = end.min(quiet + recovery.max(CALM_NS) + REST_NS);
                     }
                 }
+                Step::Alarm(HUNT) => self.hunt(now < quiet),
                 Step::Alarm(alarm) => self.alarm(alarm, now, now < end - REST_NS),
                 _ => {}
             }
         }
         self.judge()
+    }
+
+    /// Cuts the leader off with as many as are no majority, or ends that.
+    fn hunt(&mut self, go_on: bool) {
+        let Some(hunts) = &mut self.hunts else { return };
+        self.world.heal();
+        if !go_on {
+            return;
+        }
+        *hunts += 1;
+        if *hunts % 2 == 1 {
+            let status = self.world.nodes().map(|(_, node)| node.status());
+            let leaders = status.filter(|status| status.role == Role::Leader);
+            let leader = leaders.max_by_key(|status| status.term).map_or(1, |status| status.id);
+            let mut others = self.voters.clone();
+            others.retain(|id| *id != leader);
+            self.world.rng().shuffle(&mut others);
+            others.truncate(self.voters.len() / 2 - 1);
+            others.push(leader);
+            self.world.partition(&others);
+        }
+        let pause = self.world.rng().scaled(HUNT_NS.0, HUNT_NS.1);
+        self.world.alarm(pause, HUNT);
     }
 
     fn alarm(&mut self, alarm: u64, now: u64, go_on: bool) {
@@ -270,6 +319,7 @@ impl<D: Disk> Run<D> {
             .with("elections", oracle.elections)
             .with("entries", oracle.committed())
             .with("truncations", oracle.truncations)
+            .with("leaders hunted", self.hunts.unwrap_or(0).div_ceil(2))
             .with("snapshots installed", oracle.installs)
             .with("damage reported", oracle.damage_reported)
             .with("damage harmless", oracle.damage_harmless)
