@@ -6,7 +6,7 @@ use voussoir_benches::raft_group::Group;
 
 fn propose(c: &mut Criterion) {
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let group = std::sync::Arc::new(runtime.block_on(Group::start()));
+    let group = std::sync::Arc::new(runtime.block_on(Group::start(true)));
     let mut bench = c.benchmark_group("raft/propose, in memory");
     for at_once in [1, 64, 1024] {
         bench.throughput(Throughput::Elements(at_once));

@@ -17,11 +17,12 @@ pub struct Group {
 }
 
 impl Group {
-    /// Starts them and waits for the first leader.
+    /// Starts them and waits for the first leader. A quick machine is run by Raft's own task, any
+    /// other by a task of its own.
     ///
     /// # Panics
     /// Where there is none.
-    pub async fn start() -> Self {
+    pub async fn start(quick: bool) -> Self {
         let network = Network::new();
         let mut nodes = Vec::new();
         for id in 1..=3 {
@@ -29,7 +30,7 @@ impl Group {
             // Long runs without a snapshot, as the others have them.
             (config.snapshot_after_entries, config.snapshot_after_bytes) = (0, 0);
             let store = Arc::new(MemoryStore::new());
-            let machine = Box::new(Counter::default());
+            let machine = Box::new(Counter { bytes: 0, quick });
             let node = Raft::start(config, store, machine, network.node(id)).await;
             nodes.push(node.expect("a node starts"));
         }
@@ -59,9 +60,12 @@ impl Group {
 }
 
 /// Counts bytes, as the machines of the others do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counter {
-    bytes: u64,
+    /// So far.
+    pub bytes: u64,
+    /// What [`StateMachine::is_quick`] answers.
+    pub quick: bool,
 }
 
 #[async_trait]
@@ -72,7 +76,7 @@ impl StateMachine for Counter {
     }
 
     fn is_quick(&self) -> bool {
-        true
+        self.quick
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {

@@ -163,7 +163,7 @@ struct Thread {
     runtime: Handle,
     /// Dropped, it ends.
     stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    joined: Option<JoinHandle<()>>,
 }
 
 impl Thread {
@@ -172,7 +172,7 @@ impl Thread {
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));
-        Self { runtime: handle, stop: Some(stop), thread: Some(thread) }
+        Self { runtime: handle, stop: Some(stop), joined: Some(thread) }
     }
 
     /// Does something there, and waits for it.
@@ -186,7 +186,7 @@ impl Thread {
 impl Drop for Thread {
     fn drop(&mut self) {
         drop(self.stop.take());
-        self.thread.take().map(JoinHandle::join);
+        self.joined.take().map(JoinHandle::join);
     }
 }
 
@@ -251,7 +251,7 @@ impl Node {
         peers.insert(id, tcp.address());
         let transport = NetTransport::new(Arc::new(tcp), 1).expect("a free service");
         let config = Config::new(id, [1, 2, 3]);
-        let machine = Box::new(Counter::default());
+        let machine = Box::new(Counter { bytes: 0, quick: true });
         let raft = Raft::start(config, Arc::new(log), machine, Arc::new(transport)).await;
         Self { raft: raft.expect("a node starts"), journal }
     }
