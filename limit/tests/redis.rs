@@ -27,7 +27,7 @@ fn counter(url: &str, after_restart: AfterRestart) -> Arc<dyn Counter> {
 
 #[tokio::test]
 async fn redis_conforms() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     check_counter(&*counter(&server.url(), AfterRestart::Fresh), "a").await;
 }
 
@@ -71,7 +71,7 @@ fn process(mode: &str, url: &str) -> Child {
 
 /// Admitted by all, questions that failed, and the time in which.
 fn run(mode: &str, kill: bool) -> Option<(u64, u64, Duration)> {
-    let mut server = RedisServer::start()?;
+    let mut server = RedisServer::start(&[])?;
     let start = Instant::now();
     let processes: Vec<Child> = (0..PROCESSES).map(|_| process(mode, &server.url())).collect();
     if kill {
