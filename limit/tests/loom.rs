@@ -28,6 +28,26 @@ mod sync {
     }
 }
 
+/// What the core calls `crate::mutant`, switched for all threads of a model.
+#[path = "../src/mutant.rs"]
+mod defects;
+
+mod mutant {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    pub(crate) use crate::defects::Mutant;
+
+    static ON: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    pub(crate) fn set(mutant: Option<Mutant>) {
+        ON.store(mutant.map_or(usize::MAX, |mutant| mutant as usize), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is(mutant: Mutant) -> bool {
+        ON.load(Ordering::Relaxed) == mutant as usize
+    }
+}
+
 use self::core::{AtomicCell, Kind, Rules};
 use loom::sync::Arc;
 use loom::thread;
@@ -45,13 +65,18 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
+/// A check of one unit as the limiter makes it: the short way first.
+fn admits(cell: &AtomicCell, now: u64) -> bool {
+    cell.take(now, 1).map_or_else(|| cell.step(now, 1).admitted(), |answer| answer.is_ok())
+}
+
 /// Threads that come together take exactly what there is.
 fn exactly_the_limit(kind: Kind) {
     check(move || {
         let cell = Arc::new(AtomicCell::new(&rules(kind, 2, 2)));
         let taker = |turns: usize| {
             let cell = Arc::clone(&cell);
-            move || (0..turns).filter(|_| cell.step(NOW, 1).admitted()).count()
+            move || (0..turns).filter(|_| admits(&cell, NOW)).count()
         };
         let other = thread::spawn(taker(1));
         let taken = taker(2)() + other.join().expect("it ends");
@@ -66,7 +91,7 @@ fn a_change_keeps_what_is_used() {
         let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 10, 3)));
         let taker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || u64::from(cell.step(NOW, 1).admitted()))
+            thread::spawn(move || u64::from(admits(&cell, NOW)))
         };
         cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
         let taken = taker.join().expect("it ends");
@@ -81,7 +106,7 @@ fn a_change_at_rest_is_noticed() {
         assert!(cell.step(NOW - 100, 1).admitted());
         let taker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || assert!(cell.step(NOW, 1).admitted()))
+            thread::spawn(move || assert!(admits(&cell, NOW)))
         };
         cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
         taker.join().expect("it ends");
@@ -97,7 +122,7 @@ fn a_reservation_given_up_comes_back() {
         assert!(cell.step(NOW, 1).admitted());
         let checker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || cell.step(NOW + 10, 1).admitted())
+            thread::spawn(move || admits(&cell, NOW + 10))
         };
         let (wait, receipt) = cell.reserve(NOW, 1);
         cell.refund(&receipt, NOW + 5);
@@ -114,4 +139,14 @@ fn main() {
     a_change_keeps_what_is_used();
     a_change_at_rest_is_noticed();
     a_reservation_given_up_comes_back();
+    for (defect, model) in [
+        (mutant::Mutant::ExchangeSkipped, (|| exactly_the_limit(Kind::Gcra)) as fn()),
+        (mutant::Mutant::SequenceIgnored, a_change_keeps_what_is_used),
+        (mutant::Mutant::SameWordAfterChange, a_change_at_rest_is_noticed),
+    ] {
+        mutant::set(Some(defect));
+        let outcome = std::panic::catch_unwind(model);
+        mutant::set(None);
+        assert!(outcome.is_err(), "{defect:?} is not noticed");
+    }
 }

@@ -15,6 +15,7 @@ use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
 use crate::core::{Cell, LiveRules, NOW_MAX, Receipt, Rules, Standing, Verdict, step_all, word};
+use crate::mutant::{self, Mutant};
 
 /// Places in a cache line.
 const LINE: usize = 4;
@@ -172,12 +173,16 @@ impl Words {
     }
 
     /// A key that has no place. `None` if it has one after all.
-    fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
+    pub(super) fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
         let shard = self.shard(hash);
         let mut newcomers = shard.newcomers.lock();
         // They do not change under the lock.
         let rules = shard.rules.read();
-        let now = now.max(newcomers.forgotten_at).min(NOW_MAX);
+        let forgotten_at = match mutant::is(Mutant::LateNewcomer) {
+            true => 0,
+            false => newcomers.forgotten_at,
+        };
+        let now = now.max(forgotten_at).min(NOW_MAX);
         let (verdict, next) = word::step(&rules, 0, now, cost);
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
@@ -214,14 +219,16 @@ impl Words {
         let (places, home) = self.range(hash);
         for place in window(places, home) {
             let other = place.hash.load(Acquire);
-            if other == hash {
+            if other == hash && !mutant::is(Mutant::KnownIgnored) {
                 return Entry::Known;
             }
             if other == 0 {
                 return if matches!(idle, Entry::Full) { Entry::Free(place) } else { idle };
             }
             let word = place.word.load(Acquire);
-            if matches!(idle, Entry::Full) && word::idle_at(rules, word) < now {
+            if matches!(idle, Entry::Full)
+                && (word::idle_at(rules, word) < now || mutant::is(Mutant::EvictedInDebt))
+            {
                 idle = Entry::Idle(place, word);
             }
         }
