@@ -10,6 +10,10 @@ pub(crate) enum Mutant {
     SequenceIgnored,
     /// A change leaves a word at rest as it is.
     SameWordAfterChange,
+    /// A decision uses a word, whosever it is.
+    OwnerIgnored,
+    /// A place changes hands without its word being taken away first.
+    HandedOnOpenly,
     /// The time of a unit is rounded down.
     IntervalRoundedDown,
     /// A refund gives back what time has given back already.

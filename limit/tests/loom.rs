@@ -48,9 +48,10 @@ mod mutant {
     }
 }
 
-use self::core::{AtomicCell, Kind, Rules};
+use self::core::{AtomicCell, Kind, LiveRules, Place, Rules};
 use loom::sync::Arc;
 use loom::thread;
+use mutant::Mutant;
 
 const NOW: u64 = 1_000_000;
 
@@ -132,6 +133,30 @@ fn a_reservation_given_up_comes_back() {
     });
 }
 
+/// A place is given to another key while a thread decides for the one that has it: the decision is
+/// made on that key's word or not at all.
+fn a_place_is_handed_on_or_kept() {
+    check(|| {
+        let rules = Arc::new(LiveRules::new(&rules(Kind::Gcra, 1, 1)));
+        let place = Arc::new(Place::new(1, NOW));
+        let first = {
+            let (rules, place) = (Arc::clone(&rules), Arc::clone(&place));
+            thread::spawn(move || {
+                let take = || rules.take(&place.word, place.of(1), NOW + 3000, 1);
+                take().is_some_and(|answer| answer.is_ok())
+            })
+        };
+        let handed_on = place.hand_on(NOW, 2, NOW + 1500).is_some();
+        let taken = first.join().expect("it ends");
+        assert!(!(taken && handed_on), "a unit was taken of a key that has no place");
+        if handed_on {
+            assert_eq!(place.hash(), 2);
+            let left = rules.step(&place.word, place.of(2), NOW + 500, 0).expect("it is its own");
+            assert_eq!(left.standing.remaining(), 0, "the other's word is its own");
+        }
+    });
+}
+
 fn main() {
     for kind in [Kind::Gcra, Kind::TokenBucket, Kind::FixedWindow] {
         exactly_the_limit(kind);
@@ -139,14 +164,22 @@ fn main() {
     a_change_keeps_what_is_used();
     a_change_at_rest_is_noticed();
     a_reservation_given_up_comes_back();
-    for (defect, model) in [
-        (mutant::Mutant::ExchangeSkipped, (|| exactly_the_limit(Kind::Gcra)) as fn()),
-        (mutant::Mutant::SequenceIgnored, a_change_keeps_what_is_used),
-        (mutant::Mutant::SameWordAfterChange, a_change_at_rest_is_noticed),
-    ] {
+    a_place_is_handed_on_or_kept();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let noticed = [
+        (Mutant::ExchangeSkipped, (|| exactly_the_limit(Kind::Gcra)) as fn()),
+        (Mutant::SequenceIgnored, a_change_keeps_what_is_used),
+        (Mutant::SameWordAfterChange, a_change_at_rest_is_noticed),
+        (Mutant::OwnerIgnored, a_place_is_handed_on_or_kept),
+        (Mutant::HandedOnOpenly, a_place_is_handed_on_or_kept),
+    ]
+    .map(|(defect, model)| {
         mutant::set(Some(defect));
         let outcome = std::panic::catch_unwind(model);
         mutant::set(None);
-        assert!(outcome.is_err(), "{defect:?} is not noticed");
-    }
+        (defect, outcome.is_err())
+    });
+    std::panic::set_hook(hook);
+    assert!(noticed.iter().all(|(_, noticed)| *noticed), "{noticed:?}");
 }

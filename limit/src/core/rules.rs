@@ -49,10 +49,10 @@ impl Rules {
         if count == 0 || per == 0 || burst == 0 || per > NOW_MAX / 4 {
             return None;
         }
-        let interval = match mutant::is(Mutant::IntervalRoundedDown) {
-            true => (per / count).max(1),
-            false => per.div_ceil(count),
-        };
+        let mut interval = per.div_ceil(count);
+        if mutant::is(Mutant::IntervalRoundedDown) {
+            interval = (per / count).max(1);
+        }
         let span = interval.checked_mul(burst).filter(|span| *span <= NOW_MAX / 2)?;
         let unit_bits = (NOW_MAX / per).leading_zeros();
         let limit = match kind {

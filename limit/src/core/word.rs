@@ -110,10 +110,10 @@ pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u6
 pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u64 {
     if rules.kind == Kind::Gcra {
         let worth = receipt.cost.saturating_mul(rules.interval);
-        let out = match mutant::is(Mutant::RefundedTwice) {
-            true => 0,
-            false => now.min(NOW_MAX).saturating_sub(receipt.at),
-        };
+        let mut out = now.min(NOW_MAX).saturating_sub(receipt.at);
+        if mutant::is(Mutant::RefundedTwice) {
+            out = 0;
+        }
         return word.saturating_sub(worth.saturating_sub(out));
     }
     let (stored, used) = unpack(rules, word);

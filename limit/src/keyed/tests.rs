@@ -83,7 +83,8 @@ fn as_many_keys_as_promised_find_room_also_when_all_places_were_used_before() {
 
 #[test]
 fn keys_do_not_meet_in_a_hash() {
-    let limiter: Keyed<String> = Keyed::new(Quota::gcra(1, MINUTE)).unwrap();
+    let config = KeyedConfig { keys_max: 200_000, ..KeyedConfig::default() };
+    let limiter: Keyed<String> = Keyed::with_config(&[Quota::gcra(1, MINUTE)], config).unwrap();
     for key in 0..200_000_u64 {
         limiter.check_at(&format!("user-{key}"), 1, 1).unwrap();
     }

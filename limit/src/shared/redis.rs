@@ -49,6 +49,7 @@ pub struct RedisCounter {
     link: tokio::sync::Mutex<Option<Link>>,
 }
 
+#[cfg_attr(feature = "redis-cluster", expect(clippy::large_enum_variant, reason = "one a counter"))]
 enum Servers {
     Single(Client),
     #[cfg(feature = "redis-cluster")]
@@ -170,7 +171,9 @@ impl RedisCounter {
     ) -> Result<Vec<Figures>, RedisError> {
         let mut pipe = redis::pipe();
         pipe.ignore_errors();
-        calls.iter().for_each(|call| _ = pipe.add_command(call.clone()));
+        for call in calls {
+            pipe.add_command(call.clone());
+        }
         let mut answers: Vec<RedisResult<Figures>> = pipe.query_async(connection).await?;
         if answers.iter().any(|answer| answer.as_ref().is_err_and(unknown)) {
             self.script.load_async(connection).await?;
