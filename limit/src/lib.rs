@@ -7,6 +7,7 @@ mod error;
 mod header;
 mod keyed;
 mod limiter;
+mod mutant;
 mod quota;
 mod shared;
 mod sync;

@@ -28,9 +28,30 @@ mod sync {
     }
 }
 
-use self::core::{AtomicCell, Kind, Rules};
+/// What the core calls `crate::mutant`, switched for all threads of a model.
+#[path = "../src/mutant.rs"]
+mod defects;
+
+mod mutant {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    pub(crate) use crate::defects::Mutant;
+
+    static ON: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+    pub(crate) fn set(mutant: Option<Mutant>) {
+        ON.store(mutant.map_or(usize::MAX, |mutant| mutant as usize), Ordering::Relaxed);
+    }
+
+    pub(crate) fn is(mutant: Mutant) -> bool {
+        ON.load(Ordering::Relaxed) == mutant as usize
+    }
+}
+
+use self::core::{AtomicCell, Kind, LiveRules, Place, Rules};
 use loom::sync::Arc;
 use loom::thread;
+use mutant::Mutant;
 
 const NOW: u64 = 1_000_000;
 
@@ -45,13 +66,18 @@ fn check(model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
+/// A check of one unit as the limiter makes it: the short way first.
+fn admits(cell: &AtomicCell, now: u64) -> bool {
+    cell.take(now, 1).map_or_else(|| cell.step(now, 1).admitted(), |answer| answer.is_ok())
+}
+
 /// Threads that come together take exactly what there is.
 fn exactly_the_limit(kind: Kind) {
     check(move || {
         let cell = Arc::new(AtomicCell::new(&rules(kind, 2, 2)));
         let taker = |turns: usize| {
             let cell = Arc::clone(&cell);
-            move || (0..turns).filter(|_| cell.step(NOW, 1).admitted()).count()
+            move || (0..turns).filter(|_| admits(&cell, NOW)).count()
         };
         let other = thread::spawn(taker(1));
         let taken = taker(2)() + other.join().expect("it ends");
@@ -66,7 +92,7 @@ fn a_change_keeps_what_is_used() {
         let cell = Arc::new(AtomicCell::new(&rules(Kind::Gcra, 10, 3)));
         let taker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || u64::from(cell.step(NOW, 1).admitted()))
+            thread::spawn(move || u64::from(admits(&cell, NOW)))
         };
         cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
         let taken = taker.join().expect("it ends");
@@ -81,7 +107,7 @@ fn a_change_at_rest_is_noticed() {
         assert!(cell.step(NOW - 100, 1).admitted());
         let taker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || assert!(cell.step(NOW, 1).admitted()))
+            thread::spawn(move || assert!(admits(&cell, NOW)))
         };
         cell.set_rules(&rules(Kind::Gcra, 2, 4), NOW);
         taker.join().expect("it ends");
@@ -97,13 +123,37 @@ fn a_reservation_given_up_comes_back() {
         assert!(cell.step(NOW, 1).admitted());
         let checker = {
             let cell = Arc::clone(&cell);
-            thread::spawn(move || cell.step(NOW + 10, 1).admitted())
+            thread::spawn(move || admits(&cell, NOW + 10))
         };
         let (wait, receipt) = cell.reserve(NOW, 1);
         cell.refund(&receipt, NOW + 5);
         assert_eq!(wait, 1000);
         assert!(!checker.join().expect("it ends"));
         assert_eq!(cell.step(NOW + 10, 1).wait, 990);
+    });
+}
+
+/// A place is given to another key while a thread decides for the one that has it: the decision is
+/// made on that key's word or not at all.
+fn a_place_is_handed_on_or_kept() {
+    check(|| {
+        let rules = Arc::new(LiveRules::new(&rules(Kind::Gcra, 1, 1)));
+        let place = Arc::new(Place::new(1, NOW));
+        let first = {
+            let (rules, place) = (Arc::clone(&rules), Arc::clone(&place));
+            thread::spawn(move || {
+                let take = || rules.take(&place.word, place.of(1), NOW + 3000, 1);
+                take().is_some_and(|answer| answer.is_ok())
+            })
+        };
+        let handed_on = place.hand_on(NOW, 2, NOW + 1500).is_some();
+        let taken = first.join().expect("it ends");
+        assert!(!(taken && handed_on), "a unit was taken of a key that has no place");
+        if handed_on {
+            assert_eq!(place.hash(), 2);
+            let left = rules.step(&place.word, place.of(2), NOW + 500, 0).expect("it is its own");
+            assert_eq!(left.standing.remaining(), 0, "the other's word is its own");
+        }
     });
 }
 
@@ -114,4 +164,22 @@ fn main() {
     a_change_keeps_what_is_used();
     a_change_at_rest_is_noticed();
     a_reservation_given_up_comes_back();
+    a_place_is_handed_on_or_kept();
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let noticed = [
+        (Mutant::ExchangeSkipped, (|| exactly_the_limit(Kind::Gcra)) as fn()),
+        (Mutant::SequenceIgnored, a_change_keeps_what_is_used),
+        (Mutant::SameWordAfterChange, a_change_at_rest_is_noticed),
+        (Mutant::OwnerIgnored, a_place_is_handed_on_or_kept),
+        (Mutant::HandedOnOpenly, a_place_is_handed_on_or_kept),
+    ]
+    .map(|(defect, model)| {
+        mutant::set(Some(defect));
+        let outcome = std::panic::catch_unwind(model);
+        mutant::set(None);
+        (defect, outcome.is_err())
+    });
+    std::panic::set_hook(hook);
+    assert!(noticed.iter().all(|(_, noticed)| *noticed), "{noticed:?}");
 }

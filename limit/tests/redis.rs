@@ -27,8 +27,37 @@ fn counter(url: &str, after_restart: AfterRestart) -> Arc<dyn Counter> {
 
 #[tokio::test]
 async fn redis_conforms() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     check_counter(&*counter(&server.url(), AfterRestart::Fresh), "a").await;
+}
+
+/// Also where the server has forgotten the script.
+#[tokio::test]
+async fn a_batch_is_one_round_trip() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let counter = counter(&server.url(), AfterRestart::Fresh);
+    let names: Vec<String> = (0..50).map(|key| format!("user-{key}")).collect();
+    let quota = Quota::gcra(1, Duration::from_secs(3600)).burst(5);
+    let takes: Vec<Take<'_>> =
+        names.iter().map(|key| Take { key, quota, least: 1, most: 2 }).collect();
+    let client = redis::Client::open(server.url()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let mut reads = async || {
+        let info = redis::cmd("INFO").arg("stats").query_async::<String>(&mut connection).await;
+        let info = info.unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
+        line.unwrap().trim().parse::<u64>().unwrap()
+    };
+    for (granted, reads_max) in [(2, 200), (2, 8), (1, 8), (0, 8)] {
+        let before = reads().await;
+        let taken = counter.take(&takes).await.unwrap();
+        assert!(taken.iter().all(|taken| taken.granted == granted), "{taken:?}");
+        let more = reads().await - before;
+        assert!(more <= reads_max, "{more} reads for a batch of 50");
+    }
+    let mut other = client.get_multiplexed_async_connection().await.unwrap();
+    let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut other).await.unwrap();
+    assert_eq!(counter.take(&takes[..2]).await.unwrap().len(), 2);
 }
 
 /// Not a test of its own: what the processes of the others do.
@@ -71,7 +100,7 @@ fn process(mode: &str, url: &str) -> Child {
 
 /// Admitted by all, questions that failed, and the time in which.
 fn run(mode: &str, kill: bool) -> Option<(u64, u64, Duration)> {
-    let mut server = RedisServer::start()?;
+    let mut server = RedisServer::start(&[])?;
     let start = Instant::now();
     let processes: Vec<Child> = (0..PROCESSES).map(|_| process(mode, &server.url())).collect();
     if kill {

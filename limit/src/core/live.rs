@@ -10,6 +10,7 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
+use crate::mutant::{self, Mutant};
 use crate::sync::{AtomicU64, fence};
 
 use super::rules::{Kind, NOW_MAX, Rules};
@@ -72,6 +73,10 @@ impl LiveRules {
                 Ok(taken) => taken,
                 Err(denied) => return Some(Err(denied)),
             };
+            if mutant::is(Mutant::ExchangeSkipped) {
+                word.store(next, Release);
+                return Some(Ok(standing));
+            }
             match word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
                 Ok(_) => return Some(Ok(standing)),
                 Err(other) => seen = other,
@@ -143,7 +148,8 @@ impl LiveRules {
     #[inline]
     fn unchanged(&self, sequence: u64) -> bool {
         fence(Acquire);
-        sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence
+        mutant::is(Mutant::SequenceIgnored)
+            || (sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence)
     }
 
     /// Changes the rules and converts the words. Decisions wait while it lasts. The caller lets one
@@ -180,6 +186,9 @@ impl LiveRules {
 /// are worth the same before and after, so that a decision may fall on either side.
 fn converted(old: &Rules, new: &Rules, word: u64, now: u64) -> u64 {
     let next = word::convert(old, new, word, now);
+    if mutant::is(Mutant::SameWordAfterChange) {
+        return next;
+    }
     if next != word || old.interval == new.interval || new.kind != Kind::Gcra {
         return next;
     }

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 
+use crate::mutant::{self, Mutant};
+
 use super::rules::{NOW_MAX, Rules};
 use super::verdict::{NEVER, Standing, Verdict};
 
@@ -51,7 +53,7 @@ impl Log {
 
     fn expire(&mut self, rules: &Rules, now: u64) {
         while let Some((at, units)) = self.entries.front().copied() {
-            if at + rules.per > now {
+            if at + rules.per > now + u64::from(mutant::is(Mutant::WindowOffByOne)) {
                 break;
             }
             self.units -= units;

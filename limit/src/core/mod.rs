@@ -10,6 +10,7 @@ mod log;
 #[cfg(test)]
 mod model_tests;
 mod pair;
+mod place;
 mod rules;
 mod verdict;
 pub(crate) mod word;
@@ -17,6 +18,7 @@ pub(crate) mod word;
 pub(crate) use atomic::AtomicCell;
 pub(crate) use cell::{Cell, step_all};
 pub(crate) use live::LiveRules;
+pub(crate) use place::Place;
 pub(crate) use rules::{Kind, NOW_MAX, Rules};
 pub use verdict::Standing;
 pub(crate) use verdict::{NEVER, Receipt, Verdict};

@@ -332,3 +332,42 @@ fn most_in_is_tight_for_a_flood() {
         }
     }
 }
+
+#[test]
+fn a_unit_of_no_whole_time_never_exceeds_the_rate() {
+    let rules = Rules::new(Kind::Gcra, 3, 31, 1).unwrap();
+    let mut cell = One::new(rules);
+    let admitted = (100..131).filter(|now| cell.step(*now, 1).admitted()).count();
+    assert!(admitted <= 3, "{admitted} in a window for 3");
+}
+
+#[test]
+fn a_refund_gives_nothing_back_that_time_has_given_back() {
+    let rules = Rules::new(Kind::Gcra, 1, 10, 4).unwrap();
+    let mut cell = One::new(rules);
+    let receipt = Receipt { at: cell.step(100, 1).at, cost: 1 };
+    assert!(cell.step(140, 4).admitted());
+    cell.cells[0].refund(&rules, &receipt, 140);
+    assert!(!cell.step(140, 1).admitted(), "a fifth at one moment, of four");
+}
+
+#[test]
+fn a_tier_that_denies_keeps_the_others_whole() {
+    let rules = [(1, 2), (100, 5)]
+        .map(|(count, burst)| Rules::new(Kind::Gcra, count, 1000, burst).unwrap());
+    let mut cells = rules.map(|rules| Cell::new(rules.kind));
+    for _ in 0..50 {
+        step_all(&mut cells, &rules, 1, 1);
+    }
+    let left = cells[1].judge(&rules[1], 1, 0).standing.remaining();
+    assert_eq!(left, 3, "two passed the first tier");
+}
+
+#[test]
+fn mutants_of_the_core_are_caught() {
+    use crate::mutant::{Mutant, assert_caught};
+    assert_caught(Mutant::IntervalRoundedDown, a_unit_of_no_whole_time_never_exceeds_the_rate);
+    assert_caught(Mutant::RefundedTwice, a_refund_gives_nothing_back_that_time_has_given_back);
+    assert_caught(Mutant::WindowOffByOne, most_in_is_tight_for_a_flood);
+    assert_caught(Mutant::TiersChargedApart, a_tier_that_denies_keeps_the_others_whole);
+}

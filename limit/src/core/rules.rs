@@ -1,5 +1,7 @@
 //! A quota as the decisions need it: validated, in nanoseconds, with the divisions done.
 
+use crate::mutant::{self, Mutant};
+
 /// Times are below this; later ones are taken as this.
 pub(crate) const NOW_MAX: u64 = (1 << 63) - 1;
 
@@ -47,7 +49,10 @@ impl Rules {
         if count == 0 || per == 0 || burst == 0 || per > NOW_MAX / 4 {
             return None;
         }
-        let interval = per.div_ceil(count);
+        let mut interval = per.div_ceil(count);
+        if mutant::is(Mutant::IntervalRoundedDown) {
+            interval = (per / count).max(1);
+        }
         let span = interval.checked_mul(burst).filter(|span| *span <= NOW_MAX / 2)?;
         let unit_bits = (NOW_MAX / per).leading_zeros();
         let limit = match kind {

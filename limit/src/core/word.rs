@@ -1,5 +1,7 @@
 //! Decisions whose whole state is one word. A word of 0 is a quota never used.
 
+use crate::mutant::{self, Mutant};
+
 use super::rules::{Kind, NOW_MAX, Rules};
 use super::verdict::{NEVER, Receipt, Standing, Verdict};
 
@@ -108,7 +110,10 @@ pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u6
 pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u64 {
     if rules.kind == Kind::Gcra {
         let worth = receipt.cost.saturating_mul(rules.interval);
-        let out = now.min(NOW_MAX).saturating_sub(receipt.at);
+        let mut out = now.min(NOW_MAX).saturating_sub(receipt.at);
+        if mutant::is(Mutant::RefundedTwice) {
+            out = 0;
+        }
         return word.saturating_sub(worth.saturating_sub(out));
     }
     let (stored, used) = unpack(rules, word);

@@ -50,7 +50,7 @@ impl WhenFull {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct KeyedConfig {
-    /// Room for so many keys that are not as good as new. 1 to 2³²; default 1,000,000.
+    /// Room for so many keys that are not as good as new. 1 to 2³²; default 100,000.
     ///
     /// With one quota of one word the table has 32 bytes for each: reserved at once, it takes
     /// memory as it fills, and some more keys than this may find a place. With windows that slide
@@ -64,7 +64,7 @@ pub struct KeyedConfig {
 
 impl Default for KeyedConfig {
     fn default() -> Self {
-        Self { keys_max: 1_000_000, when_full: WhenFull::Share, clock: Arc::new(Monotonic) }
+        Self { keys_max: 100_000, when_full: WhenFull::Share, clock: Arc::new(Monotonic) }
     }
 }
 

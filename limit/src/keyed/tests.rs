@@ -13,6 +13,16 @@ fn keyed(quotas: &[Quota], keys_max: usize, when_full: WhenFull) -> Keyed<u64> {
     Keyed::with_config(quotas, config).unwrap()
 }
 
+/// A clock that stands still.
+#[derive(Debug)]
+struct At(u64);
+
+impl Clock for At {
+    fn now(&self) -> u64 {
+        self.0
+    }
+}
+
 #[test]
 fn keys_are_independent_and_costs_count() {
     let limiter = keyed(&[Quota::gcra(1, SECOND).burst(3)], 100, WhenFull::Share);
@@ -73,7 +83,8 @@ fn as_many_keys_as_promised_find_room_also_when_all_places_were_used_before() {
 
 #[test]
 fn keys_do_not_meet_in_a_hash() {
-    let limiter: Keyed<String> = Keyed::new(Quota::gcra(1, MINUTE)).unwrap();
+    let config = KeyedConfig { keys_max: 200_000, ..KeyedConfig::default() };
+    let limiter: Keyed<String> = Keyed::with_config(&[Quota::gcra(1, MINUTE)], config).unwrap();
     for key in 0..200_000_u64 {
         limiter.check_at(&format!("user-{key}"), 1, 1).unwrap();
     }
@@ -137,7 +148,8 @@ fn many_at_once_are_as_many_one_by_one() {
 
 #[test]
 fn a_change_reaches_every_key() {
-    let limiter = keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Share);
+    let config = KeyedConfig { clock: Arc::new(At(1 << 40)), ..KeyedConfig::default() };
+    let limiter = Keyed::with_config(&[Quota::gcra(1, SECOND).burst(2)], config).unwrap();
     for key in 0..20 {
         limiter.check_at(&key, 1 << 40, 1).unwrap();
     }
@@ -148,6 +160,40 @@ fn a_change_reaches_every_key() {
         assert!(limiter.check_at(&key, 1 << 40, 4).is_ok());
         assert!(limiter.check_at(&key, 1 << 40, 1).is_err());
     }
+}
+
+#[test]
+fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
+    let limiter = keyed(&[Quota::gcra(1, SECOND)], 1, WhenFull::Deny);
+    let second = 1_000_000_000;
+    limiter.check_at(&0, 100 * second, 1).unwrap();
+    // As good as new at 110, it makes room for another.
+    limiter.check_at(&1, 110 * second, 1).unwrap();
+    assert_eq!(limiter.stats().reclaimed, 1);
+    // Nothing had come back at 100.5: a unit of then is counted when it was forgotten.
+    limiter.check_at(&0, 100 * second + second / 2, 1).unwrap();
+    let next = limiter.check_at(&0, 110 * second + second / 2, 1);
+    assert!(next.is_err(), "{next:?}");
+}
+
+#[test]
+fn a_key_that_is_known_is_not_brought_in_again() {
+    let words = Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Deny);
+    assert!(words.step_new(7, 1, 1).is_some());
+    // As a thread does that looked before the other was done.
+    assert!(words.step_new(7, 1, 1).is_none());
+    assert_eq!(words.totals().keys, 1);
+}
+
+#[test]
+fn mutants_of_the_table_are_caught() {
+    use crate::mutant::{Mutant, assert_caught};
+    assert_caught(Mutant::EvictedInDebt, a_flood_of_new_keys_does_not_reset_a_hot_one);
+    assert_caught(
+        Mutant::LateNewcomer,
+        a_late_caller_does_not_revive_a_key_that_was_forgotten_since,
+    );
+    assert_caught(Mutant::KnownIgnored, a_key_that_is_known_is_not_brought_in_again);
 }
 
 proptest! {

@@ -1,20 +1,20 @@
 //! Keys whose quota is one word: a table of fixed size in which a check touches one cache line and
 //! takes no lock.
 //!
-//! A place is the hash of a key, which stands for the key, and its word. A key's place is within
-//! `WINDOW` lines from its home line, before the first place never used. A place changes hands only
-//! when its word is as good as new, so nothing is ever swept, and the new word is greater than the
-//! old: a decision that read the old one fails at its exchange. Shards are ranges of lines with
-//! rules and a lock for newcomers of their own; no window leaves its shard.
+//! A key's place is within `WINDOW` lines from its home line, before the first place never used. A
+//! place changes hands only when its word is as good as new, so nothing is ever swept. Shards are
+//! ranges of lines with rules and a lock for newcomers of their own; no window leaves its shard.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use crossbeam_utils::CachePadded;
 use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
-use crate::core::{Cell, LiveRules, NOW_MAX, Receipt, Rules, Standing, Verdict, step_all, word};
+use crate::core::{
+    Cell, LiveRules, NOW_MAX, Place, Receipt, Rules, Standing, Verdict, step_all, word,
+};
+use crate::mutant::{self, Mutant};
 
 /// Places in a cache line.
 const LINE: usize = 4;
@@ -22,16 +22,6 @@ const LINE: usize = 4;
 /// Lines in which a key may have its place. Of 300,000 keys in a table that they fill by half, 96 %
 /// have it in the first and none beyond the eleventh.
 const WINDOW: usize = 16;
-
-/// The word of a place that changes hands.
-const HANDED_ON: u64 = u64::MAX;
-
-/// A key's hash, 0: never used; and its word.
-#[derive(Debug)]
-struct Place {
-    hash: AtomicU64,
-    word: AtomicU64,
-}
 
 pub(super) struct Words {
     places: Box<[Place]>,
@@ -76,10 +66,8 @@ impl Words {
         let lines = keys_max.div_ceil(count * LINE / 2).max(1);
         let room = lines * count * LINE + LINE - 1;
         // Taken zeroed from the system, which gives memory only to pages that are written.
-        let places: Box<[Place]> = vec![[0_u64; 2]; room]
-            .into_iter()
-            .map(|[hash, word]| Place { hash: AtomicU64::new(hash), word: AtomicU64::new(word) })
-            .collect();
+        let places: Box<[Place]> =
+            vec![[0_u64; 2]; room].into_iter().map(|[hash, word]| Place::new(hash, word)).collect();
         let first = places.as_ptr().align_offset(64).min(LINE - 1);
         let newcomers = || Newcomers {
             keys: 0,
@@ -148,7 +136,7 @@ impl Words {
         for line in lines {
             let (mut at, mut free) = (LINE, false);
             for (index, place) in line.iter().enumerate() {
-                let other = place.hash.load(Relaxed);
+                let other = place.hash();
                 at = if other == hash { index } else { at };
                 free |= other == 0;
             }
@@ -172,12 +160,15 @@ impl Words {
     }
 
     /// A key that has no place. `None` if it has one after all.
-    fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
+    pub(super) fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
         let shard = self.shard(hash);
         let mut newcomers = shard.newcomers.lock();
         // They do not change under the lock.
         let rules = shard.rules.read();
-        let now = now.max(newcomers.forgotten_at).min(NOW_MAX);
+        let mut now = now.min(NOW_MAX);
+        if !mutant::is(Mutant::LateNewcomer) {
+            now = now.max(newcomers.forgotten_at);
+        }
         let (verdict, next) = word::step(&rules, 0, now, cost);
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
@@ -194,17 +185,15 @@ impl Words {
                 Entry::Free(place) => (place, 0),
                 Entry::Idle(place, old) => (place, old),
             };
-            if place.word.compare_exchange(old, HANDED_ON, AcqRel, Relaxed).is_err() {
+            match place.hand_on(old, hash, next) {
                 // The key that had it is back.
-                continue;
+                None => continue,
+                Some(0) => newcomers.keys += 1,
+                Some(_) => {
+                    newcomers.reclaimed += 1;
+                    newcomers.forgotten_at = now;
+                }
             }
-            if place.hash.swap(hash, AcqRel) == 0 {
-                newcomers.keys += 1;
-            } else {
-                newcomers.reclaimed += 1;
-                newcomers.forgotten_at = now;
-            }
-            place.word.store(next, Release);
             return Some((verdict, cost));
         }
     }
@@ -213,15 +202,17 @@ impl Words {
         let mut idle = Entry::Full;
         let (places, home) = self.range(hash);
         for place in window(places, home) {
-            let other = place.hash.load(Acquire);
-            if other == hash {
+            let other = place.hash();
+            if other == hash && !mutant::is(Mutant::KnownIgnored) {
                 return Entry::Known;
             }
             if other == 0 {
                 return if matches!(idle, Entry::Full) { Entry::Free(place) } else { idle };
             }
             let word = place.word.load(Acquire);
-            if matches!(idle, Entry::Full) && word::idle_at(rules, word) < now {
+            if matches!(idle, Entry::Full)
+                && (word::idle_at(rules, word) < now || mutant::is(Mutant::EvictedInDebt))
+            {
                 idle = Entry::Idle(place, word);
             }
         }
@@ -250,7 +241,7 @@ impl Words {
             let mut newcomers = shard.newcomers.lock();
             let old = shard.rules.read();
             newcomers.overflow.convert(&old, new, now);
-            let used = places.iter().filter(|place| place.hash.load(Relaxed) != 0);
+            let used = places.iter().filter(|place| place.hash() != 0);
             shard.rules.change(new, now, used.map(|place| &place.word));
         }
     }
@@ -268,16 +259,6 @@ impl Words {
 
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.places) + size_of_val(&*self.shards)
-    }
-}
-
-impl Place {
-    /// Whether a word that was read is still that of the key.
-    #[inline]
-    fn of(&self, hash: u64) -> impl Fn(u64) -> bool {
-        move |word| {
-            word != HANDED_ON && self.hash.load(Acquire) == hash && self.word.load(Relaxed) == word
-        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::guard::{Guard, OutageConfig, Pass, SharedError, Source};
 use crate::clock::{Clock, Monotonic};
 use crate::core::Kind;
 use crate::error::ConfigError;
+use crate::mutant::{self, Mutant};
 use crate::quota::{Quota, nanos};
 
 /// How a leased limiter is built.
@@ -208,12 +209,12 @@ impl Leased {
     fn spend(&self, share: &Share, cost: u64) -> Option<Result<Pass, SharedError>> {
         let now = self.guard.clock.now();
         let mut state = share.state.lock();
-        if now >= state.until {
+        if now >= state.until && !mutant::is(Mutant::LeaseForEver) {
             self.lost.fetch_add(state.units, Ordering::Relaxed);
             state.units = 0;
         }
         if state.units >= cost {
-            state.units -= cost;
+            state.units -= if mutant::is(Mutant::LeaseNotCounted) { 0 } else { cost };
             return Some(Ok(Pass { source: Source::Lease, remaining: state.units }));
         }
         match &state.denied {

@@ -1,10 +1,13 @@
 //! Redis as the store: one atomic script a key, at the server's clock.
 
+use std::fmt;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, RedisError, Script};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, Script, ServerErrorKind,
+};
 
 use super::counter::{Counter, StoreError, Take, Taken};
 use crate::core::Kind;
@@ -29,47 +32,74 @@ pub enum AfterRestart {
     Fresh,
 }
 
-/// A [`Counter`] over one Redis server, of version 6 or later, or of whatever speaks its protocol.
+/// A [`Counter`] over Redis of version 6 or later, or over whatever speaks its protocol.
 ///
-/// Each key is one string `<prefix>{<key>}`, touched by one script call: in a cluster all that a
-/// decision needs is in one slot. Figures are whole microseconds, a unit's time rounded up. A key
+/// Each key is one string `<prefix>{<key>}`, touched by one script call, so that all that a decision
+/// needs is in one slot of a cluster. A batch of takes is one round trip to a single server; in a
+/// cluster one round trip a take. Figures are whole microseconds, a unit's time rounded up. A key
 /// expires when it is as good as new.
 ///
 /// Replication of Redis is asynchronous: a fail-over may forget the last takes.
 #[derive(Debug)]
 pub struct RedisCounter {
-    client: Client,
+    servers: Servers,
     prefix: String,
     after_restart: AfterRestart,
     script: Script,
     link: tokio::sync::Mutex<Option<Link>>,
 }
 
-/// A connection does not outlive the server's process, so that its start holds for all of it.
-#[derive(Clone)]
-struct Link {
-    connection: MultiplexedConnection,
-    server_start_us: u64,
+#[cfg_attr(feature = "redis-cluster", expect(clippy::large_enum_variant, reason = "one a counter"))]
+enum Servers {
+    Single(Client),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(redis::cluster::ClusterClient),
 }
 
-impl std::fmt::Debug for Link {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Link")
-            .field("server_start_us", &self.server_start_us)
-            .finish_non_exhaustive()
+#[derive(Clone)]
+enum Link {
+    Single(MultiplexedConnection),
+    #[cfg(feature = "redis-cluster")]
+    Cluster(redis::cluster_async::ClusterConnection),
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Servers")
     }
 }
 
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Link")
+    }
+}
+
+/// Granted, remaining, wait, reset.
+type Figures = (i64, i64, i64, i64);
+
 impl RedisCounter {
-    /// A store whose keys begin with `prefix`. Connects with the first take.
+    /// A store on one server whose keys begin with `prefix`. Connects with the first take.
     pub fn new(client: Client, prefix: impl Into<String>, after_restart: AfterRestart) -> Self {
-        Self {
-            client,
-            prefix: prefix.into(),
-            after_restart,
-            script: Script::new(include_str!("take.lua")),
-            link: tokio::sync::Mutex::new(None),
-        }
+        Self::on(Servers::Single(client), prefix.into(), after_restart)
+    }
+
+    /// A store on a cluster whose keys begin with `prefix`. Connects with the first take.
+    ///
+    /// Needs the feature `redis-cluster`. The client's own retries and time limits hold; set them
+    /// below [`OutageConfig::timeout`](super::OutageConfig::timeout).
+    #[cfg(feature = "redis-cluster")]
+    pub fn cluster(
+        client: redis::cluster::ClusterClient,
+        prefix: impl Into<String>,
+        after_restart: AfterRestart,
+    ) -> Self {
+        Self::on(Servers::Cluster(client), prefix.into(), after_restart)
+    }
+
+    fn on(servers: Servers, prefix: String, after_restart: AfterRestart) -> Self {
+        let script = Script::new(include_str!("take.lua"));
+        Self { servers, prefix, after_restart, script, link: tokio::sync::Mutex::new(None) }
     }
 
     async fn link(&self) -> Result<Link, StoreError> {
@@ -83,63 +113,133 @@ impl RedisCounter {
     }
 
     async fn connect(&self) -> Result<Link, RedisError> {
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
-        let (secs, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await?;
-        let info: String = redis::cmd("INFO").arg("server").query_async(&mut connection).await?;
-        let up_secs = info
-            .lines()
-            .find_map(|line| line.strip_prefix("uptime_in_seconds:")?.trim().parse::<u64>().ok())
-            .unwrap_or(0);
-        // The server counts its uptime in whole seconds, and may be a second ahead.
-        let start_secs = secs.saturating_sub(up_secs) + u64::from(up_secs > 0);
-        let start_us = start_secs.saturating_mul(1_000_000).saturating_add(micros);
-        let server_start_us = match self.after_restart {
-            AfterRestart::Drained => start_us,
-            AfterRestart::Fresh => 0,
-        };
-        Ok(Link { connection, server_start_us })
+        match &self.servers {
+            Servers::Single(client) => {
+                let config = AsyncConnectionConfig::new()
+                    .set_connection_timeout(Some(CONNECT_MAX))
+                    .set_response_timeout(Some(ANSWER_MAX));
+                let connection = client.get_multiplexed_async_connection_with_config(&config);
+                connection.await.map(Link::Single)
+            }
+            #[cfg(feature = "redis-cluster")]
+            Servers::Cluster(client) => client.get_async_connection().await.map(Link::Cluster),
+        }
     }
 
-    async fn take_one(&self, link: &mut Link, take: &Take<'_>) -> Result<Taken, StoreError> {
+    async fn ask(&self, takes: &[Take<'_>]) -> Result<Vec<Figures>, StoreError> {
+        let mut calls = Vec::with_capacity(takes.len());
+        for take in takes {
+            calls.push(self.call(take)?);
+        }
+        let answers = match &mut self.link().await? {
+            Link::Single(connection) => self.ask_at_once(connection, &calls).await,
+            #[cfg(feature = "redis-cluster")]
+            Link::Cluster(connection) => self.ask_one_by_one(connection, &calls).await,
+        };
+        match answers {
+            Ok(answers) => Ok(answers),
+            Err(error) => Err(self.failed(error, takes.len() == 1).await),
+        }
+    }
+
+    /// The script's call for a take, without the script.
+    fn call(&self, take: &Take<'_>) -> Result<Cmd, StoreError> {
         let rules = take.quota.rules().map_err(|e| StoreError::Refused(e.to_string()))?;
-        let key = format!("{}{{{}}}", self.prefix, take.key);
-        let answer: Result<(i64, i64, i64, i64), RedisError> = self
-            .script
-            .key(key)
+        let after_restart = match self.after_restart {
+            AfterRestart::Drained => "drained",
+            AfterRestart::Fresh => "fresh",
+        };
+        let mut call = redis::cmd("EVALSHA");
+        call.arg(self.script.get_hash())
+            .arg(1)
+            .arg(format!("{}{{{}}}", self.prefix, take.key))
             .arg(if rules.kind == Kind::Gcra { "gcra" } else { "window" })
             .arg(rules.limit)
             .arg(rules.interval.div_ceil(1000))
             .arg(rules.per.div_ceil(1000))
             .arg(take.least)
             .arg(take.most)
-            .arg(link.server_start_us)
-            .invoke_async(&mut link.connection)
-            .await;
-        match answer {
-            Ok(answer) => parse(answer),
-            Err(error) => Err(self.failed(error).await),
-        }
+            .arg(after_restart);
+        Ok(call)
     }
 
-    /// Drops the connection, unless it was the server that answered.
-    async fn failed(&self, error: RedisError) -> StoreError {
+    /// One round trip, and another if the server does not know the script yet.
+    async fn ask_at_once(
+        &self,
+        connection: &mut MultiplexedConnection,
+        calls: &[Cmd],
+    ) -> Result<Vec<Figures>, RedisError> {
+        let mut pipe = redis::pipe();
+        pipe.ignore_errors();
+        for call in calls {
+            pipe.add_command(call.clone());
+        }
+        let mut answers: Vec<RedisResult<Figures>> = pipe.query_async(connection).await?;
+        if answers.iter().any(|answer| answer.as_ref().is_err_and(unknown)) {
+            self.script.load_async(connection).await?;
+            for (answer, call) in answers.iter_mut().zip(calls) {
+                if answer.as_ref().is_err_and(unknown) {
+                    *answer = call.query_async(connection).await;
+                }
+            }
+        }
+        answers.into_iter().collect()
+    }
+
+    /// Each take goes to the node of its slot.
+    #[cfg(feature = "redis-cluster")]
+    async fn ask_one_by_one(
+        &self,
+        connection: &mut redis::cluster_async::ClusterConnection,
+        calls: &[Cmd],
+    ) -> Result<Vec<Figures>, RedisError> {
+        let mut answers = Vec::with_capacity(calls.len());
+        for call in calls {
+            let mut answer = call.query_async(connection).await;
+            if answer.as_ref().is_err_and(unknown) {
+                self.script.load_async(connection).await?;
+                answer = call.query_async(connection).await;
+            }
+            answers.push(answer?);
+        }
+        Ok(answers)
+    }
+
+    /// Drops the connection, unless it was the server that answered. Of a batch others may have
+    /// been answered.
+    async fn failed(&self, error: RedisError, alone: bool) -> StoreError {
         let text = error.to_string();
-        if matches!(error.kind(), redis::ErrorKind::Server(_)) {
-            return StoreError::Refused(text);
+        if let ErrorKind::Server(kind) = error.kind() {
+            return match kind {
+                // It is starting, or not the one to ask: nothing was done.
+                ServerErrorKind::BusyLoading
+                | ServerErrorKind::ClusterDown
+                | ServerErrorKind::MasterDown
+                | ServerErrorKind::Moved
+                | ServerErrorKind::Ask
+                | ServerErrorKind::TryAgain
+                | ServerErrorKind::ReadOnly
+                    if alone =>
+                {
+                    StoreError::Unreachable(text)
+                }
+                _ => StoreError::Refused(text),
+            };
         }
         *self.link.lock().await = None;
-        if error.is_connection_refusal() {
+        if error.is_connection_refusal() && alone {
             return StoreError::Unreachable(text);
         }
         StoreError::NoAnswer(text)
     }
 }
 
-fn parse((granted, remaining, wait, reset): (i64, i64, i64, i64)) -> Result<Taken, StoreError> {
+/// Whether it says that the script is not loaded: then nothing was done.
+fn unknown(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::Server(ServerErrorKind::NoScript)
+}
+
+fn parse((granted, remaining, wait, reset): Figures) -> Result<Taken, StoreError> {
     let natural = |n: i64| {
         u64::try_from(n).map_err(|_| StoreError::Refused(format!("a negative figure: {n}")))
     };
@@ -161,12 +261,7 @@ impl Counter for RedisCounter {
         if takes.iter().any(|take: &Take<'_>| !fits(&take.quota)) {
             return Err(StoreError::Refused("the quota is too long for microseconds".into()));
         }
-        let mut link = self.link().await?;
-        let mut answers = Vec::with_capacity(takes.len());
-        for take in takes {
-            answers.push(self.take_one(&mut link, take).await?);
-        }
-        Ok(answers)
+        self.ask(takes).await?.into_iter().map(parse).collect()
     }
 }
 

@@ -110,6 +110,34 @@ async fn a_denial_is_remembered_and_keys_are_bounded() {
     }
 }
 
+/// A share is spent once and within its time.
+#[test]
+fn a_share_is_no_more_than_was_granted() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
+        let (clock, counter) = store();
+        let config = LeasedConfig { lease: 3, clock, ..LeasedConfig::default() };
+        let quota = Quota::gcra(1, 1000 * SECOND).burst(5);
+        let leased = Leased::new(Arc::clone(&counter) as _, quota, config).unwrap();
+        let mut passed = 0;
+        for _ in 0..20 {
+            passed += u64::from(leased.check("a", 1).await.is_ok());
+        }
+        assert_eq!(passed, 5);
+        leased.check("b", 1).await.unwrap();
+        tokio::time::advance(2 * SECOND).await;
+        let pass = leased.check("b", 1).await.unwrap();
+        assert_eq!((pass.source, leased.stats().lost), (Source::Store, 2));
+    });
+}
+
+#[test]
+fn mutants_of_the_leases_are_caught() {
+    use crate::mutant::{Mutant, assert_caught};
+    assert_caught(Mutant::LeaseNotCounted, a_share_is_no_more_than_was_granted);
+    assert_caught(Mutant::LeaseForEver, a_share_is_no_more_than_was_granted);
+}
+
 #[derive(Debug)]
 struct Mute;
 

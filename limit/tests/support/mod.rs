@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 pub(crate) struct RedisServer {
     program: PathBuf,
+    options: Vec<String>,
     pub(crate) port: u16,
     child: Child,
 }
@@ -16,14 +17,15 @@ const VARIABLE: &str = "VOUSSOIR_REDIS_SERVER";
 
 impl RedisServer {
     /// `None`, and a line on standard error, if there is no `redis-server`.
-    pub(crate) fn start() -> Option<Self> {
+    pub(crate) fn start(options: &[&str]) -> Option<Self> {
         let Some(program) = program() else {
             eprintln!("left out: no redis-server on PATH or in {VARIABLE}");
             return None;
         };
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = spawn(&program, port);
-        Some(Self { program, port, child })
+        let port = free_port();
+        let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+        let child = spawn(&program, port, &options);
+        Some(Self { program, options, port, child })
     }
 
     pub(crate) fn url(&self) -> String {
@@ -35,9 +37,9 @@ impl RedisServer {
         self.child.wait().unwrap();
     }
 
-    /// Starts it again, with nothing of what it had.
+    /// Starts it again, with none of the keys it had.
     pub(crate) fn restart(&mut self) {
-        self.child = spawn(&self.program, self.port);
+        self.child = spawn(&self.program, self.port, &self.options);
     }
 }
 
@@ -56,10 +58,23 @@ fn program() -> Option<PathBuf> {
     std::env::split_paths(&path).map(|dir| dir.join("redis-server")).find(|file| file.is_file())
 }
 
-fn spawn(program: &PathBuf, port: u16) -> Child {
+/// One with the port of a cluster's bus above it.
+fn free_port() -> u16 {
+    loop {
+        let one = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = one.local_addr().unwrap().port();
+        if port.checked_add(10_000).is_some_and(|bus| TcpListener::bind(("127.0.0.1", bus)).is_ok())
+        {
+            return port;
+        }
+    }
+}
+
+fn spawn(program: &PathBuf, port: u16, options: &[String]) -> Child {
     let child = Command::new(program)
         .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
         .arg(port.to_string())
+        .args(options)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()

@@ -1,0 +1,56 @@
+//! A place in a table of words: whose word it is, and how it changes hands without a lock.
+//!
+//! A place changes hands only when its word is as good as new, and the new word is greater than the
+//! old. So a decision of the key that had it, having read the old word, fails at its exchange, and
+//! one that reads the new word reads the new key with it.
+
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+
+use crate::mutant::{self, Mutant};
+use crate::sync::AtomicU64;
+
+/// The word of a place that changes hands.
+const HANDED_ON: u64 = u64::MAX;
+
+/// The hash of a key, which stands for it, and its word. A hash of 0: never used.
+#[derive(Debug)]
+pub(crate) struct Place {
+    hash: AtomicU64,
+    pub(crate) word: AtomicU64,
+}
+
+impl Place {
+    pub(crate) fn new(hash: u64, word: u64) -> Self {
+        Self { hash: AtomicU64::new(hash), word: AtomicU64::new(word) }
+    }
+
+    /// Whose it is, or was a moment ago.
+    #[inline]
+    pub(crate) fn hash(&self) -> u64 {
+        self.hash.load(Relaxed)
+    }
+
+    /// Whether a word that was read is that of the key.
+    #[inline]
+    pub(crate) fn of(&self, hash: u64) -> impl Fn(u64) -> bool {
+        move |word| {
+            let held = self.hash.load(Acquire) == hash && self.word.load(Relaxed) == word;
+            word != HANDED_ON && (held || mutant::is(Mutant::OwnerIgnored))
+        }
+    }
+
+    /// Gives the place, whose word is `old`, to another key, and says whose it was. `None` if the
+    /// word is another by now. One at a time for all places of a table's part.
+    pub(crate) fn hand_on(&self, old: u64, hash: u64, next: u64) -> Option<u64> {
+        debug_assert!(next > old, "a decision by the old word could be exchanged into the new");
+        if mutant::is(Mutant::HandedOnOpenly) {
+            let before = self.hash.swap(hash, AcqRel);
+            self.word.store(next, Release);
+            return Some(before);
+        }
+        self.word.compare_exchange(old, HANDED_ON, AcqRel, Relaxed).ok()?;
+        let before = self.hash.swap(hash, AcqRel);
+        self.word.store(next, Release);
+        Some(before)
+    }
+}
