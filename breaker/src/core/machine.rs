@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Mutex};
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
 
-/// What a breaker does with calls. As wide as a word: a refusal that mixes widths stalls its reader.
+/// What a breaker does with calls. A word wide: reading a refusal that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Phase {

@@ -152,7 +152,7 @@ impl View {
     /// The whole run, one row for each of the server's moods.
     pub(crate) fn sum_up(&self, client: &Client) {
         let mut text = String::from(
-            "\nwhile the server      seconds   fresh/s   stale/s  failed/s  waited ms  requests/s\n",
+            "\nwhile the server     seconds   fresh/s   stale/s  failed/s  waited ms  requests/s\n",
         );
         for (mood, part) in &self.by_mood {
             let [fresh, stale, failed, requests] =
@@ -161,7 +161,7 @@ impl View {
             // Writing to a string cannot fail.
             let _ = writeln!(
                 text,
-                "{:20} {:8.1} {fresh:9.0} {stale:9.0} {failed:9.0} {:10.0} {requests:11.0}",
+                "{:19} {:8.1} {fresh:9.0} {stale:9.0} {failed:9.0} {:10.0} {requests:11.0}",
                 mood.to_string(),
                 part.seconds,
                 part.mean_ms(),
@@ -172,7 +172,7 @@ impl View {
         let _ = writeln!(
             text,
             "\nThe breaker opened {} times, rejected {} calls and is {}.\n\
-             Of the retries and hedges asked for, the budget paid for {} and suppressed {suppressed}.",
+             Of all retries and hedges, the budget paid for {} and suppressed {suppressed}.",
             breaker.openings, breaker.rejected, breaker.state, budget.granted,
         );
         show(&text);
