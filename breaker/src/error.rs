@@ -112,9 +112,9 @@ pub enum RestoreError {
     WindowInvalid,
 }
 
-/// A registry is full, and those of its breakers whose turn it was to be looked at are open or held.
-/// Nothing was changed; calls of this key must go without a breaker, or be refused. The next attempt
-/// looks at others.
+/// A registry is full, and those of its breakers whose turn it was to be looked at are open or
+/// held. Nothing was changed; calls of this key must go without a breaker, or be refused. The next
+/// attempt looks at others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no room among the {capacity} breakers of the registry")]
 #[non_exhaustive]

@@ -1,7 +1,7 @@
 //! Deliberate defects: each breaks one rule on which a guarantee rests, so that the tests can prove
 //! that they would notice.
 
-/// A rule that deliberately broken code does not keep. Only the feature `testing` can switch one on.
+/// A rule that deliberately broken code does not keep. Only the feature `testing` can break one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 #[cfg_attr(

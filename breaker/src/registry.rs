@@ -19,9 +19,9 @@ const LOOKS_MAX: usize = 64;
 
 /// Breakers by key, made on first use and bounded in number: one for each host, tenant or route.
 ///
-/// A full one lets go of a closed breaker that nobody holds: of the 64 whose turn it is to be looked
-/// at, the one that was asked for least recently. One that is not closed is never let go: a crowd of
-/// new keys cannot make a sick dependency look well.
+/// A full one lets go of a closed breaker that nobody holds: of the 64 whose turn it is to be
+/// looked at, the one that was asked for least recently. One that is not closed is never let go: a
+/// crowd of new keys cannot make a sick dependency look well.
 pub struct Registry<K> {
     config: BreakerConfig,
     clock: Arc<dyn Clock>,

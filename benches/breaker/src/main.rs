@@ -1,10 +1,12 @@
 //! Ours and the rivals, in turn, in one process.
 //!
 //! `cargo run --release` prints a table of `name ours rival ratio` and writes the same rows as
-//! JSON lines to `target/breaker.jsonl`. Times are the median, the lower quartile and the range of
-//! 101 rounds of about 2 ms that alternate between the subjects, on threads that stay on their
-//! processors; with two threads they are wall time for each call of each thread. The floors say
-//! what the machine charged for the least that a call can do, in the same rounds.
+//! JSON lines to `target/breaker.jsonl`; `-- closed`, `-- rejected` or `-- half-open` runs a part.
+//!
+//! Times are the median, the lower quartile and the range of 101 rounds of about 2 ms that alternate
+//! between the subjects, on threads that stay on their processors; with two threads they are wall
+//! time for each call of each thread. The floors say what the machine charged for the least that a
+//! call can do, in the same rounds.
 
 mod herd;
 mod measure;
@@ -30,12 +32,20 @@ struct Row {
 }
 
 fn main() -> Result<(), Error> {
+    let only = std::env::args().nth(1);
+    let is_wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let mut rows = Vec::new();
     for threads in [1, 2] {
-        closed(threads, &mut rows);
+        if is_wanted("closed") {
+            closed(threads, &mut rows);
+        }
+        if is_wanted("rejected") {
+            rejected(threads, &mut rows);
+        }
     }
-    rejected(&mut rows);
-    probes(&mut rows)?;
+    if is_wanted("half-open") {
+        probes(&mut rows)?;
+    }
     print(&rows);
     write(&rows)
 }
@@ -64,19 +74,16 @@ fn closed(threads: usize, rows: &mut Vec<Row>) {
     compare("closed", threads, own, rivals, rows);
 }
 
-fn rejected(rows: &mut Vec<Row>) {
-    for threads in [1, 2] {
-        let own = vec![
-            ("now passed in", ours(Ours::NowPassedIn, true)),
-            ("default clock", ours(Ours::DefaultClock, true)),
-            ("floor: one compare-and-swap", one_swap()),
-        ];
-        let mut rivals = vec![recloser(true), failsafe(true)];
-        if threads == 1 {
-            rivals.push(tower(SlidingWindowType::CountBased, true));
-        }
-        compare("rejected", threads, own, rivals, rows);
+fn rejected(threads: usize, rows: &mut Vec<Row>) {
+    let own = vec![
+        ("now passed in", ours(Ours::NowPassedIn, true)),
+        ("default clock", ours(Ours::DefaultClock, true)),
+    ];
+    let mut rivals = vec![recloser(true), failsafe(true)];
+    if threads == 1 {
+        rivals.push(tower(SlidingWindowType::CountBased, true));
     }
+    compare("rejected", threads, own, rivals, rows);
 }
 
 fn compare(

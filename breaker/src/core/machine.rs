@@ -15,9 +15,9 @@ use crate::sync::{AtomicU64, Mutex};
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
 
-/// What a breaker does with calls.
+/// What a breaker does with calls. A word wide: reading a refusal that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u64)]
 pub(crate) enum Phase {
     Closed = 0,
     Open = 1,
@@ -223,21 +223,21 @@ impl Machine {
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
             Phase::ForcedOpen if Mutant::ForcedOpenAdmits.is_on() => Ok(Ticket(state)),
             Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
-            Phase::Open => {
+            Phase::Open | Phase::HalfOpen => {
                 let now = now();
                 self.refuse(state, now).map_or_else(|| self.admit_slow(state, now), Err)
             }
-            Phase::HalfOpen => self.admit_slow(state, now()),
         }
     }
 
-    /// The refusal of an open breaker; `None` if the wait or the state is over.
+    /// The refusal of an open breaker; `None` if it is not open, or no longer.
     #[inline]
     fn refuse(&self, state: u64, now: u64) -> Option<Denied> {
         let until = self.open_until.load(Acquire);
         // The time belongs to `state` only if `state` has not changed meanwhile.
-        let is_open = now < until && self.state.load(Acquire) == state;
-        is_open.then(|| self.deny(Phase::Open, Some(until - now)))
+        let is_early = now < until && self.state.load(Acquire) == state;
+        (Phase::of(state) == Phase::Open && is_early)
+            .then(|| self.deny(Phase::Open, Some(until - now)))
     }
 
     #[cold]

@@ -12,9 +12,9 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use voussoir_breaker::{
     AdaptiveLimit, Attempt, Breaker, BreakerConfig, Classify, ConfigError, Gradient2,
-    Gradient2Config, Hedge, HedgeConfig, Policy, PolicyError, QueueConfig, Retry, RetryAdvice,
-    RetryBudget, RetryBudgetConfig, RetryConfig, ShedConfig, Shedder, Timeout, Verdict,
-    retry_after_secs,
+    Gradient2Config, Hedge, HedgeConfig, Outcome, Policy, PolicyError, QueueConfig, Retry,
+    RetryAdvice, RetryBudget, RetryBudgetConfig, RetryConfig, ShedConfig, Shedder, Timeout,
+    Verdict, retry_after_secs,
 };
 
 /// The longest body that is read.
@@ -25,12 +25,11 @@ const BODY_MAX: usize = 1 << 20;
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
-    retry_after: Option<Duration>,
     /// Not the server's, but an older one in its place.
     pub(crate) is_stale: bool,
 }
 
-/// No answer.
+/// No answer, or one that says so.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HttpError {
     #[error("no connection")]
@@ -39,6 +38,8 @@ pub(crate) enum HttpError {
     Exchange(#[source] hyper_util::client::legacy::Error),
     #[error("body lost or too long")]
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("answered {status}")]
+    Status { status: StatusCode, retry_after: Option<Duration> },
 }
 
 /// What HTTP answers mean.
@@ -47,9 +48,6 @@ struct HttpAnswers;
 impl Classify<Reply, HttpError> for HttpAnswers {
     fn verdict(&self, answer: &Result<Reply, HttpError>) -> Verdict {
         match answer {
-            Ok(reply) if reply.status.is_server_error() || self.is_overload(answer) => {
-                Verdict::Failure
-            }
             // Our own mistake says nothing about the server.
             Ok(reply) if reply.status.is_client_error() => Verdict::Ignored,
             Ok(_) => Verdict::Success,
@@ -60,14 +58,23 @@ impl Classify<Reply, HttpError> for HttpAnswers {
     /// All calls here are GETs: safe to make twice.
     fn advice(&self, answer: &Result<Reply, HttpError>) -> RetryAdvice {
         match answer {
-            Ok(Reply { retry_after: Some(time), .. }) => RetryAdvice::RetryAfter(*time),
-            _ if self.verdict(answer) == Verdict::Failure => RetryAdvice::Retry,
-            _ => RetryAdvice::Stop,
+            Err(HttpError::Status { retry_after: Some(time), .. }) => {
+                RetryAdvice::RetryAfter(*time)
+            }
+            Err(_) => RetryAdvice::Retry,
+            Ok(_) => RetryAdvice::Stop,
+        }
+    }
+
+    fn outcome(&self, error: &HttpError) -> Outcome {
+        match error {
+            HttpError::Connect(_) => Outcome::NotApplied,
+            _ => Outcome::Unknown,
         }
     }
 
     fn is_overload(&self, answer: &Result<Reply, HttpError>) -> bool {
-        matches!(answer, Ok(Reply { status, .. })
+        matches!(answer, Err(HttpError::Status { status, .. })
             if [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(status))
     }
 }
@@ -148,7 +155,10 @@ impl Client {
         let status = response.status();
         let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
         let body = body.map_err(HttpError::Body)?.to_bytes();
-        Ok(Reply { status, body, retry_after, is_stale: false })
+        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+            return Err(HttpError::Status { status, retry_after });
+        }
+        Ok(Reply { status, body, is_stale: false })
     }
 }
 
@@ -156,6 +166,6 @@ impl Reply {
     /// What a cache would hold.
     fn stale() -> Self {
         let body = Bytes::from_static(b"yesterday's news");
-        Self { status: StatusCode::OK, body, retry_after: None, is_stale: true }
+        Self { status: StatusCode::OK, body, is_stale: true }
     }
 }

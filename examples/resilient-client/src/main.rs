@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use client::Client;
 use server::Server;
-use view::{Users, View};
+use view::{PERIOD, Users, View};
 
 /// Users who ask at the same time, each again and again.
 const USERS: u64 = 24;
@@ -32,17 +32,15 @@ async fn main() -> Result<(), Error> {
     let asking: Vec<_> = (0..USERS)
         .map(|user| tokio::spawn(ask(user, end, Arc::clone(&client), Arc::clone(&users))))
         .collect();
-    let mut view = View::new();
+    let mut view = View::new(run);
     while Instant::now() < end {
-        tokio::time::sleep(view.period()).await;
-        view.draw(&users, &client, &server);
+        tokio::time::sleep(PERIOD).await;
+        view.look(&users, &client, &server);
     }
     for user in asking {
         user.await?;
     }
-    let (fresh, stale) = (users.fresh.load(Relaxed), users.stale.load(Relaxed));
-    println!("fresh {fresh}, stale {stale}, failed {}", users.failed.load(Relaxed));
-    println!("{:?}", client.breaker.stats());
+    view.sum_up(&client);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! A server with a bad day.
 
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,6 +24,17 @@ pub(crate) enum Mood {
     Slow,
     Overloaded,
     Hanging,
+}
+
+impl fmt::Display for Mood {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Well => "is well",
+            Self::Slow => "is slow",
+            Self::Overloaded => "is overloaded",
+            Self::Hanging => "hangs",
+        })
+    }
 }
 
 pub(crate) struct Server {

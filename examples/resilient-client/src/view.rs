@@ -1,11 +1,17 @@
-//! What happens, while it happens.
+//! What happens, while it happens, and what has happened.
 
-use std::io::{IsTerminal, Write};
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use crate::client::Client;
-use crate::server::Server;
+use crate::server::{Mood, Server};
+
+/// Time between two looks.
+pub(crate) const PERIOD: Duration = Duration::from_millis(250);
+/// Without a terminal every so many looks are a line.
+const LOOKS_A_LINE: u32 = 4;
 
 /// What the users got.
 #[derive(Default)]
@@ -17,62 +23,164 @@ pub(crate) struct Users {
     pub(crate) waited_us: AtomicU64,
 }
 
-impl Users {
-    fn counts(&self) -> [u64; 4] {
-        [&self.fresh, &self.stale, &self.failed, &self.waited_us].map(|count| count.load(Relaxed))
+/// Figures of the run so far, or of a part of it.
+#[derive(Clone, Copy, Default)]
+struct Figures {
+    seconds: f64,
+    fresh: u64,
+    stale: u64,
+    failed: u64,
+    waited_us: u64,
+    /// Requests that reached the server.
+    requests: u64,
+}
+
+impl Figures {
+    fn so_far(start: Instant, users: &Users, server: &Server) -> Self {
+        Self {
+            seconds: start.elapsed().as_secs_f64(),
+            fresh: users.fresh.load(Relaxed),
+            stale: users.stale.load(Relaxed),
+            failed: users.failed.load(Relaxed),
+            waited_us: users.waited_us.load(Relaxed),
+            requests: server.requests(),
+        }
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self {
+            seconds: self.seconds - earlier.seconds,
+            fresh: self.fresh - earlier.fresh,
+            stale: self.stale - earlier.stale,
+            failed: self.failed - earlier.failed,
+            waited_us: self.waited_us - earlier.waited_us,
+            requests: self.requests - earlier.requests,
+        }
+    }
+
+    fn add(&mut self, part: Self) {
+        self.seconds += part.seconds;
+        self.fresh += part.fresh;
+        self.stale += part.stale;
+        self.failed += part.failed;
+        self.waited_us += part.waited_us;
+        self.requests += part.requests;
+    }
+
+    fn a_second(self, count: u64) -> f64 {
+        count as f64 / self.seconds.max(1e-3)
+    }
+
+    fn mean_ms(self) -> f64 {
+        let answers = self.fresh + self.stale + self.failed;
+        self.waited_us as f64 / 1e3 / answers.max(1) as f64
     }
 }
 
 pub(crate) struct View {
     start: Instant,
-    before: (Instant, [u64; 4], u64),
+    run: Duration,
+    looks: u32,
+    looked: Figures,
+    drawn: Figures,
+    by_mood: Vec<(Mood, Figures)>,
     is_terminal: bool,
 }
 
 impl View {
-    pub(crate) fn new() -> Self {
-        let now = Instant::now();
-        let is_terminal = std::io::stdout().is_terminal();
-        Self { start: now, before: (now, [0; 4], 0), is_terminal }
+    pub(crate) fn new(run: Duration) -> Self {
+        Self {
+            start: Instant::now(),
+            run,
+            looks: 0,
+            looked: Figures::default(),
+            drawn: Figures::default(),
+            by_mood: Vec::new(),
+            is_terminal: std::io::stdout().is_terminal(),
+        }
     }
 
-    /// Time between two screens.
-    pub(crate) fn period(&self) -> Duration {
-        Duration::from_millis(if self.is_terminal { 250 } else { 1_000 })
+    /// Takes the figures, and shows them when it is time.
+    pub(crate) fn look(&mut self, users: &Users, client: &Client, server: &Server) {
+        let (now, mood) = (Figures::so_far(self.start, users, server), server.mood());
+        let part = now.since(self.looked);
+        match self.by_mood.last_mut() {
+            Some((last, figures)) if *last == mood => figures.add(part),
+            _ => self.by_mood.push((mood, part)),
+        }
+        self.looked = now;
+        self.looks += 1;
+        if self.is_terminal || self.looks.is_multiple_of(LOOKS_A_LINE) {
+            self.draw(now.since(self.drawn), mood, client);
+            self.drawn = now;
+        }
     }
 
-    pub(crate) fn draw(&mut self, users: &Users, client: &Client, server: &Server) {
-        let (now, counts, requests) = (Instant::now(), users.counts(), server.requests());
-        let (then, before, requests_before) = self.before;
-        let seconds = (now - then).as_secs_f64().max(1e-3);
-        let rate = |at: usize| (counts[at] - before[at]) as f64 / seconds;
-        let answers = (counts[0] + counts[1] + counts[2]) - (before[0] + before[1] + before[2]);
-        let mean_ms = (counts[3] - before[3]) as f64 / 1e3 / answers.max(1) as f64;
+    fn draw(&self, lately: Figures, mood: Mood, client: &Client) {
         let (breaker, limit) = (client.breaker.stats(), client.limit.stats());
         let (budget, hedge) = (client.budget.stats(), client.hedge.stats());
+        let suppressed = budget.suppressed_spent + budget.suppressed_active;
+        let (seconds, run) = (self.looked.seconds, self.run.as_secs());
+        let [fresh, stale, failed, requests] =
+            [lately.fresh, lately.stale, lately.failed, lately.requests]
+                .map(|count| lately.a_second(count));
+        let mean = lately.mean_ms();
         let lines = [
-            format!("{:5.1} s  server {:?}", self.start.elapsed().as_secs_f64(), server.mood()),
-            format!("fresh {:.0}/s stale {:.0}/s failed {:.0}/s", rate(0), rate(1), rate(2)),
-            format!("mean {mean_ms:.0} ms"),
-            format!("requests {:.0}/s", (requests - requests_before) as f64 / seconds),
-            format!("breaker {} rejected {}", breaker.state, breaker.rejected),
-            format!("limit {} running {} waiting {}", limit.limit, limit.running, limit.waiting),
+            format!("time      {seconds:.1} of {run} s, the server {mood}"),
+            format!("users     fresh {fresh:.0}/s, stale {stale:.0}/s, failed {failed:.0}/s"),
+            format!("waited    {mean:.0} ms on average"),
+            format!("server    {requests:.0} requests/s"),
+            format!("breaker   {}, {} rejected so far", breaker.state, breaker.rejected),
+            format!("limit     {} at once, {} running", limit.limit, limit.running),
+            format!("budget    {} extra attempts so far, {suppressed} suppressed", budget.granted),
             format!(
-                "extra attempts {} suppressed {}",
-                budget.granted,
-                budget.suppressed_spent + budget.suppressed_active,
+                "hedges    {} so far, {} won, after {:.0?}",
+                hedge.hedges, hedge.won, hedge.delay
             ),
-            format!("hedges {} won {} after {:.0?}", hedge.hedges, hedge.won, hedge.delay),
         ];
-        let text = if self.is_terminal {
+        if self.is_terminal {
             // Home, the lines, each cleared to its end, and the rest of the screen.
-            format!("\x1b[H{}\x1b[K\n\x1b[J", lines.join("\x1b[K\n"))
+            let policy = client.describe();
+            let screen = format!("{policy}\n\n{}", lines.join("\n")).replace('\n', "\x1b[K\n");
+            show(&format!("\x1b[H{screen}\x1b[K\n\x1b[J"));
         } else {
-            format!("{}\n", lines.join(" | "))
-        };
-        let mut out = std::io::stdout().lock();
-        // A closed terminal ends the show, not the run.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        self.before = (now, counts, requests);
+            let words = lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
+            show(&format!("{}\n", words.join(" | ")));
+        }
     }
+
+    /// The whole run, one row for each of the server's moods.
+    pub(crate) fn sum_up(&self, client: &Client) {
+        let mut text = String::from(
+            "\nwhile the server     seconds   fresh/s   stale/s  failed/s  waited ms  requests/s\n",
+        );
+        for (mood, part) in &self.by_mood {
+            let [fresh, stale, failed, requests] =
+                [part.fresh, part.stale, part.failed, part.requests]
+                    .map(|count| part.a_second(count));
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "{:19} {:8.1} {fresh:9.0} {stale:9.0} {failed:9.0} {:10.0} {requests:11.0}",
+                mood.to_string(),
+                part.seconds,
+                part.mean_ms(),
+            );
+        }
+        let (breaker, budget) = (client.breaker.stats(), client.budget.stats());
+        let suppressed = budget.suppressed_spent + budget.suppressed_active;
+        let _ = writeln!(
+            text,
+            "\nThe breaker opened {} times, rejected {} calls and is {}.\n\
+             Of all retries and hedges, the budget paid for {} and suppressed {suppressed}.",
+            breaker.openings, breaker.rejected, breaker.state, budget.granted,
+        );
+        show(&text);
+    }
+}
+
+/// A closed terminal ends the show, not the run.
+fn show(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
 }

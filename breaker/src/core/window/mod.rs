@@ -1,7 +1,7 @@
 //! Sliding windows over the outcomes of calls.
 //!
-//! Both kinds are exact for one caller, and for many callers lose or double nothing: each counter is
-//! changed by compare-and-swap and carries the generation it counts for, so that a recorder that
+//! Both kinds are exact for one caller, and for many callers lose or double nothing: each counter
+//! is changed by compare-and-swap and carries the generation it counts for, so that a recorder that
 //! slept through a change of state can never count in the new one. Counters are kept in several
 //! stripes, among which threads are spread: a fight of two threads for a cache line costs several
 //! times the rest of a record.

@@ -45,7 +45,7 @@ struct Retired {
 pub(crate) struct TimeWindow {
     /// Nanoseconds of a bucket.
     width: u64,
-    /// The bucket last turned to, as `now / width`: a division costs more than the rest of a record.
+    /// The bucket last turned to, `now / width`: a division costs more than the rest of a record.
     present: AtomicU64,
     span: u32,
     /// Buckets of a stripe: a power of two, so that the place needs no division either.
