@@ -22,7 +22,7 @@ pub(crate) const MANIFEST: &str = "manifest";
 const ZERO_BYTES: u64 = 128 << 10;
 /// ...of this size when they are behind the need...
 const ZERO_BYTES_LATE: u64 = 256 << 10;
-/// ...and of this size when a large commit waits for the segment and there are no small ones.
+/// ...and of this size when there are no small commits either.
 const ZERO_BYTES_QUIET: u64 = 1 << 20;
 /// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
 const AHEAD: u64 = 100;
@@ -192,13 +192,11 @@ impl Space {
 
     /// Bytes of zeros to write next, when so many thousandths of a segment have been written.
     fn zero_bytes(&self, done: u64) -> u64 {
-        let urgent = self.inner.lock().urgent;
-        if urgent && self.quiet.load(Ordering::Relaxed) {
-            ZERO_BYTES_QUIET
-        } else if urgent || done < self.fill.load(Ordering::Relaxed) {
-            ZERO_BYTES_LATE
-        } else {
-            ZERO_BYTES
+        let late = self.inner.lock().urgent || done < self.fill.load(Ordering::Relaxed);
+        match (late, self.quiet.load(Ordering::Relaxed)) {
+            (false, _) => ZERO_BYTES,
+            (true, false) => ZERO_BYTES_LATE,
+            (true, true) => ZERO_BYTES_QUIET,
         }
     }
 

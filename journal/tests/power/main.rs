@@ -10,5 +10,6 @@ mod mutants;
 mod oracle;
 mod rng;
 mod run;
+mod seal;
 mod threads;
 mod workload;

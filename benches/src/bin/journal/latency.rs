@@ -24,7 +24,7 @@ const IN_FLIGHT: usize = 32;
 const IDLE_KEEP: u64 = 64;
 /// Rotations timed in one round, of the journal and of the plain loop.
 const ROTATIONS: usize = 200;
-const PLAIN_ROTATIONS: usize = 60;
+const PLAIN_ROTATIONS: usize = 40;
 const SMALL_SEGMENT: u64 = 1 << 20;
 /// A record of 4 KiB and its frame.
 const FRAME_BYTES: usize = 4208;
@@ -292,7 +292,8 @@ pub(crate) fn rotation(folder: &Path, rounds: usize) {
         Row::new("plain loop over files, all others"),
     ];
     for round in 0..=rounds {
-        let ours = Appends::time(ROTATIONS, &mut append);
+        let rotations = if round == 0 { PLAIN_ROTATIONS } else { ROTATIONS };
+        let ours = Appends::time(rotations, &mut append);
         let bare = Appends::time(PLAIN_ROTATIONS, || next_file(&files, &mut at));
         // In the first round segments are created.
         if round > 0 {
