@@ -143,6 +143,11 @@ impl Driver {
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.core.step(now, Input::Tick);
         }
+        // Before a received snapshot is taken from where it was handed over: who looks there and
+        // finds nothing has to see that it is committed.
+        let status = self.core.status();
+        self.shared.term.store(status.term, Ordering::Release);
+        self.shared.commit.store(status.commit, Ordering::Release);
         while let Some(output) = self.core.poll_output() {
             stop = self.perform(output).or(stop);
         }
@@ -398,8 +403,6 @@ impl Driver {
     /// indexes are.
     fn publish(&mut self) {
         let status = self.core.status();
-        self.shared.term.store(status.term, Ordering::Relaxed);
-        self.shared.commit.store(status.commit, Ordering::Relaxed);
         let shown = &self.shown;
         let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot);
         if matters(shown) == matters(&status) {

@@ -11,6 +11,7 @@ pub enum ShellMutant {
     /// A proposal is answered when it is committed, before it is applied.
     AnswerBeforeApply,
     /// A proposal whose outcome is unknown is sent a second time.
+    #[cfg(feature = "testing")]
     ProposeAgain,
     /// A proposal whose caller has gone keeps no place: the next caller gets its answer.
     ReuseToken,

@@ -97,16 +97,17 @@ impl Receiving {
 
     async fn open(&self, mut incoming: Guard, opened: Opened) -> SnapshotAnswer {
         let Opened { from, term, name, chunks } = opened;
-        if term < self.shared.term.load(Ordering::Relaxed) {
+        if term < self.shared.term.load(Ordering::Acquire) {
             return SnapshotAnswer::Refused;
         }
-        if name.meta.index <= self.shared.commit.load(Ordering::Relaxed) {
-            return SnapshotAnswer::Done;
-        }
+        // In this order: the driver commits what it takes from here before it takes it.
         if let Some(waiting) = &*self.shared.handed_over.lock() {
             // Durable here already, and the core is about to decide.
             let same = waiting.identity == name.identity;
             return if same { SnapshotAnswer::Done } else { SnapshotAnswer::Refused };
+        }
+        if name.meta.index <= self.shared.commit.load(Ordering::Acquire) {
+            return SnapshotAnswer::Done;
         }
         let mixes = self.shared.mutant(Mutant::MixSnapshots);
         if let Some(current) = incoming.as_mut()

@@ -5,6 +5,7 @@ mod callers;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 mod disks;
+mod racing;
 mod script;
 mod snapshots;
 

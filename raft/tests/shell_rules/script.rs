@@ -9,8 +9,9 @@ use tokio::sync::mpsc;
 use voussoir_raft::memory::MemoryStore;
 use voussoir_raft::testing::{FaultyStore, ShellMutant};
 use voussoir_raft::{
-    AppendHead, AttachError, Config, Entry, EntryKind, Heartbeat, Inbox, Message, Raft, SendError,
-    SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart, Status, Transport, VoteReply,
+    AppendHead, AttachError, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore, Message, Raft,
+    SendError, SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart, Status, Transport,
+    VoteReply,
 };
 
 use crate::cluster::{Text, append, timeout};
@@ -64,12 +65,16 @@ pub(crate) struct Script {
 
 impl Script {
     pub(crate) async fn start(mutant: Option<ShellMutant>) -> Self {
+        Self::over(Arc::new(MemoryStore::new()), mutant).await
+    }
+
+    pub(crate) async fn over(log: Arc<dyn LogStore>, mutant: Option<ShellMutant>) -> Self {
         let mut config = Config::new(1, [1, 2, 3]);
         config.seed = 7;
         config.__shell_mutant = mutant;
         let (sender, sent) = mpsc::unbounded_channel();
         let ears = Arc::new(Ears { inbox: Mutex::new(None), sent: sender });
-        let store = FaultyStore::new(Arc::new(MemoryStore::new()));
+        let store = FaultyStore::new(log);
         let machine = Text::default();
         let log = Arc::new(store.clone());
         let raft = Raft::start(config, log, Box::new(machine.clone()), ears.clone());

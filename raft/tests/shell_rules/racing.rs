@@ -1,0 +1,75 @@
+//! What happens on another thread while the node's loop is in the middle of a turn.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use voussoir_raft::core::Restored;
+use voussoir_raft::memory::MemoryStore;
+use voussoir_raft::{
+    Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotAnswer, SnapshotName,
+    SnapshotReader, SnapshotWriter, StoreError,
+};
+
+use crate::script::{Script, name};
+
+/// Says that a snapshot is about to be adopted, and waits for leave.
+struct Hesitant {
+    inner: MemoryStore,
+    asks: Sender<()>,
+    leave: Mutex<Receiver<()>>,
+}
+
+#[async_trait]
+impl LogStore for Hesitant {
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.inner.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        if write.snapshot.is_some() {
+            self.asks.send(()).expect("the test waits");
+            self.leave.lock().recv().expect("the test gives leave");
+        }
+        self.inner.write(write, done);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.inner.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.inner.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.inner.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.inner.open_snapshot().await
+    }
+}
+
+/// A snapshot that is just being adopted is not asked for again. Stored a second time it would
+/// wait for a decision that the core has taken already, and stand in the way of all others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_snapshot_that_is_being_adopted_is_not_received_again() {
+    let (asks, asked) = channel();
+    let (gives, leave) = channel();
+    let log = Hesitant { inner: MemoryStore::new(), asks, leave: Mutex::new(leave) };
+    let script = Script::over(Arc::new(log), None).await;
+    script.hears_leader(5);
+    let shot = name(50, 5, 11);
+    assert_eq!(script.open(&shot, 1).await, SnapshotAnswer::Next { number: 0 });
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Next { number: 1 });
+    assert_eq!(script.close(11).await, SnapshotAnswer::Done);
+    asked.recv_timeout(Duration::from_secs(30)).expect("it is adopted");
+    assert_eq!(script.open(&shot, 1).await, SnapshotAnswer::Done);
+    gives.send(()).expect("the store waits");
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "one");
+}
