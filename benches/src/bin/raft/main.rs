@@ -1,7 +1,8 @@
 //! raft beside its rivals: three nodes in one process, a store in memory, no network but function
 //! calls and channels; 1, 64 and 1024 clients that each wait for an answer before they send the
 //! next command of 16 bytes. Every contender runs on both kinds of runtime. Then ours alone,
-//! durable, over TCP, beside the floor of the machine. Without the feature `rivals` ours runs alone.
+//! durable, over TCP, beside the floor of the machine. Without the feature `rivals` ours runs
+//! alone.
 //!
 //! The arguments `memory` and `durable` choose one of the two, a number chooses how many clients.
 //! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).

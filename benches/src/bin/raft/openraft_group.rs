@@ -93,8 +93,8 @@ impl RaftNetworkFactory<Types> for Network {
 type Failed<E = RaftError<u64>> = RPCError<u64, BasicNode, E>;
 
 impl Connection {
-    fn node<E: std::error::Error>(&self) -> Result<Raft<Types>, Failed<E>> {
-        let gone = || RPCError::Unreachable(Unreachable::new(&std::io::Error::other("stopped")));
+    fn node(&self) -> Result<Raft<Types>, Unreachable> {
+        let gone = || Unreachable::new(&std::io::Error::other("stopped"));
         self.peers.lock().get(&self.target).cloned().ok_or_else(gone)
     }
 

@@ -51,7 +51,7 @@ impl Group {
 
     pub(crate) async fn propose(&self, command: Bytes) {
         let (done, wait) = oneshot::channel();
-        self.leader.send(Input::Propose(command, done)).ok().expect("a running leader");
+        self.leader.send(Input::Propose(command, done)).expect("a running leader");
         wait.await.expect("a committed write");
     }
 
