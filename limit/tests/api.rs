@@ -25,4 +25,7 @@ const _: () = {
 fn futures_can_move_between_threads() {
     let limiter = Limiter::new(Quota::gcra(1, std::time::Duration::from_secs(1))).unwrap();
     is_send(&limiter.until_ready());
+    let keyed: Keyed<String> =
+        Keyed::new(Quota::gcra(1, std::time::Duration::from_secs(1))).unwrap();
+    is_send(&keyed.until_ready("a"));
 }

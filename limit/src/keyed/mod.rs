@@ -3,6 +3,7 @@
 mod cells;
 #[cfg(test)]
 mod tests;
+mod wait;
 mod words;
 
 use std::borrow::Borrow;
@@ -15,10 +16,11 @@ use parking_lot::Mutex;
 
 use crate::clock::{Clock, Monotonic};
 use crate::core::{Rules, Standing, Verdict};
-use crate::error::{ConfigError, Denied};
+use crate::error::{ConfigError, Denied, WaitError};
 use crate::limiter::{Admitted, answer};
 use crate::quota::{Quota, changed, rules_of};
 use cells::Cells;
+use wait::Waiters;
 use words::Words;
 
 /// What becomes of a key that is new while `keys_max` keys are in use.
@@ -58,13 +60,21 @@ pub struct KeyedConfig {
     pub keys_max: usize,
     /// What becomes of new keys beyond that. Default: [`WhenFull::Share`].
     pub when_full: WhenFull,
+    /// How many callers may wait in [`Keyed::until_ready`], for all keys together. At least 1;
+    /// default 1024.
+    pub waiters_max: usize,
     /// Where `now` comes from. Default: [`Monotonic`].
     pub clock: Arc<dyn Clock>,
 }
 
 impl Default for KeyedConfig {
     fn default() -> Self {
-        Self { keys_max: 100_000, when_full: WhenFull::Share, clock: Arc::new(Monotonic) }
+        Self {
+            keys_max: 100_000,
+            when_full: WhenFull::Share,
+            waiters_max: 1024,
+            clock: Arc::new(Monotonic),
+        }
     }
 }
 
@@ -110,6 +120,7 @@ pub struct Keyed<K, S = RandomState> {
     clock: Arc<dyn Clock>,
     /// One change of quotas reaches all shards before the next begins.
     change: Mutex<()>,
+    waiters: Waiters,
 }
 
 enum Table<K> {
@@ -161,13 +172,17 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         if config.keys_max == 0 || config.keys_max as u64 > 1 << 32 {
             return Err(ConfigError::Limit("keys_max"));
         }
+        if config.waiters_max == 0 {
+            return Err(ConfigError::Limit("waiters_max"));
+        }
         let rules = rules_of(quotas)?;
         let table = if rules.len() == 1 && rules[0].kind.is_word() {
             Table::Words(Words::new(&rules[0], config.keys_max, config.when_full))
         } else {
             Table::Cells(Cells::new(&rules, config.keys_max, config.when_full))
         };
-        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()) })
+        let waiters = Waiters::new(config.waiters_max);
+        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()), waiters })
     }
 
     /// Takes one unit of the key's quota if there is one.
@@ -269,6 +284,64 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
                 each(key, self.check_hashed(*hash, *key, now, cost));
             }
         }
+    }
+
+    /// Waits for one unit of the key's quota. See [`Self::until_ready_n`].
+    ///
+    /// # Errors
+    /// [`WaitError::QueueFull`] if too many wait already.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
+    pub async fn until_ready<Q>(&self, key: &Q) -> Result<Admitted, WaitError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        self.until_ready_n(key, 1).await
+    }
+
+    /// Waits until `cost` units of the key's quota could be taken: those who wait for a key are
+    /// served in order, and do not hold up those who wait for another. Callers of [`Self::check`]
+    /// may overtake them. Sleeps on tokio's timer, whose step is a millisecond.
+    ///
+    /// # Errors
+    /// [`WaitError::QueueFull`] if too many wait already, [`WaitError::TooCostly`] if no waiting
+    /// would help.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time, if it has to wait.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
+    pub async fn until_ready_n<Q>(&self, key: &Q, cost: u64) -> Result<Admitted, WaitError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let hash = self.hasher.hash_one(key);
+        if !self.waiters.any(hash) {
+            match self.check_hashed(hash, key, self.clock.now(), cost) {
+                Ok(admitted) => return Ok(admitted),
+                Err(denied) if !denied.is_retryable() => return Err(WaitError::TooCostly),
+                Err(_) => {}
+            }
+        }
+        let waiter = self.waiters.enter(hash)?;
+        let _turn = waiter.turn.lock().await;
+        loop {
+            let denied = match self.check_hashed(hash, key, self.clock.now(), cost) {
+                Ok(admitted) => return Ok(admitted),
+                Err(denied) => denied,
+            };
+            let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// How many callers wait in [`Self::until_ready`], for all keys together.
+    pub fn waiting(&self) -> usize {
+        self.waiters.count()
     }
 
     /// Gives back what was taken for the key and not used, as [`Limiter::refund`] does. Nothing

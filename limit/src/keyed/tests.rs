@@ -196,6 +196,58 @@ fn mutants_of_the_table_are_caught() {
     assert_caught(Mutant::KnownIgnored, a_key_that_is_known_is_not_brought_in_again);
 }
 
+fn waiting(waiters_max: usize) -> Arc<Keyed<u64>> {
+    let clock = Arc::new(crate::TokioClock::new());
+    let config = KeyedConfig { waiters_max, clock, ..KeyedConfig::default() };
+    Arc::new(Keyed::with_config(&[Quota::gcra(10, SECOND)], config).unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn those_who_wait_for_a_key_are_served_in_order_and_hold_up_no_other() {
+    let limiter = waiting(100);
+    let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+    let start = tokio::time::Instant::now();
+    for turn in 0..30_u64 {
+        let (limiter, sender) = (Arc::clone(&limiter), sender.clone());
+        // Twenty for key 0, and five for each of two others.
+        let key = if turn % 3 == 0 { 1 + turn / 3 % 2 } else { 0 };
+        tokio::spawn(async move {
+            limiter.until_ready(&key).await.unwrap();
+            sender.send((key, turn, start.elapsed())).unwrap();
+        });
+    }
+    drop(sender);
+    let mut served = Vec::new();
+    while let Some(one) = receiver.recv().await {
+        served.push(one);
+    }
+    for (key, count) in [(0, 20), (1, 5), (2, 5)] {
+        let of_key: Vec<_> = served.iter().filter(|(k, ..)| *k == key).collect();
+        assert_eq!(of_key.len(), count);
+        assert!(of_key.is_sorted_by_key(|(_, turn, _)| *turn), "{of_key:?}");
+        for (place, (.., at)) in of_key.iter().enumerate() {
+            let due = SECOND / 10 * place as u32;
+            assert!(*at >= due && *at < due + Duration::from_millis(40), "{of_key:?}");
+        }
+    }
+    assert_eq!(limiter.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_who_gives_up_a_key_takes_nothing_and_the_queue_is_bounded() {
+    let limiter = waiting(1);
+    limiter.until_ready(&1).await.unwrap();
+    assert_eq!(limiter.until_ready_n(&1, 2).await.unwrap_err(), WaitError::TooCostly);
+    for _ in 0..9 {
+        let wait = tokio::time::timeout(Duration::from_millis(10), limiter.until_ready(&1));
+        wait.await.unwrap_err();
+        assert_eq!(limiter.waiting(), 0);
+    }
+    let (first, second) = tokio::join!(limiter.until_ready(&1), limiter.until_ready(&1));
+    first.unwrap();
+    assert_eq!(second.unwrap_err(), WaitError::QueueFull);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 

@@ -34,10 +34,10 @@ pub enum AfterRestart {
 
 /// A [`Counter`] over Redis of version 6 or later, or over whatever speaks its protocol.
 ///
-/// Each key is one string `<prefix>{<key>}`, touched by one script call, so that all that a decision
-/// needs is in one slot of a cluster. A batch of takes is one round trip to a single server; in a
-/// cluster one round trip a take. Figures are whole microseconds, a unit's time rounded up. A key
-/// expires when it is as good as new.
+/// Each key is one string `<prefix>{<key>}`, touched by one script call, so that all that a
+/// decision needs is in one slot of a cluster. A batch of takes is one round trip to a single
+/// server; in a cluster one round trip a take. Figures are whole microseconds, a unit's time
+/// rounded up. A key expires when it is as good as new.
 ///
 /// Replication of Redis is asynchronous: a fail-over may forget the last takes.
 #[derive(Debug)]
