@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use voussoir_journal::files::crash::{CrashFiles, Loss};
 use voussoir_journal::testing::Mutant;
-use voussoir_journal::{Commit, Durability, Journal, Options};
+use voussoir_journal::{Commit, Durability, Journal, Options, Work};
 
 use crate::flips;
 use crate::losses::{in_order, overtaking, unsynced};
@@ -54,6 +54,31 @@ fn what_was_cut_off_stays_away() {
     assert_eq!(shows_what_was_cut_off(in_order().options), None);
 }
 
+/// A release that is merely written frees segments; one of them is made ready for a new life, and
+/// then the power goes, and the release with it.
+fn shows_what_was_used_again(options: Options) -> Option<String> {
+    let key = KEYS[0];
+    let disk = CrashFiles::new(1);
+    let open = || Journal::open_with(disk.mount(), options.clone()).unwrap();
+    let journal = open();
+    let log = journal.log(key.0, key.1).unwrap();
+    while journal.stats().rotations < 2 {
+        journal.commit_blocking(Commit::new().append(&log, [[7; 900]])).unwrap();
+    }
+    let before = world(&journal);
+    let release = Commit::new().release(&log, log.end()).durability(Durability::Written);
+    journal.commit_blocking(release).unwrap();
+    assert_eq!(journal.work(0), Work::Prepared);
+    disk.power_loss(Loss::Everything);
+    let after = world(&open());
+    (before != after).then(|| format!("{before:.60?}, and after the crash {after:?}"))
+}
+
+#[test]
+fn what_a_lost_release_had_freed_is_still_there() {
+    assert_eq!(shows_what_was_used_again(in_order().options), None);
+}
+
 /// The seeds of the random runs come first, then what is made for single rules.
 fn caught(mutant: Mutant) -> Option<String> {
     let families = [in_order(), unsynced(), in_order(), overtaking()];
@@ -69,7 +94,11 @@ fn caught(mutant: Mutant) -> Option<String> {
     let mut options = in_order().options;
     options.__mutant = Some(mutant);
     let cut_off = shows_what_was_cut_off(options.clone()).map(|why| format!("cut off: {why}"));
-    cut_off.or_else(|| flips::caught(options).map(|why| format!("flipped: {why}")))
+    let again = || shows_what_was_used_again(options.clone());
+    let used_again = || again().map(|why| format!("used again: {why}"));
+    cut_off
+        .or_else(used_again)
+        .or_else(|| flips::caught(options).map(|why| format!("flipped: {why}")))
 }
 
 #[test]
