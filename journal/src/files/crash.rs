@@ -228,7 +228,7 @@ impl File for CrashFile {
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        let data = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        let data = bufs.iter().map(|buf| &**buf).collect::<Vec<_>>().concat();
         self.disk()?.write(self.inode, data, offset)
     }
 
