@@ -142,10 +142,10 @@ impl Applier {
     async fn run_job(&mut self, job: Job) -> Result<(), ApplyError> {
         match job {
             Job::Apply { range, entries: Some(entries), mut waiting } => {
-                let told = waiting.len();
+                let answered = waiting.len();
                 self.apply(entries, &mut waiting).await?;
                 self.hidden(waiting);
-                self.shared.tell(Event::Applied { index: range.end - 1, told });
+                self.shared.tell(Event::Applied { index: range.end - 1, answered });
             }
             Job::Apply { range, entries: None, waiting } => self.catch_up(range, waiting).await?,
             Job::Restore { meta } => self.restore(&meta).await?,
@@ -176,7 +176,7 @@ impl Applier {
             self.apply(entries, &mut waiting).await?;
         }
         self.hidden(waiting);
-        self.shared.tell(Event::Applied { index: range.end - 1, told: 0 });
+        self.shared.tell(Event::Applied { index: range.end - 1, answered: 0 });
         Ok(())
     }
 
@@ -243,7 +243,7 @@ impl Applier {
             self.machine.restore(&mut Stored { reader, next: 0 }).await?;
             self.at = (covers.index, covers.term);
         }
-        self.shared.tell(Event::Applied { index: meta.index, told: 0 });
+        self.shared.tell(Event::Applied { index: meta.index, answered: 0 });
         Ok(())
     }
 

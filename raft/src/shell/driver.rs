@@ -202,8 +202,8 @@ impl Driver {
             Event::Fetched { id, result } => {
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
-            Event::Applied { index, told } => {
-                self.expects_company |= told > 1;
+            Event::Applied { index, answered: callers } => {
+                self.expects_company |= callers > 1;
                 let answered = self.reads.applied(index);
                 self.shared.read_room.add_permits(answered);
                 Input::Applied { index }

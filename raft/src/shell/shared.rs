@@ -23,47 +23,17 @@ use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta};
 /// Something for the driver.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Propose {
-        data: Bytes,
-        proposal: Proposal,
-    },
-    Read {
-        reply: ReadReply,
-    },
-    Message {
-        from: u64,
-        message: Message,
-        weight: u64,
-    },
-    Unreachable {
-        peer: u64,
-    },
-    Persisted {
-        id: u64,
-        result: Result<(), StoreError>,
-    },
-    Fetched {
-        id: u64,
-        result: Result<Vec<Entry>, ReadFailed>,
-    },
-    /// So many callers were told.
-    Applied {
-        index: u64,
-        told: usize,
-    },
-    SnapshotTaken {
-        meta: SnapshotMeta,
-    },
+    Propose { data: Bytes, proposal: Proposal },
+    Read { reply: ReadReply },
+    Message { from: u64, message: Message, weight: u64 },
+    Unreachable { peer: u64 },
+    Persisted { id: u64, result: Result<(), StoreError> },
+    Fetched { id: u64, result: Result<Vec<Entry>, ReadFailed> },
+    Applied { index: u64, answered: usize },
+    SnapshotTaken { meta: SnapshotMeta },
     SnapshotFailed,
-    SnapshotSent {
-        id: u64,
-        ok: bool,
-    },
-    SnapshotReceived {
-        from: u64,
-        term: u64,
-        name: SnapshotName,
-    },
+    SnapshotSent { id: u64, ok: bool },
+    SnapshotReceived { from: u64, term: u64, name: SnapshotName },
     Stop(StopReason),
 }
 
