@@ -2,7 +2,8 @@
 //!
 //! A place changes hands only when its word is as good as new, and the new word is greater than the
 //! old. So a decision of the key that had it, having read the old word, fails at its exchange, and
-//! one that reads the new word reads the new key with it.
+//! one that reads the new word reads the new key with it. (A word that a refund lowered after it
+//! was read is the exception: it would have to come back, for another key, to the very nanosecond.)
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
