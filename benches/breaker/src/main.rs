@@ -1,12 +1,13 @@
 //! Ours and the rivals, in turn, in one process.
 //!
 //! `cargo run --release` prints a table of `name ours rival ratio` and writes the same rows as
-//! JSON lines to `target/breaker.jsonl`; `-- closed` (or `rejected`, `failed`, `half-open`) runs a part.
+//! JSON lines to `target/breaker.jsonl`; `-- closed`, or `rejected`, `failed`, `half-open`, runs
+//! a part.
 //!
 //! Times are the median, the lower quartile and the range of 101 rounds of about 2 ms that
-//! alternate between the subjects, on threads that stay on their processors; with two threads they are wall
-//! time for each call of each thread. The floors say what the machine charged for the least that a
-//! call can do, in the same rounds.
+//! alternate between the subjects, on threads that stay on their processors; with two threads they
+//! are wall time for each call of each thread. The floors say what the machine charged for the
+//! least that a call can do, in the same rounds.
 
 mod herd;
 mod measure;
