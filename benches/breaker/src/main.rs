@@ -1,7 +1,8 @@
 //! Ours and the rivals, in turn, in one process.
 //!
 //! `cargo run --release` prints a table of `name ours rival ratio` and writes the same rows as
-//! JSON lines to `target/breaker.jsonl`; `-- closed`, `-- rejected` or `-- half-open` runs a part.
+//! JSON lines to `target/breaker.jsonl`; `-- closed`, or `rejected`, `failed`, `half-open`, runs
+//! a part.
 //!
 //! Times are the median, the lower quartile and the range of 101 rounds of about 2 ms that
 //! alternate between the subjects, on threads that stay on their processors; with two threads they
@@ -16,8 +17,9 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 
 use measure::{Figure, Subject, figures};
-use subjects::{Ours, default_clock_reading, failsafe, one_swap, ours, recloser, tower};
+use subjects::{Ours, default_clock_reading, failsafe, failures, one_swap, ours, recloser, tower};
 use tower_resilience_circuitbreaker::SlidingWindowType;
+use voussoir_breaker::{BreakerConfig, Window};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -42,6 +44,9 @@ fn main() -> Result<(), Error> {
         if is_wanted("rejected") {
             rejected(threads, &mut rows);
         }
+    }
+    if is_wanted("failed") {
+        failed(&mut rows);
     }
     if is_wanted("half-open") {
         probes(&mut rows)?;
@@ -86,6 +91,16 @@ fn rejected(threads: usize, rows: &mut Vec<Row>) {
     compare("rejected", threads, own, rivals, rows);
 }
 
+/// An admitted call whose answer is a failure, which is judged over the whole window.
+fn failed(rows: &mut Vec<Row>) {
+    let own = vec![
+        ("time window, 10 buckets", failures(BreakerConfig::default().window)),
+        ("count window, 100", failures(Window::Count { calls: 100 })),
+        ("count window, 65536", failures(Window::Count { calls: 65_536 })),
+    ];
+    compare("failed", 1, own, Vec::new(), rows);
+}
+
 fn compare(
     what: &str,
     threads: usize,
@@ -99,8 +114,8 @@ fn compare(
     let (own, theirs) = figures.split_at(names.len());
     for (of, ours) in names.into_iter().zip(own) {
         let mut row = |name, rival| rows.push(Row { name, unit: "ns", ours: *ours, rival });
-        if of.starts_with("floor") {
-            row(format!("{of}, {threads} thread(s)"), None);
+        if theirs.is_empty() || of.starts_with("floor") {
+            row(format!("{what}, {of}, {threads} thread(s)"), None);
             continue;
         }
         for rival in RIVALS.into_iter().zip(theirs.iter().copied()) {

@@ -60,6 +60,22 @@ pub fn ours(kind: Ours, is_open: bool) -> Subject {
     })
 }
 
+/// Calls that fail, through a breaker that only looks on.
+pub fn failures(window: Window) -> Subject {
+    let mut config = BreakerConfig::default();
+    (config.window, config.slow_rate) = (window, Some(0.5));
+    let breaker = Breaker::new("bench", &config).expect("valid");
+    breaker.metrics_only();
+    Box::new(move |calls| {
+        let base = default_clock().now();
+        timed(calls, |call| {
+            if let Ok(permit) = black_box(&breaker).try_acquire_at(base + call * 100) {
+                permit.record_at(base + call * 100, Verdict::Failure);
+            }
+        })
+    })
+}
+
 /// What any counter shared by threads costs at the least: a word of its thread's own, read and
 /// changed by one compare-and-swap.
 pub fn one_swap() -> Subject {

@@ -3,6 +3,7 @@
 //! The calls counted so far number the calls, and only a bad call leaves a mark at its number. So a
 //! success changes one word of its thread's own stripe, and nothing that other threads write.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::{Counts, Export, Sample};
@@ -111,10 +112,16 @@ impl CountWindow {
         &self.marks[(chunk % self.marks.len() as u64) as usize]
     }
 
-    /// The marks of a chunk.
-    fn marks(&self, chunk: u64) -> u64 {
-        let word = self.place(chunk).load(Relaxed);
-        if word >> CHUNK_SHIFT == chunk { word & MARKS_MASK } else { 0 }
+    /// The chunks that hold some numbers, each with its marks.
+    fn chunks(&self, numbers: &Range<u64>) -> impl Iterator<Item = (u64, u64)> {
+        let chunks = numbers.start / CHUNK..numbers.end.div_ceil(CHUNK);
+        // Once round the ring, without a division for each word.
+        let first = (chunks.start % self.marks.len() as u64) as usize;
+        let (before, from) = self.marks.split_at(first);
+        chunks.zip(from.iter().chain(before)).map(|(chunk, place)| {
+            let word = place.load(Relaxed);
+            (chunk, if word >> CHUNK_SHIFT == chunk { word & MARKS_MASK } else { 0 })
+        })
     }
 
     /// Calls counted so far, by this generation and those before it; `None` if that is over.
@@ -124,7 +131,7 @@ impl CountWindow {
     }
 
     /// The numbers that the window holds.
-    fn numbers(&self, generation: u8) -> std::ops::Range<u64> {
+    fn numbers(&self, generation: u8) -> Range<u64> {
         let end = self.calls(generation).unwrap_or(0);
         let start = end.saturating_sub(self.span).max(self.base.load(Relaxed));
         start.min(end)..end
@@ -133,11 +140,7 @@ impl CountWindow {
     pub(super) fn sum(&self, generation: u8) -> Counts {
         let numbers = self.numbers(generation);
         let mut counts = Counts { calls: numbers.end - numbers.start, failures: 0, slow: 0 };
-        for chunk in numbers.start / CHUNK..numbers.end.div_ceil(CHUNK) {
-            let marks = self.marks(chunk);
-            if marks == 0 {
-                continue;
-            }
+        for (chunk, marks) in self.chunks(&numbers).filter(|(_, marks)| *marks != 0) {
             let bit = |number: u64| number.saturating_sub(chunk * CHUNK).min(CHUNK);
             let held = (1 << bit(numbers.end)) - (1 << bit(numbers.start));
             counts.failures += u64::from((marks & held).count_ones());
@@ -165,15 +168,17 @@ impl CountWindow {
 
     pub(super) fn export(&self, generation: u8) -> Export {
         let numbers = self.numbers(generation);
-        let is = |number: u64, mark: u64| {
-            u64::from(self.marks(number / CHUNK) & mark << (number % CHUNK) != 0)
-        };
-        let ages = (0..numbers.end - numbers.start).rev();
-        ages.zip(numbers)
-            .map(|(age, number)| {
-                let (failures, slow) = (is(number, FAILED), is(number, SLOW));
-                (u32::try_from(age).unwrap_or(u32::MAX), Counts { calls: 1, failures, slow })
-            })
+        let calls = self.chunks(&numbers).flat_map(|(chunk, marks)| {
+            let bit = move |bit| {
+                let is = |mark: u64| u64::from(marks & mark << bit != 0);
+                (chunk * CHUNK + bit, Counts { calls: 1, failures: is(FAILED), slow: is(SLOW) })
+            };
+            (0..CHUNK).map(bit)
+        });
+        let age = |number| u32::try_from(numbers.end - 1 - number).unwrap_or(u32::MAX);
+        calls
+            .filter(|(number, _)| numbers.contains(number))
+            .map(|(number, counts)| (age(number), counts))
             .collect()
     }
 
