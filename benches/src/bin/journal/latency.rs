@@ -313,11 +313,7 @@ pub(crate) fn rotation(folder: &Path, rounds: usize) {
     let (ours, bare) = (longer(&rows[0], &rows[2]), longer(&rows[3], &rows[5]));
     let sync = rows[5].p50().median;
     println!(
-<<<<<<< HEAD
-        "  longer by {ours:.0} us, the median; {:.2} syncs; the plain loop by {bare:.0} us, {:.2}",
-=======
         "  {ours:.0} us longer in the median, {:.2} syncs; the plain loop {bare:.0} us, {:.2}",
->>>>>>> journal2
         ours / sync,
         bare / sync
     );
