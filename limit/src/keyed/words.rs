@@ -19,8 +19,8 @@ use crate::mutant::{self, Mutant};
 /// Places in a cache line.
 const LINE: usize = 4;
 
-/// Lines in which a key may have its place. In a table that is half full 96 % of the keys have it in
-/// the first, and of those beyond a line about four in ten are beyond the next one too. With 16
+/// Lines in which a key may have its place. In a table that is half full 96 % of the keys have it
+/// in the first, and of those beyond a line about four in ten are beyond the next one too. With 16
 /// lines one table of 100,000 in some thousands had no place for a key, though it had room.
 const WINDOW: usize = 32;
 
