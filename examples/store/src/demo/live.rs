@@ -50,11 +50,12 @@ impl Live {
             latencies.max() as f64 / 1000.0,
         )];
         lines.extend(nodes.iter().map(|(id, status)| line(*id, status.as_ref())));
-        let up = if self.in_place && self.drawn > 0 { self.drawn } else { 0 };
-        if up > 0 {
-            lines[0].insert_str(0, &format!("\x1b[{up}A"));
-        }
-        print(&lines.join(if self.in_place { "\x1b[K\n" } else { "\n" }));
+        let (up, clear) = match (self.in_place, self.drawn) {
+            (true, 0) => (String::new(), "\x1b[K"),
+            (true, drawn) => (format!("\x1b[{drawn}A"), "\x1b[K"),
+            (false, _) => (String::new(), ""),
+        };
+        print(&format!("{up}{}{clear}", lines.join(&format!("{clear}\n"))));
         self.drawn = lines.len();
         (self.last, self.last_done) = (Instant::now(), done);
     }
