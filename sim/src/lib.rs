@@ -15,6 +15,7 @@ mod plan;
 mod report;
 mod rng;
 mod runner;
+mod situations;
 mod world;
 
 pub use check::{CheckError, Checked, Kv, KvOp, KvRet, Model, Register, check};
@@ -29,4 +30,5 @@ pub use plan::{Intensity, Plan};
 pub use report::{Broken, Failure, Report, Summary};
 pub use rng::Rng;
 pub use runner::Runner;
+pub use situations::Situations;
 pub use world::{Step, World};
