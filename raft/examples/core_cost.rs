@@ -31,8 +31,8 @@ fn settle(cores: &mut [Core], queue: &mut VecDeque<(usize, Input)>, now: u64) ->
                         continue;
                     }
                     Output::Replicate { to, head, range } => {
-                        let entries = core.entries(range).into_iter().flatten().cloned();
-                        (to, Message::Append { head, entries: entries.collect() })
+                        let lent = core.entries(range).expect("the core lends what it sends");
+                        (to, Message::Append { head, entries: lent.cloned().collect() })
                     }
                     Output::Send { to, message } => (to, message),
                     _ => continue,

@@ -127,6 +127,61 @@ fn old_entries_are_read_back_for_a_slow_follower() {
     assert_eq!(lab.commands(3).len(), 9);
 }
 
+// The leader probes a follower whose next entry is no longer in memory: the probe has no entries,
+// and a caller that cannot borrow "no entries" from below the window dies with each leader.
+#[test]
+fn a_probe_from_below_the_window_is_lent_as_empty() {
+    let mut lab = Lab::with(3, |config| config.max_window_bytes = 1);
+    lab.elect(1);
+    lab.isolate(3);
+    (0..9).for_each(|token| lab.propose(1, token, "x"));
+    lab.settle();
+    lab.heal();
+    lab.run(300 * MS);
+    let window = lab.core(1).entries(1..2).unwrap_err().window;
+    let fetch = lab.seen(1, |output| matches!(output, Output::Fetch { .. }));
+    let [Output::Fetch { range, .. }] = &fetch[..] else { panic!("{fetch:?}") };
+    assert!(range.end <= window.start, "{range:?} was behind the window {window:?}");
+    assert_eq!(lab.core(1).entries(range.start..range.start).map(|lent| lent.len()), Ok(0));
+    lab.fetched(1);
+    lab.run(300 * MS);
+    assert_eq!((lab.leader(), lab.commands(3).len()), (Some(1), 9));
+}
+
+// The same for the question what has arrived, to a follower that waits for its disk while the
+// leader's window moves on.
+#[test]
+fn a_resent_question_from_below_the_window_is_lent_as_empty() {
+    let mut lab = Lab::with(3, |config| {
+        config.max_window_bytes = 1;
+        config.max_inflight_appends = 1;
+    });
+    lab.elect(1);
+    lab.run(100 * MS);
+    lab.node_mut(3).fast_disk = false;
+    for token in 0..9 {
+        lab.propose(1, token, "x");
+        lab.settle();
+    }
+    assert_eq!((lab.status(3).last, lab.status(1).commit), (2, 10));
+    // An answer to a heartbeat says that the entry has arrived, though it is not durable.
+    lab.run(60 * MS);
+    lab.now += 201 * MS;
+    lab.step(1, Input::Tick);
+    let questions = lab.take(|letter| match &letter.message {
+        Message::Append { head, entries } => head.prev_index == 2 && entries.is_empty(),
+        _ => false,
+    });
+    assert_eq!(questions.len(), 1, "entry 3 is not in memory: {:?}", lab.wire);
+    lab.node_mut(3).fast_disk = true;
+    lab.sync(3);
+    for _ in 0..10 {
+        lab.run(300 * MS);
+        lab.fetched(1);
+    }
+    assert_eq!((lab.leader(), lab.commands(3).len()), (Some(1), 9));
+}
+
 // PreVote and stickiness together leave a cluster without a leader though a majority is up.
 #[test]
 fn a_majority_always_finds_a_leader() {

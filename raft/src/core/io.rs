@@ -105,6 +105,16 @@ pub enum FetchError {
     Failed,
 }
 
+/// [`Core::entries`](super::Core::entries) was asked for entries that are not all in memory.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("entries {range:?} are not in memory, which holds {window:?}")]
+pub struct NotInMemory {
+    /// The indexes that were asked for.
+    pub range: Range<u64>,
+    /// The indexes whose entries are in memory.
+    pub window: Range<u64>,
+}
+
 /// Something to do outside, in the order given.
 ///
 /// Ranges of the log are valid until the next call of [`Core::step`](super::Core::step): borrow

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use super::io::NotInMemory;
 use crate::types::Entry;
 
 /// Indexes `first` up to the next run (or the end) are of `term`.
@@ -171,18 +172,22 @@ impl Log {
         }
     }
 
-    /// Lends the entries of `range`, when all of them are in the window.
+    /// Lends the entries of `range`, if the window holds all of them. An empty range needs no
+    /// entry, so it is lent wherever it lies.
     pub(super) fn entries(
         &self,
         range: Range<u64>,
-    ) -> Option<std::collections::vec_deque::Iter<'_, Entry>> {
-        let window_first = self.window_first();
-        if range.start < window_first || range.end > self.last + 1 || range.start > range.end {
-            return None;
+    ) -> Result<std::collections::vec_deque::Iter<'_, Entry>, NotInMemory> {
+        if range.start == range.end {
+            return Ok(self.window.range(0..0));
         }
-        let from = (range.start - window_first) as usize;
-        let to = (range.end - window_first) as usize;
-        Some(self.window.range(from..to))
+        let window = self.window_first()..self.last + 1;
+        if range.start < window.start || range.end > window.end || range.start > range.end {
+            return Err(NotInMemory { range, window });
+        }
+        let from = (range.start - window.start) as usize;
+        let to = (range.end - window.start) as usize;
+        Ok(self.window.range(from..to))
     }
 
     /// The end of the longest batch that starts at `from`, holds at most `max_entries` and
@@ -282,10 +287,16 @@ mod tests {
     fn entries_are_lent_only_from_the_window() {
         let mut log = log(0, 0, &[1; 6]);
         log.evict(2, 0);
-        assert!(log.entries(2..4).is_none());
-        assert!(log.entries(3..8).is_none());
-        let lent: Vec<_> = log.entries(3..6).into_iter().flatten().map(|e| e.index).collect();
+        let refused = |range: Range<u64>| NotInMemory { range, window: 3..7 };
+        assert_eq!(log.entries(2..4).unwrap_err(), refused(2..4));
+        assert_eq!(log.entries(3..8).unwrap_err(), refused(3..8));
+        #[expect(clippy::reversed_empty_ranges, reason = "what a careless caller might ask for")]
+        let reversed = 5..4;
+        assert_eq!(log.entries(reversed.clone()).unwrap_err(), refused(reversed));
+        let lent: Vec<_> = log.entries(3..6).unwrap().map(|e| e.index).collect();
         assert_eq!(lent, [3, 4, 5]);
-        assert_eq!(log.entries(7..7).map(Iterator::count), Some(0));
+        for at in [0, 1, 2, 3, 6, 7, 8, u64::MAX] {
+            assert_eq!(log.entries(at..at).map(|lent| lent.len()), Ok(0), "{at}..{at} is empty");
+        }
     }
 }

@@ -43,7 +43,7 @@ use self::mutant::Mutant;
 #[doc(hidden)]
 pub use self::mutant::Mutant;
 
-pub use self::io::{FetchError, Input, Output, Persist};
+pub use self::io::{FetchError, Input, NotInMemory, Output, Persist};
 pub use self::restore::Restored;
 
 /// What a node is, with what only that role needs.
@@ -228,12 +228,20 @@ impl Core {
         Some(self.forwarded.deadline().map_or(role, |at| at.min(role)))
     }
 
-    /// Lends the entries of `range` when all of them are in memory. Those of
-    /// [`Persist::range`] and [`Output::Replicate`] always are, until the next step.
+    /// Lends the entries of `range`. The entries of [`Persist::range`] and
+    /// [`Output::Replicate`] are in memory until the next step: there an error is a bug of the
+    /// core, and a harness must fail on it. An empty range is lent wherever it lies.
+    ///
+    /// # Errors
+    /// [`NotInMemory`] when an entry of `range` is not in memory. The entries of
+    /// [`Output::Apply`] are then read from the store.
     pub fn entries(
         &self,
         range: Range<u64>,
-    ) -> Option<impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator + Clone> {
+    ) -> Result<
+        impl DoubleEndedIterator<Item = &Entry> + ExactSizeIterator + Clone + std::fmt::Debug,
+        NotInMemory,
+    > {
         self.log.entries(range)
     }
 

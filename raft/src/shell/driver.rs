@@ -241,7 +241,7 @@ impl Driver {
                     }
                 }
                 let lent = self.core.entries(range.clone());
-                let entries = lent.map(|entries| entries.cloned().collect());
+                let entries = lent.ok().map(|entries| entries.cloned().collect());
                 self.machine.push(Job::Apply { range, entries, waiting });
             }
             Output::Restore { meta } => self.machine.push(Job::Restore { meta }),
@@ -273,7 +273,7 @@ impl Driver {
 
     fn lent(&self, range: std::ops::Range<u64>) -> Vec<Entry> {
         let lent = self.core.entries(range);
-        lent.expect("the core lends what it wants written or sent").cloned().collect()
+        lent.expect("the core lends the entries that it wants written or sent").cloned().collect()
     }
 
     fn persist(&mut self, persist: Persist) {

@@ -215,8 +215,8 @@ impl Lab {
                 inputs.drain(..).for_each(|input| core.step(now, input));
                 continue;
             };
-            let lent =
-                |range| core.entries(range).into_iter().flatten().cloned().collect::<Vec<Entry>>();
+            // As strict as the shell: what is written or sent has to be lent.
+            let lent = |range| -> Vec<Entry> { core.entries(range).unwrap().cloned().collect() };
             match output {
                 Output::Persist(write) => {
                     let entries = lent(write.range.clone());
@@ -233,11 +233,15 @@ impl Lab {
                     self.wire.push(Letter { from: id, to, message });
                 }
                 Output::Apply { range } => {
-                    let mut entries = lent(range.clone());
-                    if entries.is_empty() {
-                        entries.clone_from(&node.disk.entries);
-                        entries.retain(|entry| range.contains(&entry.index));
-                    }
+                    let entries: Vec<Entry> = match core.entries(range.clone()) {
+                        Ok(lent) => lent.cloned().collect(),
+                        Err(_) => {
+                            let stored = node.disk.entries.iter();
+                            stored.filter(|entry| range.contains(&entry.index)).cloned().collect()
+                        }
+                    };
+                    let count = (range.end - range.start) as usize;
+                    assert_eq!(entries.len(), count, "{range:?} is neither lent nor stored");
                     let commands = entries.into_iter().filter(|e| e.kind == EntryKind::Command);
                     node.applied.extend(commands.map(|entry| (entry.index, entry.data)));
                     inputs.push(Input::Applied { index: range.end - 1 });

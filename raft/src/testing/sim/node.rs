@@ -15,7 +15,7 @@ use super::oracle::Oracle;
 use super::wire::Packet;
 use crate::codec;
 use crate::config::Config;
-use crate::core::{Core, Input, Output, Persist};
+use crate::core::{Core, Input, NotInMemory, Output, Persist};
 use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
 /// What a node schedules for itself.
@@ -200,13 +200,18 @@ impl<D: Disk> RaftNode<D> {
                 ctx.send(to, Packet::Raft(bytes).encode());
             }
             Output::Replicate { to, head, range } => {
-                let lent: Vec<&Entry> = self.core.entries(range).into_iter().flatten().collect();
-                let bytes = codec::encode_append(group, &head, lent).into_bytes();
-                ctx.send(to, Packet::Raft(bytes).encode());
+                // As strict as the shell, which panics where the core lends nothing.
+                match self.core.entries(range) {
+                    Ok(lent) => {
+                        let bytes = codec::encode_append(group, &head, lent).into_bytes();
+                        ctx.send(to, Packet::Raft(bytes).encode());
+                    }
+                    Err(error) => self.does_not_lend(ctx.id(), "send", &error),
+                }
             }
             Output::Apply { range } => {
                 let lent = self.core.entries(range.clone()).map(|lent| lent.cloned().collect());
-                match lent.map_or_else(|| self.read_all(range), Some) {
+                match lent.map_or_else(|_| self.read_all(range), Some) {
                     Some(entries) => self.tasks.push_back(Task::Apply(entries)),
                     None => ctx.exit(),
                 }
@@ -290,10 +295,21 @@ impl<D: Disk> RaftNode<D> {
         ctx.exit();
     }
 
+    fn does_not_lend(&self, id: u64, purpose: &str, error: &NotInMemory) {
+        self.oracle
+            .borrow_mut()
+            .object(|| format!("node {id} does not lend the entries to {purpose}: {error}"));
+    }
+
     fn persist(&mut self, ctx: &mut Context<'_, Self>, persist: Persist) {
         self.oracle.borrow_mut().submitted(ctx.id(), &persist, &self.core);
-        let entries = self.core.entries(persist.range.clone()).into_iter().flatten().cloned();
-        let entries = entries.collect();
+        let entries = match self.core.entries(persist.range.clone()) {
+            Ok(lent) => lent.cloned().collect(),
+            Err(error) => {
+                self.does_not_lend(ctx.id(), "write", &error);
+                return ctx.exit();
+            }
+        };
         let mut snapshot = None;
         if let Some(meta) = &persist.snapshot {
             let at = self.staged.iter().position(|(staged, _)| staged == meta);
