@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::run::{cargo, check};
-use crate::{test, tidy};
+use crate::{mutants, test, tidy};
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
@@ -32,6 +32,7 @@ const STEPS: &[Step] = &[
         check(cargo(&args).env("RUSTDOCFLAGS", "-D warnings"))
     }),
     ("test", || test::run(&[])),
+    ("mutants", mutants::sample),
 ];
 
 pub(crate) fn run() -> Result<(), String> {

@@ -2,11 +2,13 @@
 //!
 //! - `cargo xtask test [ARGS…]`: every test; starts the services that some of them need.
 //! - `cargo xtask tidy`: the rules of STYLE.md that no compiler keeps.
+//! - `cargo xtask mutants [CRATE] [NAME]`: deliberate defects, which the named tests must catch.
 //! - `cargo xtask bench [CRATE…]`: ours and the rivals in one run, as a table and JSON lines.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
 mod bench;
 mod ci;
+mod mutants;
 mod run;
 mod services;
 mod test;
@@ -22,9 +24,13 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "test" => test::run(&rest),
         "tidy" => tidy::run(),
+        "mutants" => mutants::run(&rest),
         "bench" => bench::run(&rest),
         "ci" => ci::run(),
-        _ => Err("usage: cargo xtask test [ARGS…] | tidy | bench [CRATE…] | ci".to_owned()),
+        _ => Err(
+            "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | ci"
+                .to_owned(),
+        ),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

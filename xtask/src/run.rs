@@ -1,12 +1,19 @@
 //! Runs other programs.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Cargo, in the root of the workspace.
 pub(crate) fn cargo(args: &[&str]) -> Command {
+    cargo_in(&crate::root(), args)
+}
+
+/// Cargo, in the given folder.
+pub(crate) fn cargo_in(folder: &Path, args: &[&str]) -> Command {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    command.current_dir(crate::root()).args(args).stdin(Stdio::null());
+    command.current_dir(folder).args(args).stdin(Stdio::null());
     command
 }
 
@@ -28,8 +35,16 @@ pub(crate) fn output(command: &mut Command) -> Result<String, String> {
     String::from_utf8(out.stdout).map_err(|e| format!("{shown}: {e}"))
 }
 
+/// The files of the workspace at `root`, those that git does not know yet included.
+pub(crate) fn files(root: &Path) -> Result<Vec<String>, String> {
+    let args = ["ls-files", "--cached", "--others", "--exclude-standard"];
+    let listed = output(Command::new("git").current_dir(root).args(args))?;
+    let files: BTreeSet<&str> = listed.lines().filter(|file| root.join(file).is_file()).collect();
+    Ok(files.into_iter().map(str::to_owned).collect())
+}
+
 fn show(command: &Command) -> String {
-    let program = std::path::Path::new(command.get_program());
+    let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
     let mut shown = name.to_string_lossy().into_owned();
     for arg in command.get_args() {

@@ -38,15 +38,9 @@ pub(crate) fn libraries() -> impl Iterator<Item = &'static str> {
 }
 
 pub(crate) fn run() -> Result<(), String> {
-    let mut problems = Vec::new();
     let root = crate::root();
-    let listed = output(std::process::Command::new("git").current_dir(&root).args([
-        "ls-files",
-        "--cached",
-        "--others",
-        "--exclude-standard",
-    ]))?;
-    let files: Vec<&str> = listed.lines().filter(|file| root.join(file).is_file()).collect();
+    let mut problems = crate::mutants::problems(&root)?;
+    let files = crate::run::files(&root)?;
     for file in files.iter().filter(|file| is_rust(file)) {
         let text = std::fs::read_to_string(root.join(file)).map_err(|e| format!("{file}: {e}"))?;
         check_file(file, &text, &mut problems);
