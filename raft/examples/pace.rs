@@ -74,7 +74,7 @@ async fn disk(id: u64, peers: voussoir_net::Peers) -> Result<Raft, Failure> {
     options.max_bytes = 1 << 30;
     let journal = Journal::open(&folder, options)?;
     let identity = Identity { cluster: 1, node: id, group: 0 };
-    let store = JournalStore::open(&journal, identity)?;
+    let store = JournalStore::create(&journal, identity)?;
     let net = voussoir_net::Config::new(1);
     let listen = "127.0.0.1:0".parse()?;
     let tcp = voussoir_net::Tcp::bind(id, listen, Arc::new(peers.clone()), net).await?;

@@ -41,7 +41,8 @@ async fn the_store_on_the_journal_keeps_its_promises() {
             files = Arc::new(MemoryFiles::new());
         }
         let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
-        let store = JournalStore::open(&journal, IDENTITY).unwrap();
+        let begin = if new { JournalStore::create } else { JournalStore::open };
+        let store = begin(&journal, IDENTITY).unwrap();
         open = Some(journal);
         ready(Arc::new(store) as Arc<dyn LogStore>)
     })

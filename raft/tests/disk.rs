@@ -29,10 +29,12 @@ fn options() -> Options {
     options
 }
 
-async fn start(id: u64, folder: &PathBuf, peers: &Peers) -> Node {
+/// Starts a node; `new` when it has never run.
+async fn start(id: u64, folder: &PathBuf, peers: &Peers, new: bool) -> Node {
     let journal = Journal::open(folder, options()).unwrap();
     let identity = Identity { cluster: CLUSTER, node: id, group: 1 };
-    let store = JournalStore::open(&journal, identity).unwrap();
+    let open = if new { JournalStore::create } else { JournalStore::open };
+    let store = open(&journal, identity).unwrap();
     let listen: SocketAddr = "127.0.0.1:0".parse().unwrap();
     let net = voussoir_net::Config::new(CLUSTER);
     let tcp = Arc::new(Tcp::bind(id, listen, Arc::new(peers.clone()), net).await.unwrap());
@@ -75,7 +77,7 @@ async fn acknowledged_writes_survive_restarts_and_snapshots() {
     let peers = Peers::new();
     let mut nodes = Vec::new();
     for (id, folder) in (1..).zip(&folders) {
-        nodes.push(start(id, folder, &peers).await);
+        nodes.push(start(id, folder, &peers, true).await);
     }
     let mut expected = String::new();
     for round in 0..3 {
@@ -89,7 +91,7 @@ async fn acknowledged_writes_survive_restarts_and_snapshots() {
         for at in all {
             let node = nodes.remove(at);
             stop(node).await;
-            nodes.insert(at, start(at as u64 + 1, &folders[at], &peers).await);
+            nodes.insert(at, start(at as u64 + 1, &folders[at], &peers, false).await);
         }
     }
     leader(&nodes).await;
@@ -109,7 +111,7 @@ async fn acknowledged_writes_survive_restarts_and_snapshots() {
 async fn the_data_of_another_node_is_refused() {
     let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options()).unwrap();
     let mine = Identity { cluster: CLUSTER, node: 1, group: 4 };
-    JournalStore::open(&journal, mine).unwrap();
+    JournalStore::create(&journal, mine).unwrap();
     JournalStore::open(&journal, mine).unwrap();
     let strangers = [Identity { node: 2, ..mine }, Identity { cluster: 78, ..mine }];
     for wanted in strangers {
@@ -120,5 +122,5 @@ async fn the_data_of_another_node_is_refused() {
             other => panic!("{other:?}"),
         }
     }
-    JournalStore::open(&journal, Identity { group: 5, ..mine }).unwrap();
+    JournalStore::create(&journal, Identity { group: 5, ..mine }).unwrap();
 }

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 pub const USAGE: &str = "\
 store                  three nodes, a load, a killed leader, a check
 store up [FOLDER]      the same cluster, durable in FOLDER (./data), until Ctrl-C
-store serve …          one node:
+store create --id ID --data FOLDER
+                       begins the data of a node that has never run: once for each node
+store serve …          one node, created before:
     --id ID                      its number in the cluster, from 1
     --listen ADDR                where it listens for its peers
     --http ADDR                  where it serves HTTP
@@ -18,6 +20,7 @@ store serve …          one node:
 pub enum Mode {
     Demo,
     Up { folder: PathBuf },
+    Create { id: u64, data: PathBuf },
     Serve(Serve),
 }
 
@@ -51,9 +54,24 @@ pub fn parse(words: impl Iterator<Item = String>) -> Result<Mode, String> {
             let folder = words.next().map_or_else(|| PathBuf::from("data"), PathBuf::from);
             words.next().map_or(Ok(Mode::Up { folder }), |word| Err(format!("unknown word {word}")))
         }
+        Some("create") => create(words),
         Some("serve") => serve(words).map(Mode::Serve),
         Some(word) => Err(format!("unknown word {word}")),
     }
+}
+
+fn create(mut words: impl Iterator<Item = String>) -> Result<Mode, String> {
+    let (mut id, mut data) = (None, None);
+    while let Some(option) = words.next() {
+        let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
+        match option.as_str() {
+            "--id" => id = Some(node_id(&value)?),
+            "--data" => data = Some(PathBuf::from(value)),
+            _ => return Err(format!("unknown option {option}")),
+        }
+    }
+    let (id, data) = (id.ok_or("--id is missing")?, data.ok_or("--data is missing")?);
+    Ok(Mode::Create { id, data })
 }
 
 fn serve(mut words: impl Iterator<Item = String>) -> Result<Serve, String> {
@@ -116,6 +134,8 @@ mod tests {
     fn a_node_is_described_by_its_options() {
         assert_eq!(parsed(""), Ok(Mode::Demo));
         assert_eq!(parsed("up"), Ok(Mode::Up { folder: "data".into() }));
+        let create = Mode::Create { id: 2, data: "d".into() };
+        assert_eq!(parsed("create --id 2 --data d"), Ok(create));
         let line = "serve --id 1 --listen 127.0.0.1:1 --http 127.0.0.1:2 --data d \
                     --peer 2=127.0.0.1:3,127.0.0.1:4";
         let Ok(Mode::Serve(node)) = parsed(line) else { panic!("{:?}", parsed(line)) };
@@ -127,6 +147,8 @@ mod tests {
     fn what_is_wrong_is_said() {
         let wrong = [
             ("sreve", "unknown word sreve"),
+            ("create --id 1", "--data is missing"),
+            ("create --id 1 --http x", "unknown option --http"),
             ("serve", "--id is missing"),
             ("serve --id 0", "0 is no node id"),
             ("serve --id", "--id needs a value"),

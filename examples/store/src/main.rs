@@ -3,6 +3,7 @@
 //! ```text
 //! store                  the demo: three nodes, a load, a killed leader, a check
 //! store up [FOLDER]      the same cluster durable in ./data, until Ctrl-C
+//! store create --id 1 --data FOLDER
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
 //! ```
 
@@ -22,6 +23,7 @@ fn main() -> ExitCode {
     let ended = match mode {
         Mode::Demo => runtime().and_then(|runtime| runtime.block_on(demo::run())),
         Mode::Up { folder } => runtime().and_then(|runtime| runtime.block_on(demo::up(&folder))),
+        Mode::Create { id, data } => node::create(id, &data),
         Mode::Serve(node) => node::serve(node),
     };
     match ended {

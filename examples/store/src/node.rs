@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::io::Read;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use voussoir_journal::{Journal, Options};
 use voussoir_net::{Peers, Tcp};
-use voussoir_raft::journal::{Identity, JournalStore};
+use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::{Config, Raft};
 
@@ -28,6 +29,23 @@ const RAFT_SERVICE: u16 = 1;
 /// The raft group. A process can run many, over one journal and one transport.
 const GROUP: u64 = 0;
 
+/// Creates the data of a node that has never run. Whoever sets a cluster up calls this once for
+/// each node; [`serve`] never does, because it cannot tell a new node from one whose disk was lost.
+///
+/// # Errors
+/// Why there is no new data: the disk failed, or there is data of this node already.
+pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
+    std::fs::create_dir_all(data)?;
+    let journal = Journal::open(data.join("journal"), journal_options())?;
+    JournalStore::create(&journal, identity(id))?;
+    journal.close()?;
+    Ok(())
+}
+
+fn identity(node: u64) -> Identity {
+    Identity { cluster: CLUSTER, node, group: GROUP }
+}
+
 /// Runs a node until it is interrupted or stops by itself.
 ///
 /// Everything of a node runs on one thread: raft's loop, the sockets and the handlers. Below a few
@@ -40,10 +58,11 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
-    std::fs::create_dir_all(&node.data)?;
+    if !node.data.join("journal").is_dir() {
+        return Err(OpenError::Absent { wanted: identity(node.id) }.into());
+    }
     let journal = Journal::open(node.data.join("journal"), journal_options())?;
-    let log =
-        JournalStore::open(&journal, Identity { cluster: CLUSTER, node: node.id, group: GROUP })?;
+    let log = JournalStore::open(&journal, identity(node.id))?;
 
     let peers = Peers::new();
     for peer in &node.peers {

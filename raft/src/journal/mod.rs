@@ -84,12 +84,28 @@ pub enum OpenError {
         /// Whose was asked for.
         wanted: Identity,
     },
-    /// The caller: there is no data of this group, and there was to be. What this node had
-    /// acknowledged is gone, and the others count on it: find the data, or leave the node out
-    /// for good.
-    #[error("there is no data of node {} in group {}", .wanted.node, .wanted.group)]
+    /// The journal holds no data of this node, so it may not start from it. If the node has never
+    /// run, begin its data with [`JournalStore::create`]. If it has run, its disk was lost or
+    /// another one was mounted: with an empty log the node could vote a second time in one term,
+    /// and what it has acknowledged is gone. Bring the right disk back, or leave the node down.
+    #[error(
+        "no data of node {} (cluster {:x}, group {}) in this journal: \
+        if this node has never run, create its data; if it has run, its disk was lost or another \
+        one is mounted: bring the data back or leave the node down, do not start it empty",
+        .wanted.node, .wanted.cluster, .wanted.group
+    )]
     Absent {
-        /// Whose was asked for.
+        /// Whose data was asked for.
+        wanted: Identity,
+    },
+    /// [`JournalStore::create`] found data of this group, or damage that may have hit such data.
+    /// Nothing was overwritten. Use [`JournalStore::open`].
+    #[error(
+        "group {} has data in this journal already, or damage hides whether it has: \
+        open it instead of creating it", .wanted.group
+    )]
+    Exists {
+        /// Whose data was to be created.
         wanted: Identity,
     },
     /// A newer version of this crate wrote it. Use that one.
@@ -128,51 +144,74 @@ struct Inner {
 }
 
 impl JournalStore {
-    /// Opens a group's data, or begins it. Waits for the disk when there is something to write:
-    /// for new data, and for the remains of snapshots that never became current.
+    /// Creates the data of a node that has never run, and opens it. Returns once the new data is
+    /// synced. A node is created once; every later start uses [`open`](Self::open).
     ///
-    /// An empty disk is begun on, also where there was data before. Where that is known, use
-    /// [`reopen`](Self::reopen).
+    /// Call it only where it is known that this node id has never run in this cluster: from the
+    /// command that sets a cluster up, not from the one that starts a node. A new disk under an
+    /// old id looks the same as a new node, and the protocol cannot tell the two apart.
+    ///
+    /// After a crash during this call the data may exist or not: call it again, and when it
+    /// answers [`OpenError::Exists`], [`open`](Self::open).
     ///
     /// # Errors
-    /// [`OpenError`]. Damaged data is no error here: the node that starts with it says so and
-    /// halts.
+    /// [`OpenError::Exists`] when there is data of this group, of whichever node; the other
+    /// variants where the journal fails.
+    pub fn create(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        let logs = Logs::find(journal, identity)?;
+        if !logs.are_new() {
+            return Err(OpenError::Exists { wanted: identity });
+        }
+        let state = State::new(identity);
+        pipeline::begin(journal, &logs.entries, &logs.state, &state)?;
+        Self::open(journal, identity)
+    }
+
+    /// Opens the data of a node that has run before. It never begins new data: a node whose disk
+    /// was lost or mixed up is refused here, because with an empty log it could vote a second
+    /// time in one term, and against what it has acknowledged.
+    ///
+    /// Waits for the disk when it has the remains of snapshots to remove.
+    ///
+    /// # Errors
+    /// [`OpenError::Absent`] when there is no data, [`OpenError::WrongNode`] when it belongs to
+    /// another node; the other variants where the journal fails. Damaged data is no error here:
+    /// the node that starts with it says so and halts.
     pub fn open(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
-        Self::open_or(journal, identity, true)
-    }
-
-    /// Opens the data of a group that has run before. A node whose disk was lost or mixed up is
-    /// refused here, instead of coming back without what it has promised: with an empty log it
-    /// could vote a second time in one term, and against what it has acknowledged.
-    ///
-    /// # Errors
-    /// [`OpenError::Absent`] when there is nothing; else as [`open`](Self::open).
-    pub fn reopen(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
-        Self::open_or(journal, identity, false)
-    }
-
-    fn open_or(journal: &Journal, identity: Identity, begin: bool) -> Result<Self, OpenError> {
-        let entries = journal.log("raft.log", identity.group)?;
-        let log = journal.log("raft.state", identity.group)?;
-        let intact = [&entries, &log].iter().all(|log| log.health() == Health::Intact);
-        let fresh = intact && !log.exists() && !entries.exists();
-        if fresh && !begin {
+        let logs = Logs::find(journal, identity)?;
+        if logs.are_new() {
             return Err(OpenError::Absent { wanted: identity });
         }
-        let state = if fresh {
-            let state = State::new(identity);
-            pipeline::begin(journal, &entries, &log, &state)?;
-            Some(state)
-        } else if intact {
-            state::read(&log, identity)?
-        } else {
-            None
-        };
+        let state = if logs.intact { state::read(&logs.state, identity)? } else { None };
         let sound = state.is_some();
         let state = state.unwrap_or_else(|| State::new(identity));
         let snapshots = Snapshots::open(journal, identity.group, state.snapshot, sound)?;
+        let Logs { entries, state: log, .. } = logs;
         let pipeline = Pipeline::new(journal.clone(), entries.clone(), log, state);
         Ok(Self { inner: Arc::new(Inner { entries, sound, pipeline, snapshots }) })
+    }
+}
+
+/// The two logs that every group has.
+struct Logs {
+    entries: Log,
+    state: Log,
+    /// Neither is damaged, as far as the journal knows.
+    intact: bool,
+}
+
+impl Logs {
+    fn find(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        let entries = journal.log("raft.log", identity.group)?;
+        let state = journal.log("raft.state", identity.group)?;
+        let intact = [&entries, &state].iter().all(|log| log.health() == Health::Intact);
+        Ok(Self { entries, state, intact })
+    }
+
+    /// Whether nothing was ever written to either. Damage elsewhere in the journal may hide what
+    /// was, and then the answer is no.
+    fn are_new(&self) -> bool {
+        self.intact && !self.entries.exists() && !self.state.exists()
     }
 }
 

@@ -76,7 +76,7 @@ async fn halted(store: &JournalStore) -> Option<HaltReason> {
 #[tokio::test]
 async fn data_of_a_newer_version_is_refused() {
     let journal = journal();
-    drop(JournalStore::open(&journal, IDENTITY).unwrap());
+    drop(JournalStore::create(&journal, IDENTITY).unwrap());
     let log = journal.log("raft.state", IDENTITY.group).unwrap();
     let mut record = state().encode().to_vec();
     record[0] = 9;
@@ -86,22 +86,43 @@ async fn data_of_a_newer_version_is_refused() {
 }
 
 #[tokio::test]
-async fn what_has_been_lost_is_not_begun_anew() {
+async fn open_refuses_an_empty_disk_and_create_refuses_data() {
     let journal = journal();
-    let reopened = JournalStore::reopen(&journal, IDENTITY);
-    assert!(matches!(reopened, Err(OpenError::Absent { wanted: IDENTITY })), "{reopened:?}");
-    drop(JournalStore::open(&journal, IDENTITY).unwrap());
-    let store = JournalStore::reopen(&journal, IDENTITY).unwrap();
+    let opened = JournalStore::open(&journal, IDENTITY);
+    let Err(error @ OpenError::Absent { wanted: IDENTITY }) = opened else { panic!("{opened:?}") };
+    let said = error.to_string();
+    assert!(said.contains("node 3") && said.contains("if it has run, its disk was lost"), "{said}");
+    drop(JournalStore::create(&journal, IDENTITY).unwrap());
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
     assert_eq!(halted(&store).await, None);
+    let created = JournalStore::create(&journal, IDENTITY);
+    assert!(matches!(created, Err(OpenError::Exists { wanted: IDENTITY })), "{created:?}");
     let other = Identity { node: 4, ..IDENTITY };
-    let reopened = JournalStore::reopen(&journal, other);
-    assert!(matches!(reopened, Err(OpenError::WrongNode { .. })), "{reopened:?}");
+    let created = JournalStore::create(&journal, other);
+    assert!(matches!(created, Err(OpenError::Exists { .. })), "{created:?}");
+    let opened = JournalStore::open(&journal, other);
+    assert!(matches!(opened, Err(OpenError::WrongNode { .. })), "{opened:?}");
+}
+
+#[tokio::test]
+async fn a_vote_cast_before_the_disk_was_lost_is_not_cast_again() {
+    let before = journal();
+    let store = JournalStore::create(&before, IDENTITY).unwrap();
+    let (done, result) = tokio::sync::oneshot::channel();
+    let hard_state = Some(HardState { term: 5, vote: Some(1) });
+    let write = LogWrite { hard_state, ..LogWrite::default() };
+    store.write(write, Completion::new(move |result| drop(done.send(result))));
+    result.await.unwrap().unwrap();
+    drop((store, before));
+    // The same call on a new disk: the vote is gone, so the node must not start.
+    let opened = JournalStore::open(&journal(), IDENTITY);
+    assert!(matches!(opened, Err(OpenError::Absent { .. })), "{opened:?}");
 }
 
 #[tokio::test]
 async fn what_cannot_be_understood_halts_the_node() {
     let journal = journal();
-    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
     assert_eq!(halted(&store).await, None);
     let log = journal.log("raft.log", IDENTITY.group).unwrap();
     journal.commit_blocking(Commit::new().append(&log, ["no entry"])).unwrap();
@@ -109,7 +130,7 @@ async fn what_cannot_be_understood_halts_the_node() {
     assert_eq!(halted(&store).await, Some(HaltReason::Damaged));
 
     let other = Identity { group: 9, ..IDENTITY };
-    drop(JournalStore::open(&journal, other).unwrap());
+    drop(JournalStore::create(&journal, other).unwrap());
     let log = journal.log("raft.state", 9).unwrap();
     journal.commit_blocking(Commit::new().delete(&log)).unwrap();
     let log = journal.log("raft.log", 9).unwrap();
@@ -121,7 +142,7 @@ async fn what_cannot_be_understood_halts_the_node() {
 #[tokio::test]
 async fn a_hole_is_refused_and_ends_the_store() {
     let journal = journal();
-    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
     let write = |index: u64| {
         let entry = Entry { term: 1, index, kind: EntryKind::Noop, data: Bytes::new() };
         let (done, result) = tokio::sync::oneshot::channel();

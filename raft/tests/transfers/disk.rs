@@ -36,7 +36,7 @@ pub(crate) fn open(files: &CrashFiles, node: u64, begin: bool, mut rng: Rng) -> 
     options.identity = Some(u128::from(rng.next_u64()));
     let journal = Journal::open_with(files.mount(), options).expect("the disk works");
     let identity = Identity { cluster: 1, node, group: 0 };
-    let open = if begin { JournalStore::open } else { JournalStore::reopen };
+    let open = if begin { JournalStore::create } else { JournalStore::open };
     let store = open(&journal, identity).expect("the disk works");
     Driven { journal, store, rng: Arc::new(Mutex::new(rng)) }
 }

@@ -244,7 +244,7 @@ impl Node {
         options.segment_bytes = 16 << 20;
         let journal = Journal::open(folder, options).expect("an empty journal opens");
         let identity = Identity { cluster: 1, node: id, group: 0 };
-        let log = JournalStore::open(&journal, identity).expect("an empty store");
+        let log = JournalStore::create(&journal, identity).expect("an empty store");
         let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let config = voussoir_net::Config::new(1);
         let tcp = Tcp::bind(id, any, peers.clone(), config).await.expect("a free port");

@@ -28,8 +28,11 @@ impl Cluster {
     /// Chooses free loopback ports for `size` nodes that keep their data below `folder`. `program`
     /// is this package's own binary.
     ///
+    /// Where no node has a folder yet, the cluster is new and the nodes' data is created. Where
+    /// some have one, none is created: a node without data has lost it, and does not start.
+    ///
     /// # Errors
-    /// Where no port is free.
+    /// Where no port is free, or the data of a new cluster cannot be created.
     pub fn new(program: &Path, folder: &Path, size: u64) -> io::Result<Self> {
         // All are held until all are chosen, so that none is chosen twice.
         let mut held = Vec::new();
@@ -43,7 +46,15 @@ impl Cluster {
         for id in 1..=size {
             nodes.push(Node { id, peers: free()?, http: free()?, process: None });
         }
-        Ok(Self { program: program.to_owned(), folder: folder.to_owned(), nodes })
+        let cluster = Self { program: program.to_owned(), folder: folder.to_owned(), nodes };
+        let ids = cluster.ids();
+        if !ids.iter().any(|id| cluster.folder(*id).exists()) {
+            for id in ids {
+                let created = crate::node::create(id, &cluster.folder(id));
+                created.map_err(|error| io::Error::other(error.to_string()))?;
+            }
+        }
+        Ok(cluster)
     }
 
     /// The ids of all nodes, running or not.

@@ -56,8 +56,13 @@ impl JournalDisk {
         options.identity = Some(u128::from(seed));
         let journal = Journal::open_with(self.files.mount(), options).map_err(unopened)?;
         let identity = Identity { cluster: CLUSTER, node: self.node, group: 7 };
-        let open = if self.used { JournalStore::reopen } else { JournalStore::open };
-        let store = open(&journal, identity).map_err(|error| refused(&error))?;
+        let created = (!self.used).then(|| JournalStore::create(&journal, identity));
+        let store = match created {
+            // The crash of an earlier attempt may have left the new data behind.
+            None | Some(Err(Refused::Exists { .. })) => JournalStore::open(&journal, identity),
+            Some(created) => created,
+        };
+        let store = store.map_err(|error| refused(&error))?;
         let restored = store.restore_now().map_err(|error| broken(&error))?;
         let snapshot = if restored.is_damaged() { Ok(None) } else { store.snapshot_now() };
         let snapshot = snapshot.map_err(|error| broken(&error))?;

@@ -1,0 +1,53 @@
+//! A node whose disk was wiped does not come back, so what a majority acknowledged stays.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use store::demo::client::Client;
+use store::demo::cluster::Cluster;
+use store::demo::leader;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_node_stays_down_and_acknowledged_writes_stay() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_store"));
+    let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+    cluster.start_all().unwrap();
+    let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
+    leader(&cluster, &client).await.unwrap();
+    cluster.kill(3).await.unwrap();
+    leader(&cluster, &client).await.unwrap();
+    for key in ["/kv/one", "/kv/two"] {
+        let put = client.send(Method::PUT, key, None, Bytes::from_static(b"kept")).await.unwrap();
+        assert_eq!(put.status, StatusCode::NO_CONTENT);
+    }
+    cluster.kill(1).await.unwrap();
+    cluster.kill(2).await.unwrap();
+    std::fs::remove_dir_all(cluster.folder(2)).unwrap();
+
+    // Node 2 would vote for the empty log of node 3, and both keys would be gone.
+    cluster.start(2).unwrap();
+    cluster.start(3).unwrap();
+    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+    while cluster.crashed().is_empty() {
+        assert!(tokio::time::Instant::now() < end, "node 2 runs on an empty disk");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(cluster.crashed()[0].0, 2);
+    let said = std::fs::read_to_string(cluster.folder(2).join("log.txt")).unwrap();
+    assert!(said.contains("no data of node 2") && said.contains("its disk was lost"), "{said}");
+    let _ = cluster.kill(2).await;
+
+    cluster.start(1).unwrap();
+    loop {
+        assert!(tokio::time::Instant::now() < end, "nodes 1 and 3 are a majority");
+        let get = client.send(Method::GET, "/kv/one", None, Bytes::new()).await;
+        if get.is_ok_and(|reply| reply.body == "kept") {
+            break;
+        }
+    }
+    let get = client.send(Method::GET, "/kv/two", None, Bytes::new()).await.unwrap();
+    assert_eq!(get.body, "kept");
+}
