@@ -1,4 +1,5 @@
-//! The promises of [`Transport`] as a suite of checks, for any implementation.
+//! The promises of [`Transport`] as a suite of checks, for any implementation; and a TCP proxy
+//! with faults, for tests of real processes.
 //!
 //! # Example
 //! ```
@@ -28,6 +29,7 @@
 //! # }
 //! ```
 
+mod proxy;
 mod suite;
 mod support;
 
@@ -36,6 +38,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::Transport;
+pub use proxy::{CONNECTIONS_MAX, Direction, HELD_BYTES_MAX, Link, Proxy, ProxyError, ProxyStats};
 pub use support::{Probe, Seen};
 
 /// Makes the transports that the suite checks.
