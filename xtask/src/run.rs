@@ -43,7 +43,8 @@ pub(crate) fn files(root: &Path) -> Result<Vec<String>, String> {
     Ok(files.into_iter().map(str::to_owned).collect())
 }
 
-fn show(command: &Command) -> String {
+/// The command line, for messages.
+pub(crate) fn show(command: &Command) -> String {
     let program = Path::new(command.get_program());
     let name = program.file_name().unwrap_or(program.as_os_str());
     let mut shown = name.to_string_lossy().into_owned();

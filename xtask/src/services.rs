@@ -36,6 +36,11 @@ impl Services {
         }
     }
 
+    /// Whether every server was found.
+    pub(crate) fn are_complete(&self) -> bool {
+        self.missing.is_empty()
+    }
+
     /// What could not be tested, and why.
     pub(crate) fn left_out(&self) -> &[String] {
         &self.missing
