@@ -20,11 +20,16 @@
 //! 40  u64    counter: +1 each time a slot is written
 //! 48  u32    number of entries            52  u32  zero
 //! 56  u64    mark: all frames up to this LSN were durable when this was written
-//! 64  entries of 16 bytes: u64 sequence, u32 slot, u32 zero
+//! 64  entries of 16 bytes: u64 sequence, u32 slot, u32 span
 //! ```
 //! A slot that becomes a segment gets the next sequence number; (slot, sequence) is one *life*
 //! of a file. The entries are the live set: frames are written only into lives that a durable
 //! manifest lists. A listed life whose slot has moved on to a higher sequence was dead.
+//!
+//! *Span* is the number of LSNs from the first frame of a full segment to its index, both included;
+//! 0 while the segment is not full, and when the number is unknown. A power loss may take an index,
+//! and the segment that followed may have been recycled: the span then proves that all frames
+//! before the index are there.
 //!
 //! # Segment
 //! ```text

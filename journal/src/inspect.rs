@@ -47,6 +47,13 @@ pub struct SegmentInfo {
     pub sequence: u64,
     /// What it is used for.
     pub role: Role,
+    /// LSN of its first frame; 0 when it has none.
+    pub first_lsn: u64,
+    /// LSN of its last frame; 0 when it has none.
+    pub last_lsn: u64,
+    /// Whether it ends in an index that verifies. An index is not synced, so that a power loss may
+    /// take it; the frames are read instead.
+    pub indexed: bool,
     /// Frames that verify.
     pub frames: u64,
     /// Bytes in use.
@@ -88,7 +95,7 @@ pub enum Problem {
         /// LSN of the frame.
         lsn: u64,
     },
-    /// Another part of a frame fails its checksum: a name, a table or an index.
+    /// Another part of a frame fails its checksum: a name or a table.
     Other {
         /// The file.
         segment: String,
@@ -194,19 +201,22 @@ impl Walk<'_> {
         next: Option<u64>,
     ) -> Result<SegmentInfo, OpenError> {
         let (name, sequence) = (self.segment.name(), self.segment.sequence);
-        let mut info = SegmentInfo { name, sequence, role, frames: 0, bytes: 0 };
+        let (first_lsn, last_lsn, indexed) = (0, 0, false);
+        let (frames, bytes) = (0, 0);
+        let mut info =
+            SegmentInfo { name, sequence, role, first_lsn, last_lsn, indexed, frames, bytes };
         if role == Role::Spare {
             return Ok(info);
         }
         let limit = self.segment.size - TRAILER_BYTES;
         let end = if role == Role::Active { active_end } else { limit };
         let mut scanner = Scanner::new(self.segment);
-        let (mut offset, mut lsn, mut epoch, mut ended) = (FRAMES_AT, 0, 0, false);
+        let (mut offset, mut epoch, mut ended) = (FRAMES_AT, 0, false);
         while offset < end && !ended {
             let mut next = scanner.search(offset)?;
             // Leftovers of an earlier epoch do not count.
-            while let Some(frame) =
-                next.take_if(|frame| frame.header.lsn <= lsn || frame.header.epoch < epoch)
+            while let Some(frame) = next
+                .take_if(|frame| frame.header.lsn <= info.last_lsn || frame.header.epoch < epoch)
             {
                 next = scanner.search(frame.offset + 8)?;
             }
@@ -214,16 +224,26 @@ impl Walk<'_> {
             if frame.offset > offset {
                 self.unreadable(offset..frame.offset);
             }
-            (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
+            (info.last_lsn, epoch) = (frame.header.lsn, frame.header.epoch);
+            if info.first_lsn == 0 {
+                info.first_lsn = info.last_lsn;
+            }
             info.frames += 1;
             info.bytes += u64::from(frame.header.length);
-            let bad = scanner.bad_payloads(&frame)?;
-            self.report_bad(&frame, &bad);
             ended = frame.kind() == Some(FrameKind::Index);
+            // A power loss may tear an index: that is no damage.
+            if !ended {
+                let bad = scanner.bad_payloads(&frame)?;
+                self.report_bad(&frame, &bad);
+            }
             offset = frame.end();
         }
-        // An index is not synced, so that a power loss may take it: that is no damage.
-        let only_the_index = role == Role::Sealed && next == Some(lsn + 2);
+        info.indexed = ended && recovery::is_indexed(self.segment)?;
+        // Nor is it damage when the power loss takes all of the index.
+        let span = u64::from(self.segment.span());
+        let only_the_index = info.frames > 0
+            && role == Role::Sealed
+            && (next == Some(info.last_lsn + 2) || span == info.last_lsn - info.first_lsn + 2);
         if !ended && !only_the_index && offset < end {
             self.unreadable(offset..end);
         }

@@ -16,11 +16,11 @@ use crate::core::segment::Segment;
 use crate::core::shape::UNKNOWN;
 use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
 use crate::core::view::Extent;
-use crate::core::writer::{Active, Staged, Writer};
+use crate::core::writer::{Active, Writer};
 use crate::core::{Core, Counters};
 use crate::error::{Fault, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
-use crate::format::manifest::{Life, Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
+use crate::format::manifest::{Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
 use crate::format::segment::{self, Found, SegmentHeader};
 use crate::format::table::Table;
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
@@ -138,6 +138,10 @@ pub(crate) fn read_directory_of(
         }
     }
     live.sort_unstable_by_key(|segment| segment.sequence);
+    for segment in &live {
+        let life = manifest.live.iter().find(|life| life.sequence == segment.sequence);
+        segment.set_span(life.map_or(0, |life| life.span));
+    }
     Ok(Directory { manifest, manifest_file, manifest_whole, live, free })
 }
 
@@ -288,11 +292,18 @@ impl Recovered {
         let Directory { mut manifest, manifest_file, .. } = self.directory;
         let bump = u32::from(mutant != Some(Mutant::EpochNotBumped));
         manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(bump);
-        manifest.live = census.lives(active.as_ref().map(|(segment, _)| segment));
+        let mut first_lsn = 0;
+        if let Some((segment, _)) = &active {
+            first_lsn = scan::first_lsn(segment)?.unwrap_or(0);
+            // A rotation that a crash cut off may have left a span; the segment is not full yet.
+            let index = self.replay.sealed.map_or(0, |(_, _, lsn)| lsn);
+            segment.set_full(first_lsn, index);
+        }
+        let live = census.live(active.as_ref().map(|(segment, _)| segment));
         manifest.mark = self.replay.next_lsn - 1;
         let epoch = manifest.epoch;
         let space = Space::new(census);
-        let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, manifest_file);
+        let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, live, manifest_file);
         keeper.write_manifest()?;
 
         let last = self.replay.next_lsn - 1;
@@ -303,23 +314,9 @@ impl Recovered {
             Some(active) => active,
             None => (first_segment(&mut keeper, &space)?, FRAMES_AT),
         };
-        let mut writer = Writer {
-            active: Active {
-                segment,
-                tail,
-                sealed: self.replay.sealed.is_some(),
-                logs: Vec::new(),
-                batches: 0,
-            },
-            next_lsn: self.replay.next_lsn,
-            epoch,
-            marked: last,
-            unsynced: false,
-            sync_next: false,
-            staged: Staged::default(),
-            failed: None,
-            last_activity: 0,
-        };
+        let sealed = self.replay.sealed.is_some();
+        let active = Active { tail, first_lsn, sealed, ..Active::new(segment) };
+        let mut writer = Writer::new(active, self.replay.next_lsn, epoch);
         let spare = if self.replay.gaps > 0 { spare_segment(&mut keeper, &space)? } else { None };
         fill_state(&mut state, &mut writer.active, self.replay);
         let core = Arc::new(Core {
@@ -374,7 +371,10 @@ impl Recovered {
                 }
             }
             let Some(rebuild) = rebuilt else { continue };
-            if !rebuild.is_whole(scan::first_lsn(next)?) {
+            if rebuild.is_whole(segment.span(), scan::first_lsn(next)?) {
+                let (first, index) = rebuild.lsns();
+                segment.set_full(first, index);
+            } else {
                 for number in self.unproven(segment, next, &rebuild)? {
                     unproven.insert(number, segment.sequence);
                 }
@@ -485,16 +485,11 @@ impl Recovered {
 }
 
 impl Census {
-    fn lives(&self, active: Option<&Arc<Segment>>) -> Vec<Life> {
-        let mut lives: Vec<Life> = self
-            .sealed
-            .iter()
-            .chain(active)
-            .chain(&self.spares)
-            .map(|segment| Life { sequence: segment.sequence, slot: segment.slot })
-            .collect();
-        lives.sort_unstable();
-        lives
+    fn live(&self, active: Option<&Arc<Segment>>) -> Vec<Arc<Segment>> {
+        let mut live: Vec<Arc<Segment>> =
+            self.sealed.iter().chain(active).chain(&self.spares).map(Arc::clone).collect();
+        live.sort_unstable_by_key(|segment| segment.sequence);
+        live
     }
 }
 
@@ -505,7 +500,14 @@ type Extents = Vec<(u64, Extent)>;
 /// to be read because there is no index.
 fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenError> {
     let directory = match find_index(segment).map_err(into_open_error)? {
-        Some(index) => read_directory(segment, &index).map_err(into_open_error)?,
+        Some(index) => {
+            if segment.span() == 0
+                && let Some(first) = scan::first_lsn(segment)?
+            {
+                segment.set_full(first, index.lsn);
+            }
+            read_directory(segment, &index).map_err(into_open_error)?
+        }
         None => None,
     };
     let extent = |first, end, last, bytes| {
@@ -529,6 +531,12 @@ fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenEr
         .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
         .collect();
     Ok((extents, Some(rebuild)))
+}
+
+/// Whether a segment ends in an index that verifies.
+pub(crate) fn is_indexed(segment: &Segment) -> Result<bool, OpenError> {
+    let Some(index) = find_index(segment).map_err(into_open_error)? else { return Ok(false) };
+    Ok(read_directory(segment, &index).map_err(into_open_error)?.is_some())
 }
 
 fn into_open_error(error: ReadError) -> OpenError {

@@ -243,6 +243,7 @@ impl Core {
 /// Where the two parts of a segment's index are; the head has been verified.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct IndexAt {
+    pub(crate) lsn: u64,
     directory: Section,
     directory_at: u64,
     pub(crate) entries_at: u64,
@@ -279,6 +280,7 @@ fn index_at(segment: &Segment, head: &[u8], offset: u64) -> Option<IndexAt> {
     let entries_at = directory_at + padded(u64::from(directory.length));
     let entries_end = entries_at + u64::from(entries.length);
     (entries_end <= segment.size).then_some(IndexAt {
+        lsn: header.lsn,
         directory: *directory,
         directory_at,
         entries_at,

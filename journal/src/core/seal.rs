@@ -94,7 +94,8 @@ impl Core {
     /// What the index of the active segment will say, which takes the next LSN.
     pub(crate) fn seal_of(&self, writer: &mut Writer) -> Seal {
         let lsn = writer.take_lsn();
-        let Active { segment, tail, logs, .. } = &writer.active;
+        let Active { segment, tail, first_lsn, logs, .. } = &writer.active;
+        segment.set_full(*first_lsn, lsn);
         let mut places = logs.clone();
         places.sort_unstable();
         places.dedup();

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::files::File;
-use crate::format::manifest::segment_name;
+use crate::format::manifest::{Life, segment_name};
 
 /// A segment that is live: active, sealed, or prepared as a spare.
 pub(crate) struct Segment {
@@ -18,6 +18,8 @@ pub(crate) struct Segment {
     logs: AtomicU64,
     /// LSN of the frame that freed the last of them.
     freed_at: AtomicU64,
+    /// Number of LSNs from its first frame to its index, both included; 0 while it is not full.
+    span: AtomicU32,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -60,8 +62,8 @@ impl Segment {
         bytes[..16].copy_from_slice(&journal.to_le_bytes());
         bytes[16..].copy_from_slice(&sequence.to_le_bytes());
         let seed = Seed { bytes, masked };
-        let (logs, freed_at) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { slot, sequence, size, file, seed, logs, freed_at }
+        let (logs, freed_at, span) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
+        Self { slot, sequence, size, file, seed, logs, freed_at, span }
     }
 
     pub(crate) fn place(&self, offset: u64) -> Place<'_> {
@@ -70,6 +72,26 @@ impl Segment {
 
     pub(crate) fn name(&self) -> String {
         segment_name(self.slot)
+    }
+
+    /// Its entry in the manifest.
+    pub(crate) fn life(&self) -> Life {
+        Life { sequence: self.sequence, slot: self.slot, span: self.span() }
+    }
+
+    pub(crate) fn span(&self) -> u32 {
+        self.span.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_span(&self, span: u32) {
+        self.span.store(span, Ordering::Relaxed);
+    }
+
+    /// The segment is full: `first` is the LSN of its first frame, `index` the LSN of its index.
+    pub(crate) fn set_full(&self, first: u64, index: u64) {
+        // Damage can leave a gap of any size between the two; then the span stays unknown.
+        let span = index.checked_sub(first).and_then(|span| span.checked_add(1));
+        self.set_span(span.and_then(|span| u32::try_from(span).ok()).unwrap_or(0));
     }
 
     /// A log has its first records here.

@@ -12,7 +12,7 @@ use super::seal::Seal;
 use super::segment::Segment;
 use crate::error::{Fault, LogName};
 use crate::files::{File, Files, write_all_at};
-use crate::format::manifest::{Life, Manifest, SLOT_BYTES, segment_name};
+use crate::format::manifest::{Manifest, SLOT_BYTES, segment_name};
 use crate::format::segment::SegmentHeader;
 use crate::mutant::Mutant;
 
@@ -329,7 +329,9 @@ impl Space {
 #[derive(Debug)]
 pub(crate) struct Keeper {
     files: Arc<dyn Files>,
+    /// As it was last written; `live` is filled in for each write.
     manifest: Manifest,
+    live: Vec<Arc<Segment>>,
     file: Arc<dyn File>,
     segment_bytes: u64,
     max_files: usize,
@@ -342,11 +344,13 @@ impl Keeper {
         files: Arc<dyn Files>,
         options: &crate::config::Options,
         manifest: Manifest,
+        live: Vec<Arc<Segment>>,
         file: Arc<dyn File>,
     ) -> Self {
         Self {
             files,
             manifest,
+            live,
             file,
             segment_bytes: options.segment_bytes,
             max_files: options.max_segments(),
@@ -375,8 +379,8 @@ impl Keeper {
         let count = if file.is_some() { created } else { recycled };
         let segment = self.prepare_slot(space, slot, file)?;
         count.fetch_add(1, Ordering::Relaxed);
-        self.manifest.live.retain(|life| !dead.iter().any(|dead| dead.sequence == life.sequence));
-        self.manifest.live.push(Life { sequence: segment.sequence, slot });
+        self.strike(&dead);
+        self.live.push(Arc::clone(&segment));
         self.write_manifest()?;
         let mut inner = space.inner.lock();
         for dead in dead {
@@ -398,11 +402,15 @@ impl Keeper {
         if dead.is_empty() {
             return Ok(None);
         }
-        self.manifest.live.retain(|life| !dead.iter().any(|dead| dead.sequence == life.sequence));
+        self.strike(dead);
         self.write_manifest()?;
         let mut inner = space.inner.lock();
         inner.free.extend(dead.iter().map(|segment| segment.slot));
         Ok(inner.free.pop())
+    }
+
+    fn strike(&mut self, dead: &[Arc<Segment>]) {
+        self.live.retain(|live| !dead.iter().any(|dead| dead.sequence == live.sequence));
     }
 
     /// Creates a file and fills it with zeros, so that commits overwrite blocks that exist.
@@ -522,7 +530,11 @@ impl Keeper {
     }
 
     /// Writes the manifest to the slot that does not hold the present one.
+    ///
+    /// A segment is struck only by such a write, which also records the spans of all older full
+    /// segments: from then on nothing else proves that a full segment without an index is whole.
     pub(crate) fn write_manifest(&mut self) -> Result<(), Fault> {
+        self.manifest.live = self.live.iter().map(|segment| segment.life()).collect();
         self.manifest.counter += 1;
         let at = (self.manifest.counter % 2) * SLOT_BYTES as u64;
         write_all_at(&*self.file, &self.manifest.encode(), at)

@@ -48,6 +48,8 @@ pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
     /// Where the next frame goes.
     pub(crate) tail: u64,
+    /// LSN of its first frame; 0 while it has none.
+    pub(crate) first_lsn: u64,
     /// It ends in an index: nothing more goes in.
     pub(crate) sealed: bool,
     /// Logs with records here, by their index; some may be gone or listed twice.
@@ -69,6 +71,14 @@ pub(crate) struct Staged {
 enum Piece {
     Copied(Range<usize>),
     Own(Bytes),
+}
+
+impl Active {
+    /// A segment without frames.
+    pub(crate) fn new(segment: Arc<Segment>) -> Self {
+        let (logs, batches) = (Vec::new(), 0);
+        Self { segment, tail: FRAMES_AT, first_lsn: 0, sealed: false, logs, batches }
+    }
 }
 
 impl Staged {
@@ -203,6 +213,21 @@ fn index_bytes(logs: u64, batches: u64) -> u64 {
 }
 
 impl Writer {
+    /// Goes on in `active`, all of which is durable and marked.
+    pub(crate) fn new(active: Active, next_lsn: u64, epoch: u32) -> Self {
+        Self {
+            active,
+            next_lsn,
+            epoch,
+            marked: next_lsn - 1,
+            unsynced: false,
+            sync_next: false,
+            staged: Staged::default(),
+            failed: None,
+            last_activity: 0,
+        }
+    }
+
     fn check(&self) -> Result<(), Fault> {
         self.failed.clone().map_or(Ok(()), Err)
     }
@@ -388,8 +413,7 @@ impl Core {
         }
         writer.unsynced = false;
         let seal = (!writer.active.sealed).then(|| self.seal_of(writer));
-        let active =
-            Active { segment: spare, tail: FRAMES_AT, sealed: false, logs: vec![], batches: 0 };
+        let active = Active::new(spare);
         let old = std::mem::replace(&mut writer.active, active);
         self.space.sealed(old.segment, seal);
         self.stage_table(writer);
@@ -422,6 +446,7 @@ impl Core {
         let count = table.logs.len();
         let section = plain_section(SectionKind::Table, next_number, count, &payload);
         let lsn = writer.take_lsn();
+        writer.active.first_lsn = lsn;
         let mut header = Header::new(FrameKind::Table, lsn, writer.epoch, &[section]);
         header.mark = self.durable_lsn();
         writer.stage_plain(&header, &[section], &[&payload]);

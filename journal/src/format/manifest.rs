@@ -23,6 +23,9 @@ pub(crate) struct Manifest {
 pub(crate) struct Life {
     pub(crate) sequence: u64,
     pub(crate) slot: u32,
+    /// Number of LSNs from the segment's first frame to its index, both included; 0 until the
+    /// segment is full, or when the number is unknown.
+    pub(crate) span: u32,
 }
 
 /// What one slot of the manifest holds.
@@ -50,6 +53,7 @@ impl Manifest {
         for (life, out) in self.live.iter().zip(out[HEAD..].chunks_mut(ENTRY)) {
             out[0..8].copy_from_slice(&life.sequence.to_le_bytes());
             out[8..12].copy_from_slice(&life.slot.to_le_bytes());
+            out[12..16].copy_from_slice(&life.span.to_le_bytes());
         }
         let crc = checksum(&out);
         out[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -78,7 +82,11 @@ impl Manifest {
         let entries = slot.get(HEAD..length)?.get(..count.checked_mul(ENTRY)?)?;
         let mut live = Vec::with_capacity(entries.len() / ENTRY);
         for entry in entries.chunks_exact(ENTRY) {
-            live.push(Life { sequence: u64_at(entry, 0)?, slot: u32_at(entry, 8)? });
+            live.push(Life {
+                sequence: u64_at(entry, 0)?,
+                slot: u32_at(entry, 8)?,
+                span: u32_at(entry, 12)?,
+            });
         }
         live.sort_unstable();
         Some(Slot::Valid(Self {

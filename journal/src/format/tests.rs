@@ -44,7 +44,7 @@ fn section() -> impl Strategy<Value = Section> {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    any::<(u64, u32)>().prop_map(|(sequence, slot)| Life { sequence, slot })
+    any::<(u64, u32, u32)>().prop_map(|(sequence, slot, span)| Life { sequence, slot, span })
 }
 
 fn manifest() -> impl Strategy<Value = Manifest> {

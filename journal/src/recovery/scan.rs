@@ -212,6 +212,7 @@ pub(crate) struct Rebuild {
     contiguous: bool,
     /// It ends in an index.
     ended: bool,
+    first_lsn: u64,
     last_lsn: u64,
     chains: BTreeMap<u64, Chain>,
 }
@@ -225,10 +226,19 @@ struct Chain {
 }
 
 impl Rebuild {
-    /// Whether nothing is missing, by the LSN of the frame with which the next segment begins.
-    /// The index itself may be: it is not synced.
-    pub(crate) fn is_whole(&self, next: Option<u64>) -> bool {
-        self.contiguous && (self.ended || next == Some(self.last_lsn + 2))
+    /// Whether no frame is missing apart from the index, which is not synced. Proof is the span
+    /// that the manifest has for the segment, or the LSN of the frame with which the next live
+    /// segment begins: the table there directly follows the index.
+    pub(crate) fn is_whole(&self, span: u32, next: Option<u64>) -> bool {
+        self.contiguous
+            && (self.ended
+                || next == Some(self.last_lsn + 2)
+                || u64::from(span) == self.last_lsn - self.first_lsn + 2)
+    }
+
+    /// LSNs of the first frame and of the index, provided that no frame is missing.
+    pub(crate) fn lsns(&self) -> (u64, u64) {
+        (self.first_lsn, if self.ended { self.last_lsn } else { self.last_lsn + 1 })
     }
 
     /// Whether nothing of a log is missing here: `before` and `after` are the LSNs of its last
@@ -266,6 +276,9 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
             continue;
         }
         rebuild.contiguous &= frame.offset == offset;
+        if lsn == 0 {
+            rebuild.first_lsn = frame.header.lsn;
+        }
         (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
         let mut batches = frame.batches().peekable();
         for (at, section) in frame.sections.iter().enumerate() {

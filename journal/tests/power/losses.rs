@@ -8,8 +8,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use voussoir_journal::Options;
 use voussoir_journal::files::crash::Counters;
+use voussoir_sim::Situations;
 
 use crate::run::{Settings, Tally, run};
+
+/// What the random workloads have to reach. Which family reaches what is said at each test.
+pub(crate) static SITUATIONS: [&str; 10] = [
+    "a segment becomes full",
+    "a segment is recycled",
+    "a mark is written",
+    "an index has been lost",
+    "a middle segment has been freed",
+    "a middle segment has been freed, the index lost",
+    "the newest segment has only its table",
+    "second crash inside a recovery",
+    "failed sync, then a crash",
+    "the disk is full in a life that rotates",
+];
 
 /// Small commits, which the journal writes in the order of their submission.
 pub(crate) fn in_order() -> Settings {
@@ -20,6 +35,8 @@ pub(crate) fn in_order() -> Settings {
     Settings {
         options,
         crashes: 12,
+        steps: 40,
+        cold: false,
         record_bytes_max: 3000,
         in_order: true,
         lazy: false,
@@ -36,22 +53,34 @@ pub(crate) fn overtaking() -> Settings {
     Settings { options, record_bytes_max: 60_000, in_order: false, buffered: true, ..in_order() }
 }
 
+/// Lives long enough that segments are filled, freed and recycled between two crashes, while cold
+/// logs pin old ones.
+pub(crate) fn long_lives() -> Settings {
+    Settings { steps: 240, record_bytes_max: 9_000, cold: true, ..in_order() }
+}
+
 /// Small commits that are hardly ever synced: much is lost, torn, and left behind the end.
 pub(crate) fn unsynced() -> Settings {
     Settings { record_bytes_max: 12, lazy: true, crashes: 40, ..in_order() }
 }
 
 /// Runs seeds on all processors until `enough` says so, or one fails.
-fn play(settings: &Settings, test: &str, enough: impl Fn(&Tally) -> bool + Sync) {
+fn play(
+    settings: &Settings,
+    test: &str,
+    situations: &'static [&'static str],
+    enough: impl Fn(&Tally) -> bool + Sync,
+) {
+    let reached = Situations::new(&SITUATIONS);
     if let Ok(seed) = std::env::var("VOUSSOIR_SEED") {
         let seed = seed.parse().expect("VOUSSOIR_SEED is a number");
-        return report(run(seed, settings).map(|_| ()), test);
+        return report(run(seed, settings, &reached).map(|_| ()), test);
     }
     let (next, total) = (AtomicU64::new(0), Mutex::new(Tally::default()));
     let failure = Mutex::new(Ok(()));
     let work = || {
         while failure.lock().is_ok() && !enough(&total.lock()) {
-            match run(next.fetch_add(1, Ordering::Relaxed), settings) {
+            match run(next.fetch_add(1, Ordering::Relaxed), settings, &reached) {
                 Ok(tally) => total.lock().merge(&tally),
                 Err(error) => *failure.lock() = Err(error),
             }
@@ -61,6 +90,10 @@ fn play(settings: &Settings, test: &str, enough: impl Fn(&Tally) -> bool + Sync)
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     println!("{test}: {} seeds: {}", next.into_inner(), total.into_inner());
     report(failure.into_inner(), test);
+    println!("{reached}");
+    for name in situations {
+        assert!(reached.count(name) > 0, "no seed reached: {name}\n{reached}");
+    }
 }
 
 fn report(result: Result<(), String>, test: &str) {
@@ -102,17 +135,23 @@ fn acknowledged_commits_survive_in_order() {
             && tally.rotations >= power_losses() / 20
             && all_fired(&tally.disk)
     };
-    play(&in_order(), "acknowledged_commits_survive_in_order", enough);
+    play(&in_order(), "acknowledged_commits_survive_in_order", &[], enough);
 }
 
 #[test]
 fn acknowledged_commits_survive_when_small_ones_overtake() {
     let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
-    play(&overtaking(), "acknowledged_commits_survive_when_small_ones_overtake", enough);
+    play(&overtaking(), "acknowledged_commits_survive_when_small_ones_overtake", &[], enough);
 }
 
 #[test]
 fn what_was_lost_never_comes_back() {
     let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
-    play(&unsynced(), "what_was_lost_never_comes_back", enough);
+    play(&unsynced(), "what_was_lost_never_comes_back", &[], enough);
+}
+
+#[test]
+fn acknowledged_commits_survive_in_long_lives() {
+    let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
+    play(&long_lives(), "acknowledged_commits_survive_in_long_lives", &SITUATIONS, enough);
 }

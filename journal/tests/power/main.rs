@@ -4,6 +4,7 @@
 
 mod faults;
 mod flips;
+mod index;
 mod kill;
 mod losses;
 mod mutants;

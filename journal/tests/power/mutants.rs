@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use voussoir_journal::files::crash::{CrashFiles, Loss};
 use voussoir_journal::testing::Mutant;
 use voussoir_journal::{Commit, Durability, Journal, Options, Work};
+use voussoir_sim::Situations;
 
 use crate::flips;
-use crate::losses::{in_order, overtaking, unsynced};
+use crate::losses::{SITUATIONS, in_order, overtaking, unsynced};
 use crate::run::{Settings, run, world};
 use crate::workload::KEYS;
 
@@ -16,7 +17,7 @@ use crate::workload::KEYS;
 const SEEDS_MAX: u64 = 300;
 
 fn caught_by(settings: &Settings, seed: u64) -> Option<String> {
-    match catch_unwind(AssertUnwindSafe(|| run(seed, settings))) {
+    match catch_unwind(AssertUnwindSafe(|| run(seed, settings, &Situations::new(&SITUATIONS)))) {
         Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(error.lines().last().unwrap_or_default().trim().to_owned()),
         Err(_) => Some("an assertion of the journal".to_owned()),

@@ -8,8 +8,9 @@ use parking_lot::Mutex;
 use voussoir_journal::files::crash::{Counters, CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{
     Commit, Durability, Error, Health, Journal, Log, OpenError, Options, Outcome, ReadError,
-    Receipt,
+    Receipt, Report, Role, SegmentInfo, inspect,
 };
+use voussoir_sim::Situations;
 
 use crate::oracle::{Change, Changes, Key, Oracle, Said, State, Survives, World};
 use crate::rng::Rng;
@@ -23,6 +24,10 @@ pub(crate) struct Settings {
     pub(crate) options: Options,
     /// Crashes in the life of one disk.
     pub(crate) crashes: u64,
+    /// The most steps between two crashes.
+    pub(crate) steps: u64,
+    /// Some logs are cold: they pin old segments while younger ones are freed.
+    pub(crate) cold: bool,
     pub(crate) record_bytes_max: u64,
     /// No commit of the workload is large enough to be overtaken.
     pub(crate) in_order: bool,
@@ -57,8 +62,9 @@ impl fmt::Display for Tally {
     }
 }
 
-pub(crate) struct Run {
+pub(crate) struct Run<'a> {
     settings: Settings,
+    situations: &'a Situations,
     pub(crate) disk: CrashFiles,
     rng: Rng,
     workload: Workload,
@@ -66,31 +72,45 @@ pub(crate) struct Run {
     now: u64,
     /// Few commits of this life are synced.
     lazy: bool,
+    /// Counters of the disk when this life began.
+    before: Counters,
     tally: Tally,
     /// What happened, for the report of a failure.
     trace: Option<Vec<String>>,
 }
 
 /// Runs one seed to its end.
-pub(crate) fn run(seed: u64, settings: &Settings) -> Result<Tally, String> {
-    if let Ok(tally) = Run::new(seed, settings.clone(), false).play() {
+pub(crate) fn run(
+    seed: u64,
+    settings: &Settings,
+    situations: &Situations,
+) -> Result<Tally, String> {
+    if let Ok(tally) = Run::new(seed, settings.clone(), situations, false).play() {
         return Ok(tally);
     }
-    let mut run = Run::new(seed, settings.clone(), true);
+    let mut run = Run::new(seed, settings.clone(), situations, true);
     let error = run.play().expect_err("a run must be the same when it is repeated");
     let trace = run.trace.take().unwrap_or_default().join("\n  ");
     Err(format!("seed {seed}:\n  {trace}\n  {error}"))
 }
 
-impl Run {
-    pub(crate) fn new(seed: u64, settings: Settings, traced: bool) -> Self {
+impl<'a> Run<'a> {
+    pub(crate) fn new(
+        seed: u64,
+        settings: Settings,
+        situations: &'a Situations,
+        traced: bool,
+    ) -> Self {
+        let workload = if settings.cold { Workload::with_cold_logs } else { Workload::new };
         Self {
             disk: CrashFiles::new(seed),
             rng: Rng::new(seed),
-            workload: Workload::new(seed, settings.record_bytes_max),
+            workload: workload(seed, settings.record_bytes_max),
             oracle: Oracle::new(settings.in_order),
             now: 0,
             lazy: false,
+            before: Counters::default(),
+            situations,
             tally: Tally::default(),
             trace: traced.then(Vec::new),
             settings,
@@ -123,10 +143,14 @@ impl Run {
                     self.check(journal, crash)?;
                     crash = self.crash();
                 }
-                Err(OpenError::Io(_)) => crash = crash.max(self.crash()),
+                Err(OpenError::Io(_)) => {
+                    self.situations.reached("second crash inside a recovery");
+                    crash = crash.max(self.crash());
+                }
                 Err(error) => return Err(format!("cut off while opening: {error}")),
             }
         }
+        self.look()?;
         self.note(|| "open".to_owned());
         let journal = self.open().map_err(open_error)?;
         self.check(&journal, crash)?;
@@ -141,6 +165,54 @@ impl Run {
         let seen = world(journal)?;
         self.note(|| format!("shows {seen:?}"));
         self.oracle.recovered(seen, crash)
+    }
+
+    /// Looks at the disk before it is opened: no crash is damage, and what it left is counted.
+    fn look(&mut self) -> Result<(), String> {
+        let report = match inspect(&*self.disk.mount(), &mut |_| {}) {
+            Ok(report) => report,
+            // The first opening was cut off before it had created the manifest.
+            Err(OpenError::ManifestMissing { segments: 0 }) => return Ok(()),
+            Err(error) => return Err(format!("cannot be inspected: {error}")),
+        };
+        self.count_recovery(&report);
+        if !report.problems.is_empty() {
+            let Report { problems, segments, .. } = report;
+            return Err(format!("problems after a crash: {problems:?} in {segments:?}"));
+        }
+        Ok(())
+    }
+
+    fn count_recovery(&self, report: &Report) {
+        for pair in report.segments.windows(2) {
+            let [segment @ SegmentInfo { role: Role::Sealed, .. }, next] = pair else { continue };
+            let behind_a_hole = next.first_lsn > segment.last_lsn + 2;
+            match (segment.indexed, behind_a_hole) {
+                (true, true) => self.situations.reached("a middle segment has been freed"),
+                (false, true) => {
+                    self.situations.reached("a middle segment has been freed, the index lost");
+                }
+                (false, false) => self.situations.reached("an index has been lost"),
+                (true, false) => {}
+            }
+        }
+        let active = report.segments.iter().find(|segment| segment.role == Role::Active);
+        if active.is_some_and(|active| active.first_lsn == active.last_lsn) {
+            self.situations.reached("the newest segment has only its table");
+        }
+    }
+
+    /// Counts what this life, which is about to end, has reached.
+    fn count_life(&self, stats: &voussoir_journal::Stats) {
+        let disk = self.disk.counters();
+        let situations = self.situations;
+        let failed = disk.dirty_dropped > self.before.dirty_dropped;
+        situations.add("failed sync, then a crash", u64::from(failed));
+        situations.add("a segment is recycled", stats.segments_recycled);
+        situations.add("a segment becomes full", stats.rotations);
+        situations.add("a mark is written", stats.marks);
+        let full = disk.no_space > self.before.no_space && stats.rotations > 0;
+        situations.add("the disk is full in a life that rotates", u64::from(full));
     }
 
     /// Power loss, mostly, or the death of the process alone.
@@ -162,7 +234,8 @@ impl Run {
         self.arm();
         self.lazy = self.settings.lazy || self.rng.one_in(3);
         let answers = Answers::default();
-        let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(40) };
+        self.before = self.disk.counters();
+        let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(self.settings.steps) };
         for _ in 0..steps {
             self.step(&journal, &answers)?;
         }
@@ -174,6 +247,7 @@ impl Run {
         let stats = journal.stats();
         self.tally.commits += stats.commits;
         self.tally.rotations += stats.rotations;
+        self.count_life(&stats);
         let crash = self.crash();
         drop(journal);
         Ok(crash)

@@ -24,6 +24,8 @@ pub(crate) struct Workload {
     rng: Rng,
     /// Few logs release whole segments, many pin each other's.
     keys: &'static [Key],
+    /// The first of `keys` so many are cold: they are hardly ever touched, and never emptied.
+    cold: usize,
     /// Makes every record unique.
     serial: u64,
     /// The largest payload of a single record, in bytes.
@@ -34,11 +36,23 @@ impl Workload {
     pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
         let mut rng = Rng::new(seed);
         let keys = &KEYS[rng.below(KEYS.len() as u64) as usize..];
-        Self { rng, keys, serial: seed << 20, record_bytes_max }
+        Self { rng, keys, cold: 0, serial: seed << 20, record_bytes_max }
+    }
+
+    /// One or two cold logs pin old segments, while one or two others fill and free new ones.
+    pub(crate) fn with_cold_logs(seed: u64, record_bytes_max: u64) -> Self {
+        let mut workload = Self::new(seed, record_bytes_max);
+        workload.cold = 1 + workload.rng.below(2) as usize;
+        let hot = 1 + workload.rng.below(2) as usize;
+        workload.keys = &KEYS[..workload.cold + hot];
+        workload
     }
 
     /// The changes of one commit that is made in state `world`.
     pub(crate) fn commit(&mut self, world: &World) -> Changes {
+        if self.cold > 0 {
+            return self.commit_with_cold_logs(world);
+        }
         let logs = match self.rng.below(24) {
             // Nothing to do is a commit too.
             0 => 0,
@@ -53,6 +67,30 @@ impl Workload {
             }
         }
         keys.into_iter().flat_map(|key| self.changes(key, world.get(&key))).collect()
+    }
+
+    fn commit_with_cold_logs(&mut self, world: &World) -> Changes {
+        let (cold, hot) = self.keys.split_at(self.cold);
+        let mut changes = Changes::new();
+        let untouched = cold.iter().copied().find(|key| !world.contains_key(key));
+        if untouched.is_some() || self.rng.one_in(40) {
+            let key = untouched.unwrap_or(*self.rng.pick(cold));
+            changes.push((key, self.touch(world.get(&key))));
+        }
+        let key = *self.rng.pick(hot);
+        match world.get(&key) {
+            Some(state) if self.rng.one_in(8) => changes.push((key, self.release(state))),
+            state => changes.extend(self.changes(key, state)),
+        }
+        changes
+    }
+
+    /// A change of a cold log, which keeps at least one record.
+    fn touch(&mut self, state: Option<&State>) -> Change {
+        match state {
+            Some(state) if state.records.len() > 1 => Change::Release(state.first + 1),
+            _ => Change::Append((0..3).map(|_| self.record()).collect()),
+        }
     }
 
     fn changes(&mut self, key: Key, state: Option<&State>) -> Changes {
