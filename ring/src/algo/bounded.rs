@@ -6,8 +6,13 @@ use super::ring::HashRing;
 use crate::error::BuildError;
 use crate::hash;
 
-/// Set in a node's count when the node has left: its count no longer belongs to the total.
+/// Set in a node's count when the node has left: its count no longer belongs to the total. Never
+/// cleared: a node that returns gets a count of its own.
 const GONE: u64 = 1 << 63;
+
+fn is_gone(load: &AtomicU64) -> bool {
+    load.load(Ordering::Acquire) & GONE != 0
+}
 
 /// Consistent hashing with bounded loads: a key goes to the first node from its point on that is
 /// not full, and no node ever takes more than `bound` times its fair share, rounded up.
@@ -15,7 +20,8 @@ const GONE: u64 = 1 << 63;
 /// This counts what is in flight (connections, requests, leases): [`assign`](Bounded::assign)
 /// counts one until the returned [`Assignment`] is dropped. A node's capacity is
 /// `ceil(bound * total * weight / all weights)`, where `total` counts all that is assigned, the new
-/// one included; it holds at every assignment. What was assigned before others ended is not moved.
+/// one included, and all weights are those of present nodes; it holds at every assignment. What was
+/// assigned before others ended is not moved.
 /// Safe to share between threads; nothing is locked.
 ///
 /// Source: Mirrokni, Thorup, Zadimoghaddam, "Consistent hashing with bounded loads" (SODA 2018).
@@ -70,8 +76,12 @@ impl Bounded {
         Ok(Self { ring, bound_milli: milli as u64, total: Arc::default(), loads })
     }
 
-    /// The same loads over another ring: nodes that stay keep their counts, nodes that left drop
-    /// out of the total, and assignments that were made before are still given back rightly.
+    /// The same loads over another ring. Nodes that stay keep their counts; nodes that left drop
+    /// out of the total; a node that returns after it had left starts at zero. Assignments that
+    /// were made before are still given back to the counts they were taken from.
+    ///
+    /// The view that this was called on stays usable: it assigns to those of its nodes that have
+    /// not left.
     #[must_use]
     pub fn over(&self, ring: HashRing) -> Self {
         let old = self.ring.topology().members();
@@ -85,41 +95,59 @@ impl Bounded {
             }
         }
         let keep = |id: &u64| {
-            old.ids.binary_search(id).map_or_else(|_| Arc::default(), |at| self.loads[at].clone())
+            let load = old.ids.binary_search(id).ok().map(|at| &self.loads[at]);
+            load.filter(|load| !is_gone(load)).map_or_else(Arc::default, Arc::clone)
         };
         let loads = ids.iter().map(keep).collect();
         Self { ring, bound_milli: self.bound_milli, total: self.total.clone(), loads }
     }
 
     /// The node for one more unit of work on this key.
+    ///
+    /// Lock-free: it ends after at most one pass over the ring more than the number of assignments
+    /// and calls of [`over`](Bounded::over) that other threads complete meanwhile. When every node
+    /// of this view has left, the assignment names the key's owner and counts nothing.
     pub fn assign(&self, key: &[u8]) -> Assignment {
         let position = hash::key(key);
-        // Counted first: what others see as total then never lacks what is being placed.
-        let mut total = self.total.fetch_add(1, Ordering::AcqRel) + 1;
+        let members = self.ring.topology().members();
+        // Counted before it is placed, so that at any time the loads of present nodes and the
+        // assignments being placed add up to at most `total`.
+        self.total.fetch_add(1, Ordering::AcqRel);
+        let mut weight = members.weight_total;
+        // Ends: from the second pass on, `weight` is that of the present nodes alone. Their
+        // capacities then add up to more than `total`, and their loads to less, so at least one
+        // node has room when the pass begins. The pass misses it only if another thread took that
+        // room or marked a node as gone: each failed pass is another thread's completed step.
         loop {
-            let mut present = false;
+            let total = self.total.load(Ordering::Acquire);
             for node in self.ring.walk(position) {
                 let at = usize::from(node);
-                present |= self.loads[at].load(Ordering::Relaxed) & GONE == 0;
-                if self.try_place(at, self.capacity(at, total)) {
+                if self.try_place(at, self.capacity(at, total, weight)) {
                     let counted = Some((self.loads[at].clone(), self.total.clone()));
-                    return Assignment { node: self.ring.topology().members().ids[at], counted };
+                    return Assignment { node: members.ids[at], counted };
                 }
             }
-            if !present {
+            weight = self.present_weight();
+            if weight == 0 {
                 self.total.fetch_sub(1, Ordering::AcqRel);
                 return Assignment { node: self.ring.owner_at(position), counted: None };
             }
-            // All capacities together exceed the total, so only a race filled the last one.
-            total = self.total.load(Ordering::Acquire);
         }
     }
 
-    fn capacity(&self, node: usize, total: u64) -> u64 {
+    /// The weight of the nodes of this view that have not left, in thousandths.
+    fn present_weight(&self) -> u64 {
+        let nodes = &self.ring.topology().members().nodes;
+        let present = nodes.iter().zip(&self.loads).filter(|(_, load)| !is_gone(load));
+        present.map(|(node, _)| u64::from(node.weight.as_milli())).sum()
+    }
+
+    /// What `node` may carry of `total` when nodes of `all` thousandths of weight share it.
+    fn capacity(&self, node: usize, total: u64, all: u64) -> u64 {
         let members = self.ring.topology().members();
         let weight = u128::from(members.nodes[node].weight.as_milli());
         let share = u128::from(self.bound_milli) * u128::from(total) * weight;
-        share.div_ceil(1000 * u128::from(members.weight_total)) as u64
+        share.div_ceil(1000 * u128::from(all)) as u64
     }
 
     fn try_place(&self, node: usize, capacity: u64) -> bool {
