@@ -35,7 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     );
 
     // The executor says what to do and is told what was done; here everything succeeds at once.
-    let mut rebalance = Rebalance::new(plan);
+    let mut rebalance = Rebalance::new(plan, 1);
     rebalance.step(0, Input::Tick);
     while let Some(output) = rebalance.poll_output() {
         match output {

@@ -114,6 +114,15 @@ impl Owners {
         self.degraded.get_or_insert(degraded);
     }
 
+    /// The same list with `id` first, if it is in the list.
+    pub(crate) fn preferring(mut self, id: Option<u64>) -> Self {
+        let len = self.len();
+        if let Some(at) = id.and_then(|id| self.iter().position(|&held| held == id)) {
+            self.ids[..len].swap(0, at);
+        }
+        self
+    }
+
     pub(crate) fn remove(&mut self, id: u64) {
         if let Some(at) = self.iter().position(|&held| held == id) {
             let len = self.len();

@@ -6,8 +6,16 @@ use crate::owners::Owners;
 use crate::placement::HashRange;
 
 /// The name of one operation asked for; its completion carries it back.
+///
+/// Unique over restarts as long as each [`Rebalance`] of a plan gets an incarnation of its own: a
+/// completion that was meant for an earlier process never completes an operation of this one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct OpId(pub u64);
+pub struct OpId {
+    /// The incarnation given to [`Rebalance::new`] or [`Rebalance::restore`].
+    pub incarnation: u64,
+    /// The number of the operation within the incarnation, from 0.
+    pub number: u64,
+}
 
 /// Whether a plan is being carried out or undone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +33,8 @@ pub enum Side {
     Absent,
     /// Something, not to be read: a copy or a removal is under way or has failed.
     Partial,
-    /// All of it, and every write.
+    /// A replica that counts: it is read from, and each acknowledged write is missing from at most
+    /// as many nodes like this one as the caller tolerates (see [`Rebalance`]).
     Held,
 }
 
@@ -70,12 +79,15 @@ pub enum Output {
         op: OpId,
         /// What to copy.
         range: HashRange,
-        /// A node that holds it.
-        source: u64,
+        /// All nodes that hold it, the one that gives its replica up first. Each goes on holding
+        /// it until this operation is completed. Where writes reach every node of a route, copy
+        /// from any one of these; where a write may miss `f` nodes, merge `f + 1` of these.
+        sources: Owners,
         /// The node that is to hold it.
         target: u64,
     },
-    /// Remove a range from a node. It is no longer read or written there.
+    /// Remove a range from a node. It is no longer read or written there. Never asked for while a
+    /// copy of the same range is under way.
     Remove {
         /// To be given back when done.
         op: OpId,
@@ -123,9 +135,11 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Route {
-    /// Nodes that hold it wholly, those of the placement aimed for first.
+    /// Nodes that hold a replica, those of the placement aimed for first. Where a write may miss
+    /// `f` nodes, a read asks `f + 1` of these.
     pub read: Owners,
-    /// Nodes that every write must reach: the readable ones and those being copied to.
+    /// Nodes to write to: the readable ones and those being copied to. A write may be acknowledged
+    /// when at most `f` of these have not got it.
     pub write: Owners,
 }
 
@@ -164,13 +178,21 @@ struct Op {
 /// [`poll_output`](Rebalance::poll_output) until it is empty, and step with [`Input::Tick`] at
 /// [`next_deadline`](Rebalance::next_deadline). Times are nanoseconds since an epoch of yours.
 ///
-/// A node gives a range up only after the node that replaces it has all of it. A node that is being
-/// copied to gets every write from the moment the copy is asked for, and is read from when the copy
-/// is done. A copy that was under way when the direction changed is not trusted: it is removed, or
+/// A node gives a range up only after the node that replaces it holds it. A node that is being
+/// copied to gets writes from the moment the copy is asked for, and is read from when the copy is
+/// done. A copy that was under way when the direction changed is not trusted: it is removed, or
 /// made again.
+///
+/// The caller chooses `f`, how many nodes may miss an acknowledged write, and keeps to it three
+/// times: a write is acknowledged when at most `f` nodes of [`Route::write`] (as it is then) lack
+/// it, a copy merges `f + 1` of its sources, and a read asks `f + 1` nodes of [`Route::read`]. Then
+/// no acknowledged write is lost and no read misses it. A store that writes to all replicas has
+/// `f = 0`; one with N replicas and write quorum W has `f = N - W`. A copy from one source under
+/// `f > 0` loses acknowledged writes.
 #[derive(Clone, Debug)]
 pub struct Rebalance {
     plan: Arc<Plan>,
+    incarnation: u64,
     moving: Vec<Moving>,
     /// The moves of each change.
     of_change: Vec<Vec<u32>>,
@@ -186,15 +208,19 @@ pub struct Rebalance {
 
 impl Rebalance {
     /// Starts at the old placement, running; nothing is asked for before the first step.
-    pub fn new(plan: Arc<Plan>) -> Self {
+    ///
+    /// `incarnation` is part of each [`OpId`]: give a number that no other run of this plan had,
+    /// such as a count of starts that is stored before use, or 64 random bits.
+    pub fn new(plan: Arc<Plan>, incarnation: u64) -> Self {
         let held = |id: Option<u64>| if id.is_some() { Side::Held } else { Side::Absent };
         let sides = plan.moves().iter().map(|one| (held(one.from), Side::Absent)).collect();
-        Self::at(plan, Direction::Forward, sides)
+        Self::at(plan, incarnation, Direction::Forward, sides)
     }
 
     /// Goes on from a checkpoint of the same plan, or `None` if it is of another one. What was
-    /// under way is asked for again.
-    pub fn restore(plan: Arc<Plan>, checkpoint: Checkpoint) -> Option<Self> {
+    /// under way is asked for again, and completions of it that still arrive are ignored, because
+    /// `incarnation` differs from that of every earlier run (as for [`new`](Rebalance::new)).
+    pub fn restore(plan: Arc<Plan>, checkpoint: Checkpoint, incarnation: u64) -> Option<Self> {
         let fits = checkpoint.epochs == plan.epochs()
             && checkpoint.sides.len() == plan.moves().len()
             && plan.moves().iter().zip(&checkpoint.sides).all(|(one, &(from, to))| {
@@ -202,10 +228,15 @@ impl Rebalance {
                     && (one.to.is_some() || to == Side::Absent)
                     && (one.from.is_none() || one.to.is_none() || [from, to].contains(&Side::Held))
             });
-        fits.then(|| Self::at(plan, checkpoint.direction, checkpoint.sides))
+        fits.then(|| Self::at(plan, incarnation, checkpoint.direction, checkpoint.sides))
     }
 
-    fn at(plan: Arc<Plan>, direction: Direction, sides: Vec<(Side, Side)>) -> Self {
+    fn at(
+        plan: Arc<Plan>,
+        incarnation: u64,
+        direction: Direction,
+        sides: Vec<(Side, Side)>,
+    ) -> Self {
         let mut of_change = vec![Vec::new(); plan.changes().len()];
         for (number, one) in plan.moves().iter().enumerate() {
             of_change[one.change as usize].push(number as u32);
@@ -213,6 +244,7 @@ impl Rebalance {
         let moving = |(from, to)| Moving { from, to, op: None, retry_at: 0 };
         let steps = plan.steps().len();
         Self {
+            incarnation,
             moving: sides.into_iter().map(moving).collect(),
             of_change,
             direction,
@@ -254,8 +286,10 @@ impl Rebalance {
             return None;
         }
         let range = self.plan.step(self.step);
-        let waiting = range
-            .filter(|&number| self.moving[number].op.is_none() && self.action(number).is_some());
+        let waiting = range.filter(|&number| {
+            let idle = self.moving[number].op.is_none();
+            idle && self.action(number).is_some_and(|(copies, _)| copies || !self.is_read(number))
+        });
         waiting.map(|number| self.moving[number].retry_at.max(self.step_ready_at)).min()
     }
 
@@ -316,7 +350,17 @@ impl Rebalance {
         }
     }
 
+    /// Is a copy under way that reads the range of this move? Its sources keep what they hold
+    /// until it is completed.
+    fn is_read(&self, number: usize) -> bool {
+        let change = self.plan.moves()[number].change as usize;
+        let mut moves = self.of_change[change].iter().map(|&at| &self.moving[at as usize]);
+        moves.any(|moving| moving.op.is_some_and(|op| op.copies))
+    }
+
     fn advance(&mut self, now: u64) {
+        // Ends: each turn goes to the next step in the one direction, of which there are finitely
+        // many, or finishes.
         while self.state == State::Running && now >= self.step_ready_at {
             let mut unfinished = false;
             for number in self.plan.step(self.step) {
@@ -324,7 +368,8 @@ impl Rebalance {
                     unfinished = true;
                 } else if let Some((copies, on_to)) = self.action(number) {
                     unfinished = true;
-                    if self.moving[number].retry_at <= now {
+                    let ready = copies || !self.is_read(number);
+                    if ready && self.moving[number].retry_at <= now {
                         self.ask(number, copies, on_to);
                     }
                 }
@@ -357,14 +402,15 @@ impl Rebalance {
     fn ask(&mut self, number: usize, copies: bool, on_to: bool) {
         let one = self.plan.moves()[number];
         let Some(node) = (if on_to { one.to } else { one.from }) else { return };
-        let op = OpId(self.next_op);
+        let op = OpId { incarnation: self.incarnation, number: self.next_op };
         let range = one.range;
         let output = if copies {
             let giver = if on_to { one.from } else { one.to };
-            let holders = self.holders(one.change as usize).read;
-            let preferred = giver.filter(|id| holders.contains(id));
-            let Some(source) = preferred.or_else(|| holders.first().copied()) else { return };
-            Output::Copy { op, range, source, target: node }
+            let sources = self.holders(one.change as usize).read.preferring(giver);
+            if sources.is_empty() {
+                return;
+            }
+            Output::Copy { op, range, sources, target: node }
         } else {
             Output::Remove { op, range, node }
         };
