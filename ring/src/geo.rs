@@ -137,8 +137,8 @@ impl Geo {
         for (number, place) in self.up(home) {
             any = true;
             let missing = n.min(REPLICAS_MAX) - owners.len();
-            let found = place.partitioner.owners(key, missing);
-            for id in found.iter().filter(|id| !owners.contains(id)).copied().collect::<Vec<_>>() {
+            let found = fresh(&*place.partitioner, key, &owners, missing);
+            for &id in found.iter().filter(|id| !owners.contains(id)).collect::<Vec<_>>() {
                 owners.push(id);
             }
             match found.degraded() {
@@ -178,6 +178,20 @@ impl Geo {
     fn up(&self, home: usize) -> impl Iterator<Item = (usize, &Resolved)> {
         let order = self.regions[home].order.iter();
         order.map(|&number| (number, &self.regions[number])).filter(|(_, region)| !region.down)
+    }
+}
+
+/// The shortest list of a region that has `missing` nodes which `owners` lacks, or its longest one.
+fn fresh(partitioner: &dyn Partitioner, key: &[u8], owners: &Owners, missing: usize) -> Owners {
+    let mut wanted = missing;
+    // Ends: `wanted` grows up to REPLICAS_MAX.
+    loop {
+        let found = partitioner.owners(key, wanted);
+        let new = found.iter().filter(|id| !owners.contains(id)).count();
+        if new >= missing || found.len() < wanted || wanted == REPLICAS_MAX {
+            return found;
+        }
+        wanted += 1;
     }
 }
 
