@@ -11,8 +11,8 @@ use voussoir_ring::geo::{Composite, Geo, Prefix, Region};
 use voussoir_ring::range::{KEY_BYTES_MAX, RangeMap};
 use voussoir_ring::{
     BuildError, Degraded, GeoError, HashRing, Jump, MAGLEV_TABLE_MAX, Maglev, Memento, Modulo,
-    NODES_MAX, Node, POINTS_MAX, Partitioner, Published, REPLICAS_MAX, RangeError, Rendezvous,
-    RingConfig, StaleEpoch, Topology, TopologyError, Weight,
+    NODES_MAX, Node, Owners, POINTS_MAX, Partitioner, Published, REPLICAS_MAX, RangeError,
+    Rendezvous, RingConfig, StaleEpoch, Topology, TopologyError, Weight,
 };
 
 #[test]
@@ -228,7 +228,7 @@ fn compatible_placements_refuse_bad_servers() {
     let server = |id, memory| ketama::Server::new(id, format!("10.0.0.{id}:1"), memory);
     assert!(ketama::Ketama::new(&[server(1, 0)]).is_err());
     assert!(ketama::Ketama::new(&[server(1, 1), server(1, 1)]).is_err());
-    let server = |id, weight| nginx::Server::new(id, format!("10.0.0.{id}"), 1, weight);
+    let server = |id, weight| nginx::Server::new(id, format!("10.0.0.{id}:1"), weight);
     assert!(nginx::Consistent::new(&[]).is_err());
     assert!(nginx::Consistent::new(&[server(1, 0)]).is_err());
     assert!(nginx::Consistent::new(&[server(1, u32::MAX)]).is_err());
@@ -255,6 +255,34 @@ fn an_old_epoch_is_never_published() {
     let mut reader = published.reader();
     assert_eq!((published.publish(6, 'c'), *reader.get(), reader.epoch()), (Ok(()), 'c', 6));
     assert_eq!(published.with(|value| *value), 'c');
+}
+
+/// No lock is held while foreign code runs: it may publish from inside, and may panic.
+#[test]
+fn foreign_code_may_call_back_and_panic() {
+    #[derive(Debug)]
+    struct Panics;
+    impl Partitioner for Panics {
+        fn owner(&self, _: &[u8]) -> u64 {
+            panic!("owner")
+        }
+        fn owners(&self, _: &[u8], _: usize) -> Owners {
+            panic!("owners")
+        }
+    }
+    let published = Published::new(1, 'a');
+    let seen = published.with(|value| published.publish(2, 'b').map(|()| *value));
+    assert_eq!((seen, published.with(|value| *value)), (Ok('a'), 'b'));
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        published.with(|_| panic!("in the closure"));
+    }));
+    assert!(panicked.is_err());
+    assert_eq!((published.publish(3, 'c'), published.epoch()), (Ok(()), 3));
+    let sound = Arc::new(HashRing::new(&topology(3)).unwrap());
+    let geo = Geo::new([Region::new("eu", Arc::new(Panics)), Region::new("us", sound)]).unwrap();
+    let asked = std::panic::AssertUnwindSafe(|| geo.owner("eu", b"k"));
+    assert!(std::panic::catch_unwind(asked).is_err());
+    assert!(geo.with_down("eu", true).unwrap().owner("us", b"k").is_ok());
 }
 
 /// Many writers: the newest epoch wins, and no reader ever sees one go back.

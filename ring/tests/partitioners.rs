@@ -58,7 +58,7 @@ fn every_other_placement_conforms() {
     conforms(&map.assign(2, &[6]).unwrap(), &[4, 5, 6]);
     let servers: Vec<_> = (0..5).map(|n| ketama::Server::new(n, format!("{n}:1"), 1)).collect();
     conforms(&ketama::Ketama::new(&servers).unwrap(), &[0, 1, 2, 3, 4]);
-    let servers: Vec<_> = (0..5).map(|n| nginx::Server::new(n, format!("h{n}"), 80, 2)).collect();
+    let servers: Vec<_> = (0..5).map(|n| nginx::Server::new(n, format!("h{n}:80"), 2)).collect();
     conforms(&nginx::Consistent::new(&servers).unwrap(), &[0, 1, 2, 3, 4]);
     let tokens = (-20..20_i64).map(|n| (n << 58, n.unsigned_abs() % 4));
     conforms(&cassandra::TokenRing::new(tokens).unwrap(), &[0, 1, 2, 3]);

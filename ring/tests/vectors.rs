@@ -90,6 +90,11 @@ fn cassandra_murmur3_tokens() {
     ] {
         assert_eq!(cassandra::token(&key), token, "{key:x?}");
     }
+    // `Murmur3Partitioner.getToken` answers MINIMUM for the empty key, which the first token of
+    // the ring owns.
+    assert_eq!(cassandra::token(b""), i64::MIN);
+    let ring = cassandra::TokenRing::new([(i64::MAX, 3), (0, 2), (i64::MIN + 1, 1)]).unwrap();
+    assert_eq!(&*ring.owners(b"", 3), [1, 2, 3]);
 }
 
 fn hex(digest: [u8; 16]) -> String {
@@ -151,7 +156,7 @@ fn ketama_golden_output() {
 fn nginx_consistent_hash() {
     assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
     let nine: Vec<_> =
-        (1..=9).map(|n| nginx::Server::new(n, format!("10.0.0.{n}"), 443, 100)).collect();
+        (1..=9).map(|n| nginx::Server::new(n, format!("10.0.0.{n}:443"), 100)).collect();
     let nine = nginx::Consistent::new(&nine).unwrap();
     for (uri, server) in [
         ("/81fa1d251d605775d647b5b55565e71526d4cef6", 7),
@@ -174,12 +179,20 @@ fn nginx_consistent_hash() {
         assert_eq!(nine.owner(uri.as_bytes()), server, "{uri}");
     }
     let ports = [(0, 18191), (1, 18192), (2, 18193)];
-    let three = ports.map(|(id, port)| nginx::Server::new(id, "127.0.0.1", port, 1));
+    let three = ports.map(|(id, port)| nginx::Server::new(id, format!("127.0.0.1:{port}"), 1));
     let three = nginx::Consistent::new(&three).unwrap();
     let answered: String = (0..20)
         .map(|n| ['a', 'b', 'c'][three.owner(format!("key{n}").as_bytes()) as usize])
         .collect();
     assert_eq!(answered, "cabcccaaacbbcbbcbaca");
+    // Without a port, with port 80, and a Unix socket: as `tests/nginx_live.rs` sees it.
+    let named = ["127.0.0.2", "127.0.0.3:80", "unix:/nonexistent/a.sock"];
+    let named = named.iter().zip(0..).map(|(name, id)| nginx::Server::new(id, *name, 1));
+    let named = nginx::Consistent::new(&named.collect::<Vec<_>>()).unwrap();
+    let answered: String = (0..20)
+        .map(|n| ['a', 'b', 'c'][named.owner(format!("key-{n}").as_bytes()) as usize])
+        .collect();
+    assert_eq!(answered, "acbbacabacacabbcbcca");
 }
 
 /// The xxHash specification's sanity checks, and the finaliser of SplitMix64 for its first outputs

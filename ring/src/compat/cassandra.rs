@@ -10,10 +10,16 @@ use crate::partitioner::Partitioner;
 ///
 /// # Example
 /// ```
-/// assert_eq!(voussoir_ring::compat::cassandra::token(b"123"), -7468325962851647638);
+/// use voussoir_ring::compat::cassandra::token;
+/// assert_eq!(token(b"123"), -7468325962851647638);
+/// assert_eq!(token(b""), i64::MIN); // the minimum token, which no other key has
 /// ```
+///
+/// Source: `Murmur3Partitioner.getToken` of Apache Cassandra.
 pub fn token(key: &[u8]) -> i64 {
-    // The least value marks the start of the ring, so that no key has it.
+    if key.is_empty() {
+        return i64::MIN;
+    }
     match murmur3_cassandra(key) {
         i64::MIN => i64::MAX,
         token => token,

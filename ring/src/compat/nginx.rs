@@ -14,18 +14,31 @@ const POINTS_MAX: u64 = 1 << 24;
 pub struct Server {
     /// The id that lookups answer.
     pub id: u64,
-    /// The host as configured, without the port.
-    pub host: String,
-    /// The port as configured.
-    pub port: u16,
+    /// The address as the `server` line has it: `10.0.0.1:443`, `backend`, `[::1]:80`,
+    /// `unix:/run/app.sock`. nginx hashes the text, so an omitted port is not the same as `:80`.
+    pub address: String,
     /// The weight: at least 1.
     pub weight: u32,
 }
 
 impl Server {
     /// A server.
-    pub fn new(id: u64, host: impl Into<String>, port: u16, weight: u32) -> Self {
-        Self { id, host: host.into(), port, weight }
+    pub fn new(id: u64, address: impl Into<String>, weight: u32) -> Self {
+        Self { id, address: address.into(), weight }
+    }
+
+    /// What nginx hashes: host, a zero byte, port; a Unix socket's path counts as the host, and a
+    /// port that is not configured is empty.
+    fn hashed_name(&self) -> String {
+        let scheme = self.address.split_at_checked("unix:".len());
+        if let Some((_, path)) = scheme.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("unix:")) {
+            return format!("{path}\0");
+        }
+        let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+        match self.address.rsplit_once(':') {
+            Some((host, port)) if digits(port) => format!("{host}\0{port}"),
+            _ => format!("{}\0", self.address),
+        }
     }
 }
 
@@ -45,8 +58,7 @@ impl Consistent {
     /// [`BuildError::NoNodes`]; [`BuildError::Duplicate`] for an id or an address given twice;
     /// [`BuildError::OutOfRange`] for a weight of 0; [`BuildError::TooLarge`].
     pub fn new(servers: &[Server]) -> Result<Self, BuildError> {
-        let names: Vec<String> =
-            servers.iter().map(|server| format!("{}\0{}", server.host, server.port)).collect();
+        let names: Vec<String> = servers.iter().map(Server::hashed_name).collect();
         let named = servers.iter().zip(&names);
         distinct(named.clone().map(|(server, name)| (server.id, name.as_str())))?;
         if servers.iter().any(|server| server.weight == 0) {
