@@ -4,6 +4,7 @@ use crate::error::{BuildError, PlanError};
 use crate::hash;
 use crate::owners::Owners;
 use crate::partitioner::Partitioner;
+use crate::topology::Topology;
 
 /// The most fixed slots of [`Placement::slots`].
 pub const SLOTS_MAX: u32 = 1 << 20;
@@ -111,6 +112,14 @@ impl Placement {
             let start = if at == 0 { 0 } else { self.ends[at - 1] + 1 };
             (HashRange { start, end }, self.owners[at])
         })
+    }
+
+    /// The nodes of `topology` that hold nothing, in the order of ids: a warning to report. They
+    /// are more where there are fewer ranges or slots than nodes, or weights differ by much.
+    pub fn without_keys(&self, topology: &Topology) -> Vec<u64> {
+        let holders: std::collections::HashSet<u64> =
+            self.owners.iter().flatten().copied().collect();
+        topology.nodes().iter().map(|node| node.id).filter(|id| !holders.contains(id)).collect()
     }
 
     /// Nodes and the share of all keys that each holds a replica of, in the order of ids.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::ring::HashRing;
 use crate::error::BuildError;
 use crate::hash;
+use crate::topology::Node;
 
 /// Set in a node's count when the node has left: its count no longer belongs to the total. Never
 /// cleared: a node that returns gets a count of its own.
@@ -41,6 +42,10 @@ pub struct Bounded {
     bound_milli: u64,
     total: Arc<AtomicU64>,
     loads: Box<[Arc<AtomicU64>]>,
+    /// Weight of each node in thousandths; 0 for a node without a point, which no walk offers.
+    weights: Box<[u64]>,
+    /// Sum of `weights`. Invariant: above 0.
+    weight_total: u64,
 }
 
 /// What is assigned where.
@@ -73,7 +78,7 @@ impl Bounded {
             return Err(BuildError::LoadBound(bound));
         }
         let loads = (0..ring.topology().len()).map(|_| Arc::default()).collect();
-        Ok(Self { ring, bound_milli: milli as u64, total: Arc::default(), loads })
+        Ok(Self::with_loads(ring, milli as u64, Arc::default(), loads))
     }
 
     /// The same loads over another ring. Nodes that stay keep their counts; nodes that left drop
@@ -99,7 +104,21 @@ impl Bounded {
             load.filter(|load| !is_gone(load)).map_or_else(Arc::default, Arc::clone)
         };
         let loads = ids.iter().map(keep).collect();
-        Self { ring, bound_milli: self.bound_milli, total: self.total.clone(), loads }
+        Self::with_loads(ring, self.bound_milli, self.total.clone(), loads)
+    }
+
+    fn with_loads(
+        ring: HashRing,
+        bound_milli: u64,
+        total: Arc<AtomicU64>,
+        loads: Box<[Arc<AtomicU64>]>,
+    ) -> Self {
+        let nodes = ring.topology().nodes().iter().zip(ring.has_points());
+        let weight =
+            |(node, owns): (&Node, bool)| u64::from(node.weight.as_milli()) * u64::from(owns);
+        let weights: Box<[u64]> = nodes.map(weight).collect();
+        let weight_total = weights.iter().sum();
+        Self { ring, bound_milli, total, loads, weights, weight_total }
     }
 
     /// The node for one more unit of work on this key.
@@ -113,7 +132,7 @@ impl Bounded {
         // Counted before it is placed, so that at any time the loads of present nodes and the
         // assignments being placed add up to at most `total`.
         self.total.fetch_add(1, Ordering::AcqRel);
-        let mut weight = members.weight_total;
+        let mut weight = self.weight_total;
         // Ends: from the second pass on, `weight` is that of the present nodes alone. Their
         // capacities then add up to more than `total`, and their loads to less, so at least one
         // node has room when the pass begins. The pass misses it only if another thread took that
@@ -137,15 +156,13 @@ impl Bounded {
 
     /// The weight of the nodes of this view that have not left, in thousandths.
     fn present_weight(&self) -> u64 {
-        let nodes = &self.ring.topology().members().nodes;
-        let present = nodes.iter().zip(&self.loads).filter(|(_, load)| !is_gone(load));
-        present.map(|(node, _)| u64::from(node.weight.as_milli())).sum()
+        let present = self.weights.iter().zip(&self.loads).filter(|(_, load)| !is_gone(load));
+        present.map(|(weight, _)| weight).sum()
     }
 
     /// What `node` may carry of `total` when nodes of `all` thousandths of weight share it.
     fn capacity(&self, node: usize, total: u64, all: u64) -> u64 {
-        let members = self.ring.topology().members();
-        let weight = u128::from(members.nodes[node].weight.as_milli());
+        let weight = u128::from(self.weights[node]);
         let share = u128::from(self.bound_milli) * u128::from(total) * weight;
         share.div_ceil(1000 * u128::from(all)) as u64
     }

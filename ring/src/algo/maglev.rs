@@ -71,6 +71,17 @@ impl Maglev {
         self.topology.members().ids[usize::from(self.locate(position))]
     }
 
+    /// The nodes that own no slot and so get no key, in the order of ids: a warning to report.
+    ///
+    /// A node gets about `size * weight / all weights` slots, so one whose share is less than one
+    /// slot may get none. A larger table or a larger weight gives it keys.
+    pub fn without_keys(&self) -> Vec<u64> {
+        let ids = &self.topology.members().ids;
+        let mut owns = vec![false; ids.len()];
+        self.table.iter().for_each(|&node| owns[usize::from(node)] = true);
+        ids.iter().zip(owns).filter(|(_, owns)| !owns).map(|(&id, _)| id).collect()
+    }
+
     /// The memory of the table, in bytes.
     pub fn memory_bytes(&self) -> usize {
         size_of_val(&*self.table)
@@ -108,6 +119,7 @@ fn fill(topology: &Topology, size: u32) -> Vec<u16> {
     let slot_cost = turns.iter().map(|turn| turn.weight).max().unwrap_or(1);
     let mut table = vec![u16::MAX; size as usize];
     let mut free = size;
+    // Ends: the node of the largest weight takes a slot in each turn, so `free` falls.
     loop {
         for (index, turn) in turns.iter_mut().enumerate() {
             turn.credit += turn.weight;
@@ -115,6 +127,7 @@ fn fill(topology: &Topology, size: u32) -> Vec<u16> {
                 continue;
             }
             turn.credit -= slot_cost;
+            // Ends: the size is prime, so `skip` visits every slot, and one is free.
             while table[turn.next as usize] != u16::MAX {
                 turn.next = advance(turn.next, turn.skip, size);
             }

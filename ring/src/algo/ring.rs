@@ -95,6 +95,23 @@ impl HashRing {
         self.table.len()
     }
 
+    /// The nodes that own no position and so get no key, in the order of ids: a warning to report.
+    ///
+    /// Each node has a point of its own, so this happens only where all points of a node stand at
+    /// positions of nodes with lower ids: rings of one point a node and tens of thousands of nodes.
+    pub fn without_keys(&self) -> Vec<u64> {
+        let ids = &self.topology.members().ids;
+        let owns = self.has_points();
+        ids.iter().zip(owns).filter(|(_, owns)| !owns).map(|(&id, _)| id).collect()
+    }
+
+    /// For each node of the topology, whether it owns a position.
+    pub(crate) fn has_points(&self) -> Vec<bool> {
+        let mut owns = vec![false; self.topology.len()];
+        self.table.ends().for_each(|(_, node)| owns[usize::from(node)] = true);
+        owns
+    }
+
     /// The memory of points and table, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.table.bytes()
