@@ -181,7 +181,7 @@ pub struct StaleEpoch {
 }
 
 /// Why a sketch could not be built or merged. Neither sketch was changed.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Error)]
 #[non_exhaustive]
 pub enum SketchError {
     /// A configured number is outside its documented range.
@@ -195,6 +195,16 @@ pub enum SketchError {
         min: usize,
         /// The most that is accepted.
         max: usize,
+    },
+    /// A configured share is outside its documented range.
+    #[error("{field} is {value}, outside 0 to {max}; a share that must be above 0 may not be 0")]
+    ShareOutOfRange {
+        /// The configuration field.
+        field: &'static str,
+        /// What it was set to.
+        value: f64,
+        /// The most that is accepted.
+        max: f64,
     },
     /// Only sketches of the same configuration can be merged.
     #[error("the sketches are configured differently")]

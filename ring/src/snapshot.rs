@@ -46,6 +46,8 @@ impl<P> Published<P> {
     pub fn publish(&self, epoch: u64, value: P) -> Result<(), StaleEpoch> {
         let offered = Arc::new(Versioned { epoch, value });
         let mut seen = self.current.load_full();
+        // Ends: a failed exchange means that another thread has published a larger epoch than the
+        // one seen, and there are finitely many below `epoch`.
         while seen.epoch < epoch {
             let before = self.current.compare_and_swap(&seen, offered.clone());
             if Arc::ptr_eq(&before, &seen) {

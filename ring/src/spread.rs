@@ -92,6 +92,7 @@ impl Picks<'_> {
 
     fn rounds(&mut self, size: usize, candidates: &impl Candidates) {
         let mut round = 0;
+        // Ends: `round` grows to the number of nodes.
         while self.len < size && usize::from(round) < self.members.len() {
             round += 1;
             for fresh_only in [true, false] {

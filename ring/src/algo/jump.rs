@@ -21,6 +21,7 @@ use crate::topology::Topology;
 #[inline]
 pub fn jump(mut key: u64, buckets: NonZeroU32) -> u32 {
     let (mut bucket, mut next) = (0_u64, 0_u64);
+    // Ends: `scale` is at least 1, so `next` is above `bucket` in each turn.
     while next < u64::from(buckets.get()) {
         bucket = next;
         key = key.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);

@@ -183,10 +183,14 @@ impl Memento {
         if self.removed.is_empty() {
             return self.indices[bucket as usize];
         }
+        // Ends: `next` is below `left`, and the bucket it leads to is working or was removed when
+        // fewer than `left` were left, so `left` falls in each turn.
         while let Some(&left) = self.replaced.get(&bucket) {
             // Where the key goes among those that were left when its bucket was removed; one of
             // these that had been removed before stands for the bucket that replaced it.
             let mut next = hash::scale(hash::retry(hash, u64::from(bucket)), left.into()) as u32;
+            // Ends: no two removals left the same number of buckets, so no bucket is met twice; the
+            // first one is below `left`, and none that follows is.
             while let Some(&earlier) = self.replaced.get(&next).filter(|&&after| after >= left) {
                 next = earlier;
             }

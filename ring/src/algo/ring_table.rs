@@ -144,6 +144,7 @@ fn sort(unsorted: &[u64], bits: u32) -> Box<[u64]> {
     }
     for at in 1..sorted.len() {
         let mut back = at;
+        // Ends: `back` falls.
         while back > 0 && sorted[back - 1] > sorted[back] {
             sorted.swap(back - 1, back);
             back -= 1;
@@ -161,6 +162,7 @@ fn fill(points: &[u64], slot_bits: u32) -> Box<[u64]> {
     for (number, slot) in slots.iter_mut().enumerate() {
         let first = next;
         let mut places = 0;
+        // Ends: `next` grows to the number of points.
         while next < points.len() && points[next] >> (64 - slot_bits) == number as u64 {
             if next - first < PLACES as usize {
                 places |= place(points[next]) << ((next - first) as u32 * PLACE_BITS);

@@ -153,6 +153,7 @@ impl Plan {
         }
         let change = self.changes.len() as u32;
         let (mut from, mut to) = (dropped.copied(), added.copied());
+        // Ends: both iterators are finite.
         loop {
             let (from, to) = (from.next(), to.next());
             if from.is_none() && to.is_none() {

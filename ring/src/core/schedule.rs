@@ -29,6 +29,7 @@ pub(super) fn schedule(
         };
         let mut step =
             ends.iter().flatten().map(|id| earliest(&nodes, id)).fold(first_open, usize::max);
+        // Ends, as does the next loop: there are finitely many steps.
         while steps.get(step).is_some_and(|full| full.len() == config.moves_per_step) {
             step += 1;
         }

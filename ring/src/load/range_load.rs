@@ -88,18 +88,16 @@ impl RangeLoad {
     /// An empty count; `seed` starts the sampling.
     ///
     /// # Errors
-    /// [`SketchError::OutOfRange`] (shares are reported in percent).
+    /// [`SketchError::ShareOutOfRange`], [`SketchError::OutOfRange`].
     pub fn new(config: &LoadConfig, seed: u64) -> Result<Self, SketchError> {
+        let (hot, cold, key) = (config.hot_share, config.cold_share, config.key_share);
         let shares = [
-            ("hot_share (percent)", config.hot_share, config.hot_share > 0.0),
-            ("key_share (percent)", config.key_share, config.key_share > 0.0),
-            ("cold_share (percent)", config.cold_share, config.cold_share >= 0.0),
+            ("hot_share", hot, 0.0 < hot && hot <= 1.0, 1.0),
+            ("key_share", key, 0.0 < key && key <= 1.0, 1.0),
+            ("cold_share", cold, 0.0 <= cold && cold <= hot, hot),
         ];
-        if let Some((field, share, _)) =
-            shares.iter().find(|(_, share, ok)| !(*ok && *share <= 1.0))
-        {
-            let value = (share * 100.0) as usize;
-            return Err(SketchError::OutOfRange { field, value, min: 0, max: 100 });
+        if let Some(&(field, value, _, max)) = shares.iter().find(|(_, _, ok, _)| !ok) {
+            return Err(SketchError::ShareOutOfRange { field, value, max });
         }
         if !(SAMPLES_MIN..=SAMPLES_MAX).contains(&config.samples) {
             let (value, min, max) = (config.samples, SAMPLES_MIN, SAMPLES_MAX);

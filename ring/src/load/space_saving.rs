@@ -194,6 +194,8 @@ impl HotKeys {
         let Some(mut hole) = self.find(hash) else { return };
         let mask = self.table.len() - 1;
         let mut next = hole;
+        // Ends, as does the inner loop: `next` goes around the table once, and the table has free
+        // slots because it is larger than the number of counters.
         loop {
             self.table[hole] = NONE;
             loop {
@@ -216,6 +218,7 @@ impl HotKeys {
     }
 
     fn sift_down(&mut self, mut at: usize) {
+        // Ends: `at` goes down one level of the heap in each turn.
         loop {
             let left = 2 * at + 1;
             let Some(mut least) = (left < self.heap.len()).then_some(left) else { return };
@@ -231,6 +234,7 @@ impl HotKeys {
     }
 
     fn sift_up(&mut self, mut at: usize) {
+        // Ends: `at` goes up one level of the heap in each turn.
         while at > 0 && self.heap[at].count < self.heap[(at - 1) / 2].count {
             self.swap(at, (at - 1) / 2);
             at = (at - 1) / 2;
