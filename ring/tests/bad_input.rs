@@ -252,6 +252,8 @@ fn an_old_epoch_is_never_published() {
     let published = Published::new(5, 'a');
     let stale = StaleEpoch { current: 5, offered: 5 };
     assert_eq!(published.publish(5, 'b'), Err(stale));
+    let older = StaleEpoch { current: 5, offered: 4 };
+    assert_eq!((published.publish(4, 'b'), published.epoch()), (Err(older), 5));
     let mut reader = published.reader();
     assert_eq!((published.publish(6, 'c'), *reader.get(), reader.epoch()), (Ok(()), 'c', 6));
     assert_eq!(published.with(|value| *value), 'c');

@@ -507,6 +507,33 @@ fn stale_and_unknown_completions_are_ignored() {
     assert_eq!((route.read.len(), route.write.len()), (2, 3), "the copy has not been made");
 }
 
+/// Two replicas of one range move at once: the first to arrive does not take a source away from the
+/// copy that is still under way.
+#[test]
+fn no_source_is_removed_while_a_copy_reads_it() {
+    let slots = |ids: std::ops::Range<u64>, epoch| {
+        let nodes = Topology::new(epoch, ids.map(Node::new)).unwrap();
+        Placement::slots(&ring(&nodes), epoch, 1, 3).unwrap()
+    };
+    let plan = Plan::new(&slots(0..3, 1), &slots(10..13, 2), &PlanConfig::default()).unwrap();
+    assert_eq!((plan.changes().len(), plan.moves().len(), plan.steps().len()), (1, 3, 1));
+    let mut rebalance = Rebalance::new(Arc::new(plan), 0);
+    rebalance.step(0, Input::Tick);
+    let mut copies = Vec::new();
+    drain(&mut rebalance, &mut copies);
+    while let Some(copy) = copies.pop() {
+        let Output::Copy { op, sources, .. } = copy else { panic!("{copy:?} before all copies") };
+        assert_eq!(sources.len(), 3);
+        assert_eq!(rebalance.next_deadline(), None, "a removal that waits has no deadline");
+        rebalance.step(0, Input::Done(op));
+        if !copies.is_empty() {
+            assert_eq!(rebalance.poll_output(), None);
+        }
+    }
+    drain(&mut rebalance, &mut copies);
+    assert_eq!(copies.len(), 3, "all that were replaced are removed: {copies:?}");
+}
+
 /// A late completion from before a restart must not complete the new copy, whose source would be
 /// removed then.
 #[test]
