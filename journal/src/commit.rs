@@ -142,8 +142,12 @@ impl Commit {
             }
         }
         // Each append may need a section for the creation of its log as well.
+        let (operations, limit) = (self.operations.len(), format::SECTIONS_MAX / 2);
+        if operations > limit {
+            return Err(Error::TooManyOperations { operations, limit });
+        }
         let bytes = self.frame_bytes();
-        if bytes > frame_limit || self.operations.len() > format::SECTIONS_MAX / 2 {
+        if bytes > frame_limit {
             return Err(Error::TooLarge { what: "commit", bytes, limit: frame_limit });
         }
         Ok(())

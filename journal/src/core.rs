@@ -12,7 +12,9 @@ use parking_lot::{Condvar, Mutex};
 
 pub(crate) mod cache;
 pub(crate) mod completion;
+pub(crate) mod foreign;
 pub(crate) mod group;
+pub(crate) mod lead;
 pub(crate) mod log;
 pub(crate) mod queue;
 pub(crate) mod reader;
@@ -97,11 +99,9 @@ impl Core {
     /// A write or sync failed: nothing more is taken, and all that waits is told.
     pub(crate) fn stop(&self, fault: &Fault) {
         tracing::error!(target: "voussoir::journal", %fault, "stopped");
-        let told = self.state.lock().refuse(Error::Stopped { fault: fault.clone() });
+        let told = self.state.lock().refuse(&Error::Stopped { fault: fault.clone() });
         self.space.stop();
-        for (done, outcome) in told {
-            done.tell(outcome);
-        }
+        told.tell();
         self.wake_all_followers();
     }
 

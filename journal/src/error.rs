@@ -140,8 +140,13 @@ pub enum Error {
     },
     /// Too much is waiting to be written. Nothing happened. Retry after some commits have been
     /// acknowledged, or use [`Journal::commit`](crate::Journal::commit), which waits.
-    #[error("too many bytes or commits are waiting to be written")]
-    Busy,
+    #[error("what waits to be written is at the limit of {limit} ({option})")]
+    Busy {
+        /// The option that sets the limit: `"max_pending_bytes"` or `"max_waiting"`.
+        option: &'static str,
+        /// Its value: bytes or commits.
+        limit: u64,
+    },
     /// The log is over the quota it was given. Nothing happened. Release some of it first.
     #[error("{log} is over its quota of {quota} bytes")]
     OverQuota {
@@ -161,12 +166,33 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// The table of logs is at [`Options::max_logs`](crate::Options::max_logs). Nothing
-    /// happened. Delete logs first.
-    #[error("there are already {limit} logs")]
+    /// The caller: a commit has more operations than fit into a frame. Nothing happened. Split it.
+    #[error("{operations} operations are more than the {limit} allowed for a commit")]
+    TooManyOperations {
+        /// How many it has.
+        operations: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// There are as many logs as [`Options::max_logs`](crate::Options::max_logs) allows, those
+    /// counted of which somebody only holds a handle. Nothing happened. Delete logs first.
+    #[error("there are already {limit} logs (max_logs)")]
     TooManyLogs {
         /// The limit.
         limit: u32,
+    },
+    /// The table of logs, with which each segment begins, may take a quarter of
+    /// [`Options::segment_bytes`](crate::Options::segment_bytes), and would be larger with one log
+    /// more. Nothing happened. Delete logs, or open the journal with larger segments.
+    #[error(
+        "the table of logs would take {bytes} bytes, more than the {limit} that it may take \
+         (a quarter of segment_bytes)"
+    )]
+    TableFull {
+        /// Bytes that the table would take.
+        bytes: u64,
+        /// Bytes that it may take.
+        limit: u64,
     },
     /// The caller: a namespace is empty or longer than 64 bytes. Nothing happened.
     #[error("a namespace has 1 to 64 bytes")]
@@ -207,6 +233,11 @@ pub enum Error {
         /// The failure.
         fault: Fault,
     },
+    /// The caller: `commit_blocking` was called from a completion callback or a waker, on the very
+    /// thread that would have to write the commit. Nothing happened. Use
+    /// [`submit`](crate::Journal::submit) or [`commit`](crate::Journal::commit) there.
+    #[error("commit_blocking was called from within a completion callback")]
+    FromCallback,
     /// The journal has been closed. Nothing happened.
     #[error("the journal is closed")]
     Closed,
@@ -228,7 +259,7 @@ impl Error {
 
     /// Whether the same call may succeed later on the same journal.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Busy | Self::OverQuota { .. })
+        matches!(self, Self::Full { .. } | Self::Busy { .. } | Self::OverQuota { .. })
     }
 }
 

@@ -24,13 +24,16 @@ const AHEAD_BYTES: usize = 256 << 10;
 #[must_use = "a follower does nothing unless it is asked for records"]
 pub struct Follow {
     log: Log,
+    /// By which the log knows it.
+    number: u64,
     next: u64,
     ahead: VecDeque<Bytes>,
 }
 
 impl Follow {
     pub(crate) fn new(log: Log, from: u64) -> Self {
-        Self { log, next: from, ahead: VecDeque::new() }
+        let number = log.inner().new_follower();
+        Self { log, number, next: from, ahead: VecDeque::new() }
     }
 
     /// The position of the record that comes next.
@@ -79,7 +82,7 @@ impl Follow {
                 Err(ReadError::Absent { .. }) if registered => return Poll::Pending,
                 Err(ReadError::Absent { .. }) => {
                     // Once more after registering: the record may have come in between.
-                    self.log.inner().wake_on_change(context.waker());
+                    self.log.inner().wake_on_change(self.number, context.waker());
                     registered = true;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -95,6 +98,12 @@ impl Follow {
     fn is_over(&self) -> bool {
         let core = self.log.core();
         core.closed.load(Ordering::Acquire) || core.refusal().is_some()
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        self.log.inner().forget_follower(self.number);
     }
 }
 

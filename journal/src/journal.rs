@@ -15,6 +15,7 @@ use crate::commit::{Commit, Receipt};
 use crate::config::Options;
 use crate::core::Core;
 use crate::core::completion::{Outcome, Slot};
+use crate::core::lead::StopOnPanic;
 use crate::core::space::Need;
 use crate::core::submit::{Closed, Submitted};
 use crate::error::{Error, Fault, LogName, OpenError};
@@ -196,7 +197,7 @@ impl Journal {
         CommitFuture {
             stage: match submitted {
                 Submitted::Told(outcome) => Stage::Told(Some(outcome)),
-                Submitted::Later(slot) => Stage::Later(slot),
+                Submitted::Later(slot) => Stage::Later(slot, Arc::clone(self.core())),
             },
         }
     }
@@ -332,8 +333,9 @@ fn write_until_closed(core: &Core) {
     let mut groups = core.groups();
     loop {
         if core.writer_leads.swap(false, Ordering::AcqRel) {
+            let lead = core.assume_lead();
             lead_while_any(core);
-            core.hand_over();
+            lead.hand_over();
             continue;
         }
         if core.closed.load(Ordering::Acquire) {
@@ -346,12 +348,15 @@ fn write_until_closed(core: &Core) {
         std::thread::park_timeout(core.options.idle_mark);
         let before = std::mem::replace(&mut groups, core.groups());
         let idle = before == groups && !core.writer_leads.load(Ordering::Acquire);
-        if idle && !core.closed.load(Ordering::Acquire) && core.try_lead() {
+        if idle
+            && !core.closed.load(Ordering::Acquire)
+            && let Some(lead) = core.try_lead()
+        {
             core.mark_is_due.store(false, Ordering::Release);
             if let Err(fault) = core.mark(false) {
                 core.stop(&fault);
             }
-            core.hand_over_after_mark();
+            lead.hand_over_after_mark();
         }
     }
 }
@@ -381,6 +386,7 @@ fn wait_for_company(core: &Core, told: usize, limit: Duration) {
 }
 
 fn keep_until_closed(core: &Core) {
+    let _stop = StopOnPanic(core);
     loop {
         let done = match core.space.wait_for_need() {
             Need::Seal => core.seal_full_segments(),
@@ -404,7 +410,7 @@ pub struct CommitFuture {
 #[derive(Debug)]
 enum Stage {
     Told(Option<Outcome>),
-    Later(Arc<Slot>),
+    Later(Arc<Slot>, Arc<Core>),
 }
 
 impl Future for CommitFuture {
@@ -413,7 +419,7 @@ impl Future for CommitFuture {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.stage {
             Stage::Told(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
-            Stage::Later(slot) => {
+            Stage::Later(slot, _) => {
                 let polled = slot.poll(context);
                 if polled.is_ready() {
                     self.stage = Stage::Told(None);
@@ -426,8 +432,8 @@ impl Future for CommitFuture {
 
 impl Drop for CommitFuture {
     fn drop(&mut self) {
-        if let Stage::Later(slot) = &self.stage {
-            slot.abandon();
+        if let Stage::Later(slot, core) = &self.stage {
+            core.abandon(slot);
         }
     }
 }

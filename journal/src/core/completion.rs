@@ -7,6 +7,8 @@ use std::thread::Thread;
 
 use parking_lot::Mutex;
 
+use super::foreign;
+use super::queue::Part;
 use crate::commit::{Commit, Receipt};
 use crate::error::Error;
 
@@ -25,7 +27,7 @@ impl Done {
     pub(crate) fn tell(self, outcome: Outcome) {
         match self {
             Self::Slot(slot) => slot.finish(outcome),
-            Self::Callback(callback) => callback(outcome),
+            Self::Callback(callback) => foreign::call("callback", || callback(outcome)),
             Self::Nobody => {}
         }
     }
@@ -91,12 +93,14 @@ impl Slot {
         }
     }
 
-    /// There is still no room.
-    pub(crate) fn wait_again(&self, commit: Commit) {
+    /// There is still no room. Hands the commit back when the waiter has gone.
+    pub(crate) fn wait_again(&self, commit: Commit) -> Option<Commit> {
         let mut inner = self.inner.lock();
-        if matches!(inner.stage, Stage::Accepted) {
-            inner.stage = Stage::Waiting(commit);
+        if !matches!(inner.stage, Stage::Accepted) {
+            return Some(commit);
         }
+        inner.stage = Stage::Waiting(commit);
+        None
     }
 
     pub(crate) fn finish(&self, outcome: Outcome) {
@@ -108,7 +112,7 @@ impl Slot {
         let waiter = inner.waiter.take();
         drop(inner);
         match waiter {
-            Some(Waiter::Task(waker)) => waker.wake(),
+            Some(Waiter::Task(waker)) => foreign::call("waker", || waker.wake()),
             Some(Waiter::Thread(thread)) => thread.unpark(),
             None => {}
         }
@@ -122,9 +126,20 @@ impl Slot {
         }
         let current = matches!(&inner.waiter, Some(Waiter::Task(waker))
             if waker.will_wake(context.waker()));
-        if !current {
-            inner.waiter = Some(Waiter::Task(context.waker().clone()));
+        if current {
+            return Poll::Pending;
         }
+        drop(inner);
+        // Cloning a waker and dropping one are foreign code: not under the lock.
+        let waiter = Waiter::Task(context.waker().clone());
+        let mut inner = self.inner.lock();
+        if let Some(outcome) = inner.take() {
+            drop(inner);
+            return Poll::Ready(outcome);
+        }
+        let old = inner.waiter.replace(waiter);
+        drop(inner);
+        drop(old);
         Poll::Pending
     }
 
@@ -138,9 +153,17 @@ impl Slot {
         outcome
     }
 
-    /// The waiter goes: a commit that has not been accepted never will be.
-    pub(crate) fn abandon(&self) {
-        self.inner.lock().stage = Stage::Over;
+    /// The waiter goes: a commit that has not been accepted never will be, and is handed back.
+    pub(crate) fn abandon(&self) -> Option<Commit> {
+        let mut inner = self.inner.lock();
+        let stage = std::mem::replace(&mut inner.stage, Stage::Over);
+        let waiter = inner.waiter.take();
+        drop(inner);
+        drop(waiter);
+        match stage {
+            Stage::Waiting(commit) => Some(commit),
+            _ => None,
+        }
     }
 }
 
@@ -152,6 +175,45 @@ impl Inner {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Done(outcome) => Some(outcome),
             _ => None,
+        }
+    }
+}
+
+/// Outcomes to be told, and what was refused with them: found out under a lock, told and dropped
+/// without one, as both run foreign code.
+#[derive(Debug, Default)]
+#[must_use = "somebody waits for it"]
+pub(crate) struct Told {
+    outcomes: Vec<(Done, Outcome)>,
+    refused: Vec<Commit>,
+    parts: Vec<Part>,
+}
+
+impl Told {
+    pub(crate) fn push(&mut self, done: Done, outcome: Outcome) {
+        self.outcomes.push((done, outcome));
+    }
+
+    /// Keeps a commit that was refused until the lock has been released.
+    pub(crate) fn keep(&mut self, refused: Commit) {
+        self.refused.push(refused);
+    }
+
+    /// Keeps what is left of a commit until the lock has been released.
+    pub(crate) fn keep_parts(&mut self, parts: Vec<Part>) {
+        self.parts.extend(parts);
+    }
+
+    pub(crate) fn extend(&mut self, more: Self) {
+        self.outcomes.extend(more.outcomes);
+        self.refused.extend(more.refused);
+        self.parts.extend(more.parts);
+    }
+
+    /// Tells all. No lock may be held.
+    pub(crate) fn tell(self) {
+        for (done, outcome) in self.outcomes {
+            done.tell(outcome);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::completion::{Done, Outcome};
+use super::completion::Told;
+use super::lead::panic_fault;
 use super::queue::{Queued, Taken};
 use super::space::{PrepareError, Spare};
 use super::writer::Writer;
@@ -47,9 +48,10 @@ impl Core {
         let filled = self.fill(&mut writer);
         let (group, outcome) = match filled {
             Ok(Filled::Nothing) => return 0,
-            Ok(Filled::Group(mut group)) => {
-                let outcome = self.write_group(&mut writer, &mut group);
-                (group, outcome.map_err(Some))
+            Ok(Filled::Group(group)) => {
+                let mut group = Untold(group);
+                let outcome = self.write_group(&mut writer, &mut group.0);
+                (std::mem::take(&mut group.0), outcome.map_err(Some))
             }
             Ok(Filled::Full(failed, error)) => {
                 drop(writer);
@@ -166,14 +168,17 @@ impl Core {
             for queued in &group {
                 state.finished(queued);
             }
-            if state.someone_waits() { state.admit_waiting() } else { Vec::new() }
+            if state.someone_waits() { state.admit_waiting() } else { Told::default() }
         };
         let commits = group.len();
+        for part in group.iter().flat_map(|queued| &queued.parts) {
+            part.log.changed();
+        }
         for queued in group {
             let receipt = Receipt { lsn: Some(queued.lsn), positions: queued.positions };
             queued.done.tell(Ok(receipt));
         }
-        tell(told);
+        told.tell();
         commits
     }
 
@@ -185,13 +190,13 @@ impl Core {
                     state.finished(queued);
                 }
             }
-            if state.someone_waits() { state.admit_waiting() } else { Vec::new() }
+            if state.someone_waits() { state.admit_waiting() } else { Told::default() }
         };
         let commits = failed.len();
         for queued in failed {
             queued.done.tell(Err(error.clone()));
         }
-        tell(told);
+        told.tell();
         commits
     }
 
@@ -234,10 +239,15 @@ impl Core {
     }
 }
 
-/// Tells what has been found out under a lock.
-pub(crate) fn tell(told: Vec<(Done, Outcome)>) {
-    for (done, outcome) in told {
-        done.tell(outcome);
+/// A group that is being written. When that panics, its commits are told that nobody knows.
+#[derive(Debug)]
+struct Untold(Vec<Queued>);
+
+impl Drop for Untold {
+    fn drop(&mut self) {
+        for queued in self.0.drain(..) {
+            queued.done.tell(Err(Error::Failed { fault: panic_fault("leader") }));
+        }
     }
 }
 
@@ -264,8 +274,6 @@ fn apply(writer: &mut Writer, group: &[Queued]) -> bool {
             }
             controls |= !matches!(part.section, Some((SectionKind::Append, _)));
             view.shape = part.after;
-            drop(view);
-            part.log.changed();
         }
     }
     controls

@@ -5,6 +5,7 @@ use std::task::Waker;
 
 use parking_lot::{Mutex, RwLock};
 
+use super::foreign;
 use super::shape::Shape;
 use super::view::View;
 use crate::error::{Error, LogName};
@@ -15,9 +16,16 @@ pub(crate) struct LogInner {
     /// Its place in the journal's table of logs.
     index: u32,
     pub(crate) view: RwLock<View>,
-    followers: Mutex<Vec<Waker>>,
+    followers: Mutex<Followers>,
     /// Bytes; `u64::MAX` for none.
     quota: AtomicU64,
+}
+
+/// Who waits for a change: one waker for each follower that waits.
+#[derive(Debug, Default)]
+struct Followers {
+    next: u64,
+    wakers: Vec<(u64, Waker)>,
 }
 
 impl LogInner {
@@ -26,7 +34,7 @@ impl LogInner {
             name,
             index,
             view: RwLock::new(View::new(shape)),
-            followers: Mutex::new(Vec::new()),
+            followers: Mutex::default(),
             quota: AtomicU64::new(u64::MAX),
         }
     }
@@ -52,19 +60,65 @@ impl LogInner {
         Err(Error::OverQuota { log: self.name.clone(), quota })
     }
 
-    /// The task is woken at the next change.
-    pub(crate) fn wake_on_change(&self, waker: &Waker) {
+    /// A number for a new follower.
+    pub(crate) fn new_follower(&self) -> u64 {
         let mut followers = self.followers.lock();
-        if !followers.iter().any(|known| known.will_wake(waker)) {
-            followers.push(waker.clone());
-        }
+        followers.next += 1;
+        followers.next
     }
 
-    /// Wakes whoever follows.
+    /// This follower is woken at the next change, and by no earlier waker of its own.
+    pub(crate) fn wake_on_change(&self, follower: u64, waker: &Waker) {
+        // Cloning a waker and dropping one are foreign code: not under the lock.
+        let waker = waker.clone();
+        let mut followers = self.followers.lock();
+        let known = followers.wakers.iter_mut().find(|(number, _)| *number == follower);
+        let old = match known {
+            Some((_, known)) => Some(std::mem::replace(known, waker)),
+            None => {
+                followers.wakers.push((follower, waker));
+                None
+            }
+        };
+        drop(followers);
+        drop(old);
+    }
+
+    /// This follower goes.
+    pub(crate) fn forget_follower(&self, follower: u64) {
+        let mut followers = self.followers.lock();
+        let at = followers.wakers.iter().position(|(number, _)| *number == follower);
+        let waker = at.map(|at| followers.wakers.swap_remove(at));
+        drop(followers);
+        drop(waker);
+    }
+
+    /// Wakes whoever follows. Runs foreign code: no lock may be held.
     pub(crate) fn changed(&self) {
-        let followers = std::mem::take(&mut *self.followers.lock());
-        for follower in followers {
-            follower.wake();
+        let followers = std::mem::take(&mut self.followers.lock().wakers);
+        for (_, waker) in followers {
+            foreign::call("waker", || waker.wake());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_leaves_one_waker_at_most_and_none_when_it_goes() {
+        let name = LogName { namespace: "n".to_owned(), id: 1 };
+        let log = LogInner::new(name, 0, Shape::default());
+        let kept = log.new_follower();
+        for _ in 0..100 {
+            let gone = log.new_follower();
+            log.wake_on_change(gone, Waker::noop());
+            log.wake_on_change(kept, Waker::noop());
+            log.forget_follower(gone);
+        }
+        assert_eq!(log.followers.lock().wakers.len(), 1);
+        log.changed();
+        assert_eq!(log.followers.lock().wakers.len(), 0);
     }
 }

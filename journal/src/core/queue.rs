@@ -7,9 +7,9 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::completion::{Done, Outcome, Slot};
+use super::completion::{Done, Slot, Told};
 use super::log::LogInner;
-use super::shape::{Shape, UNKNOWN};
+use super::shape::{Shape, Step, UNKNOWN};
 use crate::commit::{Change, Commit, Positions, Receipt};
 use crate::config::{Durability, Options};
 use crate::error::{Error, LogName};
@@ -126,9 +126,20 @@ pub(crate) enum Accepted {
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) error: Error,
+    /// Not to be told: whoever handed the commit in gets the error.
     pub(crate) done: Done,
-    /// The commit, when there is only no room for it now.
-    pub(crate) commit: Option<Commit>,
+    /// The whole commit when there is only no room for it now.
+    pub(crate) commit: Commit,
+    /// What is left of the commit otherwise. Its memory may be foreign, with a destructor of its
+    /// own: to be dropped without a lock.
+    pub(crate) parts: Vec<Part>,
+}
+
+impl Refusal {
+    /// Whether the commit may wait for room.
+    pub(crate) fn may_wait(&self) -> bool {
+        matches!(self.error, Error::Busy { .. })
+    }
 }
 
 /// How much of the active segment a group may use.
@@ -254,17 +265,16 @@ impl State {
 
     /// Accepts a commit, or says why not; then nothing has changed.
     pub(crate) fn accept(&mut self, commit: Commit, done: Done) -> Result<Accepted, Box<Refusal>> {
-        let refuse = |error, done, commit| Err(Box::new(Refusal { error, done, commit }));
-        match self.check(&commit) {
-            Ok(()) => {}
-            Err(Error::Busy) => return refuse(Error::Busy, done, Some(commit)),
-            Err(error) => return refuse(error, done, None),
+        let refuse =
+            |error, done, commit, parts| Err(Box::new(Refusal { error, done, commit, parts }));
+        if let Err(error) = self.check(&commit) {
+            return refuse(error, done, commit, Vec::new());
         }
         let weight = commit.frame_bytes();
         let durability = commit.durability;
         let (parts, positions) = match self.plan(commit.operations) {
             Ok(planned) => planned,
-            Err(error) => return refuse(error, done, None),
+            Err((error, parts)) => return refuse(error, done, Commit::new(), parts),
         };
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
@@ -300,40 +310,58 @@ impl State {
         }
         let bytes = self.pending_bytes.saturating_add(commit.frame_bytes());
         if self.pending_bytes > 0 && bytes > self.limits.pending_bytes {
-            return Err(Error::Busy);
+            return Err(self.too_many_bytes());
         }
         Ok(())
+    }
+
+    /// The bytes that wait are at their limit.
+    pub(crate) fn too_many_bytes(&self) -> Error {
+        Error::Busy { option: "max_pending_bytes", limit: self.limits.pending_bytes }
     }
 
     /// Waits for room in the order of the calls.
     pub(crate) fn wait_for_room(&mut self, slot: Arc<Slot>) -> Result<(), Error> {
         if self.waiting.len() >= self.limits.waiting {
-            return Err(Error::Busy);
+            let limit = self.limits.waiting as u64;
+            return Err(Error::Busy { option: "max_waiting", limit });
         }
         self.waiting.push_back(slot);
         Ok(())
+    }
+
+    /// Whoever waited for room with this slot has gone: its place is free at once.
+    pub(crate) fn stop_waiting(&mut self, slot: &Arc<Slot>) {
+        self.waiting.retain(|waiting| !Arc::ptr_eq(waiting, slot));
     }
 
     pub(crate) fn someone_waits(&self) -> bool {
         !self.waiting.is_empty()
     }
 
-    /// Accepts commits that waited for room; answers what has to be told.
-    pub(crate) fn admit_waiting(&mut self) -> Vec<(Done, Outcome)> {
-        let mut told = Vec::new();
+    /// Accepts commits that waited for room; answers what has to be told. Ends when nobody waits
+    /// or the first in the line still has no room.
+    pub(crate) fn admit_waiting(&mut self) -> Told {
+        let mut told = Told::default();
         while let Some(slot) = self.waiting.pop_front() {
             let Some(commit) = slot.admit() else { continue };
             match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => {}
-                Ok(Accepted::Buffered(done, receipt)) => told.push((done, Ok(receipt))),
-                Err(refusal) => match *refusal {
-                    Refusal { commit: Some(commit), .. } => {
-                        slot.wait_again(commit);
+                Ok(Accepted::Buffered(done, receipt)) => told.push(done, Ok(receipt)),
+                Err(refusal) if refusal.may_wait() => {
+                    if let Some(commit) = slot.wait_again(refusal.commit) {
+                        told.keep(commit);
+                    } else {
                         self.waiting.push_front(slot);
                         break;
                     }
-                    Refusal { error, done, commit: None } => told.push((done, Err(error))),
-                },
+                }
+                Err(refusal) => {
+                    let Refusal { error, done, commit, parts } = *refusal;
+                    told.push(done, Err(error));
+                    told.keep(commit);
+                    told.keep_parts(parts);
+                }
             }
         }
         told
@@ -343,7 +371,7 @@ impl State {
     fn plan(
         &mut self,
         operations: Vec<crate::commit::Operation>,
-    ) -> Result<(Vec<Part>, Positions), Error> {
+    ) -> Result<(Vec<Part>, Positions), (Error, Vec<Part>)> {
         let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
         let mut positions = Positions::None;
         let mut undo: Vec<(Arc<LogInner>, Shape)> = Vec::with_capacity(operations.len());
@@ -351,57 +379,60 @@ impl State {
             let log = operation.log.into_inner();
             let before = self.log_state(&log).submitted;
             undo.push((Arc::clone(&log), before));
-            match self.plan_one(log, operation.change) {
-                Ok(None) => {}
-                Ok(Some(part)) => {
-                    if let Change::Append(batch) = &part.change {
-                        let end = part.after.end;
-                        positions.push(end - batch.len() as u64..end);
-                    }
-                    parts.push(part);
+            let planned = self.plan_one(&log, &operation.change);
+            let step = planned.as_ref().ok().copied().flatten();
+            let after = self.log_state(&log).submitted;
+            let effect = step.is_some() || planned.is_err();
+            if let Change::Append(batch) = &operation.change
+                && step.is_some()
+            {
+                positions.push(after.end - batch.len() as u64..after.end);
+            }
+            let step = step.unwrap_or(Step { creates: false, number: 0, section: None });
+            if effect {
+                parts.push(Part {
+                    log,
+                    change: operation.change,
+                    creates: step.creates,
+                    number: step.number,
+                    section: step.section,
+                    heals: before.damage.is_some() && after.damage.is_none(),
+                    after,
+                    previous: 0,
+                    batch: None,
+                });
+            }
+            if let Err(error) = planned {
+                // Backwards, so that the first state of a log that occurs twice wins.
+                for (log, before) in undo.into_iter().rev() {
+                    let after = std::mem::replace(&mut self.log_state(&log).submitted, before);
+                    self.count_table(&log, after, before);
                 }
-                Err(error) => {
-                    // Backwards, so that the first state of a log that occurs twice wins.
-                    for (log, before) in undo.into_iter().rev() {
-                        let after = std::mem::replace(&mut self.log_state(&log).submitted, before);
-                        self.count_table(&log, after, before);
-                    }
-                    return Err(error);
-                }
+                return Err((error, parts));
             }
         }
         Ok((parts, positions))
     }
 
-    fn plan_one(&mut self, log: Arc<LogInner>, change: Change) -> Result<Option<Part>, Error> {
-        let before = self.log_state(&log).submitted;
+    fn plan_one(&mut self, log: &LogInner, change: &Change) -> Result<Option<Step>, Error> {
+        let before = self.log_state(log).submitted;
         let (mut after, mut next_number) = (before, self.next_number);
-        let Some(step) = after.apply(&change, log.name(), &mut next_number)? else {
+        let Some(step) = after.apply(change, log.name(), &mut next_number)? else {
             return Ok(None);
         };
-        if let Change::Append(batch) = &change {
-            log.check_quota(self.log_state(&log).backlog + batch.len_bytes())?;
+        if let Change::Append(batch) = change {
+            log.check_quota(self.log_state(log).backlog + batch.len_bytes())?;
         }
         if step.creates {
             let bytes = self.table_bytes + table::entry_bytes(&log.name().namespace);
             if bytes > self.limits.table_bytes {
-                return Err(Error::TooManyLogs { limit: self.limits.logs });
+                return Err(Error::TableFull { bytes, limit: self.limits.table_bytes });
             }
         }
         self.next_number = next_number;
-        self.log_state(&log).submitted = after;
-        self.count_table(&log, before, after);
-        Ok(Some(Part {
-            log,
-            change,
-            creates: step.creates,
-            number: step.number,
-            section: step.section,
-            heals: before.damage.is_some() && after.damage.is_none(),
-            after,
-            previous: 0,
-            batch: None,
-        }))
+        self.log_state(log).submitted = after;
+        self.count_table(log, before, after);
+        Ok(Some(step))
     }
 
     fn count_table(&mut self, log: &LogInner, before: Shape, after: Shape) {
@@ -564,25 +595,29 @@ impl State {
     }
 
     /// The journal takes nothing more: fails all that wait.
-    pub(crate) fn refuse(&mut self, error: Error) -> Vec<(Done, Outcome)> {
+    pub(crate) fn refuse(&mut self, error: &Error) -> Told {
         if !matches!(self.refused, Some(Error::Stopped { .. })) {
             self.refused = Some(error.clone());
         }
         let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
         self.forget(&all);
-        let mut told: Vec<_> =
-            all.into_iter().map(|queued| (queued.done, Err(error.clone()))).collect();
+        let mut told = Told::default();
+        for queued in all {
+            told.push(queued.done, Err(error.clone()));
+            told.keep_parts(queued.parts);
+        }
         told.extend(self.refuse_new(error));
         told
     }
 
     /// The journal closes: takes nothing new, keeps what it has accepted.
-    pub(crate) fn refuse_new(&mut self, error: Error) -> Vec<(Done, Outcome)> {
+    pub(crate) fn refuse_new(&mut self, error: &Error) -> Told {
         self.refused.get_or_insert(error.clone());
-        let mut told = Vec::new();
+        let mut told = Told::default();
         for slot in self.waiting.drain(..) {
-            if slot.admit().is_some() {
-                told.push((Done::Slot(slot), Err(error.clone())));
+            if let Some(commit) = slot.admit() {
+                told.push(Done::Slot(slot), Err(error.clone()));
+                told.keep(commit);
             }
         }
         told

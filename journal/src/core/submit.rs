@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::Core;
 use super::completion::{Done, Outcome, Slot};
-use super::group::tell;
+use super::lead::Lead;
 use super::queue::{Accepted, Refusal, State};
 use crate::commit::{Commit, Receipt};
 use crate::error::{Error, Fault};
@@ -38,19 +38,20 @@ impl Core {
         self.check_owner(&commit)?;
         let mut state = self.state.lock();
         if state.someone_waits() && state.refused.is_none() {
-            return Err(Error::Busy);
+            return Err(state.too_many_bytes());
         }
-        let accepted = match state.accept(commit, Done::Callback(done)) {
-            Ok(accepted) => accepted,
-            Err(refusal) => return Err(refusal.error),
-        };
+        let accepted = state.accept(commit, Done::Callback(done));
         let lead = self.claim(&mut state);
         drop(state);
         self.wake(lead);
-        if let Accepted::Buffered(done, receipt) = accepted {
-            done.tell(Ok(receipt));
+        match accepted {
+            Ok(Accepted::Queued) => Ok(()),
+            Ok(Accepted::Buffered(done, receipt)) => {
+                done.tell(Ok(receipt));
+                Ok(())
+            }
+            Err(refusal) => Err(refusal.error),
         }
-        Ok(())
     }
 
     /// Hands a commit in; when there is no room, it waits.
@@ -60,30 +61,45 @@ impl Core {
         let lead = self.claim(&mut state);
         drop(state);
         self.wake(lead);
-        submitted
+        submitted.unwrap_or_else(|refusal| Submitted::Told(Err(refusal.error)))
     }
 
-    fn commit_locked(self: &Arc<Self>, state: &mut State, commit: Commit) -> Submitted {
+    /// The refusal is to be dropped without the lock.
+    fn commit_locked(
+        self: &Arc<Self>,
+        state: &mut State,
+        commit: Commit,
+    ) -> Result<Submitted, Box<Refusal>> {
         if let Err(error) = self.check_owner(&commit) {
-            return Submitted::Told(Err(error));
+            return Err(Box::new(Refusal { error, done: Done::Nobody, commit, parts: vec![] }));
         }
         let commit = if state.someone_waits() && state.refused.is_none() {
             commit
         } else {
             let slot = Slot::accepted();
             match state.accept(commit, Done::Slot(Arc::clone(&slot))) {
-                Ok(Accepted::Queued) => return Submitted::Later(slot),
-                Ok(Accepted::Buffered(_, receipt)) => return Submitted::Told(Ok(receipt)),
-                Err(refusal) => match *refusal {
-                    Refusal { commit: Some(commit), .. } => commit,
-                    Refusal { error, .. } => return Submitted::Told(Err(error)),
-                },
+                Ok(Accepted::Queued) => return Ok(Submitted::Later(slot)),
+                Ok(Accepted::Buffered(_, receipt)) => return Ok(Submitted::Told(Ok(receipt))),
+                Err(refusal) if refusal.may_wait() => refusal.commit,
+                Err(refusal) => return Err(refusal),
             }
         };
         let slot = Slot::waiting(commit);
         match state.wait_for_room(Arc::clone(&slot)) {
-            Ok(()) => Submitted::Later(slot),
-            Err(error) => Submitted::Told(Err(error)),
+            Ok(()) => Ok(Submitted::Later(slot)),
+            Err(error) => {
+                let (done, commit) = (Done::Slot(slot), Commit::new());
+                Err(Box::new(Refusal { error, done, commit, parts: vec![] }))
+            }
+        }
+    }
+
+    /// Whoever waited for this commit has gone. A commit that has not been accepted never will be,
+    /// and its place in the line is free at once.
+    pub(crate) fn abandon(&self, slot: &Arc<Slot>) {
+        if let Some(commit) = slot.abandon() {
+            self.state.lock().stop_waiting(slot);
+            drop(commit);
         }
     }
 
@@ -98,65 +114,45 @@ impl Core {
     /// Hands a commit in and leads until it is done, or waits for who leads.
     pub(crate) fn commit_blocking(self: &Arc<Self>, commit: Commit) -> Result<Receipt, Error> {
         let mut state = self.state.lock();
+        if state.leading && self.is_leader() {
+            return Err(Error::FromCallback);
+        }
         let submitted = self.commit_locked(&mut state, commit);
         let slot = match submitted {
-            Submitted::Told(outcome) => {
+            Ok(Submitted::Later(slot)) => slot,
+            told => {
                 // A buffered commit still has to be written by somebody.
                 let lead = self.claim(&mut state);
                 drop(state);
                 self.wake(lead);
-                return outcome;
+                return match told {
+                    Ok(Submitted::Told(outcome)) => outcome,
+                    Ok(Submitted::Later(slot)) => wait_for(&slot),
+                    Err(refusal) => Err(refusal.error),
+                };
             }
-            Submitted::Later(slot) => slot,
         };
         if self.options.manual {
+            // Ends when the present leader gives the lead up, after one group.
             while state.leading {
                 self.idle.wait(&mut state);
             }
         }
-        let lead = !state.leading;
+        let free = !state.leading;
         state.leading = true;
         drop(state);
-        if lead { self.lead_until_done(&slot) } else { wait_for(&slot) }
+        if free { self.lead_until_done(self.assume_lead(), &slot) } else { wait_for(&slot) }
     }
 
-    fn lead_until_done(&self, slot: &Slot) -> Result<Receipt, Error> {
+    /// Ends when the commit has been told: each round writes a group or finds that none waits,
+    /// and the commit is among those that wait.
+    fn lead_until_done(&self, lead: Lead<'_>, slot: &Slot) -> Result<Receipt, Error> {
         loop {
             if let Some(outcome) = slot.poll_thread() {
-                self.hand_over();
+                lead.hand_over();
                 return outcome;
             }
             self.run_group(0);
-        }
-    }
-
-    /// The leader has what it wanted: the writer thread goes on if anything waits.
-    pub(crate) fn hand_over(&self) {
-        self.finish_due_close();
-        let mut state = self.state.lock();
-        let more = !state.is_empty() && !self.options.manual;
-        if !more {
-            state.leading = false;
-            self.idle.notify_all();
-        }
-        drop(state);
-        if more {
-            self.wake(true);
-        } else if !self.options.manual && !self.mark_is_due.swap(true, Ordering::AcqRel) {
-            // The writer thread sleeps without a limit while nothing has to be marked.
-            self.unpark_writer();
-        }
-    }
-
-    /// As [`hand_over`](Self::hand_over), by the writer thread itself.
-    pub(crate) fn hand_over_after_mark(&self) {
-        self.finish_due_close();
-        let mut state = self.state.lock();
-        if state.is_empty() {
-            state.leading = false;
-            self.idle.notify_all();
-        } else {
-            self.writer_leads.store(true, Ordering::Release);
         }
     }
 
@@ -168,7 +164,7 @@ impl Core {
     }
 
     /// Tells the writer thread that it leads.
-    fn wake(&self, lead: bool) {
+    pub(crate) fn wake(&self, lead: bool) {
         if lead {
             self.writer_leads.store(true, Ordering::Release);
             self.unpark_writer();
@@ -186,49 +182,27 @@ impl Core {
         self.state.lock().waiting_commits()
     }
 
-    /// Takes the lead when nobody has it.
-    pub(crate) fn try_lead(&self) -> bool {
-        let mut state = self.state.lock();
-        let lead = !state.leading;
-        state.leading = true;
-        lead
-    }
-
-    /// Waits for the lead.
-    fn lead(&self) {
-        let mut state = self.state.lock();
-        while state.leading {
-            self.idle.wait(&mut state);
-        }
-        state.leading = true;
-    }
-
-    fn stop_leading(&self) {
-        self.state.lock().leading = false;
-        self.idle.notify_all();
-    }
-
     /// Takes no more commits, writes those accepted, and marks the end. From within a callback
     /// that is only asked for.
     pub(crate) fn close(&self) -> Result<Closed, Error> {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(Closed::Before);
         }
-        let told = self.state.lock().refuse_new(Error::Closed);
-        tell(told);
-        if *self.leader.lock() == Some(std::thread::current().id()) {
+        let told = self.state.lock().refuse_new(&Error::Closed);
+        told.tell();
+        if self.is_leader() {
             self.close_is_due.store(true, Ordering::Release);
             return Ok(Closed::Soon);
         }
-        self.lead();
+        let lead = self.lead();
         let outcome = self.finish_close();
-        self.stop_leading();
+        lead.give_up();
         outcome.map(|()| Closed::Now)
     }
 
     /// Finishes a close that was asked for from within a callback, which runs inside the group
     /// of whoever leads.
-    fn finish_due_close(&self) {
+    pub(crate) fn finish_due_close(&self) {
         if self.close_is_due.swap(false, Ordering::AcqRel) {
             // Who asked for it has gone on; a failure has been logged.
             let _ = self.finish_close();
@@ -237,6 +211,7 @@ impl Core {
 
     /// Only whoever leads calls this.
     fn finish_close(&self) -> Result<(), Error> {
+        // Ends because nothing new is accepted.
         while self.run_group(0) > 0 {}
         // A keeper in the middle of its work must not be waited for.
         self.space.stop();
@@ -266,12 +241,12 @@ impl Core {
     /// What can be done now, without a thread: one group, else one segment, else a mark.
     pub(crate) fn work(&self, now: u64) -> crate::journal::Work {
         use crate::journal::Work;
-        if self.closed.load(Ordering::Acquire) || !self.try_lead() {
+        if self.closed.load(Ordering::Acquire) {
             return Work::Idle;
         }
+        let Some(lead) = self.try_lead() else { return Work::Idle };
         let work = self.work_leading(now);
-        self.finish_due_close();
-        self.stop_leading();
+        lead.give_up();
         work
     }
 

@@ -192,8 +192,8 @@ impl Pipeline {
             match submitted {
                 Ok(()) => {}
                 // One of ours that lands makes room, or at least another attempt.
-                Err(Error::Busy) if !alone => break,
-                Err(Error::Busy) => {
+                Err(Error::Busy { .. }) if !alone => break,
+                Err(Error::Busy { .. }) => {
                     if let Err(error) = self.wait_for_room(step.commit.clone(), number) {
                         return queue.fail(&error);
                     }
