@@ -13,19 +13,20 @@ pub trait Clock: Send + Sync + fmt::Debug {
     fn now(&self) -> u64;
 }
 
-/// The clock of `std::time::Instant`: full resolution, about 20 ns a reading. The default.
+/// The clock of `std::time::Instant`: full resolution, about 20 ns a reading. The default of every
+/// configuration, whatever features are on.
 ///
 /// Its epoch is some time before the first reading, and fixed for the process.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Monotonic;
 
 impl Clock for Monotonic {
-    #[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+    #[cfg(target_os = "linux")]
     fn now(&self) -> u64 {
         read(rustix::time::ClockId::Monotonic)
     }
 
-    #[cfg(not(all(target_os = "linux", feature = "coarse-clock")))]
+    #[cfg(not(target_os = "linux"))]
     fn now(&self) -> u64 {
         use std::sync::OnceLock;
         use std::time::Instant;
@@ -36,7 +37,7 @@ impl Clock for Monotonic {
     }
 }
 
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+#[cfg(target_os = "linux")]
 #[inline]
 fn read(id: rustix::time::ClockId) -> u64 {
     let now = rustix::time::clock_gettime(id);
@@ -48,12 +49,12 @@ fn read(id: rustix::time::ClockId) -> u64 {
 ///
 /// Within one tick nothing flows back, so a quota by rate needs a burst of at least what it gives
 /// in a tick (4 for 1000 a second), or it gives less than its rate. Its epoch is the machine's
-/// start. Only on Linux, with the feature `coarse-clock`.
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+/// start. Only on Linux.
+#[cfg(target_os = "linux")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Coarse;
 
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+#[cfg(target_os = "linux")]
 impl Clock for Coarse {
     #[inline]
     fn now(&self) -> u64 {

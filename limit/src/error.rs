@@ -26,6 +26,10 @@ pub enum ConfigError {
     /// The limit of that name is 0 or too large.
     #[error("{0} is out of range")]
     Limit(&'static str),
+    /// The system refused so many bytes for the table of keys: lower
+    /// [`keys_max`](crate::KeyedConfig::keys_max).
+    #[error("no memory for a table of {0} bytes: lower `keys_max`")]
+    NoMemory(usize),
     /// The store does not offer the algorithm.
     #[error("the store does not offer this algorithm")]
     NotOffered,
@@ -75,9 +79,13 @@ pub enum WaitError {
     /// As many callers wait already as the limiter lets wait. Retry later.
     #[error("too many callers wait for this limiter")]
     QueueFull,
-    /// The request costs more than the limit: no waiting helps.
+    /// The request costs more than the limit: no waiting helps. See
+    /// [`until_ready_in_debt`](crate::Limiter::until_ready_in_debt).
     #[error("the request costs more than the limit")]
     TooCostly,
+    /// Only one quota by `Gcra` or `LeakyBucket` can owe units.
+    #[error("the limiter's quotas cannot go into debt: only a single one by rate can")]
+    NoDebt,
 }
 
 impl WaitError {

@@ -16,7 +16,7 @@ pub mod testing;
 #[cfg(feature = "tower")]
 pub mod tower;
 
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+#[cfg(target_os = "linux")]
 pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
 pub use core::Standing;

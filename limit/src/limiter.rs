@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 use crate::clock::{Clock, Monotonic};
-use crate::core::{AtomicCell, Cell, Kind, Receipt, Rules, Standing, Verdict, step_all};
+use crate::core::{AtomicCell, Beyond, Cell, Kind, Receipt, Rules, Standing, Verdict, step_all};
 use crate::error::{ConfigError, Denied, WaitError};
-use crate::quota::{Quota, changed, rules_of};
+use crate::quota::{Quota, changed, least_limit, rules_of};
 
 /// How a limiter is built.
 #[derive(Clone, Debug)]
@@ -85,8 +87,10 @@ pub(crate) fn answer(verdict: &Verdict, taken: u64) -> Result<Admitted, Denied> 
 pub struct Limiter {
     state: State,
     clock: Arc<dyn Clock>,
-    /// Whoever holds it is the first of those that wait. tokio's mutex is handed on in order.
+    /// Held by the first of those that wait. tokio's mutex is handed on in order.
     turn: tokio::sync::Mutex<()>,
+    /// Told of refunds and of changes of the quotas, so that the first in line decides again.
+    changed: Notify,
     waiting: AtomicUsize,
     waiters_max: usize,
 }
@@ -136,7 +140,8 @@ impl Limiter {
         };
         let turn = tokio::sync::Mutex::new(());
         let (waiting, waiters_max) = (AtomicUsize::new(0), config.waiters_max);
-        Ok(Self { state, clock: config.clock, turn, waiting, waiters_max })
+        let changed = Notify::new();
+        Ok(Self { state, clock: config.clock, turn, changed, waiting, waiters_max })
     }
 
     /// Takes one unit if there is one.
@@ -192,6 +197,7 @@ impl Limiter {
     /// What time has given back already is not given back twice. Of a fixed window or a tick of a
     /// token bucket that is over nothing comes back; under GCRA a unit comes back less by the time
     /// it was out, so after a unit's time nothing; the sliding windows forget the units at once.
+    /// The first of those that wait in [`Self::until_ready`] decides again.
     pub fn refund(&self, admitted: Admitted) {
         let now = self.clock.now();
         match &self.state {
@@ -203,6 +209,7 @@ impl Limiter {
                 }
             }
         }
+        self.changed.notify_waiters();
     }
 
     /// Waits for one unit. See [`Self::until_ready_n`].
@@ -220,7 +227,8 @@ impl Limiter {
     ///
     /// For one quota by [`Algorithm::Gcra`](crate::Algorithm::Gcra) the first of those that
     /// wait has its units set aside, so that callers of [`Self::check`] cannot overtake it
-    /// for ever; with other algorithms they can. Sleeps on tokio's timer, whose step is a
+    /// for ever; with other algorithms they can. The first in line decides again after each
+    /// [`Self::refund`] and each [`Self::set_quotas`]. Sleeps on tokio's timer, whose step is a
     /// millisecond: rates above 1000 a second need a burst to be reached by waiting.
     ///
     /// # Errors
@@ -233,47 +241,119 @@ impl Limiter {
     /// # Cancel safety
     /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
     pub async fn until_ready_n(&self, cost: u64) -> Result<Admitted, WaitError> {
-        if self.waiting.load(Ordering::Relaxed) == 0 {
-            match self.check_n(cost) {
-                Ok(admitted) => return Ok(admitted),
-                Err(denied) if !denied.is_retryable() => return Err(WaitError::TooCostly),
-                Err(_) => {}
-            }
+        self.wait(cost, Beyond::Refused).await
+    }
+
+    /// [`Self::until_ready_n`] for a cost that may be above the limit: the quota goes into debt
+    /// for the rest, and the caller waits until that has flowed in too. Everybody else waits until
+    /// the debt is paid.
+    ///
+    /// The rate holds over time; at the moment of the answer up to `cost` units are used at once,
+    /// so a window may hold `cost` less the limit more than [`Quota::most_in`]. Only for one quota
+    /// by [`Algorithm::Gcra`](crate::Algorithm::Gcra) or
+    /// [`LeakyBucket`](crate::Algorithm::LeakyBucket), and a wait of at most 73 years.
+    ///
+    /// # Errors
+    /// [`WaitError::QueueFull`] if too many wait already, [`WaitError::NoDebt`] if the algorithm
+    /// cannot owe, [`WaitError::TooCostly`] if the wait would be longer than 73 years.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time, if it has to wait.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a caller that gives up takes nothing and leaves the queue.
+    pub async fn until_ready_in_debt(&self, cost: u64) -> Result<Admitted, WaitError> {
+        match &self.state {
+            State::Word(word) if word.kind() == Kind::Gcra => self.wait(cost, Beyond::Owed).await,
+            _ => Err(WaitError::NoDebt),
+        }
+    }
+
+    async fn wait(&self, cost: u64, beyond: Beyond) -> Result<Admitted, WaitError> {
+        if beyond == Beyond::Refused && cost > self.limit() {
+            return Err(WaitError::TooCostly);
+        }
+        if self.waiting.load(Ordering::Relaxed) == 0
+            && let Ok(admitted) = self.check_n(cost)
+        {
+            return Ok(admitted);
         }
         let _place = Place::take(&self.waiting, self.waiters_max)?;
         let _turn = self.turn.lock().await;
+        match &self.state {
+            State::Word(word) if word.kind() == Kind::Gcra => {
+                self.wait_with_reservation(word, cost, beyond).await
+            }
+            _ => self.wait_and_check(cost).await,
+        }
+    }
+
+    /// Sleeps for as long as the denial says, or until a refund or a change of the quotas. The
+    /// caller is the first in line.
+    async fn wait_and_check(&self, cost: u64) -> Result<Admitted, WaitError> {
+        // Ends when the units are there. The caller chose to wait, and may give up at any time.
         loop {
+            // From before the decision: a change right after it must end the sleep.
+            let changed = self.changed.notified();
             let denied = match self.check_n(cost) {
                 Ok(admitted) => return Ok(admitted),
                 Err(denied) => denied,
             };
             let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
-            match &self.state {
-                State::Word(word) if word.kind() == Kind::Gcra => {
-                    let now = self.clock.now();
-                    let (wait, receipt) = word.reserve(now, cost);
-                    let aside = Aside { word, clock: &*self.clock, receipt: Some(receipt) };
-                    self.sleep_until(now.saturating_add(wait)).await;
-                    let standing = word.step(self.clock.now(), 0).standing;
-                    return Ok(Admitted { standing, receipt: aside.take(receipt) });
-                }
-                _ => tokio::time::sleep(wait).await,
+            // Either way the next turn decides.
+            let _ = tokio::time::timeout(wait, changed).await;
+        }
+    }
+
+    /// Sets units aside and sleeps until their time; after a refund or a change of the quotas they
+    /// are reserved anew. The caller is the first in line.
+    async fn wait_with_reservation(
+        &self,
+        word: &AtomicCell,
+        cost: u64,
+        beyond: Beyond,
+    ) -> Result<Admitted, WaitError> {
+        let mut aside = Aside { word, clock: &*self.clock, receipt: None };
+        // Ends when the reservation's time has come. The caller may give up at any time.
+        loop {
+            // From before the decision: a change right after it must end the sleep.
+            let changed = self.changed.notified();
+            let receipt = aside.renew(cost, beyond)?;
+            if !self.sleep_until(receipt.at, changed).await {
+                continue;
+            }
+            let standing = word.step(self.clock.now(), 0).standing;
+            return Ok(Admitted { standing, receipt: aside.take(receipt) });
+        }
+    }
+
+    /// Returns true once it is `time`, and false if the quota has changed before.
+    async fn sleep_until(&self, time: u64, changed: Notified<'_>) -> bool {
+        let mut changed = std::pin::pin!(changed);
+        // Ends with the clock: a sleep is as long as the rest, and shorter only by the timer's step.
+        loop {
+            let now = self.clock.now();
+            if now >= time {
+                return true;
+            }
+            let rest = Duration::from_nanos(time - now);
+            if tokio::time::timeout(rest, changed.as_mut()).await.is_ok() {
+                return self.clock.now() >= time;
             }
         }
     }
 
-    async fn sleep_until(&self, time: u64) {
-        loop {
-            let now = self.clock.now();
-            if now >= time {
-                return;
-            }
-            tokio::time::sleep(Duration::from_nanos(time - now)).await;
+    /// The most units that a request can have at one moment.
+    fn limit(&self) -> u64 {
+        match &self.state {
+            State::Word(word) => word.rules().limit,
+            State::Cells(cells) => least_limit(&cells.lock().rules),
         }
     }
 
     /// Changes the quotas. What is used stays used, in units: a full bucket of 10 of which 4 are
-    /// taken becomes one of 100 of which 4 are taken.
+    /// taken becomes one of 100 of which 4 are taken. The first of those that wait in
+    /// [`Self::until_ready`] decides again by the new quotas.
     ///
     /// # Errors
     /// [`ConfigError`] if a quota is out of range, or their number or an algorithm would change;
@@ -294,6 +374,7 @@ impl Limiter {
                 cells.rules = new;
             }
         }
+        self.changed.notify_waiters();
         Ok(())
     }
 
@@ -339,6 +420,14 @@ struct Aside<'a> {
 }
 
 impl Aside<'_> {
+    /// Sets `cost` units aside in place of those that are.
+    fn renew(&mut self, cost: u64, beyond: Beyond) -> Result<Receipt, WaitError> {
+        let now = self.clock.now();
+        let reserved = self.word.reserve(now, cost, beyond, self.receipt.as_ref());
+        self.receipt = reserved.map(|(_, receipt)| receipt);
+        self.receipt.ok_or(WaitError::TooCostly)
+    }
+
     /// They are used.
     fn take(mut self, receipt: Receipt) -> Receipt {
         self.receipt = None;

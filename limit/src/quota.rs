@@ -158,6 +158,11 @@ pub(crate) fn rules_of(quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
     quotas.iter().map(Quota::rules).collect()
 }
 
+/// The most units that quotas taken together can give at one moment.
+pub(crate) fn least_limit(rules: &[Rules]) -> u64 {
+    rules.iter().map(|rules| rules.limit).min().unwrap_or(0)
+}
+
 /// The rules of a change, which must keep the shape of what it changes.
 pub(crate) fn changed(old: &[Rules], quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
     let new = rules_of(quotas)?;

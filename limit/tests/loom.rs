@@ -48,7 +48,8 @@ mod mutant {
     }
 }
 
-use self::core::{AtomicCell, Kind, LiveRules, Place, Rules};
+use self::core::{AtomicCell, Beyond, Kind, LiveRules, Place, Rules};
+use self::sync::AtomicU64;
 use loom::sync::Arc;
 use loom::thread;
 use mutant::Mutant;
@@ -125,7 +126,7 @@ fn a_reservation_given_up_comes_back() {
             let cell = Arc::clone(&cell);
             thread::spawn(move || admits(&cell, NOW + 10))
         };
-        let (wait, receipt) = cell.reserve(NOW, 1);
+        let (wait, receipt) = cell.reserve(NOW, 1, Beyond::Refused, None).expect("it is affordable");
         cell.refund(&receipt, NOW + 5);
         assert_eq!(wait, 1000);
         assert!(!checker.join().expect("it ends"));
@@ -138,20 +139,22 @@ fn a_reservation_given_up_comes_back() {
 fn a_place_is_handed_on_or_kept() {
     check(|| {
         let rules = Arc::new(LiveRules::new(&rules(Kind::Gcra, 1, 1)));
-        let place = Arc::new(Place::new(1, NOW));
+        let slot = Arc::new([AtomicU64::new(1), AtomicU64::new(NOW)]);
         let first = {
-            let (rules, place) = (Arc::clone(&rules), Arc::clone(&place));
+            let (rules, slot) = (Arc::clone(&rules), Arc::clone(&slot));
             thread::spawn(move || {
-                let take = || rules.take(&place.word, place.of(1), NOW + 3000, 1);
+                let place = Place::at(&slot);
+                let take = || rules.take(place.word, place.of(1), NOW + 3000, 1);
                 take().is_some_and(|answer| answer.is_ok())
             })
         };
+        let place = Place::at(&slot);
         let handed_on = place.hand_on(NOW, 2, NOW + 1500).is_some();
         let taken = first.join().expect("it ends");
         assert!(!(taken && handed_on), "a unit was taken of a key that has no place");
         if handed_on {
             assert_eq!(place.hash(), 2);
-            let left = rules.step(&place.word, place.of(2), NOW + 500, 0).expect("it is its own");
+            let left = rules.step(place.word, place.of(2), NOW + 500, 0).expect("it is its own");
             assert_eq!(left.standing.remaining(), 0, "the other's word is its own");
         }
     });

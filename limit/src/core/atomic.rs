@@ -7,7 +7,7 @@ use crate::sync::{AtomicU64, Mutex};
 use super::live::LiveRules;
 use super::rules::{Kind, Rules};
 use super::verdict::{Receipt, Standing, Verdict};
-use super::word;
+use super::word::{self, Beyond};
 
 #[derive(Debug)]
 pub(crate) struct AtomicCell {
@@ -34,6 +34,7 @@ impl AtomicCell {
 
     /// Decides, and takes if admitted.
     pub(crate) fn step(&self, now: u64, cost: u64) -> Verdict {
+        // Ends in the first turn: every word belongs to the cell, so that `step` has an answer.
         loop {
             if let Some(verdict) = self.rules.step(&self.word, |_| true, now, cost) {
                 return verdict;
@@ -41,11 +42,28 @@ impl AtomicCell {
         }
     }
 
-    /// Takes `cost` units now and says how long to wait before using them. GCRA only.
-    pub(crate) fn reserve(&self, now: u64, cost: u64) -> (u64, Receipt) {
+    /// Reserves `cost` units: takes them now and returns how long to wait before their use, and
+    /// their receipt. An `earlier` reservation of the same caller is given back in the same
+    /// exchange, so that no other caller can come in between. GCRA only; one reservation is
+    /// outstanding at a time.
+    ///
+    /// `None` if the quota never gives as much: nothing is reserved then, and `earlier` is given
+    /// back.
+    pub(crate) fn reserve(
+        &self,
+        now: u64,
+        cost: u64,
+        beyond: Beyond,
+        earlier: Option<&Receipt>,
+    ) -> Option<(u64, Receipt)> {
         self.update(|rules, word| {
-            let (wait, next) = word::reserve(rules, word, now, cost);
-            ((wait, Receipt { at: now.saturating_add(wait), cost }), next)
+            let word = earlier.map_or(word, |receipt| word::refund(rules, word, receipt, now));
+            match word::reserve(rules, word, now, cost, beyond) {
+                Some((wait, next)) => {
+                    (Some((wait, Receipt { at: now.saturating_add(wait), cost })), next)
+                }
+                None => (None, word),
+            }
         })
     }
 
@@ -58,6 +76,7 @@ impl AtomicCell {
             let (answer, next) = decide(rules, word);
             (answer, Some(next))
         };
+        // Ends in the first turn, as in `step`.
         loop {
             if let Some(answer) = self.rules.update(&self.word, |_| true, decide) {
                 return answer;

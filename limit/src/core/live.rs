@@ -65,6 +65,7 @@ impl LiveRules {
         let sequence = self.sequence.load(Acquire);
         let (interval, span) = (self.interval.load(Relaxed), self.span.load(Relaxed));
         let mut seen = word.load(Acquire);
+        // A turn fails only because another thread has exchanged the word, and so got on itself.
         loop {
             if !self.unchanged(sequence) || !mine(seen) {
                 return None;
@@ -106,6 +107,7 @@ impl LiveRules {
         mine: impl Fn(u64) -> bool,
         decide: impl Fn(&Rules, u64) -> (T, Option<u64>),
     ) -> Option<T> {
+        // A turn fails only because another thread has exchanged the word, and so got on itself.
         loop {
             let (rules, seen) = self.read_with(|| word.load(Acquire));
             if !mine(seen) {
@@ -125,6 +127,8 @@ impl LiveRules {
 
     /// The rules, and something read while they held.
     fn read_with<T>(&self, also: impl Fn() -> T) -> (Rules, T) {
+        // A turn fails only because of a change of the rules: an administrator's act, whose stores
+        // and conversions are finite.
         loop {
             let sequence = self.sequence.load(Acquire);
             let rules = Rules {
@@ -172,6 +176,8 @@ impl LiveRules {
         self.unit_bits.store(u64::from(new.unit_bits), Relaxed);
         for word in words {
             let mut seen = word.load(Acquire);
+            // Fails only for decisions that had read the rules before the sequence became odd, and
+            // for places that are handed on: at most one exchange for each thread.
             while let Err(other) =
                 word.compare_exchange(seen, converted(&old, new, seen, now), AcqRel, Acquire)
             {

@@ -13,36 +13,42 @@ use crate::sync::AtomicU64;
 /// The word of a place that changes hands.
 const HANDED_ON: u64 = u64::MAX;
 
-/// The hash of a key, which stands for it, and its word. A hash of 0: never used.
-#[derive(Debug)]
-pub(crate) struct Place {
-    hash: AtomicU64,
-    pub(crate) word: AtomicU64,
+/// The memory of a place: the hash of a key, which stands for the key, and its word. A hash of 0:
+/// never used. Zeroed memory is an empty table.
+pub(crate) type Slot = [AtomicU64; 2];
+
+/// One place of a table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place<'a> {
+    hash: &'a AtomicU64,
+    pub(crate) word: &'a AtomicU64,
 }
 
-impl Place {
-    pub(crate) fn new(hash: u64, word: u64) -> Self {
-        Self { hash: AtomicU64::new(hash), word: AtomicU64::new(word) }
+impl<'a> Place<'a> {
+    #[inline]
+    pub(crate) fn at(slot: &'a Slot) -> Self {
+        let [hash, word] = slot;
+        Self { hash, word }
     }
 
-    /// Whose it is, or was a moment ago.
+    /// The hash of the key that has the place. Another thread may be changing it.
     #[inline]
-    pub(crate) fn hash(&self) -> u64 {
+    pub(crate) fn hash(self) -> u64 {
         self.hash.load(Relaxed)
     }
 
-    /// Whether a word that was read is that of the key.
+    /// Returns a predicate: whether a word that was read belongs to the key of this hash.
     #[inline]
-    pub(crate) fn of(&self, hash: u64) -> impl Fn(u64) -> bool {
+    pub(crate) fn of(self, hash: u64) -> impl Fn(u64) -> bool {
         move |word| {
             let held = self.hash.load(Acquire) == hash && self.word.load(Relaxed) == word;
             word != HANDED_ON && (held || mutant::is(Mutant::OwnerIgnored))
         }
     }
 
-    /// Gives the place, whose word is `old`, to another key, and says whose it was. `None` if the
-    /// word is another by now. One at a time for all places of a table's part.
-    pub(crate) fn hand_on(&self, old: u64, hash: u64, next: u64) -> Option<u64> {
+    /// Gives the place, whose word is `old`, to another key, and returns the hash of the key that
+    /// had it. `None` if the word is another by now. The caller holds the shard's newcomer lock.
+    pub(crate) fn hand_on(self, old: u64, hash: u64, next: u64) -> Option<u64> {
         debug_assert!(next > old, "a decision by the old word could be exchanged into the new");
         if mutant::is(Mutant::HandedOnOpenly) {
             let before = self.hash.swap(hash, AcqRel);

@@ -95,12 +95,37 @@ fn pack(rules: &Rules, index: u64, used: u64) -> u64 {
     (index << rules.unit_bits) | used
 }
 
-/// Takes `cost` units now and says from when they may be used: GCRA only. The caller lets one
-/// such reservation be outstanding at a time.
-pub(crate) fn reserve(rules: &Rules, word: u64, now: u64, cost: u64) -> (u64, u64) {
+/// What becomes of a reservation of more units than the limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beyond {
+    Refused,
+    /// The quota owes the rest: the wait is until the rest has flowed in too.
+    Owed,
+}
+
+/// The farthest that reservations may bring the theoretical arrival time ahead of now, ns: 73
+/// years. Twice as much still fits into a word at any time.
+const AHEAD_MAX: u64 = NOW_MAX / 4;
+
+/// Takes `cost` units now; returns from when on they may be used and the next word. `None` if the
+/// quota never gives as much. GCRA only. The caller lets one reservation be outstanding at a time.
+pub(crate) fn reserve(
+    rules: &Rules,
+    word: u64,
+    now: u64,
+    cost: u64,
+    beyond: Beyond,
+) -> Option<(u64, u64)> {
     let now = now.min(NOW_MAX);
-    let next = word.max(now) + cost.saturating_mul(rules.interval).min(NOW_MAX / 2);
-    ((next - now).saturating_sub(rules.span), next)
+    let worth = cost.checked_mul(rules.interval)?;
+    if worth > rules.span && (beyond == Beyond::Refused || worth > AHEAD_MAX) {
+        return None;
+    }
+    let next = word.max(now) + worth;
+    if next - now > rules.span.saturating_add(AHEAD_MAX) {
+        return None;
+    }
+    Some(((next - now).saturating_sub(rules.span), next))
 }
 
 /// The word after units that were taken and not used come back.

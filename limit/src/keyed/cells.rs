@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_utils::CachePadded;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry;
 use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
@@ -30,7 +29,7 @@ pub(super) struct Cells<K> {
 
 struct Shard<K> {
     rules: Box<[Rules]>,
-    table: HashTable<(K, Box<[Cell]>)>,
+    table: HashTable<Known<K>>,
     /// What the keys without a place share.
     overflow: Box<[Cell]>,
     /// With so many keys the table is swept before it grows.
@@ -40,6 +39,13 @@ struct Shard<K> {
     /// Insertions refused since the last sweep: a sweep is paid for by as many.
     refused: usize,
     swept: u64,
+}
+
+/// A key with its hash, so that the table never hashes a key under its lock.
+struct Known<K> {
+    hash: u64,
+    key: K,
+    cells: Box<[Cell]>,
 }
 
 impl<K: Hash + Eq> Cells<K> {
@@ -60,35 +66,70 @@ impl<K: Hash + Eq> Cells<K> {
         &self.shards[(hash >> 40) as usize & (self.shards.len() - 1)]
     }
 
-    /// Decides, and says how many units the key itself can give back later.
-    pub(super) fn step<Q>(
+    /// Decides, and returns how many units the key itself can give back later.
+    ///
+    /// Of the key's own code only `Eq` runs under the lock of a shard: keys are made before it is
+    /// taken and dropped after it is released.
+    pub(super) fn step<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> (Verdict, u64)
+    where
+        K: Borrow<Q>,
+        Q: Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let (answer, _forgotten) = self.look(hash, key, now, cost);
+        if let Some(answer) = answer {
+            return answer;
+        }
+        let owned = key.to_owned();
+        let shard = &mut *self.shard(hash).lock();
+        if let Some(known) = shard.table.find_mut(hash, |known| known.key.borrow() == key) {
+            return (step_all(&mut known.cells, &shard.rules, now, cost), cost);
+        }
+        let one_more = |n: usize| (n < self.keys_max).then_some(n + 1);
+        if self.keys.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
+            return self.without_room(shard, now, cost);
+        }
+        let (verdict, cells) = shard.decide_new(now, cost);
+        if verdict.admitted() && cost > 0 {
+            let known = Known { hash, key: owned, cells };
+            shard.table.insert_unique(hash, known, |known| known.hash);
+        } else {
+            self.keys.fetch_sub(1, Ordering::Relaxed);
+        }
+        (verdict, cost)
+    }
+
+    /// Decides if that needs no new place. Returns the keys forgotten on the way too.
+    fn look<Q>(
         &self,
         hash: u64,
         key: &Q,
         now: u64,
         cost: u64,
-        rehash: impl Fn(&K) -> u64,
-    ) -> (Verdict, u64)
+    ) -> (Option<(Verdict, u64)>, Vec<Known<K>>)
     where
         K: Borrow<Q>,
-        Q: Eq + ToOwned<Owned = K> + ?Sized,
+        Q: Eq + ?Sized,
     {
         let shard = &mut *self.shard(hash).lock();
-        if let Some((_, cells)) = shard.table.find_mut(hash, |(k, _)| k.borrow() == key) {
-            return (step_all(cells, &shard.rules, now, cost), cost);
+        if let Some(known) = shard.table.find_mut(hash, |known| known.key.borrow() == key) {
+            let verdict = step_all(&mut known.cells, &shard.rules, now, cost);
+            return (Some((verdict, cost)), Vec::new());
         }
-        let full = self.keys.load(Ordering::Relaxed) >= self.keys_max;
-        if shard.sweep_is_due(now, full) {
-            self.forgot(shard.sweep(now, &rehash));
+        let full = || self.keys.load(Ordering::Relaxed) >= self.keys_max;
+        let mut forgotten = Vec::new();
+        if shard.sweep_is_due(now, full()) {
+            forgotten = shard.sweep(now);
+            self.forgot(forgotten.len());
         }
-        let one_more = |n: usize| (n < self.keys_max).then_some(n + 1);
-        if self.keys.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok() {
-            let (verdict, kept) = shard.insert(hash, key.to_owned(), now, cost, rehash);
-            if !kept {
-                self.keys.fetch_sub(1, Ordering::Relaxed);
-            }
-            return (verdict, cost);
+        if full() {
+            return (Some(self.without_room(shard, now, cost)), forgotten);
         }
+        let verdict = shard.decide_new(now, cost).0;
+        let takes_place = verdict.admitted() && cost > 0;
+        ((!takes_place).then_some((verdict, cost)), forgotten)
+    }
+
+    fn without_room(&self, shard: &mut Shard<K>, now: u64, cost: u64) -> (Verdict, u64) {
         self.overflowed.fetch_add(1, Ordering::Relaxed);
         let Shard { rules, overflow, .. } = shard;
         let share = || step_all(overflow, rules, now, cost);
@@ -106,8 +147,8 @@ impl<K: Hash + Eq> Cells<K> {
         Q: Eq + ?Sized,
     {
         let shard = &mut *self.shard(hash).lock();
-        if let Some((_, cells)) = shard.table.find_mut(hash, |(k, _)| k.borrow() == key) {
-            for (cell, rules) in cells.iter_mut().zip(&shard.rules) {
+        if let Some(known) = shard.table.find_mut(hash, |known| known.key.borrow() == key) {
+            for (cell, rules) in known.cells.iter_mut().zip(&shard.rules) {
                 cell.refund(rules, receipt, now);
             }
         }
@@ -124,9 +165,10 @@ impl<K: Hash + Eq> Cells<K> {
         }
     }
 
-    pub(super) fn reclaim(&self, now: u64, rehash: impl Fn(&K) -> u64) {
+    pub(super) fn reclaim(&self, now: u64) {
         for shard in &self.shards {
-            self.forgot(shard.lock().sweep(now, &rehash));
+            let forgotten = shard.lock().sweep(now);
+            self.forgot(forgotten.len());
         }
     }
 }
@@ -162,31 +204,12 @@ impl<K> Shard<K> {
         }
     }
 
-    /// Decides for a new key, and gives it a place if it took something.
-    fn insert(
-        &mut self,
-        hash: u64,
-        key: K,
-        now: u64,
-        cost: u64,
-        rehash: impl Fn(&K) -> u64,
-    ) -> (Verdict, bool)
-    where
-        K: Eq,
-    {
+    /// Decides for a key without a place; returns its cells too.
+    fn decide_new(&self, now: u64, cost: u64) -> (Verdict, Box<[Cell]>) {
         // The key may have been forgotten by the last sweep, later than a late caller's `now`.
         let now = now.max(self.swept);
         let mut cells = fresh(&self.rules);
-        let verdict = step_all(&mut cells, &self.rules, now, cost);
-        if !verdict.admitted() || cost == 0 {
-            return (verdict, false);
-        }
-        if let Entry::Vacant(place) =
-            self.table.entry(hash, |(k, _)| *k == key, |(key, _)| rehash(key))
-        {
-            place.insert((key, cells));
-        }
-        (verdict, true)
+        (step_all(&mut cells, &self.rules, now, cost), cells)
     }
 
     /// Whether to look for keys to forget, before another comes in.
@@ -199,29 +222,29 @@ impl<K> Shard<K> {
         self.table.len() >= self.sweep_at && now >= self.next_idle
     }
 
-    /// Forgets what is as good as new, and says how many that were.
-    fn sweep(&mut self, now: u64, rehash: impl Fn(&K) -> u64) -> usize {
-        let before = self.table.len();
+    /// Forgets the keys that are as good as new, and returns them for the caller to drop once the
+    /// lock is released.
+    fn sweep(&mut self, now: u64) -> Vec<Known<K>> {
         let rules = &self.rules;
         let mut next = u64::MAX;
-        self.table.retain(|(_, cells)| {
-            let idle_at = idle_at(cells, rules);
-            let stays = idle_at > now;
-            if stays {
+        let is_idle = |known: &mut Known<K>| {
+            let idle_at = idle_at(&known.cells, rules);
+            if idle_at > now {
                 next = next.min(idle_at);
             }
-            stays
-        });
+            idle_at <= now
+        };
+        let forgotten: Vec<Known<K>> = self.table.extract_if(is_idle).collect();
         let left = self.table.len();
         // Gives memory back once three quarters are free.
         if left < self.table.capacity() / 4 {
-            self.table.shrink_to(left * 2, |(key, _)| rehash(key));
+            self.table.shrink_to(left * 2, |known| known.hash);
         }
         self.next_idle = if left == 0 { 0 } else { next };
         self.sweep_at = (left * 2).max(SWEEP_MIN);
         self.refused = 0;
         self.swept = now;
-        before - left
+        forgotten
     }
 
     fn set_rules(&mut self, new: &[Rules], now: u64) {
@@ -230,7 +253,7 @@ impl<K> Shard<K> {
                 cell.convert(&old[tier], &new[tier], now);
             }
         };
-        self.table.iter_mut().for_each(|(_, cells)| convert(cells, &self.rules));
+        self.table.iter_mut().for_each(|known| convert(&mut known.cells, &self.rules));
         convert(&mut self.overflow, &self.rules);
         self.rules = new.into();
         self.next_idle = 0;

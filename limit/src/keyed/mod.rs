@@ -18,7 +18,7 @@ use crate::clock::{Clock, Monotonic};
 use crate::core::{Rules, Standing, Verdict};
 use crate::error::{ConfigError, Denied, WaitError};
 use crate::limiter::{Admitted, answer};
-use crate::quota::{Quota, changed, rules_of};
+use crate::quota::{Quota, changed, least_limit, rules_of};
 use cells::Cells;
 use wait::Waiters;
 use words::Words;
@@ -54,8 +54,9 @@ impl WhenFull {
 pub struct KeyedConfig {
     /// Room for so many keys that are not as good as new. 1 to 2³²; default 100,000.
     ///
-    /// With one quota of one word the table has 32 bytes for each: reserved at once, it takes
-    /// memory as it fills, and some more keys than this may find a place. With windows that slide
+    /// With one quota of one word the table has 32 bytes for each: its addresses are reserved at
+    /// once ([`ConfigError::NoMemory`] if the system refuses them), it takes memory as it fills,
+    /// and some more keys than this may find a place. With windows that slide
     /// and with several quotas this is the most keys remembered, in tables that grow and shrink.
     pub keys_max: usize,
     /// What becomes of new keys beyond that. Default: [`WhenFull::Share`].
@@ -177,7 +178,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         }
         let rules = rules_of(quotas)?;
         let table = if rules.len() == 1 && rules[0].kind.is_word() {
-            Table::Words(Words::new(&rules[0], config.keys_max, config.when_full))
+            Table::Words(Words::new(&rules[0], config.keys_max, config.when_full)?)
         } else {
             Table::Cells(Cells::new(&rules, config.keys_max, config.when_full))
         };
@@ -249,10 +250,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     {
         let (verdict, taken) = match &self.table {
             Table::Words(words) => words.step(hash, now, cost),
-            Table::Cells(cells) => {
-                let rehash = |key: &K| self.hasher.hash_one(key.borrow());
-                cells.step(hash, key, now, cost, rehash)
-            }
+            Table::Cells(cells) => cells.step(hash, key, now, cost),
         };
         answer(&verdict, taken)
     }
@@ -303,7 +301,8 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
 
     /// Waits until `cost` units of the key's quota could be taken: those who wait for a key are
     /// served in order, and do not hold up those who wait for another. Callers of [`Self::check`]
-    /// may overtake them. Sleeps on tokio's timer, whose step is a millisecond.
+    /// may overtake them. The first in line decides again after each [`Self::refund`] of its key
+    /// and each [`Self::set_quotas`]. Sleeps on tokio's timer, whose step is a millisecond.
     ///
     /// # Errors
     /// [`WaitError::QueueFull`] if too many wait already, [`WaitError::TooCostly`] if no waiting
@@ -319,23 +318,28 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        if cost > least_limit(&self.table.rules()) {
+            return Err(WaitError::TooCostly);
+        }
         let hash = self.hasher.hash_one(key);
-        if !self.waiters.any(hash) {
-            match self.check_hashed(hash, key, self.clock.now(), cost) {
-                Ok(admitted) => return Ok(admitted),
-                Err(denied) if !denied.is_retryable() => return Err(WaitError::TooCostly),
-                Err(_) => {}
-            }
+        if !self.waiters.any(hash)
+            && let Ok(admitted) = self.check_hashed(hash, key, self.clock.now(), cost)
+        {
+            return Ok(admitted);
         }
         let waiter = self.waiters.enter(hash)?;
-        let _turn = waiter.turn.lock().await;
+        let _turn = waiter.line.turn.lock().await;
+        // Ends when the units are there. The caller chose to wait, and may give up at any time.
         loop {
+            // From before the decision: a change right after it must end the sleep.
+            let changed = waiter.line.changed.notified();
             let denied = match self.check_hashed(hash, key, self.clock.now(), cost) {
                 Ok(admitted) => return Ok(admitted),
                 Err(denied) => denied,
             };
             let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
-            tokio::time::sleep(wait).await;
+            // Either way the next turn decides.
+            let _ = tokio::time::timeout(wait, changed).await;
         }
     }
 
@@ -358,9 +362,11 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
             Table::Words(words) => words.refund(hash, admitted.receipt(), now),
             Table::Cells(cells) => cells.refund(hash, key, admitted.receipt(), now),
         }
+        self.waiters.wake(hash);
     }
 
-    /// Changes the quotas of all keys. What is used stays used, in units.
+    /// Changes the quotas of all keys. What is used stays used, in units. Those that wait in
+    /// [`Self::until_ready`] decide again by the new quotas.
     ///
     /// Walks all keys, a 64th at a time: about 10 ms for a million. The checks of a
     /// shard wait while it is walked.
@@ -369,12 +375,17 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     /// [`ConfigError`] if a quota is out of range, or their number or an algorithm would change;
     /// then nothing is changed.
     pub fn set_quotas(&self, quotas: &[Quota]) -> Result<(), ConfigError> {
-        let _one = self.change.lock();
+        // Not under the lock: the clock is foreign code.
         let now = self.clock.now();
-        match &self.table {
-            Table::Words(words) => words.set_rules(&changed(&[words.rules()], quotas)?[0], now),
-            Table::Cells(cells) => cells.set_rules(&changed(&cells.rules(), quotas)?, now),
+        {
+            let _one = self.change.lock();
+            let new = changed(&self.table.rules(), quotas)?;
+            match &self.table {
+                Table::Words(words) => words.set_rules(&new[0], now),
+                Table::Cells(cells) => cells.set_rules(&new, now),
+            }
         }
+        self.waiters.wake_all();
         Ok(())
     }
 
@@ -382,7 +393,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     /// with windows that slide or with several quotas. Never needed for memory to be bounded.
     pub fn reclaim(&self) {
         if let Table::Cells(cells) = &self.table {
-            cells.reclaim(self.clock.now(), |key: &K| self.hasher.hash_one(key));
+            cells.reclaim(self.clock.now());
         }
     }
 
@@ -404,6 +415,15 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
             Table::Cells(cells) => cells.bytes(),
         };
         KeyedStats { keys, reclaimed, overflowed, table_bytes }
+    }
+}
+
+impl<K: Hash + Eq> Table<K> {
+    fn rules(&self) -> Box<[Rules]> {
+        match self {
+            Self::Words(words) => Box::new([words.rules()]),
+            Self::Cells(cells) => cells.rules(),
+        }
     }
 }
 

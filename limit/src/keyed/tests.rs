@@ -178,7 +178,7 @@ fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
 
 #[test]
 fn a_key_that_is_known_is_not_brought_in_again() {
-    let words = Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Deny);
+    let words = Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Deny).unwrap();
     assert!(words.step_new(7, 1, 1).is_some());
     // As a thread does that looked before the other was done.
     assert!(words.step_new(7, 1, 1).is_none());

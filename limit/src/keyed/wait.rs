@@ -1,32 +1,41 @@
-//! Those who wait, a queue for each key.
+//! Callers that wait: a queue for each key.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use crate::error::WaitError;
 
 pub(super) struct Waiters {
-    /// Of all keys.
+    /// Of all keys. Changed under the lock of `queues`.
     count: AtomicUsize,
     max: usize,
     queues: Mutex<HashMap<u64, Queue>>,
 }
 
-/// Whoever holds the turn is the first of its key. tokio's mutex is handed on in order.
-#[derive(Default)]
 struct Queue {
-    turn: Arc<tokio::sync::Mutex<()>>,
+    line: Arc<Line>,
+    /// Callers with a place in the queue. Invariant: at least 1.
     waiting: usize,
+}
+
+/// What the callers that wait for a key share.
+#[derive(Default)]
+pub(super) struct Line {
+    /// Held by the first of its key. tokio's mutex is handed on in order.
+    pub(super) turn: tokio::sync::Mutex<()>,
+    /// Told of refunds and of changes of the quotas, so that the first in line decides again.
+    pub(super) changed: Notify,
 }
 
 /// A place in the queue of a key, left when dropped.
 pub(super) struct Waiter<'a> {
     waiters: &'a Waiters,
     hash: u64,
-    pub(super) turn: Arc<tokio::sync::Mutex<()>>,
+    pub(super) line: Arc<Line>,
 }
 
 impl Waiters {
@@ -48,17 +57,48 @@ impl Waiters {
         if self.count() >= self.max {
             return Err(WaitError::QueueFull);
         }
-        self.count.fetch_add(1, Ordering::Relaxed);
-        let queue = queues.entry(hash).or_default();
+        self.count.fetch_add(1, Ordering::AcqRel);
+        let queue = queues.entry(hash).or_insert_with(|| Queue { line: Arc::default(), waiting: 0 });
         queue.waiting += 1;
-        Ok(Waiter { waiters: self, hash, turn: Arc::clone(&queue.turn) })
+        Ok(Waiter { waiters: self, hash, line: Arc::clone(&queue.line) })
+    }
+
+    /// Lets the first in the line of a key decide again. Called after its quota has changed.
+    pub(super) fn wake(&self, hash: u64) {
+        if self.nobody() {
+            return;
+        }
+        let line = self.queues.lock().get(&hash).map(|queue| Arc::clone(&queue.line));
+        // Not under the lock: a waker is foreign code, and may drop a `Waiter`.
+        if let Some(line) = line {
+            line.changed.notify_waiters();
+        }
+    }
+
+    /// Lets the first in each line decide again. Called after the quotas have changed.
+    pub(super) fn wake_all(&self) {
+        if self.nobody() {
+            return;
+        }
+        let lines: Vec<Arc<Line>> =
+            self.queues.lock().values().map(|queue| Arc::clone(&queue.line)).collect();
+        for line in lines {
+            line.changed.notify_waiters();
+        }
+    }
+
+    /// Whether nobody waits. An exchange, which sees the newest count where a load may see an old
+    /// one: a caller that entered the queue before is seen, and one that enters later sees what
+    /// the calling thread has changed.
+    fn nobody(&self) -> bool {
+        self.count.fetch_add(0, Ordering::AcqRel) == 0
     }
 }
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         let mut queues = self.waiters.queues.lock();
-        self.waiters.count.fetch_sub(1, Ordering::Relaxed);
+        self.waiters.count.fetch_sub(1, Ordering::AcqRel);
         if let Some(queue) = queues.get_mut(&self.hash) {
             queue.waiting -= 1;
             if queue.waiting == 0 {

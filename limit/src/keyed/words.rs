@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
 use crate::core::{
-    Cell, LiveRules, NOW_MAX, Place, Receipt, Rules, Standing, Verdict, step_all, word,
+    Cell, LiveRules, NOW_MAX, Place, Receipt, Rules, Slot, Standing, Verdict, step_all, word,
 };
+use crate::error::ConfigError;
 use crate::mutant::{self, Mutant};
 
 /// Places in a cache line.
@@ -25,7 +26,7 @@ const LINE: usize = 4;
 const WINDOW: usize = 32;
 
 pub(super) struct Words {
-    places: Box<[Place]>,
+    places: Box<[Slot]>,
     /// The place that begins the first whole cache line.
     first: usize,
     /// Lines of each shard.
@@ -54,21 +55,25 @@ struct Newcomers {
 enum Entry<'a> {
     /// It is not new: another thread was quicker.
     Known,
-    Free(&'a Place),
+    Free(Place<'a>),
     /// Until now of a key that is as good as new; with its word.
-    Idle(&'a Place, u64),
+    Idle(Place<'a>, u64),
     Full,
 }
 
 impl Words {
-    /// Half full with `keys_max` keys.
-    pub(super) fn new(rules: &Rules, keys_max: usize, when_full: WhenFull) -> Self {
+    /// A table that is half full with `keys_max` keys.
+    pub(super) fn new(
+        rules: &Rules,
+        keys_max: usize,
+        when_full: WhenFull,
+    ) -> Result<Self, ConfigError> {
         let count = super::shard_count(keys_max);
         let lines = keys_max.div_ceil(count * LINE / 2).max(1);
         let room = lines * count * LINE + LINE - 1;
         // Taken zeroed from the system, which gives memory only to pages that are written.
-        let places: Box<[Place]> =
-            vec![[0_u64; 2]; room].into_iter().map(|[hash, word]| Place::new(hash, word)).collect();
+        let places: Box<[Slot]> = bytemuck::allocation::try_zeroed_slice_box(room)
+            .map_err(|()| ConfigError::NoMemory(room.saturating_mul(size_of::<Slot>())))?;
         let first = places.as_ptr().align_offset(64).min(LINE - 1);
         let newcomers = || Newcomers {
             keys: 0,
@@ -79,7 +84,7 @@ impl Words {
         };
         let shard = |_| Shard { rules: LiveRules::new(rules), newcomers: Mutex::new(newcomers()) };
         let shards = (0..count).map(shard).map(CachePadded::new).collect();
-        Self { places, first, lines, shards, when_full }
+        Ok(Self { places, first, lines, shards, when_full })
     }
 
     /// The short way: decides if the key has a place and its quota is by rate. `None` means
@@ -93,13 +98,15 @@ impl Words {
     ) -> Option<Result<Standing, (Standing, u64)>> {
         let hash = named(hash);
         let place = self.find(hash)?;
-        self.shard(hash).rules.take(&place.word, place.of(hash), now, cost)
+        self.shard(hash).rules.take(place.word, place.of(hash), now, cost)
     }
 
     /// Decides, and says how many units the key itself can give back later.
     pub(super) fn step(&self, hash: u64, now: u64, cost: u64) -> (Verdict, u64) {
         let hash = named(hash);
         let rules = &self.shard(hash).rules;
+        // A turn fails only because another thread has changed the place or its word meanwhile:
+        // brought the key in, taken or given back units of it, or given its place away.
         loop {
             let Some(place) = self.find(hash) else {
                 match self.step_new(hash, now, cost) {
@@ -107,7 +114,7 @@ impl Words {
                     None => continue,
                 }
             };
-            if let Some(verdict) = rules.step(&place.word, place.of(hash), now, cost) {
+            if let Some(verdict) = rules.step(place.word, place.of(hash), now, cost) {
                 return (verdict, cost);
             }
             std::hint::spin_loop();
@@ -124,25 +131,25 @@ impl Words {
     #[inline]
     pub(super) fn touch(&self, hash: u64) {
         let (places, home) = self.range(named(hash));
-        std::hint::black_box(places[home * LINE].word.load(Relaxed));
+        std::hint::black_box(Place::at(&places[home * LINE]).word.load(Relaxed));
     }
 
     /// Looks at a whole line before it branches: which of its places it is cannot be predicted,
     /// that it is in the first line can.
     #[inline]
-    fn find(&self, hash: u64) -> Option<&Place> {
+    fn find(&self, hash: u64) -> Option<Place<'_>> {
         let (places, home) = self.range(hash);
         let (before, from) = places.split_at(home * LINE);
         let lines = from.chunks_exact(LINE).chain(before.chunks_exact(LINE)).take(WINDOW);
         for line in lines {
             let (mut at, mut free) = (LINE, false);
-            for (index, place) in line.iter().enumerate() {
-                let other = place.hash();
+            for (index, slot) in line.iter().enumerate() {
+                let other = Place::at(slot).hash();
                 at = if other == hash { index } else { at };
                 free |= other == 0;
             }
-            if let Some(place) = line.get(at) {
-                return Some(place);
+            if let Some(slot) = line.get(at) {
+                return Some(Place::at(slot));
             }
             if free {
                 return None;
@@ -153,7 +160,7 @@ impl Words {
 
     /// The places of a key's shard and the line where it is at home.
     #[inline]
-    fn range(&self, hash: u64) -> (&[Place], usize) {
+    fn range(&self, hash: u64) -> (&[Slot], usize) {
         let shard = hash as usize & (self.shards.len() - 1);
         let home = ((hash >> 32) * self.lines as u64) >> 32;
         let places = &self.places[self.first + shard * self.lines * LINE..][..self.lines * LINE];
@@ -174,6 +181,8 @@ impl Words {
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
         }
+        // A turn fails only because the key of an idle place took units, which makes that place no
+        // longer idle for this `now`; there are as many places as a window has.
         loop {
             let (place, old) = match self.entry(&rules, hash, now) {
                 Entry::Known => return None,
@@ -223,9 +232,10 @@ impl Words {
     pub(super) fn refund(&self, hash: u64, receipt: &Receipt, now: u64) {
         let hash = named(hash);
         let rules = &self.shard(hash).rules;
+        // A turn fails only because another thread has changed the word or given the place away.
         while let Some(place) = self.find(hash) {
             let back = |rules: &Rules, word| ((), Some(word::refund(rules, word, receipt, now)));
-            if rules.update(&place.word, place.of(hash), back).is_some() {
+            if rules.update(place.word, place.of(hash), back).is_some() {
                 return;
             }
         }
@@ -242,8 +252,8 @@ impl Words {
             let mut newcomers = shard.newcomers.lock();
             let old = shard.rules.read();
             newcomers.overflow.convert(&old, new, now);
-            let used = places.iter().filter(|place| place.hash() != 0);
-            shard.rules.change(new, now, used.map(|place| &place.word));
+            let used = places.iter().map(Place::at).filter(|place| place.hash() != 0);
+            shard.rules.change(new, now, used.map(|place| place.word));
         }
     }
 
@@ -263,9 +273,9 @@ impl Words {
     }
 }
 
-fn window(places: &[Place], home: usize) -> impl Iterator<Item = &Place> {
+fn window(places: &[Slot], home: usize) -> impl Iterator<Item = Place<'_>> {
     let (before, from) = places.split_at(home * LINE);
-    from.iter().chain(before).take(WINDOW * LINE)
+    from.iter().chain(before).take(WINDOW * LINE).map(Place::at)
 }
 
 /// 0 means that a place was never used.
