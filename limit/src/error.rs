@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::core::{NEVER, Standing};
+use crate::header::whole_seconds;
 
 /// Why a limiter could not be made or changed. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,6 +60,11 @@ impl Denied {
     /// `None`: it never will, because it costs more than the limit.
     pub const fn retry_after(&self) -> Option<Duration> {
         if self.wait == NEVER { None } else { Some(Duration::from_nanos(self.wait)) }
+    }
+
+    /// [`Self::retry_after`] in whole seconds, rounded up: the value of HTTP's `Retry-After`.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after().map(whole_seconds)
     }
 
     /// Where the quota stands that denies for longest.

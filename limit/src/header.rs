@@ -8,7 +8,8 @@ use crate::quota::Quota;
 
 /// The value of `RateLimit-Policy`: each quota's name, units and seconds.
 ///
-/// A period that is not whole seconds is rounded up, at least 1.
+/// A period that is not whole seconds is rounded up, at least 1. Figures above the largest integer
+/// of a structured field (10¹⁵ - 1) are given as that.
 ///
 /// # Example
 ///
@@ -26,7 +27,8 @@ pub fn policy_field(quotas: &[Quota]) -> String {
     let mut text = String::new();
     for quota in quotas {
         let comma = if text.is_empty() { "" } else { ", " };
-        let (name, count, window) = (quota.name, quota.count, seconds(quota.per).max(1));
+        let (name, count) = (quota.name, quota.count.min(INTEGER_MAX));
+        let window = whole_seconds(quota.per).max(1);
         // Writing to a string does not fail.
         let _ = write!(text, "{comma}\"{name}\";q={count};w={window}");
     }
@@ -50,9 +52,14 @@ pub fn policy_field(quotas: &[Quota]) -> String {
 /// ```
 pub fn standing_field(quotas: &[Quota], standing: &Standing) -> String {
     let name = quotas.get(standing.tier()).map_or("default", |quota| quota.name);
-    format!("\"{name}\";r={};t={}", standing.remaining(), seconds(standing.reset_after()))
+    let remaining = standing.remaining().min(INTEGER_MAX);
+    format!("\"{name}\";r={remaining};t={}", whole_seconds(standing.reset_after()))
 }
 
-fn seconds(time: Duration) -> u64 {
-    time.as_secs() + u64::from(time.subsec_nanos() > 0)
+/// The largest integer of a structured field (RFC 9651, section 3.3.1).
+const INTEGER_MAX: u64 = 999_999_999_999_999;
+
+/// Whole seconds, rounded up, as header fields have them.
+pub(crate) fn whole_seconds(time: Duration) -> u64 {
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).min(INTEGER_MAX)
 }

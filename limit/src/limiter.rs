@@ -330,7 +330,7 @@ impl Limiter {
     /// Returns true once it is `time`, and false if the quota has changed before.
     async fn sleep_until(&self, time: u64, changed: Notified<'_>) -> bool {
         let mut changed = std::pin::pin!(changed);
-        // Ends with the clock: a sleep is as long as the rest, and shorter only by the timer's step.
+        // Ends with the clock: a sleep is as long as what is left, less at most the timer's step.
         loop {
             let now = self.clock.now();
             if now >= time {

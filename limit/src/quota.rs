@@ -39,9 +39,9 @@ pub enum Algorithm {
 /// The rate is `count` in `per`; what may be taken at one moment is `burst`, and is never implied
 /// by the rate. Ranges: `per` from 1 ns to 73 years; `burst` times the time of one unit up to 146
 /// years; for [`Algorithm::Gcra`] and [`Algorithm::LeakyBucket`] at most one unit a nanosecond, the
-/// time of a unit being rounded up to whole nanoseconds (at 300,000 a second 0.02 % slower than
-/// asked for, never faster); for the counted ones about 10⁹ units a second; for the log
-/// [`LOG_UNITS_MAX`].
+/// time of a unit being rounded up to whole nanoseconds: never faster than asked for, and slower by
+/// less than a nanosecond a unit (at 300,000 a second 0.02 %, at 30 million 2 %); for the counted
+/// ones about 10⁹ units a second; for the log [`LOG_UNITS_MAX`].
 ///
 /// # Example
 ///

@@ -126,7 +126,8 @@ fn a_reservation_given_up_comes_back() {
             let cell = Arc::clone(&cell);
             thread::spawn(move || admits(&cell, NOW + 10))
         };
-        let (wait, receipt) = cell.reserve(NOW, 1, Beyond::Refused, None).expect("it is affordable");
+        let (wait, receipt) =
+            cell.reserve(NOW, 1, Beyond::Refused, None).expect("it is affordable");
         cell.refund(&receipt, NOW + 5);
         assert_eq!(wait, 1000);
         assert!(!checker.join().expect("it ends"));

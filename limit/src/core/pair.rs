@@ -17,7 +17,8 @@ impl Pair {
         self.advance(rules.index(now));
         let at = now.max(self.index.saturating_mul(rules.per));
         let gone = at - self.index * rules.per;
-        let used = self.carried(rules, gone) + self.current;
+        // A late caller sees more of the previous window than those that `current` counts.
+        let used = self.carried(rules, gone).saturating_add(self.current);
         let room = rules.limit.saturating_sub(used);
         let wait = match cost {
             _ if cost > rules.limit => NEVER,
@@ -87,7 +88,7 @@ impl Pair {
         self.advance(old.index(now));
         if old.per != new.per {
             let gone = now.saturating_sub(self.index * old.per);
-            let used = self.carried(old, gone) + self.current;
+            let used = self.carried(old, gone).saturating_add(self.current);
             *self = Self { index: new.index(now), previous: 0, current: used };
         }
     }

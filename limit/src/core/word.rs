@@ -37,6 +37,10 @@ pub(crate) fn gcra(
         return Ok((Standing::new(span, left, interval, used), now + used));
     }
     let standing = Standing::new(span, span.saturating_sub(ahead), interval, ahead);
+    if cost == 0 {
+        // Nothing is asked for, so nothing is missing, also of a quota in debt.
+        return Ok((standing, word));
+    }
     Err((standing, worth.map_or(NEVER, |worth| ahead - (span - worth))))
 }
 
@@ -118,10 +122,10 @@ pub(crate) fn reserve(
 ) -> Option<(u64, u64)> {
     let now = now.min(NOW_MAX);
     let worth = cost.checked_mul(rules.interval)?;
-    if worth > rules.span && (beyond == Beyond::Refused || worth > AHEAD_MAX) {
+    if worth > rules.span && beyond == Beyond::Refused {
         return None;
     }
-    let next = word.max(now) + worth;
+    let next = word.max(now).checked_add(worth)?;
     if next - now > rules.span.saturating_add(AHEAD_MAX) {
         return None;
     }

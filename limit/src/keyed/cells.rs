@@ -216,7 +216,8 @@ impl<K> Shard<K> {
     fn sweep_is_due(&mut self, now: u64, full: bool) -> bool {
         if full {
             self.refused += 1;
-            let paid = self.refused > self.table.len() / 8 || now >= self.swept + SWEEP_PAUSE_NS;
+            let paid = self.refused > self.table.len() / 8
+                || now >= self.swept.saturating_add(SWEEP_PAUSE_NS);
             return now >= self.next_idle && paid;
         }
         self.table.len() >= self.sweep_at && now >= self.next_idle

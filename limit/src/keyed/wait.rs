@@ -58,7 +58,8 @@ impl Waiters {
             return Err(WaitError::QueueFull);
         }
         self.count.fetch_add(1, Ordering::AcqRel);
-        let queue = queues.entry(hash).or_insert_with(|| Queue { line: Arc::default(), waiting: 0 });
+        let queue =
+            queues.entry(hash).or_insert_with(|| Queue { line: Arc::default(), waiting: 0 });
         queue.waiting += 1;
         Ok(Waiter { waiters: self, hash, line: Arc::clone(&queue.line) })
     }
