@@ -85,7 +85,8 @@ async fn disk(id: u64, peers: voussoir_net::Peers) -> Result<Raft, Failure> {
 async fn leader(nodes: &[Raft]) -> Raft {
     loop {
         for node in nodes {
-            if node.status().borrow().role == Role::Leader && node.read().await.is_ok() {
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+            if node.status().borrow().role == Role::Leader && node.read(deadline).await.is_ok() {
                 return node.clone();
             }
         }

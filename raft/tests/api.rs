@@ -45,7 +45,7 @@ fn seams_are_objects() {
 fn futures_may_be_spawned() {
     fn check(raft: &Raft) {
         send(raft.propose(Bytes::new()));
-        send(raft.read());
+        send(raft.read(tokio::time::Instant::now()));
         send(raft.shutdown());
     }
     fn start(config: Config, machine: Box<dyn StateMachine>) {

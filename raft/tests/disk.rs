@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cluster::{Text, append};
+use cluster::{Text, append, soon};
 use voussoir_journal::{Journal, MemoryFiles, Options};
 use voussoir_net::{Peers, Tcp};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
@@ -61,7 +61,7 @@ async fn leader(nodes: &[Node]) -> &Node {
     loop {
         for node in nodes {
             let leads = node.raft.status().borrow().role == Role::Leader;
-            if leads && node.raft.read().await.is_ok() {
+            if leads && node.raft.read(soon()).await.is_ok() {
                 return node;
             }
         }
@@ -96,7 +96,7 @@ async fn acknowledged_writes_survive_restarts_and_snapshots() {
     }
     leader(&nodes).await;
     for node in &nodes {
-        node.raft.read().await.unwrap();
+        node.raft.read(soon()).await.unwrap();
         assert_eq!(*node.machine.value.lock(), expected);
         let status = node.raft.status().borrow().clone();
         assert!(status.snapshot >= 100 && status.first > 50, "snapshots were taken: {status:?}");

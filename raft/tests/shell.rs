@@ -4,7 +4,7 @@ mod cluster;
 
 use std::time::Duration;
 
-use cluster::{Cluster, append, timeout};
+use cluster::{Cluster, append, soon, timeout};
 use voussoir_raft::{Outcome, ProposeError, ReadError, Role, StopReason};
 
 #[tokio::test(start_paused = true)]
@@ -16,7 +16,7 @@ async fn one_voter_is_a_cluster() {
     assert_eq!(timeout(cluster.raft(1).propose(append("b"))).await.unwrap(), "ab");
     cluster.restart(1).await;
     timeout(cluster.leader()).await;
-    timeout(cluster.raft(1).read()).await.unwrap();
+    timeout(cluster.raft(1).read(soon())).await.unwrap();
     assert_eq!(cluster.text(1), "ab");
 }
 
@@ -27,7 +27,7 @@ async fn what_is_answered_is_everywhere() {
     for (text, answer) in [("a", "a"), ("b", "ab"), ("c", "abc")] {
         assert_eq!(timeout(cluster.raft(leader).propose(append(text))).await.unwrap(), answer);
         for id in 1..=3 {
-            timeout(cluster.raft(id).read()).await.unwrap();
+            timeout(cluster.raft(id).read(soon())).await.unwrap();
             assert_eq!(cluster.text(id), answer, "a read on node {id}");
         }
     }
@@ -59,7 +59,7 @@ async fn the_others_go_on_without_a_leader_that_is_cut_off() {
     assert_eq!(timeout(cluster.raft(new).propose(append("b"))).await.unwrap(), "ab");
 
     cluster.until(old, |status| status.role != Role::Leader).await;
-    let read = timeout(cluster.raft(old).read()).await.unwrap_err();
+    let read = timeout(cluster.raft(old).read(soon())).await.unwrap_err();
     assert!(matches!(read, ReadError::NoLeader { .. }), "{read:?}");
 
     cluster.network.heal();
@@ -83,7 +83,7 @@ async fn a_restarted_cluster_knows_everything() {
     }
     let leader = cluster.leader().await;
     assert!(cluster.status(leader).term > term);
-    timeout(cluster.raft(leader).read()).await.unwrap();
+    timeout(cluster.raft(leader).read(soon())).await.unwrap();
     assert_eq!(cluster.converge(leader).await, "abc");
 }
 
@@ -111,7 +111,7 @@ async fn a_node_that_missed_too_much_gets_a_snapshot() {
 
     cluster.restart(late).await;
     let again = cluster.led_by(3).await;
-    timeout(cluster.raft(late).read()).await.unwrap();
+    timeout(cluster.raft(late).read(soon())).await.unwrap();
     assert_eq!(cluster.converge(again).await, ".".repeat(50));
 }
 
@@ -126,7 +126,7 @@ async fn after_shutdown_every_call_says_so() {
     let propose = timeout(raft.propose(append("a"))).await.unwrap_err();
     assert_eq!(propose, ProposeError::Stopped(StopReason::ShutDown));
     assert_eq!(propose.outcome(), Outcome::NotApplied);
-    let read = timeout(raft.read()).await.unwrap_err();
+    let read = timeout(raft.read(soon())).await.unwrap_err();
     assert_eq!(read, ReadError::Stopped(StopReason::ShutDown));
     cluster.led_by(2).await;
 }

@@ -10,7 +10,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::{Cluster, Text, append, timeout};
+use cluster::{Cluster, Text, append, soon, timeout};
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::{
     AttachError, Config, Inbox, Message, Raft, SendError, SnapshotAnswer, SnapshotPart, Transport,
@@ -49,7 +49,7 @@ async fn still_works(cluster: &Cluster) -> u64 {
     for _ in 0..3 {
         timeout(cluster.raft(leader).propose(long.clone())).await.unwrap();
         for id in cluster.nodes.keys() {
-            timeout(cluster.raft(*id).read()).await.unwrap();
+            timeout(cluster.raft(*id).read(soon())).await.unwrap();
         }
     }
     leader
@@ -63,8 +63,8 @@ async fn dropped_proposals_and_reads_leave_nothing_behind() {
     let (mut proposed, mut read, mut forwarded) = (false, false, false);
     for polls in 0..10 {
         proposed |= cut(polls, cluster.raft(leader).propose(append("p"))).await.is_some();
-        read |= cut(polls, cluster.raft(leader).read()).await.is_some();
-        forwarded |= cut(polls, cluster.raft(follower).read()).await.is_some();
+        read |= cut(polls, cluster.raft(leader).read(soon())).await.is_some();
+        forwarded |= cut(polls, cluster.raft(follower).read(soon())).await.is_some();
         still_works(&cluster).await;
     }
     assert!(proposed && read && forwarded, "polled often enough, each of them is ready");
@@ -83,7 +83,7 @@ async fn dropped_waiters_for_room_leave_nothing_behind() {
         for fill in &mut fills {
             assert!(cut(1, fill.as_mut()).await.is_none(), "there is no quorum");
         }
-        let mut reads = [Box::pin(raft.read()), Box::pin(raft.read())];
+        let mut reads = [Box::pin(raft.read(soon())), Box::pin(raft.read(soon()))];
         for read in &mut reads {
             assert!(cut(1, read.as_mut()).await.is_none(), "there is no quorum");
         }
@@ -91,7 +91,7 @@ async fn dropped_waiters_for_room_leave_nothing_behind() {
         tokio::select! {
             biased;
             _ = cut(polls, raft.propose(append(&"w".repeat(450)))) => {}
-            _ = cut(polls, raft.read()) => {}
+            _ = cut(polls, raft.read(soon())) => {}
             () = later => {}
         }
         drop((fills, reads));

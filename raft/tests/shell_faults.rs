@@ -5,7 +5,7 @@ mod cluster;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::{Cluster, Text, append, timeout};
+use cluster::{Cluster, Text, append, soon, timeout};
 use tokio::time::Instant;
 use voussoir_raft::memory::Network;
 use voussoir_raft::testing::FaultyStore;
@@ -18,7 +18,7 @@ async fn all_calls_say(raft: &Raft, reason: &StopReason) {
     assert_eq!(raft.stopped().as_ref(), Some(reason));
     let propose = timeout(raft.propose(append("late"))).await.unwrap_err();
     assert_eq!(propose, ProposeError::Stopped(reason.clone()));
-    let read = timeout(raft.read()).await.unwrap_err();
+    let read = timeout(raft.read(soon())).await.unwrap_err();
     assert_eq!(read, ReadError::Stopped(reason.clone()));
 }
 
@@ -38,7 +38,7 @@ async fn a_leader_whose_disk_hangs_makes_room_for_another() {
     assert!(cluster.nodes[&old].store.stalled() > 0);
     cluster.nodes[&old].store.resume();
     let leader = cluster.leader().await;
-    timeout(cluster.raft(leader).read()).await.unwrap();
+    timeout(cluster.raft(leader).read(soon())).await.unwrap();
     assert_eq!(cluster.converge(leader).await, "abc");
 }
 

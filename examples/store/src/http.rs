@@ -17,6 +17,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
@@ -28,6 +29,7 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 use voussoir_journal::Journal;
 use voussoir_raft::{Outcome, ProposeError, Raft};
 
@@ -35,6 +37,8 @@ use crate::kv::{Answer, Command, Condition, KEY_BYTES_MAX, Kv, VALUE_BYTES_MAX};
 
 /// Keys that one listing returns at most.
 const LIST_MAX: usize = 1000;
+/// How long a linearizable read may wait for the leader and for this node to catch up.
+const READ_WITHIN: Duration = Duration::from_secs(5);
 
 /// What every request needs.
 #[derive(Clone)]
@@ -198,7 +202,7 @@ impl App {
     /// anywhere. Followers ask the leader how far that is.
     async fn catch_up(&self, consistency: &Consistency) -> Result<(), Failure> {
         if let Consistency::Linearizable = consistency {
-            self.raft.read().await.map_err(|error| Failure {
+            self.raft.read(Instant::now() + READ_WITHIN).await.map_err(|error| Failure {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 error: error.to_string(),
                 outcome: "not_applied",

@@ -34,6 +34,12 @@ pub enum Input {
         /// The caller's name for it.
         token: u64,
     },
+    /// Nobody waits for these reads any more. They are forgotten and not answered; those that have
+    /// been answered already are passed over.
+    WithdrawReads {
+        /// From [`Input::Read`].
+        tokens: Vec<u64>,
+    },
     /// The write `id` and all before it are durable.
     Persisted {
         /// From [`Persist::id`].

@@ -189,6 +189,7 @@ impl Core {
             Input::Message { from, message } => self.on_message(from, message),
             Input::Propose { token, data } => self.on_propose(token, data),
             Input::Read { token } => self.on_read(token),
+            Input::WithdrawReads { tokens } => self.on_withdraw_reads(tokens),
             Input::Persisted { id } => self.on_persisted(id),
             Input::PersistFailed { id } => self.on_persist_failed(id),
             Input::Applied { index } => self.on_applied(index),

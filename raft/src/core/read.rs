@@ -57,6 +57,18 @@ impl Forwarded {
     pub(super) fn deadline(&self) -> Option<u64> {
         self.asked.front().map(|asked| asked.expires_at)
     }
+
+    /// Forgets reads. A question that no read waits for any more is forgotten too: its answer
+    /// will be passed over.
+    fn withdraw(&mut self, is_withdrawn: impl Fn(u64) -> bool) {
+        self.unsent.retain(|token| !is_withdrawn(*token));
+        for asked in &mut self.asked {
+            asked.tokens.retain(|token| !is_withdrawn(*token));
+        }
+        self.asked.retain(|asked| !asked.tokens.is_empty());
+        let asked = self.asked.iter().map(|asked| asked.tokens.len());
+        self.waiting = self.unsent.len() + asked.sum::<usize>();
+    }
 }
 
 impl Core {
@@ -81,6 +93,22 @@ impl Core {
         } else {
             self.refuse_read(origin, ReadRefusal::NoLeader);
         }
+    }
+
+    pub(super) fn on_withdraw_reads(&mut self, mut tokens: Vec<u64>) {
+        tokens.sort_unstable();
+        let is_withdrawn = |token: u64| tokens.binary_search(&token).is_ok();
+        if let RoleState::Leader(leader) = &mut self.role {
+            let stays = |read: &PendingRead| match read.origin {
+                Origin::Local { token } => !is_withdrawn(token),
+                Origin::Peer { .. } => true,
+            };
+            leader.reads.retain(stays);
+            // Reads without a round are all at the end.
+            let unassigned = leader.reads.iter().rev().take_while(|read| read.round == 0);
+            leader.unassigned = unassigned.count();
+        }
+        self.forwarded.withdraw(is_withdrawn);
     }
 
     fn take_read(&mut self, origin: Origin) {

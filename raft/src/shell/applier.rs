@@ -47,6 +47,8 @@ enum ApplyError {
     Open(#[from] StoreError),
     #[error("the snapshot is not there")]
     NoSnapshot,
+    #[error("entry {next} follows {at}, which was the last one applied")]
+    Gap { next: u64, at: u64 },
 }
 
 /// The driver's end of the state machine.
@@ -116,6 +118,9 @@ pub(crate) struct Applier {
     pub(crate) nonce: u64,
     /// The last entry that the state includes, and its term.
     pub(crate) at: (u64, u64),
+    /// The store has released entries after `at`: the machine waits for the snapshot that took
+    /// their place.
+    pub(crate) gap: bool,
     /// Snapshots on their way to the disk; at most one, the core waits for it.
     pub(crate) tasks: JoinSet<()>,
 }
@@ -141,6 +146,12 @@ impl Applier {
 
     async fn run_job(&mut self, job: Job) -> Result<(), ApplyError> {
         match job {
+            // The machine never sees an entry without the ones before it. A snapshot that covers
+            // all of them is on its way, and the read of an index waits for that.
+            Job::Apply { waiting, .. } if self.gap => self.hidden(waiting),
+            Job::Apply { range, .. } if range.start > self.at.0 + 1 => {
+                return Err(ApplyError::Gap { next: range.start, at: self.at.0 });
+            }
             Job::Apply { range, entries: Some(entries), mut waiting } => {
                 let answered = waiting.len();
                 self.apply(entries, &mut waiting).await?;
@@ -164,8 +175,13 @@ impl Applier {
         while next < range.end {
             let entries = match self.log.read(next..range.end, READ_BYTES).await {
                 Ok(entries) => entries,
-                // A newer snapshot took their place; it is the next thing to be restored.
-                Err(ReadFailed::Released) => break,
+                // A newer snapshot took their place. Nothing is reported as applied before it has
+                // been restored: a read may wait for just these entries.
+                Err(ReadFailed::Released) => {
+                    self.gap = true;
+                    self.hidden(waiting);
+                    return Ok(());
+                }
                 Err(error) => return Err(error.into()),
             };
             let fits = |(index, entry): (u64, &Entry)| entry.index == index;
@@ -242,6 +258,10 @@ impl Applier {
         if covers.index > self.at.0 {
             self.machine.restore(&mut Stored { reader, next: 0 }).await?;
             self.at = (covers.index, covers.term);
+            self.gap = false;
+        }
+        if self.gap {
+            return Err(ApplyError::NoSnapshot);
         }
         self.shared.tell(Event::Applied { index: meta.index, answered: 0 });
         Ok(())

@@ -46,6 +46,8 @@ pub(crate) struct Driver {
     pub(crate) epoch: Instant,
     pub(crate) proposals: Proposals,
     pub(crate) reads: Reads,
+    /// Reads that were withdrawn in this turn and that the core has not answered.
+    pub(crate) withdrawn: Vec<u64>,
     /// Reads from the log and transfers of snapshots; bounded by the core.
     pub(crate) tasks: JoinSet<()>,
     /// When the latest turn began.
@@ -140,6 +142,10 @@ impl Driver {
                 Err(None) => {}
             }
         }
+        if !self.withdrawn.is_empty() {
+            let tokens = take(&mut self.withdrawn);
+            self.core.step(now, Input::WithdrawReads { tokens });
+        }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.core.step(now, Input::Tick);
         }
@@ -175,9 +181,21 @@ impl Driver {
                 };
                 Input::Propose { token, data }
             }
-            Event::Read { reply } => {
+            Event::Read { token, deadline, reply } => {
                 count(&self.shared.counters.reads, 1);
-                Input::Read { token: self.reads.add(reply) }
+                self.reads.add(token, reply);
+                if deadline <= self.epoch + Duration::from_nanos(now) {
+                    self.refuse_read(token, ReadRefusal::TimedOut);
+                    return Err(None);
+                }
+                Input::Read { token }
+            }
+            Event::ReadWithdrawn { token } => {
+                if let Some((_, confirmed)) = self.reads.take(token) {
+                    self.shared.read_room.add_permits(1);
+                    self.withdrawn.extend((!confirmed).then_some(token));
+                }
+                return Err(None);
             }
             Event::Message { from, message, weight } => {
                 self.shared.taken(weight);
@@ -378,8 +396,7 @@ impl Driver {
     }
 
     fn confirm_read(&mut self, token: u64, index: u64) {
-        let Some(reply) = self.reads.take(token) else { return };
-        self.reads.confirm(reply, index);
+        self.reads.confirm(token, index);
         let early = self.shared.mutant(Mutant::ReadBeforeApply);
         let applied = if early { u64::MAX } else { self.core.status().applied };
         let answered = self.reads.applied(applied);
@@ -387,7 +404,7 @@ impl Driver {
     }
 
     fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
-        let Some(reply) = self.reads.take(token) else { return };
+        let Some((reply, _)) = self.reads.take(token) else { return };
         let error = match reason {
             ReadRefusal::NoLeader => ReadError::NoLeader { leader: self.core.status().leader },
             ReadRefusal::Busy => ReadError::Busy,
@@ -433,7 +450,7 @@ impl Driver {
                 Event::Propose { proposal, .. } => {
                     proposal.fail(ProposeError::Stopped(reason.clone()));
                 }
-                Event::Read { reply } => {
+                Event::Read { reply, .. } => {
                     let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
                 }
                 _ => {}

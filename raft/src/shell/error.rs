@@ -104,8 +104,10 @@ pub enum ReadError {
     /// Too many reads wait here or at the leader. Retry after a pause.
     #[error("too many reads are waiting")]
     Busy,
-    /// The leader, or a majority, did not answer in time. Retry, or ask another node.
-    #[error("the read was not confirmed in time")]
+    /// The caller's deadline passed, or the leader did not answer within an election timeout. The
+    /// leader, a majority or this node's state machine is slow or out of reach. Retry, or ask
+    /// another node.
+    #[error("the read was not confirmed and applied in time")]
     TimedOut,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {0}")]

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use self::applier::{Applier, Job, Machine};
 use self::driver::Driver;
@@ -110,6 +110,7 @@ impl Raft {
             voters,
             nonce: config.seed ^ config.id.rotate_left(32),
             at: (0, 0),
+            gap: false,
             tasks: JoinSet::new(),
         };
         let shown = core.status();
@@ -124,6 +125,7 @@ impl Raft {
             epoch: Instant::now(),
             proposals: Proposals::default(),
             reads: Reads::default(),
+            withdrawn: Vec::new(),
             tasks: JoinSet::new(),
             now: 0,
             show_at: None,
@@ -180,27 +182,36 @@ impl Raft {
     /// linearizable. Works on every node: a follower asks the leader. Returns the index that has
     /// been applied. Nothing is written.
     ///
-    /// Waits while too many reads are under way ([`Config::max_reads`](crate::Config)).
+    /// The answer comes by `deadline`, whatever the leader, the network or the state machine do.
+    /// Until then the read may wait for room ([`Config::max_reads`](crate::Config)), for the
+    /// leader's confirmation, and for the state machine.
     ///
     /// Source: Raft §8; thesis §6.4 (ReadIndex).
     ///
     /// # Errors
-    /// [`ReadError`]; nothing was changed, retry freely.
+    /// [`ReadError`], after `deadline` [`ReadError::TimedOut`]; nothing was changed, retry freely.
     ///
     /// # Cancel safety
-    /// Cancel safe: dropping the future withdraws the read.
-    pub async fn read(&self) -> Result<u64, ReadError> {
+    /// Cancel safe: dropping the future withdraws the read and gives its room back.
+    pub async fn read(&self, deadline: Instant) -> Result<u64, ReadError> {
         let shared = &self.handle.shared;
-        let Ok(room) = shared.read_room.acquire().await else {
-            return Err(ReadError::Stopped(shared.why_stopped()));
+        let Ok(room) = timeout_at(deadline, shared.read_room.acquire()).await else {
+            return Err(ReadError::TimedOut);
         };
-        // Given back by whoever answers, also when nobody waits any more.
+        let Ok(room) = room else { return Err(ReadError::Stopped(shared.why_stopped())) };
+        // The driver gives it back when it has answered the read, or heard of its withdrawal.
         room.forget();
         let (reply, answer) = oneshot::channel();
-        if shared.events.push(Event::Read { reply }).is_err() {
+        let token = shared.read_token();
+        if shared.events.push(Event::Read { token, deadline, reply }).is_err() {
             return Err(ReadError::Stopped(shared.why_stopped()));
         }
-        answer.await.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
+        let withdrawal = ReadWithdrawal { shared, token };
+        let Ok(answer) = timeout_at(deadline, answer).await else {
+            return Err(ReadError::TimedOut);
+        };
+        std::mem::forget(withdrawal);
+        answer.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
     }
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up
@@ -235,6 +246,18 @@ impl Raft {
         let mut status = self.handle.status.clone();
         // The sender goes last.
         while status.changed().await.is_ok() {}
+    }
+}
+
+/// Withdraws a read when its future is dropped before it was answered.
+struct ReadWithdrawal<'a> {
+    shared: &'a Shared,
+    token: u64,
+}
+
+impl Drop for ReadWithdrawal<'_> {
+    fn drop(&mut self) {
+        self.shared.tell(Event::ReadWithdrawn { token: self.token });
     }
 }
 

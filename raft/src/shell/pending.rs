@@ -1,6 +1,6 @@
-//! Callers that wait: proposals by token and then by index, reads by token and then by index.
+//! Callers that wait: proposals by token and then by index, reads by token.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -144,46 +144,49 @@ impl Proposal {
     }
 }
 
-/// Reads that wait for the core, and then for the state machine.
+/// Reads that wait for the core, and then for the state machine. Each holds one permit of
+/// `read_room`, which comes back when the read leaves this table.
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
-    base: u64,
-    asked: VecDeque<Option<ReadReply>>,
-    /// Confirmed, by the index that has to be applied first.
-    confirmed: BTreeMap<u64, Vec<ReadReply>>,
+    /// By token. With the index that has to be applied first, once the core has confirmed it.
+    waiting: HashMap<u64, (ReadReply, Option<u64>)>,
+    /// Index and token of the confirmed ones.
+    confirmed: BTreeSet<(u64, u64)>,
 }
 
 impl Reads {
-    /// A new read. Returns its token.
-    pub(crate) fn add(&mut self, reply: ReadReply) -> u64 {
-        self.asked.push_back(Some(reply));
-        self.base + self.asked.len() as u64 - 1
+    /// A new read.
+    pub(crate) fn add(&mut self, token: u64, reply: ReadReply) {
+        self.waiting.insert(token, (reply, None));
     }
 
-    /// Takes out one that waits for the core.
-    pub(crate) fn take(&mut self, token: u64) -> Option<ReadReply> {
-        let at = usize::try_from(token.checked_sub(self.base)?).ok()?;
-        let taken = self.asked.get_mut(at)?.take();
-        while let Some(None) = self.asked.front() {
-            self.asked.pop_front();
-            self.base += 1;
+    /// Takes out a read that will not be answered with an index. `None` when it has been answered
+    /// or withdrawn; else its reply, and whether the core has confirmed it.
+    pub(crate) fn take(&mut self, token: u64) -> Option<(ReadReply, bool)> {
+        let (reply, confirmed) = self.waiting.remove(&token)?;
+        if let Some(index) = confirmed {
+            self.confirmed.remove(&(index, token));
         }
-        taken
+        Some((reply, confirmed.is_some()))
     }
 
-    /// The core has confirmed it at `index`.
-    pub(crate) fn confirm(&mut self, reply: ReadReply, index: u64) {
-        self.confirmed.entry(index).or_default().push(reply);
+    /// The core has confirmed a read at `index`.
+    pub(crate) fn confirm(&mut self, token: u64, index: u64) {
+        if let Some((_, confirmed)) = self.waiting.get_mut(&token) {
+            *confirmed = Some(index);
+            self.confirmed.insert((index, token));
+        }
     }
 
     /// Answers those that `applied` satisfies, and says how many.
     pub(crate) fn applied(&mut self, applied: u64) -> usize {
         let mut answered = 0;
-        while let Some(entry) = self.confirmed.first_entry() {
-            if *entry.key() > applied {
+        while let Some((index, token)) = self.confirmed.first().copied() {
+            if index > applied {
                 break;
             }
-            for reply in entry.remove() {
+            self.confirmed.pop_first();
+            if let Some((reply, _)) = self.waiting.remove(&token) {
                 answered += 1;
                 // An error here only says that the caller has gone.
                 let _ = reply.send(Ok(applied));
@@ -194,8 +197,8 @@ impl Reads {
 
     /// Answers all that are left: the node stops.
     pub(crate) fn fail_all(&mut self, reason: &StopReason) {
-        let confirmed = std::mem::take(&mut self.confirmed).into_values().flatten();
-        for reply in self.asked.drain(..).flatten().chain(confirmed) {
+        self.confirmed.clear();
+        for (_, (reply, _)) in self.waiting.drain() {
             let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
         }
     }

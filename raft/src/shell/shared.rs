@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 #[cfg(feature = "testing")]
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 #[cfg(feature = "testing")]
 use super::error::ProposeError;
@@ -23,17 +24,52 @@ use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta};
 /// Something for the driver.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Propose { data: Bytes, proposal: Proposal },
-    Read { reply: ReadReply },
-    Message { from: u64, message: Message, weight: u64 },
-    Unreachable { peer: u64 },
-    Persisted { id: u64, result: Result<(), StoreError> },
-    Fetched { id: u64, result: Result<Vec<Entry>, ReadFailed> },
-    Applied { index: u64, answered: usize },
-    SnapshotTaken { meta: SnapshotMeta },
+    Propose {
+        data: Bytes,
+        proposal: Proposal,
+    },
+    Read {
+        token: u64,
+        deadline: Instant,
+        reply: ReadReply,
+    },
+    /// The caller of a read waits no more.
+    ReadWithdrawn {
+        token: u64,
+    },
+    Message {
+        from: u64,
+        message: Message,
+        weight: u64,
+    },
+    Unreachable {
+        peer: u64,
+    },
+    Persisted {
+        id: u64,
+        result: Result<(), StoreError>,
+    },
+    Fetched {
+        id: u64,
+        result: Result<Vec<Entry>, ReadFailed>,
+    },
+    Applied {
+        index: u64,
+        answered: usize,
+    },
+    SnapshotTaken {
+        meta: SnapshotMeta,
+    },
     SnapshotFailed,
-    SnapshotSent { id: u64, ok: bool },
-    SnapshotReceived { from: u64, term: u64, name: SnapshotName },
+    SnapshotSent {
+        id: u64,
+        ok: bool,
+    },
+    SnapshotReceived {
+        from: u64,
+        term: u64,
+        name: SnapshotName,
+    },
     Stop(StopReason),
 }
 
@@ -117,6 +153,8 @@ pub(crate) struct Shared {
     pub(crate) proposal_room: Semaphore,
     /// Room for reads.
     pub(crate) read_room: Semaphore,
+    /// The token of the next read.
+    next_read: AtomicU64,
     pub(crate) max_entry_bytes: usize,
     /// Set once, before the last caller is answered.
     stopped: OnceLock<StopReason>,
@@ -140,6 +178,7 @@ impl Shared {
             max_queued: config.max_inbox_bytes,
             proposal_room: Semaphore::new(room as usize),
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
+            next_read: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
             stopped: OnceLock::new(),
             term: AtomicU64::new(0),
@@ -178,6 +217,11 @@ impl Shared {
         let proposal = Proposal { reply, weight: 0 };
         self.tell(Event::Propose { data: command, proposal });
         answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())))
+    }
+
+    /// A token that no other read of this node has.
+    pub(crate) fn read_token(&self) -> u64 {
+        self.next_read.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Leaves an event for the driver, if there still is one.

@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::testing::{FaultyStore, ShellMutant};
 use voussoir_raft::{
@@ -88,6 +89,11 @@ pub(crate) fn append(text: &str) -> Bytes {
 /// Virtual time: nothing here takes a minute unless it hangs.
 pub(crate) async fn timeout<F: Future>(future: F) -> F::Output {
     tokio::time::timeout(Duration::from_secs(60), future).await.expect("it hangs")
+}
+
+/// A deadline for reads that is never reached, unless something hangs.
+pub(crate) fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(50)
 }
 
 impl Cluster {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use voussoir_raft::testing::ShellMutant;
 use voussoir_raft::{Config, Doubt, Message, Outcome, ProposeError, Role};
 
-use crate::cluster::{Cluster, append, timeout};
+use crate::cluster::{Cluster, append, soon, timeout};
 use crate::script::Script;
 
 /// What happens while everybody waits for `future` for `wait` of virtual time.
@@ -76,7 +76,7 @@ pub(crate) async fn a_read_waits_until_its_index_is_applied(mutant: Option<Shell
         while cluster.text(third).len() == before {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let mut read = pin!(cluster.raft(id).read());
+        let mut read = pin!(cluster.raft(id).read(soon()));
         let early = within(Duration::from_millis(300), &mut read).await;
         assert!(early.is_none(), "node {id} shows {:?}: {early:?}", cluster.text(id));
         gate.add_permits(Semaphore::MAX_PERMITS);

@@ -8,7 +8,7 @@ use voussoir_raft::{
     Transport,
 };
 
-use crate::cluster::{Cluster, append, timeout};
+use crate::cluster::{Cluster, append, soon, timeout};
 
 pub(crate) async fn a_write_vouches_for_itself_alone(mutant: Option<ShellMutant>) {
     let cluster = Cluster::broken(3, mutant, |_| ()).await;
@@ -86,7 +86,7 @@ pub(crate) async fn the_log_is_cut_behind_a_stored_snapshot_only(mutant: Option<
     // A snapshot was on its way to the disk all the time, and is lost.
     cluster.restart(1).await;
     timeout(cluster.leader()).await;
-    timeout(cluster.raft(1).read()).await.unwrap();
+    timeout(cluster.raft(1).read(soon())).await.unwrap();
     assert_eq!(cluster.text(1), ".".repeat(20));
     let shot = timeout(cluster.until(1, |status| status.snapshot > 0)).await;
     assert!(shot.first > 1, "the next one is taken, and the log is cut behind it");
