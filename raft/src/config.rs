@@ -32,8 +32,11 @@ pub struct Config {
     pub election_timeout_max: Duration,
     /// Between heartbeats. Default 50 ms; at most half of `election_timeout_min`.
     pub heartbeat_interval: Duration,
-    /// How long a write of the leader's own log may take before it steps down, so that a node
-    /// with a healthy disk leads. Default 1 s.
+    /// How long writes may be under way without any of them completing. Past it a leader steps
+    /// down and a follower starts no election, so that a node with a healthy disk leads. Writes
+    /// of up to this duration are tolerated in elections too, whatever the election timeouts
+    /// are: votes are asked for and given while the own vote is being written. At least
+    /// `election_timeout_max`. Default 1 s.
     pub disk_stall: Duration,
     /// How long the leader waits for an acknowledgement before it asks what has arrived and
     /// sends the rest again. Default 200 ms.
@@ -163,6 +166,14 @@ impl Config {
         self.validate_limits()
     }
 
+    /// The largest factor by which elections that fail one after the other stretch the election
+    /// timeouts: a power of two, at least 8, with which the shortest of them covers a write that
+    /// takes `disk_stall`.
+    pub(crate) fn election_backoff_max(&self) -> u64 {
+        let (shortest, stall) = (nanos(self.election_timeout_min), nanos(self.disk_stall));
+        stall.div_ceil(shortest.max(1)).max(8).next_power_of_two()
+    }
+
     fn validate_voters(&self) -> Result<(), ConfigError> {
         let mut sorted = self.voters.clone();
         sorted.sort_unstable();
@@ -185,14 +196,14 @@ impl Config {
         let longest = Duration::from_secs(3600);
         let problem = if self.heartbeat_interval.is_zero() {
             "heartbeat_interval is zero"
-        } else if self.election_timeout_min < self.heartbeat_interval * 2 {
+        } else if self.election_timeout_min < self.heartbeat_interval.saturating_mul(2) {
             "election_timeout_min is less than two heartbeats"
         } else if self.election_timeout_max < self.election_timeout_min {
             "election_timeout_max is less than election_timeout_min"
         } else if self.election_timeout_max > longest {
             "election_timeout_max is more than an hour"
-        } else if self.disk_stall < self.election_timeout_min || self.disk_stall > longest {
-            "disk_stall is less than election_timeout_min or more than an hour"
+        } else if self.disk_stall < self.election_timeout_max || self.disk_stall > longest {
+            "disk_stall is less than election_timeout_max or more than an hour"
         } else if self.resend_interval < self.heartbeat_interval || self.resend_interval > longest {
             "resend_interval is less than a heartbeat or more than an hour"
         } else if self.proposal_timeout.is_zero() || self.proposal_timeout > longest {

@@ -147,7 +147,8 @@ impl Lab {
         let now = self.now;
         let node = self.node_mut(id);
         node.lives += 1;
-        config.seed = node.lives * 1000 + id;
+        // A tweak may set a seed for the whole run.
+        config.seed = config.seed * 1_000_000 + node.lives * 1000 + id;
         node.core = Some(Core::new(config, node.disk.restored(), now).unwrap());
         self.drain(id);
     }
@@ -264,6 +265,13 @@ impl Lab {
         }
     }
 
+    /// The oldest write of a node becomes durable.
+    pub(crate) fn sync_one(&mut self, id: u64) {
+        if let Some(input) = complete(self.node_mut(id)) {
+            self.step(id, input);
+        }
+    }
+
     /// Hands over the letters that `wanted` picks, in order; returns how many.
     pub(crate) fn deliver(&mut self, mut wanted: impl FnMut(&Letter) -> bool) -> usize {
         let (now, later) = std::mem::take(&mut self.wire).into_iter().partition(&mut wanted);
@@ -324,7 +332,8 @@ impl Lab {
 
     /// Lets a node run out of patience. Nobody else does.
     pub(crate) fn time_out(&mut self, id: u64) {
-        self.now += 401 * MS;
+        let due = self.core(id).next_deadline().unwrap_or(0);
+        self.now = due.max(self.now + 401 * MS);
         self.step(id, Input::Tick);
     }
 

@@ -224,14 +224,20 @@ impl Oracle {
     pub(super) fn sent(&mut self, id: u64, to: u64, message: &Message) {
         let Some(known) = self.nodes.get(&id) else { return };
         let hard = known.durable.hard;
-        let says_term = !matches!(message, Message::PreVote(_) | Message::PreVoteReply(_));
+        // Questions promise nothing.
+        let says_term =
+            !matches!(message, Message::PreVote(_) | Message::PreVoteReply(_) | Message::Vote(_));
         if says_term && message.term() > hard.term {
             self.object(|| format!("node {id} speaks of a term that is not durable: {message:?}"));
             return;
         }
         let broken = match message {
             Message::VoteReply(reply) => reply.granted && hard.vote != Some(to),
-            Message::Vote(_) => hard.vote != Some(id),
+            // A later life may ask in the same term again: the claim has to outlive this one.
+            Message::Vote(claim) => {
+                let holds = known.durable.terms.get(&claim.last_index) == Some(&claim.last_term);
+                !holds && claim.last_index > known.durable.covered
+            }
             Message::AppendAck(ack) => {
                 let known = &known.durable;
                 (known.covered + 1..=ack.matched)
