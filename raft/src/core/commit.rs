@@ -92,21 +92,33 @@ impl Proposals {
         Some(taken)
     }
 
-    /// Everything up to `commit` is committed as it stands in `log`.
+    /// Everything up to `commit` is committed as it stands in `log`. That decides the proposals up
+    /// to there, and all those of earlier terms than the entry at `commit`: terms never fall along
+    /// a log, so no log that holds this entry has one of an earlier term behind it.
     fn committed(&mut self, commit: u64, log: &Log, out: &mut VecDeque<Output>) {
-        while let Some(decided) = self.take(commit) {
-            // Where the terms agree the entries do, and all before them: what agrees is a
-            // prefix of the run.
-            let agree = match log.last_at_most(decided.end() - 1, decided.term) {
-                Some(at) if log.term_at(at) == Some(decided.term) => {
-                    (at + 1).saturating_sub(decided.index)
+        let term = log.term_at(commit).unwrap_or(0);
+        // Each turn takes a proposal off, or ends the loop.
+        loop {
+            if let Some(decided) = self.take(commit) {
+                // Where the terms agree the entries do, and all before them: what agrees is a
+                // prefix of the run.
+                let agree = match log.last_at_most(decided.end() - 1, decided.term) {
+                    Some(at) if log.term_at(at) == Some(decided.term) => {
+                        (at + 1).saturating_sub(decided.index)
+                    }
+                    _ => 0,
+                };
+                let mut superseded = decided;
+                superseded.split(agree.min(decided.count));
+                if superseded.count > 0 {
+                    out.push_back(superseded.lost(true));
                 }
-                _ => 0,
-            };
-            let mut superseded = decided;
-            superseded.split(agree.min(decided.count));
-            if superseded.count > 0 {
+            } else if let Some(run) = self.runs.front().copied().filter(|run| run.term < term)
+                && let Some(superseded) = self.take(run.end() - 1)
+            {
                 out.push_back(superseded.lost(true));
+            } else {
+                return;
             }
         }
     }
@@ -192,8 +204,10 @@ impl Core {
         match result {
             Ok(entries) => self.on_fetched_entries(id, entries),
             Err(FetchError::Released) => self.on_fetch_released(id),
-            // A log that cannot be read is a damaged log: never the end of a stream.
-            Err(FetchError::Failed) => self.halt(HaltReason::ReadFailed),
+            // A log that cannot be read is a damaged log: never the end of a stream. Only the
+            // entries of an earlier leadership may be gone: the next leader may have cut them.
+            Err(FetchError::Failed) if self.awaits_fetch(id) => self.halt(HaltReason::ReadFailed),
+            Err(FetchError::Failed) => {}
         }
     }
 }

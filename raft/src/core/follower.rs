@@ -85,8 +85,7 @@ impl Core {
             self.become_follower(self.term, Some(from));
         }
         self.contact = Some(self.now);
-        (self.candidacies, self.yielded) = (0, false);
-        self.reset_election_timer();
+        self.rest_before_election();
         true
     }
 

@@ -87,6 +87,12 @@ impl Core {
         Next::Send { prev_term, end: self.log.batch_end(peer.next, entries, bytes) }
     }
 
+    /// Whether the next message to a follower waits for the read `id`.
+    pub(super) fn awaits_fetch(&self, id: u64) -> bool {
+        let RoleState::Leader(leader) = &self.role else { return false };
+        leader.peers.iter().any(|peer| peer.fetch == Some(id))
+    }
+
     pub(super) fn on_fetched_entries(&mut self, id: u64, entries: Vec<Entry>) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let Some(at) = leader.peers.iter().position(|peer| peer.fetch == Some(id)) else { return };
