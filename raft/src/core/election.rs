@@ -2,6 +2,7 @@
 //!
 //! Source: Raft §5.2, §5.4.1; PreVote and leader stickiness: thesis §9.6, §4.2.3.
 
+use super::io::Output;
 use super::{Core, Mutant, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
 use crate::types::HardState;
@@ -23,6 +24,10 @@ impl Votes {
         self.refused.count_ones() as usize
     }
 
+    fn answered(self) -> u16 {
+        self.granted | self.refused
+    }
+
     fn note(&mut self, place: usize, granted: bool) {
         let bit = 1 << place;
         if granted {
@@ -33,15 +38,28 @@ impl Votes {
     }
 }
 
+/// The votes for this node in the current term.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ballot {
+    votes: Votes,
+    /// When it asked for them.
+    asked_at: u64,
+}
+
 impl Core {
-    /// Draws the time of the next election.
-    pub(super) fn rest_before_election(&mut self) {
-        let wait = if self.others.is_empty() {
-            0
-        } else {
-            self.rng.between(self.timing.election_min, self.timing.election_max)
-        };
-        self.election_at = self.now.saturating_add(wait);
+    /// Draws the time of the next election. Where elections repeat without a leader, round trips
+    /// or disks are slower than the wait, so each candidacy after the first doubles it.
+    pub(super) fn reset_election_timer(&mut self) {
+        let factor = self.election_backoff();
+        let shortest = self.timing.election_min.saturating_mul(factor);
+        let longest = self.timing.election_max.saturating_mul(factor);
+        self.election_at = self.now.saturating_add(self.rng.between(shortest, longest));
+    }
+
+    /// The factor by which waits are stretched now, from 1 to `backoff_max`.
+    pub(super) fn election_backoff(&self) -> u64 {
+        let doublings = self.candidacies.saturating_sub(1).min(u64::BITS - 1);
+        (1 << doublings).min(self.timing.backoff_max)
     }
 
     pub(super) fn on_tick(&mut self) {
@@ -54,13 +72,27 @@ impl Core {
     }
 
     fn on_election_timeout(&mut self) {
-        self.rest_before_election();
+        self.reset_election_timer();
         self.leader = None;
         self.refuse_forwarded(crate::ReadRefusal::NoLeader);
-        let stalled = |at: u64| self.now.saturating_sub(at) >= self.timing.election_min;
-        if self.storage.oldest().is_some_and(stalled) {
-            // It could not make its own vote durable, and as a leader it would be slow: let a
-            // node with a healthy disk go first.
+        let disk_silent = self.storage.silent_since().map_or(0, |at| self.now.saturating_sub(at));
+        let disk_stalled = disk_silent >= self.timing.disk_stall;
+        if self.storage.hard_pending().is_some() {
+            // A further term would only queue behind the write of this one.
+            if disk_stalled && matches!(self.role, RoleState::Candidate) {
+                self.role = RoleState::Follower;
+            }
+            self.ask_again();
+            return;
+        }
+        // A slow disk makes a slow leader, so nodes with faster disks may go first, once.
+        let yields = disk_silent >= self.timing.election_min && !self.yielded;
+        let Some(question) = self.vote_request() else {
+            self.role = RoleState::Follower;
+            return;
+        };
+        if disk_stalled || (yields && !self.others.is_empty()) {
+            self.yielded = true;
             self.role = RoleState::Follower;
             return;
         }
@@ -69,20 +101,22 @@ impl Core {
             self.become_candidate();
             return;
         }
-        let question = self.vote_request(self.term + 1);
-        self.ask_all(Message::PreVote(question));
+        self.ask(u16::MAX, &Message::PreVote(question));
     }
 
     fn become_candidate(&mut self) {
-        self.rest_before_election();
+        let Some(question) = self.vote_request() else { return };
+        self.yielded = false;
+        self.candidacies = self.candidacies.saturating_add(1);
+        self.reset_election_timer();
         self.term += 1;
         self.vote = Some(self.config.id);
         self.leader = None;
         self.contact = None;
-        self.role = RoleState::Candidate(Votes::default());
+        self.role = RoleState::Candidate;
         self.new_term_begins();
-        let question = self.vote_request(self.term);
-        self.ask_all(Message::Vote(question));
+        self.ballot = Some(Ballot { votes: Votes::default(), asked_at: self.now });
+        self.ask(u16::MAX, &Message::Vote(question));
         if self.mutant(Mutant::VoteWithoutPersisting) {
             self.count_own_vote();
         }
@@ -94,19 +128,42 @@ impl Core {
         if pending && !self.mutant(Mutant::VoteWithoutPersisting) {
             return;
         }
-        if let RoleState::Candidate(votes) = &mut self.role {
-            votes.own = true;
+        if let Some(ballot) = &mut self.ballot {
+            ballot.votes.own = true;
             self.count_votes();
         }
     }
 
-    fn vote_request(&self, term: u64) -> VoteRequest {
-        VoteRequest { term, last_index: self.log.last(), last_term: self.log.last_term() }
+    /// What this node claims when it asks for votes in the next term. `None`: it must not ask.
+    ///
+    /// Only what is durable is claimed, because the question does not wait for the write of the
+    /// own term and vote. If the node crashes before that write is done, it may ask in the same
+    /// term again, and votes that its earlier life was given then count for it: its log must
+    /// still be as up to date as those voters were told.
+    fn vote_request(&self) -> Option<VoteRequest> {
+        let last_index = self.storage.durable();
+        // None while a received snapshot is being written: the log begins beyond what is durable.
+        let last_term = self.log.term_at(last_index)?;
+        Some(VoteRequest { term: self.term + 1, last_index, last_term })
     }
 
-    fn ask_all(&mut self, message: Message) {
-        for at in 0..self.others.len() {
-            self.send(self.others[at], message.clone());
+    /// Asks the voters in the places that `wanted` has set. Nothing is promised by asking, so it
+    /// does not wait for the own term and vote to be durable.
+    fn ask(&mut self, wanted: u16, message: &Message) {
+        for (place, voter) in self.others.iter().enumerate() {
+            if wanted & (1 << place) != 0 {
+                let message = message.clone();
+                self.out.push_back(Output::Send { to: *voter, message });
+            }
+        }
+    }
+
+    /// Asks those again who have not answered in the current term.
+    fn ask_again(&mut self) {
+        let Some(ballot) = self.ballot else { return };
+        if let Some(question) = self.vote_request() {
+            let question = VoteRequest { term: self.term, ..question };
+            self.ask(!ballot.votes.answered(), &Message::Vote(question));
         }
     }
 
@@ -117,6 +174,7 @@ impl Core {
         // Every leader's log holds what is committed; beyond that nothing is known of this one's.
         self.verified = self.commit;
         self.ack = super::Ack::default();
+        self.ballot = None;
     }
 
     /// Follows `leader` in `term`, which is not older than the current one.
@@ -133,12 +191,15 @@ impl Core {
             self.contact = None;
             self.new_term_begins();
         }
+        if leader.is_some() {
+            self.ballot = None;
+        }
         if self.leader != leader {
             self.leader = leader;
             self.refuse_forwarded(crate::ReadRefusal::NoLeader);
         }
         if !was_follower {
-            self.rest_before_election();
+            self.reset_election_timer();
         }
     }
 
@@ -148,8 +209,8 @@ impl Core {
         match self.role {
             RoleState::Leader(_) => true,
             _ => {
-                self.leader.is_some()
-                    && self.contact.is_some_and(|at| self.now < at + self.timing.election_min)
+                let fresh = |at: u64| self.now < at.saturating_add(self.timing.election_min);
+                self.leader.is_some() && self.contact.is_some_and(fresh)
             }
         }
     }
@@ -163,7 +224,24 @@ impl Core {
     pub(super) fn on_pre_vote(&mut self, from: u64, question: VoteRequest) {
         let granted = question.term > self.term && !self.is_led() && self.is_up_to_date(&question);
         let term = if granted { question.term } else { self.term };
-        self.send(from, Message::PreVoteReply(VoteReply { term, granted }));
+        // It promises nothing, so it does not wait for a write.
+        let message = Message::PreVoteReply(VoteReply { term, granted });
+        self.out.push_back(Output::Send { to: from, message });
+        // Of two that ask at the same time, the one that has less to claim, or the greater id,
+        // lets the other go first: else both become candidates and split the votes, again and
+        // again where a round trip is longer than the timeouts differ. Only once, in case the
+        // other one cannot win.
+        let asks_too =
+            matches!(self.role, RoleState::PreCandidate(_)) && question.term == self.term + 1;
+        let claims = |question: &VoteRequest| (question.last_term, question.last_index);
+        let goes_first = self
+            .vote_request()
+            .is_some_and(|own| (claims(&question), self.config.id) > (claims(&own), from));
+        if granted && asks_too && goes_first && !self.yielded {
+            self.yielded = true;
+            self.role = RoleState::Follower;
+            self.reset_election_timer();
+        }
     }
 
     pub(super) fn on_pre_vote_reply(&mut self, from: u64, reply: VoteReply) {
@@ -178,7 +256,7 @@ impl Core {
         let Some(place) = self.others.iter().position(|voter| *voter == from) else { return };
         if let RoleState::PreCandidate(votes) = &mut self.role {
             votes.note(place, reply.granted);
-            self.count_votes();
+            self.count_pre_votes();
         }
     }
 
@@ -192,6 +270,7 @@ impl Core {
                 return;
             }
             self.become_follower(question.term, None);
+            self.candidacies = self.candidacies.saturating_add(1);
         }
         let free = self.vote.is_none_or(|to| to == from) || self.mutant(Mutant::VoteTwice);
         let is_follower = matches!(self.role, RoleState::Follower);
@@ -201,7 +280,7 @@ impl Core {
                 self.vote = Some(from);
                 self.storage.set_hard(HardState { term: self.term, vote: self.vote });
             }
-            self.rest_before_election();
+            self.reset_election_timer();
         }
         self.send(from, Message::VoteReply(VoteReply { term: self.term, granted }));
     }
@@ -211,26 +290,39 @@ impl Core {
             return;
         }
         let Some(place) = self.others.iter().position(|voter| *voter == from) else { return };
-        if let RoleState::Candidate(votes) = &mut self.role {
-            votes.note(place, reply.granted);
+        if let Some(ballot) = &mut self.ballot {
+            ballot.votes.note(place, reply.granted);
             self.count_votes();
         }
     }
 
+    /// Whether so many have refused that the others are no majority.
+    fn is_lost(&self, votes: Votes) -> bool {
+        self.others.len() + 1 - votes.refused() < self.majority()
+    }
+
+    fn count_pre_votes(&mut self) {
+        let RoleState::PreCandidate(votes) = self.role else { return };
+        if votes.granted() >= self.majority() {
+            self.become_candidate();
+        } else if self.is_lost(votes) {
+            // Wait for another leader instead of for the rest of the answers.
+            self.role = RoleState::Follower;
+        }
+    }
+
+    /// Votes count for as long as the term lasts, also when the next pre-vote has begun: where a
+    /// round trip is longer than the election timeout they always come so late.
     fn count_votes(&mut self) {
-        let majority = self.majority();
-        match self.role {
-            RoleState::PreCandidate(votes) if votes.granted() >= majority => {
-                self.become_candidate();
-            }
-            RoleState::Candidate(votes) if votes.granted() >= majority => self.become_leader(),
-            RoleState::PreCandidate(votes) | RoleState::Candidate(votes)
-                if votes.refused() >= majority =>
-            {
-                // Lost: wait for another leader instead of for the rest of the answers.
-                self.role = RoleState::Follower;
-            }
-            _ => {}
+        let Some(Ballot { votes, asked_at }) = self.ballot else { return };
+        // The others alone may be a majority. But a leader whose own term and vote are not
+        // durable would forget them with a crash.
+        if votes.own && votes.granted() >= self.majority() && self.leader.is_none() {
+            // Used up: a leader that steps down never leads the same term a second time.
+            self.ballot = None;
+            self.become_leader(self.now.saturating_sub(asked_at));
+        } else if self.is_lost(votes) && matches!(self.role, RoleState::Candidate) {
+            self.role = RoleState::Follower;
         }
     }
 }

@@ -85,7 +85,8 @@ impl Core {
             self.become_follower(self.term, Some(from));
         }
         self.contact = Some(self.now);
-        self.rest_before_election();
+        (self.candidacies, self.yielded) = (0, false);
+        self.reset_election_timer();
         true
     }
 

@@ -22,6 +22,9 @@ pub(super) struct Leader {
     /// The latest round of heartbeats.
     pub(super) round: u64,
     pub(super) heartbeat_at: u64,
+    /// Until then silence of a majority does not end this reign: after elections that failed for
+    /// slow round trips the first answers take as long.
+    pub(super) patient_until: u64,
     /// The last name given to a session, a read from the store or a transfer of a snapshot. Each
     /// leadership of this core goes on from the one before, so that what one of them asked for is
     /// never taken for an answer to a later one.
@@ -63,7 +66,8 @@ impl Core {
         leader.into_iter().flat_map(|leader| &leader.peers).map(|peer| (peer.id, peer.matched))
     }
 
-    pub(super) fn become_leader(&mut self) {
+    /// Leads the current term, after an election that took `elected_in` nanoseconds.
+    pub(super) fn become_leader(&mut self, elected_in: u64) {
         debug_assert!(
             self.storage.hard_pending().is_none() || self.mutant(Mutant::VoteWithoutPersisting),
             "whoever leads has made its own vote durable"
@@ -74,6 +78,7 @@ impl Core {
             first_own: next,
             round: 0,
             heartbeat_at: self.now.saturating_add(self.timing.heartbeat),
+            patient_until: self.now.saturating_add(self.patience(elected_in)),
             next_name: self.last_name,
             reads: VecDeque::new(),
             unassigned: 0,
@@ -86,6 +91,15 @@ impl Core {
         self.leader = Some(self.config.id);
         self.append(EntryKind::Noop, Bytes::new());
         self.verified = self.log.last();
+    }
+
+    /// How long a new leader waits for the first answers of a majority, in nanoseconds: at least
+    /// the longest wait before an election now, and longer where the election was slow.
+    fn patience(&self, elected_in: u64) -> u64 {
+        let wait = self.timing.election_max;
+        let stretched = wait.saturating_mul(self.election_backoff());
+        let longest = wait.saturating_mul(self.timing.backoff_max);
+        stretched.max(wait.saturating_add(elected_in.saturating_mul(2))).min(longest)
     }
 
     fn append(&mut self, kind: EntryKind, data: Bytes) -> u64 {
@@ -131,15 +145,18 @@ impl Core {
         let RoleState::Leader(leader) = &mut self.role else { return };
         self.verified = self.log.last();
         let committed = leader.reached(own, majority, |peer| peer.matched);
+        if committed >= leader.first_own {
+            self.candidacies = 0;
+        }
         if committed > self.commit && (committed >= leader.first_own || older) {
             self.commit_to(committed);
         }
     }
 
     pub(super) fn on_leader_tick(&mut self) {
-        let stalled = |at: u64| self.now.saturating_sub(at) >= self.timing.disk_stall;
-        let out_of_touch = self.now >= self.out_of_touch_at();
-        if out_of_touch || self.storage.oldest().is_some_and(stalled) {
+        if self.now >= self.out_of_touch_at()
+            || self.disk_stalls_at().is_some_and(|at| self.now >= at)
+        {
             self.become_follower(self.term, None);
             return;
         }
@@ -155,7 +172,14 @@ impl Core {
         let RoleState::Leader(leader) = &self.role else { return u64::MAX };
         let majority = leader.peers.len().div_ceil(2) + 1;
         let heard = leader.reached(u64::MAX, majority, |peer| peer.heard);
-        heard.saturating_add(self.timing.election_max)
+        heard.saturating_add(self.timing.election_max).max(leader.patient_until)
+    }
+
+    /// When the disk's silence will have cost this leader its place. Never in a group of one,
+    /// where nobody else could lead.
+    fn disk_stalls_at(&self) -> Option<u64> {
+        let since = self.storage.silent_since().filter(|_| !self.others.is_empty())?;
+        Some(since.saturating_add(self.timing.disk_stall))
     }
 
     pub(super) fn leader_deadline(&self, leader: &Leader) -> u64 {
@@ -165,10 +189,7 @@ impl Core {
                 at = at.min(resend);
             }
         }
-        match self.storage.oldest() {
-            Some(oldest) => at.min(oldest.saturating_add(self.timing.disk_stall)),
-            None => at,
-        }
+        self.disk_stalls_at().map_or(at, |stalls_at| at.min(stalls_at))
     }
 
     /// What a leader that no longer leads leaves behind. Its proposals stay: the next leader may

@@ -25,7 +25,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use self::commit::Proposals;
-use self::election::Votes;
+use self::election::{Ballot, Votes};
 use self::follower::Ack;
 use self::leader::Leader;
 use self::log::Log;
@@ -51,7 +51,7 @@ pub use self::restore::Restored;
 enum RoleState {
     Follower,
     PreCandidate(Votes),
-    Candidate(Votes),
+    Candidate,
     Leader(Box<Leader>),
 }
 
@@ -60,6 +60,8 @@ enum RoleState {
 struct Timing {
     election_min: u64,
     election_max: u64,
+    /// How far repeated elections may stretch the wait before the next one, as a factor.
+    backoff_max: u64,
     heartbeat: u64,
     disk_stall: u64,
     resend: u64,
@@ -85,6 +87,13 @@ pub struct Core {
     /// When the leader of this term was last heard of.
     contact: Option<u64>,
     election_at: u64,
+    /// Candidacies, of this node and of others that asked for its vote, since a leader was last
+    /// heard. Each doubles the wait before the next election.
+    candidacies: u32,
+    /// This node has let another one go first since it last was a candidate or heard a leader.
+    yielded: bool,
+    /// The votes for this node in the current term, since it asked for them.
+    ballot: Option<Ballot>,
 
     log: Log,
     storage: Storage,
@@ -134,6 +143,7 @@ impl Core {
             timing: Timing {
                 election_min: nanos(config.election_timeout_min),
                 election_max: nanos(config.election_timeout_max),
+                backoff_max: config.election_backoff_max(),
                 heartbeat: nanos(config.heartbeat_interval),
                 disk_stall: nanos(config.disk_stall),
                 resend: nanos(config.resend_interval),
@@ -148,6 +158,9 @@ impl Core {
             leader: None,
             contact: None,
             election_at: now,
+            candidacies: 0,
+            yielded: false,
+            ballot: None,
             storage: start.storage,
             log: start.log,
             commit: covered,
@@ -173,7 +186,10 @@ impl Core {
             if let Some(meta) = core.snapshot.clone() {
                 core.out.push_back(Output::Restore { meta });
             }
-            core.rest_before_election();
+            // A group of one has no leader to wait for.
+            if !core.others.is_empty() {
+                core.reset_election_timer();
+            }
         }
         Ok(core)
     }
@@ -257,7 +273,7 @@ impl Core {
             role: match self.role {
                 RoleState::Follower => Role::Follower,
                 RoleState::PreCandidate(_) => Role::PreCandidate,
-                RoleState::Candidate(_) => Role::Candidate,
+                RoleState::Candidate => Role::Candidate,
                 RoleState::Leader(_) => Role::Leader,
             },
             term: self.term,
@@ -350,21 +366,31 @@ impl Core {
     }
 
     fn on_persisted(&mut self, id: u64) {
-        if !self.storage.complete(id) {
+        let hard_was_pending = self.storage.hard_pending().is_some();
+        if !self.storage.complete(id, self.now) {
             return;
         }
         while self.held.front().is_some_and(|(held, ..)| *held <= id) {
-            if let Some((_, to, message)) = self.held.pop_front() {
+            let Some((_, to, message)) = self.held.pop_front() else { break };
+            // The vote of a term that is over may never have been written: its write was replaced
+            // by the one of the next term.
+            let is_over = message.term() < self.term;
+            if !(is_over && matches!(message, Message::VoteReply(_))) {
                 self.out.push_back(Output::Send { to, message });
             }
         }
         if let Some((_, meta)) = self.installing.take_if(|(install, _)| *install <= id) {
             self.install_snapshot(meta);
         }
-        match self.role {
-            RoleState::Candidate(_) => self.count_own_vote(),
-            RoleState::Leader(_) => {}
-            _ => self.ack.due_if_durable(self.verified.min(self.storage.durable())),
+        self.count_own_vote();
+        let leads = matches!(self.role, RoleState::Leader(_));
+        if !leads {
+            self.ack.due_if_durable(self.verified.min(self.storage.durable()));
+        }
+        if hard_was_pending && self.storage.hard_pending().is_none() && !leads {
+            // The term and vote have just become durable. Only from now on can this node's part
+            // in the election be answered, so the answers get a whole wait.
+            self.reset_election_timer();
         }
     }
 

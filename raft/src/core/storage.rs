@@ -13,8 +13,6 @@ struct Write {
     /// The last entry that is durable once it completes, in the log as it is now: a later
     /// truncation lowers it, so that the completion never vouches for entries that are gone.
     last: u64,
-    /// When it was handed out.
-    at: u64,
 }
 
 /// Follows the log's way to the disk. Completions are named by ids, and ids are cumulative, so a
@@ -24,6 +22,8 @@ pub(super) struct Storage {
     next_id: u64,
     done: u64,
     writes: VecDeque<Write>,
+    /// Time of the latest completion; while nothing was under way, of the next hand-over.
+    progress_at: u64,
     durable: u64,
     submitted: u64,
     hard: Option<HardState>,
@@ -40,6 +40,7 @@ impl Storage {
             next_id: 1,
             done: 0,
             writes: VecDeque::new(),
+            progress_at: 0,
             durable,
             submitted: durable,
             hard: None,
@@ -58,9 +59,10 @@ impl Storage {
         self.writes.len()
     }
 
-    /// When the oldest write under way was handed out.
-    pub(super) fn oldest(&self) -> Option<u64> {
-        self.writes.front().map(|write| write.at)
+    /// While writes are under way: since when none of them has completed. Writes that wait behind
+    /// others are queued, not stalled, so the time since their own hand-over says nothing.
+    pub(super) fn silent_since(&self) -> Option<u64> {
+        (!self.writes.is_empty()).then_some(self.progress_at)
     }
 
     /// The id of the write that makes the current term and vote durable, while it is not done.
@@ -157,7 +159,10 @@ impl Storage {
             self.hard_id = id;
         }
         self.submitted = range.end - 1;
-        self.writes.push_back(Write { id, last: self.submitted, at: now });
+        if self.writes.is_empty() {
+            self.progress_at = now;
+        }
+        self.writes.push_back(Write { id, last: self.submitted });
         Some(Persist {
             id,
             snapshot: self.snapshot.take(),
@@ -169,11 +174,12 @@ impl Storage {
     }
 
     /// The write `id` and all before it are durable. Returns whether that is news.
-    pub(super) fn complete(&mut self, id: u64) -> bool {
+    pub(super) fn complete(&mut self, id: u64, now: u64) -> bool {
         if id <= self.done || id >= self.next_id {
             return false;
         }
         self.done = id;
+        self.progress_at = now;
         while let Some(write) = self.writes.front() {
             if write.id > id {
                 break;
