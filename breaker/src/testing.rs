@@ -1,10 +1,13 @@
 //! For tests, ours and users': a clock set by hand, the conformance suite of limit algorithms, and
 //! mutants to test the tests with.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use crate::breaker::{Breaker, BreakerSnapshot};
 use crate::clock::Clock;
+use crate::config::{BreakerConfig, Window};
 use crate::core::{LimitAlgorithm, LimitSample};
 #[cfg(feature = "testing")]
 pub use crate::mutant::Mutant;
@@ -94,5 +97,29 @@ impl Feeder {
             assert!((self.min..=self.max).contains(&limit), "went to {limit}");
         }
         limit
+    }
+}
+
+/// Restores breakers over both kinds of windows from a snapshot and uses those that accept it, for
+/// fuzzers: a snapshot may say anything.
+///
+/// # Panics
+/// When the breaker panics.
+pub fn use_snapshot(snapshot: &BreakerSnapshot) {
+    let counting =
+        BreakerConfig { window: Window::Count { calls: 20 }, ..BreakerConfig::default() };
+    for config in [BreakerConfig::default(), counting] {
+        let clock = Arc::new(ManualClock::new());
+        let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+        let Ok(breaker) = Breaker::restore("fuzzed", &config, shared, snapshot) else { continue };
+        for round in 0..64 {
+            if let Ok(permit) = breaker.try_acquire() {
+                if round % 3 == 0 { permit.success() } else { permit.failure() }
+            }
+            clock.advance(Duration::from_millis(700));
+        }
+        let taken = breaker.snapshot();
+        let again = Breaker::restore("again", &config, clock, &taken);
+        assert!(again.is_ok(), "its own snapshot is refused: {taken:?}");
     }
 }

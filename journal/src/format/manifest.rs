@@ -79,6 +79,9 @@ impl Manifest {
             return Some(Slot::Newer(version));
         }
         let count = u32_at(slot, 48)? as usize;
+        if count > SEGMENTS_MAX {
+            return None;
+        }
         let entries = slot.get(HEAD..length)?.get(..count.checked_mul(ENTRY)?)?;
         let mut live = Vec::with_capacity(entries.len() / ENTRY);
         for entry in entries.chunks_exact(ENTRY) {
@@ -102,6 +105,20 @@ impl Manifest {
 /// CRC-32C of everything but itself and the magic.
 fn checksum(slot: &[u8]) -> u32 {
     crc32c_of_two(&slot[8..12], &slot[16..])
+}
+
+/// Puts the magic, the length and the checksum of a slot right, for fuzzers.
+#[cfg(feature = "testing")]
+pub(crate) fn seal(slot: &mut [u8]) {
+    let Some(claimed) = u32_at(slot, 16) else { return };
+    let length = (claimed as usize).clamp(HEAD, SLOT_BYTES);
+    if slot.len() < length {
+        return;
+    }
+    slot[..8].copy_from_slice(MAGIC);
+    slot[16..20].copy_from_slice(&(length as u32).to_le_bytes());
+    let crc = checksum(&slot[..length]);
+    slot[12..16].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// The name of the file of a segment slot.

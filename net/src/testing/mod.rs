@@ -29,6 +29,7 @@
 //! # }
 //! ```
 
+pub mod decoders;
 mod proxy;
 mod suite;
 mod support;

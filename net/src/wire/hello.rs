@@ -58,7 +58,7 @@ fn fields<'a>(prefix: &[u8], rest: &'a [u8], known: usize) -> Result<&'a [u8], R
     Ok(fields)
 }
 
-fn seal(fields: &[u8]) -> Vec<u8> {
+pub(crate) fn seal(fields: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PREFIX_BYTES + fields.len() + CRC_BYTES);
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&((fields.len() + CRC_BYTES) as u16).to_le_bytes());

@@ -1,6 +1,6 @@
 //! Raft over `voussoir-net`. Feature `net`.
 
-mod parts;
+pub(crate) mod parts;
 #[cfg(test)]
 mod tests;
 

@@ -71,7 +71,7 @@ fn nothing_more(bytes: &Bytes) -> Result<(), DecodeError> {
 }
 
 /// A part as bytes; the chunk is not copied.
-pub(super) fn encode_part(group: u64, part: SnapshotPart) -> Parts {
+pub(crate) fn encode_part(group: u64, part: SnapshotPart) -> Parts {
     match part {
         SnapshotPart::Open { term, name, chunks } => {
             let fields = [term, name.identity, chunks];
@@ -85,7 +85,7 @@ pub(super) fn encode_part(group: u64, part: SnapshotPart) -> Parts {
 }
 
 /// The group and the part.
-pub(super) fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), DecodeError> {
+pub(crate) fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), DecodeError> {
     let (kind, group, mut fields) = open(&mut bytes)?;
     let first = field(&mut fields)?;
     let part = match kind {
@@ -111,7 +111,7 @@ pub(super) fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), Decod
 }
 
 /// An answer as bytes.
-pub(super) fn encode_answer(answer: SnapshotAnswer) -> Parts {
+pub(crate) fn encode_answer(answer: SnapshotAnswer) -> Parts {
     Parts::new(match answer {
         SnapshotAnswer::Next { number } => head(35, 0, &[number]),
         SnapshotAnswer::Done => head(36, 0, &[]),
@@ -120,7 +120,7 @@ pub(super) fn encode_answer(answer: SnapshotAnswer) -> Parts {
 }
 
 /// An answer.
-pub(super) fn decode_answer(mut bytes: Bytes) -> Result<SnapshotAnswer, DecodeError> {
+pub(crate) fn decode_answer(mut bytes: Bytes) -> Result<SnapshotAnswer, DecodeError> {
     let (kind, _, mut fields) = open(&mut bytes)?;
     nothing_more(&bytes)?;
     match kind {

@@ -1,6 +1,7 @@
 //! Means to test what is built on this crate, and this crate itself. Feature `testing`.
 
 pub mod conformance;
+pub mod decoders;
 mod faults;
 pub mod sim;
 
