@@ -2,38 +2,137 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-pub const USAGE: &str = "\
-store                  three nodes, a load, a killed leader, a check
-store up [FOLDER]      the same cluster, durable in FOLDER (./data), until Ctrl-C
-store create --id ID --data FOLDER
-                       begins the data of a node that has never run: once for each node
-store serve …          one node, created before:
-    --id ID                      its number in the cluster, from 1
-    --listen ADDR                where it listens for its peers
-    --http ADDR                  where it serves HTTP
-    --data FOLDER                where it keeps its journal
-    --peer ID=ADDR,HTTP_ADDR     each of the others";
+use clap::{Args, Parser, Subcommand};
+use voussoir_raft::Config;
+
+/// A replicated key-value store over HTTP. Without a command: the demo (three nodes, a load, a
+/// killed leader, a check).
+#[derive(Debug, PartialEq, Eq, Parser)]
+#[command(name = "store", version)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub mode: Option<Mode>,
+}
 
 /// What to do.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Subcommand)]
 pub enum Mode {
+    /// Three nodes under a load; the leader is killed and brought back; everything is checked
     Demo,
-    Up { folder: PathBuf },
-    Create { id: u64, data: PathBuf },
-    Serve(Serve),
+    /// The same cluster, durable in a folder, until Ctrl-C
+    Up(Up),
+    /// Begin the data of a node that has never run: once for each node
+    Create(Create),
+    /// Run one node, created before
+    Serve(Box<Serve>),
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Up {
+    /// Where the nodes keep their data
+    #[arg(default_value = "data")]
+    pub folder: PathBuf,
+    /// HTTP port of node 1; the others have the following ones
+    #[arg(long, default_value_t = 8001)]
+    pub http_port: u16,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Create {
+    /// Number of the node in its cluster, from 1
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// Where the node keeps its data
+    #[arg(long)]
+    pub data: PathBuf,
 }
 
 /// One node.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Args)]
 pub struct Serve {
+    /// Number of the node in its cluster, from 1
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
+    /// Where the node listens for its peers
+    #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
+    /// Where the node serves HTTP
+    #[arg(long, value_name = "ADDR")]
     pub http: SocketAddr,
+    /// Where the node keeps its data
+    #[arg(long, value_name = "FOLDER")]
     pub data: PathBuf,
+    /// Each of the other nodes: its number, where it listens for its peers, its HTTP address
+    #[arg(long = "peer", value_name = "ID=ADDR,HTTP_ADDR", value_parser = peer)]
     pub peers: Vec<Peer>,
-    /// End when standard input does: a demo that dies leaves no nodes behind.
+    #[command(flatten)]
+    pub timing: Timing,
+    #[command(flatten)]
+    pub limits: Limits,
+    /// How long SIGTERM waits for requests under way
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub drain: Duration,
+    /// End when standard input does: a demo that dies leaves no nodes behind
+    #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// Times of raft. The defaults are for one data centre; all nodes should have the same.
+#[derive(Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Timing")]
+pub struct Timing {
+    /// Between the leader's heartbeats; at most half of the shortest election timeout
+    #[arg(long, default_value = "50ms", value_parser = duration)]
+    pub heartbeat: Duration,
+    /// The shortest silence of the leader that starts an election; above the longest round trip
+    #[arg(long, default_value = "200ms", value_parser = duration)]
+    pub election_min: Duration,
+    /// The longest such silence
+    #[arg(long, default_value = "400ms", value_parser = duration)]
+    pub election_max: Duration,
+    /// A leader whose disk completes no write for this long steps down
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    pub disk_stall: Duration,
+    /// How long a request may take, in raft, before its client is told that it failed
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    pub request_timeout: Duration,
+}
+
+/// Limits of the disk and of memory.
+#[derive(Debug, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct Limits {
+    /// The most that the journal takes on the disk
+    #[arg(long, default_value = "4GiB", value_parser = bytes)]
+    pub max_bytes: u64,
+    /// Size of one file of the journal: the piece in which space comes back
+    #[arg(long, default_value = "16MiB", value_parser = bytes)]
+    pub segment_bytes: u64,
+    /// Commands after which a snapshot is taken
+    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    pub snapshot_after: u64,
+    /// Entries before a snapshot that stay in the log for nodes that are behind
+    #[arg(long, default_value_t = 10_000)]
+    pub keep_entries: u64,
+}
+
+impl Serve {
+    /// Raft's configuration. Raft checks it at the start.
+    pub fn raft(&self) -> Config {
+        let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();
+        let mut config = Config::new(self.id, voters);
+        config.heartbeat_interval = self.timing.heartbeat;
+        config.election_timeout_min = self.timing.election_min;
+        config.election_timeout_max = self.timing.election_max;
+        config.disk_stall = self.timing.disk_stall;
+        config.resend_interval = config.resend_interval.max(self.timing.heartbeat);
+        config.proposal_timeout = self.timing.request_timeout;
+        config.snapshot_after_bytes = self.limits.snapshot_after;
+        config.keep_entries = self.limits.keep_entries;
+        config
+    }
 }
 
 /// Another node.
@@ -44,119 +143,144 @@ pub struct Peer {
     pub http: SocketAddr,
 }
 
-/// # Errors
-/// A sentence on what is wrong with the words.
-pub fn parse(words: impl Iterator<Item = String>) -> Result<Mode, String> {
-    let mut words = words.peekable();
-    match words.next().as_deref() {
-        None => Ok(Mode::Demo),
-        Some("up") => {
-            let folder = words.next().map_or_else(|| PathBuf::from("data"), PathBuf::from);
-            words.next().map_or(Ok(Mode::Up { folder }), |word| Err(format!("unknown word {word}")))
-        }
-        Some("create") => create(words),
-        Some("serve") => serve(words).map(Mode::Serve),
-        Some(word) => Err(format!("unknown word {word}")),
-    }
-}
-
-fn create(mut words: impl Iterator<Item = String>) -> Result<Mode, String> {
-    let (mut id, mut data) = (None, None);
-    while let Some(option) = words.next() {
-        let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
-        match option.as_str() {
-            "--id" => id = Some(node_id(&value)?),
-            "--data" => data = Some(PathBuf::from(value)),
-            _ => return Err(format!("unknown option {option}")),
-        }
-    }
-    let (id, data) = (id.ok_or("--id is missing")?, data.ok_or("--data is missing")?);
-    Ok(Mode::Create { id, data })
-}
-
-fn serve(mut words: impl Iterator<Item = String>) -> Result<Serve, String> {
-    let (mut id, mut listen, mut http, mut data) = (None, None, None, None);
-    let mut peers = Vec::new();
-    let mut exit_with_parent = false;
-    while let Some(option) = words.next() {
-        if option == "--exit-with-parent" {
-            exit_with_parent = true;
-            continue;
-        }
-        let value = words.next().ok_or_else(|| format!("{option} needs a value"))?;
-        match option.as_str() {
-            "--id" => id = Some(node_id(&value)?),
-            "--listen" => listen = Some(address(&value)?),
-            "--http" => http = Some(address(&value)?),
-            "--data" => data = Some(PathBuf::from(value)),
-            "--peer" => peers.push(peer(&value)?),
-            _ => return Err(format!("unknown option {option}")),
-        }
-    }
-    let id = id.ok_or("--id is missing")?;
-    if peers.iter().any(|peer| peer.id == id) {
-        return Err(format!("node {id} is among its own peers"));
-    }
-    Ok(Serve {
-        id,
-        listen: listen.ok_or("--listen is missing")?,
-        http: http.ok_or("--http is missing")?,
-        data: data.ok_or("--data is missing")?,
-        peers,
-        exit_with_parent,
-    })
-}
-
-fn node_id(word: &str) -> Result<u64, String> {
-    word.parse().ok().filter(|id| *id > 0).ok_or_else(|| format!("{word} is no node id"))
-}
-
-fn address(word: &str) -> Result<SocketAddr, String> {
-    word.parse().map_err(|_| format!("{word} is no address of the form 127.0.0.1:7001"))
-}
-
 fn peer(word: &str) -> Result<Peer, String> {
     let parts = word.split_once('=').and_then(|(id, rest)| Some((id, rest.split_once(',')?)));
-    let (id, (peers, http)) =
-        parts.ok_or_else(|| format!("{word} is not of the form ID=ADDR,HTTP_ADDR"))?;
-    Ok(Peer { id: node_id(id)?, address: address(peers)?, http: address(http)? })
+    let Some((id, (peers, http))) = parts else {
+        return Err("expected ID=ADDR,HTTP_ADDR, as in 2=127.0.0.1:7002,127.0.0.1:8002".to_owned());
+    };
+    let address = |word: &str| {
+        word.parse().map_err(|_| format!("{word} is no address of the form 127.0.0.1:7002"))
+    };
+    let id = id.parse().ok().filter(|id| *id > 0);
+    let id = id.ok_or("a node id is a number from 1")?;
+    Ok(Peer { id, address: address(peers)?, http: address(http)? })
+}
+
+/// A number and a unit: `50ms`, `2s`, `1m`.
+fn duration(word: &str) -> Result<Duration, String> {
+    let (number, unit) = number_and_unit(word)?;
+    let millis = match unit {
+        "ms" => Some(number),
+        "s" => number.checked_mul(1000),
+        "m" => number.checked_mul(60_000),
+        _ => return Err("expected a number with ms, s or m, as in 50ms".to_owned()),
+    };
+    millis.map(Duration::from_millis).ok_or_else(|| format!("{word} is too long"))
+}
+
+/// A number and a unit: `4096`, `64KiB`, `16MiB`, `4GiB`.
+fn bytes(word: &str) -> Result<u64, String> {
+    let (number, unit) = number_and_unit(word)?;
+    let shift = match unit {
+        "" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return Err("expected a number of bytes, or one with KiB, MiB or GiB".to_owned()),
+    };
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{word} is too large"))
+}
+
+fn number_and_unit(word: &str) -> Result<(u64, &str), String> {
+    let unit = word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len());
+    let (number, unit) = word.split_at(unit);
+    let number = number.parse().map_err(|_| format!("{word} does not begin with a number"))?;
+    Ok((number, unit))
+}
+
+/// What clap cannot check by itself.
+///
+/// # Errors
+/// A sentence on what is wrong.
+pub fn check(serve: &Serve) -> Result<(), String> {
+    for (at, peer) in serve.peers.iter().enumerate() {
+        if peer.id == serve.id {
+            return Err(format!("--peer {}: node {} is among its own peers", peer.id, peer.id));
+        }
+        if serve.peers[..at].iter().any(|other| other.id == peer.id) {
+            return Err(format!("--peer {}: given twice", peer.id));
+        }
+    }
+    serve.raft().validate().map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
-    fn parsed(line: &str) -> Result<Mode, String> {
-        parse(line.split_whitespace().map(str::to_owned))
+    fn parsed(line: &str) -> Result<Option<Mode>, String> {
+        let words = ["store"].into_iter().chain(line.split_whitespace());
+        Cli::try_parse_from(words).map(|cli| cli.mode).map_err(|error| error.to_string())
+    }
+
+    const SERVE: &str = "serve --id 1 --listen 127.0.0.1:1 --http 127.0.0.1:2 --data d";
+
+    fn served(options: &str) -> Serve {
+        match parsed(&format!("{SERVE} {options}")) {
+            Ok(Some(Mode::Serve(serve))) => *serve,
+            other => panic!("{options}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Cli::command().debug_assert();
     }
 
     #[test]
     fn a_node_is_described_by_its_options() {
-        assert_eq!(parsed(""), Ok(Mode::Demo));
-        assert_eq!(parsed("up"), Ok(Mode::Up { folder: "data".into() }));
-        let create = Mode::Create { id: 2, data: "d".into() };
-        assert_eq!(parsed("create --id 2 --data d"), Ok(create));
-        let line = "serve --id 1 --listen 127.0.0.1:1 --http 127.0.0.1:2 --data d \
-                    --peer 2=127.0.0.1:3,127.0.0.1:4";
-        let Ok(Mode::Serve(node)) = parsed(line) else { panic!("{:?}", parsed(line)) };
-        assert_eq!((node.id, node.peers.len(), node.exit_with_parent), (1, 1, false));
+        assert_eq!(parsed(""), Ok(None));
+        let up = Up { folder: "data".into(), http_port: 8001 };
+        assert_eq!(parsed("up"), Ok(Some(Mode::Up(up))));
+        let create = Create { id: 2, data: "d".into() };
+        assert_eq!(parsed("create --id 2 --data d"), Ok(Some(Mode::Create(create))));
+        let node = served("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 3=127.0.0.1:5,127.0.0.1:6");
+        assert_eq!((node.id, node.peers.len(), node.exit_with_parent), (1, 2, false));
         assert_eq!(node.peers[0].http.port(), 4);
+        assert_eq!(check(&node), Ok(()));
+    }
+
+    #[test]
+    fn without_options_raft_has_its_own_defaults() {
+        let defaults = Config::new(1, [1]);
+        let ours = served("").raft();
+        assert_eq!(ours, defaults);
+    }
+
+    #[test]
+    fn times_and_sizes_have_units() {
+        let node = served("--heartbeat 100ms --election-min 1s --election-max 2s --max-bytes 1GiB");
+        let raft = node.raft();
+        assert_eq!(raft.heartbeat_interval, Duration::from_millis(100));
+        assert_eq!(raft.election_timeout_max, Duration::from_secs(2));
+        assert_eq!(node.limits.max_bytes, 1 << 30);
+        assert!(bytes("99999999999GiB").is_err() && bytes("4GB").is_err() && bytes("").is_err());
+        assert!(duration("50").is_err() && duration("ms").is_err());
     }
 
     #[test]
     fn what_is_wrong_is_said() {
         let wrong = [
-            ("sreve", "unknown word sreve"),
-            ("create --id 1", "--data is missing"),
-            ("create --id 1 --http x", "unknown option --http"),
-            ("serve", "--id is missing"),
-            ("serve --id 0", "0 is no node id"),
-            ("serve --id", "--id needs a value"),
-            ("serve --peer 2=x", "2=x is not of the form ID=ADDR,HTTP_ADDR"),
-            ("serve --id 1 --peer 1=127.0.0.1:3,127.0.0.1:4", "node 1 is among its own peers"),
+            ("sreve", "unrecognized subcommand 'sreve'"),
+            ("create --id 1", "--data <DATA>"),
+            ("serve", "--listen <ADDR>"),
+            ("create --id 0 --data d", "0 is not in 1.."),
+            ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
         ];
         for (line, message) in wrong {
-            assert_eq!(parsed(line), Err(message.to_owned()), "{line}");
+            let said = parsed(line).unwrap_err();
+            assert!(said.contains(message), "{line}: {said}");
+        }
+        let wrong = [
+            ("--peer 1=127.0.0.1:3,127.0.0.1:4", "node 1 is among its own peers"),
+            ("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 2=127.0.0.1:3,127.0.0.1:4", "given twice"),
+            ("--heartbeat 150ms", "election_timeout_min is less than two heartbeats"),
+        ];
+        for (options, message) in wrong {
+            let said = check(&served(options)).unwrap_err();
+            assert!(said.contains(message), "{options}: {said}");
         }
     }
 }

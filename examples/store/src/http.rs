@@ -2,70 +2,115 @@
 //!
 //! | request | what it does |
 //! |---|---|
-//! | `PUT /kv/{key}` | writes; a compare-and-set by `If-Match: "VERSION"` or `If-None-Match: *` |
+//! | `PUT /kv/{key}` | writes; compare-and-set by `If-Match: "VERSION"`, `If-Match: *` (the key exists) or `If-None-Match: *` (it does not) |
 //! | `GET /kv/{key}` | reads, linearizable; `?consistency=stale` reads this node's state as it is |
 //! | `DELETE /kv/{key}` | deletes; takes `If-Match` too |
 //! | `GET /kv?prefix=P` | keys in order; `&after=KEY&limit=N` go on from there |
-//! | `GET /health` | 200 where this node can serve, else 503 |
+//! | `GET /health` | 200 while this process does its work: restart it otherwise |
+//! | `GET /ready` | 200 where a linearizable read succeeds and the disk works, else 503 and why |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | this node's view of the cluster, as JSON |
 //!
 //! A version is the `ETag` of a value. 404 (no such key) and 412 (another version) are answers. A
 //! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
 //! again) or `unknown` (it may have happened, or happen later). A node that is not the leader
-//! answers a write with 307 and the leader's address (`curl -L`).
+//! answers a write with 307 and the leader's address (`curl -L`), if it can reach the leader
+//! itself; else it waits up to a second for one that it can reach, and then answers 503.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::header::{ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION, RETRY_AFTER};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::header::{CONNECTION, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{any, get};
 use axum::{Json, Router};
 use bytes::Bytes;
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use voussoir_journal::Journal;
+use voussoir_net::Tcp;
 use voussoir_raft::{Outcome, ProposeError, Raft};
 
+use crate::disk::DiskWatch;
 use crate::kv::{Answer, Command, Condition, KEY_BYTES_MAX, Kv, VALUE_BYTES_MAX};
+use crate::metrics::{self, Metrics};
+use crate::observe::Peers;
+use crate::traffic::Traffic;
 
 /// Keys that one listing returns at most.
 const LIST_MAX: usize = 1000;
-/// How long a linearizable read may wait for the leader and for this node to catch up.
-const READ_WITHIN: Duration = Duration::from_secs(5);
+/// Why a node refuses requests after SIGTERM.
+const ENDING: &str = "the node ends";
+/// What a path has to hold after `/kv/`.
+const KEY_RULE: &str = "a key has 1 to 1024 bytes of UTF-8";
+const _: () = assert!(KEY_BYTES_MAX == 1024, "KEY_RULE names the limit");
+
+/// How long a write waits for a leader that can be reached. An election takes less.
+const LEADER_WAIT: Duration = Duration::from_secs(1);
+/// How long `GET /ready` waits for a majority.
+const READY_WAIT: Duration = Duration::from_secs(1);
 
 /// What every request needs.
-#[derive(Clone)]
 pub struct App {
     pub raft: Raft,
     pub journal: Journal,
+    pub tcp: Tcp,
     pub kv: Arc<RwLock<Kv>>,
     /// Where the nodes serve HTTP.
-    pub addresses: Arc<HashMap<u64, String>>,
+    pub addresses: HashMap<u64, String>,
+    pub peers: Arc<Peers>,
+    pub disk: Arc<DiskWatch>,
+    pub metrics: Metrics,
+    /// How long a linearizable read may take.
+    pub timeout: Duration,
+    /// A disk that completes nothing for this long counts as stalled.
+    pub disk_stall: Duration,
+    pub traffic: Traffic,
 }
 
-pub fn router(app: App) -> Router {
+type Shared = State<Arc<App>>;
+
+pub fn router(app: Arc<App>) -> Router {
     Router::new()
         .route("/kv", get(list))
+        .route("/kv/", any(|| async { Failure::bad_request(KEY_RULE) }))
         .route("/kv/{*key}", get(read).put(write).delete(delete))
         .route("/health", get(health))
-        .route("/metrics", get(crate::metrics::text))
+        .route("/ready", get(ready))
+        .route("/metrics", get(metrics::text))
         .route("/status", get(status))
         .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
+        .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
+}
+
+/// Counts and measures each request, and refuses it when the node ends.
+async fn observe(State(app): Shared, request: Request, next: Next) -> Response {
+    let _under_way = app.traffic.begins();
+    let (method, began) = (request.method().clone(), Instant::now());
+    let mut response = if app.traffic.is_draining() && request.uri().path().starts_with("/kv") {
+        Failure::unavailable(ENDING).into_response()
+    } else {
+        next.run(request).await
+    };
+    if app.traffic.is_draining() {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    app.metrics.request(&method, response.status(), began.elapsed());
+    response
 }
 
 /// The key in the path, if it is one.
 type Key = Result<Path<String>, PathRejection>;
 
 async fn write(
-    State(app): State<App>,
+    State(app): Shared,
     key: Key,
     uri: Uri,
     headers: HeaderMap,
@@ -77,7 +122,7 @@ async fn write(
 }
 
 async fn delete(
-    State(app): State<App>,
+    State(app): Shared,
     key: Key,
     uri: Uri,
     headers: HeaderMap,
@@ -101,7 +146,7 @@ enum Consistency {
 }
 
 async fn read(
-    State(app): State<App>,
+    State(app): Shared,
     key: Key,
     query: Result<Query<ReadQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
@@ -133,7 +178,7 @@ struct Listed {
 }
 
 async fn list(
-    State(app): State<App>,
+    State(app): Shared,
     query: Result<Query<ListQuery>, QueryRejection>,
 ) -> Result<Json<Vec<Listed>>, Failure> {
     let Query(query) = query?;
@@ -148,9 +193,26 @@ async fn list(
     Ok(Json(listed.collect()))
 }
 
-async fn health(State(app): State<App>) -> StatusCode {
-    let status = app.raft.status().borrow().clone();
-    if status.leader.is_some() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+/// Whether this process works. A cluster without a quorum is no reason to restart its nodes.
+async fn health(State(app): Shared) -> Response {
+    match app.raft.stopped() {
+        None => (StatusCode::OK, Json(serde_json::json!({ "alive": true }))).into_response(),
+        Some(reason) => {
+            let said = serde_json::json!({ "alive": false, "reason": reason.to_string() });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(said)).into_response()
+        }
+    }
+}
+
+/// Whether this node can serve a client now.
+async fn ready(State(app): Shared) -> Response {
+    match app.not_ready().await {
+        None => (StatusCode::OK, Json(serde_json::json!({ "ready": true }))).into_response(),
+        Some(reason) => {
+            let said = serde_json::json!({ "ready": false, "reason": reason });
+            (StatusCode::SERVICE_UNAVAILABLE, Json(said)).into_response()
+        }
+    }
 }
 
 /// What `GET /status` answers.
@@ -165,7 +227,7 @@ pub struct NodeStatus {
     pub keys: usize,
 }
 
-async fn status(State(app): State<App>) -> Json<NodeStatus> {
+async fn status(State(app): Shared) -> Json<NodeStatus> {
     let status = app.raft.status().borrow().clone();
     Json(NodeStatus {
         id: status.id,
@@ -181,15 +243,31 @@ async fn status(State(app): State<App>) -> Json<NodeStatus> {
 impl App {
     /// Sends a command through the replicated log and answers what it did.
     async fn change(&self, uri: &Uri, command: &Command) -> Result<Response, Failure> {
-        let proposed = self.raft.propose(command.encode()).await;
-        let answer = proposed.map_err(|error| self.failure(uri, &error))?;
+        let until = Instant::now() + LEADER_WAIT;
+        let answer = loop {
+            match self.raft.propose(command.encode()).await {
+                Ok(answer) => break answer,
+                Err(ProposeError::NotLeader { leader }) => {
+                    let reachable = leader.filter(|leader| self.peers.is_up(*leader));
+                    match reachable.and_then(|leader| self.addresses.get(&leader)) {
+                        Some(address) => return Err(Failure::elsewhere(address, uri)),
+                        // An election, or a leader that has just died. The command is in no log.
+                        None if self.has_leader(until).await => {}
+                        None => return Err(Failure::unavailable("no leader can be reached")),
+                    }
+                }
+                Err(error) => return Err(Failure::proposal(&error)),
+            }
+        };
         match Answer::decode(&answer) {
             Ok(Answer::Done { version }) => {
                 Ok((StatusCode::NO_CONTENT, [(ETAG, etag(version))]).into_response())
             }
             Ok(Answer::Absent) => Ok(StatusCode::NOT_FOUND.into_response()),
             Ok(Answer::Conflict { version }) => {
-                Ok((StatusCode::PRECONDITION_FAILED, [(ETAG, etag(version))]).into_response())
+                let etag = version.map(|version| [(ETAG, etag(version))]);
+                let status = StatusCode::PRECONDITION_FAILED;
+                Ok(etag.map_or_else(|| status.into_response(), |e| (status, e).into_response()))
             }
             Err(error) => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
@@ -198,30 +276,48 @@ impl App {
         }
     }
 
+    /// Waits until this node leads or can reach the leader. False at the deadline.
+    async fn has_leader(&self, until: Instant) -> bool {
+        let (mut status, mut peers) = (self.raft.status(), self.peers.changes());
+        let found = async {
+            loop {
+                let (leader, id) = {
+                    let status = status.borrow_and_update();
+                    (status.leader, status.id)
+                };
+                peers.mark_unchanged();
+                if leader.is_some_and(|leader| leader == id || self.peers.is_up(leader)) {
+                    return true;
+                }
+                tokio::select! {
+                    changed = status.changed() => if changed.is_err() { return false },
+                    changed = peers.changed() => if changed.is_err() { return false },
+                }
+            }
+        };
+        timeout_at(until, found).await.unwrap_or(false)
+    }
+
     /// Before a linearizable read: waits until this node has applied all that was acknowledged
     /// anywhere. Followers ask the leader how far that is.
     async fn catch_up(&self, consistency: &Consistency) -> Result<(), Failure> {
         if let Consistency::Linearizable = consistency {
-            self.raft.read(Instant::now() + READ_WITHIN).await.map_err(|error| Failure {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                error: error.to_string(),
-                outcome: "not_applied",
-                leader: None,
-            })?;
+            let read = self.raft.read(Instant::now() + self.timeout).await;
+            read.map_err(|error| Failure::unavailable(error.to_string()))?;
         }
         Ok(())
     }
 
-    fn failure(&self, uri: &Uri, error: &ProposeError) -> Failure {
-        let elsewhere = error.leader().and_then(|id| self.addresses.get(&id));
-        let (status, outcome) = match (error.outcome(), error) {
-            (Outcome::Unknown, _) => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
-            (_, ProposeError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "not_applied"),
-            _ if elsewhere.is_some() => (StatusCode::TEMPORARY_REDIRECT, "not_applied"),
-            _ => (StatusCode::SERVICE_UNAVAILABLE, "not_applied"),
-        };
-        let leader = elsewhere.map(|address| format!("http://{address}{uri}"));
-        Failure { status, error: error.to_string(), outcome, leader }
+    /// Why this node should get no requests now.
+    async fn not_ready(&self) -> Option<String> {
+        if self.traffic.is_draining() {
+            return Some(ENDING.to_owned());
+        }
+        let waiting = self.disk.waiting();
+        if waiting >= self.disk_stall {
+            return Some(format!("the disk stalls: no write for {} ms", waiting.as_millis()));
+        }
+        self.raft.read(Instant::now() + READY_WAIT).await.err().map(|error| error.to_string())
     }
 }
 
@@ -241,6 +337,25 @@ impl Failure {
 
     fn refused(status: StatusCode, error: String) -> Self {
         Self { status, error, outcome: "not_applied", leader: None }
+    }
+
+    fn unavailable(error: impl Into<String>) -> Self {
+        Self::refused(StatusCode::SERVICE_UNAVAILABLE, error.into())
+    }
+
+    fn elsewhere(address: &str, uri: &Uri) -> Self {
+        let leader = Some(format!("http://{address}{uri}"));
+        let status = StatusCode::TEMPORARY_REDIRECT;
+        Self { status, error: "not the leader".to_owned(), outcome: "not_applied", leader }
+    }
+
+    fn proposal(error: &ProposeError) -> Self {
+        let (status, outcome) = match (error.outcome(), error) {
+            (Outcome::Unknown, _) => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
+            (_, ProposeError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "not_applied"),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, "not_applied"),
+        };
+        Self { status, error: error.to_string(), outcome, leader: None }
     }
 }
 
@@ -279,8 +394,8 @@ impl IntoResponse for Failure {
 
 fn checked(key: Key) -> Result<Bytes, Failure> {
     let Path(key) = key?;
-    if key.len() > KEY_BYTES_MAX {
-        return Err(Failure::bad_request(format!("a key has at most {KEY_BYTES_MAX} bytes")));
+    if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+        return Err(Failure::bad_request(KEY_RULE));
     }
     Ok(key.into())
 }
@@ -289,16 +404,18 @@ fn etag(version: u64) -> String {
     format!("\"{version}\"")
 }
 
-/// `If-Match: "VERSION"`, `If-None-Match: *`, or neither.
+/// `If-Match: "VERSION"`, `If-Match: *`, `If-None-Match: *`, or none of them.
 fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
     match (headers.get(IF_MATCH), headers.get(IF_NONE_MATCH)) {
         (None, None) => Ok(Condition::Always),
         (None, Some(star)) if star == "*" => Ok(Condition::Absent),
+        (Some(star), None) if star == "*" => Ok(Condition::Present),
         (Some(tag), None) => {
             let version = tag.to_str().ok().and_then(|tag| tag.trim_matches('"').parse().ok());
-            let wrong = || Failure::bad_request("If-Match takes one version: an ETag of this key");
+            let wrong =
+                || Failure::bad_request("If-Match takes one version (an ETag of this key) or *");
             version.map(Condition::Version).ok_or_else(wrong)
         }
-        _ => Err(Failure::bad_request("either If-Match: \"VERSION\" or If-None-Match: *")),
+        _ => Err(Failure::bad_request("either If-Match: \"VERSION\" or * or If-None-Match: *")),
     }
 }

@@ -6,11 +6,17 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use voussoir_raft::CHUNK_BYTES_MAX;
 
 /// Keys are at most this long.
 pub const KEY_BYTES_MAX: usize = 1024;
 /// Values are at most this long; it keeps a command well under raft's entry limit.
 pub const VALUE_BYTES_MAX: usize = 512 * 1024;
+/// About how long a chunk of a snapshot is. The longest key and value fit beside a full one into
+/// what raft takes ([`voussoir_raft::CHUNK_BYTES_MAX`]).
+const CHUNK_BYTES: usize = 256 * 1024;
+const _: () = assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 17 <= CHUNK_BYTES_MAX);
 
 /// A value and the version that the last write gave it. Versions are log indexes: they only grow,
 /// and a key that was deleted and written again never repeats one.
@@ -26,6 +32,8 @@ pub enum Condition {
     Always,
     /// Only where the key is absent.
     Absent,
+    /// Only where the key exists, whatever its version.
+    Present,
     /// Only where the key has this version.
     Version(u64),
 }
@@ -42,10 +50,10 @@ pub enum Command {
 pub enum Answer {
     /// Done; `version` is the new version of the key, or the one that was deleted.
     Done { version: u64 },
-    /// Nothing changed: the key is absent.
+    /// Nothing was deleted: the key is absent.
     Absent,
-    /// Nothing changed: the key has this version.
-    Conflict { version: u64 },
+    /// Nothing changed: the condition does not hold. The key has this version, or is absent.
+    Conflict { version: Option<u64> },
 }
 
 /// Bytes that are no command, answer or snapshot of this version.
@@ -59,6 +67,8 @@ pub struct Malformed {
 #[derive(Debug, Clone, Default)]
 pub struct Kv {
     pairs: BTreeMap<Bytes, Versioned>,
+    /// Bytes of all keys and values.
+    bytes: u64,
 }
 
 impl Kv {
@@ -81,6 +91,11 @@ impl Kv {
         self.pairs.len()
     }
 
+    /// Bytes of all keys and values.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Applies one command. `index` is its place in the log, the same on every node.
     ///
     /// This must depend on nothing but the state and the command: no clock, no randomness.
@@ -89,57 +104,80 @@ impl Kv {
             Command::Put { key, value, condition } => match self.refuses(&key, condition) {
                 Some(refusal) => refusal,
                 None => {
-                    self.pairs.insert(key, Versioned { version: index, value });
+                    self.insert(key, Versioned { version: index, value });
                     Answer::Done { version: index }
                 }
             },
             Command::Delete { key, condition } => match self.refuses(&key, condition) {
                 Some(refusal) => refusal,
-                None => self
-                    .pairs
-                    .remove(&key)
-                    .map_or(Answer::Absent, |gone| Answer::Done { version: gone.version }),
+                None => match self.pairs.remove(&key) {
+                    Some(gone) => {
+                        self.bytes -= (key.len() + gone.value.len()) as u64;
+                        Answer::Done { version: gone.version }
+                    }
+                    None => Answer::Absent,
+                },
             },
+        }
+    }
+
+    fn insert(&mut self, key: Bytes, held: Versioned) {
+        self.bytes += (key.len() + held.value.len()) as u64;
+        let key_len = key.len();
+        if let Some(gone) = self.pairs.insert(key, held) {
+            self.bytes -= (key_len + gone.value.len()) as u64;
         }
     }
 
     fn refuses(&self, key: &[u8], condition: Condition) -> Option<Answer> {
         let version = self.pairs.get(key).map(|held| held.version);
-        match (condition, version) {
-            (Condition::Always, _) | (Condition::Absent, None) => None,
-            (Condition::Version(wanted), Some(version)) if wanted == version => None,
-            (_, Some(version)) => Some(Answer::Conflict { version }),
-            (Condition::Version(_), None) => Some(Answer::Absent),
-        }
+        let holds = match condition {
+            Condition::Always => true,
+            Condition::Absent => version.is_none(),
+            Condition::Present => version.is_some(),
+            Condition::Version(wanted) => version == Some(wanted),
+        };
+        (!holds).then_some(Answer::Conflict { version })
     }
 
-    /// The whole state as bytes: a version byte, then pair after pair.
-    pub fn encode(&self) -> Bytes {
+    /// One chunk of a snapshot: a version byte, then whole pairs, those after the key `after`. The
+    /// chunk is about [`CHUNK_BYTES`] long and holds at least one pair, if there is one. Returns
+    /// the last key in it, `None` where no pair is left.
+    pub fn encode_chunk(&self, after: Option<&Bytes>) -> (Option<Bytes>, Bytes) {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut out = BytesMut::new();
         out.put_u8(FORMAT);
-        for (key, Versioned { version, value }) in &self.pairs {
+        let mut last = None;
+        for (key, Versioned { version, value }) in
+            self.pairs.range::<Bytes, _>((from, Bound::Unbounded))
+        {
+            if last.is_some() && out.len() + key.len() + value.len() + 16 > CHUNK_BYTES {
+                break;
+            }
             put_bytes(&mut out, key);
             out.put_u64_le(*version);
             put_bytes(&mut out, value);
+            last = Some(key.clone());
         }
-        out.freeze()
+        (last, out.freeze())
     }
 
+    /// Adds the pairs of one chunk.
+    ///
     /// # Errors
-    /// [`Malformed`] where the bytes are no snapshot of this version.
-    pub fn decode(mut bytes: Bytes) -> Result<Self, Malformed> {
+    /// [`Malformed`] where the bytes are no chunk of this version.
+    pub fn decode_chunk(&mut self, mut bytes: Bytes) -> Result<(), Malformed> {
         let malformed = || Malformed { what: "snapshot" };
         if bytes.try_get_u8().ok() != Some(FORMAT) {
             return Err(malformed());
         }
-        let mut pairs = BTreeMap::new();
         while bytes.has_remaining() {
             let key = take_bytes(&mut bytes).ok_or_else(malformed)?;
             let version = bytes.try_get_u64_le().map_err(|_| malformed())?;
             let value = take_bytes(&mut bytes).ok_or_else(malformed)?;
-            pairs.insert(key, Versioned { version, value });
+            self.insert(key, Versioned { version, value });
         }
-        Ok(Self { pairs })
+        Ok(())
     }
 }
 
@@ -156,6 +194,7 @@ impl Command {
             Condition::Always => (0, 0),
             Condition::Absent => (1, 0),
             Condition::Version(version) => (2, *version),
+            Condition::Present => (3, 0),
         };
         let value_len = value.map_or(0, Bytes::len);
         let mut out = BytesMut::with_capacity(19 + key.len() + value_len);
@@ -187,6 +226,7 @@ impl Command {
             0 => Condition::Always,
             1 => Condition::Absent,
             2 => Condition::Version(version),
+            3 => Condition::Present,
             _ => return None,
         };
         let key = take_bytes(&mut bytes)?;
@@ -204,7 +244,8 @@ impl Answer {
         let (kind, version) = match self {
             Self::Done { version } => (1, version),
             Self::Absent => (2, 0),
-            Self::Conflict { version } => (3, version),
+            // No version is 0: the log begins at 1.
+            Self::Conflict { version } => (3, version.unwrap_or(0)),
         };
         let mut out = BytesMut::with_capacity(9);
         out.put_u8(kind);
@@ -221,7 +262,7 @@ impl Answer {
         match kind {
             1 => Ok(Self::Done { version }),
             2 => Ok(Self::Absent),
-            3 => Ok(Self::Conflict { version }),
+            3 => Ok(Self::Conflict { version: (version > 0).then_some(version) }),
             _ => Err(Malformed { what: "answer" }),
         }
     }
@@ -232,9 +273,11 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
+/// Copies: a slice would keep the whole message or chunk that it came in alive, for as long as the
+/// store holds the key or value.
 fn take_bytes(from: &mut Bytes) -> Option<Bytes> {
     let len = from.try_get_u32_le().ok()? as usize;
-    (len <= from.remaining()).then(|| from.split_to(len))
+    (len <= from.remaining()).then(|| Bytes::copy_from_slice(&from.split_to(len)))
 }
 
 #[cfg(test)]
@@ -251,6 +294,7 @@ mod tests {
             put("k", "v", Condition::Always),
             put("", "", Condition::Absent),
             Command::Delete { key: "k".into(), condition: Condition::Version(9) },
+            Command::Delete { key: "k".into(), condition: Condition::Present },
         ];
         for command in commands {
             let bytes = command.encode();
@@ -259,30 +303,76 @@ mod tests {
                 assert!(Command::decode(bytes.slice(..cut)).is_err(), "cut at {cut}");
             }
         }
-        for answer in [Answer::Done { version: 3 }, Answer::Absent, Answer::Conflict { version: 4 }]
-        {
+        let conflicts = [Some(4), None].map(|version| Answer::Conflict { version });
+        for answer in [Answer::Done { version: 3 }, Answer::Absent].into_iter().chain(conflicts) {
             assert_eq!(Answer::decode(&answer.encode()).unwrap(), answer);
         }
         let mut kv = Kv::default();
         kv.apply(1, put("a", "1", Condition::Always));
         kv.apply(2, put("b", "2", Condition::Always));
-        let again = Kv::decode(kv.encode()).unwrap();
-        assert_eq!(again.pairs, kv.pairs);
-        assert!(Kv::decode(kv.encode().slice(..9)).is_err());
+        let (last, chunk) = kv.encode_chunk(None);
+        assert_eq!(last.unwrap(), "b");
+        let mut again = Kv::default();
+        again.decode_chunk(chunk.clone()).unwrap();
+        assert_eq!((&again.pairs, again.bytes), (&kv.pairs, 4));
+        assert!(Kv::default().decode_chunk(chunk.slice(..9)).is_err());
+    }
+
+    #[test]
+    fn a_large_state_is_cut_into_chunks_that_raft_takes() {
+        let mut kv = Kv::default();
+        let large = Bytes::from(vec![7; VALUE_BYTES_MAX]);
+        for index in 1..=2000_u64 {
+            let (key, condition) = (Bytes::from(format!("{index:01000}")), Condition::Always);
+            let value = if index % 500 == 0 { large.clone() } else { Bytes::from_static(b"v") };
+            kv.apply(index, Command::Put { key, value, condition });
+        }
+        let (mut again, mut after, mut chunks) = (Kv::default(), None, 0);
+        loop {
+            let (last, chunk) = kv.encode_chunk(after.as_ref());
+            assert!(chunk.len() <= CHUNK_BYTES_MAX, "{}", chunk.len());
+            let Some(last) = last else { break };
+            again.decode_chunk(chunk).unwrap();
+            (after, chunks) = (Some(last), chunks + 1);
+        }
+        assert!(chunks > 10, "{chunks}");
+        assert_eq!((again.pairs, again.bytes), (kv.pairs, kv.bytes));
+    }
+
+    #[test]
+    fn a_value_does_not_keep_the_message_that_it_came_in() {
+        let message =
+            Bytes::from([&[0; 1 << 20], &*put("k", "v", Condition::Always).encode()].concat());
+        let mut kv = Kv::default();
+        kv.apply(1, Command::decode(message.slice(1 << 20..)).unwrap());
+        assert!(message.is_unique(), "a pair of two bytes keeps 1 MiB alive");
+    }
+
+    #[test]
+    fn bytes_are_counted_through_every_change() {
+        let mut kv = Kv::default();
+        kv.apply(1, put("key", "12345", Condition::Always));
+        kv.apply(2, put("key", "1", Condition::Always));
+        assert_eq!(kv.bytes(), 4);
+        kv.apply(3, Command::Delete { key: "key".into(), condition: Condition::Always });
+        assert_eq!(kv.bytes(), 0);
     }
 
     #[test]
     fn conditions_hold() {
         let mut kv = Kv::default();
-        assert_eq!(kv.apply(1, put("a", "1", Condition::Version(7))), Answer::Absent);
+        let conflict = |version| Answer::Conflict { version };
+        assert_eq!(kv.apply(1, put("a", "1", Condition::Version(7))), conflict(None));
+        assert_eq!(kv.apply(1, put("a", "1", Condition::Present)), conflict(None));
         assert_eq!(kv.apply(2, put("a", "1", Condition::Absent)), Answer::Done { version: 2 });
-        assert_eq!(kv.apply(3, put("a", "2", Condition::Absent)), Answer::Conflict { version: 2 });
+        assert_eq!(kv.apply(3, put("a", "2", Condition::Absent)), conflict(Some(2)));
         assert_eq!(kv.apply(4, put("a", "2", Condition::Version(2))), Answer::Done { version: 4 });
         let stale = Command::Delete { key: "a".into(), condition: Condition::Version(2) };
-        assert_eq!(kv.apply(5, stale), Answer::Conflict { version: 4 });
+        assert_eq!(kv.apply(5, stale), conflict(Some(4)));
+        assert_eq!(kv.apply(6, put("a", "3", Condition::Present)), Answer::Done { version: 6 });
         let delete = Command::Delete { key: "a".into(), condition: Condition::Always };
-        assert_eq!(kv.apply(6, delete.clone()), Answer::Done { version: 4 });
-        assert_eq!(kv.apply(7, delete), Answer::Absent);
+        assert_eq!(kv.apply(7, delete.clone()), Answer::Done { version: 6 });
+        assert_eq!(kv.apply(8, delete), Answer::Absent);
     }
 
     #[test]

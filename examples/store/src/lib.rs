@@ -8,13 +8,19 @@
 //! | `http.rs` | the interface | the routes |
 //! | `node.rs` | wires journal, network and raft together | limits, addresses |
 //! | `metrics.rs` | Prometheus text | what you count |
+//! | `observe.rs`, `disk.rs`, `log.rs` | the log: peers, elections, slow disks | |
+//! | `traffic.rs` | requests under way, and the end of a node | |
 //! | `args.rs`, `main.rs` | the command line | |
-//! | `demo/` | cluster, load, checks | leave it out |
+//! | `demo/` | cluster, load, checks, soak | leave it out |
 
 pub mod args;
 pub mod demo;
+pub mod disk;
 pub mod http;
 pub mod kv;
+pub mod log;
 pub mod machine;
 pub mod metrics;
 pub mod node;
+pub mod observe;
+pub mod traffic;

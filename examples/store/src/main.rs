@@ -7,34 +7,40 @@
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
 //! ```
 
+use std::error::Error;
 use std::process::ExitCode;
 
-use store::args::{self, Mode};
-use store::{demo, node};
+use clap::Parser;
+use store::args::{self, Cli, Mode};
+use store::node::{self, Stopped};
+use store::{demo, log};
 
 fn main() -> ExitCode {
-    let mode = match args::parse(std::env::args().skip(1)) {
-        Ok(mode) => mode,
-        Err(error) => {
-            eprintln!("store: {error}\n\n{}", args::USAGE);
-            return ExitCode::from(2);
-        }
-    };
+    let mode = Cli::parse().mode.unwrap_or(Mode::Demo);
     let ended = match mode {
-        Mode::Demo => runtime().and_then(|runtime| runtime.block_on(demo::run())),
-        Mode::Up { folder } => runtime().and_then(|runtime| runtime.block_on(demo::up(&folder))),
-        Mode::Create { id, data } => node::create(id, &data),
-        Mode::Serve(node) => node::serve(node),
+        Mode::Demo => on_runtime(demo::run()),
+        Mode::Up(up) => on_runtime(demo::up::run(&up)),
+        Mode::Create(create) => node::create(create.id, &create.data),
+        Mode::Serve(serve) => match args::check(&serve) {
+            Ok(()) => log::start().and_then(|()| node::serve(*serve)),
+            Err(error) => {
+                eprintln!("store: {error}");
+                return ExitCode::from(2);
+            }
+        },
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("store: {error}");
-            ExitCode::FAILURE
+            eprintln!("store: {}", log::chain(&*error));
+            let stopped = error.downcast_ref::<Stopped>();
+            stopped.map_or(ExitCode::FAILURE, |stopped| ExitCode::from(stopped.status()))
         }
     }
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime, Box<dyn std::error::Error>> {
-    Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
+fn on_runtime(
+    work: impl Future<Output = Result<(), Box<dyn Error>>>,
+) -> Result<(), Box<dyn Error>> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(work)
 }

@@ -1,57 +1,145 @@
-//! `GET /metrics`: what raft and the journal count, as Prometheus text.
+//! `GET /metrics`: Prometheus text, through the `metrics` facade.
+//!
+//! | metric | what it is |
+//! |---|---|
+//! | `store_is_leader`, `store_term` | 1 where this node leads; the current term |
+//! | `store_elections_total` | terms that began while this node ran |
+//! | `store_commit_index`, `_applied_index`, `_durable_index`, `_last_index` | progress in the log |
+//! | `store_peer_up{peer}` | 1 where this node can send to the peer |
+//! | `store_disk_write_seconds` | from handing a write to the journal to durable |
+//! | `store_disk_waiting_seconds` | age of the oldest write that is not durable |
+//! | `store_request_seconds{method}`, `store_requests_total{status}` | HTTP |
+//! | `store_keys`, `store_data_bytes` | what is stored |
+//! | `store_memory_bytes` | resident memory of the process |
+//! | `store_proposals_total`, `store_reads_total`, … | what raft counts |
+//! | `store_journal_…` | what the journal counts |
 
-use std::fmt::{Display, Write};
+use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
+use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use metrics::{Counter, Histogram, counter, gauge, histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::http::App;
 
-/// The handler.
-pub async fn text(State(app): State<App>) -> Response {
-    let content_type = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
-    (content_type, Text::of(&app).0).into_response()
+/// Upper bounds of the buckets of every latency, in seconds.
+const BUCKETS: [f64; 14] =
+    [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
+
+/// Handles of what is counted as it happens. The rest is looked up when somebody asks.
+pub struct Metrics {
+    prometheus: PrometheusHandle,
+    pub elections: Counter,
+    reads: Histogram,
+    writes: Histogram,
+    deletes: Histogram,
+    others: Histogram,
+    /// Answers by the first digit of their status.
+    answers: [Counter; 5],
 }
 
-struct Text(String);
-
-impl Text {
-    fn of(app: &App) -> Self {
-        let mut text = Self(String::new());
-        let status = app.raft.status().borrow().clone();
-        let leads = u8::from(status.leader == Some(status.id));
-        text.gauge("store_is_leader", "1 where this node leads.", leads);
-        text.gauge("store_term", "The current term.", status.term);
-        text.gauge("store_commit_index", "The last committed entry.", status.commit);
-        text.gauge("store_applied_index", "The last applied entry.", status.applied);
-        text.gauge("store_keys", "Keys held.", app.kv.read().count());
-
-        let raft = app.raft.stats();
-        text.counter("store_proposals_total", "Commands proposed here.", raft.proposals);
-        text.counter("store_reads_total", "Linearizable reads asked here.", raft.reads);
-        text.counter("store_messages_sent_total", "Messages to peers.", raft.messages_sent);
-        text.counter("store_sends_failed_total", "Messages not taken.", raft.sends_failed);
-        text.counter("store_snapshots_taken_total", "Snapshots taken.", raft.snapshots_taken);
-        text.counter("store_snapshots_sent_total", "Snapshots sent.", raft.snapshots_sent);
-
-        let journal = app.journal.stats();
-        text.counter("store_journal_commits_total", "Journal commits.", journal.commits);
-        text.counter("store_journal_syncs_total", "Syncs of the journal.", journal.syncs);
-        text.counter("store_journal_bytes_total", "Bytes written.", journal.bytes_written);
-        text.gauge("store_journal_segments", "Segments in use or ready.", journal.segments);
-        text
+impl Metrics {
+    /// Installs the recorder of this process.
+    ///
+    /// # Errors
+    /// Where there is one already.
+    pub fn install() -> Result<Self, Box<dyn std::error::Error>> {
+        let suffix = Matcher::Suffix("_seconds".to_owned());
+        let builder: Result<PrometheusBuilder, BuildError> =
+            PrometheusBuilder::new().set_buckets_for_metric(suffix, &BUCKETS);
+        let recorder = builder?.build_recorder();
+        let prometheus = recorder.handle();
+        metrics::set_global_recorder(recorder)?;
+        let seconds =
+            |method: &'static str| histogram!("store_request_seconds", "method" => method);
+        let answers = ["1xx", "2xx", "3xx", "4xx", "5xx"];
+        Ok(Self {
+            prometheus,
+            elections: counter!("store_elections_total"),
+            reads: seconds("GET"),
+            writes: seconds("PUT"),
+            deletes: seconds("DELETE"),
+            others: seconds("other"),
+            answers: answers.map(|status| counter!("store_requests_total", "status" => status)),
+        })
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
-        self.line(name, help, "gauge", value);
+    /// Folds what was recorded into the buckets. Without it memory grows when nobody asks.
+    pub fn tidy(&self) {
+        self.prometheus.run_upkeep();
     }
 
-    fn counter(&mut self, name: &str, help: &str, value: impl Display) {
-        self.line(name, help, "counter", value);
+    /// A request was answered.
+    pub fn request(&self, method: &Method, status: StatusCode, took: Duration) {
+        let seconds = match *method {
+            Method::GET => &self.reads,
+            Method::PUT => &self.writes,
+            Method::DELETE => &self.deletes,
+            _ => &self.others,
+        };
+        seconds.record(took.as_secs_f64());
+        let class = usize::from(status.as_u16() / 100).saturating_sub(1);
+        if let Some(answers) = self.answers.get(class) {
+            answers.increment(1);
+        }
     }
+}
 
-    fn line(&mut self, name: &str, help: &str, kind: &str, value: impl Display) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
-    }
+/// The handler.
+pub async fn text(State(app): State<Arc<App>>) -> Response {
+    look(&app);
+    let content_type = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
+    (content_type, app.metrics.prometheus.render()).into_response()
+}
+
+/// Puts what others count into the recorder.
+fn look(app: &App) {
+    let status = app.raft.status().borrow().clone();
+    let set = |name: &'static str, value: f64| gauge!(name).set(value);
+    set("store_is_leader", f64::from(u8::from(status.leader == Some(status.id))));
+    set("store_term", status.term as f64);
+    set("store_last_index", status.last as f64);
+    set("store_durable_index", status.durable as f64);
+    set("store_commit_index", status.commit as f64);
+    set("store_applied_index", status.applied as f64);
+    set("store_snapshot_index", status.snapshot as f64);
+    set("store_disk_waiting_seconds", app.disk.waiting().as_secs_f64());
+    let (keys, bytes) = {
+        let kv = app.kv.read();
+        (kv.count(), kv.bytes())
+    };
+    set("store_keys", keys as f64);
+    set("store_data_bytes", bytes as f64);
+    set("store_memory_bytes", memory_bytes() as f64);
+
+    let count = |name: &'static str, value: u64| counter!(name).absolute(value);
+    let raft = app.raft.stats();
+    count("store_proposals_total", raft.proposals);
+    count("store_reads_total", raft.reads);
+    count("store_messages_sent_total", raft.messages_sent);
+    count("store_messages_dropped_total", raft.messages_dropped);
+    count("store_sends_failed_total", raft.sends_failed);
+    count("store_snapshots_taken_total", raft.snapshots_taken);
+    count("store_snapshots_sent_total", raft.snapshots_sent);
+    count("store_snapshots_received_total", raft.snapshots_received);
+
+    let journal = app.journal.stats();
+    count("store_journal_commits_total", journal.commits);
+    count("store_journal_syncs_total", journal.syncs);
+    count("store_journal_bytes_total", journal.bytes_written);
+    set("store_journal_sync_seconds_sum", journal.sync_time.as_secs_f64());
+    set("store_journal_files", journal.files as f64);
+    set("store_journal_pending_bytes", journal.pending_bytes as f64);
+}
+
+/// Resident memory, as Linux counts it; 0 elsewhere.
+fn memory_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = resident.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }

@@ -9,18 +9,24 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
 use voussoir_journal::{Journal, Options};
-use voussoir_net::{Peers, Tcp};
+use voussoir_net::{Tcp, Transport as _};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{Config, Raft};
+use voussoir_raft::{HaltReason, Raft, StopReason};
 
-use crate::args::Serve;
+use crate::args::{Limits, Serve};
+use crate::disk::WatchedStore;
 use crate::http::{self, App};
 use crate::kv::Kv;
 use crate::machine::Machine;
+use crate::metrics::Metrics;
+use crate::observe::{self, Peers};
+use crate::traffic::Traffic;
 
 /// Keeps the nodes of one store from talking to those of another. **Choose your own.**
 const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
@@ -28,6 +34,43 @@ const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
 const RAFT_SERVICE: u16 = 1;
 /// The raft group. A process can run many, over one journal and one transport.
 const GROUP: u64 = 0;
+/// How long peers are given to take what is queued for them when a node ends.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Why a node did not start, or stopped by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum Stopped {
+    /// There is no data of this node. Starting again changes nothing: somebody has to decide.
+    #[error("{folder}: {error}")]
+    NoData { folder: String, error: OpenError },
+    /// The data is damaged. Starting again changes nothing: the node has to be rebuilt.
+    #[error("{folder}: {reason}; this node cannot vouch for its data any more")]
+    Damaged { folder: String, reason: StopReason },
+    /// The node has stopped. Start it again once the cause, if one is named, is gone.
+    #[error("the node has stopped: {reason}{}", cause(.disk))]
+    Halted { reason: StopReason, disk: Option<String> },
+    /// An address that the node cannot listen on.
+    #[error("cannot listen on {address} ({option})")]
+    Listen { option: &'static str, address: std::net::SocketAddr, source: std::io::Error },
+    /// The journal did not open.
+    #[error("{folder}: {error}")]
+    Journal { folder: String, error: voussoir_journal::OpenError },
+}
+
+fn cause(disk: &Option<String>) -> String {
+    disk.as_ref().map_or_else(String::new, |disk| format!(" ({disk})"))
+}
+
+impl Stopped {
+    /// The exit status: 3 where somebody has to decide before the node is started again, 1 where
+    /// a supervisor may start it again.
+    pub fn status(&self) -> u8 {
+        match self {
+            Self::NoData { .. } | Self::Damaged { .. } => 3,
+            _ => 1,
+        }
+    }
+}
 
 /// Creates the data of a node that has never run. Whoever sets a cluster up calls this once for
 /// each node; [`serve`] never does, because it cannot tell a new node from one whose disk was lost.
@@ -35,18 +78,43 @@ const GROUP: u64 = 0;
 /// # Errors
 /// Why there is no new data: the disk failed, or there is data of this node already.
 pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
-    std::fs::create_dir_all(data)?;
-    let journal = Journal::open(data.join("journal"), journal_options())?;
-    JournalStore::create(&journal, identity(id))?;
+    std::fs::create_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
+    let journal = open_journal(data, Options::default())?;
+    JournalStore::create(&journal, identity(id))
+        .map_err(|error| format!("{}: {error}", data.display()))?;
     journal.close()?;
     Ok(())
+}
+
+/// Whether `data` holds the data of node `id`. False after a crash in the middle of [`create`].
+///
+/// # Errors
+/// Where the data cannot be opened: it is damaged, of another node, or in use.
+pub fn is_created(id: u64, data: &Path) -> Result<bool, Box<dyn Error>> {
+    if !data.join("journal").is_dir() {
+        return Ok(false);
+    }
+    let journal = open_journal(data, Options::default())?;
+    match JournalStore::open(&journal, identity(id)) {
+        Ok(_) => Ok(true),
+        Err(OpenError::Absent { .. }) => Ok(false),
+        Err(error) => Err(format!("{}: {error}", data.display()).into()),
+    }
 }
 
 fn identity(node: u64) -> Identity {
     Identity { cluster: CLUSTER, node, group: GROUP }
 }
 
-/// Runs a node until it is interrupted or stops by itself.
+fn open_journal(data: &Path, mut options: Options) -> Result<Journal, Stopped> {
+    // A cluster without writes writes nothing: 16 MiB pieces give space back early.
+    options.segment_bytes = options.segment_bytes.min(16 << 20);
+    let folder = data.join("journal");
+    Journal::open(&folder, options)
+        .map_err(|error| Stopped::Journal { folder: folder.display().to_string(), error })
+}
+
+/// Runs a node until it is told to end or stops by itself.
 ///
 /// Everything of a node runs on one thread: raft's loop, the sockets and the handlers. Below a few
 /// cores that halves the latency of a write, because nothing has to wake another thread.
@@ -58,59 +126,155 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
-    if !node.data.join("journal").is_dir() {
-        return Err(OpenError::Absent { wanted: identity(node.id) }.into());
-    }
-    let journal = Journal::open(node.data.join("journal"), journal_options())?;
-    let log = JournalStore::open(&journal, identity(node.id))?;
+    let metrics = Metrics::install()?;
+    let http = TcpListener::bind(node.http).await;
+    let http = http.map_err(|source| listen("--http", node.http, source))?;
 
-    let peers = Peers::new();
-    for peer in &node.peers {
-        peers.insert(peer.id, peer.address);
-    }
-    let tcp = Tcp::bind(node.id, node.listen, Arc::new(peers), voussoir_net::Config::new(CLUSTER))
-        .await?;
+    let (journal, log) = open_store(&node)?;
+    let disk = WatchedStore::new(Arc::new(log), node.data.join("journal").display().to_string());
+    let disk_watch = disk.watch();
+
+    let (tcp, peers) = connect(&node).await?;
     let transport = NetTransport::new(Arc::new(tcp.clone()), RAFT_SERVICE)?;
 
-    let voters: Vec<u64> = node.peers.iter().map(|peer| peer.id).chain([node.id]).collect();
     let kv = Arc::new(RwLock::new(Kv::default()));
-    let machine = Machine::new(kv.clone());
-    let config = Config::new(node.id, voters);
-    let raft = Raft::start(config, Arc::new(log), Box::new(machine), Arc::new(transport)).await?;
+    let machine = Box::new(Machine::new(kv.clone()));
+    let raft = Raft::start(node.raft(), Arc::new(disk), machine, Arc::new(transport)).await?;
 
-    let http = TcpListener::bind(node.http).await?;
     let addresses = node.peers.iter().map(|peer| (peer.id, peer.http.to_string()));
     let addresses: HashMap<u64, String> =
         addresses.chain([(node.id, node.http.to_string())]).collect();
-    let app =
-        App { raft: raft.clone(), journal: journal.clone(), kv, addresses: Arc::new(addresses) };
-    tokio::spawn(axum::serve(http, http::router(app)).into_future());
-    println!("node {} serves http://{}", node.id, node.http);
+    let app = Arc::new(App {
+        raft: raft.clone(),
+        journal: journal.clone(),
+        tcp: tcp.clone(),
+        kv,
+        addresses,
+        peers: peers.clone(),
+        disk: disk_watch.clone(),
+        metrics,
+        timeout: node.timing.request_timeout,
+        disk_stall: node.timing.disk_stall,
+        traffic: Traffic::default(),
+    });
+    let mut observers = JoinSet::new();
+    observers.spawn(observe::peers(tcp.events(), peers));
+    observers.spawn(observe::leadership(raft.clone(), app.metrics.elections.clone()));
+    observers.spawn(observe::disk(app.clone()));
 
-    tokio::select! {
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        () = parent_gone(node.exit_with_parent) => {}
-        () = stopped(&raft) => return Err(raft.stopped().map_or("stopped".into(), Into::into)),
+    let (drain, drained) = oneshot::channel::<()>();
+    let server = axum::serve(http, http::router(app.clone()))
+        .with_graceful_shutdown(async { drop(drained.await) });
+    let server = tokio::spawn(server.into_future());
+    tracing::info!(node = node.id, http = %node.http, peers = %node.listen, "the node serves");
+
+    let ended = tokio::select! {
+        () = told_to_end() => Ok(()),
+        () = parent_gone(node.exit_with_parent) => Ok(()),
+        reason = stopped(&raft) => Err(reason),
+    };
+    if ended.is_ok() {
+        tracing::info!(node = node.id, "ending: taking no new requests");
+        let until = Instant::now() + node.drain;
+        let drained = async {
+            app.traffic.drain().await;
+            // What is left are connections without a request: they are closed.
+            drop(drain);
+            server.await
+        };
+        tokio::select! {
+            ended = timeout_at(until, drained) => if ended.is_err() {
+                tracing::warn!(drain = ?node.drain, "requests under way were cut off");
+            },
+            () = told_to_end() => tracing::warn!("told to end again: requests are cut off"),
+        }
     }
+    observers.shutdown().await;
     raft.shutdown().await;
-    tcp.shutdown(Instant::now() + Duration::from_secs(1)).await;
-    journal.close()?;
-    Ok(())
+    tcp.shutdown(Instant::now() + GOODBYE).await;
+    let closed = journal.close();
+    match ended {
+        Ok(()) => {
+            closed?;
+            tracing::info!(node = node.id, "ended");
+            Ok(())
+        }
+        Err(StopReason::Halted(HaltReason::Damaged)) => {
+            let folder = node.data.display().to_string();
+            let reason = StopReason::Halted(HaltReason::Damaged);
+            Err(Stopped::Damaged { folder, reason }.into())
+        }
+        Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),
+    }
 }
 
-/// **Change these for a server**: how large the log may become, and in which pieces space comes
-/// back.
-fn journal_options() -> Options {
+/// Opens the data of this node. Never begins new data.
+fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
+    let no_data = |error| Stopped::NoData { folder: node.data.display().to_string(), error };
+    if !node.data.join("journal").is_dir() {
+        return Err(no_data(OpenError::Absent { wanted: identity(node.id) }));
+    }
+    let journal = open_journal(&node.data, journal_options(&node.limits))?;
+    let log = JournalStore::open(&journal, identity(node.id)).map_err(no_data)?;
+    Ok((journal, log))
+}
+
+fn journal_options(limits: &Limits) -> Options {
     let mut options = Options::default();
-    options.segment_bytes = 16 << 20;
-    options.max_bytes = 4 << 30;
+    options.segment_bytes = limits.segment_bytes;
+    options.max_bytes = limits.max_bytes;
     options
 }
 
+/// Listens for the peers, and knows where they are.
+async fn connect(node: &Serve) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
+    let addresses = voussoir_net::Peers::new();
+    for peer in &node.peers {
+        addresses.insert(peer.id, peer.address);
+    }
+    let config = voussoir_net::Config::new(CLUSTER);
+    let bound = Tcp::bind(node.id, node.listen, Arc::new(addresses), config).await;
+    let tcp = match bound {
+        Err(voussoir_net::BindError::Listen { address, source }) => {
+            return Err(listen("--listen", address, source).into());
+        }
+        bound => bound?,
+    };
+    let peers = Peers::new(node.peers.iter().map(|peer| (peer.id, peer.address)));
+    Ok((tcp, Arc::new(peers)))
+}
+
+fn listen(option: &'static str, address: std::net::SocketAddr, source: std::io::Error) -> Stopped {
+    Stopped::Listen { option, address, source }
+}
+
 /// Until raft has stopped for good, for example after its disk failed.
-async fn stopped(raft: &Raft) {
+async fn stopped(raft: &Raft) -> StopReason {
     let mut status = raft.status();
-    while raft.stopped().is_none() && status.changed().await.is_ok() {}
+    loop {
+        if let Some(reason) = raft.stopped() {
+            return reason;
+        }
+        if status.changed().await.is_err() {
+            return raft.stopped().unwrap_or(StopReason::ShutDown);
+        }
+    }
+}
+
+/// Until SIGTERM or Ctrl-C.
+async fn told_to_end() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signal) => drop(signal.recv().await),
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = terminated => {}
+        interrupted = tokio::signal::ctrl_c() => if interrupted.is_err() {
+            std::future::pending::<()>().await;
+        },
+    }
 }
 
 /// Until standard input ends, when that is wanted.

@@ -1,6 +1,6 @@
 //! The interface as `curl` sees it: three processes, every kind of request, and bad ones.
 
-use std::path::Path;
+mod support;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
@@ -9,21 +9,23 @@ use store::demo::cluster::Cluster;
 use store::demo::leader;
 use store::kv::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
+use support::{ask, program};
+
 struct Store {
     client: Client,
-    _cluster: Cluster,
+    cluster: Cluster,
+    leader: u64,
     _folder: tempfile::TempDir,
 }
 
 impl Store {
     async fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let program = Path::new(env!("CARGO_BIN_EXE_store"));
-        let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+        let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
         cluster.start_all().unwrap();
-        let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
-        leader(&cluster, &client).await.unwrap();
-        Self { client, _cluster: cluster, _folder: folder }
+        let client = support::client(&cluster);
+        let leader = leader(&cluster, &client).await.unwrap().id;
+        Self { client, cluster, leader, _folder: folder }
     }
 
     async fn ask(&self, method: Method, path: &str, if_match: Option<u64>, body: &[u8]) -> Reply {
@@ -70,12 +72,34 @@ async fn values_are_written_compared_listed_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_write_may_ask_that_the_key_exists() {
+    let store = Store::start().await;
+    let (_, node) = store.cluster.addresses()[store.leader as usize - 1];
+    let put = |headers: &str| ask(node, "PUT", "/kv/a", headers, "x").unwrap();
+    let missing = put("if-match: *\r\n");
+    assert_eq!((missing.status, missing.headers.get("etag")), (412, None));
+    assert_eq!(put("if-match: \"7\"\r\n").status, 412);
+    assert_eq!(put("if-none-match: *\r\n").status, 204);
+    let held = put("if-none-match: *\r\n");
+    assert_eq!(held.status, 412);
+    assert!(held.headers.contains_key("etag"));
+    assert_eq!(put("if-match: *\r\n").status, 204);
+    assert_eq!(put("if-match: *\r\nif-none-match: *\r\n").status, 400);
+    let delete = |headers: &str| ask(node, "DELETE", "/kv/a", headers, "").unwrap();
+    assert_eq!(delete("if-match: *\r\n").status, 204);
+    assert_eq!(delete("if-match: *\r\n").status, 412);
+    assert_eq!(delete("").status, 404);
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_said_as_json_and_changes_nothing() {
     let store = Store::start().await;
     let long = format!("/kv/{}", "k".repeat(KEY_BYTES_MAX + 1));
     let large = vec![0; VALUE_BYTES_MAX + 1];
-    let wrong: [(Method, &str, &[u8], StatusCode); 6] = [
+    let wrong: [(Method, &str, &[u8], StatusCode); 8] = [
         (Method::PUT, &long, b"", StatusCode::BAD_REQUEST),
+        (Method::PUT, "/kv/", b"", StatusCode::BAD_REQUEST),
+        (Method::GET, "/kv/", b"", StatusCode::BAD_REQUEST),
         (Method::PUT, "/kv/%ff", b"", StatusCode::BAD_REQUEST),
         (Method::PUT, "/kv/large", &large, StatusCode::PAYLOAD_TOO_LARGE),
         (Method::GET, "/kv/a?consistency=eventual", b"", StatusCode::BAD_REQUEST),

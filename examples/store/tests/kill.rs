@@ -6,7 +6,7 @@ use std::path::Path;
 
 use store::demo::client::Client;
 use store::demo::cluster::Cluster;
-use store::demo::load::Load;
+use store::demo::load::{Load, Shape};
 use store::demo::{caught_up, check, leader};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -20,7 +20,7 @@ async fn killing_each_node_in_turn_loses_nothing() {
     let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
     leader(&cluster, &client).await.unwrap();
 
-    let load = Load::start(&client);
+    let load = Load::start(&client, Shape::default());
     for round in 0..rounds {
         for id in cluster.ids() {
             // Two of three must be up to go on: the last one killed has to be back first.

@@ -36,7 +36,8 @@ async fn a_wiped_node_stays_down_and_acknowledged_writes_stay() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(cluster.crashed()[0].0, 2);
-    let said = std::fs::read_to_string(cluster.folder(2).join("log.txt")).unwrap();
+    assert_eq!(cluster.crashed()[0].1.code(), Some(3), "no supervisor should start it again");
+    let said = cluster.log(2);
     assert!(said.contains("no data of node 2") && said.contains("its disk was lost"), "{said}");
     let _ = cluster.kill(2).await;
 

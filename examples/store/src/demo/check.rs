@@ -1,6 +1,6 @@
 //! What must be true after a run.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -32,8 +32,8 @@ pub struct Checked {
     pub keys: usize,
 }
 
-/// Checks that every acknowledged write is on every node, and that the history is linearizable.
-/// All nodes must have caught up.
+/// Checks that every acknowledged write is on every node, that all nodes hold the same, and that
+/// the history is linearizable. All nodes must have caught up.
 ///
 /// # Errors
 /// What is wrong.
@@ -53,12 +53,17 @@ pub async fn check(
         .filter(|key| key.starts_with("own/"))
         .collect();
     let addresses = cluster.addresses();
+    let mut first: Option<(u64, Held)> = None;
     for (id, http) in &addresses {
-        let found = keys(client, *http, "own/").await.map_err(|e| format!("node {id}: {e}"))?;
-        let lost: Vec<_> = written.iter().filter(|key| !found.contains(**key)).take(5).collect();
+        let held = held(client, *http).await.map_err(|e| format!("node {id}: {e}"))?;
+        let lost: Vec<_> = written.iter().filter(|key| !held.contains_key(**key)).take(5).collect();
         if !lost.is_empty() {
             return Err(format!("node {id} has lost acknowledged writes, among them {lost:?}"));
         }
+        if let Some((other, theirs)) = &first {
+            same(*other, theirs, *id, &held)?;
+        }
+        first.get_or_insert((*id, held));
     }
     linearizable(&Kv::new(), history, STEPS_MAX).map_err(|error| error.to_string())?;
     let (acknowledged, _, unknown) = history.outcomes();
@@ -73,17 +78,38 @@ pub async fn check(
     })
 }
 
-/// Every key below `prefix` as this node has it, a page at a time. The reads are linearizable: the
-/// node first applies all that was acknowledged anywhere, and then answers from its own state.
-async fn keys(client: &Client, node: SocketAddr, prefix: &str) -> Result<BTreeSet<String>, String> {
+/// Version and length of each value, by key.
+type Held = BTreeMap<String, (u64, usize)>;
+
+/// Whether two nodes hold the same.
+fn same(one: u64, held: &Held, other: u64, theirs: &Held) -> Result<(), String> {
+    if held == theirs {
+        return Ok(());
+    }
+    let differs = |key: &&String| held.get(*key) != theirs.get(*key);
+    let keys: BTreeSet<&String> = held.keys().chain(theirs.keys()).collect();
+    let found: Vec<String> = keys
+        .into_iter()
+        .filter(differs)
+        .take(5)
+        .map(|key| format!("{key}: {:?} and {:?}", held.get(key), theirs.get(key)))
+        .collect();
+    Err(format!("nodes {one} and {other} differ (version, bytes): {}", found.join("; ")))
+}
+
+/// Every key as this node has it, a page at a time. The reads are linearizable: the node first
+/// applies all that was acknowledged anywhere, and then answers from its own state.
+async fn held(client: &Client, node: SocketAddr) -> Result<Held, String> {
     #[derive(serde::Deserialize)]
     struct Listed {
         key: String,
+        version: u64,
+        bytes: usize,
     }
-    let mut keys = BTreeSet::new();
+    let mut held = Held::new();
     let mut after = String::new();
     loop {
-        let path = format!("/kv?prefix={prefix}&after={after}&limit=1000");
+        let path = format!("/kv?after={after}&limit=1000");
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
         let sent = client.send_to(node, &Method::GET, &path, None, Bytes::new(), deadline).await;
         let Ok(Answered::Reply(reply)) = sent else { return Err(format!("{path}: {sent:?}")) };
@@ -91,8 +117,8 @@ async fn keys(client: &Client, node: SocketAddr, prefix: &str) -> Result<BTreeSe
             serde_json::from_slice(&reply.body).map_err(|e| format!("{path}: {e}"))?;
         match page.last() {
             Some(last) => after.clone_from(&last.key),
-            None => return Ok(keys),
+            None => return Ok(held),
         }
-        keys.extend(page.into_iter().map(|listed| listed.key));
+        held.extend(page.into_iter().map(|listed| (listed.key, (listed.version, listed.bytes))));
     }
 }

@@ -18,10 +18,33 @@ use super::client::{Client, Lost, Reply};
 /// All that the clients asked and were told.
 pub type StoreHistory = History<KvOp<String, String>, KvRet<String>>;
 
-/// Clients that work at the same time.
-pub const CLIENTS: u64 = 32;
-/// Keys that all clients share.
+/// Keys that all clients share at a time.
 const SHARED_KEYS: u64 = 64;
+/// Length of a large value, in bytes.
+const LARGE: usize = 64 * 1024;
+/// Fills a large value up.
+const PADDING: u8 = b'.';
+
+/// How much the clients do.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Clients that work at the same time.
+    pub clients: u64,
+    /// How long each rests between two operations.
+    pub pause: Duration,
+    /// Of 100 writes to shared keys, how many are of 64 KiB.
+    pub large_percent: u64,
+    /// After this long the shared keys are replaced by new ones, so that the history of each stays
+    /// short enough to be judged.
+    pub era: Duration,
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        let era = Duration::from_secs(3600);
+        Self { clients: 32, pause: Duration::ZERO, large_percent: 0, era }
+    }
+}
 
 /// Counters of the whole run, and the latencies since they were last taken.
 #[derive(Debug)]
@@ -93,19 +116,20 @@ pub struct Load {
 
 impl Load {
     /// Starts the clients.
-    pub fn start(client: &Client) -> Self {
+    pub fn start(client: &Client, shape: Shape) -> Self {
         let stats = Arc::new(Stats::new());
         let stop = Arc::new(AtomicBool::new(false));
         let history = Arc::new(Mutex::new(StoreHistory::new()));
         let epoch = Instant::now();
         let mut clients = JoinSet::new();
-        for id in 0..CLIENTS {
+        for id in 0..shape.clients {
             let mut worker = Worker {
                 id,
                 client: client.clone(),
                 stats: stats.clone(),
                 history: history.clone(),
                 epoch,
+                shape,
                 random: id.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
                 written: 0,
             };
@@ -113,6 +137,9 @@ impl Load {
             clients.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     worker.one_operation().await;
+                    if !shape.pause.is_zero() {
+                        tokio::time::sleep(shape.pause).await;
+                    }
                 }
             });
         }
@@ -136,19 +163,24 @@ struct Worker {
     stats: Arc<Stats>,
     history: Arc<Mutex<StoreHistory>>,
     epoch: Instant,
+    shape: Shape,
     random: u64,
     written: u64,
 }
 
 impl Worker {
     async fn one_operation(&mut self) {
-        let shared = format!("shared/{}", self.draw() % SHARED_KEYS);
+        let era = self.epoch.elapsed().as_nanos() / self.shape.era.as_nanos();
+        let shared = format!("shared/{era}/{}", self.draw() % SHARED_KEYS);
         match self.draw() % 10 {
             0..=2 => {
                 let key = format!("own/{}/{}", self.id, self.written);
-                self.put(key).await;
+                self.put(key, false).await;
             }
-            3..=5 => self.put(shared).await,
+            3..=5 => {
+                let is_large = self.draw() % 100 < self.shape.large_percent;
+                self.put(shared, is_large).await;
+            }
             // Read, then write only if nobody else did in between.
             6 => {
                 if let Some((value, version)) = self.get(&shared).await {
@@ -174,14 +206,18 @@ impl Worker {
         format!("{}-{}", self.id, self.written)
     }
 
-    async fn put(&mut self, key: String) {
+    async fn put(&mut self, key: String, is_large: bool) {
         let value = self.next_value();
         let op = KvOp::Put { key, value: value.clone() };
+        let mut body = value.into_bytes();
+        if is_large {
+            body.resize(LARGE, PADDING);
+        }
         let seen = |reply: &Reply| match reply.status {
             StatusCode::NO_CONTENT => Some(KvRet::Done),
             _ => None,
         };
-        self.perform(Method::PUT, None, value.into(), op, seen).await;
+        self.perform(Method::PUT, None, body.into(), op, seen).await;
     }
 
     async fn compare_and_set(&mut self, key: String, expected: String, version: u64) {
@@ -206,7 +242,7 @@ impl Worker {
 
     /// The value and its version, where there is one.
     async fn get(&mut self, key: &str) -> Option<(String, u64)> {
-        let text = |reply: &Reply| String::from_utf8_lossy(&reply.body).into_owned();
+        let text = |reply: &Reply| without_padding(&reply.body);
         let seen = |reply: &Reply| match reply.status {
             StatusCode::OK => Some(KvRet::Value(Some(text(reply)))),
             StatusCode::NOT_FOUND => Some(KvRet::Value(None)),
@@ -255,6 +291,15 @@ impl Worker {
     }
 }
 
+/// The part of a value that names its write. A large value that is not whole is given back as it
+/// is: no client wrote that, and the check of the history says so.
+fn without_padding(body: &[u8]) -> String {
+    let name = body.split(|byte| *byte == PADDING).next().unwrap_or_default();
+    let is_whole = body.len() == name.len()
+        || (body.len() == LARGE && body[name.len()..].iter().all(|byte| *byte == PADDING));
+    String::from_utf8_lossy(if is_whole { name } else { body }).into_owned()
+}
+
 /// The key that an operation is about.
 pub fn key_of(op: &KvOp<String, String>) -> &str {
     match op {
@@ -263,5 +308,21 @@ pub fn key_of(op: &KvOp<String, String>) -> &str {
         | KvOp::Cas { key, .. }
         | KvOp::Delete { key } => key,
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_value_counts_only_when_it_is_whole() {
+        let mut body = b"7-12".to_vec();
+        assert_eq!(without_padding(&body), "7-12");
+        body.resize(LARGE, PADDING);
+        assert_eq!(without_padding(&body), "7-12");
+        assert_ne!(without_padding(&body[..LARGE - 1]), "7-12");
+        body[LARGE / 2] = 0;
+        assert_ne!(without_padding(&body), "7-12");
     }
 }

@@ -5,18 +5,18 @@ pub mod client;
 pub mod cluster;
 mod live;
 pub mod load;
+pub mod up;
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, sleep};
 
 use self::check::Checked;
 use self::client::Client;
 use self::cluster::Cluster;
 use self::live::{Live, print, status_of};
-use self::load::{CLIENTS, Load};
+use self::load::{Load, Shape};
 use crate::http::NodeStatus;
 
 /// How long each part of the demo goes on.
@@ -44,9 +44,11 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
         "three nodes, each a process with a journal of its own, below {}",
         folder.path().display()
     ));
-    live.say(&format!("node {} leads term {}; {CLIENTS} clients start", first.id, first.term));
+    let shape = Shape::default();
+    let Shape { clients, .. } = shape;
+    live.say(&format!("node {} leads term {}; {clients} clients start", first.id, first.term));
 
-    let load = Load::start(&client);
+    let load = Load::start(&client, shape);
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
     let victim = leader(&cluster, &client).await?;
@@ -70,40 +72,6 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
 
     print(&summary(&checked, failover));
     Ok(())
-}
-
-/// Starts three nodes that keep their data in `folder`, and stays until it is interrupted.
-///
-/// # Errors
-/// Where a node cannot be started, or ends by itself.
-///
-/// # Cancel safety
-/// Dropped, the nodes are killed.
-pub async fn up(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
-    let mut cluster = Cluster::new(&std::env::current_exe()?, folder, 3)?;
-    cluster.start_all()?;
-    let client = client_of(&cluster);
-    let leader = leader(&cluster, &client).await?;
-    println!("three nodes, durable in {}; node {} leads", folder.display(), leader.id);
-    for (id, http) in cluster.addresses() {
-        println!("  node {id}  http://{http}");
-    }
-    let (_, http) = cluster.addresses()[0];
-    println!();
-    println!("  curl -L -X PUT http://{http}/kv/greeting -d hello");
-    println!("  curl http://{http}/kv/greeting");
-    println!("  curl 'http://{http}/kv/greeting?consistency=stale'");
-    println!("  curl 'http://{http}/kv?prefix=gr'");
-    println!("  curl http://{http}/status");
-    println!();
-    println!("Ctrl-C stops them; the data stays.");
-    let mut tick = interval(TICK);
-    loop {
-        tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
-            _ = tick.tick() => no_crash(&mut cluster)?,
-        }
-    }
 }
 
 fn summary(checked: &Checked, failover: Duration) -> String {
@@ -143,8 +111,7 @@ async fn show(
 fn no_crash(cluster: &mut Cluster) -> io::Result<()> {
     match cluster.crashed().first() {
         Some((id, status)) => {
-            let log = cluster.folder(*id).join("log.txt");
-            let said = std::fs::read_to_string(log).unwrap_or_default();
+            let said = cluster.log(*id);
             Err(io::Error::other(format!("node {id} ended by itself, {status}:\n{said}")))
         }
         None => Ok(()),

@@ -1,0 +1,134 @@
+//! Watches how long the disk takes: a log store around another one.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use metrics::Histogram;
+use parking_lot::Mutex;
+use voussoir_raft::core::Restored;
+use voussoir_raft::{
+    Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
+    SnapshotWriter, StoreError,
+};
+
+/// A write that takes longer is logged.
+const SLOW: Duration = Duration::from_millis(500);
+
+/// Measures each write from hand-over to durable, and keeps the first failure.
+pub struct WatchedStore {
+    store: Arc<dyn LogStore>,
+    watch: Arc<DiskWatch>,
+}
+
+/// What is known of the disk.
+pub struct DiskWatch {
+    /// The folder, for messages.
+    path: String,
+    seconds: Histogram,
+    writes: Mutex<Writes>,
+}
+
+#[derive(Default)]
+struct Writes {
+    next: u64,
+    /// When each write that is under way was handed over.
+    under_way: BTreeMap<u64, Instant>,
+    failed: Option<String>,
+}
+
+impl WatchedStore {
+    /// Watches `store`, which keeps its data in `path`.
+    pub fn new(store: Arc<dyn LogStore>, path: String) -> Self {
+        let seconds = metrics::histogram!("store_disk_write_seconds");
+        let watch = Arc::new(DiskWatch { path, seconds, writes: Mutex::default() });
+        Self { store, watch }
+    }
+
+    /// What is seen of the disk.
+    pub fn watch(&self) -> Arc<DiskWatch> {
+        self.watch.clone()
+    }
+}
+
+impl DiskWatch {
+    /// How long the oldest write under way has been waiting for the disk.
+    pub fn waiting(&self) -> Duration {
+        let writes = self.writes.lock();
+        writes.under_way.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+    }
+
+    /// The first failure, with the folder in which it happened.
+    pub fn failed(&self) -> Option<String> {
+        self.writes.lock().failed.clone()
+    }
+
+    fn begins(&self) -> u64 {
+        let mut writes = self.writes.lock();
+        let number = writes.next;
+        writes.next += 1;
+        writes.under_way.insert(number, Instant::now());
+        number
+    }
+
+    fn ended(&self, number: u64, result: &Result<(), StoreError>) {
+        let mut first_failure = None;
+        let took = {
+            let mut writes = self.writes.lock();
+            let since = writes.under_way.remove(&number);
+            if let Err(error) = result
+                && writes.failed.is_none()
+            {
+                let failure = format!("{}: {}", self.path, crate::log::chain(error));
+                writes.failed = Some(failure.clone());
+                first_failure = Some(failure);
+            }
+            since.map_or(Duration::ZERO, |since| since.elapsed())
+        };
+        self.seconds.record(took.as_secs_f64());
+        if let Some(failure) = first_failure {
+            tracing::error!(%failure, "a write to the disk failed");
+        } else if took >= SLOW {
+            let took_ms = took.as_millis() as u64;
+            tracing::warn!(path = %self.path, took_ms, "the disk was slow: a write took long");
+        }
+    }
+}
+
+#[async_trait]
+impl LogStore for WatchedStore {
+    fn entry_bytes_max(&self) -> usize {
+        self.store.entry_bytes_max()
+    }
+
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.store.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        let (watch, number) = (self.watch.clone(), self.watch.begins());
+        let watched = Completion::new(move |result| {
+            watch.ended(number, &result);
+            done.complete(result);
+        });
+        self.store.write(write, watched);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.store.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.store.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.store.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.store.open_snapshot().await
+    }
+}

@@ -1,0 +1,287 @@
+//! What an operator does to running nodes, and what they tell him.
+
+mod support;
+
+use std::net::{SocketAddr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use store::demo::client::Client;
+use store::demo::cluster::Cluster;
+use store::demo::{caught_up, leader};
+
+use support::{ask, ask_until, client, metric, program};
+
+struct Store {
+    cluster: Cluster,
+    client: Client,
+    _folder: tempfile::TempDir,
+}
+
+impl Store {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
+        cluster.start_all().unwrap();
+        let client = client(&cluster);
+        leader(&cluster, &client).await.unwrap();
+        Self { cluster, client, _folder: folder }
+    }
+
+    fn http(&self, id: u64) -> SocketAddr {
+        self.cluster.addresses()[id as usize - 1].1
+    }
+
+    async fn leader(&self) -> u64 {
+        leader(&self.cluster, &self.client).await.unwrap().id
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sigterm_answers_what_is_under_way_and_ends_with_status_0() {
+    let mut store = Store::start().await;
+    let victim = store.leader().await;
+    let node = store.http(victim);
+    let (cut_off, acknowledged) = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..8)
+            .map(|writer| {
+                scope.spawn(move || {
+                    let mut acknowledged = Vec::new();
+                    for number in 0.. {
+                        let key = format!("/kv/{writer}/{number}");
+                        match ask(node, "PUT", &key, "", "x") {
+                            Some(raw) if raw.status == 204 => acknowledged.push(key),
+                            // As a load balancer does, this client turns to another node.
+                            Some(raw) if raw.status == 503 => break,
+                            Some(raw) => return Err(raw),
+                            None => return Ok((1, acknowledged)),
+                        }
+                    }
+                    Ok((0, acknowledged))
+                })
+            })
+            .collect();
+        let runtime = tokio::runtime::Handle::current();
+        tokio::task::block_in_place(|| {
+            runtime.block_on(async {
+                while metric(node, "store_proposals_total").is_none_or(|n| n < 200.0) {}
+                store.cluster.end(victim).await.unwrap();
+            });
+        });
+        let log = || store.cluster.log(victim);
+        let joined = writers.into_iter().map(|writer| {
+            writer.join().unwrap().unwrap_or_else(|raw| panic!("{raw:?}\n{}", log()))
+        });
+        joined.fold((0, Vec::new()), |(sum, mut all), (cut_off, keys)| {
+            all.extend(keys);
+            (sum + cut_off, all)
+        })
+    });
+    assert_eq!(cut_off, 0, "requests without an answer");
+    assert!(acknowledged.len() > 100);
+    let log = store.cluster.log(victim);
+    assert!(log.contains("ending: taking no new requests"), "{log}");
+    assert!(!log.contains("ERROR"), "{log}");
+
+    // The others elect a leader, and the node comes back with all that it had.
+    store.leader().await;
+    store.cluster.start(victim).unwrap();
+    caught_up(&store.cluster, &store.client).await.unwrap();
+    let keys = ask_until(node, "/kv?prefix=7/&limit=1000", |raw| raw.status == 200).body;
+    for key in acknowledged.iter().filter(|key| key.starts_with("/kv/7/")).take(1000) {
+        let key = key.strip_prefix("/kv/").unwrap();
+        assert!(keys.contains(&format!("\"{key}\"")), "{key} is lost");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_redirect_names_a_leader_that_is_known_to_be_gone() {
+    let mut store = Store::start().await;
+    let dead = store.leader().await;
+    let follower = store.cluster.ids().into_iter().find(|id| *id != dead).unwrap();
+    let node = store.http(follower);
+    let raw = ask(node, "PUT", "/kv/a", "", "1").unwrap();
+    assert_eq!(raw.status, 307);
+    assert_eq!(raw.headers["location"], format!("http://{}/kv/a", store.http(dead)));
+
+    store.cluster.kill(dead).await.unwrap();
+    let gauge = format!("store_peer_up{{peer=\"{dead}\"}}");
+    while metric(node, &gauge) != Some(0.0) {}
+    for number in 0..20 {
+        let raw = ask(node, "PUT", &format!("/kv/{number}"), "", "x").unwrap();
+        match raw.status {
+            204 => {}
+            307 => assert!(!raw.headers["location"].contains(&store.http(dead).to_string())),
+            // With the reason, and a word on when to come again.
+            status => assert_eq!((status, raw.headers["retry-after"].as_str()), (503, "1")),
+        }
+    }
+    let led = ask(node, "PUT", "/kv/last", "", "x").unwrap();
+    assert!(led.status == 204 || led.status == 307, "after a second there is a leader: {led:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_majority_is_alive_and_not_ready() {
+    let mut store = Store::start().await;
+    for id in 1..=3 {
+        ask_until(store.http(id), "/ready", |raw| raw.status == 200);
+    }
+    store.cluster.kill(1).await.unwrap();
+    store.cluster.kill(2).await.unwrap();
+    let node = store.http(3);
+    let raw = ask_until(node, "/ready", |raw| raw.status == 503);
+    assert!(raw.body.contains("\"ready\":false") && raw.body.contains("reason"), "{raw:?}");
+    assert_eq!(ask(node, "GET", "/health", "", "").unwrap().status, 200);
+    while !store.cluster.log(3).contains("no leader is known") {
+        assert!(store.cluster.crashed().is_empty());
+    }
+    let log = store.cluster.log(3);
+    assert!(log.contains("a peer is lost"), "{log}");
+
+    store.cluster.start(1).unwrap();
+    ask_until(node, "/ready", |raw| raw.status == 200);
+    while !store.cluster.log(3).contains("the cluster has a leader again") {
+        assert!(store.cluster.crashed().is_empty());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_show_elections_disk_memory_and_requests() {
+    let store = Store::start().await;
+    let id = store.leader().await;
+    let node = store.http(id);
+    for number in 0..50 {
+        assert_eq!(ask(node, "PUT", &format!("/kv/{number}"), "", "12345").unwrap().status, 204);
+    }
+    let value = |name: &str| metric(node, name).unwrap_or_else(|| panic!("{name} is missing"));
+    assert!((value("store_is_leader") - 1.0).abs() < f64::EPSILON);
+    assert!(value("store_elections_total") >= 1.0);
+    assert!(value("store_disk_write_seconds_count") >= 50.0);
+    assert!(value("store_disk_write_seconds_sum") > 0.0);
+    assert!(value("store_memory_bytes") > 1e6);
+    assert!(value("store_keys") >= 50.0);
+    assert!(value("store_data_bytes") >= 300.0);
+    assert!(value("store_request_seconds_count{method=\"PUT\"}") >= 50.0);
+    assert!(value("store_requests_total{status=\"2xx\"}") >= 50.0);
+    assert!(value("store_journal_syncs_total") >= 1.0);
+}
+
+/// `store up`, as a user starts it.
+struct Up(Child);
+
+impl Up {
+    fn start(folder: &std::path::Path, port: u16) -> Self {
+        let log = std::fs::File::create(folder.join("up.txt")).unwrap();
+        let child = Command::new(program())
+            .args(["up", "--http-port", &port.to_string()])
+            .arg(folder.join("data"))
+            .stdout(log)
+            .spawn();
+        Self(child.unwrap())
+    }
+
+    /// The process of node `id`.
+    fn node(&self, id: u64) -> u32 {
+        let parent = self.0.id().to_string();
+        let out = Command::new("ps").args(["-o", "pid=,args=", "--ppid", &parent]).output();
+        let text = String::from_utf8(out.unwrap().stdout).unwrap();
+        let line = text.lines().find(|line| line.contains(&format!(" --id {id} "))).unwrap();
+        line.split_whitespace().next().unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Up {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn three_free_ports() -> u16 {
+    loop {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        if (1..3).all(|next| TcpListener::bind(("127.0.0.1", first.saturating_add(next))).is_ok()) {
+            return first;
+        }
+    }
+}
+
+fn kill(signal: &str, process: u32) {
+    let status = Command::new("kill").args([signal, &process.to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn up_keeps_its_ports_and_its_folder_and_starts_a_dead_node_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let port = three_free_ports();
+    let node = |id: u16| SocketAddr::from(([127, 0, 0, 1], port + id - 1));
+    let mut up = Up::start(folder.path(), port);
+    for id in 1..=3 {
+        ask_until(node(id), "/ready", |raw| raw.status == 200);
+    }
+
+    // A second one on the same folder says so at once.
+    let began = Instant::now();
+    let second =
+        Command::new(program()).arg("up").arg(folder.path().join("data")).output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert!(!second.status.success() && began.elapsed() < Duration::from_secs(5));
+    assert!(said.contains("in use") && said.contains(&up.0.id().to_string()), "{said}");
+
+    // A third, elsewhere, cannot have the ports, and says so.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let third = Up::start(elsewhere.path(), port);
+    let said = || std::fs::read_to_string(elsewhere.path().join("up.txt")).unwrap();
+    while !said().contains("leads") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(said().contains(&format!("ATTENTION: node 1 gets another port, {}", node(1))));
+    drop(third);
+
+    kill("-9", up.node(2));
+    ask_until(node(1), "/ready", |raw| raw.status == 200);
+    ask_until(node(2), "/ready", |raw| raw.status == 200);
+    assert!(up.0.try_wait().unwrap().is_none(), "one dead node ended the cluster");
+    let said = std::fs::read_to_string(folder.path().join("up.txt")).unwrap();
+    assert!(said.contains("node 2 ended by itself (signal: 9"), "{said}");
+
+    kill("-TERM", up.0.id());
+    assert!(up.0.wait().unwrap().success());
+    assert!(ask(node(1), "GET", "/health", "", "").is_none());
+}
+
+#[test]
+fn an_address_in_use_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let holder = TcpListener::bind(taken).unwrap();
+    let mut create = Command::new(program());
+    create.args(["create", "--id", "1", "--data"]).arg(folder.path());
+    assert!(create.status().unwrap().success());
+    for (listen, http, option) in [
+        ("127.0.0.1:0".parse().unwrap(), taken, "--http"),
+        (taken, "127.0.0.1:0".parse::<SocketAddr>().unwrap(), "--listen"),
+    ] {
+        let output = Command::new(program())
+            .args(["serve", "--id", "1", "--data", folder.path().to_str().unwrap()])
+            .args(["--listen", &listen.to_string(), "--http", &http.to_string()])
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        let expected = format!("cannot listen on {taken} ({option})");
+        assert!(said.contains(&expected) && said.contains("in use"), "{said}");
+    }
+    drop(holder);
+}
+
+#[test]
+fn help_is_printed() {
+    for words in [&["--help"][..], &["help"], &["serve", "--help"], &["up", "--help"]] {
+        let output = Command::new(program()).args(words).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        assert!(String::from_utf8(output.stdout).unwrap().contains("Usage: store"), "{words:?}");
+    }
+}

@@ -1,0 +1,74 @@
+//! What the tests over real processes share.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use store::demo::client::Client;
+use store::demo::cluster::Cluster;
+
+/// This package's own program.
+pub fn program() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_store"))
+}
+
+pub fn client(cluster: &Cluster) -> Client {
+    Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect())
+}
+
+/// An answer as it came over the wire.
+#[derive(Debug)]
+pub struct Raw {
+    pub status: u16,
+    /// By lower-case name.
+    pub headers: HashMap<String, String>,
+    pub body: String,
+}
+
+/// One request on a connection of its own, with no redirect followed. `None` where the node does
+/// not answer.
+pub fn ask(node: SocketAddr, method: &str, path: &str, headers: &str, body: &str) -> Option<Raw> {
+    let mut stream = TcpStream::connect_timeout(&node, Duration::from_secs(5)).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let length = body.len();
+    let request = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {node}\r\nconnection: close\r\n\
+         content-length: {length}\r\n{headers}\r\n{body}"
+    );
+    stream.write_all(request.as_bytes()).ok()?;
+    let mut text = Vec::new();
+    stream.read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n")?;
+    let mut lines = head.lines();
+    let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+    let headers = lines.filter_map(|line| line.split_once(": "));
+    let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+    Some(Raw { status, headers, body: body.to_owned() })
+}
+
+/// Asks until `found` likes the answer.
+pub fn ask_until(node: SocketAddr, path: &str, found: impl Fn(&Raw) -> bool) -> Raw {
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let answer = ask(node, "GET", path, "", "");
+        if let Some(answer) = answer.filter(|answer| found(answer)) {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{node}{path} never answered what the test waits for");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The value of a metric, by its full name with labels.
+pub fn metric(node: SocketAddr, name: &str) -> Option<f64> {
+    let text = ask(node, "GET", "/metrics", "", "")?.body;
+    let line = text
+        .lines()
+        .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
