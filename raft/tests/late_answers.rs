@@ -4,7 +4,7 @@ mod common;
 
 use common::{Lab, MS};
 use voussoir_raft::core::{FetchError, Input, Output};
-use voussoir_raft::{HaltReason, Message, Role};
+use voussoir_raft::{AppendAck, HaltReason, Message, Role};
 
 /// Node 1 leads with a window of no entries, and reads entries back for node 3.
 fn reads_back_for_a_follower() -> (Lab, u64) {
@@ -26,6 +26,33 @@ fn last_fetch(lab: &Lab) -> u64 {
         Some(Output::Fetch { id, .. }) => *id,
         other => panic!("node 1 reads nothing back: {other:?}"),
     }
+}
+
+/// Messages of an earlier session still arrive at the follower, and it acknowledges their entries
+/// in the name of the present session while the leader reads them back.
+#[test]
+fn an_acknowledgement_may_overtake_a_read() {
+    let (mut lab, id) = reads_back_for_a_follower();
+    let fetches = lab.seen(1, |output| matches!(output, Output::Fetch { .. }));
+    let Some(Output::Fetch { range, .. }) = fetches.last() else { panic!("{fetches:?}") };
+    let (from, log) = (range.start, lab.node(1).disk.entries.clone());
+    let entries: Vec<_> = log.into_iter().filter(|entry| range.contains(&entry.index)).collect();
+    assert!(entries.len() > 4, "{range:?}");
+    let term = lab.status(1).term;
+    // Session numbers grow: the present one is below a hundred, and only it is believed.
+    for session in 1..100 {
+        let ack = AppendAck { term, session, matched: from + 1, received: from + 1 };
+        lab.send(3, 1, Message::AppendAck(ack));
+    }
+    lab.take(|_| true);
+    lab.step(1, Input::Fetched { id, result: Ok(entries) });
+    assert_eq!(lab.status(1).halted, None);
+    let sent = lab.take(|letter| letter.to == 3);
+    let next = sent.iter().find_map(|letter| match &letter.message {
+        Message::Append { entries, .. } => entries.first().map(|entry| entry.index),
+        _ => None,
+    });
+    assert_eq!(next, Some(from + 2), "{sent:?}");
 }
 
 fn depose(lab: &mut Lab) {

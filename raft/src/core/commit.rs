@@ -206,7 +206,9 @@ impl Core {
             Err(FetchError::Released) => self.on_fetch_released(id),
             // A log that cannot be read is a damaged log: never the end of a stream. Only the
             // entries of an earlier leadership may be gone: the next leader may have cut them.
-            Err(FetchError::Failed) if self.awaits_fetch(id) => self.halt(HaltReason::ReadFailed),
+            Err(FetchError::Failed) if self.awaiting_fetch(id).is_some() => {
+                self.halt(HaltReason::ReadFailed);
+            }
             Err(FetchError::Failed) => {}
         }
     }

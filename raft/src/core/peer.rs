@@ -40,8 +40,9 @@ pub(super) struct Peer {
     pub(super) round: u64,
     /// When to ask what has arrived.
     pub(super) resend_at: u64,
-    /// The read from the store that its next message waits for.
-    pub(super) fetch: Option<u64>,
+    /// The read from the store that its next message waits for, with the first index that is read.
+    /// `next` may have moved on since: late acknowledgements do that.
+    pub(super) fetch: Option<(u64, u64)>,
     /// Last index and weight of each message under way.
     inflight: VecDeque<(u64, u64)>,
     inflight_bytes: u64,

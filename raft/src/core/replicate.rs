@@ -40,7 +40,7 @@ impl Core {
             Next::Fetch => {
                 let id = leader.name();
                 let peer = &mut leader.peers[at];
-                peer.fetch = Some(id);
+                peer.fetch = Some((id, peer.next));
                 let last = peer.next.saturating_add(self.config.max_append_entries as u64 - 1);
                 let end = (last + 1).min(self.log.window_first());
                 let (range, max_bytes) = (peer.next..end, self.config.max_append_bytes);
@@ -87,23 +87,33 @@ impl Core {
         Next::Send { prev_term, end: self.log.batch_end(peer.next, entries, bytes) }
     }
 
-    /// Whether the next message to a follower waits for the read `id`.
-    pub(super) fn awaits_fetch(&self, id: u64) -> bool {
-        let RoleState::Leader(leader) = &self.role else { return false };
-        leader.peers.iter().any(|peer| peer.fetch == Some(id))
+    /// The place of the follower whose next message waits for the read `id`, and the first index
+    /// that is read.
+    pub(super) fn awaiting_fetch(&self, id: u64) -> Option<(usize, u64)> {
+        let RoleState::Leader(leader) = &self.role else { return None };
+        let fetches = leader.peers.iter().map(|peer| peer.fetch);
+        fetches.enumerate().find_map(|(at, fetch)| {
+            fetch.filter(|(awaited, _)| *awaited == id).map(|(_, from)| (at, from))
+        })
     }
 
-    pub(super) fn on_fetched_entries(&mut self, id: u64, entries: Vec<Entry>) {
+    pub(super) fn on_fetched_entries(&mut self, id: u64, mut entries: Vec<Entry>) {
+        let Some((at, from)) = self.awaiting_fetch(id) else { return };
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let Some(at) = leader.peers.iter().position(|peer| peer.fetch == Some(id)) else { return };
         let peer = &mut leader.peers[at];
         peer.fetch = None;
-        let Some(prev_term) = self.log.term_at(peer.next - 1) else { return };
         let as_written = |(index, entry): (u64, &Entry)| {
-            entry.index == index && self.log.term_at(index) == Some(entry.term)
+            let released = index <= self.log.base();
+            entry.index == index && (released || self.log.term_at(index) == Some(entry.term))
         };
-        if entries.is_empty() || !(peer.next..).zip(&entries).all(as_written) {
+        if entries.is_empty() || !(from..).zip(&entries).all(as_written) {
             self.halt(HaltReason::ReadFailed);
+            return;
+        }
+        // The follower has acknowledged more since: what it has is not sent again.
+        entries.retain(|entry| entry.index >= peer.next);
+        let Some(prev_term) = self.log.term_at(peer.next - 1) else { return };
+        if entries.first().is_none_or(|entry| entry.index != peer.next) {
             return;
         }
         let head = append_head(self.term, self.commit, peer, prev_term);
@@ -115,15 +125,15 @@ impl Core {
     }
 
     pub(super) fn on_fetch_released(&mut self, id: u64) {
-        let first = self.log.first();
-        let RoleState::Leader(leader) = &mut self.role else { return };
-        let Some(at) = leader.peers.iter().position(|peer| peer.fetch == Some(id)) else { return };
-        if leader.peers[at].next >= first {
+        let Some((at, from)) = self.awaiting_fetch(id) else { return };
+        if from >= self.log.first() {
             // The core never released them: the store has lost them.
             self.halt(HaltReason::ReadFailed);
             return;
         }
-        leader.peers[at].fetch = None;
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.peers[at].fetch = None;
+        }
     }
 
     /// The follower `from`, which has just given a sign of life, and the leader's other state.
