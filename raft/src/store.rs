@@ -234,6 +234,9 @@ pub enum StoreError {
     /// The store dropped the write without a word. It may be found after a restart, or not.
     #[error("the store abandoned the write")]
     Abandoned,
+    /// A call to the store panicked. What it was doing may be found after a restart, or not.
+    #[error("the store panicked")]
+    Panicked,
 }
 
 /// Why something stored could not be read back. Nothing was changed.

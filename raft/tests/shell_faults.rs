@@ -69,7 +69,11 @@ async fn a_damaged_node_starts_halted() {
     cluster.restart(hurt).await;
     let mut status = cluster.raft(hurt).status();
     timeout(async { while status.changed().await.is_ok() {} }).await;
-    all_calls_say(cluster.raft(hurt), &StopReason::Halted(HaltReason::Damaged)).await;
+    all_calls_say(
+        cluster.raft(hurt),
+        &StopReason::Halted { reason: HaltReason::Damaged, cause: None },
+    )
+    .await;
     assert_eq!(timeout(cluster.raft(leader).propose(append("b"))).await.unwrap(), "ab");
 }
 

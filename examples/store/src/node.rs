@@ -199,9 +199,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
             tracing::info!(node = node.id, "ended");
             Ok(())
         }
-        Err(StopReason::Halted(HaltReason::Damaged)) => {
+        Err(reason) if reason.halted() == Some(HaltReason::Damaged) => {
             let folder = node.data.display().to_string();
-            let reason = StopReason::Halted(HaltReason::Damaged);
             Err(Stopped::Damaged { folder, reason }.into())
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),

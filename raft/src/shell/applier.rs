@@ -13,7 +13,7 @@ use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
 use super::mutant::ShellMutant as Mutant;
 use super::pending::Placed;
-use super::shared::{Event, Shared, count};
+use super::shared::{Answer, Event, Shared, count};
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
 use crate::store::{
     Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader, StoreError,
@@ -129,19 +129,19 @@ impl Applier {
     /// Runs until the node stops or the machine fails.
     pub(crate) async fn run(mut self) {
         // Also said when the machine panics.
-        let panicked = Panicked(Arc::clone(&self.shared));
+        let ended = Ended(Arc::clone(&self.shared));
         let mut jobs = Vec::new();
         while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs)).await {
             for job in jobs.drain(..) {
                 if let Err(error) = self.run_job(job).await {
                     self.shared.tell(Event::Stop(StopReason::Machine(error.to_string())));
-                    std::mem::forget(panicked);
+                    std::mem::forget(ended);
                     return;
                 }
             }
             while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
         }
-        std::mem::forget(panicked);
+        std::mem::forget(ended);
     }
 
     async fn run_job(&mut self, job: Job) -> Result<(), ApplyError> {
@@ -283,11 +283,11 @@ impl Applier {
         if shared.mutant(Mutant::CompactBeforeSnapshot) {
             shared.tell(Event::SnapshotTaken { meta: name.meta.clone() });
         }
+        let answer = Answer::new(&shared, Event::SnapshotFailed);
         self.tasks.spawn(async move {
             if let Err(error) = store(&*log, &name, chunks).await {
                 tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot stored");
-                shared.doubt(&*log);
-                return shared.tell(Event::SnapshotFailed);
+                return shared.doubt(&*log);
             }
             // It becomes current before the core hears of it, so that the log is never cut
             // behind a snapshot that does not count yet.
@@ -295,9 +295,11 @@ impl Applier {
             let write = LogWrite { snapshot: Some(name), ..LogWrite::default() };
             log.write(
                 write,
-                Completion::new(move |result| {
-                    let taken = Event::SnapshotTaken { meta };
-                    shared.tell(if result.is_ok() { taken } else { Event::SnapshotFailed });
+                Completion::new(move |result| match result {
+                    Ok(()) => answer.give(Event::SnapshotTaken { meta }),
+                    Err(error) => {
+                        tracing::warn!(target: "voussoir::raft", index, %error, "no snapshot kept");
+                    }
                 }),
             );
         });
@@ -343,11 +345,11 @@ impl Chunks for Stored {
     }
 }
 
-/// Says that the applier has panicked, unless it is forgotten.
-struct Panicked(Arc<Shared>);
+/// Says that the applier is gone, unless it is forgotten.
+struct Ended(Arc<Shared>);
 
-impl Drop for Panicked {
+impl Drop for Ended {
     fn drop(&mut self) {
-        self.0.tell(Event::Stop(StopReason::Panicked));
+        self.0.tell(Event::Stop(StopReason::of_dropped_task()));
     }
 }

@@ -19,11 +19,11 @@ use super::error::{Doubt, ProposeError, ReadError, StopReason};
 use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, Proposals, Reads};
 use super::send_snapshot;
-use super::shared::{Event, Shared, count};
+use super::shared::{Answer, Event, Shared, count};
 use crate::core::{Core, FetchError, Input, Output, Persist};
 use crate::error::{ReadRefusal, Refusal};
 use crate::message::Message;
-use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
+use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
 use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta, Status};
 
@@ -55,6 +55,8 @@ pub(crate) struct Driver {
     /// When the status has to be shown, if it is behind.
     pub(crate) show_at: Option<u64>,
     pub(crate) shown: Status,
+    /// What the store said when a call to it failed for the first time.
+    pub(crate) cause: Option<String>,
     /// What this turn writes.
     pub(crate) writes: Vec<Persist>,
     /// Several callers have just been answered.
@@ -213,11 +215,15 @@ impl Driver {
             }
             Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
             Event::Persisted { id, result: Err(error) } => {
-                let node = self.core.config().id;
-                tracing::error!(target: "voussoir::raft", node, %error, "a write failed");
+                self.note_failure("a write", &error);
                 Input::PersistFailed { id }
             }
             Event::Fetched { id, result } => {
+                if let Err(error) = &result
+                    && FetchError::from(error) == FetchError::Failed
+                {
+                    self.note_failure("a read of entries", error);
+                }
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
             Event::Applied { index, answered: callers } => {
@@ -240,6 +246,13 @@ impl Driver {
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
+    }
+
+    /// Keeps the first failure of the store: it is why the node will halt.
+    fn note_failure(&mut self, what: &str, error: &dyn std::error::Error) {
+        let node = self.core.config().id;
+        tracing::error!(target: "voussoir::raft", node, %error, "{what} failed");
+        self.cause.get_or_insert_with(|| error.to_string());
     }
 
     /// Does what the core asks for. Returns why to stop, if so.
@@ -271,10 +284,12 @@ impl Driver {
                 }
             }
             Output::Fetch { id, range, max_bytes } => {
-                let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
+                let log = Arc::clone(&self.log);
+                let failed = Err(ReadFailed::Failed(Arc::new(StoreError::Panicked)));
+                let answer = Answer::new(&self.shared, Event::Fetched { id, result: failed });
                 self.tasks.spawn(async move {
                     let result = log.read(range, max_bytes).await;
-                    shared.tell(Event::Fetched { id, result });
+                    answer.give(Event::Fetched { id, result });
                 });
             }
             Output::Proposed { token, count, index, .. } => {
@@ -284,7 +299,7 @@ impl Driver {
             Output::Lost { token, count, superseded } => self.lose(token, count, superseded),
             Output::ReadReady { token, index } => self.confirm_read(token, index),
             Output::ReadRefused { token, reason } => self.refuse_read(token, reason),
-            Output::Halted { reason } => return Some(StopReason::Halted(reason)),
+            Output::Halted { reason } => return Some(self.halted(reason)),
         }
         None
     }
@@ -337,12 +352,13 @@ impl Driver {
         };
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
         let transport = Arc::clone(&self.transport);
+        let answer = Answer::new(&shared, Event::SnapshotSent { id, ok: false });
         self.tasks.spawn(async move {
             let sent = transfer.run(&*log, &*transport, &shared.counters).await;
             if let Err(error) = &sent {
                 tracing::debug!(target: "voussoir::raft", to, %error, "snapshot not sent");
             }
-            shared.tell(Event::SnapshotSent { id, ok: sent.is_ok() });
+            answer.give(Event::SnapshotSent { id, ok: sent.is_ok() });
         });
     }
 
@@ -382,7 +398,11 @@ impl Driver {
 
     fn why_halted(&self) -> StopReason {
         let halted = self.core.status().halted;
-        halted.map_or_else(|| self.shared.why_stopped(), StopReason::Halted)
+        halted.map_or_else(|| self.shared.why_stopped(), |reason| self.halted(reason))
+    }
+
+    fn halted(&self, reason: HaltReason) -> StopReason {
+        StopReason::Halted { reason, cause: self.cause.clone() }
     }
 
     fn give_up_overdue(&mut self, now: u64) {
@@ -459,7 +479,7 @@ impl Driver {
         let mut last = self.core.status();
         match reason {
             StopReason::Machine(_) => last.halted = Some(HaltReason::MachineFailed),
-            StopReason::Halted(why) => last.halted = Some(*why),
+            StopReason::Halted { reason, .. } => last.halted = Some(*reason),
             _ => {}
         }
         self.status.send_replace(last);

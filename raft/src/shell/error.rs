@@ -25,8 +25,8 @@ pub enum ProposeError {
         /// Who leads, as far as this node knows.
         leader: Option<u64>,
     },
-    /// Too much waits to be committed; the command is in no log. Retry after a pause. Rare:
-    /// usually [`propose`](crate::Raft::propose) waits instead.
+    /// Too much waits to be committed, and no room came free within
+    /// [`Config::proposal_timeout`](crate::Config); the command is in no log. Retry after a pause.
     #[error("too much is waiting to be committed")]
     Busy,
     /// The command is longer than [`Config::max_entry_bytes`](crate::Config); it is in no log.
@@ -56,7 +56,8 @@ pub enum ProposeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Doubt {
-    /// It was not committed in time: there is no quorum, or it is slow.
+    /// It was not committed and applied in time: there is no quorum, or it is slow, or this node's
+    /// state machine is.
     #[error("not decided in time")]
     TimedOut,
     /// A snapshot took the place of the entries among which it was decided.
@@ -142,8 +143,14 @@ pub enum StopReason {
     #[error("shut down")]
     ShutDown,
     /// It could no longer vouch for its log. See [`HaltReason`] for what to do.
-    #[error("halted: {0}")]
-    Halted(HaltReason),
+    #[error("halted: {reason}{}", .cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default())]
+    Halted {
+        /// What it could not vouch for.
+        reason: HaltReason,
+        /// What the store said, when a call to the store was the cause: the error of the disk, and
+        /// the path where the store names it.
+        cause: Option<String>,
+    },
     /// The state machine failed, with this message. A restart rebuilds it from the log.
     #[error("the state machine failed: {0}")]
     Machine(String),
@@ -151,6 +158,25 @@ pub enum StopReason {
     /// state machine. What is on disk is as after a crash.
     #[error("a task of the node panicked")]
     Panicked,
+    /// The runtime was shut down before the node was, for example because `main` returned. What
+    /// is on disk is as after a crash; nothing that was acknowledged is lost.
+    #[error("the runtime was shut down before the node")]
+    RuntimeEnded,
+}
+
+impl StopReason {
+    /// Why the node halted, if it did.
+    pub fn halted(&self) -> Option<HaltReason> {
+        match self {
+            Self::Halted { reason, .. } => Some(*reason),
+            _ => None,
+        }
+    }
+
+    /// What to say of a task that is dropped before its end: it panics, or its runtime ends.
+    pub(crate) fn of_dropped_task() -> Self {
+        if std::thread::panicking() { Self::Panicked } else { Self::RuntimeEnded }
+    }
 }
 
 /// Why a node did not start. Nothing is running, and nothing was changed.

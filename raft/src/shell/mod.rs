@@ -96,7 +96,7 @@ impl Raft {
         let restored = log.restore().await?;
         let core = Core::new(config.clone(), restored, 0)?;
         let shared = Arc::new(Shared::new(&config));
-        let inbox = Arc::new(NodeInbox::new(Arc::clone(&shared), Arc::clone(&log)));
+        let inbox = Arc::new(NodeInbox::new(&config, Arc::clone(&shared), Arc::clone(&log)));
         transport.attach(config.group, inbox)?;
 
         let mut voters = config.voters.clone();
@@ -129,6 +129,7 @@ impl Raft {
             tasks: JoinSet::new(),
             now: 0,
             show_at: None,
+            cause: None,
             shown,
             writes: Vec::new(),
             expects_company: false,
@@ -140,7 +141,9 @@ impl Raft {
     /// Puts a command into the replicated log, and returns the state machine's answer to it once
     /// it is committed and applied here.
     ///
-    /// Waits while too much is under way ([`Config::max_uncommitted_bytes`](crate::Config)).
+    /// Waits while too much is under way ([`Config::max_uncommitted_bytes`](crate::Config)). The
+    /// answer comes within [`Config::proposal_timeout`](crate::Config) of the call, whatever the
+    /// peers, the disk or the state machine do.
     ///
     /// # Errors
     /// [`ProposeError`]: its [`outcome`](ProposeError::outcome) says whether the command may
@@ -157,9 +160,11 @@ impl Raft {
         }
         let weight = u32::try_from(bytes as u64 + ENTRY_OVERHEAD)
             .map_err(|_| ProposeError::TooLarge { bytes, bytes_max })?;
-        let Ok(room) = shared.proposal_room.acquire_many(weight).await else {
-            return Err(ProposeError::Stopped(shared.why_stopped()));
+        let deadline = Instant::now() + shared.proposal_timeout;
+        let Ok(room) = timeout_at(deadline, shared.proposal_room.acquire_many(weight)).await else {
+            return Err(ProposeError::Busy);
         };
+        let Ok(room) = room else { return Err(ProposeError::Stopped(shared.why_stopped())) };
         // Whoever answers the proposal gives the room back, also when nobody waits any more.
         room.forget();
         let (reply, answer) = oneshot::channel();
@@ -174,7 +179,12 @@ impl Raft {
             return shared.propose_again(again, answer).await;
         }
         let unanswered = |_| Err(ProposeError::Unknown(Doubt::Stopped(shared.why_stopped())));
-        answer.await.unwrap_or_else(unanswered)
+        // The loop gives up what is not committed in time. This one also ends when the state
+        // machine is stuck with it, or the loop itself is.
+        let Ok(answer) = timeout_at(deadline, answer).await else {
+            return Err(ProposeError::Unknown(Doubt::TimedOut));
+        };
+        answer.unwrap_or_else(unanswered)
     }
 
     /// Waits until what this node's state machine shows is at least as new as everything that
@@ -287,7 +297,7 @@ async fn run(mut driver: Driver, jobs: Arc<Mailbox<Job>>) {
     driver.tasks.shutdown().await;
 }
 
-/// Cuts a node off from everything around it; also when its driver panics.
+/// Cuts a node off from everything around it; also when its driver panics, or its runtime ends.
 struct Stopping {
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
@@ -308,7 +318,7 @@ impl Stopping {
 impl Drop for Stopping {
     fn drop(&mut self) {
         if self.shared.stopped().is_none() {
-            drop(self.stop(StopReason::Panicked));
+            drop(self.stop(StopReason::of_dropped_task()));
         }
     }
 }

@@ -8,14 +8,17 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::mutant::ShellMutant as Mutant;
 use super::shared::{Event, Shared, count};
+use crate::config::Config;
 use crate::message::Message;
 use crate::store::{LogStore, SnapshotName, SnapshotWriter};
 use crate::transport::{Inbox, SnapshotAnswer, SnapshotPart};
+use crate::types::SnapshotMeta;
 
 /// What a transport hands over to.
 pub(crate) struct NodeInbox {
     shared: Arc<Shared>,
     log: Arc<dyn LogStore>,
+    peers: Arc<Peers>,
     /// Locked in the order in which parts arrive, and held until a part is dealt with.
     incoming: Arc<Mutex<Option<Incoming>>>,
 }
@@ -32,8 +35,36 @@ struct Incoming {
 }
 
 impl NodeInbox {
-    pub(crate) fn new(shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
-        Self { shared, log, incoming: Arc::default() }
+    pub(crate) fn new(config: &Config, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
+        Self { shared, log, peers: Arc::new(Peers::new(config)), incoming: Arc::default() }
+    }
+}
+
+/// Who may speak to this node, and what a snapshot of theirs may say.
+struct Peers {
+    local: u64,
+    /// All of them, ascending, this node included.
+    voters: Vec<u64>,
+}
+
+impl Peers {
+    fn new(config: &Config) -> Self {
+        let mut voters = config.voters.clone();
+        voters.sort_unstable();
+        Self { local: config.id, voters }
+    }
+
+    fn contains(&self, node: u64) -> bool {
+        node != self.local && self.voters.binary_search(&node).is_ok()
+    }
+
+    /// Whether a snapshot offered in `term` may be one of this group. The core checks it again
+    /// before it counts; here it keeps the disk from being filled with what will be refused.
+    fn may_offer(&self, name: &SnapshotName, term: u64) -> bool {
+        let SnapshotMeta { index, term: covered, voters } = &name.meta;
+        let mut voters = voters.clone();
+        voters.sort_unstable();
+        *index > 0 && *covered > 0 && *covered <= term && voters == self.voters
     }
 }
 
@@ -48,6 +79,14 @@ impl Inbox for NodeInbox {
     }
 
     async fn snapshot(&self, from: u64, part: SnapshotPart) -> SnapshotAnswer {
+        let refused = match &part {
+            SnapshotPart::Open { name, term, .. } => !self.peers.may_offer(name, *term),
+            _ => false,
+        };
+        if refused || !self.peers.contains(from) {
+            count(&self.shared.counters.snapshots_refused, 1);
+            return SnapshotAnswer::Refused;
+        }
         let guard = Arc::clone(&self.incoming).lock_owned().await;
         let at_work = Receiving { shared: Arc::clone(&self.shared), log: Arc::clone(&self.log) };
         // On a task of its own: the transport drops this future when the sender gives up, and
@@ -75,8 +114,10 @@ impl Receiving {
                 self.open(incoming, Opened { from, term, name, chunks }).await
             }
             SnapshotPart::Chunk { identity, number, data } => {
-                let Some(current) = incoming.as_mut().filter(|it| it.name.identity == identity)
-                else {
+                let is_of = |it: &mut Incoming| it.name.identity == identity && it.from == from;
+                // Taken out while it is written to: a store that panics leaves nothing behind that
+                // later chunks could be added to.
+                let Some(mut current) = incoming.take_if(is_of) else {
                     return SnapshotAnswer::Refused;
                 };
                 let any = self.shared.mutant(Mutant::TakeAnyChunk);
@@ -84,14 +125,15 @@ impl Receiving {
                     if let Err(error) = current.writer.append(data).await {
                         tracing::warn!(target: "voussoir::raft", %error, "no room for a chunk");
                         self.shared.doubt(&*self.log);
-                        *incoming = None;
                         return SnapshotAnswer::Refused;
                     }
                     current.next += 1;
                 }
-                SnapshotAnswer::Next { number: current.next }
+                let answer = SnapshotAnswer::Next { number: current.next };
+                *incoming = Some(current);
+                answer
             }
-            SnapshotPart::Close { identity } => self.close(incoming, identity).await,
+            SnapshotPart::Close { identity } => self.close(incoming, from, identity).await,
         }
     }
 
@@ -131,12 +173,12 @@ impl Receiving {
         }
     }
 
-    async fn close(&self, mut incoming: Guard, identity: u64) -> SnapshotAnswer {
+    async fn close(&self, mut incoming: Guard, sender: u64, identity: u64) -> SnapshotAnswer {
         let half = self.shared.mutant(Mutant::CloseHalf);
-        let complete =
-            |it: &mut Incoming| it.name.identity == identity && (it.next == it.chunks || half);
+        let is_of = |it: &Incoming| it.name.identity == identity && it.from == sender;
+        let complete = |it: &mut Incoming| is_of(it) && (it.next == it.chunks || half);
         let Some(Incoming { from, term, name, writer, .. }) = incoming.take_if(complete) else {
-            return match incoming.as_ref().filter(|it| it.name.identity == identity) {
+            return match incoming.as_ref().filter(|it| is_of(it)) {
                 Some(current) => SnapshotAnswer::Next { number: current.next },
                 None => SnapshotAnswer::Refused,
             };

@@ -10,8 +10,16 @@ use super::shared::{Counters, count};
 use crate::store::{LogStore, ReadFailed, SnapshotName, SnapshotReader, StoreError};
 use crate::transport::{SendError, SnapshotAnswer, SnapshotPart, Transport};
 
-/// How often the receiver may ask for a chunk again without having got further in between.
-const RESTARTS_MAX: u32 = 8;
+/// Passes over the chunks after which a transfer is given up when the peer never got further than
+/// in an earlier one.
+const FUTILE_PASSES_MAX: u32 = 8;
+/// The pause after the first futile pass. It doubles with each further one.
+const PAUSE_MIN: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often each chunk may be sent in one transfer, on average.
+const SENDS_PER_CHUNK_MAX: u64 = 4;
+/// Chunks that may be sent beyond that, so that a small snapshot bears some repetitions.
+const SENDS_EXTRA: u64 = 64;
 
 /// What to send to whom.
 #[derive(Clone, Debug)]
@@ -45,6 +53,18 @@ pub(crate) enum TransferError {
     NoProgress,
 }
 
+/// One pass over the chunks of a snapshot.
+struct Pass<'a> {
+    /// Of the snapshot.
+    identity: u64,
+    /// The first chunk to send.
+    from: u64,
+    /// Chunks that the transfer may still send.
+    budget: &'a mut u64,
+    /// Raised to the number of chunks that the peer says to have.
+    arrived: &'a mut u64,
+}
+
 type Call<'a> = Pin<Box<dyn Future<Output = Result<SnapshotAnswer, SendError>> + Send + 'a>>;
 
 /// A call under way, or its answer.
@@ -66,26 +86,39 @@ impl Transfer {
         if name.meta.index < self.at_least {
             return Err(TransferError::NoSnapshot);
         }
-        let mut restarts = 0;
         let Some(mut from) = self.open(transport, &*reader, &name).await? else {
             return Ok(());
         };
+        let mut budget = SENDS_PER_CHUNK_MAX.saturating_mul(reader.chunks()) + SENDS_EXTRA;
+        let (mut furthest, mut futile) = (from, 0);
+        // The most that any answer said to have arrived.
+        let mut arrived = from;
+        // Ends: a pass gets further than all before it, at most once for each chunk, or it is
+        // futile, and of those there are few in a row; the budget bounds what all of them send.
         loop {
-            let reached = self.chunks(&*reader, transport, counters, name.identity, from).await?;
+            let pass =
+                Pass { identity: name.identity, from, budget: &mut budget, arrived: &mut arrived };
+            let reached = self.chunks(&*reader, transport, counters, pass).await?;
+            from = reached;
             if reached == reader.chunks() {
                 let close = SnapshotPart::Close { identity: name.identity };
                 match self.call(transport, close).await? {
                     SnapshotAnswer::Done => return Ok(()),
-                    SnapshotAnswer::Refused => return Err(TransferError::Refused),
-                    SnapshotAnswer::Next { number } => from = number,
+                    SnapshotAnswer::Next { number } if number <= reader.chunks() => from = number,
+                    SnapshotAnswer::Next { .. } | SnapshotAnswer::Refused => {
+                        return Err(TransferError::Refused);
+                    }
                 }
-            } else {
-                restarts = if reached > from { 0 } else { restarts + 1 };
-                from = reached;
             }
-            if restarts > RESTARTS_MAX {
+            if arrived > furthest {
+                (furthest, futile) = (arrived, 0);
+                continue;
+            }
+            if futile == FUTILE_PASSES_MAX {
                 return Err(TransferError::NoProgress);
             }
+            tokio::time::sleep((PAUSE_MIN * 2u32.pow(futile)).min(PAUSE_MAX)).await;
+            futile += 1;
         }
     }
 
@@ -110,23 +143,34 @@ impl Transfer {
         transport: &dyn Transport,
         part: SnapshotPart,
     ) -> Result<SnapshotAnswer, SendError> {
-        transport.snapshot(self.to, self.group, part, self.timeout).await
+        self.within(transport.snapshot(self.to, self.group, part, self.timeout)).await
     }
 
-    /// Sends chunks from `from` on until all are there or the peer asks for another one. Returns
+    /// A transport answers by the time-out that it is given. One that does not must not keep the
+    /// transfer, and with it the leader's only place for one, for ever.
+    async fn within(
+        &self,
+        answer: impl Future<Output = Result<SnapshotAnswer, SendError>>,
+    ) -> Result<SnapshotAnswer, SendError> {
+        let answer = tokio::time::timeout(self.timeout.saturating_mul(2), answer).await;
+        answer.unwrap_or(Err(SendError::NoAnswer))
+    }
+
+    /// Sends chunks from `pass.from` on until all are there or the peer asks for another one. Returns
     /// the chunk to go on with.
     async fn chunks(
         &self,
         reader: &dyn SnapshotReader,
         transport: &dyn Transport,
         counters: &Counters,
-        identity: u64,
-        from: u64,
+        pass: Pass<'_>,
     ) -> Result<u64, TransferError> {
+        let Pass { identity, from, budget, arrived } = pass;
         let mut calls: VecDeque<Slot<'_>> = VecDeque::new();
         let (mut next, mut answered) = (from, from);
         while answered < reader.chunks() {
             while calls.len() < self.window && next < reader.chunks() {
+                *budget = budget.checked_sub(1).ok_or(TransferError::NoProgress)?;
                 let data = reader.chunk(next).await?;
                 let part = SnapshotPart::Chunk { identity, number: next, data };
                 let call = transport.snapshot(self.to, self.group, part, self.timeout);
@@ -134,9 +178,15 @@ impl Transfer {
                 count(&counters.chunks_sent, 1);
                 next += 1;
             }
-            match poll_fn(|cx| poll_first(&mut calls, cx)).await? {
-                SnapshotAnswer::Next { number } if number == answered + 1 => answered = number,
-                SnapshotAnswer::Next { number } if number <= reader.chunks() => return Ok(number),
+            match self.within(poll_fn(|cx| poll_first(&mut calls, cx))).await? {
+                SnapshotAnswer::Next { number } if number == answered + 1 => {
+                    answered = number;
+                    *arrived = number.max(*arrived);
+                }
+                SnapshotAnswer::Next { number } if number <= reader.chunks() => {
+                    *arrived = number.max(*arrived);
+                    return Ok(number);
+                }
                 SnapshotAnswer::Done => return Ok(reader.chunks()),
                 SnapshotAnswer::Next { .. } | SnapshotAnswer::Refused => {
                     return Err(TransferError::Refused);

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -103,6 +104,9 @@ pub struct Stats {
     pub snapshots_sent: u64,
     /// Snapshots received completely.
     pub snapshots_received: u64,
+    /// Parts of snapshots that were refused because their sender is no other voter of the group, or
+    /// because they cannot be of this group.
+    pub snapshots_refused: u64,
     /// Chunks of snapshots sent, repeated ones included.
     pub chunks_sent: u64,
 }
@@ -135,6 +139,7 @@ counters!(
     snapshots_taken,
     snapshots_sent,
     snapshots_received,
+    snapshots_refused,
     chunks_sent,
 );
 
@@ -156,6 +161,7 @@ pub(crate) struct Shared {
     /// The token of the next read.
     next_read: AtomicU64,
     pub(crate) max_entry_bytes: usize,
+    pub(crate) proposal_timeout: Duration,
     /// Set once, before the last caller is answered.
     stopped: OnceLock<StopReason>,
     /// What the driver last published, for the receiver of snapshots.
@@ -180,6 +186,7 @@ impl Shared {
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
             next_read: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
+            proposal_timeout: config.proposal_timeout,
             stopped: OnceLock::new(),
             term: AtomicU64::new(0),
             commit: AtomicU64::new(0),
@@ -239,8 +246,9 @@ impl Shared {
         }
         let shared = Arc::clone(self);
         let tell = move |result: Result<(), StoreError>| {
-            if result.is_err() {
-                shared.tell(Event::Stop(StopReason::Halted(HaltReason::PersistFailed)));
+            if let Err(error) = result {
+                let (reason, cause) = (HaltReason::PersistFailed, Some(error.to_string()));
+                shared.tell(Event::Stop(StopReason::Halted { reason, cause }));
             }
         };
         log.write(LogWrite::default(), Completion::new(tell));
@@ -271,7 +279,7 @@ impl Shared {
 
     /// The reason for refusing somebody after the end.
     pub(crate) fn why_stopped(&self) -> StopReason {
-        self.stopped.get().cloned().unwrap_or(StopReason::Panicked)
+        self.stopped.get().cloned().unwrap_or_else(StopReason::of_dropped_task)
     }
 
     /// Closes every entrance and returns what had come in and not been looked at. The first
@@ -282,6 +290,34 @@ impl Shared {
         self.proposal_room.close();
         self.read_room.close();
         self.events.close()
+    }
+}
+
+/// Answers a question of the node's loop exactly once. When the task that was to answer panics, the
+/// answer is the one that it was made with: the loop never waits for a task that is gone.
+pub(crate) struct Answer {
+    shared: Arc<Shared>,
+    otherwise: Option<Event>,
+}
+
+impl Answer {
+    /// `otherwise` is said when the answer is dropped before it was given.
+    pub(crate) fn new(shared: &Arc<Shared>, otherwise: Event) -> Self {
+        Self { shared: Arc::clone(shared), otherwise: Some(otherwise) }
+    }
+
+    /// Gives the answer.
+    pub(crate) fn give(mut self, event: Event) {
+        self.otherwise = None;
+        self.shared.tell(event);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some(otherwise) = self.otherwise.take() {
+            self.shared.tell(otherwise);
+        }
     }
 }
 

@@ -87,14 +87,24 @@ pub(crate) async fn a_read_waits_until_its_index_is_applied(mutant: Option<Shell
 }
 
 pub(crate) async fn what_is_not_decided_in_time_is_unknown(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+    let room_for_one = |config: &mut Config| {
+        config.max_entry_bytes = 500;
+        config.max_uncommitted_bytes = 600;
+    };
+    let cluster = Cluster::broken(3, mutant, room_for_one).await;
     let old = cluster.leader().await;
     cluster.network.isolate(old, 1..=3);
     let before = Instant::now();
-    let error = timeout(cluster.raft(old).propose(append("x"))).await.unwrap_err();
+    let long = append(&"x".repeat(450));
+    let error = timeout(cluster.raft(old).propose(long.clone())).await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unknown);
     let took = before.elapsed();
     assert!((5.0..5.5).contains(&took.as_secs_f64()), "{took:?}");
+    // Its room has come back: the next one hears at once that nobody leads here.
+    let before = Instant::now();
+    let error = timeout(cluster.raft(old).propose(long)).await.unwrap_err();
+    assert_eq!(error, ProposeError::NotLeader { leader: None });
+    assert!(before.elapsed() < Duration::from_millis(100), "{:?}", before.elapsed());
 }
 
 /// The timer was set for the next election, and the first heartbeat is due before that.

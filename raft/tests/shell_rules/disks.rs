@@ -44,7 +44,8 @@ pub(crate) async fn a_leader_whose_write_fails_halts_and_the_others_go_on(
     timeout(cluster.raft(old).propose(append("a"))).await.unwrap();
     cluster.nodes[&old].store.fail();
     let error = timeout(cluster.raft(old).propose(append("b"))).await.unwrap_err();
-    let halted = StopReason::Halted(HaltReason::PersistFailed);
+    let cause = Some("the store failed: injected".to_owned());
+    let halted = StopReason::Halted { reason: HaltReason::PersistFailed, cause };
     assert_eq!(error, ProposeError::Unknown(Doubt::Stopped(halted.clone())));
     assert_eq!(error.outcome(), Outcome::Unknown);
     assert_eq!(cluster.raft(old).stopped(), Some(halted.clone()));

@@ -122,6 +122,7 @@ pub(crate) async fn a_disk_that_fails_under_a_snapshot_stops_the_node(mutant: Op
     let mut status = script.raft.status();
     timeout(async { while status.changed().await.is_ok() {} }).await;
     let halted = HaltReason::PersistFailed;
-    assert_eq!(script.raft.stopped(), Some(StopReason::Halted(halted)));
+    let cause = Some("the store failed: injected".to_owned());
+    assert_eq!(script.raft.stopped(), Some(StopReason::Halted { reason: halted, cause }));
     assert_eq!(status.borrow().halted, Some(halted));
 }

@@ -1,0 +1,101 @@
+//! A runtime that goes before its node: nothing is wrong then, and nothing is said to be.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tracing::span::{Attributes, Id, Record};
+use tracing::{Event, Level, Metadata, Subscriber};
+use voussoir_raft::memory::{MemoryStore, Network};
+use voussoir_raft::{
+    Chunks, Command, Config, MachineError, Raft, StateMachine, StopReason, WholeSnapshot,
+};
+
+static ERRORS: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts events at the level error.
+struct Errors;
+
+impl Subscriber for Errors {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        *metadata.level() == Level::ERROR
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, _: &Event<'_>) {
+        ERRORS.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+struct Machine {
+    quick: bool,
+}
+
+#[async_trait]
+impl StateMachine for Machine {
+    fn is_quick(&self) -> bool {
+        self.quick
+    }
+
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        assert!(commands.iter().all(|command| command.data != "panic"), "as told");
+        Ok(commands.iter().map(|_| Bytes::new()).collect())
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        Ok(Box::new(WholeSnapshot::new("")))
+    }
+
+    async fn restore(&mut self, _: &mut dyn Chunks) -> Result<(), MachineError> {
+        Ok(())
+    }
+}
+
+/// A node that has started and leads, on a runtime that is dropped after `last` command.
+fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopReason> {
+    let mut builder = match workers {
+        0 => tokio::runtime::Builder::new_current_thread(),
+        _ => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
+    let raft = runtime.block_on(async {
+        let machine = Box::new(Machine { quick });
+        let log = Arc::new(MemoryStore::new());
+        let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
+        let raft = raft.await.unwrap();
+        raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
+        let _ = raft.propose(last.into()).await;
+        raft
+    });
+    drop(runtime);
+    raft.stopped()
+}
+
+#[test]
+fn a_runtime_that_ends_first_is_no_panic_and_no_error() {
+    tracing::subscriber::set_global_default(Errors).unwrap();
+    for round in 0..60 {
+        for quick in [false, true] {
+            let reason = lives_until("x", round % 3, quick);
+            assert_eq!(reason, Some(StopReason::RuntimeEnded), "{} workers", round % 3);
+        }
+    }
+    assert_eq!(ERRORS.load(Ordering::SeqCst), 0, "errors were logged");
+    std::panic::set_hook(Box::new(|_| {}));
+    for quick in [false, true] {
+        assert_eq!(lives_until("panic", 2, quick), Some(StopReason::Panicked));
+    }
+    assert!(ERRORS.load(Ordering::SeqCst) >= 2, "a panic is an error");
+}
