@@ -27,6 +27,8 @@ pub enum Mode {
     Create(Create),
     /// Run one node, created before
     Serve(Box<Serve>),
+    /// Three nodes under random kills, stops, partitions and slow links; everything is checked
+    Soak(Soak),
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]
@@ -47,6 +49,16 @@ pub struct Create {
     /// Where the node keeps its data
     #[arg(long)]
     pub data: PathBuf,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Soak {
+    /// How long faults are made
+    #[arg(long, default_value = "10", value_parser = minutes)]
+    pub minutes: Duration,
+    /// Repeats the choices of an earlier run; drawn at random without it
+    #[arg(long)]
+    pub seed: Option<u64>,
 }
 
 /// One node.
@@ -188,6 +200,13 @@ fn number_and_unit(word: &str) -> Result<(u64, &str), String> {
     Ok((number, unit))
 }
 
+fn minutes(word: &str) -> Result<Duration, String> {
+    let minutes: Option<f64> = word.parse().ok();
+    let minutes = minutes.filter(|minutes| (0.1..=10_000.0).contains(minutes));
+    let seconds = minutes.map(|minutes| minutes * 60.0);
+    seconds.map(Duration::from_secs_f64).ok_or("expected minutes from 0.1 to 10000".to_owned())
+}
+
 /// What clap cannot check by itself.
 ///
 /// # Errors
@@ -268,6 +287,7 @@ mod tests {
             ("serve", "--listen <ADDR>"),
             ("create --id 0 --data d", "0 is not in 1.."),
             ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
+            ("soak --minutes 0", "expected minutes"),
         ];
         for (line, message) in wrong {
             let said = parsed(line).unwrap_err();

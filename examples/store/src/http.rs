@@ -222,6 +222,10 @@ pub struct NodeStatus {
     pub role: String,
     pub term: u64,
     pub leader: Option<u64>,
+    /// The first entry that its log still holds.
+    pub first: u64,
+    /// The last entry of its log.
+    pub last: u64,
     pub commit: u64,
     pub applied: u64,
     pub keys: usize,
@@ -234,6 +238,8 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
         role: status.role.to_string(),
         term: status.term,
         leader: status.leader,
+        first: status.first,
+        last: status.last,
         commit: status.commit,
         applied: status.applied,
         keys: app.kv.read().count(),

@@ -5,6 +5,7 @@
 //! store up [FOLDER]      the same cluster durable in ./data, until Ctrl-C
 //! store create --id 1 --data FOLDER
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
+//! store soak --minutes 10
 //! ```
 
 use std::error::Error;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let ended = match mode {
         Mode::Demo => on_runtime(demo::run()),
         Mode::Up(up) => on_runtime(demo::up::run(&up)),
+        Mode::Soak(soak) => on_runtime(demo::soak::run(&soak)),
         Mode::Create(create) => node::create(create.id, &create.data),
         Mode::Serve(serve) => match args::check(&serve) {
             Ok(()) => log::start().and_then(|()| node::serve(*serve)),

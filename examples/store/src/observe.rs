@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use voussoir_net::{Class, Event, Events};
+use voussoir_net::{Class, Event, Events, Refusal};
 use voussoir_raft::Raft;
 
 use crate::http::App;
@@ -92,7 +92,13 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
             }
             Some(Event::Rejected { peer, refusal, .. }) => {
                 let address = peers.address(peer);
-                tracing::error!(peer, address, %refusal, "a peer refused this node");
+                match refusal {
+                    // These pass by themselves.
+                    Refusal::Closing | Refusal::TimedOut | Refusal::TooMany => {
+                        tracing::warn!(peer, address, %refusal, "a peer refused this node");
+                    }
+                    _ => tracing::error!(peer, address, %refusal, "a peer refused this node"),
+                }
             }
             Some(Event::Refused { remote, refusal }) => {
                 tracing::warn!(%remote, %refusal, "a connection was refused");

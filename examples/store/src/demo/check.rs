@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::Method;
-use voussoir_sim::{Ended, Kv, KvOp, check as linearizable};
+use voussoir_sim::{Ended, check as linearizable};
 
 use super::client::{Answered, Client};
 use super::cluster::Cluster;
-use super::load::{StoreHistory, key_of};
+use super::load::StoreHistory;
+use super::model::{OWN, StoreModel, StoreOp};
 
 /// States that the checker may visit before it gives up, which counts as a failure.
 const STEPS_MAX: u64 = 200_000_000;
@@ -28,7 +29,7 @@ pub struct Checked {
     pub nodes: usize,
     /// Operations that the checker has put in order.
     pub judged: usize,
-    /// Keys that they were about.
+    /// Keys and prefixes that they were about.
     pub keys: usize,
 }
 
@@ -48,9 +49,9 @@ pub async fn check(
     let written: BTreeSet<&str> = history
         .calls()
         .iter()
-        .filter(|call| matches!((&call.op, &call.ended), (KvOp::Put { .. }, Ended::Ok(_))))
-        .map(|call| key_of(&call.op))
-        .filter(|key| key.starts_with("own/"))
+        .filter(|call| matches!((&call.op, &call.ended), (StoreOp::Put { .. }, Ended::Ok(_))))
+        .map(|call| call.op.target())
+        .filter(|key| key.starts_with(OWN))
         .collect();
     let addresses = cluster.addresses();
     let mut first: Option<(u64, Held)> = None;
@@ -65,9 +66,9 @@ pub async fn check(
         }
         first.get_or_insert((*id, held));
     }
-    linearizable(&Kv::new(), history, STEPS_MAX).map_err(|error| error.to_string())?;
+    linearizable(&StoreModel, history, STEPS_MAX).map_err(|error| error.to_string())?;
     let (acknowledged, _, unknown) = history.outcomes();
-    let keys: BTreeSet<&str> = history.calls().iter().map(|call| key_of(&call.op)).collect();
+    let keys: BTreeSet<&str> = history.calls().iter().map(|call| call.op.target()).collect();
     Ok(Checked {
         acknowledged,
         unknown,

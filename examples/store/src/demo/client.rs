@@ -54,6 +54,11 @@ impl Client {
         Self { http, nodes: Arc::new(nodes), leader: Arc::default() }
     }
 
+    /// The nodes that it knows.
+    pub fn nodes(&self) -> &[SocketAddr] {
+        &self.nodes
+    }
+
     /// Sends a request to the leader, wherever it is, until it is answered or the deadline is over.
     /// A request whose outcome is unknown is not sent again, unless it is a GET.
     ///

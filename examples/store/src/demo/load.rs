@@ -11,15 +11,18 @@ use hyper::{Method, StatusCode};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
-use voussoir_sim::{History, KvOp, KvRet};
+use voussoir_sim::History;
 
 use super::client::{Client, Lost, Reply};
+use super::model::{StoreOp, StoreRet};
 
 /// All that the clients asked and were told.
-pub type StoreHistory = History<KvOp<String, String>, KvRet<String>>;
+pub type StoreHistory = History<StoreOp, StoreRet>;
 
 /// Keys that all clients share at a time.
 const SHARED_KEYS: u64 = 64;
+/// Of these, how many have one prefix and are listed together.
+const GROUP_KEYS: u64 = 4;
 /// Length of a large value, in bytes.
 const LARGE: usize = 64 * 1024;
 /// Fills a large value up.
@@ -171,8 +174,10 @@ struct Worker {
 impl Worker {
     async fn one_operation(&mut self) {
         let era = self.epoch.elapsed().as_nanos() / self.shape.era.as_nanos();
-        let shared = format!("shared/{era}/{}", self.draw() % SHARED_KEYS);
-        match self.draw() % 10 {
+        let number = self.draw() % SHARED_KEYS;
+        let group = format!("shared/{era}/{}/", number / GROUP_KEYS);
+        let shared = format!("{group}{}", number % GROUP_KEYS);
+        match self.draw() % 11 {
             0..=2 => {
                 let key = format!("own/{}/{}", self.id, self.written);
                 self.put(key, false).await;
@@ -188,6 +193,7 @@ impl Worker {
                 }
             }
             7 => self.delete(shared).await,
+            8 => self.list(group).await,
             _ => drop(self.get(&shared).await),
         }
     }
@@ -208,65 +214,76 @@ impl Worker {
 
     async fn put(&mut self, key: String, is_large: bool) {
         let value = self.next_value();
-        let op = KvOp::Put { key, value: value.clone() };
+        let path = format!("/kv/{key}");
+        let op = StoreOp::Put { key, value: value.clone() };
         let mut body = value.into_bytes();
         if is_large {
             body.resize(LARGE, PADDING);
         }
-        let seen = |reply: &Reply| match reply.status {
-            StatusCode::NO_CONTENT => Some(KvRet::Done),
-            _ => None,
-        };
-        self.perform(Method::PUT, None, body.into(), op, seen).await;
+        self.perform(Method::PUT, &path, None, body.into(), op, written).await;
     }
 
-    async fn compare_and_set(&mut self, key: String, expected: String, version: u64) {
+    async fn compare_and_set(&mut self, key: String, expect: String, version: u64) {
         let value = self.next_value();
-        let op = KvOp::Cas { key, expect: Some(expected), value: value.clone() };
-        let seen = |reply: &Reply| match reply.status {
-            StatusCode::NO_CONTENT => Some(KvRet::Applied(true)),
-            StatusCode::NOT_FOUND | StatusCode::PRECONDITION_FAILED => Some(KvRet::Applied(false)),
-            _ => None,
-        };
-        self.perform(Method::PUT, Some(version), value.into(), op, seen).await;
+        let path = format!("/kv/{key}");
+        let op = StoreOp::Cas { key, expect, value: value.clone() };
+        self.perform(Method::PUT, &path, Some(version), value.into(), op, written).await;
     }
 
     async fn delete(&mut self, key: String) {
         let seen = |reply: &Reply| match reply.status {
-            StatusCode::NO_CONTENT => Some(KvRet::Applied(true)),
-            StatusCode::NOT_FOUND => Some(KvRet::Applied(false)),
+            StatusCode::NO_CONTENT => Some(StoreRet::Deleted(true)),
+            StatusCode::NOT_FOUND => Some(StoreRet::Deleted(false)),
             _ => None,
         };
-        self.perform(Method::DELETE, None, Bytes::new(), KvOp::Delete { key }, seen).await;
+        let path = format!("/kv/{key}");
+        let op = StoreOp::Delete { key };
+        self.perform(Method::DELETE, &path, None, Bytes::new(), op, seen).await;
     }
 
     /// The value and its version, where there is one.
     async fn get(&mut self, key: &str) -> Option<(String, u64)> {
-        let text = |reply: &Reply| without_padding(&reply.body);
+        let value = |reply: &Reply| Some((without_padding(&reply.body), reply.version?));
         let seen = |reply: &Reply| match reply.status {
-            StatusCode::OK => Some(KvRet::Value(Some(text(reply)))),
-            StatusCode::NOT_FOUND => Some(KvRet::Value(None)),
+            StatusCode::OK => value(reply).map(|held| StoreRet::Value(Some(held))),
+            StatusCode::NOT_FOUND => Some(StoreRet::Value(None)),
             _ => None,
         };
-        let op = KvOp::Get { key: key.to_owned() };
-        let reply = self.perform(Method::GET, None, Bytes::new(), op, seen).await?;
-        Some((text(&reply), reply.version?))
+        let op = StoreOp::Get { key: key.to_owned() };
+        let path = format!("/kv/{key}");
+        let reply = self.perform(Method::GET, &path, None, Bytes::new(), op, seen).await?;
+        if reply.status == StatusCode::OK { value(&reply) } else { None }
+    }
+
+    async fn list(&mut self, group: String) {
+        #[derive(serde::Deserialize)]
+        struct Listed {
+            key: String,
+            version: u64,
+        }
+        let seen = |reply: &Reply| {
+            let listed: Vec<Listed> = serde_json::from_slice(&reply.body).ok()?;
+            let listed = listed.into_iter().map(|listed| (listed.key, listed.version));
+            Some(StoreRet::Listed(listed.collect()))
+        };
+        let path = format!("/kv?prefix={group}");
+        self.perform(Method::GET, &path, None, Bytes::new(), StoreOp::List { group }, seen).await;
     }
 
     async fn perform(
         &mut self,
         method: Method,
+        path: &str,
         if_match: Option<u64>,
         body: Bytes,
-        op: KvOp<String, String>,
-        seen: impl Fn(&Reply) -> Option<KvRet<String>>,
+        op: StoreOp,
+        seen: impl Fn(&Reply) -> Option<StoreRet>,
     ) -> Option<Reply> {
-        let path = format!("/kv/{}", key_of(&op));
         let is_write = method != Method::GET;
         let began = Instant::now();
         let now = || self.epoch.elapsed().as_nanos() as u64;
         let call = self.history.lock().invoke(self.id, op, now());
-        let sent = self.client.send(method, &path, if_match, body).await;
+        let sent = self.client.send(method, path, if_match, body).await;
         let mut history = self.history.lock();
         match sent {
             Ok(reply) => {
@@ -300,14 +317,12 @@ fn without_padding(body: &[u8]) -> String {
     String::from_utf8_lossy(if is_whole { name } else { body }).into_owned()
 }
 
-/// The key that an operation is about.
-pub fn key_of(op: &KvOp<String, String>) -> &str {
-    match op {
-        KvOp::Get { key }
-        | KvOp::Put { key, .. }
-        | KvOp::Cas { key, .. }
-        | KvOp::Delete { key } => key,
-        _ => "",
+/// What a write was answered.
+fn written(reply: &Reply) -> Option<StoreRet> {
+    match reply.status {
+        StatusCode::NO_CONTENT => reply.version.map(StoreRet::Written),
+        StatusCode::PRECONDITION_FAILED => Some(StoreRet::Conflict),
+        _ => None,
     }
 }
 

@@ -5,6 +5,8 @@ pub mod client;
 pub mod cluster;
 mod live;
 pub mod load;
+pub mod model;
+pub mod soak;
 pub mod up;
 
 use std::io;
@@ -83,7 +85,7 @@ operations        {acknowledged} acknowledged
                   {unknown} with an unknown outcome
 failover          {failover} ms, from the kill to the first new write
 acknowledged keys {kept} on each of {nodes} nodes, none lost
-history           linearizable: {judged} operations on {keys} keys"
+history           linearizable: {judged} operations on {keys} keys and prefixes"
     )
 }
 
