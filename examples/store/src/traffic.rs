@@ -86,8 +86,9 @@ mod tests {
             let traffic = traffic.clone();
             async move { traffic.drain().await }
         });
-        tokio::time::sleep(QUIET * 5).await;
+        tokio::time::sleep(QUIET * 5 + QUIET / 4).await;
         assert!(traffic.is_draining() && !draining.is_finished());
+        drop(traffic.begins());
         drop(under_way);
         for _ in 0..5 {
             tokio::time::sleep(QUIET / 2).await;

@@ -190,8 +190,8 @@ mod tests {
     use super::*;
 
     fn summary_of(text: &str) -> Summary {
-        let json = "{\"reason\":\"compiler-artifact\",\"manifest_path\":\"/w/raft/Cargo.toml\",\
-                    \"executable\":\"/w/target/debug/deps/sim-12\"}\n{\"reason\":\"build-finished\"}";
+        let json = "{\"manifest_path\":\"/w/raft/Cargo.toml\",\
+                    \"executable\":\"/w/target/debug/deps/sim-12\"}\n{\"success\":true}";
         let artifacts = Artifacts::parse(json);
         let mut summary = Summary::default();
         for line in text.lines() {
