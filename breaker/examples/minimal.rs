@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use voussoir_breaker::{
-    Breaker, BreakerConfig, Policy, PolicyErrorKind, Retry, RetryBudget, RetryBudgetConfig,
-    RetryConfig, Timeout,
+    Breaker, BreakerConfig, Idempotent, Policy, PolicyErrorKind, Retry, RetryBudget,
+    RetryBudgetConfig, RetryConfig, Timeout,
 };
 
 static IS_UP: AtomicBool = AtomicBool::new(true);
@@ -45,6 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Inside a policy, listed from the outside in.
     let budget = RetryBudget::new(RetryBudgetConfig::default())?;
     let policy = Policy::builder()
+        .classify(Arc::new(Idempotent))
         .fallback(|error| async move {
             match error {
                 PolicyErrorKind::Rejected(_) => Ok("from the cache"),

@@ -1,5 +1,6 @@
 //! A bound on concurrency that finds itself.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -32,11 +33,61 @@ pub struct AdaptiveLimit {
     shared: Arc<Shared>,
 }
 
+/// Samples that wait for the algorithm, at most; further ones are left out.
+const SAMPLES_MAX: usize = 1_024;
+/// Samples that one call tells the algorithm, at most; the rest is left to the next call that ends.
+const TURN_MAX: usize = 64;
+
 #[derive(Debug)]
 struct Shared {
     gate: Arc<Gate>,
-    algorithm: Mutex<Box<dyn LimitAlgorithm>>,
+    updates: Mutex<Updates>,
     clock: Arc<dyn Clock>,
+}
+
+/// The algorithm is foreign code, and is not run under the lock: one thread takes it out, feeds it
+/// the samples of all, and puts it back.
+#[derive(Debug)]
+struct Updates {
+    /// `None` while a thread runs it.
+    algorithm: Option<Box<dyn LimitAlgorithm>>,
+    samples: VecDeque<LimitSample>,
+}
+
+impl Shared {
+    fn tell(&self, sample: LimitSample) {
+        let mut updates = self.updates.lock();
+        if updates.samples.len() < SAMPLES_MAX {
+            updates.samples.push_back(sample);
+        }
+        let Some(algorithm) = updates.algorithm.take() else { return };
+        let mut turn = Turn { shared: self, algorithm: Some(algorithm) };
+        for _ in 0..TURN_MAX {
+            let Some(sample) = updates.samples.pop_front() else { break };
+            drop(updates);
+            let limit = turn.algorithm.as_mut().map(|algorithm| algorithm.update(&sample).max(1));
+            if let Some(limit) = limit {
+                self.gate.set_limit(limit);
+            }
+            updates = self.updates.lock();
+        }
+        // Under the lock that found no more samples: none is left behind.
+        updates.algorithm = turn.algorithm.take();
+    }
+}
+
+/// A thread's turn to run the algorithm. Dropped by a panic of the algorithm, it puts it back.
+struct Turn<'a> {
+    shared: &'a Shared,
+    algorithm: Option<Box<dyn LimitAlgorithm>>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(algorithm) = self.algorithm.take() {
+            self.shared.updates.lock().algorithm = Some(algorithm);
+        }
+    }
 }
 
 impl AdaptiveLimit {
@@ -73,7 +124,8 @@ impl AdaptiveLimit {
     ) -> Result<Self, ConfigError> {
         queue.validate()?;
         let gate = queue.gate(algorithm.initial().max(1));
-        Ok(Self { shared: Arc::new(Shared { gate, algorithm: Mutex::new(algorithm), clock }) })
+        let updates = Updates { algorithm: Some(algorithm), samples: VecDeque::new() };
+        Ok(Self { shared: Arc::new(Shared { gate, updates: Mutex::new(updates), clock }) })
     }
 
     /// A place, if there is a free one and nobody waits for it.
@@ -136,9 +188,6 @@ impl AdaptivePermit {
         let now = self.shared.clock.now();
         let latency = now.saturating_sub(self.start);
         let sample = LimitSample::new(now, latency, self.running, is_overload);
-        let mut algorithm = self.shared.algorithm.lock();
-        let limit = algorithm.update(&sample).max(1);
-        // Under the lock, so that limits take effect in the order in which they were found.
-        self.shared.gate.set_limit(limit);
+        self.shared.tell(sample);
     }
 }

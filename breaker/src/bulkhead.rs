@@ -89,12 +89,13 @@ pub struct BulkheadPermit {
 }
 
 impl Bulkhead {
-    /// So many calls at once, 1 to 1,000,000.
+    /// So many calls at once, 0 to 1,000,000. With 0 the bulkhead is closed: calls are refused, or
+    /// wait in the queue for as long as they may, until [`set_limit`](Self::set_limit) opens it.
     ///
     /// # Errors
     /// A configuration that cannot work.
     pub fn new(limit: usize, queue: QueueConfig) -> Result<Self, ConfigError> {
-        check_limit("limit", limit)?;
+        check_limit(limit)?;
         queue.validate()?;
         Ok(Self { gate: queue.gate(limit) })
     }
@@ -118,12 +119,13 @@ impl Bulkhead {
         Ok(BulkheadPermit { _place: self.gate.enter().await? })
     }
 
-    /// Changes how many may run, 1 to 1,000,000. Fewer takes effect as calls end.
+    /// Changes how many may run, 0 to 1,000,000. Fewer takes effect as calls end; 0 closes the
+    /// bulkhead.
     ///
     /// # Errors
     /// A limit out of range; nothing was changed.
     pub fn set_limit(&self, limit: usize) -> Result<(), ConfigError> {
-        check_limit("limit", limit)?;
+        check_limit(limit)?;
         self.gate.set_limit(limit);
         Ok(())
     }
@@ -134,9 +136,9 @@ impl Bulkhead {
     }
 }
 
-pub(crate) fn check_limit(field: &'static str, limit: usize) -> Result<(), ConfigError> {
-    if (1..=1_000_000).contains(&limit) {
+fn check_limit(limit: usize) -> Result<(), ConfigError> {
+    if limit <= 1_000_000 {
         return Ok(());
     }
-    Err(ConfigError::out_of_range(field, limit, "1 to 1000000"))
+    Err(ConfigError::out_of_range("limit", limit, "0 to 1000000"))
 }

@@ -32,17 +32,23 @@ impl Clock for Monotonic {
 /// (1 to 10 ms, commonly 4).
 ///
 /// Good for windows, open waits and slow-call thresholds of tens of milliseconds; too coarse for
-/// latencies. Its epoch is the machine's start. Only on Linux, with the feature `coarse-clock`.
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
+/// latencies. Its epoch is the machine's start. Where the system has no such clock (only Linux
+/// has), it is [`Monotonic`].
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Coarse;
 
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
 impl Clock for Coarse {
+    #[cfg(target_os = "linux")]
     #[inline]
     fn now(&self) -> u64 {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
         now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    #[inline]
+    fn now(&self) -> u64 {
+        Monotonic.now()
     }
 }
 
@@ -73,13 +79,10 @@ impl Clock for TokioClock {
     }
 }
 
-/// The clock that breakers take if none is given: [`Coarse`] where there is one, else
-/// [`Monotonic`].
+/// The clock of breakers, registries and retry budgets that are given none: [`Coarse`], whatever
+/// the features. Another one is chosen with `with_clock`.
 pub fn default_clock() -> Arc<dyn Clock> {
-    #[cfg(all(target_os = "linux", feature = "coarse-clock"))]
-    return Arc::new(Coarse);
-    #[cfg(not(all(target_os = "linux", feature = "coarse-clock")))]
-    return Arc::new(Monotonic);
+    Arc::new(Coarse)
 }
 
 #[cfg(test)]

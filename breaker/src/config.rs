@@ -78,8 +78,9 @@ pub struct BreakerConfig {
     /// How many of them may fail or be slow with the breaker closing nevertheless. Below
     /// `probes`, default 1.
     pub probes_bad_max: u16,
-    /// How long all probes may be under way without a verdict before the breaker opens again.
-    /// Default 30 s; `None` waits for ever.
+    /// How long all `probes` may be taken without a verdict before the breaker opens again,
+    /// counted from the moment at which the last of them was taken. Above 0, default 30 s; `None`
+    /// waits for ever.
     pub half_open_for_max: Option<Duration>,
     /// Copies of a window's counters, among which threads are spread so that they do not fight for
     /// them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket of a time window,
@@ -88,6 +89,13 @@ pub struct BreakerConfig {
     /// What a call counts as that is dropped before its answer. Default [`Verdict::Ignored`]. A
     /// half-open breaker gets its probe back in any case.
     pub on_drop: Verdict,
+    /// What a call counts as that panics. Default [`Verdict::Failure`].
+    pub on_panic: Verdict,
+    /// What an attempt counts as that the hedge of a [`Policy`](crate::Policy) around the breaker
+    /// drops because a later one answered first. Default [`Verdict::Failure`]: it had more time
+    /// than the one that answered. With a `failure_rate` near the share of calls that are hedged,
+    /// set [`Verdict::Ignored`].
+    pub on_overtaken: Verdict,
     /// Seed of the jitter. Breakers of different processes should have different ones, which
     /// the default sees to.
     pub seed: Option<u64>,
@@ -111,6 +119,8 @@ impl Default for BreakerConfig {
             half_open_for_max: Some(Duration::from_secs(30)),
             stripes: None,
             on_drop: Verdict::Ignored,
+            on_panic: Verdict::Failure,
+            on_overtaken: Verdict::Failure,
             seed: None,
         }
     }

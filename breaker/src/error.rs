@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::breaker::State;
+use crate::breaker::{State, Verdict};
 
 /// What a failed call may have done to whatever it was meant to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -50,9 +50,20 @@ impl ConfigError {
 pub struct Rejected {
     /// What the breaker was.
     pub state: State,
-    /// When the next call may be admitted, where that is known: not while the probes of a
-    /// half-open breaker without a time limit are under way, nor while one is forced open.
+    /// How long until the next call may be admitted, where that is known: the rest of an open
+    /// wait. `None` for a half-open breaker, whose probes may answer at any moment, and for one
+    /// that is forced open.
     pub retry_after: Option<Duration>,
+}
+
+impl Rejected {
+    /// [`retry_after`](Self::retry_after) as the value of a `Retry-After` header: whole seconds,
+    /// rounded up.
+    ///
+    /// Source: RFC 9110 §10.2.3.
+    pub fn retry_after_header(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+    }
 }
 
 /// Why [`Breaker::call`](crate::Breaker::call) has no value.
@@ -131,6 +142,10 @@ pub enum TimeoutError<E> {
     /// only what is safe to do twice.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    /// The caller's deadline passed before the limit did, and the call was dropped: it may or may
+    /// not have taken effect, and says nothing about the dependency. Do not retry.
+    #[error("the caller's deadline passed after {0:?}")]
+    CutByDeadline(Duration),
     /// The deadline had passed before the call was begun: nothing was sent, and nobody waits for
     /// the answer any more. Do not retry.
     #[error("the deadline had passed before the call")]
@@ -145,7 +160,31 @@ impl<E> TimeoutError<E> {
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::DeadlinePassed => Outcome::NotApplied,
-            Self::TimedOut(_) | Self::Inner(_) => Outcome::Unknown,
+            Self::TimedOut(_) | Self::CutByDeadline(_) | Self::Inner(_) => Outcome::Unknown,
+        }
+    }
+
+    /// What it says about the dependency's health, for a breaker around the limit: a passed
+    /// deadline of the caller's says nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use voussoir_breaker::*;
+    /// # async fn run(breaker: Breaker, limit: Timeout, by: Deadline) {
+    /// let call = limit.call_by(by, async { Ok::<_, std::io::Error>(1) });
+    /// let answer = breaker
+    ///     .call_with(call, |answer| match answer {
+    ///         Ok(_) => Verdict::Success,
+    ///         Err(error) => error.verdict(),
+    ///     })
+    ///     .await;
+    /// # let _ = answer;
+    /// # }
+    /// ```
+    pub const fn verdict(&self) -> Verdict {
+        match self {
+            Self::TimedOut(_) | Self::Inner(_) => Verdict::Failure,
+            Self::CutByDeadline(_) | Self::DeadlinePassed => Verdict::Ignored,
         }
     }
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, Sleep, sleep};
 
+use crate::breaker::Verdict;
 use crate::clock::{Clock, TokioClock};
 use crate::config::nanos;
 use crate::core::LatencyWindow;
@@ -81,7 +82,7 @@ pub struct HedgeStats {
     pub calls: u64,
     /// Attempts sent beside a first one.
     pub hedges: u64,
-    /// Calls that such an attempt answered.
+    /// Calls that such an attempt answered first.
     pub won: u64,
     /// Attempts that the budget did not pay for.
     pub suppressed: u64,
@@ -163,6 +164,8 @@ impl Hedge {
 
     /// Makes an attempt, numbered 0, and further ones beside it as they become due.
     ///
+    /// All of them may take effect: hedge only what is safe to do twice.
+    ///
     /// # Errors
     /// The last attempt's error, once all attempts begun have failed.
     ///
@@ -172,30 +175,94 @@ impl Hedge {
         &self,
         attempt: impl FnMut(u32) -> F,
     ) -> Result<T, E> {
-        self.race(attempt, Result::is_ok).await
+        self.call_with(attempt, Verdict::of).await
     }
 
-    /// The race under [`call`](Self::call) and the policy.
-    pub(crate) async fn race<R, F: Future<Output = R>>(
+    /// [`call`](Self::call) with the caller's own idea of what a failure is. Any answer but a
+    /// failure ends the race, so a final one that is no success (a 404) is never thrown away.
+    ///
+    /// # Errors
+    /// As `call`.
+    ///
+    /// # Cancel safety
+    /// As `call`.
+    pub async fn call_with<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         attempt: impl FnMut(u32) -> F,
-        is_good: impl Fn(&R) -> bool,
+        classify: impl Fn(&Result<T, E>) -> Verdict,
+    ) -> Result<T, E> {
+        let _account = self.budget.as_ref().map(RetryBudget::begin);
+        self.race(true, attempt, |answer, _| Standing::of(classify(answer))).await
+    }
+
+    /// [`call`](Self::call) as a part of a call that has an account with the budget already: see
+    /// [`Retry::call_within`](crate::Retry::call_within).
+    ///
+    /// # Errors
+    /// As `call`.
+    ///
+    /// # Cancel safety
+    /// As `call`.
+    pub async fn call_within<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        account: &BudgetedCall,
+        attempt: impl FnMut(u32) -> F,
+    ) -> Result<T, E> {
+        let other = self.budget.as_ref().filter(|budget| !account.is_with(budget));
+        let _account = other.map(RetryBudget::begin);
+        self.race(true, attempt, |answer, _| Standing::of(Verdict::of(answer))).await
+    }
+
+    /// The budget that it pays from.
+    pub(crate) fn budget(&self) -> Option<&Arc<RetryBudget>> {
+        self.budget.as_ref()
+    }
+
+    /// The race under [`call`](Self::call) and the policy. The account with the budget is the
+    /// caller's. `judge` is asked about each answer, once, and told when its attempt began.
+    pub(crate) async fn race<R, F: Future<Output = R>>(
+        &self,
+        may_hedge: bool,
+        attempt: impl FnMut(u32) -> F,
+        judge: impl Fn(&R, Instant) -> Standing,
     ) -> R {
         self.calls.fetch_add(1, Relaxed);
         let mut race = Race {
             hedge: self,
-            _paid: self.budget.as_ref().map(RetryBudget::begin),
             attempt,
-            is_good,
+            judge,
             runners: Vec::with_capacity(1),
             begun: 0,
-            may_begin: true,
+            hedges_left: if may_hedge { self.config.hedges_max } else { 0 },
             delay: self.delay(),
             timer: None,
             winner: None,
+            failure: None,
         };
         race.begin(None);
         poll_fn(|cx| race.poll(cx)).await
+    }
+}
+
+/// What an answer is worth in a race. A later one is above those before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Standing {
+    /// Refused by this process: the attempt has asked nobody.
+    Refused,
+    /// No answer within a time limit of this process.
+    TimedOut,
+    /// The dependency's own failure: what the caller gets if nobody does better.
+    Failed,
+    /// Anything else ends the race.
+    Ends,
+}
+
+impl Standing {
+    pub(crate) fn of(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Failure => Self::Failed,
+            Verdict::Success | Verdict::Ignored => Self::Ends,
+        }
     }
 }
 
@@ -207,39 +274,40 @@ struct Runner<F> {
     _extra: Option<ExtraAttempt>,
 }
 
-struct Race<'a, A, G, F> {
+struct Race<'a, A, J, F, R> {
     hedge: &'a Hedge,
-    _paid: Option<BudgetedCall>,
     attempt: A,
-    is_good: G,
+    judge: J,
     runners: Vec<Runner<F>>,
     begun: u32,
-    may_begin: bool,
+    hedges_left: u32,
     delay: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     winner: Option<u32>,
+    /// The best answer so far that does not end the race.
+    failure: Option<(Standing, R)>,
 }
 
-impl<R, F, A, G> Race<'_, A, G, F>
+impl<R, F, A, J> Race<'_, A, J, F, R>
 where
     F: Future<Output = R>,
     A: FnMut(u32) -> F,
-    G: Fn(&R) -> bool,
+    J: Fn(&R, Instant) -> Standing,
 {
     fn begin(&mut self, extra: Option<ExtraAttempt>) {
         let number = self.begun;
         self.begun += 1;
         let future = Box::pin((self.attempt)(number));
         self.runners.push(Runner { future, number, start: Instant::now(), _extra: extra });
-        self.may_begin = self.begun <= self.hedge.config.hedges_max;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<R> {
+        // Ends: each round but the last begins one of a bounded number of hedges.
         loop {
             if let Some(answer) = self.poll_runners(cx) {
                 return Poll::Ready(answer);
             }
-            if !self.may_begin {
+            if self.hedges_left == 0 {
                 return Poll::Pending;
             }
             let delay = self.delay;
@@ -252,7 +320,7 @@ where
         }
     }
 
-    /// The answer of the race, if there is one: a success, or the last failure.
+    /// The answer of the race, if there is one: the first that ends it, or the best failure.
     fn poll_runners(&mut self, cx: &mut Context<'_>) -> Option<R> {
         let mut at = 0;
         while at < self.runners.len() {
@@ -261,27 +329,29 @@ where
                 continue;
             };
             let runner = self.runners.swap_remove(at);
-            let is_good = (self.is_good)(&answer);
-            if is_good || self.runners.is_empty() {
-                if is_good {
-                    self.note(runner.start);
-                    self.winner = Some(runner.number);
-                    self.hedge.won.fetch_add(u64::from(runner.number > 0), Relaxed);
-                }
+            let standing = (self.judge)(&answer, runner.start);
+            if standing == Standing::Ends {
+                self.note(runner.start);
+                self.winner = Some(runner.number);
+                self.hedge.won.fetch_add(u64::from(runner.number > 0), Relaxed);
                 return Some(answer);
             }
+            if self.failure.as_ref().is_none_or(|(best, _)| *best <= standing) {
+                self.failure = Some((standing, answer));
+            }
         }
-        None
+        if self.runners.is_empty() { self.failure.take().map(|(_, answer)| answer) } else { None }
     }
 
     fn hedge_now(&mut self) {
         let paid = self.hedge.budget.as_ref().map(RetryBudget::try_extra).transpose();
         if let Ok(extra) = paid {
+            self.hedges_left -= 1;
             self.hedge.hedges.fetch_add(1, Relaxed);
             self.begin(extra);
         } else {
             self.hedge.suppressed.fetch_add(1, Relaxed);
-            self.may_begin = false;
+            self.hedges_left = 0;
         }
     }
 
@@ -291,7 +361,7 @@ where
     }
 }
 
-impl<A, G, F> Drop for Race<'_, A, G, F> {
+impl<A, J, F, R> Drop for Race<'_, A, J, F, R> {
     /// A loser that was begun before the winner took at least this long. Without it the quantile
     /// would see only winners and creep down, and with it the delay. A loser begun later, or a
     /// call given up early, says nothing.

@@ -30,9 +30,7 @@ pub use breaker::{
     Breaker, BreakerSnapshot, BreakerStats, Cause, Permit, State, Transition, Verdict, WindowPart,
 };
 pub use bulkhead::{Bulkhead, BulkheadPermit, QueueConfig};
-#[cfg(all(target_os = "linux", feature = "coarse-clock"))]
-pub use clock::Coarse;
-pub use clock::{Clock, Monotonic, TokioClock, default_clock};
+pub use clock::{Clock, Coarse, Monotonic, TokioClock, default_clock};
 pub use config::{BUCKET_MIN, BUCKETS_MAX, BreakerConfig, WINDOW_CALLS_MAX, Window};
 pub use core::{
     Aimd, AimdConfig, Counts, Gradient2, Gradient2Config, LimitAlgorithm, LimitSample, QueueOrder,
@@ -46,7 +44,8 @@ pub use error::{
 pub use gate::GateStats;
 pub use hedge::{Hedge, HedgeConfig, HedgeStats};
 pub use policy::{
-    Attempt, ByResult, Classify, Policy, PolicyBuilder, PolicyError, PolicyErrorKind,
+    Attempt, ByResult, CallOptions, Classify, Idempotent, Policy, PolicyBuilder, PolicyError,
+    PolicyErrorKind,
 };
 pub use registry::Registry;
 pub use retry::{

@@ -20,8 +20,13 @@ const LOOKS_MAX: usize = 64;
 /// Breakers by key, made on first use and bounded in number: one for each host, tenant or route.
 ///
 /// A full one lets go of a closed breaker that nobody holds: of the 64 whose turn it is to be
-/// looked at, the one that was asked for least recently. One that is not closed is never let go: a
-/// crowd of new keys cannot make a sick dependency look well.
+/// looked at, the one whose window holds the fewest failures and slow calls, and among equals the
+/// one that was asked for least recently. One that is not closed is never let go. So a crowd of new
+/// keys can neither make a sick dependency look well nor keep one from being found sick, unless
+/// the crowd fails as much.
+///
+/// `Hash`, `Eq` and `Clone` of the key run under the registry's lock and must not call it; its
+/// `Display`, its `Drop` and the clock do not.
 pub struct Registry<K> {
     config: BreakerConfig,
     clock: Arc<dyn Clock>,
@@ -91,23 +96,30 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
         if let Some(breaker) = self.kept.read().find(key, used) {
             return Ok(breaker);
         }
-        let mut kept = self.kept.write();
-        if let Some(breaker) = kept.find(key, used) {
-            return Ok(breaker);
-        }
-        let room =
-            if kept.entries.len() < self.capacity { None } else { Some(self.room(&mut kept)?) };
+        // Built before the lock: the name and the clock are foreign code.
         let clock = Arc::clone(&self.clock);
         let breaker = Breaker::with_clock(key.to_string(), &self.config, clock)
             .expect("the configuration was validated with the registry");
         let breaker = Arc::new(breaker);
-        let used = AtomicU64::new(used);
-        kept.put(room, Entry { key: key.clone(), breaker: Arc::clone(&breaker), used });
+        let entry =
+            Entry { key: key.clone(), breaker: Arc::clone(&breaker), used: AtomicU64::new(used) };
+        let now = self.clock.now();
+        let mut kept = self.kept.write();
+        // Another thread inserted the key first.
+        if let Some(breaker) = kept.find(key, used) {
+            return Ok(breaker);
+        }
+        let evicted = if kept.entries.len() < self.capacity {
+            kept.add(entry);
+            None
+        } else {
+            let place = kept.room(now).ok_or(RegistryFull { capacity: self.capacity })?;
+            Some(kept.replace(place, entry))
+        };
+        // The evicted key's drop is foreign code.
+        drop(kept);
+        drop(evicted);
         Ok(breaker)
-    }
-
-    fn room(&self, kept: &mut Kept<K>) -> Result<usize, RegistryFull> {
-        kept.room().ok_or(RegistryFull { capacity: self.capacity })
     }
 
     /// Breakers that it holds.
@@ -134,25 +146,29 @@ impl<K: Hash + Eq + Clone> Kept<K> {
     }
 
     /// A place whose breaker may go, of those whose turn it is to be looked at.
-    fn room(&mut self) -> Option<usize> {
+    fn room(&mut self, now: u64) -> Option<usize> {
         let looks = self.entries.len().min(LOOKS_MAX);
         let turn = (0..looks).map(|look| (self.hand + look) % self.entries.len());
-        let oldest = turn
-            .filter(|place| self.entries[*place].is_idle())
-            .min_by_key(|place| self.entries[*place].used.load(Relaxed));
+        let least_missed =
+            turn.filter(|place| self.entries[*place].is_idle()).min_by_key(|place| {
+                let entry = &self.entries[*place];
+                (entry.breaker.bad_calls(now), entry.used.load(Relaxed))
+            });
         self.hand = (self.hand + looks) % self.entries.len();
-        oldest
+        least_missed
     }
 
-    fn put(&mut self, room: Option<usize>, entry: Entry<K>) {
-        let place = room.unwrap_or(self.entries.len());
+    fn add(&mut self, entry: Entry<K>) {
+        self.places.insert(entry.key.clone(), self.entries.len());
+        self.entries.push(entry);
+    }
+
+    /// Puts an entry in the place of another, which is returned.
+    fn replace(&mut self, place: usize, entry: Entry<K>) -> Entry<K> {
         self.places.insert(entry.key.clone(), place);
-        if room.is_some() {
-            let old = std::mem::replace(&mut self.entries[place], entry);
-            self.places.remove(&old.key);
-        } else {
-            self.entries.push(entry);
-        }
+        let old = std::mem::replace(&mut self.entries[place], entry);
+        self.places.remove(&old.key);
+        old
     }
 }
 

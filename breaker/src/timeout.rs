@@ -72,7 +72,14 @@ impl Timeout {
         if left.is_zero() {
             return Err(TimeoutError::DeadlinePassed);
         }
-        within(self.limit.min(left), future).await
+        if left < self.limit {
+            let answer = tokio::time::timeout_at(deadline.instant(), future).await;
+            return match answer {
+                Ok(answer) => answer.map_err(TimeoutError::Inner),
+                Err(_) => Err(TimeoutError::CutByDeadline(left)),
+            };
+        }
+        within(self.limit, future).await
     }
 }
 
@@ -96,8 +103,11 @@ mod tests {
         let deadline = Deadline::after(Duration::from_millis(300));
         let hang = std::future::pending::<Result<(), ()>>();
         let answer = timeout.call_by(deadline, hang).await;
-        assert_eq!(answer, Err(TimeoutError::TimedOut(Duration::from_millis(300))));
+        assert_eq!(answer, Err(TimeoutError::CutByDeadline(Duration::from_millis(300))));
         assert!(deadline.has_passed());
+        let later = Deadline::after(Duration::from_secs(2));
+        let answer = timeout.call_by(later, std::future::pending::<Result<(), ()>>()).await;
+        assert_eq!(answer, Err(TimeoutError::TimedOut(Duration::from_secs(1))));
         let answer = timeout.call_by(deadline, async { panic!("must not be begun") }).await;
         assert_eq!(answer, Err::<(), _>(TimeoutError::<()>::DeadlinePassed));
     }

@@ -45,7 +45,7 @@ mod sync {
     }
 }
 
-use self::core::{Machine, Phase, Rules, Sample, Shape};
+use self::core::{Machine, Phase, Rules, Sample, Shape, Shift};
 use loom::sync::Arc;
 use loom::thread;
 
@@ -199,18 +199,61 @@ fn a_rejection_names_the_wait_of_its_own_state() {
             thread::spawn(move || machine.admit(|| 10).is_ok())
         };
         if let Err(denied) = machine.admit(|| 9) {
-            let expected = match denied.phase {
-                Phase::Open => 1,
-                _ => 1_001,
-            };
-            assert_eq!(denied.retry_after, Some(expected), "{:?}", denied.phase);
+            let expected = (denied.phase == Phase::Open).then_some(1);
+            assert_eq!(denied.retry_after, expected, "{:?}", denied.phase);
         }
         mover.join().expect("ran");
     });
 }
 
+/// A full set of probes is stuck only when patience has passed since the last place was taken,
+/// whoever looks while it is being taken.
+fn a_full_set_of_probes_gets_its_patience() {
+    explore(Some(3), || {
+        let machine = machine(Rules { half_open_for_max: Some(100), ..rules(time()) });
+        machine.force(Phase::HalfOpen, 0);
+        let other = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || {
+                // Another set, given back: its patience must not count.
+                if let Ok(ticket) = machine.admit(|| 500) {
+                    machine.cancel(ticket);
+                }
+            })
+        };
+        let _ = machine.admit(|| 510);
+        assert_eq!(machine.phase(), Phase::HalfOpen);
+        machine.tick(599);
+        assert_eq!(machine.phase(), Phase::HalfOpen);
+        other.join().expect("ran");
+    });
+}
+
+/// Every change of state is heard once and in order, whoever announces it.
+fn changes_are_heard_once_and_in_order() {
+    explore(Some(3), || {
+        let heard = Arc::new(loom::sync::Mutex::new(vec![Phase::Closed]));
+        let machine = {
+            let heard = Arc::clone(&heard);
+            let observer = move |shift: Shift| {
+                let mut heard = heard.lock().expect("no panic");
+                assert_eq!(heard.last(), Some(&shift.from), "out of order");
+                heard.push(shift.to);
+            };
+            Arc::new(Machine::new(rules(time()), 0, Box::new(observer)))
+        };
+        let other = {
+            let machine = Arc::clone(&machine);
+            thread::spawn(move || machine.force(Phase::ForcedOpen, 0))
+        };
+        machine.force(Phase::MetricsOnly, 0);
+        other.join().expect("ran");
+        assert_eq!(heard.lock().expect("no panic").len(), 3);
+    });
+}
+
 fn main() {
-    let checks: [(&str, fn()); 6] = [
+    let checks: [(&str, fn()); 8] = [
         ("half_open_admits_exactly_its_probes", half_open_admits_exactly_its_probes),
         ("a_cancelled_probe_is_one_probe_again", a_cancelled_probe_is_one_probe_again),
         (
@@ -223,6 +266,8 @@ fn main() {
             "a_rejection_names_the_wait_of_its_own_state",
             a_rejection_names_the_wait_of_its_own_state,
         ),
+        ("a_full_set_of_probes_gets_its_patience", a_full_set_of_probes_gets_its_patience),
+        ("changes_are_heard_once_and_in_order", changes_are_heard_once_and_in_order),
     ];
     for (name, check) in checks {
         check();

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tower_layer::Layer;
 use tower_service::Service;
-use voussoir_breaker::tower::{BreakerLayer, PolicyLayer};
+use voussoir_breaker::tower::{BreakerLayer, Once, PolicyLayer};
 use voussoir_breaker::*;
 
 /// Must be called only when this very instance said it was ready: a clone is not.
@@ -80,7 +80,12 @@ async fn a_policy_readies_a_service_for_each_attempt() {
     let inner = Strict { failures: 2, ..Strict::default() };
     let calls = Arc::clone(&inner.calls);
     let retry = Arc::new(Retry::new(RetryConfig::default()).expect("valid"));
-    let policy = Policy::builder().retry(retry).breaker(breaker(9)).build().expect("valid");
+    let policy = Policy::builder()
+        .classify(Arc::new(Idempotent))
+        .retry(retry)
+        .breaker(breaker(9))
+        .build()
+        .expect("valid");
     let mut service = PolicyLayer::new(Arc::new(policy)).layer(inner);
     ready(&mut service).await.expect("ready");
     assert_eq!(service.call(41).await, Ok(42));
@@ -113,4 +118,127 @@ async fn a_service_that_is_never_ready_meets_the_time_limit() {
     ready(&mut service).await.expect("the policy is");
     let error = service.call(1).await.expect_err("stuck");
     assert!(matches!(error.kind, PolicyErrorKind::TimedOut(_)));
+}
+
+/// `concurrency_limit`, as tower has it: readiness reserves a permit, which a clone does not have.
+#[derive(Debug)]
+struct Limited {
+    permits: Arc<tokio::sync::Semaphore>,
+    reserved: Option<tokio::sync::OwnedSemaphorePermit>,
+}
+
+impl Clone for Limited {
+    fn clone(&self) -> Self {
+        Self { permits: Arc::clone(&self.permits), reserved: None }
+    }
+}
+
+impl Service<u32> for Limited {
+    type Response = u32;
+    type Error = &'static str;
+    type Future = std::future::Ready<Result<u32, &'static str>>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        if self.reserved.is_none() {
+            self.reserved = Arc::clone(&self.permits).try_acquire_owned().ok();
+        }
+        if self.reserved.is_some() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn call(&mut self, request: u32) -> Self::Future {
+        let _permit = self.reserved.take().expect("called without having been ready");
+        std::future::ready(Ok(request))
+    }
+}
+
+fn limited() -> Limited {
+    Limited { permits: Arc::new(tokio::sync::Semaphore::new(1)), reserved: None }
+}
+
+async fn is_ready<S: Service<u32>>(service: &mut S) -> bool {
+    std::future::poll_fn(|cx| Poll::Ready(service.poll_ready(cx).is_ready())).await
+}
+
+#[tokio::test]
+async fn a_rejected_clone_keeps_nothing_of_the_inner_service() {
+    let (breaker, inner) = (breaker(9), limited());
+    let permits = Arc::clone(&inner.permits);
+    let mut idle = BreakerLayer::new(Arc::clone(&breaker)).layer(inner);
+    let mut other = idle.clone();
+    // Ready before the breaker opens, rejected after.
+    assert!(is_ready(&mut idle).await && !is_ready(&mut other).await);
+    breaker.force_open();
+    assert!(idle.call(1).await.is_err());
+    assert_eq!(permits.available_permits(), 1);
+    breaker.reset();
+    assert!(is_ready(&mut other).await, "the idle clone keeps the only permit");
+    assert_eq!(other.call(7).await, Ok(7));
+}
+
+/// The breaker fails fast though the inner service is never ready; and admits a call that was ready
+/// by rejection when its wait has ended meanwhile.
+#[tokio::test]
+async fn an_open_breaker_does_not_wait_for_the_inner_service() {
+    let (breaker, inner) = (breaker(9), limited());
+    let taken = Arc::clone(&inner.permits).try_acquire_owned().expect("free");
+    let mut service = BreakerLayer::new(Arc::clone(&breaker)).layer(inner);
+    assert!(!is_ready(&mut service).await, "closed: it waits for the permit");
+    breaker.force_open();
+    assert!(is_ready(&mut service).await);
+    assert!(matches!(service.call(1).await, Err(BreakerError::Rejected(_))));
+    assert!(is_ready(&mut service).await);
+    breaker.reset();
+    drop(taken);
+    assert_eq!(service.call(7).await, Ok(7), "it waits for the inner service after all");
+}
+
+#[tokio::test]
+async fn a_classifier_says_which_answers_are_failures() {
+    struct Evens;
+    impl Classify<u32, &'static str> for Evens {
+        fn verdict(&self, answer: &Result<u32, &'static str>) -> Verdict {
+            match answer {
+                Ok(value) if value % 2 == 0 => Verdict::Failure,
+                _ => Verdict::Success,
+            }
+        }
+    }
+    let breaker = breaker(2);
+    let mut service =
+        BreakerLayer::new(Arc::clone(&breaker)).classify(Evens).layer(Strict::default());
+    for request in [1, 3] {
+        ready(&mut service).await.expect("ready");
+        service.call(request).await.expect("a bad answer is an answer");
+    }
+    assert_eq!(breaker.state(), State::Open);
+}
+
+/// Requests that can be sent once are neither retried nor hedged, and need no `Clone`, no `Sync`.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_copied_is_sent_once() {
+    struct Unique(std::cell::Cell<u32>);
+    #[derive(Clone)]
+    struct Counts(Arc<AtomicU32>);
+    impl Service<Unique> for Counts {
+        type Response = u32;
+        type Error = &'static str;
+        type Future = std::future::Ready<Result<u32, &'static str>>;
+
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn call(&mut self, request: Unique) -> Self::Future {
+            self.0.fetch_add(request.0.get(), Ordering::Relaxed);
+            std::future::ready(Err("down"))
+        }
+    }
+    let retry = Arc::new(Retry::new(RetryConfig::default()).expect("valid"));
+    let policy = Policy::builder().classify(Arc::new(Idempotent)).retry(retry).build();
+    let layer = PolicyLayer::new(Arc::new(policy.expect("valid"))).copy_by(Once);
+    let calls = Arc::new(AtomicU32::new(0));
+    let mut service = layer.layer(Counts(Arc::clone(&calls)));
+    std::future::poll_fn(|cx| service.poll_ready(cx)).await.expect("always");
+    let failed = service.call(Unique(std::cell::Cell::new(1))).await.expect_err("down");
+    assert_eq!((failed.attempts, calls.load(Ordering::Relaxed)), (1, 1));
 }

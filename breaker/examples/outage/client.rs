@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use voussoir_breaker::{
     AdaptiveLimit, Breaker, BreakerConfig, Bulkhead, Gradient2, Gradient2Config, Growth, Hedge,
-    HedgeConfig, Jitter, Policy, PolicyBuilder, QueueConfig, Retry, RetryBudget, RetryBudgetConfig,
-    RetryConfig, Timeout, TokioClock,
+    HedgeConfig, Idempotent, Jitter, Policy, PolicyBuilder, QueueConfig, Retry, RetryBudget,
+    RetryBudgetConfig, RetryConfig, Timeout, TokioClock,
 };
 
 use crate::run::{PATIENCE, SECONDS};
@@ -59,7 +59,7 @@ impl Kind {
 
     fn policy(self) -> Policy<(), Failure> {
         let attempt = Timeout::new(Duration::from_millis(300)).expect("above zero");
-        let builder = Policy::builder();
+        let builder = Policy::builder().classify(Arc::new(Idempotent));
         let builder = match self {
             Self::Nothing => return builder.build().expect("no stage"),
             Self::Timeout => builder,

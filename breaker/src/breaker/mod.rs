@@ -3,13 +3,17 @@
 mod permit;
 mod snapshot;
 mod state;
+mod timer;
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{broadcast, watch};
 
 pub use permit::Permit;
+pub(crate) use permit::watch;
 pub use snapshot::{BreakerSnapshot, BreakerStats, WindowPart};
 pub use state::{Cause, State, Transition, Verdict};
 
@@ -24,8 +28,9 @@ const EVENTS_MAX: usize = 64;
 /// A circuit breaker: stops calling what does not answer, and finds out gently when it is back.
 ///
 /// All methods take `&self`; share it in an `Arc`. Admissions and answers are a few atomic
-/// operations on an otherwise lock-free path. Changes of state happen on the calls themselves:
-/// there is no timer, so an open breaker becomes half-open with the first call after its wait.
+/// operations on an otherwise lock-free path. Changes of state happen on the calls themselves: an
+/// open breaker becomes half-open with the first call after its wait, unless
+/// [`keep_time`](Breaker::keep_time) or [`tick`](Breaker::tick) see to it earlier.
 ///
 /// # Example
 /// ```
@@ -52,7 +57,11 @@ pub struct Breaker {
     clock: Arc<dyn Clock>,
     /// Nanoseconds; only where slowness is looked at.
     slow_after: Option<u64>,
+    /// [`BreakerConfig::half_open_for_max`].
+    patience: Option<Duration>,
     on_drop: Verdict,
+    on_panic: Verdict,
+    on_overtaken: Verdict,
     shape: crate::core::Shape,
     name: Arc<str>,
     state: watch::Sender<State>,
@@ -128,7 +137,10 @@ impl Breaker {
             machine: machine(rules, clock.now(), observer),
             clock,
             slow_after: config.slow_rate.map(|_| nanos(config.slow_after)),
+            patience: config.half_open_for_max,
             on_drop: config.on_drop,
+            on_panic: config.on_panic,
+            on_overtaken: config.on_overtaken,
             name,
             state,
             events,
@@ -180,7 +192,8 @@ impl Breaker {
     /// # Cancel safety
     /// Dropping it drops the future. A probe's place is given back; the call counts as
     /// [`BreakerConfig::on_drop`] says, by default not at all. So put time limits inside the
-    /// breaker, not around it, or have drops count.
+    /// breaker, not around it, or have drops count. A future that panics counts as
+    /// [`BreakerConfig::on_panic`] says, by default as a failure, and the panic goes on.
     pub async fn call<T, E>(
         &self,
         future: impl Future<Output = Result<T, E>>,
@@ -220,8 +233,10 @@ impl Breaker {
         classify: impl FnOnce(&Result<T, E>) -> Verdict,
     ) -> Result<T, BreakerError<E>> {
         let permit = self.try_acquire().map_err(BreakerError::Rejected)?;
-        let answer = future.await;
-        permit.record(classify(&answer));
+        let (answer, permit) = watch(permit, future).await;
+        if let Some(permit) = permit {
+            permit.record(classify(&answer));
+        }
         answer.map_err(BreakerError::Inner)
     }
 
@@ -236,7 +251,8 @@ impl Breaker {
         answer.map_err(BreakerError::Inner)
     }
 
-    /// What the breaker is. Stays [`State::Open`] after the wait until the next call asks.
+    /// What the breaker is. Stays [`State::Open`] after the wait until the next call asks, or the
+    /// next [`tick`](Self::tick).
     pub fn state(&self) -> State {
         State::of(self.machine.phase())
     }
@@ -246,15 +262,33 @@ impl Breaker {
         self.state.subscribe()
     }
 
-    /// Every transition from now on, in order. A listener more than 64 behind misses the oldest
-    /// and is told how many.
+    /// Every change of state from now on, in order, and nothing else: no event for a call, none
+    /// where a state is set by hand that the breaker is in already. A listener more than 64 behind
+    /// misses the oldest and is told how many.
     pub fn events(&self) -> broadcast::Receiver<Transition> {
         self.events.subscribe()
     }
 
-    /// When an open breaker's wait ends, in nanoseconds since its clock's epoch.
-    pub fn next_deadline(&self) -> Option<u64> {
-        self.machine.next_deadline()
+    /// Opens it for `wait`, from whatever state; then it is half-open as after any other wait.
+    /// For a maintenance window that the dependency has announced, for instance.
+    ///
+    /// Not bounded by [`BreakerConfig::open_for_max`], and no reason to wait longer the next time.
+    /// A snapshot that is restored elsewhere has the rest of the wait, up to `open_for_max`.
+    pub fn open_for(&self, wait: Duration) {
+        self.machine.open_for(nanos(wait), self.clock.now());
+    }
+
+    /// [`open_for`](Self::open_for) up to a moment: nanoseconds since the epoch of the breaker's
+    /// clock. A moment that has passed makes it half-open at the next call.
+    pub fn open_until(&self, at: u64) {
+        let now = self.clock.now();
+        self.machine.open_for(at.saturating_sub(now), now);
+    }
+
+    /// Makes it half-open, from whatever state: the next calls are probes, and their answers close
+    /// or open it.
+    pub fn force_half_open(&self) {
+        self.machine.force(Phase::HalfOpen, self.clock.now());
     }
 
     /// Opens it until another state is set by hand.
@@ -293,13 +327,29 @@ impl Breaker {
         }
     }
 
+    /// Failures and slow calls that the window holds.
+    pub(crate) fn bad_calls(&self, now: u64) -> u64 {
+        let counts = self.machine.counts(now);
+        counts.failures.saturating_add(counts.slow)
+    }
+
+    /// Whether a call would be admitted now, to choose among several dependencies for instance.
+    /// Takes no permit and counts nothing; another caller may be quicker than a call that follows.
+    pub fn would_admit(&self) -> bool {
+        self.machine.would_admit(|| self.clock.now())
+    }
+
     /// What a later [`restore`](Self::restore) needs.
     pub fn snapshot(&self) -> BreakerSnapshot {
         BreakerSnapshot::of(self.shape, self.machine.memory(self.clock.now()))
     }
 }
 
-/// Called under the core's lock, so that all listeners see one order.
+/// Tells all listeners of a change. The core calls it without a lock, one change at a time and in
+/// their order, so a listener may call the breaker.
+///
+/// A listener that panics (a `tracing` subscriber, the waker of a receiver) must not fail the call
+/// that happened to change the state, which may itself be unwinding: the panic ends here.
 fn announce(
     name: &str,
     state: &watch::Sender<State>,
@@ -307,25 +357,28 @@ fn announce(
     shift: Shift,
 ) {
     let transition = Transition::of(shift);
-    tracing::info!(
-        target: "voussoir::breaker",
-        breaker = name,
-        from = %transition.from,
-        to = %transition.to,
-        cause = %transition.cause,
-        calls = transition.window.calls,
-        failures = transition.window.failures,
-        slow = transition.window.slow,
-        "breaker changed state"
-    );
-    state.send_replace(transition.to);
+    let log = || {
+        tracing::info!(
+            target: "voussoir::breaker",
+            breaker = name,
+            from = %transition.from,
+            to = %transition.to,
+            cause = %transition.cause,
+            calls = transition.window.calls,
+            failures = transition.window.failures,
+            slow = transition.window.slow,
+            "breaker changed state"
+        );
+    };
+    let _ = catch_unwind(AssertUnwindSafe(log));
+    let _ = catch_unwind(AssertUnwindSafe(|| state.send_replace(transition.to)));
     // Nobody listening is no error.
-    let _ = events.send(transition);
+    let _ = catch_unwind(AssertUnwindSafe(|| events.send(transition.clone()).is_ok()));
 }
 
 impl From<Denied> for Rejected {
     fn from(denied: Denied) -> Self {
-        let retry_after = denied.retry_after.map(std::time::Duration::from_nanos);
+        let retry_after = denied.retry_after.map(Duration::from_nanos);
         Self { state: State::of(denied.phase), retry_after }
     }
 }

@@ -94,7 +94,7 @@ pub enum Cause {
     FailureRate,
     /// The share of slow calls in the window.
     SlowRate,
-    /// The open wait was over and a call asked.
+    /// The open wait was over, and a call or a tick found it so.
     WaitOver,
     /// Enough probes found the dependency well.
     ProbesHealthy,

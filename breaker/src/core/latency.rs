@@ -66,7 +66,8 @@ impl LatencyWindow {
     fn look_up(&self, len: u64) -> Option<u64> {
         let rank = ((len as f64 * self.quantile).ceil() as u64).clamp(1, len.max(1));
         let mut seen = 0;
-        let sums = self.halves[0].iter().zip(&*self.halves[1]).map(|(a, b)| u64::from(a + b));
+        let sums =
+            self.halves[0].iter().zip(&*self.halves[1]).map(|(a, b)| u64::from(*a) + u64::from(*b));
         for (at, count) in sums.enumerate() {
             seen += count;
             if seen >= rank {

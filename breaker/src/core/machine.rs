@@ -1,5 +1,6 @@
 //! The state machine over the windows and the probes.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
@@ -14,6 +15,8 @@ use crate::sync::{AtomicU64, Mutex};
 
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
+/// Changes of state that wait for the observer, at most; the oldest are dropped first.
+const UNHEARD_MAX: usize = 64;
 
 /// What a breaker does with calls. A word wide: reading a refusal that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,23 +90,47 @@ pub(crate) struct Memory {
     pub(crate) window: Vec<(u32, Counts)>,
 }
 
-struct Slow {
+/// What changes of state need, under one lock.
+struct Transitions {
     /// Openings since the breaker was last closed.
     openings: u32,
     rng: SplitMix,
+    /// Changes that the observer has not heard of, oldest first.
+    unheard: VecDeque<Shift>,
+    /// Whether a thread is calling the observer now. That thread also announces `unheard`.
+    is_announcing: bool,
+}
+
+impl Transitions {
+    /// Makes this thread the announcer of `shift`, or leaves it to the present announcer.
+    fn take_or_queue(&mut self, shift: Shift) -> Option<Shift> {
+        if !self.is_announcing {
+            self.is_announcing = true;
+            return Some(shift);
+        }
+        if self.unheard.len() == UNHEARD_MAX {
+            self.unheard.pop_front();
+        }
+        self.unheard.push_back(shift);
+        None
+    }
+
+    /// The next change for the announcer, who is done when there is none.
+    fn next_unheard(&mut self) -> Option<Shift> {
+        let next = self.unheard.pop_front();
+        self.is_announcing = next.is_some();
+        next
+    }
 }
 
 type Observer = Box<dyn Fn(Shift) + Send + Sync>;
 
 /// The breaker. Admissions and answers take no lock; changes of state take one, and are observed
-/// in their order.
+/// in their order, without the lock.
 pub(crate) struct Machine {
     state: Padded<AtomicU64>,
-    /// When the open state ends. Written before `state` says open.
+    /// Time at which the open state ends, in ns. Stored before `state` becomes Open.
     open_until: AtomicU64,
-    /// When half-open loses patience. A word of its own: whoever still sees the open state must
-    /// not take it for the end of that one.
-    patient_until: AtomicU64,
     rules: Rules,
     window: Window,
     run: Padded<Tagged>,
@@ -112,7 +139,7 @@ pub(crate) struct Machine {
     late: AtomicU64,
     would_open: AtomicU64,
     openings_total: AtomicU64,
-    slow: Mutex<Slow>,
+    transitions: Mutex<Transitions>,
     observer: Observer,
 }
 
@@ -127,8 +154,8 @@ fn generation(word: u64) -> u64 {
 }
 
 impl Machine {
-    /// A closed breaker at `now`. The observer is called under the lock of the transitions and
-    /// must not call back.
+    /// A closed breaker at `now`. The observer is called without any lock, by one thread at a
+    /// time, and may call back. It must not panic.
     pub(crate) fn new(rules: Rules, now: u64, observer: Observer) -> Self {
         let window = Window::new(rules.shape);
         window.reset(1, now);
@@ -137,7 +164,6 @@ impl Machine {
         Self {
             state: Padded(AtomicU64::new(1 << PHASE_BITS | Phase::Closed as u64)),
             open_until: AtomicU64::new(0),
-            patient_until: AtomicU64::new(u64::MAX),
             window,
             run: Padded(run),
             probes: Padded(Probes::new(rules.probes, rules.probes_bad_max)),
@@ -145,7 +171,12 @@ impl Machine {
             late: AtomicU64::new(0),
             would_open: AtomicU64::new(0),
             openings_total: AtomicU64::new(0),
-            slow: Mutex::new(Slow { openings: 0, rng: SplitMix::new(rules.seed) }),
+            transitions: Mutex::new(Transitions {
+                openings: 0,
+                rng: SplitMix::new(rules.seed),
+                unheard: VecDeque::new(),
+                is_announcing: false,
+            }),
             rules,
             observer,
         }
@@ -155,9 +186,10 @@ impl Machine {
     /// whose wait is over: its probes were another process's.
     pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
         let this = Self::new(rules, now, observer);
-        this.slow.lock().openings = memory.openings;
+        this.transitions.lock().openings = memory.openings;
         if memory.phase == Phase::HalfOpen && Mutant::ProbesRestored.is_on() {
             this.force(Phase::HalfOpen, now);
+            // Ends: a half-open breaker has a finite number of probes.
             while this.admit(|| now).is_ok() {}
             return this;
         }
@@ -166,7 +198,7 @@ impl Machine {
             phase => (phase, memory.wait_left.min(this.rules.open_for_max)),
         };
         if to != Phase::Closed {
-            this.enter(this.state.load(Acquire), to, now, ShiftCause::Restored, Some(wait));
+            this.enter(None, to, now, ShiftCause::Restored, Some(wait));
         }
         let generation = generation(this.state.load(Acquire)) as u8;
         this.window.import(generation, now, &memory.window);
@@ -175,7 +207,7 @@ impl Machine {
     }
 
     pub(crate) fn memory(&self, now: u64) -> Memory {
-        let slow = self.slow.lock();
+        let transitions = self.transitions.lock();
         let state = self.state.load(Acquire);
         let tag = generation(state) as u8;
         Memory {
@@ -184,7 +216,7 @@ impl Machine {
                 Phase::Open => self.open_until.load(Acquire).saturating_sub(now),
                 _ => 0,
             },
-            openings: slow.openings,
+            openings: transitions.openings,
             consecutive_failures: self.run.count(Tag { generation: tag, epoch: 0 }),
             window: self.window.export(tag, now),
         }
@@ -194,11 +226,47 @@ impl Machine {
         Phase::of(self.state.load(Acquire))
     }
 
-    /// When the breaker would act by itself, did it act by itself: the end of an open wait.
+    /// The time at which [`tick`](Self::tick) changes the state: the end of an open wait, or of
+    /// the patience with a full set of probes.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let state = self.state.load(Acquire);
-        let until = self.open_until.load(Acquire);
-        (Phase::of(state) == Phase::Open && self.state.load(Acquire) == state).then_some(until)
+        let until = match Phase::of(state) {
+            Phase::Open => self.open_until.load(Acquire),
+            Phase::HalfOpen => match self.probes.look(generation(state) as u16) {
+                Admission::Full { patient_until } => patient_until,
+                Admission::Admitted | Admission::Stale => return None,
+            },
+            _ => return None,
+        };
+        (until != u64::MAX && self.state.load(Acquire) == state).then_some(until)
+    }
+
+    /// Does what time alone demands: ends an open wait that is over, and a half-open period whose
+    /// probes are stuck.
+    pub(crate) fn tick(&self, now: u64) {
+        let state = self.state.load(Acquire);
+        if self.next_deadline().is_none_or(|due| now < due) {
+            return;
+        }
+        // `shift` changes nothing if the state is no longer the one that was looked at.
+        match Phase::of(state) {
+            Phase::Open => self.shift(state, Phase::HalfOpen, now, ShiftCause::WaitOver),
+            Phase::HalfOpen => self.shift(state, Phase::Open, now, ShiftCause::ProbesStuck),
+            _ => false,
+        };
+    }
+
+    /// Whether a call would be admitted at `now`. Takes no place, counts nothing.
+    pub(crate) fn would_admit(&self, now: impl FnOnce() -> u64) -> bool {
+        let state = self.state.load(Acquire);
+        match Phase::of(state) {
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => true,
+            Phase::ForcedOpen => false,
+            Phase::Open => now() >= self.open_until.load(Acquire),
+            Phase::HalfOpen => {
+                !matches!(self.probes.look(generation(state) as u16), Admission::Full { .. })
+            }
+        }
     }
 
     /// What the window holds.
@@ -242,9 +310,12 @@ impl Machine {
 
     #[cold]
     fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Denied> {
+        let patience = self.rules.half_open_for_max;
+        let patient_until = patience.map_or(u64::MAX, |patience| now.saturating_add(patience));
+        // Ends: each round returns, or the state has changed since the round began. Changes are
+        // bounded by the waits between them, or made by hand.
         loop {
             let phase = Phase::of(state);
-            let until = self.patient_until.load(Acquire);
             match phase {
                 Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => {
                     return Ok(Ticket(state));
@@ -256,19 +327,21 @@ impl Machine {
                     }
                     self.shift(state, Phase::HalfOpen, now, ShiftCause::WaitOver);
                 }
-                Phase::HalfOpen => match self.probes.admit(generation(state) as u16) {
-                    Admission::Admitted => return Ok(Ticket(state)),
-                    Admission::Stale => {}
-                    Admission::Full if now < until => {
-                        if self.state.load(Acquire) == state {
-                            let left = (until != u64::MAX).then(|| until - now);
-                            return Err(self.deny(phase, left));
+                Phase::HalfOpen => {
+                    match self.probes.admit(generation(state) as u16, patient_until) {
+                        Admission::Admitted => return Ok(Ticket(state)),
+                        Admission::Stale => {}
+                        // The probes may answer at any moment: there is no time to come back at.
+                        Admission::Full { patient_until } if now < patient_until => {
+                            if self.state.load(Acquire) == state {
+                                return Err(self.deny(phase, None));
+                            }
+                        }
+                        Admission::Full { .. } => {
+                            self.shift(state, Phase::Open, now, ShiftCause::ProbesStuck);
                         }
                     }
-                    Admission::Full => {
-                        self.shift(state, Phase::Open, now, ShiftCause::ProbesStuck);
-                    }
-                },
+                }
             }
             state = self.state.load(Acquire);
         }
@@ -364,17 +437,31 @@ impl Machine {
 
     /// Moves to `to` by hand, from wherever the breaker is.
     pub(crate) fn force(&self, to: Phase, now: u64) {
-        while !self.shift(self.state.load(Acquire), to, now, ShiftCause::ByHand) {}
+        self.enter(None, to, now, ShiftCause::ByHand, None);
+    }
+
+    /// Opens it by hand for `wait` nanoseconds. Not one of the openings that lengthen the wait.
+    pub(crate) fn open_for(&self, wait: u64, now: u64) {
+        self.enter(None, Phase::Open, now, ShiftCause::ByHand, Some(wait));
     }
 
     /// Moves from `state` to `to`, unless another caller was first.
     fn shift(&self, state: u64, to: Phase, now: u64, cause: ShiftCause) -> bool {
-        self.enter(state, to, now, cause, None)
+        self.enter(Some(state), to, now, cause, None)
     }
 
-    fn enter(&self, state: u64, to: Phase, now: u64, cause: ShiftCause, wait: Option<u64>) -> bool {
-        let mut slow = self.slow.lock();
-        if self.state.load(Acquire) != state {
+    /// Moves to `to`; false, and nothing done, if the state is not the `expected` one.
+    fn enter(
+        &self,
+        expected: Option<u64>,
+        to: Phase,
+        now: u64,
+        cause: ShiftCause,
+        wait: Option<u64>,
+    ) -> bool {
+        let mut transitions = self.transitions.lock();
+        let state = self.state.load(Acquire);
+        if expected.is_some_and(|expected| expected != state) {
             return false;
         }
         let next = generation(state) + 1;
@@ -382,28 +469,42 @@ impl Machine {
         match to {
             Phase::Open => {
                 if wait.is_none() {
-                    slow.openings = slow.openings.saturating_add(1);
+                    transitions.openings = transitions.openings.saturating_add(1);
                     self.openings_total.fetch_add(1, Relaxed);
                 }
-                let openings = slow.openings;
-                let wait = wait.unwrap_or_else(|| self.rules.open_wait(openings, &mut slow.rng));
+                let openings = transitions.openings;
+                let wait =
+                    wait.unwrap_or_else(|| self.rules.open_wait(openings, &mut transitions.rng));
                 waits = Some(wait);
                 self.open_until.store(now.saturating_add(wait), Release);
             }
-            Phase::HalfOpen => {
-                let patience = self.rules.half_open_for_max;
-                let until = patience.map_or(u64::MAX, |patience| now.saturating_add(patience));
-                self.patient_until.store(until, Release);
-                self.probes.reset(next as u16);
-            }
-            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => slow.openings = 0,
+            Phase::HalfOpen => self.probes.reset(next as u16),
+            Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => transitions.openings = 0,
             Phase::ForcedOpen => {}
         }
         let counts = self.window.sum(generation(state) as u8, now);
         self.window.reset(next as u8, now);
         self.run.set(Tag { generation: next as u8, epoch: 0 }, 0);
         self.state.store(next << PHASE_BITS | to as u64, Release);
-        (self.observer)(Shift { from: Phase::of(state), to, at: now, cause, wait: waits, counts });
+        let from = Phase::of(state);
+        let shift = Shift { from, to, at: now, cause, wait: waits, counts };
+        let announced = (from != to).then(|| transitions.take_or_queue(shift)).flatten();
+        // Foreign code listens: never under the lock.
+        drop(transitions);
+        if let Some(shift) = announced {
+            self.announce(shift);
+        }
         true
+    }
+
+    /// Tells the observer of a change, and of those that other threads make meanwhile.
+    fn announce(&self, mut shift: Shift) {
+        // Ends: each round announces one change, and further ones come only as fast as the state
+        // changes: by the waits between openings, or by hand.
+        loop {
+            (self.observer)(shift);
+            let Some(next) = self.transitions.lock().next_unheard() else { return };
+            shift = next;
+        }
     }
 }

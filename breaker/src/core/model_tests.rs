@@ -21,6 +21,8 @@ enum Step {
     Drop { call: usize },
     Wait { time: u64 },
     Force { to: Phase },
+    OpenFor { wait: u64 },
+    Tick,
     Reborn,
 }
 
@@ -33,8 +35,10 @@ fn step() -> impl Strategy<Value = Step> {
         6 => prop_oneof![0..5_u64, 0..200_u64].prop_map(|time| Step::Wait { time }),
         1 => prop::sample::select(vec![
             Phase::Closed, Phase::Closed, Phase::ForcedOpen, Phase::ForcedClosed,
-            Phase::MetricsOnly,
+            Phase::MetricsOnly, Phase::HalfOpen, Phase::HalfOpen, Phase::Open,
         ]).prop_map(|to| Step::Force { to }),
+        1 => (0..200_u64).prop_map(|wait| Step::OpenFor { wait }),
+        2 => Just(Step::Tick),
         1 => Just(Step::Reborn),
     ]
 }
@@ -84,6 +88,8 @@ struct Model {
     /// Counts changes of state; a call belongs to the one it began in.
     era: usize,
     until: u64,
+    /// When patience with a full set of probes ends.
+    patient_until: u64,
     openings: u32,
     samples: Vec<(u64, Sample)>,
     run: u64,
@@ -103,6 +109,7 @@ impl Model {
             phase: Phase::Closed,
             era: 0,
             until: 0,
+            patient_until: 0,
             openings: 0,
             samples: vec![],
             run: 0,
@@ -117,7 +124,9 @@ impl Model {
     }
 
     fn go(&mut self, to: Phase, now: u64) {
-        self.history.push((self.phase, to));
+        if self.phase != to {
+            self.history.push((self.phase, to));
+        }
         self.phase = to;
         self.era += 1;
         self.samples.clear();
@@ -128,18 +137,34 @@ impl Model {
                 let wait = (0..self.openings).fold(20, |wait: u64, _| (wait * 2).min(150));
                 self.until = now + wait;
             }
-            Phase::HalfOpen => {
-                (self.admitted, self.good, self.bad) = (0, 0, 0);
-                self.until = self.rules.half_open_for_max.map_or(u64::MAX, |max| now + max);
-            }
+            Phase::HalfOpen => (self.admitted, self.good, self.bad) = (0, 0, 0),
             Phase::ForcedOpen => {}
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => self.openings = 0,
         }
     }
 
+    fn open_for(&mut self, wait: u64, now: u64) {
+        let openings = self.openings;
+        self.go(Phase::Open, now);
+        (self.openings, self.until) = (openings, now + wait);
+    }
+
+    fn is_stuck(&self, now: u64) -> bool {
+        self.phase == Phase::HalfOpen
+            && self.admitted == self.rules.probes
+            && now >= self.patient_until
+    }
+
+    fn tick(&mut self, now: u64) {
+        if self.is_stuck(now) {
+            self.go(Phase::Open, now);
+        } else if self.phase == Phase::Open && now >= self.until {
+            self.go(Phase::HalfOpen, now);
+        }
+    }
+
     fn admit(&mut self, now: u64) -> bool {
-        if self.phase == Phase::HalfOpen && self.admitted == self.rules.probes && now >= self.until
-        {
+        if self.is_stuck(now) {
             self.go(Phase::Open, now);
         }
         if self.phase == Phase::Open && now >= self.until {
@@ -152,6 +177,10 @@ impl Model {
         };
         if self.phase == Phase::HalfOpen && yes {
             self.admitted += 1;
+            if self.admitted == self.rules.probes {
+                let patience = self.rules.half_open_for_max;
+                self.patient_until = patience.map_or(u64::MAX, |patience| now + patience);
+            }
         }
         self.rejected += u64::from(!yes);
         yes
@@ -267,6 +296,23 @@ impl Pair {
                 machine.force(to, *now);
                 model.go(to, *now);
             }
+            Step::OpenFor { wait } => {
+                machine.open_for(wait, *now);
+                model.open_for(wait, *now);
+            }
+            Step::Tick => {
+                let would_admit = machine.would_admit(|| *now);
+                machine.tick(*now);
+                model.tick(*now);
+                // Stuck probes are found by the tick, and by the call that comes instead of it.
+                if machine.phase() != Phase::Open {
+                    assert_eq!(
+                        would_admit,
+                        machine.would_admit(|| *now),
+                        "looking changes nothing"
+                    );
+                }
+            }
             Step::Reborn => self.reborn(),
         }
     }
@@ -284,6 +330,8 @@ impl Pair {
             if model.phase == Phase::HalfOpen {
                 model.until = *now;
             }
+            // An opening by hand may be longer than a snapshot keeps it open.
+            model.until = model.until.clamp(*now, *now + model.rules.open_for_max);
             model.phase = to;
             model.history.push((Phase::Closed, to));
         }
@@ -294,6 +342,12 @@ impl Pair {
         let Self { model, machine, seen, now, .. } = self;
         assert_eq!(machine.phase(), model.phase, "state");
         assert_eq!(*seen.lock(), model.history, "history");
+        let due = match model.phase {
+            Phase::Open => Some(model.until),
+            Phase::HalfOpen if model.admitted == model.rules.probes => Some(model.patient_until),
+            _ => None,
+        };
+        assert_eq!(machine.next_deadline(), due.filter(|due| *due != u64::MAX), "deadline");
         let counts = machine.counts(*now);
         assert_eq!((counts.calls, counts.failures, counts.slow), model.window(*now), "window");
         let (_, [rejected, late, _, would_open]) = machine.totals();

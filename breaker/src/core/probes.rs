@@ -15,7 +15,10 @@ const BAD: u64 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Admitted,
-    Full,
+    /// All places are taken, and have been for as long as is allowed at `patient_until`.
+    Full {
+        patient_until: u64,
+    },
     /// Another generation: look at the state again.
     Stale,
 }
@@ -33,6 +36,9 @@ pub(crate) enum Finding {
 #[derive(Debug)]
 pub(crate) struct Probes {
     word: AtomicU64,
+    /// Time at which patience with a full set of probes ends, in ns; `u64::MAX`: never. Raised
+    /// before `word` shows the set as full, so whoever sees it full sees this time or a later one.
+    patient_until: AtomicU64,
     admitted_max: u64,
     bad_max: u64,
 }
@@ -40,27 +46,51 @@ pub(crate) struct Probes {
 impl Probes {
     pub(crate) fn new(admitted_max: u16, bad_max: u16) -> Self {
         debug_assert!(bad_max < admitted_max, "validated by the configuration");
-        let word = AtomicU64::new(0);
-        Self { word, admitted_max: u64::from(admitted_max), bad_max: u64::from(bad_max) }
+        Self {
+            word: AtomicU64::new(0),
+            patient_until: AtomicU64::new(0),
+            admitted_max: u64::from(admitted_max),
+            bad_max: u64::from(bad_max),
+        }
     }
 
     /// Starts a half-open period. Only under the lock of the transitions.
     pub(crate) fn reset(&self, generation: u16) {
+        self.patient_until.store(0, Relaxed);
         self.word.store(u64::from(generation) << (3 * FIELD_BITS), Release);
     }
 
-    /// Takes one of the places, if there is one left.
-    pub(crate) fn admit(&self, generation: u16) -> Admission {
+    /// Takes one of the places, if there is one left. `patient_until` is the time at which
+    /// patience ends if this call takes the last place.
+    pub(crate) fn admit(&self, generation: u16, patient_until: u64) -> Admission {
         let max = self.admitted_max + u64::from(Mutant::OneProbeTooMany.is_on());
         let mut full = false;
         let admitted = self.update(generation, |word| {
-            full = field(word, ADMITTED) >= max;
+            let taken = field(word, ADMITTED);
+            full = taken >= max;
+            if taken + 1 == max {
+                // Before the exchange that fills the set. If that fails, another call filled it at
+                // about the same time, and patience ends at the later of both.
+                self.patient_until.fetch_max(patient_until, Relaxed);
+            }
             (!full).then(|| word + ADMITTED)
         });
         match admitted {
             Some(_) => Admission::Admitted,
-            None if full => Admission::Full,
+            None if full => Admission::Full { patient_until: self.patient_until.load(Relaxed) },
             None => Admission::Stale,
+        }
+    }
+
+    /// Whether all places are taken, without taking one; else as [`admit`](Self::admit).
+    pub(crate) fn look(&self, generation: u16) -> Admission {
+        let word = self.word.load(Acquire);
+        if (word >> (3 * FIELD_BITS)) as u16 != generation {
+            Admission::Stale
+        } else if field(word, ADMITTED) < self.admitted_max {
+            Admission::Admitted
+        } else {
+            Admission::Full { patient_until: self.patient_until.load(Relaxed) }
         }
     }
 
@@ -93,12 +123,14 @@ impl Probes {
     /// Changes the word as long as it is of `generation`; returns what it became.
     fn update(&self, generation: u16, mut change: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
         let mut word = self.word.load(Acquire);
+        // Ends: a failed exchange means that another call was admitted, answered or given back,
+        // and a half-open period has few of them: at most two for each of its probes in flight.
         loop {
             if (word >> (3 * FIELD_BITS)) as u16 != generation {
                 return None;
             }
             let next = change(word)?;
-            match self.word.compare_exchange_weak(word, next, AcqRel, Relaxed) {
+            match self.word.compare_exchange_weak(word, next, AcqRel, Acquire) {
                 Ok(_) => return Some(next),
                 Err(seen) => word = seen,
             }
@@ -118,14 +150,17 @@ mod tests {
     fn admits_exactly_its_number() {
         let probes = Probes::new(2, 0);
         probes.reset(7);
-        assert_eq!(probes.admit(7), Admission::Admitted);
-        assert_eq!(probes.admit(7), Admission::Admitted);
-        assert_eq!(probes.admit(7), Admission::Full);
-        assert_eq!(probes.admit(6), Admission::Stale);
+        assert_eq!(probes.admit(7, 100), Admission::Admitted);
+        assert_eq!(probes.admit(7, 200), Admission::Admitted);
+        assert_eq!(probes.admit(7, 300), Admission::Full { patient_until: 200 });
+        assert_eq!(probes.admit(6, 300), Admission::Stale);
         probes.give_back(7);
         probes.give_back(6);
-        assert_eq!(probes.admit(7), Admission::Admitted);
-        assert_eq!(probes.admit(7), Admission::Full);
+        assert_eq!(probes.look(7), Admission::Admitted);
+        assert_eq!(probes.admit(7, 400), Admission::Admitted);
+        assert_eq!(probes.admit(7, 500), Admission::Full { patient_until: 400 });
+        assert_eq!(probes.look(7), Admission::Full { patient_until: 400 });
+        assert_eq!(probes.look(6), Admission::Stale);
     }
 
     #[test]
@@ -133,13 +168,13 @@ mod tests {
         let probes = Probes::new(3, 1);
         probes.reset(1);
         for _ in 0..3 {
-            probes.admit(1);
+            probes.admit(1, 0);
         }
         assert_eq!(probes.answer(1, false), Finding::Open);
         assert_eq!(probes.answer(1, false), Finding::Healthy);
         probes.reset(2);
         for _ in 0..3 {
-            probes.admit(2);
+            probes.admit(2, 0);
         }
         assert_eq!(probes.answer(2, true), Finding::Open);
         assert_eq!(probes.answer(1, true), Finding::Open);

@@ -75,6 +75,8 @@ impl Tagged {
     /// Adds one to the count of `tag`.
     pub(crate) fn add(&self, tag: Tag) -> Added {
         let mut word = self.0.load(Relaxed);
+        // Ends: lock-free. An exchange fails spuriously, or because another thread's succeeded, and
+        // each thread makes one for each call that it records.
         loop {
             let held = Tag::of(word);
             let count = word & COUNT_MAX;
@@ -110,6 +112,7 @@ impl Tagged {
     /// Sets the count of `tag` to zero if the counter holds it and it is not zero already.
     pub(crate) fn zero(&self, tag: Tag) {
         let mut word = self.0.load(Relaxed);
+        // Ends: as in `add`; a counter that another thread has zeroed needs no further round.
         while Tag::of(word) == tag && word & COUNT_MAX != 0 {
             match self.0.compare_exchange_weak(word, tag.word(0), Relaxed, Relaxed) {
                 Ok(_) => return,
@@ -118,8 +121,8 @@ impl Tagged {
         }
     }
 
-    /// Makes the counter one of `tag` that holds `count`; returns what it held. Only for whoever
-    /// holds the lock of the transitions.
+    /// Replaces the counter with (`tag`, `count`) and returns the old count. The caller must hold
+    /// the lock of the transitions.
     pub(crate) fn set(&self, tag: Tag, count: u64) -> u64 {
         self.0.swap(tag.word(count.min(COUNT_MAX)), Relaxed) & COUNT_MAX
     }

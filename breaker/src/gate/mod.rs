@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, TokioClock};
@@ -17,6 +17,8 @@ use crate::error::GateError;
 mod tests;
 
 const WAITING: u64 = 1 << 32;
+/// The count of running calls has 32 bits.
+const LIMIT_MAX: usize = u32::MAX as usize;
 
 fn running(word: u64) -> u64 {
     word & (WAITING - 1)
@@ -56,9 +58,10 @@ pub struct GateStats {
 }
 
 impl GateStats {
-    /// Calls that run or wait, for each that may run.
+    /// Calls that run or wait, for each that may run. At least 1 if none may run.
     pub fn load(&self) -> f64 {
-        (self.running + self.waiting) as f64 / self.limit.max(1) as f64
+        let calls = (self.running + self.waiting) as f64;
+        if self.limit == 0 { calls.max(1.0) } else { calls / self.limit as f64 }
     }
 }
 
@@ -72,7 +75,7 @@ impl Gate {
         let clock = TokioClock::new();
         Arc::new(Self {
             word: Padded(AtomicU64::new(0)),
-            limit: AtomicUsize::new(limit),
+            limit: AtomicUsize::new(limit.min(LIMIT_MAX)),
             queue_max,
             line: Mutex::new(WaitQueue::new(queue_max, order, patience, clock.now())),
             clock,
@@ -108,6 +111,7 @@ impl Gate {
 
     fn try_take(&self) -> bool {
         let take = |word| (word < WAITING && self.may_run(word)).then_some(word + 1);
+        // Ends, here and below: lock-free. An exchange fails because a call came or went.
         self.word.fetch_update(AcqRel, Relaxed, take).is_ok()
     }
 
@@ -164,45 +168,49 @@ impl Gate {
     fn leave(&self) {
         let go = |word| (word < WAITING).then(|| word - 1);
         if self.word.fetch_update(Release, Acquire, go).is_err() {
-            self.pass_on(self.line.lock());
+            self.pass_on();
         }
     }
 
-    /// Gives a place that has become free to the next in the line, or takes it away.
-    fn pass_on(&self, mut line: MutexGuard<'_, Line>) {
-        let is_over = running(self.word.load(Acquire)) > self.limit.load(Relaxed) as u64;
-        if is_over || !self.grant(&mut line) {
-            self.word.fetch_sub(1, AcqRel);
-        }
-    }
-
-    /// Tells the next patient waiter that it has a place; false if there is none.
-    fn grant(&self, line: &mut Line) -> bool {
-        let now = self.clock.now();
-        while let Some((waiter, is_patient)) = line.pop(now) {
+    /// Gives a place that has become free to the next in the line, or takes it away. Meanwhile the
+    /// place counts as taken.
+    fn pass_on(&self) {
+        // Ends: each round takes one waiter out of the line, and its length is bounded. Those that
+        // line up meanwhile are served here too, as they would be by the next call that ends.
+        loop {
+            let mut line = self.line.lock();
+            let is_over = running(self.word.load(Acquire)) > self.limit.load(Relaxed) as u64;
+            let next = if is_over { None } else { line.pop(self.clock.now()) };
+            let Some((waiter, is_patient)) = next else {
+                self.word.fetch_sub(1, AcqRel);
+                return;
+            };
             self.word.fetch_sub(WAITING, AcqRel);
+            // Sending, or dropping the sender, runs the waker of the waiter's task: foreign code.
+            drop(line);
             if is_patient && waiter.send(()).is_ok() {
-                return true;
+                return;
             }
         }
-        false
     }
 
     /// Changes how many may run. Fewer takes effect as calls end; more serves the line at once.
     pub(crate) fn set_limit(&self, limit: usize) {
+        let limit = limit.min(LIMIT_MAX);
         if self.limit.swap(limit, AcqRel) >= limit {
             return;
         }
-        let mut line = self.line.lock();
+        // Ends: each round serves one waiter, and nobody lines up while there are places.
         loop {
+            // Under the lock: a caller that saw the old limit has lined up before, or sees the new
+            // one.
+            let line = self.line.lock();
             let take = |word| (word >= WAITING && self.may_run(word)).then_some(word + 1);
             if self.word.fetch_update(AcqRel, Acquire, take).is_err() {
                 return;
             }
-            if !self.grant(&mut line) {
-                self.word.fetch_sub(1, AcqRel);
-                return;
-            }
+            drop(line);
+            self.pass_on();
         }
     }
 }

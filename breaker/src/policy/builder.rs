@@ -10,7 +10,7 @@ use crate::breaker::Breaker;
 use crate::bulkhead::Bulkhead;
 use crate::error::ConfigError;
 use crate::hedge::Hedge;
-use crate::retry::Retry;
+use crate::retry::{Retry, RetryBudget};
 use crate::shed::Shedder;
 use crate::timeout::Timeout;
 
@@ -51,7 +51,7 @@ impl<T, E> fmt::Display for Stage<T, E> {
 #[must_use = "a builder does nothing until it is built"]
 pub struct PolicyBuilder<T, E> {
     stages: Vec<Stage<T, E>>,
-    classify: Arc<dyn Classify<T, E>>,
+    classify: Option<Arc<dyn Classify<T, E>>>,
 }
 
 impl<T, E> fmt::Debug for PolicyBuilder<T, E> {
@@ -62,12 +62,13 @@ impl<T, E> fmt::Debug for PolicyBuilder<T, E> {
 
 impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
     pub(super) fn new() -> Self {
-        Self { stages: Vec::new(), classify: Arc::new(ByResult) }
+        Self { stages: Vec::new(), classify: None }
     }
 
-    /// What answers mean; by default [`ByResult`]. Not a stage: holds for all of them.
+    /// What answers mean, and what may be sent twice; by default [`ByResult`]. Not a stage: holds
+    /// for all of them. A policy with a retry or a hedge needs it said.
     pub fn classify(mut self, classify: Arc<dyn Classify<T, E>>) -> Self {
-        self.classify = classify;
+        self.classify = Some(classify);
         self
     }
 
@@ -97,13 +98,13 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
         self.stage(Stage::Shed(shedder))
     }
 
-    /// Repeats what is inside. What was refused by a stage inside is not repeated: failing fast is
-    /// what that stage is for.
+    /// Repeats what is inside, where the classifier advises it. What was refused by a stage inside
+    /// is not repeated: failing fast is what that stage is for.
     pub fn retry(self, retry: Arc<Retry>) -> Self {
         self.stage(Stage::Retry(retry))
     }
 
-    /// Doubles what is inside when it is slow.
+    /// Doubles what is inside when it is slow. The first answer that is no failure ends the race.
     pub fn hedge(self, hedge: Arc<Hedge>) -> Self {
         self.stage(Stage::Hedge(hedge))
     }
@@ -126,21 +127,51 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
     /// The policy.
     ///
     /// # Errors
-    /// More than 32 stages, or a retry or hedge inside another of its kind, which would multiply
-    /// the attempts.
+    /// More than 32 stages; a retry or hedge inside another of its kind, which would multiply the
+    /// attempts; a retry or a hedge without a [`classify`](Self::classify), or a hedge with one
+    /// that says that calls are not idempotent: nothing is sent twice without the user's word.
     pub fn build(self) -> Result<Policy<T, E>, ConfigError> {
         if self.stages.len() > STAGES_MAX {
             let value = self.stages.len();
             return Err(ConfigError::out_of_range("stages", value, "at most 32"));
         }
-        let count = |is: fn(&Stage<T, E>) -> bool| self.stages.iter().filter(|s| is(s)).count();
-        let retries = count(|stage| matches!(stage, Stage::Retry(_)));
-        let hedges = count(|stage| matches!(stage, Stage::Hedge(_)));
+        let (mut retries, mut hedges) = (0, 0);
+        let mut budgets: Vec<Arc<RetryBudget>> = Vec::new();
+        for stage in &self.stages {
+            let budget = match stage {
+                Stage::Retry(retry) => {
+                    retries += 1;
+                    retry.budget()
+                }
+                Stage::Hedge(hedge) => {
+                    hedges += 1;
+                    hedge.budget()
+                }
+                _ => None,
+            };
+            if let Some(budget) = budget
+                && !budgets.iter().any(|known| Arc::ptr_eq(known, budget))
+            {
+                budgets.push(Arc::clone(budget));
+            }
+        }
         if retries > 1 || hedges > 1 {
             return Err(ConfigError::Contradiction(
                 "a retry or hedge inside another multiplies the attempts",
             ));
         }
-        Ok(Policy { stages: self.stages, classify: self.classify })
+        if retries + hedges > 0 && self.classify.is_none() {
+            return Err(ConfigError::Contradiction(
+                "a retry or hedge sends a call again: say with classify what may be sent twice, \
+                 Idempotent or a classifier of your own",
+            ));
+        }
+        let classify = self.classify.unwrap_or_else(|| Arc::new(ByResult));
+        if hedges > 0 && !classify.is_idempotent() {
+            return Err(ConfigError::Contradiction(
+                "a hedge sends a call twice, and the classifier says that it is not idempotent",
+            ));
+        }
+        Ok(Policy { stages: self.stages, classify, budgets })
     }
 }

@@ -4,22 +4,42 @@ use crate::breaker::Verdict;
 use crate::error::Outcome;
 use crate::retry::RetryAdvice;
 
-/// The caller's knowledge of its own answers. Object-safe; a policy holds one in an `Arc`.
+/// The caller's knowledge of its own calls and answers. Object-safe; a policy holds one in an
+/// `Arc`, and asks it about each answer, on the thread of the call.
 ///
-/// Only [`verdict`](Self::verdict) is commonly written; the rest follows from it.
+/// Commonly [`verdict`](Self::verdict) and [`is_idempotent`](Self::is_idempotent) are written; the
+/// rest follows from them.
 pub trait Classify<T, E>: Send + Sync {
     /// What an answer says about the dependency's health.
     fn verdict(&self, answer: &Result<T, E>) -> Verdict {
         Verdict::of(answer)
     }
 
-    /// Whether to try again. Default: after each failure. Say [`RetryAdvice::Stop`] where a second
-    /// attempt could do the thing twice.
+    /// Whether a call may be sent again though an earlier attempt may have taken effect. Default:
+    /// it may not. Hedges need it, and so do retries after a time-out or after an error that does
+    /// not prove that nothing was done. Of calls that differ in this, send the others with
+    /// [`CallOptions::once`](crate::CallOptions::once).
+    fn is_idempotent(&self) -> bool {
+        false
+    }
+
+    /// Whether to try again after an answer. Default: after a failure, if the call is idempotent
+    /// or the error proves that nothing was done.
     fn advice(&self, answer: &Result<T, E>) -> RetryAdvice {
+        let is_harmless = || {
+            let error = answer.as_ref().err();
+            error.is_some_and(|error| self.outcome(error) == Outcome::NotApplied)
+        };
         match self.verdict(answer) {
-            Verdict::Failure => RetryAdvice::Retry,
-            Verdict::Success | Verdict::Ignored => RetryAdvice::Stop,
+            Verdict::Failure if self.is_idempotent() || is_harmless() => RetryAdvice::Retry,
+            Verdict::Success | Verdict::Failure | Verdict::Ignored => RetryAdvice::Stop,
         }
+    }
+
+    /// Whether to try again after a time limit of the policy has dropped an attempt, which may
+    /// have taken effect. Default: if the call is idempotent.
+    fn timeout_advice(&self) -> RetryAdvice {
+        if self.is_idempotent() { RetryAdvice::Retry } else { RetryAdvice::Stop }
     }
 
     /// Whether the dependency said that it has too much to do: an adaptive limit shrinks by it.
@@ -33,8 +53,19 @@ pub trait Classify<T, E>: Send + Sync {
     }
 }
 
-/// `Ok` is a success, `Err` a failure that is tried again.
+/// `Ok` is a success, `Err` a failure. Nothing is sent twice.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByResult;
 
 impl<T, E> Classify<T, E> for ByResult {}
+
+/// `Ok` is a success, `Err` a failure, and every call may be sent twice: failures and time-outs are
+/// retried, slow attempts may be hedged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Idempotent;
+
+impl<T, E> Classify<T, E> for Idempotent {
+    fn is_idempotent(&self) -> bool {
+        true
+    }
+}

@@ -15,9 +15,13 @@ pub enum PolicyErrorKind<E> {
     /// sent.
     #[error(transparent)]
     Gate(GateError),
-    /// No answer within the time limit, and the call was dropped.
+    /// No answer within a time limit of the policy, and the call was dropped.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    /// The caller's deadline passed this long after the call began, and the call was dropped.
+    /// Nobody waits for an answer any more.
+    #[error("the caller's deadline passed after {0:?}")]
+    CutByDeadline(Duration),
     /// There was no time left to begin with. The last attempt was not sent.
     #[error("the deadline had passed before the call")]
     DeadlinePassed,
@@ -39,6 +43,7 @@ pub(super) enum Refusal {
     Rejected(Rejected),
     Gate(GateError),
     TimedOut(Duration),
+    CutByDeadline(Duration),
     DeadlinePassed,
 }
 
@@ -51,6 +56,7 @@ pub(super) fn open<T, E>(answer: Answer<T, E>) -> Result<T, PolicyErrorKind<E>> 
         Err(Refusal::Rejected(rejected)) => Err(PolicyErrorKind::Rejected(rejected)),
         Err(Refusal::Gate(error)) => Err(PolicyErrorKind::Gate(error)),
         Err(Refusal::TimedOut(limit)) => Err(PolicyErrorKind::TimedOut(limit)),
+        Err(Refusal::CutByDeadline(after)) => Err(PolicyErrorKind::CutByDeadline(after)),
         Err(Refusal::DeadlinePassed) => Err(PolicyErrorKind::DeadlinePassed),
     }
 }
@@ -62,6 +68,7 @@ pub(super) fn close<T, E>(answer: Result<T, PolicyErrorKind<E>>) -> Answer<T, E>
         Err(PolicyErrorKind::Rejected(rejected)) => Err(Refusal::Rejected(rejected)),
         Err(PolicyErrorKind::Gate(error)) => Err(Refusal::Gate(error)),
         Err(PolicyErrorKind::TimedOut(limit)) => Err(Refusal::TimedOut(limit)),
+        Err(PolicyErrorKind::CutByDeadline(after)) => Err(Refusal::CutByDeadline(after)),
         Err(PolicyErrorKind::DeadlinePassed) => Err(Refusal::DeadlinePassed),
     }
 }
@@ -96,7 +103,9 @@ impl<E> PolicyError<E> {
             PolicyErrorKind::Rejected(_)
             | PolicyErrorKind::Gate(_)
             | PolicyErrorKind::TimedOut(_) => true,
-            PolicyErrorKind::DeadlinePassed | PolicyErrorKind::Inner(_) => false,
+            PolicyErrorKind::DeadlinePassed
+            | PolicyErrorKind::CutByDeadline(_)
+            | PolicyErrorKind::Inner(_) => false,
         }
     }
 }

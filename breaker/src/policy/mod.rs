@@ -9,22 +9,25 @@ mod guards;
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::{AcqRel, Acquire};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 pub use builder::PolicyBuilder;
 use builder::{BoxFuture, Stage};
-pub use classify::{ByResult, Classify};
+pub use classify::{ByResult, Classify, Idempotent};
 use error::{Answer, Refusal, close, open};
 pub use error::{PolicyError, PolicyErrorKind};
-use guards::{Guard, Guards, Told};
+use guards::{Bounds, End, Guard, Guards};
 
-use crate::breaker::Verdict;
 use crate::deadline::Deadline;
 use crate::error::Outcome;
+use crate::hedge::Standing;
 use crate::mutant::Mutant;
-use crate::retry::RetryAdvice;
+use crate::retry::{BudgetedCall, RetryAdvice, RetryBudget};
 use crate::shed::Priority;
 
 /// One attempt, as the call sees it.
@@ -39,6 +42,20 @@ pub struct Attempt {
     pub deadline: Option<Deadline>,
     /// How much the call matters. Send it along.
     pub priority: Priority,
+}
+
+/// What one call brings along.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CallOptions {
+    /// After which nobody waits for the answer. A call that it cuts short says nothing about the
+    /// dependency, unless a breaker looks at slowness and the call has been slow by then.
+    pub deadline: Option<Deadline>,
+    /// How much the call matters.
+    pub priority: Priority,
+    /// Sends the call at most once, whatever the classifier says: no retry, no hedge. For a call
+    /// that is not idempotent among others that are.
+    pub once: bool,
 }
 
 /// Protection around calls to one dependency, from an explicit list of stages.
@@ -63,6 +80,7 @@ pub struct Attempt {
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let budget = RetryBudget::new(RetryBudgetConfig::default())?;
 /// let policy: Policy<String, std::io::Error> = Policy::builder()
+///     .classify(Arc::new(Idempotent))
 ///     .fallback(|_error| async { Ok("from the cache".to_owned()) })
 ///     .timeout(Timeout::new(Duration::from_secs(2))?)
 ///     .retry(Arc::new(Retry::new(RetryConfig::default())?.with_budget(budget)))
@@ -82,6 +100,8 @@ pub struct Attempt {
 pub struct Policy<T, E> {
     stages: Vec<Stage<T, E>>,
     classify: Arc<dyn Classify<T, E>>,
+    /// Those of the retry and of the hedge, each once.
+    budgets: Vec<Arc<RetryBudget>>,
 }
 
 impl<T, E> fmt::Display for Policy<T, E> {
@@ -100,15 +120,24 @@ impl<T, E> fmt::Debug for Policy<T, E> {
     }
 }
 
-/// What all attempts of one call did.
+/// What all attempts of one call did, and the call's accounts with the budgets.
 #[derive(Default)]
 struct Sent {
     begun: AtomicU32,
     /// Those whose own error proves that they did nothing.
     harmless: AtomicU32,
+    /// One for each budget, begun with the first attempt: a call that is never sent pays nothing
+    /// in, and one that is sent often pays once.
+    accounts: OnceLock<Vec<BudgetedCall>>,
 }
 
 impl Sent {
+    fn begin(&self, budgets: &[Arc<RetryBudget>]) {
+        if self.begun.fetch_add(1, AcqRel) == 0 {
+            self.accounts.get_or_init(|| budgets.iter().map(RetryBudget::begin).collect());
+        }
+    }
+
     fn outcome(&self) -> (u32, Outcome) {
         let begun = self.begun.load(Acquire);
         let is_harmless = begun == self.harmless.load(Acquire);
@@ -119,6 +148,8 @@ impl Sent {
 /// What a stage knows of the call.
 struct Call<'a, F> {
     attempt: Attempt,
+    once: bool,
+    bounds: Bounds<'a>,
     sent: &'a Sent,
     op: &'a F,
 }
@@ -142,6 +173,10 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
     /// # Errors
     /// What ended the call, and what its attempts may have done.
     ///
+    /// # Panics
+    /// If `op`, the classifier or the fallback does. All permits are given back; a breaker counts
+    /// the call as [`BreakerConfig::on_panic`](crate::BreakerConfig::on_panic) says.
+    ///
     /// # Cancel safety
     /// Dropping it drops the attempts under way and gives back every permit. The attempts may have
     /// taken effect.
@@ -150,12 +185,15 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         F: Fn(Attempt) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, E>> + Send,
     {
-        self.call_by(None, Priority::default(), op).await
+        self.call_with(CallOptions::default(), op).await
     }
 
     /// [`call`](Self::call) for a caller who has a deadline of its own, or a priority.
     ///
     /// # Errors
+    /// As `call`.
+    ///
+    /// # Panics
     /// As `call`.
     ///
     /// # Cancel safety
@@ -170,12 +208,53 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         F: Fn(Attempt) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, E>> + Send,
     {
+        self.call_with(CallOptions { deadline, priority, once: false }, op).await
+    }
+
+    /// [`call`](Self::call) with all that a call may bring along.
+    ///
+    /// # Errors
+    /// As `call`.
+    ///
+    /// # Panics
+    /// As `call`.
+    ///
+    /// # Cancel safety
+    /// As `call`.
+    ///
+    /// # Example
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use voussoir_breaker::*;
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let retry = Arc::new(Retry::new(RetryConfig::default())?);
+    /// let policy = Policy::builder().classify(Arc::new(Idempotent)).retry(retry).build()?;
+    /// let mut order = CallOptions::default();
+    /// order.once = true;
+    /// let error = policy.call_with(order, |_| async { Err::<(), _>("lost") }).await;
+    /// assert_eq!(error.map_err(|error| error.attempts), Err(1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub async fn call_with<F, Fut>(&self, options: CallOptions, op: F) -> Result<T, PolicyError<E>>
+    where
+        F: Fn(Attempt) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
         let sent = Sent::default();
+        let CallOptions { deadline, priority, once } = options;
         let attempt = Attempt { number: 1, hedge: 0, deadline, priority };
-        let call = Call { attempt, sent: &sent, op: &op };
+        let bounds = Bounds { caller: deadline, ..Bounds::default() };
+        let call = Call { attempt, once, bounds, sent: &sent, op: &op };
         let answer = match deadline {
             None => self.run(0, call).await,
-            Some(deadline) => self.bounded(deadline, 0, call).await,
+            Some(deadline) => {
+                self.bounded(deadline, 0, call).await.unwrap_or_else(|left| {
+                    // The deadline was the caller's, not a limit of the policy.
+                    Err(Refusal::CutByDeadline(left))
+                })
+            }
         };
         open(answer).map_err(|kind| {
             let (attempts, outcome) = sent.outcome();
@@ -191,12 +270,17 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         Fut: Future<Output = Result<T, E>> + Send,
     {
         Box::pin(async move {
-            let mut guards = Guards::new(call.attempt.deadline);
-            let answer = match self.admit(at, call.attempt.priority, &mut guards).await {
-                Ok(at) => self.dispatch(at, call).await,
-                Err(refused) => Err(refused),
+            let mut guards = Guards::new(call.bounds);
+            let (answer, end) = match self.admit(at, call.attempt.priority, &mut guards).await {
+                Ok(at) => {
+                    let mut call = pin!(self.dispatch(at, call));
+                    let answer = poll_fn(|cx| guards.poll(call.as_mut(), cx)).await;
+                    let end = guards.classified(|| self.end(&answer));
+                    (answer, end)
+                }
+                Err(refused) => (Err(refused), End::Refused),
             };
-            guards.settle(self.told(&answer));
+            guards.settle(end);
             answer
         })
     }
@@ -208,6 +292,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         priority: Priority,
         guards: &mut Guards<'a>,
     ) -> Result<usize, Refusal> {
+        // Ends: each round passes one stage.
         loop {
             match self.stages.get(at) {
                 Some(Stage::Shed(shedder)) => {
@@ -242,32 +327,43 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
                 Err(error) => close(fallback(error).await),
                 Ok(value) => Ok(Ok(value)),
             },
-            Some(Stage::Timeout(timeout)) => {
-                let deadline = call.attempt.deadline;
-                let deadline = deadline.map_or_else(
-                    || Deadline::after(timeout.limit()),
-                    |deadline| deadline.at_most(timeout.limit()),
-                );
-                self.bounded(deadline, at + 1, call).await
-            }
+            Some(Stage::Timeout(timeout)) => self.limit(timeout.limit(), at + 1, call).await,
             Some(Stage::Retry(retry)) => {
                 let attempt = |number| inner(Attempt { number, ..call.attempt });
-                let advice = |answer: &Answer<T, E>| self.advice(answer);
+                let advice = |answer: &Answer<T, E>| match answer {
+                    _ if call.once => RetryAdvice::Stop,
+                    Ok(own) => self.classify.advice(own),
+                    Err(Refusal::TimedOut(_)) => self.classify.timeout_advice(),
+                    Err(_) => RetryAdvice::Stop,
+                };
                 retry.run(call.attempt.deadline, attempt, advice).await.answer
             }
             Some(Stage::Hedge(hedge)) => {
-                let attempt = |hedge| inner(Attempt { hedge, ..call.attempt });
-                let is_good = |answer: &Answer<T, E>| self.told(answer).is_good();
-                hedge.race(attempt, is_good).await
+                let won = OnceLock::new();
+                let bounds = Bounds { race: Some(&won), ..call.bounds };
+                let attempt = |hedge| {
+                    let attempt = Attempt { hedge, ..call.attempt };
+                    self.run(at + 1, Call { attempt, bounds, ..call })
+                };
+                let judge = |answer: &Answer<T, E>, start| {
+                    let standing = self.standing(answer);
+                    if standing == Standing::Ends {
+                        won.get_or_init(|| start);
+                    }
+                    standing
+                };
+                let may_hedge = !call.once && self.classify.is_idempotent();
+                hedge.race(may_hedge, attempt, judge).await
             }
             _ => self.send(call).await,
         }
     }
 
-    /// The stages from `at` inwards, not past a deadline.
-    async fn bounded<'a, F, Fut>(
+    /// The stages from `at` inwards, for no longer than a limit of the policy's own. A deadline
+    /// that is earlier is left to whoever set it: it was not this limit that passed.
+    async fn limit<'a, F, Fut>(
         &'a self,
-        deadline: Deadline,
+        limit: Duration,
         at: usize,
         call: Call<'a, F>,
     ) -> Answer<T, E>
@@ -275,18 +371,36 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         F: Fn(Attempt) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, E>> + Send,
     {
-        let limit = deadline.remaining();
-        if limit.is_zero() {
-            return Err(Refusal::DeadlinePassed);
+        let end = Deadline::after(limit);
+        if call.attempt.deadline.is_some_and(|deadline| deadline <= end) {
+            return self.run(at, call).await;
+        }
+        // Earlier than all limits around it, or one of them would be the deadline.
+        let bounds = Bounds { own: Some(end.instant()), ..call.bounds };
+        let answer = self.bounded(end, at, Call { bounds, ..call }).await;
+        answer.unwrap_or(Err(Refusal::TimedOut(limit)))
+    }
+
+    /// The stages from `at` inwards, not past a deadline. `Err` is the time that was left at first.
+    async fn bounded<'a, F, Fut>(
+        &'a self,
+        deadline: Deadline,
+        at: usize,
+        call: Call<'a, F>,
+    ) -> Result<Answer<T, E>, Duration>
+    where
+        F: Fn(Attempt) -> Fut + Send + Sync,
+        Fut: Future<Output = Result<T, E>> + Send,
+    {
+        let left = deadline.remaining();
+        if left.is_zero() {
+            return Ok(Err(Refusal::DeadlinePassed));
         }
         let is_kept = Mutant::DeadlineKept.is_on();
         let handed_down = if is_kept { call.attempt.deadline } else { Some(deadline) };
         let attempt = Attempt { deadline: handed_down, ..call.attempt };
         let rest = self.run(at, Call { attempt, ..call });
-        match tokio::time::timeout_at(deadline.instant(), rest).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Refusal::TimedOut(limit)),
-        }
+        tokio::time::timeout_at(deadline.instant(), rest).await.map_err(|_| left)
     }
 
     async fn send<F, Fut>(&self, call: Call<'_, F>) -> Answer<T, E>
@@ -294,7 +408,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         F: Fn(Attempt) -> Fut + Send + Sync,
         Fut: Future<Output = Result<T, E>> + Send,
     {
-        call.sent.begun.fetch_add(1, AcqRel);
+        call.sent.begin(&self.budgets);
         let answer = (call.op)(call.attempt).await;
         if let Err(error) = &answer
             && self.classify.outcome(error) == Outcome::NotApplied
@@ -304,23 +418,27 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         Ok(answer)
     }
 
-    /// What an answer says about the dependency. A refusal of our own says nothing.
-    fn told(&self, answer: &Answer<T, E>) -> Told {
+    /// What an answer tells the permits.
+    fn end(&self, answer: &Answer<T, E>) -> End {
         match answer {
-            Ok(own) => Told {
+            Ok(own) => End::Answered {
                 verdict: self.classify.verdict(own),
                 is_overload: self.classify.is_overload(own),
             },
-            Err(Refusal::TimedOut(_)) => Told { verdict: Verdict::Failure, is_overload: true },
-            Err(_) => Told { verdict: Verdict::Ignored, is_overload: false },
+            Err(Refusal::TimedOut(_)) => End::TimedOut,
+            Err(Refusal::CutByDeadline(_)) => End::CutByDeadline,
+            Err(Refusal::Rejected(_) | Refusal::Gate(_) | Refusal::DeadlinePassed) => End::Refused,
         }
     }
 
-    fn advice(&self, answer: &Answer<T, E>) -> RetryAdvice {
+    /// What an answer is worth in a race.
+    fn standing(&self, answer: &Answer<T, E>) -> Standing {
         match answer {
-            Ok(own) => self.classify.advice(own),
-            Err(Refusal::TimedOut(_)) => RetryAdvice::Retry,
-            Err(_) => RetryAdvice::Stop,
+            Ok(own) => Standing::of(self.classify.verdict(own)),
+            Err(Refusal::TimedOut(_) | Refusal::CutByDeadline(_)) => Standing::TimedOut,
+            Err(Refusal::Rejected(_) | Refusal::Gate(_) | Refusal::DeadlinePassed) => {
+                Standing::Refused
+            }
         }
     }
 }

@@ -33,7 +33,7 @@ fn timeout(limit: Duration) -> Timeout {
 }
 
 fn builder() -> PolicyBuilder<u32, &'static str> {
-    Policy::builder()
+    Policy::builder().classify(Arc::new(Idempotent))
 }
 
 #[tokio::test(start_paused = true)]
@@ -66,6 +66,10 @@ async fn a_rejection_after_a_timeout_is_still_unknown() {
 struct Refusing;
 
 impl Classify<u32, &'static str> for Refusing {
+    fn is_idempotent(&self) -> bool {
+        true
+    }
+
     fn outcome(&self, error: &&'static str) -> Outcome {
         if *error == "refused" { Outcome::NotApplied } else { Outcome::Unknown }
     }
@@ -210,6 +214,34 @@ async fn a_hedge_of_a_policy_takes_the_first_good_answer() {
         .await;
     assert_eq!((answer, start.elapsed()), (Ok(200), 300 * MS));
     assert_eq!((hedge.stats().hedges, hedge.stats().won), (1, 0));
+}
+
+/// Without a word about it only what proves to have done nothing is sent again.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_twice_without_the_users_word() {
+    struct Proofs;
+    impl Classify<u32, &'static str> for Proofs {
+        fn outcome(&self, error: &&'static str) -> Outcome {
+            if *error == "refused" { Outcome::NotApplied } else { Outcome::Unknown }
+        }
+    }
+    let policy = Policy::builder().classify(Arc::new(Proofs)).retry(retry(3)).build().unwrap();
+    for (error, attempts) in [("refused", 3), ("lost", 1)] {
+        let failed = policy.call(|_| async move { Err(error) }).await.unwrap_err();
+        assert_eq!(failed.attempts, attempts, "{error}");
+    }
+    // Of one call among idempotent ones, by its caller.
+    let policy = builder().retry(retry(3)).build().unwrap();
+    let once = CallOptions { once: true, ..Default::default() };
+    let failed = policy.call_with(once, |_| async { Err("lost") }).await.unwrap_err();
+    assert_eq!(failed.attempts, 1);
+    // And a stage that sends again is not built without a word.
+    let silent = || Policy::<u32, &'static str>::builder();
+    let hedge = || Arc::new(Hedge::new(HedgeConfig::default()).unwrap());
+    assert!(silent().retry(retry(2)).build().is_err());
+    assert!(silent().hedge(hedge()).build().is_err());
+    assert!(silent().classify(Arc::new(Proofs)).hedge(hedge()).build().is_err());
+    assert!(silent().classify(Arc::new(Idempotent)).hedge(hedge()).build().is_ok());
 }
 
 #[test]

@@ -106,24 +106,29 @@ impl Iterator for Waits {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
-        let (first, max) = (self.backoff.first.as_secs_f64(), self.backoff.max.as_secs_f64());
-        let seconds = match self.backoff.growth {
-            Growth::Constant => first,
+        let Backoff { first: shortest, max: longest, growth } = self.backoff;
+        let (first, max) = (shortest.as_secs_f64(), longest.as_secs_f64());
+        let (seconds, min) = match growth {
+            Growth::Constant => (first, shortest),
             Growth::Exponential { factor, jitter } => {
                 let grown = (first * factor.powi(self.nth)).min(max);
-                match jitter {
+                let seconds = match jitter {
                     Jitter::None => grown,
                     Jitter::Equal => grown * (0.5 + 0.5 * self.rng.unit()),
                     Jitter::Full => grown * self.rng.unit(),
-                }
+                };
+                (seconds, Duration::ZERO)
             }
             Growth::Decorrelated => {
-                (first + (self.before * 3.0 - first) * self.rng.unit()).min(max)
+                let seconds = (first + (self.before * 3.0 - first) * self.rng.unit()).min(max);
+                (seconds, shortest)
             }
         };
         self.before = seconds;
         self.nth = self.nth.saturating_add(1);
-        Some(Duration::from_secs_f64(seconds).min(self.backoff.max))
+        // Seconds in floating point are rounded, near the longest duration to more than it holds.
+        let wait = Duration::try_from_secs_f64(seconds).unwrap_or(longest);
+        Some(wait.clamp(min, longest))
     }
 }
 

@@ -20,12 +20,13 @@ const TOKEN: u64 = 1_000_000;
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RetryBudgetConfig {
-    /// Extra attempts that each call pays for. 0 to 10, default 0.2.
+    /// Extra attempts that each call pays for. 0 to 10, rounded down to a millionth, default 0.2.
     pub ratio: f64,
     /// What calls have paid in and nobody has used is kept up to this. 0 to 1,000,000, default 10.
     pub balance_max: u32,
     /// Extra attempts a second whatever the traffic, so that a quiet client can retry at all.
-    /// 0 to 1,000,000, default 1.
+    /// 0 to 1,000,000, default 1. The time between two is rounded down to a nanosecond, and cut to
+    /// 584 years.
     pub per_sec: f64,
     /// Share of the active calls that may be in an extra attempt or waiting for one. 0 to 1,
     /// default 0.2.
@@ -163,7 +164,8 @@ impl RetryBudget {
         self.calls.fetch_add(1, Relaxed);
         self.active_calls.fetch_add(1, Relaxed);
         let add = |balance: u64| Some((balance + self.deposit).min(self.balance_max));
-        // An infallible update.
+        // The update always has a next value. It ends, here and below: lock-free, an exchange fails
+        // because another call paid in or withdrew.
         let _ = self.balance.fetch_update(Relaxed, Relaxed, add);
         BudgetedCall { budget: Arc::clone(self) }
     }
@@ -202,7 +204,7 @@ impl RetryBudget {
         let burst = Duration::from_secs(1).as_nanos() as u64;
         let next = |due: u64| {
             let due = due.max(now.saturating_sub(burst.saturating_sub(trickle)));
-            (due <= now).then(|| due + trickle)
+            (due <= now).then(|| due.saturating_add(trickle))
         };
         self.due.fetch_update(Relaxed, Relaxed, next).is_ok()
     }
@@ -226,6 +228,13 @@ impl RetryBudget {
 #[must_use = "the call ends when this is dropped"]
 pub struct BudgetedCall {
     budget: Arc<RetryBudget>,
+}
+
+impl BudgetedCall {
+    /// Whether it is an account with this very budget.
+    pub(crate) fn is_with(&self, budget: &Arc<RetryBudget>) -> bool {
+        Arc::ptr_eq(&self.budget, budget)
+    }
 }
 
 impl Drop for BudgetedCall {

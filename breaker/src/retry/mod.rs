@@ -138,6 +138,9 @@ impl Retry {
 
     /// Makes attempts, numbered from 1, until one succeeds or `decide` or a limit ends it.
     ///
+    /// What is to be sent again is the caller's word: say [`RetryAdvice::Stop`] for an error after
+    /// which a second attempt could do the thing twice.
+    ///
     /// # Errors
     /// The last attempt's error.
     ///
@@ -148,24 +151,57 @@ impl Retry {
         attempt: impl FnMut(u32) -> F,
         decide: impl Fn(&E) -> RetryAdvice,
     ) -> Result<T, RetryError<E>> {
+        let _account = self.budget.as_ref().map(RetryBudget::begin);
+        self.call_unpaid(attempt, decide).await
+    }
+
+    /// [`call`](Self::call) as a part of a call that has an account with the budget already, so
+    /// that what is nested in each other pays in once: begin the account with
+    /// [`RetryBudget::begin`], and hand it to the retry and to the hedge. A policy does so by
+    /// itself. An account with another budget than this retry's does not count.
+    ///
+    /// # Errors
+    /// As `call`.
+    ///
+    /// # Cancel safety
+    /// As `call`.
+    pub async fn call_within<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        account: &BudgetedCall,
+        attempt: impl FnMut(u32) -> F,
+        decide: impl Fn(&E) -> RetryAdvice,
+    ) -> Result<T, RetryError<E>> {
+        let other = self.budget.as_ref().filter(|budget| !account.is_with(budget));
+        let _account = other.map(RetryBudget::begin);
+        self.call_unpaid(attempt, decide).await
+    }
+
+    async fn call_unpaid<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        attempt: impl FnMut(u32) -> F,
+        decide: impl Fn(&E) -> RetryAdvice,
+    ) -> Result<T, RetryError<E>> {
         let decide = |answer: &Result<T, E>| match answer {
             Ok(_) => RetryAdvice::Stop,
             Err(error) => decide(error),
         };
-        let done = self.run(None, attempt, decide).await;
-        let Retried { answer, attempts, stopped } = done;
+        let Retried { answer, attempts, stopped } = self.run(None, attempt, decide).await;
         answer.map_err(|error| RetryError { error, attempts, stopped })
     }
 
-    /// The loop under [`call`](Self::call) and the policy. `decide` is asked about each answer,
-    /// once.
+    /// The budget that it pays from.
+    pub(crate) fn budget(&self) -> Option<&Arc<RetryBudget>> {
+        self.budget.as_ref()
+    }
+
+    /// The loop under [`call`](Self::call) and the policy. The account with the budget is the
+    /// caller's. `decide` is asked about each answer, once.
     pub(crate) async fn run<R, F: Future<Output = R>>(
         &self,
         deadline: Option<Deadline>,
         mut attempt: impl FnMut(u32) -> F,
         mut decide: impl FnMut(&R) -> RetryAdvice,
     ) -> Retried<R> {
-        let _call = self.budget.as_ref().map(RetryBudget::begin);
         let seed = self.seed ^ self.calls.fetch_add(1, Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mut waits = self.config.backoff.waits(seed);
         let mut attempts = 1;

@@ -78,8 +78,10 @@ pub(super) async fn a_cancelled_probe_gives_its_place_back() {
 }
 
 #[tokio::test]
-async fn a_panicking_probe_gives_its_place_back() {
-    let (breaker, clock) = breaker(&config());
+async fn a_panicking_probe_gives_its_place_back_if_panics_are_ignored() {
+    let mut config = config();
+    config.on_panic = Verdict::Ignored;
+    let (breaker, clock) = breaker(&config);
     fail(&breaker, 3);
     clock.advance(100 * MS);
     for _ in 0..5 {
@@ -90,6 +92,22 @@ async fn a_panicking_probe_gives_its_place_back() {
     }
     let probes: Vec<_> = (0..3).filter_map(|_| breaker.try_acquire().ok()).collect();
     assert_eq!(probes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_panicking_probe_finds_the_dependency_sick() {
+    let (breaker, clock) = breaker(&config());
+    fail(&breaker, 3);
+    clock.advance(100 * MS);
+    let call = breaker.try_acquire_owned().map(|permit| {
+        tokio::spawn(async move {
+            let _permit = permit;
+            panic!("in the call");
+        })
+    });
+    let ended: Result<(), _> = call.expect("a probe").await;
+    assert!(ended.expect_err("panicked").is_panic());
+    assert_eq!(breaker.state(), State::Open);
 }
 
 #[test]
@@ -190,7 +208,10 @@ pub(super) fn stuck_probes_open_it_again_and_idleness_does_not() {
     let first = breaker.try_acquire().expect("a probe");
     clock.advance(3_600_000 * MS);
     let second = breaker.try_acquire().expect("a quiet hour is no verdict");
-    let rejected = breaker.try_acquire().expect_err("both probes hang for an hour");
+    let rejected = breaker.try_acquire().expect_err("both probes are taken");
+    assert_eq!(rejected.state, State::HalfOpen);
+    clock.advance(50 * MS);
+    let rejected = breaker.try_acquire().expect_err("both probes hang");
     assert_eq!(rejected.state, State::Open);
     first.success();
     second.success();

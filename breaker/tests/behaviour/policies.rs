@@ -301,6 +301,7 @@ async fn a_policy_dropped_at_any_time_keeps_nothing() {
     hedges.delay_max = 30 * MS;
     let hedge = Hedge::new(hedges).unwrap().with_budget(Arc::clone(&budget));
     let policy = Policy::builder()
+        .classify(Arc::new(Idempotent))
         .timeout(Timeout::new(450 * MS).unwrap())
         .retry(Arc::new(Retry::new(plain(3)).unwrap().with_budget(Arc::clone(&budget))))
         .hedge(Arc::new(hedge))

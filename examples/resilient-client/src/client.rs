@@ -55,7 +55,11 @@ impl Classify<Reply, HttpError> for HttpAnswers {
         }
     }
 
-    /// All calls here are GETs: safe to make twice.
+    /// All calls here are GETs.
+    fn is_idempotent(&self) -> bool {
+        true
+    }
+
     fn advice(&self, answer: &Result<Reply, HttpError>) -> RetryAdvice {
         match answer {
             Err(HttpError::Status { retry_after: Some(time), .. }) => {

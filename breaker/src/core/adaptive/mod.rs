@@ -40,7 +40,9 @@ pub trait LimitAlgorithm: Send + fmt::Debug {
     fn initial(&self) -> usize;
 
     /// The limit after one more sample. Called for one sample at a time, in the order in which
-    /// calls end.
+    /// calls end, and without a lock: it may ask the limit that it works for, and samples that it
+    /// causes are told later. If it panics, the panic ends the call whose sample it was given, and
+    /// the limit stays as it was.
     fn update(&mut self, sample: &LimitSample) -> usize;
 }
 

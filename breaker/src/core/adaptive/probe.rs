@@ -52,7 +52,7 @@ impl Probe {
             if self.samples < worth.saturating_mul(self.after) {
                 return Step::Go;
             }
-            (self.samples, self.end) = (0, Some(2 * worth));
+            (self.samples, self.end) = (0, Some(worth.saturating_mul(2)));
             self.seen = Seen { least: u64::MAX, ..Seen::default() };
             return Step::Probing(limit.half());
         };

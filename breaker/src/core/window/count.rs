@@ -77,6 +77,7 @@ impl CountWindow {
         let Some(mut number) = self.calls(generation) else { return };
         let base = self.base.load(Relaxed);
         let marks = u64::from(sample.failed) * FAILED + u64::from(sample.slow) * SLOW;
+        // Ends: the number falls to `base`, which does not change within a generation.
         while number > base {
             number -= 1;
             if self.put(number, marks) {
@@ -91,6 +92,8 @@ impl CountWindow {
         let (chunk, bit) = (number / CHUNK, number % CHUNK);
         let place = self.place(chunk);
         let mut word = place.load(Relaxed);
+        // Ends: lock-free. Another thread's exchange sets one more of a chunk's 16 marks or moves
+        // the place on to a later chunk, which ends this search.
         loop {
             let held = word >> CHUNK_SHIFT;
             if held > chunk {
@@ -205,6 +208,7 @@ fn start(generation: u8) -> u64 {
 #[inline]
 fn count(stripe: &AtomicU64, generation: u8) -> bool {
     let mut word = stripe.load(Relaxed);
+    // Ends: lock-free. An exchange fails spuriously, or because another call was counted.
     while self::generation(word) == generation {
         match stripe.compare_exchange_weak(word, word + 1, Relaxed, Relaxed) {
             Ok(_) => return true,

@@ -1,0 +1,224 @@
+//! HTTP: what answers mean, which requests may be repeated, and refusals as answers.
+
+use std::mem;
+use std::task::{Context, Poll};
+
+use http::header::{CONTENT_LENGTH, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::{Request, Response, StatusCode};
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::BoxFuture;
+use super::policy::CopyRequest;
+use crate::breaker::Verdict;
+use crate::error::BreakerError;
+use crate::policy::{Classify, PolicyError, PolicyErrorKind};
+use crate::retry::{RetryAdvice, retry_after_secs};
+
+/// What HTTP answers mean: 5xx and 429 are failures, other 4xx are the caller's own mistakes and
+/// say nothing, the rest is a success. 429 and 503 are overload.
+///
+/// For a policy, every failure is retried, not before its `Retry-After`: repeat only what may be
+/// repeated, as [`SafeRequests`] does.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HttpAnswers;
+
+impl HttpAnswers {
+    /// The verdict for a status, for clients whose responses are not `http::Response`.
+    pub fn verdict_of(status: StatusCode) -> Verdict {
+        match status {
+            StatusCode::TOO_MANY_REQUESTS => Verdict::Failure,
+            status if status.is_server_error() => Verdict::Failure,
+            status if status.is_client_error() => Verdict::Ignored,
+            _ => Verdict::Success,
+        }
+    }
+}
+
+impl<B, E> Classify<Response<B>, E> for HttpAnswers {
+    fn verdict(&self, answer: &Result<Response<B>, E>) -> Verdict {
+        answer.as_ref().map_or(Verdict::Failure, |response| Self::verdict_of(response.status()))
+    }
+
+    fn is_idempotent(&self) -> bool {
+        true
+    }
+
+    fn advice(&self, answer: &Result<Response<B>, E>) -> RetryAdvice {
+        if self.verdict(answer) != Verdict::Failure {
+            return RetryAdvice::Stop;
+        }
+        let header = answer.as_ref().ok().and_then(|response| response.headers().get(RETRY_AFTER));
+        let wait = header.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
+        wait.map_or(RetryAdvice::Retry, RetryAdvice::RetryAfter)
+    }
+
+    fn is_overload(&self, answer: &Result<Response<B>, E>) -> bool {
+        let overload = [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+        answer.as_ref().is_ok_and(|response| overload.contains(&response.status()))
+    }
+}
+
+/// Copies requests of safe methods (`GET`, `HEAD`, `OPTIONS`, `TRACE`) without a body; all others
+/// are sent once.
+///
+/// Source: RFC 9110 §9.2.1.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SafeRequests;
+
+impl<B: Default> CopyRequest<Request<B>> for SafeRequests {
+    fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
+        let headers = request.headers();
+        let is_empty = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
+        let has_body = !is_empty || headers.contains_key(TRANSFER_ENCODING);
+        if !request.method().is_safe() || has_body {
+            return None;
+        }
+        let mut copy = Request::new(B::default());
+        copy.method_mut().clone_from(request.method());
+        copy.uri_mut().clone_from(request.uri());
+        *copy.version_mut() = request.version();
+        copy.headers_mut().clone_from(headers);
+        copy.extensions_mut().clone_from(request.extensions());
+        Some(copy)
+    }
+}
+
+/// A refusal as an HTTP answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RefusalAnswer {
+    /// 503 for a call that was not admitted, 504 for one that ran out of time.
+    pub status: StatusCode,
+    /// Whole seconds for a `Retry-After` header, where they are known.
+    pub retry_after: Option<u64>,
+    /// A line for people.
+    pub text: String,
+}
+
+/// Errors of which some are refusals of this process, and the others the inner service's own.
+pub trait Refusal {
+    /// The inner service's error.
+    type Inner;
+
+    /// The refusal as an answer.
+    ///
+    /// # Errors
+    /// The inner service's own error.
+    fn into_answer(self) -> Result<RefusalAnswer, Self::Inner>;
+}
+
+impl<E> Refusal for BreakerError<E> {
+    type Inner = E;
+
+    fn into_answer(self) -> Result<RefusalAnswer, E> {
+        match self {
+            Self::Rejected(rejected) => Ok(RefusalAnswer {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                retry_after: rejected.retry_after_header(),
+                text: rejected.to_string(),
+            }),
+            Self::Inner(error) => Err(error),
+        }
+    }
+}
+
+impl<E> Refusal for PolicyError<E> {
+    type Inner = E;
+
+    fn into_answer(self) -> Result<RefusalAnswer, E> {
+        let answer = |status, retry_after, text| Ok(RefusalAnswer { status, retry_after, text });
+        match self.kind {
+            PolicyErrorKind::Rejected(rejected) => {
+                let retry_after = rejected.retry_after_header();
+                answer(StatusCode::SERVICE_UNAVAILABLE, retry_after, rejected.to_string())
+            }
+            PolicyErrorKind::Gate(error) => {
+                answer(StatusCode::SERVICE_UNAVAILABLE, None, error.to_string())
+            }
+            PolicyErrorKind::TimedOut(limit) => {
+                answer(StatusCode::GATEWAY_TIMEOUT, None, format!("no answer within {limit:?}"))
+            }
+            PolicyErrorKind::CutByDeadline(_) | PolicyErrorKind::DeadlinePassed => {
+                answer(StatusCode::GATEWAY_TIMEOUT, None, "the deadline has passed".to_owned())
+            }
+            PolicyErrorKind::Inner(error) => Err(error),
+        }
+    }
+}
+
+/// Turns refusals into HTTP answers, so that a service fails only as the one behind the breaker or
+/// policy does: an axum route not at all. Put it outside of a [`BreakerLayer`](super::BreakerLayer)
+/// or a [`PolicyLayer`](super::PolicyLayer).
+///
+/// # Example
+/// ```
+/// use std::sync::Arc;
+/// use voussoir_breaker::tower::{BreakerLayer, HttpAnswers, RefusalLayer};
+/// use voussoir_breaker::{Breaker, BreakerConfig};
+///
+/// let breaker = Arc::new(Breaker::new("catalogue", &BreakerConfig::default())?);
+/// // Of two layers in a tuple the first is the outer one: `router.layer(guarded)`.
+/// let guarded = (RefusalLayer, BreakerLayer::new(breaker).classify(HttpAnswers));
+/// # let _ = guarded;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RefusalLayer;
+
+impl<S> Layer<S> for RefusalLayer {
+    type Service = RefusalService<S>;
+
+    fn layer(&self, inner: S) -> RefusalService<S> {
+        RefusalService { inner }
+    }
+}
+
+/// A service whose refusals are answers. See [`RefusalLayer`].
+#[derive(Clone, Debug)]
+pub struct RefusalService<S> {
+    inner: S,
+}
+
+impl<R, S, B> Service<R> for RefusalService<S>
+where
+    S: Service<R, Response = Response<B>> + Clone,
+    S::Error: Refusal,
+    S::Future: Send + 'static,
+    B: From<String> + Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = <S::Error as Refusal>::Inner;
+    type Future = BoxFuture<Response<B>, Self::Error>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        // A service that refuses before it is called refuses the call too, or has become ready.
+        match self.inner.poll_ready(cx) {
+            Poll::Ready(Err(error)) => Poll::Ready(error.into_answer().map(drop)),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let fresh = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, fresh);
+        let call = inner.call(request);
+        Box::pin(async move {
+            match call.await {
+                Ok(response) => Ok(response),
+                Err(error) => error.into_answer().map(response),
+            }
+        })
+    }
+}
+
+fn response<B: From<String>>(answer: RefusalAnswer) -> Response<B> {
+    let RefusalAnswer { status, retry_after, text } = answer;
+    let mut response = Response::new(B::from(text + "\n"));
+    *response.status_mut() = status;
+    if let Some(seconds) = retry_after {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
