@@ -142,10 +142,15 @@ impl Options {
 /// commits of a log are written and recovered in one order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub enum Durability {
-    /// When the journal has accepted it in memory: lost, without further notice, when the process
-    /// dies, the journal stops or there is no room before it is written. It is readable once
-    /// written, and synced with the next synced commit or when the journal has been idle for
-    /// [`Options::idle_mark`].
+    /// When the journal has accepted it in memory: lost when the process dies, the journal stops or
+    /// there is no room before it is written. It is readable once written, and synced with the next
+    /// synced commit or when the journal has been idle for [`Options::idle_mark`].
+    ///
+    /// A commit that is lost while the process lives is counted in
+    /// [`Stats::buffered_lost`](crate::Stats::buffered_lost) and reported as a `tracing` event
+    /// with the error; the positions in its receipt are then given again. To know that none was
+    /// lost, compare the count before and after a synced commit, which is written after all
+    /// buffered ones of the same logs.
     Buffered,
     /// When the operating system has it: survives the death of the process, not of the machine.
     /// Synced later as for `Buffered`. When it shares its group with a synced commit it waits

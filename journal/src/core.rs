@@ -27,13 +27,17 @@ pub(crate) mod view;
 pub(crate) mod writer;
 
 use self::cache::{Buffers, IndexCache};
-use self::queue::State;
+use self::log::LogInner;
+use self::queue::{LogState, State};
 use self::space::{Keeper, Space};
 use self::writer::Writer;
 use crate::config::Options;
 use crate::error::{Error, Fault};
 use crate::files::Files;
 use crate::mutant::Mutant;
+
+/// So many logs are looked at under one lock of the state: some 10 µs of waiting for others.
+const LOGS_AT_ONCE: usize = 256;
 
 /// All of one open journal.
 pub(crate) struct Core {
@@ -78,6 +82,7 @@ pub(crate) struct Counters {
     pub(crate) bytes: AtomicU64,
     pub(crate) rotations: AtomicU64,
     pub(crate) marks: AtomicU64,
+    pub(crate) buffered_lost: AtomicU64,
 }
 
 impl Counters {
@@ -101,8 +106,17 @@ impl Core {
         tracing::error!(target: "voussoir::journal", %fault, "stopped");
         let told = self.state.lock().refuse(&Error::Stopped { fault: fault.clone() });
         self.space.stop();
+        self.count_lost(told.buffered(), &Error::Stopped { fault: fault.clone() });
         told.tell();
         self.wake_all_followers();
+    }
+
+    /// Buffered commits that were acknowledged have failed.
+    pub(crate) fn count_lost(&self, commits: u64, error: &Error) {
+        if commits > 0 {
+            Counters::add(&self.counters.buffered_lost, commits);
+            tracing::warn!(target: "voussoir::journal", commits, %error, "buffered commits lost");
+        }
     }
 
     pub(crate) fn refusal(&self) -> Option<Error> {
@@ -110,11 +124,44 @@ impl Core {
     }
 
     pub(crate) fn wake_all_followers(&self) {
-        let logs: Vec<_> =
-            self.state.lock().logs.iter().flatten().map(|log| Arc::clone(&log.inner)).collect();
+        let mut logs = Vec::new();
+        self.each_log(|log| logs.push(Arc::clone(&log.inner)));
         for log in logs {
             log.changed();
         }
+    }
+
+    /// Calls `found` for each log with a handle or records. The state is locked for
+    /// [`LOGS_AT_ONCE`] logs at a time; `found` runs under that lock.
+    fn each_log(&self, mut found: impl FnMut(&LogState)) {
+        let mut from = 0;
+        // Ends because each round goes on behind the last, and the number of logs is bounded.
+        loop {
+            let state = self.state.lock();
+            let logs = state.logs.get(from..).unwrap_or_default();
+            let some = &logs[..logs.len().min(LOGS_AT_ONCE)];
+            some.iter().flatten().for_each(&mut found);
+            if some.len() == logs.len() {
+                return;
+            }
+            from += some.len();
+        }
+    }
+
+    /// As [`each_log`](Self::each_log), for each log that exists, as what was taken left it.
+    pub(crate) fn each_existing(&self, mut found: impl FnMut(&LogState)) {
+        self.each_log(|log| {
+            if log.taken.exists() {
+                found(log);
+            }
+        });
+    }
+
+    /// The logs that exist.
+    pub(crate) fn existing(&self) -> Vec<Arc<LogInner>> {
+        let mut logs = Vec::new();
+        self.each_existing(|log| logs.push(Arc::clone(&log.inner)));
+        logs
     }
 }
 

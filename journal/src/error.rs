@@ -30,6 +30,12 @@ impl Fault {
     pub(crate) fn new(operation: &'static str, name: impl Into<String>, error: &io::Error) -> Self {
         Self { operation, name: name.into(), kind: error.kind(), message: error.to_string() }
     }
+
+    /// A read that failed, with the place, so that the operator knows which sectors to repair.
+    pub(crate) fn read(name: String, offset: u64, length: usize, error: &io::Error) -> Self {
+        let message = format!("{error} (in bytes {offset}..{})", offset + length as u64);
+        Self { message, ..Self::new("read", name, error) }
+    }
 }
 
 /// The name of a log, for messages and reports.
@@ -119,23 +125,69 @@ pub enum OpenError {
     },
     /// There is no room for the first segment. Nothing of value was written; opening again works
     /// once there is room.
-    #[error("no room for the first segment")]
-    NoRoom,
+    #[error("no first segment: {cause}")]
+    NoRoom {
+        /// Which limit was met.
+        cause: FullCause,
+    },
+    /// The caller: the table of logs, with which each segment begins, would take more than a
+    /// quarter of a segment of this size. Nothing was changed. Open with larger segments.
+    #[error(
+        "the table of the {logs} logs takes {bytes} bytes, more than a quarter of segment_bytes \
+         ({segment_bytes}); open with segment_bytes of at least {}",
+        (4 * .bytes).next_multiple_of(4096)
+    )]
+    TableTooLarge {
+        /// How many logs there are.
+        logs: usize,
+        /// Bytes of their table.
+        bytes: u64,
+        /// The option that is too small for it.
+        segment_bytes: u64,
+    },
     /// The disk failed. Opening again may work; nothing was acknowledged.
     #[error(transparent)]
     Io(#[from] Fault),
+}
+
+/// Why there is no segment to append to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FullCause {
+    /// The journal has as many segments as its options allow. Release or delete logs, or open it
+    /// with a larger [`Options::max_bytes`](crate::Options::max_bytes).
+    #[error("its {segments} segments are all that are allowed (max_bytes: {max_bytes})")]
+    Limit {
+        /// How many segment files there are.
+        segments: usize,
+        /// The value of the option.
+        max_bytes: u64,
+    },
+    /// The next segment file could not be made ready: the disk or a quota is full, or the process
+    /// has no file descriptor left. The journal tries again every second; free space, or whatever
+    /// the fault names.
+    #[error("{fault}, tried again every second")]
+    Disk {
+        /// What failed, and on which file.
+        fault: Fault,
+    },
 }
 
 /// Why a commit was refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The disk is full, or the journal is at [`Options::max_bytes`](crate::Options::max_bytes).
-    /// Nothing happened. Release or delete what is listed, then retry: releases and deletes are
-    /// still accepted.
-    #[error("the journal is full; the oldest segments are pinned by {}", names(.pinned_by))]
+    /// There is no segment for the records: the cause says why. Nothing happened. Releases,
+    /// truncations and deletes are still accepted, and appends are as soon as there is a segment.
+    #[error(
+        "the journal is full: {cause}; the oldest segments are pinned by {}",
+        names(.pinned_by)
+    )]
     Full {
-        /// The logs that keep the oldest segments alive, at most eight.
+        /// Which limit was met, and what ends that.
+        cause: FullCause,
+        /// The logs that keep the oldest segments alive, at most eight: releasing or deleting them
+        /// makes room whatever the cause is.
         pinned_by: Vec<LogName>,
     },
     /// Too much is waiting to be written. Nothing happened. Retry after some commits have been

@@ -110,6 +110,10 @@ pub struct Stats {
     pub rotations: u64,
     /// Idle and closing marks written.
     pub marks: u64,
+    /// Buffered commits that failed after they had been acknowledged: there was no room for them,
+    /// or the journal stopped before they were written. Never falls; see
+    /// [`Durability::Buffered`](crate::Durability::Buffered).
+    pub buffered_lost: u64,
     /// Segment files created.
     pub segments_created: u64,
     /// Segment files used again.
@@ -175,10 +179,8 @@ impl Journal {
 
     /// All logs that exist, by name.
     pub fn logs(&self) -> Vec<LogInfo> {
-        let state = self.core().state.lock();
-        let logs: Vec<_> = state.existing().map(|log| Arc::clone(&log.inner)).collect();
-        drop(state);
-        let mut logs: Vec<LogInfo> = logs.iter().map(|log| info_of(log)).collect();
+        let mut logs: Vec<LogInfo> =
+            self.core().existing().iter().map(|log| info_of(log)).collect();
         logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         logs
     }
@@ -267,13 +269,14 @@ impl Journal {
             bytes_written: counters.bytes.load(Ordering::Relaxed),
             rotations: counters.rotations.load(Ordering::Relaxed),
             marks: counters.marks.load(Ordering::Relaxed),
+            buffered_lost: counters.buffered_lost.load(Ordering::Relaxed),
             segments_created: prepared.created.load(Ordering::Relaxed),
             segments_recycled: prepared.recycled.load(Ordering::Relaxed),
             bytes_zeroed: prepared.bytes_zeroed.load(Ordering::Relaxed),
             segments,
             files,
             pending_bytes: state.pending_bytes,
-            logs: state.existing().count(),
+            logs: state.existing,
             written_lsn: core.written.load(Ordering::Acquire),
             durable_lsn: core.durable_lsn(),
         }

@@ -18,7 +18,7 @@ pub mod testing;
 
 pub use commit::{Batch, BatchBuilder, Commit, Receipt};
 pub use config::{Durability, Options};
-pub use error::{Error, Fault, LogName, OpenError, Outcome, ReadError};
+pub use error::{Error, Fault, FullCause, LogName, OpenError, Outcome, ReadError};
 pub use files::{DiskFiles, File, Files, MemoryFiles};
 pub use follow::Follow;
 pub use inspect::{Problem, Progress, Report, Role, SegmentInfo, inspect};

@@ -14,15 +14,15 @@ use crate::core::reader::{find_index, read_directory};
 use crate::core::seal::write_trailer;
 use crate::core::segment::Segment;
 use crate::core::shape::UNKNOWN;
-use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space};
+use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space, is_full};
 use crate::core::view::Extent;
 use crate::core::writer::{Active, Writer};
 use crate::core::{Core, Counters};
-use crate::error::{Fault, OpenError, ReadError};
+use crate::error::{Fault, FullCause, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
 use crate::format::manifest::{Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
 use crate::format::segment::{self, Found, SegmentHeader};
-use crate::format::table::Table;
+use crate::format::table::{self, Table};
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
 use crate::mutant::Mutant;
 
@@ -281,6 +281,7 @@ impl Recovered {
         options: Options,
         guard: Box<dyn Send + Sync>,
     ) -> Result<Arc<Core>, OpenError> {
+        self.check_table(&options)?;
         let active = self.active();
         if let Some((segment, tail)) = &active
             && options.mutant() != Some(Mutant::NoRewriteAboveMark)
@@ -343,6 +344,17 @@ impl Recovered {
         });
         begin_epoch(&core, spare)?;
         Ok(core)
+    }
+
+    /// Whether the table of logs leaves enough of a segment of the size asked for.
+    fn check_table(&self, options: &Options) -> Result<(), OpenError> {
+        let logs = self.replay.logs.values();
+        let bytes = table::bytes(logs.map(|log| &*log.name.namespace));
+        let segment_bytes = options.segment_bytes;
+        if bytes <= table::bytes_max(segment_bytes) {
+            return Ok(());
+        }
+        Err(OpenError::TableTooLarge { logs: self.replay.logs.len(), bytes, segment_bytes })
     }
 
     /// The segment to go on in, and where.
@@ -566,15 +578,18 @@ fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, Ope
     match keeper.prepare(space, &|| 0) {
         Ok(()) => {}
         Err(PrepareError::Fault(fault)) => return Err(fault.into()),
-        Err(PrepareError::Full) => return Err(OpenError::NoRoom),
+        Err(PrepareError::Full(FullCause::Disk { fault })) if !is_full(fault.kind) => {
+            return Err(fault.into());
+        }
+        Err(PrepareError::Full(cause)) => return Err(OpenError::NoRoom { cause }),
     }
-    space.take_spare().ok_or(OpenError::NoRoom)
+    Ok(space.take_spare().expect("the keeper has just made one ready"))
 }
 
 /// A segment for what follows damage, if there is room for one.
 fn spare_segment(keeper: &mut Keeper, space: &Space) -> Result<Option<Arc<Segment>>, OpenError> {
     match first_segment(keeper, space) {
-        Err(OpenError::NoRoom) => Ok(None),
+        Err(OpenError::NoRoom { .. }) => Ok(None),
         other => other.map(Some),
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use voussoir_journal::{
     Batch, BatchBuilder, Commit, CommitFuture, Durability, Error, Fault, File, Files, Follow,
-    Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError, Options, Outcome, ReadError,
-    Receipt, Report, Stats, Work,
+    FullCause, Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError, Options, Outcome,
+    ReadError, Receipt, Report, Stats, Work,
 };
 
 fn shared<T: Send + Sync + 'static>() {}
@@ -51,9 +51,14 @@ fn outcomes_are_typed() {
     assert_eq!(failed.outcome(), Outcome::Unknown);
     assert!(!failed.is_retryable());
     assert_eq!(Error::Stopped { fault }.outcome(), Outcome::NotApplied);
-    let full = Error::Full { pinned_by: vec![LogName { namespace: "a".to_owned(), id: 1 }] };
+    let cause = FullCause::Limit { segments: 4, max_bytes: 9 };
+    let full = Error::Full { cause, pinned_by: vec![LogName { namespace: "a".to_owned(), id: 1 }] };
     assert!(full.is_retryable());
-    assert_eq!(full.to_string(), "the journal is full; the oldest segments are pinned by a/1");
+    assert_eq!(
+        full.to_string(),
+        "the journal is full: its 4 segments are all that are allowed (max_bytes: 9); the \
+         oldest segments are pinned by a/1"
+    );
 }
 
 #[test]

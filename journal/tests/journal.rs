@@ -73,7 +73,10 @@ fn released_segments_are_used_again() {
         }
         while journal.work(0) != Work::Idle {}
     }
-    assert!(matches!(&full, Some(Error::Full { pinned_by }) if pinned_by.len() == 1), "{full:?}");
+    assert!(
+        matches!(&full, Some(Error::Full { pinned_by, .. }) if pinned_by.len() == 1),
+        "{full:?}"
+    );
     journal.commit_blocking(Commit::new().release(&log, log.end())).unwrap();
     while journal.work(0) != Work::Idle {}
     for _ in 0..50 {
@@ -170,4 +173,32 @@ fn the_last_handle_may_go_in_a_callback() {
         std::thread::yield_now();
     };
     assert_eq!(journal.log("t", 1).unwrap().bounds(), 0..1);
+}
+
+/// The kilobytes of memory that this process has resident.
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_small_record_that_is_kept_keeps_little_memory() {
+    let mut options = Options::manual();
+    options.segment_bytes = 16 << 20;
+    options.max_bytes = 64 << 20;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    journal.commit_blocking(Commit::new().append(&log, [vec![1; (1 << 20) - 4]])).unwrap();
+    journal.commit_blocking(Commit::new().append(&log, [[2; 94]])).unwrap();
+    let before = resident_kib();
+    let mut kept = Vec::new();
+    for _ in 0..300 {
+        drop(log.read(0).unwrap());
+        kept.push(log.read(1).unwrap());
+    }
+    let grown = resident_kib().saturating_sub(before);
+    assert!(grown < 150_000, "300 records of 94 bytes keep {grown} KiB");
+    assert!(kept.iter().all(|record| record[..] == [2; 94]));
 }

@@ -82,8 +82,14 @@ impl IndexCache {
     }
 }
 
+/// A buffer smaller than this is cheaper to allocate than to look for.
+const BUFFER_BYTES_MIN: usize = 16 << 10;
+
 /// Buffers that are used again once every record in them has been dropped: this saves zeroing
 /// them.
+///
+/// A buffer is used again only for what fills half of it or more, as a record that is kept keeps
+/// all of the buffer.
 #[derive(Debug, Default)]
 pub(crate) struct Buffers {
     kept: Mutex<Vec<Bytes>>,
@@ -92,8 +98,12 @@ pub(crate) struct Buffers {
 impl Buffers {
     /// A buffer of at least `length` bytes, with any content.
     pub(crate) fn take(&self, length: usize) -> BytesMut {
+        if length < BUFFER_BYTES_MIN {
+            return BytesMut::zeroed(length);
+        }
+        let fits = |buffer: &Bytes| (length..=2 * length).contains(&buffer.len());
         let mut kept = self.kept.lock();
-        let found = kept.iter().position(|buffer| buffer.len() >= length && buffer.is_unique());
+        let found = kept.iter().position(|buffer| fits(buffer) && buffer.is_unique());
         let buffer = found.map(|at| kept.swap_remove(at));
         drop(kept);
         match buffer.map(Bytes::try_into_mut) {
@@ -104,8 +114,12 @@ impl Buffers {
 
     /// An empty buffer with room for at least `capacity` bytes.
     pub(crate) fn take_empty(&self, capacity: usize) -> BytesMut {
+        if capacity < BUFFER_BYTES_MIN {
+            return BytesMut::with_capacity(capacity);
+        }
+        let fits = |buffer: &Bytes| buffer.len() <= 2 * capacity;
         let mut kept = self.kept.lock();
-        let found = kept.iter().position(Bytes::is_unique);
+        let found = kept.iter().position(|buffer| fits(buffer) && buffer.is_unique());
         let buffer = found.map(|at| kept.swap_remove(at));
         drop(kept);
         let mut buffer = match buffer.map(Bytes::try_into_mut) {
@@ -120,7 +134,7 @@ impl Buffers {
     /// Freezes a buffer, and remembers it for when it is free again.
     pub(crate) fn share(&self, buffer: BytesMut) -> Bytes {
         let buffer = buffer.freeze();
-        if buffer.len() <= BUFFER_BYTES_MAX {
+        if (BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&buffer.len()) {
             let mut kept = self.kept.lock();
             if kept.len() == BUFFERS_MAX {
                 // The one kept longest; whoever uses it keeps it alive.
@@ -139,13 +153,28 @@ mod tests {
     #[test]
     fn a_buffer_is_used_again_only_when_nobody_reads_it() {
         let buffers = Buffers::default();
-        let first = buffers.share(buffers.take(64));
+        let length = 64 << 10;
+        let first = buffers.share(buffers.take(length));
         let at = first.as_ptr();
         let held = first.slice(10..20);
         drop(first);
-        assert_ne!(buffers.take(64).as_ptr(), at, "a slice is still held");
+        assert_ne!(buffers.take(length).as_ptr(), at, "a slice is still held");
         drop(held);
-        assert_eq!(buffers.take(64).as_ptr(), at);
+        assert_eq!(buffers.take(length).as_ptr(), at);
+    }
+
+    #[test]
+    fn a_buffer_is_never_much_larger_than_what_it_is_for() {
+        let buffers = Buffers::default();
+        for length in [1 << 20, 64 << 10, 94, 4 << 10, 20 << 10, 700 << 10, 94, 1 << 20, 30 << 10] {
+            let taken = buffers.take(length);
+            assert!((length..=2 * length).contains(&taken.len()), "{length}: {}", taken.len());
+            drop(buffers.share(taken));
+            let mut empty = buffers.take_empty(length);
+            assert!(empty.is_empty() && empty.capacity() <= 4 * length, "{length}");
+            empty.resize(length, 0);
+            drop(buffers.share(empty));
+        }
     }
 
     #[test]

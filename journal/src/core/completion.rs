@@ -187,6 +187,8 @@ pub(crate) struct Told {
     outcomes: Vec<(Done, Outcome)>,
     refused: Vec<Commit>,
     parts: Vec<Part>,
+    /// Commits that had been acknowledged when they were accepted.
+    buffered: u64,
 }
 
 impl Told {
@@ -208,6 +210,16 @@ impl Told {
         self.outcomes.extend(more.outcomes);
         self.refused.extend(more.refused);
         self.parts.extend(more.parts);
+        self.buffered += more.buffered;
+    }
+
+    /// Counts a buffered commit that failed after its acknowledgement.
+    pub(crate) fn lose_buffered(&mut self) {
+        self.buffered += 1;
+    }
+
+    pub(crate) fn buffered(&self) -> u64 {
+        self.buffered
     }
 
     /// Tells all. No lock may be held.

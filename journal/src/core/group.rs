@@ -1,6 +1,5 @@
 //! Group commit: one write and one sync for all that waits.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use super::writer::Writer;
 use super::{Core, Counters};
 use crate::commit::Receipt;
 use crate::config::Durability;
-use crate::error::{Error, Fault};
+use crate::error::{Error, Fault, FullCause};
 use crate::format::frame::SectionKind;
 use crate::mutant::Mutant;
 
@@ -44,8 +43,10 @@ impl Core {
 
     fn run_group_leading(&self, now: u64) -> usize {
         let mut writer = self.writer.lock();
-        writer.last_activity = writer.last_activity.max(now);
         let filled = self.fill(&mut writer);
+        if !matches!(filled, Ok(Filled::Nothing)) {
+            writer.last_activity = writer.last_activity.max(now);
+        }
         let (group, outcome) = match filled {
             Ok(Filled::Nothing) => return 0,
             Ok(Filled::Group(group)) => {
@@ -72,6 +73,10 @@ impl Core {
     }
 
     /// Takes what goes into the next group, moving to the next segment when it does not fit.
+    ///
+    /// Ends because an empty segment has room for its table, which takes at most a quarter of it,
+    /// and for any commit, which takes at most another quarter; and because each wait for a segment
+    /// ends with one, or with the knowledge that there is none, and then the commits fail.
     fn fill(&self, writer: &mut Writer) -> Result<Filled, Fault> {
         loop {
             let mut room = writer.room(self.space.has_spare());
@@ -90,8 +95,12 @@ impl Core {
                 // A small commit may have come that still fits.
                 Spare::NotYet => {}
                 Spare::Never => {
-                    let error = Error::Full { pinned_by: self.pinned_by() };
-                    return Ok(Filled::Full(self.state.lock().fail_full(&error), error));
+                    let error = self.full();
+                    let mut state = self.state.lock();
+                    // Checked under the lock: whoever makes a spare ready clears `full` later.
+                    if !self.space.has_spare() {
+                        return Ok(Filled::Full(state.fail_full(&error), error));
+                    }
                 }
             }
         }
@@ -127,8 +136,8 @@ impl Core {
                 self.state.lock().full = None;
                 Ok(true)
             }
-            Err(PrepareError::Full) => {
-                self.space.set_stuck(hopes);
+            Err(PrepareError::Full(cause)) => {
+                self.space.set_stuck(hopes, cause);
                 Ok(false)
             }
             Err(PrepareError::Fault(fault)) => Err(fault),
@@ -193,6 +202,8 @@ impl Core {
             if state.someone_waits() { state.admit_waiting() } else { Told::default() }
         };
         let commits = failed.len();
+        let buffered = |queued: &&Queued| queued.durability == Durability::Buffered;
+        self.count_lost(failed.iter().filter(buffered).count() as u64, error);
         for queued in failed {
             queued.done.tell(Err(error.clone()));
         }
@@ -226,12 +237,19 @@ impl Core {
         Ok(true)
     }
 
+    /// What is told while there is no segment for appends.
+    fn full(&self) -> Error {
+        let max_bytes = self.options.max_bytes;
+        let limit = || FullCause::Limit { segments: self.space.counts().1, max_bytes };
+        let cause = self.space.cause().unwrap_or_else(limit);
+        Error::Full { cause, pinned_by: self.pinned_by() }
+    }
+
     /// The logs that keep the oldest segments.
     fn pinned_by(&self) -> Vec<crate::error::LogName> {
         const OLDEST: usize = 4;
         let oldest = self.space.oldest_pinned(OLDEST);
-        let logs: Vec<_> = self.state.lock().existing().map(|log| Arc::clone(&log.inner)).collect();
-        super::space::pinned_by(&oldest, logs.iter().map(AsRef::as_ref))
+        super::space::pinned_by(&oldest, self.existing().iter().map(AsRef::as_ref))
     }
 
     pub(crate) fn groups(&self) -> u64 {

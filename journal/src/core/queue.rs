@@ -32,6 +32,8 @@ const QUIET_SHARES: u64 = 4;
 pub(crate) struct State {
     names: HashMap<String, HashMap<u64, Arc<LogInner>>>,
     pub(crate) logs: Vec<Option<LogState>>,
+    /// How many of them exist, as what was taken left them.
+    pub(crate) existing: usize,
     unused: Vec<u32>,
     pub(crate) next_number: u64,
     pub(crate) names_missing: bool,
@@ -50,8 +52,8 @@ pub(crate) struct State {
     pub(crate) leading: bool,
     /// Set when the journal takes nothing more.
     pub(crate) refused: Option<Error>,
-    /// Set while there is no room for appends: who keeps it.
-    pub(crate) full: Option<Vec<LogName>>,
+    /// Set while there is no room for appends.
+    pub(crate) full: Option<Error>,
     limits: Limits,
 }
 
@@ -164,16 +166,17 @@ impl State {
             pending_bytes: options.max_pending_bytes as u64,
             waiting: options.max_waiting,
             logs: options.max_logs,
-            table_bytes: options.segment_bytes / 4,
+            table_bytes: table::bytes_max(options.segment_bytes),
             bulk_share: options.bulk_share_bytes as u64,
         };
         Self {
             names: HashMap::new(),
             logs: Vec::new(),
+            existing: 0,
             unused: Vec::new(),
             next_number: 1,
             names_missing: false,
-            table_bytes: table::HEAD_BYTES + 128,
+            table_bytes: table::FRAME_BYTES,
             small: VecDeque::new(),
             bulk: VecDeque::new(),
             bulk_is_due: true,
@@ -222,6 +225,7 @@ impl State {
         let inner = Arc::new(LogInner::new(name, index, shape));
         if shape.exists() {
             self.table_bytes += table::entry_bytes(namespace);
+            self.existing += 1;
         }
         let log = LogState {
             inner: Arc::clone(&inner),
@@ -305,8 +309,8 @@ impl State {
             return Err(error.clone());
         }
         commit.check(self.limits.frame_bytes)?;
-        if let Some(pinned_by) = self.full.as_ref().filter(|_| commit.appends()) {
-            return Err(Error::Full { pinned_by: pinned_by.clone() });
+        if let Some(full) = self.full.as_ref().filter(|_| commit.appends()) {
+            return Err(full.clone());
         }
         let bytes = self.pending_bytes.saturating_add(commit.frame_bytes());
         if self.pending_bytes > 0 && bytes > self.limits.pending_bytes {
@@ -487,7 +491,7 @@ impl State {
         self.quiet = if group.is_empty() { self.quiet.saturating_add(1) } else { 0 };
         if fits && turn {
             let shares = if self.is_quiet() { QUIET_SHARES } else { 1 };
-            let mut share = self.limits.bulk_share * shares;
+            let mut share = self.limits.bulk_share.saturating_mul(shares);
             let mut any = false;
             while let Some(queued) = self.bulk.front() {
                 if any && queued.bytes > share {
@@ -518,14 +522,21 @@ impl State {
     fn number(&mut self, mut queued: Queued, next_lsn: &mut u64) -> Queued {
         queued.lsn = *next_lsn;
         *next_lsn += 1;
+        let mut existing = self.existing;
         for part in &mut queued.parts {
             let log = self.log_state(&part.log);
             part.previous = log.last;
             log.last = queued.lsn;
-            log.taken = part.after;
+            let before = std::mem::replace(&mut log.taken, part.after);
+            match (before.exists(), part.after.exists()) {
+                (false, true) => existing += 1,
+                (true, false) => existing -= 1,
+                _ => {}
+            }
             log.backlog -= part.bytes();
             log.bulk_queued -= u32::from(queued.bulk);
         }
+        self.existing = existing;
         queued
     }
 
@@ -538,9 +549,7 @@ impl State {
     /// build on them, so that what is left asks for no more than the reserve has; when there is
     /// no append, everything.
     pub(crate) fn fail_full(&mut self, error: &Error) -> Vec<Queued> {
-        if let Error::Full { pinned_by } = error {
-            self.full = Some(pinned_by.clone());
-        }
+        self.full = Some(error.clone());
         let failed = self.fail_appends();
         if !failed.is_empty() {
             return failed;
@@ -603,6 +612,9 @@ impl State {
         self.forget(&all);
         let mut told = Told::default();
         for queued in all {
+            if queued.durability == Durability::Buffered {
+                told.lose_buffered();
+            }
             told.push(queued.done, Err(error.clone()));
             told.keep_parts(queued.parts);
         }
@@ -621,11 +633,6 @@ impl State {
             }
         }
         told
-    }
-
-    /// The logs that exist, as what was taken left them.
-    pub(crate) fn existing(&self) -> impl Iterator<Item = &LogState> {
-        self.logs.iter().flatten().filter(|log| log.taken.exists())
     }
 }
 

@@ -144,6 +144,10 @@ impl Core {
         let section = section.filter(|section| matches_batch(section, number, &batch));
         let section = section.ok_or(damaged("the frame is not the one that was looked for"))?;
         payload.truncate(section.length as usize);
+        if payload.len() as u64 <= gap {
+            // Its head would keep more memory alive than the records themselves.
+            payload = Bytes::copy_from_slice(&payload);
+        }
         if crc32c(&payload) != section.crc {
             return Err(damaged("the records fail their checksum"));
         }
@@ -163,7 +167,7 @@ impl Core {
     ) -> Result<Bytes, ReadError> {
         let mut buffer = self.buffers.take(length);
         let read = read_full_at(&*segment.file, &mut buffer[..length], offset)
-            .map_err(|error| Fault::new("read", segment.name(), &error))?;
+            .map_err(|error| Fault::read(segment.name(), offset, length, &error))?;
         let mut bytes = self.buffers.share(buffer);
         bytes.truncate(read);
         Ok(bytes)
@@ -252,15 +256,16 @@ pub(crate) struct IndexAt {
 
 /// Finds the index of a sealed segment by its trailer; `None` when there is none that verifies.
 pub(crate) fn find_index(segment: &Segment) -> Result<Option<IndexAt>, ReadError> {
-    let fault = |error: std::io::Error| Fault::new("read", segment.name(), &error);
     let at = segment.size - TRAILER_BYTES;
     let mut bytes = [0; segment::BYTES];
-    let read = read_full_at(&*segment.file, &mut bytes, at).map_err(fault)?;
+    let read = read_full_at(&*segment.file, &mut bytes, at)
+        .map_err(|error| Fault::read(segment.name(), at, segment::BYTES, &error))?;
     let Some(trailer) = Trailer::decode(&bytes[..read], segment.place(at)) else {
         return Ok(None);
     };
     let mut head = [0; HEADER_BYTES + 2 * frame::SECTION_BYTES];
-    let read = read_full_at(&*segment.file, &mut head, trailer.offset).map_err(fault)?;
+    let read = read_full_at(&*segment.file, &mut head, trailer.offset)
+        .map_err(|error| Fault::read(segment.name(), trailer.offset, head.len(), &error))?;
     Ok(index_at(segment, &head[..read], trailer.offset))
 }
 
@@ -295,8 +300,10 @@ pub(crate) fn read_directory(
 ) -> Result<Option<Vec<DirectoryEntry>>, ReadError> {
     // Bounded: the index lies within the segment.
     let mut bytes = vec![0; index.directory.length as usize];
-    let read = read_full_at(&*segment.file, &mut bytes, index.directory_at)
-        .map_err(|error| Fault::new("read", segment.name(), &error))?;
+    let at = index.directory_at;
+    let read = read_full_at(&*segment.file, &mut bytes, at).map_err(|error| {
+        Fault::read(segment.name(), at, index.directory.length as usize, &error)
+    })?;
     if read < bytes.len() || crc32c(&bytes) != index.directory.crc {
         return Ok(None);
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::segment::Segment;
 use super::view::Extent;
 use super::writer::{Active, Staged, Writer, plain_section};
-use super::{Core, Counters};
+use super::{Core, Counters, LOGS_AT_ONCE};
 use crate::error::{Error, Fault};
 use crate::files::write_all_at;
 use crate::format::TRAILER_BYTES;
@@ -99,14 +99,18 @@ impl Core {
         let mut places = logs.clone();
         places.sort_unstable();
         places.dedup();
-        let state = self.state.lock();
-        let logs = places.into_iter().filter_map(|place| {
-            let log = state.logs.get(place as usize)?.as_ref()?;
-            let view = log.inner.view.read();
-            SealedLog::new(place, view.shape.number, view.extent_in(segment)?)
-        });
+        let mut logs = Vec::with_capacity(places.len());
+        // A few at a time, so that nobody who hands a commit in waits for many.
+        for places in places.chunks(LOGS_AT_ONCE) {
+            let state = self.state.lock();
+            logs.extend(places.iter().filter_map(|place| {
+                let log = state.logs.get(*place as usize)?.as_ref()?;
+                let view = log.inner.view.read();
+                SealedLog::new(*place, view.shape.number, view.extent_in(segment)?)
+            }));
+        }
         let (segment, mark) = (Arc::clone(segment), self.durable_lsn());
-        Seal { at: *tail, lsn, epoch: writer.epoch, mark, logs: logs.collect(), segment }
+        Seal { at: *tail, lsn, epoch: writer.epoch, mark, logs, segment }
     }
 
     /// Writes the indexes that segments left behind have to get, and forgets in memory what they
@@ -119,10 +123,12 @@ impl Core {
         }
         while let Some(seal) = self.space.next_seal() {
             Counters::add(&self.counters.bytes, seal.write()?);
-            let state = self.state.lock();
-            for log in &seal.logs {
-                if let Some(log) = state.logs.get(log.place as usize).and_then(Option::as_ref) {
-                    log.inner.view.write().seal(&seal.segment);
+            for logs in seal.logs.chunks(LOGS_AT_ONCE) {
+                let state = self.state.lock();
+                for log in logs {
+                    if let Some(log) = state.logs.get(log.place as usize).and_then(Option::as_ref) {
+                        log.inner.view.write().seal(&seal.segment);
+                    }
                 }
             }
         }

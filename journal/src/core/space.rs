@@ -10,13 +10,15 @@ use parking_lot::{Condvar, Mutex};
 
 use super::seal::Seal;
 use super::segment::Segment;
-use crate::error::{Fault, LogName};
+use crate::error::{Fault, FullCause, LogName};
 use crate::files::{File, Files, write_all_at};
 use crate::format::manifest::{Manifest, SLOT_BYTES, segment_name};
 use crate::format::segment::SegmentHeader;
 use crate::mutant::Mutant;
 
 pub(crate) const MANIFEST: &str = "manifest";
+/// The operation that opens a new segment file.
+const CREATE: &str = "create";
 /// Zeros are written and synced in pieces of this size, so that no commit waits behind a large
 /// flush...
 const ZERO_BYTES: u64 = 128 << 10;
@@ -26,6 +28,10 @@ const ZERO_BYTES_LATE: u64 = 256 << 10;
 const ZERO_BYTES_QUIET: u64 = 1 << 20;
 /// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
 const AHEAD: u64 = 100;
+
+/// After this time it is tried again to prepare a segment, when the disk or the process had no room
+/// for one.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The segments, behind a short lock.
 #[derive(Debug)]
@@ -60,8 +66,12 @@ struct Inner {
     next_sequence: u64,
     /// The segment whose table is durable; only older ones can go.
     base: u64,
-    /// No spare can be prepared until something is released.
+    /// No spare can be prepared until something is released, or until it is tried again.
     stuck: bool,
+    /// Why no spare could be prepared the last time.
+    cause: Option<FullCause>,
+    /// When that was last tried again, by the clock of `work`.
+    last_try: u64,
     /// Counts what may end that.
     hopes: u64,
     /// A commit waits for a spare.
@@ -70,6 +80,18 @@ struct Inner {
     /// written would only get in its way.
     rotating: bool,
     stopped: bool,
+}
+
+impl Inner {
+    /// Whether preparing fails for a reason that may pass without the journal being told.
+    fn may_pass(&self) -> bool {
+        self.stuck && matches!(self.cause, Some(FullCause::Disk { .. }))
+    }
+}
+
+/// A time in nanoseconds, or the longest one that can be told.
+pub(crate) fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What came of waiting for a spare.
@@ -96,8 +118,8 @@ pub(crate) struct Census {
 /// Why no segment could be prepared.
 #[derive(Debug)]
 pub(crate) enum PrepareError {
-    /// No room: on the disk, or by the options.
-    Full,
+    /// Not now: there is no room, or no file to be had. Nothing has changed.
+    Full(FullCause),
     Fault(Fault),
 }
 
@@ -129,6 +151,8 @@ impl Space {
             next_sequence: census.next_sequence,
             base: census.base,
             stuck: false,
+            cause: None,
+            last_try: 0,
             hopes: 0,
             // Whoever opens the journal waits for the first one.
             urgent: true,
@@ -246,10 +270,27 @@ impl Space {
     }
 
     /// No segment could be prepared, by what was known after so many calls of `retry`.
-    pub(crate) fn set_stuck(&self, hopes: u64) {
+    pub(crate) fn set_stuck(&self, hopes: u64, cause: FullCause) {
         let mut inner = self.inner.lock();
         inner.stuck = inner.hopes == hopes;
+        inner.cause = Some(cause);
         self.changed.notify_all();
+    }
+
+    /// Why the last spare could not be prepared.
+    pub(crate) fn cause(&self) -> Option<FullCause> {
+        self.inner.lock().cause.clone()
+    }
+
+    /// Whether preparing failed for a reason outside the journal, and is due to be tried again, by
+    /// the clock of `work`.
+    pub(crate) fn try_again(&self, now: u64) -> bool {
+        let mut inner = self.inner.lock();
+        let due = inner.may_pass() && now.saturating_sub(inner.last_try) >= nanos(RETRY_AFTER);
+        if due {
+            inner.last_try = now;
+        }
+        due
     }
 
     /// Ends all waiting.
@@ -277,11 +318,17 @@ impl Space {
         }
     }
 
-    /// Waits until there is something to do.
+    /// Waits until there is something to do. Ends at the latest when the journal is closed.
     pub(crate) fn wait_for_need(&self) -> Need {
         let mut inner = self.inner.lock();
         loop {
             match Self::need_of(&inner) {
+                Need::Nothing if inner.may_pass() => {
+                    let waited = self.changed.wait_for(&mut inner, RETRY_AFTER);
+                    if waited.timed_out() && inner.may_pass() && !inner.stopped {
+                        return Need::Spare;
+                    }
+                }
                 Need::Nothing => self.changed.wait(&mut inner),
                 need => return need,
             }
@@ -334,6 +381,7 @@ pub(crate) struct Keeper {
     live: Vec<Arc<Segment>>,
     file: Arc<dyn File>,
     segment_bytes: u64,
+    max_bytes: u64,
     max_files: usize,
     bytes_per_second: u64,
     mutant: Option<Mutant>,
@@ -353,6 +401,7 @@ impl Keeper {
             live,
             file,
             segment_bytes: options.segment_bytes,
+            max_bytes: options.max_bytes,
             max_files: options.max_segments(),
             bytes_per_second: options.prepare_rate(),
             mutant: options.mutant(),
@@ -360,6 +409,9 @@ impl Keeper {
     }
 
     /// Makes one segment ready for use. `durable` tells the highest durable LSN.
+    ///
+    /// When there is no room, everything is as it was: dead segments that have not been struck are
+    /// among the full ones again, and free files stay free.
     pub(crate) fn prepare(
         &mut self,
         space: &Space,
@@ -377,7 +429,21 @@ impl Keeper {
         };
         let Prepared { created, recycled, .. } = &space.prepared;
         let count = if file.is_some() { created } else { recycled };
-        let segment = self.prepare_slot(space, slot, file)?;
+        let segment = match self.prepare_slot(space, slot, file) {
+            Ok(segment) => segment,
+            Err(error) => {
+                let mut inner = space.inner.lock();
+                inner.free.push(slot);
+                // Those that `free_up` has struck are free files now.
+                let live = |segment: &&Arc<Segment>| {
+                    self.live.iter().any(|live| live.sequence == segment.sequence)
+                };
+                for segment in dead.iter().filter(live) {
+                    inner.sealed.insert(segment.sequence, Arc::clone(segment));
+                }
+                return Err(error);
+            }
+        };
         count.fetch_add(1, Ordering::Relaxed);
         self.strike(&dead);
         self.live.push(Arc::clone(&segment));
@@ -388,6 +454,7 @@ impl Keeper {
                 inner.free.push(dead.slot);
             }
         }
+        inner.stuck = false;
         inner.spares.push_back(segment);
         space.changed.notify_all();
         Ok(())
@@ -420,7 +487,8 @@ impl Keeper {
             (inner.next_slot, inner.files)
         };
         if files >= self.max_files {
-            return Err(PrepareError::Full);
+            let (segments, max_bytes) = (files, self.max_bytes);
+            return Err(PrepareError::Full(FullCause::Limit { segments, max_bytes }));
         }
         let name = segment_name(slot);
         match self.create_zeroed(space, &name) {
@@ -431,13 +499,15 @@ impl Keeper {
                 Ok((slot, Some(file)))
             }
             Err((operation, error)) => {
-                if is_full(&error) {
+                let full = is_full(error.kind());
+                if full {
                     // The part that was written must not keep the disk full. No manifest knows
                     // the file, so it does not matter whether this succeeds.
                     let _ = self.files.remove(&name);
-                    return Err(PrepareError::Full);
                 }
-                Err(Fault::new(operation, name, &error).into())
+                let fault = Fault::new(operation, name, &error);
+                // A file that cannot be had now, for want of a descriptor, can be had later.
+                if full || operation == CREATE { Err(not_now(fault)) } else { Err(fault.into()) }
             }
         }
     }
@@ -452,7 +522,7 @@ impl Keeper {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.files.open(name),
             other => other,
         };
-        let file = file.map_err(|error| ("create", error))?;
+        let file = file.map_err(|error| (CREATE, error))?;
         self.zero(space, &*file, 0)?;
         if !self.is(Mutant::NoDirSync) {
             self.files.sync_dir().map_err(|error| ("sync", error))?;
@@ -491,12 +561,12 @@ impl Keeper {
         space: &Space,
         slot: u32,
         file: Option<Arc<dyn File>>,
-    ) -> Result<Arc<Segment>, Fault> {
+    ) -> Result<Arc<Segment>, PrepareError> {
         let name = segment_name(slot);
         let fault = |operation, error: &io::Error| Fault::new(operation, name.clone(), error);
         let file = match file {
             Some(file) => file,
-            None => self.files.open(&name).map_err(|error| fault("open", &error))?,
+            None => self.files.open(&name).map_err(|error| not_now(fault("open", &error)))?,
         };
         let sequence = {
             let mut inner = space.inner.lock();
@@ -550,10 +620,16 @@ impl Keeper {
     }
 }
 
+/// A segment cannot be prepared now, for a reason outside the journal.
+fn not_now(fault: Fault) -> PrepareError {
+    tracing::warn!(target: "voussoir::journal", %fault, "no next segment: trying again");
+    PrepareError::Full(FullCause::Disk { fault })
+}
+
 /// Whether an error says that there is no room.
-fn is_full(error: &io::Error) -> bool {
+pub(crate) fn is_full(kind: io::ErrorKind) -> bool {
     matches!(
-        error.kind(),
+        kind,
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
     )
 }
@@ -583,7 +659,7 @@ mod tests {
 
     #[test]
     fn only_lack_of_room_counts_as_full() {
-        assert!(is_full(&io::ErrorKind::StorageFull.into()));
-        assert!(!is_full(&io::ErrorKind::PermissionDenied.into()));
+        assert!(is_full(io::ErrorKind::StorageFull));
+        assert!(!is_full(io::ErrorKind::PermissionDenied));
     }
 }

@@ -259,7 +259,8 @@ impl Core {
         if self.refusal().is_some() {
             return Work::Idle;
         }
-        if self.options.manual && self.space.need() == super::space::Need::Spare {
+        let wanted = || self.space.need() == super::space::Need::Spare || self.space.try_again(now);
+        if self.options.manual && wanted() {
             match self.prepare() {
                 Ok(true) => return Work::Prepared,
                 Ok(false) => {}
@@ -270,7 +271,7 @@ impl Core {
             }
         }
         let last = self.writer.lock().last_activity;
-        let due = last.saturating_add(self.options.idle_mark.as_nanos() as u64);
+        let due = last.saturating_add(super::space::nanos(self.options.idle_mark));
         if now < due {
             return Work::Idle;
         }

@@ -15,7 +15,7 @@ use crate::error::Fault;
 use crate::files::{write_all_at, write_all_vectored};
 use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKind};
 use crate::format::index::{self, DIRECTORY_ENTRY, ENTRY};
-use crate::format::table::{Table, TableEntry};
+use crate::format::table;
 use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, frame, padded};
 use crate::mutant::Mutant;
 
@@ -423,27 +423,26 @@ impl Core {
     }
 
     /// Stages the table of all logs, as what has been written left them.
+    ///
+    /// The state is locked for a few logs at a time, so that nobody who hands a commit in waits for
+    /// a table of many logs. Nothing in it changes meanwhile: only whoever writes takes commits.
     pub(crate) fn stage_table(&self, writer: &mut Writer) {
-        let state = self.state.lock();
-        let logs = state.existing().map(|log| {
-            let (shape, name) = (log.taken, log.inner.name());
-            let forget_release = self.is(Mutant::ReleaseForgotten);
-            let forget_truncate = self.is(Mutant::TruncateForgotten);
-            TableEntry {
-                number: shape.number,
-                namespace: name.namespace.clone(),
-                id: name.id,
-                first: if forget_release { 0 } else { shape.first },
-                end: if forget_truncate { shape.end + 1 } else { shape.end },
-                last: log.last,
-                damage: shape.damage,
+        let (names_missing, next_number) = {
+            let state = self.state.lock();
+            (state.names_missing, state.next_number)
+        };
+        let mut table = table::Encoder::new(names_missing);
+        self.each_existing(|log| {
+            let (mut shape, name) = (log.taken, log.inner.name());
+            if self.is(Mutant::ReleaseForgotten) {
+                shape.first = 0;
             }
+            if self.is(Mutant::TruncateForgotten) {
+                shape.end += 1;
+            }
+            table.push(&name.namespace, name.id, &shape, log.last);
         });
-        let table = Table { names_missing: state.names_missing, logs: logs.collect() };
-        let next_number = state.next_number;
-        drop(state);
-        let payload = table.encode();
-        let count = table.logs.len();
+        let (payload, count) = table.finish();
         let section = plain_section(SectionKind::Table, next_number, count, &payload);
         let lsn = writer.take_lsn();
         writer.active.first_lsn = lsn;

@@ -1,7 +1,8 @@
 //! A simulated disk that loses power: the proof that what was acknowledged survives.
 //!
 //! [`CrashFiles`] keeps apart what reads show (the page cache) and what the disk holds. Data moves
-//! from one to the other by `sync_data`, names by `sync_dir`, and by nothing else. A
+//! from one to the other by `sync_data`, names by `sync_dir`, and by nothing else,
+//! unless the disk [ages](CrashFiles::set_aging). A
 //! [`power_loss`](CrashFiles::power_loss) leaves any outcome that a disk may: each unsynced write
 //! kept, lost, torn at a sector or a byte, or scattered by sectors, in any order between files and
 //! within one; file sizes ahead of their data, with zeros or old blocks showing; each unsynced
@@ -9,7 +10,8 @@
 //! they run. All of it follows from one seed.
 //!
 //! Two things are taken as given, as SQLite and PostgreSQL take them: a write never damages bytes
-//! outside its own range, and a rename is atomic.
+//! outside its own range, unless the disk is [fragile](CrashFiles::set_fragile), and a rename is
+//! atomic. A sync keeps its word, unless a fault makes it [lie](Effect::LieSync).
 //!
 //! ```
 //! use voussoir_journal::files::crash::{CrashFiles, Loss};
@@ -108,6 +110,31 @@ impl CrashFiles {
     /// overwriting, renaming and removing work. `None` (the default) is no bound.
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.disk.lock().capacity = bytes;
+    }
+
+    /// The sum of the file sizes, in bytes.
+    pub fn used(&self) -> u64 {
+        self.disk.lock().used_bytes()
+    }
+
+    /// Lets what nobody has synced reach the disk by itself, as a kernel does after some time: one
+    /// page for `one_in` writes on average. `None` (the default) is never. A page that has reached
+    /// the disk survives a power loss, and a sync that fails.
+    pub fn set_aging(&self, one_in: Option<u32>) {
+        self.disk.lock().aging = one_in;
+    }
+
+    /// Makes the sector in which a power loss tears a write unreadable until it is written as a
+    /// whole, with what had been synced in it before: what a disk does that was writing the sector
+    /// when the power went.
+    pub fn set_fragile(&self, fragile: bool) {
+        self.disk.lock().fragile = fragile;
+    }
+
+    /// Fills all unreadable sectors with zeros, as an operator does (`hdparm --repair-sector`,
+    /// `dd`). Answers how many there were.
+    pub fn repair(&self) -> usize {
+        self.disk.lock().repair()
     }
 
     /// Flips bit `bit` (byte `bit / 8`, counted from the least significant) of a file, in what is

@@ -1,6 +1,7 @@
 //! The table of all logs, with which every segment begins.
 
 use super::{NAMESPACE_BYTES_MAX, padded, u16_at, u32_at, u64_at};
+use crate::core::shape::Shape;
 
 const HEAD: usize = 8;
 const ENTRY: usize = 64;
@@ -30,27 +31,65 @@ pub(crate) fn entry_bytes(namespace: &str) -> u64 {
     ENTRY as u64 + padded(namespace.len() as u64)
 }
 
-pub(crate) const HEAD_BYTES: u64 = HEAD as u64;
+/// Bytes of the frame of a table without logs.
+pub(crate) const FRAME_BYTES: u64 = HEAD as u64 + 128;
 
-impl Table {
-    pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(HEAD + self.logs.len() * (ENTRY + 16));
-        let flags = if self.names_missing { FLAG_NAMES_MISSING } else { 0 };
+/// Bytes of the frame of a table of logs in these namespaces.
+pub(crate) fn bytes<'a>(namespaces: impl Iterator<Item = &'a str>) -> u64 {
+    FRAME_BYTES + namespaces.map(entry_bytes).sum::<u64>()
+}
+
+/// The most that a table may take of a segment.
+pub(crate) fn bytes_max(segment_bytes: u64) -> u64 {
+    segment_bytes / 4
+}
+
+/// Builds the payload of a table log by log, without a copy of any name.
+#[derive(Debug)]
+pub(crate) struct Encoder {
+    out: Vec<u8>,
+    count: usize,
+}
+
+impl Encoder {
+    pub(crate) fn new(names_missing: bool) -> Self {
+        let flags = if names_missing { FLAG_NAMES_MISSING } else { 0 };
+        let mut out = flags.to_le_bytes().to_vec();
+        out.extend_from_slice(&[0; 4]);
+        Self { out, count: 0 }
+    }
+
+    pub(crate) fn push(&mut self, namespace: &str, id: u64, shape: &Shape, last: u64) {
+        let out = &mut self.out;
+        let (from, until) = shape.damage.unwrap_or((0, 0));
+        for number in [shape.number, shape.first, shape.end, last, id, from, until] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        let flags = if shape.damage.is_some() { FLAG_DAMAGED } else { 0 };
+        out.extend_from_slice(&(namespace.len() as u16).to_le_bytes());
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
+        out.extend_from_slice(namespace.as_bytes());
+        out.resize(padded(out.len() as u64) as usize, 0);
+        self.count += 1;
+    }
+
+    /// The payload, and how many logs it has.
+    pub(crate) fn finish(self) -> (Vec<u8>, usize) {
+        (self.out, self.count)
+    }
+}
+
+impl Table {
+    #[cfg(any(test, feature = "testing"))]
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut encoder = Encoder::new(self.names_missing);
         for log in &self.logs {
-            let (from, until) = log.damage.unwrap_or((0, 0));
-            for number in [log.number, log.first, log.end, log.last, log.id, from, until] {
-                out.extend_from_slice(&number.to_le_bytes());
-            }
-            let flags = if log.damage.is_some() { FLAG_DAMAGED } else { 0 };
-            out.extend_from_slice(&(log.namespace.len() as u16).to_le_bytes());
-            out.extend_from_slice(&flags.to_le_bytes());
-            out.extend_from_slice(&[0; 4]);
-            out.extend_from_slice(log.namespace.as_bytes());
-            out.resize(padded(out.len() as u64) as usize, 0);
+            let TableEntry { number, first, end, last, damage, .. } = *log;
+            let shape = Shape { number, first, end, damage };
+            encoder.push(&log.namespace, log.id, &shape, last);
         }
-        out
+        encoder.finish().0
     }
 
     /// `None` when the bytes, whose checksum held, are no table.

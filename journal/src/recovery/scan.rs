@@ -103,8 +103,9 @@ impl<'a> Scanner<'a> {
             self.window.resize(wanted, 0);
         }
         let from = offset + self.filled as u64;
+        let missing = wanted - self.filled;
         let read = read_full_at(&*self.segment.file, &mut self.window[self.filled..wanted], from)
-            .map_err(|error| Fault::new("read", self.segment.name(), &error))?;
+            .map_err(|error| Fault::read(self.segment.name(), from, missing, &error))?;
         self.filled += read;
         Ok(())
     }

@@ -189,7 +189,7 @@ fn works_when_full(disk: &CrashFiles, options: Options) {
     for round in 0..20 {
         let key = keys[1 + round % 2];
         let (error, end) = fill(&journal, key);
-        let Error::Full { pinned_by } = &error else { panic!("{error}") };
+        let Error::Full { pinned_by, .. } = &error else { panic!("{error}") };
         assert!(pinned_by.iter().any(|log| (&*log.namespace, log.id) == key), "{error}");
         assert!(error.is_retryable());
         let log = journal.log(key.0, key.1).unwrap();

@@ -101,13 +101,16 @@ struct Verdicts {
     shorter_tail: u64,
     log_reported: u64,
     open_refused: u64,
+    /// The journal went on in a new segment, behind the damage.
+    recovery_rotated: u64,
 }
 
 impl fmt::Display for Verdicts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { harmless, shorter_tail, log_reported, open_refused } = self;
+        let Self { harmless, shorter_tail, log_reported, open_refused, recovery_rotated } = self;
         write!(f, "{harmless} harmless, {shorter_tail} shortened the tail, ")?;
-        write!(f, "{log_reported} reported by log, {open_refused} reported by open")
+        write!(f, "{log_reported} reported by log, {open_refused} reported by open, ")?;
+        write!(f, "{recovery_rotated} recoveries rotated")
     }
 }
 
@@ -122,6 +125,7 @@ impl Recorded {
                 return Ok(());
             }
         };
+        verdicts.recovery_rotated += u64::from(journal.stats().rotations > 0);
         let (mut seen, mut damaged) = (World::new(), Vec::new());
         for key in KEYS {
             let log = journal.log(key.0, key.1).map_err(|error| error.to_string())?;
@@ -270,6 +274,7 @@ fn blocks_that_were_overwritten() {
     }
     println!("{verdicts}");
     assert!(verdicts.log_reported > 0 && verdicts.harmless > 0);
+    assert!(verdicts.recovery_rotated > 0 && verdicts.open_refused > 0);
 }
 
 #[test]

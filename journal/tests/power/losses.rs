@@ -12,18 +12,23 @@ use voussoir_sim::Situations;
 
 use crate::run::{Settings, Tally, run};
 
-/// What the random workloads have to reach. Which family reaches what is said at each test.
-pub(crate) static SITUATIONS: [&str; 10] = [
+/// What the random workloads count. What each family has to reach stands at its test.
+pub(crate) static SITUATIONS: [&str; 15] = [
     "a segment becomes full",
     "a segment is recycled",
-    "a mark is written",
+    "an idle journal is marked",
+    "appends are refused for want of room",
+    "appends resume after a refusal",
+    "the disk is full in a life that rotates",
     "an index has been lost",
     "a middle segment has been freed",
     "a middle segment has been freed, the index lost",
     "the newest segment has only its table",
+    "written commits are cut off",
+    "a commit is overtaken by a later one",
     "second crash inside a recovery",
     "failed sync, then a crash",
-    "the disk is full in a life that rotates",
+    "failed sync after pages reached the disk by themselves",
 ];
 
 /// Small commits, which the journal writes in the order of their submission.
@@ -68,7 +73,7 @@ pub(crate) fn unsynced() -> Settings {
 fn play(
     settings: &Settings,
     test: &str,
-    situations: &'static [&'static str],
+    situations: &[&str],
     enough: impl Fn(&Tally) -> bool + Sync,
 ) {
     let reached = Situations::new(&SITUATIONS);
@@ -135,23 +140,50 @@ fn acknowledged_commits_survive_in_order() {
             && tally.rotations >= power_losses() / 20
             && all_fired(&tally.disk)
     };
-    play(&in_order(), "acknowledged_commits_survive_in_order", &[], enough);
+    let situations = &[
+        "a segment becomes full",
+        "a segment is recycled",
+        "an idle journal is marked",
+        "an index has been lost",
+        "the newest segment has only its table",
+        "written commits are cut off",
+        "second crash inside a recovery",
+        "failed sync, then a crash",
+    ];
+    play(&in_order(), "acknowledged_commits_survive_in_order", situations, enough);
 }
 
 #[test]
 fn acknowledged_commits_survive_when_small_ones_overtake() {
     let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
-    play(&overtaking(), "acknowledged_commits_survive_when_small_ones_overtake", &[], enough);
+    let situations = &[
+        "a segment becomes full",
+        "a segment is recycled",
+        "an index has been lost",
+        "a commit is overtaken by a later one",
+    ];
+    let test = "acknowledged_commits_survive_when_small_ones_overtake";
+    play(&overtaking(), test, situations, enough);
 }
 
 #[test]
 fn what_was_lost_never_comes_back() {
     let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
-    play(&unsynced(), "what_was_lost_never_comes_back", &[], enough);
+    let situations = &[
+        "an idle journal is marked",
+        "written commits are cut off",
+        "second crash inside a recovery",
+        "failed sync, then a crash",
+    ];
+    play(&unsynced(), "what_was_lost_never_comes_back", situations, enough);
 }
 
 #[test]
 fn acknowledged_commits_survive_in_long_lives() {
-    let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 4;
-    play(&long_lives(), "acknowledged_commits_survive_in_long_lives", &SITUATIONS, enough);
+    let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 2;
+    let situations: Vec<&str> = SITUATIONS
+        .into_iter()
+        .filter(|name| *name != "a commit is overtaken by a later one")
+        .collect();
+    play(&long_lives(), "acknowledged_commits_survive_in_long_lives", &situations, enough);
 }

@@ -80,6 +80,27 @@ fn what_a_lost_release_had_freed_is_still_there() {
     assert_eq!(shows_what_was_used_again(in_order().options), None);
 }
 
+/// Several manifests are written in turn into two places; the power goes. One of them is whole.
+fn loses_the_manifest(options: Options) -> Option<String> {
+    let disk = CrashFiles::new(1);
+    let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+    let log = journal.log(KEYS[0].0, KEYS[0].1).unwrap();
+    while journal.stats().rotations < 3 {
+        journal.commit_blocking(Commit::new().append(&log, [[7; 900]])).unwrap();
+        journal.work(0);
+    }
+    (0..1_000).find_map(|seed| {
+        let disk = disk.fork(seed);
+        disk.power_loss(Loss::Any);
+        Journal::open_with(disk.mount(), options.clone()).err().map(|error| error.to_string())
+    })
+}
+
+#[test]
+fn one_manifest_is_always_whole() {
+    assert_eq!(loses_the_manifest(in_order().options), None);
+}
+
 /// The seeds of the random runs come first, then what is made for single rules.
 fn caught(mutant: Mutant) -> Option<String> {
     let families = [in_order(), unsynced(), in_order(), overtaking()];
@@ -99,6 +120,7 @@ fn caught(mutant: Mutant) -> Option<String> {
     let used_again = || again().map(|why| format!("used again: {why}"));
     cut_off
         .or_else(used_again)
+        .or_else(|| loses_the_manifest(options.clone()).map(|why| format!("manifest: {why}")))
         .or_else(|| flips::caught(options).map(|why| format!("flipped: {why}")))
 }
 

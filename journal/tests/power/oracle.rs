@@ -68,6 +68,8 @@ pub(crate) enum Survives {
     Nothing,
     Kill,
     PowerLoss,
+    /// Not a promise that the journal makes: syncs that lied, and sectors lost.
+    BadMedium,
 }
 
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use voussoir_journal::files::crash::{Counters, CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{
     Commit, Durability, Error, Health, Journal, Log, OpenError, Options, Outcome, ReadError,
-    Receipt, Report, Role, SegmentInfo, inspect,
+    Receipt, Report, Role, SegmentInfo, Work, inspect,
 };
 use voussoir_sim::Situations;
 
@@ -17,6 +17,8 @@ use crate::rng::Rng;
 use crate::workload::{KEYS, Workload};
 
 const IDLE_NANOS: u64 = 100_000_000;
+/// After this time a journal tries again to prepare a segment.
+const RETRY_NANOS: u64 = 1_000_000_000;
 
 /// What distinguishes one family of runs from another.
 #[derive(Clone, Debug)]
@@ -72,6 +74,11 @@ pub(crate) struct Run<'a> {
     now: u64,
     /// Few commits of this life are synced.
     lazy: bool,
+    /// The last append of this life was refused for want of room.
+    full: bool,
+    /// The commit of this life that was told last, and its LSN.
+    latest: usize,
+    lsn_told: u64,
     /// Counters of the disk when this life began.
     before: Counters,
     tally: Tally,
@@ -102,13 +109,20 @@ impl<'a> Run<'a> {
         traced: bool,
     ) -> Self {
         let workload = if settings.cold { Workload::with_cold_logs } else { Workload::new };
+        let disk = CrashFiles::new(seed);
+        if settings.cold && seed % 2 == 1 {
+            disk.set_aging(Some(2));
+        }
         Self {
-            disk: CrashFiles::new(seed),
+            disk,
             rng: Rng::new(seed),
             workload: workload(seed, settings.record_bytes_max),
             oracle: Oracle::new(settings.in_order),
             now: 0,
             lazy: false,
+            full: false,
+            latest: 0,
+            lsn_told: 0,
             before: Counters::default(),
             situations,
             tally: Tally::default(),
@@ -169,6 +183,10 @@ impl<'a> Run<'a> {
 
     /// Looks at the disk before it is opened: no crash is damage, and what it left is counted.
     fn look(&mut self) -> Result<(), String> {
+        if self.settings.options.__mutant.is_some() {
+            // `inspect` has no defect, and would not understand what one wrote.
+            return Ok(());
+        }
         let report = match inspect(&*self.disk.mount(), &mut |_| {}) {
             Ok(report) => report,
             // The first opening was cut off before it had created the manifest.
@@ -184,6 +202,9 @@ impl<'a> Run<'a> {
     }
 
     fn count_recovery(&self, report: &Report) {
+        if report.last_lsn < self.lsn_told {
+            self.situations.reached("written commits are cut off");
+        }
         for pair in report.segments.windows(2) {
             let [segment @ SegmentInfo { role: Role::Sealed, .. }, next] = pair else { continue };
             let behind_a_hole = next.first_lsn > segment.last_lsn + 2;
@@ -208,9 +229,10 @@ impl<'a> Run<'a> {
         let situations = self.situations;
         let failed = disk.dirty_dropped > self.before.dirty_dropped;
         situations.add("failed sync, then a crash", u64::from(failed));
+        let aged = failed && disk.aged > self.before.aged;
+        situations.add("failed sync after pages reached the disk by themselves", u64::from(aged));
         situations.add("a segment is recycled", stats.segments_recycled);
         situations.add("a segment becomes full", stats.rotations);
-        situations.add("a mark is written", stats.marks);
         let full = disk.no_space > self.before.no_space && stats.rotations > 0;
         situations.add("the disk is full in a life that rotates", u64::from(full));
     }
@@ -225,6 +247,7 @@ impl<'a> Run<'a> {
             Survives::PowerLoss
         };
         self.disk.heal();
+        self.disk.set_capacity(None);
         self.note(|| format!("crash: {survives:?}"));
         survives
     }
@@ -235,6 +258,8 @@ impl<'a> Run<'a> {
         self.lazy = self.settings.lazy || self.rng.one_in(3);
         let answers = Answers::default();
         self.before = self.disk.counters();
+        self.full = false;
+        (self.latest, self.lsn_told) = (0, 0);
         let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(self.settings.steps) };
         for _ in 0..steps {
             self.step(&journal, &answers)?;
@@ -264,6 +289,13 @@ impl<'a> Run<'a> {
             9 => Fault::new(Op::Any, nth, Effect::Fail),
             10 if !self.settings.buffered => Fault::new(Op::Any, nth, Effect::NoSpace),
             11 => Fault::new(Op::Any, When::OneIn(3), Effect::Short),
+            12 | 13 if !self.settings.buffered => {
+                // Somebody else fills the disk.
+                let room = self.rng.below(self.settings.options.segment_bytes / 2);
+                self.disk.set_capacity(Some(self.disk.used() + room));
+                self.note(|| format!("armed: {room} bytes of room"));
+                return;
+            }
             _ => return,
         };
         self.note(|| format!("armed: {fault:?}"));
@@ -278,8 +310,15 @@ impl<'a> Run<'a> {
                 self.note(|| "work".to_owned());
             }
             18 => {
-                self.now += IDLE_NANOS;
-                journal.work(self.now);
+                // Whoever filled the disk may free it again.
+                if self.full && self.rng.one_in(2) {
+                    self.disk.set_capacity(None);
+                    self.note(|| "room again".to_owned());
+                }
+                self.now += if self.full { RETRY_NANOS } else { IDLE_NANOS };
+                if journal.work(self.now) == Work::Marked {
+                    self.situations.reached("an idle journal is marked");
+                }
                 self.note(|| "idle, work".to_owned());
             }
             _ => self.check_reads(journal)?,
@@ -298,10 +337,21 @@ impl<'a> Run<'a> {
         let done = move |result| sink.lock().push((number, said(result)));
         match journal.submit(commit, done) {
             Ok(()) => {
+                let appends = |(_, change): &(_, Change)| matches!(change, Change::Append(_));
+                if self.full && changes.iter().any(appends) {
+                    self.full = false;
+                    self.situations.reached("appends resume after a refusal");
+                }
                 self.note(|| format!("submit {number} {survives:?}: {}", brief(&changes)));
                 self.oracle.submit(changes, survives);
             }
-            Err(error) => self.note(|| format!("refused: {error}")),
+            Err(error) => {
+                if matches!(error, Error::Full { .. }) {
+                    self.full = true;
+                    self.situations.reached("appends are refused for want of room");
+                }
+                self.note(|| format!("refused: {error}"));
+            }
         }
         Ok(())
     }
@@ -319,6 +369,14 @@ impl<'a> Run<'a> {
     fn collect(&mut self, answers: &Answers) {
         for (commit, said) in answers.lock().drain(..) {
             self.note(|| format!("commit {commit}: {said:?}"));
+            if let Said::Done(Some(lsn)) = said {
+                // Told in the order of LSNs.
+                if commit < self.latest {
+                    self.situations.reached("a commit is overtaken by a later one");
+                }
+                self.latest = commit;
+                self.lsn_told = lsn;
+            }
             self.oracle.report(commit, said);
         }
     }
@@ -332,6 +390,7 @@ impl<'a> Run<'a> {
     /// While the journal lives, a read shows what was acknowledged, and nothing else. Commits
     /// under way may show or not.
     fn check_reads(&mut self, journal: &Journal) -> Result<(), String> {
+        assert_eq!(journal.stats().logs, journal.logs().len());
         let nth = self.rng.below(8) as usize;
         let Some((key, state)) = self.oracle.tip().iter().nth(nth) else { return Ok(()) };
         let log = journal.log(key.0, key.1).map_err(|error| error.to_string())?;
@@ -371,7 +430,7 @@ pub(crate) fn build(
     let mut commit = Commit::new().durability(match survives {
         Survives::Nothing => Durability::Buffered,
         Survives::Kill => Durability::Written,
-        Survives::PowerLoss => Durability::Synced,
+        Survives::PowerLoss | Survives::BadMedium => Durability::Synced,
     });
     for ((namespace, id), change) in changes {
         let log = journal.log(namespace, *id).map_err(|error| error.to_string())?;

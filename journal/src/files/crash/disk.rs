@@ -1,14 +1,14 @@
 //! The state behind [`CrashFiles`](super::CrashFiles): what reads show, what the disk holds, and
 //! what lies between the two.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::fault::{Counters, Effect, Fault, Op};
-use super::image::Image;
+use super::image::{Image, PAGE_BYTES};
 use super::rng::Rng;
 
 /// The unit that a disk writes or does not.
@@ -28,6 +28,10 @@ pub(super) struct Disk {
     pub(super) durable_names: BTreeMap<String, u64>,
     pub(super) pending_names: Vec<Entry>,
     pub(super) capacity: Option<u64>,
+    /// One page reaches the disk by itself for so many writes.
+    pub(super) aging: Option<u32>,
+    /// A power loss makes the sector unreadable in which a write is torn.
+    pub(super) fragile: bool,
     pub(super) faults: Vec<Fault>,
     pub(super) counters: Counters,
 }
@@ -38,6 +42,8 @@ pub(super) struct Inode {
     pub(super) durable: Image,
     /// Writes since the last good sync, in order.
     pub(super) pending: Vec<Write>,
+    /// Sectors that cannot be read until they are written as a whole.
+    pub(super) unreadable: BTreeSet<u64>,
     /// Cloned into each handle: a removed file lives as long as its last handle.
     pub(super) handles: Arc<()>,
 }
@@ -69,6 +75,8 @@ impl Disk {
             durable_names: BTreeMap::new(),
             pending_names: Vec::new(),
             capacity: None,
+            aging: None,
+            fragile: false,
             faults: Vec::new(),
             counters: Counters::default(),
         }
@@ -87,8 +95,8 @@ impl Disk {
         let Some(effect) = effect else { return Ok(None) };
         let passes_on = match op {
             Op::Read => matches!(effect, Effect::Short | Effect::FlipRead),
-            Op::Write => effect != Effect::FlipRead && effect != Effect::DropDirty,
-            Op::Sync => effect == Effect::DropDirty,
+            Op::Write => !matches!(effect, Effect::FlipRead | Effect::DropDirty | Effect::LieSync),
+            Op::Sync => matches!(effect, Effect::DropDirty | Effect::LieSync),
             _ => false,
         };
         if passes_on { Ok(Some(effect)) } else { Err(self.refuse(effect)) }
@@ -183,6 +191,7 @@ impl Disk {
             self.counters.short += 1;
             wanted = 1 + self.rng.below(wanted as u64 - 1) as usize;
         }
+        self.inode(inode)?.check_readable(offset, wanted as u64)?;
         let read = self.inode(inode)?.seen.read(&mut buf[..wanted], offset);
         if effect == Some(Effect::FlipRead) && read > 0 {
             self.counters.flips += 1;
@@ -221,6 +230,10 @@ impl Disk {
 
     pub(super) fn sync(&mut self, inode: u64) -> io::Result<()> {
         let effect = self.begin(Op::Sync)?;
+        if effect == Some(Effect::LieSync) {
+            self.counters.lied += 1;
+            return Ok(());
+        }
         if effect.is_some() {
             self.counters.dirty_dropped += 1;
             self.inode(inode)?.pending.clear();
@@ -252,6 +265,21 @@ impl Disk {
         true
     }
 
+    pub(super) fn repair(&mut self) -> usize {
+        let mut repaired = 0;
+        for file in self.inodes.values_mut() {
+            for sector in std::mem::take(&mut file.unreadable) {
+                repaired += 1;
+                let at = sector * SECTOR_BYTES;
+                for image in [&mut file.seen, &mut file.durable] {
+                    let room = image.len().saturating_sub(at).min(SECTOR_BYTES);
+                    image.write(&[0; SECTOR_BYTES as usize][..room as usize], at);
+                }
+            }
+        }
+        repaired
+    }
+
     pub(super) fn overwrite(&mut self, name: &str, offset: u64, bytes: &[u8]) {
         let Some(file) = self.names.get(name).and_then(|inode| self.inodes.get_mut(inode)) else {
             return;
@@ -264,11 +292,32 @@ impl Disk {
 
     fn store(&mut self, inode: u64, data: Bytes, offset: u64) -> io::Result<()> {
         let file = self.inode(inode)?;
+        file.check_writable(offset, data.len() as u64)?;
         file.seen.write(&data, offset);
         if !data.is_empty() {
             file.pending.push(Write { offset, data });
         }
+        self.age();
         Ok(())
+    }
+
+    /// Writes a page back that nobody has synced, now and then: what the kernel does after some
+    /// time, or when it needs the memory.
+    fn age(&mut self) {
+        let Some(one_in) = self.aging else { return };
+        if !self.rng.one_in(u64::from(one_in)) {
+            return;
+        }
+        let dirty = |(inode, file): (&u64, &Inode)| (!file.pending.is_empty()).then_some(*inode);
+        let dirty: Vec<u64> = self.inodes.iter().filter_map(dirty).collect();
+        let Some(inode) = dirty.get(self.rng.below(dirty.len() as u64) as usize) else { return };
+        let nth = self.rng.next();
+        if let Some(file) = self.inodes.get_mut(inode) {
+            let write = &file.pending[(nth % file.pending.len() as u64) as usize];
+            let page = (write.offset + nth % write.data.len() as u64) / PAGE_BYTES as u64;
+            file.write_back(page);
+            self.counters.aged += 1;
+        }
     }
 
     /// Reads of the right place show the write, out of the page cache; the disk has it elsewhere.
@@ -294,9 +343,12 @@ impl Disk {
         Ok(length.min(usize::try_from(room).unwrap_or(usize::MAX)))
     }
 
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.names.values().map(|inode| self.inodes[inode].seen.len()).sum()
+    }
+
     fn free_bytes(&self) -> Option<u64> {
-        let used: u64 = self.names.values().map(|inode| self.inodes[inode].seen.len()).sum();
-        self.capacity.map(|capacity| capacity.saturating_sub(used))
+        self.capacity.map(|capacity| capacity.saturating_sub(self.used_bytes()))
     }
 
     fn lookup(&self, name: &str) -> io::Result<u64> {
@@ -305,6 +357,45 @@ impl Disk {
 
     fn inode(&mut self, inode: u64) -> io::Result<&mut Inode> {
         self.inodes.get_mut(&inode).ok_or_else(|| ErrorKind::NotFound.into())
+    }
+}
+
+impl Inode {
+    /// Everything that is pending for a page reaches the disk, in the order of the writes; what
+    /// the writes hold beside it stays pending.
+    fn write_back(&mut self, page: u64) {
+        let (from, to) = (page * PAGE_BYTES as u64, (page + 1) * PAGE_BYTES as u64);
+        for write in std::mem::take(&mut self.pending) {
+            let Write { offset, data } = write;
+            let cut = |at: u64| at.saturating_sub(offset).min(data.len() as u64) as usize;
+            let (start, end) = (cut(from), cut(to));
+            self.durable.write(&data[start..end], offset + start as u64);
+            for rest in [0..start, end..data.len()] {
+                if !rest.is_empty() {
+                    let at = offset + rest.start as u64;
+                    self.pending.push(Write { offset: at, data: data.slice(rest) });
+                }
+            }
+        }
+    }
+
+    fn check_readable(&self, offset: u64, length: u64) -> io::Result<()> {
+        let end = (offset + length).div_ceil(SECTOR_BYTES);
+        match self.unreadable.range(offset / SECTOR_BYTES..end).next() {
+            None => Ok(()),
+            Some(sector) => Err(io::Error::other(format!("sector {sector} is unreadable"))),
+        }
+    }
+
+    /// A sector that cannot be read can only be written as a whole, and can be read then.
+    fn check_writable(&mut self, offset: u64, length: u64) -> io::Result<()> {
+        let whole = offset.div_ceil(SECTOR_BYTES)..(offset + length) / SECTOR_BYTES;
+        let touched = offset / SECTOR_BYTES..(offset + length).div_ceil(SECTOR_BYTES);
+        if self.unreadable.range(touched).any(|sector| !whole.contains(sector)) {
+            return self.check_readable(offset, length);
+        }
+        self.unreadable.retain(|sector| !whole.contains(sector));
+        Ok(())
     }
 }
 

@@ -60,6 +60,9 @@ pub enum Effect {
     /// The sync fails, and every write since the last good one is forgotten by the disk, though
     /// reads still show it: what Linux does after an error in writeback. The next sync succeeds.
     DropDirty,
+    /// The sync reports success and does nothing: a disk with a volatile cache that ignores
+    /// flushes. What was written stays as unsynced as it was.
+    LieSync,
     /// The write reports success and reads show it, but on the disk it lands elsewhere: at
     /// another offset or in another file.
     Misdirect,
@@ -170,6 +173,12 @@ counters! {
     short,
     /// Syncs that failed and dropped their dirty pages.
     dirty_dropped,
+    /// Syncs that reported success and did nothing.
+    lied,
+    /// Pages that reached the disk by themselves.
+    aged,
+    /// Sectors that became unreadable because a write to them was torn.
+    unreadable,
     /// Writes that landed elsewhere.
     misdirected,
     /// Bits flipped, in reads or on the disk.

@@ -42,7 +42,11 @@ impl Disk {
         let donors: Vec<Image> = self.inodes.values().map(|file| file.durable.clone()).collect();
         for file in self.inodes.values_mut() {
             let donor = &donors[self.rng.below(donors.len() as u64) as usize];
-            settle(file, loss, donor, &mut self.rng, &mut self.counters);
+            let torn = settle(file, loss, donor, &mut self.rng, &mut self.counters);
+            if self.fragile {
+                self.counters.unreadable += torn.len() as u64;
+                file.unreadable.extend(torn);
+            }
         }
         self.restart();
         let names = &self.names;
@@ -77,7 +81,15 @@ impl Disk {
     }
 }
 
-fn settle(file: &mut Inode, loss: Loss, donor: &Image, rng: &mut Rng, counters: &mut Counters) {
+/// Decides about all that is pending in a file. Answers the sectors in which a write was torn.
+fn settle(
+    file: &mut Inode,
+    loss: Loss,
+    donor: &Image,
+    rng: &mut Rng,
+    counters: &mut Counters,
+) -> Vec<u64> {
+    let mut torn = Vec::new();
     let pending = std::mem::take(&mut file.pending);
     let mut style = match loss {
         Loss::Everything => None,
@@ -97,6 +109,10 @@ fn settle(file: &mut Inode, loss: Loss, donor: &Image, rng: &mut Rng, counters: 
         reordered |= lost_one && bytes > 0;
         lost_one |= bytes == 0;
         for range in kept {
+            let end = write.offset + range.end as u64;
+            if range.end < write.data.len() && !end.is_multiple_of(SECTOR_BYTES) {
+                torn.push(end / SECTOR_BYTES);
+            }
             file.durable.write(&write.data[range.clone()], write.offset + range.start as u64);
         }
     }
@@ -105,6 +121,7 @@ fn settle(file: &mut Inode, loss: Loss, donor: &Image, rng: &mut Rng, counters: 
         size_ahead(file, donor, rng, counters);
     }
     file.seen = file.durable.clone();
+    torn
 }
 
 impl Style {

@@ -273,3 +273,68 @@ fn equal_seeds_give_equal_disks() {
     assert_eq!(run(5), run(5));
     assert!((0..5).any(|seed| run(seed) != run(seed + 1)));
 }
+
+#[test]
+fn a_sync_that_lies_syncs_nothing() {
+    let (disk, file) = with_file(1, b"hello");
+    disk.inject(Fault::new(Op::Sync, When::Nth(0), Effect::LieSync));
+    write(&*file, b"J", 0);
+    file.sync_data().unwrap();
+    assert_eq!((content(&disk, NAME).unwrap(), disk.counters().lied), (b"Jello".to_vec(), 1));
+    let lost = disk.fork(1);
+    lost.power_loss(Loss::Everything);
+    assert_eq!(content(&lost, NAME).unwrap(), b"hello");
+    // The next honest one makes good for it.
+    file.sync_data().unwrap();
+    disk.power_loss(Loss::Everything);
+    assert_eq!(content(&disk, NAME).unwrap(), b"Jello");
+}
+
+#[test]
+fn what_ages_survives_page_by_page_and_never_turns_back() {
+    let (disk, file) = with_file(1, &[0; 12_288]);
+    disk.set_aging(Some(2));
+    for round in 1..=40 {
+        write(&*file, &[round; 6_000], 2_000);
+    }
+    assert!(disk.counters().aged > 5, "{}", disk.counters());
+    let after = |loss| {
+        let disk = disk.fork(3);
+        disk.power_loss(loss);
+        content(&disk, NAME).unwrap()
+    };
+    assert_eq!(after(Loss::Nothing)[2_000..8_000], [40; 6_000]);
+    let aged = after(Loss::Everything);
+    assert!(aged.iter().any(|byte| *byte > 0) && aged != after(Loss::Nothing));
+    assert!(aged[..2_000].iter().chain(&aged[8_000..]).all(|byte| *byte == 0));
+    for page in aged.chunks(4_096) {
+        let mut written: Vec<u8> = page.iter().copied().filter(|byte| *byte > 0).collect();
+        written.dedup();
+        assert!(written.len() <= 1, "a page is written back as a whole: {written:?}");
+    }
+}
+
+#[test]
+fn a_torn_sector_of_a_fragile_disk_cannot_be_read_until_it_is_written() {
+    let (disk, file) = with_file(1, &[7; 2_048]);
+    disk.set_fragile(true);
+    write(&*file, &[1; 700], 300);
+    let torn = (0..).map(|seed| {
+        let disk = disk.fork(seed);
+        disk.power_loss(Loss::Any);
+        disk
+    });
+    let disk = torn.into_iter().find(|disk| disk.counters().unreadable > 0).unwrap();
+    let file = disk.mount().open(NAME).unwrap();
+    let mut buf = [0; 512];
+    let readable = |at: u64, buf: &mut [u8]| file.read_at(buf, at * 512).is_ok();
+    let bad: Vec<u64> = (0..4).filter(|at| !readable(*at, &mut buf)).collect();
+    assert_eq!(bad.len(), 1);
+    assert!(file.write_at(&[IoSlice::new(&[2; 10])], bad[0] * 512).is_err(), "a part of it");
+    let other = disk.fork(1);
+    write(&*file, &[2; 512], bad[0] * 512);
+    assert!(readable(bad[0], &mut buf) && buf == [2; 512]);
+    assert_eq!((other.repair(), other.repair()), (1, 0));
+    let zeroed = content(&other, NAME).unwrap();
+    assert_eq!(zeroed[bad[0] as usize * 512..][..512], [0; 512]);
+}

@@ -1,0 +1,96 @@
+//! Directories of the operating system: who may open them, and what looking at one leaves behind.
+
+use std::fs;
+use std::io::{ErrorKind, IoSlice};
+use std::path::{Path, PathBuf};
+
+use voussoir_journal::{Commit, DiskFiles, Files, Journal, OpenError, Options, inspect};
+
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let name = format!("voussoir-disk-{name}-{}", std::process::id());
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn options() -> Options {
+    let mut options = Options::manual();
+    (options.segment_bytes, options.max_bytes) = (64 << 10, 1 << 20);
+    options
+}
+
+fn written(dir: &Path) -> Journal {
+    let journal = Journal::open(dir, options()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    journal.commit_blocking(Commit::new().append(&log, ["kept"])).unwrap();
+    journal
+}
+
+#[test]
+#[cfg(unix)]
+fn without_its_lock_file_a_directory_still_has_one_owner() {
+    let dir = Directory::new("owner");
+    let journal = written(&dir.0);
+    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    fs::remove_file(dir.0.join("lock")).unwrap();
+    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    let files = DiskFiles::existing(&dir.0).unwrap();
+    assert_eq!(inspect(&files, &mut |_| {}).err(), Some(OpenError::InUse));
+    journal.close().unwrap();
+    Journal::open(&dir.0, options()).unwrap().close().unwrap();
+}
+
+/// A process of an older version locks the file alone.
+#[test]
+fn the_lock_file_alone_keeps_others_out_too() {
+    let dir = Directory::new("file");
+    written(&dir.0).close().unwrap();
+    let held = fs::File::open(dir.0.join("lock")).unwrap();
+    held.try_lock().unwrap();
+    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    let files = DiskFiles::existing(&dir.0).unwrap();
+    assert_eq!(inspect(&files, &mut |_| {}).err(), Some(OpenError::InUse));
+    drop(held);
+    Journal::open(&dir.0, options()).unwrap().close().unwrap();
+}
+
+#[test]
+fn looking_at_a_directory_writes_nothing() {
+    let dir = Directory::new("look");
+    written(&dir.0).close().unwrap();
+    fs::remove_file(dir.0.join("lock")).unwrap();
+    let content = || {
+        let names = fs::read_dir(&dir.0).unwrap().map(|entry| entry.unwrap().path());
+        let mut files: Vec<_> = names.map(|path| (fs::read(&path).unwrap(), path)).collect();
+        files.sort_unstable();
+        files
+    };
+    let before = content();
+    let files = DiskFiles::existing(&dir.0).unwrap();
+    let report = inspect(&files, &mut |_| {}).unwrap();
+    assert!(report.problems.is_empty() && report.logs.len() == 1, "{report:?}");
+    assert!(content() == before);
+
+    // As on a read-only file system: no file is opened for writing, and nothing is created.
+    let file = files.open("segment-00000000").unwrap();
+    file.write_at(&[IoSlice::new(b"x")], 0).unwrap_err();
+    let refused = [
+        files.create("new").err(),
+        files.rename("manifest", "aside").err(),
+        files.remove("manifest").err(),
+        files.sync_dir().err(),
+    ];
+    for error in refused {
+        assert_eq!(error.unwrap().kind(), ErrorKind::ReadOnlyFilesystem);
+    }
+    assert!(content() == before);
+    assert_eq!(DiskFiles::existing(dir.0.join("none")).err().unwrap().kind(), ErrorKind::NotFound);
+}

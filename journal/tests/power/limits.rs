@@ -1,0 +1,302 @@
+//! Each limit: what is said when it is met, and what ends that.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
+use voussoir_journal::{
+    Commit, Durability, Error, FullCause, Health, Journal, Log, MemoryFiles, OpenError, Options,
+    Work,
+};
+
+use crate::losses::in_order;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn manual() -> Options {
+    in_order().options
+}
+
+fn append(journal: &Journal, log: &Log, bytes: usize) -> Result<(), Error> {
+    journal.commit_blocking(Commit::new().append(log, [vec![7; bytes]])).map(drop)
+}
+
+/// Appends until the journal refuses.
+fn fill(journal: &Journal, log: &Log) -> Error {
+    loop {
+        if let Err(error) = append(journal, log, 900) {
+            return error;
+        }
+    }
+}
+
+/// The manifest and three segments and a half fit.
+fn nearly_full() -> CrashFiles {
+    let disk = CrashFiles::new(1);
+    disk.set_capacity(Some((128 << 10) + 7 * (64 << 10) / 2));
+    disk
+}
+
+#[test]
+fn a_full_disk_is_told_from_the_limit_of_the_options() {
+    let disk = nearly_full();
+    let journal = Journal::open_with(disk.mount(), manual()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let error = fill(&journal, &log);
+    let Error::Full { cause: FullCause::Disk { fault }, .. } = &error else { panic!("{error}") };
+    assert_eq!((fault.operation, &*fault.name), ("write", "segment-00000003"));
+    assert_eq!(fault.kind, std::io::ErrorKind::StorageFull);
+    let text = error.to_string();
+    assert!(text.starts_with("the journal is full: write segment-00000003: "), "{text}");
+
+    let mut options = manual();
+    options.max_bytes = 4 * options.segment_bytes;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let error = fill(&journal, &log);
+    let limit = FullCause::Limit { segments: 4, max_bytes: 256 << 10 };
+    assert!(matches!(&error, Error::Full { cause, .. } if *cause == limit), "{error}");
+}
+
+/// Nothing is released: another process frees the disk.
+#[test]
+fn appends_resume_when_the_disk_has_room_again() {
+    let disk = nearly_full();
+    let journal = Journal::open_with(disk.mount(), manual()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    fill(&journal, &log);
+    // The clock of a manual journal is the caller's.
+    let mut now = 5 * SECOND;
+    assert_eq!(journal.work(now), Work::Marked, "the disk is still full");
+    for _ in 0..100 {
+        let operations = disk.counters().operations;
+        now += SECOND / 200;
+        journal.work(now);
+        assert!(disk.counters().operations == operations, "tried again too soon");
+    }
+    assert!(matches!(append(&journal, &log, 900), Err(Error::Full { .. })));
+    disk.set_capacity(None);
+    now += SECOND;
+    assert_eq!(journal.work(now), Work::Prepared);
+    append(&journal, &log, 900).unwrap();
+}
+
+#[test]
+fn appends_resume_by_themselves_in_a_journal_with_threads() {
+    let disk = nearly_full();
+    let options = threads();
+    let journal = Journal::open_with(disk.mount(), options).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let error = fill(&journal, &log);
+    assert!(matches!(error, Error::Full { cause: FullCause::Disk { .. }, .. }), "{error}");
+    disk.set_capacity(None);
+    resumes(&journal, &log);
+    journal.close().unwrap();
+}
+
+fn threads() -> Options {
+    let mut options = Options::default();
+    options.segment_bytes = 64 << 10;
+    options.max_bytes = 64 << 20;
+    options
+}
+
+fn resumes(journal: &Journal, log: &Log) {
+    let began = Instant::now();
+    while let Err(error) = append(journal, log, 900) {
+        assert!(error.is_retryable(), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{error}");
+        std::thread::yield_now();
+    }
+}
+
+/// A process that has no file descriptor left gets one again.
+#[test]
+fn a_file_that_cannot_be_had_now_can_be_had_later() {
+    for (op, threaded) in [(Op::Create, false), (Op::Open, false), (Op::Create, true)] {
+        let disk = CrashFiles::new(1);
+        let options = if threaded { threads() } else { manual() };
+        let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+        let log = journal.log("t", 1).unwrap();
+        if op == Op::Open {
+            // A file that was in use before is opened again.
+            while journal.stats().rotations < 3 {
+                append(&journal, &log, 900).unwrap();
+            }
+            journal.commit_blocking(Commit::new().release(&log, log.end() - 1)).unwrap();
+        }
+        disk.inject(Fault::new(op, When::From(0), Effect::Fail));
+        let error = fill(&journal, &log);
+        let Error::Full { cause: FullCause::Disk { fault }, .. } = &error else {
+            panic!("{op:?}: {error}")
+        };
+        assert_eq!(fault.operation, if op == Op::Create { "create" } else { "open" });
+        disk.heal();
+        let files = journal.stats().files;
+        if threaded {
+            resumes(&journal, &log);
+        } else {
+            assert_eq!(journal.work(10 * SECOND), Work::Prepared, "{op:?}");
+        }
+        let end = log.end();
+        append(&journal, &log, 900).unwrap();
+        // No file was forgotten on the way.
+        assert_eq!(journal.stats().files, files + usize::from(op == Op::Create), "{op:?}");
+        disk.power_loss(Loss::Any);
+        let journal = Journal::open_with(disk.mount(), options).unwrap();
+        assert_eq!(journal.log("t", 1).unwrap().end(), end + 1, "{op:?}");
+    }
+}
+
+#[test]
+fn a_segment_size_that_cannot_hold_the_table_of_logs_is_refused() {
+    let files = Arc::new(MemoryFiles::new());
+    let mut options = manual();
+    options.segment_bytes = 4 << 20;
+    options.max_bytes = 64 << 20;
+    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    for id in 0..700 {
+        append(&journal, &journal.log("t", id).unwrap(), 8).unwrap();
+    }
+    journal.close().unwrap();
+    let small = manual();
+    for _ in 0..2 {
+        let error = Journal::open_with(files.clone(), small.clone()).unwrap_err();
+        let OpenError::TableTooLarge { logs: 700, segment_bytes: 65_536, bytes } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(bytes, 136 + 700 * 72);
+        assert!(error.to_string().contains("at least 204800"), "{error}");
+        // What the error recommends works.
+        let mut enough = manual();
+        (enough.segment_bytes, enough.max_bytes) = (204_800, 64 << 20);
+        let journal = Journal::open_with(files.clone(), enough).unwrap();
+        append(&journal, &journal.log("t", 1).unwrap(), 8).unwrap();
+        journal.close().unwrap();
+    }
+    let journal = Journal::open_with(files, options).unwrap();
+    assert_eq!(journal.log("t", 1).unwrap().end(), 3);
+}
+
+/// Whatever the size of segments, each opening finds the same.
+#[test]
+fn a_damaged_frame_is_reported_the_same_by_each_opening() {
+    for segment_bytes in [1 << 20, 4 << 20] {
+        let disk = CrashFiles::new(1);
+        let mut options = manual();
+        (options.segment_bytes, options.max_bytes) = (segment_bytes, 64 << 20);
+        let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+        let log = |journal: &Journal, id| journal.log("t", id).unwrap();
+        for id in 0..2_000 {
+            append(&journal, &log(&journal, id), 8).unwrap();
+        }
+        append(&journal, &log(&journal, 77), 1_234).unwrap();
+        for id in 0..1_502 {
+            append(&journal, &log(&journal, id), 8).unwrap();
+        }
+        journal.close().unwrap();
+        let image = disk.snapshot();
+        let marked =
+            |content: &[u8]| content.windows(1_234).position(|record| record == [7; 1_234]);
+        let (name, at) =
+            image.iter().find_map(|(name, content)| Some((name, marked(content)?))).unwrap();
+        disk.overwrite(name, at as u64 - 40, &[0xff; 8]);
+        let mut seen: Option<Vec<Health>> = None;
+        for opening in 0..4 {
+            // With smaller segments it must not open, and must change nothing.
+            let refused = Journal::open_with(disk.mount(), manual()).unwrap_err();
+            assert!(matches!(refused, OpenError::TableTooLarge { .. }), "{refused}");
+            let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+            let healths: Vec<_> = (0..2_000).map(|id| log(&journal, id).health()).collect();
+            let intact = healths.iter().filter(|health| **health == Health::Intact).count();
+            assert_eq!(intact, 1_501, "opening {opening}");
+            assert_eq!(*seen.get_or_insert(healths.clone()), healths, "opening {opening}");
+            journal.close().unwrap();
+        }
+    }
+}
+
+#[test]
+fn each_limit_of_a_commit_is_named() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), manual()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let error = |commit: Commit| journal.commit_blocking(commit).unwrap_err();
+    let many = (0..2_049).fold(Commit::new(), |commit, upto| commit.release(&log, upto));
+    let expected = Error::TooManyOperations { operations: 2_049, limit: 2_048 };
+    assert_eq!(error(many), expected);
+    assert_eq!(expected.to_string(), "2049 operations are more than the 2048 allowed for a commit");
+    let large = error(Commit::new().append(&log, [vec![0; 20_000]]));
+    assert!(matches!(large, Error::TooLarge { what: "commit", limit: 16_384, .. }), "{large}");
+    let batch = error(Commit::new().append(&log, [vec![0; 1 << 20]]));
+    let limit = 1 << 20;
+    assert_eq!(batch, Error::TooLarge { what: "batch", bytes: limit + 4, limit });
+}
+
+#[test]
+fn the_limits_of_logs_are_told_apart() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), manual()).unwrap();
+    let full = (0..).find_map(|id| {
+        let log = journal.log("t", id).unwrap();
+        append(&journal, &log, 1).err().map(|error| (id, error))
+    });
+    // A quarter of 64 KiB holds the head of the frame and 225 entries of 72 bytes.
+    let expected = Error::TableFull { bytes: 136 + 226 * 72, limit: 16_384 };
+    assert_eq!(full, Some((225, expected.clone())));
+    assert!(expected.to_string().contains("segment_bytes"), "{expected}");
+    // A log less makes room for one more.
+    journal.commit_blocking(Commit::new().delete(&journal.log("t", 3).unwrap())).unwrap();
+    append(&journal, &journal.log("t", 225).unwrap(), 1).unwrap();
+
+    let mut options = manual();
+    options.max_logs = 5;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let logs: Vec<_> = (0..5).map(|id| journal.log("t", id).unwrap()).collect();
+    let error = journal.log("t", 5).unwrap_err();
+    assert_eq!(error, Error::TooManyLogs { limit: 5 });
+    drop(logs);
+    journal.log("t", 5).unwrap();
+}
+
+#[test]
+fn buffered_commits_that_die_are_counted() {
+    let buffered = |log: &Log| Commit::new().append(log, ["x"]).durability(Durability::Buffered);
+    // There is no room for them.
+    let disk = nearly_full();
+    let mut options = manual();
+    options.max_pending_bytes = 8 << 20;
+    let journal = Journal::open_with(disk.mount(), options).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    let mut accepted = 0;
+    for _ in 0..400 {
+        let commit = Commit::new().append(&log, [[7; 900]]).durability(Durability::Buffered);
+        assert!(journal.commit_blocking(commit).unwrap().lsn().is_none());
+        accepted += 1;
+    }
+    assert_eq!(journal.stats().buffered_lost, 0);
+    while journal.stats().pending_bytes > 0 {
+        journal.work(0);
+    }
+    let lost = journal.stats().buffered_lost;
+    assert!(lost > 0 && lost == accepted - log.end(), "{lost} of {accepted}, {log:?}");
+
+    // The journal stops before they are written, or while they are.
+    for together in [false, true] {
+        let disk = CrashFiles::new(1);
+        let journal = Journal::open_with(disk.mount(), manual()).unwrap();
+        let (log, other) = (journal.log("t", 1).unwrap(), journal.log("other", 1).unwrap());
+        journal.commit_blocking(Commit::new().append(&log, ["kept"])).unwrap();
+        disk.inject(Fault::new(Op::Sync, When::Nth(0), Effect::Fail));
+        if !together {
+            // Written by itself, and the sync fails when the journal idles.
+            journal.submit(buffered(&log), |_| {}).unwrap();
+            assert_eq!(journal.work(0), Work::Committed { commits: 1 });
+        }
+        for _ in 0..3 {
+            journal.submit(buffered(&log), |_| {}).unwrap();
+        }
+        journal.submit(Commit::new().append(&other, ["x"]), |_| {}).unwrap();
+        journal.work(SECOND);
+        assert_eq!(journal.stats().buffered_lost, 3);
+        assert!(matches!(journal.close(), Err(Error::Stopped { .. })));
+    }
+}
