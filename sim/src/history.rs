@@ -48,6 +48,10 @@ pub struct Call<O, R> {
     pub begin: u64,
     /// The place of its end, if it has one.
     pub end: Option<u64>,
+    /// When it began, in ns, as given to [`History::invoke`].
+    pub begin_ns: u64,
+    /// When it ended, in ns, if it did.
+    pub end_ns: Option<u64>,
 }
 
 /// How a call ended.
@@ -97,7 +101,15 @@ impl<O, R> History<O, R> {
     pub fn invoke(&mut self, process: u64, op: O, at_ns: u64) -> CallId {
         let call = u32::try_from(self.calls.len()).expect("fewer than 2^32 calls");
         let begin = self.events.len() as u64;
-        self.calls.push(Call { process, op, ended: Ended::Unknown, begin, end: None });
+        self.calls.push(Call {
+            process,
+            op,
+            ended: Ended::Unknown,
+            begin,
+            end: None,
+            begin_ns: at_ns,
+            end_ns: None,
+        });
         self.events.push(Event { call, begins: true, at_ns });
         CallId(call)
     }
@@ -124,6 +136,7 @@ impl<O, R> History<O, R> {
         };
         call.ended = ended;
         call.end = Some(self.events.len() as u64);
+        call.end_ns = Some(at_ns);
         self.events.push(Event { call: id.0, begins: false, at_ns });
         true
     }

@@ -1,5 +1,8 @@
 //! The state of a world beside the nodes themselves.
 
+use std::collections::VecDeque;
+use std::hash::Hash;
+
 use bytes::Bytes;
 
 use crate::core::clock::Clock;
@@ -11,22 +14,51 @@ use crate::{Counts, FaultClass, Plan, Rng};
 
 /// Something that is due. Nodes are named by their place, not by their id.
 pub(crate) enum Happening<N: Node> {
-    Start { node: u32 },
-    Message { from: u32, to: u32, number: u64, body: Bytes },
-    Timer { node: u32, incarnation: u64 },
-    Own { node: u32, incarnation: u64, event: N::Event },
-    Request { node: u32, id: RequestId, request: N::Request },
-    Reply { node: u32, id: RequestId, reply: N::Reply },
-    Alarm { token: u64 },
+    Start {
+        node: u32,
+    },
+    Message {
+        from: u32,
+        to: u32,
+        number: u64,
+        body: Bytes,
+    },
+    Timer {
+        node: u32,
+        incarnation: u64,
+    },
+    Own {
+        node: u32,
+        incarnation: u64,
+        event: N::Event,
+    },
+    Request {
+        node: u32,
+        id: RequestId,
+        request: N::Request,
+    },
+    Reply {
+        node: u32,
+        id: RequestId,
+        reply: N::Reply,
+    },
+    Alarm {
+        token: u64,
+    },
     Strike(FaultClass),
     Mend(FaultClass),
-    FlapTurn { down: bool },
+    FlapTurn {
+        down: bool,
+    },
     Quiet,
+    /// A pause may be over: the oldest input that was put off is handled.
+    Resume {
+        node: u32,
+    },
 }
 
 /// What the world knows of one node.
-#[derive(Debug)]
-pub(crate) struct Site {
+pub(crate) struct Site<N: Node> {
     pub(crate) id: u64,
     pub(crate) incarnation: u64,
     pub(crate) up: bool,
@@ -34,23 +66,50 @@ pub(crate) struct Site {
     pub(crate) held_down: bool,
     pub(crate) paused_until: u64,
     pub(crate) paused_by_plan: bool,
+    /// Inputs that came during a pause, in the order in which they came. While there are any,
+    /// later inputs queue up behind them, so that a pause never changes the order.
+    pub(crate) put_off: VecDeque<Happening<N>>,
+    /// Time of the next `Resume` in the queue. Earlier ones that the queue still holds are stale.
+    pub(crate) resume_at: Option<u64>,
     pub(crate) clock: Clock,
     /// The deadline in the node's time, and when the queue will next look at it.
     pub(crate) timer: Option<u64>,
     pub(crate) armed_at: Option<u64>,
-    pub(crate) disk: Ailment,
+    /// What ails the disk by the plan, and what ails it by hand.
+    pub(crate) disk: [Ailment; 2],
     /// What the disk held is damaged or gone.
     pub(crate) ruined: bool,
     pub(crate) rng: Rng,
 }
 
+/// Places in [`Site::disk`].
+pub(crate) const BY_PLAN: usize = 0;
+pub(crate) const HAND_MADE: usize = 1;
+
 /// What ails a disk.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Ailment {
     pub(crate) factor: u64,
     pub(crate) stalled_until: u64,
     pub(crate) failing: bool,
     pub(crate) full: bool,
+}
+
+impl Ailment {
+    pub(crate) const NONE: Self = Self { factor: 1, stalled_until: 0, failing: false, full: false };
+}
+
+impl<N: Node> Site<N> {
+    /// What ails the disk by either cause: the worse of the two.
+    pub(crate) fn ailment(&self) -> Ailment {
+        let [plan, hand] = self.disk;
+        Ailment {
+            factor: plan.factor.max(hand.factor),
+            stalled_until: plan.stalled_until.max(hand.stalled_until),
+            failing: plan.failing || hand.failing,
+            full: plan.full || hand.full,
+        }
+    }
 }
 
 pub(crate) struct Kernel<N: Node> {
@@ -59,7 +118,7 @@ pub(crate) struct Kernel<N: Node> {
     pub(crate) steps: u64,
     pub(crate) queue: Queue<Happening<N>>,
     pub(crate) links: Links,
-    pub(crate) sites: Vec<Site>,
+    pub(crate) sites: Vec<Site<N>>,
     /// Ids with their places, in order of ids.
     places: Vec<(u64, u32)>,
     pub(crate) counts: Counts,
@@ -111,10 +170,12 @@ impl<N: Node> Kernel<N> {
             held_down: false,
             paused_until: 0,
             paused_by_plan: false,
+            put_off: VecDeque::new(),
+            resume_at: None,
             clock,
             timer: None,
             armed_at: None,
-            disk: Ailment { factor: 1, ..Ailment::default() },
+            disk: [Ailment::NONE; 2],
             ruined: false,
             rng,
         });
@@ -172,6 +233,9 @@ impl<N: Node> Kernel<N> {
     }
 
     pub(crate) fn request(&mut self, node: usize, id: RequestId, request: N::Request) {
+        let who = self.sites[node].id;
+        self.trace.words([self.now, Kind::Request as u64, who, id.client(), id.number()]);
+        request.hash(&mut self.trace);
         if !self.client_loses() {
             let at = self.now.saturating_add(self.links.delay());
             self.queue.push(at, Happening::Request { node: node as u32, id, request });
@@ -181,10 +245,36 @@ impl<N: Node> Kernel<N> {
     pub(crate) fn reply(&mut self, node: usize, id: RequestId, reply: N::Reply) {
         let who = self.sites[node].id;
         self.trace.event(self.now, Kind::Answer, who, id.client(), id.number());
+        reply.hash(&mut self.trace);
         if !self.client_loses() {
             let at = self.now.saturating_add(self.links.delay());
             self.queue.push(at, Happening::Reply { node: node as u32, id, reply });
         }
+    }
+
+    /// Looks at the inputs that a node has put off when its pause is over, and no later than it
+    /// looks anyway.
+    pub(crate) fn arm_resume(&mut self, at: usize) {
+        let site = &mut self.sites[at];
+        let due = site.paused_until.max(self.now);
+        if !site.put_off.is_empty() && site.resume_at.is_none_or(|armed| due < armed) {
+            site.resume_at = Some(due);
+            self.queue.push(due, Happening::Resume { node: at as u32 });
+        }
+    }
+
+    /// Lets what slow links hold back arrive as on a healthy link from now on, in the same order.
+    /// `is_freed` says which links, by the places of their ends, are not slow any more.
+    pub(crate) fn free_links(&mut self, is_freed: impl Fn(usize, usize) -> bool) {
+        let Self { queue, links, now, .. } = self;
+        links.free(&is_freed);
+        queue.retime(|at, due| match due {
+            Happening::Message { from, to, number, .. } if *number != COPY => {
+                let (from, to) = (*from as usize, *to as usize);
+                if is_freed(from, to) { links.retimed(from, to, at, *now) } else { at }
+            }
+            _ => at,
+        });
     }
 
     /// Has the queue look at a node's timer when it is due, and no later than it looks anyway.
@@ -221,12 +311,12 @@ impl<N: Node> Kernel<N> {
     pub(crate) fn disk_delay(&mut self, at: usize) -> u64 {
         let (low, high) = self.plan.disk_ns;
         let base = self.disk_rng.between(low, high);
-        let Ailment { factor, stalled_until, .. } = self.sites[at].disk;
+        let Ailment { factor, stalled_until, .. } = self.sites[at].ailment();
         base.saturating_mul(factor).saturating_add(stalled_until.saturating_sub(self.now))
     }
 
     pub(crate) fn disk_health(&self, at: usize) -> DiskHealth {
-        let Ailment { factor, stalled_until, failing, full } = self.sites[at].disk;
+        let Ailment { factor, stalled_until, failing, full } = self.sites[at].ailment();
         let stalled_ns = stalled_until.saturating_sub(self.now);
         DiskHealth { failing, full, factor, stalled_ns }
     }

@@ -31,6 +31,8 @@ pub struct Ledger {
     /// In order of delivery, each with how often.
     first_deliveries: Vec<u64>,
     deliveries: HashMap<u64, u64>,
+    /// The first message that was delivered or acknowledged before it was sent.
+    invented: Option<u64>,
 }
 
 /// What a queue promises its consumers.
@@ -70,7 +72,7 @@ pub enum LedgerError {
         /// The messages, at most 16 of them.
         ids: Vec<u64>,
     },
-    /// Delivered and never sent.
+    /// Delivered or acknowledged before it was sent, or never sent at all.
     Invented {
         /// The message.
         id: u64,
@@ -97,7 +99,9 @@ impl fmt::Display for LedgerError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Lost { ids } => write!(f, "acknowledged but never delivered: {ids:?}"),
-            Self::Invented { id } => write!(f, "message {id} was delivered but never sent"),
+            Self::Invented { id } => {
+                write!(f, "message {id} was delivered or acknowledged before it was sent")
+            }
             Self::Repeated { id, times } => write!(f, "message {id} was delivered {times} times"),
             Self::OutOfOrder { key, before, late } => {
                 write!(f, "key {key}: message {late} came after {before}, which was sent later")
@@ -126,11 +130,21 @@ impl Ledger {
 
     /// The queue has taken on message `id`.
     pub fn acknowledged(&mut self, id: u64) {
+        self.must_be_sent(id);
         self.acknowledged.push(id);
+    }
+
+    /// A ledger is kept in the order in which things happen: what comes before its `sent` was
+    /// made up, also if it is sent later.
+    fn must_be_sent(&mut self, id: u64) {
+        if !self.sent.contains_key(&id) {
+            self.invented.get_or_insert(id);
+        }
     }
 
     /// A consumer of the group is given message `id`.
     pub fn delivered(&mut self, id: u64) {
+        self.must_be_sent(id);
         let times = self.deliveries.entry(id).or_default();
         *times += 1;
         if *times == 1 {
@@ -144,6 +158,9 @@ impl Ledger {
     /// [`LedgerError`] for the first promise that was broken: order and inventions are checked
     /// for every guarantee.
     pub fn check(&self, guarantee: Guarantee) -> Result<Balance, LedgerError> {
+        if let Some(id) = self.invented {
+            return Err(LedgerError::Invented { id });
+        }
         let mut latest: HashMap<u64, (u64, u64)> = HashMap::new();
         for &id in &self.first_deliveries {
             let &(key, place) = self.sent.get(&id).ok_or(LedgerError::Invented { id })?;
@@ -219,6 +236,15 @@ mod tests {
         assert_eq!(verdicts(&[1, 2, 1, 3, 4]), [twice(), None, twice()]);
         let invented = || Some(LedgerError::Invented { id: 9 });
         assert_eq!(verdicts(&[1, 9]), [invented(), invented(), invented()]);
+        for early in [Ledger::delivered, Ledger::acknowledged] {
+            let mut ledger = ledger(&[]);
+            early(&mut ledger, 9);
+            ledger.sent(1, 9);
+            ledger.delivered(9);
+            for guarantee in ALL {
+                assert_eq!(ledger.check(guarantee).err(), invented(), "sent too late");
+            }
+        }
         let order = || Some(LedgerError::OutOfOrder { key: 1, before: 3, late: 1 });
         assert_eq!(verdicts(&[2, 3, 1, 4]), [order(), order(), order()]);
     }

@@ -19,6 +19,7 @@ mod situations;
 mod world;
 
 pub use check::{CheckError, Checked, Kv, KvOp, KvRet, Model, Register, check};
+pub use check::{Store, StoreGroup, StoreOp, StoreRet, StoreState};
 pub use class::{Counts, FaultClass, FaultSet};
 pub use config::{Limits, MICROSECOND, MILLISECOND, Profile, SECOND};
 pub use error::ConfigError;

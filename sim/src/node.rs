@@ -1,6 +1,7 @@
 //! What a world runs: the [`Node`] trait, and what a node may do.
 
 use std::fmt;
+use std::hash::Hash;
 
 use bytes::Bytes;
 
@@ -16,12 +17,14 @@ pub trait Node: Sized {
     /// What survives a crash: a crash-simulating file layer, or a plain value with a durable and
     /// a volatile half.
     type Disk;
-    /// What the node schedules for itself: completions of I/O, ticks, work put off.
-    type Event;
+    /// What the node schedules for itself: completions of I/O, ticks, work put off. Like requests
+    /// and replies it enters the trace hash, by its [`Hash`]: a node that is not deterministic
+    /// shows in it.
+    type Event: Hash;
     /// What clients ask.
-    type Request;
+    type Request: Hash;
     /// What they are answered.
-    type Reply;
+    type Reply: Hash;
 
     /// The process has begun; the factory has just built it from its disk.
     fn start(&mut self, ctx: &mut Context<'_, Self>);
@@ -192,6 +195,8 @@ impl<N: Node> Context<'_, N> {
     pub fn schedule(&mut self, delay_ns: u64, event: N::Event) {
         let (node, incarnation) = (self.at as u32, self.incarnation());
         let due = self.kernel.now.saturating_add(delay_ns);
+        self.kernel.trace.words([self.kernel.now, Kind::Own as u64, self.id(), due, 0]);
+        event.hash(&mut self.kernel.trace);
         self.kernel.queue.push(due, Happening::Own { node, incarnation, event });
     }
 

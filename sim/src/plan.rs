@@ -44,7 +44,8 @@ pub struct Plan {
     /// The least and the greatest time of an operation of a healthy disk, in ns.
     pub disk_ns: (u64, u64),
     /// Are crashes, power losses and pauses left out while they would hold up half of the nodes
-    /// or more?
+    /// or more? Worlds of one or two nodes have no majority that could be spared: there it has no
+    /// effect.
     pub spare_majority: bool,
     /// Bounds on what the run may take.
     pub limits: Limits,
@@ -181,6 +182,15 @@ fn draw_intensity(class: FaultClass, profile: &Profile, rng: &mut Rng) -> Intens
         FaultClass::BitRot | FaultClass::DiskLoss => {
             Intensity::new(scaled(span / 4, span * 2), lasts, 0)
         }
+    }
+}
+
+/// A point in virtual time, as the trace prints it.
+pub(crate) struct Instant(pub(crate) u64);
+
+impl fmt::Display for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{:06}ms", self.0 / MILLISECOND, self.0 % MILLISECOND)
     }
 }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::Duration;
 
+use crate::plan::Instant;
 use crate::{ConfigError, Counts, FaultSet, Plan};
 
 /// What a run that held did.
@@ -51,17 +52,40 @@ impl Report {
 #[derive(Clone, Debug)]
 pub struct Failure {
     message: String,
-    world: Option<Box<(Report, Plan, String)>>,
+    world: Option<Box<(Report, Plan, Traced)>>,
+    /// When the failure happened, from and to, in ns of virtual time.
+    window: Option<(u64, u64)>,
+}
+
+/// What a world kept of its trace.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Traced {
+    pub(crate) last: String,
+    /// The lines around the time of the failure; empty if that time was not known beforehand.
+    pub(crate) around: String,
 }
 
 impl Failure {
     /// A failure without a world; see also [`World::failure`](crate::World::failure).
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), world: None }
+        Self { message: message.into(), world: None, window: None }
     }
 
-    pub(crate) fn in_world(message: String, report: Report, plan: Plan, trace: String) -> Self {
-        Self { message, world: Some(Box::new((report, plan, trace))) }
+    pub(crate) fn in_world(message: String, report: Report, plan: Plan, trace: Traced) -> Self {
+        Self { message, world: Some(Box::new((report, plan, trace))), window: None }
+    }
+
+    /// This failure with the virtual time at which it happened, in ns, if that is not the end of
+    /// the run. The [`Runner`](crate::Runner), which runs a failing seed a second time, then shows
+    /// the trace of this time beside the last lines.
+    pub fn around(mut self, from_ns: u64, to_ns: u64) -> Self {
+        self.window = Some((from_ns, to_ns));
+        self
+    }
+
+    /// When the failure happened, as given to [`Failure::around`].
+    pub fn window(&self) -> Option<(u64, u64)> {
+        self.window
     }
 
     pub(crate) fn renamed(mut self, message: String) -> Self {
@@ -91,7 +115,13 @@ impl Failure {
 
     /// The last lines of its trace; empty if it was not in a world.
     pub fn trace(&self) -> &str {
-        self.world.as_ref().map_or("", |world| &world.2)
+        self.world.as_ref().map_or("", |world| &world.2.last)
+    }
+
+    /// The trace around the time given to [`Failure::around`], at most 400 lines. Empty unless a
+    /// [`Runner`](crate::Runner) has run the seed a second time to get it.
+    pub fn trace_around(&self) -> &str {
+        self.world.as_ref().map_or("", |world| &world.2.around)
     }
 }
 
@@ -115,12 +145,17 @@ impl fmt::Display for Failure {
         writeln!(f, "plan: {plan}")?;
         writeln!(f, "plan as JSON: {}", plan.to_json())?;
         writeln!(f, "faults so far: {}", report.faults)?;
+        if let (Some((from, to)), false) = (self.window, trace.around.is_empty()) {
+            let (from, to) = (Instant(from), Instant(to));
+            writeln!(f, "trace around the failure, {from} to {to}:")?;
+            f.write_str(&trace.around)?;
+        }
         writeln!(
             f,
             "trace hash {:016x} after {} events; its last lines:",
             report.trace_hash, report.events
         )?;
-        f.write_str(trace)
+        f.write_str(&trace.last)
     }
 }
 

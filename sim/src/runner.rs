@@ -16,6 +16,8 @@ thread_local! {
     /// What a world that is dropped by a panic leaves behind.
     static WRECK: RefCell<Option<Failure>> = const { RefCell::new(None) };
     static TRACE_LINES: Cell<Option<usize>> = const { Cell::new(None) };
+    /// Virtual time that the trace of a repeated run has to show, from and to, in ns.
+    static WINDOW: Cell<Option<(u64, u64)>> = const { Cell::new(None) };
 }
 
 pub(crate) fn deposit(wreck: Failure) {
@@ -26,6 +28,10 @@ pub(crate) fn trace_lines() -> Option<usize> {
     TRACE_LINES.get()
 }
 
+pub(crate) fn window() -> Option<(u64, u64)> {
+    WINDOW.get()
+}
+
 /// How many lines of trace are kept when one seed is run alone.
 const LINES_ALONE: usize = 400;
 
@@ -33,6 +39,8 @@ const LINES_ALONE: usize = 400;
 ///
 /// The environment overrides: `VOUSSOIR_SEED=17` runs that seed alone, with a longer trace;
 /// `VOUSSOIR_SEEDS=5000` sets how many; `VOUSSOIR_TRACE=400` how many lines of trace are kept.
+/// Values are decimal numbers. A value that is not a number, and a run of no seed at all, panic:
+/// they would pass and prove nothing.
 #[derive(Clone, Debug)]
 #[must_use = "a runner does nothing until `run` is called"]
 pub struct Runner {
@@ -85,6 +93,11 @@ impl Runner {
     /// # Errors
     /// [`Broken`] for a seed whose run failed, or gave another trace hash the second time.
     ///
+    /// # Panics
+    /// If there is no seed to run, if the last seed would be above `u64::MAX`, or if
+    /// `VOUSSOIR_SEED`, `VOUSSOIR_SEEDS` or `VOUSSOIR_TRACE` is set to something that is not a
+    /// decimal number, or the latter two to 0.
+    ///
     /// # Example
     /// ```
     /// use voussoir_sim::{FaultSet, Profile, Rng, Runner};
@@ -101,23 +114,29 @@ impl Runner {
         F: Fn(u64) -> Result<Report, Failure> + Sync,
     {
         let begun = Instant::now();
-        let (first, seeds, lines) = match number("VOUSSOIR_SEED") {
+        let (alone, many) = (number("VOUSSOIR_SEED", 0), number("VOUSSOIR_SEEDS", 1));
+        let (first, seeds, lines) = match alone {
             Some(seed) => (seed, 1, Some(LINES_ALONE)),
-            None => (self.first, number("VOUSSOIR_SEEDS").unwrap_or(self.seeds), None),
+            None => (self.first, many.unwrap_or(self.seeds), None),
         };
-        let lines = number("VOUSSOIR_TRACE").map(|lines| lines as usize).or(lines);
-        let end = first.saturating_add(seeds);
-        let next = AtomicU64::new(first);
+        assert!(seeds > 0, "a runner of 0 seeds proves nothing");
+        assert!(
+            first.checked_add(seeds - 1).is_some(),
+            "{seeds} seeds from {first} on go beyond the last seed, {}",
+            u64::MAX
+        );
+        let lines = number("VOUSSOIR_TRACE", 1).map(|lines| lines as usize).or(lines);
+        let next = AtomicU64::new(0);
         let stop = AtomicBool::new(false);
         let result = Mutex::new((Summary::default(), None::<Broken>));
         let work = || {
             TRACE_LINES.set(lines);
             while !stop.load(Ordering::Relaxed) {
-                let seed = next.fetch_add(1, Ordering::Relaxed);
-                if seed >= end {
+                let turn = next.fetch_add(1, Ordering::Relaxed);
+                if turn >= seeds {
                     break;
                 }
-                let outcome = self.one(seed, seed - first < self.twice, &run);
+                let outcome = self.one(first + turn, turn < self.twice, &run);
                 let mut result = result.lock().unwrap_or_else(PoisonError::into_inner);
                 match outcome {
                     Ok(report) => result.0.add(report),
@@ -132,7 +151,8 @@ impl Runner {
             TRACE_LINES.set(None);
         };
         let threads = self.threads.or_else(|| thread::available_parallelism().ok());
-        let threads = threads.map_or(1, NonZeroUsize::get).min(seeds.max(1) as usize);
+        let threads = threads.map_or(1, NonZeroUsize::get);
+        let threads = threads.min(usize::try_from(seeds).unwrap_or(usize::MAX));
         thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(work);
@@ -156,9 +176,13 @@ impl Runner {
         let report = match guarded(seed, run) {
             Ok(report) => report,
             Err(failure) => {
+                // The second run keeps the trace around the failure, if that has a time.
+                WINDOW.set(failure.window());
                 let again = guarded(seed, run).err();
-                let same = again.is_some_and(|again| again.alike(&failure));
-                return Err(broken(failure, same));
+                WINDOW.set(None);
+                let again = again.filter(|again| again.alike(&failure));
+                let is_same = again.is_some();
+                return Err(broken(again.unwrap_or(failure), is_same));
             }
         };
         if twice {
@@ -201,6 +225,12 @@ fn text(payload: &(dyn Any + Send)) -> &str {
         .unwrap_or("(not a text)")
 }
 
-fn number(variable: &str) -> Option<u64> {
-    env::var(variable).ok()?.trim().parse().ok()
+/// The value of an environment variable, if it is set.
+fn number(variable: &str, min: u64) -> Option<u64> {
+    let text = env::var_os(variable)?;
+    let value = text.to_str().and_then(|text| text.trim().parse().ok());
+    match value {
+        Some(value) if value >= min => Some(value),
+        _ => panic!("{variable}={} is not a decimal number from {min} on", text.display()),
+    }
 }

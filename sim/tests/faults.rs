@@ -344,3 +344,157 @@ fn drawn_plans_fire_every_class_between_them() {
         assert!(runs >= 10, "{class} fired in {runs} of 60 runs");
     }
 }
+
+/// Pauses alone, at many seeds: they change no order, and end with the other faults.
+#[test]
+fn pauses_never_reorder_and_end_when_faults_end() {
+    let (mut put_off, mut paused_at_quiet) = (0, 0);
+    for seed in 0..200 {
+        let mut plan = Plan::calm(seed, 5 * SECOND).quiet_at(3 * SECOND);
+        plan = plan.with(FaultClass::Pause, Intensity::new(SECOND / 4, 2 * SECOND, 0));
+        plan.spare_majority = false;
+        plan.limits.steps = 100_000;
+        let mut world = world(plan, 3);
+        // By hand as well: pauses that are made longer and shorter while they go on.
+        for turn in 1..20 {
+            while world.step_until(turn * SECOND / 10).is_some() {}
+            let for_ns = [30, 250, 0][(turn % 3) as usize] * MILLISECOND;
+            world.pause(1 + (seed + turn) % 3, for_ns);
+        }
+        while world.now() < 3 * SECOND {
+            let at_quiet = world.step() == Some(Step::Quiet);
+            if at_quiet {
+                break;
+            }
+        }
+        let before: Vec<_> = (1..=3).map(|id| seen(&world, id).ticks.last().copied()).collect();
+        while world.step_until(3 * SECOND + 2 * TICK).is_some() {}
+        for (id, before) in (1..=3).zip(before) {
+            let last = seen(&world, id).ticks.last().copied();
+            let since = last.map_or(u64::MAX, |last| world.now() - last.0);
+            assert!(since <= TICK, "seed {seed}: node {id} stood still after faults had ended");
+            let was_still = before.is_some_and(|before| 3 * SECOND - before.0 > 2 * TICK);
+            paused_at_quiet += u64::from(was_still);
+        }
+        finish(&mut world);
+        assert_eq!(disorder_of_all(&world), (0, 0, 0), "seed {seed}");
+        assert_eq!(world.counts().get(FaultClass::Reorder), 0, "seed {seed}");
+        put_off += world.counts().get(FaultClass::Pause);
+    }
+    assert!(put_off > 10_000 && paused_at_quiet > 50, "{put_off} {paused_at_quiet}");
+}
+
+/// A message of so many bytes that a probe takes, sent now.
+fn send_long(world: &mut World<Probe>, bytes: usize) {
+    world.with_node(1, |_, ctx| {
+        let mut body = vec![0; bytes];
+        body[8..16].copy_from_slice(&ctx.true_now().to_le_bytes());
+        ctx.send(2, body.into());
+    });
+}
+
+#[test]
+fn a_slow_link_is_whole_again_when_faults_end() {
+    let slow = Intensity::new(SECOND / 4, 2 * SECOND, 10_000);
+    let mut in_time = 0;
+    for seed in 0..20 {
+        let plan = Plan::calm(seed, 6 * SECOND).quiet_at(4 * SECOND);
+        let mut world = world(plan.with(FaultClass::SlowLink, slow), 3);
+        for turn in 1..40 {
+            while world.step_until(turn * SECOND / 10).is_some() {}
+            send_long(&mut world, 1_000_000);
+        }
+        while world.step_until(4 * SECOND + world.plan().delay_ns.1).is_some() {}
+        let arrived = seen(&world, 2).messages.len();
+        finish(&mut world);
+        let late = &seen(&world, 2).messages[arrived..];
+        for from in [1, 3] {
+            let count = late.iter().filter(|message| message.0 == from).count();
+            assert!(count > 190, "seed {seed}: {count} messages in 2 s from {from}");
+        }
+        let slowest = late.iter().map(|message| message.2).max().unwrap();
+        assert!(slowest <= world.plan().delay_ns.1, "seed {seed}: {slowest} ns");
+        in_time += late.len();
+        assert_eq!(world.counts().get(FaultClass::Reorder), 0, "and in order");
+        assert!(world.counts().get(FaultClass::SlowLink) > 0);
+    }
+    assert!(in_time > 3_000);
+}
+
+#[test]
+fn what_is_done_to_a_disk_by_hand_stays_until_it_is_undone_by_hand() {
+    let mut plan = Plan::calm(7, END).quiet_at(QUIET);
+    let classes =
+        [FaultClass::DiskSlow, FaultClass::DiskStall, FaultClass::DiskFail, FaultClass::DiskFull];
+    for class in classes {
+        plan = plan.with(class, Intensity::new(SECOND / 4, SECOND, 7));
+    }
+    let mut world = world(plan, 3);
+    world.set_disk(1, DiskFault::Fail);
+    world.set_disk(2, DiskFault::Full);
+    world.set_disk(3, DiskFault::Slow { factor: 50 });
+    let mut ticks = 0;
+    while world.step().is_some() {
+        let health = |world: &mut World<Probe>, id| {
+            world.with_node(id, |_, ctx| ctx.disk_health()).expect("no node crashes")
+        };
+        if world.now() > 0 && seen(&world, 1).ticks.len() > ticks {
+            ticks = seen(&world, 1).ticks.len();
+            assert!(health(&mut world, 1).failing && health(&mut world, 2).full);
+            assert!(health(&mut world, 3).factor >= 50);
+        }
+    }
+    for class in classes {
+        assert!(world.counts().get(class) > 10, "{class}");
+    }
+    let told = world.disk(2).unwrap().faults.clone();
+    let after_healed = told.rsplit(|fault| *fault == DiskFault::Healed).next().unwrap();
+    assert!(after_healed.contains(&DiskFault::Full), "{told:?}");
+    world.set_disk(2, DiskFault::Healed);
+    let health = world.with_node(2, |_, ctx| ctx.disk_health()).unwrap();
+    assert!(!health.full && health.factor == 1);
+    assert_eq!(world.disk(2).unwrap().faults.last(), Some(&DiskFault::Healed));
+}
+
+#[test]
+fn worlds_of_one_or_two_nodes_have_no_majority_to_spare() {
+    for nodes in [1, 2] {
+        for class in [FaultClass::Crash, FaultClass::PowerLoss, FaultClass::Pause] {
+            let plan = Plan::calm(7, END).quiet_at(QUIET);
+            assert!(plan.spare_majority);
+            let mut world = world(plan.with(class, Intensity::new(SECOND, SECOND, 0)), nodes);
+            finish(&mut world);
+            assert!(world.counts().get(class) > 3, "{class} in a world of {nodes}");
+        }
+    }
+}
+
+#[test]
+fn everything_done_by_hand_is_in_the_trace_and_its_hash() {
+    type Act = fn(&mut World<Probe>);
+    let acts: [(&str, Act); 10] = [
+        ("node 1: link cut to node 2", |world| world.cut(1, 2)),
+        ("node 2: link cut to node 1", |world| world.partition(&[1])),
+        ("all cuts healed", World::heal),
+        ("node 1: link speed, to node and in bytes a second 2 77", |w| w.set_speed(1, 2, 77)),
+        ("node 2: pause in ns 5", |world| world.pause(2, 5)),
+        ("node 2: clock rate in ppm 9", |world| world.set_clock_rate(2, 9)),
+        ("node 2: clock jump in ns 8", |world| world.jump_clock(2, 8)),
+        ("node 2: disk slow by factor 3", |w| w.set_disk(2, DiskFault::Slow { factor: 3 })),
+        ("node 2: restart", |world| world.restart(2)),
+        ("node 2: disk acted on", |world| assert!(world.disk_mut(2).is_some())),
+    ];
+    let hash = |act: Option<Act>| {
+        let mut world = world(Plan::calm(7, SECOND), 2);
+        if let Some(act) = act {
+            act(&mut world);
+        }
+        (world.trace_hash(), world.trace())
+    };
+    let mut hashes = std::collections::BTreeSet::from([hash(None).0]);
+    for (line, act) in acts {
+        let (hash, trace) = hash(Some(act));
+        assert!(trace.contains(&format!("by hand: {line}")), "{line} is not in: {trace}");
+        assert!(hashes.insert(hash), "{line} is not in the hash");
+    }
+}

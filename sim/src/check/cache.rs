@@ -3,58 +3,50 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
-/// A set of small numbers whose members are mostly the lowest ones.
+/// A set of small numbers.
 #[derive(Clone, Debug)]
 pub(super) struct BitSet {
-    words: Vec<u64>,
-    /// All words below are full; all words from `top` on are empty.
-    low: usize,
+    words: Vec<u32>,
+    /// All words from here on are empty.
     top: usize,
 }
 
 impl BitSet {
     pub(super) fn new(members: usize) -> Self {
-        Self { words: vec![0; members.div_ceil(64)], low: 0, top: 0 }
+        Self { words: vec![0; members.div_ceil(32)], top: 0 }
     }
 
     pub(super) fn contains(&self, member: u32) -> bool {
-        self.words[member as usize / 64] & 1 << (member % 64) != 0
+        self.words[member as usize / 32] & 1 << (member % 32) != 0
     }
 
     pub(super) fn insert(&mut self, member: u32) {
-        let word = member as usize / 64;
-        self.words[word] |= 1 << (member % 64);
+        let word = member as usize / 32;
+        self.words[word] |= 1 << (member % 32);
         self.top = self.top.max(word + 1);
-        while self.low < self.top && self.words[self.low] == u64::MAX {
-            self.low += 1;
-        }
     }
 
     pub(super) fn remove(&mut self, member: u32) {
-        let word = member as usize / 64;
-        self.words[word] &= !(1 << (member % 64));
-        self.low = self.low.min(word);
+        let word = member as usize / 32;
+        self.words[word] &= !(1 << (member % 32));
         while self.top > 0 && self.words[self.top - 1] == 0 {
             self.top -= 1;
         }
-    }
-
-    /// Appends words that no other set of as many members has.
-    fn write(&self, out: &mut Vec<u64>) {
-        let middle = self.words.get(self.low..self.top).unwrap_or_default();
-        out.push((self.low as u64) << 32 | middle.len() as u64);
-        out.extend_from_slice(middle);
     }
 }
 
 /// One point of a search: the calls in the order, and the state they led to.
 pub(super) struct Point<'a, S> {
-    pub(super) known: &'a BitSet,
+    /// The known calls in the order, as [`Ring::encode`](super::ring::Ring::encode) writes them.
+    pub(super) known: &'a [u32],
     pub(super) unknown: &'a BitSet,
     pub(super) state: &'a S,
     /// The state before the last call, where that restricts what may come next.
     pub(super) before: Option<&'a S>,
 }
+
+/// Words that are written or compared for one step.
+const WORDS_A_STEP: usize = 16;
 
 /// Remembers points that need not be searched again.
 ///
@@ -63,16 +55,19 @@ pub(super) struct Point<'a, S> {
 pub(super) struct Seen<S> {
     heads: HashMap<u64, u32, BuildHasherDefault<Ready>>,
     entries: Vec<Entry<S>>,
-    words: Vec<u64>,
+    words: Vec<u32>,
 }
 
 #[derive(Debug)]
 struct Entry<S> {
-    /// Where its words begin, where those of the unknown calls begin, and where they end.
-    words: [usize; 3],
+    /// Index of its first word. Its words end where those of the next entry begin.
+    start: usize,
+    /// How many of its words are those of the known calls.
+    known: u32,
+    /// The previous entry with the same hash, plus one; 0 if there is none.
+    next: u32,
     state: S,
     before: Option<S>,
-    next: Option<u32>,
 }
 
 impl<S: Hash + Eq + Clone> Seen<S> {
@@ -83,52 +78,63 @@ impl<S: Hash + Eq + Clone> Seen<S> {
     /// Adds a point; false if it has been added before, or one from which more can follow: the
     /// same known calls and state, but no more of the unknown calls spent, and no more
     /// restricted.
-    pub(super) fn insert(&mut self, point: &Point<'_, S>) -> bool {
-        let start = self.words.len();
-        point.known.write(&mut self.words);
-        let middle = self.words.len();
-        let used = point.unknown.top;
-        self.words.extend_from_slice(&point.unknown.words[..used]);
+    ///
+    /// Adds to `steps` what it cost: one for each entry that was compared, one for a new entry,
+    /// and one for every sixteen words of either.
+    pub(super) fn insert(&mut self, point: &Point<'_, S>, steps: &mut u64) -> bool {
+        let unknown = &point.unknown.words[..point.unknown.top];
         let mut hasher = Mix::default();
-        for &word in &self.words[start..middle] {
-            hasher.write_u64(word);
+        for &word in point.known {
+            hasher.write_u32(word);
         }
         point.state.hash(&mut hasher);
         let hash = hasher.finish();
 
-        let head = self.heads.get(&hash).copied();
+        let head = self.heads.get(&hash).copied().unwrap_or(0);
         let mut at = head;
-        while let Some(entry) = at.and_then(|at| self.entries.get(at as usize)) {
-            let [from, split, to] = entry.words;
-            if self.words[from..split] == self.words[start..middle]
+        while let Some(index) = (at as usize).checked_sub(1) {
+            let entry = &self.entries[index];
+            let end = self.entries.get(index + 1).map_or(self.words.len(), |next| next.start);
+            let words = &self.words[entry.start..end];
+            *steps += cost(words.len());
+            let (known, spent) = words.split_at(entry.known as usize);
+            if known == point.known
                 && entry.state == *point.state
                 && (entry.before.is_none() || entry.before.as_ref() == point.before)
-                && subset(&self.words[split..to], &self.words[middle..])
+                && subset(spent, unknown)
             {
-                self.words.truncate(start);
                 return false;
             }
             at = entry.next;
         }
-        self.heads.insert(hash, self.entries.len() as u32);
+        *steps += cost(point.known.len() + unknown.len());
+        let start = self.words.len();
+        self.words.extend_from_slice(point.known);
+        self.words.extend_from_slice(unknown);
         self.entries.push(Entry {
-            words: [start, middle, self.words.len()],
+            start,
+            known: point.known.len() as u32,
+            next: head,
             state: point.state.clone(),
             before: point.before.cloned(),
-            next: head,
         });
+        self.heads.insert(hash, self.entries.len() as u32);
         true
     }
 }
 
-fn subset(small: &[u64], large: &[u64]) -> bool {
+fn cost(words: usize) -> u64 {
+    1 + (words / WORDS_A_STEP) as u64
+}
+
+fn subset(small: &[u32], large: &[u32]) -> bool {
     let spare = small.get(large.len()..).unwrap_or_default();
     small.iter().zip(large).all(|(a, b)| a & !b == 0) && spare.iter().all(|&word| word == 0)
 }
 
 /// Takes 64-bit words; not for keys that an attacker picks.
 #[derive(Default)]
-struct Mix(u64);
+pub(super) struct Mix(u64);
 
 impl Hasher for Mix {
     fn write(&mut self, bytes: &[u8]) {
@@ -186,13 +192,10 @@ impl Hasher for Ready {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Rng;
-    use std::collections::HashSet;
 
     #[test]
     fn a_point_stands_for_those_from_which_less_can_follow() {
         let mut seen = Seen::new();
-        let known = BitSet::new(3);
         let set = |members: &[u32]| {
             let mut set = BitSet::new(200);
             for &member in members {
@@ -201,7 +204,8 @@ mod tests {
             set
         };
         let mut add = |members: &[u32], before: Option<&u8>| {
-            seen.insert(&Point { known: &known, unknown: &set(members), state: &1, before })
+            let unknown = &set(members);
+            seen.insert(&Point { known: &[3, 1], unknown, state: &1, before }, &mut 0)
         };
         assert!(add(&[1, 100], Some(&0)));
         assert!(!add(&[1, 2, 100], Some(&0)), "more are spent");
@@ -213,30 +217,17 @@ mod tests {
     }
 
     #[test]
-    fn sets_are_told_apart_exactly() {
-        let mut rng = Rng::new(9);
-        let mut set = BitSet::new(300);
-        let mut model = vec![false; 300];
-        let mut seen = Seen::new();
-        let mut known = HashSet::new();
-        for _ in 0..50_000 {
-            // Mostly a prefix, as in a search.
-            let first_free = model.iter().position(|&there| !there).unwrap_or(0) as u64;
-            let member = (first_free + rng.below(5)).min(299);
-            if rng.chance(550_000) {
-                set.insert(member as u32);
-                model[member as usize] = true;
-            } else {
-                let member = member.saturating_sub(rng.below(130));
-                set.remove(member as u32);
-                model[member as usize] = false;
-            }
-            let state = rng.below(3);
-            let new = known.insert((model.clone(), state));
-            let none = BitSet::new(0);
-            let point = Point { known: &set, unknown: &none, state: &state, before: None };
-            assert_eq!(seen.insert(&point), new);
-            assert_eq!(set.contains(member as u32), model[member as usize]);
+    fn every_comparison_and_every_word_is_a_step() {
+        let (mut seen, mut steps) = (Seen::new(), 0);
+        // Each set holds one member that no other has: none stands for another.
+        for member in 0..100 {
+            let mut unknown = BitSet::new(3_200);
+            unknown.insert(member * 32);
+            let point = Point { known: &[1], unknown: &unknown, state: &1, before: None };
+            assert!(seen.insert(&point, &mut steps));
         }
+        // Entry `n` has `n + 2` words, and is added once and compared with each later one.
+        let expected: u64 = (0..100).map(|n| cost(n + 2) * (100 - n as u64)).sum();
+        assert_eq!(steps, expected);
     }
 }

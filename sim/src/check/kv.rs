@@ -62,6 +62,17 @@ pub enum KvOp<K, V> {
     },
 }
 
+impl<K, V> KvOp<K, V> {
+    /// The key that it is about.
+    pub fn key(&self) -> &K {
+        let (Self::Get { key }
+        | Self::Put { key, .. }
+        | Self::Cas { key, .. }
+        | Self::Delete { key }) = self;
+        key
+    }
+}
+
 /// What a client of a [`Kv`] is answered.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -85,11 +96,7 @@ where
     type State = Option<V>;
 
     fn key(&self, op: &Self::Op) -> K {
-        let (KvOp::Get { key }
-        | KvOp::Put { key, .. }
-        | KvOp::Cas { key, .. }
-        | KvOp::Delete { key }) = op;
-        key.clone()
+        op.key().clone()
     }
 
     fn init(&self, _key: &K) -> Option<V> {

@@ -43,6 +43,13 @@ pub trait Model {
         let _ = (op, ret);
         false
     }
+
+    /// How many bytes a state owns on the heap, so that the bound of [`check`](crate::check)
+    /// holds for them too. The default is 0; a state that holds a collection of its own says so.
+    fn state_bytes(&self, state: &Self::State) -> usize {
+        let _ = state;
+        0
+    }
 }
 
 /// A history was found linearizable.
@@ -71,26 +78,48 @@ pub enum CheckError<K> {
         fitting: Vec<CallId>,
         /// The calls that could come next; none of their answers fits.
         stuck: Vec<CallId>,
-        /// All of it for a reader, with the state reached.
+        /// When the stuck calls began first and ended last, in ns.
+        span_ns: (u64, u64),
+        /// All of it for a reader, with the state reached and the times of the calls.
         text: String,
     },
-    /// The search was given up; nothing is shown either way. To be treated as a failure: allow
-    /// more steps, or make the history shorter, or its keys more.
+    /// The search was given up: no violation was found, and nothing is shown. To be treated as a
+    /// failure: allow more steps, or let fewer calls end unknown, or spread them over more keys.
     Undecided {
-        /// The key in whose calls it was.
+        /// The first key that was not decided.
         key: K,
+        /// How many calls it has, without those that failed.
+        calls: u64,
+        /// How many of these have an unknown outcome.
+        unknown: u64,
+        /// How many keys were not decided.
+        keys: u64,
         /// How many steps had been allowed.
         steps: u64,
     },
+}
+
+impl<K> CheckError<K> {
+    /// When a violation happened, from and to, in ns as given to the history.
+    pub fn span_ns(&self) -> Option<(u64, u64)> {
+        match self {
+            Self::Violation { span_ns, .. } => Some(*span_ns),
+            Self::Undecided { .. } => None,
+        }
+    }
 }
 
 impl<K: Debug> fmt::Display for CheckError<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Violation { text, .. } => f.write_str(text),
-            Self::Undecided { key, steps } => {
-                write!(f, "key {key:?}: not decided in {steps} steps")
-            }
+            Self::Undecided { key, calls, unknown, keys, steps } => write!(
+                f,
+                "not decided in {steps} steps: {keys} keys, the first of them {key:?}: {calls} \
+                 calls, {unknown} of unknown outcome. No violation was found, and nothing is \
+                 shown: allow more steps, wait longer for answers so that fewer outcomes are \
+                 unknown, or spread the calls over more keys"
+            ),
         }
     }
 }

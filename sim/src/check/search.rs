@@ -11,7 +11,8 @@
 //!   is tried there. Otherwise the call that ended first is tried first.
 //! - An unknown call is put in only where it matters: if the next call gives the same answer and
 //!   leads to the same state without it, then the same order without it would do, and is tried
-//!   anyway. A point right after an unknown call therefore remembers the state before that call.
+//!   anyway; and if the two can change places, then the unknown one may come later, which is tried
+//!   as well. A point right after an unknown call therefore remembers the state before that call.
 //! - Single unknown calls are tried before chains of them; and of those that ask the same, the
 //!   one that began first.
 
@@ -20,21 +21,36 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 use super::cache::{BitSet, Point, Seen};
+use super::ring::Ring;
 use super::{CheckError, Checked, Model};
 use crate::history::{CallId, Ended, History};
+use crate::plan::Instant;
 
+/// Bytes of a state on the heap that count as one step when the state is made or remembered.
+const BYTES_A_STEP: usize = 64;
+/// Unknown calls that are looked at, and not tried, for one step.
+const PASSED_A_STEP: u64 = 16;
 /// How many calls of the longest order a violation shows.
 const SHOWN: usize = 16;
 
+/// Budget of the first round of a check, in steps per key; each further round has 16 times more.
+const FIRST_ROUND_STEPS: u64 = 1 << 14;
+
 /// Checks that `history` is linearizable with respect to `model`.
 ///
-/// `steps` bounds the work, per key. One step is one call tried; a history takes about two per
-/// call, and with many calls of unknown outcome about as many per call as there are of these.
-/// 10,000,000 is a good bound. Memory is bounded too: some 100 bytes per step at most.
+/// `steps` bounds time and memory of the whole check. One step is one call tried, 16 unknown calls
+/// passed over, one remembered point compared or added, or 64 bytes of these; so each step takes at
+/// most a small constant time, 100 to 300 ns in practice, plus the time of [`Model::step`]. A
+/// history takes about five steps per call, and with many calls of unknown outcome about as many
+/// per call as there are of these. Memory is at most 120 bytes per step, and 300 per call of the
+/// largest key, for states that own nothing on the heap. 10,000,000 is a good bound.
+///
+/// All keys are checked, with small budgets at first: a violation of one key is found although
+/// others cannot be decided.
 ///
 /// # Errors
-/// [`CheckError::Violation`] if it is not linearizable, [`CheckError::Undecided`] if that was not
-/// found out within the bound.
+/// [`CheckError::Violation`] if the history is not linearizable. [`CheckError::Undecided`] if no
+/// violation was found, and some key was not decided within the bound.
 ///
 /// # Example
 /// See [`History`].
@@ -43,6 +59,45 @@ pub fn check<M: Model>(
     history: &History<M::Op, M::Ret>,
     steps: u64,
 ) -> Result<Checked, CheckError<M::Key>> {
+    let parts = partition(model, history);
+    let mut checked = Checked { keys: parts.len() as u64, ..Checked::default() };
+    let mut open: Vec<usize> = (0..parts.len()).collect();
+    let mut budget = FIRST_ROUND_STEPS;
+    // Ends: each round decides every key, or spends steps, of which there are finitely many.
+    while !open.is_empty() && checked.steps < steps {
+        let mut undecided = Vec::new();
+        for &at in &open {
+            let (key, calls) = &parts[at];
+            let limit = budget.min(steps.saturating_sub(checked.steps));
+            let mut search = Search::new(model, history, calls, limit);
+            let verdict = search.run(model.init(key));
+            checked.steps = checked.steps.saturating_add(search.steps);
+            match verdict {
+                Verdict::Fits => {
+                    checked.calls += calls.len() as u64;
+                    checked.unknown += search.unknown.len() as u64;
+                }
+                Verdict::Undecided => undecided.push(at),
+                Verdict::Stuck => return Err(search.violation(key.clone())),
+            }
+        }
+        open = undecided;
+        budget = budget.saturating_mul(16);
+    }
+    let Some(&first) = open.first() else { return Ok(checked) };
+    let (key, calls) = &parts[first];
+    let is_unknown = |at: &&u32| !matches!(history.calls()[**at as usize].ended, Ended::Ok(_));
+    Err(CheckError::Undecided {
+        key: key.clone(),
+        calls: calls.len() as u64,
+        unknown: calls.iter().filter(is_unknown).count() as u64,
+        keys: open.len() as u64,
+        steps,
+    })
+}
+
+/// The calls of each key but those that failed, by their places in the history.
+fn partition<M: Model>(model: &M, history: &History<M::Op, M::Ret>) -> Vec<(M::Key, Vec<u32>)> {
     let mut places: HashMap<M::Key, usize> = HashMap::new();
     let mut parts: Vec<(M::Key, Vec<u32>)> = Vec::new();
     for (at, call) in history.calls().iter().enumerate() {
@@ -56,21 +111,7 @@ pub fn check<M: Model>(
         });
         parts[place].1.push(at as u32);
     }
-    let mut checked = Checked { keys: parts.len() as u64, ..Checked::default() };
-    for (key, calls) in parts {
-        checked.calls += calls.len() as u64;
-        let mut search = Search::new(model, history, &calls, steps);
-        let init = model.init(&key);
-        let verdict = search.run(init);
-        checked.unknown += search.unknown.len() as u64;
-        checked.steps += search.steps;
-        match verdict {
-            Verdict::Fits => {}
-            Verdict::Undecided => return Err(CheckError::Undecided { key, steps }),
-            Verdict::Stuck => return Err(search.violation(key)),
-        }
-    }
-    Ok(checked)
+    parts
 }
 
 enum Verdict {
@@ -126,17 +167,6 @@ struct Next<S> {
     scope: Scope,
 }
 
-/// Beginnings and ends of the known calls that are not yet in the order, as a linked list in
-/// order of recording. Place `n` of the vectors stands for the head.
-struct Ring {
-    next: Vec<u32>,
-    prev: Vec<u32>,
-    /// For each place: its event's place in the history, the known call, and whether it begins.
-    events: Vec<(u64, u32, bool)>,
-    /// For each known call: the places of its beginning and its end.
-    ends: Vec<[u32; 2]>,
-}
-
 struct Search<'a, M: Model> {
     model: &'a M,
     history: &'a History<M::Op, M::Ret>,
@@ -145,12 +175,17 @@ struct Search<'a, M: Model> {
     /// For each unknown call, the one before it that asks the same.
     twins: Vec<Option<u32>>,
     ring: Ring,
-    in_order: BitSet,
+    /// The known calls in the order, encoded.
+    in_order: Vec<u32>,
     unknown_in_order: BitSet,
     left: usize,
+    /// Space for the calls that may come next at a point.
+    candidates: Vec<u32>,
     /// The known calls that fit at each point of the stack, with the states after them.
     options: Vec<(u32, M::State)>,
     steps: u64,
+    /// How many unknown calls were looked at as the next one.
+    passed_over: u64,
     limit: u64,
     best: Option<Best<M::State>>,
 }
@@ -160,41 +195,6 @@ struct Best<S> {
     fitting: Vec<CallId>,
     stuck: Vec<CallId>,
     state: S,
-}
-
-impl Ring {
-    fn new(mut events: Vec<(u64, u32, bool)>, calls: usize) -> Self {
-        events.sort_unstable();
-        let head = events.len() as u32;
-        let mut ends = vec![[0; 2]; calls];
-        for (place, &(_, call, begins)) in events.iter().enumerate() {
-            ends[call as usize][usize::from(!begins)] = place as u32;
-        }
-        let next = (0..=head).map(|place| if place == head { 0 } else { place + 1 }).collect();
-        let prev = (0..=head).map(|place| if place == 0 { head } else { place - 1 }).collect();
-        Self { next, prev, events, ends }
-    }
-
-    fn first(&self) -> u32 {
-        self.next[self.events.len()]
-    }
-
-    fn take_out(&mut self, call: u32) {
-        for place in self.ends[call as usize] {
-            let (prev, next) = (self.prev[place as usize], self.next[place as usize]);
-            self.next[prev as usize] = next;
-            self.prev[next as usize] = prev;
-        }
-    }
-
-    /// Undoes the latest `take_out` that has not been undone.
-    fn put_back(&mut self, call: u32) {
-        for place in self.ends[call as usize].into_iter().rev() {
-            let (prev, next) = (self.prev[place as usize], self.next[place as usize]);
-            self.next[prev as usize] = place;
-            self.prev[next as usize] = place;
-        }
-    }
 }
 
 impl<'a, M: Model> Search<'a, M> {
@@ -220,13 +220,15 @@ impl<'a, M: Model> Search<'a, M> {
             history,
             twins: twins.collect(),
             ring: Ring::new(events, known.len()),
-            in_order: BitSet::new(known.len()),
+            in_order: Vec::new(),
             unknown_in_order: BitSet::new(unknown.len()),
             left: known.len(),
             known,
             unknown,
+            candidates: Vec::new(),
             options: Vec::new(),
             steps: 0,
+            passed_over: 0,
             limit,
             best: None,
         }
@@ -240,7 +242,7 @@ impl<'a, M: Model> Search<'a, M> {
                 return Verdict::Fits;
             }
             let next = self.next(frame);
-            if self.steps > self.limit {
+            if self.steps >= self.limit {
                 return Verdict::Undecided;
             }
             let Some(Next { pick, state, before, scope }) = next else {
@@ -253,14 +255,8 @@ impl<'a, M: Model> Search<'a, M> {
                 continue;
             };
             self.put(pick);
-            let point = Point {
-                known: &self.in_order,
-                unknown: &self.unknown_in_order,
-                state: &state,
-                before: before.as_ref(),
-            };
             // A point that may only go on with known calls is part of one that is still to come.
-            if scope == Scope::KnownOnly || seen.insert(&point) {
+            if scope == Scope::KnownOnly || self.is_new(&mut seen, &state, before.as_ref()) {
                 let frame = self.open(Some(pick), state, before, scope);
                 stack.push(frame);
             } else {
@@ -268,6 +264,25 @@ impl<'a, M: Model> Search<'a, M> {
             }
         }
         Verdict::Stuck
+    }
+
+    /// Remembers a point. Returns false if nothing new can follow from it.
+    fn is_new(
+        &mut self,
+        seen: &mut Seen<M::State>,
+        state: &M::State,
+        before: Option<&M::State>,
+    ) -> bool {
+        self.ring.encode(&mut self.in_order);
+        let (known, unknown) = (&self.in_order[..], &self.unknown_in_order);
+        let point = Point { known, unknown, state, before };
+        self.steps += self.weight(state) + before.map_or(0, |before| self.weight(before));
+        seen.insert(&point, &mut self.steps)
+    }
+
+    /// The steps that a state costs which owns something on the heap.
+    fn weight(&self, state: &M::State) -> u64 {
+        (self.model.state_bytes(state) / BYTES_A_STEP) as u64
     }
 
     /// A point, with the known calls that may come next and fit.
@@ -289,16 +304,13 @@ impl<'a, M: Model> Search<'a, M> {
             floor,
             bound: 0,
         };
-        let mut place = self.ring.first();
-        while let Some(&(event, call, begins)) = self.ring.events.get(place as usize) {
-            if !begins {
-                frame.bound = event;
-                break;
-            }
-            place = self.ring.next[place as usize];
-            if scope == Scope::UnknownOnly {
-                continue;
-            }
+        let mut candidates = std::mem::take(&mut self.candidates);
+        candidates.clear();
+        let mut walk = self.ring.candidates();
+        candidates.extend(&mut walk);
+        frame.bound = walk.bound().unwrap_or(0);
+        self.steps += 1 + candidates.len() as u64 / 8;
+        for &call in candidates.iter().filter(|_| scope != Scope::UnknownOnly) {
             let Some(state) = self.follow(&frame, Pick::Known(call)) else { continue };
             let alone = self.is_read(Pick::Known(call)) && state == frame.state;
             if alone {
@@ -311,8 +323,9 @@ impl<'a, M: Model> Search<'a, M> {
                 break;
             }
         }
-        let Ring { ends, .. } = &self.ring;
-        self.options[floor..].sort_unstable_by_key(|&(call, _)| ends[call as usize][1]);
+        self.candidates = candidates;
+        let ring = &self.ring;
+        self.options[floor..].sort_unstable_by_key(|&(call, _)| ring.end_of(call));
         frame.options = floor..self.options.len();
         frame
     }
@@ -361,6 +374,10 @@ impl<'a, M: Model> Search<'a, M> {
             if call.begin > frame.bound {
                 return None;
             }
+            self.passed_over += 1;
+            if self.passed_over.is_multiple_of(PASSED_A_STEP) {
+                self.steps += 1;
+            }
             let twin = self.twins[number as usize];
             if self.unknown_in_order.contains(number)
                 || twin.is_some_and(|twin| !self.unknown_in_order.contains(twin))
@@ -389,16 +406,26 @@ impl<'a, M: Model> Search<'a, M> {
 
     /// The state after a call; `None` if it does not fit, or need not be tried here.
     fn follow(&mut self, frame: &Frame<M::State>, pick: Pick) -> Option<M::State> {
-        self.steps += 1;
+        self.steps += 1 + self.weight(&frame.state);
         let call = &self.history.calls()[self.call(pick).index()];
         let ret = match &call.ended {
             Ended::Ok(ret) => Some(ret),
             _ => None,
         };
         let state = self.model.step(&frame.state, &call.op, ret)?;
-        let before = frame.before.as_ref();
-        let without = before.and_then(|before| self.model.step(before, &call.op, ret));
-        if without.is_some_and(|without| without == state) { None } else { Some(state) }
+        let Some(before) = &frame.before else { return Some(state) };
+        let Some(without) = self.model.step(before, &call.op, ret) else { return Some(state) };
+        if without == state {
+            return None;
+        }
+        if let (Pick::Known(_), Some(last @ Pick::Unknown(_))) = (pick, frame.pick) {
+            let last = &self.history.calls()[self.call(last).index()];
+            let swapped = self.model.step(&without, &last.op, None);
+            if swapped.is_some_and(|swapped| swapped == state) {
+                return None;
+            }
+        }
+        Some(state)
     }
 
     fn call(&self, pick: Pick) -> CallId {
@@ -412,7 +439,6 @@ impl<'a, M: Model> Search<'a, M> {
         match pick {
             Pick::Known(number) => {
                 self.ring.take_out(number);
-                self.in_order.insert(number);
                 self.left -= 1;
             }
             Pick::Unknown(number) => self.unknown_in_order.insert(number),
@@ -423,7 +449,6 @@ impl<'a, M: Model> Search<'a, M> {
         match pick {
             Pick::Known(number) => {
                 self.ring.put_back(number);
-                self.in_order.remove(number);
                 self.left += 1;
             }
             Pick::Unknown(number) => self.unknown_in_order.remove(number),
@@ -439,12 +464,9 @@ impl<'a, M: Model> Search<'a, M> {
         }
         let tail = stack.len().saturating_sub(SHOWN);
         let fitting = stack[tail..].iter().filter_map(|frame| frame.pick);
-        let mut stuck = Vec::new();
-        let mut place = self.ring.first();
-        while let Some(&(_, call, true)) = self.ring.events.get(place as usize) {
-            stuck.push(self.call(Pick::Known(call)));
-            place = self.ring.next[place as usize];
-        }
+        let stuck: Vec<CallId> =
+            self.ring.candidates().map(|call| self.call(Pick::Known(call))).collect();
+        self.steps += stuck.len() as u64;
         self.best = Some(Best {
             length,
             fitting: fitting.map(|pick| self.call(pick)).collect(),
@@ -467,15 +489,20 @@ impl<'a, M: Model> Search<'a, M> {
         self.list(&fitting, &mut text);
         let _infallible = writeln!(text, "the state is then {state}, which none of these fits:");
         self.list(&stuck, &mut text);
-        CheckError::Violation { key, fitting, stuck, text }
+        let calls = || stuck.iter().map(|id| &self.history.calls()[id.index()]);
+        let from = calls().map(|call| call.begin_ns).min().unwrap_or(0);
+        let to = calls().map(|call| call.end_ns.unwrap_or(call.begin_ns)).max().unwrap_or(0);
+        CheckError::Violation { key, fitting, stuck, span_ns: (from, to), text }
     }
 
     fn list(&self, ids: &[CallId], text: &mut String) {
         for id in ids {
             let call = &self.history.calls()[id.index()];
+            let begin = Instant(call.begin_ns);
+            let end = call.end_ns.map_or("no end".to_owned(), |at| Instant(at).to_string());
             let _infallible = writeln!(
                 text,
-                "  call {} of process {}: {:?} -> {:?}",
+                "  call {} of process {}, {begin} to {end}: {:?} -> {:?}",
                 id.index(),
                 call.process,
                 call.op,

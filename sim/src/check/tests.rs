@@ -345,7 +345,8 @@ fn a_failed_write_must_not_show() {
 fn too_few_steps_are_undecided_and_a_violation_explains_itself() {
     let history = scripted(&[Calls(1, put(1), DONE), Calls(2, get(), saw(0))]);
     let undecided = check(&Kv::new(), &history, 1).unwrap_err();
-    assert_eq!(undecided, CheckError::Undecided { key: "x", steps: 1 });
+    let expected = CheckError::Undecided { key: "x", calls: 2, unknown: 0, keys: 1, steps: 1 };
+    assert_eq!(undecided, expected);
     let text = check(&Kv::new(), &history, 100).unwrap_err().to_string();
     for part in ["key \"x\", 2 calls", "longest order found has 1", "Put", "then Some(1)", "Get"] {
         assert!(text.contains(part), "{part} is not in: {text}");

@@ -11,8 +11,8 @@ pub(crate) const BY_FLAP: u8 = 8;
 /// The number of second copies. Messages are numbered from 1.
 pub(crate) const COPY: u64 = 0;
 
-/// A slow link queues no more than it carries in this time; what comes on top is lost, as at a
-/// full send queue.
+/// A slow link that carries something queues no more than it carries in this time; what comes on
+/// top is lost, as at a full send queue. An idle link takes a message of any length.
 const BACKLOG_NS: u64 = 1_000_000_000;
 
 #[derive(Clone, Debug, Default)]
@@ -89,14 +89,21 @@ impl Links {
         self.all.iter_mut().for_each(|link| link.cut &= !reason);
     }
 
-    /// Sets the speed of a link; 0 is unlimited. What it has taken on already stays late.
+    /// Sets the speed of a link; 0 is unlimited. What the link has taken on stays as late as it
+    /// was, until `free`.
     pub(crate) fn set_speed(&mut self, from: usize, to: usize, bytes_s: u64, by_hand: bool) {
         self.link(from, to).slow[usize::from(by_hand)] = bytes_s;
     }
 
-    /// Ends all slowness that is not by hand.
-    pub(crate) fn unlimit(&mut self) {
-        self.all.iter_mut().for_each(|link| link.slow[0] = 0);
+    /// Ends all slowness that is not by hand. Returns the ends of the links that were slow by it.
+    pub(crate) fn unlimit(&mut self) -> Vec<(usize, usize)> {
+        let mut ends = Vec::new();
+        for (at, link) in self.all.iter_mut().enumerate() {
+            if std::mem::take(&mut link.slow[0]) > 0 {
+                ends.push((at / self.nodes, at % self.nodes));
+            }
+        }
+        ends
     }
 
     /// Ends all faults but cuts and speeds set by hand.
@@ -105,8 +112,29 @@ impl Links {
         for link in &mut self.all {
             link.cut &= BY_HAND;
             link.slow[0] = 0;
-            link.busy_until = 0;
         }
+    }
+
+    /// Forgets what links have taken on, if they are not slow any more. Every message in the queue
+    /// must be given its new time by `retimed`.
+    pub(crate) fn free(&mut self, is_freed: impl Fn(usize, usize) -> bool) {
+        for (at, link) in self.all.iter_mut().enumerate() {
+            if is_freed(at / self.nodes, at % self.nodes) && link.slow == [0; 2] {
+                (link.busy_until, link.last_arrival) = (0, 0);
+            }
+        }
+    }
+
+    /// The new time of a message that is under way on a link that has been freed. To be called in
+    /// the order of the old times.
+    pub(crate) fn retimed(&mut self, from: usize, to: usize, at: u64, now: u64) -> u64 {
+        if self.link(from, to).slow != [0; 2] {
+            return at;
+        }
+        let healthy = now.saturating_add(self.delay());
+        let link = self.link(from, to);
+        link.last_arrival = link.last_arrival.max(at.min(healthy));
+        link.last_arrival
     }
 
     /// A delay as of a healthy link.
@@ -167,7 +195,8 @@ impl Links {
         Fate::Arrives { number: link.sent, at, again: again.map(|gap| at.saturating_add(gap)) }
     }
 
-    /// To be called when a message arrives, to see whether it was overtaken.
+    /// Records the arrival of a message, and counts a `Reorder` if a later-sent message arrived
+    /// first.
     pub(crate) fn arrived(&mut self, from: usize, to: usize, number: u64, counts: &mut Counts) {
         let link = self.link(from, to);
         // A second copy is late by itself.
@@ -290,8 +319,16 @@ mod tests {
         let next = arrival(links.send((0, 1), 500, 0, &mut counts));
         assert!((second / 2..second * 6 / 10).contains(&first) && next >= second, "{first} {next}");
         assert!(arrival(links.send((1, 0), 500, 0, &mut counts)) < second / 100);
+        // A message longer than the backlog is carried by an idle link, slowly.
+        let long = arrival(links.send((0, 1), 100_000, 2 * second, &mut counts));
+        assert!((102 * second..103 * second).contains(&long), "{long}");
         links.calm();
-        let later = 2 * second;
+        links.free(|_, _| true);
+        let later = 3 * second;
+        assert_eq!(links.retimed(1, 0, 3 * second + 1, later), 3 * second + 1, "it was not late");
+        let freed = links.retimed(0, 1, long, later);
+        assert!((later..later + second / 100).contains(&freed), "{freed}");
+        assert!(arrival(links.send((0, 1), 500, later, &mut counts)) >= freed, "in order");
         assert!(arrival(links.send((0, 1), 500, later, &mut counts)) < later + second / 100);
     }
 

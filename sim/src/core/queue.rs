@@ -38,6 +38,23 @@ impl<T> Queue<T> {
         self.inserted += 1;
     }
 
+    /// Gives every waiting event the time that `time` returns for its time and itself. Events are
+    /// visited in order; those that get equal times stay in that order.
+    pub(crate) fn retime(&mut self, mut time: impl FnMut(u64, &T) -> u64) {
+        let mut keys: Vec<_> = self.heap.drain().map(|Reverse(key)| key).collect();
+        keys.sort_unstable();
+        for key in &mut keys {
+            let (at, inserted, slot) = key;
+            if let Some(item) = &self.slots[*slot as usize] {
+                *at = time(*at, item);
+                // Visited in order, so that the later ones count as inserted later.
+                *inserted = self.inserted;
+                self.inserted += 1;
+            }
+        }
+        self.heap = keys.into_iter().map(Reverse).collect();
+    }
+
     /// The next event that is due at `until` or before.
     pub(crate) fn pop(&mut self, until: u64) -> Option<(u64, T)> {
         let &Reverse((at, _, slot)) = self.heap.peek()?;

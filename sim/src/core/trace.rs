@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fmt::{self, Write as _};
+use std::hash::Hasher;
 
 use bytes::Bytes;
 
 use crate::FaultClass;
-use crate::plan::Span;
+use crate::plan::{Instant, Span};
 
 /// What happened. The discriminants go into the hash and so never change.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +32,7 @@ pub(crate) enum Kind {
     Note = 17,
     Absent = 18,
     Poke = 19,
+    Hand = 20,
 }
 
 #[derive(Clone, Debug)]
@@ -51,16 +53,56 @@ pub(crate) struct Trace {
     hash: u64,
     lines: VecDeque<Line>,
     capacity: usize,
+    /// Lines of this time are kept as well, from and to, in ns.
+    window: Option<(u64, u64)>,
+    around: Around,
+}
+
+/// How many lines are kept of the beginning and of the end of a failure's time.
+const AROUND_LINES: usize = 200;
+
+/// The lines of a failure's time.
+#[derive(Debug, Default)]
+struct Around {
+    first: Vec<Line>,
+    last: VecDeque<Line>,
+    left_out: u64,
+}
+
+impl Around {
+    fn push(&mut self, line: Line) {
+        if self.first.len() < AROUND_LINES {
+            return self.first.push(line);
+        }
+        if self.last.len() == AROUND_LINES {
+            self.last.pop_front();
+            self.left_out += 1;
+        }
+        self.last.push_back(line);
+    }
 }
 
 impl Trace {
     pub(crate) fn new(seed: u64, capacity: usize) -> Self {
-        Self { hash: seed, lines: VecDeque::with_capacity(capacity.min(1 << 16)), capacity }
+        let lines = VecDeque::with_capacity(capacity.min(1 << 16));
+        Self { hash: seed, lines, capacity, window: None, around: Around::default() }
+    }
+
+    /// Has the lines of this time kept as well.
+    pub(crate) fn keep(&mut self, window: Option<(u64, u64)>) {
+        self.window = window;
     }
 
     #[inline]
     fn word(&mut self, word: u64) {
         self.hash = (self.hash.rotate_left(5) ^ word).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+
+    /// Adds words to the hash and no line.
+    pub(crate) fn words(&mut self, words: [u64; 5]) {
+        for word in words {
+            self.word(word);
+        }
     }
 
     #[inline]
@@ -86,7 +128,13 @@ impl Trace {
         if self.lines.len() == self.capacity {
             self.lines.pop_front();
         }
-        self.lines.push_back(Line { at, kind, who, a, b, label });
+        let line = Line { at, kind, who, a, b, label };
+        if let Some((from, to)) = self.window
+            && (from..=to).contains(&at)
+        {
+            self.around.push(line.clone());
+        }
+        self.lines.push_back(line);
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
@@ -109,20 +157,69 @@ impl Trace {
         crate::rng::splitmix(&mut state)
     }
 
+    /// The last lines.
     pub(crate) fn text(&self) -> String {
-        let mut text = String::new();
-        for line in &self.lines {
-            let _infallible = writeln!(text, "{line}");
-        }
-        text
+        text(self.lines.iter())
     }
+
+    /// The lines of the time given to `keep`.
+    pub(crate) fn around(&self) -> String {
+        let Around { first, last, left_out } = &self.around;
+        let gap =
+            if *left_out > 0 { format!("{left_out} lines left out\n") } else { String::new() };
+        text(first.iter()) + &gap + &text(last.iter())
+    }
+}
+
+/// Takes values into the hash, without a line. Each integer is one word, so that the hash does not
+/// depend on the platform's byte order or pointer width.
+impl Hasher for Trace {
+    fn write(&mut self, bytes: &[u8]) {
+        self.bytes(bytes);
+    }
+
+    fn write_u8(&mut self, number: u8) {
+        self.word(number.into());
+    }
+
+    fn write_u16(&mut self, number: u16) {
+        self.word(number.into());
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.word(number.into());
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        self.word(number);
+    }
+
+    fn write_u128(&mut self, number: u128) {
+        self.word(number as u64);
+        self.word((number >> 64) as u64);
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.word(number as u64);
+    }
+
+    fn finish(&self) -> u64 {
+        self.hash()
+    }
+}
+
+fn text<'a>(lines: impl Iterator<Item = &'a Line>) -> String {
+    let mut text = String::new();
+    for line in lines {
+        let _infallible = writeln!(text, "{line}");
+    }
+    text
 }
 
 impl fmt::Display for Line {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { at, kind, who, a, b, label } = self;
-        let (ms, ns) = (at / 1_000_000, at % 1_000_000);
-        write!(f, "{ms:>8}.{ns:06}ms ")?;
+        write!(f, "{:>17} ", Instant(*at).to_string())?;
         match kind {
             Kind::Start => write!(f, "node {who} starts, incarnation {a}"),
             Kind::Refused => write!(f, "node {who} cannot start, incarnation {a}"),
@@ -144,6 +241,8 @@ impl fmt::Display for Line {
             Kind::Note => write!(f, "node {who} notes {label} {a} {b}"),
             Kind::Absent => write!(f, "node {who} is down, {label} lost"),
             Kind::Poke => write!(f, "node {who} is acted on from outside"),
+            Kind::Hand if *who == u64::MAX => write!(f, "by hand: {label}"),
+            Kind::Hand => write!(f, "by hand: node {who}: {label} {a} {b}"),
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::World;
 use crate::core::links::{BY_FLAP, BY_ONE_WAY, BY_PARTITION};
 use crate::core::trace::{EVERYBODY, Kind};
-use crate::kernel::{Ailment, Happening, Kernel};
+use crate::kernel::{Ailment, BY_PLAN, Happening, Kernel};
 use crate::node::{Crash, DiskFault, Node};
 use crate::{FaultClass, Intensity, Plan, Rng};
 
@@ -111,7 +111,10 @@ impl<N: Node> World<N> {
         match class {
             FaultClass::Partition => self.kernel.links.mend_all(BY_PARTITION),
             FaultClass::OneWay => self.kernel.links.mend_all(BY_ONE_WAY),
-            FaultClass::SlowLink => self.kernel.links.unlimit(),
+            FaultClass::SlowLink => {
+                let freed = self.kernel.links.unlimit();
+                self.kernel.free_links(|from, to| freed.contains(&(from, to)));
+            }
             _ => self.mend_disk(class),
         }
         self.kernel.trace.labelled(self.kernel.now, Kind::Mended, 0, 0, 0, class.name());
@@ -125,6 +128,7 @@ impl<N: Node> World<N> {
         self.injector.quiet = true;
         self.injector.flap = None;
         self.kernel.links.calm();
+        self.kernel.free_links(|_, _| true);
         self.kernel.client_loss_ppm = 0;
         for class in FaultClass::ALL {
             self.mend_disk(class);
@@ -133,6 +137,7 @@ impl<N: Node> World<N> {
             let site = &mut self.kernel.sites[at];
             if site.paused_by_plan {
                 site.paused_until = now;
+                self.kernel.arm_resume(at);
             }
             self.kernel.queue.push(now, Happening::Start { node: at as u32 });
         }
@@ -227,7 +232,10 @@ impl<N: Node> World<N> {
         let now = self.kernel.now;
         let sites = self.kernel.sites.iter();
         let stopped = sites.filter(|site| !site.up || site.paused_until > now).count();
-        if self.kernel.plan.spare_majority && (stopped + 1) * 2 >= self.nodes.len() {
+        let nodes = self.nodes.len();
+        // One node or two have no majority that could be spared.
+        let spares = self.kernel.plan.spare_majority && nodes > 2;
+        if spares && (stopped + 1) * 2 >= nodes {
             return Vec::new();
         }
         let sites = self.kernel.sites.iter().enumerate();
@@ -303,19 +311,19 @@ impl<N: Node> World<N> {
         let site = &mut self.kernel.sites[at];
         let fault = match class {
             FaultClass::DiskSlow => {
-                site.disk.factor = intensity.amount.max(1);
-                DiskFault::Slow { factor: site.disk.factor }
+                site.disk[BY_PLAN].factor = intensity.amount.max(1);
+                DiskFault::Slow { factor: intensity.amount.max(1) }
             }
             FaultClass::DiskStall => {
-                site.disk.stalled_until = now.saturating_add(lasts);
+                site.disk[BY_PLAN].stalled_until = now.saturating_add(lasts);
                 DiskFault::Stall { for_ns: lasts }
             }
             FaultClass::DiskFail => {
-                site.disk.failing = true;
+                site.disk[BY_PLAN].failing = true;
                 DiskFault::Fail
             }
             _ => {
-                site.disk.full = true;
+                site.disk[BY_PLAN].full = true;
                 DiskFault::Full
             }
         };
@@ -351,18 +359,26 @@ impl<N: Node> World<N> {
         true
     }
 
-    /// Ends what `class` did to a disk, and tells the disk what still ails it.
+    /// Ends what `class` did to a disk. What was done by hand stays.
     fn mend_disk(&mut self, class: FaultClass) {
         let Some(at) = self.injector.disk_victims[class.index()].take() else { return };
         let now = self.kernel.now;
         let site = &mut self.kernel.sites[at];
+        let disk = &mut site.disk[BY_PLAN];
         match class {
-            FaultClass::DiskSlow => site.disk.factor = 1,
-            FaultClass::DiskStall => site.disk.stalled_until = now,
-            FaultClass::DiskFail => site.disk.failing = false,
-            _ => site.disk.full = false,
+            FaultClass::DiskSlow => disk.factor = 1,
+            FaultClass::DiskStall => disk.stalled_until = now,
+            FaultClass::DiskFail => disk.failing = false,
+            _ => disk.full = false,
         }
-        let Ailment { factor, stalled_until, failing, full } = site.disk;
+        self.tell_disk(at);
+    }
+
+    /// Tells a disk that it is well, and then what still ails it, by the plan or by hand.
+    pub(super) fn tell_disk(&mut self, at: usize) {
+        let now = self.kernel.now;
+        let site = &mut self.kernel.sites[at];
+        let Ailment { factor, stalled_until, failing, full } = site.ailment();
         let for_ns = stalled_until.saturating_sub(now);
         let left = [
             (true, DiskFault::Healed),

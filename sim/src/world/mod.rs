@@ -68,6 +68,7 @@ impl<N: Node> World<N> {
         let rng = Rng::stream(plan.seed, u64::from_le_bytes(*b"workload"));
         let injector = Injector::new(&plan);
         let mut kernel = Kernel::new(plan, lines);
+        kernel.trace.keep(runner::window());
         injector.begin(&mut kernel);
         Self {
             kernel,
@@ -140,6 +141,7 @@ impl<N: Node> World<N> {
                 self.quiet();
                 Some(Step::Quiet)
             }
+            Happening::Resume { node } => self.resume(node as usize),
             Happening::Message { to: node, .. }
             | Happening::Timer { node, .. }
             | Happening::Own { node, .. }
@@ -150,6 +152,45 @@ impl<N: Node> World<N> {
     /// An input of a node: handled, put off while the node is paused, or lost if it is down.
     fn handle(&mut self, at: usize, due: Happening<N>) -> Option<Step<N::Reply>> {
         let site = &mut self.kernel.sites[at];
+        // Behind what a pause has put off, also when the pause is over: inputs stay in order.
+        if site.up && (self.kernel.now < site.paused_until || !site.put_off.is_empty()) {
+            let is_stale_timer =
+                matches!(due, Happening::Timer { .. }) && site.armed_at != Some(self.kernel.now);
+            if !is_stale_timer && !is_of_earlier_life(&due, site.incarnation) {
+                site.put_off.push_back(due);
+                self.kernel.counts.hit(crate::FaultClass::Pause);
+                self.kernel.arm_resume(at);
+            }
+            return None;
+        }
+        self.handle_now(at, due)
+    }
+
+    /// Handles the oldest input that was put off, if the pause is over.
+    fn resume(&mut self, at: usize) -> Option<Step<N::Reply>> {
+        let now = self.kernel.now;
+        let site = &mut self.kernel.sites[at];
+        if site.resume_at != Some(now) {
+            return None;
+        }
+        site.resume_at = None;
+        if now < site.paused_until {
+            // The pause was extended.
+            self.kernel.arm_resume(at);
+            return None;
+        }
+        let due = site.put_off.pop_front()?;
+        if let Happening::Timer { .. } = due {
+            // The time at which the timer was due has passed.
+            site.armed_at = Some(now);
+        }
+        self.kernel.arm_resume(at);
+        self.handle_now(at, due)
+    }
+
+    /// An input of a node that is not paused: handled, or lost if the node is down.
+    fn handle_now(&mut self, at: usize, due: Happening<N>) -> Option<Step<N::Reply>> {
+        let site = &mut self.kernel.sites[at];
         let (id, now) = (site.id, self.kernel.now);
         if !site.up {
             if let Happening::Message { .. } | Happening::Request { .. } = due {
@@ -157,13 +198,7 @@ impl<N: Node> World<N> {
             }
             return None;
         }
-        if let Happening::Timer { incarnation, .. } | Happening::Own { incarnation, .. } = due
-            && incarnation != site.incarnation
-        {
-            return None;
-        }
-        if now < site.paused_until {
-            self.put_off(at, due);
+        if is_of_earlier_life(&due, site.incarnation) {
             return None;
         }
         match due {
@@ -259,32 +294,37 @@ impl<N: Node> World<N> {
         self.kernel.queue.push(due, Happening::Start { node: at as u32 });
     }
 
-    fn put_off(&mut self, at: usize, due: Happening<N>) {
-        let site = &mut self.kernel.sites[at];
-        let until = site.paused_until;
-        if let Happening::Timer { .. } = due {
-            if site.armed_at != Some(self.kernel.now) {
-                return;
-            }
-            site.armed_at = Some(until);
-        }
-        self.kernel.counts.hit(crate::FaultClass::Pause);
-        self.kernel.queue.push(until, due);
-    }
-
     fn kill(&mut self, at: usize, kind: Crash) {
         let site = &mut self.kernel.sites[at];
         site.up = false;
-        site.paused_until = 0;
+        (site.paused_until, site.resume_at) = (0, None);
         (site.timer, site.armed_at) = (None, None);
+        let lost = std::mem::take(&mut site.put_off);
         let label = match kind {
             Crash::Process => "crashes",
             Crash::Power => "loses power",
         };
-        self.kernel.trace.labelled(self.kernel.now, Kind::Crash, site.id, 0, 0, label);
+        self.kernel.trace.labelled(
+            self.kernel.now,
+            Kind::Crash,
+            site.id,
+            lost.len() as u64,
+            0,
+            label,
+        );
         if let Some(node) = self.nodes[at].take() {
             node.crash(&mut self.disks[at], kind, &mut site.rng);
         }
+    }
+}
+
+/// Was an input meant for an earlier incarnation of its node?
+fn is_of_earlier_life<N: Node>(due: &Happening<N>, current: u64) -> bool {
+    match due {
+        Happening::Timer { incarnation, .. } | Happening::Own { incarnation, .. } => {
+            *incarnation != current
+        }
+        _ => false,
     }
 }
 

@@ -41,7 +41,7 @@ pub(crate) struct Probe {
     number: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Hash)]
 pub(crate) enum Own {
     Synced { upto: u64, begun: u64 },
 }

@@ -6,7 +6,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use voussoir_sim::{KvOp, KvRet};
 
 /// What a node answers to a client.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reply {
     /// It took effect, with this result.
     Ok(KvRet<u64>),

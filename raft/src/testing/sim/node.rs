@@ -19,7 +19,7 @@ use crate::core::{Core, Input, NotInMemory, Output, Persist};
 use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
 /// What a node schedules for itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Hash)]
 pub enum Timed {
     /// The store works.
     Disk,

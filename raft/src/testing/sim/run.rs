@@ -306,7 +306,7 @@ impl<D: Disk> Run<D> {
             return Err(self.world.failure(format!("the nodes did not converge: {all:#?}")));
         }
         if let Err(error) = check(&Kv::new(), &self.history, CHECK_STEPS) {
-            return Err(self.world.failure(error.to_string()));
+            return Err(self.world.not_linearizable(&error));
         }
         let (ok, failed, unknown) = self.history.outcomes();
         let oracle = self.oracle.borrow();
