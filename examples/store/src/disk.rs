@@ -132,3 +132,66 @@ impl LogStore for WatchedStore {
         self.store.open_snapshot().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use voussoir_raft::memory::MemoryStore;
+
+    use super::*;
+
+    /// A store that keeps its completions until it is told what to answer.
+    struct Slow {
+        store: MemoryStore,
+        held: Mutex<Vec<Completion>>,
+    }
+
+    #[async_trait]
+    impl LogStore for Slow {
+        async fn restore(&self) -> Result<Restored, StoreError> {
+            self.store.restore().await
+        }
+        fn write(&self, _write: LogWrite, done: Completion) {
+            self.held.lock().push(done);
+        }
+        async fn read(&self, range: Range<u64>, bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+            self.store.read(range, bytes).await
+        }
+        async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+            self.store.stage(name).await
+        }
+        fn unstage(&self, identity: u64) {
+            self.store.unstage(identity);
+        }
+        async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+            self.store.open_snapshot().await
+        }
+    }
+
+    #[test]
+    fn the_oldest_write_under_way_and_the_first_failure_are_known() {
+        let slow = Arc::new(Slow { store: MemoryStore::new(), held: Mutex::default() });
+        let watched = WatchedStore::new(slow.clone(), "data/1".to_owned());
+        let watch = watched.watch();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let write = || {
+            let told = told.clone();
+            let done = Completion::new(move |result| told.lock().push(result.is_ok()));
+            watched.write(LogWrite::default(), done);
+        };
+        assert_eq!(watch.waiting(), Duration::ZERO);
+        write();
+        write();
+        std::thread::sleep(Duration::from_millis(2));
+        let waited = watch.waiting();
+        assert!(waited >= Duration::from_millis(2));
+        // The second completes first; the first goes on waiting.
+        let second = slow.held.lock().pop().unwrap();
+        second.complete(Ok(()));
+        assert!(watch.waiting() >= waited && watch.failed().is_none());
+        // A store that drops a write without a word has failed it.
+        drop(slow.held.lock().pop());
+        assert_eq!(watch.waiting(), Duration::ZERO);
+        assert!(watch.failed().unwrap().starts_with("data/1: "));
+        assert_eq!(*told.lock(), [true, false]);
+    }
+}

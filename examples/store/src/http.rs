@@ -3,7 +3,7 @@
 //! | request | what it does |
 //! |---|---|
 //! | `PUT /kv/{key}` | writes; compare-and-set by `If-Match: "VERSION"`, `If-Match: *` (the key exists) or `If-None-Match: *` (it does not) |
-//! | `GET /kv/{key}` | reads, linearizable; `?consistency=stale` reads this node's state as it is |
+//! | `GET /kv/{key}` | reads, linearizable; `?consistency=stale` reads this node's state as it is: `Store-Applied-Index` and `Store-Age-Ms` say how far that is |
 //! | `DELETE /kv/{key}` | deletes; takes `If-Match` too |
 //! | `GET /kv?prefix=P` | keys in order; `&after=KEY&limit=N` go on from there |
 //! | `GET /health` | 200 while this process does its work: restart it otherwise |
@@ -24,7 +24,7 @@ use std::time::Duration;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CONNECTION, ETAG, IF_MATCH, IF_NONE_MATCH, LOCATION, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
@@ -41,8 +41,13 @@ use crate::disk::DiskWatch;
 use crate::kv::{Answer, Command, Condition, KEY_BYTES_MAX, Kv, VALUE_BYTES_MAX};
 use crate::metrics::{self, Metrics};
 use crate::observe::Peers;
-use crate::traffic::Traffic;
+use crate::traffic::{Freshness, Traffic};
 
+/// In a stale answer: the last command that it shows.
+const APPLIED_INDEX: HeaderName = HeaderName::from_static("store-applied-index");
+/// In a stale answer: it shows all that was acknowledged anywhere up to this many ms ago. Missing
+/// where this node does not know, because it has reached no majority since its start.
+const AGE_MS: HeaderName = HeaderName::from_static("store-age-ms");
 /// Keys that one listing returns at most.
 const LIST_MAX: usize = 1000;
 /// Why a node refuses requests after SIGTERM.
@@ -72,6 +77,7 @@ pub struct App {
     /// A disk that completes nothing for this long counts as stalled.
     pub disk_stall: Duration,
     pub traffic: Traffic,
+    pub freshness: Freshness,
 }
 
 type Shared = State<Arc<App>>;
@@ -152,11 +158,15 @@ async fn read(
 ) -> Result<Response, Failure> {
     let (key, Query(query)) = (checked(key)?, query?);
     app.catch_up(&query.consistency).await?;
-    let found = app.kv.read().get(&key).cloned();
-    Ok(match found {
+    let (found, applied) = {
+        let kv = app.kv.read();
+        (kv.get(&key).cloned(), kv.applied())
+    };
+    let response = match found {
         Some(held) => ([(ETAG, etag(held.version))], held.value).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
-    })
+    };
+    Ok(app.dated(response, applied, &query.consistency))
 }
 
 #[derive(Deserialize)]
@@ -180,17 +190,21 @@ struct Listed {
 async fn list(
     State(app): Shared,
     query: Result<Query<ListQuery>, QueryRejection>,
-) -> Result<Json<Vec<Listed>>, Failure> {
+) -> Result<Response, Failure> {
     let Query(query) = query?;
     app.catch_up(&query.consistency).await?;
     let limit = query.limit.unwrap_or(100).min(LIST_MAX);
-    let found = app.kv.read().list(query.prefix.as_bytes(), query.after.as_bytes(), limit);
+    let (found, applied) = {
+        let kv = app.kv.read();
+        (kv.list(query.prefix.as_bytes(), query.after.as_bytes(), limit), kv.applied())
+    };
     let listed = found.into_iter().map(|(key, held)| Listed {
         key: String::from_utf8_lossy(&key).into_owned(),
         version: held.version,
         bytes: held.value.len(),
     });
-    Ok(Json(listed.collect()))
+    let listed: Vec<Listed> = listed.collect();
+    Ok(app.dated(Json(listed).into_response(), applied, &query.consistency))
 }
 
 /// Whether this process works. A cluster without a quorum is no reason to restart its nodes.
@@ -308,10 +322,24 @@ impl App {
     /// anywhere. Followers ask the leader how far that is.
     async fn catch_up(&self, consistency: &Consistency) -> Result<(), Failure> {
         if let Consistency::Linearizable = consistency {
-            let read = self.raft.read(Instant::now() + self.timeout).await;
+            let began = Instant::now();
+            let read = self.raft.read(began + self.timeout).await;
             read.map_err(|error| Failure::unavailable(error.to_string()))?;
+            self.freshness.holds_all_before(began);
         }
         Ok(())
+    }
+
+    /// A stale answer says how stale it may be.
+    fn dated(&self, mut response: Response, applied: u64, consistency: &Consistency) -> Response {
+        if let Consistency::Stale = consistency {
+            let headers = response.headers_mut();
+            headers.insert(APPLIED_INDEX, applied.into());
+            if let Some(age) = self.freshness.age() {
+                headers.insert(AGE_MS, (age.as_millis() as u64).into());
+            }
+        }
+        response
     }
 
     /// Why this node should get no requests now.

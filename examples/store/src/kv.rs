@@ -16,7 +16,7 @@ pub const VALUE_BYTES_MAX: usize = 512 * 1024;
 /// what raft takes ([`voussoir_raft::CHUNK_BYTES_MAX`]).
 const CHUNK_BYTES: usize = 256 * 1024;
 const _: () = assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX);
-const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 17 <= CHUNK_BYTES_MAX);
+const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 25 <= CHUNK_BYTES_MAX);
 
 /// A value and the version that the last write gave it. Versions are log indexes: they only grow,
 /// and a key that was deleted and written again never repeats one.
@@ -69,6 +69,8 @@ pub struct Kv {
     pairs: BTreeMap<Bytes, Versioned>,
     /// Bytes of all keys and values.
     bytes: u64,
+    /// The last command that was applied.
+    applied: u64,
 }
 
 impl Kv {
@@ -96,10 +98,16 @@ impl Kv {
         self.bytes
     }
 
+    /// The index of the last command that was applied; 0 before the first.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
     /// Applies one command. `index` is its place in the log, the same on every node.
     ///
     /// This must depend on nothing but the state and the command: no clock, no randomness.
     pub fn apply(&mut self, index: u64, command: Command) -> Answer {
+        self.applied = index;
         match command {
             Command::Put { key, value, condition } => match self.refuses(&key, condition) {
                 Some(refusal) => refusal,
@@ -140,13 +148,14 @@ impl Kv {
         (!holds).then_some(Answer::Conflict { version })
     }
 
-    /// One chunk of a snapshot: a version byte, then whole pairs, those after the key `after`. The
-    /// chunk is about [`CHUNK_BYTES`] long and holds at least one pair, if there is one. Returns
+    /// One chunk of a snapshot: a version byte, the index of the last command, then whole pairs,
+    /// those after the key `after`. The chunk is about [`CHUNK_BYTES`] long and holds at least one pair, if there is one. Returns
     /// the last key in it, `None` where no pair is left.
     pub fn encode_chunk(&self, after: Option<&Bytes>) -> (Option<Bytes>, Bytes) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut out = BytesMut::new();
         out.put_u8(FORMAT);
+        out.put_u64_le(self.applied);
         let mut last = None;
         for (key, Versioned { version, value }) in
             self.pairs.range::<Bytes, _>((from, Bound::Unbounded))
@@ -171,6 +180,7 @@ impl Kv {
         if bytes.try_get_u8().ok() != Some(FORMAT) {
             return Err(malformed());
         }
+        self.applied = bytes.try_get_u64_le().map_err(|_| malformed())?;
         while bytes.has_remaining() {
             let key = take_bytes(&mut bytes).ok_or_else(malformed)?;
             let version = bytes.try_get_u64_le().map_err(|_| malformed())?;
@@ -314,7 +324,7 @@ mod tests {
         assert_eq!(last.unwrap(), "b");
         let mut again = Kv::default();
         again.decode_chunk(chunk.clone()).unwrap();
-        assert_eq!((&again.pairs, again.bytes), (&kv.pairs, 4));
+        assert_eq!((&again.pairs, again.bytes, again.applied()), (&kv.pairs, 4, 2));
         assert!(Kv::default().decode_chunk(chunk.slice(..9)).is_err());
     }
 

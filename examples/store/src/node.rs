@@ -26,7 +26,7 @@ use crate::kv::Kv;
 use crate::machine::Machine;
 use crate::metrics::Metrics;
 use crate::observe::{self, Peers};
-use crate::traffic::Traffic;
+use crate::traffic::{Freshness, Traffic};
 
 /// Keeps the nodes of one store from talking to those of another. **Choose your own.**
 const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
@@ -156,11 +156,13 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         timeout: node.timing.request_timeout,
         disk_stall: node.timing.disk_stall,
         traffic: Traffic::default(),
+        freshness: Freshness::default(),
     });
     let mut observers = JoinSet::new();
     observers.spawn(observe::peers(tcp.events(), peers));
     observers.spawn(observe::leadership(raft.clone(), app.metrics.elections.clone()));
     observers.spawn(observe::disk(app.clone()));
+    observers.spawn(observe::freshness(app.clone()));
 
     let (drain, drained) = oneshot::channel::<()>();
     let server = axum::serve(http, http::router(app.clone()))
@@ -173,25 +175,22 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         () = parent_gone(node.exit_with_parent) => Ok(()),
         reason = stopped(&raft) => Err(reason),
     };
+    observers.shutdown().await;
+    let until = Instant::now() + if ended.is_ok() { node.drain } else { Duration::ZERO };
     if ended.is_ok() {
         tracing::info!(node = node.id, "ending: taking no new requests");
-        let until = Instant::now() + node.drain;
-        let drained = async {
-            app.traffic.drain().await;
-            // What is left are connections without a request: they are closed.
-            drop(drain);
-            server.await
-        };
-        tokio::select! {
-            ended = timeout_at(until, drained) => if ended.is_err() {
-                tracing::warn!(drain = ?node.drain, "requests under way were cut off");
-            },
-            () = told_to_end() => tracing::warn!("told to end again: requests are cut off"),
-        }
+        bounded(until, app.traffic.drain()).await;
     }
-    observers.shutdown().await;
+    // The others elect a leader while this node still tells its clients to turn to them.
     raft.shutdown().await;
     tcp.shutdown(Instant::now() + GOODBYE).await;
+    let refuse = async {
+        app.traffic.quiet().await;
+        // What is left are connections without a request: they are closed.
+        drop(drain);
+        server.await
+    };
+    bounded(until, refuse).await;
     let closed = journal.close();
     match ended {
         Ok(()) => {
@@ -204,6 +203,16 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
             Err(Stopped::Damaged { folder, reason }.into())
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),
+    }
+}
+
+/// Waits for `work` until the deadline, or until the node is told to end a second time.
+async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
+    tokio::select! {
+        ended = timeout_at(until, work) => if ended.is_err() {
+            tracing::warn!("requests under way are cut off");
+        },
+        () = told_to_end() => tracing::warn!("told to end again: requests are cut off"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use voussoir_net::{Class, Event, Events, Refusal};
 use voussoir_raft::Raft;
 
@@ -20,6 +20,8 @@ const NO_LEADER: Duration = Duration::from_secs(1);
 const STALLED: Duration = Duration::from_secs(1);
 /// A peer that was never reached is reported after this long.
 const NEVER_REACHED: Duration = Duration::from_secs(3);
+/// Between two questions to the leader how far this node is, and the time limit of each.
+const FRESHEN: Duration = Duration::from_millis(500);
 /// Between two looks at the disk.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -145,6 +147,19 @@ pub async fn leadership(raft: Raft, elections: Counter) {
                 is_reported = true;
                 tracing::warn!(term, "no leader is known: writes and linearizable reads fail");
             }
+        }
+    }
+}
+
+/// Keeps the age of stale answers low where nobody else reads: asks the leader now and then.
+pub async fn freshness(app: Arc<App>) {
+    let mut ticks = interval(FRESHEN);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let began = Instant::now();
+        if app.raft.read(began + FRESHEN).await.is_ok() {
+            app.freshness.holds_all_before(began);
         }
     }
 }

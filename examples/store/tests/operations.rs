@@ -10,7 +10,7 @@ use store::demo::client::Client;
 use store::demo::cluster::Cluster;
 use store::demo::{caught_up, leader};
 
-use support::{ask, ask_until, client, metric, program};
+use support::{Raw, ask, ask_until, client, metric, program};
 
 struct Store {
     cluster: Cluster,
@@ -143,6 +143,38 @@ async fn a_node_without_a_majority_is_alive_and_not_ready() {
     while !store.cluster.log(3).contains("the cluster has a leader again") {
         assert!(store.cluster.crashed().is_empty());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stale_answer_says_how_far_it_is_and_how_old_it_may_be() {
+    let mut store = Store::start().await;
+    let node = store.http(3);
+    let led = store.http(store.leader().await);
+    let put = ask(led, "PUT", "/kv/a", "", "1").unwrap();
+    let version: u64 = put.headers["etag"].trim_matches('"').parse().unwrap();
+    let number = |raw: &Raw, name: &str| raw.headers.get(name).map(|text| text.parse().unwrap());
+    let applied = |raw: &Raw| number(raw, "store-applied-index").unwrap_or(0);
+    let age = |raw: &Raw| number(raw, "store-age-ms");
+    // With a majority the age stays low without any other reader.
+    for path in ["/kv/a?consistency=stale", "/kv?consistency=stale", "/kv/b?consistency=stale"] {
+        let fresh = |raw: &Raw| applied(raw) >= version && age(raw).is_some_and(|ms| ms < 1000);
+        ask_until(node, path, fresh);
+    }
+    let linearizable = ask(node, "GET", "/kv/a", "", "").unwrap();
+    assert_eq!((linearizable.status, age(&linearizable)), (200, None));
+
+    store.cluster.kill(1).await.unwrap();
+    store.cluster.kill(2).await.unwrap();
+    let path = "/kv/a?consistency=stale";
+    let old = ask_until(node, path, |raw| age(raw).is_some_and(|ms| ms > 1500));
+    assert_eq!((old.status, old.body.as_str()), (200, "1"));
+
+    // A node that has reached nobody since its start does not know how old its state is.
+    store.cluster.kill(3).await.unwrap();
+    store.cluster.start(3).unwrap();
+    let raw = ask_until(node, path, |raw| raw.status < 500);
+    assert!(raw.headers.contains_key("store-applied-index"));
+    assert_eq!(age(&raw), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

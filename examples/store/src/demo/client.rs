@@ -43,6 +43,7 @@ pub struct Client {
     http: HyperClient<HttpConnector, Full<Bytes>>,
     nodes: Arc<Vec<SocketAddr>>,
     leader: Arc<AtomicUsize>,
+    reads: Arc<AtomicUsize>,
 }
 
 impl Client {
@@ -51,7 +52,7 @@ impl Client {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_millis(500)));
         let http = HyperClient::builder(TokioExecutor::new()).build(connector);
-        Self { http, nodes: Arc::new(nodes), leader: Arc::default() }
+        Self { http, nodes: Arc::new(nodes), leader: Arc::default(), reads: Arc::default() }
     }
 
     /// The nodes that it knows.
@@ -59,8 +60,9 @@ impl Client {
         &self.nodes
     }
 
-    /// Sends a request to the leader, wherever it is, until it is answered or the deadline is over.
-    /// A request whose outcome is unknown is not sent again, unless it is a GET.
+    /// Sends a request until it is answered or the deadline is over: a GET to one node after the
+    /// other, because every node answers it, anything else to the leader, wherever it is. A request
+    /// whose outcome is unknown is not sent again, unless it is a GET.
     ///
     /// # Errors
     /// [`Lost`]: whether it may have happened.
@@ -76,7 +78,11 @@ impl Client {
     ) -> Result<Reply, Lost> {
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let guess = self.leader.load(Ordering::Relaxed);
+            let is_read = method == Method::GET;
+            let guess = match is_read {
+                true => self.reads.fetch_add(1, Ordering::Relaxed),
+                false => self.leader.load(Ordering::Relaxed),
+            };
             let node = self.nodes[guess % self.nodes.len()];
             let tried = self.send_to(node, &method, path, if_match, body.clone(), deadline).await;
             match tried {
@@ -86,8 +92,8 @@ impl Client {
                     self.move_on(guess, found.unwrap_or(guess + 1));
                     continue;
                 }
+                Ok(Answered::Refused) | Err(_) if is_read => {}
                 Ok(Answered::Refused) | Err(Lost::NotApplied) => self.move_on(guess, guess + 1),
-                Err(Lost::Unknown) if method == Method::GET => self.move_on(guess, guess + 1),
                 Err(Lost::Unknown) => {
                     self.move_on(guess, guess + 1);
                     return Err(Lost::Unknown);
