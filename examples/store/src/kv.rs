@@ -325,7 +325,7 @@ mod tests {
         let mut again = Kv::default();
         again.decode_chunk(chunk.clone()).unwrap();
         assert_eq!((&again.pairs, again.bytes, again.applied()), (&kv.pairs, 4, 2));
-        assert!(Kv::default().decode_chunk(chunk.slice(..9)).is_err());
+        assert!(Kv::default().decode_chunk(chunk.slice(..20)).is_err());
     }
 
     #[test]

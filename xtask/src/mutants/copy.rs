@@ -9,7 +9,6 @@ use crate::run::{cargo_in, files};
 
 /// The copy. One process at a time owns it.
 pub(crate) struct Copy {
-    root: PathBuf,
     folder: PathBuf,
     /// Locks the folder against a second run until this one ends.
     _lock: File,
@@ -25,7 +24,7 @@ impl Copy {
         lock.try_lock().map_err(|error| {
             format!("{}: another run uses this folder: {error}", folder.display())
         })?;
-        let copy = Self { root: root.to_owned(), folder, _lock: lock };
+        let copy = Self { folder, _lock: lock };
         let files = files(root)?;
         let wanted: BTreeSet<PathBuf> = files.iter().map(PathBuf::from).collect();
         copy.remove_others(&copy.tree(), &wanted)?;
@@ -48,9 +47,9 @@ impl Copy {
         fs::write(&path, text).map_err(|e| named(&path, &e))
     }
 
-    /// The content of `file` in the original.
-    pub(crate) fn original(&self, file: &str) -> Result<String, String> {
-        let path = self.root.join(file);
+    /// The content of `file` of the copy. The workspace may be edited while mutants are tried.
+    pub(crate) fn read(&self, file: &str) -> Result<String, String> {
+        let path = self.tree().join(file);
         fs::read_to_string(&path).map_err(|e| named(&path, &e))
     }
 

@@ -98,7 +98,7 @@ fn without(copy: &Copy, mutant: &Mutant) -> Result<Result<Duration, String>, Str
 
 /// Runs the test of `mutant` with the mutant in the copy, and takes the mutant out again.
 fn with(copy: &Copy, mutant: &Mutant, usual: Duration) -> Result<Verdict, String> {
-    let original = copy.original(&mutant.file)?;
+    let original = copy.read(&mutant.file)?;
     let mutated = match applied(&original, &mutant.from, &mutant.to) {
         Ok(mutated) => mutated,
         Err(why) => return Ok(Verdict::Unusable(why)),
