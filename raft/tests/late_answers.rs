@@ -99,7 +99,9 @@ fn proposals_behind_a_committed_entry_of_a_later_term_are_superseded() {
     lab.isolate(1);
     // Not consecutive: each is a run of its own.
     let tokens = [10, 20, 30, 40];
-    tokens.iter().for_each(|token| lab.propose(1, *token, "lost"));
+    for token in tokens {
+        lab.propose(1, token, "lost");
+    }
     lab.elect(2);
     lab.heal();
     lab.run(1000 * MS);
