@@ -71,6 +71,9 @@ pub struct Config {
     pub max_window_bytes: u64,
     /// Entries handed to the state machine and not reported as applied. Default 16,384.
     pub max_applying: u64,
+    /// Their weight, in bytes; one entry may exceed it. Entries that have left the window do not
+    /// count: whoever applies them reads them back from the store, batch by batch. Default 16 MiB.
+    pub max_applying_bytes: u64,
     /// Reads that wait for a confirmation. Default 16,384.
     pub max_reads: usize,
     /// Messages held back until a vote or term is durable. Past it the oldest is dropped, as a
@@ -132,6 +135,7 @@ impl Default for Config {
             max_persist_bytes: 4 << 20,
             max_window_bytes: 16 << 20,
             max_applying: 16_384,
+            max_applying_bytes: 16 << 20,
             max_reads: 16_384,
             max_held: 1024,
             snapshot_after_entries: 100_000,
@@ -229,6 +233,7 @@ impl Config {
             (self.max_persist_bytes == 0, "max_persist_bytes is zero"),
             (self.max_window_bytes == 0, "max_window_bytes is zero"),
             (self.max_applying == 0, "max_applying is zero"),
+            (self.max_applying_bytes == 0, "max_applying_bytes is zero"),
             (self.max_reads == 0, "max_reads is zero"),
             (self.max_held == 0, "max_held is zero"),
             (self.max_snapshots_sending == 0, "max_snapshots_sending is zero"),

@@ -26,7 +26,7 @@ pub use config::Config;
 pub use error::{ConfigError, ReadRefusal, Refusal};
 pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
 pub use message::{
-    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message, ReadReply,
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
     ReadRequest, VoteReply, VoteRequest,
 };
 pub use shell::{Doubt, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason};
@@ -36,5 +36,6 @@ pub use store::{
 };
 pub use transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 pub use types::{
-    ENTRY_OVERHEAD, Entry, EntryKind, HaltReason, HardState, MAX_VOTERS, Role, SnapshotMeta, Status,
+    ENTRY_OVERHEAD, Entry, EntryKind, FollowerState, FollowerStatus, HaltReason, HardState,
+    INDEX_MAX, MAX_VOTERS, Role, SnapshotMeta, Status, TERM_MAX, TERM_STEP_MAX,
 };

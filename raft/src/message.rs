@@ -38,6 +38,20 @@ pub enum Message {
     ReadRequest(ReadRequest),
     /// The answer to [`ReadRequest`](Self::ReadRequest).
     ReadReply(ReadReply),
+    /// "You have acknowledged this entry as durable." A follower whose log does not hold it has
+    /// lost its disk, and halts.
+    LogLost(LogLost),
+}
+
+/// A leader reminds a follower of what it has acknowledged, where it may have lost that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLost {
+    /// The leader's term.
+    pub term: u64,
+    /// What the follower had acknowledged as durable in this term.
+    pub matched: u64,
+    /// The term of that entry.
+    pub matched_term: u64,
 }
 
 /// The question in both rounds of an election.
@@ -168,6 +182,7 @@ impl Message {
             Self::Stale { term } => *term,
             Self::ReadRequest(m) => m.term,
             Self::ReadReply(m) => m.term,
+            Self::LogLost(m) => m.term,
         }
     }
 }

@@ -7,6 +7,17 @@ use bytes::Bytes;
 /// The most voters a group may have. Majorities are computed on the stack over this many.
 pub const MAX_VOTERS: usize = 15;
 
+/// The highest term. The values above it are reserved: no node takes one from a peer, from its
+/// store or by an election.
+pub const TERM_MAX: u64 = u64::MAX >> 1;
+
+/// The highest index of an entry. The values above it are reserved in the same way.
+pub const INDEX_MAX: u64 = u64::MAX >> 1;
+
+/// How far ahead of its own a node takes a term from a peer. Terms grow by one with each election,
+/// so a greater distance is damage, and taking it would use up the terms for everybody.
+pub const TERM_STEP_MAX: u64 = 1 << 32;
+
 /// What an [`Entry`] is for.
 ///
 /// Source: Raft §5.3, §8 (the no-op).
@@ -122,8 +133,65 @@ pub struct Status {
     pub applied: u64,
     /// The last index that the current snapshot covers; 0 without one.
     pub snapshot: u64,
+    /// Inputs from peers that the gate refused since the start; see
+    /// [`PeerFault`](crate::core::PeerFault).
+    pub refused_inputs: u64,
+    /// Followers that have lost entries which they had acknowledged as durable. Only a leader
+    /// knows: it counts them for nothing until their log is back.
+    pub lost_followers: usize,
     /// Set once the node has stopped for good.
     pub halted: Option<HaltReason>,
+}
+
+/// How entries flow from a leader to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum FollowerState {
+    /// The leader looks for the place where the logs agree, one message at a time.
+    Probing,
+    /// Entries follow each other without waiting for answers.
+    Replicating,
+    /// The follower needs entries that are gone, and is sent a snapshot.
+    Snapshot,
+    /// The follower has lost entries that it had acknowledged as durable. It counts for nothing
+    /// until its log holds them again.
+    Lost,
+}
+
+impl fmt::Display for FollowerState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Probing => "probing",
+            Self::Replicating => "replicating",
+            Self::Snapshot => "snapshot",
+            Self::Lost => "lost",
+        })
+    }
+}
+
+/// What a leader knows of one follower, for operators.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FollowerStatus {
+    /// The follower.
+    pub id: u64,
+    /// How entries flow to it.
+    pub state: FollowerState,
+    /// Durable at the follower and equal to the leader's log up to here.
+    pub matched: u64,
+    /// Received by the follower, durable or not, by its latest word.
+    pub received: u64,
+    /// The next index to send.
+    pub next: u64,
+    /// Append messages under way.
+    pub inflight: usize,
+    /// Their weight, in bytes.
+    pub inflight_bytes: u64,
+    /// Nanoseconds since the follower was last heard, or since the reign began.
+    pub silent_ns: u64,
+    /// The round trip of heartbeats, in nanoseconds; 0 before the first answer. Follows longer
+    /// ones at once and shorter ones slowly.
+    pub round_trip_ns: u64,
 }
 
 /// Why a node has stopped. It neither votes nor leads nor acknowledges until it has been
@@ -145,6 +213,11 @@ pub enum HaltReason {
     /// data or a peer does not speak Raft.
     #[error("a peer contradicted a committed entry")]
     Inconsistent,
+    /// The leader knows that this node had acknowledged entries which its log does not hold. Its
+    /// disk was lost or replaced by an older one, and with it perhaps votes: it must not take part
+    /// until its own disk is back. A restart with this disk ends in the same way.
+    #[error("this node has lost entries that it had acknowledged")]
+    LogLost,
     /// The state machine failed. The core never says so; a shell does. A restart rebuilds the
     /// machine from the log.
     #[error("the state machine failed")]

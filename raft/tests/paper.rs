@@ -44,7 +44,7 @@ fn s5_1_a_larger_term_is_taken_over_and_ends_a_reign() {
 fn s5_1_requests_of_a_stale_term_are_refused() {
     let mut lab = Lab::with_logs(&[(5, &[1]), (5, &[1]), (5, &[1])]);
     lab.send(2, 1, append(4, (1, 1), 1, &[4]));
-    lab.send(2, 1, vote(4, 9, 4));
+    lab.send(2, 1, vote(4, 9, 3));
     let answers = answers(&mut lab, 1, 2);
     let refused = Message::VoteReply(VoteReply { term: 5, granted: false });
     assert_eq!(answers, [Message::Stale { term: 5 }, refused]);
@@ -517,9 +517,9 @@ fn t6_2_a_leader_without_a_majority_steps_down() {
 fn t4_2_3_who_hears_a_leader_does_not_vote() {
     let mut lab = Lab::new(3);
     lab.elect(1);
-    lab.send(3, 2, vote(9, 9, 9));
+    lab.send(3, 2, vote(9, 9, 8));
     assert_eq!((lab.status(2).term, answers(&mut lab, 2, 3)), (1, vec![]));
     lab.now += 201 * MS;
-    lab.send(3, 2, vote(9, 9, 9));
+    lab.send(3, 2, vote(9, 9, 8));
     assert_eq!(lab.status(2).term, 9);
 }

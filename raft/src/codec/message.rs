@@ -4,7 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{DecodeError, Reader, VERSION};
 use crate::message::{
-    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message, ReadReply,
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
     ReadRequest, VoteReply, VoteRequest,
 };
 use crate::types::{Entry, EntryKind};
@@ -70,6 +70,9 @@ pub fn encode(group: u64, message: &Message) -> Frame {
         Message::HeartbeatReply(m) => put(&mut out, 9, group, &[m.term, m.round, m.received], 0),
         Message::Stale { term } => put(&mut out, 10, group, &[*term], 0),
         Message::ReadRequest(m) => put(&mut out, 11, group, &[m.term, m.nonce, m.context], 0),
+        Message::LogLost(m) => {
+            put(&mut out, 13, group, &[m.term, m.matched, m.matched_term], 0);
+        }
         Message::ReadReply(m) => {
             let fields = [m.term, m.nonce, m.context, m.index.unwrap_or(0)];
             put(&mut out, 12, group, &fields, 1);
@@ -181,6 +184,10 @@ pub fn decode(bytes: Bytes) -> Result<(u64, Message), DecodeError> {
             let (nonce, context, index) = (fields.u64()?, fields.u64()?, fields.u64()?);
             let index = fields.flag("has_index")?.then_some(index);
             Message::ReadReply(ReadReply { term, nonce, context, index })
+        }
+        13 => {
+            let (matched, matched_term) = (fields.u64()?, fields.u64()?);
+            Message::LogLost(LogLost { term, matched, matched_term })
         }
         other => return Err(DecodeError::Kind(other)),
     };

@@ -24,6 +24,7 @@
 //! | 10 | `Stale` | none |
 //! | 11 | `ReadRequest` | nonce u64, context u64 |
 //! | 12 | `ReadReply` | nonce u64, context u64, index u64, has_index u8 (0, 1) |
+//! | 13 | `LogLost` | matched u64, matched_term u64 |
 //!
 //! After the fields of an `Append` come `count` entry heads, and then the payloads, one after
 //! the other. Entry `i` has index `prev_index + 1 + i`. An entry head:

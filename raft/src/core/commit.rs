@@ -35,6 +35,33 @@ impl Run {
     }
 }
 
+/// The weight of what the state machine has been handed and not reported as applied.
+#[derive(Debug, Default)]
+pub(super) struct Handed {
+    /// Last index and weight of each range.
+    ranges: VecDeque<(u64, u64)>,
+    bytes: u64,
+}
+
+impl Handed {
+    fn push(&mut self, last: u64, weight: u64) {
+        if weight > 0 {
+            self.ranges.push_back((last, weight));
+            self.bytes += weight;
+        }
+    }
+
+    fn applied(&mut self, index: u64) {
+        while let Some((last, weight)) = self.ranges.front().copied() {
+            if last > index {
+                return;
+            }
+            self.ranges.pop_front();
+            self.bytes -= weight;
+        }
+    }
+}
+
 /// Proposals of this node, from their place in the log until their fate is known.
 ///
 /// They outlive the loss of leadership: the next leader may still commit them. Only the entry
@@ -156,7 +183,8 @@ impl Core {
         }
         while self.applying < self.commit {
             let room = self.config.max_applying.saturating_sub(self.applying - self.applied);
-            if room == 0 {
+            let room_bytes = self.config.max_applying_bytes.saturating_sub(self.handed.bytes);
+            if room == 0 || room_bytes == 0 {
                 return;
             }
             let mut first = self.applying + 1;
@@ -167,9 +195,15 @@ impl Core {
             let mut end = (self.commit + 1).min(first.saturating_add(room));
             // Never partly from the store: it may still hold what a write under way replaces.
             let window_first = self.log.window_first();
+            let mut weight = 0;
             if first < window_first {
+                // These are read back batch by batch, and take memory only then.
                 end = end.min(window_first);
+            } else {
+                end = end.min(self.log.batch_end(first, room, room_bytes));
+                weight = self.log.weight_upto(end - 1) - self.log.weight_upto(first - 1);
             }
+            self.handed.push(end - 1, weight);
             self.out.push_back(Output::Apply { range: first..end });
             self.applying = end - 1;
         }
@@ -180,6 +214,7 @@ impl Core {
             return;
         }
         self.applied = index;
+        self.handed.applied(index);
         self.ask_for_snapshot();
     }
 

@@ -5,7 +5,7 @@
 use super::io::Output;
 use super::{Core, Mutant, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
-use crate::types::HardState;
+use crate::types::{HardState, INDEX_MAX, TERM_MAX};
 
 /// The answers to one round of an election, as sets of places in the list of other voters.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,11 +63,17 @@ impl Core {
     }
 
     pub(super) fn on_tick(&mut self) {
-        self.expire_forwarded();
+        self.tick_forwarded();
         match &self.role {
             RoleState::Leader(_) => self.on_leader_tick(),
             _ if self.now >= self.election_at => self.on_election_timeout(),
             _ => {}
+        }
+    }
+
+    pub(super) fn on_campaign(&mut self) {
+        if !matches!(self.role, RoleState::Leader(_)) {
+            self.on_election_timeout();
         }
     }
 
@@ -144,6 +150,10 @@ impl Core {
         let last_index = self.storage.durable();
         // None while a received snapshot is being written: the log begins beyond what is durable.
         let last_term = self.log.term_at(last_index)?;
+        // At the end of its range a node can lead no further.
+        if self.term >= TERM_MAX || self.log.last() >= INDEX_MAX {
+            return None;
+        }
         Some(VoteRequest { term: self.term + 1, last_index, last_term })
     }
 

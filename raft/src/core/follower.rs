@@ -3,8 +3,10 @@
 //! Source: Raft §5.3, figure 2 ("AppendEntries RPC").
 
 use super::{Core, Mutant, RoleState};
-use crate::message::{AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message};
-use crate::types::{Entry, HaltReason};
+use crate::message::{
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
+};
+use crate::types::{Entry, HaltReason, TERM_STEP_MAX};
 
 /// What a follower owes its leader.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,7 +33,9 @@ impl Ack {
 
 impl Core {
     pub(super) fn on_message(&mut self, from: u64, message: Message) {
-        if !self.others.contains(&from) {
+        let ahead = message.term() > self.term.saturating_add(TERM_STEP_MAX);
+        if ahead || self.gate.message(from, &message).is_err() {
+            self.refused_inputs += 1;
             return;
         }
         // These two do not take part in the order of terms by themselves.
@@ -66,6 +70,7 @@ impl Core {
             Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
             Message::ReadRequest(request) => self.on_read_request(from, request),
             Message::ReadReply(reply) => self.on_read_reply(reply),
+            Message::LogLost(lost) => self.on_log_lost(from, lost),
             Message::PreVote(_)
             | Message::PreVoteReply(_)
             | Message::Vote(_)
@@ -100,8 +105,19 @@ impl Core {
         self.send(from, Message::HeartbeatReply(HeartbeatReply { term, round, received }));
     }
 
+    /// The leader says that this node has acknowledged an entry which its log lacks. Then its votes
+    /// may be gone too, so it must neither vote nor be counted.
+    fn on_log_lost(&mut self, from: u64, lost: LogLost) {
+        if !self.hear_leader(from) || lost.matched < self.log.base() {
+            return;
+        }
+        if self.log.term_at(lost.matched) != Some(lost.matched_term) {
+            self.halt(HaltReason::LogLost);
+        }
+    }
+
     fn on_append(&mut self, from: u64, head: AppendHead, mut entries: Vec<Entry>) {
-        if !self.hear_leader(from) || !is_well_formed(&head, &entries) {
+        if !self.hear_leader(from) {
             return;
         }
         self.ack.session = self.ack.session.max(head.session);
@@ -211,20 +227,4 @@ impl Core {
         self.ack.acked = self.ack.acked.max(ack.matched);
         self.send(leader, Message::AppendAck(ack));
     }
-}
-
-/// Whether an append is one that a leader could have sent. The codec checks the indexes; in one
-/// process messages may come without it.
-fn is_well_formed(head: &AppendHead, entries: &[Entry]) -> bool {
-    let mut term = head.prev_term;
-    let mut index = head.prev_index;
-    head.prev_term <= head.term
-        && head.session > 0
-        && entries.iter().all(|entry| {
-            let fits = entry.index == index.saturating_add(1)
-                && entry.term >= term
-                && entry.term <= head.term;
-            (index, term) = (entry.index, entry.term);
-            fits
-        })
 }

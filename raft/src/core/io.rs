@@ -91,6 +91,9 @@ pub enum Input {
         /// Which peer.
         peer: u64,
     },
+    /// The operator wants this node to start an election now, instead of at the next timeout.
+    /// Nodes that hear a leader still refuse their votes. A leader ignores it.
+    Campaign,
     /// The operator wants everything below `upto` out of the log. Clamped to what the current
     /// snapshot covers.
     Compact {
@@ -235,6 +238,14 @@ pub enum Output {
         token: u64,
         /// Why.
         reason: ReadRefusal,
+    },
+    /// A follower has lost entries which it had acknowledged as durable: its disk was lost or
+    /// replaced. It counts for nothing until its log holds them again. Tell an operator.
+    FollowerLost {
+        /// Which.
+        peer: u64,
+        /// What it had acknowledged.
+        matched: u64,
     },
     /// The node has stopped for good. Nothing but refusals follows.
     Halted {

@@ -11,7 +11,7 @@ use super::peer::Peer;
 use super::read::PendingRead;
 use super::{Core, Mutant, RoleState};
 use crate::error::{ReadRefusal, Refusal};
-use crate::types::{Entry, EntryKind, MAX_VOTERS};
+use crate::types::{Entry, EntryKind, INDEX_MAX, MAX_VOTERS};
 
 /// What only a leader has.
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub(super) struct Leader {
     pub(super) first_own: u64,
     /// The latest round of heartbeats.
     pub(super) round: u64,
+    /// When the latest rounds were sent; round `n` at `n % BEATS`.
+    pub(super) beats: [u64; BEATS],
     pub(super) heartbeat_at: u64,
     /// Until then silence of a majority does not end this reign: after elections that failed for
     /// slow round trips the first answers take as long.
@@ -28,17 +30,28 @@ pub(super) struct Leader {
     /// The last name given to a session, a read from the store or a transfer of a snapshot. Each
     /// leadership of this core goes on from the one before, so that what one of them asked for is
     /// never taken for an answer to a later one.
-    next_name: u64,
+    last_id: u64,
     /// Reads that wait for a round, oldest first.
     pub(super) reads: VecDeque<PendingRead>,
     /// How many of `reads`, at the end, have no round yet.
     pub(super) unassigned: usize,
+    /// The rounds of reads that are not confirmed yet, ascending.
+    pub(super) read_rounds: VecDeque<u64>,
 }
 
+/// How many rounds of heartbeats the leader remembers the time of.
+pub(super) const BEATS: usize = 64;
+
 impl Leader {
-    pub(super) fn name(&mut self) -> u64 {
-        self.next_name += 1;
-        self.next_name
+    /// How long ago `round` was sent, at least.
+    pub(super) fn round_age(&self, round: u64, now: u64) -> u64 {
+        let oldest = (self.round + 1).saturating_sub(BEATS as u64);
+        now.saturating_sub(self.beats[(round.max(oldest) % BEATS as u64) as usize])
+    }
+
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
     }
 
     /// The value that a majority has reached, where this node has reached `own`.
@@ -46,7 +59,7 @@ impl Leader {
         let mut values = [0; MAX_VOTERS];
         values[0] = own;
         for (value, peer) in values[1..].iter_mut().zip(&self.peers) {
-            *value = of(peer);
+            *value = if peer.lost { 0 } else { of(peer) };
         }
         let values = &mut values[..=self.peers.len()];
         values.sort_unstable();
@@ -77,14 +90,16 @@ impl Core {
             peers: Vec::with_capacity(self.others.len()),
             first_own: next,
             round: 0,
+            beats: [self.now; BEATS],
             heartbeat_at: self.now.saturating_add(self.timing.heartbeat),
             patient_until: self.now.saturating_add(self.patience(elected_in)),
-            next_name: self.last_name,
+            last_id: self.last_name,
             reads: VecDeque::new(),
             unassigned: 0,
+            read_rounds: VecDeque::new(),
         };
         for id in self.others.iter().copied() {
-            let session = leader.name();
+            let session = leader.next_id();
             leader.peers.push(Peer::new(id, next, session, self.now));
         }
         self.role = RoleState::Leader(Box::new(leader));
@@ -111,6 +126,8 @@ impl Core {
     pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
         let refusal = if !matches!(self.role, RoleState::Leader(_)) {
             Some(Refusal::NotLeader { leader: self.leader })
+        } else if self.log.last() >= INDEX_MAX {
+            Some(Refusal::Busy)
         } else if data.len() > self.config.max_entry_bytes {
             Some(Refusal::TooLarge)
         } else if self.waiting_bytes() > self.config.max_uncommitted_bytes
@@ -195,7 +212,7 @@ impl Core {
     /// What a leader that no longer leads leaves behind. Its proposals stay: the next leader may
     /// commit them.
     pub(super) fn step_down(&mut self, leader: Leader) {
-        self.last_name = leader.next_name;
+        self.last_name = leader.last_id;
         self.verified = self.commit;
         self.ack = super::Ack::default();
         for read in leader.reads {

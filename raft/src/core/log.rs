@@ -198,7 +198,7 @@ impl Log {
         if from > self.last {
             return from;
         }
-        let budget = self.weight_upto(from - 1) + max_bytes;
+        let budget = self.weight_upto(from - 1).saturating_add(max_bytes);
         let fitting = if self.total() <= budget {
             self.last + 1
         } else {

@@ -5,9 +5,11 @@
 //! note what changed; the first poll after them turns it into as few writes and messages as
 //! possible. So: step everything that is at hand, then poll until `None`.
 
+mod clock;
 mod commit;
 mod election;
 mod follower;
+mod gate;
 mod invariants;
 mod io;
 mod leader;
@@ -24,7 +26,8 @@ mod storage;
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use self::commit::Proposals;
+use self::clock::Clock;
+use self::commit::{Handed, Proposals};
 use self::election::{Ballot, Votes};
 use self::follower::Ack;
 use self::leader::Leader;
@@ -35,7 +38,7 @@ use self::storage::Storage;
 use crate::config::{Config, nanos};
 use crate::error::ConfigError;
 use crate::message::Message;
-use crate::types::{Entry, HaltReason, HardState, Role, SnapshotMeta, Status};
+use crate::types::{Entry, FollowerStatus, HaltReason, HardState, Role, SnapshotMeta, Status};
 
 #[cfg(not(feature = "testing"))]
 use self::mutant::Mutant;
@@ -43,6 +46,7 @@ use self::mutant::Mutant;
 #[doc(hidden)]
 pub use self::mutant::Mutant;
 
+pub use self::gate::{Gate, PeerFault};
 pub use self::io::{FetchError, Input, NotInMemory, Output, Persist};
 pub use self::restore::Restored;
 
@@ -69,8 +73,8 @@ struct Timing {
 
 /// One node of one Raft group.
 ///
-/// Time is `u64` nanoseconds since an epoch of the caller and must not run backwards; where it
-/// does, the core stands still until it has caught up.
+/// Time is `u64` nanoseconds since an epoch of the caller. Where it jumps back, no time has passed
+/// for the core; where it jumps forward, at most an hour has.
 #[derive(Debug)]
 pub struct Core {
     config: Config,
@@ -78,6 +82,10 @@ pub struct Core {
     /// The other voters.
     others: Vec<u64>,
     rng: Rng,
+    gate: Gate,
+    refused_inputs: u64,
+    clock: Clock,
+    /// The time of the latest step, by `clock`.
     now: u64,
 
     term: u64,
@@ -100,6 +108,7 @@ pub struct Core {
     commit: u64,
     /// Handed to the state machine.
     applying: u64,
+    handed: Handed,
     applied: u64,
     /// Equal to the log of this term's leader up to here; at least `commit`.
     verified: u64,
@@ -133,7 +142,8 @@ impl Core {
     pub fn new(config: Config, restored: Restored, now: u64) -> Result<Self, ConfigError> {
         config.validate()?;
         let damaged = restored.log.is_none();
-        let start = restored.start()?;
+        let gate = Gate::new(&config);
+        let start = restored.start(&gate)?;
         let covered = start.snapshot.as_ref().map_or(0, |meta| meta.index);
         let mut others = config.voters.clone();
         others.retain(|voter| *voter != config.id);
@@ -151,13 +161,16 @@ impl Core {
             others,
             forwarded: Forwarded::new(rng.next()),
             rng,
-            now,
+            gate,
+            refused_inputs: 0,
+            clock: Clock::new(now),
+            now: 0,
             term: start.hard_state.term,
             vote: start.hard_state.vote,
             role: RoleState::Follower,
             leader: None,
             contact: None,
-            election_at: now,
+            election_at: 0,
             candidacies: 0,
             yielded: false,
             ballot: None,
@@ -165,6 +178,7 @@ impl Core {
             log: start.log,
             commit: covered,
             applying: covered,
+            handed: Handed::default(),
             applied: 0,
             verified: covered,
             ack: Ack::default(),
@@ -197,7 +211,7 @@ impl Core {
     /// Takes what happened at `now`. What to do about it comes out of
     /// [`poll_output`](Self::poll_output).
     pub fn step(&mut self, now: u64, input: Input) {
-        self.now = self.now.max(now);
+        self.now = self.clock.advance(now);
         self.dirty = true;
         if self.halted.is_some() {
             self.refuse_when_halted(&input);
@@ -221,6 +235,7 @@ impl Core {
             }
             Input::Unreachable { peer } => self.on_unreachable(peer),
             Input::Compact { upto } => self.on_compact(upto),
+            Input::Campaign => self.on_campaign(),
         }
     }
 
@@ -245,7 +260,22 @@ impl Core {
             RoleState::Leader(leader) => self.leader_deadline(leader),
             _ => self.election_at,
         };
-        Some(self.forwarded.deadline().map_or(role, |at| at.min(role)))
+        let at = self.forwarded.deadline().map_or(role, |at| at.min(role));
+        Some(self.clock.to_caller(at))
+    }
+
+    /// What this node, as the leader, knows of its followers. Empty while it does not lead.
+    pub fn followers(&self) -> impl Iterator<Item = FollowerStatus> {
+        let leader = match &self.role {
+            RoleState::Leader(leader) => Some(leader),
+            _ => None,
+        };
+        leader.into_iter().flat_map(|leader| &leader.peers).map(|peer| peer.status(self.now))
+    }
+
+    /// What to check inputs of peers with before they reach the core.
+    pub fn gate(&self) -> &Gate {
+        &self.gate
     }
 
     /// Lends the entries of `range`. The entries of [`Persist::range`] and
@@ -284,6 +314,11 @@ impl Core {
             commit: self.commit,
             applied: self.applied,
             snapshot: self.snapshot.as_ref().map_or(0, |meta| meta.index),
+            refused_inputs: self.refused_inputs,
+            lost_followers: match &self.role {
+                RoleState::Leader(leader) => leader.peers.iter().filter(|peer| peer.lost).count(),
+                _ => 0,
+            },
             halted: self.halted,
         }
     }

@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::types::{FollowerState, FollowerStatus};
+
 /// How entries flow to a follower.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -28,6 +30,19 @@ pub(super) struct Peer {
     pub(super) flow: Flow,
     /// Durable at the follower and equal to our log.
     pub(super) matched: u64,
+    /// The term of that entry, also after our log has released it.
+    pub(super) matched_term: u64,
+    /// `matched` when the session began: every message of the session was sent after the follower
+    /// had acknowledged it.
+    session_matched: u64,
+    /// It has lost entries that it had acknowledged, and counts for nothing.
+    pub(super) lost: bool,
+    /// Transfers of a snapshot that have ended since `matched` last grew.
+    pub(super) transfers: u32,
+    /// When the next transfer may start.
+    pub(super) snapshot_at: u64,
+    /// The round trip of heartbeats, in nanoseconds; 0 before the first answer.
+    pub(super) round_trip: u64,
     /// What it last said to have received, durable or not.
     pub(super) received: u64,
     /// The next entry to send.
@@ -54,6 +69,12 @@ impl Peer {
             id,
             flow: Flow::Probe { waiting: false },
             matched: 0,
+            matched_term: 0,
+            session_matched: 0,
+            lost: false,
+            transfers: 0,
+            snapshot_at: now,
+            round_trip: 0,
             received: 0,
             next,
             session,
@@ -71,9 +92,48 @@ impl Peer {
         self.flow = Flow::Probe { waiting: false };
         self.next = next.max(self.matched + 1);
         self.session = session;
+        self.session_matched = self.matched;
         self.fetch = None;
         self.inflight.clear();
         self.inflight_bytes = 0;
+    }
+
+    /// Asks nothing before `at`.
+    pub(super) fn wait_until(&mut self, at: u64) {
+        self.flow = Flow::Probe { waiting: true };
+        self.resend_at = at;
+    }
+
+    /// Whether a refusal of `prev_index` in the current session shows that an acknowledged entry
+    /// is gone.
+    pub(super) fn refusal_shows_loss(&self, prev_index: u64) -> bool {
+        prev_index <= self.session_matched
+    }
+
+    /// Takes the time that an answer to a heartbeat took. Longer ones count at once, shorter ones
+    /// by an eighth, so that waits for answers follow the slowest of late.
+    pub(super) fn note_round_trip(&mut self, sample: u64) {
+        self.round_trip = sample.max(self.round_trip - self.round_trip.saturating_sub(sample) / 8);
+    }
+
+    /// For operators.
+    pub(super) fn status(&self, now: u64) -> FollowerStatus {
+        FollowerStatus {
+            id: self.id,
+            state: match self.flow {
+                _ if self.lost => FollowerState::Lost,
+                Flow::Probe { .. } => FollowerState::Probing,
+                Flow::Replicate => FollowerState::Replicating,
+                Flow::Snapshot { .. } => FollowerState::Snapshot,
+            },
+            matched: self.matched,
+            received: self.received,
+            next: self.next,
+            inflight: self.inflight.len(),
+            inflight_bytes: self.inflight_bytes,
+            silent_ns: now.saturating_sub(self.heard),
+            round_trip_ns: self.round_trip,
+        }
     }
 
     /// When to ask again, while an answer is awaited.
@@ -114,6 +174,9 @@ impl Peer {
             self.inflight_bytes -= weight;
         }
         let news = matched > self.matched;
+        if news {
+            self.transfers = 0;
+        }
         self.matched = self.matched.max(matched);
         news
     }

@@ -11,8 +11,9 @@ use super::{Core, Mutant, RoleState};
 use crate::error::ReadRefusal;
 use crate::message::{Message, ReadReply, ReadRequest};
 
-/// Rounds for reads under way at once; further reads share the next one.
-const MAX_ROUNDS: u64 = 8;
+/// Rounds that reads wait for at once; further reads share the next one. Ordinary heartbeats do
+/// not count, or there would be no room where a round trip is longer than that many of them.
+const MAX_ROUNDS: usize = 8;
 
 /// Who asked for a read.
 #[derive(Clone, Copy, Debug)]
@@ -35,8 +36,15 @@ pub(super) struct PendingRead {
 struct Asked {
     context: u64,
     tokens: Vec<u64>,
-    expires_at: u64,
+    /// When the question is sent again, or given up.
+    due_at: u64,
+    /// How often it has been sent.
+    sent: u32,
 }
+
+/// How often a question is sent, once each longest election timeout, before its reads are refused.
+/// The answer to any of them will do: each was asked after the reads had arrived.
+const QUESTIONS_MAX: u32 = 10;
 
 /// Reads that a follower forwards. All that come between two flushes share one question.
 #[derive(Debug)]
@@ -55,7 +63,7 @@ impl Forwarded {
     }
 
     pub(super) fn deadline(&self) -> Option<u64> {
-        self.asked.front().map(|asked| asked.expires_at)
+        self.asked.iter().map(|asked| asked.due_at).min()
     }
 
     /// Forgets reads. A question that no read waits for any more is forgotten too: its answer
@@ -140,7 +148,10 @@ impl Core {
         } else {
             leader.reached(u64::MAX, majority, |peer| peer.round)
         };
-        let room = leader.round < confirmed.saturating_add(MAX_ROUNDS);
+        while leader.read_rounds.front().is_some_and(|round| *round <= confirmed) {
+            leader.read_rounds.pop_front();
+        }
+        let room = leader.read_rounds.len() < MAX_ROUNDS;
         let mut must_beat = false;
         if leader.unassigned > 0 && knows && room {
             let round = if reuse { leader.round.max(1) } else { leader.round + 1 };
@@ -149,6 +160,9 @@ impl Core {
                 (read.round, read.index) = (round, commit);
             }
             leader.unassigned = 0;
+            if confirmed < round {
+                leader.read_rounds.push_back(round);
+            }
             must_beat = round > leader.round && confirmed < round;
         }
         if must_beat {
@@ -207,8 +221,8 @@ impl Core {
         let tokens = std::mem::take(&mut self.forwarded.unsent);
         self.forwarded.context += 1;
         let (nonce, context) = (self.forwarded.nonce, self.forwarded.context);
-        let expires_at = self.now.saturating_add(self.timing.election_max);
-        self.forwarded.asked.push_back(Asked { context, tokens, expires_at });
+        let due_at = self.now.saturating_add(self.timing.election_max);
+        self.forwarded.asked.push_back(Asked { context, tokens, due_at, sent: 1 });
         self.send(leader, Message::ReadRequest(ReadRequest { term: self.term, nonce, context }));
     }
 
@@ -238,14 +252,29 @@ impl Core {
         self.out.extend(asked.chain(unsent).map(|token| Output::ReadRefused { token, reason }));
     }
 
-    pub(super) fn expire_forwarded(&mut self) {
-        while self.forwarded.deadline().is_some_and(|at| self.now >= at) {
-            let Some(expired) = self.forwarded.asked.pop_front() else { return };
-            self.forwarded.waiting -= expired.tokens.len();
-            let reason = ReadRefusal::TimedOut;
-            self.out.extend(
-                expired.tokens.into_iter().map(|token| Output::ReadRefused { token, reason }),
-            );
+    /// Sends questions again that were not answered in time, or gives them up.
+    pub(super) fn tick_forwarded(&mut self) {
+        let (now, wait) = (self.now, self.timing.election_max);
+        if self.forwarded.deadline().is_none_or(|at| now < at) {
+            return;
+        }
+        let (nonce, term, leader) = (self.forwarded.nonce, self.term, self.leader);
+        for mut asked in std::mem::take(&mut self.forwarded.asked) {
+            if asked.due_at <= now && asked.sent >= QUESTIONS_MAX {
+                self.forwarded.waiting -= asked.tokens.len();
+                let reason = ReadRefusal::TimedOut;
+                let refused = |token| Output::ReadRefused { token, reason };
+                self.out.extend(asked.tokens.into_iter().map(refused));
+                continue;
+            }
+            if asked.due_at <= now {
+                (asked.due_at, asked.sent) = (now.saturating_add(wait), asked.sent + 1);
+                if let Some(leader) = leader {
+                    let request = ReadRequest { term, nonce, context: asked.context };
+                    self.send(leader, Message::ReadRequest(request));
+                }
+            }
+            self.forwarded.asked.push_back(asked);
         }
     }
 }

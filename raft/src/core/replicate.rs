@@ -4,10 +4,12 @@
 //! its question was asked.
 
 use super::io::Output;
-use super::leader::Leader;
+use super::leader::{BEATS, Leader};
 use super::peer::{Flow, Peer};
-use super::{Core, Mutant, RoleState};
-use crate::message::{AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, Message};
+use super::{Core, Mutant, RoleState, Timing};
+use crate::message::{
+    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
+};
 use crate::types::{Entry, HaltReason};
 
 /// What there is to do for a follower now.
@@ -34,11 +36,16 @@ impl Core {
         match next {
             Next::Nothing => false,
             Next::Snapshot => {
-                self.send_snapshot_to(at);
+                let peer = &mut leader.peers[at];
+                if self.now < peer.snapshot_at {
+                    peer.wait_until(peer.snapshot_at);
+                } else {
+                    self.send_snapshot_to(at);
+                }
                 false
             }
             Next::Fetch => {
-                let id = leader.name();
+                let id = leader.next_id();
                 let peer = &mut leader.peers[at];
                 peer.fetch = Some((id, peer.next));
                 let last = peer.next.saturating_add(self.config.max_append_entries as u64 - 1);
@@ -56,7 +63,8 @@ impl Core {
                 } else {
                     self.log.weight_upto(end - 1) - self.log.weight_upto(range.start - 1)
                 };
-                peer.note_sent(end, weight, self.now.saturating_add(self.timing.resend));
+                let resend_at = self.now.saturating_add(Self::resend_after(self.timing, peer));
+                peer.note_sent(end, weight, resend_at);
                 self.out.push_back(Output::Replicate { to, head, range });
                 matches!(peer.flow, Flow::Replicate)
             }
@@ -119,7 +127,8 @@ impl Core {
         let head = append_head(self.term, self.commit, peer, prev_term);
         let weight = entries.iter().map(Entry::weight).sum();
         let end = peer.next + entries.len() as u64;
-        peer.note_sent(end, weight, self.now.saturating_add(self.timing.resend));
+        let resend_at = self.now.saturating_add(Self::resend_after(self.timing, peer));
+        peer.note_sent(end, weight, resend_at);
         let to = peer.id;
         self.out.push_back(Output::Send { to, message: Message::Append { head, entries } });
     }
@@ -147,16 +156,27 @@ impl Core {
 
     pub(super) fn on_append_ack(&mut self, from: u64, ack: AppendAck) {
         let last = self.log.last();
+        let matched_term = self.log.term_at(ack.matched);
         let believe = self.mutant(Mutant::AcceptStaleAcks);
-        let resend_at = self.now.saturating_add(self.timing.resend);
-        let Some(peer) = self.peer_mut(from) else { return };
-        let current = peer.session == ack.session || believe;
-        if !current || ack.received > last || ack.matched > ack.received {
+        let (now, timing) = (self.now, self.timing);
+        if matches!(self.role, RoleState::Leader(_)) && ack.received > last {
+            self.refused_inputs += 1;
             return;
         }
+        let Some(peer) = self.peer_mut(from) else { return };
+        let current = peer.session == ack.session || believe;
+        if !current {
+            return;
+        }
+        if peer.lost && ack.matched < peer.matched {
+            return;
+        }
+        // The logs agree where this session began, so what was lost is back.
+        peer.lost = false;
         peer.received = ack.received;
         if peer.acknowledged(ack.matched) {
-            peer.resend_at = resend_at;
+            peer.matched_term = matched_term.unwrap_or(0);
+            peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
         }
         peer.next = peer.next.max(peer.matched + 1);
         match peer.flow {
@@ -175,7 +195,14 @@ impl Core {
         let base = self.log.base();
         let Some(peer) = self.peer_mut(from) else { return };
         let current = peer.session == reject.session && reject.prev_index < peer.next;
-        if !current || reject.prev_index <= peer.matched || reject.hint_index > reject.prev_index {
+        if !current || matches!(peer.flow, Flow::Snapshot { .. }) {
+            return;
+        }
+        if reject.prev_index <= peer.matched {
+            self.on_refused_below_matched(from, reject.prev_index);
+            return;
+        }
+        if reject.hint_index > reject.prev_index {
             return;
         }
         // Nothing at or below the base agrees: it takes a snapshot, which `next = base` asks for.
@@ -183,8 +210,53 @@ impl Core {
         self.start_session(from, next);
     }
 
-    pub(super) fn on_heartbeat_reply(&mut self, from: u64, reply: HeartbeatReply) {
+    /// A follower refuses an entry that it has acknowledged as durable. Within a session the
+    /// acknowledgement may have overtaken the refusal, so the leader asks once more in a new
+    /// session. Everything in that one is younger than the acknowledgement: a refusal there shows
+    /// that the follower has lost what it had acknowledged. A term never takes entries back, so
+    /// there is no other way to it.
+    fn on_refused_below_matched(&mut self, from: u64, prev_index: u64) {
+        let resend_at = self.now.saturating_add(self.timing.resend);
         let Some(peer) = self.peer_mut(from) else { return };
+        let (matched, is_loss) = (peer.matched, peer.refusal_shows_loss(prev_index));
+        let is_news = is_loss && !peer.lost;
+        peer.lost |= is_loss;
+        self.start_session(from, matched + 1);
+        if !is_loss {
+            return;
+        }
+        if let Some(peer) = self.peer_mut(from) {
+            peer.wait_until(resend_at);
+        }
+        if is_news {
+            self.out.push_back(Output::FollowerLost { peer: from, matched });
+        }
+        self.remind(from);
+    }
+
+    /// Tells a follower what it has acknowledged as durable, for it to look whether it has it.
+    pub(super) fn remind(&mut self, to: u64) {
+        let term = self.term;
+        let RoleState::Leader(leader) = &self.role else { return };
+        let Some(peer) = leader.peers.iter().find(|peer| peer.id == to) else { return };
+        let (matched, matched_term) = (peer.matched, peer.matched_term);
+        if matched > 0 && matched_term > 0 {
+            let message = Message::LogLost(LogLost { term, matched, matched_term });
+            self.out.push_back(Output::Send { to, message });
+        }
+    }
+
+    pub(super) fn on_heartbeat_reply(&mut self, from: u64, reply: HeartbeatReply) {
+        let RoleState::Leader(leader) = &self.role else { return };
+        if reply.round > leader.round || reply.received > self.log.last() {
+            self.refused_inputs += 1;
+            return;
+        }
+        let age = leader.round_age(reply.round, self.now);
+        let Some(peer) = self.peer_mut(from) else { return };
+        if reply.round > peer.round {
+            peer.note_round_trip(age);
+        }
         peer.received = reply.received;
         peer.round = peer.round.max(reply.round);
         // It has restarted, and no longer knows that its log is equal to ours. Tell it, or it
@@ -206,22 +278,28 @@ impl Core {
     /// Probes a follower anew from `next`.
     pub(super) fn start_session(&mut self, id: u64, next: u64) {
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let session = leader.name();
+        let session = leader.next_id();
         if let Some(peer) = leader.peers.iter_mut().find(|peer| peer.id == id) {
             peer.probe(next.max(1), session);
         }
     }
 
+    /// How long to wait for an answer of `peer` before asking again: `resend_interval`, or two
+    /// round trips where they are longer. Else answers would come after their session has ended.
+    fn resend_after(timing: Timing, peer: &Peer) -> u64 {
+        timing.resend.max(peer.round_trip.saturating_mul(2))
+    }
+
     /// Asks again where answers are overdue.
     pub(super) fn tick_peers(&mut self) {
-        let again = self.now.saturating_add(self.timing.resend);
+        let (now, timing) = (self.now, self.timing);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let mut lost = Vec::new();
         for peer in &mut leader.peers {
             if peer.deadline().is_none_or(|at| self.now < at) {
                 continue;
             }
-            peer.resend_at = again;
+            peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
             match peer.flow {
                 Flow::Probe { .. } => peer.flow = Flow::Probe { waiting: false },
                 // All of it has arrived: the follower waits for its disk, or its answer was lost.
@@ -248,6 +326,7 @@ impl Core {
     pub(super) fn beat(&mut self) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         leader.round += 1;
+        leader.beats[(leader.round % BEATS as u64) as usize] = self.now;
         leader.heartbeat_at = self.now.saturating_add(self.timing.heartbeat);
         let beat = Heartbeat { term: self.term, round: leader.round, commit: self.commit };
         for peer in &leader.peers {

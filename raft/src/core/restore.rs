@@ -1,9 +1,10 @@
 //! What a node starts from.
 
+use super::gate::Gate;
 use super::log::Log;
 use super::storage::Storage;
 use crate::error::ConfigError;
-use crate::types::{Entry, HardState, SnapshotMeta};
+use crate::types::{Entry, HardState, INDEX_MAX, SnapshotMeta, TERM_MAX};
 
 /// The most weight of restored entries that stays in memory, in bytes.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -39,7 +40,9 @@ impl Restored {
     /// A node whose log starts at index `first`; its entries follow through
     /// [`push`](Self::push).
     pub fn new(hard_state: HardState, snapshot: Option<SnapshotMeta>, first: u64) -> Self {
-        Self { hard_state, snapshot, log: Some(Log::new(first.saturating_sub(1), 0)), first }
+        // Beyond the range nothing can follow; `start` refuses it.
+        let base = first.saturating_sub(1).min(INDEX_MAX + 1);
+        Self { hard_state, snapshot, log: Some(Log::new(base, 0)), first }
     }
 
     /// A node whose log, vote or snapshot may be damaged. Its core starts halted: it neither
@@ -53,6 +56,32 @@ impl Restored {
         self.log.is_none()
     }
 
+    /// The term and vote.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// The current snapshot.
+    pub fn snapshot(&self) -> Option<&SnapshotMeta> {
+        self.snapshot.as_ref()
+    }
+
+    /// The first index that the log holds or, while it is empty, will hold. `None` when damaged.
+    pub fn first(&self) -> Option<u64> {
+        self.log.as_ref().map(Log::first)
+    }
+
+    /// The last index of the log; the one before [`first`](Self::first) while it is empty.
+    /// `None` when damaged.
+    pub fn last(&self) -> Option<u64> {
+        self.log.as_ref().map(Log::last)
+    }
+
+    /// The term of the entry at `index`, if the log holds it.
+    pub fn term_at(&self, index: u64) -> Option<u64> {
+        self.log.as_ref().filter(|log| index >= log.first())?.term_at(index)
+    }
+
     /// The next entry of the log.
     ///
     /// # Errors
@@ -60,6 +89,9 @@ impl Restored {
     /// log is damaged: start from [`Restored::damaged`].
     pub fn push(&mut self, entry: Entry) -> Result<(), ConfigError> {
         let Some(log) = &mut self.log else { return Ok(()) };
+        if entry.index > INDEX_MAX || entry.term > TERM_MAX {
+            return Err(ConfigError::Restored("an entry's index or term is out of range"));
+        }
         if entry.index != log.last() + 1 {
             return Err(ConfigError::Restored("the log has a hole"));
         }
@@ -82,9 +114,35 @@ pub(super) struct Start {
 }
 
 impl Restored {
+    /// Checks the parts against each other and against the configuration.
+    fn check(&self, gate: &Gate) -> Result<(), ConfigError> {
+        let Self { hard_state, snapshot, log, .. } = self;
+        let Some(log) = log else { return Ok(()) };
+        let covered = snapshot.as_ref();
+        let problem = if hard_state.term > TERM_MAX {
+            "the term is out of range"
+        } else if hard_state.vote.is_some_and(|vote| hard_state.term == 0 || !gate.is_voter(vote)) {
+            "the vote went to no voter, or was given in no term"
+        } else if hard_state.term < log.last_term() {
+            "the term is behind the log"
+        } else if covered.is_some_and(|meta| meta.term > hard_state.term || meta.term == 0) {
+            "the term is behind the snapshot's, or the snapshot has none"
+        } else if covered.is_some_and(|meta| meta.index == 0) || log.last() > INDEX_MAX {
+            "an index is out of range"
+        } else if covered.is_some_and(|meta| meta.index > INDEX_MAX) {
+            "the snapshot's index is out of range"
+        } else if covered.is_some_and(|meta| !gate.are_the_voters(&meta.voters)) {
+            "the snapshot names other voters than the configuration"
+        } else {
+            return Ok(());
+        };
+        Err(ConfigError::Restored(problem))
+    }
+
     /// Joins log and snapshot by the rule of InstallSnapshot: entries after the snapshot stay
     /// only if the log holds the snapshot's last entry. Source: Raft §7.
-    pub(super) fn start(self) -> Result<Start, ConfigError> {
+    pub(super) fn start(self, gate: &Gate) -> Result<Start, ConfigError> {
+        self.check(gate)?;
         let Self { hard_state, snapshot, log, first } = self;
         let Some(mut log) = log else {
             return Ok(Start {
@@ -94,9 +152,6 @@ impl Restored {
                 storage: Storage::new(0),
             });
         };
-        if hard_state.term < log.last_term() {
-            return Err(ConfigError::Restored("the term is behind the log"));
-        }
         let (covered, term) = snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         if log.base() > covered {
             return Err(ConfigError::Restored("entries between the snapshot and the log are gone"));

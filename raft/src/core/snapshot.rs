@@ -5,7 +5,10 @@
 use super::io::Output;
 use super::peer::Flow;
 use super::{Core, RoleState};
-use crate::types::SnapshotMeta;
+use crate::types::{SnapshotMeta, TERM_STEP_MAX};
+
+/// How often the wait after a transfer that brought a follower no further doubles, at most.
+const TRANSFER_DOUBLINGS_MAX: u32 = 6;
 
 impl Core {
     pub(super) fn on_snapshot_taken(&mut self, meta: SnapshotMeta) {
@@ -37,26 +40,31 @@ impl Core {
     pub(super) fn send_snapshot_to(&mut self, at: usize) {
         let Some(meta) = self.snapshot.clone() else { return };
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let id = leader.name();
+        let id = leader.next_id();
         let peer = &mut leader.peers[at];
         peer.flow = Flow::Snapshot { id, index: meta.index };
         let (to, term) = (peer.id, self.term);
+        // The entry that it last acknowledged may have been released here. So only the follower
+        // itself can notice that it has lost it, and must before a snapshot covers the loss.
+        self.remind(to);
         self.out.push_back(Output::SendSnapshot { id, to, term, meta });
     }
 
     pub(super) fn on_snapshot_sent(&mut self, id: u64, ok: bool) {
-        let again = self.now.saturating_add(self.timing.resend);
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let session = leader.name();
+        let session = leader.next_id();
         for peer in &mut leader.peers {
             match peer.flow {
                 Flow::Snapshot { id: transfer, index } if transfer == id => {
                     let next = if ok { index + 1 } else { peer.next };
                     peer.probe(next, session);
+                    // Whatever broke the transfer is likely to be still there, and a follower
+                    // that says it has the snapshot but asks again is no better.
+                    let doublings = peer.transfers.min(TRANSFER_DOUBLINGS_MAX);
+                    peer.transfers = peer.transfers.saturating_add(1);
+                    peer.snapshot_at = self.now.saturating_add(self.timing.resend << doublings);
                     if !ok {
-                        // Not at once: whatever broke the transfer is likely to be still there.
-                        peer.flow = Flow::Probe { waiting: true };
-                        peer.resend_at = again;
+                        peer.wait_until(peer.snapshot_at);
                     }
                 }
                 _ => {}
@@ -65,7 +73,13 @@ impl Core {
     }
 
     pub(super) fn on_snapshot_received(&mut self, from: u64, term: u64, meta: SnapshotMeta) {
-        if term > self.term && self.others.contains(&from) {
+        let ahead = term > self.term.saturating_add(TERM_STEP_MAX);
+        if ahead || self.gate.snapshot(from, term, &meta).is_err() {
+            self.refused_inputs += 1;
+            self.out.push_back(Output::DiscardSnapshot { meta });
+            return;
+        }
+        if term > self.term {
             self.become_follower(term, None);
         }
         let leads = matches!(self.role, RoleState::Leader(_));

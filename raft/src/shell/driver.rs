@@ -297,6 +297,14 @@ impl Driver {
             }
             Output::Refused { token, reason } => self.refuse(token, reason),
             Output::Lost { token, count, superseded } => self.lose(token, count, superseded),
+            Output::FollowerLost { peer, matched } => {
+                let node = self.core.config().id;
+                tracing::error!(
+                    target: "voussoir::raft", node, peer, matched,
+                    "a follower has lost entries that it had acknowledged: its disk was lost or \
+                     replaced; it does not count until its own disk is back"
+                );
+            }
             Output::ReadReady { token, index } => self.confirm_read(token, index),
             Output::ReadRefused { token, reason } => self.refuse_read(token, reason),
             Output::Halted { reason } => return Some(self.halted(reason)),

@@ -2,6 +2,7 @@
 //! the test.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod live;
 pub(crate) mod scenarios;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -63,6 +64,10 @@ pub(crate) struct Node {
     pub(crate) writes: VecDeque<(Persist, Vec<Entry>)>,
     /// Whether writes complete at once.
     pub(crate) fast_disk: bool,
+    /// Whether the machine applies only when it is told to.
+    pub(crate) slow_machine: bool,
+    /// What the slow machine has taken and not applied, by its last index.
+    applying: VecDeque<u64>,
     /// Commands in the order of application.
     pub(crate) applied: Vec<(u64, Bytes)>,
     /// Everything that came out and is not for a peer, the disk or the machine.
@@ -119,6 +124,8 @@ impl Lab {
             disk: disk(id),
             writes: VecDeque::new(),
             fast_disk: true,
+            slow_machine: false,
+            applying: VecDeque::new(),
             applied: Vec::new(),
             seen: Vec::new(),
             lives: 0,
@@ -245,7 +252,11 @@ impl Lab {
                     assert_eq!(entries.len(), count, "{range:?} is neither lent nor stored");
                     let commands = entries.into_iter().filter(|e| e.kind == EntryKind::Command);
                     node.applied.extend(commands.map(|entry| (entry.index, entry.data)));
-                    inputs.push(Input::Applied { index: range.end - 1 });
+                    if node.slow_machine {
+                        node.applying.push_back(range.end - 1);
+                    } else {
+                        inputs.push(Input::Applied { index: range.end - 1 });
+                    }
                 }
                 Output::Restore { meta } => {
                     inputs.push(Input::Applied { index: meta.index });
@@ -262,6 +273,13 @@ impl Lab {
     pub(crate) fn sync(&mut self, id: u64) {
         while let Some(input) = complete(self.node_mut(id)) {
             self.step(id, input);
+        }
+    }
+
+    /// The slow machine of a node applies the oldest range that it was handed.
+    pub(crate) fn machine_catches_up(&mut self, id: u64) {
+        if let Some(index) = self.node_mut(id).applying.pop_front() {
+            self.step(id, Input::Applied { index });
         }
     }
 
@@ -313,9 +331,14 @@ impl Lab {
 
     /// Lets time pass, with ticks when they are due, and delivers everything.
     pub(crate) fn run(&mut self, ns: u64) {
+        self.run_without(ns, |_| false);
+    }
+
+    /// The same, but letters that `kept` picks stay on the wire.
+    pub(crate) fn run_without(&mut self, ns: u64, kept: impl Fn(&Letter) -> bool) {
         let end = self.now + ns;
         loop {
-            self.settle();
+            self.settle_without(&kept);
             let deadline = |(id, node): (&u64, &Node)| {
                 Some((node.core.as_ref()?.next_deadline()?.max(self.now), *id))
             };

@@ -266,6 +266,13 @@ impl<D: Disk> RaftNode<D> {
                     ctx.reply(request, Reply::NotApplied { leader });
                 }
             }
+            Output::FollowerLost { peer, matched } => {
+                self.oracle.borrow_mut().object(|| {
+                    format!(
+                        "follower {peer} is said to have lost {matched}, and disks lose nothing"
+                    )
+                });
+            }
             Output::ReadReady { token, index } => {
                 if let Some(reading) = self.reads.remove(&token) {
                     let id = ctx.id();

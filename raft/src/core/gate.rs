@@ -1,0 +1,153 @@
+//! The one gate for what comes from a peer: who may speak, and which values can be true.
+
+use crate::config::Config;
+use crate::message::{AppendHead, Message};
+use crate::types::{Entry, INDEX_MAX, SnapshotMeta, TERM_MAX};
+
+/// Why an input from a peer was refused. Nothing was taken from it, as if it had been lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerFault {
+    /// The sender is no other voter of the group.
+    #[error("the sender is no other voter of the group")]
+    Stranger,
+    /// A term is 0 where one has begun, above [`TERM_MAX`](crate::TERM_MAX), above the term of the
+    /// message, or more than [`TERM_STEP_MAX`](crate::TERM_STEP_MAX) ahead of this node's.
+    #[error("a term is out of range")]
+    Term,
+    /// An index is above [`INDEX_MAX`](crate::INDEX_MAX), 0 where an entry is meant, or beyond
+    /// what it is compared with.
+    #[error("an index is out of range")]
+    Index,
+    /// Entries do not follow on each other, or a term falls along them.
+    #[error("the entries do not follow on each other")]
+    Entries,
+    /// A session or a round of heartbeats that the receiver never began.
+    #[error("a session or round that never began")]
+    Round,
+    /// A snapshot of another group of voters.
+    #[error("the snapshot names other voters")]
+    Voters,
+}
+
+/// Checks what comes from peers against the configuration, without a look at the state of the
+/// core, so that a shell can ask it on any thread, before it stages anything.
+///
+/// [`Core::step`](super::Core::step) asks it too: whoever drives a core directly is safe without.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    id: u64,
+    /// Ascending.
+    voters: Vec<u64>,
+}
+
+impl Gate {
+    /// The gate of the node that `config` describes.
+    pub fn new(config: &Config) -> Self {
+        let mut voters = config.voters.clone();
+        voters.sort_unstable();
+        Self { id: config.id, voters }
+    }
+
+    /// Checks that `from` is another voter.
+    ///
+    /// # Errors
+    /// [`PeerFault::Stranger`].
+    pub fn sender(&self, from: u64) -> Result<(), PeerFault> {
+        let known = from != self.id && self.voters.binary_search(&from).is_ok();
+        if known { Ok(()) } else { Err(PeerFault::Stranger) }
+    }
+
+    /// Checks a message.
+    ///
+    /// # Errors
+    /// [`PeerFault`] when no correct node can have sent it.
+    pub fn message(&self, from: u64, message: &Message) -> Result<(), PeerFault> {
+        self.sender(from)?;
+        let term = message.term();
+        check(term <= TERM_MAX, PeerFault::Term)?;
+        // Only an answer may come from a node that has seen no term yet.
+        let is_reply = matches!(message, Message::PreVoteReply(_) | Message::ReadReply(_));
+        check(term > 0 || is_reply, PeerFault::Term)?;
+        match message {
+            Message::PreVote(m) | Message::Vote(m) => {
+                check(m.last_term < m.term, PeerFault::Term)?;
+                index(m.last_index)
+            }
+            Message::Append { head, entries } => append(head, entries),
+            Message::AppendAck(m) => {
+                check(m.matched <= m.received, PeerFault::Index)?;
+                check(m.session > 0, PeerFault::Round)?;
+                index(m.received)
+            }
+            Message::AppendReject(m) => {
+                check(m.hint_term <= m.term, PeerFault::Term)?;
+                check(m.session > 0, PeerFault::Round)?;
+                index(m.prev_index.max(m.hint_index))
+            }
+            Message::Heartbeat(m) => {
+                check(m.round > 0, PeerFault::Round)?;
+                index(m.commit)
+            }
+            Message::HeartbeatReply(m) => index(m.received),
+            Message::ReadReply(m) => index(m.index.unwrap_or(0)),
+            Message::LogLost(m) => {
+                check(m.matched > 0, PeerFault::Index)?;
+                check((1..=m.term).contains(&m.matched_term), PeerFault::Term)?;
+                index(m.matched)
+            }
+            Message::PreVoteReply(_)
+            | Message::VoteReply(_)
+            | Message::Stale { .. }
+            | Message::ReadRequest(_) => Ok(()),
+        }
+    }
+
+    /// Checks the name of a snapshot that `from` sends as the leader of `term`.
+    ///
+    /// # Errors
+    /// [`PeerFault`] when no correct leader can have sent it.
+    pub fn snapshot(&self, from: u64, term: u64, meta: &SnapshotMeta) -> Result<(), PeerFault> {
+        self.sender(from)?;
+        check((1..=TERM_MAX).contains(&term), PeerFault::Term)?;
+        check((1..=term).contains(&meta.term), PeerFault::Term)?;
+        check(meta.index > 0, PeerFault::Index)?;
+        index(meta.index)?;
+        check(self.are_the_voters(&meta.voters), PeerFault::Voters)
+    }
+
+    /// Whether `voters`, in any order, are the voters of the configuration.
+    pub(super) fn are_the_voters(&self, voters: &[u64]) -> bool {
+        let mut sorted = voters.to_vec();
+        sorted.sort_unstable();
+        sorted == self.voters
+    }
+
+    /// Whether `id` is a voter, this node included.
+    pub(super) fn is_voter(&self, id: u64) -> bool {
+        self.voters.binary_search(&id).is_ok()
+    }
+}
+
+fn check(holds: bool, otherwise: PeerFault) -> Result<(), PeerFault> {
+    if holds { Ok(()) } else { Err(otherwise) }
+}
+
+fn index(index: u64) -> Result<(), PeerFault> {
+    check(index <= INDEX_MAX, PeerFault::Index)
+}
+
+fn append(head: &AppendHead, entries: &[Entry]) -> Result<(), PeerFault> {
+    check(head.session > 0, PeerFault::Round)?;
+    check(head.prev_term <= head.term, PeerFault::Term)?;
+    index(head.commit)?;
+    index(head.prev_index)?;
+    index(head.prev_index + entries.len() as u64)?;
+    let mut least = head.prev_term.max(1);
+    for (index, entry) in (head.prev_index + 1..).zip(entries) {
+        check(entry.index == index, PeerFault::Entries)?;
+        check((least..=head.term).contains(&entry.term), PeerFault::Entries)?;
+        least = entry.term;
+    }
+    Ok(())
+}
