@@ -31,9 +31,9 @@ pub enum ConfigError {
     /// [`keys_max`](crate::KeyedConfig::keys_max).
     #[error("no memory for a table of {0} bytes: lower `keys_max`")]
     NoMemory(usize),
-    /// The store does not offer the algorithm.
-    #[error("the store does not offer this algorithm")]
-    NotOffered,
+    /// The store cannot count this quota, or not at its rate; the text says why.
+    #[error("the store cannot count this quota: {0}")]
+    Unsuitable(&'static str),
 }
 
 /// The request must not pass: nothing was taken.

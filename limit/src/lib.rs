@@ -25,9 +25,9 @@ pub use header::{policy_field, standing_field};
 pub use keyed::{Keyed, KeyedConfig, KeyedStats, WhenFull};
 pub use limiter::{Admitted, Limiter, LimiterConfig};
 pub use quota::{Algorithm, LOG_UNITS_MAX, Quota, TIERS_MAX};
-#[cfg(feature = "redis")]
-pub use shared::{AfterRestart, RedisCounter};
 pub use shared::{
     Counter, Leased, LeasedConfig, LeasedStats, OnOutage, OutageConfig, Outcome, Pass, SharedError,
     Source, StoreError, Strict, Take, Taken,
 };
+#[cfg(feature = "redis")]
+pub use shared::{RedisCounter, RedisStats, WhenLost};

@@ -9,7 +9,8 @@ use parking_lot::Mutex;
 
 use crate::clock::Clock;
 use crate::core::{Cell, NEVER};
-use crate::quota::{Algorithm, Quota};
+use crate::error::ConfigError;
+use crate::quota::Quota;
 use crate::shared::{Counter, StoreError, Take, Taken};
 
 /// A [`Counter`] in memory, with every algorithm.
@@ -23,6 +24,8 @@ pub struct MemoryCounter {
 struct MemoryState {
     cells: HashMap<String, Cell>,
     failing: Option<StoreError>,
+    /// Keys on a server of their own, and how takes of them fail.
+    failing_keys: HashMap<String, (u64, Option<StoreError>)>,
     asked: u64,
 }
 
@@ -37,6 +40,12 @@ impl MemoryCounter {
         self.state.lock().failing = error;
     }
 
+    /// Puts a key on the server of this number, of which every take from now on fails so; `None`: no
+    /// more. Other keys are on server 0.
+    pub fn fail_key(&self, key: &str, server: u64, error: Option<StoreError>) {
+        self.state.lock().failing_keys.insert(key.into(), (server, error));
+    }
+
     /// Calls answered or failed.
     pub fn asked(&self) -> u64 {
         self.state.lock().asked
@@ -45,18 +54,26 @@ impl MemoryCounter {
 
 #[async_trait]
 impl Counter for MemoryCounter {
-    fn offers(&self, _algorithm: Algorithm) -> bool {
-        true
+    fn accepts(&self, quota: &Quota) -> Result<(), ConfigError> {
+        quota.rules().map(|_| ())
     }
 
-    async fn take(&self, takes: &[Take<'_>]) -> Result<Vec<Taken>, StoreError> {
+    fn server_of(&self, key: &str) -> u64 {
+        self.state.lock().failing_keys.get(key).map_or(0, |(server, _)| *server)
+    }
+
+    async fn take(&self, takes: &[Take<'_>]) -> Vec<Result<Taken, StoreError>> {
+        let now = self.clock.now();
         let mut state = self.state.lock();
         state.asked += 1;
-        if let Some(error) = &state.failing {
-            return Err(error.clone());
-        }
-        let now = self.clock.now();
-        takes.iter().map(|take| take_one(&mut state.cells, take, now)).collect()
+        let mut answer = |take: &Take<'_>| {
+            let of_key = state.failing_keys.get(take.key).and_then(|(_, error)| error.as_ref());
+            match state.failing.as_ref().or(of_key) {
+                Some(error) => Err(error.clone()),
+                None => take_one(&mut state.cells, take, now),
+            }
+        };
+        takes.iter().map(&mut answer).collect()
     }
 }
 
@@ -107,12 +124,13 @@ pub async fn check_counter(counter: &dyn Counter, prefix: &str) {
 
     let other = format!("{prefix}:other");
     let takes = [take(10, 10), Take { key: &other, quota, least: 1, most: 1 }];
-    let answers = counter.take(&takes).await.expect("the store answers");
-    let granted: Vec<u64> = answers.iter().map(|taken| taken.granted).collect();
+    let answers = counter.take(&takes).await;
+    let granted: Vec<u64> =
+        answers.iter().map(|taken| taken.as_ref().expect("the store answers").granted).collect();
     assert_eq!(granted, [0, 1], "the takes of a batch are independent");
 
-    if counter.offers(Algorithm::FixedWindow) {
-        let quota = Quota::fixed_window(7, Duration::from_secs(3600));
+    let quota = Quota::fixed_window(7, Duration::from_secs(3600));
+    if counter.accepts(&quota).is_ok() {
         let key = format!("{prefix}:window");
         let take = |most| Take { key: &key, quota, least: 1, most };
         let granted = ask(counter, take(5)).await.granted + ask(counter, take(5)).await.granted;
@@ -121,7 +139,7 @@ pub async fn check_counter(counter: &dyn Counter, prefix: &str) {
 }
 
 async fn ask(counter: &dyn Counter, take: Take<'_>) -> Taken {
-    let answers = counter.take(&[take]).await.expect("the store answers");
+    let mut answers = counter.take(&[take]).await;
     assert_eq!(answers.len(), 1, "one answer for each take");
-    answers[0]
+    answers.remove(0).expect("the store answers")
 }

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Ready, ready};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -13,16 +14,17 @@ use tower_service::Service;
 use voussoir_limit::tower::*;
 use voussoir_limit::{Keyed, Quota};
 
-/// Fails a call to an instance that did not say it was ready.
+/// Fails a call to an instance that did not say it was ready; a clone is not ready.
 #[derive(Default)]
 struct Careful {
     ready: bool,
-    calls: u32,
+    /// Of all clones.
+    calls: Arc<AtomicU32>,
 }
 
 impl Clone for Careful {
     fn clone(&self) -> Self {
-        Self::default()
+        Self { ready: false, calls: Arc::clone(&self.calls) }
     }
 }
 
@@ -38,8 +40,7 @@ impl<B> Service<Request<B>> for Careful {
 
     fn call(&mut self, _: Request<B>) -> Self::Future {
         assert!(std::mem::take(&mut self.ready), "called without being ready");
-        self.calls += 1;
-        ready(Ok(self.calls))
+        ready(Ok(self.calls.fetch_add(1, Ordering::Relaxed) + 1))
     }
 }
 
@@ -82,6 +83,12 @@ fn only_trusted_hops_are_believed() {
     assert_eq!(key(1, &["unknown"]), None);
     assert_eq!(key(1, &["2.2.2.2:4711"]), ip("2.2.2.2"));
     assert_eq!(key(1, &["2001:db8:1:2:3:4:5:6"]), ip("2001:db8:1:2::"));
+    assert_eq!(key(1, &["[2001:db8:1:2:3:4:5:6]"]), ip("2001:db8:1:2::"));
+    assert_eq!(key(1, &["[2001:db8:1:2:3:4:5:6]:4711"]), ip("2001:db8:1:2::"));
+    assert_eq!(key(1, &["[::ffff:2.2.2.2]"]), ip("2.2.2.2"), "mapped into IPv6");
+    for nonsense in ["[]", "[2001:db8::1", "2001:db8::1]", "[2001:db8::1]:", "[2.2.2.2", ""] {
+        assert_eq!(key(1, &[nonsense]), None, "{nonsense:?}");
+    }
     assert_eq!(key(0, &["1.1.1.1"]), None, "without hops the header is not read");
 }
 
@@ -94,4 +101,47 @@ fn keys_of_peers_and_headers() {
     assert_eq!(ForwardedFor { trusted_hops: 0 }.key_of(&request), "5.5.5.5".parse().ok());
     let header = Header(http::HeaderName::from_static("x-api-key"));
     assert_eq!(header.key_of(&request).as_deref(), Some("secret"));
+}
+
+/// A denied request does not keep what the inner service reserved for it when it became ready.
+#[tokio::test]
+async fn a_denied_request_gives_the_inner_permit_back() {
+    use http::Response;
+    use tower::ServiceExt;
+
+    let inner = tower::service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
+    let inner = tower::limit::ConcurrencyLimitLayer::new(1).layer(inner);
+    let ready = Duration::from_secs(5);
+    // What denies: the quota, and the want of a key.
+    for forwarded in [&["10.0.0.1"][..], &[]] {
+        let limiter = || Arc::new(Keyed::new(Quota::gcra(1, Duration::from_secs(60))).unwrap());
+        let hops = ForwardedFor { trusted_hops: 1 };
+
+        let service = LimitLayer::new(limiter(), hops).layer(inner.clone());
+        let (mut first, mut second) = (service.clone(), service);
+        first.ready().await.unwrap().call(request(&["10.0.0.1"])).await.unwrap();
+        first.ready().await.unwrap().call(request(forwarded)).await.unwrap_err();
+        let other = tokio::time::timeout(ready, second.ready()).await;
+        other.expect("the first clone holds no permit").unwrap();
+        drop((first, second));
+
+        let service = HttpLimitLayer::new(limiter(), hops).layer(inner.clone());
+        let (mut first, mut second) = (service.clone(), service);
+        let passed = first.ready().await.unwrap().call(request(&["10.0.0.1"])).await.unwrap();
+        assert_eq!(passed.status(), 200);
+        let denied = first.ready().await.unwrap().call(request(forwarded)).await.unwrap();
+        assert!(denied.status().is_client_error());
+        let other = tokio::time::timeout(ready, second.ready()).await;
+        other.expect("the first clone holds no permit").unwrap();
+    }
+}
+
+/// The seconds of `Retry-After` are enough: they are rounded up.
+#[test]
+fn seconds_to_retry_after_are_rounded_up() {
+    let limiter = Keyed::<u8>::new(Quota::gcra(1, Duration::from_millis(1001))).unwrap();
+    limiter.check_at(&1, 0, 1).unwrap();
+    let seconds = |now| limiter.check_at(&1, now, 1).unwrap_err().retry_after_secs();
+    assert_eq!([0, 1_000_000, 1_000_999_999].map(seconds), [Some(2), Some(1), Some(1)]);
+    assert_eq!(limiter.check_at(&1, 0, 2).unwrap_err().retry_after_secs(), None);
 }

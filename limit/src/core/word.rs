@@ -152,13 +152,15 @@ pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u
     pack(rules, stored, used.saturating_sub(receipt.cost))
 }
 
-/// When a word means the same as 0.
+/// From when on a word means the same as 0. A word without units used still counts a late caller in
+/// its window or tick, so it is idle from the beginning of that.
 pub(crate) fn idle_at(rules: &Rules, word: u64) -> u64 {
     if rules.kind == Kind::Gcra {
         return word;
     }
     let (index, used) = unpack(rules, word);
-    if used == 0 { 0 } else { start_of(rules, index, ticks_for(rules, used)) }
+    let later = if used == 0 { 0 } else { ticks_for(rules, used) };
+    start_of(rules, index, later)
 }
 
 /// The word for `new` that has as many units used as `word` has for `old`, at most all of them.

@@ -12,7 +12,7 @@ use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
 use foldhash::quality::RandomState;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{Clock, Monotonic};
 use crate::core::{Rules, Standing, Verdict};
@@ -121,6 +121,8 @@ pub struct Keyed<K, S = RandomState> {
     clock: Arc<dyn Clock>,
     /// One change of quotas reaches all shards before the next begins.
     change: Mutex<()>,
+    /// As they were given, with their names. Changed under the lock of `change`.
+    quotas: RwLock<Arc<[Quota]>>,
     waiters: Waiters,
 }
 
@@ -183,7 +185,8 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
             Table::Cells(Cells::new(&rules, config.keys_max, config.when_full))
         };
         let waiters = Waiters::new(config.waiters_max);
-        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()), waiters })
+        let quotas = RwLock::new(quotas.into());
+        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()), quotas, waiters })
     }
 
     /// Takes one unit of the key's quota if there is one.
@@ -384,9 +387,15 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
                 Table::Words(words) => words.set_rules(&new[0], now),
                 Table::Cells(cells) => cells.set_rules(&new, now),
             }
+            *self.quotas.write() = quotas.into();
         }
         self.waiters.wake_all();
         Ok(())
+    }
+
+    /// The quotas of each key, for the `RateLimit` header fields.
+    pub fn quotas(&self) -> Arc<[Quota]> {
+        Arc::clone(&self.quotas.read())
     }
 
     /// Forgets all keys that are as good as new now, where that gives memory back: in a limiter

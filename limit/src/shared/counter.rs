@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::quota::{Algorithm, Quota};
+use crate::error::ConfigError;
+use crate::quota::Quota;
 
 /// A request for units of one key.
 #[derive(Clone, Copy, Debug)]
 pub struct Take<'a> {
-    /// Whose units. Callers use one key with one quota only.
+    /// Whose units. Callers use one key with one quota at a time.
     pub key: &'a str,
     /// What the key may have.
     pub quota: Quota,
@@ -54,11 +55,20 @@ pub enum StoreError {
     /// what was lost is at most what was asked for.
     #[error("the store did not answer: {0}")]
     NoAnswer(String),
-    /// The store answered what this crate does not understand, or an error of its own. Retrying
-    /// does not help before the cause is gone.
+    /// The store answered with an error about this key or request: nothing was taken. Other keys
+    /// are asked for as before. Retrying does not help before the cause is gone.
     #[error("the store refused: {0}")]
     Refused(String),
-    /// Not asked, because it failed a moment ago: nothing was taken. Retry after a pause.
+    /// The store does not permit a command that it takes: nothing was taken. The text says which
+    /// and what to grant. Retrying does not help before that.
+    #[error("the store does not permit it: {0}")]
+    NotPermitted(String),
+    /// The store answered what this crate does not understand: units may be taken. Retrying does
+    /// not help before the cause is gone.
+    #[error("the store's answer was not understood: {0}")]
+    Invalid(String),
+    /// Not asked, because the server of this key could not be reached or did not answer a moment
+    /// ago: nothing was taken. Retry after a pause.
     #[error("the store failed a moment ago and is left alone")]
     Resting,
 }
@@ -67,29 +77,47 @@ impl StoreError {
     /// Whether units may be taken.
     pub const fn outcome(&self) -> Outcome {
         match self {
-            Self::Unreachable(_) | Self::Resting => Outcome::NotApplied,
-            Self::NoAnswer(_) | Self::Refused(_) => Outcome::Unknown,
+            Self::Unreachable(_) | Self::Resting | Self::Refused(_) | Self::NotPermitted(_) => {
+                Outcome::NotApplied
+            }
+            Self::NoAnswer(_) | Self::Invalid(_) => Outcome::Unknown,
         }
     }
 
     /// Whether the same call may succeed later.
     pub const fn is_retryable(&self) -> bool {
-        !matches!(self, Self::Refused(_))
+        !matches!(self, Self::Refused(_) | Self::NotPermitted(_) | Self::Invalid(_))
+    }
+
+    /// Whether other requests to the same server would fail too: it is away.
+    pub const fn is_outage(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
     }
 }
 
 /// A store that counts for all who share a limit.
 ///
 /// Each take is atomic, and is counted at the store's own clock: the clocks of those who ask need
-/// not agree. Takes of one batch are independent of each other.
+/// not agree. Takes of one batch are independent of each other, also in failure.
+///
+/// A shared limiter calls it under no lock but the turn of the key, and drops the future of a take
+/// whose time is over. A panic passes through to the caller of the limiter.
 #[async_trait]
 pub trait Counter: Send + Sync + fmt::Debug + 'static {
-    /// Whether it can count so.
-    fn offers(&self, algorithm: Algorithm) -> bool;
-
-    /// Takes units, one answer for each request in their order.
+    /// Whether it can count this quota at its rate. Asked when a limiter is built.
     ///
     /// # Errors
-    /// [`StoreError`] if an answer is missing; its outcome is about the whole batch.
-    async fn take(&self, takes: &[Take<'_>]) -> Result<Vec<Taken>, StoreError>;
+    /// [`ConfigError::Unsuitable`] if not.
+    fn accepts(&self, quota: &Quota) -> Result<(), ConfigError>;
+
+    /// The number of the server that keeps the key, of the caller's choice. After
+    /// [an outage](StoreError::is_outage) the limiter leaves alone the keys of that server, and no
+    /// others.
+    fn server_of(&self, key: &str) -> u64 {
+        let _ = key;
+        0
+    }
+
+    /// Takes units; one answer for each request, in their order.
+    async fn take(&self, takes: &[Take<'_>]) -> Vec<Result<Taken, StoreError>>;
 }

@@ -1,9 +1,12 @@
-//! What both shared limiters do around their store: time limit, rest after a failure, and the
+//! What both shared limiters do around their store: time limit, rest after an outage, and the
 //! choice of what to do without it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 use super::counter::{Counter, StoreError, Take, Taken};
 use crate::clock::Clock;
@@ -30,8 +33,9 @@ pub struct OutageConfig {
     pub on_outage: OnOutage,
     /// How long an answer may take. Default 100 ms.
     pub timeout: Duration,
-    /// How long the store is left alone after it failed, so that an outage costs one time limit
-    /// and not one for each request. Default 500 ms.
+    /// How long a server is left alone after it could not be reached or did not answer in time, so
+    /// that an outage costs one time limit and not one for each request. Errors about one key do
+    /// not count. Default 500 ms.
     pub rest: Duration,
 }
 
@@ -94,8 +98,13 @@ pub(super) struct Guard {
     limit: u64,
     outage: OutageConfig,
     pub(super) clock: Arc<dyn Clock>,
-    rests_until: AtomicU64,
+    rests: Rests,
+    /// When the last failure was logged as a warning, ns of the clock; 0: never.
+    warned_at: AtomicU64,
 }
+
+/// Failures are logged as warnings at most once in this time; the others at level debug.
+const WARN_EVERY_NS: u64 = 1_000_000_000;
 
 impl Guard {
     pub(super) fn new(
@@ -105,33 +114,49 @@ impl Guard {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, ConfigError> {
         let limit = quota.rules()?.limit;
-        if !counter.offers(quota.algorithm) {
-            return Err(ConfigError::NotOffered);
-        }
+        counter.accepts(&quota)?;
         if outage.timeout.is_zero() {
             return Err(ConfigError::Limit("timeout"));
         }
-        let rests_until = AtomicU64::new(0);
-        Ok(Self { counter, quota, limit, outage, clock, rests_until })
+        let (rests, warned_at) = (Rests::default(), AtomicU64::new(0));
+        Ok(Self { counter, quota, limit, outage, clock, rests, warned_at })
     }
 
     /// Asks for `least` to `most` units.
     pub(super) async fn take(&self, key: &str, least: u64, most: u64) -> Result<Taken, StoreError> {
-        if self.clock.now() < self.rests_until.load(Ordering::Relaxed) {
+        if self.rests.any(self.clock.now())
+            && self.rests.has(self.counter.server_of(key), self.clock.now())
+        {
             return Err(StoreError::Resting);
         }
         let takes = [Take { key, quota: self.quota, least, most }];
         let answer =
             match tokio::time::timeout(self.outage.timeout, self.counter.take(&takes)).await {
-                Ok(answer) => answer.and_then(|taken| checked(&taken, least, most)),
+                Ok(mut answers) => match (answers.pop(), answers.pop()) {
+                    (Some(answer), None) => answer.and_then(|taken| checked(taken, least, most)),
+                    _ => Err(StoreError::Invalid("not one answer to one question".into())),
+                },
                 Err(_) => Err(StoreError::NoAnswer(format!("within {:?}", self.outage.timeout))),
             };
         if let Err(error) = &answer {
-            tracing::warn!(target: "voussoir::limit", %error, key, "no answer from the store");
-            let until = self.clock.now().saturating_add(nanos(self.outage.rest));
-            self.rests_until.store(until, Ordering::Relaxed);
+            self.failed(key, error);
         }
         answer
+    }
+
+    fn failed(&self, key: &str, error: &StoreError) {
+        let now = self.clock.now();
+        if error.is_outage() {
+            let until = now.saturating_add(nanos(self.outage.rest));
+            self.rests.begin(self.counter.server_of(key), now, until);
+        }
+        let warned_at = self.warned_at.load(Ordering::Relaxed);
+        if warned_at == 0 || now >= warned_at.saturating_add(WARN_EVERY_NS) {
+            self.warned_at.store(now.max(1), Ordering::Relaxed);
+            tracing::warn!(target: "voussoir::limit", %error, key, "no answer from the store");
+        } else {
+            tracing::debug!(target: "voussoir::limit", %error, key, "no answer from the store");
+        }
     }
 
     /// The answer of one who could not ask.
@@ -151,10 +176,44 @@ impl Guard {
     }
 }
 
-/// A store that grants what was not asked for is not believed.
-fn checked(answers: &[Taken], least: u64, most: u64) -> Result<Taken, StoreError> {
-    match answers {
-        [taken] if taken.granted == 0 || (least..=most).contains(&taken.granted) => Ok(*taken),
-        _ => Err(StoreError::Refused("the answer does not fit the question".into())),
+/// The most servers that are left alone at once; others are asked.
+const RESTS_MAX: usize = 1 << 14;
+
+/// The servers that are left alone after an outage.
+#[derive(Debug, Default)]
+struct Rests {
+    /// Until when, by the number of the server.
+    until: Mutex<HashMap<u64, u64>>,
+    /// The latest of the times in `until`, or later.
+    latest: AtomicU64,
+}
+
+impl Rests {
+    /// Whether any server may be left alone.
+    fn any(&self, now: u64) -> bool {
+        now < self.latest.load(Ordering::Acquire)
     }
+
+    fn has(&self, server: u64, now: u64) -> bool {
+        self.until.lock().get(&server).is_some_and(|until| now < *until)
+    }
+
+    fn begin(&self, server: u64, now: u64, until: u64) {
+        let mut rests = self.until.lock();
+        if rests.len() >= RESTS_MAX {
+            rests.retain(|_, until| now < *until);
+        }
+        if rests.len() < RESTS_MAX {
+            rests.insert(server, until);
+            self.latest.fetch_max(until, Ordering::Release);
+        }
+    }
+}
+
+/// A store that grants what was not asked for is not believed.
+fn checked(taken: Taken, least: u64, most: u64) -> Result<Taken, StoreError> {
+    if taken.granted == 0 || (least..=most).contains(&taken.granted) {
+        return Ok(taken);
+    }
+    Err(StoreError::Invalid(format!("{} units for {least} to {most}", taken.granted)))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 
-use super::counter::{Counter, Taken};
+use super::counter::{Counter, StoreError, Taken};
 use super::guard::{Guard, OutageConfig, Pass, SharedError, Source};
 use crate::clock::{Clock, Monotonic};
 use crate::core::Kind;
@@ -89,6 +89,8 @@ struct Share {
     state: Mutex<State>,
     /// Held by the one who asks the store for this key.
     asking: tokio::sync::Mutex<()>,
+    /// Questions for this key that failed. Changed by the holder of `asking`.
+    failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -165,24 +167,34 @@ impl Leased {
         if let Some(answer) = self.spend(&share, cost) {
             return answer;
         }
+        let failures = share.failures.load(Ordering::Acquire);
         let _one = share.asking.lock().await;
         if let Some(answer) = self.spend(&share, cost) {
             return answer;
+        }
+        if share.failures.load(Ordering::Acquire) != failures {
+            // The question that this caller waited for failed: one question for all of them.
+            return self.guard.without_store(StoreError::Resting);
         }
         // From before the question: the store grants later than this.
         let asked_at = self.guard.clock.now();
         self.asked.fetch_add(1, Ordering::Relaxed);
         let taken = match self.guard.take(key, cost, cost.max(self.lease)).await {
             Ok(taken) => taken,
-            Err(error) => return self.guard.without_store(error),
+            Err(error) => {
+                share.failures.fetch_add(1, Ordering::Release);
+                return self.guard.without_store(error);
+            }
         };
         self.granted.fetch_add(taken.granted, Ordering::Relaxed);
+        // Not under the lock: the clock is foreign code.
+        let now = self.guard.clock.now();
         let mut state = share.state.lock();
         if taken.granted == 0 {
             let wait = taken.retry_after.map(|wait| nanos(wait).max(self.pause));
             let taken = Taken { retry_after: wait.map(Duration::from_nanos), ..taken };
             if let Some(wait) = wait {
-                state.denied = Some((taken, cost, self.guard.clock.now().saturating_add(wait)));
+                state.denied = Some((taken, cost, now.saturating_add(wait)));
             }
             return Err(self.guard.denial(&taken).into());
         }
@@ -228,6 +240,8 @@ impl Leased {
     }
 
     fn share(&self, key: &str) -> Option<Arc<Share>> {
+        // Not under the lock: the clock is foreign code.
+        let now = self.guard.clock.now();
         let mut shares = self.shares.lock();
         if let Some(share) = shares.by_key.get(key) {
             return Some(Arc::clone(share));
@@ -238,7 +252,6 @@ impl Leased {
                 return None;
             }
             shares.refused = 0;
-            let now = self.guard.clock.now();
             shares.by_key.retain(|_, share| Arc::strong_count(share) > 1 || share.is_live(now));
             if shares.by_key.len() >= self.keys_max {
                 return None;

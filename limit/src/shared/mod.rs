@@ -10,7 +10,7 @@ mod strict;
 mod tests;
 
 #[cfg(feature = "redis")]
-pub use self::redis::{AfterRestart, RedisCounter};
+pub use self::redis::{RedisCounter, RedisStats, WhenLost};
 pub use counter::{Counter, Outcome, StoreError, Take, Taken};
 pub use guard::{OnOutage, OutageConfig, Pass, SharedError, Source};
 pub use leased::{Leased, LeasedConfig, LeasedStats};

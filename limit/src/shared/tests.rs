@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::*;
@@ -143,11 +144,11 @@ struct Mute;
 
 #[async_trait::async_trait]
 impl Counter for Mute {
-    fn offers(&self, _: crate::Algorithm) -> bool {
-        true
+    fn accepts(&self, _: &Quota) -> Result<(), crate::ConfigError> {
+        Ok(())
     }
 
-    async fn take(&self, _: &[Take<'_>]) -> Result<Vec<Taken>, StoreError> {
+    async fn take(&self, _: &[Take<'_>]) -> Vec<Result<Taken, StoreError>> {
         std::future::pending().await
     }
 }
@@ -158,4 +159,87 @@ async fn a_store_that_does_not_answer_costs_the_time_limit() {
     let error = strict.unwrap().check("k", 1).await.unwrap_err();
     let SharedError::Store(error) = error else { panic!("{error}") };
     assert_eq!((error.outcome(), error.is_retryable()), (Outcome::Unknown, true));
+}
+
+/// One key's trouble is that key's: others are answered, and the key again once it is over.
+#[tokio::test(start_paused = true)]
+async fn an_error_about_one_key_rests_no_other() {
+    let quota = Quota::gcra(1, SECOND).burst(100);
+    for error in [
+        StoreError::Refused("WRONGTYPE".into()),
+        StoreError::NotPermitted("info".into()),
+        StoreError::Invalid("nonsense".into()),
+    ] {
+        let (clock, counter) = store();
+        let strict = Strict::new(Arc::clone(&counter) as _, quota, OutageConfig::default());
+        let strict = strict.unwrap();
+        let config = LeasedConfig { clock, ..LeasedConfig::default() };
+        let leased = Leased::new(Arc::clone(&counter) as _, quota, config).unwrap();
+        counter.fail_key("bad", 0, Some(error.clone()));
+        for _ in 0..3 {
+            for answer in [strict.check("bad", 1).await, leased.check("bad", 1).await] {
+                assert_eq!(answer.unwrap_err(), SharedError::Store(error.clone()));
+            }
+            strict.check("good", 1).await.unwrap();
+            leased.check("fine", 1).await.unwrap();
+        }
+        counter.fail_key("bad", 0, None);
+        strict.check("bad", 1).await.unwrap();
+    }
+}
+
+/// An outage rests the keys of its server, and those of others are asked for.
+#[tokio::test(start_paused = true)]
+async fn an_outage_rests_the_keys_of_its_server_only() {
+    let quota = Quota::gcra(1, SECOND).burst(100);
+    let (_, counter) = store();
+    let strict = Strict::new(Arc::clone(&counter) as _, quota, OutageConfig::default()).unwrap();
+    for key in ["away", "too"] {
+        counter.fail_key(key, 7, Some(down()));
+    }
+    assert_eq!(strict.check("away", 1).await.unwrap_err(), SharedError::Store(down()));
+    let asked = counter.asked();
+    for key in ["away", "too", "away"] {
+        let resting = strict.check(key, 1).await.unwrap_err();
+        assert_eq!(resting, SharedError::Store(StoreError::Resting), "{key}");
+    }
+    assert_eq!(counter.asked(), asked);
+    strict.check("here", 1).await.unwrap();
+    assert_eq!(counter.asked(), asked + 1);
+}
+
+/// Those who wait for the answer to one question get its failure, not a question each.
+#[tokio::test(start_paused = true)]
+async fn callers_of_one_key_share_a_question_that_fails() {
+    #[derive(Debug)]
+    struct Slow(AtomicUsize);
+
+    #[async_trait::async_trait]
+    impl Counter for Slow {
+        fn accepts(&self, _: &Quota) -> Result<(), crate::ConfigError> {
+            Ok(())
+        }
+
+        async fn take(&self, _: &[Take<'_>]) -> Vec<Result<Taken, StoreError>> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(SECOND / 20).await;
+            vec![Err(StoreError::Refused("OOM".into()))]
+        }
+    }
+
+    let counter = Arc::new(Slow(AtomicUsize::new(0)));
+    let clock = Arc::new(TokioClock::new());
+    let config = LeasedConfig { clock, ..LeasedConfig::default() };
+    let leased = Leased::new(Arc::clone(&counter) as _, Quota::gcra(1, SECOND), config).unwrap();
+    let leased = Arc::new(leased);
+    let start = tokio::time::Instant::now();
+    let calls = [0; 50].map(|_| {
+        let leased = Arc::clone(&leased);
+        tokio::spawn(async move { leased.check("k", 1).await })
+    });
+    for call in calls {
+        assert!(matches!(call.await.unwrap(), Err(SharedError::Store(_))));
+    }
+    assert!(start.elapsed() <= SECOND / 10, "{:?}", start.elapsed());
+    assert_eq!(counter.0.load(Ordering::Relaxed), 1);
 }
