@@ -133,7 +133,8 @@
 //! The magic, version, CRC and length of a manifest slot and the magic and version of a segment
 //! keep their places in every version. A build refuses versions above its own and kinds that it
 //! does not know with a typed error, skips extensions that it does not know, and ignores bytes
-//! called zero here.
+//! called zero here. LSNs, marks, sequences, counters and numbers of logs above 2^62, and slots
+//! above 2^30, are taken for damage.
 
 pub(crate) mod frame;
 pub(crate) mod index;
@@ -161,6 +162,12 @@ pub(crate) const BATCH_BYTES_MAX: u64 = 1 << 20;
 pub(crate) const NAMESPACE_BYTES_MAX: usize = 64;
 /// Sections per frame.
 pub(crate) const SECTIONS_MAX: usize = 4096;
+
+/// The highest LSN, number of a log, sequence of a segment or count that is believed when it comes
+/// from a disk: no journal gets that far, and whatever counts on from it never overflows.
+pub(crate) const COUNT_MAX: u64 = 1 << 62;
+/// The highest slot of a segment; a file of a higher number is none of ours.
+pub(crate) const SLOT_MAX: u32 = 1 << 30;
 
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::crc32_iscsi(bytes)

@@ -94,3 +94,18 @@ fn looking_at_a_directory_writes_nothing() {
     assert!(content() == before);
     assert_eq!(DiskFiles::existing(dir.0.join("none")).err().unwrap().kind(), ErrorKind::NotFound);
 }
+
+/// A file that only looks like a segment does not lead the journal to numbers without a successor.
+#[test]
+fn a_file_with_the_highest_number_is_none_of_the_journals() {
+    let dir = Directory::new("highest");
+    written(&dir.0).close().unwrap();
+    fs::write(dir.0.join("segment-ffffffff"), b"").unwrap();
+    let journal = Journal::open(&dir.0, options()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    while journal.stats().rotations < 3 {
+        journal.commit_blocking(Commit::new().append(&log, [[7; 900]])).unwrap();
+    }
+    journal.close().unwrap();
+    assert_eq!(fs::read(dir.0.join("segment-ffffffff")).unwrap(), b"");
+}

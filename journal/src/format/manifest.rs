@@ -1,6 +1,6 @@
 //! The manifest: which lives of which segment files count.
 
-use super::{SEGMENTS_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
+use super::{COUNT_MAX, SEGMENTS_MAX, SLOT_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
 
 pub(crate) const SLOT_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 8] = b"vsrmanif";
@@ -61,7 +61,16 @@ impl Manifest {
     }
 
     pub(crate) fn decode(slot: &[u8]) -> Slot {
-        Self::try_decode(slot).unwrap_or(Slot::Invalid)
+        match Self::try_decode(slot) {
+            Some(Slot::Valid(manifest)) if !manifest.is_sane() => Slot::Invalid,
+            decoded => decoded.unwrap_or(Slot::Invalid),
+        }
+    }
+
+    /// Whether no number in it is one that no journal gets to.
+    fn is_sane(&self) -> bool {
+        let sane = |life: &Life| life.sequence <= COUNT_MAX && life.slot <= SLOT_MAX;
+        self.counter <= COUNT_MAX && self.mark <= COUNT_MAX && self.live.iter().all(sane)
     }
 
     fn try_decode(slot: &[u8]) -> Option<Slot> {
@@ -130,5 +139,5 @@ pub(crate) fn segment_name(slot: u32) -> String {
 pub(crate) fn segment_slot(name: &str) -> Option<u32> {
     let digits = name.strip_prefix("segment-")?;
     let slot = u32::from_str_radix(digits, 16).ok()?;
-    (segment_name(slot) == name).then_some(slot)
+    (slot <= SLOT_MAX && segment_name(slot) == name).then_some(slot)
 }

@@ -1,6 +1,8 @@
 //! Segment headers and trailers.
 
-use super::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION, crc32c, u32_at, u64_at, u128_at};
+use super::{
+    COUNT_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION, crc32c, u32_at, u64_at, u128_at,
+};
 use crate::core::segment::Place;
 
 pub(crate) const BYTES: usize = 64;
@@ -61,7 +63,8 @@ impl SegmentHeader {
             size: u64_at(bytes, 40)?,
             epoch: u32_at(bytes, 48)?,
         };
-        let sane = (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&header.size)
+        let sane = header.sequence <= COUNT_MAX
+            && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&header.size)
             && header.size.is_multiple_of(super::BLOCK);
         sane.then_some(Found::Header(header))
     }

@@ -9,7 +9,7 @@ use super::index::{self, BatchRef, DirectoryEntry};
 use super::manifest::{Life, Manifest, Slot, segment_name, segment_slot};
 use super::segment::{Found, SegmentHeader, Trailer};
 use super::table::{Table, TableEntry};
-use super::{SEGMENT_BYTES_MIN, crc32c};
+use super::{COUNT_MAX, SEGMENT_BYTES_MIN, SLOT_MAX, crc32c};
 use crate::core::segment::Segment;
 use crate::files::{Files, MemoryFiles};
 
@@ -44,11 +44,15 @@ fn section() -> impl Strategy<Value = Section> {
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    any::<(u64, u32, u32)>().prop_map(|(sequence, slot, span)| Life { sequence, slot, span })
+    (0..=COUNT_MAX, 0..=SLOT_MAX, any::<u32>()).prop_map(|(sequence, slot, span)| Life {
+        sequence,
+        slot,
+        span,
+    })
 }
 
 fn manifest() -> impl Strategy<Value = Manifest> {
-    (any::<(u128, u32, u64)>(), vec(life(), 0..20)).prop_map(
+    ((any::<u128>(), any::<u32>(), 0..=COUNT_MAX), vec(life(), 0..20)).prop_map(
         |((journal, epoch, counter), mut live)| {
             live.sort_unstable();
             Manifest { journal, epoch, counter, mark: counter / 2, live }
@@ -177,7 +181,8 @@ proptest! {
 
     #[test]
     fn segment_headers_and_trailers_come_back(
-        (slot, journal, sequence, epoch) in any::<(u32, u128, u64, u32)>(),
+        (slot, journal, sequence, epoch) in
+            (0..=SLOT_MAX, any::<u128>(), 0..=COUNT_MAX, any::<u32>()),
         (offset, length, lsn) in any::<(u64, u64, u64)>(),
         flip in 0..512_usize,
     ) {

@@ -15,7 +15,7 @@ use crate::error::{Fault, LogName, OpenError};
 use crate::format::frame::{FLAG_CLOSED, FrameKind, Section, SectionKind};
 use crate::format::index::BatchRef;
 use crate::format::table::Table;
-use crate::format::{FRAMES_AT, NAMESPACE_BYTES_MAX, VERSION};
+use crate::format::{COUNT_MAX, FRAMES_AT, NAMESPACE_BYTES_MAX, VERSION};
 use crate::mutant::Mutant;
 
 /// The state that the frames describe.
@@ -303,7 +303,10 @@ impl Replay {
             return Ok(());
         };
         let payload = scanner.bytes(at, section.length as usize)?;
-        let Some(table) = Table::decode(payload, section.count) else {
+        let sane = |table: &Table| {
+            section.position <= COUNT_MAX && table.logs.iter().all(|log| log.number <= COUNT_MAX)
+        };
+        let Some(table) = Table::decode(payload, section.count).filter(sane) else {
             return Err(OpenError::TableDamaged { detail: "malformed table".to_owned() });
         };
         self.next_number = self.next_number.max(section.position);

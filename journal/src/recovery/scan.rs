@@ -8,7 +8,7 @@ use crate::files::read_full_at;
 use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
 use crate::format::index::BatchRef;
 use crate::format::table::Table;
-use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, padded};
+use crate::format::{COUNT_MAX, FRAMES_AT, TRAILER_BYTES, crc32c, padded};
 
 const READ_BYTES: usize = 1 << 20;
 
@@ -118,7 +118,7 @@ impl<'a> Scanner<'a> {
         let limit = self.limit();
         let bytes = self.bytes(offset, HEADER_BYTES)?;
         let Some(header) = Header::peek(bytes) else { return Ok(None) };
-        if header.lsn == 0 || offset + u64::from(header.length) > limit {
+        if header.lsn == 0 || header.lsn > COUNT_MAX || offset + u64::from(header.length) > limit {
             return Ok(None);
         }
         let segment = self.segment;
@@ -132,6 +132,9 @@ impl<'a> Scanner<'a> {
             Err(HeadError::UnknownSection(kind)) => (Vec::new(), Some(kind)),
             Err(HeadError::Malformed) => return Ok(None),
         };
+        if sections.iter().any(|section| section.log > COUNT_MAX) {
+            return Ok(None);
+        }
         Ok(Some(Frame { offset, header, sections, unknown }))
     }
 

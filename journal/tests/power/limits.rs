@@ -131,12 +131,27 @@ fn a_file_that_cannot_be_had_now_can_be_had_later() {
             panic!("{op:?}: {error}")
         };
         assert_eq!(fault.operation, if op == Op::Create { "create" } else { "open" });
+        for again in 1..5 {
+            if !threaded {
+                assert_ne!(journal.work(again * 2 * SECOND), Work::Prepared);
+            }
+        }
         disk.heal();
-        let files = journal.stats().files;
+        let (files, created) = (journal.stats().files, journal.stats().segments_created);
         if threaded {
             resumes(&journal, &log);
         } else {
-            assert_eq!(journal.work(10 * SECOND), Work::Prepared, "{op:?}");
+            assert_eq!(journal.work(20 * SECOND), Work::Prepared, "{op:?}");
+        }
+        if op == Op::Open {
+            // All files that were there are used again, and no other is created.
+            let rotations = journal.stats().rotations;
+            while journal.stats().rotations < rotations + 4 {
+                let commit = Commit::new().append(&log, [vec![7; 900]]);
+                journal.commit_blocking(commit.release(&log, log.end())).unwrap();
+                journal.work(20 * SECOND);
+            }
+            assert_eq!(journal.stats().segments_created, created);
         }
         let end = log.end();
         append(&journal, &log, 900).unwrap();
