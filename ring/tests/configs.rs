@@ -33,17 +33,18 @@ fn weighted(milli: &[u32]) -> Topology {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        ..ProptestConfig::with_cases(60)
+    })]
 
     #[test]
     fn rings_of_any_size_and_weight(points in around(1, 65_536), milli in weights()) {
         let topology = weighted(&milli);
         let mut config = RingConfig::default();
         config.virtual_nodes = u32::try_from(points).unwrap_or(u32::MAX);
-        let wanted: u64 = milli
-            .iter()
-            .map(|&milli| ((u64::from(config.virtual_nodes) * u64::from(milli) + 500) / 1000).max(1))
-            .sum();
+        let points = |milli: u32| u64::from(config.virtual_nodes) * u64::from(milli);
+        let wanted: u64 = milli.iter().map(|&milli| ((points(milli) + 500) / 1000).max(1)).sum();
         // The largest rings take seconds each: one in a while shows what several would.
         prop_assume!(!(1_000_000..=POINTS_MAX).contains(&wanted));
         let accepted = (1..=65_536).contains(&config.virtual_nodes) && wanted <= POINTS_MAX;
@@ -123,8 +124,8 @@ proptest! {
             };
             if let Output::Copy { op, .. } | Output::Remove { op, .. } = output {
                 // One failure, which the retry time puts off.
-                let done = if std::mem::take(&mut fail) { Input::Failed(op) } else { Input::Done(op) };
-                rebalance.step(now, done);
+                let failed = std::mem::take(&mut fail);
+                rebalance.step(now, if failed { Input::Failed(op) } else { Input::Done(op) });
             }
         }
     }
