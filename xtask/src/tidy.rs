@@ -29,6 +29,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ring", &[]),
     ("breaker", &[]),
     ("limit", &[]),
+    ("cache", &[]),
     ("raft", &["journal", "net"]),
 ];
 

@@ -71,7 +71,10 @@ impl Core {
                 Err(_) => return Ok(records),
             };
             let end = batch.end().min(range.end);
-            records.reserve((end - position) as usize);
+            // The count comes from the disk. A record takes at least its four bytes in the table of
+            // ends, so the payload bounds what the count may ask for.
+            let most = batch.payload.len() / 4;
+            records.reserve(((end - position) as usize).min(most));
             while position < end {
                 let record = batch.record(position)?;
                 bytes += record.len();

@@ -1,0 +1,461 @@
+//! The handle that users hold, and how it is built.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::future::Future;
+use std::hash::Hash;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::clock::{Clock, default_clock};
+use crate::config::{Config, OnPanic};
+use crate::error::{ConfigError, LoadError, WriteError};
+use crate::flights::{Answer, Key, LoadFuture, Ride, Start, Value};
+use crate::lookup::{Found, Inner, Tagger};
+use crate::source::{Loaded, Sink, Source};
+use crate::stats::{Stats, count};
+use crate::store::{HashedKey, Probe, QuickStore, Store, Weigher};
+use crate::write::Keep;
+
+/// A cache in front of a source. Clones are handles to the same cache.
+///
+/// # Example
+/// ```
+/// use voussoir_cache::{Cache, Loaded};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let cache: Cache<String, u64> = Cache::builder().build()?;
+/// let length = cache.get_or_load_with("key", |key| async move {
+///     Ok(Loaded::value(key.len() as u64)) // once, however many ask at the same time
+/// });
+/// assert_eq!(length.await?, Some(3));
+/// assert_eq!(cache.get("key"), Some(3));
+/// cache.invalidate("key");
+/// assert_eq!(cache.get("key"), None);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Cache<K: Key, V: Value> {
+    inner: Arc<Inner<K, V>>,
+}
+
+/// What an inserted value has beside itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Insert {
+    /// A lifetime of its own, which goes before the configured one.
+    pub ttl: Option<Duration>,
+    /// Tags by which it can be invalidated.
+    pub tags: Vec<String>,
+    /// A version of the source's own, which only grows for one key: a stored value of a larger
+    /// version is not overwritten.
+    pub version: Option<u64>,
+}
+
+impl<K: Key, V: Value> Cache<K, V> {
+    /// A cache with defaults for everything but what is said to the builder.
+    pub fn builder() -> Builder<K, V> {
+        Builder::new()
+    }
+
+    /// The fresh value of a key, if it is in the cache. `None` also where it is remembered that
+    /// the source has no value. Loads nothing and refreshes nothing.
+    #[inline]
+    pub fn get<Q>(&self, key: &Q) -> Option<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        match self.inner.find(key) {
+            Found::Value(value, _) => value,
+            Found::IfError(_) | Found::Nothing => None,
+        }
+    }
+
+    /// The value of a key, loaded from the source when it is not in the cache: read-through.
+    /// `None` where the source has no value.
+    ///
+    /// Those who ask for one key at the same time share one load, and each is given the outcome of
+    /// the load that it joined. A load that began before an invalidation of its key, tag or
+    /// everything answers those who joined it before, and is not stored.
+    ///
+    /// # Errors
+    /// [`LoadError`], unless [`Config::stale_if_error`] allows an older value.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: another reader goes on with the load; without one it is dropped.
+    pub async fn get_or_load<Q>(&self, key: &Q) -> Result<Option<V>, LoadError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        let found = self.inner.find(key);
+        if let Found::Value(value, false) = found {
+            return Ok(value);
+        }
+        let Some(source) = self.inner.source.clone() else {
+            return match found {
+                Found::Value(value, _) => Ok(value),
+                _ => Err(LoadError::NoSource),
+            };
+        };
+        let inner = Arc::clone(&self.inner);
+        let load = move |key: K| -> LoadFuture<V> {
+            if let Some(batcher) = &inner.batcher {
+                return Box::pin(batcher.load(key));
+            }
+            let source = Arc::clone(&source);
+            Box::pin(async move {
+                let mut answers = source.load(std::slice::from_ref(&key)).await;
+                let answered = answers.len();
+                let missing = || LoadError::Unanswered { answered, asked: 1 };
+                Ok(answers.drain(..).next().ok_or_else(missing)??)
+            })
+        };
+        self.resolve(key, found, load).await
+    }
+
+    /// The value of a key, loaded by `load` when it is not in the cache: cache-aside. Otherwise as
+    /// [`get_or_load`](Self::get_or_load).
+    ///
+    /// # Errors
+    /// [`LoadError`], unless [`Config::stale_if_error`] allows an older value.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: another reader goes on with the load; without one it is dropped.
+    pub async fn get_or_load_with<Q, F, L>(&self, key: &Q, load: F) -> Result<Option<V>, LoadError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        F: Fn(K) -> L + Send + Sync + 'static,
+        L: Future<Output = Result<Loaded<V>, LoadError>> + Send + 'static,
+    {
+        let found = self.inner.find(key);
+        if let Found::Value(value, false) = found {
+            return Ok(value);
+        }
+        let load = move |key: K| -> LoadFuture<V> { Box::pin(load(key)) };
+        self.resolve(key, found, load).await
+    }
+
+    /// Stores a value. A load of the key that is under way does not replace it. Whether it was
+    /// stored: the weigher may have panicked.
+    pub fn insert(&self, key: K, value: V) -> bool {
+        self.insert_with(key, value, Insert::default())
+    }
+
+    /// Stores a value with a lifetime, tags or a version of its own. Whether it was stored: not
+    /// where a larger version of the source's own is.
+    pub fn insert_with(&self, key: K, value: V, with: Insert) -> bool {
+        let Insert { ttl, tags, version } = with;
+        let loaded = Loaded::Value { value, ttl, tags, version };
+        let at = self.inner.next_version();
+        let key = HashedKey { hash: self.inner.hash(&key), key };
+        let entry = self.inner.entry(&key.key, at, 0, &loaded);
+        entry.is_some_and(|entry| self.inner.insert(key, entry))
+    }
+
+    /// Drops the entry of a key. A load of it that is under way answers those who wait for it and
+    /// is not stored; who asks from now on begins a new one.
+    ///
+    /// Call it after the transaction that changed the value has committed: before that, a reader
+    /// would load the old value again.
+    pub fn invalidate<Q>(&self, key: &Q)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let is = |other: &K| other.borrow() == key;
+        self.inner.invalidate(&Probe { hash: self.inner.hash(key), is: &is });
+    }
+
+    /// Makes all entries with this tag invalid, and the results of loads under way that will carry
+    /// it. Costs the same whatever their number; they leave the memory when they are next read, or
+    /// evicted.
+    pub fn invalidate_tag(&self, tag: &str) {
+        self.inner.invalidate_tag(tag);
+    }
+
+    /// Drops everything, and keeps the results of all loads under way from being stored.
+    pub fn clear(&self) {
+        self.inner.clear();
+    }
+
+    /// Writes a value to the sink and then to the cache: write-through. Writes of one key happen
+    /// one after the other.
+    ///
+    /// # Errors
+    /// [`WriteError`]. The key's entry was dropped unless the write was certainly not applied.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: whether the sink takes the value is unknown then, and the key's entry is
+    /// dropped.
+    pub async fn write(&self, key: K, value: V) -> Result<(), WriteError> {
+        let key = HashedKey { hash: self.inner.hash(&key), key };
+        self.inner.write(key, Some(value), Keep::Value).await
+    }
+
+    /// Writes a value to the sink and drops the key's entry: write-around, for values that are not
+    /// read soon.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    pub async fn write_around(&self, key: K, value: V) -> Result<(), WriteError> {
+        let key = HashedKey { hash: self.inner.hash(&key), key };
+        self.inner.write(key, Some(value), Keep::Nothing).await
+    }
+
+    /// Deletes a key at the sink and drops its entry.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    pub async fn delete(&self, key: K) -> Result<(), WriteError> {
+        let key = HashedKey { hash: self.inner.hash(&key), key };
+        self.inner.write(key, None, Keep::Nothing).await
+    }
+
+    /// What the cache has done, and what is in it.
+    pub fn stats(&self) -> Stats {
+        let Inner { store, flights, counters, .. } = &*self.inner;
+        Stats {
+            evicted: store.evicted(),
+            entries: store.len(),
+            weight: store.weight(),
+            loads_under_way: flights.under_way(),
+            ..counters.snapshot()
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// Loads what was not found fresh.
+    async fn resolve<Q, F>(&self, key: &Q, found: Found<V>, load: F) -> Result<Option<V>, LoadError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+        F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
+    {
+        let hashed = HashedKey { hash: self.inner.hash(key), key: key.to_owned() };
+        let load = Arc::new(load);
+        let stale = match found {
+            Found::Value(value, _) => {
+                self.refresh(&hashed, &load);
+                return Ok(value);
+            }
+            Found::IfError(stale) => Some(stale),
+            Found::Nothing => None,
+        };
+        // Ends: a load is asked for again only when a tag or everything was invalidated after it
+        // began and before this reader came; the next load begins after that.
+        let error = loop {
+            let ride = match self.board(&hashed, &load) {
+                Ok(ride) => ride,
+                Err(error) => break error,
+            };
+            let answer = match stale {
+                Some(_) => self.ride_for_a_while(ride).await,
+                None => ride.await,
+            };
+            match answer {
+                Some(Ok(value)) => return Ok(value),
+                Some(Err(error)) => break error,
+                None => {}
+            }
+        };
+        match stale {
+            Some(stale) => self.or_stale(key, stale, error),
+            None => Err(error),
+        }
+    }
+
+    /// The stale value, if it may still be served.
+    fn or_stale<Q>(
+        &self,
+        key: &Q,
+        stale: Option<V>,
+        error: LoadError,
+    ) -> Result<Option<V>, LoadError>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if self.inner.may_serve_on_error(key) {
+            count(&self.inner.counters.stale_served);
+            return Ok(stale);
+        }
+        Err(error)
+    }
+
+    fn start<F>(&self, key: &HashedKey<K>, load: &Arc<F>) -> Start<V>
+    where
+        F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
+    {
+        let hard = self.inner.config.hard_timeout;
+        let (key, load) = (key.key.clone(), Arc::clone(load));
+        let start = Arc::new(move || -> LoadFuture<V> {
+            let load = load(key.clone());
+            Box::pin(async move { timeout(hard, load).await.unwrap_or(Err(LoadError::TimedOut)) })
+        });
+        let again = Arc::clone(&start);
+        let restart = (self.inner.config.on_panic == OnPanic::RetryOnce)
+            .then(|| -> crate::flights::Restart<V> { Box::new(move || again()) });
+        Start { load: Box::new(move || start()), restart }
+    }
+
+    fn board<F>(&self, key: &HashedKey<K>, load: &Arc<F>) -> Result<Ride<K, V>, LoadError>
+    where
+        F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
+    {
+        let (ride, joined) = Ride::board(&self.inner, key.clone(), self.start(key, load))?;
+        let counters = &self.inner.counters;
+        count(if joined { &counters.joins } else { &counters.loads });
+        Ok(ride)
+    }
+
+    /// Rides until the soft timeout, which counts as a failure; the load goes on after it without
+    /// this reader.
+    async fn ride_for_a_while(&self, mut ride: Ride<K, V>) -> Option<Answer<V>> {
+        let Some(soft) = self.inner.config.soft_timeout else { return ride.await };
+        if let Ok(answer) = timeout(soft, &mut ride).await {
+            return answer;
+        }
+        tokio::spawn(ride);
+        Some(Err(LoadError::TimedOut))
+    }
+
+    /// Loads in the background, unless the key is being loaded already.
+    fn refresh<F>(&self, key: &HashedKey<K>, load: &Arc<F>)
+    where
+        F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
+    {
+        // Too many loads: the next reader tries again.
+        let start = self.start(key, load);
+        let Ok((ride, joined)) = Ride::board(&self.inner, key.clone(), start) else { return };
+        if !joined {
+            count(&self.inner.counters.loads);
+            count(&self.inner.counters.refreshes);
+            tokio::spawn(ride);
+        }
+    }
+}
+
+impl<K: Key, V: Value> Clone for Cache<K, V> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<K: Key, V: Value> fmt::Debug for Cache<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cache").field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+pub(crate) struct Parts<K, V> {
+    pub(crate) config: Config,
+    pub(crate) store: Arc<dyn Store<K, V>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) source: Option<Arc<dyn Source<K, V>>>,
+    pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) tagger: Option<Tagger<K>>,
+}
+
+/// Builds a [`Cache`].
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct Builder<K: Key, V: Value> {
+    config: Config,
+    store: Option<Arc<dyn Store<K, V>>>,
+    clock: Option<Arc<dyn Clock>>,
+    source: Option<Arc<dyn Source<K, V>>>,
+    sink: Option<Arc<dyn Sink<K, V>>>,
+    weigher: Option<Weigher<K, V>>,
+    tagger: Option<Tagger<K>>,
+}
+
+impl<K: Key, V: Value> Builder<K, V> {
+    fn new() -> Self {
+        Self {
+            config: Config::default(),
+            store: None,
+            clock: None,
+            source: None,
+            sink: None,
+            weigher: None,
+            tagger: None,
+        }
+    }
+
+    /// Sets all that is configured by values.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Where values come from, for [`Cache::get_or_load`].
+    pub fn source(mut self, source: impl Source<K, V>) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// Where writes go, for [`Cache::write`].
+    pub fn sink(mut self, sink: impl Sink<K, V>) -> Self {
+        self.sink = Some(Arc::new(sink));
+        self
+    }
+
+    /// Weighs entries by key and value. Without one each weighs 1.
+    pub fn weigher(mut self, weigh: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Arc::new(weigh));
+        self
+    }
+
+    /// Derives tags from keys, such as the prefix that a group of keys shares.
+    pub fn tag_keys(mut self, tags: impl Fn(&K) -> Vec<String> + Send + Sync + 'static) -> Self {
+        self.tagger = Some(Arc::new(tags));
+        self
+    }
+
+    /// Where entries are. Default: a [`QuickStore`] of [`Config::max_weight`].
+    pub fn store(mut self, store: Arc<dyn Store<K, V>>) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Where `now` comes from. Default: [`Coarse`](crate::Coarse) on Linux, else
+    /// [`Monotonic`](crate::Monotonic).
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = Some(clock);
+        self
+    }
+
+    /// Builds the cache.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn build(self) -> Result<Cache<K, V>, ConfigError> {
+        self.config.validate()?;
+        let Self { config, store, clock, source, sink, weigher, tagger } = self;
+        let store = store.unwrap_or_else(|| Arc::new(QuickStore::new(config.max_weight)));
+        let clock = clock.unwrap_or_else(default_clock);
+        let parts = Parts { config, store, clock, source, sink, weigher, tagger };
+        Ok(Cache { inner: Arc::new(Inner::new(parts)) })
+    }
+}
+
+impl<K: Key, V: Value> fmt::Debug for Builder<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
+    }
+}

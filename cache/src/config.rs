@@ -1,0 +1,139 @@
+//! What can be tuned, with units, defaults and ranges.
+
+use std::time::Duration;
+
+use crate::error::ConfigError;
+
+/// The longest lifetime that can be configured: 100 years.
+pub(crate) const LIFETIME_MAX: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// How a cache behaves. Start from [`Default`] and change fields; checked by
+/// [`Builder::build`](crate::Builder::build).
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The total weight of entries: their number, unless the builder was given a weigher. At least
+    /// 1. Default 100,000.
+    pub max_weight: u64,
+    /// How long an entry is fresh. `None` for as long as it is in the cache. Up to 100 years.
+    /// Default `None`.
+    pub ttl: Option<Duration>,
+    /// How much of its lifetime an entry loses at random, so that entries that were stored together
+    /// do not expire together: 0 to 1. Default 0.1.
+    pub ttl_jitter: f64,
+    /// How long an entry lives without being read. `None` without end. Default `None`.
+    pub tti: Option<Duration>,
+    /// How long it is remembered that the source has no value for a key; zero not at all. Default
+    /// zero.
+    pub negative_ttl: Duration,
+    /// How long after it was stored an entry is loaded again in the background when it is read:
+    /// refresh-ahead. `None` never. Below `ttl`. Default `None`.
+    pub refresh_after: Option<Duration>,
+    /// How eagerly one reader in many loads an entry again before it expires (XFetch): the load's
+    /// duration times this, times a random number of mean 1, before the end. Zero never; 1 is the
+    /// paper's choice. 0 to 100. Default 0.
+    pub early_refresh: f64,
+    /// How long after its end an entry is still served while it is being loaded again. Default
+    /// zero.
+    pub stale_while_revalidate: Duration,
+    /// How long after its end an entry is served when loading it fails. Never served after an
+    /// invalidation. Default zero.
+    pub stale_if_error: Duration,
+    /// How long a reader waits for a load before it is given a stale value, if there is one that
+    /// `stale_if_error` allows; the load goes on. `None` for until the load ends. Default `None`.
+    pub soft_timeout: Option<Duration>,
+    /// The longest that one load may take; it fails then. At least 1 ms. Default 30 s.
+    pub hard_timeout: Duration,
+    /// Loads under way at once, over all keys. Past it a load fails with
+    /// [`LoadError::Busy`](crate::LoadError::Busy) at once. At least 1. Default 1,024.
+    pub max_loads: usize,
+    /// Tags whose invalidation is remembered for the sake of loads under way. Past it none of the
+    /// loads under way is stored. At least 1. Default 1,024.
+    pub max_tag_floors: usize,
+    /// What happens to those who wait for a load that panics. Default [`OnPanic::Fail`].
+    pub on_panic: OnPanic,
+    /// Seeds the jitter and the early refresh. `None` (the default) draws one.
+    pub seed: Option<u64>,
+}
+
+/// What happens to those who wait for a load that panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnPanic {
+    /// All fail with [`LoadError::Panicked`](crate::LoadError::Panicked).
+    Fail,
+    /// One of them starts the load once more; if that panics too, all fail.
+    RetryOnce,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_weight: 100_000,
+            ttl: None,
+            ttl_jitter: 0.1,
+            tti: None,
+            negative_ttl: Duration::ZERO,
+            refresh_after: None,
+            early_refresh: 0.0,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+            soft_timeout: None,
+            hard_timeout: Duration::from_secs(30),
+            max_loads: 1024,
+            max_tag_floors: 1024,
+            on_panic: OnPanic::Fail,
+            seed: None,
+        }
+    }
+}
+
+impl Config {
+    /// Checks every field against its range and against the others.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let longest = |duration: Duration| duration <= LIFETIME_MAX;
+        let positive = |duration: Option<Duration>| {
+            duration.is_none_or(|duration| !duration.is_zero() && longest(duration))
+        };
+        let before_ttl = |after: Duration| self.ttl.is_none_or(|ttl| after < ttl);
+        let rules = [
+            ("max_weight", self.max_weight > 0, "must be at least 1"),
+            ("ttl", positive(self.ttl), "must be above zero and at most 100 years"),
+            ("ttl_jitter", (0.0..=1.0).contains(&self.ttl_jitter), "must be from 0 to 1"),
+            ("tti", positive(self.tti), "must be above zero and at most 100 years"),
+            ("negative_ttl", longest(self.negative_ttl), "must be at most 100 years"),
+            (
+                "refresh_after",
+                positive(self.refresh_after) && self.refresh_after.is_none_or(before_ttl),
+                "must be above zero and below ttl",
+            ),
+            ("early_refresh", (0.0..=100.0).contains(&self.early_refresh), "must be from 0 to 100"),
+            (
+                "stale_while_revalidate",
+                longest(self.stale_while_revalidate),
+                "must be at most 100 years",
+            ),
+            ("stale_if_error", longest(self.stale_if_error), "must be at most 100 years"),
+            ("soft_timeout", positive(self.soft_timeout), "must be above zero"),
+            (
+                "hard_timeout",
+                self.hard_timeout >= Duration::from_millis(1) && longest(self.hard_timeout),
+                "must be from 1 ms to 100 years",
+            ),
+            ("max_loads", self.max_loads > 0, "must be at least 1"),
+            ("max_tag_floors", self.max_tag_floors > 0, "must be at least 1"),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((field, _, rule)) => Err(ConfigError { field, rule }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Nanoseconds of a duration that [`Config::validate`] has bounded.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

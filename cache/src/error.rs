@@ -1,0 +1,144 @@
+//! One small error for each surface.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+
+/// A configuration that breaks a rule. Nothing was built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("{field} {rule}")]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What holds for the field.
+    pub rule: &'static str,
+}
+
+/// Why a source has no answer, in the source's own words.
+#[derive(Clone, Debug, Error)]
+#[error("{0}")]
+pub struct SourceError(Arc<dyn std::error::Error + Send + Sync>);
+
+impl SourceError {
+    /// Wraps an error of the system behind the source.
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(error.into().into())
+    }
+
+    /// The wrapped error.
+    pub fn get(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        &*self.0
+    }
+}
+
+/// Why a load gave no value. Nothing was stored; everybody who joined the load gets the same error.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The source failed. Retry as the source's error says.
+    #[error("the source failed: {0}")]
+    Source(#[from] SourceError),
+    /// The load took longer than [`Config::hard_timeout`](crate::Config::hard_timeout). Retry
+    /// later.
+    #[error("the load took longer than the hard timeout")]
+    TimedOut,
+    /// The loader panicked. The cache works on; retry.
+    #[error("the loader panicked")]
+    Panicked,
+    /// [`Config::max_loads`](crate::Config::max_loads) loads are under way. Retry after a pause.
+    #[error("too many loads are under way")]
+    Busy,
+    /// The cache has no source. Give the builder one, or use
+    /// [`get_or_load_with`](crate::Cache::get_or_load_with).
+    #[error("the cache has no source")]
+    NoSource,
+    /// A source answered fewer keys than it was asked for: a defect of the source.
+    #[error("the source answered {answered} of {asked} keys")]
+    Unanswered {
+        /// Answers.
+        answered: usize,
+        /// Keys.
+        asked: usize,
+    },
+}
+
+impl LoadError {
+    /// Whether the same call may succeed later without a change of code.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::NoSource | Self::Unanswered { .. })
+    }
+}
+
+/// What is known about a write that failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// The sink has not taken it, and will not.
+    NotApplied,
+    /// The sink may or may not have taken it.
+    Unknown,
+}
+
+/// Why a sink failed, and whether it may have taken the write.
+#[derive(Clone, Debug, Error)]
+#[error("{source}")]
+pub struct SinkError {
+    /// What is known about the write.
+    pub outcome: Outcome,
+    source: SourceError,
+    is_panic: bool,
+}
+
+impl SinkError {
+    /// A write that the sink has certainly not taken.
+    pub fn not_applied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { outcome: Outcome::NotApplied, source: SourceError::new(error), is_panic: false }
+    }
+
+    /// The sink panicked: whether it took the write is unknown.
+    pub(crate) fn panicked() -> Self {
+        Self { is_panic: true, ..Self::unknown("the sink panicked") }
+    }
+
+    pub(crate) fn into_write_error(self) -> WriteError {
+        if self.is_panic { WriteError::Panicked } else { WriteError::Sink(self) }
+    }
+
+    /// A write whose fate is unknown, such as one that timed out.
+    pub fn unknown(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { outcome: Outcome::Unknown, source: SourceError::new(error), is_panic: false }
+    }
+}
+
+/// Why a write through the cache failed. The key's entry was dropped unless the write was certainly
+/// not applied.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum WriteError {
+    /// The sink failed.
+    #[error("the sink failed: {0}")]
+    Sink(#[from] SinkError),
+    /// The sink panicked: whether it took the write is unknown.
+    #[error("the sink panicked")]
+    Panicked,
+    /// The cache has no sink. Give the builder one.
+    #[error("the cache has no sink")]
+    NoSink,
+}
+
+impl WriteError {
+    /// What is known about the write.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Sink(error) => error.outcome,
+            Self::Panicked => Outcome::Unknown,
+            Self::NoSink => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same call may succeed later. Where the outcome is unknown, only a write that
+    /// may happen twice is safe to retry.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::NoSink)
+    }
+}

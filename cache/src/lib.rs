@@ -1,0 +1,29 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod cache;
+mod clock;
+mod config;
+mod core;
+mod error;
+mod flights;
+mod lookup;
+mod source;
+mod stats;
+mod store;
+mod tags;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod write;
+
+pub use async_trait::async_trait;
+pub use cache::{Builder, Cache, Insert};
+#[cfg(target_os = "linux")]
+pub use clock::Coarse;
+pub use clock::{Clock, Monotonic, TokioClock};
+pub use config::{Config, OnPanic};
+pub use error::{ConfigError, LoadError, Outcome, SinkError, SourceError, WriteError};
+pub use flights::{Key, Value};
+pub use source::{Loaded, Sink, Source};
+pub use stats::Stats;
+pub use store::{Entry, HashedKey, Probe, QuickStore, Store, Weigher};

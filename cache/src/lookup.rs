@@ -1,0 +1,319 @@
+//! What all handles of a cache share: finding entries, judging them, and storing what was loaded.
+
+use std::borrow::Borrow;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::clock::Clock;
+use crate::config::{Config, nanos};
+use crate::core::freshness::{Freshness, Lifetimes};
+use crate::core::random::Random;
+use crate::flights::{Answer, Flights, Key, LoadResult, Value};
+use crate::source::{Loaded, Sink, Source};
+use crate::stats::{Counters, count};
+use crate::store::{Entry, Extra, HashedKey, Probe, Store, Weigher};
+use crate::tags::Tags;
+
+/// Derives tags from a key, such as the prefix that it shares with others.
+pub(crate) type Tagger<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;
+
+pub(crate) struct Inner<K, V> {
+    pub(crate) config: Config,
+    pub(crate) lifetimes: Lifetimes,
+    pub(crate) idle: Option<u64>,
+    pub(crate) store: Arc<dyn Store<K, V>>,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) source: Option<Arc<dyn Source<K, V>>>,
+    pub(crate) batcher: Option<crate::source::Batcher<K, V>>,
+    pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
+    pub(crate) writes: crate::write::Writes,
+    pub(crate) weigher: Option<Weigher<K, V>>,
+    pub(crate) tagger: Option<Tagger<K>>,
+    pub(crate) tags: Tags,
+    pub(crate) flights: Flights<K, V>,
+    pub(crate) hasher: foldhash::fast::RandomState,
+    pub(crate) random: Random,
+    pub(crate) counters: Counters,
+    /// The version of the latest operation. Versions order loads, inserts and invalidations.
+    version: AtomicU64,
+    /// Entries of a lower version are invalid: raised by `clear`.
+    generation: AtomicU64,
+    /// Loads of a lower version are not stored: raised when too many tags were invalidated.
+    loads_floor: AtomicU64,
+}
+
+/// What a reader found.
+pub(crate) enum Found<V> {
+    /// Serve it. `true`: and load it again in the background.
+    Value(Option<V>, bool),
+    /// Load; where that fails, serve this.
+    IfError(Option<V>),
+    Nothing,
+}
+
+impl<K: Key, V: Value> Inner<K, V> {
+    pub(crate) fn new(parts: crate::cache::Parts<K, V>) -> Self {
+        let config = parts.config;
+        let seed =
+            config.seed.unwrap_or_else(|| foldhash::fast::RandomState::default().hash_one(0));
+        Self {
+            lifetimes: Lifetimes::new(&config),
+            idle: config.tti.map(nanos),
+            store: parts.store,
+            clock: parts.clock,
+            batcher: parts.source.as_ref().and_then(crate::source::Batcher::new),
+            source: parts.source,
+            sink: parts.sink,
+            writes: crate::write::Writes::new(),
+            weigher: parts.weigher,
+            tagger: parts.tagger,
+            tags: Tags::new(config.max_tag_floors),
+            flights: Flights::new(config.max_loads),
+            hasher: foldhash::fast::RandomState::default(),
+            random: Random::new(seed),
+            counters: Counters::default(),
+            version: AtomicU64::new(0),
+            generation: AtomicU64::new(0),
+            loads_floor: AtomicU64::new(0),
+            config,
+        }
+    }
+
+    pub(crate) fn next_version(&self) -> u64 {
+        self.version.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The version of the latest operation.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether an invalidation, by tag or of everything, has hit what was loaded from `version` on.
+    pub(crate) fn is_hit(&self, version: u64, extra: Option<&Extra>) -> bool {
+        version < self.generation.load(Ordering::Acquire)
+            || version < self.loads_floor.load(Ordering::Acquire)
+            || extra.is_some_and(|extra| extra.is_invalid(version))
+    }
+
+    #[inline]
+    pub(crate) fn hash<Q: Hash + ?Sized>(&self, key: &Q) -> u64 {
+        self.hasher.hash_one(key)
+    }
+
+    /// Finds and judges the entry of a key.
+    #[inline]
+    pub(crate) fn find<Q>(&self, key: &Q) -> Found<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let is = |other: &K| other.borrow() == key;
+        let probe = Probe { hash: self.hash(key), is: &is };
+        let Some(entry) = self.store.get(&probe) else {
+            count(&self.counters.misses);
+            return Found::Nothing;
+        };
+        let now = self.clock.now();
+        let is_live = entry.version >= self.generation.load(Ordering::Acquire);
+        if is_live && entry.extra.is_none() && now < entry.times.look_at {
+            self.counters.hits.add();
+            return Found::Value(entry.value, false);
+        }
+        self.judge(&probe, entry, is_live, now)
+    }
+
+    /// The rest of [`find`](Self::find), for entries that need a closer look.
+    fn judge(&self, probe: &Probe<'_, K>, entry: Entry<V>, is_live: bool, now: u64) -> Found<V> {
+        let idle_over = |extra: &Extra| {
+            let idle = self.idle.unwrap_or(u64::MAX);
+            now.saturating_sub(extra.read_at()) >= idle
+        };
+        let extra = entry.extra.as_deref();
+        let invalid = !is_live || extra.is_some_and(|extra| extra.is_invalid(entry.version));
+        let judged = if invalid || extra.is_some_and(idle_over) {
+            Freshness::Gone
+        } else {
+            self.lifetimes.judge(&entry.times, now, &self.random)
+        };
+        if let Some(extra) = extra
+            && self.idle.is_some()
+            && judged != Freshness::Gone
+        {
+            extra.read_at.fetch_max(now, Ordering::Relaxed);
+        }
+        match judged {
+            Freshness::Fresh | Freshness::Refresh => {
+                self.counters.hits.add();
+                Found::Value(entry.value, judged == Freshness::Refresh)
+            }
+            Freshness::Revalidate => {
+                count(&self.counters.stale_served);
+                Found::Value(entry.value, true)
+            }
+            Freshness::IfError => {
+                count(&self.counters.misses);
+                Found::IfError(entry.value)
+            }
+            Freshness::Gone => {
+                count(&self.counters.misses);
+                if self.store.remove_version(probe, entry.version) {
+                    let why =
+                        if invalid { &self.counters.invalidated } else { &self.counters.expired };
+                    count(why);
+                }
+                Found::Nothing
+            }
+        }
+    }
+
+    /// Whether an entry of this key that a reader holds may still be served after its load failed:
+    /// an invalidation meanwhile forbids it.
+    pub(crate) fn may_serve_on_error<Q>(&self, key: &Q) -> bool
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        let is = |other: &K| other.borrow() == key;
+        let probe = Probe { hash: self.hash(key), is: &is };
+        let Some(entry) = self.store.get(&probe) else { return false };
+        let valid = |extra: &Extra| !extra.is_invalid(entry.version);
+        entry.version >= self.generation.load(Ordering::Acquire)
+            && entry.extra.as_deref().is_none_or(valid)
+            && self.lifetimes.may_serve_on_error(&entry.times, self.clock.now())
+    }
+
+    /// Makes an answer for the members of a load, and an entry of what is to be stored. Runs
+    /// foreign code (weigher, tagger), so no lock is held.
+    pub(crate) fn judge_load(
+        &self,
+        key: &K,
+        version: u64,
+        took: u64,
+        result: LoadResult<V>,
+    ) -> (Answer<V>, Option<Entry<V>>) {
+        match result {
+            Ok(loaded) => {
+                self.counters.load_nanos.fetch_add(took, Ordering::Relaxed);
+                let made = self.entry(key, version, took, &loaded);
+                let value = match loaded {
+                    Loaded::Value { value, .. } => Some(value),
+                    Loaded::Absent => None,
+                };
+                // A weigher or tagger that panics costs the entry, not the answer.
+                (Ok(value), made)
+            }
+            Err(error) => {
+                count(&self.counters.load_failures);
+                (Err(error), None)
+            }
+        }
+    }
+
+    /// The entry of a value. `None`: it is not to be stored.
+    pub(crate) fn entry(
+        &self,
+        key: &K,
+        version: u64,
+        took: u64,
+        loaded: &Loaded<V>,
+    ) -> Option<Entry<V>> {
+        let now = self.clock.now();
+        let (value, ttl, names, source_version) = match loaded {
+            Loaded::Value { value, ttl, tags, version } => {
+                (Some(value.clone()), *ttl, tags.as_slice(), *version)
+            }
+            Loaded::Absent if self.lifetimes.remembers_absence() => (None, None, &[][..], None),
+            Loaded::Absent => return None,
+        };
+        let foreign = || {
+            let weight = match (&self.weigher, &value) {
+                (Some(weigher), Some(value)) => weigher(key, value),
+                _ => 1,
+            };
+            (weight, self.tagger.as_ref().map(|tagger| tagger(key)).unwrap_or_default())
+        };
+        let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(foreign));
+        let Ok((weight, derived)) = made else {
+            tracing::error!(target: "voussoir::cache", "the weigher or the tagger panicked");
+            return None;
+        };
+        let has_extra = !names.is_empty()
+            || !derived.is_empty()
+            || source_version.is_some()
+            || self.idle.is_some();
+        let extra = has_extra.then(|| {
+            let tags = self.tags.intern(names.iter().chain(&derived).map(String::as_str));
+            Arc::new(Extra { tags, source_version, read_at: AtomicU64::new(now) })
+        });
+        let own = ttl.map(nanos);
+        let times = self.lifetimes.times(now, value.is_none(), own, took, &self.random);
+        // Sums of weights stay far from overflow.
+        let weight = weight.clamp(1, self.config.max_weight.saturating_add(1).min(1 << 62));
+        Some(Entry { value, version, times, weight, extra })
+    }
+
+    /// Stores the result of a load that no write of its key has overtaken. The caller holds the
+    /// key's shard of the flights.
+    pub(crate) fn store_loaded(&self, probe: &Probe<'_, K>, key: &HashedKey<K>, entry: Entry<V>) {
+        if self.is_hit(entry.version, entry.extra.as_deref()) {
+            return self.count_overtaken();
+        }
+        if !self.is_outdated(probe, &entry) {
+            self.store.insert(key.clone(), entry);
+        }
+    }
+
+    /// Whether a stored entry has a larger version of the source's own.
+    pub(crate) fn is_outdated(&self, probe: &Probe<'_, K>, entry: &Entry<V>) -> bool {
+        let version =
+            |entry: &Entry<V>| entry.extra.as_ref().and_then(|extra| extra.source_version);
+        let Some(own) = version(entry) else { return false };
+        let Some(stored) = self.store.get(probe) else { return false };
+        let live = stored.version >= self.generation.load(Ordering::Acquire);
+        live && version(&stored).is_some_and(|stored| stored > own)
+    }
+
+    pub(crate) fn count_overtaken(&self) {
+        count(&self.counters.overtaken);
+    }
+
+    /// Makes everything invalid that is in the cache or being loaded.
+    pub(crate) fn clear(&self) {
+        let version = self.next_version();
+        self.generation.fetch_max(version, Ordering::AcqRel);
+        // For the memory: what a reader could still find there is invalid already. An entry that
+        // was stored since then may be lost with the others.
+        self.store.clear();
+    }
+
+    pub(crate) fn invalidate_tag(&self, tag: &str) {
+        let version = self.next_version();
+        if !self.tags.invalidate(tag, version, || self.flights.oldest()) {
+            self.loads_floor.fetch_max(version, Ordering::AcqRel);
+        }
+    }
+
+    /// Drops the entry of a key, and keeps the result of a load under way from being stored.
+    pub(crate) fn invalidate(&self, probe: &Probe<'_, K>) {
+        let mut table = self.flights.shard(probe.hash).lock();
+        Flights::overtake(&mut table, probe);
+        if self.store.remove(probe) {
+            count(&self.counters.invalidated);
+        }
+    }
+
+    /// Stores a value and keeps the result of a load under way from replacing it. Whether it was
+    /// stored: not if the stored one has a larger version of the source's own.
+    pub(crate) fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> bool {
+        let is = |other: &K| *other == key.key;
+        let probe = Probe { hash: key.hash, is: &is };
+        let mut table = self.flights.shard(key.hash).lock();
+        if self.is_outdated(&probe, &entry) {
+            return false;
+        }
+        Flights::overtake(&mut table, &probe);
+        self.store.insert(key.clone(), entry);
+        true
+    }
+}

@@ -1,0 +1,262 @@
+//! Where entries are: the seam, and the default behind it.
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quick_cache::Equivalent;
+use quick_cache::sync::Cache as Quick;
+use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
+
+use crate::core::freshness::Times;
+use crate::tags::Tag;
+
+/// Weighs an entry from its key and value, once, when it is stored. A weight of 0 counts as 1, one
+/// above the capacity as just above it. Runs without any lock held.
+pub type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
+
+/// A key with its hash, so that a key is hashed once for each operation.
+#[derive(Clone, Debug)]
+pub struct HashedKey<K> {
+    /// The hash, from the cache's own hasher.
+    pub hash: u64,
+    /// The key.
+    pub key: K,
+}
+
+impl<K> Hash for HashedKey<K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<K: PartialEq> PartialEq for HashedKey<K> {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.key == other.key
+    }
+}
+
+impl<K: Eq> Eq for HashedKey<K> {}
+
+/// A question for a key by its hash and a comparison, so that a store can be asked with a borrowed
+/// form of its keys.
+#[derive(Clone, Copy)]
+pub struct Probe<'a, K> {
+    /// The hash of the key that is looked for.
+    pub hash: u64,
+    /// Whether a key is the one that is looked for.
+    pub is: &'a (dyn Fn(&K) -> bool + 'a),
+}
+
+impl<K> fmt::Debug for Probe<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe").field("hash", &self.hash).finish_non_exhaustive()
+    }
+}
+
+impl<K> Hash for Probe<'_, K> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl<K> Equivalent<HashedKey<K>> for Probe<'_, K> {
+    fn equivalent(&self, key: &HashedKey<K>) -> bool {
+        self.hash == key.hash && (self.is)(&key.key)
+    }
+}
+
+/// What is stored for a key. Cloning one costs a clone of the value, and a reference count where
+/// the entry has tags, a version of its own or an idle time.
+#[derive(Clone, Debug)]
+pub struct Entry<V> {
+    /// `None`: the source has no value, and that is remembered.
+    pub(crate) value: Option<V>,
+    /// When the value's load began or it was inserted, in the order of the cache's operations.
+    pub(crate) version: u64,
+    pub(crate) times: Times,
+    pub(crate) weight: u64,
+    pub(crate) extra: Option<Arc<Extra>>,
+}
+
+/// What few entries have.
+#[derive(Debug, Default)]
+pub(crate) struct Extra {
+    pub(crate) tags: Box<[Arc<Tag>]>,
+    /// The version that the source gave the value.
+    pub(crate) source_version: Option<u64>,
+    /// When the entry was last read, where the cache has an idle time.
+    pub(crate) read_at: AtomicU64,
+}
+
+impl Extra {
+    /// Whether a tag was invalidated after the load began that brought the value.
+    pub(crate) fn is_invalid(&self, version: u64) -> bool {
+        self.tags.iter().any(|tag| tag.floor() > version)
+    }
+
+    pub(crate) fn read_at(&self) -> u64 {
+        self.read_at.load(Ordering::Relaxed)
+    }
+}
+
+impl<V> Entry<V> {
+    /// The weight. It never changes.
+    pub fn weight(&self) -> u64 {
+        self.weight
+    }
+}
+
+/// A table of entries that evicts some of them to stay within its capacity. All operations are
+/// atomic for each key, and none calls back into the cache.
+pub trait Store<K, V>: Send + Sync + fmt::Debug {
+    /// A clone of the entry, counted as a use of the key.
+    fn get(&self, key: &Probe<'_, K>) -> Option<Entry<V>>;
+    /// Replaces or adds an entry. It may be evicted at once.
+    fn insert(&self, key: HashedKey<K>, entry: Entry<V>);
+    /// Takes an entry out. Whether there was one.
+    fn remove(&self, key: &Probe<'_, K>) -> bool;
+    /// Takes an entry out if it is of this version, that is, if it is still the one that was seen.
+    /// Whether it was.
+    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> bool;
+    /// How many entries there are, those that nobody may read any more included.
+    fn len(&self) -> u64;
+    /// Whether there is no entry.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// The total weight.
+    fn weight(&self) -> u64;
+    /// How many entries were evicted so far to make room.
+    fn evicted(&self) -> u64;
+    /// Drops all entries.
+    fn clear(&self);
+}
+
+/// The default store: `quick_cache`, a concurrent table with a policy of the CLOCK-Pro family.
+pub struct QuickStore<K, V> {
+    table: Quick<HashedKey<K>, Entry<V>, ByWeight, Prehashed, Evictions>,
+    evictions: Evictions,
+}
+
+impl<K: Eq + Hash, V: Clone> QuickStore<K, V> {
+    /// An empty store for entries of this total weight.
+    pub fn new(max_weight: u64) -> Self {
+        let evictions = Evictions::default();
+        // Shards and tables are sized by this; entries may weigh more or less than 1.
+        let items = usize::try_from(max_weight).unwrap_or(usize::MAX).min(1 << 20);
+        let mut options = OptionsBuilder::new();
+        options.estimated_items_capacity(items).weight_capacity(max_weight);
+        let table = match options.build() {
+            Ok(options) => Quick::with_options(options, ByWeight, Prehashed, evictions.clone()),
+            // Both numbers are given, so this does not happen.
+            Err(_) => Quick::with(items, max_weight, ByWeight, Prehashed, evictions.clone()),
+        };
+        Self { table, evictions }
+    }
+}
+
+impl<K: Eq + Hash + Send + Sync, V: Clone + Send + Sync> Store<K, V> for QuickStore<K, V> {
+    #[inline]
+    fn get(&self, key: &Probe<'_, K>) -> Option<Entry<V>> {
+        self.table.get(key)
+    }
+
+    fn insert(&self, key: HashedKey<K>, entry: Entry<V>) {
+        self.table.insert(key, entry);
+    }
+
+    fn remove(&self, key: &Probe<'_, K>) -> bool {
+        self.table.remove(key).is_some()
+    }
+
+    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> bool {
+        self.table.remove_if(key, |entry| entry.version == version).is_some()
+    }
+
+    fn len(&self) -> u64 {
+        self.table.len() as u64
+    }
+
+    fn weight(&self) -> u64 {
+        self.table.weight()
+    }
+
+    fn evicted(&self) -> u64 {
+        self.evictions.0.load(Ordering::Relaxed)
+    }
+
+    fn clear(&self) {
+        self.table.clear();
+    }
+}
+
+impl<K, V> fmt::Debug for QuickStore<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QuickStore").finish_non_exhaustive()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct ByWeight;
+
+impl<K, V> Weighter<K, Entry<V>> for ByWeight {
+    fn weight(&self, _: &K, entry: &Entry<V>) -> u64 {
+        entry.weight
+    }
+}
+
+/// Counts evictions.
+#[derive(Clone, Debug, Default)]
+struct Evictions(Arc<AtomicU64>);
+
+/// What was evicted, dropped after the store's lock is released: dropping a value is foreign code.
+#[derive(Debug)]
+struct Dropped<T>(Vec<T>);
+
+impl<T> Default for Dropped<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<K, V> Lifecycle<K, V> for Evictions {
+    type RequestState = Dropped<(K, V)>;
+
+    fn on_evict(&self, dropped: &mut Self::RequestState, key: K, value: V) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        dropped.0.push((key, value));
+    }
+}
+
+/// Keys bring their hash, so that it is only mixed with nothing here.
+#[derive(Clone, Copy, Debug, Default)]
+struct Prehashed;
+
+#[derive(Default)]
+struct PassThrough(u64);
+
+impl BuildHasher for Prehashed {
+    type Hasher = PassThrough;
+
+    fn build_hasher(&self) -> PassThrough {
+        PassThrough(0)
+    }
+}
+
+impl Hasher for PassThrough {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+}

@@ -1,0 +1,201 @@
+//! Nothing older than an acknowledged invalidation is served: loads that read the old value and end
+//! late, by key, tag, group of keys, everything, and by the source's own versions.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use support::{Mood, Numbers, Script, cache, config};
+use tokio::task::JoinHandle;
+use voussoir_cache::{Cache, Insert, LoadError, Loaded};
+
+type Reader = JoinHandle<Result<Option<u64>, LoadError>>;
+
+/// A reader whose load has read the row and is on its way back.
+async fn slow_reader(cache: &Numbers, key: u64) -> Reader {
+    let cache = cache.clone();
+    let reader = tokio::spawn(async move { cache.get_or_load(&key).await });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    reader
+}
+
+/// The classic race of cache-aside: a slow read puts back an old value after a delete.
+#[tokio::test(start_paused = true)]
+async fn a_slow_load_does_not_put_back_what_was_invalidated_meanwhile() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let slow = slow_reader(&cache, 1).await;
+    script.write(1, 11);
+    cache.invalidate(&1);
+    // Whoever asks after the invalidation does not join the old load.
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(11));
+    assert_eq!(slow.await.unwrap().unwrap(), Some(10), "it asked before");
+    assert_eq!(cache.get(&1), Some(11));
+    assert_eq!((cache.stats().overtaken, script.calls()), (1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_load_does_not_replace_what_was_inserted_meanwhile() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let slow = slow_reader(&cache, 1).await;
+    assert!(cache.insert(1, 99));
+    assert_eq!(slow.await.unwrap().unwrap(), Some(10));
+    assert_eq!(cache.get(&1), Some(99));
+}
+
+/// The tag is known only when the load ends; its invalidation was before.
+#[tokio::test(start_paused = true)]
+async fn a_tag_that_was_invalidated_during_a_load_hits_its_result() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    script.tags.lock().push("all".into());
+    let slow = slow_reader(&cache, 1).await;
+    script.write(1, 11);
+    cache.invalidate_tag("all");
+    assert_eq!(slow.await.unwrap().unwrap(), Some(10));
+    assert_eq!(cache.get(&1), None);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(11));
+    assert_eq!(cache.get(&1), Some(11), "loads that began later are stored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_tags_than_are_kept_cost_the_loads_under_way_and_nothing_else() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|config| config.max_tag_floors = 2), &script);
+    script.tags.lock().push("all".into());
+    let slow = slow_reader(&cache, 1).await;
+    cache.insert(5, 50);
+    cache.invalidate_tag("all");
+    for n in 0..10 {
+        cache.invalidate_tag(&format!("other {n}"));
+    }
+    assert_eq!(slow.await.unwrap().unwrap(), Some(10));
+    assert_eq!((cache.get(&1), cache.get(&5)), (None, Some(50)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn clear_hits_what_is_stored_and_what_is_being_loaded() {
+    let script = Script::new(1);
+    let lasting = config(|config| {
+        config.ttl = Some(Duration::from_secs(1));
+        config.stale_if_error = Duration::from_secs(100);
+    });
+    let (cache, clock) = cache(lasting, &script);
+    assert_eq!(cache.get_or_load(&2).await.unwrap(), Some(20));
+    let slow = slow_reader(&cache, 1).await;
+    cache.clear();
+    assert_eq!(slow.await.unwrap().unwrap(), Some(10));
+    assert_eq!((cache.get(&1), cache.get(&2)), (None, None));
+    // A hard clear also bounds stale values: the loader fails, and what was cleared is not served.
+    clock.advance(Duration::from_secs(2));
+    script.set(Mood::Fails);
+    assert!(cache.get_or_load(&2).await.is_err());
+    script.set(Mood::Answers);
+    assert_eq!(cache.get_or_load(&2).await.unwrap(), Some(20));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stale_value_is_not_served_on_error_once_it_was_invalidated() {
+    let script = Script::new(1);
+    let lasting = config(|config| {
+        config.ttl = Some(Duration::from_secs(1));
+        config.stale_if_error = Duration::from_secs(100);
+    });
+    let (cache, clock) = cache(lasting, &script);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    clock.advance(Duration::from_secs(2));
+    script.set(Mood::Fails);
+    let slow = slow_reader(&cache, 1).await;
+    cache.invalidate(&1);
+    assert!(slow.await.unwrap().is_err(), "the stale value was invalidated during the load");
+}
+
+#[tokio::test]
+async fn a_group_of_keys_is_invalidated_by_what_they_share() {
+    let group = |key: &String| key.split_once(':').map(|(group, _)| group.to_owned());
+    let cache: Cache<String, u64> =
+        Cache::builder().tag_keys(move |key| group(key).into_iter().collect()).build().unwrap();
+    for key in ["user:1", "user:2", "order:1", "plain"] {
+        cache.insert(key.to_owned(), 1);
+    }
+    cache.invalidate_tag("user");
+    let found = ["user:1", "user:2", "order:1", "plain"].map(|key| cache.get(key));
+    assert_eq!(found, [None, None, Some(1), Some(1)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_larger_version_of_the_source_is_never_overwritten() {
+    let cache: Cache<u64, u64> = Cache::builder().build().unwrap();
+    let at = |version| {
+        let mut with = Insert::default();
+        with.version = Some(version);
+        with
+    };
+    assert!(cache.insert_with(1, 5, at(5)));
+    assert!(!cache.insert_with(1, 4, at(4)), "older");
+    assert!(cache.insert_with(1, 55, at(5)), "the same may be stored again");
+    cache.invalidate(&1);
+    assert!(cache.insert_with(1, 3, at(3)), "nothing is stored to compare with");
+    let load =
+        |version: u64| move |_: u64| async move { Ok(Loaded::value(version).at_version(version)) };
+    cache.invalidate(&1);
+    assert_eq!(cache.get_or_load_with(&1, load(7)).await.unwrap(), Some(7));
+    assert_eq!(cache.get(&1), Some(7));
+}
+
+/// Readers, writers and invalidations on real threads over a "database" whose rows only grow. A
+/// value that is served is never older than the row was when it was last invalidated before the
+/// read began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_reader_sees_a_value_older_than_an_acknowledged_invalidation() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const KEYS: u64 = 4;
+    let rows: Arc<Vec<AtomicU64>> = Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    let acknowledged: Arc<Vec<AtomicU64>> =
+        Arc::new((0..KEYS).map(|_| AtomicU64::new(0)).collect());
+    let cache: Cache<u64, u64> = Cache::builder().config(config(|_| {})).build().unwrap();
+    let mut workers = Vec::new();
+    for worker in 0..6_u64 {
+        let (cache, rows, acknowledged) =
+            (cache.clone(), Arc::clone(&rows), Arc::clone(&acknowledged));
+        workers.push(tokio::spawn(async move {
+            let mut chance = voussoir_sim::Rng::stream(11, worker);
+            for _ in 0..4000 {
+                let key = chance.below(KEYS);
+                let at = key as usize;
+                if worker < 2 {
+                    let value = rows[at].fetch_add(1, Ordering::SeqCst) + 1;
+                    match chance.below(8) {
+                        0 => cache.clear(),
+                        1 | 2 => cache.invalidate_tag("row"),
+                        _ => cache.invalidate(&key),
+                    }
+                    acknowledged[at].fetch_max(value, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    continue;
+                }
+                let least = acknowledged[at].load(Ordering::SeqCst);
+                let rows = Arc::clone(&rows);
+                let pauses = chance.below(4);
+                let read = cache.get_or_load_with(&key, move |key| {
+                    let rows = Arc::clone(&rows);
+                    async move {
+                        let value = rows[key as usize].load(Ordering::SeqCst);
+                        for _ in 0..pauses {
+                            tokio::task::yield_now().await;
+                        }
+                        Ok(Loaded::value(value).tagged("row"))
+                    }
+                });
+                let value = read.await.unwrap().unwrap();
+                assert!(value >= least, "key {key}: {value} after {least} was invalidated");
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert!(cache.stats().overtaken > 0 && cache.stats().hits > 0, "{:?}", cache.stats());
+}

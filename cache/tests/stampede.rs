@@ -1,0 +1,223 @@
+//! One load for many readers, however they come and go.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use support::{Mood, Script, cache, config};
+use voussoir_cache::{Cache, LoadError, Loaded, OnPanic};
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_readers_of_one_key_cause_one_load() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let readers: Vec<_> = (0..10_000)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&7).await })
+        })
+        .collect();
+    for reader in readers {
+        assert_eq!(reader.await.unwrap().unwrap(), Some(70));
+    }
+    assert_eq!(script.calls(), 1);
+    let stats = cache.stats();
+    assert_eq!((stats.loads, stats.joins, stats.loads_under_way), (1, 9_999, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn misses_of_a_thousand_keys_are_collected_into_few_calls() {
+    let script = Script::new(100);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let readers: Vec<_> = (0..1000)
+        .map(|key| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&key).await })
+        })
+        .collect();
+    for (key, reader) in (0..).zip(readers) {
+        assert_eq!(reader.await.unwrap().unwrap(), Some(key * 10));
+    }
+    assert!(script.calls() <= 20, "{} calls", script.calls());
+    assert_eq!(script.keys.load(Ordering::SeqCst), 1000, "no key is asked for twice");
+}
+
+/// The driver of the load goes away; the one that has waited longest goes on with the same load.
+#[tokio::test(start_paused = true)]
+async fn the_load_goes_on_when_its_first_reader_is_cancelled() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    for leaving in 1..5 {
+        cache.invalidate(&1);
+        let before = script.calls();
+        let readers: Vec<_> = (0..5)
+            .map(|_| {
+                let cache = cache.clone();
+                tokio::spawn(async move { cache.get_or_load(&1).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        for reader in &readers[..leaving] {
+            reader.abort();
+        }
+        for reader in readers.into_iter().skip(leaving) {
+            assert_eq!(reader.await.unwrap().unwrap(), Some(10));
+        }
+        assert_eq!(script.calls(), before + 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_load_that_nobody_waits_for_is_dropped() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let reader = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get_or_load(&1).await }
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert_eq!(cache.stats().loads_under_way, 1);
+    reader.abort();
+    assert!(reader.await.unwrap_err().is_cancelled());
+    assert_eq!(cache.stats().loads_under_way, 0);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(cache.get(&1), None, "nothing was stored");
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_reader_gets_the_outcome_of_the_load_it_joined() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    script.set(Mood::Fails);
+    let failed: Vec<_> = (0..10)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&1).await })
+        })
+        .collect();
+    for reader in failed {
+        let error = reader.await.unwrap().unwrap_err();
+        assert!(matches!(error, LoadError::Source(_)), "{error}");
+    }
+    assert_eq!(script.calls(), 1);
+    script.set(Mood::Answers);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10), "a failure is not remembered");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_load_fails_its_readers_and_no_other() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    script.set(Mood::Panics);
+    let readers: Vec<_> = (0..10)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&1).await })
+        })
+        .collect();
+    for reader in readers {
+        assert!(matches!(reader.await.unwrap(), Err(LoadError::Panicked)));
+    }
+    script.set(Mood::Answers);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    assert_eq!(cache.stats().loads_under_way, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panicking_load_is_started_once_more_where_that_is_configured() {
+    let tries = Arc::new(AtomicUsize::new(0));
+    let config = config(|config| config.on_panic = OnPanic::RetryOnce);
+    let cache: Cache<u64, u64> = Cache::builder().config(config).build().unwrap();
+    let load = |panics: usize| {
+        let tries = Arc::clone(&tries);
+        move |key: u64| {
+            let attempt = tries.fetch_add(1, Ordering::SeqCst);
+            async move {
+                assert!(attempt >= panics, "the loader panics");
+                Ok(Loaded::value(key))
+            }
+        }
+    };
+    assert_eq!(cache.get_or_load_with(&5, load(1)).await.unwrap(), Some(5));
+    assert_eq!(tries.swap(0, Ordering::SeqCst), 2);
+    let failed = cache.get_or_load_with(&6, load(9)).await;
+    assert!(matches!(failed, Err(LoadError::Panicked)));
+    assert_eq!(tries.load(Ordering::SeqCst), 2, "once more, not for ever");
+}
+
+#[tokio::test(start_paused = true)]
+async fn loads_are_bounded_in_number_and_time() {
+    let script = Script::new(1);
+    let bounds = config(|config| {
+        config.max_loads = 2;
+        config.hard_timeout = Duration::from_millis(50);
+    });
+    let (cache, _) = cache(bounds, &script);
+    script.set(Mood::Hangs);
+    let hanging: Vec<_> = (0..2)
+        .map(|key| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&key).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    assert!(matches!(cache.get_or_load(&3).await, Err(LoadError::Busy)));
+    for reader in hanging {
+        assert!(matches!(reader.await.unwrap(), Err(LoadError::TimedOut)));
+    }
+    script.set(Mood::Answers);
+    assert_eq!(cache.get_or_load(&3).await.unwrap(), Some(30));
+}
+
+/// Readers of few keys on real threads: loads fail, panic and take no time at all, readers are
+/// cancelled, keys are invalidated. No key stays stuck and no load stays behind.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_key_stays_stuck_under_failing_panicking_and_cancelled_loads() {
+    let operations: u64 =
+        std::env::var("VOUSSOIR_OPERATIONS").ok().and_then(|n| n.parse().ok()).unwrap_or(60_000);
+    let cache: Cache<u64, u64> = Cache::builder().config(config(|_| {})).build().unwrap();
+    let chance = voussoir_sim::Rng::new(7);
+    let mut workers = Vec::new();
+    for worker in 0..8_u64 {
+        let (cache, mut chance) = (cache.clone(), chance.clone());
+        (0..worker).for_each(|_| _ = chance.next_u64());
+        workers.push(tokio::spawn(async move {
+            for _ in 0..operations / 8 {
+                let (key, mood) = (chance.below(16), chance.below(10));
+                let read = cache.get_or_load_with(&key, move |key| async move {
+                    if mood < 6 {
+                        tokio::task::yield_now().await;
+                    }
+                    assert_ne!(mood, 0, "the loader panics");
+                    if mood == 1 { Err(LoadError::TimedOut) } else { Ok(Loaded::value(key)) }
+                });
+                match chance.below(4) {
+                    0 => {
+                        tokio::select! {
+                            biased;
+                            () = tokio::task::yield_now() => {}
+                            _ = read => {}
+                        }
+                    }
+                    1 => cache.invalidate(&key),
+                    _ => {
+                        if let Ok(Some(value)) = read.await {
+                            assert_eq!(value, key);
+                        }
+                    }
+                }
+            }
+        }));
+    }
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert_eq!(cache.stats().loads_under_way, 0);
+    for key in 0..16 {
+        let read = cache.get_or_load_with(&key, |key| async move { Ok(Loaded::value(key)) });
+        assert_eq!(read.await.unwrap(), Some(key));
+    }
+}
