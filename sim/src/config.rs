@@ -53,7 +53,7 @@ pub struct Profile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// Most events that may be waiting at a time. Default: 1,000,000.
+    /// Most events that may be waiting at a time. Default: 1,000,000; at least 100.
     pub pending: usize,
     /// Most events in a run. Default: 100,000,000.
     pub steps: u64,
@@ -108,7 +108,7 @@ impl Profile {
             ("disk_ns", self.disk_ns.1, 0, year),
             ("skew_ppm", u64::from(self.skew_ppm), 0, 500_000),
             ("jump_ns", self.jump_ns, 0, year),
-            ("limits.pending", self.limits.pending as u64, 1, u64::from(u32::MAX)),
+            ("limits.pending", self.limits.pending as u64, 100, u64::from(u32::MAX)),
             ("limits.trace_lines", self.limits.trace_lines as u64, 1, 10_000_000),
         ] {
             if !(min..=max).contains(&value) {

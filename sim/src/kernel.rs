@@ -144,7 +144,7 @@ impl<N: Node> Kernel<N> {
             places: Vec::new(),
             counts: Counts::default(),
             trace: Trace::new(plan.seed, trace_lines),
-            client_loss_ppm: loss.map_or(0, |loss| loss.amount as u32),
+            client_loss_ppm: loss.map_or(0, |loss| loss.amount.min(1_000_000) as u32),
             client_rng: stream(b"clients "),
             disk_rng: stream(b"disks   "),
             restart_rng: stream(b"restarts"),
@@ -189,8 +189,8 @@ impl<N: Node> Kernel<N> {
         let (local, wall) = (rng.below(1 << 42), rng.below(1 << 42).cast_signed());
         let rate = rng.next_u64();
         let rate = self.plan.intensity(FaultClass::ClockSkew).map_or(0, |skew| {
-            let most = skew.amount.cast_signed();
-            (rate % (skew.amount * 2 + 1)).cast_signed() - most
+            let most = skew.amount.min(500_000);
+            (rate % (most * 2 + 1)).cast_signed() - most.cast_signed()
         });
         Clock::new(self.now, local, rate, wall)
     }

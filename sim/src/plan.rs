@@ -9,13 +9,14 @@ use crate::{FaultClass, FaultSet, Profile, Rng};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Intensity {
-    /// Mean time between two faults, in ns. 0 for classes that strike message by message.
+    /// Mean time between two faults, in ns; at least 100 µs. 0 for classes that strike message by
+    /// message.
     pub every_ns: u64,
     /// How long one lasts at most; for `duplicate`, `reorder`, `delay` and `clock_jump`, how far
-    /// it reaches.
+    /// it reaches; a clock jumps by a year at most.
     pub for_ns: u64,
     /// `drop`, `duplicate`, `reorder`, `delay`, `client_loss`: how many messages of a million.
-    /// `clock_skew`: the greatest rate in millionths. `slow_link`: bytes per second.
+    /// `clock_skew`: the greatest rate in millionths, up to 500,000. `slow_link`: bytes per second.
     /// `disk_slow`: how many times slower. `flap`: ns between two turns. Else 0.
     pub amount: u64,
 }

@@ -145,7 +145,7 @@ impl Links {
     fn strikes(&mut self, which: usize) -> Option<u64> {
         let Intensity { for_ns, amount, .. } = self.faults[which]?;
         let rng = &mut self.fault_rng[which];
-        rng.chance(amount as u32).then(|| rng.between(1, for_ns))
+        rng.chance(amount.min(1_000_000) as u32).then(|| rng.between(1, for_ns))
     }
 
     pub(crate) fn send(

@@ -25,6 +25,12 @@ const TIMED: [FaultClass; 14] = [
     FaultClass::DiskLoss,
 ];
 
+/// Least time between two faults of one class, and between two turns of a flap: without it a plan
+/// with an interval of 0 would spend the run on faults that find no victim.
+const GAP_NS_MIN: u64 = 100_000;
+/// How far a clock may jump at once: a year. Clocks stay far from the end of their range.
+const JUMP_NS_MAX: u64 = 365 * 24 * 3_600 * 1_000_000_000;
+
 #[derive(Debug)]
 pub(super) struct Injector {
     /// One stream per class, so that a class left out does not change what the others do.
@@ -98,7 +104,7 @@ impl<N: Node> World<N> {
         }
         // Those that have an end do not overlap with themselves.
         let next = if has_end(class) { ends } else { now };
-        let next = next.saturating_add(gap).max(now + 1);
+        let next = next.saturating_add(gap.max(GAP_NS_MIN));
         self.kernel.queue.push(next, Happening::Strike(class));
         struck
     }
@@ -195,7 +201,7 @@ impl<N: Node> World<N> {
         let mut order: Vec<usize> = (0..nodes).collect();
         rng.shuffle(&mut order);
         let until = self.kernel.now.saturating_add(lasts);
-        let (both, turn_ns) = (rng.chance(500_000), intensity.amount.max(1));
+        let (both, turn_ns) = (rng.chance(500_000), intensity.amount.max(GAP_NS_MIN));
         self.injector.flap = Some(Flap { from: order[0], to: order[1], both, turn_ns, until });
         let id = self.kernel.sites[order[0]].id;
         self.kernel.trace.fault(self.kernel.now, FaultClass::Flap, id, lasts);
@@ -282,6 +288,7 @@ impl<N: Node> World<N> {
     }
 
     fn jump_one(&mut self, reach: u64) -> bool {
+        let reach = reach.min(JUMP_NS_MAX);
         let sites = self.kernel.sites.iter().enumerate();
         let up: Vec<usize> = sites.filter(|(_, site)| site.up).map(|(at, _)| at).collect();
         let rng = self.injector.rng(FaultClass::ClockJump);
