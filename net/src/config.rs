@@ -5,6 +5,12 @@ use std::time::Duration;
 
 use crate::{Class, ConfigError};
 
+/// The longest of the times but `gather`.
+const DURATION_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+const GATHER_MAX: Duration = Duration::from_secs(1);
+/// Space for so many events is taken at the start.
+const EVENTS_MAX: usize = 1 << 16;
+
 /// The limits of one class of connections. Each connection has its own queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -18,7 +24,8 @@ pub struct Limits {
     pub queue_messages_max: usize,
 }
 
-/// What a transport is told at its start. Nothing of it changes later.
+/// What a transport is told at its start. Nothing of it changes later. Times are 1 ms to 1 day,
+/// but `gather`, which is at most 1 s; counts are at least 1.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {
@@ -37,8 +44,16 @@ pub struct Config {
     pub calls_in_max: usize,
     /// The most connections that have come in, default 1,024; two for each peer are needed.
     pub connections_max: usize,
-    /// The most connections in their handshake, default 128. One more, and the oldest is closed.
+    /// The most connections in their handshake, default 256. Further ones wait in the kernel's
+    /// backlog until one of these is done or has had its time, which is a quarter of
+    /// `handshake_timeout` and at most 500 ms; then the oldest is closed. If one address has many
+    /// more than the address of the next connection, its oldest is closed at once.
     pub handshakes_max: usize,
+    /// The most bytes of unfinished frames that all connections hold together, beyond 128 KiB for
+    /// each; default 256 MiB, at least the larger `message_bytes_max`. When more is needed, the
+    /// connections whose unfinished frames are the oldest are closed:
+    /// [`Event::Overloaded`](crate::Event::Overloaded).
+    pub partial_bytes_max: usize,
     /// How long an attempt to connect may take, default 1 s.
     pub dial_timeout: Duration,
     /// How long a handshake may take, default 2 s.
@@ -55,7 +70,7 @@ pub struct Config {
     /// Messages that follow the last write to a connection by less than this are gathered into
     /// one write, default 5 µs. Zero: each message that finds the queue empty is written at once.
     pub gather: Duration,
-    /// How many events a reader of `Events` may be behind, default 1,024.
+    /// How many events a reader of `Events` may be behind, default 1,024, at most 65,536.
     pub events_max: usize,
 }
 
@@ -78,7 +93,8 @@ impl Default for Config {
             calls_out_max: 1024,
             calls_in_max: 1024,
             connections_max: 1024,
-            handshakes_max: 128,
+            handshakes_max: 256,
+            partial_bytes_max: 256 * MIB,
             dial_timeout: Duration::from_secs(1),
             handshake_timeout: Duration::from_secs(2),
             keep_alive: Duration::from_millis(500),
@@ -123,15 +139,26 @@ impl Config {
         for (field, value) in counts {
             check(value >= 1, field, "must be at least 1")?;
         }
+        check(self.events_max <= EVENTS_MAX, "events_max", "must be at most 65,536")?;
+        let longest = self.small.message_bytes_max.max(self.bulk.message_bytes_max);
+        check(
+            self.partial_bytes_max >= longest,
+            "partial_bytes_max",
+            "must be at least the larger message_bytes_max",
+        )?;
         let times = [
             ("dial_timeout", self.dial_timeout),
             ("handshake_timeout", self.handshake_timeout),
             ("keep_alive", self.keep_alive),
+            ("dead_after", self.dead_after),
             ("backoff_min", self.backoff_min),
+            ("backoff_max", self.backoff_max),
         ];
         for (field, value) in times {
-            check(value >= Duration::from_millis(1), field, "must be at least 1 ms")?;
+            let range = Duration::from_millis(1)..=DURATION_MAX;
+            check(range.contains(&value), field, "must be 1 ms to 1 day")?;
         }
+        check(self.gather <= GATHER_MAX, "gather", "must be at most 1 s")?;
         check(
             self.dead_after >= self.keep_alive * 2,
             "dead_after",

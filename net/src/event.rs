@@ -59,6 +59,15 @@ pub enum Event {
         /// What it did.
         violation: Violation,
     },
+    /// The connection of a peer was closed to make room: unfinished frames took
+    /// `Config::partial_bytes_max`, and this peer's was the oldest of them. What it had sent before
+    /// has been delivered. `Stats` counts it, and the own connections that ended so.
+    Overloaded {
+        /// The peer.
+        peer: u64,
+        /// From where it came.
+        remote: SocketAddr,
+    },
     /// A peer sent to a service that has no handler here: the message was dropped, the call
     /// refused. Told once per connection; `Stats` counts all.
     UnknownService {
@@ -91,6 +100,9 @@ pub enum DownReason {
     /// The peer broke the protocol.
     #[error("{0}")]
     Violation(#[source] Violation),
+    /// Unfinished frames took `Config::partial_bytes_max`, and the peer's answer was the oldest.
+    #[error("no room for unfinished frames")]
+    Overloaded,
     /// This node shut down.
     #[error("this transport shut down")]
     Local,
@@ -103,7 +115,7 @@ pub enum Refusal {
     /// What came in is not a handshake of this protocol, or it is damaged.
     #[error("not a voussoir-net handshake")]
     Malformed,
-    /// The handshake was not complete in time.
+    /// The handshake was not complete in time, or had to make room for others.
     #[error("the handshake took too long")]
     TimedOut,
     /// The two sides have no protocol version in common.

@@ -11,6 +11,10 @@ use parking_lot::RwLock;
 /// It is asked for each attempt to connect, so an answer may change at any time; a connection
 /// that stands stays. An implementation answers from memory: one that depends on DNS or on a
 /// registry keeps a map and refreshes it on a task of its own.
+///
+/// No lock is held while it is asked, so it may use the transport. If it panics in `send`, `call`
+/// or `connect`, these fail with `UnknownPeer`; at an attempt to connect, the attempt has failed
+/// and others follow.
 pub trait Resolver: Send + Sync + 'static {
     /// The address of a peer, or `None` when there is no such peer (any more): attempts to
     /// connect end, and sending to it fails with

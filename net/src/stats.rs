@@ -51,6 +51,8 @@ counters! {
     refused,
     /// Connections closed because the peer broke the protocol.
     violations,
+    /// Connections closed because unfinished frames took too much memory.
+    overloaded,
     /// Messages and requests to services that have no handler.
     unknown_service,
     /// Requests refused because too many of the peer were under way.

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use support::*;
 use tokio::io::AsyncWriteExt;
 use voussoir_net::{
-    Class, DownReason, Event, Handler, Lost, Peers, Refusal, SendError, Transport, Violation,
+    Class, DownReason, Event, Handler, Instant, Lost, Peers, Refusal, SendError, Transport,
+    Violation,
 };
 
 async fn violation(node: &Node, raw: &mut Raw, bytes: &[u8]) -> Violation {
@@ -399,4 +400,151 @@ async fn mutated_sessions() {
         }
     }
     still_serves(&node).await;
+}
+
+/// A hello in two pieces, the second of which comes when the test says so.
+async fn slow_hello(node: &Node, from_ip: &str) -> (Raw, Vec<u8>) {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(format!("{from_ip}:0").parse().unwrap()).unwrap();
+    let mut raw = Raw(socket.connect(node.tcp.address()).await.unwrap());
+    let hello = RawHello::to(node).bytes();
+    raw.write(&hello[..20]).await;
+    (raw, hello[20..].to_vec())
+}
+
+#[tokio::test]
+async fn a_slow_handshake_outlives_many_new_connections() {
+    let mut config = config();
+    config.handshakes_max = 16;
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    // Once from the address that floods, and once from another one.
+    for from_ip in ["127.0.0.1", "127.0.0.2"] {
+        let (mut raw, rest) = slow_hello(&node, from_ip).await;
+        let mut flood = Vec::new();
+        for _ in 0..40 {
+            flood.push(Raw::connect(&node).await);
+        }
+        // The node has seen as many of them as it takes at a time.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        raw.write(&rest).await;
+        let mut reply = [0; 34];
+        let got = tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut reply);
+        soon("a reply", got).await.expect("the handshake was not ended by others");
+        assert_eq!(reply[10..12], [0, 0], "welcome");
+        // And an honest newcomer gets its turn.
+        still_serves(&node).await;
+        drop(flood);
+    }
+}
+
+#[tokio::test]
+async fn a_flood_from_one_address_takes_no_place_from_others() {
+    let mut config = config();
+    (config.handshakes_max, config.handshake_timeout) = (16, Duration::from_secs(60));
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut flood = Vec::new();
+    for _ in 0..16 {
+        flood.push(Raw::connect(&node).await);
+    }
+    // All places are taken by connections that have not had their time; this one need not wait.
+    let began = Instant::now();
+    let (mut raw, rest) = slow_hello(&node, "127.0.0.3").await;
+    raw.write(&rest).await;
+    let mut reply = [0; 34];
+    let got = tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut reply);
+    soon("a reply", got).await.unwrap();
+    assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());
+}
+
+/// The beginning of a message of `bytes` on the bulk connection of peer `from`.
+async fn unfinished(node: &Node, from: u64, bytes: usize, sent: usize) -> Raw {
+    let hello = RawHello { class: 1, from, body_bytes_max: 1 << 30, ..RawHello::to(node) };
+    let mut raw = Raw::welcome(node, &hello).await;
+    let header = &message(&vec![0; bytes])[..24];
+    raw.write(header).await;
+    raw.write(&vec![0; sent]).await;
+    raw
+}
+
+#[tokio::test]
+async fn unfinished_frames_are_bounded_over_all_peers() {
+    const MIB: usize = 1 << 20;
+    let mut config = config();
+    config.bulk.message_bytes_max = 16 * MIB;
+    config.partial_bytes_max = 64 * MIB;
+    let limit = config.partial_bytes_max;
+    let mut node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let mut events = node.tcp.events();
+    let peers = 60;
+    let mut raws = Vec::new();
+    for from in 100..100 + peers {
+        // A peer whose connection was ended meanwhile cannot be written to any more.
+        raws.push(unfinished(&node, from, 15 * MIB, MIB).await);
+        assert!(node.tcp.partial_bytes() <= limit);
+    }
+    let mut writers = tokio::task::JoinSet::new();
+    for mut raw in raws {
+        writers.spawn(async move {
+            let _ = raw.0.write_all(&vec![0; 13 * MIB]).await;
+            raw
+        });
+    }
+    let mut most = 0;
+    let mut overloaded = 0;
+    soon("the connections that hold too much to end", async {
+        while overloaded < peers as usize - 5 {
+            most = most.max(node.tcp.partial_bytes());
+            match tokio::time::timeout(Duration::from_millis(1), events.next()).await {
+                Ok(Some(Event::Overloaded { peer: 100.., .. })) => overloaded += 1,
+                Ok(event) => assert!(event.is_some(), "the transport lives"),
+                Err(_) => {}
+            }
+        }
+    })
+    .await;
+    assert!(most > limit / 2 && most <= limit, "{most} bytes at the most");
+    // An honest peer's long message comes through meanwhile.
+    let peers = Peers::from_iter([(1, node.tcp.address())]);
+    let honest = node_at(2, "127.0.0.1:0", &peers, support::config()).await;
+    honest.tcp.send(1, BULK, vec![7; 15 * MIB].into()).unwrap();
+    let (from, body) = soon("the message", node.got.recv()).await.unwrap();
+    assert_eq!((from, body.len()), (2, 15 * MIB));
+    assert!(node.tcp.stats().overloaded >= 55);
+    drop(writers);
+    soon("everything to be given back", async {
+        while node.tcp.partial_bytes() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_answer_goes_to_the_connection_of_its_request_alone() {
+    let node = node(1, &Peers::new()).await;
+    let hello = RawHello::to(&node);
+    let mut older = Raw::welcome(&node, &hello).await;
+    older.write(&request(1, b"never")).await;
+    under_way(&node).await;
+    // The peer has restarted, and its ids begin anew.
+    let mut newer = Raw::welcome(&node, &hello).await;
+    soon("the older call to be dropped", async {
+        while node.tcp.stats().cancelled == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    newer.write(&request(1, b"new")).await;
+    assert_eq!(newer.read(3).await, (0, 1, b"new".to_vec()));
+    newer.write(&request(2, b"next")).await;
+    assert_eq!(newer.read(3).await, (0, 2, b"next".to_vec()), "nothing came in between");
+}
+
+async fn under_way(node: &Node) {
+    soon("the call to be under way", async {
+        while node.tcp.stats().frames_in == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
 }

@@ -4,5 +4,6 @@ pub(crate) mod backoff;
 pub(crate) mod calls;
 pub(crate) mod liveness;
 pub(crate) mod outbox;
+pub(crate) mod partials;
 #[cfg(test)]
 mod tests;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::node::Node;
 use super::pipe::Pipe;
@@ -19,7 +19,11 @@ use super::serve::{AcceptSide, Calls};
 use super::socket::{Reader, Writer, split};
 use crate::wire::VERSION;
 use crate::wire::hello::{self, Hello, Reply};
-use crate::{Class, DownReason, Event, Refusal, Violation};
+use crate::{Class, Config, DownReason, Event, Refusal, Violation};
+
+/// How long a connection may take for its handshake, at least, however many others come in; unless
+/// a quarter of `Config::handshake_timeout` is shorter.
+const GRACE_MAX: Duration = Duration::from_millis(500);
 
 /// After a failed `accept` (no free descriptor, usually).
 const PAUSE: Duration = Duration::from_millis(20);
@@ -28,6 +32,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(crate) struct Arrivals {
     shaking: Mutex<Shaking>,
+    /// A connection has left its handshake.
+    left: Notify,
     standing: Mutex<HashMap<(u64, Class), Arrival>>,
 }
 
@@ -35,7 +41,58 @@ pub(crate) struct Arrivals {
 #[derive(Default)]
 struct Shaking {
     next: u64,
-    tasks: VecDeque<(u64, SocketAddr, AbortHandle)>,
+    tasks: VecDeque<Greeting>,
+}
+
+/// A connection in its handshake.
+struct Greeting {
+    id: u64,
+    remote: SocketAddr,
+    began: Instant,
+    task: AbortHandle,
+}
+
+/// What is done with a connection that comes in.
+enum Entry {
+    /// There is a place, perhaps because a connection from this address was closed.
+    Free(Option<SocketAddr>),
+    /// All places are taken until then, or until one is left.
+    Wait(Instant),
+}
+
+impl Shaking {
+    /// Makes room for a connection from `remote`. The place of one that has had its time goes
+    /// first to others. Before that only the address that has the most is made to give one up, to
+    /// an address that has at least two fewer: a flood from one address takes nothing from others,
+    /// and a handshake that is slow is not ended by many new ones.
+    fn make_room(&mut self, remote: SocketAddr, config: &Config, now: Instant) -> Entry {
+        if self.tasks.len() < config.handshakes_max {
+            return Entry::Free(None);
+        }
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for greeting in &self.tasks {
+            *counts.entry(greeting.remote.ip()).or_default() += 1;
+        }
+        let own = counts.get(&remote.ip()).copied().unwrap_or(0);
+        let grace = GRACE_MAX.min(config.handshake_timeout / 4);
+        let busiest = counts.into_iter().max_by_key(|&(_, count)| count);
+        let of_busiest = busiest
+            .filter(|&(_, count)| count > own + 1)
+            .and_then(|(ip, _)| self.tasks.iter().position(|greeting| greeting.remote.ip() == ip));
+        let had_its_time =
+            self.tasks.front().is_some_and(|oldest| now.duration_since(oldest.began) >= grace);
+        let victim = if had_its_time { Some(0) } else { of_busiest };
+        match victim.and_then(|at| self.tasks.remove(at)) {
+            Some(greeting) => {
+                greeting.task.abort();
+                Entry::Free(Some(greeting.remote))
+            }
+            None => {
+                let oldest = self.tasks.front().map_or(now, |oldest| oldest.began);
+                Entry::Wait(oldest + grace)
+            }
+        }
+    }
 }
 
 /// One that stands.
@@ -63,9 +120,11 @@ impl Arrivals {
 
     fn leave_handshake(&self, id: u64) -> bool {
         let mut shaking = self.shaking.lock();
-        let before = shaking.tasks.len();
-        shaking.tasks.retain(|(other, ..)| *other != id);
-        shaking.tasks.len() < before
+        let before = shaking.tasks.iter().any(|other| other.id == id);
+        shaking.tasks.retain(|other| other.id != id);
+        drop(shaking);
+        self.left.notify_one();
+        before
     }
 }
 
@@ -78,7 +137,12 @@ pub(crate) async fn listen(node: Arc<Node>, listener: TcpListener) {
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, remote)) => arrive(&node, stream, remote),
+            Ok((stream, remote)) => {
+                tokio::select! {
+                    _ = stop.wait_for(|stopped| *stopped) => return,
+                    () = arrive(&node, stream, remote) => {}
+                }
+            }
             Err(error) => {
                 tracing::warn!(target: "voussoir::net", %error, "accept");
                 sleep(PAUSE).await;
@@ -87,21 +151,33 @@ pub(crate) async fn listen(node: Arc<Node>, listener: TcpListener) {
     }
 }
 
-/// Starts the task of a connection. When too many are in their handshake the oldest goes: it is
-/// the least likely to come to anything, and so nobody can lock the others out.
-fn arrive(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
-    let mut shaking = node.arrivals.shaking.lock();
-    while shaking.tasks.len() >= node.config.handshakes_max {
-        let Some((_, remote, task)) = shaking.tasks.pop_front() else { break };
-        task.abort();
-        refused(node, remote, Refusal::TimedOut);
+/// Starts the task of a connection, when there is a place for its handshake.
+async fn arrive(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
+    loop {
+        // Registered before the look, so that no place is missed in between.
+        let left = node.arrivals.left.notified();
+        let until = {
+            let mut shaking = node.arrivals.shaking.lock();
+            match shaking.make_room(remote, &node.config, Instant::now()) {
+                Entry::Free(closed) => {
+                    let id = shaking.next;
+                    shaking.next += 1;
+                    // Under the lock, so that the task finds itself in the list.
+                    let task = node.spawn(greet(Arc::clone(node), stream, remote, id));
+                    let began = Instant::now();
+                    shaking.tasks.push_back(Greeting { id, remote, began, task });
+                    drop(shaking);
+                    if let Some(closed) = closed {
+                        refused(node, closed, Refusal::TimedOut);
+                    }
+                    return;
+                }
+                Entry::Wait(until) => until,
+            }
+        };
+        // Ends: the oldest handshake has had its time then.
+        let _ = timeout_at(until, left).await;
     }
-    let id = shaking.next;
-    shaking.next += 1;
-    let owner = Arc::clone(node);
-    // Under the lock, so that the task finds itself in the list.
-    let task = node.spawn(greet(owner, stream, remote, id));
-    shaking.tasks.push_back((id, remote, task));
 }
 
 fn refused(node: &Node, remote: SocketAddr, refusal: Refusal) {
@@ -277,6 +353,10 @@ async fn stand(
     let violation = match reason {
         DownReason::Violation(violation) => violation,
         DownReason::Silent => Violation::Silent,
+        DownReason::Overloaded => {
+            node.counters.overloaded.add(1);
+            return node.publisher.publish(Event::Overloaded { peer, remote });
+        }
         _ => return,
     };
     node.counters.violations.add(1);

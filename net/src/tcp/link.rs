@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::node::Node;
+use super::node::{Node, ResolverPanicked};
 use super::pipe::{Phase, Pipe};
 use super::pump::{self, Next, Side};
 use super::socket::{Reader, Writer, split};
@@ -37,22 +37,29 @@ pub(crate) async fn run(node: Arc<Node>, link: Arc<Link>) {
     let mut stop = node.stopped();
     tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => link.pipe.down(Phase::Closed),
-        () = connect_again_and_again(&node, &link) => {
+        () = reconnect_loop(&node, &link) => {
             node.unlink(&link);
             link.pipe.down(Phase::Down);
         }
     }
 }
 
-async fn connect_again_and_again(node: &Arc<Node>, link: &Link) {
+async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
     let seed = node.config.seed ^ Rng::new(node.local ^ link.peer.rotate_left(32)).next();
     let mut backoff = Backoff::new(node.config.backoff_min, node.config.backoff_max, seed);
     let mut nonces = Rng::new(seed ^ u64::from(link.class == Class::Bulk));
     let mut last_refusal = None;
-    while let Some(address) = node.resolver.resolve(link.peer) {
+    // Ends when the peer is unknown, or when this node closes.
+    loop {
+        let address = match node.resolve(link.peer) {
+            Ok(Some(address)) => Ok(address),
+            Ok(None) => return,
+            Err(ResolverPanicked) => Err(DialError::ResolverPanicked),
+        };
         let hello = greeting(node, link, nonces.next());
         let attempt = async {
-            let stream = timeout(node.config.dial_timeout, TcpStream::connect(address)).await??;
+            let stream = TcpStream::connect(address?);
+            let stream = timeout(node.config.dial_timeout, stream).await??;
             timeout(node.config.handshake_timeout, shake(stream, &hello)).await?
         };
         match attempt.await {
@@ -108,6 +115,8 @@ enum DialError {
     TimedOut(#[from] tokio::time::error::Elapsed),
     #[error("refused: {0}")]
     Refused(Refusal),
+    #[error("the resolver panicked")]
+    ResolverPanicked,
 }
 
 fn greeting(node: &Node, link: &Link, nonce: u64) -> Hello {
@@ -175,8 +184,10 @@ impl Standing<'_> {
 impl Drop for Standing<'_> {
     fn drop(&mut self) {
         let Link { peer, class, .. } = *self.link;
-        if matches!(self.reason, DownReason::Violation(_)) {
-            self.node.counters.violations.add(1);
+        match self.reason {
+            DownReason::Violation(_) => self.node.counters.violations.add(1),
+            DownReason::Overloaded => self.node.counters.overloaded.add(1),
+            _ => {}
         }
         tracing::info!(target: "voussoir::net", peer, ?class, reason = %self.reason, "down");
         // First the state, then the event: who hears of it finds `send` saying so too.

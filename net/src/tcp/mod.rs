@@ -107,6 +107,12 @@ impl Tcp {
         self.owner.node.counters.snapshot()
     }
 
+    /// How many bytes of unfinished frames all connections hold now, beyond the 128 KiB that each
+    /// of them may have; at most [`Config::partial_bytes_max`].
+    pub fn partial_bytes(&self) -> usize {
+        self.owner.node.partials.held()
+    }
+
     /// What waits for each peer now, in no order.
     pub fn queues(&self) -> Vec<Queue> {
         let describe = |link: Arc<link::Link>| {

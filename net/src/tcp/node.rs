@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +15,7 @@ use tokio::task::AbortHandle;
 use super::accept::Arrivals;
 use super::link::Link;
 use super::pump::Rules;
+use crate::core::partials::Partials;
 use crate::serving::Services;
 use crate::stats::Counters;
 use crate::{Class, Config, Publisher, Resolver, SendError};
@@ -24,6 +27,7 @@ pub(crate) struct Node {
     pub(crate) services: Services,
     pub(crate) publisher: Publisher,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) partials: Arc<Partials>,
     pub(crate) arrivals: Arrivals,
     links: RwLock<HashMap<(u64, Class), Arc<Link>>>,
     runtime: Handle,
@@ -32,6 +36,10 @@ pub(crate) struct Node {
     /// Each task holds a receiver, so that the end of the last one can be awaited.
     tasks: watch::Sender<()>,
 }
+
+/// Whether a peer is known could not be found out.
+#[derive(Debug)]
+pub(crate) struct ResolverPanicked;
 
 impl Node {
     pub(crate) fn new(
@@ -44,6 +52,7 @@ impl Node {
             local,
             publisher: Publisher::new(config.events_max),
             counters: Arc::default(),
+            partials: Partials::new(config.partial_bytes_max),
             arrivals: Arrivals::default(),
             links: RwLock::default(),
             services: Services::default(),
@@ -76,6 +85,7 @@ impl Node {
             keep_alive: self.config.keep_alive,
             dead_after: self.config.dead_after,
             counters: Arc::clone(&self.counters),
+            partials: Arc::clone(&self.partials),
         }
     }
 
@@ -107,12 +117,20 @@ impl Node {
         self.links.read().values().cloned().collect()
     }
 
+    /// Asks the resolver, which is foreign code: no lock is held, and a panic ends nothing.
+    pub(crate) fn resolve(&self, peer: u64) -> Result<Option<SocketAddr>, ResolverPanicked> {
+        catch_unwind(AssertUnwindSafe(|| self.resolver.resolve(peer))).map_err(|_| {
+            tracing::error!(target: "voussoir::net", peer, "the resolver panicked");
+            ResolverPanicked
+        })
+    }
+
     /// The link to a peer, begun if there is none yet.
     pub(crate) fn link(self: &Arc<Self>, peer: u64, class: Class) -> Result<Arc<Link>, SendError> {
         if let Some(link) = self.links.read().get(&(peer, class)) {
             return Ok(Arc::clone(link));
         }
-        if peer == self.local || self.resolver.resolve(peer).is_none() {
+        if peer == self.local || !matches!(self.resolve(peer), Ok(Some(_))) {
             return Err(SendError::UnknownPeer);
         }
         let mut links = self.links.write();

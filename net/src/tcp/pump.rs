@@ -8,6 +8,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::pipe::{Flush, Pipe};
 use super::socket::{Reader, Writer};
 use crate::core::liveness::Liveness;
+use crate::core::partials::{Partials, Share};
 use crate::stats::Counters;
 use crate::wire::Incoming;
 use crate::wire::inbox::Inbox;
@@ -42,6 +43,7 @@ pub(crate) struct Rules {
     pub(crate) keep_alive: Duration,
     pub(crate) dead_after: Duration,
     pub(crate) counters: std::sync::Arc<Counters>,
+    pub(crate) partials: std::sync::Arc<Partials>,
 }
 
 /// Runs a connection until it ends, and says why it did. Dropping the future ends it too.
@@ -53,6 +55,7 @@ pub(crate) async fn run(
     rules: Rules,
 ) -> DownReason {
     let mut inbox = Inbox::new(pipe.own_body_bytes_max());
+    let mut share = Share::new(&rules.partials);
     let began = Instant::now();
     let mut liveness = Liveness::new(0, rules.dead_after.as_nanos() as u64);
     let mut ticks = interval(rules.keep_alive);
@@ -62,7 +65,12 @@ pub(crate) async fn run(
     loop {
         // A connection that always has something to read must not keep a worker to itself.
         coop::consume_budget().await;
-        let may_read = !side.is_paused();
+        let wanted = inbox.wanted();
+        if wanted == 0 {
+            share.release();
+        }
+        let has_room = wanted == 0 || share.try_hold(wanted);
+        let may_read = has_room && !side.is_paused();
         tokio::select! {
             biased;
             _ = ticks.tick() => {
@@ -83,6 +91,11 @@ pub(crate) async fn run(
                     Ok(Next::Go) => {}
                     Ok(Next::End) => return DownReason::Goodbye,
                     Err(reason) => return reason,
+                }
+            }
+            is_ended = share.is_ended(!has_room) => {
+                if is_ended {
+                    return DownReason::Overloaded;
                 }
             }
             _ = writer.writable(), if flush == Flush::Blocked => {}

@@ -7,6 +7,8 @@ use crate::Violation;
 
 /// What one read asks for when nothing is known about what comes.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// What every connection may hold that does not count towards the limit of all of them.
+const OWN_BYTES: usize = 2 * CHUNK_BYTES;
 /// With less room than this behind what is read, a new buffer is begun.
 const ROOM_BYTES_MIN: usize = 4 * 1024;
 
@@ -25,15 +27,34 @@ impl Inbox {
         Self { buffer: BytesMut::new(), body_bytes_max }
     }
 
-    /// The buffer to read into, with room behind what it holds.
-    pub(crate) fn room(&mut self) -> &mut BytesMut {
+    /// The capacity that the buffer has after the next `room`.
+    fn next_capacity(&self) -> usize {
         let have = self.buffer.len();
         let missing = self.announced().map_or(0, |whole| whole.saturating_sub(have));
         let spare = self.buffer.capacity() - have;
         if missing > spare {
-            self.buffer.reserve(missing.min(have.max(CHUNK_BYTES)));
-        } else if spare < ROOM_BYTES_MIN {
-            self.buffer.reserve(CHUNK_BYTES);
+            have + missing.min(have.max(CHUNK_BYTES))
+        } else if missing == 0 && spare < ROOM_BYTES_MIN {
+            have + CHUNK_BYTES
+        } else {
+            self.buffer.capacity()
+        }
+    }
+
+    /// How many bytes the unfinished frame takes after the next `room`, above what every
+    /// connection has. They count towards `Config::partial_bytes_max`.
+    pub(crate) fn wanted(&self) -> usize {
+        self.next_capacity().saturating_sub(OWN_BYTES)
+    }
+
+    /// The buffer to read into, with room behind what it holds.
+    pub(crate) fn room(&mut self) -> &mut BytesMut {
+        let capacity = self.next_capacity();
+        if capacity > self.buffer.capacity() {
+            // Not `reserve`, which may take twice as much.
+            let mut grown = BytesMut::with_capacity(capacity);
+            grown.extend_from_slice(&self.buffer);
+            self.buffer = grown;
         }
         &mut self.buffer
     }

@@ -1,0 +1,115 @@
+//! Each configuration that validates works, at the ends of its ranges too; others are refused.
+
+mod support;
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use support::*;
+use voussoir_net::memory::Network;
+use voussoir_net::{Config, Peers, Transport};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+const MS: Duration = Duration::from_millis(1);
+
+/// Both ends, and the default.
+fn count(default: usize) -> impl Strategy<Value = usize> {
+    prop_oneof![Just(1), Just(2), Just(default), Just(usize::MAX)]
+}
+
+fn time(default: Duration) -> impl Strategy<Value = Duration> {
+    prop_oneof![Just(MS), Just(Duration::from_millis(20)), Just(default), Just(DAY)]
+}
+
+prop_compose! {
+    fn valid()(
+        sizes in prop::array::uniform2(prop_oneof![Just(1 << 10), Just(1 << 20), Just(1 << 30)]),
+        queues in prop::array::uniform2(prop_oneof![Just(0), Just(1 << 20), Just(usize::MAX)]),
+        messages in prop::array::uniform2(count(1024)),
+        counts in (count(1024), count(1024), count(1024), count(256)),
+        events in prop_oneof![Just(1), Just(1024), Just(1 << 16)],
+        partial in prop_oneof![Just(0), Just(1 << 28), Just(usize::MAX)],
+        times in prop::array::uniform4(time(Duration::from_secs(2))),
+        backoff in prop::array::uniform2(time(Duration::from_millis(10))),
+        gather in prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(1))],
+        seed in any::<u64>(),
+    ) -> Config {
+        let mut config = Config::new(CLUSTER);
+        for (index, limits) in [&mut config.small, &mut config.bulk].into_iter().enumerate() {
+            limits.message_bytes_max = sizes[index];
+            limits.queue_bytes_max = sizes[index].max(queues[index]);
+            limits.queue_messages_max = messages[index];
+        }
+        (config.calls_out_max, config.calls_in_max) = (counts.0, counts.1);
+        // Two for each peer are needed.
+        (config.connections_max, config.handshakes_max) = (counts.2.max(2), counts.3);
+        (config.events_max, config.gather, config.seed) = (events, gather, seed);
+        config.partial_bytes_max = partial.max(sizes[0]).max(sizes[1]);
+        let [dial, handshake, keep_alive, dead_after] = times;
+        (config.dial_timeout, config.handshake_timeout) = (dial, handshake);
+        config.keep_alive = keep_alive.min(DAY / 2);
+        config.dead_after = dead_after.max(config.keep_alive * 2);
+        config.backoff_min = backoff[0].min(backoff[1]).min(Duration::from_millis(20));
+        config.backoff_max = backoff[0].max(backoff[1]);
+        config
+    }
+}
+
+/// A message and a call get through, in time: with limits of a millisecond perhaps not the first.
+async fn works(one: &dyn Transport, two: &Node) {
+    for channel in [SMALL, BULK] {
+        soon("an answer", async {
+            while one.call(two.tcp.local(), channel, "x".into(), later()).await != Ok("x".into()) {
+                tokio::time::sleep(MS).await;
+            }
+        })
+        .await;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn what_validates_works(config in valid()) {
+        prop_assert_eq!(config.validate(), Ok(()));
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let peers = Peers::new();
+            let one = node_at(1, "127.0.0.1:0", &peers, config.clone()).await;
+            let two = node_at(2, "127.0.0.1:0", &peers, config.clone()).await;
+            works(&one.tcp, &two).await;
+            let network = Network::new(config.clone()).unwrap();
+            let (near, far) = (network.join(1), network.join(2));
+            let (sender, _got) = tokio::sync::mpsc::unbounded_channel();
+            far.serve(SERVICE, std::sync::Arc::new(Echo(sender))).unwrap();
+            let answer = near.call(2, SMALL, "x".into(), later()).await;
+            assert_eq!(answer.unwrap(), "x");
+        });
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name(at in 0..16_usize, config in valid()) {
+        let mut config = config;
+        let bulk = config.bulk.message_bytes_max;
+        let field = match at {
+            0 => { config.small.message_bytes_max = 1023; "message_bytes_max" }
+            1 => { config.bulk.message_bytes_max = (1 << 30) + 1; "message_bytes_max" }
+            2 => { config.bulk.queue_bytes_max = bulk - 1; "queue_bytes_max" }
+            3 => { config.small.queue_messages_max = 0; "queue_messages_max" }
+            4 => { config.calls_out_max = 0; "calls_out_max" }
+            5 => { config.calls_in_max = 0; "calls_in_max" }
+            6 => { config.connections_max = 0; "connections_max" }
+            7 => { config.handshakes_max = 0; "handshakes_max" }
+            8 => { config.events_max = (1 << 16) + 1; "events_max" }
+            9 => { config.partial_bytes_max = bulk - 1; "partial_bytes_max" }
+            10 => { config.dial_timeout = Duration::MAX; "dial_timeout" }
+            11 => { config.handshake_timeout = Duration::ZERO; "handshake_timeout" }
+            12 => { config.keep_alive = Duration::MAX; "keep_alive" }
+            13 => { config.dead_after = config.keep_alive; "dead_after" }
+            14 => { config.backoff_max = Duration::MAX; "backoff_max" }
+            _ => { config.gather = Duration::MAX; "gather" }
+        };
+        prop_assert_eq!(config.validate().unwrap_err().field, field);
+    }
+}
