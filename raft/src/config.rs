@@ -30,7 +30,8 @@ pub struct Config {
     pub election_timeout_min: Duration,
     /// The longest. Each wait is drawn evenly between the two. Default 400 ms.
     pub election_timeout_max: Duration,
-    /// Between heartbeats. Default 50 ms; at most half of `election_timeout_min`.
+    /// Between heartbeats. Default 50 ms; at least 1 ms and at most half of
+    /// `election_timeout_min`.
     pub heartbeat_interval: Duration,
     /// How long writes may be under way without any of them completing. Past it a leader steps
     /// down and a follower starts no election, so that a node with a healthy disk leads. Writes
@@ -198,8 +199,8 @@ impl Config {
 
     fn validate_timing(&self) -> Result<(), ConfigError> {
         let longest = Duration::from_secs(3600);
-        let problem = if self.heartbeat_interval.is_zero() {
-            "heartbeat_interval is zero"
+        let problem = if self.heartbeat_interval < Duration::from_millis(1) {
+            "heartbeat_interval is less than 1 ms"
         } else if self.election_timeout_min < self.heartbeat_interval.saturating_mul(2) {
             "election_timeout_min is less than two heartbeats"
         } else if self.election_timeout_max < self.election_timeout_min {

@@ -65,6 +65,10 @@ fn samples() -> Vec<(Message, &'static str)> {
             Message::ReadReply(ReadReply { term: 5, nonce: 1, context: 3, index: Some(8) }),
             include_str!("golden/read_reply.hex"),
         ),
+        (
+            Message::LogLost(LogLost { term: 5, matched: 9, matched_term: 4 }),
+            include_str!("golden/log_lost.hex"),
+        ),
     ]
 }
 

@@ -175,7 +175,8 @@ impl Peer {
         }
         let news = matched > self.matched;
         if news {
-            self.transfers = 0;
+            // It got further, so whatever it needs next need not wait.
+            (self.transfers, self.snapshot_at) = (0, 0);
         }
         self.matched = self.matched.max(matched);
         news

@@ -455,7 +455,8 @@ impl Driver {
                 self.show_at = None;
                 return;
             }
-            let due = *self.show_at.get_or_insert(self.now.saturating_add(SHOW_WITHIN));
+            let due = show_due(self.show_at, self.now);
+            self.show_at = Some(due);
             if self.now < due {
                 return;
             }
@@ -494,7 +495,28 @@ impl Driver {
     }
 }
 
+/// When the status has to be shown that has been behind since `due` was set. Never later than
+/// [`SHOW_WITHIN`] from now: a clock that jumps back would leave watchers behind for that long.
+fn show_due(due: Option<u64>, now: u64) -> u64 {
+    let latest = now.saturating_add(SHOW_WITHIN);
+    due.map_or(latest, |due| due.min(latest))
+}
+
 /// Nanoseconds; some five hundred years fit.
 fn duration_nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_that_jumps_back_does_not_put_the_status_off() {
+        let hour = 3_600_000_000_000;
+        let due = show_due(None, hour);
+        assert_eq!(show_due(Some(due), hour + 500_000), due, "time goes on: it stays due");
+        assert_eq!(show_due(Some(due), 7), 7 + SHOW_WITHIN, "time jumped back by an hour");
+        assert_eq!(show_due(None, u64::MAX), u64::MAX);
+    }
 }

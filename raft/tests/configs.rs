@@ -1,0 +1,209 @@
+//! Every configuration that validates works a little, at its extremes too; what cannot work does
+//! not validate.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Lab, MS};
+use proptest::prelude::*;
+use voussoir_raft::core::{Input, Output};
+use voussoir_raft::{Config, ConfigError, SnapshotMeta};
+
+const HOUR_MS: u64 = 3_600_000;
+
+/// From 1 to the end of the range, small numbers and powers of two above all.
+fn size() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(1),
+        Just(u64::MAX),
+        1..=100_u64,
+        (0..64_u32).prop_map(|bits| 1 << bits),
+        (1..=64_u32).prop_map(|bits| u64::MAX >> (64 - bits)),
+    ]
+}
+
+fn count() -> impl Strategy<Value = usize> {
+    size().prop_map(|size| usize::try_from(size).unwrap_or(usize::MAX))
+}
+
+fn size_or_never() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), size()]
+}
+
+/// A duration from `least` to an hour, in milliseconds.
+fn at_least(least: u64) -> impl Strategy<Value = u64> {
+    let exponent = (0..=22_u32).prop_map(move |bits| (least << bits).min(HOUR_MS));
+    prop_oneof![Just(least), Just(HOUR_MS), least..=HOUR_MS, exponent]
+}
+
+fn timing() -> impl Strategy<Value = [u64; 5]> {
+    at_least(1)
+        .prop_map(|heartbeat| heartbeat.min(HOUR_MS / 2))
+        .prop_flat_map(|heartbeat| (Just(heartbeat), at_least(2 * heartbeat), at_least(heartbeat)))
+        .prop_flat_map(|(heartbeat, min, resend)| {
+            (Just(heartbeat), Just(min), Just(resend), at_least(min))
+        })
+        .prop_flat_map(|(heartbeat, min, resend, max)| {
+            at_least(max).prop_map(move |stall| [heartbeat, min, max, stall, resend])
+        })
+}
+
+fn config() -> impl Strategy<Value = Config> {
+    let bytes = (size(), size(), size(), size(), size(), size());
+    let counts = (count(), count(), count(), count(), count(), size());
+    let snapshots = (size_or_never(), size_or_never(), size_or_never(), count());
+    let entries = (1..=u32::MAX as usize, 1..=usize::from(u16::MAX));
+    (timing(), bytes, counts, snapshots, entries, any::<u64>()).prop_map(
+        |(timing, bytes, counts, snapshots, entries, group)| {
+            let mut config = Config::default();
+            let [heartbeat, min, max, stall, resend] = timing.map(Duration::from_millis);
+            config.heartbeat_interval = heartbeat;
+            (config.election_timeout_min, config.election_timeout_max) = (min, max);
+            (config.disk_stall, config.resend_interval) = (stall, resend);
+            (config.max_append_bytes, config.max_inflight_bytes) = (bytes.0, bytes.1);
+            (config.max_uncommitted_bytes, config.max_persist_bytes) = (bytes.2, bytes.3);
+            (config.max_window_bytes, config.max_applying_bytes) = (bytes.4, bytes.5);
+            (config.max_inflight_appends, config.max_undecided) = (counts.0, counts.1);
+            (config.max_persists, config.max_reads, config.max_held) =
+                (counts.2, counts.3, counts.4);
+            config.max_applying = counts.5;
+            (config.snapshot_after_entries, config.snapshot_after_bytes) =
+                (snapshots.0, snapshots.1);
+            (config.keep_entries, config.max_snapshots_sending) = (snapshots.2, snapshots.3);
+            (config.max_entry_bytes, config.max_append_entries) = entries;
+            config.group = group;
+            config
+        },
+    )
+}
+
+/// Answers what the cores ask for beside writing and applying: reads from the store, snapshots.
+fn serve(lab: &mut Lab) {
+    for id in lab.ids() {
+        lab.fetched(id);
+        let asked =
+            |output: &Output| matches!(output, Output::TakeSnapshot | Output::SendSnapshot { .. });
+        for output in lab.seen(id, asked) {
+            lab.node_mut(id).seen.retain(|seen| *seen != output);
+            match output {
+                Output::TakeSnapshot => {
+                    let index = lab.status(id).applied;
+                    let term = lab.core(id).term_at(index).unwrap();
+                    let meta = SnapshotMeta { index, term, voters: lab.ids() };
+                    lab.node_mut(id).disk.snapshot = Some(meta.clone());
+                    lab.step(id, Input::SnapshotTaken { meta });
+                }
+                Output::SendSnapshot { id: transfer, to, term, .. } => {
+                    let meta = lab.core(id).snapshot().cloned().unwrap();
+                    lab.step(to, Input::SnapshotReceived { from: id, term, meta });
+                    lab.step(id, Input::SnapshotSent { id: transfer, ok: true });
+                }
+                _ => {}
+            }
+        }
+    }
+    lab.settle();
+}
+
+/// Three nodes with this configuration: an election, commands, a follower that falls behind and
+/// catches up, reads, a restart.
+fn work_a_little(config: Config) {
+    let heartbeat = config.heartbeat_interval.as_nanos() as u64;
+    let mut lab = Lab::with(3, move |own| {
+        let (id, voters) = (own.id, own.voters.clone());
+        own.clone_from(&config);
+        (own.id, own.voters, own.seed) = (id, voters, 0);
+    });
+    lab.elect(1);
+    for token in 0..12 {
+        match token {
+            3 => lab.isolate(3),
+            9 => {
+                lab.heal();
+                lab.step(1, Input::Unreachable { peer: 3 });
+            }
+            _ => {}
+        }
+        lab.propose(1, token, "x");
+        lab.settle();
+        serve(&mut lab);
+    }
+    for _ in 0..40 {
+        lab.run(heartbeat);
+        serve(&mut lab);
+    }
+    assert_eq!(lab.leader(), Some(1));
+    let last = lab.status(1).last;
+    assert_eq!(last, 13, "{:?}", lab.seen(1, |output| matches!(output, Output::Refused { .. })));
+    for id in lab.ids() {
+        let status = lab.status(id);
+        assert_eq!(
+            (status.commit, status.applied, status.halted),
+            (last, last, None),
+            "{status:?}"
+        );
+    }
+    for id in [1, 2] {
+        lab.step(id, Input::Read { token: 99 });
+        lab.run(heartbeat);
+        let ready = Output::ReadReady { token: 99, index: last };
+        assert!(lab.node(id).seen.contains(&ready), "{:?}", lab.node(id).seen);
+    }
+    lab.restart(2);
+    lab.run(2 * heartbeat);
+    assert_eq!(lab.status(2).leader, Some(1));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn every_valid_configuration_works(mut config in config()) {
+        (config.id, config.voters) = (1, vec![1, 2, 3]);
+        prop_assert_eq!(config.validate(), Ok(()));
+        work_a_little(config);
+    }
+
+    /// Any durations at all: they are refused or accepted, and nothing overflows.
+    #[test]
+    fn validation_never_panics(nanos in prop::array::uniform5(any::<u64>()), long in any::<bool>()) {
+        let mut config = Config::new(1, [1, 2, 3]);
+        let [heartbeat, min, max, stall, resend] = nanos.map(|nanos| {
+            if long { Duration::new(nanos, 999_999_999) } else { Duration::from_nanos(nanos) }
+        });
+        config.heartbeat_interval = heartbeat;
+        (config.election_timeout_min, config.election_timeout_max) = (min, max);
+        (config.disk_stall, config.resend_interval) = (stall, resend);
+        let _ = config.validate();
+    }
+}
+
+#[test]
+fn timing_that_cannot_work_does_not_validate() {
+    let ms = Duration::from_millis;
+    let refused: [(&str, fn(&mut Config, Duration), Duration); 11] = [
+        ("no heartbeat", |c, d| c.heartbeat_interval = d, ms(0)),
+        ("a flood of heartbeats", |c, d| c.heartbeat_interval = d, Duration::from_micros(999)),
+        ("heartbeats as long as a timeout", |c, d| c.heartbeat_interval = d, ms(101)),
+        ("heartbeats without end", |c, d| c.heartbeat_interval = d, Duration::MAX),
+        ("timeouts in the wrong order", |c, d| c.election_timeout_max = d, ms(199)),
+        ("timeouts without end", |c, d| c.election_timeout_max = d, Duration::MAX),
+        ("a stall before an election", |c, d| c.disk_stall = d, ms(399)),
+        ("a stall without end", |c, d| c.disk_stall = d, Duration::MAX),
+        ("resends within a heartbeat", |c, d| c.resend_interval = d, ms(49)),
+        ("resends without end", |c, d| c.resend_interval = d, Duration::MAX),
+        ("no time for a proposal", |c, d| c.proposal_timeout = d, ms(0)),
+    ];
+    for (what, set, duration) in refused {
+        let mut config = Config::new(1, [1, 2, 3]);
+        assert_eq!(config.validate(), Ok(()));
+        set(&mut config, duration);
+        assert!(matches!(config.validate(), Err(ConfigError::Timing(_))), "{what}");
+    }
+    assert!(MS > 0);
+}
