@@ -171,7 +171,10 @@ proptest! {
 
     /// Any durations at all: they are refused or accepted, and nothing overflows.
     #[test]
-    fn validation_never_panics(nanos in prop::array::uniform5(any::<u64>()), long in any::<bool>()) {
+    fn validation_never_panics(
+        nanos in prop::array::uniform5(any::<u64>()),
+        long in any::<bool>(),
+    ) {
         let mut config = Config::new(1, [1, 2, 3]);
         let [heartbeat, min, max, stall, resend] = nanos.map(|nanos| {
             if long { Duration::new(nanos, 999_999_999) } else { Duration::from_nanos(nanos) }
