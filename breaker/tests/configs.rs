@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 use voussoir_breaker::testing::ManualClock;
 use voussoir_breaker::*;
 
@@ -146,6 +148,54 @@ fn the_largest_windows_work() {
         }
         assert_eq!(breaker.state(), State::Open);
     }
+}
+
+/// What the strategies above must lead to, or the tests below say little.
+#[test]
+fn the_strategies_reach_both_sides_of_every_range() {
+    static NAMES: [&str; 10] = [
+        "valid",
+        "refused",
+        "longest open wait valid",
+        "widest bucket valid",
+        "count window valid",
+        "tiny trickle valid",
+        "tiny ratio valid",
+        "no number refused",
+        "longest back-off valid",
+        "smallest rate valid",
+    ];
+    let situations = voussoir_sim::Situations::new(&NAMES);
+    let mut runner = TestRunner::deterministic();
+    let breakers = any_breaker_config();
+    let budgets = (any_f64(), any_f64());
+    for _ in 0..3_000 {
+        let config = breakers.new_tree(&mut runner).expect("unfiltered").current();
+        let is_valid = config.validate().is_ok();
+        let count = |name, is_so: bool| situations.add(name, u64::from(is_so));
+        count(if is_valid { "valid" } else { "refused" }, true);
+        count(
+            "longest open wait valid",
+            is_valid && config.open_for > Duration::from_secs(1 << 39),
+        );
+        let is_wide = |span: Duration| span > Duration::from_secs(1 << 39);
+        let window = config.window;
+        let is_widest = matches!(window, Window::Time { span, buckets: 1 } if is_wide(span));
+        count("widest bucket valid", is_valid && is_widest);
+        count("count window valid", is_valid && matches!(window, Window::Count { .. }));
+        count("smallest rate valid", is_valid && config.failure_rate == Some(1e-6));
+        let (ratio, per_sec) = budgets.new_tree(&mut runner).expect("unfiltered").current();
+        let mut budget = RetryBudgetConfig::default();
+        (budget.ratio, budget.per_sec) = (ratio, per_sec);
+        let is_valid = budget.validate().is_ok();
+        count("tiny trickle valid", is_valid && per_sec > 0.0 && per_sec < 1e-10);
+        count("tiny ratio valid", is_valid && ratio > 0.0 && ratio < 1e-6);
+        count("no number refused", !is_valid && (ratio.is_nan() || per_sec.is_nan()));
+        let mut backoff = Backoff::default();
+        backoff.max = any_duration().new_tree(&mut runner).expect("unfiltered").current();
+        count("longest back-off valid", backoff.validate().is_ok() && is_wide(backoff.max));
+    }
+    situations.assert_all_reached();
 }
 
 fn shared(clock: &Arc<ManualClock>) -> Arc<dyn Clock> {

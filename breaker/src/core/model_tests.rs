@@ -3,13 +3,15 @@
 //!
 //! `PROPTEST_CASES` sets the number of histories (default 1,500 a test here).
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use voussoir_sim::Situations;
 
-use super::machine::{Machine, Phase, Shift};
-use super::rules::{Rules, millionths};
+use super::machine::{Machine, Phase, Shift, ShiftCause};
+use super::rules::{Rules, Trip, millionths};
 use super::window::{Sample, Shape};
 
 const WIDTH: u64 = 10;
@@ -247,11 +249,43 @@ impl Model {
     }
 }
 
+static NAMES: [&str; 15] = [
+    "opened by failures in a row",
+    "opened by the failure rate",
+    "opened by slowness",
+    "half-open after the wait",
+    "probes healthy",
+    "probes sick",
+    "probes stuck",
+    "set by hand",
+    "restored open",
+    "restored half-open",
+    "restored closed with a window",
+    "probe given back",
+    "probe given back from a full set",
+    "answered late",
+    "moved on by a tick",
+];
+static SITUATIONS: LazyLock<Situations> = LazyLock::new(|| Situations::new(&NAMES));
+
 type Seen = Arc<Mutex<Vec<(Phase, Phase)>>>;
 
 fn observer(seen: &Seen) -> Box<dyn Fn(Shift) + Send + Sync> {
     let seen = Arc::clone(seen);
-    Box::new(move |shift| seen.lock().push((shift.from, shift.to)))
+    Box::new(move |shift| {
+        SITUATIONS.reached(match shift.cause {
+            ShiftCause::Tripped(Trip::ConsecutiveFailures) => "opened by failures in a row",
+            ShiftCause::Tripped(Trip::FailureRate) => "opened by the failure rate",
+            ShiftCause::Tripped(Trip::SlowRate) => "opened by slowness",
+            ShiftCause::WaitOver => "half-open after the wait",
+            ShiftCause::ProbesHealthy => "probes healthy",
+            ShiftCause::ProbesSick => "probes sick",
+            ShiftCause::ProbesStuck => "probes stuck",
+            ShiftCause::ByHand => "set by hand",
+            ShiftCause::Restored => "restored open",
+        });
+        seen.lock().push((shift.from, shift.to));
+    })
 }
 
 /// Each open call as both sides know it.
@@ -280,6 +314,7 @@ impl Pair {
             Step::Answer { call, failed, slow } if !calls.is_empty() => {
                 let (ticket, era) = calls.swap_remove(call % calls.len());
                 let sample = Sample { failed, slow };
+                SITUATIONS.add("answered late", u64::from(era != model.era));
                 machine.record(ticket, *now, sample);
                 model.answer(era, *now, sample);
             }
@@ -287,6 +322,9 @@ impl Pair {
                 let (ticket, era) = calls.swap_remove(call % calls.len());
                 machine.cancel(ticket);
                 if era == model.era && model.phase == Phase::HalfOpen {
+                    SITUATIONS.reached("probe given back");
+                    let is_full = model.admitted == model.rules.probes;
+                    SITUATIONS.add("probe given back from a full set", u64::from(is_full));
                     model.admitted -= 1;
                 }
             }
@@ -302,8 +340,10 @@ impl Pair {
             }
             Step::Tick => {
                 let would_admit = machine.would_admit(|| *now);
+                let before = model.phase;
                 machine.tick(*now);
                 model.tick(*now);
+                SITUATIONS.add("moved on by a tick", u64::from(model.phase != before));
                 // Stuck probes are found by the tick, and by the call that comes instead of it.
                 if machine.phase() != Phase::Open {
                     assert_eq!(
@@ -322,6 +362,10 @@ impl Pair {
     fn reborn(&mut self) {
         let Self { model, machine, seen, calls, now } = self;
         let memory = machine.memory(*now);
+        let is_half_open = model.phase == Phase::HalfOpen;
+        let has_window = model.phase == Phase::Closed && !memory.window.is_empty();
+        SITUATIONS.add("restored half-open", u64::from(is_half_open));
+        SITUATIONS.add("restored closed with a window", u64::from(has_window));
         *machine = Machine::restore(model.rules.clone(), *now, &memory, observer(seen));
         calls.clear();
         if model.phase != Phase::Closed {
@@ -356,16 +400,15 @@ impl Pair {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(
-        std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(1_500)
-    ))]
+fn cases() -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok());
+    ProptestConfig::with_cases(cases.unwrap_or(1_500))
+}
 
-    #[test]
-    fn every_history_follows_the_table(
-        rules in rules(),
-        steps in prop::collection::vec(step(), 1..120),
-    ) {
+#[test]
+fn every_history_follows_the_table() {
+    let history = (rules(), prop::collection::vec(step(), 1..120));
+    let follows = |(rules, steps): (Rules, Vec<Step>)| {
         let seen = Seen::default();
         let machine = Machine::new(rules.clone(), 5_000, observer(&seen));
         let mut pair = Pair { model: Model::new(rules), machine, seen, calls: vec![], now: 5_000 };
@@ -373,7 +416,14 @@ proptest! {
             pair.apply(step);
             pair.check();
         }
-    }
+        Ok(())
+    };
+    TestRunner::new(cases()).run(&history, follows).unwrap_or_else(|error| panic!("{error}"));
+    SITUATIONS.assert_all_reached();
+}
+
+proptest! {
+    #![proptest_config(cases())]
 
     #[test]
     fn nothing_is_counted_twice_or_lost(

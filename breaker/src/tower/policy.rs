@@ -15,7 +15,8 @@ use crate::policy::{CallOptions, Policy, PolicyError};
 /// How a request is sent more than once.
 pub trait CopyRequest<R>: Send + Sync {
     /// A copy to send, or `None` if the request can be, or may be, sent only once: then it is
-    /// neither retried nor hedged.
+    /// neither retried nor hedged. Must give the same answer for one request each time; the call
+    /// panics if a request that was copied once cannot be copied again.
     fn copy(&self, request: &R) -> Option<R>;
 }
 

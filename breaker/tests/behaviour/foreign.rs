@@ -304,6 +304,30 @@ fn a_waker_may_use_the_bulkhead_that_wakes_it() {
     });
 }
 
+/// A waker that panics: the panic goes to whoever gave the place back, and the place to the waiter.
+#[tokio::test]
+async fn a_waker_that_panics_loses_no_place() {
+    struct Panics;
+    impl Wake for Panics {
+        fn wake(self: Arc<Self>) {
+            panic!("scripted: a waker")
+        }
+    }
+    let mut queue = QueueConfig::default();
+    queue.len_max = 1;
+    let bulkhead = Bulkhead::new(1, queue).expect("valid");
+    let place = bulkhead.try_acquire().expect("free");
+    let mut waiter = Box::pin(bulkhead.acquire());
+    let waker = Waker::from(Arc::new(Panics));
+    assert!(waiter.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+    assert!(catch_unwind(AssertUnwindSafe(|| drop(place))).is_err());
+    let granted = waiter.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    assert!(matches!(granted, Poll::Ready(Ok(_))));
+    assert_eq!((bulkhead.stats().running, bulkhead.stats().waiting), (1, 0));
+    drop(granted);
+    assert_eq!(bulkhead.stats().running, 0);
+}
+
 /// A key whose name asks the registry, and a clock that does.
 #[test]
 fn a_keys_name_and_the_clock_may_use_the_registry() {
