@@ -29,7 +29,9 @@ pub use message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
     ReadRequest, VoteReply, VoteRequest,
 };
-pub use shell::{Doubt, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason};
+pub use shell::{
+    Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason,
+};
 pub use store::{
     CHUNK_BYTES_MAX, Cause, Completion, LogStore, LogWrite, ReadFailed, SnapshotName,
     SnapshotReader, SnapshotWriter, StoreError,

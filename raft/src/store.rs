@@ -98,11 +98,27 @@ pub struct LogWrite {
     pub entries: Vec<Entry>,
     /// The term and vote that replace the ones before.
     pub hard_state: Option<HardState>,
+    /// Entries up to this index are committed and durable here. A store that keeps it gives the
+    /// latest one, or an earlier one, back in
+    /// [`Restored::set_commit`](crate::core::Restored::set_commit), so that a restarted node shows
+    /// what it knew before it reaches a quorum. A store may leave it out, and need not sync a
+    /// write that holds nothing else.
+    pub commit: Option<u64>,
 }
 
 impl LogWrite {
     /// Whether it changes nothing.
     pub fn is_empty(&self) -> bool {
+        self.commit.is_none() && self.binds_nothing()
+    }
+
+    /// Whether it holds the commit index and nothing else: then no sync is needed.
+    pub fn is_only_commit_index(&self) -> bool {
+        self.commit.is_some() && self.binds_nothing()
+    }
+
+    /// Whether nothing in it has to survive a crash.
+    fn binds_nothing(&self) -> bool {
         self.snapshot.is_none()
             && self.truncate_from.is_none()
             && self.release.is_none()

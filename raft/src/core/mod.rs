@@ -176,11 +176,11 @@ impl Core {
             ballot: None,
             storage: start.storage,
             log: start.log,
-            commit: covered,
+            commit: start.commit,
             applying: covered,
             handed: Handed::default(),
             applied: 0,
-            verified: covered,
+            verified: start.commit,
             ack: Ack::default(),
             snapshot: start.snapshot,
             installing: None,
@@ -321,6 +321,11 @@ impl Core {
             },
             halted: self.halted,
         }
+    }
+
+    /// The leader of the current term, as far as this node knows.
+    pub fn leader(&self) -> Option<u64> {
+        self.leader
     }
 
     /// The configuration that it runs with.

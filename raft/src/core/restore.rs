@@ -29,6 +29,8 @@ pub struct Restored {
     pub(super) log: Option<Log>,
     /// The first index that the store holds.
     pub(super) first: u64,
+    /// The last index that was known to be committed.
+    pub(super) commit: u64,
 }
 
 impl Restored {
@@ -42,13 +44,21 @@ impl Restored {
     pub fn new(hard_state: HardState, snapshot: Option<SnapshotMeta>, first: u64) -> Self {
         // Beyond the range nothing can follow; `start` refuses it.
         let base = first.saturating_sub(1).min(INDEX_MAX + 1);
-        Self { hard_state, snapshot, log: Some(Log::new(base, 0)), first }
+        Self { hard_state, snapshot, log: Some(Log::new(base, 0)), first, commit: 0 }
     }
 
     /// A node whose log, vote or snapshot may be damaged. Its core starts halted: it neither
     /// votes nor leads until it has been rebuilt from its peers.
     pub fn damaged() -> Self {
         Self { log: None, ..Self::empty() }
+    }
+
+    /// Entries up to `index` were known to be committed: the core that starts from it applies them
+    /// before it has heard of anybody. 0, the default, is always right; so is any index that was
+    /// handed over in [`LogWrite::commit`](crate::LogWrite). What lies past the end of the log is
+    /// left out.
+    pub fn set_commit(&mut self, index: u64) {
+        self.commit = index;
     }
 
     /// Whether the core that starts from it will halt.
@@ -111,6 +121,8 @@ pub(super) struct Start {
     pub(super) snapshot: Option<SnapshotMeta>,
     pub(super) log: Log,
     pub(super) storage: Storage,
+    /// Committed, and in the log or the snapshot.
+    pub(super) commit: u64,
 }
 
 impl Restored {
@@ -143,13 +155,14 @@ impl Restored {
     /// only if the log holds the snapshot's last entry. Source: Raft §7.
     pub(super) fn start(self, gate: &Gate) -> Result<Start, ConfigError> {
         self.check(gate)?;
-        let Self { hard_state, snapshot, log, first } = self;
+        let Self { hard_state, snapshot, log, first, commit } = self;
         let Some(mut log) = log else {
             return Ok(Start {
                 hard_state,
                 snapshot,
                 log: Log::new(0, 0),
                 storage: Storage::new(0),
+                commit: 0,
             });
         };
         let (covered, term) = snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
@@ -167,7 +180,8 @@ impl Restored {
             let mut storage = Storage::new(covered);
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
-            return Ok(Start { hard_state, snapshot, log: Log::new(covered, term), storage });
+            let log = Log::new(covered, term);
+            return Ok(Start { hard_state, snapshot, log, storage, commit: covered });
         }
         if log.base() < covered && log.base() > 0 {
             // Nobody knows the term before the first entry. The snapshot covers that entry, so
@@ -175,6 +189,7 @@ impl Restored {
             log.release(log.first() + 1);
         }
         let storage = Storage::new(log.last());
-        Ok(Start { hard_state, snapshot, log, storage })
+        let commit = commit.min(log.last()).max(covered);
+        Ok(Start { hard_state, snapshot, log, storage, commit })
     }
 }

@@ -24,7 +24,8 @@
 //! | 40 | u64, u64 | term, vote |
 //! | 56 | u64, u64 | snapshot: index, term |
 //! | 72 | u64, u64, u64 | snapshot: identity, number of its log, number of its chunks |
-//! | 96 | u128 | reserved: written as 0, not looked at |
+//! | 96 | u64 | the last index known to be committed, or an earlier one; 0 when none was |
+//! | 104 | u64 | reserved: written as 0, not looked at |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
 //! [`codec`]; the end record is the number of its chunks (u64).
@@ -245,7 +246,7 @@ impl Inner {
         if !self.sound || self.entries.health() != Health::Intact {
             return damaged("the log or the state");
         }
-        let (hard_state, current) = self.pipeline.stored();
+        let State { hard_state, snapshot: current, commit, .. } = self.pipeline.stored();
         let meta = match current {
             None => None,
             Some(current) => match self.snapshots.current_meta(current) {
@@ -255,6 +256,7 @@ impl Inner {
         };
         let Range { start, end } = self.entries.bounds();
         let mut restored = Restored::new(hard_state, meta, start);
+        restored.set_commit(commit);
         let mut next = start;
         while next < end {
             let Ok(records) = self.entries.read_range(next..end, RESTORE_BYTES) else {
@@ -310,7 +312,7 @@ impl LogStore for JournalStore {
         let adopts = match self.inner.snapshots.adopt(name) {
             Some(Adoption::Newer(current)) => Some(current),
             Some(Adoption::Stale) => None,
-            None => return done.complete(Err(StoreError::NotStaged)),
+            None => return self.inner.pipeline.refuse(StoreError::NotStaged, done),
         };
         let snapshots = Arc::clone(&self.inner.snapshots);
         let adopted = Completion::new(move |result| {

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Error, Journal, Log};
+use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Log};
 
 use super::state::State;
 use super::{Current, store_error};
 use crate::codec;
 use crate::store::{Completion, LogWrite, StoreError};
-use crate::types::{Entry, HardState};
+use crate::types::Entry;
 
 /// About how long a batch of entries is, in bytes: long enough to cost nothing beside a sync,
 /// short enough for small segments. One entry may exceed it.
@@ -94,10 +94,9 @@ impl Pipeline {
         Arc::new(Self { journal, entries, state, queue: Mutex::new(queue) })
     }
 
-    /// Hard state and current snapshot.
-    pub(super) fn stored(&self) -> (HardState, Option<Current>) {
-        let stored = self.queue.lock().stored;
-        (stored.hard_state, stored.snapshot)
+    /// The state as the last write leaves it.
+    pub(super) fn stored(&self) -> State {
+        self.queue.lock().stored
     }
 
     /// Takes a write, with the snapshot that it makes current.
@@ -118,6 +117,12 @@ impl Pipeline {
         tell(told);
     }
 
+    /// A write cannot be carried out: nothing may follow it.
+    pub(super) fn refuse(&self, error: StoreError, done: Completion) {
+        let error = self.queue.lock().failed.get_or_insert(error).clone();
+        done.complete(Err(error));
+    }
+
     /// Turns a write into commits.
     fn plan(
         &self,
@@ -131,6 +136,10 @@ impl Pipeline {
             return Err(vec![(done, Err(error.clone()))]);
         }
         let mut commit = Commit::new();
+        if write.is_only_commit_index() {
+            // Nobody counts on it: it need not cost a sync.
+            commit = commit.durability(Durability::Written);
+        }
         let mut touches_entries = false;
         if let Some(from) = write.truncate_from.map(|from| from.max(queue.first))
             && from < queue.end
@@ -152,8 +161,9 @@ impl Pipeline {
             return Err(vec![(done, Err(error))]);
         }
         queue.end += write.entries.len() as u64;
-        if adopts.is_some() || write.hard_state.is_some() {
+        if adopts.is_some() || write.hard_state.is_some() || write.commit.is_some() {
             let stored = &mut queue.stored;
+            stored.commit = write.commit.unwrap_or(stored.commit);
             stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
             stored.snapshot = adopts.or(stored.snapshot);
             commit = commit.append(&self.state, [stored.encode()]);

@@ -18,11 +18,13 @@ pub(super) struct State {
     pub(super) identity: Identity,
     pub(super) hard_state: HardState,
     pub(super) snapshot: Option<Current>,
+    /// The last index that was known to be committed, lazily.
+    pub(super) commit: u64,
 }
 
 impl State {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, hard_state: HardState::default(), snapshot: None }
+        Self { identity, hard_state: HardState::default(), snapshot: None, commit: 0 }
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -46,7 +48,8 @@ impl State {
         out.put_u64_le(current.identity);
         out.put_u64_le(current.number);
         out.put_u64_le(current.chunks);
-        out.put_u128_le(0);
+        out.put_u64_le(self.commit);
+        out.put_u64_le(0);
         debug_assert_eq!(out.len(), BYTES, "as specified");
         out.freeze()
     }
@@ -79,7 +82,8 @@ impl State {
             chunks: bytes.get_u64_le(),
         };
         let snapshot = (bits & HAS_SNAPSHOT != 0).then_some(current);
-        Ok(Self { identity, hard_state: HardState { term, vote }, snapshot })
+        let commit = bytes.get_u64_le();
+        Ok(Self { identity, hard_state: HardState { term, vote }, snapshot, commit })
     }
 }
 

@@ -19,6 +19,7 @@ fn state() -> State {
         identity: IDENTITY,
         hard_state: HardState { term: 10, vote: Some(11) },
         snapshot: Some(snapshot),
+        commit: 12,
     }
 }
 
@@ -37,7 +38,7 @@ fn bytes_of_version_1_stay_as_they_are() {
     let golden = format!(
         "0103700000000000{}{}",
         "02010000000000000000000000000000",
-        words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 0, 0])
+        words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 12, 0])
     );
     assert_eq!(hex(&state().encode()), golden);
     assert_eq!(State::decode(state().encode()), Ok(state()));

@@ -27,6 +27,9 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Disk {
     hard_state: HardState,
+    commit: u64,
+    /// A write has failed since the last restore: no other follows it.
+    failed: bool,
     first: u64,
     entries: VecDeque<Entry>,
     current: Option<Arc<Snapshot>>,
@@ -44,6 +47,8 @@ impl Default for Disk {
     fn default() -> Self {
         Self {
             hard_state: HardState::default(),
+            commit: 0,
+            failed: false,
             first: 1,
             entries: VecDeque::new(),
             current: None,
@@ -94,6 +99,7 @@ impl Disk {
         if let Some(hard_state) = write.hard_state {
             self.hard_state = hard_state;
         }
+        self.commit = write.commit.unwrap_or(self.commit);
         Ok(())
     }
 
@@ -120,8 +126,10 @@ impl LogStore for MemoryStore {
     async fn restore(&self) -> Result<Restored, StoreError> {
         let mut disk = self.disk.lock();
         disk.staged.clear();
+        disk.failed = false;
         let meta = disk.current.as_ref().map(|it| it.name.meta.clone());
         let mut restored = Restored::new(disk.hard_state, meta, disk.first);
+        restored.set_commit(disk.commit);
         for entry in &disk.entries {
             if restored.push(entry.clone()).is_err() {
                 return Ok(Restored::damaged());
@@ -131,7 +139,12 @@ impl LogStore for MemoryStore {
     }
 
     fn write(&self, write: LogWrite, done: Completion) {
-        let result = self.disk.lock().write(write);
+        let result = {
+            let mut disk = self.disk.lock();
+            let result = if disk.failed { Err(StoreError::Abandoned) } else { disk.write(write) };
+            disk.failed = result.is_err();
+            result
+        };
         done.complete(result);
     }
 

@@ -18,6 +18,7 @@ use super::applier::{Job, Machine};
 use super::error::{Doubt, ProposeError, ReadError, StopReason};
 use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, Proposals, Reads};
+use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
 use crate::core::{Core, FetchError, Input, Output, Persist};
@@ -25,7 +26,7 @@ use crate::error::{ReadRefusal, Refusal};
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
-use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta, Status};
+use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, Role, SnapshotMeta, Status};
 
 /// Turns after which the loop lets others run, in case it never sleeps.
 const TURNS_AT_A_STRETCH: u32 = 64;
@@ -50,6 +51,9 @@ pub(crate) struct Driver {
     pub(crate) withdrawn: Vec<u64>,
     /// Reads from the log and transfers of snapshots; bounded by the core.
     pub(crate) tasks: JoinSet<()>,
+    pub(crate) freshness: Freshness,
+    pub(crate) followers: FollowersView,
+    pub(crate) commit_index: CommitIndex,
     /// When the latest turn began.
     pub(crate) now: u64,
     /// When the status has to be shown, if it is behind.
@@ -115,7 +119,8 @@ impl Driver {
     }
 
     fn deadline(&self) -> Instant {
-        let deadlines = [self.core.next_deadline(), self.overdue_at(), self.show_at];
+        let store_at = self.commit_index.deadline(&self.core.status());
+        let deadlines = [self.core.next_deadline(), self.overdue_at(), self.show_at, store_at];
         // A day: late enough to be harmless, early enough for every timer.
         let idle = self.now.saturating_add(86_400_000_000_000);
         let nanos = deadlines.into_iter().flatten().fold(idle, u64::min);
@@ -161,12 +166,17 @@ impl Driver {
         }
         // Last: handing a write over may wake a thread that takes this one's place on its
         // processor, and what peers have been sent does not depend on it.
+        let status = self.core.status();
+        self.commit_index.update(&status, now);
         let mut writes = take(&mut self.writes);
-        writes.drain(..).for_each(|persist| self.persist(persist));
+        writes.drain(..).for_each(|persist| self.persist(persist, &status));
         self.writes = writes;
+        self.store_commit_index(&status);
         while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
         self.give_up_overdue(now);
-        self.publish();
+        self.freshness.update(&status, &self.shared, now);
+        self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
+        self.publish(status);
         stop
     }
 
@@ -201,6 +211,7 @@ impl Driver {
             }
             Event::Message { from, message, weight } => {
                 self.shared.taken(weight);
+                self.freshness.heard(&self.core, from, &message, now);
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
@@ -317,21 +328,34 @@ impl Driver {
         lent.expect("the core lends the entries that it wants written or sent").cloned().collect()
     }
 
-    fn persist(&mut self, persist: Persist) {
+    fn persist(&mut self, persist: Persist, status: &Status) {
         let Persist { id, snapshot, truncate_from, release, range, hard_state } = persist;
         let counters = &self.shared.counters;
         count(&counters.writes, 1);
         count(&counters.entries_written, range.end.saturating_sub(range.start));
+        let commit = self.commit_index.take(status, self.now, hard_state.is_some());
         let write = LogWrite {
             snapshot: snapshot.and_then(|meta| self.handed_over(&meta)),
             truncate_from,
             release,
             entries: self.lent(range),
             hard_state,
+            commit,
         };
         let shared = Arc::clone(&self.shared);
         let tell = move |result| shared.tell(Event::Persisted { id, result });
         self.log.write(write, Completion::new(tell));
+    }
+
+    /// Writes the commit index by itself when it is due and nothing else was written.
+    fn store_commit_index(&mut self, status: &Status) {
+        if self.commit_index.deadline(status).is_none_or(|at| at > self.now) {
+            return;
+        }
+        if let Some(commit) = self.commit_index.take(status, self.now, false) {
+            let write = LogWrite { commit: Some(commit), ..LogWrite::default() };
+            self.shared.write_or_stop(&*self.log, write);
+        }
     }
 
     /// The received snapshot that the core has decided about.
@@ -446,8 +470,7 @@ impl Driver {
 
     /// Shows what has changed to whoever watches: at once what matters, by and by how far the
     /// indexes are.
-    fn publish(&mut self) {
-        let status = self.core.status();
+    fn publish(&mut self, status: Status) {
         let shown = &self.shown;
         let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot);
         if matters(shown) == matters(&status) {

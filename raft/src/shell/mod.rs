@@ -6,6 +6,7 @@ mod error;
 mod mailbox;
 mod mutant;
 mod pending;
+mod progress;
 mod receive_snapshot;
 mod send_snapshot;
 mod shared;
@@ -13,6 +14,7 @@ mod shared;
 use std::fmt;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
@@ -24,6 +26,7 @@ use self::driver::Driver;
 use self::mailbox::Mailbox;
 use self::mutant::ShellMutant as Mutant;
 use self::pending::{Proposal, Proposals, Reads};
+use self::progress::CommitIndex;
 use self::receive_snapshot::NodeInbox;
 use self::shared::{Event, Shared};
 use crate::config::Config;
@@ -32,7 +35,7 @@ use crate::error::ConfigError;
 use crate::machine::StateMachine;
 use crate::store::LogStore;
 use crate::transport::Transport;
-use crate::types::{ENTRY_OVERHEAD, Status};
+use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
 pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
 #[cfg(feature = "testing")]
@@ -51,6 +54,8 @@ pub struct Raft {
 struct Handle {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
+    /// What core time 0 is on the clock.
+    epoch: Instant,
 }
 
 impl Drop for Handle {
@@ -113,7 +118,7 @@ impl Raft {
             gap: false,
             tasks: JoinSet::new(),
         };
-        let shown = core.status();
+        let (shown, epoch) = (core.status(), Instant::now());
         let (sender, status) = watch::channel(shown.clone());
         let driver = Driver {
             core,
@@ -122,10 +127,13 @@ impl Raft {
             transport,
             machine: Machine::start(applier),
             status: sender,
-            epoch: Instant::now(),
+            epoch,
             proposals: Proposals::default(),
             reads: Reads::default(),
             withdrawn: Vec::new(),
+            freshness: progress::Freshness::default(),
+            followers: progress::FollowersView::default(),
+            commit_index: CommitIndex::new(shown.commit),
             tasks: JoinSet::new(),
             now: 0,
             show_at: None,
@@ -135,7 +143,7 @@ impl Raft {
             expects_company: false,
         };
         tokio::spawn(run(driver, jobs));
-        Ok(Self { handle: Arc::new(Handle { shared, status }) })
+        Ok(Self { handle: Arc::new(Handle { shared, status, epoch }) })
     }
 
     /// Puts a command into the replicated log, and returns the state machine's answer to it once
@@ -234,6 +242,20 @@ impl Raft {
         status
     }
 
+    /// What this node knows of each follower; empty unless it leads. While the node is at work it
+    /// is a millisecond behind, else up to a heartbeat.
+    pub fn followers(&self) -> Vec<FollowerStatus> {
+        self.handle.shared.followers.lock().clone()
+    }
+
+    /// How fresh the state machine of this node is, for reads that go without
+    /// [`read`](Self::read).
+    pub fn freshness(&self) -> Freshness {
+        let (applied, fresh_at) = progress::Freshness::read(&self.handle.shared);
+        let age = |at| self.handle.epoch.elapsed().saturating_sub(Duration::from_nanos(at));
+        Freshness { applied, age: fresh_at.map(age) }
+    }
+
     /// Counts since the start.
     pub fn stats(&self) -> Stats {
         self.handle.shared.counters.snapshot()
@@ -257,6 +279,19 @@ impl Raft {
         // The sender goes last.
         while status.changed().await.is_ok() {}
     }
+}
+
+/// How fresh the state machine of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Freshness {
+    /// The last index that it has applied.
+    pub applied: u64,
+    /// Since it last showed everything that was committed, as far as this node knows: a message
+    /// may have been under way, and a leader that has been cut off believes to be one for up to
+    /// an election timeout. `None` before this node has caught up with a leader for the first
+    /// time since its start.
+    pub age: Option<Duration>,
 }
 
 /// Withdraws a read when its future is dropped before it was answered.

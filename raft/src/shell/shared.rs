@@ -20,7 +20,7 @@ use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
-use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, SnapshotMeta};
+use crate::types::{ENTRY_OVERHEAD, Entry, FollowerStatus, HaltReason, SnapshotMeta};
 
 /// Something for the driver.
 #[derive(Debug)]
@@ -148,6 +148,9 @@ pub(crate) fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
+/// A time that never comes.
+pub(crate) const NEVER: u64 = u64::MAX;
+
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) events: Mailbox<Event>,
@@ -167,6 +170,12 @@ pub(crate) struct Shared {
     /// What the driver last published, for the receiver of snapshots.
     pub(crate) term: AtomicU64,
     pub(crate) commit: AtomicU64,
+    /// For [`Raft::freshness`](crate::Raft::freshness): the last applied index, and when (ns) the
+    /// machine last showed everything that was committed, or [`NEVER`].
+    pub(crate) applied: AtomicU64,
+    pub(crate) fresh_at: AtomicU64,
+    /// For [`Raft::followers`](crate::Raft::followers).
+    pub(crate) followers: Mutex<Vec<FollowerStatus>>,
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
@@ -190,6 +199,9 @@ impl Shared {
             stopped: OnceLock::new(),
             term: AtomicU64::new(0),
             commit: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            fresh_at: AtomicU64::new(NEVER),
+            followers: Mutex::new(Vec::new()),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
             #[cfg(feature = "testing")]
@@ -241,9 +253,14 @@ impl Shared {
     /// and the node says so and stops. It may have nothing else to write, and would stay a
     /// follower that never gets anywhere.
     pub(crate) fn doubt(self: &Arc<Self>, log: &dyn LogStore) {
-        if self.mutant(Mutant::TrustFailedDisk) {
-            return;
+        if !self.mutant(Mutant::TrustFailedDisk) {
+            self.write_or_stop(log, LogWrite::default());
         }
+    }
+
+    /// Writes what the core does not wait for. The node stops when that fails: every later write
+    /// would fail too.
+    pub(crate) fn write_or_stop(self: &Arc<Self>, log: &dyn LogStore, write: LogWrite) {
         let shared = Arc::clone(self);
         let tell = move |result: Result<(), StoreError>| {
             if let Err(error) = result {
@@ -251,7 +268,7 @@ impl Shared {
                 shared.tell(Event::Stop(StopReason::Halted { reason, cause }));
             }
         };
-        log.write(LogWrite::default(), Completion::new(tell));
+        log.write(write, Completion::new(tell));
     }
 
     /// Leaves a message of a peer, unless too much is waiting: Raft bears the loss.

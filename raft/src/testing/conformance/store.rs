@@ -3,9 +3,11 @@
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::Config;
 use crate::core::{Core, Restored};
@@ -16,10 +18,14 @@ use crate::types::{Entry, EntryKind, HardState, SnapshotMeta, Status};
 
 type Store = Arc<dyn LogStore>;
 
+/// How long a write may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Holds a log store against [`LogStore`]'s promises.
 ///
 /// `open` opens the store of one group. It is called many times: for a new, empty store when its
 /// argument is `true`, otherwise for the one before it, after all handles to that were dropped.
+/// Needs a tokio runtime with timers.
 ///
 /// # Panics
 /// Where a promise is broken, saying which.
@@ -39,6 +45,8 @@ where
     reading(&mut open).await;
     completions_in_order(&mut open).await;
     large_writes(&mut open).await;
+    failures_stay(&mut open).await;
+    commit_index(&mut open).await;
     snapshots(&mut open).await;
     staged_snapshots(&mut open).await;
     snapshots_stay_readable(&mut open).await;
@@ -65,7 +73,9 @@ async fn write(store: &Store, write: LogWrite) -> Result<(), StoreError> {
     let (done, result) = oneshot::channel();
     let tell = move |result| drop(done.send(result));
     store.write(write, Completion::new(tell));
-    result.await.expect("a completion must be completed or dropped, never kept for ever")
+    let result = timeout(PATIENCE, result).await;
+    let result = result.expect("a completion must be completed or dropped, never kept for ever");
+    result.expect("a completion is told once, or dropped")
 }
 
 async fn written(store: &Store, it: LogWrite) {
@@ -192,6 +202,8 @@ async fn reading<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
     assert_eq!(some, entries(40..40 + some.len() as u64, 1), "a prefix of the range");
     let end = store.read(99..200, 1 << 20).await.expect("99 and 100 are there");
     assert_eq!(end, entries(99..101, 1), "the range may reach past the end");
+    let part = store.read(10..20, 1 << 20).await.expect("they are there");
+    assert_eq!(part, entries(10..20, 1), "and nothing past the range");
 }
 
 async fn completions_in_order<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
@@ -221,7 +233,7 @@ async fn completions_in_order<O: FnMut(bool) -> F, F: Future<Output = Store>>(op
     drop(tell);
     let mut last = 0;
     let mut seen = 0;
-    while let Some((n, ok)) = told.recv().await {
+    while let Some((n, ok)) = timeout(PATIENCE, told.recv()).await.expect("completions come") {
         assert!(ok, "write {n} is legal");
         assert!(n >= last, "write {n} was reported after {last}");
         last = n;
@@ -247,6 +259,45 @@ async fn large_writes<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut
     let store = open(false).await;
     assert_eq!(restored(&store).await.1.last, 8, "a write of many megabytes is taken");
     assert!(read_all(&store, 1..9).await == expected, "and comes back as it was");
+}
+
+async fn failures_stay<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
+    let store = begun(open).await;
+    written(&store, append(1..4, 1)).await;
+    let unknown = SnapshotName { meta: SnapshotMeta::default(), identity: 77 };
+    let adopts = LogWrite { snapshot: Some(unknown), ..append(4..5, 1) };
+    let error = write(&store, adopts).await.expect_err("it was never staged");
+    assert!(matches!(error, StoreError::NotStaged), "{error}");
+    write(&store, append(4..5, 1)).await.expect_err("nothing may follow a failed write");
+    write(&store, vote(10, Some(1))).await.expect_err("no vote either");
+    drop(store);
+    let store = open(false).await;
+    let (hard_state, status) = restored(&store).await;
+    assert_eq!(status.last, 3, "what failed, and what followed it, is not there");
+    assert_eq!(hard_state, HardState { term: 9, vote: None }, "nor is the vote");
+    written(&store, append(4..5, 1)).await;
+}
+
+async fn commit_index<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
+    let store = begun(open).await;
+    written(&store, append(1..10, 1)).await;
+    assert_eq!(restored_again(open, store).await.commit, 0, "nothing is known to be committed");
+    let store = open(false).await;
+    restored(&store).await;
+    let alone = LogWrite { commit: Some(4), ..LogWrite::default() };
+    written(&store, alone).await;
+    written(&store, LogWrite { commit: Some(6), ..append(10..11, 1) }).await;
+    let commit = restored_again(open, store).await.commit;
+    assert!([0, 4, 6].contains(&commit), "{commit} was never said to be committed");
+}
+
+/// What the store gives back after it was closed and opened again.
+async fn restored_again<O: FnMut(bool) -> F, F>(open: &mut O, store: Store) -> Status
+where
+    F: Future<Output = Store>,
+{
+    drop(store);
+    restored(&open(false).await).await.1
 }
 
 /// Stages and finishes a snapshot.
@@ -323,11 +374,21 @@ async fn staged_snapshots<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: 
         assert!(matches!(error, StoreError::ChunkSize { .. }), "{error}");
     }
     drop(writer);
-    stage(&store, 9, 1, &[b"never adopted"]).await;
+    let left = stage(&store, 9, 1, &[b"never adopted"]).await;
+    let gone = LogWrite { snapshot: Some(one), ..LogWrite::default() };
+    let error = write(&store, gone).await.expect_err("it was unstaged");
+    assert!(matches!(error, StoreError::NotStaged), "{error}");
     drop(store);
     let store = open(false).await;
-    assert_eq!(current(&store).await, Some((two, vec![Bytes::from("two")])));
     restored(&store).await;
+    assert_eq!(current(&store).await, Some((two.clone(), vec![Bytes::from("two")])));
+    let gone = LogWrite { snapshot: Some(left), ..LogWrite::default() };
+    let error = write(&store, gone).await.expect_err("what was never adopted is gone");
+    assert!(matches!(error, StoreError::NotStaged), "{error}");
+    drop(store);
+    let store = open(false).await;
+    restored(&store).await;
+    assert_eq!(current(&store).await, Some((two, vec![Bytes::from("two")])));
     adopt(&store, 9, 1, b"again").await;
 }
 

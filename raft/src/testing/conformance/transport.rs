@@ -45,6 +45,14 @@ pub async fn transport(one: Arc<dyn Transport>, two: Arc<dyn Transport>) {
         assert_eq!(inbox.parts.lock().pop(), Some((one.local(), part)));
     }
 
+    let mute = Arc::new(Mute);
+    two.attach(10, mute as Arc<dyn Inbox>).expect("nothing is attached for this group");
+    let patience = Duration::from_millis(300);
+    let late = one.snapshot(two.local(), 10, parts()[2].clone(), patience);
+    let late = tokio::time::timeout(PATIENCE, late).await.expect("it waits at most its time-out");
+    assert!(late.is_err(), "there was no answer: {late:?}");
+    two.detach(10);
+
     let nobody = one.snapshot(two.local(), 9, parts()[2].clone(), Duration::from_secs(1)).await;
     assert!(nobody.is_err(), "nobody answers for a group that is not attached");
     two.detach(7);
@@ -98,10 +106,26 @@ async fn sent(
                 if let Some(found) = found {
                     return found;
                 }
+                // Something else came: not to be asked for without a pause.
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
     };
     tokio::time::timeout(PATIENCE, arrives).await.expect("a message arrives at last")
+}
+
+/// Never answers.
+struct Mute;
+
+#[async_trait]
+impl Inbox for Mute {
+    fn message(&self, _from: u64, _message: Message) {}
+
+    fn unreachable(&self, _peer: u64) {}
+
+    async fn snapshot(&self, _from: u64, _part: SnapshotPart) -> SnapshotAnswer {
+        std::future::pending().await
+    }
 }
 
 #[derive(Default)]

@@ -267,6 +267,7 @@ impl StoreFile for JournaledStore {
                         release: persist.release,
                         entries,
                         hard_state: persist.hard_state,
+                        commit: None,
                     };
                     self.write(write, Done::Persist(persist.id));
                 })
