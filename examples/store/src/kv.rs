@@ -149,8 +149,8 @@ impl Kv {
     }
 
     /// One chunk of a snapshot: a version byte, the index of the last command, then whole pairs,
-    /// those after the key `after`. The chunk is about [`CHUNK_BYTES`] long and holds at least one pair, if there is one. Returns
-    /// the last key in it, `None` where no pair is left.
+    /// those after the key `after`. The chunk is about 256 KiB long and holds at least one pair,
+    /// if there is one. Returns the last key in it, `None` where no pair is left.
     pub fn encode_chunk(&self, after: Option<&Bytes>) -> (Option<Bytes>, Bytes) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut out = BytesMut::new();

@@ -59,7 +59,7 @@ impl Traffic {
         let _ = self.state.subscribe().wait_for(|state| state.under_way == 0).await;
     }
 
-    /// Returns when no request has come for [`QUIET`]. The caller bounds the wait.
+    /// Returns when no request has come for a while (200 ms). The caller bounds the wait.
     ///
     /// # Cancel safety
     /// Dropped, nothing is left behind.

@@ -45,7 +45,8 @@ pub enum StoreRet {
     Listed(Vec<(String, u64)>),
 }
 
-/// The store. Calls of different groups have nothing to do with each other, because a listing
+/// The store, as its listings are: they show versions. ([`voussoir_sim::Store`] is the same for
+/// listings that show values.) Calls of different groups have nothing to do with each other, because a listing
 /// covers exactly one group; so groups are checked apart. A key that is never listed is a group of
 /// its own.
 #[derive(Debug, Clone, Copy, Default)]
@@ -151,6 +152,11 @@ impl Model for StoreModel {
 
     fn is_read(&self, op: &StoreOp, _ret: &StoreRet) -> bool {
         matches!(op, StoreOp::Get { .. } | StoreOp::List { .. })
+    }
+
+    fn state_bytes(&self, state: &Group) -> usize {
+        let pair = size_of::<(String, (String, Option<u64>))>();
+        state.iter().map(|(key, (value, _))| pair + key.len() + value.len()).sum()
     }
 }
 
