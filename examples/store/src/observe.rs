@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use voussoir_net::{Class, Event, Events, Refusal};
+use voussoir_net::{Class, Event, Events, Refusal, Violation};
 use voussoir_raft::Raft;
 
 use crate::http::App;
@@ -106,7 +106,13 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
                 tracing::warn!(%remote, %refusal, "a connection was refused");
             }
             Some(Event::Violation { peer, remote, violation }) => {
-                tracing::error!(peer, %remote, %violation, "a peer broke the protocol");
+                match violation {
+                    // What a peer that was killed in the middle of a frame leaves behind.
+                    Violation::Truncated | Violation::Silent => {
+                        tracing::warn!(peer, %remote, %violation, "a connection broke");
+                    }
+                    _ => tracing::error!(peer, %remote, %violation, "a peer broke the protocol"),
+                }
             }
             Some(Event::Missed { count }) => {
                 // One `Up` for each connection that stands follows.
