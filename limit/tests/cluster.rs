@@ -5,12 +5,12 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use redis::cluster::ClusterClient;
 use support::RedisServer;
 use voussoir_limit::testing::check_counter;
 use voussoir_limit::*;
@@ -35,12 +35,8 @@ impl Cluster {
         let folder = std::env::temp_dir().join(folder);
         let mut cluster = Self { nodes: Vec::new(), folder };
         for node in 0..3 {
-            let folder = cluster.folder.join(node.to_string());
-            std::fs::create_dir_all(&folder).unwrap();
-            let folder = folder.to_str().unwrap();
-            let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
-            let options = [&options[..], &["--cluster-node-timeout", "2000", "--dir", folder]];
-            cluster.nodes.push(RedisServer::start(&options.concat())?);
+            let started = cluster.start_node(node)?;
+            cluster.nodes.push(started);
         }
         let first = cluster.nodes[0].port;
         for (node, range) in [(0, (0, 5461)), (1, (5462, 10_922)), (2, (10_923, 16_383))] {
@@ -68,20 +64,23 @@ impl Cluster {
         Some(cluster)
     }
 
+    fn start_node(&self, node: usize) -> Option<RedisServer> {
+        let folder = self.folder.join(node.to_string());
+        std::fs::create_dir_all(&folder).unwrap();
+        let folder = folder.to_str().unwrap();
+        let options = ["--cluster-enabled", "yes", "--cluster-require-full-coverage", "no"];
+        let options = [&options[..], &["--cluster-node-timeout", "2000", "--dir", folder]];
+        RedisServer::start(&options.concat())
+    }
+
     async fn connection(&self, node: usize) -> MultiplexedConnection {
         let client = redis::Client::open(self.nodes[node].url()).unwrap();
         client.get_multiplexed_async_connection().await.unwrap()
     }
 
     fn counter(&self, when_lost: WhenLost) -> Arc<dyn Counter> {
-        let nodes = self.nodes.iter().map(RedisServer::url);
-        let client = ClusterClient::builder(nodes)
-            .retries(1)
-            .connection_timeout(Duration::from_millis(500))
-            .response_timeout(Duration::from_millis(500))
-            .build()
-            .unwrap();
-        Arc::new(RedisCounter::cluster(client, "limit:", when_lost))
+        let clients = self.nodes.iter().map(|node| redis::Client::open(node.url()).unwrap());
+        Arc::new(RedisCounter::cluster(clients, "limit:", when_lost).unwrap())
     }
 }
 
@@ -171,4 +170,142 @@ async fn a_node_that_dies_takes_only_its_own_keys_along() {
     let (last, _) = names.iter().zip(&of_last).find(|(_, last)| **last).unwrap();
     let denied = strict.check(last, 900).await.unwrap_err();
     assert!(matches!(denied, SharedError::Denied(_)), "{denied}");
+}
+
+/// With the default configuration: a node that is killed, and one that is stopped where it is, so
+/// that nobody answers. Keys of other nodes are answered all the time, and those of the dead one
+/// are left alone after the first time limit.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_node_rests_its_own_keys_only() {
+    let Some(mut cluster) = Cluster::start("rests").await else { return };
+    let names: Vec<String> = (0..60).map(|key| format!("user-{key}")).collect();
+    let mut connection = cluster.connection(0).await;
+    let mut of_last = Vec::new();
+    for name in &names {
+        of_last.push(ask::<u64>(&mut connection, &format!("KEYSLOT {name}")).await > 10_922);
+    }
+    for stopped in [true, false] {
+        let counter = cluster.counter(WhenLost::Fresh);
+        let quota = Quota::gcra(1, Duration::from_millis(100)).burst(1000);
+        let strict =
+            Arc::new(Strict::new(Arc::clone(&counter), quota, OutageConfig::default()).unwrap());
+        let ask_all = async || {
+            let calls = names.iter().map(|name| {
+                let (strict, name) = (Arc::clone(&strict), name.clone());
+                tokio::spawn(async move { strict.check(&name, 1).await })
+            });
+            let mut answers = Vec::new();
+            for call in calls.collect::<Vec<_>>() {
+                answers.push(call.await.unwrap());
+            }
+            answers
+        };
+        let start = Instant::now();
+        while !ask_all().await.iter().all(Result::is_ok) {
+            assert!(start.elapsed() < Duration::from_secs(20), "the cluster does not answer");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        // The map of slots is read in the background: until then the keys of a server are not known.
+        let servers = |last: bool| -> HashSet<u64> {
+            let keys = names.iter().zip(&of_last).filter(|(_, of_last)| **of_last == last);
+            keys.map(|(name, _)| counter.server_of(name)).collect()
+        };
+        while servers(true).len() != 1 || !servers(true).is_disjoint(&servers(false)) {
+            assert!(start.elapsed() < Duration::from_secs(20), "the map is not read");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            ask_all().await;
+        }
+        if stopped {
+            cluster.nodes[2].signal("STOP");
+        } else {
+            cluster.nodes[2].kill();
+        }
+        let (start, mut rounds, mut unanswered) = (Instant::now(), 0, 0);
+        let (mut resting, mut failed_elsewhere) = (0, Vec::new());
+        while start.elapsed() < Duration::from_secs(3) {
+            for (answer, of_last) in ask_all().await.iter().zip(&of_last) {
+                match answer {
+                    Err(SharedError::Store(StoreError::Resting)) if *of_last => resting += 1,
+                    Err(SharedError::Store(_)) if *of_last => unanswered += 1,
+                    Ok(_) if !of_last => {}
+                    answer => failed_elsewhere.push((start.elapsed(), answer.clone())),
+                }
+            }
+            rounds += 1;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        eprintln!("stopped {stopped}: {rounds} rounds, {unanswered} unanswered, {resting} resting");
+        assert!(failed_elsewhere.is_empty(), "{rounds} rounds: {failed_elsewhere:?}");
+        let of_last = of_last.iter().filter(|last| **last).count();
+        // One round of questions in each 500 ms of rest: at most 7 in 3 s, and one on its way.
+        assert!(unanswered <= 8 * of_last, "{unanswered} of {of_last} keys");
+        assert!(resting > unanswered, "{resting} resting");
+        if stopped {
+            cluster.nodes[2].signal("CONT");
+        } else {
+            cluster.nodes[2].restart();
+        }
+    }
+}
+
+/// A node is killed and its replica takes over: the keys of the node go on with what the replica
+/// has, and those of other nodes never notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_takes_over_is_found_with_what_it_has() {
+    let Some(mut cluster) = Cluster::start("takes-over").await else { return };
+    let Some(replica) = cluster.start_node(3) else { return };
+    cluster.nodes.push(replica);
+    let mut of_replica = cluster.connection(3).await;
+    let first = cluster.nodes[0].port;
+    let _: () = ask(&mut of_replica, &format!("MEET 127.0.0.1 {first}")).await;
+    let primary: String = ask(&mut cluster.connection(2).await, "MYID").await;
+    let start = Instant::now();
+    while !ask::<String>(&mut of_replica, "NODES").await.contains(&primary) {
+        assert!(start.elapsed() < Duration::from_secs(20), "the nodes do not meet");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let _: () = ask(&mut of_replica, &format!("REPLICATE {primary}")).await;
+    loop {
+        let mut info = redis::cmd("INFO");
+        let info: String = info.arg("replication").query_async(&mut of_replica).await.unwrap();
+        if info.contains("master_link_status:up") {
+            break;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "the replica does not follow: {info}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let counter = cluster.counter(WhenLost::Fresh);
+    let mut outage = OutageConfig::default();
+    outage.timeout = Duration::from_secs(1);
+    let strict = Strict::new(counter, Quota::gcra(1, HOUR).burst(1000), outage).unwrap();
+    let (mut last, mut other) = (None, None);
+    for key in (0..).map(|key| format!("user-{key}")) {
+        let slot: u64 = ask(&mut of_replica, &format!("KEYSLOT {key}")).await;
+        let place = if slot > 10_922 { &mut last } else { &mut other };
+        place.get_or_insert(key);
+        if last.is_some() && other.is_some() {
+            break;
+        }
+    }
+    let (last, other) = (last.unwrap(), other.unwrap());
+    assert_eq!(strict.check(&last, 900).await.unwrap().remaining, 100);
+    let mut primary = cluster.connection(2).await;
+    let copies: u64 =
+        redis::cmd("WAIT").arg(1).arg(10_000).query_async(&mut primary).await.unwrap();
+    assert_eq!(copies, 1, "the take is not replicated");
+    cluster.nodes[2].kill();
+    let (start, mut errors) = (Instant::now(), 0);
+    let pass = loop {
+        strict.check(&other, 1).await.expect("the other nodes are well");
+        match strict.check(&last, 1).await {
+            Err(SharedError::Store(error)) => {
+                errors += 1;
+                assert!(start.elapsed() < Duration::from_secs(30), "nobody takes over: {error}");
+            }
+            answer => break answer.unwrap(),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(errors > 0, "the node is dead");
+    assert_eq!(pass.remaining, 99, "the replica knows of the 900");
 }

@@ -124,9 +124,10 @@ impl Guard {
 
     /// Asks for `least` to `most` units.
     pub(super) async fn take(&self, key: &str, least: u64, most: u64) -> Result<Taken, StoreError> {
-        if self.rests.any(self.clock.now())
-            && self.rests.has(self.counter.server_of(key), self.clock.now())
-        {
+        // From before the question: an outage is that of the server that was asked, also if another
+        // one has taken over meanwhile.
+        let (server, now) = (self.counter.server_of(key), self.clock.now());
+        if self.rests.any(now) && self.rests.has(server, now) {
             return Err(StoreError::Resting);
         }
         let takes = [Take { key, quota: self.quota, least, most }];
@@ -139,16 +140,16 @@ impl Guard {
                 Err(_) => Err(StoreError::NoAnswer(format!("within {:?}", self.outage.timeout))),
             };
         if let Err(error) = &answer {
-            self.failed(key, error);
+            self.failed(server, key, error);
         }
         answer
     }
 
-    fn failed(&self, key: &str, error: &StoreError) {
+    fn failed(&self, server: u64, key: &str, error: &StoreError) {
         let now = self.clock.now();
         if error.is_outage() {
             let until = now.saturating_add(nanos(self.outage.rest));
-            self.rests.begin(self.counter.server_of(key), now, until);
+            self.rests.begin(server, now, until);
         }
         let warned_at = self.warned_at.load(Ordering::Relaxed);
         if warned_at == 0 || now >= warned_at.saturating_add(WARN_EVERY_NS) {

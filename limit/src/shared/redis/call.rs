@@ -88,6 +88,11 @@ impl Call {
         Ok(Self { key, figures, least: take.least, most: take.most, when_lost })
     }
 
+    /// The key as Redis has it.
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// `EVALSHA` with the hash of the script, or `EVAL` with the script itself.
     pub(super) fn command(&self, name: &str, script: &str) -> Cmd {
         let mut command = redis::cmd(name);

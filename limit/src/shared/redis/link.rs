@@ -22,24 +22,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// other end may be gone without a word.
 const SILENCE_MAX: Duration = Duration::from_millis(200);
 
-#[cfg_attr(feature = "redis-cluster", expect(clippy::large_enum_variant, reason = "one a counter"))]
-pub(super) enum Servers {
-    Single(Client),
-    #[cfg(feature = "redis-cluster")]
-    Cluster(redis::cluster::ClusterClient),
-}
-
-#[derive(Clone)]
-pub(super) enum Connection {
-    Single(MultiplexedConnection),
-    #[cfg(feature = "redis-cluster")]
-    Cluster(redis::cluster_async::ClusterConnection),
-}
-
 /// A connection and since when it owes an answer.
 #[derive(Clone)]
 pub(super) struct Link {
-    pub(super) connection: Connection,
+    pub(super) connection: MultiplexedConnection,
     /// Which of the connections made one after the other it is.
     number: u64,
     /// Nanoseconds since `Inner::epoch` at which the first request was sent that followed the last
@@ -50,7 +36,7 @@ pub(super) struct Link {
 pub(super) struct Links(Arc<Inner>);
 
 struct Inner {
-    servers: Servers,
+    client: Client,
     state: Mutex<State>,
     epoch: Instant,
 }
@@ -70,16 +56,11 @@ impl fmt::Debug for Links {
 }
 
 impl Links {
-    pub(super) fn new(servers: Servers) -> Self {
+    pub(super) fn new(client: Client) -> Self {
         let state = Mutex::new(State { number: 0, link: None, connecting: None });
         // The epoch is before the first reading, so that no reading is 0.
         let epoch = Instant::now().checked_sub(Duration::from_secs(1)).unwrap_or_else(Instant::now);
-        Self(Arc::new(Inner { servers, state, epoch }))
-    }
-
-    /// Whether the keys are spread over the servers of a cluster.
-    pub(super) fn is_cluster(&self) -> bool {
-        !matches!(self.0.servers, Servers::Single(_))
+        Self(Arc::new(Inner { client, state, epoch }))
     }
 
     /// The connection; makes one if there is none.
@@ -126,11 +107,8 @@ impl Links {
         Sent { links: self, link }
     }
 
-    /// Makes the next caller connect anew. A cluster's connection sees to its nodes by itself.
+    /// Makes the next caller connect anew.
     pub(super) fn close(&self, link: &Link) {
-        if self.is_cluster() {
-            return;
-        }
         let mut state = self.0.state.lock();
         if state.link.as_ref().is_some_and(|open| open.number == link.number) {
             state.link = None;
@@ -163,20 +141,11 @@ impl Inner {
         let _ = sender.send(Some(connected));
     }
 
-    async fn connect(&self) -> Result<Connection, RedisError> {
-        match &self.servers {
-            Servers::Single(client) => {
-                let config = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(CONNECT_MAX))
-                    .set_response_timeout(Some(ANSWER_MAX));
-                let connection = client.get_multiplexed_async_connection_with_config(&config);
-                connection.await.map(Connection::Single)
-            }
-            #[cfg(feature = "redis-cluster")]
-            Servers::Cluster(client) => {
-                client.get_async_connection().await.map(Connection::Cluster)
-            }
-        }
+    async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_MAX))
+            .set_response_timeout(Some(ANSWER_MAX));
+        self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 }
 
