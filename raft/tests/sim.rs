@@ -2,8 +2,8 @@
 //!
 //! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
 
-use voussoir_raft::testing::sim::{Options, run, run_journaled};
-use voussoir_sim::{FaultSet, Runner};
+use voussoir_raft::testing::sim::{Options, SITUATIONS, run, run_journaled};
+use voussoir_sim::{FaultSet, Runner, Situations, Summary};
 
 const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim";
 
@@ -15,6 +15,7 @@ fn over_journals() {
     let summary = runner.run(|seed| run_journaled(seed, &options)).unwrap();
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
+    all_reached(&summary);
     for figure in ["damage reported", "damage harmless", "lost disks refused"] {
         assert!(summary.figure(figure) > 0, "never seen: {figure}");
     }
@@ -27,4 +28,15 @@ fn over_memory() {
     let runner = Runner::new(format!("{COMMAND} over_memory")).seeds(200).first(1_000_000);
     let summary = runner.run(|seed| run(seed, &options)).unwrap();
     println!("{summary}");
+}
+
+/// Fails when the seeds did not reach one of the situations; a seed that is played alone may.
+fn all_reached(summary: &Summary) {
+    let situations = Situations::new(&SITUATIONS);
+    SITUATIONS.iter().for_each(|name| situations.add(name, summary.figure(name)));
+    if std::env::var_os("VOUSSOIR_SEED").is_some() {
+        println!("{situations}");
+    } else {
+        situations.assert_all_reached();
+    }
 }

@@ -288,7 +288,17 @@ impl World {
     }
 
     /// The most bytes of commands and messages that a node keeps alive under its configuration.
-    pub(crate) fn held_max(&self) -> u64 {
-        u64::MAX
+    fn held_max(&self) -> u64 {
+        let Setup { config, payload_bytes, .. } = &self.setup;
+        let largest = payload_bytes + voussoir_raft::ENTRY_OVERHEAD;
+        let append = config.max_append_bytes + largest;
+        let window = config.max_window_bytes + largest;
+        // Entries that are not durable stay: a leader's own, and what a follower is sent.
+        let unsafe_bytes = config.max_uncommitted_bytes.max(largest) + largest;
+        let arriving = config.max_inflight_bytes + append + config.max_inbox_bytes + append;
+        let applying = config.max_applying.saturating_mul(largest);
+        let waiting = self.open_calls.load(Ordering::Relaxed) as u64 * payload_bytes;
+        // An entry keeps the whole message alive with which it came; it may have been sent twice.
+        2 * (window + unsafe_bytes + arriving).saturating_add(applying) + waiting + (64 << 10)
     }
 }

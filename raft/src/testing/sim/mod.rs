@@ -25,5 +25,5 @@ pub use self::journaled::{JournalDisk, JournaledStore, run_journaled};
 pub use self::machine::{Machine, Reply};
 pub use self::memory::{MemoryDisk, MemoryStore};
 pub use self::node::{RaftNode, Timed};
-pub use self::oracle::Oracle;
+pub use self::oracle::{Oracle, SITUATIONS};
 pub use self::run::{Options, run, run_on};

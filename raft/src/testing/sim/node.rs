@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -15,7 +16,8 @@ use super::oracle::Oracle;
 use super::wire::Packet;
 use crate::codec;
 use crate::config::Config;
-use crate::core::{Core, Input, NotInMemory, Output, Persist};
+use crate::core::{Core, FetchError, Input, NotInMemory, Output, Persist};
+use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
 /// What a node schedules for itself.
@@ -25,6 +27,17 @@ pub enum Timed {
     Disk,
     /// The machine works.
     Machine,
+    /// A read of entries for a follower has taken its time.
+    Fetch {
+        /// From [`Output::Fetch`].
+        id: u64,
+        /// The first index to read.
+        start: u64,
+        /// The index after the last one.
+        end: u64,
+        /// From [`Output::Fetch`].
+        max_bytes: u64,
+    },
     /// A snapshot transfer has taken too long.
     GiveUp(u64),
 }
@@ -32,7 +45,9 @@ pub enum Timed {
 /// Work for the machine, in order.
 #[derive(Debug)]
 enum Task {
-    Apply(Vec<Entry>),
+    /// The entries of a range; `None`: they are read from the store when their turn comes, as the
+    /// shell does.
+    Apply(Range<u64>, Option<Vec<Entry>>),
     Restore(SnapshotMeta, Bytes),
     Snapshot,
 }
@@ -66,6 +81,9 @@ pub struct RaftNode<D: Disk> {
     applied: (u64, u64),
     tasks: VecDeque<Task>,
     machine_busy: bool,
+    /// Entries were released before they could be applied: nothing is applied before the next
+    /// restore.
+    awaits_restore: bool,
     snapshot: Option<(SnapshotMeta, Bytes)>,
     /// Received, and not yet taken or discarded by the core.
     staged: Vec<(SnapshotMeta, Bytes)>,
@@ -127,6 +145,7 @@ impl<D: Disk> RaftNode<D> {
             applied: (0, 0),
             tasks: VecDeque::new(),
             machine_busy: false,
+            awaits_restore: false,
             snapshot,
             staged: Vec::new(),
             transfers: Vec::new(),
@@ -179,7 +198,7 @@ impl<D: Disk> RaftNode<D> {
         }
         if !self.tasks.is_empty() && !self.machine_busy {
             self.machine_busy = true;
-            let delay = ctx.rng().below(MILLISECOND);
+            let delay = pause(ctx, 10_000);
             ctx.schedule(delay, Timed::Machine);
         }
     }
@@ -196,10 +215,19 @@ impl<D: Disk> RaftNode<D> {
             Output::Persist(persist) => self.persist(ctx, persist),
             Output::Send { to, message } => {
                 self.oracle.borrow_mut().sent(ctx.id(), to, &message);
+                if matches!(message, Message::Vote(_)) && self.persisting > 0 {
+                    self.reached("vote asked for while an own write is under way");
+                }
                 let bytes = codec::encode(group, &message).into_bytes();
                 ctx.send(to, Packet::Raft(bytes).encode());
             }
             Output::Replicate { to, head, range } => {
+                let next = range.start..range.start + 1;
+                let stored =
+                    (self.core.status().first..=self.core.status().last).contains(&next.start);
+                if range.is_empty() && stored && self.core.entries(next).is_err() {
+                    self.reached("probe below the leader's window");
+                }
                 // As strict as the shell, which panics where the core lends nothing.
                 match self.core.entries(range) {
                     Ok(lent) => {
@@ -211,10 +239,7 @@ impl<D: Disk> RaftNode<D> {
             }
             Output::Apply { range } => {
                 let lent = self.core.entries(range.clone()).map(|lent| lent.cloned().collect());
-                match lent.map_or_else(|_| self.read_all(range), Some) {
-                    Some(entries) => self.tasks.push_back(Task::Apply(entries)),
-                    None => ctx.exit(),
-                }
+                self.tasks.push_back(Task::Apply(range, lent.ok()));
             }
             Output::Restore { meta } => {
                 if let Some((_, data)) = self.snapshot.clone().filter(|(held, _)| *held == meta) {
@@ -225,12 +250,15 @@ impl<D: Disk> RaftNode<D> {
             }
             Output::TakeSnapshot => self.tasks.push_back(Task::Snapshot),
             Output::SendSnapshot { id, to, term, meta } => {
+                self.reached("snapshot sent to a follower behind the log");
                 self.send_snapshot(ctx, id, to, term, &meta);
             }
             Output::DiscardSnapshot { meta } => self.staged.retain(|(staged, _)| *staged != meta),
             Output::Fetch { id, range, max_bytes } => {
-                let result = self.store.read(range, max_bytes);
-                self.inputs.push_back(Input::Fetched { id, result });
+                self.reached("leader reads back entries for a follower behind its window");
+                let (start, end) = (range.start, range.end);
+                let delay = pause(ctx, 50_000);
+                ctx.schedule(delay, Timed::Fetch { id, start, end, max_bytes });
             }
             Output::Halted { reason } => self.halted(ctx, reason),
             other => self.answer(ctx, other),
@@ -249,6 +277,11 @@ impl<D: Disk> RaftNode<D> {
                 }
             }
             Output::Lost { token, count, superseded } => {
+                self.reached(if superseded {
+                    "proposals superseded"
+                } else {
+                    "proposals hidden by a snapshot"
+                });
                 let lost = token..token + count;
                 self.waiting.retain(|_, waiting| {
                     let is_lost = lost.contains(&waiting.token);
@@ -320,6 +353,14 @@ impl<D: Disk> RaftNode<D> {
         let mut snapshot = None;
         if let Some(meta) = &persist.snapshot {
             let at = self.staged.iter().position(|(staged, _)| staged == meta);
+            if at.is_none() {
+                let id = ctx.id();
+                self.oracle.borrow_mut().object(|| format!("node {id} has no snapshot {meta:?}"));
+            }
+            self.reached("snapshot of a peer installed");
+            if !self.ready.is_empty() {
+                self.reached("snapshot installed while a confirmed read waits for the machine");
+            }
             self.snapshot = at.map(|at| self.staged.swap_remove(at));
             snapshot = self.snapshot.as_ref().map(|(_, data)| data.clone());
         }
@@ -371,26 +412,51 @@ impl<D: Disk> RaftNode<D> {
         }
     }
 
-    fn read_all(&self, mut range: std::ops::Range<u64>) -> Option<Vec<Entry>> {
+    /// Reads entries that are no longer in memory.
+    fn read_back(&self, mut range: Range<u64>) -> Result<Vec<Entry>, FetchError> {
         let mut all = Vec::new();
         while !range.is_empty() {
-            let some = self.store.read(range.clone(), 1 << 20).ok()?;
+            let some = self.store.read(range.clone(), 1 << 20)?;
             range.start += some.len() as u64;
             all.extend(some);
         }
-        Some(all)
+        Ok(all)
+    }
+
+    fn work_fetch(&mut self, ctx: &mut Context<'_, Self>, id: u64, range: Range<u64>, bytes: u64) {
+        let result = self.store.read(range, bytes);
+        if self.core.status().role != Role::Leader {
+            self.reached("entries read back for an earlier leadership");
+        } else if result == Err(FetchError::Released) {
+            self.reached("entries for a follower released before they were read");
+        }
+        self.step(ctx, Input::Fetched { id, result });
+    }
+
+    fn reached(&self, situation: &'static str) {
+        self.oracle.borrow_mut().reached(situation);
     }
 
     fn work_machine(&mut self, ctx: &mut Context<'_, Self>) {
         self.machine_busy = false;
         match self.tasks.pop_front() {
-            Some(Task::Apply(entries)) => {
-                for entry in entries {
-                    self.apply(ctx, entry);
+            Some(Task::Apply(..)) if self.awaits_restore => return self.poll(ctx),
+            Some(Task::Apply(range, lent)) => {
+                if lent.is_none() {
+                    self.reached("entries for the machine read back");
+                }
+                match lent.map_or_else(|| self.read_back(range), Ok) {
+                    Ok(entries) => entries.into_iter().for_each(|entry| self.apply(ctx, entry)),
+                    Err(FetchError::Released) => {
+                        self.awaits_restore = true;
+                        return self.poll(ctx);
+                    }
+                    Err(FetchError::Failed) => return ctx.exit(),
                 }
             }
             Some(Task::Restore(meta, data)) => {
                 self.oracle.borrow_mut().restored(ctx.id(), meta.index);
+                self.awaits_restore = false;
                 self.machine = Machine::restore(data);
                 self.applied = (meta.index, meta.term);
                 if self.waiting.keys().next().is_some_and(|first| *first <= meta.index) {
@@ -483,6 +549,17 @@ impl<D: Disk> RaftNode<D> {
     }
 }
 
+/// How long a piece of work takes, in ns: mostly less than a millisecond, and up to 300 ms in
+/// `slow_ppm` of a million cases.
+fn pause<D: Disk>(ctx: &mut Context<'_, RaftNode<D>>, slow_ppm: u32) -> u64 {
+    let slow = ctx.rng().chance(slow_ppm);
+    if slow {
+        ctx.rng().scaled(MILLISECOND, 300 * MILLISECOND)
+    } else {
+        ctx.rng().below(MILLISECOND)
+    }
+}
+
 impl<D: Disk> Node for RaftNode<D> {
     type Disk = D;
     type Event = Timed;
@@ -522,6 +599,9 @@ impl<D: Disk> Node for RaftNode<D> {
         match event {
             Timed::Disk => self.work_disk(ctx),
             Timed::Machine => self.work_machine(ctx),
+            Timed::Fetch { id, start, end, max_bytes } => {
+                self.work_fetch(ctx, id, start..end, max_bytes);
+            }
             Timed::GiveUp(id) => self.end_transfer(ctx, id, false),
         }
     }

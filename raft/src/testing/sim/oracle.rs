@@ -8,6 +8,23 @@ use crate::core::{Core, Persist};
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, HardState, Role, Status};
 
+/// What the seeds have to reach, or they prove nothing about it. [`run`](super::run) reports how
+/// often each of them occurred, as a figure of that name.
+pub static SITUATIONS: [&str; 12] = [
+    "leader reads back entries for a follower behind its window",
+    "probe below the leader's window",
+    "entries for a follower released before they were read",
+    "entries read back for an earlier leadership",
+    "entries for the machine read back",
+    "snapshot sent to a follower behind the log",
+    "snapshot of a peer installed",
+    "snapshot installed while a confirmed read waits for the machine",
+    "vote asked for while an own write is under way",
+    "proposals superseded",
+    "proposals hidden by a snapshot",
+    "leader steps down within its term",
+];
+
 /// What has been acknowledged as durable at one node.
 #[derive(Clone, Debug, Default)]
 struct Durable {
@@ -72,6 +89,8 @@ pub struct Oracle {
     /// applied by then: it was committed in that term or before. Both ascending.
     committed_by: Vec<(u64, u64)>,
     violation: Option<String>,
+    /// How often each of [`SITUATIONS`] was reached.
+    situations: [u64; SITUATIONS.len()],
     /// The last index of a write that a client was told about.
     told: u64,
     /// How many elections were won.
@@ -112,6 +131,17 @@ impl Oracle {
     /// The last index that some node has applied.
     pub fn committed(&self) -> u64 {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
+    }
+
+    /// Counts one of [`SITUATIONS`].
+    pub(super) fn reached(&mut self, situation: &'static str) {
+        let at = SITUATIONS.iter().position(|known| *known == situation);
+        self.situations[at.expect("every situation is listed")] += 1;
+    }
+
+    /// How often each of [`SITUATIONS`] was reached.
+    pub fn situations(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        SITUATIONS.into_iter().zip(self.situations)
     }
 
     /// Notes that something happened that must not.
@@ -355,6 +385,9 @@ impl Oracle {
         let (was_term, was_commit, was_leader) = (known.term, known.commit, known.was_leader);
         (known.term, known.commit) = (term, commit);
         known.was_leader = role == Role::Leader && status.halted.is_none();
+        if was_leader && was_term == term && role != Role::Leader {
+            self.reached("leader steps down within its term");
+        }
         if commit < was_commit {
             self.object(|| {
                 format!("node {id} moves its commit index from {was_commit} to {commit}")

@@ -310,9 +310,10 @@ impl<D: Disk> Run<D> {
         }
         let (ok, failed, unknown) = self.history.outcomes();
         let oracle = self.oracle.borrow();
-        Ok(self
-            .world
-            .report()
+        let report = self.world.report();
+        let situations = oracle.situations();
+        let report = situations.fold(report, |report, (name, count)| report.with(name, count));
+        Ok(report
             .with("calls ok", ok)
             .with("calls failed", failed)
             .with("calls unknown", unknown)
