@@ -296,9 +296,9 @@ impl World {
         // Entries that are not durable stay: a leader's own, and what a follower is sent.
         let unsafe_bytes = config.max_uncommitted_bytes.max(largest) + largest;
         let arriving = config.max_inflight_bytes + append + config.max_inbox_bytes + append;
-        let applying = config.max_applying.saturating_mul(largest);
+        let applying = config.max_applying_bytes + largest;
         let waiting = self.open_calls.load(Ordering::Relaxed) as u64 * payload_bytes;
         // An entry keeps the whole message alive with which it came; it may have been sent twice.
-        2 * (window + unsafe_bytes + arriving).saturating_add(applying) + waiting + (64 << 10)
+        2 * (window + unsafe_bytes + arriving + applying) + waiting + (64 << 10)
     }
 }
