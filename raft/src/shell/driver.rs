@@ -203,10 +203,7 @@ impl Driver {
                 Input::Read { token }
             }
             Event::ReadWithdrawn { token } => {
-                if let Some((_, confirmed)) = self.reads.take(token) {
-                    self.shared.read_room.add_permits(1);
-                    self.withdrawn.extend((!confirmed).then_some(token));
-                }
+                self.withdraw_read(token);
                 return Err(None);
             }
             Event::Message { from, message, weight } => {
@@ -230,11 +227,7 @@ impl Driver {
                 Input::PersistFailed { id }
             }
             Event::Fetched { id, result } => {
-                if let Err(error) = &result
-                    && FetchError::from(error) == FetchError::Failed
-                {
-                    self.note_failure("a read of entries", error);
-                }
+                self.note_failed_read(&result);
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
             Event::Applied { index, answered: callers } => {
@@ -257,6 +250,22 @@ impl Driver {
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
+    }
+
+    /// The caller of a read waits no more: its room comes back, and the core forgets it.
+    fn withdraw_read(&mut self, token: u64) {
+        if let Some((_, confirmed)) = self.reads.take(token) {
+            self.shared.read_room.add_permits(1);
+            self.withdrawn.extend((!confirmed).then_some(token));
+        }
+    }
+
+    fn note_failed_read(&mut self, result: &Result<Vec<Entry>, ReadFailed>) {
+        if let Err(error) = result
+            && FetchError::from(error) == FetchError::Failed
+        {
+            self.note_failure("a read of entries", error);
+        }
     }
 
     /// Keeps the first failure of the store: it is why the node will halt.
