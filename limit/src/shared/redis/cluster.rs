@@ -39,6 +39,9 @@ struct Node {
     links: Links,
 }
 
+/// The calls of one server, and the place of each among all calls.
+type OfNode = (Arc<Node>, Vec<usize>, Vec<Call>);
+
 pub(super) struct Cluster {
     seeds: Box<[Arc<Node>]>,
     /// How to connect, but for the address.
@@ -101,7 +104,7 @@ impl Cluster {
         self.refresh(READ_AGAIN);
         let mut answers: Vec<Option<Result<Answer, StoreError>>> = Vec::new();
         answers.resize_with(calls.len(), || None);
-        let mut by_node: HashMap<u64, (Arc<Node>, Vec<usize>, Vec<Call>)> = HashMap::new();
+        let mut by_node: HashMap<u64, OfNode> = HashMap::new();
         for (place, call) in calls.into_iter().enumerate() {
             let node = self.node_of(slot_of(call.key().as_bytes()));
             let of_node = || (Arc::clone(&node), Vec::new(), Vec::new());
