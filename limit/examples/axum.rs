@@ -20,7 +20,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let quota = Quota::gcra(10, Duration::from_secs(60)).burst(5).named("per-client");
     let limiter = Arc::new(Keyed::new(quota)?);
 
-    // Behind proxies of your own: `ForwardedFor { trusted_hops: 1 }` in place of `ConnectedAddress`.
+    // Behind proxies of your own: `ForwardedFor { trusted_hops: 1 }` in place of
+    // `ConnectedAddress`.
     let limit = HttpLimitLayer::new(limiter, ConnectedAddress);
     let app = Router::new().route("/", get(async || "hello\n")).layer(limit);
 

@@ -40,8 +40,8 @@ impl MemoryCounter {
         self.state.lock().failing = error;
     }
 
-    /// Puts a key on the server of this number, of which every take from now on fails so; `None`: no
-    /// more. Other keys are on server 0.
+    /// Puts a key on the server of this number, of which every take from now on fails so; `None`:
+    /// no more. Other keys are on server 0.
     pub fn fail_key(&self, key: &str, server: u64, error: Option<StoreError>) {
         self.state.lock().failing_keys.insert(key.into(), (server, error));
     }

@@ -205,7 +205,8 @@ async fn a_dead_node_rests_its_own_keys_only() {
             assert!(start.elapsed() < Duration::from_secs(20), "the cluster does not answer");
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
-        // The map of slots is read in the background: until then the keys of a server are not known.
+        // The map of slots is read in the background: until then the keys of a server are not
+        // known.
         let servers = |last: bool| -> HashSet<u64> {
             let keys = names.iter().zip(&of_last).filter(|(_, of_last)| **of_last == last);
             keys.map(|(name, _)| counter.server_of(name)).collect()

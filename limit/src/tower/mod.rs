@@ -51,8 +51,8 @@ impl<B> KeyOf<Request<B>> for PeerAddress {
     }
 }
 
-/// The client's address as axum has it: the `ConnectInfo<SocketAddr>` among the request's extensions,
-/// put there by `Router::into_make_service_with_connect_info::<SocketAddr>()`.
+/// The client's address as axum has it: the `ConnectInfo<SocketAddr>` among the request's
+/// extensions, put there by `Router::into_make_service_with_connect_info::<SocketAddr>()`.
 #[cfg(feature = "axum")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ConnectedAddress;

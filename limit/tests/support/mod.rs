@@ -94,8 +94,8 @@ fn free_port() -> u16 {
     }
 }
 
-/// Where a replica writes what it copies. A server reads what it finds there when it starts, so each
-/// has a name of its own.
+/// Where a replica writes what it copies. A server reads what it finds there when it starts, so
+/// each has a name of its own.
 fn rdb(port: u16) -> PathBuf {
     std::env::temp_dir().join(format!("voussoir-limit-{}-{port}.rdb", std::process::id()))
 }

@@ -50,16 +50,16 @@ pub struct RedisStats {
 /// slot of a cluster. A batch of takes is one round trip to each server that keeps
 /// some of its keys. A key expires when it is as good as new.
 ///
-/// A user of an ACL needs `+evalsha +eval +time +get +set`, with [`WhenLost::Drained`] `+info`, on a
-/// cluster `+cluster|slots`, and the keys `~<prefix>*`.
+/// A user of an ACL needs `+evalsha +eval +time +get +set`, with [`WhenLost::Drained`] `+info`, on
+/// a cluster `+cluster|slots`, and the keys `~<prefix>*`.
 ///
 /// # Format
 /// `<prefix>{<key>}:g1` for quotas by rate and `<prefix>{<key>}:w1` for fixed windows; a later
 /// version of the format would have another name, so a change of algorithm or version starts a key
 /// anew. The value is `A:B` in decimal figures: by rate the theoretical arrival time, in
-/// microsecond A since 1970 and B nanoseconds; for a window its beginning A and its units B. All that
-/// begins with the prefix belongs to the limiter: what is found there and is not of this format is
-/// replaced, and counted in [`RedisStats::unreadable`].
+/// microsecond A since 1970 and B nanoseconds; for a window its beginning A and its units B. All
+/// that begins with the prefix belongs to the limiter: what is found there and is not of this
+/// format is replaced, and counted in [`RedisStats::unreadable`].
 ///
 /// # Rounding
 /// Times are whole nanoseconds while the burst is worth less than 52 days, else whole microseconds;
@@ -112,8 +112,8 @@ impl RedisCounter {
     }
 
     /// Makes sure that the server can be reached and permits all that takes need, by a take of a
-    /// key `verify` and by `INFO` where [`WhenLost::Drained`] needs it. To be called at the start of
-    /// a service; of a cluster it asks the server of that key.
+    /// key `verify` and by `INFO` where [`WhenLost::Drained`] needs it. To be called at the start
+    /// of a service; of a cluster it asks the server of that key.
     ///
     /// # Errors
     /// [`StoreError::NotPermitted`] says which command the user lacks, and what to grant.
