@@ -6,7 +6,7 @@ use common::live::Live;
 use common::{Disk, Lab, MS, entry, scenarios};
 use std::time::Duration;
 
-use voussoir_raft::core::{Core, FetchError, Input, Output, Restored};
+use voussoir_raft::core::{Core, FetchError, Input, Output, Restored, TransferEnd};
 use voussoir_raft::{
     AppendAck, AppendHead, AppendReject, Config, FollowerState, HaltReason, HardState, Message,
     ReadRefusal, SnapshotMeta,
@@ -120,7 +120,7 @@ fn an_entry_released_during_its_read_leads_to_a_snapshot() {
 // A transfer that fails at once, or whose receiver says that it has everything and asks again.
 #[test]
 fn transfers_that_bring_a_follower_no_further_back_off() {
-    for ok in [false, true] {
+    for ended in [TransferEnd::Futile, TransferEnd::Complete] {
         let mut lab = Lab::with(3, |config| config.keep_entries = 0);
         lab.elect(1);
         lab.isolate(3);
@@ -136,15 +136,40 @@ fn transfers_that_bring_a_follower_no_further_back_off() {
                 if let Output::SendSnapshot { id, .. } = output {
                     begun.push(lab.now / MS);
                     lab.node_mut(1).seen.clear();
-                    lab.step(1, Input::SnapshotSent { id, ok });
+                    lab.step(1, Input::SnapshotSent { id, ended });
                 }
             }
         }
         let gaps: Vec<u64> = begun.windows(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!((6..16).contains(&begun.len()), "ok {ok}: {gaps:?}");
-        assert!(gaps[0] >= 200 && gaps.is_sorted_by(|a, b| *b + 50 >= *a), "ok {ok}: {gaps:?}");
-        assert!(*gaps.last().unwrap() >= 12_000, "ok {ok}: {gaps:?}");
+        assert!((6..16).contains(&begun.len()), "{ended:?}: {gaps:?}");
+        assert!(gaps[0] >= 200 && gaps.is_sorted_by(|a, b| *b + 50 >= *a), "{ended:?}: {gaps:?}");
+        assert!(*gaps.last().unwrap() >= 12_000, "{ended:?}: {gaps:?}");
     }
+}
+
+/// A link that breaks each transfer after some parts: the wait does not grow.
+#[test]
+fn transfers_that_bring_parts_follow_each_other_at_once() {
+    let mut lab = Lab::with(3, |config| config.keep_entries = 0);
+    lab.elect(1);
+    lab.isolate(3);
+    (0..5).for_each(|token| lab.propose(1, token, "x"));
+    lab.settle();
+    lab.step(1, Input::SnapshotTaken { meta: snapshot(5, 1) });
+    lab.heal();
+    let mut begun = 0;
+    for _ in 0..10_000 {
+        lab.run(MS);
+        let sending = |output: &Output| matches!(output, Output::SendSnapshot { .. });
+        for output in lab.seen(1, sending) {
+            if let Output::SendSnapshot { id, .. } = output {
+                begun += 1;
+                lab.node_mut(1).seen.clear();
+                lab.step(1, Input::SnapshotSent { id, ended: TransferEnd::Advanced });
+            }
+        }
+    }
+    assert!((20..60).contains(&begun), "{begun} transfers in 10 s");
 }
 
 // Reads starve where a round trip is longer than a few heartbeats.

@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{Lab, Letter, MS};
-use voussoir_raft::core::{Input, Output};
+use voussoir_raft::core::{Input, Output, TransferEnd};
 use voussoir_raft::{Entry, EntryKind, Message, SnapshotMeta};
 
 #[test]
@@ -103,7 +103,7 @@ impl Player {
                 let meta = lab.core(from).snapshot().cloned().unwrap();
                 let term = lab.status(from).term;
                 lab.step(to, Input::SnapshotReceived { from, term, meta });
-                lab.step(from, Input::SnapshotSent { id, ok: true });
+                lab.step(from, Input::SnapshotSent { id, ended: TransferEnd::Complete });
             }
             other => panic!("unknown command {other}"),
         }

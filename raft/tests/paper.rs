@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Lab, MS, entry};
-use voussoir_raft::core::{Input, Output};
+use voussoir_raft::core::{Input, Output, TransferEnd};
 use voussoir_raft::{
     AppendHead, Config, Heartbeat, Message, Refusal, Role, VoteReply, VoteRequest,
 };
@@ -432,7 +432,7 @@ fn s7_followers_that_lag_behind_the_log_get_a_snapshot() {
     assert_eq!(sent, &meta);
     let (id, from, term) = (*id, 1, *term);
     lab.step(3, Input::SnapshotReceived { from, term, meta });
-    lab.step(1, Input::SnapshotSent { id, ok: true });
+    lab.step(1, Input::SnapshotSent { id, ended: TransferEnd::Complete });
     lab.run(500 * MS);
     let status = lab.status(3);
     assert_eq!((status.snapshot, status.first, status.commit), (8, 9, lab.status(1).commit));

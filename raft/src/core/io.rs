@@ -74,8 +74,8 @@ pub enum Input {
     SnapshotSent {
         /// From [`Output::SendSnapshot`].
         id: u64,
-        /// Whether the peer has all of it, durably.
-        ok: bool,
+        /// How far it came.
+        ended: TransferEnd,
     },
     /// A peer's snapshot has arrived here, complete and verified.
     SnapshotReceived {
@@ -122,6 +122,18 @@ pub struct NotInMemory {
     pub range: Range<u64>,
     /// The indexes whose entries are in memory.
     pub window: Range<u64>,
+}
+
+/// How the transfer of a snapshot ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TransferEnd {
+    /// The peer has all of it, durably.
+    Complete,
+    /// It broke off, but the peer has parts that it did not have when the transfer began, and the
+    /// next transfer goes on from there. Worth another try soon.
+    Advanced,
+    /// It broke off and brought nothing. The wait before the next one grows.
+    Futile,
 }
 
 /// Something to do outside, in the order given.

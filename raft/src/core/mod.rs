@@ -47,7 +47,7 @@ use self::mutant::Mutant;
 pub use self::mutant::Mutant;
 
 pub use self::gate::{Gate, PeerFault};
-pub use self::io::{FetchError, Input, NotInMemory, Output, Persist};
+pub use self::io::{FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
 pub use self::restore::Restored;
 
 /// What a node is, with what only that role needs.
@@ -229,7 +229,7 @@ impl Core {
             Input::Fetched { id, result } => self.on_fetched(id, result),
             Input::SnapshotTaken { meta } => self.on_snapshot_taken(meta),
             Input::SnapshotFailed => self.taking_snapshot = false,
-            Input::SnapshotSent { id, ok } => self.on_snapshot_sent(id, ok),
+            Input::SnapshotSent { id, ended } => self.on_snapshot_sent(id, ended),
             Input::SnapshotReceived { from, term, meta } => {
                 self.on_snapshot_received(from, term, meta);
             }

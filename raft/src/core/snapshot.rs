@@ -2,7 +2,7 @@
 //!
 //! Source: Raft §7.
 
-use super::io::Output;
+use super::io::{Output, TransferEnd};
 use super::peer::Flow;
 use super::{Core, RoleState};
 use crate::types::{SnapshotMeta, TERM_STEP_MAX};
@@ -50,20 +50,26 @@ impl Core {
         self.out.push_back(Output::SendSnapshot { id, to, term, meta });
     }
 
-    pub(super) fn on_snapshot_sent(&mut self, id: u64, ok: bool) {
+    pub(super) fn on_snapshot_sent(&mut self, id: u64, ended: TransferEnd) {
+        let complete = ended == TransferEnd::Complete;
         let RoleState::Leader(leader) = &mut self.role else { return };
         let session = leader.next_id();
         for peer in &mut leader.peers {
             match peer.flow {
                 Flow::Snapshot { id: transfer, index } if transfer == id => {
-                    let next = if ok { index + 1 } else { peer.next };
+                    let next = if complete { index + 1 } else { peer.next };
                     peer.probe(next, session);
                     // Whatever broke the transfer is likely to be still there, and a follower
-                    // that says it has the snapshot but asks again is no better.
+                    // that says it has the snapshot but asks again is no better. A link that
+                    // breaks now and then is: each transfer brings some parts, and there are
+                    // only so many.
+                    if ended == TransferEnd::Advanced {
+                        peer.transfers = 0;
+                    }
                     let doublings = peer.transfers.min(TRANSFER_DOUBLINGS_MAX);
                     peer.transfers = peer.transfers.saturating_add(1);
                     peer.snapshot_at = self.now.saturating_add(self.timing.resend << doublings);
-                    if !ok {
+                    if !complete {
                         peer.wait_until(peer.snapshot_at);
                     }
                 }

@@ -21,7 +21,7 @@ use super::pending::{Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
-use crate::core::{Core, FetchError, Input, Output, Persist};
+use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
 use crate::error::{ReadRefusal, Refusal};
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
@@ -241,9 +241,12 @@ impl Driver {
                 Input::SnapshotTaken { meta }
             }
             Event::SnapshotFailed => Input::SnapshotFailed,
-            Event::SnapshotSent { id, ok } => {
-                count(&self.shared.counters.snapshots_sent, u64::from(ok));
-                Input::SnapshotSent { id, ok }
+            Event::SnapshotSent { id, ended } => {
+                count(
+                    &self.shared.counters.snapshots_sent,
+                    u64::from(ended == TransferEnd::Complete),
+                );
+                Input::SnapshotSent { id, ended }
             }
             Event::SnapshotReceived { from, term, name } => {
                 Input::SnapshotReceived { from, term, meta: name.meta }
@@ -393,13 +396,10 @@ impl Driver {
         };
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
         let transport = Arc::clone(&self.transport);
-        let answer = Answer::new(&shared, Event::SnapshotSent { id, ok: false });
+        let answer = Answer::new(&shared, Event::SnapshotSent { id, ended: TransferEnd::Futile });
         self.tasks.spawn(async move {
-            let sent = transfer.run(&*log, &*transport, &shared.counters).await;
-            if let Err(error) = &sent {
-                tracing::debug!(target: "voussoir::raft", to, %error, "snapshot not sent");
-            }
-            answer.give(Event::SnapshotSent { id, ok: sent.is_ok() });
+            let ended = transfer.run(&*log, &*transport, &shared.counters).await;
+            answer.give(Event::SnapshotSent { id, ended });
         });
     }
 

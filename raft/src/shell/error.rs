@@ -135,6 +135,11 @@ impl ReadError {
     }
 }
 
+/// The cause of a halt as the end of its message; nothing where there is none.
+fn after_colon(cause: Option<&String>) -> String {
+    cause.map(|cause| format!(": {cause}")).unwrap_or_default()
+}
+
 /// Why a node runs no more. Others of its process go on.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -143,7 +148,7 @@ pub enum StopReason {
     #[error("shut down")]
     ShutDown,
     /// It could no longer vouch for its log. See [`HaltReason`] for what to do.
-    #[error("halted: {reason}{}", .cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default())]
+    #[error("halted: {reason}{}", after_colon(cause.as_ref()))]
     Halted {
         /// What it could not vouch for.
         reason: HaltReason,

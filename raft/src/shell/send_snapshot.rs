@@ -7,6 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::shared::{Counters, count};
+use crate::core::TransferEnd;
 use crate::store::{LogStore, ReadFailed, SnapshotName, SnapshotReader, StoreError};
 use crate::transport::{SendError, SnapshotAnswer, SnapshotPart, Transport};
 
@@ -53,6 +54,15 @@ pub(crate) enum TransferError {
     NoProgress,
 }
 
+/// How far the peer said to be.
+#[derive(Default)]
+struct Reach {
+    /// The first chunk that it needed when the transfer began.
+    opened_at: u64,
+    /// The most that any answer said to have arrived.
+    arrived: u64,
+}
+
 /// One pass over the chunks of a snapshot.
 struct Pass<'a> {
     /// Of the snapshot.
@@ -80,6 +90,21 @@ impl Transfer {
         log: &dyn LogStore,
         transport: &dyn Transport,
         counters: &Counters,
+    ) -> TransferEnd {
+        let mut reach = Reach::default();
+        let Err(error) = self.send(log, transport, counters, &mut reach).await else {
+            return TransferEnd::Complete;
+        };
+        tracing::debug!(target: "voussoir::raft", to = self.to, %error, "snapshot not sent");
+        if reach.arrived > reach.opened_at { TransferEnd::Advanced } else { TransferEnd::Futile }
+    }
+
+    async fn send(
+        &self,
+        log: &dyn LogStore,
+        transport: &dyn Transport,
+        counters: &Counters,
+        reach: &mut Reach,
     ) -> Result<(), TransferError> {
         let reader = log.open_snapshot().await?.ok_or(TransferError::NoSnapshot)?;
         let name = reader.name().clone();
@@ -91,13 +116,12 @@ impl Transfer {
         };
         let mut budget = SENDS_PER_CHUNK_MAX.saturating_mul(reader.chunks()) + SENDS_EXTRA;
         let (mut furthest, mut futile) = (from, 0);
-        // The most that any answer said to have arrived.
-        let mut arrived = from;
+        *reach = Reach { opened_at: from, arrived: from };
         // Ends: a pass gets further than all before it, at most once for each chunk, or it is
         // futile, and of those there are few in a row; the budget bounds what all of them send.
         loop {
-            let pass =
-                Pass { identity: name.identity, from, budget: &mut budget, arrived: &mut arrived };
+            let arrived = &mut reach.arrived;
+            let pass = Pass { identity: name.identity, from, budget: &mut budget, arrived };
             let reached = self.chunks(&*reader, transport, counters, pass).await?;
             from = reached;
             if reached == reader.chunks() {
@@ -110,8 +134,8 @@ impl Transfer {
                     }
                 }
             }
-            if arrived > furthest {
-                (furthest, futile) = (arrived, 0);
+            if reach.arrived > furthest {
+                (furthest, futile) = (reach.arrived, 0);
                 continue;
             }
             if futile == FUTILE_PASSES_MAX {
@@ -156,8 +180,8 @@ impl Transfer {
         answer.unwrap_or(Err(SendError::NoAnswer))
     }
 
-    /// Sends chunks from `pass.from` on until all are there or the peer asks for another one. Returns
-    /// the chunk to go on with.
+    /// Sends chunks from `pass.from` on until all are there or the peer asks for another one.
+    /// Returns the chunk to go on with.
     async fn chunks(
         &self,
         reader: &dyn SnapshotReader,

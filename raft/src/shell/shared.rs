@@ -18,6 +18,7 @@ use super::mailbox::Mailbox;
 use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
+use crate::core::TransferEnd;
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::types::{ENTRY_OVERHEAD, Entry, FollowerStatus, HaltReason, SnapshotMeta};
@@ -64,7 +65,7 @@ pub(crate) enum Event {
     SnapshotFailed,
     SnapshotSent {
         id: u64,
-        ok: bool,
+        ended: TransferEnd,
     },
     SnapshotReceived {
         from: u64,

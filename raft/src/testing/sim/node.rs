@@ -16,7 +16,7 @@ use super::oracle::Oracle;
 use super::wire::Packet;
 use crate::codec;
 use crate::config::Config;
-use crate::core::{Core, FetchError, Input, NotInMemory, Output, Persist};
+use crate::core::{Core, FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
@@ -532,7 +532,7 @@ impl<D: Disk> RaftNode<D> {
     ) {
         let Some((held, data)) = self.snapshot.clone().filter(|(held, _)| held.index >= meta.index)
         else {
-            self.inputs.push_back(Input::SnapshotSent { id, ok: false });
+            self.inputs.push_back(Input::SnapshotSent { id, ended: TransferEnd::Futile });
             return;
         };
         self.transfers.push(id);
@@ -544,7 +544,8 @@ impl<D: Disk> RaftNode<D> {
         let before = self.transfers.len();
         self.transfers.retain(|transfer| *transfer != id);
         if self.transfers.len() < before {
-            self.step(ctx, Input::SnapshotSent { id, ok });
+            let ended = if ok { TransferEnd::Complete } else { TransferEnd::Futile };
+            self.step(ctx, Input::SnapshotSent { id, ended });
         }
     }
 }
