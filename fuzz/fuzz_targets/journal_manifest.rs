@@ -1,4 +1,6 @@
 //! See the function that it calls.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| voussoir_journal::testing::decoders::manifest_slot(bytes));
+use voussoir_journal::testing::decoders;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| decoders::manifest_slot(bytes));

@@ -226,9 +226,9 @@ impl LogStore for BrokenStore {
     fn write(&self, write: LogWrite, done: Completion) {
         let long = write.entries.iter().any(|entry| entry.data.len() >= 10_000);
         let mut disk = self.disk.lock();
-        let result = if disk.failed && self.how != Store::WritesAfterFailure {
-            Err(StoreError::Abandoned)
-        } else if long && self.how == Store::PromisesLongerEntries {
+        let has_failed = disk.failed && self.how != Store::WritesAfterFailure;
+        let is_refused = long && self.how == Store::PromisesLongerEntries;
+        let result = if has_failed || is_refused {
             Err(StoreError::Abandoned)
         } else {
             disk.write(write, self.how)

@@ -209,7 +209,10 @@ fn quiet() {
     ONCE.call_once(|| {
         let loud = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            let said = info.payload_as_str().unwrap_or_default();
+            let payload = info.payload();
+            let text = payload.downcast_ref::<&str>().copied();
+            let owned = payload.downcast_ref::<String>().map(String::as_str);
+            let said = text.or(owned).unwrap_or_default();
             if !said.contains("as told") {
                 loud(info);
             }

@@ -1,7 +1,7 @@
 //! Tests of the tests: each deliberately broken core is caught in the simulation. Needs the
 //! feature `testing`.
 //!
-//! `VOUSSOIR_MUTANT_SEEDS` sets how many seeds each mutant may take (default 600).
+//! `VOUSSOIR_MUTANT_SEEDS` sets how many seeds each mutant may take (default 1000).
 #![cfg(feature = "testing")]
 
 mod common;
@@ -14,7 +14,7 @@ use voussoir_sim::{FaultClass, Runner, SECOND};
 #[test]
 fn every_mutant_is_caught() {
     let limit = std::env::var("VOUSSOIR_MUTANT_SEEDS").ok().and_then(|text| text.parse().ok());
-    let limit = limit.unwrap_or(600);
+    let limit = limit.unwrap_or(1000);
     std::panic::set_hook(Box::new(|_| {}));
     let mut survivors = Vec::new();
     println!("{:<28} {:>6}  what was seen", "mutant", "seeds");

@@ -33,7 +33,9 @@ fn over_memory() {
 /// Fails when the seeds did not reach one of the situations; a seed that is played alone may.
 fn all_reached(summary: &Summary) {
     let situations = Situations::new(&SITUATIONS);
-    SITUATIONS.iter().for_each(|name| situations.add(name, summary.figure(name)));
+    for name in SITUATIONS {
+        situations.add(name, summary.figure(name));
+    }
     if std::env::var_os("VOUSSOIR_SEED").is_some() {
         println!("{situations}");
     } else {

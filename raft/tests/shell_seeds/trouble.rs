@@ -47,7 +47,8 @@ impl Troubles {
         let world = Arc::clone(&self.world);
         let end = Instant::now() + Duration::from_millis(world.setup.trouble_ms);
         while Instant::now() < end && world.notes.violation().is_none() {
-            self.rest(world.rng.lock().scaled(5, 300)).await;
+            let pause = world.rng.lock().scaled(5, 300);
+            self.rest(pause).await;
             let trouble = world.rng.lock().pick(&world.setup.troubles).copied();
             if let Some(trouble) = trouble {
                 self.begin(trouble).await;
@@ -177,7 +178,7 @@ impl Troubles {
                 self.until(down, Undo::Start(all));
             }
             Trouble::HangDisk | Trouble::SlowDisk | Trouble::SlowReads => {
-                self.worsen_disk(trouble, &victim)
+                self.worsen_disk(trouble, &victim);
             }
             Trouble::FailDisk => {
                 self.world.fail_disk(id);

@@ -331,10 +331,8 @@ impl Port {
     fn observe(&self, message: &Message) {
         let notes = &self.wire.notes;
         match message {
-            Message::Append { head, entries } => {
-                if head.probe && entries.is_empty() {
-                    self.wire.truth.probed(self.node, head.prev_index + 1);
-                }
+            Message::Append { head, entries } if head.probe && entries.is_empty() => {
+                self.wire.truth.probed(self.node, head.prev_index + 1);
             }
             Message::Vote(_) if self.life.pending.load(Ordering::Relaxed) > 0 => {
                 notes.reached("vote asked for while an own write is under way");

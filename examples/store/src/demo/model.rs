@@ -46,9 +46,9 @@ pub enum StoreRet {
 }
 
 /// The store, as its listings are: they show versions. ([`voussoir_sim::Store`] is the same for
-/// listings that show values.) Calls of different groups have nothing to do with each other, because a listing
-/// covers exactly one group; so groups are checked apart. A key that is never listed is a group of
-/// its own.
+/// listings that show values.) Calls of different groups have nothing to do with each other,
+/// because a listing covers exactly one group; so groups are checked apart. A key that is never
+/// listed is a group of its own.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct StoreModel;
 
