@@ -273,4 +273,6 @@ fn main() {
         check();
         println!("{name} ... ok");
     }
+    // As the harness of other tests closes, for those who count. A failed check ends in a panic.
+    println!("test result: ok. {} passed; 0 failed; 0 ignored", checks.len());
 }

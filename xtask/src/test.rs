@@ -7,7 +7,7 @@
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 
-use crate::run::{cargo, output, show};
+use crate::run::{cargo, check, output, show};
 use crate::services::Services;
 
 mod summary;
@@ -17,7 +17,7 @@ use summary::{Artifacts, Summary};
 /// Without arguments: the workspace but for `benches`, whose rivals are no part of the product.
 const ALL: [&str; 4] = ["--workspace", "--exclude", "voussoir-benches", "--all-features"];
 /// Everything but the tests in documentation, which know no service.
-const TARGETS: [&str; 4] = ["--lib", "--bins", "--tests", "--examples"];
+const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
 
 /// Runs all tests. `args` narrow it down, as with `cargo test`.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
@@ -29,6 +29,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         test(&targets, libtest, &services, &mut summary)?;
         let docs: Vec<&str> = ALL.into_iter().chain(["--doc"]).collect();
         test(&docs, &[], &services, &mut summary)?;
+        build_minimal_examples()?;
         run_minimal_examples(&mut summary);
     } else {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
@@ -96,7 +97,17 @@ fn output_shown(command: &mut Command) -> Result<String, String> {
     Err(format!("{shown}: {}", out.status))
 }
 
-/// Runs what a newcomer copies first. The tests have built it, beside this very program.
+/// Builds what a newcomer copies first, in the tests' profile, whose libraries are there already.
+fn build_minimal_examples() -> Result<(), String> {
+    let mut build = cargo(&["build", "--locked", "--profile", "test"]);
+    build.args(ALL);
+    for package in crate::tidy::libraries() {
+        build.arg("--example").arg(format!("{package}-minimal"));
+    }
+    check(&mut build)
+}
+
+/// Runs the minimal examples; they stand beside this very program.
 fn run_minimal_examples(summary: &mut Summary) {
     for package in crate::tidy::libraries() {
         let name = format!("{package}-minimal{}", std::env::consts::EXE_SUFFIX);
