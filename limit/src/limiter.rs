@@ -10,7 +10,9 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
 use crate::clock::{Clock, Monotonic};
-use crate::core::{AtomicCell, Beyond, Cell, Kind, Receipt, Rules, Standing, Verdict, step_all};
+use crate::core::{
+    AtomicCell, Beyond, Cell, Kind, Receipt, Rules, Standing, Verdict, convert_all, step_all,
+};
 use crate::error::{ConfigError, Denied, WaitError};
 use crate::quota::{Quota, changed, least_limit, rules_of};
 
@@ -197,7 +199,9 @@ impl Limiter {
     /// What time has given back already is not given back twice. Of a fixed window or a tick of a
     /// token bucket that is over nothing comes back; under GCRA a unit comes back less by the time
     /// it was out, so after a unit's time nothing; the sliding windows forget the units at once.
-    /// The first of those that wait in [`Self::until_ready`] decides again.
+    /// After a change of the quotas that lowers a limit or changes a period (under GCRA the time of
+    /// a unit) nothing comes back of what was taken before, but for the sliding log. The first of
+    /// those that wait in [`Self::until_ready`] decides again.
     pub fn refund(&self, admitted: Admitted) {
         let now = self.clock.now();
         match &self.state {
@@ -368,10 +372,8 @@ impl Limiter {
             State::Cells(cells) => {
                 let cells = &mut *cells.lock();
                 let new = changed(&cells.rules, quotas)?;
-                for (tier, cell) in cells.cells.iter_mut().enumerate() {
-                    cell.convert(&cells.rules[tier], &new[tier], now);
-                }
-                cells.rules = new;
+                convert_all(&mut cells.cells, &cells.rules, &new, now);
+                cells.rules = Rules::all_succeeding(&new, &cells.rules, now);
             }
         }
         self.changed.notify_waiters();

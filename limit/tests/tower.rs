@@ -92,6 +92,19 @@ fn only_trusted_hops_are_believed() {
     assert_eq!(key(0, &["1.1.1.1"]), None, "without hops the header is not read");
 }
 
+/// Bytes beyond ASCII in what the client wrote hide no entry after them.
+#[test]
+fn bytes_beyond_ascii_move_no_hop() {
+    let mut request = request(&["6.6.6.6"]);
+    let line = http::HeaderValue::from_bytes(b"\xff, 2.2.2.2, 3.3.3.3").unwrap();
+    request.headers_mut().append("x-forwarded-for", line);
+    let key = |hops| ForwardedFor { trusted_hops: hops }.key_of(&request);
+    let ip = |text: &str| text.parse::<IpAddr>().ok();
+    assert_eq!(key(1), ip("3.3.3.3"));
+    assert_eq!(key(2), ip("2.2.2.2"), "not what the client made up in the line before");
+    assert_eq!(key(3), None);
+}
+
 #[test]
 fn keys_of_peers_and_headers() {
     let mut request = request(&["1.1.1.1"]);

@@ -51,6 +51,7 @@ impl Cell {
     pub(crate) fn refund(&mut self, rules: &Rules, receipt: &Receipt, now: u64) {
         match self {
             Self::Word(word) => *word = word::refund(rules, *word, receipt, now),
+            Self::Pair(_) if receipt.at < rules.receipts_from => {}
             Self::Pair(pair) => pair.refund(rules, receipt.at, receipt.cost),
             Self::Log(log) => log.refund(receipt.at, receipt.cost),
         }
@@ -72,6 +73,13 @@ impl Cell {
             Self::Pair(pair) => pair.convert(old, new, now),
             Self::Log(_) => {}
         }
+    }
+}
+
+/// Carries what is used over to other quotas of the same algorithms.
+pub(crate) fn convert_all(cells: &mut [Cell], old: &[Rules], new: &[Rules], now: u64) {
+    for ((cell, old), new) in cells.iter_mut().zip(old).zip(new) {
+        cell.convert(old, new, now);
     }
 }
 

@@ -29,6 +29,7 @@ pub(crate) struct LiveRules {
     per: AtomicU64,
     limit: AtomicU64,
     unit_bits: AtomicU64,
+    receipts_from: AtomicU64,
 }
 
 impl LiveRules {
@@ -42,6 +43,7 @@ impl LiveRules {
             per: AtomicU64::new(rules.per),
             limit: AtomicU64::new(rules.limit),
             unit_bits: AtomicU64::new(u64::from(rules.unit_bits)),
+            receipts_from: AtomicU64::new(rules.receipts_from),
         }
     }
 
@@ -139,6 +141,7 @@ impl LiveRules {
                 interval: self.interval.load(Relaxed),
                 span: self.span.load(Relaxed),
                 unit_bits: self.unit_bits.load(Relaxed) as u32,
+                receipts_from: self.receipts_from.load(Relaxed),
             };
             let also = also();
             if self.unchanged(sequence) {
@@ -165,6 +168,7 @@ impl LiveRules {
         words: impl Iterator<Item = &'a AtomicU64>,
     ) {
         let old = self.read();
+        let new = &new.succeeding(&old, now);
         let sequence = self.sequence.load(Relaxed);
         self.sequence.store(sequence + 1, Relaxed);
         fence(Release);
@@ -174,6 +178,7 @@ impl LiveRules {
         self.per.store(new.per, Relaxed);
         self.limit.store(new.limit, Relaxed);
         self.unit_bits.store(u64::from(new.unit_bits), Relaxed);
+        self.receipts_from.store(new.receipts_from, Relaxed);
         for word in words {
             let mut seen = word.load(Acquire);
             // Fails only for decisions that had read the rules before the sequence became odd, and

@@ -16,7 +16,7 @@ mod verdict;
 pub(crate) mod word;
 
 pub(crate) use atomic::AtomicCell;
-pub(crate) use cell::{Cell, step_all};
+pub(crate) use cell::{Cell, convert_all, step_all};
 pub(crate) use live::LiveRules;
 pub(crate) use place::{Place, Slot};
 pub(crate) use rules::{Kind, NOW_MAX, Rules};

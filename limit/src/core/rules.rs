@@ -41,6 +41,9 @@ pub(crate) struct Rules {
     pub(crate) span: u64,
     /// How many low bits of a word hold units; the rest hold the window or the tick.
     pub(crate) unit_bits: u32,
+    /// From when on receipts can be given back, ns: units taken before the last change of the pace
+    /// have no known worth any more. 0 if there was none. See [`Self::succeeding`].
+    pub(crate) receipts_from: u64,
 }
 
 impl Rules {
@@ -64,12 +67,35 @@ impl Rules {
         if packed && (unit_bits == 0 || limit.saturating_add(1) >> unit_bits != 0) {
             return None;
         }
-        Some(Self { kind, count, per, limit, interval, span, unit_bits })
+        Some(Self { kind, count, per, limit, interval, span, unit_bits, receipts_from: 0 })
+    }
+
+    /// These rules as the successors of `old` from after `now` on.
+    ///
+    /// How many of the units of a receipt time has given back is known only if they flowed back at
+    /// one pace, and whether all of them are still counted only if the limit was not lowered. After
+    /// any other change earlier receipts are worth nothing: a refund must never lead to more.
+    pub(crate) fn succeeding(self, old: &Self, now: u64) -> Self {
+        let keeps_receipts = match self.kind {
+            // The log counts each unit under its own time.
+            Kind::SlidingLog => true,
+            Kind::Gcra => self.interval == old.interval && self.limit >= old.limit,
+            Kind::TokenBucket | Kind::FixedWindow | Kind::SlidingCounter => {
+                self.per == old.per && self.limit >= old.limit
+            }
+        };
+        let changed = if keeps_receipts { 0 } else { now.saturating_add(1) };
+        Self { receipts_from: old.receipts_from.max(changed), ..self }
     }
 
     /// The number of the window or tick at `now`.
     pub(crate) const fn index(&self, now: u64) -> u64 {
         now / self.per
+    }
+
+    /// All of `new` as the successors of `old` from after `now` on.
+    pub(crate) fn all_succeeding(new: &[Self], old: &[Self], now: u64) -> Box<[Self]> {
+        new.iter().zip(old).map(|(new, old)| new.succeeding(old, now)).collect()
     }
 
     /// See `Quota::most_in`.

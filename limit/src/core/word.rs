@@ -137,6 +137,9 @@ pub(crate) fn reserve(
 /// Under GCRA they come back less by the time they were out, which has flowed back already: the
 /// word never falls behind where it would be had they not been taken.
 pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u64 {
+    if receipt.at < rules.receipts_from {
+        return word;
+    }
     if rules.kind == Kind::Gcra {
         let worth = receipt.cost.saturating_mul(rules.interval);
         let mut out = now.min(NOW_MAX).saturating_sub(receipt.at);

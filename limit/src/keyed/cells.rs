@@ -10,7 +10,7 @@ use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
-use crate::core::{Cell, Receipt, Rules, Verdict, step_all};
+use crate::core::{Cell, Receipt, Rules, Verdict, convert_all, step_all};
 
 /// A table is not swept below this many keys.
 const SWEEP_MIN: usize = 32;
@@ -249,14 +249,11 @@ impl<K> Shard<K> {
     }
 
     fn set_rules(&mut self, new: &[Rules], now: u64) {
-        let convert = |cells: &mut [Cell], old: &[Rules]| {
-            for (tier, cell) in cells.iter_mut().enumerate() {
-                cell.convert(&old[tier], &new[tier], now);
-            }
-        };
-        self.table.iter_mut().for_each(|known| convert(&mut known.cells, &self.rules));
-        convert(&mut self.overflow, &self.rules);
-        self.rules = new.into();
+        for known in &mut self.table {
+            convert_all(&mut known.cells, &self.rules, new, now);
+        }
+        convert_all(&mut self.overflow, &self.rules, new, now);
+        self.rules = Rules::all_succeeding(new, &self.rules, now);
         self.next_idle = 0;
     }
 }

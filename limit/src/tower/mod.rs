@@ -90,10 +90,10 @@ impl<B> KeyOf<Request<B>> for ForwardedFor {
         let entry = lines
             .iter()
             .rev()
-            .flat_map(|line| line.to_str().unwrap_or("").rsplit(','))
-            .nth(skipped)?
-            .trim();
-        address_in(entry).map(client_of)
+            .flat_map(|line| line.as_bytes().rsplit(|&byte| byte == b','))
+            .nth(skipped)?;
+        let entry = std::str::from_utf8(entry).ok()?;
+        address_in(entry.trim()).map(client_of)
     }
 }
 
