@@ -4,6 +4,7 @@
 //! - `cargo xtask tidy`: the rules of STYLE.md that no compiler keeps.
 //! - `cargo xtask mutants [CRATE] [NAME]`: deliberate defects, which the named tests must catch.
 //! - `cargo xtask bench [CRATE…]`: ours and the rivals in one run, as a table and JSON lines.
+//! - `cargo xtask services [up NAME…]`: the servers that tests and templates use.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
 mod bench;
@@ -26,9 +27,11 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(),
         "mutants" => mutants::run(&rest),
         "bench" => bench::run(&rest),
+        "services" => services::run(&rest),
         "ci" => ci::run(),
         _ => Err(
-            "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | ci"
+            "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | \
+             services [up NAME…] | ci"
                 .to_owned(),
         ),
     };

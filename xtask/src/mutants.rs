@@ -34,7 +34,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
         _ => return Err("usage: cargo xtask mutants [CRATE] [NAME]".to_owned()),
     };
     let mutants = select(table::load(&root)?, crate_name, name)?;
-    report(&Copy::new(&root)?, &mutants, None)
+    report(Copy::new(&root)?, &mutants, None)
 }
 
 /// Runs as many mutants as fit into [`SAMPLE_TIME`], in an order drawn from the hash of `HEAD`.
@@ -55,7 +55,7 @@ pub(crate) fn sample() -> Result<(), String> {
         let of_crate = fnv1a(&[&head, &mutant.folder]);
         (of_crate, fnv1a(&[&head, &mutant.folder, &mutant.test]), fnv1a(&[&head, &mutant.name]))
     });
-    report(&Copy::new(&root)?, &mutants, Some(SAMPLE_TIME))
+    report(Copy::new(&root)?, &mutants, Some(SAMPLE_TIME))
 }
 
 /// The mutants of `crate_name` (folder or package) named `name`; all where these are absent.
@@ -88,10 +88,11 @@ fn select(
 }
 
 /// Tries the mutants, prints a line for each as it ends, and a table of all at the end.
-fn report(copy: &Copy, mutants: &[Mutant], time: Option<Duration>) -> Result<(), String> {
+fn report(mut copy: Copy, mutants: &[Mutant], time: Option<Duration>) -> Result<(), String> {
+    copy.start_services();
     let start = Instant::now();
     let until = time.map(|time| start + time);
-    let outcomes = trial::run_all(copy, mutants, until, &mut |outcome| {
+    let outcomes = trial::run_all(&copy, mutants, until, &mut |outcome| {
         eprintln!("{}", line(outcome));
     })?;
     println!("\n{:<10} {:<34} {:<60} {:>8}", "crate", "mutant", "verdict", "seconds");

@@ -1,42 +1,148 @@
-//! Real servers that some tests ask for, without changing the system.
+//! `cargo xtask services`: real servers and tools, without changing the system.
 //!
-//! A server on the machine is used where there is one; else its Debian package is downloaded and
-//! unpacked under `target/services`. Each listens on a free loopback port with its data in a
-//! temporary folder, and is stopped when the tests are over. Where neither is possible the tests
-//! that need the server say that they were left out, and so does the end of the run.
+//! - `cargo xtask services`: lists them, with where each was found.
+//! - `cargo xtask services up NAME…`: starts servers on free loopback ports and prints
+//!   `VARIABLE=ADDRESS` for each, until standard input is closed or the command is stopped.
+//! - `cargo xtask services fetch NAME…`: fetches them even if the machine has them.
+//!
+//! A program on the machine is used where there is one; else its Debian package is downloaded and
+//! unpacked under `target/services` ([`fetch`]). A server keeps its data in a temporary folder, and
+//! ends with the process that started it ([`server`]).
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
-use crate::run::output;
+mod fetch;
+mod server;
+mod table;
+#[cfg(test)]
+mod tests;
 
-/// The servers found or fetched: a variable for the tests, and the program behind it.
+use server::Running;
+use table::{InTests, SERVICES};
+
+/// The command.
+pub(crate) fn run(args: &[String]) -> Result<(), String> {
+    match args {
+        [] => {
+            list();
+            Ok(())
+        }
+        [up, names @ ..] if up == "up" && !names.is_empty() => serve(names),
+        [fetched, names @ ..] if fetched == "fetch" && !names.is_empty() => {
+            for name in names {
+                let program = fetch::fetch(table::named(name)?)?;
+                println!("{name}: {}", program.path.display());
+            }
+            Ok(())
+        }
+        _ => Err("usage: cargo xtask services [up NAME… | fetch NAME…]".to_owned()),
+    }
+}
+
+fn list() {
+    println!("{:<12} {:<8} {:<22} where", "service", "state", "variable");
+    for service in SERVICES {
+        let (state, place) = match fetch::find(service) {
+            Some(program) if program.fetched_into.is_some() => {
+                ("fetched", program.path.display().to_string())
+            }
+            Some(program) => ("found", program.path.display().to_string()),
+            None => {
+                let name = service.name;
+                ("missing", format!("fetched when used, or by `cargo xtask services fetch {name}`"))
+            }
+        };
+        let variable = service.server.as_ref().map(|server| server.address.0);
+        let variable = variable.unwrap_or(service.program_variable);
+        println!("{:<12} {state:<8} {variable:<22} {place}", service.name);
+    }
+}
+
+/// Starts the named services and keeps them until standard input is closed.
+fn serve(names: &[String]) -> Result<(), String> {
+    let mut servers = Vec::new();
+    let chosen: Vec<_> = names.iter().map(|name| table::named(name)).collect::<Result<_, _>>()?;
+    for service in chosen {
+        let program = fetch::find_or_fetch(service)?;
+        if service.server.is_some() {
+            let server = Running::start(service, &program)?;
+            println!("{}={}", server.address.0, server.address.1);
+            servers.push((service.name, server));
+        } else {
+            println!("{}={}", service.program_variable, program.path.display());
+        }
+    }
+    std::io::stdout().flush().map_err(|error| error.to_string())?;
+    eprintln!("running until standard input is closed or Ctrl-C");
+    let (closed, wait) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut ignored = [0; 1024];
+        while std::io::stdin().read(&mut ignored).is_ok_and(|count| count > 0) {}
+        let _ = closed.send(());
+    });
+    // Ends when standard input does, or with the first server that ends.
+    loop {
+        match wait.recv_timeout(Duration::from_millis(200)) {
+            Ok(()) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        for (name, server) in &mut servers {
+            if server.has_ended() {
+                return Err(format!("{name} has ended by itself"));
+            }
+        }
+    }
+}
+
+/// The servers that tests use: their variables, and those that run.
+#[derive(Debug)]
 pub(crate) struct Services {
-    found: Vec<(&'static str, PathBuf)>,
+    variables: Vec<(&'static str, String)>,
     missing: Vec<String>,
+    /// Stopped when the tests are over.
+    _running: Vec<Running>,
 }
 
 impl Services {
-    /// Finds or fetches every server.
+    /// Finds or fetches what tests use, and starts what they expect to be running. A server whose
+    /// address the environment gives is not started.
     pub(crate) fn start() -> Self {
-        let mut services = Self { found: Vec::new(), missing: Vec::new() };
-        match redis() {
-            Ok(path) => services.found.push(("VOUSSOIR_REDIS_SERVER", path)),
-            Err(why) => services.missing.push(format!("tests against Redis: {why}")),
+        let mut variables = Vec::new();
+        let mut missing = Vec::new();
+        let mut running = Vec::new();
+        for service in SERVICES.iter().filter(|service| service.in_tests != InTests::Unused) {
+            let address = service.server.as_ref().map_or("", |server| server.address.0);
+            let given = |variable: &str| std::env::var_os(variable).is_some();
+            let started = service.in_tests == InTests::Started;
+            if given(if started { address } else { service.program_variable }) {
+                continue;
+            }
+            let result = fetch::find_or_fetch(service).and_then(|program| {
+                if started {
+                    let server = Running::start(service, &program)?;
+                    variables.push((server.address.0, server.address.1.clone()));
+                    running.push(server);
+                }
+                variables.push((service.program_variable, shown(program.path)));
+                Ok(())
+            });
+            if let Err(why) = result {
+                missing.push(format!("tests against {}: {why}", service.name));
+            }
         }
-        services
+        Self { variables, missing, _running: running }
     }
 
     /// Tells the tests where the servers are.
     pub(crate) fn announce(&self, command: &mut Command) {
-        for (variable, path) in &self.found {
-            command.env(variable, path);
-        }
+        command.envs(self.variables.iter().map(|(variable, value)| (variable, value)));
     }
 
-    /// Whether every server was found.
+    /// Whether every service was found.
     pub(crate) fn are_complete(&self) -> bool {
         self.missing.is_empty()
     }
@@ -47,69 +153,6 @@ impl Services {
     }
 }
 
-/// The packages of Redis and of the libraries that it loads.
-const REDIS: &[&str] = &[
-    "redis-server",
-    "redis-tools",
-    "libatomic1",
-    "libjemalloc2",
-    "liblzf1",
-    "libssl3",
-    "libsystemd0",
-];
-
-fn redis() -> Result<PathBuf, String> {
-    if let Some(path) = on_path("redis-server") {
-        return Ok(path);
-    }
-    let folder = crate::root().join("target/services/redis");
-    let program = folder.join("redis-server");
-    if !program.exists() {
-        unpack(REDIS, &folder)?;
-        wrap(&folder.join("usr/bin/redis-server"), &folder, &program)?;
-    }
-    output(Command::new(&program).arg("--version").stdin(Stdio::null()))?;
-    Ok(program)
-}
-
-/// Writes a script that runs `program` with the libraries unpacked in `folder`.
-fn wrap(program: &Path, folder: &Path, script: &Path) -> Result<(), String> {
-    let libraries = folder.join("usr/lib").join(architecture());
-    let text = format!(
-        "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
-        libraries.display(),
-        program.display()
-    );
-    std::fs::write(script, text).map_err(|e| e.to_string())?;
-    std::fs::set_permissions(script, Permissions::from_mode(0o755)).map_err(|e| e.to_string())
-}
-
-/// The folder of this architecture under Debian's `/usr/lib`.
-fn architecture() -> String {
-    format!("{}-linux-gnu", std::env::consts::ARCH)
-}
-
-/// The program on `PATH`.
-fn on_path(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
-}
-
-/// Downloads Debian packages and unpacks them into `folder`.
-fn unpack(packages: &[&str], folder: &Path) -> Result<(), String> {
-    let downloads = folder.join("packages");
-    std::fs::create_dir_all(&downloads).map_err(|e| e.to_string())?;
-    let quiet = |command: &mut Command| {
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        match command.status() {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!("{}: {status}", command.get_program().display())),
-            Err(error) => Err(format!("{}: {error}", command.get_program().display())),
-        }
-    };
-    quiet(Command::new("apt-get").arg("download").args(packages).current_dir(&downloads))?;
-    for file in std::fs::read_dir(&downloads).map_err(|e| e.to_string())?.flatten() {
-        quiet(Command::new("dpkg").arg("-x").arg(file.path()).arg(folder))?;
-    }
-    Ok(())
+fn shown(path: PathBuf) -> String {
+    path.into_os_string().to_string_lossy().into_owned()
 }

@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::run::{cargo_in, files};
+use crate::services::Services;
 
 /// The copy. One process at a time owns it.
 pub(crate) struct Copy {
     folder: PathBuf,
+    /// What the tests are told about servers.
+    services: Option<Services>,
     /// Locks the folder against a second run until this one ends.
     _lock: File,
 }
@@ -24,7 +27,7 @@ impl Copy {
         lock.try_lock().map_err(|error| {
             format!("{}: another run uses this folder: {error}", folder.display())
         })?;
-        let copy = Self { folder, _lock: lock };
+        let copy = Self { folder, services: None, _lock: lock };
         let files = files(root)?;
         let wanted: BTreeSet<PathBuf> = files.iter().map(PathBuf::from).collect();
         copy.remove_others(&copy.tree(), &wanted)?;
@@ -53,12 +56,25 @@ impl Copy {
         fs::read_to_string(&path).map_err(|e| named(&path, &e))
     }
 
+    /// Starts the servers that tests use. Without one its tests are left out, and the mutants that
+    /// these should catch survive.
+    pub(crate) fn start_services(&mut self) {
+        let services = Services::start();
+        for line in services.left_out() {
+            eprintln!("left out: {line}");
+        }
+        self.services = Some(services);
+    }
+
     /// Cargo in the copy, with a build folder of its own.
     pub(crate) fn cargo(&self, args: &[&str]) -> Command {
         let mut command = cargo_in(&self.tree(), args);
         command.env("CARGO_TARGET_DIR", self.folder.join("build"));
         // Line tables double the time of a link, and no one debugs a mutant.
         command.env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+        if let Some(services) = &self.services {
+            services.announce(&mut command);
+        }
         command
     }
 
