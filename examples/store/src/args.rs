@@ -7,27 +7,29 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use voussoir_raft::Config;
 
-/// A replicated key-value store over HTTP. Without a command: the demo (three nodes, a load, a
-/// killed leader, a check).
+/// A replicated key-value store over HTTP.
 #[derive(Debug, PartialEq, Eq, Parser)]
-#[command(name = "store", version)]
+#[command(name = "store", version, subcommand_required = !cfg!(feature = "demo"))]
 pub struct Cli {
+    /// The command; the demo, if it is compiled in, when none is given.
     #[command(subcommand)]
     pub mode: Option<Mode>,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub enum Mode {
-    /// Three nodes under a load; the leader is killed and brought back; everything is checked
+    /// Run three nodes under load, kill the leader, bring it back, check everything (the default)
+    #[cfg(feature = "demo")]
     Demo,
-    /// The same cluster, durable in a folder, until Ctrl-C
+    /// Run three nodes on this machine, durable in a folder, until Ctrl-C
     Up(Up),
-    /// Begin the data of a node that has never run: once for each node
+    /// Create the data of a node that has never run: once for each node
     Create(Create),
-    /// Run one node, created before
+    /// Run one node; its data was created before
     Serve(Box<Serve>),
-    /// Three nodes under random kills, stops, partitions and slow links; everything is checked
+    /// Run three nodes under random kills, stops, partitions and slow links, check everything
+    #[cfg(feature = "demo")]
     Soak(Soak),
 }
 
@@ -51,12 +53,13 @@ pub struct Create {
     pub data: PathBuf,
 }
 
+#[cfg(feature = "demo")]
 #[derive(Debug, PartialEq, Eq, Args)]
 pub struct Soak {
-    /// How long faults are made
+    /// For how many minutes faults are injected
     #[arg(long, default_value = "10", value_parser = minutes)]
     pub minutes: Duration,
-    /// Repeats the choices of an earlier run; drawn at random without it
+    /// Repeats the choices of an earlier run; drawn at random when not given
     #[arg(long)]
     pub seed: Option<u64>,
 }
@@ -200,6 +203,7 @@ fn number_and_unit(word: &str) -> Result<(u64, &str), String> {
     Ok((number, unit))
 }
 
+#[cfg(feature = "demo")]
 fn minutes(word: &str) -> Result<Duration, String> {
     let minutes: Option<f64> = word.parse().ok();
     let minutes = minutes.filter(|minutes| (0.1..=10_000.0).contains(minutes));
@@ -250,7 +254,6 @@ mod tests {
 
     #[test]
     fn a_node_is_described_by_its_options() {
-        assert_eq!(parsed(""), Ok(None));
         let up = Up { folder: "data".into(), http_port: 8001 };
         assert_eq!(parsed("up"), Ok(Some(Mode::Up(up))));
         let create = Create { id: 2, data: "d".into() };
@@ -279,6 +282,21 @@ mod tests {
         assert!(duration("50").is_err() && duration("ms").is_err());
     }
 
+    #[cfg(feature = "demo")]
+    #[test]
+    fn the_demo_is_the_default_and_a_soak_has_a_length() {
+        assert_eq!(parsed(""), Ok(None));
+        let soak = Soak { minutes: Duration::from_secs(30), seed: Some(7) };
+        assert_eq!(parsed("soak --minutes 0.5 --seed 7"), Ok(Some(Mode::Soak(soak))));
+        assert!(parsed("soak --minutes 0").unwrap_err().contains("expected minutes"));
+    }
+
+    #[cfg(not(feature = "demo"))]
+    #[test]
+    fn without_the_demo_a_command_is_required() {
+        assert!(parsed("").unwrap_err().contains("requires a subcommand"));
+    }
+
     #[test]
     fn what_is_wrong_is_said() {
         let wrong = [
@@ -287,7 +305,6 @@ mod tests {
             ("serve", "--listen <ADDR>"),
             ("create --id 0 --data d", "0 is not in 1.."),
             ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
-            ("soak --minutes 0", "expected minutes"),
         ];
         for (line, message) in wrong {
             let said = parsed(line).unwrap_err();

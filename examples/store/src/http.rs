@@ -38,7 +38,7 @@ use voussoir_net::Tcp;
 use voussoir_raft::{Outcome, ProposeError, Raft};
 
 use crate::disk::DiskWatch;
-use crate::kv::{Answer, Command, Condition, KEY_BYTES_MAX, Kv, VALUE_BYTES_MAX};
+use crate::kv::{Answer, Command, Condition, Kv, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::metrics::{self, Metrics};
 use crate::observe::Peers;
 use crate::traffic::{Freshness, Traffic};
@@ -49,12 +49,12 @@ const APPLIED_INDEX: HeaderName = HeaderName::from_static("store-applied-index")
 /// where this node does not know, because it has reached no majority since its start.
 const AGE_MS: HeaderName = HeaderName::from_static("store-age-ms");
 /// Keys that one listing returns at most.
-const LIST_MAX: usize = 1000;
+const MAX_LISTED: usize = 1000;
 /// Why a node refuses requests after SIGTERM.
 const ENDING: &str = "the node ends";
 /// What a path has to hold after `/kv/`.
 const KEY_RULE: &str = "a key has 1 to 1024 bytes of UTF-8";
-const _: () = assert!(KEY_BYTES_MAX == 1024, "KEY_RULE names the limit");
+const _: () = assert!(MAX_KEY_BYTES == 1024, "KEY_RULE names the limit");
 
 /// How long a write waits for a leader that can be reached. An election takes less.
 const LEADER_WAIT: Duration = Duration::from_secs(1);
@@ -91,7 +91,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics::text))
         .route("/status", get(status))
-        .layer(DefaultBodyLimit::max(VALUE_BYTES_MAX))
+        .layer(DefaultBodyLimit::max(MAX_VALUE_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
 }
@@ -193,7 +193,7 @@ async fn list(
 ) -> Result<Response, Failure> {
     let Query(query) = query?;
     app.catch_up(&query.consistency).await?;
-    let limit = query.limit.unwrap_or(100).min(LIST_MAX);
+    let limit = query.limit.unwrap_or(100).min(MAX_LISTED);
     let (found, applied) = {
         let kv = app.kv.read();
         (kv.list(query.prefix.as_bytes(), query.after.as_bytes(), limit), kv.applied())
@@ -428,7 +428,7 @@ impl IntoResponse for Failure {
 
 fn checked(key: Key) -> Result<Bytes, Failure> {
     let Path(key) = key?;
-    if !(1..=KEY_BYTES_MAX).contains(&key.len()) {
+    if !(1..=MAX_KEY_BYTES).contains(&key.len()) {
         return Err(Failure::bad_request(KEY_RULE));
     }
     Ok(key.into())

@@ -9,14 +9,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use voussoir_raft::CHUNK_BYTES_MAX;
 
 /// Keys are at most this long.
-pub const KEY_BYTES_MAX: usize = 1024;
+pub const MAX_KEY_BYTES: usize = 1024;
 /// Values are at most this long; it keeps a command well under raft's entry limit.
-pub const VALUE_BYTES_MAX: usize = 512 * 1024;
+pub const MAX_VALUE_BYTES: usize = 512 * 1024;
 /// About how long a chunk of a snapshot is. The longest key and value fit beside a full one into
 /// what raft takes ([`voussoir_raft::CHUNK_BYTES_MAX`]).
 const CHUNK_BYTES: usize = 256 * 1024;
 const _: () = assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX);
-const _: () = assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 25 <= CHUNK_BYTES_MAX);
+const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= CHUNK_BYTES_MAX);
 
 /// A value and the version that the last write gave it. Versions are log indexes: they only grow,
 /// and a key that was deleted and written again never repeats one.
@@ -331,7 +331,7 @@ mod tests {
     #[test]
     fn a_large_state_is_cut_into_chunks_that_raft_takes() {
         let mut kv = Kv::default();
-        let large = Bytes::from(vec![7; VALUE_BYTES_MAX]);
+        let large = Bytes::from(vec![7; MAX_VALUE_BYTES]);
         for index in 1..=2000_u64 {
             let (key, condition) = (Bytes::from(format!("{index:01000}")), Condition::Always);
             let value = if index % 500 == 0 { large.clone() } else { Bytes::from_static(b"v") };

@@ -1,19 +1,24 @@
 //! A replicated key-value store over HTTP: raft on a journal, over TCP. Copy this folder and change
-//! [`kv`] to make it your own service; `demo` is only there to show and to test it.
+//! [`kv`] to make it a service of your own.
 //!
 //! | file | what it is | you will change |
 //! |---|---|---|
 //! | `kv.rs` | the data, the commands, their bytes | all of it |
 //! | `machine.rs` | hands committed commands to the data; snapshots | little |
-//! | `http.rs` | the interface | the routes |
-//! | `node.rs` | wires journal, network and raft together | limits, addresses |
+//! | `http.rs` | the routes | what your service offers |
+//! | `node.rs` | wires journal, network and raft together | cluster id, limits |
 //! | `metrics.rs` | Prometheus text | what you count |
 //! | `observe.rs`, `disk.rs`, `log.rs` | the log: peers, elections, slow disks | |
 //! | `traffic.rs` | requests under way, and the end of a node | |
+//! | `client.rs` | an HTTP client that finds the leader | |
+//! | `cluster.rs`, `up.rs` | a cluster of processes on this machine | |
 //! | `args.rs`, `main.rs` | the command line | |
-//! | `demo/` | cluster, load, checks, soak | leave it out |
+//! | `demo/` | the demo and the soak | leave it out |
 
 pub mod args;
+pub mod client;
+pub mod cluster;
+#[cfg(feature = "demo")]
 pub mod demo;
 pub mod disk;
 pub mod http;
@@ -24,3 +29,4 @@ pub mod metrics;
 pub mod node;
 pub mod observe;
 pub mod traffic;
+pub mod up;

@@ -1,6 +1,7 @@
-//! The log of a node: lines on standard error.
+//! The log of a node on standard error, and what the other commands print.
 
 use std::error::Error;
+use std::io::Write;
 
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
@@ -22,6 +23,11 @@ pub fn start() -> Result<(), Box<dyn Error>> {
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
     tracing_subscriber::registry().with(lines).with(filter).try_init()?;
     Ok(())
+}
+
+/// Prints lines to standard output. A reader that has gone (`store | head`) does not stop the run.
+pub fn print(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{text}");
 }
 
 /// An error with its causes: `cannot listen on 127.0.0.1:8001: address already in use`.

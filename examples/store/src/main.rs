@@ -13,17 +13,23 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use store::args::{self, Cli, Mode};
+#[cfg(feature = "demo")]
+use store::demo;
 use store::node::{self, Stopped};
-use store::{demo, log};
+use store::{log, up};
 
 fn main() -> ExitCode {
-    let mode = Cli::parse().mode.unwrap_or(Mode::Demo);
-    let ended = match mode {
-        Mode::Demo => on_runtime(demo::run()),
-        Mode::Up(up) => on_runtime(demo::up::run(&up)),
-        Mode::Soak(soak) => on_runtime(demo::soak::run(&soak)),
-        Mode::Create(create) => node::create(create.id, &create.data),
-        Mode::Serve(serve) => match args::check(&serve) {
+    let ended = match Cli::parse().mode {
+        #[cfg(feature = "demo")]
+        None | Some(Mode::Demo) => on_runtime(demo::run()),
+        #[cfg(feature = "demo")]
+        Some(Mode::Soak(soak)) => on_runtime(demo::soak::run(&soak)),
+        // Without the demo a command is required, so clap has ended the process.
+        #[cfg(not(feature = "demo"))]
+        None => Ok(()),
+        Some(Mode::Up(up)) => on_runtime(up::run(&up)),
+        Some(Mode::Create(create)) => node::create(create.id, &create.data),
+        Some(Mode::Serve(serve)) => match args::check(&serve) {
             Ok(()) => log::start().and_then(|()| node::serve(*serve)),
             Err(error) => {
                 eprintln!("store: {error}");

@@ -4,10 +4,9 @@ mod support;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use store::demo::client::{Client, Reply};
-use store::demo::cluster::Cluster;
-use store::demo::leader;
-use store::kv::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
+use store::client::{Client, Reply};
+use store::cluster::Cluster;
+use store::kv::{MAX_KEY_BYTES, MAX_VALUE_BYTES};
 
 use support::{ask, program};
 
@@ -23,8 +22,8 @@ impl Store {
         let folder = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
         cluster.start_all().unwrap();
-        let client = support::client(&cluster);
-        let leader = leader(&cluster, &client).await.unwrap().id;
+        let client = cluster.client();
+        let leader = cluster.leader(&client).await.unwrap().id;
         Self { client, cluster, leader, _folder: folder }
     }
 
@@ -94,8 +93,8 @@ async fn a_write_may_ask_that_the_key_exists() {
 #[tokio::test]
 async fn what_is_wrong_is_said_as_json_and_changes_nothing() {
     let store = Store::start().await;
-    let long = format!("/kv/{}", "k".repeat(KEY_BYTES_MAX + 1));
-    let large = vec![0; VALUE_BYTES_MAX + 1];
+    let long = format!("/kv/{}", "k".repeat(MAX_KEY_BYTES + 1));
+    let large = vec![0; MAX_VALUE_BYTES + 1];
     let wrong: [(Method, &str, &[u8], StatusCode); 8] = [
         (Method::PUT, &long, b"", StatusCode::BAD_REQUEST),
         (Method::PUT, "/kv/", b"", StatusCode::BAD_REQUEST),

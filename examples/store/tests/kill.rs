@@ -4,10 +4,9 @@
 
 use std::path::Path;
 
-use store::demo::client::Client;
-use store::demo::cluster::Cluster;
+use store::cluster::Cluster;
+use store::demo::check;
 use store::demo::load::{Load, Shape};
-use store::demo::{caught_up, check, leader};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn killing_each_node_in_turn_loses_nothing() {
@@ -17,23 +16,23 @@ async fn killing_each_node_in_turn_loses_nothing() {
     let program = Path::new(env!("CARGO_BIN_EXE_store"));
     let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
     cluster.start_all().unwrap();
-    let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
-    leader(&cluster, &client).await.unwrap();
+    let client = cluster.client();
+    cluster.leader(&client).await.unwrap();
 
     let load = Load::start(&client, Shape::default());
     for round in 0..rounds {
         for id in cluster.ids() {
             // Two of three must be up to go on: the last one killed has to be back first.
-            caught_up(&cluster, &client).await.unwrap();
+            cluster.caught_up(&client).await.unwrap();
             assert_eq!(cluster.crashed(), [], "round {round}");
             cluster.kill(id).await.unwrap();
-            leader(&cluster, &client).await.unwrap();
+            cluster.leader(&client).await.unwrap();
             cluster.start(id).unwrap();
         }
     }
-    caught_up(&cluster, &client).await.unwrap();
+    cluster.caught_up(&client).await.unwrap();
     let history = load.stop().await;
-    caught_up(&cluster, &client).await.unwrap();
+    cluster.caught_up(&client).await.unwrap();
     let checked = check::check(&cluster, &client, &history).await.unwrap();
     println!("{} kills: {checked:?}", rounds * 3);
     assert!(checked.acknowledged > 100, "{checked:?}");

@@ -6,11 +6,10 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use store::demo::client::Client;
-use store::demo::cluster::Cluster;
-use store::demo::{caught_up, leader};
+use store::client::Client;
+use store::cluster::Cluster;
 
-use support::{Raw, ask, ask_until, client, metric, program};
+use support::{Raw, ask, ask_until, metric, program};
 
 struct Store {
     cluster: Cluster,
@@ -23,8 +22,8 @@ impl Store {
         let folder = tempfile::tempdir().unwrap();
         let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
         cluster.start_all().unwrap();
-        let client = client(&cluster);
-        leader(&cluster, &client).await.unwrap();
+        let client = cluster.client();
+        cluster.leader(&client).await.unwrap();
         Self { cluster, client, _folder: folder }
     }
 
@@ -33,7 +32,7 @@ impl Store {
     }
 
     async fn leader(&self) -> u64 {
-        leader(&self.cluster, &self.client).await.unwrap().id
+        self.cluster.leader(&self.client).await.unwrap().id
     }
 }
 
@@ -86,7 +85,7 @@ async fn sigterm_answers_what_is_under_way_and_ends_with_status_0() {
     // The others elect a leader, and the node comes back with all that it had.
     store.leader().await;
     store.cluster.start(victim).unwrap();
-    caught_up(&store.cluster, &store.client).await.unwrap();
+    store.cluster.caught_up(&store.client).await.unwrap();
     let keys = ask_until(node, "/kv?prefix=7/&limit=1000", |raw| raw.status == 200).body;
     for key in acknowledged.iter().filter(|key| key.starts_with("/kv/7/")).take(1000) {
         let key = key.strip_prefix("/kv/").unwrap();

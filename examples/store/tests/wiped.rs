@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use store::demo::client::Client;
-use store::demo::cluster::Cluster;
-use store::demo::leader;
+use store::cluster::Cluster;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_node_stays_down_and_acknowledged_writes_stay() {
@@ -15,10 +13,10 @@ async fn a_wiped_node_stays_down_and_acknowledged_writes_stay() {
     let program = Path::new(env!("CARGO_BIN_EXE_store"));
     let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
     cluster.start_all().unwrap();
-    let client = Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect());
-    leader(&cluster, &client).await.unwrap();
+    let client = cluster.client();
+    cluster.leader(&client).await.unwrap();
     cluster.kill(3).await.unwrap();
-    leader(&cluster, &client).await.unwrap();
+    cluster.leader(&client).await.unwrap();
     for key in ["/kv/one", "/kv/two"] {
         let put = client.send(Method::PUT, key, None, Bytes::from_static(b"kept")).await.unwrap();
         assert_eq!(put.status, StatusCode::NO_CONTENT);

@@ -8,13 +8,13 @@ use bytes::Bytes;
 use hyper::Method;
 use voussoir_sim::{Ended, check as linearizable};
 
-use super::client::{Answered, Client};
-use super::cluster::Cluster;
 use super::load::StoreHistory;
 use super::model::{OWN, StoreModel, StoreOp};
+use crate::client::{Answered, Client};
+use crate::cluster::Cluster;
 
 /// States that the checker may visit before it gives up, which counts as a failure.
-const STEPS_MAX: u64 = 200_000_000;
+const MAX_STEPS: u64 = 200_000_000;
 
 /// What was checked and found in order.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +66,7 @@ pub async fn check(
         }
         first.get_or_insert((*id, held));
     }
-    linearizable(&StoreModel, history, STEPS_MAX).map_err(|error| error.to_string())?;
+    linearizable(&StoreModel, history, MAX_STEPS).map_err(|error| error.to_string())?;
     let (acknowledged, _, unknown) = history.outcomes();
     let keys: BTreeSet<&str> = history.calls().iter().map(|call| call.op.target()).collect();
     Ok(Checked {

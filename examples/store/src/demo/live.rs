@@ -1,16 +1,12 @@
 //! What the demo shows while it runs.
 
-use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
+use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
-use hyper::Method;
-
-use super::client::{Answered, Client};
 use super::load::Stats;
 use crate::http::NodeStatus;
+use crate::log::print;
 
 /// Redraws its lines in place on a terminal, and prints them one after the other elsewhere.
 #[derive(Debug)]
@@ -61,11 +57,6 @@ impl Live {
     }
 }
 
-/// A line, or several, to standard output. A reader that has gone is no reason to stop the run.
-pub fn print(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{text}");
-}
-
 fn line(id: u64, status: Option<&NodeStatus>) -> String {
     match status {
         Some(NodeStatus { role, term, commit, applied, keys, .. }) => format!(
@@ -73,18 +64,5 @@ fn line(id: u64, status: Option<&NodeStatus>) -> String {
              applied {applied:<8} keys {keys}"
         ),
         None => format!("          node {id}  does not answer"),
-    }
-}
-
-/// What a node says of itself; `None` where it does not answer.
-///
-/// # Cancel safety
-/// Dropped, nothing is left behind.
-pub async fn status_of(client: &Client, node: SocketAddr) -> Option<NodeStatus> {
-    let deadline = tokio::time::Instant::now() + Duration::from_millis(500);
-    let sent = client.send_to(node, &Method::GET, "/status", None, Bytes::new(), deadline).await;
-    match sent {
-        Ok(Answered::Reply(reply)) => serde_json::from_slice(&reply.body).ok(),
-        _ => None,
     }
 }

@@ -13,8 +13,8 @@ use tokio::task::JoinSet;
 
 use voussoir_sim::History;
 
-use super::client::{Client, Lost, Reply};
 use super::model::{StoreOp, StoreRet};
+use crate::client::{Client, Lost, Reply};
 
 /// All that the clients asked and were told.
 pub type StoreHistory = History<StoreOp, StoreRet>;
@@ -133,7 +133,8 @@ impl Load {
                 history: history.clone(),
                 epoch,
                 shape,
-                random: id.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1,
+                // Each client repeats its own sequence of choices from run to run.
+                random: fastrand::Rng::with_seed(id),
                 written: 0,
             };
             let stop = stop.clone();
@@ -167,23 +168,23 @@ struct Worker {
     history: Arc<Mutex<StoreHistory>>,
     epoch: Instant,
     shape: Shape,
-    random: u64,
+    random: fastrand::Rng,
     written: u64,
 }
 
 impl Worker {
     async fn one_operation(&mut self) {
         let era = self.epoch.elapsed().as_nanos() / self.shape.era.as_nanos();
-        let number = self.draw() % SHARED_KEYS;
+        let number = self.random.u64(..SHARED_KEYS);
         let group = format!("shared/{era}/{}/", number / GROUP_KEYS);
         let shared = format!("{group}{}", number % GROUP_KEYS);
-        match self.draw() % 11 {
+        match self.random.u64(..11) {
             0..=2 => {
                 let key = format!("own/{}/{}", self.id, self.written);
                 self.put(key, false).await;
             }
             3..=5 => {
-                let is_large = self.draw() % 100 < self.shape.large_percent;
+                let is_large = self.random.u64(..100) < self.shape.large_percent;
                 self.put(shared, is_large).await;
             }
             // Read, then write only if nobody else did in between.
@@ -196,14 +197,6 @@ impl Worker {
             8 => self.list(group).await,
             _ => drop(self.get(&shared).await),
         }
-    }
-
-    /// xorshift64*: each client repeats its own sequence from run to run.
-    fn draw(&mut self) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32
     }
 
     /// No value is ever written twice, so that a value says which write made it.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
-use store::demo::client::{Answered, Client, Lost};
+use store::client::{Answered, Client, Lost};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 

@@ -8,16 +8,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use store::demo::client::Client;
-use store::demo::cluster::Cluster;
-
 /// This package's own program.
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_store"))
-}
-
-pub fn client(cluster: &Cluster) -> Client {
-    Client::new(cluster.addresses().into_iter().map(|(_, http)| http).collect())
 }
 
 /// An answer as it came over the wire.

@@ -12,12 +12,11 @@ use tokio::time::{Instant, sleep};
 use voussoir_net::testing::{Direction, Proxy};
 use voussoir_sim::Situations;
 
-use crate::demo::client::{Answered, Client};
-use crate::demo::cluster::Cluster;
-use crate::demo::{leader, statuses};
+use crate::client::{Answered, Client};
+use crate::cluster::Cluster;
 
 /// How long a node may take to fall behind what the others keep.
-const LAG_MAX: Duration = Duration::from_secs(30);
+const MAX_LAG: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
@@ -59,7 +58,7 @@ pub(super) struct Faults {
     /// By who connects, and to whom.
     links: BTreeMap<(u64, u64), Proxy>,
     deck: Vec<Fault>,
-    random: u64,
+    random: fastrand::Rng,
     /// The leader that was seen last.
     leader: Option<u64>,
     /// Snapshots taken and received by each node, as it counted when it was seen last.
@@ -78,7 +77,7 @@ impl Faults {
                 links.insert((from, to), proxy);
             }
         }
-        let random = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+        let random = fastrand::Rng::with_seed(seed);
         let (deck, snapshots) = (Vec::new(), BTreeMap::new());
         Ok(Self { links, deck, random, leader: None, snapshots })
     }
@@ -90,10 +89,10 @@ impl Faults {
         client: &Client,
         situations: &Situations,
     ) -> Result<String, Box<dyn Error>> {
-        let led = leader(cluster, client).await?.id;
+        let led = cluster.leader(client).await?.id;
         let followers: Vec<u64> = cluster.ids().into_iter().filter(|id| *id != led).collect();
-        let follower = followers[self.below(followers.len() as u64) as usize];
-        let pause = Duration::from_millis(300 + self.below(2200));
+        let follower = followers[self.random.u64(..followers.len() as u64) as usize];
+        let pause = Duration::from_millis(300 + self.random.u64(..2200));
         let fault = self.draw();
         let ms = pause.as_millis();
         let said = match fault {
@@ -129,7 +128,7 @@ impl Faults {
             }
             Fault::End => {
                 situations.reached("node ended (SIGTERM)");
-                let id = if self.below(2) == 0 { led } else { follower };
+                let id = if self.random.u64(..2) == 0 { led } else { follower };
                 self.look(client, situations).await;
                 cluster.end(id).await?;
                 sleep(pause).await;
@@ -168,7 +167,7 @@ impl Faults {
                     true => (Direction::ToTarget, Direction::FromTarget),
                     false => (Direction::FromTarget, Direction::ToTarget),
                 };
-                let id = if self.below(2) == 0 { led } else { follower };
+                let id = if self.random.u64(..2) == 0 { led } else { follower };
                 for ((from, _), proxy) in self.of(id) {
                     proxy.cut_one_way(if from == id { own } else { other });
                 }
@@ -184,7 +183,7 @@ impl Faults {
             }
             Fault::SlowLink => {
                 situations.reached("slow link");
-                let delay = Duration::from_millis(5 + self.below(45));
+                let delay = Duration::from_millis(5 + self.random.u64(..45));
                 for (_, proxy) in self.of(follower) {
                     for direction in Direction::BOTH {
                         proxy.set_delay(direction, delay);
@@ -221,13 +220,13 @@ impl Faults {
         situations: &Situations,
     ) -> Result<u64, Box<dyn Error>> {
         self.look(client, situations).await;
-        let known = statuses(cluster, client).await;
+        let known = cluster.statuses(client).await;
         let status = known.into_iter().find(|(id, _)| *id == follower).and_then(|(_, s)| s);
         let has = status.ok_or("the follower does not say how far it is")?.last;
         cluster.kill(follower).await?;
-        let end = Instant::now() + LAG_MAX;
+        let end = Instant::now() + MAX_LAG;
         let behind = loop {
-            let first = leader(cluster, client).await?.first;
+            let first = cluster.leader(client).await?.first;
             if first > has + 1 {
                 break first - has - 1;
             }
@@ -280,15 +279,7 @@ impl Faults {
         if self.deck.is_empty() {
             self.deck = Fault::ALL.to_vec();
         }
-        let at = self.below(self.deck.len() as u64) as usize;
+        let at = self.random.u64(..self.deck.len() as u64) as usize;
         self.deck.swap_remove(at)
-    }
-
-    /// xorshift64*.
-    fn below(&mut self, end: u64) -> u64 {
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 32) % end
     }
 }

@@ -13,11 +13,10 @@ use voussoir_sim::Situations;
 
 use self::faults::{Fault, Faults};
 use super::check::{self, Checked};
-use super::cluster::Cluster;
-use super::live::print;
 use super::load::{Load, Shape};
-use super::{caught_up, client_of, leader};
 use crate::args::Soak;
+use crate::cluster::Cluster;
+use crate::log::print;
 
 /// Small pieces, so that snapshots and released logs are common: a node that is down for a few
 /// seconds needs a snapshot.
@@ -93,8 +92,8 @@ pub async fn soak(
     cluster.set_options(&OPTIONS);
     let mut faults = Faults::new(&mut cluster, seed).await?;
     cluster.start_all()?;
-    let client = client_of(&cluster);
-    leader(&cluster, &client).await?;
+    let client = cluster.client();
+    cluster.leader(&client).await?;
 
     let began = Instant::now();
     let shape = Shape {
@@ -123,8 +122,8 @@ pub async fn soak(
     let stats = load.stats.clone();
     let history = load.stop().await;
     situations.add("write with an unknown outcome", stats.unknown.load(Ordering::Relaxed));
-    caught_up(&cluster, &client).await?;
-    no_crash(&mut cluster)?;
+    cluster.caught_up(&client).await?;
+    cluster.no_crash()?;
     print(&format!("the load has stopped; checking {} operations", history.calls().len()));
     let checked = check::check(&cluster, &client, &history).await?;
     cluster.end_all().await?;
@@ -143,17 +142,13 @@ async fn recovered(cluster: &mut Cluster, load: &Load) -> Result<Duration, Strin
     let began = Instant::now();
     load.stats.outage_begins();
     while began.elapsed() < RECOVERY {
-        no_crash(cluster)?;
+        cluster.no_crash().map_err(|error| error.to_string())?;
         if let Some(took) = load.stats.failover() {
             return Ok(took);
         }
         sleep(LOOK).await;
     }
     Err(format!("no write was acknowledged within {} s after the fault", RECOVERY.as_secs()))
-}
-
-fn no_crash(cluster: &mut Cluster) -> Result<(), String> {
-    super::no_crash(cluster).map_err(|error| error.to_string())
 }
 
 /// No node may have logged an error: none of the faults is one of its own.

@@ -1,4 +1,5 @@
-//! Three nodes, each a process of its own, which can be killed as hard as the system allows.
+//! A cluster on this machine, each node a process of its own: for `store up`, the tests and the demo.
+//! A node can be killed as hard as the system allows.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -8,14 +9,25 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use bytes::Bytes;
+use hyper::Method;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::client::{Answered, Client};
+use crate::http::NodeStatus;
 
 /// Says that the data of every node has been created. Written once, after all of it.
 const CREATED: &str = "cluster-created";
-/// A node that was told to end is given this long.
+/// How long a node that was told to end may take.
 const END_WAIT: Duration = Duration::from_secs(10);
+/// How long the nodes may take to elect a leader, or to catch up with it.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a node may take to answer `GET /status`.
+const STATUS_WAIT: Duration = Duration::from_millis(500);
+/// Time between two rounds of `GET /status`.
+const ASK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The nodes of a cluster on this machine.
 #[derive(Debug)]
@@ -284,6 +296,88 @@ impl Cluster {
         self.nodes.iter().any(|node| node.id == id && node.process.is_some())
     }
 
+    /// A client of all nodes.
+    pub fn client(&self) -> Client {
+        Client::new(self.addresses().into_iter().map(|(_, http)| http).collect())
+    }
+
+    /// Fails when a node has ended by itself, with what that node has printed.
+    ///
+    /// # Errors
+    /// The first such node, its exit status and its log.
+    pub fn no_crash(&mut self) -> io::Result<()> {
+        match self.crashed().first() {
+            Some((id, status)) => {
+                let log = self.log(*id);
+                Err(io::Error::other(format!("node {id} ended by itself, {status}:\n{log}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The answer of every node to `GET /status`; `None` for a node that is down or does not
+    /// answer.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn statuses(&self, client: &Client) -> Statuses {
+        let mut statuses = Vec::new();
+        for (id, http) in self.addresses() {
+            let status = if self.is_up(id) { status_of(client, http).await } else { None };
+            statuses.push((id, status));
+        }
+        statuses
+    }
+
+    /// Waits until a node says that it leads. Of several, returns the one with the highest term.
+    ///
+    /// # Errors
+    /// No node leads within 20 s.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn leader(&self, client: &Client) -> Result<NodeStatus, String> {
+        self.wait_for(client, "no node leads", |nodes| {
+            let known = nodes.into_iter().filter_map(|(_, status)| status);
+            let leaders = known.filter(|status| status.leader == Some(status.id));
+            leaders.max_by_key(|status| status.term)
+        })
+        .await
+    }
+
+    /// Waits until every node has applied what the leader has committed at the time of the call.
+    ///
+    /// # Errors
+    /// A node has not applied it within 20 s.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn caught_up(&self, client: &Client) -> Result<(), String> {
+        let goal = self.leader(client).await?.commit;
+        self.wait_for(client, &format!("a node has not applied entry {goal}"), |nodes| {
+            let applied = |n: &Option<NodeStatus>| n.as_ref().is_some_and(|n| n.applied >= goal);
+            nodes.iter().all(|(_, node)| applied(node)).then_some(())
+        })
+        .await
+    }
+
+    /// Asks all nodes for their status until `found` returns a value.
+    async fn wait_for<T>(
+        &self,
+        client: &Client,
+        otherwise: &str,
+        found: impl Fn(Statuses) -> Option<T>,
+    ) -> Result<T, String> {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            if let Some(found) = found(self.statuses(client).await) {
+                return Ok(found);
+            }
+            sleep(ASK_PAUSE).await;
+        }
+        Err(format!("{otherwise} within {} s", PATIENCE.as_secs()))
+    }
+
     fn process(&self, id: u64) -> io::Result<&Child> {
         let node = self.nodes.iter().find(|node| node.id == id);
         node.and_then(|node| node.process.as_ref()).ok_or_else(|| no_node(id))
@@ -299,6 +393,18 @@ impl Cluster {
             }
             None => Ok(process),
         }
+    }
+}
+
+/// The status of each node by id; `None` for a node that is down or does not answer.
+pub type Statuses = Vec<(u64, Option<NodeStatus>)>;
+
+async fn status_of(client: &Client, node: SocketAddr) -> Option<NodeStatus> {
+    let deadline = Instant::now() + STATUS_WAIT;
+    let sent = client.send_to(node, &Method::GET, "/status", None, Bytes::new(), deadline).await;
+    match sent {
+        Ok(Answered::Reply(reply)) => serde_json::from_slice(&reply.body).ok(),
+        _ => None,
     }
 }
 

@@ -11,15 +11,17 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval};
 
-use super::cluster::Cluster;
-use super::live::print;
-use super::{TICK, client_of, leader};
 use crate::args::Up;
+use crate::cluster::Cluster;
+use crate::log::print;
+
+/// Time between two checks whether a node has ended by itself.
+const TICK: Duration = Duration::from_millis(500);
 
 /// Before a node that ended by itself is started again; doubled each time it ends soon after.
-const PAUSE_MIN: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause.
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(30);
 /// A node that ran for this long is started again at once.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 /// Exit status of a node that must not be started again by itself.
@@ -39,8 +41,8 @@ pub async fn run(up: &Up) -> Result<(), Box<dyn Error>> {
     let http = [1, 2, 3].map(|id| http_address(id, up.http_port.saturating_add(id - 1)));
     let mut cluster = Cluster::at(&std::env::current_exe()?, &up.folder, &http)?;
     cluster.start_all()?;
-    let client = client_of(&cluster);
-    match leader(&cluster, &client).await {
+    let client = cluster.client();
+    match cluster.leader(&client).await {
         Ok(leader) => {
             let folder = up.folder.display();
             print(&format!("three nodes, durable in {folder}; node {} leads", leader.id));
@@ -142,7 +144,7 @@ impl Supervisor {
                 continue;
             }
             let known = self.nodes.get(&id).filter(|again| now - again.started < LONG_LIFE);
-            let pause = known.map_or(PAUSE_MIN, |again| (again.pause * 2).min(PAUSE_MAX));
+            let pause = known.map_or(MIN_PAUSE, |again| (again.pause * 2).min(MAX_PAUSE));
             print(&format!(
                 "node {id} ended by itself ({status}); it is started again in {} s; its log: {}",
                 pause.as_secs(),
