@@ -45,9 +45,11 @@ use crate::traffic::{Freshness, Traffic};
 
 /// In a stale answer: the last command that it shows.
 const APPLIED_INDEX: HeaderName = HeaderName::from_static("store-applied-index");
-/// In a stale answer: it shows all that was acknowledged anywhere up to this many ms ago. Missing
-/// where this node does not know, because it has reached no majority since its start.
+/// In a stale answer: it shows all that was acknowledged anywhere up to this many ms ago, or
+/// `unknown` while this node has reached no majority since its start.
 const AGE_MS: HeaderName = HeaderName::from_static("store-age-ms");
+/// The value of [`AGE_MS`] where this node does not know the age.
+const UNKNOWN_AGE: HeaderValue = HeaderValue::from_static("unknown");
 /// Keys that one listing returns at most.
 const MAX_LISTED: usize = 1000;
 /// Why a node refuses requests after SIGTERM.
@@ -76,6 +78,9 @@ pub struct App {
     pub timeout: Duration,
     /// A disk that completes nothing for this long counts as stalled.
     pub disk_stall: Duration,
+    /// What this node knew to be committed when it started. Until it has applied that, it shows
+    /// less than in its previous life.
+    pub commit_at_start: u64,
     pub traffic: Traffic,
     pub freshness: Freshness,
 }
@@ -319,13 +324,23 @@ impl App {
     }
 
     /// Before a linearizable read: waits until this node has applied all that was acknowledged
-    /// anywhere. Followers ask the leader how far that is.
+    /// anywhere. Followers ask the leader how far that is. Before a stale read: makes sure that a
+    /// node that has just started shows what it knew to be committed.
     async fn catch_up(&self, consistency: &Consistency) -> Result<(), Failure> {
-        if let Consistency::Linearizable = consistency {
-            let began = Instant::now();
-            let read = self.raft.read(began + self.timeout).await;
-            read.map_err(|error| Failure::unavailable(error.to_string()))?;
-            self.freshness.holds_all_before(began);
+        match consistency {
+            Consistency::Linearizable => {
+                let began = Instant::now();
+                let read = self.raft.read(began + self.timeout).await;
+                read.map_err(|error| Failure::unavailable(error.to_string()))?;
+                self.freshness.holds_all_before(began);
+            }
+            Consistency::Stale => {
+                let (applied, wanted) = (self.raft.freshness().applied, self.commit_at_start);
+                if applied < wanted {
+                    let progress = format!("starting: {applied} of {wanted} entries are applied");
+                    return Err(Failure::unavailable(progress));
+                }
+            }
         }
         Ok(())
     }
@@ -335,9 +350,8 @@ impl App {
         if let Consistency::Stale = consistency {
             let headers = response.headers_mut();
             headers.insert(APPLIED_INDEX, applied.into());
-            if let Some(age) = self.freshness.age() {
-                headers.insert(AGE_MS, (age.as_millis() as u64).into());
-            }
+            let age = self.freshness.age().map(|age| HeaderValue::from(age.as_millis() as u64));
+            headers.insert(AGE_MS, age.unwrap_or(UNKNOWN_AGE));
         }
         response
     }

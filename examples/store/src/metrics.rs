@@ -6,6 +6,10 @@
 //! | `store_elections_total` | terms that began while this node ran |
 //! | `store_commit_index`, `_applied_index`, `_durable_index`, `_last_index` | progress in the log |
 //! | `store_peer_up{peer}` | 1 where this node can send to the peer |
+//! | `store_follower_matched_index{peer}`, `store_follower_lag_entries{peer}` | what the follower has on its disk, and how many entries it is behind the leader's log |
+//! | `store_follower_state{peer,state}` | 1 for the state that the follower is in: `probing`, `replicating`, `snapshot`, `lost` |
+//! | `store_follower_inflight_messages{peer}`, `store_follower_inflight_bytes{peer}` | entries sent to the follower and not acknowledged |
+//! | `store_follower_silent_seconds{peer}`, `store_follower_round_trip_seconds{peer}` | since the follower was last heard; the round trip of heartbeats |
 //! | `store_disk_write_seconds` | from handing a write to the journal to durable |
 //! | `store_disk_waiting_seconds` | age of the oldest write that is not durable |
 //! | `store_request_seconds{method}`, `store_requests_total{status}` | HTTP |
@@ -13,6 +17,9 @@
 //! | `store_memory_bytes` | resident memory of the process |
 //! | `store_proposals_total`, `store_reads_total`, … | what raft counts |
 //! | `store_journal_…` | what the journal counts |
+//!
+//! Only the leader knows the followers: on the other nodes, and for the leader itself, the gauges
+//! `store_follower_…` are `NaN`, which Prometheus leaves out of `max` and `min`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,6 +30,7 @@ use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use metrics::{Counter, Histogram, counter, gauge, histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use voussoir_raft::FollowerStatus;
 
 use crate::http::App;
 
@@ -96,7 +104,31 @@ pub async fn text(State(app): State<Arc<App>>) -> Response {
     (content_type, app.metrics.prometheus.render()).into_response()
 }
 
-/// Puts what others count into the recorder.
+/// States of a follower in `store_follower_state`.
+const FOLLOWER_STATES: [&str; 4] = ["probing", "replicating", "snapshot", "lost"];
+
+/// Records one follower; NaN where this node does not know it.
+fn record_follower(id: u64, last_index: u64, follower: Option<&FollowerStatus>) {
+    let peer = id.to_string();
+    let set = |name: &'static str, value: fn(&FollowerStatus, u64) -> f64| {
+        let value = follower.map_or(f64::NAN, |follower| value(follower, last_index));
+        gauge!(name, "peer" => peer.clone()).set(value);
+    };
+    set("store_follower_matched_index", |f, _| f.matched as f64);
+    set("store_follower_lag_entries", |f, last| last.saturating_sub(f.matched) as f64);
+    set("store_follower_inflight_messages", |f, _| f.inflight as f64);
+    set("store_follower_inflight_bytes", |f, _| f.inflight_bytes as f64);
+    set("store_follower_silent_seconds", |f, _| f.silent_ns as f64 / 1e9);
+    set("store_follower_round_trip_seconds", |f, _| f.round_trip_ns as f64 / 1e9);
+    let current = follower.map(|follower| follower.state.to_string());
+    for state in FOLLOWER_STATES {
+        let is_current = current.as_deref().map(|current| current == state);
+        let value = is_current.map_or(f64::NAN, |is_current| f64::from(u8::from(is_current)));
+        gauge!("store_follower_state", "peer" => peer.clone(), "state" => state).set(value);
+    }
+}
+
+/// Records what raft, the journal and the data say at the time of the request.
 fn look(app: &App) {
     let status = app.raft.status().borrow().clone();
     let set = |name: &'static str, value: f64| gauge!(name).set(value);
@@ -107,6 +139,10 @@ fn look(app: &App) {
     set("store_commit_index", status.commit as f64);
     set("store_applied_index", status.applied as f64);
     set("store_snapshot_index", status.snapshot as f64);
+    let followers = app.raft.followers();
+    for id in app.addresses.keys().filter(|id| **id != status.id) {
+        record_follower(*id, status.last, followers.iter().find(|follower| follower.id == *id));
+    }
     set("store_disk_waiting_seconds", app.disk.waiting().as_secs_f64());
     let (keys, bytes) = {
         let kv = app.kv.read();

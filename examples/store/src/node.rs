@@ -155,6 +155,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         metrics,
         timeout: node.timing.request_timeout,
         disk_stall: node.timing.disk_stall,
+        commit_at_start: raft.status().borrow().commit,
         traffic: Traffic::default(),
         freshness: Freshness::default(),
     });

@@ -151,9 +151,6 @@ async fn a_stale_answer_says_how_far_it_is_and_how_old_it_may_be() {
     let led = store.http(store.leader().await);
     let put = ask(led, "PUT", "/kv/a", "", "1").unwrap();
     let version: u64 = put.headers["etag"].trim_matches('"').parse().unwrap();
-    let number = |raw: &Raw, name: &str| raw.headers.get(name).map(|text| text.parse().unwrap());
-    let applied = |raw: &Raw| number(raw, "store-applied-index").unwrap_or(0);
-    let age = |raw: &Raw| number(raw, "store-age-ms");
     // With a majority the age stays low without any other reader.
     for path in ["/kv/a?consistency=stale", "/kv?consistency=stale", "/kv/b?consistency=stale"] {
         let fresh = |raw: &Raw| applied(raw) >= version && age(raw).is_some_and(|ms| ms < 1000);
@@ -167,13 +164,59 @@ async fn a_stale_answer_says_how_far_it_is_and_how_old_it_may_be() {
     let path = "/kv/a?consistency=stale";
     let old = ask_until(node, path, |raw| age(raw).is_some_and(|ms| ms > 1500));
     assert_eq!((old.status, old.body.as_str()), (200, "1"));
+}
 
-    // A node that has reached nobody since its start does not know how old its state is.
-    store.cluster.kill(3).await.unwrap();
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_restarted_alone_shows_what_it_knew_to_be_committed() {
+    let mut store = Store::start().await;
+    let node = store.http(3);
+    let led = store.http(store.leader().await);
+    let put = |key: &str| -> u64 {
+        let put = ask(led, "PUT", key, "", "1").unwrap();
+        put.headers["etag"].trim_matches('"').parse().unwrap()
+    };
+    let kept = put("/kv/kept");
+    while metric(node, "store_applied_index").is_none_or(|index| index < kept as f64) {}
+    // Node 3 knows that the key is committed. It stores that with a later write, at least 100 ms
+    // later.
+    let began = Instant::now();
+    let mut last = kept;
+    while began.elapsed() < Duration::from_millis(500) {
+        last = put("/kv/other");
+    }
+    while metric(node, "store_durable_index").is_none_or(|index| index < last as f64) {}
+
+    for id in 1..=3 {
+        store.cluster.kill(id).await.unwrap();
+    }
     store.cluster.start(3).unwrap();
-    let raw = ask_until(node, path, |raw| raw.status < 500);
-    assert!(raw.headers.contains_key("store-applied-index"));
-    assert_eq!(age(&raw), None);
+    for path in ["/kv/kept", "/kv?prefix=ke"] {
+        // 503 says that the node still starts; every other answer shows the key.
+        let stale = format!("{path}?consistency=stale").replace("ke?", "ke&");
+        let raw = ask_until(node, &stale, |raw| raw.status != 503);
+        assert_eq!(raw.status, 200, "{stale}: {raw:?}");
+        assert!(raw.body == "1" || raw.body.contains("\"kept\""), "{stale}: {raw:?}");
+        assert!(applied(&raw) >= kept, "{stale}: {raw:?}");
+        // It has reached nobody since its start, so it does not know how old its state is.
+        assert_eq!(raw.headers["store-age-ms"], "unknown");
+    }
+    let raw = ask_until(node, "/kv/never?consistency=stale", |raw| raw.status != 503);
+    assert_eq!((raw.status, applied(&raw) >= kept), (404, true), "{raw:?}");
+    assert_eq!(ask(node, "GET", "/ready", "", "").unwrap().status, 503);
+
+    // With a majority the age is known again.
+    store.cluster.start(1).unwrap();
+    ask_until(node, "/kv/kept?consistency=stale", |raw| age(raw).is_some_and(|ms| ms < 1000));
+}
+
+/// The last command that a stale answer shows.
+fn applied(raw: &Raw) -> u64 {
+    raw.headers.get("store-applied-index").map_or(0, |index| index.parse().unwrap())
+}
+
+/// The age of a stale answer, in ms, if the node knows it.
+fn age(raw: &Raw) -> Option<u64> {
+    raw.headers.get("store-age-ms").and_then(|age| age.parse().ok())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -195,6 +238,51 @@ async fn metrics_show_elections_disk_memory_and_requests() {
     assert!(value("store_request_seconds_count{method=\"PUT\"}") >= 50.0);
     assert!(value("store_requests_total{status=\"2xx\"}") >= 50.0);
     assert!(value("store_journal_syncs_total") >= 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metrics_show_how_far_each_follower_is() {
+    let mut store = Store::start().await;
+    let led = store.leader().await;
+    let node = store.http(led);
+    let followers: Vec<u64> = store.cluster.ids().into_iter().filter(|id| *id != led).collect();
+    let value = |peer: u64, name: &str, state: Option<&str>| {
+        let state = state.map_or(String::new(), |state| format!(",state=\"{state}\""));
+        let name = format!("store_follower_{name}{{peer=\"{peer}\"{state}}}");
+        metric(node, &name).unwrap_or_else(|| panic!("{name} is missing"))
+    };
+    let is = |value: f64, wanted: f64| (value - wanted).abs() < f64::EPSILON;
+    let put = |key: &str| assert_eq!(ask(node, "PUT", key, "", "1").unwrap().status, 204);
+    let all_here = |peer| is(value(peer, "lag_entries", None), 0.0);
+    put("/kv/first");
+    for peer in &followers {
+        while !all_here(*peer) {}
+        assert!(is(value(*peer, "state", Some("replicating")), 1.0));
+        assert!(is(value(*peer, "state", Some("lost")), 0.0));
+        assert!(value(*peer, "matched_index", None) >= 2.0);
+        while !is(value(*peer, "inflight_messages", None), 0.0) {}
+        while !is(value(*peer, "inflight_bytes", None), 0.0) {}
+        assert!(value(*peer, "round_trip_seconds", None) < 5.0);
+    }
+
+    let (dead, alive) = (followers[0], followers[1]);
+    let matched = value(dead, "matched_index", None);
+    store.cluster.kill(dead).await.unwrap();
+    for number in 0..20 {
+        put(&format!("/kv/{number}"));
+    }
+    while value(dead, "lag_entries", None) < 20.0 {}
+    assert!(value(dead, "matched_index", None) < matched + 20.0);
+    while value(dead, "silent_seconds", None) < 0.5 {}
+    while !all_here(alive) {}
+    store.cluster.start(dead).unwrap();
+    while !all_here(dead) {}
+    while !is(value(dead, "state", Some("replicating")), 1.0) {}
+
+    // A follower knows nothing of the others.
+    let name = format!("store_follower_lag_entries{{peer=\"{dead}\"}}");
+    assert!(metric(store.http(alive), &name).unwrap().is_nan());
+    assert_eq!(store.leader().await, led, "the leader changed, so its gauges say nothing");
 }
 
 /// `store up`, as a user starts it.
