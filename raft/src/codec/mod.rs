@@ -1,4 +1,5 @@
-//! The bytes of messages on the wire and of records in the log. All integers are little-endian.
+//! The bytes of messages and snapshots on the wire and of records in the log, for transports and
+//! stores of one's own. All integers are little-endian.
 //!
 //! # Messages, version 1
 //!
@@ -36,6 +37,26 @@
 //! | 12 | u8 | kind: 1 no-op, 2 command, 3 configuration |
 //! | 13 | u8, u16 | reserved: written as 0, not looked at |
 //!
+//! # Parts of a snapshot's transfer, version 1
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8 | kind |
+//! | 2 | u16 | length of header and fields; what a reader does not know there is skipped |
+//! | 4 | u32 | reserved: written as 0, not looked at |
+//! | 8 | u64 | group; 0 in answers |
+//! | 16 | | the fields of the kind |
+//!
+//! | kind | what | fields, and what follows them |
+//! |---|---|---|
+//! | 32 | `Open` | term u64, identity u64, chunks u64; the snapshot as a record, below |
+//! | 33 | `Chunk` | identity u64, number u64; the chunk |
+//! | 34 | `Close` | identity u64 |
+//! | 35 | `Next` | number u64 |
+//! | 36 | `Done` | |
+//! | 37 | `Refused` | |
+//!
 //! # Records, version 1
 //!
 //! | offset | type | entry | hard state | snapshot |
@@ -51,12 +72,14 @@
 //! Records carry no checksum of their own: the journal's frames do.
 
 mod message;
+mod part;
 mod record;
 
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
 pub use self::message::{Frame, decode, encode, encode_append};
+pub use self::part::{decode_answer, decode_part, encode_answer, encode_part};
 pub use self::record::{
     ENTRY_HEAD_BYTES, decode_entry, decode_hard_state, decode_snapshot, encode_entry,
     encode_entry_head, encode_hard_state, encode_snapshot,
@@ -152,5 +175,7 @@ impl Reader {
     }
 }
 
+#[cfg(test)]
+mod part_tests;
 #[cfg(test)]
 mod tests;

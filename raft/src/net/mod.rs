@@ -1,9 +1,5 @@
 //! Raft over `voussoir-net`. Feature `net`.
 
-pub(crate) mod parts;
-#[cfg(test)]
-mod tests;
-
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -126,8 +122,7 @@ impl Transport for NetTransport {
             Message::Append { .. } => Class::Bulk,
             _ => Class::Small,
         };
-        let frame = codec::encode(group, &message);
-        let parts = Parts::new(frame.head).with(frame.body);
+        let parts = parts_of(codec::encode(group, &message));
         self.carrier.0.send(to, self.channel(class), parts).map_err(send_error)
     }
 
@@ -139,15 +134,19 @@ impl Transport for NetTransport {
         timeout: Duration,
     ) -> Result<SnapshotAnswer, SendError> {
         let deadline = tokio::time::Instant::now() + timeout;
-        let parts = parts::encode_part(group, part);
+        let parts = parts_of(codec::encode_part(group, part));
         let answer = self.carrier.0.call(to, self.channel(Class::Bulk), parts, deadline).await;
         let answer = answer.map_err(|error| match error {
             CallError::NotSent(error) => send_error(error),
             CallError::Refused(Refused::UnknownService) => SendError::UnknownPeer,
             _ => SendError::NoAnswer,
         })?;
-        parts::decode_answer(answer).map_err(|_| SendError::NoAnswer)
+        codec::decode_answer(answer).map_err(|_| SendError::NoAnswer)
     }
+}
+
+fn parts_of(frame: codec::Frame) -> Parts {
+    Parts::new(frame.head).with(frame.body)
 }
 
 fn send_error(error: voussoir_net::SendError) -> SendError {
@@ -191,11 +190,11 @@ impl Handler for Receiver {
     }
 
     async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Refused> {
-        let (group, part) = parts::decode_part(body).map_err(|error| {
+        let (group, part) = codec::decode_part(body).map_err(|error| {
             self.malformed(from, error);
             Refused::Rejected(Bytes::from_static(b"not a part of a snapshot"))
         })?;
         let inbox = self.inbox(group).ok_or(Refused::UnknownService)?;
-        Ok(parts::encode_answer(inbox.snapshot(from, part).await))
+        Ok(Parts::new(codec::encode_answer(inbox.snapshot(from, part).await)))
     }
 }

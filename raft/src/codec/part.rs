@@ -1,27 +1,8 @@
-//! The bytes of a snapshot's transfer. All integers are little-endian.
-//!
-//! | offset | type | field |
-//! |---|---|---|
-//! | 0 | u8 | version, 1 |
-//! | 1 | u8 | kind |
-//! | 2 | u16 | length of header and fields; what a reader does not know there is skipped |
-//! | 4 | u32 | reserved: written as 0, not looked at |
-//! | 8 | u64 | group; 0 in answers |
-//! | 16 | | the fields of the kind |
-//!
-//! | kind | what | fields, and what follows them |
-//! |---|---|---|
-//! | 32 | `Open` | term u64, identity u64, chunks u64; the snapshot as a record of the log |
-//! | 33 | `Chunk` | identity u64, number u64; the chunk |
-//! | 34 | `Close` | identity u64 |
-//! | 35 | `Next` | number u64 |
-//! | 36 | `Done` | |
-//! | 37 | `Refused` | |
+//! The bytes of a snapshot's transfer: parts and answers. The tables stand in the parent module.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use voussoir_net::Parts;
 
-use crate::codec::{DecodeError, VERSION, decode_snapshot, encode_snapshot};
+use super::{DecodeError, Frame, VERSION, decode_snapshot, encode_snapshot};
 use crate::store::{CHUNK_BYTES_MAX, SnapshotName};
 use crate::transport::{SnapshotAnswer, SnapshotPart};
 
@@ -70,22 +51,26 @@ fn nothing_more(bytes: &Bytes) -> Result<(), DecodeError> {
     if bytes.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
 }
 
-/// A part as bytes; the chunk is not copied.
-pub(crate) fn encode_part(group: u64, part: SnapshotPart) -> Parts {
-    match part {
+/// Encodes a part for a group. A chunk is not copied.
+pub fn encode_part(group: u64, part: SnapshotPart) -> Frame {
+    let (head, body) = match part {
         SnapshotPart::Open { term, name, chunks } => {
             let fields = [term, name.identity, chunks];
-            Parts::new(head(32, group, &fields)).with([encode_snapshot(&name.meta)])
+            (head(32, group, &fields), vec![encode_snapshot(&name.meta)])
         }
         SnapshotPart::Chunk { identity, number, data } => {
-            Parts::new(head(33, group, &[identity, number])).with([data])
+            (head(33, group, &[identity, number]), vec![data])
         }
-        SnapshotPart::Close { identity } => Parts::new(head(34, group, &[identity])),
-    }
+        SnapshotPart::Close { identity } => (head(34, group, &[identity]), Vec::new()),
+    };
+    Frame { head, body }
 }
 
-/// The group and the part.
-pub(crate) fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), DecodeError> {
+/// Decodes a part and the group that it is for. A chunk shares the memory of `bytes`.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are not exactly one part of a known version and kind.
+pub fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), DecodeError> {
     let (kind, group, mut fields) = open(&mut bytes)?;
     let first = field(&mut fields)?;
     let part = match kind {
@@ -110,17 +95,20 @@ pub(crate) fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), Decod
     Ok((group, part))
 }
 
-/// An answer as bytes.
-pub(crate) fn encode_answer(answer: SnapshotAnswer) -> Parts {
-    Parts::new(match answer {
+/// Encodes the answer to a part.
+pub fn encode_answer(answer: SnapshotAnswer) -> Bytes {
+    match answer {
         SnapshotAnswer::Next { number } => head(35, 0, &[number]),
         SnapshotAnswer::Done => head(36, 0, &[]),
         SnapshotAnswer::Refused => head(37, 0, &[]),
-    })
+    }
 }
 
-/// An answer.
-pub(crate) fn decode_answer(mut bytes: Bytes) -> Result<SnapshotAnswer, DecodeError> {
+/// Decodes the answer to a part.
+///
+/// # Errors
+/// [`DecodeError`] when the bytes are not exactly one answer of a known version and kind.
+pub fn decode_answer(mut bytes: Bytes) -> Result<SnapshotAnswer, DecodeError> {
     let (kind, _, mut fields) = open(&mut bytes)?;
     nothing_more(&bytes)?;
     match kind {

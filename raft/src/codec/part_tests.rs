@@ -1,10 +1,11 @@
+//! Tests of the bytes of a snapshot's transfer.
+
 use std::fmt::Write;
 
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::parts::{decode_answer, decode_part, encode_answer, encode_part};
-use crate::codec::DecodeError;
+use super::{DecodeError, decode_answer, decode_part, encode_answer, encode_part};
 use crate::store::SnapshotName;
 use crate::transport::{SnapshotAnswer, SnapshotPart};
 use crate::types::SnapshotMeta;
@@ -42,35 +43,35 @@ fn bytes_of_version_1_stay_as_they_are() {
          00",
     ];
     for (part, golden) in all().into_iter().zip(golden) {
-        assert_eq!(hex(&encode_part(5, part).to_bytes()), golden);
+        assert_eq!(hex(&encode_part(5, part).into_bytes()), golden);
     }
     let answer = encode_answer(SnapshotAnswer::Next { number: 6 });
-    assert_eq!(hex(&answer.to_bytes()), "012318000000000000000000000000000600000000000000");
+    assert_eq!(hex(&answer), "012318000000000000000000000000000600000000000000");
 }
 
 #[test]
 fn parts_and_answers_survive_their_bytes() {
     for part in all() {
-        let bytes = encode_part(5, part.clone()).to_bytes();
+        let bytes = encode_part(5, part.clone()).into_bytes();
         assert_eq!(decode_part(bytes), Ok((5, part)));
     }
     let answers =
         [SnapshotAnswer::Next { number: 6 }, SnapshotAnswer::Done, SnapshotAnswer::Refused];
     for answer in answers {
-        assert_eq!(decode_answer(encode_answer(answer).to_bytes()), Ok(answer));
+        assert_eq!(decode_answer(encode_answer(answer)), Ok(answer));
     }
 }
 
 #[test]
 fn what_is_wrong_is_refused() {
-    let whole = encode_part(5, open()).to_bytes();
+    let whole = encode_part(5, open()).into_bytes();
     for cut in 0..whole.len() {
         assert!(decode_part(whole.slice(..cut)).is_err(), "cut at {cut}");
     }
     assert_eq!(decode_part(Bytes::from_static(&[2, 32])), Err(DecodeError::Version(2)));
-    let answer = encode_answer(SnapshotAnswer::Done).to_bytes();
+    let answer = encode_answer(SnapshotAnswer::Done);
     assert!(matches!(decode_part(answer), Err(DecodeError::Kind(_) | DecodeError::Truncated)));
-    assert!(decode_part(encode_part(5, chunk("")).to_bytes()).is_err(), "an empty chunk");
+    assert!(decode_part(encode_part(5, chunk("")).into_bytes()).is_err(), "an empty chunk");
 }
 
 proptest! {
@@ -87,11 +88,11 @@ proptest! {
         at in any::<prop::sample::Index>(),
         byte in any::<u8>(),
     ) {
-        let mut bytes = encode_part(5, all()[which].clone()).to_bytes().to_vec();
+        let mut bytes = encode_part(5, all()[which].clone()).into_bytes().to_vec();
         let at = at.index(bytes.len());
         bytes[at] = byte;
         if let Ok((_, part)) = decode_part(bytes.into()) {
-            let again = encode_part(5, part.clone()).to_bytes();
+            let again = encode_part(5, part.clone()).into_bytes();
             prop_assert_eq!(decode_part(again), Ok((5, part)));
         }
     }
