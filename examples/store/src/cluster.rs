@@ -1,5 +1,5 @@
-//! A cluster on this machine, each node a process of its own: for `store up`, the tests and the demo.
-//! A node can be killed as hard as the system allows.
+//! A cluster on this machine, each node a process of its own: for `store up`, the tests and the
+//! demo. A node can be killed as hard as the system allows.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
