@@ -16,7 +16,6 @@ use crate::clock::{Clock, TokioClock};
 use crate::config::nanos;
 use crate::core::LatencyWindow;
 use crate::error::ConfigError;
-use crate::mutant::Mutant;
 use crate::retry::{BudgetedCall, ExtraAttempt, RetryBudget};
 
 /// When to send another attempt beside the one under way.
@@ -366,9 +365,6 @@ impl<A, J, F, R> Drop for Race<'_, A, J, F, R> {
     /// would see only winners and creep down, and with it the delay. A loser begun later, or a
     /// call given up early, says nothing.
     fn drop(&mut self) {
-        if Mutant::LoserKept.is_on() {
-            return std::mem::forget(std::mem::take(&mut self.runners));
-        }
         for runner in &self.runners {
             let elapsed = runner.start.elapsed();
             let is_known_slow = match self.winner {

@@ -13,7 +13,6 @@ mod gate;
 mod hedge;
 #[cfg(feature = "metrics")]
 pub mod metrics;
-mod mutant;
 mod policy;
 mod registry;
 mod retry;

@@ -8,7 +8,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::adaptive::AdaptiveLimit;
 use crate::bulkhead::Bulkhead;
 use crate::error::{ConfigError, GateError};
-use crate::mutant::Mutant;
 
 /// How much a call matters. The order is the order in which calls are kept.
 ///
@@ -120,8 +119,7 @@ impl Shedder {
     pub fn check(&self, priority: Priority) -> Result<(), GateError> {
         let load = self.source.load();
         let own = priority as usize;
-        let bound = if Mutant::ImportantShedFirst.is_on() { 3 - own } else { own };
-        if load < self.load_max[bound] {
+        if load < self.load_max[own] {
             return Ok(());
         }
         self.shed[own].fetch_add(1, Relaxed);

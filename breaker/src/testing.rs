@@ -1,5 +1,4 @@
-//! For tests, ours and users': a clock set by hand, the conformance suite of limit algorithms, and
-//! mutants to test the tests with.
+//! For tests, ours and users': a clock set by hand, and the conformance suite of limit algorithms.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,8 +8,6 @@ use crate::breaker::{Breaker, BreakerSnapshot};
 use crate::clock::Clock;
 use crate::config::{BreakerConfig, Window};
 use crate::core::{LimitAlgorithm, LimitSample};
-#[cfg(feature = "testing")]
-pub use crate::mutant::Mutant;
 
 /// A clock that stands still until it is advanced.
 #[derive(Debug, Default)]

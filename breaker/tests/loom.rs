@@ -10,9 +10,6 @@
 #[path = "../src/core/mod.rs"]
 mod core;
 
-#[path = "../src/mutant.rs"]
-mod mutant;
-
 /// What the core calls `crate::sync`.
 mod sync {
     use std::cell::Cell;

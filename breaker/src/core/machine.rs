@@ -10,7 +10,6 @@ use super::rng::SplitMix;
 use super::rules::{Rules, Trip};
 use super::tagged::{Added, Tag, Tagged};
 use super::window::{Counts, Sample, Window};
-use crate::mutant::Mutant;
 use crate::sync::{AtomicU64, Mutex};
 
 const PHASE_BITS: u32 = 3;
@@ -187,12 +186,6 @@ impl Machine {
     pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
         let this = Self::new(rules, now, observer);
         this.transitions.lock().openings = memory.openings;
-        if memory.phase == Phase::HalfOpen && Mutant::ProbesRestored.is_on() {
-            this.force(Phase::HalfOpen, now);
-            // Ends: a half-open breaker has a finite number of probes.
-            while this.admit(|| now).is_ok() {}
-            return this;
-        }
         let (to, wait) = match memory.phase {
             Phase::HalfOpen => (Phase::Open, 0),
             phase => (phase, memory.wait_left.min(this.rules.open_for_max)),
@@ -289,7 +282,6 @@ impl Machine {
         let state = self.state.load(Acquire);
         match Phase::of(state) {
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
-            Phase::ForcedOpen if Mutant::ForcedOpenAdmits.is_on() => Ok(Ticket(state)),
             Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
             Phase::Open | Phase::HalfOpen => {
                 let now = now();
@@ -375,7 +367,7 @@ impl Machine {
 
     #[cold]
     fn record_rest(&self, state: u64, ticket: Ticket, now: u64, sample: Sample) {
-        if state != ticket.0 && !Mutant::LateAnswersCount.is_on() {
+        if state != ticket.0 {
             self.late.fetch_add(1, Relaxed);
             return;
         }
@@ -430,7 +422,7 @@ impl Machine {
     /// Takes back an admission whose call said nothing about the dependency.
     #[inline]
     pub(crate) fn cancel(&self, ticket: Ticket) {
-        if Phase::of(ticket.0) == Phase::HalfOpen && !Mutant::ProbeLeaked.is_on() {
+        if Phase::of(ticket.0) == Phase::HalfOpen {
             self.probes.give_back(generation(ticket.0) as u16);
         }
     }

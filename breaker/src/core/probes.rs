@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::mutant::Mutant;
 use crate::sync::AtomicU64;
 
 const FIELD_BITS: u32 = 16;
@@ -63,7 +62,7 @@ impl Probes {
     /// Takes one of the places, if there is one left. `patient_until` is the time at which
     /// patience ends if this call takes the last place.
     pub(crate) fn admit(&self, generation: u16, patient_until: u64) -> Admission {
-        let max = self.admitted_max + u64::from(Mutant::OneProbeTooMany.is_on());
+        let max = self.admitted_max;
         let mut full = false;
         let admitted = self.update(generation, |word| {
             let taken = field(word, ADMITTED);

@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use crate::mutant::Mutant;
 
 /// Who is served next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,8 +72,7 @@ impl<W> WaitQueue<W> {
             self.empty_at = now;
         }
         let patience = self.patience;
-        let is_standing = self.is_standing(now) && !Mutant::StandingQueuePatient.is_on();
-        let wait = if is_standing { patience.standing } else { patience.usual };
+        let wait = if self.is_standing(now) { patience.standing } else { patience.usual };
         let id = self.next_id;
         self.next_id += 1;
         self.entries.push_back(Entry { id, expires: now.saturating_add(wait), waiter });
@@ -85,7 +83,7 @@ impl<W> WaitQueue<W> {
     pub(crate) fn pop(&mut self, now: u64) -> Option<(W, bool)> {
         let is_last_first = match self.order {
             QueueOrder::Fifo => false,
-            QueueOrder::Lifo => !Mutant::LastServedLast.is_on(),
+            QueueOrder::Lifo => true,
             QueueOrder::Adaptive => self.is_standing(now),
         };
         let entry = if is_last_first { self.entries.pop_back() } else { self.entries.pop_front() }?;

@@ -2,7 +2,6 @@
 
 use super::rng::SplitMix;
 use super::window::{Counts, Shape};
-use crate::mutant::Mutant;
 
 /// Millionths in one.
 const WHOLE: u64 = 1_000_000;
@@ -36,7 +35,7 @@ pub(crate) enum Trip {
 impl Rules {
     /// What the rates say. Asked when a bad call was recorded: a success never opens a breaker.
     pub(crate) fn judge(&self, counts: Counts) -> Option<Trip> {
-        if counts.calls < self.calls_min && !Mutant::CallsMinIgnored.is_on() {
+        if counts.calls < self.calls_min {
             return None;
         }
         let reaches = |bad: u64, rate: Option<u64>| {
@@ -53,7 +52,7 @@ impl Rules {
 
     /// How long the breaker stays open the `openings`-th time in a row, counted from 1.
     pub(crate) fn open_wait(&self, openings: u32, rng: &mut SplitMix) -> u64 {
-        let again = if Mutant::OpenWaitNeverGrows.is_on() { 0 } else { openings.saturating_sub(1) };
+        let again = openings.saturating_sub(1);
         let exponent = i32::try_from(again).unwrap_or(i32::MAX);
         let grown = self.open_for as f64 * self.open_backoff.powi(exponent);
         let capped = grown.min(self.open_for_max as f64);

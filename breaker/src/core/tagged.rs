@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::mutant::Mutant;
 use crate::sync::AtomicU64;
 
 const COUNT_BITS: u32 = 24;
@@ -88,8 +87,7 @@ impl Tagged {
             } else if held.is_past(tag) {
                 return Added::Late;
             } else {
-                let kept = if Mutant::BucketNotEmptied.is_on() { count } else { 0 };
-                (tag.word(kept + 1), Added::Fresh { retired: count })
+                (tag.word(1), Added::Fresh { retired: count })
             };
             match self.0.compare_exchange_weak(word, next, Relaxed, Relaxed) {
                 Ok(_) => return added,

@@ -26,7 +26,6 @@ use guards::{Bounds, End, Guard, Guards};
 use crate::deadline::Deadline;
 use crate::error::Outcome;
 use crate::hedge::Standing;
-use crate::mutant::Mutant;
 use crate::retry::{BudgetedCall, RetryAdvice, RetryBudget};
 use crate::shed::Priority;
 
@@ -396,9 +395,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         if left.is_zero() {
             return Ok(Err(Refusal::DeadlinePassed));
         }
-        let is_kept = Mutant::DeadlineKept.is_on();
-        let handed_down = if is_kept { call.attempt.deadline } else { Some(deadline) };
-        let attempt = Attempt { deadline: handed_down, ..call.attempt };
+        let attempt = Attempt { deadline: Some(deadline), ..call.attempt };
         let rest = self.run(at, Call { attempt, ..call });
         tokio::time::timeout_at(deadline.instant(), rest).await.map_err(|_| left)
     }

@@ -16,7 +16,6 @@ pub use budget::{
 use crate::config::fresh_seed;
 use crate::deadline::Deadline;
 use crate::error::ConfigError;
-use crate::mutant::Mutant;
 
 /// What to do about an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,7 +212,7 @@ impl Retry {
             drop(extra.take());
             match self.next(deadline, attempts, advice, &mut waits) {
                 Ok((wait, paid)) => {
-                    extra = paid.filter(|_| !Mutant::WaitingRetryUncounted.is_on());
+                    extra = paid;
                     tokio::time::sleep(wait).await;
                     attempts += 1;
                 }

@@ -5,5 +5,4 @@ mod by_hand;
 mod composition;
 mod foreign;
 mod half_open;
-mod mutants;
 mod policies;
