@@ -36,7 +36,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.consecutive_failures = Some(3);
     config.open_for = Duration::from_millis(200);
     config.probes = 2;
-    config.probes_bad_max = 0;
+    config.max_bad_probes = 0;
     let breaker = Arc::new(Breaker::new("catalogue", &config)?);
 
     // By itself.

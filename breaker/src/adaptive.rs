@@ -34,9 +34,9 @@ pub struct AdaptiveLimit {
 }
 
 /// Samples that wait for the algorithm, at most; further ones are left out.
-const SAMPLES_MAX: usize = 1_024;
+const MAX_SAMPLES: usize = 1_024;
 /// Samples that one call tells the algorithm, at most; the rest is left to the next call that ends.
-const TURN_MAX: usize = 64;
+const MAX_TURN: usize = 64;
 
 #[derive(Debug)]
 struct Shared {
@@ -57,12 +57,12 @@ struct Updates {
 impl Shared {
     fn tell(&self, sample: LimitSample) {
         let mut updates = self.updates.lock();
-        if updates.samples.len() < SAMPLES_MAX {
+        if updates.samples.len() < MAX_SAMPLES {
             updates.samples.push_back(sample);
         }
         let Some(algorithm) = updates.algorithm.take() else { return };
         let mut turn = Turn { shared: self, algorithm: Some(algorithm) };
-        for _ in 0..TURN_MAX {
+        for _ in 0..MAX_TURN {
             let Some(sample) = updates.samples.pop_front() else { break };
             drop(updates);
             let limit = turn.algorithm.as_mut().map(|algorithm| algorithm.update(&sample).max(1));

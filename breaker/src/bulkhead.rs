@@ -13,23 +13,23 @@ use crate::gate::{Gate, GateStats, Place};
 #[non_exhaustive]
 pub struct QueueConfig {
     /// Calls that may wait for a place. 0 to 1,000,000, default 0: who finds no place is refused.
-    pub len_max: usize,
+    pub max_len: usize,
     /// Who is served next. Default: adaptive.
     pub order: QueueOrder,
     /// How long a call may wait. Above 0, default 100 ms.
-    pub wait_max: Duration,
-    /// How long it may wait once the queue has not been empty for `wait_max`: controlled delay.
-    /// At most `wait_max`, default 5 ms.
-    pub wait_max_standing: Duration,
+    pub max_wait: Duration,
+    /// How long it may wait once the queue has not been empty for `max_wait`: controlled delay.
+    /// At most `max_wait`, default 5 ms.
+    pub max_standing_wait: Duration,
 }
 
 impl Default for QueueConfig {
     fn default() -> Self {
         Self {
-            len_max: 0,
+            max_len: 0,
             order: QueueOrder::Adaptive,
-            wait_max: Duration::from_millis(100),
-            wait_max_standing: Duration::from_millis(5),
+            max_wait: Duration::from_millis(100),
+            max_standing_wait: Duration::from_millis(5),
         }
     }
 }
@@ -40,25 +40,25 @@ impl QueueConfig {
     /// # Errors
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if self.len_max > 1_000_000 {
-            return Err(ConfigError::out_of_range("len_max", self.len_max, "0 to 1000000"));
+        if self.max_len > 1_000_000 {
+            return Err(ConfigError::out_of_range("max_len", self.max_len, "0 to 1000000"));
         }
-        if self.wait_max.is_zero() || self.wait_max_standing.is_zero() {
-            return Err(ConfigError::out_of_range("wait_max", "0", "above 0"));
+        if self.max_wait.is_zero() || self.max_standing_wait.is_zero() {
+            return Err(ConfigError::out_of_range("max_wait", "0", "above 0"));
         }
-        if self.wait_max_standing > self.wait_max {
-            return Err(ConfigError::Contradiction("wait_max_standing is longer than wait_max"));
+        if self.max_standing_wait > self.max_wait {
+            return Err(ConfigError::Contradiction("max_standing_wait is longer than max_wait"));
         }
         Ok(())
     }
 
     pub(crate) fn gate(&self, limit: usize) -> Arc<Gate> {
         let patience = Patience {
-            usual: nanos(self.wait_max),
-            standing: nanos(self.wait_max_standing),
-            standing_after: nanos(self.wait_max),
+            usual: nanos(self.max_wait),
+            standing: nanos(self.max_standing_wait),
+            standing_after: nanos(self.max_wait),
         };
-        Gate::new(limit, self.len_max, self.order, patience)
+        Gate::new(limit, self.max_len, self.order, patience)
     }
 }
 

@@ -7,15 +7,15 @@ use crate::core::{Rules, Shape, millionths};
 use crate::error::ConfigError;
 
 /// Buckets of a time window, at most.
-pub const BUCKETS_MAX: u32 = 1_024;
+pub const MAX_BUCKETS: u32 = 1_024;
 /// Calls of a count window, at most.
-pub const WINDOW_CALLS_MAX: u32 = 65_536;
+pub const MAX_WINDOW_CALLS: u32 = 65_536;
 /// The shortest bucket of a time window.
-pub const BUCKET_MIN: Duration = Duration::from_millis(1);
+pub const MIN_BUCKET: Duration = Duration::from_millis(1);
 
-const STRIPES_MAX: u32 = 64;
+const MAX_STRIPES: u32 = 64;
 /// More make a breaker big and its judgement slow.
-const STRIPES_DEFAULT_MAX: u32 = 4;
+const MAX_STRIPES_DEFAULT: u32 = 4;
 
 /// Which calls the rates are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,14 +24,14 @@ pub enum Window {
     /// The calls of the last `span`, which moves in steps of `span / buckets`: the present bucket,
     /// which is filling, and the `buckets - 1` before it.
     Time {
-        /// How far back, at least [`BUCKET_MIN`] a bucket.
+        /// How far back, at least [`MIN_BUCKET`] a bucket.
         span: Duration,
-        /// Steps, 1 to [`BUCKETS_MAX`].
+        /// Steps, 1 to [`MAX_BUCKETS`].
         buckets: u32,
     },
     /// The last so many calls, however long ago.
     Count {
-        /// 1 to [`WINDOW_CALLS_MAX`].
+        /// 1 to [`MAX_WINDOW_CALLS`].
         calls: u32,
     },
 }
@@ -54,7 +54,7 @@ pub struct BreakerConfig {
     /// What the rates are taken over. Default: 10 s in 10 buckets.
     pub window: Window,
     /// Calls that the window must hold before a rate counts. At least 1, default 20.
-    pub calls_min: u32,
+    pub min_calls: u32,
     /// Opens at this share of failures, above 0 and up to 1. Default 0.5.
     pub failure_rate: Option<f64>,
     /// Opens at this share of slow calls, above 0 and up to 1. Default: slowness is not looked at.
@@ -69,7 +69,7 @@ pub struct BreakerConfig {
     /// sick. 1 to 16, default 2.
     pub open_backoff: f64,
     /// The longest it stays open, jitter included. Not below `open_for`, default 60 s.
-    pub open_for_max: Duration,
+    pub max_open_for: Duration,
     /// Spreads the wait by up to this share either way, so that many clients do not probe at
     /// once. 0 to 1, default 0.2.
     pub open_jitter: f64,
@@ -77,11 +77,11 @@ pub struct BreakerConfig {
     pub probes: u16,
     /// How many of them may fail or be slow with the breaker closing nevertheless. Below
     /// `probes`, default 1.
-    pub probes_bad_max: u16,
+    pub max_bad_probes: u16,
     /// How long all `probes` may be taken without a verdict before the breaker opens again,
     /// counted from the moment at which the last of them was taken. Above 0, default 30 s; `None`
     /// waits for ever.
-    pub half_open_for_max: Option<Duration>,
+    pub max_half_open_for: Option<Duration>,
     /// Copies of a window's counters, among which threads are spread so that they do not fight for
     /// them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket of a time window,
     /// 128 bytes of a count window. Default: one for each of up to four hardware threads.
@@ -105,18 +105,18 @@ impl Default for BreakerConfig {
     fn default() -> Self {
         Self {
             window: Window::Time { span: Duration::from_secs(10), buckets: 10 },
-            calls_min: 20,
+            min_calls: 20,
             failure_rate: Some(0.5),
             slow_rate: None,
             slow_after: Duration::from_secs(1),
             consecutive_failures: None,
             open_for: Duration::from_secs(5),
             open_backoff: 2.0,
-            open_for_max: Duration::from_secs(60),
+            max_open_for: Duration::from_secs(60),
             open_jitter: 0.2,
             probes: 5,
-            probes_bad_max: 1,
-            half_open_for_max: Some(Duration::from_secs(30)),
+            max_bad_probes: 1,
+            max_half_open_for: Some(Duration::from_secs(30)),
             stripes: None,
             on_drop: Verdict::Ignored,
             on_panic: Verdict::Failure,
@@ -140,17 +140,17 @@ impl BreakerConfig {
         self.check_closing()?;
         Ok(Rules {
             shape: self.shape()?,
-            calls_min: u64::from(self.calls_min),
+            min_calls: u64::from(self.min_calls),
             failure_rate: self.failure_rate.map(millionths),
             slow_rate: self.slow_rate.map(millionths),
             consecutive_failures: self.consecutive_failures.map(u64::from),
             open_for: nanos(self.open_for),
-            open_for_max: nanos(self.open_for_max),
+            max_open_for: nanos(self.max_open_for),
             open_backoff: self.open_backoff,
             open_jitter: self.open_jitter,
             probes: self.probes,
-            probes_bad_max: self.probes_bad_max,
-            half_open_for_max: self.half_open_for_max.map(nanos),
+            max_bad_probes: self.max_bad_probes,
+            max_half_open_for: self.max_half_open_for.map(nanos),
             seed: self.seed.unwrap_or_else(fresh_seed),
         })
     }
@@ -158,23 +158,23 @@ impl BreakerConfig {
     fn shape(&self) -> Result<Shape, ConfigError> {
         match self.window {
             Window::Time { span, buckets } => {
-                if !(1..=BUCKETS_MAX).contains(&buckets) {
+                if !(1..=MAX_BUCKETS).contains(&buckets) {
                     return Err(ConfigError::out_of_range("window.buckets", buckets, "1 to 1024"));
                 }
                 let width = nanos(span) / u64::from(buckets);
-                if width < nanos(BUCKET_MIN) {
+                if width < nanos(MIN_BUCKET) {
                     let value = format!("{span:?} in {buckets}");
                     return Err(ConfigError::out_of_range("window.span", value, "1 ms a bucket"));
                 }
                 Ok(Shape::Time { width, buckets, stripes: self.stripes()? })
             }
             Window::Count { calls } => {
-                if !(1..=WINDOW_CALLS_MAX).contains(&calls) {
+                if !(1..=MAX_WINDOW_CALLS).contains(&calls) {
                     return Err(ConfigError::out_of_range("window.calls", calls, "1 to 65536"));
                 }
-                if calls < self.calls_min {
+                if calls < self.min_calls {
                     return Err(ConfigError::Contradiction(
-                        "a window of fewer calls than calls_min never opens the breaker",
+                        "a window of fewer calls than min_calls never opens the breaker",
                     ));
                 }
                 Ok(Shape::Count { calls, stripes: self.stripes()? })
@@ -184,16 +184,16 @@ impl BreakerConfig {
 
     fn stripes(&self) -> Result<u32, ConfigError> {
         let threads = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-        let stripes = self.stripes.unwrap_or_else(|| threads().min(STRIPES_DEFAULT_MAX));
-        if !(1..=STRIPES_MAX).contains(&stripes) {
+        let stripes = self.stripes.unwrap_or_else(|| threads().min(MAX_STRIPES_DEFAULT));
+        if !(1..=MAX_STRIPES).contains(&stripes) {
             return Err(ConfigError::out_of_range("stripes", stripes, "1 to 64"));
         }
         Ok(stripes)
     }
 
     fn check_opening(&self) -> Result<(), ConfigError> {
-        if self.calls_min == 0 {
-            return Err(ConfigError::out_of_range("calls_min", 0, "at least 1"));
+        if self.min_calls == 0 {
+            return Err(ConfigError::out_of_range("min_calls", 0, "at least 1"));
         }
         for (field, rate) in [("failure_rate", self.failure_rate), ("slow_rate", self.slow_rate)] {
             if let Some(rate) = rate
@@ -221,8 +221,8 @@ impl BreakerConfig {
         if self.open_for.is_zero() {
             return Err(ConfigError::out_of_range("open_for", "0", "above 0"));
         }
-        if self.open_for_max < self.open_for {
-            return Err(ConfigError::Contradiction("open_for_max is shorter than open_for"));
+        if self.max_open_for < self.open_for {
+            return Err(ConfigError::Contradiction("max_open_for is shorter than open_for"));
         }
         if !(1.0..=16.0).contains(&self.open_backoff) {
             return Err(ConfigError::out_of_range("open_backoff", self.open_backoff, "1 to 16"));
@@ -233,11 +233,11 @@ impl BreakerConfig {
         if self.probes == 0 {
             return Err(ConfigError::out_of_range("probes", 0, "1 to 65535"));
         }
-        if self.probes_bad_max >= self.probes {
-            return Err(ConfigError::Contradiction("probes_bad_max is not below probes"));
+        if self.max_bad_probes >= self.probes {
+            return Err(ConfigError::Contradiction("max_bad_probes is not below probes"));
         }
-        if self.half_open_for_max.is_some_and(|max| max.is_zero()) {
-            return Err(ConfigError::out_of_range("half_open_for_max", "0", "above 0"));
+        if self.max_half_open_for.is_some_and(|max| max.is_zero()) {
+            return Err(ConfigError::out_of_range("max_half_open_for", "0", "above 0"));
         }
         Ok(())
     }
@@ -282,18 +282,18 @@ mod tests {
             ("window.span", wrong(|c| c.window = Window::Time { span, buckets: 10 })),
             ("window.calls", wrong(|c| c.window = Window::Count { calls: 0 })),
             ("contradiction", wrong(|c| c.window = Window::Count { calls: 19 })),
-            ("calls_min", wrong(|c| c.calls_min = 0)),
+            ("min_calls", wrong(|c| c.min_calls = 0)),
             ("failure_rate", wrong(|c| c.failure_rate = Some(0.0))),
             ("failure_rate", wrong(|c| c.failure_rate = Some(f64::NAN))),
             ("slow_rate", wrong(|c| c.slow_rate = Some(1.1))),
             ("consecutive_failures", wrong(|c| c.consecutive_failures = Some(0))),
             ("contradiction", wrong(|c| c.failure_rate = None)),
             ("open_for", wrong(|c| c.open_for = Duration::ZERO)),
-            ("contradiction", wrong(|c| c.open_for_max = Duration::from_secs(1))),
+            ("contradiction", wrong(|c| c.max_open_for = Duration::from_secs(1))),
             ("open_backoff", wrong(|c| c.open_backoff = f64::NAN)),
             ("open_jitter", wrong(|c| c.open_jitter = -0.1)),
-            ("contradiction", wrong(|c| c.probes_bad_max = 5)),
-            ("half_open_for_max", wrong(|c| c.half_open_for_max = Some(Duration::ZERO))),
+            ("contradiction", wrong(|c| c.max_bad_probes = 5)),
+            ("max_half_open_for", wrong(|c| c.max_half_open_for = Some(Duration::ZERO))),
         ];
         for (expected, error) in cases {
             assert_eq!(field(error.clone()), expected, "{error}");

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Digits of a `grpc-timeout` value, at most.
-const GRPC_DIGITS_MAX: usize = 8;
-const GRPC_VALUE_MAX: u128 = 99_999_999;
+const MAX_GRPC_DIGITS: usize = 8;
+const MAX_GRPC_VALUE: u128 = 99_999_999;
 
 /// An absolute deadline within this process.
 ///
@@ -71,8 +71,8 @@ impl Deadline {
             (left.as_millis(), 'm'),
             (u128::from(left.as_secs()), 'S'),
         ];
-        let fitting = units.into_iter().find(|(value, _)| *value <= GRPC_VALUE_MAX);
-        let (value, unit) = fitting.unwrap_or((GRPC_VALUE_MAX, 'S'));
+        let fitting = units.into_iter().find(|(value, _)| *value <= MAX_GRPC_VALUE);
+        let (value, unit) = fitting.unwrap_or((MAX_GRPC_VALUE, 'S'));
         format!("{value}{unit}")
     }
 
@@ -82,7 +82,7 @@ impl Deadline {
         let unit = header.chars().next_back().filter(char::is_ascii)?;
         let digits = header.get(..header.len() - 1)?;
         let is_number = digits.bytes().all(|digit| digit.is_ascii_digit());
-        if digits.is_empty() || digits.len() > GRPC_DIGITS_MAX || !is_number {
+        if digits.is_empty() || digits.len() > MAX_GRPC_DIGITS || !is_number {
             return None;
         }
         let value: u64 = digits.parse().ok()?;

@@ -26,27 +26,27 @@ pub struct HedgeConfig {
     /// default 0.95: one call in twenty is hedged.
     pub quantile: f64,
     /// Never hedges earlier. Default 1 ms.
-    pub delay_min: Duration,
-    /// Hedges at the latest, and as long as there are too few samples. Not below `delay_min`,
+    pub min_delay: Duration,
+    /// Hedges at the latest, and as long as there are too few samples. Not below `min_delay`,
     /// default 1 s.
-    pub delay_max: Duration,
+    pub max_delay: Duration,
     /// Samples that the window must hold for the quantile to count. Default 50.
-    pub samples_min: u64,
+    pub min_samples: u64,
     /// How far back latencies are looked at. Above 0, default 30 s.
     pub window: Duration,
     /// Attempts beside the first. 1 to 5, default 1.
-    pub hedges_max: u32,
+    pub max_hedges: u32,
 }
 
 impl Default for HedgeConfig {
     fn default() -> Self {
         Self {
             quantile: 0.95,
-            delay_min: Duration::from_millis(1),
-            delay_max: Duration::from_secs(1),
-            samples_min: 50,
+            min_delay: Duration::from_millis(1),
+            max_delay: Duration::from_secs(1),
+            min_samples: 50,
             window: Duration::from_secs(30),
-            hedges_max: 1,
+            max_hedges: 1,
         }
     }
 }
@@ -60,14 +60,14 @@ impl HedgeConfig {
         if !(0.5..=0.9999).contains(&self.quantile) {
             return Err(ConfigError::out_of_range("quantile", self.quantile, "0.5 to 0.9999"));
         }
-        if self.delay_max < self.delay_min {
-            return Err(ConfigError::Contradiction("delay_max is shorter than delay_min"));
+        if self.max_delay < self.min_delay {
+            return Err(ConfigError::Contradiction("max_delay is shorter than min_delay"));
         }
         if self.window.is_zero() {
             return Err(ConfigError::out_of_range("window", "0", "above 0"));
         }
-        if !(1..=5).contains(&self.hedges_max) {
-            return Err(ConfigError::out_of_range("hedges_max", self.hedges_max, "1 to 5"));
+        if !(1..=5).contains(&self.max_hedges) {
+            return Err(ConfigError::out_of_range("max_hedges", self.max_hedges, "1 to 5"));
         }
         Ok(())
     }
@@ -110,7 +110,7 @@ pub struct Hedge {
 }
 
 impl Hedge {
-    /// Hedges without a budget: `hedges_max` bounds them, and the quantile does as long as the
+    /// Hedges without a budget: `max_hedges` bounds them, and the quantile does as long as the
     /// dependency does not get slower.
     ///
     /// # Errors
@@ -141,12 +141,12 @@ impl Hedge {
     pub fn delay(&self) -> Duration {
         let now = self.clock.now();
         let mut latencies = self.latencies.lock();
-        if latencies.len(now) < self.config.samples_min {
-            return self.config.delay_max;
+        if latencies.len(now) < self.config.min_samples {
+            return self.config.max_delay;
         }
         let quantile = latencies.quantile(now).map(Duration::from_nanos);
-        quantile.map_or(self.config.delay_max, |delay| {
-            delay.clamp(self.config.delay_min, self.config.delay_max)
+        quantile.map_or(self.config.max_delay, |delay| {
+            delay.clamp(self.config.min_delay, self.config.max_delay)
         })
     }
 
@@ -232,7 +232,7 @@ impl Hedge {
             judge,
             runners: Vec::with_capacity(1),
             begun: 0,
-            hedges_left: if may_hedge { self.config.hedges_max } else { 0 },
+            hedges_left: if may_hedge { self.config.max_hedges } else { 0 },
             delay: self.delay(),
             timer: None,
             winner: None,

@@ -30,7 +30,7 @@ pub use breaker::{
 };
 pub use bulkhead::{Bulkhead, BulkheadPermit, QueueConfig};
 pub use clock::{Clock, Coarse, Monotonic, TokioClock, default_clock};
-pub use config::{BUCKET_MIN, BUCKETS_MAX, BreakerConfig, WINDOW_CALLS_MAX, Window};
+pub use config::{BreakerConfig, MAX_BUCKETS, MAX_WINDOW_CALLS, MIN_BUCKET, Window};
 pub use core::{
     Aimd, AimdConfig, Counts, Gradient2, Gradient2Config, LimitAlgorithm, LimitSample, QueueOrder,
     Vegas, VegasConfig,

@@ -15,7 +15,7 @@ use crate::config::BreakerConfig;
 use crate::error::{ConfigError, RegistryFull};
 
 /// Breakers that a full registry looks at to make room for one more.
-const LOOKS_MAX: usize = 64;
+const MAX_LOOKS: usize = 64;
 
 /// Breakers by key, made on first use and bounded in number: one for each host, tenant or route.
 ///
@@ -147,7 +147,7 @@ impl<K: Hash + Eq + Clone> Kept<K> {
 
     /// A place whose breaker may go, of those whose turn it is to be looked at.
     fn room(&mut self, now: u64) -> Option<usize> {
-        let looks = self.entries.len().min(LOOKS_MAX);
+        let looks = self.entries.len().min(MAX_LOOKS);
         let turn = (0..looks).map(|look| (self.hand + look) % self.entries.len());
         let least_missed =
             turn.filter(|place| self.entries[*place].is_idle()).min_by_key(|place| {
@@ -212,9 +212,9 @@ mod tests {
 
     #[test]
     fn room_is_looked_for_in_turns() {
-        let registry = Registry::new(BreakerConfig::default(), 3 * LOOKS_MAX).unwrap();
-        let held: Vec<_> = (0..2 * LOOKS_MAX).map(|key| registry.get(&key).unwrap()).collect();
-        for key in held.len()..3 * LOOKS_MAX {
+        let registry = Registry::new(BreakerConfig::default(), 3 * MAX_LOOKS).unwrap();
+        let held: Vec<_> = (0..2 * MAX_LOOKS).map(|key| registry.get(&key).unwrap()).collect();
+        for key in held.len()..3 * MAX_LOOKS {
             registry.get(&key).unwrap();
         }
         // The first two turns meet breakers that are held, the third does not.
@@ -222,7 +222,7 @@ mod tests {
             let room = registry.get(&(1_000 + turn));
             assert_eq!(room.is_ok(), turn % 3 == 2, "turn {turn}");
         }
-        assert_eq!(registry.len(), 3 * LOOKS_MAX);
+        assert_eq!(registry.len(), 3 * MAX_LOOKS);
         for (key, breaker) in held.iter().enumerate() {
             assert!(Arc::ptr_eq(&registry.get(&key).unwrap(), breaker), "{key}");
         }
@@ -230,6 +230,6 @@ mod tests {
         for turn in [2, 5, 8] {
             assert_eq!(registry.get(&(1_000 + turn)).unwrap().name(), (1_000 + turn).to_string());
         }
-        assert!(registry.kept.read().places.len() == 3 * LOOKS_MAX);
+        assert!(registry.kept.read().places.len() == 3 * MAX_LOOKS);
     }
 }

@@ -49,22 +49,22 @@ impl LoadSource for AdaptiveLimit {
 #[non_exhaustive]
 pub struct ShedConfig {
     /// Default 0.6.
-    pub sheddable_max: f64,
+    pub max_sheddable: f64,
     /// Default 0.8.
-    pub sheddable_plus_max: f64,
+    pub max_sheddable_plus: f64,
     /// Default 1.0.
-    pub critical_max: f64,
+    pub max_critical: f64,
     /// Default: always, the queue then decides.
-    pub critical_plus_max: f64,
+    pub max_critical_plus: f64,
 }
 
 impl Default for ShedConfig {
     fn default() -> Self {
         Self {
-            sheddable_max: 0.6,
-            sheddable_plus_max: 0.8,
-            critical_max: 1.0,
-            critical_plus_max: f64::INFINITY,
+            max_sheddable: 0.6,
+            max_sheddable_plus: 0.8,
+            max_critical: 1.0,
+            max_critical_plus: f64::INFINITY,
         }
     }
 }
@@ -88,7 +88,7 @@ impl Default for ShedConfig {
 pub struct Shedder {
     source: Arc<dyn LoadSource>,
     /// By the priority's number.
-    load_max: [f64; 4],
+    max_load: [f64; 4],
     shed: [AtomicU64; 4],
 }
 
@@ -98,18 +98,18 @@ impl Shedder {
     /// # Errors
     /// Bounds that are not in the order of the priorities.
     pub fn new(source: Arc<dyn LoadSource>, config: ShedConfig) -> Result<Self, ConfigError> {
-        let load_max = [
-            config.sheddable_max,
-            config.sheddable_plus_max,
-            config.critical_max,
-            config.critical_plus_max,
+        let max_load = [
+            config.max_sheddable,
+            config.max_sheddable_plus,
+            config.max_critical,
+            config.max_critical_plus,
         ];
-        if !(load_max[0] >= 0.0 && load_max.windows(2).all(|pair| pair[0] <= pair[1])) {
+        if !(max_load[0] >= 0.0 && max_load.windows(2).all(|pair| pair[0] <= pair[1])) {
             return Err(ConfigError::Contradiction(
                 "the bounds of a shedder must not fall from one priority to the next",
             ));
         }
-        Ok(Self { source, load_max, shed: Default::default() })
+        Ok(Self { source, max_load, shed: Default::default() })
     }
 
     /// Whether a call of this priority may go on at the present load.
@@ -119,7 +119,7 @@ impl Shedder {
     pub fn check(&self, priority: Priority) -> Result<(), GateError> {
         let load = self.source.load();
         let own = priority as usize;
-        if load < self.load_max[own] {
+        if load < self.max_load[own] {
             return Ok(());
         }
         self.shed[own].fetch_add(1, Relaxed);
@@ -166,7 +166,7 @@ mod tests {
 
     #[test]
     fn bounds_out_of_order_are_refused() {
-        let config = ShedConfig { critical_max: 0.1, ..Default::default() };
+        let config = ShedConfig { max_critical: 0.1, ..Default::default() };
         assert!(Shedder::new(Arc::new(Load(0.0)), config).is_err());
     }
 }

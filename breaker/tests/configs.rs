@@ -65,14 +65,14 @@ fn any_verdict() -> impl Strategy<Value = Verdict> {
 
 prop_compose! {
     fn any_breaker_config()(
-        (window, calls_min, failure_rate, slow_rate, slow_after) in (
+        (window, min_calls, failure_rate, slow_rate, slow_after) in (
             any_window(), any_u32(), prop::option::of(any_f64()), prop::option::of(any_f64()),
             any_duration(),
         ),
-        (consecutive_failures, open_for, open_backoff, open_for_max, open_jitter) in (
+        (consecutive_failures, open_for, open_backoff, max_open_for, open_jitter) in (
             prop::option::of(any_u32()), any_duration(), any_f64(), any_duration(), any_f64(),
         ),
-        (probes, probes_bad_max, half_open_for_max, stripes) in (
+        (probes, max_bad_probes, max_half_open_for, stripes) in (
             prop_oneof![1..9_u16, any::<u16>()], prop_oneof![0..4_u16, any::<u16>()],
             prop::option::of(any_duration()), prop::option::of(any_u32()),
         ),
@@ -80,13 +80,13 @@ prop_compose! {
         sound in prop::bool::weighted(0.7),
     ) -> BreakerConfig {
         let mut config = BreakerConfig::default();
-        (config.window, config.calls_min, config.failure_rate) = (window, calls_min, failure_rate);
+        (config.window, config.min_calls, config.failure_rate) = (window, min_calls, failure_rate);
         (config.slow_rate, config.slow_after) = (slow_rate, slow_after);
         config.consecutive_failures = consecutive_failures;
-        (config.open_for, config.open_for_max) = (open_for, open_for_max);
+        (config.open_for, config.max_open_for) = (open_for, max_open_for);
         (config.open_backoff, config.open_jitter) = (open_backoff, open_jitter);
-        (config.probes, config.probes_bad_max) = (probes, probes_bad_max);
-        (config.half_open_for_max, config.stripes) = (half_open_for_max, stripes);
+        (config.probes, config.max_bad_probes) = (probes, max_bad_probes);
+        (config.max_half_open_for, config.stripes) = (max_half_open_for, stripes);
         (config.on_drop, config.on_panic) = (on_drop, on_panic);
         config.on_overtaken = on_overtaken;
         if sound {
@@ -106,19 +106,19 @@ fn mend(config: &mut BreakerConfig) {
     if config.failure_rate.is_none() && config.slow_rate.is_none() {
         config.consecutive_failures = Some(1);
     }
-    config.calls_min = config.calls_min.clamp(1, 500);
+    config.min_calls = config.min_calls.clamp(1, 500);
     config.window = match config.window {
         Window::Time { span, buckets } => {
-            let buckets = buckets.clamp(1, BUCKETS_MAX);
-            Window::Time { span: span.max(BUCKET_MIN * buckets), buckets }
+            let buckets = buckets.clamp(1, MAX_BUCKETS);
+            Window::Time { span: span.max(MIN_BUCKET * buckets), buckets }
         }
         Window::Count { calls } => {
-            Window::Count { calls: calls.clamp(config.calls_min, WINDOW_CALLS_MAX) }
+            Window::Count { calls: calls.clamp(config.min_calls, MAX_WINDOW_CALLS) }
         }
         other => other,
     };
     config.open_for = config.open_for.max(Duration::from_nanos(1));
-    config.open_for_max = config.open_for_max.max(config.open_for);
+    config.max_open_for = config.max_open_for.max(config.open_for);
     if !(1.0..=16.0).contains(&config.open_backoff) {
         config.open_backoff = 16.0;
     }
@@ -126,24 +126,24 @@ fn mend(config: &mut BreakerConfig) {
         config.open_jitter = 1.0;
     }
     config.probes = config.probes.max(1);
-    config.probes_bad_max = config.probes_bad_max.min(config.probes - 1);
-    config.half_open_for_max = config.half_open_for_max.map(|t| t.max(Duration::from_nanos(1)));
+    config.max_bad_probes = config.max_bad_probes.min(config.probes - 1);
+    config.max_half_open_for = config.max_half_open_for.map(|t| t.max(Duration::from_nanos(1)));
     // Both at their largest is one case below: judging each failure reads the whole window.
     let is_long = matches!(config.window, Window::Time { buckets: 64.., .. });
-    let stripes_max = if is_long { 2 } else { 64 };
-    config.stripes = Some(config.stripes.unwrap_or(1).clamp(1, stripes_max));
+    let max_stripes = if is_long { 2 } else { 64 };
+    config.stripes = Some(config.stripes.unwrap_or(1).clamp(1, max_stripes));
 }
 
 #[test]
 fn the_largest_windows_work() {
     let span = Duration::from_secs(3_600);
     for window in
-        [Window::Time { span, buckets: BUCKETS_MAX }, Window::Count { calls: WINDOW_CALLS_MAX }]
+        [Window::Time { span, buckets: MAX_BUCKETS }, Window::Count { calls: MAX_WINDOW_CALLS }]
     {
         let mut config = BreakerConfig::default();
         (config.window, config.stripes) = (window, Some(64));
         let breaker = Breaker::new("b", &config).expect("valid");
-        for _ in 0..config.calls_min {
+        for _ in 0..config.min_calls {
             breaker.try_acquire().expect("closed").failure();
         }
         assert_eq!(breaker.state(), State::Open);
@@ -206,7 +206,7 @@ fn shared(clock: &Arc<ManualClock>) -> Arc<dyn Clock> {
 fn failures_to_open(config: &BreakerConfig, most: u32) -> Option<u32> {
     // All calls fail, so a failure rate is reached as soon as the window holds enough of them. None
     // is slow: the clock stands still.
-    let by_rate = config.failure_rate.map(|_| config.calls_min);
+    let by_rate = config.failure_rate.map(|_| config.min_calls);
     let first = [by_rate, config.consecutive_failures].into_iter().flatten().min();
     first.filter(|first| *first <= most)
 }
@@ -223,7 +223,7 @@ proptest! {
     #![proptest_config(cases())]
 
     /// It opens at exactly the failure that the configuration names, rejects while its wait lasts
-    /// and no longer than `open_for_max`, admits exactly its probes, and closes by them.
+    /// and no longer than `max_open_for`, admits exactly its probes, and closes by them.
     #[test]
     fn a_breaker_that_validates_works(config in any_breaker_config()) {
         let clock = Arc::new(ManualClock::new());
@@ -248,7 +248,7 @@ proptest! {
         let due = breaker.next_deadline();
         if let Err(rejected) = breaker.try_acquire() {
             let wait = rejected.retry_after.expect("an open wait is known");
-            prop_assert!(wait <= config.open_for_max.max(config.open_for), "{:?}", wait);
+            prop_assert!(wait <= config.max_open_for.max(config.open_for), "{:?}", wait);
         } else {
             prop_assert!(due.is_some_and(|due| due <= clock.now()), "a wait of nothing");
         }
@@ -265,7 +265,7 @@ proptest! {
         breaker.open_for(Duration::MAX);
         let other = Breaker::restore("b", &config, shared(&clock), &breaker.snapshot());
         let left = other.expect("its own").next_deadline().map_or(0, |due| due - clock.now());
-        prop_assert!(u128::from(left) <= config.open_for_max.as_nanos().max(1));
+        prop_assert!(u128::from(left) <= config.max_open_for.as_nanos().max(1));
     }
 
     #[test]
@@ -274,7 +274,7 @@ proptest! {
         let Ok(breaker) = Breaker::with_clock("b", &config, shared(&clock)) else { return Ok(()) };
         breaker.force_half_open();
         for opening in 0..70_i32 {
-            for _ in 0..=config.probes_bad_max {
+            for _ in 0..=config.max_bad_probes {
                 if let Ok(probe) = breaker.try_acquire() {
                     probe.failure();
                 }
@@ -283,12 +283,12 @@ proptest! {
             let due = breaker.next_deadline().unwrap_or(u64::MAX);
             let wait = due.saturating_sub(clock.now()) as f64;
             let grown = config.open_for.as_nanos() as f64 * config.open_backoff.powi(opening);
-            let longest = (config.open_for_max.as_nanos() as f64).min(u64::MAX as f64);
+            let longest = (config.max_open_for.as_nanos() as f64).min(u64::MAX as f64);
             let usual = grown.min(longest);
             let slack = 1.0 + usual * 1e-9;
             prop_assert!(wait >= usual * (1.0 - config.open_jitter) - slack || due == u64::MAX);
             prop_assert!(wait <= (usual * (1.0 + config.open_jitter)).min(longest) + slack);
-            if config.probes_bad_max > 20 || !wait_out(&breaker, &clock) {
+            if config.max_bad_probes > 20 || !wait_out(&breaker, &clock) {
                 return Ok(());
             }
         }
@@ -298,14 +298,14 @@ proptest! {
     /// rounding it states.
     #[test]
     fn a_retry_budget_that_validates_grants_what_it_says(
-        (ratio, balance_max, per_sec) in (any_f64(), any_u32(), any_f64()),
-        (active_ratio, active_min) in (any_f64(), any_u32()),
+        (ratio, max_balance, per_sec) in (any_f64(), any_u32(), any_f64()),
+        (active_ratio, min_active) in (any_f64(), any_u32()),
         rounds in 1..60_u32,
         step in prop_oneof![0..5_000_u64, Just(u64::MAX / 100_000_000)],
     ) {
         let mut config = RetryBudgetConfig::default();
-        (config.ratio, config.balance_max, config.per_sec) = (ratio, balance_max, per_sec);
-        (config.active_ratio, config.active_min) = (active_ratio, active_min);
+        (config.ratio, config.max_balance, config.per_sec) = (ratio, max_balance, per_sec);
+        (config.active_ratio, config.min_active) = (active_ratio, min_active);
         let clock = Arc::new(ManualClock::new());
         let budget = match RetryBudget::with_clock(config, shared(&clock)) {
             Ok(budget) => budget,
@@ -315,20 +315,20 @@ proptest! {
             }
         };
         let (asks, mut granted) = (12, 0_u64);
-        let places = 1_u64.max(u64::from(active_min)).min(asks);
+        let places = 1_u64.max(u64::from(min_active)).min(asks);
         for _ in 0..rounds {
             let _account = budget.begin();
             let held: Vec<_> = (0..asks).filter_map(|_| budget.try_extra().ok()).collect();
-            prop_assert!(held.len() as u64 <= u64::from(active_min).max(active_ratio as u64));
+            prop_assert!(held.len() as u64 <= u64::from(min_active).max(active_ratio as u64));
             granted += held.len() as u64;
             clock.advance(Duration::from_millis(step));
         }
         let seconds = f64::from(rounds - 1) * step as f64 / 1e3;
-        let most = ratio * f64::from(rounds) + f64::from(balance_max) + per_sec * (seconds + 1.0);
+        let most = ratio * f64::from(rounds) + f64::from(max_balance) + per_sec * (seconds + 1.0);
         prop_assert!(granted as f64 <= most + 1.0 + 1e-6 * most, "{} of {}", granted, most);
         // With a place free, the first ask of all takes from a full balance.
-        if active_min > 0 && balance_max > 0 {
-            prop_assert!(granted >= u64::from(balance_max).min(places));
+        if min_active > 0 && max_balance > 0 {
+            prop_assert!(granted >= u64::from(max_balance).min(places));
         }
     }
 
@@ -364,17 +364,17 @@ proptest! {
     /// The longest waits are begun, and given up, without a panic.
     #[test]
     fn a_retry_and_a_hedge_that_validate_work(
-        (attempts_max, retry_after_max, asked) in (any_u32(), any_duration(), any_duration()),
+        (max_attempts, max_retry_after, asked) in (any_u32(), any_duration(), any_duration()),
         (first, max) in (any_duration(), any_duration()),
-        (quantile, delay_min, delay_max) in (any_f64(), any_duration(), any_duration()),
-        (samples_min, window, hedges_max) in (any::<u64>(), any_duration(), any_u32()),
+        (quantile, min_delay, max_delay) in (any_f64(), any_duration(), any_duration()),
+        (min_samples, window, max_hedges) in (any::<u64>(), any_duration(), any_u32()),
     ) {
         let mut retries = RetryConfig::default();
-        (retries.attempts_max, retries.retry_after_max) = (attempts_max, retry_after_max);
+        (retries.max_attempts, retries.max_retry_after) = (max_attempts, max_retry_after);
         (retries.backoff.first, retries.backoff.max) = (first, max);
         let mut hedges = HedgeConfig::default();
-        (hedges.quantile, hedges.delay_min, hedges.delay_max) = (quantile, delay_min, delay_max);
-        (hedges.samples_min, hedges.window, hedges.hedges_max) = (samples_min, window, hedges_max);
+        (hedges.quantile, hedges.min_delay, hedges.max_delay) = (quantile, min_delay, max_delay);
+        (hedges.min_samples, hedges.window, hedges.max_hedges) = (min_samples, window, max_hedges);
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -386,15 +386,15 @@ proptest! {
                 let call = retry.call(|_| async { Err::<(), _>(1_u8) }, decide);
                 let hour = Duration::from_secs(3_600);
                 if let Ok(Err(error)) = tokio::time::timeout(hour, call).await {
-                    prop_assert!(error.attempts >= 1 && error.attempts <= attempts_max);
+                    prop_assert!(error.attempts >= 1 && error.attempts <= max_attempts);
                 }
             }
             prop_assert_eq!(hedges.validate().is_ok(), Hedge::new(hedges).is_ok());
             if let Ok(hedge) = Hedge::new(hedges) {
                 for _ in 0..3 {
                     let answer = hedge.call(|number| async move { Ok::<_, ()>(number) }).await;
-                    prop_assert!(answer.is_ok_and(|number| number <= hedges_max));
-                    prop_assert!((delay_min..=delay_max).contains(&hedge.delay()));
+                    prop_assert!(answer.is_ok_and(|number| number <= max_hedges));
+                    prop_assert!((min_delay..=max_delay).contains(&hedge.delay()));
                 }
             }
             Ok(())
@@ -404,15 +404,15 @@ proptest! {
     /// A bulkhead admits exactly its limit, 0 included.
     #[test]
     fn a_bulkhead_that_validates_admits_its_limit(
-        (limit, len_max) in (any_usize(), any_usize()),
-        (wait_max, wait_max_standing) in (any_duration(), any_duration()),
+        (limit, max_len) in (any_usize(), any_usize()),
+        (max_wait, max_standing_wait) in (any_duration(), any_duration()),
         order in prop::sample::select(vec![
             QueueOrder::Fifo, QueueOrder::Lifo, QueueOrder::Adaptive,
         ]),
     ) {
         let mut queue = QueueConfig::default();
-        (queue.len_max, queue.order) = (len_max, order);
-        (queue.wait_max, queue.wait_max_standing) = (wait_max, wait_max_standing);
+        (queue.max_len, queue.order) = (max_len, order);
+        (queue.max_wait, queue.max_standing_wait) = (max_wait, max_standing_wait);
         let built = Bulkhead::new(limit, queue);
         prop_assert_eq!(built.is_ok(), queue.validate().is_ok() && limit <= 1_000_000);
         let Ok(bulkhead) = built else { return Ok(()) };
@@ -430,12 +430,12 @@ proptest! {
             let answer = tokio::time::timeout(second, bulkhead.acquire()).await;
             match answer {
                 Ok(Ok(_place)) => prop_assert!(limit > 0),
-                Ok(Err(GateError::Full { .. })) => prop_assert!(limit == 0 && len_max == 0),
+                Ok(Err(GateError::Full { .. })) => prop_assert!(limit == 0 && max_len == 0),
                 Ok(Err(GateError::QueueTimeout(wait))) => {
-                    prop_assert!(limit == 0 && wait <= wait_max);
+                    prop_assert!(limit == 0 && wait <= max_wait);
                 }
                 Ok(Err(other)) => prop_assert!(false, "{}", other),
-                Err(_) => prop_assert!(limit == 0 && wait_max >= second),
+                Err(_) => prop_assert!(limit == 0 && max_wait >= second),
             }
             Ok(())
         })?;
@@ -448,14 +448,14 @@ proptest! {
         (initial, min, max) in (any_usize(), any_usize(), any_usize()),
         (backoff, tolerance, smoothing) in (any_f64(), any_f64(), any_f64()),
         (long_window, queue, probe_after) in (any_u32(), any_usize(), any_u32()),
-        latency_max in prop::option::of(any::<u64>()),
+        max_latency in prop::option::of(any::<u64>()),
         samples in prop::collection::vec(
             (any::<u64>(), any::<u64>(), any_usize(), any::<bool>()), 1..80,
         ),
     ) {
         let mut aimd = AimdConfig::default();
         (aimd.initial, aimd.min, aimd.max) = (initial, min, max);
-        (aimd.backoff, aimd.latency_max) = (backoff, latency_max);
+        (aimd.backoff, aimd.max_latency) = (backoff, max_latency);
         let mut vegas = VegasConfig::default();
         (vegas.initial, vegas.min, vegas.max) = (initial, min, max);
         vegas.probe_after = probe_after;
@@ -497,10 +497,10 @@ proptest! {
             }
         }
         let mut config = ShedConfig::default();
-        config.sheddable_max = bounds[0];
-        config.sheddable_plus_max = bounds[1];
-        config.critical_max = bounds[2];
-        config.critical_plus_max = bounds[3];
+        config.max_sheddable = bounds[0];
+        config.max_sheddable_plus = bounds[1];
+        config.max_critical = bounds[2];
+        config.max_critical_plus = bounds[3];
         let built = Shedder::new(Arc::new(Load(load)), config);
         let is_rising = bounds.windows(2).all(|pair| pair[0] <= pair[1]);
         prop_assert_eq!(built.is_ok(), is_rising && bounds[0] >= 0.0);

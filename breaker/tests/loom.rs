@@ -52,17 +52,17 @@ const BAD: Sample = Sample { failed: true, slow: true };
 fn rules(shape: Shape) -> Rules {
     Rules {
         shape,
-        calls_min: 1,
+        min_calls: 1,
         failure_rate: None,
         slow_rate: None,
         consecutive_failures: Some(1),
         open_for: 10,
-        open_for_max: 10,
+        max_open_for: 10,
         open_backoff: 1.0,
         open_jitter: 0.0,
         probes: 1,
-        probes_bad_max: 0,
-        half_open_for_max: None,
+        max_bad_probes: 0,
+        max_half_open_for: None,
         seed: 1,
     }
 }
@@ -188,7 +188,7 @@ fn a_breaker_opens_once() {
 
 fn a_rejection_names_the_wait_of_its_own_state() {
     explore(Some(3), || {
-        let machine = machine(Rules { half_open_for_max: Some(1_000), ..rules(time()) });
+        let machine = machine(Rules { max_half_open_for: Some(1_000), ..rules(time()) });
         let ticket = machine.admit(|| 0).expect("closed");
         machine.record(ticket, 0, BAD);
         let mover = {
@@ -207,7 +207,7 @@ fn a_rejection_names_the_wait_of_its_own_state() {
 /// whoever looks while it is being taken.
 fn a_full_set_of_probes_gets_its_patience() {
     explore(Some(3), || {
-        let machine = machine(Rules { half_open_for_max: Some(100), ..rules(time()) });
+        let machine = machine(Rules { max_half_open_for: Some(100), ..rules(time()) });
         machine.force(Phase::HalfOpen, 0);
         let other = {
             let machine = Arc::clone(&machine);

@@ -40,14 +40,14 @@ fn hammer(roles: Vec<Box<dyn Fn(u64) + Send>>) {
 fn config(window: Window) -> BreakerConfig {
     let mut config = BreakerConfig::default();
     config.window = window;
-    config.calls_min = 2;
+    config.min_calls = 2;
     config.slow_rate = Some(0.5);
     config.consecutive_failures = Some(2);
     config.open_for = Duration::from_nanos(100);
-    config.open_for_max = Duration::from_nanos(200);
+    config.max_open_for = Duration::from_nanos(200);
     config.probes = 2;
-    config.probes_bad_max = 1;
-    config.half_open_for_max = Some(Duration::from_nanos(300));
+    config.max_bad_probes = 1;
+    config.max_half_open_for = Some(Duration::from_nanos(300));
     config.stripes = Some(1);
     config
 }
@@ -119,9 +119,9 @@ fn a_bulkhead_whose_limit_never_rests() {
     static SITUATIONS: std::sync::LazyLock<Situations> =
         std::sync::LazyLock::new(|| Situations::new(&NAMES));
     let mut queue = QueueConfig::default();
-    queue.len_max = 3;
-    queue.wait_max = Duration::from_millis(2);
-    queue.wait_max_standing = Duration::from_micros(500);
+    queue.max_len = 3;
+    queue.max_wait = Duration::from_millis(2);
+    queue.max_standing_wait = Duration::from_micros(500);
     let bulkhead = Bulkhead::new(1, queue).expect("valid");
     let mut roles: Vec<Box<dyn Fn(u64) + Send>> = Vec::new();
     for seed in 0..5 {
@@ -167,8 +167,8 @@ fn a_budget_that_all_pay_into_and_draw_from() {
     static CALLS: AtomicU64 = AtomicU64::new(0);
     static STARTED: AtomicBool = AtomicBool::new(false);
     let mut config = RetryBudgetConfig::default();
-    (config.ratio, config.per_sec, config.balance_max) = (0.5, 0.0, 5);
-    config.active_min = u32::MAX;
+    (config.ratio, config.per_sec, config.max_balance) = (0.5, 0.0, 5);
+    config.min_active = u32::MAX;
     let budget = RetryBudget::new(config).expect("valid");
     let mut roles: Vec<Box<dyn Fn(u64) + Send>> = Vec::new();
     for _ in 0..4 {

@@ -18,8 +18,8 @@ pub enum ConfigError {
     /// The name would not be a string of the `RateLimit` header fields.
     #[error("a quota's name must be printable ASCII without quotes and backslashes: {0:?}")]
     Name(&'static str),
-    /// A limiter needs at least one quota, and takes at most [`TIERS_MAX`](crate::TIERS_MAX).
-    #[error("{0} quotas; a limiter takes 1 to {max}", max = crate::TIERS_MAX)]
+    /// A limiter needs at least one quota, and takes at most [`MAX_TIERS`](crate::MAX_TIERS).
+    #[error("{0} quotas; a limiter takes 1 to {max}", max = crate::MAX_TIERS)]
     Tiers(usize),
     /// A change must keep the number of quotas and their algorithms, for their states to be kept.
     #[error("a change of quotas must keep their number and algorithms")]
@@ -28,8 +28,8 @@ pub enum ConfigError {
     #[error("{0} is out of range")]
     Limit(&'static str),
     /// The system refused so many bytes for the table of keys: lower
-    /// [`keys_max`](crate::KeyedConfig::keys_max).
-    #[error("no memory for a table of {0} bytes: lower `keys_max`")]
+    /// [`max_keys`](crate::KeyedConfig::max_keys).
+    #[error("no memory for a table of {0} bytes: lower `max_keys`")]
     NoMemory(usize),
     /// The store cannot count this quota, or not at its rate; the text says why.
     #[error("the store cannot count this quota: {0}")]

@@ -27,7 +27,7 @@ pub fn policy_field(quotas: &[Quota]) -> String {
     let mut text = String::new();
     for quota in quotas {
         let comma = if text.is_empty() { "" } else { ", " };
-        let (name, count) = (quota.name, quota.count.min(INTEGER_MAX));
+        let (name, count) = (quota.name, quota.count.min(MAX_INTEGER));
         let window = whole_seconds(quota.per).max(1);
         // Writing to a string does not fail.
         let _ = write!(text, "{comma}\"{name}\";q={count};w={window}");
@@ -52,14 +52,14 @@ pub fn policy_field(quotas: &[Quota]) -> String {
 /// ```
 pub fn standing_field(quotas: &[Quota], standing: &Standing) -> String {
     let name = quotas.get(standing.tier()).map_or("default", |quota| quota.name);
-    let remaining = standing.remaining().min(INTEGER_MAX);
+    let remaining = standing.remaining().min(MAX_INTEGER);
     format!("\"{name}\";r={remaining};t={}", whole_seconds(standing.reset_after()))
 }
 
 /// The largest integer of a structured field (RFC 9651, section 3.3.1).
-const INTEGER_MAX: u64 = 999_999_999_999_999;
+const MAX_INTEGER: u64 = 999_999_999_999_999;
 
 /// Whole seconds, rounded up, as header fields have them.
 pub(crate) fn whole_seconds(time: Duration) -> u64 {
-    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).min(INTEGER_MAX)
+    time.as_secs().saturating_add(u64::from(time.subsec_nanos() > 0)).min(MAX_INTEGER)
 }

@@ -7,7 +7,6 @@ mod error;
 mod header;
 mod keyed;
 mod limiter;
-mod mutant;
 mod quota;
 mod shared;
 mod sync;
@@ -24,7 +23,7 @@ pub use error::{ConfigError, Denied, WaitError};
 pub use header::{policy_field, standing_field};
 pub use keyed::{Keyed, KeyedConfig, KeyedStats, WhenFull};
 pub use limiter::{Admitted, Limiter, LimiterConfig};
-pub use quota::{Algorithm, LOG_UNITS_MAX, Quota, TIERS_MAX};
+pub use quota::{Algorithm, MAX_LOG_UNITS, MAX_TIERS, Quota};
 pub use shared::{
     Counter, Leased, LeasedConfig, LeasedStats, OnOutage, OutageConfig, Outcome, Pass, SharedError,
     Source, StoreError, Strict, Take, Taken,

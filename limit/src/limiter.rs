@@ -23,12 +23,12 @@ pub struct LimiterConfig {
     /// Where `now` comes from. Default: [`Monotonic`].
     pub clock: Arc<dyn Clock>,
     /// How many callers may wait in [`Limiter::until_ready`]. At least 1; default 1024.
-    pub waiters_max: usize,
+    pub max_waiters: usize,
 }
 
 impl Default for LimiterConfig {
     fn default() -> Self {
-        Self { clock: Arc::new(Monotonic), waiters_max: 1024 }
+        Self { clock: Arc::new(Monotonic), max_waiters: 1024 }
     }
 }
 
@@ -94,7 +94,7 @@ pub struct Limiter {
     /// Told of refunds and of changes of the quotas, so that the first in line decides again.
     changed: Notify,
     waiting: AtomicUsize,
-    waiters_max: usize,
+    max_waiters: usize,
 }
 
 #[expect(clippy::large_enum_variant, reason = "one a limiter; a box would cost each check a load")]
@@ -130,8 +130,8 @@ impl Limiter {
     /// # Errors
     /// [`ConfigError`] if a quota or a limit is out of range.
     pub fn with_config(quotas: &[Quota], config: LimiterConfig) -> Result<Self, ConfigError> {
-        if config.waiters_max == 0 {
-            return Err(ConfigError::Limit("waiters_max"));
+        if config.max_waiters == 0 {
+            return Err(ConfigError::Limit("max_waiters"));
         }
         let rules = rules_of(quotas)?;
         let state = if rules.len() == 1 && rules[0].kind.is_word() {
@@ -141,9 +141,9 @@ impl Limiter {
             State::Cells(Mutex::new(Cells { rules, cells }))
         };
         let turn = tokio::sync::Mutex::new(());
-        let (waiting, waiters_max) = (AtomicUsize::new(0), config.waiters_max);
+        let (waiting, max_waiters) = (AtomicUsize::new(0), config.max_waiters);
         let changed = Notify::new();
-        Ok(Self { state, clock: config.clock, turn, changed, waiting, waiters_max })
+        Ok(Self { state, clock: config.clock, turn, changed, waiting, max_waiters })
     }
 
     /// Takes one unit if there is one.
@@ -282,7 +282,7 @@ impl Limiter {
         {
             return Ok(admitted);
         }
-        let _place = Place::take(&self.waiting, self.waiters_max)?;
+        let _place = Place::take(&self.waiting, self.max_waiters)?;
         let _turn = self.turn.lock().await;
         match &self.state {
             State::Word(word) if word.kind() == Kind::Gcra => {

@@ -6,10 +6,10 @@ use crate::core::{Kind, Rules};
 use crate::error::ConfigError;
 
 /// The most quotas in one limiter.
-pub const TIERS_MAX: usize = 8;
+pub const MAX_TIERS: usize = 8;
 
 /// The most units of a [`Algorithm::SlidingLog`]: it keeps 16 bytes for each.
-pub const LOG_UNITS_MAX: u64 = 1 << 20;
+pub const MAX_LOG_UNITS: u64 = 1 << 20;
 
 /// How a quota counts. [`Quota::most_in`] says what each admits at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,7 +23,7 @@ pub enum Algorithm {
     TokenBucket,
     /// [`Self::Gcra`] with a burst of 1: what passes leaves at even spaces. Callers wait in the
     /// bucket with [`Limiter::until_ready`](crate::Limiter::until_ready), and the number that may
-    /// is [`LimiterConfig::waiters_max`](crate::LimiterConfig::waiters_max).
+    /// is [`LimiterConfig::max_waiters`](crate::LimiterConfig::max_waiters).
     LeakyBucket,
     /// At most `count` between two multiples of `per`, so up to twice that across one.
     FixedWindow,
@@ -41,7 +41,7 @@ pub enum Algorithm {
 /// years; for [`Algorithm::Gcra`] and [`Algorithm::LeakyBucket`] at most one unit a nanosecond, the
 /// time of a unit being rounded up to whole nanoseconds: never faster than asked for, and slower by
 /// less than a nanosecond a unit (at 300,000 a second 0.02 %, at 30 million 2 %); for the counted
-/// ones about 10⁹ units a second; for the log [`LOG_UNITS_MAX`].
+/// ones about 10⁹ units a second; for the log [`MAX_LOG_UNITS`].
 ///
 /// # Example
 ///
@@ -130,7 +130,7 @@ impl Quota {
         if !self.name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
             return Err(ConfigError::Name(self.name));
         }
-        if self.algorithm == Algorithm::SlidingLog && self.count > LOG_UNITS_MAX {
+        if self.algorithm == Algorithm::SlidingLog && self.count > MAX_LOG_UNITS {
             return Err(ConfigError::OutOfRange("count"));
         }
         let (kind, burst) = match self.algorithm {
@@ -152,7 +152,7 @@ pub(crate) fn nanos(time: Duration) -> u64 {
 
 /// The rules of all quotas of a limiter.
 pub(crate) fn rules_of(quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
-    if quotas.is_empty() || quotas.len() > TIERS_MAX {
+    if quotas.is_empty() || quotas.len() > MAX_TIERS {
         return Err(ConfigError::Tiers(quotas.len()));
     }
     quotas.iter().map(Quota::rules).collect()

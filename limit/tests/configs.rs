@@ -10,7 +10,7 @@ use voussoir_limit::*;
 use voussoir_sim::Situations;
 
 /// Times after this are taken as this.
-const NOW_MAX: u64 = (1 << 63) - 1;
+const MAX_NOW: u64 = (1 << 63) - 1;
 
 /// A clock that stands still.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ static OF_QUOTAS: [&str; 12] = [
 fn each_quota_that_validates_gives_what_it_says() {
     let situations = Situations::new(&OF_QUOTAS);
     let now =
-        prop_oneof![Just(0), Just(1), Just(NOW_MAX), Just(u64::MAX), any::<u64>(), 0..1_u64 << 60];
+        prop_oneof![Just(0), Just(1), Just(MAX_NOW), Just(u64::MAX), any::<u64>(), 0..1_u64 << 60];
     check((quota(), now, quota(), figure()), 20_000, |(quota, now, other, cost)| {
         let mut config = LimiterConfig::default();
         config.clock = Arc::new(At(now));
@@ -106,7 +106,7 @@ fn each_quota_that_validates_gives_what_it_says() {
         if quota.per > Duration::from_secs(366 * 86_400) {
             situations.reached("period above a year");
         }
-        if now >= NOW_MAX {
+        if now >= MAX_NOW {
             situations.reached("clock at its end");
         }
         let limit = limiter.check_n(0).unwrap().standing().limit();
@@ -131,7 +131,7 @@ fn each_quota_that_validates_gives_what_it_says() {
         // A second limiter, for `refund` may not bring all back.
         let again = Limiter::with_config(&[quota], config).unwrap();
         again.check_n(limit).unwrap();
-        if let Some(then) = now.checked_add(wait).filter(|then| *then <= NOW_MAX) {
+        if let Some(then) = now.checked_add(wait).filter(|then| *then <= MAX_NOW) {
             situations.reached("waited for exactly");
             if matches!(quota.algorithm, Algorithm::Gcra | Algorithm::LeakyBucket) {
                 // The stated rounding: the time of a unit, up to whole nanoseconds.
@@ -166,16 +166,16 @@ fn each_keyed_limiter_that_validates_counts_by_key() {
     });
     let one = quota().prop_map(|quota| vec![quota]);
     let quotas = prop_oneof![
-        1 => proptest::collection::vec(quota(), 0..TIERS_MAX + 2),
-        2 => proptest::collection::vec(small, 2..TIERS_MAX + 1),
+        1 => proptest::collection::vec(quota(), 0..MAX_TIERS + 2),
+        2 => proptest::collection::vec(small, 2..MAX_TIERS + 1),
         5 => one
     ];
     let when_full = prop_oneof![Just(WhenFull::Share), Just(WhenFull::Deny), Just(WhenFull::Admit)];
     let config = (room, when_full, figure(), any::<u64>());
-    check((quotas, config), 1500, |(quotas, (keys_max, when_full, waiters_max, now))| {
+    check((quotas, config), 1500, |(quotas, (max_keys, when_full, max_waiters, now))| {
         let mut config = KeyedConfig::default();
-        (config.keys_max, config.when_full) = (keys_max, when_full);
-        (config.waiters_max, config.clock) = (waiters_max as usize, Arc::new(At(now)));
+        (config.max_keys, config.when_full) = (max_keys, when_full);
+        (config.max_waiters, config.clock) = (max_waiters as usize, Arc::new(At(now)));
         let limiter = match Keyed::<u64>::with_config(&quotas, config) {
             Ok(limiter) => limiter,
             Err(ConfigError::NoMemory(bytes)) => {
@@ -202,7 +202,7 @@ fn each_keyed_limiter_that_validates_counts_by_key() {
             let _ = (limiter.check(&key), limiter.check_at(&key, u64::MAX, 1));
         }
         limiter.refund(&0, admitted);
-        assert!(limiter.len() <= keys_max.saturating_mul(2).max(64 * 8));
+        assert!(limiter.len() <= max_keys.saturating_mul(2).max(64 * 8));
         limiter.set_quotas(&quotas).unwrap();
         limiter.reclaim();
         let _ = (limiter.stats(), limiter.check_n(&0, u64::MAX));
@@ -223,13 +223,13 @@ fn each_shared_limiter_that_validates_spends_what_is_granted() {
         runtime.block_on(async {
             let clock: Arc<dyn Clock> = Arc::new(TokioClock::new());
             let counter = Arc::new(MemoryCounter::new(Arc::clone(&clock)));
-            let (lease, lease_for, keys_max, timeout, rest, open) = config;
+            let (lease, lease_for, max_keys, timeout, rest, open) = config;
             let mut outage = OutageConfig::default();
             (outage.timeout, outage.rest) = (timeout, rest);
             outage.on_outage = if open { OnOutage::Admit } else { OnOutage::Deny };
             let mut config = LeasedConfig::default();
             (config.lease, config.lease_for) = (lease, lease_for);
-            (config.keys_max, config.outage) = (keys_max as usize, outage);
+            (config.max_keys, config.outage) = (max_keys as usize, outage);
             config.clock = clock;
             let strict = Strict::new(Arc::clone(&counter) as _, quota, outage);
             let leased = Leased::new(Arc::clone(&counter) as _, quota, config);

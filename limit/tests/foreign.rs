@@ -167,7 +167,7 @@ impl Clock for StandingClock {
 fn a_key_may_use_the_limiter_when_it_is_hashed_cloned_and_dropped() {
     ends(|| {
         let mut config = KeyedConfig::default();
-        config.keys_max = 300;
+        config.max_keys = 300;
         config.clock = Arc::new(StandingClock);
         let limiter = Keyed::with_config(&[Quota::sliding_log(2, SECOND)], config).unwrap();
         assert!(LIMITER.set(limiter).is_ok());

@@ -117,10 +117,10 @@ fn threads_together_take_exactly_the_limit() {
     }
 }
 
-fn paused(quota: Quota, waiters_max: usize) -> Arc<Limiter> {
+fn paused(quota: Quota, max_waiters: usize) -> Arc<Limiter> {
     let mut config = LimiterConfig::default();
     config.clock = Arc::new(TokioClock::new());
-    config.waiters_max = waiters_max;
+    config.max_waiters = max_waiters;
     Arc::new(Limiter::with_config(&[quota], config).unwrap())
 }
 

@@ -28,31 +28,10 @@ mod sync {
     }
 }
 
-/// What the core calls `crate::mutant`, switched for all threads of a model.
-#[path = "../src/mutant.rs"]
-mod defects;
-
-mod mutant {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    pub(crate) use crate::defects::Mutant;
-
-    static ON: AtomicUsize = AtomicUsize::new(usize::MAX);
-
-    pub(crate) fn set(mutant: Option<Mutant>) {
-        ON.store(mutant.map_or(usize::MAX, |mutant| mutant as usize), Ordering::Relaxed);
-    }
-
-    pub(crate) fn is(mutant: Mutant) -> bool {
-        ON.load(Ordering::Relaxed) == mutant as usize
-    }
-}
-
 use self::core::{AtomicCell, Beyond, Kind, LiveRules, Place, Rules};
 use self::sync::AtomicU64;
 use loom::sync::Arc;
 use loom::thread;
-use mutant::Mutant;
 
 const NOW: u64 = 1_000_000;
 
@@ -169,23 +148,6 @@ fn main() {
     a_change_at_rest_is_noticed();
     a_reservation_given_up_comes_back();
     a_place_is_handed_on_or_kept();
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let noticed = [
-        (Mutant::ExchangeSkipped, (|| exactly_the_limit(Kind::Gcra)) as fn()),
-        (Mutant::SequenceIgnored, a_change_keeps_what_is_used),
-        (Mutant::SameWordAfterChange, a_change_at_rest_is_noticed),
-        (Mutant::OwnerIgnored, a_place_is_handed_on_or_kept),
-        (Mutant::HandedOnOpenly, a_place_is_handed_on_or_kept),
-    ]
-    .map(|(defect, model)| {
-        mutant::set(Some(defect));
-        let outcome = std::panic::catch_unwind(model);
-        mutant::set(None);
-        (defect, outcome.is_err())
-    });
-    std::panic::set_hook(hook);
-    assert!(noticed.iter().all(|(_, noticed)| *noticed), "{noticed:?}");
     // As the harness of other tests closes, for those who count. A failed check ends in a panic.
-    println!("test result: ok. {} passed; 0 failed; 0 ignored", 7 + noticed.len());
+    println!("test result: ok. 7 passed; 0 failed; 0 ignored");
 }

@@ -48,13 +48,13 @@ async fn a_batch_is_one_round_trip() {
         let line = info.lines().find_map(|line| line.strip_prefix("total_reads_processed:"));
         line.unwrap().trim().parse::<u64>().unwrap()
     };
-    for (granted, reads_max) in [(2, 200), (2, 8), (1, 8), (0, 8)] {
+    for (granted, max_reads) in [(2, 200), (2, 8), (1, 8), (0, 8)] {
         let before = reads().await;
         let taken = counter.take(&takes).await;
         let granted = |taken: &Result<Taken, _>| taken.as_ref().unwrap().granted == granted;
         assert!(taken.iter().all(granted), "{taken:?}");
         let more = reads().await - before;
-        assert!(more <= reads_max, "{more} reads for a batch of 50");
+        assert!(more <= max_reads, "{more} reads for a batch of 50");
     }
     let mut other = client.get_multiplexed_async_connection().await.unwrap();
     let _: () = redis::cmd("SCRIPT").arg("FLUSH").query_async(&mut other).await.unwrap();

@@ -43,7 +43,7 @@ fn calls_end_while_words_quotas_and_places_change() {
         let one = Arc::new(Limiter::new(quotas[0]).unwrap());
         let mut config = KeyedConfig::default();
         // Few places, so that they change hands all the time.
-        (config.keys_max, config.when_full) = (64, WhenFull::Deny);
+        (config.max_keys, config.when_full) = (64, WhenFull::Deny);
         let keyed = Arc::new(Keyed::<u64>::with_config(&quotas[..1], config).unwrap());
         let done = Arc::new(AtomicBool::new(false));
         let left = Arc::new(AtomicU64::new(3));

@@ -82,7 +82,7 @@ pub struct LoadConfig {
     /// divides it: above 0, at most 1. Default: 0.5.
     pub key_share: f64,
     /// Accesses seen before any advice is given. Default: 10,000.
-    pub accesses_min: u64,
+    pub min_accesses: u64,
     /// Keys sampled in each range to find where to split it: 8 to 4096. Default: 128.
     pub samples: usize,
     /// The sketch of hot keys.
@@ -95,7 +95,7 @@ impl Default for LoadConfig {
             hot_share: 0.1,
             cold_share: 0.0,
             key_share: 0.5,
-            accesses_min: 10_000,
+            min_accesses: 10_000,
             samples: 128,
             hot_keys: HotKeysConfig::default(),
         }

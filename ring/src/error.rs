@@ -14,8 +14,8 @@ pub enum TopologyError {
     /// The node to remove or to change is not a member.
     #[error("node {0} is not a member")]
     UnknownNode(u64),
-    /// More nodes than [`NODES_MAX`](crate::NODES_MAX).
-    #[error("{0} nodes are more than the {max} supported", max = crate::NODES_MAX)]
+    /// More nodes than [`MAX_NODES`](crate::MAX_NODES).
+    #[error("{0} nodes are more than the {max} supported", max = crate::MAX_NODES)]
     TooManyNodes(usize),
     /// The epoch counter is at its end, so the next topology could not be told from this one.
     #[error("the epoch counter is exhausted")]
@@ -102,11 +102,11 @@ pub enum RangeError {
     /// A split at the start of a range would leave an empty range.
     #[error("range {0} already starts at this key")]
     SplitAtStart(u64),
-    /// The key is longer than [`KEY_BYTES_MAX`](crate::range::KEY_BYTES_MAX).
-    #[error("a boundary of {0} bytes is longer than {max}", max = crate::range::KEY_BYTES_MAX)]
+    /// The key is longer than [`MAX_KEY_BYTES`](crate::range::MAX_KEY_BYTES).
+    #[error("a boundary of {0} bytes is longer than {max}", max = crate::range::MAX_KEY_BYTES)]
     KeyTooLong(usize),
-    /// The map has [`RANGES_MAX`](crate::range::RANGES_MAX) ranges.
-    #[error("the map already has {max} ranges", max = crate::range::RANGES_MAX)]
+    /// The map has [`MAX_RANGES`](crate::range::MAX_RANGES) ranges.
+    #[error("the map already has {max} ranges", max = crate::range::MAX_RANGES)]
     TooManyRanges,
     /// Only ranges held by the same nodes in the same order can be merged: move one first.
     #[error("ranges {left} and {right} are held by different nodes")]
@@ -137,8 +137,8 @@ pub enum GeoError {
     /// A fallback, a default or a lookup names a region that does not exist.
     #[error("there is no region {0:?}")]
     UnknownRegion(String),
-    /// More regions than [`REGIONS_MAX`](crate::geo::REGIONS_MAX).
-    #[error("{0} regions are more than {max}", max = crate::geo::REGIONS_MAX)]
+    /// More regions than [`MAX_REGIONS`](crate::geo::MAX_REGIONS).
+    #[error("{0} regions are more than {max}", max = crate::geo::MAX_REGIONS)]
     TooManyRegions(usize),
     /// The region and all of its fallbacks are marked as down.
     #[error("region {0:?} and all its fallbacks are down")]
@@ -158,8 +158,8 @@ pub enum PlanError {
         /// Replicas after.
         to: usize,
     },
-    /// More changed ranges than [`CHANGES_MAX`](crate::CHANGES_MAX).
-    #[error("the plan has {0} changed ranges, more than {max}", max = crate::CHANGES_MAX)]
+    /// More changed ranges than [`MAX_CHANGES`](crate::MAX_CHANGES).
+    #[error("the plan has {0} changed ranges, more than {max}", max = crate::MAX_CHANGES)]
     TooManyChanges(usize),
     /// A limit of the configuration is outside its documented range.
     #[error("{0} must be at least 1")]

@@ -6,11 +6,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::error::GeoError;
-use crate::owners::{Degraded, Owners, REPLICAS_MAX};
+use crate::owners::{Degraded, MAX_REPLICAS, Owners};
 use crate::partitioner::Partitioner;
 
 /// The most regions of one map.
-pub const REGIONS_MAX: usize = 4096;
+pub const MAX_REGIONS: usize = 4096;
 
 /// One region: its own partitioner and where its keys go when it is down or too small.
 #[derive(Clone, Debug)]
@@ -75,10 +75,10 @@ impl Geo {
     /// [`GeoError::NoRegions`], [`GeoError::DuplicateRegion`], [`GeoError::TooManyRegions`], and
     /// [`GeoError::UnknownRegion`] for a fallback that is not a region.
     pub fn new(regions: impl IntoIterator<Item = Region>) -> Result<Self, GeoError> {
-        let given: Vec<Region> = regions.into_iter().take(REGIONS_MAX + 1).collect();
+        let given: Vec<Region> = regions.into_iter().take(MAX_REGIONS + 1).collect();
         match given.len() {
             0 => return Err(GeoError::NoRegions),
-            many if many > REGIONS_MAX => return Err(GeoError::TooManyRegions(many)),
+            many if many > MAX_REGIONS => return Err(GeoError::TooManyRegions(many)),
             _ => {}
         }
         let mut names = HashMap::new();
@@ -136,7 +136,7 @@ impl Geo {
         let mut first_warning = None;
         for (number, place) in self.up(home) {
             any = true;
-            let missing = n.min(REPLICAS_MAX) - owners.len();
+            let missing = n.min(MAX_REPLICAS) - owners.len();
             let found = fresh(&*place.partitioner, key, &owners, missing);
             for &id in found.iter().filter(|id| !owners.contains(id)).collect::<Vec<_>>() {
                 owners.push(id);
@@ -150,7 +150,7 @@ impl Geo {
             if number == home {
                 inside = owners.len();
             }
-            if owners.len() >= n.min(REPLICAS_MAX) {
+            if owners.len() >= n.min(MAX_REPLICAS) {
                 break;
             }
         }
@@ -184,11 +184,11 @@ impl Geo {
 /// The shortest list of a region that has `missing` nodes which `owners` lacks, or its longest one.
 fn fresh(partitioner: &dyn Partitioner, key: &[u8], owners: &Owners, missing: usize) -> Owners {
     let mut wanted = missing;
-    // Ends: `wanted` grows up to REPLICAS_MAX.
+    // Ends: `wanted` grows up to MAX_REPLICAS.
     loop {
         let found = partitioner.owners(key, wanted);
         let new = found.iter().filter(|id| !owners.contains(id)).count();
-        if new >= missing || found.len() < wanted || wanted == REPLICAS_MAX {
+        if new >= missing || found.len() < wanted || wanted == MAX_REPLICAS {
             return found;
         }
         wanted += 1;

@@ -20,20 +20,20 @@ pub mod testing;
 mod topology;
 
 pub use algo::{
-    Assignment, Bounded, BoundedStats, HashRing, Jump, MAGLEV_TABLE_MAX, Maglev, Memento, Modulo,
-    POINTS_MAX, Rendezvous, jump,
+    Assignment, Bounded, BoundedStats, HashRing, Jump, MAX_MAGLEV_TABLE, MAX_POINTS, Maglev,
+    Memento, Modulo, Rendezvous, jump,
 };
 pub use config::{HotKeysConfig, LoadConfig, PlanConfig, RingConfig};
 pub use core::{
-    CHANGES_MAX, Change, Checkpoint, Direction, Input, Move, OpId, Output, PLAN_REPLICAS_MAX, Plan,
+    Change, Checkpoint, Direction, Input, MAX_CHANGES, MAX_PLAN_REPLICAS, Move, OpId, Output, Plan,
     Progress, Rebalance, Route, Side, State,
 };
 pub use error::{
     BuildError, GeoError, PlanError, RangeError, SketchError, StaleEpoch, TopologyError,
     WeightError,
 };
-pub use owners::{Degraded, Owners, REPLICAS_MAX};
+pub use owners::{Degraded, MAX_REPLICAS, Owners};
 pub use partitioner::Partitioner;
-pub use placement::{HashRange, Placement, SLOTS_MAX, slot_of};
+pub use placement::{HashRange, MAX_SLOTS, Placement, slot_of};
 pub use snapshot::{Published, Reader};
-pub use topology::{NODES_MAX, Node, Topology, Weight};
+pub use topology::{MAX_NODES, Node, Topology, Weight};

@@ -4,15 +4,15 @@ use std::fmt;
 use std::ops::Deref;
 
 /// The most replicas that one lookup returns.
-pub const REPLICAS_MAX: usize = 16;
+pub const MAX_REPLICAS: usize = 16;
 
-/// The nodes that hold a key, the preferred one first; at most [`REPLICAS_MAX`], held inline.
+/// The nodes that hold a key, the preferred one first; at most [`MAX_REPLICAS`], held inline.
 ///
 /// Dereferences to a slice of node ids. [`degraded`](Owners::degraded) says when the list is not
 /// all that was asked for.
 #[derive(Clone, Copy)]
 pub struct Owners {
-    ids: [u64; REPLICAS_MAX],
+    ids: [u64; MAX_REPLICAS],
     len: u8,
     degraded: Option<Degraded>,
 }
@@ -22,7 +22,7 @@ pub struct Owners {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Degraded {
-    /// There are fewer nodes than wanted replicas (or more than [`REPLICAS_MAX`] were wanted).
+    /// There are fewer nodes than wanted replicas (or more than [`MAX_REPLICAS`] were wanted).
     FewerNodes {
         /// How many replicas were asked for.
         wanted: usize,
@@ -72,7 +72,7 @@ impl fmt::Display for Degraded {
 impl Owners {
     /// No owner.
     pub const fn empty() -> Self {
-        Self { ids: [0; REPLICAS_MAX], len: 0, degraded: None }
+        Self { ids: [0; MAX_REPLICAS], len: 0, degraded: None }
     }
 
     /// The list of these ids, in this order.
@@ -87,7 +87,7 @@ impl Owners {
     pub fn of(ids: &[u64]) -> Option<Self> {
         let mut owners = Self::empty();
         for &id in ids {
-            if owners.len() == REPLICAS_MAX || owners.contains(&id) {
+            if owners.len() == MAX_REPLICAS || owners.contains(&id) {
                 return None;
             }
             owners.push(id);
@@ -148,7 +148,7 @@ impl Deref for Owners {
 
     #[inline]
     fn deref(&self) -> &[u64] {
-        &self.ids[..usize::from(self.len).min(REPLICAS_MAX)]
+        &self.ids[..usize::from(self.len).min(MAX_REPLICAS)]
     }
 }
 

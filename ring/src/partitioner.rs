@@ -29,7 +29,7 @@ pub trait Partitioner: Send + Sync + fmt::Debug {
 
     /// The preference list: `n` different nodes, the owner first.
     ///
-    /// With fewer nodes than `n`, or more than [`REPLICAS_MAX`](crate::REPLICAS_MAX) asked for, the
+    /// With fewer nodes than `n`, or more than [`MAX_REPLICAS`](crate::MAX_REPLICAS) asked for, the
     /// list is as long as it can be and [`Owners::degraded`] says so.
     fn owners(&self, key: &[u8], n: usize) -> Owners;
 }

@@ -7,7 +7,7 @@ use crate::partitioner::Partitioner;
 use crate::topology::Topology;
 
 /// The most fixed slots of [`Placement::slots`].
-pub const SLOTS_MAX: u32 = 1 << 20;
+pub const MAX_SLOTS: u32 = 1 << 20;
 
 /// Positions from `start` to `end`, both included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,19 +67,19 @@ impl Placement {
     /// bytes.
     ///
     /// # Errors
-    /// [`BuildError::OutOfRange`] for no slot or more than [`SLOTS_MAX`].
+    /// [`BuildError::OutOfRange`] for no slot or more than [`MAX_SLOTS`].
     pub fn slots(
         partitioner: &dyn Partitioner,
         epoch: u64,
         slots: u32,
         replicas: usize,
     ) -> Result<Self, PlanError> {
-        if !(1..=SLOTS_MAX).contains(&slots) {
+        if !(1..=MAX_SLOTS).contains(&slots) {
             return Err(PlanError::Build(BuildError::OutOfRange {
                 field: "slots",
                 value: slots.into(),
                 min: 1,
-                max: SLOTS_MAX.into(),
+                max: MAX_SLOTS.into(),
             }));
         }
         let end = |slot: u32| {

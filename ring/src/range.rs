@@ -7,10 +7,10 @@ use crate::owners::{Degraded, Owners};
 use crate::partitioner::Partitioner;
 
 /// The longest boundary, in bytes.
-pub const KEY_BYTES_MAX: usize = 4096;
+pub const MAX_KEY_BYTES: usize = 4096;
 
 /// The most ranges of one map.
-pub const RANGES_MAX: usize = 1 << 20;
+pub const MAX_RANGES: usize = 1 << 20;
 
 /// One range: all keys from `start` up to the start of the next one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ impl RangeMap {
     ///
     /// # Errors
     /// [`RangeError::BadOwners`] for no owner, one named twice, or more than
-    /// [`REPLICAS_MAX`](crate::REPLICAS_MAX).
+    /// [`MAX_REPLICAS`](crate::MAX_REPLICAS).
     pub fn new(epoch: u64, ids: &[u64]) -> Result<Self, RangeError> {
         let first = KeyRange { id: 0, start: Arc::from([]), owners: owners(ids)? };
         Ok(Self { epoch, next_id: 1, heads: vec![0], ranges: vec![first] })
@@ -101,10 +101,10 @@ impl RangeMap {
     /// # Errors
     /// [`RangeError::SplitAtStart`], [`RangeError::KeyTooLong`], [`RangeError::TooManyRanges`].
     pub fn split(&self, key: &[u8]) -> Result<Self, RangeError> {
-        if key.len() > KEY_BYTES_MAX {
+        if key.len() > MAX_KEY_BYTES {
             return Err(RangeError::KeyTooLong(key.len()));
         }
-        if self.ranges.len() >= RANGES_MAX {
+        if self.ranges.len() >= MAX_RANGES {
             return Err(RangeError::TooManyRanges);
         }
         let at = self.at(key);

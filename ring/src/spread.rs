@@ -9,7 +9,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::owners::{Degraded, Owners, REPLICAS_MAX};
+use crate::owners::{Degraded, MAX_REPLICAS, Owners};
 use crate::topology::Members;
 
 /// Offers candidates (node indices, possibly repeated) in order of preference until told to stop.
@@ -19,15 +19,15 @@ pub(crate) trait Candidates {
 
 struct Picks<'m> {
     members: &'m Members,
-    picked: [u16; REPLICAS_MAX],
+    picked: [u16; MAX_REPLICAS],
     len: usize,
 }
 
 /// The preference list of `wanted` replicas.
 #[inline]
 pub(crate) fn select(members: &Members, wanted: usize, candidates: &impl Candidates) -> Owners {
-    let size = wanted.min(members.len()).min(REPLICAS_MAX);
-    let mut picks = Picks { members, picked: [0; REPLICAS_MAX], len: 0 };
+    let size = wanted.min(members.len()).min(MAX_REPLICAS);
+    let mut picks = Picks { members, picked: [0; MAX_REPLICAS], len: 0 };
     if members.zone_nodes.len() >= size {
         picks.one_per_zone(size, candidates);
     } else if members.racks == 1 {
@@ -61,7 +61,7 @@ impl Picks<'_> {
             let (mut seen, mut len) = (0_u64, 0);
             candidates.offer(&mut |node| {
                 let bit = 1 << (zone[usize::from(node)] % 64);
-                self.picked[len % REPLICAS_MAX] = node;
+                self.picked[len % MAX_REPLICAS] = node;
                 len += usize::from(seen & bit == 0);
                 seen |= bit;
                 if len == size { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -69,7 +69,7 @@ impl Picks<'_> {
             self.len = len;
             return;
         }
-        let mut zones = [0_u16; REPLICAS_MAX];
+        let mut zones = [0_u16; MAX_REPLICAS];
         candidates.offer(&mut |node| {
             let of_node = zone[usize::from(node)];
             if zones[..self.len].contains(&of_node) {
@@ -166,7 +166,7 @@ impl Picks<'_> {
     /// Zones and racks are asked for by naming them.
     fn warn_shared(&self, owners: &mut Owners) {
         let count = |of: &[u16]| {
-            let mut seen = [0_u16; REPLICAS_MAX];
+            let mut seen = [0_u16; MAX_REPLICAS];
             let mut different = 0;
             for &node in self.chosen() {
                 let value = of[usize::from(node)];

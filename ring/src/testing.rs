@@ -1,6 +1,6 @@
 //! What a [`Partitioner`] of your own must keep, as checks to call from your tests.
 
-use crate::owners::{Degraded, Owners, REPLICAS_MAX};
+use crate::owners::{Degraded, MAX_REPLICAS, Owners};
 use crate::partitioner::Partitioner;
 
 /// Keys that vary in length and content, the same on every call.
@@ -24,7 +24,7 @@ pub fn conforms(partitioner: &dyn Partitioner, nodes: &[u64]) {
         let owner = partitioner.owner(&key);
         assert_eq!(owner, partitioner.owner(&key), "an answer must repeat: {key:?}");
         assert!(nodes.contains(&owner), "the owner must be a member: {key:?}");
-        for n in [0, 1, 2, 3, 5, REPLICAS_MAX, REPLICAS_MAX + 1, usize::MAX] {
+        for n in [0, 1, 2, 3, 5, MAX_REPLICAS, MAX_REPLICAS + 1, usize::MAX] {
             let owners = partitioner.owners(&key, n);
             list_conforms(&owners, n, nodes, &key);
             assert_eq!(owners, partitioner.owners(&key, n), "an answer must repeat: {key:?}");
@@ -40,7 +40,7 @@ fn list_conforms(owners: &Owners, n: usize, nodes: &[u64], key: &[u8]) {
         assert!(nodes.contains(id), "every owner must be a member: {key:?}");
         assert!(!owners[..at].contains(id), "an owner must be named once: {key:?}");
     }
-    assert!(owners.len() <= n.min(REPLICAS_MAX), "no more owners than asked for: {key:?}");
+    assert!(owners.len() <= n.min(MAX_REPLICAS), "no more owners than asked for: {key:?}");
     if owners.len() < n {
         let found = owners.len();
         let told = owners.degraded() == Some(Degraded::FewerNodes { wanted: n, found });

@@ -8,7 +8,7 @@ use crate::error::{TopologyError, WeightError};
 
 /// The most nodes of one topology: node indices are kept in 16 bits, which is what makes a lookup
 /// one cache line.
-pub const NODES_MAX: usize = 65_535;
+pub const MAX_NODES: usize = 65_535;
 
 /// How much a node takes, as a multiple of a node of weight one: 0.001 to 1000.
 ///
@@ -174,8 +174,8 @@ impl Topology {
     /// # Errors
     /// [`TopologyError::DuplicateNode`], [`TopologyError::TooManyNodes`].
     pub fn new(epoch: u64, nodes: impl IntoIterator<Item = Node>) -> Result<Self, TopologyError> {
-        let mut nodes: Vec<Node> = nodes.into_iter().take(NODES_MAX + 1).collect();
-        if nodes.len() > NODES_MAX {
+        let mut nodes: Vec<Node> = nodes.into_iter().take(MAX_NODES + 1).collect();
+        if nodes.len() > MAX_NODES {
             return Err(TopologyError::TooManyNodes(nodes.len()));
         }
         nodes.sort_by_key(|node| node.id);

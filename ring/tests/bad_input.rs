@@ -8,10 +8,10 @@ use common::topology;
 use proptest::prelude::*;
 use voussoir_ring::compat::{cassandra, ketama, nginx, redis};
 use voussoir_ring::geo::{Composite, Geo, Prefix, Region};
-use voussoir_ring::range::{KEY_BYTES_MAX, RangeMap};
+use voussoir_ring::range::{MAX_KEY_BYTES, RangeMap};
 use voussoir_ring::{
-    BuildError, Degraded, GeoError, HashRing, Jump, MAGLEV_TABLE_MAX, Maglev, Memento, Modulo,
-    NODES_MAX, Node, Owners, POINTS_MAX, Partitioner, Published, REPLICAS_MAX, RangeError,
+    BuildError, Degraded, GeoError, HashRing, Jump, MAX_MAGLEV_TABLE, MAX_NODES, MAX_POINTS,
+    MAX_REPLICAS, Maglev, Memento, Modulo, Node, Owners, Partitioner, Published, RangeError,
     Rendezvous, RingConfig, StaleEpoch, Topology, TopologyError, Weight,
 };
 
@@ -33,8 +33,8 @@ fn topologies_refuse_duplicates_strangers_and_crowds() {
     assert_eq!(three.with(Node::new(1)), Err(TopologyError::DuplicateNode(1)));
     assert_eq!(three.without(9), Err(TopologyError::UnknownNode(9)));
     assert_eq!(three.replacing(Node::new(9)), Err(TopologyError::UnknownNode(9)));
-    let crowd = Topology::new(1, (0..=NODES_MAX as u64).map(Node::new));
-    assert_eq!(crowd, Err(TopologyError::TooManyNodes(NODES_MAX + 1)));
+    let crowd = Topology::new(1, (0..=MAX_NODES as u64).map(Node::new));
+    assert_eq!(crowd, Err(TopologyError::TooManyNodes(MAX_NODES + 1)));
     let endless = Topology::new(1, (0..).map(Node::new));
     assert!(endless.is_err(), "an endless list is cut, not collected");
     let last = Topology::new(u64::MAX, [Node::new(1)]).unwrap();
@@ -70,8 +70,8 @@ proptest! {
 fn more_replicas_than_nodes_or_than_a_list_holds_is_said() {
     let ring = HashRing::new(&topology(40)).unwrap();
     let owners = ring.owners(b"k", 20);
-    assert_eq!(owners.len(), REPLICAS_MAX);
-    let told = Some(Degraded::FewerNodes { wanted: 20, found: REPLICAS_MAX });
+    assert_eq!(owners.len(), MAX_REPLICAS);
+    let told = Some(Degraded::FewerNodes { wanted: 20, found: MAX_REPLICAS });
     assert_eq!(owners.degraded(), told);
     assert!(ring.owners(b"k", 0).is_empty());
 }
@@ -82,8 +82,8 @@ fn tables_too_large_are_refused_before_they_are_built() {
     let heavy = Topology::new(1, heavy).unwrap();
     let wanted = 100 * 160 * 1000;
     let what = "the ring's virtual nodes";
-    let refused = BuildError::TooLarge { what, wanted, max: POINTS_MAX };
-    let built = if wanted > POINTS_MAX { Some(refused) } else { None };
+    let refused = BuildError::TooLarge { what, wanted, max: MAX_POINTS };
+    let built = if wanted > MAX_POINTS { Some(refused) } else { None };
     assert_eq!(HashRing::new(&heavy).err(), built);
     let mut config = RingConfig::default();
     config.virtual_nodes = 65_536;
@@ -98,7 +98,7 @@ fn tables_too_large_are_refused_before_they_are_built() {
     }
     let three = topology(3);
     assert_eq!(Maglev::with_table(&three, 65_536).unwrap_err(), BuildError::NotPrime(65_536));
-    for size in [0, 1, 3, MAGLEV_TABLE_MAX + 1, u32::MAX] {
+    for size in [0, 1, 3, MAX_MAGLEV_TABLE + 1, u32::MAX] {
         let refused = Maglev::with_table(&three, size);
         assert!(matches!(refused, Err(BuildError::OutOfRange { .. })), "{size}");
     }
@@ -145,7 +145,7 @@ fn range_maps_refuse_what_would_not_cover_every_key() {
     assert_eq!(RangeMap::new(1, &[]), Err(RangeError::BadOwners));
     assert_eq!(RangeMap::new(1, &[1, 1]), Err(RangeError::BadOwners));
     assert_eq!(map.split(b""), Err(RangeError::SplitAtStart(0)));
-    let long = vec![0; KEY_BYTES_MAX + 1];
+    let long = vec![0; MAX_KEY_BYTES + 1];
     assert_eq!(map.split(&long), Err(RangeError::KeyTooLong(long.len())));
     assert_eq!(map.merge(0), Err(RangeError::NoNeighbour(0)));
     assert_eq!(map.merge(77), Err(RangeError::UnknownRange(77)));

@@ -11,9 +11,9 @@ use voussoir_ring::load::{HotKeys, RangeLoad};
 use voussoir_ring::range::RangeMap;
 use voussoir_ring::testing::{conforms, keys};
 use voussoir_ring::{
-    Bounded, HashRing, HotKeysConfig, Input, LoadConfig, Maglev, Node, Output, PLAN_REPLICAS_MAX,
-    POINTS_MAX, Partitioner, Placement, Plan, PlanConfig, Rebalance, Rendezvous, RingConfig,
-    SLOTS_MAX, State, Topology, Weight,
+    Bounded, HashRing, HotKeysConfig, Input, LoadConfig, MAX_PLAN_REPLICAS, MAX_POINTS, MAX_SLOTS,
+    Maglev, Node, Output, Partitioner, Placement, Plan, PlanConfig, Rebalance, Rendezvous,
+    RingConfig, State, Topology, Weight,
 };
 
 /// Numbers that meet both ends of `least..=most`, its inside, and what lies beyond.
@@ -46,8 +46,8 @@ proptest! {
         let points = |milli: u32| u64::from(config.virtual_nodes) * u64::from(milli);
         let wanted: u64 = milli.iter().map(|&milli| ((points(milli) + 500) / 1000).max(1)).sum();
         // The largest rings take seconds each: one in a while shows what several would.
-        prop_assume!(!(1_000_000..=POINTS_MAX).contains(&wanted));
-        let accepted = (1..=65_536).contains(&config.virtual_nodes) && wanted <= POINTS_MAX;
+        prop_assume!(!(1_000_000..=MAX_POINTS).contains(&wanted));
+        let accepted = (1..=65_536).contains(&config.virtual_nodes) && wanted <= MAX_POINTS;
         let built = HashRing::with_config(&topology, &config);
         prop_assert_eq!(built.is_ok(), accepted);
         if let Ok(ring) = built {
@@ -99,7 +99,7 @@ proptest! {
         per_node in around(1, 100),
         pause in around(0, u64::MAX),
         retry in around(0, u64::MAX),
-        replicas in around(1, PLAN_REPLICAS_MAX as u64),
+        replicas in around(1, MAX_PLAN_REPLICAS as u64),
         start in around(0, u64::MAX),
     ) {
         let mut config = PlanConfig::default();
@@ -110,7 +110,7 @@ proptest! {
         let replicas = usize::try_from(replicas).unwrap();
         let place = |nodes| HashRing::new(&topology(nodes)).unwrap().placement(replicas);
         let plan = Plan::new(&place(4), &place(5), &config);
-        let accepted = (1..=PLAN_REPLICAS_MAX).contains(&replicas) && per_step > 0 && per_node > 0;
+        let accepted = (1..=MAX_PLAN_REPLICAS).contains(&replicas) && per_step > 0 && per_node > 0;
         prop_assert_eq!(plan.is_ok(), accepted);
         let Ok(plan) = plan else { return Ok(()) };
         let mut rebalance = Rebalance::new(Arc::new(plan), start);
@@ -158,7 +158,7 @@ proptest! {
     ) {
         let mut config = LoadConfig::default();
         (config.hot_share, config.cold_share, config.key_share) = (hot, cold, key);
-        config.accesses_min = least;
+        config.min_accesses = least;
         config.samples = usize::try_from(samples).unwrap();
         let share = |share: f64| share > 0.0 && share <= 1.0;
         let accepted = share(hot) && share(key) && (0.0..=hot).contains(&cold)
@@ -176,11 +176,11 @@ proptest! {
     #[test]
     fn slots_of_any_number(slots in around(1, 5000), replicas in around(0, 20)) {
         let slots = u32::try_from(slots).unwrap_or(u32::MAX);
-        prop_assume!(!(10_000..=SLOTS_MAX).contains(&slots));
+        prop_assume!(!(10_000..=MAX_SLOTS).contains(&slots));
         let replicas = usize::try_from(replicas).unwrap();
         let ring = HashRing::new(&topology(5)).unwrap();
         let placement = Placement::slots(&ring, 1, slots, replicas);
-        prop_assert_eq!(placement.is_ok(), (1..=SLOTS_MAX).contains(&slots));
+        prop_assert_eq!(placement.is_ok(), (1..=MAX_SLOTS).contains(&slots));
         if let Ok(placement) = placement {
             let found = placement.owners_at(u64::MAX).len();
             prop_assert_eq!(found, replicas.min(5));

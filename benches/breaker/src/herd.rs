@@ -46,7 +46,7 @@ pub fn ours() -> Result<u64, Error> {
     config.open_for = WAIT;
     config.open_jitter = 0.0;
     config.probes = 3;
-    config.probes_bad_max = 0;
+    config.max_bad_probes = 0;
     let breaker = Breaker::new("herd", &config)?;
     let _ = breaker.run(|| Err::<(), ()>(()));
     std::thread::sleep(WAIT * 2);

@@ -25,7 +25,7 @@ fn breaker(kind: Ours) -> Breaker {
     let mut config = BreakerConfig::default();
     config.slow_rate = (kind != Ours::NotSlow).then_some(0.5);
     config.open_for = Duration::from_secs(3_600);
-    config.open_for_max = config.open_for;
+    config.max_open_for = config.open_for;
     if kind == Ours::CountWindow {
         config.window = Window::Count { calls: 100 };
     }

@@ -157,7 +157,7 @@ type KeyOf = Arc<dyn Fn(u64) -> u64 + Send + Sync>;
 
 fn keyed_limiter(keys: u64) -> Keyed<u64> {
     let mut config = KeyedConfig::default();
-    config.keys_max = keys as usize;
+    config.max_keys = keys as usize;
     let quota = Quota::gcra(1, Duration::from_secs(1000)).burst(1_000_000);
     Keyed::with_config(&[quota], config).expect("it is valid")
 }
@@ -208,11 +208,11 @@ fn keyed(cases: &mut Vec<Case>) {
 
 /// What a key takes, in a table for a million: reserved, and got from the system.
 fn memory() {
-    let keys_max = 1 << 20;
+    let max_keys = 1 << 20;
     for part in [64, 16, 4, 2, 1] {
-        let keys = keys_max / part;
+        let keys = max_keys / part;
         let before = resident();
-        let limiter = keyed_limiter(keys_max);
+        let limiter = keyed_limiter(max_keys);
         (0..keys).for_each(|key| assert!(limiter.check_at(&key, 1, 1).is_ok()));
         let got = (resident() - before) / keys as f64;
         let reserved = limiter.stats().table_bytes as f64 / keys as f64;

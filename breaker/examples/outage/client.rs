@@ -98,14 +98,14 @@ fn budget() -> Arc<RetryBudget> {
 
 fn hedge(budget: &Arc<RetryBudget>) -> Arc<Hedge> {
     let mut config = HedgeConfig::default();
-    config.delay_max = Duration::from_millis(250);
+    config.max_delay = Duration::from_millis(250);
     Arc::new(Hedge::new(config).expect("valid").with_budget(Arc::clone(budget)))
 }
 
 fn breaker(builder: Builder) -> Builder {
     let mut config = BreakerConfig::default();
     config.open_for = Duration::from_secs(1);
-    config.open_for_max = Duration::from_secs(8);
+    config.max_open_for = Duration::from_secs(8);
     config.seed = Some(4);
     let breaker = Breaker::with_clock("server", &config, Arc::new(TokioClock::new()));
     builder.breaker(Arc::new(breaker.expect("valid")))

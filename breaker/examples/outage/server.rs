@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 const WORKERS: usize = 16;
 /// Requests waiting beyond which further ones are refused.
-const QUEUE_MAX: usize = 2_000;
+const MAX_QUEUE: usize = 2_000;
 /// Mean time of a request on a good day: the server can do 320 a second.
 const SERVICE: Duration = Duration::from_millis(50);
 
@@ -92,7 +92,7 @@ impl Server {
         if self.phase() == Phase::Dead {
             return std::future::pending().await;
         }
-        if self.waiting.load(Relaxed) >= QUEUE_MAX {
+        if self.waiting.load(Relaxed) >= MAX_QUEUE {
             return Err(Failure::Refused);
         }
         let (answer, answered) = oneshot::channel();

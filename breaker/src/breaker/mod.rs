@@ -23,7 +23,7 @@ use crate::core::{Denied, Machine, Phase, Rules, Shift};
 use crate::error::{BreakerError, ConfigError, Rejected, RestoreError};
 
 /// Transitions that a slow listener may lag behind before it misses some.
-const EVENTS_MAX: usize = 64;
+const MAX_EVENTS: usize = 64;
 
 /// A circuit breaker: stops calling what does not answer, and finds out gently when it is back.
 ///
@@ -57,7 +57,7 @@ pub struct Breaker {
     clock: Arc<dyn Clock>,
     /// Nanoseconds; only where slowness is looked at.
     slow_after: Option<u64>,
-    /// [`BreakerConfig::half_open_for_max`].
+    /// [`BreakerConfig::max_half_open_for`].
     patience: Option<Duration>,
     on_drop: Verdict,
     on_panic: Verdict,
@@ -127,7 +127,7 @@ impl Breaker {
         machine: impl FnOnce(Rules, u64, Box<dyn Fn(Shift) + Send + Sync>) -> Machine,
     ) -> Self {
         let (state, _) = watch::channel(State::Closed);
-        let (events, _) = broadcast::channel(EVENTS_MAX);
+        let (events, _) = broadcast::channel(MAX_EVENTS);
         let observer = {
             let (name, state, events) = (Arc::clone(&name), state.clone(), events.clone());
             Box::new(move |shift: Shift| announce(&name, &state, &events, shift))
@@ -137,7 +137,7 @@ impl Breaker {
             machine: machine(rules, clock.now(), observer),
             clock,
             slow_after: config.slow_rate.map(|_| nanos(config.slow_after)),
-            patience: config.half_open_for_max,
+            patience: config.max_half_open_for,
             on_drop: config.on_drop,
             on_panic: config.on_panic,
             on_overtaken: config.on_overtaken,
@@ -272,8 +272,8 @@ impl Breaker {
     /// Opens it for `wait`, from whatever state; then it is half-open as after any other wait.
     /// For a maintenance window that the dependency has announced, for instance.
     ///
-    /// Not bounded by [`BreakerConfig::open_for_max`], and no reason to wait longer the next time.
-    /// A snapshot that is restored elsewhere has the rest of the wait, up to `open_for_max`.
+    /// Not bounded by [`BreakerConfig::max_open_for`], and no reason to wait longer the next time.
+    /// A snapshot that is restored elsewhere has the rest of the wait, up to `max_open_for`.
     pub fn open_for(&self, wait: Duration) {
         self.machine.open_for(nanos(wait), self.clock.now());
     }

@@ -121,14 +121,14 @@ impl BreakerSnapshot {
         if self.bucket != bucket(shape) {
             return Err(RestoreError::WindowMismatch);
         }
-        let (Shape::Time { buckets: parts_max, .. } | Shape::Count { calls: parts_max, .. }) =
+        let (Shape::Time { buckets: max_parts, .. } | Shape::Count { calls: max_parts, .. }) =
             shape;
         let is_sound = |part: &WindowPart| {
             let Counts { calls, failures, slow } = part.counts;
-            let calls_max = if self.bucket.is_some() { u64::MAX } else { 1 };
-            part.age < parts_max && calls <= calls_max && failures <= calls && slow <= calls
+            let max_calls = if self.bucket.is_some() { u64::MAX } else { 1 };
+            part.age < max_parts && calls <= max_calls && failures <= calls && slow <= calls
         };
-        if self.window.len() > parts_max as usize || !self.window.iter().all(is_sound) {
+        if self.window.len() > max_parts as usize || !self.window.iter().all(is_sound) {
             return Err(RestoreError::WindowInvalid);
         }
         Ok(Memory {

@@ -8,9 +8,9 @@ use tokio::time::timeout;
 use super::{Breaker, State};
 
 /// The shortest sleep between two looks: the breaker's clock and the runtime's may differ.
-const LOOK_MIN: Duration = Duration::from_millis(1);
+const MIN_LOOK: Duration = Duration::from_millis(1);
 /// The longest, for the end of a half-open period that no probe holds up yet.
-const LOOK_MAX: Duration = Duration::from_secs(60);
+const MAX_LOOK: Duration = Duration::from_secs(60);
 
 impl Breaker {
     /// The time at which [`tick`](Self::tick) will change the state, in nanoseconds since the epoch
@@ -76,9 +76,9 @@ fn wait(breaker: &Weak<Breaker>) -> Option<Duration> {
     let breaker = breaker.upgrade()?;
     if let Some(due) = breaker.next_deadline() {
         let wait = Duration::from_nanos(due.saturating_sub(breaker.clock.now()));
-        return Some(wait.max(LOOK_MIN));
+        return Some(wait.max(MIN_LOOK));
     }
     // A half-open breaker gets its deadline when its last probe is taken, of which nobody tells.
     let patience = (breaker.state() == State::HalfOpen).then_some(breaker.patience).flatten();
-    Some(patience.map_or(Duration::MAX, |patience| patience.clamp(LOOK_MIN, LOOK_MAX)))
+    Some(patience.map_or(Duration::MAX, |patience| patience.clamp(MIN_LOOK, MAX_LOOK)))
 }

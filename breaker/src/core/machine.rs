@@ -15,7 +15,7 @@ use crate::sync::{AtomicU64, Mutex};
 const PHASE_BITS: u32 = 3;
 const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
 /// Changes of state that wait for the observer, at most; the oldest are dropped first.
-const UNHEARD_MAX: usize = 64;
+const MAX_UNHEARD: usize = 64;
 
 /// What a breaker does with calls. A word wide: reading a refusal that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +107,7 @@ impl Transitions {
             self.is_announcing = true;
             return Some(shift);
         }
-        if self.unheard.len() == UNHEARD_MAX {
+        if self.unheard.len() == MAX_UNHEARD {
             self.unheard.pop_front();
         }
         self.unheard.push_back(shift);
@@ -165,7 +165,7 @@ impl Machine {
             open_until: AtomicU64::new(0),
             window,
             run: Padded(run),
-            probes: Padded(Probes::new(rules.probes, rules.probes_bad_max)),
+            probes: Padded(Probes::new(rules.probes, rules.max_bad_probes)),
             rejected: Striped::new(rules.shape.stripes()),
             late: AtomicU64::new(0),
             would_open: AtomicU64::new(0),
@@ -188,7 +188,7 @@ impl Machine {
         this.transitions.lock().openings = memory.openings;
         let (to, wait) = match memory.phase {
             Phase::HalfOpen => (Phase::Open, 0),
-            phase => (phase, memory.wait_left.min(this.rules.open_for_max)),
+            phase => (phase, memory.wait_left.min(this.rules.max_open_for)),
         };
         if to != Phase::Closed {
             this.enter(None, to, now, ShiftCause::Restored, Some(wait));
@@ -302,7 +302,7 @@ impl Machine {
 
     #[cold]
     fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Denied> {
-        let patience = self.rules.half_open_for_max;
+        let patience = self.rules.max_half_open_for;
         let patient_until = patience.map_or(u64::MAX, |patience| now.saturating_add(patience));
         // Ends: each round returns, or the state has changed since the round began. Changes are
         // bounded by the waits between them, or made by hand.

@@ -65,19 +65,19 @@ fn rules() -> impl Strategy<Value = Rules> {
         0..4_u16,
         any::<bool>(),
     )
-        .prop_map(|(shape, calls_min, failure, slow, run, probes, bad, patient)| Rules {
+        .prop_map(|(shape, min_calls, failure, slow, run, probes, bad, patient)| Rules {
             shape,
-            calls_min,
+            min_calls,
             failure_rate: failure.map(millionths),
             slow_rate: slow.map(millionths),
             consecutive_failures: run,
             open_for: 40,
-            open_for_max: 150,
+            max_open_for: 150,
             open_backoff: 2.0,
             open_jitter: 0.0,
             probes,
-            probes_bad_max: bad.min(probes - 1),
-            half_open_for_max: patient.then_some(60),
+            max_bad_probes: bad.min(probes - 1),
+            max_half_open_for: patient.then_some(60),
             seed: 1,
         })
 }
@@ -180,7 +180,7 @@ impl Model {
         if self.phase == Phase::HalfOpen && yes {
             self.admitted += 1;
             if self.admitted == self.rules.probes {
-                let patience = self.rules.half_open_for_max;
+                let patience = self.rules.max_half_open_for;
                 self.patient_until = patience.map_or(u64::MAX, |patience| now + patience);
             }
         }
@@ -215,9 +215,9 @@ impl Model {
                 } else {
                     self.good += 1;
                 }
-                if self.bad > self.rules.probes_bad_max {
+                if self.bad > self.rules.max_bad_probes {
                     self.go(Phase::Open, now);
-                } else if self.good + self.rules.probes_bad_max >= self.rules.probes {
+                } else if self.good + self.rules.max_bad_probes >= self.rules.probes {
                     self.go(Phase::Closed, now);
                 }
             }
@@ -231,7 +231,7 @@ impl Model {
         let (calls, failures, slow) = self.window(now);
         let over = |bad: u64, rate: Option<u64>| {
             bad > 0
-                && calls >= self.rules.calls_min
+                && calls >= self.rules.min_calls
                 && rate.is_some_and(|rate| bad as f64 / calls as f64 >= rate as f64 / 1e6 - 1e-9)
         };
         let in_a_row = self.rules.consecutive_failures.is_some_and(|max| self.run >= max);
@@ -375,7 +375,7 @@ impl Pair {
                 model.until = *now;
             }
             // An opening by hand may be longer than a snapshot keeps it open.
-            model.until = model.until.clamp(*now, *now + model.rules.open_for_max);
+            model.until = model.until.clamp(*now, *now + model.rules.max_open_for);
             model.phase = to;
             model.history.push((Phase::Closed, to));
         }

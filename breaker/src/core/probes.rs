@@ -38,18 +38,18 @@ pub(crate) struct Probes {
     /// Time at which patience with a full set of probes ends, in ns; `u64::MAX`: never. Raised
     /// before `word` shows the set as full, so whoever sees it full sees this time or a later one.
     patient_until: AtomicU64,
-    admitted_max: u64,
-    bad_max: u64,
+    max_admitted: u64,
+    max_bad: u64,
 }
 
 impl Probes {
-    pub(crate) fn new(admitted_max: u16, bad_max: u16) -> Self {
-        debug_assert!(bad_max < admitted_max, "validated by the configuration");
+    pub(crate) fn new(max_admitted: u16, max_bad: u16) -> Self {
+        debug_assert!(max_bad < max_admitted, "validated by the configuration");
         Self {
             word: AtomicU64::new(0),
             patient_until: AtomicU64::new(0),
-            admitted_max: u64::from(admitted_max),
-            bad_max: u64::from(bad_max),
+            max_admitted: u64::from(max_admitted),
+            max_bad: u64::from(max_bad),
         }
     }
 
@@ -62,7 +62,7 @@ impl Probes {
     /// Takes one of the places, if there is one left. `patient_until` is the time at which
     /// patience ends if this call takes the last place.
     pub(crate) fn admit(&self, generation: u16, patient_until: u64) -> Admission {
-        let max = self.admitted_max;
+        let max = self.max_admitted;
         let mut full = false;
         let admitted = self.update(generation, |word| {
             let taken = field(word, ADMITTED);
@@ -86,7 +86,7 @@ impl Probes {
         let word = self.word.load(Acquire);
         if (word >> (3 * FIELD_BITS)) as u16 != generation {
             Admission::Stale
-        } else if field(word, ADMITTED) < self.admitted_max {
+        } else if field(word, ADMITTED) < self.max_admitted {
             Admission::Admitted
         } else {
             Admission::Full { patient_until: self.patient_until.load(Relaxed) }
@@ -110,9 +110,9 @@ impl Probes {
         debug_assert!(field(word, ANSWERED) <= field(word, ADMITTED), "answered unasked");
         let bad = field(word, BAD);
         let good = field(word, ANSWERED) - bad;
-        if bad > self.bad_max {
+        if bad > self.max_bad {
             Finding::Sick
-        } else if good >= self.admitted_max - self.bad_max {
+        } else if good >= self.max_admitted - self.max_bad {
             Finding::Healthy
         } else {
             Finding::Open

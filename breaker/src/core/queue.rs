@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-
 /// Who is served next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -43,7 +42,7 @@ struct Entry<W> {
 #[derive(Debug)]
 pub(crate) struct WaitQueue<W> {
     entries: VecDeque<Entry<W>>,
-    len_max: usize,
+    max_len: usize,
     order: QueueOrder,
     patience: Patience,
     empty_at: u64,
@@ -51,9 +50,9 @@ pub(crate) struct WaitQueue<W> {
 }
 
 impl<W> WaitQueue<W> {
-    pub(crate) fn new(len_max: usize, order: QueueOrder, patience: Patience, now: u64) -> Self {
+    pub(crate) fn new(max_len: usize, order: QueueOrder, patience: Patience, now: u64) -> Self {
         let entries = VecDeque::new();
-        Self { entries, len_max, order, patience, empty_at: now, next_id: 0 }
+        Self { entries, max_len, order, patience, empty_at: now, next_id: 0 }
     }
 
     fn is_standing(&self, now: u64) -> bool {
@@ -61,7 +60,7 @@ impl<W> WaitQueue<W> {
     }
 
     pub(crate) fn is_full(&self) -> bool {
-        self.entries.len() >= self.len_max
+        self.entries.len() >= self.max_len
     }
 
     /// Lines up; returns the place's id and how long it may wait. The caller has asked

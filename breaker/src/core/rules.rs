@@ -9,18 +9,18 @@ const WHOLE: u64 = 1_000_000;
 #[derive(Clone, Debug)]
 pub(crate) struct Rules {
     pub(crate) shape: Shape,
-    pub(crate) calls_min: u64,
+    pub(crate) min_calls: u64,
     /// Millionths of the calls.
     pub(crate) failure_rate: Option<u64>,
     pub(crate) slow_rate: Option<u64>,
     pub(crate) consecutive_failures: Option<u64>,
     pub(crate) open_for: u64,
-    pub(crate) open_for_max: u64,
+    pub(crate) max_open_for: u64,
     pub(crate) open_backoff: f64,
     pub(crate) open_jitter: f64,
     pub(crate) probes: u16,
-    pub(crate) probes_bad_max: u16,
-    pub(crate) half_open_for_max: Option<u64>,
+    pub(crate) max_bad_probes: u16,
+    pub(crate) max_half_open_for: Option<u64>,
     pub(crate) seed: u64,
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Trip {
 impl Rules {
     /// What the rates say. Asked when a bad call was recorded: a success never opens a breaker.
     pub(crate) fn judge(&self, counts: Counts) -> Option<Trip> {
-        if counts.calls < self.calls_min {
+        if counts.calls < self.min_calls {
             return None;
         }
         let reaches = |bad: u64, rate: Option<u64>| {
@@ -55,10 +55,10 @@ impl Rules {
         let again = openings.saturating_sub(1);
         let exponent = i32::try_from(again).unwrap_or(i32::MAX);
         let grown = self.open_for as f64 * self.open_backoff.powi(exponent);
-        let capped = grown.min(self.open_for_max as f64);
+        let capped = grown.min(self.max_open_for as f64);
         // Around the value, and never above the cap: callers size their waits by it.
         let spread = 1.0 + self.open_jitter * (2.0 * rng.unit() - 1.0);
-        (capped * spread).min(self.open_for_max as f64) as u64
+        (capped * spread).min(self.max_open_for as f64) as u64
     }
 }
 

@@ -6,10 +6,10 @@ use crate::sync::AtomicU64;
 
 const COUNT_BITS: u32 = 24;
 /// A counter stays here instead of wrapping.
-pub(crate) const COUNT_MAX: u64 = (1 << COUNT_BITS) - 1;
+pub(crate) const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
 /// A recorder whose clock reading is older than what a counter holds is late by less than this
 /// many buckets. Anything further apart is a counter that nobody has touched for ages.
-const LATE_EPOCHS_MAX: u32 = 1 << 16;
+const MAX_LATE_EPOCHS: u32 = 1 << 16;
 
 /// Which bucket of which generation a count belongs to.
 ///
@@ -36,7 +36,7 @@ impl Tag {
             return self.generation.wrapping_sub(other.generation) < 128;
         }
         let ahead = self.epoch.wrapping_sub(other.epoch);
-        ahead != 0 && ahead < LATE_EPOCHS_MAX
+        ahead != 0 && ahead < MAX_LATE_EPOCHS
     }
 }
 
@@ -65,9 +65,9 @@ impl Tagged {
     #[inline]
     pub(crate) fn step(&self, tag: Tag) -> bool {
         let word = self.0.load(Relaxed);
-        let count = word & COUNT_MAX;
+        let count = word & MAX_COUNT;
         word == tag.word(count)
-            && count < COUNT_MAX
+            && count < MAX_COUNT
             && self.0.compare_exchange(word, word + 1, Relaxed, Relaxed).is_ok()
     }
 
@@ -78,9 +78,9 @@ impl Tagged {
         // each thread makes one for each call that it records.
         loop {
             let held = Tag::of(word);
-            let count = word & COUNT_MAX;
+            let count = word & MAX_COUNT;
             let (next, added) = if held == tag {
-                if count == COUNT_MAX {
+                if count == MAX_COUNT {
                     return Added::Now(count);
                 }
                 (word + 1, Added::Now(count + 1))
@@ -99,19 +99,19 @@ impl Tagged {
     /// The count of `tag`, 0 when the counter holds another.
     pub(crate) fn count(&self, tag: Tag) -> u64 {
         let word = self.0.load(Relaxed);
-        if Tag::of(word) == tag { word & COUNT_MAX } else { 0 }
+        if Tag::of(word) == tag { word & MAX_COUNT } else { 0 }
     }
 
     /// The count, whatever it is of.
     pub(crate) fn raw(&self) -> u64 {
-        self.0.load(Relaxed) & COUNT_MAX
+        self.0.load(Relaxed) & MAX_COUNT
     }
 
     /// Sets the count of `tag` to zero if the counter holds it and it is not zero already.
     pub(crate) fn zero(&self, tag: Tag) {
         let mut word = self.0.load(Relaxed);
         // Ends: as in `add`; a counter that another thread has zeroed needs no further round.
-        while Tag::of(word) == tag && word & COUNT_MAX != 0 {
+        while Tag::of(word) == tag && word & MAX_COUNT != 0 {
             match self.0.compare_exchange_weak(word, tag.word(0), Relaxed, Relaxed) {
                 Ok(_) => return,
                 Err(seen) => word = seen,
@@ -122,7 +122,7 @@ impl Tagged {
     /// Replaces the counter with (`tag`, `count`) and returns the old count. The caller must hold
     /// the lock of the transitions.
     pub(crate) fn set(&self, tag: Tag, count: u64) -> u64 {
-        self.0.swap(tag.word(count.min(COUNT_MAX)), Relaxed) & COUNT_MAX
+        self.0.swap(tag.word(count.min(MAX_COUNT)), Relaxed) & MAX_COUNT
     }
 }
 
@@ -176,7 +176,7 @@ mod tests {
     fn a_full_counter_stays_full() {
         let counter = Tagged::new();
         counter.set(tag(1, 1), u64::MAX);
-        assert_eq!(counter.add(tag(1, 1)), Added::Now(COUNT_MAX));
-        assert_eq!(counter.count(tag(1, 1)), COUNT_MAX);
+        assert_eq!(counter.add(tag(1, 1)), Added::Now(MAX_COUNT));
+        assert_eq!(counter.count(tag(1, 1)), MAX_COUNT);
     }
 }

@@ -18,7 +18,7 @@ mod tests;
 
 const WAITING: u64 = 1 << 32;
 /// The count of running calls has 32 bits.
-const LIMIT_MAX: usize = u32::MAX as usize;
+const MAX_LIMIT: usize = u32::MAX as usize;
 
 fn running(word: u64) -> u64 {
     word & (WAITING - 1)
@@ -34,7 +34,7 @@ pub(crate) struct Gate {
     /// it is not zero so does the release of a place: nobody overtakes the line.
     word: Padded<AtomicU64>,
     limit: AtomicUsize,
-    queue_max: usize,
+    max_queue: usize,
     line: Mutex<Line>,
     clock: TokioClock,
     refused: AtomicU64,
@@ -68,16 +68,16 @@ impl GateStats {
 impl Gate {
     pub(crate) fn new(
         limit: usize,
-        queue_max: usize,
+        max_queue: usize,
         order: QueueOrder,
         patience: Patience,
     ) -> Arc<Self> {
         let clock = TokioClock::new();
         Arc::new(Self {
             word: Padded(AtomicU64::new(0)),
-            limit: AtomicUsize::new(limit.min(LIMIT_MAX)),
-            queue_max,
-            line: Mutex::new(WaitQueue::new(queue_max, order, patience, clock.now())),
+            limit: AtomicUsize::new(limit.min(MAX_LIMIT)),
+            max_queue,
+            line: Mutex::new(WaitQueue::new(max_queue, order, patience, clock.now())),
             clock,
             refused: AtomicU64::new(0),
             expired: AtomicU64::new(0),
@@ -101,7 +101,7 @@ impl Gate {
 
     fn full(&self) -> GateError {
         self.refused.fetch_add(1, Relaxed);
-        GateError::Full { limit: self.limit.load(Relaxed), queue: self.queue_max }
+        GateError::Full { limit: self.limit.load(Relaxed), queue: self.max_queue }
     }
 
     /// A place, if there is one and nobody waits for it.
@@ -196,7 +196,7 @@ impl Gate {
 
     /// Changes how many may run. Fewer takes effect as calls end; more serves the line at once.
     pub(crate) fn set_limit(&self, limit: usize) {
-        let limit = limit.min(LIMIT_MAX);
+        let limit = limit.min(MAX_LIMIT);
         if self.limit.swap(limit, AcqRel) >= limit {
             return;
         }

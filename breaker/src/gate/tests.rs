@@ -3,8 +3,8 @@ use crate::bulkhead::QueueConfig;
 use std::sync::atomic::AtomicUsize;
 use tokio::task::yield_now;
 
-fn gate(limit: usize, len_max: usize) -> Arc<Gate> {
-    QueueConfig { len_max, order: QueueOrder::Fifo, ..Default::default() }.gate(limit)
+fn gate(limit: usize, max_len: usize) -> Arc<Gate> {
+    QueueConfig { max_len, order: QueueOrder::Fifo, ..Default::default() }.gate(limit)
 }
 
 fn counts(gate: &Gate) -> (usize, usize) {
@@ -99,7 +99,7 @@ fn never_more_than_the_limit_under_threads_that_come_and_go() {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_time().build();
     let runtime = runtime.unwrap();
-    let gate = QueueConfig { len_max: 8, ..Default::default() }.gate(3);
+    let gate = QueueConfig { max_len: 8, ..Default::default() }.gate(3);
     let running = Arc::new(AtomicUsize::new(0));
     let tasks: Vec<_> = (0..32_u64)
         .map(|seed| {

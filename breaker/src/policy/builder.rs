@@ -15,7 +15,7 @@ use crate::shed::Shedder;
 use crate::timeout::Timeout;
 
 /// Stages of a policy, at most.
-const STAGES_MAX: usize = 32;
+const MAX_STAGES: usize = 32;
 
 pub(super) type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 type FallbackFn<T, E> =
@@ -131,7 +131,7 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
     /// attempts; a retry or a hedge without a [`classify`](Self::classify), or a hedge with one
     /// that says that calls are not idempotent: nothing is sent twice without the user's word.
     pub fn build(self) -> Result<Policy<T, E>, ConfigError> {
-        if self.stages.len() > STAGES_MAX {
+        if self.stages.len() > MAX_STAGES {
             let value = self.stages.len();
             return Err(ConfigError::out_of_range("stages", value, "at most 32"));
         }

@@ -19,13 +19,13 @@ fn breaker(failures: u32) -> Arc<Breaker> {
     Arc::new(Breaker::with_clock("b", &config, clock()).unwrap())
 }
 
-fn retry(attempts_max: u32) -> Arc<Retry> {
+fn retry(max_attempts: u32) -> Arc<Retry> {
     let backoff = Backoff {
         first: 100 * MS,
         growth: Growth::Exponential { factor: 2.0, jitter: Jitter::None },
         ..Default::default()
     };
-    Arc::new(Retry::new(RetryConfig { attempts_max, backoff, ..Default::default() }).unwrap())
+    Arc::new(Retry::new(RetryConfig { max_attempts, backoff, ..Default::default() }).unwrap())
 }
 
 fn timeout(limit: Duration) -> Timeout {
@@ -200,7 +200,7 @@ async fn priorities_reach_the_shedder_and_the_call() {
 
 #[tokio::test(start_paused = true)]
 async fn a_hedge_of_a_policy_takes_the_first_good_answer() {
-    let config = HedgeConfig { delay_max: 100 * MS, ..Default::default() };
+    let config = HedgeConfig { max_delay: 100 * MS, ..Default::default() };
     let hedge = Arc::new(Hedge::new(config).unwrap());
     let policy = builder().classify(Arc::new(Refusing)).hedge(Arc::clone(&hedge)).build().unwrap();
     let start = Instant::now();

@@ -15,15 +15,15 @@ const TOKEN: u64 = 1_000_000;
 /// How many extra attempts, retries and hedges together, there may be.
 ///
 /// In any stretch of `t` seconds with `n` calls there are at most
-/// `ratio * n + balance_max + per_sec * (t + 1) + 1` extra attempts, and at any moment at most
-/// `max(active_min, active_ratio * active calls)` of them are waiting or running.
+/// `ratio * n + max_balance + per_sec * (t + 1) + 1` extra attempts, and at any moment at most
+/// `max(min_active, active_ratio * active calls)` of them are waiting or running.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct RetryBudgetConfig {
     /// Extra attempts that each call pays for. 0 to 10, rounded down to a millionth, default 0.2.
     pub ratio: f64,
     /// What calls have paid in and nobody has used is kept up to this. 0 to 1,000,000, default 10.
-    pub balance_max: u32,
+    pub max_balance: u32,
     /// Extra attempts a second whatever the traffic, so that a quiet client can retry at all.
     /// 0 to 1,000,000, default 1. The time between two is rounded down to a nanosecond, and cut to
     /// 584 years.
@@ -32,12 +32,12 @@ pub struct RetryBudgetConfig {
     /// default 0.2.
     pub active_ratio: f64,
     /// As many may be, whatever the share. Default 3.
-    pub active_min: u32,
+    pub min_active: u32,
 }
 
 impl Default for RetryBudgetConfig {
     fn default() -> Self {
-        Self { ratio: 0.2, balance_max: 10, per_sec: 1.0, active_ratio: 0.2, active_min: 3 }
+        Self { ratio: 0.2, max_balance: 10, per_sec: 1.0, active_ratio: 0.2, min_active: 3 }
     }
 }
 
@@ -49,7 +49,7 @@ impl RetryBudgetConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let ranges = [
             ("ratio", self.ratio, 10.0, "0 to 10"),
-            ("balance_max", f64::from(self.balance_max), 1e6, "0 to 1000000"),
+            ("max_balance", f64::from(self.max_balance), 1e6, "0 to 1000000"),
             ("per_sec", self.per_sec, 1e6, "0 to 1000000"),
             ("active_ratio", self.active_ratio, 1.0, "0 to 1"),
         ];
@@ -106,7 +106,7 @@ pub struct RetryBudget {
     config: RetryBudgetConfig,
     /// Parts of tokens.
     deposit: u64,
-    balance_max: u64,
+    max_balance: u64,
     /// Nanoseconds from one token of `per_sec` to the next.
     trickle: Option<u64>,
     clock: Arc<dyn Clock>,
@@ -139,14 +139,14 @@ impl RetryBudget {
         clock: Arc<dyn Clock>,
     ) -> Result<Arc<Self>, ConfigError> {
         config.validate()?;
-        let balance_max = u64::from(config.balance_max) * TOKEN;
+        let max_balance = u64::from(config.max_balance) * TOKEN;
         let second = Duration::from_secs(1).as_nanos() as f64;
         Ok(Arc::new(Self {
             deposit: (config.ratio * TOKEN as f64) as u64,
-            balance_max,
+            max_balance,
             trickle: (config.per_sec > 0.0).then(|| (second / config.per_sec) as u64),
             // A new client starts with a full balance: its first calls may be the ones that fail.
-            balance: Padded(AtomicU64::new(balance_max)),
+            balance: Padded(AtomicU64::new(max_balance)),
             due: AtomicU64::new(clock.now()),
             calls: Padded::default(),
             active_calls: AtomicU64::new(0),
@@ -163,7 +163,7 @@ impl RetryBudget {
     pub fn begin(self: &Arc<Self>) -> BudgetedCall {
         self.calls.fetch_add(1, Relaxed);
         self.active_calls.fetch_add(1, Relaxed);
-        let add = |balance: u64| Some((balance + self.deposit).min(self.balance_max));
+        let add = |balance: u64| Some((balance + self.deposit).min(self.max_balance));
         // The update always has a next value. It ends, here and below: lock-free, an exchange fails
         // because another call paid in or withdrew.
         let _ = self.balance.fetch_update(Relaxed, Relaxed, add);
@@ -176,8 +176,8 @@ impl RetryBudget {
     /// The budget does not allow it; the refusal is counted.
     pub fn try_extra(self: &Arc<Self>) -> Result<ExtraAttempt, Suppressed> {
         let active = self.active_calls.load(Relaxed) as f64 * self.config.active_ratio;
-        let active_max = (active as u64).max(u64::from(self.config.active_min));
-        let enter = |extra: u64| (extra < active_max).then_some(extra + 1);
+        let max_active = (active as u64).max(u64::from(self.config.min_active));
+        let enter = |extra: u64| (extra < max_active).then_some(extra + 1);
         if self.active_extra.fetch_update(AcqRel, Relaxed, enter).is_err() {
             self.suppressed_active.fetch_add(1, Relaxed);
             return Err(Suppressed::TooManyActive);
@@ -270,7 +270,7 @@ mod tests {
 
     #[test]
     fn waiting_retries_hold_their_places() {
-        let config = RetryBudgetConfig { balance_max: 1_000, ..Default::default() };
+        let config = RetryBudgetConfig { max_balance: 1_000, ..Default::default() };
         let (budget, _) = budget(config);
         let calls: Vec<_> = (0..100).map(|_| budget.begin()).collect();
         let waiting: Vec<_> = (0..100).map_while(|_| budget.try_extra().ok()).collect();
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn a_quiet_client_gets_its_trickle() {
         let config =
-            RetryBudgetConfig { ratio: 0.0, balance_max: 0, per_sec: 2.0, ..Default::default() };
+            RetryBudgetConfig { ratio: 0.0, max_balance: 0, per_sec: 2.0, ..Default::default() };
         let (budget, clock) = budget(config);
         let mut granted = vec![];
         for _ in 0..40 {
@@ -303,16 +303,16 @@ mod tests {
         #[test]
         fn no_stretch_has_more_than_its_share(
             ratio in 0.0..2.0_f64,
-            balance_max in 0..20_u32,
+            max_balance in 0..20_u32,
             per_sec in prop_oneof![Just(0.0), 0.1..50.0_f64],
             steps in prop::collection::vec((0..3_u8, 0..200_u64), 1..400),
         ) {
             let config = RetryBudgetConfig {
                 ratio,
-                balance_max,
+                max_balance,
                 per_sec,
                 active_ratio: 1.0,
-                active_min: u32::MAX,
+                min_active: u32::MAX,
             };
             let (budget, clock) = budget(config);
             let mut log = vec![];
@@ -337,7 +337,7 @@ mod tests {
                 for (at, is_call) in &log[from..] {
                     if *is_call { calls += 1.0 } else { extra += 1.0 }
                     let seconds = (at - log[from].0) as f64 / 1e3;
-                    let bound = ratio * calls + f64::from(balance_max) + per_sec * (seconds + 1.0);
+                    let bound = ratio * calls + f64::from(max_balance) + per_sec * (seconds + 1.0);
                     // One token of the trickle may be due at the very start.
                     prop_assert!(extra <= bound + f64::from(u8::from(per_sec > 0.0)) + 1e-6);
                 }

@@ -51,11 +51,11 @@ pub enum Stop {
 #[non_exhaustive]
 pub struct RetryConfig {
     /// Attempts, the first included. 1 to 100, default 3.
-    pub attempts_max: u32,
+    pub max_attempts: u32,
     /// The waits between them.
     pub backoff: Backoff,
     /// The longest `Retry-After` that is waited for; a longer one ends the call. Default 30 s.
-    pub retry_after_max: Duration,
+    pub max_retry_after: Duration,
     /// Seed of the jitter; by default different for each.
     pub seed: Option<u64>,
 }
@@ -63,9 +63,9 @@ pub struct RetryConfig {
 impl Default for RetryConfig {
     fn default() -> Self {
         Self {
-            attempts_max: 3,
+            max_attempts: 3,
             backoff: Backoff::default(),
-            retry_after_max: Duration::from_secs(30),
+            max_retry_after: Duration::from_secs(30),
             seed: None,
         }
     }
@@ -120,9 +120,9 @@ impl Retry {
     /// # Errors
     /// A configuration that cannot work.
     pub fn new(config: RetryConfig) -> Result<Self, ConfigError> {
-        if !(1..=100).contains(&config.attempts_max) {
-            let value = config.attempts_max;
-            return Err(ConfigError::out_of_range("attempts_max", value, "1 to 100"));
+        if !(1..=100).contains(&config.max_attempts) {
+            let value = config.max_attempts;
+            return Err(ConfigError::out_of_range("max_attempts", value, "1 to 100"));
         }
         config.backoff.validate()?;
         let seed = config.seed.unwrap_or_else(fresh_seed);
@@ -235,10 +235,10 @@ impl Retry {
             RetryAdvice::Retry => Duration::ZERO,
             RetryAdvice::RetryAfter(time) => time,
         };
-        if attempts >= self.config.attempts_max {
+        if attempts >= self.config.max_attempts {
             return Err(Stop::AttemptsSpent);
         }
-        if asked > self.config.retry_after_max {
+        if asked > self.config.max_retry_after {
             return Err(Stop::RetryAfterTooLong);
         }
         let wait = waits.next().unwrap_or(self.config.backoff.max).max(asked);

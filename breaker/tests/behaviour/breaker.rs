@@ -16,7 +16,7 @@ fn config() -> BreakerConfig {
     config.open_for = 100 * MS;
     config.open_jitter = 0.0;
     config.probes = 2;
-    config.probes_bad_max = 0;
+    config.max_bad_probes = 0;
     config
 }
 
@@ -142,7 +142,7 @@ pub(super) fn an_answer_from_before_a_reset_does_not_count() {
 #[test]
 pub(super) fn waits_grow_while_it_stays_sick_and_start_anew_when_it_was_well() {
     let mut config = config();
-    config.open_for_max = 350 * MS;
+    config.max_open_for = 350 * MS;
     let (breaker, clock) = breaker(&config);
     let retry_after = |breaker: &Breaker| {
         let rejected = breaker.try_acquire().expect_err("open");
@@ -185,7 +185,7 @@ pub(super) fn slow_calls_open_it_though_they_succeed() {
     let mut config = config();
     config.slow_rate = Some(0.5);
     config.slow_after = 20 * MS;
-    config.calls_min = 4;
+    config.min_calls = 4;
     let (breaker, clock) = breaker(&config);
     let mut events = breaker.events();
     for millis in [1, 20, 19, 25] {
@@ -201,7 +201,7 @@ pub(super) fn slow_calls_open_it_though_they_succeed() {
 #[test]
 pub(super) fn stuck_probes_open_it_again_and_idleness_does_not() {
     let mut config = config();
-    config.half_open_for_max = Some(50 * MS);
+    config.max_half_open_for = Some(50 * MS);
     let (breaker, clock) = breaker(&config);
     fail(&breaker, 3);
     clock.advance(100 * MS);
@@ -358,7 +358,7 @@ fn a_dropped_call_counts_as_the_configuration_says() {
 fn nothing_is_lost_between_threads() {
     let mut config = config();
     config.open_for = Duration::from_micros(50);
-    config.open_for_max = Duration::from_micros(50);
+    config.max_open_for = Duration::from_micros(50);
     let clock = Arc::new(Monotonic);
     let breaker = Breaker::with_clock("b", &config, clock).expect("valid");
     let (admitted, rejected) = (AtomicU32::new(0), AtomicU32::new(0));

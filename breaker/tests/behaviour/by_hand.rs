@@ -13,7 +13,7 @@ fn manual() -> (Arc<Breaker>, Arc<ManualClock>) {
     let mut config = BreakerConfig::default();
     config.open_jitter = 0.0;
     config.consecutive_failures = Some(1);
-    (config.probes, config.probes_bad_max) = (2, 0);
+    (config.probes, config.max_bad_probes) = (2, 0);
     let clock = Arc::new(ManualClock::new());
     let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
     (Arc::new(Breaker::with_clock("b", &config, shared).expect("valid")), clock)
@@ -88,7 +88,7 @@ fn time_alone_moves_it_on_with_a_tick() {
 async fn it_keeps_time_by_itself() {
     let mut config = BreakerConfig::default();
     config.open_jitter = 0.0;
-    (config.consecutive_failures, config.probes, config.probes_bad_max) = (Some(1), 1, 0);
+    (config.consecutive_failures, config.probes, config.max_bad_probes) = (Some(1), 1, 0);
     let clock = Arc::new(TokioClock::new());
     let breaker = Arc::new(Breaker::with_clock("b", &config, clock).expect("valid"));
     let keeper = tokio::spawn(breaker.keep_time());
@@ -136,7 +136,7 @@ fn nothing_is_heard_but_changes() {
 #[tokio::test(start_paused = true)]
 async fn a_bulkhead_is_closed_by_a_limit_of_zero() {
     let mut queue = QueueConfig::default();
-    (queue.len_max, queue.wait_max) = (2, 10 * SECOND);
+    (queue.max_len, queue.max_wait) = (2, 10 * SECOND);
     let bulkhead = Bulkhead::new(2, queue).expect("valid");
     let running = bulkhead.try_acquire().expect("free");
     bulkhead.set_limit(0).expect("in range");

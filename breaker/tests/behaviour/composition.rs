@@ -51,8 +51,8 @@ fn retry() -> Retry {
 
 fn hedge(delay: Duration) -> Hedge {
     let mut config = HedgeConfig::default();
-    config.delay_max = delay;
-    config.samples_min = u64::MAX;
+    config.max_delay = delay;
+    config.min_samples = u64::MAX;
     Hedge::new(config).expect("valid")
 }
 
@@ -79,7 +79,7 @@ async fn a_time_out_is_not_retried_without_the_classifiers_word() {
 #[tokio::test(start_paused = true)]
 async fn retries_and_hedges_of_one_call_have_one_account() {
     let mut config = RetryBudgetConfig::default();
-    (config.per_sec, config.balance_max, config.active_min) = (0.0, 10, u32::MAX);
+    (config.per_sec, config.max_balance, config.min_active) = (0.0, 10, u32::MAX);
     let budget = RetryBudget::new(config).expect("valid");
     let policy = builder()
         .retry(Arc::new(retry().with_budget(Arc::clone(&budget))))

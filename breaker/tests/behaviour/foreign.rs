@@ -287,7 +287,7 @@ fn a_waker_may_use_the_bulkhead_that_wakes_it() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
         runtime.expect("a runtime").block_on(async {
             let mut queue = QueueConfig::default();
-            queue.len_max = 4;
+            queue.max_len = 4;
             let bulkhead = Bulkhead::new(1, queue).expect("valid");
             let place = bulkhead.try_acquire().expect("free");
             let waker = Waker::from(Arc::new(Reenters(bulkhead.clone())));
@@ -314,7 +314,7 @@ async fn a_waker_that_panics_loses_no_place() {
         }
     }
     let mut queue = QueueConfig::default();
-    queue.len_max = 1;
+    queue.max_len = 1;
     let bulkhead = Bulkhead::new(1, queue).expect("valid");
     let place = bulkhead.try_acquire().expect("free");
     let mut waiter = Box::pin(bulkhead.acquire());

@@ -62,7 +62,7 @@ fn looking_whether_it_would_admit_takes_nothing() {
 fn a_probe_given_back_begins_patience_anew() {
     let (breaker, clock) = waited_out(|config| {
         config.probes = 1;
-        config.probes_bad_max = 0;
+        config.max_bad_probes = 0;
     });
     breaker.try_acquire().expect("a probe").record(Verdict::Ignored);
     clock.advance(31 * SECOND);

@@ -12,9 +12,9 @@ use voussoir_breaker::*;
 
 const MS: Duration = Duration::from_millis(1);
 
-fn plain(attempts_max: u32) -> RetryConfig {
+fn plain(max_attempts: u32) -> RetryConfig {
     let mut config = RetryConfig::default();
-    config.attempts_max = attempts_max;
+    config.max_attempts = max_attempts;
     config.backoff.first = 100 * MS;
     config.backoff.growth = Growth::Exponential { factor: 2.0, jitter: Jitter::None };
     config
@@ -73,7 +73,7 @@ async fn each_error_is_asked_about_and_retry_after_is_kept() {
 #[tokio::test(start_paused = true)]
 pub(super) async fn retries_that_wait_count_against_the_budget() {
     let mut config = RetryBudgetConfig::default();
-    config.balance_max = 1_000_000;
+    config.max_balance = 1_000_000;
     let budget = RetryBudget::new(config).unwrap();
     let retry = Arc::new(Retry::new(plain(2)).unwrap().with_budget(Arc::clone(&budget)));
     let gate = Arc::new(tokio::sync::Barrier::new(1_000));
@@ -126,8 +126,8 @@ async fn a_retry_dropped_anywhere_gives_its_place_back() {
 
 fn hedge(budget: Option<&Arc<RetryBudget>>) -> Hedge {
     let mut config = HedgeConfig::default();
-    config.delay_max = 500 * MS;
-    config.samples_min = 20;
+    config.max_delay = 500 * MS;
+    config.min_samples = 20;
     config.quantile = 0.9;
     let hedge = Hedge::new(config).unwrap();
     match budget {
@@ -193,7 +193,7 @@ async fn a_failure_waits_for_the_hedge_and_ends_the_call_without_one() {
 #[tokio::test(start_paused = true)]
 async fn hedges_and_retries_share_one_budget() {
     let mut config = RetryBudgetConfig::default();
-    (config.ratio, config.per_sec, config.balance_max) = (0.0, 0.0, 3);
+    (config.ratio, config.per_sec, config.max_balance) = (0.0, 0.0, 3);
     let budget = RetryBudget::new(config).unwrap();
     let hedge = hedge(Some(&budget));
     for _ in 0..2 {
@@ -211,7 +211,7 @@ async fn hedges_and_retries_share_one_budget() {
 #[tokio::test(start_paused = true)]
 async fn the_delay_follows_a_dependency_that_became_slow() {
     let mut config = HedgeConfig::default();
-    (config.samples_min, config.delay_max) = (20, 5_000 * MS);
+    (config.min_samples, config.max_delay) = (20, 5_000 * MS);
     let hedge = Hedge::new(config).unwrap();
     for _ in 0..100 {
         hedge.call(|_| answer_after(10 * MS)).await.unwrap();
@@ -243,7 +243,7 @@ fn every_algorithm_finds_the_size_of_a_server() {
     let algorithms: [(&str, Box<dyn LimitAlgorithm>); 3] = [
         ("aimd", {
             let mut config = AimdConfig::default();
-            config.latency_max = Some(15_000_000);
+            config.max_latency = Some(15_000_000);
             Box::new(Aimd::new(config))
         }),
         ("vegas", Box::new(Vegas::new(VegasConfig::default()))),
@@ -298,7 +298,7 @@ async fn a_policy_dropped_at_any_time_keeps_nothing() {
     let bulkhead = Bulkhead::new(4, QueueConfig::default()).unwrap();
     let breaker = Arc::new(Breaker::new("b", &BreakerConfig::default()).unwrap());
     let mut hedges = HedgeConfig::default();
-    hedges.delay_max = 30 * MS;
+    hedges.max_delay = 30 * MS;
     let hedge = Hedge::new(hedges).unwrap().with_budget(Arc::clone(&budget));
     let policy = Policy::builder()
         .classify(Arc::new(Idempotent))
@@ -323,7 +323,7 @@ async fn a_policy_dropped_at_any_time_keeps_nothing() {
 #[tokio::test(start_paused = true)]
 pub(super) async fn last_come_is_first_served() {
     let mut queue = QueueConfig::default();
-    (queue.len_max, queue.order) = (3, QueueOrder::Lifo);
+    (queue.max_len, queue.order) = (3, QueueOrder::Lifo);
     let bulkhead = Bulkhead::new(1, queue).unwrap();
     let place = bulkhead.try_acquire().unwrap();
     let (served, mut order) = tokio::sync::mpsc::unbounded_channel();
@@ -346,7 +346,7 @@ pub(super) async fn last_come_is_first_served() {
 #[tokio::test(start_paused = true)]
 pub(super) async fn a_standing_queue_has_little_patience() {
     let mut queue = QueueConfig::default();
-    queue.len_max = 3;
+    queue.max_len = 3;
     let bulkhead = Bulkhead::new(1, queue).unwrap();
     let _place = bulkhead.try_acquire().unwrap();
     let wait = |after: Duration| {

@@ -82,7 +82,7 @@ struct Subject {
 /// A budget that pays for every extra attempt.
 fn plenty() -> RetryBudgetConfig {
     let mut budget = RetryBudgetConfig::default();
-    (budget.balance_max, budget.active_min) = (1_000_000, u32::MAX);
+    (budget.max_balance, budget.min_active) = (1_000_000, u32::MAX);
     budget
 }
 
@@ -100,12 +100,12 @@ fn subject(order: &[Stage], budget: RetryBudgetConfig) -> Subject {
     let limit = limit.expect("valid");
     let budget = RetryBudget::with_clock(budget, clock).expect("valid");
     let mut retries = RetryConfig::default();
-    retries.attempts_max = model::ATTEMPTS_MAX;
+    retries.max_attempts = model::MAX_ATTEMPTS;
     retries.backoff.first = Duration::from_millis(model::BACKOFF);
     retries.backoff.growth = Growth::Constant;
     let retry = Retry::new(retries).expect("valid").with_budget(Arc::clone(&budget));
     let mut hedges = HedgeConfig::default();
-    (hedges.delay_max, hedges.samples_min) = (Duration::from_millis(model::HEDGE), u64::MAX);
+    (hedges.max_delay, hedges.min_samples) = (Duration::from_millis(model::HEDGE), u64::MAX);
     let hedge = Hedge::new(hedges).expect("valid").with_budget(Arc::clone(&budget));
     let (retry, hedge) = (Arc::new(retry), Arc::new(hedge));
     let shedder = Shedder::new(Arc::new(bulkhead.clone()), ShedConfig::default()).expect("valid");
@@ -317,8 +317,8 @@ const SIX: [Stage; 6] =
 fn no_order_overspends_a_tight_budget() {
     hush();
     let mut budget = RetryBudgetConfig::default();
-    (budget.ratio, budget.per_sec, budget.balance_max) = (0.2, 0.0, 3);
-    budget.active_min = u32::MAX;
+    (budget.ratio, budget.per_sec, budget.max_balance) = (0.2, 0.0, 3);
+    budget.min_active = u32::MAX;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

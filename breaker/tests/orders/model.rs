@@ -3,7 +3,7 @@
 
 use crate::scripts::{Kind, Script};
 
-pub(crate) const ATTEMPTS_MAX: u32 = 3;
+pub(crate) const MAX_ATTEMPTS: u32 = 3;
 /// All in milliseconds.
 pub(crate) const BACKOFF: u64 = 23;
 pub(crate) const HEDGE: u64 = 53;
@@ -200,7 +200,7 @@ fn limit(millis: u64, inner: &[Stage], script: &Script, place: Place) -> Node {
 
 fn retry(inner: &[Stage], script: &Script, place: Place) -> Node {
     let mut node = go(inner, script, place);
-    for number in 2..=ATTEMPTS_MAX {
+    for number in 2..=MAX_ATTEMPTS {
         let is_over = node.end >= place.end || place.end - node.end <= BACKOFF;
         let is_retried = matches!(node.answer, Answer::Failed | Answer::TimedOut);
         if script.once || !is_retried || is_over {

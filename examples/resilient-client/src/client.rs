@@ -18,7 +18,7 @@ use voussoir_breaker::{
 };
 
 /// The longest body that is read.
-const BODY_MAX: usize = 1 << 20;
+const MAX_BODY: usize = 1 << 20;
 
 /// An answer, wherever it comes from.
 #[derive(Clone, Debug)]
@@ -102,7 +102,7 @@ impl Client {
         opening.slow_rate = Some(0.9);
         opening.slow_after = Duration::from_millis(250);
         opening.open_for = Duration::from_millis(500);
-        opening.open_for_max = Duration::from_secs(4);
+        opening.max_open_for = Duration::from_secs(4);
         let breaker = Arc::new(Breaker::new("server", &opening)?);
 
         let budget = RetryBudget::new(RetryBudgetConfig::default())?;
@@ -113,7 +113,7 @@ impl Client {
 
         let algorithm = Box::new(Gradient2::new(Gradient2Config::default()));
         let mut queue = QueueConfig::default();
-        queue.len_max = 64;
+        queue.max_len = 64;
         let limit = AdaptiveLimit::new(algorithm, queue)?;
         let shedder = Shedder::new(Arc::new(limit.clone()), ShedConfig::default())?;
 
@@ -157,7 +157,7 @@ impl Client {
         let retry_after =
             retry_after.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
         let status = response.status();
-        let body = Limited::new(response.into_body(), BODY_MAX).collect().await;
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(HttpError::Body)?.to_bytes();
         if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
             return Err(HttpError::Status { status, retry_after });

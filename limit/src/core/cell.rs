@@ -1,7 +1,5 @@
 //! The state of one quota, whatever its algorithm, for use under a lock.
 
-use crate::mutant::{self, Mutant};
-
 use super::log::Log;
 use super::pair::Pair;
 use super::rules::{Kind, Rules};
@@ -101,7 +99,7 @@ pub(crate) fn step_all(cells: &mut [Cell], rules: &[Rules], now: u64, cost: u64)
         }
     }
     let mut worst = worst.expect("a limiter has at least one quota");
-    if worst.admitted() || mutant::is(Mutant::TiersChargedApart) {
+    if worst.admitted() {
         for (cell, rules) in cells.iter_mut().zip(rules) {
             cell.charge(rules, at, cost);
         }

@@ -10,10 +10,9 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::mutant::{self, Mutant};
 use crate::sync::{AtomicU64, fence};
 
-use super::rules::{Kind, NOW_MAX, Rules};
+use super::rules::{Kind, MAX_NOW, Rules};
 use super::verdict::{Standing, Verdict};
 use super::word;
 
@@ -61,7 +60,7 @@ impl LiveRules {
         now: u64,
         cost: u64,
     ) -> Option<Result<Standing, (Standing, u64)>> {
-        if self.kind != Kind::Gcra || now > NOW_MAX {
+        if self.kind != Kind::Gcra || now > MAX_NOW {
             return None;
         }
         let sequence = self.sequence.load(Acquire);
@@ -76,10 +75,6 @@ impl LiveRules {
                 Ok(taken) => taken,
                 Err(denied) => return Some(Err(denied)),
             };
-            if mutant::is(Mutant::ExchangeSkipped) {
-                word.store(next, Release);
-                return Some(Ok(standing));
-            }
             match word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
                 Ok(_) => return Some(Ok(standing)),
                 Err(other) => seen = other,
@@ -155,8 +150,7 @@ impl LiveRules {
     #[inline]
     fn unchanged(&self, sequence: u64) -> bool {
         fence(Acquire);
-        mutant::is(Mutant::SequenceIgnored)
-            || (sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence)
+        sequence & 1 == 0 && self.sequence.load(Relaxed) == sequence
     }
 
     /// Changes the rules and converts the words. Decisions wait while it lasts. The caller lets one
@@ -197,9 +191,6 @@ impl LiveRules {
 /// are worth the same before and after, so that a decision may fall on either side.
 fn converted(old: &Rules, new: &Rules, word: u64, now: u64) -> u64 {
     let next = word::convert(old, new, word, now);
-    if mutant::is(Mutant::SameWordAfterChange) {
-        return next;
-    }
     if next != word || old.interval == new.interval || new.kind != Kind::Gcra {
         return next;
     }

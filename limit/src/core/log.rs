@@ -3,9 +3,7 @@
 
 use std::collections::VecDeque;
 
-use crate::mutant::{self, Mutant};
-
-use super::rules::{NOW_MAX, Rules};
+use super::rules::{MAX_NOW, Rules};
 use super::verdict::{NEVER, Standing, Verdict};
 
 /// Grows with what was admitted in the last period: at most `limit` entries of 16 bytes.
@@ -20,7 +18,7 @@ pub(crate) struct Log {
 
 impl Log {
     pub(crate) fn judge(&mut self, rules: &Rules, now: u64, cost: u64) -> Verdict {
-        let now = now.min(NOW_MAX);
+        let now = now.min(MAX_NOW);
         // Threads may come with times out of order: the log does not go back.
         let at = now.max(self.seen);
         self.seen = at;
@@ -53,7 +51,7 @@ impl Log {
 
     fn expire(&mut self, rules: &Rules, now: u64) {
         while let Some((at, units)) = self.entries.front().copied() {
-            if at + rules.per > now + u64::from(mutant::is(Mutant::WindowOffByOne)) {
+            if at + rules.per > now {
                 break;
             }
             self.units -= units;

@@ -19,7 +19,7 @@ pub(crate) use atomic::AtomicCell;
 pub(crate) use cell::{Cell, convert_all, step_all};
 pub(crate) use live::LiveRules;
 pub(crate) use place::{Place, Slot};
-pub(crate) use rules::{Kind, NOW_MAX, Rules};
+pub(crate) use rules::{Kind, MAX_NOW, Rules};
 pub use verdict::Standing;
 pub(crate) use verdict::{NEVER, Receipt, Verdict};
 pub(crate) use word::Beyond;

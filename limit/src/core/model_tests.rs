@@ -362,12 +362,3 @@ fn a_tier_that_denies_keeps_the_others_whole() {
     let left = cells[1].judge(&rules[1], 1, 0).standing.remaining();
     assert_eq!(left, 3, "two passed the first tier");
 }
-
-#[test]
-fn mutants_of_the_core_are_caught() {
-    use crate::mutant::{Mutant, assert_caught};
-    assert_caught(Mutant::IntervalRoundedDown, a_unit_of_no_whole_time_never_exceeds_the_rate);
-    assert_caught(Mutant::RefundedTwice, a_refund_gives_nothing_back_that_time_has_given_back);
-    assert_caught(Mutant::WindowOffByOne, most_in_is_tight_for_a_flood);
-    assert_caught(Mutant::TiersChargedApart, a_tier_that_denies_keeps_the_others_whole);
-}

@@ -1,7 +1,7 @@
 //! The sliding-window counter: two counts, the older weighed by what the window still covers of
 //! it (Cloudflare, "How we built rate limiting capable of scaling to millions of domains").
 
-use super::rules::{NOW_MAX, Rules};
+use super::rules::{MAX_NOW, Rules};
 use super::verdict::{NEVER, Standing, Verdict};
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,7 +13,7 @@ pub(crate) struct Pair {
 
 impl Pair {
     pub(crate) fn judge(&mut self, rules: &Rules, now: u64, cost: u64) -> Verdict {
-        let now = now.min(NOW_MAX);
+        let now = now.min(MAX_NOW);
         self.advance(rules.index(now));
         let at = now.max(self.index.saturating_mul(rules.per));
         let gone = at - self.index * rules.per;
@@ -84,7 +84,7 @@ impl Pair {
 
     /// Takes over the counts; with another period, all that is still carried counts as taken now.
     pub(crate) fn convert(&mut self, old: &Rules, new: &Rules, now: u64) {
-        let now = now.min(NOW_MAX);
+        let now = now.min(MAX_NOW);
         self.advance(old.index(now));
         if old.per != new.per {
             let gone = now.saturating_sub(self.index * old.per);

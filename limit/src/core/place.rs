@@ -7,7 +7,6 @@
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
-use crate::mutant::{self, Mutant};
 use crate::sync::AtomicU64;
 
 /// The word of a place that changes hands.
@@ -42,7 +41,7 @@ impl<'a> Place<'a> {
     pub(crate) fn of(self, hash: u64) -> impl Fn(u64) -> bool {
         move |word| {
             let held = self.hash.load(Acquire) == hash && self.word.load(Relaxed) == word;
-            word != HANDED_ON && (held || mutant::is(Mutant::OwnerIgnored))
+            word != HANDED_ON && held
         }
     }
 
@@ -50,11 +49,6 @@ impl<'a> Place<'a> {
     /// had it. `None` if the word is another by now. The caller holds the shard's newcomer lock.
     pub(crate) fn hand_on(self, old: u64, hash: u64, next: u64) -> Option<u64> {
         debug_assert!(next > old, "a decision by the old word could be exchanged into the new");
-        if mutant::is(Mutant::HandedOnOpenly) {
-            let before = self.hash.swap(hash, AcqRel);
-            self.word.store(next, Release);
-            return Some(before);
-        }
         self.word.compare_exchange(old, HANDED_ON, AcqRel, Relaxed).ok()?;
         let before = self.hash.swap(hash, AcqRel);
         self.word.store(next, Release);

@@ -1,9 +1,7 @@
 //! A quota as the decisions need it: validated, in nanoseconds, with the divisions done.
 
-use crate::mutant::{self, Mutant};
-
 /// Times are below this; later ones are taken as this.
-pub(crate) const NOW_MAX: u64 = (1 << 63) - 1;
+pub(crate) const MAX_NOW: u64 = (1 << 63) - 1;
 
 /// Which function decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,15 +47,12 @@ pub(crate) struct Rules {
 impl Rules {
     /// `None` if the figures do not fit (see `Quota` for the ranges).
     pub(crate) fn new(kind: Kind, count: u64, per: u64, burst: u64) -> Option<Self> {
-        if count == 0 || per == 0 || burst == 0 || per > NOW_MAX / 4 {
+        if count == 0 || per == 0 || burst == 0 || per > MAX_NOW / 4 {
             return None;
         }
-        let mut interval = per.div_ceil(count);
-        if mutant::is(Mutant::IntervalRoundedDown) {
-            interval = (per / count).max(1);
-        }
-        let span = interval.checked_mul(burst).filter(|span| *span <= NOW_MAX / 2)?;
-        let unit_bits = (NOW_MAX / per).leading_zeros();
+        let interval = per.div_ceil(count);
+        let span = interval.checked_mul(burst).filter(|span| *span <= MAX_NOW / 2)?;
+        let unit_bits = (MAX_NOW / per).leading_zeros();
         let limit = match kind {
             Kind::Gcra if count > per => return None,
             Kind::Gcra | Kind::TokenBucket => burst,

@@ -1,13 +1,11 @@
 //! Decisions whose whole state is one word. A word of 0 is a quota never used.
 
-use crate::mutant::{self, Mutant};
-
-use super::rules::{Kind, NOW_MAX, Rules};
+use super::rules::{Kind, MAX_NOW, Rules};
 use super::verdict::{NEVER, Receipt, Standing, Verdict};
 
 /// Decides about `cost` units at `now`; the second value is the word to store if admitted.
 pub(crate) fn step(rules: &Rules, word: u64, now: u64, cost: u64) -> (Verdict, u64) {
-    let now = now.min(NOW_MAX);
+    let now = now.min(MAX_NOW);
     if rules.kind != Kind::Gcra {
         return counted(rules, word, now, cost);
     }
@@ -109,7 +107,7 @@ pub(crate) enum Beyond {
 
 /// The farthest that reservations may bring the theoretical arrival time ahead of now, ns: 73
 /// years. Twice as much still fits into a word at any time.
-const AHEAD_MAX: u64 = NOW_MAX / 4;
+const MAX_AHEAD: u64 = MAX_NOW / 4;
 
 /// Takes `cost` units now; returns from when on they may be used and the next word. `None` if the
 /// quota never gives as much. GCRA only. The caller lets one reservation be outstanding at a time.
@@ -120,13 +118,13 @@ pub(crate) fn reserve(
     cost: u64,
     beyond: Beyond,
 ) -> Option<(u64, u64)> {
-    let now = now.min(NOW_MAX);
+    let now = now.min(MAX_NOW);
     let worth = cost.checked_mul(rules.interval)?;
     if worth > rules.span && beyond == Beyond::Refused {
         return None;
     }
     let next = word.max(now).checked_add(worth)?;
-    if next - now > rules.span.saturating_add(AHEAD_MAX) {
+    if next - now > rules.span.saturating_add(MAX_AHEAD) {
         return None;
     }
     Some(((next - now).saturating_sub(rules.span), next))
@@ -142,14 +140,11 @@ pub(crate) fn refund(rules: &Rules, word: u64, receipt: &Receipt, now: u64) -> u
     }
     if rules.kind == Kind::Gcra {
         let worth = receipt.cost.saturating_mul(rules.interval);
-        let mut out = now.min(NOW_MAX).saturating_sub(receipt.at);
-        if mutant::is(Mutant::RefundedTwice) {
-            out = 0;
-        }
+        let out = now.min(MAX_NOW).saturating_sub(receipt.at);
         return word.saturating_sub(worth.saturating_sub(out));
     }
     let (stored, used) = unpack(rules, word);
-    if rules.index(receipt.at) != stored || rules.index(now.min(NOW_MAX)) > stored {
+    if rules.index(receipt.at) != stored || rules.index(now.min(MAX_NOW)) > stored {
         return word;
     }
     pack(rules, stored, used.saturating_sub(receipt.cost))
@@ -168,13 +163,13 @@ pub(crate) fn idle_at(rules: &Rules, word: u64) -> u64 {
 
 /// The word for `new` that has as many units used as `word` has for `old`, at most all of them.
 pub(crate) fn convert(old: &Rules, new: &Rules, word: u64, now: u64) -> u64 {
-    let now = now.min(NOW_MAX);
+    let now = now.min(MAX_NOW);
     if new.kind == Kind::Gcra {
         let ahead = word.saturating_sub(now);
         let scaled = |ahead: u64| {
             let new =
                 (u128::from(ahead) * u128::from(new.interval)).div_ceil(u128::from(old.interval));
-            new.min(u128::from(NOW_MAX / 4)) as u64
+            new.min(u128::from(MAX_NOW / 4)) as u64
         };
         // What was reserved beyond the burst stays so.
         let beyond = ahead.saturating_sub(old.span);

@@ -13,7 +13,7 @@ use super::{Totals, WhenFull};
 use crate::core::{Cell, Receipt, Rules, Verdict, convert_all, step_all};
 
 /// A table is not swept below this many keys.
-const SWEEP_MIN: usize = 32;
+const MIN_SWEEP: usize = 32;
 
 /// A full table is swept again after so long, however few keys came by.
 const SWEEP_PAUSE_NS: u64 = 100_000_000;
@@ -21,7 +21,7 @@ const SWEEP_PAUSE_NS: u64 = 100_000_000;
 pub(super) struct Cells<K> {
     shards: Box<[CachePadded<Mutex<Shard<K>>>]>,
     when_full: WhenFull,
-    keys_max: usize,
+    max_keys: usize,
     keys: AtomicUsize,
     reclaimed: AtomicU64,
     overflowed: AtomicU64,
@@ -49,12 +49,12 @@ struct Known<K> {
 }
 
 impl<K: Hash + Eq> Cells<K> {
-    pub(super) fn new(rules: &[Rules], keys_max: usize, when_full: WhenFull) -> Self {
+    pub(super) fn new(rules: &[Rules], max_keys: usize, when_full: WhenFull) -> Self {
         let shard = |_| CachePadded::new(Mutex::new(Shard::new(rules)));
         Self {
-            shards: (0..super::shard_count(keys_max)).map(shard).collect(),
+            shards: (0..super::shard_count(max_keys)).map(shard).collect(),
             when_full,
-            keys_max,
+            max_keys,
             keys: AtomicUsize::new(0),
             reclaimed: AtomicU64::new(0),
             overflowed: AtomicU64::new(0),
@@ -84,7 +84,7 @@ impl<K: Hash + Eq> Cells<K> {
         if let Some(known) = shard.table.find_mut(hash, |known| known.key.borrow() == key) {
             return (step_all(&mut known.cells, &shard.rules, now, cost), cost);
         }
-        let one_more = |n: usize| (n < self.keys_max).then_some(n + 1);
+        let one_more = |n: usize| (n < self.max_keys).then_some(n + 1);
         if self.keys.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_err() {
             return self.without_room(shard, now, cost);
         }
@@ -115,7 +115,7 @@ impl<K: Hash + Eq> Cells<K> {
             let verdict = step_all(&mut known.cells, &shard.rules, now, cost);
             return (Some((verdict, cost)), Vec::new());
         }
-        let full = || self.keys.load(Ordering::Relaxed) >= self.keys_max;
+        let full = || self.keys.load(Ordering::Relaxed) >= self.max_keys;
         let mut forgotten = Vec::new();
         if shard.sweep_is_due(now, full()) {
             forgotten = shard.sweep(now);
@@ -197,7 +197,7 @@ impl<K> Shard<K> {
             rules: rules.into(),
             table: HashTable::new(),
             overflow: fresh(rules),
-            sweep_at: SWEEP_MIN,
+            sweep_at: MIN_SWEEP,
             next_idle: 0,
             refused: 0,
             swept: 0,
@@ -242,7 +242,7 @@ impl<K> Shard<K> {
             self.table.shrink_to(left * 2, |known| known.hash);
         }
         self.next_idle = if left == 0 { 0 } else { next };
-        self.sweep_at = (left * 2).max(SWEEP_MIN);
+        self.sweep_at = (left * 2).max(MIN_SWEEP);
         self.refused = 0;
         self.swept = now;
         forgotten

@@ -23,7 +23,7 @@ use cells::Cells;
 use wait::Waiters;
 use words::Words;
 
-/// What becomes of a key that is new while `keys_max` keys are in use.
+/// What becomes of a key that is new while `max_keys` keys are in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
@@ -58,12 +58,12 @@ pub struct KeyedConfig {
     /// once ([`ConfigError::NoMemory`] if the system refuses them), it takes memory as it fills,
     /// and some more keys than this may find a place. With windows that slide
     /// and with several quotas this is the most keys remembered, in tables that grow and shrink.
-    pub keys_max: usize,
+    pub max_keys: usize,
     /// What becomes of new keys beyond that. Default: [`WhenFull::Share`].
     pub when_full: WhenFull,
     /// How many callers may wait in [`Keyed::until_ready`], for all keys together. At least 1;
     /// default 1024.
-    pub waiters_max: usize,
+    pub max_waiters: usize,
     /// Where `now` comes from. Default: [`Monotonic`].
     pub clock: Arc<dyn Clock>,
 }
@@ -71,9 +71,9 @@ pub struct KeyedConfig {
 impl Default for KeyedConfig {
     fn default() -> Self {
         Self {
-            keys_max: 100_000,
+            max_keys: 100_000,
             when_full: WhenFull::Share,
-            waiters_max: 1024,
+            max_waiters: 1024,
             clock: Arc::new(Monotonic),
         }
     }
@@ -172,19 +172,19 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         config: KeyedConfig,
         hasher: S,
     ) -> Result<Self, ConfigError> {
-        if config.keys_max == 0 || config.keys_max as u64 > 1 << 32 {
-            return Err(ConfigError::Limit("keys_max"));
+        if config.max_keys == 0 || config.max_keys as u64 > 1 << 32 {
+            return Err(ConfigError::Limit("max_keys"));
         }
-        if config.waiters_max == 0 {
-            return Err(ConfigError::Limit("waiters_max"));
+        if config.max_waiters == 0 {
+            return Err(ConfigError::Limit("max_waiters"));
         }
         let rules = rules_of(quotas)?;
         let table = if rules.len() == 1 && rules[0].kind.is_word() {
-            Table::Words(Words::new(&rules[0], config.keys_max, config.when_full)?)
+            Table::Words(Words::new(&rules[0], config.max_keys, config.when_full)?)
         } else {
-            Table::Cells(Cells::new(&rules, config.keys_max, config.when_full))
+            Table::Cells(Cells::new(&rules, config.max_keys, config.when_full))
         };
-        let waiters = Waiters::new(config.waiters_max);
+        let waiters = Waiters::new(config.max_waiters);
         let quotas = RwLock::new(quotas.into());
         Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()), quotas, waiters })
     }
@@ -446,8 +446,8 @@ impl<K> Table<K> {
 }
 
 /// Up to 64, with 64 keys each at least.
-fn shard_count(keys_max: usize) -> usize {
-    (keys_max / 64).next_power_of_two().clamp(1, 64)
+fn shard_count(max_keys: usize) -> usize {
+    (max_keys / 64).next_power_of_two().clamp(1, 64)
 }
 
 impl<K, S> fmt::Debug for Keyed<K, S> {

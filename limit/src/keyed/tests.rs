@@ -8,8 +8,8 @@ use super::*;
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn keyed(quotas: &[Quota], keys_max: usize, when_full: WhenFull) -> Keyed<u64> {
-    let config = KeyedConfig { keys_max, when_full, ..KeyedConfig::default() };
+fn keyed(quotas: &[Quota], max_keys: usize, when_full: WhenFull) -> Keyed<u64> {
+    let config = KeyedConfig { max_keys, when_full, ..KeyedConfig::default() };
     Keyed::with_config(quotas, config).unwrap()
 }
 
@@ -83,7 +83,7 @@ fn as_many_keys_as_promised_find_room_also_when_all_places_were_used_before() {
 
 #[test]
 fn keys_do_not_meet_in_a_hash() {
-    let config = KeyedConfig { keys_max: 200_000, ..KeyedConfig::default() };
+    let config = KeyedConfig { max_keys: 200_000, ..KeyedConfig::default() };
     let limiter: Keyed<String> = Keyed::with_config(&[Quota::gcra(1, MINUTE)], config).unwrap();
     for key in 0..200_000_u64 {
         limiter.check_at(&format!("user-{key}"), 1, 1).unwrap();
@@ -185,20 +185,9 @@ fn a_key_that_is_known_is_not_brought_in_again() {
     assert_eq!(words.totals().keys, 1);
 }
 
-#[test]
-fn mutants_of_the_table_are_caught() {
-    use crate::mutant::{Mutant, assert_caught};
-    assert_caught(Mutant::EvictedInDebt, a_flood_of_new_keys_does_not_reset_a_hot_one);
-    assert_caught(
-        Mutant::LateNewcomer,
-        a_late_caller_does_not_revive_a_key_that_was_forgotten_since,
-    );
-    assert_caught(Mutant::KnownIgnored, a_key_that_is_known_is_not_brought_in_again);
-}
-
-fn waiting(waiters_max: usize) -> Arc<Keyed<u64>> {
+fn waiting(max_waiters: usize) -> Arc<Keyed<u64>> {
     let clock = Arc::new(crate::TokioClock::new());
-    let config = KeyedConfig { waiters_max, clock, ..KeyedConfig::default() };
+    let config = KeyedConfig { max_waiters, clock, ..KeyedConfig::default() };
     Arc::new(Keyed::with_config(&[Quota::gcra(10, SECOND)], config).unwrap())
 }
 

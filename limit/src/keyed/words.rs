@@ -12,10 +12,9 @@ use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
 use crate::core::{
-    Cell, LiveRules, NOW_MAX, Place, Receipt, Rules, Slot, Standing, Verdict, step_all, word,
+    Cell, LiveRules, MAX_NOW, Place, Receipt, Rules, Slot, Standing, Verdict, step_all, word,
 };
 use crate::error::ConfigError;
-use crate::mutant::{self, Mutant};
 
 /// Places in a cache line.
 const LINE: usize = 4;
@@ -62,14 +61,14 @@ enum Entry<'a> {
 }
 
 impl Words {
-    /// A table that is half full with `keys_max` keys.
+    /// A table that is half full with `max_keys` keys.
     pub(super) fn new(
         rules: &Rules,
-        keys_max: usize,
+        max_keys: usize,
         when_full: WhenFull,
     ) -> Result<Self, ConfigError> {
-        let count = super::shard_count(keys_max);
-        let lines = keys_max.div_ceil(count * LINE / 2).max(1);
+        let count = super::shard_count(max_keys);
+        let lines = max_keys.div_ceil(count * LINE / 2).max(1);
         let room = lines * count * LINE + LINE - 1;
         // Taken zeroed from the system, which gives memory only to pages that are written.
         let places: Box<[Slot]> = bytemuck::allocation::try_zeroed_slice_box(room)
@@ -173,10 +172,7 @@ impl Words {
         let mut newcomers = shard.newcomers.lock();
         // They do not change under the lock.
         let rules = shard.rules.read();
-        let mut now = now.min(NOW_MAX);
-        if !mutant::is(Mutant::LateNewcomer) {
-            now = now.max(newcomers.forgotten_at);
-        }
+        let now = now.min(MAX_NOW).max(newcomers.forgotten_at);
         let (verdict, next) = word::step(&rules, 0, now, cost);
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
@@ -213,16 +209,14 @@ impl Words {
         let (places, home) = self.range(hash);
         for place in window(places, home) {
             let other = place.hash();
-            if other == hash && !mutant::is(Mutant::KnownIgnored) {
+            if other == hash {
                 return Entry::Known;
             }
             if other == 0 {
                 return if matches!(idle, Entry::Full) { Entry::Free(place) } else { idle };
             }
             let word = place.word.load(Acquire);
-            if matches!(idle, Entry::Full)
-                && (word::idle_at(rules, word) < now || mutant::is(Mutant::EvictedInDebt))
-            {
+            if matches!(idle, Entry::Full) && word::idle_at(rules, word) < now {
                 idle = Entry::Idle(place, word);
             }
         }

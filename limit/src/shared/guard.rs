@@ -178,7 +178,7 @@ impl Guard {
 }
 
 /// The most servers that are left alone at once; others are asked.
-const RESTS_MAX: usize = 1 << 14;
+const MAX_RESTS: usize = 1 << 14;
 
 /// The servers that are left alone after an outage.
 #[derive(Debug, Default)]
@@ -201,10 +201,10 @@ impl Rests {
 
     fn begin(&self, server: u64, now: u64, until: u64) {
         let mut rests = self.until.lock();
-        if rests.len() >= RESTS_MAX {
+        if rests.len() >= MAX_RESTS {
             rests.retain(|_, until| now < *until);
         }
-        if rests.len() < RESTS_MAX {
+        if rests.len() < MAX_RESTS {
             rests.insert(server, until);
             self.latest.fetch_max(until, Ordering::Release);
         }

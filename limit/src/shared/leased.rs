@@ -12,7 +12,6 @@ use super::guard::{Guard, OutageConfig, Pass, SharedError, Source};
 use crate::clock::{Clock, Monotonic};
 use crate::core::Kind;
 use crate::error::ConfigError;
-use crate::mutant::{self, Mutant};
 use crate::quota::{Quota, nanos};
 
 /// How a leased limiter is built.
@@ -24,7 +23,7 @@ pub struct LeasedConfig {
     /// How long a share may be spent; what is left then is lost. Default 1 s.
     pub lease_for: Duration,
     /// The most keys with a share here. Others are decided by the store. Default 100,000.
-    pub keys_max: usize,
+    pub max_keys: usize,
     /// How the store is treated.
     pub outage: OutageConfig,
     /// Where `now` comes from. Default: [`Monotonic`].
@@ -36,7 +35,7 @@ impl Default for LeasedConfig {
         Self {
             lease: 100,
             lease_for: Duration::from_secs(1),
-            keys_max: 100_000,
+            max_keys: 100_000,
             outage: OutageConfig::default(),
             clock: Arc::new(Monotonic),
         }
@@ -70,7 +69,7 @@ pub struct Leased {
     /// How long a denial holds at least: until half a lease has flowed back, so that a limit that
     /// is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
     pause: u64,
-    keys_max: usize,
+    max_keys: usize,
     shares: Mutex<Shares>,
     asked: AtomicU64,
     granted: AtomicU64,
@@ -112,7 +111,7 @@ impl Leased {
         quota: Quota,
         config: LeasedConfig,
     ) -> Result<Self, ConfigError> {
-        for (value, name) in [(config.lease, "lease"), (config.keys_max as u64, "keys_max")] {
+        for (value, name) in [(config.lease, "lease"), (config.max_keys as u64, "max_keys")] {
             if value == 0 {
                 return Err(ConfigError::Limit(name));
             }
@@ -132,7 +131,7 @@ impl Leased {
             quota,
             lease: config.lease,
             lease_for: nanos(config.lease_for),
-            keys_max: config.keys_max,
+            max_keys: config.max_keys,
             shares: Mutex::default(),
             asked: AtomicU64::new(0),
             granted: AtomicU64::new(0),
@@ -221,12 +220,12 @@ impl Leased {
     fn spend(&self, share: &Share, cost: u64) -> Option<Result<Pass, SharedError>> {
         let now = self.guard.clock.now();
         let mut state = share.state.lock();
-        if now >= state.until && !mutant::is(Mutant::LeaseForEver) {
+        if now >= state.until {
             self.lost.fetch_add(state.units, Ordering::Relaxed);
             state.units = 0;
         }
         if state.units >= cost {
-            state.units -= if mutant::is(Mutant::LeaseNotCounted) { 0 } else { cost };
+            state.units -= cost;
             return Some(Ok(Pass { source: Source::Lease, remaining: state.units }));
         }
         match &state.denied {
@@ -246,14 +245,14 @@ impl Leased {
         if let Some(share) = shares.by_key.get(key) {
             return Some(Arc::clone(share));
         }
-        if shares.by_key.len() >= self.keys_max {
+        if shares.by_key.len() >= self.max_keys {
             shares.refused += 1;
-            if shares.refused <= self.keys_max / 8 {
+            if shares.refused <= self.max_keys / 8 {
                 return None;
             }
             shares.refused = 0;
             shares.by_key.retain(|_, share| Arc::strong_count(share) > 1 || share.is_live(now));
-            if shares.by_key.len() >= self.keys_max {
+            if shares.by_key.len() >= self.max_keys {
                 return None;
             }
         }

@@ -10,7 +10,7 @@ use crate::spread;
 use crate::topology::Topology;
 
 /// The largest Maglev table, in entries of two bytes.
-pub const MAGLEV_TABLE_MAX: u32 = 1 << 26;
+pub const MAX_MAGLEV_TABLE: u32 = 1 << 26;
 
 /// Table sizes that [`Maglev::new`] chooses from: the paper's two, and one more for large fleets.
 const SIZES: [u32; 3] = [65_537, 655_373, 6_553_621];
@@ -47,16 +47,16 @@ impl Maglev {
     ///
     /// # Errors
     /// [`BuildError::NoNodes`], [`BuildError::NotPrime`], [`BuildError::OutOfRange`] for a size
-    /// not above the number of nodes or above [`MAGLEV_TABLE_MAX`].
+    /// not above the number of nodes or above [`MAX_MAGLEV_TABLE`].
     pub fn with_table(topology: &Topology, size: u32) -> Result<Self, BuildError> {
         not_empty(topology)?;
         let least = topology.len() as u64 + 1;
-        if u64::from(size) < least || size > MAGLEV_TABLE_MAX {
+        if u64::from(size) < least || size > MAX_MAGLEV_TABLE {
             return Err(BuildError::OutOfRange {
                 field: "table size",
                 value: size.into(),
                 min: least,
-                max: MAGLEV_TABLE_MAX.into(),
+                max: MAX_MAGLEV_TABLE.into(),
             });
         }
         if !is_prime(size) {

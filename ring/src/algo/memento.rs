@@ -138,7 +138,7 @@ impl Memento {
         let topology = self.topology.with(node).map_err(|_| BuildError::TooLarge {
             what: "the topology",
             wanted: self.topology.len() as u64 + 1,
-            max: crate::NODES_MAX as u64,
+            max: crate::MAX_NODES as u64,
         })?;
         equal_weights(&topology, "Memento")?;
         if let Some(bucket) = self.removed.pop() {

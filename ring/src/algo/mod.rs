@@ -12,12 +12,12 @@ mod ring_table;
 
 pub use bounded::{Assignment, Bounded, BoundedStats};
 pub use jump::{Jump, jump};
-pub use maglev::{MAGLEV_TABLE_MAX, Maglev};
+pub use maglev::{MAX_MAGLEV_TABLE, Maglev};
 pub use memento::Memento;
 pub use modulo::Modulo;
 pub use rendezvous::Rendezvous;
 pub use ring::HashRing;
-pub use ring_table::POINTS_MAX;
+pub use ring_table::MAX_POINTS;
 
 use crate::error::BuildError;
 use crate::topology::Topology;

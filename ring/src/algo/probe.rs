@@ -8,7 +8,7 @@ use crate::topology::Members;
 
 /// Derived hashes tried before the rest of the nodes are ranked. Each zone or rack that a list
 /// still needs is met in a few tries unless it is small; the ranking makes the list exact then.
-const PROBES_MAX: u64 = 64;
+const MAX_PROBES: u64 = 64;
 
 /// First the node of the hash itself, then those of hashes derived from it, then all nodes in the
 /// order of their rank for this hash.
@@ -20,7 +20,7 @@ pub(crate) struct Probes<'m, F> {
 
 impl<F: Fn(u64) -> u16> Candidates for Probes<'_, F> {
     fn offer(&self, take: &mut impl FnMut(u16) -> ControlFlow<()>) {
-        let derived = (1..PROBES_MAX).map(|attempt| hash::retry(self.hash, attempt));
+        let derived = (1..MAX_PROBES).map(|attempt| hash::retry(self.hash, attempt));
         for hash in std::iter::once(self.hash).chain(derived) {
             if take((self.locate)(hash)).is_break() {
                 return;

@@ -13,7 +13,7 @@ use crate::placement::Placement;
 use crate::spread::{self, Candidates};
 use crate::topology::Topology;
 
-const VIRTUAL_NODES_MAX: u32 = 65_536;
+const MAX_VIRTUAL_NODES: u32 = 65_536;
 
 /// Consistent hashing with virtual nodes and weights: the general-purpose choice.
 ///
@@ -46,15 +46,15 @@ impl HashRing {
     ///
     /// # Errors
     /// [`BuildError::NoNodes`], [`BuildError::OutOfRange`], [`BuildError::TooLarge`] for more
-    /// points in all than [`POINTS_MAX`](crate::POINTS_MAX).
+    /// points in all than [`MAX_POINTS`](crate::MAX_POINTS).
     pub fn with_config(topology: &Topology, config: &RingConfig) -> Result<Self, BuildError> {
         not_empty(topology)?;
-        if !(1..=VIRTUAL_NODES_MAX).contains(&config.virtual_nodes) {
+        if !(1..=MAX_VIRTUAL_NODES).contains(&config.virtual_nodes) {
             return Err(BuildError::OutOfRange {
                 field: "virtual_nodes",
                 value: config.virtual_nodes.into(),
                 min: 1,
-                max: VIRTUAL_NODES_MAX.into(),
+                max: MAX_VIRTUAL_NODES.into(),
             });
         }
         let points_of = |milli: u32| -> u64 {

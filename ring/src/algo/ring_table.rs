@@ -16,7 +16,7 @@
 use crate::error::BuildError;
 
 /// The most points of one ring (sum over all nodes of virtual nodes times weight).
-pub const POINTS_MAX: u64 = (1 << FIRST_BITS) - 1;
+pub const MAX_POINTS: u64 = (1 << FIRST_BITS) - 1;
 
 /// Bits of a point below its position.
 const NODE_BITS: u32 = 24;
@@ -26,11 +26,11 @@ const NODE_MASK: u64 = (1 << NODE_BITS) - 1;
 const FIRST_BITS: u32 = 24;
 const PLACES: u32 = 4;
 const PLACE_BITS: u32 = 10;
-const PLACE_MAX: u64 = (1 << PLACE_BITS) - 1;
+const MAX_PLACE: u64 = (1 << PLACE_BITS) - 1;
 
 /// Up to this many points the table may be longer than it need be: it stays in the inner caches.
 const SMALL: u64 = 16_384;
-const SLOT_BITS_MIN: u32 = 4;
+const MIN_SLOT_BITS: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct RingTable {
@@ -38,7 +38,7 @@ pub(crate) struct RingTable {
     points: Box<[u64]>,
     /// The node of each point, and the first one again at the end.
     nodes: Box<[u16]>,
-    /// From the top: the places of the points inside, ascending, [`PLACE_MAX`] for none; the number
+    /// From the top: the places of the points inside, ascending, [`MAX_PLACE`] for none; the number
     /// of the first point. Descending places mark a slot that has more points.
     slots: Box<[u64]>,
     /// Leading bits of a position that choose its slot.
@@ -55,18 +55,18 @@ const fn end_of(point: u64) -> u64 {
 }
 
 const fn place_in(slot: u64, nth: u32) -> u64 {
-    (slot >> (FIRST_BITS + nth * PLACE_BITS)) & PLACE_MAX
+    (slot >> (FIRST_BITS + nth * PLACE_BITS)) & MAX_PLACE
 }
 
 impl RingTable {
     /// Builds the table from `count` unsorted points, each made by [`point`].
     pub(crate) fn new(count: u64, points: impl Iterator<Item = u64>) -> Result<Self, BuildError> {
-        if count > POINTS_MAX {
+        if count > MAX_POINTS {
             let what = "the ring's virtual nodes";
-            return Err(BuildError::TooLarge { what, wanted: count, max: POINTS_MAX });
+            return Err(BuildError::TooLarge { what, wanted: count, max: MAX_POINTS });
         }
         let slots = if count <= SMALL { count * 3 / 2 } else { count * 4 / 5 };
-        let slot_bits = slots.next_power_of_two().trailing_zeros().max(SLOT_BITS_MIN);
+        let slot_bits = slots.next_power_of_two().trailing_zeros().max(MIN_SLOT_BITS);
         let unsorted: Vec<u64> = points.collect();
         let points = sort(&unsorted, slot_bits);
         let nodes = points.iter().chain(points.first()).map(|&point| point as u16).collect();
@@ -174,7 +174,7 @@ fn fill(points: &[u64], slot_bits: u32) -> Box<[u64]> {
             // Nothing stands in the rest: all ones there.
             places |= u64::MAX.checked_shl(inside * PLACE_BITS).unwrap_or(0);
         } else {
-            places = PLACE_MAX;
+            places = MAX_PLACE;
         }
         *slot = (places << FIRST_BITS) | first as u64;
     }

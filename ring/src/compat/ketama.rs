@@ -6,7 +6,7 @@ use crate::hash::md5;
 use crate::owners::Owners;
 use crate::partitioner::Partitioner;
 
-const SERVERS_MAX: usize = 65_535;
+const MAX_SERVERS: usize = 65_535;
 
 /// One line of `ketama.servers`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,8 +54,8 @@ impl Ketama {
     /// [`BuildError::NoNodes`]; [`BuildError::Duplicate`] for an id or an address given twice;
     /// [`BuildError::OutOfRange`] for a memory of 0; [`BuildError::TooLarge`].
     pub fn new(servers: &[Server]) -> Result<Self, BuildError> {
-        if servers.len() > SERVERS_MAX {
-            let (wanted, max) = (servers.len() as u64, SERVERS_MAX as u64);
+        if servers.len() > MAX_SERVERS {
+            let (wanted, max) = (servers.len() as u64, MAX_SERVERS as u64);
             return Err(BuildError::TooLarge { what: "the list of servers", wanted, max });
         }
         distinct(servers.iter().map(|server| (server.id, server.address.as_str())))?;

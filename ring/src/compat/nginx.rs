@@ -7,7 +7,7 @@ use crate::owners::Owners;
 use crate::partitioner::Partitioner;
 
 const POINTS_PER_WEIGHT: u64 = 160;
-const POINTS_MAX: u64 = 1 << 24;
+const MAX_POINTS: u64 = 1 << 24;
 
 /// One `server` line of an upstream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,9 +67,9 @@ impl Consistent {
         }
         let points_of = |server: &Server| u64::from(server.weight) * POINTS_PER_WEIGHT;
         let wanted: u64 = servers.iter().map(points_of).sum();
-        if wanted > POINTS_MAX {
+        if wanted > MAX_POINTS {
             let what = "the continuum";
-            return Err(BuildError::TooLarge { what, wanted, max: POINTS_MAX });
+            return Err(BuildError::TooLarge { what, wanted, max: MAX_POINTS });
         }
         let mut points = Vec::with_capacity(wanted as usize);
         for (server, name) in named {

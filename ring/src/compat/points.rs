@@ -1,7 +1,7 @@
 //! A plain sorted ring for placements that others specify: their points decide, not our table.
 
 use crate::error::BuildError;
-use crate::owners::{Degraded, Owners, REPLICAS_MAX};
+use crate::owners::{Degraded, MAX_REPLICAS, Owners};
 
 #[derive(Clone, Debug)]
 pub(super) struct Points<P> {
@@ -39,7 +39,7 @@ impl<P: Ord + Copy> Points<P> {
     pub(super) fn owners(&self, position: P, n: usize) -> Owners {
         let (wrapped, ahead) = self.points.split_at(self.at_or_after(position));
         let mut owners = Owners::empty();
-        let size = n.min(self.nodes).min(REPLICAS_MAX);
+        let size = n.min(self.nodes).min(MAX_REPLICAS);
         for &(_, node) in ahead.iter().chain(wrapped) {
             if owners.len() == size {
                 break;

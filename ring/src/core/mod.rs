@@ -4,7 +4,7 @@ mod plan;
 mod rebalance;
 mod schedule;
 
-pub use plan::{CHANGES_MAX, Change, Move, PLAN_REPLICAS_MAX, Plan};
+pub use plan::{Change, MAX_CHANGES, MAX_PLAN_REPLICAS, Move, Plan};
 pub use rebalance::{
     Checkpoint, Direction, Input, OpId, Output, Progress, Rebalance, Route, Side, State,
 };

@@ -4,15 +4,15 @@ use std::ops::Range;
 use super::schedule::schedule;
 use crate::config::PlanConfig;
 use crate::error::{BuildError, PlanError};
-use crate::owners::{Owners, REPLICAS_MAX};
+use crate::owners::{MAX_REPLICAS, Owners};
 use crate::placement::{HashRange, Placement};
 
 /// The most changed ranges of one plan.
-pub const CHANGES_MAX: usize = 1 << 20;
+pub const MAX_CHANGES: usize = 1 << 20;
 
 /// The most replicas that a plan keeps: while it runs, a key may be at all its old and all its new
 /// nodes, and both fit into one list.
-pub const PLAN_REPLICAS_MAX: usize = REPLICAS_MAX / 2;
+pub const MAX_PLAN_REPLICAS: usize = MAX_REPLICAS / 2;
 
 /// One range whose nodes change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`PlanError::ReplicasDiffer`], [`PlanError::TooManyChanges`], [`PlanError::ZeroLimit`], and
-    /// [`PlanError::Build`] for more replicas than [`PLAN_REPLICAS_MAX`] or none.
+    /// [`PlanError::Build`] for more replicas than [`MAX_PLAN_REPLICAS`] or none.
     pub fn new(old: &Placement, new: &Placement, config: &PlanConfig) -> Result<Self, PlanError> {
         Self::after_loss(old, new, &[], config)
     }
@@ -112,7 +112,7 @@ impl Plan {
                 plan.change(range, old, new, &mut gains);
             }
         }
-        if plan.changes.len() > CHANGES_MAX {
+        if plan.changes.len() > MAX_CHANGES {
             return Err(PlanError::TooManyChanges(plan.changes.len()));
         }
         plan.least = gains.values().filter(|&&gain| gain > 0.0).sum();
@@ -219,12 +219,12 @@ fn check(old: &Placement, new: &Placement, config: &PlanConfig) -> Result<(), Pl
     if old.replicas() != new.replicas() {
         return Err(PlanError::ReplicasDiffer { from: old.replicas(), to: new.replicas() });
     }
-    if !(1..=PLAN_REPLICAS_MAX).contains(&old.replicas()) {
+    if !(1..=MAX_PLAN_REPLICAS).contains(&old.replicas()) {
         return Err(PlanError::Build(BuildError::OutOfRange {
             field: "replicas",
             value: old.replicas() as u64,
             min: 1,
-            max: PLAN_REPLICAS_MAX as u64,
+            max: MAX_PLAN_REPLICAS as u64,
         }));
     }
     let limits =

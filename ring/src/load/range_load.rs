@@ -5,10 +5,10 @@ use super::space_saving::{HotKey, HotKeys};
 use crate::config::LoadConfig;
 use crate::error::SketchError;
 use crate::hash;
-use crate::range::{KEY_BYTES_MAX, KeyRange, RangeMap};
+use crate::range::{KeyRange, MAX_KEY_BYTES, RangeMap};
 
-const SAMPLES_MIN: usize = 8;
-const SAMPLES_MAX: usize = 4096;
+const MIN_SAMPLES: usize = 8;
+const MAX_SAMPLES: usize = 4096;
 
 /// What to do about uneven load.
 #[derive(Clone, Debug, PartialEq)]
@@ -99,8 +99,8 @@ impl RangeLoad {
         if let Some(&(field, value, _, max)) = shares.iter().find(|(_, _, ok, _)| !ok) {
             return Err(SketchError::ShareOutOfRange { field, value, max });
         }
-        if !(SAMPLES_MIN..=SAMPLES_MAX).contains(&config.samples) {
-            let (value, min, max) = (config.samples, SAMPLES_MIN, SAMPLES_MAX);
+        if !(MIN_SAMPLES..=MAX_SAMPLES).contains(&config.samples) {
+            let (value, min, max) = (config.samples, MIN_SAMPLES, MAX_SAMPLES);
             return Err(SketchError::OutOfRange { field: "samples", value, min, max });
         }
         let hot = HotKeys::new(&config.hot_keys)?;
@@ -115,7 +115,7 @@ impl RangeLoad {
         let random = hash::mix(self.random);
         let range = self.ranges.entry(map.range(key).id).or_default();
         range.accesses += 1;
-        let sample = || key[..key.len().min(KEY_BYTES_MAX)].to_vec();
+        let sample = || key[..key.len().min(MAX_KEY_BYTES)].to_vec();
         if range.samples.len() < limit {
             range.samples.push(sample());
         } else if let Some(kept) =
@@ -131,7 +131,7 @@ impl RangeLoad {
             map.ranges().iter().map(|range| (range.id, range)).collect();
         self.ranges.retain(|id, _| present.contains_key(id));
         let total: u64 = self.ranges.values().map(|range| range.accesses).sum();
-        if total < self.config.accesses_min.max(1) {
+        if total < self.config.min_accesses.max(1) {
             return Vec::new();
         }
         let hot = self.hot.top();

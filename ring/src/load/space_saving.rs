@@ -4,8 +4,8 @@ use crate::config::HotKeysConfig;
 use crate::error::SketchError;
 use crate::hash;
 
-const COUNTERS_MAX: usize = 1 << 20;
-const KEY_BYTES_MAX: usize = 1024;
+const MAX_COUNTERS: usize = 1 << 20;
+const MAX_KEY_BYTES: usize = 1024;
 const NONE: u32 = u32::MAX;
 
 /// The keys with the most traffic, in bounded memory: the Space-Saving sketch.
@@ -83,8 +83,8 @@ impl HotKeys {
     /// [`SketchError::OutOfRange`].
     pub fn new(config: &HotKeysConfig) -> Result<Self, SketchError> {
         let limits = [
-            ("counters", config.counters, COUNTERS_MAX),
-            ("key_bytes", config.key_bytes, KEY_BYTES_MAX),
+            ("counters", config.counters, MAX_COUNTERS),
+            ("key_bytes", config.key_bytes, MAX_KEY_BYTES),
         ];
         match limits.into_iter().find(|&(_, value, max)| !(1..=max).contains(&value)) {
             Some((field, value, max)) => Err(SketchError::OutOfRange { field, value, min: 1, max }),

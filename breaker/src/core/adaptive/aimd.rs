@@ -15,12 +15,12 @@ pub struct AimdConfig {
     /// Factor on overload, 0.1 to 0.99 (taken to the nearer end). Default 0.9.
     pub backoff: f64,
     /// A call that takes longer counts as overload, in nanoseconds. Default: never.
-    pub latency_max: Option<u64>,
+    pub max_latency: Option<u64>,
 }
 
 impl Default for AimdConfig {
     fn default() -> Self {
-        Self { initial: 20, min: 1, max: 1_000, backoff: 0.9, latency_max: None }
+        Self { initial: 20, min: 1, max: 1_000, backoff: 0.9, max_latency: None }
     }
 }
 
@@ -49,7 +49,7 @@ impl LimitAlgorithm for Aimd {
     }
 
     fn update(&mut self, sample: &LimitSample) -> usize {
-        let is_slow = self.config.latency_max.is_some_and(|max| sample.latency > max);
+        let is_slow = self.config.max_latency.is_some_and(|max| sample.latency > max);
         if sample.is_overload || is_slow {
             let began = sample.now.saturating_sub(sample.latency);
             if self.cut_at.is_none_or(|cut| began >= cut) {

@@ -26,10 +26,10 @@ const READ_AGAIN: Duration = Duration::from_secs(1);
 const READ_AGAIN_AFTER_OUTAGE: Duration = Duration::from_millis(100);
 
 /// How long one server may take to tell the map.
-const READ_MAX: Duration = Duration::from_millis(500);
+const MAX_READ: Duration = Duration::from_millis(500);
 
 /// The most servers known at once.
-const NODES_MAX: usize = 4096;
+const MAX_NODES: usize = 4096;
 
 #[derive(Debug)]
 struct Node {
@@ -57,7 +57,7 @@ pub(super) struct Cluster {
 
 #[derive(Default)]
 struct Map {
-    /// By number. At most `NODES_MAX`.
+    /// By number. At most `MAX_NODES`.
     nodes: HashMap<u64, Arc<Node>>,
     /// The server of each slot; empty before the first reading.
     slots: Box<[Option<Arc<Node>>]>,
@@ -196,8 +196,8 @@ impl Cluster {
         let client = client.map_err(|e| StoreError::Unreachable(e.to_string()))?;
         let node = Arc::new(Node { number, host: host.to_owned(), links: Links::new(client) });
         let mut map = self.map.write();
-        if map.nodes.len() >= NODES_MAX {
-            return Err(StoreError::Unreachable(format!("more than {NODES_MAX} servers")));
+        if map.nodes.len() >= MAX_NODES {
+            return Err(StoreError::Unreachable(format!("more than {MAX_NODES} servers")));
         }
         Ok(Arc::clone(map.nodes.entry(number).or_insert(node)))
     }
@@ -222,7 +222,7 @@ impl Cluster {
         let first = self.readings.fetch_add(1, Ordering::Relaxed) % nodes.len();
         nodes.rotate_left(first);
         for node in nodes {
-            let told = tokio::time::timeout(READ_MAX, slots_of(&node)).await;
+            let told = tokio::time::timeout(MAX_READ, slots_of(&node)).await;
             if let Ok(Some(ranges)) = told {
                 self.replace(&ranges);
                 return;

@@ -13,14 +13,14 @@ use tokio::sync::watch;
 use crate::shared::counter::StoreError;
 
 /// How long a connection may take to come about.
-const CONNECT_MAX: Duration = Duration::from_secs(2);
+const MAX_CONNECT: Duration = Duration::from_secs(2);
 
 /// How long an answer may take if the limiter waits longer than this.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+const MAX_ANSWER: Duration = Duration::from_secs(5);
 
 /// A connection that has owed an answer for this long when a caller gives up on it is replaced: the
 /// other end may be gone without a word.
-const SILENCE_MAX: Duration = Duration::from_millis(200);
+const MAX_SILENCE: Duration = Duration::from_millis(200);
 
 /// A connection and since when it owes an answer.
 #[derive(Clone)]
@@ -126,9 +126,9 @@ impl Inner {
         number: u64,
         sender: watch::Sender<Option<Result<Link, StoreError>>>,
     ) {
-        let connected = match tokio::time::timeout(CONNECT_MAX, self.connect()).await {
+        let connected = match tokio::time::timeout(MAX_CONNECT, self.connect()).await {
             Ok(connected) => connected.map_err(|e| StoreError::Unreachable(e.to_string())),
-            Err(_) => Err(StoreError::Unreachable(format!("no connection in {CONNECT_MAX:?}"))),
+            Err(_) => Err(StoreError::Unreachable(format!("no connection in {MAX_CONNECT:?}"))),
         };
         let silent_since = Arc::default();
         let connected = connected.map(|connection| Link { connection, number, silent_since });
@@ -143,8 +143,8 @@ impl Inner {
 
     async fn connect(&self) -> Result<MultiplexedConnection, RedisError> {
         let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
+            .set_connection_timeout(Some(MAX_CONNECT))
+            .set_response_timeout(Some(MAX_ANSWER));
         self.client.get_multiplexed_async_connection_with_config(&config).await
     }
 }
@@ -168,7 +168,7 @@ impl Drop for Sent<'_> {
     fn drop(&mut self) {
         let since = self.link.silent_since.load(Ordering::Relaxed);
         let silence = self.links.0.now().saturating_sub(since);
-        if since != 0 && Duration::from_nanos(silence) >= SILENCE_MAX {
+        if since != 0 && Duration::from_nanos(silence) >= MAX_SILENCE {
             self.links.close(self.link);
         }
     }
