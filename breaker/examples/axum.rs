@@ -11,7 +11,9 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
-use voussoir_breaker::tower::{BreakerLayer, HttpAnswers, PolicyLayer, RefusalLayer, SafeRequests};
+use voussoir_breaker::tower::{
+    BreakerLayer, HttpAnswers, PolicyLayer, RejectionLayer, SafeRequests,
+};
 use voussoir_breaker::{
     Breaker, BreakerConfig, Bulkhead, ConfigError, Policy, QueueConfig, Retry, RetryBudget,
     RetryBudgetConfig, RetryConfig, Timeout,
@@ -38,8 +40,8 @@ pub(crate) fn app() -> Result<Router, ConfigError> {
     let is_down = IsDown::default();
 
     // A handler never fails, so the classifier says which answers are failures; and a route never
-    // fails, so the outer layer turns refusals into answers.
-    let guarded = (RefusalLayer, BreakerLayer::new(breaker("catalogue")?).classify(HttpAnswers));
+    // fails, so the outer layer turns rejections into answers.
+    let guarded = (RejectionLayer, BreakerLayer::new(breaker("catalogue")?).classify(HttpAnswers));
 
     // A request of axum cannot be cloned: safe ones are copied without a body, others sent once.
     let budget = RetryBudget::new(RetryBudgetConfig::default())?;
@@ -50,7 +52,7 @@ pub(crate) fn app() -> Result<Router, ConfigError> {
         .breaker(breaker("search")?)
         .bulkhead(Bulkhead::new(64, QueueConfig::default())?)
         .build()?;
-    let policed = (RefusalLayer, PolicyLayer::new(Arc::new(policy)).copy_by(SafeRequests));
+    let policed = (RejectionLayer, PolicyLayer::new(Arc::new(policy)).copy_by(SafeRequests));
 
     let set =
         |to: bool| move |State(is_down): State<IsDown>| async move { is_down.store(to, Relaxed) };
@@ -64,7 +66,8 @@ pub(crate) fn app() -> Result<Router, ConfigError> {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+    let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:3000".to_owned());
+    let listener = tokio::net::TcpListener::bind(&address).await?;
     println!("http://{}: /catalogue /search /break /mend", listener.local_addr()?);
     axum::serve(listener, app()?).await?;
     Ok(())

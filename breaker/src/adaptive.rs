@@ -9,7 +9,7 @@ use crate::bulkhead::QueueConfig;
 use crate::clock::{Clock, Monotonic, TokioClock};
 use crate::core::{LimitAlgorithm, LimitSample};
 use crate::error::{ConfigError, GateError};
-use crate::gate::{Gate, GateStats, Place};
+use crate::gate::{Gate, GatePermit, GateStats};
 
 /// A bulkhead whose size follows the latency of the dependency. Cloning shares it.
 ///
@@ -147,7 +147,7 @@ impl AdaptiveLimit {
         Ok(self.permit(self.shared.gate.enter().await?))
     }
 
-    fn permit(&self, place: Place) -> AdaptivePermit {
+    fn permit(&self, place: GatePermit) -> AdaptivePermit {
         AdaptivePermit {
             _place: place,
             shared: Arc::clone(&self.shared),
@@ -167,7 +167,7 @@ impl AdaptiveLimit {
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
 pub struct AdaptivePermit {
-    _place: Place,
+    _place: GatePermit,
     shared: Arc<Shared>,
     start: u64,
     running: usize,

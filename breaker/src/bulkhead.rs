@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::nanos;
 use crate::core::{Patience, QueueOrder};
 use crate::error::{ConfigError, GateError};
-use crate::gate::{Gate, GateStats, Place};
+use crate::gate::{Gate, GatePermit, GateStats};
 
 /// Places and queue of a bulkhead, or of an adaptive limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,13 +41,13 @@ impl QueueConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.max_len > 1_000_000 {
-            return Err(ConfigError::out_of_range("max_len", self.max_len, "0 to 1000000"));
+            return Err(ConfigError::new("max_len", "must be 0 to 1000000"));
         }
         if self.max_wait.is_zero() || self.max_standing_wait.is_zero() {
-            return Err(ConfigError::out_of_range("max_wait", "0", "above 0"));
+            return Err(ConfigError::new("max_wait", "must be above 0"));
         }
         if self.max_standing_wait > self.max_wait {
-            return Err(ConfigError::Contradiction("max_standing_wait is longer than max_wait"));
+            return Err(ConfigError::new("max_standing_wait", "must not be above `max_wait`"));
         }
         Ok(())
     }
@@ -85,7 +85,7 @@ pub struct Bulkhead {
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
 pub struct BulkheadPermit {
-    _place: Place,
+    _place: GatePermit,
 }
 
 impl Bulkhead {
@@ -140,5 +140,5 @@ fn check_limit(limit: usize) -> Result<(), ConfigError> {
     if limit <= 1_000_000 {
         return Ok(());
     }
-    Err(ConfigError::out_of_range("limit", limit, "0 to 1000000"))
+    Err(ConfigError::new("limit", "must be 0 to 1000000"))
 }

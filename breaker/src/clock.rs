@@ -9,10 +9,23 @@ use std::time::Instant;
 
 /// A monotonic clock.
 ///
-/// Returns nanoseconds since an epoch of its own, which must not change while a breaker lives.
-pub trait Clock: Send + Sync + fmt::Debug {
+/// Returns nanoseconds since an epoch of its own, which must not change while a breaker lives. Any
+/// closure that returns them is one, and the same closure serves every crate of this family.
+pub trait Clock: Send + Sync {
     /// Nanoseconds since the clock's epoch.
     fn now(&self) -> u64;
+}
+
+impl fmt::Debug for dyn Clock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Clock")
+    }
+}
+
+impl<F: Fn() -> u64 + Send + Sync> Clock for F {
+    fn now(&self) -> u64 {
+        self()
+    }
 }
 
 /// `std::time::Instant`: full resolution, about 25 ns a reading.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::breaker::Verdict;
-use crate::core::{Rules, Shape, millionths};
+use crate::core::{Thresholds, WindowKind, millionths};
 use crate::error::ConfigError;
 
 /// Buckets of a time window, at most.
@@ -135,10 +135,10 @@ impl BreakerConfig {
         self.rules().map(drop)
     }
 
-    pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
+    pub(crate) fn rules(&self) -> Result<Thresholds, ConfigError> {
         self.check_opening()?;
         self.check_closing()?;
-        Ok(Rules {
+        Ok(Thresholds {
             shape: self.shape()?,
             min_calls: u64::from(self.min_calls),
             failure_rate: self.failure_rate.map(millionths),
@@ -155,29 +155,29 @@ impl BreakerConfig {
         })
     }
 
-    fn shape(&self) -> Result<Shape, ConfigError> {
+    fn shape(&self) -> Result<WindowKind, ConfigError> {
         match self.window {
             Window::Time { span, buckets } => {
                 if !(1..=MAX_BUCKETS).contains(&buckets) {
-                    return Err(ConfigError::out_of_range("window.buckets", buckets, "1 to 1024"));
+                    return Err(ConfigError::new("window.buckets", "must be 1 to 1024"));
                 }
                 let width = nanos(span) / u64::from(buckets);
                 if width < nanos(MIN_BUCKET) {
-                    let value = format!("{span:?} in {buckets}");
-                    return Err(ConfigError::out_of_range("window.span", value, "1 ms a bucket"));
+                    return Err(ConfigError::new("window.span", "must be at least 1 ms a bucket"));
                 }
-                Ok(Shape::Time { width, buckets, stripes: self.stripes()? })
+                Ok(WindowKind::Time { width, buckets, stripes: self.stripes()? })
             }
             Window::Count { calls } => {
                 if !(1..=MAX_WINDOW_CALLS).contains(&calls) {
-                    return Err(ConfigError::out_of_range("window.calls", calls, "1 to 65536"));
+                    return Err(ConfigError::new("window.calls", "must be 1 to 65536"));
                 }
                 if calls < self.min_calls {
-                    return Err(ConfigError::Contradiction(
-                        "a window of fewer calls than min_calls never opens the breaker",
+                    return Err(ConfigError::new(
+                        "window.calls",
+                        "must not be below `min_calls`, or it never opens the breaker",
                     ));
                 }
-                Ok(Shape::Count { calls, stripes: self.stripes()? })
+                Ok(WindowKind::Count { calls, stripes: self.stripes()? })
             }
         }
     }
@@ -186,58 +186,61 @@ impl BreakerConfig {
         let threads = || std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
         let stripes = self.stripes.unwrap_or_else(|| threads().min(MAX_STRIPES_DEFAULT));
         if !(1..=MAX_STRIPES).contains(&stripes) {
-            return Err(ConfigError::out_of_range("stripes", stripes, "1 to 64"));
+            return Err(ConfigError::new("stripes", "must be 1 to 64"));
         }
         Ok(stripes)
     }
 
     fn check_opening(&self) -> Result<(), ConfigError> {
         if self.min_calls == 0 {
-            return Err(ConfigError::out_of_range("min_calls", 0, "at least 1"));
+            return Err(ConfigError::new("min_calls", "must be at least 1"));
         }
         for (field, rate) in [("failure_rate", self.failure_rate), ("slow_rate", self.slow_rate)] {
             if let Some(rate) = rate
                 && !(1e-6..=1.0).contains(&rate)
             {
-                return Err(ConfigError::out_of_range(field, rate, "0.000001 to 1"));
+                return Err(ConfigError::new(field, "must be 0.000001 to 1"));
             }
         }
         if self.slow_rate.is_some() && self.slow_after.is_zero() {
-            return Err(ConfigError::out_of_range("slow_after", "0", "above 0"));
+            return Err(ConfigError::new("slow_after", "must be above 0"));
         }
         if self.consecutive_failures == Some(0) {
-            return Err(ConfigError::out_of_range("consecutive_failures", 0, "at least 1"));
+            return Err(ConfigError::new("consecutive_failures", "must be at least 1"));
         }
         if self.failure_rate.is_none()
             && self.slow_rate.is_none()
             && self.consecutive_failures.is_none()
         {
-            return Err(ConfigError::Contradiction("nothing is set that opens the breaker"));
+            return Err(ConfigError::new(
+                "failure_rate",
+                "must be set, or `slow_rate` or `consecutive_failures`: nothing opens it",
+            ));
         }
         Ok(())
     }
 
     fn check_closing(&self) -> Result<(), ConfigError> {
         if self.open_for.is_zero() {
-            return Err(ConfigError::out_of_range("open_for", "0", "above 0"));
+            return Err(ConfigError::new("open_for", "must be above 0"));
         }
         if self.max_open_for < self.open_for {
-            return Err(ConfigError::Contradiction("max_open_for is shorter than open_for"));
+            return Err(ConfigError::new("max_open_for", "must not be below `open_for`"));
         }
         if !(1.0..=16.0).contains(&self.open_backoff) {
-            return Err(ConfigError::out_of_range("open_backoff", self.open_backoff, "1 to 16"));
+            return Err(ConfigError::new("open_backoff", "must be 1 to 16"));
         }
         if !(0.0..=1.0).contains(&self.open_jitter) {
-            return Err(ConfigError::out_of_range("open_jitter", self.open_jitter, "0 to 1"));
+            return Err(ConfigError::new("open_jitter", "must be 0 to 1"));
         }
         if self.probes == 0 {
-            return Err(ConfigError::out_of_range("probes", 0, "1 to 65535"));
+            return Err(ConfigError::new("probes", "must be 1 to 65535"));
         }
         if self.max_bad_probes >= self.probes {
-            return Err(ConfigError::Contradiction("max_bad_probes is not below probes"));
+            return Err(ConfigError::new("max_bad_probes", "must be below `probes`"));
         }
         if self.max_half_open_for.is_some_and(|max| max.is_zero()) {
-            return Err(ConfigError::out_of_range("max_half_open_for", "0", "above 0"));
+            return Err(ConfigError::new("max_half_open_for", "must be above 0"));
         }
         Ok(())
     }
@@ -271,32 +274,28 @@ mod tests {
 
     #[test]
     fn each_field_has_its_range() {
-        let field = |error| match error {
-            ConfigError::OutOfRange { field, .. } => field,
-            ConfigError::Contradiction(_) => "contradiction",
-        };
         let span = Duration::from_millis(9);
         let cases: [(&str, ConfigError); 17] = [
             ("stripes", wrong(|c| c.stripes = Some(65))),
             ("window.buckets", wrong(|c| c.window = Window::Time { span, buckets: 0 })),
             ("window.span", wrong(|c| c.window = Window::Time { span, buckets: 10 })),
             ("window.calls", wrong(|c| c.window = Window::Count { calls: 0 })),
-            ("contradiction", wrong(|c| c.window = Window::Count { calls: 19 })),
+            ("window.calls", wrong(|c| c.window = Window::Count { calls: 19 })),
             ("min_calls", wrong(|c| c.min_calls = 0)),
             ("failure_rate", wrong(|c| c.failure_rate = Some(0.0))),
             ("failure_rate", wrong(|c| c.failure_rate = Some(f64::NAN))),
             ("slow_rate", wrong(|c| c.slow_rate = Some(1.1))),
             ("consecutive_failures", wrong(|c| c.consecutive_failures = Some(0))),
-            ("contradiction", wrong(|c| c.failure_rate = None)),
+            ("failure_rate", wrong(|c| c.failure_rate = None)),
             ("open_for", wrong(|c| c.open_for = Duration::ZERO)),
-            ("contradiction", wrong(|c| c.max_open_for = Duration::from_secs(1))),
+            ("max_open_for", wrong(|c| c.max_open_for = Duration::from_secs(1))),
             ("open_backoff", wrong(|c| c.open_backoff = f64::NAN)),
             ("open_jitter", wrong(|c| c.open_jitter = -0.1)),
-            ("contradiction", wrong(|c| c.max_bad_probes = 5)),
+            ("max_bad_probes", wrong(|c| c.max_bad_probes = 5)),
             ("max_half_open_for", wrong(|c| c.max_half_open_for = Some(Duration::ZERO))),
         ];
         for (expected, error) in cases {
-            assert_eq!(field(error.clone()), expected, "{error}");
+            assert_eq!(error.field, expected, "{error}");
         }
     }
 }

@@ -13,32 +13,20 @@ pub enum Outcome {
     Unknown,
 }
 
-/// A configuration that cannot work. Nothing was built; fix the named field.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+/// A field of a configuration is out of its range. Nothing was built or changed; mend the field.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {rule}")]
 #[non_exhaustive]
-pub enum ConfigError {
-    /// A number outside its range.
-    #[error("{field} is {value}, must be {range}")]
-    OutOfRange {
-        /// The field of the configuration.
-        field: &'static str,
-        /// What it was set to.
-        value: String,
-        /// What it may be.
-        range: &'static str,
-    },
-    /// Two fields that contradict each other.
-    #[error("{0}")]
-    Contradiction(&'static str),
+pub struct ConfigError {
+    /// The name of the field.
+    pub field: &'static str,
+    /// What must hold for it.
+    pub rule: &'static str,
 }
 
 impl ConfigError {
-    pub(crate) fn out_of_range(
-        field: &'static str,
-        value: impl ToString,
-        range: &'static str,
-    ) -> Self {
-        Self::OutOfRange { field, value: value.to_string(), range }
+    pub(crate) const fn new(field: &'static str, rule: &'static str) -> Self {
+        Self { field, rule }
     }
 }
 

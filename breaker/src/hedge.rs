@@ -58,16 +58,16 @@ impl HedgeConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !(0.5..=0.9999).contains(&self.quantile) {
-            return Err(ConfigError::out_of_range("quantile", self.quantile, "0.5 to 0.9999"));
+            return Err(ConfigError::new("quantile", "must be 0.5 to 0.9999"));
         }
         if self.max_delay < self.min_delay {
-            return Err(ConfigError::Contradiction("max_delay is shorter than min_delay"));
+            return Err(ConfigError::new("max_delay", "must not be below `min_delay`"));
         }
         if self.window.is_zero() {
-            return Err(ConfigError::out_of_range("window", "0", "above 0"));
+            return Err(ConfigError::new("window", "must be above 0"));
         }
         if !(1..=5).contains(&self.max_hedges) {
-            return Err(ConfigError::out_of_range("max_hedges", self.max_hedges, "1 to 5"));
+            return Err(ConfigError::new("max_hedges", "must be 1 to 5"));
         }
         Ok(())
     }
@@ -84,7 +84,7 @@ pub struct HedgeStats {
     /// Calls that such an attempt answered first.
     pub won: u64,
     /// Attempts that the budget did not pay for.
-    pub suppressed: u64,
+    pub rejected: u64,
     /// What the next call waits for.
     pub delay: Duration,
 }
@@ -106,7 +106,7 @@ pub struct Hedge {
     calls: AtomicU64,
     hedges: AtomicU64,
     won: AtomicU64,
-    suppressed: AtomicU64,
+    rejected: AtomicU64,
 }
 
 impl Hedge {
@@ -127,7 +127,7 @@ impl Hedge {
             calls: AtomicU64::new(0),
             hedges: AtomicU64::new(0),
             won: AtomicU64::new(0),
-            suppressed: AtomicU64::new(0),
+            rejected: AtomicU64::new(0),
         })
     }
 
@@ -156,7 +156,7 @@ impl Hedge {
             calls: self.calls.load(Relaxed),
             hedges: self.hedges.load(Relaxed),
             won: self.won.load(Relaxed),
-            suppressed: self.suppressed.load(Relaxed),
+            rejected: self.rejected.load(Relaxed),
             delay: self.delay(),
         }
     }
@@ -349,7 +349,7 @@ where
             self.hedge.hedges.fetch_add(1, Relaxed);
             self.begin(extra);
         } else {
-            self.hedge.suppressed.fetch_add(1, Relaxed);
+            self.hedge.rejected.fetch_add(1, Relaxed);
             self.hedges_left = 0;
         }
     }

@@ -49,7 +49,7 @@ pub use policy::{
 pub use registry::Registry;
 pub use retry::{
     Backoff, BudgetedCall, ExtraAttempt, Growth, Jitter, Retry, RetryAdvice, RetryBudget,
-    RetryBudgetConfig, RetryBudgetStats, RetryConfig, RetryError, Stop, Suppressed, Waits,
+    RetryBudgetConfig, RetryBudgetStats, RetryConfig, RetryError, RetryRejected, Stop, Waits,
     retry_after_secs,
 };
 pub use shed::{LoadSource, Priority, ShedConfig, Shedder};

@@ -74,12 +74,12 @@ pub struct BudgetMetrics {
 impl BudgetMetrics {
     /// Registers the handles with the installed recorder.
     pub fn new(budget: &'static str) -> Self {
-        let suppressed = "voussoir_retry_suppressed_total";
+        let rejected = "voussoir_retry_rejected_total";
         Self {
             calls: counter!("voussoir_retry_calls_total", "budget" => budget),
             granted: counter!("voussoir_retry_granted_total", "budget" => budget),
-            spent: counter!(suppressed, "budget" => budget, "why" => "spent"),
-            active: counter!(suppressed, "budget" => budget, "why" => "active"),
+            spent: counter!(rejected, "budget" => budget, "why" => "spent"),
+            active: counter!(rejected, "budget" => budget, "why" => "active"),
             balance: gauge!("voussoir_retry_balance", "budget" => budget),
         }
     }
@@ -89,8 +89,8 @@ impl BudgetMetrics {
         let stats = budget.stats();
         self.calls.absolute(stats.calls);
         self.granted.absolute(stats.granted);
-        self.spent.absolute(stats.suppressed_spent);
-        self.active.absolute(stats.suppressed_active);
+        self.spent.absolute(stats.rejected_spent);
+        self.active.absolute(stats.rejected_active);
         self.balance.set(stats.balance);
     }
 }
@@ -133,7 +133,7 @@ pub struct HedgeMetrics {
     calls: Counter,
     hedges: Counter,
     won: Counter,
-    suppressed: Counter,
+    rejected: Counter,
     delay: Gauge,
 }
 
@@ -144,7 +144,7 @@ impl HedgeMetrics {
             calls: counter!("voussoir_hedge_calls_total", "hedge" => hedge),
             hedges: counter!("voussoir_hedge_sent_total", "hedge" => hedge),
             won: counter!("voussoir_hedge_won_total", "hedge" => hedge),
-            suppressed: counter!("voussoir_hedge_suppressed_total", "hedge" => hedge),
+            rejected: counter!("voussoir_hedge_rejected_total", "hedge" => hedge),
             delay: gauge!("voussoir_hedge_delay_seconds", "hedge" => hedge),
         }
     }
@@ -155,7 +155,7 @@ impl HedgeMetrics {
         self.calls.absolute(stats.calls);
         self.hedges.absolute(stats.hedges);
         self.won.absolute(stats.won);
-        self.suppressed.absolute(stats.suppressed);
+        self.rejected.absolute(stats.rejected);
         self.delay.set(stats.delay.as_secs_f64());
     }
 }

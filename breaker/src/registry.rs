@@ -74,7 +74,7 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
     ) -> Result<Self, ConfigError> {
         config.validate()?;
         if capacity == 0 {
-            return Err(ConfigError::out_of_range("capacity", 0, "at least 1"));
+            return Err(ConfigError::new("capacity", "must be at least 1"));
         }
         let kept = Kept { places: HashMap::new(), entries: Vec::new(), hand: 0 };
         Ok(Self { config, clock, capacity, kept: RwLock::new(kept), uses: AtomicU64::new(0) })

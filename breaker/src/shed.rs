@@ -105,8 +105,9 @@ impl Shedder {
             config.max_critical_plus,
         ];
         if !(max_load[0] >= 0.0 && max_load.windows(2).all(|pair| pair[0] <= pair[1])) {
-            return Err(ConfigError::Contradiction(
-                "the bounds of a shedder must not fall from one priority to the next",
+            return Err(ConfigError::new(
+                "max_sheddable",
+                "must be at least 0, and no bound below that of the priority before it",
             ));
         }
         Ok(Self { source, max_load, shed: Default::default() })

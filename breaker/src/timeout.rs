@@ -31,7 +31,7 @@ impl Timeout {
     /// A limit of zero.
     pub fn new(limit: Duration) -> Result<Self, ConfigError> {
         if limit.is_zero() {
-            return Err(ConfigError::out_of_range("timeout", "0", "above 0"));
+            return Err(ConfigError::new("timeout", "must be above 0"));
         }
         Ok(Self { limit })
     }

@@ -12,11 +12,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use http::{Request, Response, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use voussoir_breaker::testing::ManualClock;
-use voussoir_breaker::tower::{CopyRequest, HttpAnswers, Refusal, SafeRequests};
+use voussoir_breaker::tower::{CopyRequest, HttpAnswers, Rejection, SafeRequests};
 use voussoir_breaker::*;
 
 async fn serve() -> SocketAddr {
@@ -140,8 +141,11 @@ fn only_safe_requests_without_a_body_are_copied() {
         if let Some((name, value)) = header {
             request = request.header(name, value);
         }
-        SafeRequests.copy(&request.extension(7_u8).body(()).expect("a request"))
+        SafeRequests.copy(&request.extension(7_u8).body(Body::empty()).expect("a request"))
     };
+    // As HTTP/2 sends one: no length, no encoding.
+    let unannounced = Request::builder().uri("/").body(Body::from("q")).expect("a request");
+    assert!(SafeRequests.copy(&unannounced).is_none());
     let twin = copy("GET", Some(("content-length", "0"))).expect("safe");
     assert_eq!((twin.uri().to_string().as_str(), twin.headers().len()), ("/a?b", 2));
     assert_eq!(twin.extensions().get::<u8>(), Some(&7));
@@ -169,6 +173,6 @@ fn retry_after_is_in_whole_seconds_rounded_up() {
     }
     breaker.force_open();
     let rejected = breaker.try_acquire().expect_err("open");
-    let answer = BreakerError::<()>::Rejected(rejected).into_answer().expect("a refusal");
+    let answer = BreakerError::<()>::Rejected(rejected).into_answer().expect("a rejection");
     assert_eq!((answer.status, answer.retry_after), (StatusCode::SERVICE_UNAVAILABLE, None));
 }

@@ -42,15 +42,15 @@ mod sync {
     }
 }
 
-use self::core::{Machine, Phase, Rules, Sample, Shape, Shift};
+use self::core::{Machine, Phase, Sample, Shift, Thresholds, WindowKind};
 use loom::sync::Arc;
 use loom::thread;
 
 const OK: Sample = Sample { failed: false, slow: false };
 const BAD: Sample = Sample { failed: true, slow: true };
 
-fn rules(shape: Shape) -> Rules {
-    Rules {
+fn rules(shape: WindowKind) -> Thresholds {
+    Thresholds {
         shape,
         min_calls: 1,
         failure_rate: None,
@@ -67,11 +67,11 @@ fn rules(shape: Shape) -> Rules {
     }
 }
 
-fn time() -> Shape {
-    Shape::Time { width: 100, buckets: 1, stripes: 2 }
+fn time() -> WindowKind {
+    WindowKind::Time { width: 100, buckets: 1, stripes: 2 }
 }
 
-fn machine(rules: Rules) -> Arc<Machine> {
+fn machine(rules: Thresholds) -> Arc<Machine> {
     Arc::new(Machine::new(rules, 0, Box::new(|_| ())))
 }
 
@@ -118,11 +118,11 @@ fn a_cancelled_probe_is_one_probe_again() {
     });
 }
 
-const COUNT: Shape = Shape::Count { calls: 2, stripes: 2 };
+const COUNT: WindowKind = WindowKind::Count { calls: 2, stripes: 2 };
 
 /// Nothing opens it.
-fn calm(shape: Shape) -> Rules {
-    Rules { consecutive_failures: None, ..rules(shape) }
+fn calm(shape: WindowKind) -> Thresholds {
+    Thresholds { consecutive_failures: None, ..rules(shape) }
 }
 
 fn a_late_answer_never_counts_in_a_later_state() {
@@ -182,13 +182,13 @@ fn a_breaker_opens_once() {
         machine.record(tickets[1], 0, BAD);
         answerer.join().expect("ran");
         assert_eq!(machine.phase(), Phase::Open);
-        assert_eq!(machine.totals().1[2], 1, "openings");
+        assert_eq!(machine.totals().openings, 1, "openings");
     });
 }
 
 fn a_rejection_names_the_wait_of_its_own_state() {
     explore(Some(3), || {
-        let machine = machine(Rules { max_half_open_for: Some(1_000), ..rules(time()) });
+        let machine = machine(Thresholds { max_half_open_for: Some(1_000), ..rules(time()) });
         let ticket = machine.admit(|| 0).expect("closed");
         machine.record(ticket, 0, BAD);
         let mover = {
@@ -207,7 +207,7 @@ fn a_rejection_names_the_wait_of_its_own_state() {
 /// whoever looks while it is being taken.
 fn a_full_set_of_probes_gets_its_patience() {
     explore(Some(3), || {
-        let machine = machine(Rules { max_half_open_for: Some(100), ..rules(time()) });
+        let machine = machine(Thresholds { max_half_open_for: Some(100), ..rules(time()) });
         machine.force(Phase::HalfOpen, 0);
         let other = {
             let machine = Arc::clone(&machine);

@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     for caller in ["alice", "bob", "alice", "alice", "alice", "alice", "alice"] {
         match by_caller.check(caller) {
             Ok(admitted) => println!("{caller}: passes, {} more right now", admitted.remaining()),
-            Err(denied) => println!("{caller}: {denied}"),
+            Err(rejected) => println!("{caller}: {rejected}"),
         }
     }
 

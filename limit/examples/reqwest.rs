@@ -1,5 +1,5 @@
 //! A reqwest client that keeps to a rate for each host, by waiting and by being refused, against a
-//! server of its own that counts too.
+//! server of its own that counts too. Beside reqwest it needs the crate `tower` (its `util`).
 //!
 //! ```text
 //! cargo run -p voussoir-limit --features axum --example limit-reqwest
@@ -61,7 +61,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let request = reqwest::Request::new(reqwest::Method::GET, url.clone());
         match limited.ready().await?.call(request).await {
             Ok(response) => println!("{:4} ms: sent, call {call}: {}", now(), response.status()),
-            Err(LimitError::Denied(denied)) => println!("{:4} ms: not sent: {denied}", now()),
+            Err(LimitError::Rejected(rejected)) => println!("{:4} ms: not sent: {rejected}", now()),
             Err(error) => return Err(error.into()),
         }
     }

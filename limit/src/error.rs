@@ -5,41 +5,28 @@ use std::time::Duration;
 use crate::core::{NEVER, Standing};
 use crate::header::whole_seconds;
 
-/// Why a limiter could not be made or changed. Nothing was changed.
+/// A field of a configuration or of a quota is out of its range, or a change of quotas is none that
+/// keeps their states. Nothing was built or changed; mend the field.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {rule}")]
 #[non_exhaustive]
-pub enum ConfigError {
-    /// The quota's `count`, `per` or `burst` is 0.
-    #[error("count, period and burst of a quota must not be 0")]
-    Zero,
-    /// The figures of the quota are too large for each other: see [`Quota`](crate::Quota).
-    #[error("{0} does not fit: see the ranges in the documentation of `Quota`")]
-    OutOfRange(&'static str),
-    /// The name would not be a string of the `RateLimit` header fields.
-    #[error("a quota's name must be printable ASCII without quotes and backslashes: {0:?}")]
-    Name(&'static str),
-    /// A limiter needs at least one quota, and takes at most [`MAX_TIERS`](crate::MAX_TIERS).
-    #[error("{0} quotas; a limiter takes 1 to {max}", max = crate::MAX_TIERS)]
-    Tiers(usize),
-    /// A change must keep the number of quotas and their algorithms, for their states to be kept.
-    #[error("a change of quotas must keep their number and algorithms")]
-    OtherAlgorithm,
-    /// The limit of that name is 0 or too large.
-    #[error("{0} is out of range")]
-    Limit(&'static str),
-    /// The system refused so many bytes for the table of keys: lower
-    /// [`max_keys`](crate::KeyedConfig::max_keys).
-    #[error("no memory for a table of {0} bytes: lower `max_keys`")]
-    NoMemory(usize),
-    /// The store cannot count this quota, or not at its rate; the text says why.
-    #[error("the store cannot count this quota: {0}")]
-    Unsuitable(&'static str),
+pub struct ConfigError {
+    /// The name of the field.
+    pub field: &'static str,
+    /// What must hold for it.
+    pub rule: &'static str,
+}
+
+impl ConfigError {
+    pub(crate) const fn new(field: &'static str, rule: &'static str) -> Self {
+        Self { field, rule }
+    }
 }
 
 /// The request must not pass: nothing was taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("rate limit exceeded{}", retry_hint(*.wait))]
-pub struct Denied {
+pub struct Rejected {
     standing: Standing,
     wait: u64,
 }
@@ -51,7 +38,7 @@ fn retry_hint(wait: u64) -> String {
     format!(", retry after {:?}", Duration::from_nanos(wait))
 }
 
-impl Denied {
+impl Rejected {
     pub(crate) const fn new(standing: Standing, wait: u64) -> Self {
         Self { standing, wait }
     }
@@ -67,7 +54,7 @@ impl Denied {
         self.retry_after().map(whole_seconds)
     }
 
-    /// Where the quota stands that denies for longest.
+    /// Where the quota stands that rejects for longest.
     pub const fn standing(&self) -> &Standing {
         &self.standing
     }

@@ -19,7 +19,7 @@ pub mod tower;
 pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
 pub use core::Standing;
-pub use error::{ConfigError, Denied, WaitError};
+pub use error::{ConfigError, Rejected, WaitError};
 pub use header::{policy_field, standing_field};
 pub use keyed::{Keyed, KeyedConfig, KeyedStats, WhenFull};
 pub use limiter::{Admitted, Limiter, LimiterConfig};

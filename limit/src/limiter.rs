@@ -13,22 +13,20 @@ use crate::clock::{Clock, Monotonic};
 use crate::core::{
     AtomicCell, Beyond, Cell, Kind, Receipt, Rules, Standing, Verdict, convert_all, step_all,
 };
-use crate::error::{ConfigError, Denied, WaitError};
+use crate::error::{ConfigError, Rejected, WaitError};
 use crate::quota::{Quota, changed, least_limit, rules_of};
 
 /// How a limiter is built.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LimiterConfig {
-    /// Where `now` comes from. Default: [`Monotonic`].
-    pub clock: Arc<dyn Clock>,
     /// How many callers may wait in [`Limiter::until_ready`]. At least 1; default 1024.
     pub max_waiters: usize,
 }
 
 impl Default for LimiterConfig {
     fn default() -> Self {
-        Self { clock: Arc::new(Monotonic), max_waiters: 1024 }
+        Self { max_waiters: 1024 }
     }
 }
 
@@ -60,11 +58,11 @@ impl Admitted {
 }
 
 /// The answer that a verdict means; `taken` units can be given back.
-pub(crate) fn answer(verdict: &Verdict, taken: u64) -> Result<Admitted, Denied> {
+pub(crate) fn answer(verdict: &Verdict, taken: u64) -> Result<Admitted, Rejected> {
     if verdict.admitted() {
         return Ok(Admitted::new(verdict.standing, verdict.at, taken));
     }
-    Err(Denied::new(verdict.standing, verdict.wait))
+    Err(Rejected::new(verdict.standing, verdict.wait))
 }
 
 /// A rate limiter, in as many tiers as it was given quotas.
@@ -125,13 +123,25 @@ impl Limiter {
         Self::with_config(quotas, LimiterConfig::default())
     }
 
-    /// A limiter with a clock and limits of your choice.
+    /// A limiter with limits of your choice.
     ///
     /// # Errors
     /// [`ConfigError`] if a quota or a limit is out of range.
     pub fn with_config(quotas: &[Quota], config: LimiterConfig) -> Result<Self, ConfigError> {
+        Self::with_clock(quotas, config, Arc::new(Monotonic))
+    }
+
+    /// The same over a clock of the caller's.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a quota or a limit is out of range.
+    pub fn with_clock(
+        quotas: &[Quota],
+        config: LimiterConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConfigError> {
         if config.max_waiters == 0 {
-            return Err(ConfigError::Limit("max_waiters"));
+            return Err(ConfigError::new("max_waiters", "must be at least 1"));
         }
         let rules = rules_of(quotas)?;
         let state = if rules.len() == 1 && rules[0].kind.is_word() {
@@ -143,24 +153,24 @@ impl Limiter {
         let turn = tokio::sync::Mutex::new(());
         let (waiting, max_waiters) = (AtomicUsize::new(0), config.max_waiters);
         let changed = Notify::new();
-        Ok(Self { state, clock: config.clock, turn, changed, waiting, max_waiters })
+        Ok(Self { state, clock, turn, changed, waiting, max_waiters })
     }
 
     /// Takes one unit if there is one.
     ///
     /// # Errors
-    /// [`Denied`] if not; nothing was taken.
+    /// [`Rejected`] if not; nothing was taken.
     #[inline]
-    pub fn check(&self) -> Result<Admitted, Denied> {
+    pub fn check(&self) -> Result<Admitted, Rejected> {
         self.check_at(self.clock.now(), 1)
     }
 
     /// Takes `cost` units, or none. A cost of 0 takes nothing and tells where the quota stands.
     ///
     /// # Errors
-    /// [`Denied`] if there are not as many; nothing was taken.
+    /// [`Rejected`] if there are not as many; nothing was taken.
     #[inline]
-    pub fn check_n(&self, cost: u64) -> Result<Admitted, Denied> {
+    pub fn check_n(&self, cost: u64) -> Result<Admitted, Rejected> {
         self.check_at(self.clock.now(), cost)
     }
 
@@ -169,21 +179,21 @@ impl Limiter {
     /// A `now` that is behind those of other callers is allowed: it never admits more.
     ///
     /// # Errors
-    /// [`Denied`] if there are not as many units; nothing was taken.
+    /// [`Rejected`] if there are not as many units; nothing was taken.
     #[inline]
-    pub fn check_at(&self, now: u64, cost: u64) -> Result<Admitted, Denied> {
+    pub fn check_at(&self, now: u64, cost: u64) -> Result<Admitted, Rejected> {
         if let State::Word(word) = &self.state
             && let Some(answer) = word.take(now, cost)
         {
             return answer
                 .map(|standing| Admitted::new(standing, now, cost))
-                .map_err(|(standing, wait)| Denied::new(standing, wait));
+                .map_err(|(standing, wait)| Rejected::new(standing, wait));
         }
         self.decide(now, cost)
     }
 
     #[inline(never)]
-    fn decide(&self, now: u64, cost: u64) -> Result<Admitted, Denied> {
+    fn decide(&self, now: u64, cost: u64) -> Result<Admitted, Rejected> {
         let verdict = match &self.state {
             State::Word(word) => word.step(now, cost),
             State::Cells(cells) => {
@@ -282,7 +292,7 @@ impl Limiter {
         {
             return Ok(admitted);
         }
-        let _place = Place::take(&self.waiting, self.max_waiters)?;
+        let _place = WaiterPermit::take(&self.waiting, self.max_waiters)?;
         let _turn = self.turn.lock().await;
         match &self.state {
             State::Word(word) if word.kind() == Kind::Gcra => {
@@ -292,18 +302,18 @@ impl Limiter {
         }
     }
 
-    /// Sleeps for as long as the denial says, or until a refund or a change of the quotas. The
+    /// Sleeps for as long as the rejection says, or until a refund or a change of the quotas. The
     /// caller is the first in line.
     async fn wait_and_check(&self, cost: u64) -> Result<Admitted, WaitError> {
         // Ends when the units are there. The caller chose to wait, and may give up at any time.
         loop {
             // From before the decision: a change right after it must end the sleep.
             let changed = self.changed.notified();
-            let denied = match self.check_n(cost) {
+            let rejected = match self.check_n(cost) {
                 Ok(admitted) => return Ok(admitted),
-                Err(denied) => denied,
+                Err(rejected) => rejected,
             };
-            let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
+            let Some(wait) = rejected.retry_after() else { return Err(WaitError::TooCostly) };
             // Either way the next turn decides.
             let _ = tokio::time::timeout(wait, changed).await;
         }
@@ -397,9 +407,9 @@ impl fmt::Debug for Limiter {
 }
 
 /// A place among those that wait.
-struct Place<'a>(&'a AtomicUsize);
+struct WaiterPermit<'a>(&'a AtomicUsize);
 
-impl<'a> Place<'a> {
+impl<'a> WaiterPermit<'a> {
     fn take(waiting: &'a AtomicUsize, max: usize) -> Result<Self, WaitError> {
         waiting
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < max).then_some(n + 1))
@@ -408,7 +418,7 @@ impl<'a> Place<'a> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaiterPermit<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }

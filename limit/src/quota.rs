@@ -124,14 +124,22 @@ impl Quota {
     }
 
     pub(crate) fn rules(&self) -> Result<Rules, ConfigError> {
-        if self.count == 0 || self.per.is_zero() || self.burst == 0 {
-            return Err(ConfigError::Zero);
+        let zero = [
+            ("quota.count", self.count == 0),
+            ("quota.per", self.per.is_zero()),
+            ("quota.burst", self.burst == 0),
+        ];
+        if let Some((field, _)) = zero.into_iter().find(|(_, is_zero)| *is_zero) {
+            return Err(ConfigError::new(field, "must be above 0"));
         }
         if !self.name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b'"' && b != b'\\') {
-            return Err(ConfigError::Name(self.name));
+            return Err(ConfigError::new(
+                "quota.name",
+                "must be printable ASCII without quotes and backslashes",
+            ));
         }
         if self.algorithm == Algorithm::SlidingLog && self.count > MAX_LOG_UNITS {
-            return Err(ConfigError::OutOfRange("count"));
+            return Err(ConfigError::new("quota.count", "must be at most 2^20 in a sliding log"));
         }
         let (kind, burst) = match self.algorithm {
             Algorithm::Gcra => (Kind::Gcra, self.burst),
@@ -142,7 +150,7 @@ impl Quota {
             Algorithm::SlidingCounter => (Kind::SlidingCounter, 1),
         };
         Rules::new(kind, self.count, nanos(self.per), burst)
-            .ok_or(ConfigError::OutOfRange("the quota"))
+            .ok_or(ConfigError::new("quota", "must fit the ranges in the documentation of `Quota`"))
     }
 }
 
@@ -153,7 +161,7 @@ pub(crate) fn nanos(time: Duration) -> u64 {
 /// The rules of all quotas of a limiter.
 pub(crate) fn rules_of(quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
     if quotas.is_empty() || quotas.len() > MAX_TIERS {
-        return Err(ConfigError::Tiers(quotas.len()));
+        return Err(ConfigError::new("quotas", "must be 1 to 8"));
     }
     quotas.iter().map(Quota::rules).collect()
 }
@@ -163,9 +171,12 @@ pub(crate) fn least_limit(rules: &[Rules]) -> u64 {
     rules.iter().map(|rules| rules.limit).min().unwrap_or(0)
 }
 
+/// What a change of quotas must keep.
+const OTHER_KIND: &str = "must keep their number and algorithms, for their states to be kept";
+
 /// The rules of a change, which must keep the shape of what it changes.
 pub(crate) fn changed(old: &[Rules], quotas: &[Quota]) -> Result<Box<[Rules]>, ConfigError> {
     let new = rules_of(quotas)?;
     let same = old.len() == new.len() && old.iter().zip(&new).all(|(a, b)| a.kind == b.kind);
-    if same { Ok(new) } else { Err(ConfigError::OtherAlgorithm) }
+    if same { Ok(new) } else { Err(ConfigError::new("quotas", OTHER_KIND)) }
 }

@@ -12,7 +12,7 @@ const _: () = {
     is_send_sync::<Keyed<String>>();
     is_send_sync::<Quota>();
     is_send_sync::<Admitted>();
-    is_send_sync::<Denied>();
+    is_send_sync::<Rejected>();
     is_send_sync::<Strict>();
     is_send_sync::<Leased>();
     is_send_sync::<Arc<dyn Counter>>();

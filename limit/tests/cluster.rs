@@ -168,8 +168,8 @@ async fn a_node_that_dies_takes_only_its_own_keys_along() {
     }
     // Two minutes' worth is the burst, and none of its time has passed.
     let (last, _) = names.iter().zip(&of_last).find(|(_, last)| **last).unwrap();
-    let denied = strict.check(last, 900).await.unwrap_err();
-    assert!(matches!(denied, SharedError::Denied(_)), "{denied}");
+    let rejected = strict.check(last, 900).await.unwrap_err();
+    assert!(matches!(rejected, SharedError::Rejected(_)), "{rejected}");
 }
 
 /// With the default configuration: a node that is killed, and one that is stopped where it is, so

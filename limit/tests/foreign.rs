@@ -67,9 +67,8 @@ fn a_clock_may_use_the_limiter() {
     ends(|| {
         for quotas in shapes() {
             let clock = Arc::new(CallingClock::default());
-            let mut config = LimiterConfig::default();
-            config.clock = Arc::clone(&clock) as _;
-            let limiter = Arc::new(Limiter::with_config(&quotas, config).unwrap());
+            let (config, shared) = (LimiterConfig::default(), Arc::clone(&clock) as _);
+            let limiter = Arc::new(Limiter::with_clock(&quotas, config, shared).unwrap());
             let (weak, of_clock) = (Arc::downgrade(&limiter), quotas.clone());
             let call = move || {
                 let limiter = Weak::upgrade(&weak).expect("it is in use");
@@ -93,9 +92,8 @@ fn a_clock_may_use_the_keyed_limiter() {
     ends(|| {
         for quotas in shapes() {
             let clock = Arc::new(CallingClock::default());
-            let mut config = KeyedConfig::default();
-            config.clock = Arc::clone(&clock) as _;
-            let limiter = Arc::new(Keyed::<u64>::with_config(&quotas, config).unwrap());
+            let (config, shared) = (KeyedConfig::default(), Arc::clone(&clock) as _);
+            let limiter = Arc::new(Keyed::<u64>::with_clock(&quotas, config, shared).unwrap());
             let (weak, of_clock) = (Arc::downgrade(&limiter), quotas.clone());
             let call = move || {
                 let limiter = Weak::upgrade(&weak).expect("it is in use");
@@ -168,8 +166,8 @@ fn a_key_may_use_the_limiter_when_it_is_hashed_cloned_and_dropped() {
     ends(|| {
         let mut config = KeyedConfig::default();
         config.max_keys = 300;
-        config.clock = Arc::new(StandingClock);
-        let limiter = Keyed::with_config(&[Quota::sliding_log(2, SECOND)], config).unwrap();
+        let quota = Quota::sliding_log(2, SECOND);
+        let limiter = Keyed::with_clock(&[quota], config, Arc::new(StandingClock)).unwrap();
         assert!(LIMITER.set(limiter).is_ok());
         let limiter = LIMITER.get().expect("it was set");
         for round in 0..4 {

@@ -28,7 +28,7 @@ mod sync {
     }
 }
 
-use self::core::{AtomicCell, Beyond, Kind, LiveRules, Place, Rules};
+use self::core::{AtomicCell, Beyond, Kind, LiveRules, Rules, SlotRef};
 use self::sync::AtomicU64;
 use loom::sync::Arc;
 use loom::thread;
@@ -123,12 +123,12 @@ fn a_place_is_handed_on_or_kept() {
         let first = {
             let (rules, slot) = (Arc::clone(&rules), Arc::clone(&slot));
             thread::spawn(move || {
-                let place = Place::at(&slot);
+                let place = SlotRef::at(&slot);
                 let take = || rules.take(place.word, place.of(1), NOW + 3000, 1);
                 take().is_some_and(|answer| answer.is_ok())
             })
         };
-        let place = Place::at(&slot);
+        let place = SlotRef::at(&slot);
         let handed_on = place.hand_on(NOW, 2, NOW + 1500).is_some();
         let taken = first.join().expect("it ends");
         assert!(!(taken && handed_on), "a unit was taken of a key that has no place");

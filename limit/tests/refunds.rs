@@ -33,13 +33,11 @@ enum Either {
 impl Either {
     fn new(keyed: bool, quotas: &[Quota], clock: &Arc<Set>) -> Self {
         if keyed {
-            let mut config = KeyedConfig::default();
-            config.clock = Arc::clone(clock) as _;
-            return Self::Keyed(Keyed::with_config(quotas, config).unwrap());
+            let config = KeyedConfig::default();
+            return Self::Keyed(Keyed::with_clock(quotas, config, Arc::clone(clock) as _).unwrap());
         }
-        let mut config = LimiterConfig::default();
-        config.clock = Arc::clone(clock) as _;
-        Self::All(Limiter::with_config(quotas, config).unwrap())
+        let config = LimiterConfig::default();
+        Self::All(Limiter::with_clock(quotas, config, Arc::clone(clock) as _).unwrap())
     }
 
     fn take(&self, cost: u64) -> Option<Admitted> {
@@ -50,7 +48,7 @@ impl Either {
     }
 
     fn left(&self) -> u64 {
-        self.take(0).expect("a cost of 0 is never denied").remaining()
+        self.take(0).expect("a cost of 0 is never rejected").remaining()
     }
 
     fn refund(&self, admitted: Admitted) {

@@ -44,7 +44,7 @@ impl Figures {
         if self.interval > 0 { "gcra" } else { "window" }
     }
 
-    /// How long one unit can be denied at most, µs.
+    /// How long one unit can be rejected at most, µs.
     fn unit_us(&self) -> u64 {
         match self.kind() {
             "gcra" => self.interval.div_ceil(1000),
@@ -114,7 +114,7 @@ fn figures(random: &mut Random) -> Figures {
 const SOME_DAY_US: u64 = 1_764_000_000_000_000;
 
 static FORWARD: [&str; 6] =
-    ["granted in part", "granted in full", "denied", "never", "finer than 1 µs", "window"];
+    ["granted in part", "granted in full", "rejected", "never", "finer than 1 µs", "window"];
 
 #[tokio::test]
 async fn the_script_decides_as_the_limiter_in_memory() {
@@ -132,12 +132,12 @@ async fn the_script_decides_as_the_limiter_in_memory() {
             let now = now_us * 1000;
             let room = limiter.check_at(now, 0).unwrap().remaining();
             let expected = if room >= least { room.min(most) } else { 0 };
-            let denied = limiter.check_at(now, if expected > 0 { expected } else { least }).err();
+            let rejected = limiter.check_at(now, if expected > 0 { expected } else { least }).err();
             let (granted, remaining, wait, _, unreadable) =
                 server.take(&key, &of, now_us, least, most).await;
             let at = format!("seed {seed} step {step}: {of:?}", of = of.quota);
             assert_eq!((granted, remaining, unreadable), (expected, room - expected, 0), "{at}");
-            let expected_wait = match denied.map(|denied| denied.retry_after()) {
+            let expected_wait = match rejected.map(|rejected| rejected.retry_after()) {
                 None => 0,
                 Some(None) => -1,
                 Some(Some(wait)) => wait.as_nanos().div_ceil(1000) as i64,
@@ -145,7 +145,7 @@ async fn the_script_decides_as_the_limiter_in_memory() {
             assert_eq!(wait, expected_wait, "{at}");
             situations.add("granted in part", u64::from(granted > 0 && granted < most));
             situations.add("granted in full", u64::from(granted == most));
-            situations.add("denied", u64::from(wait > 0));
+            situations.add("rejected", u64::from(wait > 0));
             situations.add("never", u64::from(wait < 0));
             situations.add("window", u64::from(of.kind() == "window"));
             situations.add("finer than 1 µs", u64::from((1..1000).contains(&of.interval)));
@@ -155,12 +155,12 @@ async fn the_script_decides_as_the_limiter_in_memory() {
 }
 
 static BACK: [&str; 4] =
-    ["set back with units used", "denied after it", "longer than the burst", "window"];
+    ["set back with units used", "rejected after it", "longer than the burst", "window"];
 
-/// However far the server's clock is set back, one unit is denied for no longer than a unit or a
+/// However far the server's clock is set back, one unit is rejected for no longer than a unit or a
 /// window takes, and no more is granted in real time than the quota admits.
 #[tokio::test]
-async fn a_clock_that_is_set_back_denies_for_a_unit_at_most() {
+async fn a_clock_that_is_set_back_rejects_for_a_unit_at_most() {
     let Some(mut server) = Server::start().await else { return };
     let situations = Situations::new(&BACK);
     for seed in 0..300 {
@@ -186,7 +186,7 @@ async fn a_clock_that_is_set_back_denies_for_a_unit_at_most() {
             let wait = u64::try_from(wait).expect("one unit is within the limit");
             assert!(wait <= of.unit_us(), "seed {seed}: {wait} µs of {:?}", of.quota);
             if wait > 0 && since_set_back {
-                situations.reached("denied after it");
+                situations.reached("rejected after it");
                 // That wait is enough.
                 real_us += wait;
                 let (granted, ..) = server.take(&key, &of, real_us - behind_us, 1, 1).await;

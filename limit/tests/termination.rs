@@ -11,7 +11,7 @@ use voussoir_sim::Situations;
 const SECOND: Duration = Duration::from_secs(1);
 
 static SITUATIONS: [&str; 6] =
-    ["admitted", "denied", "refunded", "quota changed", "place handed on", "without room"];
+    ["admitted", "rejected", "refunded", "quota changed", "place handed on", "without room"];
 
 /// Runs the calls of each thread, and fails if one has not got through them in time.
 fn all_end(calls: Vec<Box<dyn FnOnce() + Send>>) {
@@ -43,7 +43,7 @@ fn calls_end_while_words_quotas_and_places_change() {
         let one = Arc::new(Limiter::new(quotas[0]).unwrap());
         let mut config = KeyedConfig::default();
         // Few places, so that they change hands all the time.
-        (config.max_keys, config.when_full) = (64, WhenFull::Deny);
+        (config.max_keys, config.when_full) = (64, WhenFull::Reject);
         let keyed = Arc::new(Keyed::<u64>::with_config(&quotas[..1], config).unwrap());
         let done = Arc::new(AtomicBool::new(false));
         let left = Arc::new(AtomicU64::new(3));
@@ -53,7 +53,7 @@ fn calls_end_while_words_quotas_and_places_change() {
             let (done, left, situations) =
                 (Arc::clone(&done), Arc::clone(&left), Arc::clone(&situations));
             calls.push(Box::new(move || {
-                let (mut admitted, mut denied, mut refunded) = (0, 0, 0);
+                let (mut admitted, mut rejected, mut refunded) = (0, 0, 0);
                 for turn in 0..60_000_u64 {
                     let key = turn.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (54 + thread);
                     let answers = [one.check(), keyed.check(&key)];
@@ -68,12 +68,12 @@ fn calls_end_while_words_quotas_and_places_change() {
                                 }
                             }
                             Ok(_) => admitted += 1,
-                            Err(_) => denied += 1,
+                            Err(_) => rejected += 1,
                         }
                     }
                 }
                 situations.add("admitted", admitted);
-                situations.add("denied", denied);
+                situations.add("rejected", rejected);
                 situations.add("refunded", refunded);
                 done.store(left.fetch_sub(1, Ordering::AcqRel) == 1, Ordering::Release);
             }));

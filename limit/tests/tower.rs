@@ -65,10 +65,10 @@ async fn the_layer_counts_by_key_and_keeps_the_contract() {
     };
     assert_eq!(ask(&["10.0.0.1"]).await.unwrap(), 1);
     assert_eq!(ask(&["10.0.0.1"]).await.unwrap(), 2);
-    assert!(matches!(ask(&["10.0.0.1"]).await, Err(LimitError::Denied(_))));
+    assert!(matches!(ask(&["10.0.0.1"]).await, Err(LimitError::Rejected(_))));
     // What the client writes before its address does not make it another.
-    assert!(matches!(ask(&["9.9.9.9, 10.0.0.1"]).await, Err(LimitError::Denied(_))));
-    assert_eq!(ask(&["10.0.0.2"]).await.unwrap(), 3, "the inner service saw no denied request");
+    assert!(matches!(ask(&["9.9.9.9, 10.0.0.1"]).await, Err(LimitError::Rejected(_))));
+    assert_eq!(ask(&["10.0.0.2"]).await.unwrap(), 3, "the inner service saw no rejected request");
     assert!(matches!(ask(&[]).await, Err(LimitError::NoKey)));
 }
 
@@ -116,16 +116,16 @@ fn keys_of_peers_and_headers() {
     assert_eq!(header.key_of(&request).as_deref(), Some("secret"));
 }
 
-/// A denied request does not keep what the inner service reserved for it when it became ready.
+/// A rejected request does not keep what the inner service reserved for it when it became ready.
 #[tokio::test]
-async fn a_denied_request_gives_the_inner_permit_back() {
+async fn a_rejected_request_gives_the_inner_permit_back() {
     use http::Response;
     use tower::ServiceExt;
 
     let inner = tower::service_fn(async |_: Request<()>| Ok::<_, Infallible>(Response::new(())));
     let inner = tower::limit::ConcurrencyLimitLayer::new(1).layer(inner);
     let ready = Duration::from_secs(5);
-    // What denies: the quota, and the want of a key.
+    // What rejects: the quota, and the want of a key.
     for forwarded in [&["10.0.0.1"][..], &[]] {
         let limiter = || Arc::new(Keyed::new(Quota::gcra(1, Duration::from_secs(60))).unwrap());
         let hops = ForwardedFor { trusted_hops: 1 };
@@ -142,8 +142,8 @@ async fn a_denied_request_gives_the_inner_permit_back() {
         let (mut first, mut second) = (service.clone(), service);
         let passed = first.ready().await.unwrap().call(request(&["10.0.0.1"])).await.unwrap();
         assert_eq!(passed.status(), 200);
-        let denied = first.ready().await.unwrap().call(request(forwarded)).await.unwrap();
-        assert!(denied.status().is_client_error());
+        let rejected = first.ready().await.unwrap().call(request(forwarded)).await.unwrap();
+        assert!(rejected.status().is_client_error());
         let other = tokio::time::timeout(ready, second.ready()).await;
         other.expect("the first clone holds no permit").unwrap();
     }

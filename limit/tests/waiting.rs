@@ -15,15 +15,11 @@ fn clock() -> Arc<TokioClock> {
 }
 
 fn limiter(quotas: &[Quota]) -> Arc<Limiter> {
-    let mut config = LimiterConfig::default();
-    config.clock = clock();
-    Arc::new(Limiter::with_config(quotas, config).unwrap())
+    Arc::new(Limiter::with_clock(quotas, LimiterConfig::default(), clock()).unwrap())
 }
 
 fn keyed(quotas: &[Quota]) -> Arc<Keyed<u32>> {
-    let mut config = KeyedConfig::default();
-    config.clock = clock();
-    Arc::new(Keyed::with_config(quotas, config).unwrap())
+    Arc::new(Keyed::with_clock(quotas, KeyedConfig::default(), clock()).unwrap())
 }
 
 /// Each shape of state, slow and fast.

@@ -1,5 +1,7 @@
 //! Configuration, validated where it is used.
 
+use std::time::Duration;
+
 /// How a [`HashRing`](crate::HashRing) is laid out.
 ///
 /// # Example
@@ -34,10 +36,10 @@ pub struct PlanConfig {
     pub moves_per_step: usize,
     /// The most moves of one step that read from, or write to, one node: at least 1. Default: 4.
     pub moves_per_node: usize,
-    /// The pause after each step, in nanoseconds. Default: 0.
-    pub step_pause_nanos: u64,
-    /// How long a failed move waits before it is tried again, in nanoseconds. Default: 1 s.
-    pub retry_nanos: u64,
+    /// The pause after each step. Default: none.
+    pub step_pause: Duration,
+    /// How long a failed move waits before it is tried again. Default: 1 s.
+    pub retry_after: Duration,
 }
 
 impl Default for PlanConfig {
@@ -45,8 +47,8 @@ impl Default for PlanConfig {
         Self {
             moves_per_step: 64,
             moves_per_node: 4,
-            step_pause_nanos: 0,
-            retry_nanos: 1_000_000_000,
+            step_pause: Duration::ZERO,
+            retry_after: Duration::from_secs(1),
         }
     }
 }
@@ -87,6 +89,8 @@ pub struct LoadConfig {
     pub samples: usize,
     /// The sketch of hot keys.
     pub hot_keys: HotKeysConfig,
+    /// Starts the sampling. Default: `None`, drawn from the system when the count is made.
+    pub seed: Option<u64>,
 }
 
 impl Default for LoadConfig {
@@ -98,6 +102,7 @@ impl Default for LoadConfig {
             min_accesses: 10_000,
             samples: 128,
             hot_keys: HotKeysConfig::default(),
+            seed: None,
         }
     }
 }

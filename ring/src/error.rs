@@ -161,9 +161,9 @@ pub enum PlanError {
     /// More changed ranges than [`MAX_CHANGES`](crate::MAX_CHANGES).
     #[error("the plan has {0} changed ranges, more than {max}", max = crate::MAX_CHANGES)]
     TooManyChanges(usize),
-    /// A limit of the configuration is outside its documented range.
-    #[error("{0} must be at least 1")]
-    ZeroLimit(&'static str),
+    /// A field of the configuration is out of its range.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// Slots or replicas outside their documented range.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -180,33 +180,24 @@ pub struct StaleEpoch {
     pub offered: u64,
 }
 
-/// Why a sketch could not be built or merged. Neither sketch was changed.
-#[derive(Clone, Debug, PartialEq, Error)]
+/// A field of a configuration is out of its range. Nothing was built; mend the field.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{field}` {rule}")]
 #[non_exhaustive]
-pub enum SketchError {
-    /// A configured number is outside its documented range.
-    #[error("{field} is {value}, outside {min}..={max}")]
-    OutOfRange {
-        /// The configuration field.
-        field: &'static str,
-        /// What it was set to.
-        value: usize,
-        /// The least that is accepted.
-        min: usize,
-        /// The most that is accepted.
-        max: usize,
-    },
-    /// A configured share is outside its documented range.
-    #[error("{field} is {value}, outside 0 to {max}; a share that must be above 0 may not be 0")]
-    ShareOutOfRange {
-        /// The configuration field.
-        field: &'static str,
-        /// What it was set to.
-        value: f64,
-        /// The most that is accepted.
-        max: f64,
-    },
-    /// Only sketches of the same configuration can be merged.
-    #[error("the sketches are configured differently")]
-    ConfigDiffers,
+pub struct ConfigError {
+    /// The name of the field.
+    pub field: &'static str,
+    /// What must hold for it.
+    pub rule: &'static str,
 }
+
+impl ConfigError {
+    pub(crate) const fn new(field: &'static str, rule: &'static str) -> Self {
+        Self { field, rule }
+    }
+}
+
+/// Only sketches of the same configuration can be merged. Neither was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the sketches are configured differently")]
+pub struct SketchesDiffer;

@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod algo;
+#[cfg(feature = "compat")]
 pub mod compat;
 mod config;
 mod core;
@@ -29,8 +30,8 @@ pub use core::{
     Progress, Rebalance, Route, Side, State,
 };
 pub use error::{
-    BuildError, GeoError, PlanError, RangeError, SketchError, StaleEpoch, TopologyError,
-    WeightError,
+    BuildError, ConfigError, GeoError, PlanError, RangeError, SketchesDiffer, StaleEpoch,
+    TopologyError, WeightError,
 };
 pub use owners::{Degraded, MAX_REPLICAS, Owners};
 pub use partitioner::Partitioner;

@@ -4,6 +4,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::topology;
 use proptest::prelude::*;
@@ -105,8 +106,8 @@ proptest! {
         let mut config = PlanConfig::default();
         config.moves_per_step = usize::try_from(per_step).unwrap();
         config.moves_per_node = usize::try_from(per_node).unwrap();
-        config.step_pause_nanos = pause;
-        config.retry_nanos = retry;
+        config.step_pause = Duration::from_nanos(pause);
+        config.retry_after = Duration::from_nanos(retry);
         let replicas = usize::try_from(replicas).unwrap();
         let place = |nodes| HashRing::new(&topology(nodes)).unwrap().placement(replicas);
         let plan = Plan::new(&place(4), &place(5), &config);
@@ -163,7 +164,7 @@ proptest! {
         let share = |share: f64| share > 0.0 && share <= 1.0;
         let accepted = share(hot) && share(key) && (0.0..=hot).contains(&cold)
             && (8..=4096).contains(&samples);
-        let load = RangeLoad::new(&config, u64::MAX);
+        let load = RangeLoad::new(&config);
         prop_assert_eq!(load.is_ok(), accepted, "{:?}", config);
         if let Ok(mut load) = load {
             let map = RangeMap::new(1, &[1]).unwrap().split(b"key:5").unwrap();

@@ -63,11 +63,12 @@ fn never_full() -> Quota {
 }
 
 fn ours(clock: Option<Coarse>) -> Limiter {
-    let mut config = LimiterConfig::default();
-    if let Some(clock) = clock {
-        config.clock = Arc::new(clock);
-    }
-    Limiter::with_config(&[never_full()], config).expect("the quota is valid")
+    let (quotas, config) = ([never_full()], LimiterConfig::default());
+    let limiter = match clock {
+        Some(clock) => Limiter::with_clock(&quotas, config, Arc::new(clock)),
+        None => Limiter::with_config(&quotas, config),
+    };
+    limiter.expect("the quota is valid")
 }
 
 fn theirs() -> governor::Quota {
@@ -102,7 +103,7 @@ fn plain(cases: &mut Vec<Case>) {
         let limiter = ours(None);
         add(name, "ours", used(move |turn| limiter.check_at(turn, 1)));
 
-        let name = row("denied, now given, 1 thread", "denied, now given, 2 threads");
+        let name = row("rejected, now given, 1 thread", "rejected, now given, 2 threads");
         let limiter = Limiter::new(Quota::gcra(1, 1000 * SECOND)).expect("the quota is valid");
         limiter.check_at(1, 1).expect("the first passes");
         add(name, "ours", used(move |_| limiter.check_at(2, 1).is_ok()));

@@ -19,7 +19,7 @@ pub use state::{Cause, State, Transition, Verdict};
 
 use crate::clock::{Clock, default_clock};
 use crate::config::{BreakerConfig, nanos};
-use crate::core::{Denied, Machine, Phase, Rules, Shift};
+use crate::core::{Machine, Phase, Rejection, Shift, Thresholds};
 use crate::error::{BreakerError, ConfigError, Rejected, RestoreError};
 
 /// Transitions that a slow listener may lag behind before it misses some.
@@ -62,7 +62,7 @@ pub struct Breaker {
     on_drop: Verdict,
     on_panic: Verdict,
     on_overtaken: Verdict,
-    shape: crate::core::Shape,
+    shape: crate::core::WindowKind,
     name: Arc<str>,
     state: watch::Sender<State>,
     events: broadcast::Sender<Transition>,
@@ -123,8 +123,8 @@ impl Breaker {
         name: Arc<str>,
         config: &BreakerConfig,
         clock: Arc<dyn Clock>,
-        rules: Rules,
-        machine: impl FnOnce(Rules, u64, Box<dyn Fn(Shift) + Send + Sync>) -> Machine,
+        rules: Thresholds,
+        machine: impl FnOnce(Thresholds, u64, Box<dyn Fn(Shift) + Send + Sync>) -> Machine,
     ) -> Self {
         let (state, _) = watch::channel(State::Closed);
         let (events, _) = broadcast::channel(MAX_EVENTS);
@@ -315,15 +315,15 @@ impl Breaker {
     /// What it is and what it has counted. Figures taken while calls are answered may be some
     /// calls apart from each other.
     pub fn stats(&self) -> BreakerStats {
-        let (lifetime, [rejected, late, openings, would_open]) = self.machine.totals();
+        let totals = self.machine.totals();
         BreakerStats {
             state: self.state(),
             window: self.machine.counts(self.clock.now()),
-            lifetime,
-            rejected,
-            late,
-            openings,
-            would_open,
+            lifetime: totals.answers,
+            rejected: totals.rejected,
+            late: totals.late,
+            openings: totals.openings,
+            would_open: totals.would_open,
         }
     }
 
@@ -376,8 +376,8 @@ fn announce(
     let _ = catch_unwind(AssertUnwindSafe(|| events.send(transition.clone()).is_ok()));
 }
 
-impl From<Denied> for Rejected {
-    fn from(denied: Denied) -> Self {
+impl From<Rejection> for Rejected {
+    fn from(denied: Rejection) -> Self {
         let retry_after = denied.retry_after.map(Duration::from_nanos);
         Self { state: State::of(denied.phase), retry_after }
     }

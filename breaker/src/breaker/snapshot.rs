@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::State;
-use crate::core::{Counts, Memory, Shape};
+use crate::core::{Counts, Memory, WindowKind};
 use crate::error::RestoreError;
 
 /// A breaker's figures at one moment.
@@ -101,7 +101,7 @@ impl BreakerSnapshot {
     /// What this crate writes, and the only version that it restores.
     pub const VERSION: u32 = 1;
 
-    pub(super) fn of(shape: Shape, memory: Memory) -> Self {
+    pub(super) fn of(shape: WindowKind, memory: Memory) -> Self {
         let parts = memory.window.into_iter();
         Self {
             version: Self::VERSION,
@@ -114,15 +114,15 @@ impl BreakerSnapshot {
         }
     }
 
-    pub(super) fn memory(&self, shape: Shape) -> Result<Memory, RestoreError> {
+    pub(super) fn memory(&self, shape: WindowKind) -> Result<Memory, RestoreError> {
         if self.version != Self::VERSION {
             return Err(RestoreError::VersionUnknown { found: self.version });
         }
         if self.bucket != bucket(shape) {
             return Err(RestoreError::WindowMismatch);
         }
-        let (Shape::Time { buckets: max_parts, .. } | Shape::Count { calls: max_parts, .. }) =
-            shape;
+        let (WindowKind::Time { buckets: max_parts, .. }
+        | WindowKind::Count { calls: max_parts, .. }) = shape;
         let is_sound = |part: &WindowPart| {
             let Counts { calls, failures, slow } = part.counts;
             let max_calls = if self.bucket.is_some() { u64::MAX } else { 1 };
@@ -141,9 +141,9 @@ impl BreakerSnapshot {
     }
 }
 
-fn bucket(shape: Shape) -> Option<Duration> {
+fn bucket(shape: WindowKind) -> Option<Duration> {
     match shape {
-        Shape::Time { width, .. } => Some(Duration::from_nanos(width)),
-        Shape::Count { .. } => None,
+        WindowKind::Time { width, .. } => Some(Duration::from_nanos(width)),
+        WindowKind::Count { .. } => None,
     }
 }

@@ -1,13 +1,13 @@
 //! The state machine over the windows and the probes.
 
+use crossbeam_utils::CachePadded;
 use std::collections::VecDeque;
 use std::fmt;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
-use super::padded::{Padded, Striped};
 use super::probes::{Admission, Finding, Probes};
-use super::rng::SplitMix;
-use super::rules::{Rules, Trip};
+use super::rules::{Thresholds, Trip};
+use super::striped::Striped;
 use super::tagged::{Added, Tag, Tagged};
 use super::window::{Counts, Sample, Window};
 use crate::sync::{AtomicU64, Mutex};
@@ -17,7 +17,7 @@ const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
 /// Changes of state that wait for the observer, at most; the oldest are dropped first.
 const MAX_UNHEARD: usize = 64;
 
-/// What a breaker does with calls. A word wide: reading a refusal that mixes widths would stall.
+/// What a breaker does with calls. A word wide: reading a rejection that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Phase {
@@ -47,9 +47,22 @@ impl Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
+/// All that a breaker has counted since it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Answers that counted, whatever the state.
+    pub(crate) answers: Counts,
+    pub(crate) rejected: u64,
+    /// Answers of calls that an earlier state had admitted.
+    pub(crate) late: u64,
+    pub(crate) openings: u64,
+    /// Openings that metrics-only held back.
+    pub(crate) would_open: u64,
+}
+
 /// A call that was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Denied {
+pub(crate) struct Rejection {
     pub(crate) phase: Phase,
     /// Nanoseconds until the next call may be admitted, where that is known.
     pub(crate) retry_after: Option<u64>,
@@ -93,7 +106,7 @@ pub(crate) struct Memory {
 struct Transitions {
     /// Openings since the breaker was last closed.
     openings: u32,
-    rng: SplitMix,
+    rng: fastrand::Rng,
     /// Changes that the observer has not heard of, oldest first.
     unheard: VecDeque<Shift>,
     /// Whether a thread is calling the observer now. That thread also announces `unheard`.
@@ -127,13 +140,13 @@ type Observer = Box<dyn Fn(Shift) + Send + Sync>;
 /// The breaker. Admissions and answers take no lock; changes of state take one, and are observed
 /// in their order, without the lock.
 pub(crate) struct Machine {
-    state: Padded<AtomicU64>,
+    state: CachePadded<AtomicU64>,
     /// Time at which the open state ends, in ns. Stored before `state` becomes Open.
     open_until: AtomicU64,
-    rules: Rules,
+    rules: Thresholds,
     window: Window,
-    run: Padded<Tagged>,
-    probes: Padded<Probes>,
+    run: CachePadded<Tagged>,
+    probes: CachePadded<Probes>,
     rejected: Striped,
     late: AtomicU64,
     would_open: AtomicU64,
@@ -155,24 +168,24 @@ fn generation(word: u64) -> u64 {
 impl Machine {
     /// A closed breaker at `now`. The observer is called without any lock, by one thread at a
     /// time, and may call back. It must not panic.
-    pub(crate) fn new(rules: Rules, now: u64, observer: Observer) -> Self {
+    pub(crate) fn new(rules: Thresholds, now: u64, observer: Observer) -> Self {
         let window = Window::new(rules.shape);
         window.reset(1, now);
         let run = Tagged::new();
         run.set(Tag { generation: 1, epoch: 0 }, 0);
         Self {
-            state: Padded(AtomicU64::new(1 << PHASE_BITS | Phase::Closed as u64)),
+            state: CachePadded::new(AtomicU64::new(1 << PHASE_BITS | Phase::Closed as u64)),
             open_until: AtomicU64::new(0),
             window,
-            run: Padded(run),
-            probes: Padded(Probes::new(rules.probes, rules.max_bad_probes)),
+            run: CachePadded::new(run),
+            probes: CachePadded::new(Probes::new(rules.probes, rules.max_bad_probes)),
             rejected: Striped::new(rules.shape.stripes()),
             late: AtomicU64::new(0),
             would_open: AtomicU64::new(0),
             openings_total: AtomicU64::new(0),
             transitions: Mutex::new(Transitions {
                 openings: 0,
-                rng: SplitMix::new(rules.seed),
+                rng: fastrand::Rng::with_seed(rules.seed),
                 unheard: VecDeque::new(),
                 is_announcing: false,
             }),
@@ -183,7 +196,12 @@ impl Machine {
 
     /// A breaker that goes on where `memory` left off. A half-open one starts as an open one
     /// whose wait is over: its probes were another process's.
-    pub(crate) fn restore(rules: Rules, now: u64, memory: &Memory, observer: Observer) -> Self {
+    pub(crate) fn restore(
+        rules: Thresholds,
+        now: u64,
+        memory: &Memory,
+        observer: Observer,
+    ) -> Self {
         let this = Self::new(rules, now, observer);
         this.transitions.lock().openings = memory.openings;
         let (to, wait) = match memory.phase {
@@ -267,41 +285,43 @@ impl Machine {
         self.window.sum(generation(self.state.load(Acquire)) as u8, now)
     }
 
-    /// All calls ever counted; then rejected calls, late answers, openings, and openings that
-    /// metrics-only held back.
-    pub(crate) fn totals(&self) -> (Counts, [u64; 4]) {
-        let rejected = self.rejected.iter().map(|word| word.load(Relaxed)).sum();
-        let words = [&self.late, &self.openings_total, &self.would_open];
-        let [late, openings, would_open] = words.map(|word| word.load(Relaxed));
-        (self.window.lifetime(), [rejected, late, openings, would_open])
+    /// All that was ever counted.
+    pub(crate) fn totals(&self) -> Totals {
+        Totals {
+            answers: self.window.lifetime(),
+            rejected: self.rejected.iter().map(|word| word.load(Relaxed)).sum(),
+            late: self.late.load(Relaxed),
+            openings: self.openings_total.load(Relaxed),
+            would_open: self.would_open.load(Relaxed),
+        }
     }
 
     /// Asks for one call. `now` is asked for only where the decision depends on it.
     #[inline]
-    pub(crate) fn admit(&self, now: impl FnOnce() -> u64) -> Result<Ticket, Denied> {
+    pub(crate) fn admit(&self, now: impl FnOnce() -> u64) -> Result<Ticket, Rejection> {
         let state = self.state.load(Acquire);
         match Phase::of(state) {
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => Ok(Ticket(state)),
-            Phase::ForcedOpen => Err(self.deny(Phase::ForcedOpen, None)),
+            Phase::ForcedOpen => Err(self.reject(Phase::ForcedOpen, None)),
             Phase::Open | Phase::HalfOpen => {
                 let now = now();
-                self.refuse(state, now).map_or_else(|| self.admit_slow(state, now), Err)
+                self.reject_now(state, now).map_or_else(|| self.admit_slow(state, now), Err)
             }
         }
     }
 
-    /// The refusal of an open breaker; `None` if it is not open, or no longer.
+    /// The rejection of an open breaker; `None` if it is not open, or no longer.
     #[inline]
-    fn refuse(&self, state: u64, now: u64) -> Option<Denied> {
+    fn reject_now(&self, state: u64, now: u64) -> Option<Rejection> {
         let until = self.open_until.load(Acquire);
         // The time belongs to `state` only if `state` has not changed meanwhile.
         let is_early = now < until && self.state.load(Acquire) == state;
         (Phase::of(state) == Phase::Open && is_early)
-            .then(|| self.deny(Phase::Open, Some(until - now)))
+            .then(|| self.reject(Phase::Open, Some(until - now)))
     }
 
     #[cold]
-    fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Denied> {
+    fn admit_slow(&self, mut state: u64, now: u64) -> Result<Ticket, Rejection> {
         let patience = self.rules.max_half_open_for;
         let patient_until = patience.map_or(u64::MAX, |patience| now.saturating_add(patience));
         // Ends: each round returns, or the state has changed since the round began. Changes are
@@ -312,9 +332,9 @@ impl Machine {
                 Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => {
                     return Ok(Ticket(state));
                 }
-                Phase::ForcedOpen => return Err(self.deny(phase, None)),
+                Phase::ForcedOpen => return Err(self.reject(phase, None)),
                 Phase::Open => {
-                    if let Some(denied) = self.refuse(state, now) {
+                    if let Some(denied) = self.reject_now(state, now) {
                         return Err(denied);
                     }
                     self.shift(state, Phase::HalfOpen, now, ShiftCause::WaitOver);
@@ -326,7 +346,7 @@ impl Machine {
                         // The probes may answer at any moment: there is no time to come back at.
                         Admission::Full { patient_until } if now < patient_until => {
                             if self.state.load(Acquire) == state {
-                                return Err(self.deny(phase, None));
+                                return Err(self.reject(phase, None));
                             }
                         }
                         Admission::Full { .. } => {
@@ -340,9 +360,9 @@ impl Machine {
     }
 
     #[inline]
-    fn deny(&self, phase: Phase, retry_after: Option<u64>) -> Denied {
+    fn reject(&self, phase: Phase, retry_after: Option<u64>) -> Rejection {
         self.rejected.own().fetch_add(1, Relaxed);
-        Denied { phase, retry_after }
+        Rejection { phase, retry_after }
     }
 
     /// Takes the answer of an admitted call.

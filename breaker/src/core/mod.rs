@@ -5,11 +5,10 @@
 mod adaptive;
 mod latency;
 mod machine;
-mod padded;
 mod probes;
 mod queue;
-mod rng;
 mod rules;
+mod striped;
 mod tagged;
 mod window;
 
@@ -17,14 +16,12 @@ pub use adaptive::{
     Aimd, AimdConfig, Gradient2, Gradient2Config, LimitAlgorithm, LimitSample, Vegas, VegasConfig,
 };
 pub(crate) use latency::LatencyWindow;
-pub(crate) use machine::{Denied, Machine, Memory, Phase, Shift, ShiftCause, Ticket};
-pub(crate) use padded::Padded;
+pub(crate) use machine::{Machine, Memory, Phase, Rejection, Shift, ShiftCause, Ticket};
 pub use queue::QueueOrder;
 pub(crate) use queue::{Patience, WaitQueue};
-pub(crate) use rng::SplitMix;
-pub(crate) use rules::{Rules, Trip, millionths};
+pub(crate) use rules::{Thresholds, Trip, millionths};
 pub use window::Counts;
-pub(crate) use window::{Sample, Shape};
+pub(crate) use window::{Sample, WindowKind};
 
 #[cfg(test)]
 mod model_tests;

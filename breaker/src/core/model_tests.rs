@@ -11,8 +11,8 @@ use proptest::test_runner::TestRunner;
 use voussoir_sim::Situations;
 
 use super::machine::{Machine, Phase, Shift, ShiftCause};
-use super::rules::{Rules, Trip, millionths};
-use super::window::{Sample, Shape};
+use super::rules::{Thresholds, Trip, millionths};
+use super::window::{Sample, WindowKind};
 
 const WIDTH: u64 = 10;
 
@@ -45,14 +45,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn rules() -> impl Strategy<Value = Rules> {
+fn rules() -> impl Strategy<Value = Thresholds> {
     let shape = prop_oneof![
-        (1..7_u32, 1..4_u32).prop_map(|(buckets, stripes)| Shape::Time {
+        (1..7_u32, 1..4_u32).prop_map(|(buckets, stripes)| WindowKind::Time {
             width: WIDTH,
             buckets,
             stripes
         }),
-        (1..20_u32, 1..4_u32).prop_map(|(calls, stripes)| Shape::Count { calls, stripes }),
+        (1..20_u32, 1..4_u32).prop_map(|(calls, stripes)| WindowKind::Count { calls, stripes }),
     ];
     let rate = prop_oneof![Just(None), (1..=10_u32).prop_map(|r| Some(f64::from(r) / 10.0))];
     (
@@ -65,7 +65,7 @@ fn rules() -> impl Strategy<Value = Rules> {
         0..4_u16,
         any::<bool>(),
     )
-        .prop_map(|(shape, min_calls, failure, slow, run, probes, bad, patient)| Rules {
+        .prop_map(|(shape, min_calls, failure, slow, run, probes, bad, patient)| Thresholds {
             shape,
             min_calls,
             failure_rate: failure.map(millionths),
@@ -85,7 +85,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 /// Written for the eye: a list of samples, no atomics, no packing.
 #[derive(Debug)]
 struct Model {
-    rules: Rules,
+    rules: Thresholds,
     phase: Phase,
     /// Counts changes of state; a call belongs to the one it began in.
     era: usize,
@@ -105,7 +105,7 @@ struct Model {
 }
 
 impl Model {
-    fn new(rules: Rules) -> Self {
+    fn new(rules: Thresholds) -> Self {
         Self {
             rules,
             phase: Phase::Closed,
@@ -190,11 +190,11 @@ impl Model {
 
     fn window(&self, now: u64) -> (u64, u64, u64) {
         let from = match self.rules.shape {
-            Shape::Time { buckets, .. } => {
+            WindowKind::Time { buckets, .. } => {
                 let first = (now / WIDTH + 1).saturating_sub(u64::from(buckets)) * WIDTH;
                 self.samples.iter().position(|(at, _)| *at >= first).unwrap_or(self.samples.len())
             }
-            Shape::Count { calls, .. } => self.samples.len().saturating_sub(calls as usize),
+            WindowKind::Count { calls, .. } => self.samples.len().saturating_sub(calls as usize),
         };
         let held = &self.samples[from..];
         let count = |is: fn(&Sample) -> bool| held.iter().filter(|(_, s)| is(s)).count() as u64;
@@ -394,7 +394,8 @@ impl Pair {
         assert_eq!(machine.next_deadline(), due.filter(|due| *due != u64::MAX), "deadline");
         let counts = machine.counts(*now);
         assert_eq!((counts.calls, counts.failures, counts.slow), model.window(*now), "window");
-        let (_, [rejected, late, _, would_open]) = machine.totals();
+        let totals = machine.totals();
+        let (rejected, late, would_open) = (totals.rejected, totals.late, totals.would_open);
         assert_eq!((rejected, late), (model.rejected, model.late), "rejected and late");
         assert_eq!(would_open, model.would_open, "would have opened");
     }
@@ -408,7 +409,7 @@ fn cases() -> ProptestConfig {
 #[test]
 fn every_history_follows_the_table() {
     let history = (rules(), prop::collection::vec(step(), 1..120));
-    let follows = |(rules, steps): (Rules, Vec<Step>)| {
+    let follows = |(rules, steps): (Thresholds, Vec<Step>)| {
         let seen = Seen::default();
         let machine = Machine::new(rules.clone(), 5_000, observer(&seen));
         let mut pair = Pair { model: Model::new(rules), machine, seen, calls: vec![], now: 5_000 };
@@ -438,7 +439,7 @@ proptest! {
             let ticket = machine.admit(|| now).expect("metrics only admits all");
             machine.record(ticket, now, Sample { failed: *failed, slow: *slow });
         }
-        let (lifetime, _) = machine.totals();
+        let lifetime = machine.totals().answers;
         prop_assert_eq!(lifetime.calls, answers.len() as u64);
         prop_assert_eq!(lifetime.failures, answers.iter().filter(|a| a.0).count() as u64);
         prop_assert_eq!(lifetime.slow, answers.iter().filter(|a| a.1).count() as u64);

@@ -1,14 +1,13 @@
 //! The configuration as the core uses it: validated, in nanoseconds and in millionths.
 
-use super::rng::SplitMix;
-use super::window::{Counts, Shape};
+use super::window::{Counts, WindowKind};
 
 /// Millionths in one.
 const WHOLE: u64 = 1_000_000;
 
 #[derive(Clone, Debug)]
-pub(crate) struct Rules {
-    pub(crate) shape: Shape,
+pub(crate) struct Thresholds {
+    pub(crate) shape: WindowKind,
     pub(crate) min_calls: u64,
     /// Millionths of the calls.
     pub(crate) failure_rate: Option<u64>,
@@ -32,7 +31,7 @@ pub(crate) enum Trip {
     SlowRate,
 }
 
-impl Rules {
+impl Thresholds {
     /// What the rates say. Asked when a bad call was recorded: a success never opens a breaker.
     pub(crate) fn judge(&self, counts: Counts) -> Option<Trip> {
         if counts.calls < self.min_calls {
@@ -51,13 +50,13 @@ impl Rules {
     }
 
     /// How long the breaker stays open the `openings`-th time in a row, counted from 1.
-    pub(crate) fn open_wait(&self, openings: u32, rng: &mut SplitMix) -> u64 {
+    pub(crate) fn open_wait(&self, openings: u32, rng: &mut fastrand::Rng) -> u64 {
         let again = openings.saturating_sub(1);
         let exponent = i32::try_from(again).unwrap_or(i32::MAX);
         let grown = self.open_for as f64 * self.open_backoff.powi(exponent);
         let capped = grown.min(self.max_open_for as f64);
         // Around the value, and never above the cap: callers size their waits by it.
-        let spread = 1.0 + self.open_jitter * (2.0 * rng.unit() - 1.0);
+        let spread = 1.0 + self.open_jitter * (2.0 * rng.f64() - 1.0);
         (capped * spread).min(self.max_open_for as f64) as u64
     }
 }

@@ -1,6 +1,7 @@
 //! Places for calls, and the line of those who wait for one: under the bulkhead and the adaptive
 //! limit.
 
+use crossbeam_utils::CachePadded;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU64, AtomicUsize};
@@ -10,7 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use crate::clock::{Clock, TokioClock};
-use crate::core::{Padded, Patience, QueueOrder, WaitQueue};
+use crate::core::{Patience, QueueOrder, WaitQueue};
 use crate::error::GateError;
 
 #[cfg(test)]
@@ -32,7 +33,7 @@ type Line = WaitQueue<oneshot::Sender<()>>;
 pub(crate) struct Gate {
     /// `[waiting 32 | running 32]`. `waiting` changes under the lock of the line only, and while
     /// it is not zero so does the release of a place: nobody overtakes the line.
-    word: Padded<AtomicU64>,
+    word: CachePadded<AtomicU64>,
     limit: AtomicUsize,
     max_queue: usize,
     line: Mutex<Line>,
@@ -74,7 +75,7 @@ impl Gate {
     ) -> Arc<Self> {
         let clock = TokioClock::new();
         Arc::new(Self {
-            word: Padded(AtomicU64::new(0)),
+            word: CachePadded::new(AtomicU64::new(0)),
             limit: AtomicUsize::new(limit.min(MAX_LIMIT)),
             max_queue,
             line: Mutex::new(WaitQueue::new(max_queue, order, patience, clock.now())),
@@ -105,8 +106,8 @@ impl Gate {
     }
 
     /// A place, if there is one and nobody waits for it.
-    pub(crate) fn try_enter(self: &Arc<Self>) -> Result<Place, GateError> {
-        if self.try_take() { Ok(Place { gate: Arc::clone(self) }) } else { Err(self.full()) }
+    pub(crate) fn try_enter(self: &Arc<Self>) -> Result<GatePermit, GateError> {
+        if self.try_take() { Ok(GatePermit { gate: Arc::clone(self) }) } else { Err(self.full()) }
     }
 
     fn try_take(&self) -> bool {
@@ -116,12 +117,12 @@ impl Gate {
     }
 
     /// A place, now or after a wait in the line.
-    pub(crate) async fn enter(self: &Arc<Self>) -> Result<Place, GateError> {
+    pub(crate) async fn enter(self: &Arc<Self>) -> Result<GatePermit, GateError> {
         if self.try_take() {
-            return Ok(Place { gate: Arc::clone(self) });
+            return Ok(GatePermit { gate: Arc::clone(self) });
         }
         let Some((waiter, wait)) = self.line_up()? else {
-            return Ok(Place { gate: Arc::clone(self) });
+            return Ok(GatePermit { gate: Arc::clone(self) });
         };
         self.wait(waiter, wait).await
     }
@@ -154,11 +155,11 @@ impl Gate {
         self: &Arc<Self>,
         mut waiter: Waiter,
         wait: Duration,
-    ) -> Result<Place, GateError> {
+    ) -> Result<GatePermit, GateError> {
         if let Ok(Ok(())) = tokio::time::timeout(wait, &mut waiter.grant).await {
             // The place is the caller's now; nothing of the waiter is left to clean up.
             waiter.id = u64::MAX;
-            return Ok(Place { gate: Arc::clone(self) });
+            return Ok(GatePermit { gate: Arc::clone(self) });
         }
         // Dropped from the line, or out of patience: the same to the caller.
         self.expired.fetch_add(1, Relaxed);
@@ -244,11 +245,11 @@ impl Drop for Waiter {
 /// The right to run. Given back when dropped.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
-pub(crate) struct Place {
+pub(crate) struct GatePermit {
     gate: Arc<Gate>,
 }
 
-impl Drop for Place {
+impl Drop for GatePermit {
     fn drop(&mut self) {
         self.gate.leave();
     }

@@ -105,15 +105,15 @@ fn never_more_than_the_limit_under_threads_that_come_and_go() {
         .map(|seed| {
             let (gate, running) = (Arc::clone(&gate), Arc::clone(&running));
             runtime.spawn(async move {
-                let mut rng = crate::core::SplitMix::new(seed);
+                let mut rng = fastrand::Rng::with_seed(seed);
                 for _ in 0..400 {
                     // Some give up at an arbitrary point of their wait.
-                    let patience = Duration::from_micros(rng.next() % 300);
+                    let patience = Duration::from_micros(rng.u64(..300));
                     let Ok(Ok(_place)) = tokio::time::timeout(patience, gate.enter()).await else {
                         continue;
                     };
                     assert!(running.fetch_add(1, AcqRel) < 3, "too many");
-                    for _ in 0..rng.next() % 3 {
+                    for _ in 0..rng.u64(..3) {
                         yield_now().await;
                     }
                     running.fetch_sub(1, AcqRel);

@@ -132,8 +132,7 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
     /// that says that calls are not idempotent: nothing is sent twice without the user's word.
     pub fn build(self) -> Result<Policy<T, E>, ConfigError> {
         if self.stages.len() > MAX_STAGES {
-            let value = self.stages.len();
-            return Err(ConfigError::out_of_range("stages", value, "at most 32"));
+            return Err(ConfigError::new("stages", "must be at most 32"));
         }
         let (mut retries, mut hedges) = (0, 0);
         let mut budgets: Vec<Arc<RetryBudget>> = Vec::new();
@@ -156,20 +155,23 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
             }
         }
         if retries > 1 || hedges > 1 {
-            return Err(ConfigError::Contradiction(
-                "a retry or hedge inside another multiplies the attempts",
+            return Err(ConfigError::new(
+                "stages",
+                "must not hold a retry or hedge inside another: their attempts multiply",
             ));
         }
         if retries + hedges > 0 && self.classify.is_none() {
-            return Err(ConfigError::Contradiction(
-                "a retry or hedge sends a call again: say with classify what may be sent twice, \
-                 Idempotent or a classifier of your own",
+            return Err(ConfigError::new(
+                "classify",
+                "must say what may be sent twice where a retry or hedge sends a call again: \
+                 `Idempotent` or a classifier of your own",
             ));
         }
         let classify = self.classify.unwrap_or_else(|| Arc::new(ByResult));
         if hedges > 0 && !classify.is_idempotent() {
-            return Err(ConfigError::Contradiction(
-                "a hedge sends a call twice, and the classifier says that it is not idempotent",
+            return Err(ConfigError::new(
+                "classify",
+                "must say that calls are idempotent where a hedge sends them twice",
             ));
         }
         Ok(Policy { stages: self.stages, classify, budgets })

@@ -39,7 +39,7 @@ impl<E> PolicyErrorKind<E> {
 
 /// A call that did not get as far as an answer of its own.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Refusal {
+pub(super) enum NoAnswer {
     Rejected(Rejected),
     Gate(GateError),
     TimedOut(Duration),
@@ -48,16 +48,16 @@ pub(super) enum Refusal {
 }
 
 /// What goes from stage to stage: the call's own answer whole, for the classifier to look at.
-pub(super) type Answer<T, E> = Result<Result<T, E>, Refusal>;
+pub(super) type Answer<T, E> = Result<Result<T, E>, NoAnswer>;
 
 pub(super) fn open<T, E>(answer: Answer<T, E>) -> Result<T, PolicyErrorKind<E>> {
     match answer {
         Ok(own) => own.map_err(PolicyErrorKind::Inner),
-        Err(Refusal::Rejected(rejected)) => Err(PolicyErrorKind::Rejected(rejected)),
-        Err(Refusal::Gate(error)) => Err(PolicyErrorKind::Gate(error)),
-        Err(Refusal::TimedOut(limit)) => Err(PolicyErrorKind::TimedOut(limit)),
-        Err(Refusal::CutByDeadline(after)) => Err(PolicyErrorKind::CutByDeadline(after)),
-        Err(Refusal::DeadlinePassed) => Err(PolicyErrorKind::DeadlinePassed),
+        Err(NoAnswer::Rejected(rejected)) => Err(PolicyErrorKind::Rejected(rejected)),
+        Err(NoAnswer::Gate(error)) => Err(PolicyErrorKind::Gate(error)),
+        Err(NoAnswer::TimedOut(limit)) => Err(PolicyErrorKind::TimedOut(limit)),
+        Err(NoAnswer::CutByDeadline(after)) => Err(PolicyErrorKind::CutByDeadline(after)),
+        Err(NoAnswer::DeadlinePassed) => Err(PolicyErrorKind::DeadlinePassed),
     }
 }
 
@@ -65,11 +65,11 @@ pub(super) fn close<T, E>(answer: Result<T, PolicyErrorKind<E>>) -> Answer<T, E>
     match answer {
         Ok(value) => Ok(Ok(value)),
         Err(PolicyErrorKind::Inner(error)) => Ok(Err(error)),
-        Err(PolicyErrorKind::Rejected(rejected)) => Err(Refusal::Rejected(rejected)),
-        Err(PolicyErrorKind::Gate(error)) => Err(Refusal::Gate(error)),
-        Err(PolicyErrorKind::TimedOut(limit)) => Err(Refusal::TimedOut(limit)),
-        Err(PolicyErrorKind::CutByDeadline(after)) => Err(Refusal::CutByDeadline(after)),
-        Err(PolicyErrorKind::DeadlinePassed) => Err(Refusal::DeadlinePassed),
+        Err(PolicyErrorKind::Rejected(rejected)) => Err(NoAnswer::Rejected(rejected)),
+        Err(PolicyErrorKind::Gate(error)) => Err(NoAnswer::Gate(error)),
+        Err(PolicyErrorKind::TimedOut(limit)) => Err(NoAnswer::TimedOut(limit)),
+        Err(PolicyErrorKind::CutByDeadline(after)) => Err(NoAnswer::CutByDeadline(after)),
+        Err(PolicyErrorKind::DeadlinePassed) => Err(NoAnswer::DeadlinePassed),
     }
 }
 

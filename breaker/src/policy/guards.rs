@@ -29,7 +29,7 @@ pub(super) enum End {
         verdict: Verdict,
         is_overload: bool,
     },
-    /// With a refusal of a stage inside: the dependency was not asked.
+    /// With a rejection of a stage inside: the dependency was not asked.
     Refused,
     /// A time limit of the policy passed.
     TimedOut,

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use builder::PolicyBuilder;
 use builder::{BoxFuture, Stage};
 pub use classify::{ByResult, Classify, Idempotent};
-use error::{Answer, Refusal, close, open};
+use error::{Answer, NoAnswer, close, open};
 pub use error::{PolicyError, PolicyErrorKind};
 use guards::{Bounds, End, Guard, Guards};
 
@@ -251,7 +251,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
             Some(deadline) => {
                 self.bounded(deadline, 0, call).await.unwrap_or_else(|left| {
                     // The deadline was the caller's, not a limit of the policy.
-                    Err(Refusal::CutByDeadline(left))
+                    Err(NoAnswer::CutByDeadline(left))
                 })
             }
         };
@@ -290,23 +290,23 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         mut at: usize,
         priority: Priority,
         guards: &mut Guards<'a>,
-    ) -> Result<usize, Refusal> {
+    ) -> Result<usize, NoAnswer> {
         // Ends: each round passes one stage.
         loop {
             match self.stages.get(at) {
                 Some(Stage::Shed(shedder)) => {
-                    shedder.check(priority).map_err(Refusal::Gate)?;
+                    shedder.check(priority).map_err(NoAnswer::Gate)?;
                 }
                 Some(Stage::Breaker(breaker)) => {
-                    let permit = breaker.try_acquire().map_err(Refusal::Rejected)?;
+                    let permit = breaker.try_acquire().map_err(NoAnswer::Rejected)?;
                     guards.push(Guard::Breaker(permit));
                 }
                 Some(Stage::Bulkhead(bulkhead)) => {
-                    let permit = bulkhead.acquire().await.map_err(Refusal::Gate)?;
+                    let permit = bulkhead.acquire().await.map_err(NoAnswer::Gate)?;
                     guards.push(Guard::Bulkhead { _permit: permit });
                 }
                 Some(Stage::Adaptive(limit)) => {
-                    let permit = limit.acquire().await.map_err(Refusal::Gate)?;
+                    let permit = limit.acquire().await.map_err(NoAnswer::Gate)?;
                     guards.push(Guard::Adaptive(permit));
                 }
                 _ => return Ok(at),
@@ -332,7 +332,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
                 let advice = |answer: &Answer<T, E>| match answer {
                     _ if call.once => RetryAdvice::Stop,
                     Ok(own) => self.classify.advice(own),
-                    Err(Refusal::TimedOut(_)) => self.classify.timeout_advice(),
+                    Err(NoAnswer::TimedOut(_)) => self.classify.timeout_advice(),
                     Err(_) => RetryAdvice::Stop,
                 };
                 retry.run(call.attempt.deadline, attempt, advice).await.answer
@@ -377,7 +377,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         // Earlier than all limits around it, or one of them would be the deadline.
         let bounds = Bounds { own: Some(end.instant()), ..call.bounds };
         let answer = self.bounded(end, at, Call { bounds, ..call }).await;
-        answer.unwrap_or(Err(Refusal::TimedOut(limit)))
+        answer.unwrap_or(Err(NoAnswer::TimedOut(limit)))
     }
 
     /// The stages from `at` inwards, not past a deadline. `Err` is the time that was left at first.
@@ -393,7 +393,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
     {
         let left = deadline.remaining();
         if left.is_zero() {
-            return Ok(Err(Refusal::DeadlinePassed));
+            return Ok(Err(NoAnswer::DeadlinePassed));
         }
         let attempt = Attempt { deadline: Some(deadline), ..call.attempt };
         let rest = self.run(at, Call { attempt, ..call });
@@ -422,9 +422,11 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
                 verdict: self.classify.verdict(own),
                 is_overload: self.classify.is_overload(own),
             },
-            Err(Refusal::TimedOut(_)) => End::TimedOut,
-            Err(Refusal::CutByDeadline(_)) => End::CutByDeadline,
-            Err(Refusal::Rejected(_) | Refusal::Gate(_) | Refusal::DeadlinePassed) => End::Refused,
+            Err(NoAnswer::TimedOut(_)) => End::TimedOut,
+            Err(NoAnswer::CutByDeadline(_)) => End::CutByDeadline,
+            Err(NoAnswer::Rejected(_) | NoAnswer::Gate(_) | NoAnswer::DeadlinePassed) => {
+                End::Refused
+            }
         }
     }
 
@@ -432,8 +434,8 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
     fn standing(&self, answer: &Answer<T, E>) -> Standing {
         match answer {
             Ok(own) => Standing::of(self.classify.verdict(own)),
-            Err(Refusal::TimedOut(_) | Refusal::CutByDeadline(_)) => Standing::TimedOut,
-            Err(Refusal::Rejected(_) | Refusal::Gate(_) | Refusal::DeadlinePassed) => {
+            Err(NoAnswer::TimedOut(_) | NoAnswer::CutByDeadline(_)) => Standing::TimedOut,
+            Err(NoAnswer::Rejected(_) | NoAnswer::Gate(_) | NoAnswer::DeadlinePassed) => {
                 Standing::Refused
             }
         }

@@ -63,9 +63,9 @@ async fn a_rejection_after_a_timeout_is_still_unknown() {
     assert_eq!((error.attempts, error.outcome()), (0, Outcome::NotApplied));
 }
 
-struct Refusing;
+struct Rejecting;
 
-impl Classify<u32, &'static str> for Refusing {
+impl Classify<u32, &'static str> for Rejecting {
     fn is_idempotent(&self) -> bool {
         true
     }
@@ -85,7 +85,7 @@ impl Classify<u32, &'static str> for Refusing {
 
 #[tokio::test(start_paused = true)]
 async fn the_classifier_knows_harmless_errors_and_bad_values() {
-    let policy = builder().classify(Arc::new(Refusing)).retry(retry(3)).build().unwrap();
+    let policy = builder().classify(Arc::new(Rejecting)).retry(retry(3)).build().unwrap();
     let error = policy.call(|_| async { Err("refused") }).await.unwrap_err();
     assert_eq!((error.attempts, error.outcome()), (3, Outcome::NotApplied));
     let mixed = |attempt: Attempt| async move {
@@ -149,7 +149,7 @@ async fn a_cancelled_call_says_nothing_and_keeps_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn refusals_of_our_own_are_neither_retried_nor_held_against_the_dependency() {
+async fn rejections_of_our_own_are_neither_retried_nor_held_against_the_dependency() {
     let breaker = breaker(1);
     let bulkhead = Bulkhead::new(1, QueueConfig::default()).unwrap();
     let policy = builder()
@@ -202,7 +202,7 @@ async fn priorities_reach_the_shedder_and_the_call() {
 async fn a_hedge_of_a_policy_takes_the_first_good_answer() {
     let config = HedgeConfig { max_delay: 100 * MS, ..Default::default() };
     let hedge = Arc::new(Hedge::new(config).unwrap());
-    let policy = builder().classify(Arc::new(Refusing)).hedge(Arc::clone(&hedge)).build().unwrap();
+    let policy = builder().classify(Arc::new(Rejecting)).hedge(Arc::clone(&hedge)).build().unwrap();
     let start = Instant::now();
     let answer = policy
         .call(|attempt| async move {

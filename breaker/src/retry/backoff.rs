@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::core::SplitMix;
 use crate::error::ConfigError;
 
 /// How the waits grow.
@@ -65,15 +64,15 @@ impl Backoff {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if self.first.is_zero() {
-            return Err(ConfigError::out_of_range("backoff.first", "0", "above 0"));
+            return Err(ConfigError::new("backoff.first", "must be above 0"));
         }
         if self.max < self.first {
-            return Err(ConfigError::Contradiction("backoff.max is shorter than backoff.first"));
+            return Err(ConfigError::new("backoff.max", "must not be below `backoff.first`"));
         }
         if let Growth::Exponential { factor, .. } = self.growth
             && !(1.0..=16.0).contains(&factor)
         {
-            return Err(ConfigError::out_of_range("backoff.factor", factor, "1 to 16"));
+            return Err(ConfigError::new("backoff.factor", "must be 1 to 16"));
         }
         Ok(())
     }
@@ -88,7 +87,12 @@ impl Backoff {
     /// assert!(backoff.waits(7).take(20).all(|wait| wait >= backoff.first && wait <= backoff.max));
     /// ```
     pub fn waits(&self, seed: u64) -> Waits {
-        Waits { backoff: *self, rng: SplitMix::new(seed), before: self.first.as_secs_f64(), nth: 0 }
+        Waits {
+            backoff: *self,
+            rng: fastrand::Rng::with_seed(seed),
+            before: self.first.as_secs_f64(),
+            nth: 0,
+        }
     }
 }
 
@@ -96,7 +100,7 @@ impl Backoff {
 #[derive(Clone, Debug)]
 pub struct Waits {
     backoff: Backoff,
-    rng: SplitMix,
+    rng: fastrand::Rng,
     /// Seconds of the wait before.
     before: f64,
     nth: i32,
@@ -114,13 +118,13 @@ impl Iterator for Waits {
                 let grown = (first * factor.powi(self.nth)).min(max);
                 let seconds = match jitter {
                     Jitter::None => grown,
-                    Jitter::Equal => grown * (0.5 + 0.5 * self.rng.unit()),
-                    Jitter::Full => grown * self.rng.unit(),
+                    Jitter::Equal => grown * (0.5 + 0.5 * self.rng.f64()),
+                    Jitter::Full => grown * self.rng.f64(),
                 };
                 (seconds, Duration::ZERO)
             }
             Growth::Decorrelated => {
-                let seconds = (first + (self.before * 3.0 - first) * self.rng.unit()).min(max);
+                let seconds = (first + (self.before * 3.0 - first) * self.rng.f64()).min(max);
                 (seconds, shortest)
             }
         };

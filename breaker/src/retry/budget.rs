@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering::{AcqRel, Relaxed};
 use std::time::Duration;
 
 use crate::clock::{Clock, default_clock};
-use crate::core::Padded;
 use crate::error::ConfigError;
+use crossbeam_utils::CachePadded;
 
 /// Parts of a token.
 const TOKEN: u64 = 1_000_000;
@@ -48,14 +48,14 @@ impl RetryBudgetConfig {
     /// The first field that is out of its range.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let ranges = [
-            ("ratio", self.ratio, 10.0, "0 to 10"),
-            ("max_balance", f64::from(self.max_balance), 1e6, "0 to 1000000"),
-            ("per_sec", self.per_sec, 1e6, "0 to 1000000"),
-            ("active_ratio", self.active_ratio, 1.0, "0 to 1"),
+            ("ratio", self.ratio, 10.0, "must be 0 to 10"),
+            ("max_balance", f64::from(self.max_balance), 1e6, "must be 0 to 1000000"),
+            ("per_sec", self.per_sec, 1e6, "must be 0 to 1000000"),
+            ("active_ratio", self.active_ratio, 1.0, "must be 0 to 1"),
         ];
-        for (field, value, max, range) in ranges {
+        for (field, value, max, rule) in ranges {
             if !(0.0..=max).contains(&value) {
-                return Err(ConfigError::out_of_range(field, value, range));
+                return Err(ConfigError::new(field, rule));
             }
         }
         Ok(())
@@ -65,7 +65,7 @@ impl RetryBudgetConfig {
 /// Why an extra attempt was not paid for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Suppressed {
+pub enum RetryRejected {
     /// The calls have not paid in enough.
     Spent,
     /// Too many extra attempts are waiting or running.
@@ -81,9 +81,9 @@ pub struct RetryBudgetStats {
     /// Extra attempts paid for.
     pub granted: u64,
     /// Extra attempts refused because the calls had not paid in enough.
-    pub suppressed_spent: u64,
+    pub rejected_spent: u64,
     /// Extra attempts refused because too many were waiting or running.
-    pub suppressed_active: u64,
+    pub rejected_active: u64,
     /// Calls under way.
     pub active_calls: u64,
     /// Extra attempts waiting in back-off or running.
@@ -110,15 +110,15 @@ pub struct RetryBudget {
     /// Nanoseconds from one token of `per_sec` to the next.
     trickle: Option<u64>,
     clock: Arc<dyn Clock>,
-    balance: Padded<AtomicU64>,
+    balance: CachePadded<AtomicU64>,
     /// When the next token of `per_sec` is due.
     due: AtomicU64,
-    calls: Padded<AtomicU64>,
+    calls: CachePadded<AtomicU64>,
     active_calls: AtomicU64,
-    active_extra: Padded<AtomicU64>,
+    active_extra: CachePadded<AtomicU64>,
     granted: AtomicU64,
-    suppressed_spent: AtomicU64,
-    suppressed_active: AtomicU64,
+    rejected_spent: AtomicU64,
+    rejected_active: AtomicU64,
 }
 
 impl RetryBudget {
@@ -146,14 +146,14 @@ impl RetryBudget {
             max_balance,
             trickle: (config.per_sec > 0.0).then(|| (second / config.per_sec) as u64),
             // A new client starts with a full balance: its first calls may be the ones that fail.
-            balance: Padded(AtomicU64::new(max_balance)),
+            balance: CachePadded::new(AtomicU64::new(max_balance)),
             due: AtomicU64::new(clock.now()),
-            calls: Padded::default(),
+            calls: CachePadded::default(),
             active_calls: AtomicU64::new(0),
-            active_extra: Padded::default(),
+            active_extra: CachePadded::default(),
             granted: AtomicU64::new(0),
-            suppressed_spent: AtomicU64::new(0),
-            suppressed_active: AtomicU64::new(0),
+            rejected_spent: AtomicU64::new(0),
+            rejected_active: AtomicU64::new(0),
             config,
             clock,
         }))
@@ -173,14 +173,14 @@ impl RetryBudget {
     /// Asks for one extra attempt; hold what it returns through the back-off and the attempt.
     ///
     /// # Errors
-    /// The budget does not allow it; the refusal is counted.
-    pub fn try_extra(self: &Arc<Self>) -> Result<ExtraAttempt, Suppressed> {
+    /// The budget does not allow it; the rejection is counted.
+    pub fn try_extra(self: &Arc<Self>) -> Result<ExtraAttempt, RetryRejected> {
         let active = self.active_calls.load(Relaxed) as f64 * self.config.active_ratio;
         let max_active = (active as u64).max(u64::from(self.config.min_active));
         let enter = |extra: u64| (extra < max_active).then_some(extra + 1);
         if self.active_extra.fetch_update(AcqRel, Relaxed, enter).is_err() {
-            self.suppressed_active.fetch_add(1, Relaxed);
-            return Err(Suppressed::TooManyActive);
+            self.rejected_active.fetch_add(1, Relaxed);
+            return Err(RetryRejected::TooManyActive);
         }
         // Gives the place back if there is no token.
         let extra = ExtraAttempt { budget: Arc::clone(self) };
@@ -188,8 +188,8 @@ impl RetryBudget {
             self.granted.fetch_add(1, Relaxed);
             Ok(extra)
         } else {
-            self.suppressed_spent.fetch_add(1, Relaxed);
-            Err(Suppressed::Spent)
+            self.rejected_spent.fetch_add(1, Relaxed);
+            Err(RetryRejected::Spent)
         }
     }
 
@@ -214,8 +214,8 @@ impl RetryBudget {
         RetryBudgetStats {
             calls: self.calls.load(Relaxed),
             granted: self.granted.load(Relaxed),
-            suppressed_spent: self.suppressed_spent.load(Relaxed),
-            suppressed_active: self.suppressed_active.load(Relaxed),
+            rejected_spent: self.rejected_spent.load(Relaxed),
+            rejected_active: self.rejected_active.load(Relaxed),
             active_calls: self.active_calls.load(Relaxed),
             active_extra: self.active_extra.load(Relaxed),
             balance: self.balance.load(Relaxed) as f64 / TOKEN as f64,
@@ -275,10 +275,10 @@ mod tests {
         let calls: Vec<_> = (0..100).map(|_| budget.begin()).collect();
         let waiting: Vec<_> = (0..100).map_while(|_| budget.try_extra().ok()).collect();
         assert_eq!(waiting.len(), 20, "a fifth of the 100 active calls");
-        assert_eq!(budget.try_extra().err(), Some(Suppressed::TooManyActive));
+        assert_eq!(budget.try_extra().err(), Some(RetryRejected::TooManyActive));
         drop(waiting);
         assert!(budget.try_extra().is_ok());
-        assert_eq!(budget.stats().suppressed_active, 2);
+        assert_eq!(budget.stats().rejected_active, 2);
         drop(calls);
         assert_eq!((budget.stats().active_calls, budget.stats().active_extra), (0, 0));
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 pub use backoff::{Backoff, Growth, Jitter, Waits};
 pub use budget::{
-    BudgetedCall, ExtraAttempt, RetryBudget, RetryBudgetConfig, RetryBudgetStats, Suppressed,
+    BudgetedCall, ExtraAttempt, RetryBudget, RetryBudgetConfig, RetryBudgetStats, RetryRejected,
 };
 
 use crate::config::fresh_seed;
@@ -39,7 +39,7 @@ pub enum Stop {
     /// The attempts were used up.
     AttemptsSpent,
     /// The budget did not pay for another.
-    Suppressed(Suppressed),
+    RetryRejected(RetryRejected),
     /// The wait would have outlasted the deadline.
     DeadlineTooNear,
     /// The dependency asked for a longer wait than the configuration allows.
@@ -121,8 +121,7 @@ impl Retry {
     /// A configuration that cannot work.
     pub fn new(config: RetryConfig) -> Result<Self, ConfigError> {
         if !(1..=100).contains(&config.max_attempts) {
-            let value = config.max_attempts;
-            return Err(ConfigError::out_of_range("max_attempts", value, "1 to 100"));
+            return Err(ConfigError::new("max_attempts", "must be 1 to 100"));
         }
         config.backoff.validate()?;
         let seed = config.seed.unwrap_or_else(fresh_seed);
@@ -246,7 +245,7 @@ impl Retry {
             return Err(Stop::DeadlineTooNear);
         }
         let extra = self.budget.as_ref().map(RetryBudget::try_extra).transpose();
-        Ok((wait, extra.map_err(Stop::Suppressed)?))
+        Ok((wait, extra.map_err(Stop::RetryRejected)?))
     }
 }
 

@@ -1,4 +1,4 @@
-//! HTTP: what answers mean, which requests may be repeated, and refusals as answers.
+//! HTTP: what answers mean, which requests may be repeated, and rejections as answers.
 
 use std::mem;
 use std::task::{Context, Poll};
@@ -66,11 +66,13 @@ impl<B, E> Classify<Response<B>, E> for HttpAnswers {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SafeRequests;
 
-impl<B: Default> CopyRequest<Request<B>> for SafeRequests {
+impl<B: Default + http_body::Body> CopyRequest<Request<B>> for SafeRequests {
     fn copy(&self, request: &Request<B>) -> Option<Request<B>> {
         let headers = request.headers();
         let is_empty = headers.get(CONTENT_LENGTH).is_none_or(|length| length == "0");
-        let has_body = !is_empty || headers.contains_key(TRANSFER_ENCODING);
+        let is_announced = !is_empty || headers.contains_key(TRANSFER_ENCODING);
+        // The headers alone do not tell: in HTTP/2 a body needs no length.
+        let has_body = is_announced || !request.body().is_end_stream();
         if !request.method().is_safe() || has_body {
             return None;
         }
@@ -84,10 +86,10 @@ impl<B: Default> CopyRequest<Request<B>> for SafeRequests {
     }
 }
 
-/// A refusal as an HTTP answer.
+/// A rejection as an HTTP answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct RefusalAnswer {
+pub struct RejectionAnswer {
     /// 503 for a call that was not admitted, 504 for one that ran out of time.
     pub status: StatusCode,
     /// Whole seconds for a `Retry-After` header, where they are known.
@@ -96,24 +98,24 @@ pub struct RefusalAnswer {
     pub text: String,
 }
 
-/// Errors of which some are refusals of this process, and the others the inner service's own.
-pub trait Refusal {
+/// Errors of which some are rejections of this process, and the others the inner service's own.
+pub trait Rejection {
     /// The inner service's error.
     type Inner;
 
-    /// The refusal as an answer.
+    /// The rejection as an answer.
     ///
     /// # Errors
     /// The inner service's own error.
-    fn into_answer(self) -> Result<RefusalAnswer, Self::Inner>;
+    fn into_answer(self) -> Result<RejectionAnswer, Self::Inner>;
 }
 
-impl<E> Refusal for BreakerError<E> {
+impl<E> Rejection for BreakerError<E> {
     type Inner = E;
 
-    fn into_answer(self) -> Result<RefusalAnswer, E> {
+    fn into_answer(self) -> Result<RejectionAnswer, E> {
         match self {
-            Self::Rejected(rejected) => Ok(RefusalAnswer {
+            Self::Rejected(rejected) => Ok(RejectionAnswer {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 retry_after: rejected.retry_after_header(),
                 text: rejected.to_string(),
@@ -123,11 +125,11 @@ impl<E> Refusal for BreakerError<E> {
     }
 }
 
-impl<E> Refusal for PolicyError<E> {
+impl<E> Rejection for PolicyError<E> {
     type Inner = E;
 
-    fn into_answer(self) -> Result<RefusalAnswer, E> {
-        let answer = |status, retry_after, text| Ok(RefusalAnswer { status, retry_after, text });
+    fn into_answer(self) -> Result<RejectionAnswer, E> {
+        let answer = |status, retry_after, text| Ok(RejectionAnswer { status, retry_after, text });
         match self.kind {
             PolicyErrorKind::Rejected(rejected) => {
                 let retry_after = rejected.retry_after_header();
@@ -147,48 +149,48 @@ impl<E> Refusal for PolicyError<E> {
     }
 }
 
-/// Turns refusals into HTTP answers, so that a service fails only as the one behind the breaker or
-/// policy does: an axum route not at all. Put it outside of a [`BreakerLayer`](super::BreakerLayer)
-/// or a [`PolicyLayer`](super::PolicyLayer).
+/// Turns rejections into HTTP answers, so that a service fails only as the one behind the breaker
+/// or policy does: an axum route not at all. Put it outside of a
+/// [`BreakerLayer`](super::BreakerLayer) or a [`PolicyLayer`](super::PolicyLayer).
 ///
 /// # Example
 /// ```
 /// use std::sync::Arc;
-/// use voussoir_breaker::tower::{BreakerLayer, HttpAnswers, RefusalLayer};
+/// use voussoir_breaker::tower::{BreakerLayer, HttpAnswers, RejectionLayer};
 /// use voussoir_breaker::{Breaker, BreakerConfig};
 ///
 /// let breaker = Arc::new(Breaker::new("catalogue", &BreakerConfig::default())?);
 /// // Of two layers in a tuple the first is the outer one: `router.layer(guarded)`.
-/// let guarded = (RefusalLayer, BreakerLayer::new(breaker).classify(HttpAnswers));
+/// let guarded = (RejectionLayer, BreakerLayer::new(breaker).classify(HttpAnswers));
 /// # let _ = guarded;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
-pub struct RefusalLayer;
+pub struct RejectionLayer;
 
-impl<S> Layer<S> for RefusalLayer {
-    type Service = RefusalService<S>;
+impl<S> Layer<S> for RejectionLayer {
+    type Service = RejectionService<S>;
 
-    fn layer(&self, inner: S) -> RefusalService<S> {
-        RefusalService { inner }
+    fn layer(&self, inner: S) -> RejectionService<S> {
+        RejectionService { inner }
     }
 }
 
-/// A service whose refusals are answers. See [`RefusalLayer`].
+/// A service whose rejections are answers. See [`RejectionLayer`].
 #[derive(Clone, Debug)]
-pub struct RefusalService<S> {
+pub struct RejectionService<S> {
     inner: S,
 }
 
-impl<R, S, B> Service<R> for RefusalService<S>
+impl<R, S, B> Service<R> for RejectionService<S>
 where
     S: Service<R, Response = Response<B>> + Clone,
-    S::Error: Refusal,
+    S::Error: Rejection,
     S::Future: Send + 'static,
     B: From<String> + Send + 'static,
 {
     type Response = Response<B>;
-    type Error = <S::Error as Refusal>::Inner;
+    type Error = <S::Error as Rejection>::Inner;
     type Future = BoxFuture<Response<B>, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
@@ -213,8 +215,8 @@ where
     }
 }
 
-fn response<B: From<String>>(answer: RefusalAnswer) -> Response<B> {
-    let RefusalAnswer { status, retry_after, text } = answer;
+fn response<B: From<String>>(answer: RejectionAnswer) -> Response<B> {
+    let RejectionAnswer { status, retry_after, text } = answer;
     let mut response = Response::new(B::from(text + "\n"));
     *response.status_mut() = status;
     if let Some(seconds) = retry_after {

@@ -97,15 +97,15 @@ pub(super) async fn retries_that_wait_count_against_the_budget() {
             })
         })
         .collect();
-    let mut suppressed = 0;
+    let mut rejected = 0;
     for call in calls {
         let stopped = call.await.unwrap();
-        suppressed += u32::from(stopped == Stop::Suppressed(Suppressed::TooManyActive));
+        rejected += u32::from(stopped == Stop::RetryRejected(RetryRejected::TooManyActive));
     }
-    assert!((800..900).contains(&suppressed), "{suppressed} of 1000");
-    assert_eq!(attempts.load(Ordering::Relaxed), 2_000 - suppressed);
+    assert!((800..900).contains(&rejected), "{rejected} of 1000");
+    assert_eq!(attempts.load(Ordering::Relaxed), 2_000 - rejected);
     let stats = budget.stats();
-    assert_eq!((stats.suppressed_active, stats.active_extra), (u64::from(suppressed), 0));
+    assert_eq!((stats.rejected_active, stats.active_extra), (u64::from(rejected), 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -202,9 +202,9 @@ async fn hedges_and_retries_share_one_budget() {
     let retry = Retry::new(plain(9)).unwrap().with_budget(Arc::clone(&budget));
     let failed = retry.call(|_| async { Err::<(), _>("down") }, again).await.unwrap_err();
     assert_eq!(failed.attempts, 2, "one token was left");
-    assert_eq!(failed.stopped, Stop::Suppressed(Suppressed::Spent));
+    assert_eq!(failed.stopped, Stop::RetryRejected(RetryRejected::Spent));
     assert_eq!(hedge.call(|_| answer_after(900 * MS)).await, Ok(900));
-    assert_eq!(hedge.stats().suppressed, 1);
+    assert_eq!(hedge.stats().rejected, 1);
 }
 
 /// When everything becomes slow at once, losers must not be forgotten: the delay has to follow.

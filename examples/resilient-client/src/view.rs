@@ -119,7 +119,7 @@ impl View {
     fn draw(&self, lately: Figures, mood: Mood, client: &Client) {
         let (breaker, limit) = (client.breaker.stats(), client.limit.stats());
         let (budget, hedge) = (client.budget.stats(), client.hedge.stats());
-        let suppressed = budget.suppressed_spent + budget.suppressed_active;
+        let rejected = budget.rejected_spent + budget.rejected_active;
         let (seconds, run) = (self.looked.seconds, self.run.as_secs());
         let [fresh, stale, failed, requests] =
             [lately.fresh, lately.stale, lately.failed, lately.requests]
@@ -132,7 +132,7 @@ impl View {
             format!("server    {requests:.0} requests/s"),
             format!("breaker   {}, {} rejected so far", breaker.state, breaker.rejected),
             format!("limit     {} at once, {} running", limit.limit, limit.running),
-            format!("budget    {} extra attempts so far, {suppressed} suppressed", budget.granted),
+            format!("budget    {} extra attempts so far, {rejected} rejected", budget.granted),
             format!(
                 "hedges    {} so far, {} won, after {:.0?}",
                 hedge.hedges, hedge.won, hedge.delay
@@ -168,11 +168,11 @@ impl View {
             );
         }
         let (breaker, budget) = (client.breaker.stats(), client.budget.stats());
-        let suppressed = budget.suppressed_spent + budget.suppressed_active;
+        let rejected = budget.rejected_spent + budget.rejected_active;
         let _ = writeln!(
             text,
             "\nThe breaker opened {} times, rejected {} calls and is {}.\n\
-             Of all retries and hedges, the budget paid for {} and suppressed {suppressed}.",
+             Of all retries and hedges, the budget paid for {} and rejected {rejected}.",
             breaker.openings, breaker.rejected, breaker.state, budget.granted,
         );
         show(&text);

@@ -50,8 +50,8 @@ impl LiveRules {
         self.kind
     }
 
-    /// The short way through [`Self::step`]: decides if the quota is by rate; a denial comes with
-    /// the wait. `None` means nothing: go the long way.
+    /// The short way through [`Self::step`], for quotas by rate; a rejection comes with the wait.
+    /// `None` says nothing about the request: the caller takes the long way.
     #[inline]
     pub(crate) fn take(
         &self,
@@ -73,7 +73,7 @@ impl LiveRules {
             }
             let (standing, next) = match word::gcra(interval, span, seen, now, cost) {
                 Ok(taken) => taken,
-                Err(denied) => return Some(Err(denied)),
+                Err(rejected) => return Some(Err(rejected)),
             };
             match word.compare_exchange_weak(seen, next, AcqRel, Acquire) {
                 Ok(_) => return Some(Ok(standing)),

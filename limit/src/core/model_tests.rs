@@ -352,7 +352,7 @@ fn a_refund_gives_nothing_back_that_time_has_given_back() {
 }
 
 #[test]
-fn a_tier_that_denies_keeps_the_others_whole() {
+fn a_tier_that_rejects_keeps_the_others_whole() {
     let rules = [(1, 2), (100, 5)]
         .map(|(count, burst)| Rules::new(Kind::Gcra, count, 1000, burst).unwrap());
     let mut cells = rules.map(|rules| Cell::new(rules.kind));

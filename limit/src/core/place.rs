@@ -18,12 +18,12 @@ pub(crate) type Slot = [AtomicU64; 2];
 
 /// One place of a table.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Place<'a> {
+pub(crate) struct SlotRef<'a> {
     hash: &'a AtomicU64,
     pub(crate) word: &'a AtomicU64,
 }
 
-impl<'a> Place<'a> {
+impl<'a> SlotRef<'a> {
     #[inline]
     pub(crate) fn at(slot: &'a Slot) -> Self {
         let [hash, word] = slot;

@@ -44,7 +44,7 @@ impl Standing {
     }
 
     /// Which of the quotas this is about, counted from 0 in the order they were given: the one
-    /// with the least left, or the one that denied for longest.
+    /// with the least left, or the one that rejected for longest.
     pub const fn tier(&self) -> usize {
         self.tier as usize
     }

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::clock::{Clock, Monotonic};
 use crate::core::{Rules, Standing, Verdict};
-use crate::error::{ConfigError, Denied, WaitError};
+use crate::error::{ConfigError, Rejected, WaitError};
 use crate::limiter::{Admitted, answer};
 use crate::quota::{Quota, changed, least_limit, rules_of};
 use cells::Cells;
@@ -31,8 +31,8 @@ pub enum WhenFull {
     /// quota for any of them, and some service for each.
     #[default]
     Share,
-    /// They are denied, to be retried after one period of the first quota.
-    Deny,
+    /// They are rejected, to be retried after one period of the first quota.
+    Reject,
     /// They pass without being counted.
     Admit,
 }
@@ -42,7 +42,7 @@ impl WhenFull {
         let nothing = |reset| Standing::new(first.limit, 0, 1, reset);
         match self {
             Self::Share => share(),
-            Self::Deny => Verdict { standing: nothing(first.per), wait: first.per, at: now },
+            Self::Reject => Verdict { standing: nothing(first.per), wait: first.per, at: now },
             Self::Admit => Verdict { standing: nothing(0), wait: 0, at: now },
         }
     }
@@ -55,7 +55,7 @@ pub struct KeyedConfig {
     /// Room for so many keys that are not as good as new. 1 to 2³²; default 100,000.
     ///
     /// With one quota of one word the table has 32 bytes for each: its addresses are reserved at
-    /// once ([`ConfigError::NoMemory`] if the system refuses them), it takes memory as it fills,
+    /// once ([`ConfigError`] if the system refuses them), it takes memory as it fills,
     /// and some more keys than this may find a place. With windows that slide
     /// and with several quotas this is the most keys remembered, in tables that grow and shrink.
     pub max_keys: usize,
@@ -64,18 +64,11 @@ pub struct KeyedConfig {
     /// How many callers may wait in [`Keyed::until_ready`], for all keys together. At least 1;
     /// default 1024.
     pub max_waiters: usize,
-    /// Where `now` comes from. Default: [`Monotonic`].
-    pub clock: Arc<dyn Clock>,
 }
 
 impl Default for KeyedConfig {
     fn default() -> Self {
-        Self {
-            max_keys: 100_000,
-            when_full: WhenFull::Share,
-            max_waiters: 1024,
-            clock: Arc::new(Monotonic),
-        }
+        Self { max_keys: 100_000, when_full: WhenFull::Share, max_waiters: 1024 }
     }
 }
 
@@ -148,18 +141,30 @@ impl<K: Hash + Eq> Keyed<K> {
         Self::with_config(&[quota], KeyedConfig::default())
     }
 
-    /// A limiter of several quotas for each key, with limits and a clock of your choice.
+    /// A limiter of several quotas for each key, with limits of your choice.
     ///
     /// # Errors
     /// [`ConfigError`] if a quota or a limit is out of range.
     pub fn with_config(quotas: &[Quota], config: KeyedConfig) -> Result<Self, ConfigError> {
-        Self::with_hasher(quotas, config, RandomState::default())
+        Self::with_clock(quotas, config, Arc::new(Monotonic))
+    }
+
+    /// The same over a clock of the caller's.
+    ///
+    /// # Errors
+    /// [`ConfigError`] if a quota or a limit is out of range.
+    pub fn with_clock(
+        quotas: &[Quota],
+        config: KeyedConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConfigError> {
+        Self::with_hasher(quotas, config, clock, RandomState::default())
     }
 }
 
 impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
-    /// A limiter with a hasher of your choice. All its 64 bits must be good, and it must be seeded
-    /// at random if keys come from strangers.
+    /// A limiter with a clock and a hasher of your choice. All 64 bits of its hashes must be good,
+    /// and it must be seeded at random if keys come from strangers.
     ///
     /// The default one is foldhash: fast, and of a random seed for each limiter, but not made for
     /// an attacker who can measure. One who finds a key of the hash of another's could use up its
@@ -170,13 +175,14 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     pub fn with_hasher(
         quotas: &[Quota],
         config: KeyedConfig,
+        clock: Arc<dyn Clock>,
         hasher: S,
     ) -> Result<Self, ConfigError> {
         if config.max_keys == 0 || config.max_keys as u64 > 1 << 32 {
-            return Err(ConfigError::Limit("max_keys"));
+            return Err(ConfigError::new("max_keys", "must be between 1 and 2^32"));
         }
         if config.max_waiters == 0 {
-            return Err(ConfigError::Limit("max_waiters"));
+            return Err(ConfigError::new("max_waiters", "must be at least 1"));
         }
         let rules = rules_of(quotas)?;
         let table = if rules.len() == 1 && rules[0].kind.is_word() {
@@ -186,15 +192,15 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         };
         let waiters = Waiters::new(config.max_waiters);
         let quotas = RwLock::new(quotas.into());
-        Ok(Self { table, hasher, clock: config.clock, change: Mutex::new(()), quotas, waiters })
+        Ok(Self { table, hasher, clock, change: Mutex::new(()), quotas, waiters })
     }
 
     /// Takes one unit of the key's quota if there is one.
     ///
     /// # Errors
-    /// [`Denied`] if not; nothing was taken.
+    /// [`Rejected`] if not; nothing was taken.
     #[inline]
-    pub fn check<Q>(&self, key: &Q) -> Result<Admitted, Denied>
+    pub fn check<Q>(&self, key: &Q) -> Result<Admitted, Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -205,9 +211,9 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     /// Takes `cost` units of the key's quota, or none.
     ///
     /// # Errors
-    /// [`Denied`] if there are not as many; nothing was taken.
+    /// [`Rejected`] if there are not as many; nothing was taken.
     #[inline]
-    pub fn check_n<Q>(&self, key: &Q, cost: u64) -> Result<Admitted, Denied>
+    pub fn check_n<Q>(&self, key: &Q, cost: u64) -> Result<Admitted, Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -218,9 +224,9 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     /// [`Self::check_n`] at a time given by the caller, in nanoseconds of the limiter's clock.
     ///
     /// # Errors
-    /// [`Denied`] if there are not as many units; nothing was taken.
+    /// [`Rejected`] if there are not as many units; nothing was taken.
     #[inline]
-    pub fn check_at<Q>(&self, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
+    pub fn check_at<Q>(&self, key: &Q, now: u64, cost: u64) -> Result<Admitted, Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -230,7 +236,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     }
 
     #[inline]
-    fn check_hashed<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
+    fn check_hashed<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -240,13 +246,13 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         {
             return answer
                 .map(|standing| Admitted::new(standing, now, cost))
-                .map_err(|(standing, wait)| Denied::new(standing, wait));
+                .map_err(|(standing, wait)| Rejected::new(standing, wait));
         }
         self.decide(hash, key, now, cost)
     }
 
     #[inline(never)]
-    fn decide<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Denied>
+    fn decide<Q>(&self, hash: u64, key: &Q, now: u64, cost: u64) -> Result<Admitted, Rejected>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -268,7 +274,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         keys: &[&Q],
         now: u64,
         cost: u64,
-        mut each: impl FnMut(&Q, Result<Admitted, Denied>),
+        mut each: impl FnMut(&Q, Result<Admitted, Rejected>),
     ) where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -336,11 +342,11 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
         loop {
             // From before the decision: a change right after it must end the sleep.
             let changed = waiter.line.changed.notified();
-            let denied = match self.check_hashed(hash, key, self.clock.now(), cost) {
+            let rejected = match self.check_hashed(hash, key, self.clock.now(), cost) {
                 Ok(admitted) => return Ok(admitted),
-                Err(denied) => denied,
+                Err(rejected) => rejected,
             };
-            let Some(wait) = denied.retry_after() else { return Err(WaitError::TooCostly) };
+            let Some(wait) = rejected.retry_after() else { return Err(WaitError::TooCostly) };
             // Either way the next turn decides.
             let _ = tokio::time::timeout(wait, changed).await;
         }

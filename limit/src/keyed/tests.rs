@@ -50,12 +50,12 @@ fn a_flood_of_new_keys_does_not_reset_a_hot_one() {
 }
 
 #[test]
-fn keys_without_room_share_are_denied_or_pass() {
+fn keys_without_room_share_are_rejected_or_pass() {
     let gcra = Quota::gcra(1, SECOND).burst(2);
     let log = Quota::sliding_log(2, SECOND);
     for (quota, room) in [(gcra, 20), (log, 10)] {
         for (when_full, expected) in
-            [(WhenFull::Share, 2), (WhenFull::Deny, 0), (WhenFull::Admit, 50)]
+            [(WhenFull::Share, 2), (WhenFull::Reject, 0), (WhenFull::Admit, 50)]
         {
             let limiter = keyed(&[quota], 10, when_full);
             for key in 0..room {
@@ -70,7 +70,7 @@ fn keys_without_room_share_are_denied_or_pass() {
 
 #[test]
 fn as_many_keys_as_promised_find_room_also_when_all_places_were_used_before() {
-    let limiter = keyed(&[Quota::gcra(1, SECOND)], 100_000, WhenFull::Deny);
+    let limiter = keyed(&[Quota::gcra(1, SECOND)], 100_000, WhenFull::Reject);
     for round in 1..=4_u64 {
         for key in 0..100_000 {
             limiter.check_at(&(round << 32 | key), round * 2_000_000_000, 1).unwrap();
@@ -88,7 +88,7 @@ fn keys_do_not_meet_in_a_hash() {
     for key in 0..200_000_u64 {
         limiter.check_at(&format!("user-{key}"), 1, 1).unwrap();
     }
-    let limiter = keyed(&[Quota::gcra(1, MINUTE)], 1_000_000, WhenFull::Deny);
+    let limiter = keyed(&[Quota::gcra(1, MINUTE)], 1_000_000, WhenFull::Reject);
     for key in 0..500_000_u64 {
         limiter.check_at(&key, 1, 1).unwrap();
         limiter.check_at(&(key << 32 | 1 << 63), 1, 1).unwrap();
@@ -99,7 +99,7 @@ fn keys_do_not_meet_in_a_hash() {
 /// twice, and none for another.
 #[test]
 fn threads_that_bring_the_same_new_keys_take_what_one_would() {
-    let limiter = keyed(&[Quota::gcra(1, MINUTE).burst(3)], 1000, WhenFull::Deny);
+    let limiter = keyed(&[Quota::gcra(1, MINUTE).burst(3)], 1000, WhenFull::Reject);
     for round in 1..=40_u64 {
         let admitted = std::sync::atomic::AtomicU64::new(0);
         let now = round * 1_000_000_000_000;
@@ -138,7 +138,7 @@ fn memory_comes_back_once_keys_are_idle() {
 #[test]
 fn many_at_once_are_as_many_one_by_one() {
     let [many, single] =
-        [0, 1].map(|_| keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Deny));
+        [0, 1].map(|_| keyed(&[Quota::gcra(1, SECOND).burst(2)], 100, WhenFull::Reject));
     let keys: Vec<u64> = (0..100).map(|turn| turn * turn % 41).collect();
     let mut answers = Vec::new();
     many.check_many(&keys.iter().collect::<Vec<_>>(), 5, 1, |_, answer| answers.push(answer));
@@ -148,13 +148,15 @@ fn many_at_once_are_as_many_one_by_one() {
 
 #[test]
 fn a_change_reaches_every_key() {
-    let config = KeyedConfig { clock: Arc::new(At(1 << 40)), ..KeyedConfig::default() };
-    let limiter = Keyed::with_config(&[Quota::gcra(1, SECOND).burst(2)], config).unwrap();
+    let config = KeyedConfig::default();
+    let limiter =
+        Keyed::with_clock(&[Quota::gcra(1, SECOND).burst(2)], config, Arc::new(At(1 << 40)))
+            .unwrap();
     for key in 0..20 {
         limiter.check_at(&key, 1 << 40, 1).unwrap();
     }
     let day = Quota::fixed_window(1, SECOND);
-    assert_eq!(limiter.set_quotas(&[day]), Err(ConfigError::OtherAlgorithm));
+    assert_eq!(limiter.set_quotas(&[day]).unwrap_err().field, "quotas");
     limiter.set_quotas(&[Quota::gcra(1, SECOND).burst(5)]).unwrap();
     for key in 0..20 {
         assert!(limiter.check_at(&key, 1 << 40, 4).is_ok());
@@ -164,7 +166,7 @@ fn a_change_reaches_every_key() {
 
 #[test]
 fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
-    let limiter = keyed(&[Quota::gcra(1, SECOND)], 1, WhenFull::Deny);
+    let limiter = keyed(&[Quota::gcra(1, SECOND)], 1, WhenFull::Reject);
     let second = 1_000_000_000;
     limiter.check_at(&0, 100 * second, 1).unwrap();
     // As good as new at 110, it makes room for another.
@@ -178,7 +180,8 @@ fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
 
 #[test]
 fn a_key_that_is_known_is_not_brought_in_again() {
-    let words = Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Deny).unwrap();
+    let words =
+        Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Reject).unwrap();
     assert!(words.step_new(7, 1, 1).is_some());
     // As a thread does that looked before the other was done.
     assert!(words.step_new(7, 1, 1).is_none());
@@ -187,8 +190,8 @@ fn a_key_that_is_known_is_not_brought_in_again() {
 
 fn waiting(max_waiters: usize) -> Arc<Keyed<u64>> {
     let clock = Arc::new(crate::TokioClock::new());
-    let config = KeyedConfig { max_waiters, clock, ..KeyedConfig::default() };
-    Arc::new(Keyed::with_config(&[Quota::gcra(10, SECOND)], config).unwrap())
+    let config = KeyedConfig { max_waiters, ..KeyedConfig::default() };
+    Arc::new(Keyed::with_clock(&[Quota::gcra(10, SECOND)], config, clock).unwrap())
 }
 
 #[tokio::test(start_paused = true)]
@@ -251,7 +254,7 @@ proptest! {
         } else {
             Quota::gcra(3, Duration::from_nanos(50)).burst(3)
         };
-        let limiter = keyed(&[quota(log)], 1000, WhenFull::Deny);
+        let limiter = keyed(&[quota(log)], 1000, WhenFull::Reject);
         let mut plain: HashMap<u64, crate::Limiter> = HashMap::new();
         let mut now = 0;
         for (pause, key, cost) in history {

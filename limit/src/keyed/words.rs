@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 
 use super::{Totals, WhenFull};
 use crate::core::{
-    Cell, LiveRules, MAX_NOW, Place, Receipt, Rules, Slot, Standing, Verdict, step_all, word,
+    Cell, LiveRules, MAX_NOW, Receipt, Rules, Slot, SlotRef, Standing, Verdict, step_all, word,
 };
 use crate::error::ConfigError;
 
@@ -54,11 +54,14 @@ struct Newcomers {
 enum Entry<'a> {
     /// It is not new: another thread was quicker.
     Known,
-    Free(Place<'a>),
+    Free(SlotRef<'a>),
     /// Until now of a key that is as good as new; with its word.
-    Idle(Place<'a>, u64),
+    Idle(SlotRef<'a>, u64),
     Full,
 }
+
+/// The rule of `max_keys` that a table breaks for which there is no memory.
+const NO_MEMORY: &str = "must be lower: the system refused the memory for the table";
 
 impl Words {
     /// A table that is half full with `max_keys` keys.
@@ -72,7 +75,7 @@ impl Words {
         let room = lines * count * LINE + LINE - 1;
         // Taken zeroed from the system, which gives memory only to pages that are written.
         let places: Box<[Slot]> = bytemuck::allocation::try_zeroed_slice_box(room)
-            .map_err(|()| ConfigError::NoMemory(room.saturating_mul(size_of::<Slot>())))?;
+            .map_err(|()| ConfigError::new("max_keys", NO_MEMORY))?;
         let first = places.as_ptr().align_offset(64).min(LINE - 1);
         let newcomers = || Newcomers {
             keys: 0,
@@ -130,25 +133,25 @@ impl Words {
     #[inline]
     pub(super) fn touch(&self, hash: u64) {
         let (places, home) = self.range(named(hash));
-        std::hint::black_box(Place::at(&places[home * LINE]).word.load(Relaxed));
+        std::hint::black_box(SlotRef::at(&places[home * LINE]).word.load(Relaxed));
     }
 
     /// Looks at a whole line before it branches: which of its places it is cannot be predicted,
     /// that it is in the first line can.
     #[inline]
-    fn find(&self, hash: u64) -> Option<Place<'_>> {
+    fn find(&self, hash: u64) -> Option<SlotRef<'_>> {
         let (places, home) = self.range(hash);
         let (before, from) = places.split_at(home * LINE);
         let lines = from.chunks_exact(LINE).chain(before.chunks_exact(LINE)).take(WINDOW);
         for line in lines {
             let (mut at, mut free) = (LINE, false);
             for (index, slot) in line.iter().enumerate() {
-                let other = Place::at(slot).hash();
+                let other = SlotRef::at(slot).hash();
                 at = if other == hash { index } else { at };
                 free |= other == 0;
             }
             if let Some(slot) = line.get(at) {
-                return Some(Place::at(slot));
+                return Some(SlotRef::at(slot));
             }
             if free {
                 return None;
@@ -246,7 +249,7 @@ impl Words {
             let mut newcomers = shard.newcomers.lock();
             let old = shard.rules.read();
             newcomers.overflow.convert(&old, new, now);
-            let used = places.iter().map(Place::at).filter(|place| place.hash() != 0);
+            let used = places.iter().map(SlotRef::at).filter(|place| place.hash() != 0);
             shard.rules.change(new, now, used.map(|place| place.word));
         }
     }
@@ -267,9 +270,9 @@ impl Words {
     }
 }
 
-fn window(places: &[Slot], home: usize) -> impl Iterator<Item = Place<'_>> {
+fn window(places: &[Slot], home: usize) -> impl Iterator<Item = SlotRef<'_>> {
     let (before, from) = places.split_at(home * LINE);
-    from.iter().chain(before).take(WINDOW * LINE).map(Place::at)
+    from.iter().chain(before).take(WINDOW * LINE).map(SlotRef::at)
 }
 
 /// 0 means that a place was never used.

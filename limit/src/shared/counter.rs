@@ -107,7 +107,7 @@ pub trait Counter: Send + Sync + fmt::Debug + 'static {
     /// Whether it can count this quota at its rate. Asked when a limiter is built.
     ///
     /// # Errors
-    /// [`ConfigError::Unsuitable`] if not.
+    /// [`ConfigError`] if not.
     fn accepts(&self, quota: &Quota) -> Result<(), ConfigError>;
 
     /// The number of the server that keeps the key, of the caller's choice. After

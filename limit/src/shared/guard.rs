@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use super::counter::{Counter, StoreError, Take, Taken};
 use crate::clock::Clock;
 use crate::core::{NEVER, Standing};
-use crate::error::{ConfigError, Denied};
+use crate::error::{ConfigError, Rejected};
 use crate::quota::{Quota, nanos};
 
 /// What a shared limiter does while its store gives no answer.
@@ -20,7 +20,7 @@ use crate::quota::{Quota, nanos};
 pub enum OnOutage {
     /// Fail closed: [`SharedError::Store`]. The limit holds, nothing passes.
     #[default]
-    Deny,
+    Reject,
     /// Fail open: everything passes, marked [`Source::Outage`]. The limit does not hold.
     Admit,
 }
@@ -42,7 +42,7 @@ pub struct OutageConfig {
 impl Default for OutageConfig {
     fn default() -> Self {
         let (timeout, rest) = (Duration::from_millis(100), Duration::from_millis(500));
-        Self { on_outage: OnOutage::Deny, timeout, rest }
+        Self { on_outage: OnOutage::Reject, timeout, rest }
     }
 }
 
@@ -74,7 +74,7 @@ pub struct Pass {
 pub enum SharedError {
     /// The limit is reached: nothing was taken.
     #[error(transparent)]
-    Denied(#[from] Denied),
+    Rejected(#[from] Rejected),
     /// The store gave no answer, and the limiter fails closed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -84,7 +84,7 @@ impl SharedError {
     /// Whether the same request may pass later.
     pub const fn is_retryable(&self) -> bool {
         match self {
-            Self::Denied(denied) => denied.is_retryable(),
+            Self::Rejected(rejected) => rejected.is_retryable(),
             Self::Store(error) => error.is_retryable(),
         }
     }
@@ -116,7 +116,7 @@ impl Guard {
         let limit = quota.rules()?.limit;
         counter.accepts(&quota)?;
         if outage.timeout.is_zero() {
-            return Err(ConfigError::Limit("timeout"));
+            return Err(ConfigError::new("outage.timeout", "must be above 0"));
         }
         let (rests, warned_at) = (Rests::default(), AtomicU64::new(0));
         Ok(Self { counter, quota, limit, outage, clock, rests, warned_at })
@@ -163,17 +163,17 @@ impl Guard {
     /// The answer of one who could not ask.
     pub(super) fn without_store(&self, error: StoreError) -> Result<Pass, SharedError> {
         match self.outage.on_outage {
-            OnOutage::Deny => Err(error.into()),
+            OnOutage::Reject => Err(error.into()),
             OnOutage::Admit => Ok(Pass { source: Source::Outage, remaining: 0 }),
         }
     }
 
-    /// The denial that the store's answer means.
-    pub(super) fn denial(&self, taken: &Taken) -> Denied {
+    /// The rejection that the store's answer means.
+    pub(super) fn rejection(&self, taken: &Taken) -> Rejected {
         let reset = nanos(taken.reset_after);
         let standing = Standing::new(self.limit, taken.remaining, 1, reset);
         let wait = taken.retry_after.map_or(NEVER, |wait| nanos(wait).clamp(1, NEVER - 1));
-        Denied::new(standing, wait)
+        Rejected::new(standing, wait)
     }
 }
 

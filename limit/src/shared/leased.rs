@@ -26,8 +26,6 @@ pub struct LeasedConfig {
     pub max_keys: usize,
     /// How the store is treated.
     pub outage: OutageConfig,
-    /// Where `now` comes from. Default: [`Monotonic`].
-    pub clock: Arc<dyn Clock>,
 }
 
 impl Default for LeasedConfig {
@@ -37,7 +35,6 @@ impl Default for LeasedConfig {
             lease_for: Duration::from_secs(1),
             max_keys: 100_000,
             outage: OutageConfig::default(),
-            clock: Arc::new(Monotonic),
         }
     }
 }
@@ -66,8 +63,8 @@ pub struct Leased {
     quota: Quota,
     lease: u64,
     lease_for: u64,
-    /// How long a denial holds at least: until half a lease has flowed back, so that a limit that
-    /// is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
+    /// How long a rejection holds at least: until half a lease has flowed back, so that a limit
+    /// that is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
     pause: u64,
     max_keys: usize,
     shares: Mutex<Shares>,
@@ -96,8 +93,8 @@ struct Share {
 struct State {
     units: u64,
     until: u64,
-    /// The store's last denial, and until when a request of that cost need not ask again.
-    denied: Option<(Taken, u64, u64)>,
+    /// The store's last rejection, and until when a request of that cost need not ask again.
+    rejected: Option<(Taken, u64, u64)>,
 }
 
 impl Leased {
@@ -111,15 +108,28 @@ impl Leased {
         quota: Quota,
         config: LeasedConfig,
     ) -> Result<Self, ConfigError> {
+        Self::with_clock(counter, quota, config, Arc::new(Monotonic))
+    }
+
+    /// The same over a clock of the caller's.
+    ///
+    /// # Errors
+    /// As of [`new`](Self::new).
+    pub fn with_clock(
+        counter: Arc<dyn Counter>,
+        quota: Quota,
+        config: LeasedConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConfigError> {
         for (value, name) in [(config.lease, "lease"), (config.max_keys as u64, "max_keys")] {
             if value == 0 {
-                return Err(ConfigError::Limit(name));
+                return Err(ConfigError::new(name, "must be at least 1"));
             }
         }
         if config.lease_for.is_zero() {
-            return Err(ConfigError::Limit("lease_for"));
+            return Err(ConfigError::new("lease_for", "must be above 0"));
         }
-        let guard = Guard::new(counter, quota, config.outage, config.clock)?;
+        let guard = Guard::new(counter, quota, config.outage, clock)?;
         let rules = quota.rules()?;
         let pause = match rules.kind {
             Kind::Gcra => rules.interval.saturating_mul(config.lease.min(rules.limit) / 2),
@@ -150,11 +160,11 @@ impl Leased {
     }
 
     /// Takes `cost` units of the key, at least 1, or none: from the share if it has as many, else
-    /// with the next share from the store. One caller at a time asks for a key; the store's denial
-    /// holds for all until its time is over.
+    /// with the next share from the store. One caller at a time asks for a key; the store's
+    /// rejection holds for all until its time is over.
     ///
     /// # Errors
-    /// [`SharedError::Denied`] if there are not as many; [`SharedError::Store`] if the share is
+    /// [`SharedError::Rejected`] if there are not as many; [`SharedError::Store`] if the share is
     /// spent, the store gives no answer, and the limiter fails closed.
     ///
     /// # Cancel safety
@@ -193,21 +203,21 @@ impl Leased {
             let wait = taken.retry_after.map(|wait| nanos(wait).max(self.pause));
             let taken = Taken { retry_after: wait.map(Duration::from_nanos), ..taken };
             if let Some(wait) = wait {
-                state.denied = Some((taken, cost, now.saturating_add(wait)));
+                state.rejected = Some((taken, cost, now.saturating_add(wait)));
             }
-            return Err(self.guard.denial(&taken).into());
+            return Err(self.guard.rejection(&taken).into());
         }
         self.lost.fetch_add(state.units, Ordering::Relaxed);
         state.units = taken.granted - cost;
         state.until = asked_at.saturating_add(self.lease_for);
-        state.denied = None;
+        state.rejected = None;
         Ok(Pass { source: Source::Store, remaining: state.units })
     }
 
     async fn ask_directly(&self, key: &str, cost: u64) -> Result<Pass, SharedError> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         match self.guard.take(key, cost, cost).await {
-            Ok(taken) if taken.granted == 0 => Err(self.guard.denial(&taken).into()),
+            Ok(taken) if taken.granted == 0 => Err(self.guard.rejection(&taken).into()),
             Ok(taken) => {
                 self.granted.fetch_add(taken.granted, Ordering::Relaxed);
                 Ok(Pass { source: Source::Store, remaining: taken.remaining })
@@ -228,11 +238,11 @@ impl Leased {
             state.units -= cost;
             return Some(Ok(Pass { source: Source::Lease, remaining: state.units }));
         }
-        match &state.denied {
-            Some((taken, denied_cost, until)) if cost >= *denied_cost && now < *until => {
+        match &state.rejected {
+            Some((taken, rejected_cost, until)) if cost >= *rejected_cost && now < *until => {
                 let left = Duration::from_nanos(until - now);
                 let taken = Taken { retry_after: Some(left), ..*taken };
-                Some(Err(self.guard.denial(&taken).into()))
+                Some(Err(self.guard.rejection(&taken).into()))
             }
             _ => None,
         }
@@ -273,10 +283,10 @@ impl Leased {
 }
 
 impl Share {
-    /// Whether forgetting it would lose units or a denial.
+    /// Whether forgetting it would lose units or a rejection.
     fn is_live(&self, now: u64) -> bool {
         let state = self.state.lock();
-        let denied = state.denied.is_some_and(|(_, _, until)| now < until);
-        denied || (state.units > 0 && now < state.until)
+        let rejected = state.rejected.is_some_and(|(_, _, until)| now < until);
+        rejected || (state.units > 0 && now < state.until)
     }
 }

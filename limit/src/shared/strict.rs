@@ -33,8 +33,8 @@ impl Strict {
     /// Takes `cost` units of the key, at least 1, or none.
     ///
     /// # Errors
-    /// [`SharedError::Denied`] if there are not as many; [`SharedError::Store`] if the store gives
-    /// no answer and the limiter fails closed.
+    /// [`SharedError::Rejected`] if there are not as many; [`SharedError::Store`] if the store
+    /// gives no answer and the limiter fails closed.
     ///
     /// # Cancel safety
     /// A caller that gives up may have taken its units: they are lost until they flow back. Never
@@ -42,7 +42,7 @@ impl Strict {
     pub async fn check(&self, key: &str, cost: u64) -> Result<Pass, SharedError> {
         let cost = cost.max(1);
         match self.guard.take(key, cost, cost).await {
-            Ok(taken) if taken.granted == 0 => Err(self.guard.denial(&taken).into()),
+            Ok(taken) if taken.granted == 0 => Err(self.guard.rejection(&taken).into()),
             Ok(taken) => Ok(Pass { source: Source::Store, remaining: taken.remaining }),
             Err(error) => self.guard.without_store(error),
         }

@@ -27,13 +27,8 @@ async fn leases_never_exceed_the_bound_and_save_questions() {
     let (clock, counter) = store();
     let quota = Quota::gcra(100, SECOND).burst(50);
     let node = || {
-        let config = LeasedConfig {
-            lease: 10,
-            lease_for: SECOND / 2,
-            clock: Arc::new(*clock),
-            ..LeasedConfig::default()
-        };
-        Leased::new(Arc::clone(&counter) as _, quota, config).unwrap()
+        let config = LeasedConfig { lease: 10, lease_for: SECOND / 2, ..LeasedConfig::default() };
+        Leased::with_clock(Arc::clone(&counter) as _, quota, config, Arc::new(*clock)).unwrap()
     };
     let nodes = [node(), node(), node(), node()];
     let mut passed = Vec::new();
@@ -61,13 +56,17 @@ async fn leases_never_exceed_the_bound_and_save_questions() {
 
 #[tokio::test(start_paused = true)]
 async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
-    for (on_outage, passes) in [(OnOutage::Deny, false), (OnOutage::Admit, true)] {
+    for (on_outage, passes) in [(OnOutage::Reject, false), (OnOutage::Admit, true)] {
         let (clock, counter) = store();
         let outage = OutageConfig { on_outage, ..OutageConfig::default() };
-        let config = LeasedConfig { outage, clock, lease: 2, ..LeasedConfig::default() };
-        let leased =
-            Leased::new(Arc::clone(&counter) as _, Quota::gcra(5, SECOND).burst(5), config)
-                .unwrap();
+        let config = LeasedConfig { outage, lease: 2, ..LeasedConfig::default() };
+        let leased = Leased::with_clock(
+            Arc::clone(&counter) as _,
+            Quota::gcra(5, SECOND).burst(5),
+            config,
+            clock,
+        )
+        .unwrap();
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Store);
         counter.fail(Some(down()));
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Lease);
@@ -92,14 +91,18 @@ async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
 #[tokio::test(start_paused = true)]
 async fn a_denial_is_remembered_and_keys_are_bounded() {
     let (clock, counter) = store();
-    let config = LeasedConfig { max_keys: 2, lease: 1, clock, ..LeasedConfig::default() };
-    let leased = Leased::new(Arc::clone(&counter) as _, Quota::gcra(1, SECOND), config).unwrap();
+    let config = LeasedConfig { max_keys: 2, lease: 1, ..LeasedConfig::default() };
+    let leased =
+        Leased::with_clock(Arc::clone(&counter) as _, Quota::gcra(1, SECOND), config, clock)
+            .unwrap();
     leased.check("a", 1).await.unwrap();
     leased.check("a", 1).await.unwrap_err();
     let before = counter.asked();
     for _ in 0..20 {
-        let SharedError::Denied(denied) = leased.check("a", 1).await.unwrap_err() else { panic!() };
-        assert_eq!(denied.retry_after(), Some(SECOND));
+        let SharedError::Rejected(rejected) = leased.check("a", 1).await.unwrap_err() else {
+            panic!()
+        };
+        assert_eq!(rejected.retry_after(), Some(SECOND));
     }
     assert_eq!(counter.asked(), before);
     tokio::time::advance(SECOND).await;
@@ -117,9 +120,9 @@ fn a_share_is_no_more_than_was_granted() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
     runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
         let (clock, counter) = store();
-        let config = LeasedConfig { lease: 3, clock, ..LeasedConfig::default() };
+        let config = LeasedConfig { lease: 3, ..LeasedConfig::default() };
         let quota = Quota::gcra(1, 1000 * SECOND).burst(5);
-        let leased = Leased::new(Arc::clone(&counter) as _, quota, config).unwrap();
+        let leased = Leased::with_clock(Arc::clone(&counter) as _, quota, config, clock).unwrap();
         let mut passed = 0;
         for _ in 0..20 {
             passed += u64::from(leased.check("a", 1).await.is_ok());
@@ -166,8 +169,8 @@ async fn an_error_about_one_key_rests_no_other() {
         let (clock, counter) = store();
         let strict = Strict::new(Arc::clone(&counter) as _, quota, OutageConfig::default());
         let strict = strict.unwrap();
-        let config = LeasedConfig { clock, ..LeasedConfig::default() };
-        let leased = Leased::new(Arc::clone(&counter) as _, quota, config).unwrap();
+        let config = LeasedConfig::default();
+        let leased = Leased::with_clock(Arc::clone(&counter) as _, quota, config, clock).unwrap();
         counter.fail_key("bad", 0, Some(error.clone()));
         for _ in 0..3 {
             for answer in [strict.check("bad", 1).await, leased.check("bad", 1).await] {
@@ -222,8 +225,10 @@ async fn callers_of_one_key_share_a_question_that_fails() {
 
     let counter = Arc::new(Slow(AtomicUsize::new(0)));
     let clock = Arc::new(TokioClock::new());
-    let config = LeasedConfig { clock, ..LeasedConfig::default() };
-    let leased = Leased::new(Arc::clone(&counter) as _, Quota::gcra(1, SECOND), config).unwrap();
+    let config = LeasedConfig::default();
+    let leased =
+        Leased::with_clock(Arc::clone(&counter) as _, Quota::gcra(1, SECOND), config, clock)
+            .unwrap();
     let leased = Arc::new(leased);
     let start = tokio::time::Instant::now();
     let calls = [0; 50].map(|_| {

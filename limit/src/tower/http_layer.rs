@@ -1,5 +1,5 @@
-//! The layer for services that answer HTTP: denies by a response, and tells in each where the quota
-//! stands.
+//! The layer for services that answer HTTP: it rejects by a response, and tells in each response
+//! where the quota stands.
 
 use std::fmt;
 use std::hash::Hash;
@@ -14,7 +14,7 @@ use tower_service::Service;
 use super::KeyOf;
 use super::layer::{BoxFuture, Limited};
 use crate::core::Standing;
-use crate::error::Denied;
+use crate::error::Rejected;
 use crate::header::{policy_field, standing_field};
 use crate::keyed::Keyed;
 use crate::quota::Quota;
@@ -24,13 +24,13 @@ const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy"
 
 /// Puts a keyed limiter before a service that answers HTTP.
 ///
-/// A denied request is answered at once, without the inner service: status 429, `Retry-After` in
+/// A rejected request is answered at once, without the inner service: status 429, `Retry-After` in
 /// whole seconds, and an empty body. Each response, also of the inner service, has the fields
 /// `RateLimit-Policy` and `RateLimit` (draft-ietf-httpapi-ratelimit-headers-10). The inner service
 /// finds the [`Standing`] among the request's extensions. The errors are those of the inner
 /// service, so that an infallible one stays infallible: it can be put on an axum route.
 ///
-/// A denied request gives back what the inner service had reserved for it, as
+/// A rejected request gives back what the inner service had reserved for it, as
 /// [`LimitLayer`](super::LimitLayer) does.
 pub struct HttpLimitLayer<K, X> {
     limiter: Arc<Keyed<K>>,
@@ -112,9 +112,9 @@ where
                     Ok(response)
                 })
             }
-            Err(denied) => {
+            Err(rejected) => {
                 self.renew();
-                Box::pin(async move { Ok(too_many_requests(&quotas, &denied)) })
+                Box::pin(async move { Ok(too_many_requests(&quotas, &rejected)) })
             }
         }
     }
@@ -126,13 +126,13 @@ fn empty<A: Default>(status: StatusCode) -> Response<A> {
     response
 }
 
-fn too_many_requests<A: Default>(quotas: &[Quota], denied: &Denied) -> Response<A> {
+fn too_many_requests<A: Default>(quotas: &[Quota], rejected: &Rejected) -> Response<A> {
     let mut response = empty(StatusCode::TOO_MANY_REQUESTS);
     let headers = response.headers_mut();
-    if let Some(seconds) = denied.retry_after_secs() {
+    if let Some(seconds) = rejected.retry_after_secs() {
         headers.insert(RETRY_AFTER, seconds.into());
     }
-    tell(headers, quotas, denied.standing());
+    tell(headers, quotas, rejected.standing());
     response
 }
 

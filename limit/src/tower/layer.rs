@@ -1,4 +1,4 @@
-//! The layer for any service: denies by an error.
+//! The layer for any service: rejects by an error.
 
 use std::fmt;
 use std::hash::Hash;
@@ -10,7 +10,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::KeyOf;
-use crate::error::Denied;
+use crate::error::Rejected;
 use crate::keyed::Keyed;
 
 /// Why a limited service did not answer.
@@ -19,7 +19,7 @@ use crate::keyed::Keyed;
 pub enum LimitError<E> {
     /// The limit is reached. The inner service did not see the request.
     #[error(transparent)]
-    Denied(Denied),
+    Rejected(Rejected),
     /// The request has no key. The inner service did not see it.
     #[error("the request has nothing to be counted by")]
     NoKey,
@@ -30,7 +30,7 @@ pub enum LimitError<E> {
 
 /// Puts a keyed limiter before a service.
 ///
-/// A denied request is answered with an error at once: it does not hold the service back for
+/// A rejected request is answered with an error at once: it does not hold the service back for
 /// others, as waiting in `poll_ready` would. What the inner service had reserved for it when it
 /// became ready, say a permit of `concurrency_limit`, is given back by dropping that instance for a
 /// fresh clone.
@@ -100,7 +100,7 @@ where
     /// Calls the very instance that was ready, or drops it.
     fn call(&mut self, request: R) -> Self::Future {
         let checked = match self.layer.key_of.key_of(&request) {
-            Some(key) => self.layer.limiter.check(&key).map_err(LimitError::Denied),
+            Some(key) => self.layer.limiter.check(&key).map_err(LimitError::Rejected),
             None => Err(LimitError::NoKey),
         };
         let call = match checked {

@@ -1,7 +1,7 @@
 //! A keyed limiter as a `tower` layer, and keys out of HTTP requests.
 //!
-//! [`LimitLayer`] fits any service and denies by an error. [`HttpLimitLayer`] fits services that
-//! answer HTTP, denies by a response of status 429, and puts the `RateLimit` fields into all
+//! [`LimitLayer`] fits any service and rejects by an error. [`HttpLimitLayer`] fits services that
+//! answer HTTP, rejects by a response of status 429, and puts the `RateLimit` fields into all
 //! responses: the one to put on an axum route.
 
 mod http_layer;

@@ -2,7 +2,7 @@
 
 use super::points::{Points, distinct};
 use crate::error::BuildError;
-use crate::hash::{crc32, crc32_step, crc32_unfinished};
+use crate::hash::{crc32, crc32_begun};
 use crate::owners::Owners;
 use crate::partitioner::Partitioner;
 
@@ -73,10 +73,12 @@ impl Consistent {
         }
         let mut points = Vec::with_capacity(wanted as usize);
         for (server, name) in named {
-            let base = crc32_unfinished(name.as_bytes());
+            let base = crc32_begun(name.as_bytes());
             let mut before = 0_u32;
             for _ in 0..points_of(server) {
-                before = !crc32_step(base, &before.to_le_bytes());
+                let mut digest = base.clone();
+                digest.update(&before.to_le_bytes());
+                before = digest.finalize();
                 points.push((before, server.id));
             }
         }

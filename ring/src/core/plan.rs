@@ -3,7 +3,7 @@ use std::ops::Range;
 
 use super::schedule::schedule;
 use crate::config::PlanConfig;
-use crate::error::{BuildError, PlanError};
+use crate::error::{BuildError, ConfigError, PlanError};
 use crate::owners::{MAX_REPLICAS, Owners};
 use crate::placement::{HashRange, Placement};
 
@@ -73,7 +73,7 @@ impl Plan {
     /// The moves from one placement to another.
     ///
     /// # Errors
-    /// [`PlanError::ReplicasDiffer`], [`PlanError::TooManyChanges`], [`PlanError::ZeroLimit`], and
+    /// [`PlanError::ReplicasDiffer`], [`PlanError::TooManyChanges`], [`PlanError::Config`], and
     /// [`PlanError::Build`] for more replicas than [`MAX_PLAN_REPLICAS`] or none.
     pub fn new(old: &Placement, new: &Placement, config: &PlanConfig) -> Result<Self, PlanError> {
         Self::after_loss(old, new, &[], config)
@@ -230,7 +230,7 @@ fn check(old: &Placement, new: &Placement, config: &PlanConfig) -> Result<(), Pl
     let limits =
         [("moves_per_step", config.moves_per_step), ("moves_per_node", config.moves_per_node)];
     match limits.iter().find(|(_, limit)| *limit == 0) {
-        Some((name, _)) => Err(PlanError::ZeroLimit(name)),
+        Some((name, _)) => Err(ConfigError::new(name, "must be at least 1").into()),
         None => Ok(()),
     }
 }

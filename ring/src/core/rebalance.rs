@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::plan::Plan;
 use crate::owners::Owners;
@@ -265,7 +266,7 @@ impl Rebalance {
             Input::Tick => {}
             Input::Done(op) => self.complete(op, None),
             Input::Failed(op) => {
-                self.complete(op, Some(now.saturating_add(self.plan.config().retry_nanos)));
+                self.complete(op, Some(now.saturating_add(nanos(self.plan.config().retry_after))));
             }
             Input::Pause if self.state == State::Running => self.state = State::Paused,
             Input::Resume if self.state == State::Paused => self.state = State::Running,
@@ -392,7 +393,7 @@ impl Rebalance {
         };
         if let Some(next) = next {
             self.step = next;
-            self.step_ready_at = now.saturating_add(self.plan.config().step_pause_nanos);
+            self.step_ready_at = now.saturating_add(nanos(self.plan.config().step_pause));
         } else {
             self.state = State::Finished;
             self.outputs.push_back(Output::Finished(self.direction));
@@ -499,4 +500,8 @@ impl Rebalance {
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

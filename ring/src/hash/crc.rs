@@ -1,37 +1,9 @@
-const fn crc16_table() -> [u16; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = (byte as u16) << 8;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 0x8000 == 0 { crc << 1 } else { (crc << 1) ^ 0x1021 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-}
+//! The CRCs of Redis Cluster and nginx, from the catalogue of the crate `crc`.
 
-const fn crc32_table() -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let mut crc = byte as u32;
-        let mut bit = 0;
-        while bit < 8 {
-            crc = if crc & 1 == 0 { crc >> 1 } else { (crc >> 1) ^ 0xedb8_8320 };
-            bit += 1;
-        }
-        table[byte] = crc;
-        byte += 1;
-    }
-    table
-}
+use crc::{CRC_16_XMODEM, CRC_32_ISO_HDLC, Crc, Digest, Table};
 
-static CRC16: [u16; 256] = crc16_table();
-static CRC32: [u32; 256] = crc32_table();
+static CRC16: Crc<u16, Table<1>> = Crc::<u16, Table<1>>::new(&CRC_16_XMODEM);
+static CRC32: Crc<u32, Table<1>> = Crc::<u32, Table<1>>::new(&CRC_32_ISO_HDLC);
 
 /// CRC-16/XMODEM: polynomial 0x1021, nothing reflected, initial value 0.
 ///
@@ -40,7 +12,7 @@ static CRC32: [u32; 256] = crc32_table();
 /// assert_eq!(voussoir_ring::hash::crc16(b"123456789"), 0x31C3); // the catalogue's check value
 /// ```
 pub fn crc16(bytes: &[u8]) -> u16 {
-    bytes.iter().fold(0, |crc, &byte| (crc << 8) ^ CRC16[usize::from((crc >> 8) as u8 ^ byte)])
+    CRC16.checksum(bytes)
 }
 
 /// CRC-32 as in IEEE 802.3: polynomial 0x04C11DB7, reflected, initial value and final XOR all ones.
@@ -50,14 +22,12 @@ pub fn crc16(bytes: &[u8]) -> u16 {
 /// assert_eq!(voussoir_ring::hash::crc32(b"123456789"), 0xCBF4_3926); // check value
 /// ```
 pub fn crc32(bytes: &[u8]) -> u32 {
-    !crc32_unfinished(bytes)
+    CRC32.checksum(bytes)
 }
 
-/// The CRC-32 of these bytes before the final XOR, for more bytes to follow.
-pub(crate) fn crc32_unfinished(bytes: &[u8]) -> u32 {
-    crc32_step(u32::MAX, bytes)
-}
-
-pub(crate) fn crc32_step(state: u32, bytes: &[u8]) -> u32 {
-    bytes.iter().fold(state, |crc, &byte| (crc >> 8) ^ CRC32[usize::from(crc as u8 ^ byte)])
+/// The CRC-32 of these bytes with more to follow.
+pub(crate) fn crc32_begun(bytes: &[u8]) -> Digest<'static, u32, Table<1>> {
+    let mut digest = CRC32.digest();
+    digest.update(bytes);
+    digest
 }

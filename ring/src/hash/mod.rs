@@ -11,14 +11,21 @@
 //! | Redis Cluster | [`crc16`] (XMODEM) |
 //! | Kafka | [`murmur2`] (32 bits, Kafka's seed) |
 
+#[cfg(feature = "compat")]
 mod crc;
+#[cfg(feature = "compat")]
 mod md5;
+#[cfg(feature = "compat")]
 mod murmur;
 
-pub use crc::{crc16, crc32};
-pub(crate) use crc::{crc32_step, crc32_unfinished};
-pub use md5::md5;
-pub use murmur::{murmur2, murmur3_cassandra};
+#[cfg(feature = "compat")]
+pub(crate) use self::crc::crc32_begun;
+#[cfg(feature = "compat")]
+pub use self::crc::{crc16, crc32};
+#[cfg(feature = "compat")]
+pub use self::md5::md5;
+#[cfg(feature = "compat")]
+pub use self::murmur::{murmur2, murmur3_cassandra};
 
 /// The position of a key: XXH3-64 with seed 0.
 ///

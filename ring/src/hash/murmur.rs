@@ -1,3 +1,6 @@
+//! The Murmur hashes of Kafka and Cassandra. By hand: both differ from the originals that crates
+//! offer, Kafka's by its seed and its 32 bits, Cassandra's by signed tail bytes.
+
 /// Kafka's Murmur2 (32 bits, seed 0x9747b28c), as in its `Utils.murmur2`.
 ///
 /// # Example

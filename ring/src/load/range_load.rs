@@ -1,9 +1,10 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 
 use super::space_saving::{HotKey, HotKeys};
 use crate::config::LoadConfig;
-use crate::error::SketchError;
+use crate::error::ConfigError;
 use crate::hash;
 use crate::range::{KeyRange, MAX_KEY_BYTES, RangeMap};
 
@@ -57,15 +58,15 @@ struct OneRange {
 /// Counts accesses by range and by key, and advises what to split, merge or replicate.
 ///
 /// Memory is bounded: a counter and a fixed number of sampled keys for each range of the map, and
-/// one [`HotKeys`] sketch. Keys are sampled with a seeded generator, so the same accesses give the
-/// same advice.
+/// one [`HotKeys`] sketch. Keys are sampled with a seeded generator: with one
+/// [`seed`](LoadConfig::seed) the same accesses give the same advice.
 ///
 /// # Example
 /// ```
 /// use voussoir_ring::load::{Advice, RangeLoad};
 /// use voussoir_ring::range::RangeMap;
 /// let map = RangeMap::new(1, &[1])?;
-/// let mut load = RangeLoad::new(&Default::default(), 7)?;
+/// let mut load = RangeLoad::new(&Default::default())?;
 /// for n in 0..20_000_u32 {
 ///     load.record(&map, format!("user:{:05}", n % 1000).as_bytes());
 /// }
@@ -85,24 +86,26 @@ pub struct RangeLoad {
 }
 
 impl RangeLoad {
-    /// An empty count; `seed` starts the sampling.
+    /// An empty count.
     ///
     /// # Errors
-    /// [`SketchError::ShareOutOfRange`], [`SketchError::OutOfRange`].
-    pub fn new(config: &LoadConfig, seed: u64) -> Result<Self, SketchError> {
+    /// [`ConfigError`] if a field is out of its range.
+    pub fn new(config: &LoadConfig) -> Result<Self, ConfigError> {
         let (hot, cold, key) = (config.hot_share, config.cold_share, config.key_share);
-        let shares = [
-            ("hot_share", hot, 0.0 < hot && hot <= 1.0, 1.0),
-            ("key_share", key, 0.0 < key && key <= 1.0, 1.0),
-            ("cold_share", cold, 0.0 <= cold && cold <= hot, hot),
+        let rules = [
+            ("hot_share", 0.0 < hot && hot <= 1.0, "must be above 0 and at most 1"),
+            ("key_share", 0.0 < key && key <= 1.0, "must be above 0 and at most 1"),
+            ("cold_share", 0.0 <= cold && cold <= hot, "must be 0 to `hot_share`"),
+            (
+                "samples",
+                (MIN_SAMPLES..=MAX_SAMPLES).contains(&config.samples),
+                "must be between 8 and 4096",
+            ),
         ];
-        if let Some(&(field, value, _, max)) = shares.iter().find(|(_, _, ok, _)| !ok) {
-            return Err(SketchError::ShareOutOfRange { field, value, max });
+        if let Some((field, _, rule)) = rules.into_iter().find(|(_, holds, _)| !holds) {
+            return Err(ConfigError::new(field, rule));
         }
-        if !(MIN_SAMPLES..=MAX_SAMPLES).contains(&config.samples) {
-            let (value, min, max) = (config.samples, MIN_SAMPLES, MAX_SAMPLES);
-            return Err(SketchError::OutOfRange { field: "samples", value, min, max });
-        }
+        let seed = config.seed.unwrap_or_else(|| RandomState::new().hash_one(0_u8));
         let hot = HotKeys::new(&config.hot_keys)?;
         Ok(Self { config: config.clone(), ranges: HashMap::new(), hot, random: seed })
     }

@@ -1,7 +1,7 @@
 use std::fmt;
 
 use crate::config::HotKeysConfig;
-use crate::error::SketchError;
+use crate::error::{ConfigError, SketchesDiffer};
 use crate::hash;
 
 const MAX_COUNTERS: usize = 1 << 20;
@@ -80,16 +80,15 @@ impl HotKeys {
     /// A sketch of this size.
     ///
     /// # Errors
-    /// [`SketchError::OutOfRange`].
-    pub fn new(config: &HotKeysConfig) -> Result<Self, SketchError> {
-        let limits = [
-            ("counters", config.counters, MAX_COUNTERS),
-            ("key_bytes", config.key_bytes, MAX_KEY_BYTES),
-        ];
-        match limits.into_iter().find(|&(_, value, max)| !(1..=max).contains(&value)) {
-            Some((field, value, max)) => Err(SketchError::OutOfRange { field, value, min: 1, max }),
-            None => Ok(Self::build(config)),
+    /// [`ConfigError`] if a field is out of its range.
+    pub fn new(config: &HotKeysConfig) -> Result<Self, ConfigError> {
+        if !(1..=MAX_COUNTERS).contains(&config.counters) {
+            return Err(ConfigError::new("counters", "must be between 1 and 1048576"));
         }
+        if !(1..=MAX_KEY_BYTES).contains(&config.key_bytes) {
+            return Err(ConfigError::new("key_bytes", "must be between 1 and 1024"));
+        }
+        Ok(Self::build(config))
     }
 
     fn build(config: &HotKeysConfig) -> Self {
@@ -267,10 +266,10 @@ impl HotKeys {
     /// counts of both, every key above `N / m` is still found.
     ///
     /// # Errors
-    /// [`SketchError::ConfigDiffers`].
-    pub fn merge(&mut self, other: &Self) -> Result<(), SketchError> {
+    /// [`SketchesDiffer`].
+    pub fn merge(&mut self, other: &Self) -> Result<(), SketchesDiffer> {
         if (self.capacity, self.key_bytes) != (other.capacity, other.key_bytes) {
-            return Err(SketchError::ConfigDiffers);
+            return Err(SketchesDiffer);
         }
         // A key that a full sketch does not have may have had as much as its lowest count.
         let unseen = |sketch: &Self| match sketch.heap.first() {

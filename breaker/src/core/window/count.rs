@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::{Counts, Export, Sample};
-use crate::core::padded::Striped;
+use crate::core::striped::Striped;
 use crate::sync::{AtomicU64, fence};
 
 const GENERATION_SHIFT: u32 = 56;

@@ -38,12 +38,12 @@ impl Counts {
 
 /// Which calls the rates are taken over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum WindowKind {
     Time { width: u64, buckets: u32, stripes: u32 },
     Count { calls: u32, stripes: u32 },
 }
 
-impl Shape {
+impl WindowKind {
     pub(crate) const fn stripes(self) -> u32 {
         match self {
             Self::Time { stripes, .. } | Self::Count { stripes, .. } => stripes,
@@ -68,12 +68,12 @@ pub(crate) enum Window {
 }
 
 impl Window {
-    pub(crate) fn new(shape: Shape) -> Self {
+    pub(crate) fn new(shape: WindowKind) -> Self {
         match shape {
-            Shape::Time { width, buckets, stripes } => {
+            WindowKind::Time { width, buckets, stripes } => {
                 Self::Time(TimeWindow::new(width, buckets, stripes))
             }
-            Shape::Count { calls, stripes } => Self::Count(CountWindow::new(calls, stripes)),
+            WindowKind::Count { calls, stripes } => Self::Count(CountWindow::new(calls, stripes)),
         }
     }
 

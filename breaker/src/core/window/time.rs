@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::{Counts, Export, Sample};
-use crate::core::padded::Padded;
 use crate::core::tagged::{Added, Tag, Tagged};
 use crate::sync::{AtomicU64, thread_number};
+use crossbeam_utils::CachePadded;
 
 /// One bucket on a cache line of its own. A success touches the first word only.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub(crate) struct TimeWindow {
     places: usize,
     /// Stripe by stripe.
     buckets: Box<[Bucket]>,
-    retired: Padded<Retired>,
+    retired: CachePadded<Retired>,
 }
 
 impl TimeWindow {
@@ -66,7 +66,7 @@ impl TimeWindow {
             span,
             places,
             buckets: (0..places * stripes).map(|_| Bucket::new()).collect(),
-            retired: Padded(Retired {
+            retired: CachePadded::new(Retired {
                 calls: AtomicU64::new(0),
                 failures: AtomicU64::new(0),
                 slow: AtomicU64::new(0),

@@ -30,15 +30,23 @@ impl Figures {
     /// The figures of a quota.
     ///
     /// # Errors
-    /// [`ConfigError::Unsuitable`] if the script has no such algorithm, or could count the quota
+    /// [`ConfigError`] if the script has no such algorithm, or could count the quota
     /// only at a rate that is lower by more than 0.1 %.
     pub(super) fn of(rules: &Rules) -> Result<Self, ConfigError> {
         let figures = match rules.kind {
             Kind::Gcra => Self::gcra(rules),
             Kind::FixedWindow => Self::window(rules),
-            _ => return Err(ConfigError::Unsuitable("Redis counts by rate or by fixed window")),
+            _ => {
+                return Err(ConfigError::new(
+                    "quota",
+                    "must be by rate or by fixed window: Redis counts no other",
+                ));
+            }
         };
-        figures.ok_or(ConfigError::Unsuitable("its times are too fine or too long for Redis"))
+        figures.ok_or(ConfigError::new(
+            "quota.per",
+            "must be a time that Redis can count: neither too fine nor too long",
+        ))
     }
 
     /// In nanoseconds, or where the burst is worth more than 52 days in microseconds.

@@ -95,14 +95,14 @@ impl RedisCounter {
     /// server that is away holds up its own keys only.
     ///
     /// # Errors
-    /// [`ConfigError::Limit`] without any client.
+    /// [`ConfigError`] without any client.
     pub fn cluster(
         clients: impl IntoIterator<Item = Client>,
         prefix: impl Into<String>,
         when_lost: WhenLost,
     ) -> Result<Self, ConfigError> {
         let cluster = Cluster::new(clients.into_iter().collect());
-        let cluster = cluster.ok_or(ConfigError::Limit("clients"))?;
+        let cluster = cluster.ok_or(ConfigError::new("clients", "must be at least one"))?;
         Ok(Self::on(Servers::Cluster(cluster), prefix.into(), when_lost))
     }
 

@@ -19,8 +19,8 @@ local function failure(name, answer)
   if type(answer) ~= 'table' or not answer.err then
     return nil
   end
-  for _, denial in ipairs({"can't run this command", 'ACL failure', 'no permissions'}) do
-    if string.find(answer.err, denial, 1, true) then
+  for _, rejection in ipairs({"can't run this command", 'ACL failure', 'no permissions'}) do
+    if string.find(answer.err, rejection, 1, true) then
       return redis.error_reply("NOPERM this user may not run the '" .. name .. "' command")
     end
   end
@@ -85,7 +85,7 @@ if kind == 'gcra' then
     granted = 0
   end
   ahead = ahead + granted * interval
-  -- Also for a denial, if the state is another than the stored one: so that it counts from now on,
+  -- Also for a rejection, if the state is another than the stored one: so that it counts from now on,
   -- and not from each later question anew.
   if granted > 0 or clamped or (not first and ahead > 0) then
     local whole = math.floor(ahead / ticks)
@@ -121,7 +121,7 @@ if granted < least then
   granted = 0
 end
 used = used + granted
--- Also for a denial, if the state is another than the stored one: so that it counts in this window
+-- Also for a rejection, if the state is another than the stored one: so that it counts in this window
 -- only.
 local moved = unreadable == 1 or (first and first > start)
 if granted > 0 or (moved and used > 0) then

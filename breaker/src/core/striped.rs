@@ -1,30 +1,17 @@
-//! Keeps a hot word away from its neighbours, and threads away from each other's.
+//! A word that threads share without sharing its cache line.
 
-use std::ops::Deref;
+use crossbeam_utils::CachePadded;
 
 use crate::sync::{AtomicU64, thread_number};
 
-/// A value alone on its pair of cache lines: prefetchers fetch lines in pairs.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-pub(crate) struct Padded<T>(pub(crate) T);
-
-impl<T> Deref for Padded<T> {
-    type Target = T;
-
-    fn deref(&self) -> &T {
-        &self.0
-    }
-}
-
 /// A word for each stripe, among which threads are spread.
 #[derive(Debug)]
-pub(crate) struct Striped(Box<[Padded<AtomicU64>]>);
+pub(crate) struct Striped(Box<[CachePadded<AtomicU64>]>);
 
 impl Striped {
     pub(crate) fn new(stripes: u32) -> Self {
         let stripes = stripes.max(1).next_power_of_two();
-        Self((0..stripes).map(|_| Padded(AtomicU64::new(0))).collect())
+        Self((0..stripes).map(|_| CachePadded::new(AtomicU64::new(0))).collect())
     }
 
     /// The word of the thread's own stripe.
