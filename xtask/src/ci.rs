@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::run::{cargo, check};
-use crate::{mutants, test, tidy};
+use crate::{mutants, templates, test, tidy};
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
@@ -33,6 +33,7 @@ const STEPS: &[Step] = &[
     }),
     ("test", || test::run(&[])),
     ("mutants", mutants::sample),
+    ("template", templates::sample),
 ];
 
 pub(crate) fn run() -> Result<(), String> {

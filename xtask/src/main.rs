@@ -4,14 +4,19 @@
 //! - `cargo xtask tidy`: the rules of STYLE.md that no compiler keeps.
 //! - `cargo xtask mutants [CRATE] [NAME]`: deliberate defects, which the named tests must catch.
 //! - `cargo xtask bench [CRATE…]`: ours and the rivals in one run, as a table and JSON lines.
+//! - `cargo xtask new PATH FROM`: a copy of the template `FROM`, as a package of its own.
+//! - `cargo xtask templates [NAME…]`: copies templates out, and tests and runs the copies.
 //! - `cargo xtask services [up NAME…]`: the servers that tests and templates use.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
 mod bench;
 mod ci;
 mod mutants;
+mod new;
 mod run;
+mod sample;
 mod services;
+mod templates;
 mod test;
 mod tidy;
 
@@ -27,11 +32,14 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(),
         "mutants" => mutants::run(&rest),
         "bench" => bench::run(&rest),
+        "new" => new::run(&rest),
+        "templates" => templates::run(&rest),
         "services" => services::run(&rest),
         "ci" => ci::run(),
         _ => Err(
             "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | \
-             services [up NAME…] | ci"
+             services [up NAME…] | new PATH FROM | \
+             templates [NAME…] | ci"
                 .to_owned(),
         ),
     };

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::run::output;
+use crate::sample::{fnv1a, head};
 
 mod copy;
 mod table;
@@ -42,11 +42,7 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
 /// changing the crate costs a build.
 pub(crate) fn sample() -> Result<(), String> {
     let root = crate::root();
-    let head = output(std::process::Command::new("git").current_dir(&root).args([
-        "rev-parse",
-        "--verify",
-        "HEAD",
-    ]))?;
+    let head = head()?;
     let mut mutants = table::load(&root)?;
     if mutants.is_empty() {
         return Ok(());
@@ -124,12 +120,4 @@ fn line(outcome: &Outcome) -> String {
     };
     let folder = outcome.folder.rsplit('/').next().unwrap_or_default();
     format!("{folder:<10} {:<34} {verdict:<60} {:>8.1}", outcome.name, outcome.time.as_secs_f64())
-}
-
-/// FNV-1a over the parts: an order that is the same on every machine and toolchain.
-fn fnv1a(parts: &[&str]) -> u64 {
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
 }

@@ -1,0 +1,96 @@
+//! Copies of the templates, and the manifest of a member that inherits everything.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::{copy, manifest, templates};
+use crate::run::{cargo_in, output};
+
+/// A temporary folder, removed on drop.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        let folder = std::env::temp_dir().join(format!("xtask-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&folder);
+        fs::create_dir_all(&folder).unwrap();
+        Self(folder)
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        let path = self.0.join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_manifest_is_written_out() {
+    let folder = Folder::new("manifest");
+    folder.write(
+        "Cargo.toml",
+        "[workspace]\nmembers = [\"one\"]\n[workspace.package]\nedition = \"2024\"\n\
+         [workspace.dependencies]\nplain = \"1.2\"\nbare = { version = \"3\", \
+         default-features = false, features = [\"std\"] }\nother = { path = \"other\", \
+         version = \"0.1.0\" }\n[workspace.lints.rust]\nunsafe_code = \"forbid\"\n\
+         [profile.test]\nopt-level = 1\n",
+    );
+    folder.write("other/Cargo.toml", "");
+    folder.write(
+        "one/Cargo.toml",
+        "[package]\nname = \"one\"\nedition.workspace = true\n\n[lints]\nworkspace = true\n\n\
+         [dependencies]\n# Why it is here.\nplain.workspace = true\n\
+         bare = { workspace = true, features = [\"net\"], optional = true }\n\
+         beside = { path = \"../other\", package = \"other\" }\nown = \"4\"\n\n\
+         [dev-dependencies]\nother.workspace = true\n\n\
+         [target.'cfg(unix)'.dependencies]\nplain = { workspace = true, features = [\"x\"] }\n",
+    );
+    let text = manifest::written_out(&folder.0, Path::new("one")).unwrap();
+    let other = folder.0.join("other").canonicalize().unwrap();
+    let other = other.display();
+    let expected = format!(
+        "[package]\nname = \"one\"\nedition = \"2024\"\n\n\
+         [lints.rust]\nunsafe_code = \"forbid\"\n\n[dependencies]\n# Why it is here.\nplain = \"1.2\"\n\
+         bare = {{ version = \"3\", default-features = false, features = [\"std\", \"net\"], \
+         optional = true }}\n\
+         beside = {{ path = \"{other}\", package = \"other\" }}\nown = \"4\"\n\n\
+         [dev-dependencies]\nother = {{ path = \"{other}\", version = \"0.1.0\" }}\n\n\
+         [target.'cfg(unix)'.dependencies]\n\
+         plain = {{ version = \"1.2\", features = [\"x\"] }}\n\n\
+         [profile.test]\nopt-level = 1\n"
+    );
+    assert_eq!(text, expected);
+    folder.write("one/Cargo.toml", "[package]\n[dependencies]\nabsent.workspace = true\n");
+    let error = manifest::written_out(&folder.0, Path::new("one")).unwrap_err();
+    assert!(error.contains("has no dependencies.absent"), "{error}");
+}
+
+/// Cargo accepts the manifest of each copy and finds every dependency; building and testing the
+/// copies is a step of `cargo xtask ci`.
+#[test]
+fn every_template_can_be_copied() {
+    let folder = Folder::new("copies");
+    // A workspace above the copies does not take them for members.
+    folder.write("Cargo.toml", "[workspace]\nresolver = \"3\"\n");
+    let templates = templates().unwrap();
+    assert!(templates.len() >= 2, "{templates:?}");
+    for name in &templates {
+        let copied = folder.0.join(name);
+        copy(&copied, name).unwrap();
+        let text = fs::read_to_string(copied.join("Cargo.toml")).unwrap();
+        assert!(!text.contains("workspace = true"), "{text}");
+        output(&mut cargo_in(&copied, &["metadata", "--format-version", "1", "--quiet"])).unwrap();
+        let diff = ["-r", "--brief", "--exclude=Cargo.*", "--exclude=mutants.toml"];
+        let original = crate::root().join("examples").join(name).join("src");
+        output(Command::new("diff").args(diff).arg(original).arg(copied.join("src"))).unwrap();
+        assert!(copy(&copied, name).unwrap_err().contains("is not empty"));
+    }
+    assert!(copy(&folder.0.join("new"), "nothing").unwrap_err().contains("resilient-client"));
+}
