@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use crate::error::OpenError;
 use crate::format;
-use crate::mutant::Mutant;
 
 /// Options of a journal. `Default` suits a server with a disk of its own.
 ///
@@ -55,10 +54,6 @@ pub struct Options {
     /// random one. Set it for runs that must be deterministic.
     pub identity: Option<u128>,
     pub(crate) manual: bool,
-    /// A deliberate defect, to prove that the tests catch it.
-    #[cfg(feature = "testing")]
-    #[doc(hidden)]
-    pub __mutant: Option<Mutant>,
 }
 
 impl Default for Options {
@@ -75,8 +70,6 @@ impl Default for Options {
             prepare_bytes_per_second: 256 << 20,
             identity: None,
             manual: false,
-            #[cfg(feature = "testing")]
-            __mutant: None,
         }
     }
 }
@@ -104,17 +97,6 @@ impl Options {
     /// Bytes per second; without limit where nobody may wait for a clock.
     pub(crate) fn prepare_rate(&self) -> u64 {
         if self.manual { u64::MAX } else { self.prepare_bytes_per_second }
-    }
-
-    #[cfg(feature = "testing")]
-    pub(crate) fn mutant(&self) -> Option<Mutant> {
-        self.__mutant
-    }
-
-    #[cfg(not(feature = "testing"))]
-    #[expect(clippy::unused_self, reason = "the same call with the feature")]
-    pub(crate) fn mutant(&self) -> Option<Mutant> {
-        None
     }
 
     pub(crate) fn validate(&self) -> Result<(), OpenError> {

@@ -34,7 +34,6 @@ use self::writer::Writer;
 use crate::config::Options;
 use crate::error::{Error, Fault};
 use crate::files::Files;
-use crate::mutant::Mutant;
 
 /// So many logs are looked at under one lock of the state: some 10 µs of waiting for others.
 const LOGS_AT_ONCE: usize = 256;
@@ -92,11 +91,6 @@ impl Counters {
 }
 
 impl Core {
-    /// Whether the journal is to break this rule.
-    pub(crate) fn is(&self, mutant: Mutant) -> bool {
-        self.options.mutant() == Some(mutant)
-    }
-
     pub(crate) fn durable_lsn(&self) -> u64 {
         self.durable.load(Ordering::Acquire)
     }

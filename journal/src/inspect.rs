@@ -136,7 +136,7 @@ pub struct Progress {
 /// ```
 pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<Report, OpenError> {
     let _guard = recovery::lock(files)?;
-    let recovered = Recovered::read(files, None)?;
+    let recovered = Recovered::read(files)?;
     let active = recovered.active();
     let mut report = Report {
         journal: recovered.directory.manifest.journal,

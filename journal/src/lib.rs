@@ -11,7 +11,6 @@ pub mod format;
 mod inspect;
 mod journal;
 mod log;
-mod mutant;
 mod recovery;
 #[cfg(feature = "testing")]
 pub mod testing;

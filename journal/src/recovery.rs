@@ -24,7 +24,6 @@ use crate::format::manifest::{Manifest, SLOT_BYTES, Slot, segment_name, segment_
 use crate::format::segment::{self, Found, SegmentHeader};
 use crate::format::table::{self, Table};
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
-use crate::mutant::Mutant;
 
 pub(crate) mod replay;
 pub(crate) mod scan;
@@ -57,7 +56,7 @@ pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>,
     if !names.iter().any(|name| name == MANIFEST) {
         create_manifest(&*files, &names, &options)?;
     }
-    Recovered::read(&*files, options.mutant())?.into_core(files, options, guard)
+    Recovered::read(&*files)?.into_core(files, options, guard)
 }
 
 pub(crate) fn lock(files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
@@ -114,7 +113,6 @@ fn random_identity() -> u128 {
 pub(crate) fn read_directory_of(
     files: &dyn Files,
     names: &[String],
-    mutant: Option<Mutant>,
 ) -> Result<Directory, OpenError> {
     let manifest_file =
         files.open(MANIFEST).map_err(|error| Fault::new("open", MANIFEST, &error))?;
@@ -132,7 +130,7 @@ pub(crate) fn read_directory_of(
         let name = segment_name(slot);
         let file = files.open(&name).map_err(|error| Fault::new("open", &*name, &error))?;
         let listed = listed.get(&slot).copied();
-        match life_of(file, &name, &manifest, listed, newest, mutant)? {
+        match life_of(file, &name, &manifest, listed, newest)? {
             Some(segment) => live.push(segment),
             None => free.push(slot),
         }
@@ -174,12 +172,10 @@ fn life_of(
     manifest: &Manifest,
     listed: Option<u64>,
     newest: u64,
-    mutant: Option<Mutant>,
 ) -> Result<Option<Arc<Segment>>, OpenError> {
     let fault = |error: io::Error| Fault::new("read", name, &error);
     let mut bytes = [0; segment::BYTES];
     let read = read_full_at(&*file, &mut bytes, 0).map_err(fault)?;
-    let masked = mutant != Some(Mutant::CrcNotSeeded);
     let slot = segment_slot(name).unwrap_or_default();
     let journal = manifest.journal;
     match (SegmentHeader::decode(&bytes[..read]), listed) {
@@ -191,7 +187,7 @@ fn life_of(
         }
         (Found::Header(header), listed) => {
             let SegmentHeader { sequence, size, .. } = header;
-            let segment = Segment::new(journal, slot, sequence, size, file, masked);
+            let segment = Segment::new(journal, slot, sequence, size, file);
             // One copy of the manifest may be damaged and the other one older than this life.
             let counts = match listed {
                 Some(listed) => listed == sequence || begins_with_table(&segment)?,
@@ -203,7 +199,7 @@ fn life_of(
         (Found::Nothing, Some(sequence)) => {
             let size = file.len().map_err(fault)?;
             let size = size.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
-            Ok(Some(Arc::new(Segment::new(journal, slot, sequence, size, file, masked))))
+            Ok(Some(Arc::new(Segment::new(journal, slot, sequence, size, file))))
         }
         (Found::Nothing, None) => Ok(None),
     }
@@ -220,10 +216,7 @@ pub(crate) fn begins_with_table(segment: &Segment) -> Result<bool, Fault> {
 
 /// Replays the segments from the newest table on; answers the place of the first of them among
 /// the live ones, or nothing for a journal that has no frames.
-fn replay_tail(
-    directory: &Directory,
-    mutant: Option<Mutant>,
-) -> Result<(Replay, Option<usize>), OpenError> {
+fn replay_tail(directory: &Directory) -> Result<(Replay, Option<usize>), OpenError> {
     let mut base = None;
     for (number, segment) in directory.live.iter().enumerate().rev() {
         if begins_with_table(segment)? {
@@ -246,7 +239,7 @@ fn replay_tail(
         return Ok((Replay::fresh(), None));
     };
     let closed_epoch = directory.manifest_whole.then_some(directory.manifest.epoch);
-    let trust = Trust { closed_epoch, mark: directory.manifest.mark, mutant };
+    let trust = Trust { closed_epoch, mark: directory.manifest.mark };
     let replay = replay::replay(&directory.live[base..], trust)?;
     Ok((replay, Some(base)))
 }
@@ -260,14 +253,14 @@ pub(crate) struct Recovered {
 
 impl Recovered {
     /// Reads what there is, changing nothing.
-    pub(crate) fn read(files: &dyn Files, mutant: Option<Mutant>) -> Result<Self, OpenError> {
+    pub(crate) fn read(files: &dyn Files) -> Result<Self, OpenError> {
         let names = list(files)?;
         if !names.iter().any(|name| name == MANIFEST) {
             let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
             return Err(OpenError::ManifestMissing { segments });
         }
-        let directory = read_directory_of(files, &names, mutant)?;
-        let (replay, replayed) = replay_tail(&directory, mutant)?;
+        let directory = read_directory_of(files, &names)?;
+        let (replay, replayed) = replay_tail(&directory)?;
         let mut recovered = Self { directory, replay, replayed };
         if let Some((active, _)) = recovered.active() {
             recovered.attach_sealed(&active)?;
@@ -283,16 +276,12 @@ impl Recovered {
     ) -> Result<Arc<Core>, OpenError> {
         self.check_table(&options)?;
         let active = self.active();
-        if let Some((segment, tail)) = &active
-            && options.mutant() != Some(Mutant::NoRewriteAboveMark)
-        {
+        if let Some((segment, tail)) = &active {
             self.rewrite_above_mark(segment, *tail)?;
         }
-        let mutant = options.mutant();
         let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
         let Directory { mut manifest, manifest_file, .. } = self.directory;
-        let bump = u32::from(mutant != Some(Mutant::EpochNotBumped));
-        manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(bump);
+        manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(1);
         let mut first_lsn = 0;
         if let Some((segment, _)) = &active {
             first_lsn = scan::first_lsn(segment)?.unwrap_or(0);

@@ -1,5 +1,3 @@
-//! Faults for tests: deliberate defects of the journal, and (in `files`) failing disks.
+//! For tests, ours and users': the decoders by themselves. Failing disks are in `files::crash`.
 
 pub mod decoders;
-
-pub use crate::mutant::Mutant;

@@ -13,7 +13,6 @@ use crate::commit::Receipt;
 use crate::config::Durability;
 use crate::error::{Error, Fault, FullCause};
 use crate::format::frame::SectionKind;
-use crate::mutant::Mutant;
 
 /// So long large commits wait for a segment before it is looked whether small ones have come.
 const SPARE_WAIT: Duration = Duration::from_micros(200);
@@ -152,14 +151,13 @@ impl Core {
     }
 
     fn write_group(&self, writer: &mut Writer, group: &mut [Queued]) -> Result<(), Fault> {
-        let mark =
-            if self.is(Mutant::MarkBeforeSync) { writer.next_lsn - 1 } else { self.durable_lsn() };
+        let mark = self.durable_lsn();
         for queued in &mut *group {
             writer.stage_commit(queued, mark);
         }
         self.write_staged(writer)?;
         let asked = group.iter().any(|queued| queued.durability == Durability::Synced);
-        if writer.sync_next || (asked && !self.is(Mutant::AckBeforeSync)) {
+        if writer.sync_next || asked {
             self.sync(writer)?;
         }
         let controls = apply(writer, group);

@@ -22,11 +22,9 @@ pub(crate) struct Segment {
     span: AtomicU32,
 }
 
+/// Identity of the journal and sequence of the segment, as checksums are seeded with them.
 #[derive(Debug, Clone, Copy)]
-struct Seed {
-    bytes: [u8; 24],
-    masked: bool,
-}
+struct Seed([u8; 24]);
 
 /// A position in a segment's life, to which a checksum is bound.
 #[derive(Clone, Copy)]
@@ -38,30 +36,25 @@ pub(crate) struct Place<'a> {
 impl Place<'_> {
     /// What checksums at this place are XORed with.
     pub(crate) fn mask(&self) -> u32 {
-        if !self.seed.masked {
-            return 0;
-        }
         let mut bytes = [0; 32];
-        bytes[..24].copy_from_slice(&self.seed.bytes);
+        bytes[..24].copy_from_slice(&self.seed.0);
         bytes[24..].copy_from_slice(&self.offset.to_le_bytes());
         crate::format::crc32c(&bytes)
     }
 }
 
 impl Segment {
-    /// `masked` is false only in a deliberately broken journal.
     pub(crate) fn new(
         journal: u128,
         slot: u32,
         sequence: u64,
         size: u64,
         file: Arc<dyn File>,
-        masked: bool,
     ) -> Self {
         let mut bytes = [0; 24];
         bytes[..16].copy_from_slice(&journal.to_le_bytes());
         bytes[16..].copy_from_slice(&sequence.to_le_bytes());
-        let seed = Seed { bytes, masked };
+        let seed = Seed(bytes);
         let (logs, freed_at, span) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
         Self { slot, sequence, size, file, seed, logs, freed_at, span }
     }

@@ -14,7 +14,6 @@ use crate::error::{Fault, FullCause, LogName};
 use crate::files::{File, Files, write_all_at};
 use crate::format::manifest::{Manifest, SLOT_BYTES, segment_name};
 use crate::format::segment::SegmentHeader;
-use crate::mutant::Mutant;
 
 pub(crate) const MANIFEST: &str = "manifest";
 /// The operation that opens a new segment file.
@@ -384,7 +383,6 @@ pub(crate) struct Keeper {
     max_bytes: u64,
     max_files: usize,
     bytes_per_second: u64,
-    mutant: Option<Mutant>,
 }
 
 impl Keeper {
@@ -404,7 +402,6 @@ impl Keeper {
             max_bytes: options.max_bytes,
             max_files: options.max_segments(),
             bytes_per_second: options.prepare_rate(),
-            mutant: options.mutant(),
         }
     }
 
@@ -417,8 +414,7 @@ impl Keeper {
         space: &Space,
         durable: &dyn Fn() -> u64,
     ) -> Result<(), PrepareError> {
-        let durable = if self.is(Mutant::RecycleBeforeDurable) { u64::MAX } else { durable() };
-        let dead = space.take_dead(durable);
+        let dead = space.take_dead(durable());
         let free = space.inner.lock().free.pop();
         let (slot, file) = match free {
             Some(slot) => (slot, None),
@@ -524,9 +520,7 @@ impl Keeper {
         };
         let file = file.map_err(|error| (CREATE, error))?;
         self.zero(space, &*file, 0)?;
-        if !self.is(Mutant::NoDirSync) {
-            self.files.sync_dir().map_err(|error| ("sync", error))?;
-        }
+        self.files.sync_dir().map_err(|error| ("sync", error))?;
         Ok(file)
     }
 
@@ -588,9 +582,8 @@ impl Keeper {
         }
         write_all_at(&*file, &header.encode(), 0).map_err(|error| fault("write", &error))?;
         file.sync_data().map_err(|error| fault("sync", &error))?;
-        let masked = !self.is(Mutant::CrcNotSeeded);
         let size = self.segment_bytes;
-        Ok(Arc::new(Segment::new(journal, slot, sequence, size, file, masked)))
+        Ok(Arc::new(Segment::new(journal, slot, sequence, size, file)))
     }
 
     /// Notes in the manifest that everything up to here is durable.
@@ -609,14 +602,7 @@ impl Keeper {
         let at = (self.manifest.counter % 2) * SLOT_BYTES as u64;
         write_all_at(&*self.file, &self.manifest.encode(), at)
             .map_err(|error| Fault::new("write", MANIFEST, &error))?;
-        if self.is(Mutant::ManifestNotSynced) {
-            return Ok(());
-        }
         self.file.sync_data().map_err(|error| Fault::new("sync", MANIFEST, &error))
-    }
-
-    fn is(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
     }
 }
 

@@ -17,7 +17,6 @@ use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKin
 use crate::format::index::{self, DIRECTORY_ENTRY, ENTRY};
 use crate::format::table;
 use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, frame, padded};
-use crate::mutant::Mutant;
 
 /// A body at least this long is written from where it is; shorter ones are copied together.
 const OWN_BUFFER_BYTES: usize = 32 << 10;
@@ -384,11 +383,7 @@ impl Core {
         let segment = &writer.active.segment;
         // A journal without threads is deterministic, and so are its figures.
         let began = (!self.options.manual).then(Instant::now);
-        let synced = match segment.file.sync_data() {
-            Err(_) if self.is(Mutant::RetryAfterFailedSync) => segment.file.sync_data(),
-            other => other,
-        };
-        if let Err(error) = synced {
+        if let Err(error) = segment.file.sync_data() {
             let fault = Fault::new("sync", segment.name(), &error);
             return Err(writer.fail(fault));
         }
@@ -408,10 +403,9 @@ impl Core {
     /// written later, and stages the table with which the next one begins. So a commit that needs
     /// a new segment costs one write and one sync like any other.
     pub(crate) fn rotate(&self, writer: &mut Writer, spare: Arc<Segment>) -> Result<(), Fault> {
-        if writer.unsynced && !self.is(Mutant::NoSyncBeforeRotation) {
+        if writer.unsynced {
             self.sync(writer)?;
         }
-        writer.unsynced = false;
         let seal = (!writer.active.sealed).then(|| self.seal_of(writer));
         let active = Active::new(spare);
         let old = std::mem::replace(&mut writer.active, active);
@@ -433,14 +427,8 @@ impl Core {
         };
         let mut table = table::Encoder::new(names_missing);
         self.each_existing(|log| {
-            let (mut shape, name) = (log.taken, log.inner.name());
-            if self.is(Mutant::ReleaseForgotten) {
-                shape.first = 0;
-            }
-            if self.is(Mutant::TruncateForgotten) {
-                shape.end += 1;
-            }
-            table.push(&name.namespace, name.id, &shape, log.last);
+            let name = log.inner.name();
+            table.push(&name.namespace, name.id, &log.taken, log.last);
         });
         let (payload, count) = table.finish();
         let section = plain_section(SectionKind::Table, next_number, count, &payload);

@@ -15,7 +15,7 @@ use crate::files::{Files, MemoryFiles};
 
 fn segment(journal: u128, sequence: u64) -> Segment {
     let file = MemoryFiles::new().create("file").unwrap();
-    Segment::new(journal, 0, sequence, SEGMENT_BYTES_MIN, file, true)
+    Segment::new(journal, 0, sequence, SEGMENT_BYTES_MIN, file)
 }
 
 fn section() -> impl Strategy<Value = Section> {

@@ -16,7 +16,6 @@ use crate::format::frame::{FLAG_CLOSED, FrameKind, Section, SectionKind};
 use crate::format::index::BatchRef;
 use crate::format::table::Table;
 use crate::format::{COUNT_MAX, FRAMES_AT, NAMESPACE_BYTES_MAX, VERSION};
-use crate::mutant::Mutant;
 
 /// The state that the frames describe.
 #[derive(Debug, Default)]
@@ -62,7 +61,6 @@ pub(crate) struct Trust {
     pub(crate) closed_epoch: Option<u32>,
     /// The manifest says that everything up to here was durable.
     pub(crate) mark: u64,
-    pub(crate) mutant: Option<Mutant>,
 }
 
 /// Replays segments, the first of which begins with a table that verifies.
@@ -80,7 +78,7 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             if trust.closed_epoch.is_some() && replay.closed_in == trust.closed_epoch {
                 break;
             }
-            let Some((segment, frame)) = replay.resume(&mut scanners, at, trust)? else {
+            let Some((segment, frame)) = replay.resume(&mut scanners, at)? else {
                 replay.gap_at_the_end(trust);
                 break;
             };
@@ -93,11 +91,7 @@ pub(crate) fn replay(segments: &[Arc<Segment>], trust: Trust) -> Result<Replay, 
             let name = segments[at.0].name();
             return Err(OpenError::UnknownKind { name, kind, supported: VERSION });
         }
-        let bad = if trust.mutant == Some(Mutant::PayloadUnchecked) {
-            Vec::new()
-        } else {
-            scanners[at.0].bad_payloads(&frame)?
-        };
+        let bad = scanners[at.0].bad_payloads(&frame)?;
         let behind = (at.0, frame.end());
         if !bad.is_empty() && !is_durable(&mut scanners, behind, &frame, trust)? {
             break;
@@ -130,11 +124,7 @@ impl Replay {
         &self,
         scanners: &mut [Scanner<'_>],
         at: (usize, u64),
-        trust: Trust,
     ) -> Result<Option<(usize, Frame)>, Fault> {
-        if trust.mutant == Some(Mutant::DamageIsTornTail) {
-            return Ok(None);
-        }
         let mut firsts: Vec<(usize, Frame)> = Vec::new();
         let (mut segment, mut offset) = at;
         while let Some(scanner) = scanners.get_mut(segment) {
@@ -159,7 +149,7 @@ impl Replay {
 
     /// No frame is left, and yet there were some.
     fn gap_at_the_end(&mut self, trust: Trust) {
-        if self.next_lsn > trust.mark || trust.mutant == Some(Mutant::DamageIsTornTail) {
+        if self.next_lsn > trust.mark {
             return;
         }
         tracing::warn!(
@@ -360,9 +350,6 @@ fn is_durable(
     frame: &Frame,
     trust: Trust,
 ) -> Result<bool, Fault> {
-    if trust.mutant == Some(Mutant::DamageIsTornTail) {
-        return Ok(false);
-    }
     if frame.header.lsn <= trust.mark {
         return Ok(true);
     }

@@ -46,7 +46,7 @@ pub fn frame(bytes: &[u8]) {
     {
         let file = Arc::new(MemoryFiles::new()).create("segment-00000000");
         if let Ok(file) = file {
-            let segment = Segment::new(JOURNAL_ID, 0, 1, 1 << 16, file, true);
+            let segment = Segment::new(JOURNAL_ID, 0, 1, 1 << 16, file);
             let mut head = vec![0; header.head as usize];
             let place = segment.place(FRAMES_AT);
             header.encode(&sections, place, &mut head);
@@ -169,7 +169,7 @@ fn seal_frames(name: &str, content: &mut [u8]) {
     let Ok(file) = MemoryFiles::new().create(name) else { return };
     let Some(sequence) = content.get(32..40).and_then(|bytes| bytes.first_chunk()) else { return };
     let sequence = u64::from_le_bytes(*sequence);
-    let segment = Segment::new(JOURNAL_ID, slot, sequence, content.len() as u64, file, true);
+    let segment = Segment::new(JOURNAL_ID, slot, sequence, content.len() as u64, file);
     let mut at = FRAMES_AT as usize;
     while let Some(header) = content.get(at..).and_then(Header::peek) {
         let end = at + (header.length as usize).max(HEADER_BYTES);

@@ -1,5 +1,5 @@
-//! The journal against power losses, failing disks, flipped bits and its own deliberate defects,
-//! on the simulated disk; and against `kill -9` on a real one.
+//! The journal against power losses, failing disks, and flipped bits on the simulated
+//! disk; and against `kill -9` on a real one.
 #![cfg(feature = "testing")]
 
 mod faults;
@@ -9,9 +9,9 @@ mod kill;
 mod limits;
 mod losses;
 mod media;
-mod mutants;
 mod oracle;
 mod rng;
+mod rules;
 mod run;
 mod seal;
 mod threads;
