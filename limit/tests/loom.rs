@@ -114,7 +114,7 @@ fn a_reservation_given_up_comes_back() {
     });
 }
 
-/// A place is given to another key while a thread decides for the one that has it: the decision is
+/// A slot is given to another key while a thread decides for the one that has it: the decision is
 /// made on that key's word or not at all.
 fn a_place_is_handed_on_or_kept() {
     check(|| {
@@ -123,18 +123,18 @@ fn a_place_is_handed_on_or_kept() {
         let first = {
             let (rules, slot) = (Arc::clone(&rules), Arc::clone(&slot));
             thread::spawn(move || {
-                let place = SlotRef::at(&slot);
-                let take = || rules.take(place.word, place.of(1), NOW + 3000, 1);
+                let slot = SlotRef::at(&slot);
+                let take = || rules.take(slot.word, slot.of(1), NOW + 3000, 1);
                 take().is_some_and(|answer| answer.is_ok())
             })
         };
-        let place = SlotRef::at(&slot);
-        let handed_on = place.hand_on(NOW, 2, NOW + 1500).is_some();
+        let slot = SlotRef::at(&slot);
+        let handed_on = slot.hand_on(NOW, 2, NOW + 1500).is_some();
         let taken = first.join().expect("it ends");
-        assert!(!(taken && handed_on), "a unit was taken of a key that has no place");
+        assert!(!(taken && handed_on), "a unit was taken of a key that has no slot");
         if handed_on {
-            assert_eq!(place.hash(), 2);
-            let left = rules.step(place.word, place.of(2), NOW + 500, 0).expect("it is its own");
+            assert_eq!(slot.hash(), 2);
+            let left = rules.step(slot.word, slot.of(2), NOW + 500, 0).expect("it is its own");
             assert_eq!(left.standing.remaining(), 0, "the other's word is its own");
         }
     });

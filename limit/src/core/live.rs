@@ -176,7 +176,7 @@ impl LiveRules {
         for word in words {
             let mut seen = word.load(Acquire);
             // Fails only for decisions that had read the rules before the sequence became odd, and
-            // for places that are handed on: at most one exchange for each thread.
+            // for slots that are handed on: at most one exchange for each thread.
             while let Err(other) =
                 word.compare_exchange(seen, converted(&old, new, seen, now), AcqRel, Acquire)
             {

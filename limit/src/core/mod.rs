@@ -10,7 +10,7 @@ mod log;
 #[cfg(test)]
 mod model_tests;
 mod pair;
-mod place;
+mod slot;
 mod rules;
 mod verdict;
 pub(crate) mod word;
@@ -18,7 +18,7 @@ pub(crate) mod word;
 pub(crate) use atomic::AtomicCell;
 pub(crate) use cell::{Cell, convert_all, step_all};
 pub(crate) use live::LiveRules;
-pub(crate) use place::{Slot, SlotRef};
+pub(crate) use slot::{Slot, SlotRef};
 pub(crate) use rules::{Kind, MAX_NOW, Rules};
 pub use verdict::Standing;
 pub(crate) use verdict::{NEVER, Receipt, Verdict};

@@ -1,8 +1,8 @@
 //! Keys whose quota is one word: a table of fixed size in which a check touches one cache line and
 //! takes no lock.
 //!
-//! A key's place is within `WINDOW` lines from its home line, before the first place never used. A
-//! place changes hands only when its word is as good as new, so nothing is ever swept. Shards are
+//! A key's slot is within `WINDOW` lines from its home line, before the first slot never used. A
+//! slot changes hands only when its word is as good as new, so nothing is ever swept. Shards are
 //! ranges of lines with rules and a lock for newcomers of their own; no window leaves its shard.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -16,17 +16,17 @@ use crate::core::{
 };
 use crate::error::ConfigError;
 
-/// Places in a cache line.
+/// Slots in a cache line.
 const LINE: usize = 4;
 
-/// Lines in which a key may have its place. In a table that is half full 96 % of the keys have it
+/// Lines in which a key may have its slot. In a table that is half full 96 % of the keys have it
 /// in the first, and of those beyond a line about four in ten are beyond the next one too. With 16
-/// lines one table of 100,000 in some thousands had no place for a key, though it had room.
+/// lines one table of 100,000 in some thousands had no slot for a key, though it had room.
 const WINDOW: usize = 32;
 
 pub(super) struct Words {
-    places: Box<[Slot]>,
-    /// The place that begins the first whole cache line.
+    slots: Box<[Slot]>,
+    /// The slot that begins the first whole cache line.
     first: usize,
     /// Lines of each shard.
     lines: usize,
@@ -39,14 +39,14 @@ struct Shard {
     newcomers: Mutex<Newcomers>,
 }
 
-/// What only a key without a place has to do with.
+/// What only a key without a slot has to do with.
 struct Newcomers {
     keys: usize,
     reclaimed: u64,
     overflowed: u64,
     /// The latest time by which a key was forgotten: a newcomer may be that key.
     forgotten_at: u64,
-    /// What the keys without a place share.
+    /// What the keys without a slot share.
     overflow: Cell,
 }
 
@@ -74,9 +74,9 @@ impl Words {
         let lines = max_keys.div_ceil(count * LINE / 2).max(1);
         let room = lines * count * LINE + LINE - 1;
         // Taken zeroed from the system, which gives memory only to pages that are written.
-        let places: Box<[Slot]> = bytemuck::allocation::try_zeroed_slice_box(room)
+        let slots: Box<[Slot]> = bytemuck::allocation::try_zeroed_slice_box(room)
             .map_err(|()| ConfigError::new("max_keys", NO_MEMORY))?;
-        let first = places.as_ptr().align_offset(64).min(LINE - 1);
+        let first = slots.as_ptr().align_offset(64).min(LINE - 1);
         let newcomers = || Newcomers {
             keys: 0,
             reclaimed: 0,
@@ -86,10 +86,10 @@ impl Words {
         };
         let shard = |_| Shard { rules: LiveRules::new(rules), newcomers: Mutex::new(newcomers()) };
         let shards = (0..count).map(shard).map(CachePadded::new).collect();
-        Ok(Self { places, first, lines, shards, when_full })
+        Ok(Self { slots, first, lines, shards, when_full })
     }
 
-    /// The short way: decides if the key has a place and its quota is by rate. `None` means
+    /// The short way: decides if the key has a slot and its quota is by rate. `None` means
     /// nothing.
     #[inline]
     pub(super) fn take(
@@ -99,24 +99,24 @@ impl Words {
         cost: u64,
     ) -> Option<Result<Standing, (Standing, u64)>> {
         let hash = named(hash);
-        let place = self.find(hash)?;
-        self.shard(hash).rules.take(place.word, place.of(hash), now, cost)
+        let slot = self.find(hash)?;
+        self.shard(hash).rules.take(slot.word, slot.of(hash), now, cost)
     }
 
     /// Decides, and says how many units the key itself can give back later.
     pub(super) fn step(&self, hash: u64, now: u64, cost: u64) -> (Verdict, u64) {
         let hash = named(hash);
         let rules = &self.shard(hash).rules;
-        // A turn fails only because another thread has changed the place or its word meanwhile:
-        // brought the key in, taken or given back units of it, or given its place away.
+        // A turn fails only because another thread has changed the slot or its word meanwhile:
+        // brought the key in, taken or given back units of it, or given its slot away.
         loop {
-            let Some(place) = self.find(hash) else {
+            let Some(slot) = self.find(hash) else {
                 match self.step_new(hash, now, cost) {
                     Some(answer) => return answer,
                     None => continue,
                 }
             };
-            if let Some(verdict) = rules.step(place.word, place.of(hash), now, cost) {
+            if let Some(verdict) = rules.step(slot.word, slot.of(hash), now, cost) {
                 return (verdict, cost);
             }
             std::hint::spin_loop();
@@ -132,16 +132,16 @@ impl Words {
     /// Asks for the cache line of a key without waiting for it.
     #[inline]
     pub(super) fn touch(&self, hash: u64) {
-        let (places, home) = self.range(named(hash));
-        std::hint::black_box(SlotRef::at(&places[home * LINE]).word.load(Relaxed));
+        let (slots, home) = self.range(named(hash));
+        std::hint::black_box(SlotRef::at(&slots[home * LINE]).word.load(Relaxed));
     }
 
-    /// Looks at a whole line before it branches: which of its places it is cannot be predicted,
+    /// Looks at a whole line before it branches: which of its slots it is cannot be predicted,
     /// that it is in the first line can.
     #[inline]
     fn find(&self, hash: u64) -> Option<SlotRef<'_>> {
-        let (places, home) = self.range(hash);
-        let (before, from) = places.split_at(home * LINE);
+        let (slots, home) = self.range(hash);
+        let (before, from) = slots.split_at(home * LINE);
         let lines = from.chunks_exact(LINE).chain(before.chunks_exact(LINE)).take(WINDOW);
         for line in lines {
             let (mut at, mut free) = (LINE, false);
@@ -160,16 +160,16 @@ impl Words {
         None
     }
 
-    /// The places of a key's shard and the line where it is at home.
+    /// The slots of a key's shard and the line where it is at home.
     #[inline]
     fn range(&self, hash: u64) -> (&[Slot], usize) {
         let shard = hash as usize & (self.shards.len() - 1);
         let home = ((hash >> 32) * self.lines as u64) >> 32;
-        let places = &self.places[self.first + shard * self.lines * LINE..][..self.lines * LINE];
-        (places, home as usize)
+        let slots = &self.slots[self.first + shard * self.lines * LINE..][..self.lines * LINE];
+        (slots, home as usize)
     }
 
-    /// A key that has no place. `None` if it has one after all.
+    /// A key that has no slot. `None` if it has one after all.
     pub(super) fn step_new(&self, hash: u64, now: u64, cost: u64) -> Option<(Verdict, u64)> {
         let shard = self.shard(hash);
         let mut newcomers = shard.newcomers.lock();
@@ -180,10 +180,10 @@ impl Words {
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
         }
-        // A turn fails only because the key of an idle place took units, which makes that place no
-        // longer idle for this `now`; there are as many places as a window has.
+        // A turn fails only because the key of an idle slot took units, which makes that slot no
+        // longer idle for this `now`; there are as many slots as a window has.
         loop {
-            let (place, old) = match self.entry(&rules, hash, now) {
+            let (slot, old) = match self.entry(&rules, hash, now) {
                 Entry::Known => return None,
                 Entry::Full => {
                     newcomers.overflowed += 1;
@@ -191,10 +191,10 @@ impl Words {
                     let share = || step_all(std::slice::from_mut(shared), &[rules], now, cost);
                     return Some((self.when_full.decide(&rules, now, share), 0));
                 }
-                Entry::Free(place) => (place, 0),
-                Entry::Idle(place, old) => (place, old),
+                Entry::Free(slot) => (slot, 0),
+                Entry::Idle(slot, old) => (slot, old),
             };
-            match place.hand_on(old, hash, next) {
+            match slot.hand_on(old, hash, next) {
                 // The key that had it is back.
                 None => continue,
                 Some(0) => newcomers.keys += 1,
@@ -209,18 +209,18 @@ impl Words {
 
     fn entry(&self, rules: &Rules, hash: u64, now: u64) -> Entry<'_> {
         let mut idle = Entry::Full;
-        let (places, home) = self.range(hash);
-        for place in window(places, home) {
-            let other = place.hash();
+        let (slots, home) = self.range(hash);
+        for slot in window(slots, home) {
+            let other = slot.hash();
             if other == hash {
                 return Entry::Known;
             }
             if other == 0 {
-                return if matches!(idle, Entry::Full) { Entry::Free(place) } else { idle };
+                return if matches!(idle, Entry::Full) { Entry::Free(slot) } else { idle };
             }
-            let word = place.word.load(Acquire);
+            let word = slot.word.load(Acquire);
             if matches!(idle, Entry::Full) && word::idle_at(rules, word) < now {
-                idle = Entry::Idle(place, word);
+                idle = Entry::Idle(slot, word);
             }
         }
         idle
@@ -229,10 +229,10 @@ impl Words {
     pub(super) fn refund(&self, hash: u64, receipt: &Receipt, now: u64) {
         let hash = named(hash);
         let rules = &self.shard(hash).rules;
-        // A turn fails only because another thread has changed the word or given the place away.
-        while let Some(place) = self.find(hash) {
+        // A turn fails only because another thread has changed the word or given the slot away.
+        while let Some(slot) = self.find(hash) {
             let back = |rules: &Rules, word| ((), Some(word::refund(rules, word, receipt, now)));
-            if rules.update(place.word, place.of(hash), back).is_some() {
+            if rules.update(slot.word, slot.of(hash), back).is_some() {
                 return;
             }
         }
@@ -243,14 +243,14 @@ impl Words {
     }
 
     pub(super) fn set_rules(&self, new: &Rules, now: u64) {
-        for (shard, places) in
-            self.shards.iter().zip(self.places[self.first..].chunks(self.lines * LINE))
+        for (shard, slots) in
+            self.shards.iter().zip(self.slots[self.first..].chunks(self.lines * LINE))
         {
             let mut newcomers = shard.newcomers.lock();
             let old = shard.rules.read();
             newcomers.overflow.convert(&old, new, now);
-            let used = places.iter().map(SlotRef::at).filter(|place| place.hash() != 0);
-            shard.rules.change(new, now, used.map(|place| place.word));
+            let used = slots.iter().map(SlotRef::at).filter(|slot| slot.hash() != 0);
+            shard.rules.change(new, now, used.map(|slot| slot.word));
         }
     }
 
@@ -266,16 +266,16 @@ impl Words {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.places) + size_of_val(&*self.shards)
+        size_of_val(&*self.slots) + size_of_val(&*self.shards)
     }
 }
 
-fn window(places: &[Slot], home: usize) -> impl Iterator<Item = SlotRef<'_>> {
-    let (before, from) = places.split_at(home * LINE);
+fn window(slots: &[Slot], home: usize) -> impl Iterator<Item = SlotRef<'_>> {
+    let (before, from) = slots.split_at(home * LINE);
     from.iter().chain(before).take(WINDOW * LINE).map(SlotRef::at)
 }
 
-/// 0 means that a place was never used.
+/// 0 means that a slot was never used.
 #[inline]
 fn named(hash: u64) -> u64 {
     hash | u64::from(hash == 0) << 63

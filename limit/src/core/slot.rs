@@ -1,6 +1,6 @@
-//! A place in a table of words: whose word it is, and how it changes hands without a lock.
+//! A slot in a table of words: whose word it is, and how it changes hands without a lock.
 //!
-//! A place changes hands only when its word is as good as new, and the new word is greater than the
+//! A slot changes hands only when its word is as good as new, and the new word is greater than the
 //! old. So a decision of the key that had it, having read the old word, fails at its exchange, and
 //! one that reads the new word reads the new key with it. (A word that a refund lowered after it
 //! was read is the exception: it would have to come back, for another key, to the very nanosecond.)
@@ -9,14 +9,14 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 
 use crate::sync::AtomicU64;
 
-/// The word of a place that changes hands.
+/// The word of a slot that changes hands.
 const HANDED_ON: u64 = u64::MAX;
 
-/// The memory of a place: the hash of a key, which stands for the key, and its word. A hash of 0:
+/// The memory of a slot: the hash of a key, which stands for the key, and its word. A hash of 0:
 /// never used. Zeroed memory is an empty table.
 pub(crate) type Slot = [AtomicU64; 2];
 
-/// One place of a table.
+/// One slot of a table.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SlotRef<'a> {
     hash: &'a AtomicU64,
@@ -30,7 +30,7 @@ impl<'a> SlotRef<'a> {
         Self { hash, word }
     }
 
-    /// The hash of the key that has the place. Another thread may be changing it.
+    /// The hash of the key that has the slot. Another thread may be changing it.
     #[inline]
     pub(crate) fn hash(self) -> u64 {
         self.hash.load(Relaxed)
@@ -45,7 +45,7 @@ impl<'a> SlotRef<'a> {
         }
     }
 
-    /// Gives the place, whose word is `old`, to another key, and returns the hash of the key that
+    /// Gives the slot, whose word is `old`, to another key, and returns the hash of the key that
     /// had it. `None` if the word is another by now. The caller holds the shard's newcomer lock.
     pub(crate) fn hand_on(self, old: u64, hash: u64, next: u64) -> Option<u64> {
         debug_assert!(next > old, "a decision by the old word could be exchanged into the new");
