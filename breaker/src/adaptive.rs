@@ -1,4 +1,4 @@
-//! A bound on concurrency that finds itself.
+//! A bulkhead whose limit an algorithm adapts to the latency of the dependency.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -76,7 +76,7 @@ impl Shared {
     }
 }
 
-/// A thread's turn to run the algorithm. Dropped by a panic of the algorithm, it puts it back.
+/// A thread's turn to run the algorithm. Its drop puts the algorithm back, also after a panic.
 struct Turn<'a> {
     shared: &'a Shared,
     algorithm: Option<Box<dyn LimitAlgorithm>>,
@@ -128,7 +128,7 @@ impl AdaptiveLimit {
         Ok(Self { shared: Arc::new(Shared { gate, updates: Mutex::new(updates), clock }) })
     }
 
-    /// A place, if there is a free one and nobody waits for it.
+    /// A permit, if one is free and no caller waits.
     ///
     /// # Errors
     /// There is none.
@@ -136,7 +136,7 @@ impl AdaptiveLimit {
         Ok(self.permit(self.shared.gate.try_enter()?))
     }
 
-    /// A place, now or after a wait in the queue. The wait is not part of the latency.
+    /// A permit, at once or after a wait in the queue. The wait is not part of the latency.
     ///
     /// # Errors
     /// The queue is full, or the wait was too long.
@@ -156,14 +156,14 @@ impl AdaptiveLimit {
         }
     }
 
-    /// Its figures; `limit` is what the algorithm has found.
+    /// Figures at this moment; `limit` is the algorithm's.
     pub fn stats(&self) -> GateStats {
         self.shared.gate.stats()
     }
 }
 
-/// The right to run one call, to be returned with what it told. Dropped without that, it gives
-/// the place back and tells nothing.
+/// The permit to run one call, to be returned with the call's result. When dropped without one it
+/// is given back and the algorithm hears nothing.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
 pub struct AdaptivePermit {

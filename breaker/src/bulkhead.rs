@@ -8,11 +8,12 @@ use crate::core::{Patience, QueueOrder};
 use crate::error::{ConfigError, GateError};
 use crate::gate::{Gate, GatePermit, GateStats};
 
-/// Places and queue of a bulkhead, or of an adaptive limit.
+/// The queue of a bulkhead, or of an adaptive limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueConfig {
-    /// Calls that may wait for a place. 0 to 1,000,000, default 0: who finds no place is refused.
+    /// Calls that may wait for a permit. 0 to 1,000,000, default 0: a call that finds no permit is
+    /// rejected.
     pub max_len: usize,
     /// Who is served next. Default: adaptive.
     pub order: QueueOrder,
@@ -81,7 +82,7 @@ pub struct Bulkhead {
     gate: Arc<Gate>,
 }
 
-/// The right to run one call. Given back when dropped.
+/// The permit to run one call. Given back when dropped.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
 pub struct BulkheadPermit {
@@ -100,7 +101,7 @@ impl Bulkhead {
         Ok(Self { gate: queue.gate(limit) })
     }
 
-    /// A place, if there is a free one and nobody waits for it.
+    /// A permit, if one is free and no caller waits.
     ///
     /// # Errors
     /// There is none.
@@ -108,7 +109,7 @@ impl Bulkhead {
         Ok(BulkheadPermit { _place: self.gate.try_enter()? })
     }
 
-    /// A place, now or after a wait in the queue.
+    /// A permit, at once or after a wait in the queue.
     ///
     /// # Errors
     /// The queue is full, or the wait was too long.
@@ -119,7 +120,7 @@ impl Bulkhead {
         Ok(BulkheadPermit { _place: self.gate.enter().await? })
     }
 
-    /// Changes how many may run, 0 to 1,000,000. Fewer takes effect as calls end; 0 closes the
+    /// Changes the limit, 0 to 1,000,000. A lower limit takes effect as calls end; 0 closes the
     /// bulkhead.
     ///
     /// # Errors
@@ -130,7 +131,7 @@ impl Bulkhead {
         Ok(())
     }
 
-    /// Its figures.
+    /// Figures at this moment.
     pub fn stats(&self) -> GateStats {
         self.gate.stats()
     }

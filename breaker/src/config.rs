@@ -14,7 +14,7 @@ pub const MAX_WINDOW_CALLS: u32 = 65_536;
 pub const MIN_BUCKET: Duration = Duration::from_millis(1);
 
 const MAX_STRIPES: u32 = 64;
-/// More make a breaker big and its judgement slow.
+/// More stripes enlarge a breaker and slow the judgement of its rates.
 const MAX_STRIPES_DEFAULT: u32 = 4;
 
 /// Which calls the rates are taken over.
@@ -59,7 +59,7 @@ pub struct BreakerConfig {
     pub failure_rate: Option<f64>,
     /// Opens at this share of slow calls, above 0 and up to 1. Default: slowness is not looked at.
     pub slow_rate: Option<f64>,
-    /// A call is slow that takes at least this long. Above 0, default 1 s.
+    /// Calls that take at least this long are slow. Above 0, default 1 s.
     pub slow_after: Duration,
     /// Opens at so many failures without a success between them, whatever the rates. Default: off.
     pub consecutive_failures: Option<u32>,
@@ -75,29 +75,29 @@ pub struct BreakerConfig {
     pub open_jitter: f64,
     /// Calls that a half-open breaker admits. 1 to 65,535, default 5.
     pub probes: u16,
-    /// How many of them may fail or be slow with the breaker closing nevertheless. Below
-    /// `probes`, default 1.
+    /// Probes that may fail or be slow while the breaker still closes. Below `probes`, default 1.
     pub max_bad_probes: u16,
     /// How long all `probes` may be taken without a verdict before the breaker opens again,
     /// counted from the moment at which the last of them was taken. Above 0, default 30 s; `None`
     /// waits for ever.
     pub max_half_open_for: Option<Duration>,
-    /// Copies of a window's counters, among which threads are spread so that they do not fight for
-    /// them. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket of a time window,
-    /// 128 bytes of a count window. Default: one for each of up to four hardware threads.
+    /// Copies of a window's counters. Threads are spread among them, so that they do not contend
+    /// for one cache line. 1 to 64, rounded up to a power of two. Each costs 64 bytes a bucket of a
+    /// time window, 128 bytes of a count window. Default: one for each of up to four hardware
+    /// threads.
     pub stripes: Option<u32>,
-    /// What a call counts as that is dropped before its answer. Default [`Verdict::Ignored`]. A
-    /// half-open breaker gets its probe back in any case.
+    /// Verdict for a call that is dropped before its answer. Default [`Verdict::Ignored`]. A
+    /// half-open breaker gets its probe back whatever the verdict.
     pub on_drop: Verdict,
-    /// What a call counts as that panics. Default [`Verdict::Failure`].
+    /// Verdict for a call that panics. Default [`Verdict::Failure`].
     pub on_panic: Verdict,
-    /// What an attempt counts as that the hedge of a [`Policy`](crate::Policy) around the breaker
-    /// drops because a later one answered first. Default [`Verdict::Failure`]: it had more time
-    /// than the one that answered. With a `failure_rate` near the share of calls that are hedged,
-    /// set [`Verdict::Ignored`].
+    /// Verdict for an attempt that the hedge of a [`Policy`](crate::Policy) around the breaker
+    /// drops because a later attempt answered first. Default [`Verdict::Failure`]: the dropped
+    /// attempt had more time than the one that answered. With a `failure_rate` near the share of
+    /// calls that are hedged, set [`Verdict::Ignored`].
     pub on_overtaken: Verdict,
-    /// Seed of the jitter. Breakers of different processes should have different ones, which
-    /// the default sees to.
+    /// Seed of the jitter. Default: `None`, drawn from the system for each breaker, so that the
+    /// breakers of many processes do not probe at once.
     pub seed: Option<u64>,
 }
 
@@ -250,8 +250,8 @@ pub(crate) fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Different for each breaker of each process, also where all processes have the same number.
-/// Jitter has to be spread, not secret.
+/// A seed from the system's random hasher, which differs between processes that share a process
+/// id, as containers do. The seed spreads jitter; it protects nothing.
 pub(crate) fn fresh_seed() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(0_u8)

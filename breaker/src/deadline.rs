@@ -1,4 +1,4 @@
-//! The moment after which nobody waits for the answer any more.
+//! Deadlines: the moment after which no caller waits for the answer.
 
 use std::time::Duration;
 

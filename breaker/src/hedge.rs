@@ -22,8 +22,8 @@ use crate::retry::{BudgetedCall, ExtraAttempt, RetryBudget};
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct HedgeConfig {
-    /// An attempt is hedged that is slower than this share of recent ones. 0.5 to 0.9999,
-    /// default 0.95: one call in twenty is hedged.
+    /// Quantile of recent latencies after which an attempt is hedged. 0.5 to 0.9999, default 0.95:
+    /// one call in twenty is hedged.
     pub quantile: f64,
     /// Never hedges earlier. Default 1 ms.
     pub min_delay: Duration,
@@ -85,7 +85,7 @@ pub struct HedgeStats {
     pub won: u64,
     /// Attempts that the budget did not pay for.
     pub rejected: u64,
-    /// What the next call waits for.
+    /// How long the next call waits before it hedges.
     pub delay: Duration,
 }
 
@@ -150,7 +150,7 @@ impl Hedge {
         })
     }
 
-    /// Its figures.
+    /// Figures at this moment.
     pub fn stats(&self) -> HedgeStats {
         HedgeStats {
             calls: self.calls.load(Relaxed),
@@ -161,7 +161,7 @@ impl Hedge {
         }
     }
 
-    /// Makes an attempt, numbered 0, and further ones beside it as they become due.
+    /// Starts attempt 0, and further attempts beside it as they become due.
     ///
     /// All of them may take effect: hedge only what is safe to do twice.
     ///
@@ -243,10 +243,10 @@ impl Hedge {
     }
 }
 
-/// What an answer is worth in a race. A later one is above those before it.
+/// Rank of an answer in a race: of several, the highest is the answer of the race.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Standing {
-    /// Refused by this process: the attempt has asked nobody.
+    /// Rejected by this process: nothing was sent.
     Refused,
     /// No answer within a time limit of this process.
     TimedOut,

@@ -14,7 +14,7 @@ use crate::clock::{Clock, default_clock};
 use crate::config::BreakerConfig;
 use crate::error::{ConfigError, RegistryFull};
 
-/// Breakers that a full registry looks at to make room for one more.
+/// Breakers that a full registry examines to make room for a new one.
 const MAX_LOOKS: usize = 64;
 
 /// Breakers by key, made on first use and bounded in number: one for each host, tenant or route.
@@ -38,7 +38,7 @@ pub struct Registry<K> {
 struct Kept<K> {
     places: HashMap<K, usize>,
     entries: Vec<Entry<K>>,
-    /// Where to look next for room.
+    /// Index of the entry to examine next for eviction.
     hand: usize,
 }
 
@@ -122,12 +122,12 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
         Ok(breaker)
     }
 
-    /// Breakers that it holds.
+    /// Number of breakers held.
     pub fn len(&self) -> usize {
         self.kept.read().entries.len()
     }
 
-    /// Whether it holds none.
+    /// Whether the registry holds no breaker.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -145,7 +145,7 @@ impl<K: Hash + Eq + Clone> Kept<K> {
         Some(Arc::clone(&entry.breaker))
     }
 
-    /// A place whose breaker may go, of those whose turn it is to be looked at.
+    /// Index of the entry to evict, among the entries examined in this turn.
     fn room(&mut self, now: u64) -> Option<usize> {
         let looks = self.entries.len().min(MAX_LOOKS);
         let turn = (0..looks).map(|look| (self.hand + look) % self.entries.len());
@@ -163,7 +163,7 @@ impl<K: Hash + Eq + Clone> Kept<K> {
         self.entries.push(entry);
     }
 
-    /// Puts an entry in the place of another, which is returned.
+    /// Replaces the entry at an index. Returns the old entry.
     fn replace(&mut self, place: usize, entry: Entry<K>) -> Entry<K> {
         self.places.insert(entry.key.clone(), place);
         let old = std::mem::replace(&mut self.entries[place], entry);

@@ -1,4 +1,4 @@
-//! Turning away the less important first.
+//! Load shedding: calls of lower priority are rejected first.
 
 use std::fmt;
 use std::sync::Arc;
@@ -69,7 +69,7 @@ impl Default for ShedConfig {
     }
 }
 
-/// Turns calls away by priority before they take a place.
+/// Rejects calls by priority before they take a permit.
 ///
 /// # Example
 /// ```
@@ -113,10 +113,10 @@ impl Shedder {
         Ok(Self { source, max_load, shed: Default::default() })
     }
 
-    /// Whether a call of this priority may go on at the present load.
+    /// Checks that a call of this priority may go on at the present load.
     ///
     /// # Errors
-    /// It may not.
+    /// [`GateError::Shed`] if the load is at or above the bound of the priority.
     pub fn check(&self, priority: Priority) -> Result<(), GateError> {
         let load = self.source.load();
         let own = priority as usize;
@@ -127,7 +127,7 @@ impl Shedder {
         Err(GateError::Shed { load_percent: (load * 100.0) as u32 })
     }
 
-    /// Calls of a priority turned away so far.
+    /// Calls of a priority rejected so far.
     pub fn shed(&self, priority: Priority) -> u64 {
         self.shed[priority as usize].load(Relaxed)
     }

@@ -1,4 +1,4 @@
-//! The words in which a breaker speaks: states, verdicts, transitions.
+//! States, verdicts and transitions of a breaker.
 
 use std::fmt;
 use std::time::Duration;
@@ -10,17 +10,17 @@ use crate::core::{Counts, Phase, Shift, ShiftCause, Trip};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum State {
-    /// Admits all, counts the answers, opens when they are too bad.
+    /// Admits all calls and counts the answers; opens when a threshold is reached.
     Closed,
-    /// Rejects all until its wait is over.
+    /// Rejects all calls until the open wait is over.
     Open,
-    /// Admits a set number of probes and decides by their answers.
+    /// Admits a fixed number of probes; their answers close or open the breaker.
     HalfOpen,
-    /// Rejects all, by hand.
+    /// Set by hand: rejects all calls.
     ForcedOpen,
-    /// Admits all and counts nothing, by hand.
+    /// Set by hand: admits all calls and counts nothing.
     ForcedClosed,
-    /// Admits all and counts the answers without opening, by hand.
+    /// Set by hand: admits all calls and counts the answers, but never opens.
     MetricsOnly,
 }
 
@@ -65,12 +65,12 @@ impl fmt::Display for State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
-    /// It works.
+    /// The dependency works.
     Success,
-    /// It does not.
+    /// The dependency does not work.
     Failure,
-    /// Nothing: the caller's own mistake, a cancelled call. Not counted, and not even looked at
-    /// for slowness.
+    /// The answer says nothing about the dependency: a mistake of the caller, a cancelled call. Not
+    /// counted, not as a slow call either.
     Ignored,
 }
 
@@ -94,11 +94,11 @@ pub enum Cause {
     FailureRate,
     /// The share of slow calls in the window.
     SlowRate,
-    /// The open wait was over, and a call or a tick found it so.
+    /// The open wait was over when a call or a tick came.
     WaitOver,
-    /// Enough probes found the dependency well.
+    /// Enough probes succeeded.
     ProbesHealthy,
-    /// Too many probes found it sick.
+    /// Too many probes failed or were slow.
     ProbesSick,
     /// All probes were under way for longer than the configuration allows.
     ProbesStuck,

@@ -1,4 +1,4 @@
-//! What time alone does to a breaker.
+//! Changes of state that only time causes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -19,9 +19,9 @@ impl Breaker {
         self.machine.next_deadline()
     }
 
-    /// Does what time alone demands, for those who cannot wait for the next call to do it: makes
-    /// an open breaker half-open whose wait is over, and opens a half-open one whose probes are
-    /// stuck. Nothing else, and nothing if it is too early.
+    /// Makes the changes of state that are due without waiting for the next call: an open breaker
+    /// whose wait is over becomes half-open, and a half-open breaker whose probes are stuck opens.
+    /// Does nothing before their time.
     pub fn tick(&self) {
         self.tick_at(self.clock.now());
     }

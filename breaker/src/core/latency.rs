@@ -1,12 +1,12 @@
 //! Quantiles of recent latencies.
 
-/// Steps of a doubling: values are right to one part in 32.
+/// Buckets in each doubling of the latency: a value is exact to one part in 32.
 const STEP_BITS: u32 = 4;
 const STEPS: usize = 1 << STEP_BITS;
 /// Doublings from 1 µs to 2^36 µs.
 const DOUBLINGS: usize = 36;
 const PLACES: usize = (DOUBLINGS + 1) * STEPS;
-/// Samples after which a remembered quantile is looked up anew.
+/// Samples after which the cached quantile is computed again.
 const FRESH_FOR: u64 = 16;
 
 /// Counts over two halves of a window, of which the older one is dropped whole.
@@ -108,7 +108,7 @@ fn place(nanos: u64) -> usize {
     (doubling as usize * STEPS + step).min(PLACES - 1)
 }
 
-/// The end of a place, in nanoseconds.
+/// Upper bound of a bucket of the histogram, in ns.
 fn upper(place: usize) -> u64 {
     let (doubling, step) = (place / STEPS, place % STEPS);
     let micros = (1_u128 << doubling) * (STEPS + step + 1) as u128 / STEPS as u128;

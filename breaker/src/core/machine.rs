@@ -42,8 +42,8 @@ impl Phase {
     }
 }
 
-/// `[generation 61 | phase 3]` at the time of the admission. Answers count only while the breaker
-/// still holds that very word.
+/// The state word, `[generation 61 | phase 3]`, at the time of the admission. An answer counts only
+/// if the state word of the breaker is still the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
@@ -92,7 +92,8 @@ pub(crate) struct Shift {
     pub(crate) counts: Counts,
 }
 
-/// What survives of a breaker: everything relative, so that it fits another process's clock.
+/// The content of a snapshot. All times are relative, so that they fit the clock of another
+/// process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Memory {
     pub(crate) phase: Phase,
@@ -102,7 +103,7 @@ pub(crate) struct Memory {
     pub(crate) window: Vec<(u32, Counts)>,
 }
 
-/// What changes of state need, under one lock.
+/// What a change of state reads and writes, under one lock.
 struct Transitions {
     /// Openings since the breaker was last closed.
     openings: u32,
@@ -114,7 +115,8 @@ struct Transitions {
 }
 
 impl Transitions {
-    /// Makes this thread the announcer of `shift`, or leaves it to the present announcer.
+    /// Queues `shift` for the observer. Returns true if the calling thread must announce it, false
+    /// if another thread is announcing and will take `shift` too.
     fn take_or_queue(&mut self, shift: Shift) -> Option<Shift> {
         if !self.is_announcing {
             self.is_announcing = true;
@@ -127,7 +129,7 @@ impl Transitions {
         None
     }
 
-    /// The next change for the announcer, who is done when there is none.
+    /// The next change that the announcing thread passes to the observer. `None` ends its turn.
     fn next_unheard(&mut self) -> Option<Shift> {
         let next = self.unheard.pop_front();
         self.is_announcing = next.is_some();
@@ -194,8 +196,8 @@ impl Machine {
         }
     }
 
-    /// A breaker that goes on where `memory` left off. A half-open one starts as an open one
-    /// whose wait is over: its probes were another process's.
+    /// Restores a breaker from `memory`. A half-open breaker is restored as an open one whose wait
+    /// is over, because the probes of the snapshot belonged to another process.
     pub(crate) fn restore(
         rules: Thresholds,
         now: u64,
@@ -252,8 +254,8 @@ impl Machine {
         (until != u64::MAX && self.state.load(Acquire) == state).then_some(until)
     }
 
-    /// Does what time alone demands: ends an open wait that is over, and a half-open period whose
-    /// probes are stuck.
+    /// Makes the changes of state that only time causes: ends an open wait that is over, and opens
+    /// a half-open breaker whose probes have been out for longer than its patience.
     pub(crate) fn tick(&self, now: u64) {
         let state = self.state.load(Acquire);
         if self.next_deadline().is_none_or(|due| now < due) {
@@ -267,7 +269,7 @@ impl Machine {
         };
     }
 
-    /// Whether a call would be admitted at `now`. Takes no place, counts nothing.
+    /// Whether a call would be admitted at `now`. Takes no probe and counts nothing.
     pub(crate) fn would_admit(&self, now: impl FnOnce() -> u64) -> bool {
         let state = self.state.load(Acquire);
         match Phase::of(state) {
@@ -310,7 +312,7 @@ impl Machine {
         }
     }
 
-    /// The rejection of an open breaker; `None` if it is not open, or no longer.
+    /// The rejection by an open breaker. `None` if the breaker is not open.
     #[inline]
     fn reject_now(&self, state: u64, now: u64) -> Option<Rejection> {
         let until = self.open_until.load(Acquire);
@@ -447,7 +449,7 @@ impl Machine {
         }
     }
 
-    /// Moves to `to` by hand, from wherever the breaker is.
+    /// Moves to `to` from any state, by hand.
     pub(crate) fn force(&self, to: Phase, now: u64) {
         self.enter(None, to, now, ShiftCause::ByHand, None);
     }
@@ -457,12 +459,12 @@ impl Machine {
         self.enter(None, Phase::Open, now, ShiftCause::ByHand, Some(wait));
     }
 
-    /// Moves from `state` to `to`, unless another caller was first.
+    /// Moves from `state` to `to`, unless another thread has changed the state.
     fn shift(&self, state: u64, to: Phase, now: u64, cause: ShiftCause) -> bool {
         self.enter(Some(state), to, now, cause, None)
     }
 
-    /// Moves to `to`; false, and nothing done, if the state is not the `expected` one.
+    /// Moves to `to`. Returns false, and changes nothing, if the state is not `expected`.
     fn enter(
         &self,
         expected: Option<u64>,
@@ -501,7 +503,7 @@ impl Machine {
         let from = Phase::of(state);
         let shift = Shift { from, to, at: now, cause, wait: waits, counts };
         let announced = (from != to).then(|| transitions.take_or_queue(shift)).flatten();
-        // Foreign code listens: never under the lock.
+        // The observer is foreign code: it is called without the lock.
         drop(transitions);
         if let Some(shift) = announced {
             self.announce(shift);
@@ -509,7 +511,7 @@ impl Machine {
         true
     }
 
-    /// Tells the observer of a change, and of those that other threads make meanwhile.
+    /// Passes a change to the observer, then the changes that other threads queued meanwhile.
     fn announce(&self, mut shift: Shift) {
         // Ends: each round announces one change, and further ones come only as fast as the state
         // changes: by the waits between openings, or by hand.

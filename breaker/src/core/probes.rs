@@ -14,11 +14,11 @@ const BAD: u64 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Admitted,
-    /// All places are taken, and have been for as long as is allowed at `patient_until`.
+    /// All probes are taken. The patience with them ends at `patient_until`, in ns.
     Full {
         patient_until: u64,
     },
-    /// Another generation: look at the state again.
+    /// The probes belong to another generation: the caller must read the state again.
     Stale,
 }
 
@@ -59,8 +59,8 @@ impl Probes {
         self.word.store(u64::from(generation) << (3 * FIELD_BITS), Release);
     }
 
-    /// Takes one of the places, if there is one left. `patient_until` is the time at which
-    /// patience ends if this call takes the last place.
+    /// Takes a probe, if one is left. `patient_until` is the time at which patience ends if this
+    /// call takes the last probe.
     pub(crate) fn admit(&self, generation: u16, patient_until: u64) -> Admission {
         let max = self.max_admitted;
         let mut full = false;
@@ -81,7 +81,7 @@ impl Probes {
         }
     }
 
-    /// Whether all places are taken, without taking one; else as [`admit`](Self::admit).
+    /// Returns what [`admit`](Self::admit) would, without taking a probe.
     pub(crate) fn look(&self, generation: u16) -> Admission {
         let word = self.word.load(Acquire);
         if (word >> (3 * FIELD_BITS)) as u16 != generation {
@@ -93,7 +93,7 @@ impl Probes {
         }
     }
 
-    /// Gives a place back: the call said nothing about the dependency.
+    /// Gives a probe back whose call said nothing about the dependency.
     pub(crate) fn give_back(&self, generation: u16) {
         self.update(generation, |word| {
             debug_assert!(field(word, ADMITTED) > field(word, ANSWERED), "returned twice");
@@ -119,7 +119,7 @@ impl Probes {
         }
     }
 
-    /// Changes the word as long as it is of `generation`; returns what it became.
+    /// Replaces the word by `change` of it while it belongs to `generation`. Returns the new word.
     fn update(&self, generation: u16, mut change: impl FnMut(u64) -> Option<u64>) -> Option<u64> {
         let mut word = self.word.load(Acquire);
         // Ends: a failed exchange means that another call was admitted, answered or given back,

@@ -1,4 +1,5 @@
-//! The order and the patience of those who wait for a place.
+//! The queue of callers that wait for a permit: in which order they are served, and for how long
+//! they may wait.
 
 use std::collections::VecDeque;
 
@@ -20,9 +21,9 @@ pub enum QueueOrder {
 /// How long a call may wait, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
-    /// While the queue gets empty now and then.
+    /// While the queue has been empty within the last `standing_after`.
     pub(crate) usual: u64,
-    /// While it has not been empty for `standing_after`.
+    /// While the queue is standing: not empty for at least `standing_after`.
     pub(crate) standing: u64,
     pub(crate) standing_after: u64,
 }
@@ -63,8 +64,8 @@ impl<W> WaitQueue<W> {
         self.entries.len() >= self.max_len
     }
 
-    /// Lines up; returns the place's id and how long it may wait. The caller has asked
-    /// [`is_full`](Self::is_full).
+    /// Adds a waiter. Returns its id and how long it may wait, in ns. The caller must have checked
+    /// that the queue is not [full](Self::is_full).
     pub(crate) fn push(&mut self, now: u64, waiter: W) -> (u64, u64) {
         debug_assert!(!self.is_full(), "asked before");
         if self.entries.is_empty() {
@@ -78,7 +79,7 @@ impl<W> WaitQueue<W> {
         (id, wait)
     }
 
-    /// The next to be served, and whether it is still patient. All that it returns have left.
+    /// Removes the next waiter to serve. Returns it, and false if its wait is over.
     pub(crate) fn pop(&mut self, now: u64) -> Option<(W, bool)> {
         let is_last_first = match self.order {
             QueueOrder::Fifo => false,
@@ -90,7 +91,7 @@ impl<W> WaitQueue<W> {
         Some((entry.waiter, now < entry.expires))
     }
 
-    /// Leaves the line; false if it had been served or dropped already.
+    /// Removes the waiter `id`. Returns false if it was served or removed before.
     pub(crate) fn remove(&mut self, id: u64, now: u64) -> bool {
         // Ids only grow from front to back.
         let found = self.entries.binary_search_by_key(&id, |entry| entry.id);

@@ -32,7 +32,8 @@ pub(crate) enum Trip {
 }
 
 impl Thresholds {
-    /// What the rates say. Asked when a bad call was recorded: a success never opens a breaker.
+    /// Which rate opens the breaker, if any. Called after a bad call was recorded, because a
+    /// success never opens a breaker.
     pub(crate) fn judge(&self, counts: Counts) -> Option<Trip> {
         if counts.calls < self.min_calls {
             return None;
@@ -49,7 +50,7 @@ impl Thresholds {
         }
     }
 
-    /// How long the breaker stays open the `openings`-th time in a row, counted from 1.
+    /// How long the breaker stays open at its `openings`-th opening in a row (from 1), in ns.
     pub(crate) fn open_wait(&self, openings: u32, rng: &mut fastrand::Rng) -> u64 {
         let again = openings.saturating_sub(1);
         let exponent = i32::try_from(again).unwrap_or(i32::MAX);

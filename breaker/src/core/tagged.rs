@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use crate::sync::AtomicU64;
 
 const COUNT_BITS: u32 = 24;
-/// A counter stays here instead of wrapping.
+/// The highest count. A counter saturates here instead of wrapping.
 pub(crate) const MAX_COUNT: u64 = (1 << COUNT_BITS) - 1;
 /// A recorder whose clock reading is older than what a counter holds is late by less than this
 /// many buckets. Anything further apart is a counter that nobody has touched for ages.
@@ -30,7 +30,7 @@ impl Tag {
         Self { generation: (word >> 56) as u8, epoch: (word >> COUNT_BITS) as u32 }
     }
 
-    /// Whether a counter that holds `self` has moved on from `other`.
+    /// Whether `self` is a later bucket or generation than `other`.
     const fn is_past(self, other: Self) -> bool {
         if self.generation != other.generation {
             return self.generation.wrapping_sub(other.generation) < 128;
@@ -96,13 +96,13 @@ impl Tagged {
         }
     }
 
-    /// The count of `tag`, 0 when the counter holds another.
+    /// The count under `tag`; 0 if the counter holds another tag.
     pub(crate) fn count(&self, tag: Tag) -> u64 {
         let word = self.0.load(Relaxed);
         if Tag::of(word) == tag { word & MAX_COUNT } else { 0 }
     }
 
-    /// The count, whatever it is of.
+    /// The count under any tag.
     pub(crate) fn raw(&self) -> u64 {
         self.0.load(Relaxed) & MAX_COUNT
     }

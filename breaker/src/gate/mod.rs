@@ -1,5 +1,5 @@
-//! Places for calls, and the line of those who wait for one: under the bulkhead and the adaptive
-//! limit.
+//! Permits for concurrent calls, and the queue of callers that wait for one. The bulkhead and the
+//! adaptive limit are built on it.
 
 use crossbeam_utils::CachePadded;
 use std::sync::Arc;
@@ -25,10 +25,10 @@ fn running(word: u64) -> u64 {
     word & (WAITING - 1)
 }
 
-/// Waiters are told that they have a place; one that has gone away meanwhile passes it on.
+/// Sent to a waiter when it gets a permit. A waiter that is dropped meanwhile passes the permit on.
 type Line = WaitQueue<oneshot::Sender<()>>;
 
-/// How many calls run and wait, against how many may.
+/// The calls that run and wait, and their limit.
 #[derive(Debug)]
 pub(crate) struct Gate {
     /// `[waiting 32 | running 32]`. `waiting` changes under the lock of the line only, and while
@@ -105,7 +105,7 @@ impl Gate {
         GateError::Full { limit: self.limit.load(Relaxed), queue: self.max_queue }
     }
 
-    /// A place, if there is one and nobody waits for it.
+    /// A permit, if one is free and no caller waits.
     pub(crate) fn try_enter(self: &Arc<Self>) -> Result<GatePermit, GateError> {
         if self.try_take() { Ok(GatePermit { gate: Arc::clone(self) }) } else { Err(self.full()) }
     }
@@ -116,7 +116,7 @@ impl Gate {
         self.word.fetch_update(AcqRel, Relaxed, take).is_ok()
     }
 
-    /// A place, now or after a wait in the line.
+    /// A permit, at once or after a wait in the queue.
     pub(crate) async fn enter(self: &Arc<Self>) -> Result<GatePermit, GateError> {
         if self.try_take() {
             return Ok(GatePermit { gate: Arc::clone(self) });
@@ -127,8 +127,8 @@ impl Gate {
         self.wait(waiter, wait).await
     }
 
-    /// Joins the line and returns the time it may wait there; `None` if a place has become free
-    /// in the meantime, which is then taken.
+    /// Joins the queue. Returns how long the caller may wait, in ns, or `None` if a permit became
+    /// free meanwhile: the caller has it then.
     fn line_up(self: &Arc<Self>) -> Result<Option<(Waiter, Duration)>, GateError> {
         let now = self.clock.now();
         let mut line = self.line.lock();
@@ -161,7 +161,7 @@ impl Gate {
             waiter.id = u64::MAX;
             return Ok(GatePermit { gate: Arc::clone(self) });
         }
-        // Dropped from the line, or out of patience: the same to the caller.
+        // Removed from the queue by another thread, or out of time: the caller hears the same.
         self.expired.fetch_add(1, Relaxed);
         Err(GateError::QueueTimeout(wait))
     }
@@ -173,8 +173,8 @@ impl Gate {
         }
     }
 
-    /// Gives a place that has become free to the next in the line, or takes it away. Meanwhile the
-    /// place counts as taken.
+    /// Gives the permit of a call that ended to the next waiter, or frees it. The permit counts as
+    /// taken until then.
     fn pass_on(&self) {
         // Ends: each round takes one waiter out of the line, and its length is bounded. Those that
         // line up meanwhile are served here too, as they would be by the next call that ends.
@@ -195,7 +195,8 @@ impl Gate {
         }
     }
 
-    /// Changes how many may run. Fewer takes effect as calls end; more serves the line at once.
+    /// Changes the limit. A lower limit takes effect as calls end; a higher one serves waiters at
+    /// once.
     pub(crate) fn set_limit(&self, limit: usize) {
         let limit = limit.min(MAX_LIMIT);
         if self.limit.swap(limit, AcqRel) >= limit {
@@ -216,11 +217,11 @@ impl Gate {
     }
 }
 
-/// One in the line. Dropped, it leaves the line, or passes on the place it was given.
+/// A caller in the queue. When dropped it leaves the queue, or passes on the permit that it got.
 #[derive(Debug)]
 struct Waiter {
     gate: Arc<Gate>,
-    /// `u64::MAX` once its place is somebody's.
+    /// `u64::MAX` once the permit belongs to the caller.
     id: u64,
     grant: oneshot::Receiver<()>,
 }
@@ -242,7 +243,7 @@ impl Drop for Waiter {
     }
 }
 
-/// The right to run. Given back when dropped.
+/// The permit to run one call. Given back when dropped.
 #[derive(Debug)]
 #[must_use = "the place is given back when this is dropped"]
 pub(crate) struct GatePermit {

@@ -1,4 +1,5 @@
-//! All of them together, in an order that the caller sees.
+//! Policies: breaker, retry, hedge, bulkhead, timeout and shedding around one call, in an explicit
+//! order.
 
 mod builder;
 mod classify;
@@ -29,21 +30,21 @@ use crate::hedge::Standing;
 use crate::retry::{BudgetedCall, RetryAdvice, RetryBudget};
 use crate::shed::Priority;
 
-/// One attempt, as the call sees it.
+/// One attempt of a call, as the operation sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Attempt {
-    /// 1 for the first, more for retries.
+    /// Number of the attempt, from 1; retries count up.
     pub number: u32,
-    /// 0 for the first, more for those sent beside it.
+    /// 0 for the first attempt of a race, above 0 for hedges.
     pub hedge: u32,
-    /// After which nobody waits for the answer. Send it along.
+    /// The caller stops waiting at this deadline. Send it along.
     pub deadline: Option<Deadline>,
     /// How much the call matters. Send it along.
     pub priority: Priority,
 }
 
-/// What one call brings along.
+/// Options of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CallOptions {
@@ -144,7 +145,7 @@ impl Sent {
     }
 }
 
-/// What a stage knows of the call.
+/// The call as it is passed from stage to stage.
 struct Call<'a, F> {
     attempt: Attempt,
     once: bool,
@@ -167,7 +168,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         PolicyBuilder::new()
     }
 
-    /// Calls `op`, as often as the stages see fit.
+    /// Calls `op`, once or, if a retry or hedge says so, several times.
     ///
     /// # Errors
     /// What ended the call, and what its attempts may have done.
@@ -210,7 +211,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         self.call_with(CallOptions { deadline, priority, once: false }, op).await
     }
 
-    /// [`call`](Self::call) with all that a call may bring along.
+    /// [`call`](Self::call) with options.
     ///
     /// # Errors
     /// As `call`.

@@ -10,16 +10,16 @@ mod log;
 #[cfg(test)]
 mod model_tests;
 mod pair;
-mod slot;
 mod rules;
+mod slot;
 mod verdict;
 pub(crate) mod word;
 
 pub(crate) use atomic::AtomicCell;
 pub(crate) use cell::{Cell, convert_all, step_all};
 pub(crate) use live::LiveRules;
-pub(crate) use slot::{Slot, SlotRef};
 pub(crate) use rules::{Kind, MAX_NOW, Rules};
+pub(crate) use slot::{Slot, SlotRef};
 pub use verdict::Standing;
 pub(crate) use verdict::{NEVER, Receipt, Verdict};
 pub(crate) use word::Beyond;
