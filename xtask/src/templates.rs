@@ -1,6 +1,6 @@
 //! `cargo xtask templates [NAME]`: copies templates out of the workspace, as a user would, and runs
-//! the tests and the program of each copy. A template with a folder `src/demo` is also tried without
-//! it: the demo is there to be left out.
+//! the tests and the program of each copy. A template with a folder `src/demo` is also tried
+//! without it: the demo is there to be left out.
 
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -14,11 +14,13 @@ use crate::services::Services;
 /// A template's program ends by itself within this time when it has no terminal.
 const RUN_TIME_MAX: Duration = Duration::from_secs(120);
 
+pub(crate) use crate::new::templates as names;
+
 /// Tries the named template, or every one.
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let names = match args {
-        [] => crate::new::templates()?,
-        names => names.to_vec(),
+        [] => names()?,
+        named => named.to_vec(),
     };
     let services = Services::start();
     for name in &names {

@@ -57,7 +57,8 @@ fn a_manifest_is_written_out() {
     let other = other.display();
     let expected = format!(
         "[package]\nname = \"one\"\nedition = \"2024\"\n\n\
-         [lints.rust]\nunsafe_code = \"forbid\"\n\n[dependencies]\n# Why it is here.\nplain = \"1.2\"\n\
+         [lints.rust]\nunsafe_code = \"forbid\"\n\n\
+         [dependencies]\n# Why it is here.\nplain = \"1.2\"\n\
          bare = {{ version = \"3\", default-features = false, features = [\"std\", \"net\"], \
          optional = true }}\n\
          beside = {{ path = \"{other}\", package = \"other\" }}\nown = \"4\"\n\n\
