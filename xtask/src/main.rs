@@ -7,10 +7,12 @@
 //! - `cargo xtask new PATH FROM`: a copy of the template `FROM`, as a package of its own.
 //! - `cargo xtask templates [NAME…]`: copies templates out, and tests and runs the copies.
 //! - `cargo xtask services [up NAME…]`: the servers that tests and templates use.
+//! - `cargo xtask long [STEP…]`: the long forms of all tests, and what a release needs.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
 mod bench;
 mod ci;
+mod long;
 mod mutants;
 mod new;
 mod run;
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(),
         "mutants" => mutants::run(&rest),
         "bench" => bench::run(&rest),
+        "long" => long::run(&rest),
         "new" => new::run(&rest),
         "templates" => templates::run(&rest),
         "services" => services::run(&rest),
@@ -39,7 +42,7 @@ fn main() -> ExitCode {
         _ => Err(
             "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | \
              services [up NAME…] | new PATH FROM | \
-             templates [NAME…] | ci"
+             templates [NAME…] | ci | long [STEP…]"
                 .to_owned(),
         ),
     };
