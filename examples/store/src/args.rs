@@ -35,7 +35,7 @@ pub enum Mode {
 
 #[derive(Debug, PartialEq, Eq, Args)]
 pub struct Up {
-    /// Where the nodes keep their data
+    /// Folder with the data of all nodes
     #[arg(default_value = "data")]
     pub folder: PathBuf,
     /// HTTP port of node 1; the others have the following ones
@@ -48,7 +48,7 @@ pub struct Create {
     /// Number of the node in its cluster, from 1
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
-    /// Where the node keeps its data
+    /// Folder with the data of the node
     #[arg(long)]
     pub data: PathBuf,
 }
@@ -70,47 +70,47 @@ pub struct Serve {
     /// Number of the node in its cluster, from 1
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
-    /// Where the node listens for its peers
+    /// Address on which the node listens for its peers
     #[arg(long, value_name = "ADDR")]
     pub listen: SocketAddr,
-    /// Where the node serves HTTP
+    /// Address on which the node serves HTTP
     #[arg(long, value_name = "ADDR")]
     pub http: SocketAddr,
-    /// Where the node keeps its data
+    /// Folder with the data of the node
     #[arg(long, value_name = "FOLDER")]
     pub data: PathBuf,
-    /// Each of the other nodes: its number, where it listens for its peers, its HTTP address
+    /// Another node: its number, its address for peers, its HTTP address; once for each node
     #[arg(long = "peer", value_name = "ID=ADDR,HTTP_ADDR", value_parser = peer)]
     pub peers: Vec<Peer>,
     #[command(flatten)]
     pub timing: Timing,
     #[command(flatten)]
     pub limits: Limits,
-    /// How long SIGTERM waits for requests under way
+    /// How long the node waits for requests in flight after SIGTERM
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub drain: Duration,
-    /// End when standard input does: a demo that dies leaves no nodes behind
+    /// Exit when standard input closes, so that a parent that dies leaves no nodes behind
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
 }
 
-/// Times of raft. The defaults are for one data centre; all nodes should have the same.
+/// Timeouts of raft. The defaults are for one data centre; use the same on all nodes.
 #[derive(Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Timing")]
 pub struct Timing {
-    /// Between the leader's heartbeats; at most half of the shortest election timeout
+    /// Time between two heartbeats of the leader; at most half of --election-min
     #[arg(long, default_value = "50ms", value_parser = duration)]
     pub heartbeat: Duration,
-    /// The shortest silence of the leader that starts an election; above the longest round trip
+    /// The shortest election timeout; must be above the longest round trip between two nodes
     #[arg(long, default_value = "200ms", value_parser = duration)]
     pub election_min: Duration,
-    /// The longest such silence
+    /// The longest election timeout; each node draws its own between the two
     #[arg(long, default_value = "400ms", value_parser = duration)]
     pub election_max: Duration,
-    /// A leader whose disk completes no write for this long steps down
+    /// A leader steps down when its disk completes no write for this long
     #[arg(long, default_value = "1s", value_parser = duration)]
     pub disk_stall: Duration,
-    /// How long a request may take, in raft, before its client is told that it failed
+    /// How long raft may take for a request before the client gets an error
     #[arg(long, default_value = "5s", value_parser = duration)]
     pub request_timeout: Duration,
 }
@@ -119,16 +119,16 @@ pub struct Timing {
 #[derive(Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// The most that the journal takes on the disk
+    /// Limit of the journal on the disk, in bytes
     #[arg(long, default_value = "4GiB", value_parser = bytes)]
     pub max_bytes: u64,
-    /// Size of one file of the journal: the piece in which space comes back
+    /// Size of one segment of the journal; space is freed by whole segments
     #[arg(long, default_value = "16MiB", value_parser = bytes)]
     pub segment_bytes: u64,
-    /// Commands after which a snapshot is taken
+    /// Bytes of commands after which the node takes a snapshot
     #[arg(long, default_value = "256MiB", value_parser = bytes)]
     pub snapshot_after: u64,
-    /// Entries before a snapshot that stay in the log for nodes that are behind
+    /// Entries kept in the log behind a snapshot, for followers that lag
     #[arg(long, default_value_t = 10_000)]
     pub keep_entries: u64,
 }
@@ -171,7 +171,7 @@ fn peer(word: &str) -> Result<Peer, String> {
     Ok(Peer { id, address: address(peers)?, http: address(http)? })
 }
 
-/// A number and a unit: `50ms`, `2s`, `1m`.
+/// Parses a number with a unit: `50ms`, `2s`, `1m`.
 fn duration(word: &str) -> Result<Duration, String> {
     let (number, unit) = number_and_unit(word)?;
     let millis = match unit {
@@ -183,7 +183,7 @@ fn duration(word: &str) -> Result<Duration, String> {
     millis.map(Duration::from_millis).ok_or_else(|| format!("{word} is too long"))
 }
 
-/// A number and a unit: `4096`, `64KiB`, `16MiB`, `4GiB`.
+/// Parses a number of bytes, with or without a unit: `4096`, `64KiB`, `16MiB`, `4GiB`.
 fn bytes(word: &str) -> Result<u64, String> {
     let (number, unit) = number_and_unit(word)?;
     let shift = match unit {
@@ -211,10 +211,10 @@ fn minutes(word: &str) -> Result<Duration, String> {
     seconds.map(Duration::from_secs_f64).ok_or("expected minutes from 0.1 to 10000".to_owned())
 }
 
-/// What clap cannot check by itself.
+/// Checks what clap cannot: that each peer is named once, and raft's rules for the timeouts.
 ///
 /// # Errors
-/// A sentence on what is wrong.
+/// What is wrong, as a sentence for the user.
 pub fn check(serve: &Serve) -> Result<(), String> {
     for (at, peer) in serve.peers.iter().enumerate() {
         if peer.id == serve.id {
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said() {
+    fn bad_options_are_explained() {
         let wrong = [
             ("sreve", "unrecognized subcommand 'sreve'"),
             ("create --id 1", "--data <DATA>"),

@@ -1,5 +1,5 @@
-//! An HTTP client that finds the leader, and says of each failed request whether it may have
-//! happened.
+//! An HTTP client that finds the leader, and says for each failed request whether it may have been
+//! applied.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::time::{Instant, sleep, timeout_at};
 
-/// One request may take this long, retries included.
+/// Time limit of a request, retries included.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Between two tries where no node could serve.
+/// Pause before the next attempt when no node could serve the last one.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// What a node answered.
+/// The answer of a node.
 #[derive(Debug)]
 pub struct Reply {
     pub status: StatusCode,
@@ -28,21 +28,23 @@ pub struct Reply {
     pub body: Bytes,
 }
 
-/// A request that got no answer.
+/// The outcome of a request that got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lost {
-    /// It did not happen and never will.
+    /// It was not applied and never will be.
     NotApplied,
-    /// It may have happened, or happen later.
+    /// It may have been applied, or may be later.
     Unknown,
 }
 
-/// A client of the whole cluster; clones share connections and what is known of the leader.
+/// A client of the whole cluster. Clones share connections and the assumed leader.
 #[derive(Debug, Clone)]
 pub struct Client {
     http: HyperClient<HttpConnector, Full<Bytes>>,
     nodes: Arc<Vec<SocketAddr>>,
+    /// Place of the assumed leader in `nodes`, modulo their number.
     leader: Arc<AtomicUsize>,
+    /// Number of reads; each goes to the node after the last one's.
     reads: Arc<AtomicUsize>,
 }
 
@@ -55,20 +57,20 @@ impl Client {
         Self { http, nodes: Arc::new(nodes), leader: Arc::default(), reads: Arc::default() }
     }
 
-    /// The nodes that it knows.
+    /// The addresses that it was given.
     pub fn nodes(&self) -> &[SocketAddr] {
         &self.nodes
     }
 
-    /// Sends a request until it is answered or the deadline is over: a GET to one node after the
-    /// other, because every node answers it, anything else to the leader, wherever it is. A request
+    /// Sends a request until it is answered, for at most 5 s. Reads go to the nodes in turn: every
+    /// node answers them. Other requests go to the leader, which the client looks for. A request
     /// whose outcome is unknown is not sent again, unless it is a GET.
     ///
     /// # Errors
-    /// [`Lost`]: whether it may have happened.
+    /// [`Lost`] says whether the request may have been applied.
     ///
     /// # Cancel safety
-    /// Dropped, the outcome of the request is unknown.
+    /// After a dropped future the outcome of the request is unknown.
     pub async fn send(
         &self,
         method: Method,
@@ -89,13 +91,15 @@ impl Client {
                 Ok(Answered::Reply(reply)) => return Ok(reply),
                 Ok(Answered::Elsewhere(leader)) => {
                     let found = self.nodes.iter().position(|known| *known == leader);
-                    self.move_on(guess, found.unwrap_or(guess + 1));
+                    self.assume_leader(guess, found.unwrap_or(guess + 1));
                     continue;
                 }
-                Ok(Answered::Refused) | Err(_) if is_read => {}
-                Ok(Answered::Refused) | Err(Lost::NotApplied) => self.move_on(guess, guess + 1),
+                Ok(Answered::Rejected) | Err(_) if is_read => {}
+                Ok(Answered::Rejected) | Err(Lost::NotApplied) => {
+                    self.assume_leader(guess, guess + 1)
+                }
                 Err(Lost::Unknown) => {
-                    self.move_on(guess, guess + 1);
+                    self.assume_leader(guess, guess + 1);
                     return Err(Lost::Unknown);
                 }
             }
@@ -106,19 +110,19 @@ impl Client {
         }
     }
 
-    /// The next try goes to `to`, unless another task has found a better node in the meantime.
-    fn move_on(&self, from: usize, to: usize) {
+    /// Assumes the leader at `to`, unless another task has changed the assumption meanwhile.
+    fn assume_leader(&self, from: usize, to: usize) {
         let to = to % self.nodes.len();
         let _ = self.leader.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// One try at one node.
+    /// Sends a request to one node, once.
     ///
     /// # Errors
-    /// [`Lost`]: whether it may have happened.
+    /// [`Lost`] says whether the request may have been applied.
     ///
     /// # Cancel safety
-    /// Dropped, the outcome of the request is unknown.
+    /// After a dropped future the outcome of the request is unknown.
     pub async fn send_to(
         &self,
         node: SocketAddr,
@@ -150,10 +154,10 @@ impl Client {
                 let leader = leader.as_ref().and_then(Uri::authority);
                 match leader.and_then(|authority| authority.as_str().parse().ok()) {
                     Some(address) => Ok(Answered::Elsewhere(address)),
-                    None => Ok(Answered::Refused),
+                    None => Ok(Answered::Rejected),
                 }
             }
-            StatusCode::SERVICE_UNAVAILABLE => Ok(Answered::Refused),
+            StatusCode::SERVICE_UNAVAILABLE => Ok(Answered::Rejected),
             status if status.is_server_error() => Err(Lost::Unknown),
             status => {
                 let version = header(ETAG).and_then(|tag| tag.trim_matches('"').parse().ok());
@@ -163,12 +167,12 @@ impl Client {
     }
 }
 
-/// What became of one try.
+/// The result of one attempt.
 #[derive(Debug)]
 pub enum Answered {
     Reply(Reply),
-    /// Not here: the leader is there.
+    /// A redirect to the leader at this address; nothing was changed.
     Elsewhere(SocketAddr),
-    /// Not here and not now; nothing was changed.
-    Refused,
+    /// The node cannot serve the request now; nothing was changed.
+    Rejected,
 }

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::{Answered, Client};
 use crate::http::NodeStatus;
 
-/// Says that the data of every node has been created. Written once, after all of it.
+/// File that marks that the data of every node has been created. Written after all of it.
 const CREATED: &str = "cluster-created";
 /// How long a node that was told to end may take.
 const END_WAIT: Duration = Duration::from_secs(10);
@@ -37,7 +37,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Further options of `store serve`.
     options: Vec<String>,
-    /// Where the first node reaches the second, if not at its own address.
+    /// Address at which the first node reaches the second, if it is not the second's own.
     links: BTreeMap<(u64, u64), SocketAddr>,
 }
 
@@ -46,7 +46,7 @@ struct Node {
     id: u64,
     peers: SocketAddr,
     http: SocketAddr,
-    /// Instead of the folder `node-ID`.
+    /// The folder with its data, if it is not `node-ID`.
     data: Option<PathBuf>,
     /// Further options of this node.
     options: Vec<String>,
@@ -141,11 +141,11 @@ impl Cluster {
         std::fs::read_to_string(self.log_file(id)).unwrap_or_default()
     }
 
-    /// Creates the data of every node, where the cluster is new. A cluster that was created once is
-    /// left as it is: a node of it without data has lost it, and will not start.
+    /// Creates the data of every node of a new cluster. In a cluster that was created before, a
+    /// node without data has lost it: nothing is created, and the node will refuse to start.
     ///
     /// # Errors
-    /// Where a disk fails.
+    /// A disk failed.
     pub fn create(&self) -> io::Result<()> {
         let created = self.folder.join(CREATED);
         if created.exists() {
@@ -154,7 +154,7 @@ impl Cluster {
         std::fs::create_dir_all(&self.folder)?;
         let failed = |error: Box<dyn std::error::Error>| io::Error::other(error.to_string());
         for id in self.ids() {
-            // No node has ever run: the file is written before the first one is started.
+            // No node has run yet: CREATED is written before the first one is started.
             if !crate::node::is_created(id, &self.folder(id)).map_err(failed)? {
                 crate::node::create(id, &self.folder(id)).map_err(failed)?;
             }
@@ -163,7 +163,7 @@ impl Cluster {
         File::open(&self.folder)?.sync_all()
     }
 
-    /// Starts every node that is not running, of a new cluster too.
+    /// Starts every node that is not running, after [`create`](Self::create).
     ///
     /// # Errors
     /// Where a process cannot be started.
@@ -175,7 +175,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts node `id` as an own process: `store serve …`.
+    /// Starts node `id` in a process of its own: `store serve …`.
     ///
     /// # Errors
     /// Where the process cannot be started.
@@ -194,7 +194,8 @@ impl Cluster {
             }
         }
         command.stdin(Stdio::piped()).stdout(log.try_clone()?).stderr(log).kill_on_drop(true);
-        // Ctrl-C in a terminal reaches the whole group: the parent decides when a node ends.
+        // Ctrl-C in a terminal reaches a whole process group. Nodes have their own, because the
+        // parent decides when they end.
         command.process_group(0);
         let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) else {
             return Err(no_node(id));
@@ -205,44 +206,43 @@ impl Cluster {
         Ok(())
     }
 
-    /// `kill -9`, and waits until the process is gone.
+    /// Kills node `id` with SIGKILL, and waits until the process is gone.
     ///
     /// # Errors
-    /// Where the process was gone before: it crashed by itself.
+    /// The process had ended by itself before.
     ///
     /// # Cancel safety
-    /// Dropped, the process is killed all the same.
+    /// Dropping the future kills the process as well.
     pub async fn kill(&mut self, id: u64) -> io::Result<()> {
         self.take(id)?.kill().await
     }
 
-    /// SIGTERM, and waits until the process has ended.
+    /// Sends SIGTERM to node `id`, and waits until the process has ended.
     ///
     /// # Errors
-    /// Where the process was gone before, did not end in time, or did not end with status 0.
+    /// The process had ended before, did not end within 10 s, or ended with another status than 0.
     ///
     /// # Cancel safety
-    /// Dropped, the process is killed.
+    /// Dropping the future kills the process.
     pub async fn end(&mut self, id: u64) -> io::Result<()> {
         let process = self.take(id)?;
         signal(&process, Signal::TERM)?;
         has_ended(id, process).await
     }
 
-    /// SIGTERM to every node, and waits until all have ended.
+    /// Sends SIGTERM to every node, and waits until all have ended.
     ///
     /// # Errors
-    /// The first node that did not end in time, or not with status 0. The others are told to end
-    /// too.
+    /// The first node that did not end within 10 s, or ended with another status than 0.
     ///
     /// # Cancel safety
-    /// Dropped, the nodes are killed.
+    /// Dropping the future kills the nodes.
     pub async fn end_all(&mut self) -> io::Result<()> {
         let running =
             self.nodes.iter_mut().filter_map(|node| Some((node.id, node.process.take()?)));
         let running: Vec<(u64, Child)> = running.collect();
         for (_, process) in &running {
-            // One that is gone already shows its status below.
+            // A process that has ended already shows its status below.
             let _ = signal(process, Signal::TERM);
         }
         let mut result = Ok(());
@@ -253,23 +253,23 @@ impl Cluster {
         result
     }
 
-    /// Stops the process where it stands (SIGSTOP), until [`Cluster::resume`].
+    /// Suspends node `id` (SIGSTOP) until [`resume`](Self::resume).
     ///
     /// # Errors
-    /// Where it is not running.
+    /// The node is not running.
     pub fn pause(&self, id: u64) -> io::Result<()> {
         signal(self.process(id)?, Signal::STOP)
     }
 
-    /// Lets the process go on.
+    /// Resumes node `id` (SIGCONT).
     ///
     /// # Errors
-    /// Where it is not running.
+    /// The node is not running.
     pub fn resume(&self, id: u64) -> io::Result<()> {
         signal(self.process(id)?, Signal::CONT)
     }
 
-    /// The nodes that have ended without having been killed, each with its status.
+    /// The nodes that have ended by themselves, each with its exit status.
     pub fn crashed(&mut self) -> Vec<(u64, ExitStatus)> {
         let mut crashed = Vec::new();
         for node in &mut self.nodes {
@@ -280,7 +280,8 @@ impl Cluster {
         crashed
     }
 
-    /// The same, and forgets their processes, so that they can be started again.
+    /// The nodes that have ended by themselves, each with its exit status. They can be started again
+    /// after this.
     pub fn take_crashed(&mut self) -> Vec<(u64, ExitStatus)> {
         let crashed = self.crashed();
         for node in &mut self.nodes {
@@ -291,7 +292,7 @@ impl Cluster {
         crashed
     }
 
-    /// Whether node `id` has been started and not killed.
+    /// Whether node `id` was started and neither killed nor told to end.
     pub fn is_up(&self, id: u64) -> bool {
         self.nodes.iter().any(|node| node.id == id && node.process.is_some())
     }
@@ -408,13 +409,13 @@ async fn status_of(client: &Client, node: SocketAddr) -> Option<NodeStatus> {
     }
 }
 
-/// Waits until a process that was told to end has done so.
+/// Waits until a process has ended after SIGTERM.
 async fn has_ended(id: u64, mut process: Child) -> io::Result<()> {
     match timeout(END_WAIT, process.wait()).await {
         Ok(Ok(status)) if status.success() => Ok(()),
         Ok(Ok(status)) => Err(io::Error::other(format!("node {id} ended with {status}"))),
         Ok(Err(error)) => Err(error),
-        Err(_) => Err(io::Error::other(format!("node {id} did not end after SIGTERM"))),
+        Err(_) => Err(io::Error::other(format!("node {id} did not end within 10 s after SIGTERM"))),
     }
 }
 

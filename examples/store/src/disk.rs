@@ -1,4 +1,4 @@
-//! Watches how long the disk takes: a log store around another one.
+//! Measures the disk: a [`LogStore`] that wraps another one and times its writes.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,16 +14,16 @@ use voussoir_raft::{
     SnapshotWriter, StoreError,
 };
 
-/// A write that takes longer is logged.
+/// A write that takes longer than this is logged.
 const SLOW: Duration = Duration::from_millis(500);
 
-/// Measures each write from hand-over to durable, and keeps the first failure.
+/// Measures each write from submission to durable, and keeps the first failure.
 pub struct WatchedStore {
     store: Arc<dyn LogStore>,
     watch: Arc<DiskWatch>,
 }
 
-/// What is known of the disk.
+/// Writes in flight, and the first failure.
 pub struct DiskWatch {
     /// The folder, for messages.
     path: String,
@@ -34,8 +34,8 @@ pub struct DiskWatch {
 #[derive(Default)]
 struct Writes {
     next: u64,
-    /// When each write that is under way was handed over.
-    under_way: BTreeMap<u64, Instant>,
+    /// Submission time of each write in flight, by number.
+    in_flight: BTreeMap<u64, Instant>,
     failed: Option<String>,
 }
 
@@ -47,37 +47,37 @@ impl WatchedStore {
         Self { store, watch }
     }
 
-    /// What is seen of the disk.
+    /// A handle to the measurements.
     pub fn watch(&self) -> Arc<DiskWatch> {
         self.watch.clone()
     }
 }
 
 impl DiskWatch {
-    /// How long the oldest write under way has been waiting for the disk.
+    /// Age of the oldest write in flight; zero without one.
     pub fn waiting(&self) -> Duration {
         let writes = self.writes.lock();
-        writes.under_way.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
+        writes.in_flight.first_key_value().map_or(Duration::ZERO, |(_, since)| since.elapsed())
     }
 
-    /// The first failure, with the folder in which it happened.
+    /// The first failed write: folder and cause.
     pub fn failed(&self) -> Option<String> {
         self.writes.lock().failed.clone()
     }
 
-    fn begins(&self) -> u64 {
+    fn write_started(&self) -> u64 {
         let mut writes = self.writes.lock();
         let number = writes.next;
         writes.next += 1;
-        writes.under_way.insert(number, Instant::now());
+        writes.in_flight.insert(number, Instant::now());
         number
     }
 
-    fn ended(&self, number: u64, result: &Result<(), StoreError>) {
+    fn write_ended(&self, number: u64, result: &Result<(), StoreError>) {
         let mut first_failure = None;
         let took = {
             let mut writes = self.writes.lock();
-            let since = writes.under_way.remove(&number);
+            let since = writes.in_flight.remove(&number);
             if let Err(error) = result
                 && writes.failed.is_none()
             {
@@ -92,7 +92,7 @@ impl DiskWatch {
             tracing::error!(%failure, "a write to the disk failed");
         } else if took >= SLOW {
             let took_ms = took.as_millis() as u64;
-            tracing::warn!(path = %self.path, took_ms, "the disk was slow: a write took long");
+            tracing::warn!(path = %self.path, took_ms, "the disk is slow: a write took long");
         }
     }
 }
@@ -108,9 +108,9 @@ impl LogStore for WatchedStore {
     }
 
     fn write(&self, write: LogWrite, done: Completion) {
-        let (watch, number) = (self.watch.clone(), self.watch.begins());
+        let (watch, number) = (self.watch.clone(), self.watch.write_started());
         let watched = Completion::new(move |result| {
-            watch.ended(number, &result);
+            watch.write_ended(number, &result);
             done.complete(result);
         });
         self.store.write(write, watched);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_write_under_way_and_the_first_failure_are_known() {
+    fn the_oldest_write_in_flight_and_the_first_failure_are_known() {
         let slow = Arc::new(Slow { store: MemoryStore::new(), held: Mutex::default() });
         let watched = WatchedStore::new(slow.clone(), "data/1".to_owned());
         let watch = watched.watch();

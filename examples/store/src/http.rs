@@ -43,43 +43,43 @@ use crate::metrics::{self, Metrics};
 use crate::observe::Peers;
 use crate::traffic::{Freshness, Traffic};
 
-/// In a stale answer: the last command that it shows.
+/// Header of a stale answer: the log index of the last command that the answer shows.
 const APPLIED_INDEX: HeaderName = HeaderName::from_static("store-applied-index");
-/// In a stale answer: it shows all that was acknowledged anywhere up to this many ms ago, or
-/// `unknown` while this node has reached no majority since its start.
+/// Header of a stale answer: the answer shows every write that was acknowledged anywhere up to this
+/// many ms ago. `unknown` while this node has reached no majority since its start.
 const AGE_MS: HeaderName = HeaderName::from_static("store-age-ms");
-/// The value of [`AGE_MS`] where this node does not know the age.
+/// The value of [`AGE_MS`] while this node does not know the age.
 const UNKNOWN_AGE: HeaderValue = HeaderValue::from_static("unknown");
-/// Keys that one listing returns at most.
+/// The most keys that one listing returns.
 const MAX_LISTED: usize = 1000;
-/// Why a node refuses requests after SIGTERM.
-const ENDING: &str = "the node ends";
-/// What a path has to hold after `/kv/`.
+/// Why a node rejects requests after SIGTERM.
+const SHUTTING_DOWN: &str = "the node is shutting down";
+/// The rule for what follows `/kv/` in a path.
 const KEY_RULE: &str = "a key has 1 to 1024 bytes of UTF-8";
 const _: () = assert!(MAX_KEY_BYTES == 1024, "KEY_RULE names the limit");
 
-/// How long a write waits for a leader that can be reached. An election takes less.
+/// How long a write waits for a leader that this node can reach. An election takes less.
 const LEADER_WAIT: Duration = Duration::from_secs(1);
 /// How long `GET /ready` waits for a majority.
 const READY_WAIT: Duration = Duration::from_secs(1);
 
-/// What every request needs.
+/// The state that all handlers share.
 pub struct App {
     pub raft: Raft,
     pub journal: Journal,
     pub tcp: Tcp,
     pub kv: Arc<RwLock<Kv>>,
-    /// Where the nodes serve HTTP.
+    /// The HTTP address of each node, by id.
     pub addresses: HashMap<u64, String>,
     pub peers: Arc<Peers>,
     pub disk: Arc<DiskWatch>,
     pub metrics: Metrics,
     /// How long a linearizable read may take.
     pub timeout: Duration,
-    /// A disk that completes nothing for this long counts as stalled.
+    /// The disk counts as stalled when no write completes for this long.
     pub disk_stall: Duration,
-    /// What this node knew to be committed when it started. Until it has applied that, it shows
-    /// less than in its previous life.
+    /// Last index that was known to be committed when this process started. Until it is applied,
+    /// the node shows less than it did before the restart.
     pub commit_at_start: u64,
     pub traffic: Traffic,
     pub freshness: Freshness,
@@ -101,12 +101,12 @@ pub fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
-/// Counts and measures each request, and refuses it when the node ends.
+/// Counts and measures each request, and rejects it while the node shuts down.
 async fn observe(State(app): Shared, request: Request, next: Next) -> Response {
-    let _under_way = app.traffic.begins();
+    let _in_flight = app.traffic.start_request();
     let (method, began) = (request.method().clone(), Instant::now());
     let mut response = if app.traffic.is_draining() && request.uri().path().starts_with("/kv") {
-        Failure::unavailable(ENDING).into_response()
+        Failure::unavailable(SHUTTING_DOWN).into_response()
     } else {
         next.run(request).await
     };
@@ -117,7 +117,7 @@ async fn observe(State(app): Shared, request: Request, next: Next) -> Response {
     response
 }
 
-/// The key in the path, if it is one.
+/// The key from the path, or why the path has none.
 type Key = Result<Path<String>, PathRejection>;
 
 async fn write(
@@ -128,7 +128,7 @@ async fn write(
     value: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Failure> {
     let condition = condition(&headers)?;
-    let command = Command::Put { key: checked(key)?, value: value?, condition };
+    let command = Command::Put { key: valid_key(key)?, value: value?, condition };
     app.change(&uri, &command).await
 }
 
@@ -139,7 +139,7 @@ async fn delete(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let condition = condition(&headers)?;
-    app.change(&uri, &Command::Delete { key: checked(key)?, condition }).await
+    app.change(&uri, &Command::Delete { key: valid_key(key)?, condition }).await
 }
 
 #[derive(Deserialize)]
@@ -161,7 +161,7 @@ async fn read(
     key: Key,
     query: Result<Query<ReadQuery>, QueryRejection>,
 ) -> Result<Response, Failure> {
-    let (key, Query(query)) = (checked(key)?, query?);
+    let (key, Query(query)) = (valid_key(key)?, query?);
     app.catch_up(&query.consistency).await?;
     let (found, applied) = {
         let kv = app.kv.read();
@@ -171,7 +171,7 @@ async fn read(
         Some(held) => ([(ETAG, etag(held.version))], held.value).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
     };
-    Ok(app.dated(response, applied, &query.consistency))
+    Ok(app.with_age(response, applied, &query.consistency))
 }
 
 #[derive(Deserialize)]
@@ -209,10 +209,10 @@ async fn list(
         bytes: held.value.len(),
     });
     let listed: Vec<Listed> = listed.collect();
-    Ok(app.dated(Json(listed).into_response(), applied, &query.consistency))
+    Ok(app.with_age(Json(listed).into_response(), applied, &query.consistency))
 }
 
-/// Whether this process works. A cluster without a quorum is no reason to restart its nodes.
+/// Liveness: 200 unless raft has stopped. A cluster without a quorum is no reason to restart nodes.
 async fn health(State(app): Shared) -> Response {
     match app.raft.stopped() {
         None => (StatusCode::OK, Json(serde_json::json!({ "alive": true }))).into_response(),
@@ -223,7 +223,7 @@ async fn health(State(app): Shared) -> Response {
     }
 }
 
-/// Whether this node can serve a client now.
+/// Readiness: whether this node can serve clients now.
 async fn ready(State(app): Shared) -> Response {
     match app.not_ready().await {
         None => (StatusCode::OK, Json(serde_json::json!({ "ready": true }))).into_response(),
@@ -234,16 +234,16 @@ async fn ready(State(app): Shared) -> Response {
     }
 }
 
-/// What `GET /status` answers.
+/// The answer to `GET /status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct NodeStatus {
     pub id: u64,
     pub role: String,
     pub term: u64,
     pub leader: Option<u64>,
-    /// The first entry that its log still holds.
+    /// Index of the first entry in the log.
     pub first: u64,
-    /// The last entry of its log.
+    /// Index of the last entry in the log.
     pub last: u64,
     pub commit: u64,
     pub applied: u64,
@@ -266,7 +266,7 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
 }
 
 impl App {
-    /// Sends a command through the replicated log and answers what it did.
+    /// Proposes a command and turns its result into an HTTP answer.
     async fn change(&self, uri: &Uri, command: &Command) -> Result<Response, Failure> {
         let until = Instant::now() + LEADER_WAIT;
         let answer = loop {
@@ -275,9 +275,10 @@ impl App {
                 Err(ProposeError::NotLeader { leader }) => {
                     let reachable = leader.filter(|leader| self.peers.is_up(*leader));
                     match reachable.and_then(|leader| self.addresses.get(&leader)) {
-                        Some(address) => return Err(Failure::elsewhere(address, uri)),
-                        // An election, or a leader that has just died. The command is in no log.
-                        None if self.has_leader(until).await => {}
+                        Some(address) => return Err(Failure::redirect(address, uri)),
+                        // An election is under way, or the leader has just died. The command is in
+                        // no log, so it may be proposed again.
+                        None if self.wait_for_leader(until).await => {}
                         None => return Err(Failure::unavailable("no leader can be reached")),
                     }
                 }
@@ -301,8 +302,8 @@ impl App {
         }
     }
 
-    /// Waits until this node leads or can reach the leader. False at the deadline.
-    async fn has_leader(&self, until: Instant) -> bool {
+    /// Waits until this node leads or can reach the leader. False when the deadline passes first.
+    async fn wait_for_leader(&self, until: Instant) -> bool {
         let (mut status, mut peers) = (self.raft.status(), self.peers.changes());
         let found = async {
             loop {
@@ -323,16 +324,16 @@ impl App {
         timeout_at(until, found).await.unwrap_or(false)
     }
 
-    /// Before a linearizable read: waits until this node has applied all that was acknowledged
-    /// anywhere. Followers ask the leader how far that is. Before a stale read: makes sure that a
-    /// node that has just started shows what it knew to be committed.
+    /// Linearizable: waits until this node has applied every write that was acknowledged anywhere
+    /// (a follower asks the leader for the index). Stale: fails until this node has applied what it
+    /// knew to be committed when it started.
     async fn catch_up(&self, consistency: &Consistency) -> Result<(), Failure> {
         match consistency {
             Consistency::Linearizable => {
                 let began = Instant::now();
                 let read = self.raft.read(began + self.timeout).await;
                 read.map_err(|error| Failure::unavailable(error.to_string()))?;
-                self.freshness.holds_all_before(began);
+                self.freshness.confirmed_at(began);
             }
             Consistency::Stale => {
                 let (applied, wanted) = (self.raft.freshness().applied, self.commit_at_start);
@@ -345,8 +346,13 @@ impl App {
         Ok(())
     }
 
-    /// A stale answer says how stale it may be.
-    fn dated(&self, mut response: Response, applied: u64, consistency: &Consistency) -> Response {
+    /// Adds the headers that say how old a stale answer may be.
+    fn with_age(
+        &self,
+        mut response: Response,
+        applied: u64,
+        consistency: &Consistency,
+    ) -> Response {
         if let Consistency::Stale = consistency {
             let headers = response.headers_mut();
             headers.insert(APPLIED_INDEX, applied.into());
@@ -356,10 +362,10 @@ impl App {
         response
     }
 
-    /// Why this node should get no requests now.
+    /// Why this node should get no requests now; `None` when it is ready.
     async fn not_ready(&self) -> Option<String> {
         if self.traffic.is_draining() {
-            return Some(ENDING.to_owned());
+            return Some(SHUTTING_DOWN.to_owned());
         }
         let waiting = self.disk.waiting();
         if waiting >= self.disk_stall {
@@ -369,29 +375,29 @@ impl App {
     }
 }
 
-/// An answer that is not a success.
+/// An error answer.
 struct Failure {
     status: StatusCode,
     error: String,
     outcome: &'static str,
-    /// The same request at the leader.
+    /// The URI of the same request at the leader, for a redirect.
     leader: Option<String>,
 }
 
 impl Failure {
     fn bad_request(error: impl Into<String>) -> Self {
-        Self::refused(StatusCode::BAD_REQUEST, error.into())
+        Self::rejected(StatusCode::BAD_REQUEST, error.into())
     }
 
-    fn refused(status: StatusCode, error: String) -> Self {
+    fn rejected(status: StatusCode, error: String) -> Self {
         Self { status, error, outcome: "not_applied", leader: None }
     }
 
     fn unavailable(error: impl Into<String>) -> Self {
-        Self::refused(StatusCode::SERVICE_UNAVAILABLE, error.into())
+        Self::rejected(StatusCode::SERVICE_UNAVAILABLE, error.into())
     }
 
-    fn elsewhere(address: &str, uri: &Uri) -> Self {
+    fn redirect(address: &str, uri: &Uri) -> Self {
         let leader = Some(format!("http://{address}{uri}"));
         let status = StatusCode::TEMPORARY_REDIRECT;
         Self { status, error: "not the leader".to_owned(), outcome: "not_applied", leader }
@@ -409,19 +415,19 @@ impl Failure {
 
 impl From<PathRejection> for Failure {
     fn from(error: PathRejection) -> Self {
-        Self::refused(error.status(), error.body_text())
+        Self::rejected(error.status(), error.body_text())
     }
 }
 
 impl From<QueryRejection> for Failure {
     fn from(error: QueryRejection) -> Self {
-        Self::refused(error.status(), error.body_text())
+        Self::rejected(error.status(), error.body_text())
     }
 }
 
 impl From<BytesRejection> for Failure {
     fn from(error: BytesRejection) -> Self {
-        Self::refused(error.status(), error.body_text())
+        Self::rejected(error.status(), error.body_text())
     }
 }
 
@@ -440,7 +446,7 @@ impl IntoResponse for Failure {
     }
 }
 
-fn checked(key: Key) -> Result<Bytes, Failure> {
+fn valid_key(key: Key) -> Result<Bytes, Failure> {
     let Path(key) = key?;
     if !(1..=MAX_KEY_BYTES).contains(&key.len()) {
         return Err(Failure::bad_request(KEY_RULE));
@@ -452,7 +458,7 @@ fn etag(version: u64) -> String {
     format!("\"{version}\"")
 }
 
-/// `If-Match: "VERSION"`, `If-Match: *`, `If-None-Match: *`, or none of them.
+/// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`.
 fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
     match (headers.get(IF_MATCH), headers.get(IF_NONE_MATCH)) {
         (None, None) => Ok(Condition::Always),

@@ -12,8 +12,8 @@ use voussoir_raft::CHUNK_BYTES_MAX;
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Values are at most this long; it keeps a command well under raft's entry limit.
 pub const MAX_VALUE_BYTES: usize = 512 * 1024;
-/// About how long a chunk of a snapshot is. The longest key and value fit beside a full one into
-/// what raft takes ([`voussoir_raft::CHUNK_BYTES_MAX`]).
+/// Target length of a chunk of a snapshot. A chunk that is full but for the longest pair still fits
+/// into [`voussoir_raft::CHUNK_BYTES_MAX`].
 const CHUNK_BYTES: usize = 256 * 1024;
 const _: () = assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX);
 const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= CHUNK_BYTES_MAX);
@@ -26,7 +26,7 @@ pub struct Versioned {
     pub value: Bytes,
 }
 
-/// When a write applies.
+/// The condition under which a write is applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
     Always,
@@ -38,14 +38,14 @@ pub enum Condition {
     Version(u64),
 }
 
-/// What goes through the replicated log.
+/// A command in the replicated log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     Put { key: Bytes, value: Bytes, condition: Condition },
     Delete { key: Bytes, condition: Condition },
 }
 
-/// What a command answered.
+/// The answer to a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Answer {
     /// Done; `version` is the new version of the key, or the one that was deleted.
@@ -69,7 +69,7 @@ pub struct Kv {
     pairs: BTreeMap<Bytes, Versioned>,
     /// Bytes of all keys and values.
     bytes: u64,
-    /// The last command that was applied.
+    /// Index of the last command that was applied; 0 before the first.
     applied: u64,
 }
 
@@ -109,15 +109,15 @@ impl Kv {
     pub fn apply(&mut self, index: u64, command: Command) -> Answer {
         self.applied = index;
         match command {
-            Command::Put { key, value, condition } => match self.refuses(&key, condition) {
-                Some(refusal) => refusal,
+            Command::Put { key, value, condition } => match self.conflict(&key, condition) {
+                Some(conflict) => conflict,
                 None => {
                     self.insert(key, Versioned { version: index, value });
                     Answer::Done { version: index }
                 }
             },
-            Command::Delete { key, condition } => match self.refuses(&key, condition) {
-                Some(refusal) => refusal,
+            Command::Delete { key, condition } => match self.conflict(&key, condition) {
+                Some(conflict) => conflict,
                 None => match self.pairs.remove(&key) {
                     Some(gone) => {
                         self.bytes -= (key.len() + gone.value.len()) as u64;
@@ -137,7 +137,7 @@ impl Kv {
         }
     }
 
-    fn refuses(&self, key: &[u8], condition: Condition) -> Option<Answer> {
+    fn conflict(&self, key: &[u8], condition: Condition) -> Option<Answer> {
         let version = self.pairs.get(key).map(|held| held.version);
         let holds = match condition {
             Condition::Always => true,
@@ -191,7 +191,8 @@ impl Kv {
     }
 }
 
-/// The first byte of all that is stored: raise it when the layout changes.
+/// Version of the layout, the first byte of each command and snapshot. Raise it when the layout
+/// changes.
 const FORMAT: u8 = 1;
 
 impl Command {
@@ -283,8 +284,8 @@ fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_slice(bytes);
 }
 
-/// Copies: a slice would keep the whole message or chunk that it came in alive, for as long as the
-/// store holds the key or value.
+/// Takes a length and that many bytes, and copies them: a slice would keep the whole message or
+/// chunk in memory for as long as the store holds the key or value.
 fn take_bytes(from: &mut Bytes) -> Option<Bytes> {
     let len = from.try_get_u32_le().ok()? as usize;
     (len <= from.remaining()).then(|| Bytes::copy_from_slice(&from.split_to(len)))

@@ -11,7 +11,7 @@
 //! | `store_follower_inflight_messages{peer}`, `store_follower_inflight_bytes{peer}` | entries sent to the follower and not acknowledged |
 //! | `store_follower_silent_seconds{peer}`, `store_follower_round_trip_seconds{peer}` | since the follower was last heard; the round trip of heartbeats |
 //! | `store_disk_write_seconds` | from handing a write to the journal to durable |
-//! | `store_disk_waiting_seconds` | age of the oldest write that is not durable |
+//! | `store_disk_waiting_seconds` | age of the oldest write that is not durable yet |
 //! | `store_request_seconds{method}`, `store_requests_total{status}` | HTTP |
 //! | `store_keys`, `store_data_bytes` | what is stored |
 //! | `store_memory_bytes` | resident memory of the process |
@@ -38,7 +38,7 @@ use crate::http::App;
 const BUCKETS: [f64; 14] =
     [0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0];
 
-/// Handles of what is counted as it happens. The rest is looked up when somebody asks.
+/// Handles of the metrics that are recorded per request. The others are set at each scrape.
 pub struct Metrics {
     prometheus: PrometheusHandle,
     pub elections: Counter,
@@ -51,10 +51,11 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Installs the recorder of this process.
+    /// Installs the recorder of this process. Whatever the process records through the `metrics`
+    /// facade appears in [`text`].
     ///
     /// # Errors
-    /// Where there is one already.
+    /// The process has a recorder already.
     pub fn install() -> Result<Self, Box<dyn std::error::Error>> {
         let suffix = Matcher::Suffix("_seconds".to_owned());
         let builder: Result<PrometheusBuilder, BuildError> =
@@ -76,12 +77,12 @@ impl Metrics {
         })
     }
 
-    /// Folds what was recorded into the buckets. Without it memory grows when nobody asks.
-    pub fn tidy(&self) {
+    /// Moves recorded latencies into the buckets. Without it memory grows while nobody scrapes.
+    pub fn run_upkeep(&self) {
         self.prometheus.run_upkeep();
     }
 
-    /// A request was answered.
+    /// Records a request that was answered.
     pub fn request(&self, method: &Method, status: StatusCode, took: Duration) {
         let seconds = match *method {
             Method::GET => &self.reads,
@@ -97,9 +98,9 @@ impl Metrics {
     }
 }
 
-/// The handler.
+/// Handles `GET /metrics`.
 pub async fn text(State(app): State<Arc<App>>) -> Response {
-    look(&app);
+    record_state(&app);
     let content_type = [(CONTENT_TYPE, "text/plain; version=0.0.4")];
     (content_type, app.metrics.prometheus.render()).into_response()
 }
@@ -129,7 +130,7 @@ fn record_follower(id: u64, last_index: u64, follower: Option<&FollowerStatus>) 
 }
 
 /// Records what raft, the journal and the data say at the time of the request.
-fn look(app: &App) {
+fn record_state(app: &App) {
     let status = app.raft.status().borrow().clone();
     let set = |name: &'static str, value: f64| gauge!(name).set(value);
     set("store_is_leader", f64::from(u8::from(status.leader == Some(status.id))));
@@ -172,7 +173,7 @@ fn look(app: &App) {
     set("store_journal_pending_bytes", journal.pending_bytes as f64);
 }
 
-/// Resident memory, as Linux counts it; 0 elsewhere.
+/// Resident memory in bytes, from `/proc/self/status`; 0 on systems without it.
 fn memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));

@@ -1,4 +1,4 @@
-//! One node: a journal on disk, TCP to the peers, raft over both, HTTP in front.
+//! Wires one node together: a journal on disk, TCP to the peers, raft over both, HTTP in front.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -34,22 +34,23 @@ const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
 const RAFT_SERVICE: u16 = 1;
 /// The raft group. A process can run many, over one journal and one transport.
 const GROUP: u64 = 0;
-/// How long peers are given to take what is queued for them when a node ends.
+/// How long the node waits at shutdown for its peers to take queued messages.
 const GOODBYE: Duration = Duration::from_secs(1);
 
-/// Why a node did not start, or stopped by itself.
+/// Why a node did not start, or stopped without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
-    /// There is no data of this node. Starting again changes nothing: somebody has to decide.
+    /// The folder holds no data of this node. A restart fails in the same way: an operator has to
+    /// decide.
     #[error("{folder}: {error}")]
     NoData { folder: String, error: OpenError },
-    /// The data is damaged. Starting again changes nothing: the node has to be rebuilt.
-    #[error("{folder}: {reason}; this node cannot vouch for its data any more")]
+    /// The data is damaged. A restart fails in the same way: the node has to be rebuilt.
+    #[error("{folder}: {reason}; do not start this node again with this folder")]
     Damaged { folder: String, reason: StopReason },
-    /// The node has stopped. Start it again once the cause, if one is named, is gone.
+    /// The node has stopped. Restart it once the cause, if one is named, is gone.
     #[error("the node has stopped: {reason}{}", cause(.disk))]
     Halted { reason: StopReason, disk: Option<String> },
-    /// An address that the node cannot listen on.
+    /// The node cannot listen on an address.
     #[error("cannot listen on {address} ({option})")]
     Listen { option: &'static str, address: std::net::SocketAddr, source: std::io::Error },
     /// The journal did not open.
@@ -62,8 +63,8 @@ fn cause(disk: &Option<String>) -> String {
 }
 
 impl Stopped {
-    /// The exit status: 3 where somebody has to decide before the node is started again, 1 where
-    /// a supervisor may start it again.
+    /// The exit status: 3 when an operator has to decide before a restart, 1 when a supervisor may
+    /// restart the node.
     pub fn status(&self) -> u8 {
         match self {
             Self::NoData { .. } | Self::Damaged { .. } => 3,
@@ -72,11 +73,11 @@ impl Stopped {
     }
 }
 
-/// Creates the data of a node that has never run. Whoever sets a cluster up calls this once for
-/// each node; [`serve`] never does, because it cannot tell a new node from one whose disk was lost.
+/// Creates the data of a node that has never run: once for each node, when the cluster is set up.
+/// [`serve`] never does, because it cannot tell a new node from one whose disk was lost.
 ///
 /// # Errors
-/// Why there is no new data: the disk failed, or there is data of this node already.
+/// The disk failed, or the folder holds data of this node already.
 pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
     let journal = open_journal(data, Options::default())?;
@@ -89,7 +90,7 @@ pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
 /// Whether `data` holds the data of node `id`. False after a crash in the middle of [`create`].
 ///
 /// # Errors
-/// Where the data cannot be opened: it is damaged, of another node, or in use.
+/// The data is damaged, of another node, or in use.
 pub fn is_created(id: u64, data: &Path) -> Result<bool, Box<dyn Error>> {
     if !data.join("journal").is_dir() {
         return Ok(false);
@@ -107,20 +108,20 @@ fn identity(node: u64) -> Identity {
 }
 
 fn open_journal(data: &Path, mut options: Options) -> Result<Journal, Stopped> {
-    // A cluster without writes writes nothing: 16 MiB pieces give space back early.
+    // The journal allocates whole segments: small ones keep an idle node small.
     options.segment_bytes = options.segment_bytes.min(16 << 20);
     let folder = data.join("journal");
     Journal::open(&folder, options)
         .map_err(|error| Stopped::Journal { folder: folder.display().to_string(), error })
 }
 
-/// Runs a node until it is told to end or stops by itself.
+/// Runs a node until SIGTERM, Ctrl-C, or until it stops by itself.
 ///
-/// Everything of a node runs on one thread: raft's loop, the sockets and the handlers. Below a few
-/// cores that halves the latency of a write, because nothing has to wake another thread.
+/// Raft's loop, the sockets and the handlers run on one thread. On machines with a few cores that
+/// halves the latency of a write, because no other thread has to be woken.
 ///
 /// # Errors
-/// Why the node did not start, or why it stopped.
+/// [`Stopped`], or what the runtime, the network or raft reported at the start.
 pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(run(node))
 }
@@ -172,8 +173,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     tracing::info!(node = node.id, http = %node.http, peers = %node.listen, "the node serves");
 
     let ended = tokio::select! {
-        () = told_to_end() => Ok(()),
-        () = parent_gone(node.exit_with_parent) => Ok(()),
+        () = shutdown_signal() => Ok(()),
+        () = parent_exited(node.exit_with_parent) => Ok(()),
         reason = stopped(&raft) => Err(reason),
     };
     observers.shutdown().await;
@@ -182,12 +183,12 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         tracing::info!(node = node.id, "ending: taking no new requests");
         bounded(until, app.traffic.drain()).await;
     }
-    // The others elect a leader while this node still tells its clients to turn to them.
+    // The other nodes elect a leader while this one still answers its clients with 503.
     raft.shutdown().await;
     tcp.shutdown(Instant::now() + GOODBYE).await;
     let refuse = async {
-        app.traffic.quiet().await;
-        // What is left are connections without a request: they are closed.
+        app.traffic.wait_until_quiet().await;
+        // The connections that remain are idle: close them.
         drop(drain);
         server.await
     };
@@ -207,17 +208,17 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Waits for `work` until the deadline, or until the node is told to end a second time.
+/// Waits for `work` until the deadline, or until a second SIGTERM or Ctrl-C.
 async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
     tokio::select! {
         ended = timeout_at(until, work) => if ended.is_err() {
-            tracing::warn!("requests under way are cut off");
+            tracing::warn!("the drain time is over: requests in flight are cut off");
         },
-        () = told_to_end() => tracing::warn!("told to end again: requests are cut off"),
+        () = shutdown_signal() => tracing::warn!("second signal: requests in flight are cut off"),
     }
 }
 
-/// Opens the data of this node. Never begins new data.
+/// Opens the data of this node. Never creates data.
 fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
     let no_data = |error| Stopped::NoData { folder: node.data.display().to_string(), error };
     if !node.data.join("journal").is_dir() {
@@ -235,7 +236,7 @@ fn journal_options(limits: &Limits) -> Options {
     options
 }
 
-/// Listens for the peers, and knows where they are.
+/// Opens the transport to the peers.
 async fn connect(node: &Serve) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
     let addresses = voussoir_net::Peers::new();
     for peer in &node.peers {
@@ -257,7 +258,7 @@ fn listen(option: &'static str, address: std::net::SocketAddr, source: std::io::
     Stopped::Listen { option, address, source }
 }
 
-/// Until raft has stopped for good, for example after its disk failed.
+/// Returns when raft has stopped for good, for example after its disk failed.
 async fn stopped(raft: &Raft) -> StopReason {
     let mut status = raft.status();
     loop {
@@ -270,8 +271,8 @@ async fn stopped(raft: &Raft) -> StopReason {
     }
 }
 
-/// Until SIGTERM or Ctrl-C.
-async fn told_to_end() {
+/// Returns at SIGTERM or Ctrl-C.
+async fn shutdown_signal() {
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => drop(signal.recv().await),
@@ -286,8 +287,8 @@ async fn told_to_end() {
     }
 }
 
-/// Until standard input ends, when that is wanted.
-async fn parent_gone(wanted: bool) {
+/// Returns when standard input closes, if that is wanted.
+async fn parent_exited(wanted: bool) {
     if !wanted {
         return std::future::pending().await;
     }

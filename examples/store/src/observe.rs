@@ -1,4 +1,4 @@
-//! What an operator is told: peers that come and go, elections, disks that stall.
+//! Background tasks that log what operators need to know: peers, elections, stalled disks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -14,15 +14,16 @@ use voussoir_raft::Raft;
 
 use crate::http::App;
 
-/// A cluster without a leader is reported after this long. An election takes less.
+/// Time without a known leader after which the node logs a warning. An election takes less.
 const NO_LEADER: Duration = Duration::from_secs(1);
-/// A write that the disk has not completed is reported after this long.
+/// Age of an incomplete disk write at which the node logs a warning.
 const STALLED: Duration = Duration::from_secs(1);
-/// A peer that was never reached is reported after this long.
+/// Time after the start at which the node logs the peers that it has not reached.
 const NEVER_REACHED: Duration = Duration::from_secs(3);
-/// Between two questions to the leader how far this node is, and the time limit of each.
+/// Time between two linearizable reads that keep [`Freshness`](crate::traffic::Freshness) up to
+/// date, and the time limit of each.
 const FRESHEN: Duration = Duration::from_millis(500);
-/// Between two looks at the disk.
+/// Time between two checks for a stalled disk.
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Which peers this node can send to.
@@ -44,7 +45,7 @@ impl Peers {
         self.up.borrow().contains(&peer)
     }
 
-    /// Changes each time a peer comes or goes.
+    /// Changes each time a peer is reached or lost.
     pub fn changes(&self) -> watch::Receiver<BTreeSet<u64>> {
         self.up.subscribe()
     }
@@ -61,8 +62,8 @@ impl Peers {
     }
 }
 
-/// Logs which peers come and go, and keeps [`Peers`] up to date. Of a peer's two connections the
-/// one for small messages (heartbeats, votes) counts.
+/// Logs peers that are reached and lost, and keeps [`Peers`] up to date. A peer counts as reached
+/// while its connection for small messages (heartbeats, votes) is up.
 pub async fn peers(mut events: Events, peers: Arc<Peers>) {
     let first_look = tokio::time::sleep(NEVER_REACHED);
     tokio::pin!(first_look);
@@ -74,7 +75,7 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
                 has_looked = true;
                 for peer in peers.addresses.keys().filter(|peer| !peers.is_up(**peer)) {
                     let address = peers.address(*peer);
-                    tracing::warn!(peer, address, "a peer has not been reached yet");
+                    tracing::warn!(peer, address, "a peer was not reached yet");
                 }
                 continue;
             }
@@ -95,7 +96,7 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
             Some(Event::Rejected { peer, refusal, .. }) => {
                 let address = peers.address(peer);
                 match refusal {
-                    // These pass by themselves.
+                    // Temporary: the peer accepts a later attempt.
                     Refusal::Closing | Refusal::TimedOut | Refusal::TooMany => {
                         tracing::warn!(peer, address, %refusal, "a peer refused this node");
                     }
@@ -107,7 +108,7 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
             }
             Some(Event::Violation { peer, remote, violation }) => {
                 match violation {
-                    // What a peer that was killed in the middle of a frame leaves behind.
+                    // A peer that was killed in the middle of a frame.
                     Violation::Truncated | Violation::Silent => {
                         tracing::warn!(peer, %remote, %violation, "a connection broke");
                     }
@@ -115,7 +116,7 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
                 }
             }
             Some(Event::Missed { count }) => {
-                // One `Up` for each connection that stands follows.
+                // An `Up` event for each connection that is up follows.
                 tracing::debug!(count, "events of the network were missed");
                 for peer in peers.addresses.keys() {
                     peers.set(*peer, false);
@@ -126,7 +127,7 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
     }
 }
 
-/// Counts elections, and logs when the cluster is without a leader for long. Raft itself logs each
+/// Counts elections, and logs a warning when no leader is known for a second. Raft itself logs each
 /// change of role, term and leader.
 pub async fn leadership(raft: Raft, elections: Counter) {
     let mut status = raft.status();
@@ -134,7 +135,7 @@ pub async fn leadership(raft: Raft, elections: Counter) {
     let mut is_reported = false;
     loop {
         let shown = status.borrow_and_update().clone();
-        // Each election begins a term, so no election is missed between two looks.
+        // Each election begins a term, so the difference of terms also counts missed changes.
         elections.increment(shown.term.saturating_sub(term));
         term = term.max(shown.term);
         if let (Some(leader), true) = (shown.leader, is_reported) {
@@ -151,13 +152,17 @@ pub async fn leadership(raft: Raft, elections: Counter) {
             Ok(Err(_)) => return,
             Err(_) => {
                 is_reported = true;
-                tracing::warn!(term, "no leader is known: writes and linearizable reads fail");
+                tracing::warn!(
+                    term,
+                    "no leader is known: writes fail until a majority is connected"
+                );
             }
         }
     }
 }
 
-/// Keeps the age of stale answers low where nobody else reads: asks the leader now and then.
+/// Reads linearizably twice a second, so that the age of stale answers stays low on a node without
+/// other readers.
 pub async fn freshness(app: Arc<App>) {
     let mut ticks = interval(FRESHEN);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -165,24 +170,24 @@ pub async fn freshness(app: Arc<App>) {
         ticks.tick().await;
         let began = Instant::now();
         if app.raft.read(began + FRESHEN).await.is_ok() {
-            app.freshness.holds_all_before(began);
+            app.freshness.confirmed_at(began);
         }
     }
 }
 
-/// Logs a disk that stalls while it does, and keeps the metrics small.
+/// Logs when the disk stalls and when it goes on, and runs the upkeep of the metrics.
 pub async fn disk(app: Arc<App>) {
     let mut ticks = interval(LOOK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut is_reported = false;
     loop {
         ticks.tick().await;
-        app.metrics.tidy();
+        app.metrics.run_upkeep();
         let waiting = app.disk.waiting();
         if waiting >= STALLED && !is_reported {
             is_reported = true;
             let waiting_ms = waiting.as_millis() as u64;
-            tracing::warn!(waiting_ms, "the disk stalls: a write is not completed");
+            tracing::warn!(waiting_ms, "the disk stalls: a write has not completed");
         } else if waiting < STALLED && is_reported {
             is_reported = false;
             tracing::info!("the disk completes writes again");

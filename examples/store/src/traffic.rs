@@ -1,7 +1,8 @@
-//! Requests under way, the end of a node, and the age of what it shows.
+//! Counts requests in flight, drains them when the node shuts down, and knows how old the state of
+//! the node may be.
 //!
-//! When a node ends, what is under way is answered and what comes later is refused, so that every
-//! client learns what became of its request.
+//! During shutdown, requests in flight are answered and new ones get 503, so that every client
+//! learns the outcome of its request.
 
 use std::time::Duration;
 
@@ -9,11 +10,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 
-/// A node that ends goes on refusing requests until none has come for this long. A request that is
-/// already on its way when a node closes its socket would get no answer at all.
+/// A node that shuts down keeps rejecting requests until none has arrived for this long. A request
+/// that is on the wire when the socket closes would get no answer at all.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// Counts requests.
+/// Counts the requests of a node.
 #[derive(Debug)]
 pub struct Traffic {
     state: watch::Sender<State>,
@@ -21,8 +22,8 @@ pub struct Traffic {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct State {
-    under_way: usize,
-    /// All requests ever.
+    in_flight: usize,
+    /// Requests since the start, in flight or not.
     seen: u64,
     is_draining: bool,
 }
@@ -34,36 +35,35 @@ impl Default for Traffic {
 }
 
 impl Traffic {
-    /// A request begins; it is under way until the guard is dropped.
-    pub fn begins(&self) -> Request<'_> {
+    /// Counts a request as in flight until the guard is dropped.
+    pub fn start_request(&self) -> Request<'_> {
         self.state.send_modify(|state| {
-            state.under_way += 1;
+            state.in_flight += 1;
             state.seen += 1;
         });
         Request(self)
     }
 
-    /// Whether the node ends, and takes no new requests.
+    /// Whether the node shuts down, so that new requests get 503.
     pub fn is_draining(&self) -> bool {
         self.state.borrow().is_draining
     }
 
-    /// From now on requests are to be refused. Returns when none is under way. The caller bounds
-    /// the wait.
+    /// Switches to draining, and returns when no request is in flight. The caller bounds the wait.
     ///
     /// # Cancel safety
-    /// Dropped, requests are refused all the same.
+    /// Dropping the future leaves the node draining.
     pub async fn drain(&self) {
         self.state.send_modify(|state| state.is_draining = true);
         // An error says that the sender is gone, and it is part of `self`.
-        let _ = self.state.subscribe().wait_for(|state| state.under_way == 0).await;
+        let _ = self.state.subscribe().wait_for(|state| state.in_flight == 0).await;
     }
 
-    /// Returns when no request has come for a while (200 ms). The caller bounds the wait.
+    /// Returns when no request has arrived for 200 ms. The caller bounds the wait.
     ///
     /// # Cancel safety
-    /// Dropped, nothing is left behind.
-    pub async fn quiet(&self) {
+    /// Cancel safe: nothing is changed.
+    pub async fn wait_until_quiet(&self) {
         let mut changes = self.state.subscribe();
         loop {
             let seen = changes.borrow_and_update().seen;
@@ -74,32 +74,32 @@ impl Traffic {
     }
 }
 
-/// A request that is under way.
+/// A request in flight.
 #[derive(Debug)]
 pub struct Request<'a>(&'a Traffic);
 
 impl Drop for Request<'_> {
     fn drop(&mut self) {
-        self.0.state.send_modify(|state| state.under_way -= 1);
+        self.0.state.send_modify(|state| state.in_flight -= 1);
     }
 }
 
-/// How old the state of this node may be.
+/// The time up to which the state of this node is known to be complete.
 #[derive(Debug, Default)]
 pub struct Freshness {
-    /// The state shows all that was acknowledged anywhere before this time.
+    /// The state shows every write that was acknowledged anywhere before this time.
     at: Mutex<Option<Instant>>,
 }
 
 impl Freshness {
-    /// A linearizable read that began at `time` has succeeded.
-    pub fn holds_all_before(&self, time: Instant) {
+    /// Notes that a linearizable read that began at `time` has succeeded.
+    pub fn confirmed_at(&self, time: Instant) {
         let mut at = self.at.lock();
         *at = (*at).max(Some(time));
     }
 
-    /// The state shows all that was acknowledged anywhere up to this long ago. `None` where no
-    /// linearizable read has succeeded since the start.
+    /// The state shows every write that was acknowledged anywhere up to this long ago. `None`: no
+    /// linearizable read has succeeded in this process yet.
     pub fn age(&self) -> Option<Duration> {
         self.at.lock().map(|at| at.elapsed())
     }
@@ -110,25 +110,25 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_node_drains_what_is_under_way_and_then_waits_until_nothing_comes() {
+    async fn a_node_drains_what_is_in_flight_and_then_waits_until_nothing_comes() {
         let traffic = std::sync::Arc::new(Traffic::default());
-        let under_way = traffic.begins();
+        let in_flight = traffic.start_request();
         let ending = tokio::spawn({
             let traffic = traffic.clone();
             async move {
                 traffic.drain().await;
                 let drained = tokio::time::Instant::now();
-                traffic.quiet().await;
+                traffic.wait_until_quiet().await;
                 (drained, tokio::time::Instant::now())
             }
         });
         tokio::time::sleep(QUIET * 5).await;
         assert!(traffic.is_draining());
         let released = tokio::time::Instant::now();
-        drop(under_way);
+        drop(in_flight);
         for _ in 0..5 {
             tokio::time::sleep(QUIET / 2).await;
-            drop(traffic.begins());
+            drop(traffic.start_request());
         }
         let last = tokio::time::Instant::now();
         let (drained, quiet) = ending.await.unwrap();

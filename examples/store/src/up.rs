@@ -1,4 +1,4 @@
-//! `store up`: a cluster to try things on, which stays until it is told to end.
+//! `store up`: three nodes on this machine that run until Ctrl-C or SIGTERM.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -18,23 +18,23 @@ use crate::log::print;
 /// Time between two checks whether a node has ended by itself.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Before a node that ended by itself is started again; doubled each time it ends soon after.
+/// Pause before a node that ended by itself is restarted. Doubled each time it ends soon again.
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
-/// A node that ran for this long is started again at once.
+/// After running for this long, a node that ends is restarted after the shortest pause again.
 const LONG_LIFE: Duration = Duration::from_secs(60);
-/// Exit status of a node that must not be started again by itself.
+/// Exit status of a node that must not be restarted without a decision of the operator.
 const NEEDS_DECISION: i32 = 3;
 
-/// Starts three nodes that keep their data in a folder, and stays until it is told to end. A node
-/// that ends by itself is started again; the others go on.
+/// Runs three nodes with their data in a folder until Ctrl-C or SIGTERM. A node that ends by itself
+/// is restarted; the others go on.
 ///
 /// # Errors
-/// Where the folder is in use, or no node leads.
+/// The folder is in use, a process cannot be started, or a node does not end when told to.
 ///
 /// # Cancel safety
-/// Dropped, the nodes are killed.
+/// Dropping the future kills the nodes.
 pub async fn run(up: &Up) -> Result<(), Box<dyn Error>> {
     let _lock = lock(&up.folder)?;
     let mut terminated = signal(SignalKind::terminate())?;
@@ -60,7 +60,7 @@ pub async fn run(up: &Up) -> Result<(), Box<dyn Error>> {
             _ = ticks.tick() => supervisor.look(&mut cluster)?,
         }
     }
-    print("the nodes end; the data stays");
+    print("stopping the nodes; the data stays");
     cluster.take_crashed();
     cluster.end_all().await?;
     Ok(())
@@ -81,24 +81,26 @@ fn usage(cluster: &Cluster) -> String {
   curl 'http://{http}/kv?prefix=gr'
   curl http://{http}/status         # also /ready, /health, /metrics
 
-Ctrl-C ends them; the data stays."
+Ctrl-C stops the nodes; the data stays."
     ));
     text
 }
 
-/// The address that the README promises, or a free one when another program has it.
+/// The HTTP address with the given port, or a free one when another program uses it.
 fn http_address(id: u16, port: u16) -> SocketAddr {
     let wanted = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     match TcpListener::bind(wanted) {
         Ok(_) => wanted,
         Err(error) => {
-            print(&format!("ATTENTION: node {id} gets another port, {wanted} is taken: {error}"));
+            print(&format!(
+                "ATTENTION: node {id} gets another port, {wanted} is not free: {error}"
+            ));
             (Ipv4Addr::LOCALHOST, 0).into()
         }
     }
 }
 
-/// Makes sure that one process at a time uses the folder.
+/// Locks the folder, so that one process at a time uses it.
 fn lock(folder: &Path) -> Result<File, Box<dyn Error>> {
     std::fs::create_dir_all(folder).map_err(|error| format!("{}: {error}", folder.display()))?;
     let path = folder.join("lock");
@@ -120,15 +122,15 @@ fn lock(folder: &Path) -> Result<File, Box<dyn Error>> {
     Ok(file.try_clone()?)
 }
 
-/// Starts nodes again that ended by themselves.
+/// Restarts nodes that ended by themselves.
 #[derive(Default)]
 struct Supervisor {
-    nodes: BTreeMap<u64, Again>,
+    nodes: BTreeMap<u64, Restart>,
 }
 
-struct Again {
+struct Restart {
     pause: Duration,
-    /// When it is started again; `None` while it runs.
+    /// Time of the restart; `None` while the node runs.
     at: Option<Instant>,
     started: Instant,
 }
@@ -140,23 +142,23 @@ impl Supervisor {
             let log = cluster.log_file(id);
             if status.code() == Some(NEEDS_DECISION) {
                 let said = last_line(&cluster.log(id));
-                print(&format!("node {id} will not be started again: {said}"));
+                print(&format!("node {id} is not restarted, an operator has to decide: {said}"));
                 continue;
             }
             let known = self.nodes.get(&id).filter(|again| now - again.started < LONG_LIFE);
             let pause = known.map_or(MIN_PAUSE, |again| (again.pause * 2).min(MAX_PAUSE));
             print(&format!(
-                "node {id} ended by itself ({status}); it is started again in {} s; its log: {}",
+                "node {id} ended by itself ({status}); restarting it in {} s; log: {}",
                 pause.as_secs(),
                 log.display()
             ));
-            self.nodes.insert(id, Again { pause, at: Some(now + pause), started: now });
+            self.nodes.insert(id, Restart { pause, at: Some(now + pause), started: now });
         }
         for (id, again) in &mut self.nodes {
             if again.at.is_some_and(|at| at <= now) {
                 (again.at, again.started) = (None, now);
                 cluster.start(*id)?;
-                print(&format!("node {id} is started again"));
+                print(&format!("node {id} is restarted"));
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! What must be true after a run.
+//! Checks after a run: no lost write, equal nodes, a linearizable history.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,23 +13,23 @@ use super::model::{OWN, StoreModel, StoreOp};
 use crate::client::{Answered, Client};
 use crate::cluster::Cluster;
 
-/// States that the checker may visit before it gives up, which counts as a failure.
+/// Steps after which the checker gives up. An undecided history counts as a failure.
 const MAX_STEPS: u64 = 200_000_000;
 
-/// What was checked and found in order.
+/// What was checked, all of it without a violation.
 #[derive(Debug, Clone, Copy)]
 pub struct Checked {
     /// Operations that were acknowledged.
     pub acknowledged: u64,
-    /// Operations of which nobody knows whether they happened.
+    /// Operations with an unknown outcome.
     pub unknown: u64,
     /// Keys written once, acknowledged, and found on every node.
     pub kept: usize,
-    /// Nodes that were asked.
+    /// Nodes whose keys were compared.
     pub nodes: usize,
-    /// Operations that the checker has put in order.
+    /// Operations in the history that was checked.
     pub judged: usize,
-    /// Keys and prefixes that they were about.
+    /// Keys and listed prefixes in that history.
     pub keys: usize,
 }
 
@@ -37,10 +37,10 @@ pub struct Checked {
 /// the history is linearizable. All nodes must have caught up.
 ///
 /// # Errors
-/// What is wrong.
+/// The first violation, as a sentence.
 ///
 /// # Cancel safety
-/// Dropped, nothing is left behind.
+/// Cancel safe: nothing is changed.
 pub async fn check(
     cluster: &Cluster,
     client: &Client,
@@ -82,7 +82,7 @@ pub async fn check(
 /// Version and length of each value, by key.
 type Held = BTreeMap<String, (u64, usize)>;
 
-/// Whether two nodes hold the same.
+/// Fails when two nodes hold different versions.
 fn same(one: u64, held: &Held, other: u64, theirs: &Held) -> Result<(), String> {
     if held == theirs {
         return Ok(());
@@ -98,8 +98,8 @@ fn same(one: u64, held: &Held, other: u64, theirs: &Held) -> Result<(), String> 
     Err(format!("nodes {one} and {other} differ (version, bytes): {}", found.join("; ")))
 }
 
-/// Every key as this node has it, a page at a time. The reads are linearizable: the node first
-/// applies all that was acknowledged anywhere, and then answers from its own state.
+/// Reads all keys of one node, a page at a time. The reads are linearizable: the node first applies
+/// every write that was acknowledged anywhere, then answers from its own state.
 async fn held(client: &Client, node: SocketAddr) -> Result<Held, String> {
     #[derive(serde::Deserialize)]
     struct Listed {

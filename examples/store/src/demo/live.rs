@@ -1,4 +1,4 @@
-//! What the demo shows while it runs.
+//! The live view of the demo: rate, latencies, and the status of each node.
 
 use std::io::IsTerminal;
 use std::sync::atomic::Ordering;
@@ -25,13 +25,13 @@ impl Live {
         Self { began: now, last: now, last_done: 0, in_place, drawn: 0 }
     }
 
-    /// A line that stays.
+    /// Prints a line with the time since the start.
     pub fn say(&mut self, text: &str) {
         print(&format!("{:6.1} s  {text}", self.began.elapsed().as_secs_f64()));
         self.drawn = 0;
     }
 
-    /// The load since the last call, and a line for each node.
+    /// Prints rate and latencies since the last call, and a line for each node.
     pub fn draw(&mut self, stats: &Stats, nodes: &[(u64, Option<NodeStatus>)]) {
         let latencies = stats.take_latencies();
         let done = stats.done.load(Ordering::Relaxed);

@@ -1,5 +1,5 @@
-//! The load: clients that read and write a few contended keys and many keys of their own, and note
-//! down what they did and what they were told.
+//! The load: clients that read and write a few contended keys and many keys of their own, and
+//! record each operation and its answer in a history.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -16,29 +16,29 @@ use voussoir_sim::History;
 use super::model::{StoreOp, StoreRet};
 use crate::client::{Client, Lost, Reply};
 
-/// All that the clients asked and were told.
+/// The operations of all clients and their answers.
 pub type StoreHistory = History<StoreOp, StoreRet>;
 
-/// Keys that all clients share at a time.
+/// Number of keys that all clients share at a time.
 const SHARED_KEYS: u64 = 64;
-/// Of these, how many have one prefix and are listed together.
+/// Number of shared keys with the same prefix, which are listed together.
 const GROUP_KEYS: u64 = 4;
 /// Length of a large value, in bytes.
 const LARGE: usize = 64 * 1024;
-/// Fills a large value up.
+/// The byte that pads a large value.
 const PADDING: u8 = b'.';
 
-/// How much the clients do.
+/// The shape of the load.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
-    /// Clients that work at the same time.
+    /// Number of concurrent clients.
     pub clients: u64,
-    /// How long each rests between two operations.
+    /// Pause of a client between two operations.
     pub pause: Duration,
-    /// Of 100 writes to shared keys, how many are of 64 KiB.
+    /// Percentage of the writes to shared keys that are 64 KiB long.
     pub large_percent: u64,
-    /// After this long the shared keys are replaced by new ones, so that the history of each stays
-    /// short enough to be judged.
+    /// The shared keys are replaced by new ones after this time, so that the history of each stays
+    /// short enough to be checked.
     pub era: Duration,
 }
 
@@ -59,7 +59,7 @@ pub struct Stats {
     outage: Mutex<Option<Outage>>,
 }
 
-/// From a kill to the first acknowledged write that was begun after it.
+/// An outage: from a kill to the first acknowledged write that began after it.
 #[derive(Debug, Clone, Copy)]
 struct Outage {
     since: Instant,
@@ -86,12 +86,12 @@ impl Stats {
         taken
     }
 
-    /// The leader is being killed now.
+    /// Starts the measurement of an outage.
     pub fn outage_begins(&self) {
         *self.outage.lock() = Some(Outage { since: Instant::now(), over: None });
     }
 
-    /// How long no write was acknowledged after the kill, once one was.
+    /// Length of the last outage; `None` while no write was acknowledged.
     pub fn failover(&self) -> Option<Duration> {
         self.outage.lock().and_then(|outage| outage.over)
     }
@@ -150,10 +150,10 @@ impl Load {
         Self { stats, history, stop, clients }
     }
 
-    /// Stops the clients, each after the operation that it is in, and returns what they did.
+    /// Stops each client after its current operation, and returns the history.
     ///
     /// # Cancel safety
-    /// Dropped, the clients are aborted and what they did is lost.
+    /// Dropping the future aborts the clients and loses the history.
     pub async fn stop(self) -> StoreHistory {
         self.stop.store(true, Ordering::Relaxed);
         self.clients.join_all().await;
@@ -187,7 +187,7 @@ impl Worker {
                 let is_large = self.random.u64(..100) < self.shape.large_percent;
                 self.put(shared, is_large).await;
             }
-            // Read, then write only if nobody else did in between.
+            // Compare-and-set: read, then write if the version is still the same.
             6 => {
                 if let Some((value, version)) = self.get(&shared).await {
                     self.compare_and_set(shared, value, version).await;
@@ -199,7 +199,7 @@ impl Worker {
         }
     }
 
-    /// No value is ever written twice, so that a value says which write made it.
+    /// Each value is written once, so that a value identifies its write.
     fn next_value(&mut self) -> String {
         self.written += 1;
         format!("{}-{}", self.id, self.written)
@@ -234,7 +234,7 @@ impl Worker {
         self.perform(Method::DELETE, &path, None, Bytes::new(), op, seen).await;
     }
 
-    /// The value and its version, where there is one.
+    /// Reads a key. Returns its value and version, if it exists.
     async fn get(&mut self, key: &str) -> Option<(String, u64)> {
         let value = |reply: &Reply| Some((without_padding(&reply.body), reply.version?));
         let seen = |reply: &Reply| match reply.status {
@@ -301,8 +301,8 @@ impl Worker {
     }
 }
 
-/// The part of a value that names its write. A large value that is not whole is given back as it
-/// is: no client wrote that, and the check of the history says so.
+/// The part of a value that identifies its write. A large value that is not complete is returned as
+/// it is: no client wrote it, so the check of the history fails.
 fn without_padding(body: &[u8]) -> String {
     let name = body.split(|byte| *byte == PADDING).next().unwrap_or_default();
     let is_whole = body.len() == name.len()
@@ -310,7 +310,7 @@ fn without_padding(body: &[u8]) -> String {
     String::from_utf8_lossy(if is_whole { name } else { body }).into_owned()
 }
 
-/// What a write was answered.
+/// The answer to a write, for the history.
 fn written(reply: &Reply) -> Option<StoreRet> {
     match reply.status {
         StatusCode::NO_CONTENT => reply.version.map(StoreRet::Written),

@@ -1,4 +1,5 @@
-//! What `cargo run --release -p store` shows. Leave this folder out when you copy the template.
+//! The demo (`store` without a command) and the soak. A copy of the template does without this
+//! folder: delete it, and take `demo` out of the default features in `Cargo.toml`.
 
 pub mod check;
 mod live;
@@ -18,18 +19,18 @@ use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::log::print;
 
-/// How long each part of the demo goes on.
+/// Length of each part of the demo.
 const PART: Duration = Duration::from_secs(5);
-/// Between two looks at the nodes.
+/// Time between two updates of the live view.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Runs a load over three nodes, kills the leader, brings it back, and checks what is there.
 ///
 /// # Errors
-/// Whatever made the run fail: a lost write, a history that is not linearizable, a crashed node.
+/// What made the run fail: a lost write, a history that is not linearizable, a crashed node.
 ///
 /// # Cancel safety
-/// Dropped, the nodes are killed.
+/// Dropping the future kills the nodes.
 pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let mut cluster = Cluster::new(&std::env::current_exe()?, folder.path(), 3)?;
@@ -38,12 +39,15 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
     let mut live = Live::new();
     let first = cluster.leader(&client).await?;
     print(&format!(
-        "three nodes, each a process with a journal of its own, below {}",
+        "three nodes, each a process with its own journal; data and logs in {}",
         folder.path().display()
     ));
     let shape = Shape::default();
     let Shape { clients, .. } = shape;
-    live.say(&format!("node {} leads term {}; {clients} clients start", first.id, first.term));
+    live.say(&format!(
+        "node {} is the leader in term {}; starting {clients} clients",
+        first.id, first.term
+    ));
 
     let load = Load::start(&client, shape);
     show(&mut live, &mut cluster, &client, &load, PART).await?;
@@ -57,12 +61,12 @@ pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
     live.say(&format!("failover took {} ms", failover.as_millis()));
 
     cluster.start(victim.id)?;
-    live.say(&format!("node {} is started again", victim.id));
+    live.say(&format!("node {} is restarted", victim.id));
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
     let stats = load.stats.clone();
     let history = load.stop().await;
-    live.say("the load has stopped; checking");
+    live.say("the clients have stopped; checking all nodes and the history");
     cluster.caught_up(&client).await?;
     let checked = check::check(&cluster, &client, &history).await?;
     live.draw(&stats, &cluster.statuses(&client).await);
@@ -84,7 +88,7 @@ history           linearizable: {judged} operations on {keys} keys and prefixes"
     )
 }
 
-/// Draws the load and the nodes until `time` is over.
+/// Updates the live view for `time`.
 async fn show(
     live: &mut Live,
     cluster: &mut Cluster,

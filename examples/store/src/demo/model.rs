@@ -1,11 +1,10 @@
-//! What the answers of the store would be if requests came one after another: the specification
-//! against which a history is checked, listings included.
+//! The sequential specification of the store, listings included: what a history is checked against.
 
 use std::collections::BTreeMap;
 
 use voussoir_sim::Model;
 
-/// What a client asked.
+/// An operation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum StoreOp {
     Get {
@@ -30,10 +29,10 @@ pub enum StoreOp {
     },
 }
 
-/// What it was answered.
+/// The answer to an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreRet {
-    /// Value and version, where the key is there.
+    /// Value and version, if the key exists.
     Value(Option<(String, u64)>),
     /// Written, as this version.
     Written(u64),
@@ -67,7 +66,7 @@ pub fn group_of(key: &str) -> &str {
 }
 
 impl StoreOp {
-    /// The key or prefix that it is about.
+    /// The key or prefix of the operation.
     pub fn target(&self) -> &str {
         match self {
             Self::Get { key }

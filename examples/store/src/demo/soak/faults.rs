@@ -1,5 +1,5 @@
-//! The faults of a soak: one at a time, drawn from a shuffled deck, so that each comes equally
-//! often.
+//! The faults of a soak: one at a time, drawn from a shuffled deck, so that all kinds are equally
+//! frequent.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -53,9 +53,9 @@ impl Fault {
     ];
 }
 
-/// Makes faults, with a proxy between each two nodes in each direction.
+/// Injects faults, with a proxy for each connection from one node to another.
 pub(super) struct Faults {
-    /// By who connects, and to whom.
+    /// The proxies, by connecting node and target.
     links: BTreeMap<(u64, u64), Proxy>,
     deck: Vec<Fault>,
     random: fastrand::Rng,
@@ -66,7 +66,7 @@ pub(super) struct Faults {
 }
 
 impl Faults {
-    /// Puts proxies between the nodes of a cluster that has not been started.
+    /// Puts proxies between the nodes of a cluster that has not been started yet.
     pub(super) async fn new(cluster: &mut Cluster, seed: u64) -> Result<Self, Box<dyn Error>> {
         let mut links = BTreeMap::new();
         for from in cluster.ids() {
@@ -82,7 +82,7 @@ impl Faults {
         Ok(Self { links, deck, random, leader: None, snapshots })
     }
 
-    /// Makes one fault and takes it back. Returns what it was.
+    /// Injects one fault and ends it. Returns its description.
     pub(super) async fn one(
         &mut self,
         cluster: &mut Cluster,
@@ -144,7 +144,7 @@ impl Faults {
         Ok(said)
     }
 
-    /// A fault of the network.
+    /// Injects one fault of the network and ends it.
     async fn network(
         &mut self,
         fault: Fault,
@@ -240,7 +240,7 @@ impl Faults {
         Ok(behind)
     }
 
-    /// Counts what the nodes have done since the last look.
+    /// Counts snapshots and changes of leader since the last call.
     pub(super) async fn look(&mut self, client: &Client, situations: &Situations) {
         for (id, node) in (1..).zip(client.nodes()) {
             let deadline = Instant::now() + Duration::from_millis(500);
@@ -256,7 +256,7 @@ impl Faults {
             let received = value("store_snapshots_received_total ");
             let (taken_before, received_before) =
                 self.snapshots.insert(id, (taken, received)).unwrap_or_default();
-            // A node that was started again counts from 0.
+            // The counters of a restarted node begin at 0.
             let since = |now: u64, before: u64| if now >= before { now - before } else { now };
             situations.add("snapshot taken", since(taken, taken_before));
             situations.add("snapshot received", since(received, received_before));

@@ -18,18 +18,18 @@ use crate::args::Soak;
 use crate::cluster::Cluster;
 use crate::log::print;
 
-/// Small pieces, so that snapshots and released logs are common: a node that is down for a few
-/// seconds needs a snapshot.
+/// Options of the nodes. Snapshots are frequent and the log is short, so that a node that is down
+/// for a few seconds needs a snapshot.
 const OPTIONS: [&str; 6] =
     ["--snapshot-after", "4MiB", "--keep-entries", "200", "--max-bytes", "2GiB"];
 /// After a fault the cluster must acknowledge a write within this time.
 const RECOVERY: Duration = Duration::from_secs(15);
-/// Between two looks at the load.
+/// Time between two checks whether a write was acknowledged.
 const LOOK: Duration = Duration::from_millis(20);
-/// A run that has drawn this many faults must have reached every situation.
+/// A run with at least this many faults must have reached every situation.
 const ENOUGH: usize = 3 * Fault::ALL.len();
 
-/// What a soak has to reach to prove anything.
+/// The situations that a soak has to reach.
 pub static SITUATIONS: [&str; 17] = [
     "leader killed",
     "follower killed",
@@ -50,19 +50,19 @@ pub static SITUATIONS: [&str; 17] = [
     "write with an unknown outcome",
 ];
 
-/// Runs the soak and prints what it did.
+/// Runs the soak in a temporary folder and prints each fault.
 ///
 /// # Errors
-/// What was lost, or what else went wrong. The folder with the data and logs of the nodes is kept
-/// then, and named.
+/// The first violation. The folder with the data and logs of the nodes is kept then, and the error
+/// names it.
 ///
 /// # Cancel safety
-/// Dropped, the nodes are killed.
+/// Dropping the future kills the nodes.
 pub async fn run(options: &Soak) -> Result<(), Box<dyn Error>> {
     let seed = options.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
     let folder = tempfile::tempdir()?;
     print(&format!("soak for {} s, seed {seed}", options.minutes.as_secs()));
-    print(&format!("data and logs below {}", folder.path().display()));
+    print(&format!("data and logs in {}", folder.path().display()));
     let program = std::env::current_exe()?;
     match soak(&program, folder.path(), options.minutes, seed).await {
         Ok(()) => Ok(()),
@@ -74,13 +74,13 @@ pub async fn run(options: &Soak) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The soak itself, over nodes of `program` below `folder`.
+/// Runs the soak over nodes of `program` with their data below `folder`.
 ///
 /// # Errors
-/// What was lost, or what else went wrong.
+/// The first violation.
 ///
 /// # Cancel safety
-/// Dropped, the nodes are killed.
+/// Dropping the future kills the nodes.
 pub async fn soak(
     program: &Path,
     folder: &Path,
@@ -124,7 +124,7 @@ pub async fn soak(
     situations.add("write with an unknown outcome", stats.unknown.load(Ordering::Relaxed));
     cluster.caught_up(&client).await?;
     cluster.no_crash()?;
-    print(&format!("the load has stopped; checking {} operations", history.calls().len()));
+    print(&format!("the clients have stopped; checking {} operations", history.calls().len()));
     let checked = check::check(&cluster, &client, &history).await?;
     cluster.end_all().await?;
     no_alarm(&cluster)?;
@@ -137,7 +137,7 @@ pub async fn soak(
     Ok(())
 }
 
-/// Waits for a write that began after now and is acknowledged. Returns how long it took.
+/// Waits until a write that began after this call is acknowledged. Returns how long it took.
 async fn recovered(cluster: &mut Cluster, load: &Load) -> Result<Duration, String> {
     let began = Instant::now();
     load.stats.outage_begins();
@@ -151,7 +151,7 @@ async fn recovered(cluster: &mut Cluster, load: &Load) -> Result<Duration, Strin
     Err(format!("no write was acknowledged within {} s after the fault", RECOVERY.as_secs()))
 }
 
-/// No node may have logged an error: none of the faults is one of its own.
+/// Fails when a node has logged an error: no fault of the soak is an error of a node.
 fn no_alarm(cluster: &Cluster) -> Result<(), String> {
     for id in cluster.ids() {
         let log = cluster.log(id);
