@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use store::client::Client;
 use store::cluster::Cluster;
 
-use support::{Raw, ask, ask_until, metric, program};
+use support::{Raw, ask, ask_until, metric, program, wait_until};
 
 struct Store {
     cluster: Cluster,
@@ -63,7 +63,9 @@ async fn sigterm_answers_what_is_under_way_and_ends_with_status_0() {
         let runtime = tokio::runtime::Handle::current();
         tokio::task::block_in_place(|| {
             runtime.block_on(async {
-                while metric(node, "store_proposals_total").is_none_or(|n| n < 200.0) {}
+                wait_until("200 proposals", || {
+                    metric(node, "store_proposals_total") >= Some(200.0)
+                });
                 store.cluster.end(victim).await.unwrap();
             });
         });
@@ -105,7 +107,7 @@ async fn no_redirect_names_a_leader_that_is_known_to_be_gone() {
 
     store.cluster.kill(dead).await.unwrap();
     let gauge = format!("store_peer_up{{peer=\"{dead}\"}}");
-    while metric(node, &gauge) != Some(0.0) {}
+    wait_until("the dead leader is known to be gone", || metric(node, &gauge) == Some(0.0));
     for number in 0..20 {
         let raw = ask(node, "PUT", &format!("/kv/{number}"), "", "x").unwrap();
         match raw.status {
@@ -131,17 +133,19 @@ async fn a_node_without_a_majority_is_alive_and_not_ready() {
     let raw = ask_until(node, "/ready", |raw| raw.status == 503);
     assert!(raw.body.contains("\"ready\":false") && raw.body.contains("reason"), "{raw:?}");
     assert_eq!(ask(node, "GET", "/health", "", "").unwrap().status, 200);
-    while !store.cluster.log(3).contains("no leader is known") {
+    wait_until("the log says: no leader is known", || {
         assert!(store.cluster.crashed().is_empty());
-    }
+        store.cluster.log(3).contains("no leader is known")
+    });
     let log = store.cluster.log(3);
     assert!(log.contains("a peer is lost"), "{log}");
 
     store.cluster.start(1).unwrap();
     ask_until(node, "/ready", |raw| raw.status == 200);
-    while !store.cluster.log(3).contains("the cluster has a leader again") {
+    wait_until("the log says: the cluster has a leader again", || {
         assert!(store.cluster.crashed().is_empty());
-    }
+        store.cluster.log(3).contains("the cluster has a leader again")
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,7 +180,8 @@ async fn a_node_that_is_restarted_alone_shows_what_it_knew_to_be_committed() {
         put.headers["etag"].trim_matches('"').parse().unwrap()
     };
     let kept = put("/kv/kept");
-    while metric(node, "store_applied_index").is_none_or(|index| index < kept as f64) {}
+    let reached = |name: &str, index: u64| metric(node, name) >= Some(index as f64);
+    wait_until("node 3 has applied the key", || reached("store_applied_index", kept));
     // Node 3 knows that the key is committed. It stores that with a later write, at least 100 ms
     // later.
     let began = Instant::now();
@@ -184,7 +189,7 @@ async fn a_node_that_is_restarted_alone_shows_what_it_knew_to_be_committed() {
     while began.elapsed() < Duration::from_millis(500) {
         last = put("/kv/other");
     }
-    while metric(node, "store_durable_index").is_none_or(|index| index < last as f64) {}
+    wait_until("the last write is durable", || reached("store_durable_index", last));
 
     for id in 1..=3 {
         store.cluster.kill(id).await.unwrap();
@@ -256,12 +261,12 @@ async fn metrics_show_how_far_each_follower_is() {
     let all_here = |peer| is(value(peer, "lag_entries", None), 0.0);
     put("/kv/first");
     for peer in &followers {
-        while !all_here(*peer) {}
+        wait_until("each follower has all entries", || all_here(*peer));
         assert!(is(value(*peer, "state", Some("replicating")), 1.0));
         assert!(is(value(*peer, "state", Some("lost")), 0.0));
         assert!(value(*peer, "matched_index", None) >= 2.0);
-        while !is(value(*peer, "inflight_messages", None), 0.0) {}
-        while !is(value(*peer, "inflight_bytes", None), 0.0) {}
+        wait_until("no message is in flight", || is(value(*peer, "inflight_messages", None), 0.0));
+        wait_until("no bytes are in flight", || is(value(*peer, "inflight_bytes", None), 0.0));
         assert!(value(*peer, "round_trip_seconds", None) < 5.0);
     }
 
@@ -271,13 +276,15 @@ async fn metrics_show_how_far_each_follower_is() {
     for number in 0..20 {
         put(&format!("/kv/{number}"));
     }
-    while value(dead, "lag_entries", None) < 20.0 {}
+    wait_until("the dead follower lags", || value(dead, "lag_entries", None) >= 20.0);
     assert!(value(dead, "matched_index", None) < matched + 20.0);
-    while value(dead, "silent_seconds", None) < 0.5 {}
-    while !all_here(alive) {}
+    wait_until("it is silent", || value(dead, "silent_seconds", None) >= 0.5);
+    wait_until("the running follower has all entries", || all_here(alive));
     store.cluster.start(dead).unwrap();
-    while !all_here(dead) {}
-    while !is(value(dead, "state", Some("replicating")), 1.0) {}
+    wait_until("the restarted follower has all entries", || all_here(dead));
+    wait_until("the restarted follower replicates", || {
+        is(value(dead, "state", Some("replicating")), 1.0)
+    });
 
     // A follower knows nothing of the others.
     let name = format!("store_follower_lag_entries{{peer=\"{dead}\"}}");
@@ -352,9 +359,7 @@ fn up_keeps_its_ports_and_its_folder_and_starts_a_dead_node_again() {
     let elsewhere = tempfile::tempdir().unwrap();
     let third = Up::start(elsewhere.path(), port);
     let said = || std::fs::read_to_string(elsewhere.path().join("up.txt")).unwrap();
-    while !said().contains("leads") {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_until("the third cluster leads", || said().contains("leads"));
     assert!(said().contains(&format!("ATTENTION: node 1 gets another port, {}", node(1))));
     drop(third);
 

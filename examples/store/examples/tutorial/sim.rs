@@ -16,8 +16,9 @@ use crate::counters::Add;
 use crate::node::{self, NODES, Node};
 
 /// What a run has to reach to prove anything.
-static SITUATIONS: [&str; 5] = [
+static SITUATIONS: [&str; 6] = [
     "leader cut off",
+    "leader that hears nobody",
     "node restarted",
     "snapshot received",
     "applied after an attempt of unknown outcome",
@@ -77,6 +78,8 @@ impl World {
     async fn start(&self, id: u64) {
         let mut config = node::config(id);
         config.seed = self.seed * 10 + id;
+        // Shorter than a fault: the outcome of an attempt is unknown while the fault lasts.
+        config.proposal_timeout = Duration::from_millis(200);
         config.snapshot_after_entries = 20;
         config.keep_entries = 5;
         let log = Arc::new(self.disks[&id].clone());
@@ -88,17 +91,20 @@ impl World {
     async fn fault(&self, random: &mut Rng, situations: &Situations) {
         let leader = self.nodes.lock()[&1].raft.status().borrow().leader;
         let any = NODES[random.below(3) as usize];
+        let id = leader.unwrap_or(any);
         let pause = Duration::from_millis(random.between(50, 1500));
         match random.below(3) {
             0 => {
-                let id = leader.unwrap_or(any);
                 situations.add("leader cut off", u64::from(leader.is_some()));
                 self.network.isolate(id, NODES);
                 sleep(pause).await;
                 self.network.heal();
             }
             1 => {
-                self.network.cut(any, any % 3 + 1);
+                // Its entries arrive and their acknowledgements do not: the next leader commits
+                // what this one never answered.
+                situations.add("leader that hears nobody", u64::from(leader.is_some()));
+                NODES.iter().filter(|peer| **peer != id).for_each(|p| self.network.cut(*p, id));
                 sleep(pause).await;
                 self.network.heal();
             }

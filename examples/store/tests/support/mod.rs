@@ -57,6 +57,15 @@ pub fn ask_until(node: SocketAddr, path: &str, found: impl Fn(&Raw) -> bool) -> 
     }
 }
 
+/// Waits until `is_so` returns true. `what` says what the test waits for.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(30);
+    while !is_so() {
+        assert!(Instant::now() < end, "after 30 s still not: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// The value of a metric, by its full name with labels.
 pub fn metric(node: SocketAddr, name: &str) -> Option<f64> {
     let text = ask(node, "GET", "/metrics", "", "")?.body;
