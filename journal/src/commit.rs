@@ -264,6 +264,24 @@ impl BatchBuilder {
     }
 }
 
+/// A commit that the journal did not take. Nothing of it happened.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the commit was rejected: {error}")]
+#[non_exhaustive]
+pub struct Rejected {
+    /// Why.
+    #[source]
+    pub error: Error,
+    /// The whole commit, to be submitted again when [`Error::is_retryable`] says so.
+    pub commit: Commit,
+}
+
+impl From<Box<Rejected>> for Error {
+    fn from(rejected: Box<Rejected>) -> Self {
+        rejected.error
+    }
+}
+
 /// What an acknowledged commit became.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Receipt {

@@ -18,6 +18,7 @@ pub(crate) mod lead;
 pub(crate) mod log;
 pub(crate) mod queue;
 pub(crate) mod reader;
+pub(crate) mod run;
 pub(crate) mod seal;
 pub(crate) mod segment;
 pub(crate) mod shape;
@@ -149,6 +150,26 @@ impl Core {
                 found(log);
             }
         });
+    }
+
+    /// The logs of a namespace that exist, by id. The state is locked for [`LOGS_AT_ONCE`] logs
+    /// at a time.
+    pub(crate) fn existing_in(&self, namespace: &str) -> Vec<Arc<LogInner>> {
+        let (mut logs, mut from) = (Vec::new(), 0);
+        // Ends because each round goes on behind the last id, and ids are bounded.
+        loop {
+            let state = self.state.lock();
+            let some = state.ids_from(namespace, from, LOGS_AT_ONCE);
+            let exists = |log: &&Arc<LogInner>| {
+                let log = state.logs.get(log.index() as usize).and_then(Option::as_ref);
+                log.is_some_and(|log| log.taken.exists())
+            };
+            logs.extend(some.iter().filter(exists).cloned());
+            drop(state);
+            let next = some.last().and_then(|last| last.name().id.checked_add(1));
+            let Some(next) = next.filter(|_| some.len() == LOGS_AT_ONCE) else { return logs };
+            from = next;
+        }
     }
 
     /// The logs that exist.

@@ -89,6 +89,17 @@ pub trait File: Send + Sync + fmt::Debug + 'static {
     /// Whatever the device answers; nothing is known about `buf` then.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// As [`read_at`](File::read_at), but only what can be had without waiting for a device:
+    /// `None` when the first byte would have to be waited for, or when it is not known whether it
+    /// would. The default answers `None`.
+    ///
+    /// # Errors
+    /// Whatever the device answers; nothing is known about `buf` then.
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        let _ = (buf, offset);
+        Ok(None)
+    }
+
     /// Writes the buffers one after the other from `offset` on, extending the file as needed
     /// (a gap reads as zeros), and answers how many bytes were written; it may be fewer.
     ///
@@ -131,6 +142,25 @@ pub(crate) fn write_all_vectored(
         }
     }
     Ok(())
+}
+
+/// As [`read_full_at`], without waiting for a device: `None` when any byte is not at hand.
+pub(crate) fn read_full_cached_at(
+    file: &dyn File,
+    buf: &mut [u8],
+    offset: u64,
+) -> io::Result<Option<usize>> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        match file.read_cached_at(&mut buf[filled..], offset + filled as u64) {
+            Ok(Some(0)) => break,
+            Ok(Some(read)) => filled += read,
+            Ok(None) => return Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Some(filled))
 }
 
 /// Reads until `buf` is full or the file ends; answers the bytes read.

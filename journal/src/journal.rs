@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::commit::{Commit, Receipt};
+use crate::commit::{Commit, Receipt, Rejected};
 use crate::config::Options;
 use crate::core::Core;
 use crate::core::completion::{Outcome, Slot};
@@ -185,6 +185,12 @@ impl Journal {
         logs
     }
 
+    /// The logs of one namespace that exist, by id. Costs time for that namespace only, however
+    /// many logs the others have.
+    pub fn logs_of(&self, namespace: &str) -> Vec<LogInfo> {
+        self.core().existing_in(namespace).iter().map(|log| info_of(log)).collect()
+    }
+
     /// Hands a commit in, now; the future is done when it is acknowledged as its
     /// [`Durability`](crate::Durability) says.
     ///
@@ -220,13 +226,13 @@ impl Journal {
     /// not block; it may submit.
     ///
     /// # Errors
-    /// The commit was refused, nothing happened, and `done` is never called;
+    /// The commit was rejected and is in the error, nothing happened, and `done` is never called;
     /// [`Error::Busy`] when too much is pending.
     pub fn submit(
         &self,
         commit: Commit,
         done: impl FnOnce(Result<Receipt, Error>) + Send + 'static,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Box<Rejected>> {
         self.core().submit(commit, Box::new(done))
     }
 

@@ -15,11 +15,11 @@ mod recovery;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use commit::{Batch, BatchBuilder, Commit, Receipt};
+pub use commit::{Batch, BatchBuilder, Commit, Receipt, Rejected};
 pub use config::{Durability, Options};
 pub use error::{Error, Fault, FullCause, LogName, OpenError, Outcome, ReadError};
 pub use files::{DiskFiles, File, Files, MemoryFiles};
 pub use follow::Follow;
 pub use inspect::{Problem, Progress, Report, Role, SegmentInfo, inspect};
 pub use journal::{CommitFuture, Journal, LogInfo, Stats, Work};
-pub use log::{Health, Log};
+pub use log::{Extent, Health, Log};

@@ -46,6 +46,20 @@ pub enum Health {
     Suspect,
 }
 
+/// The records of a log that lie in one segment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Extent {
+    /// Position of the first record.
+    pub first: u64,
+    /// Position after the last one.
+    pub end: u64,
+    /// Bytes of the batches, counted in whole batches, also of those released or truncated in part.
+    pub bytes: u64,
+    /// The segment is full: no records are added to this extent any more.
+    pub sealed: bool,
+}
+
 impl Log {
     pub(crate) fn new(core: Arc<Core>, inner: Arc<LogInner>) -> Self {
         Self { core, inner }
@@ -88,6 +102,22 @@ impl Log {
         inspect::info_of(&self.inner)
     }
 
+    /// The parts of the log, from the first record to the last: one for each segment that holds
+    /// records of it. For retention by size or age and for cleaning: releasing up to the `end` of
+    /// an extent lets go of its segment.
+    pub fn extents(&self) -> Vec<Extent> {
+        let view = self.inner.view.read();
+        // Under the lock of the view: its extents keep their segments from being recycled.
+        let full = |sequence| self.core.space.is_full(sequence);
+        let extents = view.extents().map(|extent| Extent {
+            first: extent.first,
+            end: extent.end,
+            bytes: extent.bytes,
+            sealed: full(extent.segment.sequence),
+        });
+        extents.collect()
+    }
+
     /// Limits what the log may store, in bytes of whole batches; `None` (the default after each
     /// opening) for no limit. Space comes back segment by segment.
     pub fn set_quota(&self, bytes: Option<u64>) {
@@ -113,6 +143,34 @@ impl Log {
     /// See [`ReadError`]; about the first position that it could not return.
     pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, ReadError> {
         self.core.read_range(&self.inner, range, max_bytes)
+    }
+
+    /// As [`read`](Self::read), but without waiting for a device, for callers that must not block:
+    /// `None` when the record is not in memory, or when that is not known. Then `read` it where
+    /// blocking is allowed.
+    ///
+    /// On Linux the page cache is asked (`RWF_NOWAIT`), as far as the file system supports it. The
+    /// first read from a segment that is not the newest needs its index, and answers `None` until
+    /// a `read` has loaded it (see [`Config::index_cache_bytes`](crate::Config)).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub fn try_read(&self, position: u64) -> Result<Option<Bytes>, ReadError> {
+        self.core.try_read(&self.inner, position)
+    }
+
+    /// As [`read_range`](Self::read_range), but without waiting for a device: ends early at the
+    /// first record that is not in memory, and answers `None` when that is the first of the range.
+    /// See [`try_read`](Self::try_read).
+    ///
+    /// # Errors
+    /// See [`ReadError`]; about the first position of the range.
+    pub fn try_read_range(
+        &self,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+        self.core.try_read_range(&self.inner, range, max_bytes)
     }
 
     /// Starts a batch for about `capacity` bytes of records. As [`Batch::builder`], but from

@@ -188,7 +188,7 @@ fn what_a_refused_commit_owned_may_call_back_when_it_is_dropped() {
         let owned = || Batch::from(Bytes::from_owner(owner()));
         let refused = |commit: Commit, expected: fn(&Error) -> bool| {
             let guard = owner();
-            let error = journal.submit(commit.clone(), move |_| drop(guard)).unwrap_err();
+            let error = journal.submit(commit.clone(), move |_| drop(guard)).unwrap_err().error;
             assert!(expected(&error), "{error}");
             dropped.recv().unwrap();
             drop(journal.commit(commit));

@@ -1,5 +1,6 @@
 //! One log, shared by its handles and the journal.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
@@ -21,11 +22,13 @@ pub(crate) struct LogInner {
     quota: AtomicU64,
 }
 
-/// Who waits for a change: one waker for each follower that waits.
+/// The followers of a log that wait for a change.
 #[derive(Debug, Default)]
 struct Followers {
-    next: u64,
-    wakers: Vec<(u64, Waker)>,
+    /// Number of the follower that was created last. Invariant: at least every key of `wakers`.
+    last: u64,
+    /// By follower: at most one waker each, woken in this order, which a seed can repeat.
+    wakers: BTreeMap<u64, Waker>,
 }
 
 impl LogInner {
@@ -63,40 +66,28 @@ impl LogInner {
     /// A number for a new follower.
     pub(crate) fn new_follower(&self) -> u64 {
         let mut followers = self.followers.lock();
-        followers.next += 1;
-        followers.next
+        followers.last += 1;
+        followers.last
     }
 
     /// This follower is woken at the next change, and by no earlier waker of its own.
     pub(crate) fn wake_on_change(&self, follower: u64, waker: &Waker) {
         // Cloning a waker and dropping one are foreign code: not under the lock.
         let waker = waker.clone();
-        let mut followers = self.followers.lock();
-        let known = followers.wakers.iter_mut().find(|(number, _)| *number == follower);
-        let old = match known {
-            Some((_, known)) => Some(std::mem::replace(known, waker)),
-            None => {
-                followers.wakers.push((follower, waker));
-                None
-            }
-        };
-        drop(followers);
+        let old = self.followers.lock().wakers.insert(follower, waker);
         drop(old);
     }
 
     /// This follower goes.
     pub(crate) fn forget_follower(&self, follower: u64) {
-        let mut followers = self.followers.lock();
-        let at = followers.wakers.iter().position(|(number, _)| *number == follower);
-        let waker = at.map(|at| followers.wakers.swap_remove(at));
-        drop(followers);
+        let waker = self.followers.lock().wakers.remove(&follower);
         drop(waker);
     }
 
     /// Wakes whoever follows. Runs foreign code: no lock may be held.
     pub(crate) fn changed(&self) {
         let followers = std::mem::take(&mut self.followers.lock().wakers);
-        for (_, waker) in followers {
+        for waker in followers.into_values() {
             foreign::call("waker", || waker.wake());
         }
     }

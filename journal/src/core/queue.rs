@@ -4,13 +4,13 @@
 //! checked against the state of its logs as all accepted commits will leave it, so whatever is
 //! accepted can be written.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::completion::{Done, Slot, Told};
 use super::log::LogInner;
 use super::shape::{Shape, Step, UNKNOWN};
-use crate::commit::{Change, Commit, Positions, Receipt};
+use crate::commit::{Change, Commit, Operation, Positions, Receipt};
 use crate::config::{Durability, Options};
 use crate::error::{Error, LogName};
 use crate::format::frame::SectionKind;
@@ -30,7 +30,7 @@ const QUIET_SHARES: u64 = 4;
 /// Everything behind the short lock that each commit takes.
 #[derive(Debug)]
 pub(crate) struct State {
-    names: HashMap<String, HashMap<u64, Arc<LogInner>>>,
+    names: HashMap<String, BTreeMap<u64, Arc<LogInner>>>,
     pub(crate) logs: Vec<Option<LogState>>,
     /// How many of them exist, as what was taken left them.
     pub(crate) existing: usize,
@@ -115,6 +115,15 @@ pub(crate) struct Part {
     pub(crate) batch: Option<BatchRef>,
 }
 
+/// What one operation does to its log.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    before: Shape,
+    after: Shape,
+    /// `None` when the operation has no effect.
+    step: Option<Step>,
+}
+
 /// What became of a commit that was handed in.
 #[derive(Debug)]
 pub(crate) enum Accepted {
@@ -130,11 +139,9 @@ pub(crate) struct Refusal {
     pub(crate) error: Error,
     /// Not to be told: whoever handed the commit in gets the error.
     pub(crate) done: Done,
-    /// The whole commit when there is only no room for it now.
+    /// The whole commit. Its memory may be foreign, with a destructor of its own: to be dropped
+    /// without a lock.
     pub(crate) commit: Commit,
-    /// What is left of the commit otherwise. Its memory may be foreign, with a destructor of its
-    /// own: to be dropped without a lock.
-    pub(crate) parts: Vec<Part>,
 }
 
 impl Refusal {
@@ -208,6 +215,17 @@ impl State {
         Ok(self.insert(namespace, id, Shape { damage, ..Shape::default() }, 0))
     }
 
+    /// The first logs of a namespace with an id of at least `from`, at most `count`, whether they
+    /// exist or not.
+    pub(crate) fn ids_from(&self, namespace: &str, from: u64, count: usize) -> Vec<Arc<LogInner>> {
+        let ids = self.names.get(namespace);
+        ids.into_iter()
+            .flat_map(|ids| ids.range(from..))
+            .take(count)
+            .map(|id| id.1.clone())
+            .collect()
+    }
+
     fn live_names(&self) -> usize {
         self.logs.len() - self.unused.len()
     }
@@ -269,17 +287,14 @@ impl State {
 
     /// Accepts a commit, or says why not; then nothing has changed.
     pub(crate) fn accept(&mut self, commit: Commit, done: Done) -> Result<Accepted, Box<Refusal>> {
-        let refuse =
-            |error, done, commit, parts| Err(Box::new(Refusal { error, done, commit, parts }));
-        if let Err(error) = self.check(&commit) {
-            return refuse(error, done, commit, Vec::new());
-        }
+        let planned = self.check(&commit).and_then(|()| self.plan(&commit.operations));
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(error) => return Err(Box::new(Refusal { error, done, commit })),
+        };
         let weight = commit.frame_bytes();
         let durability = commit.durability;
-        let (parts, positions) = match self.plan(commit.operations) {
-            Ok(planned) => planned,
-            Err((error, parts)) => return refuse(error, done, Commit::new(), parts),
-        };
+        let (parts, positions) = parts_of(commit.operations, planned);
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
             _ => (done, None),
@@ -361,61 +376,38 @@ impl State {
                     }
                 }
                 Err(refusal) => {
-                    let Refusal { error, done, commit, parts } = *refusal;
+                    let Refusal { error, done, commit } = *refusal;
                     told.push(done, Err(error));
                     told.keep(commit);
-                    told.keep_parts(parts);
                 }
             }
         }
         told
     }
 
-    /// Applies a commit to the submitted state of its logs, wholly or not at all.
-    fn plan(
-        &mut self,
-        operations: Vec<crate::commit::Operation>,
-    ) -> Result<(Vec<Part>, Positions), (Error, Vec<Part>)> {
-        let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
-        let mut positions = Positions::None;
-        let mut undo: Vec<(Arc<LogInner>, Shape)> = Vec::with_capacity(operations.len());
+    /// Applies operations to the submitted state of their logs, all of them or none.
+    fn plan(&mut self, operations: &[Operation]) -> Result<Vec<Planned>, Error> {
+        let mut planned: Vec<Planned> = Vec::with_capacity(operations.len());
         for operation in operations {
-            let log = operation.log.into_inner();
-            let before = self.log_state(&log).submitted;
-            undo.push((Arc::clone(&log), before));
-            let planned = self.plan_one(&log, &operation.change);
-            let step = planned.as_ref().ok().copied().flatten();
-            let after = self.log_state(&log).submitted;
-            let effect = step.is_some() || planned.is_err();
-            if let Change::Append(batch) = &operation.change
-                && step.is_some()
-            {
-                positions.push(after.end - batch.len() as u64..after.end);
-            }
-            let step = step.unwrap_or(Step { creates: false, number: 0, section: None });
-            if effect {
-                parts.push(Part {
-                    log,
-                    change: operation.change,
-                    creates: step.creates,
-                    number: step.number,
-                    section: step.section,
-                    heals: before.damage.is_some() && after.damage.is_none(),
-                    after,
-                    previous: 0,
-                    batch: None,
-                });
-            }
-            if let Err(error) = planned {
-                // Backwards, so that the first state of a log that occurs twice wins.
-                for (log, before) in undo.into_iter().rev() {
-                    let after = std::mem::replace(&mut self.log_state(&log).submitted, before);
-                    self.count_table(&log, after, before);
+            let log = operation.log.inner();
+            let before = self.log_state(log).submitted;
+            match self.plan_one(log, &operation.change) {
+                Ok(step) => {
+                    let after = self.log_state(log).submitted;
+                    planned.push(Planned { before, after, step });
                 }
-                return Err((error, parts));
+                Err(error) => {
+                    // Backwards, so that the first state of a log that occurs twice wins.
+                    for (operation, undone) in operations.iter().zip(&planned).rev() {
+                        let log = operation.log.inner();
+                        self.log_state(log).submitted = undone.before;
+                        self.count_table(log, undone.after, undone.before);
+                    }
+                    return Err(error);
+                }
             }
         }
-        Ok((parts, positions))
+        Ok(planned)
     }
 
     fn plan_one(&mut self, log: &LogInner, change: &Change) -> Result<Option<Step>, Error> {
@@ -634,6 +626,30 @@ impl State {
         }
         told
     }
+}
+
+/// Turns operations that were planned into what has to be written.
+fn parts_of(operations: Vec<Operation>, planned: Vec<Planned>) -> (Vec<Part>, Positions) {
+    let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
+    let mut positions = Positions::None;
+    for (operation, Planned { before, after, step }) in operations.into_iter().zip(planned) {
+        let Some(step) = step else { continue };
+        if let Change::Append(batch) = &operation.change {
+            positions.push(after.end - batch.len() as u64..after.end);
+        }
+        parts.push(Part {
+            log: operation.log.into_inner(),
+            change: operation.change,
+            creates: step.creates,
+            number: step.number,
+            section: step.section,
+            heals: before.damage.is_some() && after.damage.is_none(),
+            after,
+            previous: 0,
+            batch: None,
+        });
+    }
+    (parts, positions)
 }
 
 impl Part {

@@ -12,7 +12,7 @@ use super::log::LogInner;
 use super::segment::Segment;
 use super::view::Located;
 use crate::error::{Fault, ReadError};
-use crate::files::read_full_at;
+use crate::files::{read_full_at, read_full_cached_at};
 use crate::format::frame::{FrameKind, HEAD_BYTES_MAX, HEADER_BYTES, Header, Section, SectionKind};
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::{self, Trailer};
@@ -33,10 +33,6 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    pub(crate) fn end(&self) -> u64 {
-        self.end
-    }
-
     /// The record at a position of this batch.
     pub(crate) fn record(&self, position: u64) -> Result<Bytes, ReadError> {
         let number = (position - self.first) as u32;
@@ -47,9 +43,124 @@ impl Batch {
     }
 }
 
+/// Records that a read has gathered.
+struct Taken {
+    records: Vec<Bytes>,
+    bytes: usize,
+    max_bytes: usize,
+    /// Position of the next record.
+    position: u64,
+}
+
+impl Taken {
+    /// Takes the records of a batch from the position on, up to `end`; answers whether there is
+    /// room for more.
+    fn take(&mut self, batch: &Batch, end: u64) -> Result<bool, ReadError> {
+        let end = batch.end.min(end);
+        // The count comes from the disk. A record takes at least its four bytes in the table of
+        // ends, so the payload bounds what the count may ask for.
+        let most = batch.payload.len() / 4;
+        self.records.reserve((end.saturating_sub(self.position) as usize).min(most));
+        while self.position < end {
+            let record = batch.record(self.position)?;
+            self.bytes += record.len();
+            if self.bytes > self.max_bytes && !self.records.is_empty() {
+                return Ok(false);
+            }
+            self.records.push(record);
+            self.position += 1;
+        }
+        Ok(true)
+    }
+}
+
+/// Where a batch is.
+#[derive(Debug)]
+pub(crate) struct FoundBatch {
+    /// Number of the log's incarnation.
+    pub(crate) number: u64,
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) batch: BatchRef,
+    /// Positions from here on are in another batch, or were truncated.
+    pub(crate) end: u64,
+}
+
+impl FoundBatch {
+    /// Where the frame begins, and how far from there the payload is; both come from the disk.
+    fn check_place(&self, position: u64) -> Result<(u64, u64), ReadError> {
+        let (frame_at, payload_at) = (self.batch.frame_at(), self.batch.payload_at());
+        let payload_end = payload_at + u64::from(self.batch.length);
+        if payload_end > self.segment.size || payload_at < frame_at + HEADER_BYTES as u64 {
+            return Err(damaged(position, "the index points outside the segment"));
+        }
+        Ok((frame_at, payload_at - frame_at))
+    }
+
+    /// The batch, if its head and payload are what the index and the checksums say.
+    pub(crate) fn verify(
+        &self,
+        head: &[u8],
+        mut payload: Bytes,
+        position: u64,
+    ) -> Result<Batch, ReadError> {
+        let (frame_at, number) = (self.batch.frame_at(), self.number);
+        let header =
+            Header::peek(head).ok_or(damaged(position, "no frame where the index points"))?;
+        if !header.verify(head, self.segment.place(frame_at)) {
+            return Err(damaged(position, "the frame's head fails its checksum"));
+        }
+        let sections = header.sections(head).map_err(|_| damaged(position, "malformed frame"))?;
+        let section = sections.get(self.batch.section as usize).copied();
+        let section = section.filter(|section| matches_batch(section, number, &self.batch));
+        let section =
+            section.ok_or(damaged(position, "the frame is not the one that was looked for"))?;
+        payload.truncate(section.length as usize);
+        if payload.len() as u64 <= self.batch.payload_at() - frame_at {
+            // Its head would keep more memory alive than the records themselves.
+            payload = Bytes::copy_from_slice(&payload);
+        }
+        if crc32c(&payload) != section.crc {
+            return Err(damaged(position, "the records fail their checksum"));
+        }
+        let end = self.end.min(section.position + u64::from(section.count));
+        if position >= end {
+            return Err(damaged(position, "the batch does not reach the position"));
+        }
+        Ok(Batch { first: section.position, count: section.count, end, payload })
+    }
+}
+
+fn damaged(position: u64, detail: &'static str) -> ReadError {
+    ReadError::Damaged { position, detail }
+}
+
+/// Splits what was read at once into the frame's head and the payload.
+fn split(mut both: Bytes, gap: usize) -> (Bytes, Bytes) {
+    let payload = both.split_off(gap.min(both.len()));
+    (both, payload)
+}
+
+/// The batch with a position among those of a segment, and where it ends.
+fn batch_at(batches: &[BatchRef], position: u64, end: u64) -> Result<(BatchRef, u64), ReadError> {
+    let after = batches.partition_point(|batch| batch.first <= position);
+    let batch = after.checked_sub(1).and_then(|at| batches.get(at)).copied();
+    let batch = batch.ok_or(damaged(position, "not in the index"))?;
+    Ok((batch, batches.get(after).map_or(end, |next| next.first.min(end))))
+}
+
 impl Core {
     pub(crate) fn read(&self, log: &LogInner, position: u64) -> Result<Bytes, ReadError> {
         self.read_batch(log, position)?.record(position)
+    }
+
+    /// As [`read`](Self::read), of what is at hand; `None` when it is not.
+    pub(crate) fn try_read(
+        &self,
+        log: &LogInner,
+        position: u64,
+    ) -> Result<Option<Bytes>, ReadError> {
+        let batch = self.try_read_batch(log, position)?;
+        batch.map(|batch| batch.record(position)).transpose()
     }
 
     /// Records of a range, as many as `max_bytes` allow, but at least one unless the range is
@@ -60,50 +171,92 @@ impl Core {
         range: Range<u64>,
         max_bytes: usize,
     ) -> Result<Vec<Bytes>, ReadError> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        let mut position = range.start;
-        while position < range.end {
-            let batch = match self.read_batch(log, position) {
-                Ok(batch) => batch,
-                Err(error) if records.is_empty() => return Err(error),
+        let mut taken = Taken { records: Vec::new(), bytes: 0, max_bytes, position: range.start };
+        // Ends because each round takes at least the record at the position, or returns.
+        while taken.position < range.end {
+            let wanted = taken.position..range.end;
+            let read = match self.read_run(log, wanted, max_bytes.saturating_sub(taken.bytes)) {
+                Ok(read) => read,
+                Err(error) if taken.records.is_empty() => return Err(error),
                 // The caller gets what there is, and the error when it asks for the rest.
-                Err(_) => return Ok(records),
+                Err(_) => break,
             };
-            let end = batch.end().min(range.end);
-            // The count comes from the disk. A record takes at least its four bytes in the table of
-            // ends, so the payload bounds what the count may ask for.
-            let most = batch.payload.len() / 4;
-            records.reserve(((end - position) as usize).min(most));
-            while position < end {
-                let record = batch.record(position)?;
-                bytes += record.len();
-                if bytes > max_bytes && !records.is_empty() {
-                    return Ok(records);
+            for batch in read {
+                if !taken.take(&batch, range.end)? {
+                    return Ok(taken.records);
                 }
-                records.push(record);
-                position += 1;
             }
         }
-        Ok(records)
+        Ok(taken.records)
+    }
+
+    /// As [`read_range`](Self::read_range), of what is at hand; `None` when the first record is
+    /// not.
+    pub(crate) fn try_read_range(
+        &self,
+        log: &LogInner,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Bytes>>, ReadError> {
+        let mut taken = Taken { records: Vec::new(), bytes: 0, max_bytes, position: range.start };
+        // Ends because each round takes at least the record at the position, or returns.
+        while taken.position < range.end {
+            match self.try_read_batch(log, taken.position) {
+                Ok(Some(batch)) => {
+                    if !taken.take(&batch, range.end)? {
+                        break;
+                    }
+                }
+                Ok(None) if taken.records.is_empty() => return Ok(None),
+                Err(error) if taken.records.is_empty() => return Err(error),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(Some(taken.records))
     }
 
     /// The batch that holds a position.
-    pub(crate) fn read_batch(&self, log: &LogInner, position: u64) -> Result<Batch, ReadError> {
-        if self.closed.load(Ordering::Acquire) {
-            return Err(ReadError::Closed);
+    fn read_batch(&self, log: &LogInner, position: u64) -> Result<Batch, ReadError> {
+        let found = self.find(log, position)?;
+        let read = self.fetch(&found, position);
+        Self::recheck(log, position, found.number, read)
+    }
+
+    /// The batch that holds a position, if it is at hand.
+    fn try_read_batch(&self, log: &LogInner, position: u64) -> Result<Option<Batch>, ReadError> {
+        let Some(found) = self.find_cached(log, position)? else { return Ok(None) };
+        let read = self.fetch_cached(&found, position);
+        Self::recheck(log, position, found.number, read)
+    }
+
+    /// The batches from the start of a range on that one read can have, at least one; see
+    /// [`Run`](super::run::Run).
+    fn read_run(
+        &self,
+        log: &LogInner,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Vec<Batch>, ReadError> {
+        let position = range.start;
+        let found = self.find(log, position)?;
+        let run = self.run_from(log, &found, range.end, max_bytes);
+        if let Some(run) = run
+            && let Some(batches) = self.fetch_run(&found, &run)
+        {
+            return Ok(batches);
         }
-        let (number, located) = locate(log, position)?;
-        let read = match located {
-            Located::Batch { segment, batch, end } => {
-                self.fetch(&segment, number, batch, end, position)
-            }
-            Located::Sealed { segment, end } => self
-                .sealed_batch(&segment, number, position, end)
-                .and_then(|(batch, end)| self.fetch(&segment, number, batch, end, position)),
-            Located::Lost => Err(ReadError::Damaged { position, detail: "lost" }),
-        };
-        // A segment may have been used again while it was read: then the position is gone.
+        let read = self.fetch(&found, position);
+        Self::recheck(log, position, found.number, read).map(|batch| vec![batch])
+    }
+
+    /// A segment may have been used again while it was read: then the position is gone, and what
+    /// was read instead is no damage.
+    fn recheck<T>(
+        log: &LogInner,
+        position: u64,
+        number: u64,
+        read: Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
         if matches!(read, Err(ReadError::Damaged { .. })) {
             let (now, _) = locate(log, position)?;
             if now != number {
@@ -113,52 +266,74 @@ impl Core {
         read
     }
 
+    /// Where the batch with a position is, reading the index of its segment when it must.
+    fn find(&self, log: &LogInner, position: u64) -> Result<FoundBatch, ReadError> {
+        self.check_open()?;
+        let (number, located) = locate(log, position)?;
+        let found = match located {
+            Located::Batch { segment, batch, end } => Ok((segment, batch, end)),
+            Located::Sealed { segment, end } => {
+                let batches = self.batches_of(&segment, number, position);
+                let found = batches.and_then(|batches| batch_at(&batches, position, end));
+                found.map(|(batch, end)| (segment, batch, end))
+            }
+            Located::Lost => Err(ReadError::Damaged { position, detail: "lost" }),
+        };
+        let (segment, batch, end) = Self::recheck(log, position, number, found)?;
+        Ok(FoundBatch { number, segment, batch, end })
+    }
+
+    /// Where the batch with a position is, if that is known without reading.
+    fn find_cached(&self, log: &LogInner, position: u64) -> Result<Option<FoundBatch>, ReadError> {
+        self.check_open()?;
+        let (number, located) = locate(log, position)?;
+        let found = match located {
+            Located::Batch { segment, batch, end } => Ok((segment, batch, end)),
+            Located::Sealed { segment, end } => {
+                let Some(batches) = self.cached_batches(&segment, number) else { return Ok(None) };
+                batch_at(&batches, position, end).map(|(batch, end)| (segment, batch, end))
+            }
+            Located::Lost => Err(ReadError::Damaged { position, detail: "lost" }),
+        };
+        let (segment, batch, end) = Self::recheck(log, position, number, found)?;
+        Ok(Some(FoundBatch { number, segment, batch, end }))
+    }
+
+    fn check_open(&self) -> Result<(), ReadError> {
+        if self.closed.load(Ordering::Acquire) { Err(ReadError::Closed) } else { Ok(()) }
+    }
+
     /// Reads and verifies one batch.
-    fn fetch(
-        &self,
-        segment: &Segment,
-        number: u64,
-        batch: BatchRef,
-        end: u64,
-        position: u64,
-    ) -> Result<Batch, ReadError> {
-        let damaged = |detail| ReadError::Damaged { position, detail };
-        let (frame_at, payload_at) = (batch.frame_at(), batch.payload_at());
-        let payload_end = payload_at + u64::from(batch.length);
-        if payload_end > segment.size || payload_at < frame_at + HEADER_BYTES as u64 {
-            return Err(damaged("the index points outside the segment"));
-        }
-        let gap = payload_at - frame_at;
-        let (head, mut payload) = if gap <= ONE_READ_GAP {
-            let mut both = self.read_bytes(segment, frame_at, (payload_end - frame_at) as usize)?;
-            let payload = both.split_off((gap as usize).min(both.len()));
-            (both, payload)
+    fn fetch(&self, found: &FoundBatch, position: u64) -> Result<Batch, ReadError> {
+        let FoundBatch { segment, batch, .. } = found;
+        let (frame_at, gap) = found.check_place(position)?;
+        let length = batch.length as usize;
+        let (head, payload) = if gap <= ONE_READ_GAP {
+            let both = self.read_bytes(segment, frame_at, gap as usize + length)?;
+            split(both, gap as usize)
         } else {
             let head =
                 self.read_bytes(segment, frame_at, gap.min(HEAD_BYTES_MAX as u64) as usize)?;
-            (head, self.read_bytes(segment, payload_at, batch.length as usize)?)
+            (head, self.read_bytes(segment, batch.payload_at(), length)?)
         };
-        let header = Header::peek(&head).ok_or(damaged("no frame where the index points"))?;
-        if !header.verify(&head, segment.place(frame_at)) {
-            return Err(damaged("the frame's head fails its checksum"));
+        found.verify(&head, payload, position)
+    }
+
+    /// As [`fetch`](Self::fetch), of what the system has in memory; `None` when it has not.
+    fn fetch_cached(&self, found: &FoundBatch, position: u64) -> Result<Option<Batch>, ReadError> {
+        let (frame_at, gap) = found.check_place(position)?;
+        if gap > ONE_READ_GAP {
+            return Ok(None);
         }
-        let sections = header.sections(&head).map_err(|_| damaged("malformed frame"))?;
-        let section = sections.get(batch.section as usize).copied();
-        let section = section.filter(|section| matches_batch(section, number, &batch));
-        let section = section.ok_or(damaged("the frame is not the one that was looked for"))?;
-        payload.truncate(section.length as usize);
-        if payload.len() as u64 <= gap {
-            // Its head would keep more memory alive than the records themselves.
-            payload = Bytes::copy_from_slice(&payload);
-        }
-        if crc32c(&payload) != section.crc {
-            return Err(damaged("the records fail their checksum"));
-        }
-        let end = end.min(section.position + u64::from(section.count));
-        if position >= end {
-            return Err(damaged("the batch does not reach the position"));
-        }
-        Ok(Batch { first: section.position, count: section.count, end, payload })
+        let (segment, length) = (&found.segment, gap as usize + found.batch.length as usize);
+        let mut buffer = self.buffers.take(length);
+        let read = read_full_cached_at(&*segment.file, &mut buffer[..length], frame_at)
+            .map_err(|error| Fault::read(segment.name(), frame_at, length, &error))?;
+        let mut both = self.buffers.share(buffer);
+        let Some(read) = read else { return Ok(None) };
+        both.truncate(read);
+        let (head, payload) = split(both, gap as usize);
+        found.verify(&head, payload, position).map(Some)
     }
 
     /// Reads bytes of a segment; fewer when the file ends.
@@ -176,19 +351,12 @@ impl Core {
         Ok(bytes)
     }
 
-    /// Finds a batch by the index of a sealed segment, and where it ends.
-    fn sealed_batch(
-        &self,
-        segment: &Arc<Segment>,
-        number: u64,
-        position: u64,
-        end: u64,
-    ) -> Result<(BatchRef, u64), ReadError> {
-        let batches = self.batches_of(segment, number, position)?;
-        let after = batches.partition_point(|batch| batch.first <= position);
-        let batch = after.checked_sub(1).and_then(|at| batches.get(at)).copied();
-        let batch = batch.ok_or(ReadError::Damaged { position, detail: "not in the index" })?;
-        Ok((batch, batches.get(after).map_or(end, |next| next.first.min(end))))
+    /// The batches of a log in a sealed segment, if their index has been read already.
+    pub(crate) fn cached_batches(&self, segment: &Segment, number: u64) -> Option<Arc<[BatchRef]>> {
+        match self.index_cache.lock().get(Key::Batches(segment.sequence, number)) {
+            Some(Cached::Batches(batches)) => Some(batches),
+            _ => None,
+        }
     }
 
     fn batches_of(
@@ -197,8 +365,7 @@ impl Core {
         number: u64,
         position: u64,
     ) -> Result<Arc<[BatchRef]>, ReadError> {
-        let key = Key::Batches(segment.sequence, number);
-        if let Some(Cached::Batches(batches)) = self.index_cache.lock().get(key) {
+        if let Some(batches) = self.cached_batches(segment, number) {
             return Ok(batches);
         }
         let batches = if let Some(batches) = self.indexed_batches(segment, number)? {
@@ -210,6 +377,7 @@ impl Core {
             log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
         };
         let batches: Arc<[BatchRef]> = batches.into();
+        let key = Key::Batches(segment.sequence, number);
         self.index_cache.lock().put(key, Cached::Batches(Arc::clone(&batches)));
         Ok(batches)
     }

@@ -351,6 +351,12 @@ impl Space {
         (inner.sealed.len() + 1 + inner.spares.len(), inner.files)
     }
 
+    /// Whether the segment of this sequence is full: nothing is added to it any more. The caller
+    /// must hold something that pins the segment; one that nothing pins may have been recycled.
+    pub(crate) fn is_full(&self, sequence: u64) -> bool {
+        self.inner.lock().sealed.contains_key(&sequence)
+    }
+
     /// The oldest sealed segments that are still pinned.
     pub(crate) fn oldest_pinned(&self, count: usize) -> Vec<Arc<Segment>> {
         let inner = self.inner.lock();

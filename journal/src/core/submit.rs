@@ -7,7 +7,7 @@ use super::Core;
 use super::completion::{Done, Outcome, Slot};
 use super::lead::Lead;
 use super::queue::{Accepted, Refusal, State};
-use crate::commit::{Commit, Receipt};
+use crate::commit::{Commit, Receipt, Rejected};
 use crate::error::{Error, Fault};
 
 /// Where the outcome of a commit will be.
@@ -29,16 +29,19 @@ pub(crate) enum Closed {
 }
 
 impl Core {
-    /// Hands a commit in; when there is no room, refuses.
+    /// Hands a commit in; when there is no room, gives it back.
     pub(crate) fn submit(
         self: &Arc<Self>,
         commit: Commit,
         done: Box<dyn FnOnce(Outcome) + Send>,
-    ) -> Result<(), Error> {
-        self.check_owner(&commit)?;
+    ) -> Result<(), Box<Rejected>> {
+        if let Err(error) = self.check_owner(&commit) {
+            return Err(Box::new(Rejected { error, commit }));
+        }
         let mut state = self.state.lock();
         if state.someone_waits() && state.refused.is_none() {
-            return Err(state.too_many_bytes());
+            let error = state.too_many_bytes();
+            return Err(Box::new(Rejected { error, commit }));
         }
         let accepted = state.accept(commit, Done::Callback(done));
         let lead = self.claim(&mut state);
@@ -50,7 +53,10 @@ impl Core {
                 done.tell(Ok(receipt));
                 Ok(())
             }
-            Err(refusal) => Err(refusal.error),
+            Err(refusal) => {
+                let Refusal { error, commit, .. } = *refusal;
+                Err(Box::new(Rejected { error, commit }))
+            }
         }
     }
 
@@ -71,7 +77,7 @@ impl Core {
         commit: Commit,
     ) -> Result<Submitted, Box<Refusal>> {
         if let Err(error) = self.check_owner(&commit) {
-            return Err(Box::new(Refusal { error, done: Done::Nobody, commit, parts: vec![] }));
+            return Err(Box::new(Refusal { error, done: Done::Nobody, commit }));
         }
         let commit = if state.someone_waits() && state.refused.is_none() {
             commit
@@ -89,7 +95,7 @@ impl Core {
             Ok(()) => Ok(Submitted::Later(slot)),
             Err(error) => {
                 let (done, commit) = (Done::Slot(slot), Commit::new());
-                Err(Box::new(Refusal { error, done, commit, parts: vec![] }))
+                Err(Box::new(Refusal { error, done, commit }))
             }
         }
     }

@@ -40,6 +40,7 @@ mod tests;
 use std::fmt;
 use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -187,7 +188,13 @@ impl Mount {
 
     fn handle(&self, (inode, alive): (u64, Arc<()>)) -> Arc<dyn File> {
         let (disk, generation) = (Arc::clone(&self.disk), self.generation);
-        Arc::new(CrashFile { disk, generation, inode, _alive: alive })
+        Arc::new(CrashFile {
+            disk,
+            generation,
+            inode,
+            cached_reads: AtomicU64::new(0),
+            _alive: alive,
+        })
     }
 }
 
@@ -236,6 +243,8 @@ struct CrashFile {
     disk: Arc<Mutex<Disk>>,
     generation: u64,
     inode: u64,
+    /// Calls of `read_cached_at` so far.
+    cached_reads: AtomicU64,
     _alive: Arc<()>,
 }
 
@@ -252,6 +261,18 @@ impl File for CrashFile {
 
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         self.disk()?.read(self.inode, buf, offset)
+    }
+
+    /// Now and then answers `None`, as a page cache does that has dropped a page: decided by the
+    /// offset and the number of calls, so that a run can be repeated.
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        let calls = self.cached_reads.fetch_add(1, Ordering::Relaxed);
+        if (calls ^ (offset >> 12)).is_multiple_of(4) {
+            return Ok(None);
+        }
+        // As short as a read can be that meets the end of what is cached.
+        let short = if calls.is_multiple_of(3) { buf.len().div_ceil(2) } else { buf.len() };
+        self.read_at(&mut buf[..short], offset).map(Some)
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {

@@ -231,6 +231,18 @@ impl File for DiskFile {
         std::os::windows::fs::FileExt::seek_read(&self.file, buf, offset)
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        use rustix::io::{Errno, ReadWriteFlags, preadv2};
+        let mut bufs = [io::IoSliceMut::new(buf)];
+        match preadv2(&self.file, &mut bufs, offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) => Ok(Some(read)),
+            // Not in the page cache; or the file system or the kernel cannot say.
+            Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
         #[cfg(unix)]
         if let [one] = bufs {

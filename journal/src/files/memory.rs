@@ -105,6 +105,10 @@ impl File for MemoryFile {
         Ok(read)
     }
 
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        self.read_at(buf, offset).map(Some)
+    }
+
     fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
         let start = usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge)?;

@@ -341,7 +341,8 @@ impl<'a> Run<'a> {
                 self.note(|| format!("submit {number} {survives:?}: {}", brief(&changes)));
                 self.oracle.submit(changes, survives);
             }
-            Err(error) => {
+            Err(rejected) => {
+                let error = rejected.error;
                 if matches!(error, Error::Full { .. }) {
                     self.full = true;
                     self.situations.reached("appends are refused for want of room");

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crate::Parts;
 use crate::wire::hello::{self, Hello, PREFIX_BYTES, Reply};
 use crate::wire::inbox::Inbox;
-use crate::wire::{Frame, HEADER_BYTES};
+use crate::wire::{Frame, HEADER_BYTES, crc32c};
 
 /// The largest body that [`frames`] accepts, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 16;
@@ -57,7 +57,7 @@ fn seal_frames(stream: &mut [u8]) {
         let claimed = u32::from_le_bytes([rest[0], rest[1], 0, 0]).min(most);
         rest[..4].copy_from_slice(&claimed.to_le_bytes());
         let end = HEADER_BYTES + claimed as usize;
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&rest[..20]), &rest[HEADER_BYTES..end]);
+        let crc = crc32c([&rest[..20], &rest[HEADER_BYTES..end]]);
         rest[20..24].copy_from_slice(&crc.to_le_bytes());
         rest = &mut rest[end..];
     }

@@ -3,7 +3,7 @@
 //! Both messages have the shape `magic, length, fields, crc`; the README of the crate lists the
 //! fields.
 
-use super::{VERSION, array};
+use super::{VERSION, array, crc32c};
 use crate::{Class, Refusal};
 
 const MAGIC: [u8; 8] = *b"voussoir";
@@ -51,7 +51,7 @@ pub(crate) fn length(prefix: &[u8; PREFIX_BYTES]) -> Result<usize, Refusal> {
 fn fields<'a>(prefix: &[u8], rest: &'a [u8], known: usize) -> Result<&'a [u8], Refusal> {
     let split = rest.len().checked_sub(CRC_BYTES).ok_or(Refusal::Malformed)?;
     let (fields, crc) = rest.split_at(split);
-    let expected = crc32c::crc32c_append(crc32c::crc32c(prefix), fields);
+    let expected = crc32c([prefix, fields]);
     if u32::from_le_bytes(array(crc, 0)) != expected || fields.len() < known {
         return Err(Refusal::Malformed);
     }
@@ -63,7 +63,7 @@ pub(crate) fn seal(fields: &[u8]) -> Vec<u8> {
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&((fields.len() + CRC_BYTES) as u16).to_le_bytes());
     bytes.extend_from_slice(fields);
-    let crc = crc32c::crc32c(&bytes);
+    let crc = crc32c([&bytes[..]]);
     bytes.extend_from_slice(&crc.to_le_bytes());
     bytes
 }

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BytesMut};
 
-use super::{HEADER_BYTES, Header, Incoming, Kind, array};
+use super::{HEADER_BYTES, Header, Incoming, Kind, array, crc32c};
 use crate::Violation;
 
 /// What one read asks for when nothing is known about what comes.
@@ -82,7 +82,7 @@ impl Inbox {
         let Some(body) = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length as usize) else {
             return Ok(None);
         };
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&bytes[..20]), body);
+        let crc = crc32c([&bytes[..20], body]);
         if crc != u32::from_le_bytes(array(bytes, 20)) {
             return Err(Violation::Checksum);
         }

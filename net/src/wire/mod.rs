@@ -78,6 +78,13 @@ pub(crate) struct Frame {
     len: usize,
 }
 
+/// CRC-32C of pieces one after the other.
+pub(crate) fn crc32c<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
+    pieces.into_iter().for_each(|piece| digest.update(piece));
+    digest.finalize() as u32
+}
+
 impl Frame {
     /// Computes the checksum, so this is to be done outside of any lock. The caller has checked
     /// that the length is one that the peer takes, hence below 2^32.
@@ -89,9 +96,8 @@ impl Frame {
         bytes[6..8].copy_from_slice(&header.service.to_le_bytes());
         bytes[8..16].copy_from_slice(&header.id.to_le_bytes());
         bytes[16..20].copy_from_slice(&header.left_ms.to_le_bytes());
-        let crc = parts
-            .pieces()
-            .fold(crc32c::crc32c(&bytes[..20]), |crc, piece| crc32c::crc32c_append(crc, piece));
+        let crc =
+            crc32c(std::iter::once(&bytes[..20]).chain(parts.pieces().map(|piece| &piece[..])));
         bytes[20..24].copy_from_slice(&crc.to_le_bytes());
         Self { header: bytes, parts, len: HEADER_BYTES + length }
     }

@@ -96,7 +96,7 @@ fn handshakes_come_back_and_bear_later_fields() {
     bytes.truncate(bytes.len() - 4);
     bytes.extend_from_slice(b"more");
     bytes[8] += 4;
-    let crc = crc32c::crc32c(&bytes);
+    let crc = crc32c([&bytes[..]]);
     bytes.extend_from_slice(&crc.to_le_bytes());
     let (prefix, rest) = split(&bytes);
     assert_eq!(length(&prefix), Ok(rest.len()));
@@ -144,7 +144,7 @@ fn flags_of_later_versions() {
     for (flags, is_taken) in [(0x01, true), (0x0f, true), (0x10, false), (0x80, false)] {
         let mut header = Frame::bare(Kind::Ping, 7).header;
         header[5] = flags;
-        let crc = crc32c::crc32c(&header[..20]);
+        let crc = crc32c([&header[..20]]);
         header[20..].copy_from_slice(&crc.to_le_bytes());
         let (frames, violation) = feed(&mut Inbox::new(MAX), &header, 100);
         assert_eq!(frames.len(), usize::from(is_taken));

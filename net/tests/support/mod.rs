@@ -109,7 +109,7 @@ pub(crate) async fn fill(tcp: &Tcp, peer: u64, channel: Channel, bytes: usize) {
 }
 
 pub(crate) fn crc(bytes: &[u8]) -> [u8; 4] {
-    crc32c::crc32c(bytes).to_le_bytes()
+    crc_fast::crc32_iscsi(bytes).to_le_bytes()
 }
 
 pub(crate) struct RawHello {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Log};
+use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Log, Rejected};
 
 use super::state::State;
 use super::{Current, store_error};
@@ -106,7 +106,7 @@ impl Pipeline {
         adopts: Option<Current>,
         done: Completion,
     ) {
-        let batches = batches(&write.entries);
+        let batches = batches(&self.entries, &write.entries);
         let told = {
             let mut queue = self.queue.lock();
             match self.plan(&mut queue, &write, adopts, batches, done) {
@@ -188,31 +188,35 @@ impl Pipeline {
 
     /// Hands on what may go now.
     fn pump(self: &Arc<Self>, queue: &mut Queue) -> Told {
-        while let Some(step) = queue.backlog.front() {
-            let (alone, touches_entries) = (queue.flying.is_empty(), step.touches_entries);
+        while let Some(Step { commit, touches_entries, done }) = queue.backlog.pop_front() {
+            let alone = queue.flying.is_empty();
             let may_follow = alone || (queue.in_order && touches_entries);
             if !may_follow {
+                queue.backlog.push_front(Step { commit, touches_entries, done });
                 break;
             }
             let number = queue.landed + queue.flying.len() as u64;
             let pipeline = Arc::clone(self);
-            let submitted = self.journal.submit(step.commit.clone(), move |result| {
+            let submitted = self.journal.submit(commit, move |result| {
                 pipeline.landed(number, result.map(drop).map_err(store_error));
             });
-            match submitted {
-                Ok(()) => {}
-                // One of ours that lands makes room, or at least another attempt.
-                Err(Error::Busy { .. }) if !alone => break,
-                Err(Error::Busy { .. }) => {
-                    if let Err(error) = self.wait_for_room(step.commit.clone(), number) {
-                        return queue.fail(&error);
-                    }
+            if let Err(rejected) = submitted {
+                let Rejected { error, commit, .. } = *rejected;
+                let busy = matches!(error, Error::Busy { .. });
+                // A commit of this group that completes makes room, or at least calls `pump` again.
+                if busy && !alone {
+                    queue.backlog.push_front(Step { commit, touches_entries, done });
+                    break;
                 }
-                Err(error) => return queue.fail(&store_error(error)),
+                let waits =
+                    if busy { self.wait_for_room(commit, number) } else { Err(store_error(error)) };
+                if let Err(error) = waits {
+                    let mut told = queue.fail(&error);
+                    told.extend(done.map(|done| (done, Err(error))));
+                    return told;
+                }
             }
             queue.in_order = touches_entries && (alone || queue.in_order);
-            let step = queue.backlog.pop_front();
-            let done = step.and_then(|step| step.done);
             queue.flying.push_back(Flight { done, result: None });
         }
         Vec::new()
@@ -283,10 +287,9 @@ fn tell(told: Told) {
 }
 
 /// Entries as batches of the journal.
-fn batches(entries: &[Entry]) -> Vec<Batch> {
+fn batches(log: &Log, entries: &[Entry]) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut rest = entries;
-    let mut record = Vec::new();
     while !rest.is_empty() {
         let mut bytes = 0;
         let mut fits = |entry: &Entry| {
@@ -299,12 +302,9 @@ fn batches(entries: &[Entry]) -> Vec<Batch> {
         rest = later;
         let weight: usize =
             now.iter().map(|entry| entry.data.len() + codec::ENTRY_HEAD_BYTES + 4).sum();
-        let mut batch = Batch::builder(weight);
+        let mut batch = log.batch(weight);
         for entry in now {
-            record.clear();
-            record.extend_from_slice(&codec::encode_entry_head(entry));
-            record.extend_from_slice(&entry.data);
-            batch.push(&record);
+            batch.push_pieces(&[&codec::encode_entry_head(entry), &entry.data]);
         }
         batches.push(batch.finish());
     }

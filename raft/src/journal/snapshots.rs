@@ -61,10 +61,7 @@ impl Snapshots {
         let namespace = format!("raft.snapshot.{group}");
         let mut next_number = current.map_or(1, |current| current.number + 1);
         let mut remains = Commit::new().durability(Durability::Buffered);
-        for info in journal.logs() {
-            if info.name.namespace != namespace {
-                continue;
-            }
+        for info in journal.logs_of(&namespace) {
             next_number = next_number.max(info.name.id.saturating_add(1));
             if sound && current.is_none_or(|current| current.number != info.name.id) {
                 remains = remains.delete(&journal.log(&namespace, info.name.id)?);

@@ -1,0 +1,304 @@
+//! Reading: extents, logs of a namespace, reads that do not wait, and windows over short batches.
+#![cfg(feature = "testing")]
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use voussoir_journal::files::crash::CrashFiles;
+use voussoir_journal::{
+    Commit, DiskFiles, Durability, Error, File, Files, Journal, Log, MemoryFiles, Options,
+    ReadError,
+};
+use voussoir_sim::Situations;
+
+/// Files that count the calls by which they are read.
+#[derive(Debug)]
+struct CountedFiles {
+    files: Arc<dyn Files>,
+    reads: Arc<AtomicUsize>,
+}
+
+#[derive(Debug)]
+struct CountedFile {
+    file: Arc<dyn File>,
+    reads: Arc<AtomicUsize>,
+}
+
+impl CountedFiles {
+    fn counted(&self, file: Arc<dyn File>) -> Arc<dyn File> {
+        Arc::new(CountedFile { file, reads: Arc::clone(&self.reads) })
+    }
+}
+
+impl Files for CountedFiles {
+    fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
+        self.files.lock()
+    }
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.files.list()
+    }
+    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.files.open(name).map(|file| self.counted(file))
+    }
+    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
+        self.files.create(name).map(|file| self.counted(file))
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.files.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.files.remove(name)
+    }
+    fn sync_dir(&self) -> io::Result<()> {
+        self.files.sync_dir()
+    }
+}
+
+impl File for CountedFile {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.file.read_at(buf, offset)
+    }
+    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
+        self.file.read_cached_at(buf, offset)
+    }
+    fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
+        self.file.write_at(bufs, offset)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+}
+
+fn open(files: Arc<dyn Files>, segment_bytes: u64) -> Journal {
+    let mut options = Options::manual();
+    options.segment_bytes = segment_bytes;
+    options.max_bytes = 64 * segment_bytes;
+    Journal::open_with(files, options).unwrap()
+}
+
+fn append(journal: &Journal, log: &Log, record: &[u8]) {
+    let commit = Commit::new().append(log, [record]).durability(Durability::Written);
+    journal.commit_blocking(commit).unwrap();
+    journal.work(0);
+}
+
+fn record(position: u64, length: usize) -> Vec<u8> {
+    let mut record = position.to_le_bytes().to_vec();
+    record.resize(length, position as u8);
+    record
+}
+
+/// The figures of a scan of 512 records of 1 KiB, each a batch of its own.
+#[test]
+fn short_batches_are_read_in_windows() {
+    for (others, most) in [(0, 12), (1, 12), (16, 512)] {
+        let reads = Arc::new(AtomicUsize::new(0));
+        let files = CountedFiles { files: Arc::new(MemoryFiles::new()), reads: Arc::clone(&reads) };
+        // One segment holds all, or several do, with indexes.
+        for segment_bytes in [32 << 20, 256 << 10] {
+            let files =
+                CountedFiles { files: Arc::new(MemoryFiles::new()), reads: files.reads.clone() };
+            let journal = open(Arc::new(files), segment_bytes);
+            let log = journal.log("scanned", 1).unwrap();
+            for position in 0..512 {
+                append(&journal, &log, &record(position, 1 << 10));
+                for other in 0..others {
+                    let other = journal.log("other", other).unwrap();
+                    append(&journal, &other, &record(position, 1 << 10));
+                }
+            }
+            let before = reads.load(Ordering::Relaxed);
+            let all = log.read_range(0..512, usize::MAX).unwrap();
+            let calls = reads.load(Ordering::Relaxed) - before;
+            for (position, read) in all.iter().enumerate() {
+                assert_eq!(read[..], record(position as u64, 1 << 10), "{position}");
+            }
+            assert_eq!(all.len(), 512);
+            // Each full segment costs four calls more, for its index.
+            let indexes = 4 * log.extents().len();
+            assert!(calls <= most + indexes, "{others} other logs: {calls} calls");
+        }
+        drop(files);
+    }
+}
+
+/// A range never has more than was asked for, wherever the windows end.
+#[test]
+fn ranges_are_exact_at_every_bound() {
+    let journal = open(Arc::new(MemoryFiles::new()), 64 << 10);
+    let log = journal.log("ranges", 1).unwrap();
+    let length = |position: u64| 8 + (position * 37 % 900) as usize;
+    for position in 0..200 {
+        append(&journal, &log, &record(position, length(position)));
+    }
+    let cut = Commit::new().truncate(&log, 190).release(&log, 3);
+    journal.commit_blocking(cut).unwrap();
+    for first in 3..190 {
+        for (end, max_bytes) in [(first + 1, 1), (first + 7, 2_000), (u64::MAX, 9_000)] {
+            let read = match log.read_range(first..end, max_bytes) {
+                Ok(read) => read,
+                Err(error) => panic!("{first}..{end}: {error}"),
+            };
+            let mut bytes = 0;
+            let expected = (first..end.min(190)).take_while(|position| {
+                bytes += length(*position);
+                *position == first || bytes <= max_bytes
+            });
+            let expected: Vec<Vec<u8>> = expected.map(|p| record(p, length(p))).collect();
+            assert_eq!(read, expected, "{first}..{end}, {max_bytes} bytes");
+            let cached = log.try_read_range(first..end, max_bytes).unwrap();
+            assert_eq!(cached, Some(read), "everything is in memory");
+        }
+    }
+    assert!(matches!(log.try_read(2), Err(ReadError::Released { first: 3 })));
+    assert!(matches!(log.try_read_range(190..191, 9), Err(ReadError::Absent { end: 190 })));
+    assert_eq!(log.try_read_range(50..50, 9).unwrap(), Some(vec![]));
+}
+
+/// What is at hand is what a read gives; what is not is `None`, never an error.
+#[test]
+fn a_read_that_does_not_wait_gives_the_same_or_nothing() {
+    static SITUATIONS: [&str; 4] = ["a record at hand", "no record at hand", "a part", "no index"];
+    let reached = Situations::new(&SITUATIONS);
+    let disk = CrashFiles::new(7);
+    for life in 0..2 {
+        let journal = open(disk.mount(), 64 << 10);
+        let log = journal.log("cached", 1).unwrap();
+        for position in log.end()..200 {
+            append(&journal, &log, &record(position, 700));
+        }
+        for position in 0..200 {
+            let tried = log.try_read(position).unwrap();
+            if life == 1 && position == 0 {
+                assert_eq!(tried, None, "the index of a segment before the newest is unread");
+                reached.reached("no index");
+            }
+            let read = log.read(position).unwrap();
+            assert_eq!(read[..], record(position, 700));
+            match tried {
+                Some(tried) => assert_eq!(tried, read),
+                None => reached.reached("no record at hand"),
+            }
+            if log.try_read(position).unwrap().is_some() {
+                reached.reached("a record at hand");
+            }
+            let some: Vec<Bytes> = log.read_range(position..position + 5, 9_000).unwrap();
+            if let Some(part) = log.try_read_range(position..position + 5, 9_000).unwrap() {
+                assert_eq!(part, some[..part.len()]);
+                if part.len() < some.len() {
+                    reached.reached("a part");
+                }
+            }
+        }
+        journal.close().unwrap();
+        assert!(matches!(log.try_read(0), Err(ReadError::Closed)));
+    }
+    for name in SITUATIONS {
+        assert!(reached.count(name) > 0, "never reached: {name}\n{reached}");
+    }
+}
+
+/// Real files: the page cache has what has just been written, where the file system tells.
+#[test]
+fn the_page_cache_is_asked() {
+    let folder = std::env::temp_dir().join(format!("voussoir-cached-{}", std::process::id()));
+    let journal = open(Arc::new(DiskFiles::new(&folder).unwrap()), 256 << 10);
+    let log = journal.log("cached", 1).unwrap();
+    let mut hits = 0;
+    for position in 0..50 {
+        append(&journal, &log, &record(position, 4_000));
+        if let Some(read) = log.try_read(position).unwrap() {
+            assert_eq!(read[..], record(position, 4_000));
+            hits += 1;
+        }
+    }
+    println!("{hits} of 50 records were at hand");
+    drop((log, journal));
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+#[test]
+fn extents_tell_what_a_release_lets_go() {
+    let journal = open(Arc::new(MemoryFiles::new()), 64 << 10);
+    let log = journal.log("retained", 1).unwrap();
+    assert!(log.extents().is_empty());
+    for position in 0..150 {
+        append(&journal, &log, &record(position, 900));
+    }
+    let extents = log.extents();
+    assert!(extents.len() >= 3, "{extents:?}");
+    assert_eq!((extents[0].first, extents.last().unwrap().end), (0, 150));
+    for pair in extents.windows(2) {
+        assert_eq!(pair[0].end, pair[1].first);
+        assert!(pair[0].sealed, "{extents:?}");
+    }
+    assert!(!extents.last().unwrap().sealed, "{extents:?}");
+    let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
+    assert_eq!(bytes, log.info().bytes);
+
+    let segments = log.info().segments;
+    journal.commit_blocking(Commit::new().release(&log, extents[1].end)).unwrap();
+    assert_eq!(log.extents(), extents[2..], "two extents and their segments are gone");
+    assert_eq!(log.info().segments, segments - 2);
+    // A part of an extent keeps all of its segment.
+    journal.commit_blocking(Commit::new().release(&log, extents[2].first + 1)).unwrap();
+    assert_eq!(log.extents()[0].first, extents[2].first + 1);
+    assert_eq!(log.info().segments, segments - 2);
+}
+
+#[test]
+fn logs_of_a_namespace_are_found_without_the_others() {
+    let journal = open(Arc::new(MemoryFiles::new()), 1 << 20);
+    // More than are looked at under one lock, ids at both ends of the range, and gaps.
+    let ids: Vec<u64> = (0..700).map(|id| id * 3).chain([u64::MAX]).collect();
+    for namespace in ["a", "wanted", "z"] {
+        for id in &ids {
+            let log = journal.log(namespace, *id).unwrap();
+            if id % 2 == 0 || namespace != "wanted" {
+                append(&journal, &log, b"x");
+            }
+        }
+    }
+    let found: Vec<u64> = journal.logs_of("wanted").iter().map(|info| info.name.id).collect();
+    let expected: Vec<u64> = ids.iter().copied().filter(|id| id % 2 == 0).collect();
+    assert_eq!(found, expected, "only those that exist, by id");
+    assert!(journal.logs_of("unknown").is_empty());
+    assert_eq!(journal.logs_of("z").len(), ids.len());
+    let all = journal.logs();
+    assert_eq!(all.len(), 2 * ids.len() + expected.len());
+}
+
+/// Whoever is rejected has the whole commit again, operations without effect included.
+#[test]
+fn a_rejected_commit_comes_back_whole() {
+    let mut options = Options::manual();
+    options.segment_bytes = 1 << 20;
+    options.max_pending_bytes = 1;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let log = journal.log("busy", 1).unwrap();
+    journal.submit(Commit::new().append(&log, ["first"]), |_| ()).unwrap();
+    let second = Commit::new().release(&log, 0).append(&log, ["second"]);
+    let rejected = journal.submit(second, |_| panic!("a rejected commit is not told")).unwrap_err();
+    assert!(matches!(rejected.error, Error::Busy { .. }) && rejected.error.is_retryable());
+    journal.work(0);
+    journal.submit(rejected.commit, |told| drop(told.unwrap())).unwrap();
+    journal.work(0);
+    assert_eq!(log.read_range(0..9, 99).unwrap(), ["first", "second"]);
+
+    // The second operation fails, so the first one is undone and given back as well.
+    let bad = Commit::new().append(&log, ["third"]).truncate(&log, 7);
+    let rejected = journal.submit(bad, |_| ()).unwrap_err();
+    assert!(matches!(rejected.error, Error::OutOfRange { position: 7, .. }), "{rejected}");
+    let mended = rejected.commit.append(&log, ["x", "y", "z", "."]);
+    let rejected = journal.submit(mended, |_| ()).unwrap_err();
+    assert!(matches!(rejected.error, Error::OutOfRange { end: 3, .. }), "{rejected}");
+    assert_eq!(log.end(), 2);
+    let receipt = journal.commit_blocking(Commit::new().append(&log, ["third"])).unwrap();
+    assert_eq!(receipt.positions(), [2..3]);
+}
