@@ -7,7 +7,7 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tokio::runtime::{Builder, Runtime};
 use voussoir_net::{
-    Bytes, Channel, Class, Config, Handler, Instant, Parts, Peers, Refused, Tcp, Transport,
+    Bytes, Channel, Class, Config, Handler, Instant, Parts, Peers, Rejected, Tcp, Transport,
     async_trait,
 };
 
@@ -24,7 +24,7 @@ impl Handler for Echo {
         self.messages.fetch_add(1, Ordering::Relaxed);
     }
 
-    async fn call(&self, _: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, _: u64, body: Bytes) -> Result<Parts, Rejected> {
         Ok(Parts::new(body))
     }
 }

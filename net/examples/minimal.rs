@@ -7,7 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use voussoir_net::{
-    CallError, Channel, Class, Config, Event, Handler, Instant, Parts, Peers, Refused, Tcp,
+    CallError, Channel, Class, Config, Event, Handler, Instant, Parts, Peers, Rejected, Tcp,
     Transport,
 };
 
@@ -21,9 +21,9 @@ impl Handler for Greeter {
         println!("node 2 got {body:?} from node {from}, {class:?}");
     }
 
-    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Rejected> {
         if body.is_empty() {
-            return Err(Refused::Rejected("whom?".into()));
+            return Err(Rejected::ByHandler("whom?".into()));
         }
         println!("node 2 was called by node {from}");
         Ok(Parts::new("hello, ").with([body]))
@@ -45,7 +45,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let answer = one.call(2, GREETER, "world".into(), soon()).await?;
     println!("node 1 got {answer:?}");
     match one.call(2, GREETER, Parts::default(), soon()).await {
-        Err(CallError::Refused(refused)) => println!("node 1 was refused: {refused}"),
+        Err(CallError::Rejected(rejected)) => println!("node 1 was rejected: {rejected}"),
         other => return Err(format!("{other:?}").into()),
     }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use voussoir_net::{
-    Channel, Class, Config, Handler, Parts, Peers, Refused, SendError, Tcp, Transport,
+    Channel, Class, Config, Handler, Parts, Peers, Rejected, SendError, Tcp, Transport,
 };
 
 const ROUNDS: usize = 20_000;
@@ -28,7 +28,7 @@ impl Handler for Echo {
         let _ = self.0.send(from, ECHO, body.into());
     }
 
-    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
         Ok(body.into())
     }
 }

@@ -27,12 +27,12 @@ pub enum SendError {
     Down,
     /// The message is longer than this side or the peer takes on this class of channel. Nothing
     /// was queued; a retry will fail the same way.
-    #[error("{bytes} bytes are more than the {bytes_max} of this channel")]
+    #[error("{bytes} bytes are more than the {max_bytes} of this channel")]
     TooLarge {
         /// The length of the message.
         bytes: usize,
         /// The longest that both sides take.
-        bytes_max: usize,
+        max_bytes: usize,
     },
     /// The transport knows no address of this peer, or it is this node itself. Nothing was
     /// queued; retry only after the peer has been made known.
@@ -66,9 +66,9 @@ pub enum CallError {
     /// The request never left this process: not a byte of it was given to a connection.
     #[error("not sent: {0}")]
     NotSent(#[source] SendError),
-    /// The peer answered that it refuses the request and did nothing because of it.
-    #[error("refused: {0}")]
-    Refused(#[source] Refused),
+    /// The peer answered that it rejects the request and did nothing because of it.
+    #[error("rejected: {0}")]
+    Rejected(#[source] Rejected),
     /// The request left, at least in part, and no answer came: the peer may have acted on it.
     #[error("outcome unknown: {0}")]
     Unknown(#[source] Lost),
@@ -78,7 +78,7 @@ impl CallError {
     /// What the call did at the peer.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::NotSent(_) | Self::Refused(_) => Outcome::NotApplied,
+            Self::NotSent(_) | Self::Rejected(_) => Outcome::NotApplied,
             Self::Unknown(_) => Outcome::Unknown,
         }
     }
@@ -88,7 +88,7 @@ impl CallError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotSent(error) => error.is_retryable(),
-            Self::Refused(refused) => matches!(refused, Refused::Busy),
+            Self::Rejected(rejected) => matches!(rejected, Rejected::Busy),
             Self::Unknown(_) => true,
         }
     }
@@ -106,19 +106,19 @@ impl From<Lost> for CallError {
     }
 }
 
-/// Why a peer refuses a request. It did nothing because of it.
+/// Why a peer rejects a request. It did nothing because of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refused {
+pub enum Rejected {
     /// No handler serves this service at the peer, now. Retry only if it may yet start.
     #[error("unknown service")]
     UnknownService,
     /// The peer has as many calls of this node under way as it takes. Retry after a pause.
     #[error("busy")]
     Busy,
-    /// The handler refuses; the bytes are its own. Whether to retry is for them to say.
-    #[error("rejected by the service")]
-    Rejected(Bytes),
+    /// The handler rejects; the bytes are its own. Whether to retry is for them to say.
+    #[error("rejected by the handler")]
+    ByHandler(Bytes),
 }
 
 /// Why the outcome of a request is not known.
@@ -173,8 +173,9 @@ pub enum BindError {
 }
 
 /// A field of a configuration is out of its range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{field}` {rule}")]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The name of the field.
     pub field: &'static str,

@@ -11,8 +11,8 @@ use crate::Class;
 
 /// Something happened to a connection.
 ///
-/// `Up` and `Down` are about this node's own connection to a peer, by which it sends; the other
-/// events are about connections that came in.
+/// `Up`, `Down` and `ConnectRejected` are about this node's own connection to a peer, by which it
+/// sends; the other events are about connections that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Event {
@@ -33,21 +33,21 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// A peer refused this node's handshake. Further attempts follow by themselves.
-    Rejected {
+    /// A peer rejected this node's handshake. Further attempts follow by themselves.
+    ConnectRejected {
         /// The peer.
         peer: u64,
         /// The class of the connection.
         class: Class,
         /// The peer's reason.
-        refusal: Refusal,
+        error: HandshakeError,
     },
-    /// This node refused the handshake of a connection that came in.
-    Refused {
+    /// This node rejected the handshake of a connection that came in.
+    AcceptRejected {
         /// From where it came.
         remote: SocketAddr,
         /// The reason, which the other side was told, unless it does not speak this protocol.
-        refusal: Refusal,
+        error: HandshakeError,
     },
     /// A peer broke the protocol after its handshake; its connection was closed. What it had sent
     /// before has been delivered.
@@ -60,7 +60,7 @@ pub enum Event {
         violation: Violation,
     },
     /// The connection of a peer was closed to make room: unfinished frames took
-    /// `Config::partial_bytes_max`, and this peer's was the oldest of them. What it had sent before
+    /// `Config::max_partial_bytes`, and this peer's was the oldest of them. What it had sent before
     /// has been delivered. `Stats` counts it, and the own connections that ended so.
     Overloaded {
         /// The peer.
@@ -69,7 +69,7 @@ pub enum Event {
         remote: SocketAddr,
     },
     /// A peer sent to a service that has no handler here: the message was dropped, the call
-    /// refused. Told once per connection; `Stats` counts all.
+    /// rejected. Told once per connection; `Stats` counts all.
     UnknownService {
         /// The peer.
         peer: u64,
@@ -100,7 +100,7 @@ pub enum DownReason {
     /// The peer broke the protocol.
     #[error("{0}")]
     Violation(#[source] Violation),
-    /// Unfinished frames took `Config::partial_bytes_max`, and the peer's answer was the oldest.
+    /// Unfinished frames took `Config::max_partial_bytes`, and the peer's answer was the oldest.
     #[error("no room for unfinished frames")]
     Overloaded,
     /// This node shut down.
@@ -108,10 +108,10 @@ pub enum DownReason {
     Local,
 }
 
-/// Why a handshake was refused.
+/// Why a handshake was rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum HandshakeError {
     /// What came in is not a handshake of this protocol, or it is damaged.
     #[error("not a voussoir-net handshake")]
     Malformed,
@@ -121,7 +121,7 @@ pub enum Refusal {
     /// The two sides have no protocol version in common.
     #[error("protocol versions {min} to {max} are not spoken here")]
     Version {
-        /// The lowest version of the refused side.
+        /// The lowest version of the rejected side.
         min: u16,
         /// Its highest version.
         max: u16,
@@ -129,23 +129,23 @@ pub enum Refusal {
     /// The two sides belong to different clusters.
     #[error("another cluster")]
     Cluster,
-    /// The refused side meant to reach another node.
+    /// The rejected side meant to reach another node.
     #[error("another node than the one that was meant")]
     Recipient,
-    /// The refused side calls itself by the id of the refusing one.
+    /// The rejected side calls itself by the id of the rejecting one.
     #[error("the id is taken by this node")]
     SameId,
     /// The class of the connection is not known.
     #[error("unknown class")]
     Class,
-    /// As many connections as `Config::connections_max` stand.
+    /// As many connections as `Config::max_connections` stand.
     #[error("too many connections")]
     TooMany,
-    /// The refusing side is shutting down.
+    /// The rejecting side is shutting down.
     #[error("shutting down")]
     Closing,
     /// A reason that this version does not know.
-    #[error("refused for reason {0}")]
+    #[error("rejected for reason {0}")]
     Other(u16),
 }
 
@@ -155,12 +155,12 @@ pub enum Refusal {
 pub enum Violation {
     /// A frame is longer than this side takes in this class. Seen from its header; nothing was
     /// allocated for it.
-    #[error("a frame of {bytes} bytes, more than {bytes_max}")]
+    #[error("a frame of {bytes} bytes, more than {max_bytes}")]
     Oversized {
         /// The length that the header gives.
         bytes: u64,
         /// The longest that is taken.
-        bytes_max: usize,
+        max_bytes: usize,
     },
     /// The checksum of a frame does not fit.
     #[error("a frame with a wrong checksum")]

@@ -19,8 +19,10 @@ mod wire;
 pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use config::{Config, Limits};
-pub use error::{BindError, CallError, ConfigError, Lost, Outcome, Refused, SendError, ServeError};
-pub use event::{DownReason, Event, Events, Publisher, Refusal, Violation};
+pub use error::{
+    BindError, CallError, ConfigError, Lost, Outcome, Rejected, SendError, ServeError,
+};
+pub use event::{DownReason, Event, Events, HandshakeError, Publisher, Violation};
 pub use parts::Parts;
 pub use resolver::{Peers, Resolver};
 pub use stats::Stats;

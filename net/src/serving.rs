@@ -10,12 +10,12 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::{Class, Handler, Parts, Refused, ServeError};
+use crate::{Class, Handler, Parts, Rejected, ServeError};
 
 /// Why a handler gave no answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    Refused(Refused),
+    Rejected(Rejected),
     Panicked,
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn begin(handler: Arc<dyn Handler>, from: u64, body: Bytes) -> Begun 
 
 /// The future of a handler; a panic in it is an answer.
 pub(crate) struct Running {
-    future: Pin<Box<dyn Future<Output = Result<Parts, Refused>> + Send>>,
+    future: Pin<Box<dyn Future<Output = Result<Parts, Rejected>> + Send>>,
 }
 
 impl Future for Running {
@@ -95,6 +95,6 @@ impl Future for Running {
             tracing::error!(target: "voussoir::net", "a handler panicked at a call");
             return Poll::Ready(Err(Failure::Panicked));
         };
-        poll.map(|answer| answer.map_err(Failure::Refused))
+        poll.map(|answer| answer.map_err(Failure::Rejected))
     }
 }

@@ -36,7 +36,7 @@ counters! {
     bytes_in,
     /// Writes to connections; `frames_out` by this is how well small messages are gathered.
     writes,
-    /// Messages and requests refused at `send` and `call` because a queue was full.
+    /// Messages and requests rejected at `send` and `call` because a queue was full.
     full,
     /// Messages and requests that were taken and, before a byte of them was written, dropped: the
     /// connection broke, or the peer turned out not to take that length.
@@ -47,15 +47,15 @@ counters! {
     dial_failed,
     /// Connections that came in and were accepted.
     accepted,
-    /// Connections that came in and were refused, or did not finish their handshake.
-    refused,
+    /// Connections that came in and were rejected, or did not finish their handshake.
+    rejected,
     /// Connections closed because the peer broke the protocol.
     violations,
     /// Connections closed because unfinished frames took too much memory.
     overloaded,
     /// Messages and requests to services that have no handler.
     unknown_service,
-    /// Requests refused because too many of the peer were under way.
+    /// Requests rejected because too many of the peer were under way.
     busy,
     /// Calls of peers whose handler was dropped: at the deadline, given up, or disconnected.
     cancelled,

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::{CallError, Events, Parts, Refused, SendError, ServeError};
+use crate::{CallError, Events, Parts, Rejected, SendError, ServeError};
 
 /// Which of the two connections to a peer a message takes.
 ///
@@ -75,7 +75,7 @@ pub trait Transport: Send + Sync + 'static {
     /// The peer learns how much time is left, and drops its handler's future when it is over.
     ///
     /// # Errors
-    /// [`CallError::NotSent`] when nothing left this process, [`CallError::Refused`] when the
+    /// [`CallError::NotSent`] when nothing left this process, [`CallError::Rejected`] when the
     /// peer did nothing and said so, [`CallError::Unknown`] when the request left and no answer
     /// came.
     ///
@@ -98,7 +98,7 @@ pub trait Transport: Send + Sync + 'static {
     fn serve(&self, service: u16, handler: Arc<dyn Handler>) -> Result<(), ServeError>;
 
     /// Removes the handler of a service and says whether there was one. Calls that it has begun
-    /// go on; further messages are dropped, further calls get [`Refused::UnknownService`].
+    /// go on; further messages are dropped, further calls get [`Rejected::UnknownService`].
     fn withdraw(&self, service: u16) -> bool;
 
     /// Everything that happens to connections from now on, after one
@@ -118,20 +118,20 @@ pub trait Handler: Send + Sync + 'static {
     /// copy what is to be kept for long.
     fn message(&self, from: u64, class: Class, body: Bytes);
 
-    /// Answers a request. The default refuses, for services that only take messages.
+    /// Answers a request. The default rejects, for services that only take messages.
     ///
     /// The future is dropped at the deadline of the caller, when the caller gives up, and when
     /// its connection breaks. It is polled once on the task that reads the connection and, if it
     /// is not ready then, moved to a task of its own.
     ///
     /// # Errors
-    /// [`Refused`] must mean that nothing was done because of the request. A failure after
+    /// [`Rejected`] must mean that nothing was done because of the request. A failure after
     /// something was done belongs into the bytes of the answer.
     ///
     /// # Cancel safety
     /// Implementations must bear being dropped at every `.await`.
-    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Rejected> {
         let _ = (from, body);
-        Err(Refused::UnknownService)
+        Err(Rejected::UnknownService)
     }
 }

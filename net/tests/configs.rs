@@ -1,4 +1,4 @@
-//! Each configuration that validates works, at the ends of its ranges too; others are refused.
+//! Each configuration that validates works, at the ends of its ranges too; others are rejected.
 
 mod support;
 
@@ -32,25 +32,25 @@ prop_compose! {
         times in prop::array::uniform4(time(Duration::from_secs(2))),
         backoff in prop::array::uniform2(time(Duration::from_millis(10))),
         gather in prop_oneof![Just(Duration::ZERO), Just(Duration::from_secs(1))],
-        seed in any::<u64>(),
+        seed in any::<Option<u64>>(),
     ) -> Config {
         let mut config = Config::new(CLUSTER);
         for (index, limits) in [&mut config.small, &mut config.bulk].into_iter().enumerate() {
-            limits.message_bytes_max = sizes[index];
-            limits.queue_bytes_max = sizes[index].max(queues[index]);
-            limits.queue_messages_max = messages[index];
+            limits.max_message_bytes = sizes[index];
+            limits.max_queue_bytes = sizes[index].max(queues[index]);
+            limits.max_queue_messages = messages[index];
         }
-        (config.calls_out_max, config.calls_in_max) = (counts.0, counts.1);
+        (config.max_calls_out, config.max_calls_in) = (counts.0, counts.1);
         // Two for each peer are needed.
-        (config.connections_max, config.handshakes_max) = (counts.2.max(2), counts.3);
-        (config.events_max, config.gather, config.seed) = (events, gather, seed);
-        config.partial_bytes_max = partial.max(sizes[0]).max(sizes[1]);
+        (config.max_connections, config.max_handshakes) = (counts.2.max(2), counts.3);
+        (config.max_events, config.gather, config.seed) = (events, gather, seed);
+        config.max_partial_bytes = partial.max(sizes[0]).max(sizes[1]);
         let [dial, handshake, keep_alive, dead_after] = times;
         (config.dial_timeout, config.handshake_timeout) = (dial, handshake);
         config.keep_alive = keep_alive.min(DAY / 2);
         config.dead_after = dead_after.max(config.keep_alive * 2);
-        config.backoff_min = backoff[0].min(backoff[1]).min(Duration::from_millis(20));
-        config.backoff_max = backoff[0].max(backoff[1]);
+        config.min_backoff = backoff[0].min(backoff[1]).min(Duration::from_millis(20));
+        config.max_backoff = backoff[0].max(backoff[1]);
         config
     }
 }
@@ -89,25 +89,25 @@ proptest! {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused_by_name(at in 0..16_usize, config in valid()) {
+    fn what_is_out_of_range_is_rejected_by_name(at in 0..16_usize, config in valid()) {
         let mut config = config;
-        let bulk = config.bulk.message_bytes_max;
+        let bulk = config.bulk.max_message_bytes;
         let field = match at {
-            0 => { config.small.message_bytes_max = 1023; "message_bytes_max" }
-            1 => { config.bulk.message_bytes_max = (1 << 30) + 1; "message_bytes_max" }
-            2 => { config.bulk.queue_bytes_max = bulk - 1; "queue_bytes_max" }
-            3 => { config.small.queue_messages_max = 0; "queue_messages_max" }
-            4 => { config.calls_out_max = 0; "calls_out_max" }
-            5 => { config.calls_in_max = 0; "calls_in_max" }
-            6 => { config.connections_max = 0; "connections_max" }
-            7 => { config.handshakes_max = 0; "handshakes_max" }
-            8 => { config.events_max = (1 << 16) + 1; "events_max" }
-            9 => { config.partial_bytes_max = bulk - 1; "partial_bytes_max" }
+            0 => { config.small.max_message_bytes = 1023; "max_message_bytes" }
+            1 => { config.bulk.max_message_bytes = (1 << 30) + 1; "max_message_bytes" }
+            2 => { config.bulk.max_queue_bytes = bulk - 1; "max_queue_bytes" }
+            3 => { config.small.max_queue_messages = 0; "max_queue_messages" }
+            4 => { config.max_calls_out = 0; "max_calls_out" }
+            5 => { config.max_calls_in = 0; "max_calls_in" }
+            6 => { config.max_connections = 0; "max_connections" }
+            7 => { config.max_handshakes = 0; "max_handshakes" }
+            8 => { config.max_events = (1 << 16) + 1; "max_events" }
+            9 => { config.max_partial_bytes = bulk - 1; "max_partial_bytes" }
             10 => { config.dial_timeout = Duration::MAX; "dial_timeout" }
             11 => { config.handshake_timeout = Duration::ZERO; "handshake_timeout" }
             12 => { config.keep_alive = Duration::MAX; "keep_alive" }
             13 => { config.dead_after = config.keep_alive; "dead_after" }
-            14 => { config.backoff_max = Duration::MAX; "backoff_max" }
+            14 => { config.max_backoff = Duration::MAX; "max_backoff" }
             _ => { config.gather = Duration::MAX; "gather" }
         };
         prop_assert_eq!(config.validate().unwrap_err().field, field);

@@ -57,7 +57,7 @@ impl Factory for MemoryFactory {
     async fn start(&self, ids: &[u64]) -> Vec<Arc<dyn Transport>> {
         self.0.0.lock().clear();
         let mut config = Config::default();
-        config.seed = 1;
+        config.seed = Some(1);
         let network = Network::new(config).unwrap();
         network.set_all_faults(self.1.clone());
         let join = |&id| {

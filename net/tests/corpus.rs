@@ -40,11 +40,11 @@ fn run(target: &str, entry: fn(&[u8])) {
 }
 
 #[test]
-fn any_stream_is_cut_into_frames_or_refused() {
+fn any_stream_is_cut_into_frames_or_rejected() {
     run("net_frames", decoders::frames);
 }
 
 #[test]
-fn any_handshake_is_decoded_or_refused() {
+fn any_handshake_is_decoded_or_rejected() {
     run("net_handshake", decoders::handshake);
 }

@@ -14,7 +14,7 @@ use support::*;
 use tokio::sync::mpsc;
 use voussoir_net::memory::Network;
 use voussoir_net::{
-    Class, Config, Event, Handler, Parts, Peers, Refused, Resolver, SendError, Tcp, Transport,
+    Class, Config, Event, Handler, Parts, Peers, Rejected, Resolver, SendError, Tcp, Transport,
 };
 
 /// A resolver that does what the test says before it answers.
@@ -48,7 +48,7 @@ impl Resolver for Scripted {
 
 async fn with_resolver(resolver: &Arc<Scripted>) -> Tcp {
     let mut config = config();
-    config.backoff_max = Duration::from_millis(20);
+    config.max_backoff = Duration::from_millis(20);
     let any = "127.0.0.1:0".parse().unwrap();
     Tcp::bind(1, any, Arc::clone(resolver) as Arc<dyn Resolver>, config).await.unwrap()
 }
@@ -118,7 +118,7 @@ impl Handler for Grenade {
         let _ = self.0.send(());
     }
 
-    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
         if &*body == b"hold" {
             let _pin = Pin;
             std::future::pending::<()>().await;

@@ -10,9 +10,11 @@ use bytes::Bytes;
 use support::*;
 use tokio::io::AsyncWriteExt;
 use voussoir_net::{
-    Class, DownReason, Event, Handler, Instant, Lost, Peers, Refusal, SendError, Transport,
+    Class, DownReason, Event, Handler, HandshakeError, Instant, Lost, Peers, SendError, Transport,
     Violation,
 };
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
 
 async fn violation(node: &Node, raw: &mut Raw, bytes: &[u8]) -> Violation {
     let mut events = node.tcp.events();
@@ -25,53 +27,53 @@ async fn violation(node: &Node, raw: &mut Raw, bytes: &[u8]) -> Violation {
     violation
 }
 
-async fn refusal(node: &Node, bytes: &[u8]) -> Refusal {
+async fn rejection(node: &Node, bytes: &[u8]) -> HandshakeError {
     let mut events = node.tcp.events();
     let mut raw = Raw::connect(node).await;
     raw.write(bytes).await;
-    let is_refused = |event: &Event| matches!(event, Event::Refused { .. });
-    let event = until(&mut events, "the refusal", is_refused).await;
-    let Event::Refused { refusal, remote } = event else { unreachable!() };
+    let is_rejected = |event: &Event| matches!(event, Event::AcceptRejected { .. });
+    let event = until(&mut events, "the rejection", is_rejected).await;
+    let Event::AcceptRejected { error, remote } = event else { unreachable!() };
     assert_eq!(remote, raw.0.local_addr().unwrap());
     raw.closed().await;
     still_serves(node).await;
-    refusal
+    error
 }
 
 #[tokio::test]
 async fn garbage_instead_of_a_handshake() {
     let node = node(1, &Peers::new()).await;
     for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0; 100], &[0xff; 66], b"voussoir\xff\xff"] {
-        assert_eq!(refusal(&node, garbage).await, Refusal::Malformed);
+        assert_eq!(rejection(&node, garbage).await, HandshakeError::Malformed);
     }
     let mut damaged = RawHello::to(&node).bytes();
     damaged[30] ^= 1;
-    assert_eq!(refusal(&node, &damaged).await, Refusal::Malformed);
-    assert_eq!(node.tcp.stats().refused, 5);
+    assert_eq!(rejection(&node, &damaged).await, HandshakeError::Malformed);
+    assert_eq!(node.tcp.stats().rejected, 5);
 }
 
 #[tokio::test]
-async fn handshakes_of_others_are_refused_with_the_reason() {
+async fn handshakes_of_others_are_rejected_with_the_reason() {
     let node = node(1, &Peers::new()).await;
     let hello = || RawHello::to(&node);
     let cases = [
-        (RawHello { versions: (2, 5), ..hello() }, 3, Refusal::Version { min: 2, max: 5 }),
-        (RawHello { cluster: 0xc2, ..hello() }, 4, Refusal::Cluster),
-        (RawHello { to: 2, ..hello() }, 5, Refusal::Recipient),
-        (RawHello { from: 1, ..hello() }, 6, Refusal::SameId),
-        (RawHello { class: 9, ..hello() }, 7, Refusal::Class),
+        (RawHello { versions: (2, 5), ..hello() }, 3, HandshakeError::Version { min: 2, max: 5 }),
+        (RawHello { cluster: 0xc2, ..hello() }, 4, HandshakeError::Cluster),
+        (RawHello { to: 2, ..hello() }, 5, HandshakeError::Recipient),
+        (RawHello { from: 1, ..hello() }, 6, HandshakeError::SameId),
+        (RawHello { class: 9, ..hello() }, 7, HandshakeError::Class),
     ];
     for (hello, code, expected) in cases {
         let mut raw = Raw::connect(&node).await;
         assert_eq!(raw.greet(&hello).await, code, "the other side learns why");
-        assert_eq!(refusal(&node, &hello.bytes()).await, expected);
+        assert_eq!(rejection(&node, &hello.bytes()).await, expected);
     }
     let future = RawHello { versions: (0, 7), ..hello() };
     Raw::welcome(&node, &future).await;
 }
 
 #[tokio::test]
-async fn a_node_is_told_why_it_was_refused() {
+async fn a_node_is_told_why_it_was_rejected() {
     let peers = Peers::new();
     let _strict = node(1, &peers).await;
     let mut config = config();
@@ -79,9 +81,9 @@ async fn a_node_is_told_why_it_was_refused() {
     let other = node_at(2, "127.0.0.1:0", &peers, config).await;
     let mut events = other.tcp.events();
     other.tcp.connect(1).unwrap();
-    let refusal = Refusal::Cluster;
-    let rejected = Event::Rejected { peer: 1, class: Class::Small, refusal };
-    until(&mut events, "the refusal", |event| *event == rejected).await;
+    let error = HandshakeError::Cluster;
+    let rejected = Event::ConnectRejected { peer: 1, class: Class::Small, error };
+    until(&mut events, "the rejection", |event| *event == rejected).await;
     assert_eq!(other.tcp.send(1, SMALL, "x".into()), Err(SendError::Down));
 }
 
@@ -94,7 +96,7 @@ async fn malformed_frames_end_their_connection_alone() {
     oversized[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     let cases = [
         (wrong_crc, Violation::Checksum),
-        (oversized, Violation::Oversized { bytes: u32::MAX.into(), bytes_max: 1 << 20 }),
+        (oversized, Violation::Oversized { bytes: u32::MAX.into(), max_bytes: 1 << 20 }),
         (frame(99, 0, 0, 0, 0, b""), Violation::Kind(99)),
         (frame(1, 0x10, 0, 0, 0, b""), Violation::Flags(0x10)),
         (frame(3, 0, 0, 0, 0, b"an answer to no call"), Violation::Kind(3)),
@@ -133,7 +135,7 @@ async fn unknown_services_are_answered() {
     raw.write(&frame(2, 0, 500, 7, 1000, b"request")).await;
     let unknown = Event::UnknownService { peer: 9, service: 500 };
     until(&mut events, "the event", |event| *event == unknown).await;
-    assert_eq!(raw.read(4).await, (1, 7, vec![]), "refused: unknown service");
+    assert_eq!(raw.read(4).await, (1, 7, vec![]), "rejected: unknown service");
     raw.write(&request(8, b"known")).await;
     assert_eq!(raw.read(3).await, (0, 8, b"known".to_vec()), "the connection goes on");
     assert_eq!(node.tcp.stats().unknown_service, 2);
@@ -162,7 +164,7 @@ async fn slow_handshakes_and_trickled_frames_end() {
         (Duration::from_millis(50), Duration::from_millis(200));
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let hello = RawHello::to(&node);
-    assert_eq!(refusal(&node, &hello.bytes()[..20]).await, Refusal::TimedOut);
+    assert_eq!(rejection(&node, &hello.bytes()[..20]).await, HandshakeError::TimedOut);
 
     let mut raw = Raw::welcome(&node, &hello).await;
     let mut events = node.tcp.events();
@@ -205,7 +207,7 @@ async fn a_thousand_connections_lock_nobody_out() {
 #[tokio::test]
 async fn connections_in_their_handshake_are_bounded() {
     let mut config = config();
-    (config.handshakes_max, config.handshake_timeout) = (4, Duration::from_secs(60));
+    (config.max_handshakes, config.handshake_timeout) = (4, Duration::from_secs(60));
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let mut idle = Vec::new();
     for _ in 0..10 {
@@ -214,14 +216,14 @@ async fn connections_in_their_handshake_are_bounded() {
     for raw in &mut idle[..6] {
         raw.closed().await;
     }
-    assert_eq!(node.tcp.stats().refused, 6, "the oldest went, and no more than had to");
+    assert_eq!(node.tcp.stats().rejected, 6, "the oldest went, and no more than had to");
     still_serves(&node).await;
 }
 
 #[tokio::test]
 async fn connections_that_stand_are_bounded() {
     let mut config = config();
-    config.connections_max = 3;
+    config.max_connections = 3;
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let mut standing = Vec::new();
     for from in 100..103 {
@@ -238,7 +240,10 @@ async fn connections_that_stand_are_bounded() {
 
 #[tokio::test]
 async fn a_newer_connection_ends_the_older_first() {
-    let mut node = node(1, &Peers::new()).await;
+    // Only the newer connection can end the older one: its silence is borne for an hour.
+    let mut patient = config();
+    (patient.keep_alive, patient.dead_after) = (HOUR / 2, HOUR);
+    let mut node = node_at(1, "127.0.0.1:0", &Peers::new(), patient).await;
     let hello = RawHello::to(&node);
     let mut older = Raw::welcome(&node, &hello).await;
     older.write(&message(b"older")).await;
@@ -304,7 +309,7 @@ async fn a_stalled_peer_fills_its_own_queue_only() {
 
     fill(&one.tcp, 2, SMALL, 10_000).await;
     let queued = one.tcp.queues().into_iter().map(|queue| queue.bytes).max().unwrap();
-    assert!(queued <= config.small.queue_bytes_max, "{queued} bytes wait");
+    assert!(queued <= config.small.max_queue_bytes, "{queued} bytes wait");
     one.tcp.send(3, SMALL, "to another".into()).unwrap();
     assert_eq!(soon("the message", three.got.recv()).await.unwrap().1, "to another");
     let called = one.tcp.call(2, SMALL, vec![1; 10_000].into(), later()).await;
@@ -320,7 +325,7 @@ async fn a_stalled_peer_fills_its_own_queue_only() {
 async fn a_peer_that_reads_no_answers_is_bounded_and_ends() {
     let mut config = config();
     (config.keep_alive, config.dead_after) = (Duration::from_millis(100), Duration::from_secs(1));
-    config.small.queue_bytes_max = 1 << 20;
+    config.small.max_queue_bytes = 1 << 20;
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
     let mut events = node.tcp.events();
@@ -415,7 +420,7 @@ async fn slow_hello(node: &Node, from_ip: &str) -> (Raw, Vec<u8>) {
 #[tokio::test]
 async fn a_slow_handshake_outlives_many_new_connections() {
     let mut config = config();
-    config.handshakes_max = 16;
+    config.max_handshakes = 16;
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     // Once from the address that floods, and once from another one.
     for from_ip in ["127.0.0.1", "127.0.0.2"] {
@@ -440,7 +445,7 @@ async fn a_slow_handshake_outlives_many_new_connections() {
 #[tokio::test]
 async fn a_flood_from_one_address_takes_no_place_from_others() {
     let mut config = config();
-    (config.handshakes_max, config.handshake_timeout) = (16, Duration::from_secs(60));
+    (config.max_handshakes, config.handshake_timeout) = (16, Duration::from_secs(60));
     let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let mut flood = Vec::new();
     for _ in 0..16 {
@@ -458,7 +463,7 @@ async fn a_flood_from_one_address_takes_no_place_from_others() {
 
 /// The beginning of a message of `bytes` on the bulk connection of peer `from`.
 async fn unfinished(node: &Node, from: u64, bytes: usize, sent: usize) -> Raw {
-    let hello = RawHello { class: 1, from, body_bytes_max: 1 << 30, ..RawHello::to(node) };
+    let hello = RawHello { class: 1, from, max_body_bytes: 1 << 30, ..RawHello::to(node) };
     let mut raw = Raw::welcome(node, &hello).await;
     let header = &message(&vec![0; bytes])[..24];
     raw.write(header).await;
@@ -470,9 +475,9 @@ async fn unfinished(node: &Node, from: u64, bytes: usize, sent: usize) -> Raw {
 async fn unfinished_frames_are_bounded_over_all_peers() {
     const MIB: usize = 1 << 20;
     let mut config = config();
-    config.bulk.message_bytes_max = 16 * MIB;
-    config.partial_bytes_max = 64 * MIB;
-    let limit = config.partial_bytes_max;
+    config.bulk.max_message_bytes = 16 * MIB;
+    config.max_partial_bytes = 64 * MIB;
+    let limit = config.max_partial_bytes;
     let mut node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
     let mut events = node.tcp.events();
     let peers = 60;

@@ -39,7 +39,7 @@ impl Handler for Log {
         &self,
         _: u64,
         body: Bytes,
-    ) -> Result<voussoir_net::Parts, voussoir_net::Refused> {
+    ) -> Result<voussoir_net::Parts, voussoir_net::Rejected> {
         self.got.lock().push((0, body.clone()));
         Ok(body.into())
     }
@@ -54,8 +54,8 @@ struct World {
 
 fn world(seed: u64) -> World {
     let mut config = Config::default();
-    config.seed = seed;
-    config.small.queue_messages_max = 10;
+    config.seed = Some(seed);
+    config.small.max_queue_messages = 10;
     let network = Network::new(config).unwrap();
     let (one, two, log) = (network.join(1), network.join(2), Arc::new(Log::default()));
     two.serve(1, log.clone()).unwrap();

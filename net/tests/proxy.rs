@@ -10,7 +10,7 @@ use bytes::Bytes;
 use support::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use voussoir_net::testing::{CONNECTIONS_MAX, Direction, HELD_BYTES_MAX, Proxy, ProxyError};
+use voussoir_net::testing::{Direction, MAX_CONNECTIONS, MAX_HELD_BYTES, Proxy, ProxyError};
 use voussoir_net::{Class, DownReason, Event, Instant, Peers, Transport};
 
 const BOTH: [Direction; 2] = Direction::BOTH;
@@ -111,7 +111,7 @@ async fn every_byte_passes_in_order_whatever_changes_meanwhile() {
         }
         changes += 1;
         let held = setup.proxy.stats().held_bytes;
-        assert!(held <= 2 * HELD_BYTES_MAX, "{held} bytes are held");
+        assert!(held <= 2 * MAX_HELD_BYTES, "{held} bytes are held");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert!(server.await.unwrap() == forth && client.await.unwrap() == back, "each byte, in order");
@@ -183,6 +183,31 @@ async fn a_cut_holds_and_a_heal_loses_nothing() {
     setup.proxy.heal();
     read(&mut server, b"forth").await;
     read(&mut client, b"back").await;
+}
+
+#[tokio::test]
+async fn a_cut_holds_also_what_the_proxy_has_read() {
+    for direction in BOTH {
+        let setup = Setup::new().await;
+        let (mut client, mut server) = setup.pair().await;
+        let (sender, receiver) = match direction {
+            Direction::ToTarget => (&mut client, &mut server),
+            Direction::FromTarget => (&mut server, &mut client),
+        };
+        setup.proxy.set_delay(direction, Duration::from_secs(3600));
+        sender.write_all(b"held").await.unwrap();
+        soon("the bytes to be held", async {
+            while setup.proxy.stats().held_bytes < 4 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        setup.proxy.cut_one_way(direction);
+        setup.proxy.set_delay(direction, Duration::ZERO);
+        assert!(is_silent(receiver).await, "bytes passed a cut");
+        setup.proxy.heal();
+        read(receiver, b"held").await;
+    }
 }
 
 #[tokio::test]
@@ -298,14 +323,16 @@ async fn what_is_held_is_bounded() {
     let (client, _server) = setup.pair().await;
     setup.proxy.set_delay(Direction::ToTarget, Duration::from_secs(3600));
     let body = vec![0; 1 << 16];
-    let mut refused_since = Instant::now();
-    while refused_since.elapsed() < NOTHING {
+    let mut rejected_since = Instant::now();
+    while rejected_since.elapsed() < NOTHING {
+        let held = setup.proxy.stats().held_bytes;
+        assert!(held <= MAX_HELD_BYTES, "{held} bytes are held");
         match client.try_write(&body) {
-            Ok(_) => refused_since = Instant::now(),
+            Ok(_) => rejected_since = Instant::now(),
             Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
         }
     }
-    assert_eq!(setup.proxy.stats().held_bytes, HELD_BYTES_MAX, "full, and not more");
+    assert_eq!(setup.proxy.stats().held_bytes, MAX_HELD_BYTES, "full, and not more");
     setup.proxy.disconnect();
     soon("the bytes to be dropped", async {
         while setup.proxy.stats().held_bytes > 0 {
@@ -396,12 +423,12 @@ async fn connections_of_a_proxy_are_bounded() {
     let setup = Setup::new().await;
     setup.proxy.cut();
     let mut held = Vec::new();
-    for _ in 0..CONNECTIONS_MAX {
+    for _ in 0..MAX_CONNECTIONS {
         held.push(setup.connect().await);
     }
     let mut one_more = setup.connect().await;
     assert_eq!(ended(&mut one_more).await, Err(std::io::ErrorKind::ConnectionReset));
-    assert_eq!(setup.proxy.stats().connections, CONNECTIONS_MAX);
+    assert_eq!(setup.proxy.stats().connections, MAX_CONNECTIONS);
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ async fn a_restarted_peer_is_found_again_also_elsewhere() {
 async fn a_peer_that_comes_in_ends_the_pause() {
     let peers = Peers::new();
     let mut patient = config();
-    (patient.backoff_min, patient.backoff_max) =
+    (patient.min_backoff, patient.max_backoff) =
         (Duration::from_millis(1), Duration::from_secs(60));
     let one = node_at(1, "127.0.0.1:0", &peers, patient).await;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -144,14 +144,14 @@ async fn the_lower_limit_of_both_sides_holds() {
     let peers = Peers::new();
     let one = node(1, &peers).await;
     let mut modest = config();
-    modest.small.message_bytes_max = 2000;
+    modest.small.max_message_bytes = 2000;
     let mut two = node_at(2, "127.0.0.1:0", &peers, modest).await;
     let mut events = one.tcp.events();
     // Queued before the limit of the peer is known: dropped, and the rest arrives.
     one.tcp.send(2, SMALL, vec![0; 3000].into()).unwrap();
     let tcp = one.tcp.clone();
     let call = async move { tcp.call(2, SMALL, vec![0; 3000].into(), later()).await };
-    let too_large = SendError::TooLarge { bytes: 3000, bytes_max: 2000 };
+    let too_large = SendError::TooLarge { bytes: 3000, max_bytes: 2000 };
     assert_eq!(call.await.unwrap_err(), too_large.into());
     one.tcp.send(2, SMALL, "short".into()).unwrap();
     assert_eq!(two.got.recv().await.unwrap().1, "short");
@@ -159,14 +159,14 @@ async fn the_lower_limit_of_both_sides_holds() {
     assert_eq!(one.tcp.send(2, SMALL, vec![0; 2001].into()), Err(too_large_of(2001)));
     one.tcp.send(2, SMALL, vec![0; 2000].into()).unwrap();
     assert_eq!(two.got.recv().await.unwrap().1.len(), 2000);
-    // An answer that the caller would not take is refused where it is made.
+    // An answer that the caller would not take is rejected where it is made.
     two.tcp.send(1, SMALL, "x".into()).unwrap();
     let error = two.tcp.call(1, SMALL, vec![1; 2001].into(), later()).await.unwrap_err();
     assert_eq!(error, too_large_of(2001).into());
 }
 
 fn too_large_of(bytes: usize) -> SendError {
-    SendError::TooLarge { bytes, bytes_max: 2000 }
+    SendError::TooLarge { bytes, max_bytes: 2000 }
 }
 
 #[tokio::test]
@@ -337,7 +337,7 @@ async fn what_does_not_start_says_why() {
     let error = bind("127.0.0.1:0".parse().unwrap(), wrong).await.unwrap_err();
     assert_eq!(error.to_string(), "config: `dead_after` must be at least twice keep_alive");
     let mut wrong = config();
-    wrong.bulk.message_bytes_max = usize::MAX;
+    wrong.bulk.max_message_bytes = usize::MAX;
     assert!(wrong.validate().is_err());
 }
 

@@ -9,7 +9,7 @@ use metrics::{Counter, Gauge};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
-use voussoir_net::{Class, Event, Events, Refusal, Violation};
+use voussoir_net::{Class, Event, Events, HandshakeError, Violation};
 use voussoir_raft::Raft;
 
 use crate::http::App;
@@ -93,18 +93,20 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
                     tracing::warn!(peer, address, %reason, "a peer is lost");
                 }
             }
-            Some(Event::Rejected { peer, refusal, .. }) => {
+            Some(Event::ConnectRejected { peer, error, .. }) => {
                 let address = peers.address(peer);
-                match refusal {
+                match error {
                     // Temporary: the peer accepts a later attempt.
-                    Refusal::Closing | Refusal::TimedOut | Refusal::TooMany => {
-                        tracing::warn!(peer, address, %refusal, "a peer refused this node");
+                    HandshakeError::Closing
+                    | HandshakeError::TimedOut
+                    | HandshakeError::TooMany => {
+                        tracing::warn!(peer, address, %error, "a peer rejected this node");
                     }
-                    _ => tracing::error!(peer, address, %refusal, "a peer refused this node"),
+                    _ => tracing::error!(peer, address, %error, "a peer rejected this node"),
                 }
             }
-            Some(Event::Refused { remote, refusal }) => {
-                tracing::warn!(%remote, %refusal, "a connection was refused");
+            Some(Event::AcceptRejected { remote, error }) => {
+                tracing::warn!(%remote, %error, "a connection was rejected");
             }
             Some(Event::Violation { peer, remote, violation }) => {
                 match violation {

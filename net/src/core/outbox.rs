@@ -9,11 +9,11 @@ use crate::wire::{Frame, Kind};
 
 /// A piece up to this long is copied beside its neighbours: that costs less than an entry of a
 /// vectored write.
-const COPY_BYTES_MAX: usize = 1024;
+const MAX_COPY_BYTES: usize = 1024;
 /// What is gathered for one write, unless a single frame is longer.
 const BATCH_BYTES: usize = 256 * 1024;
 /// The most entries of one vectored write.
-pub(crate) const SLICES_MAX: usize = 64;
+pub(crate) const MAX_SLICES: usize = 64;
 
 /// The frames that wait, in order, within limits. Each has a place: the number of those before it
 /// since the connection began.
@@ -25,23 +25,23 @@ pub(crate) struct Outbox {
     next: u64,
     /// Of the frames in the queue and in the batch.
     bytes: usize,
-    bytes_max: usize,
-    frames_max: usize,
+    max_bytes: usize,
+    max_frames: usize,
     /// These overtake, and one of each is enough.
     ping: Option<u64>,
     pong: Option<u64>,
 }
 
 impl Outbox {
-    pub(crate) fn new(bytes_max: usize, frames_max: usize) -> Self {
+    pub(crate) fn new(max_bytes: usize, max_frames: usize) -> Self {
         let (queue, next, bytes) = (VecDeque::new(), 0, 0);
-        Self { queue, next, bytes, bytes_max, frames_max, ping: None, pong: None }
+        Self { queue, next, bytes, max_bytes, max_frames, ping: None, pong: None }
     }
 
     /// Whether a frame of this length finds room. The first one always does.
     pub(crate) fn has_room(&self, frame_bytes: usize) -> bool {
-        self.queue.len() < self.frames_max
-            && (self.bytes == 0 || self.bytes + frame_bytes <= self.bytes_max)
+        self.queue.len() < self.max_frames
+            && (self.bytes == 0 || self.bytes + frame_bytes <= self.max_bytes)
     }
 
     /// Queues a frame, for which the caller has asked whether there is room, and returns its place.
@@ -118,7 +118,7 @@ impl Outbox {
         while let Some(slot) = self.queue.front() {
             let frame_bytes = slot.as_ref().map_or(0, Frame::len);
             let is_full = batch.bytes > 0 && batch.bytes + frame_bytes > BATCH_BYTES;
-            if is_full || batch.chunks.len() >= SLICES_MAX {
+            if is_full || batch.chunks.len() >= MAX_SLICES {
                 break;
             }
             if let Some(frame) = self.queue.pop_front().flatten() {
@@ -168,7 +168,7 @@ impl Batch {
         for piece in frame.parts.pieces() {
             let skipped = skip.min(piece.len());
             skip -= skipped;
-            if piece.len() - skipped <= COPY_BYTES_MAX {
+            if piece.len() - skipped <= MAX_COPY_BYTES {
                 self.staging.extend_from_slice(&piece[skipped..]);
             } else {
                 self.seal();
@@ -190,7 +190,7 @@ impl Batch {
     }
 
     /// Fills the slices of a vectored write and says how many it filled.
-    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES_MAX]) -> usize {
+    pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let mut count = 0;
         for (slice, chunk) in slices.iter_mut().zip(&self.chunks) {
             *slice = IoSlice::new(chunk);

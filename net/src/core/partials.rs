@@ -15,12 +15,12 @@ pub(crate) struct Partials {
     state: Mutex<State>,
     /// Changes when room was given back.
     room: watch::Sender<()>,
-    bytes_max: usize,
+    max_bytes: usize,
 }
 
 #[derive(Default)]
 struct State {
-    /// Sum of the bytes of all holders. Invariant: at most `bytes_max`.
+    /// Sum of the bytes of all holders. Invariant: at most `max_bytes`.
     held: usize,
     /// Sum of the bytes of the holders that are being ended.
     ending: usize,
@@ -42,8 +42,8 @@ impl std::fmt::Debug for Partials {
 }
 
 impl Partials {
-    pub(crate) fn new(bytes_max: usize) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), room: watch::Sender::new(()), bytes_max })
+    pub(crate) fn new(max_bytes: usize) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), room: watch::Sender::new(()), max_bytes })
     }
 
     /// What all connections hold now.
@@ -71,11 +71,11 @@ impl Share {
     /// are told to end, perhaps this one: see `is_ended`, which says when to try again.
     pub(crate) fn try_hold(&mut self, bytes: usize) -> bool {
         self.room.mark_unchanged();
-        let Partials { state, bytes_max, .. } = &*self.partials;
+        let Partials { state, max_bytes, .. } = &*self.partials;
         let mut state = state.lock();
         let own = self.number.and_then(|number| state.holders.get(&number));
         let more = bytes.saturating_sub(own.map_or(0, |holder| holder.bytes));
-        if state.held + more <= *bytes_max {
+        if state.held + more <= *max_bytes {
             let number = *self.number.get_or_insert_with(|| {
                 state.next += 1;
                 state.next
@@ -93,7 +93,7 @@ impl Share {
         let State { held, ending, holders, .. } = &mut *state;
         // Ends: each turn ends one more holder, and without holders there is room for any frame.
         for holder in holders.values_mut().filter(|holder| !holder.is_ending) {
-            if *held - *ending + more <= *bytes_max {
+            if *held - *ending + more <= *max_bytes {
                 break;
             }
             holder.is_ending = true;

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use super::backoff::{Backoff, Rng};
+use super::backoff::{Backoff, duration_between};
 use super::liveness::Liveness;
-use super::outbox::{Batch, Outbox, SLICES_MAX};
+use super::outbox::{Batch, MAX_SLICES, Outbox};
 use crate::Parts;
 use crate::wire::{Frame, HEADER_BYTES, Header, Kind};
 
@@ -27,7 +27,7 @@ fn bytes_of(frame: &Frame) -> Vec<u8> {
 fn write_out(batch: &mut Batch, step: usize, out: &mut Vec<u8>) -> usize {
     let mut taken = Vec::new();
     {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = batch.slices(&mut slices);
         for slice in &slices[..count] {
             let room = step - taken.len();
@@ -187,13 +187,9 @@ fn pauses_grow_are_jittered_and_repeat_by_seed() {
 }
 
 #[test]
-fn chances() {
-    let mut rng = Rng::new(3);
-    assert!(!(0..1000).any(|_| rng.chance(0.0)));
-    assert!((0..1000).all(|_| rng.chance(1.0)));
-    let hits = (0..10_000).filter(|_| rng.chance(0.25)).count();
-    assert!((2300..2700).contains(&hits), "{hits} of 10,000 at a quarter");
+fn a_drawn_duration_is_within_its_bounds() {
+    let mut rng = fastrand::Rng::with_seed(3);
     let (low, high) = (Duration::from_millis(3), Duration::from_millis(5));
-    assert!((0..1000).all(|_| (low..high).contains(&rng.between(low, high))));
-    assert_eq!(rng.between(low, low), low);
+    assert!((0..1000).all(|_| (low..high).contains(&duration_between(&mut rng, low, high))));
+    assert_eq!(duration_between(&mut rng, low, low), low);
 }

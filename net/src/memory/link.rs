@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use fastrand::Rng;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -13,10 +14,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::network::{Faults, Host, Tally};
-use crate::core::backoff::Rng;
 use crate::core::calls::{Answer, Calls, Waiting};
 use crate::serving::{self, Begun, Failure, begin, message};
-use crate::{CallError, Class, Config, Event, Limits, Lost, Parts, Refused, SendError};
+use crate::{CallError, Class, Config, Event, Limits, Lost, Parts, Rejected, SendError};
 
 /// What one path, from one node to another, does to what it carries.
 #[derive(Clone, Debug, Default)]
@@ -55,7 +55,7 @@ pub(super) struct Link {
     pub(super) to: Arc<Host>,
     pub(super) class: Class,
     limits: Limits,
-    calls_in_max: usize,
+    max_calls_in: usize,
     ids: AtomicU64,
     state: Mutex<State>,
     tally: Arc<Tally>,
@@ -79,16 +79,16 @@ impl Link {
             is_draining: false,
             generation: 0,
             last_due: None,
-            calls: Calls::new(config.calls_out_max),
+            calls: Calls::new(config.max_calls_out),
             running: HashMap::new(),
-            rng: Rng::new(config.seed ^ Rng::new(name).next()),
+            rng: Rng::with_seed(config.draw_seed() ^ Rng::with_seed(name).u64(..)),
         };
         Self {
             from,
             to,
             class,
             limits: *config.limits(class),
-            calls_in_max: config.calls_in_max,
+            max_calls_in: config.max_calls_in,
             ids: AtomicU64::new(1),
             state: Mutex::new(state),
             tally,
@@ -150,13 +150,13 @@ impl Link {
     }
 
     fn admit(&self, state: &State, bytes: usize) -> Result<(), SendError> {
-        let bytes_max = self.limits.message_bytes_max;
+        let max_bytes = self.limits.max_message_bytes;
         if !state.is_up {
             Err(SendError::Down)
-        } else if bytes > bytes_max {
-            Err(SendError::TooLarge { bytes, bytes_max })
-        } else if state.queue.len() >= self.limits.queue_messages_max
-            || (state.bytes > 0 && state.bytes + bytes > self.limits.queue_bytes_max)
+        } else if bytes > max_bytes {
+            Err(SendError::TooLarge { bytes, max_bytes })
+        } else if state.queue.len() >= self.limits.max_queue_messages
+            || (state.bytes > 0 && state.bytes + bytes > self.limits.max_queue_bytes)
         {
             self.tally.full.fetch_add(1, Ordering::Relaxed);
             Err(SendError::Full)
@@ -276,10 +276,10 @@ impl Link {
         }
         let Some(handler) = handler else {
             self.tell_unknown(item.service);
-            return self.answer(id, Err(Failure::Refused(Refused::UnknownService)));
+            return self.answer(id, Err(Failure::Rejected(Rejected::UnknownService)));
         };
-        if self.state.lock().running.len() >= self.calls_in_max {
-            return self.answer(id, Err(Failure::Refused(Refused::Busy)));
+        if self.state.lock().running.len() >= self.max_calls_in {
+            return self.answer(id, Err(Failure::Rejected(Rejected::Busy)));
         }
         match begin(handler, self.from.id, item.body) {
             Begun::Answered(answer) => self.answer(id, answer),
@@ -312,11 +312,11 @@ impl Link {
     /// Takes an answer back by the path that leads from the peer to the caller.
     fn answer(self: &Arc<Self>, id: u64, answer: serving::Answer) {
         let answer = match answer {
-            Ok(parts) if parts.len() > self.limits.message_bytes_max => {
+            Ok(parts) if parts.len() > self.limits.max_message_bytes => {
                 Err(CallError::Unknown(Lost::HandlerFailed))
             }
             Ok(parts) => Ok(parts.to_bytes()),
-            Err(Failure::Refused(refused)) => Err(CallError::Refused(refused)),
+            Err(Failure::Rejected(rejected)) => Err(CallError::Rejected(rejected)),
             Err(Failure::Panicked) => Err(CallError::Unknown(Lost::HandlerFailed)),
         };
         let back = self.to.path_to(self.from.id);

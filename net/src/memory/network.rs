@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use fastrand::Rng;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Memory;
 use super::link::{Link, Path};
-use crate::core::backoff::Rng;
+use crate::core::backoff::duration_between;
 use crate::serving::Services;
 use crate::{Class, Config, ConfigError, DownReason, Event, Publisher, SendError};
 
@@ -23,9 +24,9 @@ pub struct Faults {
     /// does to one whose connection stands: what bears this bears the loss of connections.
     pub drop: f64,
     /// The shortest time on the way.
-    pub delay_min: Duration,
+    pub min_delay: Duration,
     /// The longest time on the way. Zero: delivered by the sender itself, before `send` returns.
-    pub delay_max: Duration,
+    pub max_delay: Duration,
 }
 
 impl Faults {
@@ -36,7 +37,7 @@ impl Faults {
 
     /// Each message takes this long; the order stays.
     pub fn delay(min: Duration, max: Duration) -> Self {
-        Self { drop: 0.0, delay_min: min, delay_max: max }
+        Self { drop: 0.0, min_delay: min, max_delay: max }
     }
 
     /// Each message is lost with this probability.
@@ -46,15 +47,15 @@ impl Faults {
     }
 
     pub(super) fn draw(&self, rng: &mut Rng, tally: &Tally) -> Option<Duration> {
-        if self.drop > 0.0 && rng.chance(self.drop) {
+        if self.drop > 0.0 && rng.f64() < self.drop {
             tally.dropped.fetch_add(1, Ordering::Relaxed);
             return None;
         }
-        if self.delay_max.is_zero() {
+        if self.max_delay.is_zero() {
             return Some(Duration::ZERO);
         }
         tally.delayed.fetch_add(1, Ordering::Relaxed);
-        Some(rng.between(self.delay_min, self.delay_max))
+        Some(duration_between(rng, self.min_delay, self.max_delay))
     }
 }
 
@@ -68,7 +69,7 @@ pub struct FaultCounts {
     pub dropped: u64,
     /// Messages, requests and answers that took time.
     pub delayed: u64,
-    /// Messages and requests refused because a queue was full.
+    /// Messages and requests rejected because a queue was full.
     pub full: u64,
     /// Connections that broke.
     pub disconnected: u64,
@@ -153,15 +154,16 @@ pub struct Network {
 
 impl Network {
     /// A network without nodes and without faults. Of the configuration the limits, `dead_after`,
-    /// `seed` and `events_max` have a meaning here.
+    /// `seed` and `max_events` have a meaning here.
     ///
     /// # Errors
     /// [`ConfigError`] when a field is out of its range.
     ///
     /// # Panics
     /// Outside of a tokio runtime, which delayed messages and unfinished calls need.
-    pub fn new(config: Config) -> Result<Self, ConfigError> {
+    pub fn new(mut config: Config) -> Result<Self, ConfigError> {
         config.validate()?;
+        config.seed = Some(config.draw_seed());
         let shared = Shared {
             config,
             tally: Arc::default(),
@@ -180,7 +182,7 @@ impl Network {
         let host = Arc::new(Host {
             id,
             services: Services::default(),
-            publisher: Publisher::new(self.shared.config.events_max),
+            publisher: Publisher::new(self.shared.config.max_events),
             network: Arc::downgrade(&self.shared),
         });
         let orphans: Vec<LinkKey> = {

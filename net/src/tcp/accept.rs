@@ -19,11 +19,11 @@ use super::serve::{AcceptSide, Calls};
 use super::socket::{Reader, Writer, split};
 use crate::wire::VERSION;
 use crate::wire::hello::{self, Hello, Reply};
-use crate::{Class, Config, DownReason, Event, Refusal, Violation};
+use crate::{Class, Config, DownReason, Event, HandshakeError, Violation};
 
 /// How long a connection may take for its handshake, at least, however many others come in; unless
 /// a quarter of `Config::handshake_timeout` is shorter.
-const GRACE_MAX: Duration = Duration::from_millis(500);
+const MAX_GRACE: Duration = Duration::from_millis(500);
 
 /// After a failed `accept` (no free descriptor, usually).
 const PAUSE: Duration = Duration::from_millis(20);
@@ -31,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// The connections that came in.
 #[derive(Default)]
 pub(crate) struct Arrivals {
-    shaking: Mutex<Shaking>,
+    handshakes: Mutex<Handshakes>,
     /// A connection has left its handshake.
     left: Notify,
     standing: Mutex<HashMap<(u64, Class), Arrival>>,
@@ -39,13 +39,13 @@ pub(crate) struct Arrivals {
 
 /// The connections in their handshake, oldest first.
 #[derive(Default)]
-struct Shaking {
+struct Handshakes {
     next: u64,
-    tasks: VecDeque<Greeting>,
+    tasks: VecDeque<PendingHandshake>,
 }
 
 /// A connection in its handshake.
-struct Greeting {
+struct PendingHandshake {
     id: u64,
     remote: SocketAddr,
     began: Instant,
@@ -54,19 +54,19 @@ struct Greeting {
 
 /// What is done with a connection that comes in.
 enum Entry {
-    /// There is a place, perhaps because a connection from this address was closed.
+    /// There is a admission, perhaps because a connection from this address was closed.
     Free(Option<SocketAddr>),
     /// All places are taken until then, or until one is left.
     Wait(Instant),
 }
 
-impl Shaking {
+impl Handshakes {
     /// Makes room for a connection from `remote`. The place of one that has had its time goes
     /// first to others. Before that only the address that has the most is made to give one up, to
     /// an address that has at least two fewer: a flood from one address takes nothing from others,
     /// and a handshake that is slow is not ended by many new ones.
     fn make_room(&mut self, remote: SocketAddr, config: &Config, now: Instant) -> Entry {
-        if self.tasks.len() < config.handshakes_max {
+        if self.tasks.len() < config.max_handshakes {
             return Entry::Free(None);
         }
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
@@ -74,7 +74,7 @@ impl Shaking {
             *counts.entry(greeting.remote.ip()).or_default() += 1;
         }
         let own = counts.get(&remote.ip()).copied().unwrap_or(0);
-        let grace = GRACE_MAX.min(config.handshake_timeout / 4);
+        let grace = MAX_GRACE.min(config.handshake_timeout / 4);
         let busiest = counts.into_iter().max_by_key(|&(_, count)| count);
         let of_busiest = busiest
             .filter(|&(_, count)| count > own + 1)
@@ -119,10 +119,10 @@ impl Arrivals {
     }
 
     fn leave_handshake(&self, id: u64) -> bool {
-        let mut shaking = self.shaking.lock();
-        let before = shaking.tasks.iter().any(|other| other.id == id);
-        shaking.tasks.retain(|other| other.id != id);
-        drop(shaking);
+        let mut handshakes = self.handshakes.lock();
+        let before = handshakes.tasks.iter().any(|other| other.id == id);
+        handshakes.tasks.retain(|other| other.id != id);
+        drop(handshakes);
         self.left.notify_one();
         before
     }
@@ -140,7 +140,7 @@ pub(crate) async fn listen(node: Arc<Node>, listener: TcpListener) {
             Ok((stream, remote)) => {
                 tokio::select! {
                     _ = stop.wait_for(|stopped| *stopped) => return,
-                    () = arrive(&node, stream, remote) => {}
+                    () = start_handshake(&node, stream, remote) => {}
                 }
             }
             Err(error) => {
@@ -152,23 +152,23 @@ pub(crate) async fn listen(node: Arc<Node>, listener: TcpListener) {
 }
 
 /// Starts the task of a connection, when there is a place for its handshake.
-async fn arrive(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
+async fn start_handshake(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
     loop {
         // Registered before the look, so that no place is missed in between.
         let left = node.arrivals.left.notified();
         let until = {
-            let mut shaking = node.arrivals.shaking.lock();
-            match shaking.make_room(remote, &node.config, Instant::now()) {
+            let mut handshakes = node.arrivals.handshakes.lock();
+            match handshakes.make_room(remote, &node.config, Instant::now()) {
                 Entry::Free(closed) => {
-                    let id = shaking.next;
-                    shaking.next += 1;
+                    let id = handshakes.next;
+                    handshakes.next += 1;
                     // Under the lock, so that the task finds itself in the list.
-                    let task = node.spawn(greet(Arc::clone(node), stream, remote, id));
+                    let task = node.spawn(accept_connection(Arc::clone(node), stream, remote, id));
                     let began = Instant::now();
-                    shaking.tasks.push_back(Greeting { id, remote, began, task });
-                    drop(shaking);
+                    handshakes.tasks.push_back(PendingHandshake { id, remote, began, task });
+                    drop(handshakes);
                     if let Some(closed) = closed {
-                        refused(node, closed, Refusal::TimedOut);
+                        reject(node, closed, HandshakeError::TimedOut);
                     }
                     return;
                 }
@@ -180,25 +180,25 @@ async fn arrive(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr) {
     }
 }
 
-fn refused(node: &Node, remote: SocketAddr, refusal: Refusal) {
-    node.counters.refused.add(1);
-    tracing::debug!(target: "voussoir::net", %remote, %refusal, "refused");
-    node.publisher.publish(Event::Refused { remote, refusal });
+fn reject(node: &Node, remote: SocketAddr, error: HandshakeError) {
+    node.counters.rejected.add(1);
+    tracing::debug!(target: "voussoir::net", %remote, %error, "rejected");
+    node.publisher.publish(Event::AcceptRejected { remote, error });
 }
 
 /// The whole life of a connection that came in.
-async fn greet(node: Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) {
+async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) {
     let mut stop = node.stopped();
     let Ok((mut reader, mut writer)) = split(stream) else { return };
     let heard = tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => return,
-        heard = timeout(node.config.handshake_timeout, hear(&mut reader)) => heard,
+        heard = timeout(node.config.handshake_timeout, read_hello(&mut reader)) => heard,
     };
     let hello = match heard {
-        Ok(Ok(hello)) => check(&node, hello).map_err(|refusal| (refusal, hello.nonce)),
-        Ok(Err(Unheard::Wrong(refusal))) => Err((refusal, 0)),
-        Ok(Err(Unheard::Gone)) => Err((Refusal::Malformed, 0)),
-        Err(_) => Err((Refusal::TimedOut, 0)),
+        Ok(Ok(hello)) => check(&node, hello).map_err(|error| (error, hello.nonce)),
+        Ok(Err(HelloError::Wrong(error))) => Err((error, 0)),
+        Ok(Err(HelloError::Gone)) => Err((HandshakeError::Malformed, 0)),
+        Err(_) => Err((HandshakeError::TimedOut, 0)),
     };
     if !node.arrivals.leave_handshake(id) {
         return;
@@ -206,70 +206,71 @@ async fn greet(node: Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) 
     let admitted = match hello {
         Ok((hello, version)) => admit(&node, &hello)
             .await
-            .map_err(|refusal| (refusal, hello.nonce))
+            .map_err(|error| (error, hello.nonce))
             .map(|arrival| (hello, version, arrival)),
-        Err(refusal) => Err(refusal),
+        Err(error) => Err(error),
     };
     match admitted {
-        Ok((hello, version, place)) => {
-            let reply = reply(Ok(version), hello.nonce, place.arrival.pipe.own_body_bytes_max());
+        Ok((hello, version, admission)) => {
+            let reply =
+                reply(Ok(version), hello.nonce, admission.arrival.pipe.own_max_body_bytes());
             let sent = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             if matches!(sent, Ok(Ok(()))) {
-                stand(&node, &hello, place, reader, writer, remote).await;
+                run_connection(&node, &hello, admission, reader, writer, remote).await;
             }
         }
-        Err((refusal, nonce)) => {
-            refused(&node, remote, refusal);
-            if refusal != Refusal::Malformed {
-                let reply = reply(Err(refusal), nonce, 0);
+        Err((error, nonce)) => {
+            reject(&node, remote, error);
+            if error != HandshakeError::Malformed {
+                let reply = reply(Err(error), nonce, 0);
                 let _ = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             }
         }
     }
 }
 
-fn reply(result: Result<u16, Refusal>, nonce: u64, body_bytes_max: usize) -> Vec<u8> {
-    let body_bytes_max = body_bytes_max as u32;
-    Reply { result, version_min: VERSION, version_max: VERSION, nonce, body_bytes_max }.encode()
+fn reply(result: Result<u16, HandshakeError>, nonce: u64, max_body_bytes: usize) -> Vec<u8> {
+    let max_body_bytes = max_body_bytes as u32;
+    Reply { result, min_version: VERSION, max_version: VERSION, nonce, max_body_bytes }.encode()
 }
 
-enum Unheard {
-    Wrong(Refusal),
+enum HelloError {
+    Wrong(HandshakeError),
     Gone,
 }
 
-impl From<io::Error> for Unheard {
+impl From<io::Error> for HelloError {
     fn from(_: io::Error) -> Self {
         Self::Gone
     }
 }
 
-async fn hear(reader: &mut Reader) -> Result<Hello, Unheard> {
+async fn read_hello(reader: &mut Reader) -> Result<Hello, HelloError> {
     let mut prefix = [0; hello::PREFIX_BYTES];
     reader.read_exact(&mut prefix).await?;
-    let mut rest = vec![0; hello::length(&prefix).map_err(Unheard::Wrong)?];
+    let mut rest = vec![0; hello::length(&prefix).map_err(HelloError::Wrong)?];
     reader.read_exact(&mut rest).await?;
-    Hello::decode(&prefix, &rest).map_err(Unheard::Wrong)
+    Hello::decode(&prefix, &rest).map_err(HelloError::Wrong)
 }
 
 /// Whether this is a peer of ours, and the version to speak with it.
-fn check(node: &Node, hello: Hello) -> Result<(Hello, u16), Refusal> {
+fn check(node: &Node, hello: Hello) -> Result<(Hello, u16), HandshakeError> {
     let version = hello.version()?;
     if hello.cluster != node.config.cluster {
-        Err(Refusal::Cluster)
+        Err(HandshakeError::Cluster)
     } else if hello.to != node.local {
-        Err(Refusal::Recipient)
+        Err(HandshakeError::Recipient)
     } else if hello.from == node.local {
-        Err(Refusal::SameId)
+        Err(HandshakeError::SameId)
     } else if node.is_closing() {
-        Err(Refusal::Closing)
+        Err(HandshakeError::Closing)
     } else {
         Ok((hello, version))
     }
 }
 
 /// A place among the connections that stand. Leaving it ends what the connection began.
-struct Place {
+struct Admission {
     node: Arc<Node>,
     key: (u64, Class),
     arrival: Arrival,
@@ -277,7 +278,7 @@ struct Place {
     _ended: watch::Sender<()>,
 }
 
-impl Drop for Place {
+impl Drop for Admission {
     fn drop(&mut self) {
         self.arrival.calls.abort(&self.node.counters);
         self.arrival.pipe.down(super::pipe::Phase::Closed);
@@ -290,14 +291,14 @@ impl Drop for Place {
 
 /// Makes room for a connection of a peer. An older one of the same class is ended first: its
 /// peer has given it up, and none of its frames may come after one of the new connection.
-async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Place, Refusal> {
+async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Admission, HandshakeError> {
     let key = (hello.from, hello.class);
     loop {
         let older = {
             let mut standing = node.arrivals.standing.lock();
             let Some(older) = standing.get(&key).cloned() else {
-                if standing.len() >= node.config.connections_max {
-                    return Err(Refusal::TooMany);
+                if standing.len() >= node.config.max_connections {
+                    return Err(HandshakeError::TooMany);
                 }
                 let (ended, receiver) = watch::channel(());
                 let pipe = Pipe::new(&node.config, hello.class, Arc::clone(&node.counters));
@@ -308,7 +309,7 @@ async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Place, Refusal> {
                     ended: receiver,
                 };
                 standing.insert(key, arrival.clone());
-                return Ok(Place { node: Arc::clone(node), key, arrival, _ended: ended });
+                return Ok(Admission { node: Arc::clone(node), key, arrival, _ended: ended });
             };
             older
         };
@@ -320,19 +321,19 @@ async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Place, Refusal> {
 }
 
 /// Runs a connection from its handshake to its end.
-async fn stand(
+async fn run_connection(
     node: &Arc<Node>,
     hello: &Hello,
-    place: Place,
+    admission: Admission,
     reader: Reader,
     writer: Writer,
     remote: SocketAddr,
 ) {
     let (peer, class) = (hello.from, hello.class);
-    let Arrival { pipe, calls, stop, .. } = place.arrival.clone();
+    let Arrival { pipe, calls, stop, .. } = admission.arrival.clone();
     let writer = Arc::new(writer);
     node.counters.accepted.add(1);
-    pipe.up(Arc::clone(&writer), pipe.own_body_bytes_max().min(hello.body_bytes_max as usize));
+    pipe.up(Arc::clone(&writer), pipe.own_max_body_bytes().min(hello.max_body_bytes as usize));
     node.poke(peer);
     let mut side = AcceptSide {
         node: Arc::clone(node),
@@ -346,9 +347,9 @@ async fn stand(
     let reason = tokio::select! {
         _ = stopped.wait_for(|stopped| *stopped) => DownReason::Local,
         () = stop.notified() => DownReason::Closed,
-        reason = pump::run(reader, &writer, &pipe, &mut side, node.rules()) => reason,
+        reason = pump::run(reader, &writer, &pipe, &mut side, node.pump_context()) => reason,
     };
-    drop(place);
+    drop(admission);
     tracing::debug!(target: "voussoir::net", peer, ?class, %reason, "a peer's connection ended");
     let violation = match reason {
         DownReason::Violation(violation) => violation,

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use fastrand::Rng;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
@@ -12,10 +13,10 @@ use super::node::{Node, ResolverPanicked};
 use super::pipe::{Phase, Pipe};
 use super::pump::{self, Next, Side};
 use super::socket::{Reader, Writer, split};
-use crate::core::backoff::{Backoff, Rng};
+use crate::core::backoff::Backoff;
 use crate::wire::hello::{self, Hello, Reply};
 use crate::wire::{Incoming, Kind, VERSION, reason};
-use crate::{CallError, Class, DownReason, Event, Lost, Refusal, Refused, Violation};
+use crate::{CallError, Class, DownReason, Event, HandshakeError, Lost, Rejected, Violation};
 
 pub(crate) struct Link {
     pub(crate) peer: u64,
@@ -45,10 +46,11 @@ pub(crate) async fn run(node: Arc<Node>, link: Arc<Link>) {
 }
 
 async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
-    let seed = node.config.seed ^ Rng::new(node.local ^ link.peer.rotate_left(32)).next();
-    let mut backoff = Backoff::new(node.config.backoff_min, node.config.backoff_max, seed);
-    let mut nonces = Rng::new(seed ^ u64::from(link.class == Class::Bulk));
-    let mut last_refusal = None;
+    let of_link = Rng::with_seed(node.local ^ link.peer.rotate_left(32)).u64(..);
+    let seed = node.config.draw_seed() ^ of_link;
+    let mut backoff = Backoff::new(node.config.min_backoff, node.config.max_backoff, seed);
+    let mut nonces = Rng::with_seed(seed ^ u64::from(link.class == Class::Bulk));
+    let mut last_error = None;
     // Ends when the peer is unknown, or when this node closes.
     loop {
         let address = match node.resolve(link.peer) {
@@ -56,33 +58,33 @@ async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
             Ok(None) => return,
             Err(ResolverPanicked) => Err(DialError::ResolverPanicked),
         };
-        let hello = greeting(node, link, nonces.next());
+        let hello = hello_for(node, link, nonces.u64(..));
         let attempt = async {
             let stream = TcpStream::connect(address?);
             let stream = timeout(node.config.dial_timeout, stream).await??;
-            timeout(node.config.handshake_timeout, shake(stream, &hello)).await?
+            timeout(node.config.handshake_timeout, handshake(stream, &hello)).await?
         };
         match attempt.await {
             Ok(connected) => {
                 let began = Instant::now();
-                last_refusal = None;
-                stand(node, link, connected).await;
+                last_error = None;
+                run_connection(node, link, connected).await;
                 // One that breaks at once is as good as none.
-                if began.elapsed() >= node.config.backoff_max {
+                if began.elapsed() >= node.config.max_backoff {
                     backoff.reset();
                 }
             }
             Err(error) => {
                 node.counters.dial_failed.add(1);
                 link.pipe.down(Phase::Down);
-                tell(node, link, &error, &mut last_refusal);
+                publish_rejection(node, link, &error, &mut last_error);
             }
         }
         if node.is_closing() {
             // Nothing new comes, and what there was is gone with the connection.
             return;
         }
-        pause(link, backoff.next(), node.config.backoff_min).await;
+        pause(link, backoff.next(), node.config.min_backoff).await;
     }
 }
 
@@ -96,14 +98,19 @@ async fn pause(link: &Link, longest: Duration, shortest: Duration) {
     let _ = timeout(longest.saturating_sub(shortest), poked).await;
 }
 
-/// Tells of a refusal, once for as long as it stays the same.
-fn tell(node: &Node, link: &Link, error: &DialError, last: &mut Option<Refusal>) {
+/// Tells of a rejection, once for as long as it stays the same.
+fn publish_rejection(
+    node: &Node,
+    link: &Link,
+    error: &DialError,
+    last: &mut Option<HandshakeError>,
+) {
     tracing::debug!(target: "voussoir::net", peer = link.peer, class = ?link.class, %error, "dial");
-    if let DialError::Refused(refusal) = *error
-        && last.replace(refusal) != Some(refusal)
+    if let DialError::Rejected(error) = *error
+        && last.replace(error) != Some(error)
     {
         let (peer, class) = (link.peer, link.class);
-        node.publisher.publish(Event::Rejected { peer, class, refusal });
+        node.publisher.publish(Event::ConnectRejected { peer, class, error });
     }
 }
 
@@ -113,58 +120,58 @@ enum DialError {
     Io(#[from] io::Error),
     #[error("it took too long")]
     TimedOut(#[from] tokio::time::error::Elapsed),
-    #[error("refused: {0}")]
-    Refused(Refusal),
+    #[error("rejected: {0}")]
+    Rejected(HandshakeError),
     #[error("the resolver panicked")]
     ResolverPanicked,
 }
 
-fn greeting(node: &Node, link: &Link, nonce: u64) -> Hello {
+fn hello_for(node: &Node, link: &Link, nonce: u64) -> Hello {
     Hello {
-        version_min: VERSION,
-        version_max: VERSION,
+        min_version: VERSION,
+        max_version: VERSION,
         class: link.class,
         cluster: node.config.cluster,
         from: node.local,
         to: link.peer,
         nonce,
-        body_bytes_max: link.pipe.own_body_bytes_max() as u32,
+        max_body_bytes: link.pipe.own_max_body_bytes() as u32,
     }
 }
 
 struct Connected {
     reader: Reader,
     writer: Writer,
-    body_bytes_max: usize,
+    max_body_bytes: usize,
 }
 
-async fn shake(stream: TcpStream, hello: &Hello) -> Result<Connected, DialError> {
+async fn handshake(stream: TcpStream, hello: &Hello) -> Result<Connected, DialError> {
     let (mut reader, mut writer) = split(stream)?;
     writer.write_all(&hello.encode()).await?;
     let mut prefix = [0; hello::PREFIX_BYTES];
     reader.read_exact(&mut prefix).await?;
-    let mut rest = vec![0; hello::length(&prefix).map_err(DialError::Refused)?];
+    let mut rest = vec![0; hello::length(&prefix).map_err(DialError::Rejected)?];
     reader.read_exact(&mut rest).await?;
-    let reply = Reply::decode(&prefix, &rest).map_err(DialError::Refused)?;
-    let version = reply.result.map_err(DialError::Refused)?;
+    let reply = Reply::decode(&prefix, &rest).map_err(DialError::Rejected)?;
+    let version = reply.result.map_err(DialError::Rejected)?;
     if version != VERSION || reply.nonce != hello.nonce {
-        return Err(DialError::Refused(Refusal::Malformed));
+        return Err(DialError::Rejected(HandshakeError::Malformed));
     }
-    let body_bytes_max = reply.body_bytes_max.min(hello.body_bytes_max) as usize;
-    Ok(Connected { reader, writer, body_bytes_max })
+    let max_body_bytes = reply.max_body_bytes.min(hello.max_body_bytes) as usize;
+    Ok(Connected { reader, writer, max_body_bytes })
 }
 
 /// Runs a connection from its handshake to its end.
-async fn stand(node: &Node, link: &Link, connected: Connected) {
+async fn run_connection(node: &Node, link: &Link, connected: Connected) {
     let (peer, class) = (link.peer, link.class);
-    let Connected { reader, writer, body_bytes_max } = connected;
+    let Connected { reader, writer, max_body_bytes } = connected;
     let writer = Arc::new(writer);
     node.counters.connected.add(1);
-    link.pipe.up(Arc::clone(&writer), body_bytes_max);
+    link.pipe.up(Arc::clone(&writer), max_body_bytes);
     node.publisher.publish(Event::Up { peer, class });
     let standing = Standing { node, link, reason: DownReason::Local };
     let mut side = DialSide { link, counters: &node.counters };
-    let reason = pump::run(reader, &writer, &link.pipe, &mut side, node.rules()).await;
+    let reason = pump::run(reader, &writer, &link.pipe, &mut side, node.pump_context()).await;
     standing.end(reason);
 }
 
@@ -209,10 +216,10 @@ impl Side for DialSide<'_> {
             Kind::Pong => return Ok(Next::Go),
             Kind::Goodbye => return Ok(Next::End),
             Kind::Response => Ok(body),
-            Kind::Refusal => Err(match header.service {
-                reason::UNKNOWN_SERVICE => CallError::Refused(Refused::UnknownService),
-                reason::BUSY => CallError::Refused(Refused::Busy),
-                reason::REJECTED => CallError::Refused(Refused::Rejected(body)),
+            Kind::Rejection => Err(match header.service {
+                reason::UNKNOWN_SERVICE => CallError::Rejected(Rejected::UnknownService),
+                reason::BUSY => CallError::Rejected(Rejected::Busy),
+                reason::REJECTED => CallError::Rejected(Rejected::ByHandler(body)),
                 _ => CallError::Unknown(Lost::HandlerFailed),
             }),
             other => return Err(Violation::Kind(other as u8)),

@@ -37,7 +37,7 @@ const QUIET_POLL: Duration = Duration::from_millis(1);
 /// once. A node takes one connection per peer and class: a newer one ends the older.
 ///
 /// While the first attempt to connect to a peer is under way messages are queued. After it has
-/// failed, or when a connection has broken, they are refused with `Down`, until a later attempt
+/// failed, or when a connection has broken, they are rejected with `Down`, until a later attempt
 /// succeeds.
 ///
 /// Plain TCP authenticates nobody, and nothing is encrypted: whoever reaches the port can say
@@ -108,7 +108,7 @@ impl Tcp {
     }
 
     /// How many bytes of unfinished frames all connections hold now, beyond the 128 KiB that each
-    /// of them may have; at most [`Config::partial_bytes_max`].
+    /// of them may have; at most [`Config::max_partial_bytes`].
     pub fn partial_bytes(&self) -> usize {
         self.owner.node.partials.held()
     }

@@ -14,7 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::accept::Arrivals;
 use super::link::Link;
-use super::pump::Rules;
+use super::pump::PumpContext;
 use crate::core::partials::Partials;
 use crate::serving::Services;
 use crate::stats::Counters;
@@ -44,15 +44,16 @@ pub(crate) struct ResolverPanicked;
 impl Node {
     pub(crate) fn new(
         local: u64,
-        config: Config,
+        mut config: Config,
         resolver: Arc<dyn Resolver>,
         runtime: Handle,
     ) -> Arc<Self> {
+        config.seed = Some(config.draw_seed());
         Arc::new(Self {
             local,
-            publisher: Publisher::new(config.events_max),
+            publisher: Publisher::new(config.max_events),
             counters: Arc::default(),
-            partials: Partials::new(config.partial_bytes_max),
+            partials: Partials::new(config.max_partial_bytes),
             arrivals: Arrivals::default(),
             links: RwLock::default(),
             services: Services::default(),
@@ -80,8 +81,8 @@ impl Node {
         self.tasks.closed().await;
     }
 
-    pub(crate) fn rules(&self) -> Rules {
-        Rules {
+    pub(crate) fn pump_context(&self) -> PumpContext {
+        PumpContext {
             keep_alive: self.config.keep_alive,
             dead_after: self.config.dead_after,
             counters: Arc::clone(&self.counters),

@@ -16,14 +16,14 @@ use tokio::sync::{Notify, oneshot};
 use super::socket::Writer;
 use super::waiting::{LateAnswer, Ticket};
 use crate::core::calls::{Answer, Calls, Waiting};
-use crate::core::outbox::{Batch, Outbox, SLICES_MAX};
+use crate::core::outbox::{Batch, MAX_SLICES, Outbox};
 use crate::stats::Counters;
 use crate::wire::{Frame, HEADER_BYTES, Header, Kind};
 use crate::{CallError, Class, Config, Lost, Parts, SendError};
 
 /// A longer frame is left to the task of the connection: the lock is held while the caller writes.
-const DIRECT_BYTES_MAX: usize = 64 * 1024;
-const DIRECT_SLICES_MAX: usize = 16;
+const MAX_DIRECT_BYTES: usize = 64 * 1024;
+const MAX_DIRECT_SLICES: usize = 16;
 /// How many writes the task does before it looks at what came in.
 const WRITES_PER_TURN: usize = 16;
 
@@ -54,7 +54,7 @@ struct State {
     batch: Batch,
     calls: Calls,
     writer: Option<Arc<Writer>>,
-    body_bytes_max: usize,
+    max_body_bytes: usize,
     /// The task holds the batch.
     is_writing: bool,
     /// The task will look at the queue without being told again.
@@ -75,7 +75,7 @@ pub(crate) struct Pipe {
     wake: Notify,
     room: Notify,
     ids: AtomicU64,
-    body_bytes_max: usize,
+    max_body_bytes: usize,
     gather: Duration,
     counters: Arc<Counters>,
 }
@@ -85,11 +85,11 @@ impl Pipe {
         let limits = config.limits(class);
         let state = State {
             phase: Phase::Opening,
-            outbox: Outbox::new(limits.queue_bytes_max, limits.queue_messages_max),
+            outbox: Outbox::new(limits.max_queue_bytes, limits.max_queue_messages),
             batch: Batch::default(),
-            calls: Calls::new(config.calls_out_max),
+            calls: Calls::new(config.max_calls_out),
             writer: None,
-            body_bytes_max: limits.message_bytes_max,
+            max_body_bytes: limits.max_message_bytes,
             is_writing: false,
             is_woken: false,
             wrote_at: None,
@@ -100,26 +100,26 @@ impl Pipe {
             wake: Notify::new(),
             room: Notify::new(),
             ids: AtomicU64::new(1),
-            body_bytes_max: limits.message_bytes_max,
+            max_body_bytes: limits.max_message_bytes,
             gather: config.gather,
             counters,
         }
     }
 
     /// The connection stands. Frames that the peer does not take are dropped from the queue.
-    pub(crate) fn up(&self, writer: Arc<Writer>, body_bytes_max: usize) {
+    pub(crate) fn up(&self, writer: Arc<Writer>, max_body_bytes: usize) {
         let mut state = self.state.lock();
         if matches!(state.phase, Phase::Opening | Phase::Down) {
             state.phase = Phase::Up;
         }
         state.writer = Some(writer);
-        state.body_bytes_max = body_bytes_max;
+        state.max_body_bytes = max_body_bytes;
         state.is_woken = true;
         let mut too_large = Vec::new();
         for (place, frame) in state.outbox.waiting() {
             let bytes = frame.len() - HEADER_BYTES;
-            if bytes > body_bytes_max {
-                too_large.push((place, SendError::TooLarge { bytes, bytes_max: body_bytes_max }));
+            if bytes > max_body_bytes {
+                too_large.push((place, SendError::TooLarge { bytes, max_bytes: max_body_bytes }));
             }
         }
         let mut failed = Vec::new();
@@ -199,8 +199,8 @@ impl Pipe {
             Phase::Down => return Err(SendError::Down),
             Phase::Closing | Phase::Closed => return Err(SendError::Closed),
         }
-        if bytes > state.body_bytes_max {
-            return Err(SendError::TooLarge { bytes, bytes_max: state.body_bytes_max });
+        if bytes > state.max_body_bytes {
+            return Err(SendError::TooLarge { bytes, max_bytes: state.max_body_bytes });
         }
         if state.outbox.has_room(HEADER_BYTES + bytes) { Ok(()) } else { Err(SendError::Full) }
     }
@@ -329,19 +329,19 @@ impl Pipe {
 
     /// Queues a frame without a body, room or not: the task of the connection, which alone calls
     /// this, stops reading while there is none.
-    pub(crate) fn refuse(&self, frame: Frame) {
+    pub(crate) fn reject(&self, frame: Frame) {
         self.counters.frames_out.add(1);
         self.state.lock().outbox.push(frame);
     }
 
     /// The longest body that the peer takes.
-    pub(crate) fn body_bytes_max(&self) -> usize {
-        self.state.lock().body_bytes_max
+    pub(crate) fn max_body_bytes(&self) -> usize {
+        self.state.lock().max_body_bytes
     }
 
     /// The longest body that is taken from the peer.
-    pub(crate) fn own_body_bytes_max(&self) -> usize {
-        self.body_bytes_max
+    pub(crate) fn own_max_body_bytes(&self) -> usize {
+        self.max_body_bytes
     }
 
     pub(crate) fn ping(&self, id: u64) {
@@ -380,7 +380,7 @@ impl Pipe {
     /// Writes a frame if nothing is before it and the last write is not too close.
     fn write_directly(&self, state: &mut State, frame: &Frame) -> Option<u64> {
         let is_free = !state.is_writing && state.batch.is_empty() && state.outbox.is_empty();
-        let is_short = frame.len() <= DIRECT_BYTES_MAX && frame.parts.count() < DIRECT_SLICES_MAX;
+        let is_short = frame.len() <= MAX_DIRECT_BYTES && frame.parts.count() < MAX_DIRECT_SLICES;
         if !is_free || !is_short {
             return None;
         }
@@ -388,7 +388,7 @@ impl Pipe {
         if state.wrote_at.is_some_and(|at| at.elapsed() < self.gather) {
             return None;
         }
-        let mut slices = [IoSlice::new(&[]); DIRECT_SLICES_MAX];
+        let mut slices = [IoSlice::new(&[]); MAX_DIRECT_SLICES];
         let mut count = 0;
         for (slice, piece) in slices.iter_mut().zip(frame.pieces()) {
             *slice = IoSlice::new(piece);
@@ -462,7 +462,7 @@ impl Pipe {
 
 fn write(writer: &Writer, batch: &mut Batch) -> io::Result<usize> {
     let written = {
-        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let count = batch.slices(&mut slices);
         writer.try_write(&slices[..count])?
     };

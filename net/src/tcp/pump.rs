@@ -39,7 +39,7 @@ pub(crate) trait Side: Send {
 
 /// The times and counts that all connections share.
 #[derive(Clone, Debug)]
-pub(crate) struct Rules {
+pub(crate) struct PumpContext {
     pub(crate) keep_alive: Duration,
     pub(crate) dead_after: Duration,
     pub(crate) counters: std::sync::Arc<Counters>,
@@ -52,13 +52,13 @@ pub(crate) async fn run(
     writer: &Writer,
     pipe: &Pipe,
     side: &mut dyn Side,
-    rules: Rules,
+    context: PumpContext,
 ) -> DownReason {
-    let mut inbox = Inbox::new(pipe.own_body_bytes_max());
-    let mut share = Share::new(&rules.partials);
+    let mut inbox = Inbox::new(pipe.own_max_body_bytes());
+    let mut share = Share::new(&context.partials);
     let began = Instant::now();
-    let mut liveness = Liveness::new(0, rules.dead_after.as_nanos() as u64);
-    let mut ticks = interval(rules.keep_alive);
+    let mut liveness = Liveness::new(0, context.dead_after.as_nanos() as u64);
+    let mut ticks = interval(context.keep_alive);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pings = 0;
     let mut flush = Flush::More;
@@ -85,7 +85,7 @@ pub(crate) async fn run(
             }
             read = reader.read(inbox.room()), if may_read => {
                 let bytes = read.unwrap_or(0);
-                rules.counters.bytes_in.add(bytes);
+                context.counters.bytes_in.add(bytes);
                 liveness.read(bytes);
                 match take(&mut inbox, side, &mut liveness, bytes) {
                     Ok(Next::Go) => {}

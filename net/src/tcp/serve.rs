@@ -14,7 +14,7 @@ use super::pump::{Next, Side};
 use crate::serving::{Answer, Begun, Failure, begin, message};
 use crate::stats::Counters;
 use crate::wire::{Frame, Header, Incoming, Kind, reason};
-use crate::{Class, Event, Parts, Refused, Violation};
+use crate::{Class, Event, Parts, Rejected, Violation};
 
 /// The side of a connection that accepted.
 pub(crate) struct AcceptSide {
@@ -70,7 +70,7 @@ impl Side for AcceptSide {
             }
             Kind::Ping => self.pipe.pong(id),
             Kind::Goodbye => return Ok(Next::End),
-            Kind::Response | Kind::Refusal | Kind::Pong => {
+            Kind::Response | Kind::Rejection | Kind::Pong => {
                 return Err(Violation::Kind(kind as u8));
             }
         }
@@ -114,20 +114,20 @@ impl AcceptSide {
         };
         let Some(handler) = self.node.services.get(service) else {
             self.tell_unknown(service);
-            self.pipe.refuse(refusal(id, reason::UNKNOWN_SERVICE));
+            self.pipe.reject(rejection(id, reason::UNKNOWN_SERVICE));
             return Ok(());
         };
-        let is_busy = under_way >= self.node.config.calls_in_max
+        let is_busy = under_way >= self.node.config.max_calls_in
             || self.pipe.is_congested()
             || self.node.is_closing();
         if is_busy {
             self.node.counters.busy.add(1);
-            self.pipe.refuse(refusal(id, reason::BUSY));
+            self.pipe.reject(rejection(id, reason::BUSY));
             return Ok(());
         }
         match begin(handler, self.peer, frame.body) {
             Begun::Answered(answer) => {
-                let frame = encode(id, answer, self.pipe.body_bytes_max());
+                let frame = encode(id, answer, self.pipe.max_body_bytes());
                 if let Some(late) = self.pipe.try_answer(frame) {
                     self.start(id, left_ms, late.send());
                 }
@@ -135,7 +135,7 @@ impl AcceptSide {
             Begun::Pending(running) => {
                 let pipe = Arc::clone(&self.pipe);
                 self.start(id, left_ms, async move {
-                    let frame = encode(id, running.await, pipe.body_bytes_max());
+                    let frame = encode(id, running.await, pipe.max_body_bytes());
                     if let Some(late) = pipe.answer(frame) {
                         late.send().await;
                     }
@@ -160,27 +160,27 @@ impl AcceptSide {
     }
 }
 
-fn refusal(id: u64, reason: u16) -> Frame {
-    let header = Header { kind: Kind::Refusal, service: reason, id, left_ms: 0 };
+fn rejection(id: u64, reason: u16) -> Frame {
+    let header = Header { kind: Kind::Rejection, service: reason, id, left_ms: 0 };
     Frame::new(header, Parts::default())
 }
 
-/// The frame of an answer; one that the peer would not take becomes a refusal.
-fn encode(id: u64, answer: Answer, bytes_max: usize) -> Frame {
+/// The frame of an answer; one that the peer would not take becomes a rejection.
+fn encode(id: u64, answer: Answer, max_bytes: usize) -> Frame {
     let (kind, service, parts) = match answer {
         Ok(parts) => (Kind::Response, 0, parts),
-        Err(Failure::Refused(Refused::UnknownService)) => {
-            (Kind::Refusal, reason::UNKNOWN_SERVICE, Parts::default())
+        Err(Failure::Rejected(Rejected::UnknownService)) => {
+            (Kind::Rejection, reason::UNKNOWN_SERVICE, Parts::default())
         }
-        Err(Failure::Refused(Refused::Busy)) => (Kind::Refusal, reason::BUSY, Parts::default()),
-        Err(Failure::Refused(Refused::Rejected(why))) => {
-            (Kind::Refusal, reason::REJECTED, Parts::new(why))
+        Err(Failure::Rejected(Rejected::Busy)) => (Kind::Rejection, reason::BUSY, Parts::default()),
+        Err(Failure::Rejected(Rejected::ByHandler(why))) => {
+            (Kind::Rejection, reason::REJECTED, Parts::new(why))
         }
-        Err(Failure::Panicked) => (Kind::Refusal, reason::FAILED, Parts::default()),
+        Err(Failure::Panicked) => (Kind::Rejection, reason::FAILED, Parts::default()),
     };
-    if parts.len() > bytes_max {
+    if parts.len() > max_bytes {
         tracing::error!(target: "voussoir::net", bytes = parts.len(), "an answer is too long");
-        return refusal(id, reason::FAILED);
+        return rejection(id, reason::FAILED);
     }
     Frame::new(Header { kind, service, id, left_ms: 0 }, parts)
 }

@@ -9,7 +9,7 @@ use crate::wire::inbox::Inbox;
 use crate::wire::{Frame, HEADER_BYTES, crc32c};
 
 /// The largest body that [`frames`] accepts, in bytes.
-const BODY_BYTES_MAX: usize = 1 << 16;
+const MAX_BODY_BYTES: usize = 1 << 16;
 
 /// Cuts `bytes` into frames as the receiving end of a connection does: as they are, and with the
 /// lengths and checksums of all frames put right, so that what lies behind these is reached.
@@ -26,7 +26,7 @@ pub fn frames(bytes: &[u8]) {
 
 /// Feeds a stream in pieces whose sizes come from `sizes`.
 fn receive(stream: &[u8], sizes: &[u8]) {
-    let mut inbox = Inbox::new(BODY_BYTES_MAX);
+    let mut inbox = Inbox::new(MAX_BODY_BYTES);
     let mut sizes = sizes.iter().cycle();
     let mut rest = stream;
     while !rest.is_empty() {
@@ -38,7 +38,7 @@ fn receive(stream: &[u8], sizes: &[u8]) {
             match inbox.next() {
                 Ok(Some(frame)) => {
                     let again = Frame::new(frame.header, Parts::new(frame.body.clone()));
-                    let mut second = Inbox::new(BODY_BYTES_MAX);
+                    let mut second = Inbox::new(MAX_BODY_BYTES);
                     again.pieces().for_each(|piece| second.room().extend_from_slice(piece));
                     assert_eq!(second.next().ok().flatten(), Some(frame), "a frame changed");
                 }
@@ -53,7 +53,7 @@ fn receive(stream: &[u8], sizes: &[u8]) {
 fn seal_frames(stream: &mut [u8]) {
     let mut rest = stream;
     while rest.len() >= HEADER_BYTES {
-        let most = (rest.len() - HEADER_BYTES).min(BODY_BYTES_MAX) as u32;
+        let most = (rest.len() - HEADER_BYTES).min(MAX_BODY_BYTES) as u32;
         let claimed = u32::from_le_bytes([rest[0], rest[1], 0, 0]).min(most);
         rest[..4].copy_from_slice(&claimed.to_le_bytes());
         let end = HEADER_BYTES + claimed as usize;

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::Transport;
-pub use proxy::{CONNECTIONS_MAX, Direction, HELD_BYTES_MAX, Link, Proxy, ProxyError, ProxyStats};
+pub use proxy::{Direction, Link, MAX_CONNECTIONS, MAX_HELD_BYTES, Proxy, ProxyError, ProxyStats};
 pub use support::{Probe, Seen};
 
 /// Makes the transports that the suite checks.

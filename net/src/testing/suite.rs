@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::Factory;
 use super::support::{Probe, Reports, Seen, soon, until};
 use crate::{
-    CallError, Channel, Class, Event, Lost, Outcome, Parts, Refused, SendError, ServeError,
+    CallError, Channel, Class, Event, Lost, Outcome, Parts, Rejected, SendError, ServeError,
     Transport,
 };
 
@@ -37,14 +37,14 @@ fn later() -> Instant {
     Instant::now() + Duration::from_secs(20)
 }
 
-/// Sends when the queue has room: a transport may refuse, it may not lose.
+/// Sends when the queue has room: a transport may reject, it may not lose.
 async fn push(transport: &dyn Transport, peer: u64, channel: Channel, parts: Parts) {
     soon("room in the queue", async {
         loop {
             match transport.send(peer, channel, parts.clone()) {
                 Ok(()) => return,
                 Err(SendError::Full) => tokio::time::sleep(Duration::from_millis(1)).await,
-                Err(error) => panic!("a message was refused: {error}"),
+                Err(error) => panic!("a message was rejected: {error}"),
             }
         }
     })
@@ -58,7 +58,7 @@ pub(super) async fn run(factory: &dyn Factory) {
     sizes(factory).await;
     calls(factory).await;
     many_calls(factory).await;
-    refusals(factory).await;
+    rejections(factory).await;
     panics(factory).await;
     deadlines(factory).await;
     dropped_calls(factory).await;
@@ -126,8 +126,8 @@ async fn sizes(factory: &dyn Factory) {
     let huge = Bytes::from(vec![0; 65 << 20]);
     for channel in [SMALL, BULK] {
         match pair.one.send(2, channel, huge.clone().into()) {
-            Err(SendError::TooLarge { bytes, bytes_max }) => {
-                assert!(bytes == huge.len() && bytes_max < bytes, "the error says why");
+            Err(SendError::TooLarge { bytes, max_bytes }) => {
+                assert!(bytes == huge.len() && max_bytes < bytes, "the error says why");
             }
             other => panic!("65 MiB: {other:?}"),
         }
@@ -135,7 +135,7 @@ async fn sizes(factory: &dyn Factory) {
         assert!(matches!(called, Err(CallError::NotSent(SendError::TooLarge { .. }))));
     }
     push(&*pair.one, 2, SMALL, "after".into()).await;
-    assert_eq!(pair.reports.next().await.body, "after", "a refused message harms none");
+    assert_eq!(pair.reports.next().await.body, "after", "a rejected message harms none");
 }
 
 async fn calls(factory: &dyn Factory) {
@@ -168,16 +168,16 @@ async fn many_calls(factory: &dyn Factory) {
     }
 }
 
-async fn refusals(factory: &dyn Factory) {
+async fn rejections(factory: &dyn Factory) {
     let pair = pair(factory).await;
     let cases = [
-        ("refuse why", SMALL, Refused::Rejected("why".into())),
-        ("busy", SMALL, Refused::Busy),
-        ("x", Channel::small(999), Refused::UnknownService),
+        ("reject why", SMALL, Rejected::ByHandler("why".into())),
+        ("busy", SMALL, Rejected::Busy),
+        ("x", Channel::small(999), Rejected::UnknownService),
     ];
-    for (request, channel, refused) in cases {
+    for (request, channel, rejected) in cases {
         let error = pair.one.call(2, channel, request.into(), later()).await.unwrap_err();
-        assert_eq!(error, CallError::Refused(refused), "the refusal of the peer is told");
+        assert_eq!(error, CallError::Rejected(rejected), "the rejection of the peer is told");
         assert_eq!(error.outcome(), Outcome::NotApplied);
     }
 }
@@ -226,9 +226,9 @@ async fn limits_of_calls(factory: &dyn Factory) {
             let _ = results.send(one.call(2, SMALL, "wait".into(), later()).await);
         });
     }
-    let first = soon("a refused call", receiver.recv()).await.expect("a result");
+    let first = soon("a rejected call", receiver.recv()).await.expect("a result");
     let is_limit = |error: &CallError| {
-        matches!(error, CallError::NotSent(SendError::Full) | CallError::Refused(Refused::Busy))
+        matches!(error, CallError::NotSent(SendError::Full) | CallError::Rejected(Rejected::Busy))
     };
     assert!(first.as_ref().is_err_and(is_limit), "calls under way are bounded: {first:?}");
     soon("a call that began", pair.reports.started.recv()).await;
@@ -259,7 +259,7 @@ async fn services(factory: &dyn Factory) {
     assert!(pair.two.withdraw(8), "it was served");
     assert!(!pair.two.withdraw(8), "it is not any more");
     let error = pair.one.call(2, Channel::small(8), "echo".into(), later()).await.unwrap_err();
-    assert_eq!(error, CallError::Refused(Refused::UnknownService));
+    assert_eq!(error, CallError::Rejected(Rejected::UnknownService));
     pair.two.serve(8, other).expect("a service can be served again");
     let answer = pair.one.call(2, Channel::small(8), "echo".into(), later()).await;
     assert_eq!(answer.as_deref(), Ok(&b"echo"[..]));

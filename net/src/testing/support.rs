@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 
-use crate::{Class, Event, Events, Handler, Parts, Refused};
+use crate::{Class, Event, Events, Handler, Parts, Rejected};
 
 /// Longer than anything here takes; reached only when something never comes.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,7 +34,7 @@ pub struct Seen {
 
 /// A handler for tests: it records messages, and answers a request by its first word.
 ///
-/// `echo` is answered with the whole request, `refuse` with `Rejected`, `busy` with `Busy`,
+/// `echo` is answered with the whole request, `reject` with `Rejected`, `busy` with `Busy`,
 /// `panic` with a panic, `large N` with N bytes, `wait` when [`Probe::release`] is called, and
 /// counted in [`Probe::dropped`] if it is dropped before. The answer to all else is empty.
 #[derive(Debug)]
@@ -120,13 +120,13 @@ impl Handler for Probe {
         let _ = self.seen.send(Seen { from, class, body });
     }
 
-    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
         let text = String::from_utf8_lossy(&body);
         let (word, rest) = text.split_once(' ').unwrap_or((&text, ""));
         match word {
             "echo" => Ok(Parts::new(body.clone())),
-            "refuse" => Err(Refused::Rejected(Bytes::copy_from_slice(rest.as_bytes()))),
-            "busy" => Err(Refused::Busy),
+            "reject" => Err(Rejected::ByHandler(Bytes::copy_from_slice(rest.as_bytes()))),
+            "busy" => Err(Rejected::Busy),
             "panic" => panic!("asked to"),
             "large" => Ok(Parts::new(vec![7; rest.parse().unwrap_or(0)])),
             "wait" => {

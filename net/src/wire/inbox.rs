@@ -19,12 +19,12 @@ const ROOM_BYTES_MIN: usize = 4 * 1024;
 #[derive(Debug)]
 pub(crate) struct Inbox {
     buffer: BytesMut,
-    body_bytes_max: usize,
+    max_body_bytes: usize,
 }
 
 impl Inbox {
-    pub(crate) fn new(body_bytes_max: usize) -> Self {
-        Self { buffer: BytesMut::new(), body_bytes_max }
+    pub(crate) fn new(max_body_bytes: usize) -> Self {
+        Self { buffer: BytesMut::new(), max_body_bytes }
     }
 
     /// The capacity that the buffer has after the next `room`.
@@ -42,7 +42,7 @@ impl Inbox {
     }
 
     /// How many bytes the unfinished frame takes after the next `room`, above what every
-    /// connection has. They count towards `Config::partial_bytes_max`.
+    /// connection has. They count towards `Config::max_partial_bytes`.
     pub(crate) fn wanted(&self) -> usize {
         self.next_capacity().saturating_sub(OWN_BYTES)
     }
@@ -67,16 +67,16 @@ impl Inbox {
     /// The length of the first frame with its header, when its header is there and is valid.
     fn announced(&self) -> Option<usize> {
         let length = u32::from_le_bytes(array(self.buffer.get(..HEADER_BYTES)?, 0)) as usize;
-        (length <= self.body_bytes_max).then_some(HEADER_BYTES + length)
+        (length <= self.max_body_bytes).then_some(HEADER_BYTES + length)
     }
 
     /// The next whole frame, if it is there. After an error the stream has no meaning any more.
     pub(crate) fn next(&mut self) -> Result<Option<Incoming>, Violation> {
         let Some(bytes) = self.buffer.get(..HEADER_BYTES) else { return Ok(None) };
         let length = u32::from_le_bytes(array(bytes, 0));
-        if length as usize > self.body_bytes_max {
-            let bytes_max = self.body_bytes_max;
-            return Err(Violation::Oversized { bytes: u64::from(length), bytes_max });
+        if length as usize > self.max_body_bytes {
+            let max_bytes = self.max_body_bytes;
+            return Err(Violation::Oversized { bytes: u64::from(length), max_bytes });
         }
         let header = parse(bytes)?;
         let Some(body) = self.buffer.get(HEADER_BYTES..HEADER_BYTES + length as usize) else {

@@ -17,7 +17,7 @@ pub(crate) const VERSION: u16 = 1;
 
 pub(crate) const HEADER_BYTES: usize = 24;
 
-/// Reasons of a refusal, in the field `service`.
+/// Reasons of a rejection, in the field `service`.
 pub(crate) mod reason {
     pub(crate) const UNKNOWN_SERVICE: u16 = 1;
     pub(crate) const BUSY: u16 = 2;
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Message = 1,
     Request = 2,
     Response = 3,
-    Refusal = 4,
+    Rejection = 4,
     Cancel = 5,
     Ping = 6,
     Pong = 7,
@@ -44,7 +44,7 @@ impl Kind {
             1 => Self::Message,
             2 => Self::Request,
             3 => Self::Response,
-            4 => Self::Refusal,
+            4 => Self::Rejection,
             5 => Self::Cancel,
             6 => Self::Ping,
             7 => Self::Pong,

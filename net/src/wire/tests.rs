@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::hello::{Hello, PREFIX_BYTES, Reply, length};
 use super::inbox::Inbox;
 use super::*;
-use crate::{Class, Refusal};
+use crate::{Class, HandshakeError};
 
 const MAX: usize = 4096;
 
@@ -49,19 +49,19 @@ fn golden_frames() {
 
 fn hello() -> Hello {
     Hello {
-        version_min: 1,
-        version_max: 3,
+        min_version: 1,
+        max_version: 3,
         class: Class::Bulk,
         cluster: 0x1122,
         from: 1,
         to: 2,
         nonce: 3,
-        body_bytes_max: 1 << 20,
+        max_body_bytes: 1 << 20,
     }
 }
 
-fn reply(result: Result<u16, Refusal>) -> Reply {
-    Reply { result, version_min: 1, version_max: 1, nonce: 3, body_bytes_max: 1 << 20 }
+fn reply(result: Result<u16, HandshakeError>) -> Reply {
+    Reply { result, min_version: 1, max_version: 1, nonce: 3, max_body_bytes: 1 << 20 }
 }
 
 #[test]
@@ -72,7 +72,7 @@ fn golden_handshake() {
     let golden = "766f7573736f6972 1800 0000 0100 0100 0100 0300000000000000 00001000 ebc9b5f2";
     assert_eq!(reply(Ok(1)).encode(), hex(golden));
     let golden = "766f7573736f6972 1800 0400 0000 0100 0100 0300000000000000 00001000 3415d320";
-    assert_eq!(reply(Err(Refusal::Cluster)).encode(), hex(golden));
+    assert_eq!(reply(Err(HandshakeError::Cluster)).encode(), hex(golden));
 }
 
 fn split(bytes: &[u8]) -> ([u8; PREFIX_BYTES], &[u8]) {
@@ -86,7 +86,7 @@ fn handshakes_come_back_and_bear_later_fields() {
     let (prefix, rest) = split(&bytes);
     assert_eq!(length(&prefix), Ok(rest.len()));
     assert_eq!(Hello::decode(&prefix, rest), Ok(hello()));
-    for result in [Ok(1), Err(Refusal::TooMany), Err(Refusal::Other(77))] {
+    for result in [Ok(1), Err(HandshakeError::TooMany), Err(HandshakeError::Other(77))] {
         let bytes = reply(result).encode();
         let (prefix, rest) = split(&bytes);
         assert_eq!(Reply::decode(&prefix, rest), Ok(reply(result)));
@@ -105,11 +105,11 @@ fn handshakes_come_back_and_bear_later_fields() {
 
 #[test]
 fn versions() {
-    let spoken = |min, max| Hello { version_min: min, version_max: max, ..hello() }.version();
+    let spoken = |min, max| Hello { min_version: min, max_version: max, ..hello() }.version();
     assert_eq!(spoken(0, 9), Ok(1));
-    assert_eq!(spoken(2, 9), Err(Refusal::Version { min: 2, max: 9 }));
-    assert_eq!(spoken(0, 0), Err(Refusal::Version { min: 0, max: 0 }));
-    assert_eq!(spoken(9, 0), Err(Refusal::Version { min: 9, max: 0 }));
+    assert_eq!(spoken(2, 9), Err(HandshakeError::Version { min: 2, max: 9 }));
+    assert_eq!(spoken(0, 0), Err(HandshakeError::Version { min: 0, max: 0 }));
+    assert_eq!(spoken(9, 0), Err(HandshakeError::Version { min: 9, max: 0 }));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn oversized_is_seen_in_the_header() {
     );
     let (frames, violation) = feed(&mut Inbox::new(MAX), &frame.header, 100);
     assert!(frames.is_empty());
-    let expected = Violation::Oversized { bytes: MAX as u64 + 1, bytes_max: MAX };
+    let expected = Violation::Oversized { bytes: MAX as u64 + 1, max_bytes: MAX };
     assert_eq!(violation, Some(expected));
 }
 
@@ -221,7 +221,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_handshakes_are_refused(
+    fn mutated_handshakes_are_rejected(
         at in any::<prop::sample::Index>(),
         change in 1_u8..,
     ) {

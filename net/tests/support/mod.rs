@@ -14,8 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use voussoir_net::{
-    Channel, Class, Config, Event, Events, Handler, Instant, Parts, Peers, Refused, SendError, Tcp,
-    Transport,
+    Channel, Class, Config, Event, Events, Handler, Instant, Parts, Peers, Rejected, SendError,
+    Tcp, Transport,
 };
 
 pub(crate) const CLUSTER: u128 = 0xc1;
@@ -53,7 +53,7 @@ impl Handler for Echo {
         let _ = self.0.send((from, body));
     }
 
-    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
         if &*body == b"never" {
             std::future::pending::<()>().await;
         }
@@ -68,7 +68,7 @@ pub(crate) struct Node {
 
 pub(crate) fn config() -> Config {
     let mut config = Config::new(CLUSTER);
-    config.seed = 1;
+    config.seed = Some(1);
     config
 }
 
@@ -98,10 +98,10 @@ pub(crate) async fn still_serves(node: &Node) {
 /// is taken for 100 ms.
 pub(crate) async fn fill(tcp: &Tcp, peer: u64, channel: Channel, bytes: usize) {
     let body = Bytes::from(vec![1; bytes]);
-    let mut refused_since = Instant::now();
-    while refused_since.elapsed() < Duration::from_millis(100) {
+    let mut rejected_since = Instant::now();
+    while rejected_since.elapsed() < Duration::from_millis(100) {
         match tcp.send(peer, channel, body.clone().into()) {
-            Ok(()) => refused_since = Instant::now(),
+            Ok(()) => rejected_since = Instant::now(),
             Err(SendError::Full) => tokio::time::sleep(Duration::from_millis(5)).await,
             Err(error) => panic!("{error}"),
         }
@@ -118,14 +118,14 @@ pub(crate) struct RawHello {
     pub(crate) cluster: u128,
     pub(crate) from: u64,
     pub(crate) to: u64,
-    pub(crate) body_bytes_max: u32,
+    pub(crate) max_body_bytes: u32,
 }
 
 impl RawHello {
     pub(crate) fn to(node: &Node) -> Self {
         let to = node.tcp.local();
-        let (versions, body_bytes_max) = ((1, 1), 1 << 20);
-        Self { versions, class: 0, cluster: CLUSTER, from: 9, to, body_bytes_max }
+        let (versions, max_body_bytes) = ((1, 1), 1 << 20);
+        Self { versions, class: 0, cluster: CLUSTER, from: 9, to, max_body_bytes }
     }
 
     pub(crate) fn bytes(&self) -> Vec<u8> {
@@ -137,7 +137,7 @@ impl RawHello {
         bytes.extend(self.from.to_le_bytes());
         bytes.extend(self.to.to_le_bytes());
         bytes.extend(0x4e_u64.to_le_bytes());
-        bytes.extend(self.body_bytes_max.to_le_bytes());
+        bytes.extend(self.max_body_bytes.to_le_bytes());
         bytes.extend(crc(&bytes));
         bytes
     }

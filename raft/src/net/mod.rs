@@ -9,7 +9,9 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::task::AbortHandle;
-use voussoir_net::{CallError, Channel, Class, Event, Events, Handler, Parts, Refused, ServeError};
+use voussoir_net::{
+    CallError, Channel, Class, Event, Events, Handler, Parts, Rejected, ServeError,
+};
 
 use crate::codec;
 use crate::message::Message;
@@ -138,7 +140,7 @@ impl Transport for NetTransport {
         let answer = self.carrier.0.call(to, self.channel(Class::Bulk), parts, deadline).await;
         let answer = answer.map_err(|error| match error {
             CallError::NotSent(error) => send_error(error),
-            CallError::Refused(Refused::UnknownService) => SendError::UnknownPeer,
+            CallError::Rejected(Rejected::UnknownService) => SendError::UnknownPeer,
             _ => SendError::NoAnswer,
         })?;
         codec::decode_answer(answer).map_err(|_| SendError::NoAnswer)
@@ -189,12 +191,12 @@ impl Handler for Receiver {
         }
     }
 
-    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Refused> {
+    async fn call(&self, from: u64, body: Bytes) -> Result<Parts, Rejected> {
         let (group, part) = codec::decode_part(body).map_err(|error| {
             self.malformed(from, error);
-            Refused::Rejected(Bytes::from_static(b"not a part of a snapshot"))
+            Rejected::ByHandler(Bytes::from_static(b"not a part of a snapshot"))
         })?;
-        let inbox = self.inbox(group).ok_or(Refused::UnknownService)?;
+        let inbox = self.inbox(group).ok_or(Rejected::UnknownService)?;
         Ok(Parts::new(codec::encode_answer(inbox.snapshot(from, part).await)))
     }
 }

@@ -16,12 +16,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 /// The most connections of one [`Proxy`] at a time; further ones are reset when they come in.
-pub const CONNECTIONS_MAX: usize = 1024;
+pub const MAX_CONNECTIONS: usize = 1024;
 
 /// The most bytes that a [`Proxy`] holds per connection and direction. A delayed, throttled or cut
 /// direction stops reading at this limit, so a delay of `d` lets at most
-/// `HELD_BYTES_MAX / d` bytes per second through each connection.
-pub const HELD_BYTES_MAX: usize = 1 << 20;
+/// `MAX_HELD_BYTES / d` bytes per second through each connection.
+pub const MAX_HELD_BYTES: usize = 1 << 20;
 
 /// After a failed `accept` (no free descriptor, usually).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -88,13 +88,13 @@ pub enum ProxyError {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProxyStats {
-    /// Connections that came in, refused ones included.
+    /// Connections that came in, rejected ones included.
     pub accepted: u64,
     /// Connections that stand now, with those that wait for a cut to heal before the proxy
     /// connects to the target.
     pub connections: usize,
     /// Connections that were reset: by [`Proxy::disconnect`], because one side reset, because the
-    /// target could not be connected to, or because there were [`CONNECTIONS_MAX`] already.
+    /// target could not be connected to, or because there were [`MAX_CONNECTIONS`] already.
     pub reset: u64,
     /// Bytes written to the target.
     pub bytes_to_target: u64,
@@ -161,10 +161,10 @@ impl Shared {
 /// * **New connections during a cut** are accepted (the kernel does that) and nothing answers on
 ///   them; the proxy connects to the target when both directions are open. A connection that its
 ///   process has given up by then never reaches the target.
-/// * **A target that refuses** shows as a connection that is reset right after it was accepted.
+/// * **A target that rejects** shows as a connection that is reset right after it was accepted.
 /// * A connection is established without delay; its first bytes are delayed.
 ///
-/// Everything is bounded: [`CONNECTIONS_MAX`], and [`HELD_BYTES_MAX`] per connection and direction
+/// Everything is bounded: [`MAX_CONNECTIONS`], and [`MAX_HELD_BYTES`] per connection and direction
 /// on top of the kernel's socket buffers. Only addresses in 127.0.0.0/8 are taken.
 ///
 /// Dropping the proxy closes its listener and all its connections, when its tasks are next
@@ -370,7 +370,7 @@ async fn listen(
         match accepted {
             Ok((client, _)) => {
                 shared.accepted.fetch_add(1, Ordering::Relaxed);
-                if connections.len() < CONNECTIONS_MAX {
+                if connections.len() < MAX_CONNECTIONS {
                     let settings = settings.clone();
                     connections.spawn(connection(client, settings, Arc::clone(&shared)));
                 } else {

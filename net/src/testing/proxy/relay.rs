@@ -13,7 +13,7 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
-use super::{Direction, HELD_BYTES_MAX, Link, Settings, Shared};
+use super::{Direction, Link, MAX_HELD_BYTES, Settings, Shared};
 
 /// How long connecting to the target may take. Longer than any test waits for a connection, and
 /// reached only when the target's backlog is full.
@@ -122,10 +122,15 @@ impl<'a> Pump<'a> {
         Self { direction, settings, shared, queue, held: 0, is_ended: false, reserved: None }
     }
 
+    /// How many more bytes may be read from the sender; 0 after the end of the stream.
+    fn room(&self) -> usize {
+        if self.is_ended { 0 } else { MAX_HELD_BYTES - self.held }
+    }
+
     /// Reads what has arrived, up to the limit of held bytes. Returns whether the stream ended.
     fn read_available(&mut self, source: &TcpStream) -> bool {
         // Ends at the limit, at the end of the stream, or when nothing more has arrived.
-        while !self.is_ended && self.held < HELD_BYTES_MAX {
+        while self.room() > 0 {
             if !self.try_read(source) {
                 break;
             }
@@ -135,7 +140,7 @@ impl<'a> Pump<'a> {
 
     /// Reads once. Returns false if nothing has arrived.
     fn try_read(&mut self, source: &TcpStream) -> bool {
-        let mut buffer = vec![0; CHUNK_BYTES.min(HELD_BYTES_MAX - self.held)];
+        let mut buffer = vec![0; CHUNK_BYTES.min(self.room())];
         let piece = match source.try_read(&mut buffer) {
             Ok(0) => Piece::End,
             Ok(bytes) => {
@@ -156,7 +161,7 @@ impl<'a> Pump<'a> {
     async fn run(mut self, source: ReadHalf<'_>, mut sink: WriteHalf<'_>) -> Result<(), Broken> {
         loop {
             let link = self.settings.borrow_and_update().link(self.direction);
-            let may_read = !link.is_cut && !self.is_ended && self.held < HELD_BYTES_MAX;
+            let may_read = !link.is_cut && self.room() > 0;
             let next = if link.is_cut { None } else { self.next_write(link) };
             tokio::select! {
                 biased;
