@@ -5,9 +5,11 @@ mod support;
 use std::time::Duration;
 
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use support::*;
 use voussoir_net::memory::Network;
 use voussoir_net::{Config, Peers, Transport};
+use voussoir_sim::Situations;
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MS: Duration = Duration::from_millis(1);
@@ -67,12 +69,39 @@ async fn works(one: &dyn Transport, two: &Node) {
     }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+static EXTREMES: [&str; 7] = [
+    "queue of one message",
+    "queue of one longest message",
+    "one call at a time",
+    "room for one unfinished frame",
+    "one event",
+    "peer given up after 2 ms",
+    "seed from the system",
+];
 
-    #[test]
-    fn what_validates_works(config in valid()) {
+fn count_extremes(config: &Config, situations: &Situations) {
+    let (small, longest) = (config.small, config.small.max_message_bytes);
+    let is_reached = [
+        small.max_queue_messages == 1,
+        small.max_queue_bytes == longest,
+        config.max_calls_out == 1 || config.max_calls_in == 1,
+        config.max_partial_bytes == longest.max(config.bulk.max_message_bytes),
+        config.max_events == 1,
+        config.dead_after == 2 * MS,
+        config.seed.is_none(),
+    ];
+    for (name, is_reached) in EXTREMES.into_iter().zip(is_reached) {
+        situations.add(name, u64::from(is_reached));
+    }
+}
+
+#[test]
+fn what_validates_works() {
+    let situations = Situations::new(&EXTREMES);
+    let mut runner = TestRunner::new(ProptestConfig::with_cases(64));
+    let outcome = runner.run(&valid(), |config| {
         prop_assert_eq!(config.validate(), Ok(()));
+        count_extremes(&config, &situations);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let peers = Peers::new();
@@ -86,7 +115,14 @@ proptest! {
             let answer = near.call(2, SMALL, "x".into(), later()).await;
             assert_eq!(answer.unwrap(), "x");
         });
-    }
+        Ok(())
+    });
+    outcome.unwrap();
+    situations.assert_all_reached();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn what_is_out_of_range_is_rejected_by_name(at in 0..16_usize, config in valid()) {

@@ -13,6 +13,7 @@ use voussoir_net::{
     Class, DownReason, Event, Handler, HandshakeError, Instant, Lost, Peers, SendError, Transport,
     Violation,
 };
+use voussoir_sim::Situations;
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -377,6 +378,13 @@ async fn answers_that_make_no_sense_end_the_call_alone() {
 async fn mutated_sessions() {
     let rounds = std::env::var("VOUSSOIR_NET_MUTATIONS").map_or(300, |text| text.parse().unwrap());
     let mut node = node(1, &Peers::new()).await;
+    static NAMES: [&str; 4] = [
+        "message before the damage",
+        "handshake rejected",
+        "violation after the handshake",
+        "session accepted",
+    ];
+    let situations = Situations::new(&NAMES);
     let mut state = 0x5eed_u64;
     let mut random = move |below: usize| {
         state ^= state << 13;
@@ -402,9 +410,16 @@ async fn mutated_sessions() {
         drop(raw);
         while let Ok((from, body)) = node.got.try_recv() {
             assert_eq!((from, &*body), (9, &b"one"[..]), "round {round}: only what was sent");
+            situations.reached("message before the damage");
         }
     }
     still_serves(&node).await;
+    let stats = node.tcp.stats();
+    situations.add("handshake rejected", stats.rejected);
+    situations.add("violation after the handshake", stats.violations);
+    // Less the one of `still_serves`.
+    situations.add("session accepted", stats.accepted - 1);
+    situations.assert_all_reached();
 }
 
 /// A hello in two pieces, the second of which comes when the test says so.

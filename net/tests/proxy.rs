@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use voussoir_net::testing::{Direction, MAX_CONNECTIONS, MAX_HELD_BYTES, Proxy, ProxyError};
 use voussoir_net::{Class, DownReason, Event, Instant, Peers, Transport};
+use voussoir_sim::Situations;
 
 const BOTH: [Direction; 2] = Direction::BOTH;
 /// How long a test waits to see that nothing comes.
@@ -76,6 +77,10 @@ fn noise(bytes: usize, mut state: u64) -> Vec<u8> {
     .collect()
 }
 
+/// What changes while bytes pass, by the number drawn, and what it met.
+static CHANGES: [&str; 6] =
+    ["cut", "delay", "throttle", "wider throttle", "heal", "bytes held by a cut"];
+
 #[tokio::test]
 async fn every_byte_passes_in_order_whatever_changes_meanwhile() {
     let setup = Setup::new().await;
@@ -98,24 +103,28 @@ async fn every_byte_passes_in_order_whatever_changes_meanwhile() {
     };
     let client = tokio::spawn(transfer(client, forth.clone()));
     let server = tokio::spawn(transfer(server, back.clone()));
-    let (mut seed, mut changes) = (noise(10_000, 3).into_iter(), 0);
+    let situations = Situations::new(&CHANGES);
+    let mut seed = noise(10_000, 3).into_iter();
     while !(client.is_finished() && server.is_finished()) {
         let mut random = || seed.next().unwrap_or(0);
         let direction = BOTH[usize::from(random() % 2)];
-        match random() % 5 {
+        let change = usize::from(random() % 5);
+        let is_cut = BOTH.iter().any(|&direction| setup.proxy.link(direction).is_cut);
+        let held = setup.proxy.stats().held_bytes;
+        assert!(held <= 2 * MAX_HELD_BYTES, "{held} bytes are held");
+        situations.reached(CHANGES[change]);
+        situations.add("bytes held by a cut", u64::from(is_cut && held > 0));
+        match change {
             0 => setup.proxy.cut_one_way(direction),
             1 => setup.proxy.set_delay(direction, Duration::from_millis((random() % 8).into())),
             2 => setup.proxy.set_bytes_per_second(direction, rate(20_000_000)),
             3 => setup.proxy.set_bytes_per_second(direction, rate(40_000_000)),
             _ => setup.proxy.heal(),
         }
-        changes += 1;
-        let held = setup.proxy.stats().held_bytes;
-        assert!(held <= 2 * MAX_HELD_BYTES, "{held} bytes are held");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert!(server.await.unwrap() == forth && client.await.unwrap() == back, "each byte, in order");
-    assert!(changes > 20, "it changed {changes} times under way");
+    situations.assert_all_reached();
     let stats = setup.proxy.stats();
     assert_eq!(stats.bytes_to_target, forth.len() as u64);
     assert_eq!(stats.bytes_from_target, back.len() as u64);

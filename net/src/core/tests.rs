@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use voussoir_sim::Situations;
 
 use super::backoff::{Backoff, duration_between};
 use super::liveness::Liveness;
@@ -39,44 +41,77 @@ fn write_out(batch: &mut Batch, step: usize, out: &mut Vec<u8>) -> usize {
     taken.len()
 }
 
-proptest! {
-    #[test]
-    fn what_goes_in_comes_out_in_order(
-        frames in vec(vec(0_usize..3000, 0..6), 0..40),
-        step in 1_usize..100_000,
-        begun in 0_usize..4000,
-    ) {
-        let mut outbox = Outbox::new(usize::MAX, usize::MAX);
-        let (mut batch, mut expected, mut out) = (Batch::default(), Vec::new(), Vec::new());
-        for (i, pieces) in frames.iter().enumerate() {
-            let frame = frame(pieces);
-            expected.extend(bytes_of(&frame));
-            if i == 0 {
-                // The first one has been written in part by its sender.
-                let begun = begun.min(frame.len());
-                out.extend(&bytes_of(&frame)[..begun]);
-                outbox.pass();
-                outbox.begun(frame.len() - begun);
-                batch.add_rest(&frame, begun);
-                batch.seal();
-            } else {
-                prop_assert_eq!(outbox.push(frame), i as u64, "places are dense");
-            }
+static WRITES: [&str; 6] = [
+    "first frame written in part by its sender",
+    "first frame written whole by its sender",
+    "frame split over several writes",
+    "several frames in one write",
+    "more than one batch",
+    "batch full of slices",
+];
+
+#[test]
+fn what_goes_in_comes_out_in_order() {
+    let situations = Situations::new(&WRITES);
+    // Many long pieces fill a batch's slices; small and large steps split and join frames.
+    let pieces = prop_oneof![3 => vec(0_usize..3000, 0..6), 1 => vec(1025_usize..1100, 20..40)];
+    let strategy = (vec(pieces, 0..40), 1_usize..100_000, 0_usize..4000);
+    let mut runner = TestRunner::new(ProptestConfig::default());
+    let outcome = runner
+        .run(&strategy, |(frames, step, begun)| write_frames(&frames, step, begun, &situations));
+    outcome.unwrap();
+    situations.assert_all_reached();
+}
+
+fn write_frames(
+    frames: &[Vec<usize>],
+    step: usize,
+    begun: usize,
+    situations: &Situations,
+) -> Result<(), TestCaseError> {
+    let mut outbox = Outbox::new(usize::MAX, usize::MAX);
+    let (mut batch, mut expected, mut out) = (Batch::default(), Vec::new(), Vec::new());
+    let mut ends = Vec::new();
+    for (i, pieces) in frames.iter().enumerate() {
+        let frame = frame(pieces);
+        expected.extend(bytes_of(&frame));
+        ends.push(expected.len());
+        if i == 0 {
+            // The first one has been written in part by its sender.
+            let begun = begun.min(frame.len());
+            situations.reached(WRITES[usize::from(begun == frame.len())]);
+            out.extend(&bytes_of(&frame)[..begun]);
+            outbox.pass();
+            outbox.begun(frame.len() - begun);
+            batch.add_rest(&frame, begun);
+            batch.seal();
+        } else {
+            prop_assert_eq!(outbox.push(frame), i as u64, "places are dense");
         }
-        loop {
-            if batch.is_empty() {
-                outbox.fill(&mut batch);
-            }
-            if batch.is_empty() {
-                break;
-            }
-            let written = write_out(&mut batch, step, &mut out);
-            prop_assert!(written > 0, "progress");
-            outbox.written(written);
-        }
-        prop_assert_eq!(outbox.bytes(), 0, "nothing is counted that is gone");
-        prop_assert!(out == expected);
     }
+    let mut batches = 0;
+    loop {
+        if batch.is_empty() {
+            outbox.fill(&mut batch);
+            batches += u64::from(!batch.is_empty());
+            let slices = batch.slices(&mut [IoSlice::new(&[]); MAX_SLICES]);
+            situations.add("batch full of slices", u64::from(slices == MAX_SLICES));
+        }
+        if batch.is_empty() {
+            break;
+        }
+        let before = out.len();
+        let written = write_out(&mut batch, step, &mut out);
+        prop_assert!(written > 0, "progress");
+        outbox.written(written);
+        let ended = ends.iter().filter(|end| (before + 1..=out.len()).contains(*end)).count();
+        situations.add("several frames in one write", u64::from(ended > 1));
+        situations.add("frame split over several writes", u64::from(!ends.contains(&out.len())));
+    }
+    situations.add("more than one batch", u64::from(batches > 1));
+    prop_assert_eq!(outbox.bytes(), 0, "nothing is counted that is gone");
+    prop_assert!(out == expected);
+    Ok(())
 }
 
 #[test]

@@ -1,8 +1,12 @@
 //! Golden bytes, and decoders under arbitrary and mutated input.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes};
 use proptest::collection::vec;
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use voussoir_sim::Situations;
 
 use super::hello::{Hello, PREFIX_BYTES, Reply, length};
 use super::inbox::Inbox;
@@ -164,52 +168,100 @@ fn any_frame() -> impl Strategy<Value = (Header, Vec<Bytes>)> {
         })
 }
 
-proptest! {
-    #[test]
-    fn frames_come_back_however_they_are_cut(
-        frames in vec(any_frame(), 0..8),
-        step in 1_usize..5000,
-    ) {
-        let mut stream = Vec::new();
-        let mut expected = Vec::new();
-        for (header, pieces) in frames {
-            let parts = Parts::default().with(pieces);
-            let body = parts.to_bytes();
-            stream.extend(bytes_of(&Frame::new(header, parts)));
-            expected.push(Incoming { header, body });
+/// The bytes of frames, and each frame with its range.
+fn stream_of(frames: Vec<(Header, Vec<Bytes>)>) -> (Vec<u8>, Vec<(Range<usize>, Incoming)>) {
+    let (mut stream, mut expected) = (Vec::new(), Vec::new());
+    for (header, pieces) in frames {
+        let parts = Parts::default().with(pieces);
+        let body = parts.to_bytes();
+        let begin = stream.len();
+        stream.extend(bytes_of(&Frame::new(header, parts)));
+        expected.push((begin..stream.len(), Incoming { header, body }));
+    }
+    (stream, expected)
+}
+
+#[test]
+fn frames_come_back_however_they_are_cut() {
+    static NAMES: [&str; 4] =
+        ["read ends in a header", "read ends in a body", "several frames in a read", "empty body"];
+    let situations = Situations::new(&NAMES);
+    let strategy = (vec(any_frame(), 0..8), prop_oneof![1_usize..60, 1_usize..5000]);
+    let mut runner = TestRunner::new(ProptestConfig::default());
+    let outcome = runner.run(&strategy, |(frames, step)| {
+        let (stream, expected) = stream_of(frames);
+        for at in (step..stream.len()).step_by(step) {
+            for (range, _) in &expected {
+                let header = range.start + HEADER_BYTES;
+                let in_header = (range.start + 1..header).contains(&at);
+                situations.add("read ends in a header", u64::from(in_header));
+                let in_body = (header..range.end).contains(&at);
+                situations.add("read ends in a body", u64::from(in_body));
+            }
         }
+        let joined = expected.windows(2).any(|pair| pair[1].0.end / step == pair[0].0.start / step);
+        situations.add("several frames in a read", u64::from(joined));
+        let empty = expected.iter().filter(|(_, frame)| frame.body.is_empty()).count();
+        situations.add("empty body", empty as u64);
         let (found, violation) = feed(&mut Inbox::new(MAX), &stream, step);
         prop_assert_eq!(violation, None);
-        prop_assert_eq!(found, expected);
-    }
+        prop_assert_eq!(found, expected.into_iter().map(|(_, frame)| frame).collect::<Vec<_>>());
+        Ok(())
+    });
+    outcome.unwrap();
+    situations.assert_all_reached();
+}
 
-    #[test]
-    fn a_mutated_stream_yields_only_what_was_sent(
-        frames in vec(any_frame(), 1..6),
-        at in any::<prop::sample::Index>(),
-        change in 1_u8..,
-        cut in any::<prop::sample::Index>(),
-        step in 1_usize..5000,
-    ) {
-        let mut stream = Vec::new();
-        let mut expected = Vec::new();
-        for (header, pieces) in frames {
-            let parts = Parts::default().with(pieces);
-            let body = parts.to_bytes();
-            let begin = stream.len();
-            stream.extend(bytes_of(&Frame::new(header, parts)));
-            expected.push((begin..stream.len(), Incoming { header, body }));
-        }
-        let at = at.index(stream.len());
+#[test]
+fn a_mutated_stream_yields_only_what_was_sent() {
+    static NAMES: [&str; 6] = [
+        "length changed",
+        "checksum changed",
+        "body changed",
+        "stream ends within a frame",
+        "frames before the damage",
+        "no damage before the end",
+    ];
+    let situations = Situations::new(&NAMES);
+    let index = any::<prop::sample::Index>;
+    let strategy = (vec(any_frame(), 1..6), index(), 1_u8.., index(), 1_usize..5000);
+    let mut runner = TestRunner::new(ProptestConfig::default());
+    let outcome = runner.run(&strategy, |(frames, at, change, cut, step)| {
+        let (mut stream, expected) = stream_of(frames);
+        // Half of the changes hit a header, which is short beside most bodies.
+        let at = at.index(2 * stream.len());
+        let at =
+            if at < stream.len() { at } else { expected[at % expected.len()].0.start + at % 24 };
         stream[at] ^= change;
         stream.truncate(cut.index(stream.len() + 1));
+        if let Some((range, _)) = expected.iter().find(|(range, _)| range.contains(&at))
+            && at < stream.len()
+        {
+            match at - range.start {
+                0..4 => situations.reached("length changed"),
+                20..24 => situations.reached("checksum changed"),
+                24.. => situations.reached("body changed"),
+                _ => {}
+            }
+            situations.add("frames before the damage", u64::from(range.start > 0));
+        } else {
+            situations.reached("no damage before the end");
+        }
+        let is_cut =
+            expected.iter().any(|(range, _)| (range.start + 1..range.end).contains(&stream.len()));
+        situations.add("stream ends within a frame", u64::from(is_cut));
         let (found, _) = feed(&mut Inbox::new(MAX), &stream, step);
-        let whole = expected.iter().take_while(|(range, _)| {
-            range.end <= stream.len() && !range.contains(&at)
-        });
+        let whole = expected
+            .iter()
+            .take_while(|(range, _)| range.end <= stream.len() && !range.contains(&at));
         prop_assert_eq!(found, whole.map(|(_, frame)| frame.clone()).collect::<Vec<_>>());
-    }
+        Ok(())
+    });
+    outcome.unwrap();
+    situations.assert_all_reached();
+}
 
+proptest! {
     #[test]
     fn arbitrary_bytes_do_no_harm(bytes in vec(any::<u8>(), 0..3000), step in 1_usize..3000) {
         let (frames, _) = feed(&mut Inbox::new(MAX), &bytes, step);
