@@ -280,8 +280,8 @@ impl Cluster {
         crashed
     }
 
-    /// The nodes that have ended by themselves, each with its exit status. They can be started again
-    /// after this.
+    /// The nodes that have ended by themselves, each with its exit status. After this call they can
+    /// be started again.
     pub fn take_crashed(&mut self) -> Vec<(u64, ExitStatus)> {
         let crashed = self.crashed();
         for node in &mut self.nodes {

@@ -5,7 +5,7 @@
 //! | `store_is_leader`, `store_term` | 1 where this node leads; the current term |
 //! | `store_elections_total` | terms that began while this node ran |
 //! | `store_commit_index`, `_applied_index`, `_durable_index`, `_last_index` | progress in the log |
-//! | `store_peer_up{peer}` | 1 where this node can send to the peer |
+//! | `store_peer_up{peer}` | 1 while this node is connected to the peer; followers connect to each other for elections only |
 //! | `store_follower_matched_index{peer}`, `store_follower_lag_entries{peer}` | what the follower has on its disk, and how many entries it is behind the leader's log |
 //! | `store_follower_state{peer,state}` | 1 for the state that the follower is in: `probing`, `replicating`, `snapshot`, `lost` |
 //! | `store_follower_inflight_messages{peer}`, `store_follower_inflight_bytes{peer}` | entries sent to the follower and not acknowledged |

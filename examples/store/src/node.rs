@@ -81,8 +81,12 @@ impl Stopped {
 pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
     let journal = open_journal(data, Options::default())?;
-    JournalStore::create(&journal, identity(id))
-        .map_err(|error| format!("{}: {error}", data.display()))?;
+    JournalStore::create(&journal, identity(id)).map_err(|error| match error {
+        OpenError::Exists { .. } => {
+            format!("{}: a node was created here before; run it with serve", data.display())
+        }
+        error => format!("{}: {error}", data.display()),
+    })?;
     journal.close()?;
     Ok(())
 }
@@ -161,7 +165,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         freshness: Freshness::default(),
     });
     let mut observers = JoinSet::new();
-    observers.spawn(observe::peers(tcp.events(), peers));
+    observers.spawn(observe::peers(tcp.events(), peers, raft.clone()));
     observers.spawn(observe::leadership(raft.clone(), app.metrics.elections.clone()));
     observers.spawn(observe::disk(app.clone()));
     observers.spawn(observe::freshness(app.clone()));

@@ -62,9 +62,16 @@ impl Peers {
     }
 }
 
+/// Whether a node sends to all of its peers, so that each of them should be connected: connections
+/// are made when something is sent. A leader sends to everybody, and so does a node that looks for
+/// a leader; a follower sends to its leader only.
+fn talks_to_all(id: u64, leader: Option<u64>) -> bool {
+    leader.is_none_or(|leader| leader == id)
+}
+
 /// Logs peers that are reached and lost, and keeps [`Peers`] up to date. A peer counts as reached
 /// while its connection for small messages (heartbeats, votes) is up.
-pub async fn peers(mut events: Events, peers: Arc<Peers>) {
+pub async fn peers(mut events: Events, peers: Arc<Peers>, raft: Raft) {
     let first_look = tokio::time::sleep(NEVER_REACHED);
     tokio::pin!(first_look);
     let mut has_looked = false;
@@ -73,6 +80,10 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>) {
             event = events.next() => event,
             () = &mut first_look, if !has_looked => {
                 has_looked = true;
+                let status = raft.status().borrow().clone();
+                if !talks_to_all(status.id, status.leader) {
+                    continue;
+                }
                 for peer in peers.addresses.keys().filter(|peer| !peers.is_up(**peer)) {
                     let address = peers.address(*peer);
                     tracing::warn!(peer, address, "a peer was not reached yet");
@@ -194,5 +205,17 @@ pub async fn disk(app: Arc<App>) {
             is_reported = false;
             tracing::info!("the disk completes writes again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_follower_misses_nobody_but_its_leader() {
+        assert!(talks_to_all(1, Some(1)), "the leader");
+        assert!(talks_to_all(1, None), "a node without a leader");
+        assert!(!talks_to_all(1, Some(2)), "a follower");
     }
 }

@@ -323,6 +323,18 @@ impl Drop for Up {
     }
 }
 
+#[tokio::test]
+async fn a_node_that_is_alone_names_the_peers_that_it_misses() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
+    cluster.create().unwrap();
+    cluster.start(1).unwrap();
+    for peer in [2, 3] {
+        let wanted = format!("a peer was not reached yet peer={peer}");
+        wait_until(&wanted, || cluster.log(1).contains(&wanted));
+    }
+}
+
 fn three_free_ports() -> u16 {
     loop {
         let first = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -376,13 +388,16 @@ fn up_keeps_its_ports_and_its_folder_and_starts_a_dead_node_again() {
 }
 
 #[test]
-fn an_address_in_use_is_named() {
+fn data_that_exists_and_addresses_in_use_are_named() {
     let folder = tempfile::tempdir().unwrap();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let holder = TcpListener::bind(taken).unwrap();
     let mut create = Command::new(program());
     create.args(["create", "--id", "1", "--data"]).arg(folder.path());
     assert!(create.status().unwrap().success());
+    let again = create.output().unwrap();
+    let said = String::from_utf8(again.stderr).unwrap();
+    assert!(!again.status.success() && said.contains("was created here before"), "{said}");
     for (listen, http, option) in [
         ("127.0.0.1:0".parse().unwrap(), taken, "--http"),
         (taken, "127.0.0.1:0".parse::<SocketAddr>().unwrap(), "--listen"),
