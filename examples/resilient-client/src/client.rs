@@ -1,4 +1,4 @@
-//! The part to copy: one call, what its answers mean, and the policy around it.
+//! The part to copy: one HTTP call, the classification of its answers, and the policy around it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,16 +20,16 @@ use voussoir_breaker::{
 /// The longest body that is read.
 const MAX_BODY: usize = 1 << 20;
 
-/// An answer, wherever it comes from.
+/// An answer, from the server or from the fallback.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
-    /// Not the server's, but an older one in its place.
+    /// The answer comes from the fallback and may be out of date.
     pub(crate) is_stale: bool,
 }
 
-/// No answer, or one that says so.
+/// A failed call: no answer, or an answer with an error status.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HttpError {
     #[error("no connection")]
@@ -42,20 +42,20 @@ pub(crate) enum HttpError {
     Status { status: StatusCode, retry_after: Option<Duration> },
 }
 
-/// What HTTP answers mean.
+/// Classifies HTTP answers for the policies.
 struct HttpAnswers;
 
 impl Classify<Reply, HttpError> for HttpAnswers {
     fn verdict(&self, answer: &Result<Reply, HttpError>) -> Verdict {
         match answer {
-            // Our own mistake says nothing about the server.
+            // A mistake of the client says nothing about the health of the server.
             Ok(reply) if reply.status.is_client_error() => Verdict::Ignored,
             Ok(_) => Verdict::Success,
             Err(_) => Verdict::Failure,
         }
     }
 
-    /// All calls here are GETs.
+    /// Every call here is a GET, so it may be repeated.
     fn is_idempotent(&self) -> bool {
         true
     }
@@ -132,7 +132,7 @@ impl Client {
         Ok(Self { http, uri, policy, breaker, limit, budget, hedge })
     }
 
-    /// The policy's stages in their order.
+    /// The stages of the policy, from the outside in.
     pub(crate) fn describe(&self) -> String {
         self.policy.to_string()
     }
@@ -141,7 +141,8 @@ impl Client {
         self.policy.call(|attempt| self.exchange(attempt)).await
     }
 
-    /// One attempt. The deadline travels along, so that the server can stop in time.
+    /// Sends one attempt. The deadline goes along in `grpc-timeout`, so that the server can stop
+    /// working when nobody waits any more.
     async fn exchange(&self, attempt: Attempt) -> Result<Reply, HttpError> {
         let mut request = Request::new(Empty::new());
         *request.uri_mut() = self.uri.clone();
@@ -167,7 +168,7 @@ impl Client {
 }
 
 impl Reply {
-    /// What a cache would hold.
+    /// The answer that a cache would hold.
     fn stale() -> Self {
         let body = Bytes::from_static(b"yesterday's news");
         Self { status: StatusCode::OK, body, is_stale: true }

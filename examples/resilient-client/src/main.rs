@@ -14,7 +14,7 @@ use client::Client;
 use server::Server;
 use view::{PERIOD, Users, View};
 
-/// Users who ask at the same time, each again and again.
+/// Number of users that send requests concurrently.
 const USERS: u64 = 24;
 
 type Error = Box<dyn std::error::Error>;
@@ -57,7 +57,7 @@ fn seconds() -> Result<u64, Error> {
 }
 
 async fn ask(user: u64, end: Instant, client: Arc<Client>, users: Arc<Users>) {
-    // Not all in step.
+    // Users start at different times, so that their requests spread out.
     tokio::time::sleep(Duration::from_millis(user * 2)).await;
     while Instant::now() < end {
         let start = Instant::now();

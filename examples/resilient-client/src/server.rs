@@ -1,4 +1,4 @@
-//! A server with a bad day.
+//! The server of the demo: healthy, then slow, overloaded, hanging, and healthy again.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -44,7 +44,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A server whose bad day takes as long as the run.
+    /// A server whose moods are spread over the length of the run.
     pub(crate) fn new(run: Duration) -> Arc<Self> {
         Arc::new(Self { start: Instant::now(), run, requests: AtomicU64::new(0) })
     }
@@ -58,7 +58,7 @@ impl Server {
         }
     }
 
-    /// Requests that have arrived.
+    /// Number of requests that have arrived.
     pub(crate) fn requests(&self) -> u64 {
         self.requests.load(Relaxed)
     }
@@ -70,12 +70,12 @@ impl Server {
         let this = Arc::clone(self);
         tokio::spawn(async move {
             loop {
-                // A refused accept is the client's problem, and part of the day.
+                // A connection that could not be accepted is an error for its client only.
                 let Ok((stream, _)) = listener.accept().await else { continue };
                 let this = Arc::clone(&this);
                 tokio::spawn(async move {
                     let service = service_fn(|request| this.answer(request));
-                    // A connection that breaks off is no news here.
+                    // Clients that time out break their connections; that is expected.
                     let _ =
                         http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
                 });
@@ -91,7 +91,7 @@ impl Server {
             .and_then(|value| value.to_str().ok())
             .and_then(Deadline::from_grpc_timeout)
             .unwrap_or_else(|| Deadline::after(Duration::from_secs(10)));
-        // One request in fifty meets a slow disk: what hedging is for.
+        // One request in fifty is slow, as if its disk were: hedging helps there.
         let usual = if number.is_multiple_of(50) { 150 } else { 10 + number % 10 };
         let time = match self.mood() {
             Mood::Well => usual,
@@ -99,7 +99,7 @@ impl Server {
             Mood::Overloaded => 2,
             Mood::Hanging => 60_000,
         };
-        // Nobody waits past the deadline, so nobody works past it.
+        // The client does not wait past its deadline, so the server does not work past it.
         if timeout(deadline.remaining(), sleep(Duration::from_millis(time))).await.is_err() {
             return Ok(reply(StatusCode::GATEWAY_TIMEOUT, "out of time"));
         }

@@ -1,4 +1,4 @@
-//! What happens, while it happens, and what has happened.
+//! The live view, and the table at the end.
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use crate::client::Client;
 use crate::server::{Mood, Server};
 
-/// Time between two looks.
+/// Time between two samples of the figures.
 pub(crate) const PERIOD: Duration = Duration::from_millis(250);
-/// Without a terminal every so many looks are a line.
+/// Without a terminal, one line is printed for this many samples.
 const LOOKS_A_LINE: u32 = 4;
 
-/// What the users got.
+/// Counts of the answers that users got.
 #[derive(Default)]
 pub(crate) struct Users {
     pub(crate) fresh: AtomicU64,
     pub(crate) stale: AtomicU64,
     pub(crate) failed: AtomicU64,
-    /// Microseconds, all answers together.
+    /// Total waiting time of all answers, in microseconds.
     pub(crate) waited_us: AtomicU64,
 }
 
-/// Figures of the run so far, or of a part of it.
+/// Figures of the whole run so far, or of a part of it.
 #[derive(Clone, Copy, Default)]
 struct Figures {
     seconds: f64,
@@ -31,7 +31,7 @@ struct Figures {
     stale: u64,
     failed: u64,
     waited_us: u64,
-    /// Requests that reached the server.
+    /// Number of requests that reached the server.
     requests: u64,
 }
 
@@ -100,7 +100,7 @@ impl View {
         }
     }
 
-    /// Takes the figures, and shows them when it is time.
+    /// Samples the figures, and prints them when a line is due.
     pub(crate) fn look(&mut self, users: &Users, client: &Client, server: &Server) {
         let (now, mood) = (Figures::so_far(self.start, users, server), server.mood());
         let part = now.since(self.looked);
@@ -139,7 +139,7 @@ impl View {
             ),
         ];
         if self.is_terminal {
-            // Home, the lines, each cleared to its end, and the rest of the screen.
+            // Escape codes: cursor home, clear each line to its end, clear the rest of the screen.
             let policy = client.describe();
             let screen = format!("{policy}\n\n{}", lines.join("\n")).replace('\n', "\x1b[K\n");
             show(&format!("\x1b[H{screen}\x1b[K\n\x1b[J"));
@@ -149,7 +149,7 @@ impl View {
         }
     }
 
-    /// The whole run, one row for each of the server's moods.
+    /// Prints the table of the whole run: one row for each mood of the server.
     pub(crate) fn sum_up(&self, client: &Client) {
         let mut text = String::from(
             "\nwhile the server     seconds   fresh/s   stale/s  failed/s  waited ms  requests/s\n",
@@ -179,7 +179,7 @@ impl View {
     }
 }
 
-/// A closed terminal ends the show, not the run.
+/// Prints text. A closed terminal does not stop the run.
 fn show(text: &str) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
