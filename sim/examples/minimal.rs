@@ -44,10 +44,10 @@ impl Node for Register {
 }
 
 fn run(seed: u64, hasty: bool) -> Result<Report, Failure> {
-    let mut profile = Profile::default();
-    profile.faults = FaultSet::NONE.with(FaultClass::PowerLoss).with(FaultClass::DiskSlow);
-    (profile.faults_ns, profile.settle_ns) = (SECOND, SECOND);
-    let plan = profile.plan(seed)?;
+    let mut config = Config::default();
+    config.faults = FaultSet::NONE.with(FaultClass::PowerLoss).with(FaultClass::DiskSlow);
+    (config.faults_ns, config.settle_ns) = (SECOND, SECOND);
+    let plan = config.plan(seed)?;
     let mut world = World::new(plan, move |_| Some(Register { value: None, hasty }));
     world.add_node(1, None);
     world.alarm(0, 0);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use voussoir_sim::{
-    Context, History, Kv, KvOp, KvRet, MILLISECOND, Node, Plan, Profile, RequestId, SECOND, World,
+    Config, Context, History, Kv, KvOp, KvRet, MILLISECOND, Node, Plan, RequestId, SECOND, World,
     check,
 };
 
@@ -78,11 +78,11 @@ fn history(calls: u64, keys: u64) {
 fn main() {
     let plan = Plan::calm(1, 40 * SECOND);
     world("without faults", plan);
-    let mut profile = Profile::default();
-    profile.enable_ppm = 1_000_000;
-    profile.delay_ns.1 = MILLISECOND;
-    profile.faults_ns = 40 * SECOND;
-    world("all classes of faults", profile.plan(1).expect("a valid profile"));
+    let mut config = Config::default();
+    config.enable_ppm = 1_000_000;
+    config.delay_ns.1 = MILLISECOND;
+    config.faults_ns = 40 * SECOND;
+    world("all classes of faults", config.plan(1).expect("a valid config"));
     history(10_000, 10);
     history(10_000, 1);
 }

@@ -1,4 +1,4 @@
-//! What a family of runs has in common: a [`Profile`] makes a [`Plan`] from each seed.
+//! What a family of runs has in common: a [`Config`] makes a [`Plan`] from each seed.
 
 use crate::{ConfigError, FaultSet, Plan};
 
@@ -13,17 +13,17 @@ pub const SECOND: u64 = 1_000_000_000;
 ///
 /// # Example
 /// ```
-/// use voussoir_sim::{FaultClass, FaultSet, Profile, SECOND};
-/// let mut profile = Profile::default();
-/// profile.faults = FaultSet::ALL.without(FaultClass::DiskFull);
-/// profile.faults_ns = 10 * SECOND;
-/// let plan = profile.plan(17).unwrap();
-/// assert_eq!(plan, profile.plan(17).unwrap());
+/// use voussoir_sim::{FaultClass, FaultSet, Config, SECOND};
+/// let mut config = Config::default();
+/// config.faults = FaultSet::ALL.without(FaultClass::DiskFull);
+/// config.faults_ns = 10 * SECOND;
+/// let plan = config.plan(17).unwrap();
+/// assert_eq!(plan, config.plan(17).unwrap());
 /// assert!(plan.intensity(FaultClass::DiskFull).is_none());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Profile {
+pub struct Config {
     /// The classes that may occur. Default: all.
     pub faults: FaultSet,
     /// How likely each of them is to be part of one plan, in millionths. Default: 500,000.
@@ -67,7 +67,7 @@ impl Default for Limits {
     }
 }
 
-impl Default for Profile {
+impl Default for Config {
     fn default() -> Self {
         Self {
             faults: FaultSet::ALL,
@@ -83,36 +83,45 @@ impl Default for Profile {
     }
 }
 
-impl Profile {
+impl Config {
     /// The plan that `seed` stands for.
     ///
     /// # Errors
-    /// [`ConfigError`] if a field of the profile is out of its bounds.
+    /// [`ConfigError`] if a field of the config is out of its bounds.
     pub fn plan(&self, seed: u64) -> Result<Plan, ConfigError> {
         self.validate()?;
         Ok(Plan::draw(self, seed))
     }
 
     fn validate(&self) -> Result<(), ConfigError> {
-        for (field, (low, high)) in [("delay_ns", self.delay_ns), ("disk_ns", self.disk_ns)] {
-            if low > high {
-                return Err(ConfigError::EmptyRange { field });
-            }
-        }
-        let year = 365 * 24 * 3_600 * SECOND;
-        for (field, value, min, max) in [
-            ("enable_ppm", u64::from(self.enable_ppm), 0, 1_000_000),
-            ("faults_ns", self.faults_ns, 0, year),
-            ("settle_ns", self.settle_ns, 0, year),
-            ("delay_ns", self.delay_ns.1, 0, year),
-            ("disk_ns", self.disk_ns.1, 0, year),
-            ("skew_ppm", u64::from(self.skew_ppm), 0, 500_000),
-            ("jump_ns", self.jump_ns, 0, year),
-            ("limits.pending", self.limits.pending as u64, 100, u64::from(u32::MAX)),
-            ("limits.trace_lines", self.limits.trace_lines as u64, 1, 10_000_000),
-        ] {
-            if !(min..=max).contains(&value) {
-                return Err(ConfigError::OutOfRange { field, min, max });
+        const YEAR: u64 = 365 * 24 * 3_600 * SECOND;
+        const A_YEAR: &str = "must be at most 365 days";
+        const ORDER: &str = "must not run from a higher to a lower value";
+        let millionths = "must be at most 1,000,000";
+        let rules = [
+            ("delay_ns", self.delay_ns.0 <= self.delay_ns.1, ORDER),
+            ("disk_ns", self.disk_ns.0 <= self.disk_ns.1, ORDER),
+            ("enable_ppm", self.enable_ppm <= 1_000_000, millionths),
+            ("faults_ns", self.faults_ns <= YEAR, A_YEAR),
+            ("settle_ns", self.settle_ns <= YEAR, A_YEAR),
+            ("delay_ns", self.delay_ns.1 <= YEAR, A_YEAR),
+            ("disk_ns", self.disk_ns.1 <= YEAR, A_YEAR),
+            ("skew_ppm", self.skew_ppm <= 500_000, "must be at most 500,000"),
+            ("jump_ns", self.jump_ns <= YEAR, A_YEAR),
+            (
+                "limits.pending",
+                (100..=u32::MAX as usize).contains(&self.limits.pending),
+                "must be between 100 and 4,294,967,295",
+            ),
+            (
+                "limits.trace_lines",
+                (1..=10_000_000).contains(&self.limits.trace_lines),
+                "must be between 1 and 10,000,000",
+            ),
+        ];
+        for (field, holds, rule) in rules {
+            if !holds {
+                return Err(ConfigError { field, rule });
             }
         }
         Ok(())
@@ -124,11 +133,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_profile_out_of_bounds_names_its_field() {
-        let range = Profile { delay_ns: (2, 1), ..Profile::default() };
-        assert_eq!(range.plan(1), Err(ConfigError::EmptyRange { field: "delay_ns" }));
-        let skew = Profile { skew_ppm: 2_000_000, ..Profile::default() };
+    fn a_field_out_of_bounds_is_named() {
+        let range = Config { delay_ns: (2, 1), ..Config::default() };
+        assert_eq!(range.plan(1).unwrap_err().field, "delay_ns");
+        let skew = Config { skew_ppm: 2_000_000, ..Config::default() };
         let error = skew.plan(1).unwrap_err();
-        assert_eq!(error.to_string(), "`skew_ppm` must be between 0 and 500000");
+        assert_eq!(error.to_string(), "`skew_ppm` must be at most 500,000");
     }
 }

@@ -3,9 +3,11 @@
 
 mod check;
 mod class;
+mod clients;
 mod config;
 mod core;
 mod error;
+mod explore;
 mod history;
 mod json;
 mod kernel;
@@ -18,11 +20,16 @@ mod runner;
 mod situations;
 mod world;
 
-pub use check::{CheckError, Checked, Kv, KvOp, KvRet, Model, Register, check};
+pub use check::{
+    Causality, OrderError, SessionGuarantee, check_causal, check_sequential, check_sessions,
+};
+pub use check::{CheckError, Checked, Counter, Kv, KvOp, KvRet, Model, Register, check};
 pub use check::{Store, StoreGroup, StoreOp, StoreRet, StoreState};
 pub use class::{Counts, FaultClass, FaultSet};
-pub use config::{Limits, MICROSECOND, MILLISECOND, Profile, SECOND};
+pub use clients::{Answer, CLIENT_ALARMS, Clients, ClientsConfig, Workload};
+pub use config::{Config, Limits, MICROSECOND, MILLISECOND, SECOND};
 pub use error::ConfigError;
+pub use explore::{ExploreError, ExploreLimits, Explored, StateSpace, explore};
 pub use history::{Call, CallId, Ended, History};
 pub use json::{ToJson, json_string};
 pub use ledger::{Balance, Guarantee, Ledger, LedgerError};

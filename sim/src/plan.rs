@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::config::{Limits, MILLISECOND, SECOND};
-use crate::{FaultClass, FaultSet, Profile, Rng};
+use crate::{Config, FaultClass, FaultSet, Rng};
 
 /// How hard one class of faults strikes. Which fields matter depends on the class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,15 +56,15 @@ pub struct Plan {
 impl Plan {
     /// A plan without faults that ends at `end_ns`.
     pub fn calm(seed: u64, end_ns: u64) -> Self {
-        let profile = Profile::default();
+        let config = Config::default();
         Self {
             seed,
             quiet_ns: 0,
             end_ns,
-            delay_ns: (profile.delay_ns.0, MILLISECOND),
-            disk_ns: profile.disk_ns,
+            delay_ns: (config.delay_ns.0, MILLISECOND),
+            disk_ns: config.disk_ns,
             spare_majority: true,
-            limits: profile.limits,
+            limits: config.limits,
             intensities: [None; FaultClass::COUNT],
         }
     }
@@ -92,23 +92,23 @@ impl Plan {
         FaultClass::ALL.into_iter().filter(|&class| self.intensity(class).is_some()).collect()
     }
 
-    pub(crate) fn draw(profile: &Profile, seed: u64) -> Self {
+    pub(crate) fn draw(config: &Config, seed: u64) -> Self {
         let mut rng = Rng::stream(seed, u64::from_le_bytes(*b"the plan"));
-        let (least, most) = profile.delay_ns;
+        let (least, most) = config.delay_ns;
         let mut plan = Self {
             seed,
-            quiet_ns: profile.faults_ns,
-            end_ns: profile.faults_ns.saturating_add(profile.settle_ns),
+            quiet_ns: config.faults_ns,
+            end_ns: config.faults_ns.saturating_add(config.settle_ns),
             delay_ns: (least, rng.scaled(least.saturating_mul(2).min(most), most)),
-            disk_ns: profile.disk_ns,
+            disk_ns: config.disk_ns,
             spare_majority: rng.chance(700_000),
-            limits: profile.limits.clone(),
+            limits: config.limits.clone(),
             intensities: [None; FaultClass::COUNT],
         };
         for class in FaultClass::ALL {
             // Drawn for every class, so that leaving one out does not change the others.
-            let intensity = draw_intensity(class, profile, &mut rng);
-            if rng.chance(profile.enable_ppm) && profile.faults.contains(class) {
+            let intensity = draw_intensity(class, config, &mut rng);
+            if rng.chance(config.enable_ppm) && config.faults.contains(class) {
                 plan.intensities[class.index()] = Some(intensity);
             }
         }
@@ -145,8 +145,8 @@ impl Plan {
     }
 }
 
-fn draw_intensity(class: FaultClass, profile: &Profile, rng: &mut Rng) -> Intensity {
-    let span = profile.faults_ns.max(1_000);
+fn draw_intensity(class: FaultClass, config: &Config, rng: &mut Rng) -> Intensity {
+    let span = config.faults_ns.max(1_000);
     let every = rng.scaled(span / 40, span / 2);
     let lasts = rng.scaled(span / 400, span / 8);
     let reach = rng.scaled(MILLISECOND, SECOND / 2);
@@ -163,11 +163,11 @@ fn draw_intensity(class: FaultClass, profile: &Profile, rng: &mut Rng) -> Intens
             Intensity::new(every, lasts, scaled(5 * MILLISECOND, 300 * MILLISECOND))
         }
         FaultClass::ClockSkew => {
-            let most = u64::from(profile.skew_ppm);
+            let most = u64::from(config.skew_ppm);
             Intensity::new(0, 0, scaled(10, most).min(most))
         }
         FaultClass::ClockJump => {
-            let most = profile.jump_ns;
+            let most = config.jump_ns;
             Intensity::new(every, scaled(MILLISECOND, most).min(most), 0)
         }
         FaultClass::DiskSlow => Intensity::new(every, lasts, scaled(2, 200)),
@@ -249,11 +249,11 @@ mod tests {
 
     #[test]
     fn about_half_of_the_classes_are_in_and_each_comes_up() {
-        let profile = Profile::default();
+        let config = Config::default();
         let mut seen = FaultSet::NONE;
         let mut total = 0;
         for seed in 0..200 {
-            let plan = profile.plan(seed).unwrap();
+            let plan = config.plan(seed).unwrap();
             seen = plan.classes().iter().fold(seen, FaultSet::with);
             total += plan.classes().iter().count();
         }
@@ -263,8 +263,8 @@ mod tests {
 
     #[test]
     fn leaving_a_class_out_keeps_the_others() {
-        let all = Profile::default();
-        let fewer = Profile { faults: FaultSet::ALL.without(FaultClass::Drop), ..all.clone() };
+        let all = Config::default();
+        let fewer = Config { faults: FaultSet::ALL.without(FaultClass::Drop), ..all.clone() };
         for seed in 0..50 {
             let (a, b) = (all.plan(seed).unwrap(), fewer.plan(seed).unwrap());
             assert_eq!(a.with(FaultClass::Drop, None), b);

@@ -100,9 +100,9 @@ impl Runner {
     ///
     /// # Example
     /// ```
-    /// use voussoir_sim::{FaultSet, Profile, Rng, Runner};
+    /// use voussoir_sim::{FaultSet, Config, Rng, Runner};
     /// let summary = Runner::new("cargo test -p mine walk").seeds(20).run(|seed| {
-    ///     let plan = Profile::default().plan(seed)?;
+    ///     let plan = Config::default().plan(seed)?;
     ///     // Here a real run builds a `World`, steps it, and checks it.
     ///     let steps = Rng::new(plan.seed).below(10);
     ///     Ok(voussoir_sim::Report::of(seed).with("steps", steps))

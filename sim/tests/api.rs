@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use voussoir_sim::{
-    Broken, Call, CheckError, Checked, ConfigError, Counts, Crash, DiskFault, DiskHealth, Failure,
-    FaultClass, FaultSet, History, Intensity, Kv, KvOp, KvRet, Plan, Profile, Report, RequestId,
+    Broken, Call, CheckError, Checked, Config, ConfigError, Counts, Crash, DiskFault, DiskHealth,
+    Failure, FaultClass, FaultSet, History, Intensity, Kv, KvOp, KvRet, Plan, Report, RequestId,
     Rng, Runner, Step, Summary, ToJson,
 };
 
@@ -14,7 +14,7 @@ fn error<T: Error + Send + Sync + 'static>() {}
 #[test]
 fn values_cross_threads() {
     shared::<Plan>();
-    shared::<Profile>();
+    shared::<Config>();
     shared::<Intensity>();
     shared::<(FaultClass, FaultSet, Counts, Crash, DiskFault, DiskHealth)>();
     shared::<(Report, Failure, Summary, Runner, Rng, RequestId)>();

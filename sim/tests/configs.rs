@@ -1,10 +1,10 @@
-//! Each profile that validates, and each intensity, gives a world that runs; others are refused.
+//! Each config that validates, and each intensity, gives a world that runs; others are refused.
 
 mod common;
 
 use common::world;
 use proptest::prelude::*;
-use voussoir_sim::{FaultClass, FaultSet, Intensity, Plan, Profile, SECOND};
+use voussoir_sim::{Config, FaultClass, FaultSet, Intensity, Plan, SECOND};
 
 const YEAR: u64 = 365 * 24 * 3_600 * SECOND;
 
@@ -23,15 +23,15 @@ prop_compose! {
         faults_ns in ns(), settle_ns in ns(), jump_ns in ns(),
         pending in prop_oneof![Just(100), Just(1_000_000), Just(u32::MAX as usize)],
         trace_lines in prop_oneof![Just(1), Just(60), Just(10_000_000)],
-    ) -> Profile {
-        let mut profile = Profile::default();
-        profile.faults = FaultSet::ALL;
-        (profile.enable_ppm, profile.skew_ppm) = (enable_ppm, skew_ppm);
-        (profile.faults_ns, profile.settle_ns, profile.jump_ns) = (faults_ns, settle_ns, jump_ns);
-        profile.delay_ns = (delays.0.min(delays.1), delays.0.max(delays.1));
-        profile.disk_ns = (disks.0.min(disks.1), disks.0.max(disks.1));
-        (profile.limits.pending, profile.limits.trace_lines) = (pending, trace_lines);
-        profile
+    ) -> Config {
+        let mut config = Config::default();
+        config.faults = FaultSet::ALL;
+        (config.enable_ppm, config.skew_ppm) = (enable_ppm, skew_ppm);
+        (config.faults_ns, config.settle_ns, config.jump_ns) = (faults_ns, settle_ns, jump_ns);
+        config.delay_ns = (delays.0.min(delays.1), delays.0.max(delays.1));
+        config.disk_ns = (disks.0.min(disks.1), disks.0.max(disks.1));
+        (config.limits.pending, config.limits.trace_lines) = (pending, trace_lines);
+        config
     }
 }
 
@@ -50,8 +50,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
     #[test]
-    fn what_validates_runs(profile in valid(), seed in any::<u64>()) {
-        let plan = profile.plan(seed);
+    fn what_validates_runs(config in valid(), seed in any::<u64>()) {
+        let plan = config.plan(seed);
         prop_assert!(plan.is_ok(), "{plan:?}");
         runs(plan.unwrap());
     }
@@ -69,19 +69,19 @@ proptest! {
     }
 
     #[test]
-    fn what_is_out_of_range_is_refused(at in 0..9_usize, profile in valid()) {
-        let mut profile = profile;
+    fn what_is_out_of_range_is_refused(at in 0..9_usize, config in valid()) {
+        let mut config = config;
         match at {
-            0 => profile.enable_ppm = 1_000_001,
-            1 => profile.skew_ppm = 500_001,
-            2 => profile.faults_ns = YEAR + 1,
-            3 => profile.settle_ns = u64::MAX,
-            4 => profile.jump_ns = YEAR + 1,
-            5 => profile.delay_ns = (2, 1),
-            6 => profile.disk_ns.1 = YEAR + 1,
-            7 => profile.limits.pending = 99,
-            _ => profile.limits.trace_lines = 0,
+            0 => config.enable_ppm = 1_000_001,
+            1 => config.skew_ppm = 500_001,
+            2 => config.faults_ns = YEAR + 1,
+            3 => config.settle_ns = u64::MAX,
+            4 => config.jump_ns = YEAR + 1,
+            5 => config.delay_ns = (2, 1),
+            6 => config.disk_ns.1 = YEAR + 1,
+            7 => config.limits.pending = 99,
+            _ => config.limits.trace_lines = 0,
         }
-        prop_assert!(profile.plan(1).is_err());
+        prop_assert!(config.plan(1).is_err());
     }
 }

@@ -6,16 +6,16 @@ use std::env;
 use std::process::Command;
 
 use common::{finish, world};
-use voussoir_sim::{FaultClass, MILLISECOND, Profile, SECOND, Step};
+use voussoir_sim::{Config, FaultClass, MILLISECOND, SECOND, Step};
 
 /// Set in the child processes of this test: the seeds to run and print the hashes of.
 const CHILD: &str = "VOUSSOIR_SIM_CHILD";
 
 fn hash(seed: u64) -> (u64, u64) {
-    let mut profile = Profile::default();
-    profile.faults_ns = 3 * SECOND;
-    profile.settle_ns = SECOND;
-    let mut world = world(profile.plan(seed).unwrap(), 4);
+    let mut config = Config::default();
+    config.faults_ns = 3 * SECOND;
+    config.settle_ns = SECOND;
+    let mut world = world(config.plan(seed).unwrap(), 4);
     world.alarm(0, 0);
     while let Some(step) = world.step() {
         if let Step::Alarm(_) = step {
@@ -63,10 +63,10 @@ fn seeds_differ() {
 #[test]
 fn classes_have_streams_of_their_own() {
     let crashes = |with_pauses: bool| {
-        let mut profile = Profile::default();
-        profile.enable_ppm = 1_000_000;
-        profile.faults_ns = 5 * SECOND;
-        let mut plan = profile.plan(5).unwrap();
+        let mut config = Config::default();
+        config.enable_ppm = 1_000_000;
+        config.faults_ns = 5 * SECOND;
+        let mut plan = config.plan(5).unwrap();
         plan.spare_majority = false;
         if !with_pauses {
             plan = plan.with(FaultClass::Pause, None).with(FaultClass::Drop, None);

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Probe, Seen, TICK, finish, seen, world};
 use voussoir_sim::{
-    Crash, DiskFault, FaultClass, FaultSet, Intensity, MICROSECOND, MILLISECOND, Plan, Profile,
+    Config, Crash, DiskFault, FaultClass, FaultSet, Intensity, MICROSECOND, MILLISECOND, Plan,
     SECOND, Step, World,
 };
 
@@ -315,13 +315,13 @@ fn client_loss_takes_requests_and_answers() {
 
 #[test]
 fn drawn_plans_fire_every_class_between_them() {
-    let mut profile = Profile::default();
-    profile.faults_ns = 5 * SECOND;
-    profile.settle_ns = 2 * SECOND;
-    profile.delay_ns = (50 * MICROSECOND, 5 * MILLISECOND);
+    let mut config = Config::default();
+    config.faults_ns = 5 * SECOND;
+    config.settle_ns = 2 * SECOND;
+    config.delay_ns = (50 * MICROSECOND, 5 * MILLISECOND);
     let mut counts = Vec::new();
     for seed in 0..60 {
-        let plan = profile.plan(seed).unwrap();
+        let plan = config.plan(seed).unwrap();
         let classes = plan.classes();
         let mut world = world(plan, 5);
         world.alarm(0, 0);

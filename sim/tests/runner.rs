@@ -7,15 +7,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{TICK, finish, world};
 use voussoir_sim::{
-    Failure, FaultClass, FaultSet, History, Kv, KvOp, KvRet, Plan, Profile, Report, Runner, SECOND,
+    Config, Failure, FaultClass, FaultSet, History, Kv, KvOp, KvRet, Plan, Report, Runner, SECOND,
     World, check,
 };
 
 fn one(seed: u64) -> World<common::Probe> {
-    let mut profile = Profile::default();
-    profile.faults_ns = SECOND;
-    profile.settle_ns = SECOND;
-    let mut world = world(profile.plan(seed).unwrap(), 3);
+    let mut config = Config::default();
+    config.faults_ns = SECOND;
+    config.settle_ns = SECOND;
+    let mut world = world(config.plan(seed).unwrap(), 3);
     finish(&mut world);
     world
 }
