@@ -1,5 +1,4 @@
-//! Lamport's mutual exclusion (1978) as a pure core: nodes draw numbers from a shared counter. A
-//! core that does not wait for all peers gives one number twice, and the checker says so.
+//! Lamport's mutual exclusion (1978) as a pure core: nodes draw numbers from a shared counter.
 
 use std::cell::Cell;
 use std::collections::BTreeSet;

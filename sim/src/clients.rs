@@ -95,7 +95,7 @@ pub struct Clients<W: Workload> {
     /// The workload, for figures of its own.
     pub workload: W,
     config: ClientsConfig,
-    clients: Vec<Client>,
+    all: Vec<Client>,
     history: History<W::Op, W::Ret>,
     /// Time from the end of faults to the first success after it.
     recovery_ns: Option<u64>,
@@ -106,8 +106,7 @@ impl<W: Workload> Clients<W> {
     /// Clients that have not called yet.
     pub fn new(workload: W, config: ClientsConfig) -> Self {
         let history = History::new();
-        let clients = Vec::new();
-        Self { workload, config, clients, history, recovery_ns: None, is_stopped: false }
+        Self { workload, config, all: Vec::new(), history, recovery_ns: None, is_stopped: false }
     }
 
     /// What was asked and answered so far.
@@ -171,7 +170,7 @@ impl<W: Workload> Clients<W> {
         assert!(!ids.is_empty(), "clients need a node to ask");
         for client in 0..self.config.clients {
             let target = ids[client as usize % ids.len()];
-            self.clients.push(Client { target, turn: 0, call: None });
+            self.all.push(Client { target, turn: 0, call: None });
             let pause = world.rng().below(100 * MILLISECOND);
             world.alarm(pause, alarm_of(client, 0));
         }
@@ -203,7 +202,7 @@ impl<W: Workload> Clients<W> {
         let now = world.now();
         let pause = world.rng().below(self.config.max_pause_ns.saturating_add(1));
         let elsewhere = random_node(world);
-        let Some(state) = self.clients.get_mut(client as usize) else { return };
+        let Some(state) = self.all.get_mut(client as usize) else { return };
         let Some((call, _)) = state.call.take_if(|(_, waits)| *waits == request) else { return };
         let op = self.history.calls()[call.index()].op.clone();
         match self.workload.answer(client, &op, reply) {
@@ -231,7 +230,7 @@ impl<W: Workload> Clients<W> {
         N: Node<Request = W::Op, Reply = W::Reply>,
     {
         let client = (alarm & !CLIENT_ALARMS) >> 32;
-        let Some(state) = self.clients.get_mut(client as usize) else { return };
+        let Some(state) = self.all.get_mut(client as usize) else { return };
         if alarm != alarm_of(client, state.turn) {
             return;
         }

@@ -181,8 +181,8 @@ fn is_causal(history: &Log, causality: Causality) -> bool {
         (0..order.len()).all(|at| !order[at + 1..].iter().any(|&later| past[order[at]][later]))
     };
     let explains = |order: &[usize], read: usize| {
-        let of_key = order.iter().filter(|&&w| past[read][w] && all[w].key == all[read].key);
-        of_key.last().and_then(|&w| all[w].writes) == all[read].reads
+        let last = order.iter().rfind(|&&w| past[read][w] && all[w].key == all[read].key);
+        last.and_then(|&w| all[w].writes) == all[read].reads
     };
     let writes: Vec<usize> = (0..all.len()).filter(|&at| all[at].writes.is_some()).collect();
     let mut reads = (0..all.len()).filter(|&at| all[at].writes.is_none() && all[at].is_known);
