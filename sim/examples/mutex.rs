@@ -14,7 +14,7 @@ const RELEASE: u8 = 2;
 
 /// The core: a Lamport clock, the requests that wait, and the last time heard of each peer.
 #[derive(Default)]
-pub struct Mutex {
+struct Mutex {
     id: u64,
     time: u64,
     /// Requests by time and node; the least has the lock.
@@ -57,7 +57,7 @@ impl Mutex {
 }
 
 /// The adapter: requests of clients, the shared counter, the encoding.
-pub struct MutexNode {
+struct MutexNode {
     core: Mutex,
     counter: Rc<Cell<u64>>,
     waiting: Vec<RequestId>,
