@@ -128,7 +128,7 @@ impl Workload for Draw {
 }
 
 /// Plays one seed; the algorithm needs links that lose nothing and nodes that do not crash.
-pub fn run(seed: u64, is_hasty: bool) -> Result<Report, Failure> {
+pub(crate) fn run(seed: u64, is_hasty: bool) -> Result<Report, Failure> {
     let mut config = Config::default();
     config.faults = [FaultClass::Delay, FaultClass::Pause].into_iter().collect();
     (config.faults_ns, config.settle_ns) = (2 * SECOND, ClientsConfig::default().settle_ns());
