@@ -10,6 +10,7 @@
 //! - `cargo xtask long [STEP…]`: the long forms of all tests, and what a release needs.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
+mod api;
 mod bench;
 mod ci;
 mod long;

@@ -3,8 +3,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use crate::api::modules::Crate;
 use crate::run::{cargo, output};
 
+mod circles;
+mod map;
 mod source;
 
 /// Lines of a source file, tests in the same file included.
@@ -19,6 +22,15 @@ const COLUMNS_MAX: usize = 100;
 const WEIGHT_MAX: usize = 35;
 /// The same without any feature, for a library whose default features are adapters to others.
 const BARE_WEIGHT_MAX: usize = 20;
+
+/// Modules of a crate that import from each other in a circle.
+const CIRCLE_MAX: usize = 5;
+
+/// Libraries whose circles are longer, and how long they may be until they are cut.
+const LONG_CIRCLES: &[(&str, usize)] = &[("journal", 21), ("raft", 6)];
+/// Libraries whose sources still hold deliberate defects; those of the others are in
+/// `mutants.toml`.
+const HOLD_MUTANTS: &[&str] = &["raft"];
 
 /// What each library may use of the others when its default features are on. Every other edge is
 /// an adapter behind a feature of its own.
@@ -49,7 +61,13 @@ pub(crate) fn run() -> Result<(), String> {
     for (name, allowed) in MAY_USE {
         check_dependencies(name, allowed, &mut problems)?;
         check_skeleton(&root, name, &mut problems);
+        let sources = Crate::parse(&root.join(name).join("src"))?;
+        problems.extend(crate::api::problems(&root, name, &sources)?);
+        check_circles(name, &sources, &mut problems);
     }
+    let architecture = std::fs::read_to_string(root.join("ARCHITECTURE.md"));
+    let architecture = architecture.map_err(|error| format!("ARCHITECTURE.md: {error}"))?;
+    problems.extend(map::problems(&root, &architecture, libraries()));
     if problems.is_empty() {
         eprintln!("tidy: {} files, {} libraries", files.len(), MAY_USE.len());
         return Ok(());
@@ -87,6 +105,34 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
         problems.extend(source::undocumented_cancel_safety(file, text));
     }
     problems.extend(source::reasonless(file, text));
+    // The documentation of a `lib.rs` is the crate's README.
+    if !text.starts_with("//!") && !text.starts_with("#![doc = include_str!(") {
+        problems.push(format!("{file}: does not begin with `//!`, which says what it is for"));
+    }
+    let library = file.split_once("/src/").map(|(library, _)| library);
+    if library.is_some_and(|name| libraries().any(|l| l == name) && !HOLD_MUTANTS.contains(&name))
+        && text.to_lowercase().contains("mutant")
+    {
+        problems.push(format!("{file}: speaks of mutants, which live in mutants.toml"));
+    }
+}
+
+/// No long circles of imports, and no entry of the list of exceptions that is no longer needed.
+fn check_circles(name: &str, sources: &Crate, problems: &mut Vec<String>) {
+    let circle = circles::longest(sources);
+    let exception = LONG_CIRCLES.iter().find(|(library, _)| *library == name);
+    let max = exception.map_or(CIRCLE_MAX, |(_, max)| *max);
+    if circle.len() > max {
+        let modules = circle.join(", ");
+        let count = circle.len();
+        problems
+            .push(format!("{name}: {count} modules import in a circle, at most {max}: {modules}"));
+    } else if exception.is_some() && circle.len() < max {
+        problems.push(format!(
+            "{name}: its longest circle has {} modules: lower the exception",
+            circle.len()
+        ));
+    }
 }
 
 /// The direction and the weight of a library's dependencies.

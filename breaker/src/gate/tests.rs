@@ -1,3 +1,5 @@
+//! The gate: order, bounds, and permits that are given back.
+
 use super::*;
 use crate::bulkhead::QueueConfig;
 use std::sync::atomic::AtomicUsize;

@@ -1,3 +1,5 @@
+//! Policies: what each layer sees of a call, and in which order.
+
 use super::*;
 use crate::*;
 use std::sync::Mutex;

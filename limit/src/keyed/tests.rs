@@ -1,3 +1,5 @@
+//! Keyed limiters against a model, and at their bounds.
+
 use std::collections::HashMap;
 use std::time::Duration;
 

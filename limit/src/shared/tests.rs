@@ -1,3 +1,5 @@
+//! Shared limiters over a store in memory.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;

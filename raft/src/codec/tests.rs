@@ -1,3 +1,5 @@
+//! Golden bytes, round trips, and damaged bytes.
+
 use std::fmt::Write as _;
 
 use bytes::{Bytes, BytesMut};

@@ -1,3 +1,5 @@
+//! The store on the journal against a model.
+
 use std::fmt::Write;
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! Bounded loads: a ring whose nodes take no more than their share.
+
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,3 +1,5 @@
+//! Jump consistent hashing (Lamping & Veach 2014).
+
 use std::num::NonZeroU32;
 
 use super::equal_weights;

@@ -1,3 +1,5 @@
+//! Maglev hashing (Eisenbud et al., NSDI 2016).
+
 use std::sync::Arc;
 
 use super::not_empty;

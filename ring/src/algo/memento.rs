@@ -1,3 +1,5 @@
+//! MementoHash: jump hashing with removals in any order.
+
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 

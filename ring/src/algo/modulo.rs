@@ -1,3 +1,5 @@
+//! The remainder of a division, to compare the others with.
+
 use super::probe::Probes;
 use super::{equal_weights, not_empty};
 use crate::error::BuildError;

@@ -1,3 +1,5 @@
+//! Rendezvous hashing, also called highest random weight.
+
 use std::ops::ControlFlow;
 
 use super::not_empty;

@@ -1,3 +1,5 @@
+//! The hash ring (Karger et al. 1997).
+
 use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;

@@ -1,3 +1,5 @@
+//! Plans: which ranges move from which nodes to which.
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 

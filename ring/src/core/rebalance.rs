@@ -1,3 +1,5 @@
+//! The execution of a plan, as a pure state machine.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

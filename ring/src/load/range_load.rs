@@ -1,3 +1,5 @@
+//! The load of key ranges, and where to split or merge them.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};

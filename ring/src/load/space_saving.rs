@@ -1,3 +1,5 @@
+//! The most frequent keys, by the Space-Saving sketch.
+
 use std::fmt;
 
 use crate::config::HotKeysConfig;

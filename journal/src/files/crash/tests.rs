@@ -1,3 +1,5 @@
+//! The crash-simulating files lose what a disk may lose, and nothing else.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
