@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::behind::{Behind, RejectedWrite, WriteBehind};
 use crate::clock::{Clock, default_clock};
 use crate::config::{Config, OnPanic};
 use crate::error::{ConfigError, LoadError, WriteError};
@@ -158,7 +159,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Drops the entry of a key. A load of it that is under way answers those who wait for it and
-    /// is not stored; who asks from now on begins a new one.
+    /// is not stored; who asks from now on begins a new one. A value that write-behind has
+    /// acknowledged and not yet flushed stays: it is the newest there is.
     ///
     /// Call it after the transaction that changed the value has committed: before that, a reader
     /// would load the old value again.
@@ -183,22 +185,26 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.inner.clear();
     }
 
-    /// Writes a value to the sink and then to the cache: write-through. Writes of one key happen
-    /// one after the other.
+    /// Writes a value. Writes of one key happen one after the other.
+    ///
+    /// With [`Builder::sink`] to the sink and then to the cache: write-through. With
+    /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while the
+    /// backlog is full; the sink gets it later, and readers get it from now on.
     ///
     /// # Errors
-    /// [`WriteError`]. The key's entry was dropped unless the write was certainly not applied.
+    /// [`WriteError`]. With write-through the key's entry was dropped unless the write was certainly
+    /// not applied.
     ///
     /// # Cancel safety
-    /// Not cancel safe: whether the sink takes the value is unknown then, and the key's entry is
-    /// dropped.
+    /// Not cancel safe: whether the write happens is unknown then. Write-through drops the key's
+    /// entry; write-behind acknowledges the write to nobody.
     pub async fn write(&self, key: K, value: V) -> Result<(), WriteError> {
         let key = HashedKey { hash: self.inner.hash(&key), key };
         self.inner.write(key, Some(value), Keep::Value).await
     }
 
-    /// Writes a value to the sink and drops the key's entry: write-around, for values that are not
-    /// read soon.
+    /// Writes a value and leaves no entry of the key: write-around, for values that are not read
+    /// soon. With write-behind the backlog still answers readers until the sink has the value.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -210,7 +216,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.inner.write(key, Some(value), Keep::Nothing).await
     }
 
-    /// Deletes a key at the sink and drops its entry.
+    /// Deletes a key and leaves no entry of it.
     ///
     /// # Errors
     /// As [`write`](Self::write).
@@ -222,10 +228,67 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.inner.write(key, None, Keep::Nothing).await
     }
 
+    /// Waits until the sink has, for each key, the last value that was acknowledged before the call
+    /// or a newer one, or has rejected it. Returns at once without [`Builder::write_behind`]. While
+    /// the sink fails it waits for as long as the caller does.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn flush(&self) {
+        if let Some(behind) = &self.inner.behind {
+            behind.0.flush().await;
+        }
+    }
+
+    /// The writes that the sink has rejected for good, see [`SinkError::rejected`]. They were
+    /// acknowledged; readers see what the sink has instead. A key's later write replaces its
+    /// rejected one.
+    ///
+    /// [`SinkError::rejected`]: crate::SinkError::rejected
+    pub fn rejected_writes(&self) -> Vec<RejectedWrite<K, V>> {
+        self.inner.behind.as_ref().map_or_else(Vec::new, |behind| behind.0.rejected_writes())
+    }
+
+    /// Writes a rejected value again, after its cause was mended. False where the key has no
+    /// rejected write, or was written since: an older value never replaces a newer one.
+    ///
+    /// # Errors
+    /// [`WriteError`] of the journal.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: whether it is written again is unknown then.
+    pub async fn retry_rejected(&self, key: &K) -> Result<bool, WriteError> {
+        match &self.inner.behind {
+            Some(behind) => behind.0.retry_rejected(key).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Forgets a rejected write. False where the key has none.
+    ///
+    /// # Errors
+    /// [`WriteError`] of the journal.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: whether it is forgotten is unknown then.
+    pub async fn discard_rejected(&self, key: &K) -> Result<bool, WriteError> {
+        match &self.inner.behind {
+            Some(behind) => behind.0.discard_rejected(key).await,
+            None => Ok(false),
+        }
+    }
+
     /// What the cache has done, and what is in it.
     pub fn stats(&self) -> Stats {
         let Inner { store, flights, counters, .. } = &*self.inner;
+        let behind = self.inner.behind.as_ref().map(|behind| behind.0.counts());
+        let behind = behind.unwrap_or_default();
         Stats {
+            backlog: behind.backlog,
+            backlog_bytes: behind.backlog_bytes,
+            flushed: behind.flushed,
+            flush_failures: behind.flush_failures,
+            rejected_writes: behind.rejected_writes,
             evicted: store.evicted(),
             entries: store.len(),
             weight: store.weight(),
@@ -362,12 +425,13 @@ impl<K: Key, V: Value> fmt::Debug for Cache<K, V> {
     }
 }
 
-pub(crate) struct Parts<K, V> {
+pub(crate) struct Parts<K: Key, V: Value> {
     pub(crate) config: Config,
     pub(crate) store: Arc<dyn Store<K, V>>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) source: Option<Arc<dyn Source<K, V>>>,
     pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
+    pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) tagger: Option<Tagger<K>>,
 }
@@ -380,6 +444,7 @@ pub struct Builder<K: Key, V: Value> {
     clock: Option<Arc<dyn Clock>>,
     source: Option<Arc<dyn Source<K, V>>>,
     sink: Option<Arc<dyn Sink<K, V>>>,
+    behind: Option<WriteBehind<K, V>>,
     weigher: Option<Weigher<K, V>>,
     tagger: Option<Tagger<K>>,
 }
@@ -392,6 +457,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             clock: None,
             source: None,
             sink: None,
+            behind: None,
             weigher: None,
             tagger: None,
         }
@@ -409,9 +475,19 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
-    /// Where writes go, for [`Cache::write`].
+    /// Where [`Cache::write`] goes before it is acknowledged: write-through.
     pub fn sink(mut self, sink: impl Sink<K, V>) -> Self {
         self.sink = Some(Arc::new(sink));
+        self.behind = None;
+        self
+    }
+
+    /// Where [`Cache::write`] goes after it was acknowledged: write-behind. Instead of
+    /// [`sink`](Self::sink), not beside it: a write that went past the backlog would be undone by an
+    /// older one in it. The cache must then be built inside a tokio runtime.
+    pub fn write_behind(mut self, behind: WriteBehind<K, V>, sink: impl Sink<K, V>) -> Self {
+        self.sink = Some(Arc::new(sink));
+        self.behind = Some(behind);
         self
     }
 
@@ -446,11 +522,16 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ConfigError`] names the first field that breaks a rule.
     pub fn build(self) -> Result<Cache<K, V>, ConfigError> {
         self.config.validate()?;
-        let Self { config, store, clock, source, sink, weigher, tagger } = self;
+        let Self { config, store, clock, source, sink, behind, weigher, tagger } = self;
         let store = store.unwrap_or_else(|| Arc::new(QuickStore::new(config.max_weight)));
         let clock = clock.unwrap_or_else(default_clock);
-        let parts = Parts { config, store, clock, source, sink, weigher, tagger };
-        Ok(Cache { inner: Arc::new(Inner::new(parts)) })
+        let behind = behind.map(|behind| Behind(behind.shared));
+        let parts = Parts { config, store, clock, source, sink, behind, weigher, tagger };
+        let inner = Arc::new(Inner::new(parts));
+        if let (Some(behind), Some(sink)) = (&inner.behind, &inner.sink) {
+            crate::behind::spawn(&inner, behind, Arc::clone(sink))?;
+        }
+        Ok(Cache { inner })
     }
 }
 

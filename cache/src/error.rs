@@ -5,8 +5,9 @@ use std::sync::Arc;
 use thiserror::Error;
 
 /// A configuration that breaks a rule. Nothing was built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{field} {rule}")]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{field}` {rule}")]
+#[non_exhaustive]
 pub struct ConfigError {
     /// The field.
     pub field: &'static str,
@@ -86,27 +87,59 @@ pub struct SinkError {
     /// What is known about the write.
     pub outcome: Outcome,
     source: SourceError,
-    is_panic: bool,
+    kind: SinkErrorKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SinkErrorKind {
+    Failure,
+    /// The sink will never take this write.
+    Rejection,
+    Panic,
 }
 
 impl SinkError {
-    /// A write that the sink has certainly not taken.
+    fn new(
+        outcome: Outcome,
+        error: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+        kind: SinkErrorKind,
+    ) -> Self {
+        Self { outcome, source: SourceError::new(error), kind }
+    }
+
+    /// A write that the sink has certainly not taken, and may take later.
     pub fn not_applied(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { outcome: Outcome::NotApplied, source: SourceError::new(error), is_panic: false }
+        Self::new(Outcome::NotApplied, error, SinkErrorKind::Failure)
+    }
+
+    /// A write that the sink has not taken and never will, such as one that breaks a constraint.
+    /// Write-behind does not try it again: it is kept apart, see
+    /// [`Cache::rejected_writes`](crate::Cache::rejected_writes).
+    pub fn rejected(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::new(Outcome::NotApplied, error, SinkErrorKind::Rejection)
+    }
+
+    /// Whether the sink will never take the write.
+    pub fn is_rejection(&self) -> bool {
+        self.kind == SinkErrorKind::Rejection
     }
 
     /// The sink panicked: whether it took the write is unknown.
     pub(crate) fn panicked() -> Self {
-        Self { is_panic: true, ..Self::unknown("the sink panicked") }
+        Self::new(Outcome::Unknown, "the sink panicked", SinkErrorKind::Panic)
     }
 
     pub(crate) fn into_write_error(self) -> WriteError {
-        if self.is_panic { WriteError::Panicked } else { WriteError::Sink(self) }
+        if self.kind == SinkErrorKind::Panic {
+            WriteError::Panicked
+        } else {
+            WriteError::Sink(self)
+        }
     }
 
     /// A write whose fate is unknown, such as one that timed out.
     pub fn unknown(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { outcome: Outcome::Unknown, source: SourceError::new(error), is_panic: false }
+        Self::new(Outcome::Unknown, error, SinkErrorKind::Failure)
     }
 }
 
@@ -118,12 +151,18 @@ pub enum WriteError {
     /// The sink failed.
     #[error("the sink failed: {0}")]
     Sink(#[from] SinkError),
-    /// The sink panicked: whether it took the write is unknown.
-    #[error("the sink panicked")]
+    /// Foreign code panicked, the sink's or that of a key or value: whether the write was taken is
+    /// unknown.
+    #[error("foreign code panicked during the write")]
     Panicked,
     /// The cache has no sink. Give the builder one.
     #[error("the cache has no sink")]
     NoSink,
+    /// The journal under write-behind has not acknowledged the write. Its error says whether the
+    /// write may be found, and flushed, after a restart.
+    #[cfg(feature = "journal")]
+    #[error("the journal has not acknowledged the write: {0}")]
+    Journal(voussoir_journal::Error),
 }
 
 impl WriteError {
@@ -133,12 +172,23 @@ impl WriteError {
             Self::Sink(error) => error.outcome,
             Self::Panicked => Outcome::Unknown,
             Self::NoSink => Outcome::NotApplied,
+            #[cfg(feature = "journal")]
+            Self::Journal(error) => match error.outcome() {
+                voussoir_journal::Outcome::NotApplied => Outcome::NotApplied,
+                voussoir_journal::Outcome::Unknown => Outcome::Unknown,
+            },
         }
     }
 
     /// Whether the same call may succeed later. Where the outcome is unknown, only a write that
     /// may happen twice is safe to retry.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::NoSink)
+        match self {
+            Self::NoSink => false,
+            Self::Sink(error) => !error.is_rejection(),
+            Self::Panicked => true,
+            #[cfg(feature = "journal")]
+            Self::Journal(error) => error.is_retryable(),
+        }
     }
 }

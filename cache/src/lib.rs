@@ -1,8 +1,10 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod behind;
 mod cache;
 mod clock;
+mod codec;
 mod config;
 mod core;
 mod error;
@@ -17,13 +19,17 @@ pub mod testing;
 mod write;
 
 pub use async_trait::async_trait;
+#[cfg(feature = "journal")]
+pub use behind::OpenError;
+pub use behind::{RejectedWrite, WriteBehind, WriteBehindConfig};
 pub use cache::{Builder, Cache, Insert};
 #[cfg(target_os = "linux")]
 pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
+pub use codec::{Codec, CodecError, Plain, PlainCodec};
 pub use config::{Config, OnPanic};
 pub use error::{ConfigError, LoadError, Outcome, SinkError, SourceError, WriteError};
 pub use flights::{Key, Value};
-pub use source::{Loaded, Sink, Source};
+pub use source::{Loaded, Sink, Source, Write};
 pub use stats::Stats;
 pub use store::{Entry, HashedKey, Probe, QuickStore, Store, Weigher};

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::behind::Behind;
 use crate::clock::Clock;
 use crate::config::{Config, nanos};
 use crate::core::freshness::{Freshness, Lifetimes};
@@ -18,7 +19,7 @@ use crate::tags::Tags;
 /// Derives tags from a key, such as the prefix that it shares with others.
 pub(crate) type Tagger<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;
 
-pub(crate) struct Inner<K, V> {
+pub(crate) struct Inner<K: Key, V: Value> {
     pub(crate) config: Config,
     pub(crate) lifetimes: Lifetimes,
     pub(crate) idle: Option<u64>,
@@ -28,6 +29,7 @@ pub(crate) struct Inner<K, V> {
     pub(crate) batcher: Option<crate::source::Batcher<K, V>>,
     pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
     pub(crate) writes: crate::write::Writes,
+    pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) tagger: Option<Tagger<K>>,
     pub(crate) tags: Tags,
@@ -66,6 +68,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             source: parts.source,
             sink: parts.sink,
             writes: crate::write::Writes::new(),
+            behind: parts.behind,
             weigher: parts.weigher,
             tagger: parts.tagger,
             tags: Tags::new(config.max_tag_floors),
@@ -108,6 +111,12 @@ impl<K: Key, V: Value> Inner<K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
+        if let Some(behind) = &self.behind
+            && let Some(value) = behind.0.get(key)
+        {
+            self.counters.hits.add();
+            return Found::Value(value, false);
+        }
         let is = |other: &K| other.borrow() == key;
         let probe = Probe { hash: self.hash(key), is: &is };
         let Some(entry) = self.store.get(&probe) else {

@@ -92,17 +92,36 @@ pub trait Source<K, V>: Send + Sync + 'static {
     }
 }
 
+/// One write on its way to a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Write<K, V> {
+    /// The key.
+    pub key: K,
+    /// The value, or `None`: delete the key.
+    pub value: Option<V>,
+}
+
+impl<K, V> Write<K, V> {
+    /// A write of a value, or a deletion.
+    pub fn new(key: K, value: Option<V>) -> Self {
+        Self { key, value }
+    }
+}
+
 /// Where writes go. Runs without any lock held.
 #[async_trait]
 pub trait Sink<K, V>: Send + Sync + 'static {
-    /// Writes a value, or deletes the key where there is none.
-    ///
-    /// # Errors
-    /// [`SinkError`], which says whether the write may have happened.
+    /// Writes values and deletes keys: one answer for each write, in their order. All keys are
+    /// different. Write-through gives one write a call, write-behind up to
+    /// [`WriteBehindConfig::max_batch`](crate::WriteBehindConfig::max_batch); the same write may
+    /// come again. A sink that writes all of a call in one transaction and knows which of them broke
+    /// it answers [`SinkError::rejected`] for that one and [`SinkError::not_applied`] for the others.
     ///
     /// # Cancel safety
-    /// The future is dropped with the caller's; the cache then drops the key's entry.
-    async fn write(&self, key: &K, value: Option<&V>) -> Result<(), SinkError>;
+    /// With write-through the future is dropped with the caller's, and the cache drops the key's
+    /// entry. With write-behind it is dropped after the sink's timeout, and called again.
+    async fn write(&self, writes: &[Write<K, V>]) -> Vec<Result<(), SinkError>>;
 }
 
 type Reply<V> = tokio::sync::oneshot::Sender<Result<Loaded<V>, LoadError>>;

@@ -37,6 +37,17 @@ pub struct Stats {
     pub weight: u64,
     /// Loads under way.
     pub loads_under_way: u64,
+    /// Keys whose newest acknowledged value the sink does not have yet.
+    pub backlog: u64,
+    /// Bytes of these values and their keys, as encoded for the journal, and of writes that are not
+    /// yet acknowledged.
+    pub backlog_bytes: u64,
+    /// Values that the sink has taken from the backlog.
+    pub flushed: u64,
+    /// Attempts to flush a value that failed.
+    pub flush_failures: u64,
+    /// Writes that the sink has rejected and that nobody has retried or discarded.
+    pub rejected_writes: u64,
 }
 
 /// One counter for each field of [`Stats`] that only grows.

@@ -11,7 +11,7 @@ use tokio::sync::Mutex;
 use crate::error::{Outcome, SinkError, WriteError};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
-use crate::source::Loaded;
+use crate::source::{Loaded, Write};
 use crate::store::{HashedKey, Probe};
 
 /// Locks for the writes of one key: a power of two. Writes of different keys rarely share one.
@@ -56,17 +56,23 @@ impl<K: Key, V: Value> Inner<K, V> {
         value: Option<V>,
         keep: Keep,
     ) -> Result<(), WriteError> {
+        if let Some(behind) = &self.behind {
+            return behind.0.write(&key.key, value, keep == Keep::Value).await;
+        }
         let Some(sink) = self.sink.as_ref() else { return Err(WriteError::NoSink) };
         let _turn = self.writes.0[key.hash as usize % LOCKS].lock().await;
         let undecided = Undecided { cache: self, key: &key };
+        let writes = [Write::new(key.key.clone(), value)];
         let written = {
-            let mut write = pin!(sink.write(&key.key, value.as_ref()));
-            std::future::poll_fn(|cx| {
+            let mut write = pin!(sink.write(&writes));
+            let answers = std::future::poll_fn(|cx| {
                 let polled = catch_unwind(AssertUnwindSafe(|| write.as_mut().poll(cx)));
-                polled.unwrap_or(Poll::Ready(Err(SinkError::panicked())))
-            })
-            .await
+                polled.unwrap_or_else(|_| Poll::Ready(vec![Err(SinkError::panicked())]))
+            });
+            let missing = || Err(SinkError::unknown("the sink did not answer for this write"));
+            answers.await.into_iter().next().unwrap_or_else(missing)
         };
+        let [Write { value, .. }] = writes;
         match written {
             Ok(()) => {}
             Err(error) => {
@@ -86,5 +92,19 @@ impl<K: Key, V: Value> Inner<K, V> {
             self.insert(key.clone(), entry);
         }
         Ok(())
+    }
+
+    /// A sink has this value, or with `None` an unknown one. Entries and loads from before are
+    /// overtaken.
+    pub(crate) fn flushed(&self, key: &K, value: Option<V>) {
+        let key = HashedKey { hash: self.hash(key), key: key.clone() };
+        let version = self.next_version();
+        let entry = value.map(|value| self.entry(&key.key, version, 0, &Loaded::value(value)));
+        if let Some(entry) = entry.flatten() {
+            self.insert(key, entry);
+        } else {
+            let is = |other: &K| *other == key.key;
+            self.invalidate(&Probe { hash: key.hash, is: &is });
+        }
     }
 }

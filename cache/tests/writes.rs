@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use support::config;
-use voussoir_cache::{Cache, Loaded, Outcome, Sink, SinkError, WriteError, async_trait};
+use voussoir_cache::{Cache, Loaded, Outcome, Sink, SinkError, Write, WriteError, async_trait};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mood {
@@ -28,10 +28,17 @@ struct Shared(Arc<Database>);
 
 #[async_trait]
 impl Sink<u64, u64> for Shared {
-    async fn write(&self, key: &u64, value: Option<&u64>) -> Result<(), SinkError> {
+    async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
+        let [write] = writes else { panic!("write-through has one write a call") };
+        vec![self.take(write.key, write.value).await]
+    }
+}
+
+impl Shared {
+    async fn take(&self, key: u64, value: Option<u64>) -> Result<(), SinkError> {
         let mood = *self.0.mood.lock();
         // The first of two writes is the slower one.
-        let slow = value.is_some_and(|value| *value == 1);
+        let slow = value == Some(1);
         tokio::time::sleep(Duration::from_millis(if slow { 20 } else { 1 })).await;
         match mood {
             Mood::Takes => {}
@@ -40,7 +47,7 @@ impl Sink<u64, u64> for Shared {
             Mood::Panics => panic!("the sink panics"),
             Mood::Hangs => std::future::pending().await,
         }
-        self.0.rows.lock().push((*key, value.copied()));
+        self.0.rows.lock().push((key, value));
         Ok(())
     }
 }

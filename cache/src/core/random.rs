@@ -1,4 +1,4 @@
-//! SplitMix64, as an atomic so that hits need no lock.
+//! Random numbers that all threads draw from one generator, without a lock.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,16 +11,10 @@ impl Random {
         Self(AtomicU64::new(seed))
     }
 
-    pub(crate) fn next(&self) -> u64 {
-        let state = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
-        let mut mixed = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number above 0 and at most 1.
+    /// A number above 0 and at most 1. Each draw has a generator of its own, seeded by the next of a
+    /// sequence that visits every number.
     pub(crate) fn unit(&self) -> f64 {
-        ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64
+        let seed = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
+        1.0 - fastrand::Rng::with_seed(seed).f64()
     }
 }

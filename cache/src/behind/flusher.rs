@@ -1,0 +1,355 @@
+//! The task that brings acknowledged writes to the sink.
+
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::log::Change;
+use super::{Behind, Shared};
+use crate::config::nanos;
+use crate::core::backlog::{Flushed, Taken};
+use crate::error::{ConfigError, SinkError};
+use crate::flights::{Key, Value};
+use crate::lookup::Inner;
+use crate::source::{Sink, Write};
+
+/// A log is rewritten when it has this many records for each dirty key, and so many more.
+const RECORDS_PER_KEY_MAX: u64 = 4;
+const RECORDS_SPARE: u64 = 4096;
+/// One rewriting commit has at most so many records, and ends with the record that reaches so many
+/// bytes.
+const MOVED_RECORDS_MAX: usize = 256;
+const MOVED_BYTES_MAX: usize = 256 << 10;
+/// Records of the log of rejected writes that are no longer needed, beyond those that are.
+const REJECTED_SPARE: u64 = 64;
+
+/// Starts the flusher. It ends with the cache.
+pub(crate) fn spawn<K: Key, V: Value>(
+    cache: &Arc<Inner<K, V>>,
+    behind: &Behind<K, V>,
+    sink: Arc<dyn Sink<K, V>>,
+) -> Result<(), ConfigError> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError {
+        field: "write_behind",
+        rule: "must be built inside a tokio runtime",
+    })?;
+    let seed = behind.0.config.seed;
+    let flusher = Flusher {
+        shared: Arc::clone(&behind.0),
+        cache: Arc::downgrade(cache),
+        sink,
+        failures: 0,
+        batch: behind.0.config.max_batch,
+        released: 0,
+        random: seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+    };
+    runtime.spawn(flusher.run());
+    Ok(())
+}
+
+struct Flusher<K: Key, V: Value> {
+    shared: Arc<Shared<K, V>>,
+    cache: Weak<Inner<K, V>>,
+    sink: Arc<dyn Sink<K, V>>,
+    /// Calls in a row of which nothing was taken.
+    failures: u32,
+    /// The size of the next call: halved by a call of which nothing was taken, so that one write
+    /// that fails with all others of its call gets a call of its own.
+    batch: usize,
+    /// Records below this position have been released.
+    released: u64,
+    random: fastrand::Rng,
+}
+
+type Answers = Vec<Result<(), SinkError>>;
+
+impl<K: Key, V: Value> Flusher<K, V> {
+    async fn run(mut self) {
+        let mut pause_until = 0;
+        while !self.is_closed() {
+            self.shared.compact();
+            self.release();
+            let now = self.shared.now();
+            let taken = if now < pause_until {
+                Vec::new()
+            } else {
+                self.shared.state.lock().take(now, self.batch)
+            };
+            if taken.is_empty() {
+                let next = self.shared.state.lock().next_deadline();
+                self.rest(next.map(|next| next.max(pause_until))).await;
+                continue;
+            }
+            let Some(answers) = self.call(&taken).await else { return };
+            pause_until = self.settle(taken, answers).await;
+        }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.shared.is_closed.load(Ordering::Acquire)
+    }
+
+    /// Waits until a time of [`Shared::now`], or until somebody wakes the flusher.
+    async fn rest(&self, until: Option<u64>) {
+        let woken = self.shared.wake.notified();
+        let Some(until) = until else { return woken.await };
+        let epoch = *self.shared.epoch.get_or_init(Instant::now);
+        let until = epoch.checked_add(Duration::from_nanos(until));
+        let Some(until) = until else { return woken.await };
+        tokio::select! {
+            () = woken => {}
+            () = sleep_until(until) => {}
+        }
+    }
+
+    /// One call of the sink. `None`: the cache has been dropped meanwhile.
+    async fn call(&self, taken: &[Taken<K, V>]) -> Option<Answers> {
+        let failed = |error: &SinkError| taken.iter().map(|_| Err(error.clone())).collect();
+        // Foreign code: cloning may panic.
+        let clone = || -> Vec<Write<K, V>> {
+            let write = |one: &Taken<K, V>| Write::new(one.key.clone(), Option::clone(&one.value));
+            taken.iter().map(write).collect()
+        };
+        let Ok(writes) = catch_unwind(AssertUnwindSafe(clone)) else {
+            return Some(failed(&SinkError::panicked()));
+        };
+        let mut call = pin!(self.sink.write(&writes));
+        let call = std::future::poll_fn(|cx| {
+            let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
+            polled.unwrap_or_else(|_| Poll::Ready(failed(&SinkError::panicked())))
+        });
+        let limit = self.shared.config.sink_timeout;
+        let mut call = pin!(timeout(limit, call));
+        // Ends: the call has a timeout.
+        let mut answers = loop {
+            tokio::select! {
+                biased;
+                answers = &mut call => {
+                    let timed_out = |_| failed(&SinkError::unknown("the call took too long"));
+                    break answers.unwrap_or_else(timed_out);
+                }
+                () = self.shared.wake.notified() => {
+                    if self.is_closed() {
+                        return None;
+                    }
+                    self.shared.compact();
+                }
+            }
+        };
+        let missing = || Err(SinkError::unknown("the sink did not answer for this write"));
+        answers.resize_with(taken.len(), missing);
+        Some(answers)
+    }
+
+    /// Books what the sink said. Returns when the next call may be.
+    async fn settle(&mut self, taken: Vec<Taken<K, V>>, answers: Answers) -> u64 {
+        let (mut taken_by_sink, mut change) = (0, Change::default());
+        let mut rejected = Vec::new();
+        for (one, answer) in taken.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => {
+                    taken_by_sink += 1;
+                    if self.shared.rejected.lock().contains(&one.key) {
+                        // What was rejected is older than what the sink has now.
+                        change.rejected.push(self.shared.log.encode_settled(&one.key));
+                        self.shared.rejected.lock().remove(&one.key);
+                    }
+                    self.flushed(&one);
+                }
+                Err(error) if error.is_rejection() && self.has_room_for(&rejected) => {
+                    rejected.push((one, error));
+                }
+                Err(error) => self.failed(&one, &error),
+            }
+        }
+        if taken_by_sink == 0 && rejected.is_empty() {
+            self.failures = self.failures.saturating_add(1);
+            self.batch = (self.batch / 2).max(1);
+        } else {
+            self.failures = 0;
+            self.batch = self.batch.saturating_mul(2).min(self.shared.config.max_batch);
+        }
+        self.commit(change, rejected).await;
+        self.shared.progress.notify_waiters();
+        if self.failures == 0 { 0 } else { self.shared.now() + self.backoff(self.failures) }
+    }
+
+    fn has_room_for(&self, rejected: &[(Taken<K, V>, SinkError)]) -> bool {
+        self.shared.rejected.lock().len() + rejected.len() < self.shared.config.max_rejected
+    }
+
+    /// The sink has this value. The cache gets it before it leaves the backlog: at no moment does a
+    /// reader find an older one.
+    fn flushed(&self, one: &Taken<K, V>) {
+        let hand_over = || {
+            if let Some(cache) = self.cache.upgrade() {
+                let value = one.keeps_value.then(|| Option::clone(&one.value)).flatten();
+                cache.flushed(&one.key, value);
+            }
+        };
+        if catch_unwind(AssertUnwindSafe(hand_over)).is_err() {
+            tracing::error!(target: "voussoir::cache", "a clone, hash or drop panicked");
+        }
+        self.shared.flushed.fetch_add(1, Ordering::Relaxed);
+        self.finish(one, Flushed::Done);
+    }
+
+    fn failed(&mut self, one: &Taken<K, V>, error: &SinkError) {
+        if self.failures == 0 {
+            tracing::warn!(target: "voussoir::cache", %error, "a write could not be flushed");
+        }
+        self.shared.flush_failures.fetch_add(1, Ordering::Relaxed);
+        let at = self.shared.now().saturating_add(self.backoff(one.attempts + 1));
+        self.finish(one, Flushed::Retry { at });
+    }
+
+    fn finish(&self, one: &Taken<K, V>, how: Flushed) {
+        let now = self.shared.now();
+        let dropped = {
+            let mut state = self.shared.state.lock();
+            let dropped = state.finish(now, &one.key, one.sequence, how);
+            self.shared.dirty.store(state.dirty(), Ordering::Release);
+            dropped
+        };
+        // Foreign code: after the lock.
+        drop(dropped);
+    }
+
+    /// Half of the pause to all of it.
+    fn backoff(&mut self, failures: u32) -> u64 {
+        let config = &self.shared.config;
+        let (least, most) = (nanos(config.min_backoff), nanos(config.max_backoff));
+        let doubled = least.saturating_mul(1 << (failures.clamp(1, 40) - 1));
+        let pause = doubled.min(most);
+        pause / 2 + self.random.u64(0..=pause / 2)
+    }
+
+    /// One commit: rejected writes move to their own log, settled ones leave it, and the writes
+    /// that nobody needs any more are released.
+    async fn commit(&mut self, mut change: Change, rejected: Vec<(Taken<K, V>, SinkError)>) {
+        for (one, error) in &rejected {
+            let (value, reason) = (Option::as_ref(&one.value), error.to_string());
+            change.rejected.push(self.shared.log.encode_rejected(&one.key, value, &reason));
+        }
+        if change.rejected.is_empty() {
+            return self.release();
+        }
+        let release_point = self.shared.state.lock().release_point();
+        change.release = Some(release_point);
+        let outcome = self.shared.submit_and_wait(change).await;
+        if let Err(error) = &outcome {
+            tracing::error!(target: "voussoir::cache", %error, "rejected writes could not be moved");
+        } else {
+            self.released = self.released.max(release_point);
+        }
+        for (one, error) in rejected {
+            if outcome.is_err() {
+                self.failed(&one, &error);
+                continue;
+            }
+            tracing::warn!(target: "voussoir::cache", %error, "the sink has rejected a write");
+            let value = Arc::clone(&one.value);
+            self.shared.rejected.lock().insert(one.key.clone(), value, error.to_string().into());
+            // The reader's next answer is the sink's.
+            if let Some(cache) = self.cache.upgrade() {
+                cache.flushed(&one.key, None);
+            }
+            self.finish(&one, Flushed::Done);
+        }
+        self.release();
+        self.compact_rejected();
+    }
+
+    /// Releases what nobody needs any more. When a crash loses the release, more is flushed again.
+    fn release(&mut self) {
+        let release_point = self.shared.state.lock().release_point();
+        if release_point <= self.released {
+            return;
+        }
+        let release = Some(release_point);
+        let change = Change { release, is_lazy: true, ..Change::default() };
+        // A journal that has stopped releases nothing, and acknowledges nothing either.
+        if self.shared.log.submit(change, Box::new(|_| {})).is_ok() {
+            self.released = release_point;
+        }
+    }
+
+    /// Writes the rejected writes anew when most of their log is settled.
+    fn compact_rejected(&self) {
+        let bounds = self.shared.log.rejected_bounds();
+        let all = self.shared.rejected.lock().all();
+        if bounds.end - bounds.start <= 4 * all.len() as u64 + REJECTED_SPARE {
+            return;
+        }
+        let encode = |(key, value, reason): &(K, Arc<Option<V>>, Arc<str>)| {
+            self.shared.log.encode_rejected(key, Option::as_ref(value), reason)
+        };
+        let rejected: Vec<Vec<u8>> = all.iter().map(encode).collect();
+        if rejected.iter().map(Vec::len).sum::<usize>() > MOVED_BYTES_MAX {
+            return;
+        }
+        let release_rejected = Some(bounds.end);
+        let change = Change { rejected, release_rejected, ..Change::default() };
+        // Refused: tried again with the next rejected write.
+        let _ = self.shared.log.submit(change, Box::new(|_| {}));
+    }
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    /// Appends the oldest records that are still needed again, when they keep many that are not
+    /// from being released: one key whose flush fails for long must not keep every write of all
+    /// others.
+    fn compact(self: &Arc<Self>) {
+        let dirty = self.dirty.load(Ordering::Acquire) as u64;
+        if self.log.len() <= dirty.saturating_mul(RECORDS_PER_KEY_MAX) + RECORDS_SPARE
+            || self.is_moving.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
+        let oldest = self.state.lock().oldest(MOVED_RECORDS_MAX);
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for (key, sequence, value) in oldest {
+            let record = self.log.encode(&key, Option::as_ref(&value));
+            bytes += record.len();
+            records.push((key, sequence, record));
+            if bytes >= MOVED_BYTES_MAX {
+                break;
+            }
+        }
+        let order = self.order.lock();
+        let (least, moved, writes) = {
+            let mut state = self.state.lock();
+            records.retain(|(key, sequence, _)| state.is_movable(key, *sequence));
+            let least = state.begin_move();
+            let split = |(key, sequence, record)| ((key, sequence), record);
+            let (moved, writes): (Vec<(K, u64)>, Vec<Vec<u8>>) =
+                records.into_iter().map(split).unzip();
+            (least, Arc::new(moved), writes)
+        };
+        let (shared, keys) = (Arc::clone(self), Arc::clone(&moved));
+        let done = move |outcome: Result<u64, _>| shared.moved(least, &keys, outcome.ok());
+        let is_empty = writes.is_empty();
+        let change = Change { writes, ..Change::default() };
+        let submitted = !is_empty && self.log.submit(change, Box::new(done)).is_ok();
+        drop(order);
+        if !submitted {
+            self.state.lock().end_move(least, &[], None);
+            self.is_moving.store(false, Ordering::Release);
+        }
+    }
+
+    fn moved(&self, least: u64, moved: &[(K, u64)], position: Option<u64>) {
+        self.state.lock().end_move(least, moved, position);
+        self.is_moving.store(false, Ordering::Release);
+        if position.is_some() {
+            self.wake.notify_one();
+        }
+    }
+}

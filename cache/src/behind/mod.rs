@@ -1,0 +1,358 @@
+//! Write-behind: a write is acknowledged by a log, and reaches the sink later.
+
+mod config;
+mod flusher;
+#[cfg(feature = "journal")]
+mod journal;
+mod log;
+mod rejected;
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::Hash;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use crate::core::backlog::{Admission, Backlog, Ticket};
+use crate::error::{ConfigError, WriteError};
+use crate::flights::{Key, Value};
+use log::{Change, Done, NoLog, WriteLog};
+
+pub use config::WriteBehindConfig;
+#[cfg(feature = "journal")]
+pub use journal::OpenError;
+pub use rejected::RejectedWrite;
+use rejected::Rejections;
+
+/// The flusher looks at the size of the log at least after so many writes.
+const WAKE_EVERY: u64 = 1024;
+
+/// Acknowledged writes that a sink does not have yet. Give it to
+/// [`Builder::write_behind`](crate::Builder::write_behind).
+///
+/// A key's newest acknowledged value is what readers of the cache get until the sink has it; of
+/// several values of a key only the newest one is flushed. Values of one key reach the sink in the
+/// order of their acknowledgements.
+///
+/// # What a crash loses
+/// With [`in_memory`](Self::in_memory): everything that was acknowledged and not flushed. The loss
+/// window is [`WriteBehindConfig::flush_after`] and a call of the sink while the sink works, and
+/// without end while it does not. With the feature `journal` and `open`: nothing. A write is
+/// acknowledged when the journal has synced it; `open` reads back what was not flushed, and the
+/// sink gets each key's last acknowledged value. A write that was flushed just before the crash may
+/// be flushed once more: the sink must take the same write twice.
+///
+/// # The sink must have no other writer
+/// After a crash a key's last acknowledged value is written again, over what another writer has put
+/// there meanwhile.
+pub struct WriteBehind<K: Key, V: Value> {
+    pub(crate) shared: Arc<Shared<K, V>>,
+}
+
+impl<K: Key, V: Value> WriteBehind<K, V> {
+    /// Keeps acknowledged writes in memory only: a crash loses them.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn in_memory(config: WriteBehindConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let backlog = Backlog::new(config.limits());
+        Ok(Self::new(config, Arc::new(NoLog::default()), backlog, Rejections::default()))
+    }
+
+    /// Keeps acknowledged writes in a journal, in logs 0 and 1 of a namespace that nothing else
+    /// uses, and reads back those of an earlier process. One namespace belongs to one cache at a
+    /// time.
+    ///
+    /// # Errors
+    /// [`OpenError`]; the journal was not changed.
+    #[cfg(feature = "journal")]
+    pub fn open(
+        journal: &voussoir_journal::Journal,
+        namespace: &str,
+        codec: impl crate::codec::Codec<K, V>,
+        config: WriteBehindConfig,
+    ) -> Result<Self, OpenError> {
+        config.validate()?;
+        let (log, recovery) = journal::JournalLog::open(journal, namespace, Arc::new(codec))?;
+        let mut backlog = Backlog::new(config.limits());
+        let mut writes: Vec<_> = recovery.writes.into_iter().collect();
+        writes.sort_by_key(|(_, recovered)| recovered.position);
+        for (key, recovered) in writes {
+            let ticket = backlog.begin(&key, recovered.bytes);
+            let value = Arc::new(recovered.value);
+            backlog.acknowledge(0, &key, ticket, recovered.position, value, false);
+        }
+        backlog.set_end(recovery.end);
+        let rejected =
+            Rejections::recovered(recovery.rejected.into_iter().map(|(key, found)| {
+                RejectedWrite { key, value: found.value, reason: found.reason }
+            }));
+        Ok(Self::new(config, Arc::new(log), backlog, rejected))
+    }
+
+    fn new(
+        config: WriteBehindConfig,
+        log: Arc<dyn WriteLog<K, V>>,
+        backlog: Backlog<K, V>,
+        rejected: Rejections<K, V>,
+    ) -> Self {
+        let shared = Shared {
+            dirty: AtomicUsize::new(backlog.dirty()),
+            state: Mutex::new(backlog),
+            order: Mutex::new(()),
+            rejected: Mutex::new(rejected),
+            log,
+            progress: Notify::new(),
+            wake: Notify::new(),
+            is_closed: AtomicBool::new(false),
+            is_moving: AtomicBool::new(false),
+            acknowledged: AtomicU64::new(0),
+            flushed: AtomicU64::new(0),
+            flush_failures: AtomicU64::new(0),
+            epoch: std::sync::OnceLock::new(),
+            config,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// How many keys have a value that the sink does not have yet.
+    pub fn backlog(&self) -> usize {
+        self.shared.dirty.load(Ordering::Acquire)
+    }
+}
+
+impl<K: Key, V: Value> fmt::Debug for WriteBehind<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let config = &self.shared.config;
+        f.debug_struct("WriteBehind").field("config", config).finish_non_exhaustive()
+    }
+}
+
+/// What the cache, the flusher and the log's callbacks share.
+pub(crate) struct Shared<K: Key, V: Value> {
+    config: WriteBehindConfig,
+    state: Mutex<Backlog<K, V>>,
+    /// Held while a sequence is drawn and its record is handed to the log, so that both have one
+    /// order. Taken before `state`; the log's callbacks take only `state`.
+    order: Mutex<()>,
+    rejected: Mutex<Rejections<K, V>>,
+    log: Arc<dyn WriteLog<K, V>>,
+    /// Notifies those who wait for room, or for a flush.
+    progress: Notify,
+    /// Wakes the flusher.
+    wake: Notify,
+    is_closed: AtomicBool,
+    /// Records are being appended again.
+    is_moving: AtomicBool,
+    /// The number of dirty keys, to be read without the lock.
+    dirty: AtomicUsize,
+    acknowledged: AtomicU64,
+    flushed: AtomicU64,
+    flush_failures: AtomicU64,
+    epoch: std::sync::OnceLock<Instant>,
+}
+
+/// The number of each kind, for [`Stats`](crate::Stats).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub(crate) backlog: u64,
+    pub(crate) backlog_bytes: u64,
+    pub(crate) flushed: u64,
+    pub(crate) flush_failures: u64,
+    pub(crate) rejected_writes: u64,
+}
+
+/// A write that has been admitted.
+struct Submission<V> {
+    value: Arc<Option<V>>,
+    keeps_value: bool,
+    record: Vec<u8>,
+}
+
+impl<K: Key, V: Value> Shared<K, V> {
+    fn now(&self) -> u64 {
+        let epoch = self.epoch.get_or_init(Instant::now);
+        u64::try_from(epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// The value of a key that the sink does not have yet. `Some(None)`: it was deleted.
+    #[inline]
+    pub(crate) fn get<Q>(&self, key: &Q) -> Option<Option<V>>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if self.dirty.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        // Foreign code, cloning the value, runs after the lock.
+        let found = self.state.lock().get(key)?;
+        Some(Option::clone(&found))
+    }
+
+    /// Waits for room, hands the write to the log, and waits until the log has it.
+    ///
+    /// # Cancel safety
+    /// Until there is room nothing has happened. After that the write goes on without the caller.
+    pub(crate) async fn write(
+        self: &Arc<Self>,
+        key: &K,
+        value: Option<V>,
+        keeps_value: bool,
+    ) -> Result<(), WriteError> {
+        let record = self.log.encode(key, value.as_ref());
+        let mut submission = Submission { value: Arc::new(value), keeps_value, record };
+        let reply = match self.try_submit(key, submission)? {
+            Ok(reply) => reply,
+            Err(refused) => {
+                submission = refused;
+                // Ends: when a flush has made room, or the caller gives up.
+                loop {
+                    let mut progress = pin!(self.progress.notified());
+                    progress.as_mut().enable();
+                    match self.try_submit(key, submission)? {
+                        Ok(reply) => break reply,
+                        Err(refused) => submission = refused,
+                    }
+                    progress.await;
+                }
+            }
+        };
+        reply.await.unwrap_or(Err(WriteError::Panicked))
+    }
+
+    /// Gives the submission back when there is no room.
+    #[expect(clippy::type_complexity, reason = "a refusal gives back what it was given")]
+    fn try_submit(
+        self: &Arc<Self>,
+        key: &K,
+        submission: Submission<V>,
+    ) -> Result<Result<oneshot::Receiver<Result<(), WriteError>>, Submission<V>>, WriteError> {
+        let bytes = submission.record.len() as u64;
+        let order = self.order.lock();
+        let Admission::Admitted(ticket) = self.state.lock().admit(key, bytes) else {
+            return Ok(Err(submission));
+        };
+        let Submission { value, keeps_value, record } = submission;
+        let change = Change { writes: vec![record], ..Change::default() };
+        let (done, reply) = self.on_acknowledged(key, ticket, value, keeps_value);
+        let submitted = self.log.submit(change, done);
+        drop(order);
+        if let Err(error) = submitted {
+            self.state.lock().abandon(key, ticket);
+            self.progress.notify_waiters();
+            return Err(error);
+        }
+        Ok(Ok(reply))
+    }
+
+    /// What happens when the log has, or has not, taken a write.
+    fn on_acknowledged(
+        self: &Arc<Self>,
+        key: &K,
+        ticket: Ticket,
+        value: Arc<Option<V>>,
+        keeps_value: bool,
+    ) -> (Done, oneshot::Receiver<Result<(), WriteError>>) {
+        let (reply, receiver) = oneshot::channel();
+        let (shared, key) = (Arc::clone(self), key.clone());
+        // Read here: the log's thread is in no runtime, and knows nothing of a paused clock.
+        let now = self.now();
+        let done = move |outcome: Result<u64, WriteError>| {
+            let answer = match outcome {
+                Ok(position) => {
+                    shared.acknowledge(now, &key, ticket, position, value, keeps_value);
+                    Ok(())
+                }
+                Err(error) => {
+                    shared.state.lock().abandon(&key, ticket);
+                    shared.progress.notify_waiters();
+                    Err(error)
+                }
+            };
+            // An error here says that the caller has gone.
+            let _ = reply.send(answer);
+        };
+        (Box::new(done), receiver)
+    }
+
+    fn acknowledge(
+        &self,
+        now: u64,
+        key: &K,
+        ticket: Ticket,
+        position: u64,
+        value: Arc<Option<V>>,
+        keeps_value: bool,
+    ) {
+        let (dropped, is_first) = {
+            let mut state = self.state.lock();
+            let acknowledged = state.acknowledge(now, key, ticket, position, value, keeps_value);
+            self.dirty.store(state.dirty(), Ordering::Release);
+            acknowledged
+        };
+        // Foreign code: after the lock.
+        drop(dropped);
+        let count = self.acknowledged.fetch_add(1, Ordering::Relaxed);
+        if is_first || count.is_multiple_of(WAKE_EVERY) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Waits until the sink has everything that was acknowledged before the call, or newer values,
+    /// or has rejected it.
+    pub(crate) async fn flush(&self) {
+        let now = self.now();
+        let mark = {
+            let mut state = self.state.lock();
+            state.hurry(now);
+            state.mark()
+        };
+        self.wake.notify_one();
+        // Ends: when the sink has taken or rejected what is below the mark, or the caller gives up.
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            if self.state.lock().has_flushed(mark) {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    pub(crate) fn close(&self) {
+        self.is_closed.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        let (backlog, backlog_bytes) = {
+            let state = self.state.lock();
+            (state.dirty() as u64, state.bytes())
+        };
+        Counts {
+            backlog,
+            backlog_bytes,
+            flushed: self.flushed.load(Ordering::Relaxed),
+            flush_failures: self.flush_failures.load(Ordering::Relaxed),
+            rejected_writes: self.rejected.lock().len() as u64,
+        }
+    }
+}
+
+/// The cache's hold on its backlog: the flusher ends with it.
+pub(crate) struct Behind<K: Key, V: Value>(pub(crate) Arc<Shared<K, V>>);
+
+impl<K: Key, V: Value> Drop for Behind<K, V> {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
+pub(crate) use flusher::spawn;

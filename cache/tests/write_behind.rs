@@ -1,0 +1,379 @@
+//! Write-behind while the process lives: coalescing, order, a sink that fails, rejected writes,
+//! back-pressure, and what readers see.
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use voussoir_cache::{
+    Cache, Loaded, PlainCodec, Sink, SinkError, Source, SourceError, Write, WriteBehind,
+    WriteBehindConfig, async_trait,
+};
+use voussoir_journal::{Journal, MemoryFiles, Options};
+
+type Numbers = Cache<u64, u64>;
+
+/// A table that both the source and the sink use.
+#[derive(Default)]
+struct Table {
+    rows: Mutex<HashMap<u64, u64>>,
+    /// Every call of the sink.
+    calls: Mutex<Vec<Vec<(u64, Option<u64>)>>>,
+    is_down: AtomicBool,
+    hangs: AtomicBool,
+    /// Keys that break a constraint.
+    refused: Mutex<Vec<u64>>,
+    /// Keys that make the whole call fail without saying so.
+    poison: Mutex<Vec<u64>>,
+}
+
+#[derive(Clone)]
+struct Shared(Arc<Table>);
+
+#[async_trait]
+impl Sink<u64, u64> for Shared {
+    async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
+        let table = &self.0;
+        table.calls.lock().push(writes.iter().map(|write| (write.key, write.value)).collect());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        if table.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        let poison = table.poison.lock().clone();
+        let is_poisoned = writes.iter().any(|write| poison.contains(&write.key));
+        if is_poisoned || table.is_down.load(Ordering::SeqCst) {
+            return writes.iter().map(|_| Err(SinkError::not_applied("down"))).collect();
+        }
+        let refused = table.refused.lock().clone();
+        let mut rows = table.rows.lock();
+        let mut take = |write: &Write<u64, u64>| {
+            if refused.contains(&write.key) {
+                return Err(SinkError::rejected("constraint"));
+            }
+            match write.value {
+                Some(value) => rows.insert(write.key, value),
+                None => rows.remove(&write.key),
+            };
+            Ok(())
+        };
+        writes.iter().map(&mut take).collect()
+    }
+}
+
+#[async_trait]
+impl Source<u64, u64> for Shared {
+    async fn load(&self, keys: &[u64]) -> Vec<Result<Loaded<u64>, SourceError>> {
+        let found = |key: &u64| Ok(Loaded::from(self.0.rows.lock().get(key).copied()));
+        keys.iter().map(found).collect()
+    }
+}
+
+fn journal(files: &Arc<MemoryFiles>) -> Journal {
+    let mut options = Options::default();
+    options.segment_bytes = 1 << 20;
+    options.max_bytes = 64 << 20;
+    Journal::open_with(Arc::<MemoryFiles>::clone(files), options).unwrap()
+}
+
+fn config(change: impl FnOnce(&mut WriteBehindConfig)) -> WriteBehindConfig {
+    let mut config = WriteBehindConfig::default();
+    config.seed = Some(1);
+    change(&mut config);
+    config
+}
+
+fn cache(journal: &Journal, table: &Arc<Table>, config: WriteBehindConfig) -> Numbers {
+    let behind = WriteBehind::open(journal, "numbers", PlainCodec, config).unwrap();
+    let shared = Shared(Arc::clone(table));
+    Cache::builder().source(shared.clone()).write_behind(behind, shared).build().unwrap()
+}
+
+fn fresh(change: impl FnOnce(&mut WriteBehindConfig)) -> (Numbers, Arc<Table>) {
+    let table = Arc::new(Table::default());
+    (cache(&journal(&Arc::default()), &table, config(change)), table)
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_writes_of_one_key_are_one_write_of_the_sink() {
+    let (cache, table) = fresh(|_| {});
+    for value in 0..100 {
+        cache.write(1, value).await.unwrap();
+        assert_eq!(cache.get(&1), Some(value), "what was acknowledged is read");
+    }
+    cache.flush().await;
+    assert_eq!(table.rows.lock().get(&1), Some(&99));
+    let calls = table.calls.lock().len();
+    assert!(calls < 50, "{calls} calls for 100 writes of one key");
+    assert_eq!((cache.stats().backlog, cache.stats().backlog_bytes), (0, 0));
+}
+
+/// A value that is acknowledged while an older one of its key is being flushed is flushed after it.
+#[tokio::test(start_paused = true)]
+async fn a_flush_removes_only_the_value_that_it_wrote() {
+    let (cache, table) = fresh(|config| config.flush_after = Duration::ZERO);
+    cache.write(1, 1).await.unwrap();
+    // Ends: the flusher takes the value.
+    while table.calls.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    cache.write(1, 2).await.unwrap();
+    assert_eq!(cache.get(&1), Some(2));
+    cache.flush().await;
+    assert_eq!(table.rows.lock().get(&1), Some(&2));
+    let expected = vec![vec![(1, Some(1))], vec![(1, Some(2))]];
+    assert_eq!(*table.calls.lock(), expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_backlog_answers_readers_until_the_sink_has_the_value() {
+    let (cache, table) = fresh(|_| {});
+    table.rows.lock().insert(1, 10);
+    table.is_down.store(true, Ordering::SeqCst);
+    cache.write_around(1, 11).await.unwrap();
+    cache.invalidate(&1);
+    cache.clear();
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(11), "not the old row");
+    cache.delete(1).await.unwrap();
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), None, "not the old row");
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), None);
+    assert_eq!(table.rows.lock().get(&1), None);
+}
+
+/// A load that read the row before the write, and ends after the write was flushed.
+#[tokio::test(start_paused = true)]
+async fn a_slow_load_does_not_undo_a_flushed_write() {
+    let (cache, _) = fresh(|_| {});
+    let slow = tokio::spawn({
+        let cache = cache.clone();
+        let load = |_| async move {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Ok(Loaded::value(0))
+        };
+        async move { cache.get_or_load_with(&1, load).await }
+    });
+    tokio::task::yield_now().await;
+    cache.write(1, 2).await.unwrap();
+    cache.flush().await;
+    assert_eq!(slow.await.unwrap().unwrap(), Some(0), "it asked before");
+    assert_eq!(cache.get(&1), Some(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_is_down_for_a_minute_loses_nothing() {
+    let (cache, table) = fresh(|config| config.max_keys = 50);
+    table.is_down.store(true, Ordering::SeqCst);
+    let until = tokio::time::Instant::now() + Duration::from_secs(60);
+    let mut newest = HashMap::new();
+    let mut value = 0;
+    while tokio::time::Instant::now() < until {
+        let key = value % 50;
+        cache.write(key, value).await.unwrap();
+        newest.insert(key, value);
+        assert_eq!(cache.get(&key), Some(value));
+        assert!(cache.stats().backlog <= 50);
+        value += 1;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(value > 1000, "{value}");
+    let calls = table.calls.lock().len();
+    assert!(calls < 40, "{calls} calls in a minute: a sink that is down is left alone");
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), newest);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_backlog_makes_writers_wait() {
+    let (cache, table) = fresh(|config| config.max_keys = 2);
+    table.is_down.store(true, Ordering::SeqCst);
+    cache.write(1, 1).await.unwrap();
+    cache.write(2, 2).await.unwrap();
+    cache.write(2, 3).await.unwrap();
+    let third = cache.write(3, 3);
+    let waited = tokio::time::timeout(Duration::from_secs(5), third).await;
+    assert!(waited.is_err(), "there was no room");
+    assert_eq!(cache.get(&3), None, "nothing has happened");
+    let writer = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.write(3, 4).await }
+    });
+    table.is_down.store(false, Ordering::SeqCst);
+    writer.await.unwrap().unwrap();
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 1), (2, 3), (3, 4)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sink_that_hangs_is_called_again() {
+    let (cache, table) = fresh(|_| {});
+    table.hangs.store(true, Ordering::SeqCst);
+    cache.write(1, 1).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    table.hangs.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    assert_eq!(table.rows.lock().get(&1), Some(&1));
+    assert_eq!(table.calls.lock().len(), 2);
+}
+
+/// One write makes every call fail that it is part of, and the sink does not say which.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_its_whole_call_does_not_hold_up_the_others() {
+    let (cache, table) = fresh(|_| {});
+    table.poison.lock().push(7);
+    for key in 0..40 {
+        cache.write(key, key).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(table.rows.lock().len(), 39);
+    assert_eq!((cache.stats().backlog, cache.get(&7)), (1, Some(7)));
+    table.poison.lock().clear();
+    cache.flush().await;
+    assert_eq!(table.rows.lock().get(&7), Some(&7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_writes_pin_nothing_and_survive() {
+    let files = Arc::new(MemoryFiles::new());
+    let table = Arc::new(Table::default());
+    table.refused.lock().extend([1, 2, 3]);
+    {
+        let journal = journal(&files);
+        let cache = cache(&journal, &table, config(|_| {}));
+        for key in 1..=4 {
+            cache.write(key, key * 10).await.unwrap();
+        }
+        cache.flush().await;
+        assert_eq!(cache.rejected_writes().len(), 3);
+        assert_eq!(cache.stats().backlog, 0);
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), None, "what the sink has");
+        drop(cache);
+        journal.close().unwrap();
+    }
+    let journal = journal(&files);
+    let cache = cache(&journal, &table, config(|_| {}));
+    let mut rejected = cache.rejected_writes();
+    rejected.sort_by_key(|write| write.key);
+    let seen: Vec<_> = rejected.iter().map(|write| (write.key, write.value)).collect();
+    assert_eq!(seen, [(1, Some(10)), (2, Some(20)), (3, Some(30))]);
+    assert_eq!(rejected[0].reason, "constraint");
+    table.refused.lock().clear();
+    assert!(cache.discard_rejected(&2).await.unwrap());
+    assert!(cache.retry_rejected(&1).await.unwrap());
+    // A newer value has come: the rejected one must not be written over it.
+    cache.write(3, 31).await.unwrap();
+    assert!(!cache.retry_rejected(&3).await.unwrap());
+    cache.flush().await;
+    assert!(!cache.retry_rejected(&3).await.unwrap(), "the newer value settles it");
+    assert!(cache.rejected_writes().is_empty());
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 10), (3, 31), (4, 40)]));
+}
+
+/// One key that cannot be flushed must not keep the records of all others in the journal.
+#[tokio::test(start_paused = true)]
+async fn a_key_that_is_stuck_does_not_pin_the_journal() {
+    let journal = journal(&Arc::default());
+    let table = Arc::new(Table::default());
+    table.poison.lock().push(7);
+    let cache = cache(&journal, &table, config(|config| config.max_batch = 1));
+    cache.write(7, 7).await.unwrap();
+    let records = || {
+        let bounds = journal.log("numbers", 0).unwrap().bounds();
+        bounds.end - bounds.start
+    };
+    let mut most = 0;
+    for value in 0..30_000 {
+        cache.write(1, value).await.unwrap();
+        most = most.max(records());
+    }
+    assert!(most < 7_000, "{most} records for two keys");
+    table.poison.lock().clear();
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 29_999), (7, 7)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_at_the_end_is_read_back_before_the_first_read() {
+    let files = Arc::new(MemoryFiles::new());
+    let table = Arc::new(Table::default());
+    table.rows.lock().insert(1, 1);
+    table.is_down.store(true, Ordering::SeqCst);
+    {
+        let journal = journal(&files);
+        let cache = cache(&journal, &table, config(|_| {}));
+        cache.write(1, 2).await.unwrap();
+        cache.write(1, 3).await.unwrap();
+        cache.delete(2).await.unwrap();
+        drop(cache);
+        journal.close().unwrap();
+    }
+    let journal = journal(&files);
+    let cache = cache(&journal, &table, config(|_| {}));
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(3), "not the old row");
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 3)]));
+    assert_eq!(table.calls.lock().last().unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn in_memory_works_the_same_until_the_process_ends() {
+    let table = Arc::new(Table::default());
+    let behind = WriteBehind::in_memory(config(|_| {})).unwrap();
+    let shared = Shared(Arc::clone(&table));
+    let cache: Numbers = Cache::builder().write_behind(behind, shared).build().unwrap();
+    cache.write(1, 5).await.unwrap();
+    assert_eq!(cache.get(&1), Some(5));
+    cache.flush().await;
+    assert_eq!(table.rows.lock().get(&1), Some(&5));
+}
+
+#[test]
+fn a_cache_with_write_behind_needs_a_runtime() {
+    let behind = WriteBehind::<u64, u64>::in_memory(config(|_| {})).unwrap();
+    let shared = Shared(Arc::new(Table::default()));
+    let error = Cache::builder().write_behind(behind, shared).build().unwrap_err();
+    assert_eq!(error.field, "write_behind");
+}
+
+/// A record of another version, and a value that the codec does not know, are errors: no write is
+/// dropped silently.
+#[tokio::test]
+async fn what_cannot_be_read_back_is_an_error() {
+    for (record, message) in [
+        (&[2_u8, 0, 0, 0, 0, 0][..], "record version 2"),
+        (&[1, 9, 0, 0, 0, 0], "not a key"),
+        (&[1, 0, 255, 255, 255, 255, 1], "too short"),
+        (&[1], "too short"),
+        (&[1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "not a value"),
+        (&[1, 9, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1], "unknown kind 9"),
+    ] {
+        let journal = journal(&Arc::default());
+        let log = journal.log("numbers", 0).unwrap();
+        journal.commit_blocking(voussoir_journal::Commit::new().append(&log, [record])).unwrap();
+        let config = config(|_| {});
+        let opened = WriteBehind::<u64, u64>::open(&journal, "numbers", PlainCodec, config);
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+/// The bytes in the journal are part of the format.
+#[tokio::test(start_paused = true)]
+async fn records_have_the_bytes_of_version_1() {
+    let journal = journal(&Arc::default());
+    let table = Arc::new(Table::default());
+    table.is_down.store(true, Ordering::SeqCst);
+    let cache = cache(&journal, &table, config(|_| {}));
+    cache.write(1, 2).await.unwrap();
+    cache.delete(3).await.unwrap();
+    let records = journal.log("numbers", 0).unwrap().read_range(0..2, 1 << 20).unwrap();
+    let written: &[u8] = &[1, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0];
+    let deleted: &[u8] = &[1, 1, 8, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0];
+    assert_eq!(records, [written, deleted]);
+}
