@@ -94,7 +94,17 @@ fn cache(journal: &Journal, table: &Arc<Table>, config: WriteBehindConfig) -> Nu
 
 fn fresh(change: impl FnOnce(&mut WriteBehindConfig)) -> (Numbers, Arc<Table>) {
     let table = Arc::new(Table::default());
-    (cache(&journal(&Arc::default()), &table, config(change)), table)
+    // Without threads: a paused clock jumps ahead while the runtime waits for another thread.
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Options::manual()).unwrap();
+    let cache = cache(&journal, &table, config(change));
+    tokio::spawn(async move {
+        // Ends: with the test's runtime.
+        for now in 0.. {
+            journal.work(now * 1_000_000);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    (cache, table)
 }
 
 #[tokio::test(start_paused = true)]

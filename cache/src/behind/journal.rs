@@ -268,7 +268,7 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
             };
             done(outcome.map(position).map_err(WriteError::Journal));
         };
-        self.journal.submit(commit, done).map_err(WriteError::Journal)
+        self.journal.submit(commit, done).map_err(|rejected| WriteError::Journal(rejected.error))
     }
 
     fn rejected_bounds(&self) -> Range<u64> {
