@@ -162,7 +162,7 @@ async fn a_slow_load_does_not_undo_a_flushed_write() {
     let slow = tokio::spawn({
         let cache = cache.clone();
         let load = |_| async move {
-            tokio::time::sleep(Duration::from_secs(60)).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
             Ok(Loaded::value(0))
         };
         async move { cache.get_or_load_with(&1, load).await }

@@ -183,6 +183,7 @@ impl<K: Key, V: Value> Shared<K, V> {
 
     /// The value of a key that the sink does not have yet. `Some(None)`: it was deleted.
     #[inline]
+    #[expect(clippy::option_option, reason = "not in the backlog, or deleted in it")]
     pub(crate) fn get<Q>(&self, key: &Q) -> Option<Option<V>>
     where
         K: Borrow<Q>,
