@@ -77,9 +77,6 @@ pub struct Config {
     pub max_applying_bytes: u64,
     /// Reads that wait for a confirmation. Default 16,384.
     pub max_reads: usize,
-    /// Messages held back until a vote or term is durable. Past it the oldest is dropped, as a
-    /// network may do. Default 1,024.
-    pub max_held: usize,
 
     /// A snapshot is asked for when this many entries were applied since the last one; 0 for
     /// never. Default 100,000.
@@ -138,7 +135,6 @@ impl Default for Config {
             max_applying: 16_384,
             max_applying_bytes: 16 << 20,
             max_reads: 16_384,
-            max_held: 1024,
             snapshot_after_entries: 100_000,
             snapshot_after_bytes: 256 << 20,
             keep_entries: 10_000,
@@ -236,7 +232,6 @@ impl Config {
             (self.max_applying == 0, "max_applying is zero"),
             (self.max_applying_bytes == 0, "max_applying_bytes is zero"),
             (self.max_reads == 0, "max_reads is zero"),
-            (self.max_held == 0, "max_held is zero"),
             (self.max_snapshots_sending == 0, "max_snapshots_sending is zero"),
             (self.max_inbox_bytes == 0, "max_inbox_bytes is zero"),
             (self.snapshot_window == 0, "snapshot_window is zero"),

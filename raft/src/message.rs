@@ -169,6 +169,22 @@ pub struct ReadReply {
 }
 
 impl Message {
+    /// How many kinds of messages are promises.
+    pub(crate) const PROMISES: usize = 4;
+
+    /// Whether the receiver relies on the sender not forgetting its term and vote, so that the
+    /// message must not leave before they are durable. Questions, refusals of reads and the news
+    /// of a later term promise nothing.
+    pub(crate) fn is_promise(&self) -> bool {
+        matches!(
+            self,
+            Self::VoteReply(_)
+                | Self::HeartbeatReply(_)
+                | Self::AppendAck(_)
+                | Self::AppendReject(_)
+        )
+    }
+
     /// The term that the message carries.
     pub fn term(&self) -> u64 {
         match self {

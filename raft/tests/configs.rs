@@ -51,7 +51,7 @@ fn timing() -> impl Strategy<Value = [u64; 5]> {
 
 fn config() -> impl Strategy<Value = Config> {
     let bytes = (size(), size(), size(), size(), size(), size());
-    let counts = (count(), count(), count(), count(), count(), size());
+    let counts = (count(), count(), count(), count(), size());
     let snapshots = (size_or_never(), size_or_never(), size_or_never(), count());
     let entries = (1..=u32::MAX as usize, 1..=usize::from(u16::MAX));
     (timing(), bytes, counts, snapshots, entries, any::<u64>()).prop_map(
@@ -65,9 +65,8 @@ fn config() -> impl Strategy<Value = Config> {
             (config.max_uncommitted_bytes, config.max_persist_bytes) = (bytes.2, bytes.3);
             (config.max_window_bytes, config.max_applying_bytes) = (bytes.4, bytes.5);
             (config.max_inflight_appends, config.max_undecided) = (counts.0, counts.1);
-            (config.max_persists, config.max_reads, config.max_held) =
-                (counts.2, counts.3, counts.4);
-            config.max_applying = counts.5;
+            (config.max_persists, config.max_reads) = (counts.2, counts.3);
+            config.max_applying = counts.4;
             (config.snapshot_after_entries, config.snapshot_after_bytes) =
                 (snapshots.0, snapshots.1);
             (config.keep_entries, config.max_snapshots_sending) = (snapshots.2, snapshots.3);

@@ -5,7 +5,7 @@ mod common;
 use common::live::Live;
 use common::{Lab, MS};
 use voussoir_raft::core::Input;
-use voussoir_raft::{Message, Role, VoteReply};
+use voussoir_raft::{Message, Role, VoteReply, VoteRequest};
 
 // A vote for an adopted leader later counted as granted to a stale candidate.
 #[test]
@@ -38,6 +38,28 @@ fn an_operator_can_ask_a_node_to_campaign() {
     lab.step(3, Input::Campaign);
     lab.run(500 * MS);
     assert_eq!((lab.leader(), lab.status(2).term), (Some(2), 1), "who hears a leader refuses");
+}
+
+// A vote that waits for its write is pushed out of a full queue by answers to other candidates.
+#[test]
+fn a_vote_that_waits_for_the_disk_is_not_lost_among_other_answers() {
+    let mut lab = Lab::new(5);
+    lab.node_mut(2).fast_disk = false;
+    let question = Message::Vote(VoteRequest { term: 1, last_index: 0, last_term: 0 });
+    lab.send(1, 2, question.clone());
+    for _ in 0..1000 {
+        for candidate in 3..=5 {
+            lab.send(candidate, 2, question.clone());
+        }
+    }
+    assert!(lab.take(|letter| letter.from == 2).is_empty(), "nothing is promised yet");
+    lab.sync(2);
+    let answers = lab.take(|letter| letter.from == 2);
+    let granted = |to| Message::VoteReply(VoteReply { term: 1, granted: to == 1 });
+    let mut told: Vec<u64> = answers.iter().map(|answer| answer.to).collect();
+    told.sort_unstable();
+    assert_eq!(told, [1, 3, 4, 5], "each candidate gets one answer");
+    assert!(answers.iter().all(|answer| answer.message == granted(answer.to)), "{answers:?}");
 }
 
 // A single voter begins a new term, and a new write, while its vote is still being written.

@@ -30,9 +30,14 @@ fn open(name: &SnapshotName, term: u64) -> SnapshotPart {
 
 impl Alone {
     async fn start() -> Self {
+        Self::tuned(|_| ()).await
+    }
+
+    async fn tuned(tune: impl Fn(&mut Config)) -> Self {
         let network = Network::new();
         let mut config = Config::new(1, [3, 1, 2]);
         config.seed = 7;
+        tune(&mut config);
         let machine = Text::default();
         let log = Arc::new(MemoryStore::new());
         let raft = Raft::start(config, log, Box::new(machine.clone()), network.node(1));
@@ -98,6 +103,25 @@ async fn a_snapshot_that_cannot_be_of_this_group_is_refused() {
     }
     // Only the opening counts: no chunk belongs to a transfer that was never opened.
     node.is_untouched(count).await;
+}
+
+/// A node that may speak finds room, whatever nodes that may not speak have sent before.
+#[tokio::test(start_paused = true)]
+async fn messages_of_strangers_take_no_room_and_reach_no_core() {
+    let node = Alone::tuned(|config| config.max_inbox_bytes = 1).await;
+    let before = node.raft.status().borrow().clone();
+    let beat = |term| Message::Heartbeat(Heartbeat { term, round: 1, commit: 0 });
+    for stranger in [99, 0, u64::MAX, 1] {
+        node.network.node(stranger).send(1, 0, beat(7)).unwrap();
+    }
+    // Nothing has been awaited: the loop has not looked yet.
+    node.network.node(2).send(1, 0, beat(6)).unwrap();
+    timeout(node.raft.status().wait_for(|status| status.term > 5)).await.unwrap();
+    let status = node.raft.status().borrow().clone();
+    assert_eq!((status.term, status.leader), (6, Some(2)));
+    assert_eq!(status.refused_inputs, before.refused_inputs, "the core heard of none");
+    let stats = node.raft.stats();
+    assert_eq!((stats.messages_refused, stats.messages_dropped), (4, 0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,3 +113,45 @@ async fn a_stale_answer_says_how_old_it_may_be() {
     assert!(fresh.age.is_some_and(|age| age <= 100 * MS), "{fresh:?}");
     assert_eq!(cluster.text(cut), "ab");
 }
+
+/// Nobody times out here: what happens was asked for.
+#[tokio::test(start_paused = true)]
+async fn an_operator_has_a_node_campaign() {
+    let patient = |config: &mut voussoir_raft::Config| {
+        let hour = Duration::from_secs(3600);
+        (config.election_timeout_min, config.election_timeout_max) = (hour, hour);
+        config.disk_stall = hour;
+    };
+    let cluster = Cluster::tuned(3, patient).await;
+    tokio::time::sleep(10_000 * MS).await;
+    assert!((1..=3).all(|id| cluster.status(id).leader.is_none()), "nobody has campaigned");
+    cluster.raft(2).campaign().unwrap();
+    assert_eq!(cluster.leader().await, 2);
+    let term = cluster.status(2).term;
+
+    // Who hears a leader refuses, and the leader itself has nothing to win.
+    let turns = cluster.raft(2).stats().turns;
+    for id in [3, 2, 2, 2] {
+        cluster.raft(id).campaign().unwrap();
+    }
+    tokio::time::sleep(10 * MS).await;
+    assert!(cluster.raft(2).stats().turns <= turns + 4, "requests that wait are one");
+    tokio::time::sleep(1000 * MS).await;
+    assert_eq!(cluster.led_by(3).await, 2);
+    assert_eq!(cluster.status(2).term, term);
+
+    // The leader is gone and the others may not know it for an hour.
+    timeout(cluster.raft(2).shutdown()).await;
+    assert_eq!(cluster.raft(2).campaign(), Err(voussoir_raft::StopReason::ShutDown));
+    tokio::time::sleep(10_000 * MS).await;
+    assert_eq!(cluster.status(1).leader, Some(2));
+    // A node that still believes in the leader does not vote: each is asked in turn.
+    for _ in 0..3 {
+        for id in [3, 1] {
+            cluster.raft(id).campaign().unwrap();
+            tokio::time::sleep(10 * MS).await;
+        }
+    }
+    let leader = cluster.led_by_other_than(2, 2).await;
+    timeout(cluster.raft(leader).propose(append("a"))).await.unwrap();
+}

@@ -1,6 +1,7 @@
 //! What must hold between any two steps.
 
 use super::{Core, Mutant, RoleState};
+use crate::message::Message;
 
 impl Core {
     /// Checks the relations between the parts of the state. Runs after every flush in builds
@@ -33,6 +34,7 @@ impl Core {
             assert_ne!(self.leader, Some(self.config.id), "who does not lead is not the leader");
         }
         assert!(self.held.is_empty() || self.storage.hard_pending().is_some(), "none is forgotten");
-        assert!(self.held.len() <= self.config.max_held, "what is held back is bounded");
+        let most = self.others.len() * Message::PROMISES;
+        assert!(self.held.len() <= most, "one message of a kind is held back for each voter");
     }
 }

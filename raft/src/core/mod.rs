@@ -126,6 +126,7 @@ pub struct Core {
     proposals: Proposals,
     forwarded: Forwarded,
     /// Messages that must not leave before the write of the given id is durable.
+    /// Invariant: at most one of each kind for each voter, in ascending order of ids.
     held: VecDeque<(u64, u64, Message)>,
     out: VecDeque<Output>,
     halted: Option<HaltReason>,
@@ -392,13 +393,18 @@ impl Core {
         }
     }
 
-    /// Sends `message` once the term and vote that it speaks for are durable.
+    /// Sends `message`. One that is a promise waits until the term and vote that it speaks for
+    /// are durable.
+    ///
+    /// A promise that waits replaces an earlier one of the same kind to the same voter: the later
+    /// one says all that the earlier one did, and so the messages that wait are few.
     fn send(&mut self, to: u64, message: Message) {
         match self.storage.hard_pending() {
-            Some(id) if !self.mutant(Mutant::VoteWithoutPersisting) => {
-                if self.held.len() >= self.config.max_held {
-                    self.held.pop_front();
-                }
+            Some(id) if message.is_promise() && !self.mutant(Mutant::VoteWithoutPersisting) => {
+                let kind = std::mem::discriminant(&message);
+                self.held.retain(|(_, receiver, held)| {
+                    *receiver != to || std::mem::discriminant(held) != kind
+                });
                 self.held.push_back((id, to, message));
             }
             _ => self.out.push_back(Output::Send { to, message }),

@@ -212,6 +212,10 @@ impl Driver {
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
+            Event::Campaign => {
+                self.shared.campaign_taken();
+                Input::Campaign
+            }
             Event::Persisted { result: Ok(()), .. }
                 if self.shared.mutant(Mutant::VouchForLatest) =>
             {

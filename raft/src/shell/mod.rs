@@ -101,7 +101,8 @@ impl Raft {
         let restored = log.restore().await?;
         let core = Core::new(config.clone(), restored, 0)?;
         let shared = Arc::new(Shared::new(&config));
-        let inbox = Arc::new(NodeInbox::new(&config, Arc::clone(&shared), Arc::clone(&log)));
+        let gate = core.gate().clone();
+        let inbox = Arc::new(NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log)));
         transport.attach(config.group, inbox)?;
 
         let mut voters = config.voters.clone();
@@ -230,6 +231,22 @@ impl Raft {
         };
         std::mem::forget(withdrawal);
         answer.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
+    }
+
+    /// Asks this node to start an election now instead of at its next timeout, for an operator
+    /// who wants it to lead, or who knows that the leader is gone. Returns at once; the
+    /// [`status`](Self::status) shows what comes of it.
+    ///
+    /// It never takes the place of a leader that works: nodes that hear one refuse their votes, and
+    /// a leader ignores the request. A node whose disk is slow may let others go first.
+    /// Requests that the node has not seen yet count as one.
+    ///
+    /// Source: Raft §5.2; PreVote: thesis §9.6.
+    ///
+    /// # Errors
+    /// [`StopReason`] when the node has stopped.
+    pub fn campaign(&self) -> Result<(), StopReason> {
+        self.handle.shared.campaign()
     }
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up

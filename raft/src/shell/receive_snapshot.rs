@@ -8,17 +8,17 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::mutant::ShellMutant as Mutant;
 use super::shared::{Event, Shared, count};
-use crate::config::Config;
+use crate::core::Gate;
 use crate::message::Message;
 use crate::store::{LogStore, SnapshotName, SnapshotWriter};
 use crate::transport::{Inbox, SnapshotAnswer, SnapshotPart};
-use crate::types::SnapshotMeta;
 
 /// What a transport hands over to.
 pub(crate) struct NodeInbox {
     shared: Arc<Shared>,
     log: Arc<dyn LogStore>,
-    peers: Arc<Peers>,
+    /// Asked before anything is kept or staged; the core asks it again, about all values.
+    gate: Gate,
     /// Locked in the order in which parts arrive, and held until a part is dealt with.
     incoming: Arc<Mutex<Option<Incoming>>>,
 }
@@ -35,55 +35,33 @@ struct Incoming {
 }
 
 impl NodeInbox {
-    pub(crate) fn new(config: &Config, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
-        Self { shared, log, peers: Arc::new(Peers::new(config)), incoming: Arc::default() }
-    }
-}
-
-/// Who may speak to this node, and what a snapshot of theirs may say.
-struct Peers {
-    local: u64,
-    /// All of them, ascending, this node included.
-    voters: Vec<u64>,
-}
-
-impl Peers {
-    fn new(config: &Config) -> Self {
-        let mut voters = config.voters.clone();
-        voters.sort_unstable();
-        Self { local: config.id, voters }
-    }
-
-    fn contains(&self, node: u64) -> bool {
-        node != self.local && self.voters.binary_search(&node).is_ok()
-    }
-
-    /// Whether a snapshot offered in `term` may be one of this group. The core checks it again
-    /// before it counts; here it keeps the disk from being filled with what will be refused.
-    fn may_offer(&self, name: &SnapshotName, term: u64) -> bool {
-        let SnapshotMeta { index, term: covered, voters } = &name.meta;
-        let mut voters = voters.clone();
-        voters.sort_unstable();
-        *index > 0 && *covered > 0 && *covered <= term && voters == self.voters
+    pub(crate) fn new(gate: Gate, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
+        Self { shared, log, gate, incoming: Arc::default() }
     }
 }
 
 #[async_trait]
 impl Inbox for NodeInbox {
     fn message(&self, from: u64, message: Message) {
+        // The room for waiting messages is for voters alone.
+        if self.gate.sender(from).is_err() {
+            return count(&self.shared.counters.messages_refused, 1);
+        }
         self.shared.deliver(from, message);
     }
 
     fn unreachable(&self, peer: u64) {
-        self.shared.tell(Event::Unreachable { peer });
+        if self.gate.sender(peer).is_ok() {
+            self.shared.tell(Event::Unreachable { peer });
+        }
     }
 
     async fn snapshot(&self, from: u64, part: SnapshotPart) -> SnapshotAnswer {
-        let refused = match &part {
-            SnapshotPart::Open { name, term, .. } => !self.peers.may_offer(name, *term),
-            _ => false,
+        let passed = match &part {
+            SnapshotPart::Open { name, term, .. } => self.gate.snapshot(from, *term, &name.meta),
+            SnapshotPart::Chunk { .. } | SnapshotPart::Close { .. } => self.gate.sender(from),
         };
-        if refused || !self.peers.contains(from) {
+        if passed.is_err() {
             count(&self.shared.counters.snapshots_refused, 1);
             return SnapshotAnswer::Refused;
         }

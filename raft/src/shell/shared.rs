@@ -1,6 +1,6 @@
 //! What the handles, the tasks and the transport's side of a node have in common.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -47,6 +47,7 @@ pub(crate) enum Event {
     Unreachable {
         peer: u64,
     },
+    Campaign,
     Persisted {
         id: u64,
         result: Result<(), StoreError>,
@@ -95,6 +96,10 @@ pub struct Stats {
     pub messages_received: u64,
     /// Messages from peers that were dropped because too much was waiting.
     pub messages_dropped: u64,
+    /// Messages that were refused because their sender is no other voter of the group. Those of
+    /// voters that no correct node can have sent are counted in
+    /// [`Status::refused_inputs`](crate::Status).
+    pub messages_refused: u64,
     /// Messages handed to the transport.
     pub messages_sent: u64,
     /// Messages that the transport did not take.
@@ -135,6 +140,7 @@ counters!(
     entries_applied,
     messages_received,
     messages_dropped,
+    messages_refused,
     messages_sent,
     sends_failed,
     snapshots_taken,
@@ -162,6 +168,8 @@ pub(crate) struct Shared {
     pub(crate) proposal_room: Semaphore,
     /// Room for reads.
     pub(crate) read_room: Semaphore,
+    /// [`Event::Campaign`] is among the events.
+    campaigns: AtomicBool,
     /// The token of the next read.
     next_read: AtomicU64,
     pub(crate) max_entry_bytes: usize,
@@ -194,6 +202,7 @@ impl Shared {
             max_queued: config.max_inbox_bytes,
             proposal_room: Semaphore::new(room as usize),
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
+            campaigns: AtomicBool::new(false),
             next_read: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
             proposal_timeout: config.proposal_timeout,
@@ -242,6 +251,21 @@ impl Shared {
     /// A token that no other read of this node has.
     pub(crate) fn read_token(&self) -> u64 {
         self.next_read.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Asks the driver for an election. Requests that it has not seen yet are one.
+    pub(crate) fn campaign(&self) -> Result<(), StopReason> {
+        if !self.campaigns.swap(true, Ordering::AcqRel)
+            && self.events.push(Event::Campaign).is_err()
+        {
+            return Err(self.why_stopped());
+        }
+        self.stopped().map_or(Ok(()), |reason| Err(reason.clone()))
+    }
+
+    /// The driver has taken the request for an election.
+    pub(crate) fn campaign_taken(&self) {
+        self.campaigns.store(false, Ordering::Release);
     }
 
     /// Leaves an event for the driver, if there still is one.

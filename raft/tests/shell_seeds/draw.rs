@@ -200,7 +200,6 @@ fn try_config(rng: &mut Rng, voters: &[u64], payload_bytes: u64) -> Config {
     config.max_applying = rng.scaled(1, 16_384);
     config.max_applying_bytes = rng.scaled(1, 64 << 10);
     config.max_reads = rng.scaled(1, 64) as usize;
-    config.max_held = rng.scaled(16, 1024) as usize;
     config.snapshot_after_entries = if rng.chance(850_000) { rng.scaled(4, 300) } else { 0 };
     config.snapshot_after_bytes =
         if rng.chance(500_000) { rng.scaled(1 << 10, 1 << 18) } else { 0 };
