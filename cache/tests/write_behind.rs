@@ -16,13 +16,15 @@ use voussoir_cache::{
 use voussoir_journal::{Journal, MemoryFiles, Options};
 
 type Numbers = Cache<u64, u64>;
+/// The keys and values of one call of the sink.
+type Call = Vec<(u64, Option<u64>)>;
 
 /// A table that both the source and the sink use.
 #[derive(Default)]
 struct Table {
     rows: Mutex<HashMap<u64, u64>>,
     /// Every call of the sink.
-    calls: Mutex<Vec<Vec<(u64, Option<u64>)>>>,
+    calls: Mutex<Vec<Call>>,
     is_down: AtomicBool,
     hangs: AtomicBool,
     /// Keys that break a constraint.
