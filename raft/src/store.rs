@@ -98,6 +98,14 @@ pub struct LogWrite {
     pub entries: Vec<Entry>,
     /// The term and vote that replace the ones before.
     pub hard_state: Option<HardState>,
+    /// The voters of the group. They come once, with the first hard state, and belong into
+    /// [`Restored::set_voters`](crate::core::Restored::set_voters) at every start from then on: a
+    /// node that is started with another list of peers is refused by them.
+    pub voters: Option<Vec<u64>>,
+    /// The log is not to be trusted any more: it lost entries that it had acknowledged, or holds
+    /// others than were committed. From then on [`LogStore::restore`] answers
+    /// [`Restored::damaged`], so that no restart makes the node an ordinary voter again.
+    pub condemned: bool,
     /// Entries up to this index are committed and durable here. A store that keeps it gives the
     /// latest one, or an earlier one, back in
     /// [`Restored::set_commit`](crate::core::Restored::set_commit), so that a restarted node shows
@@ -124,6 +132,8 @@ impl LogWrite {
             && self.release.is_none()
             && self.entries.is_empty()
             && self.hard_state.is_none()
+            && self.voters.is_none()
+            && !self.condemned
     }
 }
 

@@ -70,9 +70,13 @@ enum Store {
     JoinsChunks,
     /// "gives the latest one, or an earlier one, back"
     InventsCommit,
+    /// "belong into `Restored::set_voters` at every start"
+    ForgetsVoters,
+    /// "From then on `LogStore::restore` answers `Restored::damaged`"
+    ForgetsCondemnation,
 }
 
-const STORES: [Store; 24] = [
+const STORES: [Store; 26] = [
     Store::CompletesOutOfOrder,
     Store::ForgetsLastEntry,
     Store::ForgetsVote,
@@ -97,6 +101,8 @@ const STORES: [Store; 24] = [
     Store::TakesAnyChunk,
     Store::JoinsChunks,
     Store::InventsCommit,
+    Store::ForgetsVoters,
+    Store::ForgetsCondemnation,
 ];
 
 #[derive(Clone)]
@@ -109,6 +115,8 @@ struct BrokenStore {
 #[derive(Clone, Default)]
 struct Disk {
     hard_state: HardState,
+    voters: Option<Vec<u64>>,
+    condemned: bool,
     commit: u64,
     base: u64,
     entries: Vec<Entry>,
@@ -161,6 +169,8 @@ impl Disk {
             self.entries.extend(entries);
         }
         self.hard_state = write.hard_state.unwrap_or(self.hard_state);
+        self.voters = write.voters.or(self.voters.take());
+        self.condemned |= write.condemned && how != Store::ForgetsCondemnation;
         self.commit = write.commit.unwrap_or(self.commit);
         Ok(())
     }
@@ -212,7 +222,13 @@ impl LogStore for BrokenStore {
             disk.hard_state.vote = None;
         }
         let meta = disk.current.as_ref().map(|it| it.name.meta.clone());
+        if disk.condemned {
+            return Ok(Restored::damaged());
+        }
         let mut restored = Restored::new(disk.hard_state, meta, disk.base + 1);
+        if let Some(voters) = disk.voters.clone().filter(|_| self.how != Store::ForgetsVoters) {
+            restored.set_voters(voters);
+        }
         let invents = self.how == Store::InventsCommit;
         restored.set_commit(if invents { u64::MAX } else { disk.commit });
         for entry in &disk.entries {

@@ -17,7 +17,7 @@ use voussoir_journal::{Journal, Options};
 use voussoir_net::{Tcp, Transport as _};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{HaltReason, Raft, StopReason};
+use voussoir_raft::{HaltReason, Raft, StartError, StopReason};
 
 use crate::args::{Limits, Serve};
 use crate::disk::WatchedStore;
@@ -45,8 +45,15 @@ pub enum Stopped {
     #[error("{folder}: {error}")]
     NoData { folder: String, error: OpenError },
     /// The data is damaged. A restart fails in the same way: the node has to be rebuilt.
-    #[error("{folder}: {reason}; do not start this node again with this folder")]
+    #[error(
+        "{folder}: {reason}; keep this folder, do not start this node again: it may hold the only \
+         copy of acknowledged writes"
+    )]
     Damaged { folder: String, reason: StopReason },
+    /// The options contradict each other or the data, for example by naming other peers than those
+    /// the node began with. A restart with the same options fails in the same way.
+    #[error("{folder}: {error}; compare --id and --peer with those of the first start")]
+    Options { folder: String, error: StartError },
     /// The node has stopped. Restart it once the cause, if one is named, is gone.
     #[error("the node has stopped: {reason}{}", cause(.disk))]
     Halted { reason: StopReason, disk: Option<String> },
@@ -63,11 +70,22 @@ fn cause(disk: &Option<String>) -> String {
 }
 
 impl Stopped {
-    /// The exit status: 3 when an operator has to decide before a restart, 1 when a supervisor may
-    /// restart the node.
+    /// Why raft did not start.
+    fn at_start(data: &Path, error: StartError) -> Box<dyn Error> {
+        match error {
+            StartError::Config(_) | StartError::WrongNode { .. } => {
+                Self::Options { folder: data.display().to_string(), error }.into()
+            }
+            error => error.into(),
+        }
+    }
+
+    /// The exit status: 3 when an operator has to decide before a restart, 2 for wrong options, 1
+    /// when a supervisor may restart the node.
     pub fn status(&self) -> u8 {
         match self {
             Self::NoData { .. } | Self::Damaged { .. } => 3,
+            Self::Options { .. } => 2,
             _ => 1,
         }
     }
@@ -80,7 +98,7 @@ impl Stopped {
 /// The disk failed, or the folder holds data of this node already.
 pub fn create(id: u64, data: &Path) -> Result<(), Box<dyn Error>> {
     std::fs::create_dir_all(data).map_err(|error| format!("{}: {error}", data.display()))?;
-    let journal = open_journal(data, Options::default())?;
+    let journal = open_journal(data, small_segments())?;
     JournalStore::create(&journal, identity(id)).map_err(|error| match error {
         OpenError::Exists { .. } => {
             format!("{}: a node was created here before; run it with serve", data.display())
@@ -99,7 +117,7 @@ pub fn is_created(id: u64, data: &Path) -> Result<bool, Box<dyn Error>> {
     if !data.join("journal").is_dir() {
         return Ok(false);
     }
-    let journal = open_journal(data, Options::default())?;
+    let journal = open_journal(data, small_segments())?;
     match JournalStore::open(&journal, identity(id)) {
         Ok(_) => Ok(true),
         Err(OpenError::Absent { .. }) => Ok(false),
@@ -111,9 +129,7 @@ fn identity(node: u64) -> Identity {
     Identity { cluster: CLUSTER, node, group: GROUP }
 }
 
-fn open_journal(data: &Path, mut options: Options) -> Result<Journal, Stopped> {
-    // The journal allocates whole segments: small ones keep an idle node small.
-    options.segment_bytes = options.segment_bytes.min(16 << 20);
+fn open_journal(data: &Path, options: Options) -> Result<Journal, Stopped> {
     let folder = data.join("journal");
     Journal::open(&folder, options)
         .map_err(|error| Stopped::Journal { folder: folder.display().to_string(), error })
@@ -144,7 +160,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
 
     let kv = Arc::new(RwLock::new(Kv::default()));
     let machine = Box::new(Machine::new(kv.clone()));
-    let raft = Raft::start(node.raft(), Arc::new(disk), machine, Arc::new(transport)).await?;
+    let raft = Raft::start(node.raft(), Arc::new(disk), machine, Arc::new(transport)).await;
+    let raft = raft.map_err(|error| Stopped::at_start(&node.data, error))?;
 
     let addresses = node.peers.iter().map(|peer| (peer.id, peer.http.to_string()));
     let addresses: HashMap<u64, String> =
@@ -204,12 +221,18 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
             tracing::info!(node = node.id, "ended");
             Ok(())
         }
-        Err(reason) if reason.halted() == Some(HaltReason::Damaged) => {
+        Err(reason) if must_be_rebuilt(&reason) => {
             let folder = node.data.display().to_string();
             Err(Stopped::Damaged { folder, reason }.into())
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),
     }
+}
+
+/// Whether a restart with the same folder would end in the same way.
+fn must_be_rebuilt(reason: &StopReason) -> bool {
+    let lost = [HaltReason::Damaged, HaltReason::LogLost, HaltReason::Inconsistent];
+    reason.halted().is_some_and(|reason| lost.contains(&reason))
 }
 
 /// Waits for `work` until the deadline, or until a second SIGTERM or Ctrl-C.
@@ -231,6 +254,13 @@ fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
     let journal = open_journal(&node.data, journal_options(&node.limits))?;
     let log = JournalStore::open(&journal, identity(node.id)).map_err(no_data)?;
     Ok((journal, log))
+}
+
+/// The journal allocates whole segments: small ones keep a new node small.
+fn small_segments() -> Options {
+    let mut options = Options::default();
+    options.segment_bytes = 16 << 20;
+    options
 }
 
 fn journal_options(limits: &Limits) -> Options {

@@ -50,3 +50,30 @@ async fn a_wiped_node_stays_down_and_acknowledged_writes_stay() {
     let get = client.send(Method::GET, "/kv/two", None, Bytes::new()).await.unwrap();
     assert_eq!(get.body, "kept");
 }
+
+/// Alone, without its peers, the node would lead in a term of theirs and acknowledge what they
+/// never hear of.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_started_without_its_peers_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_store"));
+    let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+    cluster.start_all().unwrap();
+    let client = cluster.client();
+    let leader = cluster.leader(&client).await.unwrap().id;
+    cluster.kill(leader).await.unwrap();
+    let data = cluster.folder(leader);
+    let alone = ["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--id"];
+    let output = std::process::Command::new(program)
+        .args(alone)
+        .arg(leader.to_string())
+        .arg("--data")
+        .arg(&data)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("other voters") && said.contains("--peer"), "{said}");
+    cluster.start(leader).unwrap();
+    cluster.leader(&client).await.unwrap();
+}

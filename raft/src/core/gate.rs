@@ -123,6 +123,11 @@ impl Gate {
         sorted == self.voters
     }
 
+    /// The voters of the configuration, ascending.
+    pub(super) fn voters(&self) -> &[u64] {
+        &self.voters
+    }
+
     /// Whether `id` is a voter, this node included.
     pub(super) fn is_voter(&self, id: u64) -> bool {
         self.voters.binary_search(&id).is_ok()

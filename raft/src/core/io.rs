@@ -286,4 +286,6 @@ pub struct Persist {
     pub range: Range<u64>,
     /// The term and vote to write.
     pub hard_state: Option<HardState>,
+    /// The voters of the group, with the first hard state of a log that knows none.
+    pub voters: Option<Vec<u64>>,
 }

@@ -31,6 +31,8 @@ pub struct Restored {
     pub(super) first: u64,
     /// The last index that was known to be committed.
     pub(super) commit: u64,
+    /// The voters under which the log was begun, in any order; `None`: not recorded.
+    pub(super) voters: Option<Vec<u64>>,
 }
 
 impl Restored {
@@ -44,7 +46,8 @@ impl Restored {
     pub fn new(hard_state: HardState, snapshot: Option<SnapshotMeta>, first: u64) -> Self {
         // Beyond the range nothing can follow; `start` refuses it.
         let base = first.saturating_sub(1).min(INDEX_MAX + 1);
-        Self { hard_state, snapshot, log: Some(Log::new(base, 0)), first, commit: 0 }
+        let log = Some(Log::new(base, 0));
+        Self { hard_state, snapshot, log, first, commit: 0, voters: None }
     }
 
     /// A node whose log, vote or snapshot may be damaged. Its core starts halted: it neither
@@ -59,6 +62,19 @@ impl Restored {
     /// left out.
     pub fn set_commit(&mut self, index: u64) {
         self.commit = index;
+    }
+
+    /// The voters that a [`LogWrite::voters`](crate::LogWrite) brought. A core whose configuration
+    /// names others does not start: two majorities of different groups need not overlap, so that
+    /// one start with a wrong list of peers could commit what the others never hear of. Without
+    /// them the core takes the configuration's and has them written.
+    pub fn set_voters(&mut self, voters: Vec<u64>) {
+        self.voters = Some(voters);
+    }
+
+    /// The voters under which the log was begun, where they are recorded.
+    pub fn voters(&self) -> Option<&[u64]> {
+        self.voters.as_deref()
     }
 
     /// Whether the core that starts from it will halt.
@@ -131,7 +147,10 @@ impl Restored {
         let Self { hard_state, snapshot, log, .. } = self;
         let Some(log) = log else { return Ok(()) };
         let covered = snapshot.as_ref();
-        let problem = if hard_state.term > TERM_MAX {
+        let began_with = self.voters.as_ref();
+        let problem = if began_with.is_some_and(|voters| !gate.are_the_voters(voters)) {
+            "the log was begun with other voters than the configuration names"
+        } else if hard_state.term > TERM_MAX {
             "the term is out of range"
         } else if hard_state.vote.is_some_and(|vote| hard_state.term == 0 || !gate.is_voter(vote)) {
             "the vote went to no voter, or was given in no term"
@@ -155,7 +174,8 @@ impl Restored {
     /// only if the log holds the snapshot's last entry. Source: Raft §7.
     pub(super) fn start(self, gate: &Gate) -> Result<Start, ConfigError> {
         self.check(gate)?;
-        let Self { hard_state, snapshot, log, first, commit } = self;
+        let Self { hard_state, snapshot, log, first, commit, voters } = self;
+        let owed = voters.is_none().then(|| gate.voters().to_vec());
         let Some(mut log) = log else {
             return Ok(Start {
                 hard_state,
@@ -178,6 +198,7 @@ impl Restored {
         };
         if !agrees {
             let mut storage = Storage::new(covered);
+            owed.map(|voters| storage.owe_voters(voters));
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
             let log = Log::new(covered, term);
@@ -188,7 +209,8 @@ impl Restored {
             // the log may as well start after it.
             log.release(log.first() + 1);
         }
-        let storage = Storage::new(log.last());
+        let mut storage = Storage::new(log.last());
+        owed.map(|voters| storage.owe_voters(voters));
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit })
     }

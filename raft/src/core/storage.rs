@@ -27,6 +27,8 @@ pub(super) struct Storage {
     durable: u64,
     submitted: u64,
     hard: Option<HardState>,
+    /// Written together with the next hard state.
+    voters: Option<Vec<u64>>,
     hard_id: u64,
     truncate_from: Option<u64>,
     release: Option<u64>,
@@ -44,6 +46,7 @@ impl Storage {
             durable,
             submitted: durable,
             hard: None,
+            voters: None,
             hard_id: 0,
             truncate_from: None,
             release: None,
@@ -79,6 +82,12 @@ impl Storage {
     /// The id that the next write will have.
     pub(super) fn next_id(&self) -> u64 {
         self.next_id
+    }
+
+    /// The store does not know the voters: they go with the first hard state, so that no vote and
+    /// no entry becomes durable without them.
+    pub(super) fn owe_voters(&mut self, voters: Vec<u64>) {
+        self.voters = Some(voters);
     }
 
     pub(super) fn set_hard(&mut self, hard: HardState) {
@@ -155,7 +164,9 @@ impl Storage {
         }
         let id = self.next_id;
         self.next_id += 1;
-        if self.hard.is_some() {
+        let hard_state = self.hard.take();
+        let voters = hard_state.and_then(|_| self.voters.take());
+        if hard_state.is_some() {
             self.hard_id = id;
         }
         self.submitted = range.end - 1;
@@ -169,7 +180,8 @@ impl Storage {
             truncate_from: self.truncate_from.take(),
             release: self.release.take(),
             range,
-            hard_state: self.hard.take(),
+            hard_state,
+            voters,
         })
     }
 

@@ -15,9 +15,9 @@
 //! | offset | type | field |
 //! |---|---|---|
 //! | 0 | u8 | version, 1 |
-//! | 1 | u8 | bits: 1 there is a vote, 2 there is a snapshot |
-//! | 2 | u16 | length, 112; what a reader does not know at the end of it is skipped |
-//! | 4 | u32 | reserved: written as 0, not looked at |
+//! | 1 | u8 | bits: 1 there is a vote, 2 there is a snapshot, 4 the log is condemned |
+//! | 2 | u16 | length without the voters, 112; what a reader does not know at its end is skipped |
+//! | 4 | u32 | number of voters at the end; 0 until the first hard state |
 //! | 8 | u128 | cluster |
 //! | 24 | u64 | node |
 //! | 32 | u64 | group |
@@ -26,6 +26,7 @@
 //! | 72 | u64, u64, u64 | snapshot: identity, number of its log, number of its chunks |
 //! | 96 | u64 | the last index known to be committed, or an earlier one; 0 when none was |
 //! | 104 | u64 | reserved: written as 0, not looked at |
+//! | 112 | u64 each | the voters under which the log was begun |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
 //! [`codec`]; the end record is the number of its chunks (u64).
@@ -246,7 +247,11 @@ impl Inner {
         if !self.sound || self.entries.health() != Health::Intact {
             return damaged("the log or the state");
         }
-        let State { hard_state, snapshot: current, commit, .. } = self.pipeline.stored();
+        let stored = self.pipeline.stored();
+        if stored.condemned {
+            return damaged("the log had lost entries, or held others than were committed");
+        }
+        let State { hard_state, snapshot: current, commit, voters, .. } = stored;
         let meta = match current {
             None => None,
             Some(current) => match self.snapshots.current_meta(current) {
@@ -257,6 +262,9 @@ impl Inner {
         let Range { start, end } = self.entries.bounds();
         let mut restored = Restored::new(hard_state, meta, start);
         restored.set_commit(commit);
+        if !voters.is_empty() {
+            restored.set_voters(voters);
+        }
         let mut next = start;
         while next < end {
             let Ok(records) = self.entries.read_range(next..end, RESTORE_BYTES) else {

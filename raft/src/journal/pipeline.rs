@@ -96,7 +96,7 @@ impl Pipeline {
 
     /// The state as the last write leaves it.
     pub(super) fn stored(&self) -> State {
-        self.queue.lock().stored
+        self.queue.lock().stored.clone()
     }
 
     /// Takes a write, with the snapshot that it makes current.
@@ -161,11 +161,16 @@ impl Pipeline {
             return Err(vec![(done, Err(error))]);
         }
         queue.end += write.entries.len() as u64;
-        if adopts.is_some() || write.hard_state.is_some() || write.commit.is_some() {
+        let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
+        if adopts.is_some() || states || write.condemned {
             let stored = &mut queue.stored;
             stored.commit = write.commit.unwrap_or(stored.commit);
+            stored.condemned |= write.condemned;
             stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
             stored.snapshot = adopts.or(stored.snapshot);
+            if let Some(voters) = &write.voters {
+                stored.voters.clone_from(voters);
+            }
             commit = commit.append(&self.state, [stored.encode()]);
             commit = commit.release(&self.state, queue.state_end);
             queue.state_end += 1;

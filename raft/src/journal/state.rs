@@ -4,27 +4,40 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use voussoir_journal::Log;
 
 use super::{Current, Identity, OpenError};
-use crate::types::HardState;
+use crate::types::{HardState, MAX_VOTERS};
 
 const VERSION: u8 = 1;
+/// Bytes before the list of voters.
 const BYTES: usize = 112;
 const HAS_VOTE: u8 = 1;
 const HAS_SNAPSHOT: u8 = 2;
+const CONDEMNED: u8 = 4;
 
 /// What the last state record says, or will say.
 #[expect(clippy::struct_field_names, reason = "`hard_state` is Raft's own word")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct State {
     pub(super) identity: Identity,
     pub(super) hard_state: HardState,
     pub(super) snapshot: Option<Current>,
     /// The last index that was known to be committed, lazily.
     pub(super) commit: u64,
+    /// Under which the log was begun; empty until the first hard state.
+    pub(super) voters: Vec<u64>,
+    /// The log lost entries or holds others than were committed. Never cleared.
+    pub(super) condemned: bool,
 }
 
 impl State {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, hard_state: HardState::default(), snapshot: None, commit: 0 }
+        Self {
+            identity,
+            hard_state: HardState::default(),
+            snapshot: None,
+            commit: 0,
+            voters: Vec::new(),
+            condemned: false,
+        }
     }
 
     pub(super) fn encode(&self) -> Bytes {
@@ -33,11 +46,12 @@ impl State {
         let snapshot_bit = if self.snapshot.is_some() { HAS_SNAPSHOT } else { 0 };
         let none = Current { index: 0, term: 0, identity: 0, number: 0, chunks: 0 };
         let current = self.snapshot.unwrap_or(none);
-        let mut out = BytesMut::with_capacity(BYTES);
+        let mut out = BytesMut::with_capacity(BYTES + 8 * self.voters.len());
         out.put_u8(VERSION);
-        out.put_u8(vote_bit | snapshot_bit);
+        let condemned_bit = if self.condemned { CONDEMNED } else { 0 };
+        out.put_u8(vote_bit | snapshot_bit | condemned_bit);
         out.put_u16_le(BYTES as u16);
-        out.put_u32_le(0);
+        out.put_u32_le(self.voters.len() as u32);
         out.put_u128_le(self.identity.cluster);
         out.put_u64_le(self.identity.node);
         out.put_u64_le(self.identity.group);
@@ -51,6 +65,7 @@ impl State {
         out.put_u64_le(self.commit);
         out.put_u64_le(0);
         debug_assert_eq!(out.len(), BYTES, "as specified");
+        self.voters.iter().for_each(|voter| out.put_u64_le(*voter));
         out.freeze()
     }
 
@@ -63,10 +78,13 @@ impl State {
         }
         bytes.advance(1);
         let bits = bytes.get_u8();
-        if usize::from(bytes.get_u16_le()) < BYTES {
+        let head = usize::from(bytes.get_u16_le());
+        let count = bytes.get_u32_le() as usize;
+        let listed = bytes.get(head.wrapping_sub(8)..).unwrap_or_default();
+        if head < BYTES || count > MAX_VOTERS || listed.len() != 8 * count {
             return Err(None);
         }
-        bytes.advance(4);
+        let voters = listed.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id)).collect();
         let identity = Identity {
             cluster: bytes.get_u128_le(),
             node: bytes.get_u64_le(),
@@ -83,7 +101,15 @@ impl State {
         };
         let snapshot = (bits & HAS_SNAPSHOT != 0).then_some(current);
         let commit = bytes.get_u64_le();
-        Ok(Self { identity, hard_state: HardState { term, vote }, snapshot, commit })
+        let condemned = bits & CONDEMNED != 0;
+        Ok(Self {
+            identity,
+            hard_state: HardState { term, vote },
+            snapshot,
+            commit,
+            voters,
+            condemned,
+        })
     }
 }
 

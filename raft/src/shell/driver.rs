@@ -345,7 +345,7 @@ impl Driver {
     }
 
     fn persist(&mut self, persist: Persist, status: &Status) {
-        let Persist { id, snapshot, truncate_from, release, range, hard_state } = persist;
+        let Persist { id, snapshot, truncate_from, release, range, hard_state, voters } = persist;
         let counters = &self.shared.counters;
         count(&counters.writes, 1);
         count(&counters.entries_written, range.end.saturating_sub(range.start));
@@ -356,6 +356,8 @@ impl Driver {
             release,
             entries: self.lent(range),
             hard_state,
+            voters,
+            condemned: false,
             commit,
         };
         let shared = Arc::clone(&self.shared);
@@ -504,6 +506,30 @@ impl Driver {
         self.show_at = None;
         self.shown = status.clone();
         self.status.send_replace(status);
+    }
+
+    /// Records in the store that its log is not to be trusted, if that is why the node stopped.
+    /// Returns a future that ends when that is durable, or after
+    /// [`Config::disk_stall`](crate::Config::disk_stall): a node that cannot record it halts again
+    /// when a leader sees the loss again.
+    pub(crate) fn condemn(&self, reason: &StopReason) -> impl Future<Output = ()> + Send + 'static {
+        let is_lost =
+            matches!(reason.halted(), Some(HaltReason::LogLost | HaltReason::Inconsistent));
+        let (done, written) = tokio::sync::oneshot::channel();
+        if is_lost {
+            let tell = move |result| {
+                let _ = done.send(result);
+            };
+            let write = LogWrite { condemned: true, ..LogWrite::default() };
+            self.log.write(write, Completion::new(tell));
+        }
+        let (limit, node) = (self.core.config().disk_stall, self.core.config().id);
+        async move {
+            if is_lost && !matches!(tokio::time::timeout(limit, written).await, Ok(Ok(Ok(())))) {
+                let what = "the loss of the log could not be recorded";
+                tracing::error!(target: "voussoir::raft", node, what);
+            }
+        }
     }
 
     /// Answers everybody who still waits.

@@ -338,6 +338,7 @@ async fn run(mut driver: Driver, jobs: Arc<Mailbox<Job>>) {
         jobs,
     };
     let reason = driver.run().await;
+    driver.condemn(&reason).await;
     if reason != StopReason::ShutDown {
         let node = driver.core.config().id;
         tracing::error!(target: "voussoir::raft", node, %reason, "the node has stopped");

@@ -47,6 +47,7 @@ where
     large_writes(&mut open).await;
     failures_stay(&mut open).await;
     commit_index(&mut open).await;
+    voters_and_condemnation(&mut open).await;
     snapshots(&mut open).await;
     staged_snapshots(&mut open).await;
     snapshots_stay_readable(&mut open).await;
@@ -289,6 +290,28 @@ async fn commit_index<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut
     written(&store, LogWrite { commit: Some(6), ..append(10..11, 1) }).await;
     let commit = restored_again(open, store).await.commit;
     assert!([0, 4, 6].contains(&commit), "{commit} was never said to be committed");
+}
+
+async fn voters_and_condemnation<O: FnMut(bool) -> F, F>(open: &mut O)
+where
+    F: Future<Output = Store>,
+{
+    let store = open(true).await;
+    let fresh = store.restore().await.expect("it can be restored");
+    assert_eq!(fresh.voters(), None, "a new store knows no voters");
+    written(&store, LogWrite { voters: Some(vec![1, 2, 3]), ..vote(2, Some(3)) }).await;
+    written(&store, append(1..4, 2)).await;
+    written(&store, vote(3, None)).await;
+    drop(store);
+    let store = open(false).await;
+    let restored = store.restore().await.expect("it can be restored");
+    assert_eq!(restored.voters(), Some(&[1, 2, 3][..]), "the voters of the first vote stay");
+    assert!(!restored.is_damaged());
+    written(&store, LogWrite { condemned: true, ..LogWrite::default() }).await;
+    for _ in 0..2 {
+        let restored = open(false).await.restore().await.expect("it can be restored");
+        assert!(restored.is_damaged(), "a condemned log is damaged at every later start");
+    }
 }
 
 /// What the store gives back after it was closed and opened again.

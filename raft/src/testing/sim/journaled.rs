@@ -267,6 +267,8 @@ impl StoreFile for JournaledStore {
                         release: persist.release,
                         entries,
                         hard_state: persist.hard_state,
+                        voters: persist.voters,
+                        condemned: false,
                         commit: None,
                     };
                     self.write(write, Done::Persist(persist.id));
