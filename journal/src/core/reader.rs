@@ -33,6 +33,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// The position after the last record that counts.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
     /// The record at a position of this batch.
     pub(crate) fn record(&self, position: u64) -> Result<Bytes, ReadError> {
         let number = (position - self.first) as u32;
@@ -241,7 +246,7 @@ impl Core {
         let found = self.find(log, position)?;
         let run = self.run_from(log, &found, range.end, max_bytes);
         if let Some(run) = run
-            && let Some(batches) = self.fetch_run(&found, &run)
+            && let Some(batches) = self.fetch_run(&found, &run, position)
         {
             return Ok(batches);
         }

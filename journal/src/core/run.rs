@@ -93,9 +93,14 @@ impl Core {
         Run::gather(batches[from..].iter(), end, until, max_bytes)
     }
 
-    /// Reads a run and verifies its batches; gives those before the first that does not verify,
+    /// Reads a run, the first batch of which holds `position`, and verifies its batches; gives those before the first that does not verify,
     /// and `None` when that is the first of all, for the caller to find out why.
-    pub(crate) fn fetch_run(&self, found: &FoundBatch, run: &Run) -> Option<Vec<Batch>> {
+    pub(crate) fn fetch_run(
+        &self,
+        found: &FoundBatch,
+        run: &Run,
+        position: u64,
+    ) -> Option<Vec<Batch>> {
         let (Some((first, _)), Some((last, _))) = (run.batches.first(), run.batches.last()) else {
             return None;
         };
@@ -108,8 +113,13 @@ impl Core {
         let Ok(window) = self.read_bytes(&found.segment, start, (end - start) as usize) else {
             return None;
         };
-        let mut read = Vec::with_capacity(run.batches.len());
+        let mut read: Vec<Batch> = Vec::with_capacity(run.batches.len());
+        let mut position = position;
         for (batch, end) in &run.batches {
+            if batch.first > position {
+                // An index from a damaged disk may leave positions out.
+                break;
+            }
             let segment = found.segment.clone();
             let found = FoundBatch { number: found.number, segment, batch: *batch, end: *end };
             let head_at = (batch.frame_at() - start) as usize;
@@ -118,7 +128,8 @@ impl Core {
             let Some(head) = window.get(head_at..at) else { break };
             // Copied, so that a record does not keep the whole window in memory.
             let payload = Bytes::copy_from_slice(payload);
-            let Ok(batch) = found.verify(head, payload, batch.first) else { break };
+            let Ok(batch) = found.verify(head, payload, position) else { break };
+            position = batch.end();
             read.push(batch);
         }
         if read.is_empty() { None } else { Some(read) }
