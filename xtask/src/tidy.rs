@@ -42,6 +42,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("breaker", &[]),
     ("limit", &[]),
     ("cache", &[]),
+    ("lb", &[]),
     ("raft", &["journal", "net"]),
 ];
 

@@ -1,0 +1,239 @@
+//! What a balancer knows about its endpoints. Behind the lock; picks never read it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use super::plan::GroupKey;
+use super::{Inner, MAX_ENDPOINTS};
+use crate::config::{Config, EndpointConfig, OutlierConfig};
+use crate::core::{
+    CheckState, CheckThresholds, EjectionState, WindowSample, ejection_allowed, latency_outliers,
+    ramp_step, success_rate_outliers,
+};
+use crate::endpoint::Endpoint;
+use crate::error::UpdateError;
+use crate::strategy::Select;
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    pub(super) entries: Vec<Entry>,
+    next_id: u64,
+    /// When the current window of outlier detection ends.
+    window_end: Option<u64>,
+    /// The compiled form of each group that ever was: it holds positions.
+    pub(super) selects: HashMap<GroupKey, Arc<dyn Select>>,
+    /// Counts changes. A table is current if it was compiled from this version.
+    pub(super) version: u64,
+    /// Whether a thread compiles a table.
+    pub(super) compiling: bool,
+    pub(super) last_update: Option<u64>,
+    pub(super) updates: u64,
+    pub(super) ejections: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) config: EndpointConfig,
+    /// `None` when no checks run.
+    pub(super) check: Option<CheckState>,
+    pub(super) ejection: EjectionState,
+    /// When slow start began. `None` when it does not apply.
+    ramp_since: Option<u64>,
+}
+
+impl Entry {
+    /// Whether checks and outlier detection find nothing wrong.
+    pub(super) fn is_healthy(&self) -> bool {
+        self.check.is_none_or(CheckState::is_healthy) && self.ejection.until.is_none()
+    }
+
+    /// Whether it may get new traffic.
+    pub(super) fn is_usable(&self) -> bool {
+        self.is_healthy() && !self.config.draining
+    }
+
+    /// Whether it may get new traffic in a panic: unless nothing at all is known about it.
+    pub(super) fn is_usable_in_panic(&self) -> bool {
+        self.check != Some(CheckState::Unknown) && !self.config.draining
+    }
+
+    /// The step of slow start and the time to the next one, while the endpoint warms up.
+    pub(super) fn ramp(&self, config: &Config, now: u64) -> Option<(u32, Option<u64>)> {
+        let (slow, since) = (config.slow_start.as_ref()?, self.ramp_since?);
+        Some(ramp_step(now.saturating_sub(since), slow.window.as_nanos() as u64, slow.floor))
+    }
+}
+
+pub(super) fn validate(endpoints: &[EndpointConfig]) -> Result<(), UpdateError> {
+    if endpoints.is_empty() {
+        return Err(UpdateError::Empty);
+    }
+    if endpoints.len() > MAX_ENDPOINTS {
+        return Err(UpdateError::TooMany { count: endpoints.len(), max: MAX_ENDPOINTS });
+    }
+    let mut names = HashSet::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        if !names.insert(endpoint.name.as_str()) {
+            return Err(UpdateError::Duplicate { name: endpoint.name.clone() });
+        }
+        if !(1..=65_535).contains(&endpoint.weight) {
+            let (name, weight) = (endpoint.name.clone(), endpoint.weight);
+            return Err(UpdateError::Weight { name, weight });
+        }
+    }
+    Ok(())
+}
+
+impl State {
+    /// Replaces the set. Entries of names that stay keep everything but their configuration.
+    pub(super) fn replace(&mut self, set: Vec<EndpointConfig>, inner: &Arc<Inner>, now: u64) {
+        let is_first = self.updates == 0;
+        let old = std::mem::take(&mut self.entries);
+        let mut old: HashMap<String, Entry> =
+            old.into_iter().map(|entry| (entry.config.name.clone(), entry)).collect();
+        for config in set {
+            let entry = match old.remove(&config.name) {
+                Some(entry) => Entry { config, ..entry },
+                None => self.new_entry(config, inner, (!is_first).then_some(now)),
+            };
+            self.entries.push(entry);
+        }
+        self.updates += 1;
+        self.last_update = Some(now);
+    }
+
+    fn new_entry(
+        &mut self,
+        config: EndpointConfig,
+        inner: &Arc<Inner>,
+        ramp_since: Option<u64>,
+    ) -> Entry {
+        let id = self.next_id;
+        self.next_id += 1;
+        let weak = Arc::downgrade(inner);
+        Entry {
+            endpoint: Arc::new(Endpoint::new(id, &config.name, inner.tracking, weak)),
+            check: inner.config.checks.as_ref().map(|_| CheckState::Unknown),
+            ejection: EjectionState::default(),
+            ramp_since,
+            config,
+        }
+    }
+
+    /// Returns whether the name is known.
+    pub(super) fn set_draining(&mut self, name: &str, draining: bool) -> bool {
+        let found = self.entries.iter_mut().find(|entry| entry.config.name == name);
+        found.map(|entry| entry.config.draining = draining).is_some()
+    }
+
+    /// Returns whether the health changed.
+    pub(super) fn record_check(
+        &mut self,
+        id: u64,
+        passed: bool,
+        config: &Config,
+        now: u64,
+    ) -> bool {
+        let Some(checks) = &config.checks else { return false };
+        let thresholds = CheckThresholds { rise: checks.rise, fall: checks.fall };
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.endpoint.id() == id) else {
+            return false;
+        };
+        let before = entry.check.unwrap_or_default();
+        let after = before.record(passed, thresholds);
+        entry.check = Some(after);
+        if after.is_healthy() && !before.is_healthy() {
+            entry.ramp_since = Some(now);
+        }
+        after.is_healthy() != before.is_healthy() || before == CheckState::Unknown
+    }
+
+    /// Ejects an endpoint, if its share allows it. Returns whether it did.
+    pub(super) fn eject(&mut self, id: u64, config: &Config, now: u64) -> bool {
+        let Some(outliers) = &config.outliers else { return false };
+        // Draining endpoints serve nothing, so they count neither as ejected nor as left.
+        let counted = || self.entries.iter().filter(|entry| !entry.config.draining);
+        let ejected = counted().filter(|entry| entry.ejection.until.is_some()).count();
+        let is_allowed = ejection_allowed(ejected, counted().count(), outliers.max_ejected_share);
+        let entry = self.entries.iter_mut().find(|entry| entry.endpoint.id() == id);
+        let Some(entry) = entry
+            .filter(|entry| is_allowed && entry.ejection.until.is_none() && !entry.config.draining)
+        else {
+            return false;
+        };
+        let nanos = |duration: std::time::Duration| duration.as_nanos() as u64;
+        entry.ejection.eject(now, nanos(outliers.base_ejection), nanos(outliers.max_ejection));
+        self.ejections += 1;
+        true
+    }
+
+    /// Does what is due at `now`. Returns whether the table must be compiled again.
+    pub(super) fn advance(&mut self, config: &Config, now: u64) -> bool {
+        for entry in &mut self.entries {
+            if entry.ejection.end_if_due(now) {
+                entry.endpoint.forget_failures_in_a_row();
+                entry.ramp_since = Some(now);
+            }
+        }
+        if let Some(outliers) = &config.outliers
+            && self.window_end.is_some_and(|end| end <= now)
+        {
+            self.end_window(outliers, config, now);
+        }
+        // The time of the next change is part of the table.
+        true
+    }
+
+    fn end_window(&mut self, outliers: &OutlierConfig, config: &Config, now: u64) {
+        self.window_end = None;
+        let samples: Vec<WindowSample> =
+            self.entries.iter().map(|entry| entry.endpoint.take_window()).collect();
+        for entry in &mut self.entries {
+            entry.ejection.end_window();
+        }
+        let mut found = Vec::new();
+        if let Some(rate) = &outliers.success_rate {
+            let (endpoints, requests) = (rate.min_endpoints, rate.min_requests);
+            found.extend(success_rate_outliers(&samples, endpoints, requests, rate.factor));
+        }
+        if let Some(latency) = &outliers.latency {
+            let (endpoints, requests) = (latency.min_endpoints, latency.min_requests);
+            found.extend(latency_outliers(&samples, endpoints, requests, latency.factor));
+        }
+        for at in found {
+            self.eject(self.entries[at].endpoint.id(), config, now);
+        }
+    }
+
+    /// When something is due next, after `now`. Begins a window if none runs.
+    pub(super) fn next_change(&mut self, config: &Config, now: u64) -> u64 {
+        let mut next = u64::MAX;
+        if let Some(outliers) = &config.outliers
+            && (outliers.success_rate.is_some() || outliers.latency.is_some())
+        {
+            let interval = outliers.interval.as_nanos() as u64;
+            next = *self.window_end.get_or_insert(now.saturating_add(interval));
+        }
+        for entry in &self.entries {
+            next = next.min(entry.ejection.until.unwrap_or(u64::MAX));
+            if let Some((_, Some(wait))) = entry.ramp(config, now) {
+                next = next.min(now.saturating_add(wait));
+            }
+        }
+        next.max(now.saturating_add(1))
+    }
+
+    pub(super) fn endpoints(&self) -> Vec<Arc<Endpoint>> {
+        self.entries.iter().map(|entry| Arc::clone(&entry.endpoint)).collect()
+    }
+
+    /// Keeps the compiled forms; returns the ones that they replace.
+    pub(super) fn remember(
+        &mut self,
+        compiled: Vec<(GroupKey, Arc<dyn Select>)>,
+    ) -> Vec<Arc<dyn Select>> {
+        let insert = |(key, select)| self.selects.insert(key, select);
+        compiled.into_iter().filter_map(insert).collect()
+    }
+}

@@ -1,0 +1,248 @@
+//! Endpoints, and the leases on them.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Weak};
+
+use crate::balancer::Inner;
+use crate::core::{Decaying, Flight, WindowSample};
+
+/// How a request ended at its endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The endpoint did its work, also when the answer is an error of the client's.
+    Success,
+    /// The endpoint refused, timed out, or answered with an error of its own.
+    Failure,
+}
+
+/// What an endpoint needs to know about its balancer's configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tracking {
+    pub(crate) max_in_flight: u32,
+    /// [`Decaying::rate`] of the failures.
+    pub(crate) failure_rate: f32,
+    /// [`Decaying::rate`] of the latencies; 0 if the strategy needs none.
+    pub(crate) latency_rate: f32,
+    /// Whether windows are counted.
+    pub(crate) windows: bool,
+    /// Failures in a row that eject.
+    pub(crate) consecutive: u32,
+}
+
+/// A backend with its counters. A set that is replaced keeps the endpoints whose names stay.
+// `repr(C)`: what each pick touches lies behind the counts of the `Arc`, on the same cache line.
+#[repr(C)]
+pub struct Endpoint {
+    flight: Flight,
+    latency: Decaying,
+    failing: Decaying,
+    tracking: Tracking,
+    consecutive: AtomicU32,
+    /// Successes (upper half) and failures (lower half) of the current window.
+    window: AtomicU64,
+    window_latency: AtomicU64,
+    failures: AtomicU64,
+    cancelled: AtomicU64,
+    id: u64,
+    name_hash: u64,
+    name: Box<str>,
+    session: Box<str>,
+    balancer: Weak<Inner>,
+}
+
+impl Endpoint {
+    pub(crate) fn new(id: u64, name: &str, tracking: Tracking, balancer: Weak<Inner>) -> Self {
+        let name_hash = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
+        Self {
+            flight: Flight::new(),
+            latency: Decaying::new(),
+            failing: Decaying::new(),
+            tracking,
+            consecutive: AtomicU32::new(0),
+            window: AtomicU64::new(0),
+            window_latency: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+            id,
+            name_hash,
+            name: name.into(),
+            session: format!("{name_hash:016x}").into(),
+            balancer,
+        }
+    }
+
+    /// The name it was configured with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A number that no other endpoint of the balancer has or will have. An endpoint that leaves
+    /// the set and returns gets a new one.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The XXH3-64 hash of the name: the same in every process.
+    pub fn name_hash(&self) -> u64 {
+        self.name_hash
+    }
+
+    /// The token that binds a session to this endpoint: set it as a cookie or header, and pass it
+    /// back in [`Context::session`](crate::Context::session). 16 hexadecimal digits.
+    pub fn session(&self) -> &str {
+        &self.session
+    }
+
+    /// Picks that have neither finished nor been dropped.
+    pub fn in_flight(&self) -> u32 {
+        self.flight.in_flight()
+    }
+
+    /// Requests in flight, and one for each recent failure, which fades by half in each
+    /// `failure_half_life`.
+    #[inline]
+    pub fn load(&self, now: u64) -> f32 {
+        self.flight.in_flight() as f32 + self.failing.read(now, self.tracking.failure_rate)
+    }
+
+    /// The peak-sensitive moving average of the latency in ns at `now`. It fades while nothing is
+    /// measured. 0 if nothing was measured, or by a strategy that records no latencies.
+    #[inline]
+    pub fn latency(&self, now: u64) -> f32 {
+        self.latency.read(now, self.tracking.latency_rate)
+    }
+
+    #[inline]
+    pub(crate) fn try_take(&self) -> bool {
+        self.flight.try_take(self.tracking.max_in_flight)
+    }
+
+    pub(crate) fn picks(&self) -> u64 {
+        self.flight.picks()
+    }
+
+    pub(crate) fn failures(&self) -> u64 {
+        self.failures.load(Relaxed)
+    }
+
+    pub(crate) fn cancelled(&self) -> u64 {
+        self.cancelled.load(Relaxed)
+    }
+
+    /// Ends the current window and returns what it counted.
+    pub(crate) fn take_window(&self) -> WindowSample {
+        let counts = self.window.swap(0, Relaxed);
+        let latency_sum = self.window_latency.swap(0, Relaxed);
+        WindowSample { successes: (counts >> 32) as u32, failures: counts as u32, latency_sum }
+    }
+
+    pub(crate) fn forget_failures_in_a_row(&self) {
+        self.consecutive.store(0, Relaxed);
+    }
+
+    #[inline]
+    fn succeeded(&self, now: u64, started: u64) {
+        let latency = now.saturating_sub(started);
+        if self.tracking.latency_rate > 0.0 {
+            self.latency.peak(now, self.tracking.latency_rate, latency as f32);
+        }
+        if self.consecutive.load(Relaxed) != 0 {
+            self.consecutive.store(0, Relaxed);
+        }
+        if self.tracking.windows {
+            self.window.fetch_add(1 << 32, Relaxed);
+            self.window_latency.fetch_add(latency, Relaxed);
+        }
+    }
+
+    #[cold]
+    fn failed(self: &Arc<Self>, now: u64, started: u64) {
+        self.failures.fetch_add(1, Relaxed);
+        self.failing.add(now, self.tracking.failure_rate, 1.0);
+        // A failure says nothing good about the latency: only a longer one counts.
+        if self.tracking.latency_rate > 0.0 {
+            let latency = now.saturating_sub(started);
+            self.latency.raise(now, self.tracking.latency_rate, latency as f32);
+        }
+        if self.tracking.windows {
+            self.window.fetch_add(1, Relaxed);
+        }
+        let row = self.consecutive.fetch_add(1, Relaxed).saturating_add(1);
+        if row >= self.tracking.consecutive
+            && let Some(balancer) = self.balancer.upgrade()
+        {
+            balancer.eject(self, now);
+        }
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("name", &self.name)
+            .field("id", &self.id)
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A lease on one endpoint for one request. It stays valid when the endpoint leaves the set.
+///
+/// End it with [`finish`](Pick::finish). A pick that is dropped gives its place back and counts as
+/// cancelled, with neither latency nor outcome.
+#[must_use = "the place is given back when the pick is dropped"]
+pub struct Pick {
+    endpoint: Arc<Endpoint>,
+    started: u64,
+    finished: bool,
+    _hold: Hold,
+}
+
+/// What else a pick gives back when it ends.
+#[derive(Debug, Default)]
+pub(crate) enum Hold {
+    #[default]
+    Nothing,
+    /// The load that a bounded consistent hash counts.
+    #[cfg(feature = "ring")]
+    Assigned { _assignment: voussoir_ring::Assignment },
+}
+
+impl Pick {
+    #[inline]
+    pub(crate) fn new(endpoint: Arc<Endpoint>, started: u64, hold: Hold) -> Self {
+        Self { endpoint, started, finished: false, _hold: hold }
+    }
+
+    /// The endpoint that serves the request.
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.endpoint
+    }
+
+    /// Ends the request: records its outcome, and its latency from the `now` of the pick to this.
+    #[inline]
+    pub fn finish(mut self, now: u64, outcome: Outcome) {
+        self.finished = true;
+        match outcome {
+            Outcome::Success => self.endpoint.succeeded(now, self.started),
+            Outcome::Failure => self.endpoint.failed(now, self.started),
+        }
+    }
+}
+
+impl Drop for Pick {
+    #[inline]
+    fn drop(&mut self) {
+        if !self.finished {
+            self.endpoint.cancelled.fetch_add(1, Relaxed);
+        }
+        self.endpoint.flight.release();
+    }
+}
+
+impl fmt::Debug for Pick {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pick").field("endpoint", &self.endpoint.name).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,22 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod balancer;
+mod config;
+mod context;
+mod core;
+mod endpoint;
+mod error;
+mod random;
+pub mod strategy;
+mod sync;
+
+pub use balancer::{Availability, Balance, Balancer, BalancerStats, EndpointStats, MAX_ENDPOINTS};
+pub use config::{
+    CheckConfig, Config, EndpointConfig, LatencyOutliers, OnPanic, OutlierConfig, PriorityConfig,
+    SlowStartConfig, SuccessRateOutliers, ZoneConfig,
+};
+pub use context::Context;
+pub use endpoint::{Endpoint, Outcome, Pick};
+pub use error::{ConfigError, UpdateError};
+pub use random::Random;

@@ -1,0 +1,119 @@
+//! Which endpoint of a group is next.
+//!
+//! A [`Strategy`] compiles a group of endpoints into a [`Select`], which answers picks without a
+//! lock. The balancer compiles again when the set, its weights or its health change, and hands over
+//! the previous `Select`, so that positions and counts go on.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::context::Context;
+use crate::endpoint::{Endpoint, Hold};
+use crate::random::Random;
+
+mod cycle;
+mod edf;
+mod hash;
+mod least;
+#[cfg(feature = "ring")]
+mod ring;
+mod round_robin;
+mod sampler;
+mod two_choices;
+
+pub use hash::{IpHash, KeyHash};
+pub use least::{LeastConnections, LeastRequest};
+#[cfg(feature = "ring")]
+pub use ring::{BoundedHash, MaglevHash};
+pub use round_robin::RoundRobin;
+pub use sampler::RandomChoice;
+pub use two_choices::{PeakEwma, PowerOfTwo};
+
+/// An endpoint that a strategy may choose, and its weight.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Member {
+    /// The endpoint.
+    pub endpoint: Arc<Endpoint>,
+    /// Its weight after slow start, at least 1. Only the ratios of weights matter.
+    pub weight: u32,
+}
+
+/// An endpoint of the group, whether it may be chosen now or not.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Slot {
+    /// The configured weight, at least 1.
+    pub weight: u32,
+    /// Its index in [`Group::members`], if it may be chosen.
+    pub member: Option<usize>,
+}
+
+/// Endpoints among which a strategy chooses.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct Group<'a> {
+    /// The endpoints that may be chosen, in the order of the set. Never empty.
+    pub members: &'a [Member],
+    /// All endpoints of the group, unhealthy and ejected ones included, in the order of the set.
+    pub slots: &'a [Slot],
+}
+
+/// Compiles a group.
+pub trait Strategy: fmt::Debug + Send + Sync {
+    /// Compiles `group`. `previous` is what this strategy compiled for the group before.
+    ///
+    /// No lock is held. Two calls of one balancer never overlap; a change that comes meanwhile is
+    /// compiled next. If this panics, the balancer keeps its old table until the next change.
+    fn compile(
+        &self,
+        group: Group<'_>,
+        previous: Option<&dyn Select>,
+        random: &Random,
+    ) -> Arc<dyn Select>;
+
+    /// Half-life in ns of the latencies that endpoints should record. `None` records none.
+    fn latency_half_life(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether the choice follows the key or the client of the context. Then the share of traffic
+    /// that overflows into other zones and priorities follows it, too.
+    fn is_keyed(&self) -> bool {
+        false
+    }
+}
+
+/// Chooses among the members of the group it was compiled for.
+pub trait Select: Any + fmt::Debug + Send + Sync {
+    /// Chooses one of `members`, which are those of the group. Must not block.
+    fn select(&self, members: &[Member], ctx: &Context<'_>, now: u64, random: &Random)
+    -> Selection;
+}
+
+/// The choice of a [`Select`].
+#[derive(Debug)]
+pub struct Selection {
+    pub(crate) index: usize,
+    pub(crate) hold: Hold,
+}
+
+impl Selection {
+    /// Chooses the member at `index`. An index out of range, or a member that is full, leads to
+    /// the next member that is not full.
+    pub fn new(index: usize) -> Self {
+        Self { index, hold: Hold::Nothing }
+    }
+}
+
+/// `previous`, if the strategy compiled it as a `T`.
+fn previous_as<T: 'static>(previous: Option<&dyn Select>) -> Option<&T> {
+    let any: &dyn Any = previous?;
+    any.downcast_ref()
+}
+
+/// Whether all members have one weight.
+fn has_equal_weights(members: &[Member]) -> bool {
+    members.iter().all(|member| member.weight == members[0].weight)
+}

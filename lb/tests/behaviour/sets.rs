@@ -1,0 +1,104 @@
+//! Sets that change at run time, leases, limits, sessions and draining.
+
+use super::*;
+use voussoir_lb::UpdateError;
+use voussoir_lb::strategy::*;
+
+#[test]
+fn a_lease_counts_until_it_ends_and_a_dropped_one_is_cancelled() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1]);
+    let pick = balancer.pick(&Context::new(), 0).expect("healthy");
+    let endpoint = std::sync::Arc::clone(pick.endpoint());
+    assert_eq!(endpoint.in_flight(), 1);
+    drop(pick);
+    assert_eq!(endpoint.in_flight(), 0);
+    fail(&balancer, "a", 1, 0);
+    names(&balancer, 3, 0);
+    let stats = &balancer.stats(0).endpoints[0];
+    assert_eq!((stats.picks, stats.failures, stats.cancelled, stats.in_flight), (5, 1, 1, 0));
+}
+
+#[test]
+fn full_endpoints_are_skipped_and_all_full_is_rejected() {
+    let strategies: [Box<dyn Strategy>; 5] = [
+        Box::new(RoundRobin::default()),
+        Box::new(RandomChoice::default()),
+        Box::new(PowerOfTwo::default()),
+        Box::new(LeastConnections::default()),
+        Box::new(IpHash::default()),
+    ];
+    for strategy in strategies {
+        let mut config = Config::default();
+        config.max_in_flight = Some(3);
+        let balancer = Balancer::boxed(strategy, config).expect("valid");
+        balancer.update(weighted(&[1, 7, 2]), 0).expect("a set");
+        let ctx = Context::new().with_client([9, 9, 9, 9].into());
+        let held: Vec<_> = (0..9).map(|_| balancer.pick(&ctx, 0).expect("not full")).collect();
+        assert!(balancer.pick(&ctx, 0).is_none());
+        assert_eq!(balancer.stats(0).rejected, 1);
+        drop(held);
+        assert!(balancer.pick(&ctx, 0).is_some());
+    }
+}
+
+#[test]
+fn a_bad_set_is_refused_and_the_old_one_stays() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1]);
+    assert_eq!(balancer.update([], 0), Err(UpdateError::Empty));
+    let twice = ["a", "a"].map(EndpointConfig::new);
+    assert_eq!(balancer.update(twice, 0), Err(UpdateError::Duplicate { name: "a".into() }));
+    for weight in [0, 65_536] {
+        let refused = balancer.update([EndpointConfig::new("x").with_weight(weight)], 0);
+        assert_eq!(refused, Err(UpdateError::Weight { name: "x".into(), weight }));
+    }
+    let many = (0..65_536).map(|n| EndpointConfig::new(n.to_string()));
+    assert!(matches!(balancer.update(many, 0), Err(UpdateError::TooMany { .. })));
+    assert_eq!(names(&balancer, 2, 0), "ab");
+    assert_eq!(balancer.stats(5 * SECOND).updates, 1);
+}
+
+#[test]
+fn the_age_of_the_last_set_is_a_statistic() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1]);
+    let age = balancer.stats(5 * SECOND).update_age.expect("one set came");
+    assert_eq!(age.as_secs(), 5);
+}
+
+#[test]
+fn a_session_stays_at_its_endpoint_also_while_it_drains() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1, 1]);
+    let token = balancer.endpoints()[1].session().to_owned();
+    let cookie = format!("theme=dark; lb={token}");
+    let ctx = Context::new().with_cookie(&cookie, "lb");
+    let sticky = |ctx: &Context<'_>| request(&balancer, ctx, 0, Outcome::Success).expect("healthy");
+    assert_eq!([sticky(&ctx), sticky(&ctx)], ["b", "b"]);
+    balancer.set_draining("b", true, 0);
+    assert_eq!(sticky(&ctx), "b");
+    assert!(!names(&balancer, 20, 0).contains('b'));
+    let mut set = weighted(&[1, 1, 1]);
+    set.remove(1);
+    balancer.update(set, 0).expect("a set");
+    assert_ne!(sticky(&ctx), "b");
+    for token in ["", "zz", "+123456789abcdef", "0000000000000000", "00000000000000000"] {
+        assert_ne!(sticky(&Context::new().with_session(token)), "b");
+    }
+}
+
+#[test]
+fn counters_and_latency_survive_a_replaced_set() {
+    let balancer = balancer(PeakEwma::default(), Config::default(), &[1, 1]);
+    for now in 0..100 {
+        let pick = balancer.pick(&Context::new(), now * 10 * MS).expect("healthy");
+        pick.finish(now * 10 * MS + 5 * MS, Outcome::Success);
+    }
+    let held = balancer.pick(&Context::new(), SECOND).expect("healthy");
+    let before = balancer.stats(SECOND);
+    balancer.update(weighted(&[3, 1, 1]), SECOND).expect("a set");
+    let after = balancer.stats(SECOND);
+    for (before, after) in before.endpoints.iter().zip(&after.endpoints) {
+        assert_eq!((before.picks, before.in_flight), (after.picks, after.in_flight));
+        assert_eq!(before.latency, after.latency);
+        assert!(after.latency.as_millis() >= 3, "{after:?}");
+    }
+    drop(held);
+}
