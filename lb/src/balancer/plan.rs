@@ -23,6 +23,9 @@ pub(super) enum Part {
 /// The name of a group, by which its compiled form is found again.
 pub(super) type GroupKey = (u8, Part);
 
+/// A group and its compiled form.
+type Compiled = (GroupKey, Arc<dyn Select>);
+
 /// What a table is compiled from.
 pub(super) struct Plan {
     groups: Vec<PlannedGroup>,
@@ -180,7 +183,7 @@ impl Plan {
         self,
         strategy: &dyn Strategy,
         random: &Random,
-    ) -> (Table, Vec<(GroupKey, Arc<dyn Select>)>) {
+    ) -> (Table, Vec<Compiled>) {
         let mut compiled = Vec::with_capacity(self.groups.len());
         let mut sum = 0.0;
         let compile = |group: PlannedGroup| {

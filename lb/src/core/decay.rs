@@ -30,7 +30,7 @@ fn unpack(word: u64) -> (f32, u32) {
 
 /// Ticks from `stamp` to `now`; 0 when another thread passed a later `now` before.
 fn elapsed(now: u32, stamp: u32) -> u32 {
-    (now.wrapping_sub(stamp) as i32).max(0) as u32
+    now.wrapping_sub(stamp).cast_signed().max(0) as u32
 }
 
 /// `2^-halves`, exact for whole numbers and at most 6.2 % above between them.
@@ -81,7 +81,7 @@ impl Decaying {
             }
             let kept = remaining(elapsed(now_tick, stamp) as f32 * rate);
             // `decayed` has lost the share that the sample is worth.
-            (kept < 1.0).then(|| decayed + sample * (1.0 - kept))
+            (kept < 1.0).then_some(decayed + sample * (1.0 - kept))
         });
     }
 
