@@ -77,7 +77,9 @@ fn any_config() -> impl Strategy2<Value = Config> {
         prop::option::weighted(0.5, any_outliers()),
     );
     let priorities = prop::option::of((any_f64(), any_f64(), any::<bool>()));
-    (first, slow, zone, checks, priorities).prop_map(|(first, slow, zone, checks, priorities)| {
+    let is_mended = prop::bool::weighted(0.8);
+    let all = (first, slow, zone, checks, priorities, is_mended);
+    all.prop_map(|(first, slow, zone, checks, priorities, is_mended)| {
         let mut config = Config::default();
         (config.seed, config.max_in_flight, config.failure_half_life, config.outliers) = first;
         config.slow_start = slow.map(|(window, floor)| {
@@ -100,8 +102,56 @@ fn any_config() -> impl Strategy2<Value = Config> {
             config.priorities.panic_threshold = threshold;
             config.priorities.on_panic = if rejects { OnPanic::Reject } else { OnPanic::UseAll };
         }
+        if is_mended {
+            mend(&mut config);
+        }
         config
     })
+}
+
+/// The nearest number in the range, its lower end for no number.
+fn near(value: f64, min: f64, max: f64) -> f64 {
+    if value.is_nan() { min } else { value.clamp(min, max) }
+}
+
+/// Moves each field to the nearest value of its range. With a dozen fields whose values are drawn
+/// from everywhere hardly any configuration would be valid, and no life would be long.
+fn mend(config: &mut Config) {
+    const MS: Duration = Duration::from_millis(1);
+    const HOUR: Duration = Duration::from_secs(3_600);
+    const DAY: Duration = Duration::from_secs(86_400);
+    config.max_in_flight = config.max_in_flight.map(|max| max.clamp(1, 0xFF_FFFF));
+    config.failure_half_life = config.failure_half_life.clamp(MS, HOUR);
+    if let Some(checks) = &mut config.checks {
+        (checks.rise, checks.fall) = (checks.rise.max(1), checks.fall.max(1));
+    }
+    if let Some(outliers) = &mut config.outliers {
+        outliers.consecutive_failures = outliers.consecutive_failures.map(|row| row.max(1));
+        if let Some(rate) = &mut outliers.success_rate {
+            rate.min_endpoints = rate.min_endpoints.max(2);
+            rate.min_requests = rate.min_requests.max(1);
+            rate.factor = near(rate.factor, 0.01, 10.0);
+        }
+        if let Some(latency) = &mut outliers.latency {
+            latency.min_endpoints = latency.min_endpoints.max(2);
+            latency.min_requests = latency.min_requests.max(1);
+            latency.factor = near(latency.factor, 1.01, 1_000.0);
+        }
+        outliers.interval = outliers.interval.clamp(10 * MS, HOUR);
+        outliers.base_ejection = outliers.base_ejection.clamp(MS, DAY);
+        outliers.max_ejection = outliers.max_ejection.clamp(outliers.base_ejection, DAY);
+        outliers.max_ejected_share = near(outliers.max_ejected_share, 0.0, 1.0);
+    }
+    if let Some(slow) = &mut config.slow_start {
+        slow.window = slow.window.clamp(20 * MS, DAY);
+        slow.floor = near(slow.floor, 0.05, 1.0);
+    }
+    if let Some(zone) = &mut config.zone {
+        zone.callers_share = zone.callers_share.map(|share| near(share, 0.01, 1.0));
+    }
+    let priorities = &mut config.priorities;
+    priorities.overprovisioning = near(priorities.overprovisioning, 1.0, 10.0);
+    priorities.panic_threshold = near(priorities.panic_threshold, 0.0, 1.0);
 }
 
 fn strategies(half_life: Duration, choices: u32, bound: f64) -> Vec<Box<dyn strategy::Strategy>> {
