@@ -188,12 +188,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Writes a value. Writes of one key happen one after the other.
     ///
     /// With [`Builder::sink`] to the sink and then to the cache: write-through. With
-    /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while the
-    /// backlog is full; the sink gets it later, and readers get it from now on.
+    /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while
+    /// the backlog is full; the sink gets it later, and readers get it from now on.
     ///
     /// # Errors
-    /// [`WriteError`]. With write-through the key's entry was dropped unless the write was certainly
-    /// not applied.
+    /// [`WriteError`]. With write-through the key's entry was dropped unless the write was
+    /// certainly not applied.
     ///
     /// # Cancel safety
     /// Not cancel safe: whether the write happens is unknown then. Write-through drops the key's
@@ -483,8 +483,8 @@ impl<K: Key, V: Value> Builder<K, V> {
     }
 
     /// Where [`Cache::write`] goes after it was acknowledged: write-behind. Instead of
-    /// [`sink`](Self::sink), not beside it: a write that went past the backlog would be undone by an
-    /// older one in it. The cache must then be built inside a tokio runtime.
+    /// [`sink`](Self::sink), not beside it: a write that went past the backlog would be undone by
+    /// an older one in it. The cache must then be built inside a tokio runtime.
     pub fn write_behind(mut self, behind: WriteBehind<K, V>, sink: impl Sink<K, V>) -> Self {
         self.sink = Some(Arc::new(sink));
         self.behind = Some(behind);

@@ -115,8 +115,9 @@ pub trait Sink<K, V>: Send + Sync + 'static {
     /// Writes values and deletes keys: one answer for each write, in their order. All keys are
     /// different. Write-through gives one write a call, write-behind up to
     /// [`WriteBehindConfig::max_batch`](crate::WriteBehindConfig::max_batch); the same write may
-    /// come again. A sink that writes all of a call in one transaction and knows which of them broke
-    /// it answers [`SinkError::rejected`] for that one and [`SinkError::not_applied`] for the others.
+    /// come again. A sink that writes all of a call in one transaction and knows which of them
+    /// broke it answers [`SinkError::rejected`] for that one and [`SinkError::not_applied`] for the
+    /// others.
     ///
     /// # Cancel safety
     /// With write-through the future is dropped with the caller's, and the cache drops the key's

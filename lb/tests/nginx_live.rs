@@ -177,9 +177,10 @@ fn ip_hash_is_that_of_live_nginx_also_with_servers_down() {
             assert!(balancer.set_draining(&server(down), true, 0));
         }
         for _ in 0..1_500 {
-            let client = match rng.bool() {
-                true => IpAddr::from(rng.u32(1 << 24..0xE000_0000).to_be_bytes()),
-                false => IpAddr::from(Ipv6Addr::from(rng.u128(1 << 125..1 << 126))),
+            let client = if rng.bool() {
+                IpAddr::from(rng.u32(1 << 24..0xE000_0000).to_be_bytes())
+            } else {
+                IpAddr::from(Ipv6Addr::from(rng.u128(1 << 125..1 << 126)))
             };
             let ours = name(&balancer, &Context::new().with_client(client));
             assert_eq!(chosen(&mut connection, path, &client.to_string()), ours, "{client}");

@@ -20,6 +20,8 @@ const MINIMAL_LINES_MAX: usize = 80;
 const COLUMNS_MAX: usize = 100;
 /// Other crates that a library may pull in with its default features.
 const WEIGHT_MAX: usize = 35;
+/// A library that may pull in more, and why it does: see STYLE.md.
+const HEAVIER: &[(&str, usize)] = &[("raft", 36)];
 /// The same without any feature, for a library whose default features are adapters to others.
 const BARE_WEIGHT_MAX: usize = 20;
 
@@ -27,7 +29,7 @@ const BARE_WEIGHT_MAX: usize = 20;
 const CIRCLE_MAX: usize = 5;
 
 /// Libraries whose circles are longer, and how long they may be until they are cut.
-const LONG_CIRCLES: &[(&str, usize)] = &[("journal", 21), ("raft", 6)];
+const LONG_CIRCLES: &[(&str, usize)] = &[("journal", 21), ("lb", 7), ("raft", 6)];
 /// Libraries whose sources still hold deliberate defects; those of the others are in
 /// `mutants.toml`.
 const HOLD_MUTANTS: &[&str] = &["raft"];
@@ -158,8 +160,10 @@ fn check_dependencies(
             problems.push(format!("{name}: must not depend on {used} by default"));
         }
     }
-    if default.len() > WEIGHT_MAX {
-        problems.push(format!("{name}: pulls in {} crates, at most {WEIGHT_MAX}", default.len()));
+    let heavier = HEAVIER.iter().find(|(library, _)| *library == name);
+    let max = heavier.map_or(WEIGHT_MAX, |(_, max)| *max);
+    if default.len() > max {
+        problems.push(format!("{name}: pulls in {} crates, at most {max}", default.len()));
     }
     let bare = tree(&["--no-default-features"])?;
     if !allowed.is_empty() && bare.len() > BARE_WEIGHT_MAX {

@@ -244,7 +244,8 @@ impl<K: Key, V: Value> Flusher<K, V> {
         change.release = Some(release_point);
         let outcome = self.shared.submit_and_wait(change).await;
         if let Err(error) = &outcome {
-            tracing::error!(target: "voussoir::cache", %error, "rejected writes could not be moved");
+            let what = "rejected writes could not be moved";
+            tracing::error!(target: "voussoir::cache", %error, what);
         } else {
             self.released = self.released.max(release_point);
         }

@@ -11,8 +11,8 @@ impl Random {
         Self(AtomicU64::new(seed))
     }
 
-    /// A number above 0 and at most 1. Each draw has a generator of its own, seeded by the next of a
-    /// sequence that visits every number.
+    /// A number above 0 and at most 1. Each draw has a generator of its own, seeded by the next of
+    /// a sequence that visits every number.
     pub(crate) fn unit(&self) -> f64 {
         let seed = self.0.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed);
         1.0 - fastrand::Rng::with_seed(seed).f64()
