@@ -33,7 +33,9 @@ fn percent(balancer: &Balancer) -> BTreeMap<String, u32> {
         let name = request(balancer, &Context::new(), 0, Outcome::Success);
         *counts.entry(name.map_or("-".into(), |name| name[..2].into())).or_default() += 1;
     }
-    counts.values_mut().for_each(|count| *count = (*count + 100) / 200);
+    for count in counts.values_mut() {
+        *count = (*count + 100) / 200;
+    }
     counts
 }
 

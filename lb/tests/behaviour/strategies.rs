@@ -85,18 +85,22 @@ fn least_strategies_choose_the_least_loaded() {
         let mut held = Vec::new();
         balancer.update(set.clone(), 0).expect("a set");
         for (at, &load) in loads.iter().enumerate() {
-            set.iter_mut().for_each(|endpoint| endpoint.draining = true);
+            for endpoint in &mut set {
+                endpoint.draining = true;
+            }
             set[at].draining = false;
             balancer.update(set.clone(), 0).expect("a set");
             held.extend((0..load).filter_map(|_| balancer.pick(&Context::new(), 0)));
         }
-        set.iter_mut().for_each(|endpoint| endpoint.draining = false);
+        for endpoint in &mut set {
+            endpoint.draining = false;
+        }
         balancer.update(set, 0).expect("a set");
         request(&balancer, &Context::new(), 0, Outcome::Success).expect("healthy")
     };
-    assert_eq!(least(Box::new(LeastConnections::default()), [3, 2, 4], [1, 1, 1]), "b");
-    assert_eq!(least(Box::new(LeastConnections::default()), [3, 2, 4], [1, 1, 4]), "c");
-    assert_eq!(least(Box::new(LeastRequest::default()), [0, 0, 1], [1, 1, 9]), "c");
+    assert_eq!(least(Box::<LeastConnections>::default(), [3, 2, 4], [1, 1, 1]), "b");
+    assert_eq!(least(Box::<LeastConnections>::default(), [3, 2, 4], [1, 1, 4]), "c");
+    assert_eq!(least(Box::<LeastRequest>::default(), [0, 0, 1], [1, 1, 9]), "c");
     assert_eq!(least(Box::new(LeastRequest::sampled(60)), [3, 0, 4], [1, 1, 1]), "b");
 }
 
