@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use voussoir_journal::{Commit, Durability, Journal, Log, Options};
+use voussoir_journal::{Commit, Config, Durability, Journal, Log};
 
 /// Records that stay; older ones are released as new ones come.
 const KEEP: u64 = 4096;
@@ -18,7 +18,7 @@ fn commit_of(log: &Log, records: &[Vec<u8>], durability: Durability) -> Commit {
 
 fn append(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let journal = Journal::open(folder.path(), Options::default()).expect("an empty journal opens");
+    let journal = Journal::open(folder.path(), Config::default()).expect("an empty journal opens");
     let log = journal.log("bench", 1).expect("a log");
     let mut group = c.benchmark_group("journal/append");
     for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
@@ -39,7 +39,7 @@ fn append(c: &mut Criterion) {
 
 fn read(c: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let journal = Journal::open(folder.path(), Options::default()).expect("an empty journal opens");
+    let journal = Journal::open(folder.path(), Config::default()).expect("an empty journal opens");
     let log = journal.log("bench", 1).expect("a log");
     let mut group = c.benchmark_group("journal/read");
     for bytes in [100, 4 << 10, 64 << 10] {

@@ -1,14 +1,14 @@
 //! A journal with two logs, a reader that follows one of them, and a reopening:
 //! `cargo run --example journal-minimal`.
 
-use voussoir_journal::{Commit, Journal, Options};
+use voussoir_journal::{Commit, Config, Journal};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join(format!("journal-minimal-{}", std::process::id()));
-    let mut options = Options::default();
-    options.segment_bytes = 1 << 20;
+    let mut config = Config::default();
+    config.segment_bytes = 1 << 20;
 
-    let journal = Journal::open(&dir, options.clone())?;
+    let journal = Journal::open(&dir, config.clone())?;
     let orders = journal.log("orders", 0)?;
     let events = journal.log("events", 0)?;
     for number in 0..3 {
@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     journal.commit_blocking(Commit::new().release(&events, 4))?;
     journal.close()?;
 
-    let journal = Journal::open(&dir, options)?;
+    let journal = Journal::open(&dir, config)?;
     for log in journal.logs() {
         println!("{}: {}..{}, {:?}", log.name, log.first, log.end, log.health);
     }

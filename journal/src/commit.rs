@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::config::Durability;
-use crate::core::cache::Buffers;
+use crate::engine::cache::Buffers;
+use crate::engine::log::LogInner;
 use crate::error::Error;
 use crate::format::{self, BATCH_BYTES_MAX};
-use crate::log::Log;
 
 /// Changes to one or several logs that happen together: after a crash either all of them are
 /// found or none.
@@ -19,9 +19,9 @@ use crate::log::Log;
 ///
 /// # Example
 /// ```
-/// # use voussoir_journal::{Commit, Journal, MemoryFiles, Options};
+/// # use voussoir_journal::{Commit, Journal, MemoryFiles, Config};
 /// # let files = std::sync::Arc::new(MemoryFiles::new());
-/// # let journal = Journal::open_with(files, Options::manual()).unwrap();
+/// # let journal = Journal::open_with(files, Config::manual()).unwrap();
 /// let entries = journal.log("raft", 1).unwrap();
 /// let state = journal.log("raft-state", 1).unwrap();
 /// let commit = Commit::new()
@@ -41,7 +41,9 @@ pub struct Commit {
 
 #[derive(Debug, Clone)]
 pub(crate) struct Operation {
-    pub(crate) log: Log,
+    /// Number of the opened journal that the log is of, see `Engine::opening`.
+    pub(crate) opening: u64,
+    pub(crate) log: Arc<LogInner>,
     pub(crate) change: Change,
 }
 
@@ -59,54 +61,9 @@ impl Commit {
         Self::default()
     }
 
-    /// Appends records to the end of a log, copying them. Without records it does nothing.
-    ///
-    /// The records of one call are one batch: stored, verified and read together, at most 1 MiB
-    /// with 4 bytes per record; larger ones make the commit fail with
-    /// [`Error::TooLarge`].
-    pub fn append<R: AsRef<[u8]>>(self, log: &Log, records: impl IntoIterator<Item = R>) -> Self {
-        let mut records = records.into_iter();
-        let Some(first) = records.next() else { return self };
-        let more = records.size_hint().0;
-        let mut builder = log.batch(first.as_ref().len().saturating_mul(more + 1));
-        builder.push(first.as_ref());
-        for record in records {
-            builder.push(record.as_ref());
-        }
-        self.append_batch(log, builder.finish())
-    }
-
-    /// Appends a batch that has been built before, without copying.
-    pub fn append_batch(self, log: &Log, batch: Batch) -> Self {
-        if batch.count == 0 { self } else { self.push(log, Change::Append(batch)) }
-    }
-
-    /// Drops all positions from `from` on: the log then ends at `from`, which must lie between
-    /// its first position and its end.
-    pub fn truncate(self, log: &Log, from: u64) -> Self {
-        self.push(log, Change::Truncate(from))
-    }
-
-    /// Drops all positions below `upto`; without effect when the log begins there or later. When
-    /// `upto` lies past the end, the log is then empty and goes on at `upto`.
-    pub fn release(self, log: &Log, upto: u64) -> Self {
-        self.push(log, Change::Release(upto))
-    }
-
-    /// Deletes a log with all its records. The handle stays valid; a later append creates the
-    /// log anew, from position 0.
-    pub fn delete(self, log: &Log) -> Self {
-        self.push(log, Change::Delete)
-    }
-
     /// Sets when the commit is acknowledged.
     pub fn durability(mut self, durability: Durability) -> Self {
         self.durability = durability;
-        self
-    }
-
-    fn push(mut self, log: &Log, change: Change) -> Self {
-        self.operations.push(Operation { log: log.clone(), change });
         self
     }
 
@@ -206,7 +163,7 @@ impl Batch {
 impl From<Bytes> for Batch {
     /// A batch of one record, which is not copied.
     fn from(record: Bytes) -> Self {
-        // A record this long is refused when it is committed; the end is cut only then.
+        // A record this long is rejected when it is committed; the end is cut only then.
         let end = u32::try_from(record.len()).unwrap_or(u32::MAX);
         let ends = Bytes::copy_from_slice(&end.to_le_bytes());
         let crc = format::crc32c_of_two(&record, &ends);

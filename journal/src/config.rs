@@ -2,20 +2,20 @@
 
 use std::time::Duration;
 
-use crate::error::OpenError;
+use crate::error::ConfigError;
 use crate::format;
 
-/// Options of a journal. `Default` suits a server with a disk of its own.
+/// The configuration of a journal. `Default` suits a server with a disk of its own.
 ///
 /// # Example
 /// ```
-/// let mut options = voussoir_journal::Options::default();
-/// options.segment_bytes = 16 << 20;
-/// options.max_bytes = 1 << 30;
+/// let mut config = voussoir_journal::Config::default();
+/// config.segment_bytes = 16 << 20;
+/// config.max_bytes = 1 << 30;
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Options {
+pub struct Config {
     /// Bytes of one segment file; 64 KiB to 1 GiB, a multiple of 4096. Default 64 MiB.
     ///
     /// Space comes back in whole segments, and a commit has to fit into a quarter of one.
@@ -23,7 +23,7 @@ pub struct Options {
     /// recycled.
     pub segment_bytes: u64,
     /// The most bytes that all segment files together may take; at least four segments, and
-    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are refused with
+    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are rejected with
     /// [`Error::Full`](crate::Error::Full) while releases and deletes go on.
     pub max_bytes: u64,
     /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
@@ -56,7 +56,7 @@ pub struct Options {
     pub(crate) manual: bool,
 }
 
-impl Default for Options {
+impl Default for Config {
     fn default() -> Self {
         Self {
             segment_bytes: 64 << 20,
@@ -74,8 +74,8 @@ impl Default for Options {
     }
 }
 
-impl Options {
-    /// Options for a journal without threads of its own, which moves only when somebody calls
+impl Config {
+    /// For a journal without threads of its own, which moves only when somebody calls
     /// [`Journal::work`](crate::Journal::work) or
     /// [`Journal::commit_blocking`](crate::Journal::commit_blocking): deterministic, for
     /// simulations and tests.
@@ -99,24 +99,22 @@ impl Options {
         if self.manual { u64::MAX } else { self.prepare_bytes_per_second }
     }
 
-    pub(crate) fn validate(&self) -> Result<(), OpenError> {
-        let invalid = |reason| Err(OpenError::InvalidOptions { reason });
-        if !(format::SEGMENT_BYTES_MIN..=format::SEGMENT_BYTES_MAX).contains(&self.segment_bytes) {
-            return invalid("segment_bytes must be 64 KiB to 1 GiB");
-        }
-        if !self.segment_bytes.is_multiple_of(format::BLOCK) {
-            return invalid("segment_bytes must be a multiple of 4096");
-        }
-        if self.max_segments() < 4 {
-            return invalid("max_bytes must hold at least four segments");
-        }
-        if self.max_logs == 0 || self.max_waiting == 0 || self.max_pending_bytes == 0 {
-            return invalid("max_logs, max_waiting and max_pending_bytes must be at least 1");
-        }
-        if self.bulk_share_bytes == 0 || self.prepare_bytes_per_second == 0 {
-            return invalid("bulk_share_bytes and prepare_bytes_per_second must be at least 1");
-        }
-        Ok(())
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let check = |valid: bool, field, rule| {
+            if valid { Ok(()) } else { Err(ConfigError { field, rule }) }
+        };
+        let sizes = format::SEGMENT_BYTES_MIN..=format::SEGMENT_BYTES_MAX;
+        let segment_bytes = self.segment_bytes;
+        let is_whole = segment_bytes.is_multiple_of(format::BLOCK);
+        check(sizes.contains(&segment_bytes), "segment_bytes", "must be 64 KiB to 1 GiB")?;
+        check(is_whole, "segment_bytes", "must be a multiple of 4096")?;
+        check(self.max_segments() >= 4, "max_bytes", "must be at least four `segment_bytes`")?;
+        check(self.max_logs > 0, "max_logs", "must be at least 1")?;
+        check(self.max_pending_bytes > 0, "max_pending_bytes", "must be at least 1")?;
+        check(self.max_waiting > 0, "max_waiting", "must be at least 1")?;
+        check(self.bulk_share_bytes > 0, "bulk_share_bytes", "must be at least 1")?;
+        let rate = self.prepare_bytes_per_second;
+        check(rate > 0, "prepare_bytes_per_second", "must be at least 1")
     }
 }
 
@@ -126,7 +124,7 @@ impl Options {
 pub enum Durability {
     /// When the journal has accepted it in memory: lost when the process dies, the journal stops or
     /// there is no room before it is written. It is readable once written, and synced with the next
-    /// synced commit or when the journal has been idle for [`Options::idle_mark`].
+    /// synced commit or when the journal has been idle for [`Config::idle_mark`].
     ///
     /// A commit that is lost while the process lives is counted in
     /// [`Stats::buffered_lost`](crate::Stats::buffered_lost) and reported as a `tracing` event

@@ -53,17 +53,25 @@ impl fmt::Display for LogName {
     }
 }
 
+/// A field of a configuration that is not valid.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {rule}")]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What must hold.
+    pub rule: &'static str,
+}
+
 /// Why a journal could not be opened. Nothing that was in the directory has been lost by the
 /// attempt.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// The caller: an option is out of its range. The directory was not touched.
-    #[error("invalid options: {reason}")]
-    InvalidOptions {
-        /// Which, and what is allowed.
-        reason: &'static str,
-    },
+    /// The caller: a field of the configuration is out of its range. The directory was not touched.
+    #[error("invalid configuration: {0}")]
+    Config(#[from] ConfigError),
     /// Another journal, of this process or another one, has the directory open. The directory
     /// was not touched. Retry when that one has been closed.
     #[error("the directory is in use by another journal")]
@@ -154,8 +162,8 @@ pub enum OpenError {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FullCause {
-    /// The journal has as many segments as its options allow. Release or delete logs, or open it
-    /// with a larger [`Options::max_bytes`](crate::Options::max_bytes).
+    /// The journal has as many segments as its config allow. Release or delete logs, or open it
+    /// with a larger [`Config::max_bytes`](crate::Config::max_bytes).
     #[error("its {segments} segments are all that are allowed (max_bytes: {max_bytes})")]
     Limit {
         /// How many segment files there are.
@@ -173,7 +181,7 @@ pub enum FullCause {
     },
 }
 
-/// Why a commit was refused or failed.
+/// Why a commit was rejected or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -226,7 +234,7 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
-    /// There are as many logs as [`Options::max_logs`](crate::Options::max_logs) allows, those
+    /// There are as many logs as [`Config::max_logs`](crate::Config::max_logs) allows, those
     /// counted of which somebody only holds a handle. Nothing happened. Delete logs first.
     #[error("there are already {limit} logs (max_logs)")]
     TooManyLogs {
@@ -234,7 +242,7 @@ pub enum Error {
         limit: u32,
     },
     /// The table of logs, with which each segment begins, may take a quarter of
-    /// [`Options::segment_bytes`](crate::Options::segment_bytes), and would be larger with one log
+    /// [`Config::segment_bytes`](crate::Config::segment_bytes), and would be larger with one log
     /// more. Nothing happened. Delete logs, or open the journal with larger segments.
     #[error(
         "the table of logs would take {bytes} bytes, more than the {limit} that it may take \

@@ -96,8 +96,8 @@ impl Follow {
     }
 
     fn is_over(&self) -> bool {
-        let core = self.log.core();
-        core.closed.load(Ordering::Acquire) || core.refusal().is_some()
+        let engine = self.log.engine();
+        engine.closed.load(Ordering::Acquire) || engine.rejection().is_some()
     }
 }
 

@@ -131,7 +131,7 @@
 //!
 //! # Evolution
 //! The magic, version, CRC and length of a manifest slot and the magic and version of a segment
-//! keep their places in every version. A build refuses versions above its own and kinds that it
+//! keep their places in every version. A build rejects versions above its own and kinds that it
 //! does not know with a typed error, skips extensions that it does not know, and ignores bytes
 //! called zero here. LSNs, marks, sequences, counters and numbers of logs above 2^62, and slots
 //! above 2^30, are taken for damage.

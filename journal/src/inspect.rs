@@ -3,15 +3,12 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::core::log::LogInner;
-use crate::core::segment::Segment;
-use crate::core::view::View;
+use crate::engine::segment::Segment;
 use crate::error::{LogName, OpenError};
 use crate::files::Files;
 use crate::format::frame::{FrameKind, SectionKind};
 use crate::format::{FRAMES_AT, TRAILER_BYTES};
-use crate::journal::LogInfo;
-use crate::log::health_of;
+use crate::log_info::{LogInfo, info};
 use crate::recovery::scan::{Frame, Scanner};
 use crate::recovery::{self, Recovered};
 
@@ -124,11 +121,11 @@ pub struct Progress {
 ///
 /// # Example
 /// ```
-/// use voussoir_journal::{DiskFiles, Journal, Options, inspect};
+/// use voussoir_journal::{DiskFiles, Journal, Config, inspect};
 /// # let dir = std::env::temp_dir().join(format!("journal-inspect-{}", std::process::id()));
-/// # let mut options = Options::default();
-/// # options.segment_bytes = 1 << 20;
-/// # Journal::open(&dir, options)?.close()?;
+/// # let mut config = Config::default();
+/// # config.segment_bytes = 1 << 20;
+/// # Journal::open(&dir, config)?.close()?;
 /// let report = inspect(&DiskFiles::existing(&dir)?, &mut |_| {})?;
 /// assert!(report.problems.is_empty());
 /// # std::fs::remove_dir_all(&dir)?;
@@ -169,21 +166,6 @@ pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<
         progress(Progress { segments: number + 1, segments_total: live.len(), bytes });
     }
     Ok(report)
-}
-
-pub(crate) fn info(name: &LogName, view: &View) -> LogInfo {
-    LogInfo {
-        name: name.clone(),
-        first: view.shape.first,
-        end: view.shape.end,
-        bytes: view.bytes(),
-        segments: view.extents().count(),
-        health: health_of(&view.shape),
-    }
-}
-
-pub(crate) fn info_of(log: &LogInner) -> LogInfo {
-    info(log.name(), &log.view.read())
 }
 
 /// Walks over one segment.

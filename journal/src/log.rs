@@ -7,13 +7,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::commit::{Batch, BatchBuilder};
-use crate::core::Core;
-use crate::core::log::LogInner;
-use crate::core::shape::{Shape, UNKNOWN};
+use crate::engine::Engine;
+use crate::engine::log::LogInner;
 use crate::error::{LogName, ReadError};
 use crate::follow::Follow;
-use crate::inspect;
-use crate::journal::LogInfo;
+use crate::log_info::{self, Extent, Health, LogInfo, health_of};
 
 /// A handle to one log. Positions are dense: records have positions `first()..end()`.
 ///
@@ -22,47 +20,13 @@ use crate::journal::LogInfo;
 /// thread while others write.
 #[derive(Clone)]
 pub struct Log {
-    core: Arc<Core>,
+    engine: Arc<Engine>,
     inner: Arc<LogInner>,
 }
 
-/// Whether damage to the disk has hit a log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Health {
-    /// Nothing is known to be wrong. Each read still verifies what it returns.
-    Intact,
-    /// These positions are lost. The rest is readable; the log takes no appends until it has
-    /// been released past `until`, truncated to `from`, or deleted.
-    Lost {
-        /// First lost position.
-        from: u64,
-        /// Position after the last lost one.
-        until: u64,
-    },
-    /// Changes to the log may have been lost, of any kind. What is readable is what was once
-    /// written, but a truncation, a release or newer records may be missing. The log takes no
-    /// appends until it has been deleted or released past its end.
-    Suspect,
-}
-
-/// The records of a log that lie in one segment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Extent {
-    /// Position of the first record.
-    pub first: u64,
-    /// Position after the last one.
-    pub end: u64,
-    /// Bytes of the batches, counted in whole batches, also of those released or truncated in part.
-    pub bytes: u64,
-    /// The segment is full: no records are added to this extent any more.
-    pub sealed: bool,
-}
-
 impl Log {
-    pub(crate) fn new(core: Arc<Core>, inner: Arc<LogInner>) -> Self {
-        Self { core, inner }
+    pub(crate) fn new(engine: Arc<Engine>, inner: Arc<LogInner>) -> Self {
+        Self { engine, inner }
     }
 
     /// Its name.
@@ -72,34 +36,34 @@ impl Log {
 
     /// Position of the first record; equal to [`end`](Self::end) when there is none.
     pub fn first(&self) -> u64 {
-        self.inner.view.read().shape.first
+        self.inner.view.read().bounds.first
     }
 
     /// Position after the last record.
     pub fn end(&self) -> u64 {
-        self.inner.view.read().shape.end
+        self.inner.view.read().bounds.end
     }
 
     /// Both bounds at one moment.
     pub fn bounds(&self) -> Range<u64> {
-        let shape = self.inner.view.read().shape;
-        shape.first..shape.end
+        let bounds = self.inner.view.read().bounds;
+        bounds.first..bounds.end
     }
 
     /// Whether the log exists: it comes into being with its first append and goes with its
     /// deletion.
     pub fn exists(&self) -> bool {
-        self.inner.view.read().shape.exists()
+        self.inner.view.read().bounds.exists()
     }
 
     /// Whether damage has hit it.
     pub fn health(&self) -> Health {
-        health_of(&self.inner.view.read().shape)
+        health_of(&self.inner.view.read().bounds)
     }
 
     /// Bounds, size and health.
     pub fn info(&self) -> LogInfo {
-        inspect::info_of(&self.inner)
+        log_info::info_of(&self.inner)
     }
 
     /// The parts of the log, from the first record to the last: one for each segment that holds
@@ -108,7 +72,7 @@ impl Log {
     pub fn extents(&self) -> Vec<Extent> {
         let view = self.inner.view.read();
         // Under the lock of the view: its extents keep their segments from being recycled.
-        let full = |sequence| self.core.space.is_full(sequence);
+        let full = |sequence| self.engine.space.is_full(sequence);
         let extents = view.extents().map(|extent| Extent {
             first: extent.first,
             end: extent.end,
@@ -132,7 +96,7 @@ impl Log {
     /// # Errors
     /// See [`ReadError`].
     pub fn read(&self, position: u64) -> Result<Bytes, ReadError> {
-        self.core.read(&self.inner, position)
+        self.engine.read(&self.inner, position)
     }
 
     /// Records from `range.start` on, up to `range.end` or `max_bytes` of records, whichever
@@ -142,7 +106,7 @@ impl Log {
     /// # Errors
     /// See [`ReadError`]; about the first position that it could not return.
     pub fn read_range(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, ReadError> {
-        self.core.read_range(&self.inner, range, max_bytes)
+        self.engine.read_range(&self.inner, range, max_bytes)
     }
 
     /// As [`read`](Self::read), but without waiting for a device, for callers that must not block:
@@ -151,12 +115,12 @@ impl Log {
     ///
     /// On Linux the page cache is asked (`RWF_NOWAIT`), as far as the file system supports it. The
     /// first read from a segment that is not the newest needs its index, and answers `None` until
-    /// a `read` has loaded it (see [`Config::index_cache_bytes`](crate::Config)).
+    /// a `read` has loaded it (see [`crate::Config::index_cache_bytes`]).
     ///
     /// # Errors
     /// See [`ReadError`].
     pub fn try_read(&self, position: u64) -> Result<Option<Bytes>, ReadError> {
-        self.core.try_read(&self.inner, position)
+        self.engine.try_read(&self.inner, position)
     }
 
     /// As [`read_range`](Self::read_range), but without waiting for a device: ends early at the
@@ -170,7 +134,7 @@ impl Log {
         range: Range<u64>,
         max_bytes: usize,
     ) -> Result<Option<Vec<Bytes>>, ReadError> {
-        self.core.try_read_range(&self.inner, range, max_bytes)
+        self.engine.try_read_range(&self.inner, range, max_bytes)
     }
 
     /// Starts a batch for about `capacity` bytes of records. As [`Batch::builder`], but from
@@ -182,7 +146,7 @@ impl Log {
         if capacity < POOLED_BYTES_MIN {
             return Batch::builder(capacity);
         }
-        BatchBuilder::pooled(&self.core.write_buffers, capacity)
+        BatchBuilder::pooled(&self.engine.write_buffers, capacity)
     }
 
     /// Follows the log from a position on: acknowledged records as they come.
@@ -190,28 +154,18 @@ impl Log {
         Follow::new(self.clone(), from)
     }
 
-    pub(crate) fn belongs_to(&self, core: &Arc<Core>) -> bool {
-        Arc::ptr_eq(&self.core, core)
+    /// What an operation of a commit keeps of a handle: the number of its opened journal, and the
+    /// log.
+    pub(crate) fn to_operand(&self) -> (u64, Arc<LogInner>) {
+        (self.engine.opening, Arc::clone(&self.inner))
     }
 
-    pub(crate) fn core(&self) -> &Core {
-        &self.core
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
     }
 
     pub(crate) fn inner(&self) -> &LogInner {
         &self.inner
-    }
-
-    pub(crate) fn into_inner(self) -> Arc<LogInner> {
-        self.inner
-    }
-}
-
-pub(crate) fn health_of(shape: &Shape) -> Health {
-    match shape.damage {
-        None => Health::Intact,
-        Some((_, UNKNOWN)) => Health::Suspect,
-        Some((from, until)) => Health::Lost { from, until },
     }
 }
 

@@ -5,19 +5,20 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 
-use crate::config::Options;
-use crate::core::cache::{Buffers, IndexCache};
+use crate::config::Config;
+use crate::core::bounds::UNKNOWN;
 use crate::core::queue::State;
-use crate::core::reader::{find_index, read_directory};
-use crate::core::seal::write_trailer;
-use crate::core::segment::Segment;
-use crate::core::shape::UNKNOWN;
-use crate::core::space::{Census, Keeper, MANIFEST, PrepareError, Space, is_full};
 use crate::core::view::Extent;
-use crate::core::writer::{Active, Writer};
-use crate::core::{Core, Counters};
+use crate::engine::cache::{Buffers, IndexCache};
+use crate::engine::lead::Leadership;
+use crate::engine::reader::{find_index, read_directory};
+use crate::engine::seal::write_trailer;
+use crate::engine::segment::Segment;
+use crate::engine::space::{Census, Keeper, MANIFEST, PrepareError, Space, is_full};
+use crate::engine::writer::{Active, Writer};
+use crate::engine::{Counters, Engine, next_opening};
 use crate::error::{Fault, FullCause, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
 use crate::format::manifest::{Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
@@ -47,16 +48,16 @@ pub(crate) struct Directory {
 }
 
 /// Opens a journal over any files.
-pub(crate) fn open(files: Arc<dyn Files>, options: Options) -> Result<Arc<Core>, OpenError> {
-    options.validate()?;
+pub(crate) fn open(files: Arc<dyn Files>, config: Config) -> Result<Arc<Engine>, OpenError> {
+    config.validate()?;
     let guard = lock(&*files)?;
     let names = list(&*files)?;
     // A process that was killed may have left names that are seen and not yet durable.
     files.sync_dir().map_err(|error| Fault::new("sync", "directory", &error))?;
     if !names.iter().any(|name| name == MANIFEST) {
-        create_manifest(&*files, &names, &options)?;
+        create_manifest(&*files, &names, &config)?;
     }
-    Recovered::read(&*files)?.into_core(files, options, guard)
+    Recovered::read(&*files)?.into_engine(files, config, guard)
 }
 
 pub(crate) fn lock(files: &dyn Files) -> Result<Box<dyn Send + Sync>, OpenError> {
@@ -72,11 +73,7 @@ fn list(files: &dyn Files) -> Result<Vec<String>, Fault> {
 }
 
 /// Creates the manifest of a new journal: whole under its name, or not there.
-fn create_manifest(
-    files: &dyn Files,
-    names: &[String],
-    options: &Options,
-) -> Result<(), OpenError> {
+fn create_manifest(files: &dyn Files, names: &[String], config: &Config) -> Result<(), OpenError> {
     let segments = names.iter().filter(|name| segment_slot(name).is_some()).count();
     if segments > 0 {
         return Err(OpenError::ManifestMissing { segments });
@@ -87,7 +84,7 @@ fn create_manifest(
         other => other,
     };
     let file = file.map_err(|error| fault("create", &error))?;
-    let journal = options.identity.unwrap_or_else(random_identity);
+    let journal = config.identity.unwrap_or_else(random_identity);
     let manifest = Manifest { journal, epoch: 0, counter: 0, mark: 0, live: Vec::new() };
     let mut bytes = manifest.encode();
     bytes.resize(SLOT_BYTES, 0);
@@ -268,18 +265,18 @@ impl Recovered {
         Ok(recovered)
     }
 
-    fn into_core(
+    fn into_engine(
         self,
         files: Arc<dyn Files>,
-        options: Options,
+        config: Config,
         guard: Box<dyn Send + Sync>,
-    ) -> Result<Arc<Core>, OpenError> {
-        self.check_table(&options)?;
+    ) -> Result<Arc<Engine>, OpenError> {
+        self.check_table(&config)?;
         let active = self.active();
         if let Some((segment, tail)) = &active {
             self.rewrite_above_mark(segment, *tail)?;
         }
-        let census = self.census(active.as_ref().map(|(segment, _)| segment), &options);
+        let census = self.census(active.as_ref().map(|(segment, _)| segment), &config);
         let Directory { mut manifest, manifest_file, .. } = self.directory;
         manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(1);
         let mut first_lsn = 0;
@@ -293,11 +290,11 @@ impl Recovered {
         manifest.mark = self.replay.next_lsn - 1;
         let epoch = manifest.epoch;
         let space = Space::new(census);
-        let mut keeper = Keeper::new(Arc::clone(&files), &options, manifest, live, manifest_file);
+        let mut keeper = Keeper::new(Arc::clone(&files), &config, manifest, live, manifest_file);
         keeper.write_manifest()?;
 
         let last = self.replay.next_lsn - 1;
-        let mut state = State::new(&options);
+        let mut state = State::new(&config);
         state.next_number = self.replay.next_number;
         state.names_missing = self.replay.names_missing;
         let (segment, tail) = match active {
@@ -309,12 +306,13 @@ impl Recovered {
         let mut writer = Writer::new(active, self.replay.next_lsn, epoch);
         let spare = if self.replay.gaps > 0 { spare_segment(&mut keeper, &space)? } else { None };
         fill_state(&mut state, &mut writer.active, self.replay);
-        let core = Arc::new(Core {
-            index_cache: Mutex::new(IndexCache::new(options.index_cache_bytes)),
-            options,
+        let engine = Arc::new(Engine {
+            opening: next_opening(),
+            index_cache: Mutex::new(IndexCache::new(config.index_cache_bytes)),
+            config,
             writer: Mutex::new(writer),
             state: Mutex::new(state),
-            idle: Condvar::new(),
+            leadership: Leadership::default(),
             space,
             keeper: Mutex::new(keeper),
             buffers: Buffers::default(),
@@ -323,23 +321,18 @@ impl Recovered {
             written: AtomicU64::new(last),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
-            leader: Mutex::new(None),
-            close_is_due: AtomicBool::new(false),
-            thread: Mutex::new(None),
-            writer_leads: AtomicBool::new(false),
-            mark_is_due: AtomicBool::new(false),
             guard: Mutex::new(Some(guard)),
             files,
         });
-        begin_epoch(&core, spare)?;
-        Ok(core)
+        begin_epoch(&engine, spare)?;
+        Ok(engine)
     }
 
     /// Whether the table of logs leaves enough of a segment of the size asked for.
-    fn check_table(&self, options: &Options) -> Result<(), OpenError> {
+    fn check_table(&self, config: &Config) -> Result<(), OpenError> {
         let logs = self.replay.logs.values();
         let bytes = table::bytes(logs.map(|log| &*log.name.namespace));
-        let segment_bytes = options.segment_bytes;
+        let segment_bytes = config.segment_bytes;
         if bytes <= table::bytes_max(segment_bytes) {
             return Ok(());
         }
@@ -394,13 +387,13 @@ impl Recovered {
             // A lost frame there may have replaced what is in older segments, and in none newer.
             let lost_in = unproven.get(number).copied().unwrap_or_default();
             if log.view.extents().any(|extent| extent.segment.sequence <= lost_in) {
-                let end = log.view.shape.end;
-                log.view.shape.hurt(end, UNKNOWN);
+                let end = log.view.bounds.end;
+                log.view.bounds.hurt(end, UNKNOWN);
             }
             if let Some((from, until)) = log.view.hole() {
-                log.view.shape.hurt(from, until);
+                log.view.bounds.hurt(from, until);
             }
-            if let Some((from, until)) = log.view.shape.damage {
+            if let Some((from, until)) = log.view.bounds.damage {
                 let log = &log.name;
                 tracing::warn!(target: "voussoir::journal", %log, from, until, "damaged");
             }
@@ -452,7 +445,7 @@ impl Recovered {
         Ok(())
     }
 
-    fn census(&self, active: Option<&Arc<Segment>>, options: &Options) -> Census {
+    fn census(&self, active: Option<&Arc<Segment>>, config: &Config) -> Census {
         let (mut sealed, mut spares) = (Vec::new(), Vec::new());
         let mut free = self.directory.free.clone();
         let active_sequence = active.map_or(0, |active| active.sequence);
@@ -460,7 +453,7 @@ impl Recovered {
             if segment.sequence < active_sequence {
                 sealed.push(Arc::clone(segment));
             } else if segment.sequence > active_sequence {
-                if segment.size == options.segment_bytes {
+                if segment.size == config.segment_bytes {
                     spares.push(Arc::clone(segment));
                 } else {
                     free.push(segment.slot);
@@ -550,8 +543,8 @@ fn into_open_error(error: ReadError) -> OpenError {
 
 fn fill_state(state: &mut State, active: &mut Active, replay: Replay) {
     for log in replay.logs.into_values() {
-        let shape = log.view.shape;
-        let inner = state.insert(&log.name.namespace, log.name.id, shape, log.last);
+        let bounds = log.view.bounds;
+        let inner = state.insert(&log.name.namespace, log.name.id, bounds, log.last);
         if let Some(extent) = log.view.extent_in(&active.segment) {
             active.logs.push(inner.index());
             active.batches += extent.batches.as_ref().map_or(0, |batches| batches.len() as u64);
@@ -586,13 +579,13 @@ fn spare_segment(keeper: &mut Keeper, space: &Space) -> Result<Option<Arc<Segmen
 /// Writes the first frame of the new epoch: the table of a new journal, else a mark. New damage
 /// is left behind in its segment: the table of the next one says what it hit, so that what heals
 /// it is known to have been written by somebody who knew.
-fn begin_epoch(core: &Core, spare: Option<Arc<Segment>>) -> Result<(), OpenError> {
-    let mut writer = core.writer.lock();
+fn begin_epoch(engine: &Engine, spare: Option<Arc<Segment>>) -> Result<(), OpenError> {
+    let mut writer = engine.writer.lock();
     let writer = &mut *writer;
     if let Some(spare) = spare {
-        core.rotate(writer, spare)?;
+        engine.rotate(writer, spare)?;
     } else if writer.next_lsn == 1 {
-        core.stage_table(writer);
+        engine.stage_table(writer);
         writer.sync_next = true;
     } else if writer.mark_fits() {
         writer.stage_mark(writer.next_lsn - 1, false);
@@ -600,9 +593,9 @@ fn begin_epoch(core: &Core, spare: Option<Arc<Segment>>) -> Result<(), OpenError
         // The next segment's table will be the first frame of the epoch.
         return Ok(());
     }
-    core.write_staged(writer)?;
-    core.sync(writer)?;
+    engine.write_staged(writer)?;
+    engine.sync(writer)?;
     writer.marked = writer.next_lsn - 1;
-    core.seal_full_segments()?;
+    engine.seal_full_segments()?;
     Ok(())
 }

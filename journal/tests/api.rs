@@ -5,9 +5,9 @@ use std::future::Future;
 use std::sync::Arc;
 
 use voussoir_journal::{
-    Batch, BatchBuilder, Commit, CommitFuture, Durability, Error, Fault, File, Files, Follow,
-    FullCause, Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError, Options, Outcome,
-    ReadError, Receipt, Report, Stats, Work,
+    Batch, BatchBuilder, Commit, CommitFuture, Config, ConfigError, Durability, Error, Fault, File,
+    Files, Follow, FullCause, Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError,
+    Outcome, ReadError, Receipt, Report, Stats, Work,
 };
 
 fn shared<T: Send + Sync + 'static>() {}
@@ -23,10 +23,11 @@ fn everything_may_cross_threads() {
     shared::<BatchBuilder>();
     shared::<CommitFuture>();
     shared::<Follow>();
-    shared::<Options>();
+    shared::<Config>();
     shared::<(Durability, Health, LogInfo, LogName, Outcome, Receipt, Report, Stats, Work)>();
     error::<Error>();
     error::<OpenError>();
+    error::<ConfigError>();
     error::<ReadError>();
     error::<Fault>();
     future::<CommitFuture>();
@@ -62,18 +63,18 @@ fn outcomes_are_typed() {
 }
 
 #[test]
-fn options_out_of_range_are_refused_by_name() {
-    let with = |change: fn(&mut Options)| {
-        let mut options = Options::manual();
-        change(&mut options);
-        match Journal::open_with(Arc::new(MemoryFiles::new()), options) {
-            Err(OpenError::InvalidOptions { reason }) => reason,
+fn configurations_out_of_range_are_rejected_by_name() {
+    let with = |change: fn(&mut Config)| {
+        let mut config = Config::manual();
+        change(&mut config);
+        match Journal::open_with(Arc::new(MemoryFiles::new()), config) {
+            Err(OpenError::Config(error)) => error.to_string(),
             other => panic!("{other:?}"),
         }
     };
-    assert!(with(|options| options.segment_bytes = 1).contains("segment_bytes"));
-    assert!(with(|options| options.segment_bytes = (64 << 10) + 1).contains("4096"));
-    assert!(with(|options| options.max_bytes = options.segment_bytes).contains("max_bytes"));
-    assert!(with(|options| options.max_logs = 0).contains("max_logs"));
-    assert!(with(|options| options.bulk_share_bytes = 0).contains("bulk_share_bytes"));
+    assert!(with(|config| config.segment_bytes = 1).contains("segment_bytes"));
+    assert!(with(|config| config.segment_bytes = (64 << 10) + 1).contains("4096"));
+    assert!(with(|config| config.max_bytes = config.segment_bytes).contains("max_bytes"));
+    assert!(with(|config| config.max_logs = 0).contains("max_logs"));
+    assert!(with(|config| config.bulk_share_bytes = 0).contains("bulk_share_bytes"));
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use voussoir_journal::files::crash::CrashFiles;
-use voussoir_journal::{Commit, Durability, Error, Journal, OpenError, Options, ReadError, Work};
+use voussoir_journal::{Commit, Config, Durability, Error, Journal, OpenError, ReadError, Work};
 
 const KIB: u64 = 1 << 10;
 const GIB: u64 = 1 << 30;
@@ -33,7 +33,7 @@ fn segment_bytes() -> BoxedStrategy<u64> {
 }
 
 /// Every field over its whole valid range.
-fn valid() -> impl Strategy<Value = Options> {
+fn valid() -> impl Strategy<Value = Config> {
     let sizes =
         segment_bytes().prop_flat_map(|segment| (Just(segment), in_range(4 * segment, u64::MAX)));
     let counts = (in_range(1, u32::MAX.into()), in_range(1, usize::MAX as u64));
@@ -50,15 +50,15 @@ fn valid() -> impl Strategy<Value = Options> {
     ];
     (sizes, counts, bytes, idle, any::<(bool, Option<u128>)>()).prop_map(
         |((segment, max), (logs, waiting), bytes, idle, (manual, identity))| {
-            let mut options = if manual { Options::manual() } else { Options::default() };
-            (options.segment_bytes, options.max_bytes) = (segment, max);
-            (options.max_logs, options.max_waiting) = (logs as u32, waiting as usize);
-            options.max_pending_bytes = bytes.0 as usize;
-            options.bulk_share_bytes = bytes.1 as usize;
-            options.index_cache_bytes = bytes.2 as usize;
-            options.prepare_bytes_per_second = bytes.3;
-            (options.idle_mark, options.identity) = (idle, identity);
-            options
+            let mut config = if manual { Config::manual() } else { Config::default() };
+            (config.segment_bytes, config.max_bytes) = (segment, max);
+            (config.max_logs, config.max_waiting) = (logs as u32, waiting as usize);
+            config.max_pending_bytes = bytes.0 as usize;
+            config.bulk_share_bytes = bytes.1 as usize;
+            config.index_cache_bytes = bytes.2 as usize;
+            config.prepare_bytes_per_second = bytes.3;
+            (config.idle_mark, config.identity) = (idle, identity);
+            config
         },
     )
 }
@@ -78,7 +78,7 @@ fn commit(journal: &Journal, commit: &Commit) -> Result<(), Error> {
 }
 
 /// A little of everything; answers the records that are left.
-fn work_a_little(journal: &Journal, options: &Options) -> Result<(u64, u64), TestCaseError> {
+fn work_a_little(journal: &Journal, config: &Config) -> Result<(u64, u64), TestCaseError> {
     let log = journal.log("configs", 1).unwrap();
     let first = log.end();
     let kinds = [Durability::Buffered, Durability::Written, Durability::Synced];
@@ -103,14 +103,14 @@ fn work_a_little(journal: &Journal, options: &Options) -> Result<(u64, u64), Tes
         }
         Err(error) => {
             prop_assert_eq!(error, Error::TooManyLogs { limit: 1 });
-            prop_assert_eq!(options.max_logs, 1);
+            prop_assert_eq!(config.max_logs, 1);
         }
     }
     for now in [0, 1, u64::MAX / 2, u64::MAX, u64::MAX] {
         let worked = journal.work(now);
         prop_assert!(matches!(worked, Work::Idle | Work::Prepared | Work::Marked));
     }
-    if options.segment_bytes <= 256 * KIB {
+    if config.segment_bytes <= 256 * KIB {
         // Over the end of the segment, until something says that it is full.
         let rotations = journal.stats().rotations;
         while journal.stats().rotations < rotations + 3 {
@@ -129,18 +129,18 @@ proptest! {
     #![proptest_config(cases())]
 
     #[test]
-    fn whatever_validates_works(options in valid(), later in valid()) {
+    fn whatever_validates_works(config in valid(), later in valid()) {
         let disk = CrashFiles::new(1);
-        let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
-        let left = work_a_little(&journal, &options)?;
+        let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
+        let left = work_a_little(&journal, &config)?;
         journal.close().unwrap();
-        for options in [options, later] {
-            let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+        for config in [config, later] {
+            let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
             let log = journal.log("configs", 1).unwrap();
             prop_assert!(log.end() >= left.1);
             prop_assert_eq!(log.read_range(log.bounds(), usize::MAX).unwrap().len() as u64,
                 log.end() - log.first());
-            work_a_little(&journal, &options)?;
+            work_a_little(&journal, &config)?;
             journal.close().unwrap();
         }
     }
@@ -153,23 +153,23 @@ proptest! {
         (logs, waiting, pending) in (in_range(0, 3), in_range(0, 3), in_range(0, 3)),
         (bulk, rate) in (in_range(0, 3), in_range(0, 3)),
     ) {
-        let mut options = Options::manual();
+        let mut config = Config::manual();
         // Large ones are tried above.
         let segment = if segment <= GIB { segment.min(1 << 20) } else { segment };
-        (options.segment_bytes, options.max_bytes) = (segment, max);
-        (options.max_logs, options.max_waiting) = (logs as u32, waiting as usize);
-        (options.max_pending_bytes, options.bulk_share_bytes) = (pending as usize, bulk as usize);
-        options.prepare_bytes_per_second = rate;
+        (config.segment_bytes, config.max_bytes) = (segment, max);
+        (config.max_logs, config.max_waiting) = (logs as u32, waiting as usize);
+        (config.max_pending_bytes, config.bulk_share_bytes) = (pending as usize, bulk as usize);
+        config.prepare_bytes_per_second = rate;
         let valid = (64 * KIB..=GIB).contains(&segment)
             && segment % 4_096 == 0
             && max / segment >= 4
             && [logs, waiting, pending, bulk, rate].iter().all(|value| *value > 0);
-        match Journal::open_with(CrashFiles::new(1).mount(), options) {
+        match Journal::open_with(CrashFiles::new(1).mount(), config) {
             Ok(journal) => {
                 prop_assert!(valid);
                 journal.close().unwrap();
             }
-            Err(OpenError::InvalidOptions { .. }) => prop_assert!(!valid),
+            Err(OpenError::Config(_)) => prop_assert!(!valid),
             Err(error) => prop_assert!(false, "{error}"),
         }
     }

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 
-use voussoir_journal::{Commit, DiskFiles, Files, Journal, OpenError, Options, inspect};
+use voussoir_journal::{Commit, Config, DiskFiles, Files, Journal, OpenError, inspect};
 
 struct Directory(PathBuf);
 
@@ -21,14 +21,14 @@ impl Drop for Directory {
     }
 }
 
-fn options() -> Options {
-    let mut options = Options::manual();
-    (options.segment_bytes, options.max_bytes) = (64 << 10, 1 << 20);
-    options
+fn config() -> Config {
+    let mut config = Config::manual();
+    (config.segment_bytes, config.max_bytes) = (64 << 10, 1 << 20);
+    config
 }
 
 fn written(dir: &Path) -> Journal {
-    let journal = Journal::open(dir, options()).unwrap();
+    let journal = Journal::open(dir, config()).unwrap();
     let log = journal.log("t", 1).unwrap();
     journal.commit_blocking(Commit::new().append(&log, ["kept"])).unwrap();
     journal
@@ -39,13 +39,13 @@ fn written(dir: &Path) -> Journal {
 fn without_its_lock_file_a_directory_still_has_one_owner() {
     let dir = Directory::new("owner");
     let journal = written(&dir.0);
-    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    assert_eq!(Journal::open(&dir.0, config()).err(), Some(OpenError::InUse));
     fs::remove_file(dir.0.join("lock")).unwrap();
-    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    assert_eq!(Journal::open(&dir.0, config()).err(), Some(OpenError::InUse));
     let files = DiskFiles::existing(&dir.0).unwrap();
     assert_eq!(inspect(&files, &mut |_| {}).err(), Some(OpenError::InUse));
     journal.close().unwrap();
-    Journal::open(&dir.0, options()).unwrap().close().unwrap();
+    Journal::open(&dir.0, config()).unwrap().close().unwrap();
 }
 
 /// A process of an older version locks the file alone.
@@ -55,11 +55,11 @@ fn the_lock_file_alone_keeps_others_out_too() {
     written(&dir.0).close().unwrap();
     let held = fs::File::open(dir.0.join("lock")).unwrap();
     held.try_lock().unwrap();
-    assert_eq!(Journal::open(&dir.0, options()).err(), Some(OpenError::InUse));
+    assert_eq!(Journal::open(&dir.0, config()).err(), Some(OpenError::InUse));
     let files = DiskFiles::existing(&dir.0).unwrap();
     assert_eq!(inspect(&files, &mut |_| {}).err(), Some(OpenError::InUse));
     drop(held);
-    Journal::open(&dir.0, options()).unwrap().close().unwrap();
+    Journal::open(&dir.0, config()).unwrap().close().unwrap();
 }
 
 #[test]
@@ -101,7 +101,7 @@ fn a_file_with_the_highest_number_is_none_of_the_journals() {
     let dir = Directory::new("highest");
     written(&dir.0).close().unwrap();
     fs::write(dir.0.join("segment-ffffffff"), b"").unwrap();
-    let journal = Journal::open(&dir.0, options()).unwrap();
+    let journal = Journal::open(&dir.0, config()).unwrap();
     let log = journal.log("t", 1).unwrap();
     while journal.stats().rotations < 3 {
         journal.commit_blocking(Commit::new().append(&log, [[7; 900]])).unwrap();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use voussoir_journal::{
-    Batch, Commit, Durability, Error, File, Files, Journal, MemoryFiles, OpenError, Options,
+    Batch, Commit, Config, Durability, Error, File, Files, Journal, MemoryFiles, OpenError,
     Outcome, inspect,
 };
 
@@ -34,21 +34,21 @@ fn ends(test: impl FnOnce() + Send + 'static) {
     thread.join().unwrap().unwrap();
 }
 
-fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 16 << 20;
-    options
+fn config() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 16 << 20;
+    config
 }
 
-fn open(options: Options) -> Journal {
-    Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap()
+fn open(config: Config) -> Journal {
+    Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap()
 }
 
-fn manual() -> Options {
-    let mut options = Options::manual();
-    (options.segment_bytes, options.max_bytes) = (64 << 10, 16 << 20);
-    options
+fn manual() -> Config {
+    let mut config = Config::manual();
+    (config.segment_bytes, config.max_bytes) = (64 << 10, 16 << 20);
+    config
 }
 
 fn record(journal: &Journal) -> Commit {
@@ -61,7 +61,7 @@ fn record(journal: &Journal) -> Commit {
 fn a_callback_that_panics_fails_nobody_else() {
     ends(|| {
         for manual_options in [true, false] {
-            let journal = open(if manual_options { manual() } else { options() });
+            let journal = open(if manual_options { manual() } else { config() });
             let (told, outcomes) = channel();
             for number in 0..30 {
                 let told = told.clone();
@@ -100,7 +100,7 @@ fn a_buffered_commit_calls_back_at_once_and_a_panic_ends_there() {
 #[test]
 fn a_callback_that_blocks_delays_and_loses_nothing() {
     ends(|| {
-        let journal = open(options());
+        let journal = open(config());
         let (go, gone) = channel::<()>();
         let (entered, inside) = channel();
         let callback = move |_| {
@@ -126,8 +126,8 @@ fn a_callback_that_blocks_delays_and_loses_nothing() {
 #[test]
 fn a_callback_may_call_back() {
     ends(|| {
-        for options in [options(), manual()] {
-            let journal = open(options.clone());
+        for config in [config(), manual()] {
+            let journal = open(config.clone());
             let (told, outcomes) = channel();
             let (inner, again) = (journal.clone(), told.clone());
             let callback = move |outcome: Result<_, _>| {
@@ -179,9 +179,9 @@ impl AsRef<[u8]> for CallsOnDrop {
 #[test]
 fn what_a_refused_commit_owned_may_call_back_when_it_is_dropped() {
     ends(|| {
-        let mut options = manual();
-        options.max_pending_bytes = 1;
-        let journal = open(options);
+        let mut config = manual();
+        config.max_pending_bytes = 1;
+        let journal = open(config);
         let log = journal.log("t", 1).unwrap();
         let (told, dropped) = channel();
         let owner = || CallsOnDrop(journal.clone(), told.clone());
@@ -261,8 +261,8 @@ fn wakers_may_panic() {
 #[test]
 fn wakers_may_call_back() {
     ends(|| {
-        for options in [manual(), options()] {
-            let journal = open(options);
+        for config in [manual(), config()] {
+            let journal = open(config);
             let (woken, wakes) = channel();
             let waker = Waker::from(Arc::new(InlineWaker { journal: journal.clone(), woken }));
             let mut context = Context::from_waker(&waker);
@@ -391,10 +391,10 @@ fn panics_on(thread: Option<&'static str>) -> (Hooked, Arc<AtomicU64>) {
 #[test]
 fn files_that_panic_stop_the_journal_and_leave_nobody_waiting() {
     ends(|| {
-        let threads = [(None, manual()), (None, options()), (Some("journal-writer"), options())];
-        for (thread, options) in threads {
+        let threads = [(None, manual()), (None, config()), (Some("journal-writer"), config())];
+        for (thread, config) in threads {
             let (files, armed) = panics_on(thread);
-            let journal = Journal::open_with(Arc::new(files.clone()), options.clone()).unwrap();
+            let journal = Journal::open_with(Arc::new(files.clone()), config.clone()).unwrap();
             journal.commit_blocking(record(&journal)).unwrap();
             armed.store(1, Ordering::Relaxed);
             let (told, outcomes) = channel();
@@ -414,7 +414,7 @@ fn files_that_panic_stop_the_journal_and_leave_nobody_waiting() {
             assert_eq!(journal.log("t", 1).unwrap().read(0).unwrap(), "x", "reading goes on");
             assert!(matches!(journal.close(), Err(Error::Stopped { .. })));
             // The directory is free, and holds what was acknowledged.
-            let journal = Journal::open_with(Arc::new(files), options).unwrap();
+            let journal = Journal::open_with(Arc::new(files), config).unwrap();
             assert!(journal.log("t", 1).unwrap().end() >= 1);
             journal.close().unwrap();
         }
@@ -425,7 +425,7 @@ fn files_that_panic_stop_the_journal_and_leave_nobody_waiting() {
 fn files_that_panic_while_a_segment_is_prepared_stop_the_journal() {
     ends(|| {
         let (files, armed) = panics_on(Some("journal-keeper"));
-        let journal = Journal::open_with(Arc::new(files), options()).unwrap();
+        let journal = Journal::open_with(Arc::new(files), config()).unwrap();
         armed.store(1, Ordering::Relaxed);
         let log = journal.log("t", 1).unwrap();
         let stopped = loop {
@@ -473,7 +473,7 @@ fn files_that_block_delay_and_lose_nothing() {
                 gone.lock().recv().unwrap();
             }
         });
-        let journal = Journal::open_with(Arc::new(files), options()).unwrap();
+        let journal = Journal::open_with(Arc::new(files), config()).unwrap();
         armed.store(1, Ordering::Relaxed);
         let (told, outcomes) = channel();
         let submit = || {
@@ -514,9 +514,9 @@ fn a_progress_callback_that_panics_leaves_the_directory_free() {
 
 #[test]
 fn commits_that_waited_for_room_and_were_dropped_leave_their_places() {
-    let mut options = manual();
-    (options.max_pending_bytes, options.max_waiting) = (1, 4);
-    let journal = open(options);
+    let mut config = manual();
+    (config.max_pending_bytes, config.max_waiting) = (1, 4);
+    let journal = open(config);
     journal.submit(record(&journal), |_| {}).unwrap();
     for _ in 0..100 {
         let mut context = Context::from_waker(Waker::noop());

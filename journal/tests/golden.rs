@@ -6,19 +6,19 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use voussoir_journal::{Commit, Files, Journal, MemoryFiles, OpenError, Options};
+use voussoir_journal::{Commit, Config, Files, Journal, MemoryFiles, OpenError};
 
-fn options() -> Options {
-    let mut options = Options::manual();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 1 << 20;
-    options.identity = Some(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
-    options
+fn config() -> Config {
+    let mut config = Config::manual();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 1 << 20;
+    config.identity = Some(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
+    config
 }
 
 /// Every kind of section, two epochs, a rotation.
 fn write(files: &Arc<MemoryFiles>) {
-    let journal = Journal::open_with(files.clone(), options()).unwrap();
+    let journal = Journal::open_with(files.clone(), config()).unwrap();
     let a = journal.log("golden", 1).unwrap();
     let b = journal.log("another", u64::MAX).unwrap();
     let commit = |commit: Commit| journal.commit_blocking(commit).map(drop).unwrap();
@@ -28,7 +28,7 @@ fn write(files: &Arc<MemoryFiles>) {
     commit(Commit::new().release(&b, 5).append(&b, ["at five"]));
     journal.close().unwrap();
 
-    let journal = Journal::open_with(files.clone(), options()).unwrap();
+    let journal = Journal::open_with(files.clone(), config()).unwrap();
     let a = journal.log("golden", 1).unwrap();
     for _ in 0..5 {
         journal.commit_blocking(Commit::new().append(&a, [vec![0x55; 14_000]])).unwrap();
@@ -98,7 +98,7 @@ fn a_newer_version_is_named() {
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
         manifest.write_at(&[std::io::IoSlice::new(&bytes[..length])], slot).unwrap();
     }
-    let opened = Journal::open_with(files.clone(), options());
+    let opened = Journal::open_with(files.clone(), config());
     let name = "manifest".to_owned();
     assert_eq!(opened.err(), Some(OpenError::NewerFormat { name, found: 2, supported: 1 }));
 }
@@ -107,35 +107,35 @@ fn a_newer_version_is_named() {
 fn directories_that_are_not_one_whole_journal_are_refused() {
     let files = Arc::new(MemoryFiles::new());
     write(&files);
-    let held = Journal::open_with(files.clone(), options()).unwrap();
-    assert_eq!(Journal::open_with(files.clone(), options()).err(), Some(OpenError::InUse));
+    let held = Journal::open_with(files.clone(), config()).unwrap();
+    assert_eq!(Journal::open_with(files.clone(), config()).err(), Some(OpenError::InUse));
     held.close().unwrap();
 
     let other = Arc::new(MemoryFiles::new());
-    let mut foreign = options();
+    let mut foreign = config();
     foreign.identity = Some(1);
     Journal::open_with(other.clone(), foreign).unwrap().close().unwrap();
     let bytes = read(&other, "segment-00000000");
     let mixed = files.create("segment-000000ff").unwrap();
     mixed.write_at(&[std::io::IoSlice::new(&bytes)], 0).unwrap();
     let name = "segment-000000ff".to_owned();
-    let opened = Journal::open_with(files.clone(), options());
+    let opened = Journal::open_with(files.clone(), config());
     assert_eq!(opened.err(), Some(OpenError::ForeignSegment { name }));
     files.remove("segment-000000ff").unwrap();
 
     files.rename("segment-00000000", "aside").unwrap();
     let name = "segment-00000000".to_owned();
-    let opened = Journal::open_with(files.clone(), options());
+    let opened = Journal::open_with(files.clone(), config());
     assert_eq!(opened.err(), Some(OpenError::SegmentMissing { name }));
     files.rename("aside", "segment-00000000").unwrap();
 
     files.rename("manifest", "aside").unwrap();
-    let opened = Journal::open_with(files.clone(), options());
+    let opened = Journal::open_with(files.clone(), config());
     assert!(matches!(opened.err(), Some(OpenError::ManifestMissing { segments: 2.. })));
     files.rename("aside", "manifest").unwrap();
 
     // Nothing was changed by all the refusals.
-    let journal = Journal::open_with(files, options()).unwrap();
+    let journal = Journal::open_with(files, config()).unwrap();
     assert_eq!(journal.log("golden", 1).unwrap().bounds(), 1..8);
     assert_eq!(journal.log("another", u64::MAX).unwrap().bounds(), 5..6);
 }

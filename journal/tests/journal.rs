@@ -1,14 +1,14 @@
 //! Behaviour of one journal over memory files.
 use std::sync::Arc;
 
-use voussoir_journal::{Commit, Durability, Error, Journal, MemoryFiles, Options, ReadError, Work};
+use voussoir_journal::{Commit, Config, Durability, Error, Journal, MemoryFiles, ReadError, Work};
 
-fn small() -> Options {
-    let mut options = Options::manual();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 64 << 20;
-    options.identity = Some(7);
-    options
+fn small() -> Config {
+    let mut config = Config::manual();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 64 << 20;
+    config.identity = Some(7);
+    config
 }
 
 #[test]
@@ -51,9 +51,9 @@ fn records_survive_reopening_over_many_segments() {
 #[test]
 fn released_segments_are_used_again() {
     let files = Arc::new(MemoryFiles::new());
-    let mut options = small();
-    options.max_bytes = 256 << 10;
-    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    let mut config = small();
+    config.max_bytes = 256 << 10;
+    let journal = Journal::open_with(files.clone(), config.clone()).unwrap();
     let log = journal.log("test", 1).unwrap();
     let record = vec![1; 1000];
     for round in 0..1000u64 {
@@ -85,7 +85,7 @@ fn released_segments_are_used_again() {
     }
     drop(journal);
     let end = log.end();
-    let journal = Journal::open_with(files, options).unwrap();
+    let journal = Journal::open_with(files, config).unwrap();
     let log = journal.log("test", 1).unwrap();
     assert_eq!(log.bounds(), end - 50..end);
     assert_eq!(log.read(end - 1).unwrap(), record);
@@ -94,9 +94,9 @@ fn released_segments_are_used_again() {
 #[test]
 fn threads_share_groups() {
     let files = Arc::new(MemoryFiles::new());
-    let mut options = Options::default();
-    options.segment_bytes = 1 << 20;
-    let journal = Journal::open_with(files, options).unwrap();
+    let mut config = Config::default();
+    config.segment_bytes = 1 << 20;
+    let journal = Journal::open_with(files, config).unwrap();
     std::thread::scope(|scope| {
         for id in 0..8 {
             let journal = journal.clone();
@@ -122,10 +122,10 @@ fn threads_share_groups() {
 #[tokio::test]
 async fn futures_and_followers() {
     let journal = Journal::open_with(Arc::new(MemoryFiles::new()), {
-        let mut options = Options::default();
-        options.segment_bytes = 1 << 20;
-        options.max_pending_bytes = 1000;
-        options
+        let mut config = Config::default();
+        config.segment_bytes = 1 << 20;
+        config.max_pending_bytes = 1000;
+        config
     })
     .unwrap();
     let log = journal.log("t", 1).unwrap();
@@ -148,9 +148,9 @@ async fn futures_and_followers() {
 #[test]
 fn the_last_handle_may_go_in_a_callback() {
     let files = Arc::new(MemoryFiles::new());
-    let mut options = Options::default();
-    options.segment_bytes = 1 << 20;
-    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    let mut config = Config::default();
+    config.segment_bytes = 1 << 20;
+    let journal = Journal::open_with(files.clone(), config.clone()).unwrap();
     let log = journal.log("t", 1).unwrap();
     let (told, outcome) = std::sync::mpsc::channel();
     let (go, gone) = std::sync::mpsc::channel::<()>();
@@ -166,7 +166,7 @@ fn the_last_handle_may_go_in_a_callback() {
     outcome.recv().unwrap().unwrap();
     // The directory is free as soon as the leader has finished the close.
     let journal = loop {
-        match Journal::open_with(files.clone(), options.clone()) {
+        match Journal::open_with(files.clone(), config.clone()) {
             Ok(journal) => break journal,
             Err(error) => assert_eq!(error, voussoir_journal::OpenError::InUse),
         }
@@ -185,10 +185,10 @@ fn resident_kib() -> u64 {
 #[test]
 #[cfg(target_os = "linux")]
 fn a_small_record_that_is_kept_keeps_little_memory() {
-    let mut options = Options::manual();
-    options.segment_bytes = 16 << 20;
-    options.max_bytes = 64 << 20;
-    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let mut config = Config::manual();
+    config.segment_bytes = 16 << 20;
+    config.max_bytes = 64 << 20;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
     let log = journal.log("t", 1).unwrap();
     journal.commit_blocking(Commit::new().append(&log, [vec![1; (1 << 20) - 4]])).unwrap();
     journal.commit_blocking(Commit::new().append(&log, [[2; 94]])).unwrap();

@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use voussoir_journal::files::crash::CrashFiles;
 use voussoir_journal::{
-    Commit, DiskFiles, Durability, Error, File, Files, Journal, Log, MemoryFiles, Options,
-    ReadError,
+    Commit, Config, DiskFiles, Durability, Error, File, Files, Journal, Log, MemoryFiles, ReadError,
 };
 use voussoir_sim::Situations;
 
@@ -76,10 +75,10 @@ impl File for CountedFile {
 }
 
 fn open(files: Arc<dyn Files>, segment_bytes: u64) -> Journal {
-    let mut options = Options::manual();
-    options.segment_bytes = segment_bytes;
-    options.max_bytes = 64 * segment_bytes;
-    Journal::open_with(files, options).unwrap()
+    let mut config = Config::manual();
+    config.segment_bytes = segment_bytes;
+    config.max_bytes = 64 * segment_bytes;
+    Journal::open_with(files, config).unwrap()
 }
 
 fn append(journal: &Journal, log: &Log, record: &[u8]) {
@@ -99,11 +98,10 @@ fn record(position: u64, length: usize) -> Vec<u8> {
 fn short_batches_are_read_in_windows() {
     for (others, most) in [(0, 12), (1, 12), (16, 512)] {
         let reads = Arc::new(AtomicUsize::new(0));
-        let files = CountedFiles { files: Arc::new(MemoryFiles::new()), reads: Arc::clone(&reads) };
         // One segment holds all, or several do, with indexes.
         for segment_bytes in [32 << 20, 256 << 10] {
             let files =
-                CountedFiles { files: Arc::new(MemoryFiles::new()), reads: files.reads.clone() };
+                CountedFiles { files: Arc::new(MemoryFiles::new()), reads: Arc::clone(&reads) };
             let journal = open(Arc::new(files), segment_bytes);
             let log = journal.log("scanned", 1).unwrap();
             for position in 0..512 {
@@ -124,7 +122,6 @@ fn short_batches_are_read_in_windows() {
             let indexes = 4 * log.extents().len();
             assert!(calls <= most + indexes, "{others} other logs: {calls} calls");
         }
-        drop(files);
     }
 }
 
@@ -277,10 +274,10 @@ fn logs_of_a_namespace_are_found_without_the_others() {
 /// Whoever is rejected has the whole commit again, operations without effect included.
 #[test]
 fn a_rejected_commit_comes_back_whole() {
-    let mut options = Options::manual();
-    options.segment_bytes = 1 << 20;
-    options.max_pending_bytes = 1;
-    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let mut config = Config::manual();
+    config.segment_bytes = 1 << 20;
+    config.max_pending_bytes = 1;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
     let log = journal.log("busy", 1).unwrap();
     journal.submit(Commit::new().append(&log, ["first"]), |_| ()).unwrap();
     let second = Commit::new().release(&log, 0).append(&log, ["second"]);
@@ -300,5 +297,5 @@ fn a_rejected_commit_comes_back_whole() {
     assert!(matches!(rejected.error, Error::OutOfRange { end: 3, .. }), "{rejected}");
     assert_eq!(log.end(), 2);
     let receipt = journal.commit_blocking(Commit::new().append(&log, ["third"])).unwrap();
-    assert_eq!(receipt.positions(), [2..3]);
+    assert_eq!(receipt.positions().first(), Some(&(2..3)));
 }

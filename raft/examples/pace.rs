@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
-use voussoir_journal::{Journal, Options};
+use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
@@ -70,7 +70,7 @@ async fn memory() -> Result<Vec<Raft>, Failure> {
 
 async fn disk(id: u64, peers: voussoir_net::Peers) -> Result<Raft, Failure> {
     let folder = std::env::temp_dir().join(format!("voussoir-pace-{}-{id}", std::process::id()));
-    let mut options = Options::default();
+    let mut options = JournalConfig::default();
     options.max_bytes = 1 << 30;
     let journal = Journal::open(&folder, options)?;
     let identity = Identity { cluster: 1, node: id, group: 0 };

@@ -6,7 +6,7 @@ use std::future::ready;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use voussoir_journal::{Journal, MemoryFiles, Options};
+use voussoir_journal::{Config, Journal, MemoryFiles};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
@@ -29,7 +29,7 @@ async fn the_store_in_memory_keeps_its_promises() {
 
 #[tokio::test]
 async fn the_store_on_the_journal_keeps_its_promises() {
-    let mut options = Options::default();
+    let mut options = Config::default();
     options.segment_bytes = 8 << 20;
     let mut files = Arc::new(MemoryFiles::new());
     let mut open: Option<Journal> = None;

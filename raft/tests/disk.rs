@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cluster::{Text, append, soon};
-use voussoir_journal::{Journal, MemoryFiles, Options};
+use voussoir_journal::{Config as JournalConfig, Journal, MemoryFiles};
 use voussoir_net::{Peers, Tcp};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
@@ -22,8 +22,8 @@ struct Node {
     tcp: Arc<Tcp>,
 }
 
-fn options() -> Options {
-    let mut options = Options::default();
+fn options() -> JournalConfig {
+    let mut options = JournalConfig::default();
     options.segment_bytes = 8 << 20;
     options.max_bytes = 256 << 20;
     options

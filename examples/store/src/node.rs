@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
-use voussoir_journal::{Journal, Options};
+use voussoir_journal::{Config, Journal};
 use voussoir_net::{Tcp, Transport as _};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
@@ -129,9 +129,9 @@ fn identity(node: u64) -> Identity {
     Identity { cluster: CLUSTER, node, group: GROUP }
 }
 
-fn open_journal(data: &Path, options: Options) -> Result<Journal, Stopped> {
+fn open_journal(data: &Path, config: Config) -> Result<Journal, Stopped> {
     let folder = data.join("journal");
-    Journal::open(&folder, options)
+    Journal::open(&folder, config)
         .map_err(|error| Stopped::Journal { folder: folder.display().to_string(), error })
 }
 
@@ -257,14 +257,14 @@ fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
 }
 
 /// The journal allocates whole segments: small ones keep a new node small.
-fn small_segments() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = 16 << 20;
-    options
+fn small_segments() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = 16 << 20;
+    config
 }
 
-fn journal_options(limits: &Limits) -> Options {
-    let mut options = Options::default();
+fn journal_options(limits: &Limits) -> Config {
+    let mut options = Config::default();
     options.segment_bytes = limits.segment_bytes;
     options.max_bytes = limits.max_bytes;
     options

@@ -7,11 +7,12 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
-use super::completion::{Done, Slot, Told};
-use super::log::LogInner;
-use super::shape::{Shape, Step, UNKNOWN};
+use super::bounds::{LogBounds, Step, UNKNOWN};
 use crate::commit::{Change, Commit, Operation, Positions, Receipt};
-use crate::config::{Durability, Options};
+use crate::config::{Config, Durability};
+use crate::engine::completion::{Done, Slot, Told};
+use crate::engine::lead::flag::LeadFlag;
+use crate::engine::log::LogInner;
 use crate::error::{Error, LogName};
 use crate::format::frame::SectionKind;
 use crate::format::index::BatchRef;
@@ -48,10 +49,9 @@ pub(crate) struct State {
     waiting: VecDeque<Arc<Slot>>,
     /// Bytes accepted and not yet acknowledged.
     pub(crate) pending_bytes: u64,
-    /// Somebody writes, or has been told to.
-    pub(crate) leading: bool,
+    pub(crate) lead: LeadFlag,
     /// Set when the journal takes nothing more.
-    pub(crate) refused: Option<Error>,
+    pub(crate) rejected: Option<Error>,
     /// Set while there is no room for appends.
     pub(crate) full: Option<Error>,
     limits: Limits,
@@ -72,9 +72,9 @@ struct Limits {
 pub(crate) struct LogState {
     pub(crate) inner: Arc<LogInner>,
     /// After all accepted commits.
-    pub(crate) submitted: Shape,
+    pub(crate) submitted: LogBounds,
     /// After all commits that have been given an LSN.
-    pub(crate) taken: Shape,
+    pub(crate) taken: LogBounds,
     /// LSN of its last section.
     pub(crate) last: u64,
     backlog: u64,
@@ -108,7 +108,7 @@ pub(crate) struct Part {
     /// The log was damaged, and is whole after it.
     pub(crate) heals: bool,
     /// The log after it.
-    pub(crate) after: Shape,
+    pub(crate) after: LogBounds,
     /// Given when it is taken.
     pub(crate) previous: u64,
     /// Given when it is encoded, for appends.
@@ -118,8 +118,8 @@ pub(crate) struct Part {
 /// What one operation does to its log.
 #[derive(Debug, Clone, Copy)]
 struct Planned {
-    before: Shape,
-    after: Shape,
+    before: LogBounds,
+    after: LogBounds,
     /// `None` when the operation has no effect.
     step: Option<Step>,
 }
@@ -135,7 +135,7 @@ pub(crate) enum Accepted {
 
 /// Why a commit was not accepted.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct Rejection {
     pub(crate) error: Error,
     /// Not to be told: whoever handed the commit in gets the error.
     pub(crate) done: Done,
@@ -144,7 +144,7 @@ pub(crate) struct Refusal {
     pub(crate) commit: Commit,
 }
 
-impl Refusal {
+impl Rejection {
     /// Whether the commit may wait for room.
     pub(crate) fn may_wait(&self) -> bool {
         matches!(self.error, Error::Busy { .. })
@@ -167,14 +167,14 @@ pub(crate) enum Taken {
 }
 
 impl State {
-    pub(crate) fn new(options: &Options) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
         let limits = Limits {
-            frame_bytes: options.max_frame_bytes(),
-            pending_bytes: options.max_pending_bytes as u64,
-            waiting: options.max_waiting,
-            logs: options.max_logs,
-            table_bytes: table::bytes_max(options.segment_bytes),
-            bulk_share: options.bulk_share_bytes as u64,
+            frame_bytes: config.max_frame_bytes(),
+            pending_bytes: config.max_pending_bytes as u64,
+            waiting: config.max_waiting,
+            logs: config.max_logs,
+            table_bytes: table::bytes_max(config.segment_bytes),
+            bulk_share: config.bulk_share_bytes as u64,
         };
         Self {
             names: HashMap::new(),
@@ -190,8 +190,8 @@ impl State {
             quiet: 0,
             waiting: VecDeque::new(),
             pending_bytes: 0,
-            leading: false,
-            refused: None,
+            lead: LeadFlag::default(),
+            rejected: None,
             full: None,
             limits,
         }
@@ -212,7 +212,7 @@ impl State {
             }
         }
         let damage = self.names_missing.then_some((0, UNKNOWN));
-        Ok(self.insert(namespace, id, Shape { damage, ..Shape::default() }, 0))
+        Ok(self.insert(namespace, id, LogBounds { damage, ..LogBounds::default() }, 0))
     }
 
     /// The first logs of a namespace with an id of at least `from`, at most `count`, whether they
@@ -235,20 +235,20 @@ impl State {
         &mut self,
         namespace: &str,
         id: u64,
-        shape: Shape,
+        bounds: LogBounds,
         last: u64,
     ) -> Arc<LogInner> {
         let name = LogName { namespace: namespace.to_owned(), id };
         let index = self.unused.pop().unwrap_or(self.logs.len() as u32);
-        let inner = Arc::new(LogInner::new(name, index, shape));
-        if shape.exists() {
+        let inner = Arc::new(LogInner::new(name, index, bounds));
+        if bounds.exists() {
             self.table_bytes += table::entry_bytes(namespace);
             self.existing += 1;
         }
         let log = LogState {
             inner: Arc::clone(&inner),
-            submitted: shape,
-            taken: shape,
+            submitted: bounds,
+            taken: bounds,
             last,
             backlog: 0,
             bulk_queued: 0,
@@ -286,11 +286,15 @@ impl State {
     }
 
     /// Accepts a commit, or says why not; then nothing has changed.
-    pub(crate) fn accept(&mut self, commit: Commit, done: Done) -> Result<Accepted, Box<Refusal>> {
+    pub(crate) fn accept(
+        &mut self,
+        commit: Commit,
+        done: Done,
+    ) -> Result<Accepted, Box<Rejection>> {
         let planned = self.check(&commit).and_then(|()| self.plan(&commit.operations));
         let planned = match planned {
             Ok(planned) => planned,
-            Err(error) => return Err(Box::new(Refusal { error, done, commit })),
+            Err(error) => return Err(Box::new(Rejection { error, done, commit })),
         };
         let weight = commit.frame_bytes();
         let durability = commit.durability;
@@ -320,7 +324,7 @@ impl State {
     }
 
     fn check(&self, commit: &Commit) -> Result<(), Error> {
-        if let Some(error) = &self.refused {
+        if let Some(error) = &self.rejected {
             return Err(error.clone());
         }
         commit.check(self.limits.frame_bytes)?;
@@ -354,7 +358,7 @@ impl State {
         self.waiting.retain(|waiting| !Arc::ptr_eq(waiting, slot));
     }
 
-    pub(crate) fn someone_waits(&self) -> bool {
+    pub(crate) fn has_waiters(&self) -> bool {
         !self.waiting.is_empty()
     }
 
@@ -367,16 +371,16 @@ impl State {
             match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => {}
                 Ok(Accepted::Buffered(done, receipt)) => told.push(done, Ok(receipt)),
-                Err(refusal) if refusal.may_wait() => {
-                    if let Some(commit) = slot.wait_again(refusal.commit) {
+                Err(rejection) if rejection.may_wait() => {
+                    if let Some(commit) = slot.wait_again(rejection.commit) {
                         told.keep(commit);
                     } else {
                         self.waiting.push_front(slot);
                         break;
                     }
                 }
-                Err(refusal) => {
-                    let Refusal { error, done, commit } = *refusal;
+                Err(rejection) => {
+                    let Rejection { error, done, commit } = *rejection;
                     told.push(done, Err(error));
                     told.keep(commit);
                 }
@@ -389,7 +393,7 @@ impl State {
     fn plan(&mut self, operations: &[Operation]) -> Result<Vec<Planned>, Error> {
         let mut planned: Vec<Planned> = Vec::with_capacity(operations.len());
         for operation in operations {
-            let log = operation.log.inner();
+            let log = &operation.log;
             let before = self.log_state(log).submitted;
             match self.plan_one(log, &operation.change) {
                 Ok(step) => {
@@ -399,7 +403,7 @@ impl State {
                 Err(error) => {
                     // Backwards, so that the first state of a log that occurs twice wins.
                     for (operation, undone) in operations.iter().zip(&planned).rev() {
-                        let log = operation.log.inner();
+                        let log = &operation.log;
                         self.log_state(log).submitted = undone.before;
                         self.count_table(log, undone.after, undone.before);
                     }
@@ -431,7 +435,7 @@ impl State {
         Ok(Some(step))
     }
 
-    fn count_table(&mut self, log: &LogInner, before: Shape, after: Shape) {
+    fn count_table(&mut self, log: &LogInner, before: LogBounds, after: LogBounds) {
         let bytes = table::entry_bytes(&log.name().namespace);
         match (before.exists(), after.exists()) {
             (false, true) => self.table_bytes += bytes,
@@ -596,9 +600,9 @@ impl State {
     }
 
     /// The journal takes nothing more: fails all that wait.
-    pub(crate) fn refuse(&mut self, error: &Error) -> Told {
-        if !matches!(self.refused, Some(Error::Stopped { .. })) {
-            self.refused = Some(error.clone());
+    pub(crate) fn reject(&mut self, error: &Error) -> Told {
+        if !matches!(self.rejected, Some(Error::Stopped { .. })) {
+            self.rejected = Some(error.clone());
         }
         let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
         self.forget(&all);
@@ -610,13 +614,13 @@ impl State {
             told.push(queued.done, Err(error.clone()));
             told.keep_parts(queued.parts);
         }
-        told.extend(self.refuse_new(error));
+        told.extend(self.reject_new(error));
         told
     }
 
     /// The journal closes: takes nothing new, keeps what it has accepted.
-    pub(crate) fn refuse_new(&mut self, error: &Error) -> Told {
-        self.refused.get_or_insert(error.clone());
+    pub(crate) fn reject_new(&mut self, error: &Error) -> Told {
+        self.rejected.get_or_insert(error.clone());
         let mut told = Told::default();
         for slot in self.waiting.drain(..) {
             if let Some(commit) = slot.admit() {
@@ -638,7 +642,7 @@ fn parts_of(operations: Vec<Operation>, planned: Vec<Planned>) -> (Vec<Part>, Po
             positions.push(after.end - batch.len() as u64..after.end);
         }
         parts.push(Part {
-            log: operation.log.into_inner(),
+            log: operation.log,
             change: operation.change,
             creates: step.creates,
             number: step.number,

@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::segment::Segment;
-use super::shape::Shape;
+use super::bounds::LogBounds;
+use crate::engine::segment::Segment;
 use crate::format::index::BatchRef;
 
 /// The acknowledged state of one log.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    pub(crate) shape: Shape,
+    pub(crate) bounds: LogBounds,
     /// By position, which is also by LSN: what is appended at a position drops what was there
     /// and after it.
     extents: VecDeque<Extent>,
@@ -69,8 +69,8 @@ impl Extent {
 
 impl View {
     /// A log without records of its own yet.
-    pub(crate) fn new(shape: Shape) -> Self {
-        Self { shape, extents: VecDeque::new() }
+    pub(crate) fn new(bounds: LogBounds) -> Self {
+        Self { bounds, extents: VecDeque::new() }
     }
 
     /// Adds a batch; answers whether it is the log's first in this segment.
@@ -102,8 +102,8 @@ impl View {
             self.truncate(extent.first, 0);
             self.extents.push_back(extent);
         }
-        self.truncate(self.shape.end, 0);
-        self.release(self.shape.first, 0);
+        self.truncate(self.bounds.end, 0);
+        self.release(self.bounds.first, 0);
     }
 
     /// Drops records from `from` on, by the frame with this LSN.
@@ -182,10 +182,10 @@ impl View {
 
     /// The range that has all positions within the bounds which no extent covers.
     pub(crate) fn hole(&self) -> Option<(u64, u64)> {
-        let mut covered = self.shape.first;
+        let mut covered = self.bounds.first;
         let mut hole: Option<(u64, u64)> = None;
         let ends = self.extents.iter().map(|extent| (extent.first, extent.end));
-        for (first, end) in ends.chain([(self.shape.end, self.shape.end)]) {
+        for (first, end) in ends.chain([(self.bounds.end, self.bounds.end)]) {
             if first > covered {
                 hole = Some((hole.map_or(covered, |(from, _)| from), first));
             }

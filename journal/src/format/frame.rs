@@ -1,7 +1,7 @@
 //! Frames: one header, its sections, their payloads.
 
 use super::{SECTIONS_MAX, padded, u16_at, u32_at, u64_at};
-use crate::core::segment::Place;
+use crate::engine::segment::Location;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"vsrf");
 pub(crate) const HEADER_BYTES: usize = 40;
@@ -136,7 +136,7 @@ impl Header {
     }
 
     /// Whether `bytes`, which begin with this header, hold the head that was written at `place`.
-    pub(crate) fn verify(&self, bytes: &[u8], place: Place<'_>) -> bool {
+    pub(crate) fn verify(&self, bytes: &[u8], place: Location<'_>) -> bool {
         match (u32_at(bytes, 4), bytes.get(8..self.head as usize)) {
             (Some(crc), Some(covered)) => crc == super::crc32c(covered) ^ place.mask(),
             _ => false,
@@ -160,7 +160,7 @@ impl Header {
     }
 
     /// Writes header and sections into `out`, which is exactly `head` bytes long.
-    pub(crate) fn encode(&self, sections: &[Section], place: Place<'_>, out: &mut [u8]) {
+    pub(crate) fn encode(&self, sections: &[Section], place: Location<'_>, out: &mut [u8]) {
         out[0..4].copy_from_slice(&MAGIC.to_le_bytes());
         out[8..16].copy_from_slice(&self.lsn.to_le_bytes());
         out[16..24].copy_from_slice(&self.mark.to_le_bytes());

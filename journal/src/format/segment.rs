@@ -3,7 +3,7 @@
 use super::{
     COUNT_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION, crc32c, u32_at, u64_at, u128_at,
 };
-use crate::core::segment::Place;
+use crate::engine::segment::Location;
 
 pub(crate) const BYTES: usize = 64;
 const MAGIC: &[u8; 8] = b"vsrsegmt";
@@ -79,7 +79,7 @@ pub(crate) struct Trailer {
 }
 
 impl Trailer {
-    pub(crate) fn encode(&self, place: Place<'_>) -> [u8; BYTES] {
+    pub(crate) fn encode(&self, place: Location<'_>) -> [u8; BYTES] {
         let mut out = [0; BYTES];
         out[0..8].copy_from_slice(TRAILER_MAGIC);
         out[8..16].copy_from_slice(&self.offset.to_le_bytes());
@@ -90,7 +90,7 @@ impl Trailer {
         out
     }
 
-    pub(crate) fn decode(bytes: &[u8], place: Place<'_>) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8], place: Location<'_>) -> Option<Self> {
         let bytes = bytes.get(..BYTES)?;
         if &bytes[..8] != TRAILER_MAGIC || u32_at(bytes, 60)? != crc32c(&bytes[..60]) ^ place.mask()
         {

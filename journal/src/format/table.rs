@@ -1,7 +1,7 @@
 //! The table of all logs, with which every segment begins.
 
 use super::{NAMESPACE_BYTES_MAX, padded, u16_at, u32_at, u64_at};
-use crate::core::shape::Shape;
+use crate::core::bounds::LogBounds;
 
 const HEAD: usize = 8;
 const ENTRY: usize = 64;
@@ -59,13 +59,13 @@ impl Encoder {
         Self { out, count: 0 }
     }
 
-    pub(crate) fn push(&mut self, namespace: &str, id: u64, shape: &Shape, last: u64) {
+    pub(crate) fn push(&mut self, namespace: &str, id: u64, bounds: &LogBounds, last: u64) {
         let out = &mut self.out;
-        let (from, until) = shape.damage.unwrap_or((0, 0));
-        for number in [shape.number, shape.first, shape.end, last, id, from, until] {
+        let (from, until) = bounds.damage.unwrap_or((0, 0));
+        for number in [bounds.number, bounds.first, bounds.end, last, id, from, until] {
             out.extend_from_slice(&number.to_le_bytes());
         }
-        let flags = if shape.damage.is_some() { FLAG_DAMAGED } else { 0 };
+        let flags = if bounds.damage.is_some() { FLAG_DAMAGED } else { 0 };
         out.extend_from_slice(&(namespace.len() as u16).to_le_bytes());
         out.extend_from_slice(&flags.to_le_bytes());
         out.extend_from_slice(&[0; 4]);
@@ -86,8 +86,8 @@ impl Table {
         let mut encoder = Encoder::new(self.names_missing);
         for log in &self.logs {
             let TableEntry { number, first, end, last, damage, .. } = *log;
-            let shape = Shape { number, first, end, damage };
-            encoder.push(&log.namespace, log.id, &shape, last);
+            let bounds = LogBounds { number, first, end, damage };
+            encoder.push(&log.namespace, log.id, &bounds, last);
         }
         encoder.finish().0
     }

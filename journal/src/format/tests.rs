@@ -10,7 +10,7 @@ use super::manifest::{Life, Manifest, Slot, segment_name, segment_slot};
 use super::segment::{Found, SegmentHeader, Trailer};
 use super::table::{Table, TableEntry};
 use super::{COUNT_MAX, SEGMENT_BYTES_MIN, SLOT_MAX, crc32c};
-use crate::core::segment::Segment;
+use crate::engine::segment::Segment;
 use crate::files::{Files, MemoryFiles};
 
 fn segment(journal: u128, sequence: u64) -> Segment {
@@ -86,7 +86,7 @@ proptest! {
     #[test]
     fn arbitrary_bytes_are_survived(bytes in bytes(), count: u32, number: u32, offset: u64) {
         let segment = segment(1, 2);
-        let place = segment.place(offset);
+        let place = segment.location(offset);
         prop_assert!(!matches!(Manifest::decode(&bytes), Slot::Valid(_)));
         prop_assert_eq!(SegmentHeader::decode(&bytes), Found::Nothing);
         prop_assert_eq!(Trailer::decode(&bytes, place), None);
@@ -146,19 +146,19 @@ proptest! {
         let (here, successor, stranger) = (segment(1, 2), segment(1, 3), segment(2, 2));
         let header = Header::new(FrameKind::Commit, lsn, 7, &sections);
         let mut bytes = vec![0; header.head as usize];
-        header.encode(&sections, here.place(offset), &mut bytes);
+        header.encode(&sections, here.location(offset), &mut bytes);
         prop_assert_eq!(Header::peek(&bytes), Some(header));
-        prop_assert!(header.verify(&bytes, here.place(offset)));
+        prop_assert!(header.verify(&bytes, here.location(offset)));
         prop_assert_eq!(header.sections(&bytes), Ok(sections));
-        prop_assert!(elsewhere == offset || !header.verify(&bytes, here.place(elsewhere)));
-        prop_assert!(!header.verify(&bytes, successor.place(offset)));
-        prop_assert!(!header.verify(&bytes, stranger.place(offset)));
-        prop_assert!(!header.verify(&bytes[..bytes.len() - 1], here.place(offset)));
+        prop_assert!(elsewhere == offset || !header.verify(&bytes, here.location(elsewhere)));
+        prop_assert!(!header.verify(&bytes, successor.location(offset)));
+        prop_assert!(!header.verify(&bytes, stranger.location(offset)));
+        prop_assert!(!header.verify(&bytes[..bytes.len() - 1], here.location(offset)));
 
         let bit = flip.index(bytes.len() * 8);
         bytes[bit / 8] ^= 1 << (bit % 8);
         let peeked = Header::peek(&bytes);
-        let accepted = peeked.is_some_and(|header| header.verify(&bytes, here.place(offset)));
+        let accepted = peeked.is_some_and(|header| header.verify(&bytes, here.location(offset)));
         prop_assert!(!accepted);
     }
 
@@ -195,11 +195,11 @@ proptest! {
 
         let segment = segment(journal, sequence);
         let trailer = Trailer { offset, length, lsn };
-        let mut bytes = trailer.encode(segment.place(0));
-        prop_assert_eq!(Trailer::decode(&bytes, segment.place(0)), Some(trailer));
-        prop_assert_eq!(Trailer::decode(&bytes, segment.place(8)), None);
+        let mut bytes = trailer.encode(segment.location(0));
+        prop_assert_eq!(Trailer::decode(&bytes, segment.location(0)), Some(trailer));
+        prop_assert_eq!(Trailer::decode(&bytes, segment.location(8)), None);
         bytes[flip / 8] ^= 1 << (flip % 8);
-        prop_assert_eq!(Trailer::decode(&bytes, segment.place(0)), None);
+        prop_assert_eq!(Trailer::decode(&bytes, segment.location(0)), None);
         prop_assert_eq!(segment_slot(&segment_name(slot)), Some(slot));
     }
 

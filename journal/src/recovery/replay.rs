@@ -8,9 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::scan::{Frame, Scanner};
-use crate::core::segment::Segment;
-use crate::core::shape::{Shape, UNKNOWN};
+use crate::core::bounds::{LogBounds, UNKNOWN};
 use crate::core::view::View;
+use crate::engine::segment::Segment;
 use crate::error::{Fault, LogName, OpenError};
 use crate::format::frame::{FLAG_CLOSED, FrameKind, Section, SectionKind};
 use crate::format::index::BatchRef;
@@ -238,8 +238,8 @@ impl Replay {
         let name = LogName { namespace: namespace.to_owned(), id: section.position };
         // A gap may have swallowed the deletion of the one before.
         self.logs.retain(|_, log| log.name != name);
-        let shape = Shape { number: section.log, ..Shape::default() };
-        let view = View::new(shape);
+        let bounds = LogBounds { number: section.log, ..LogBounds::default() };
+        let view = View::new(bounds);
         self.logs.insert(
             section.log,
             ReplayedLog { name, view, last: lsn, unsure: false, broken: false },
@@ -272,11 +272,11 @@ impl Replay {
             SectionKind::Append => log.append(segment, batch, whole, lsn),
             SectionKind::Truncate => {
                 log.view.truncate(section.position, lsn);
-                log.view.shape.truncate(section.position.max(log.view.shape.first));
+                log.view.bounds.truncate(section.position.max(log.view.bounds.first));
             }
             SectionKind::Release => {
                 log.view.release(section.position, lsn);
-                log.view.shape.release(section.position);
+                log.view.bounds.release(section.position);
             }
             _ => {}
         }
@@ -306,7 +306,7 @@ impl Replay {
             self.gap_open = false;
             let mut known = std::mem::take(&mut self.logs);
             for entry in table.logs {
-                let shape = Shape {
+                let bounds = LogBounds {
                     number: entry.number,
                     first: entry.first,
                     end: entry.end,
@@ -321,7 +321,7 @@ impl Replay {
                     broken: false,
                 });
                 log.broken |= log.last != entry.last;
-                log.view.shape = shape;
+                log.view.bounds = bounds;
                 (log.last, log.unsure) = (entry.last, false);
                 self.logs.insert(entry.number, log);
             }
@@ -331,8 +331,8 @@ impl Replay {
 
     fn finish(&mut self) {
         for log in self.logs.values_mut().filter(|log| log.unsure || log.broken) {
-            let end = log.view.shape.end;
-            log.view.shape.hurt(end, UNKNOWN);
+            let end = log.view.bounds.end;
+            log.view.bounds.hurt(end, UNKNOWN);
         }
         self.names_missing |= self.gap_open;
     }
@@ -382,14 +382,14 @@ impl ReplayedLog {
             return;
         };
         // Only behind a gap is this not just the end.
-        if batch.first < self.view.shape.end {
+        if batch.first < self.view.bounds.end {
             self.view.truncate(batch.first, lsn);
         }
-        let shape = &mut self.view.shape;
-        shape.first = shape.first.min(batch.first);
-        shape.end = end;
+        let bounds = &mut self.view.bounds;
+        bounds.first = bounds.first.min(batch.first);
+        bounds.end = end;
         if !whole {
-            shape.hurt(batch.first, end);
+            bounds.hurt(batch.first, end);
         }
         self.view.append(segment, batch, end, lsn);
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::core::segment::Segment;
+use crate::engine::segment::Segment;
 use crate::error::Fault;
 use crate::files::read_full_at;
 use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
@@ -123,7 +123,7 @@ impl<'a> Scanner<'a> {
         }
         let segment = self.segment;
         let head = self.bytes(offset, header.head as usize)?;
-        if !header.verify(head, segment.place(offset)) {
+        if !header.verify(head, segment.location(offset)) {
             return Ok(None);
         }
         let (sections, unknown) = match header.sections(head) {

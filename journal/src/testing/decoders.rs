@@ -4,14 +4,14 @@
 use std::io;
 use std::sync::{Arc, OnceLock};
 
-use crate::core::segment::Segment;
+use crate::engine::segment::Segment;
 use crate::files::write_all_at;
 use crate::format::frame::{HEADER_BYTES, Header, SECTION_BYTES};
 use crate::format::index::{DirectoryEntry, decode_entries};
 use crate::format::manifest::{self, Manifest, SLOT_BYTES, Slot};
 use crate::format::table::Table;
 use crate::format::{FRAMES_AT, crc32c, padded};
-use crate::{Commit, Files, Journal, MemoryFiles, Options, inspect};
+use crate::{Commit, Config, Files, Journal, MemoryFiles, inspect};
 
 const JOURNAL_ID: u128 = 7;
 
@@ -48,7 +48,7 @@ pub fn frame(bytes: &[u8]) {
         if let Ok(file) = file {
             let segment = Segment::new(JOURNAL_ID, 0, 1, 1 << 16, file);
             let mut head = vec![0; header.head as usize];
-            let place = segment.place(FRAMES_AT);
+            let place = segment.location(FRAMES_AT);
             header.encode(&sections, place, &mut head);
             assert!(header.verify(&head, place), "an encoded head does not verify");
             assert_eq!(header.sections(&head), Ok(sections), "sections changed");
@@ -108,7 +108,7 @@ pub fn directory(bytes: &[u8]) {
 
 /// Reads all that can be read, appends to each log and closes. `None` when it does not open.
 fn use_journal(files: &Arc<dyn Files>) -> Option<()> {
-    let journal = Journal::open_with(Arc::clone(files), options()).ok()?;
+    let journal = Journal::open_with(Arc::clone(files), config()).ok()?;
     for info in journal.logs() {
         let Ok(log) = journal.log(&info.name.namespace, info.name.id) else { continue };
         let bounds = log.bounds();
@@ -122,12 +122,12 @@ fn use_journal(files: &Arc<dyn Files>) -> Option<()> {
     Some(())
 }
 
-fn options() -> Options {
-    let mut options = Options::manual();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 1 << 20;
-    options.identity = Some(JOURNAL_ID);
-    options
+fn config() -> Config {
+    let mut config = Config::manual();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 1 << 20;
+    config.identity = Some(JOURNAL_ID);
+    config
 }
 
 type Image = Vec<(String, Vec<u8>)>;
@@ -140,7 +140,7 @@ fn image() -> Result<&'static Image, &'static io::Error> {
 
 fn make_image() -> io::Result<Image> {
     let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
-    let journal = Journal::open_with(Arc::clone(&files), options()).map_err(io::Error::other)?;
+    let journal = Journal::open_with(Arc::clone(&files), config()).map_err(io::Error::other)?;
     let log = |id| journal.log("log", id).map_err(io::Error::other);
     let (a, b, c) = (log(1)?, log(2)?, log(3)?);
     let commit = |commit| journal.commit_blocking(commit).map(drop).map_err(io::Error::other);
@@ -184,7 +184,7 @@ fn seal_frames(name: &str, content: &mut [u8]) {
             frame[section + 32..section + 36].copy_from_slice(&crc.to_le_bytes());
             payload += padded(u64::from(length)) as usize;
         }
-        let crc = crc32c(&frame[8..header.head as usize]) ^ segment.place(at as u64).mask();
+        let crc = crc32c(&frame[8..header.head as usize]) ^ segment.location(at as u64).mask();
         frame[4..8].copy_from_slice(&crc.to_le_bytes());
         at = end;
     }

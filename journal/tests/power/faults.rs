@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use voussoir_journal::files::crash::{Counters, CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Commit, Error, Journal, Options};
+use voussoir_journal::{Commit, Config, Error, Journal};
 
 use crate::losses::in_order;
 use crate::oracle::{Change, Key, Oracle, Said, State, Survives};
@@ -28,7 +28,7 @@ impl Script {
         let disk = CrashFiles::new(9);
         disk.inject(fault);
         let mut script = Self { disk, oracle: Oracle::new(true), errors: vec![], rotations: 0 };
-        match Journal::open_with(script.disk.mount(), in_order().options) {
+        match Journal::open_with(script.disk.mount(), in_order().config) {
             Ok(journal) => script.work(&journal),
             Err(error) => script.errors.push(error.to_string()),
         }
@@ -76,7 +76,7 @@ impl Script {
                 Survives::PowerLoss => disk.power_loss(Loss::Any),
                 _ => disk.kill(),
             }
-            let journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+            let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
             oracle.recovered(world(&journal).unwrap(), crash).unwrap();
             let log = journal.log("raft", 1).unwrap();
             let record = Bytes::from_static(b"it takes commits again");
@@ -148,7 +148,7 @@ fn a_power_loss_at_each_operation_of_a_recovery() {
         for nth in 0.. {
             let disk = crashed.fork(nth);
             disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
-            let opened = Journal::open_with(disk.mount(), in_order().options);
+            let opened = Journal::open_with(disk.mount(), in_order().config);
             let done = disk.counters().operations <= nth;
             let (disk, oracle) = (disk.clone(), script.oracle.clone());
             let script = Script { disk, oracle, errors: vec![], rotations: 0 };
@@ -178,8 +178,8 @@ fn fill(journal: &Journal, key: Key) -> (Error, u64) {
 }
 
 /// Appends fail with `Full`, while releases, deletes and truncations work and make room.
-fn works_when_full(disk: &CrashFiles, options: Options) {
-    let open = || Journal::open_with(disk.mount(), options.clone()).unwrap();
+fn works_when_full(disk: &CrashFiles, config: Config) {
+    let open = || Journal::open_with(disk.mount(), config.clone()).unwrap();
     let journal = open();
     let keys: [Key; 3] = [("kept", 1), ("released", 1), ("deleted", 1)];
     for key in keys {
@@ -219,15 +219,15 @@ fn world_of(journal: &Journal, keys: &[Key]) -> Vec<State> {
 #[test]
 fn release_and_delete_work_on_a_full_disk() {
     let disk = CrashFiles::new(3);
-    let mut options = in_order().options;
-    options.max_bytes = 200 << 20;
+    let mut config = in_order().config;
+    config.max_bytes = 200 << 20;
     // The manifest and five segments and a half.
-    disk.set_capacity(Some((128 << 10) + 11 * options.segment_bytes / 2));
-    works_when_full(&disk, options);
+    disk.set_capacity(Some((128 << 10) + 11 * config.segment_bytes / 2));
+    works_when_full(&disk, config);
     assert!(disk.counters().no_space > 0);
 }
 
 #[test]
 fn release_and_delete_work_at_the_limit_of_the_journal() {
-    works_when_full(&CrashFiles::new(3), in_order().options);
+    works_when_full(&CrashFiles::new(3), in_order().config);
 }

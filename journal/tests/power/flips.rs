@@ -39,7 +39,7 @@ impl Story {
     fn record(self) -> Recorded {
         let Self { seed, commits, .. } = self;
         let disk = CrashFiles::new(seed);
-        let mut journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+        let mut journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
         let (mut oracle, mut workload) = (Oracle::new(true), Workload::new(seed, 800));
         for number in 0..commits {
             if number == commits / 2 {
@@ -87,7 +87,7 @@ fn scar(
     }
     disk.power_loss(Loss::Any);
     drop(journal);
-    let journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+    let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
     oracle.recovered(world(&journal).unwrap(), Survives::PowerLoss).unwrap();
     journal
 }
@@ -115,7 +115,7 @@ impl fmt::Display for Verdicts {
 impl Recorded {
     /// Opens a damaged copy and checks all that it shows.
     fn judge(&self, disk: &CrashFiles, verdicts: &mut Verdicts) -> Result<(), String> {
-        let journal = match Journal::open_with(disk.mount(), in_order().options) {
+        let journal = match Journal::open_with(disk.mount(), in_order().config) {
             Ok(journal) => journal,
             Err(error @ (OpenError::Io(_) | OpenError::InUse)) => return Err(open_error(error)),
             Err(_) => {
@@ -296,7 +296,7 @@ fn writes_that_landed_elsewhere() {
 fn a_damaged_log_can_be_used_again() {
     for deleted in [true, false] {
         let disk = CrashFiles::new(1);
-        let open = || Journal::open_with(disk.mount(), in_order().options).unwrap();
+        let open = || Journal::open_with(disk.mount(), in_order().config).unwrap();
         let journal = open();
         let (hit, other) = (journal.log("hit", 1).unwrap(), journal.log("other", 1).unwrap());
         for number in 0..10_u64 {

@@ -1,16 +1,16 @@
 //! The index of a full segment is not synced: a power loss may take it, and no log is worse off.
 
 use voussoir_journal::files::crash::{CrashFiles, Loss};
-use voussoir_journal::{Commit, Health, Journal, Log, Options};
+use voussoir_journal::{Commit, Config, Health, Journal, Log};
 
 use crate::losses::in_order;
 
 fn open(disk: &CrashFiles) -> Journal {
-    Journal::open_with(disk.mount(), options()).unwrap()
+    Journal::open_with(disk.mount(), config()).unwrap()
 }
 
-fn options() -> Options {
-    in_order().options
+fn config() -> Config {
+    in_order().config
 }
 
 /// Appends to `log` until the next segment has been begun, and prepares another one.

@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use voussoir_journal::{Commit, Journal, Options};
+use voussoir_journal::{Commit, Config, Journal};
 
 use crate::rng::Rng;
 
@@ -18,11 +18,11 @@ const ROUNDS: u64 = 12;
 /// What each record of a thread's log is followed by in the log that all share.
 const SHARED: &str = "shared";
 
-fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = 256 << 10;
-    options.max_bytes = 64 * options.segment_bytes;
-    options
+fn config() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = 256 << 10;
+    config.max_bytes = 64 * config.segment_bytes;
+    config
 }
 
 /// Record `number` of log `id`: its length and content follow from its number.
@@ -36,7 +36,7 @@ fn record(id: u64, number: u64) -> Vec<u8> {
 #[test]
 fn child() {
     let Some(directory) = std::env::var_os(DIRECTORY) else { return };
-    let journal = Journal::open(PathBuf::from(directory), options()).unwrap();
+    let journal = Journal::open(PathBuf::from(directory), config()).unwrap();
     std::thread::scope(|scope| {
         for id in 0..THREADS {
             let journal = journal.clone();
@@ -103,7 +103,7 @@ fn run_and_kill(directory: &Path, acknowledgements: u64) -> [u64; THREADS as usi
 }
 
 fn check(directory: &Path, acknowledged: [u64; THREADS as usize]) {
-    let journal = Journal::open(directory, options()).unwrap();
+    let journal = Journal::open(directory, config()).unwrap();
     for (id, acknowledged) in (0..THREADS).zip(acknowledged) {
         let (own, shared) = (journal.log("own", id).unwrap(), journal.log(SHARED, id).unwrap());
         assert!(own.end() >= acknowledged, "log {id} ends at {}, not {acknowledged}", own.end());

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{
-    Commit, Durability, Error, FullCause, Health, Journal, Log, MemoryFiles, OpenError, Options,
+    Commit, Config, Durability, Error, FullCause, Health, Journal, Log, MemoryFiles, OpenError,
     Work,
 };
 
@@ -13,8 +13,8 @@ use crate::losses::in_order;
 
 const SECOND: u64 = 1_000_000_000;
 
-fn manual() -> Options {
-    in_order().options
+fn manual() -> Config {
+    in_order().config
 }
 
 fn append(journal: &Journal, log: &Log, bytes: usize) -> Result<(), Error> {
@@ -49,9 +49,9 @@ fn a_full_disk_is_told_from_the_limit_of_the_options() {
     let text = error.to_string();
     assert!(text.starts_with("the journal is full: write segment-00000003: "), "{text}");
 
-    let mut options = manual();
-    options.max_bytes = 4 * options.segment_bytes;
-    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let mut config = manual();
+    config.max_bytes = 4 * config.segment_bytes;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
     let log = journal.log("t", 1).unwrap();
     let error = fill(&journal, &log);
     let limit = FullCause::Limit { segments: 4, max_bytes: 256 << 10 };
@@ -84,8 +84,8 @@ fn appends_resume_when_the_disk_has_room_again() {
 #[test]
 fn appends_resume_by_themselves_in_a_journal_with_threads() {
     let disk = nearly_full();
-    let options = threads();
-    let journal = Journal::open_with(disk.mount(), options).unwrap();
+    let config = threads();
+    let journal = Journal::open_with(disk.mount(), config).unwrap();
     let log = journal.log("t", 1).unwrap();
     let error = fill(&journal, &log);
     assert!(matches!(error, Error::Full { cause: FullCause::Disk { .. }, .. }), "{error}");
@@ -94,11 +94,11 @@ fn appends_resume_by_themselves_in_a_journal_with_threads() {
     journal.close().unwrap();
 }
 
-fn threads() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 64 << 20;
-    options
+fn threads() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 64 << 20;
+    config
 }
 
 fn resumes(journal: &Journal, log: &Log) {
@@ -115,8 +115,8 @@ fn resumes(journal: &Journal, log: &Log) {
 fn a_file_that_cannot_be_had_now_can_be_had_later() {
     for (op, threaded) in [(Op::Create, false), (Op::Open, false), (Op::Create, true)] {
         let disk = CrashFiles::new(1);
-        let options = if threaded { threads() } else { manual() };
-        let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+        let config = if threaded { threads() } else { manual() };
+        let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
         let log = journal.log("t", 1).unwrap();
         if op == Op::Open {
             // A file that was in use before is opened again.
@@ -158,7 +158,7 @@ fn a_file_that_cannot_be_had_now_can_be_had_later() {
         // No file was forgotten on the way.
         assert_eq!(journal.stats().files, files + usize::from(op == Op::Create), "{op:?}");
         disk.power_loss(Loss::Any);
-        let journal = Journal::open_with(disk.mount(), options).unwrap();
+        let journal = Journal::open_with(disk.mount(), config).unwrap();
         assert_eq!(journal.log("t", 1).unwrap().end(), end + 1, "{op:?}");
     }
 }
@@ -166,10 +166,10 @@ fn a_file_that_cannot_be_had_now_can_be_had_later() {
 #[test]
 fn a_segment_size_that_cannot_hold_the_table_of_logs_is_refused() {
     let files = Arc::new(MemoryFiles::new());
-    let mut options = manual();
-    options.segment_bytes = 4 << 20;
-    options.max_bytes = 64 << 20;
-    let journal = Journal::open_with(files.clone(), options.clone()).unwrap();
+    let mut config = manual();
+    config.segment_bytes = 4 << 20;
+    config.max_bytes = 64 << 20;
+    let journal = Journal::open_with(files.clone(), config.clone()).unwrap();
     for id in 0..700 {
         append(&journal, &journal.log("t", id).unwrap(), 8).unwrap();
     }
@@ -189,7 +189,7 @@ fn a_segment_size_that_cannot_hold_the_table_of_logs_is_refused() {
         append(&journal, &journal.log("t", 1).unwrap(), 8).unwrap();
         journal.close().unwrap();
     }
-    let journal = Journal::open_with(files, options).unwrap();
+    let journal = Journal::open_with(files, config).unwrap();
     assert_eq!(journal.log("t", 1).unwrap().end(), 3);
 }
 
@@ -198,9 +198,9 @@ fn a_segment_size_that_cannot_hold_the_table_of_logs_is_refused() {
 fn a_damaged_frame_is_reported_the_same_by_each_opening() {
     for segment_bytes in [1 << 20, 4 << 20] {
         let disk = CrashFiles::new(1);
-        let mut options = manual();
-        (options.segment_bytes, options.max_bytes) = (segment_bytes, 64 << 20);
-        let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+        let mut config = manual();
+        (config.segment_bytes, config.max_bytes) = (segment_bytes, 64 << 20);
+        let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
         let log = |journal: &Journal, id| journal.log("t", id).unwrap();
         for id in 0..2_000 {
             append(&journal, &log(&journal, id), 8).unwrap();
@@ -221,7 +221,7 @@ fn a_damaged_frame_is_reported_the_same_by_each_opening() {
             // With smaller segments it must not open, and must change nothing.
             let refused = Journal::open_with(disk.mount(), manual()).unwrap_err();
             assert!(matches!(refused, OpenError::TableTooLarge { .. }), "{refused}");
-            let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+            let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
             let healths: Vec<_> = (0..2_000).map(|id| log(&journal, id).health()).collect();
             let intact = healths.iter().filter(|health| **health == Health::Intact).count();
             assert_eq!(intact, 1_501, "opening {opening}");
@@ -262,9 +262,9 @@ fn the_limits_of_logs_are_told_apart() {
     journal.commit_blocking(Commit::new().delete(&journal.log("t", 3).unwrap())).unwrap();
     append(&journal, &journal.log("t", 225).unwrap(), 1).unwrap();
 
-    let mut options = manual();
-    options.max_logs = 5;
-    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let mut config = manual();
+    config.max_logs = 5;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
     let logs: Vec<_> = (0..5).map(|id| journal.log("t", id).unwrap()).collect();
     let error = journal.log("t", 5).unwrap_err();
     assert_eq!(error, Error::TooManyLogs { limit: 5 });
@@ -277,9 +277,9 @@ fn buffered_commits_that_die_are_counted() {
     let buffered = |log: &Log| Commit::new().append(log, ["x"]).durability(Durability::Buffered);
     // There is no room for them.
     let disk = nearly_full();
-    let mut options = manual();
-    options.max_pending_bytes = 8 << 20;
-    let journal = Journal::open_with(disk.mount(), options).unwrap();
+    let mut config = manual();
+    config.max_pending_bytes = 8 << 20;
+    let journal = Journal::open_with(disk.mount(), config).unwrap();
     let log = journal.log("t", 1).unwrap();
     let mut accepted = 0;
     for _ in 0..400 {

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use voussoir_journal::Options;
+use voussoir_journal::Config;
 use voussoir_journal::files::crash::Counters;
 use voussoir_sim::Situations;
 
@@ -33,12 +33,12 @@ pub(crate) static SITUATIONS: [&str; 15] = [
 
 /// Small commits, which the journal writes in the order of their submission.
 pub(crate) fn in_order() -> Settings {
-    let mut options = Options::manual();
-    options.segment_bytes = 64 << 10;
-    options.max_bytes = 12 * options.segment_bytes;
-    options.identity = Some(0x766f_7573_736f_6972);
+    let mut config = Config::manual();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = 12 * config.segment_bytes;
+    config.identity = Some(0x766f_7573_736f_6972);
     Settings {
-        options,
+        config,
         crashes: 12,
         steps: 40,
         cold: false,
@@ -51,11 +51,11 @@ pub(crate) fn in_order() -> Settings {
 
 /// Commits large and small, which overtake each other, some of them merely buffered, and room.
 pub(crate) fn overtaking() -> Settings {
-    let mut options = in_order().options;
-    options.segment_bytes = 512 << 10;
-    options.max_bytes = 400 * options.segment_bytes;
-    options.bulk_share_bytes = 16 << 10;
-    Settings { options, record_bytes_max: 60_000, in_order: false, buffered: true, ..in_order() }
+    let mut config = in_order().config;
+    config.segment_bytes = 512 << 10;
+    config.max_bytes = 400 * config.segment_bytes;
+    config.bulk_share_bytes = 16 << 10;
+    Settings { config, record_bytes_max: 60_000, in_order: false, buffered: true, ..in_order() }
 }
 
 /// Lives long enough that segments are filled, freed and recycled between two crashes, while cold

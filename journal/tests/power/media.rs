@@ -19,7 +19,7 @@ fn life(seed: u64, arm: impl FnOnce(&CrashFiles, &mut Rng) -> Survives) -> (Cras
     let disk = CrashFiles::new(seed);
     let (mut rng, mut arm) = (Rng::new(seed), Some(arm));
     let (mut oracle, mut workload) = (Oracle::new(true), Workload::with_cold_logs(seed, 9_000));
-    let journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+    let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
     let (armed_at, mut survives) = (rng.below(100), Survives::PowerLoss);
     for number in 0..armed_at + 1 + rng.below(60) {
         if number == armed_at
@@ -91,7 +91,7 @@ fn a_sync_that_lies_leaves_an_earlier_state_or_reported_damage() {
             Survives::PowerLoss
         });
         disk.heal();
-        let journal = match Journal::open_with(disk.mount(), in_order().options) {
+        let journal = match Journal::open_with(disk.mount(), in_order().config) {
             Ok(journal) => journal,
             Err(error @ (OpenError::Io(_) | OpenError::InUse)) => panic!("seed {seed}: {error}"),
             Err(_) => {
@@ -133,7 +133,7 @@ fn a_torn_sector_that_cannot_be_read_is_named_and_can_be_repaired() {
             if rng.one_in(4) { Survives::PowerLoss } else { Survives::Kill }
         });
         let before = disk.snapshot();
-        let opened = Journal::open_with(disk.mount(), in_order().options);
+        let opened = Journal::open_with(disk.mount(), in_order().config);
         let whole = opened.is_ok();
         let journal = match opened {
             Ok(journal) => {
@@ -150,7 +150,7 @@ fn a_torn_sector_that_cannot_be_read_is_named_and_can_be_repaired() {
                     "seed {seed}: the refusal has changed something"
                 );
                 assert!(disk.repair() > 0);
-                match Journal::open_with(disk.mount(), in_order().options) {
+                match Journal::open_with(disk.mount(), in_order().config) {
                     Ok(journal) => journal,
                     Err(error @ OpenError::Io(_)) => panic!("seed {seed}: {error}"),
                     Err(_) => {

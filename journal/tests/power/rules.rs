@@ -11,10 +11,10 @@ use crate::workload::KEYS;
 /// expected, and with its LSN: a mark takes as much room as the empty commit that was lost.
 #[test]
 fn what_was_cut_off_stays_away() {
-    let options = in_order().options;
+    let config = in_order().config;
     let key = KEYS[0];
     let disk = CrashFiles::new(1);
-    let open = |disk: &CrashFiles| Journal::open_with(disk.mount(), options.clone()).unwrap();
+    let open = |disk: &CrashFiles| Journal::open_with(disk.mount(), config.clone()).unwrap();
     let journal = open(&disk);
     let log = journal.log(key.0, key.1).unwrap();
     journal.commit_blocking(Commit::new().append(&log, ["kept"])).unwrap();
@@ -39,10 +39,10 @@ fn what_was_cut_off_stays_away() {
 /// then the power goes, and the release with it.
 #[test]
 fn what_a_lost_release_had_freed_is_still_there() {
-    let options = in_order().options;
+    let config = in_order().config;
     let key = KEYS[0];
     let disk = CrashFiles::new(1);
-    let open = || Journal::open_with(disk.mount(), options.clone()).unwrap();
+    let open = || Journal::open_with(disk.mount(), config.clone()).unwrap();
     let journal = open();
     let log = journal.log(key.0, key.1).unwrap();
     while journal.stats().rotations < 2 {
@@ -60,9 +60,9 @@ fn what_a_lost_release_had_freed_is_still_there() {
 /// Several manifests are written in turn into two places; the power goes. One of them is whole.
 #[test]
 fn one_manifest_is_always_whole() {
-    let options = in_order().options;
+    let config = in_order().config;
     let disk = CrashFiles::new(1);
-    let journal = Journal::open_with(disk.mount(), options.clone()).unwrap();
+    let journal = Journal::open_with(disk.mount(), config.clone()).unwrap();
     let log = journal.log(KEYS[0].0, KEYS[0].1).unwrap();
     while journal.stats().rotations < 3 {
         journal.commit_blocking(Commit::new().append(&log, [[7; 900]])).unwrap();
@@ -71,7 +71,7 @@ fn one_manifest_is_always_whole() {
     for seed in 0..1_000 {
         let disk = disk.fork(seed);
         disk.power_loss(Loss::Any);
-        if let Err(error) = Journal::open_with(disk.mount(), options.clone()) {
+        if let Err(error) = Journal::open_with(disk.mount(), config.clone()) {
             panic!("seed {seed}: {error}");
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use voussoir_journal::files::crash::{Counters, CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{
-    Commit, Durability, Error, Health, Journal, Log, OpenError, Options, Outcome, ReadError,
+    Commit, Config, Durability, Error, Health, Journal, Log, OpenError, Outcome, ReadError,
     Receipt, Report, Role, SegmentInfo, Work, inspect,
 };
 use voussoir_sim::Situations;
@@ -23,7 +23,7 @@ const RETRY_NANOS: u64 = 1_000_000_000;
 /// What distinguishes one family of runs from another.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(crate) options: Options,
+    pub(crate) config: Config,
     /// Crashes in the life of one disk.
     pub(crate) crashes: u64,
     /// The most steps between two crashes.
@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
     }
 
     fn open(&mut self) -> Result<Journal, OpenError> {
-        Journal::open_with(self.disk.mount(), self.settings.options.clone())
+        Journal::open_with(self.disk.mount(), self.settings.config.clone())
     }
 
     fn check(&mut self, journal: &Journal, crash: Survives) -> Result<(), String> {
@@ -287,7 +287,7 @@ impl<'a> Run<'a> {
             11 => Fault::new(Op::Any, When::OneIn(3), Effect::Short),
             12 | 13 if !self.settings.buffered => {
                 // Somebody else fills the disk.
-                let room = self.rng.below(self.settings.options.segment_bytes / 2);
+                let room = self.rng.below(self.settings.config.segment_bytes / 2);
                 self.disk.set_capacity(Some(self.disk.used() + room));
                 self.note(|| format!("armed: {room} bytes of room"));
                 return;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 use voussoir_journal::files::crash::{CrashFiles, Loss};
 use voussoir_journal::files::{File, Files};
-use voussoir_journal::{Commit, Durability, Health, Journal, Options};
+use voussoir_journal::{Commit, Config, Durability, Health, Journal};
 
 use crate::losses::in_order;
 
@@ -146,18 +146,18 @@ impl File for GatedFile {
     }
 }
 
-fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = in_order().options.segment_bytes;
-    options.max_bytes = 64 * options.segment_bytes;
+fn config() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = in_order().config.segment_bytes;
+    config.max_bytes = 64 * config.segment_bytes;
     // No other thread writes while this one leads.
-    options.idle_mark = Duration::from_secs(3600);
-    options
+    config.idle_mark = Duration::from_secs(3600);
+    config
 }
 
 fn open(disk: &CrashFiles, gate: &Arc<Gate>) -> Journal {
     let files = GatedFiles { files: disk.mount(), gate: Arc::clone(gate) };
-    Journal::open_with(Arc::new(files), options()).unwrap()
+    Journal::open_with(Arc::new(files), config()).unwrap()
 }
 
 #[test]
@@ -205,7 +205,7 @@ fn an_index_knows_nothing_of_later_commits() {
     for seed in 0..200 {
         let disk = disk.fork(seed);
         disk.power_loss(Loss::Any);
-        let journal = Journal::open_with(disk.mount(), in_order().options).unwrap();
+        let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
         let (gone, cut) = (journal.log("gone", 1).unwrap(), journal.log("cut", 1).unwrap());
         assert_eq!((gone.health(), cut.health()), (Health::Intact, Health::Intact), "{seed}");
         let happened = gone.end() == 0;

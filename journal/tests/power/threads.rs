@@ -2,7 +2,7 @@
 //! each thread knows what it was promised, and that is all that is checked.
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Commit, Durability, Health, Journal, Options};
+use voussoir_journal::{Commit, Config, Durability, Health, Journal};
 
 use crate::losses::in_order;
 use crate::rng::Rng;
@@ -10,11 +10,11 @@ use crate::rng::Rng;
 const THREADS: u64 = 4;
 const ROUNDS: u64 = 150;
 
-fn options() -> Options {
-    let mut options = Options::default();
-    options.segment_bytes = in_order().options.segment_bytes;
-    options.max_bytes = 64 * options.segment_bytes;
-    options
+fn config() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = in_order().config.segment_bytes;
+    config.max_bytes = 64 * config.segment_bytes;
+    config
 }
 
 fn record(id: u64, number: u64) -> Vec<u8> {
@@ -66,7 +66,7 @@ fn threads_lose_nothing_that_was_acknowledged() {
     let mut rng = Rng::new(1);
     let mut acknowledged = vec![0; THREADS as usize];
     for _ in 0..ROUNDS {
-        let journal = Journal::open_with(disk.mount(), options()).unwrap();
+        let journal = Journal::open_with(disk.mount(), config()).unwrap();
         check(&journal, &acknowledged);
         let (op, nth) = if rng.one_in(2) { (Op::Any, 200) } else { (Op::Sync, 60) };
         let effect = *rng.pick(&[Effect::PowerOff, Effect::Fail, Effect::DropDirty]);

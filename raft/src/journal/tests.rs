@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use voussoir_journal::{Commit, Journal, MemoryFiles, Options};
+use voussoir_journal::{Commit, Config, Journal, MemoryFiles};
 
 use super::state::State;
 use super::{Current, Identity, JournalStore, OpenError};
@@ -70,7 +70,7 @@ proptest! {
 }
 
 fn journal() -> Journal {
-    let mut options = Options::default();
+    let mut options = Config::default();
     options.segment_bytes = 8 << 20;
     Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap()
 }

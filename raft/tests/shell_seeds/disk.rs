@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Journal, Options, Work};
+use voussoir_journal::{Config, Journal, Work};
 use voussoir_raft::core::Restored;
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::memory::MemoryStore;
@@ -158,7 +158,7 @@ impl Disk {
         let inner = match &self.platters {
             Platters::Memory(store) => Inner::Memory(store.clone()),
             Platters::Journal(files) => {
-                let mut options = Options::manual();
+                let mut options = Config::manual();
                 options.segment_bytes = SEGMENT_BYTES;
                 options.max_bytes = 64 * SEGMENT_BYTES;
                 options.identity = Some(u128::from(self.health.rng.lock().next_u64()));

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
 use voussoir_journal::files::crash::CrashFiles;
-use voussoir_journal::{Journal, Options, Work};
+use voussoir_journal::{Config, Journal, Work};
 use voussoir_raft::core::Restored;
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::{
@@ -30,7 +30,7 @@ pub(crate) struct Driven {
 
 /// Opens what a disk holds; `begin` where there is nothing yet.
 pub(crate) fn open(files: &CrashFiles, node: u64, begin: bool, mut rng: Rng) -> Driven {
-    let mut options = Options::manual();
+    let mut options = Config::manual();
     options.segment_bytes = SEGMENT_BYTES;
     options.max_bytes = 64 * SEGMENT_BYTES;
     options.identity = Some(u128::from(rng.next_u64()));

@@ -18,7 +18,7 @@ use bare::Bare;
 #[cfg(feature = "rivals")]
 use rivals::{RaftEngineLog, okaywal, okaywal_append, raft_engine};
 use voussoir_benches::{Sample, compare, contender, time};
-use voussoir_journal::{Commit, Journal, Log, Options};
+use voussoir_journal::{Commit, Config, Journal, Log};
 
 /// How long one round of one contender goes on.
 const ROUND: Duration = Duration::from_millis(700);
@@ -59,8 +59,8 @@ fn fresh(folder: &Path) -> tempfile::TempDir {
     tempfile::tempdir_in(folder).expect("a temporary folder")
 }
 
-fn open(folder: &Path, change: impl FnOnce(&mut Options)) -> Journal {
-    let mut options = Options::default();
+fn open(folder: &Path, change: impl FnOnce(&mut Config)) -> Journal {
+    let mut options = Config::default();
     change(&mut options);
     Journal::open(folder.join("journal"), options).expect("an empty journal opens")
 }
@@ -311,7 +311,7 @@ fn reads(folder: &Path, rounds: usize) {
 fn recovery(folder: &Path, rounds: usize) {
     const BYTES: u64 = 512 << 20;
     let folder = fresh(folder);
-    let change = |options: &mut Options| options.segment_bytes = 1 << 30;
+    let change = |options: &mut Config| options.segment_bytes = 1 << 30;
     let frames = BYTES / (16 << 10);
     {
         let journal = open(folder.path(), change);
@@ -340,7 +340,7 @@ fn recovery(folder: &Path, rounds: usize) {
     compare("recovery scan of 512 MiB in frames of 16 KiB", rounds, contenders);
 }
 
-fn drop_open(folder: &Path, change: impl FnOnce(&mut Options), frames: u64) -> u64 {
+fn drop_open(folder: &Path, change: impl FnOnce(&mut Config), frames: u64) -> u64 {
     let journal = open(folder, change);
     assert_eq!(journal.log("bench", 1).expect("a log").end(), frames, "recovered all");
     frames

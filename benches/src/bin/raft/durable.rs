@@ -16,7 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::oneshot;
 use voussoir_benches::raft_group::Counter;
-use voussoir_journal::{Journal, Options};
+use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_net::{Peers, Tcp};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::net::NetTransport;
@@ -239,7 +239,7 @@ struct Node {
 
 impl Node {
     async fn start(id: u64, folder: PathBuf, peers: Arc<Peers>) -> Self {
-        let mut options = Options::default();
+        let mut options = JournalConfig::default();
         // A run needs a few MB, and waits until they have been zeroed.
         options.segment_bytes = 16 << 20;
         let journal = Journal::open(folder, options).expect("an empty journal opens");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
-use voussoir_journal::{Journal, Options};
+use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::{Config, LogStore, Raft, ReadError, Transport};
 
@@ -25,7 +25,7 @@ fn identity(id: u64) -> Identity {
 
 /// Creates the data of a node that has never run: once for each node, when the cluster is set up.
 pub fn create(id: u64, folder: &Path) -> Result<(), Error> {
-    let journal = Journal::open(folder, Options::default())?;
+    let journal = Journal::open(folder, JournalConfig::default())?;
     JournalStore::create(&journal, identity(id))?;
     journal.close()?;
     Ok(())
@@ -34,7 +34,7 @@ pub fn create(id: u64, folder: &Path) -> Result<(), Error> {
 /// Opens the data of a node that was created before. An empty folder is refused: its disk was
 /// lost, and what it has voted for and acknowledged with it.
 pub fn open(id: u64, folder: &Path) -> Result<(Journal, JournalStore), Error> {
-    let journal = Journal::open(folder, Options::default())?;
+    let journal = Journal::open(folder, JournalConfig::default())?;
     let log = JournalStore::open(&journal, identity(id))?;
     Ok((journal, log))
 }

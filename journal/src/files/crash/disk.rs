@@ -99,11 +99,11 @@ impl Disk {
             Op::Sync => matches!(effect, Effect::DropDirty | Effect::LieSync),
             _ => false,
         };
-        if passes_on { Ok(Some(effect)) } else { Err(self.refuse(effect)) }
+        if passes_on { Ok(Some(effect)) } else { Err(self.reject(effect)) }
     }
 
     /// The error of an operation that an effect ends.
-    fn refuse(&mut self, effect: Effect) -> io::Error {
+    fn reject(&mut self, effect: Effect) -> io::Error {
         match effect {
             Effect::PowerOff => {
                 self.powered = false;
@@ -222,7 +222,7 @@ impl Disk {
             Some(effect) => {
                 let part = self.rng.below(length as u64 + 1) as usize;
                 self.store(inode, data.slice(..part), offset)?;
-                return Err(self.refuse(effect));
+                return Err(self.reject(effect));
             }
         }?;
         Ok(length)

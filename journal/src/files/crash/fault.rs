@@ -143,7 +143,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Operations of any kind, refused ones included.
+    /// Operations of any kind, rejected ones included.
     operations,
     /// Power losses.
     power_losses,

@@ -188,8 +188,8 @@ fn faults_hit_the_operation_they_name() {
     file.read_at(&mut buf, 0).unwrap_err();
     file.read_at(&mut buf, 0).unwrap_err();
     write(&*file, b"x", 0);
-    let refused = file.write_at(&[IoSlice::new(b"x")], 0).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::StorageFull);
+    let rejected = file.write_at(&[IoSlice::new(b"x")], 0).unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::StorageFull);
     write(&*file, b"x", 0);
     disk.mount().sync_dir().unwrap_err();
     disk.mount().sync_dir().unwrap();
@@ -252,8 +252,8 @@ fn a_full_disk_still_overwrites() {
     let (disk, file) = with_file(1, &[0; 100]);
     disk.set_capacity(Some(110));
     assert_eq!(file.write_at(&[IoSlice::new(&[1; 40])], 80).unwrap(), 30, "what fits");
-    let refused = file.write_at(&[IoSlice::new(&[1; 40])], 110).unwrap_err();
-    assert_eq!(refused.kind(), ErrorKind::StorageFull);
+    let rejected = file.write_at(&[IoSlice::new(&[1; 40])], 110).unwrap_err();
+    assert_eq!(rejected.kind(), ErrorKind::StorageFull);
     assert_eq!(disk.mount().create("b").err().unwrap().kind(), ErrorKind::StorageFull);
     write(&*file, &[2; 110], 0);
     file.sync_data().unwrap();

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Journal, Options as JournalOptions, Work};
+use voussoir_journal::{Config as JournalConfig, Journal, Work};
 use voussoir_sim::{Crash, DiskFault, Failure, Report, Rng};
 
 use super::disk::{Disk, Done, Job, OpenError, Opened, Ruin, StoreError, StoreFile};
@@ -50,7 +50,7 @@ impl JournalDisk {
     }
 
     fn open_store(&self, seed: u64) -> Result<Opened<JournaledStore>, OpenError> {
-        let mut options = JournalOptions::manual();
+        let mut options = JournalConfig::manual();
         options.segment_bytes = SEGMENT_BYTES;
         options.max_bytes = 64 * SEGMENT_BYTES;
         options.identity = Some(u128::from(seed));

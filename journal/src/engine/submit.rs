@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Core;
+use super::Engine;
 use super::completion::{Done, Outcome, Slot};
 use super::lead::Lead;
-use super::queue::{Accepted, Refusal, State};
 use crate::commit::{Commit, Receipt, Rejected};
+use crate::core::queue::{Accepted, Rejection, State};
 use crate::error::{Error, Fault};
 
 /// Where the outcome of a commit will be.
@@ -28,7 +28,24 @@ pub(crate) enum Closed {
     Before,
 }
 
-impl Core {
+/// What [`Journal::work`](crate::Journal::work) did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Work {
+    /// There was nothing to do, or somebody else is at it.
+    Idle,
+    /// A group was written, and these many commits were told their outcome.
+    Committed {
+        /// How many.
+        commits: usize,
+    },
+    /// A segment was made ready for use.
+    Prepared,
+    /// Everything was made durable, and a mark says so.
+    Marked,
+}
+
+impl Engine {
     /// Hands a commit in; when there is no room, gives it back.
     pub(crate) fn submit(
         self: &Arc<Self>,
@@ -39,22 +56,22 @@ impl Core {
             return Err(Box::new(Rejected { error, commit }));
         }
         let mut state = self.state.lock();
-        if state.someone_waits() && state.refused.is_none() {
+        if state.has_waiters() && state.rejected.is_none() {
             let error = state.too_many_bytes();
             return Err(Box::new(Rejected { error, commit }));
         }
         let accepted = state.accept(commit, Done::Callback(done));
-        let lead = self.claim(&mut state);
+        let claim = self.claim(&mut state);
         drop(state);
-        self.wake(lead);
+        self.deliver(claim);
         match accepted {
             Ok(Accepted::Queued) => Ok(()),
             Ok(Accepted::Buffered(done, receipt)) => {
                 done.tell(Ok(receipt));
                 Ok(())
             }
-            Err(refusal) => {
-                let Refusal { error, commit, .. } = *refusal;
+            Err(rejection) => {
+                let Rejection { error, commit, .. } = *rejection;
                 Err(Box::new(Rejected { error, commit }))
             }
         }
@@ -64,30 +81,30 @@ impl Core {
     pub(crate) fn commit(self: &Arc<Self>, commit: Commit) -> Submitted {
         let mut state = self.state.lock();
         let submitted = self.commit_locked(&mut state, commit);
-        let lead = self.claim(&mut state);
+        let claim = self.claim(&mut state);
         drop(state);
-        self.wake(lead);
-        submitted.unwrap_or_else(|refusal| Submitted::Told(Err(refusal.error)))
+        self.deliver(claim);
+        submitted.unwrap_or_else(|rejection| Submitted::Told(Err(rejection.error)))
     }
 
-    /// The refusal is to be dropped without the lock.
+    /// The rejection is to be dropped without the lock.
     fn commit_locked(
         self: &Arc<Self>,
         state: &mut State,
         commit: Commit,
-    ) -> Result<Submitted, Box<Refusal>> {
+    ) -> Result<Submitted, Box<Rejection>> {
         if let Err(error) = self.check_owner(&commit) {
-            return Err(Box::new(Refusal { error, done: Done::Nobody, commit }));
+            return Err(Box::new(Rejection { error, done: Done::Nobody, commit }));
         }
-        let commit = if state.someone_waits() && state.refused.is_none() {
+        let commit = if state.has_waiters() && state.rejected.is_none() {
             commit
         } else {
             let slot = Slot::accepted();
             match state.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => return Ok(Submitted::Later(slot)),
                 Ok(Accepted::Buffered(_, receipt)) => return Ok(Submitted::Told(Ok(receipt))),
-                Err(refusal) if refusal.may_wait() => refusal.commit,
-                Err(refusal) => return Err(refusal),
+                Err(rejection) if rejection.may_wait() => rejection.commit,
+                Err(rejection) => return Err(rejection),
             }
         };
         let slot = Slot::waiting(commit);
@@ -95,7 +112,7 @@ impl Core {
             Ok(()) => Ok(Submitted::Later(slot)),
             Err(error) => {
                 let (done, commit) = (Done::Slot(slot), Commit::new());
-                Err(Box::new(Refusal { error, done, commit }))
+                Err(Box::new(Rejection { error, done, commit }))
             }
         }
     }
@@ -109,8 +126,8 @@ impl Core {
         }
     }
 
-    fn check_owner(self: &Arc<Self>, commit: &Commit) -> Result<(), Error> {
-        if commit.operations.iter().all(|operation| operation.log.belongs_to(self)) {
+    fn check_owner(&self, commit: &Commit) -> Result<(), Error> {
+        if commit.operations.iter().all(|operation| operation.opening == self.opening) {
             Ok(())
         } else {
             Err(Error::ForeignLog)
@@ -120,7 +137,7 @@ impl Core {
     /// Hands a commit in and leads until it is done, or waits for who leads.
     pub(crate) fn commit_blocking(self: &Arc<Self>, commit: Commit) -> Result<Receipt, Error> {
         let mut state = self.state.lock();
-        if state.leading && self.is_leader() {
+        if state.lead.is_taken() && self.is_leader() {
             return Err(Error::FromCallback);
         }
         let submitted = self.commit_locked(&mut state, commit);
@@ -128,58 +145,21 @@ impl Core {
             Ok(Submitted::Later(slot)) => slot,
             told => {
                 // A buffered commit still has to be written by somebody.
-                let lead = self.claim(&mut state);
+                let claim = self.claim(&mut state);
                 drop(state);
-                self.wake(lead);
+                self.deliver(claim);
                 return match told {
                     Ok(Submitted::Told(outcome)) => outcome,
                     Ok(Submitted::Later(slot)) => wait_for(&slot),
-                    Err(refusal) => Err(refusal.error),
+                    Err(rejection) => Err(rejection.error),
                 };
             }
         };
-        if self.options.manual {
-            // Ends when the present leader gives the lead up, after one group.
-            while state.leading {
-                self.idle.wait(&mut state);
-            }
-        }
-        let free = !state.leading;
-        state.leading = true;
+        let lead = self.lead_to_commit(&mut state);
         drop(state);
-        if free { self.lead_until_done(self.assume_lead(), &slot) } else { wait_for(&slot) }
-    }
-
-    /// Ends when the commit has been told: each round writes a group or finds that none waits,
-    /// and the commit is among those that wait.
-    fn lead_until_done(&self, lead: Lead<'_>, slot: &Slot) -> Result<Receipt, Error> {
-        loop {
-            if let Some(outcome) = slot.poll_thread() {
-                lead.hand_over();
-                return outcome;
-            }
-            self.run_group(0);
-        }
-    }
-
-    /// Takes the lead for the writer thread, if there is one and nobody leads.
-    fn claim(&self, state: &mut State) -> bool {
-        let claims = !self.options.manual && !state.leading && !state.is_empty();
-        state.leading |= claims;
-        claims
-    }
-
-    /// Tells the writer thread that it leads.
-    pub(crate) fn wake(&self, lead: bool) {
-        if lead {
-            self.writer_leads.store(true, Ordering::Release);
-            self.unpark_writer();
-        }
-    }
-
-    pub(crate) fn unpark_writer(&self) {
-        if let Some(thread) = &*self.thread.lock() {
-            thread.unpark();
+        match lead {
+            Some(lead) => lead.run_until_done(&slot),
+            None => wait_for(&slot),
         }
     }
 
@@ -194,46 +174,63 @@ impl Core {
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(Closed::Before);
         }
-        let told = self.state.lock().refuse_new(&Error::Closed);
+        let told = self.state.lock().reject_new(&Error::Closed);
         told.tell();
         if self.is_leader() {
-            self.close_is_due.store(true, Ordering::Release);
+            self.leadership.close_later();
             return Ok(Closed::Soon);
         }
         let lead = self.lead();
-        let outcome = self.finish_close();
+        let outcome = lead.finish_close();
         lead.give_up();
         outcome.map(|()| Closed::Now)
     }
 
-    /// Finishes a close that was asked for from within a callback, which runs inside the group
-    /// of whoever leads.
-    pub(crate) fn finish_due_close(&self) {
-        if self.close_is_due.swap(false, Ordering::AcqRel) {
-            // Who asked for it has gone on; a failure has been logged.
-            let _ = self.finish_close();
+    /// What can be done now, without a thread: one group, else one segment, else a mark.
+    pub(crate) fn work(&self, now: u64) -> Work {
+        if self.closed.load(Ordering::Acquire) {
+            return Work::Idle;
+        }
+        let Some(lead) = self.try_lead() else { return Work::Idle };
+        let work = lead.work(now);
+        lead.give_up();
+        work
+    }
+}
+
+impl Lead<'_> {
+    /// Ends when the commit has been told: each round writes a group or finds that none waits,
+    /// and the commit is among those that wait.
+    fn run_until_done(self, slot: &Slot) -> Result<Receipt, Error> {
+        loop {
+            if let Some(outcome) = slot.poll_thread() {
+                self.hand_over();
+                return outcome;
+            }
+            self.run_group(0);
         }
     }
 
-    /// Only whoever leads calls this.
-    fn finish_close(&self) -> Result<(), Error> {
+    /// Writes what was accepted, marks the end, and releases the directory.
+    pub(super) fn finish_close(&self) -> Result<(), Error> {
+        let engine = self.engine;
         // Ends because nothing new is accepted.
         while self.run_group(0) > 0 {}
         // A keeper in the middle of its work must not be waited for.
-        self.space.stop();
-        let outcome = match self.refusal() {
+        engine.space.stop();
+        let outcome = match engine.rejection() {
             Some(Error::Closed) | None => {
-                let closed = self.seal_full_segments().and_then(|()| self.mark_closed());
+                let closed = engine.seal_full_segments().and_then(|()| self.mark_closed());
                 closed.map_err(|fault| {
-                    self.stop(&fault);
+                    engine.stop(&fault);
                     Error::Failed { fault }
                 })
             }
             Some(error) => Err(error),
         };
-        self.unpark_writer();
-        *self.guard.lock() = None;
-        self.wake_all_followers();
+        engine.leadership.unpark_writer();
+        *engine.guard.lock() = None;
+        engine.wake_all_followers();
         outcome
     }
 
@@ -241,43 +238,32 @@ impl Core {
     /// loss, in the manifest.
     fn mark_closed(&self) -> Result<(), Fault> {
         self.mark(true)?;
-        self.keeper.lock().note_durable(self.durable_lsn())
+        self.engine.keeper.lock().note_durable(self.engine.durable_lsn())
     }
 
-    /// What can be done now, without a thread: one group, else one segment, else a mark.
-    pub(crate) fn work(&self, now: u64) -> crate::journal::Work {
-        use crate::journal::Work;
-        if self.closed.load(Ordering::Acquire) {
-            return Work::Idle;
-        }
-        let Some(lead) = self.try_lead() else { return Work::Idle };
-        let work = self.work_leading(now);
-        lead.give_up();
-        work
-    }
-
-    fn work_leading(&self, now: u64) -> crate::journal::Work {
-        use crate::journal::Work;
+    fn work(&self, now: u64) -> Work {
+        let engine = self.engine;
         let commits = self.run_group(now);
         if commits > 0 {
             return Work::Committed { commits };
         }
-        if self.refusal().is_some() {
+        if engine.rejection().is_some() {
             return Work::Idle;
         }
-        let wanted = || self.space.need() == super::space::Need::Spare || self.space.try_again(now);
-        if self.options.manual && wanted() {
-            match self.prepare() {
+        let wanted =
+            || engine.space.need() == super::space::Need::Spare || engine.space.try_again(now);
+        if engine.config.manual && wanted() {
+            match engine.prepare() {
                 Ok(true) => return Work::Prepared,
                 Ok(false) => {}
                 Err(fault) => {
-                    self.stop(&fault);
+                    engine.stop(&fault);
                     return Work::Idle;
                 }
             }
         }
-        let last = self.writer.lock().last_activity;
-        let due = last.saturating_add(super::space::nanos(self.options.idle_mark));
+        let last = engine.writer.lock().last_activity;
+        let due = last.saturating_add(super::space::nanos(engine.config.idle_mark));
         if now < due {
             return Work::Idle;
         }
@@ -285,7 +271,7 @@ impl Core {
             Ok(true) => Work::Marked,
             Ok(false) => Work::Idle,
             Err(fault) => {
-                self.stop(&fault);
+                engine.stop(&fault);
                 Work::Idle
             }
         }

@@ -71,12 +71,12 @@ struct Inner {
     cause: Option<FullCause>,
     /// When that was last tried again, by the clock of `work`.
     last_try: u64,
-    /// Counts what may end that.
-    hopes: u64,
+    /// Number of events so far that may end `stuck`: a release, or something became durable.
+    retries: u64,
     /// A commit waits for a spare.
     urgent: bool,
-    /// A spare has been taken, and the group for it is on its way to the disk: whatever else is
-    /// written would only get in its way.
+    /// A spare has been taken and its first group is not durable yet. The keeper writes nothing
+    /// meanwhile, so as not to delay that group.
     rotating: bool,
     stopped: bool,
 }
@@ -152,7 +152,7 @@ impl Space {
             stuck: false,
             cause: None,
             last_try: 0,
-            hopes: 0,
+            retries: 0,
             // Whoever opens the journal waits for the first one.
             urgent: true,
             rotating: false,
@@ -242,8 +242,7 @@ impl Space {
             inner.base = inner.base.max(sequence);
             inner.rotating = false;
         }
-        // Not under the lock, which would be handed to the keeper, asleep, while this thread
-        // needs it again.
+        // Notify after releasing the lock; otherwise the keeper wakes only to block on it.
         self.changed.notify_all();
     }
 
@@ -251,7 +250,7 @@ impl Space {
     /// had failed.
     pub(crate) fn retry(&self) -> bool {
         let mut inner = self.inner.lock();
-        inner.hopes += 1;
+        inner.retries += 1;
         if inner.stuck && inner.sealed.values().all(|segment| segment.pinned()) {
             return false;
         }
@@ -264,14 +263,14 @@ impl Space {
     }
 
     /// How often [`retry`](Self::retry) was called.
-    pub(crate) fn hopes(&self) -> u64 {
-        self.inner.lock().hopes
+    pub(crate) fn retries(&self) -> u64 {
+        self.inner.lock().retries
     }
 
     /// No segment could be prepared, by what was known after so many calls of `retry`.
-    pub(crate) fn set_stuck(&self, hopes: u64, cause: FullCause) {
+    pub(crate) fn set_stuck(&self, retries: u64, cause: FullCause) {
         let mut inner = self.inner.lock();
-        inner.stuck = inner.hopes == hopes;
+        inner.stuck = inner.retries == retries;
         inner.cause = Some(cause);
         self.changed.notify_all();
     }
@@ -394,7 +393,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(
         files: Arc<dyn Files>,
-        options: &crate::config::Options,
+        config: &crate::config::Config,
         manifest: Manifest,
         live: Vec<Arc<Segment>>,
         file: Arc<dyn File>,
@@ -404,10 +403,10 @@ impl Keeper {
             manifest,
             live,
             file,
-            segment_bytes: options.segment_bytes,
-            max_bytes: options.max_bytes,
-            max_files: options.max_segments(),
-            bytes_per_second: options.prepare_rate(),
+            segment_bytes: config.segment_bytes,
+            max_bytes: config.max_bytes,
+            max_files: config.max_segments(),
+            bytes_per_second: config.prepare_rate(),
         }
     }
 

@@ -1,20 +1,20 @@
 //! Group commit: one write and one sync for all that waits.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::completion::Told;
-use super::lead::panic_fault;
-use super::queue::{Queued, Taken};
+use super::lead::{Lead, panic_fault};
 use super::space::{PrepareError, Spare};
 use super::writer::Writer;
-use super::{Core, Counters};
+use super::{Counters, Engine};
 use crate::commit::Receipt;
 use crate::config::Durability;
+use crate::core::queue::{Queued, Taken};
 use crate::error::{Error, Fault, FullCause};
 use crate::format::frame::SectionKind;
 
-/// So long large commits wait for a segment before it is looked whether small ones have come.
+/// How long a large commit waits for a spare before the leader checks for small ones again.
 const SPARE_WAIT: Duration = Duration::from_micros(200);
 
 /// What could be taken to be written.
@@ -25,22 +25,29 @@ enum Filled {
     Full(Vec<Queued>, Error),
 }
 
-impl Core {
+impl Lead<'_> {
     /// Writes one group and tells its commits; answers how many were told, or 0 when nothing
-    /// waited. Only whoever leads calls this.
+    /// waited.
     pub(crate) fn run_group(&self, now: u64) -> usize {
-        *self.leader.lock() = Some(std::thread::current().id());
-        let told = self.run_group_leading(now);
-        *self.leader.lock() = None;
-        if self.options.manual
-            && let Err(fault) = self.seal_full_segments()
+        let engine = self.engine;
+        let told = self.as_leader(|| engine.write_and_tell(now));
+        if engine.config.manual
+            && let Err(fault) = engine.seal_full_segments()
         {
-            self.stop(&fault);
+            engine.stop(&fault);
         }
         told
     }
 
-    fn run_group_leading(&self, now: u64) -> usize {
+    /// Makes everything durable and writes a mark that says so; answers whether there was
+    /// anything to do.
+    pub(crate) fn mark(&self, closed: bool) -> Result<bool, Fault> {
+        self.engine.write_mark(closed)
+    }
+}
+
+impl Engine {
+    fn write_and_tell(&self, now: u64) -> usize {
         let mut writer = self.writer.lock();
         let filled = self.fill(&mut writer);
         if !matches!(filled, Ok(Filled::Nothing)) {
@@ -63,7 +70,7 @@ impl Core {
         match outcome {
             Ok(()) => self.tell_written(group),
             Err(Some(fault)) => {
-                // First the refusal, so that nobody who is told can slip a commit in.
+                // First the rejection, so that nobody who is told can slip a commit in.
                 self.stop(&fault);
                 self.tell_failed(group, &Error::Failed { fault })
             }
@@ -117,7 +124,7 @@ impl Core {
     }
 
     fn take_or_prepare(&self) -> Result<Spare, Fault> {
-        if !self.options.manual {
+        if !self.config.manual {
             return Ok(self.space.wait_for_spare(SPARE_WAIT));
         }
         if !self.space.has_spare() {
@@ -128,7 +135,7 @@ impl Core {
 
     /// Prepares one segment; answers whether there was room.
     pub(crate) fn prepare(&self) -> Result<bool, Fault> {
-        let hopes = self.space.hopes();
+        let retries = self.space.retries();
         let prepared = self.keeper.lock().prepare(&self.space, &|| self.durable_lsn());
         match prepared {
             Ok(()) => {
@@ -136,7 +143,7 @@ impl Core {
                 Ok(true)
             }
             Err(PrepareError::Full(cause)) => {
-                self.space.set_stuck(hopes, cause);
+                self.space.set_stuck(retries, cause);
                 Ok(false)
             }
             Err(PrepareError::Fault(fault)) => Err(fault),
@@ -169,13 +176,52 @@ impl Core {
         Ok(())
     }
 
+    /// Writes what is staged.
+    pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
+        writer.check()?;
+        let segment = &writer.active.segment;
+        if let Err(error) = writer.staged.write(segment) {
+            let fault = Fault::new("write", segment.name(), &error);
+            return Err(writer.fail(fault));
+        }
+        Counters::add(&self.counters.bytes, writer.staged.length);
+        writer.active.tail = writer.staged.end();
+        self.space.set_fill(writer.active.tail * 1000 / segment.size);
+        writer.staged.clear();
+        writer.unsynced = true;
+        self.written.store(writer.next_lsn - 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// Syncs the active segment; everything written is durable then.
+    pub(crate) fn sync(&self, writer: &mut Writer) -> Result<(), Fault> {
+        writer.check()?;
+        let segment = &writer.active.segment;
+        // A journal without threads is deterministic, and so are its figures.
+        let began = (!self.config.manual).then(Instant::now);
+        if let Err(error) = segment.file.sync_data() {
+            let fault = Fault::new("sync", segment.name(), &error);
+            return Err(writer.fail(fault));
+        }
+        let nanos = began.map_or(0, |began| began.elapsed().as_nanos() as u64);
+        Counters::add(&self.counters.sync_nanos, nanos);
+        Counters::add(&self.counters.syncs, 1);
+        writer.unsynced = false;
+        self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);
+        if std::mem::take(&mut writer.sync_next) {
+            self.space.base_is_durable(writer.active.segment.sequence);
+        }
+        self.room_may_have_come();
+        Ok(())
+    }
+
     fn tell_written(&self, group: Vec<Queued>) -> usize {
         let told = {
             let mut state = self.state.lock();
             for queued in &group {
                 state.finished(queued);
             }
-            if state.someone_waits() { state.admit_waiting() } else { Told::default() }
+            if state.has_waiters() { state.admit_waiting() } else { Told::default() }
         };
         let commits = group.len();
         for part in group.iter().flat_map(|queued| &queued.parts) {
@@ -197,7 +243,7 @@ impl Core {
                     state.finished(queued);
                 }
             }
-            if state.someone_waits() { state.admit_waiting() } else { Told::default() }
+            if state.has_waiters() { state.admit_waiting() } else { Told::default() }
         };
         let commits = failed.len();
         let buffered = |queued: &&Queued| queued.durability == Durability::Buffered;
@@ -209,10 +255,8 @@ impl Core {
         commits
     }
 
-    /// Makes everything durable and writes a mark that says so; answers whether there was
-    /// anything to do. Only whoever leads calls this.
-    pub(crate) fn mark(&self, closed: bool) -> Result<bool, Fault> {
-        if matches!(self.refusal(), Some(Error::Stopped { .. })) {
+    fn write_mark(&self, closed: bool) -> Result<bool, Fault> {
+        if matches!(self.rejection(), Some(Error::Stopped { .. })) {
             return Ok(false);
         }
         let mut writer = self.writer.lock();
@@ -237,7 +281,7 @@ impl Core {
 
     /// What is told while there is no segment for appends.
     fn full(&self) -> Error {
-        let max_bytes = self.options.max_bytes;
+        let max_bytes = self.config.max_bytes;
         let limit = || FullCause::Limit { segments: self.space.counts().1, max_bytes };
         let cause = self.space.cause().unwrap_or_else(limit);
         Error::Full { cause, pinned_by: self.pinned_by() }
@@ -289,7 +333,7 @@ fn apply(writer: &mut Writer, group: &[Queued]) -> bool {
                 _ => {}
             }
             controls |= !matches!(part.section, Some((SectionKind::Append, _)));
-            view.shape = part.after;
+            view.bounds = part.after;
         }
     }
     controls

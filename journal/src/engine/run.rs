@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Core;
+use super::Engine;
 use super::log::LogInner;
 use super::reader::{Batch, FoundBatch};
 use crate::format::index::BatchRef;
@@ -66,7 +66,7 @@ impl Run {
     }
 }
 
-impl Core {
+impl Engine {
     /// The run that begins with a batch that was found, if it is worth one.
     pub(crate) fn run_from(
         &self,
@@ -80,7 +80,7 @@ impl Core {
         }
         let view = log.view.read();
         let extent =
-            view.extent_in(&found.segment).filter(|_| view.shape.number == found.number)?;
+            view.extent_in(&found.segment).filter(|_| view.bounds.number == found.number)?;
         let first = found.batch.first;
         if let Some(batches) = &extent.batches {
             let from = batches.partition_point(|batch| batch.first < first);

@@ -6,18 +6,18 @@ use std::sync::atomic::Ordering;
 
 use bytes::{Buf, Bytes};
 
-use super::Core;
+use super::Engine;
 use super::cache::{Cached, Key};
 use super::log::LogInner;
 use super::segment::Segment;
-use super::view::Located;
+use crate::core::view::Located;
 use crate::error::{Fault, ReadError};
 use crate::files::{read_full_at, read_full_cached_at};
 use crate::format::frame::{FrameKind, HEAD_BYTES_MAX, HEADER_BYTES, Header, Section, SectionKind};
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::{self, Trailer};
 use crate::format::{TRAILER_BYTES, crc32c, frame, padded};
-use crate::recovery;
+use crate::recovery::scan;
 
 /// A head and payload closer together than this are read at once.
 const ONE_READ_GAP: u64 = 4096;
@@ -111,7 +111,7 @@ impl FoundBatch {
         let (frame_at, number) = (self.batch.frame_at(), self.number);
         let header =
             Header::peek(head).ok_or(damaged(position, "no frame where the index points"))?;
-        if !header.verify(head, self.segment.place(frame_at)) {
+        if !header.verify(head, self.segment.location(frame_at)) {
             return Err(damaged(position, "the frame's head fails its checksum"));
         }
         let sections = header.sections(head).map_err(|_| damaged(position, "malformed frame"))?;
@@ -153,7 +153,7 @@ fn batch_at(batches: &[BatchRef], position: u64, end: u64) -> Result<(BatchRef, 
     Ok((batch, batches.get(after).map_or(end, |next| next.first.min(end))))
 }
 
-impl Core {
+impl Engine {
     pub(crate) fn read(&self, log: &LogInner, position: u64) -> Result<Bytes, ReadError> {
         self.read_batch(log, position)?.record(position)
     }
@@ -265,7 +265,7 @@ impl Core {
         if matches!(read, Err(ReadError::Damaged { .. })) {
             let (now, _) = locate(log, position)?;
             if now != number {
-                return Err(ReadError::Absent { end: log.view.read().shape.end });
+                return Err(ReadError::Absent { end: log.view.read().bounds.end });
             }
         }
         read
@@ -377,7 +377,7 @@ impl Core {
             batches
         } else {
             // The index is only a hint: the frames have everything.
-            let rebuild = recovery::scan::rebuild_index(segment)?;
+            let rebuild = scan::rebuild_index(segment)?;
             let log = rebuild.logs.into_iter().find(|log| log.number == number);
             log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
         };
@@ -436,7 +436,7 @@ pub(crate) fn find_index(segment: &Segment) -> Result<Option<IndexAt>, ReadError
     let mut bytes = [0; segment::BYTES];
     let read = read_full_at(&*segment.file, &mut bytes, at)
         .map_err(|error| Fault::read(segment.name(), at, segment::BYTES, &error))?;
-    let Some(trailer) = Trailer::decode(&bytes[..read], segment.place(at)) else {
+    let Some(trailer) = Trailer::decode(&bytes[..read], segment.location(at)) else {
         return Ok(None);
     };
     let mut head = [0; HEADER_BYTES + 2 * frame::SECTION_BYTES];
@@ -448,7 +448,7 @@ pub(crate) fn find_index(segment: &Segment) -> Result<Option<IndexAt>, ReadError
 fn index_at(segment: &Segment, head: &[u8], offset: u64) -> Option<IndexAt> {
     let header = Header::peek(head)?;
     if FrameKind::from_byte(header.kind) != Some(FrameKind::Index)
-        || !header.verify(head, segment.place(offset))
+        || !header.verify(head, segment.location(offset))
     {
         return None;
     }
@@ -496,18 +496,18 @@ fn matches_batch(section: &Section, number: u64, batch: &BatchRef) -> bool {
 /// Where a position is, with the number of the log's present incarnation.
 fn locate(log: &LogInner, position: u64) -> Result<(u64, Located), ReadError> {
     let view = log.view.read();
-    let shape = view.shape;
-    if position < shape.first {
-        return Err(ReadError::Released { first: shape.first });
+    let bounds = view.bounds;
+    if position < bounds.first {
+        return Err(ReadError::Released { first: bounds.first });
     }
-    if let Some((from, until)) = shape.damage
+    if let Some((from, until)) = bounds.damage
         && (from..until).contains(&position)
-        && until != super::shape::UNKNOWN
+        && until != crate::core::bounds::UNKNOWN
     {
         return Err(ReadError::Damaged { position, detail: "known to be lost" });
     }
-    if position >= shape.end {
-        return Err(ReadError::Absent { end: shape.end });
+    if position >= bounds.end {
+        return Err(ReadError::Absent { end: bounds.end });
     }
-    Ok((shape.number, view.locate(position)))
+    Ok((bounds.number, view.locate(position)))
 }

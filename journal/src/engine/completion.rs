@@ -8,8 +8,8 @@ use std::thread::Thread;
 use parking_lot::Mutex;
 
 use super::foreign;
-use super::queue::Part;
 use crate::commit::{Commit, Receipt};
+use crate::core::queue::Part;
 use crate::error::Error;
 
 pub(crate) type Outcome = Result<Receipt, Error>;
@@ -179,13 +179,13 @@ impl Inner {
     }
 }
 
-/// Outcomes to be told, and what was refused with them: found out under a lock, told and dropped
+/// Outcomes to be told, and what was rejected with them: found out under a lock, told and dropped
 /// without one, as both run foreign code.
 #[derive(Debug, Default)]
 #[must_use = "somebody waits for it"]
 pub(crate) struct Told {
     outcomes: Vec<(Done, Outcome)>,
-    refused: Vec<Commit>,
+    rejected: Vec<Commit>,
     parts: Vec<Part>,
     /// Commits that had been acknowledged when they were accepted.
     buffered: u64,
@@ -196,9 +196,9 @@ impl Told {
         self.outcomes.push((done, outcome));
     }
 
-    /// Keeps a commit that was refused until the lock has been released.
-    pub(crate) fn keep(&mut self, refused: Commit) {
-        self.refused.push(refused);
+    /// Keeps a commit that was rejected until the lock has been released.
+    pub(crate) fn keep(&mut self, rejected: Commit) {
+        self.rejected.push(rejected);
     }
 
     /// Keeps what is left of a commit until the lock has been released.
@@ -208,7 +208,7 @@ impl Told {
 
     pub(crate) fn extend(&mut self, more: Self) {
         self.outcomes.extend(more.outcomes);
-        self.refused.extend(more.refused);
+        self.rejected.extend(more.rejected);
         self.parts.extend(more.parts);
         self.buffered += more.buffered;
     }

@@ -9,7 +9,7 @@ pub(crate) const UNKNOWN: u64 = u64::MAX;
 
 /// A log's number, bounds and damage. `number` is 0 while the log does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Shape {
+pub(crate) struct LogBounds {
     pub(crate) number: u64,
     pub(crate) first: u64,
     pub(crate) end: u64,
@@ -27,7 +27,7 @@ pub(crate) struct Step {
     pub(crate) section: Option<(SectionKind, u64)>,
 }
 
-impl Shape {
+impl LogBounds {
     pub(crate) fn exists(&self) -> bool {
         self.number != 0
     }
@@ -152,31 +152,31 @@ mod tests {
     #[test]
     fn a_release_past_the_end_moves_the_log() {
         let mut next = 5;
-        let mut shape = Shape::default();
-        let step = shape.apply(&Change::Release(10), &name(), &mut next).unwrap().unwrap();
+        let mut bounds = LogBounds::default();
+        let step = bounds.apply(&Change::Release(10), &name(), &mut next).unwrap().unwrap();
         assert!(step.creates && step.number == 5 && next == 6);
         let batch = Batch::from(bytes::Bytes::from_static(b"x"));
-        let step = shape.apply(&Change::Append(batch), &name(), &mut next).unwrap().unwrap();
+        let step = bounds.apply(&Change::Append(batch), &name(), &mut next).unwrap().unwrap();
         assert_eq!(step.section, Some((SectionKind::Append, 10)));
-        assert_eq!((shape.first, shape.end), (10, 11));
-        assert!(shape.apply(&Change::Truncate(9), &name(), &mut next).is_err());
-        assert_eq!(shape.apply(&Change::Truncate(11), &name(), &mut next), Ok(None));
+        assert_eq!((bounds.first, bounds.end), (10, 11));
+        assert!(bounds.apply(&Change::Truncate(9), &name(), &mut next).is_err());
+        assert_eq!(bounds.apply(&Change::Truncate(11), &name(), &mut next), Ok(None));
     }
 
     #[test]
     fn damage_heals_only_when_nothing_lost_is_left() {
         let mut next = 2;
-        let whole = Shape { number: 1, first: 0, end: 10, damage: None };
-        let mut shape = whole;
-        shape.hurt(4, 6);
+        let whole = LogBounds { number: 1, first: 0, end: 10, damage: None };
+        let mut bounds = whole;
+        bounds.hurt(4, 6);
         let batch = Change::Append(Batch::from(bytes::Bytes::new()));
-        assert!(matches!(shape.apply(&batch, &name(), &mut next), Err(Error::Damaged { .. })));
-        let mut released = shape;
+        assert!(matches!(bounds.apply(&batch, &name(), &mut next), Err(Error::Damaged { .. })));
+        let mut released = bounds;
         released.release(5);
         assert_eq!(released.damage, Some((5, 6)));
         released.release(6);
         assert_eq!(released.damage, None);
-        let mut truncated = shape;
+        let mut truncated = bounds;
         assert!(truncated.apply(&Change::Truncate(5), &name(), &mut next).is_err());
         assert!(truncated.apply(&Change::Truncate(4), &name(), &mut next).is_ok());
         assert_eq!(truncated.damage, None);

@@ -3,19 +3,15 @@
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use bytes::Bytes;
 
-use super::queue::{Queued, Room};
 use super::segment::Segment;
-use super::{Core, Counters};
+use crate::core::queue::{Queued, Room};
 use crate::error::Fault;
 use crate::files::{write_all_at, write_all_vectored};
 use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKind};
 use crate::format::index::{self, DIRECTORY_ENTRY, ENTRY};
-use crate::format::table;
 use crate::format::{FRAMES_AT, TRAILER_BYTES, crc32c, frame, padded};
 
 /// A body at least this long is written from where it is; shorter ones are copied together.
@@ -61,7 +57,7 @@ pub(crate) struct Active {
 #[derive(Debug, Default)]
 pub(crate) struct Staged {
     at: u64,
-    length: u64,
+    pub(crate) length: u64,
     bytes: Vec<u8>,
     pieces: Vec<Piece>,
 }
@@ -145,7 +141,7 @@ impl Staged {
         sections: &[Section],
         payloads: &[&[u8]],
     ) {
-        let place = segment.place(self.end());
+        let place = segment.location(self.end());
         header.encode(sections, place, self.reserve(header.head as usize));
         for payload in payloads {
             self.put(payload);
@@ -227,11 +223,11 @@ impl Writer {
         }
     }
 
-    fn check(&self) -> Result<(), Fault> {
+    pub(crate) fn check(&self) -> Result<(), Fault> {
         self.failed.clone().map_or(Ok(()), Err)
     }
 
-    fn fail(&mut self, fault: Fault) -> Fault {
+    pub(crate) fn fail(&mut self, fault: Fault) -> Fault {
         self.failed.insert(fault).clone()
     }
 
@@ -257,7 +253,12 @@ impl Writer {
     }
 
     /// Stages a frame of one or two small payloads.
-    fn stage_plain(&mut self, header: &Header, sections: &[Section], payloads: &[&[u8]]) {
+    pub(crate) fn stage_plain(
+        &mut self,
+        header: &Header,
+        sections: &[Section],
+        payloads: &[&[u8]],
+    ) {
         self.staged.begin(self.active.tail);
         self.staged.put_plain(&self.active.segment, header, sections, payloads);
     }
@@ -274,7 +275,7 @@ impl Writer {
         let mut header = Header::new(FrameKind::Commit, queued.lsn, self.epoch, &sections);
         header.mark = mark;
         let frame_at = self.staged.end();
-        let place = self.active.segment.place(frame_at);
+        let place = self.active.segment.location(frame_at);
         header.encode(&sections, place, self.staged.reserve(header.head as usize));
         let mut number = 0;
         for part in &mut queued.parts {
@@ -357,85 +358,4 @@ fn sections_of(queued: &Queued) -> Vec<Section> {
         sections.push(Section { log, position, previous, count, length, crc, kind, heals });
     }
     sections
-}
-
-impl Core {
-    /// Writes what is staged.
-    pub(crate) fn write_staged(&self, writer: &mut Writer) -> Result<(), Fault> {
-        writer.check()?;
-        let segment = &writer.active.segment;
-        if let Err(error) = writer.staged.write(segment) {
-            let fault = Fault::new("write", segment.name(), &error);
-            return Err(writer.fail(fault));
-        }
-        Counters::add(&self.counters.bytes, writer.staged.length);
-        writer.active.tail = writer.staged.end();
-        self.space.set_fill(writer.active.tail * 1000 / segment.size);
-        writer.staged.clear();
-        writer.unsynced = true;
-        self.written.store(writer.next_lsn - 1, Ordering::Release);
-        Ok(())
-    }
-
-    /// Syncs the active segment; everything written is durable then.
-    pub(crate) fn sync(&self, writer: &mut Writer) -> Result<(), Fault> {
-        writer.check()?;
-        let segment = &writer.active.segment;
-        // A journal without threads is deterministic, and so are its figures.
-        let began = (!self.options.manual).then(Instant::now);
-        if let Err(error) = segment.file.sync_data() {
-            let fault = Fault::new("sync", segment.name(), &error);
-            return Err(writer.fail(fault));
-        }
-        let nanos = began.map_or(0, |began| began.elapsed().as_nanos() as u64);
-        Counters::add(&self.counters.sync_nanos, nanos);
-        Counters::add(&self.counters.syncs, 1);
-        writer.unsynced = false;
-        self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);
-        if std::mem::take(&mut writer.sync_next) {
-            self.space.base_is_durable(writer.active.segment.sequence);
-        }
-        self.room_may_have_come();
-        Ok(())
-    }
-
-    /// Leaves the active segment for a spare: makes its commits durable, leaves its index to be
-    /// written later, and stages the table with which the next one begins. So a commit that needs
-    /// a new segment costs one write and one sync like any other.
-    pub(crate) fn rotate(&self, writer: &mut Writer, spare: Arc<Segment>) -> Result<(), Fault> {
-        if writer.unsynced {
-            self.sync(writer)?;
-        }
-        let seal = (!writer.active.sealed).then(|| self.seal_of(writer));
-        let active = Active::new(spare);
-        let old = std::mem::replace(&mut writer.active, active);
-        self.space.sealed(old.segment, seal);
-        self.stage_table(writer);
-        writer.sync_next = true;
-        Counters::add(&self.counters.rotations, 1);
-        Ok(())
-    }
-
-    /// Stages the table of all logs, as what has been written left them.
-    ///
-    /// The state is locked for a few logs at a time, so that nobody who hands a commit in waits for
-    /// a table of many logs. Nothing in it changes meanwhile: only whoever writes takes commits.
-    pub(crate) fn stage_table(&self, writer: &mut Writer) {
-        let (names_missing, next_number) = {
-            let state = self.state.lock();
-            (state.names_missing, state.next_number)
-        };
-        let mut table = table::Encoder::new(names_missing);
-        self.each_existing(|log| {
-            let name = log.inner.name();
-            table.push(&name.namespace, name.id, &log.taken, log.last);
-        });
-        let (payload, count) = table.finish();
-        let section = plain_section(SectionKind::Table, next_number, count, &payload);
-        let lsn = writer.take_lsn();
-        writer.active.first_lsn = lsn;
-        let mut header = Header::new(FrameKind::Table, lsn, writer.epoch, &[section]);
-        header.mark = self.durable_lsn();
-        writer.stage_plain(&header, &[section], &[&payload]);
-    }
 }

@@ -7,8 +7,8 @@ use std::task::Waker;
 use parking_lot::{Mutex, RwLock};
 
 use super::foreign;
-use super::shape::Shape;
-use super::view::View;
+use crate::core::bounds::LogBounds;
+use crate::core::view::View;
 use crate::error::{Error, LogName};
 
 #[derive(Debug)]
@@ -32,11 +32,11 @@ struct Followers {
 }
 
 impl LogInner {
-    pub(crate) fn new(name: LogName, index: u32, shape: Shape) -> Self {
+    pub(crate) fn new(name: LogName, index: u32, bounds: LogBounds) -> Self {
         Self {
             name,
             index,
-            view: RwLock::new(View::new(shape)),
+            view: RwLock::new(View::new(bounds)),
             followers: Mutex::default(),
             quota: AtomicU64::new(u64::MAX),
         }
@@ -100,7 +100,7 @@ mod tests {
     #[test]
     fn a_follower_leaves_one_waker_at_most_and_none_when_it_goes() {
         let name = LogName { namespace: "n".to_owned(), id: 1 };
-        let log = LogInner::new(name, 0, Shape::default());
+        let log = LogInner::new(name, 0, LogBounds::default());
         let kept = log.new_follower();
         for _ in 0..100 {
             let gone = log.new_follower();

@@ -28,12 +28,12 @@ struct Seed([u8; 24]);
 
 /// A position in a segment's life, to which a checksum is bound.
 #[derive(Clone, Copy)]
-pub(crate) struct Place<'a> {
+pub(crate) struct Location<'a> {
     seed: &'a Seed,
     offset: u64,
 }
 
-impl Place<'_> {
+impl Location<'_> {
     /// What checksums at this place are XORed with.
     pub(crate) fn mask(&self) -> u32 {
         let mut bytes = [0; 32];
@@ -59,8 +59,8 @@ impl Segment {
         Self { slot, sequence, size, file, seed, logs, freed_at, span }
     }
 
-    pub(crate) fn place(&self, offset: u64) -> Place<'_> {
-        Place { seed: &self.seed, offset }
+    pub(crate) fn location(&self, offset: u64) -> Location<'_> {
+        Location { seed: &self.seed, offset }
     }
 
     pub(crate) fn name(&self) -> String {

@@ -1,0 +1,83 @@
+//! The two threads of a journal: one writes groups, one prepares segments.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Engine;
+use super::lead::{Lead, StopOnPanic};
+use super::space::Need;
+
+/// After a group of this many commits the writer waits for more before it writes the next one.
+const BATCHING_MIN: usize = 4;
+/// And never longer than this.
+const BATCHING_WAIT_MAX: Duration = Duration::from_micros(250);
+
+pub(crate) fn write_until_closed(engine: &Engine) {
+    let mut groups = engine.groups();
+    loop {
+        if let Some(lead) = engine.assume_handed_lead() {
+            lead_while_any(&lead);
+            lead.hand_over();
+            continue;
+        }
+        if engine.closed.load(Ordering::Acquire) {
+            return;
+        }
+        if !engine.leadership.mark_is_due() {
+            std::thread::park();
+            continue;
+        }
+        std::thread::park_timeout(engine.config.idle_mark);
+        let before = std::mem::replace(&mut groups, engine.groups());
+        let idle = before == groups && !engine.leadership.is_handed();
+        if idle
+            && !engine.closed.load(Ordering::Acquire)
+            && let Some(lead) = engine.try_lead()
+        {
+            lead.mark_begins();
+            if let Err(fault) = lead.mark(false) {
+                engine.stop(&fault);
+            }
+            lead.hand_over_after_mark();
+        }
+    }
+}
+
+/// Writes group after group while anything waits.
+fn lead_while_any(lead: &Lead<'_>) {
+    loop {
+        let start = Instant::now();
+        let told = lead.run_group(0);
+        if told == 0 {
+            return;
+        }
+        if told >= BATCHING_MIN {
+            yield_for_batching(lead.engine, told, (start.elapsed() / 2).min(BATCHING_WAIT_MAX));
+        }
+    }
+}
+
+/// Callers that have just been told their outcome often commit again at once. A sync that starts
+/// with the first of those commits makes the others wait for that sync and for the next one.
+/// Yields the processor to them until as many commits wait as were told, at most for `limit`.
+fn yield_for_batching(engine: &Engine, told: usize, limit: Duration) {
+    let start = Instant::now();
+    while engine.waiting_commits() < told && start.elapsed() < limit {
+        std::thread::yield_now();
+    }
+}
+
+pub(crate) fn keep_until_closed(engine: &Engine) {
+    let _stop = StopOnPanic(engine);
+    loop {
+        let done = match engine.space.wait_for_need() {
+            Need::Seal => engine.seal_full_segments(),
+            Need::Spare => engine.prepare().map(|_| ()),
+            Need::Nothing | Need::Stop => return,
+        };
+        if let Err(fault) = done {
+            engine.stop(&fault);
+            return;
+        }
+    }
+}
