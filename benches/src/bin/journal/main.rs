@@ -1,5 +1,5 @@
-//! The journal beside the bare system calls and, with the feature `rivals`, okaywal 0.3 and
-//! raft-engine 0.4. Arguments choose cases: batches, groups, many, sustained, reads, recovery,
+//! The journal beside the bare system calls and, with the feature `rivals`, okaywal 0.3,
+//! raft-engine 0.4 and walrus-rust 0.2. Arguments choose cases: batches, groups, many, sustained, reads, recovery,
 //! fairness, rotation; without any, all run.
 //!
 //! `VOUSSOIR_BENCH_DIR` names the folder whose disk is measured (default: the temporary folder),
@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bare::Bare;
 #[cfg(feature = "rivals")]
-use rivals::{RaftEngineLog, okaywal, okaywal_append, raft_engine};
+use rivals::{RaftEngineLog, okaywal, okaywal_append, raft_engine, walrus, walrus_append};
 use voussoir_benches::{Sample, compare, contender, time};
 use voussoir_journal::{Commit, Config, Journal, Log};
 
@@ -38,8 +38,9 @@ fn main() {
     };
     run("batches", &|folder, rounds| {
         for (records, bytes) in [(1, 100), (100, 100), (1000, 1024)] {
-            batches(folder, rounds, records, bytes);
+            batches(folder, rounds, records, bytes, Content::Equal);
         }
+        batches(folder, rounds, 1000, 1024, Content::Random);
     });
     run("groups", &groups);
     run("many", &many_logs);
@@ -85,18 +86,39 @@ fn until_over(mut work: impl FnMut()) -> u64 {
     done
 }
 
-fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize) {
+/// What records consist of: raft-engine compresses them.
+#[derive(Debug, Clone, Copy)]
+enum Content {
+    /// One byte over and over.
+    Equal,
+    /// Bytes that no compression makes smaller.
+    Random,
+}
+
+impl Content {
+    fn records(self, records: usize, bytes: usize) -> Vec<Vec<u8>> {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let mut record = || match self {
+            Self::Equal => vec![7; bytes],
+            Self::Random => (0..bytes).map(|_| rng.u8(..)).collect(),
+        };
+        (0..records).map(|_| record()).collect()
+    }
+}
+
+fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize, content: Content) {
     let folder = fresh(folder);
-    let batch = vec![vec![7u8; bytes]; records];
+    let batch = content.records(records, bytes);
     let flat = batch.concat();
     let journal = open(folder.path(), |_| {});
     let log = journal.log("bench", 1).expect("a log");
     let bare = Bare::new(folder.path(), 64 << 20).expect("a file");
     #[cfg(feature = "rivals")]
-    let (wal, engine, mut engine_log) = (
+    let (wal, engine, mut engine_log, walrus) = (
         okaywal(folder.path()).expect("an empty wal opens"),
         raft_engine(folder.path()),
         RaftEngineLog::new(1),
+        walrus(folder.path()).expect("an empty walrus opens"),
     );
     let current = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let multi = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build();
@@ -117,7 +139,10 @@ fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize) {
             })
         })
     };
-    let case = format!("synced batches of {records} x {bytes} B");
+    let case = match content {
+        Content::Equal => format!("synced batches of {records} x {bytes} B"),
+        Content::Random => format!("synced batches of {records} x {bytes} B, random bytes"),
+    };
     let contenders = vec![
         contender("journal, blocking caller", || {
             time(|| {
@@ -137,6 +162,10 @@ fn batches(folder: &Path, rounds: usize, records: usize, bytes: usize) {
         }),
         #[cfg(feature = "rivals")]
         contender("raft-engine 0.4", || time(|| until_over(|| engine_log.append(&engine, &batch)))),
+        #[cfg(feature = "rivals")]
+        contender("walrus-rust 0.2", || {
+            time(|| until_over(|| walrus_append(&walrus, &batch).expect("a batch")))
+        }),
     ];
     compare(&case, rounds, contenders);
 }

@@ -1,4 +1,4 @@
-//! What the journal is measured against: okaywal and raft-engine.
+//! What the journal is measured against: okaywal, raft-engine and walrus-rust.
 
 use std::io;
 use std::path::Path;
@@ -6,6 +6,7 @@ use std::path::Path;
 use okaywal::{Configuration, Entry, EntryId, LogManager, SegmentReader, WriteAheadLog};
 use raft::eraftpb;
 use raft_engine::{Command, Config, Engine, LogBatch, MessageExt};
+use walrus_rust::{FsyncSchedule, ReadConsistency, Walrus};
 
 /// Forgets what was logged when okaywal asks for a checkpoint.
 #[derive(Debug)]
@@ -100,4 +101,19 @@ impl RaftEngineLog {
             engine.purge_expired_files().expect("a purge");
         }
     }
+}
+
+/// walrus-rust takes its folder from the environment or the current directory; the second is set
+/// here. Its files are opened with `O_SYNC`, so that a batch is durable when it has been written.
+/// It keeps what nobody has read.
+pub(crate) fn walrus(folder: &Path) -> io::Result<Walrus> {
+    std::env::set_current_dir(folder)?;
+    let consistency = ReadConsistency::AtLeastOnce { persist_every: u32::MAX };
+    Walrus::with_consistency_and_schedule(consistency, FsyncSchedule::SyncEach)
+}
+
+/// One batch of walrus's, all or nothing.
+pub(crate) fn walrus_append(walrus: &Walrus, records: &[Vec<u8>]) -> io::Result<()> {
+    let batch: Vec<&[u8]> = records.iter().map(Vec::as_slice).collect();
+    walrus.batch_append_for_topic("bench", &batch)
 }
