@@ -93,8 +93,9 @@ impl Engine {
         Run::gather(batches[from..].iter(), end, until, max_bytes)
     }
 
-    /// Reads a run, the first batch of which holds `position`, and verifies its batches; gives those before the first that does not verify,
-    /// and `None` when that is the first of all, for the caller to find out why.
+    /// Reads a run, the first batch of which holds `position`, and verifies its batches. Gives
+    /// those before the first that does not verify, and `None` when that is the first of all, for
+    /// the caller to find out why.
     pub(crate) fn fetch_run(
         &self,
         found: &FoundBatch,

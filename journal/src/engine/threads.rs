@@ -27,7 +27,12 @@ pub(crate) fn write_until_closed(engine: &Engine) {
             std::thread::park();
             continue;
         }
-        std::thread::park_timeout(engine.config.idle_mark);
+        let (parked, idle_mark) = (Instant::now(), engine.config.idle_mark);
+        std::thread::park_timeout(idle_mark);
+        if parked.elapsed() < idle_mark {
+            // Unparked, perhaps for a commit before this thread parked: the journal is not idle.
+            continue;
+        }
         let before = std::mem::replace(&mut groups, engine.groups());
         let idle = before == groups && !engine.leadership.is_handed();
         if idle
