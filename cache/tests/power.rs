@@ -12,7 +12,7 @@ use voussoir_cache::{
     WriteBehindConfig, async_trait,
 };
 use voussoir_journal::files::crash::{CrashFiles, Loss};
-use voussoir_journal::{Journal, Options};
+use voussoir_journal::{Config, Journal};
 use voussoir_sim::Situations;
 
 const KEYS: u64 = 12;
@@ -109,7 +109,7 @@ fn config(seed: u64) -> WriteBehindConfig {
 
 /// Opens journal and cache as a process does that starts.
 fn open(disk: &CrashFiles, table: &Arc<Table>, seed: u64) -> (Journal, Cache<u64, u64>) {
-    let mut options = Options::manual();
+    let mut options = Config::manual();
     options.segment_bytes = 64 << 10;
     options.max_bytes = 16 * options.segment_bytes;
     options.identity = Some(7);

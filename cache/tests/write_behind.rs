@@ -13,7 +13,7 @@ use voussoir_cache::{
     Cache, Loaded, PlainCodec, Sink, SinkError, Source, SourceError, Write, WriteBehind,
     WriteBehindConfig, async_trait,
 };
-use voussoir_journal::{Journal, MemoryFiles, Options};
+use voussoir_journal::{Config, Journal, MemoryFiles};
 
 type Numbers = Cache<u64, u64>;
 /// The keys and values of one call of the sink.
@@ -75,7 +75,7 @@ impl Source<u64, u64> for Shared {
 }
 
 fn journal(files: &Arc<MemoryFiles>) -> Journal {
-    let mut options = Options::default();
+    let mut options = Config::default();
     options.segment_bytes = 1 << 20;
     options.max_bytes = 64 << 20;
     Journal::open_with(Arc::<MemoryFiles>::clone(files), options).unwrap()
@@ -97,7 +97,7 @@ fn cache(journal: &Journal, table: &Arc<Table>, config: WriteBehindConfig) -> Nu
 fn fresh(change: impl FnOnce(&mut WriteBehindConfig)) -> (Numbers, Arc<Table>) {
     let table = Arc::new(Table::default());
     // Without threads: a paused clock jumps ahead while the runtime waits for another thread.
-    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Options::manual()).unwrap();
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
     let cache = cache(&journal, &table, config(change));
     tokio::spawn(async move {
         // Ends: with the test's runtime.

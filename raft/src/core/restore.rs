@@ -198,7 +198,9 @@ impl Restored {
         };
         if !agrees {
             let mut storage = Storage::new(covered);
-            owed.map(|voters| storage.owe_voters(voters));
+            if let Some(voters) = owed {
+                storage.owe_voters(voters);
+            }
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
             let log = Log::new(covered, term);
@@ -210,7 +212,9 @@ impl Restored {
             log.release(log.first() + 1);
         }
         let mut storage = Storage::new(log.last());
-        owed.map(|voters| storage.owe_voters(voters));
+        if let Some(voters) = owed {
+                storage.owe_voters(voters);
+            }
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit })
     }

@@ -183,16 +183,7 @@ impl Driver {
     /// Turns an event into the core's input. `Err`: it has none, or the node is to stop.
     fn input(&mut self, now: u64, event: Event) -> Result<Input, Option<StopReason>> {
         Ok(match event {
-            Event::Propose { data, proposal } => {
-                count(&self.shared.counters.proposals, 1);
-                let unplaced = self.shared.mutant(Mutant::ReuseToken) && proposal.reply.is_closed();
-                let token = if unplaced {
-                    self.proposals.next_token()
-                } else {
-                    self.proposals.add(proposal, now)
-                };
-                Input::Propose { token, data }
-            }
+            Event::Propose { data, proposal } => self.propose(now, data, proposal),
             Event::Read { token, deadline, reply } => {
                 count(&self.shared.counters.reads, 1);
                 self.reads.add(token, reply);
@@ -257,6 +248,14 @@ impl Driver {
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
+    }
+
+    fn propose(&mut self, now: u64, data: Bytes, proposal: Proposal) -> Input {
+        count(&self.shared.counters.proposals, 1);
+        let unplaced = self.shared.mutant(Mutant::ReuseToken) && proposal.reply.is_closed();
+        let token =
+            if unplaced { self.proposals.next_token() } else { self.proposals.add(proposal, now) };
+        Input::Propose { token, data }
     }
 
     /// The caller of a read waits no more: its room comes back, and the core forgets it.
