@@ -213,8 +213,8 @@ impl Restored {
         }
         let mut storage = Storage::new(log.last());
         if let Some(voters) = owed {
-                storage.owe_voters(voters);
-            }
+            storage.owe_voters(voters);
+        }
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit })
     }

@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -294,7 +295,7 @@ impl Driver {
                 let mut waiting = self.proposals.applying(&range);
                 if self.shared.mutant(Mutant::AnswerBeforeApply) {
                     for placed in waiting.drain(..) {
-                        let _ = placed.proposal.reply.send(Ok(bytes::Bytes::new()));
+                        let _ = placed.proposal.reply.send(Ok(Bytes::new()));
                     }
                 }
                 let lent = self.core.entries(range.clone());
