@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 
-use voussoir_journal::{Commit, Config, DiskFiles, Files, Journal, OpenError, inspect};
+use voussoir_journal::{Commit, Config, DiskFiles, Error, Files, Journal, OpenError, inspect};
 
 struct Directory(PathBuf);
 
@@ -108,4 +108,32 @@ fn a_file_with_the_highest_number_is_none_of_the_journals() {
     }
     journal.close().unwrap();
     assert_eq!(fs::read(dir.0.join("segment-ffffffff")).unwrap(), b"");
+}
+
+/// A file that the manifest lists and that somebody removed does not come back: this is no lack of
+/// room that a caller should wait out.
+#[test]
+fn a_removed_segment_stops_the_journal_and_is_not_taken_for_a_full_disk() {
+    let dir = Directory::new("removed");
+    let journal = written(&dir.0);
+    let log = journal.log("t", 1).unwrap();
+    // Several segments that are free again, to be used once more.
+    let record = vec![7_u8; 8 << 10];
+    for _ in 0..40 {
+        let commit = Commit::new().append(&log, [&record[..]]).release(&log, log.end());
+        journal.commit_blocking(commit).unwrap();
+    }
+    for entry in fs::read_dir(&dir.0).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_name().to_string_lossy().starts_with("segment-") {
+            fs::remove_file(entry.path()).unwrap();
+        }
+    }
+    let failed = (0..200).find_map(|_| {
+        let commit = Commit::new().append(&log, [&record[..]]).release(&log, log.end());
+        journal.commit_blocking(commit).err()
+    });
+    let error = failed.expect("a segment that is gone cannot be used again");
+    assert!(matches!(error, Error::Stopped { .. } | Error::Failed { .. }), "{error}");
+    assert!(error.to_string().contains("segment-"), "{error}");
 }

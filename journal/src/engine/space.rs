@@ -507,8 +507,10 @@ impl Keeper {
                     let _ = self.files.remove(&name);
                 }
                 let fault = Fault::new(operation, name, &error);
-                // A file that cannot be had now, for want of a descriptor, can be had later.
-                if full || operation == CREATE { Err(not_now(fault)) } else { Err(fault.into()) }
+                // A file that cannot be had now, for want of a descriptor, can be had later. A folder
+                // that is gone does not come back.
+                let passes = operation == CREATE && error.kind() != io::ErrorKind::NotFound;
+                if full || passes { Err(not_now(fault)) } else { Err(fault.into()) }
             }
         }
     }
@@ -565,7 +567,11 @@ impl Keeper {
         let fault = |operation, error: &io::Error| Fault::new(operation, name.clone(), error);
         let file = match file {
             Some(file) => file,
-            None => self.files.open(&name).map_err(|error| not_now(fault("open", &error)))?,
+            None => self.files.open(&name).map_err(|error| match error.kind() {
+                // Somebody removed a file that the manifest lists.
+                io::ErrorKind::NotFound => fault("open", &error).into(),
+                _ => not_now(fault("open", &error)),
+            })?,
         };
         let sequence = {
             let mut inner = space.inner.lock();
