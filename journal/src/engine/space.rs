@@ -507,7 +507,7 @@ impl Keeper {
                     let _ = self.files.remove(&name);
                 }
                 let fault = Fault::new(operation, name, &error);
-                // A file that cannot be had now, for want of a descriptor, can be had later. A folder
+                // A file that cannot be had for want of a descriptor can be had later; a folder
                 // that is gone does not come back.
                 let passes = operation == CREATE && error.kind() != io::ErrorKind::NotFound;
                 if full || passes { Err(not_now(fault)) } else { Err(fault.into()) }
