@@ -8,7 +8,7 @@ impl Commit {
     ///
     /// The records of one call are one batch: stored, verified and read together, at most 1 MiB
     /// with 4 bytes per record; larger ones make the commit fail with
-    /// [`Error::TooLarge`].
+    /// [`Error::TooLarge`](crate::Error::TooLarge).
     pub fn append<R: AsRef<[u8]>>(self, log: &Log, records: impl IntoIterator<Item = R>) -> Self {
         let mut records = records.into_iter();
         let Some(first) = records.next() else { return self };

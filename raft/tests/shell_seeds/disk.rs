@@ -43,6 +43,8 @@ const WRITES_AT_ONCE_MAX: u64 = 20_000;
 pub(crate) struct Disk {
     node: u64,
     platters: Platters,
+    /// The platters that were lost and may come back.
+    lost: Option<Platters>,
     pub(crate) health: Arc<Health>,
     /// A store has been opened on it.
     used: bool,
@@ -145,7 +147,7 @@ impl Disk {
             rng: Mutex::new(rng),
             failing: AtomicBool::new(false),
         });
-        Self { node, platters, health, used: false, life: None }
+        Self { node, platters, lost: None, health, used: false, life: None }
     }
 
     /// Opens the store for a new life of the node.
@@ -250,9 +252,19 @@ impl Disk {
     /// Replaces the disk by an empty one. The node must not run. Returns false where the store
     /// has no means to notice.
     pub(crate) fn lose(&mut self) -> bool {
-        let Platters::Journal(files) = &mut self.platters else { return false };
-        *files = CrashFiles::new(self.health.rng.lock().next_u64());
+        if matches!(self.platters, Platters::Memory(_)) {
+            return false;
+        }
+        let empty = Platters::Journal(CrashFiles::new(self.health.rng.lock().next_u64()));
+        self.lost = Some(std::mem::replace(&mut self.platters, empty));
         true
+    }
+
+    /// Puts the disk back that was lost. The node must not run.
+    pub(crate) fn put_back(&mut self) {
+        if let Some(lost) = self.lost.take() {
+            self.platters = lost;
+        }
     }
 }
 

@@ -27,10 +27,12 @@ pub(crate) enum Trouble {
     JumpClock,
     DropReads,
     Burst,
+    Campaign,
+    Strangers,
 }
 
 impl Trouble {
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 19] = [
         Self::CutOff,
         Self::CutOneWay,
         Self::BadLinks,
@@ -48,6 +50,8 @@ impl Trouble {
         Self::JumpClock,
         Self::DropReads,
         Self::Burst,
+        Self::Campaign,
+        Self::Strangers,
     ];
 
     fn needs_peers(self) -> bool {
@@ -62,6 +66,8 @@ pub(crate) struct Setup {
     pub(crate) seed: u64,
     pub(crate) voters: Vec<u64>,
     pub(crate) config: Config,
+    /// How much faster than true time the clock of each voter runs, in millionths.
+    pub(crate) drift_ppm: Vec<i64>,
     /// Stores on journals over disks that lose power; else stores in memory.
     pub(crate) journaled: bool,
     /// A disk serves all writes that wait with one sync; else one after another.
@@ -102,7 +108,33 @@ impl fmt::Display for Setup {
             self.payload_bytes,
             self.trouble_ms,
         )?;
+        writeln!(f, "clocks fast by {:?} ppm", self.drift_ppm)?;
         write!(f, "{:?}", self.config)
+    }
+}
+
+impl Setup {
+    /// The configuration of one node. Its clock starts with each of its lives, and drifts: a node
+    /// whose clock is fast measures each of its durations too short.
+    pub(crate) fn config_of(&self, id: u64) -> Config {
+        let mut config = self.config.clone();
+        let at = self.voters.iter().position(|voter| *voter == id).unwrap_or(0);
+        let rate = 1_000_000 + self.drift_ppm[at];
+        let durations = [
+            &mut config.heartbeat_interval,
+            &mut config.election_timeout_min,
+            &mut config.election_timeout_max,
+            &mut config.disk_stall,
+            &mut config.resend_interval,
+            &mut config.proposal_timeout,
+            &mut config.snapshot_timeout,
+        ];
+        for duration in durations {
+            let nanos = duration.as_nanos() as u64 as f64 * 1e6 / rate as f64;
+            *duration = Duration::from_nanos(nanos as u64);
+        }
+        config.id = id;
+        config
     }
 }
 
@@ -135,6 +167,9 @@ impl Setup {
         // Where a round takes longer than proposals may, none would ever be answered.
         let rounds = Duration::from_millis(50 * (disk_max + link_max));
         config.proposal_timeout = config.proposal_timeout.max(rounds);
+        let drift_max = if rng.chance(500_000) { rng.scaled(1, 100_000) } else { 0 };
+        let drift = |_: &u64| rng.below(2 * drift_max + 1) as i64 - drift_max as i64;
+        let drift_ppm = voters.iter().map(drift).collect();
         let mut troubles = Trouble::ALL.to_vec();
         troubles.retain(|trouble| {
             let wanted = rng.chance(500_000);
@@ -144,6 +179,7 @@ impl Setup {
             seed,
             voters,
             config,
+            drift_ppm,
             journaled: rng.chance(600_000),
             grouped: rng.chance(700_000),
             disk_ms: (rng.below(2), rng.between(1, disk_max)),
@@ -200,9 +236,8 @@ fn try_config(rng: &mut Rng, voters: &[u64], payload_bytes: u64) -> Config {
     config.max_applying = rng.scaled(1, 16_384);
     config.max_applying_bytes = rng.scaled(1, 64 << 10);
     config.max_reads = rng.scaled(1, 64) as usize;
-    config.snapshot_after_entries = if rng.chance(850_000) { rng.scaled(4, 300) } else { 0 };
-    config.snapshot_after_bytes =
-        if rng.chance(500_000) { rng.scaled(1 << 10, 1 << 18) } else { 0 };
+    config.snapshot_after_entries = if rng.chance(850_000) { rng.scaled(1, 300) } else { 0 };
+    config.snapshot_after_bytes = if rng.chance(500_000) { rng.scaled(1, 1 << 18) } else { 0 };
     config.keep_entries = rng.below(40);
     config.max_snapshots_sending = rng.between(1, 3) as usize;
     config.max_inbox_bytes = if rng.chance(300_000) { 1 } else { rng.scaled(1, 1 << 20) };

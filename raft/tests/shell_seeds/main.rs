@@ -35,7 +35,7 @@ use self::world::World;
 const COMMAND: &str = "cargo test -p voussoir-raft --all-features --test shell_seeds";
 
 /// What has to happen in some of the seeds, or they prove nothing about it.
-static SITUATIONS: [&str; 34] = [
+static SITUATIONS: [&str; 38] = [
     "single voter",
     "group of two",
     "group of four",
@@ -70,6 +70,10 @@ static SITUATIONS: [&str; 34] = [
     "message dropped at a full inbox",
     "clock jumps",
     "leadership moves",
+    "node asked to campaign leads",
+    "messages of strangers refused",
+    "clocks that drift apart by more than a hundredth",
+    "node rebuilt on the disk that it had lost",
 ];
 
 /// How long virtual time may stand still, in real time, before a node is taken to loop without an
@@ -149,6 +153,11 @@ async fn play(world: Arc<World>, situations: &Situations) -> Result<u64, String>
         2 => notes.reached("group of two"),
         4 => notes.reached("group of four"),
         _ => {}
+    }
+    let drifts = world.setup.drift_ppm.iter();
+    let apart = drifts.clone().max().zip(drifts.min()).map_or(0, |(fast, slow)| fast - slow);
+    if apart > 10_000 {
+        notes.reached("clocks that drift apart by more than a hundredth");
     }
     tokio::spawn(Arc::clone(&world.wire).run());
     for id in world.setup.voters.clone() {

@@ -27,6 +27,7 @@ enum Undo {
     FreeMachine(u64),
     SpeedMachine(u64),
     Start(Vec<u64>),
+    ReturnDisk(u64),
     /// The disk failed: power off, and on again.
     Replace(u64),
 }
@@ -97,6 +98,7 @@ impl Troubles {
                     world.start(id).await;
                 }
             }
+            Undo::ReturnDisk(id) => world.return_disk(id).await,
             Undo::Replace(id) => {
                 let stopped = world.running(id).is_some_and(|node| node.raft.stopped().is_some());
                 if stopped {
@@ -189,6 +191,11 @@ impl Troubles {
                 let spare = (self.world.setup.voters.len() - 1) / 2;
                 if self.world.setup.journaled && self.world.out() < spare {
                     self.world.lose_disk(id).await;
+                    // The others stay without it to the end.
+                    if self.chance(60) {
+                        let away = self.between(10, 3000);
+                        self.until(away, Undo::ReturnDisk(id));
+                    }
                 }
             }
             Trouble::StickMachine => {
@@ -208,6 +215,8 @@ impl Troubles {
                 drop_reads(&self.world, &victim).await;
             }
             Trouble::Burst => self.burst(),
+            Trouble::Campaign => self.world.campaign(&victim),
+            Trouble::Strangers => self.strangers(&victim),
         }
     }
 
@@ -352,6 +361,29 @@ impl Troubles {
         self.world.notes.jumps(ms(by));
         self.world.notes.reached("clock jumps");
         tokio::time::advance(Duration::from_millis(by)).await;
+    }
+
+    /// Nodes that are no other voters send messages and parts of snapshots.
+    fn strangers(&self, victim: &Running) {
+        let (count, bytes) = (self.between(1, 40), self.between(1, 8192));
+        let strangers = [0, 99, u64::MAX, victim.id];
+        let from = self.world.rng.lock().pick(&strangers).copied().unwrap_or(99);
+        let term = victim.status().term + self.between(0, 3);
+        let before = victim.raft.stats();
+        if !self.world.wire.intrude(from, victim, term, (count, bytes)) {
+            return;
+        }
+        let after = victim.raft.stats();
+        let refused = after.messages_refused - before.messages_refused;
+        let inside = (after.messages_received, after.messages_dropped);
+        if refused != count || inside != (before.messages_received, before.messages_dropped) {
+            let text = format!(
+                "node {}: {refused} of {count} messages of strangers were refused",
+                victim.id
+            );
+            self.world.notes.object(text);
+        }
+        self.world.notes.reached("messages of strangers refused");
     }
 
     fn burst(&self) {

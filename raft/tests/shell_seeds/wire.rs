@@ -15,7 +15,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use voussoir_raft::{
-    AttachError, Inbox, Message, SendError, SnapshotAnswer, SnapshotPart, Transport, codec,
+    AppendHead, AttachError, Entry, EntryKind, Inbox, Message, SendError, SnapshotAnswer,
+    SnapshotMeta, SnapshotName, SnapshotPart, Transport, codec,
 };
 use voussoir_sim::Rng;
 
@@ -24,6 +25,7 @@ use super::draw::Setup;
 use super::held::Held;
 use super::machine::Truth;
 use super::notes::Notes;
+use super::world::Running;
 
 /// How far behind a throttled link may be before it drops what is sent.
 const BACKLOG: Duration = Duration::from_secs(1);
@@ -57,6 +59,7 @@ pub(crate) struct Wire {
     wake: Notify,
     notes: Arc<Notes>,
     truth: Arc<Truth>,
+    voters: Vec<u64>,
 }
 
 struct Inner {
@@ -144,6 +147,7 @@ impl Wire {
             wake: Notify::new(),
             notes: Arc::clone(notes),
             truth: Arc::clone(truth),
+            voters: setup.voters.clone(),
         })
     }
 
@@ -181,6 +185,42 @@ impl Wire {
     /// A node is no longer reached: its process is dead.
     pub(crate) fn cut_power(&self, node: u64) {
         self.inner.lock().homes.remove(&node);
+    }
+
+    /// Node `from`, which may not speak, sends messages (how many, of how many bytes) and a
+    /// snapshot. Returns false where the node is not reached.
+    pub(crate) fn intrude(
+        self: &Arc<Self>,
+        from: u64,
+        node: &Running,
+        term: u64,
+        (count, bytes): (u64, u64),
+    ) -> bool {
+        let Some(home) = self.inner.lock().homes.get(&node.id).cloned() else { return false };
+        let status = node.status();
+        let (prev_index, prev_term) = (status.commit, status.term);
+        for at in 0..count {
+            let data = home.held.count(vec![7; bytes as usize]);
+            let kind = EntryKind::Command;
+            let entry = Entry { term: term.max(1), index: prev_index + 1, kind, data };
+            let (session, commit) = (at + 1, prev_index);
+            let probe = false;
+            let head =
+                AppendHead { term: term.max(1), session, prev_index, prev_term, commit, probe };
+            home.inbox.message(from, Message::Append { head, entries: vec![entry] });
+        }
+        let voters = self.voters.clone();
+        let meta = SnapshotMeta { index: status.commit + 10, term: term.max(1), voters };
+        let name = SnapshotName { meta, identity: 1 };
+        let wire = Arc::clone(self);
+        let (inbox, id) = (home.inbox, node.id);
+        tokio::spawn(async move {
+            let open = SnapshotPart::Open { term: term.max(1), name, chunks: 1 };
+            if inbox.snapshot(from, open).await != SnapshotAnswer::Refused {
+                wire.notes.object(format!("node {id}: takes a snapshot of node {from}"));
+            }
+        });
+        true
     }
 
     fn put(&self, from: u64, to: u64, body: Body) {

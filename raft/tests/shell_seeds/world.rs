@@ -42,6 +42,8 @@ pub(crate) struct World {
     pub(crate) history: Mutex<History<KvOp<u64, u64>, KvRet<u64>>>,
     /// Who led when that was last looked at.
     led_by: Mutex<Option<u64>>,
+    /// Who was last asked to campaign, and the term in which it was.
+    asked: Mutex<Option<(u64, u64)>>,
     /// Writes that are proposed once each, by key; the value is the key.
     pub(crate) singles: Mutex<BTreeMap<u64, Fate>>,
     /// Calls whose future is alive.
@@ -56,7 +58,7 @@ struct Node {
     disk: Disk,
     pace: Arc<Pace>,
     running: Option<Running>,
-    /// Its disk was replaced by an empty one: it stays out.
+    /// Its disk was replaced by an empty one: it stays out until its own disk is back.
     out: bool,
     /// Its disk fails: its life may end by itself.
     excused: bool,
@@ -100,6 +102,7 @@ impl World {
             nodes: Mutex::new(nodes),
             history: Mutex::default(),
             led_by: Mutex::default(),
+            asked: Mutex::default(),
             singles: Mutex::default(),
             open_calls: AtomicUsize::new(0),
             resting: AtomicBool::new(false),
@@ -127,8 +130,8 @@ impl World {
                 return self.object(id, &format!("its disk is not opened: {error}"));
             }
         };
-        let mut config = self.setup.config.clone();
-        (config.id, config.seed) = (id, seed);
+        let mut config = self.setup.config_of(id);
+        config.seed = seed;
         let (held, state) = (Arc::new(Held::default()), Arc::new(Mutex::new(State::default())));
         let life = Arc::clone(&store.life);
         let machine = Replica {
@@ -201,6 +204,25 @@ impl World {
         node.disk.crash(true);
     }
 
+    /// The disk that a node had lost is put back, and it is started.
+    pub(crate) async fn return_disk(&self, id: u64) {
+        {
+            let mut nodes = self.nodes.lock();
+            let Some(node) = nodes.get_mut(&id).filter(|node| node.out) else { return };
+            node.disk.put_back();
+            node.out = false;
+        }
+        self.start(id).await;
+        self.notes.reached("node rebuilt on the disk that it had lost");
+    }
+
+    /// Asks a node to campaign.
+    pub(crate) fn campaign(&self, node: &Running) {
+        if node.raft.campaign().is_ok() {
+            *self.asked.lock() = Some((node.id, node.status().term));
+        }
+    }
+
     fn object(&self, id: u64, text: &str) {
         self.notes.object(format!("node {id}: {text}"));
     }
@@ -257,6 +279,11 @@ impl World {
     /// What has to hold at any time.
     pub(crate) fn check(&self) {
         if let Some(leader) = self.leader() {
+            let won =
+                |asked: &mut (u64, u64)| asked.0 == leader.id && asked.1 < leader.status().term;
+            if self.asked.lock().take_if(won).is_some() {
+                self.notes.reached("node asked to campaign leads");
+            }
             let before = self.led_by.lock().replace(leader.id);
             if before.is_some_and(|before| before != leader.id) {
                 self.notes.reached("leadership moves");
@@ -276,7 +303,7 @@ impl World {
             if behind > self.setup.config.max_window_bytes.max(4096) * 2 {
                 self.notes.reached("machine behind by more bytes than the window holds");
             }
-            let (held, limit) = (running.held.bytes(), self.held_max());
+            let (held, limit) = (running.held.bytes(), self.held_max(running, &status));
             if held > limit {
                 let text = format!("it keeps {held} bytes alive, its limits allow {limit}");
                 self.object(*id, &text);
@@ -287,18 +314,23 @@ impl World {
         }
     }
 
-    /// The most bytes of commands and messages that a node keeps alive under its configuration.
-    fn held_max(&self) -> u64 {
+    /// The most bytes of commands and messages that a node keeps alive under its configuration,
+    /// in the state that it shows.
+    fn held_max(&self, node: &Running, status: &Status) -> u64 {
         let Setup { config, payload_bytes, .. } = &self.setup;
         let largest = payload_bytes + voussoir_raft::ENTRY_OVERHEAD;
         let append = config.max_append_bytes + largest;
         let window = config.max_window_bytes + largest;
         // Entries that are not durable stay: a leader's own, and what a follower is sent.
-        let unsafe_bytes = config.max_uncommitted_bytes.max(largest) + largest;
-        let arriving = config.max_inflight_bytes + append + config.max_inbox_bytes + append;
+        let unsafe_bytes = if status.durable == status.last {
+            0
+        } else {
+            config.max_uncommitted_bytes.max(largest) + config.max_inflight_bytes + append
+        };
+        let arriving = node.held.recent().min(config.max_inbox_bytes + append) + append;
         let applying = config.max_applying_bytes + largest;
         let waiting = self.open_calls.load(Ordering::Relaxed) as u64 * payload_bytes;
         // An entry keeps the whole message alive with which it came; it may have been sent twice.
-        2 * (window + unsafe_bytes + arriving + applying) + waiting + (64 << 10)
+        2 * (window + unsafe_bytes + arriving + applying) + waiting + (16 << 10)
     }
 }
