@@ -140,8 +140,8 @@ pub struct Batch {
 impl Batch {
     /// Starts a batch for about `capacity` bytes of records.
     ///
-    /// For batches of 32 KiB and more, [`Log::batch`](crate::Log::batch) saves the memory of earlier
-    /// ones.
+    /// For batches of 32 KiB and more, [`Log::batch`](crate::Log::batch) saves the memory of
+    /// earlier ones.
     pub fn builder(capacity: usize) -> BatchBuilder {
         BatchBuilder { payload: BytesMut::with_capacity(capacity), ..BatchBuilder::default() }
     }

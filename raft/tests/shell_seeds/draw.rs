@@ -168,7 +168,7 @@ impl Setup {
         let rounds = Duration::from_millis(50 * (disk_max + link_max));
         config.proposal_timeout = config.proposal_timeout.max(rounds);
         let drift_max = if rng.chance(500_000) { rng.scaled(1, 100_000) } else { 0 };
-        let drift = |_: &u64| rng.below(2 * drift_max + 1) as i64 - drift_max as i64;
+        let drift = |_: &u64| rng.below(2 * drift_max + 1).cast_signed() - drift_max.cast_signed();
         let drift_ppm = voters.iter().map(drift).collect();
         let mut troubles = Trouble::ALL.to_vec();
         troubles.retain(|trouble| {
