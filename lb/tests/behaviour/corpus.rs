@@ -89,6 +89,19 @@ fn a_joining_endpoint_does_not_raise_the_share_of_another_in_slow_start() {
     assert!(grown.values().all(|count| count.abs_diff(3_333) < 250), "{grown:?}");
 }
 
+/// A position that is rounded down at each update would never reach the last endpoint of a set
+/// whose size alternates between two and three.
+#[test]
+fn a_set_whose_size_alternates_starves_nobody() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1]);
+    let mut last = 0;
+    for round in 0..600 {
+        balancer.update(weighted(&[1; 3][..2 + round % 2]), 0).expect("a set");
+        last += u32::from(names(&balancer, 1, 0) == "c");
+    }
+    assert!(last >= 60, "the third endpoint was there for 300 picks and got {last}");
+}
+
 /// envoy #29953, haproxy #1282: each update began the schedule again.
 #[test]
 fn updates_do_not_begin_the_schedule_again() {
