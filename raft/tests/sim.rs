@@ -11,7 +11,7 @@ const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim
 #[test]
 fn over_journals() {
     let options = Options::default();
-    let runner = Runner::new(format!("{COMMAND} over_journals")).seeds(2000).twice(10);
+    let runner = Runner::new(format!("{COMMAND} over_journals")).seeds(6000).twice(10);
     let summary = runner.run(|seed| run_journaled(seed, &options)).unwrap();
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
