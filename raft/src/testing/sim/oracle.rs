@@ -254,9 +254,9 @@ impl Oracle {
     pub(super) fn sent(&mut self, id: u64, to: u64, message: &Message) {
         let Some(known) = self.nodes.get(&id) else { return };
         let hard = known.durable.hard;
-        // Questions promise nothing, nor does word of a later term or the refusal of a read: they may
-        // leave before the term is durable, as everything but votes and acknowledgements may in
-        // etcd's raft. Whoever hears the term adopts it; nobody counts on who said it.
+        // Questions promise nothing, nor does word of a later term or the refusal of a read: they
+        // may leave before the term is durable, as everything but votes and acknowledgements may
+        // in etcd's raft. Whoever hears the term adopts it; nobody counts on who said it.
         let promises_nothing = match message {
             Message::PreVote(_) | Message::PreVoteReply(_) | Message::Vote(_) => true,
             Message::ReadRequest(_) | Message::Stale { .. } => true,
