@@ -1,19 +1,20 @@
-//! Loads under way: one for each key, driven by one of those who wait for it.
+//! Loads under way: one for each key, polled by those who wait for it.
 //!
-//! No task is spawned for a load. The future of the load is polled by the member that drives it; a
-//! member that is dropped while it drives puts the future back, and the next one goes on with it.
+//! No task is spawned for a load. Its future lies in the flight; when it can go on, all who wait are
+//! woken, and the first that is polled polls it. A member that is dropped, or held without being
+//! polled, therefore stops no other.
 
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
 
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 
-use crate::core::flight::{Action, Flight, Joined, Member};
+use crate::core::flight::Flight;
 use crate::error::LoadError;
 use crate::lookup::Inner;
 use crate::source::Loaded;
@@ -28,7 +29,6 @@ pub(crate) type Restart<V> = Box<dyn FnOnce() -> LoadFuture<V> + Send>;
 pub(crate) type Answer<V> = Result<Option<V>, LoadError>;
 
 /// How a load ended.
-#[derive(Clone)]
 struct Landed<V> {
     answer: Answer<V>,
     /// An invalidation, by tag or of everything, has hit the result. It may have come before some
@@ -46,21 +46,64 @@ pub(crate) struct InFlight<K, V> {
     version: u64,
     began_at: u64,
     state: Mutex<State<V>>,
+    /// Set once, while `state` is locked.
+    landed: OnceLock<Landed<V>>,
 }
 
 struct State<V> {
     flight: Flight,
-    /// The future of the load, while nobody polls it.
+    /// The future of the load. Invariant: `None` only while a member begins, polls or ends it, and
+    /// when it has ended.
     load: Option<LoadFuture<V>>,
     restart: Option<Restart<V>>,
-    landed: Option<Landed<V>>,
-    wakers: Vec<(Member, Waker)>,
+    wakers: Wakers,
 }
 
-impl<V> State<V> {
-    fn waker_of(&mut self, member: Member) -> Option<Waker> {
-        let at = self.wakers.iter().position(|(of, _)| *of == member)?;
-        Some(self.wakers.swap_remove(at).1)
+/// The wakers of those who wait, each in a slot that its member keeps.
+#[derive(Default)]
+struct Wakers {
+    slots: Vec<Option<Waker>>,
+    free: Vec<usize>,
+}
+
+impl Wakers {
+    /// Returns the waker before, which is to be dropped without a lock.
+    fn set(&mut self, slot: &mut Option<usize>, waker: &Waker) -> Option<Waker> {
+        let at = *slot.get_or_insert_with(|| {
+            self.free.pop().unwrap_or_else(|| {
+                self.slots.push(None);
+                self.slots.len() - 1
+            })
+        });
+        match &mut self.slots[at] {
+            Some(last) if last.will_wake(waker) => None,
+            last => last.replace(waker.clone()),
+        }
+    }
+
+    fn remove(&mut self, slot: Option<usize>) -> Option<Waker> {
+        let at = slot?;
+        self.free.push(at);
+        self.slots[at].take()
+    }
+
+    fn take_all(&mut self) -> Vec<Waker> {
+        self.slots.iter_mut().filter_map(Option::take).collect()
+    }
+}
+
+/// The waker of a load.
+impl<K: Key, V: Value> Wake for InFlight<K, V> {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let wakers = {
+            let mut state = self.state.lock();
+            if state.flight.wake() { state.wakers.take_all() } else { Vec::new() }
+        };
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -135,11 +178,10 @@ fn matches<K, V>(flight: &InFlight<K, V>, probe: &Probe<'_, K>) -> bool {
 pub(crate) struct Ride<K: Key, V: Value> {
     cache: Arc<Inner<K, V>>,
     flight: Arc<InFlight<K, V>>,
-    member: Member,
+    /// Where its waker is, once it was polled.
+    slot: Option<usize>,
     /// The version of the latest operation when this member asked.
     asked_at: u64,
-    /// The load, while this member drives it and is not being polled.
-    load: Option<LoadFuture<V>>,
 }
 
 /// What keys are.
@@ -170,71 +212,63 @@ impl<K: Key, V: Value> Ride<K, V> {
         let mut table = flights.shard(key.hash).lock();
         if let Some(flight) = Flights::find(&table, &probe) {
             let joined = flight.state.lock().flight.join();
-            match joined {
-                Some(Joined::Driver(member) | Joined::Waiter(member)) => {
-                    drop(table);
-                    return Ok((Self::new(cache, flight, member, asked_at), true));
-                }
-                // It has just ended: its result is stored, or was not to be.
-                None => Flights::overtake(&mut table, &probe),
+            if joined {
+                drop(table);
+                return Ok((Self { cache: Arc::clone(cache), flight, slot: None, asked_at }, true));
             }
+            // It has just ended: its result is stored, or was not to be.
+            Flights::overtake(&mut table, &probe);
         }
         let version = flights.begin(|| cache.next_version())?;
-        let mut flight = Flight::default();
-        let Some(Joined::Driver(member) | Joined::Waiter(member)) = flight.join() else {
-            flights.end(version);
-            return Err(LoadError::Busy);
-        };
         let Start { load, restart } = start;
-        let state = State { flight, load: None, restart, landed: None, wakers: Vec::new() };
+        let mut flight = Flight::default();
+        flight.join();
+        // Nobody else polls the load before it is there.
+        flight.take_turn();
+        let wakers = Wakers::default();
         let flight = Arc::new(InFlight {
             key,
             version,
             began_at: cache.clock.now(),
-            state: Mutex::new(state),
+            state: Mutex::new(State { flight, load: None, restart, wakers }),
+            landed: OnceLock::new(),
         });
         let hash = flight.key.hash;
         table.insert_unique(hash, Arc::clone(&flight), |flight| flight.key.hash);
         drop(table);
-        let mut ride = Self::new(cache, flight, member, asked_at);
+        let ride = Self { cache: Arc::clone(cache), flight, slot: None, asked_at };
         // Foreign code: after the locks.
         match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(load) => ride.load = Some(load),
+            Ok(load) => ride.put_back(load, true),
             Err(_) => ride.panicked(),
         }
         Ok((ride, false))
     }
 
-    fn new(
-        cache: &Arc<Inner<K, V>>,
-        flight: Arc<InFlight<K, V>>,
-        member: Member,
-        asked_at: u64,
-    ) -> Self {
-        Self { cache: Arc::clone(cache), flight, member, asked_at, load: None }
+    /// Ends this member's turn. `is_new`: nobody has polled the load yet.
+    fn put_back(&self, load: LoadFuture<V>, is_new: bool) {
+        let wakers = {
+            let mut state = self.flight.state.lock();
+            state.load = Some(load);
+            if is_new {
+                state.flight.wake();
+            }
+            if state.flight.end_turn() { state.wakers.take_all() } else { Vec::new() }
+        };
+        wakers.into_iter().for_each(Waker::wake);
     }
 
-    /// Whether this member began the load or took it over, and has not finished it.
-    fn take_baton(&mut self) -> bool {
-        let mut state = self.flight.state.lock();
-        if state.flight.drives(self.member) {
-            self.load = state.load.take();
-        }
-        self.load.is_some()
-    }
-
-    /// The load that this member drove has panicked.
-    fn panicked(&mut self) {
+    /// The load that this member polled has panicked.
+    fn panicked(&self) {
         let restart = self.flight.state.lock().restart.take();
-        let again = restart.map(|restart| catch_unwind(AssertUnwindSafe(restart)));
-        match again {
-            Some(Ok(load)) => self.load = Some(load),
+        match restart.map(|restart| catch_unwind(AssertUnwindSafe(restart))) {
+            Some(Ok(load)) => self.put_back(load, true),
             Some(Err(_)) | None => self.finish(Err(LoadError::Panicked)),
         }
     }
 
     fn finish(&self, result: LoadResult<V>) {
-        let InFlight { key, version, began_at, state } = &*self.flight;
+        let InFlight { key, version, began_at, state, landed } = &*self.flight;
         let took = self.cache.clock.now().saturating_sub(*began_at);
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
@@ -256,13 +290,12 @@ impl<K: Key, V: Value> Ride<K, V> {
             }
             // After the result was stored: a later invalidation hits the entry itself.
             let is_hit = self.cache.is_hit(*version, tags.as_deref());
-            state.landed = Some(Landed { answer, is_hit });
-            std::mem::take(&mut state.wakers)
+            // Only who polled the load ends it, once.
+            let _ = landed.set(Landed { answer, is_hit });
+            state.wakers.take_all()
         };
         self.cache.flights.end(*version);
-        for (_, waker) in wakers {
-            waker.wake();
-        }
+        wakers.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -271,72 +304,52 @@ impl<K: Key, V: Value> Future for Ride<K, V> {
     type Output = Option<Answer<V>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // Ends: each turn takes the load, ends it, or waits.
-        loop {
-            if let Some(mut load) = self.load.take() {
-                match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(cx))) {
-                    Ok(Poll::Pending) => {
-                        self.load = Some(load);
-                        return Poll::Pending;
-                    }
-                    Ok(Poll::Ready(result)) => self.finish(result),
-                    Err(_) => self.panicked(),
-                }
-            }
-            {
-                let mut state = self.flight.state.lock();
-                if let Some(landed) = &state.landed {
-                    // Who asked before the load began is older than any invalidation of it.
-                    let valid = !landed.is_hit || self.asked_at <= self.flight.version;
-                    return Poll::Ready(valid.then(|| landed.answer.clone()));
-                }
-                let member = self.member;
-                if !state.flight.drives(member) {
-                    state.waker_of(member);
-                    state.wakers.push((member, cx.waker().clone()));
-                    return Poll::Pending;
-                }
-            }
-            if self.load.is_none() && !self.take_baton() {
-                // Whoever drove before is just putting the load back, and will wake this member.
-                let mut state = self.flight.state.lock();
-                if state.load.is_none() && state.landed.is_none() {
-                    let member = self.member;
-                    state.waker_of(member);
-                    state.wakers.push((member, cx.waker().clone()));
-                    return Poll::Pending;
-                }
+        let Self { flight, slot, .. } = &mut *self;
+        if flight.landed.get().is_none() {
+            let (load, _last_waker) = {
+                let mut state = flight.state.lock();
+                // Before the load is polled: a wake during the poll is for this member too.
+                let last = state.wakers.set(slot, cx.waker());
+                (if state.flight.take_turn() { state.load.take() } else { None }, last)
+            };
+            if let Some(load) = load {
+                self.poll_load(load);
             }
         }
+        let Some(landed) = self.flight.landed.get() else { return Poll::Pending };
+        // Who asked before the load began is older than any invalidation of it.
+        let valid = !landed.is_hit || self.asked_at <= self.flight.version;
+        Poll::Ready(valid.then(|| landed.answer.clone()))
     }
 }
 
 impl<K: Key, V: Value> Drop for Ride<K, V> {
     fn drop(&mut self) {
-        let load = self.load.take();
-        let (waker, action) = {
+        let (is_abandoned, waker) = {
             let mut state = self.flight.state.lock();
-            if state.landed.is_none() && load.is_some() {
-                state.load = load;
-            }
-            state.waker_of(self.member);
-            let action = state.flight.leave(self.member);
-            let waker = match action {
-                Action::Wake(next) => state.waker_of(next),
-                Action::Nothing | Action::Abandon => None,
-            };
-            (waker, action)
+            let waker = state.wakers.remove(self.slot);
+            (state.flight.leave(), waker)
         };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        if action == Action::Abandon {
+        if is_abandoned {
             self.abandon();
         }
+        // Foreign code: after the lock.
+        drop(waker);
     }
 }
 
 impl<K: Key, V: Value> Ride<K, V> {
+    /// Polls the load once. If it was woken meanwhile, so was this member.
+    fn poll_load(&self, mut load: LoadFuture<V>) {
+        let waker = Waker::from(Arc::clone(&self.flight));
+        let mut cx = Context::from_waker(&waker);
+        match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut cx))) {
+            Ok(Poll::Pending) => self.put_back(load, false),
+            Ok(Poll::Ready(result)) => self.finish(result),
+            Err(_) => self.panicked(),
+        }
+    }
+
     /// Nobody waits for the load any more, unless somebody has joined it meanwhile.
     fn abandon(&self) {
         let key = &self.flight.key;
@@ -344,7 +357,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let dropped = {
             let mut table = self.cache.flights.shard(key.hash).lock();
             let mut state = self.flight.state.lock();
-            if state.flight.is_driven() || state.landed.is_some() {
+            if !state.flight.is_abandoned() {
                 return;
             }
             if let Ok(found) = table.find_entry(key.hash, is_this) {

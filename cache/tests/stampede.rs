@@ -44,7 +44,7 @@ async fn misses_of_a_thousand_keys_are_collected_into_few_calls() {
     assert_eq!(script.keys.load(Ordering::SeqCst), 1000, "no key is asked for twice");
 }
 
-/// The driver of the load goes away; the one that has waited longest goes on with the same load.
+/// The reader that began the load goes away; another one goes on with the same load.
 #[tokio::test(start_paused = true)]
 async fn the_load_goes_on_when_its_first_reader_is_cancelled() {
     let script = Script::new(1);
@@ -67,6 +67,42 @@ async fn the_load_goes_on_when_its_first_reader_is_cancelled() {
         }
         assert_eq!(script.calls(), before + 1);
     }
+}
+
+/// A task that has begun a load and then awaits something else, as a `select!` with a slow arm
+/// does, polls its reader no more: the others go on with the load.
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_not_polled_holds_up_no_other() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|_| {}), &script);
+    let mut held: Vec<_> = (0..3).map(|_| Box::pin(cache.get_or_load(&1))).collect();
+    for reader in &mut held {
+        assert!(poll_once(reader.as_mut()).await.is_none(), "the load takes a while");
+    }
+    let others: Vec<_> = (0..10)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.get_or_load(&1).await })
+        })
+        .collect();
+    for other in others {
+        let answer = tokio::time::timeout(Duration::from_secs(1), other).await;
+        assert_eq!(answer.expect("the load goes on").unwrap().unwrap(), Some(10));
+    }
+    for reader in held {
+        assert_eq!(reader.await.unwrap(), Some(10), "they are given the same load's value");
+    }
+    assert_eq!(script.calls(), 1);
+    assert_eq!(cache.stats().loads_under_way, 0);
+}
+
+/// Polls a future once.
+async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        std::task::Poll::Ready(output) => std::task::Poll::Ready(Some(output)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,80 +1,83 @@
 //! One load of one key, and those who wait for it: a state machine without future or lock.
 //!
-//! Exactly one member drives the load. A member that leaves while it drives passes the baton to
-//! the one that has waited longest; when the last one leaves, the load is abandoned. A flight that
-//! was overtaken by an invalidation still answers those who joined before it, stores nothing and
-//! takes no new members.
+//! The load belongs to no member: whoever is polled when it can go on polls it. So a member that is
+//! held without being polled stops no other. When the last one leaves, the load is abandoned. A
+//! flight that was overtaken by an invalidation still answers those who joined before it, stores
+//! nothing and takes no new members.
 
-use std::collections::VecDeque;
-
-/// A member of a flight.
-pub(crate) type Member = u64;
-
-/// What is to be done outside after a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    Nothing,
-    /// The member drives the load from now on: wake it.
-    Wake(Member),
-    /// Nobody is left: drop the load.
-    Abandon,
-}
-
-/// How a member that joins takes part.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Joined {
-    /// It drives the load.
-    Driver(Member),
-    /// It waits.
-    Waiter(Member),
+/// Whether and by whom the load is polled next.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Turn {
+    /// Whoever is polled next polls the load: it is new, or was woken.
+    #[default]
+    Due,
+    /// A member polls it.
+    Polled,
+    /// A member polls it, and it was woken meanwhile.
+    PolledAndDue,
+    /// It waits to be woken.
+    Waits,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Flight {
-    next: Member,
-    /// Who drives. Invariant: `None` only before the first member, after the last one has left, or
-    /// when the flight is done.
-    driver: Option<Member>,
-    /// Those who wait, in the order in which they joined. Invariant: never holds `driver`.
-    waiting: VecDeque<Member>,
+    members: usize,
+    turn: Turn,
     overtaken: bool,
     done: bool,
 }
 
 impl Flight {
-    /// A new member. `None` when the flight takes no more: it is done or was overtaken.
-    pub(crate) fn join(&mut self) -> Option<Joined> {
-        if self.done || self.overtaken {
-            return None;
-        }
-        let member = self.next;
-        self.next += 1;
-        if self.driver.is_none() {
-            self.driver = Some(member);
-            return Some(Joined::Driver(member));
-        }
-        self.waiting.push_back(member);
-        Some(Joined::Waiter(member))
+    /// A new member. False when the flight takes no more: it is done or was overtaken.
+    pub(crate) fn join(&mut self) -> bool {
+        let joins = !self.done && !self.overtaken;
+        self.members += usize::from(joins);
+        joins
     }
 
-    /// A member goes, because its future was dropped or its own time is up.
-    pub(crate) fn leave(&mut self, member: Member) -> Action {
-        if self.done {
-            return Action::Nothing;
+    /// A member goes, because its future was dropped or its own time is up. Whether the load is to
+    /// be dropped, because nobody waits for it any more.
+    pub(crate) fn leave(&mut self) -> bool {
+        self.members -= 1;
+        self.is_abandoned()
+    }
+
+    /// Nobody waits for a load that has not ended.
+    pub(crate) fn is_abandoned(&self) -> bool {
+        self.members == 0 && !self.done
+    }
+
+    /// A member was polled. Whether it polls the load now.
+    pub(crate) fn take_turn(&mut self) -> bool {
+        let is_due = self.turn == Turn::Due && !self.done;
+        if is_due {
+            self.turn = Turn::Polled;
         }
-        if self.driver != Some(member) {
-            self.waiting.retain(|waiting| *waiting != member);
-            return Action::Nothing;
+        is_due
+    }
+
+    /// The load can go on. Whether the members are to be polled: not while one polls the load,
+    /// which [`end_turn`](Self::end_turn) sees to.
+    pub(crate) fn wake(&mut self) -> bool {
+        match self.turn {
+            Turn::Waits => self.turn = Turn::Due,
+            Turn::Polled => self.turn = Turn::PolledAndDue,
+            Turn::Due | Turn::PolledAndDue => {}
         }
-        self.driver = self.waiting.pop_front();
-        self.driver.map_or(Action::Abandon, Action::Wake)
+        self.turn == Turn::Due
+    }
+
+    /// The member has polled the load, which is pending. Whether the members are to be polled: it
+    /// was woken meanwhile.
+    pub(crate) fn end_turn(&mut self) -> bool {
+        let is_due = self.turn == Turn::PolledAndDue;
+        self.turn = if is_due { Turn::Due } else { Turn::Waits };
+        is_due
     }
 
     /// The load has ended. Whether its result may be stored.
     pub(crate) fn finish(&mut self) -> bool {
         self.done = true;
-        self.driver = None;
-        self.waiting.clear();
         !self.overtaken
     }
 
@@ -82,88 +85,92 @@ impl Flight {
     pub(crate) fn overtake(&mut self) {
         self.overtaken = true;
     }
-
-    pub(crate) fn is_driven(&self) -> bool {
-        self.driver.is_some()
-    }
-
-    pub(crate) fn drives(&self, member: Member) -> bool {
-        self.driver == Some(member)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
 
-    #[derive(Clone, Debug)]
+    #[derive(Clone, Copy, Debug)]
     enum Act {
         Join,
-        Leave(prop::sample::Index),
+        Leave,
+        Poll,
+        Pend,
+        Wake,
         Finish,
         Overtake,
     }
 
     fn acts() -> impl Strategy<Value = Vec<Act>> {
         let act = prop_oneof![
-            5 => Just(Act::Join),
-            4 => any::<prop::sample::Index>().prop_map(Act::Leave),
+            4 => Just(Act::Join),
+            3 => Just(Act::Leave),
+            6 => Just(Act::Poll),
+            6 => Just(Act::Pend),
+            6 => Just(Act::Wake),
             1 => Just(Act::Finish),
             1 => Just(Act::Overtake),
         ];
-        prop::collection::vec(act, 0..40)
+        prop::collection::vec(act, 0..60)
     }
 
     proptest! {
-        /// In every order of joining, leaving, overtaking and finishing: while somebody is there
-        /// and the load has not ended, exactly one member drives; the baton goes to the member that
-        /// waited longest and is never lost.
+        /// In every order of joining, leaving, polling, waking, overtaking and finishing: one
+        /// member at a time polls the load, no wake is lost, and an abandoned load is dropped once.
         #[test]
-        fn somebody_drives_for_as_long_as_somebody_is_there(acts in acts()) {
+        fn every_wake_is_followed_by_a_turn(acts in acts()) {
             let mut flight = Flight::default();
-            let mut here: BTreeSet<Member> = BTreeSet::new();
-            let (mut done, mut overtaken, mut abandoned) = (false, false, false);
+            let (mut here, mut polls) = (0_usize, false);
+            // A wake, or the start, that no poll of the load has followed.
+            let mut owed = true;
+            // The members were told to poll since.
+            let mut told = true;
+            let (mut done, mut overtaken) = (false, false);
             for act in acts {
                 match act {
-                    Act::Join if abandoned => {}
-                    Act::Join => match flight.join() {
-                        None => prop_assert!(done || overtaken),
-                        Some(Joined::Driver(member)) => {
-                            prop_assert!(here.is_empty() && !done && !overtaken);
-                            here.insert(member);
-                        }
-                        Some(Joined::Waiter(member)) => {
-                            prop_assert!(!here.is_empty() && here.insert(member));
-                        }
-                    },
-                    Act::Leave(which) if !here.is_empty() => {
-                        let member = *which.get(&here.iter().copied().collect::<Vec<_>>());
-                        let drove = flight.drives(member);
-                        here.remove(&member);
-                        let expected = match here.first() {
-                            _ if done || !drove => Action::Nothing,
-                            Some(oldest) => Action::Wake(*oldest),
-                            None => Action::Abandon,
-                        };
-                        prop_assert_eq!(flight.leave(member), expected);
-                        abandoned |= expected == Action::Abandon;
+                    Act::Join => {
+                        let joins = flight.join();
+                        prop_assert_eq!(joins, !done && !overtaken);
+                        here += usize::from(joins);
                     }
-                    Act::Finish if !done && !here.is_empty() => {
-                        prop_assert_eq!(flight.finish(), !overtaken);
+                    // Who polls the load does not leave meanwhile.
+                    Act::Leave if here > usize::from(polls) => {
+                        here -= 1;
+                        prop_assert_eq!(flight.leave(), here == 0 && !done);
+                        if here == 0 {
+                            return Ok(());
+                        }
+                    }
+                    Act::Poll if here > usize::from(polls) => {
+                        let takes = flight.take_turn();
+                        prop_assert_eq!(takes, owed && !polls && !done);
+                        if takes {
+                            (polls, owed, told) = (true, false, false);
+                        }
+                    }
+                    Act::Pend if polls => {
+                        polls = false;
+                        told |= flight.end_turn();
+                    }
+                    Act::Wake if !done => {
+                        owed = true;
+                        told |= flight.wake();
+                    }
+                    Act::Finish if polls => {
+                        polls = false;
                         done = true;
+                        prop_assert_eq!(flight.finish(), !overtaken);
                     }
                     Act::Overtake => {
                         flight.overtake();
                         overtaken = true;
                     }
-                    Act::Leave(_) | Act::Finish => {}
+                    Act::Leave | Act::Poll | Act::Pend | Act::Wake | Act::Finish => {}
                 }
-                let drivers = here.iter().filter(|member| flight.drives(**member)).count();
-                prop_assert_eq!(drivers, usize::from(!here.is_empty() && !done));
+                prop_assert!(!owed || told || polls || done, "a wake that nobody follows");
             }
         }
     }
