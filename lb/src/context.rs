@@ -20,6 +20,9 @@ pub struct Context<'a> {
     /// The session token of an earlier answer ([`Endpoint::session`](crate::Endpoint::session)),
     /// taken from a cookie or a header. An unknown token is ignored.
     pub session: Option<&'a str>,
+    /// [`Endpoint::id`](crate::Endpoint::id)s that must not be picked: those that this request has
+    /// already failed at. They are skipped as full endpoints are.
+    pub excluded: &'a [u64],
 }
 
 impl<'a> Context<'a> {
@@ -44,6 +47,17 @@ impl<'a> Context<'a> {
     pub fn with_session(mut self, session: &'a str) -> Self {
         self.session = Some(session);
         self
+    }
+
+    /// Sets the ids of the endpoints that must not be picked.
+    pub fn with_excluded(mut self, ids: &'a [u64]) -> Self {
+        self.excluded = ids;
+        self
+    }
+
+    #[inline]
+    pub(crate) fn admits(&self, id: u64) -> bool {
+        self.excluded.is_empty() || !self.excluded.contains(&id)
     }
 
     /// Takes the session token from a `Cookie` header: the first cookie called `name`.

@@ -223,7 +223,16 @@ impl Pick {
     /// Ends the request: records its outcome, and its latency from the `now` of the pick to this.
     #[inline]
     pub fn finish(mut self, now: u64, outcome: Outcome) {
-        self.finished = true;
+        self.record(now, outcome);
+    }
+
+    /// Records the outcome and the latency, and keeps the place until the pick is dropped: for a
+    /// connection that was established at `now` and stays open. Only the first call counts.
+    #[inline]
+    pub fn record(&mut self, now: u64, outcome: Outcome) {
+        if std::mem::replace(&mut self.finished, true) {
+            return;
+        }
         match outcome {
             Outcome::Success => self.endpoint.succeeded(now, self.started),
             Outcome::Failure => self.endpoint.failed(now, self.started),

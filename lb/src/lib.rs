@@ -2,6 +2,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod balancer;
+mod clock;
 mod config;
 mod context;
 mod core;
@@ -12,6 +13,7 @@ pub mod strategy;
 mod sync;
 
 pub use balancer::{Availability, Balance, Balancer, BalancerStats, EndpointStats, MAX_ENDPOINTS};
+pub use clock::{Clock, Monotonic};
 pub use config::{
     CheckConfig, Config, EndpointConfig, LatencyOutliers, OnPanic, OutlierConfig, PriorityConfig,
     SlowStartConfig, SuccessRateOutliers, ZoneConfig,

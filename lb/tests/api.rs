@@ -24,6 +24,8 @@ fn seams_are_object_safe() {
     let strategy: Box<dyn Strategy> = Box::new(PowerOfTwo::default());
     let balancer = Balancer::boxed(strategy, Config::default()).expect("valid");
     balancer.update([EndpointConfig::new("a")], 0).expect("a set");
+    let clock: Arc<dyn Clock> = Arc::new(Monotonic);
+    assert!(clock.now() > 0);
     let shared: Arc<dyn Balance> = Arc::new(balancer);
     assert!(shared.pick(&Context::new(), 0).is_some());
 }

@@ -47,7 +47,7 @@ impl Table {
     #[inline]
     pub(super) fn pick(&self, ctx: &Context<'_>, now: u64, random: &Random) -> Option<Pick> {
         if let Some(session) = ctx.session
-            && let Some(pick) = self.pick_session(session, now)
+            && let Some(pick) = self.pick_session(session, ctx, now)
         {
             return Some(pick);
         }
@@ -64,11 +64,12 @@ impl Table {
     }
 
     #[cold]
-    fn pick_session(&self, session: &str, now: u64) -> Option<Pick> {
+    fn pick_session(&self, session: &str, ctx: &Context<'_>, now: u64) -> Option<Pick> {
         let is_token = session.len() == 16 && session.bytes().all(|byte| byte.is_ascii_hexdigit());
         let hash = u64::from_str_radix(session, 16).ok().filter(|_| is_token)?;
         let endpoint = self.sessions.get(&hash)?;
-        endpoint.try_take().then(|| Pick::new(Arc::clone(endpoint), now, Hold::Nothing))
+        let is_taken = ctx.admits(endpoint.id()) && endpoint.try_take();
+        is_taken.then(|| Pick::new(Arc::clone(endpoint), now, Hold::Nothing))
     }
 
     /// Chooses a group by its share, and a member of it. If all of the group are full, the other
@@ -111,19 +112,20 @@ impl CompiledGroup {
     fn pick(&self, ctx: &Context<'_>, now: u64, random: &Random) -> Option<Pick> {
         let selection = self.select.select(&self.members, ctx, now, random);
         if let Some(member) = self.members.get(selection.index)
+            && ctx.admits(member.endpoint.id())
             && member.endpoint.try_take()
         {
             return Some(Pick::new(Arc::clone(&member.endpoint), now, selection.hold));
         }
-        self.pick_next(selection.index, now)
+        self.pick_next(selection.index, ctx, now)
     }
 
-    /// The first member after `index` that is not full.
+    /// The first member after `index` that is neither full nor excluded.
     #[cold]
-    fn pick_next(&self, index: usize, now: u64) -> Option<Pick> {
+    fn pick_next(&self, index: usize, ctx: &Context<'_>, now: u64) -> Option<Pick> {
         let len = self.members.len();
         let mut others = (1..=len).map(|step| &self.members[(index % len + step) % len].endpoint);
-        let endpoint = others.find(|endpoint| endpoint.try_take())?;
+        let endpoint = others.find(|other| ctx.admits(other.id()) && other.try_take())?;
         Some(Pick::new(Arc::clone(endpoint), now, Hold::Nothing))
     }
 }

@@ -42,6 +42,45 @@ fn full_endpoints_are_skipped_and_all_full_is_rejected() {
 }
 
 #[test]
+fn an_excluded_endpoint_is_never_picked_and_all_excluded_is_rejected() {
+    let strategies: [Box<dyn Strategy>; 5] = [
+        Box::new(RoundRobin::default()),
+        Box::new(RandomChoice::default()),
+        Box::new(PowerOfTwo::default()),
+        Box::new(LeastConnections::default()),
+        Box::new(IpHash::default()),
+    ];
+    for strategy in strategies {
+        let balancer = Balancer::boxed(strategy, Config::default()).expect("valid");
+        balancer.update(weighted(&[1, 7, 2]), 0).expect("a set");
+        let endpoints = balancer.endpoints();
+        let ids: Vec<u64> = endpoints.iter().map(|endpoint| endpoint.id()).collect();
+        let session = endpoints[0].session();
+        let client = Context::new().with_client([9, 9, 9, 9].into());
+        for ctx in [client, client.with_session(session)] {
+            let names: Vec<_> = (0..50)
+                .map(|_| request(&balancer, &ctx.with_excluded(&ids[..2]), 0, Outcome::Success))
+                .collect();
+            assert!(names.iter().all(|name| name.as_deref() == Some("c")), "{names:?}");
+            assert!(balancer.pick(&ctx.with_excluded(&ids), 0).is_none());
+        }
+    }
+}
+
+#[test]
+fn a_recorded_outcome_counts_once_and_the_place_is_kept_until_the_drop() {
+    let balancer = balancer(PeakEwma::default(), Config::default(), &[1]);
+    let mut pick = balancer.pick(&Context::new(), 0).expect("healthy");
+    pick.record(5 * MS, Outcome::Success);
+    pick.record(9 * SECOND, Outcome::Failure);
+    let stats = &balancer.stats(5 * MS).endpoints[0];
+    assert_eq!((stats.in_flight, stats.failures, stats.latency.as_millis()), (1, 0, 5));
+    drop(pick);
+    let stats = &balancer.stats(5 * MS).endpoints[0];
+    assert_eq!((stats.in_flight, stats.cancelled), (0, 0));
+}
+
+#[test]
 fn a_bad_set_is_refused_and_the_old_one_stays() {
     let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1]);
     assert_eq!(balancer.update([], 0), Err(UpdateError::Empty));
