@@ -13,10 +13,10 @@ use crate::behind::{Behind, RejectedWrite, WriteBehind};
 use crate::clock::{Clock, default_clock};
 use crate::config::{Config, OnPanic};
 use crate::error::{ConfigError, LoadError, WriteError};
-use crate::flights::{Answer, Key, LoadFuture, Ride, Start, Value};
+use crate::flights::{Answer, Key, LoadFuture, Ride, Seen, Start, Value};
 use crate::lookup::{Found, Inner, Tagger};
-use crate::source::{Loaded, Sink, Source};
-use crate::stats::{Stats, count};
+use crate::source::{ConditionalSource, Loaded, Loader, Sink, Source};
+use crate::stats::{LoadLatency, Stats, count};
 use crate::store::{HashedKey, Probe, QuickStore, Store, Weigher};
 use crate::write::Keep;
 
@@ -39,7 +39,7 @@ use crate::write::Keep;
 /// # }
 /// ```
 pub struct Cache<K: Key, V: Value> {
-    inner: Arc<Inner<K, V>>,
+    pub(crate) inner: Arc<Inner<K, V>>,
 }
 
 /// What an inserted value has beside itself.
@@ -53,6 +53,9 @@ pub struct Insert {
     /// A version of the source's own, which only grows for one key: a stored value of a larger
     /// version is not overwritten.
     pub version: Option<u64>,
+    /// The source's position at which the value was read or written, see
+    /// [`Loaded::as_of`](crate::Loaded::as_of).
+    pub position: Option<u64>,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {
@@ -96,26 +99,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Found::Value(value, false) = found {
             return Ok(value);
         }
-        let Some(source) = self.inner.source.clone() else {
-            return match found {
-                Found::Value(value, _) => Ok(value),
-                _ => Err(LoadError::NoSource),
-            };
-        };
-        let inner = Arc::clone(&self.inner);
-        let load = move |key: K| -> LoadFuture<V> {
-            if let Some(batcher) = &inner.batcher {
-                return Box::pin(batcher.load(key));
-            }
-            let source = Arc::clone(&source);
-            Box::pin(async move {
-                let mut answers = source.load(std::slice::from_ref(&key)).await;
-                let answered = answers.len();
-                let missing = || LoadError::Unanswered { answered, asked: 1 };
-                Ok(answers.drain(..).next().ok_or_else(missing)??)
-            })
-        };
-        self.resolve(key, found, load).await
+        Ok(self.resolve_from_source(key, found, 0).await?.value)
     }
 
     /// The value of a key, loaded by `load` when it is not in the cache: cache-aside. Otherwise as
@@ -138,7 +122,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(value);
         }
         let load = move |key: K| -> LoadFuture<V> { Box::pin(load(key)) };
-        self.resolve(key, found, load).await
+        Ok(self.resolve(key, found, 0, load).await?.value)
     }
 
     /// Stores a value. A load of the key that is under way does not replace it. Whether it was
@@ -150,8 +134,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// Stores a value with a lifetime, tags or a version of its own. Whether it was stored: not
     /// where a larger version of the source's own is.
     pub fn insert_with(&self, key: K, value: V, with: Insert) -> bool {
-        let Insert { ttl, tags, version } = with;
-        let loaded = Loaded::Value { value, ttl, tags, version };
+        let Insert { ttl, tags, version, position } = with;
+        let loaded = Loaded::Value { value, ttl, tags, version, position };
         let at = self.inner.next_version();
         let key = HashedKey { hash: self.inner.hash(&key), key };
         let entry = self.inner.entry(&key.key, at, 0, &loaded);
@@ -297,13 +281,52 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
     }
 
+    /// How long loads took that succeeded.
+    pub fn load_latency(&self) -> LoadLatency {
+        self.inner.latencies.snapshot()
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.inner.config
     }
 
-    /// Loads what was not found fresh.
-    async fn resolve<Q, F>(&self, key: &Q, found: Found<V>, load: F) -> Result<Option<V>, LoadError>
+    /// Loads from the source what was not found fresh.
+    pub(crate) async fn resolve_from_source<Q>(
+        &self,
+        key: &Q,
+        found: Found<V>,
+        since: u64,
+    ) -> Answer<V>
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
+    {
+        if self.inner.loader.is_none() {
+            return match found {
+                Found::Value(value, _) => Ok(Seen { value, position: None }),
+                _ => Err(LoadError::NoSource),
+            };
+        }
+        let inner = Arc::clone(&self.inner);
+        let load = move |key: K| -> LoadFuture<V> {
+            let held = inner.held(&key);
+            match &inner.loader {
+                Some(loader) => loader.load(key, held),
+                None => Box::pin(std::future::ready(Err(LoadError::NoSource))),
+            }
+        };
+        self.resolve(key, found, since, load).await
+    }
+
+    /// Loads what was not found fresh. An answer from before the source's position `since` is none.
+    pub(crate) async fn resolve<Q, F>(
+        &self,
+        key: &Q,
+        found: Found<V>,
+        since: u64,
+        load: F,
+    ) -> Answer<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
@@ -314,30 +337,38 @@ impl<K: Key, V: Value> Cache<K, V> {
         let stale = match found {
             Found::Value(value, _) => {
                 self.refresh(&hashed, &load);
-                return Ok(value);
+                return Ok(Seen { value, position: None });
             }
             Found::IfError(stale) => Some(stale),
             Found::Nothing => None,
         };
-        // Ends: a load is asked for again only when a tag or everything was invalidated after it
-        // began and before this reader came; the next load begins after that.
+        let asked_at = self.inner.version();
+        // Ends: a load is asked for again only when it began before this reader came, and the
+        // answer is too old for it, or when a tag or everything was invalidated after the load
+        // began and before this reader came. The next load begins after that.
         let error = loop {
             let ride = match self.board(&hashed, &load) {
                 Ok(ride) => ride,
                 Err(error) => break error,
             };
+            let began_after = ride.version() > asked_at;
             let answer = match stale {
                 Some(_) => self.ride_for_a_while(ride).await,
                 None => ride.await,
             };
             match answer {
-                Some(Ok(value)) => return Ok(value),
+                Some(Ok(seen)) if seen.position.unwrap_or(0) >= since => return Ok(seen),
+                Some(Ok(seen)) if began_after => {
+                    break LoadError::Behind { wanted: since, found: seen.position };
+                }
                 Some(Err(error)) => break error,
-                None => {}
+                Some(Ok(_)) | None => {}
             }
         };
         match stale {
-            Some(stale) => self.or_stale(key, stale, error),
+            Some(stale) => {
+                self.or_stale(key, stale, error).map(|value| Seen { value, position: None })
+            }
             None => Err(error),
         }
     }
@@ -429,7 +460,7 @@ pub(crate) struct Parts<K: Key, V: Value> {
     pub(crate) config: Config,
     pub(crate) store: Arc<dyn Store<K, V>>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) source: Option<Arc<dyn Source<K, V>>>,
+    pub(crate) loader: Option<Loader<K, V>>,
     pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
     pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
@@ -442,7 +473,7 @@ pub struct Builder<K: Key, V: Value> {
     config: Config,
     store: Option<Arc<dyn Store<K, V>>>,
     clock: Option<Arc<dyn Clock>>,
-    source: Option<Arc<dyn Source<K, V>>>,
+    loader: Option<Loader<K, V>>,
     sink: Option<Arc<dyn Sink<K, V>>>,
     behind: Option<WriteBehind<K, V>>,
     weigher: Option<Weigher<K, V>>,
@@ -455,7 +486,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             config: Config::default(),
             store: None,
             clock: None,
-            source: None,
+            loader: None,
             sink: None,
             behind: None,
             weigher: None,
@@ -471,7 +502,15 @@ impl<K: Key, V: Value> Builder<K, V> {
 
     /// Where values come from, for [`Cache::get_or_load`].
     pub fn source(mut self, source: impl Source<K, V>) -> Self {
-        self.source = Some(Arc::new(source));
+        self.loader = Some(Loader::new(Arc::new(source), None));
+        self
+    }
+
+    /// As [`source`](Self::source), for one that can say that a value has not changed.
+    pub fn conditional_source(mut self, source: impl ConditionalSource<K, V>) -> Self {
+        let source: Arc<dyn ConditionalSource<K, V>> = Arc::new(source);
+        let plain: Arc<dyn Source<K, V>> = Arc::<dyn ConditionalSource<K, V>>::clone(&source);
+        self.loader = Some(Loader::new(plain, Some(source)));
         self
     }
 
@@ -522,11 +561,11 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ConfigError`] names the first field that breaks a rule.
     pub fn build(self) -> Result<Cache<K, V>, ConfigError> {
         self.config.validate()?;
-        let Self { config, store, clock, source, sink, behind, weigher, tagger } = self;
+        let Self { config, store, clock, loader, sink, behind, weigher, tagger } = self;
         let store = store.unwrap_or_else(|| Arc::new(QuickStore::new(config.max_weight)));
         let clock = clock.unwrap_or_else(default_clock);
         let behind = behind.map(|behind| Behind(behind.shared));
-        let parts = Parts { config, store, clock, source, sink, behind, weigher, tagger };
+        let parts = Parts { config, store, clock, loader, sink, behind, weigher, tagger };
         let inner = Arc::new(Inner::new(parts));
         if let (Some(behind), Some(sink)) = (&inner.behind, &inner.sink) {
             crate::behind::spawn(&inner, behind, Arc::clone(sink))?;

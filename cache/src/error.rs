@@ -49,6 +49,15 @@ pub enum LoadError {
     /// [`Config::max_loads`](crate::Config::max_loads) loads are under way. Retry after a pause.
     #[error("too many loads are under way")]
     Busy,
+    /// The source, such as a replica, has not reached the position of the read's
+    /// [`SessionToken`](crate::SessionToken). Retry after a pause, or ask the primary.
+    #[error("the source is at position {found:?}, the session has seen {wanted}")]
+    Behind {
+        /// The position that the session has seen.
+        wanted: u64,
+        /// The position of the source's answer, if it has told one.
+        found: Option<u64>,
+    },
     /// The cache has no source. Give the builder one, or use
     /// [`get_or_load_with`](crate::Cache::get_or_load_with).
     #[error("the cache has no source")]

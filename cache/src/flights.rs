@@ -25,8 +25,16 @@ pub(crate) type LoadFuture<V> = Pin<Box<dyn Future<Output = LoadResult<V>> + Sen
 /// Starts a load once more after a panic.
 pub(crate) type Restart<V> = Box<dyn FnOnce() -> LoadFuture<V> + Send>;
 
-/// What those who joined a load are given: the value, or `None` where the source has none.
-pub(crate) type Answer<V> = Result<Option<V>, LoadError>;
+/// What a source had.
+#[derive(Clone)]
+pub(crate) struct Seen<V> {
+    /// `None`: the source has no value.
+    pub(crate) value: Option<V>,
+    pub(crate) position: Option<u64>,
+}
+
+/// What those who joined a load are given.
+pub(crate) type Answer<V> = Result<Seen<V>, LoadError>;
 
 /// How a load ended.
 struct Landed<V> {
@@ -267,10 +275,17 @@ impl<K: Key, V: Value> Ride<K, V> {
         }
     }
 
+    /// When the load began, in the order of the cache's operations.
+    pub(crate) fn version(&self) -> u64 {
+        self.flight.version
+    }
+
     fn finish(&self, result: LoadResult<V>) {
         let InFlight { key, version, began_at, state, landed } = &*self.flight;
         let took = self.cache.clock.now().saturating_sub(*began_at);
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
+        let absent = answer.as_ref().ok().filter(|seen| seen.value.is_none());
+        let absent_at = absent.map(|seen| seen.position);
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
@@ -282,8 +297,11 @@ impl<K: Key, V: Value> Ride<K, V> {
                 if let Ok(found) = table.find_entry(probe.hash, |flight| matches(flight, &probe)) {
                     found.remove();
                 }
-                if let Some(entry) = entry {
-                    self.cache.store_loaded(&probe, key, entry);
+                match (entry, absent_at) {
+                    (Some(entry), _) => self.cache.store_loaded(&probe, key, entry),
+                    // An older value must not outlive the answer that there is none.
+                    (None, Some(position)) => self.cache.drop_absent(&probe, position),
+                    (None, None) => {}
                 }
             } else {
                 self.cache.count_overtaken();

@@ -10,6 +10,9 @@ mod core;
 mod error;
 mod flights;
 mod lookup;
+#[cfg(feature = "metrics")]
+mod metrics;
+mod session;
 mod source;
 mod stats;
 mod store;
@@ -30,6 +33,9 @@ pub use codec::{Codec, CodecError, Plain, PlainCodec};
 pub use config::{Config, OnPanic};
 pub use error::{ConfigError, LoadError, Outcome, SinkError, SourceError, WriteError};
 pub use flights::{Key, Value};
-pub use source::{Loaded, Sink, Source, Write};
-pub use stats::Stats;
+#[cfg(feature = "metrics")]
+pub use metrics::CacheMetrics;
+pub use session::{Session, SessionToken, TokenError};
+pub use source::{ConditionalSource, Held, Loaded, Reloaded, Sink, Source, Write};
+pub use stats::{LoadLatency, Stats};
 pub use store::{Entry, HashedKey, Probe, QuickStore, Store, Weigher};

@@ -10,9 +10,9 @@ use crate::clock::Clock;
 use crate::config::{Config, nanos};
 use crate::core::freshness::{Freshness, Lifetimes};
 use crate::core::random::Random;
-use crate::flights::{Answer, Flights, Key, LoadResult, Value};
-use crate::source::{Loaded, Sink, Source};
-use crate::stats::{Counters, count};
+use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
+use crate::source::{HeldEntry, Loaded, Loader, Sink};
+use crate::stats::{Counters, Latencies, count};
 use crate::store::{Entry, Extra, HashedKey, Probe, Store, Weigher};
 use crate::tags::Tags;
 
@@ -25,8 +25,9 @@ pub(crate) struct Inner<K: Key, V: Value> {
     pub(crate) idle: Option<u64>,
     pub(crate) store: Arc<dyn Store<K, V>>,
     pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) source: Option<Arc<dyn Source<K, V>>>,
-    pub(crate) batcher: Option<crate::source::Batcher<K, V>>,
+    pub(crate) loader: Option<Loader<K, V>>,
+    /// Entries that have expired stay in the store: the source is asked about their values.
+    keeps_expired: bool,
     pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
     pub(crate) writes: crate::write::Writes,
     pub(crate) behind: Option<Behind<K, V>>,
@@ -37,6 +38,7 @@ pub(crate) struct Inner<K: Key, V: Value> {
     pub(crate) hasher: foldhash::fast::RandomState,
     pub(crate) random: Random,
     pub(crate) counters: Counters,
+    pub(crate) latencies: Latencies,
     /// The version of the latest operation. Versions order loads, inserts and invalidations.
     version: AtomicU64,
     /// Entries of a lower version are invalid: raised by `clear`.
@@ -64,8 +66,8 @@ impl<K: Key, V: Value> Inner<K, V> {
             idle: config.tti.map(nanos),
             store: parts.store,
             clock: parts.clock,
-            batcher: parts.source.as_ref().and_then(crate::source::Batcher::new),
-            source: parts.source,
+            keeps_expired: parts.loader.as_ref().is_some_and(Loader::is_conditional),
+            loader: parts.loader,
             sink: parts.sink,
             writes: crate::write::Writes::new(),
             behind: parts.behind,
@@ -76,6 +78,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             hasher: foldhash::fast::RandomState::default(),
             random: Random::new(seed),
             counters: Counters::default(),
+            latencies: Latencies::default(),
             version: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             loads_floor: AtomicU64::new(0),
@@ -166,10 +169,16 @@ impl<K: Key, V: Value> Inner<K, V> {
             }
             Freshness::Gone => {
                 count(&self.counters.misses);
-                if self.store.remove_version(probe, entry.version) {
-                    let why =
-                        if invalid { &self.counters.invalidated } else { &self.counters.expired };
-                    count(why);
+                if (invalid || !self.keeps_expired)
+                    && self.store.remove_version(probe, entry.version)
+                {
+                    let counters = &self.counters;
+                    let is_idle = || extra.is_some_and(idle_over) && now < entry.times.end;
+                    count(match invalid {
+                        true => &counters.invalidated,
+                        false if is_idle() => &counters.idle,
+                        false => &counters.expired,
+                    });
                 }
                 Found::Nothing
             }
@@ -204,13 +213,14 @@ impl<K: Key, V: Value> Inner<K, V> {
         match result {
             Ok(loaded) => {
                 self.counters.load_nanos.fetch_add(took, Ordering::Relaxed);
+                self.latencies.record(took);
                 let made = self.entry(key, version, took, &loaded);
-                let value = match loaded {
-                    Loaded::Value { value, .. } => Some(value),
-                    Loaded::Absent => None,
+                let seen = match loaded {
+                    Loaded::Value { value, position, .. } => Seen { value: Some(value), position },
+                    Loaded::Absent { position } => Seen { value: None, position },
                 };
                 // A weigher or tagger that panics costs the entry, not the answer.
-                (Ok(value), made)
+                (Ok(seen), made)
             }
             Err(error) => {
                 count(&self.counters.load_failures);
@@ -228,12 +238,14 @@ impl<K: Key, V: Value> Inner<K, V> {
         loaded: &Loaded<V>,
     ) -> Option<Entry<V>> {
         let now = self.clock.now();
-        let (value, ttl, names, source_version) = match loaded {
-            Loaded::Value { value, ttl, tags, version } => {
-                (Some(value.clone()), *ttl, tags.as_slice(), *version)
+        let (value, ttl, names, source_version, position) = match loaded {
+            Loaded::Value { value, ttl, tags, version, position } => {
+                (Some(value.clone()), *ttl, tags.as_slice(), *version, *position)
             }
-            Loaded::Absent if self.lifetimes.remembers_absence() => (None, None, &[][..], None),
-            Loaded::Absent => return None,
+            Loaded::Absent { position } if self.lifetimes.remembers_absence() => {
+                (None, None, &[][..], None, *position)
+            }
+            Loaded::Absent { .. } => return None,
         };
         let foreign = || {
             let weight = match (&self.weigher, &value) {
@@ -250,10 +262,11 @@ impl<K: Key, V: Value> Inner<K, V> {
         let has_extra = !names.is_empty()
             || !derived.is_empty()
             || source_version.is_some()
+            || position.is_some()
             || self.idle.is_some();
         let extra = has_extra.then(|| {
             let tags = self.tags.intern(names.iter().chain(&derived).map(String::as_str));
-            Arc::new(Extra { tags, source_version, read_at: AtomicU64::new(now) })
+            Arc::new(Extra { tags, source_version, position, read_at: AtomicU64::new(now) })
         });
         let own = ttl.map(nanos);
         let times = self.lifetimes.times(now, value.is_none(), own, took, &self.random);
@@ -273,14 +286,77 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// Whether a stored entry has a larger version of the source's own.
+    /// Whether a stored entry has a larger version of the source's own, or was read at a later
+    /// position of the source.
     pub(crate) fn is_outdated(&self, probe: &Probe<'_, K>, entry: &Entry<V>) -> bool {
         let version =
             |entry: &Entry<V>| entry.extra.as_ref().and_then(|extra| extra.source_version);
-        let Some(own) = version(entry) else { return false };
+        if version(entry).is_none() && entry.position().is_none() {
+            return false;
+        }
         let Some(stored) = self.store.get(probe) else { return false };
         let live = stored.version >= self.generation.load(Ordering::Acquire);
-        live && version(&stored).is_some_and(|stored| stored > own)
+        let is_larger = |stored: Option<u64>, own: Option<u64>| {
+            stored.zip(own).is_some_and(|(stored, own)| stored > own)
+        };
+        live && (is_larger(version(&stored), version(entry))
+            || is_larger(stored.position(), entry.position()))
+    }
+
+    /// The source has no value, as of `position`, and that is not remembered: an older one is
+    /// dropped. The caller holds the key's shard of the flights.
+    pub(crate) fn drop_absent(&self, probe: &Probe<'_, K>, position: Option<u64>) {
+        let stored = position.and_then(|_| self.store.get(probe)?.position());
+        if stored <= position && self.store.remove(probe) {
+            count(&self.counters.invalidated);
+        }
+    }
+
+    /// The value of a key that may be asked about, though it may have expired. Not one that was
+    /// invalidated.
+    pub(crate) fn held(&self, key: &K) -> Option<HeldEntry<V>> {
+        if !self.keeps_expired {
+            return None;
+        }
+        let is = |other: &K| other == key;
+        let entry = self.store.get(&Probe { hash: self.hash(key), is: &is })?;
+        let extra = entry.extra.as_deref();
+        if entry.version < self.generation.load(Ordering::Acquire)
+            || extra.is_some_and(|extra| extra.is_invalid(entry.version))
+        {
+            return None;
+        }
+        let tags = extra.map_or(&[][..], |extra| &extra.tags);
+        Some(HeldEntry {
+            value: entry.value?,
+            version: extra.and_then(|extra| extra.source_version),
+            tags: tags.iter().map(|tag| tag.name().to_owned()).collect(),
+        })
+    }
+
+    /// As [`find`](Self::find), but an entry from before `position` is not found. Also the position
+    /// of what was found.
+    pub(crate) fn find_since<Q>(&self, key: &Q, position: u64) -> (Found<V>, Option<u64>)
+    where
+        K: Borrow<Q>,
+        Q: Hash + Eq + ?Sized,
+    {
+        if let Some(behind) = &self.behind
+            && let Some(value) = behind.0.get(key)
+        {
+            self.counters.hits.add();
+            return (Found::Value(value, false), None);
+        }
+        let is = |other: &K| other.borrow() == key;
+        let probe = Probe { hash: self.hash(key), is: &is };
+        let entry = self.store.get(&probe);
+        let Some(entry) = entry.filter(|entry| entry.position().unwrap_or(0) >= position) else {
+            count(&self.counters.misses);
+            return (Found::Nothing, None);
+        };
+        let found_at = entry.position();
+        let is_live = entry.version >= self.generation.load(Ordering::Acquire);
+        (self.judge(&probe, entry, is_live, self.clock.now()), found_at)
     }
 
     pub(crate) fn count_overtaken(&self) {

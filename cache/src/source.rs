@@ -1,6 +1,5 @@
 //! What is behind a cache: where values come from, and where they are written to.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::error::{LoadError, SinkError, SourceError};
-use crate::flights::{Key, LoadResult, Value};
+use crate::flights::{Key, LoadFuture, LoadResult, Value};
 
 /// What a source says about one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,15 +25,26 @@ pub enum Loaded<V> {
         /// A version of the source's own, which only grows for one key. A stored value of a larger
         /// version is never overwritten.
         version: Option<u64>,
+        /// The source's position at which the value was read, see [`as_of`](Self::as_of).
+        position: Option<u64>,
     },
     /// There is none. Remembered for [`Config::negative_ttl`](crate::Config::negative_ttl).
-    Absent,
+    #[non_exhaustive]
+    Absent {
+        /// The source's position at which it had no value, see [`as_of`](Self::as_of).
+        position: Option<u64>,
+    },
 }
 
 impl<V> Loaded<V> {
     /// A value without anything else.
     pub fn value(value: V) -> Self {
-        Self::Value { value, ttl: None, tags: Vec::new(), version: None }
+        Self::Value { value, ttl: None, tags: Vec::new(), version: None, position: None }
+    }
+
+    /// No value.
+    pub fn absent() -> Self {
+        Self::Absent { position: None }
     }
 
     /// Gives the value a lifetime of its own. Nothing where there is no value.
@@ -63,11 +73,21 @@ impl<V> Loaded<V> {
         }
         self
     }
+
+    /// Says at which position of the source the answer was read: a log sequence number, an applied
+    /// index. The answer contains every write up to it. Reads that carry a
+    /// [`SessionToken`](crate::SessionToken) of a larger position load again.
+    #[must_use]
+    pub fn as_of(mut self, at: u64) -> Self {
+        let (Self::Value { position, .. } | Self::Absent { position }) = &mut self;
+        *position = Some(at);
+        self
+    }
 }
 
 impl<V> From<Option<V>> for Loaded<V> {
     fn from(value: Option<V>) -> Self {
-        value.map_or(Self::Absent, Self::value)
+        value.map_or_else(Self::absent, Self::value)
     }
 }
 
@@ -125,71 +145,195 @@ pub trait Sink<K, V>: Send + Sync + 'static {
     async fn write(&self, writes: &[Write<K, V>]) -> Vec<Result<(), SinkError>>;
 }
 
+/// A value that the cache holds and asks its source about: it has expired, or is being refreshed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Held<K, V> {
+    /// The key.
+    pub key: K,
+    /// The value.
+    pub value: V,
+    /// The version that the source gave the value.
+    pub version: Option<u64>,
+}
+
+/// What a source says about a value that the cache holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reloaded<V> {
+    /// The held value is the current one. It keeps its tags and its version, and is fresh again for
+    /// the configured lifetime.
+    #[non_exhaustive]
+    NotModified {
+        /// A lifetime of its own, which goes before the configured one.
+        ttl: Option<Duration>,
+        /// The source's position at which this was read, see [`Loaded::as_of`].
+        position: Option<u64>,
+    },
+    /// Another value, or none.
+    Changed(Loaded<V>),
+}
+
+impl<V> Reloaded<V> {
+    /// The held value is the current one.
+    pub fn not_modified() -> Self {
+        Self::NotModified { ttl: None, position: None }
+    }
+
+    /// Gives the value a lifetime of its own.
+    #[must_use]
+    pub fn with_ttl(mut self, own: Duration) -> Self {
+        match &mut self {
+            Self::NotModified { ttl, .. } => *ttl = Some(own),
+            Self::Changed(loaded) => {
+                if let Loaded::Value { ttl, .. } = loaded {
+                    *ttl = Some(own);
+                }
+            }
+        }
+        self
+    }
+
+    /// As [`Loaded::as_of`].
+    #[must_use]
+    pub fn as_of(mut self, at: u64) -> Self {
+        match &mut self {
+            Self::NotModified { position, .. } => *position = Some(at),
+            Self::Changed(loaded) => {
+                let (Loaded::Value { position, .. } | Loaded::Absent { position }) = loaded;
+                *position = Some(at);
+            }
+        }
+        self
+    }
+}
+
+/// A source that can say of a held value that it is still the current one, without sending it
+/// again: by version, `ETag` or time of change. Give it to
+/// [`Builder::conditional_source`](crate::Builder::conditional_source); entries that have expired
+/// then stay in the table until they are evicted, to be asked about.
+#[async_trait]
+pub trait ConditionalSource<K, V>: Source<K, V> {
+    /// Looks up the keys of held values: one answer for each, in their order. There are at most
+    /// [`max_batch`](Source::max_batch), with different keys. A value that was invalidated is not
+    /// asked about but loaded.
+    ///
+    /// # Errors
+    /// One [`SourceError`] for each key that could not be looked up.
+    ///
+    /// # Cancel safety
+    /// As [`Source::load`].
+    async fn reload(&self, held: &[Held<K, V>]) -> Vec<Result<Reloaded<V>, SourceError>>;
+}
+
+/// A held value, with the names of its tags.
+#[derive(Clone)]
+pub(crate) struct HeldEntry<V> {
+    pub(crate) value: V,
+    pub(crate) version: Option<u64>,
+    pub(crate) tags: Vec<String>,
+}
+
+impl<V> HeldEntry<V> {
+    fn resolve(self, reloaded: Reloaded<V>) -> Loaded<V> {
+        match reloaded {
+            Reloaded::Changed(loaded) => loaded,
+            Reloaded::NotModified { ttl, position } => {
+                let Self { value, version, tags } = self;
+                Loaded::Value { value, ttl, tags, version, position }
+            }
+        }
+    }
+}
+
 type Reply<V> = tokio::sync::oneshot::Sender<Result<Loaded<V>, LoadError>>;
 
-/// Collects misses of different keys into calls of the source.
-pub(crate) struct Batcher<K, V> {
-    shared: Arc<Shared<K, V>>,
-}
+/// How the cache asks its source: key by key, or in batches.
+pub(crate) struct Loader<K, V>(Arc<Shared<K, V>>);
 
 struct Shared<K, V> {
     source: Arc<dyn Source<K, V>>,
+    conditional: Option<Arc<dyn ConditionalSource<K, V>>>,
     max_batch: usize,
     queue: Mutex<Queue<K, V>>,
 }
 
+/// A key to be looked up, and what the cache holds of it.
+struct Ask<K, V> {
+    key: K,
+    held: Option<HeldEntry<V>>,
+}
+
 struct Queue<K, V> {
-    waiting: Vec<(K, Reply<V>)>,
+    waiting: Vec<(Ask<K, V>, Reply<V>)>,
     /// A task is about to take what waits.
     is_scheduled: bool,
 }
 
-impl<K: Key, V: Value> Batcher<K, V> {
-    /// `None` for a source that takes one key at a time.
-    pub(crate) fn new(source: &Arc<dyn Source<K, V>>) -> Option<Self> {
+impl<K: Key, V: Value> Loader<K, V> {
+    pub(crate) fn new(
+        source: Arc<dyn Source<K, V>>,
+        conditional: Option<Arc<dyn ConditionalSource<K, V>>>,
+    ) -> Self {
         let max_batch = source.max_batch();
         let queue = Mutex::new(Queue { waiting: Vec::new(), is_scheduled: false });
-        let shared = Shared { source: Arc::clone(source), max_batch, queue };
-        (max_batch > 1).then(|| Self { shared: Arc::new(shared) })
+        Self(Arc::new(Shared { source, conditional, max_batch, queue }))
     }
 
-    /// Loads a key together with others that miss before the task which is spawned for the first
-    /// of them runs.
-    pub(crate) fn load(&self, key: K) -> impl Future<Output = LoadResult<V>> + Send + use<K, V> {
+    pub(crate) fn is_conditional(&self) -> bool {
+        self.0.conditional.is_some()
+    }
+
+    /// Loads a key. With a source that takes batches, together with others that miss before the
+    /// task which is spawned for the first of them runs.
+    pub(crate) fn load(&self, key: K, held: Option<HeldEntry<V>>) -> LoadFuture<V> {
+        let ask = Ask { key, held };
+        if self.0.max_batch <= 1 {
+            let shared = Arc::clone(&self.0);
+            return Box::pin(async move {
+                let mut answers = shared.ask(vec![ask]).await;
+                answers.pop().unwrap_or(Err(LoadError::Unanswered { answered: 0, asked: 1 }))
+            });
+        }
         let (reply, answer) = tokio::sync::oneshot::channel();
         let schedule = {
-            let mut queue = self.shared.queue.lock();
-            queue.waiting.push((key, reply));
+            let mut queue = self.0.queue.lock();
+            queue.waiting.push((ask, reply));
             !std::mem::replace(&mut queue.is_scheduled, true)
         };
         if schedule {
-            tokio::spawn(Shared::run(Arc::clone(&self.shared)));
+            tokio::spawn(Shared::run(Arc::clone(&self.0)));
         }
         // A call that panicked drops its replies.
-        async move { answer.await.unwrap_or(Err(LoadError::Panicked)) }
+        Box::pin(async move { answer.await.unwrap_or(Err(LoadError::Panicked)) })
     }
 }
 
 impl<K: Key, V: Value> Shared<K, V> {
     /// Takes all that waits, a call for each batch.
     async fn run(self: Arc<Self>) {
-        let mut waiting = {
+        let waiting = {
             let mut queue = self.queue.lock();
             queue.is_scheduled = false;
             std::mem::take(&mut queue.waiting)
         };
-        while waiting.len() > self.max_batch {
-            let batch = waiting.split_off(waiting.len() - self.max_batch);
-            tokio::spawn(Arc::clone(&self).call(batch));
+        // Held values are asked about in calls of their own.
+        let (mut held, mut missing): (Vec<_>, Vec<_>) =
+            waiting.into_iter().partition(|(ask, _)| ask.held.is_some());
+        for waiting in [&mut held, &mut missing] {
+            while waiting.len() > self.max_batch {
+                let batch = waiting.split_off(waiting.len() - self.max_batch);
+                tokio::spawn(Arc::clone(&self).call(batch));
+            }
         }
-        self.call(waiting).await;
+        tokio::join!(Arc::clone(&self).call(held), Arc::clone(&self).call(missing));
     }
 
-    async fn call(self: Arc<Self>, batch: Vec<(K, Reply<V>)>) {
+    async fn call(self: Arc<Self>, batch: Vec<(Ask<K, V>, Reply<V>)>) {
         // Those whose readers have gone are not asked for.
         let batch = batch.into_iter().filter(|(_, reply)| !reply.is_closed());
-        let (keys, mut replies): (Vec<K>, Vec<Reply<V>>) = batch.unzip();
-        if keys.is_empty() {
+        let (asks, mut replies): (Vec<Ask<K, V>>, Vec<Reply<V>>) = batch.unzip();
+        if asks.is_empty() {
             return;
         }
         let all_gone = async {
@@ -198,16 +342,43 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         };
         let answers = tokio::select! {
-            answers = self.source.load(&keys) => answers,
+            answers = self.ask(asks) => answers,
             () = all_gone => return,
         };
-        let (asked, answered) = (keys.len(), answers.len());
-        let mut answers = answers.into_iter();
-        for reply in replies {
-            let missing = || Err(LoadError::Unanswered { answered, asked });
-            let answer = answers.next().map_or_else(missing, |answer| answer.map_err(Into::into));
+        for (reply, answer) in replies.into_iter().zip(answers) {
             // An error here says that the reader has gone.
             let _ = reply.send(answer);
         }
+    }
+
+    /// One call of the source. Either all of the asks have a held value, or none has. There are as
+    /// many answers as asks.
+    async fn ask(&self, asks: Vec<Ask<K, V>>) -> Vec<LoadResult<V>> {
+        let asked = asks.len();
+        let unanswered = |answered| move || Err(LoadError::Unanswered { answered, asked });
+        let all_held: Option<Vec<HeldEntry<V>>> = asks.iter().map(|ask| ask.held.clone()).collect();
+        let keys = asks.into_iter().map(|ask| ask.key);
+        if let (Some(conditional), Some(entries)) = (&self.conditional, all_held) {
+            let values = keys.zip(&entries).map(|(key, held)| {
+                let HeldEntry { value, version, .. } = held;
+                Held { key, value: value.clone(), version: *version }
+            });
+            let answers = conditional.reload(&values.collect::<Vec<_>>()).await;
+            let missing = unanswered(answers.len());
+            let mut answers = answers.into_iter();
+            let resolved = entries.into_iter().map(|held| match answers.next() {
+                Some(answer) => Ok(held.resolve(answer?)),
+                None => missing(),
+            });
+            return resolved.collect();
+        }
+        let answers = self.source.load(&keys.collect::<Vec<_>>()).await;
+        let missing = unanswered(answers.len());
+        let mut answers = answers.into_iter();
+        let next = || match answers.next() {
+            Some(answer) => Ok(answer?),
+            None => missing(),
+        };
+        std::iter::repeat_with(next).take(asked).collect()
     }
 }

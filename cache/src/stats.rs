@@ -1,6 +1,7 @@
 //! Counters, and what they show.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 /// What a cache has done since it was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,9 +28,13 @@ pub struct Stats {
     pub overtaken: u64,
     /// Entries evicted to make room.
     pub evicted: u64,
-    /// Entries dropped because their time was over.
+    /// Entries dropped because their lifetime was over. Counted when they are next read.
     pub expired: u64,
-    /// Entries dropped by an invalidation of their key.
+    /// Entries dropped because they were not read for [`Config::tti`](crate::Config::tti). Counted
+    /// when they are next read.
+    pub idle: u64,
+    /// Entries dropped by an invalidation of their key, tag or everything, or by the source's word
+    /// that there is no value. Those of a tag are counted when they are next read.
     pub invalidated: u64,
     /// Entries in the cache.
     pub entries: u64,
@@ -63,6 +68,7 @@ pub(crate) struct Counters {
     pub(crate) refreshes: AtomicU64,
     pub(crate) overtaken: AtomicU64,
     pub(crate) expired: AtomicU64,
+    pub(crate) idle: AtomicU64,
     pub(crate) invalidated: AtomicU64,
 }
 
@@ -80,9 +86,73 @@ impl Counters {
             refreshes: read(&self.refreshes),
             overtaken: read(&self.overtaken),
             expired: read(&self.expired),
+            idle: read(&self.idle),
             invalidated: read(&self.invalidated),
             ..Stats::default()
         }
+    }
+}
+
+/// Buckets of [`LoadLatency`] for each doubling of the latency.
+const PER_DOUBLING: u32 = 4;
+const BUCKETS: usize = 64 * PER_DOUBLING as usize;
+
+/// The bucket of a latency: the position of its highest bit, and the two bits below it.
+fn bucket(nanos: u64) -> usize {
+    let nanos = nanos.max(PER_DOUBLING.into());
+    let doublings = nanos.ilog2();
+    let within = (nanos >> (doublings - PER_DOUBLING.ilog2())) as usize % PER_DOUBLING as usize;
+    doublings as usize * PER_DOUBLING as usize + within
+}
+
+/// The largest latency of a bucket, in nanoseconds.
+fn bucket_end(bucket: usize) -> u64 {
+    let (doublings, within) = (bucket / PER_DOUBLING as usize, bucket % PER_DOUBLING as usize);
+    let parts = u128::from(PER_DOUBLING) + within as u128 + 1;
+    let end = (parts << doublings) / u128::from(PER_DOUBLING) - 1;
+    u64::try_from(end).unwrap_or(u64::MAX)
+}
+
+/// Latencies of loads, counted in buckets.
+#[derive(Debug)]
+pub(crate) struct Latencies(Box<[AtomicU64]>);
+
+impl Default for Latencies {
+    fn default() -> Self {
+        Self((0..BUCKETS).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Latencies {
+    pub(crate) fn record(&self, nanos: u64) {
+        count(&self.0[bucket(nanos)]);
+    }
+
+    pub(crate) fn snapshot(&self) -> LoadLatency {
+        LoadLatency(self.0.iter().map(|count| count.load(Ordering::Relaxed)).collect())
+    }
+}
+
+/// How long loads took that succeeded: a histogram whose buckets are at most 25 % wide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadLatency(Box<[u64]>);
+
+impl LoadLatency {
+    /// How many loads succeeded.
+    pub fn count(&self) -> u64 {
+        self.0.iter().sum()
+    }
+
+    /// The latency that a share `q` (0 to 1) of the loads did not exceed, at most 25 % too large.
+    /// `None` before the first load.
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let rank = ((self.count() as f64 * q).ceil() as u64).max(1);
+        let mut counted = 0;
+        let bucket = self.0.iter().position(|count| {
+            counted += count;
+            counted >= rank
+        });
+        bucket.map(|bucket| Duration::from_nanos(bucket_end(bucket)))
     }
 }
 
@@ -116,5 +186,29 @@ impl Striped {
 
     fn sum(&self) -> u64 {
         self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_latency_lies_in_a_bucket_that_is_at_most_a_quarter_wide() {
+        for nanos in (0..64).flat_map(|bit| [(1_u64 << bit) - 1, 1 << bit, (1 << bit) + 1]) {
+            let end = bucket_end(bucket(nanos));
+            assert!(end >= nanos, "{nanos} above {end}");
+            assert!(nanos < 8 || end - nanos <= nanos / 4, "{nanos} in a bucket up to {end}");
+        }
+        assert!(bucket_end(bucket(u64::MAX)) == u64::MAX);
+        let latencies = Latencies::default();
+        assert_eq!(latencies.snapshot().quantile(0.5), None);
+        (0..99).for_each(|_| latencies.record(1_000));
+        latencies.record(1_000_000);
+        let snapshot = latencies.snapshot();
+        let micros = |q| snapshot.quantile(q).map(|latency| latency.as_nanos() / 100);
+        assert!(micros(0.99).is_some_and(|nanos| (10..=12).contains(&nanos)), "{snapshot:?}");
+        assert!(micros(1.0).is_some_and(|nanos| (10_000..=12_500).contains(&nanos)));
+        assert_eq!(snapshot.count(), 100);
     }
 }

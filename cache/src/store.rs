@@ -86,6 +86,8 @@ pub(crate) struct Extra {
     pub(crate) tags: Box<[Arc<Tag>]>,
     /// The version that the source gave the value.
     pub(crate) source_version: Option<u64>,
+    /// The position of the source at which the value was read.
+    pub(crate) position: Option<u64>,
     /// When the entry was last read, where the cache has an idle time.
     pub(crate) read_at: AtomicU64,
 }
@@ -102,6 +104,11 @@ impl Extra {
 }
 
 impl<V> Entry<V> {
+    /// The position of the source at which the value was read.
+    pub(crate) fn position(&self) -> Option<u64> {
+        self.extra.as_ref().and_then(|extra| extra.position)
+    }
+
     /// The weight. It never changes.
     pub fn weight(&self) -> u64 {
         self.weight

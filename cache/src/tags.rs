@@ -12,13 +12,18 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 
 /// One tag.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tag {
+    name: Box<str>,
     /// Entries of a lower version are invalid.
     floor: AtomicU64,
 }
 
 impl Tag {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     pub(crate) fn floor(&self) -> u64 {
         self.floor.load(Ordering::Acquire)
     }
@@ -46,10 +51,16 @@ impl Tags {
         Self { table: Mutex::default(), max_kept }
     }
 
-    /// The tags of these names.
+    /// The tags of these names, each once.
     pub(crate) fn intern<'a>(&self, names: impl Iterator<Item = &'a str>) -> Box<[Arc<Tag>]> {
         let mut table = self.table.lock();
-        names.map(|name| table.tag(name)).collect()
+        let mut tags: Vec<Arc<Tag>> = Vec::new();
+        for name in names {
+            if tags.iter().all(|tag| tag.name() != name) {
+                tags.push(table.tag(name));
+            }
+        }
+        tags.into()
     }
 
     /// Invalidates what carries the tag and is older than `version`. `oldest_load` says at which
@@ -99,7 +110,7 @@ impl Table {
             self.tags.retain(|_, tag| tag.strong_count() > 0);
             self.sweep_at = (2 * self.tags.len()).max(64);
         }
-        let tag = Arc::new(Tag::default());
+        let tag = Arc::new(Tag { name: name.into(), floor: AtomicU64::new(0) });
         self.tags.insert(name.into(), Arc::downgrade(&tag));
         tag
     }

@@ -75,7 +75,7 @@ fn use_a_little(cache: &Cache<u64, u64>, config: &Config) {
         for key in 0..4 {
             let load = |key| async move { Ok(Loaded::value(key).tagged("all")) };
             assert_eq!(cache.get_or_load_with(&key, load).await.unwrap(), Some(key));
-            let absent = |_| async move { Ok(Loaded::Absent) };
+            let absent = |_| async move { Ok(Loaded::absent()) };
             assert_eq!(cache.get_or_load_with(&(key + 100), absent).await.unwrap(), None);
             cache.insert(key, key);
             let _ = cache.get(&key);
