@@ -171,7 +171,8 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Writes a value. Writes of one key happen one after the other.
     ///
-    /// With [`Builder::sink`] to the sink and then to the cache: write-through. With
+    /// With [`Builder::sink`] to the sink and then to the cache: write-through, in a task that is
+    /// spawned on the caller's runtime. With
     /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while
     /// the backlog is full; the sink gets it later, and readers get it from now on.
     ///
@@ -180,8 +181,9 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// certainly not applied.
     ///
     /// # Cancel safety
-    /// Not cancel safe: whether the write happens is unknown then. Write-through drops the key's
-    /// entry; write-behind acknowledges the write to nobody.
+    /// Not cancel safe: whether the write happens is unknown then. A write-through whose turn had
+    /// come goes on to its end, so that the cache shows what the sink took; one that waited for
+    /// its turn writes nothing. Write-behind acknowledges the write to nobody.
     pub async fn write(&self, key: K, value: V) -> Result<(), WriteError> {
         let key = HashedKey { hash: self.inner.hash(&key), key };
         self.inner.write(key, Some(value), Keep::Value).await

@@ -44,6 +44,10 @@ pub struct Config {
     pub soft_timeout: Option<Duration>,
     /// The longest that one load may take; it fails then. At least 1 ms. Default 30 s.
     pub hard_timeout: Duration,
+    /// The longest that a write-through waits for the sink; its outcome is unknown then. A sink
+    /// that ends its own attempt before that leaves nothing that could be applied later, unseen.
+    /// At least 1 ms. Default 30 s.
+    pub sink_timeout: Duration,
     /// Loads under way at once, over all keys. Past it a load fails with
     /// [`LoadError::Busy`](crate::LoadError::Busy) at once. At least 1. Default 1,024.
     pub max_loads: usize,
@@ -80,6 +84,7 @@ impl Default for Config {
             stale_if_error: Duration::ZERO,
             soft_timeout: None,
             hard_timeout: Duration::from_secs(30),
+            sink_timeout: Duration::from_secs(30),
             max_loads: 1024,
             max_tag_floors: 1024,
             on_panic: OnPanic::Fail,
@@ -98,6 +103,8 @@ impl Config {
         let positive = |duration: Option<Duration>| {
             duration.is_none_or(|duration| !duration.is_zero() && longest(duration))
         };
+        let patience =
+            |duration: Duration| duration >= Duration::from_millis(1) && longest(duration);
         let before_ttl = |after: Duration| self.ttl.is_none_or(|ttl| after < ttl);
         let rules = [
             ("max_weight", self.max_weight > 0, "must be at least 1"),
@@ -118,11 +125,8 @@ impl Config {
             ),
             ("stale_if_error", longest(self.stale_if_error), "must be at most 100 years"),
             ("soft_timeout", positive(self.soft_timeout), "must be above zero"),
-            (
-                "hard_timeout",
-                self.hard_timeout >= Duration::from_millis(1) && longest(self.hard_timeout),
-                "must be from 1 ms to 100 years",
-            ),
+            ("hard_timeout", patience(self.hard_timeout), "must be from 1 ms to 100 years"),
+            ("sink_timeout", patience(self.sink_timeout), "must be from 1 ms to 100 years"),
             ("max_loads", self.max_loads > 0, "must be at least 1"),
             ("max_tag_floors", self.max_tag_floors > 0, "must be at least 1"),
         ];

@@ -164,6 +164,10 @@ pub enum WriteError {
     /// unknown.
     #[error("foreign code panicked during the write")]
     Panicked,
+    /// The sink has not answered within [`Config::sink_timeout`](crate::Config::sink_timeout):
+    /// whether it takes the write is unknown.
+    #[error("the sink has not answered in time")]
+    TimedOut,
     /// The cache has no sink. Give the builder one.
     #[error("the cache has no sink")]
     NoSink,
@@ -179,7 +183,7 @@ impl WriteError {
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::Sink(error) => error.outcome,
-            Self::Panicked => Outcome::Unknown,
+            Self::Panicked | Self::TimedOut => Outcome::Unknown,
             Self::NoSink => Outcome::NotApplied,
             #[cfg(feature = "journal")]
             Self::Journal(error) => match error.outcome() {
@@ -195,7 +199,7 @@ impl WriteError {
         match self {
             Self::NoSink => false,
             Self::Sink(error) => !error.is_rejection(),
-            Self::Panicked => true,
+            Self::Panicked | Self::TimedOut => true,
             #[cfg(feature = "journal")]
             Self::Journal(error) => error.is_retryable(),
         }

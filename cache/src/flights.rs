@@ -1,8 +1,8 @@
 //! Loads under way: one for each key, polled by those who wait for it.
 //!
-//! No task is spawned for a load. Its future lies in the flight; when it can go on, all who wait are
-//! woken, and the first that is polled polls it. A member that is dropped, or held without being
-//! polled, therefore stops no other.
+//! No task is spawned for a load. Its future lies in the flight; when it can go on, all who wait
+//! are woken, and the first that is polled polls it. A member that is dropped, or held without
+//! being polled, therefore stops no other.
 
 use std::collections::BTreeSet;
 use std::future::Future;

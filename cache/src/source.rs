@@ -129,7 +129,8 @@ impl<K, V> Write<K, V> {
     }
 }
 
-/// Where writes go. Runs without any lock held.
+/// Where writes go. Runs without any lock held but the turn of the key with write-through: a sink
+/// that writes through the same cache waits for itself, until its timeout.
 #[async_trait]
 pub trait Sink<K, V>: Send + Sync + 'static {
     /// Writes values and deletes keys: one answer for each write, in their order. All keys are
@@ -140,8 +141,8 @@ pub trait Sink<K, V>: Send + Sync + 'static {
     /// others.
     ///
     /// # Cancel safety
-    /// With write-through the future is dropped with the caller's, and the cache drops the key's
-    /// entry. With write-behind it is dropped after the sink's timeout, and called again.
+    /// The future is dropped only after the sink's timeout, or with the runtime. The cache drops
+    /// the key's entry then; write-behind calls again.
     async fn write(&self, writes: &[Write<K, V>]) -> Vec<Result<(), SinkError>>;
 }
 

@@ -6,12 +6,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
+use tokio::time::timeout;
 
 use crate::error::{Outcome, SinkError, WriteError};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
-use crate::source::{Loaded, Write};
+use crate::source::{Loaded, Sink, Write};
 use crate::store::{HashedKey, Probe};
 
 /// Locks for the writes of one key: a power of two. Writes of different keys rarely share one.
@@ -50,6 +51,9 @@ impl<K: Key, V: Value> Drop for Undecided<'_, K, V> {
 
 impl<K: Key, V: Value> Inner<K, V> {
     /// Writes to the sink, and then to the cache. One write of a key at a time.
+    ///
+    /// A task of its own: a caller that goes away, or is held without being polled, neither
+    /// leaves the sink's answer unseen nor keeps the key's turn.
     pub(crate) async fn write(
         self: &Arc<Self>,
         key: HashedKey<K>,
@@ -59,9 +63,33 @@ impl<K: Key, V: Value> Inner<K, V> {
         if let Some(behind) = &self.behind {
             return behind.0.write(&key.key, value, keep == Keep::Value).await;
         }
-        let Some(sink) = self.sink.as_ref() else { return Err(WriteError::NoSink) };
-        let _turn = self.writes.0[key.hash as usize % LOCKS].lock().await;
-        let undecided = Undecided { cache: self, key: &key };
+        let Some(sink) = self.sink.clone() else { return Err(WriteError::NoSink) };
+        let (mut reply, answer) = oneshot::channel();
+        let cache = Arc::clone(self);
+        tokio::spawn(async move {
+            let turn = &cache.writes.0[key.hash as usize % LOCKS];
+            // A caller that goes away while it waits for its turn has written nothing.
+            let _turn = tokio::select! {
+                turn = turn.lock() => turn,
+                () = reply.closed() => return,
+            };
+            let written = cache.write_through(&*sink, &key, value, keep).await;
+            // An error here says that the caller has gone.
+            let _ = reply.send(written);
+        });
+        let shut_down = |_| SinkError::unknown("the runtime was shut down").into_write_error();
+        answer.await.map_err(shut_down)?
+    }
+
+    /// Writes to the sink, and then to the cache. The caller has the key's turn.
+    async fn write_through(
+        &self,
+        sink: &dyn Sink<K, V>,
+        key: &HashedKey<K>,
+        value: Option<V>,
+        keep: Keep,
+    ) -> Result<(), WriteError> {
+        let undecided = Undecided { cache: self, key };
         let writes = [Write::new(key.key.clone(), value)];
         let written = {
             let mut write = pin!(sink.write(&writes));
@@ -70,17 +98,17 @@ impl<K: Key, V: Value> Inner<K, V> {
                 polled.unwrap_or_else(|_| Poll::Ready(vec![Err(SinkError::panicked())]))
             });
             let missing = || Err(SinkError::unknown("the sink did not answer for this write"));
-            answers.await.into_iter().next().unwrap_or_else(missing)
+            match timeout(self.config.sink_timeout, answers).await {
+                Ok(answers) => answers.into_iter().next().unwrap_or_else(missing),
+                Err(_) => return Err(WriteError::TimedOut),
+            }
         };
         let [Write { value, .. }] = writes;
-        match written {
-            Ok(()) => {}
-            Err(error) => {
-                if error.outcome == Outcome::NotApplied {
-                    std::mem::forget(undecided);
-                }
-                return Err(error.into_write_error());
+        if let Err(error) = written {
+            if error.outcome == Outcome::NotApplied {
+                std::mem::forget(undecided);
             }
+            return Err(error.into_write_error());
         }
         let (Keep::Value, Some(value)) = (keep, value) else {
             // The entry is dropped, and a load that read the old value is not stored.

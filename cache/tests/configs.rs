@@ -39,6 +39,7 @@ fn configs() -> impl Strategy<Value = Config> {
         (.., config.stale_while_revalidate, config.stale_if_error) = times;
         (config.ttl_jitter, config.early_refresh, config.soft_timeout, ..) = rest;
         (_, _, _, config.hard_timeout, config.max_weight, config.max_loads) = rest;
+        config.sink_timeout = config.hard_timeout;
         config.max_tag_floors = config.max_loads;
         config.on_panic = if retry { OnPanic::RetryOnce } else { OnPanic::Fail };
         config.seed = Some(seed);

@@ -119,7 +119,7 @@ async fn a_sink_that_panics_is_an_unknown_outcome() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_write_that_is_dropped_drops_the_entry() {
+async fn a_sink_that_hangs_is_an_unknown_outcome() {
     let (cache, database) = cache();
     cache.insert(1, 5);
     *database.mood.lock() = Mood::Hangs;
@@ -129,9 +129,61 @@ async fn a_write_that_is_dropped_drops_the_entry() {
     });
     tokio::time::sleep(Duration::from_millis(5)).await;
     assert_eq!(cache.get(&1), Some(5), "not acknowledged");
+    let error = writing.await.unwrap().unwrap_err();
+    assert!(matches!(error, WriteError::TimedOut), "{error}");
+    assert_eq!((error.outcome(), cache.get(&1)), (Outcome::Unknown, None));
+    *database.mood.lock() = Mood::Takes;
+    cache.write(1, 7).await.unwrap();
+    assert_eq!(cache.get(&1), Some(7), "the key's turn was given back");
+}
+
+/// A handler is dropped when its client hangs up, and the database commits all the same: a reader
+/// that has loaded the old row meanwhile must not leave it in the cache.
+#[tokio::test(start_paused = true)]
+async fn a_write_goes_on_without_its_caller() {
+    let (cache, database) = cache();
+    cache.insert(1, 5);
+    let writing = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.write(1, 1).await }
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    let waiting = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.write(1, 9).await }
+    });
+    tokio::time::sleep(Duration::from_millis(1)).await;
     writing.abort();
-    assert!(writing.await.unwrap_err().is_cancelled());
-    assert_eq!(cache.get(&1), None);
+    waiting.abort();
+    cache.invalidate(&1);
+    let old = |_| async { Ok(Loaded::value(5)) };
+    assert_eq!(cache.get_or_load_with(&1, old).await.unwrap(), Some(5));
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let rows = database.rows.lock().clone();
+    assert_eq!(rows, [(1, Some(1))], "the one that waited for its turn has written nothing");
+    assert_eq!(cache.get(&1), Some(1), "what the database has");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_that_is_not_polled_holds_up_no_other() {
+    let (cache, database) = cache();
+    let mut held: Vec<_> = [1, 2].map(|value| Box::pin(cache.write(1, value))).into();
+    for writer in &mut held {
+        std::future::poll_fn(|cx| {
+            assert!(writer.as_mut().poll(cx).is_pending());
+            std::task::Poll::Ready(())
+        })
+        .await;
+    }
+    let written = tokio::time::timeout(Duration::from_secs(1), cache.write(1, 3)).await;
+    written.expect("the turn comes").unwrap();
+    assert_eq!(cache.get(&1), Some(3));
+    for writer in held {
+        writer.await.unwrap();
+    }
+    let rows = database.rows.lock().clone();
+    assert_eq!(rows, [(1, Some(1)), (1, Some(2)), (1, Some(3))]);
+    assert_eq!(cache.get(&1), Some(3));
 }
 
 /// A load that read the row before the write and ends after it.
