@@ -8,6 +8,9 @@ mod context;
 mod core;
 mod endpoint;
 mod error;
+#[cfg(feature = "l4")]
+#[cfg_attr(docsrs, doc(cfg(feature = "l4")))]
+pub mod l4;
 mod random;
 pub mod strategy;
 mod sync;

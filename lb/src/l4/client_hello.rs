@@ -67,9 +67,8 @@ impl ClientHello {
             if records.taken + RECORD_HEADER >= max_bytes {
                 return Err(ClientHelloError::TooLong { max: max_bytes });
             }
-            let (fragment, is_whole) = match records.next()? {
-                Some(found) => found,
-                None => return Ok(Decoded::Incomplete),
+            let Some((fragment, is_whole)) = records.next()? else {
+                return Ok(Decoded::Incomplete);
             };
             fragments += fragment.len();
             for &byte in fragment.iter().take(4 - filled) {

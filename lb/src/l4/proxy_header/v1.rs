@@ -51,8 +51,8 @@ fn address(family: &str, text: &str) -> Result<IpAddr, ProxyHeaderError> {
 
 /// A port without sign and leading zeros.
 fn port(text: &str) -> Result<u16, ProxyHeaderError> {
-    let is_canonical = text.bytes().all(|byte| byte.is_ascii_digit())
-        && (text == "0" || !text.starts_with('0'));
+    let is_canonical =
+        text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     let port = text.parse().ok().filter(|_| is_canonical);
     port.ok_or_else(|| malformed("a port must be a number between 0 and 65535"))
 }

@@ -148,7 +148,8 @@ pub(super) fn encode(header: &ProxyHeader) -> Vec<u8> {
     // Behind an unspecified family receivers skip everything.
     let tlvs: &[Tlv] = if family == 0 { &[] } else { &header.tlvs };
     for tlv in tlvs {
-        let len = u16::try_from(tlv.value.len()).expect("an extension field of at most 65535 bytes");
+        let len =
+            u16::try_from(tlv.value.len()).expect("an extension field of at most 65535 bytes");
         body.push(tlv.kind);
         body.extend_from_slice(&len.to_be_bytes());
         body.extend_from_slice(&tlv.value);

@@ -1,0 +1,12 @@
+//! The TCP and UDP proxies over real sockets, and their decoders.
+
+mod configs;
+mod hello;
+mod leaks;
+mod lives;
+mod prelude;
+mod proxy_header;
+mod support;
+mod tcp;
+mod tcp_limits;
+mod udp;
