@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: ours and the rivals, in turn, in one run.
+//! `cargo xtask bench [CRATE…] [-- PART…]`: ours and the rivals, in turn, in one run. The arguments
+//! after `--` go to the bench itself.
 
 use crate::run::{cargo, check};
 
@@ -18,7 +19,9 @@ enum Home {
     Own(&'static str),
 }
 
-pub(crate) fn run(names: &[String]) -> Result<(), String> {
+pub(crate) fn run(args: &[String]) -> Result<(), String> {
+    let split = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
+    let (names, parts) = args.split_at(split);
     let known = |name: &String| BENCHES.iter().any(|(bench, _)| bench == name);
     if let Some(name) = names.iter().find(|name| !known(name)) {
         let all: Vec<&str> = BENCHES.iter().map(|(bench, _)| *bench).collect();
@@ -33,7 +36,7 @@ pub(crate) fn run(names: &[String]) -> Result<(), String> {
                     .args(["--features", "rivals", "--bin", bench]),
                 Home::Own(manifest) => command.args(["--release", "--manifest-path", manifest]),
             };
-            check(&mut command)?;
+            check(command.args(parts))?;
         }
     }
     Ok(())

@@ -3,7 +3,8 @@
 //! - `cargo xtask test [ARGS…]`: every test; starts the services that some of them need.
 //! - `cargo xtask tidy`: the rules of STYLE.md that no compiler keeps.
 //! - `cargo xtask mutants [CRATE] [NAME]`: deliberate defects, which the named tests must catch.
-//! - `cargo xtask bench [CRATE…]`: ours and the rivals in one run, as a table and JSON lines.
+//! - `cargo xtask bench [CRATE…] [-- PART…]`: ours and the rivals in one run, as a table and JSON
+//!   lines.
 //! - `cargo xtask new PATH FROM`: a copy of the template `FROM`, as a package of its own.
 //! - `cargo xtask templates [NAME…]`: copies templates out, and tests and runs the copies.
 //! - `cargo xtask services [up NAME…]`: the servers that tests and templates use.
@@ -40,12 +41,10 @@ fn main() -> ExitCode {
         "templates" => templates::run(&rest),
         "services" => services::run(&rest),
         "ci" => ci::run(),
-        _ => Err(
-            "usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | bench [CRATE…] | \
-             services [up NAME…] | new PATH FROM | \
+        _ => Err("usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | \
+             bench [CRATE…] [-- PART…] | services [up NAME…] | new PATH FROM | \
              templates [NAME…] | ci | long [STEP…]"
-                .to_owned(),
-        ),
+            .to_owned()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 
+use crate::report::Figure;
+
 const ROUNDS: usize = 101;
 /// Short, so that what disturbs the machine falls into few of them.
 const ROUND: Duration = Duration::from_millis(2);
@@ -12,25 +14,11 @@ const ROUND: Duration = Duration::from_millis(2);
 /// Makes so many calls and returns the nanoseconds of each.
 pub type Subject = Box<dyn Fn(u64) -> f64 + Sync>;
 
-#[derive(Clone, Copy)]
-pub struct Figure {
-    pub median: f64,
-    pub quartile: f64,
-    pub min: f64,
-    pub max: f64,
-}
-
-impl Figure {
-    pub fn of(mut values: Vec<f64>) -> Self {
-        values.sort_by(f64::total_cmp);
-        let at = |share: f64| values[((values.len() - 1) as f64 * share) as usize];
-        Self { median: at(0.5), quartile: at(0.25), min: at(0.0), max: at(1.0) }
-    }
-
-    pub fn show(self, unit: &str) -> String {
-        let Self { median, quartile, min, max } = self;
-        format!("{median:.1} ({quartile:.1}) [{min:.1}-{max:.1}] {unit}")
-    }
+/// The median of the rounds, with their range.
+pub fn median(mut rounds: Vec<f64>) -> Figure {
+    rounds.sort_by(f64::total_cmp);
+    let last = rounds.len() - 1;
+    Figure { value: rounds[last / 2], range: Some((rounds[0], rounds[last])) }
 }
 
 /// Every subject once in each round, so that what disturbs the machine disturbs them all. With
@@ -57,9 +45,7 @@ pub fn figures(threads: usize, subjects: &[Subject]) -> Vec<Figure> {
     });
     let slowest = |turn: usize| by_thread.iter().map(|values| values[turn]).fold(0.0, f64::max);
     (0..subjects.len())
-        .map(|at| {
-            Figure::of((0..ROUNDS).map(|round| slowest(round * subjects.len() + at)).collect())
-        })
+        .map(|at| median((0..ROUNDS).map(|round| slowest(round * subjects.len() + at)).collect()))
         .collect()
 }
 

@@ -4,7 +4,7 @@
 use std::hint::black_box;
 use std::time::Instant;
 
-use crate::lookup::{key, ring};
+use crate::measure::{key, ring};
 use crate::report::Report;
 use crate::rivals::{self, Key};
 

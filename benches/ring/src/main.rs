@@ -1,35 +1,35 @@
 //! voussoir-ring beside the crates that do parts of its work, in one process and one run.
 //!
-//! Prints a table `name ours rival ratio` and the same rows as JSON lines after it.
-//! `cargo run --release [lookup|replicas|build|cold|swap]...`, all of them without arguments.
+//! `cargo xtask bench ring [-- PART…]` with the parts `lookup`, `replicas`, `build`, `cold` and
+//! `swap`; all of them without arguments.
 
 mod cold;
-mod lookup;
+mod measure;
+mod parts;
+#[path = "../../report.rs"]
 mod report;
 mod rivals;
 mod swap;
 
 use report::Report;
 
-fn main() {
+/// A part of the run: its name, and what adds its rows.
+type Part = (&'static str, fn(&mut Report));
+
+fn main() -> std::io::Result<()> {
     let asked: Vec<String> = std::env::args().skip(1).collect();
-    let wanted = |name: &str| asked.is_empty() || asked.iter().any(|arg| arg == name);
-    let mut report = Report::default();
-    report.head();
-    if wanted("lookup") {
-        lookup::lookups(&mut report);
+    let parts: [Part; 5] = [
+        ("lookup", parts::lookups),
+        ("replicas", parts::replicas),
+        ("build", parts::builds),
+        ("cold", cold::cold),
+        ("swap", swap::swap),
+    ];
+    let mut report = Report::begin("ring");
+    for (name, run) in parts {
+        if asked.is_empty() || asked.iter().any(|asked| asked == name) {
+            run(&mut report);
+        }
     }
-    if wanted("replicas") {
-        lookup::replicas(&mut report);
-    }
-    if wanted("build") {
-        lookup::builds(&mut report);
-    }
-    if wanted("cold") {
-        cold::cold(&mut report);
-    }
-    if wanted("swap") {
-        swap::swap(&mut report);
-    }
-    report.print();
+    report.end()
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use voussoir_ring::{HashRing, Partitioner, Published, Reader};
 
-use crate::lookup::{key, ring};
+use crate::measure::{key, ring};
 use crate::report::Report;
 
 const ROUNDS: usize = 9;
@@ -43,7 +43,7 @@ pub fn swap(report: &mut Report) {
                 let swapper = scope.spawn(|| {
                     let mut done = 0_u64;
                     while !stop.load(Ordering::Relaxed) {
-                        let next = if done % 2 == 0 { other.clone() } else { one.clone() };
+                        let next = if done.is_multiple_of(2) { other.clone() } else { one.clone() };
                         published.publish(published.epoch() + 1, next).expect("the only writer");
                         done += 1;
                         std::thread::sleep(Duration::from_millis(1));
@@ -57,7 +57,7 @@ pub fn swap(report: &mut Report) {
         }
         let (quiet, swapped) = (median(quiet), median(swapped));
         let name = |what: &str| format!("reader, {what}, {nodes} nodes");
-        report.alone(name("no swap"), quiet, "ns");
+        report.alone(&name("no swap"), quiet, "ns");
         report.beside(&name("swap every ms"), swapped, "no swap", quiet, "ns");
         eprintln!(
             "{nodes} nodes: {swaps} swaps while reading, {:+.1} %",

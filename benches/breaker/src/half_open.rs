@@ -9,7 +9,8 @@ use tower::{Layer, Service, ServiceExt};
 use voussoir_breaker::{Breaker, BreakerConfig};
 
 use crate::Error;
-use crate::measure::Figure;
+use crate::measure::median;
+use crate::report::Figure;
 
 const CALLERS: usize = 64;
 const WAIT: Duration = Duration::from_millis(50);
@@ -18,7 +19,7 @@ const CALL: Duration = Duration::from_millis(100);
 
 pub fn admitted(rounds: usize, round: fn() -> Result<u64, Error>) -> Result<Figure, Error> {
     let counts = (0..rounds).map(|_| round().map(|count| count as f64));
-    Ok(Figure::of(counts.collect::<Result<_, _>>()?))
+    Ok(median(counts.collect::<Result<_, _>>()?))
 }
 
 fn release(call: impl Fn(&AtomicU64) + Sync) -> u64 {

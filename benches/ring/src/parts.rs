@@ -1,59 +1,10 @@
 //! Lookups in a tight loop over a warm ring, and building.
 
-use std::hint::black_box;
-use std::time::Instant;
+use voussoir_ring::{HashRing, Jump, Maglev, Memento, Partitioner, hash};
 
-use voussoir_ring::{
-    HashRing, Jump, Maglev, Memento, Node, Partitioner, RingConfig, Topology, hash,
-};
-
+use crate::measure::{median_ms, ring, time, topology};
 use crate::report::Report;
 use crate::rivals::{self, Key};
-
-const LOOKUPS: u64 = 1_000_000;
-const ROUNDS: usize = 7;
-
-pub fn topology(nodes: u64, zones: u64) -> Topology {
-    let node = |id| {
-        let node = Node::new(id);
-        if zones > 1 { node.in_zone(format!("z{}", id % zones)) } else { node }
-    };
-    Topology::new(1, (0..nodes).map(node)).expect("a topology")
-}
-
-pub fn ring(nodes: u64, zones: u64) -> HashRing {
-    HashRing::with_config(&topology(nodes, zones), &RingConfig::default()).expect("a ring")
-}
-
-/// A key that no branch predictor has seen: hashed from a counter, about 2 ns.
-#[inline]
-pub fn key(number: u64) -> Key {
-    let random = hash::mix(number);
-    let mut key = [0; 16];
-    key[..8].copy_from_slice(&random.to_le_bytes());
-    key[8..].copy_from_slice(&number.to_le_bytes());
-    key
-}
-
-fn round(look: &impl Fn(&Key) -> u64, from: u64, lookups: u64) -> f64 {
-    let start = Instant::now();
-    let mut sum = 0_u64;
-    for number in from..from + lookups {
-        sum = sum.wrapping_add(look(&key(number)));
-    }
-    black_box(sum);
-    start.elapsed().as_nanos() as f64 / lookups as f64
-}
-
-/// The median of some rounds, each over other keys; nanoseconds a lookup, the key included.
-pub fn time(look: impl Fn(&Key) -> u64) -> f64 {
-    // About 60 ms a round: a slow rival gets fewer lookups, not more of the machine.
-    let lookups = (6e7 / round(&look, 0, 2000)).clamp(200.0, LOOKUPS as f64) as u64;
-    let mut rounds: Vec<f64> =
-        (0..ROUNDS as u64).map(|nth| round(&look, (nth + 1) << 32, lookups)).collect();
-    rounds.sort_by(f64::total_cmp);
-    rounds[ROUNDS / 2]
-}
 
 pub fn lookups(report: &mut Report) {
     report.alone("making a key and hashing it", time(hash_only), "ns");
@@ -90,7 +41,7 @@ pub fn lookups(report: &mut Report) {
         for id in (0..nodes / 10).map(|nth| nth * 7 % (nodes - 1)) {
             memento.remove(id).expect("a member");
         }
-        report.alone(at("Memento, a tenth removed"), time(|key| memento.owner(key)), "ns");
+        report.alone(&at("Memento, a tenth removed"), time(|key| memento.owner(key)), "ns");
     }
 }
 
@@ -102,7 +53,7 @@ pub fn replicas(report: &mut Report) {
     for nodes in [12, 99, 999] {
         let name = format!("owners(key, 3) over 3 zones, {nodes} nodes");
         let zoned = ring(nodes, 3);
-        report.alone(name, time(|key| zoned.owners(key, 3)[2]), "ns");
+        report.alone(&name, time(|key| zoned.owners(key, 3)[2]), "ns");
         let name = format!("owners(key, 3) without zones, {nodes} nodes");
         let plain = ring(nodes, 1);
         let ours = time(|key| plain.owners(key, 3)[2]);
@@ -115,32 +66,21 @@ pub fn replicas(report: &mut Report) {
     }
 }
 
-fn best_ms<T>(build: impl Fn() -> T, times: usize) -> f64 {
-    let once = || {
-        let start = Instant::now();
-        black_box(build());
-        start.elapsed().as_secs_f64() * 1e3
-    };
-    let mut times: Vec<f64> = (0..times).map(|_| once()).collect();
-    times.sort_by(f64::total_cmp);
-    times[times.len() / 2]
-}
-
 pub fn builds(report: &mut Report) {
     for nodes in [10, 100, 1000] {
         let members = topology(nodes, 1);
-        let ours = best_ms(|| HashRing::new(&members).expect("a ring"), 15);
+        let ours = median_ms(|| HashRing::new(&members).expect("a ring"), 15);
         let name = format!("build ring 160, {nodes} nodes");
-        let theirs = best_ms(|| rivals::hashring(nodes), 5);
+        let theirs = median_ms(|| rivals::hashring(nodes), 5);
         report.beside(&name, ours, "hashring 0.3.6", theirs, "ms");
-        let theirs = best_ms(|| rivals::pingora_ketama(nodes), 5);
+        let theirs = median_ms(|| rivals::pingora_ketama(nodes), 5);
         report.beside(&name, ours, "pingora-ketama 0.9.1", theirs, "ms");
-        let theirs = best_ms(|| rivals::conhash(nodes), 1);
+        let theirs = median_ms(|| rivals::conhash(nodes), 1);
         report.beside(&name, ours, "conhash 0.5.1", theirs, "ms");
-        let theirs = best_ms(|| rivals::consistent_hash_ring(nodes), 1);
+        let theirs = median_ms(|| rivals::consistent_hash_ring(nodes), 1);
         report.beside(&name, ours, "consistent_hash_ring 0.8.0", theirs, "ms");
-        let table = best_ms(|| Maglev::with_table(&members, 65_537).expect("a table"), 5);
-        let theirs = best_ms(|| rivals::maglev(nodes), 1);
+        let table = median_ms(|| Maglev::with_table(&members, 65_537).expect("a table"), 5);
+        let theirs = median_ms(|| rivals::maglev(nodes), 1);
         report.beside(
             &format!("build Maglev 65537, {nodes} nodes"),
             table,
@@ -150,6 +90,6 @@ pub fn builds(report: &mut Report) {
         );
         let ring = HashRing::new(&members).expect("a ring");
         let bytes = ring.memory_bytes() as f64 / nodes as f64;
-        report.alone(format!("ring 160 memory a node, {nodes} nodes"), bytes, "B");
+        report.alone(&format!("ring 160 memory a node, {nodes} nodes"), bytes, "B");
     }
 }
