@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use crate::core::flight::Flight;
 use crate::error::LoadError;
-use crate::lookup::Inner;
+use crate::lookup::{Inner, Removals};
 use crate::source::Loaded;
 use crate::store::{HashedKey, Probe};
 
@@ -170,11 +170,15 @@ impl<K, V> Flights<K, V> {
 
     /// Marks the load of the key, if one is under way, as overtaken and takes it out of the table:
     /// who comes now begins a new one. The caller holds the shard.
-    pub(crate) fn overtake(table: &mut HashTable<Arc<InFlight<K, V>>>, probe: &Probe<'_, K>) {
-        if let Ok(found) = table.find_entry(probe.hash, |flight| matches(flight, probe)) {
-            let (flight, _) = found.remove();
-            flight.state.lock().flight.overtake();
-        }
+    /// Returns the flight, which is to be dropped without a lock.
+    pub(crate) fn overtake(
+        table: &mut HashTable<Arc<InFlight<K, V>>>,
+        probe: &Probe<'_, K>,
+    ) -> Option<Arc<InFlight<K, V>>> {
+        let found = table.find_entry(probe.hash, |flight| matches(flight, probe)).ok()?;
+        let (flight, _) = found.remove();
+        flight.state.lock().flight.overtake();
+        Some(flight)
     }
 }
 
@@ -217,6 +221,8 @@ impl<K: Key, V: Value> Ride<K, V> {
         let probe = Probe { hash: key.hash, is: &is };
         let flights = &cache.flights;
         let asked_at = cache.version();
+        // Dropped after the lock: the answer of a load that has ended is foreign code.
+        let mut _ended = None;
         let mut table = flights.shard(key.hash).lock();
         if let Some(flight) = Flights::find(&table, &probe) {
             let joined = flight.state.lock().flight.join();
@@ -225,7 +231,7 @@ impl<K: Key, V: Value> Ride<K, V> {
                 return Ok((Self { cache: Arc::clone(cache), flight, slot: None, asked_at }, true));
             }
             // It has just ended: its result is stored, or was not to be.
-            Flights::overtake(&mut table, &probe);
+            _ended = Some((Flights::overtake(&mut table, &probe), flight));
         }
         let version = flights.begin(|| cache.next_version())?;
         let Start { load, restart } = start;
@@ -289,6 +295,8 @@ impl<K: Key, V: Value> Ride<K, V> {
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
+        let stored_key = key.clone();
+        let mut removed = Removals::default();
         let wakers = {
             let mut table = self.cache.flights.shard(key.hash).lock();
             let mut state = state.lock();
@@ -298,13 +306,18 @@ impl<K: Key, V: Value> Ride<K, V> {
                     found.remove();
                 }
                 match (entry, absent_at) {
-                    (Some(entry), _) => self.cache.store_loaded(&probe, key, entry),
+                    (Some(entry), _) => {
+                        self.cache.store_loaded(&probe, stored_key, entry, &mut removed);
+                    }
                     // An older value must not outlive the answer that there is none.
-                    (None, Some(position)) => self.cache.drop_absent(&probe, position),
+                    (None, Some(position)) => {
+                        self.cache.remove_absent(&probe, position, &mut removed);
+                    }
                     (None, None) => {}
                 }
             } else {
                 self.cache.count_overtaken();
+                removed.unstored = entry;
             }
             // After the result was stored: a later invalidation hits the entry itself.
             let is_hit = self.cache.is_hit(*version, tags.as_deref());
@@ -313,7 +326,9 @@ impl<K: Key, V: Value> Ride<K, V> {
             state.wakers.take_all()
         };
         self.cache.flights.end(*version);
+        // Foreign code: after the locks.
         wakers.into_iter().for_each(Waker::wake);
+        drop(removed);
     }
 }
 

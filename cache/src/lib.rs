@@ -38,4 +38,4 @@ pub use metrics::CacheMetrics;
 pub use session::{Session, SessionToken, TokenError};
 pub use source::{ConditionalSource, Held, Loaded, Reloaded, Sink, Source, Write};
 pub use stats::{LoadLatency, Stats};
-pub use store::{Entry, HashedKey, Probe, QuickStore, Store, Weigher};
+pub use store::{Entry, HashedKey, Probe, QuickStore, Removed, Store, Weigher};

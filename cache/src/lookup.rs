@@ -13,7 +13,7 @@ use crate::core::random::Random;
 use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
 use crate::source::{HeldEntry, Loaded, Loader, Sink};
 use crate::stats::{Counters, Latencies, count};
-use crate::store::{Entry, Extra, HashedKey, Probe, Store, Weigher};
+use crate::store::{Entry, Extra, HashedKey, Probe, Removed, Store, Weigher};
 use crate::tags::Tags;
 
 /// Derives tags from a key, such as the prefix that it shares with others.
@@ -45,6 +45,21 @@ pub(crate) struct Inner<K: Key, V: Value> {
     generation: AtomicU64,
     /// Loads of a lower version are not stored: raised when too many tags were invalidated.
     loads_floor: AtomicU64,
+}
+
+/// Keys and values that a change of the store leaves over. Dropping them is foreign code, so it is
+/// done after the locks.
+pub(crate) struct Removals<K, V> {
+    pub(crate) stored: Vec<Removed<K, V>>,
+    pub(crate) unstored: Option<Entry<V>>,
+    /// A copy of the entry that was looked at.
+    pub(crate) seen: Option<Entry<V>>,
+}
+
+impl<K, V> Default for Removals<K, V> {
+    fn default() -> Self {
+        Self { stored: Vec::new(), unstored: None, seen: None }
+    }
 }
 
 /// What a reader found.
@@ -170,7 +185,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             Freshness::Gone => {
                 count(&self.counters.misses);
                 if (invalid || !self.keeps_expired)
-                    && self.store.remove_version(probe, entry.version)
+                    && self.store.remove_version(probe, entry.version).is_some()
                 {
                     let counters = &self.counters;
                     let is_idle = || extra.is_some_and(idle_over) && now < entry.times.end;
@@ -276,39 +291,62 @@ impl<K: Key, V: Value> Inner<K, V> {
     }
 
     /// Stores the result of a load that no write of its key has overtaken. The caller holds the
-    /// key's shard of the flights.
-    pub(crate) fn store_loaded(&self, probe: &Probe<'_, K>, key: &HashedKey<K>, entry: Entry<V>) {
+    /// key's shard of the flights, and drops the removals after it.
+    pub(crate) fn store_loaded(
+        &self,
+        probe: &Probe<'_, K>,
+        key: HashedKey<K>,
+        entry: Entry<V>,
+        removed: &mut Removals<K, V>,
+    ) {
         if self.is_hit(entry.version, entry.extra.as_deref()) {
-            return self.count_overtaken();
-        }
-        if !self.is_outdated(probe, &entry) {
-            self.store.insert(key.clone(), entry);
+            self.count_overtaken();
+            removed.unstored = Some(entry);
+        } else if self.is_outdated(probe, &entry, removed) {
+            removed.unstored = Some(entry);
+        } else {
+            removed.stored = self.store.insert(key, entry);
         }
     }
 
     /// Whether a stored entry has a larger version of the source's own, or was read at a later
     /// position of the source.
-    pub(crate) fn is_outdated(&self, probe: &Probe<'_, K>, entry: &Entry<V>) -> bool {
+    fn is_outdated(
+        &self,
+        probe: &Probe<'_, K>,
+        entry: &Entry<V>,
+        removed: &mut Removals<K, V>,
+    ) -> bool {
         let version =
             |entry: &Entry<V>| entry.extra.as_ref().and_then(|extra| extra.source_version);
         if version(entry).is_none() && entry.position().is_none() {
             return false;
         }
-        let Some(stored) = self.store.get(probe) else { return false };
+        removed.seen = self.store.get(probe);
+        let Some(stored) = &removed.seen else { return false };
         let live = stored.version >= self.generation.load(Ordering::Acquire);
         let is_larger = |stored: Option<u64>, own: Option<u64>| {
             stored.zip(own).is_some_and(|(stored, own)| stored > own)
         };
-        live && (is_larger(version(&stored), version(entry))
+        live && (is_larger(version(stored), version(entry))
             || is_larger(stored.position(), entry.position()))
     }
 
     /// The source has no value, as of `position`, and that is not remembered: an older one is
-    /// dropped. The caller holds the key's shard of the flights.
-    pub(crate) fn drop_absent(&self, probe: &Probe<'_, K>, position: Option<u64>) {
-        let stored = position.and_then(|_| self.store.get(probe)?.position());
-        if stored <= position && self.store.remove(probe) {
+    /// dropped. The caller holds the key's shard of the flights, and drops the removals after it.
+    pub(crate) fn remove_absent(
+        &self,
+        probe: &Probe<'_, K>,
+        position: Option<u64>,
+        removed: &mut Removals<K, V>,
+    ) {
+        removed.seen = position.and_then(|_| self.store.get(probe));
+        let stored = removed.seen.as_ref().and_then(Entry::position);
+        if stored <= position
+            && let Some(entry) = self.store.remove(probe)
+        {
             count(&self.counters.invalidated);
+            removed.stored.push(entry);
         }
     }
 
@@ -381,24 +419,35 @@ impl<K: Key, V: Value> Inner<K, V> {
 
     /// Drops the entry of a key, and keeps the result of a load under way from being stored.
     pub(crate) fn invalidate(&self, probe: &Probe<'_, K>) {
-        let mut table = self.flights.shard(probe.hash).lock();
-        Flights::overtake(&mut table, probe);
-        if self.store.remove(probe) {
+        let removed = {
+            let mut table = self.flights.shard(probe.hash).lock();
+            let overtaken = Flights::overtake(&mut table, probe);
+            (self.store.remove(probe), overtaken)
+        };
+        if removed.0.is_some() {
             count(&self.counters.invalidated);
         }
+        // Foreign code: after the lock.
+        drop(removed);
     }
 
     /// Stores a value and keeps the result of a load under way from replacing it. Whether it was
     /// stored: not if the stored one has a larger version of the source's own.
     pub(crate) fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> bool {
+        let stored_key = key.clone();
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
-        let mut table = self.flights.shard(key.hash).lock();
-        if self.is_outdated(&probe, &entry) {
-            return false;
-        }
-        Flights::overtake(&mut table, &probe);
-        self.store.insert(key.clone(), entry);
+        let mut removed = Removals::default();
+        let overtaken = {
+            let mut table = self.flights.shard(key.hash).lock();
+            if self.is_outdated(&probe, &entry, &mut removed) {
+                return false;
+            }
+            removed.stored = self.store.insert(stored_key, entry);
+            Flights::overtake(&mut table, &probe)
+        };
+        // Foreign code: after the lock.
+        drop((removed, overtaken));
         true
     }
 }

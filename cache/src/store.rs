@@ -115,18 +115,28 @@ impl<V> Entry<V> {
     }
 }
 
+/// What has left a store. The cache drops it after its locks are released: dropping keys and values
+/// is foreign code.
+pub type Removed<K, V> = (HashedKey<K>, Entry<V>);
+
 /// A table of entries that evicts some of them to stay within its capacity. All operations are
 /// atomic for each key, and none calls back into the cache.
+///
+/// Keys are compared and values cloned under the table's lock: `Eq` and `Clone` must not call the
+/// cache. Wrap values in an `Arc` where cloning does more than copy.
 pub trait Store<K, V>: Send + Sync + fmt::Debug {
     /// A clone of the entry, counted as a use of the key.
     fn get(&self, key: &Probe<'_, K>) -> Option<Entry<V>>;
-    /// Replaces or adds an entry. It may be evicted at once.
-    fn insert(&self, key: HashedKey<K>, entry: Entry<V>);
-    /// Takes an entry out. Whether there was one.
-    fn remove(&self, key: &Probe<'_, K>) -> bool;
+    /// Replaces or adds an entry. It may be evicted at once. Returns what has left the store: what
+    /// was replaced and what was evicted.
+    #[must_use = "drop it after the locks"]
+    fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> Vec<Removed<K, V>>;
+    /// Takes an entry out.
+    #[must_use = "drop it after the locks"]
+    fn remove(&self, key: &Probe<'_, K>) -> Option<Removed<K, V>>;
     /// Takes an entry out if it is of this version, that is, if it is still the one that was seen.
-    /// Whether it was.
-    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> bool;
+    #[must_use = "drop it after the locks"]
+    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> Option<Removed<K, V>>;
     /// How many entries there are, those that nobody may read any more included.
     fn len(&self) -> u64;
     /// Whether there is no entry.
@@ -144,23 +154,22 @@ pub trait Store<K, V>: Send + Sync + fmt::Debug {
 /// The default store: `quick_cache`, a concurrent table with a policy of the CLOCK-Pro family.
 pub struct QuickStore<K, V> {
     table: Quick<HashedKey<K>, Entry<V>, ByWeight, Prehashed, Evictions>,
-    evictions: Evictions,
+    evicted: AtomicU64,
 }
 
 impl<K: Eq + Hash, V: Clone> QuickStore<K, V> {
     /// An empty store for entries of this total weight.
     pub fn new(max_weight: u64) -> Self {
-        let evictions = Evictions::default();
         // Shards and tables are sized by this; entries may weigh more or less than 1.
         let items = usize::try_from(max_weight).unwrap_or(usize::MAX).min(1 << 20);
         let mut options = OptionsBuilder::new();
         options.estimated_items_capacity(items).weight_capacity(max_weight);
         let table = match options.build() {
-            Ok(options) => Quick::with_options(options, ByWeight, Prehashed, evictions.clone()),
+            Ok(options) => Quick::with_options(options, ByWeight, Prehashed, Evictions),
             // Both numbers are given, so this does not happen.
-            Err(_) => Quick::with(items, max_weight, ByWeight, Prehashed, evictions.clone()),
+            Err(_) => Quick::with(items, max_weight, ByWeight, Prehashed, Evictions),
         };
-        Self { table, evictions }
+        Self { table, evicted: AtomicU64::new(0) }
     }
 }
 
@@ -170,16 +179,26 @@ impl<K: Eq + Hash + Send + Sync, V: Clone + Send + Sync> Store<K, V> for QuickSt
         self.table.get(key)
     }
 
-    fn insert(&self, key: HashedKey<K>, entry: Entry<V>) {
-        self.table.insert(key, entry);
+    fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> Vec<Removed<K, V>> {
+        let (hash, version) = (key.hash, entry.version);
+        let mut removed = Dropped::default();
+        self.table.insert_with_lifecycle(key, entry, &mut removed);
+        // The entry that was replaced has made no room; the new one may be too heavy to stay.
+        let is_evicted =
+            |(key, entry): &&Removed<K, V>| key.hash != hash || entry.version == version;
+        let evicted = removed.0.iter().filter(is_evicted).count();
+        if evicted > 0 {
+            self.evicted.fetch_add(evicted as u64, Ordering::Relaxed);
+        }
+        removed.0
     }
 
-    fn remove(&self, key: &Probe<'_, K>) -> bool {
-        self.table.remove(key).is_some()
+    fn remove(&self, key: &Probe<'_, K>) -> Option<Removed<K, V>> {
+        self.table.remove(key)
     }
 
-    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> bool {
-        self.table.remove_if(key, |entry| entry.version == version).is_some()
+    fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> Option<Removed<K, V>> {
+        self.table.remove_if(key, |entry| entry.version == version)
     }
 
     fn len(&self) -> u64 {
@@ -191,11 +210,13 @@ impl<K: Eq + Hash + Send + Sync, V: Clone + Send + Sync> Store<K, V> for QuickSt
     }
 
     fn evicted(&self) -> u64 {
-        self.evictions.0.load(Ordering::Relaxed)
+        self.evicted.load(Ordering::Relaxed)
     }
 
     fn clear(&self) {
-        self.table.clear();
+        // One after the other, because `clear` of the table drops them under its locks. Ends: the
+        // table is passed once, from its first place to its last.
+        self.table.drain().for_each(drop);
     }
 }
 
@@ -214,11 +235,10 @@ impl<K, V> Weighter<K, Entry<V>> for ByWeight {
     }
 }
 
-/// Counts evictions.
-#[derive(Clone, Debug, Default)]
-struct Evictions(Arc<AtomicU64>);
+/// Collects what leaves the table.
+#[derive(Clone, Debug)]
+struct Evictions;
 
-/// What was evicted, dropped after the store's lock is released: dropping a value is foreign code.
 #[derive(Debug)]
 struct Dropped<T>(Vec<T>);
 
@@ -232,7 +252,6 @@ impl<K, V> Lifecycle<K, V> for Evictions {
     type RequestState = Dropped<(K, V)>;
 
     fn on_evict(&self, dropped: &mut Self::RequestState, key: K, value: V) {
-        self.0.fetch_add(1, Ordering::Relaxed);
         dropped.0.push((key, value));
     }
 }

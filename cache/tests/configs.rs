@@ -1,9 +1,15 @@
 //! Every configuration over its whole range: what validates works, and what does not is refused.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use proptest::prelude::*;
-use voussoir_cache::{Cache, Config, Loaded, OnPanic};
+use voussoir_cache::{
+    Cache, Config, Loaded, OnPanic, Sink, SinkError, Write, WriteBehind, WriteBehindConfig,
+    async_trait,
+};
 use voussoir_sim::Situations;
 
 fn durations() -> impl Strategy<Value = Duration> {
@@ -87,5 +93,131 @@ fn use_a_little(cache: &Cache<u64, u64>, config: &Config) {
         assert_eq!(cache.get(&2), None);
         let stats = cache.stats();
         assert!(stats.weight <= config.max_weight && stats.loads_under_way == 0, "{stats:?}");
+    });
+}
+
+fn write_behind_configs() -> impl Strategy<Value = WriteBehindConfig> {
+    let sizes =
+        || prop_oneof![1 => Just(0), 4 => Just(1), 6 => 1..100_usize, 3 => Just(usize::MAX)];
+    let bytes = prop_oneof![1 => Just(0), 3 => Just(1), 5 => 1..500_u64, 3 => Just(u64::MAX)];
+    let times = (durations(), durations(), durations(), durations());
+    let sizes = (sizes(), bytes, sizes(), 0..4_usize);
+    (times, sizes, any::<u64>(), any::<bool>()).prop_map(|(times, sizes, seed, is_ordered)| {
+        let mut config = WriteBehindConfig::default();
+        (config.flush_after, config.sink_timeout, config.min_backoff, config.max_backoff) = times;
+        if is_ordered {
+            config.max_backoff = config.max_backoff.max(config.min_backoff);
+        }
+        (config.max_keys, config.max_bytes, config.max_batch, config.max_rejected) = sizes;
+        config.seed = Some(seed);
+        config
+    })
+}
+
+/// Fails the first call, and rejects key 3 as long as it is told to.
+#[derive(Clone, Default)]
+struct Rows {
+    table: Arc<Mutex<HashMap<u64, u64>>>,
+    calls: Arc<Mutex<Vec<usize>>>,
+    accepts_all: Arc<std::sync::atomic::AtomicBool>,
+}
+
+#[async_trait]
+impl Sink<u64, u64> for Rows {
+    async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
+        self.calls.lock().push(writes.len());
+        if self.calls.lock().len() == 1 {
+            return vec![Err(SinkError::not_applied("the first call")); writes.len()];
+        }
+        let accepts_all = self.accepts_all.load(std::sync::atomic::Ordering::SeqCst);
+        let take = |write: &Write<u64, u64>| match write.value {
+            Some(_) if write.key == 3 && !accepts_all => Err(SinkError::rejected("key 3")),
+            Some(value) => {
+                self.table.lock().insert(write.key, value);
+                Ok(())
+            }
+            None => {
+                self.table.lock().remove(&write.key);
+                Ok(())
+            }
+        };
+        writes.iter().map(take).collect()
+    }
+}
+
+static BEHIND_SITUATIONS: [&str; 4] =
+    ["accepted", "refused", "a write was kept as rejected", "there was no room for a rejected one"];
+
+#[test]
+fn whatever_validates_of_write_behind_works() {
+    let situations = Situations::new(&BEHIND_SITUATIONS);
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(1500) };
+    let mut runner = prop::test_runner::TestRunner::new(config);
+    let result = runner.run(&write_behind_configs(), |config| {
+        let valid = config.validate().is_ok();
+        situations.reached(if valid { "accepted" } else { "refused" });
+        let weigh = |_: &u64, value: Option<&u64>| value.map_or(8, |value| *value);
+        let behind = WriteBehind::in_memory(config.clone(), weigh);
+        prop_assert_eq!(behind.is_ok(), valid);
+        if let Ok(behind) = behind {
+            write_a_little(behind, &config, &situations);
+        }
+        Ok(())
+    });
+    result.unwrap();
+    situations.assert_all_reached();
+    assert!(situations.count("accepted") >= 200, "most of the range was refused");
+}
+
+fn write_a_little(
+    behind: WriteBehind<u64, u64>,
+    config: &WriteBehindConfig,
+    situations: &Situations,
+) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let rows = Rows::default();
+        let cache = Cache::<u64, u64>::builder().write_behind(behind, rows.clone());
+        let cache = cache.build().unwrap();
+        let mut writers = tokio::task::JoinSet::new();
+        for key in 0..6 {
+            let cache = cache.clone();
+            writers.spawn(async move {
+                // Weighs nothing, little, and more than fits.
+                for value in [0, 3, if key == 1 { u64::MAX } else { 7 }] {
+                    cache.write(key, value).await.unwrap();
+                    assert!(cache.stats().backlog <= 6);
+                }
+            });
+        }
+        let end = async {
+            while let Some(written) = writers.join_next().await {
+                written.unwrap();
+                assert!(cache.stats().backlog as usize <= config.max_keys);
+            }
+            cache.delete(5).await.unwrap();
+        };
+        // Where nothing is kept as rejected, key 3 is tried again until the sink takes it.
+        let mend = async {
+            tokio::time::sleep(Duration::from_secs(200 * 365 * 86_400)).await;
+            rows.accepts_all.store(true, std::sync::atomic::Ordering::SeqCst);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = async { end.await; cache.flush().await } => {}
+            () = mend => {}
+        }
+        let kept = cache.rejected_writes();
+        let name = if kept.is_empty() { BEHIND_SITUATIONS[3] } else { BEHIND_SITUATIONS[2] };
+        situations.reached(name);
+        assert!(kept.len() <= config.max_rejected);
+        let mut expected = HashMap::from([(0, 7), (1, u64::MAX), (2, 7), (3, 7), (4, 7)]);
+        if !kept.is_empty() {
+            expected.remove(&3);
+        }
+        assert_eq!(*rows.table.lock(), expected);
+        assert!(rows.calls.lock().iter().all(|call| *call <= config.max_batch));
+        assert_eq!((cache.stats().backlog, cache.stats().backlog_bytes), (0, 0));
     });
 }

@@ -199,3 +199,16 @@ async fn capacity_may_be_bytes() {
     assert_eq!(cache.get(&5000), None);
     assert!(cache.stats().weight > 50_000);
 }
+
+#[test]
+fn an_entry_that_is_replaced_was_not_evicted() {
+    let config = config(|config| config.max_weight = 100);
+    let cache: Cache<u64, u64> =
+        Cache::builder().config(config).weigher(|_, value| *value).build().unwrap();
+    for value in 1..=40 {
+        cache.insert(1, value);
+    }
+    assert_eq!((cache.stats().evicted, cache.stats().entries), (0, 1));
+    cache.insert(2, 1000);
+    assert_eq!((cache.stats().evicted, cache.get(&2)), (1, None), "heavier than the capacity");
+}

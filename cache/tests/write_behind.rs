@@ -336,7 +336,7 @@ async fn what_is_left_at_the_end_is_read_back_before_the_first_read() {
 #[tokio::test]
 async fn in_memory_works_the_same_until_the_process_ends() {
     let table = Arc::new(Table::default());
-    let behind = WriteBehind::in_memory(config(|_| {})).unwrap();
+    let behind = WriteBehind::in_memory(config(|_| {}), |_, _| 16).unwrap();
     let shared = Shared(Arc::clone(&table));
     let cache: Numbers = Cache::builder().write_behind(behind, shared).build().unwrap();
     cache.write(1, 5).await.unwrap();
@@ -345,9 +345,30 @@ async fn in_memory_works_the_same_until_the_process_ends() {
     assert_eq!(table.rows.lock().get(&1), Some(&5));
 }
 
+/// In memory too: values are counted, not only keys.
+#[tokio::test(start_paused = true)]
+async fn in_memory_the_backlog_is_bounded_in_bytes() {
+    let table = Arc::new(Table::default());
+    table.is_down.store(true, Ordering::SeqCst);
+    let weigh = |_: &u64, value: Option<&u64>| 8 + value.copied().unwrap_or(0);
+    let behind = WriteBehind::in_memory(config(|config| config.max_bytes = 100), weigh).unwrap();
+    let shared = Shared(Arc::clone(&table));
+    let cache: Numbers = Cache::builder().write_behind(behind, shared).build().unwrap();
+    cache.write(1, 40).await.unwrap();
+    cache.write(2, 40).await.unwrap();
+    assert_eq!(cache.stats().backlog_bytes, 96);
+    let third = tokio::time::timeout(Duration::from_secs(5), cache.write(3, 1)).await;
+    assert!(third.is_err(), "there was no room");
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.write(3, 1000).await.unwrap();
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 40), (2, 40), (3, 1000)]));
+    assert_eq!(cache.stats().backlog_bytes, 0);
+}
+
 #[test]
 fn a_cache_with_write_behind_needs_a_runtime() {
-    let behind = WriteBehind::<u64, u64>::in_memory(config(|_| {})).unwrap();
+    let behind = WriteBehind::<u64, u64>::in_memory(config(|_| {}), |_, _| 16).unwrap();
     let shared = Shared(Arc::new(Table::default()));
     let error = Cache::builder().write_behind(behind, shared).build().unwrap_err();
     assert_eq!(error.field, "write_behind");

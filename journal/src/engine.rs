@@ -3,6 +3,7 @@
 //! Three locks, taken in this order: `writer` (whoever writes a group), `state` (what has been
 //! accepted), and the short ones of segments and logs. Nobody holds `state` during I/O.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,6 +59,8 @@ pub(crate) struct Engine {
     pub(crate) written: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) closed: AtomicBool,
+    /// Namespaces that somebody has for itself.
+    pub(crate) leases: Mutex<BTreeSet<Box<str>>>,
     /// Keeps other processes out until the journal is closed.
     pub(crate) guard: Mutex<Option<Box<dyn Send + Sync>>>,
     pub(crate) files: Arc<dyn Files>,

@@ -257,6 +257,13 @@ pub enum Error {
     /// The caller: a namespace is empty or longer than 64 bytes. Nothing happened.
     #[error("a namespace has 1 to 64 bytes")]
     InvalidName,
+    /// Another user of this journal has a [`Lease`](crate::Lease) of the namespace. Nothing
+    /// happened. Retry after that one has ended, or choose another namespace.
+    #[error("another user of the journal has the namespace {namespace:?}")]
+    Leased {
+        /// The namespace.
+        namespace: String,
+    },
     /// The caller: truncation to a position outside the log. Nothing happened.
     #[error("{log}: position {position} is outside {first}..={end}")]
     OutOfRange {
@@ -319,7 +326,10 @@ impl Error {
 
     /// Whether the same call may succeed later on the same journal.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::Busy { .. } | Self::OverQuota { .. })
+        matches!(
+            self,
+            Self::Full { .. } | Self::Busy { .. } | Self::OverQuota { .. } | Self::Leased { .. }
+        )
     }
 }
 

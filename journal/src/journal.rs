@@ -20,6 +20,7 @@ use crate::engine::threads;
 use crate::error::{Error, Fault, OpenError};
 use crate::files::{DiskFiles, Files};
 use crate::format::BATCH_BYTES_MAX;
+use crate::lease::Lease;
 use crate::log::Log;
 use crate::log_info::{LogInfo, info_of};
 use crate::recovery;
@@ -134,6 +135,15 @@ impl Journal {
     pub fn log(&self, namespace: &str, id: u64) -> Result<Log, Error> {
         let inner = self.engine().state.lock().log(namespace, id)?;
         Ok(Log::new(Arc::clone(self.engine()), inner))
+    }
+
+    /// Reserves a namespace for one user, such as a cache whose backlog two caches must not share.
+    /// It is free again when the lease is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Leased`]: another user has it.
+    pub fn lease(&self, namespace: &str) -> Result<Lease, Error> {
+        Lease::take(self.engine(), namespace)
     }
 
     /// All logs that exist, by name.

@@ -321,6 +321,7 @@ impl Recovered {
             written: AtomicU64::new(last),
             counters: Counters::default(),
             closed: AtomicBool::new(false),
+            leases: Mutex::default(),
             guard: Mutex::new(Some(guard)),
             files,
         });

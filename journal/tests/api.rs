@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use voussoir_journal::{
     Batch, BatchBuilder, Commit, CommitFuture, Config, ConfigError, Durability, Error, Fault, File,
-    Files, Follow, FullCause, Health, Journal, Log, LogInfo, LogName, MemoryFiles, OpenError,
-    Outcome, ReadError, Receipt, Report, Stats, Work,
+    Files, Follow, FullCause, Health, Journal, Lease, Log, LogInfo, LogName, MemoryFiles,
+    OpenError, Outcome, ReadError, Receipt, Report, Stats, Work,
 };
 
 fn shared<T: Send + Sync + 'static>() {}
@@ -18,6 +18,7 @@ fn future<T: Future<Output = Result<Receipt, Error>> + Send + Unpin>() {}
 fn everything_may_cross_threads() {
     shared::<Journal>();
     shared::<Log>();
+    shared::<Lease>();
     shared::<Commit>();
     shared::<Batch>();
     shared::<BatchBuilder>();

@@ -175,6 +175,22 @@ fn the_last_handle_may_go_in_a_callback() {
     assert_eq!(journal.log("t", 1).unwrap().bounds(), 0..1);
 }
 
+#[test]
+fn a_namespace_is_leased_to_one_user_at_a_time() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+    let lease = journal.lease("a").unwrap();
+    let other = journal.lease("b").unwrap();
+    let error = journal.lease("a").unwrap_err();
+    assert_eq!(error, Error::Leased { namespace: "a".to_owned() });
+    assert!(error.is_retryable());
+    drop(lease);
+    assert_eq!(journal.lease("a").unwrap().namespace(), "a");
+    drop(other);
+    // Of another journal, also when it is open at the same time.
+    let second = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+    let (_one, _two) = (journal.lease("c").unwrap(), second.lease("c").unwrap());
+}
+
 /// The kilobytes of memory that this process has resident.
 fn resident_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();

@@ -14,8 +14,9 @@ pub struct WriteBehindConfig {
     /// Keys with a value that the sink does not have yet. At the limit a write of another key waits
     /// until something has been flushed. At least 1. Default 100,000.
     pub max_keys: usize,
-    /// Bytes of their keys and values, as encoded for the journal; without a journal only the keys
-    /// are counted. At the limit a write waits until something has been flushed. At least 1.
+    /// Bytes of their keys and values, as encoded for the journal, or as the closure of
+    /// [`WriteBehind::in_memory`](crate::WriteBehind::in_memory) says. At the limit a write waits
+    /// until something has been flushed; an empty backlog takes a write of any size. At least 1.
     /// Default 64 MiB.
     pub max_bytes: u64,
     /// Writes in one call of the sink. At least 1. Default 256.

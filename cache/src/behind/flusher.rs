@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::log::Change;
+use super::log::{Change, complete};
+use super::rejected::Reply;
 use super::{Behind, Shared};
 use crate::config::nanos;
 use crate::core::backlog::{Flushed, Taken};
-use crate::error::{ConfigError, SinkError};
+use crate::error::{ConfigError, SinkError, WriteError};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
 use crate::source::{Sink, Write};
@@ -158,7 +159,9 @@ impl<K: Key, V: Value> Flusher<K, V> {
                     if self.shared.rejected.lock().contains(&one.key) {
                         // What was rejected is older than what the sink has now.
                         change.rejected.push(self.shared.log.encode_settled(&one.key));
-                        self.shared.rejected.lock().remove(&one.key);
+                        let settled = self.shared.rejected.lock().remove(&one.key);
+                        // Foreign code: after the lock.
+                        drop(settled);
                     }
                     self.flushed(&one);
                 }
@@ -242,7 +245,7 @@ impl<K: Key, V: Value> Flusher<K, V> {
         }
         let release_point = self.shared.state.lock().release_point();
         change.release = Some(release_point);
-        let outcome = self.shared.submit_and_wait(change).await;
+        let outcome = self.move_rejected(change, &rejected).await;
         if let Err(error) = &outcome {
             let what = "rejected writes could not be moved";
             tracing::error!(target: "voussoir::cache", %error, what);
@@ -251,12 +254,16 @@ impl<K: Key, V: Value> Flusher<K, V> {
         }
         for (one, error) in rejected {
             if outcome.is_err() {
+                self.shared.rejected.lock().keep(&one.key);
                 self.failed(&one, &error);
                 continue;
             }
             tracing::warn!(target: "voussoir::cache", %error, "the sink has rejected a write");
             let value = Arc::clone(&one.value);
-            self.shared.rejected.lock().insert(one.key.clone(), value, error.to_string().into());
+            let reason = error.to_string().into();
+            let replaced = self.shared.rejected.lock().insert(one.key.clone(), value, reason);
+            // Foreign code: after the lock.
+            drop(replaced);
             // The reader's next answer is the sink's.
             if let Some(cache) = self.cache.upgrade() {
                 cache.flushed(&one.key, None);
@@ -264,7 +271,26 @@ impl<K: Key, V: Value> Flusher<K, V> {
             self.finish(&one, Flushed::Done);
         }
         self.release();
-        self.compact_rejected();
+        self.compact_rejected().await;
+    }
+
+    /// Commits the change. From its submission on nobody settles an older rejection of these keys:
+    /// that would settle the new one.
+    async fn move_rejected(
+        &self,
+        change: Change,
+        rejected: &[(Taken<K, V>, SinkError)],
+    ) -> Result<(), WriteError> {
+        let reply = {
+            let _order = self.shared.rejected_order.lock();
+            let mut table = self.shared.rejected.lock();
+            for (one, _) in rejected {
+                table.settle(&one.key);
+            }
+            drop(table);
+            self.shared.submit_with_reply(change)
+        };
+        Reply::wait(reply?).await
     }
 
     /// Releases what nobody needs any more. When a crash loses the release, more is flushed again.
@@ -276,29 +302,59 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let release = Some(release_point);
         let change = Change { release, is_lazy: true, ..Change::default() };
         // A journal that has stopped releases nothing, and acknowledges nothing either.
-        if self.shared.log.submit(change, Box::new(|_| {})).is_ok() {
+        if let Ok(completion) = self.shared.log.submit(change, Box::new(|_| {})) {
+            complete(completion);
             self.released = release_point;
         }
     }
 
-    /// Writes the rejected writes anew when most of their log is settled.
-    fn compact_rejected(&self) {
+    /// Appends the rejected writes anew when most of their log is settled, in commits of bounded
+    /// size, and with the last one releases what lies before. Until then nothing is released, so a
+    /// compaction that stops halfway loses nothing.
+    async fn compact_rejected(&self) {
         let bounds = self.shared.log.rejected_bounds();
-        let all = self.shared.rejected.lock().all();
-        if bounds.end - bounds.start <= 4 * all.len() as u64 + REJECTED_SPARE {
+        let mut rest = self.shared.rejected.lock().all();
+        if bounds.end - bounds.start <= 4 * rest.len() as u64 + REJECTED_SPARE {
             return;
         }
-        let encode = |(key, value, reason): &(K, Arc<Option<V>>, Arc<str>)| {
-            self.shared.log.encode_rejected(key, Option::as_ref(value), reason)
-        };
-        let rejected: Vec<Vec<u8>> = all.iter().map(encode).collect();
-        if rejected.iter().map(Vec::len).sum::<usize>() > MOVED_BYTES_MAX {
-            return;
+        // Ends: each round takes at least one of the rest, or is the last.
+        loop {
+            let (mut records, mut bytes) = (Vec::new(), 0);
+            while records.len() < MOVED_RECORDS_MAX
+                && bytes < MOVED_BYTES_MAX
+                && let Some((key, value, reason)) = rest.pop()
+            {
+                let record = self.shared.log.encode_rejected(&key, Option::as_ref(&value), &reason);
+                bytes += record.len();
+                records.push((key, value, record));
+            }
+            let is_last = rest.is_empty();
+            let release_rejected = is_last.then_some(bounds.end);
+            let Some(reply) = self.append_rejected(records, release_rejected) else { return };
+            // Failed: tried again with the next rejected write.
+            if Reply::wait(reply).await.is_err() || is_last {
+                return;
+            }
         }
-        let release_rejected = Some(bounds.end);
+    }
+
+    /// Appends those of the records that are still the newest of their keys. `None`: the journal
+    /// rejects it, or a rejection is being settled, whose record may still be needed.
+    fn append_rejected(
+        &self,
+        mut records: Vec<(K, Arc<Option<V>>, Vec<u8>)>,
+        release_rejected: Option<u64>,
+    ) -> Option<Reply> {
+        let _order = self.shared.rejected_order.lock();
+        let table = self.shared.rejected.lock();
+        if table.is_settling() {
+            return None;
+        }
+        records.retain(|(key, value, _)| table.is_current(key, value));
+        drop(table);
+        let rejected = records.iter_mut().map(|(.., record)| std::mem::take(record)).collect();
         let change = Change { rejected, release_rejected, ..Change::default() };
-        // Refused: tried again with the next rejected write.
-        let _ = self.shared.log.submit(change, Box::new(|_| {}));
+        self.shared.submit_with_reply(change).ok()
     }
 }
 
@@ -338,9 +394,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         let done = move |outcome: Result<u64, _>| shared.moved(least, &keys, outcome.ok());
         let is_empty = writes.is_empty();
         let change = Change { writes, ..Change::default() };
-        let submitted = !is_empty && self.log.submit(change, Box::new(done)).is_ok();
+        let submitted = if is_empty { None } else { self.log.submit(change, Box::new(done)).ok() };
         drop(order);
-        if !submitted {
+        if let Some(completion) = submitted {
+            complete(completion);
+        } else {
             self.state.lock().end_move(least, &[], None);
             self.is_moving.store(false, Ordering::Release);
         }

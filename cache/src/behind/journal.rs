@@ -19,9 +19,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
-use voussoir_journal::{Commit, Durability, Health, Journal, Log};
+use voussoir_journal::{Commit, Durability, Health, Journal, Lease, Log};
 
-use super::log::{Change, Done, WriteLog};
+use super::log::{Change, Completion, Done, WriteLog};
 use crate::codec::{Codec, CodecError};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
@@ -44,8 +44,10 @@ pub enum OpenError {
     /// The configuration breaks a rule.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The journal refuses.
-    #[error("the journal refuses: {0}")]
+    /// The journal rejects the call. With `Error::Leased` another cache uses the namespace, or one
+    /// that was dropped has not ended yet: its flusher ends when its task is next polled, and
+    /// writes on their way to the journal end with it. Retry then.
+    #[error("the journal rejects the call: {0}")]
     Journal(#[from] voussoir_journal::Error),
     /// A record cannot be read.
     #[error("{log}: {source}")]
@@ -93,6 +95,8 @@ pub(crate) struct JournalLog<K, V> {
     writes: Log,
     rejected: Log,
     codec: Arc<dyn Codec<K, V>>,
+    /// No other backlog has the namespace while this one has.
+    _lease: Lease,
 }
 
 /// A write that was read back.
@@ -124,6 +128,7 @@ impl<K: Key, V: Value> JournalLog<K, V> {
         namespace: &str,
         codec: Arc<dyn Codec<K, V>>,
     ) -> Result<(Self, Recovery<K, V>), OpenError> {
+        let lease = journal.lease(namespace)?;
         let (writes, rejected) = (journal.log(namespace, 0)?, journal.log(namespace, 1)?);
         let mut recovery =
             Recovery { writes: HashMap::new(), end: writes.end(), rejected: HashMap::new() };
@@ -156,7 +161,8 @@ impl<K: Key, V: Value> JournalLog<K, V> {
             recovery.rejected.insert(key, RecoveredRejection { value, reason });
             Ok(())
         })?;
-        Ok((Self { journal: journal.clone(), writes, rejected, codec }, recovery))
+        let journal = journal.clone();
+        Ok((Self { journal, writes, rejected, codec, _lease: lease }, recovery))
     }
 }
 
@@ -233,6 +239,10 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
         out
     }
 
+    fn weigh(&self, _: &K, _: Option<&V>, record: &[u8]) -> u64 {
+        record.len() as u64
+    }
+
     fn encode_rejected(&self, key: &K, value: Option<&V>, reason: &str) -> Vec<u8> {
         let kind = if value.is_some() { WRITE_REJECTED } else { DELETE_REJECTED };
         let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
@@ -249,7 +259,7 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
         self.record(SETTLED, key)
     }
 
-    fn submit(&self, change: Change, done: Done) -> Result<(), WriteError> {
+    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError> {
         let mut commit = Commit::new();
         if let Some(upto) = change.release {
             commit = commit.release(&self.writes, upto);
@@ -268,7 +278,8 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
             };
             done(outcome.map(position).map_err(WriteError::Journal));
         };
-        self.journal.submit(commit, done).map_err(|rejected| WriteError::Journal(rejected.error))
+        let submitted = self.journal.submit(commit, done);
+        submitted.map(|()| None).map_err(|rejected| WriteError::Journal(rejected.error))
     }
 
     fn rejected_bounds(&self) -> Range<u64> {

@@ -8,6 +8,16 @@ use crate::error::WriteError;
 /// Called with the position of the first record of [`Change::writes`].
 pub(crate) type Done = Box<dyn FnOnce(Result<u64, WriteError>) + Send>;
 
+/// A call of [`Done`] with its outcome.
+pub(crate) type Completion = Box<dyn FnOnce() + Send>;
+
+/// Makes the call that [`WriteLog::submit`] has returned.
+pub(crate) fn complete(completion: Option<Completion>) {
+    if let Some(completion) = completion {
+        completion();
+    }
+}
+
 /// Changes that happen together.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
@@ -27,26 +37,45 @@ pub(crate) struct Change {
 pub(crate) trait WriteLog<K, V>: Send + Sync {
     /// A record of a write. Runs foreign code.
     fn encode(&self, key: &K, value: Option<&V>) -> Vec<u8>;
+    /// Bytes that the write counts for, see [`WriteBehindConfig::max_bytes`]. Runs foreign code.
+    ///
+    /// [`WriteBehindConfig::max_bytes`]: crate::WriteBehindConfig::max_bytes
+    fn weigh(&self, key: &K, value: Option<&V>, record: &[u8]) -> u64;
     /// A record of a rejected write. Runs foreign code.
     fn encode_rejected(&self, key: &K, value: Option<&V>, reason: &str) -> Vec<u8>;
     /// A record that says that a key's rejected write is settled. Runs foreign code.
     fn encode_settled(&self, key: &K) -> Vec<u8>;
     /// Hands a change in without waiting. Changes are applied in the order of the calls. `done` is
-    /// not called where this fails.
-    fn submit(&self, change: Change, done: Done) -> Result<(), WriteError>;
+    /// not called where this fails. A log that is done at once returns the call of `done`, for the
+    /// caller to make after its locks are released.
+    #[must_use = "the completion, if there is one, is to be called without locks"]
+    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError>;
     /// The bounds of the rejected writes.
     fn rejected_bounds(&self) -> std::ops::Range<u64>;
     /// How many records of writes are kept.
     fn len(&self) -> u64;
 }
 
+/// Says how many bytes a write takes in memory; a deletion has no value.
+pub(crate) type WriteWeigher<K, V> = Box<dyn Fn(&K, Option<&V>) -> u64 + Send + Sync>;
+
 /// Keeps nothing: what was acknowledged and not flushed is lost with the process.
-#[derive(Debug, Default)]
-pub(crate) struct NoLog {
+pub(crate) struct NoLog<K, V> {
     end: AtomicU64,
+    weigher: WriteWeigher<K, V>,
 }
 
-impl<K, V> WriteLog<K, V> for NoLog {
+impl<K, V> NoLog<K, V> {
+    pub(crate) fn new(weigher: WriteWeigher<K, V>) -> Self {
+        Self { end: AtomicU64::new(0), weigher }
+    }
+}
+
+impl<K, V> WriteLog<K, V> for NoLog<K, V> {
+    fn weigh(&self, key: &K, value: Option<&V>, _: &[u8]) -> u64 {
+        (self.weigher)(key, value)
+    }
+
     fn encode(&self, _: &K, _: Option<&V>) -> Vec<u8> {
         Vec::new()
     }
@@ -59,10 +88,9 @@ impl<K, V> WriteLog<K, V> for NoLog {
         Vec::new()
     }
 
-    fn submit(&self, change: Change, done: Done) -> Result<(), WriteError> {
-        let count = change.writes.len() as u64;
-        done(Ok(self.end.fetch_add(count, Ordering::Relaxed)));
-        Ok(())
+    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError> {
+        let position = self.end.fetch_add(change.writes.len() as u64, Ordering::Relaxed);
+        Ok(Some(Box::new(move || done(Ok(position)))))
     }
 
     fn rejected_bounds(&self) -> std::ops::Range<u64> {

@@ -55,19 +55,25 @@ pub struct WriteBehind<K: Key, V: Value> {
 }
 
 impl<K: Key, V: Value> WriteBehind<K, V> {
-    /// Keeps acknowledged writes in memory only: a crash loses them.
+    /// Keeps acknowledged writes in memory only: a crash loses them. `weigh` says how many bytes
+    /// the key and value of a write take, for [`WriteBehindConfig::max_bytes`]; a deletion has no
+    /// value.
     ///
     /// # Errors
     /// [`ConfigError`] names the first field that breaks a rule.
-    pub fn in_memory(config: WriteBehindConfig) -> Result<Self, ConfigError> {
+    pub fn in_memory(
+        config: WriteBehindConfig,
+        weigh: impl Fn(&K, Option<&V>) -> u64 + Send + Sync + 'static,
+    ) -> Result<Self, ConfigError> {
         config.validate()?;
         let backlog = Backlog::new(config.limits());
-        Ok(Self::new(config, Arc::new(NoLog::default()), backlog, Rejections::default()))
+        let log = Arc::new(NoLog::new(Box::new(weigh)));
+        Ok(Self::new(config, log, backlog, Rejections::default()))
     }
 
     /// Keeps acknowledged writes in a journal, in logs 0 and 1 of a namespace that nothing else
     /// uses, and reads back those of an earlier process. One namespace belongs to one cache at a
-    /// time.
+    /// time: the cache has the journal's lease of it.
     ///
     /// # Errors
     /// [`OpenError`]; the journal was not changed.
@@ -107,6 +113,7 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
             state: Mutex::new(backlog),
             order: Mutex::new(()),
             rejected: Mutex::new(rejected),
+            rejected_order: Mutex::new(()),
             log,
             progress: Notify::new(),
             wake: Notify::new(),
@@ -142,6 +149,9 @@ pub(crate) struct Shared<K: Key, V: Value> {
     /// order. Taken before `state`; the log's callbacks take only `state`.
     order: Mutex<()>,
     rejected: Mutex<Rejections<K, V>>,
+    /// Held while records of rejected writes are handed to the log, so that the log's last record
+    /// of a key says what `rejected` does. Taken after `order` and before `state` and `rejected`.
+    rejected_order: Mutex<()>,
     log: Arc<dyn WriteLog<K, V>>,
     /// Notifies those who wait for room, or for a flush.
     progress: Notify,
@@ -173,6 +183,7 @@ struct Submission<V> {
     value: Arc<Option<V>>,
     keeps_value: bool,
     record: Vec<u8>,
+    bytes: u64,
 }
 
 impl<K: Key, V: Value> Shared<K, V> {
@@ -208,7 +219,8 @@ impl<K: Key, V: Value> Shared<K, V> {
         keeps_value: bool,
     ) -> Result<(), WriteError> {
         let record = self.log.encode(key, value.as_ref());
-        let mut submission = Submission { value: Arc::new(value), keeps_value, record };
+        let bytes = self.log.weigh(key, value.as_ref(), &record);
+        let mut submission = Submission { value: Arc::new(value), keeps_value, record, bytes };
         let reply = match self.try_submit(key, submission)? {
             Ok(reply) => reply,
             Err(refused) => {
@@ -235,20 +247,24 @@ impl<K: Key, V: Value> Shared<K, V> {
         key: &K,
         submission: Submission<V>,
     ) -> Result<Result<oneshot::Receiver<Result<(), WriteError>>, Submission<V>>, WriteError> {
-        let bytes = submission.record.len() as u64;
+        // Foreign code, cloning the key, runs before the lock.
+        let acknowledged_key = key.clone();
         let order = self.order.lock();
-        let Admission::Admitted(ticket) = self.state.lock().admit(key, bytes) else {
+        let Admission::Admitted(ticket) = self.state.lock().admit(key, submission.bytes) else {
             return Ok(Err(submission));
         };
-        let Submission { value, keeps_value, record } = submission;
+        let Submission { value, keeps_value, record, .. } = submission;
         let change = Change { writes: vec![record], ..Change::default() };
-        let (done, reply) = self.on_acknowledged(key, ticket, value, keeps_value);
+        let (done, reply) = self.on_acknowledged(acknowledged_key, ticket, value, keeps_value);
         let submitted = self.log.submit(change, done);
         drop(order);
-        if let Err(error) = submitted {
-            self.state.lock().abandon(key, ticket);
-            self.progress.notify_waiters();
-            return Err(error);
+        match submitted {
+            Ok(completion) => log::complete(completion),
+            Err(error) => {
+                self.state.lock().abandon(key, ticket);
+                self.progress.notify_waiters();
+                return Err(error);
+            }
         }
         Ok(Ok(reply))
     }
@@ -256,13 +272,13 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// What happens when the log has, or has not, taken a write.
     fn on_acknowledged(
         self: &Arc<Self>,
-        key: &K,
+        key: K,
         ticket: Ticket,
         value: Arc<Option<V>>,
         keeps_value: bool,
     ) -> (Done, oneshot::Receiver<Result<(), WriteError>>) {
         let (reply, receiver) = oneshot::channel();
-        let (shared, key) = (Arc::clone(self), key.clone());
+        let shared = Arc::clone(self);
         // Read here: the log's thread is in no runtime, and knows nothing of a paused clock.
         let now = self.now();
         let done = move |outcome: Result<u64, WriteError>| {

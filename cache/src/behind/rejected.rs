@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use hashbrown::HashMap;
+use tokio::sync::oneshot;
 
 use super::Shared;
-use super::log::Change;
+use super::log::{Change, Completion, complete};
 use crate::error::WriteError;
 use crate::flights::{Key, Value};
 
@@ -21,19 +22,23 @@ pub struct RejectedWrite<K, V> {
     pub reason: String,
 }
 
-struct Rejection<V> {
+pub(crate) struct Rejection<V> {
     value: Arc<Option<V>>,
     reason: Arc<str>,
+    /// A record that settles or replaces it is on its way to the log.
+    is_settling: bool,
 }
 
 /// The rejected write of each key; a newer one of the key takes its place.
 pub(crate) struct Rejections<K, V> {
     table: HashMap<K, Rejection<V>, foldhash::fast::RandomState>,
+    /// How many are being settled.
+    settling: usize,
 }
 
 impl<K, V> Default for Rejections<K, V> {
     fn default() -> Self {
-        Self { table: HashMap::default() }
+        Self { table: HashMap::default(), settling: 0 }
     }
 }
 
@@ -47,8 +52,16 @@ impl<K: Key, V: Value> Rejections<K, V> {
         rejections
     }
 
-    pub(crate) fn insert(&mut self, key: K, value: Arc<Option<V>>, reason: Arc<str>) {
-        self.table.insert(key, Rejection { value, reason });
+    /// Returns what it replaces, to be dropped without the lock.
+    pub(crate) fn insert(
+        &mut self,
+        key: K,
+        value: Arc<Option<V>>,
+        reason: Arc<str>,
+    ) -> Option<Rejection<V>> {
+        let replaced = self.table.insert(key, Rejection { value, reason, is_settling: false });
+        self.settling -= usize::from(replaced.as_ref().is_some_and(|old| old.is_settling));
+        replaced
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -59,8 +72,35 @@ impl<K: Key, V: Value> Rejections<K, V> {
         self.table.contains_key(key)
     }
 
-    pub(crate) fn remove(&mut self, key: &K) -> bool {
-        self.table.remove(key).is_some()
+    /// Returns what is removed, to be dropped without the lock.
+    pub(crate) fn remove(&mut self, key: &K) -> Option<(K, Rejection<V>)> {
+        let removed = self.table.remove_entry(key)?;
+        self.settling -= usize::from(removed.1.is_settling);
+        Some(removed)
+    }
+
+    /// Begins to settle the rejection of a key. `None`: there is none, or it is being settled.
+    pub(crate) fn settle(&mut self, key: &K) -> Option<Arc<Option<V>>> {
+        let rejection = self.table.get_mut(key).filter(|rejection| !rejection.is_settling)?;
+        rejection.is_settling = true;
+        self.settling += 1;
+        Some(Arc::clone(&rejection.value))
+    }
+
+    /// The rejection could not be settled: it stays.
+    pub(crate) fn keep(&mut self, key: &K) {
+        if let Some(rejection) = self.table.get_mut(key) {
+            self.settling -= usize::from(std::mem::take(&mut rejection.is_settling));
+        }
+    }
+
+    pub(crate) fn is_settling(&self) -> bool {
+        self.settling > 0
+    }
+
+    /// Whether this is the value of the key's rejection.
+    pub(crate) fn is_current(&self, key: &K, value: &Arc<Option<V>>) -> bool {
+        self.table.get(key).is_some_and(|rejection| Arc::ptr_eq(&rejection.value, value))
     }
 
     fn value(&self, key: &K) -> Option<Arc<Option<V>>> {
@@ -73,6 +113,20 @@ impl<K: Key, V: Value> Rejections<K, V> {
             (key.clone(), Arc::clone(&rejection.value), Arc::clone(&rejection.reason))
         };
         self.table.iter().map(one).collect()
+    }
+}
+
+/// The log's answer to a change.
+pub(crate) struct Reply {
+    receiver: oneshot::Receiver<Result<(), WriteError>>,
+    completion: Option<Completion>,
+}
+
+impl Reply {
+    /// Waits until the log has the change. Called without locks.
+    pub(crate) async fn wait(self) -> Result<(), WriteError> {
+        complete(self.completion);
+        self.receiver.await.unwrap_or(Err(WriteError::Panicked))
     }
 }
 
@@ -92,30 +146,42 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// written again since.
     pub(crate) async fn retry_rejected(self: &Arc<Self>, key: &K) -> Result<bool, WriteError> {
         let Some(value) = self.rejected.lock().value(key) else { return Ok(false) };
+        // Foreign code: before the locks.
         let record = self.log.encode(key, Option::as_ref(&value));
-        let (settled, bytes) = (self.log.encode_settled(key), record.len() as u64);
-        let reply = {
+        let bytes = self.log.weigh(key, Option::as_ref(&value), &record);
+        let settled = self.log.encode_settled(key);
+        let (acknowledged_key, settled_key) = (key.clone(), key.clone());
+        let change = Change { writes: vec![record], rejected: vec![settled], ..Change::default() };
+        let (submitted, ticket, reply) = {
             let _order = self.order.lock();
+            let _rejected_order = self.rejected_order.lock();
             let ticket = {
                 let mut state = self.state.lock();
-                let is_same =
-                    self.rejected.lock().value(key).is_some_and(|now| Arc::ptr_eq(&now, &value));
-                if state.has(key) || !is_same {
+                let mut rejected = self.rejected.lock();
+                let is_same = rejected.is_current(key, &value);
+                if state.has(key) || !is_same || rejected.settle(key).is_none() {
                     return Ok(false);
                 }
                 state.begin(key, bytes)
             };
-            let change =
-                Change { writes: vec![record], rejected: vec![settled], ..Change::default() };
-            let (done, reply) = self.on_acknowledged(key, ticket, value, false);
-            if let Err(error) = self.log.submit(change, done) {
+            let (done, reply) =
+                self.on_acknowledged(acknowledged_key, ticket, Arc::clone(&value), false);
+            let shared = Arc::clone(self);
+            let done = move |outcome: Result<u64, WriteError>| {
+                shared.settled(&settled_key, &value, outcome.is_ok());
+                done(outcome);
+            };
+            (self.log.submit(change, Box::new(done)), ticket, reply)
+        };
+        match submitted {
+            Ok(completion) => complete(completion),
+            Err(error) => {
                 self.state.lock().abandon(key, ticket);
+                self.rejected.lock().keep(key);
                 return Err(error);
             }
-            reply
-        };
+        }
         reply.await.unwrap_or(Err(WriteError::Panicked))?;
-        self.rejected.lock().remove(key);
         Ok(true)
     }
 
@@ -124,19 +190,58 @@ impl<K: Key, V: Value> Shared<K, V> {
         if !self.rejected.lock().contains(key) {
             return Ok(false);
         }
-        let change = Change { rejected: vec![self.log.encode_settled(key)], ..Change::default() };
-        self.submit_and_wait(change).await?;
-        Ok(self.rejected.lock().remove(key))
+        // Foreign code: before the locks.
+        let (settled, key) = (self.log.encode_settled(key), key.clone());
+        let change = Change { rejected: vec![settled], ..Change::default() };
+        let (sender, receiver) = oneshot::channel();
+        let submitted = {
+            let _order = self.rejected_order.lock();
+            let Some(value) = self.rejected.lock().settle(&key) else { return Ok(false) };
+            let (shared, key) = (Arc::clone(self), key.clone());
+            let done = move |outcome: Result<u64, WriteError>| {
+                shared.settled(&key, &value, outcome.is_ok());
+                // An error here says that the caller has gone.
+                let _ = sender.send(outcome.map(|_| ()));
+            };
+            self.log.submit(change, Box::new(done))
+        };
+        match submitted {
+            Ok(completion) => complete(completion),
+            Err(error) => {
+                self.rejected.lock().keep(&key);
+                return Err(error);
+            }
+        }
+        receiver.await.unwrap_or(Err(WriteError::Panicked))?;
+        Ok(true)
     }
 
-    /// Hands in a change that appends no writes, and waits until the log has it.
-    pub(crate) async fn submit_and_wait(&self, change: Change) -> Result<(), WriteError> {
-        let (reply, receiver) = tokio::sync::oneshot::channel();
+    /// The log has, or has not, the record that settles this value of a key.
+    fn settled(&self, key: &K, value: &Arc<Option<V>>, has_record: bool) {
+        let removed = {
+            let mut rejected = self.rejected.lock();
+            if !rejected.is_current(key, value) {
+                return;
+            }
+            if has_record {
+                rejected.remove(key)
+            } else {
+                rejected.keep(key);
+                None
+            }
+        };
+        // Foreign code: after the lock.
+        drop(removed);
+    }
+
+    /// Hands in a change that appends no writes. The caller waits for the reply without locks.
+    pub(crate) fn submit_with_reply(&self, change: Change) -> Result<Reply, WriteError> {
+        let (sender, receiver) = oneshot::channel();
         let done = Box::new(move |outcome: Result<u64, WriteError>| {
             // An error here says that the caller has gone.
-            let _ = reply.send(outcome.map(|_| ()));
+            let _ = sender.send(outcome.map(|_| ()));
         });
-        self.log.submit(change, done)?;
-        receiver.await.unwrap_or(Err(WriteError::Panicked))
+        let completion = self.log.submit(change, done)?;
+        Ok(Reply { receiver, completion })
     }
 }

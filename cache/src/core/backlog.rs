@@ -81,11 +81,14 @@ struct Slot<V> {
     /// Its place in `due`. Invariant: `Some` exactly while `newest` is and `flushing` is not.
     due: Option<(u64, u64)>,
     attempts: u32,
+    /// The highest sequence whose flush has ended, 0 for none. A lower one that is acknowledged
+    /// after that is older than what the sink has. The slot lives as long as there may be one.
+    flushed: u64,
 }
 
 impl<V> Default for Slot<V> {
     fn default() -> Self {
-        Self { unacknowledged: 0, newest: None, flushing: None, due: None, attempts: 0 }
+        Self { unacknowledged: 0, newest: None, flushing: None, due: None, attempts: 0, flushed: 0 }
     }
 }
 
@@ -104,8 +107,8 @@ pub(crate) struct Backlog<K, V> {
     next_sequence: u64,
     /// The position after the last acknowledged record.
     end: u64,
-    /// Of dirty values and of writes that are not yet acknowledged.
-    bytes: u64,
+    /// Of dirty values and of writes that are not yet acknowledged. No sum of them overflows.
+    bytes: u128,
     dirty: usize,
 }
 
@@ -128,7 +131,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     /// Accepts a write of so many bytes, if there is room. An empty backlog takes any one.
     pub(crate) fn admit(&mut self, key: &K, bytes: u64) -> Admission {
         let has_bytes =
-            self.bytes == 0 || self.bytes.saturating_add(bytes) <= self.limits.max_bytes;
+            self.bytes == 0 || self.bytes + u128::from(bytes) <= self.limits.max_bytes.into();
         let has_slot = self.slots.len() < self.limits.max_keys || self.slots.contains_key(key);
         if has_bytes && has_slot {
             Admission::Admitted(self.begin(key, bytes))
@@ -146,7 +149,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
                 self.slots.insert(key.clone(), slot);
             }
         }
-        self.bytes += bytes;
+        self.bytes += u128::from(bytes);
         let sequence = self.next_sequence;
         self.next_sequence += 1;
         *self.unacknowledged.entry(self.end).or_default() += 1;
@@ -169,6 +172,11 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         let Ticket { sequence, bytes, .. } = ticket;
         let Some(slot) = self.slots.get_mut(key) else { return (Some(value), false) };
         slot.unacknowledged -= 1;
+        if sequence < slot.flushed {
+            self.bytes -= u128::from(bytes);
+            self.remove_if_empty(key);
+            return (Some(value), false);
+        }
         let flushing = slot.flushing;
         let Some(newest) = &mut slot.newest else {
             let dirty = Dirty {
@@ -190,12 +198,12 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             return (None, self.due.first_key_value().is_some_and(|(first, _)| *first == at));
         };
         if newest.sequence > sequence {
-            self.bytes -= bytes;
+            self.bytes -= u128::from(bytes);
             return (Some(value), false);
         }
         self.positions.remove(&newest.position);
         self.positions.insert(position, key.clone());
-        self.bytes -= newest.bytes;
+        self.bytes -= u128::from(newest.bytes);
         if flushing.is_some() {
             newest.first_since_take.get_or_insert(sequence);
         }
@@ -207,7 +215,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     /// The log has not taken the write, or it is unknown whether it has.
     pub(crate) fn abandon(&mut self, key: &K, ticket: Ticket) {
         self.settle(ticket);
-        self.bytes -= ticket.bytes;
+        self.bytes -= u128::from(ticket.bytes);
         if let Some(slot) = self.slots.get_mut(key) {
             slot.unacknowledged -= 1;
             self.remove_if_empty(key);
@@ -279,6 +287,9 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         let slot = self.slots.get_mut(key)?;
         slot.flushing.take_if(|flushing| *flushing == sequence)?;
         let dirty = slot.newest.as_mut()?;
+        if how == Flushed::Done {
+            slot.flushed = sequence;
+        }
         let (at, dropped) = match how {
             Flushed::Retry { at } => {
                 dirty.first_since_take = None;
@@ -288,7 +299,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             Flushed::Done if dirty.sequence == sequence => {
                 self.firsts.remove(&dirty.first);
                 self.positions.remove(&dirty.position);
-                self.bytes -= dirty.bytes;
+                self.bytes -= u128::from(dirty.bytes);
                 self.dirty -= 1;
                 let dropped = slot.newest.take().map(|dirty| dirty.value);
                 slot.attempts = 0;
@@ -395,7 +406,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     }
 
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
+        u64::try_from(self.bytes).unwrap_or(u64::MAX)
     }
 
     /// What a log holds that is opened again ends here.
@@ -403,3 +414,6 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         self.end = end;
     }
 }
+
+#[cfg(test)]
+mod tests;
