@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 use tokio::time::sleep_until;
@@ -98,6 +99,16 @@ impl Flow {
         dropped
     }
 
+    /// Takes the error that an ICMP message left at the socket. It does not make the socket
+    /// readable.
+    fn has_failed(&self) -> bool {
+        let error = self.upstream.take_error();
+        // Forgets the readiness, which a send may have taken the error of.
+        let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+        let _ = self.upstream.try_io(Interest::ERROR, nothing);
+        matches!(error, Ok(Some(error)) if is_about_endpoint(&error))
+    }
+
     fn is_sent(&self, result: io::Result<usize>) -> bool {
         if result.as_ref().is_err_and(is_about_endpoint) {
             self.is_broken.store(true, Relaxed);
@@ -182,8 +193,12 @@ async fn exchange(shared: &Shared, flow: &Flow, socket: &UdpSocket, pick: &mut P
         let is_waiting = !flow.queue.lock().is_empty();
         tokio::select! {
             () = flow.changed.notified() => {}
-            ready = flow.upstream.readable() => {
-                if ready.is_err() || answer(shared, flow, socket, pick).await.is_err() {
+            ready = flow.upstream.ready(Interest::READABLE | Interest::ERROR) => {
+                let Ok(ready) = ready else { return End::Broken };
+                if ready.is_error() && flow.has_failed() {
+                    return End::Broken;
+                }
+                if answer(shared, flow, socket, pick).await.is_err() {
                     return End::Broken;
                 }
             }
@@ -206,6 +221,15 @@ fn deadline(flow: &Flow, idle_nanos: u64) -> Duration {
     Duration::from_nanos(flow.last_activity().saturating_add(idle_nanos))
 }
 
+/// What became of an answer.
+enum Answer {
+    /// None has arrived.
+    None,
+    Sent,
+    /// The socket to the clients is full.
+    Blocked(Vec<u8>),
+}
+
 /// Sends the answers that have arrived to the client.
 async fn answer(
     shared: &Shared,
@@ -215,42 +239,50 @@ async fn answer(
 ) -> Result<(), io::Error> {
     // Ends: when the socket is empty, or after so many that others must have their turn.
     for _ in 0..ANSWERS_MAX {
-        let blocked = SCRATCH.with_borrow_mut(|scratch| {
+        let answer = SCRATCH.with_borrow_mut(|scratch| {
             scratch.resize(MAX_DATAGRAM, 0);
-            let len = match flow.upstream.try_recv(scratch) {
-                Ok(len) => len,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            flow.touch(shared.elapsed());
-            match socket.try_send_to(&scratch[..len], flow.client) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    Ok(Some(Some(scratch[..len].to_vec())))
-                }
-                sent => {
-                    add(if sent.is_ok() {
-                        &shared.counters.sent_to_client
-                    } else {
-                        &shared.counters.answers_dropped
-                    });
-                    Ok(Some(None))
-                }
-            }
+            answer_one(shared, flow, socket, scratch)
         })?;
-        let Some(blocked) = blocked else { return Ok(()) };
+        if matches!(answer, Answer::None) {
+            return Ok(());
+        }
         // Recorded once; the latency is that of the first answer.
         pick.record(shared.now(), Outcome::Success);
-        if let Some(datagram) = blocked {
-            // The socket to the clients is full, so answers wait in the flow's own.
+        if let Answer::Blocked(datagram) = answer {
+            // The answers behind it wait in the socket of the flow.
             let sent = socket.send_to(&datagram, flow.client).await;
-            add(if sent.is_ok() {
-                &shared.counters.sent_to_client
-            } else {
-                &shared.counters.answers_dropped
-            });
+            count_answer(shared, sent.is_ok());
         }
     }
     Ok(())
+}
+
+fn answer_one(
+    shared: &Shared,
+    flow: &Flow,
+    socket: &UdpSocket,
+    scratch: &mut [u8],
+) -> io::Result<Answer> {
+    let len = match flow.upstream.try_recv(scratch) {
+        Ok(len) => len,
+        Err(error) if is_about_endpoint(&error) => return Err(error),
+        Err(_) => return Ok(Answer::None),
+    };
+    flow.touch(shared.elapsed());
+    match socket.try_send_to(&scratch[..len], flow.client) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            Ok(Answer::Blocked(scratch[..len].to_vec()))
+        }
+        sent => {
+            count_answer(shared, sent.is_ok());
+            Ok(Answer::Sent)
+        }
+    }
+}
+
+fn count_answer(shared: &Shared, is_sent: bool) {
+    let counters = &shared.counters;
+    add(if is_sent { &counters.sent_to_client } else { &counters.answers_dropped });
 }
 
 fn add(counter: &AtomicU64) {

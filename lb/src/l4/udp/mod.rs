@@ -127,13 +127,14 @@ impl UdpProxy {
         let mut buffer = vec![0; MAX_DATAGRAM];
         // Ends: when a drain is over.
         loop {
-            tokio::select! {
+            let received = tokio::select! {
                 biased;
-                _ = closed.wait_for(|closed| *closed) => return,
-                received = socket.recv_from(&mut buffer) => match received {
-                    Ok((len, from)) => Shared::take(&self.shared, &socket, from, &buffer[..len]),
-                    Err(error) => self.pause(&error).await,
-                },
+                () = is_true(&mut closed) => return,
+                received = socket.recv_from(&mut buffer) => received,
+            };
+            match received {
+                Ok((len, from)) => Shared::take(&self.shared, &socket, from, &buffer[..len]),
+                Err(error) => self.pause(&error).await,
             }
         }
     }
@@ -298,6 +299,11 @@ impl Shared {
     fn elapsed(&self) -> u64 {
         self.epoch.elapsed().as_nanos() as u64
     }
+}
+
+async fn is_true(receiver: &mut watch::Receiver<bool>) {
+    // Fails only without a sender, which the proxy keeps.
+    let _ = receiver.wait_for(|value| *value).await;
 }
 
 /// A socket to the endpoint, over which the first datagram was sent. A fresh socket always has room
