@@ -1,4 +1,5 @@
-//! The decoder of ClientHellos against messages of OpenSSL, and against a reference of another make.
+//! The decoder of ClientHellos against messages of OpenSSL, and against a reference of another
+//! make.
 
 use proptest::prelude::*;
 use voussoir_lb::l4::{ClientHello, ClientHelloError, Decoded};
@@ -102,13 +103,18 @@ fn names_that_are_none_are_refused() {
     }
 }
 
+/// The number of `len` bytes at `from`.
+fn at(from: usize, len: usize, bytes: &[u8]) -> Option<usize> {
+    let field = bytes.get(from..from + len)?;
+    Some(field.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte)))
+}
+
+/// A name and protocols.
+type Found = (Option<String>, Vec<Vec<u8>>);
+
 /// The same by another way: joins all records first, then walks by offsets. `None` is "not a
 /// hello, or not all of one".
-fn reference(bytes: &[u8]) -> Option<(Option<String>, Vec<Vec<u8>>)> {
-    let at = |from: usize, len: usize, bytes: &[u8]| -> Option<usize> {
-        let field = bytes.get(from..from + len)?;
-        Some(field.iter().fold(0, |sum, &byte| sum << 8 | usize::from(byte)))
-    };
+fn reference(bytes: &[u8]) -> Option<Found> {
     let (mut message, mut pos) = (Vec::new(), 0);
     let mut need = usize::MAX;
     while message.len() < need {
@@ -136,7 +142,10 @@ fn reference(bytes: &[u8]) -> Option<(Option<String>, Vec<Vec<u8>>)> {
     if pos > MAX {
         return None;
     }
-    let body = &message[4..need];
+    reference_body(&message[4..need])
+}
+
+fn reference_body(body: &[u8]) -> Option<Found> {
     let session = 34;
     let suites = session + 1 + at(session, 1, body).filter(|len| *len <= 32)?;
     let methods = suites + 2 + at(suites, 2, body).filter(|len| *len > 0 && len % 2 == 0)?;
@@ -201,20 +210,16 @@ fn the_decoder_agrees_with_the_reference_on_hellos_and_on_damaged_ones() {
     let alpn = prop::collection::vec(prop::collection::vec(any::<u8>(), 0..6), 0..4);
     let size = prop_oneof![1..8_usize, 8..600_usize];
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4);
-    let inputs =
-        (name, alpn, size, changes, prop::option::weighted(0.2, any::<prop::sample::Index>()));
+    let cut = prop::option::weighted(0.2, any::<prop::sample::Index>());
+    let inputs = ((name, alpn, size), (changes, cut));
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(20_000) };
     let mut runner = prop::test_runner::TestRunner::new_with_rng(
         config,
         prop::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha),
     );
-    let run = |(name, alpn, size, changes, cut): (
-        Option<String>,
-        Vec<Vec<u8>>,
-        usize,
-        Vec<(prop::sample::Index, u8)>,
-        Option<prop::sample::Index>,
-    )| {
+    type Parts = (Option<String>, Vec<Vec<u8>>, usize);
+    type Damage = (Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>);
+    let run = |((name, alpn, size), (changes, cut)): (Parts, Damage)| {
         let alpn: Vec<&[u8]> = alpn.iter().map(Vec::as_slice).collect();
         let mut bytes = records(&hello(name.as_deref(), &alpn), size);
         for (at, byte) in changes {

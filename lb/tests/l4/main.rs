@@ -2,7 +2,6 @@
 
 mod configs;
 mod hello;
-mod leaks;
 mod lives;
 mod prelude;
 mod proxy_header;

@@ -238,7 +238,8 @@ async fn what_a_proxy_in_front_said_is_passed_on() {
     (local[12], local[13], local[15]) = (0x20, 0, 0);
     let v6: &[u8] = b"PROXY TCP6 2001:db8::1 ::1 1 65535\r\n";
     // Header in, the same in version 1, the same in version 2.
-    let cases: [(&[u8], &[u8], Option<&[u8]>); 6] = [
+    type Case<'a> = (&'a [u8], &'a [u8], Option<&'a [u8]>);
+    let cases: [Case<'_>; 6] = [
         (V1, V1, Some(V2)),
         (V2, V1, Some(V2)),
         (&fields, V1, Some(&fields)),

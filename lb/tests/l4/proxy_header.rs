@@ -202,37 +202,34 @@ fn the_decoder_agrees_with_the_reference_on_headers_and_on_damaged_ones() {
         config,
         prop::test_runner::TestRng::deterministic_rng(prop::test_runner::RngAlgorithm::ChaCha),
     );
-    let inputs = (any_header(), prop::bool::ANY, changes, cut);
-    let run = |(mut bytes, is_damaged, changes, cut): (
-        Vec<u8>,
-        bool,
-        Vec<(prop::sample::Index, u8)>,
-        Option<prop::sample::Index>,
-    )| {
-        for (at, byte) in changes.into_iter().filter(|_| is_damaged) {
-            let at = at.index(bytes.len());
-            bytes[at] = byte;
-        }
-        bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
-        let found = match decode(&bytes) {
-            Ok(Decoded::Complete(header, len)) => {
-                situations.reached(if bytes[0] == b'P' { "version 1" } else { "version 2" });
-                situations.add("no source", u64::from(header.source().is_none()));
-                situations.add("extension fields", u64::from(!header.tlvs.is_empty()));
-                Some((header.source(), len))
+    let inputs = (any_header(), (prop::bool::ANY, changes, cut));
+    type Damage = (bool, Vec<(prop::sample::Index, u8)>, Option<prop::sample::Index>);
+    let run =
+        |(mut bytes, (is_damaged, changes, cut)): (Vec<u8>, Damage)| -> Result<(), TestCaseError> {
+            for (at, byte) in changes.into_iter().filter(|_| is_damaged) {
+                let at = at.index(bytes.len());
+                bytes[at] = byte;
             }
-            Ok(Decoded::Incomplete) => {
-                situations.reached("incomplete");
-                None
-            }
-            Err(_) => {
-                situations.reached("refused");
-                None
-            }
+            bytes.truncate(cut.map_or(bytes.len(), |cut| cut.index(bytes.len())));
+            let found = match decode(&bytes) {
+                Ok(Decoded::Complete(header, len)) => {
+                    situations.reached(if bytes[0] == b'P' { "version 1" } else { "version 2" });
+                    situations.add("no source", u64::from(header.source().is_none()));
+                    situations.add("extension fields", u64::from(!header.tlvs.is_empty()));
+                    Some((header.source(), len))
+                }
+                Ok(Decoded::Incomplete) => {
+                    situations.reached("incomplete");
+                    None
+                }
+                Err(_) => {
+                    situations.reached("refused");
+                    None
+                }
+            };
+            assert_eq!(found, reference(&bytes), "{bytes:?}");
+            Ok(())
         };
-        assert_eq!(found, reference(&bytes), "{bytes:?}");
-        Ok(())
-    };
     runner.run(&inputs, run).unwrap_or_else(|failure| panic!("{failure}"));
     situations.assert_all_reached();
 }
