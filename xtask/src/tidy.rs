@@ -21,9 +21,11 @@ const COLUMNS_MAX: usize = 100;
 /// Other crates that a library may pull in with its default features.
 const WEIGHT_MAX: usize = 35;
 /// A library that may pull in more, and why it does: see STYLE.md.
-const HEAVIER: &[(&str, usize)] = &[("raft", 36)];
+const HEAVIER: &[(&str, usize)] = &[("raft", 36), ("txn", 39)];
 /// The same without any feature, for a library whose default features are adapters to others.
 const BARE_WEIGHT_MAX: usize = 20;
+/// As [`HEAVIER`], without any feature.
+const HEAVIER_BARE: &[(&str, usize)] = &[("txn", 28)];
 
 /// Modules of a crate that import from each other in a circle.
 const CIRCLE_MAX: usize = 5;
@@ -45,6 +47,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("limit", &[]),
     ("cache", &[]),
     ("lb", &[]),
+    ("txn", &["journal"]),
     ("raft", &["journal", "net"]),
 ];
 
@@ -166,8 +169,10 @@ fn check_dependencies(
         problems.push(format!("{name}: pulls in {} crates, at most {max}", default.len()));
     }
     let bare = tree(&["--no-default-features"])?;
-    if !allowed.is_empty() && bare.len() > BARE_WEIGHT_MAX {
-        problems.push(format!("{name}: {} crates bare, at most {BARE_WEIGHT_MAX}", bare.len()));
+    let heavier = HEAVIER_BARE.iter().find(|(library, _)| *library == name);
+    let max = heavier.map_or(BARE_WEIGHT_MAX, |(_, max)| *max);
+    if !allowed.is_empty() && bare.len() > max {
+        problems.push(format!("{name}: {} crates bare, at most {max}", bare.len()));
     }
     eprintln!("{name:>8}: {:2} crates, {:2} without features", default.len(), bare.len());
     Ok(())

@@ -1,0 +1,11 @@
+//! When an attempt is made again.
+
+use crate::config::{Retry, nanos};
+
+/// The delay before the attempt after `failed` ones, in ns.
+pub(crate) fn delay(retry: &Retry, failed: u32, random: &mut fastrand::Rng) -> u64 {
+    let doubled = nanos(retry.base).saturating_mul(1 << failed.saturating_sub(1).min(62));
+    let full = doubled.min(nanos(retry.max_delay));
+    let off = (full as f64 * retry.jitter * random.f64()) as u64;
+    full - off.min(full)
+}

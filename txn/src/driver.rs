@@ -1,0 +1,298 @@
+//! One saga's task: carries out what the core asks for.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet};
+
+use crate::core::{Call, End, Event, Failure, Input, Output, Resolution, Run, StepId};
+use crate::definition::{Answer, Arguments, Definition, StepCx};
+use crate::error::{ResolveError, StoreError};
+use crate::sagas::{Entry, Inner, Status};
+use crate::store::{Record, RecordKind};
+
+/// Events of one record: it fits into a batch of any store, with its head.
+const RECORD_BYTES: usize = (1 << 20) - (1 << 11);
+/// All outputs of one saga.
+const OUTPUTS_BYTES_MAX: usize = 8 << 20;
+
+/// What an operator asks of an open saga.
+pub(crate) enum Command {
+    Abort {
+        why: String,
+        reply: oneshot::Sender<Result<(), ResolveError>>,
+    },
+    Resolve {
+        step: StepId,
+        resolution: Resolution,
+        reply: oneshot::Sender<Result<(), ResolveError>>,
+    },
+    GiveUp {
+        reply: oneshot::Sender<Result<(), ResolveError>>,
+    },
+    /// The store asks for the whole saga.
+    Rewrite,
+    /// Finish what is being called, and end.
+    Drain,
+}
+
+type Append = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+
+pub(crate) struct Driver {
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+    definition: Arc<Definition>,
+    run: Run,
+    commands: mpsc::Receiver<Command>,
+    calls: JoinSet<(StepId, u64, Answer)>,
+    running: HashMap<u64, AbortHandle>,
+    /// What is to be appended, in order, and the number of each record for the core.
+    records: VecDeque<(u64, RecordKind, Vec<Event>)>,
+    /// The append under way, and the last record in it.
+    append: Option<(u64, Append)>,
+    outputs_bytes: usize,
+    drains: bool,
+    end: Option<End>,
+}
+
+/// What a turn of the task waits for.
+enum Woken {
+    Appended(Result<(), StoreError>),
+    Answered(StepId, u64, Answer),
+    Asked(Option<Command>),
+    Time,
+}
+
+impl Driver {
+    pub(crate) fn new(
+        inner: Arc<Inner>,
+        entry: Arc<Entry>,
+        definition: Arc<Definition>,
+        run: Run,
+        commands: mpsc::Receiver<Command>,
+    ) -> Self {
+        let outputs = run.state().steps.iter().filter_map(|step| step.output.as_ref());
+        let outputs_bytes = outputs.map(Bytes::len).sum();
+        Self {
+            inner,
+            entry,
+            definition,
+            run,
+            commands,
+            calls: JoinSet::new(),
+            running: HashMap::new(),
+            records: VecDeque::new(),
+            append: None,
+            outputs_bytes,
+            drains: false,
+            end: None,
+        }
+    }
+
+    pub(crate) async fn drive(mut self) {
+        // Ends with the saga, with the store, or when it is drained. Without any of these the saga
+        // waits for its peers or for an operator, as long as it takes.
+        loop {
+            self.carry_out();
+            self.begin_append();
+            self.publish();
+            let is_idle = self.append.is_none() && self.records.is_empty();
+            if self.end.is_some() && is_idle {
+                return self.finish().await;
+            }
+            if self.drains && is_idle && self.calls.is_empty() {
+                return self.entry.set(Status::Drained);
+            }
+            match self.wait().await {
+                Woken::Appended(Ok(())) => {
+                    if let Some((record, _)) = self.append.take() {
+                        let now = self.inner.clock.now();
+                        self.run.step(now, Input::Persisted(record));
+                        self.entry.begun();
+                    }
+                }
+                Woken::Appended(Err(error)) => {
+                    tracing::error!(
+                        target: "voussoir::txn", saga = %self.entry.id, %error, "the store failed"
+                    );
+                    self.calls.abort_all();
+                    return self.entry.set(Status::Halted(error));
+                }
+                Woken::Answered(step, attempt, answer) => self.answered(step, attempt, answer),
+                Woken::Asked(command) => self.asked(command),
+                Woken::Time => self.run.step(self.inner.clock.now(), Input::Tick),
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Woken {
+        let deadline = if self.drains { None } else { self.run.next_deadline() };
+        let now = self.inner.clock.now();
+        let left = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        let append = async {
+            match &mut self.append {
+                Some((_, append)) => append.await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = append => Woken::Appended(result),
+            Some(joined) = self.calls.join_next() => match joined {
+                Ok((step, attempt, answer)) => Woken::Answered(step, attempt, answer),
+                // Aborted: its time was over, and the core knows.
+                Err(_) => Woken::Time,
+            },
+            command = self.commands.recv() => Woken::Asked(command),
+            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => Woken::Time,
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(output) = self.run.poll_output() {
+            match output {
+                Output::Persist { id, events } => {
+                    self.records.push_back((id, RecordKind::More, events));
+                }
+                // Not begun: the next process begins it.
+                Output::Call { .. } if self.drains => {}
+                Output::Call { step, attempt, call } => self.call(step, attempt, call),
+                Output::Cancel { attempt } => {
+                    if let Some(running) = self.running.remove(&attempt) {
+                        running.abort();
+                    }
+                }
+                Output::Ended(end) => self.end = Some(end),
+            }
+        }
+    }
+
+    fn call(&mut self, step: StepId, attempt: u64, call: Call) {
+        let node = self.definition.graph.node(step);
+        let direction = if call == Call::Undo { "undo" } else { "act" };
+        let cx = StepCx {
+            saga: Arc::clone(&self.entry.id),
+            key: format!("{}/{}/{direction}", self.entry.id, node.name).into(),
+            epoch: self.inner.epoch,
+        };
+        let state = self.run.state();
+        let output = |id: &StepId| state.step(*id).output.clone().unwrap_or_default();
+        let needs: Vec<Bytes> =
+            self.definition.code[usize::from(step)].needs.iter().map(output).collect();
+        let own = state.step(step).output.as_ref();
+        let with = Arguments { cx, input: &state.input, needs: &needs, own };
+        let answer = self.definition.call(step, call, with);
+        let task = self.calls.spawn(async move { (step, attempt, answer.await) });
+        self.running.insert(attempt, task);
+    }
+
+    fn answered(&mut self, step: StepId, attempt: u64, answer: Answer) {
+        if self.running.remove(&attempt).is_none() {
+            return;
+        }
+        let input = match answer {
+            Answer::Acted(result) => {
+                let result = result.and_then(|output| self.take_output(output));
+                Input::Acted { step, attempt, result }
+            }
+            Answer::Probed(result) => {
+                let result = result
+                    .and_then(|output| output.map(|output| self.take_output(output)).transpose());
+                Input::Probed { step, attempt, result }
+            }
+            Answer::Undone(result) => Input::Undone { step, attempt, result },
+        };
+        self.run.step(self.inner.clock.now(), input);
+    }
+
+    /// Bounds what a saga keeps. The step has had its effect, whatever its output.
+    fn take_output(&mut self, output: Bytes) -> Result<Bytes, Failure> {
+        let total = self.outputs_bytes + output.len();
+        if output.len() > self.inner.config.max_value_bytes || total > OUTPUTS_BYTES_MAX {
+            return Err(Failure::Unknown(format!("an output of {} bytes", output.len())));
+        }
+        self.outputs_bytes = total;
+        Ok(output)
+    }
+
+    fn asked(&mut self, command: Option<Command>) {
+        let now = self.inner.clock.now();
+        match command {
+            Some(Command::Abort { why, reply }) => {
+                let may = self.run.may_abort();
+                self.run.step(now, Input::Abort(why));
+                let _ = reply.send(if may { Ok(()) } else { Err(ResolveError::PastPivot) });
+            }
+            Some(Command::Resolve { step, resolution, reply }) => {
+                let resolved = self.run.resolve(step, resolution, now);
+                let _ = reply.send(resolved.map_err(|_| ResolveError::NotStuck));
+            }
+            Some(Command::GiveUp { reply }) => {
+                self.run.give_up(now);
+                let _ = reply.send(Ok(()));
+            }
+            Some(Command::Rewrite) => {
+                let events = self.run.state().events();
+                self.records.push_back((0, RecordKind::Whole, events));
+            }
+            Some(Command::Drain) | None => self.drains = true,
+        }
+    }
+
+    /// Appends all that waits, in one call.
+    fn begin_append(&mut self) {
+        if self.append.is_some() || self.records.is_empty() {
+            return;
+        }
+        let mut last = 0;
+        let mut records = Vec::new();
+        for (record, kind, events) in self.records.drain(..) {
+            last = last.max(record);
+            split(&self.entry.id, kind, &events, &mut records);
+        }
+        let store = Arc::clone(&self.inner.store);
+        let append = Box::pin(async move { store.append(records).await });
+        self.append = Some((last, append));
+    }
+
+    fn publish(&self) {
+        let state = self.run.state();
+        let waits = self.run.is_stuck();
+        let stuck = state.graph.ids().filter(|_| waits).filter_map(|id| {
+            let (direction, why) = state.step(id).stuck.as_ref()?;
+            Some((state.graph.node(id).name.to_string(), *direction, why.to_string()))
+        });
+        self.entry.set_stuck(stuck.collect());
+    }
+
+    async fn finish(self) {
+        let state = self.run.state();
+        let mut kept = Vec::new();
+        split(&self.entry.id, RecordKind::Whole, &state.events(), &mut kept);
+        let outputs = state.steps.iter().map(|step| step.output.clone()).collect();
+        let end = self.end.expect("finish is called at the end");
+        self.entry.ended(&end, &state.graph, outputs, kept);
+        self.inner.forget_the_oldest(&self.entry).await;
+    }
+}
+
+/// Cuts events into records that fit a store's batch.
+pub(crate) fn split(id: &Arc<str>, kind: RecordKind, events: &[Event], records: &mut Vec<Record>) {
+    let mut kind = kind;
+    let mut rest = events;
+    // Ends: each turn takes at least one event.
+    while !rest.is_empty() {
+        let mut bytes = 0;
+        let fits = rest.iter().take_while(|event| {
+            bytes += Event::encode(std::slice::from_ref(event)).len();
+            bytes <= RECORD_BYTES
+        });
+        let (now, later) = rest.split_at(fits.count().max(1));
+        records.push(Record::new(Arc::clone(id), kind, Event::encode(now)));
+        (kind, rest) = (RecordKind::More, later);
+    }
+}

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod clock;
+mod config;
+mod core;
+mod definition;
+mod driver;
+mod error;
+mod sagas;
+pub mod store;
+
+pub use async_trait::async_trait;
+pub use bytes::Bytes;
+pub use clock::{Clock, System};
+pub use config::{Config, Retry};
+pub use core::Direction;
+pub use definition::{Compensatable, Definer, Inputs, Saga, Step, StepCx, StepRef, WithPivot};
+pub use error::{
+    ConfigError, DefinitionError, OpenError, ResolveError, StartError, StepError, StoreError,
+    WaitError,
+};
+pub use sagas::{Builder, End, Handle, Outcome, Resolution, SagaInfo, SagaState, Sagas, StuckStep};

@@ -1,0 +1,221 @@
+//! Sagas in a journal.
+//!
+//! Log 0 of the namespace holds the records, log 1 the epochs (8 bytes each, little-endian; the
+//! last one counts). A record is: version (1 byte, 1), kind (1 byte: 0 more, 1 whole, 2 forgotten),
+//! length of the id (2 bytes, little-endian), the id (UTF-8), events.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use voussoir_journal::{Commit, Health, Journal, Log};
+
+use super::{Opened, Record, RecordKind, SagaStore};
+use crate::error::StoreError;
+
+const VERSION: u8 = 1;
+const HEAD_BYTES: usize = 4;
+/// Bytes that are read at once when the store is opened.
+const READ_BYTES: usize = 1 << 20;
+/// Records that are kept though nobody needs them, before sagas are rewritten for their sake.
+const SLACK: u64 = 10_000;
+/// How many records are kept for each one that is needed.
+const KEPT_FOR_EACH: u64 = 4;
+/// Positions that may be released before they are.
+const RELEASE_EVERY: u64 = 1_000;
+
+/// Keeps the records of sagas in two logs of a [`Journal`], which other parts of the process share.
+///
+/// Opening a namespace again replaces the store that had it: that one appends nothing more.
+pub struct JournalStore {
+    journal: Journal,
+    records: Log,
+    epochs: Log,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The end of the epochs when this store was opened. `None` before.
+    epoch_end: Option<u64>,
+    sagas: HashMap<Arc<str>, Kept>,
+    /// The first needed position of each saga. Invariant: one entry for each of `sagas`.
+    first: BTreeSet<(u64, Arc<str>)>,
+    /// Sum of `Kept::records`.
+    needed: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Kept {
+    first: u64,
+    records: u64,
+}
+
+impl JournalStore {
+    /// A store in the logs 0 and 1 of `namespace`.
+    ///
+    /// # Errors
+    /// The journal refuses: the namespace is no name, or it takes no more logs.
+    pub fn new(journal: &Journal, namespace: &str) -> Result<Self, voussoir_journal::Error> {
+        let records = journal.log(namespace, 0)?;
+        let epochs = journal.log(namespace, 1)?;
+        Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default() })
+    }
+
+    fn check_health(&self) -> Result<(), StoreError> {
+        for log in [&self.records, &self.epochs] {
+            match log.health() {
+                Health::Intact => {}
+                damage => {
+                    let why = format!("{} is damaged ({damage:?})", log.name());
+                    return Err(StoreError::new(why));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_all(&self) -> Result<Vec<(u64, Record)>, StoreError> {
+        let mut records = Vec::new();
+        let Range { start: mut at, end } = self.records.bounds();
+        // Ends: each read returns at least one record, or fails.
+        while at < end {
+            let read = self.records.read_range(at..end, READ_BYTES).map_err(StoreError::new)?;
+            if read.is_empty() {
+                return Err(StoreError::new(format!("{} ends at {at}", self.records.name())));
+            }
+            for record in read {
+                records.push((at, decode(record, at)?));
+                at += 1;
+            }
+        }
+        Ok(records)
+    }
+}
+
+impl State {
+    fn note(&mut self, saga: &Arc<str>, kind: RecordKind, at: u64) {
+        let known = self.sagas.get(saga).copied();
+        let kept = match (kind, known) {
+            (RecordKind::More, Some(kept)) => Kept { records: kept.records + 1, ..kept },
+            _ => Kept { first: at, records: 1 },
+        };
+        if let Some(known) = known {
+            self.needed -= known.records;
+            self.first.remove(&(known.first, Arc::clone(saga)));
+        }
+        if kind == RecordKind::Forgotten {
+            self.sagas.remove(saga);
+            return;
+        }
+        self.needed += kept.records;
+        self.first.insert((kept.first, Arc::clone(saga)));
+        self.sagas.insert(Arc::clone(saga), kept);
+    }
+
+    /// The first position that is needed, if any is.
+    fn first_needed(&self) -> Option<u64> {
+        self.first.first().map(|(at, _)| *at)
+    }
+}
+
+#[async_trait]
+impl SagaStore for JournalStore {
+    async fn open(&self) -> Result<Opened, StoreError> {
+        self.check_health()?;
+        let Range { start, end } = self.epochs.bounds();
+        let epoch = if start == end {
+            1
+        } else {
+            let last = self.epochs.read(end - 1).map_err(StoreError::new)?;
+            let last = last[..].try_into().map_err(|_| StoreError::new("no epoch"))?;
+            let next = u64::from_le_bytes(last).checked_add(1);
+            next.ok_or_else(|| StoreError::new("the epochs are used up"))?
+        };
+        let begin =
+            Commit::new().append(&self.epochs, [epoch.to_le_bytes()]).release(&self.epochs, end);
+        self.journal.commit(begin).await.map_err(StoreError::new)?;
+        let mut state = State { epoch_end: Some(end + 1), ..State::default() };
+        let mut records = Vec::new();
+        for (at, record) in self.read_all()? {
+            state.note(&record.saga, record.kind, at);
+            records.push(record);
+        }
+        *self.state.lock() = state;
+        Ok(Opened { epoch, records })
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let encoded: Vec<Bytes> = records.iter().map(encode).collect::<Result<_, _>>()?;
+        let mut commit = Commit::new().append(&self.records, encoded);
+        {
+            let state = self.state.lock();
+            if state.epoch_end != Some(self.epochs.end()) {
+                return Err(StoreError::new("the namespace was opened again, or not yet"));
+            }
+            let upto = state.first_needed().unwrap_or_else(|| self.records.first());
+            if upto >= self.records.first() + RELEASE_EVERY {
+                commit = commit.release(&self.records, upto);
+            }
+        }
+        let receipt = self.journal.commit(commit).await.map_err(StoreError::new)?;
+        let first = receipt.positions().first().map_or(0, |range| range.start);
+        let mut state = self.state.lock();
+        for (at, record) in (first..).zip(&records) {
+            state.note(&record.saga, record.kind, at);
+        }
+        Ok(())
+    }
+
+    fn to_rewrite(&self) -> Option<Arc<str>> {
+        let state = self.state.lock();
+        let (first, saga) = state.first.first()?;
+        let kept = self.records.end().saturating_sub(*first);
+        (kept > state.needed * KEPT_FOR_EACH + SLACK).then(|| Arc::clone(saga))
+    }
+}
+
+impl fmt::Debug for JournalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sagas = self.state.lock().sagas.len();
+        f.debug_struct("JournalStore").field("sagas", &sagas).finish_non_exhaustive()
+    }
+}
+
+fn encode(record: &Record) -> Result<Bytes, StoreError> {
+    let too_long = |_| StoreError::new("a saga's id is longer than 65,535 bytes");
+    let len = u16::try_from(record.saga.len()).map_err(too_long)?;
+    let mut out = Vec::with_capacity(HEAD_BYTES + record.saga.len() + record.events.len());
+    out.push(VERSION);
+    out.push(match record.kind {
+        RecordKind::More => 0,
+        RecordKind::Whole => 1,
+        RecordKind::Forgotten => 2,
+    });
+    out.extend(len.to_le_bytes());
+    out.extend(record.saga.as_bytes());
+    out.extend(&record.events);
+    Ok(out.into())
+}
+
+fn decode(record: Bytes, at: u64) -> Result<Record, StoreError> {
+    let bad = |what: &str| StoreError::new(format!("the record at {at} {what}"));
+    let [version, kind, low, high, ..] = record[..] else { return Err(bad("is cut off")) };
+    if version != VERSION {
+        return Err(bad("has a format that this version does not know"));
+    }
+    let kind = match kind {
+        0 => RecordKind::More,
+        1 => RecordKind::Whole,
+        2 => RecordKind::Forgotten,
+        _ => return Err(bad("has a kind that this version does not know")),
+    };
+    let end = HEAD_BYTES + usize::from(u16::from_le_bytes([low, high]));
+    let id = record.get(HEAD_BYTES..end).ok_or_else(|| bad("is cut off"))?;
+    let id = std::str::from_utf8(id).map_err(|_| bad("has an id that is no text"))?;
+    Ok(Record { saga: id.into(), kind, events: record.slice(end..) })
+}

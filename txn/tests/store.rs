@@ -1,0 +1,101 @@
+//! What every store must do, on the stores that are here.
+#![cfg(feature = "journal")]
+
+use std::sync::Arc;
+
+use voussoir_journal::{Config, Journal, MemoryFiles};
+use voussoir_txn::Bytes;
+use voussoir_txn::store::{JournalStore, MemoryStore, Record, RecordKind, SagaStore};
+
+fn journal(files: &Arc<MemoryFiles>) -> Journal {
+    let mut config = Config::default();
+    config.segment_bytes = 1 << 20;
+    let files: Arc<MemoryFiles> = Arc::clone(files);
+    Journal::open_with(files, config).expect("a journal")
+}
+
+fn record(saga: &str, kind: RecordKind, events: &'static str) -> Record {
+    Record::new(saga, kind, Bytes::from_static(events.as_bytes()))
+}
+
+async fn appended(store: &dyn SagaStore) {
+    store
+        .append(vec![record("a", RecordKind::More, "1"), record("b", RecordKind::More, "1")])
+        .await
+        .expect("an append");
+    store.append(vec![record("a", RecordKind::More, "2")]).await.expect("an append");
+    store.append(vec![record("a", RecordKind::Whole, "3")]).await.expect("an append");
+    store.append(vec![record("a", RecordKind::More, "4")]).await.expect("an append");
+    store.append(vec![record("b", RecordKind::Forgotten, "")]).await.expect("an append");
+}
+
+/// What is left of one saga after whole and forgotten records took effect.
+async fn left(store: &dyn SagaStore, saga: &str) -> (u64, Vec<String>) {
+    let opened = store.open().await.expect("it opens");
+    let mut left = Vec::new();
+    for record in opened.records.iter().filter(|record| &*record.saga == saga) {
+        match record.kind {
+            RecordKind::Whole | RecordKind::Forgotten => left.clear(),
+            _ => {}
+        }
+        if record.kind != RecordKind::Forgotten {
+            left.push(String::from_utf8(record.events.to_vec()).expect("text"));
+        }
+    }
+    (opened.epoch, left)
+}
+
+#[tokio::test]
+async fn stores_keep_what_is_needed_in_order() {
+    let memory = MemoryStore::new();
+    let files = Arc::new(MemoryFiles::new());
+    let first = journal(&files);
+    let on_journal = JournalStore::new(&first, "sagas").expect("two logs");
+    for store in [&memory as &dyn SagaStore, &on_journal] {
+        assert_eq!(store.open().await.expect("it opens").epoch, 1);
+        appended(store).await;
+    }
+    drop(on_journal);
+    first.close().expect("it closes");
+    let second = journal(&files);
+    let on_journal = JournalStore::new(&second, "sagas").expect("two logs");
+    for store in [&memory as &dyn SagaStore, &on_journal] {
+        assert_eq!(left(store, "a").await, (2, vec!["3".to_owned(), "4".to_owned()]));
+        assert_eq!(left(store, "b").await, (3, Vec::new()));
+    }
+}
+
+#[tokio::test]
+async fn a_store_that_was_opened_again_is_replaced() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    let old = JournalStore::new(&journal, "sagas").expect("two logs");
+    old.open().await.expect("it opens");
+    old.append(vec![record("a", RecordKind::More, "1")]).await.expect("it is the newest");
+    let new = JournalStore::new(&journal, "sagas").expect("two logs");
+    assert!(new.append(vec![record("a", RecordKind::More, "2")]).await.is_err(), "not open");
+    new.open().await.expect("it opens");
+    assert!(old.append(vec![record("a", RecordKind::More, "3")]).await.is_err(), "replaced");
+    new.append(vec![record("a", RecordKind::More, "4")]).await.expect("it is the newest");
+}
+
+#[tokio::test]
+async fn records_of_unknown_versions_are_errors() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    let log = journal.log("sagas", 0).expect("a log");
+    for (bytes, says) in [
+        (&[2_u8, 0, 1, 0, b'a'][..], "format"),
+        (&[1, 9, 1, 0, b'a'], "kind"),
+        (&[1, 0, 9, 0, b'a'], "cut off"),
+        (&[1, 0, 1, 0, 0xff], "no text"),
+        (&[1, 0], "cut off"),
+    ] {
+        let end = log.end();
+        let commit = voussoir_journal::Commit::new().append(&log, [bytes]).release(&log, end);
+        journal.commit_blocking(commit).expect("a commit");
+        let store = JournalStore::new(&journal, "sagas").expect("two logs");
+        let error = store.open().await.expect_err("it cannot be read");
+        assert!(error.to_string().contains(says), "{error}");
+    }
+}
