@@ -159,13 +159,17 @@ async fn a_restart_finds_the_rejected_writes_that_were_left() {
     situations.assert_all_reached();
 }
 
+fn is_leased(error: &OpenError) -> bool {
+    let OpenError::Journal(Error::Leased { namespace }) = error else { return false };
+    namespace == "texts"
+}
+
 #[tokio::test]
 async fn a_namespace_belongs_to_one_cache_at_a_time() {
     let journal = journal(&Arc::default());
     let gate = Gate::default();
     let first = cache(&journal, &gate);
     let error = open(&journal).unwrap_err();
-    let is_leased = |error: &OpenError| matches!(error, OpenError::Journal(Error::Leased { namespace }) if namespace == "texts");
     assert!(is_leased(&error), "{error}");
     first.write(1, vec![1]).await.unwrap();
     first.flush().await;
