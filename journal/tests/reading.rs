@@ -158,6 +158,43 @@ fn ranges_are_exact_at_every_bound() {
     assert_eq!(log.try_read_range(50..50, 9).unwrap(), Some(vec![]));
 }
 
+/// Batches of ten records, the last of which is cut in its middle: a window over them ends where
+/// the log does, and where the records that replaced the cut ones begin in another segment.
+#[test]
+fn a_window_ends_at_a_truncation_inside_its_last_batch() {
+    let journal = open(Arc::new(MemoryFiles::new()), 64 << 10);
+    let (log, other) = (journal.log("cut", 1).unwrap(), journal.log("other", 1).unwrap());
+    let commit = |commit: Commit| journal.commit_blocking(commit).unwrap();
+    let batch = |first: u64, word: &str| -> Vec<String> {
+        (first..first + 10).map(|position| format!("{word} {position}")).collect()
+    };
+    for first in [0, 10, 20] {
+        commit(Commit::new().append(&log, batch(first, "old")));
+    }
+    commit(Commit::new().truncate(&log, 25));
+    let mut expected: Vec<String> = [0, 10, 20].into_iter().flat_map(|f| batch(f, "old")).collect();
+    expected.truncate(25);
+    for first in 0..25 {
+        let read = log.read_range(first..u64::MAX, 1_000).unwrap();
+        assert_eq!(read, expected[first as usize..], "from {first}");
+    }
+    // The same, when what replaces the cut records is in the next segment, before and after the
+    // first segment has an index.
+    while other.extents().len() < 2 {
+        commit(Commit::new().append(&other, [[1; 900]]));
+    }
+    commit(Commit::new().append(&log, batch(25, "new")));
+    assert_eq!(log.extents().len(), 2);
+    expected.extend(batch(25, "new"));
+    for round in 0..3 {
+        for first in 0..35 {
+            let read = log.read_range(first..u64::MAX, 1_000).unwrap();
+            assert_eq!(read, expected[first as usize..], "from {first}, round {round}");
+        }
+        journal.work(0);
+    }
+}
+
 /// What is at hand is what a read gives; what is not is `None`, never an error.
 #[test]
 fn a_read_that_does_not_wait_gives_the_same_or_nothing() {

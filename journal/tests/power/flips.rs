@@ -9,6 +9,7 @@ use std::fmt;
 
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{Commit, Error, Health, Journal, Log, OpenError, ReadError};
+use voussoir_sim::Situations;
 
 use crate::losses::in_order;
 use crate::oracle::{Key, Oracle, Said, Survives, World};
@@ -288,6 +289,105 @@ fn writes_that_landed_elsewhere() {
     }
     println!("{verdicts}");
     assert!(verdicts.log_reported > 0);
+}
+
+/// Opens a journal with records of one log, each in a batch of its own.
+fn open_with_records(disk: &CrashFiles, records: u64) -> (Journal, Log) {
+    let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
+    let log = journal.log("hit", 1).unwrap();
+    for number in log.end()..records {
+        let commit = Commit::new().append(&log, [format!("record {number}")]);
+        journal.commit_blocking(commit).unwrap();
+    }
+    (journal, log)
+}
+
+/// Bits that flip while the journal is open: opening has checked them, so only the read can tell.
+#[test]
+fn a_bit_that_flips_after_the_open_never_reaches_a_reader() {
+    let disk = CrashFiles::new(1);
+    let (_journal, log) = open_with_records(&disk, 4);
+    let intact = log.read_range(0..4, 1_000).unwrap();
+    let image = disk.snapshot();
+    let segment = image.iter().find(|(_, content)| find(content, b"record 0", 0).is_some());
+    let (name, content) = segment.unwrap();
+    let first = find(content, b"record 0", 0).unwrap();
+    let last = find(content, b"record 3", first).unwrap();
+    let (mut reported, mut short) = (0, 0);
+    for bit in (first as u64 * 8 - 512)..(last as u64 + 16) * 8 {
+        assert!(disk.flip_bit(name, bit));
+        for position in 0..4 {
+            let expected = &intact[position as usize];
+            match log.read(position) {
+                Ok(read) => assert_eq!(read, expected, "bit {bit}"),
+                Err(ReadError::Damaged { position: at, .. }) => {
+                    assert_eq!(at, position, "bit {bit}");
+                    reported += 1;
+                }
+                Err(error) => panic!("bit {bit}: {error}"),
+            }
+            if let Ok(Some(read)) = log.try_read(position) {
+                assert_eq!(read, expected, "bit {bit}");
+            }
+        }
+        // Several batches by one call: those before the damage.
+        match log.read_range(0..4, 1_000) {
+            Ok(read) => {
+                assert_eq!(read, intact[..read.len()], "bit {bit}");
+                short += u64::from(read.len() < intact.len());
+            }
+            Err(error) => assert!(matches!(error, ReadError::Damaged { position: 0, .. })),
+        }
+        disk.flip_bit(name, bit);
+    }
+    assert_eq!(log.read_range(0..4, 1_000).unwrap(), intact, "every bit is back");
+    assert!(reported > 4 * 8 * 8 && short > 3 * 8 * 8, "{reported} reported, {short} short");
+}
+
+fn find(content: &[u8], wanted: &[u8], from: usize) -> Option<usize> {
+    (from..content.len()).find(|at| content[*at..].starts_with(wanted))
+}
+
+/// The end of the journal is gone, and no frame is left that refers to it: the manifest says what
+/// was durable when it was last opened, so nothing of that is taken for a torn tail.
+#[test]
+fn a_lost_end_below_the_mark_of_the_manifest_is_reported() {
+    static SITUATIONS: [&str; 2] = ["lost below the mark", "lost above the mark"];
+    let reached = Situations::new(&SITUATIONS);
+    for lost_from in 1..14_u64 {
+        let disk = CrashFiles::new(lost_from);
+        let (journal, log) = open_with_records(&disk, 8);
+        disk.kill();
+        drop((journal, log));
+        // The second opening notes in the manifest that the first eight are durable.
+        let (journal, log) = open_with_records(&disk, 12);
+        // Killed first, so that dropping the journal does not close it in good order.
+        disk.kill();
+        drop((journal, log));
+        if lost_from < 12 {
+            let image = disk.snapshot();
+            let wanted = format!("record {lost_from}");
+            let found = image.iter().find_map(|(name, content)| {
+                Some((name, content, find(content, wanted.as_bytes(), 0)?))
+            });
+            let (name, content, at) = found.unwrap();
+            // From the middle of the frame's head on.
+            disk.overwrite(name, at as u64 - 40, &vec![0; content.len() - at + 40]);
+        }
+        let journal = Journal::open_with(disk.mount(), in_order().config).unwrap();
+        let log = journal.log("hit", 1).unwrap();
+        if lost_from < 8 {
+            reached.reached(SITUATIONS[0]);
+            assert_eq!(log.health(), Health::Suspect, "lost from record {lost_from}");
+            let refused = journal.commit_blocking(Commit::new().append(&log, ["x"])).unwrap_err();
+            assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
+        } else {
+            reached.reached(SITUATIONS[1]);
+            assert_eq!(log.health(), Health::Intact, "lost from record {lost_from}");
+            assert_eq!(log.bounds(), 0..lost_from.min(12));
+        }
+    }
+    reached.assert_all_reached();
 }
 
 /// Damage is no dead end: the owner gives the log up or moves on behind the damage, and what is
