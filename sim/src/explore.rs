@@ -161,7 +161,8 @@ pub fn explore<S: StateSpace>(
     space: &S,
     limits: ExploreLimits,
 ) -> Result<Explored, ExploreError<S::Action>> {
-    let mut search = Search { space, seen: HashSet::new(), steps: Vec::new() };
+    let max_states = limits.max_states;
+    let mut search = Search { space, max_states, depth: 0, seen: HashSet::new(), steps: vec![] };
     let mut frontier = Vec::new();
     for state in space.init() {
         search.visit(state, None, &mut frontier)?;
@@ -170,10 +171,7 @@ pub fn explore<S: StateSpace>(
     // Ends: each turn goes one action deeper.
     loop {
         explored.states = search.steps.len();
-        if explored.states > limits.max_states {
-            let depth = explored.depth.saturating_sub(1);
-            return Err(ExploreError::Undecided { max_states: limits.max_states, depth });
-        }
+        search.depth = explored.depth;
         let mut next = Vec::new();
         let is_last = explored.depth == limits.max_depth;
         let mut goes_on = false;
@@ -186,10 +184,6 @@ pub fn explore<S: StateSpace>(
             for action in actions.into_iter().take(if is_last { 0 } else { usize::MAX }) {
                 explored.actions += 1;
                 search.visit(space.next(state, &action), Some((*at, action)), &mut next)?;
-                if search.steps.len() > limits.max_states {
-                    let (max_states, depth) = (limits.max_states, explored.depth);
-                    return Err(ExploreError::Undecided { max_states, depth });
-                }
             }
         }
         if is_last || next.is_empty() {
@@ -203,8 +197,12 @@ pub fn explore<S: StateSpace>(
 
 struct Search<'a, S: StateSpace> {
     space: &'a S,
+    max_states: usize,
+    /// Every run of so many actions has been looked at.
+    depth: usize,
     seen: HashSet<S::Key>,
     /// For each state, the state and the action that led to it first; none at the beginning.
+    /// Invariant: at most `max_states` of them.
     steps: Vec<Option<(usize, S::Action)>>,
 }
 
@@ -220,6 +218,10 @@ impl<S: StateSpace> Search<'_, S> {
             return Ok(());
         }
         let at = self.steps.len();
+        if at >= self.max_states {
+            let (max_states, depth) = (self.max_states, self.depth);
+            return Err(ExploreError::Undecided { max_states, depth });
+        }
         self.steps.push(by);
         if let Err(text) = self.space.check(&state) {
             return Err(ExploreError::Violation { text, run: self.run_to(at) });

@@ -89,6 +89,55 @@ fn every_outcome_is_recorded_and_a_redirect_is_followed() {
     assert!(recovery < SECOND, "{recovery}");
 }
 
+/// Answers each request with its number after up to 400 ms.
+#[derive(Default)]
+struct Slow {
+    answers: Rc<Cell<usize>>,
+}
+
+impl Node for Slow {
+    type Disk = ();
+    type Event = (RequestId, u64);
+    type Request = u64;
+    type Reply = Option<u64>;
+
+    fn start(&mut self, _: &mut Context<'_, Self>) {}
+    fn timer(&mut self, _: &mut Context<'_, Self>) {}
+    fn message(&mut self, _: &mut Context<'_, Self>, _: u64, _: Bytes) {}
+    fn event(&mut self, ctx: &mut Context<'_, Self>, (id, request): (RequestId, u64)) {
+        self.answers.set(self.answers.get() + 1);
+        ctx.reply(id, Some(request));
+    }
+    fn request(&mut self, ctx: &mut Context<'_, Self>, id: RequestId, request: u64) {
+        let delay = ctx.rng().below(400 * MILLISECOND);
+        ctx.schedule(delay, (id, request));
+    }
+}
+
+#[test]
+fn an_answer_that_comes_late_is_not_taken_for_that_of_the_next_call() {
+    let mut plan = Config::default();
+    plan.faults = FaultSet::NONE;
+    (plan.faults_ns, plan.settle_ns) = (10 * SECOND, ClientsConfig::default().settle_ns());
+    let answers = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&answers);
+    let mut world =
+        World::new(plan.plan(5).unwrap(), move |_| Some(Slow { answers: Rc::clone(&counted) }));
+    world.add_node(1, ());
+    let mut config = ClientsConfig::default();
+    config.patience_ns = (100 * MILLISECOND, 200 * MILLISECOND);
+    let mut clients = Clients::new(Numbers::default(), config);
+    clients.run(&mut world, |_, _| Ok(())).unwrap();
+    let (ok, failed, unknown) = clients.history().outcomes();
+    for call in clients.history().calls() {
+        if let Ended::Ok(ret) = call.ended {
+            assert_eq!(ret, call.op, "an answer belongs to its call");
+        }
+    }
+    let late = answers.get() - ok as usize;
+    assert!(failed == 0 && ok > 50 && late > 50 && unknown >= late as u64, "{ok} {late} {unknown}");
+}
+
 #[test]
 fn clients_that_never_succeed_are_a_failure_of_liveness() {
     let mut world = World::new(

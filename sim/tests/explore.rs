@@ -102,7 +102,18 @@ fn limits_are_told_apart() {
     let shallow = ExploreLimits { max_depth: 3, ..LIMITS };
     let explored = explore(&Peterson(Defect::LooksFirst), shallow).unwrap();
     assert!(matches!(explored, Explored { is_complete: false, depth: 3, .. }), "{explored:?}");
-    let narrow = ExploreLimits { max_states: 5, ..LIMITS };
-    let error = explore(&Peterson(Defect::None), narrow).unwrap_err();
-    assert!(matches!(error, ExploreError::Undecided { max_states: 5, .. }), "{error}");
+    // The lock has 20 states: so many are enough, and any fewer are not.
+    for max_states in 0..20 {
+        let narrow = ExploreLimits { max_states, ..LIMITS };
+        let error = explore(&Peterson(Defect::None), narrow).unwrap_err();
+        let ExploreError::Undecided { max_states: allowed, depth } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(allowed, max_states);
+        let within = ExploreLimits { max_depth: depth, max_states: 20 };
+        let states = explore(&Peterson(Defect::None), within).unwrap().states;
+        assert!(states <= max_states.max(1), "runs of {depth} actions have {states} states");
+    }
+    let exact = ExploreLimits { max_states: 20, ..LIMITS };
+    assert!(explore(&Peterson(Defect::None), exact).unwrap().is_complete);
 }
