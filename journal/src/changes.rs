@@ -33,7 +33,9 @@ impl Commit {
     }
 
     /// Drops all positions below `upto`; without effect when the log begins there or later. When
-    /// `upto` lies past the end, the log is then empty and goes on at `upto`.
+    /// `upto` lies past the end, the log is then empty and goes on at `upto`. Beyond both the end
+    /// and [`Log::MAX_POSITION`] the commit is rejected with
+    /// [`Error::PositionTooLarge`](crate::Error::PositionTooLarge).
     pub fn release(self, log: &Log, upto: u64) -> Self {
         self.push(log, Change::Release(upto))
     }

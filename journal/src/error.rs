@@ -276,6 +276,18 @@ pub enum Error {
         /// The position after its last.
         end: u64,
     },
+    /// The caller: a release that would move the end of the log beyond
+    /// [`Log::MAX_POSITION`](crate::Log::MAX_POSITION), or an append that would pass `u64::MAX`.
+    /// Nothing happened.
+    #[error("{log}: position {position} is above {max}, to which a release may move an end")]
+    PositionTooLarge {
+        /// The log.
+        log: LogName,
+        /// The position asked for.
+        position: u64,
+        /// The highest position beyond the end that is taken.
+        max: u64,
+    },
     /// The caller: the handle belongs to another journal. Nothing happened.
     #[error("the log handle belongs to another journal")]
     ForeignLog,

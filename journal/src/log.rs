@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::commit::{Batch, BatchBuilder};
+use crate::core::bounds;
 use crate::engine::Engine;
 use crate::engine::log::LogInner;
 use crate::error::{LogName, ReadError};
@@ -25,6 +26,10 @@ pub struct Log {
 }
 
 impl Log {
+    /// The highest position to which a release may move the end of a log: 2^62. From there a log
+    /// has as many positions again, so a release never leaves one that takes no records.
+    pub const MAX_POSITION: u64 = bounds::MAX_POSITION;
+
     pub(crate) fn new(engine: Arc<Engine>, inner: Arc<LogInner>) -> Self {
         Self { engine, inner }
     }

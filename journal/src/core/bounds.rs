@@ -4,6 +4,10 @@ use crate::commit::Change;
 use crate::error::{Error, LogName};
 use crate::format::frame::SectionKind;
 
+/// The highest position to which a release may move the end of a log. From there a log has as many
+/// positions again, so a release never leaves one that takes no records.
+pub(crate) const MAX_POSITION: u64 = 1 << 62;
+
 /// Until where suspicion reaches when it is unknown what has been lost.
 pub(crate) const UNKNOWN: u64 = u64::MAX;
 
@@ -46,19 +50,17 @@ impl LogBounds {
                 }
                 let creates = self.create(next_number);
                 let position = self.end;
-                let out_of_positions = || Error::OutOfRange {
-                    log: name.clone(),
-                    position: u64::MAX,
-                    first: self.first,
-                    end: self.end,
-                };
-                self.end = position.checked_add(batch.len() as u64).ok_or_else(out_of_positions)?;
+                let end = position.checked_add(batch.len() as u64);
+                self.end = end.ok_or_else(|| above_max(name, u64::MAX))?;
                 Ok(Some(self.step(creates, SectionKind::Append, position)))
             }
             Change::Truncate(from) => self.truncate_checked(*from, name),
             Change::Release(upto) => {
                 if *upto <= self.first {
                     return Ok(None);
+                }
+                if *upto > self.end.max(MAX_POSITION) {
+                    return Err(above_max(name, *upto));
                 }
                 let creates = self.create(next_number);
                 self.release(*upto);
@@ -138,6 +140,10 @@ impl LogBounds {
             None => (from, until),
         });
     }
+}
+
+fn above_max(name: &LogName, position: u64) -> Error {
+    Error::PositionTooLarge { log: name.clone(), position, max: MAX_POSITION }
 }
 
 #[cfg(test)]
