@@ -1,8 +1,8 @@
 //! What clients asked and were told, as it happened.
 
-use std::fmt::Write as _;
+use serde::Serialize;
 
-use crate::ToJson;
+use crate::json::json_line;
 
 /// A record of calls: when each began, when and how it ended.
 ///
@@ -156,7 +156,21 @@ impl<O, R> History<O, R> {
     }
 }
 
-impl<O: ToJson, R: ToJson> History<O, R> {
+/// One event of a history, as it is written.
+#[derive(Serialize)]
+struct Line<'a, O, R> {
+    index: usize,
+    time: u64,
+    process: u64,
+    call: u32,
+    #[serde(rename = "type")]
+    kind: &'static str,
+    op: &'a O,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ret: Option<&'a R>,
+}
+
+impl<O: Serialize, R: Serialize> History<O, R> {
     /// The history as JSON lines, one event each, in order:
     ///
     /// ```text
@@ -167,6 +181,10 @@ impl<O: ToJson, R: ToJson> History<O, R> {
     /// `type` is `invoke`, `ok`, `fail` (took no effect) or `info` (nobody knows), as Jepsen and
     /// Knossos have it; `time` is in ns. `call` pairs the two events of a call, for checkers that
     /// want intervals (porcupine's `Operation`). A call without an end is to be read as `info`.
+    /// Bytes are written as a string where they are text, else as `{"hex":"…"}`.
+    ///
+    /// # Panics
+    /// If an operation or a result cannot be written as JSON.
     pub fn to_json_lines(&self) -> String {
         let mut out = String::new();
         for (index, event) in self.events.iter().enumerate() {
@@ -178,18 +196,13 @@ impl<O: ToJson, R: ToJson> History<O, R> {
                 (false, Ended::Failed) => "fail",
                 (false, Ended::Unknown) => "info",
             };
-            let _infallible = write!(
-                out,
-                "{{\"index\":{index},\"time\":{at_ns},\"process\":{},\"call\":{id},\
-                 \"type\":\"{kind}\",\"op\":",
-                call.process
-            );
-            call.op.to_json(&mut out);
-            if let (false, Ended::Ok(ret)) = (begins, &call.ended) {
-                out.push_str(",\"ret\":");
-                ret.to_json(&mut out);
-            }
-            out.push_str("}\n");
+            let ret = match &call.ended {
+                Ended::Ok(ret) if !begins => Some(ret),
+                _ => None,
+            };
+            let (time, process, op) = (at_ns, call.process, &call.op);
+            out += &json_line(&Line { index, time, process, call: id, kind, op, ret });
+            out.push('\n');
         }
         out
     }

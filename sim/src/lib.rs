@@ -31,7 +31,6 @@ pub use config::{Config, Limits, MICROSECOND, MILLISECOND, SECOND};
 pub use error::ConfigError;
 pub use explore::{ExploreError, ExploreLimits, Explored, StateSpace, explore};
 pub use history::{Call, CallId, Ended, History};
-pub use json::{ToJson, json_string};
 pub use ledger::{Balance, Guarantee, Ledger, LedgerError};
 pub use node::{Boot, Context, Crash, DiskFault, DiskHealth, Node, RequestId};
 pub use plan::{Intensity, Plan};

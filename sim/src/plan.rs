@@ -1,12 +1,16 @@
 //! The faults of one run, drawn from its seed.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
+
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
 
 use crate::config::{Limits, MILLISECOND, SECOND};
+use crate::json::json_line;
 use crate::{Config, FaultClass, FaultSet, Rng};
 
 /// How hard one class of faults strikes. Which fields matter depends on the class.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Intensity {
     /// Mean time between two faults, in ns; at least 100 µs. 0 for classes that strike message by
@@ -117,31 +121,7 @@ impl Plan {
 
     /// The plan as one line of JSON.
     pub fn to_json(&self) -> String {
-        let mut out = format!(
-            "{{\"seed\":{},\"quiet_ns\":{},\"end_ns\":{},\"delay_ns\":[{},{}],\
-             \"disk_ns\":[{},{}],\"spare_majority\":{},\"faults\":{{",
-            self.seed,
-            self.quiet_ns,
-            self.end_ns,
-            self.delay_ns.0,
-            self.delay_ns.1,
-            self.disk_ns.0,
-            self.disk_ns.1,
-            self.spare_majority,
-        );
-        for (at, class) in self.classes().iter().enumerate() {
-            let Some(Intensity { every_ns, for_ns, amount }) = self.intensity(class) else {
-                continue;
-            };
-            let comma = if at == 0 { "" } else { "," };
-            let _infallible = write!(
-                out,
-                "{comma}\"{class}\":{{\"every_ns\":{every_ns},\"for_ns\":{for_ns},\
-                 \"amount\":{amount}}}",
-            );
-        }
-        out.push_str("}}");
-        out
+        json_line(self)
     }
 }
 
@@ -240,6 +220,31 @@ impl fmt::Display for Plan {
             f.write_str(")")?;
         }
         Ok(())
+    }
+}
+
+/// The faults of a plan by their classes, in the fixed order of those.
+struct Faults<'a>(&'a Plan);
+
+impl Serialize for Faults<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let classes = self.0.classes();
+        let intensity = |class| Some((FaultClass::name(class), self.0.intensity(class)?));
+        serializer.collect_map(classes.iter().filter_map(intensity))
+    }
+}
+
+impl Serialize for Plan {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut plan = serializer.serialize_struct("Plan", 7)?;
+        plan.serialize_field("seed", &self.seed)?;
+        plan.serialize_field("quiet_ns", &self.quiet_ns)?;
+        plan.serialize_field("end_ns", &self.end_ns)?;
+        plan.serialize_field("delay_ns", &self.delay_ns)?;
+        plan.serialize_field("disk_ns", &self.disk_ns)?;
+        plan.serialize_field("spare_majority", &self.spare_majority)?;
+        plan.serialize_field("faults", &Faults(self))?;
+        plan.end()
     }
 }
 

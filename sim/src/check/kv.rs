@@ -4,8 +4,9 @@ use std::fmt::Debug;
 use std::hash::Hash;
 use std::marker::PhantomData;
 
+use serde::Serialize;
+
 use super::Model;
-use crate::ToJson;
 
 /// A key-value store with compare-and-set and delete; each key is a register on its own.
 ///
@@ -30,7 +31,8 @@ impl<K, V> Default for Kv<K, V> {
 }
 
 /// What a client of a [`Kv`] asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(tag = "f", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum KvOp<K, V> {
     /// Read. Answered by [`KvRet::Value`].
@@ -73,8 +75,9 @@ impl<K, V> KvOp<K, V> {
     }
 }
 
-/// What a client of a [`Kv`] is answered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What a client of a [`Kv`] is answered. In JSON: the value or null, null, or true or false.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(untagged)]
 #[non_exhaustive]
 pub enum KvRet<V> {
     /// The value, if there is one.
@@ -135,40 +138,5 @@ where
 
     fn is_read(&self, op: &Self::Op, ret: &Self::Ret) -> bool {
         matches!(op, KvOp::Get { .. }) || *ret == KvRet::Applied(false)
-    }
-}
-
-impl<K: ToJson, V: ToJson> ToJson for KvOp<K, V> {
-    fn to_json(&self, out: &mut String) {
-        let (name, key) = match self {
-            Self::Get { key } => ("get", key),
-            Self::Put { key, .. } => ("put", key),
-            Self::Cas { key, .. } => ("cas", key),
-            Self::Delete { key } => ("delete", key),
-        };
-        out.push_str("{\"f\":\"");
-        out.push_str(name);
-        out.push_str("\",\"key\":");
-        key.to_json(out);
-        if let Self::Cas { expect, .. } = self {
-            out.push_str(",\"expect\":");
-            expect.to_json(out);
-        }
-        if let Self::Put { value, .. } | Self::Cas { value, .. } = self {
-            out.push_str(",\"value\":");
-            value.to_json(out);
-        }
-        out.push('}');
-    }
-}
-
-/// The value or null, null, or true or false.
-impl<V: ToJson> ToJson for KvRet<V> {
-    fn to_json(&self, out: &mut String) {
-        match self {
-            Self::Value(value) => value.to_json(out),
-            Self::Done => out.push_str("null"),
-            Self::Applied(applied) => applied.to_json(out),
-        }
     }
 }

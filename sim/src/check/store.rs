@@ -7,9 +7,11 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
+use serde::Serialize;
+
 use super::cache::Mix;
 use super::{Kv, KvOp, KvRet, Model};
-use crate::{Ended, History, ToJson};
+use crate::{Ended, History};
 
 /// A key-value store with calls of one key, as [`Kv`] has them, and reads of several keys at one
 /// moment: by prefix, and by name.
@@ -69,11 +71,10 @@ impl fmt::Debug for StoreGroup {
 }
 
 /// What a client of a [`Store`] asks.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(tag = "f", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum StoreOp<K, V> {
-    /// A call of one key. Answered by [`StoreRet::One`].
-    One(KvOp<K, V>),
     /// Read a page of all keys with a prefix, in order of their bytes. Answered by
     /// [`StoreRet::Listed`] or [`StoreRet::Keys`].
     List {
@@ -89,10 +90,14 @@ pub enum StoreOp<K, V> {
         /// The keys.
         keys: Vec<K>,
     },
+    /// A call of one key. Answered by [`StoreRet::One`].
+    #[serde(untagged)]
+    One(KvOp<K, V>),
 }
 
-/// What a client of a [`Store`] is answered.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+/// What a client of a [`Store`] is answered. In JSON as [`KvRet`]; pairs are arrays of two.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(untagged)]
 #[non_exhaustive]
 pub enum StoreRet<K, V> {
     /// The answer to a call of one key.
@@ -361,55 +366,4 @@ impl Sets {
         let (a, b) = (self.root(a), self.root(b));
         self.parents[a.max(b)] = a.min(b);
     }
-}
-
-impl<K: ToJson, V: ToJson> ToJson for StoreOp<K, V> {
-    fn to_json(&self, out: &mut String) {
-        match self {
-            Self::One(op) => op.to_json(out),
-            Self::List { prefix, after, limit } => {
-                out.push_str("{\"f\":\"list\",\"prefix\":");
-                prefix.to_json(out);
-                out.push_str(",\"after\":");
-                after.to_json(out);
-                out.push_str(",\"limit\":");
-                limit.to_json(out);
-                out.push('}');
-            }
-            Self::GetMany { keys } => {
-                out.push_str("{\"f\":\"get_many\",\"keys\":");
-                list(keys, out, ToJson::to_json);
-                out.push('}');
-            }
-        }
-    }
-}
-
-/// As [`KvRet`]; pairs as arrays of two.
-impl<K: ToJson, V: ToJson> ToJson for StoreRet<K, V> {
-    fn to_json(&self, out: &mut String) {
-        match self {
-            Self::One(ret) => ret.to_json(out),
-            Self::Listed(pairs) => list(pairs, out, |(key, value), out| {
-                out.push('[');
-                key.to_json(out);
-                out.push(',');
-                value.to_json(out);
-                out.push(']');
-            }),
-            Self::Keys(keys) => list(keys, out, ToJson::to_json),
-            Self::Many(values) => list(values, out, ToJson::to_json),
-        }
-    }
-}
-
-fn list<T>(items: &[T], out: &mut String, each: impl Fn(&T, &mut String)) {
-    out.push('[');
-    for (at, item) in items.iter().enumerate() {
-        if at > 0 {
-            out.push(',');
-        }
-        each(item, out);
-    }
-    out.push(']');
 }
