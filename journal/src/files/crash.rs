@@ -33,7 +33,6 @@ mod disk;
 mod fault;
 mod image;
 mod loss;
-mod rng;
 #[cfg(test)]
 mod tests;
 
@@ -42,10 +41,10 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use fastrand::Rng;
 use parking_lot::{Mutex, MutexGuard};
 
 use self::disk::{Disk, power_is_off};
-use self::rng::Rng;
 use super::{File, Files};
 
 pub use self::fault::{Counters, Effect, Fault, Op, When};
@@ -77,7 +76,7 @@ impl CrashFiles {
     /// of the copy start at zero.
     pub fn fork(&self, seed: u64) -> Self {
         let mut disk = self.disk.lock().clone();
-        disk.rng = Rng::new(seed);
+        disk.rng = Rng::with_seed(seed);
         disk.counters = Counters::default();
         disk.restart();
         Self { disk: Arc::new(Mutex::new(disk)) }

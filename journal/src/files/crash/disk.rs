@@ -6,10 +6,10 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use fastrand::Rng;
 
 use super::fault::{Counters, Effect, Fault, Op};
 use super::image::{Image, PAGE_BYTES};
-use super::rng::Rng;
 
 /// The unit that a disk writes or does not.
 pub(super) const SECTOR_BYTES: u64 = 512;
@@ -65,7 +65,7 @@ pub(super) enum Entry {
 impl Disk {
     pub(super) fn new(seed: u64) -> Self {
         Self {
-            rng: Rng::new(seed),
+            rng: Rng::with_seed(seed),
             generation: 0,
             powered: true,
             locked: false,
@@ -189,13 +189,13 @@ impl Disk {
         let mut wanted = buf.len();
         if effect == Some(Effect::Short) && wanted > 1 {
             self.counters.short += 1;
-            wanted = 1 + self.rng.below(wanted as u64 - 1) as usize;
+            wanted = self.rng.usize(1..wanted);
         }
         self.inode(inode)?.check_readable(offset, wanted as u64)?;
         let read = self.inode(inode)?.seen.read(&mut buf[..wanted], offset);
         if effect == Some(Effect::FlipRead) && read > 0 {
             self.counters.flips += 1;
-            let bit = self.rng.below(read as u64 * 8) as usize;
+            let bit = self.rng.usize(..read * 8);
             buf[bit / 8] ^= 1 << (bit % 8);
         }
         Ok(read)
@@ -214,13 +214,12 @@ impl Disk {
             Some(Effect::Misdirect) => self.misdirect(inode, &data, offset),
             Some(Effect::Short) => {
                 self.counters.short += 1;
-                let part = 1 + self.rng.below(length.saturating_sub(1) as u64) as usize;
-                let part = part.min(length);
+                let part = if length > 1 { self.rng.usize(1..length) } else { length };
                 self.store(inode, data.slice(..part), offset)?;
                 return Ok(part);
             }
             Some(effect) => {
-                let part = self.rng.below(length as u64 + 1) as usize;
+                let part = self.rng.usize(..=length);
                 self.store(inode, data.slice(..part), offset)?;
                 return Err(self.reject(effect));
             }
@@ -305,13 +304,13 @@ impl Disk {
     /// time, or when it needs the memory.
     fn age(&mut self) {
         let Some(one_in) = self.aging else { return };
-        if !self.rng.one_in(u64::from(one_in)) {
+        if self.rng.u32(..one_in.max(1)) != 0 {
             return;
         }
         let dirty = |(inode, file): (&u64, &Inode)| (!file.pending.is_empty()).then_some(*inode);
         let dirty: Vec<u64> = self.inodes.iter().filter_map(dirty).collect();
-        let Some(inode) = dirty.get(self.rng.below(dirty.len() as u64) as usize) else { return };
-        let nth = self.rng.next();
+        let Some(inode) = self.rng.choice(&dirty) else { return };
+        let nth = self.rng.u64(..);
         if let Some(file) = self.inodes.get_mut(inode) {
             let write = &file.pending[(nth % file.pending.len() as u64) as usize];
             let page = (write.offset + nth % write.data.len() as u64) / PAGE_BYTES as u64;
@@ -324,9 +323,9 @@ impl Disk {
     fn misdirect(&mut self, inode: u64, data: &[u8], offset: u64) -> io::Result<()> {
         self.inode(inode)?.seen.write(data, offset);
         let victims: Vec<u64> = self.inodes.keys().copied().collect();
-        let victim = victims[self.rng.below(victims.len() as u64) as usize];
+        let victim = victims[self.rng.usize(..victims.len())];
         let sectors = self.inode(victim)?.durable.len() / SECTOR_BYTES;
-        let place = self.rng.below(sectors) * SECTOR_BYTES;
+        let place = self.rng.u64(..sectors.max(1)) * SECTOR_BYTES;
         let room = self.inode(victim)?.durable.len().saturating_sub(place) as usize;
         if room > 0 && (victim, place) != (inode, offset) {
             self.counters.misdirected += 1;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::rng::Rng;
+use fastrand::Rng;
 
 /// A kind of operation on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -104,7 +104,7 @@ impl Fault {
         let hit = match self.when {
             When::Nth(n) => index == n,
             When::From(n) => index >= n,
-            When::OneIn(n) => rng.one_in(u64::from(n)),
+            When::OneIn(n) => rng.u32(..n.max(1)) == 0,
         };
         hit.then_some(self.effect)
     }

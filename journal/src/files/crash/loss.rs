@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use fastrand::Rng;
+
 use super::disk::{Disk, Inode, SECTOR_BYTES, Write};
 use super::fault::Counters;
 use super::image::{Image, PAGE_BYTES};
-use super::rng::Rng;
 
 /// How much of what was not synced a power loss takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +34,7 @@ enum Style {
 impl Disk {
     pub(super) fn power_loss(&mut self, loss: Loss) {
         self.counters.power_losses += 1;
-        let loss = match (loss, self.rng.below(10)) {
+        let loss = match (loss, self.rng.u32(..10)) {
             (Loss::Any, 0) => Loss::Everything,
             (Loss::Any, 1) => Loss::Nothing,
             (loss, _) => loss,
@@ -41,7 +42,7 @@ impl Disk {
         self.settle_names(loss);
         let donors: Vec<Image> = self.inodes.values().map(|file| file.durable.clone()).collect();
         for file in self.inodes.values_mut() {
-            let donor = &donors[self.rng.below(donors.len() as u64) as usize];
+            let donor = &donors[self.rng.usize(..donors.len())];
             let torn = settle(file, loss, donor, &mut self.rng, &mut self.counters);
             if self.fragile {
                 self.counters.unreadable += torn.len() as u64;
@@ -62,13 +63,13 @@ impl Disk {
 
     fn settle_names(&mut self, loss: Loss) {
         let pending = std::mem::take(&mut self.pending_names);
-        let ordered = self.rng.coin().then(|| self.rng.below(pending.len() as u64 + 1));
+        let ordered = self.rng.bool().then(|| self.rng.usize(..=pending.len()));
         for (index, entry) in pending.iter().enumerate() {
             let kept = match (loss, ordered) {
                 (Loss::Everything, _) => false,
                 (Loss::Nothing, _) => true,
-                (Loss::Any, Some(prefix)) => (index as u64) < prefix,
-                (Loss::Any, None) => self.rng.coin(),
+                (Loss::Any, Some(prefix)) => index < prefix,
+                (Loss::Any, None) => self.rng.bool(),
             };
             if kept {
                 self.counters.entries_kept += 1;
@@ -126,10 +127,10 @@ fn settle(
 
 impl Style {
     fn draw(writes: usize, rng: &mut Rng) -> Option<Self> {
-        match rng.below(8) {
+        match rng.u32(..8) {
             0 => None,
             1 => Some(Self::Prefix(writes)),
-            2 | 3 => Some(Self::Prefix(rng.below(writes as u64 + 1) as usize)),
+            2 | 3 => Some(Self::Prefix(rng.usize(..=writes))),
             4 | 5 => Some(Self::Independent),
             _ => Some(Self::Sectors(BTreeMap::new())),
         }
@@ -148,17 +149,15 @@ impl Style {
             Self::Prefix(kept) if index < *kept => whole.collect(),
             Self::Prefix(kept) if index == *kept => torn(write, rng),
             Self::Prefix(_) => Vec::new(),
-            Self::Independent => match rng.below(8) {
+            Self::Independent => match rng.u32(..8) {
                 0..=2 => whole.collect(),
                 3..=5 => Vec::new(),
                 6 => torn(write, rng),
-                _ => sectors(write).filter(|_| rng.coin()).map(|(_, range)| range).collect(),
+                _ => sectors(write).filter(|_| rng.bool()).map(|(_, range)| range).collect(),
             },
             Self::Sectors(flushed) => sectors(write)
                 .filter(|(sector, _)| {
-                    let cut = flushed
-                        .entry(*sector)
-                        .or_insert_with(|| rng.below(writes as u64 + 1) as usize);
+                    let cut = flushed.entry(*sector).or_insert_with(|| rng.usize(..=writes));
                     index < *cut
                 })
                 .map(|(_, range)| range)
@@ -169,8 +168,8 @@ impl Style {
 
 /// A prefix, that ends at a sector or, for memory-like devices, at any byte.
 fn torn(write: &Write, rng: &mut Rng) -> Vec<Range<usize>> {
-    let end = write.offset + rng.below(write.data.len() as u64 + 1);
-    let end = if rng.coin() { end } else { end / SECTOR_BYTES * SECTOR_BYTES };
+    let end = write.offset + rng.u64(..=write.data.len() as u64);
+    let end = if rng.bool() { end } else { end / SECTOR_BYTES * SECTOR_BYTES };
     let prefix = 0..end.saturating_sub(write.offset) as usize;
     std::iter::once(prefix).filter(|prefix| !prefix.is_empty()).collect()
 }
@@ -189,12 +188,12 @@ fn sectors(write: &Write) -> impl Iterator<Item = (u64, Range<usize>)> {
 /// system does not guard against it, what the blocks held in another file.
 fn size_ahead(file: &mut Inode, donor: &Image, rng: &mut Rng, counters: &mut Counters) {
     let (from, to) = (file.durable.len(), file.seen.len());
-    if from >= to || rng.coin() {
+    if from >= to || rng.bool() {
         return;
     }
-    let end = if rng.coin() { to } else { from + 1 + rng.below(to - from) };
+    let end = if rng.bool() { to } else { rng.u64(from + 1..=to) };
     file.durable.grow(end);
-    if !rng.one_in(4) {
+    if rng.u32(..4) != 0 {
         counters.sizes_ahead += 1;
         return;
     }
