@@ -491,17 +491,27 @@ impl Census {
 /// By the number of the log.
 type Extents = Vec<(u64, Extent)>;
 
+/// What was read of an index; `None` also when the device cannot read it.
+fn readable<T>(segment: &Segment, read: Result<Option<T>, ReadError>) -> Option<T> {
+    read.unwrap_or_else(|error| {
+        let segment = segment.name();
+        tracing::warn!(target: "voussoir::journal", segment, %error, "index skipped");
+        None
+    })
+}
+
 /// What each log has in a sealed segment, pinning it; and what else was seen when its frames had
 /// to be read because there is no index.
 fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenError> {
-    let directory = match find_index(segment).map_err(into_open_error)? {
+    // The index only speeds things up: one that cannot be read is as good as none.
+    let directory = match readable(segment, find_index(segment)) {
         Some(index) => {
             if segment.span() == 0
                 && let Some(first) = scan::first_lsn(segment)?
             {
                 segment.set_full(first, index.lsn);
             }
-            read_directory(segment, &index).map_err(into_open_error)?
+            readable(segment, read_directory(segment, &index))
         }
         None => None,
     };

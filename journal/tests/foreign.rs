@@ -2,9 +2,8 @@
 //!
 //! One section for each place at which the journal runs code that is not its own. The table in the
 //! README says what each test here shows.
+#![cfg(feature = "testing")]
 
-use std::fmt;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -14,9 +13,10 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use voussoir_journal::files::crash::Op;
+use voussoir_journal::testing::HookedFiles;
 use voussoir_journal::{
-    Batch, Commit, Config, Durability, Error, File, Files, Journal, MemoryFiles, OpenError,
-    Outcome, inspect,
+    Batch, Commit, Config, Durability, Error, Journal, MemoryFiles, OpenError, Outcome, inspect,
 };
 
 /// A test that takes longer than this hangs.
@@ -282,105 +282,23 @@ fn wakers_may_call_back() {
 
 // `Files`.
 
-type Hook = dyn Fn(&'static str, &str) + Send + Sync;
-
-/// Files that call `hook` before each operation.
-#[derive(Clone)]
-struct Hooked {
-    files: MemoryFiles,
-    hook: Arc<Hook>,
-}
-
-struct HookedFile {
-    file: Arc<dyn File>,
-    name: String,
-    hook: Arc<Hook>,
-}
-
-impl fmt::Debug for Hooked {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Hooked")
-    }
-}
-
-impl fmt::Debug for HookedFile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("HookedFile")
-    }
-}
-
-impl Hooked {
-    fn new(hook: impl Fn(&'static str, &str) + Send + Sync + 'static) -> Self {
-        Self { files: MemoryFiles::new(), hook: Arc::new(hook) }
-    }
-
-    fn hooked(&self, name: &str, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(HookedFile { file, name: name.to_owned(), hook: Arc::clone(&self.hook) })
-    }
-}
-
-impl Files for Hooked {
-    fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
-        self.files.lock()
-    }
-
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.files.list()
-    }
-
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        (self.hook)("open", name);
-        Ok(self.hooked(name, self.files.open(name)?))
-    }
-
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        (self.hook)("create", name);
-        Ok(self.hooked(name, self.files.create(name)?))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.files.remove(name)
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        self.files.sync_dir()
-    }
-}
-
-impl File for HookedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        (self.hook)("read", &self.name);
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        (self.hook)("write", &self.name);
-        self.file.write_at(bufs, offset)
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        (self.hook)("sync", &self.name);
-        self.file.sync_data()
-    }
+/// Files in memory that call `hook` before each operation.
+fn hooked(hook: impl Fn(Op) + Send + Sync + 'static) -> HookedFiles {
+    HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+        hook(call.op);
+        Ok(())
+    })
 }
 
 /// A sync panics on the thread of this name, or on any that is not the journal's, once armed.
-fn panics_on(thread: Option<&'static str>) -> (Hooked, Arc<AtomicU64>) {
+fn panics_on(thread: Option<&'static str>) -> (HookedFiles, Arc<AtomicU64>) {
     let armed = Arc::new(AtomicU64::new(0));
     let fuse = Arc::clone(&armed);
-    let hooked = Hooked::new(move |operation, _| {
+    let hooked = hooked(move |operation| {
         let current = std::thread::current();
         let ours = current.name().is_some_and(|name| name.starts_with("journal-"));
         let here = thread.map_or(!ours, |thread| current.name() == Some(thread));
-        if here && operation == "sync" && fuse.load(Ordering::Relaxed) > 0 {
+        if here && operation == Op::Sync && fuse.load(Ordering::Relaxed) > 0 {
             fuse.store(0, Ordering::Relaxed);
             panic!("a panic of `Files`, as the test wants it");
         }
@@ -444,8 +362,8 @@ fn files_that_panic_while_reading_hurt_nobody() {
     ends(|| {
         let armed = Arc::new(AtomicU64::new(0));
         let fuse = Arc::clone(&armed);
-        let files = Hooked::new(move |operation, _| {
-            let due = operation == "read" && fuse.swap(0, Ordering::Relaxed) > 0;
+        let files = hooked(move |operation| {
+            let due = operation == Op::Read && fuse.swap(0, Ordering::Relaxed) > 0;
             assert!(!due, "a panic of `Files`, as the test wants it");
         });
         let journal = Journal::open_with(Arc::new(files), manual()).unwrap();
@@ -467,8 +385,8 @@ fn files_that_block_delay_and_lose_nothing() {
         let (entered, gone) = (parking_lot::Mutex::new(entered), parking_lot::Mutex::new(gone));
         let armed = Arc::new(AtomicU64::new(0));
         let fuse = Arc::clone(&armed);
-        let files = Hooked::new(move |operation, _| {
-            if operation == "sync" && fuse.swap(0, Ordering::Relaxed) > 0 {
+        let files = hooked(move |operation| {
+            if operation == Op::Sync && fuse.swap(0, Ordering::Relaxed) > 0 {
                 entered.lock().send(()).unwrap();
                 gone.lock().recv().unwrap();
             }

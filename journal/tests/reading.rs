@@ -6,72 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use voussoir_journal::files::crash::CrashFiles;
+use voussoir_journal::files::crash::{CrashFiles, Op};
+use voussoir_journal::testing::HookedFiles;
 use voussoir_journal::{
-    Commit, Config, DiskFiles, Durability, Error, File, Files, Journal, Log, MemoryFiles, ReadError,
+    Commit, Config, DiskFiles, Durability, Error, Files, Journal, Log, MemoryFiles, ReadError,
 };
 use voussoir_sim::Situations;
 
-/// Files that count the calls by which they are read.
-#[derive(Debug)]
-struct CountedFiles {
-    files: Arc<dyn Files>,
-    reads: Arc<AtomicUsize>,
-}
-
-#[derive(Debug)]
-struct CountedFile {
-    file: Arc<dyn File>,
-    reads: Arc<AtomicUsize>,
-}
-
-impl CountedFiles {
-    fn counted(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(CountedFile { file, reads: Arc::clone(&self.reads) })
-    }
-}
-
-impl Files for CountedFiles {
-    fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
-        self.files.lock()
-    }
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.files.list()
-    }
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.files.open(name).map(|file| self.counted(file))
-    }
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.files.create(name).map(|file| self.counted(file))
-    }
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.files.remove(name)
-    }
-    fn sync_dir(&self) -> io::Result<()> {
-        self.files.sync_dir()
-    }
-}
-
-impl File for CountedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.reads.fetch_add(1, Ordering::Relaxed);
-        self.file.read_at(buf, offset)
-    }
-    fn read_cached_at(&self, buf: &mut [u8], offset: u64) -> io::Result<Option<usize>> {
-        self.file.read_cached_at(buf, offset)
-    }
-    fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        self.file.write_at(bufs, offset)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.file.sync_data()
-    }
+/// Files in memory that count the calls by which they are read.
+fn counted_files(reads: &Arc<AtomicUsize>) -> Arc<dyn Files> {
+    let reads = Arc::clone(reads);
+    Arc::new(HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+        reads.fetch_add(usize::from(call.op == Op::Read), Ordering::Relaxed);
+        Ok(())
+    }))
 }
 
 fn open(files: Arc<dyn Files>, segment_bytes: u64) -> Journal {
@@ -100,9 +48,7 @@ fn short_batches_are_read_in_windows() {
         let reads = Arc::new(AtomicUsize::new(0));
         // One segment holds all, or several do, with indexes.
         for segment_bytes in [32 << 20, 256 << 10] {
-            let files =
-                CountedFiles { files: Arc::new(MemoryFiles::new()), reads: Arc::clone(&reads) };
-            let journal = open(Arc::new(files), segment_bytes);
+            let journal = open(counted_files(&reads), segment_bytes);
             let log = journal.log("scanned", 1).unwrap();
             for position in 0..512 {
                 append(&journal, &log, &record(position, 1 << 10));
@@ -335,4 +281,48 @@ fn a_rejected_commit_comes_back_whole() {
     assert_eq!(log.end(), 2);
     let receipt = journal.commit_blocking(Commit::new().append(&log, ["third"])).unwrap();
     assert_eq!(receipt.positions().first(), Some(&(2..3)));
+}
+
+/// Whichever sector of a full segment cannot be read, the journal opens: an index is rebuilt from
+/// the frames, and records in the sector itself are reported. All others are there.
+#[test]
+fn a_sector_of_a_full_segment_that_cannot_be_read_costs_what_was_in_it() {
+    const SEGMENT_BYTES: u64 = 64 << 10;
+    const SECTOR: u64 = 512;
+    static SITUATIONS: [&str; 2] = ["nothing is lost", "records are reported"];
+    let reached = Situations::new(&SITUATIONS);
+    let memory = MemoryFiles::new();
+    let journal = open(Arc::new(memory.clone()), SEGMENT_BYTES);
+    let log = journal.log("hurt", 1).unwrap();
+    for position in 0..150 {
+        append(&journal, &log, &record(position, 700));
+    }
+    assert!(log.extents()[0].sealed);
+    journal.close().unwrap();
+    // The header and the table at the beginning are needed; so is all of the newest segment.
+    for start in (8192..SEGMENT_BYTES).step_by(SECTOR as usize) {
+        let bad = start..start + SECTOR;
+        let files = HookedFiles::new(Arc::new(memory.clone()), move |call| {
+            if call.op == Op::Read && call.name == "segment-00000000" && call.touches(&bad) {
+                return Err(io::Error::other("unreadable sector"));
+            }
+            Ok(())
+        });
+        let mut config = Config::manual();
+        (config.segment_bytes, config.max_bytes) = (SEGMENT_BYTES, 64 * SEGMENT_BYTES);
+        let journal = Journal::open_with(Arc::new(files), config).unwrap();
+        let log = journal.log("hurt", 1).unwrap();
+        assert_eq!(log.bounds(), 0..150, "sector at {start}");
+        let mut lost = 0;
+        for position in 0..150 {
+            match log.read(position) {
+                Ok(read) => assert_eq!(read[..], record(position, 700)),
+                Err(ReadError::Io(_) | ReadError::Damaged { .. }) => lost += 1,
+                Err(error) => panic!("sector at {start}, position {position}: {error}"),
+            }
+        }
+        assert!(lost <= 3, "sector at {start}: {lost} records cannot be read");
+        reached.reached(if lost == 0 { SITUATIONS[0] } else { SITUATIONS[1] });
+    }
+    reached.assert_all_reached();
 }

@@ -373,13 +373,15 @@ impl Engine {
         if let Some(batches) = self.cached_batches(segment, number) {
             return Ok(batches);
         }
-        let batches = if let Some(batches) = self.indexed_batches(segment, number)? {
+        let indexed = self.indexed_batches(segment, number);
+        let batches = if let Ok(Some(batches)) = indexed {
             batches
         } else {
             // The index is only a hint: the frames have everything.
             let rebuild = scan::rebuild_index(segment)?;
             let log = rebuild.logs.into_iter().find(|log| log.number == number);
-            log.map(|log| log.batches).ok_or(ReadError::Damaged { position, detail: "lost" })?
+            let error = indexed.err().unwrap_or(damaged(position, "lost"));
+            log.map(|log| log.batches).ok_or(error)?
         };
         let batches: Arc<[BatchRef]> = batches.into();
         let key = Key::Batches(segment.sequence, number);

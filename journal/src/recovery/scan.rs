@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::engine::segment::Segment;
 use crate::error::Fault;
-use crate::files::read_full_at;
+use crate::files::{File, read_full_at};
 use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
 use crate::format::index::BatchRef;
 use crate::format::table::Table;
@@ -64,11 +64,13 @@ pub(crate) struct Scanner<'a> {
     at: u64,
     /// Valid bytes of the window.
     filled: usize,
+    /// What cannot be read is taken for zeros, so that the frames in it count as lost.
+    skips_unreadable: bool,
 }
 
 impl<'a> Scanner<'a> {
     pub(crate) fn new(segment: &'a Segment) -> Self {
-        Self { segment, window: Vec::new(), at: 0, filled: 0 }
+        Self { segment, window: Vec::new(), at: 0, filled: 0, skips_unreadable: false }
     }
 
     /// Where frames must end.
@@ -104,8 +106,16 @@ impl<'a> Scanner<'a> {
         }
         let from = offset + self.filled as u64;
         let missing = wanted - self.filled;
-        let read = read_full_at(&*self.segment.file, &mut self.window[self.filled..wanted], from)
-            .map_err(|error| Fault::read(self.segment.name(), from, missing, &error))?;
+        let missing_bytes = &mut self.window[self.filled..wanted];
+        let read = match read_full_at(&*self.segment.file, missing_bytes, from) {
+            Ok(read) => read,
+            Err(error) if self.skips_unreadable => {
+                let segment = self.segment.name();
+                tracing::warn!(target: "voussoir::journal", segment, %error, "skipping sectors");
+                read_sectors(&*self.segment.file, missing_bytes, from)
+            }
+            Err(error) => return Err(Fault::read(self.segment.name(), from, missing, &error)),
+        };
         self.filled += read;
         Ok(())
     }
@@ -269,7 +279,7 @@ impl Rebuild {
 
 /// Reads all frames of a segment, skipping what does not verify.
 pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
-    let mut scanner = Scanner::new(segment);
+    let mut scanner = Scanner { skips_unreadable: true, ..Scanner::new(segment) };
     let mut logs: BTreeMap<u64, Rebuilt> = BTreeMap::new();
     let mut rebuild = Rebuild { contiguous: true, ..Rebuild::default() };
     let (mut offset, mut lsn, mut epoch) = (FRAMES_AT, 0, 0);
@@ -309,6 +319,21 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
     rebuild.logs =
         logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
     Ok(rebuild)
+}
+
+/// Reads sector by sector, and takes those that cannot be read for zeros.
+fn read_sectors(file: &dyn File, buf: &mut [u8], offset: u64) -> usize {
+    const SECTOR_BYTES: usize = 512;
+    let mut read = 0;
+    for sector in buf.chunks_mut(SECTOR_BYTES) {
+        match read_full_at(file, sector, offset + read as u64) {
+            Ok(length) if length < sector.len() => return read + length,
+            Ok(_) => {}
+            Err(_) => sector.fill(0),
+        }
+        read += sector.len();
+    }
+    read
 }
 
 /// The LSN of the frame with which a segment begins.

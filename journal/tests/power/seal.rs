@@ -1,16 +1,18 @@
 //! What goes on while a full segment has no index yet: that is written behind the commits.
 
-use std::io;
 use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
-use voussoir_journal::files::crash::{CrashFiles, Loss};
-use voussoir_journal::files::{File, Files};
+use voussoir_journal::files::crash::{CrashFiles, Loss, Op};
+use voussoir_journal::testing::HookedFiles;
 use voussoir_journal::{Commit, Config, Durability, Health, Journal};
 
 use crate::losses::in_order;
+
+/// The thread that prepares and seals segments.
+const KEEPER: &str = "journal-keeper";
 
 /// What the threads of a journal may do, and what they did.
 #[derive(Debug)]
@@ -40,20 +42,26 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    fn write<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// Notes a call that begins. Holds a write of the keeper back until it is allowed.
+    fn begins(&self, op: Op) {
         let current = std::thread::current();
-        if current.name() != Some("journal-keeper") {
-            self.inner.lock().calls.push((current.id(), "write"));
-            return work();
-        }
         let mut inner = self.inner.lock();
-        self.changed.wait_while(&mut inner, |inner| inner.keeper_writes == 0);
-        inner.keeper_writes -= 1;
-        drop(inner);
-        let done = work();
-        self.inner.lock().keeper_written += 1;
-        self.changed.notify_all();
-        done
+        match op {
+            Op::Write if current.name() == Some(KEEPER) => {
+                self.changed.wait_while(&mut inner, |inner| inner.keeper_writes == 0);
+                inner.keeper_writes -= 1;
+            }
+            Op::Write => inner.calls.push((current.id(), "write")),
+            Op::Sync => inner.calls.push((current.id(), "sync")),
+            _ => {}
+        }
+    }
+
+    fn ended(&self, op: Op) {
+        if op == Op::Write && std::thread::current().name() == Some(KEEPER) {
+            self.inner.lock().keeper_written += 1;
+            self.changed.notify_all();
+        }
     }
 
     /// Waits until the keeper has done so many writes.
@@ -79,73 +87,6 @@ impl Drop for OpenInTheEnd<'_> {
     }
 }
 
-#[derive(Debug)]
-struct GatedFiles {
-    files: Arc<dyn Files>,
-    gate: Arc<Gate>,
-}
-
-#[derive(Debug)]
-struct GatedFile {
-    file: Arc<dyn File>,
-    gate: Arc<Gate>,
-}
-
-impl GatedFiles {
-    fn gated(&self, file: io::Result<Arc<dyn File>>) -> io::Result<Arc<dyn File>> {
-        Ok(Arc::new(GatedFile { file: file?, gate: Arc::clone(&self.gate) }))
-    }
-}
-
-impl Files for GatedFiles {
-    fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
-        self.files.lock()
-    }
-
-    fn list(&self) -> io::Result<Vec<String>> {
-        self.files.list()
-    }
-
-    fn open(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.gated(self.files.open(name))
-    }
-
-    fn create(&self, name: &str) -> io::Result<Arc<dyn File>> {
-        self.gated(self.files.create(name))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        self.files.rename(from, to)
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.files.remove(name)
-    }
-
-    fn sync_dir(&self) -> io::Result<()> {
-        self.files.sync_dir()
-    }
-}
-
-impl File for GatedFile {
-    fn len(&self) -> io::Result<u64> {
-        self.file.len()
-    }
-
-    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buf, offset)
-    }
-
-    fn write_at(&self, bufs: &[io::IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        self.gate.write(|| self.file.write_at(bufs, offset))
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        self.gate.inner.lock().calls.push((std::thread::current().id(), "sync"));
-        self.file.sync_data()
-    }
-}
-
 fn config() -> Config {
     let mut config = Config::default();
     config.segment_bytes = in_order().config.segment_bytes;
@@ -156,7 +97,12 @@ fn config() -> Config {
 }
 
 fn open(disk: &CrashFiles, gate: &Arc<Gate>) -> Journal {
-    let files = GatedFiles { files: disk.mount(), gate: Arc::clone(gate) };
+    let (before, after) = (Arc::clone(gate), Arc::clone(gate));
+    let files = HookedFiles::new(disk.mount(), move |call| {
+        before.begins(call.op);
+        Ok(())
+    });
+    let files = files.after(move |call| after.ended(call.op));
     Journal::open_with(Arc::new(files), config()).unwrap()
 }
 

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
+use voussoir_journal::testing::{Ruin as DiskRuin, SimDisk};
 use voussoir_journal::{Config as JournalConfig, Journal, Work};
 use voussoir_sim::{Crash, DiskFault, Failure, Report, Rng};
 
@@ -22,8 +22,6 @@ use crate::types::{Entry, SnapshotMeta};
 /// Small segments, so that they fill, rotate and come back all the time.
 const SEGMENT_BYTES: u64 = 64 << 10;
 const CLUSTER: u128 = 0xc1;
-/// Bits are flipped where something was written, found in pieces of so many bytes.
-const PAGE: usize = 64;
 
 /// Plays `seed` over real journals on simulated disks.
 ///
@@ -36,71 +34,14 @@ pub fn run_journaled(seed: u64, options: &Options) -> Result<Report, Failure> {
 /// A simulated disk that holds a node's journal.
 #[derive(Debug)]
 pub struct JournalDisk {
-    files: CrashFiles,
+    disk: SimDisk,
     node: u64,
-    /// A store has been opened on it: from then on there is data.
-    used: bool,
-    ruin: Option<Ruin>,
 }
 
 impl JournalDisk {
     /// An empty disk for the journal of `node`.
     pub fn new(node: u64, seed: u64) -> Self {
-        Self { files: CrashFiles::new(seed), node, used: false, ruin: None }
-    }
-
-    fn open_store(&self, seed: u64) -> Result<Opened<JournaledStore>, OpenError> {
-        let mut options = JournalConfig::manual();
-        options.segment_bytes = SEGMENT_BYTES;
-        options.max_bytes = 64 * SEGMENT_BYTES;
-        options.identity = Some(u128::from(seed));
-        let journal = Journal::open_with(self.files.mount(), options).map_err(unopened)?;
-        let identity = Identity { cluster: CLUSTER, node: self.node, group: 7 };
-        let created = (!self.used).then(|| JournalStore::create(&journal, identity));
-        let store = match created {
-            // The crash of an earlier attempt may have left the new data behind.
-            None | Some(Err(Refused::Exists { .. })) => JournalStore::open(&journal, identity),
-            Some(created) => created,
-        };
-        let store = store.map_err(|error| refused(&error))?;
-        let restored = store.restore_now().map_err(|error| broken(&error))?;
-        let snapshot = if restored.is_damaged() { Ok(None) } else { store.snapshot_now() };
-        let snapshot = snapshot.map_err(|error| broken(&error))?;
-        let snapshot = snapshot.map(|(name, data)| (name.meta, data));
-        let store = JournaledStore {
-            journal,
-            store,
-            done: Arc::default(),
-            identities: seed,
-            failed: false,
-        };
-        Ok(Opened { store, restored, snapshot })
-    }
-
-    /// Closes the journal in good order, so that all of it is known to be durable, and flips a
-    /// bit of it.
-    fn rot(&mut self, rng: &mut Rng) {
-        let closed = self.open_store(0).ok().is_some_and(|opened| {
-            let JournaledStore { journal, store, .. } = opened.store;
-            drop(store);
-            journal.close().is_ok()
-        });
-        self.files.kill();
-        if !closed {
-            return;
-        }
-        let mut used = Vec::new();
-        for (name, content) in self.files.snapshot() {
-            let pages = content.chunks(PAGE).enumerate();
-            let written = pages.filter(|(_, page)| page.iter().any(|byte| *byte != 0));
-            used.extend(written.map(|(at, _)| (name.clone(), at as u64)));
-        }
-        if let Some((name, page)) = rng.pick(&used) {
-            let bit = page * PAGE as u64 * 8 + rng.below(PAGE as u64 * 8);
-            if self.files.flip_bit(name, bit) {
-                self.ruin = Some(Ruin::Rotten);
-            }
-        }
+        Self { disk: SimDisk::new(seed), node }
     }
 }
 
@@ -130,60 +71,46 @@ impl Disk for JournalDisk {
     type Store = JournaledStore;
 
     fn open(&mut self, seed: u64) -> Result<Opened<JournaledStore>, OpenError> {
-        let opened = self.open_store(seed);
-        match &opened {
-            Ok(_) => self.used = true,
-            // The next attempt needs the lock that this one may still hold.
-            Err(_) => self.files.kill(),
-        }
-        opened
+        let mut config = JournalConfig::manual();
+        config.segment_bytes = SEGMENT_BYTES;
+        config.max_bytes = 64 * SEGMENT_BYTES;
+        config.identity = Some(u128::from(seed));
+        let journal = self.disk.open(config).map_err(unopened)?;
+        let identity = Identity { cluster: CLUSTER, node: self.node, group: 7 };
+        let created = (!self.disk.is_used()).then(|| JournalStore::create(&journal, identity));
+        let store = match created {
+            // The crash of an earlier attempt may have left the new data behind.
+            None | Some(Err(Refused::Exists { .. })) => JournalStore::open(&journal, identity),
+            Some(created) => created,
+        };
+        let store = store.map_err(|error| refused(&error))?;
+        let restored = store.restore_now().map_err(|error| broken(&error))?;
+        let snapshot = if restored.is_damaged() { Ok(None) } else { store.snapshot_now() };
+        let snapshot = snapshot.map_err(|error| broken(&error))?;
+        let snapshot = snapshot.map(|(name, data)| (name.meta, data));
+        self.disk.set_used();
+        let (done, identities) = (Arc::default(), seed);
+        let store = JournaledStore { journal, store, done, identities, failed: false };
+        Ok(Opened { store, restored, snapshot })
     }
 
     fn ruin(&self) -> Option<Ruin> {
-        self.ruin
+        self.disk.ruin().map(|ruin| match ruin {
+            DiskRuin::Rotten => Ruin::Rotten,
+            DiskRuin::Lost => Ruin::Lost,
+        })
     }
 
     fn absolve(&mut self) {
-        self.ruin = None;
+        self.disk.absolve();
     }
 
     fn crash(&mut self, store: JournaledStore, kind: Crash, _: &mut Rng) {
-        // First, so that what the dying journal still writes reaches nothing.
-        match kind {
-            Crash::Power => self.files.power_loss(Loss::Any),
-            _ => self.files.kill(),
-        }
-        drop(store);
+        self.disk.crash(kind, store);
     }
 
     fn fault(&mut self, fault: DiskFault, rng: &mut Rng) {
-        let effects = [
-            (Op::Any, When::From(0), Effect::Fail),
-            (Op::Write, When::From(0), Effect::Fail),
-            (Op::Sync, When::From(0), Effect::DropDirty),
-            (Op::Sync, When::Nth(rng.below(8)), Effect::DropDirty),
-            (Op::Write, When::OneIn(3), Effect::Short),
-        ];
-        let full = [(Op::Write, Effect::NoSpace), (Op::Create, Effect::NoSpace)];
-        match fault {
-            DiskFault::Fail => {
-                if let Some((op, when, effect)) = rng.pick(&effects) {
-                    self.files.inject(Fault::new(*op, *when, *effect));
-                }
-            }
-            DiskFault::Full => {
-                for (op, effect) in full {
-                    self.files.inject(Fault::new(op, When::From(0), effect));
-                }
-            }
-            DiskFault::Healed => self.files.heal(),
-            DiskFault::Rot if self.used => self.rot(rng),
-            DiskFault::Lost if self.used => {
-                self.files = CrashFiles::new(rng.next_u64());
-                self.ruin = Some(Ruin::Lost);
-            }
-            _ => {}
-        }
+        self.disk.fault(fault, rng);
     }
 }
 
