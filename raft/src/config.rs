@@ -98,16 +98,6 @@ pub struct Config {
     pub snapshot_window: usize,
     /// The shell: how long a follower may take to store one chunk of a snapshot. Default 5 s.
     pub snapshot_timeout: Duration,
-
-    /// A deliberately broken core, to test the tests.
-    #[cfg(feature = "testing")]
-    #[doc(hidden)]
-    pub __mutant: Option<crate::testing::Mutant>,
-
-    /// A deliberately broken shell, to test the tests.
-    #[cfg(feature = "testing")]
-    #[doc(hidden)]
-    pub __shell_mutant: Option<crate::testing::ShellMutant>,
 }
 
 impl Default for Config {
@@ -143,10 +133,6 @@ impl Default for Config {
             proposal_timeout: Duration::from_secs(5),
             snapshot_window: 4,
             snapshot_timeout: Duration::from_secs(5),
-            #[cfg(feature = "testing")]
-            __mutant: None,
-            #[cfg(feature = "testing")]
-            __shell_mutant: None,
         }
     }
 }

@@ -493,12 +493,17 @@ fn an_acknowledgement_of_an_earlier_session_does_not_count() {
 
 #[test]
 fn an_acknowledgement_of_an_earlier_term_does_not_count() {
-    scenarios::stale_ack(|_| {}).unwrap();
+    scenarios::stale_ack(false).unwrap();
+}
+
+#[test]
+fn an_acknowledgement_of_an_earlier_term_does_not_count_after_a_restart() {
+    scenarios::stale_ack(true).unwrap();
 }
 
 #[test]
 fn an_answer_to_an_earlier_life_is_no_answer() {
-    scenarios::read_nonce(|_| {}).unwrap();
+    scenarios::read_nonce().unwrap();
 }
 
 // An entry that a failed disk may hold is reused under the same index and term.
@@ -533,6 +538,7 @@ fn a_completion_does_not_vouch_for_what_replaced_its_entries() {
     lab.send(3, 1, append(2, (1, 1), 0, &[2, 2]));
     let first = lab.node(1).writes[0].0.id;
     lab.step(1, Input::Persisted { id: first });
+    assert_eq!(lab.status(1).durable, 1, "entries 2 and 3 of the first write are gone");
     let acks = lab.take(|letter| letter.from == 1);
     let matched = acks.iter().filter_map(|letter| match &letter.message {
         Message::AppendAck(ack) => Some(ack.matched),

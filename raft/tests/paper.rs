@@ -384,7 +384,7 @@ fn s5_4_1_votes_go_to_logs_that_are_at_least_as_up_to_date() {
 // §5.4.2: "Raft never commits log entries from previous terms by counting replicas."
 #[test]
 fn s5_4_2_figure_8() {
-    common::scenarios::figure_8(|_| {}).unwrap();
+    common::scenarios::figure_8().unwrap();
 }
 
 // §5.5: "Raft handles these failures by retrying indefinitely"; "Raft RPCs are idempotent".

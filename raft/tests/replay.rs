@@ -2,11 +2,16 @@
 //! features `testing` and `journal`.
 
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::process::{Command, Output};
 
-use voussoir_raft::testing::Mutant;
-use voussoir_raft::testing::sim::{Options, run_journaled};
-use voussoir_sim::Runner;
+use voussoir_raft::Entry;
+use voussoir_raft::core::FetchError;
+use voussoir_raft::testing::sim::{
+    Disk, Done, Job, MemoryDisk, MemoryStore, OpenError, Opened, Options, Ruin, StoreError,
+    StoreFile, run_journaled, run_on,
+};
+use voussoir_sim::{Crash, DiskFault, Rng, Runner};
 
 /// Set in the child processes of these tests.
 const CHILD: &str = "VOUSSOIR_RAFT_CHILD";
@@ -49,22 +54,76 @@ fn two_processes_give_the_same_trace_hash() {
     assert_eq!(first[2], line(2), "and here");
 }
 
+/// A disk that reports writes as durable which a loss of power takes away.
+#[derive(Debug, Default)]
+struct Liar(MemoryDisk);
+
+/// The store over a [`Liar`].
+#[derive(Debug)]
+struct LyingStore {
+    store: MemoryStore,
+    done: Vec<Done>,
+}
+
+impl Disk for Liar {
+    type Store = LyingStore;
+
+    fn open(&mut self, seed: u64) -> Result<Opened<LyingStore>, OpenError> {
+        let Opened { store, restored, snapshot } = self.0.open(seed)?;
+        Ok(Opened { store: LyingStore { store, done: Vec::new() }, restored, snapshot })
+    }
+
+    fn ruin(&self) -> Option<Ruin> {
+        self.0.ruin()
+    }
+
+    fn absolve(&mut self) {
+        self.0.absolve();
+    }
+
+    fn crash(&mut self, store: LyingStore, kind: Crash, rng: &mut Rng) {
+        self.0.crash(store.store, kind, rng);
+    }
+
+    fn fault(&mut self, fault: DiskFault, rng: &mut Rng) {
+        self.0.fault(fault, rng);
+    }
+}
+
+impl StoreFile for LyingStore {
+    fn submit(&mut self, job: Job) -> Result<(), StoreError> {
+        self.done.push(match &job {
+            Job::Persist { persist, .. } => Done::Persist(persist.id),
+            Job::Snapshot { meta, .. } => Done::Snapshot(meta.clone()),
+        });
+        self.store.submit(job)
+    }
+
+    fn work(&mut self, _: u64) -> Result<Vec<Done>, StoreError> {
+        Ok(std::mem::take(&mut self.done))
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, FetchError> {
+        self.store.read(range, max_bytes)
+    }
+}
+
 const FAILURE: &str = "a_failure_says_how_to_see_it_again";
 
-/// A broken core, run as a user runs it: from what it prints one gets back to the same failure.
+/// Cores over disks that lie, run as a user runs them: from what is printed one gets back to the
+/// same failure.
 #[test]
 fn a_failure_says_how_to_see_it_again() {
     let command = format!("cargo test -p voussoir-raft --features testing --test replay {FAILURE}");
     if is_child() {
-        let mut options = Options::default();
-        options.mutant = Some(Mutant::CountLeaderBeforeDurable);
+        let options = Options::default();
         let runner = Runner::new(command).seeds(300).threads(NonZeroUsize::MIN).twice(0);
-        runner.run(|seed| run_journaled(seed, &options)).unwrap();
+        runner.run(|seed| run_on(seed, &options, |_| Liar::default())).unwrap();
         return;
     }
     let failed = |seed: Option<&str>| {
         let output = child(FAILURE, seed);
-        assert!(!output.status.success(), "a broken core fails");
+        assert!(!output.status.success(), "disks that lie lose what was acknowledged");
         String::from_utf8(output.stderr).unwrap()
     };
     let first = failed(None);

@@ -32,9 +32,6 @@ const CIRCLE_MAX: usize = 5;
 
 /// Libraries whose circles are longer, and how long they may be until they are cut.
 const LONG_CIRCLES: &[(&str, usize)] = &[("lb", 7), ("raft", 6)];
-/// Libraries whose sources still hold deliberate defects; those of the others are in
-/// `mutants.toml`.
-const HOLD_MUTANTS: &[&str] = &["raft"];
 
 /// What each library may use of the others when its default features are on. Every other edge is
 /// an adapter behind a feature of its own.
@@ -116,7 +113,7 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
         problems.push(format!("{file}: does not begin with `//!`, which says what it is for"));
     }
     let library = file.split_once("/src/").map(|(library, _)| library);
-    if library.is_some_and(|name| libraries().any(|l| l == name) && !HOLD_MUTANTS.contains(&name))
+    if library.is_some_and(|name| libraries().any(|l| l == name))
         && text.to_lowercase().contains("mutant")
     {
         problems.push(format!("{file}: speaks of mutants, which live in mutants.toml"));

@@ -2,9 +2,9 @@
 
 use std::collections::VecDeque;
 
+use super::Core;
 use super::io::{FetchError, Output};
 use super::log::Log;
-use super::{Core, Mutant};
 use crate::types::{Entry, HaltReason};
 
 /// Proposals with consecutive tokens and indexes, of one term.
@@ -187,11 +187,7 @@ impl Core {
             if room == 0 || room_bytes == 0 {
                 return;
             }
-            let mut first = self.applying + 1;
-            let covered = self.snapshot.as_ref().is_some_and(|meta| meta.index == self.applying);
-            if covered && self.commit > first && self.mutant(Mutant::SnapshotDropsLastEntry) {
-                first += 1;
-            }
+            let first = self.applying + 1;
             let mut end = (self.commit + 1).min(first.saturating_add(room));
             // Never partly from the store: it may still hold what a write under way replaces.
             let window_first = self.log.window_first();

@@ -3,7 +3,7 @@
 //! Source: Raft §5.2, §5.4.1; PreVote and leader stickiness: thesis §9.6, §4.2.3.
 
 use super::io::Output;
-use super::{Core, Mutant, RoleState};
+use super::{Core, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
 use crate::types::{HardState, INDEX_MAX, TERM_MAX};
 
@@ -123,15 +123,11 @@ impl Core {
         self.new_term_begins();
         self.ballot = Some(Ballot { votes: Votes::default(), asked_at: self.now });
         self.ask(u16::MAX, &Message::Vote(question));
-        if self.mutant(Mutant::VoteWithoutPersisting) {
-            self.count_own_vote();
-        }
     }
 
     /// The own vote is worth something only once it cannot be forgotten.
     pub(super) fn count_own_vote(&mut self) {
-        let pending = self.storage.hard_pending().is_some();
-        if pending && !self.mutant(Mutant::VoteWithoutPersisting) {
+        if self.storage.hard_pending().is_some() {
             return;
         }
         if let Some(ballot) = &mut self.ballot {
@@ -227,8 +223,7 @@ impl Core {
 
     /// Source: Raft §5.4.1.
     fn is_up_to_date(&self, question: &VoteRequest) -> bool {
-        self.mutant(Mutant::SkipUpToDateCheck)
-            || (question.last_term, question.last_index) >= (self.log.last_term(), self.log.last())
+        (question.last_term, question.last_index) >= (self.log.last_term(), self.log.last())
     }
 
     pub(super) fn on_pre_vote(&mut self, from: u64, question: VoteRequest) {
@@ -282,7 +277,7 @@ impl Core {
             self.become_follower(question.term, None);
             self.candidacies = self.candidacies.saturating_add(1);
         }
-        let free = self.vote.is_none_or(|to| to == from) || self.mutant(Mutant::VoteTwice);
+        let free = self.vote.is_none_or(|to| to == from);
         let is_follower = matches!(self.role, RoleState::Follower);
         let granted = is_follower && free && self.is_up_to_date(&question);
         if granted {

@@ -2,7 +2,7 @@
 //!
 //! Source: Raft §5.3, figure 2 ("AppendEntries RPC").
 
-use super::{Core, Mutant, RoleState};
+use super::{Core, RoleState};
 use crate::message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
 };
@@ -54,10 +54,6 @@ impl Core {
                 self.send(from, Message::Stale { term: self.term });
             } else if let Message::ReadRequest(request) = message {
                 self.on_read_request(from, request);
-            } else if let (true, Message::AppendAck(ack)) =
-                (self.mutant(Mutant::AcceptStaleAcks), message)
-            {
-                self.on_append_ack(from, ack);
             }
             return;
         }
@@ -170,9 +166,6 @@ impl Core {
                 Some(term) if term == entry.term => {
                     fresh.next();
                 }
-                Some(_) if self.mutant(Mutant::KeepConflictingEntry) => {
-                    fresh.next();
-                }
                 Some(_) => {
                     let from = entry.index;
                     if !self.truncate(from) {
@@ -199,13 +192,7 @@ impl Core {
             return false;
         }
         self.log.truncate(from);
-        if self.mutant(Mutant::ForgetToTruncate) {
-            self.storage.truncated_in_memory_only(from);
-        } else if self.mutant(Mutant::StaleCompletionVouches) {
-            self.storage.truncated_without_recall(from);
-        } else {
-            self.storage.truncated(from);
-        }
+        self.storage.truncated(from);
         true
     }
 
@@ -216,12 +203,10 @@ impl Core {
         if leader == self.config.id {
             return;
         }
-        let durable = self.storage.durable().min(self.verified);
-        let early = self.mutant(Mutant::AckBeforeDurable);
         let ack = AppendAck {
             term: self.term,
             session: self.ack.session,
-            matched: if early { self.verified } else { durable },
+            matched: self.storage.durable().min(self.verified),
             received: self.verified,
         };
         self.ack.acked = self.ack.acked.max(ack.matched);

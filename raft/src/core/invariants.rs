@@ -1,6 +1,6 @@
 //! What must hold between any two steps.
 
-use super::{Core, Mutant, RoleState};
+use super::{Core, RoleState};
 use crate::message::Message;
 
 impl Core {
@@ -19,13 +19,11 @@ impl Core {
         assert!(log.last_term() <= self.term, "no entry is newer than the term");
         assert!(self.commit <= self.verified, "every leader's log holds what is committed");
         assert!(self.verified <= log.last(), "what was verified is in the log");
-        let broken_vote = self.mutant(Mutant::VoteWithoutPersisting);
         if let RoleState::Leader(leader) = &self.role {
             assert_eq!(self.leader, Some(self.config.id), "a leader knows itself");
             assert_eq!(log.last_term(), self.term, "a leader's term begins with its no-op");
             assert!(leader.first_own <= log.last(), "a leader never cuts its own log");
-            let durable_vote = self.storage.hard_pending().is_none();
-            assert!(durable_vote || broken_vote, "a leader's vote is durable");
+            assert!(self.storage.hard_pending().is_none(), "a leader's vote is durable");
             for peer in &leader.peers {
                 assert!(peer.matched < peer.next, "what matched is not sent again");
                 assert!(peer.matched <= log.last(), "nobody holds more of our log than we do");

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::io::Output;
 use super::peer::Peer;
 use super::read::PendingRead;
-use super::{Core, Mutant, RoleState};
+use super::{Core, RoleState};
 use crate::error::{ReadRefusal, Refusal};
 use crate::types::{Entry, EntryKind, INDEX_MAX, MAX_VOTERS};
 
@@ -82,7 +82,7 @@ impl Core {
     /// Leads the current term, after an election that took `elected_in` nanoseconds.
     pub(super) fn become_leader(&mut self, elected_in: u64) {
         debug_assert!(
-            self.storage.hard_pending().is_none() || self.mutant(Mutant::VoteWithoutPersisting),
+            self.storage.hard_pending().is_none(),
             "whoever leads has made its own vote durable"
         );
         let next = self.log.last() + 1;
@@ -156,16 +156,14 @@ impl Core {
     pub(super) fn advance_leader_commit(&mut self) {
         self.proposals.tell(&mut self.out);
         let majority = self.majority();
-        let early = self.mutant(Mutant::CountLeaderBeforeDurable);
-        let older = self.mutant(Mutant::CommitOlderTermByCount);
-        let own = if early { self.log.last() } else { self.storage.durable() };
+        let own = self.storage.durable();
         let RoleState::Leader(leader) = &mut self.role else { return };
         self.verified = self.log.last();
         let committed = leader.reached(own, majority, |peer| peer.matched);
         if committed >= leader.first_own {
             self.candidacies = 0;
         }
-        if committed > self.commit && (committed >= leader.first_own || older) {
+        if committed > self.commit && committed >= leader.first_own {
             self.commit_to(committed);
         }
     }

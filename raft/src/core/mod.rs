@@ -14,7 +14,6 @@ mod invariants;
 mod io;
 mod leader;
 mod log;
-mod mutant;
 mod peer;
 mod read;
 mod replicate;
@@ -39,12 +38,6 @@ use crate::config::{Config, nanos};
 use crate::error::ConfigError;
 use crate::message::Message;
 use crate::types::{Entry, FollowerStatus, HaltReason, HardState, Role, SnapshotMeta, Status};
-
-#[cfg(not(feature = "testing"))]
-use self::mutant::Mutant;
-#[cfg(feature = "testing")]
-#[doc(hidden)]
-pub use self::mutant::Mutant;
 
 pub use self::gate::{Gate, PeerFault};
 pub use self::io::{FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
@@ -352,19 +345,7 @@ impl Core {
     /// How many voters are a majority.
     fn majority(&self) -> usize {
         let voters = self.others.len() + 1;
-        if self.mutant(Mutant::SmallMajority) { voters / 2 } else { voters / 2 + 1 }.max(1)
-    }
-
-    /// Whether the given rule is to be broken.
-    #[cfg(feature = "testing")]
-    fn mutant(&self, mutant: Mutant) -> bool {
-        self.config.__mutant == Some(mutant)
-    }
-
-    #[cfg(not(feature = "testing"))]
-    #[expect(clippy::unused_self, reason = "the same signature with and without the feature")]
-    const fn mutant(&self, _: Mutant) -> bool {
-        false
+        voters / 2 + 1
     }
 
     /// Turns what has changed since the last flush into outputs.
@@ -400,7 +381,7 @@ impl Core {
     /// one says all that the earlier one did, and so the messages that wait are few.
     fn send(&mut self, to: u64, message: Message) {
         match self.storage.hard_pending() {
-            Some(id) if message.is_promise() && !self.mutant(Mutant::VoteWithoutPersisting) => {
+            Some(id) if message.is_promise() => {
                 let kind = std::mem::discriminant(&message);
                 self.held.retain(|(_, receiver, held)| {
                     *receiver != to || std::mem::discriminant(held) != kind
@@ -442,10 +423,6 @@ impl Core {
 
     fn on_persist_failed(&mut self, id: u64) {
         if !self.storage.is_under_way(id) {
-            return;
-        }
-        if self.mutant(Mutant::IgnoreFailedWrite) {
-            self.on_persisted(id);
             return;
         }
         self.halt(HaltReason::PersistFailed);

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::io::Output;
-use super::{Core, Mutant, RoleState};
+use super::{Core, RoleState};
 use crate::error::ReadRefusal;
 use crate::message::{Message, ReadReply, ReadRequest};
 
@@ -131,9 +131,6 @@ impl Core {
 
     /// Gives waiting reads a round, and answers those whose round a majority has confirmed.
     pub(super) fn flush_reads(&mut self) {
-        let hasty = self.mutant(Mutant::ReadBeforeNoop);
-        let unasked = self.mutant(Mutant::ReadWithoutQuorum);
-        let reuse = self.mutant(Mutant::ReuseReadContext);
         let majority = self.majority();
         let commit = self.commit;
         let RoleState::Leader(leader) = &mut self.role else { return };
@@ -142,8 +139,8 @@ impl Core {
         }
         // Until an entry of its own is committed, a leader does not know what its predecessors
         // committed.
-        let knows = commit >= leader.first_own || hasty;
-        let confirmed = if unasked || leader.peers.is_empty() {
+        let knows = commit >= leader.first_own;
+        let confirmed = if leader.peers.is_empty() {
             u64::MAX
         } else {
             leader.reached(u64::MAX, majority, |peer| peer.round)
@@ -154,7 +151,7 @@ impl Core {
         let room = leader.read_rounds.len() < MAX_ROUNDS;
         let mut must_beat = false;
         if leader.unassigned > 0 && knows && room {
-            let round = if reuse { leader.round.max(1) } else { leader.round + 1 };
+            let round = leader.round + 1;
             let first = leader.reads.len() - leader.unassigned;
             for read in leader.reads.range_mut(first..) {
                 (read.round, read.index) = (round, commit);
@@ -227,7 +224,7 @@ impl Core {
     }
 
     pub(super) fn on_read_reply(&mut self, reply: ReadReply) {
-        if reply.nonce != self.forwarded.nonce && !self.mutant(Mutant::ForgetReadNonce) {
+        if reply.nonce != self.forwarded.nonce {
             return;
         }
         let asked = &mut self.forwarded.asked;

@@ -6,7 +6,7 @@
 use super::io::Output;
 use super::leader::{BEATS, Leader};
 use super::peer::{Flow, Peer};
-use super::{Core, Mutant, RoleState, Timing};
+use super::{Core, RoleState, Timing};
 use crate::message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
 };
@@ -157,15 +157,13 @@ impl Core {
     pub(super) fn on_append_ack(&mut self, from: u64, ack: AppendAck) {
         let last = self.log.last();
         let matched_term = self.log.term_at(ack.matched);
-        let believe = self.mutant(Mutant::AcceptStaleAcks);
         let (now, timing) = (self.now, self.timing);
         if matches!(self.role, RoleState::Leader(_)) && ack.received > last {
             self.refused_inputs += 1;
             return;
         }
         let Some(peer) = self.peer_mut(from) else { return };
-        let current = peer.session == ack.session || believe;
-        if !current {
+        if peer.session != ack.session {
             return;
         }
         if peer.lost && ack.matched < peer.matched {

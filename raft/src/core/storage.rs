@@ -109,19 +109,6 @@ impl Storage {
         self.truncate_from = Some(from);
     }
 
-    /// A test of the tests: the log was cut and nobody told the disk.
-    pub(super) fn truncated_in_memory_only(&mut self, from: u64) {
-        self.submitted = self.submitted.min(from - 1);
-        self.vouch_at_most(from - 1);
-    }
-
-    /// A test of the tests: completions vouch for what they wrote, whatever was cut since.
-    pub(super) fn truncated_without_recall(&mut self, from: u64) {
-        let writes = self.writes.clone();
-        self.truncated(from);
-        self.writes = writes;
-    }
-
     /// The log goes on after `meta`; nothing in it is durable beyond `commit`, the index that
     /// was committed before. Returns the snapshot that was to be written and now is not.
     pub(super) fn reset(

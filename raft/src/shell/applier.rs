@@ -11,7 +11,6 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
-use super::mutant::ShellMutant as Mutant;
 use super::pending::Placed;
 use super::shared::{Answer, Event, Shared, count};
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
@@ -203,8 +202,7 @@ impl Applier {
         waiting: &mut Vec<Placed>,
     ) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
-        let twice = self.shared.mutant(Mutant::ApplyTwice);
-        let applied = if twice { 0 } else { self.at.0 };
+        let applied = self.at.0;
         let at = (last.index, last.term);
         count(&self.shared.counters.entries_applied, entries.len() as u64);
         let commands: Vec<Command> = entries
@@ -235,9 +233,7 @@ impl Applier {
         }
         let rest: Vec<Placed> = placed.collect();
         *waiting = rest;
-        if !self.shared.mutant(Mutant::KeepRoom) {
-            self.shared.proposal_room.add_permits(room);
-        }
+        self.shared.proposal_room.add_permits(room);
         Ok(())
     }
 
@@ -280,9 +276,6 @@ impl Applier {
         let meta = SnapshotMeta { index, term, voters: self.voters.clone() };
         let name = SnapshotName { identity: self.nonce.wrapping_add(index), meta };
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
-        if shared.mutant(Mutant::CompactBeforeSnapshot) {
-            shared.tell(Event::SnapshotTaken { meta: name.meta.clone() });
-        }
         let answer = Answer::new(&shared, Event::SnapshotFailed);
         self.tasks.spawn(async move {
             if let Err(error) = store(&*log, &name, chunks).await {

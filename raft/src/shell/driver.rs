@@ -17,7 +17,6 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::applier::{Job, Machine};
 use super::error::{Doubt, ProposeError, ReadError, StopReason};
-use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
@@ -110,8 +109,7 @@ impl Driver {
             // or when it has rung, since each setting costs more than an early ring once in a
             // while.
             let deadline = self.deadline();
-            let forgets = self.shared.mutant(Mutant::ForgetNearerDeadline);
-            if timer.is_elapsed() || (deadline < timer.deadline() && !forgets) {
+            if timer.is_elapsed() || deadline < timer.deadline() {
                 timer.as_mut().reset(deadline);
             }
             timer.as_mut().poll(cx).map(|()| true)
@@ -130,9 +128,6 @@ impl Driver {
 
     /// When the oldest proposal has waited long enough.
     fn overdue_at(&self) -> Option<u64> {
-        if self.shared.mutant(Mutant::NeverGiveUp) {
-            return None;
-        }
         let timeout = duration_nanos(self.core.config().proposal_timeout);
         self.proposals.oldest().map(|at| at.saturating_add(timeout))
     }
@@ -208,15 +203,6 @@ impl Driver {
                 self.shared.campaign_taken();
                 Input::Campaign
             }
-            Event::Persisted { result: Ok(()), .. }
-                if self.shared.mutant(Mutant::VouchForLatest) =>
-            {
-                // Writes are numbered from 1.
-                Input::Persisted { id: self.shared.counters.snapshot().writes }
-            }
-            Event::Persisted { id, .. } if self.shared.mutant(Mutant::TakeFailedForDone) => {
-                Input::Persisted { id }
-            }
             Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
             Event::Persisted { id, result: Err(error) } => {
                 self.note_failure("a write", &error);
@@ -253,10 +239,7 @@ impl Driver {
 
     fn propose(&mut self, now: u64, data: Bytes, proposal: Proposal) -> Input {
         count(&self.shared.counters.proposals, 1);
-        let unplaced = self.shared.mutant(Mutant::ReuseToken) && proposal.reply.is_closed();
-        let token =
-            if unplaced { self.proposals.next_token() } else { self.proposals.add(proposal, now) };
-        Input::Propose { token, data }
+        Input::Propose { token: self.proposals.add(proposal, now), data }
     }
 
     /// The caller of a read waits no more: its room comes back, and the core forgets it.
@@ -292,12 +275,7 @@ impl Driver {
                 self.send(to, Message::Append { head, entries });
             }
             Output::Apply { range } => {
-                let mut waiting = self.proposals.applying(&range);
-                if self.shared.mutant(Mutant::AnswerBeforeApply) {
-                    for placed in waiting.drain(..) {
-                        let _ = placed.proposal.reply.send(Ok(Bytes::new()));
-                    }
-                }
+                let waiting = self.proposals.applying(&range);
                 let lent = self.core.entries(range.clone());
                 let entries = lent.ok().map(|entries| entries.cloned().collect());
                 self.machine.push(Job::Apply { range, entries, waiting });
@@ -464,9 +442,7 @@ impl Driver {
 
     fn confirm_read(&mut self, token: u64, index: u64) {
         self.reads.confirm(token, index);
-        let early = self.shared.mutant(Mutant::ReadBeforeApply);
-        let applied = if early { u64::MAX } else { self.core.status().applied };
-        let answered = self.reads.applied(applied);
+        let answered = self.reads.applied(self.core.status().applied);
         self.shared.read_room.add_permits(answered);
     }
 

@@ -4,7 +4,6 @@ mod applier;
 mod driver;
 mod error;
 mod mailbox;
-mod mutant;
 mod pending;
 mod progress;
 mod receive_snapshot;
@@ -24,7 +23,6 @@ use tokio::time::{Instant, timeout_at};
 use self::applier::{Applier, Job, Machine};
 use self::driver::Driver;
 use self::mailbox::Mailbox;
-use self::mutant::ShellMutant as Mutant;
 use self::pending::{Proposal, Proposals, Reads};
 use self::progress::CommitIndex;
 use self::receive_snapshot::NodeInbox;
@@ -39,7 +37,6 @@ use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
 pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
 #[cfg(feature = "testing")]
-pub use self::mutant::ShellMutant;
 pub use self::shared::Stats;
 
 /// A running node of one group. Cheap to clone; the node stops when the last clone is dropped.
@@ -178,14 +175,8 @@ impl Raft {
         room.forget();
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { reply, weight };
-        #[cfg(feature = "testing")]
-        let again = command.clone();
         if shared.events.push(Event::Propose { data: command, proposal }).is_err() {
             return Err(ProposeError::Stopped(shared.why_stopped()));
-        }
-        #[cfg(feature = "testing")]
-        if shared.mutant(Mutant::ProposeAgain) {
-            return shared.propose_again(again, answer).await;
         }
         let unanswered = |_| Err(ProposeError::Unknown(Doubt::Stopped(shared.why_stopped())));
         // The loop gives up what is not committed in time. This one also ends when the state
@@ -360,9 +351,7 @@ struct Stopping {
 
 impl Stopping {
     fn stop(&self, reason: StopReason) -> Vec<Event> {
-        if !self.shared.mutant(Mutant::StayAttached) {
-            self.transport.detach(self.group);
-        }
+        self.transport.detach(self.group);
         drop(self.jobs.close());
         self.shared.stop(reason)
     }

@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
-use super::mutant::ShellMutant as Mutant;
 use super::shared::{Event, Shared, count};
 use crate::core::Gate;
 use crate::message::Message;
@@ -98,8 +97,7 @@ impl Receiving {
                 let Some(mut current) = incoming.take_if(is_of) else {
                     return SnapshotAnswer::Refused;
                 };
-                let any = self.shared.mutant(Mutant::TakeAnyChunk);
-                if (number == current.next || any) && number < current.chunks {
+                if number == current.next && number < current.chunks {
                     if let Err(error) = current.writer.append(data).await {
                         tracing::warn!(target: "voussoir::raft", %error, "no room for a chunk");
                         self.shared.doubt(&*self.log);
@@ -129,9 +127,8 @@ impl Receiving {
         if name.meta.index <= self.shared.commit.load(Ordering::Acquire) {
             return SnapshotAnswer::Done;
         }
-        let mixes = self.shared.mutant(Mutant::MixSnapshots);
         if let Some(current) = incoming.as_mut()
-            && (current.name == name || (mixes && current.name.meta == name.meta))
+            && current.name == name
             && current.chunks == chunks
         {
             (current.from, current.term, current.name) = (from, term, name);
@@ -152,18 +149,15 @@ impl Receiving {
     }
 
     async fn close(&self, mut incoming: Guard, sender: u64, identity: u64) -> SnapshotAnswer {
-        let half = self.shared.mutant(Mutant::CloseHalf);
         let is_of = |it: &Incoming| it.name.identity == identity && it.from == sender;
-        let complete = |it: &mut Incoming| is_of(it) && (it.next == it.chunks || half);
+        let complete = |it: &mut Incoming| is_of(it) && it.next == it.chunks;
         let Some(Incoming { from, term, name, writer, .. }) = incoming.take_if(complete) else {
             return match incoming.as_ref().filter(|it| is_of(it)) {
                 Some(current) => SnapshotAnswer::Next { number: current.next },
                 None => SnapshotAnswer::Refused,
             };
         };
-        if self.shared.mutant(Mutant::CloseUnsynced) {
-            drop(tokio::spawn(writer.finish()));
-        } else if let Err(error) = writer.finish().await {
+        if let Err(error) = writer.finish().await {
             tracing::warn!(target: "voussoir::raft", %error, "a snapshot could not be stored");
             self.shared.doubt(&*self.log);
             return SnapshotAnswer::Refused;

@@ -7,15 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-#[cfg(feature = "testing")]
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-#[cfg(feature = "testing")]
-use super::error::ProposeError;
 use super::error::StopReason;
 use super::mailbox::Mailbox;
-use super::mutant::ShellMutant as Mutant;
 use super::pending::{Proposal, ReadReply};
 use crate::config::Config;
 use crate::core::TransferEnd;
@@ -188,8 +183,6 @@ pub(crate) struct Shared {
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
-    #[cfg(feature = "testing")]
-    mutant: Option<Mutant>,
 }
 
 impl Shared {
@@ -214,38 +207,7 @@ impl Shared {
             followers: Mutex::new(Vec::new()),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
-            #[cfg(feature = "testing")]
-            mutant: config.__shell_mutant,
         }
-    }
-
-    /// Whether the given rule is to be broken.
-    #[cfg(feature = "testing")]
-    pub(crate) fn mutant(&self, mutant: Mutant) -> bool {
-        self.mutant == Some(mutant)
-    }
-
-    #[cfg(not(feature = "testing"))]
-    #[expect(clippy::unused_self, reason = "the same signature with and without the feature")]
-    pub(crate) const fn mutant(&self, _: Mutant) -> bool {
-        false
-    }
-
-    /// A test of the tests: sends a command a second time when its outcome is unknown.
-    #[cfg(feature = "testing")]
-    pub(crate) async fn propose_again(
-        &self,
-        command: Bytes,
-        answer: oneshot::Receiver<Result<Bytes, ProposeError>>,
-    ) -> Result<Bytes, ProposeError> {
-        let first = answer.await;
-        if !matches!(first, Ok(Err(ProposeError::Unknown(_)))) {
-            return first.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())));
-        }
-        let (reply, answer) = oneshot::channel();
-        let proposal = Proposal { reply, weight: 0 };
-        self.tell(Event::Propose { data: command, proposal });
-        answer.await.unwrap_or_else(|_| Err(ProposeError::Stopped(self.why_stopped())))
     }
 
     /// A token that no other read of this node has.
@@ -278,9 +240,7 @@ impl Shared {
     /// and the node says so and stops. It may have nothing else to write, and would stay a
     /// follower that never gets anywhere.
     pub(crate) fn doubt(self: &Arc<Self>, log: &dyn LogStore) {
-        if !self.mutant(Mutant::TrustFailedDisk) {
-            self.write_or_stop(log, LogWrite::default());
-        }
+        self.write_or_stop(log, LogWrite::default());
     }
 
     /// Writes what the core does not wait for. The node stops when that fails: every later write

@@ -6,5 +6,3 @@ mod faults;
 pub mod sim;
 
 pub use self::faults::FaultyStore;
-pub use crate::core::Mutant;
-pub use crate::shell::ShellMutant;

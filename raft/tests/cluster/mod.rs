@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
-use voussoir_raft::testing::{FaultyStore, ShellMutant};
+use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
     Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, Transport,
     WholeSnapshot,
@@ -99,19 +99,6 @@ pub(crate) fn soon() -> Instant {
 impl Cluster {
     pub(crate) async fn new(nodes: u64) -> Self {
         Self::tuned(nodes, |_| ()).await
-    }
-
-    /// Nodes that break a rule, to test the tests.
-    pub(crate) async fn broken(
-        nodes: u64,
-        mutant: Option<ShellMutant>,
-        tune: impl Fn(&mut Config) + 'static,
-    ) -> Self {
-        let tune = move |config: &mut Config| {
-            config.__shell_mutant = mutant;
-            tune(config);
-        };
-        Self::tuned(nodes, tune).await
     }
 
     pub(crate) async fn tuned(nodes: u64, tune: impl Fn(&mut Config) + 'static) -> Self {

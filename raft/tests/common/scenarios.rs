@@ -1,7 +1,7 @@
 //! Schedules that chance finds too seldom. Each says what would be wrong.
 
+use voussoir_raft::Message;
 use voussoir_raft::core::{Input, Output};
-use voussoir_raft::{Config, Message};
 
 use super::{Lab, Letter};
 
@@ -9,11 +9,8 @@ type Verdict = Result<(), String>;
 
 /// Figure 8: an entry of an earlier term on a majority may still be overwritten, so it must not
 /// count as committed. Source: Raft §5.4.2.
-pub(crate) fn figure_8(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
-    let mut lab = Lab::with(5, move |config| {
-        config.max_append_entries = 1;
-        tweak(config);
-    });
+pub(crate) fn figure_8() -> Verdict {
+    let mut lab = Lab::with(5, |config| config.max_append_entries = 1);
     // (a) S1 leads, and replicates an entry to S2 only.
     lab.elect(1);
     lab.run(100 * super::MS);
@@ -59,9 +56,10 @@ pub(crate) fn figure_8(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
 }
 
 /// A leader's entries are acknowledged, then overwritten by another leader; it leads again. The
-/// acknowledgement from its first reign must not count in its second.
-pub(crate) fn stale_ack(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
-    let mut lab = Lab::with(5, tweak);
+/// acknowledgement from its first reign must not count in its second. With `restarts` the leader
+/// restarts in between, and its second reign uses the session ids of the first one again.
+pub(crate) fn stale_ack(restarts: bool) -> Verdict {
+    let mut lab = Lab::new(5);
     lab.elect(1);
     lab.run(100 * super::MS);
     (3..=5).for_each(|id| lab.isolate(id));
@@ -83,6 +81,10 @@ pub(crate) fn stale_ack(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
     if lab.terms(2) != [1, 2] {
         return Err(format!("the schedule is broken: node 2 has {:?}", lab.terms(2)));
     }
+    if restarts {
+        lab.restart(1);
+        lab.run(100 * super::MS);
+    }
     // Node 1 leads again. Only node 4 hears of its new entries.
     lab.isolate(3);
     lab.elect(1);
@@ -102,8 +104,8 @@ pub(crate) fn stale_ack(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
 
 /// A follower asks for a read index, restarts, and asks again: the answer to its first question
 /// must not answer the second.
-pub(crate) fn read_nonce(tweak: impl Fn(&mut Config) + 'static) -> Verdict {
-    let mut lab = Lab::with(3, tweak);
+pub(crate) fn read_nonce() -> Verdict {
+    let mut lab = Lab::new(3);
     lab.elect(1);
     lab.run(100 * super::MS);
     lab.step(2, Input::Read { token: 1 });

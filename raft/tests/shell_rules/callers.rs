@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use voussoir_raft::testing::ShellMutant;
 use voussoir_raft::{Config, Doubt, Message, Outcome, ProposeError, Role};
 
 use crate::cluster::{Cluster, append, soon, timeout};
@@ -18,8 +17,9 @@ async fn within<F: Future>(wait: Duration, future: F) -> Option<F::Output> {
     tokio::time::timeout(wait, future).await.ok()
 }
 
-pub(crate) async fn what_is_answered_is_applied(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn what_is_answered_is_applied() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     let gate = &cluster.nodes[&leader].machine.gate;
     gate.forget_permits(Semaphore::MAX_PERMITS);
@@ -30,8 +30,9 @@ pub(crate) async fn what_is_answered_is_applied(mutant: Option<ShellMutant>) {
     assert_eq!(timeout(asked).await.unwrap(), "a");
 }
 
-pub(crate) async fn what_is_unknown_is_not_sent_again(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn what_is_unknown_is_not_sent_again() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
     for id in &others {
@@ -47,8 +48,9 @@ pub(crate) async fn what_is_unknown_is_not_sent_again(mutant: Option<ShellMutant
     assert_eq!(text, "xy", "whether to send it again is for the caller to say");
 }
 
-pub(crate) async fn the_answer_of_who_has_gone_is_for_nobody_else(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn the_answer_of_who_has_gone_is_for_nobody_else() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     let raft = cluster.raft(leader);
     for _ in 0..3 {
@@ -62,8 +64,9 @@ pub(crate) async fn the_answer_of_who_has_gone_is_for_nobody_else(mutant: Option
     }
 }
 
-pub(crate) async fn a_read_waits_until_its_index_is_applied(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn a_read_waits_until_its_index_is_applied() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     for id in [leader, leader % 3 + 1] {
         let gate = &cluster.nodes[&id].machine.gate;
@@ -86,12 +89,13 @@ pub(crate) async fn a_read_waits_until_its_index_is_applied(mutant: Option<Shell
     }
 }
 
-pub(crate) async fn what_is_not_decided_in_time_is_unknown(mutant: Option<ShellMutant>) {
+#[tokio::test(start_paused = true)]
+async fn what_is_not_decided_in_time_is_unknown() {
     let room_for_one = |config: &mut Config| {
         config.max_entry_bytes = 500;
         config.max_uncommitted_bytes = 600;
     };
-    let cluster = Cluster::broken(3, mutant, room_for_one).await;
+    let cluster = Cluster::tuned(3, room_for_one).await;
     let old = cluster.leader().await;
     cluster.network.isolate(old, 1..=3);
     let before = Instant::now();
@@ -108,8 +112,9 @@ pub(crate) async fn what_is_not_decided_in_time_is_unknown(mutant: Option<ShellM
 }
 
 /// The timer was set for the next election, and the first heartbeat is due before that.
-pub(crate) async fn a_new_leader_beats_from_the_start(mutant: Option<ShellMutant>) {
-    let mut script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_beats_from_the_start() {
+    let mut script = Script::start().await;
     let beat = |message: &Message| matches!(message, Message::Heartbeat(_));
     script.win_election().await;
     timeout(script.sent(beat)).await;
@@ -121,12 +126,13 @@ pub(crate) async fn a_new_leader_beats_from_the_start(mutant: Option<ShellMutant
     assert_eq!(script.status().role, Role::Leader);
 }
 
-pub(crate) async fn room_comes_back_with_every_answer(mutant: Option<ShellMutant>) {
+#[tokio::test(start_paused = true)]
+async fn room_comes_back_with_every_answer() {
     let tight = |config: &mut Config| {
         config.max_entry_bytes = 500;
         config.max_uncommitted_bytes = 1000;
     };
-    let cluster = Cluster::broken(3, mutant, tight).await;
+    let cluster = Cluster::tuned(3, tight).await;
     let leader = cluster.leader().await;
     for _ in 0..20 {
         timeout(cluster.raft(leader).propose(append(&"-".repeat(450)))).await.unwrap();

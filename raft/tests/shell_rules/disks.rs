@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use voussoir_raft::testing::{FaultyStore, ShellMutant};
+use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
     Config, Doubt, HaltReason, Heartbeat, Message, Outcome, ProposeError, SendError, StopReason,
     Transport,
@@ -10,8 +10,9 @@ use voussoir_raft::{
 
 use crate::cluster::{Cluster, append, soon, timeout};
 
-pub(crate) async fn a_write_vouches_for_itself_alone(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn a_write_vouches_for_itself_alone() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     let stores = || (1..=3).filter(|id| *id != leader).map(|id| &cluster.nodes[&id].store);
     stores().for_each(FaultyStore::stall);
@@ -36,10 +37,9 @@ pub(crate) async fn a_write_vouches_for_itself_alone(mutant: Option<ShellMutant>
     assert_eq!(timeout(later).await.unwrap().unwrap(), "ab");
 }
 
-pub(crate) async fn a_leader_whose_write_fails_halts_and_the_others_go_on(
-    mutant: Option<ShellMutant>,
-) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn a_leader_whose_write_fails_halts_and_the_others_go_on() {
+    let cluster = Cluster::new(3).await;
     let old = cluster.leader().await;
     timeout(cluster.raft(old).propose(append("a"))).await.unwrap();
     cluster.nodes[&old].store.fail();
@@ -57,8 +57,9 @@ pub(crate) async fn a_leader_whose_write_fails_halts_and_the_others_go_on(
     assert!(text == "ac" || text == "abc", "b is unknown: {text:?}");
 }
 
-pub(crate) async fn a_node_that_has_halted_is_out_of_reach(mutant: Option<ShellMutant>) {
-    let cluster = Cluster::broken(3, mutant, |_| ()).await;
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_halted_is_out_of_reach() {
+    let cluster = Cluster::new(3).await;
     let leader = cluster.leader().await;
     let hurt = leader % 3 + 1;
     let beat = Message::Heartbeat(Heartbeat { term: 1, round: 1, commit: 0 });
@@ -72,12 +73,13 @@ pub(crate) async fn a_node_that_has_halted_is_out_of_reach(mutant: Option<ShellM
     assert_eq!(stranger.send(hurt, 0, beat), Err(SendError::UnknownPeer));
 }
 
-pub(crate) async fn the_log_is_cut_behind_a_stored_snapshot_only(mutant: Option<ShellMutant>) {
+#[tokio::test(start_paused = true)]
+async fn the_log_is_cut_behind_a_stored_snapshot_only() {
     let eager = |config: &mut Config| {
         config.snapshot_after_entries = 10;
         config.keep_entries = 0;
     };
-    let mut cluster = Cluster::broken(1, mutant, eager).await;
+    let mut cluster = Cluster::tuned(1, eager).await;
     timeout(cluster.leader()).await;
     cluster.nodes[&1].store.hold_snapshots();
     for _ in 0..20 {

@@ -61,7 +61,7 @@ async fn a_snapshot_that_is_being_adopted_is_not_received_again() {
     let (asks, asked) = channel();
     let (gives, leave) = channel();
     let log = Hesitant { inner: MemoryStore::new(), asks, leave: Mutex::new(leave) };
-    let script = Script::over(Arc::new(log), None).await;
+    let script = Script::over(Arc::new(log)).await;
     script.hears_leader(5);
     let shot = name(50, 5, 11);
     assert_eq!(script.open(&shot, 1).await, SnapshotAnswer::Next { number: 0 });

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use voussoir_raft::memory::MemoryStore;
-use voussoir_raft::testing::{FaultyStore, ShellMutant};
+use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
     AppendHead, AttachError, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore, Message, Raft,
     SendError, SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart, Status, Transport,
@@ -64,14 +64,13 @@ pub(crate) struct Script {
 }
 
 impl Script {
-    pub(crate) async fn start(mutant: Option<ShellMutant>) -> Self {
-        Self::over(Arc::new(MemoryStore::new()), mutant).await
+    pub(crate) async fn start() -> Self {
+        Self::over(Arc::new(MemoryStore::new())).await
     }
 
-    pub(crate) async fn over(log: Arc<dyn LogStore>, mutant: Option<ShellMutant>) -> Self {
+    pub(crate) async fn over(log: Arc<dyn LogStore>) -> Self {
         let mut config = Config::new(1, [1, 2, 3]);
         config.seed = 7;
-        config.__shell_mutant = mutant;
         let (sender, sent) = mpsc::unbounded_channel();
         let ears = Arc::new(Ears { inbox: Mutex::new(None), sent: sender });
         let store = FaultyStore::new(log);

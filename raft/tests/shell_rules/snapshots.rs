@@ -4,7 +4,6 @@ use std::pin::pin;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use voussoir_raft::testing::ShellMutant;
 use voussoir_raft::{HaltReason, SnapshotAnswer, SnapshotPart, StopReason};
 
 use crate::cluster::timeout;
@@ -16,8 +15,9 @@ const NEXT_2: SnapshotAnswer = SnapshotAnswer::Next { number: 2 };
 
 /// A snapshot overtakes the machine: it is stored while entries before it are being applied, and
 /// the one that is restored is newer than the one that was asked for.
-pub(crate) async fn what_a_snapshot_includes_is_not_applied_to_it(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn what_a_snapshot_includes_is_not_applied_to_it() {
+    let script = Script::start().await;
     script.machine.gate.forget_permits(Semaphore::MAX_PERMITS);
     script.hears_leader(5);
     script.append(5, 1, 0, &["a"]);
@@ -41,8 +41,9 @@ pub(crate) async fn what_a_snapshot_includes_is_not_applied_to_it(mutant: Option
     assert_eq!(script.text(), "eighty!");
 }
 
-pub(crate) async fn half_a_snapshot_is_not_taken(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn half_a_snapshot_is_not_taken() {
+    let script = Script::start().await;
     script.hears_leader(5);
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
     assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
@@ -54,8 +55,9 @@ pub(crate) async fn half_a_snapshot_is_not_taken(mutant: Option<ShellMutant>) {
     assert_eq!(script.text(), "onetwo");
 }
 
-pub(crate) async fn a_snapshot_counts_when_it_is_durable(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_counts_when_it_is_durable() {
+    let script = Script::start().await;
     script.hears_leader(5);
     assert_eq!(script.open(&name(50, 5, 11), 1).await, NEXT_0);
     assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
@@ -71,8 +73,9 @@ pub(crate) async fn a_snapshot_counts_when_it_is_durable(mutant: Option<ShellMut
     assert_eq!(script.text(), "one");
 }
 
-pub(crate) async fn chunks_are_stored_once_and_in_order(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn chunks_are_stored_once_and_in_order() {
+    let script = Script::start().await;
     script.hears_leader(5);
     assert_eq!(script.open(&name(50, 5, 11), 3).await, NEXT_0);
     assert_eq!(script.chunk(11, 0, "one,").await, NEXT_1);
@@ -88,8 +91,9 @@ pub(crate) async fn chunks_are_stored_once_and_in_order(mutant: Option<ShellMuta
 
 /// The leader changes in the middle of a transfer. The new one has a snapshot of the same entries
 /// and has cut it elsewhere.
-pub(crate) async fn two_snapshots_of_the_same_entries_are_not_mixed(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn two_snapshots_of_the_same_entries_are_not_mixed() {
+    let script = Script::start().await;
     script.hears_leader(5);
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
     assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
@@ -105,8 +109,9 @@ pub(crate) async fn two_snapshots_of_the_same_entries_are_not_mixed(mutant: Opti
 
 /// Without room the transfer is put off. With a broken disk the node says so: it may have nothing
 /// else to write, and nobody would hear of it.
-pub(crate) async fn a_disk_that_fails_under_a_snapshot_stops_the_node(mutant: Option<ShellMutant>) {
-    let script = Script::start(mutant).await;
+#[tokio::test(start_paused = true)]
+async fn a_disk_that_fails_under_a_snapshot_stops_the_node() {
+    let script = Script::start().await;
     script.hears_leader(5);
     script.until(|status| status.term == 5).await;
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);

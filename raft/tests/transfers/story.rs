@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_raft::memory::Network;
-use voussoir_raft::testing::{FaultyStore, ShellMutant};
+use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{Config, Outcome, Raft, Role};
 use voussoir_sim::{Report, Rng};
 
@@ -63,7 +63,7 @@ struct Story {
     late: u64,
 }
 
-pub(crate) async fn play(seed: u64, mutant: Option<ShellMutant>) -> Result<Seen, String> {
+pub(crate) async fn play(seed: u64) -> Result<Seen, String> {
     let mut rng = Rng::new(seed);
     let mut config = Config::new(1, (1..=NODES).collect::<Vec<_>>());
     config.snapshot_after_entries = rng.between(8, 25);
@@ -71,7 +71,6 @@ pub(crate) async fn play(seed: u64, mutant: Option<ShellMutant>) -> Result<Seen,
     config.snapshot_window = rng.between(1, 6) as usize;
     config.snapshot_timeout = Duration::from_millis(rng.between(100, 800));
     config.proposal_timeout = Duration::from_secs(1);
-    config.__shell_mutant = mutant;
     let mut story = Story {
         network: Network::new(),
         nodes: BTreeMap::new(),

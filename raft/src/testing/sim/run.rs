@@ -16,7 +16,6 @@ use super::memory::MemoryDisk;
 use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
-use crate::core::Mutant;
 use crate::types::Role;
 
 /// How long a hunted leader is cut off, and left alone, at least and at most.
@@ -41,8 +40,6 @@ pub struct Options {
     pub hunt_ppm: u32,
     /// How long faults go on, ns of virtual time.
     pub faults_ns: u64,
-    /// A deliberately broken core.
-    pub mutant: Option<Mutant>,
 }
 
 impl Default for Options {
@@ -53,7 +50,6 @@ impl Default for Options {
             enable_ppm: 500_000,
             hunt_ppm: 200_000,
             faults_ns: 8 * SECOND,
-            mutant: None,
         }
     }
 }
@@ -90,7 +86,7 @@ pub fn run_on<D: Disk>(
     faults.settle_ns = clients.settle_ns();
     let plan = faults.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters)));
-    let config = draw_config(&voters, options, &mut rng);
+    let config = draw_config(&voters, &mut rng);
     let hunts = rng.chance(options.hunt_ppm).then_some(0);
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode<D>>::new(plan, move |boot| {
@@ -117,7 +113,7 @@ pub fn run_on<D: Disk>(
 }
 
 /// Limits so small that windows slide, batches fill, logs are cut and snapshots sent all the time.
-fn draw_config(voters: &[u64], options: &Options, rng: &mut Rng) -> Config {
+fn draw_config(voters: &[u64], rng: &mut Rng) -> Config {
     let mut config = Config::new(1, voters);
     config.group = 7;
     config.max_append_entries = rng.scaled(1, 64) as usize;
@@ -134,7 +130,6 @@ fn draw_config(voters: &[u64], options: &Options, rng: &mut Rng) -> Config {
     config.keep_entries = rng.below(40);
     config.max_snapshots_sending = rng.between(1, 3) as usize;
     config.disk_stall = Duration::from_millis(rng.between(400, 1500));
-    config.__mutant = options.mutant;
     config
 }
 
