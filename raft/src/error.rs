@@ -46,15 +46,9 @@ pub enum Refusal {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ReadRefusal {
-    /// No leader is known, or leadership changed while the read waited.
-    #[error("no leader confirmed the read")]
-    NoLeader,
-    /// Too many reads wait here.
+    /// Too many reads wait here. Retry when some of them have been answered or withdrawn.
     #[error("too many reads are waiting")]
     Busy,
-    /// The leader did not answer in time.
-    #[error("the leader did not answer")]
-    TimedOut,
     /// The node has stopped. Retry at another one.
     #[error("the node has halted")]
     Halted,

@@ -3,13 +3,13 @@
 mod common;
 
 use common::live::Live;
-use common::{Disk, Lab, MS, entry, scenarios};
+use common::{Disk, Lab, Letter, MS, entry, scenarios};
 use std::time::Duration;
 
 use voussoir_raft::core::{Core, FetchError, Input, Output, Restored, TransferEnd};
 use voussoir_raft::{
     AppendAck, AppendHead, AppendReject, Config, FollowerState, HaltReason, HardState, Message,
-    ReadRefusal, SnapshotMeta,
+    SnapshotMeta,
 };
 
 fn append(term: u64, prev: (u64, u64), commit: u64, terms: &[u64]) -> Message {
@@ -212,14 +212,52 @@ fn a_forwarded_read_outlasts_slow_links_and_lost_questions() {
     assert_eq!(lab.take(|letter| matches!(letter.message, Message::ReadRequest(_))).len(), 1);
     lab.run(1000 * MS);
     assert_eq!(lab.seen(2, |output| matches!(output, Output::ReadReady { .. })).len(), 1);
-    // Where nobody ever answers, it ends.
+    // Where nobody ever answers, it is asked for until it is withdrawn.
+    let is_question = |letter: &Letter| matches!(letter.message, Message::ReadRequest(_));
     lab.step(2, Input::Read { token: 2 });
-    for _ in 0..200 {
-        lab.take(|letter| matches!(letter.message, Message::ReadRequest(_)));
-        lab.run_without(50 * MS, |letter| matches!(letter.message, Message::ReadRequest(_)));
+    for _ in 0..10 {
+        assert_eq!(lab.take(is_question).len(), 1, "once each longest election timeout");
+        lab.run_without(400 * MS, is_question);
     }
-    let refused = Output::ReadRefused { token: 2, reason: ReadRefusal::TimedOut };
-    assert_eq!(lab.seen(2, |output| matches!(output, Output::ReadRefused { .. })), [refused]);
+    lab.take(is_question);
+    lab.step(2, Input::WithdrawReads { tokens: vec![2] });
+    lab.run_without(2000 * MS, is_question);
+    assert!(lab.take(is_question).is_empty(), "nobody waits for it");
+    let ended = |o: &Output| matches!(o, Output::ReadRefused { .. });
+    assert_eq!(lab.seen(2, ended).len(), 0);
+}
+
+// A read fails because an election is under way, though its caller would wait for the leader.
+#[test]
+fn reads_outlast_elections_and_changes_of_leaders() {
+    let mut lab = Lab::new(3);
+    let ready = |lab: &Lab, id: u64| {
+        let seen = lab.seen(id, |o| matches!(o, Output::ReadReady { .. }));
+        seen.iter()
+            .filter_map(|o| match o {
+                Output::ReadReady { token, .. } => Some(*token),
+                _ => None,
+            })
+            .collect::<Vec<u64>>()
+    };
+    // Nobody leads. Node 1 will, and answers its own reads and those of the others.
+    (1..=3).for_each(|id| lab.step(id, Input::Read { token: id }));
+    lab.elect(1);
+    lab.run(100 * MS);
+    (1..=3).for_each(|id| assert_eq!(ready(&lab, id), [id], "node {id}"));
+    // The leader is cut off with a read of its own, and a follower's question is lost with it.
+    lab.step(2, Input::Read { token: 20 });
+    lab.isolate(1);
+    lab.step(1, Input::Read { token: 10 });
+    lab.elect(2);
+    lab.run(1000 * MS);
+    assert_eq!(ready(&lab, 2), [2, 20], "this node leads now and answers itself");
+    assert_eq!((lab.status(1).leader, ready(&lab, 1)), (None, vec![1]));
+    lab.heal();
+    lab.run(1000 * MS);
+    assert_eq!(ready(&lab, 1), [1, 10], "the next leader answers it");
+    let refused = |o: &Output| matches!(o, Output::ReadRefused { .. });
+    (1..=3).for_each(|id| assert!(lab.seen(id, refused).is_empty(), "node {id}"));
 }
 
 // Committed entries that the machine has not applied are bounded by count only.

@@ -59,10 +59,21 @@ async fn the_others_go_on_without_a_leader_that_is_cut_off() {
     assert_eq!(timeout(cluster.raft(new).propose(append("b"))).await.unwrap(), "ab");
 
     cluster.until(old, |status| status.role != Role::Leader).await;
-    let read = timeout(cluster.raft(old).read(soon())).await.unwrap_err();
-    assert!(matches!(read, ReadError::NoLeader { .. }), "{read:?}");
+    let (began, wait) = (tokio::time::Instant::now(), Duration::from_secs(1));
+    let read = timeout(cluster.raft(old).read(began + wait)).await.unwrap_err();
+    assert_eq!(read, ReadError::NoLeader, "it waits for a leader until its deadline");
+    assert_eq!(began.elapsed(), wait);
 
+    // One that still waits when the node is back is answered, whoever leads by then.
+    let patient = tokio::spawn({
+        let raft = cluster.raft(old).clone();
+        async move { raft.read(soon()).await }
+    });
+    tokio::time::sleep(wait).await;
+    assert!(!patient.is_finished());
     cluster.network.heal();
+    timeout(patient).await.unwrap().unwrap();
+    assert_eq!(cluster.text(old), "ab", "the read sees what was written elsewhere");
     cluster.leader().await;
     let lost = timeout(stranded).await.unwrap().unwrap_err();
     assert_eq!(lost, ProposeError::Superseded);

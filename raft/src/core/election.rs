@@ -80,7 +80,7 @@ impl Core {
     fn on_election_timeout(&mut self) {
         self.reset_election_timer();
         self.leader = None;
-        self.refuse_forwarded(crate::ReadRefusal::NoLeader);
+        self.requeue_forwarded();
         let disk_silent = self.storage.silent_since().map_or(0, |at| self.now.saturating_sub(at));
         let disk_stalled = disk_silent >= self.timing.disk_stall;
         if self.storage.hard_pending().is_some() {
@@ -202,7 +202,7 @@ impl Core {
         }
         if self.leader != leader {
             self.leader = leader;
-            self.refuse_forwarded(crate::ReadRefusal::NoLeader);
+            self.requeue_forwarded();
         }
         if !was_follower {
             self.reset_election_timer();

@@ -10,7 +10,7 @@ use super::io::Output;
 use super::peer::Peer;
 use super::read::PendingRead;
 use super::{Core, RoleState};
-use crate::error::{ReadRefusal, Refusal};
+use crate::error::Refusal;
 use crate::types::{Entry, EntryKind, INDEX_MAX, MAX_VOTERS};
 
 /// What only a leader has.
@@ -213,8 +213,6 @@ impl Core {
         self.last_name = leader.last_id;
         self.verified = self.commit;
         self.ack = super::Ack::default();
-        for read in leader.reads {
-            self.refuse_read(read.origin, ReadRefusal::NoLeader);
-        }
+        self.hand_reads_back(leader.reads);
     }
 }

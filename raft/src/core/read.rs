@@ -36,24 +36,23 @@ pub(super) struct PendingRead {
 struct Asked {
     context: u64,
     tokens: Vec<u64>,
-    /// When the question is sent again, or given up.
+    /// Time at which the question is sent again. Every answer to it will do: each question was
+    /// sent after the reads had arrived.
     due_at: u64,
-    /// How often it has been sent.
-    sent: u32,
 }
 
-/// How often a question is sent, once each longest election timeout, before its reads are refused.
-/// The answer to any of them will do: each was asked after the reads had arrived.
-const QUESTIONS_MAX: u32 = 10;
-
-/// Reads that a follower forwards. All that come between two flushes share one question.
+/// Reads of a node that does not lead. They wait for a leader, and then for its answer, until
+/// the caller withdraws them. All that come between two flushes share one question.
 #[derive(Debug)]
 pub(super) struct Forwarded {
     /// Different in each life of the node.
     nonce: u64,
     context: u64,
+    /// Reads without a question: no leader is known, or they came since the last flush.
     unsent: Vec<u64>,
+    /// Invariant: empty while no leader is known, and while this node leads.
     asked: VecDeque<Asked>,
+    /// Invariant: the number of tokens in `unsent` and `asked`; at most `max_reads`.
     waiting: usize,
 }
 
@@ -83,10 +82,8 @@ impl Core {
     pub(super) fn on_read(&mut self, token: u64) {
         if matches!(self.role, RoleState::Leader(_)) {
             self.take_read(Origin::Local { token });
-        } else if self.leader.is_none() {
-            self.refuse_read(Origin::Local { token }, ReadRefusal::NoLeader);
         } else if self.forwarded.waiting >= self.config.max_reads {
-            self.refuse_read(Origin::Local { token }, ReadRefusal::Busy);
+            self.refuse_read(token, ReadRefusal::Busy);
         } else {
             self.forwarded.waiting += 1;
             self.forwarded.unsent.push(token);
@@ -99,7 +96,7 @@ impl Core {
         if matches!(self.role, RoleState::Leader(_)) {
             self.take_read(origin);
         } else {
-            self.refuse_read(origin, ReadRefusal::NoLeader);
+            self.refuse_peer_read(from, nonce, context);
         }
     }
 
@@ -122,7 +119,10 @@ impl Core {
     fn take_read(&mut self, origin: Origin) {
         let RoleState::Leader(leader) = &mut self.role else { return };
         if leader.reads.len() >= self.config.max_reads {
-            self.refuse_read(origin, ReadRefusal::Busy);
+            match origin {
+                Origin::Local { token } => self.refuse_read(token, ReadRefusal::Busy),
+                Origin::Peer { id, nonce, context } => self.refuse_peer_read(id, nonce, context),
+            }
             return;
         }
         leader.reads.push_back(PendingRead { round: 0, index: 0, origin });
@@ -131,6 +131,13 @@ impl Core {
 
     /// Gives waiting reads a round, and answers those whose round a majority has confirmed.
     pub(super) fn flush_reads(&mut self) {
+        if matches!(self.role, RoleState::Leader(_)) {
+            // Reads that waited for a leader when this node became it.
+            self.forwarded.waiting = 0;
+            for token in std::mem::take(&mut self.forwarded.unsent) {
+                self.take_read(Origin::Local { token });
+            }
+        }
         let majority = self.majority();
         let commit = self.commit;
         let RoleState::Leader(leader) = &mut self.role else { return };
@@ -200,12 +207,25 @@ impl Core {
         }
     }
 
-    pub(super) fn refuse_read(&mut self, origin: Origin, reason: ReadRefusal) {
-        match origin {
-            Origin::Local { token } => self.out.push_back(Output::ReadRefused { token, reason }),
-            Origin::Peer { id, nonce, context } => {
-                let reply = ReadReply { term: self.term, nonce, context, index: None };
-                self.send(id, Message::ReadReply(reply));
+    fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
+        self.out.push_back(Output::ReadRefused { token, reason });
+    }
+
+    /// This node does not lead, or has no room.
+    fn refuse_peer_read(&mut self, to: u64, nonce: u64, context: u64) {
+        let reply = ReadReply { term: self.term, nonce, context, index: None };
+        self.send(to, Message::ReadReply(reply));
+    }
+
+    /// Reads of a leadership that has ended. Those of this node wait for the next leader.
+    pub(super) fn hand_reads_back(&mut self, reads: VecDeque<PendingRead>) {
+        for read in reads {
+            match read.origin {
+                Origin::Local { token } => {
+                    self.forwarded.waiting += 1;
+                    self.forwarded.unsent.push(token);
+                }
+                Origin::Peer { id, nonce, context } => self.refuse_peer_read(id, nonce, context),
             }
         }
     }
@@ -219,7 +239,7 @@ impl Core {
         self.forwarded.context += 1;
         let (nonce, context) = (self.forwarded.nonce, self.forwarded.context);
         let due_at = self.now.saturating_add(self.timing.election_max);
-        self.forwarded.asked.push_back(Asked { context, tokens, due_at, sent: 1 });
+        self.forwarded.asked.push_back(Asked { context, tokens, due_at });
         self.send(leader, Message::ReadRequest(ReadRequest { term: self.term, nonce, context }));
     }
 
@@ -227,29 +247,34 @@ impl Core {
         if reply.nonce != self.forwarded.nonce {
             return;
         }
+        // Whoever was asked does not lead, or has no room: the question is sent again when it is
+        // due, or at once to another leader.
+        let Some(index) = reply.index else { return };
         let asked = &mut self.forwarded.asked;
         let Some(at) = asked.iter().position(|asked| asked.context == reply.context) else {
             return;
         };
         let Some(answered) = asked.remove(at) else { return };
         self.forwarded.waiting -= answered.tokens.len();
-        for token in answered.tokens {
-            self.out.push_back(match reply.index {
-                Some(index) => Output::ReadReady { token, index },
-                None => Output::ReadRefused { token, reason: ReadRefusal::NoLeader },
-            });
-        }
+        let ready = |token| Output::ReadReady { token, index };
+        self.out.extend(answered.tokens.into_iter().map(ready));
     }
 
-    /// The leader of these reads is gone.
-    pub(super) fn refuse_forwarded(&mut self, reason: ReadRefusal) {
-        self.forwarded.waiting = 0;
-        let unsent = std::mem::take(&mut self.forwarded.unsent);
+    /// The leader that was asked leads no more: its questions are put to the next one.
+    pub(super) fn requeue_forwarded(&mut self) {
         let asked = self.forwarded.asked.drain(..).flat_map(|asked| asked.tokens);
-        self.out.extend(asked.chain(unsent).map(|token| Output::ReadRefused { token, reason }));
+        self.forwarded.unsent.extend(asked);
     }
 
-    /// Sends questions again that were not answered in time, or gives them up.
+    /// Refuses all reads that wait here.
+    pub(super) fn refuse_forwarded(&mut self, reason: ReadRefusal) {
+        self.requeue_forwarded();
+        self.forwarded.waiting = 0;
+        let tokens = std::mem::take(&mut self.forwarded.unsent);
+        self.out.extend(tokens.into_iter().map(|token| Output::ReadRefused { token, reason }));
+    }
+
+    /// Sends questions again that were not answered in time.
     pub(super) fn tick_forwarded(&mut self) {
         let (now, wait) = (self.now, self.timing.election_max);
         if self.forwarded.deadline().is_none_or(|at| now < at) {
@@ -257,15 +282,8 @@ impl Core {
         }
         let (nonce, term, leader) = (self.forwarded.nonce, self.term, self.leader);
         for mut asked in std::mem::take(&mut self.forwarded.asked) {
-            if asked.due_at <= now && asked.sent >= QUESTIONS_MAX {
-                self.forwarded.waiting -= asked.tokens.len();
-                let reason = ReadRefusal::TimedOut;
-                let refused = |token| Output::ReadRefused { token, reason };
-                self.out.extend(asked.tokens.into_iter().map(refused));
-                continue;
-            }
             if asked.due_at <= now {
-                (asked.due_at, asked.sent) = (now.saturating_add(wait), asked.sent + 1);
+                asked.due_at = now.saturating_add(wait);
                 if let Some(leader) = leader {
                     let request = ReadRequest { term, nonce, context: asked.context };
                     self.send(leader, Message::ReadRequest(request));

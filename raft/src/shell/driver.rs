@@ -184,7 +184,7 @@ impl Driver {
                 count(&self.shared.counters.reads, 1);
                 self.reads.add(token, reply);
                 if deadline <= self.epoch + Duration::from_nanos(now) {
-                    self.refuse_read(token, ReadRefusal::TimedOut);
+                    self.fail_read(token, ReadError::TimedOut);
                     return Err(None);
                 }
                 Input::Read { token }
@@ -447,13 +447,15 @@ impl Driver {
     }
 
     fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
-        let Some((reply, _)) = self.reads.take(token) else { return };
         let error = match reason {
-            ReadRefusal::NoLeader => ReadError::NoLeader { leader: self.core.status().leader },
             ReadRefusal::Busy => ReadError::Busy,
-            ReadRefusal::TimedOut => ReadError::TimedOut,
             ReadRefusal::Halted => ReadError::Stopped(self.why_halted()),
         };
+        self.fail_read(token, error);
+    }
+
+    fn fail_read(&mut self, token: u64, error: ReadError) {
+        let Some((reply, _)) = self.reads.take(token) else { return };
         self.shared.read_room.add_permits(1);
         // An error here only says that the caller has gone.
         let _ = reply.send(Err(error));

@@ -96,19 +96,16 @@ impl ProposeError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
-    /// No leader is known, or leadership changed while the read waited. Retry after a pause.
-    #[error("no leader confirmed the read")]
-    NoLeader {
-        /// Who leads by now, as far as this node knows.
-        leader: Option<u64>,
-    },
-    /// Too many reads wait here or at the leader. Retry after a pause.
+    /// The caller's deadline passed while this node knew no leader: a majority is out of its
+    /// reach, or an election takes long. Ask another node.
+    #[error("no leader was known when the deadline passed")]
+    NoLeader,
+    /// Too many reads wait here. Retry after a pause.
     #[error("too many reads are waiting")]
     Busy,
-    /// The caller's deadline passed, or the leader did not answer within an election timeout. The
-    /// leader, a majority or this node's state machine is slow or out of reach. Retry, or ask
-    /// another node.
-    #[error("the read was not confirmed and applied in time")]
+    /// The caller's deadline passed. The leader, a majority or this node's state machine is slow
+    /// or out of reach. Retry, or ask another node.
+    #[error("the read was not confirmed and applied before its deadline")]
     TimedOut,
     /// The node has stopped. Ask another one.
     #[error("the node has stopped: {0}")]
@@ -124,14 +121,6 @@ impl ReadError {
     /// Always `true`: at this node or, when it has stopped, at another.
     pub fn is_retryable(&self) -> bool {
         true
-    }
-
-    /// The node to turn to, when this one knows it.
-    pub fn leader(&self) -> Option<u64> {
-        match self {
-            Self::NoLeader { leader } => *leader,
-            _ => None,
-        }
     }
 }
 

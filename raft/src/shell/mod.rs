@@ -193,13 +193,15 @@ impl Raft {
     /// been applied. Nothing is written.
     ///
     /// The answer comes by `deadline`, whatever the leader, the network or the state machine do.
-    /// Until then the read may wait for room ([`Config::max_reads`](crate::Config)), for the
-    /// leader's confirmation, and for the state machine.
+    /// Until then the read may wait for room ([`Config::max_reads`](crate::Config)), for a leader
+    /// while there is none, for its confirmation, and for the state machine. A change of leaders
+    /// ends no read.
     ///
     /// Source: Raft §8; thesis §6.4 (ReadIndex).
     ///
     /// # Errors
-    /// [`ReadError`], after `deadline` [`ReadError::TimedOut`]; nothing was changed, retry freely.
+    /// [`ReadError`]. After `deadline` it is [`ReadError::NoLeader`] while this node knows no
+    /// leader, else [`ReadError::TimedOut`]. Nothing was changed, retry freely.
     ///
     /// # Cancel safety
     /// Cancel safe: dropping the future withdraws the read and gives its room back.
@@ -218,7 +220,8 @@ impl Raft {
         }
         let withdrawal = ReadWithdrawal { shared, token };
         let Ok(answer) = timeout_at(deadline, answer).await else {
-            return Err(ReadError::TimedOut);
+            let is_led = self.handle.status.borrow().leader.is_some();
+            return Err(if is_led { ReadError::TimedOut } else { ReadError::NoLeader });
         };
         std::mem::forget(withdrawal);
         answer.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))

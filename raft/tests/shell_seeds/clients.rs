@@ -112,6 +112,8 @@ pub(crate) async fn read(
 ) -> Result<Option<u64>, ReadError> {
     let mut open = Open::new(world, Some(&node.life));
     let (begun, jumped) = (Instant::now(), world.notes.jumped());
+    let led = |life: &Life| life.status.get().is_some_and(|s| s.borrow().leader.is_some());
+    let was_led = led(&node.life);
     let confirmed = node.raft.read(begun + within).await;
     open.ended = true;
     let jumps = Duration::from_nanos(world.notes.jumped() - jumped);
@@ -119,6 +121,13 @@ pub(crate) async fn read(
     if took > within + LATE {
         let text = format!("node {}: a read for {within:?} took {took:?}", node.id);
         world.notes.object(text);
+    }
+    if matches!(confirmed, Err(ReadError::NoLeader)) && begun.elapsed() < within {
+        let text = format!("node {}: a read for {within:?} ends after {took:?}", node.id);
+        world.notes.object(text);
+    }
+    if confirmed.is_ok() && !was_led {
+        world.notes.reached("read waits for a leader and is answered");
     }
     let index = confirmed?;
     let state = node.state.lock();
@@ -184,8 +193,8 @@ pub(crate) async fn client(world: Arc<World>, id: u64, mut rng: Rng) {
                     seen = value;
                     Some(Ok(KvRet::Value(value)))
                 }
-                Some(Err(error)) => {
-                    target = error.leader().unwrap_or(1 + rng.below(voters));
+                Some(Err(_)) => {
+                    target = 1 + rng.below(voters);
                     Some(Err(Outcome::NotApplied))
                 }
                 None => Some(Err(Outcome::NotApplied)),

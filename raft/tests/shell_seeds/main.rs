@@ -35,7 +35,7 @@ use self::world::World;
 const COMMAND: &str = "cargo test -p voussoir-raft --all-features --test shell_seeds";
 
 /// What has to happen in some of the seeds, or they prove nothing about it.
-static SITUATIONS: [&str; 38] = [
+static SITUATIONS: [&str; 39] = [
     "single voter",
     "group of two",
     "group of four",
@@ -52,6 +52,7 @@ static SITUATIONS: [&str; 38] = [
     "chunk of a snapshot sent again",
     "transfer of a snapshot resumed",
     "read of a follower confirmed",
+    "read waits for a leader and is answered",
     "read dropped while it waits",
     "read dropped between confirmation and answer",
     "reads dropped at the limit, and the next one gets in",
