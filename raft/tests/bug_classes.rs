@@ -529,6 +529,28 @@ fn an_acknowledgement_of_an_earlier_session_does_not_count() {
     assert_eq!(lab.status(1).commit, before + 1);
 }
 
+// The answer to a probe says that an entry has arrived and is not durable yet. The one that says
+// that it is durable is lost, and nobody proposes anything.
+#[test]
+fn a_lost_acknowledgement_is_asked_for_where_a_probe_found_the_entry() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.run(100 * MS);
+    lab.isolate(3);
+    lab.node_mut(2).fast_disk = false;
+    lab.propose(1, 1, "x");
+    lab.settle();
+    lab.step(1, Input::Unreachable { peer: 2 });
+    lab.settle();
+    let before = lab.status(1).commit;
+    lab.sync(2);
+    lab.node_mut(2).fast_disk = true;
+    let is_ack = |letter: &Letter| matches!(letter.message, Message::AppendAck(_));
+    assert_eq!(lab.take(is_ack).len(), 1);
+    lab.run(500 * MS);
+    assert_eq!(lab.status(1).commit, before + 1);
+}
+
 #[test]
 fn an_acknowledgement_of_an_earlier_term_does_not_count() {
     scenarios::stale_ack(false).unwrap();

@@ -28,12 +28,13 @@ pub(super) enum Flow {
 pub(super) struct Peer {
     pub(super) id: u64,
     pub(super) flow: Flow,
-    /// Durable at the follower and equal to our log.
+    /// Durable at the follower and equal to the leader's log. Invariant: never falls while this
+    /// node leads, at most the leader's last index.
     pub(super) matched: u64,
     /// The term of that entry, also after our log has released it.
     pub(super) matched_term: u64,
     /// `matched` when the session began: every message of the session was sent after the follower
-    /// had acknowledged it.
+    /// had acknowledged it. Invariant: at most `matched`.
     session_matched: u64,
     /// It has lost entries that it had acknowledged, and counts for nothing.
     pub(super) lost: bool,
@@ -45,7 +46,7 @@ pub(super) struct Peer {
     pub(super) round_trip: u64,
     /// What it last said to have received, durable or not.
     pub(super) received: u64,
-    /// The next entry to send.
+    /// The next entry to send. Invariant: `matched < next`.
     pub(super) next: u64,
     /// Names this stretch of replication; answers to an earlier one are ignored.
     pub(super) session: u64,
@@ -58,8 +59,10 @@ pub(super) struct Peer {
     /// The read from the store that its next message waits for, with the first index that is read.
     /// `next` may have moved on since: late acknowledgements do that.
     pub(super) fetch: Option<(u64, u64)>,
-    /// Last index and weight of each message under way.
+    /// Last index and weight of each message under way. Invariant: ascending indexes, each above
+    /// `matched` and below `next`; empty unless entries flow (`Flow::Replicate`).
     inflight: VecDeque<(u64, u64)>,
+    /// Invariant: the sum of the weights in `inflight`.
     inflight_bytes: u64,
 }
 
@@ -136,11 +139,14 @@ impl Peer {
         }
     }
 
-    /// When to ask again, while an answer is awaited.
+    /// When to ask again, while an answer is awaited. While entries flow that is as long as the
+    /// follower has acknowledged less than it was sent or said to have received: a message need
+    /// not be under way for that, because the answer to a probe may say that entries beyond
+    /// `matched` have arrived.
     pub(super) fn deadline(&self) -> Option<u64> {
         match self.flow {
             Flow::Probe { waiting: true } => Some(self.resend_at),
-            Flow::Replicate if !self.inflight.is_empty() => Some(self.resend_at),
+            Flow::Replicate if self.matched + 1 < self.next => Some(self.resend_at),
             _ => None,
         }
     }

@@ -182,6 +182,7 @@ impl Core {
             Flow::Snapshot { index, .. } if peer.matched < index => {}
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 peer.flow = Flow::Replicate;
+                peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
                 // Answers overtake each other: an older one may name less than is known.
                 peer.next = ack.received.max(peer.matched) + 1;
             }
