@@ -32,13 +32,18 @@ struct Shard<K> {
     table: HashTable<Known<K>>,
     /// What the keys without a place share.
     overflow: Box<[Cell]>,
-    /// With so many keys the table is swept before it grows.
+    /// Number of keys at which the table is swept before it grows.
     sweep_at: usize,
-    /// Before this nothing that the last sweep left can go.
+    /// Invariant: no key in the table is idle before this time.
     next_idle: u64,
     /// Insertions refused since the last sweep: a sweep is paid for by as many.
     refused: usize,
-    swept: u64,
+    /// Time of the last sweep, or of a later newcomer whose caller's clock is behind that.
+    swept_at: u64,
+    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at this
+    /// time or later, because a newcomer may be such a key. Not the time of the sweep: a caller whose
+    /// clock is far ahead would push the newcomers of all others to its own time.
+    forgotten_until: u64,
 }
 
 /// A key with its hash, so that the table never hashes a key under its lock.
@@ -90,6 +95,7 @@ impl<K: Hash + Eq> Cells<K> {
         }
         let (verdict, cells) = shard.decide_new(now, cost);
         if verdict.admitted() && cost > 0 {
+            shard.next_idle = shard.next_idle.min(idle_at(&cells, &shard.rules));
             let known = Known { hash, key: owned, cells };
             shard.table.insert_unique(hash, known, |known| known.hash);
         } else {
@@ -200,24 +206,27 @@ impl<K> Shard<K> {
             sweep_at: MIN_SWEEP,
             next_idle: 0,
             refused: 0,
-            swept: 0,
+            swept_at: 0,
+            forgotten_until: 0,
         }
     }
 
     /// Decides for a key without a place; returns its cells too.
     fn decide_new(&self, now: u64, cost: u64) -> (Verdict, Box<[Cell]>) {
-        // The key may have been forgotten by the last sweep, later than a late caller's `now`.
-        let now = now.max(self.swept);
+        // The key may have been forgotten, and the caller be late.
+        let now = now.max(self.forgotten_until);
         let mut cells = fresh(&self.rules);
         (step_all(&mut cells, &self.rules, now, cost), cells)
     }
 
     /// Whether to look for keys to forget, before another comes in.
     fn sweep_is_due(&mut self, now: u64, full: bool) -> bool {
+        // A caller behind the last sweep: the pause after that is counted by the earlier clock.
+        self.swept_at = self.swept_at.min(now);
         if full {
             self.refused += 1;
             let paid = self.refused > self.table.len() / 8
-                || now >= self.swept.saturating_add(SWEEP_PAUSE_NS);
+                || now >= self.swept_at.saturating_add(SWEEP_PAUSE_NS);
             return now >= self.next_idle && paid;
         }
         self.table.len() >= self.sweep_at && now >= self.next_idle
@@ -227,11 +236,13 @@ impl<K> Shard<K> {
     /// lock is released.
     fn sweep(&mut self, now: u64) -> Vec<Known<K>> {
         let rules = &self.rules;
-        let mut next = u64::MAX;
+        let (mut next, mut until) = (u64::MAX, self.forgotten_until);
         let is_idle = |known: &mut Known<K>| {
             let idle_at = idle_at(&known.cells, rules);
             if idle_at > now {
                 next = next.min(idle_at);
+            } else {
+                until = until.max(idle_at);
             }
             idle_at <= now
         };
@@ -241,10 +252,11 @@ impl<K> Shard<K> {
         if left < self.table.capacity() / 4 {
             self.table.shrink_to(left * 2, |known| known.hash);
         }
-        self.next_idle = if left == 0 { 0 } else { next };
+        self.next_idle = next;
+        self.forgotten_until = until;
         self.sweep_at = (left * 2).max(MIN_SWEEP);
         self.refused = 0;
-        self.swept = now;
+        self.swept_at = now;
         forgotten
     }
 

@@ -25,6 +25,13 @@ impl Clock for At {
     }
 }
 
+/// `Keyed::reclaim` at a time given by the test.
+fn reclaim_at(limiter: &Keyed<u64>, now: u64) {
+    if let Table::Cells(cells) = &limiter.table {
+        cells.reclaim(now);
+    }
+}
+
 #[test]
 fn keys_are_independent_and_costs_count() {
     let limiter = keyed(&[Quota::gcra(1, SECOND).burst(3)], 100, WhenFull::Share);
@@ -168,16 +175,65 @@ fn a_change_reaches_every_key() {
 
 #[test]
 fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
-    let limiter = keyed(&[Quota::gcra(1, SECOND)], 1, WhenFull::Reject);
-    let second = 1_000_000_000;
-    limiter.check_at(&0, 100 * second, 1).unwrap();
-    // As good as new at 110, it makes room for another.
-    limiter.check_at(&1, 110 * second, 1).unwrap();
-    assert_eq!(limiter.stats().reclaimed, 1);
-    // Nothing had come back at 100.5: a unit of then is counted when it was forgotten.
-    limiter.check_at(&0, 100 * second + second / 2, 1).unwrap();
-    let next = limiter.check_at(&0, 110 * second + second / 2, 1);
-    assert!(next.is_err(), "{next:?}");
+    let seconds = |tenths: u64| tenths * 100_000_000;
+    for quota in [Quota::gcra(1, SECOND), Quota::sliding_log(1, SECOND)] {
+        let limiter = keyed(&[quota], 1, WhenFull::Reject);
+        limiter.check_at(&0, seconds(1000), 1).unwrap();
+        // Key 0 is as good as new from 101 on, and makes room for another at 110.
+        limiter.check_at(&1, seconds(1100), 1).unwrap();
+        assert_eq!(limiter.stats().reclaimed, 1);
+        reclaim_at(&limiter, seconds(1150));
+        // Its quota had not come back at 100.5: a unit taken then counts as one of 101.
+        limiter.check_at(&0, seconds(1005), 1).unwrap();
+        let next = limiter.check_at(&0, seconds(1016), 1);
+        assert!(next.is_err(), "{quota:?}: {next:?}");
+        limiter.check_at(&0, seconds(1121), 1).unwrap();
+    }
+}
+
+/// A single caller whose clock is a year ahead, among callers whose clocks are right.
+#[test]
+fn a_caller_far_ahead_does_not_hold_up_the_keys_of_others() {
+    let (second, year) = (1_000_000_000, 365 * 86_400 * 1_000_000_000);
+    for quota in [Quota::gcra(1, 10 * SECOND), Quota::sliding_log(1, 10 * SECOND)] {
+        let limiter = keyed(&[quota], 8, WhenFull::Reject);
+        for key in 0..8 {
+            limiter.check_at(&key, second, 1).unwrap();
+        }
+        // It takes the place of a key that had been idle since 11 s.
+        limiter.check_at(&100, year, 1).unwrap();
+        assert!(limiter.stats().reclaimed > 0, "{quota:?}");
+        for key in 200..206 {
+            limiter.check_at(&key, 12 * second, 1).unwrap();
+            assert!(limiter.check_at(&key, 13 * second, 1).is_err(), "{quota:?}, key {key}");
+            let answer = limiter.check_at(&key, 23 * second, 1);
+            assert!(answer.is_ok(), "{quota:?}, key {key}: {answer:?}");
+        }
+        assert!(limiter.check_at(&100, 23 * second, 1).is_err(), "its own quota is used up");
+    }
+}
+
+/// The key that was used a year ahead stays; the idle keys around it are forgotten all the same.
+#[test]
+fn a_key_used_far_ahead_does_not_keep_others_from_being_forgotten() {
+    let (second, year) = (1_000_000_000, 365 * 86_400 * 1_000_000_000);
+    for quota in [Quota::gcra(1, 10 * SECOND), Quota::sliding_log(1, 10 * SECOND)] {
+        let limiter = keyed(&[quota], 8, WhenFull::Reject);
+        for key in 0..8 {
+            // The last one is used a year ahead, when all others are idle.
+            limiter.check_at(&key, if key == 7 { year } else { second }, 1).unwrap();
+        }
+        reclaim_at(&limiter, year);
+        // Twenty generations of seven keys, each idle when the next one comes.
+        for generation in 1..=20 {
+            let now = (1 + 20 * generation) * second;
+            for key in 0..7 {
+                let answer = limiter.check_at(&(generation * 100 + key), now, 1);
+                assert!(answer.is_ok(), "{quota:?}, generation {generation}: {answer:?}");
+            }
+        }
+        assert_eq!(limiter.stats().overflowed, 0, "{quota:?}");
+    }
 }
 
 #[test]

@@ -44,8 +44,10 @@ struct Newcomers {
     keys: usize,
     reclaimed: u64,
     overflowed: u64,
-    /// The latest time by which a key was forgotten: a newcomer may be that key.
-    forgotten_at: u64,
+    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at this
+    /// time or later, because a newcomer may be such a key. Not the time at which keys are forgotten:
+    /// a caller whose clock is far ahead would push the newcomers of all others to its own time.
+    forgotten_until: u64,
     /// What the keys without a slot share.
     overflow: Cell,
 }
@@ -81,7 +83,7 @@ impl Words {
             keys: 0,
             reclaimed: 0,
             overflowed: 0,
-            forgotten_at: 0,
+            forgotten_until: 0,
             overflow: Cell::new(rules.kind),
         };
         let shard = |_| Shard { rules: LiveRules::new(rules), newcomers: Mutex::new(newcomers()) };
@@ -175,7 +177,7 @@ impl Words {
         let mut newcomers = shard.newcomers.lock();
         // They do not change under the lock.
         let rules = shard.rules.read();
-        let now = now.min(MAX_NOW).max(newcomers.forgotten_at);
+        let now = now.min(MAX_NOW).max(newcomers.forgotten_until);
         let (verdict, next) = word::step(&rules, 0, now, cost);
         if !verdict.admitted() || cost == 0 {
             return Some((verdict, cost));
@@ -200,7 +202,8 @@ impl Words {
                 Some(0) => newcomers.keys += 1,
                 Some(_) => {
                     newcomers.reclaimed += 1;
-                    newcomers.forgotten_at = now;
+                    let idle_at = word::idle_at(&rules, old);
+                    newcomers.forgotten_until = newcomers.forgotten_until.max(idle_at);
                 }
             }
             return Some((verdict, cost));
