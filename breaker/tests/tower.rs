@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 
 use tower_layer::Layer;
 use tower_service::Service;
-use voussoir_breaker::tower::{BreakerLayer, Once, PolicyLayer};
+use voussoir_breaker::tower::{BreakerLayer, CopyRequest, Once, PolicyLayer, PolicyService};
 use voussoir_breaker::*;
 
 /// Must be called only when this very instance said it was ready: a clone is not.
@@ -241,4 +241,61 @@ async fn a_request_that_cannot_be_copied_is_sent_once() {
     std::future::poll_fn(|cx| service.poll_ready(cx)).await.expect("always");
     let failed = service.call(Unique(std::cell::Cell::new(1))).await.expect_err("down");
     assert_eq!((failed.attempts, calls.load(Ordering::Relaxed)), (1, 1));
+}
+
+/// The copy for the second attempt calls through the same layer, and panics when told to.
+#[test]
+fn copying_a_request_may_call_back_and_panic() {
+    struct Calling {
+        service: std::sync::Mutex<Option<Policed>>,
+        copies: AtomicU32,
+        inner_calls: AtomicU32,
+        panics: bool,
+    }
+    struct Copies(Arc<Calling>);
+    type Policed = PolicyService<Strict, PolicyLayer<Policy<u32, &'static str>, Copies>>;
+    impl CopyRequest<u32> for Copies {
+        fn copy(&self, request: &u32) -> Option<u32> {
+            // The first copy of a call is made before anything is sent, the next by its retry.
+            let Self(calling) = self;
+            if *request == 1 && calling.copies.fetch_add(1, Ordering::Relaxed) == 1 {
+                assert!(!calling.panics, "scripted: the copy panics");
+                let service = calling.service.lock().expect("not poisoned").clone();
+                let mut service = service.expect("set by the test");
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+                let call = service.call(2);
+                let answer = std::thread::scope(|scope| {
+                    let runtime = runtime.expect("starts");
+                    scope.spawn(move || runtime.block_on(call)).join().expect("no panic")
+                });
+                calling.inner_calls.fetch_add(answer.map_or(1, |_| 0), Ordering::Relaxed);
+            }
+            Some(*request)
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    let runtime = runtime.expect("starts");
+    for panics in [false, true] {
+        let bulkhead = Bulkhead::new(8, QueueConfig::default()).expect("valid");
+        let mut config = RetryConfig::default();
+        config.max_attempts = 2;
+        let retry = Arc::new(Retry::new(config).expect("valid"));
+        let policy = Policy::builder().classify(Arc::new(Idempotent)).bulkhead(bulkhead.clone());
+        let policy = Arc::new(policy.retry(retry).build().expect("valid"));
+        let copies = Arc::new(Calling {
+            service: std::sync::Mutex::default(),
+            copies: AtomicU32::new(0),
+            inner_calls: AtomicU32::new(0),
+            panics,
+        });
+        let inner = Strict { failures: 100, ..Strict::default() };
+        let mut service =
+            PolicyLayer::new(policy).copy_by(Copies(Arc::clone(&copies))).layer(inner.clone());
+        *copies.service.lock().expect("not poisoned") = Some(service.clone());
+        let call = runtime.block_on(async { tokio::spawn(service.call(1)).await });
+        assert_eq!(call.is_err(), panics, "a panic of the copy ends the call");
+        assert_eq!(copies.inner_calls.load(Ordering::Relaxed), u32::from(!panics));
+        assert_eq!(bulkhead.stats().running, 0, "the place of the call was given back");
+        copies.service.lock().expect("not poisoned").take();
+    }
 }

@@ -112,22 +112,21 @@ where
     }
 
     fn call(&mut self, request: R) -> Self::Future {
-        let (layer, inner) = (self.layer.clone(), Mutex::new(self.inner.clone()));
+        let (layer, inner) = (self.layer.clone(), Lent::new(self.inner.clone()));
         Box::pin(async move {
             // Copied before anything is sent: whether it can be says whether it may be repeated.
             let copy = layer.copy.copy(&request);
             let options = CallOptions { once: copy.is_none(), ..CallOptions::default() };
             // The request to copy from, and the copy that goes out next.
-            let requests = Mutex::new((Some(request), copy));
+            let requests = Lent::new((Some(request), copy));
             let attempt = |_| {
-                let next = {
-                    let (original, spare) = &mut *requests.lock();
+                let next = requests.with(|(original, spare)| {
                     spare.take().or_else(|| match &*original {
                         Some(held) if !options.once => layer.copy.copy(held),
                         _ => original.take(),
                     })
-                };
-                let mut service = inner.lock().clone();
+                });
+                let mut service = inner.with(|inner| inner.clone());
                 async move {
                     poll_fn(|cx| service.poll_ready(cx)).await?;
                     // `None` only if a request could be copied at first and later could not.
@@ -137,5 +136,38 @@ where
             };
             layer.policy.call_with(options, attempt).await
         })
+    }
+}
+
+/// A value that is `Send` and not `Sync`, lent to one attempt at a time. Copying a request and
+/// cloning a service are foreign code, so no lock is held meanwhile.
+struct Lent<T>(Mutex<Option<T>>);
+
+impl<T> Lent<T> {
+    fn new(value: T) -> Self {
+        Self(Mutex::new(Some(value)))
+    }
+
+    /// The value is put back also when `borrow` panics.
+    ///
+    /// # Panics
+    /// If the value is lent: the attempts of a call are begun one after the other, by whoever polls
+    /// the call, and `borrow` has no way to poll it.
+    fn with<O>(&self, borrow: impl FnOnce(&mut T) -> O) -> O {
+        let value = self.0.lock().take();
+        let mut loan = Loan { lender: self, value };
+        borrow(loan.value.as_mut().expect("the attempts of a call are begun one after the other"))
+    }
+}
+
+/// Puts the value back when dropped.
+struct Loan<'a, T> {
+    lender: &'a Lent<T>,
+    value: Option<T>,
+}
+
+impl<T> Drop for Loan<'_, T> {
+    fn drop(&mut self) {
+        *self.lender.0.lock() = self.value.take();
     }
 }
