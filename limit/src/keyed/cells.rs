@@ -40,9 +40,9 @@ struct Shard<K> {
     refused: usize,
     /// Time of the last sweep, or of a later newcomer whose caller's clock is behind that.
     swept_at: u64,
-    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at this
-    /// time or later, because a newcomer may be such a key. Not the time of the sweep: a caller whose
-    /// clock is far ahead would push the newcomers of all others to its own time.
+    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at
+    /// this time or later, because a newcomer may be such a key. Not the time of the sweep: a
+    /// caller whose clock is far ahead would set it for the newcomers of all others.
     forgotten_until: u64,
 }
 

@@ -44,9 +44,9 @@ struct Newcomers {
     keys: usize,
     reclaimed: u64,
     overflowed: u64,
-    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at this
-    /// time or later, because a newcomer may be such a key. Not the time at which keys are forgotten:
-    /// a caller whose clock is far ahead would push the newcomers of all others to its own time.
+    /// The latest time at which a forgotten key became as good as new. Newcomers are decided at
+    /// this time or later, because a newcomer may be such a key. Not the time at which keys are
+    /// forgotten: a caller whose clock is far ahead would set it for the newcomers of all others.
     forgotten_until: u64,
     /// What the keys without a slot share.
     overflow: Cell,
