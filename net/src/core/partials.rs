@@ -22,7 +22,7 @@ pub(crate) struct Partials {
 struct State {
     /// Sum of the bytes of all holders. Invariant: at most `max_bytes`.
     held: usize,
-    /// Sum of the bytes of the holders that are being ended.
+    /// Sum of the bytes of the holders that are being ended. Invariant: at most `held`.
     ending: usize,
     next: u64,
     /// By number; the frame of the lowest began first.
@@ -88,6 +88,9 @@ impl Share {
                 end: Arc::clone(end),
             });
             holder.bytes += more;
+            if holder.is_ending {
+                state.ending += more;
+            }
             return true;
         }
         let State { held, ending, holders, .. } = &mut *state;
@@ -163,6 +166,23 @@ mod tests {
         assert!(shares[1].try_hold(60));
         assert_eq!(partials.held(), 90);
         assert!(!is_told(&mut shares[0]));
+    }
+
+    #[test]
+    fn a_share_that_grows_while_it_is_being_ended_gives_all_of_it_back() {
+        let partials = Partials::new(100);
+        let [mut one, mut two, mut three] = [0; 3].map(|_| Share::new(&partials));
+        assert!(one.try_hold(40) && two.try_hold(50));
+        assert!(!three.try_hold(20), "10 are free");
+        two.release();
+        assert!(one.try_hold(60), "it has not yet seen that it is to end");
+        assert!(is_told(&mut one));
+        drop(one);
+        assert!(three.try_hold(100) && !two.try_hold(1));
+        assert!(is_told(&mut three), "of those that hold, the oldest is ended");
+        drop(three);
+        let state = partials.state.lock();
+        assert_eq!((state.held, state.ending), (0, 0));
     }
 
     #[test]
