@@ -34,10 +34,14 @@ pub enum SendError {
         /// The longest that both sides take.
         max_bytes: usize,
     },
-    /// The transport knows no address of this peer, or it is this node itself. Nothing was
-    /// queued; retry only after the peer has been made known.
-    #[error("unknown peer")]
+    /// The resolver gives no address for this peer. Nothing was queued; retry only after the peer
+    /// has been made known.
+    #[error("unknown peer: the resolver gives no address for it")]
     UnknownPeer,
+    /// The peer is this node. A transport carries nothing to its own node: call the handler.
+    /// Nothing was queued; a retry will fail the same way.
+    #[error("the peer is this node itself")]
+    ToSelf,
     /// The deadline of the call passed before its first byte left. Only
     /// [`Transport::call`](crate::Transport::call) fails so. Retry with a new deadline.
     #[error("the deadline passed before the request left")]
@@ -89,7 +93,7 @@ impl CallError {
         match self {
             Self::NotSent(error) => error.is_retryable(),
             Self::Rejected(rejected) => matches!(rejected, Rejected::Busy),
-            Self::Unknown(_) => true,
+            Self::Unknown(lost) => !matches!(lost, Lost::AnswerTooLong),
         }
     }
 }
@@ -131,9 +135,17 @@ pub enum Lost {
     /// The connection broke. The peer drops the handler's future when it sees that.
     #[error("the connection broke")]
     Disconnected,
-    /// The handler at the peer panicked, or gave a reason or a length that cannot be sent here.
+    /// The handler at the peer panicked.
     #[error("the handler at the peer failed")]
     HandlerFailed,
+    /// The answer of the handler at the peer, or the reason of its rejection, is longer than
+    /// `max_message_bytes` of the class at one of the two sides. The handler may have acted; a
+    /// retry would have the same end.
+    #[error("the answer is longer than `max_message_bytes` of its class")]
+    AnswerTooLong,
+    /// The peer gave a reason that this version does not know.
+    #[error("the peer gave an unknown reason")]
+    UnknownReason,
     /// This transport was shut down while the call was under way.
     #[error("the transport was shut down")]
     Closed,

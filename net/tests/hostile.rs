@@ -361,7 +361,7 @@ async fn answers_that_make_no_sense_end_the_call_alone() {
     raw.write(&frame(3, 0, 0, id + 1000, 0, b"to no call")).await;
     raw.write(&frame(4, 0, 999, id, 0, b"for no known reason")).await;
     let error = soon("the end of the call", call).await.unwrap().unwrap_err();
-    assert_eq!(error, Lost::HandlerFailed.into());
+    assert_eq!(error, Lost::UnknownReason.into());
     let tcp = one.tcp.clone();
     let call = tokio::spawn(async move { tcp.call(2, SMALL, "y".into(), later()).await });
     let (_, id, _) = raw.read(2).await;

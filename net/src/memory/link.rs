@@ -313,7 +313,12 @@ impl Link {
     fn answer(self: &Arc<Self>, id: u64, answer: serving::Answer) {
         let answer = match answer {
             Ok(parts) if parts.len() > self.limits.max_message_bytes => {
-                Err(CallError::Unknown(Lost::HandlerFailed))
+                Err(CallError::Unknown(Lost::AnswerTooLong))
+            }
+            Err(Failure::Rejected(Rejected::ByHandler(reason)))
+                if reason.len() > self.limits.max_message_bytes =>
+            {
+                Err(CallError::Unknown(Lost::AnswerTooLong))
             }
             Ok(parts) => Ok(parts.to_bytes()),
             Err(Failure::Rejected(rejected)) => Err(CallError::Rejected(rejected)),

@@ -254,7 +254,10 @@ impl Network {
             if !is_here {
                 return Err(SendError::Closed);
             }
-            if to == from.id || !inner.known.contains(&to) {
+            if to == from.id {
+                return Err(SendError::ToSelf);
+            }
+            if !inner.known.contains(&to) {
                 return Err(SendError::UnknownPeer);
             }
             let Some(peer) = inner.hosts.get(&to).cloned() else {

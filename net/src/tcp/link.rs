@@ -220,7 +220,9 @@ impl Side for DialSide<'_> {
                 reason::UNKNOWN_SERVICE => CallError::Rejected(Rejected::UnknownService),
                 reason::BUSY => CallError::Rejected(Rejected::Busy),
                 reason::REJECTED => CallError::Rejected(Rejected::ByHandler(body)),
-                _ => CallError::Unknown(Lost::HandlerFailed),
+                reason::FAILED => CallError::Unknown(Lost::HandlerFailed),
+                reason::ANSWER_TOO_LONG => CallError::Unknown(Lost::AnswerTooLong),
+                _ => CallError::Unknown(Lost::UnknownReason),
             }),
             other => return Err(Violation::Kind(other as u8)),
         };

@@ -94,7 +94,7 @@ impl Tcp {
     /// Begins to connect to a peer, in both classes, without sending anything.
     ///
     /// # Errors
-    /// `UnknownPeer` and `Closed` as for `send`.
+    /// `UnknownPeer`, `ToSelf` and `Closed` as for `send`.
     pub fn connect(&self, peer: u64) -> Result<(), SendError> {
         for class in Class::ALL {
             self.owner.node.link(peer, class)?;

@@ -131,7 +131,10 @@ impl Node {
         if let Some(link) = self.links.read().get(&(peer, class)) {
             return Ok(Arc::clone(link));
         }
-        if peer == self.local || !matches!(self.resolve(peer), Ok(Some(_))) {
+        if peer == self.local {
+            return Err(SendError::ToSelf);
+        }
+        if !matches!(self.resolve(peer), Ok(Some(_))) {
             return Err(SendError::UnknownPeer);
         }
         let mut links = self.links.write();

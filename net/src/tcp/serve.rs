@@ -180,7 +180,7 @@ fn encode(id: u64, answer: Answer, max_bytes: usize) -> Frame {
     };
     if parts.len() > max_bytes {
         tracing::error!(target: "voussoir::net", bytes = parts.len(), "an answer is too long");
-        return rejection(id, reason::FAILED);
+        return rejection(id, reason::ANSWER_TOO_LONG);
     }
     Frame::new(Header { kind, service, id, left_ms: 0 }, parts)
 }

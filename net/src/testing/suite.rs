@@ -72,11 +72,12 @@ pub(super) async fn run(factory: &dyn Factory) {
 async fn identity(factory: &dyn Factory) {
     let pair = pair(factory).await;
     assert_eq!((pair.one.local(), pair.two.local()), (1, 2), "`local` is the id asked for");
-    for peer in [1, 99] {
+    for (peer, error) in [(1, SendError::ToSelf), (99, SendError::UnknownPeer)] {
         let sent = pair.one.send(peer, SMALL, "x".into());
-        assert_eq!(sent, Err(SendError::UnknownPeer), "peer {peer} is no peer of node 1");
+        assert_eq!(sent, Err(error), "peer {peer} is no peer of node 1");
         let called = pair.one.call(peer, SMALL, "x".into(), later()).await;
-        assert_eq!(called, Err(CallError::NotSent(SendError::UnknownPeer)));
+        assert_eq!(called, Err(CallError::NotSent(error)));
+        assert!(!error.is_retryable());
     }
 }
 
@@ -149,6 +150,12 @@ async fn calls(factory: &dyn Factory) {
     }
     let answer = pair.one.call(2, BULK, "large 1048576".into(), later()).await;
     assert_eq!(answer.map(|bytes| bytes.len()), Ok(1 << 20), "a long answer arrives whole");
+    // The handler has run, and a retry would bring no other end.
+    let too_long = pair.one.call(2, BULK, "large 68157440".into(), later()).await.unwrap_err();
+    assert_eq!(too_long, CallError::Unknown(Lost::AnswerTooLong), "no answer of 65 MiB arrives");
+    assert!(too_long.outcome() == Outcome::Unknown && !too_long.is_retryable());
+    let after = pair.one.call(2, BULK, "echo after".into(), later()).await;
+    assert_eq!(after.as_deref(), Ok(&b"echo after"[..]), "an answer too long harms no other call");
 }
 
 async fn many_calls(factory: &dyn Factory) {

@@ -23,6 +23,7 @@ pub(crate) mod reason {
     pub(crate) const BUSY: u16 = 2;
     pub(crate) const REJECTED: u16 = 3;
     pub(crate) const FAILED: u16 = 4;
+    pub(crate) const ANSWER_TOO_LONG: u16 = 5;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

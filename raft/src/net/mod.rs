@@ -155,7 +155,9 @@ fn send_error(error: voussoir_net::SendError) -> SendError {
     match error {
         voussoir_net::SendError::Full => SendError::Full,
         voussoir_net::SendError::TooLarge { .. } => SendError::TooLarge,
-        voussoir_net::SendError::UnknownPeer => SendError::UnknownPeer,
+        voussoir_net::SendError::UnknownPeer | voussoir_net::SendError::ToSelf => {
+            SendError::UnknownPeer
+        }
         voussoir_net::SendError::Expired => SendError::NoAnswer,
         voussoir_net::SendError::Closed => SendError::Closed,
         _ => SendError::Down,
