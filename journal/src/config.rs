@@ -94,7 +94,7 @@ impl Config {
         (self.segment_bytes / 4).min(format::COMMIT_BYTES_MAX)
     }
 
-    /// Bytes per second; without limit where nobody may wait for a clock.
+    /// Bytes per second; no limit in a manual journal, which has no clock to wait for.
     pub(crate) fn prepare_rate(&self) -> u64 {
         if self.manual { u64::MAX } else { self.prepare_bytes_per_second }
     }

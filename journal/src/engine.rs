@@ -1,7 +1,7 @@
 //! The journal itself: deterministic synchronous code over the `Files` seam.
 //!
-//! Three locks, taken in this order: `writer` (whoever writes a group), `state` (what has been
-//! accepted), and the short ones of segments and logs. Nobody holds `state` during I/O.
+//! Three locks, taken in this order: `writer` (held while a group is written), `state` (accepted
+//! commits), and the short ones of segments and logs. `state` is never held during I/O.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -36,7 +36,7 @@ use crate::core::queue::{LogState, State};
 use crate::error::{Error, Fault};
 use crate::files::Files;
 
-/// So many logs are looked at under one lock of the state: some 10 µs of waiting for others.
+/// Logs visited under one lock of the state: other threads wait some 10 µs for that lock at most.
 const LOGS_AT_ONCE: usize = 256;
 
 /// All of one open journal.
@@ -53,13 +53,13 @@ pub(crate) struct Engine {
     pub(crate) buffers: Buffers,
     /// For large batches on their way to the disk.
     pub(crate) write_buffers: Arc<Buffers>,
-    /// Highest LSN that is durable.
+    /// Highest LSN that is durable. Invariant: durable <= written.
     pub(crate) durable: AtomicU64,
-    /// Highest LSN that has been written.
+    /// Highest LSN that has been written. Invariant: written < `Writer::next_lsn`.
     pub(crate) written: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) closed: AtomicBool,
-    /// Namespaces that somebody has for itself.
+    /// Namespaces that a holder of [`Journal::lease`](crate::Journal::lease) has reserved.
     pub(crate) leases: Mutex<BTreeSet<Box<str>>>,
     /// Keeps other processes out until the journal is closed.
     pub(crate) guard: Mutex<Option<Box<dyn Send + Sync>>>,
@@ -95,7 +95,7 @@ impl Engine {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// A write or sync failed: nothing more is taken, and all that waits is told.
+    /// Stops the journal after a failed write or sync: rejects new commits, fails waiting ones.
     pub(crate) fn stop(&self, fault: &Fault) {
         tracing::error!(target: "voussoir::journal", %fault, "stopped");
         let told = self.state.lock().reject(&Error::Stopped { fault: fault.clone() });

@@ -69,7 +69,7 @@
 //! ```
 //! *Masked* means XORed with CRC-32C(journal id, sequence, offset) of the place where the bytes
 //! stand. The CRC is linear, so this is the same as seeding it with the place: a frame that is
-//! stale, was written to a wrong place or is embedded in somebody's record does not verify. A
+//! stale, was written to a wrong place or is embedded in a record does not verify. A
 //! section's CRC of its payload is not masked, so that it can be computed before the place is
 //! known; the masked one covers its value.
 //!

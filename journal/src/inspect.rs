@@ -42,7 +42,7 @@ pub struct SegmentInfo {
     pub name: String,
     /// Rises with each use of a file.
     pub sequence: u64,
-    /// What it is used for.
+    /// The state of the segment.
     pub role: Role,
     /// LSN of its first frame; 0 when it has none.
     pub first_lsn: u64,

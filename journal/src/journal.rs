@@ -302,7 +302,7 @@ impl Owner {
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // Nobody is left to be told; whoever wants to know calls `close`.
+        // The last handle is gone, so no caller can take the error; `close` returns it.
         let _ = self.close();
     }
 }

@@ -588,8 +588,8 @@ fn spare_segment(keeper: &mut Keeper, space: &Space) -> Result<Option<Arc<Segmen
 }
 
 /// Writes the first frame of the new epoch: the table of a new journal, else a mark. New damage
-/// is left behind in its segment: the table of the next one says what it hit, so that what heals
-/// it is known to have been written by somebody who knew.
+/// stays in its segment: the table of the next segment lists the logs that it hit. So the writer
+/// of any later section that heals a log is known to have known of the damage.
 fn begin_epoch(engine: &Engine, spare: Option<Arc<Segment>>) -> Result<(), OpenError> {
     let mut writer = engine.writer.lock();
     let writer = &mut *writer;

@@ -11,7 +11,8 @@ pub(crate) const MAX_POSITION: u64 = 1 << 62;
 /// Until where suspicion reaches when it is unknown what has been lost.
 pub(crate) const UNKNOWN: u64 = u64::MAX;
 
-/// A log's number, bounds and damage. `number` is 0 while the log does not exist.
+/// A log's number, bounds and damage. `number` is 0 while the log does not exist. Invariant:
+/// first <= end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct LogBounds {
     pub(crate) number: u64,
@@ -21,7 +22,7 @@ pub(crate) struct LogBounds {
     pub(crate) damage: Option<(u64, u64)>,
 }
 
-/// What has to be written for a change.
+/// The section to be written for one change of a log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Step {
     /// The log is created first.

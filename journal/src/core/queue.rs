@@ -47,7 +47,8 @@ pub(crate) struct State {
     /// Groups since the last one with a small commit.
     quiet: u32,
     waiting: VecDeque<Arc<Slot>>,
-    /// Bytes accepted and not yet acknowledged.
+    /// Bytes accepted and not yet acknowledged. Invariant: the sum of the weights of the queued
+    /// commits and of the group under way.
     pub(crate) pending_bytes: u64,
     pub(crate) lead: LeadFlag,
     /// Set when the journal takes nothing more.
@@ -137,7 +138,7 @@ pub(crate) enum Accepted {
 #[derive(Debug)]
 pub(crate) struct Rejection {
     pub(crate) error: Error,
-    /// Not to be told: whoever handed the commit in gets the error.
+    /// Dropped without being told: `submit` returns the error to its caller.
     pub(crate) done: Done,
     /// The whole commit. Its memory may be foreign, with a destructor of its own: to be dropped
     /// without a lock.
@@ -261,7 +262,7 @@ impl State {
         inner
     }
 
-    /// Drops handles of logs that do not exist and that nobody holds.
+    /// Drops handles of logs that do not exist and that no caller holds.
     fn forget_unused(&mut self) {
         for index in 0..self.logs.len() {
             let unused = self.logs[index].as_ref().is_some_and(|log| {
@@ -353,7 +354,7 @@ impl State {
         Ok(())
     }
 
-    /// Whoever waited for room with this slot has gone: its place is free at once.
+    /// Removes a slot whose waiter was dropped from the line for room.
     pub(crate) fn stop_waiting(&mut self, slot: &Arc<Slot>) {
         self.waiting.retain(|waiting| !Arc::ptr_eq(waiting, slot));
     }
@@ -362,8 +363,8 @@ impl State {
         !self.waiting.is_empty()
     }
 
-    /// Accepts commits that waited for room; answers what has to be told. Ends when nobody waits
-    /// or the first in the line still has no room.
+    /// Accepts commits that waited for room and returns the outcomes to be told. Ends when the
+    /// line is empty or its first commit still has no room.
     pub(crate) fn admit_waiting(&mut self) -> Told {
         let mut told = Told::default();
         while let Some(slot) = self.waiting.pop_front() {
@@ -541,9 +542,9 @@ impl State {
         self.pending_bytes -= queued.weight;
     }
 
-    /// There is no room: answers what has to fail. First all appends with the commits that
-    /// build on them, so that what is left asks for no more than the reserve has; when there is
-    /// no append, everything.
+    /// Fails queued commits because the journal is full, and returns them. First all appends with
+    /// the commits that build on them, so that the others fit into the reserve; if there is no
+    /// append, all commits.
     pub(crate) fn fail_full(&mut self, error: &Error) -> Vec<Queued> {
         self.full = Some(error.clone());
         let failed = self.fail_appends();
@@ -632,7 +633,7 @@ impl State {
     }
 }
 
-/// Turns operations that were planned into what has to be written.
+/// Turns planned operations into the parts of a queued commit.
 fn parts_of(operations: Vec<Operation>, planned: Vec<Planned>) -> (Vec<Part>, Positions) {
     let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
     let mut positions = Positions::None;

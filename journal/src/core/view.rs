@@ -11,8 +11,8 @@ use crate::format::index::BatchRef;
 #[derive(Debug, Default)]
 pub(crate) struct View {
     pub(crate) bounds: LogBounds,
-    /// By position, which is also by LSN: what is appended at a position drops what was there
-    /// and after it.
+    /// Invariant: ascending and disjoint by position, and also ascending by LSN: an append at a
+    /// position drops the records there and after it.
     extents: VecDeque<Extent>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Extent {
     pub(crate) last: u64,
     /// Bytes of the payloads, as far as whole batches are concerned.
     pub(crate) bytes: u64,
-    /// By position. Kept until the segment has an index; whoever writes that shares them.
+    /// By position; `None` once the segment has an index. Shared with the writer of that index.
     pub(crate) batches: Option<Arc<VecDeque<BatchRef>>>,
 }
 

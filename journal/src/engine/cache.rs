@@ -137,7 +137,7 @@ impl Buffers {
         if (BUFFER_BYTES_MIN..=BUFFER_BYTES_MAX).contains(&buffer.len()) {
             let mut kept = self.kept.lock();
             if kept.len() == BUFFERS_MAX {
-                // The one kept longest; whoever uses it keeps it alive.
+                // Evicts the oldest entry. Readers that use it hold a reference of their own.
                 kept.remove(0);
             }
             kept.push(buffer.clone());

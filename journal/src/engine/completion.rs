@@ -1,4 +1,4 @@
-//! How the outcome of a commit reaches whoever waits for it.
+//! How the outcome of a commit reaches its caller.
 
 use std::fmt;
 use std::sync::Arc;
@@ -43,7 +43,7 @@ impl fmt::Debug for Done {
     }
 }
 
-/// Where one waiter meets the outcome of one commit.
+/// Passes the outcome of one commit to the one caller that waits for it.
 #[derive(Debug)]
 pub(crate) struct Slot {
     inner: Mutex<Inner>,

@@ -70,7 +70,8 @@ impl Engine {
         match outcome {
             Ok(()) => self.tell_written(group),
             Err(Some(fault)) => {
-                // First the rejection, so that nobody who is told can slip a commit in.
+                // Reject new commits before any outcome is told, so that a callback cannot
+                // submit another commit in between.
                 self.stop(&fault);
                 self.tell_failed(group, &Error::Failed { fault })
             }
@@ -103,7 +104,7 @@ impl Engine {
                 Spare::Never => {
                     let error = self.full();
                     let mut state = self.state.lock();
-                    // Checked under the lock: whoever makes a spare ready clears `full` later.
+                    // Checked under the lock: the keeper clears `full` after it stores a spare.
                     if !self.space.has_spare() {
                         return Ok(Filled::Full(state.fail_full(&error), error));
                     }
@@ -299,7 +300,7 @@ impl Engine {
     }
 }
 
-/// A group that is being written. When that panics, its commits are told that nobody knows.
+/// A group that is being written. If the write panics, its commits fail with an unknown outcome.
 #[derive(Debug)]
 struct Untold(Vec<Queued>);
 

@@ -36,8 +36,8 @@ pub(crate) struct Leadership {
 ///
 /// Each holder ends by passing the lead on ([`hand_over`](Self::hand_over)) or giving it up
 /// ([`give_up`](Self::give_up)). A lead that is dropped in any other way was lost in a panic: then
-/// nobody knows how far the group under way came, so the journal stops, everybody who waits is
-/// told, and the lead is free.
+/// it is unknown how much of the group was written, so the journal stops, all waiting commits
+/// fail, and the lead is free.
 #[derive(Debug)]
 #[must_use = "a lead that is dropped stops the journal"]
 pub(crate) struct Lead<'a> {
@@ -89,7 +89,7 @@ impl Engine {
         handed.then(|| self.assume_lead())
     }
 
-    /// Takes the lead when nobody has it.
+    /// Takes the lead if it is free.
     pub(crate) fn try_lead(&self) -> Option<Lead<'_>> {
         let free = self.state.lock().lead.take();
         free.then(|| self.assume_lead())
@@ -108,8 +108,8 @@ impl Engine {
         self.assume_lead()
     }
 
-    /// The lead for a caller that waits for its commit: in a manual journal always, as nobody else
-    /// may write it; otherwise when nobody has it.
+    /// The lead for a caller that waits for its commit: in a manual journal always, since no other
+    /// thread writes the commit; otherwise if it is free.
     pub(crate) fn lead_to_commit(&self, state: &mut MutexGuard<'_, State>) -> Option<Lead<'_>> {
         if self.config.manual {
             return Some(self.wait_for_lead(state));
@@ -122,7 +122,7 @@ impl Engine {
         *self.leadership.thread.lock() == Some(std::thread::current().id())
     }
 
-    /// Takes the lead for the writer thread, if there is one, commits wait, and nobody leads.
+    /// Takes the lead for the writer thread, if there is one, commits wait, and the lead is free.
     pub(crate) fn claim(&self, state: &mut State) -> Claim {
         Claim(!self.config.manual && !state.is_empty() && state.lead.take())
     }
@@ -135,7 +135,7 @@ impl Engine {
         }
     }
 
-    /// Nobody leads any more.
+    /// Marks the lead as free.
     fn free_lead(&self) {
         self.state.lock().lead.free();
         self.leadership.freed.notify_all();
@@ -158,15 +158,15 @@ impl Lead<'_> {
     }
 
     /// Finishes a close that was asked for from within a callback, which runs inside the group
-    /// of whoever leads.
+    /// of the leader.
     fn finish_due_close(&self) {
         if self.engine.leadership.close_is_due.swap(false, Ordering::AcqRel) {
-            // Whoever asked for it has gone on; a failure has been logged.
+            // The call of `close` has returned; a failure has been logged.
             let _ = self.finish_close();
         }
     }
 
-    /// Gives the lead up; what waits is left for whoever leads next.
+    /// Gives the lead up; waiting commits are left for the next leader.
     pub(crate) fn give_up(mut self) {
         self.finish_due_close();
         self.held = false;

@@ -84,7 +84,7 @@ impl LogInner {
         drop(waker);
     }
 
-    /// Wakes whoever follows. Runs foreign code: no lock may be held.
+    /// Wakes the followers of the log. Runs foreign wakers: the caller must hold no lock.
     pub(crate) fn changed(&self) {
         let followers = std::mem::take(&mut self.followers.lock().wakers);
         for waker in followers.into_values() {

@@ -30,8 +30,8 @@ impl Engine {
 
     /// Stages the table of all logs, as what has been written left them.
     ///
-    /// The state is locked for a few logs at a time, so that nobody who hands a commit in waits for
-    /// a table of many logs. Nothing in it changes meanwhile: only whoever writes takes commits.
+    /// The state is locked for a few logs at a time, so that submitting a commit does not wait for
+    /// a table of many logs. Taken bounds do not change meanwhile: only the leader takes commits.
     pub(crate) fn stage_table(&self, writer: &mut Writer) {
         let (names_missing, next_number) = {
             let state = self.state.lock();
@@ -62,7 +62,7 @@ impl Engine {
         indexes.sort_unstable();
         indexes.dedup();
         let mut logs = Vec::with_capacity(indexes.len());
-        // A few at a time, so that nobody who hands a commit in waits for many.
+        // A few logs at a time, so that submitting a commit does not wait for all of them.
         for indexes in indexes.chunks(LOGS_AT_ONCE) {
             let state = self.state.lock();
             logs.extend(indexes.iter().filter_map(|index| {

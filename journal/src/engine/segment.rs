@@ -95,7 +95,7 @@ impl Segment {
     /// A log has no records here any more, by the frame with this LSN.
     pub(crate) fn unpin(&self, lsn: u64) {
         self.freed_at.fetch_max(lsn, Ordering::Relaxed);
-        // Release and acquire, so that whoever sees the count reach zero sees the LSN as well.
+        // Release and acquire: a thread that sees the count reach zero must see the LSN as well.
         let before = self.logs.fetch_sub(1, Ordering::Release);
         debug_assert!(before > 0, "unpinned more often than pinned");
     }

@@ -153,7 +153,7 @@ impl Space {
             cause: None,
             last_try: 0,
             retries: 0,
-            // Whoever opens the journal waits for the first one.
+            // The call that opens the journal waits for the first segment.
             urgent: true,
             rotating: false,
             stopped: false,
@@ -568,7 +568,7 @@ impl Keeper {
         let file = match file {
             Some(file) => file,
             None => self.files.open(&name).map_err(|error| match error.kind() {
-                // Somebody removed a file that the manifest lists.
+                // A file that the manifest lists has been removed from outside.
                 io::ErrorKind::NotFound => fault("open", &error).into(),
                 _ => not_now(fault("open", &error)),
             })?,

@@ -22,9 +22,9 @@ pub(crate) enum Submitted {
 pub(crate) enum Closed {
     /// Everything is durable and the directory is free.
     Now,
-    /// Whoever leads will do it.
+    /// The present leader finishes the close.
     Soon,
-    /// It was closed already, or somebody is at it.
+    /// It was closed already, or another thread is closing it.
     Before,
 }
 
@@ -32,7 +32,7 @@ pub(crate) enum Closed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Work {
-    /// There was nothing to do, or somebody else is at it.
+    /// There was nothing to do, or another thread is writing.
     Idle,
     /// A group was written, and these many commits were told their outcome.
     Committed {
@@ -117,8 +117,8 @@ impl Engine {
         }
     }
 
-    /// Whoever waited for this commit has gone. A commit that has not been accepted never will be,
-    /// and its place in the line is free at once.
+    /// Called when the future of a commit is dropped. A commit that has not been accepted never
+    /// will be, and its place in the line is free at once.
     pub(crate) fn abandon(&self, slot: &Arc<Slot>) {
         if let Some(commit) = slot.abandon() {
             self.state.lock().stop_waiting(slot);
@@ -144,7 +144,7 @@ impl Engine {
         let slot = match submitted {
             Ok(Submitted::Later(slot)) => slot,
             told => {
-                // A buffered commit still has to be written by somebody.
+                // A buffered commit is acknowledged, and still has to be written.
                 let claim = self.claim(&mut state);
                 drop(state);
                 self.deliver(claim);

@@ -23,16 +23,18 @@ const STAGING_KEPT_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) active: Active,
+    /// LSN of the next frame. Invariant: above every LSN that was staged; at least 1.
     pub(crate) next_lsn: u64,
     pub(crate) epoch: u32,
-    /// Highest LSN that a mark on the disk covers, or that needs none.
+    /// Highest LSN that a mark on the disk covers, or that needs none. Invariant:
+    /// marked < next_lsn.
     pub(crate) marked: u64,
     /// Something is written that has not been synced.
     pub(crate) unsynced: bool,
     /// The next group is synced whatever its commits ask for: it begins a segment.
     pub(crate) sync_next: bool,
     pub(crate) staged: Staged,
-    /// A write or sync failed: there is no second try, whoever asks.
+    /// The first failed write or sync. Invariant: once set, nothing is written or synced again.
     pub(crate) failed: Option<Fault>,
     /// When the last group was written, by the clock of `work`.
     pub(crate) last_activity: u64,
@@ -41,7 +43,7 @@ pub(crate) struct Writer {
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) segment: Arc<Segment>,
-    /// Where the next frame goes.
+    /// Offset of the next frame. Invariant: a multiple of 8, within the segment.
     pub(crate) tail: u64,
     /// LSN of its first frame; 0 while it has none.
     pub(crate) first_lsn: u64,

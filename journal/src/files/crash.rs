@@ -117,7 +117,7 @@ impl CrashFiles {
         self.disk.lock().used_bytes()
     }
 
-    /// Lets what nobody has synced reach the disk by itself, as a kernel does after some time: one
+    /// Lets unsynced pages reach the disk by themselves, as a kernel does after some time: one
     /// page for `one_in` writes on average. `None` (the default) is never. A page that has reached
     /// the disk survives a power loss, and a sync that fails.
     pub fn set_aging(&self, one_in: Option<u32>) {

@@ -80,7 +80,7 @@ fn create_durably(dir: &Path, sync: &mut dyn FnMut(&Path) -> io::Result<()>) -> 
         Ok(()) => sync(parent_of(dir)),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir() => {
             match sync(parent_of(dir)) {
-                // Whoever may not read the parent did not create the directory either.
+                // A process that may not read the parent did not create the directory either.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                     let dir = dir.display();
                     tracing::warn!(

@@ -74,7 +74,7 @@ pub(crate) struct Section {
     pub(crate) length: u32,
     pub(crate) crc: u32,
     pub(crate) kind: SectionKind,
-    /// Whoever wrote it knew that the log was damaged, and that it is whole from here on.
+    /// The writer knew that the log was damaged: this section makes it whole from here on.
     pub(crate) heals: bool,
 }
 

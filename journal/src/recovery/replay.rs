@@ -23,15 +23,16 @@ pub(crate) struct Replay {
     pub(crate) logs: BTreeMap<u64, ReplayedLog>,
     pub(crate) next_number: u64,
     pub(crate) names_missing: bool,
+    /// LSN expected next; 0 before the first frame.
     pub(crate) next_lsn: u64,
     pub(crate) epoch: u32,
-    /// Everything up to here was durable before.
+    /// Highest LSN that a frame says was durable.
     pub(crate) mark: u64,
     /// Segment (by its place among those replayed) and offset of the end.
     pub(crate) end: (usize, u64),
     /// The last segment ends in an index: where that is, its length and LSN.
     pub(crate) sealed: Option<(u64, u64, u64)>,
-    /// Frames above the mark: LSN and place.
+    /// Frames above the mark: LSN, place of the segment, offset. Invariant: ascending by LSN.
     above: VecDeque<(u64, usize, u64)>,
     /// The last frame says that the journal was closed, in this epoch.
     closed_in: Option<u32>,
@@ -46,10 +47,10 @@ pub(crate) struct ReplayedLog {
     pub(crate) name: LogName,
     pub(crate) view: View,
     pub(crate) last: u64,
-    /// Something of it may be in a gap.
+    /// Some of its sections may be in a gap.
     unsure: bool,
-    /// Something of it is in a gap. Whoever wrote the frames behind did not know, so nothing in
-    /// them heals it.
+    /// Some of its sections are in a gap. The writer of the frames behind the gap did not know of
+    /// it, so no section there heals the log.
     broken: bool,
 }
 
@@ -147,7 +148,7 @@ impl Replay {
         Ok(None)
     }
 
-    /// No frame is left, and yet there were some.
+    /// Opens a gap if the frames end below the mark of the manifest.
     fn gap_at_the_end(&mut self, trust: Trust) {
         if self.next_lsn > trust.mark {
             return;

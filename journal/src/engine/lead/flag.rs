@@ -1,4 +1,4 @@
-//! Whether somebody leads.
+//! Whether a thread has the lead.
 
 /// Set while a thread leads, or has been told to. It is part of the state, so that it changes
 /// together with the queue; only the module of the lead changes it.
