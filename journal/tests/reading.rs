@@ -9,7 +9,8 @@ use bytes::Bytes;
 use voussoir_journal::files::crash::{CrashFiles, Op};
 use voussoir_journal::testing::HookedFiles;
 use voussoir_journal::{
-    Commit, Config, DiskFiles, Durability, Error, Files, Journal, Log, MemoryFiles, ReadError,
+    Commit, Config, DiskFiles, Durability, Error, Files, Health, Journal, Log, MemoryFiles,
+    OpenError, ReadError,
 };
 use voussoir_sim::Situations;
 
@@ -325,4 +326,40 @@ fn a_sector_of_a_full_segment_that_cannot_be_read_costs_what_was_in_it() {
         reached.reached(if lost == 0 { SITUATIONS[0] } else { SITUATIONS[1] });
     }
     reached.assert_all_reached();
+}
+
+/// A device that reads nothing of a full segment for a while is no reason to give up what is on
+/// it: opening fails, and works once the device does.
+#[test]
+fn a_device_that_fails_for_a_while_costs_nothing() {
+    let memory = MemoryFiles::new();
+    let journal = open(Arc::new(memory.clone()), 64 << 10);
+    let log = journal.log("kept", 1).unwrap();
+    for position in 0..150 {
+        append(&journal, &log, &record(position, 700));
+    }
+    assert!(log.extents()[0].sealed);
+    journal.close().unwrap();
+    for from in [8192, 16384, 32768] {
+        let failing = Arc::new(AtomicUsize::new(1));
+        let fails = Arc::clone(&failing);
+        let files = HookedFiles::new(Arc::new(memory.clone()), move |call| {
+            let is_lost = call.name == "segment-00000000" && call.touches(&(from..u64::MAX));
+            if is_lost && call.op == Op::Read && fails.load(Ordering::Relaxed) > 0 {
+                return Err(io::Error::other("the device does not answer"));
+            }
+            Ok(())
+        });
+        let mut config = Config::manual();
+        (config.segment_bytes, config.max_bytes) = (64 << 10, 64 * (64 << 10));
+        let opened = Journal::open_with(Arc::new(files.clone()), config.clone());
+        let error = opened.expect_err("nothing of the segment can be read");
+        assert!(matches!(error, OpenError::Io(_)), "from {from}: {error}");
+        failing.store(0, Ordering::Relaxed);
+        let journal = Journal::open_with(Arc::new(files), config).unwrap();
+        let log = journal.log("kept", 1).unwrap();
+        assert_eq!((log.bounds(), log.health()), (0..150, Health::Intact));
+        assert_eq!(log.read_range(0..150, usize::MAX).unwrap().len(), 150);
+        journal.close().unwrap();
+    }
 }

@@ -12,7 +12,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use voussoir_journal::testing::{Ruin, SimDisk};
-use voussoir_journal::{Commit, Config, Health, Journal, Log, OpenError, ReadError, Work};
+use voussoir_journal::{
+    Commit, Config, Durability, Health, Journal, Log, OpenError, ReadError, Work,
+};
 use voussoir_sim::{
     Answer, Clients, ClientsConfig, Config as WorldConfig, Context, Crash, DiskFault, Failure,
     Node, Report, RequestId, Rng, Runner, SECOND, Situations, Workload, World,
@@ -227,4 +229,27 @@ fn what_was_acknowledged_survives_or_its_loss_is_reported() {
         }
         situations.assert_all_reached();
     }
+}
+
+/// What a process had written and not synced, and what it had not even written, when it dies.
+#[test]
+fn a_power_loss_takes_what_was_not_synced_and_a_dying_process_writes_nothing() {
+    let (mut lost, mut kept) = (0, 0);
+    for (seed, kind) in (0..40).flat_map(|seed| [(seed, Crash::Power), (seed, Crash::Process)]) {
+        let mut disk = SimDisk::new(seed);
+        let journal = disk.open(Config::manual()).unwrap();
+        let log = journal.log("records", 1).unwrap();
+        journal.commit_blocking(Commit::new().append(&log, ["synced"])).unwrap();
+        let written = Commit::new().append(&log, ["written"]).durability(Durability::Written);
+        journal.commit_blocking(written).unwrap();
+        journal.submit(Commit::new().append(&log, ["submitted"]), |_| ()).unwrap();
+        disk.crash(kind, (journal, log));
+        let end = disk.open(Config::manual()).unwrap().log("records", 1).unwrap().end();
+        match (kind, end) {
+            (Crash::Power, 1) => lost += 1,
+            (_, 2) => kept += u64::from(kind == Crash::Power),
+            _ => panic!("seed {seed}, {kind:?}: {end} records"),
+        }
+    }
+    assert!(lost > 0 && kept > 0, "{lost} lost, {kept} kept");
 }
