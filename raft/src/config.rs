@@ -56,11 +56,12 @@ pub struct Config {
     /// Weight of the entries under way to one follower, in bytes. Default 8 MiB.
     pub max_inflight_bytes: u64,
     /// Weight of entries that the leader takes before they are committed and durable, in
-    /// bytes. Past it proposals are refused as [`Busy`](crate::Refusal::Busy). Default 64 MiB.
+    /// bytes. Past it proposals are rejected as [`Busy`](crate::ProposeRejected::Busy).
+    /// Default 64 MiB.
     pub max_uncommitted_bytes: u64,
     /// Runs of proposals whose fate is not known yet, those of earlier leaderships of this node
     /// included; a run has consecutive tokens at consecutive indexes of one term. Past it
-    /// proposals are refused as [`Busy`](crate::Refusal::Busy). Default 65,536.
+    /// proposals are refused as [`Busy`](crate::ProposeRejected::Busy). Default 65,536.
     pub max_undecided: usize,
     /// Writes of the log that are under way at once. Default 16.
     pub max_persists: usize,

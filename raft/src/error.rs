@@ -24,7 +24,7 @@ pub enum ConfigError {
 /// Why the core did not take a proposal. It was not appended anywhere and will never be applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum Refusal {
+pub enum ProposeRejected {
     /// This node does not lead. Retry at `leader`, or later when it is unknown.
     #[error("not the leader")]
     NotLeader {
@@ -45,7 +45,7 @@ pub enum Refusal {
 /// Why the core could not give a read index. Reads change nothing: retry freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ReadRefusal {
+pub enum ReadRejected {
     /// Too many reads wait here. Retry when some of them have been answered or withdrawn.
     #[error("too many reads are waiting")]
     Busy,

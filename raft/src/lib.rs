@@ -23,7 +23,7 @@ mod transport;
 mod types;
 
 pub use config::Config;
-pub use error::{ConfigError, ReadRefusal, Refusal};
+pub use error::{ConfigError, ProposeRejected, ReadRejected};
 pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
 pub use message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,

@@ -240,7 +240,7 @@ pub enum StoreError {
     /// The store refused, for example because the disk is full. Nothing was changed. Free what
     /// it asks for, and restart the node.
     #[error("the store refused: {0}")]
-    Refused(#[source] Cause),
+    Rejected(#[source] Cause),
     /// A read, write or sync failed. What was being written may be found after a restart, or
     /// not.
     #[error("the store failed: {0}")]

@@ -110,7 +110,7 @@ pub enum SnapshotAnswer {
     Done,
     /// Not now: another snapshot is coming in, the sender's term is over, the store failed. Try
     /// again from [`SnapshotPart::Open`] later.
-    Refused,
+    Rejected,
 }
 
 /// A message or part was not delivered, as far as the transport knows.

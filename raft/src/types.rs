@@ -135,7 +135,7 @@ pub struct Status {
     pub snapshot: u64,
     /// Inputs from peers that the gate refused since the start; see
     /// [`PeerFault`](crate::core::PeerFault).
-    pub refused_inputs: u64,
+    pub rejected_inputs: u64,
     /// Followers that have lost entries which they had acknowledged as durable. Only a leader
     /// knows: it counts them for nothing until their log is back.
     pub lost_followers: usize,

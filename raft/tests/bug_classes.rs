@@ -223,7 +223,7 @@ fn a_forwarded_read_outlasts_slow_links_and_lost_questions() {
     lab.step(2, Input::WithdrawReads { tokens: vec![2] });
     lab.run_without(2000 * MS, is_question);
     assert!(lab.take(is_question).is_empty(), "nobody waits for it");
-    let ended = |o: &Output| matches!(o, Output::ReadRefused { .. });
+    let ended = |o: &Output| matches!(o, Output::ReadRejected { .. });
     assert_eq!(lab.seen(2, ended).len(), 0);
 }
 
@@ -256,7 +256,7 @@ fn reads_outlast_elections_and_changes_of_leaders() {
     lab.heal();
     lab.run(1000 * MS);
     assert_eq!(ready(&lab, 1), [1, 10], "the next leader answers it");
-    let refused = |o: &Output| matches!(o, Output::ReadRefused { .. });
+    let refused = |o: &Output| matches!(o, Output::ReadRejected { .. });
     (1..=3).for_each(|id| assert!(lab.seen(id, refused).is_empty(), "node {id}"));
 }
 

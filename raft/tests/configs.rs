@@ -137,7 +137,7 @@ fn work_a_little(config: Config) {
     }
     assert_eq!(lab.leader(), Some(1));
     let last = lab.status(1).last;
-    assert_eq!(last, 13, "{:?}", lab.seen(1, |output| matches!(output, Output::Refused { .. })));
+    assert_eq!(last, 13, "{:?}", lab.seen(1, |output| matches!(output, Output::Rejected { .. })));
     for id in lab.ids() {
         let status = lab.status(id);
         assert_eq!(

@@ -24,7 +24,7 @@ fn snapshot(index: u64, term: u64) -> SnapshotMeta {
 
 /// A status but for the count that a refusal changes.
 fn without_count(mut status: Status) -> Status {
-    status.refused_inputs = 0;
+    status.rejected_inputs = 0;
     status
 }
 
@@ -102,9 +102,9 @@ fn hostile_values_are_refused_at_the_gate_and_counted() {
         for (at, message) in hostile.iter().enumerate() {
             let answer = matches!(message, Message::AppendAck(_) | Message::HeartbeatReply(_));
             let needs_leader = answer && lab.core(id).gate().message(2, message).is_ok();
-            let refused = lab.status(id).refused_inputs;
+            let refused = lab.status(id).rejected_inputs;
             lab.send(2, id, message.clone());
-            let counted = lab.status(id).refused_inputs - refused;
+            let counted = lab.status(id).rejected_inputs - refused;
             assert_eq!(counted, u64::from(leads || !needs_leader), "{at}: {message:?}");
         }
         for stranger in [0, 99, id, u64::MAX] {
@@ -143,7 +143,7 @@ fn snapshots_pass_the_same_gate_as_messages() {
         let discarded = lab.seen(1, |output| matches!(output, Output::DiscardSnapshot { .. }));
         assert_eq!(discarded, [Output::DiscardSnapshot { meta }]);
         let after = lab.status(1);
-        assert_eq!((after.refused_inputs, after.leader), (1, None));
+        assert_eq!((after.rejected_inputs, after.leader), (1, None));
         assert_eq!(without_count(after), before, "{fault}");
     }
 }

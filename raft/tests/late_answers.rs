@@ -118,6 +118,6 @@ fn proposals_behind_a_committed_entry_of_a_later_term_are_superseded() {
     assert_eq!(lost, tokens);
     lab.elect(1);
     lab.propose(1, 50, "taken");
-    let refused = lab.seen(1, |output| matches!(output, Output::Refused { token: 50, .. }));
+    let refused = lab.seen(1, |output| matches!(output, Output::Rejected { token: 50, .. }));
     assert_eq!(refused, [], "there is room again");
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::{Lab, Letter};
 use voussoir_raft::core::Output;
-use voussoir_raft::{Message, Refusal};
+use voussoir_raft::{Message, ProposeRejected};
 
 fn appends(letter: &Letter) -> bool {
     matches!(letter.message, Message::Append { .. })
@@ -21,8 +21,8 @@ fn runs_of_undecided_proposals_are_bounded_across_leaderships() {
     lab.elect_without(1, appends);
     lab.propose(1, 30, "c");
     lab.propose(1, 40, "d");
-    let refused = |output: &Output| matches!(output, Output::Refused { .. });
-    let busy = Output::Refused { token: 40, reason: Refusal::Busy };
+    let refused = |output: &Output| matches!(output, Output::Rejected { .. });
+    let busy = Output::Rejected { token: 40, reason: ProposeRejected::Busy };
     assert_eq!(lab.seen(1, refused), [busy], "two runs of its first leadership, one of this");
 
     lab.run(1_000_000_000);

@@ -5,7 +5,7 @@ mod common;
 use common::{Lab, MS, entry};
 use voussoir_raft::core::{Input, Output, TransferEnd};
 use voussoir_raft::{
-    AppendHead, Config, Heartbeat, Message, Refusal, Role, VoteReply, VoteRequest,
+    AppendHead, Config, Heartbeat, Message, ProposeRejected, Role, VoteReply, VoteRequest,
 };
 
 fn append(term: u64, prev: (u64, u64), commit: u64, terms: &[u64]) -> Message {
@@ -478,8 +478,9 @@ fn s8_followers_name_the_leader() {
     lab.propose(2, 1, "x");
     lab.elect(1);
     lab.propose(2, 2, "x");
-    let refused = |token, leader| Output::Refused { token, reason: Refusal::NotLeader { leader } };
-    let seen = lab.seen(2, |output| matches!(output, Output::Refused { .. }));
+    let refused =
+        |token, leader| Output::Rejected { token, reason: ProposeRejected::NotLeader { leader } };
+    let seen = lab.seen(2, |output| matches!(output, Output::Rejected { .. }));
     assert_eq!(seen, [refused(1, None), refused(2, Some(1))]);
 }
 

@@ -69,11 +69,11 @@ impl Alone {
         let status = self.raft.status().borrow().clone();
         assert_eq!((status.commit, status.snapshot), (0, 0), "{status:?}");
         assert_eq!(*self.machine.restored.lock(), 0);
-        assert_eq!(self.raft.stats().snapshots_refused, refused);
+        assert_eq!(self.raft.stats().snapshots_rejected, refused);
     }
 }
 
-const ALL_REFUSED: [SnapshotAnswer; 3] = [SnapshotAnswer::Refused; 3];
+const ALL_REFUSED: [SnapshotAnswer; 3] = [SnapshotAnswer::Rejected; 3];
 
 /// Source: a node that was no voter replaced the state of a follower.
 #[tokio::test(start_paused = true)]
@@ -119,9 +119,9 @@ async fn messages_of_strangers_take_no_room_and_reach_no_core() {
     timeout(node.raft.status().wait_for(|status| status.term > 5)).await.unwrap();
     let status = node.raft.status().borrow().clone();
     assert_eq!((status.term, status.leader), (6, Some(2)));
-    assert_eq!(status.refused_inputs, before.refused_inputs, "the core heard of none");
+    assert_eq!(status.rejected_inputs, before.rejected_inputs, "the core heard of none");
     let stats = node.raft.stats();
-    assert_eq!((stats.messages_refused, stats.messages_dropped), (4, 0));
+    assert_eq!((stats.messages_rejected, stats.messages_dropped), (4, 0));
 }
 
 #[tokio::test(start_paused = true)]
@@ -131,8 +131,8 @@ async fn only_its_sender_goes_on_with_a_transfer() {
     assert_eq!(node.says(2, open(&name, 5)).await, SnapshotAnswer::Next { number: 0 });
     let chunk = |data| SnapshotPart::Chunk { identity: 9, number: 0, data };
     let foreign = Bytes::from_static(b"foreign");
-    assert_eq!(node.says(3, chunk(foreign)).await, SnapshotAnswer::Refused);
-    assert_eq!(node.says(3, SnapshotPart::Close { identity: 9 }).await, SnapshotAnswer::Refused);
+    assert_eq!(node.says(3, chunk(foreign)).await, SnapshotAnswer::Rejected);
+    assert_eq!(node.says(3, SnapshotPart::Close { identity: 9 }).await, SnapshotAnswer::Rejected);
     let own = Bytes::from_static(b"own");
     assert_eq!(node.says(2, chunk(own)).await, SnapshotAnswer::Next { number: 1 });
     assert_eq!(node.says(2, SnapshotPart::Close { identity: 9 }).await, SnapshotAnswer::Done);

@@ -215,7 +215,7 @@ impl Inbox for Questions {
     fn unreachable(&self, _: u64) {}
 
     async fn snapshot(&self, _: u64, _: SnapshotPart) -> SnapshotAnswer {
-        SnapshotAnswer::Refused
+        SnapshotAnswer::Rejected
     }
 }
 
@@ -272,7 +272,7 @@ impl Follower {
         ];
         for part in parts {
             let answer = self.leader.snapshot(1, 0, part, 10_000 * MS).await.unwrap();
-            assert_ne!(answer, SnapshotAnswer::Refused);
+            assert_ne!(answer, SnapshotAnswer::Rejected);
         }
     }
 

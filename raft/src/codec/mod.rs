@@ -55,7 +55,7 @@
 //! | 34 | `Close` | identity u64 |
 //! | 35 | `Next` | number u64 |
 //! | 36 | `Done` | |
-//! | 37 | `Refused` | |
+//! | 37 | `Rejected` | |
 //!
 //! # Records, version 1
 //!

@@ -100,7 +100,7 @@ pub fn encode_answer(answer: SnapshotAnswer) -> Bytes {
     match answer {
         SnapshotAnswer::Next { number } => head(35, 0, &[number]),
         SnapshotAnswer::Done => head(36, 0, &[]),
-        SnapshotAnswer::Refused => head(37, 0, &[]),
+        SnapshotAnswer::Rejected => head(37, 0, &[]),
     }
 }
 
@@ -114,7 +114,7 @@ pub fn decode_answer(mut bytes: Bytes) -> Result<SnapshotAnswer, DecodeError> {
     match kind {
         35 => Ok(SnapshotAnswer::Next { number: field(&mut fields)? }),
         36 => Ok(SnapshotAnswer::Done),
-        37 => Ok(SnapshotAnswer::Refused),
+        37 => Ok(SnapshotAnswer::Rejected),
         other => Err(DecodeError::Kind(other)),
     }
 }

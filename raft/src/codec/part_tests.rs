@@ -56,7 +56,7 @@ fn parts_and_answers_survive_their_bytes() {
         assert_eq!(decode_part(bytes), Ok((5, part)));
     }
     let answers =
-        [SnapshotAnswer::Next { number: 6 }, SnapshotAnswer::Done, SnapshotAnswer::Refused];
+        [SnapshotAnswer::Next { number: 6 }, SnapshotAnswer::Done, SnapshotAnswer::Rejected];
     for answer in answers {
         assert_eq!(decode_answer(encode_answer(answer)), Ok(answer));
     }

@@ -35,7 +35,7 @@ impl Core {
     pub(super) fn on_message(&mut self, from: u64, message: Message) {
         let ahead = message.term() > self.term.saturating_add(TERM_STEP_MAX);
         if ahead || self.gate.message(from, &message).is_err() {
-            self.refused_inputs += 1;
+            self.rejected_inputs += 1;
             return;
         }
         // These two do not take part in the order of terms by themselves.

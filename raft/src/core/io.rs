@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::error::{ReadRefusal, Refusal};
+use crate::error::{ProposeRejected, ReadRejected};
 use crate::message::{AppendHead, Message};
 use crate::types::{Entry, HaltReason, HardState, SnapshotMeta};
 
@@ -220,11 +220,11 @@ pub enum Output {
         term: u64,
     },
     /// A proposal was refused: it is in no log.
-    Refused {
+    Rejected {
         /// Its token.
         token: u64,
         /// Why.
-        reason: Refusal,
+        reason: ProposeRejected,
     },
     /// Proposals that once were [`Proposed`](Self::Proposed) will not be applied from here under
     /// their index.
@@ -245,11 +245,11 @@ pub enum Output {
         index: u64,
     },
     /// A read was not confirmed.
-    ReadRefused {
+    ReadRejected {
         /// Its token.
         token: u64,
         /// Why.
-        reason: ReadRefusal,
+        reason: ReadRejected,
     },
     /// A follower has lost entries which it had acknowledged as durable: its disk was lost or
     /// replaced. It counts for nothing until its log holds them again. Tell an operator.

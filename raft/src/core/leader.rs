@@ -10,7 +10,7 @@ use super::io::Output;
 use super::peer::Peer;
 use super::read::PendingRead;
 use super::{Core, RoleState};
-use crate::error::Refusal;
+use crate::error::ProposeRejected;
 use crate::types::{Entry, EntryKind, INDEX_MAX, MAX_VOTERS};
 
 /// What only a leader has.
@@ -125,20 +125,20 @@ impl Core {
 
     pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
         let refusal = if !matches!(self.role, RoleState::Leader(_)) {
-            Some(Refusal::NotLeader { leader: self.leader })
+            Some(ProposeRejected::NotLeader { leader: self.leader })
         } else if self.log.last() >= INDEX_MAX {
-            Some(Refusal::Busy)
+            Some(ProposeRejected::Busy)
         } else if data.len() > self.config.max_entry_bytes {
-            Some(Refusal::TooLarge)
+            Some(ProposeRejected::TooLarge)
         } else if self.waiting_bytes() > self.config.max_uncommitted_bytes
             || self.proposals.undecided() >= self.config.max_undecided
         {
-            Some(Refusal::Busy)
+            Some(ProposeRejected::Busy)
         } else {
             None
         };
         if let Some(reason) = refusal {
-            self.out.push_back(Output::Refused { token, reason });
+            self.out.push_back(Output::Rejected { token, reason });
             return;
         }
         let index = self.append(EntryKind::Command, data);

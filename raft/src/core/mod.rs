@@ -76,7 +76,7 @@ pub struct Core {
     others: Vec<u64>,
     rng: Rng,
     gate: Gate,
-    refused_inputs: u64,
+    rejected_inputs: u64,
     clock: Clock,
     /// The time of the latest step, by `clock`.
     now: u64,
@@ -156,7 +156,7 @@ impl Core {
             forwarded: Forwarded::new(rng.next()),
             rng,
             gate,
-            refused_inputs: 0,
+            rejected_inputs: 0,
             clock: Clock::new(now),
             now: 0,
             term: start.hard_state.term,
@@ -208,7 +208,7 @@ impl Core {
         self.now = self.clock.advance(now);
         self.dirty = true;
         if self.halted.is_some() {
-            self.refuse_when_halted(&input);
+            self.reject_when_halted(&input);
             return;
         }
         match input {
@@ -308,7 +308,7 @@ impl Core {
             commit: self.commit,
             applied: self.applied,
             snapshot: self.snapshot.as_ref().map_or(0, |meta| meta.index),
-            refused_inputs: self.refused_inputs,
+            rejected_inputs: self.rejected_inputs,
             lost_followers: match &self.role {
                 RoleState::Leader(leader) => leader.peers.iter().filter(|peer| peer.lost).count(),
                 _ => 0,
@@ -435,29 +435,30 @@ impl Core {
             matches!(
                 output,
                 Output::Proposed { .. }
-                    | Output::Refused { .. }
+                    | Output::Rejected { .. }
                     | Output::Lost { .. }
                     | Output::ReadReady { .. }
-                    | Output::ReadRefused { .. }
+                    | Output::ReadRejected { .. }
             )
         });
         self.held.clear();
         self.installing = None;
         let (proposals, out) = (&mut self.proposals, &mut self.out);
         proposals.lose_all(out);
-        self.refuse_forwarded(crate::ReadRefusal::Halted);
+        self.reject_forwarded(crate::ReadRejected::Halted);
         self.halted = Some(reason);
         self.out.push_back(Output::Halted { reason });
     }
 
-    fn refuse_when_halted(&mut self, input: &Input) {
+    fn reject_when_halted(&mut self, input: &Input) {
         match input {
-            Input::Propose { token, .. } => self
-                .out
-                .push_back(Output::Refused { token: *token, reason: crate::Refusal::Halted }),
-            Input::Read { token } => self.out.push_back(Output::ReadRefused {
+            Input::Propose { token, .. } => self.out.push_back(Output::Rejected {
                 token: *token,
-                reason: crate::ReadRefusal::Halted,
+                reason: crate::ProposeRejected::Halted,
+            }),
+            Input::Read { token } => self.out.push_back(Output::ReadRejected {
+                token: *token,
+                reason: crate::ReadRejected::Halted,
             }),
             _ => {}
         }

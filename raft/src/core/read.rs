@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use super::io::Output;
 use super::{Core, RoleState};
-use crate::error::ReadRefusal;
+use crate::error::ReadRejected;
 use crate::message::{Message, ReadReply, ReadRequest};
 
 /// Rounds that reads wait for at once; further reads share the next one. Ordinary heartbeats do
@@ -83,7 +83,7 @@ impl Core {
         if matches!(self.role, RoleState::Leader(_)) {
             self.take_read(Origin::Local { token });
         } else if self.forwarded.waiting >= self.config.max_reads {
-            self.refuse_read(token, ReadRefusal::Busy);
+            self.reject_read(token, ReadRejected::Busy);
         } else {
             self.forwarded.waiting += 1;
             self.forwarded.unsent.push(token);
@@ -96,7 +96,7 @@ impl Core {
         if matches!(self.role, RoleState::Leader(_)) {
             self.take_read(origin);
         } else {
-            self.refuse_peer_read(from, nonce, context);
+            self.reject_peer_read(from, nonce, context);
         }
     }
 
@@ -120,8 +120,8 @@ impl Core {
         let RoleState::Leader(leader) = &mut self.role else { return };
         if leader.reads.len() >= self.config.max_reads {
             match origin {
-                Origin::Local { token } => self.refuse_read(token, ReadRefusal::Busy),
-                Origin::Peer { id, nonce, context } => self.refuse_peer_read(id, nonce, context),
+                Origin::Local { token } => self.reject_read(token, ReadRejected::Busy),
+                Origin::Peer { id, nonce, context } => self.reject_peer_read(id, nonce, context),
             }
             return;
         }
@@ -207,12 +207,12 @@ impl Core {
         }
     }
 
-    fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
-        self.out.push_back(Output::ReadRefused { token, reason });
+    fn reject_read(&mut self, token: u64, reason: ReadRejected) {
+        self.out.push_back(Output::ReadRejected { token, reason });
     }
 
     /// This node does not lead, or has no room.
-    fn refuse_peer_read(&mut self, to: u64, nonce: u64, context: u64) {
+    fn reject_peer_read(&mut self, to: u64, nonce: u64, context: u64) {
         let reply = ReadReply { term: self.term, nonce, context, index: None };
         self.send(to, Message::ReadReply(reply));
     }
@@ -225,7 +225,7 @@ impl Core {
                     self.forwarded.waiting += 1;
                     self.forwarded.unsent.push(token);
                 }
-                Origin::Peer { id, nonce, context } => self.refuse_peer_read(id, nonce, context),
+                Origin::Peer { id, nonce, context } => self.reject_peer_read(id, nonce, context),
             }
         }
     }
@@ -267,11 +267,11 @@ impl Core {
     }
 
     /// Refuses all reads that wait here.
-    pub(super) fn refuse_forwarded(&mut self, reason: ReadRefusal) {
+    pub(super) fn reject_forwarded(&mut self, reason: ReadRejected) {
         self.requeue_forwarded();
         self.forwarded.waiting = 0;
         let tokens = std::mem::take(&mut self.forwarded.unsent);
-        self.out.extend(tokens.into_iter().map(|token| Output::ReadRefused { token, reason }));
+        self.out.extend(tokens.into_iter().map(|token| Output::ReadRejected { token, reason }));
     }
 
     /// Sends questions again that were not answered in time.

@@ -159,7 +159,7 @@ impl Core {
         let matched_term = self.log.term_at(ack.matched);
         let (now, timing) = (self.now, self.timing);
         if matches!(self.role, RoleState::Leader(_)) && ack.received > last {
-            self.refused_inputs += 1;
+            self.rejected_inputs += 1;
             return;
         }
         let Some(peer) = self.peer_mut(from) else { return };
@@ -248,7 +248,7 @@ impl Core {
     pub(super) fn on_heartbeat_reply(&mut self, from: u64, reply: HeartbeatReply) {
         let RoleState::Leader(leader) = &self.role else { return };
         if reply.round > leader.round || reply.received > self.log.last() {
-            self.refused_inputs += 1;
+            self.rejected_inputs += 1;
             return;
         }
         let age = leader.round_age(reply.round, self.now);

@@ -181,7 +181,7 @@ impl Restored {
                 hard_state,
                 snapshot,
                 log: Log::new(0, 0),
-                storage: Storage::new(0),
+                storage: Storage::new(0, None),
                 commit: 0,
             });
         };
@@ -197,10 +197,7 @@ impl Restored {
             log.last() >= covered && log.term_at(covered) == Some(term)
         };
         if !agrees {
-            let mut storage = Storage::new(covered);
-            if let Some(voters) = owed {
-                storage.owe_voters(voters);
-            }
+            let mut storage = Storage::new(covered, owed);
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
             let log = Log::new(covered, term);
@@ -211,10 +208,7 @@ impl Restored {
             // the log may as well start after it.
             log.release(log.first() + 1);
         }
-        let mut storage = Storage::new(log.last());
-        if let Some(voters) = owed {
-            storage.owe_voters(voters);
-        }
+        let storage = Storage::new(log.last(), owed);
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit })
     }

@@ -81,7 +81,7 @@ impl Core {
     pub(super) fn on_snapshot_received(&mut self, from: u64, term: u64, meta: SnapshotMeta) {
         let ahead = term > self.term.saturating_add(TERM_STEP_MAX);
         if ahead || self.gate.snapshot(from, term, &meta).is_err() {
-            self.refused_inputs += 1;
+            self.rejected_inputs += 1;
             self.out.push_back(Output::DiscardSnapshot { meta });
             return;
         }

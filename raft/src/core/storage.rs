@@ -36,8 +36,10 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Everything up to `durable` is on disk.
-    pub(super) fn new(durable: u64) -> Self {
+    /// Everything up to `durable` is on disk. `owed_voters` are the voters that the store does not
+    /// know: they go with the first hard state, so that no vote and no entry becomes durable
+    /// without them.
+    pub(super) fn new(durable: u64, owed_voters: Option<Vec<u64>>) -> Self {
         Self {
             next_id: 1,
             done: 0,
@@ -46,7 +48,7 @@ impl Storage {
             durable,
             submitted: durable,
             hard: None,
-            voters: None,
+            voters: owed_voters,
             hard_id: 0,
             truncate_from: None,
             release: None,
@@ -82,12 +84,6 @@ impl Storage {
     /// The id that the next write will have.
     pub(super) fn next_id(&self) -> u64 {
         self.next_id
-    }
-
-    /// The store does not know the voters: they go with the first hard state, so that no vote and
-    /// no entry becomes durable without them.
-    pub(super) fn owe_voters(&mut self, voters: Vec<u64>) {
-        self.voters = Some(voters);
     }
 
     pub(super) fn set_hard(&mut self, hard: HardState) {

@@ -375,7 +375,7 @@ fn read_failed(error: voussoir_journal::ReadError) -> ReadFailed {
 
 fn store_error(error: voussoir_journal::Error) -> StoreError {
     match error.outcome() {
-        voussoir_journal::Outcome::NotApplied => StoreError::Refused(Arc::new(error)),
+        voussoir_journal::Outcome::NotApplied => StoreError::Rejected(Arc::new(error)),
         voussoir_journal::Outcome::Unknown => StoreError::Failed(Arc::new(error)),
     }
 }

@@ -235,7 +235,7 @@ impl Pipeline {
             pipeline.landed(number, result.map(drop).map_err(store_error));
         };
         let thread = std::thread::Builder::new().name("raft-journal".to_owned()).spawn(wait);
-        thread.map(drop).map_err(|error| StoreError::Refused(Arc::new(error)))
+        thread.map(drop).map_err(|error| StoreError::Rejected(Arc::new(error)))
     }
 
     /// A commit is durable, or has failed.

@@ -22,7 +22,7 @@ use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
 use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
-use crate::error::{ReadRefusal, Refusal};
+use crate::error::{ProposeRejected, ReadRejected};
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
@@ -64,7 +64,7 @@ pub(crate) struct Driver {
     /// What this turn writes.
     pub(crate) writes: Vec<Persist>,
     /// Several callers have just been answered.
-    pub(crate) expects_company: bool,
+    pub(crate) expects_more_proposals: bool,
 }
 
 impl Driver {
@@ -80,7 +80,7 @@ impl Driver {
             turns += 1;
             // Those who have just been answered often propose again at once. Where the first of
             // them is not handled before the others have had their turn, all go into one batch.
-            if take(&mut self.expects_company) || turns == TURNS_AT_A_STRETCH {
+            if take(&mut self.expects_more_proposals) || turns == TURNS_AT_A_STRETCH {
                 turns = 0;
                 tokio::task::yield_now().await;
             }
@@ -213,7 +213,7 @@ impl Driver {
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
             }
             Event::Applied { index, answered: callers } => {
-                self.expects_company |= callers > 1;
+                self.expects_more_proposals |= callers > 1;
                 let answered = self.reads.applied(index);
                 self.shared.read_room.add_permits(answered);
                 Input::Applied { index }
@@ -300,7 +300,7 @@ impl Driver {
             Output::Proposed { token, count, index, .. } => {
                 self.proposals.place(token, count, index);
             }
-            Output::Refused { token, reason } => self.refuse(token, reason),
+            Output::Rejected { token, reason } => self.refuse(token, reason),
             Output::Lost { token, count, superseded } => self.lose(token, count, superseded),
             Output::FollowerLost { peer, matched } => {
                 let node = self.core.config().id;
@@ -311,7 +311,7 @@ impl Driver {
                 );
             }
             Output::ReadReady { token, index } => self.confirm_read(token, index),
-            Output::ReadRefused { token, reason } => self.refuse_read(token, reason),
+            Output::ReadRejected { token, reason } => self.reject_read(token, reason),
             Output::Halted { reason } => return Some(self.halted(reason)),
         }
         None
@@ -392,16 +392,16 @@ impl Driver {
         proposal.fail(error);
     }
 
-    fn refuse(&mut self, token: u64, reason: Refusal) {
+    fn refuse(&mut self, token: u64, reason: ProposeRejected) {
         let Some(proposal) = self.proposals.take(token) else { return };
         let error = match reason {
-            Refusal::NotLeader { leader } => ProposeError::NotLeader { leader },
-            Refusal::Busy => ProposeError::Busy,
-            Refusal::TooLarge => ProposeError::TooLarge {
+            ProposeRejected::NotLeader { leader } => ProposeError::NotLeader { leader },
+            ProposeRejected::Busy => ProposeError::Busy,
+            ProposeRejected::TooLarge => ProposeError::TooLarge {
                 bytes: (u64::from(proposal.weight) - ENTRY_OVERHEAD) as usize,
                 bytes_max: self.shared.max_entry_bytes,
             },
-            Refusal::Halted => ProposeError::Stopped(self.why_halted()),
+            ProposeRejected::Halted => ProposeError::Stopped(self.why_halted()),
         };
         self.fail(proposal, error);
     }
@@ -446,10 +446,10 @@ impl Driver {
         self.shared.read_room.add_permits(answered);
     }
 
-    fn refuse_read(&mut self, token: u64, reason: ReadRefusal) {
+    fn reject_read(&mut self, token: u64, reason: ReadRejected) {
         let error = match reason {
-            ReadRefusal::Busy => ReadError::Busy,
-            ReadRefusal::Halted => ReadError::Stopped(self.why_halted()),
+            ReadRejected::Busy => ReadError::Busy,
+            ReadRejected::Halted => ReadError::Stopped(self.why_halted()),
         };
         self.fail_read(token, error);
     }

@@ -138,7 +138,7 @@ impl Raft {
             cause: None,
             shown,
             writes: Vec::new(),
-            expects_company: false,
+            expects_more_proposals: false,
         };
         tokio::spawn(run(driver, jobs));
         Ok(Self { handle: Arc::new(Handle { shared, status, epoch }) })

@@ -44,7 +44,7 @@ impl Inbox for NodeInbox {
     fn message(&self, from: u64, message: Message) {
         // The room for waiting messages is for voters alone.
         if self.gate.sender(from).is_err() {
-            return count(&self.shared.counters.messages_refused, 1);
+            return count(&self.shared.counters.messages_rejected, 1);
         }
         self.shared.deliver(from, message);
     }
@@ -61,15 +61,15 @@ impl Inbox for NodeInbox {
             SnapshotPart::Chunk { .. } | SnapshotPart::Close { .. } => self.gate.sender(from),
         };
         if passed.is_err() {
-            count(&self.shared.counters.snapshots_refused, 1);
-            return SnapshotAnswer::Refused;
+            count(&self.shared.counters.snapshots_rejected, 1);
+            return SnapshotAnswer::Rejected;
         }
         let guard = Arc::clone(&self.incoming).lock_owned().await;
         let at_work = Receiving { shared: Arc::clone(&self.shared), log: Arc::clone(&self.log) };
         // On a task of its own: the transport drops this future when the sender gives up, and
         // a half-written chunk would cost all that came before it.
         let task = tokio::spawn(at_work.part(guard, from, part));
-        task.await.unwrap_or(SnapshotAnswer::Refused)
+        task.await.unwrap_or(SnapshotAnswer::Rejected)
     }
 }
 
@@ -84,7 +84,7 @@ impl Receiving {
     async fn part(self, mut incoming: Guard, from: u64, part: SnapshotPart) -> SnapshotAnswer {
         if self.shared.stopped().is_some() {
             *incoming = None;
-            return SnapshotAnswer::Refused;
+            return SnapshotAnswer::Rejected;
         }
         match part {
             SnapshotPart::Open { term, name, chunks } => {
@@ -95,13 +95,13 @@ impl Receiving {
                 // Taken out while it is written to: a store that panics leaves nothing behind that
                 // later chunks could be added to.
                 let Some(mut current) = incoming.take_if(is_of) else {
-                    return SnapshotAnswer::Refused;
+                    return SnapshotAnswer::Rejected;
                 };
                 if number == current.next && number < current.chunks {
                     if let Err(error) = current.writer.append(data).await {
                         tracing::warn!(target: "voussoir::raft", %error, "no room for a chunk");
                         self.shared.doubt(&*self.log);
-                        return SnapshotAnswer::Refused;
+                        return SnapshotAnswer::Rejected;
                     }
                     current.next += 1;
                 }
@@ -116,13 +116,13 @@ impl Receiving {
     async fn open(&self, mut incoming: Guard, opened: Opened) -> SnapshotAnswer {
         let Opened { from, term, name, chunks } = opened;
         if term < self.shared.term.load(Ordering::Acquire) {
-            return SnapshotAnswer::Refused;
+            return SnapshotAnswer::Rejected;
         }
         // In this order: the driver commits what it takes from here before it takes it.
         if let Some(waiting) = &*self.shared.handed_over.lock() {
             // Durable here already, and the core is about to decide.
             let same = waiting.identity == name.identity;
-            return if same { SnapshotAnswer::Done } else { SnapshotAnswer::Refused };
+            return if same { SnapshotAnswer::Done } else { SnapshotAnswer::Rejected };
         }
         if name.meta.index <= self.shared.commit.load(Ordering::Acquire) {
             return SnapshotAnswer::Done;
@@ -143,7 +143,7 @@ impl Receiving {
             Err(error) => {
                 tracing::warn!(target: "voussoir::raft", %error, "no room for a snapshot");
                 self.shared.doubt(&*self.log);
-                SnapshotAnswer::Refused
+                SnapshotAnswer::Rejected
             }
         }
     }
@@ -154,13 +154,13 @@ impl Receiving {
         let Some(Incoming { from, term, name, writer, .. }) = incoming.take_if(complete) else {
             return match incoming.as_ref().filter(|it| is_of(it)) {
                 Some(current) => SnapshotAnswer::Next { number: current.next },
-                None => SnapshotAnswer::Refused,
+                None => SnapshotAnswer::Rejected,
             };
         };
         if let Err(error) = writer.finish().await {
             tracing::warn!(target: "voussoir::raft", %error, "a snapshot could not be stored");
             self.shared.doubt(&*self.log);
-            return SnapshotAnswer::Refused;
+            return SnapshotAnswer::Rejected;
         }
         count(&self.shared.counters.snapshots_received, 1);
         *self.shared.handed_over.lock() = Some(name.clone());

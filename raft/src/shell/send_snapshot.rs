@@ -49,7 +49,7 @@ pub(crate) enum TransferError {
     #[error("{0}")]
     Send(#[from] SendError),
     #[error("the peer refused")]
-    Refused,
+    Rejected,
     #[error("the peer asked for the same chunk again and again")]
     NoProgress,
 }
@@ -129,8 +129,8 @@ impl Transfer {
                 match self.call(transport, close).await? {
                     SnapshotAnswer::Done => return Ok(()),
                     SnapshotAnswer::Next { number } if number <= reader.chunks() => from = number,
-                    SnapshotAnswer::Next { .. } | SnapshotAnswer::Refused => {
-                        return Err(TransferError::Refused);
+                    SnapshotAnswer::Next { .. } | SnapshotAnswer::Rejected => {
+                        return Err(TransferError::Rejected);
                     }
                 }
             }
@@ -158,7 +158,7 @@ impl Transfer {
         match self.call(transport, open).await? {
             SnapshotAnswer::Next { number } if number <= chunks => Ok(Some(number)),
             SnapshotAnswer::Done => Ok(None),
-            SnapshotAnswer::Next { .. } | SnapshotAnswer::Refused => Err(TransferError::Refused),
+            SnapshotAnswer::Next { .. } | SnapshotAnswer::Rejected => Err(TransferError::Rejected),
         }
     }
 
@@ -212,8 +212,8 @@ impl Transfer {
                     return Ok(number);
                 }
                 SnapshotAnswer::Done => return Ok(reader.chunks()),
-                SnapshotAnswer::Next { .. } | SnapshotAnswer::Refused => {
-                    return Err(TransferError::Refused);
+                SnapshotAnswer::Next { .. } | SnapshotAnswer::Rejected => {
+                    return Err(TransferError::Rejected);
                 }
             }
         }

@@ -93,8 +93,8 @@ pub struct Stats {
     pub messages_dropped: u64,
     /// Messages that were refused because their sender is no other voter of the group. Those of
     /// voters that no correct node can have sent are counted in
-    /// [`Status::refused_inputs`](crate::Status).
-    pub messages_refused: u64,
+    /// [`Status::rejected_inputs`](crate::Status).
+    pub messages_rejected: u64,
     /// Messages handed to the transport.
     pub messages_sent: u64,
     /// Messages that the transport did not take.
@@ -107,7 +107,7 @@ pub struct Stats {
     pub snapshots_received: u64,
     /// Parts of snapshots that were refused because their sender is no other voter of the group, or
     /// because they cannot be of this group.
-    pub snapshots_refused: u64,
+    pub snapshots_rejected: u64,
     /// Chunks of snapshots sent, repeated ones included.
     pub chunks_sent: u64,
 }
@@ -135,13 +135,13 @@ counters!(
     entries_applied,
     messages_received,
     messages_dropped,
-    messages_refused,
+    messages_rejected,
     messages_sent,
     sends_failed,
     snapshots_taken,
     snapshots_sent,
     snapshots_received,
-    snapshots_refused,
+    snapshots_rejected,
     chunks_sent,
 );
 

@@ -200,7 +200,7 @@ impl LogStore for FaultyStore {
 
 fn room(staging: &watch::Sender<Staging>) -> Result<(), StoreError> {
     if *staging.borrow() == Staging::Full {
-        return Err(StoreError::Refused(Arc::new(std::io::Error::other("no room"))));
+        return Err(StoreError::Rejected(Arc::new(std::io::Error::other("no room"))));
     }
     Ok(())
 }

@@ -48,7 +48,7 @@ async fn half_a_snapshot_is_not_taken() {
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
     assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
     assert_eq!(script.close(11).await, NEXT_1, "the second half is missing");
-    assert_eq!(script.close(12).await, SnapshotAnswer::Refused, "nobody has opened that one");
+    assert_eq!(script.close(12).await, SnapshotAnswer::Rejected, "nobody has opened that one");
     assert_eq!(script.chunk(11, 1, "two").await, NEXT_2);
     assert_eq!(script.close(11).await, SnapshotAnswer::Done);
     script.until(|status| status.applied == 50).await;
@@ -99,7 +99,7 @@ async fn two_snapshots_of_the_same_entries_are_not_mixed() {
     assert_eq!(script.chunk(11, 0, "one").await, NEXT_1);
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_1, "the same one goes on");
     assert_eq!(script.open(&name(50, 5, 12), 2).await, NEXT_0, "another one starts over");
-    assert_eq!(script.chunk(11, 1, "two").await, SnapshotAnswer::Refused, "it has been given up");
+    assert_eq!(script.chunk(11, 1, "two").await, SnapshotAnswer::Rejected, "it has been given up");
     assert_eq!(script.chunk(12, 0, "o").await, NEXT_1);
     assert_eq!(script.chunk(12, 1, "netwo").await, NEXT_2);
     assert_eq!(script.close(12).await, SnapshotAnswer::Done);
@@ -116,14 +116,14 @@ async fn a_disk_that_fails_under_a_snapshot_stops_the_node() {
     script.until(|status| status.term == 5).await;
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0);
     script.store.fill();
-    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
-    assert_eq!(script.open(&name(50, 5, 11), 2).await, SnapshotAnswer::Refused);
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Rejected);
+    assert_eq!(script.open(&name(50, 5, 11), 2).await, SnapshotAnswer::Rejected);
     script.store.free();
     assert_eq!(script.open(&name(50, 5, 11), 2).await, NEXT_0, "there is room again");
     assert_eq!(script.raft.stopped(), None);
     script.store.fill();
     script.store.fail();
-    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Refused);
+    assert_eq!(script.chunk(11, 0, "one").await, SnapshotAnswer::Rejected);
     let mut status = script.raft.status();
     timeout(async { while status.changed().await.is_ok() {} }).await;
     let halted = HaltReason::PersistFailed;

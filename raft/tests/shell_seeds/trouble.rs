@@ -374,7 +374,7 @@ impl Troubles {
             return;
         }
         let after = victim.raft.stats();
-        let refused = after.messages_refused - before.messages_refused;
+        let refused = after.messages_rejected - before.messages_rejected;
         let inside = (after.messages_received, after.messages_dropped);
         if refused != count || inside != (before.messages_received, before.messages_dropped) {
             let text = format!(

@@ -216,7 +216,7 @@ impl Wire {
         let (inbox, id) = (home.inbox, node.id);
         tokio::spawn(async move {
             let open = SnapshotPart::Open { term: term.max(1), name, chunks: 1 };
-            if inbox.snapshot(from, open).await != SnapshotAnswer::Refused {
+            if inbox.snapshot(from, open).await != SnapshotAnswer::Rejected {
                 wire.notes.object(format!("node {id}: takes a snapshot of node {from}"));
             }
         });

@@ -59,7 +59,7 @@ impl Post {
                 latest.1 = false;
                 self.counts[7] += 1;
             }
-            (_, SnapshotAnswer::Refused) => self.counts[6] += 1,
+            (_, SnapshotAnswer::Rejected) => self.counts[6] += 1,
             _ => {}
         }
     }

@@ -293,7 +293,7 @@ impl<D: Disk> RaftNode<D> {
                     !is_lost
                 });
             }
-            Output::Refused { token, .. } => {
+            Output::Rejected { token, .. } => {
                 if let Some(request) = self.tokens.remove(&token) {
                     let leader = self.core.status().leader;
                     ctx.reply(request, Reply::NotApplied { leader });
@@ -314,7 +314,7 @@ impl<D: Disk> RaftNode<D> {
                     self.answer_reads(ctx);
                 }
             }
-            Output::ReadRefused { token, .. } => {
+            Output::ReadRejected { token, .. } => {
                 if let Some(reading) = self.reads.remove(&token) {
                     let leader = self.core.status().leader;
                     ctx.reply(reading.request, Reply::NotApplied { leader });
