@@ -4,7 +4,6 @@ use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 
-use crate::balancer::Inner;
 use crate::core::{Decaying, Flight, WindowSample};
 
 /// How a request ended at its endpoint.
@@ -14,6 +13,12 @@ pub enum Outcome {
     Success,
     /// The endpoint refused, timed out, or answered with an error of its own.
     Failure,
+}
+
+/// Ejects endpoints: the balancer, which endpoints know by this trait only.
+pub(crate) trait Ejector: Send + Sync {
+    /// Ejects an endpoint that failed too often in a row, if its share allows it.
+    fn eject(self: Arc<Self>, endpoint: &Endpoint, now: u64);
 }
 
 /// What an endpoint needs to know about its balancer's configuration.
@@ -48,11 +53,16 @@ pub struct Endpoint {
     name_hash: u64,
     name: Box<str>,
     session: Box<str>,
-    balancer: Weak<Inner>,
+    balancer: Weak<dyn Ejector>,
 }
 
 impl Endpoint {
-    pub(crate) fn new(id: u64, name: &str, tracking: Tracking, balancer: Weak<Inner>) -> Self {
+    pub(crate) fn new(
+        id: u64,
+        name: &str,
+        tracking: Tracking,
+        balancer: Weak<dyn Ejector>,
+    ) -> Self {
         let name_hash = xxhash_rust::xxh3::xxh3_64(name.as_bytes());
         Self {
             flight: Flight::new(),

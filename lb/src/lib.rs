@@ -2,20 +2,31 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod balancer;
+mod budget;
 mod clock;
 mod config;
 mod context;
 mod core;
+#[cfg(feature = "discovery")]
+#[cfg_attr(docsrs, doc(cfg(feature = "discovery")))]
+pub mod discovery;
 mod endpoint;
 mod error;
 #[cfg(feature = "l4")]
 #[cfg_attr(docsrs, doc(cfg(feature = "l4")))]
 pub mod l4;
+#[cfg(feature = "probes")]
+#[cfg_attr(docsrs, doc(cfg(feature = "probes")))]
+pub mod probe;
 mod random;
 pub mod strategy;
 mod sync;
+#[cfg(feature = "tower")]
+#[cfg_attr(docsrs, doc(cfg(feature = "tower")))]
+pub mod tower;
 
 pub use balancer::{Availability, Balance, Balancer, BalancerStats, EndpointStats, MAX_ENDPOINTS};
+pub use budget::{BudgetHold, RetryBudget};
 pub use clock::{Clock, Monotonic};
 pub use config::{
     CheckConfig, Config, EndpointConfig, LatencyOutliers, OnPanic, OutlierConfig, PriorityConfig,

@@ -31,7 +31,7 @@ const HEAVIER_BARE: &[(&str, usize)] = &[("txn", 28)];
 const CIRCLE_MAX: usize = 5;
 
 /// Libraries whose circles are longer, and how long they may be until they are cut.
-const LONG_CIRCLES: &[(&str, usize)] = &[("lb", 7), ("raft", 6)];
+const LONG_CIRCLES: &[(&str, usize)] = &[("raft", 6)];
 
 /// What each library may use of the others when its default features are on. Every other edge is
 /// an adapter behind a feature of its own.

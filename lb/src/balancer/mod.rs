@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use crate::config::{Config, EndpointConfig};
 use crate::context::Context;
 use crate::core::{Decaying, MAX_IN_FLIGHT};
-use crate::endpoint::{Endpoint, Pick, Tracking};
+use crate::endpoint::{Ejector, Endpoint, Pick, Tracking};
 use crate::error::{ConfigError, UpdateError};
 use crate::random::Random;
 use crate::strategy::Strategy;
@@ -63,6 +63,7 @@ pub(crate) struct Inner {
     table: ArcSwap<Table>,
     state: Mutex<State>,
     availability: watch::Sender<Availability>,
+    updates: watch::Sender<u64>,
     rejected: AtomicU64,
 }
 
@@ -99,6 +100,7 @@ impl Balancer {
             table: ArcSwap::from_pointee(Table::default()),
             state: Mutex::new(State::default()),
             availability: watch::Sender::new(Availability::default()),
+            updates: watch::Sender::new(0),
             rejected: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -127,6 +129,7 @@ impl Balancer {
             state.replace(endpoints, inner, now);
             true
         });
+        self.inner.updates.send_modify(|updates| *updates += 1);
         Ok(())
     }
 
@@ -161,6 +164,11 @@ impl Balancer {
         self.inner.availability.subscribe()
     }
 
+    /// How many sets were received, and each that is.
+    pub fn updates(&self) -> watch::Receiver<u64> {
+        self.inner.updates.subscribe()
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.inner.config
@@ -189,6 +197,24 @@ impl fmt::Debug for Balancer {
     }
 }
 
+impl Ejector for Inner {
+    #[cold]
+    fn eject(self: Arc<Self>, endpoint: &Endpoint, now: u64) {
+        endpoint.forget_failures_in_a_row();
+        let mut refused = 0;
+        self.change(now, |state, inner| {
+            let is_ejected = state.eject(endpoint.id(), &inner.config, now);
+            refused = state.refused_ejections;
+            is_ejected
+        });
+        self.availability.send_if_modified(|last| {
+            let is_new = last.refused_ejections < refused;
+            last.refused_ejections = last.refused_ejections.max(refused);
+            is_new
+        });
+    }
+}
+
 impl Inner {
     #[inline]
     fn pick(self: &Arc<Self>, ctx: &Context<'_>, now: u64) -> Option<Pick> {
@@ -213,13 +239,6 @@ impl Inner {
             drop(state);
             self.publish(now);
         }
-    }
-
-    /// Ejects an endpoint that failed too often in a row.
-    #[cold]
-    pub(crate) fn eject(self: &Arc<Self>, endpoint: &Endpoint, now: u64) {
-        endpoint.forget_failures_in_a_row();
-        self.change(now, |state, inner| state.eject(endpoint.id(), &inner.config, now));
     }
 
     /// Changes the state, and the table if `change` returns true.
@@ -254,11 +273,15 @@ impl Inner {
             let version = state.version;
             let plan = plan::plan(&mut state, &self.config, now);
             drop(state);
-            let availability = plan.availability;
+            let mut availability = plan.availability;
             let (table, compiled) = plan.compile(self.strategy.as_ref(), &self.random);
             let old_table = self.table.swap(Arc::new(table));
-            self.availability
-                .send_if_modified(|last| std::mem::replace(last, availability) != availability);
+            self.availability.send_if_modified(|last| {
+                // Another thread may have counted more meanwhile.
+                let refused = last.refused_ejections.max(availability.refused_ejections);
+                availability.refused_ejections = refused;
+                std::mem::replace(last, availability) != availability
+            });
             let mut state = self.state.lock();
             garbage.push((old_table, state.remember(compiled)));
             let is_done = state.version == version;

@@ -81,7 +81,7 @@ pub(super) fn plan(state: &mut State, config: &Config, now: u64) -> Plan {
         groups,
         next_change,
         sessions: state.entries.iter().filter(serves).map(session).collect(),
-        availability: Availability { healthy, total },
+        availability: Availability { healthy, total, refused_ejections: state.refused_ejections },
     }
 }
 

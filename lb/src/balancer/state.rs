@@ -29,6 +29,7 @@ pub(super) struct State {
     pub(super) last_update: Option<u64>,
     pub(super) updates: u64,
     pub(super) ejections: u64,
+    pub(super) refused_ejections: u64,
 }
 
 #[derive(Debug)]
@@ -157,11 +158,15 @@ impl State {
         let ejected = counted().filter(|entry| entry.ejection.until.is_some()).count();
         let is_allowed = ejection_allowed(ejected, counted().count(), outliers.max_ejected_share);
         let entry = self.entries.iter_mut().find(|entry| entry.endpoint.id() == id);
-        let Some(entry) = entry
-            .filter(|entry| is_allowed && entry.ejection.until.is_none() && !entry.config.draining)
+        let Some(entry) =
+            entry.filter(|entry| entry.ejection.until.is_none() && !entry.config.draining)
         else {
             return false;
         };
+        if !is_allowed {
+            self.refused_ejections += 1;
+            return false;
+        }
         let nanos = |duration: std::time::Duration| duration.as_nanos() as u64;
         entry.ejection.eject(now, nanos(outliers.base_ejection), nanos(outliers.max_ejection));
         self.ejections += 1;

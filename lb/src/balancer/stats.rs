@@ -12,6 +12,9 @@ pub struct Availability {
     pub healthy: usize,
     /// Endpoints in the set.
     pub total: usize,
+    /// Ejections that were due but would have left too few endpoints, so far. A rise says that
+    /// endpoints fail that are still used: the set may be stale.
+    pub refused_ejections: u64,
 }
 
 /// The state of a balancer.
