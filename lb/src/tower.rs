@@ -68,7 +68,8 @@ type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 /// # use std::{convert::Infallible, future::{Ready, ready}, task::{Context, Poll}};
 /// # #[derive(Clone)] struct Client(String);
 /// # impl tower_service::Service<u32> for Client {
-/// #     type Response = u32; type Error = Infallible; type Future = Ready<Result<u32, Infallible>>;
+/// #     type Response = u32; type Error = Infallible;
+/// #     type Future = Ready<Result<u32, Infallible>>;
 /// #     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
 /// #         Poll::Ready(Ok(()))
 /// #     }

@@ -68,3 +68,16 @@ fn the_better_informed_strategy_has_the_lower_tail_from_1_ms_to_1_s() {
     assert!(all.quantile(999) < 0.5 * blind.quantile(999), "{}", all.quantile(999));
     assert!(two.latencies.len() == scenario.requests && two.latencies[0] < MS);
 }
+
+#[test]
+fn the_tables_of_the_readme_are_those_of_the_example() {
+    let readme = include_str!("../README.md");
+    for scenario in [one_slow_one_failing(), from_1_ms_to_1_s()] {
+        for strategy in STRATEGIES {
+            let report = run(&scenario, strategy, 1);
+            let [p50, p99, p999] = [500, 990, 999].map(|per_mille| report.quantile(per_mille));
+            let row = format!("| {} | {p50:.1} | {p99:.1} | {p999:.1} |", strategy.0);
+            assert!(readme.contains(&row), "{}: the README lacks {row}", scenario.name);
+        }
+    }
+}

@@ -28,7 +28,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 fn any_duration() -> impl Strategy<Value = Duration> {
     prop_oneof![
         1 => prop::sample::select(vec![Duration::ZERO, Duration::MAX]),
-        6 => prop::sample::select(vec![1, 10, 3_600_000, 86_400_000]).prop_map(Duration::from_millis),
+        6 => prop::sample::select(vec![1, 10, 3_600_000, 86_400_000])
+            .prop_map(Duration::from_millis),
         6 => (1..20_000_u64).prop_map(Duration::from_millis),
     ]
 }

@@ -1,6 +1,6 @@
 //! What a strategy is worth: latencies under each, with a slow and a failing backend among ten.
 //!
-//! `cargo run --release --example lb-compare [FILE.svg]` prints a table, and draws it into the file.
+//! `cargo run --release --example lb-compare [FILE.svg]` prints tables and draws them.
 
 mod simulation;
 

@@ -16,8 +16,8 @@ use crate::random::Random;
 #[non_exhaustive]
 pub struct PowerOfTwo;
 
-/// Power of two choices, or more, by `latency * (load + 1)`, where the latency is a moving average that
-/// follows a rise at once and a fall slowly.
+/// Power of two choices, or more, by `latency * (load + 1)`, where the latency is a moving average
+/// that follows a rise at once and a fall slowly.
 ///
 /// A failure never lowers the latency and adds to the load, so that an endpoint that fails fast is
 /// avoided. An endpoint of unknown latency gets one request at a time.
