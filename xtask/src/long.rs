@@ -65,6 +65,21 @@ const TESTS: &[Test] = &[
         args: &["--test", "stampede"],
         length: &[("VOUSSOIR_OPERATIONS", "1000000")],
     },
+    Test {
+        package: "voussoir-cache",
+        args: &["--test", "power"],
+        length: &[("VOUSSOIR_POWER_LOSSES", "10000")],
+    },
+    Test {
+        package: "voussoir-cache",
+        args: &["--test", "seeds"],
+        length: &[("VOUSSOIR_SEEDS", "10000")],
+    },
+    Test {
+        package: "voussoir-lb",
+        args: &["--test", "configs"],
+        length: &[("VOUSSOIR_LB_CASES", "10000")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",
