@@ -11,10 +11,16 @@ use tokio::time::timeout;
 
 use crate::behind::{Behind, RejectedWrite, WriteBehind};
 use crate::clock::{Clock, default_clock};
+use crate::codec::Codec;
 use crate::config::{Config, OnPanic};
+use crate::core::peers::Invalidation;
 use crate::error::{ConfigError, LoadError, WriteError};
 use crate::flights::{Answer, Key, LoadFuture, Ride, Seen, Start, Value};
 use crate::lookup::{Found, Inner, Tagger};
+use crate::remote::bus::{Bus, BusConfig};
+use crate::remote::level::{LevelConfig, SecondLevel};
+use crate::remote::through::Asked;
+use crate::remote::{Remote, RemoteParts, tasks};
 use crate::source::{ConditionalSource, Loaded, Loader, Sink, Source};
 use crate::stats::{LoadLatency, Stats, count};
 use crate::store::{HashedKey, Probe, QuickStore, Store, Weigher};
@@ -139,7 +145,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         let at = self.inner.next_version();
         let key = HashedKey { hash: self.inner.hash(&key), key };
         let entry = self.inner.entry(&key.key, at, 0, &loaded);
-        entry.is_some_and(|entry| self.inner.insert(key, entry))
+        self.inner.tell(&key.key, entry.is_none());
+        if let Some(entry) = entry {
+            return self.inner.insert(key, entry);
+        }
+        // The older value must not stay.
+        let is = |other: &K| *other == key.key;
+        self.inner.invalidate(&Probe { hash: key.hash, is: &is });
+        false
     }
 
     /// Drops the entry of a key. A load of it that is under way answers those who wait for it and
@@ -151,8 +164,11 @@ impl<K: Key, V: Value> Cache<K, V> {
     pub fn invalidate<Q>(&self, key: &Q)
     where
         K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
+        Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
+        if self.inner.remote.is_some() {
+            self.inner.tell(&key.to_owned(), true);
+        }
         let is = |other: &K| other.borrow() == key;
         self.inner.invalidate(&Probe { hash: self.inner.hash(key), is: &is });
     }
@@ -161,12 +177,30 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// it. Costs the same whatever their number; they leave the memory when they are next read, or
     /// evicted.
     pub fn invalidate_tag(&self, tag: &str) {
+        if let Some(remote) = &self.inner.remote {
+            remote.tell(Invalidation::Tag(tag.into()), true);
+        }
         self.inner.invalidate_tag(tag);
     }
 
     /// Drops everything, and keeps the results of all loads under way from being stored.
     pub fn clear(&self) {
+        if let Some(remote) = &self.inner.remote {
+            remote.tell(Invalidation::All, true);
+        }
         self.inner.clear();
+    }
+
+    /// Waits until the second level and the bus have taken everything that was changed or
+    /// invalidated before the call. Returns at once without them. While they fail it waits for as
+    /// long as the caller does.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn settle(&self) {
+        if let Some(remote) = &self.inner.remote {
+            remote.settle().await;
+        }
     }
 
     /// Writes a value. Writes of one key happen one after the other.
@@ -269,6 +303,11 @@ impl<K: Key, V: Value> Cache<K, V> {
         let Inner { store, flights, counters, .. } = &*self.inner;
         let behind = self.inner.behind.as_ref().map(|behind| behind.0.counts());
         let behind = behind.unwrap_or_default();
+        let mut stats = counters.snapshot();
+        if let Some(remote) = &self.inner.remote {
+            remote.counters.add_to(&mut stats);
+            stats.unsent = remote.pending();
+        }
         Stats {
             backlog: behind.backlog,
             backlog_bytes: behind.backlog_bytes,
@@ -279,7 +318,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             entries: store.len(),
             weight: store.weight(),
             loads_under_way: flights.under_way(),
-            ..counters.snapshot()
+            ..stats
         }
     }
 
@@ -349,7 +388,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         // answer is too old for it, or when a tag or everything was invalidated after the load
         // began and before this reader came. The next load begins after that.
         let error = loop {
-            let ride = match self.board(&hashed, &load) {
+            let ride = match self.board(&hashed, &load, since) {
                 Ok(ride) => ride,
                 Err(error) => break error,
             };
@@ -393,14 +432,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         Err(error)
     }
 
-    fn start<F>(&self, key: &HashedKey<K>, load: &Arc<F>) -> Start<V>
+    fn start<F>(&self, key: &HashedKey<K>, load: &Arc<F>, asked: Asked) -> Start<V>
     where
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
         let hard = self.inner.config.hard_timeout;
-        let (key, load) = (key.key.clone(), Arc::clone(load));
+        let (inner, key, load) = (Arc::clone(&self.inner), key.key.clone(), Arc::clone(load));
         let start = Arc::new(move || -> LoadFuture<V> {
-            let load = load(key.clone());
+            let load = through_level(&inner, key.clone(), asked, &load);
             Box::pin(async move { timeout(hard, load).await.unwrap_or(Err(LoadError::TimedOut)) })
         });
         let again = Arc::clone(&start);
@@ -409,11 +448,17 @@ impl<K: Key, V: Value> Cache<K, V> {
         Start { load: Box::new(move || start()), restart }
     }
 
-    fn board<F>(&self, key: &HashedKey<K>, load: &Arc<F>) -> Result<Ride<K, V>, LoadError>
+    fn board<F>(
+        &self,
+        key: &HashedKey<K>,
+        load: &Arc<F>,
+        since: u64,
+    ) -> Result<Ride<K, V>, LoadError>
     where
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
-        let (ride, joined) = Ride::board(&self.inner, key.clone(), self.start(key, load))?;
+        let start = self.start(key, load, Asked { is_refresh: false, since });
+        let (ride, joined) = Ride::board(&self.inner, key.clone(), start)?;
         let counters = &self.inner.counters;
         count(if joined { &counters.joins } else { &counters.loads });
         Ok(ride)
@@ -436,7 +481,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
         // Too many loads: the next reader tries again.
-        let start = self.start(key, load);
+        let start = self.start(key, load, Asked { is_refresh: true, since: 0 });
         let Ok((ride, joined)) = Ride::board(&self.inner, key.clone(), start) else { return };
         if !joined {
             count(&self.inner.counters.loads);
@@ -444,6 +489,27 @@ impl<K: Key, V: Value> Cache<K, V> {
             tokio::spawn(ride);
         }
     }
+}
+
+/// The load, by way of the second level if there is one.
+fn through_level<K: Key, V: Value, F>(
+    inner: &Arc<Inner<K, V>>,
+    key: K,
+    asked: Asked,
+    load: &Arc<F>,
+) -> LoadFuture<V>
+where
+    F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
+{
+    let level = inner.remote.as_ref().and_then(|remote| remote.level.clone());
+    let Some(level) = level else { return load(key) };
+    let (inner, load) = (Arc::clone(inner), Arc::clone(load));
+    Box::pin(async move {
+        match &inner.remote {
+            Some(remote) => remote.load_through(&level, key, asked, &*load).await,
+            None => load(key).await,
+        }
+    })
 }
 
 impl<K: Key, V: Value> Clone for Cache<K, V> {
@@ -467,6 +533,7 @@ pub(crate) struct Parts<K: Key, V: Value> {
     pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) tagger: Option<Tagger<K>>,
+    pub(crate) remote: Option<Remote<K, V>>,
 }
 
 /// Builds a [`Cache`].
@@ -480,6 +547,7 @@ pub struct Builder<K: Key, V: Value> {
     behind: Option<WriteBehind<K, V>>,
     weigher: Option<Weigher<K, V>>,
     tagger: Option<Tagger<K>>,
+    remote: RemoteParts<K, V>,
 }
 
 impl<K: Key, V: Value> Builder<K, V> {
@@ -493,6 +561,7 @@ impl<K: Key, V: Value> Builder<K, V> {
             behind: None,
             weigher: None,
             tagger: None,
+            remote: RemoteParts::default(),
         }
     }
 
@@ -544,6 +613,30 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
+    /// How keys and values become bytes for the bus and the second level.
+    pub fn codec(mut self, codec: impl Codec<K, V>) -> Self {
+        self.remote.codec = Some(Arc::new(codec));
+        self
+    }
+
+    /// Tells other caches what is changed and invalidated here, and hears it from them. Needs
+    /// [`codec`](Self::codec). The cache must then be built inside a tokio runtime.
+    ///
+    /// Everything is dropped when the bus comes up, at the start too, when it goes down and when a
+    /// message was missed. While it is down entries live for [`BusConfig::outage_ttl`] at most.
+    pub fn bus(mut self, bus: impl Bus, config: BusConfig) -> Self {
+        self.remote.bus = Some((Arc::new(bus), config));
+        self
+    }
+
+    /// Asks a store that processes share before the source. Needs [`codec`](Self::codec). The cache
+    /// must then be built inside a tokio runtime. Without a [`bus`](Self::bus) other processes keep
+    /// what they hold in memory after an invalidation, to the end of its lifetime.
+    pub fn second_level(mut self, level: impl SecondLevel, config: LevelConfig) -> Self {
+        self.remote.level = Some((Arc::new(level), config));
+        self
+    }
+
     /// Where entries are. Default: a [`QuickStore`] of [`Config::max_weight`].
     pub fn store(mut self, store: Arc<dyn Store<K, V>>) -> Self {
         self.store = Some(store);
@@ -563,15 +656,17 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`ConfigError`] names the first field that breaks a rule.
     pub fn build(self) -> Result<Cache<K, V>, ConfigError> {
         self.config.validate()?;
-        let Self { config, store, clock, loader, sink, behind, weigher, tagger } = self;
+        let Self { config, store, clock, loader, sink, behind, weigher, tagger, remote } = self;
+        let remote = Remote::new(remote, config.ttl)?;
         let store = store.unwrap_or_else(|| Arc::new(QuickStore::new(config.max_weight)));
         let clock = clock.unwrap_or_else(default_clock);
         let behind = behind.map(|behind| Behind(behind.shared));
-        let parts = Parts { config, store, clock, loader, sink, behind, weigher, tagger };
+        let parts = Parts { config, store, clock, loader, sink, behind, weigher, tagger, remote };
         let inner = Arc::new(Inner::new(parts));
         if let (Some(behind), Some(sink)) = (&inner.behind, &inner.sink) {
             crate::behind::spawn(&inner, behind, Arc::clone(sink))?;
         }
+        tasks::spawn(&inner)?;
         Ok(Cache { inner })
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::remote::level::LevelError;
+
 /// A configuration that breaks a rule. Nothing was built.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("`{field}` {rule}")]
@@ -58,6 +60,10 @@ pub enum LoadError {
         /// The position of the source's answer, if it has told one.
         found: Option<u64>,
     },
+    /// The second level gave no answer, and
+    /// [`OnOutage::Fail`](crate::OnOutage::Fail) is configured. Retry after a pause.
+    #[error(transparent)]
+    SecondLevel(#[from] LevelError),
     /// The cache has no source. Give the builder one, or use
     /// [`get_or_load_with`](crate::Cache::get_or_load_with).
     #[error("the cache has no source")]

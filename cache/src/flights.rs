@@ -16,12 +16,10 @@ use parking_lot::Mutex;
 
 use crate::core::flight::Flight;
 use crate::error::LoadError;
+pub(crate) use crate::load::{Key, LoadFuture, LoadResult, Value};
 use crate::lookup::{Inner, Removals};
-use crate::source::Loaded;
 use crate::store::{HashedKey, Probe};
 
-pub(crate) type LoadResult<V> = Result<Loaded<V>, LoadError>;
-pub(crate) type LoadFuture<V> = Pin<Box<dyn Future<Output = LoadResult<V>> + Send>>;
 /// Starts a load once more after a panic.
 pub(crate) type Restart<V> = Box<dyn FnOnce() -> LoadFuture<V> + Send>;
 
@@ -195,14 +193,6 @@ pub(crate) struct Ride<K: Key, V: Value> {
     /// The version of the latest operation when this member asked.
     asked_at: u64,
 }
-
-/// What keys are.
-pub trait Key: std::hash::Hash + Eq + Clone + Send + Sync + 'static {}
-impl<K: std::hash::Hash + Eq + Clone + Send + Sync + 'static> Key for K {}
-
-/// What values are. Wrap what is costly to clone in an `Arc`.
-pub trait Value: Clone + Send + Sync + 'static {}
-impl<V: Clone + Send + Sync + 'static> Value for V {}
 
 /// How a load is started, and started again.
 pub(crate) struct Start<V> {

@@ -9,9 +9,11 @@ mod config;
 mod core;
 mod error;
 mod flights;
+mod load;
 mod lookup;
 #[cfg(feature = "metrics")]
 mod metrics;
+mod remote;
 mod session;
 mod source;
 mod stats;
@@ -31,10 +33,15 @@ pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
 pub use codec::{Codec, CodecError, Plain, PlainCodec};
 pub use config::{Config, OnPanic};
+pub use core::peers::Invalidation;
 pub use error::{ConfigError, LoadError, Outcome, SinkError, SourceError, WriteError};
-pub use flights::{Key, Value};
+pub use load::{Key, Value};
 #[cfg(feature = "metrics")]
 pub use metrics::CacheMetrics;
+pub use remote::bus::{Bus, BusConfig, BusError, LocalBus, Subscription};
+pub use remote::level::{Fetched, LevelConfig, LevelError, OnOutage, Put, SecondLevel};
+#[cfg(feature = "redis")]
+pub use remote::{RedisBus, RedisLevel};
 pub use session::{Session, SessionToken, TokenError};
 pub use source::{ConditionalSource, Held, Loaded, Reloaded, Sink, Source, Write};
 pub use stats::{LoadLatency, Stats};

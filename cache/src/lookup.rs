@@ -11,6 +11,7 @@ use crate::config::{Config, nanos};
 use crate::core::freshness::{Freshness, Lifetimes};
 use crate::core::random::Random;
 use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
+use crate::remote::Remote;
 use crate::source::{HeldEntry, Loaded, Loader, Sink};
 use crate::stats::{Counters, Latencies, count};
 use crate::store::{Entry, Extra, HashedKey, Probe, Removed, Store, Weigher};
@@ -33,6 +34,7 @@ pub(crate) struct Inner<K: Key, V: Value> {
     pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) tagger: Option<Tagger<K>>,
+    pub(crate) remote: Option<Remote<K, V>>,
     pub(crate) tags: Tags,
     pub(crate) flights: Flights<K, V>,
     pub(crate) hasher: foldhash::fast::RandomState,
@@ -88,6 +90,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             behind: parts.behind,
             weigher: parts.weigher,
             tagger: parts.tagger,
+            remote: parts.remote,
             tags: Tags::new(config.max_tag_floors),
             flights: Flights::new(config.max_loads),
             hasher: foldhash::fast::RandomState::default(),
@@ -284,7 +287,14 @@ impl<K: Key, V: Value> Inner<K, V> {
             Arc::new(Extra { tags, source_version, position, read_at: AtomicU64::new(now) })
         });
         let own = ttl.map(nanos);
-        let times = self.lifetimes.times(now, value.is_none(), own, took, &self.random);
+        let mut times = self.lifetimes.times(now, value.is_none(), own, took, &self.random);
+        if let Some(remote) = &self.remote {
+            let longest = remote.max_ttl();
+            if longest == 0 {
+                return None;
+            }
+            times = times.until(now.saturating_add(longest));
+        }
         // Sums of weights stay far from overflow.
         let weight = weight.clamp(1, self.config.max_weight.saturating_add(1).min(1 << 62));
         Some(Entry { value, version, times, weight, extra })
@@ -414,6 +424,15 @@ impl<K: Key, V: Value> Inner<K, V> {
         let version = self.next_version();
         if !self.tags.invalidate(tag, version, || self.flights.oldest()) {
             self.loads_floor.fetch_max(version, Ordering::AcqRel);
+        }
+    }
+
+    /// Tells the second level and the other processes, if there are any, that a key was changed
+    /// here. To be called before this cache is changed. `again`: its entry may be as old as what
+    /// the second level has, and is dropped once more when that was dropped.
+    pub(crate) fn tell(&self, key: &K, again: bool) {
+        if let Some(remote) = &self.remote {
+            remote.tell(remote.key(key), again);
         }
     }
 

@@ -30,6 +30,10 @@ pub struct CacheMetrics {
     flushed: Counter,
     flush_failures: Counter,
     rejected_writes: Gauge,
+    level: [Counter; 4],
+    bus_heard: Counter,
+    bus_gaps: Counter,
+    unsent: Gauge,
 }
 
 impl CacheMetrics {
@@ -64,6 +68,15 @@ impl CacheMetrics {
             flushed: count("voussoir_cache_flushed_total"),
             flush_failures: count("voussoir_cache_flush_failures_total"),
             rejected_writes: level("voussoir_cache_rejected_writes"),
+            level: [
+                count("voussoir_cache_level_hits_total"),
+                count("voussoir_cache_level_misses_total"),
+                count("voussoir_cache_level_failures_total"),
+                count("voussoir_cache_level_invalid_total"),
+            ],
+            bus_heard: count("voussoir_cache_bus_heard_total"),
+            bus_gaps: count("voussoir_cache_bus_gaps_total"),
+            unsent: level("voussoir_cache_unsent"),
         }
     }
 
@@ -89,6 +102,12 @@ impl CacheMetrics {
         self.flushed.absolute(stats.flushed);
         self.flush_failures.absolute(stats.flush_failures);
         self.rejected_writes.set(stats.rejected_writes as f64);
+        let counts =
+            [stats.level_hits, stats.level_misses, stats.level_failures, stats.level_invalid];
+        self.level.iter().zip(counts).for_each(|(handle, count)| handle.absolute(count));
+        self.bus_heard.absolute(stats.bus_heard);
+        self.bus_gaps.absolute(stats.bus_gaps);
+        self.unsent.set(stats.unsent as f64);
         let latency = cache.load_latency();
         for (handle, q) in self.load_latency.iter().zip([0.5, 0.99]) {
             handle.set(latency.quantile(q).unwrap_or_default().as_secs_f64());

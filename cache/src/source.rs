@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::error::{LoadError, SinkError, SourceError};
-use crate::flights::{Key, LoadFuture, LoadResult, Value};
+use crate::load::{Key, LoadFuture, LoadResult, Value};
 
 /// What a source says about one key.
 #[derive(Clone, Debug, PartialEq, Eq)]

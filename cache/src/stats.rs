@@ -53,6 +53,44 @@ pub struct Stats {
     pub flush_failures: u64,
     /// Writes that the sink has rejected and that nobody has retried or discarded.
     pub rejected_writes: u64,
+    /// Loads that were answered by the second level.
+    pub level_hits: u64,
+    /// Loads for which the second level had no valid value.
+    pub level_misses: u64,
+    /// Loads for which the second level gave no answer.
+    pub level_failures: u64,
+    /// Bytes in the second level that were no value of their key.
+    pub level_invalid: u64,
+    /// Invalidations of other processes.
+    pub bus_heard: u64,
+    /// How often everything was dropped because an invalidation may have been missed: when the bus
+    /// comes up, at its start too, when it goes down, and when a number is missing.
+    pub bus_gaps: u64,
+    /// Invalidations that the second level or the bus does not have yet.
+    pub unsent: u64,
+}
+
+/// Counters of a cache with a bus or a second level.
+#[derive(Debug, Default)]
+pub(crate) struct RemoteCounters {
+    pub(crate) level_hits: AtomicU64,
+    pub(crate) level_misses: AtomicU64,
+    pub(crate) level_failures: AtomicU64,
+    pub(crate) level_invalid: AtomicU64,
+    pub(crate) bus_heard: AtomicU64,
+    pub(crate) bus_gaps: AtomicU64,
+}
+
+impl RemoteCounters {
+    pub(crate) fn add_to(&self, stats: &mut Stats) {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        stats.level_hits = read(&self.level_hits);
+        stats.level_misses = read(&self.level_misses);
+        stats.level_failures = read(&self.level_failures);
+        stats.level_invalid = read(&self.level_invalid);
+        stats.bus_heard = read(&self.bus_heard);
+        stats.bus_gaps = read(&self.bus_gaps);
+    }
 }
 
 /// One counter for each field of [`Stats`] that only grows.

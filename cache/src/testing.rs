@@ -1,9 +1,16 @@
-//! For tests, ours and users': a clock that is set by hand.
+//! For tests, ours and users': a clock that is set by hand, a second level in memory, and the
+//! promises of [`Bus`](crate::Bus) and [`SecondLevel`](crate::SecondLevel) as suites of checks.
+
+mod level;
+mod suites;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::clock::Clock;
+
+pub use level::MemoryLevel;
+pub use suites::{check_bus, check_second_level};
 
 /// A clock that stands still until it is advanced.
 #[derive(Debug)]

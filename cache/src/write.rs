@@ -45,6 +45,7 @@ struct Undecided<'a, K: Key, V: Value> {
 impl<K: Key, V: Value> Drop for Undecided<'_, K, V> {
     fn drop(&mut self) {
         let is = |other: &K| *other == self.key.key;
+        self.cache.tell(&self.key.key, true);
         self.cache.invalidate(&Probe { hash: self.key.hash, is: &is });
     }
 }
@@ -117,6 +118,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let version = self.next_version();
         if let Some(entry) = self.entry(&key.key, version, 0, &Loaded::value(value)) {
             std::mem::forget(undecided);
+            self.tell(&key.key, false);
             self.insert(key.clone(), entry);
         }
         Ok(())
@@ -128,7 +130,9 @@ impl<K: Key, V: Value> Inner<K, V> {
         let key = HashedKey { hash: self.hash(key), key: key.clone() };
         let version = self.next_version();
         let entry = value.map(|value| self.entry(&key.key, version, 0, &Loaded::value(value)));
-        if let Some(entry) = entry.flatten() {
+        let entry = entry.flatten();
+        self.tell(&key.key, entry.is_none());
+        if let Some(entry) = entry {
             self.insert(key, entry);
         } else {
             let is = |other: &K| *other == key.key;

@@ -20,6 +20,18 @@ pub(crate) struct Times {
     pub(crate) load_nanos: u64,
 }
 
+impl Times {
+    /// The same, but over at `end`.
+    pub(crate) fn until(self, end: u64) -> Self {
+        Self {
+            look_at: self.look_at.min(end),
+            refresh_at: self.refresh_at.min(end),
+            end: self.end.min(end),
+            load_nanos: self.load_nanos,
+        }
+    }
+}
+
 /// What a reader does with an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {

@@ -4,4 +4,5 @@
 pub(crate) mod backlog;
 pub(crate) mod flight;
 pub(crate) mod freshness;
+pub(crate) mod peers;
 pub(crate) mod random;

@@ -1,0 +1,87 @@
+//! Hears the invalidations of others.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::bus::{Bus, BusConfig, Subscription};
+use super::outbox::Outbox;
+use super::{Remote, catch_panic};
+use crate::core::peers::{Heard, Peers};
+use crate::flights::{Key, Value};
+use crate::lookup::Inner;
+use crate::stats::count;
+
+/// Pauses between attempts to subscribe, first and longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(500));
+
+pub(super) struct Listener<K: Key, V: Value> {
+    cache: Weak<Inner<K, V>>,
+    outbox: Arc<Outbox>,
+    bus: Arc<dyn Bus>,
+    config: BusConfig,
+    origin: u64,
+}
+
+impl<K: Key, V: Value> Listener<K, V> {
+    pub(super) fn new(
+        cache: &Arc<Inner<K, V>>,
+        remote: &Remote<K, V>,
+        bus: Arc<dyn Bus>,
+        origin: u64,
+    ) -> Self {
+        let (outbox, config) = (Arc::clone(&remote.outbox), remote.bus_config.clone());
+        Self { cache: Arc::downgrade(cache), outbox, bus, config, origin }
+    }
+
+    pub(super) async fn run(self) {
+        let mut pause = PAUSE.0;
+        // Ends: when the cache is gone.
+        while !self.outbox.is_closed() {
+            let subscribed = timeout(self.config.timeout, catch_panic(self.bus.subscribe())).await;
+            if let Ok(Some(Ok(subscription))) = subscribed {
+                pause = PAUSE.0;
+                self.listen(subscription).await;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE.1);
+        }
+    }
+
+    /// Listens until the bus is down or the cache is gone.
+    async fn listen(&self, mut subscription: Box<dyn Subscription>) {
+        if !self.set_bus(true) {
+            return;
+        }
+        let mut peers = Peers::new(self.origin);
+        let mut own_heard_at = Instant::now();
+        // Ends: with the subscription, in silence, or when the cache is gone.
+        while let Ok(Some(Some(message))) =
+            timeout_at(own_heard_at + self.config.timeout, catch_panic(subscription.next())).await
+        {
+            let Some(cache) = self.cache.upgrade() else { return };
+            let Some(remote) = &cache.remote else { return };
+            match peers.hear(&message) {
+                Heard::Own => own_heard_at = Instant::now(),
+                Heard::Nothing => {}
+                Heard::Apply(invalidation) => {
+                    count(&remote.counters.bus_heard);
+                    cache.apply(remote, &invalidation);
+                }
+                Heard::Gap => {
+                    count(&remote.counters.bus_gaps);
+                    cache.clear();
+                }
+            }
+        }
+        self.set_bus(false);
+    }
+
+    fn set_bus(&self, is_up: bool) -> bool {
+        let Some(cache) = self.cache.upgrade() else { return false };
+        let Some(remote) = &cache.remote else { return false };
+        cache.set_bus(remote, is_up);
+        true
+    }
+}
