@@ -15,6 +15,9 @@ mod error;
 #[cfg(feature = "l4")]
 #[cfg_attr(docsrs, doc(cfg(feature = "l4")))]
 pub mod l4;
+#[cfg(feature = "l7")]
+#[cfg_attr(docsrs, doc(cfg(feature = "l7")))]
+pub mod l7;
 #[cfg(feature = "probes")]
 #[cfg_attr(docsrs, doc(cfg(feature = "probes")))]
 pub mod probe;

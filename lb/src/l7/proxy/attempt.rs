@@ -1,0 +1,203 @@
+//! Sends a request to one endpoint after the other until one answers.
+
+use std::sync::Arc;
+
+use hyper::body::Incoming;
+use hyper::http::request::Parts;
+use hyper::{Request, Response};
+use tokio::time::{Instant, timeout_at};
+
+use super::Inner;
+use super::answer::Failure;
+use crate::context::Context;
+use crate::endpoint::{Outcome, Pick};
+use crate::l7::body::{BodyError, RequestBody, SharedBody};
+use crate::l7::config::UpstreamConfig;
+use crate::l7::upstream::{Active, ConnectError, Lease, SendError, Upstream};
+
+/// A request that is to be sent, perhaps several times.
+pub(super) struct Attempts<'a> {
+    pub(super) inner: &'a Inner,
+    pub(super) upstream: &'a Upstream,
+    pub(super) context: Context<'a>,
+    /// The head for each attempt.
+    pub(super) head: &'a Parts,
+    pub(super) body: Option<&'a Arc<SharedBody>>,
+    /// Whether the client waits for 100 before it sends the body.
+    pub(super) expects_continue: bool,
+    pub(super) active: Active,
+    pub(super) count: u32,
+}
+
+/// An answer, and what it was got with.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) response: Response<Incoming>,
+    pub(super) lease: Lease,
+    pub(super) pick: Pick,
+}
+
+/// Why an attempt has no answer.
+#[derive(Clone, Copy, Debug)]
+enum Failed {
+    /// Nothing was written: any request may be sent again.
+    Unsent(Failure),
+    /// A backend may have acted on the request.
+    Unknown(Failure),
+    /// The client is at fault: no attempt can help.
+    Client(Failure),
+}
+
+impl Attempts<'_> {
+    /// Ends with an answer, after `max_attempts` endpoints, or by `total_timeout`.
+    pub(super) async fn run(&mut self) -> Result<Answered, Failure> {
+        let config = self.upstream.config();
+        let mut deadline = Instant::now() + config.total_timeout;
+        let mut tried: Vec<u64> = Vec::new();
+        // An answer with a status that another endpoint may better. It is better than none.
+        let mut fallback: Option<Answered> = None;
+        let mut last = Failure::NoEndpoint;
+        // Ends: `count` grows with each round up to `max_attempts`.
+        while self.count < config.retry.max_attempts {
+            let context = self.context.with_excluded(&tried);
+            let now = self.inner.clock.now();
+            let Some(pick) = self.upstream.balancer().pick(&context, now) else { break };
+            self.count += 1;
+            tried.push(pick.endpoint().id());
+            let failure = match self.try_endpoint(&pick, &mut deadline).await {
+                Ok((response, lease)) => {
+                    let is_failed = config.retry.statuses.contains(&response.status());
+                    let answered = Answered { response, lease, pick };
+                    if !is_failed || self.count == config.retry.max_attempts || !self.may_retry() {
+                        self.discard(fallback);
+                        return Ok(answered);
+                    }
+                    self.discard(fallback.replace(answered));
+                    continue;
+                }
+                Err(failure) => failure,
+            };
+            match failure {
+                // A drop of the pick counts as cancelled: the endpoint is not at fault.
+                Failed::Client(failure) => return Err(failure),
+                Failed::Unsent(failure) | Failed::Unknown(failure) => last = failure,
+            }
+            pick.finish(self.inner.clock.now(), Outcome::Failure);
+            let is_last = self.count == config.retry.max_attempts || Instant::now() >= deadline;
+            let retries = !is_last && (matches!(failure, Failed::Unsent(_)) || self.may_retry());
+            if !retries {
+                break;
+            }
+        }
+        fallback.ok_or(last)
+    }
+
+    /// Ends the attempt that an answer came from, when another answer is used.
+    fn discard(&self, answered: Option<Answered>) {
+        if let Some(answered) = answered {
+            answered.pick.finish(self.inner.clock.now(), Outcome::Failure);
+        }
+    }
+
+    fn may_retry(&mut self) -> bool {
+        let retry = &self.upstream.config().retry;
+        self.may_repeat() && self.active.try_retry(retry.budget_share, retry.min_budget)
+    }
+
+    /// Whether the request may take effect twice, and all of it is still there.
+    fn may_repeat(&self) -> bool {
+        self.upstream.config().retry.methods.contains(&self.head.method)
+            && self.body.is_none_or(|body| body.is_untouched())
+    }
+
+    /// Sends the request to one endpoint; once more on a fresh connection if one that was idle
+    /// turns out to be closed.
+    async fn try_endpoint(
+        &self,
+        pick: &Pick,
+        deadline: &mut Instant,
+    ) -> Result<(Response<Incoming>, Lease), Failed> {
+        let config = self.upstream.config();
+        let pool = self.upstream.pool(pick.endpoint());
+        let mut fresh = false;
+        // Ends: the second round uses a fresh connection, and returns.
+        loop {
+            let mut lease = Arc::clone(&pool).lease(fresh).await.map_err(|error| {
+                Failed::Unsent(match error {
+                    ConnectError::Timeout => Failure::ConnectTimeout,
+                    ConnectError::Failed => Failure::Connect,
+                })
+            })?;
+            let is_reused = lease.is_reused;
+            let sending = lease.send(self.request());
+            let sent = self.await_head(sending, config, deadline).await?;
+            let error = match sent {
+                Ok(response) => return Ok((response, lease)),
+                Err(error) => error,
+            };
+            let is_unsent = error.unsent.is_some() || error.is_refused();
+            let is_whole = self.body.is_none_or(|body| body.is_untouched());
+            if is_reused && !fresh && ((is_unsent && is_whole) || self.may_repeat()) {
+                fresh = true;
+                continue;
+            }
+            return Err(self.failed(is_unsent && is_whole));
+        }
+    }
+
+    fn failed(&self, is_unsent: bool) -> Failed {
+        match self.body.and_then(|body| body.error()) {
+            Some(BodyError::ClientTimeout) => Failed::Client(Failure::RequestTimeout),
+            Some(_) => Failed::Client(Failure::RequestBody),
+            None if is_unsent => Failed::Unsent(Failure::Backend),
+            None => Failed::Unknown(Failure::Backend),
+        }
+    }
+
+    /// Waits for the head. While the body of the request advances, the time begins anew.
+    async fn await_head(
+        &self,
+        sending: impl Future<Output = Result<Response<Incoming>, SendError>>,
+        config: &UpstreamConfig,
+        deadline: &mut Instant,
+    ) -> Result<Result<Response<Incoming>, SendError>, Failed> {
+        tokio::pin!(sending);
+        let progress = || self.body.map_or(0, |body| body.progress());
+        let mut before = progress();
+        let mut until = (Instant::now() + config.try_timeout).min(*deadline);
+        // Ends: a round without progress ends it, and bodies without end are the client's choice.
+        loop {
+            if let Ok(sent) = timeout_at(until, &mut sending).await {
+                return Ok(sent);
+            }
+            let now = progress();
+            if now == before {
+                return Err(Failed::Unknown(Failure::Timeout));
+            }
+            before = now;
+            until = Instant::now() + config.try_timeout;
+            *deadline = (*deadline).max(until);
+        }
+    }
+
+    fn request(&self) -> Request<RequestBody> {
+        let body = match self.body {
+            None => RequestBody::empty(),
+            Some(shared) => shared.attempt(self.expects_continue),
+        };
+        let mut request = Request::new(body);
+        *request.method_mut() = self.head.method.clone();
+        *request.uri_mut() = self.head.uri.clone();
+        *request.version_mut() = self.head.version;
+        *request.headers_mut() = self.head.headers.clone();
+        if let (true, Some(shared)) = (self.expects_continue, self.body) {
+            let shared = Arc::clone(shared);
+            hyper::ext::on_informational(&mut request, move |response| {
+                if response.status() == hyper::StatusCode::CONTINUE {
+                    shared.release();
+                }
+            });
+        }
+        request
+    }
+}

@@ -1,0 +1,226 @@
+//! The body of a response, on its way from the backend to the client.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::HeaderMap;
+use tokio::time::{Instant, Sleep};
+
+use super::Inner;
+use super::answer::{Ended, LogEntry, is_grpc_failure};
+use super::connection::ActiveRequest;
+use crate::endpoint::{Outcome, Pick};
+use crate::l7::body::{BodyError, SharedBody, has_stalled};
+use crate::l7::upstream::{Active, Lease};
+
+/// The body of a response of an [`HttpProxy`](super::HttpProxy).
+#[derive(Debug)]
+pub struct ProxyBody {
+    kind: Kind,
+    /// Counts the request until its response was sent.
+    pub(super) request: Option<ActiveRequest>,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Empty,
+    Full(Bytes),
+    Backend(Box<Streaming>),
+}
+
+/// A request under way: all that it holds, and what is recorded when it ends.
+#[derive(Debug)]
+pub(super) struct Exchange {
+    pub(super) inner: Arc<Inner>,
+    pub(super) log: Option<Box<LogEntry>>,
+    pub(super) began: Instant,
+    pub(super) status: u16,
+    pub(super) attempts: u32,
+    pub(super) lease: Option<Lease>,
+    pub(super) pick: Option<Pick>,
+    /// Time of the head, by the balancer's clock.
+    pub(super) head_at: u64,
+    pub(super) outcome: Outcome,
+    /// Whether trailers decide the outcome.
+    pub(super) is_grpc: bool,
+    pub(super) request_body: Option<Arc<SharedBody>>,
+    /// Keeps the request among those under way.
+    pub(super) _active: Active,
+    pub(super) bytes: u64,
+}
+
+impl Exchange {
+    /// The response has ended well: the connection may carry another request if the body of this
+    /// one has ended too.
+    fn complete(mut self, trailers: Option<&HeaderMap>) {
+        if self.is_grpc && is_grpc_failure(trailers.and_then(|found| found.get("grpc-status"))) {
+            self.outcome = Outcome::Failure;
+        }
+        self.finish("ok");
+        if let Some(lease) = self.lease.take()
+            && self.request_body.as_ref().is_none_or(|body| body.has_ended())
+        {
+            lease.release();
+        }
+    }
+
+    fn fail(mut self, result: &'static str) {
+        self.outcome = Outcome::Failure;
+        self.inner.counters.failed.fetch_add(1, Relaxed);
+        self.finish(result);
+    }
+
+    /// The backend broke the protocol: the request gets an answer of the proxy's own.
+    pub(super) fn reject(self) {
+        self.fail("unexpected upgrade");
+    }
+
+    /// The tunnel that the connection had become has ended; its outcome was recorded at 101.
+    pub(super) fn end_tunnel(mut self) {
+        if let Some(pick) = self.pick.take() {
+            self.log_end(pick.endpoint().name(), "tunnel ended");
+        }
+    }
+
+    fn finish(&mut self, result: &'static str) {
+        let Some(pick) = self.pick.take() else { return };
+        self.log_end(pick.endpoint().name(), result);
+        pick.finish(self.head_at, self.outcome);
+    }
+
+    fn log_end(&self, endpoint: &str, result: &'static str) {
+        let Some(log) = &self.log else { return };
+        log.emit(Ended {
+            endpoint,
+            status: self.status,
+            attempts: self.attempts,
+            bytes: self.bytes,
+            result,
+            duration: self.began.elapsed(),
+        });
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        // Ended by neither side: the client has gone. A drop of the pick counts as cancelled.
+        if let Some(pick) = &self.pick {
+            self.inner.counters.cancelled.fetch_add(1, Relaxed);
+            self.log_end(pick.endpoint().name(), "cancelled");
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Streaming {
+    body: Incoming,
+    exchange: Option<Box<Exchange>>,
+    timeout: Duration,
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl ProxyBody {
+    pub(super) fn empty() -> Self {
+        Self { kind: Kind::Empty, request: None }
+    }
+
+    pub(super) fn full(bytes: Bytes) -> Self {
+        Self { kind: Kind::Full(bytes), request: None }
+    }
+
+    pub(super) fn backend(body: Incoming, exchange: Box<Exchange>, timeout: Duration) -> Self {
+        if body.is_end_stream() {
+            exchange.complete(None);
+            return Self::empty();
+        }
+        let streaming = Streaming { body, exchange: Some(exchange), timeout, stall: None };
+        Self { kind: Kind::Backend(Box::new(streaming)), request: None }
+    }
+}
+
+impl Streaming {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(cx) else {
+            if !has_stalled(&mut self.stall, self.timeout, cx) {
+                return Poll::Pending;
+            }
+            if let Some(exchange) = self.exchange.take() {
+                exchange.fail("backend body timeout");
+            }
+            return Poll::Ready(Some(Err(BodyError::BackendTimeout)));
+        };
+        self.stall = None;
+        Poll::Ready(match polled {
+            None => {
+                if let Some(exchange) = self.exchange.take() {
+                    exchange.complete(None);
+                }
+                None
+            }
+            Some(Err(_)) => {
+                if let Some(exchange) = self.exchange.take() {
+                    exchange.fail("backend body ended early");
+                }
+                Some(Err(BodyError::Backend))
+            }
+            Some(Ok(mut frame)) => {
+                if let (Some(data), Some(exchange)) = (frame.data_ref(), &mut self.exchange) {
+                    exchange.bytes += data.len() as u64;
+                }
+                if let Some(trailers) = frame.trailers_mut() {
+                    if let Some(exchange) = self.exchange.take() {
+                        exchange.complete(Some(trailers));
+                    }
+                } else if self.body.is_end_stream()
+                    && let Some(exchange) = self.exchange.take()
+                {
+                    exchange.complete(None);
+                }
+                Some(Ok(frame))
+            }
+        })
+    }
+}
+
+impl Body for ProxyBody {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut self.get_mut().kind {
+            Kind::Empty => Poll::Ready(None),
+            Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Kind::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Backend(streaming) => {
+                streaming.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match &self.kind {
+            Kind::Empty => true,
+            Kind::Full(bytes) => bytes.is_empty(),
+            Kind::Backend(streaming) => streaming.body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.kind {
+            Kind::Empty => SizeHint::with_exact(0),
+            Kind::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Kind::Backend(streaming) => streaming.body.size_hint(),
+        }
+    }
+}

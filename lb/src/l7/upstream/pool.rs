@@ -1,0 +1,211 @@
+//! The connections to one endpoint.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use hyper::body::Incoming;
+use hyper::{Request, Response};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::Counters;
+use super::connection::{Http1, Http2, Made, SendError, establish};
+use crate::l7::body::RequestBody;
+use crate::l7::config::{Protocol, UpstreamConfig};
+
+/// A connection could not be established. Nothing of a request was written.
+#[derive(Debug)]
+pub(in crate::l7) enum ConnectError {
+    Timeout,
+    Failed,
+}
+
+/// The connections to one endpoint.
+#[derive(Debug)]
+pub(in crate::l7) struct Pool {
+    address: String,
+    config: UpstreamConfig,
+    #[cfg(feature = "tls")]
+    tls: Option<crate::l7::tls::ClientTls>,
+    /// Connections without a request, the one used last at the end.
+    idle: Mutex<Vec<Http1>>,
+    shared: Mutex<Option<Http2>>,
+    /// Held while the one connection of HTTP/2 is established.
+    connecting: tokio::sync::Mutex<()>,
+    counters: Arc<Counters>,
+}
+
+impl Pool {
+    pub(super) fn new(address: &str, config: UpstreamConfig, counters: Arc<Counters>) -> Self {
+        Self {
+            address: address.to_owned(),
+            config,
+            #[cfg(feature = "tls")]
+            tls: None,
+            idle: Mutex::default(),
+            shared: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            counters,
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    pub(super) fn with_tls(mut self, tls: Option<crate::l7::tls::ClientTls>) -> Self {
+        self.tls = tls;
+        self
+    }
+
+    /// An idle connection, or a new one. `fresh` asks for a new one.
+    pub(in crate::l7) async fn lease(self: Arc<Self>, fresh: bool) -> Result<Lease, ConnectError> {
+        let within = self.config.connect_timeout;
+        let lease = match self.config.protocol {
+            Protocol::Http1 => timeout(within, self.lease_http1(fresh)).await,
+            Protocol::Http2 => timeout(within, self.lease_http2()).await,
+        };
+        let lease = lease.unwrap_or(Err(ConnectError::Timeout));
+        if lease.is_err() {
+            self.counters.connect_failures.fetch_add(1, Relaxed);
+        }
+        lease
+    }
+
+    async fn lease_http1(self: &Arc<Self>, fresh: bool) -> Result<Lease, ConnectError> {
+        let idle = if fresh { None } else { self.take_idle() };
+        let is_reused = idle.is_some();
+        let connection = match idle {
+            Some(connection) => connection,
+            None => match self.connect().await? {
+                Made::Http1(connection) => connection,
+                Made::Http2(_) => unreachable!("the protocol of a pool is fixed"),
+            },
+        };
+        let pool = Arc::clone(self);
+        Ok(Lease { connection: Leased::Http1(connection), pool, is_reused })
+    }
+
+    fn take_idle(&self) -> Option<Http1> {
+        // Ends: each round takes one out.
+        loop {
+            let connection = self.idle.lock().pop()?;
+            if connection.is_usable() {
+                self.counters.reuses.fetch_add(1, Relaxed);
+                return Some(connection);
+            }
+            self.counters.stale.fetch_add(1, Relaxed);
+        }
+    }
+
+    async fn lease_http2(self: &Arc<Self>) -> Result<Lease, ConnectError> {
+        let lease = |connection, is_reused| {
+            let pool = Arc::clone(self);
+            Lease { connection: Leased::Http2(connection), pool, is_reused }
+        };
+        if let Some(connection) = self.open_http2() {
+            return Ok(lease(connection, true));
+        }
+        let _connecting = self.connecting.lock().await;
+        if let Some(connection) = self.open_http2() {
+            return Ok(lease(connection, true));
+        }
+        match self.connect().await? {
+            Made::Http2(connection) => {
+                *self.shared.lock() = Some(connection.clone());
+                Ok(lease(connection, false))
+            }
+            Made::Http1(_) => unreachable!("the protocol of a pool is fixed"),
+        }
+    }
+
+    fn open_http2(&self) -> Option<Http2> {
+        let mut shared = self.shared.lock();
+        let connection = shared.as_mut().filter(|connection| connection.is_open())?;
+        connection.used_at = Instant::now();
+        self.counters.reuses.fetch_add(1, Relaxed);
+        Some(connection.clone())
+    }
+
+    async fn connect(&self) -> Result<Made, ConnectError> {
+        let failed = |error: std::io::Error| {
+            tracing::debug!(target: "voussoir::lb::l7", address = self.address, %error, "connect");
+            ConnectError::Failed
+        };
+        let tcp = TcpStream::connect(&*self.address).await.map_err(failed)?;
+        let made = establish(
+            tcp,
+            &self.config,
+            #[cfg(feature = "tls")]
+            self.tls.as_ref(),
+        );
+        let made = made.await.map_err(failed)?;
+        self.counters.connects.fetch_add(1, Relaxed);
+        Ok(made)
+    }
+
+    /// Closes connections that were idle for too long, or that the backend has closed.
+    pub(super) fn close_idle(&self) {
+        let (now, limit) = (Instant::now(), self.config.idle_timeout);
+        let mut closed = Vec::new();
+        let mut idle = self.idle.lock();
+        let (kept, old) =
+            idle.drain(..).partition(|found| !found.is_closed() && now - found.idle_since < limit);
+        *idle = kept;
+        drop(idle);
+        closed.extend::<Vec<Http1>>(old);
+        drop(closed);
+        let mut shared = self.shared.lock();
+        let is_old =
+            |found: &Http2| !found.is_open() || (found.is_idle() && now - found.used_at >= limit);
+        let old = if shared.as_ref().is_some_and(is_old) { shared.take() } else { None };
+        drop(shared);
+        drop(old);
+    }
+}
+
+#[derive(Debug)]
+enum Leased {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+/// A connection for one request. Dropped, a connection of HTTP/1 is closed, and a request of HTTP/2
+/// is reset.
+#[derive(Debug)]
+pub(in crate::l7) struct Lease {
+    connection: Leased,
+    pool: Arc<Pool>,
+    /// Whether the connection has carried a request before.
+    pub(in crate::l7) is_reused: bool,
+}
+
+impl Lease {
+    pub(in crate::l7) async fn send(
+        &mut self,
+        request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, SendError> {
+        match &mut self.connection {
+            Leased::Http1(connection) => connection.send(request).await,
+            Leased::Http2(connection) => connection.send(request).await,
+        }
+    }
+
+    /// Gives the connection back. Both bodies must have ended.
+    pub(in crate::l7) fn release(self) {
+        let Leased::Http1(mut connection) = self.connection else { return };
+        if connection.is_closed() {
+            return;
+        }
+        connection.idle_since = Instant::now();
+        let mut idle = self.pool.idle.lock();
+        if idle.len() < self.pool.config.max_idle {
+            idle.push(connection);
+        }
+    }
+
+    /// Leaves the connection to the tunnel that it has become.
+    pub(in crate::l7) fn detach(self) {
+        if let Leased::Http1(connection) = self.connection {
+            connection.detach();
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! HTTP/2 in and out, gRPC, and floods of frames.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming};
+use hyper::client::conn::http2::SendRequest;
+use hyper::header::HeaderMap;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use voussoir_lb::l7::{HttpConfig, Protocol, UpstreamConfig};
+
+use crate::support::*;
+
+/// A body of the frames that are sent to it.
+pub(crate) struct Frames(mpsc::Receiver<Frame<Bytes>>);
+
+impl Frames {
+    fn new(frames: Vec<Frame<Bytes>>) -> Self {
+        let (sender, receiver) = mpsc::channel(frames.len().max(1));
+        for frame in frames {
+            sender.try_send(frame).unwrap();
+        }
+        Self(receiver)
+    }
+}
+
+impl Body for Frames {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        self.0.poll_recv(cx).map(|frame| frame.map(Ok))
+    }
+}
+
+pub(crate) struct Client2 {
+    sender: SendRequest<Frames>,
+}
+
+impl Client2 {
+    pub(crate) async fn connect(address: SocketAddr) -> Self {
+        let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+        let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), io);
+        let (sender, connection) = handshake.await.unwrap();
+        tokio::spawn(connection);
+        Self { sender }
+    }
+
+    async fn ask(&mut self, request: Request<Frames>) -> (u16, String, HeaderMap, HeaderMap) {
+        let response = soon(self.sender.send_request(request)).await.unwrap();
+        let (parts, mut body) = response.into_parts();
+        let (mut data, mut trailers) = (Vec::new(), HeaderMap::new());
+        while let Some(frame) =
+            soon(std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx))).await
+        {
+            match frame.unwrap().into_data() {
+                Ok(bytes) => data.extend_from_slice(&bytes),
+                Err(frame) => trailers = frame.into_trailers().unwrap(),
+            }
+        }
+        (parts.status.as_u16(), String::from_utf8(data).unwrap(), parts.headers, trailers)
+    }
+
+    pub(crate) async fn get(&mut self) -> (u16, String) {
+        let request = Request::get("http://a/").body(Frames::new(Vec::new())).unwrap();
+        let (status, body, ..) = self.ask(request).await;
+        (status, body)
+    }
+
+    pub(crate) async fn post(&mut self, frames: &[&'static str]) -> (u16, String) {
+        let frames = frames.iter().map(|data| Frame::data(Bytes::from_static(data.as_bytes())));
+        let request = Request::post("http://a/").body(Frames::new(frames.collect())).unwrap();
+        let (status, body, ..) = self.ask(request).await;
+        (status, body)
+    }
+}
+
+/// A backend of HTTP/2 that answers with `grpc-status` in its trailers, or in its head if the
+/// request has a path of `/head`.
+async fn grpc_backend(status: &'static str) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let service = service_fn(move |request: Request<Incoming>| async move {
+                assert_eq!(request.headers().get("te").unwrap(), "trailers");
+                let mut trailers = HeaderMap::new();
+                trailers.insert("grpc-status", status.parse().unwrap());
+                let mut response = Response::new(Frames::new(Vec::new()));
+                if request.uri().path() == "/head" {
+                    *response.headers_mut() = trailers;
+                } else {
+                    let frames = vec![Frame::data(Bytes::from("x")), Frame::trailers(trailers)];
+                    *response.body_mut() = Frames::new(frames);
+                }
+                response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
+                Ok::<_, std::convert::Infallible>(response)
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(tcp), service));
+        }
+    });
+    address
+}
+
+fn http2_config() -> UpstreamConfig {
+    let mut config = UpstreamConfig::default();
+    config.protocol = Protocol::Http2;
+    config
+}
+
+fn call(path: &str) -> Request<Frames> {
+    Request::post(format!("http://a{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(Frames::new(vec![Frame::data(Bytes::from("q"))]))
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_keeps_its_trailers_and_its_status_is_the_outcome() {
+    for (status, failures) in [("0", 0), ("5", 0), ("14", 2), ("13", 2)] {
+        let up = upstream(&[grpc_backend(status).await], http2_config());
+        let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+        let mut client = Client2::connect(address).await;
+        let (code, body, _, trailers) = client.ask(call("/trailers")).await;
+        assert_eq!((code, body.as_str()), (200, "x"));
+        assert_eq!(trailers.get("grpc-status").unwrap(), status);
+        let (code, _, headers, _) = client.ask(call("/head")).await;
+        assert_eq!((code, headers.get("grpc-status").unwrap().to_str().unwrap()), (200, status));
+        let stats = up.balancer().stats(u64::MAX / 2);
+        assert_eq!(stats.endpoints[0].failures, failures, "status {status}");
+        assert_eq!(up.stats().connects, 1, "one connection for all calls");
+    }
+}
+
+#[tokio::test]
+async fn a_call_of_grpc_that_no_backend_takes_fails_with_a_status_of_grpc() {
+    let up = upstream(&[nobody().await], http2_config());
+    let (address, _proxy) = proxy(up, HttpConfig::default()).await;
+    let mut client = Client2::connect(address).await;
+    let (code, _, headers, _) = client.ask(call("/")).await;
+    assert_eq!((code, headers.get("grpc-status").unwrap().to_str().unwrap()), (200, "14"));
+}
+
+#[tokio::test]
+async fn http1_in_front_of_http2_and_http2_in_front_of_http1_work() {
+    let up = upstream(&[echo().await], UpstreamConfig::default());
+    let (inner, _inner_proxy) = proxy(up, HttpConfig::default()).await;
+    let (outer, _outer_proxy) =
+        proxy(upstream(&[inner], http2_config()), HttpConfig::default()).await;
+    let mut client = Conn::connect(outer).await;
+    for _ in 0..3 {
+        let answer = client
+            .ask(
+                "POST /p HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                  2\r\nhi\r\n0\r\n\r\n",
+            )
+            .await;
+        let seen = answer.text().to_lowercase();
+        assert!(answer.status() == 200 && seen.ends_with("hi"), "{seen}");
+        assert!(seen.starts_with("post /p ") && seen.contains("host: a\r\n"), "{seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_tells_http2_clients_to_go_and_finishes_their_requests() {
+    let to = backend(|mut conn, _| async move {
+        conn.message().await;
+        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n").await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        conn.send("hi").await;
+    })
+    .await;
+    let (address, proxy) = simple(&[to]).await;
+    let mut client = Client2::connect(address).await;
+    let draining = proxy.clone();
+    let drained = async {
+        while draining.stats().requests == 0 {
+            tokio::task::yield_now().await;
+        }
+        draining.drain(Duration::from_secs(10)).await
+    };
+    let (answer, cut) = tokio::join!(client.get(), drained);
+    assert_eq!((answer, cut), ((200, "hi".to_owned()), 0));
+}
+
+#[tokio::test]
+async fn an_idle_http2_connection_is_closed() {
+    let mut config = HttpConfig::default();
+    config.idle_timeout = Duration::from_millis(200);
+    let up = upstream(&[echo().await], UpstreamConfig::default());
+    let (address, proxy) = proxy(up, config).await;
+    let mut client = Client2::connect(address).await;
+    assert_eq!(client.get().await.0, 200);
+    let closed = async {
+        while proxy.stats().open > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(closed).await;
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
+    frame.extend([kind, flags]);
+    frame.extend(stream.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+/// Sends until the proxy ends the connection; false if it takes `rounds` without an end.
+async fn is_cut(address: SocketAddr, rounds: u32, mut next: impl FnMut(u32) -> Vec<u8>) -> bool {
+    use tokio::io::AsyncWriteExt;
+    let (mut read, mut write) = TcpStream::connect(address).await.unwrap().into_split();
+    write.write_all(PREFACE).await.unwrap();
+    let (ended, mut end) = tokio::sync::oneshot::channel();
+    tokio::spawn(async move {
+        let mut buffer = [0; 4096];
+        while read.read(&mut buffer).await.is_ok_and(|count| count > 0) {}
+        let _ = ended.send(());
+    });
+    for round in 0..rounds {
+        if write.write_all(&next(round)).await.is_err() || end.try_recv().is_ok() {
+            return true;
+        }
+        tokio::task::yield_now().await;
+    }
+    tokio::time::timeout(Duration::from_secs(2), end).await.is_ok()
+}
+
+/// `:method GET, :scheme http, :path /` and `:authority a`.
+const HEADERS: &[u8] = &[0x82, 0x86, 0x84, 0x41, 0x01, b'a'];
+
+#[tokio::test]
+async fn rapid_resets_end_the_connection() {
+    let to = backend(|mut conn, _| async move {
+        conn.rest().await;
+    })
+    .await;
+    let (address, proxy) = simple(&[to]).await;
+    let cut = is_cut(address, 20_000, |round| {
+        let stream = round * 2 + 1;
+        let mut both = frame(1, 0x5, stream, HEADERS);
+        both.extend(frame(3, 0, stream, &8_u32.to_be_bytes()));
+        both
+    });
+    assert!(soon(cut).await, "20,000 requests and resets were taken");
+    let gone = async {
+        while proxy.stats().open > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    soon(gone).await;
+    assert!(proxy.stats().requests < 10_000, "{:?}", proxy.stats());
+}
+
+#[tokio::test]
+async fn a_flood_of_continuations_ends_the_connection() {
+    let (address, proxy) = simple(&[echo().await]).await;
+    let cut = is_cut(address, 20_000, |round| match round {
+        0 => frame(1, 0x1, 1, HEADERS),
+        _ => frame(9, 0, 1, &[0x40, 0x01, b'x', 0x7f, 0x00]),
+    });
+    assert!(soon(cut).await, "20,000 CONTINUATION frames were taken");
+    assert_eq!(proxy.stats().requests, 0);
+}
+
+#[tokio::test]
+async fn a_length_that_the_frames_of_http2_contradict_breaks_the_request_off() {
+    let (address, _proxy) = simple(&[echo().await]).await;
+    for (length, body) in [("1", "hi"), ("9", "hi")] {
+        let mut client = Client2::connect(address).await;
+        let request = Request::post("http://a/")
+            .header("content-length", length)
+            .body(Frames::new(vec![Frame::data(Bytes::from(body))]))
+            .unwrap();
+        let answer = soon(client.sender.send_request(request)).await;
+        let is_ok = answer.is_ok_and(|response| response.status().is_success());
+        assert!(!is_ok, "content-length {length} for {body:?}");
+    }
+}

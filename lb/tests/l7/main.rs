@@ -1,0 +1,10 @@
+//! The HTTP proxy: pure parts, and the proxy over loopback with clients and backends that speak
+//! through raw sockets.
+
+mod bad_input;
+mod configs;
+mod corpus;
+mod http1;
+mod http2;
+mod pure;
+mod support;
