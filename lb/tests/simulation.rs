@@ -1,6 +1,5 @@
 //! What the strategies are worth, measured in virtual time.
 
-#[expect(dead_code, reason = "the example prints more than the tests look at")]
 #[path = "../examples/compare/simulation.rs"]
 mod simulation;
 
