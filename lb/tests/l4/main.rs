@@ -1,6 +1,8 @@
 //! The TCP and UDP proxies over real sockets, and their decoders.
 
 mod configs;
+mod corpus;
+mod decoders;
 mod hello;
 mod lives;
 mod prelude;

@@ -114,6 +114,7 @@ async fn what_is_no_header_is_reset_and_reaches_no_endpoint() {
         b"PROXY TCP4 192.0.2.7  198.51.100.9 56324 443\r\n".to_vec(),
         b"PROXY TCP4 ::1 ::1 1 2\r\n".to_vec(),
         b"PROXY TCP6 192.0.2.7 198.51.100.9 1 2\r\n".to_vec(),
+        b"PROXY UNKNOWN a\rb\r\n".to_vec(),
         b"PROXY UDP4 192.0.2.7 198.51.100.9 1 2\r\n".to_vec(),
         b"proxy TCP4 192.0.2.7 198.51.100.9 1 2\r\n".to_vec(),
         [b"PROXY UNKNOWN ", &[b'x'; 100][..]].concat(),

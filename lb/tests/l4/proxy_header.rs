@@ -141,7 +141,9 @@ fn reference(bytes: &[u8]) -> Option<(Option<SocketAddr>, usize)> {
     let (line, _) = text.split_once('\n')?;
     let words: Vec<&str> = line.strip_suffix('\r')?.split(' ').collect();
     match words[..] {
-        ["PROXY", "UNKNOWN", ..] if line.is_ascii() => Some((None, line.len() + 1)),
+        ["PROXY", "UNKNOWN", ..] if line.is_ascii() && line.matches('\r').count() == 1 => {
+            Some((None, line.len() + 1))
+        }
         ["PROXY", family, from, to, port, other] => {
             let number = |text: &str| {
                 let number: u16 = text.parse().ok()?;

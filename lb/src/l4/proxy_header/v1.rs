@@ -21,7 +21,12 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Decoded<ProxyHeader>, ProxyHeaderEr
         return if early { Err(malformed(LINE_END)) } else { Ok(Decoded::Incomplete) };
     };
     let line = window[..end].strip_suffix(b"\r").ok_or_else(|| malformed(LINE_END))?;
-    let line = std::str::from_utf8(line).map_err(|_| malformed("the line must be ASCII"))?;
+    // Also where the rest of the line is ignored: else the answer would depend on the cut.
+    if line.contains(&b'\r') {
+        return Err(malformed(LINE_END));
+    }
+    let line = std::str::from_utf8(line).ok().filter(|line| line.is_ascii());
+    let line = line.ok_or_else(|| malformed("the line must be ASCII"))?;
     let rest = line.strip_prefix("PROXY ").ok_or(ProxyHeaderError::Missing)?;
     let header = |addresses| ProxyHeader { addresses, local: false, tlvs: Vec::new() };
     // What follows UNKNOWN is to be ignored.
