@@ -196,6 +196,29 @@ async fn an_answer_before_a_reset_reaches_a_client_that_still_sends() {
     running.idle().await;
 }
 
+/// The same with every step in the order that loses the answer: the proxy finds it, the reset behind
+/// it and bytes of the client all at once.
+#[tokio::test]
+async fn an_answer_before_a_reset_is_read_when_writing_fails_first() {
+    let (backend, mut streams) = Backend::handed().await;
+    let running = run(balancer(&[backend.address]), TcpConfig::default()).await;
+    let mut client = running.client().await;
+    client.write_all(b"x").await.expect("open");
+    let mut upstream = soon(streams.recv()).await.expect("a connection");
+    assert_eq!(soon(upstream.read_u8()).await.expect("open"), b'x');
+    soon(client.writable()).await.expect("open");
+    soon(upstream.writable()).await.expect("open");
+    // Nothing is awaited, so the proxy, a task of this thread, runs after all three.
+    assert_eq!(upstream.try_write(&pattern(1000)).expect("room"), 1000);
+    reset(upstream);
+    client.try_write(b"more").expect("room");
+    let mut answer = vec![0; 1000];
+    soon(client.read_exact(&mut answer)).await.expect("the whole answer");
+    assert!(answer[..] == pattern(1000)[..]);
+    assert_reset(&mut client).await;
+    assert_eq!(running.proxy.stats().upstream_resets, 1);
+}
+
 #[tokio::test]
 async fn a_sender_nobody_reads_from_is_held_up_and_loses_no_byte() {
     for buffer_bytes in [1 << 10, 64 << 10] {
