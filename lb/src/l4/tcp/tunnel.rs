@@ -54,6 +54,8 @@ struct Flow {
     moved: u64,
     /// Whether the receiver does not take what is pending.
     is_blocked: bool,
+    /// Whether the sender has reset: the receiver is told so, and not that it has ended.
+    is_sender_reset: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -263,6 +265,8 @@ impl Tunnel<'_> {
     /// The endpoint takes no more bytes. Those it sent before are still read, up to its reset.
     fn stop_upstream(&mut self) {
         self.is_upstream_reset = true;
+        // The error was taken by the write: the reads that follow only see an end.
+        self.to_client.is_sender_reset = true;
         self.to_upstream =
             Flow { state: FlowState::Ended, moved: self.to_upstream.moved, ..Flow::default() };
     }
@@ -339,7 +343,9 @@ impl Flow {
             match self.state {
                 FlowState::Open => {}
                 FlowState::Ending => {
-                    to.end_writing();
+                    if !self.is_sender_reset {
+                        to.end_writing();
+                    }
                     self.state = FlowState::Ended;
                     return Ok(true);
                 }
