@@ -196,8 +196,8 @@ async fn an_answer_before_a_reset_reaches_a_client_that_still_sends() {
     running.idle().await;
 }
 
-/// The same with every step in the order that loses the answer: the proxy finds it, the reset behind
-/// it and bytes of the client all at once.
+/// The same with every step in the order that loses the answer: the proxy finds it, the reset
+/// behind it and bytes of the client all at once.
 #[tokio::test]
 async fn an_answer_before_a_reset_is_read_when_writing_fails_first() {
     let (backend, mut streams) = Backend::handed().await;
