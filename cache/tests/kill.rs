@@ -59,8 +59,9 @@ impl Rows {
 #[async_trait]
 impl Sink<u64, u64> for Rows {
     async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
-        let keys: Vec<i64> = writes.iter().map(|write| write.key as i64).collect();
-        let values: Vec<i64> = writes.iter().map(|write| write.value.unwrap() as i64).collect();
+        let keys: Vec<i64> = writes.iter().map(|write| write.key.cast_signed()).collect();
+        let values: Vec<i64> =
+            writes.iter().map(|write| write.value.unwrap().cast_signed()).collect();
         let statement = format!(
             "INSERT INTO {} SELECT * FROM UNNEST($1::BIGINT[], $2::BIGINT[]) \
              ON CONFLICT (key) DO UPDATE SET value = EXCLUDED.value",
@@ -82,7 +83,7 @@ impl Sink<u64, u64> for Rows {
 #[async_trait]
 impl Source<u64, u64> for Rows {
     async fn load(&self, keys: &[u64]) -> Vec<Result<Loaded<u64>, SourceError>> {
-        let asked: Vec<i64> = keys.iter().map(|key| *key as i64).collect();
+        let asked: Vec<i64> = keys.iter().map(|key| key.cast_signed()).collect();
         let statement = format!("SELECT key, value FROM {} WHERE key = ANY($1)", self.table);
         match self.client.query(&statement, &[&asked]).await {
             Ok(rows) => {
@@ -339,7 +340,7 @@ async fn a_table_that_is_away_costs_no_write_and_no_memory() {
     client.execute(&format!("ALTER TABLE {table}_away RENAME TO {table}"), &[]).await.unwrap();
     cache.flush().await;
     let select = format!("SELECT COUNT(*) FROM {table} WHERE value = $1");
-    let count: i64 = client.query_one(&select, &[&(value as i64)]).await.unwrap().get(0);
+    let count: i64 = client.query_one(&select, &[&(value.cast_signed())]).await.unwrap().get(0);
     assert_eq!(count, 40, "each row has the last value, {value}");
     drop(cache);
     client.execute(&format!("DROP TABLE {table}"), &[]).await.unwrap();
