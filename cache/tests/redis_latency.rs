@@ -1,7 +1,8 @@
 //! How soon a change in one process is seen in another one, over a real Redis.
 //!
 //! A program of its own: cargo runs one test program at a time, so that no other test takes the
-//! processor away meanwhile. `VOUSSOIR_CACHE_CHANGES` sets how many changes there are (default 300).
+//! processor away meanwhile. `VOUSSOIR_CACHE_CHANGES` sets how many changes there are (default
+//! 300).
 
 mod redis_server;
 

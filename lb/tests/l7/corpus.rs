@@ -48,6 +48,17 @@ async fn a_post_that_a_closing_connection_may_have_taken_is_not_sent_again() {
     assert_eq!(client.ask(POST).await.text(), "1");
 }
 
+/// The same without a body: all of it is still there, and its method forbids a second time.
+#[tokio::test]
+async fn a_post_without_a_body_is_not_sent_again_either() {
+    const EMPTY: &str = "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 0\r\n\r\n";
+    let (address, proxy) = simple(&[closes_as_it_is_reused().await]).await;
+    let mut client = Conn::connect(address).await;
+    assert_eq!(client.ask(GET).await.text(), "0");
+    assert_eq!(client.ask(EMPTY).await.status(), 502);
+    assert_eq!(proxy.stats().failed, 1);
+}
+
 /// hyper #2136: an idle connection that has closed is noticed before it is used.
 #[tokio::test]
 async fn a_post_after_the_backend_closed_an_idle_connection_uses_a_fresh_one() {
