@@ -20,6 +20,9 @@ use voussoir_sim::{
     Node, Report, RequestId, Rng, Runner, SECOND, Situations, Workload, World,
 };
 
+/// The requests that have ended, and with which result.
+type Ended = Arc<Mutex<Vec<(RequestId, Option<usize>)>>>;
+
 const COMMAND: &str = "cargo test -p voussoir-journal --features testing --test sim_disk";
 
 static SITUATIONS: [&str; 6] = [
@@ -124,7 +127,7 @@ struct Recorder {
     log: Log,
     oracle: Rc<RefCell<Oracle>>,
     /// Commits that have ended, each with the number of records up to it, or failed.
-    ended: Arc<Mutex<Vec<(RequestId, Option<usize>)>>>,
+    ended: Ended,
     works: bool,
 }
 
