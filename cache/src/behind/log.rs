@@ -28,8 +28,10 @@ pub(crate) struct Change {
     /// Writes below this position are no longer needed.
     pub(crate) release: Option<u64>,
     /// Rejected writes below this position are no longer needed.
+    #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "a log that keeps nothing"))]
     pub(crate) release_rejected: Option<u64>,
     /// Nobody has to know when it is durable.
+    #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "a log that keeps nothing"))]
     pub(crate) is_lazy: bool,
 }
 

@@ -410,6 +410,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     }
 
     /// What a log holds that is opened again ends here.
+    #[cfg(feature = "journal")]
     pub(crate) fn set_end(&mut self, end: u64) {
         self.end = end;
     }

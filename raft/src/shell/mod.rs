@@ -36,7 +36,6 @@ use crate::transport::Transport;
 use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
 pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
-#[cfg(feature = "testing")]
 pub use self::shared::Stats;
 
 /// A running node of one group. Cheap to clone; the node stops when the last clone is dropped.

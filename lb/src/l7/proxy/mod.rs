@@ -9,7 +9,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::config::HttpConfig;
 use super::router::Router;
@@ -167,7 +167,9 @@ impl HttpProxy {
             async move {
                 let within = inner.config.header_timeout;
                 // A client that cannot agree on TLS has been told so by an alert.
-                let Ok(Ok(stream)) = timeout(within, tls.accept(tcp)).await else { return };
+                let Ok(Ok(stream)) = tokio::time::timeout(within, tls.accept(tcp)).await else {
+                    return;
+                };
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 connection::serve(inner, stream, peer, true, Some(is_http2)).await;
             }

@@ -33,6 +33,7 @@ struct Inner {
     name: String,
     balancer: Balancer,
     config: UpstreamConfig,
+    is_tls: bool,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::ClientTls>,
     pools: Mutex<HashMap<u64, Arc<Pool>>>,
@@ -97,6 +98,7 @@ impl Upstream {
             name: name.into(),
             balancer,
             config,
+            is_tls: false,
             #[cfg(feature = "tls")]
             tls: None,
             pools: Mutex::default(),
@@ -124,6 +126,7 @@ impl Upstream {
             name: name.into(),
             balancer,
             config,
+            is_tls: true,
             tls,
             pools: Mutex::default(),
             is_swept: AtomicBool::new(false),
@@ -162,10 +165,7 @@ impl Upstream {
     }
 
     pub(super) fn is_tls(&self) -> bool {
-        #[cfg(feature = "tls")]
-        return self.inner.tls.is_some();
-        #[cfg(not(feature = "tls"))]
-        false
+        self.inner.is_tls
     }
 
     /// Counts a request that is under way, until the guard is dropped.
