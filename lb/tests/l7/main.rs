@@ -8,3 +8,5 @@ mod http1;
 mod http2;
 mod pure;
 mod support;
+#[cfg(feature = "tls")]
+mod tls;
