@@ -12,8 +12,8 @@ use quick_cache::{Lifecycle, OptionsBuilder, Weighter};
 use crate::core::freshness::Times;
 use crate::tags::Tag;
 
-/// Weighs an entry from its key and value, once, when it is stored. A weight of 0 counts as 1, one
-/// above the capacity as just above it. Runs without any lock held.
+/// Weighs an entry from its key and value, once, when it is stored. A weight of 0 counts as 1, and
+/// a weight above the capacity as the capacity and 1. Runs without any lock held.
 pub type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
 /// A key with its hash, so that a key is hashed once for each operation.
@@ -80,7 +80,7 @@ pub struct Entry<V> {
     pub(crate) extra: Option<Arc<Extra>>,
 }
 
-/// What few entries have.
+/// What only some entries have, apart, so that [`Entry`] stays small.
 #[derive(Debug, Default)]
 pub(crate) struct Extra {
     pub(crate) tags: Box<[Arc<Tag>]>,
@@ -127,17 +127,17 @@ pub type Removed<K, V> = (HashedKey<K>, Entry<V>);
 pub trait Store<K, V>: Send + Sync + fmt::Debug {
     /// A clone of the entry, counted as a use of the key.
     fn get(&self, key: &Probe<'_, K>) -> Option<Entry<V>>;
-    /// Replaces or adds an entry. It may be evicted at once. Returns what has left the store: what
-    /// was replaced and what was evicted.
-    #[must_use = "drop it after the locks"]
+    /// Replaces or adds an entry. Returns what has left the store: what was replaced and what was
+    /// evicted, which may be the new entry itself.
+    #[must_use = "dropping it runs foreign code: after all locks"]
     fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> Vec<Removed<K, V>>;
     /// Takes an entry out.
-    #[must_use = "drop it after the locks"]
+    #[must_use = "dropping it runs foreign code: after all locks"]
     fn remove(&self, key: &Probe<'_, K>) -> Option<Removed<K, V>>;
-    /// Takes an entry out if it is of this version, that is, if it is still the one that was seen.
-    #[must_use = "drop it after the locks"]
+    /// Takes an entry out if it still has this version.
+    #[must_use = "dropping it runs foreign code: after all locks"]
     fn remove_version(&self, key: &Probe<'_, K>, version: u64) -> Option<Removed<K, V>>;
-    /// How many entries there are, those that nobody may read any more included.
+    /// How many entries there are, expired and invalidated ones included.
     fn len(&self) -> u64;
     /// Whether there is no entry.
     fn is_empty(&self) -> bool {
@@ -256,7 +256,7 @@ impl<K, V> Lifecycle<K, V> for Evictions {
     }
 }
 
-/// Keys bring their hash, so that it is only mixed with nothing here.
+/// Keys bring their hash: this hasher returns it unchanged.
 #[derive(Clone, Copy, Debug, Default)]
 struct Prehashed;
 

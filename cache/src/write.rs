@@ -93,7 +93,8 @@ impl<K: Key, V: Value> Inner<K, V> {
         let undecided = Undecided { cache: self, key };
         let writes = [Write::new(key.key.clone(), value)];
         let written = {
-            let mut write = pin!(sink.write(&writes));
+            // In the future, where a panic is caught.
+            let mut write = pin!(async { sink.write(&writes).await });
             let answers = std::future::poll_fn(|cx| {
                 let polled = catch_unwind(AssertUnwindSafe(|| write.as_mut().poll(cx)));
                 polled.unwrap_or_else(|_| Poll::Ready(vec![Err(SinkError::panicked())]))

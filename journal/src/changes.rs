@@ -26,8 +26,8 @@ impl Commit {
         if batch.count == 0 { self } else { self.push(log, Change::Append(batch)) }
     }
 
-    /// Drops all positions from `from` on: the log then ends at `from`, which must lie between
-    /// its first position and its end.
+    /// Drops the record at `from` and all after it, so that the log ends at `from`, which must be
+    /// from the log's first position to its end.
     pub fn truncate(self, log: &Log, from: u64) -> Self {
         self.push(log, Change::Truncate(from))
     }

@@ -15,10 +15,10 @@ pub trait Classify<T, E>: Send + Sync {
         Verdict::of(answer)
     }
 
-    /// Whether a call may be sent again though an earlier attempt may have taken effect. Default:
-    /// it may not. Hedges need it, and so do retries after a time-out or after an error that does
-    /// not prove that nothing was done. Of calls that differ in this, send the others with
-    /// [`CallOptions::once`](crate::CallOptions::once).
+    /// Whether a call may be repeated even if an earlier attempt may have taken effect. Default
+    /// `false`. Required for hedges, and for retries after a time-out or an error whose
+    /// [`outcome`](Self::outcome) is not `NotApplied`. If only some calls are idempotent, return
+    /// `true` and send the others with [`CallOptions::once`](crate::CallOptions::once).
     fn is_idempotent(&self) -> bool {
         false
     }
@@ -53,14 +53,15 @@ pub trait Classify<T, E>: Send + Sync {
     }
 }
 
-/// `Ok` is a success, `Err` a failure. Nothing is sent twice.
+/// `Ok` is a success, `Err` a failure. No call is retried after it may have taken effect, and none
+/// is hedged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ByResult;
 
 impl<T, E> Classify<T, E> for ByResult {}
 
-/// `Ok` is a success, `Err` a failure, and every call may be sent twice: failures and time-outs are
-/// retried, slow attempts may be hedged.
+/// `Ok` is a success, `Err` a failure, and every call may be sent more than once: failures and
+/// time-outs are retried, slow attempts may be hedged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Idempotent;
 

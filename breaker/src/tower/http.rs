@@ -90,7 +90,8 @@ impl<B: Default + http_body::Body> CopyRequest<Request<B>> for SafeRequests {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct RejectionAnswer {
-    /// 503 for a call that was not admitted, 504 for one that ran out of time.
+    /// 503 for a call that was not admitted, 504 for one that the policy's time limit or the
+    /// deadline has ended.
     pub status: StatusCode,
     /// Whole seconds for a `Retry-After` header, where they are known.
     pub retry_after: Option<u64>,
@@ -98,7 +99,7 @@ pub struct RejectionAnswer {
     pub text: String,
 }
 
-/// Errors of which some are rejections of this process, and the others the inner service's own.
+/// An error that is either a rejection by a breaker or policy, or the inner service's own.
 pub trait Rejection {
     /// The inner service's error.
     type Inner;
@@ -149,8 +150,8 @@ impl<E> Rejection for PolicyError<E> {
     }
 }
 
-/// Turns rejections into HTTP answers, so that a service fails only as the one behind the breaker
-/// or policy does: an axum route not at all. Put it outside of a
+/// Turns rejections into HTTP answers, so that the only errors left are those of the inner service:
+/// an axum route, which is infallible, stays so. Put it outside of a
 /// [`BreakerLayer`](super::BreakerLayer) or a [`PolicyLayer`](super::PolicyLayer).
 ///
 /// # Example
@@ -194,7 +195,8 @@ where
     type Future = BoxFuture<Response<B>, Self::Error>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        // A service that refuses before it is called refuses the call too, or has become ready.
+        // A rejection is reported as ready: breaker and policy allow the call that follows, and
+        // reject it the same way unless they have become ready.
         match self.inner.poll_ready(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(error.into_answer().map(drop)),
             Poll::Ready(Ok(())) => Poll::Ready(Ok(())),

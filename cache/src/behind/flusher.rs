@@ -58,7 +58,7 @@ struct Flusher<K: Key, V: Value> {
     shared: Arc<Shared<K, V>>,
     cache: Weak<Inner<K, V>>,
     sink: Arc<dyn Sink<K, V>>,
-    /// Calls in a row of which nothing was taken.
+    /// Calls in a row of which the sink took nothing.
     failures: u32,
     /// The size of the next call: halved by a call of which nothing was taken, so that one write
     /// that fails with all others of its call gets a call of its own.
@@ -109,7 +109,8 @@ impl<K: Key, V: Value> Flusher<K, V> {
         }
     }
 
-    /// One call of the sink. `None`: the cache has been dropped meanwhile.
+    /// One call of the sink. `None` if the cache was closed meanwhile: the call is dropped then,
+    /// and its outcome unknown.
     async fn call(&self, taken: &[Taken<K, V>]) -> Option<Answers> {
         let failed = |error: &SinkError| taken.iter().map(|_| Err(error.clone())).collect();
         // Foreign code: cloning may panic.
@@ -120,14 +121,15 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let Ok(writes) = catch_unwind(AssertUnwindSafe(clone)) else {
             return Some(failed(&SinkError::panicked()));
         };
-        let mut call = pin!(self.sink.write(&writes));
+        // In the future, where a panic is caught.
+        let mut call = pin!(async { self.sink.write(&writes).await });
         let call = std::future::poll_fn(|cx| {
             let polled = catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx)));
             polled.unwrap_or_else(|_| Poll::Ready(failed(&SinkError::panicked())))
         });
         let limit = self.shared.config.sink_timeout;
         let mut call = pin!(timeout(limit, call));
-        // Ends: the call has a timeout.
+        // Ends when the timeout of the call fires, at the latest.
         let mut answers = loop {
             tokio::select! {
                 biased;
@@ -144,6 +146,7 @@ impl<K: Key, V: Value> Flusher<K, V> {
             }
         };
         let missing = || Err(SinkError::unknown("the sink did not answer for this write"));
+        // Surplus answers are ignored.
         answers.resize_with(taken.len(), missing);
         Some(answers)
     }

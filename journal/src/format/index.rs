@@ -10,13 +10,13 @@ pub(crate) const ENTRY: usize = 24;
 pub(crate) struct BatchRef {
     /// Position of its first record.
     pub(crate) first: u64,
-    /// Offset of the frame / 8.
+    /// Offset of the frame in the file, divided by 8.
     pub(crate) frame: u32,
-    /// Offset of the payload / 8.
+    /// Offset of the payload in the file, divided by 8.
     pub(crate) payload: u32,
     /// Bytes of the payload.
     pub(crate) length: u32,
-    /// Number of the section in its frame.
+    /// Index of the section within its frame.
     pub(crate) section: u16,
 }
 
@@ -40,14 +40,14 @@ impl BatchRef {
     }
 }
 
-/// The part of one log in one sealed segment.
+/// Where the batches of one log are in the entries of one sealed segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct DirectoryEntry {
     pub(crate) log: u64,
     pub(crate) first: u64,
     pub(crate) end: u64,
     pub(crate) last: u64,
-    /// Number of its first entry.
+    /// Index of its first entry among those of the segment.
     pub(crate) at: u32,
     pub(crate) count: u32,
     /// CRC-32C of its entries.
@@ -106,7 +106,8 @@ pub(crate) fn encode_entries<'a>(
     crc32c(&out[start..])
 }
 
-/// The entries of one log; `None` when they fail their checksum or are out of order.
+/// The entries of one log. `None` when their length or checksum is wrong, or when they are not
+/// strictly ascending within the directory's range.
 pub(crate) fn decode_entries(bytes: &[u8], entry: &DirectoryEntry) -> Option<Vec<BatchRef>> {
     if bytes.len() != (entry.count as usize).checked_mul(ENTRY)? || crc32c(bytes) != entry.crc {
         return None;

@@ -18,8 +18,8 @@ const STORE_WITHIN: u64 = 100_000_000;
 /// When the state machine last showed everything that was committed, as far as this node knows.
 #[derive(Debug, Default)]
 pub(crate) struct Freshness {
-    /// At this time (ns) everything up to this index was committed or might be. The state machine
-    /// was as fresh as that time once it has applied the index.
+    /// A time (ns), and an index above which this node knows of nothing that was committed by then:
+    /// once the index is applied, the state machine is as fresh as that time.
     awaited: Option<(u64, u64)>,
 }
 
@@ -37,7 +37,7 @@ impl Freshness {
         }
     }
 
-    /// The end of a turn.
+    /// To be called at the end of each turn of the loop.
     pub(crate) fn update(&mut self, status: &Status, shared: &Shared, now: u64) {
         if status.role == Role::Leader && self.awaited.is_none() {
             // Its log holds everything that is committed, and perhaps more.
@@ -45,14 +45,15 @@ impl Freshness {
         }
         shared.applied.store(status.applied, Ordering::Relaxed);
         if let Some((at, _)) = self.awaited.take_if(|(_, index)| *index <= status.applied) {
-            shared.fresh_at.store(at, Ordering::Relaxed);
+            shared.fresh_at.store(at, Ordering::Release);
         }
     }
 
-    /// Whether this node has ever heard of a leader; before that it cannot say how old it is.
+    /// The applied index, and the time at which the state machine was last known to be fresh. No
+    /// time before this node has heard of a leader.
     pub(crate) fn read(shared: &Shared) -> (u64, Option<u64>) {
-        // In this order: the index is never older than the time says.
-        let at = shared.fresh_at.load(Ordering::Relaxed);
+        // The time is stored after the index and read before it, so the index is at least as new.
+        let at = shared.fresh_at.load(Ordering::Acquire);
         (shared.applied.load(Ordering::Relaxed), (at != NEVER).then_some(at))
     }
 }
@@ -84,7 +85,7 @@ pub(crate) struct CommitIndex {
 }
 
 impl CommitIndex {
-    /// As the store gave it back.
+    /// `stored` is what the store gave back at the start.
     pub(crate) fn new(stored: u64) -> Self {
         Self { stored, store_at: None }
     }
@@ -96,14 +97,14 @@ impl CommitIndex {
         }
     }
 
-    /// When it has to be written by itself. While other writes are under way it waits for the next
-    /// of them.
+    /// When it has to be stored by a write of its own. `None` while writes of the log are under
+    /// way, the next of which takes it along, and when the node has halted.
     pub(crate) fn deadline(&self, status: &Status) -> Option<u64> {
         self.store_at.filter(|_| status.halted.is_none() && status.durable == status.last)
     }
 
-    /// What goes along with a write: always with one that is `cheap` to add to, else when it is
-    /// due.
+    /// The index to add to a write, if it has grown and adding is `cheap` or the deadline has
+    /// passed. It counts as stored from then on.
     pub(crate) fn take(&mut self, status: &Status, now: u64, cheap: bool) -> Option<u64> {
         let known = known(status);
         if known <= self.stored || !(cheap || self.store_at.is_some_and(|at| at <= now)) {
@@ -114,7 +115,8 @@ impl CommitIndex {
     }
 }
 
-/// Committed, and durable here: no crash of this node takes back what it vouches for.
+/// The highest index that is both committed and durable at this node: no crash loses entries up to
+/// it, so that it may be stored.
 fn known(status: &Status) -> u64 {
     status.commit.min(status.durable)
 }

@@ -33,8 +33,8 @@ pub fn jump(mut key: u64, buckets: NonZeroU32) -> u32 {
     bucket as u32
 }
 
-/// Jump hash over the nodes in the order of their ids: no memory and the most even load, for
-/// nodes of one weight that join and leave only at the end of that order.
+/// Jump hash over the nodes, sorted by id. It needs no table and has the most even load of all
+/// algorithms here, for nodes of one weight that join and leave only at the end of that order.
 ///
 /// A node that leaves from the middle renumbers all after it and moves most keys: use
 /// [`Memento`](crate::Memento) or [`HashRing`](crate::HashRing) where that can happen.
@@ -63,6 +63,7 @@ impl Partitioner for Jump {
 
     fn owners(&self, key: &[u8], n: usize) -> Owners {
         let members = self.topology.members();
+        // A topology has at most 65,536 nodes, so a bucket fits.
         let locate = |hash| jump(hash, self.buckets) as u16;
         spread::select(members, n, &Probes { members, hash: hash::key(key), locate })
     }

@@ -11,7 +11,7 @@ pub use aimd::{Aimd, AimdConfig};
 pub use gradient::{Gradient2, Gradient2Config};
 pub use vegas::{Vegas, VegasConfig};
 
-/// What one call told.
+/// One call that has ended, as an algorithm is told of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LimitSample {
@@ -21,7 +21,7 @@ pub struct LimitSample {
     pub latency: u64,
     /// Calls running when it began, itself included.
     pub running: usize,
-    /// Whether it timed out or was turned away for load.
+    /// Whether it timed out, or the dependency rejected it because of overload.
     pub is_overload: bool,
 }
 
@@ -46,7 +46,7 @@ pub trait LimitAlgorithm: Send + fmt::Debug {
     fn update(&mut self, sample: &LimitSample) -> usize;
 }
 
-/// A limit between two bounds, with the fraction that lies between two steps.
+/// A limit between two bounds, as a float, so that steps smaller than one add up.
 #[derive(Clone, Copy, Debug)]
 struct Bounded {
     value: f64,
@@ -61,7 +61,7 @@ impl Bounded {
     }
 
     fn set(&mut self, value: f64) {
-        // A NaN is no limit: `clamp` lets it through, `max` does not.
+        // A NaN becomes `min`: `f64::clamp` would return it, `max` returns the other operand.
         self.value = value.max(self.min).min(self.max);
     }
 
@@ -69,11 +69,12 @@ impl Bounded {
         self.value as usize
     }
 
+    /// Half of the limit, at least `min`.
     fn half(self) -> usize {
         (self.value / 2.0).max(self.min) as usize
     }
 
-    /// Whether so many calls say anything about a higher limit.
+    /// Whether at least half of the limit is in use: else a sample is no reason to raise it.
     fn is_used_by(self, running: usize) -> bool {
         running as f64 * 2.0 >= self.value
     }

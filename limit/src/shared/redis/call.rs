@@ -7,10 +7,10 @@ use crate::core::{Kind, Rules};
 use crate::error::ConfigError;
 use crate::shared::counter::Take;
 
-/// Whole numbers below this are exact in the script, sums of two of them too.
+/// Whole numbers below this, and the sum of two of them, are exact in the script's doubles.
 const EXACT: u64 = 1 << 52;
 
-/// The most that rounding may take from a rate: one part in this.
+/// Rounding may lower a rate by at most one part in this.
 const LOSS: u64 = 1000;
 
 /// A quota in the script's figures.
@@ -49,7 +49,8 @@ impl Figures {
         ))
     }
 
-    /// In nanoseconds, or where the burst is worth more than 52 days in microseconds.
+    /// In nanoseconds; in microseconds where burst times interval exceeds [`EXACT`] ns, about 52
+    /// days.
     fn gcra(rules: &Rules) -> Option<Self> {
         let (interval, ticks) =
             if rules.span < EXACT { (rules.interval, 1000) } else { (micros(rules.interval)?, 1) };
@@ -126,12 +127,12 @@ mod tests {
         let second = Duration::from_secs(1);
         let day = 86_400 * second;
         let exact = |interval, ticks| Figures { kind: "gcra", limit: 1, interval, ticks, per: 0 };
-        // Faster than a unit a microsecond, and not a whole number of them.
+        // 500 ns, less than a microsecond; then 3333.3 ns, rounded up to whole nanoseconds.
         assert_eq!(gcra(2_000_000, second, 1), Ok(exact(500, 1000)));
         assert_eq!(gcra(300_000, second, 1), Ok(exact(3334, 1000)));
-        // A hundred days are beyond what nanoseconds hold.
+        // A hundred days in nanoseconds exceed `EXACT`: they are counted in microseconds.
         assert_eq!(gcra(1, 100 * day, 1), Ok(exact(100 * 86_400 * 1_000_000, 1)));
-        // So is this burst, and a unit of 3.334 µs would be 4: refused, for 17 % are lost.
+        // So does this burst, but 3.334 µs rounded to 4 µs would lower the rate by 17 %: rejected.
         assert!(gcra(300_000, second, 1 << 41).is_err());
         let window = |per| of(Quota::fixed_window(10, per));
         assert!(window(Duration::from_nanos(1500)).is_err());
