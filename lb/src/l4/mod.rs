@@ -9,6 +9,7 @@ mod client_hello;
 mod config;
 mod proxy_header;
 mod route;
+mod stats;
 mod tcp;
 mod udp;
 

@@ -9,9 +9,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::stats::add;
 use super::{Shared, connection};
 use crate::l4::config::OnFull;
+use crate::l4::stats::add;
 
 /// Pause after an error that the next call would meet again, such as "too many open files".
 const ERROR_PAUSE: Duration = Duration::from_millis(50);

@@ -9,10 +9,10 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Shared;
-use super::stats::add;
 use crate::balancer::Balancer;
 use crate::context::Context;
 use crate::endpoint::{Outcome, Pick};
+use crate::l4::stats::add;
 
 /// How often a connection that waits for an endpoint asks again. What other users of the balancer
 /// give back, and changes of the set, are noticed by this alone.

@@ -10,13 +10,13 @@ use super::Shared;
 use super::accept::{Registration, reset};
 use super::connect::{ConnectError, Connected, connect};
 use super::prelude::{self, PreludeError};
-use super::stats::add;
 use super::tunnel::{End, Side, Tunnel};
 use crate::balancer::Balancer;
 use crate::l4::client_hello::ClientHello;
 use crate::l4::config::Untrusted;
 use crate::l4::proxy_header::ProxyHeader;
 use crate::l4::route::Connection;
+use crate::l4::stats::add;
 
 /// A fatal TLS alert, `unrecognized_name` (RFC 6066 §3): level 2, description 112.
 const ALERT_UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];

@@ -1,32 +1,12 @@
 //! Counters of a TCP proxy.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a [`TcpProxy`](super::TcpProxy) has done since it was made.
-        #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct TcpStats {
-            /// Connections that are open.
-            pub active: usize,
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        #[derive(Debug, Default)]
-        pub(super) struct Counters {
-            $(pub(super) $name: AtomicU64,)*
-        }
-
-        impl Counters {
-            pub(super) fn read(&self, active: usize) -> TcpStats {
-                TcpStats { active, $($name: self.$name.load(Relaxed),)* }
-            }
-        }
-    };
-}
+use crate::l4::stats::counters;
 
 counters! {
+    /// What a [`TcpProxy`](super::TcpProxy) has done since it was made.
+    TcpStats,
+    /// Connections that are open.
+    active,
     /// Connections that were accepted, those that were rejected at the limit included.
     accepted,
     /// Times that accepting failed.
@@ -59,8 +39,4 @@ counters! {
     bytes_to_upstream,
     /// Bytes from endpoints that were written to clients.
     bytes_to_client,
-}
-
-pub(super) fn add(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
 }

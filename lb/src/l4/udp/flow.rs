@@ -16,6 +16,7 @@ use tokio::time::sleep_until;
 
 use super::{MAX_DATAGRAM, Shared};
 use crate::endpoint::{Outcome, Pick};
+use crate::l4::stats::add;
 
 /// Answers that a flow forwards before others have their turn.
 const ANSWERS_MAX: usize = 64;
@@ -283,8 +284,4 @@ fn answer_one(
 fn count_answer(shared: &Shared, is_sent: bool) {
     let counters = &shared.counters;
     add(if is_sent { &counters.sent_to_client } else { &counters.answers_dropped });
-}
-
-fn add(counter: &AtomicU64) {
-    counter.fetch_add(1, Relaxed);
 }

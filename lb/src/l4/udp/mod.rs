@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::config::{OnFullFlows, UdpConfig};
 use super::route::{Connection, Route};
+use super::stats::add;
 use crate::clock::{Clock, Monotonic};
 use crate::context::Context;
 use crate::endpoint::{Outcome, Pick};
@@ -140,7 +141,7 @@ impl UdpProxy {
     }
 
     async fn pause(&self, error: &io::Error) {
-        self.shared.counters.receive_errors.fetch_add(1, Relaxed);
+        add(&self.shared.counters.receive_errors);
         // An ICMP error about an answer that a client does not want any more.
         if error.kind() != io::ErrorKind::ConnectionRefused {
             tracing::warn!(target: "voussoir::lb", %error, "receiving failed");
@@ -189,14 +190,14 @@ impl UdpProxy {
 impl Shared {
     /// Forwards a datagram of a client.
     fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, client: SocketAddr, datagram: &[u8]) {
-        self.counters.received.fetch_add(1, Relaxed);
+        add(&self.counters.received);
         let now = self.elapsed();
         let known = self.flows.lock().touch(client, now);
         match known {
             Some(flow) => self.forward(&flow, datagram),
             None => {
                 if let Err(dropped) = self.begin(socket, client, datagram, now) {
-                    self.counters.dropped.fetch_add(1, Relaxed);
+                    add(&self.counters.dropped);
                     tracing::debug!(target: "voussoir::lb", %client, reason = dropped, "dropped");
                 }
             }
@@ -205,9 +206,9 @@ impl Shared {
 
     fn forward(&self, flow: &Flow, datagram: &[u8]) {
         if flow.send(datagram, self.config.max_queued) {
-            self.counters.sent_to_upstream.fetch_add(1, Relaxed);
+            add(&self.counters.sent_to_upstream);
         } else {
-            self.counters.dropped.fetch_add(1, Relaxed);
+            add(&self.counters.dropped);
         }
     }
 
@@ -224,7 +225,7 @@ impl Shared {
         }
         let is_full = self.flows.lock().len() >= self.config.max_flows;
         if is_full && self.config.on_full == OnFullFlows::Reject {
-            self.counters.rejected_full.fetch_add(1, Relaxed);
+            add(&self.counters.rejected_full);
             return Err("there are as many flows as allowed");
         }
         // Without the lock: the route and the strategy are foreign code.
@@ -233,7 +234,7 @@ impl Shared {
         let upstream = match open(pick.endpoint().name(), datagram) {
             Ok(upstream) => upstream,
             Err(error) => {
-                self.counters.upstream_errors.fetch_add(1, Relaxed);
+                add(&self.counters.upstream_errors);
                 let endpoint = pick.endpoint().name();
                 tracing::debug!(target: "voussoir::lb", endpoint, %error, "no flow");
                 if error.kind() == io::ErrorKind::ConnectionRefused {
@@ -242,8 +243,8 @@ impl Shared {
                 return Err("the endpoint cannot be sent to");
             }
         };
-        self.counters.sent_to_upstream.fetch_add(1, Relaxed);
-        self.counters.flows.fetch_add(1, Relaxed);
+        add(&self.counters.sent_to_upstream);
+        add(&self.counters.flows);
         let flow = Arc::new(Flow::new(upstream, client, now));
         let evicted = {
             let mut flows = self.flows.lock();
@@ -252,7 +253,7 @@ impl Shared {
             evicted.flatten()
         };
         if let Some(evicted) = evicted {
-            self.counters.evicted.fetch_add(1, Relaxed);
+            add(&self.counters.evicted);
             evicted.end();
         }
         flow::start(self, flow, Arc::clone(socket), pick);
@@ -263,7 +264,7 @@ impl Shared {
         let connection = Connection { client, peer: client, local, header: None, hello: None };
         let route = self.route.load_full();
         let Some(balancer) = route.route(&connection) else {
-            self.counters.rejected_route.fetch_add(1, Relaxed);
+            add(&self.counters.rejected_route);
             return None;
         };
         let ip = client.ip().to_canonical();
@@ -274,7 +275,7 @@ impl Shared {
         let ctx = Context::new().with_client(ip).with_key(&octets);
         let pick = balancer.pick(&ctx, self.now());
         if pick.is_none() {
-            self.counters.rejected_endpoint.fetch_add(1, Relaxed);
+            add(&self.counters.rejected_endpoint);
         }
         pick
     }

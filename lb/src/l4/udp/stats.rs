@@ -1,32 +1,12 @@
 //! Counters of a UDP proxy.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-
-macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident,)*) => {
-        /// What a [`UdpProxy`](super::UdpProxy) has done since it was made.
-        #[derive(Clone, Debug, Default, PartialEq, Eq)]
-        #[non_exhaustive]
-        pub struct UdpStats {
-            /// Flows at present.
-            pub active: usize,
-            $($(#[$doc])* pub $name: u64,)*
-        }
-
-        #[derive(Debug, Default)]
-        pub(super) struct Counters {
-            $(pub(super) $name: AtomicU64,)*
-        }
-
-        impl Counters {
-            pub(super) fn read(&self, active: usize) -> UdpStats {
-                UdpStats { active, $($name: self.$name.load(Relaxed),)* }
-            }
-        }
-    };
-}
+use crate::l4::stats::counters;
 
 counters! {
+    /// What a [`UdpProxy`](super::UdpProxy) has done since it was made.
+    UdpStats,
+    /// Flows at present.
+    active,
     /// Flows that began.
     flows,
     /// Datagrams of clients.
