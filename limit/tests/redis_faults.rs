@@ -258,6 +258,8 @@ async fn a_failover_is_followed_and_what_was_replicated_counts() {
     let (mut redis, mut replica) = (connect(&old.url()).await, connect(&new.url()).await);
     run(&mut replica, &["REPLICAOF", "127.0.0.1", &old.port.to_string()]).await;
     assert_eq!(limiter.check("k", 2).await.unwrap().remaining, 3);
+    // WAIT counts the replicas that have the last write of its own connection.
+    run(&mut redis, &["SET", "mark", "1"]).await;
     let start = Instant::now();
     while redis::cmd("WAIT").arg(1).arg(100).query_async::<u64>(&mut redis).await.unwrap() == 0 {
         assert!(start.elapsed() < 20 * SECOND, "the replica does not follow");
