@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use crate::run::{cargo, check};
-use crate::{mutants, templates, test, tidy};
+use crate::{features, mutants, templates, test, tidy};
 
 type Step = (&'static str, fn() -> Result<(), String>);
 
@@ -26,6 +26,7 @@ const STEPS: &[Step] = &[
             "warnings",
         ]))
     }),
+    ("features", features::run),
     ("docs", || {
         let args = ["doc", "--workspace", "--exclude", "voussoir-benches"];
         let args = [&args[..], &["--all-features", "--no-deps", "--locked"]].concat();

@@ -9,11 +9,13 @@
 //! - `cargo xtask templates [NAME…]`: copies templates out, and tests and runs the copies.
 //! - `cargo xtask services [up NAME…]`: the servers that tests and templates use.
 //! - `cargo xtask long [STEP…]`: the long forms of all tests, and what a release needs.
+//! - `cargo xtask features`: each library with each of its features alone.
 //! - `cargo xtask ci`: everything that must pass before a change lands, with each step's time.
 
 mod api;
 mod bench;
 mod ci;
+mod features;
 mod long;
 mod mutants;
 mod new;
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
         "tidy" => tidy::run(),
         "mutants" => mutants::run(&rest),
         "bench" => bench::run(&rest),
+        "features" => features::run(),
         "long" => long::run(&rest),
         "new" => new::run(&rest),
         "templates" => templates::run(&rest),
@@ -43,7 +46,7 @@ fn main() -> ExitCode {
         "ci" => ci::run(),
         _ => Err("usage: cargo xtask test [ARGS…] | tidy | mutants [CRATE] [NAME] | \
              bench [CRATE…] [-- PART…] | services [up NAME…] | new PATH FROM | \
-             templates [NAME…] | ci | long [STEP…]"
+             templates [NAME…] | features | ci | long [STEP…]"
             .to_owned()),
     };
     match result {
