@@ -2,14 +2,13 @@
 //!
 //! Needs `redis-server` on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it left out.
 
-mod redis_server;
 mod support;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis_server::RedisServer;
 use support::{Script, Scripted, config};
+use test_support::RedisServer;
 use tokio::time::sleep;
 use voussoir_cache::testing::{check_bus, check_second_level};
 use voussoir_cache::*;
@@ -65,14 +64,14 @@ async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
 
 #[tokio::test]
 async fn redis_keeps_the_promises_of_the_seams() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     check_bus(&bus(&server.url())).await;
     check_second_level(&level(&server.url())).await;
 }
 
 #[tokio::test]
 async fn two_caches_over_one_redis_load_once_and_hear_of_each_other() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     *script.takes.lock() = 50 * MS;
     script.tags.lock().push("rows".into());
@@ -100,7 +99,7 @@ async fn two_caches_over_one_redis_load_once_and_hear_of_each_other() {
 /// invalidated meanwhile is sent when it is back.
 #[tokio::test]
 async fn a_redis_that_comes_back_empty_costs_loads_and_nothing_else() {
-    let Some(mut server) = RedisServer::start() else { return };
+    let Some(mut server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     *script.takes.lock() = Duration::ZERO;
     let caches = [(); 2].map(|()| cache(&server.url(), Scripted(Arc::clone(&script))));
@@ -146,7 +145,7 @@ async fn a_redis_that_comes_back_empty_costs_loads_and_nothing_else() {
 /// Redis is paused: connections stay open and nobody answers.
 #[tokio::test]
 async fn a_redis_that_is_paused_keeps_no_reader_waiting_and_nothing_stale() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     *script.takes.lock() = Duration::ZERO;
     let caches = [(); 2].map(|()| cache(&server.url(), Scripted(Arc::clone(&script))));
@@ -190,7 +189,7 @@ async fn a_redis_that_is_paused_keeps_no_reader_waiting_and_nothing_stale() {
 /// Keys of a server that evicts: floors that are gone make values invalid, and not valid again.
 #[tokio::test]
 async fn a_floor_that_was_evicted_makes_its_values_invalid() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     script.tags.lock().push("rows".into());
     let one = cache(&server.url(), Scripted(Arc::clone(&script)));
@@ -206,7 +205,7 @@ async fn a_floor_that_was_evicted_makes_its_values_invalid() {
 
 #[tokio::test]
 async fn all_keys_but_two_expire() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     script.tags.lock().push("rows".into());
     let one = cache(&server.url(), Scripted(Arc::clone(&script)));
@@ -235,7 +234,7 @@ async fn all_keys_but_two_expire() {
 /// A thousand misses at once are written to one connection, and read from it, together.
 #[tokio::test]
 async fn calls_share_one_connection_and_are_pipelined() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let script = Script::new(1);
     *script.takes.lock() = Duration::ZERO;
     let one = cache(&server.url(), Scripted(Arc::clone(&script)));

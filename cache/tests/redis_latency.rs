@@ -4,13 +4,11 @@
 //! processor away meanwhile. `VOUSSOIR_CACHE_CHANGES` sets how many changes there are (default
 //! 300).
 
-mod redis_server;
-
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use redis_server::RedisServer;
+use test_support::RedisServer;
 use tokio::time::sleep;
 use voussoir_cache::*;
 
@@ -130,7 +128,7 @@ impl Drop for Reader {
 /// A write in one process is seen in the other one: the time from its commit.
 #[tokio::test]
 async fn a_change_is_seen_by_another_process_within_50_ms() {
-    let Some(server) = RedisServer::start() else { return };
+    let Some(server) = RedisServer::start(&[]) else { return };
     let url = server.url();
     let mut rows = client(&url).get_multiplexed_async_connection().await.unwrap();
     let cache = cache(&url, Rows(rows.clone()));

@@ -3,15 +3,13 @@
 //! Needs a `redis-server` of version 7 on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it
 //! left out.
 
-mod support;
-
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::aio::MultiplexedConnection;
-use support::RedisServer;
+use test_support::RedisServer;
 use voussoir_limit::testing::check_counter;
 use voussoir_limit::*;
 
@@ -38,7 +36,7 @@ impl Cluster {
             let started = cluster.start_node(node)?;
             cluster.nodes.push(started);
         }
-        let first = cluster.nodes[0].port;
+        let first = cluster.nodes[0].port();
         for (node, range) in [(0, (0, 5461)), (1, (5462, 10_922)), (2, (10_923, 16_383))] {
             let mut connection = cluster.connection(node).await;
             let _: () = ask(&mut connection, &format!("SET-CONFIG-EPOCH {}", node + 1)).await;
@@ -257,7 +255,7 @@ async fn a_replica_that_takes_over_is_found_with_what_it_has() {
     let Some(replica) = cluster.start_node(3) else { return };
     cluster.nodes.push(replica);
     let mut of_replica = cluster.connection(3).await;
-    let first = cluster.nodes[0].port;
+    let first = cluster.nodes[0].port();
     let _: () = ask(&mut of_replica, &format!("MEET 127.0.0.1 {first}")).await;
     let primary: String = ask(&mut cluster.connection(2).await, "MYID").await;
     let start = Instant::now();

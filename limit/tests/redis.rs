@@ -2,13 +2,11 @@
 //!
 //! Needs `redis-server` on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it left out.
 
-mod support;
-
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use support::RedisServer;
+use test_support::RedisServer;
 use voussoir_limit::testing::check_counter;
 use voussoir_limit::*;
 

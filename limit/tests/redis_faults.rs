@@ -2,13 +2,14 @@
 //!
 //! Needs `redis-server` on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it left out.
 
-mod support;
+mod proxy;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use proxy::Proxy;
 use redis::aio::MultiplexedConnection;
-use support::{Proxy, RedisServer};
+use test_support::RedisServer;
 use voussoir_limit::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -252,11 +253,11 @@ async fn rates_finer_than_a_microsecond_are_served() {
 #[tokio::test]
 async fn a_failover_is_followed_and_what_was_replicated_counts() {
     let (Some(old), Some(new)) = (RedisServer::start(&[]), RedisServer::start(&[])) else { return };
-    let proxy = Proxy::start(old.port).await;
+    let proxy = Proxy::start(old.port()).await;
     let counter = counter(&proxy.url(), WhenLost::Fresh);
     let limiter = strict(&counter, Quota::gcra(1, HOUR).burst(5));
     let (mut redis, mut replica) = (connect(&old.url()).await, connect(&new.url()).await);
-    run(&mut replica, &["REPLICAOF", "127.0.0.1", &old.port.to_string()]).await;
+    run(&mut replica, &["REPLICAOF", "127.0.0.1", &old.port().to_string()]).await;
     assert_eq!(limiter.check("k", 2).await.unwrap().remaining, 3);
     // WAIT counts the replicas that have the last write of its own connection.
     run(&mut redis, &["SET", "mark", "1"]).await;
@@ -265,8 +266,8 @@ async fn a_failover_is_followed_and_what_was_replicated_counts() {
         assert!(start.elapsed() < 20 * SECOND, "the replica does not follow");
     }
     run(&mut replica, &["REPLICAOF", "NO", "ONE"]).await;
-    run(&mut redis, &["REPLICAOF", "127.0.0.1", &new.port.to_string()]).await;
-    proxy.lead_to(new.port);
+    run(&mut redis, &["REPLICAOF", "127.0.0.1", &new.port().to_string()]).await;
+    proxy.lead_to(new.port());
     // The old connection leads to a replica now: it says so, nothing was taken, and the next
     // attempt connects anew.
     let error = store_error(limiter.check("k", 1).await);
@@ -288,7 +289,7 @@ async fn a_failover_is_followed_and_what_was_replicated_counts() {
 #[tokio::test]
 async fn a_silent_connection_is_replaced() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let proxy = Proxy::start(server.port).await;
+    let proxy = Proxy::start(server.port()).await;
     let counter = counter(&proxy.url(), WhenLost::Fresh);
     // The default time limit, which is shorter than any that the connection has.
     let limiter =
@@ -314,7 +315,7 @@ async fn a_silent_connection_is_replaced() {
 #[tokio::test]
 async fn a_slow_connection_comes_about_and_only_once() {
     let Some(server) = RedisServer::start(&[]) else { return };
-    let proxy = Proxy::start(server.port).await;
+    let proxy = Proxy::start(server.port()).await;
     proxy.delay(SECOND / 2);
     let counter = counter(&proxy.url(), WhenLost::Fresh);
     let mut outage = OutageConfig::default();

@@ -3,12 +3,10 @@
 //!
 //! Needs `redis-server` on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it left out.
 
-mod support;
-
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use support::RedisServer;
+use test_support::RedisServer;
 use voussoir_limit::*;
 use voussoir_sim::Situations;
 

@@ -1,60 +1,24 @@
 //! Short runs over what the fuzzers found: each input of `fuzz/corpus`, and variants of each.
 
-use std::path::Path;
-
-use proptest::prelude::*;
+use test_support::corpus;
 use voussoir_raft::testing::decoders;
-
-/// The inputs of one fuzz target; an empty one where the repository's `fuzz` folder is absent.
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
-    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut inputs: Vec<Vec<u8>> =
-        files.filter_map(|file| std::fs::read(file.path()).ok()).collect();
-    inputs.push(Vec::new());
-    inputs
-}
-
-/// Each input as it is, and variants with a few bytes changed and the rest cut off.
-fn run(target: &str, entry: fn(&[u8])) {
-    let inputs = corpus(target);
-    for input in &inputs {
-        entry(input);
-    }
-    let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8);
-    let strategy = (prop::sample::select(inputs), changes, any::<prop::sample::Index>());
-    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) };
-    let mut runner = prop::test_runner::TestRunner::new(config);
-    let result = runner.run(&strategy, |(mut input, changes, end)| {
-        if !input.is_empty() {
-            for (at, byte) in changes {
-                let at = at.index(input.len());
-                input[at] = byte;
-            }
-        }
-        let end = if end.index(4) == 0 { end.index(input.len() + 1) } else { input.len() };
-        entry(&input[..end]);
-        Ok(())
-    });
-    result.unwrap();
-}
 
 #[test]
 fn any_message_is_decoded_or_refused() {
-    run("raft_message", decoders::message);
+    corpus::run("raft_message", 3000, decoders::message);
 }
 
 #[test]
 fn any_record_is_decoded_or_refused() {
-    run("raft_record", decoders::record);
+    corpus::run("raft_record", 3000, decoders::record);
 }
 
 #[test]
 fn any_part_of_a_snapshot_is_decoded_or_refused() {
-    run("raft_snapshot_part", decoders::snapshot_part);
+    corpus::run("raft_snapshot_part", 3000, decoders::snapshot_part);
 }
 
 #[test]
 fn a_core_outlives_whatever_its_peers_send() {
-    run("raft_peer", decoders::peer);
+    corpus::run("raft_peer", 3000, decoders::peer);
 }

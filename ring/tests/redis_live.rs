@@ -1,59 +1,21 @@
-//! Asks a real redis-server in cluster mode for the slots of keys. Ignored by default:
-//! `cargo test -p voussoir-ring --test redis_live -- --ignored`
-//!
-//! `VOUSSOIR_REDIS_SERVER` names the program (default `redis-server`). It is started on a free
-//! loopback port with its data in a temporary folder, and stopped after.
+//! Asks a real redis-server in cluster mode for the slots of keys. Left out, and says so, where
+//! there is none. `VOUSSOIR_REDIS_SERVER` names the program (default `redis-server`).
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::net::TcpStream;
 
+use test_support::RedisServer;
 use voussoir_ring::compat::redis;
 use voussoir_ring::hash;
 
-struct Server {
-    child: Child,
-    port: u16,
-    folder: std::path::PathBuf,
-}
-
-impl Server {
-    fn start() -> Self {
-        let program = std::env::var("VOUSSOIR_REDIS_SERVER");
-        let program = program.unwrap_or_else(|_| "redis-server".to_owned());
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = std::env::temp_dir().join(format!("voussoir-ring-redis-{port}"));
-        std::fs::create_dir_all(&folder).unwrap();
-        // The cluster bus would take the port plus 10,000, which may be none.
-        let bus = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let child = Command::new(&program)
-            .args(["--port", &port.to_string(), "--cluster-port", &bus.to_string()])
-            .args(["--bind", "127.0.0.1", "--save", "", "--cluster-enabled", "yes"])
-            .args(["--dir", folder.to_str().unwrap()])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap_or_else(|error| panic!("{program} does not start: {error}"));
-        let mut server = Self { child, port, folder };
-        let log = BufReader::new(server.child.stdout.take().unwrap());
-        let ready = log.lines().map_while(Result::ok).any(|line| line.contains("Ready to accept"));
-        assert!(ready, "redis-server ended before it was ready");
-        server
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
 #[test]
-#[ignore = "needs redis-server"]
 fn slots_agree_with_a_live_redis() {
-    let server = Server::start();
-    let stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    // A node writes its view of the cluster into its folder.
+    let folder = std::env::temp_dir().join(format!("voussoir-ring-redis-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let options = ["--cluster-enabled", "yes", "--dir", folder.to_str().unwrap()];
+    let Some(server) = RedisServer::start(&options) else { return };
+    let stream = TcpStream::connect(("127.0.0.1", server.port())).unwrap();
     let (mut answers, mut commands) = (BufReader::new(stream.try_clone().unwrap()), stream);
     let odd: [&[u8]; 8] =
         [b"", b"{}", b"{", b"}{", b"a{b}c{d}", b"{{x}}", b"\x00\xff{\r\n}", b"foo{}{bar}"];
@@ -73,4 +35,6 @@ fn slots_agree_with_a_live_redis() {
         answers.read_line(&mut answer).unwrap();
         assert_eq!(answer, format!(":{}\r\n", redis::slot(&key)), "{key:x?}");
     }
+    drop(server);
+    std::fs::remove_dir_all(&folder).unwrap();
 }
