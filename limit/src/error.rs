@@ -1,4 +1,4 @@
-//! What can go wrong, one enum for each surface.
+//! Errors, one enum for each surface.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::header::whole_seconds;
 pub struct ConfigError {
     /// The name of the field.
     pub field: &'static str,
-    /// What must hold for it.
+    /// The rule that the field violates.
     pub rule: &'static str,
 }
 
@@ -69,7 +69,7 @@ impl Rejected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WaitError {
-    /// As many callers wait already as the limiter lets wait. Retry later.
+    /// The queue of waiting callers is full. Retry later.
     #[error("too many callers wait for this limiter")]
     QueueFull,
     /// The request costs more than the limit: no waiting helps. See

@@ -1,4 +1,4 @@
-//! One limiter for all callers.
+//! A limiter without keys: one quota for all callers.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What may pass, and how it is counted.
+//! Quotas: how many units may pass, and by which algorithm they are counted.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub enum Algorithm {
     SlidingCounter,
 }
 
-/// So many units in so much time.
+/// A number of units per period, and the algorithm that counts them.
 ///
 /// The rate is `count` in `per`; what may be taken at one moment is `burst`, and is never implied
 /// by the rate. Ranges: `per` from 1 ns to 73 years; `burst` times the time of one unit up to 146
@@ -171,7 +171,7 @@ pub(crate) fn least_limit(rules: &[Rules]) -> u64 {
     rules.iter().map(|rules| rules.limit).min().unwrap_or(0)
 }
 
-/// What a change of quotas must keep.
+/// Rule for a change of quotas, as shown in errors.
 const OTHER_KIND: &str = "must keep their number and algorithms, for their states to be kept";
 
 /// The rules of a change, which must keep the shape of what it changes.

@@ -1,4 +1,5 @@
-//! What the core takes from the platform. The loom test includes the core over its own.
+//! Synchronisation types of the core. The loom test includes the core with loom's types in their
+//! place.
 
 pub(crate) use parking_lot::Mutex;
 pub(crate) use std::sync::atomic::{AtomicU64, fence};

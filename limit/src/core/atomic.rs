@@ -1,4 +1,4 @@
-//! One word and its rules, shared by threads without a lock.
+//! An atomic word with the rules that interpret it, shared by threads without a lock.
 
 use crossbeam_utils::CachePadded;
 

@@ -1,7 +1,7 @@
 //! The decisions: plain functions of a state, a quota and the time. No clock, no thread.
 //!
-//! What fits into a word is a function from word to word ([`word`]), so that it can live in an
-//! atomic, in a table of a million keys, or in a store.
+//! Algorithms whose state fits into a 64-bit word are functions from word to word ([`word`]), so
+//! that the word can live in an atomic, in a table of a million keys, or in a store.
 
 mod atomic;
 mod cell;

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::{Cell, Kind, Receipt, Rules, Verdict, step_all};
 
-/// What an algorithm is, in the plainest words: it remembers everything.
+/// Reference model of an algorithm: it remembers every admission.
 struct Model {
     rules: Rules,
     /// Admitted units with their times.
@@ -306,7 +306,7 @@ fn broken_cells_are_caught() {
     assert!(flood(rules, forgetful).is_some());
 }
 
-/// What is admitted at most is what can be admitted: the bound is reached.
+/// The bound on admissions is tight: a flood reaches it.
 #[test]
 fn most_in_is_tight_for_a_flood() {
     let flood = |kind: Kind, from: u64, window: u64| {

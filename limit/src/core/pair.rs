@@ -41,7 +41,7 @@ impl Pair {
         self.current += cost;
     }
 
-    /// What the previous window still weighs, rounded up, `gone` into the current one.
+    /// Weight of the previous window, rounded up, when `gone` ns of the current one have passed.
     fn carried(&self, rules: &Rules, gone: u64) -> u64 {
         let covered = u128::from(rules.per - gone);
         (u128::from(self.previous) * covered).div_ceil(u128::from(rules.per)) as u64

@@ -102,7 +102,7 @@ impl Rules {
         match self.kind {
             Kind::Gcra => self.limit.saturating_add(between / self.interval),
             Kind::TokenBucket => {
-                // What a tick puts into a full bucket runs over.
+                // A tick that refills a full bucket adds nothing.
                 let a_tick = self.count.min(self.limit);
                 self.limit.saturating_add(between.div_ceil(self.per).saturating_mul(a_tick))
             }

@@ -1,4 +1,4 @@
-//! What a decision says.
+//! The answer of a check.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 pub struct Standing {
     whole: u64,
     left: u64,
-    /// What of `whole` and `left` makes one unit of cost: at least 1.
+    /// Number of `whole` and `left` that make one unit of cost. At least 1.
     unit: u64,
     reset_ns: u64,
     tier: u32,
@@ -60,7 +60,7 @@ pub(crate) struct Verdict {
     pub(crate) at: u64,
 }
 
-/// What a refund needs to know of the taking.
+/// Facts about a grant that a later refund needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Receipt {
     pub(crate) at: u64,

@@ -97,7 +97,7 @@ fn pack(rules: &Rules, index: u64, used: u64) -> u64 {
     (index << rules.unit_bits) | used
 }
 
-/// What becomes of a reservation of more units than the limit.
+/// Decision about a reservation of more units than the limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Beyond {
     Refused,
@@ -171,7 +171,7 @@ pub(crate) fn convert(old: &Rules, new: &Rules, word: u64, now: u64) -> u64 {
                 (u128::from(ahead) * u128::from(new.interval)).div_ceil(u128::from(old.interval));
             new.min(u128::from(MAX_NOW / 4)) as u64
         };
-        // What was reserved beyond the burst stays so.
+        // Units that were reserved beyond the burst stay reserved.
         let beyond = ahead.saturating_sub(old.span);
         return now + scaled(ahead - beyond).min(new.span) + scaled(beyond);
     }

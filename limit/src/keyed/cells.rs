@@ -30,7 +30,7 @@ pub(super) struct Cells<K> {
 struct Shard<K> {
     rules: Box<[Rules]>,
     table: HashTable<Known<K>>,
-    /// What the keys without a place share.
+    /// Cells shared by all keys without a slot of their own.
     overflow: Box<[Cell]>,
     /// Number of keys at which the table is swept before it grows.
     sweep_at: usize,

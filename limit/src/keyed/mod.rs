@@ -23,7 +23,7 @@ use cells::Cells;
 use wait::Waiters;
 use words::Words;
 
-/// What becomes of a key that is new while `max_keys` keys are in use.
+/// Decision about a new key while `max_keys` keys are in use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenFull {
@@ -59,7 +59,7 @@ pub struct KeyedConfig {
     /// and some more keys than this may find a place. With windows that slide
     /// and with several quotas this is the most keys remembered, in tables that grow and shrink.
     pub max_keys: usize,
-    /// What becomes of new keys beyond that. Default: [`WhenFull::Share`].
+    /// Decision about new keys above `max_keys`. Default: [`WhenFull::Share`].
     pub when_full: WhenFull,
     /// How many callers may wait in [`Keyed::until_ready`], for all keys together. At least 1;
     /// default 1024.
@@ -112,9 +112,9 @@ pub struct Keyed<K, S = RandomState> {
     table: Table<K>,
     hasher: S,
     clock: Arc<dyn Clock>,
-    /// One change of quotas reaches all shards before the next begins.
+    /// Held while a change of quotas is applied to all shards, so that changes do not interleave.
     change: Mutex<()>,
-    /// As they were given, with their names. Changed under the lock of `change`.
+    /// Quotas as given by the caller, with their names. Written only while `change` is held.
     quotas: RwLock<Arc<[Quota]>>,
     waiters: Waiters,
 }
@@ -384,7 +384,7 @@ impl<K: Hash + Eq, S: BuildHasher> Keyed<K, S> {
     /// [`ConfigError`] if a quota is out of range, or their number or an algorithm would change;
     /// then nothing is changed.
     pub fn set_quotas(&self, quotas: &[Quota]) -> Result<(), ConfigError> {
-        // Not under the lock: the clock is foreign code.
+        // Read before the lock is taken: the clock is foreign code.
         let now = self.clock.now();
         {
             let _one = self.change.lock();

@@ -200,7 +200,7 @@ fn a_caller_far_ahead_does_not_hold_up_the_keys_of_others() {
         for key in 0..8 {
             limiter.check_at(&key, second, 1).unwrap();
         }
-        // It takes the place of a key that had been idle since 11 s.
+        // The new key takes the slot of a key that has been idle since 11 s.
         limiter.check_at(&100, year, 1).unwrap();
         assert!(limiter.stats().reclaimed > 0, "{quota:?}");
         for key in 200..206 {
@@ -241,7 +241,7 @@ fn a_key_that_is_known_is_not_brought_in_again() {
     let words =
         Words::new(&Quota::gcra(1, MINUTE).rules().unwrap(), 100, WhenFull::Reject).unwrap();
     assert!(words.step_new(7, 1, 1).is_some());
-    // As a thread does that looked before the other was done.
+    // The same insertion by a thread whose lookup preceded the first insertion.
     assert!(words.step_new(7, 1, 1).is_none());
     assert_eq!(words.totals().keys, 1);
 }

@@ -22,10 +22,10 @@ struct Queue {
     waiting: usize,
 }
 
-/// What the callers that wait for a key share.
+/// Shared state of the callers that wait for one key.
 #[derive(Default)]
 pub(super) struct Line {
-    /// Held by the first of its key. tokio's mutex is handed on in order.
+    /// Held by the first waiter of the key. tokio's mutex is handed on in order.
     pub(super) turn: tokio::sync::Mutex<()>,
     /// Told of refunds and of changes of the quotas, so that the first in line decides again.
     pub(super) changed: Notify,
@@ -70,7 +70,7 @@ impl Waiters {
             return;
         }
         let line = self.queues.lock().get(&hash).map(|queue| Arc::clone(&queue.line));
-        // Not under the lock: a waker is foreign code, and may drop a `Waiter`.
+        // Notify after releasing the lock: a waker is foreign code, and may drop a `Waiter`.
         if let Some(line) = line {
             line.changed.notify_waiters();
         }

@@ -39,7 +39,7 @@ struct Shard {
     newcomers: Mutex<Newcomers>,
 }
 
-/// What only a key without a slot has to do with.
+/// State that only a key without a slot touches.
 struct Newcomers {
     keys: usize,
     reclaimed: u64,
@@ -48,16 +48,16 @@ struct Newcomers {
     /// this time or later, because a newcomer may be such a key. Not the time at which keys are
     /// forgotten: a caller whose clock is far ahead would set it for the newcomers of all others.
     forgotten_until: u64,
-    /// What the keys without a slot share.
+    /// Cell shared by all keys without a slot.
     overflow: Cell,
 }
 
 /// Where a newcomer ends up.
 enum Entry<'a> {
-    /// It is not new: another thread was quicker.
+    /// Another thread inserted the key first.
     Known,
     Free(SlotRef<'a>),
-    /// Until now of a key that is as good as new; with its word.
+    /// Slot of a key whose state equals that of an unused key, with its word; it can be reused.
     Idle(SlotRef<'a>, u64),
     Full,
 }

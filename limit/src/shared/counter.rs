@@ -13,15 +13,15 @@ use crate::quota::Quota;
 pub struct Take<'a> {
     /// Whose units. Callers use one key with one quota at a time.
     pub key: &'a str,
-    /// What the key may have.
+    /// Quota of the key.
     pub quota: Quota,
-    /// Fewer than these are no use. At least 1.
+    /// Smallest grant that is useful to the caller. At least 1.
     pub least: u64,
     /// More than these are not wanted. At least `least`.
     pub most: u64,
 }
 
-/// What a store answers to a [`Take`].
+/// Answer of a store to a [`Take`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Units taken: 0, or `least` to `most`.
@@ -67,8 +67,8 @@ pub enum StoreError {
     /// not help before the cause is gone.
     #[error("the store's answer was not understood: {0}")]
     Invalid(String),
-    /// Not asked, because the server of this key could not be reached or did not answer a moment
-    /// ago: nothing was taken. Retry after a pause.
+    /// The store was not asked, because the server of this key was unreachable or silent a moment
+    /// ago. Nothing was taken. Retry after a pause.
     #[error("the store failed a moment ago and is left alone")]
     Resting,
 }

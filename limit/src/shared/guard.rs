@@ -1,5 +1,5 @@
-//! What both shared limiters do around their store: time limit, rest after an outage, and the
-//! choice of what to do without it.
+//! Calls to the store by both shared limiters: time limit, rest after an outage, and the decision
+//! that is made while the store is away.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use crate::core::{NEVER, Standing};
 use crate::error::{ConfigError, Rejected};
 use crate::quota::{Quota, nanos};
 
-/// What a shared limiter does while its store gives no answer.
+/// Decision of a shared limiter while its store gives no answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnOutage {
@@ -54,7 +54,7 @@ pub enum Source {
     Store,
     /// A share that the store granted before.
     Lease,
-    /// Nobody: the store is away, and the limiter fails open.
+    /// No store: it is away, and the limiter fails open.
     Outage,
 }
 

@@ -114,7 +114,7 @@ impl Leased {
     /// The same over a clock of the caller's.
     ///
     /// # Errors
-    /// As of [`new`](Self::new).
+    /// As [`new`](Self::new).
     pub fn with_clock(
         counter: Arc<dyn Counter>,
         quota: Quota,
@@ -196,7 +196,7 @@ impl Leased {
             }
         };
         self.granted.fetch_add(taken.granted, Ordering::Relaxed);
-        // Not under the lock: the clock is foreign code.
+        // Read before the lock is taken: the clock is foreign code.
         let now = self.guard.clock.now();
         let mut state = share.state.lock();
         if taken.granted == 0 {
@@ -249,7 +249,7 @@ impl Leased {
     }
 
     fn share(&self, key: &str) -> Option<Arc<Share>> {
-        // Not under the lock: the clock is foreign code.
+        // Read before the lock is taken: the clock is foreign code.
         let now = self.guard.clock.now();
         let mut shares = self.shares.lock();
         if let Some(share) = shares.by_key.get(key) {

@@ -159,7 +159,8 @@ async fn a_store_that_does_not_answer_costs_the_time_limit() {
     assert_eq!((error.outcome(), error.is_retryable()), (Outcome::Unknown, true));
 }
 
-/// One key's trouble is that key's: others are answered, and the key again once it is over.
+/// An error about one key affects only that key: other keys are answered, and the key itself as
+/// soon as the error is gone.
 #[tokio::test(start_paused = true)]
 async fn an_error_about_one_key_rests_no_other() {
     let quota = Quota::gcra(1, SECOND).burst(100);
@@ -206,7 +207,8 @@ async fn an_outage_rests_the_keys_of_its_server_only() {
     assert_eq!(counter.asked(), asked + 1);
 }
 
-/// Those who wait for the answer to one question get its failure, not a question each.
+/// Callers that wait for one request to the store all get its failure; none sends a request of its
+/// own.
 #[tokio::test(start_paused = true)]
 async fn callers_of_one_key_share_a_question_that_fails() {
     #[derive(Debug)]

@@ -17,7 +17,7 @@ pub use layer::{LimitError, LimitLayer, Limited};
 /// Who a request is counted for. Called without a lock; a panic passes through to the caller of the
 /// service.
 pub trait KeyOf<R>: Send + Sync {
-    /// What it finds.
+    /// Type of the keys.
     type Key;
 
     /// The key, or `None` if the request has none.

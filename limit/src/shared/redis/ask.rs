@@ -29,8 +29,8 @@ pub(super) struct Redirect {
     pub(super) asking: bool,
 }
 
-/// One round trip for all calls, and another for those whose server does not know the script yet.
-/// `hash` is the script's.
+/// Runs all calls in one round trip, and a second one for the calls whose server did not have the
+/// script. `hash` is the SHA-1 of the script.
 pub(super) async fn ask(
     links: &Links,
     hash: &str,
@@ -116,13 +116,13 @@ fn failure(error: &RedisError) -> Failure {
     }
 }
 
-/// What an error of one take means. Each error of a server is from before the script's only write,
-/// so nothing was taken.
+/// Translates the error of one take. The script fails only before its single write, so an error of
+/// the server means that nothing was taken.
 pub(super) fn understood(error: &RedisError) -> StoreError {
     let text = error.to_string();
     match error.kind() {
         ErrorKind::Server(kind) => match kind {
-            // It is starting, or not the one to ask.
+            // The server is starting, or does not serve this key.
             ServerErrorKind::BusyLoading
             | ServerErrorKind::ClusterDown
             | ServerErrorKind::MasterDown
@@ -142,7 +142,7 @@ pub(super) fn understood(error: &RedisError) -> StoreError {
 }
 
 fn refused(text: String) -> StoreError {
-    // What a script may not do is said in the script's error.
+    // A missing permission inside the script is reported by the text of the script's error.
     if text.contains("ACL failure") || text.contains("no permissions") {
         return not_permitted(&text);
     }

@@ -89,7 +89,8 @@ impl Cluster {
         self.node_of(slot_of(key)).number
     }
 
-    /// As long as the map is not known, a server that will redirect.
+    /// The server of `slot`. While the slot map is unknown, any seed server, which answers with a
+    /// redirect.
     fn node_of(&self, slot: usize) -> Arc<Node> {
         let known = self.map.read().slots.get(slot).cloned().flatten();
         known.unwrap_or_else(|| Arc::clone(&self.seeds[slot % self.seeds.len()]))

@@ -45,7 +45,7 @@ struct State {
     /// Connections begun so far.
     number: u64,
     link: Option<Link>,
-    /// What the task that connects will say. Closed without a word if the task's runtime ended.
+    /// Result of the connection task. Closed without a result if the runtime of the task ended.
     connecting: Option<watch::Receiver<Option<Result<Link, StoreError>>>>,
 }
 

@@ -20,19 +20,19 @@ use call::{Call, Figures};
 use cluster::Cluster;
 use link::Links;
 
-/// What a key starts with whose state is not on the server or cannot be read.
+/// State that is assumed for a key whose state is missing on the server or unreadable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WhenLost {
-    /// As if drained: one that is not there when the server started, so that a server that lost
-    /// its data never gives a burst or a window twice; one that cannot be read now. Keys that were
-    /// idle start with what has flowed back since; a fixed window that was running is over for
-    /// all whose count was lost.
+    /// The key counts as drained: a missing key as drained at the start of the server, so that a
+    /// server that lost its data never admits a burst or a window twice; an unreadable key as
+    /// drained now. Keys that were idle start with the units that have flowed back since. Keys
+    /// whose count in the current fixed window was lost admit nothing until the next window.
     ///
     /// Needs the server's `INFO`: see [`RedisCounter::verify`].
     #[default]
     Drained,
-    /// As if never used: a restart without data may admit one burst or one window more.
+    /// The key counts as never used: a restart without data may admit one burst or one window more.
     Fresh,
 }
 
