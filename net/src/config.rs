@@ -23,8 +23,8 @@ pub struct Limits {
     pub max_queue_messages: usize,
 }
 
-/// What a transport is told at its start. Nothing of it changes later. Times are 1 ms to 1 day,
-/// but `gather`, which is at most 1 s; counts are at least 1.
+/// Configuration of a transport, fixed at its start. Times are 1 ms to 1 day, except `gather`,
+/// which is at most 1 s. Counts are at least 1.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Config {

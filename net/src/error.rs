@@ -1,10 +1,10 @@
-//! What can go wrong, one small enum per surface.
+//! Errors, one small enum per surface.
 
 use std::net::SocketAddr;
 
 use bytes::Bytes;
 
-/// What a failed operation did at the other side.
+/// Effect of a failed operation at the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The peer did nothing, and will do nothing, because of this operation.
@@ -79,7 +79,7 @@ pub enum CallError {
 }
 
 impl CallError {
-    /// What the call did at the peer.
+    /// Effect of the call at the peer.
     pub fn outcome(&self) -> Outcome {
         match self {
             Self::NotSent(_) | Self::Rejected(_) => Outcome::NotApplied,
@@ -178,7 +178,7 @@ pub enum BindError {
     Listen {
         /// The address asked for.
         address: SocketAddr,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: std::io::Error,
     },
@@ -191,6 +191,6 @@ pub enum BindError {
 pub struct ConfigError {
     /// The name of the field.
     pub field: &'static str,
-    /// What must hold for it.
+    /// The rule that the field violates.
     pub rule: &'static str,
 }

@@ -56,7 +56,7 @@ pub enum Event {
         peer: u64,
         /// From where it came.
         remote: SocketAddr,
-        /// What it did.
+        /// The violation.
         violation: Violation,
     },
     /// The connection of a peer was closed to make room: unfinished frames took
@@ -112,7 +112,7 @@ pub enum DownReason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum HandshakeError {
-    /// What came in is not a handshake of this protocol, or it is damaged.
+    /// The received bytes are not a handshake of this protocol, or are damaged.
     #[error("not a voussoir-net handshake")]
     Malformed,
     /// The handshake was not complete in time, or had to make room for others.
@@ -138,7 +138,7 @@ pub enum HandshakeError {
     /// The class of the connection is not known.
     #[error("unknown class")]
     Class,
-    /// As many connections as `Config::max_connections` stand.
+    /// `Config::max_connections` connections are open.
     #[error("too many connections")]
     TooMany,
     /// The rejecting side is shutting down.
@@ -149,7 +149,7 @@ pub enum HandshakeError {
     Other(u16),
 }
 
-/// What a peer did against the protocol.
+/// Violation of the protocol by a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Violation {
@@ -294,7 +294,7 @@ impl Events {
     fn catch_up(&mut self, count: u64) {
         self.backlog.push_back(Event::Missed { count });
         if let Some(shared) = self.shared.upgrade() {
-            // What is still in the old queue is part of the new snapshot: it counts as missed.
+            // Events left in the old queue are part of the new snapshot: they count as missed.
             let behind = self.receiver.len() as u64;
             let (receiver, ups) = shared.snapshot();
             self.backlog.clear();

@@ -8,8 +8,8 @@ use parking_lot::RwLock;
 
 /// Knows the address of each peer.
 ///
-/// It is asked for each attempt to connect, so an answer may change at any time; a connection
-/// that stands stays. An implementation answers from memory: one that depends on DNS or on a
+/// The resolver is asked at each attempt to connect, so an answer may change at any time; open
+/// connections stay. An implementation answers from memory: a resolver that depends on DNS or on a
 /// registry keeps a map and refreshes it on a task of its own.
 ///
 /// No lock is held while it is asked, so it may use the transport. If it panics in `send`, `call`

@@ -74,7 +74,7 @@ pub(crate) enum Begun {
 pub(crate) fn begin(handler: Arc<dyn Handler>, from: u64, body: Bytes) -> Begun {
     let future = Box::pin(async move { handler.call(from, body).await });
     let mut running = Running { future };
-    // Whoever polls it next registers a waker that means something.
+    // The next poll registers a waker that is woken.
     match Pin::new(&mut running).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(answer) => Begun::Answered(answer),
         Poll::Pending => Begun::Pending(running),

@@ -4,8 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $name:ident),+ $(,)?) => {
-        /// What a transport did since it started. Frames that only keep connections alive count
-        /// in the bytes alone.
+        /// Counters of a transport since its start. Heartbeat frames are counted in bytes only.
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[non_exhaustive]
         pub struct Stats {

@@ -49,7 +49,7 @@ impl Channel {
 
 /// Bytes between peers that are named by `u64`.
 ///
-/// What every implementation keeps, and [`testing::conformance`](crate::testing) checks:
+/// Guarantees of every implementation, checked by [`testing::conformance`](crate::testing):
 ///
 /// * A message is delivered at most once, whole, and to the service that it names.
 /// * Messages to one peer in one class are delivered in the order in which `send` and `call` took
@@ -106,7 +106,7 @@ pub trait Transport: Send + Sync + 'static {
     fn events(&self) -> Events;
 }
 
-/// What receives the messages of one service.
+/// Receiver of the messages of one service.
 ///
 /// Both methods are called on the task that reads the connection, so what they do holds up the
 /// messages behind: hand long work on to a task or a thread of its own.

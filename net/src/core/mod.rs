@@ -1,4 +1,4 @@
-//! What a connection decides, without a socket, a clock or a task.
+//! Decisions of a connection, without a socket, a clock or a task.
 
 pub(crate) mod backoff;
 pub(crate) mod calls;

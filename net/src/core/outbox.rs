@@ -1,4 +1,4 @@
-//! What waits to be written to a connection.
+//! Queue of the frames that wait to be written to a connection.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -10,7 +10,7 @@ use crate::wire::{Frame, Kind};
 /// A piece up to this long is copied beside its neighbours: that costs less than an entry of a
 /// vectored write.
 const MAX_COPY_BYTES: usize = 1024;
-/// What is gathered for one write, unless a single frame is longer.
+/// Bytes gathered for one write, unless a single frame is longer.
 const BATCH_BYTES: usize = 256 * 1024;
 /// The most entries of one vectored write.
 pub(crate) const MAX_SLICES: usize = 64;
@@ -146,7 +146,7 @@ impl Outbox {
     }
 }
 
-/// What is being written: long pieces as they are, short ones copied together.
+/// The write in progress: long pieces as they are, short ones copied together.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     chunks: VecDeque<Bytes>,

@@ -46,13 +46,13 @@ impl Partials {
         Arc::new(Self { state: Mutex::default(), room: watch::Sender::new(()), max_bytes })
     }
 
-    /// What all connections hold now.
+    /// Bytes held by all connections now.
     pub(crate) fn held(&self) -> usize {
         self.state.lock().held
     }
 }
 
-/// What one connection holds. Dropping it gives everything back.
+/// Bytes held by one connection. Dropping the value gives them back.
 pub(crate) struct Share {
     partials: Arc<Partials>,
     room: watch::Receiver<()>,

@@ -126,7 +126,7 @@ fn limits_of_the_outbox() {
         }
         assert!(!outbox.has_room(len));
     }
-    // What is being written still counts in bytes: it is still in memory.
+    // Frames that are being written count in bytes: they are still in memory.
     let mut batch = Batch::default();
     by_bytes.fill(&mut batch);
     assert!(!by_bytes.has_room(len));

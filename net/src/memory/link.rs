@@ -18,7 +18,7 @@ use crate::core::calls::{Answer, Calls, Waiting};
 use crate::serving::{self, Begun, Failure, begin, message};
 use crate::{CallError, Class, Config, Event, Limits, Lost, Parts, Rejected, SendError};
 
-/// What one path, from one node to another, does to what it carries.
+/// Faults of one path, from one node to another.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Path {
     pub(super) faults: Faults,

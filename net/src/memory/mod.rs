@@ -1,8 +1,8 @@
 //! A transport in memory with faults that are set at run time, for tests.
 //!
-//! It keeps what [`Transport`] promises, and does on demand what a
-//! network does: delay, partitions in both or one direction, broken connections, stalled peers,
-//! nodes that die and come back; and, beyond what TCP does, silent loss.
+//! The network keeps the guarantees of [`Transport`] and injects faults on demand: delay,
+//! partitions in both or one direction, broken connections, stalled peers, nodes that die and come
+//! back; and silent loss, which TCP does not have.
 
 mod link;
 mod network;

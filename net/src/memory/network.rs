@@ -16,8 +16,8 @@ use crate::core::backoff::duration_between;
 use crate::serving::Services;
 use crate::{Class, Config, ConfigError, DownReason, Event, Publisher, SendError};
 
-/// What happens to each message on its way from one node to another. Never a duplicate and never
-/// another order: that much every connection gives.
+/// Faults of the path from one node to another. Messages are never duplicated and never reordered,
+/// as within every connection.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Faults {
     /// The probability that a message is lost without anybody being told, 0 to 1. More than TCP
@@ -126,7 +126,7 @@ pub(super) struct Shared {
     tally: Arc<Tally>,
     runtime: Handle,
     inner: RwLock<Inner>,
-    /// One change at a time, also while its events are told.
+    /// Held during a change of the network and the delivery of its events.
     changing: Mutex<()>,
 }
 
@@ -385,7 +385,7 @@ impl Network {
         }
     }
 
-    /// What happened so far.
+    /// Numbers of faults so far.
     pub fn counts(&self) -> FaultCounts {
         let tally = &self.shared.tally;
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);

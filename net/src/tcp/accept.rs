@@ -52,9 +52,10 @@ struct PendingHandshake {
     task: AbortHandle,
 }
 
-/// What is done with a connection that comes in.
+/// Decision about an incoming connection.
 enum Entry {
-    /// There is a admission, perhaps because a connection from this address was closed.
+    /// The connection is admitted, if need be after closing the given connection of the same
+    /// address.
     Free(Option<SocketAddr>),
     /// All places are taken until then, or until one is left.
     Wait(Instant),
@@ -95,7 +96,7 @@ impl Handshakes {
     }
 }
 
-/// One that stands.
+/// An accepted connection whose handshake is complete.
 #[derive(Clone)]
 struct Arrival {
     pipe: Arc<Pipe>,

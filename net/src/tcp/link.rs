@@ -69,7 +69,7 @@ async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
                 let began = Instant::now();
                 last_error = None;
                 run_connection(node, link, connected).await;
-                // One that breaks at once is as good as none.
+                // A connection that breaks at once does not reset the backoff.
                 if began.elapsed() >= node.config.max_backoff {
                     backoff.reset();
                 }

@@ -102,7 +102,7 @@ impl Tcp {
         Ok(())
     }
 
-    /// What this node did since it started.
+    /// Counters of this node since its start.
     pub fn stats(&self) -> Stats {
         self.owner.node.counters.snapshot()
     }
@@ -113,7 +113,7 @@ impl Tcp {
         self.owner.node.partials.held()
     }
 
-    /// What waits for each peer now, in no order.
+    /// Lengths of the send queues of all peers, in no order.
     pub fn queues(&self) -> Vec<Queue> {
         let describe = |link: Arc<link::Link>| {
             let (messages, bytes, calls) = link.pipe.queued();
@@ -159,7 +159,7 @@ impl Tcp {
     }
 }
 
-/// What waits to be sent to one peer in one class.
+/// Length of the send queue of one peer in one class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Queue {

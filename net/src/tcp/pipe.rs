@@ -38,7 +38,7 @@ pub(crate) enum Phase {
     Closed,
 }
 
-/// What is left to write after a turn.
+/// Result of a turn of writing: whether bytes are left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Flush {
     Done,

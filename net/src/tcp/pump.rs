@@ -14,7 +14,7 @@ use crate::wire::Incoming;
 use crate::wire::inbox::Inbox;
 use crate::{DownReason, Violation};
 
-/// What the connection does after a frame.
+/// Next step of the connection after a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     Go,

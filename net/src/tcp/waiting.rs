@@ -1,4 +1,4 @@
-//! What waits on a pipe: a call for its answer, an answer for room.
+//! Waiters on a pipe: a call for its answer, an answer for room in the queue.
 
 use std::sync::Arc;
 
@@ -80,7 +80,7 @@ impl Drop for Ticket {
     }
 }
 
-/// What an answer that was lost with its sender means.
+/// Outcome reported when the sender was dropped before it answered.
 pub(crate) fn lost(_: oneshot::error::RecvError) -> Result<Bytes, CallError> {
     Err(CallError::Unknown(Lost::Closed))
 }

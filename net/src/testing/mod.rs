@@ -45,8 +45,9 @@ pub use support::{Probe, Seen};
 /// Makes the transports that the suite checks.
 #[async_trait]
 pub trait Factory: Send + Sync {
-    /// One transport for each id, each able to reach all others by their ids, in a network of
-    /// their own. Messages up to 64 KiB must be taken on small channels, up to 1 MiB on bulk ones;
+    /// Creates one transport per id in a network of their own, each able to reach all others by
+    /// their ids. Messages up to 64 KiB must be accepted on small channels, up to 1 MiB on bulk
+    /// ones;
     /// the queue to a peer must hold at most 64 MiB, and calls of a peer under way at most 4,096.
     ///
     /// # Cancel safety

@@ -28,7 +28,7 @@ pub struct Seen {
     pub from: u64,
     /// By which connection.
     pub class: Class,
-    /// What it says.
+    /// Payload of the message.
     pub body: Bytes,
 }
 
@@ -46,7 +46,7 @@ pub struct Probe {
     drops: mpsc::UnboundedSender<()>,
 }
 
-/// What a [`Probe`] tells.
+/// Receiving ends for the reports of a [`Probe`].
 #[derive(Debug)]
 pub(crate) struct Reports {
     pub(crate) seen: mpsc::UnboundedReceiver<Seen>,

@@ -5,11 +5,11 @@ use bytes::{Buf, BytesMut};
 use super::{HEADER_BYTES, Header, Incoming, Kind, array, crc32c};
 use crate::Violation;
 
-/// What one read asks for when nothing is known about what comes.
+/// Bytes asked for by a read when the length of the next frame is unknown.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// What every connection may hold that does not count towards the limit of all of them.
+/// Bytes that each connection may hold outside the limit shared by all connections.
 const OWN_BYTES: usize = 2 * CHUNK_BYTES;
-/// With less room than this behind what is read, a new buffer is begun.
+/// A new buffer is begun when less room than this is left behind the bytes read.
 const ROOM_BYTES_MIN: usize = 4 * 1024;
 
 /// The receiving end of a connection: bytes in, frames out.
@@ -51,7 +51,7 @@ impl Inbox {
     pub(crate) fn room(&mut self) -> &mut BytesMut {
         let capacity = self.next_capacity();
         if capacity > self.buffer.capacity() {
-            // Not `reserve`, which may take twice as much.
+            // `reserve` may allocate twice as much.
             let mut grown = BytesMut::with_capacity(capacity);
             grown.extend_from_slice(&self.buffer);
             self.buffer = grown;

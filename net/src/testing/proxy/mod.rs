@@ -29,7 +29,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How far a throttle may catch up after its timer fired late.
 const THROTTLE_CREDIT: Duration = Duration::from_millis(5);
 
-/// One of the two directions of a [`Proxy`].
+/// Direction of the bytes that pass a [`Proxy`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
     /// From the processes that connect to the proxy, to the target.
@@ -51,7 +51,7 @@ impl Direction {
     }
 }
 
-/// What one direction of a [`Proxy`] does to the bytes that pass.
+/// Faults that one direction of a [`Proxy`] applies to the bytes that pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Link {
@@ -78,7 +78,7 @@ pub enum ProxyError {
     Listen {
         /// The address asked for.
         address: SocketAddr,
-        /// What the operating system said.
+        /// The error of the operating system.
         #[source]
         source: io::Error,
     },
@@ -151,7 +151,7 @@ impl Shared {
 /// can be changed while connections stand. A changed delay or throttle also holds for bytes that
 /// the proxy has read already.
 ///
-/// What a fault means:
+/// The faults:
 ///
 /// * **TCP loses no byte within a connection**, so neither does the proxy: a cut direction stops
 ///   passing bytes and stops reading, and after [`Proxy::heal`] the bytes continue in order. What
@@ -402,7 +402,7 @@ async fn connection(
 /// Makes the close of a socket a reset. The socket closes when its owner drops it.
 fn reset(stream: &TcpStream, shared: &Shared) {
     shared.reset.fetch_add(1, Ordering::Relaxed);
-    // It fails only for a socket that is gone already.
+    // Fails only if the socket is closed already.
     let _ = stream.set_zero_linger();
 }
 

@@ -50,7 +50,8 @@ pub(super) async fn run(
     if is_cut && forth.read_available(client) {
         return false;
     }
-    // Not ended by a disconnect: the target may have accepted already, and is to see the reset.
+    // A disconnect does not end the dial: the target may have accepted already, and must see the
+    // reset.
     let Ok(mut server) = dial(client, target).await else { return true };
     let back = Pump::new(Direction::FromTarget, settings, shared);
     let (client_read, client_write) = client.split();
@@ -64,7 +65,7 @@ pub(super) async fn run(
         ended = both => ended.is_err(),
     };
     if is_reset {
-        // It fails only for a socket that is gone already.
+        // Fails only if the socket is closed already.
         let _ = server.set_zero_linger();
     }
     is_reset
@@ -81,11 +82,11 @@ async fn dial(client: &TcpStream, target: SocketAddr) -> io::Result<TcpStream> {
     Ok(server)
 }
 
-/// One side has reset the connection, and the other side may be told.
+/// One side has reset the connection; the other side may be reset too.
 #[derive(Debug)]
 struct Broken;
 
-/// What was read from a socket.
+/// A piece read from a socket.
 #[derive(Debug)]
 enum Piece {
     Bytes(Bytes),
@@ -100,7 +101,7 @@ struct Pump<'a> {
     direction: Direction,
     settings: watch::Receiver<Settings>,
     shared: &'a Shared,
-    /// What was read and not written yet, with the time of reading, oldest first.
+    /// Pieces read and not yet written, with their time of reading, oldest first.
     queue: VecDeque<(Instant, Piece)>,
     /// Sum of the bytes in `queue`.
     held: usize,
