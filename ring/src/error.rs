@@ -30,7 +30,7 @@ pub enum TopologyError {
 #[derive(Clone, Copy, Debug, PartialEq, Error)]
 #[error("weight {ratio} is outside 0.001..=1000")]
 pub struct WeightError {
-    /// What was asked for, as a multiple of a node of weight one.
+    /// The requested weight, as a multiple of a node of weight one.
     pub ratio: f64,
 }
 
@@ -53,7 +53,7 @@ pub enum BuildError {
     OutOfRange {
         /// The configuration field.
         field: &'static str,
-        /// What it was set to.
+        /// The rejected value.
         value: u64,
         /// The least that is accepted.
         min: u64,
@@ -67,7 +67,7 @@ pub enum BuildError {
     /// Virtual nodes or table entries beyond the named limit.
     #[error("{what} needs {wanted} entries, more than {max}")]
     TooLarge {
-        /// What would grow too large.
+        /// The table that would grow too large.
         what: &'static str,
         /// How many entries it would take.
         wanted: u64,
@@ -187,7 +187,7 @@ pub struct StaleEpoch {
 pub struct ConfigError {
     /// The name of the field.
     pub field: &'static str,
-    /// What must hold for it.
+    /// The rule that the field violates.
     pub rule: &'static str,
 }
 

@@ -95,7 +95,7 @@ impl Owners {
         Some(owners)
     }
 
-    /// What the list could not keep, the worst first, or `None` when it is all that was asked.
+    /// The worst constraint that the list does not meet, or `None` when it meets all.
     pub fn degraded(&self) -> Option<Degraded> {
         self.degraded
     }

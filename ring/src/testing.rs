@@ -1,4 +1,4 @@
-//! What a [`Partitioner`] of your own must keep, as checks to call from your tests.
+//! Conformance checks for implementations of [`Partitioner`], to be called from tests.
 
 use crate::owners::{Degraded, MAX_REPLICAS, Owners};
 use crate::partitioner::Partitioner;

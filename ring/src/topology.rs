@@ -78,7 +78,7 @@ impl fmt::Debug for Weight {
     }
 }
 
-/// One member: an id that never changes meaning, what it can carry, and where it stands.
+/// A member: an id that is never reused for another node, its weight, and its location.
 ///
 /// # Example
 /// ```
@@ -93,10 +93,10 @@ pub struct Node {
     pub id: u64,
     /// The share of keys relative to the other nodes. Default: one.
     pub weight: Weight,
-    /// What fails together on a large scale (an availability zone). Empty: zones are not used.
+    /// Large failure domain, such as an availability zone. Empty: zones are not used.
     pub zone: String,
-    /// What fails together inside a zone (a rack, a power feed). Empty: racks are not used. Racks
-    /// of the same name in different zones are different racks.
+    /// Failure domain inside a zone, such as a rack or a power feed. Empty: racks are not used.
+    /// Racks of the same name in different zones are different racks.
     pub rack: String,
 }
 

@@ -50,7 +50,7 @@ pub struct Bounded {
     weight_total: u64,
 }
 
-/// What is assigned where.
+/// Assigned load per node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BoundedStats {
@@ -60,7 +60,7 @@ pub struct BoundedStats {
     pub loads: Vec<(u64, u64)>,
 }
 
-/// One unit of load on a node, given back when this is dropped.
+/// One unit of load on a node. Dropping the value gives the unit back.
 #[must_use = "the load is given back when the assignment is dropped"]
 pub struct Assignment {
     node: u64,
@@ -162,7 +162,8 @@ impl Bounded {
         present.map(|(weight, _)| weight).sum()
     }
 
-    /// What `node` may carry of `total` when nodes of `all` thousandths of weight share it.
+    /// Capacity of `node` when the present nodes, of `all` thousandths of weight together, carry
+    /// `total`.
     fn capacity(&self, node: usize, total: u64, all: u64) -> u64 {
         let weight = u128::from(self.weights[node]);
         let share = u128::from(self.bound_milli) * u128::from(total) * weight;
@@ -174,7 +175,7 @@ impl Bounded {
         self.loads[node].fetch_update(Ordering::AcqRel, Ordering::Relaxed, below).is_ok()
     }
 
-    /// What is assigned where, now. Counts that change meanwhile may not add up to the total.
+    /// Assigned load per node, now. Counts that change during the call may not add up to the total.
     pub fn stats(&self) -> BoundedStats {
         let loads = self.loads.iter().map(|load| load.load(Ordering::Acquire) & !GONE);
         let ids = self.ring.topology().members().ids.iter().copied();

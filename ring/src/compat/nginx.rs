@@ -27,8 +27,8 @@ impl Server {
         Self { id, address: address.into(), weight }
     }
 
-    /// What nginx hashes: host, a zero byte, port; a Unix socket's path counts as the host, and a
-    /// port that is not configured is empty.
+    /// The bytes that nginx hashes: host, a zero byte, port. The path of a Unix socket counts as
+    /// the host; a port that is not configured is empty.
     fn hashed_name(&self) -> String {
         let scheme = self.address.split_at_checked("unix:".len());
         if let Some((_, path)) = scheme.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("unix:")) {

@@ -41,7 +41,7 @@ pub struct Move {
     pub(crate) change: u32,
 }
 
-/// What must move to get from one placement to another: ranges, from, to, in steps.
+/// The moves from one placement to another (ranges, from, to), in steps.
 ///
 /// Carried out by [`Rebalance`](crate::Rebalance). Every step may be carried out, paused in or
 /// turned back, and at no moment does a range have fewer replicas than it had or will have,
@@ -186,7 +186,8 @@ impl Plan {
         self.steps.iter().map(|step| &self.moves[step.clone()])
     }
 
-    /// What the plan copies, in multiples of all data (0.1 is a tenth of one replica of all keys).
+    /// Amount of data that the plan copies, as a multiple of all data (0.1 is a tenth of one
+    /// replica of all keys).
     pub fn moved(&self) -> f64 {
         self.moved
     }

@@ -29,7 +29,7 @@ pub enum Direction {
     Back,
 }
 
-/// What a node holds of a range it gives or gets.
+/// State of a range at a node that gives or gets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// Nothing.
@@ -53,7 +53,7 @@ pub enum State {
     Finished,
 }
 
-/// What happened.
+/// An event for the rebalancing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Input {
@@ -71,7 +71,7 @@ pub enum Input {
     TurnBack,
 }
 
-/// What is to be done.
+/// An operation for the driver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Output {
@@ -80,7 +80,7 @@ pub enum Output {
     Copy {
         /// To be given back when done.
         op: OpId,
-        /// What to copy.
+        /// The range to copy.
         range: HashRange,
         /// All nodes that hold it, the one that gives its replica up first. Each goes on holding
         /// it until this operation is completed. Where writes reach every node of a route, copy
@@ -94,7 +94,7 @@ pub enum Output {
     Remove {
         /// To be given back when done.
         op: OpId,
-        /// What to remove.
+        /// The range to remove.
         range: HashRange,
         /// The node that gives it up.
         node: u64,
@@ -112,9 +112,9 @@ pub enum Output {
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What it is doing.
+    /// State of the rebalancing.
     pub state: State,
-    /// Which way.
+    /// Direction of the rebalancing.
     pub direction: Direction,
     /// The step at hand, from 0.
     pub step: usize,
@@ -126,9 +126,9 @@ pub struct Progress {
     pub moves: usize,
     /// Operations asked for and not completed.
     pub in_flight: usize,
-    /// What has been copied to its new nodes.
+    /// Data copied to its new nodes so far.
     pub moved: f64,
-    /// What the whole plan copies.
+    /// Data that the whole plan copies.
     pub to_move: f64,
     /// Operations that failed so far.
     pub failures: u64,
@@ -146,7 +146,7 @@ pub struct Route {
     pub write: Owners,
 }
 
-/// What a rebalancing needs to go on in another process. See [`Rebalance::checkpoint`].
+/// State from which a rebalancing continues in another process. See [`Rebalance::checkpoint`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Checkpoint {
     /// The epochs of the plan.
@@ -335,7 +335,7 @@ impl Rebalance {
         }
     }
 
-    /// What a move needs next: whether to copy, and on which side.
+    /// Next operation of a move: whether to copy, and on which side.
     fn action(&self, number: usize) -> Option<(bool, bool)> {
         let (one, moving) = (&self.plan.moves()[number], &self.moving[number]);
         let forward = self.direction == Direction::Forward;
@@ -487,9 +487,9 @@ impl Rebalance {
         progress
     }
 
-    /// What to store so that another process can go on after this one ends. Take it when
-    /// [`poll_output`](Rebalance::poll_output) has been emptied and store it durably before
-    /// carrying out what it gave: then no removal is ever forgotten.
+    /// State to store so that another process can continue after this one ends. Take it after
+    /// [`poll_output`](Rebalance::poll_output) has returned `None`, and store it durably before
+    /// carrying out the polled outputs: then no removal is ever forgotten.
     pub fn checkpoint(&self) -> Checkpoint {
         Checkpoint {
             epochs: self.plan.epochs(),

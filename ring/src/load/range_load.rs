@@ -13,7 +13,7 @@ use crate::range::{KeyRange, MAX_KEY_BYTES, RangeMap};
 const MIN_SAMPLES: usize = 8;
 const MAX_SAMPLES: usize = 4096;
 
-/// What to do about uneven load.
+/// Advice about uneven load.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Advice {
@@ -45,7 +45,7 @@ pub enum Advice {
         left: u64,
         /// The right range's id.
         right: u64,
-        /// What both have of all traffic.
+        /// Share of both ranges in all traffic.
         share: f64,
     },
 }
@@ -130,7 +130,7 @@ impl RangeLoad {
         }
     }
 
-    /// What to do, the hottest range first. Ranges that are no longer in the map are forgotten.
+    /// Advice, for the hottest range first. Ranges that are no longer in the map are forgotten.
     pub fn advise(&mut self, map: &RangeMap) -> Vec<Advice> {
         let present: HashMap<u64, &KeyRange> =
             map.ranges().iter().map(|range| (range.id, range)).collect();

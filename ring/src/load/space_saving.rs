@@ -17,7 +17,7 @@ const NONE: u32 = u32::MAX;
 /// All memory is taken at construction: recording a key allocates nothing, whatever its length. A
 /// key is told apart by its 64-bit hash.
 ///
-/// Not shared between threads: keep one a thread and [`merge`](HotKeys::merge) them to report.
+/// A value belongs to one thread: keep one per thread and [`merge`](HotKeys::merge) them to report.
 ///
 /// Source: Metwally, Agrawal, El Abbadi, "Efficient computation of frequent and top-k elements in
 /// data streams" (ICDT 2005).
