@@ -147,9 +147,9 @@ impl AdaptiveLimit {
         Ok(self.permit(self.shared.gate.enter().await?))
     }
 
-    fn permit(&self, place: GatePermit) -> AdaptivePermit {
+    fn permit(&self, gate: GatePermit) -> AdaptivePermit {
         AdaptivePermit {
-            _place: place,
+            _gate: gate,
             shared: Arc::clone(&self.shared),
             start: self.shared.clock.now(),
             running: self.shared.gate.stats().running,
@@ -165,9 +165,9 @@ impl AdaptiveLimit {
 /// The permit to run one call, to be returned with the call's result. When dropped without one it
 /// is given back and the algorithm hears nothing.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "the permit is given back when this is dropped"]
 pub struct AdaptivePermit {
-    _place: GatePermit,
+    _gate: GatePermit,
     shared: Arc<Shared>,
     start: u64,
     running: usize,

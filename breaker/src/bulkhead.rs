@@ -84,14 +84,15 @@ pub struct Bulkhead {
 
 /// The permit to run one call. Given back when dropped.
 #[derive(Debug)]
-#[must_use = "the place is given back when this is dropped"]
+#[must_use = "the permit is given back when this is dropped"]
 pub struct BulkheadPermit {
-    _place: GatePermit,
+    _gate: GatePermit,
 }
 
 impl Bulkhead {
-    /// So many calls at once, 0 to 1,000,000. With 0 the bulkhead is closed: calls are refused, or
-    /// wait in the queue for as long as they may, until [`set_limit`](Self::set_limit) opens it.
+    /// `limit` is the number of concurrent calls, 0 to 1,000,000. With 0 the bulkhead is closed:
+    /// calls are rejected, or wait in the queue up to their time limit, until
+    /// [`set_limit`](Self::set_limit) opens it.
     ///
     /// # Errors
     /// A configuration that cannot work.
@@ -106,7 +107,7 @@ impl Bulkhead {
     /// # Errors
     /// There is none.
     pub fn try_acquire(&self) -> Result<BulkheadPermit, GateError> {
-        Ok(BulkheadPermit { _place: self.gate.try_enter()? })
+        Ok(BulkheadPermit { _gate: self.gate.try_enter()? })
     }
 
     /// A permit, at once or after a wait in the queue.
@@ -117,7 +118,7 @@ impl Bulkhead {
     /// # Cancel safety
     /// Dropping it leaves the queue; a place granted at that moment goes to the next in it.
     pub async fn acquire(&self) -> Result<BulkheadPermit, GateError> {
-        Ok(BulkheadPermit { _place: self.gate.enter().await? })
+        Ok(BulkheadPermit { _gate: self.gate.enter().await? })
     }
 
     /// Changes the limit, 0 to 1,000,000. A lower limit takes effect as calls end; 0 closes the

@@ -36,7 +36,7 @@ pub enum Window {
     },
 }
 
-/// What opens a breaker, and how it closes again.
+/// Conditions that open a breaker, and how it closes again.
 ///
 /// ```
 /// use std::time::Duration;
@@ -51,7 +51,7 @@ pub enum Window {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct BreakerConfig {
-    /// What the rates are taken over. Default: 10 s in 10 buckets.
+    /// Window of calls over which the rates are computed. Default: 10 s in 10 buckets.
     pub window: Window,
     /// Calls that the window must hold before a rate counts. At least 1, default 20.
     pub min_calls: u32,

@@ -10,8 +10,8 @@ const MAX_GRPC_VALUE: u128 = 99_999_999;
 
 /// An absolute deadline within this process.
 ///
-/// It is handed down from call to call and crosses process borders as the time that is left, in
-/// the format of gRPC's `grpc-timeout` header, because clocks of two machines differ.
+/// A deadline is passed from call to call, and between processes as the remaining time in the
+/// format of gRPC's `grpc-timeout` header, because the clocks of two machines differ.
 ///
 /// # Example
 /// ```
@@ -46,7 +46,7 @@ impl Deadline {
         self.0
     }
 
-    /// What is left; zero once it has passed.
+    /// The remaining time; zero once the deadline has passed.
     pub fn remaining(self) -> Duration {
         self.0.saturating_duration_since(Instant::now())
     }
@@ -61,7 +61,7 @@ impl Deadline {
         self.min(Self::after(time))
     }
 
-    /// What is left, as the value of a `grpc-timeout` header: at most eight digits and a unit,
+    /// The remaining time as the value of a `grpc-timeout` header: at most eight digits and a unit,
     /// rounded down to the finest unit that holds it.
     pub fn to_grpc_timeout(self) -> String {
         let left = self.remaining();

@@ -1,10 +1,10 @@
-//! What can go wrong, surface by surface.
+//! Errors, one enum for each surface.
 
 use std::time::Duration;
 
 use crate::breaker::{State, Verdict};
 
-/// What a failed call may have done to whatever it was meant to change.
+/// Effect of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Outcome {
     /// The call never left this process, or says itself that it changed nothing.
@@ -20,7 +20,7 @@ pub enum Outcome {
 pub struct ConfigError {
     /// The name of the field.
     pub field: &'static str,
-    /// What must hold for it.
+    /// The rule that the field violates.
     pub rule: &'static str,
 }
 
@@ -36,7 +36,7 @@ impl ConfigError {
 #[error("rejected by a breaker that is {state}")]
 #[non_exhaustive]
 pub struct Rejected {
-    /// What the breaker was.
+    /// State of the breaker at the rejection.
     pub state: State,
     /// How long until the next call may be admitted, where that is known: the rest of an open
     /// wait. `None` for a half-open breaker, whose probes may answer at any moment, and for one
@@ -67,7 +67,7 @@ pub enum BreakerError<E> {
 }
 
 impl<E> BreakerError<E> {
-    /// What the call may have done.
+    /// Effect of the call.
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Rejected(_) => Outcome::NotApplied,
@@ -144,7 +144,7 @@ pub enum TimeoutError<E> {
 }
 
 impl<E> TimeoutError<E> {
-    /// What the call may have done.
+    /// Effect of the call.
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::DeadlinePassed => Outcome::NotApplied,
@@ -152,8 +152,8 @@ impl<E> TimeoutError<E> {
         }
     }
 
-    /// What it says about the dependency's health, for a breaker around the limit: a passed
-    /// deadline of the caller's says nothing.
+    /// Verdict on the health of the dependency, for a breaker around the limit: a passed deadline
+    /// of the caller says nothing about it.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -208,7 +208,7 @@ pub enum GateError {
 }
 
 impl GateError {
-    /// What the call may have done: nothing.
+    /// Effect of the call: none.
     pub const fn outcome(&self) -> Outcome {
         Outcome::NotApplied
     }

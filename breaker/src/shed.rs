@@ -19,10 +19,10 @@ pub enum Priority {
     Sheddable,
     /// Background work that somebody will miss in minutes.
     SheddablePlus,
-    /// What a user waits for.
+    /// Requests that a user waits for.
     #[default]
     Critical,
-    /// What must not fail if anything works at all.
+    /// Requests that are shed last.
     CriticalPlus,
 }
 

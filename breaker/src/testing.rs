@@ -31,7 +31,7 @@ impl Clock for ManualClock {
     }
 }
 
-/// What every [`LimitAlgorithm`] must do, whatever its formula. Run it over your own:
+/// Conformance checks for every [`LimitAlgorithm`], whatever its formula. Run them over your own:
 ///
 /// ```
 /// use voussoir_breaker::testing::check_limit_algorithm;
@@ -76,7 +76,7 @@ struct Feeder {
 }
 
 impl Feeder {
-    /// So many samples, one every tenth of their latency, with the limit used up unless said
+    /// Feeds `count` samples, one every tenth of their latency, with the limit used up unless said
     /// otherwise.
     fn feed(
         &mut self,

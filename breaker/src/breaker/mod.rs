@@ -251,8 +251,8 @@ impl Breaker {
         answer.map_err(BreakerError::Inner)
     }
 
-    /// What the breaker is. Stays [`State::Open`] after the wait until the next call asks, or the
-    /// next [`tick`](Self::tick).
+    /// State of the breaker. Stays [`State::Open`] after the wait until the next call, or the next
+    /// [`tick`](Self::tick).
     pub fn state(&self) -> State {
         State::of(self.machine.phase())
     }
@@ -272,8 +272,8 @@ impl Breaker {
     /// Opens it for `wait`, from whatever state; then it is half-open as after any other wait.
     /// For a maintenance window that the dependency has announced, for instance.
     ///
-    /// Not bounded by [`BreakerConfig::max_open_for`], and no reason to wait longer the next time.
-    /// A snapshot that is restored elsewhere has the rest of the wait, up to `max_open_for`.
+    /// The wait is not bounded by [`BreakerConfig::max_open_for`] and does not lengthen the next
+    /// one. A snapshot that is restored elsewhere has the rest of the wait, up to `max_open_for`.
     pub fn open_for(&self, wait: Duration) {
         self.machine.open_for(nanos(wait), self.clock.now());
     }
@@ -312,8 +312,8 @@ impl Breaker {
         self.machine.force(Phase::Closed, self.clock.now());
     }
 
-    /// What it is and what it has counted. Figures taken while calls are answered may be some
-    /// calls apart from each other.
+    /// State and counters. Counters read while calls are being answered may differ from each other
+    /// by those calls.
     pub fn stats(&self) -> BreakerStats {
         let totals = self.machine.totals();
         BreakerStats {
@@ -339,7 +339,7 @@ impl Breaker {
         self.machine.would_admit(|| self.clock.now())
     }
 
-    /// What a later [`restore`](Self::restore) needs.
+    /// A snapshot for a later [`restore`](Self::restore).
     pub fn snapshot(&self) -> BreakerSnapshot {
         BreakerSnapshot::of(self.shape, self.machine.memory(self.clock.now()))
     }
@@ -372,7 +372,7 @@ fn announce(
     };
     let _ = catch_unwind(AssertUnwindSafe(log));
     let _ = catch_unwind(AssertUnwindSafe(|| state.send_replace(transition.to)));
-    // Nobody listening is no error.
+    // A send without receivers is no error.
     let _ = catch_unwind(AssertUnwindSafe(|| events.send(transition.clone()).is_ok()));
 }
 

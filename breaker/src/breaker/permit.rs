@@ -46,9 +46,9 @@ impl<B: Deref<Target = Breaker>> Permit<B> {
         self.record(Verdict::Failure);
     }
 
-    /// Nobody waits for the answer any more, though the dependency may be well: the caller's own
-    /// deadline passed. Counts as nothing, unless slowness is looked at and the call has already
-    /// taken `slow_after`: then as a slow call.
+    /// Ends the call because the caller's own deadline passed, which says nothing about the
+    /// dependency. The call is not counted, unless slow calls count and this call has already taken
+    /// `slow_after`: then it counts as slow.
     pub fn abandon(mut self) {
         let (breaker, ticket, start) = (self.breaker.take(), self.ticket, self.start);
         let Some(breaker) = breaker else { return };

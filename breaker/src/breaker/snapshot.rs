@@ -12,7 +12,7 @@ use crate::error::RestoreError;
 pub struct BreakerStats {
     /// The state.
     pub state: State,
-    /// What the window holds; it starts empty with each state.
+    /// Counts of the window, which starts empty with each state.
     pub window: Counts,
     /// All calls ever counted, those of a restored window included.
     pub lifetime: Counts,
@@ -49,11 +49,11 @@ fn share(part: u64, whole: u64) -> Option<f64> {
 pub struct WindowPart {
     /// How many buckets, or calls, came after it.
     pub age: u32,
-    /// What it holds.
+    /// Counts of the bucket.
     pub counts: Counts,
 }
 
-/// What of a breaker survives a restart.
+/// State of a breaker that survives a restart.
 ///
 /// All times in it are relative to the moment at which it was taken, so it fits any clock; the
 /// time between taking and restoring does not count.
@@ -70,7 +70,7 @@ pub struct BreakerSnapshot {
     pub version: u32,
     /// The state.
     pub state: State,
-    /// What is left of an open wait.
+    /// Rest of the wait of an open breaker.
     pub wait_left: Duration,
     /// Openings since it was last closed, which the back-off goes by.
     pub openings: u32,
@@ -98,7 +98,7 @@ impl Default for BreakerSnapshot {
 }
 
 impl BreakerSnapshot {
-    /// What this crate writes, and the only version that it restores.
+    /// Version that this crate writes, and the only version that it restores.
     pub const VERSION: u32 = 1;
 
     pub(super) fn of(shape: WindowKind, memory: Memory) -> Self {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::core::{Counts, Phase, Shift, ShiftCause, Trip};
 
-/// What a breaker does with calls.
+/// State of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -61,7 +61,7 @@ impl fmt::Display for State {
     }
 }
 
-/// What an answer says about the health of the dependency.
+/// Verdict of an answer on the health of the dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Verdict {
@@ -138,7 +138,7 @@ pub struct Transition {
     pub at: u64,
     /// How long the new state waits before it admits probes, if it is open.
     pub open_for: Option<Duration>,
-    /// What the window held at the time.
+    /// Counts of the window at the transition.
     pub window: Counts,
 }
 

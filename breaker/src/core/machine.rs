@@ -17,7 +17,7 @@ const PHASE_MASK: u64 = (1 << PHASE_BITS) - 1;
 /// Changes of state that wait for the observer, at most; the oldest are dropped first.
 const MAX_UNHEARD: usize = 64;
 
-/// What a breaker does with calls. A word wide: reading a rejection that mixes widths would stall.
+/// Phase of a breaker. A word wide: a read of a rejection that mixes widths would stall.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 pub(crate) enum Phase {
@@ -88,7 +88,7 @@ pub(crate) struct Shift {
     pub(crate) cause: ShiftCause,
     /// Nanoseconds that the new state waits, for an opening.
     pub(crate) wait: Option<u64>,
-    /// What the window held in the state that ends.
+    /// Counts of the window in the state that ends.
     pub(crate) counts: Counts,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Memory {
     pub(crate) window: Vec<(u32, Counts)>,
 }
 
-/// What a change of state reads and writes, under one lock.
+/// Fields read and written by a transition, under one lock.
 struct Transitions {
     /// Openings since the breaker was last closed.
     openings: u32,
@@ -282,7 +282,7 @@ impl Machine {
         }
     }
 
-    /// What the window holds.
+    /// Counts of the window.
     pub(crate) fn counts(&self, now: u64) -> Counts {
         self.window.sum(generation(self.state.load(Acquire)) as u8, now)
     }

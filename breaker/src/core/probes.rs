@@ -10,7 +10,7 @@ const ADMITTED: u64 = 1 << (2 * FIELD_BITS);
 const ANSWERED: u64 = 1 << FIELD_BITS;
 const BAD: u64 = 1;
 
-/// What became of a request for a probe.
+/// Answer to a request for a probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Admission {
     Admitted,
@@ -22,7 +22,7 @@ pub(crate) enum Admission {
     Stale,
 }
 
-/// What the answers say so far.
+/// Conclusion from the answers so far.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     Open,

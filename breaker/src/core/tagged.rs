@@ -40,10 +40,10 @@ impl Tag {
     }
 }
 
-/// What an addition found.
+/// Result of an addition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Added {
-    /// Counted; the counter now holds so many.
+    /// Counted; the value is the new count.
     Now(u64),
     /// Counted as the first of a new bucket; the old bucket had held so many.
     Fresh { retired: u64 },

@@ -65,8 +65,8 @@ impl<T: Send + 'static, E: Send + 'static> PolicyBuilder<T, E> {
         Self { stages: Vec::new(), classify: None }
     }
 
-    /// What answers mean, and what may be sent twice; by default [`ByResult`]. Not a stage: holds
-    /// for all of them. A policy with a retry or a hedge needs it said.
+    /// The classifier of all stages: which answers are failures, and which requests may be sent
+    /// twice. Default: [`ByResult`]. Required for a policy with a retry or a hedge.
     pub fn classify(mut self, classify: Arc<dyn Classify<T, E>>) -> Self {
         self.classify = Some(classify);
         self

@@ -1,4 +1,4 @@
-//! What answers mean.
+//! Classification of answers.
 
 use crate::breaker::Verdict;
 use crate::error::Outcome;
@@ -10,7 +10,7 @@ use crate::retry::RetryAdvice;
 /// Commonly [`verdict`](Self::verdict) and [`is_idempotent`](Self::is_idempotent) are written; the
 /// rest follows from them.
 pub trait Classify<T, E>: Send + Sync {
-    /// What an answer says about the dependency's health.
+    /// Verdict of an answer on the health of the dependency.
     fn verdict(&self, answer: &Result<T, E>) -> Verdict {
         Verdict::of(answer)
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::error::{GateError, Outcome, Rejected};
 
-/// What ended a call under a policy.
+/// Cause of the end of a call under a policy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyErrorKind<E> {
@@ -19,10 +19,9 @@ pub enum PolicyErrorKind<E> {
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
     /// The caller's deadline passed this long after the call began, and the call was dropped.
-    /// Nobody waits for an answer any more.
     #[error("the caller's deadline passed after {0:?}")]
     CutByDeadline(Duration),
-    /// There was no time left to begin with. The last attempt was not sent.
+    /// The caller's deadline had passed before the last attempt, which was not sent.
     #[error("the deadline had passed before the call")]
     DeadlinePassed,
     /// The last attempt's own error.
@@ -47,7 +46,7 @@ pub(super) enum NoAnswer {
     DeadlinePassed,
 }
 
-/// What goes from stage to stage: the call's own answer whole, for the classifier to look at.
+/// Result passed from stage to stage: the call's own answer, unchanged, for the classifier.
 pub(super) type Answer<T, E> = Result<Result<T, E>, NoAnswer>;
 
 pub(super) fn open<T, E>(answer: Answer<T, E>) -> Result<T, PolicyErrorKind<E>> {
@@ -78,7 +77,7 @@ pub(super) fn close<T, E>(answer: Result<T, PolicyErrorKind<E>>) -> Answer<T, E>
 #[error("{kind} (after {attempts} attempts)")]
 #[non_exhaustive]
 pub struct PolicyError<E> {
-    /// What ended it.
+    /// Cause of the end.
     pub kind: PolicyErrorKind<E>,
     /// Attempts that were sent, retries and hedges together. 0: nothing was.
     pub attempts: u32,
@@ -90,8 +89,7 @@ impl<E> PolicyError<E> {
         Self { kind, attempts, outcome }
     }
 
-    /// What all the attempts together may have done: a rejection after a time-out is still
-    /// [`Outcome::Unknown`].
+    /// Effect of all attempts together: a rejection after a time-out is still [`Outcome::Unknown`].
     pub const fn outcome(&self) -> Outcome {
         self.outcome
     }

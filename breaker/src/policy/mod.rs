@@ -100,7 +100,7 @@ pub struct CallOptions {
 pub struct Policy<T, E> {
     stages: Vec<Stage<T, E>>,
     classify: Arc<dyn Classify<T, E>>,
-    /// Those of the retry and of the hedge, each once.
+    /// Budgets of the retry and of the hedge, without repetition.
     budgets: Vec<Arc<RetryBudget>>,
 }
 
@@ -120,11 +120,11 @@ impl<T, E> fmt::Debug for Policy<T, E> {
     }
 }
 
-/// What all attempts of one call did, and the call's accounts with the budgets.
+/// Attempts of one call so far, and the call's accounts with the budgets.
 #[derive(Default)]
 struct Sent {
     begun: AtomicU32,
-    /// Those whose own error proves that they did nothing.
+    /// Attempts whose own error proves that they had no effect.
     harmless: AtomicU32,
     /// One for each budget, begun with the first attempt: a call that is never sent pays nothing
     /// in, and one that is sent often pays once.
@@ -171,7 +171,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
     /// Calls `op`, once or, if a retry or hedge says so, several times.
     ///
     /// # Errors
-    /// What ended the call, and what its attempts may have done.
+    /// An error names the stage that ended the call, and what its attempts may have done.
     ///
     /// # Panics
     /// If `op`, the classifier or the fallback does. All permits are given back; a breaker counts
@@ -416,7 +416,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         Ok(answer)
     }
 
-    /// What an answer tells the permits.
+    /// How an answer completes the permits.
     fn end(&self, answer: &Answer<T, E>) -> End {
         match answer {
             Ok(own) => End::Answered {
@@ -431,7 +431,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         }
     }
 
-    /// What an answer is worth in a race.
+    /// Rank of an answer in a race.
     fn standing(&self, answer: &Answer<T, E>) -> Standing {
         match answer {
             Ok(own) => Standing::of(self.classify.verdict(own)),

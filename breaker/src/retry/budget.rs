@@ -22,7 +22,7 @@ const TOKEN: u64 = 1_000_000;
 pub struct RetryBudgetConfig {
     /// Extra attempts that each call pays for. 0 to 10, rounded down to a millionth, default 0.2.
     pub ratio: f64,
-    /// What calls have paid in and nobody has used is kept up to this. 0 to 1,000,000, default 10.
+    /// Maximum balance of unused deposits. 0 to 1,000,000, default 10.
     pub max_balance: u32,
     /// Extra attempts a second whatever the traffic, so that a quiet client can retry at all.
     /// 0 to 1,000,000, default 1. The time between two is rounded down to a nanosecond, and cut to
@@ -31,7 +31,7 @@ pub struct RetryBudgetConfig {
     /// Share of the active calls that may be in an extra attempt or waiting for one. 0 to 1,
     /// default 0.2.
     pub active_ratio: f64,
-    /// As many may be, whatever the share. Default 3.
+    /// Number of extra attempts that may always be active, whatever the share. Default 3.
     pub min_active: u32,
 }
 

@@ -17,11 +17,11 @@ use crate::config::fresh_seed;
 use crate::deadline::Deadline;
 use crate::error::ConfigError;
 
-/// What to do about an answer.
+/// Decision about an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryAdvice {
-    /// It is final.
+    /// The answer is final.
     Stop,
     /// Try again after the back-off.
     Retry,
@@ -136,8 +136,8 @@ impl Retry {
 
     /// Makes attempts, numbered from 1, until one succeeds or `decide` or a limit ends it.
     ///
-    /// What is to be sent again is the caller's word: say [`RetryAdvice::Stop`] for an error after
-    /// which a second attempt could do the thing twice.
+    /// The caller decides which errors are retried: return [`RetryAdvice::Stop`] for an error after
+    /// which a second attempt could have the effect twice.
     ///
     /// # Errors
     /// The last attempt's error.

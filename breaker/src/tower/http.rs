@@ -15,8 +15,8 @@ use crate::error::BreakerError;
 use crate::policy::{Classify, PolicyError, PolicyErrorKind};
 use crate::retry::{RetryAdvice, retry_after_secs};
 
-/// What HTTP answers mean: 5xx and 429 are failures, other 4xx are the caller's own mistakes and
-/// say nothing, the rest is a success. 429 and 503 are overload.
+/// Classifier of HTTP responses: 5xx and 429 are failures; other 4xx are mistakes of the caller and
+/// do not count; all others are successes. 429 and 503 are overload.
 ///
 /// For a policy, every failure is retried, not before its `Retry-After`: repeat only what may be
 /// repeated, as [`SafeRequests`] does.

@@ -1,4 +1,4 @@
-//! What a call takes without a queue, measured again and again.
+//! Repeated measurement of the latency without a queue.
 
 use super::{Bounded, LimitSample};
 
@@ -29,9 +29,9 @@ impl Seen {
     }
 }
 
-/// What to do with a sample.
+/// Decision about a sample.
 pub(super) enum Step {
-    /// Nothing out of the ordinary.
+    /// Use the sample as usual.
     Go,
     /// A probe is under way: this is the limit meanwhile.
     Probing(usize),

@@ -51,14 +51,14 @@ impl WindowKind {
     }
 }
 
-/// What one call was.
+/// Result of one call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sample {
     pub(crate) failed: bool,
     pub(crate) slow: bool,
 }
 
-/// What a window holds, oldest first, free of clocks and generations.
+/// Contents of a window, oldest first, independent of clock and generation.
 pub(crate) type Export = Vec<(u32, Counts)>;
 
 #[derive(Debug)]
@@ -96,7 +96,7 @@ impl Window {
         }
     }
 
-    /// What the window holds at `now`.
+    /// Counts of the window at `now`.
     pub(crate) fn sum(&self, generation: u8, now: u64) -> Counts {
         match self {
             Self::Time(window) => window.sum(generation, now),

@@ -30,7 +30,7 @@ impl Bucket {
     }
 }
 
-/// What has left the buckets.
+/// Totals of the calls that have left the buckets.
 #[derive(Debug)]
 struct Retired {
     calls: AtomicU64,
