@@ -76,9 +76,29 @@ const TESTS: &[Test] = &[
         length: &[("VOUSSOIR_SEEDS", "10000")],
     },
     Test {
+        package: "voussoir-cache",
+        args: &["--test", "kill"],
+        length: &[("VOUSSOIR_KILLS", "50"), ("VOUSSOIR_SINK_DOWN_SECONDS", "60")],
+    },
+    Test {
+        package: "voussoir-txn",
+        args: &["--lib", "every_saga_ends"],
+        length: &[("VOUSSOIR_SAGA_LIVES", "2000000")],
+    },
+    Test {
+        package: "voussoir-txn",
+        args: &["--test", "power"],
+        length: &[("VOUSSOIR_POWER_LOSSES", "4000")],
+    },
+    Test {
         package: "voussoir-lb",
         args: &["--test", "configs"],
         length: &[("VOUSSOIR_LB_CASES", "10000")],
+    },
+    Test {
+        package: "voussoir-lb",
+        args: &["--test", "lives", "--test", "l4"],
+        length: &[("VOUSSOIR_LB_LIVES", "20000"), ("VOUSSOIR_L4_SEEDS", "0..500")],
     },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
