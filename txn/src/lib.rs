@@ -9,6 +9,7 @@ mod driver;
 mod error;
 mod sagas;
 pub mod store;
+pub mod two_phase;
 
 pub use async_trait::async_trait;
 pub use bytes::Bytes;

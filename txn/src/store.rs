@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -96,10 +97,19 @@ pub trait SagaStore: Send + Sync + 'static {
 }
 
 /// Keeps records in memory: for tests, and for sagas that may be lost with the process. Clones
-/// share their records, so a clone can play the next process.
-#[derive(Clone, Default)]
+/// share their records, so a clone can play the next process: once it has opened the store, the
+/// earlier one appends nothing more.
+#[derive(Default)]
 pub struct MemoryStore {
     shared: Arc<Mutex<Memory>>,
+    /// The epoch that this handle has begun; 0 before.
+    epoch: AtomicU64,
+}
+
+impl Clone for MemoryStore {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared), epoch: AtomicU64::new(0) }
+    }
 }
 
 #[derive(Default)]
@@ -127,12 +137,16 @@ impl SagaStore for MemoryStore {
     async fn open(&self) -> Result<Opened, StoreError> {
         let mut shared = self.shared.lock();
         shared.epoch += 1;
+        self.epoch.store(shared.epoch, Ordering::Relaxed);
         let records = shared.records.values().flatten().cloned().collect();
         Ok(Opened { epoch: shared.epoch, records })
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let mut shared = self.shared.lock();
+        if self.epoch.load(Ordering::Relaxed) != shared.epoch || shared.epoch == 0 {
+            return Err(StoreError::new("the store was opened again, or not yet"));
+        }
         for record in records {
             match record.kind {
                 RecordKind::Forgotten => {

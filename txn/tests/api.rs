@@ -3,12 +3,23 @@
 use std::sync::Arc;
 
 use voussoir_txn::store::{MemoryStore, Opened, Record, SagaStore};
+use voussoir_txn::two_phase::{
+    BeginError, CommitError, Coordinator, CoordinatorConfig, DecisionLog, EnlistError, Gid,
+    GidError, OpenCoordinatorError, Participant, ParticipantError, PrepareError, StoreLog, Txn,
+};
 use voussoir_txn::*;
 
 const fn is_send_sync<T: Send + Sync>() {}
 
 const _: () = {
     is_send_sync::<Config>();
+    is_send_sync::<Coordinator>();
+    is_send_sync::<CoordinatorConfig>();
+    is_send_sync::<Arc<dyn DecisionLog>>();
+    is_send_sync::<Arc<dyn Participant>>();
+    is_send_sync::<Gid>();
+    is_send_sync::<StoreLog<MemoryStore>>();
+    is_send_sync::<Txn>();
     is_send_sync::<End>();
     is_send_sync::<Handle>();
     is_send_sync::<MemoryStore>();
@@ -35,7 +46,14 @@ async fn seams_are_object_safe() {
 #[test]
 fn errors_are_errors() {
     fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<BeginError>();
+    is_error::<CommitError>();
     is_error::<ConfigError>();
+    is_error::<EnlistError>();
+    is_error::<GidError>();
+    is_error::<OpenCoordinatorError>();
+    is_error::<ParticipantError>();
+    is_error::<PrepareError>();
     is_error::<DefinitionError>();
     is_error::<OpenError>();
     is_error::<ResolveError>();

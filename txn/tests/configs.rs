@@ -86,3 +86,75 @@ fn whatever_validates_works() {
     result.expect("whatever validates works");
     situations.assert_all_reached();
 }
+
+/// A coordinator with any configuration that validates commits.
+#[tokio::test(start_paused = true)]
+async fn whatever_coordinator_validates_decides() {
+    use std::sync::Arc;
+    use voussoir_txn::async_trait;
+    use voussoir_txn::two_phase::*;
+
+    struct Willing;
+    #[async_trait]
+    impl Participant for Willing {
+        async fn prepare(&self, _: &Gid) -> Result<Vote, PrepareError> {
+            Ok(Vote::Prepared)
+        }
+        async fn finish(&self, _: &Gid, _: Decision) -> Result<Applied, ParticipantError> {
+            Ok(Applied::Done)
+        }
+        async fn in_doubt(&self, _: &str, _: usize) -> Result<Vec<InDoubt>, ParticipantError> {
+            Ok(Vec::new())
+        }
+    }
+
+    static SITUATIONS: [&str; 3] = ["rejected", "committed", "too many branches"];
+    let situations = Situations::new(&SITUATIONS);
+    let mut rng = voussoir_sim::Rng::new(5);
+    for _ in 0..2_000 {
+        let mut duration = |config: &mut Duration| {
+            let edges = [Duration::ZERO, Duration::from_nanos(1), Duration::MAX];
+            match rng.below(40) {
+                0..3 => *config = edges[rng.below(3) as usize],
+                3 => *config = Duration::from_secs(100 * 365 * 86_400),
+                _ => {}
+            }
+        };
+        let mut config = CoordinatorConfig::default();
+        for field in [
+            &mut config.active_timeout,
+            &mut config.prepare_timeout,
+            &mut config.finish_timeout,
+            &mut config.pause,
+            &mut config.max_pause,
+            &mut config.recover_every,
+            &mut config.max_in_doubt_age,
+        ] {
+            duration(field);
+        }
+        config.max_active = [0, 1, 7, usize::MAX][rng.below(4) as usize];
+        config.max_branches = [0, 1, 2, 1000, 1001][rng.below(5) as usize];
+        config.max_in_doubt = [0, 1, usize::MAX][rng.below(3) as usize];
+        let valid = config.validate().is_ok();
+        let builder =
+            Coordinator::builder("c").config(config).participant("all", Arc::new(Willing));
+        let opened = builder.open(StoreLog::new(MemoryStore::new())).await;
+        assert_eq!(opened.is_ok(), valid);
+        let Ok(coordinator) = opened else {
+            situations.reached("rejected");
+            continue;
+        };
+        let mut txn = coordinator.begin().unwrap();
+        for branch in 0..2 {
+            match txn.enlist("all") {
+                Ok(gid) => assert_eq!(gid.branch(), branch),
+                Err(EnlistError::TooMany(1)) => situations.reached("too many branches"),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        txn.commit(Ack::Decided).await.expect("the participant is willing");
+        situations.reached("committed");
+    }
+    println!("{situations}");
+    situations.assert_all_reached();
+}

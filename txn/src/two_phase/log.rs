@@ -1,0 +1,332 @@
+//! Where decisions are recorded: the seam, and an implementation over the stores of sagas.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+
+use super::core::{Decision, Heuristic};
+use super::gid::{Gid, TxnId};
+use crate::error::StoreError;
+use crate::store::{Record, RecordKind, SagaStore};
+
+/// The record of a commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Committed {
+    /// The transaction.
+    pub txn: TxnId,
+    /// The branches that were prepared, and only those: a branch that read only knows nothing of
+    /// the transaction any more, and would answer as one that was lost. Number of the branch, at
+    /// most 1,000, and name of its participant.
+    pub branches: Vec<(u32, Arc<str>)>,
+}
+
+impl Committed {
+    /// The record of a commit.
+    pub fn new(txn: TxnId, branches: Vec<(u32, Arc<str>)>) -> Self {
+        Self { txn, branches }
+    }
+}
+
+/// A participant decided a branch alone, and otherwise than the coordinator. Listed until an
+/// operator forgets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HeuristicOutcome {
+    /// The branch.
+    pub gid: Gid,
+    /// Name of the participant.
+    pub participant: Arc<str>,
+    /// What it did.
+    pub heuristic: Heuristic,
+}
+
+impl HeuristicOutcome {
+    /// The record of a heuristic outcome.
+    pub fn new(gid: Gid, participant: Arc<str>, heuristic: Heuristic) -> Self {
+        Self { gid, participant, heuristic }
+    }
+}
+
+/// What an opened log holds.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct OpenedLog {
+    /// Larger than at every opening before, durably.
+    pub epoch: u64,
+    /// All commits that were not forgotten.
+    pub committed: Vec<Committed>,
+    /// All heuristic outcomes that were not forgotten.
+    pub heuristics: Vec<HeuristicOutcome>,
+}
+
+/// A write-once register for each transaction, and a list of heuristic outcomes. Called without any
+/// lock held.
+#[async_trait]
+pub trait DecisionLog: Send + Sync + 'static {
+    /// Begins a new epoch and reads everything. Called once, before anything else. No coordinator
+    /// of an earlier epoch records a commit after it.
+    ///
+    /// # Errors
+    /// [`StoreError`]. A log that cannot be read wholly is an error: a commit that is missed would
+    /// be rolled back.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: an epoch may be used up.
+    async fn open(&self) -> Result<OpenedLog, StoreError>;
+
+    /// Records that a transaction commits, unless an abort was recorded first. Returns what stands
+    /// in the register when it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the commit may be found at the next opening, or not.
+    ///
+    /// # Cancel safety
+    /// The future is dropped only with the runtime.
+    async fn commit(&self, commit: &Committed) -> Result<Decision, StoreError>;
+
+    /// All branches of the transaction have been told, and its record may go.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the record may be found at the next opening.
+    ///
+    /// # Cancel safety
+    /// The future is dropped only with the runtime.
+    async fn forget(&self, txn: TxnId) -> Result<(), StoreError>;
+
+    /// Records a heuristic outcome, durably.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the outcome may be found at the next opening, or not.
+    ///
+    /// # Cancel safety
+    /// The future is dropped only with the runtime.
+    async fn report(&self, outcome: &HeuristicOutcome) -> Result<(), StoreError>;
+
+    /// An operator has dealt with the heuristic outcome of this branch.
+    ///
+    /// # Errors
+    /// [`StoreError`]: the outcome may be found at the next opening.
+    ///
+    /// # Cancel safety
+    /// May be dropped: the outcome is forgotten, or not.
+    async fn resolve(&self, gid: &Gid) -> Result<(), StoreError>;
+}
+
+const FORMAT: u8 = 1;
+const COMMIT: u8 = 0;
+const HEURISTIC: u8 = 1;
+/// Branches of one transaction.
+pub(super) const MAX_BRANCHES: u32 = 1000;
+
+/// Decisions in a store of sagas, which must have no other user: a
+/// [`JournalStore`](crate::store::JournalStore) over a namespace of its own, or a
+/// [`MemoryStore`](crate::store::MemoryStore) in tests.
+///
+/// The id of a record is the spelling of its branch, number 0 for a commit. Its events are: version
+/// (1 byte, 1), kind (1 byte). A commit goes on with the number of branches (4 bytes,
+/// little-endian) and for each its number, the length of its participant's name (4 bytes each) and
+/// the name (UTF-8); a heuristic outcome with what was done (1 byte: 0 committed, 1 rolled back)
+/// and the participant's name.
+pub struct StoreLog<S> {
+    store: S,
+    /// Records that stand, for the store to have them written again.
+    standing: Mutex<HashMap<Arc<str>, Bytes>>,
+}
+
+impl<S: SagaStore> StoreLog<S> {
+    /// A log in `store`.
+    pub fn new(store: S) -> Self {
+        Self { store, standing: Mutex::default() }
+    }
+
+    async fn append(&self, key: Arc<str>, events: Bytes) -> Result<(), StoreError> {
+        let kind = RecordKind::Whole;
+        self.store
+            .append(vec![Record { saga: Arc::clone(&key), kind, events: events.clone() }])
+            .await?;
+        self.standing.lock().insert(key, events);
+        self.rewrite().await
+    }
+
+    async fn remove(&self, key: Arc<str>) -> Result<(), StoreError> {
+        self.standing.lock().remove(&key);
+        let record = Record { saga: key, kind: RecordKind::Forgotten, events: Bytes::new() };
+        self.store.append(vec![record]).await?;
+        self.rewrite().await
+    }
+
+    /// Writes one old record again if it keeps the store from giving space back.
+    async fn rewrite(&self) -> Result<(), StoreError> {
+        let Some(key) = self.store.to_rewrite() else { return Ok(()) };
+        let Some(events) = self.standing.lock().get(&key).cloned() else { return Ok(()) };
+        self.store.append(vec![Record { saga: key, kind: RecordKind::Whole, events }]).await
+    }
+}
+
+impl<S> fmt::Debug for StoreLog<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let standing = self.standing.lock().len();
+        f.debug_struct("StoreLog").field("standing", &standing).finish_non_exhaustive()
+    }
+}
+
+/// The id of a commit's record. Its coordinator does not matter: a log has one.
+fn key(txn: TxnId) -> Arc<str> {
+    format!("{}:{}", txn.epoch, txn.number).into()
+}
+
+#[async_trait]
+impl<S: SagaStore> DecisionLog for StoreLog<S> {
+    async fn open(&self) -> Result<OpenedLog, StoreError> {
+        let opened = self.store.open().await?;
+        let mut last: HashMap<Arc<str>, Bytes> = HashMap::new();
+        for record in opened.records {
+            match record.kind {
+                RecordKind::Forgotten => last.remove(&record.saga),
+                _ => last.insert(record.saga, record.events),
+            };
+        }
+        let mut log = OpenedLog { epoch: opened.epoch, ..OpenedLog::default() };
+        for (key, events) in &last {
+            let decoded = decode(key, events.clone());
+            match decoded.ok_or_else(|| StoreError::new(format!("record {key} is garbled")))? {
+                Decoded::Commit(commit) => log.committed.push(commit),
+                Decoded::Heuristic(outcome) => log.heuristics.push(outcome),
+            }
+        }
+        log.committed.sort_by_key(|commit| commit.txn);
+        log.heuristics.sort_by(|a, b| a.gid.cmp(&b.gid));
+        *self.standing.lock() = last;
+        Ok(log)
+    }
+
+    async fn commit(&self, commit: &Committed) -> Result<Decision, StoreError> {
+        let mut events = BytesMut::new();
+        events.put_slice(&[FORMAT, COMMIT]);
+        events.put_u32_le(commit.branches.len() as u32);
+        for (branch, name) in &commit.branches {
+            events.put_u32_le(*branch);
+            events.put_u32_le(name.len() as u32);
+            events.put_slice(name.as_bytes());
+        }
+        self.append(key(commit.txn), events.freeze()).await?;
+        Ok(Decision::Commit)
+    }
+
+    async fn forget(&self, txn: TxnId) -> Result<(), StoreError> {
+        self.remove(key(txn)).await
+    }
+
+    async fn report(&self, outcome: &HeuristicOutcome) -> Result<(), StoreError> {
+        let mut events = BytesMut::new();
+        let how = match outcome.heuristic {
+            Heuristic::Committed => 0,
+            Heuristic::RolledBack => 1,
+        };
+        events.put_slice(&[FORMAT, HEURISTIC, how]);
+        events.put_slice(outcome.participant.as_bytes());
+        self.append(outcome.gid.to_string().into(), events.freeze()).await
+    }
+
+    async fn resolve(&self, gid: &Gid) -> Result<(), StoreError> {
+        self.remove(gid.to_string().into()).await
+    }
+}
+
+enum Decoded {
+    Commit(Committed),
+    Heuristic(HeuristicOutcome),
+}
+
+fn decode(key: &str, mut events: Bytes) -> Option<Decoded> {
+    let format = events.try_get_u8().ok()?;
+    let kind = events.try_get_u8().ok()?;
+    let text = |bytes: Bytes| std::str::from_utf8(&bytes).ok().map(Arc::<str>::from);
+    match (format, kind) {
+        (FORMAT, COMMIT) => {
+            let (epoch, number) = key.split_once(':')?;
+            let txn = TxnId { epoch: epoch.parse().ok()?, number: number.parse().ok()? };
+            let count = events.try_get_u32_le().ok()?;
+            let mut branches = Vec::new();
+            for _ in 0..count {
+                let branch = events.try_get_u32_le().ok()?;
+                let length = events.try_get_u32_le().ok()? as usize;
+                if length > events.len() || branch >= MAX_BRANCHES {
+                    return None;
+                }
+                branches.push((branch, text(events.split_to(length))?));
+            }
+            events.is_empty().then_some(Decoded::Commit(Committed { txn, branches }))
+        }
+        (FORMAT, HEURISTIC) => {
+            let heuristic = match events.try_get_u8().ok()? {
+                0 => Heuristic::Committed,
+                1 => Heuristic::RolledBack,
+                _ => return None,
+            };
+            let (gid, participant) = (key.parse().ok()?, text(events)?);
+            Some(Decoded::Heuristic(HeuristicOutcome { gid, participant, heuristic }))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::MemoryStore;
+
+    #[tokio::test]
+    async fn a_log_gives_back_what_was_not_forgotten() {
+        let store = MemoryStore::new();
+        let log = StoreLog::new(store.clone());
+        assert_eq!(log.open().await.unwrap().epoch, 1);
+        let txn = |number| TxnId { epoch: 1, number };
+        let names: Vec<(u32, Arc<str>)> =
+            vec![(0, "left".into()), (1, "right".into()), (3, "left".into())];
+        for number in 0..3 {
+            let commit = Committed::new(txn(number), names.clone());
+            assert_eq!(log.commit(&commit).await.unwrap(), Decision::Commit);
+        }
+        let gid = Gid::new(&"c".into(), txn(1), 2);
+        let outcome = HeuristicOutcome::new(gid.clone(), "left".into(), Heuristic::RolledBack);
+        log.report(&outcome).await.unwrap();
+        log.forget(txn(0)).await.unwrap();
+        let next = StoreLog::new(store.clone());
+        let opened = next.open().await.unwrap();
+        assert_eq!(opened.epoch, 2);
+        let kept = [1, 2].map(|number| Committed::new(txn(number), names.clone()));
+        assert_eq!(opened.committed, kept);
+        assert_eq!(opened.heuristics, [outcome]);
+        assert!(log.commit(&kept[0]).await.is_err(), "an earlier coordinator records nothing");
+        next.resolve(&gid).await.unwrap();
+        assert!(StoreLog::new(store).open().await.unwrap().heuristics.is_empty());
+    }
+
+    #[test]
+    fn garbled_records_are_no_decisions() {
+        let whole = b"\x01\x00\x01\x00\x00\x00\x00\x00\x00\x00\x02\x00\x00\x00ab";
+        assert!(decode("1:2", Bytes::from_static(whole)).is_some());
+        for end in 0..whole.len() {
+            assert!(decode("1:2", Bytes::copy_from_slice(&whole[..end])).is_none(), "{end}");
+        }
+        let long = b"\x01\x00\xff\xff\xff\xff\x00\x00\x00\x00\xff\xff\xff\xffab";
+        for (key, events) in [
+            ("1:2", &long[..]),
+            ("1", whole),
+            ("x:2", whole),
+            ("1:2", b"\x02\x00\x00\x00\x00\x00"),
+            ("1:2", b"\x01\x02\x00\x00\x00\x00"),
+            ("1:2", b"\x01\x01\x00ab"),
+            ("vs1:c:1:2:3", b"\x01\x01\x02ab"),
+            ("1:2", b"\x01\x00\x00\x00\x00\x00a"),
+        ] {
+            assert!(decode(key, Bytes::copy_from_slice(events)).is_none(), "{key} {events:?}");
+        }
+    }
+}
