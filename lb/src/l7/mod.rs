@@ -7,6 +7,7 @@
 
 mod body;
 mod config;
+mod gate;
 mod headers;
 mod io;
 mod matching;
@@ -18,6 +19,7 @@ mod upstream;
 mod validate;
 
 pub use config::{HttpConfig, KeySource, Protocol, RetryConfig, UpstreamConfig};
+pub use gate::{Gate, GatePermit, GateRejected};
 pub use headers::{ForwardedConfig, HeaderChanges, Rewrite, remove_hop_by_hop};
 pub use matching::{CookieMatch, Glob, HeaderMatch, HeaderRule, HostMatch, PathMatch};
 pub use proxy::{HttpProxy, HttpStats, ProxyBody};

@@ -1,11 +1,13 @@
 //! Which target a request goes to: the first route whose conditions all hold.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hyper::Method;
 use hyper::header::{HeaderMap, HeaderName};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::gate::Gate;
 use super::headers::Rewrite;
 use super::matching::{CookieMatch, HeaderMatch, HostMatch, PathMatch, cookies};
 use crate::error::ConfigError;
@@ -75,6 +77,8 @@ pub struct Route<T> {
     pub split_by: SplitBy,
     /// What is changed in requests and responses of this route.
     pub rewrite: Rewrite,
+    /// Decides whether a request of this route is sent to a backend; `None` sends all.
+    pub gate: Option<Arc<dyn Gate>>,
 }
 
 impl<T> Route<T> {
@@ -90,6 +94,7 @@ impl<T> Route<T> {
             targets: vec![(target, 1)],
             split_by: SplitBy::Request,
             rewrite: Rewrite::default(),
+            gate: None,
         }
     }
 
@@ -114,6 +119,12 @@ impl<T> Route<T> {
     /// Adds a target.
     pub fn with_target(mut self, target: T, weight: u32) -> Self {
         self.targets.push((target, weight));
+        self
+    }
+
+    /// Sets the gate.
+    pub fn with_gate(mut self, gate: Arc<dyn Gate>) -> Self {
+        self.gate = Some(gate);
         self
     }
 

@@ -4,6 +4,7 @@
 mod bad_input;
 mod configs;
 mod corpus;
+mod gate;
 mod http1;
 mod http2;
 mod pure;

@@ -7,6 +7,7 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::response::ProxyBody;
+use crate::l7::gate::GateRejected;
 use crate::l7::validate::RequestError;
 
 /// Why a request has no response of a backend.
@@ -16,6 +17,8 @@ pub(super) enum Failure {
     Request(RequestError),
     #[error("no route for this request")]
     NoRoute,
+    #[error("{}", .0.reason)]
+    Gate(GateRejected),
     #[error("no backend may be used now")]
     NoEndpoint,
     #[error("no connection to a backend")]
@@ -37,6 +40,7 @@ impl Failure {
         match self {
             Self::Request(error) => error.status(),
             Self::NoRoute => StatusCode::NOT_FOUND,
+            Self::Gate(rejected) => rejected.status(),
             Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect | Self::Backend => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
@@ -49,6 +53,8 @@ impl Failure {
     fn grpc_status(self) -> HeaderValue {
         HeaderValue::from_static(match self.status() {
             StatusCode::BAD_REQUEST => "13",
+            StatusCode::UNAUTHORIZED => "16",
+            StatusCode::FORBIDDEN => "7",
             StatusCode::NOT_FOUND | StatusCode::NOT_IMPLEMENTED => "12",
             StatusCode::GATEWAY_TIMEOUT | StatusCode::REQUEST_TIMEOUT => "4",
             _ => "14",
@@ -72,6 +78,11 @@ impl Failure {
         *response.status_mut() = self.status();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+        if let Self::Gate(rejected) = self
+            && let Some(seconds) = rejected.retry_after_secs()
+        {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         if let Self::Request(_) | Self::RequestTimeout | Self::RequestBody = self {
             // What follows on this connection may be part of the request that was rejected.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -23,6 +23,7 @@ use crate::context::Context;
 use crate::endpoint::Outcome;
 use crate::l7::body::SharedBody;
 use crate::l7::config::{KeySource, Protocol};
+use crate::l7::gate::GatePermit;
 use crate::l7::headers::{Hop, Rewrite, has_connection_option, remove_hop_by_hop};
 use crate::l7::io::tunnel;
 use crate::l7::matching::cookies;
@@ -107,6 +108,8 @@ async fn route_and_send(
         log.route.clone_from(&route.name);
         upstream.name().clone_into(&mut log.upstream);
     }
+    let admitted = route.gate.as_ref().map(|gate| gate.admit(&facts, upstream));
+    let permit = admitted.transpose().map_err(Failure::Gate)?;
     let key = hash_key(upstream, &parts);
     let session = session(upstream, &parts.headers);
     let mut context = Context::new().with_client(address);
@@ -124,7 +127,10 @@ async fn route_and_send(
         active: upstream.enter(),
         count: 0,
     };
-    let answered = attempts.run().await?;
+    let answered = match attempts.run().await {
+        Ok(answered) => answered,
+        Err(failure) => return Err(end_permit(permit, failure)),
+    };
     let Attempts { active, count, .. } = attempts;
     let exchange = Box::new(Exchange {
         inner: Arc::clone(inner),
@@ -134,6 +140,7 @@ async fn route_and_send(
         attempts: count,
         lease: None,
         pick: None,
+        permit,
         head_at: inner.clock.now(),
         outcome: Outcome::Success,
         is_grpc: false,
@@ -142,6 +149,14 @@ async fn route_and_send(
         bytes: 0,
     });
     Ok(respond(route, upstream, asked, answered, exchange, session.as_deref()))
+}
+
+/// Tells the gate that no backend answered. A failure of the client's says nothing about backends.
+fn end_permit(permit: Option<GatePermit>, failure: Failure) -> Failure {
+    if let Some(permit) = permit.filter(|_| failure.status().is_server_error()) {
+        permit.finish(Outcome::Failure);
+    }
+    failure
 }
 
 fn hash_key(upstream: &Upstream, parts: &Parts) -> Option<Vec<u8>> {
@@ -327,6 +342,9 @@ fn switch(
     let open = Open::new(&inner);
     if let Some(pick) = &mut exchange.pick {
         pick.record(inner.clock.now(), Outcome::Success);
+    }
+    if let Some(permit) = exchange.permit.take() {
+        permit.finish(Outcome::Success);
     }
     let idle = inner.config.tunnel_timeout;
     let mut phase = inner.phase.subscribe();

@@ -16,6 +16,7 @@ use super::answer::{Ended, LogEntry, is_grpc_failure};
 use super::connection::ActiveRequest;
 use crate::endpoint::{Outcome, Pick};
 use crate::l7::body::{BodyError, SharedBody, has_stalled};
+use crate::l7::gate::GatePermit;
 use crate::l7::upstream::{Active, Lease};
 
 /// The body of a response of an [`HttpProxy`](super::HttpProxy).
@@ -43,6 +44,7 @@ pub(super) struct Exchange {
     pub(super) attempts: u32,
     pub(super) lease: Option<Lease>,
     pub(super) pick: Option<Pick>,
+    pub(super) permit: Option<GatePermit>,
     /// Time of the head, by the balancer's clock.
     pub(super) head_at: u64,
     pub(super) outcome: Outcome,
@@ -91,6 +93,9 @@ impl Exchange {
         let Some(pick) = self.pick.take() else { return };
         self.log_end(pick.endpoint().name(), result);
         pick.finish(self.head_at, self.outcome);
+        if let Some(permit) = self.permit.take() {
+            permit.finish(self.outcome);
+        }
     }
 
     fn log_end(&self, endpoint: &str, result: &'static str) {

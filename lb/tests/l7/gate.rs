@@ -1,0 +1,125 @@
+//! Gates of routes: what they reject, and what they are told about the end of a request.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use voussoir_lb::Outcome;
+use voussoir_lb::l7::{
+    Gate, GatePermit, GateRejected, HttpConfig, PathMatch, RequestFacts, Route, Router, Upstream,
+    UpstreamConfig,
+};
+
+use crate::support::*;
+
+/// Rejects paths below `/closed`, and sends the outcome of every other request.
+#[derive(Debug)]
+struct Recorder {
+    ends: mpsc::UnboundedSender<Option<Outcome>>,
+    clients: Mutex<Vec<String>>,
+}
+
+/// Sends `None` if it is dropped before the request has ended.
+struct End(mpsc::UnboundedSender<Option<Outcome>>, bool);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if !self.1 {
+            let _ = self.0.send(None);
+        }
+    }
+}
+
+impl Gate for Recorder {
+    fn admit(
+        &self,
+        facts: &RequestFacts<'_>,
+        upstream: &Upstream,
+    ) -> Result<GatePermit, GateRejected> {
+        assert_eq!(upstream.name(), "test");
+        self.clients.lock().extend(facts.client.map(|client| client.to_string()));
+        if facts.path.starts_with("/closed") {
+            let rejected = GateRejected::new(StatusCode::TOO_MANY_REQUESTS, "too many");
+            return Err(rejected.with_retry_after(Duration::from_millis(1_001)));
+        }
+        let mut end = End(self.ends.clone(), false);
+        Ok(GatePermit::on_end(move |outcome| {
+            end.1 = true;
+            let _ = end.0.send(Some(outcome));
+        }))
+    }
+}
+
+fn recorder() -> (Arc<Recorder>, mpsc::UnboundedReceiver<Option<Outcome>>) {
+    let (ends, received) = mpsc::unbounded_channel();
+    (Arc::new(Recorder { ends, clients: Mutex::default() }), received)
+}
+
+#[tokio::test]
+async fn a_rejected_request_reaches_no_backend_and_leaves_the_connection_usable() {
+    let (gate, mut ends) = recorder();
+    let up = upstream(&[echo().await], UpstreamConfig::default());
+    let free = Route::new("free", up.clone()).with_path(PathMatch::Exact("/closed/free".into()));
+    let gated = Route::new("gated", up.clone()).with_gate(gate.clone());
+    let router = Router::new(vec![free, gated]).unwrap();
+    let (address, proxy) = proxy_with(router, HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    let closed = client.ask("GET /closed HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!((closed.status(), closed.header("retry-after")), (429, Some("2")));
+    assert!(closed.text().contains("too many"), "{}", closed.text());
+    assert_eq!(up.stats().connects, 0, "the backend was not asked");
+    assert_eq!(proxy.stats().rejected, 1);
+    assert_eq!(client.ask(GET).await.status(), 200);
+    assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Success)));
+    let free = client.ask("GET /closed/free HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(free.status(), 200, "another route has no gate");
+    assert_eq!(*gate.clients.lock(), ["127.0.0.1", "127.0.0.1"]);
+}
+
+#[tokio::test]
+async fn a_gate_learns_how_each_request_ended() {
+    let (gate, mut ends) = recorder();
+    let to = backend(|mut conn, _| async move {
+        while let Some(message) = conn.message().await {
+            let path = message.head.split(' ').nth(1).unwrap_or_default().to_owned();
+            match &*path {
+                "/500" => conn.send("HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n").await,
+                "/cut" => return conn.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx").await,
+                "/wait" => conn.send("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nx").await,
+                _ => conn.send(&ok("fine")).await,
+            }
+        }
+    })
+    .await;
+    let up = upstream(&[to], UpstreamConfig::default());
+    let route = Route::new("gated", up).with_gate(gate);
+    let router = Router::new(vec![route]).unwrap();
+    let (address, _proxy) = proxy_with(router, HttpConfig::default()).await;
+    for (path, expected) in [
+        ("/", Some(Outcome::Success)),
+        ("/500", Some(Outcome::Failure)),
+        ("/cut", Some(Outcome::Failure)),
+    ] {
+        let mut client = Conn::connect(address).await;
+        client.send(&format!("GET {path} HTTP/1.1\r\nhost: a\r\n\r\n")).await;
+        assert_eq!(soon(ends.recv()).await, Some(expected), "{path}");
+    }
+    let mut client = Conn::connect(address).await;
+    client.send("GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    client.head().await.expect("the head of the response");
+    drop(client);
+    assert_eq!(soon(ends.recv()).await, Some(None), "the client gave up");
+}
+
+#[tokio::test]
+async fn a_request_without_a_backend_is_a_failure_for_its_gate() {
+    let (gate, mut ends) = recorder();
+    let up = upstream(&[nobody().await], UpstreamConfig::default());
+    let route = Route::new("gated", up).with_gate(gate);
+    let router = Router::new(vec![route]).unwrap();
+    let (address, _proxy) = proxy_with(router, HttpConfig::default()).await;
+    assert_eq!(Conn::connect(address).await.ask(GET).await.status(), 502);
+    assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Failure)));
+}
