@@ -1,0 +1,96 @@
+//! A pool that runs: its balancer, the connections to its backends, its checks and its breaker.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use voussoir_breaker::Breaker;
+use voussoir_lb::l7::{ClientTls, Upstream};
+use voussoir_lb::probe::{Checker, HttpProbe, TcpProbe};
+use voussoir_lb::{Balancer, BalancerStats, Clock, Monotonic};
+
+use crate::config::{self, EndpointEntry, HealthKind, Pool};
+
+/// A pool that runs. Dropped, it ends its checks; requests under way go on.
+#[derive(Debug)]
+pub struct RunningPool {
+    /// What it was started with; the endpoints are those of the last update.
+    pub config: Pool,
+    /// The connections and the balancer.
+    pub upstream: Upstream,
+    /// Rejects requests while most of them fail.
+    pub breaker: Option<Arc<Breaker>>,
+    _checker: Option<Checker>,
+}
+
+impl RunningPool {
+    /// Starts a pool. With `old`, the pool of that name before, the backends that stay begin with
+    /// the health they had: one that was down or ejected gets no request before its checks pass.
+    ///
+    /// # Errors
+    /// What cannot be used, as a text.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the checks that it began.
+    pub async fn start(name: &str, config: Pool, old: Option<&Self>) -> Result<Self, String> {
+        let text = |error: voussoir_lb::ConfigError| error.to_string();
+        let balancer = Balancer::boxed(config.strategy(), config.balancer()).map_err(text)?;
+        let now = Monotonic.now();
+        let endpoints = config.endpoints.iter().map(EndpointEntry::endpoint);
+        balancer.update(endpoints, now).map_err(|error| error.to_string())?;
+        if let Some(old) = old {
+            carry_health_over(&old.upstream.balancer().stats(now), &balancer, now);
+        }
+        let checker = config.health.as_ref().map(|health| match health.kind {
+            HealthKind::Http => {
+                let probe = HttpProbe::new(&health.path);
+                Checker::start(balancer.clone(), probe, config::checker(&config))
+            }
+            HealthKind::Tcp => {
+                let probe = TcpProbe::default();
+                Checker::start(balancer.clone(), probe, config::checker(&config))
+            }
+        });
+        let checker = checker.transpose().map_err(text)?;
+        let breaker = config.breaker.as_ref().map(|breaker| Breaker::new(name, &breaker.config()));
+        let breaker = breaker.transpose().map_err(|error| error.to_string())?.map(Arc::new);
+        let upstream_config = config.upstream()?;
+        let upstream = match &config.tls {
+            None => Upstream::new(name, balancer, upstream_config).map_err(text)?,
+            Some(tls) => {
+                let read = tokio::fs::read(&tls.authorities).await;
+                let named = |error: &dyn std::fmt::Display| {
+                    format!("`tls`: {}: {error}", tls.authorities.display())
+                };
+                let roots = read.map_err(|error| named(&error))?;
+                let tls = ClientTls::new(&roots, &tls.name).map_err(|error| named(&error))?;
+                Upstream::with_tls(name, balancer, upstream_config, tls).map_err(text)?
+            }
+        };
+        Ok(Self { config, upstream, breaker, _checker: checker })
+    }
+
+    /// Waits until a backend may be used, at most for two checks: a route that moves to this pool
+    /// finds one then. Without a healthy backend the pool is used all the same.
+    ///
+    /// # Cancel safety
+    /// Nothing is lost.
+    pub async fn warm_up(&self) {
+        let Some(health) = &self.config.health else { return };
+        let mut availability = self.upstream.balancer().availability();
+        let within = Duration::from_millis(health.timeout_ms).saturating_mul(2);
+        let _ = timeout(within, availability.wait_for(|found| found.healthy > 0)).await;
+    }
+}
+
+/// Tells `balancer` about the backends that `old` knows, as if a check had run: the first result
+/// of a check decides alone.
+fn carry_health_over(old: &BalancerStats, balancer: &Balancer, now: u64) {
+    for endpoint in balancer.endpoints() {
+        let found = old.endpoints.iter().find(|found| found.name == endpoint.name());
+        // One that was never checked stays unknown.
+        if let Some(found) = found.filter(|found| found.healthy || found.picks > 0) {
+            balancer.record_check(endpoint.id(), found.healthy, now);
+        }
+    }
+}
