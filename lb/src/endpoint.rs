@@ -54,6 +54,10 @@ pub struct Endpoint {
     name: Box<str>,
     session: Box<str>,
     balancer: Weak<dyn Ejector>,
+    /// The load that a bounded consistent hash counts for picks in flight. Which pick ends which
+    /// assignment does not matter: all of them count for this endpoint.
+    #[cfg(feature = "ring")]
+    assignments: parking_lot::Mutex<Vec<voussoir_ring::Assignment>>,
 }
 
 impl Endpoint {
@@ -79,6 +83,8 @@ impl Endpoint {
             name: name.into(),
             session: format!("{name_hash:016x}").into(),
             balancer,
+            #[cfg(feature = "ring")]
+            assignments: parking_lot::Mutex::default(),
         }
     }
 
@@ -204,25 +210,32 @@ impl fmt::Debug for Endpoint {
 #[must_use = "the place is given back when the pick is dropped"]
 pub struct Pick {
     endpoint: Arc<Endpoint>,
-    started: u64,
-    finished: bool,
-    _hold: Hold,
+    /// When the pick began, in ns, and the two flags. One word, and the pick two: a pick is
+    /// returned in registers. A flag in a byte of its own is stored, and then loaded together with
+    /// its neighbours as the pick is moved, which the processor cannot forward: each such move
+    /// costs as much as two of the atomics.
+    word: u64,
 }
 
-/// What else a pick gives back when it ends.
-#[derive(Debug, Default)]
-pub(crate) enum Hold {
-    #[default]
-    Nothing,
-    /// The load that a bounded consistent hash counts.
-    #[cfg(feature = "ring")]
-    Assigned { _assignment: voussoir_ring::Assignment },
-}
+/// Flag of [`Pick::word`]: the outcome was recorded.
+const FINISHED: u64 = 1 << 63;
+/// Flag of [`Pick::word`]: the endpoint holds an assignment for the pick.
+const ASSIGNED: u64 = 1 << 62;
+/// The bits of [`Pick::word`] that are the time: 146 years.
+const TIME: u64 = ASSIGNED - 1;
 
 impl Pick {
     #[inline]
-    pub(crate) fn new(endpoint: Arc<Endpoint>, started: u64, hold: Hold) -> Self {
-        Self { endpoint, started, finished: false, _hold: hold }
+    pub(crate) fn new(endpoint: Arc<Endpoint>, started: u64) -> Self {
+        Self { endpoint, word: started.min(TIME) }
+    }
+
+    /// The same pick, for which the endpoint holds `assignment`.
+    #[cfg(feature = "ring")]
+    pub(crate) fn assigned(mut self, assignment: voussoir_ring::Assignment) -> Self {
+        self.word |= ASSIGNED;
+        self.endpoint.assignments.lock().push(assignment);
+        self
     }
 
     /// The endpoint that serves the request.
@@ -240,12 +253,14 @@ impl Pick {
     /// connection that was established at `now` and stays open. Only the first call counts.
     #[inline]
     pub fn record(&mut self, now: u64, outcome: Outcome) {
-        if std::mem::replace(&mut self.finished, true) {
+        if self.word & FINISHED != 0 {
             return;
         }
+        self.word |= FINISHED;
+        let started = self.word & TIME;
         match outcome {
-            Outcome::Success => self.endpoint.succeeded(now, self.started),
-            Outcome::Failure => self.endpoint.failed(now, self.started),
+            Outcome::Success => self.endpoint.succeeded(now, started),
+            Outcome::Failure => self.endpoint.failed(now, started),
         }
     }
 }
@@ -253,8 +268,13 @@ impl Pick {
 impl Drop for Pick {
     #[inline]
     fn drop(&mut self) {
-        if !self.finished {
+        if self.word & FINISHED == 0 {
             self.endpoint.cancelled.fetch_add(1, Relaxed);
+        }
+        #[cfg(feature = "ring")]
+        if self.word & ASSIGNED != 0 {
+            let ended = self.endpoint.assignments.lock().pop();
+            drop(ended);
         }
         self.endpoint.flight.release();
     }

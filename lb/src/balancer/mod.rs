@@ -2,7 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
@@ -16,6 +19,7 @@ use crate::error::{ConfigError, UpdateError};
 use crate::random::Random;
 use crate::strategy::Strategy;
 
+mod local;
 mod plan;
 mod state;
 mod stats;
@@ -61,6 +65,11 @@ pub(crate) struct Inner {
     random: Random,
     tracking: Tracking,
     table: ArcSwap<Table>,
+    /// The serial of `table`, written after it: a thread that has the table of this serial may use
+    /// it. Invariant: ascends.
+    serial: AtomicU64,
+    /// Where threads keep the table.
+    slot: usize,
     state: Mutex<State>,
     availability: watch::Sender<Availability>,
     updates: watch::Sender<u64>,
@@ -98,6 +107,8 @@ impl Balancer {
             strategy,
             tracking,
             table: ArcSwap::from_pointee(Table::default()),
+            serial: AtomicU64::new(0),
+            slot: local::new_slot(),
             state: Mutex::new(State::default()),
             availability: watch::Sender::new(Availability::default()),
             updates: watch::Sender::new(0),
@@ -218,17 +229,23 @@ impl Ejector for Inner {
 impl Inner {
     #[inline]
     fn pick(self: &Arc<Self>, ctx: &Context<'_>, now: u64) -> Option<Pick> {
-        let mut table = self.table.load();
+        let mut table = self.table();
         if now >= table.next_change {
-            drop(table);
             self.advance(now);
-            table = self.table.load();
+            table = self.table();
         }
         let pick = table.pick(ctx, now, &self.random);
+        local::put(self.slot, table);
         if pick.is_none() {
             self.rejected.fetch_add(1, Relaxed);
         }
         pick
+    }
+
+    /// The current table: the one that this thread keeps, if no other was published since.
+    #[inline]
+    fn table(&self) -> Arc<Table> {
+        local::take(self.slot, self.serial.load(Acquire)).unwrap_or_else(|| self.table.load_full())
     }
 
     #[cold]
@@ -275,7 +292,9 @@ impl Inner {
             drop(state);
             let mut availability = plan.availability;
             let (table, compiled) = plan.compile(self.strategy.as_ref(), &self.random);
+            let serial = table.serial;
             let old_table = self.table.swap(Arc::new(table));
+            self.serial.store(serial, Release);
             self.availability.send_if_modified(|last| {
                 // Another thread may have counted more meanwhile.
                 let refused = last.refused_ejections.max(availability.refused_ejections);

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::local;
 use super::state::{Entry, State};
 use super::stats::Availability;
 use super::table::{CompiledGroup, Table, WHOLE};
@@ -195,8 +196,16 @@ impl Plan {
             let end = if sum > 1.0 - 1e-9 { WHOLE } else { (sum * WHOLE as f64) as u64 };
             CompiledGroup { end, members: group.members.into(), select }
         };
-        let groups = self.groups.into_iter().map(compile).collect();
-        let (next_change, keyed) = (self.next_change, strategy.is_keyed());
-        (Table { groups, next_change, keyed, sessions: self.sessions }, compiled)
+        let groups: Box<[CompiledGroup]> = self.groups.into_iter().map(compile).collect();
+        let members = groups.iter().map(|group| group.members.len()).sum::<usize>();
+        let table = Table {
+            is_kept: members.max(self.sessions.len()) <= local::MAX_KEPT,
+            groups,
+            next_change: self.next_change,
+            keyed: strategy.is_keyed(),
+            sessions: self.sessions,
+            serial: local::new_serial(),
+        };
+        (table, compiled)
     }
 }

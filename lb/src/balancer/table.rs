@@ -6,7 +6,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::context::Context;
-use crate::endpoint::{Endpoint, Hold, Pick};
+use crate::endpoint::{Endpoint, Pick};
 use crate::random::Random;
 use crate::strategy::{Member, Select};
 
@@ -22,6 +22,10 @@ pub(super) struct Table {
     pub(super) keyed: bool,
     /// Endpoints that serve their own sessions, by name hash.
     pub(super) sessions: HashMap<u64, Arc<Endpoint>>,
+    /// Tells the table from all others of the process.
+    pub(super) serial: u64,
+    /// Whether threads keep it between picks.
+    pub(super) is_kept: bool,
 }
 
 #[derive(Debug)]
@@ -39,6 +43,8 @@ impl Default for Table {
             next_change: u64::MAX,
             keyed: false,
             sessions: HashMap::new(),
+            serial: 0,
+            is_kept: true,
         }
     }
 }
@@ -69,7 +75,7 @@ impl Table {
         let hash = u64::from_str_radix(session, 16).ok().filter(|_| is_token)?;
         let endpoint = self.sessions.get(&hash)?;
         let is_taken = ctx.admits(endpoint.id()) && endpoint.try_take();
-        is_taken.then(|| Pick::new(Arc::clone(endpoint), now, Hold::Nothing))
+        is_taken.then(|| Pick::new(Arc::clone(endpoint), now))
     }
 
     /// Chooses a group by its share, and a member of it. If all of the group are full, the other
@@ -111,13 +117,14 @@ impl CompiledGroup {
     #[inline]
     fn pick(&self, ctx: &Context<'_>, now: u64, random: &Random) -> Option<Pick> {
         let selection = self.select.select(&self.members, ctx, now, random);
-        if let Some(member) = self.members.get(selection.index)
+        let index = selection.index;
+        if let Some(member) = self.members.get(index)
             && ctx.admits(member.endpoint.id())
             && member.endpoint.try_take()
         {
-            return Some(Pick::new(Arc::clone(&member.endpoint), now, selection.hold));
+            return Some(selection.end_with(Pick::new(Arc::clone(&member.endpoint), now)));
         }
-        self.pick_next(selection.index, ctx, now)
+        self.pick_next(index, ctx, now)
     }
 
     /// The first member after `index` that is neither full nor excluded.
@@ -126,6 +133,6 @@ impl CompiledGroup {
         let len = self.members.len();
         let mut others = (1..=len).map(|step| &self.members[(index % len + step) % len].endpoint);
         let endpoint = others.find(|other| ctx.admits(other.id()) && other.try_take())?;
-        Some(Pick::new(Arc::clone(endpoint), now, Hold::Nothing))
+        Some(Pick::new(Arc::clone(endpoint), now))
     }
 }

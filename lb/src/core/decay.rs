@@ -56,7 +56,10 @@ impl Decaying {
             return 0.0;
         }
         let (value, stamp) = unpack(word);
-        value * remaining(elapsed(tick(now), stamp) as f32 * rate)
+        match elapsed(tick(now), stamp) {
+            0 => value,
+            ticks => value * remaining(ticks as f32 * rate),
+        }
     }
 
     /// The `rate` of a half-life in ns.

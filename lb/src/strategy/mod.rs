@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::context::Context;
-use crate::endpoint::{Endpoint, Hold};
+use crate::endpoint::{Endpoint, Pick};
 use crate::random::Random;
 
 mod cycle;
@@ -96,14 +96,37 @@ pub trait Select: Any + fmt::Debug + Send + Sync {
 #[derive(Debug)]
 pub struct Selection {
     pub(crate) index: usize,
-    pub(crate) hold: Hold,
+    /// The load that a bounded consistent hash counts for this choice. In a box, so that all other
+    /// choices are returned in registers.
+    #[cfg(feature = "ring")]
+    assignment: Option<Box<voussoir_ring::Assignment>>,
 }
 
 impl Selection {
     /// Chooses the member at `index`. An index out of range, or a member that is full, leads to
     /// the next member that is not full.
     pub fn new(index: usize) -> Self {
-        Self { index, hold: Hold::Nothing }
+        Self {
+            index,
+            #[cfg(feature = "ring")]
+            assignment: None,
+        }
+    }
+
+    /// Chooses the member at `index`, for which a bounded hash counts load until the pick ends.
+    #[cfg(feature = "ring")]
+    fn assigned(index: usize, assignment: voussoir_ring::Assignment) -> Self {
+        Self { index, assignment: Some(Box::new(assignment)) }
+    }
+
+    /// Hands what was counted for the choice to its pick.
+    #[inline]
+    pub(crate) fn end_with(self, pick: Pick) -> Pick {
+        #[cfg(feature = "ring")]
+        if let Some(assignment) = self.assignment {
+            return pick.assigned(*assignment);
+        }
+        pick
     }
 }
 

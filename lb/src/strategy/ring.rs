@@ -7,7 +7,6 @@ use voussoir_ring::{Bounded, HashRing, Maglev, Node, Partitioner, Topology, Weig
 use super::sampler::Sampler;
 use super::{Group, Member, Select, Selection, Strategy, previous_as};
 use crate::context::Context;
-use crate::endpoint::Hold;
 use crate::random::Random;
 
 /// Maglev hashing of [`Context::key`]: even loads, and few keys move when the set changes.
@@ -127,10 +126,8 @@ impl Select for Placed {
             }
             (Some(Table::Bounded(bounded)), Some(key)) => {
                 let assignment = bounded.assign(key);
-                self.position(assignment.node()).map(|index| {
-                    let hold = Hold::Assigned { _assignment: assignment };
-                    Selection { index, hold }
-                })
+                let index = self.position(assignment.node());
+                index.map(|index| Selection::assigned(index, assignment))
             }
             _ => None,
         };

@@ -19,6 +19,36 @@ fn a_lease_counts_until_it_ends_and_a_dropped_one_is_cancelled() {
 }
 
 #[test]
+fn three_hundred_endpoints_are_picked_in_their_order() {
+    let balancer = Balancer::new(RoundRobin::default(), Config::default()).expect("valid");
+    let name = |at: usize| format!("endpoint {}", at % 300);
+    balancer.update((0..300).map(|at| EndpointConfig::new(name(at))), 0).expect("a set");
+    for at in 0..900 {
+        let pick = balancer.pick(&Context::new(), 0).expect("healthy");
+        assert_eq!(pick.endpoint().name(), name(at));
+        pick.finish(0, Outcome::Success);
+    }
+    assert!(balancer.stats(0).endpoints.iter().all(|found| found.picks == 3));
+}
+
+#[test]
+fn a_pick_may_begin_and_end_on_different_threads() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1, 1]);
+    for _ in 0..100 {
+        let pick = balancer.pick(&Context::new(), 0).expect("healthy");
+        let other = balancer.clone();
+        let thread = std::thread::spawn(move || {
+            pick.finish(0, Outcome::Success);
+            other.pick(&Context::new(), 0).expect("healthy")
+        });
+        thread.join().expect("no panic").finish(0, Outcome::Success);
+    }
+    let stats = balancer.stats(0).endpoints;
+    assert!(stats.iter().all(|found| found.in_flight == 0 && found.failures == 0));
+    assert_eq!(stats.iter().map(|found| found.picks).sum::<u64>(), 200);
+}
+
+#[test]
 fn full_endpoints_are_skipped_and_all_full_is_rejected() {
     let strategies: [Box<dyn Strategy>; 5] = [
         Box::new(RoundRobin::default()),
