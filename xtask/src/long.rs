@@ -77,13 +77,23 @@ const TESTS: &[Test] = &[
     },
     Test {
         package: "voussoir-cache",
-        args: &["--test", "kill"],
+        args: &["--test", "kill", "--", "--include-ignored"],
         length: &[("VOUSSOIR_KILLS", "50"), ("VOUSSOIR_SINK_DOWN_SECONDS", "60")],
     },
     Test {
         package: "voussoir-txn",
         args: &["--lib", "every_saga_ends"],
         length: &[("VOUSSOIR_SAGA_LIVES", "2000000")],
+    },
+    Test {
+        package: "voussoir-txn",
+        args: &["--lib", "all_branches"],
+        length: &[("VOUSSOIR_TXN_LIVES", "1000000")],
+    },
+    Test {
+        package: "voussoir-txn",
+        args: &["--test", "postgres", "--", "--include-ignored"],
+        length: &[("VOUSSOIR_KILLS", "200")],
     },
     Test {
         package: "voussoir-txn",

@@ -54,6 +54,9 @@ mod error;
 mod gid;
 mod log;
 mod participant;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod postgres;
 mod recovery;
 mod task;
 #[cfg(test)]

@@ -1,0 +1,354 @@
+//! Transfers between two real PostgreSQL databases, whose process is killed with `kill -9` again
+//! and again.
+//!
+//! `VOUSSOIR_KILLS` sets how often (default 4). The child is this program with
+//! `VOUSSOIR_TXN_CHILD` set to the folder of its journal.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, NoTls};
+use voussoir_journal::Journal;
+use voussoir_sim::{Rng, Situations};
+use voussoir_txn::store::{JournalStore, MemoryStore};
+use voussoir_txn::two_phase::postgres::{PostgresError, PostgresParticipant};
+use voussoir_txn::two_phase::*;
+
+const CHILD: &str = "VOUSSOIR_TXN_CHILD";
+const DATABASES: &str = "VOUSSOIR_TXN_DATABASES";
+const ACCOUNTS: i64 = 16;
+const TRANSFERS_AT_ONCE: u64 = 6;
+
+fn config(database: Option<&str>) -> tokio_postgres::Config {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    let mut config: tokio_postgres::Config = url.parse().unwrap();
+    if let Some(database) = database {
+        config.dbname(database);
+    }
+    config
+}
+
+async fn connect(database: Option<&str>) -> Client {
+    let (client, connection) = config(database).connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// Two databases of the test's own, each with accounts of 1,000.
+struct Pair {
+    names: [String; 2],
+}
+
+impl Pair {
+    async fn create(name: &str) -> Self {
+        let admin = connect(None).await;
+        let names =
+            ["left", "right"].map(|side| format!("voussoir_{name}_{}_{side}", std::process::id()));
+        for database in &names {
+            admin.batch_execute(&format!("CREATE DATABASE {database}")).await.unwrap();
+            let client = connect(Some(database)).await;
+            client
+                .batch_execute(
+                    "CREATE TABLE accounts (id BIGINT PRIMARY KEY, cents BIGINT NOT NULL
+                     CHECK (cents >= 0))",
+                )
+                .await
+                .unwrap();
+            client
+                .execute(
+                    "INSERT INTO accounts SELECT id, 1000 FROM \
+                     generate_series(0::BIGINT, $1::BIGINT - 1) id",
+                    &[&ACCOUNTS],
+                )
+                .await
+                .unwrap();
+        }
+        Self { names }
+    }
+
+    async fn total(&self) -> i64 {
+        let mut total = 0;
+        for database in &self.names {
+            let sum = "SELECT sum(cents)::BIGINT FROM accounts";
+            total +=
+                connect(Some(database)).await.query_one(sum, &[]).await.unwrap().get::<_, i64>(0);
+        }
+        total
+    }
+
+    async fn prepared(&self) -> i64 {
+        let count = "SELECT count(*) FROM pg_prepared_xacts WHERE database = ANY($1)";
+        let names = self.names.to_vec();
+        connect(None).await.query_one(count, &[&names]).await.unwrap().get(0)
+    }
+
+    async fn marked(&self) -> i64 {
+        let mut marked = 0;
+        for database in &self.names {
+            let count = "SELECT count(*) FROM voussoir_txn_branches";
+            marked +=
+                connect(Some(database)).await.query_one(count, &[]).await.unwrap().get::<_, i64>(0);
+        }
+        marked
+    }
+
+    async fn participants(&self) -> [PostgresParticipant; 2] {
+        let open = |name: &str| PostgresParticipant::open(config(Some(name)), 8);
+        [open(&self.names[0]).await.unwrap(), open(&self.names[1]).await.unwrap()]
+    }
+
+    async fn drop(self) {
+        let admin = connect(None).await;
+        for database in &self.names {
+            let drop = format!("DROP DATABASE {database} WITH (FORCE)");
+            admin.batch_execute(&drop).await.unwrap();
+        }
+    }
+}
+
+async fn coordinator(
+    name: &str,
+    participants: &[PostgresParticipant; 2],
+    log: impl DecisionLog,
+) -> Coordinator {
+    let mut config = CoordinatorConfig::default();
+    config.recover_every = Duration::from_millis(200);
+    let [left, right] = participants.clone();
+    // An id of a branch is unique in the whole server, which other tests use as well.
+    Coordinator::builder(name)
+        .config(config)
+        .participant("left", Arc::new(left))
+        .participant("right", Arc::new(right))
+        .open(log)
+        .await
+        .unwrap()
+}
+
+/// Moves cents from an account at the left to one at the right, or back if there are less than 0.
+async fn transfer(
+    coordinator: &Coordinator,
+    [left, right]: &[PostgresParticipant; 2],
+    (from, to, cents): (i64, i64, i64),
+) -> Result<(), String> {
+    let mut txn = coordinator.begin().map_err(|error| error.to_string())?;
+    let (debit, credit) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
+    let add = "UPDATE accounts SET cents = cents + $2 WHERE id = $1";
+    let at_left = left.begin(&debit).await.map_err(|error| error.to_string())?;
+    at_left.execute(add, &[&from, &-cents]).await.map_err(|error| error.to_string())?;
+    let at_right = right.begin(&credit).await.map_err(|error| error.to_string())?;
+    at_right.execute(add, &[&to, &cents]).await.map_err(|error| error.to_string())?;
+    drop((at_left, at_right));
+    txn.commit(Ack::Decided).await.map_err(|error| error.to_string())
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn both_databases_commit_or_none() {
+    let pair = Pair::create("both").await;
+    let participants = pair.participants().await;
+    let coordinator =
+        coordinator(&pair.names[0], &participants, StoreLog::new(MemoryStore::new())).await;
+    transfer(&coordinator, &participants, (1, 2, 300)).await.unwrap();
+    // The statement itself fails: the transaction is dropped, and both sides roll back.
+    let error = transfer(&coordinator, &participants, (1, 2, 701)).await.unwrap_err();
+    assert!(error.contains("db error"), "{error}");
+    // What only shows when it is prepared: a constraint that is checked at the end.
+    let client = connect(Some(&pair.names[1])).await;
+    let deferred = "CREATE TABLE notes (id BIGINT UNIQUE DEFERRABLE INITIALLY DEFERRED)";
+    client.batch_execute(deferred).await.unwrap();
+    let mut txn = coordinator.begin().unwrap();
+    let (debit, note) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
+    let [left, right] = &participants;
+    let at_left = left.begin(&debit).await.unwrap();
+    at_left.batch_execute("UPDATE accounts SET cents = 0").await.unwrap();
+    let at_right = right.begin(&note).await.unwrap();
+    at_right.batch_execute("INSERT INTO notes VALUES (1), (1)").await.unwrap();
+    drop((at_left, at_right));
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert_eq!(error.outcome(), TxnOutcome::NotApplied);
+    assert!(error.to_string().contains("duplicate key"), "{error}");
+    until("nothing is prepared", async || pair.prepared().await == 0).await;
+    until("all end", async || coordinator.active() == 0).await;
+    assert_eq!(pair.total().await, 2 * ACCOUNTS * 1000);
+    let at_left = connect(Some(&pair.names[0])).await;
+    let one = "SELECT cents FROM accounts WHERE id = 1";
+    assert_eq!(at_left.query_one(one, &[]).await.unwrap().get::<_, i64>(0), 700);
+    until("the rows of branches are gone", async || pair.marked().await == 0).await;
+    drop(coordinator);
+    pair.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn who_only_reads_prepares_nothing() {
+    let pair = Pair::create("reads").await;
+    let participants = pair.participants().await;
+    let coordinator =
+        coordinator(&pair.names[0], &participants, StoreLog::new(MemoryStore::new())).await;
+    let mut txn = coordinator.begin().unwrap();
+    let (read, write) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
+    let at_left = participants[0].begin(&read).await.unwrap();
+    at_left.query("SELECT * FROM accounts", &[]).await.unwrap();
+    let at_right = participants[1].begin(&write).await.unwrap();
+    at_right.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
+    drop((at_left, at_right));
+    assert_eq!(participants[0].prepare(&read).await.unwrap(), Vote::ReadOnly);
+    // Its branch is over, as for one that was never begun, or whose transaction a statement ended.
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert!(error.to_string().contains("no work was begun"), "{error}");
+    let mut txn = coordinator.begin().unwrap();
+    let ended = txn.enlist("left").unwrap();
+    let branch = participants[0].begin(&ended).await.unwrap();
+    branch.batch_execute("UPDATE accounts SET cents = cents; COMMIT").await.unwrap();
+    drop(branch);
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert!(error.to_string().contains("ended the transaction"), "{error}");
+    until("nothing is prepared", async || pair.prepared().await == 0).await;
+    drop(coordinator);
+    pair.drop().await;
+}
+
+/// greenplum PR #10654, narayana #114: an id that the server does not know is committed if its row
+/// is there, and lost if not.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn an_unknown_id_is_told_by_its_row() {
+    let pair = Pair::create("rows").await;
+    let [left, _] = pair.participants().await;
+    let gid: Gid = "vs1:rows:1:0:0".parse().unwrap();
+    let lost = Applied::Heuristic(Heuristic::RolledBack);
+    assert_eq!(left.finish(&gid, Decision::Commit).await.unwrap(), lost);
+    assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), Applied::Done);
+    let branch = left.begin(&gid).await.unwrap();
+    branch.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
+    drop(branch);
+    assert_eq!(left.prepare(&gid).await.unwrap(), Vote::Prepared);
+    let listed = left.in_doubt("rows", 10).await.unwrap();
+    assert_eq!(listed.iter().map(|one| &one.gid).collect::<Vec<_>>(), [&gid]);
+    assert_eq!(left.in_doubt("row_", 10).await.unwrap(), []);
+    for _ in 0..2 {
+        assert_eq!(left.finish(&gid, Decision::Commit).await.unwrap(), Applied::Done);
+    }
+    let against = Applied::Heuristic(Heuristic::Committed);
+    assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), against);
+    left.forget(std::slice::from_ref(&gid)).await;
+    assert_eq!(pair.marked().await, 0);
+    let many = PostgresParticipant::open(config(Some(&pair.names[0])), 1_000_000).await;
+    assert!(matches!(many, Err(PostgresError::Slots { needed: 1_000_000, .. })));
+    drop(left);
+    pair.drop().await;
+}
+
+/// The child of the test below; alone it does nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn a_process_that_is_killed() {
+    let (Ok(folder), Ok(names)) = (std::env::var(CHILD), std::env::var(DATABASES)) else { return };
+    let (left, right) = names.split_once(' ').unwrap();
+    let pair = Pair { names: [left.to_owned(), right.to_owned()] };
+    let participants = pair.participants().await;
+    let journal = Journal::open(&folder, voussoir_journal::Config::default()).unwrap();
+    let store = JournalStore::new(&journal, "decisions").unwrap();
+    let coordinator = coordinator(&pair.names[0], &participants, StoreLog::new(store)).await;
+    let mut tasks = tokio::task::JoinSet::new();
+    for task in 0..TRANSFERS_AT_ONCE {
+        let (coordinator, participants) = (coordinator.clone(), participants.clone());
+        tasks.spawn(async move {
+            let mut rng = Rng::new(u64::from(std::process::id()) ^ (task << 32));
+            // Ends with the process.
+            loop {
+                let (from, to) =
+                    (rng.below(ACCOUNTS.cast_unsigned()), rng.below(ACCOUNTS.cast_unsigned()));
+                // Both ways, so that no side runs out.
+                let cents = rng.between(1, 20).cast_signed();
+                let cents = if rng.below(2) == 0 { cents } else { -cents };
+                let moved = (from.cast_signed(), to.cast_signed(), cents);
+                match transfer(&coordinator, &participants, moved).await {
+                    Ok(()) => println!("moved"),
+                    Err(error) => println!("failed {error}"),
+                }
+            }
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// narayana, citus #2095: whatever the point at which the coordinator dies, the money stays, and
+/// the next one leaves no branch prepared.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn killed_coordinators_make_and_lose_no_money() {
+    static SITUATIONS: [&str; 2] = ["killed with a branch prepared", "moved money"];
+    let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let situations = Situations::new(&SITUATIONS);
+    let pair = Pair::create("kills").await;
+    let folder = std::env::temp_dir().join(format!("voussoir-txn-{}", std::process::id()));
+    let mut rng = Rng::new(11);
+    let (mut moved, mut longest) = (0_u64, Duration::ZERO);
+    for _ in 0..kills {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let child = command
+            .args(["--include-ignored", "--exact", "--nocapture", "a_process_that_is_killed"])
+            .env(CHILD, &folder)
+            .env(DATABASES, pair.names.join(" "))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut running = Killed(child);
+        let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+        let mut own = 0;
+        let enough = rng.between(1, 60);
+        while own < enough {
+            let line = lines.next().expect("the child runs until it is killed").unwrap();
+            own += u64::from(line.ends_with("moved"));
+            assert!(!line.contains("panicked"), "{line}");
+        }
+        std::thread::sleep(Duration::from_micros(rng.below(5_000)));
+        running.0.kill().unwrap();
+        running.0.wait().unwrap();
+        situations.add("moved money", own);
+        moved += own;
+        let left = pair.prepared().await;
+        situations.add("killed with a branch prepared", u64::try_from(left).unwrap());
+        // The next coordinator, in this process.
+        let participants = pair.participants().await;
+        let journal = Journal::open(&folder, voussoir_journal::Config::default()).unwrap();
+        let store = JournalStore::new(&journal, "decisions").unwrap();
+        let start = Instant::now();
+        let coordinator = coordinator(&pair.names[0], &participants, StoreLog::new(store)).await;
+        until("nothing is prepared", async || pair.prepared().await == 0).await;
+        longest = longest.max(start.elapsed());
+        until("all end", async || coordinator.active() == 0).await;
+        assert_eq!(coordinator.heuristics(), []);
+        assert_eq!(pair.total().await, 2 * ACCOUNTS * 1000, "money was made or lost");
+        drop(coordinator);
+        // The next child opens the journal when this process has closed it.
+        journal.close().unwrap();
+    }
+    println!("{kills} kills, {moved} transfers acknowledged, all settled within {longest:?}");
+    println!("{situations}");
+    if kills >= 4 {
+        situations.assert_all_reached();
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+    pair.drop().await;
+}
