@@ -110,6 +110,16 @@ const TESTS: &[Test] = &[
         args: &["--test", "lives", "--test", "l4"],
         length: &[("VOUSSOIR_LB_LIVES", "20000"), ("VOUSSOIR_L4_SEEDS", "0..500")],
     },
+    Test {
+        package: "voussoir-quorum",
+        args: &["--test", "table", "--test", "paxos"],
+        length: &[("VOUSSOIR_SEEDS", "20000")],
+    },
+    Test {
+        package: "voussoir-quorum",
+        args: &["--test", "siblings", "--test", "crdt"],
+        length: &[("VOUSSOIR_LIVES", "50000")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",

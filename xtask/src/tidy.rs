@@ -45,6 +45,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("cache", &[]),
     ("lb", &[]),
     ("txn", &["journal"]),
+    ("quorum", &[]),
     ("raft", &["journal", "net"]),
 ];
 

@@ -1,0 +1,11 @@
+#![doc = include_str!("../README.md")]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod crdt;
+mod error;
+pub mod paxos;
+pub mod table;
+pub mod version;
+
+pub use bytes::Bytes;
+pub use error::ConfigError;

@@ -1,0 +1,563 @@
+//! Runs operations on the replicas of a table.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+
+use super::operation::{Operation, Phase, ReadStep, order};
+use super::{Guarantee, Level, ReadRepair, Reply, Request, TableConfig};
+use crate::ConfigError;
+use crate::version::{Siblings, VersionVector};
+
+/// Why a call to a replica failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CallError {
+    /// The request certainly did not reach the replica.
+    NotSent,
+    /// The request may have reached the replica and may have been carried out.
+    Unknown,
+}
+
+/// What happens to a [`Coordinator`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum CoordinatorInput {
+    /// A replica answered a call. Answers to calls that have ended are discarded.
+    Reply {
+        /// The call.
+        call: u64,
+        /// The answer.
+        reply: Reply,
+    },
+    /// A call failed.
+    Failed {
+        /// The call.
+        call: u64,
+        /// How far it got.
+        error: CallError,
+    },
+    /// Time has passed: [`Coordinator::next_deadline`] is reached.
+    Time,
+}
+
+/// What a [`Coordinator`] wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CoordinatorOutput {
+    /// Call a replica, and report the answer or the failure.
+    Call {
+        /// The call; rises by one each.
+        id: u64,
+        /// The replica.
+        to: u64,
+        /// What to ask.
+        request: Request,
+    },
+    /// Nobody waits for the call any more: it may be dropped, and need not be reported.
+    Cancel {
+        /// The call.
+        id: u64,
+    },
+    /// An operation has ended.
+    Done {
+        /// The operation, as `get`, `put` or `delete` named it.
+        operation: u64,
+        /// How it ended.
+        result: Result<Value, OperationError>,
+    },
+}
+
+/// What an operation returns: the key's state, with the context that its client passes to its next
+/// write, and to its next read as `at_least`. After a write it is the state after the write.
+pub type Value = Siblings<Bytes>;
+
+/// Whether a failed operation has had an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It has none and will have none.
+    NotApplied,
+    /// It may have one, now or later.
+    Unknown,
+}
+
+/// How an operation failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError {
+    /// Too few whole replicas answered a read, or no replica could be sent a write. Nothing has
+    /// changed. Retry.
+    #[error("{answered} replicas answered, {needed} are needed; nothing has changed")]
+    Unavailable {
+        /// How many answered.
+        answered: usize,
+        /// How many must.
+        needed: usize,
+    },
+    /// No replica that answered has seen what the read was to have seen at least. Nothing has
+    /// changed. Retry later, or at a higher level.
+    #[error("the replicas that answered are behind the session")]
+    Behind,
+    /// A read found replicas that disagree, and could not merge the result into enough of them.
+    /// Returning it would let a later read see less. Nothing is lost. Retry.
+    #[error("{holders} replicas hold the result, {needed} must; nothing is lost")]
+    RepairFailed {
+        /// How many replicas hold the result.
+        holders: usize,
+        /// How many must.
+        needed: usize,
+    },
+    /// The primary refused a write: too many siblings, or a context that it never gave out.
+    /// Nothing has changed. Read the key and write with its context.
+    #[error("the replica refused the write; read the key and write with its context")]
+    Refused,
+    /// A write may be on some replicas, or become visible later. Read the key to find out; a
+    /// repeated write becomes a sibling of the first.
+    #[error("{holders} replicas are known to hold the write, {needed} must")]
+    WriteUnknown {
+        /// How many replicas are known to hold it.
+        holders: usize,
+        /// How many must.
+        needed: usize,
+    },
+}
+
+impl OperationError {
+    /// Whether the operation has had an effect.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::WriteUnknown { .. } => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same operation may be tried again and cannot have a second effect.
+    pub fn is_retryable(&self) -> bool {
+        !matches!(self, Self::WriteUnknown { .. } | Self::Refused)
+    }
+}
+
+/// Why an operation was not begun. Nothing was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Rejected {
+    /// As many operations as allowed are under way. Retry later.
+    #[error("{max} operations are under way; retry later")]
+    Busy {
+        /// `TableConfig::max_operations`.
+        max: usize,
+    },
+    /// The level cannot give what the table requires, or asks for more replicas than there are.
+    #[error("this level gives {given:?}, the table requires {required:?}")]
+    Guarantee {
+        /// What the level would give.
+        given: Guarantee,
+        /// `TableConfig::require`.
+        required: Guarantee,
+    },
+}
+
+/// What a coordinator has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Reads that asked one more replica because an answer took long.
+    pub hedged: u64,
+    /// Reads that found a replica behind.
+    pub divergent_reads: u64,
+    /// Reads that waited for their repair.
+    pub blocking_repairs: u64,
+    /// Answers of replicas that are not whole.
+    pub not_whole: u64,
+    /// Operations under way, those that were answered and still spread their result included.
+    pub operations: usize,
+}
+
+/// Runs the operations of one process on the replicas of a table.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    config: TableConfig,
+    timeout_ns: u64,
+    hedge_ns: u64,
+    next_operation: u64,
+    next_call: u64,
+    /// Invariant: at most `max_operations`.
+    operations: BTreeMap<u64, Operation>,
+    /// The operation and the replica of each call under way.
+    calls: BTreeMap<u64, (u64, u64)>,
+    /// When each operation wants to be woken, in ns. Invariant: one entry for each, at its `timer`.
+    timers: BTreeSet<(u64, u64)>,
+    outputs: VecDeque<CoordinatorOutput>,
+    stats: Stats,
+}
+
+impl Coordinator {
+    /// A coordinator without operations.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a field is out of range, or the levels cannot give what is required.
+    pub fn new(config: TableConfig) -> Result<Self, ConfigError> {
+        config.validate()?;
+        Ok(Self {
+            timeout_ns: config.timeout.as_nanos() as u64,
+            hedge_ns: config.hedge_after.as_nanos() as u64,
+            config,
+            next_operation: 0,
+            next_call: 0,
+            operations: BTreeMap::new(),
+            calls: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            outputs: VecDeque::new(),
+            stats: Stats::default(),
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TableConfig {
+        &self.config
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        Stats { operations: self.operations.len(), ..self.stats }
+    }
+
+    /// Reads a key at the table's level. `at_least` is what the result must have seen: the context
+    /// of the session's latest operation on the key (read your writes, monotonic reads at any
+    /// level), or an empty vector.
+    ///
+    /// # Errors
+    /// [`Rejected::Busy`].
+    pub fn get(&mut self, now: u64, key: Bytes, at_least: VersionVector) -> Result<u64, Rejected> {
+        self.get_at(now, key, at_least, self.config.read)
+    }
+
+    /// Reads a key at another level than the table's.
+    ///
+    /// # Errors
+    /// [`Rejected`]: the level cannot give what the table requires, or the coordinator is busy.
+    pub fn get_at(
+        &mut self,
+        now: u64,
+        key: Bytes,
+        at_least: VersionVector,
+        level: Level,
+    ) -> Result<u64, Rejected> {
+        let phase = Phase::Read { answers: BTreeMap::new(), at_least };
+        self.begin(now, key, phase, (level, self.config.write))
+    }
+
+    /// Writes a value that replaces what `seen` covers: the context of the read that it is based
+    /// on. What the writer has not seen stays as a sibling.
+    ///
+    /// # Errors
+    /// [`Rejected::Busy`].
+    pub fn put(
+        &mut self,
+        now: u64,
+        key: Bytes,
+        seen: VersionVector,
+        value: Bytes,
+    ) -> Result<u64, Rejected> {
+        let phase = Phase::Primary { seen, value: Some(value) };
+        self.begin(now, key, phase, (self.config.read, self.config.write))
+    }
+
+    /// Writes a value without having read the key: it becomes a sibling of what is there.
+    ///
+    /// # Errors
+    /// [`Rejected::Busy`].
+    pub fn put_blind(&mut self, now: u64, key: Bytes, value: Bytes) -> Result<u64, Rejected> {
+        self.put(now, key, VersionVector::new(), value)
+    }
+
+    /// Deletes what `seen` covers.
+    ///
+    /// # Errors
+    /// [`Rejected::Busy`].
+    pub fn delete(&mut self, now: u64, key: Bytes, seen: VersionVector) -> Result<u64, Rejected> {
+        let phase = Phase::Primary { seen, value: None };
+        self.begin(now, key, phase, (self.config.read, self.config.write))
+    }
+
+    /// Takes an input. `now` is in ns and does not go back.
+    pub fn step(&mut self, now: u64, input: CoordinatorInput) {
+        match input {
+            CoordinatorInput::Reply { call, reply } => self.reply(now, call, reply),
+            CoordinatorInput::Failed { call, error } => {
+                if let Some((id, _)) = self.end_call(call) {
+                    self.failed(now, id, error == CallError::NotSent);
+                }
+            }
+            CoordinatorInput::Time => {}
+        }
+        self.time(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<CoordinatorOutput> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`CoordinatorInput::Time`] is due, in ns.
+    pub fn next_deadline(&self) -> Option<u64> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    fn begin(
+        &mut self,
+        now: u64,
+        key: Bytes,
+        phase: Phase,
+        (read, write): (Level, Level),
+    ) -> Result<u64, Rejected> {
+        let (n, required) = (self.config.replicas.len(), self.config.require);
+        let given = self.config.guarantee_at(read, write);
+        if given < required || read.count(n) > n {
+            return Err(Rejected::Guarantee { given, required });
+        }
+        if self.operations.len() >= self.config.max_operations {
+            return Err(Rejected::Busy { max: self.config.max_operations });
+        }
+        self.next_operation += 1;
+        let id = self.next_operation;
+        let first = if matches!(phase, Phase::Read { .. }) { read.count(n) } else { 1 };
+        let deadline = now.saturating_add(self.timeout_ns);
+        let operation = Operation {
+            key,
+            deadline,
+            timer: deadline,
+            hedge_at: now.saturating_add(self.hedge_ns),
+            order: order(&self.config, id),
+            asked: 0,
+            calls: BTreeSet::new(),
+            read: read.count(n),
+            write: write.count(n),
+            phase,
+            is_answered: false,
+        };
+        self.timers.insert((deadline, id));
+        self.operations.insert(id, operation);
+        for _ in 0..first {
+            self.ask_next(id);
+        }
+        Ok(id)
+    }
+
+    /// Calls the next replica of the operation's order. Returns false if all have been asked.
+    fn ask_next(&mut self, id: u64) -> bool {
+        let Some(operation) = self.operations.get_mut(&id) else { return false };
+        let Some(to) = operation.order.get(operation.asked).copied() else { return false };
+        operation.asked += 1;
+        self.next_call += 1;
+        let call = self.next_call;
+        operation.calls.insert(call);
+        let request = operation.request();
+        self.retime(id);
+        self.calls.insert(call, (id, to));
+        self.outputs.push_back(CoordinatorOutput::Call { id: call, to, request });
+        true
+    }
+
+    fn retime(&mut self, id: u64) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let due = operation.due();
+        self.timers.remove(&(operation.timer, id));
+        self.timers.insert((due, id));
+        operation.timer = due;
+    }
+
+    /// Takes a call off the books: its operation and its replica.
+    fn end_call(&mut self, call: u64) -> Option<(u64, u64)> {
+        let (id, from) = self.calls.remove(&call)?;
+        self.operations.get_mut(&id)?.calls.remove(&call);
+        Some((id, from))
+    }
+
+    fn reply(&mut self, now: u64, call: u64, reply: Reply) {
+        let Some((id, from)) = self.end_call(call) else { return };
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        match (reply, &mut operation.phase) {
+            (Reply::Value { state }, Phase::Read { answers, .. }) => {
+                answers.insert(from, state);
+                self.go_on(now, id);
+            }
+            (Reply::Written { state }, Phase::Primary { .. }) => {
+                self.spread(now, id, state, BTreeSet::from([from]), false);
+            }
+            (Reply::Merged, Phase::Spread { holders, .. }) => {
+                holders.insert(from);
+                self.go_on(now, id);
+            }
+            (Reply::Refused, Phase::Primary { .. }) => {
+                self.finish(id, Err(OperationError::Refused));
+            }
+            (reply, _) => {
+                // Not whole, or no answer to what was asked: it counts for nothing, and a write
+                // that it answers was certainly not made.
+                self.stats.not_whole += u64::from(reply == Reply::NotWhole);
+                self.failed(now, id, reply == Reply::NotWhole);
+            }
+        }
+    }
+
+    /// A call of the operation has failed. `is_not_applied`: certainly without effect.
+    fn failed(&mut self, now: u64, id: u64, is_not_applied: bool) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let holds_none = matches!(operation.phase, Phase::Primary { .. });
+        if holds_none && !is_not_applied {
+            // Another primary would give the write a second dot.
+            let needed = operation.write;
+            self.finish(id, Err(OperationError::WriteUnknown { holders: 0, needed }));
+            return;
+        }
+        if !matches!(operation.phase, Phase::Spread { .. }) {
+            self.ask_next(id);
+        }
+        self.go_on(now, id);
+    }
+
+    /// Answers the operation if it has what it waits for, or can no longer get it.
+    fn go_on(&mut self, now: u64, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        if let ReadStep::Merged { state, holders } = operation.read_step() {
+            self.merged(now, id, state, holders);
+            return;
+        }
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if matches!(operation.phase, Phase::Read { .. }) && operation.calls.is_empty() {
+            // Too few are whole, or those that answered are behind the session.
+            self.ask_next(id);
+            return self.end_if_hopeless(id);
+        }
+        if let Phase::Spread { state, holders, .. } = &operation.phase
+            && holders.len() >= operation.write
+            && !operation.is_answered
+        {
+            let state = state.clone();
+            operation.is_answered = true;
+            self.outputs.push_back(CoordinatorOutput::Done { operation: id, result: Ok(state) });
+        }
+        self.end_if_hopeless(id);
+    }
+
+    /// A read has its result.
+    fn merged(&mut self, now: u64, id: u64, state: Value, holders: BTreeSet<u64>) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let Phase::Read { answers, .. } = &operation.phase else { return };
+        let is_divergent = holders.len() < answers.len();
+        self.stats.divergent_reads += u64::from(is_divergent);
+        let repair = self.config.read_repair;
+        let must_wait = repair == ReadRepair::Blocking && holders.len() < operation.write;
+        let is_needed = must_wait || (is_divergent && repair != ReadRepair::Off);
+        if !is_needed {
+            self.finish(id, Ok(state));
+            return;
+        }
+        self.stats.blocking_repairs += u64::from(must_wait);
+        if !must_wait {
+            // Only those that answered with less are repaired.
+            let answered: BTreeSet<u64> = answers.keys().copied().collect();
+            self.answer(id, Ok(state.clone()));
+            if let Some(operation) = self.operations.get_mut(&id) {
+                operation.order.retain(|replica| answered.contains(replica));
+            }
+        }
+        self.spread(now, id, state, holders, true);
+    }
+
+    /// Merges `state` into every replica of the operation that does not hold it.
+    fn spread(&mut self, now: u64, id: u64, state: Value, holders: BTreeSet<u64>, is_read: bool) {
+        self.cancel_calls(id);
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        operation.order.retain(|replica| !holders.contains(replica));
+        operation.asked = 0;
+        operation.phase = Phase::Spread { state, holders, is_read };
+        self.retime(id);
+        // Ends: each turn asks one more replica.
+        while self.ask_next(id) {}
+        self.go_on(now, id);
+    }
+
+    /// Ends an operation whose calls have all ended.
+    fn end_if_hopeless(&mut self, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let is_waiting = !operation.calls.is_empty();
+        let could_still = match &operation.phase {
+            Phase::Spread { holders, .. } if !operation.is_answered => {
+                holders.len() + operation.calls.len() >= operation.write
+            }
+            _ => is_waiting,
+        };
+        if !could_still {
+            self.give_up(id);
+        }
+    }
+
+    /// Ends an operation that has waited long enough or has nothing more to wait for.
+    fn give_up(&mut self, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let error = match &operation.phase {
+            Phase::Read { answers, .. } if answers.len() >= operation.read => {
+                OperationError::Behind
+            }
+            Phase::Read { answers, .. } => {
+                OperationError::Unavailable { answered: answers.len(), needed: operation.read }
+            }
+            Phase::Primary { .. } if operation.calls.is_empty() => {
+                OperationError::Unavailable { answered: 0, needed: operation.write }
+            }
+            Phase::Primary { .. } => {
+                OperationError::WriteUnknown { holders: 0, needed: operation.write }
+            }
+            Phase::Spread { holders, is_read, .. } => {
+                let (holders, needed) = (holders.len(), operation.write);
+                if *is_read {
+                    OperationError::RepairFailed { holders, needed }
+                } else {
+                    OperationError::WriteUnknown { holders, needed }
+                }
+            }
+        };
+        self.finish(id, Err(error));
+    }
+
+    fn answer(&mut self, id: u64, result: Result<Value, OperationError>) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        if !std::mem::replace(&mut operation.is_answered, true) {
+            self.outputs.push_back(CoordinatorOutput::Done { operation: id, result });
+        }
+    }
+
+    /// Answers the operation unless it was, and forgets it.
+    fn finish(&mut self, id: u64, result: Result<Value, OperationError>) {
+        self.answer(id, result);
+        self.cancel_calls(id);
+        if let Some(operation) = self.operations.remove(&id) {
+            self.timers.remove(&(operation.timer, id));
+        }
+    }
+
+    fn cancel_calls(&mut self, id: u64) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        for call in std::mem::take(&mut operation.calls) {
+            self.calls.remove(&call);
+            self.outputs.push_back(CoordinatorOutput::Cancel { id: call });
+        }
+    }
+
+    fn time(&mut self, now: u64) {
+        // Ends: each turn ends an operation or moves its timer behind `now`.
+        while let Some((_, id)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
+            let Some(operation) = self.operations.get_mut(&id) else { return };
+            if operation.deadline <= now {
+                self.give_up(id);
+                continue;
+            }
+            operation.hedge_at = now.saturating_add(self.hedge_ns);
+            self.retime(id);
+            self.stats.hedged += u64::from(self.ask_next(id));
+        }
+    }
+}

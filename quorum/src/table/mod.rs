@@ -1,0 +1,30 @@
+//! Tables of siblings on N replicas, read from R and written to W of them (Dynamo §4.5), as pure
+//! state machines.
+//!
+//! A [`Coordinator`] runs the operations of its clients; a [`Replica`] holds the keys of one node.
+//! Both take inputs by `step` and say by `poll_output` what is to be done: the coordinator calls
+//! replicas, the replica writes records and answers.
+//!
+//! - **Writes**: one replica, the primary of the operation, gives the write its dot and applies it;
+//!   the coordinator merges the result into the others. The operation draws one dot, whatever
+//!   fails: only a call that was certainly not sent is given to another primary.
+//! - **Reads** merge the answers of R replicas. With [`ReadRepair::Blocking`] a read is answered
+//!   when W replicas hold what it returns, so that no later read sees less.
+//! - What a configuration guarantees is computed ([`TableConfig::guarantee`]), and one that cannot
+//!   give what it requires is refused.
+//! - A replica that was lost, restored or damaged answers [`Reply::NotWhole`] and counts in no R or
+//!   W until it has been rebuilt.
+
+mod config;
+mod coordinator;
+mod message;
+mod operation;
+mod replica;
+
+pub use config::{Guarantee, Level, ReadRepair, TableConfig};
+pub use coordinator::{
+    CallError, Coordinator, CoordinatorInput, CoordinatorOutput, OperationError, Outcome, Rejected,
+    Stats, Value,
+};
+pub use message::{Reply, Request};
+pub use replica::{Replica, ReplicaInput, ReplicaOutput, ReplicaRejected};

@@ -1,0 +1,108 @@
+//! One operation of a coordinator: what it waits for, and what it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+
+use super::{Request, TableConfig};
+use crate::version::{Siblings, VersionVector};
+
+/// An operation from its beginning until its last call has ended.
+#[derive(Clone, Debug)]
+pub(super) struct Operation {
+    pub(super) key: Bytes,
+    /// When it ends at the latest, in ns.
+    pub(super) deadline: u64,
+    /// When one more replica is asked, in ns. Only while it reads.
+    pub(super) hedge_at: u64,
+    /// The time of its entry in the coordinator's timers.
+    pub(super) timer: u64,
+    /// The replicas in the order in which they are asked.
+    pub(super) order: Vec<u64>,
+    /// How many of them have been asked, in this phase.
+    pub(super) asked: usize,
+    /// Calls under way.
+    pub(super) calls: BTreeSet<u64>,
+    /// R of a read; W of a write.
+    pub(super) read: usize,
+    pub(super) write: usize,
+    pub(super) phase: Phase,
+    /// Whether its client has been answered.
+    pub(super) is_answered: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// Collects the states of R replicas.
+    Read {
+        answers: BTreeMap<u64, Siblings<Bytes>>,
+        /// The result must have seen this: a session's earlier operations.
+        at_least: VersionVector,
+    },
+    /// Waits for the primary of a write.
+    Primary { seen: VersionVector, value: Option<Bytes> },
+    /// Merges a state into the replicas that do not hold it.
+    Spread {
+        state: Siblings<Bytes>,
+        holders: BTreeSet<u64>,
+        /// Whether it repairs for a read; else it is a write.
+        is_read: bool,
+    },
+}
+
+/// What a read does next.
+pub(super) enum ReadStep {
+    /// It waits for more answers.
+    Wait,
+    /// It returns `state`, which `holders` hold.
+    Merged { state: Siblings<Bytes>, holders: BTreeSet<u64> },
+}
+
+impl Operation {
+    /// Whether the answers suffice, and what they give.
+    pub(super) fn read_step(&self) -> ReadStep {
+        let Phase::Read { answers, at_least } = &self.phase else { return ReadStep::Wait };
+        if answers.len() < self.read {
+            return ReadStep::Wait;
+        }
+        let mut state = Siblings::new();
+        for answer in answers.values() {
+            state.merge(answer.clone());
+        }
+        if !state.context().covers(at_least) {
+            return ReadStep::Wait;
+        }
+        let holds = |(id, answer): (&u64, &Siblings<Bytes>)| answer.includes(&state).then_some(*id);
+        let holders = answers.iter().filter_map(holds).collect();
+        ReadStep::Merged { state, holders }
+    }
+
+    /// The request that this phase sends to a replica.
+    pub(super) fn request(&self) -> Request {
+        let key = self.key.clone();
+        match &self.phase {
+            Phase::Read { .. } => Request::Get { key },
+            Phase::Primary { seen, value } => {
+                Request::Write { key, seen: seen.clone(), value: value.clone() }
+            }
+            Phase::Spread { state, .. } => Request::Merge { key, state: state.clone() },
+        }
+    }
+
+    /// When the operation wants to be woken, in ns.
+    pub(super) fn due(&self) -> u64 {
+        let may_hedge = matches!(self.phase, Phase::Read { .. }) && self.asked < self.order.len();
+        if may_hedge { self.deadline.min(self.hedge_at) } else { self.deadline }
+    }
+}
+
+/// The replicas in the order in which the operation `id` asks them.
+pub(super) fn order(config: &TableConfig, id: u64) -> Vec<u64> {
+    let mut order = config.replicas.clone();
+    let turn = id % order.len() as u64;
+    order.rotate_left(turn as usize);
+    if let Some(at) = order.iter().position(|replica| Some(*replica) == config.local) {
+        order[..=at].rotate_right(1);
+    }
+    order
+}

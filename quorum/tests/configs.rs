@@ -1,0 +1,259 @@
+//! Whatever validates works, at its extremes too.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use voussoir_quorum::Bytes;
+use voussoir_quorum::paxos::{
+    Acceptor, AcceptorInput, AcceptorOutput, Change, Outcome, Proposer, ProposerConfig,
+    ProposerInput, ProposerOutput, Record,
+};
+use voussoir_quorum::table::{
+    Coordinator, CoordinatorInput, CoordinatorOutput, Level, OperationError, ReadRepair, Rejected,
+    Replica, ReplicaInput, ReplicaOutput, TableConfig, Value,
+};
+use voussoir_quorum::version::{Actor, Dot, Hlc, HlcConfig, TickError, Timestamp};
+use voussoir_quorum::version::{DotSource, VersionVector};
+
+fn config(max_drift: Duration, mark_step: Duration) -> HlcConfig {
+    let mut config = HlcConfig::default();
+    (config.max_drift, config.mark_step) = (max_drift, mark_step);
+    config
+}
+
+#[test]
+fn a_clock_that_cannot_work_is_refused_by_name() {
+    let (below, second) = (Duration::from_nanos(999_999), Duration::from_secs(1));
+    let nanosecond = Duration::from_nanos(1);
+    let field = |config: HlcConfig| config.validate().unwrap_err().field;
+    assert_eq!(field(config(below, second)), "max_drift");
+    assert_eq!(field(config(Duration::from_secs(86_400) + nanosecond, second)), "max_drift");
+    assert_eq!(field(config(second, below)), "mark_step");
+    assert_eq!(field(config(second, Duration::MAX)), "mark_step");
+    let error = Hlc::recover(Actor::new(1, 1), config(second, Duration::ZERO), 0, []).unwrap_err();
+    assert_eq!(error.to_string(), "`mark_step` must be from 1 ms to 1 hour");
+}
+
+#[test]
+fn a_proposer_that_cannot_work_is_refused_by_name() {
+    let dot = Dot::new(Actor::new(1, 1), 1);
+    let valid = || ProposerConfig::with_acceptors([1, 2, 3]);
+    let field = |change: &dyn Fn(&mut ProposerConfig)| {
+        let mut config = valid();
+        change(&mut config);
+        Proposer::new(dot, config).unwrap_err().field
+    };
+    assert_eq!(field(&|c| c.acceptors = Vec::new()), "acceptors");
+    assert_eq!(field(&|c| c.acceptors = vec![1, 2, 1]), "acceptors");
+    assert_eq!(field(&|c| c.acceptors = (0..32).collect()), "acceptors");
+    assert_eq!(field(&|c| c.resend_after = Duration::from_micros(999)), "resend_after");
+    assert_eq!(field(&|c| c.backoff = Duration::MAX), "backoff");
+    assert_eq!(field(&|c| c.max_tokens = 0), "max_tokens");
+    assert_eq!(field(&|c| c.max_tokens = 1_025), "max_tokens");
+    let session = Dot::new(Actor::new(1, 1), 0);
+    assert_eq!(Proposer::new(session, valid()).unwrap_err().field, "session");
+}
+
+#[test]
+fn a_table_that_cannot_work_is_refused_by_name() {
+    let field = |change: &dyn Fn(&mut TableConfig)| {
+        let mut config = TableConfig::with_replicas([1, 2, 3]);
+        change(&mut config);
+        config.validate().unwrap_err().field
+    };
+    assert_eq!(field(&|c| c.replicas = Vec::new()), "replicas");
+    assert_eq!(field(&|c| c.replicas = vec![1, 1]), "replicas");
+    assert_eq!(field(&|c| c.local = Some(4)), "local");
+    assert_eq!(field(&|c| (c.replicas, c.read) = (vec![1], Level::Two)), "read");
+    assert_eq!(field(&|c| (c.replicas, c.write) = (vec![1], Level::Two)), "write");
+    assert_eq!(field(&|c| c.write = Level::One), "require");
+    assert_eq!(field(&|c| c.timeout = Duration::ZERO), "timeout");
+    assert_eq!(field(&|c| c.hedge_after = Duration::MAX), "hedge_after");
+    assert_eq!(field(&|c| c.max_operations = 0), "max_operations");
+}
+
+/// Runs an operation with the first `down` of the coordinator's replicas silent.
+fn operate(
+    coordinator: &mut Coordinator,
+    replicas: &mut [(u64, Replica)],
+    down: usize,
+    now: &mut u64,
+    operation: u64,
+) -> Result<Value, OperationError> {
+    let mut result = None;
+    // Ends: the operation has a deadline, and time moves on when nothing else is to be done.
+    loop {
+        match coordinator.poll_output() {
+            Some(CoordinatorOutput::Done { operation: id, result: given }) => {
+                assert!(id == operation && result.is_none(), "one answer");
+                result = Some(given);
+            }
+            Some(CoordinatorOutput::Call { id: call, to, request }) => {
+                let at = replicas.iter().position(|(id, _)| *id == to).unwrap();
+                if at < down {
+                    continue;
+                }
+                let replica = &mut replicas[at].1;
+                replica.request(call, request).unwrap();
+                while let Some(output) = replica.poll_output() {
+                    match output {
+                        ReplicaOutput::Persist { id, .. } => {
+                            replica.step(ReplicaInput::Persisted { id });
+                        }
+                        ReplicaOutput::Reply { id: call, reply } => {
+                            coordinator.step(*now, CoordinatorInput::Reply { call, reply });
+                        }
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            Some(_) => {}
+            None => {
+                let Some(due) = coordinator.next_deadline() else {
+                    return result.expect("an operation that has ended was answered");
+                };
+                *now = due.max(*now);
+                coordinator.step(*now, CoordinatorInput::Time);
+            }
+        }
+    }
+}
+
+/// Runs a change with the acceptors in `down` silent.
+fn run(config: ProposerConfig, down: usize, now: u64, deadline: u64) -> Outcome {
+    let dot = |counter| Dot::new(Actor::new(1, 1), counter);
+    let mut acceptors: Vec<_> =
+        config.acceptors.iter().map(|_| Acceptor::new(Record::EMPTY)).collect();
+    let ids = config.acceptors.clone();
+    let mut proposer = Proposer::new(dot(1), config).unwrap();
+    proposer.propose(now, dot(2), Change::Write(None), deadline).unwrap();
+    let mut now = now;
+    // Ends: the change has a deadline, and time moves to the next one when nothing is to be sent.
+    loop {
+        match proposer.poll_output() {
+            Some(ProposerOutput::Done { outcome }) => return outcome,
+            Some(ProposerOutput::Send { to, request }) => {
+                let at = ids.iter().position(|id| *id == to).unwrap();
+                if at < down {
+                    continue;
+                }
+                acceptors[at].step(AcceptorInput::Request { from: 9, request });
+                while let Some(output) = acceptors[at].poll_output() {
+                    match output {
+                        AcceptorOutput::Persist { id, .. } => {
+                            acceptors[at].step(AcceptorInput::Persisted { id });
+                        }
+                        AcceptorOutput::Reply { reply, .. } => {
+                            proposer.step(now, ProposerInput::Reply { from: to, reply });
+                        }
+                    }
+                }
+            }
+            Some(other) => panic!("{other:?}"),
+            None => {
+                let due = proposer.next_deadline().expect("a change under way has a deadline");
+                assert!(due >= now, "time stands still");
+                now = due;
+                proposer.step(now, ProposerInput::Time);
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_valid_table_ends_its_operations(
+        ids in proptest::collection::btree_set(any::<u64>(), 1..=31),
+        levels in (0..4_usize, 0..4_usize),
+        repair in 0..3_usize,
+        timeout_ms in prop_oneof![Just(1), Just(3_600_000), 1..3_600_000_u64],
+        hedge_ms in prop_oneof![Just(1), Just(3_600_000), 100..3_600_000_u64],
+        now in prop_oneof![Just(0), 0..u64::MAX / 2],
+        down in 0..31_usize,
+    ) {
+        let all = [Level::One, Level::Two, Level::Quorum, Level::All];
+        let mut config = TableConfig::with_replicas(ids);
+        (config.read, config.write) = (all[levels.0], all[levels.1]);
+        let repairs = [ReadRepair::Off, ReadRepair::Background, ReadRepair::Blocking];
+        config.read_repair = repairs[repair];
+        config.require = config.guarantee();
+        config.timeout = Duration::from_millis(timeout_ms);
+        config.hedge_after = Duration::from_millis(hedge_ms);
+        (config.max_operations, config.local) = (1, config.replicas.last().copied());
+        let n = config.replicas.len();
+        prop_assume!(config.validate().is_ok());
+        let mut coordinator = Coordinator::new(config.clone()).unwrap();
+        let mut replicas: Vec<_> = config.replicas.iter().map(|id| {
+            let dots = DotSource::recover(Actor::new(*id, 1), 0, []);
+            (*id, Replica::recover(dots, [], true))
+        }).collect();
+        let mut now = now;
+        let key = || Bytes::from_static(b"k");
+        let put = coordinator.put_blind(now, key(), Bytes::from_static(b"v")).unwrap();
+        prop_assert_eq!(
+            coordinator.get(now, key(), VersionVector::new()),
+            Err(Rejected::Busy { max: 1 })
+        );
+        let down = down.min(n);
+        let up = n - down;
+        // The last replica is the primary.
+        let written = operate(&mut coordinator, &mut replicas, down, &mut now, put);
+        prop_assert_eq!(written.is_ok(), up >= config.write.count(n), "{:?}", written);
+        let seen = written.map(|value| value.context().clone()).unwrap_or_default();
+        let get = coordinator.get(now, key(), seen).unwrap();
+        let read = operate(&mut coordinator, &mut replicas, down, &mut now, get);
+        let is_hedged = hedge_ms * n as u64 <= timeout_ms;
+        let needed = config.read.count(n).max(config.write.count(n));
+        if read.is_ok() {
+            prop_assert!(up >= config.read.count(n));
+        } else if down == 0 || (is_hedged && up >= needed) {
+            prop_assert!(false, "{:?}", read);
+        }
+    }
+
+    #[test]
+    fn every_valid_proposer_ends_its_changes(
+        ids in proptest::collection::btree_set(any::<u64>(), 1..=31),
+        resend_ms in prop_oneof![Just(1), Just(60_000), 1..60_000_u64],
+        backoff_ms in prop_oneof![Just(1), Just(60_000), 1..60_000_u64],
+        max_tokens in prop_oneof![Just(1), Just(1_024), 1..1_024_usize],
+        now in prop_oneof![Just(0), any::<u64>()],
+        down in 0..31_usize,
+    ) {
+        let mut config = ProposerConfig::with_acceptors(ids);
+        config.resend_after = Duration::from_millis(resend_ms);
+        config.backoff = Duration::from_millis(backoff_ms);
+        (config.max_tokens, config.seed) = (max_tokens, Some(1));
+        let count = config.acceptors.len();
+        let has_quorum = down.min(count) < count.div_ceil(2);
+        let deadline = now.saturating_add(300_000_000);
+        let outcome = run(config, down, now, deadline);
+        let is_applied = outcome == Outcome::Applied { version: 1 };
+        prop_assert_eq!(is_applied, has_quorum, "{:?}", outcome);
+    }
+
+    #[test]
+    fn every_valid_clock_rises(
+        drift_ms in prop_oneof![Just(1), Just(86_400_000), 1..86_400_000_u64],
+        step_ms in prop_oneof![Just(1), Just(3_600_000), 1..3_600_000_u64],
+        walls in proptest::collection::vec(
+            prop_oneof![Just(0), Just(Timestamp::MAX_PHYSICAL), 0..1_u64 << 61], 1..20),
+    ) {
+        let config = config(Duration::from_millis(drift_ms), Duration::from_millis(step_ms));
+        let mut clock = Hlc::recover(Actor::new(1, 1), config, 0, []).unwrap();
+        let mut last = None;
+        for wall in walls {
+            if let Some(mark) = clock.next_mark(wall) {
+                clock.mark_persisted(mark);
+            }
+            match clock.tick(wall) {
+                Ok(next) => {
+                    prop_assert!(last.is_none_or(|last| last < next));
+                    last = Some(next);
+                }
+                Err(TickError::MarkNeeded { .. }) => prop_assert!(false, "next_mark was enough"),
+                Err(error) => prop_assert!(false, "{error}"),
+            }
+        }
+    }
+}

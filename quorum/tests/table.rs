@@ -1,0 +1,515 @@
+//! Tables in a faulty world: calls lost and delayed, replicas that crash and lose what was not
+//! synced, disks that are lost and rebuilt under a new incarnation, coordinators of several
+//! clients.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use bytes::Bytes;
+use voussoir_quorum::table::*;
+use voussoir_quorum::version::{Actor, DotSource, Siblings, VersionVector};
+use voussoir_sim::{Rng, Situations};
+
+const MS: u64 = 1_000_000;
+const TIMEOUT: u64 = 60 * MS;
+static SITUATIONS: [&str; 14] = [
+    "a request was lost",
+    "an answer was lost",
+    "a replica crashed with an unsynced record",
+    "a disk was lost",
+    "a replica was rebuilt",
+    "an answer of a replica that is not whole",
+    "a read was hedged",
+    "a read waited for its repair",
+    "a repair failed",
+    "a write of unknown outcome",
+    "a write that was not sent went to another primary",
+    "a read was behind its session",
+    "concurrent writes became siblings",
+    "a delete was acknowledged",
+];
+
+struct Server {
+    replica: Replica,
+    incarnation: u64,
+    disk: BTreeMap<Bytes, Siblings<Bytes>>,
+    mark: u64,
+    is_whole: bool,
+    /// What is on the way to the disk.
+    writes: Vec<ReplicaOutput>,
+}
+
+enum Event {
+    Request { coordinator: usize, call: u64, to: u64, request: Request },
+    Answer { coordinator: usize, input: CoordinatorInput },
+    Synced { at: u64 },
+    Rebuild { at: u64 },
+    Wake { coordinator: usize },
+    Begin { coordinator: usize },
+}
+
+/// An operation as its client saw it.
+struct Seen {
+    key: Bytes,
+    began: u64,
+    ended: u64,
+    context: VersionVector,
+    is_write: bool,
+}
+
+struct Running {
+    key: Bytes,
+    began: u64,
+    at_least: VersionVector,
+    is_write: bool,
+    is_delete: bool,
+}
+
+struct World {
+    rng: Rng,
+    now: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    next_event: u64,
+    config: TableConfig,
+    servers: Vec<Server>,
+    coordinators: Vec<Coordinator>,
+    wake_at: Vec<u64>,
+    running: Vec<Option<(u64, Running)>>,
+    /// The latest context of each session, by key.
+    sessions: Vec<BTreeMap<Bytes, VersionVector>>,
+    seen: Vec<Seen>,
+    next_value: u64,
+    stats: Stats,
+}
+
+impl World {
+    fn new(seed: u64, mut config: TableConfig) -> Self {
+        (config.timeout, config.hedge_after) =
+            (Duration::from_nanos(TIMEOUT), Duration::from_millis(8));
+        let mut world = Self {
+            rng: Rng::new(seed),
+            now: 0,
+            events: BTreeMap::new(),
+            next_event: 0,
+            servers: Vec::new(),
+            coordinators: Vec::new(),
+            wake_at: vec![0; 3],
+            running: (0..3).map(|_| None).collect(),
+            sessions: vec![BTreeMap::new(); 3],
+            seen: Vec::new(),
+            next_value: 0,
+            stats: Stats::default(),
+            config,
+        };
+        for node in world.config.replicas.clone() {
+            let replica =
+                Replica::recover(DotSource::recover(Actor::new(node, 1), 0, []), [], true);
+            let (disk, writes) = (BTreeMap::new(), Vec::new());
+            let server = Server { replica, incarnation: 1, disk, mark: 0, is_whole: true, writes };
+            world.servers.push(server);
+        }
+        for coordinator in 0..3 {
+            world.coordinators.push(Coordinator::new(world.config.clone()).unwrap());
+            world.schedule(coordinator as u64 * MS, Event::Begin { coordinator });
+        }
+        world
+    }
+
+    fn schedule(&mut self, delay: u64, event: Event) {
+        self.next_event += 1;
+        self.events.insert((self.now + delay.max(1), self.next_event), event);
+    }
+
+    fn is_calm(&self) -> bool {
+        self.now > 2_000 * MS
+    }
+
+    fn delay(&mut self) -> u64 {
+        let is_slow = !self.is_calm() && self.rng.chance(60_000);
+        self.rng.below(if is_slow { 90 * MS } else { 3 * MS })
+    }
+
+    fn run(&mut self, situations: &Situations) {
+        // Ends: clients begin operations for 2.5 s, and each ends by its deadline.
+        while let Some(((at, _), event)) = self.events.pop_first() {
+            self.now = at;
+            match event {
+                Event::Request { coordinator, call, to, request } => {
+                    let id = call * 8 + coordinator as u64;
+                    self.servers[to as usize].replica.request(id, request).unwrap();
+                    self.drain(to, situations);
+                }
+                Event::Answer { coordinator, input } => {
+                    self.coordinators[coordinator].step(at, input);
+                    self.pump(coordinator, situations);
+                }
+                Event::Synced { at } => {
+                    self.sync(at);
+                    self.drain(at, situations);
+                }
+                Event::Rebuild { at } => self.rebuild(at, situations),
+                Event::Wake { coordinator } if self.wake_at[coordinator] == at => {
+                    self.coordinators[coordinator].step(at, CoordinatorInput::Time);
+                    self.pump(coordinator, situations);
+                }
+                Event::Wake { .. } => {}
+                Event::Begin { coordinator } if at < 2_500 * MS => {
+                    self.begin(coordinator);
+                    self.pump(coordinator, situations);
+                }
+                Event::Begin { .. } => {}
+            }
+            if !self.is_calm() && self.rng.chance(3_000) {
+                self.crash(situations);
+            }
+        }
+        for coordinator in &self.coordinators {
+            let stats = coordinator.stats();
+            assert_eq!(stats.operations, 0, "an operation hangs");
+            situations.add("a read was hedged", stats.hedged);
+            situations.add("a read waited for its repair", stats.blocking_repairs);
+            self.stats.divergent_reads += stats.divergent_reads;
+        }
+        assert!(self.running.iter().all(Option::is_none), "an operation was not answered");
+    }
+
+    /// The oldest write reaches the disk.
+    fn sync(&mut self, at: u64) {
+        let server = &mut self.servers[at as usize];
+        if server.writes.is_empty() {
+            return;
+        }
+        let ReplicaOutput::Persist { id, key, state, mark } = server.writes.remove(0) else {
+            return;
+        };
+        server.disk.insert(key, state);
+        server.mark = mark.unwrap_or(server.mark);
+        server.replica.step(ReplicaInput::Persisted { id });
+    }
+
+    fn drain(&mut self, at: u64, situations: &Situations) {
+        while let Some(output) = self.servers[at as usize].replica.poll_output() {
+            match output {
+                ReplicaOutput::Persist { .. } => {
+                    self.servers[at as usize].writes.push(output);
+                    let delay = self.rng.below(2 * MS);
+                    self.schedule(delay, Event::Synced { at });
+                }
+                ReplicaOutput::Reply { id, reply } => {
+                    let name = "an answer of a replica that is not whole";
+                    situations.add(name, (reply == Reply::NotWhole).into());
+                    let (coordinator, call) = ((id % 8) as usize, id / 8);
+                    let is_lost = !self.is_calm() && self.rng.chance(40_000);
+                    situations.add("an answer was lost", is_lost.into());
+                    let input = if is_lost {
+                        CoordinatorInput::Failed { call, error: CallError::Unknown }
+                    } else {
+                        CoordinatorInput::Reply { call, reply }
+                    };
+                    let delay = self.delay();
+                    self.schedule(delay, Event::Answer { coordinator, input });
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn recover(&mut self, at: u64) {
+        let server = &mut self.servers[at as usize];
+        let dots = DotSource::recover(Actor::new(at, server.incarnation), server.mark, []);
+        server.replica = Replica::recover(dots, server.disk.clone(), server.is_whole);
+    }
+
+    fn crash(&mut self, situations: &Situations) {
+        let at = self.rng.below(self.servers.len() as u64);
+        let all_whole = self.servers.iter().all(|server| server.is_whole);
+        let server = &mut self.servers[at as usize];
+        let name = "a replica crashed with an unsynced record";
+        situations.add(name, (!server.writes.is_empty()).into());
+        server.writes.clear();
+        if all_whole && self.rng.chance(200_000) {
+            (server.disk, server.mark, server.is_whole) = (BTreeMap::new(), 0, false);
+            server.incarnation += 1;
+            situations.reached("a disk was lost");
+            self.schedule(2 * TIMEOUT, Event::Rebuild { at });
+        }
+        self.recover(at);
+    }
+
+    /// Copies what the other replicas have on their disks.
+    fn rebuild(&mut self, at: u64, situations: &Situations) {
+        let others: Vec<_> = self.servers.iter().filter(|s| s.is_whole).map(|s| &s.disk).collect();
+        let states: Vec<_> = others.into_iter().flat_map(BTreeMap::clone).collect();
+        for (key, state) in states {
+            let replica = &mut self.servers[at as usize].replica;
+            // An answer to call 0, which no coordinator waits for.
+            replica.request(0, Request::Merge { key, state }).unwrap();
+        }
+        self.drain(at, situations);
+        while !self.servers[at as usize].writes.is_empty() {
+            self.sync(at);
+        }
+        self.servers[at as usize].is_whole = true;
+        self.servers[at as usize].replica.rebuilt();
+        situations.reached("a replica was rebuilt");
+    }
+
+    fn begin(&mut self, at: usize) {
+        let key = Bytes::copy_from_slice(&[self.rng.below(3) as u8]);
+        let context = self.sessions[at].get(&key).cloned().unwrap_or_default();
+        let (mut is_write, mut is_delete) = (true, false);
+        let mut at_least = context.clone();
+        self.next_value += 1;
+        let value = Bytes::copy_from_slice(&self.next_value.to_le_bytes());
+        let (now, coordinator) = (self.now, &mut self.coordinators[at]);
+        let operation = match self.rng.below(12) {
+            0..=5 => {
+                is_write = false;
+                coordinator.get(now, key.clone(), context.clone())
+            }
+            6 => {
+                // It returns what its primary has, whatever the session has seen.
+                at_least = VersionVector::new();
+                coordinator.put_blind(now, key.clone(), value)
+            }
+            7 => {
+                is_delete = true;
+                coordinator.delete(now, key.clone(), context.clone())
+            }
+            _ => coordinator.put(now, key.clone(), context, value),
+        };
+        let running = Running { key, began: now, at_least, is_write, is_delete };
+        self.running[at] = Some((operation.unwrap(), running));
+    }
+
+    fn pump(&mut self, at: usize, situations: &Situations) {
+        let mut not_sent = false;
+        // Ends: a coordinator has a bounded number of outputs between two inputs.
+        while let Some(output) = self.coordinators[at].poll_output() {
+            match output {
+                CoordinatorOutput::Call { id: call, to, request } => {
+                    let is_primary = matches!(request, Request::Write { .. });
+                    let name = "a write that was not sent went to another primary";
+                    situations.add(name, (is_primary && not_sent).into());
+                    let (chance, delay) = (!self.is_calm(), self.delay());
+                    if chance && self.rng.chance(60_000) {
+                        situations.reached("a request was lost");
+                        let is_sure = self.rng.chance(500_000);
+                        let error = if is_sure { CallError::NotSent } else { CallError::Unknown };
+                        if is_sure && is_primary {
+                            // Reported at once, so that the next call is seen to follow it.
+                            not_sent = true;
+                            let input = CoordinatorInput::Failed { call, error };
+                            self.coordinators[at].step(self.now, input);
+                            continue;
+                        }
+                        let input = CoordinatorInput::Failed { call, error };
+                        self.schedule(delay, Event::Answer { coordinator: at, input });
+                        // An unknown failure may be one of a request that arrives.
+                        if is_sure || self.rng.chance(500_000) {
+                            continue;
+                        }
+                    }
+                    let event = Event::Request { coordinator: at, call, to, request };
+                    self.schedule(delay, event);
+                }
+                CoordinatorOutput::Cancel { .. } => {}
+                CoordinatorOutput::Done { operation, result } => {
+                    self.done(at, operation, result, situations);
+                    let pause = self.rng.below(10 * MS);
+                    self.schedule(pause, Event::Begin { coordinator: at });
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        if let Some(due) = self.coordinators[at].next_deadline() {
+            self.wake_at[at] = due.max(self.now + 1);
+            self.schedule(self.wake_at[at] - self.now, Event::Wake { coordinator: at });
+        }
+    }
+
+    fn done(
+        &mut self,
+        at: usize,
+        operation: u64,
+        result: Result<Value, OperationError>,
+        situations: &Situations,
+    ) {
+        let (expected, running) = self.running[at].take().expect("it is under way");
+        assert_eq!(operation, expected);
+        match result {
+            Ok(state) => {
+                assert!(state.context().covers(&running.at_least), "behind its session");
+                situations.add("concurrent writes became siblings", (state.len() > 1).into());
+                situations.add("a delete was acknowledged", running.is_delete.into());
+                let session = self.sessions[at].entry(running.key.clone()).or_default();
+                session.merge(state.context());
+                self.seen.push(Seen {
+                    key: running.key,
+                    began: running.began,
+                    ended: self.now,
+                    context: state.context().clone(),
+                    is_write: running.is_write,
+                });
+            }
+            Err(error) => {
+                let is_lost = error == OperationError::Behind;
+                assert!(is_lost || self.now < 2_200 * MS, "{error} without faults");
+                if is_lost {
+                    // What the session had seen was lost with a disk: it begins anew.
+                    self.sessions[at].remove(&running.key);
+                }
+                let name = match error {
+                    OperationError::RepairFailed { .. } => "a repair failed",
+                    OperationError::WriteUnknown { .. } => "a write of unknown outcome",
+                    OperationError::Behind => "a read was behind its session",
+                    _ => return,
+                };
+                situations.reached(name);
+            }
+        }
+    }
+
+    /// How many reads missed a write that was acknowledged before they began, and how many saw less
+    /// than a read that had ended before they began.
+    fn anomalies(&self) -> (usize, usize) {
+        let (mut stale, mut not_monotonic) = (0, 0);
+        for read in self.seen.iter().filter(|seen| !seen.is_write) {
+            let before = |seen: &&Seen| seen.key == read.key && seen.ended < read.began;
+            let missed = |seen: &Seen| !read.context.covers(&seen.context);
+            let earlier = || self.seen.iter().filter(before);
+            stale += usize::from(earlier().any(|seen| seen.is_write && missed(seen)));
+            not_monotonic += usize::from(earlier().any(|seen| !seen.is_write && missed(seen)));
+        }
+        (stale, not_monotonic)
+    }
+
+    /// Merges all replicas: every acknowledged write is there, or was replaced by one that saw it.
+    fn converge(&mut self) {
+        let mut all: BTreeMap<Bytes, Siblings<Bytes>> = BTreeMap::new();
+        for server in &self.servers {
+            for (key, state) in &server.disk {
+                all.entry(key.clone()).or_default().merge(state.clone());
+            }
+        }
+        for seen in self.seen.iter().filter(|seen| seen.is_write && !seen.context.is_empty()) {
+            assert!(
+                all[&seen.key].context().covers(&seen.context),
+                "an acknowledged write is lost"
+            );
+        }
+    }
+}
+
+fn config(read: Level, write: Level, read_repair: ReadRepair) -> TableConfig {
+    let mut config = TableConfig::with_replicas([0, 1, 2]);
+    (config.read, config.write, config.read_repair) = (read, write, read_repair);
+    config.require = config.guarantee();
+    config
+}
+
+fn seeds(default: u64) -> u64 {
+    std::env::var("VOUSSOIR_SEEDS").map_or(default, |n| n.parse().unwrap())
+}
+
+#[test]
+fn strict_tables_lose_no_write_and_reads_never_go_back() {
+    let situations = Situations::new(&SITUATIONS);
+    for seed in 0..seeds(120) {
+        // Not R = N, W = 1: a lost disk would take the only copy of a write.
+        let (read, write) = match seed % 4 {
+            0 => (Level::One, Level::All),
+            1 => (Level::All, Level::Quorum),
+            _ => (Level::Quorum, Level::Quorum),
+        };
+        let config = config(read, write, ReadRepair::Blocking);
+        assert_eq!(config.guarantee(), Guarantee::Monotonic);
+        let mut world = World::new(seed, config);
+        world.run(&situations);
+        assert_eq!(world.anomalies(), (0, 0), "seed {seed}");
+        assert!(world.seen.len() > 60, "seed {seed}: {} operations", world.seen.len());
+        world.converge();
+    }
+    println!("{situations}");
+    assert_eq!(situations.missed(), ["a read was behind its session"], "R + W > N");
+}
+
+/// The checker sees what the weaker settings allow: otherwise it would prove nothing above.
+#[test]
+fn weak_tables_show_stale_reads_and_reads_that_go_back() {
+    let situations = Situations::new(&SITUATIONS);
+    let (mut stale, mut background) = (0, (0, 0));
+    for seed in 0..seeds(120) {
+        let weak = config(Level::One, Level::One, ReadRepair::Background);
+        assert_eq!(weak.guarantee(), Guarantee::Eventual);
+        let mut world = World::new(seed, weak);
+        world.run(&situations);
+        stale += world.anomalies().0;
+        let config = config(Level::Quorum, Level::Quorum, ReadRepair::Background);
+        assert_eq!(config.guarantee(), Guarantee::Intersecting);
+        let mut world = World::new(seed, config);
+        world.run(&situations);
+        let anomalies = world.anomalies();
+        background = (background.0 + anomalies.0, background.1 + anomalies.1);
+    }
+    println!("{situations}");
+    assert!(situations.count("a read was behind its session") > 0);
+    println!("R=W=1: {stale} stale reads; quorum, background repair: {background:?}");
+    assert!(stale > 100, "R + W <= N shows stale reads");
+    assert_eq!(background.0, 0, "R + W > N: no acknowledged write is missed");
+    assert!(background.1 > 0, "without blocking repair, reads go back");
+}
+
+#[test]
+fn a_guarantee_that_cannot_be_given_is_refused() {
+    let mut config = TableConfig::with_replicas([1, 2, 3]);
+    let mut coordinator = Coordinator::new(config.clone()).unwrap();
+    let key = Bytes::from_static(b"k");
+    let given = Guarantee::Eventual;
+    assert_eq!(
+        coordinator.get_at(0, key, VersionVector::new(), Level::One),
+        Err(Rejected::Guarantee { given, required: Guarantee::Monotonic })
+    );
+    assert_eq!(coordinator.poll_output(), None, "nothing was sent");
+    config.read = Level::One;
+    assert_eq!(Coordinator::new(config.clone()).unwrap_err().field, "require");
+    config.require = Guarantee::Eventual;
+    assert!(Coordinator::new(config.clone()).is_ok());
+    (config.read, config.require) = (Level::Quorum, Guarantee::Monotonic);
+    config.read_repair = ReadRepair::Background;
+    assert_eq!(Coordinator::new(config.clone()).unwrap_err().field, "require");
+    config.require = Guarantee::Intersecting;
+    assert!(Coordinator::new(config).is_ok());
+}
+
+/// riak_kv #1643: a replica that was restored from a backup and kept its incarnation.
+#[test]
+fn a_replica_that_meets_its_own_future_no_longer_counts() {
+    let actor = Actor::new(1, 1);
+    let key = Bytes::from_static(b"k");
+    let mut replica = Replica::recover(DotSource::recover(actor, 0, []), [], true);
+    let value = Some(Bytes::from_static(b"v"));
+    let write = |seen| Request::Write { key: key.clone(), seen, value: value.clone() };
+    let mut answer = |request| {
+        replica.request(1, request).unwrap();
+        let mut reply = None;
+        while let Some(output) = replica.poll_output() {
+            match output {
+                ReplicaOutput::Persist { id, .. } => replica.step(ReplicaInput::Persisted { id }),
+                ReplicaOutput::Reply { reply: given, .. } => reply = Some(given),
+                other => panic!("{other:?}"),
+            }
+        }
+        reply.unwrap()
+    };
+    assert!(matches!(answer(write(VersionVector::new())), Reply::Written { .. }));
+    let future = voussoir_quorum::version::Dot::new(actor, 9);
+    let seen: VersionVector = [future].into_iter().collect();
+    assert_eq!(answer(write(seen.clone())), Reply::Refused, "a context it never gave out");
+    let state = Siblings::from_parts(seen, BTreeMap::new());
+    assert_eq!(answer(Request::Merge { key: key.clone(), state }), Reply::NotWhole);
+    assert_eq!(answer(Request::Get { key: key.clone() }), Reply::NotWhole);
+    assert!(!replica.is_whole());
+    let keys: BTreeSet<_> = replica.iter().map(|(key, _)| key.clone()).collect();
+    assert_eq!(keys, BTreeSet::from([key]));
+}
