@@ -12,11 +12,12 @@ use voussoir_quorum::version::{Actor, Dot};
 use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, Situations, check};
 
 const MS: u64 = 1_000_000;
-static SITUATIONS: [&str; 13] = [
+static SITUATIONS: [&str; 14] = [
     "a message was lost",
     "a message came twice",
     "an acceptor crashed with an unsynced record",
     "an acceptor crashed with a synced record whose reply was lost",
+    "all acceptors lost power at once",
     "a disk was lost",
     "a proposer was killed in phase 2",
     "a proposer was rejected",
@@ -198,14 +199,24 @@ impl World {
         }
     }
 
-    /// A process dies and comes back with what its disk has, or a disk is lost.
+    /// A process dies and comes back, or all acceptors lose power at once.
     fn crash(&mut self, situations: &Situations) {
         if self.rng.chance(300_000) {
             return self.kill_client(situations);
         }
-        let at = self.rng.below(self.servers.len() as u64) as usize;
-        let may_lose = self.servers.iter().filter(|s| s.is_lost).count() + 1;
-        let may_lose = may_lose <= (self.servers.len() - 1) / 2;
+        let count = self.servers.len();
+        if self.rng.chance(300_000) {
+            situations.reached("all acceptors lost power at once");
+            return (0..count).for_each(|at| self.crash_server(at, false, situations));
+        }
+        let at = self.rng.below(count as u64) as usize;
+        let lost = self.servers.iter().filter(|server| server.is_lost).count();
+        let may_lose = lost < (count - 1) / 2;
+        self.crash_server(at, may_lose, situations);
+    }
+
+    /// An acceptor comes back with what its disk has, or its disk is lost.
+    fn crash_server(&mut self, at: usize, may_lose: bool, situations: &Situations) {
         let server = &mut self.servers[at];
         let name = if server.writes.is_empty() {
             "an acceptor crashed with a synced record whose reply was lost"
