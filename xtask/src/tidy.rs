@@ -46,6 +46,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("lb", &[]),
     ("txn", &["journal"]),
     ("quorum", &[]),
+    ("lock", &[]),
     ("raft", &["journal", "net"]),
 ];
 

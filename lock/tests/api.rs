@@ -1,0 +1,37 @@
+//! What must stay true of the public types: threads, object safety, errors.
+
+use std::sync::Arc;
+
+use voussoir_lock::ids::*;
+use voussoir_lock::*;
+
+const fn is_send_sync<T: Send + Sync>() {}
+
+const _: () = {
+    is_send_sync::<MemoryNumbers>();
+    is_send_sync::<ShortCodes>();
+    is_send_sync::<Snowflake>();
+    is_send_sync::<SnowflakeConfig>();
+    is_send_sync::<UuidV7>();
+    is_send_sync::<WorkerLease>();
+    is_send_sync::<WorkerWindow>();
+};
+
+#[tokio::test]
+async fn seams_are_object_safe() {
+    let numbers: Arc<dyn WorkerNumbers> = Arc::new(MemoryNumbers::new());
+    assert_eq!(numbers.acquire(1).await.expect("it is free").epoch, 1);
+    let clock: Arc<dyn Clock> = Arc::new(|| 7);
+    assert_eq!(clock.now(), 7);
+    let clock: Arc<dyn Clock> = Arc::new(WallClock);
+    assert!(clock.now() > 1_600_000_000_000_000_000, "ns since the UNIX epoch");
+}
+
+#[test]
+fn errors_are_errors() {
+    fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<ConfigError>();
+    is_error::<IdError>();
+    is_error::<LeaseError>();
+    is_error::<WorkerError>();
+}
