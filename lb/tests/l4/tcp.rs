@@ -219,6 +219,32 @@ async fn an_answer_before_a_reset_is_read_when_writing_fails_first() {
     assert_eq!(running.proxy.stats().upstream_resets, 1);
 }
 
+/// The reset that is passed on must not overtake what the system has yet to send to the client.
+#[tokio::test]
+async fn an_answer_before_a_reset_reaches_a_client_that_is_slow() {
+    let (backend, mut streams) = Backend::handed().await;
+    let running = run(balancer(&[backend.address]), TcpConfig::default()).await;
+    let mut client = running.client().await;
+    let mut upstream = soon(streams.recv()).await.expect("a connection");
+    fill(&mut upstream, 256 * MIB).await;
+    reset(upstream);
+    let mut read = Vec::new();
+    let mut buffer = vec![0; 16 << 10];
+    let error = loop {
+        match soon(client.read(&mut buffer)).await {
+            Ok(0) => panic!("an answer that was cut off ends with a reset"),
+            Ok(count) => read.extend_from_slice(&buffer[..count]),
+            Err(error) => break error,
+        }
+        tokio::task::yield_now().await;
+    };
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    running.idle().await;
+    let written = running.proxy.stats().bytes_to_client;
+    assert_eq!(read.len() as u64, written, "what was written to the client has reached it");
+    assert!(read.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
+}
+
 #[tokio::test]
 async fn a_sender_nobody_reads_from_is_held_up_and_loses_no_byte() {
     for buffer_bytes in [1 << 10, 64 << 10] {

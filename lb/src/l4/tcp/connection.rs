@@ -71,6 +71,8 @@ pub(super) async fn run(
             &shared.counters.client_resets
         }
         End::Reset(Side::Upstream) => {
+            let idle_timeout = shared.config.idle_timeout;
+            let _ = timeout(idle_timeout, all_sent(&stream)).await;
             reset(&stream);
             &shared.counters.upstream_resets
         }
@@ -86,6 +88,26 @@ pub(super) async fn run(
         seconds = started.elapsed().as_secs_f64(),
         "connection ended"
     );
+}
+
+/// Waits until the system has sent what was written to `stream`: a reset discards the rest. Ready
+/// at once where the system cannot tell.
+async fn all_sent(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::fd::AsFd;
+        // From here on the socket is writable when no byte waits to be sent. A registration of its
+        // own makes the system look at that anew.
+        let is_set = socket2::SockRef::from(stream).set_tcp_notsent_lowat(1);
+        let copy = stream.as_fd().try_clone_to_owned();
+        if let (Ok(()), Ok(copy)) = (is_set, copy)
+            && let Ok(copy) = TcpStream::from_std(copy.into())
+        {
+            let _ = copy.writable().await;
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = stream;
 }
 
 /// Reads what the configuration expects before a route can be asked. `None` if it is not there.
