@@ -19,12 +19,12 @@ pub trait RetryBudget: Send + Sync {
 /// What a budget counts until this is dropped: a request, or a retry.
 #[must_use = "the request or retry ends when this is dropped"]
 pub struct BudgetHold {
-    _held: Option<Box<dyn Any + Send>>,
+    _held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl BudgetHold {
     /// Drops `held` at its end.
-    pub fn new(held: impl Any + Send) -> Self {
+    pub fn new(held: impl Any + Send + Sync) -> Self {
         Self { _held: Some(Box::new(held)) }
     }
 

@@ -148,7 +148,8 @@ pub struct RetryConfig {
     /// Statuses that count as failed attempts; default 502, 503, 504.
     pub statuses: Vec<StatusCode>,
     /// Retries under way, as a share of the upstream's requests under way. 0 to 1; default 0.2.
-    /// Retries of which nothing was written do not count.
+    /// Retries of which nothing was written do not count. Without effect, like `min_budget`, once
+    /// [`set_retry_budget`](super::Upstream::set_retry_budget) was called.
     pub budget_share: f64,
     /// Retries under way that are always allowed; default 3.
     pub min_budget: u32,

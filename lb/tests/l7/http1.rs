@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use voussoir_lb::l7::{HeaderChanges, HttpConfig, PathMatch, Route, Router, UpstreamConfig};
+use voussoir_lb::{BudgetHold, RetryBudget};
 
 use crate::support::*;
 
@@ -286,4 +287,52 @@ async fn what_a_client_gave_up_is_given_up_at_the_backend() {
     assert_eq!(up.stats().active, 0);
     let stats = up.balancer().stats(u64::MAX / 2);
     assert_eq!((stats.endpoints[0].in_flight, stats.endpoints[0].cancelled), (0, 1));
+}
+
+#[tokio::test]
+async fn retries_ask_the_budget_that_the_upstream_was_given() {
+    /// Allows one retry in all, and counts what is held.
+    #[derive(Default)]
+    struct Once {
+        taken: AtomicUsize,
+        held: Arc<AtomicUsize>,
+    }
+    struct Held(Arc<AtomicUsize>);
+    impl Drop for Held {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, SeqCst);
+        }
+    }
+    impl Once {
+        fn hold(&self) -> BudgetHold {
+            self.held.fetch_add(1, SeqCst);
+            BudgetHold::new(Held(Arc::clone(&self.held)))
+        }
+    }
+    impl RetryBudget for Once {
+        fn begin(&self) -> BudgetHold {
+            self.hold()
+        }
+        fn try_retry(&self) -> Option<BudgetHold> {
+            (self.taken.fetch_add(1, SeqCst) == 0).then(|| self.hold())
+        }
+    }
+    let busy = backend(|mut conn, _| async move {
+        while conn.message().await.is_some() {
+            conn.send("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let up = upstream(&[busy.await, echo().await], UpstreamConfig::default());
+    let budget = Arc::new(Once::default());
+    up.set_retry_budget(Arc::clone(&budget) as Arc<dyn RetryBudget>);
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(client.ask(GET).await.status());
+    }
+    let failed = statuses.iter().filter(|status| **status == 503).count();
+    assert!(failed > 0, "{statuses:?}: only the first failure was retried");
+    assert_eq!((up.stats().retries, up.stats().retries_rejected), (1, failed as u64));
+    assert_eq!(budget.held.load(SeqCst), 0, "all was given back");
 }

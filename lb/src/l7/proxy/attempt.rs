@@ -100,8 +100,7 @@ impl Attempts<'_> {
     }
 
     fn may_retry(&mut self) -> bool {
-        let retry = &self.upstream.config().retry;
-        self.may_repeat() && self.active.try_retry(retry.budget_share, retry.min_budget)
+        self.may_repeat() && self.active.try_retry()
     }
 
     /// Whether the request may take effect twice, and all of it is still there.

@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 
 use super::config::UpstreamConfig;
 use crate::balancer::Balancer;
+use crate::budget::{BudgetHold, RetryBudget};
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 
+mod budget;
 mod connection;
 mod pool;
 
@@ -36,6 +39,7 @@ struct Inner {
     is_tls: bool,
     #[cfg(feature = "tls")]
     tls: Option<super::tls::ClientTls>,
+    budget: ArcSwap<Arc<dyn RetryBudget>>,
     pools: Mutex<HashMap<u64, Arc<Pool>>>,
     is_swept: AtomicBool,
     counters: Arc<Counters>,
@@ -51,7 +55,6 @@ pub(super) struct Counters {
     /// Connections that were idle and had ended, or had bytes to read, when they were to be used.
     pub(super) stale: AtomicU64,
     active: AtomicU32,
-    active_retries: AtomicU32,
 }
 
 /// What an upstream has done. Counts are since it was made.
@@ -97,6 +100,7 @@ impl Upstream {
         let inner = Inner {
             name: name.into(),
             balancer,
+            budget: default_budget(&config),
             config,
             is_tls: false,
             #[cfg(feature = "tls")]
@@ -125,6 +129,7 @@ impl Upstream {
         let inner = Inner {
             name: name.into(),
             balancer,
+            budget: default_budget(&config),
             config,
             is_tls: true,
             tls,
@@ -168,10 +173,22 @@ impl Upstream {
         self.inner.is_tls
     }
 
+    /// Replaces the budget that bounds retries, for requests that begin after the call. The
+    /// budget may be shared among upstreams. By default, retries under way are bounded by
+    /// [`RetryConfig`](super::RetryConfig)'s `budget_share` and `min_budget`.
+    ///
+    /// The budget is asked without a lock. If it panics, the connection of the request ends.
+    pub fn set_retry_budget(&self, budget: Arc<dyn RetryBudget>) {
+        self.inner.budget.store(Arc::new(budget));
+    }
+
     /// Counts a request that is under way, until the guard is dropped.
     pub(super) fn enter(&self) -> Active {
+        let budget = self.inner.budget.load_full();
+        let hold = budget.begin();
         self.inner.counters.active.fetch_add(1, Relaxed);
-        Active { counters: Arc::clone(&self.inner.counters), retries: 0 }
+        let counters = Arc::clone(&self.inner.counters);
+        Active { counters, budget, holds: vec![hold] }
     }
 
     pub(super) fn pool(&self, endpoint: &Arc<Endpoint>) -> Arc<Pool> {
@@ -218,27 +235,33 @@ async fn sweep(upstream: Weak<Inner>) {
     }
 }
 
+fn default_budget(config: &UpstreamConfig) -> ArcSwap<Arc<dyn RetryBudget>> {
+    let budget: Arc<dyn RetryBudget> = Arc::new(budget::ActiveShare::new(&config.retry));
+    ArcSwap::from_pointee(budget)
+}
+
 /// A request under way. Gives back what it holds of the retry budget when it is dropped.
-#[derive(Debug)]
 pub(super) struct Active {
     counters: Arc<Counters>,
-    retries: u32,
+    budget: Arc<Arc<dyn RetryBudget>>,
+    /// Of the request, and of its retries.
+    holds: Vec<BudgetHold>,
+}
+
+impl fmt::Debug for Active {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Active").field("holds", &self.holds.len()).finish_non_exhaustive()
+    }
 }
 
 impl Active {
     /// Takes one retry of the budget.
-    pub(super) fn try_retry(&mut self, share: f64, min: u32) -> bool {
-        let active = self.counters.active.load(Relaxed);
-        let max = min.max((f64::from(active) * share) as u32);
-        let taken = self
-            .counters
-            .active_retries
-            .fetch_update(Relaxed, Relaxed, |retries| (retries < max).then_some(retries + 1));
-        if taken.is_err() {
+    pub(super) fn try_retry(&mut self) -> bool {
+        let Some(hold) = self.budget.try_retry() else {
             self.counters.retries_rejected.fetch_add(1, Relaxed);
             return false;
-        }
-        self.retries += 1;
+        };
+        self.holds.push(hold);
         self.counters.retries.fetch_add(1, Relaxed);
         true
     }
@@ -247,6 +270,5 @@ impl Active {
 impl Drop for Active {
     fn drop(&mut self) {
         self.counters.active.fetch_sub(1, Relaxed);
-        self.counters.active_retries.fetch_sub(self.retries, Relaxed);
     }
 }
