@@ -26,7 +26,8 @@ pub struct HttpConfig {
     /// default 60 s.
     pub idle_timeout: Duration,
     /// Time without a byte of a request's body, or without the client taking a byte of the
-    /// response. 10 ms to 1 hour; default 30 s.
+    /// response: of its socket, or by granting window to the HTTP/2 stream, which is then reset.
+    /// 10 ms to 1 hour; default 30 s.
     pub body_timeout: Duration,
     /// Time without a byte in either direction of an upgraded connection. 10 ms to 1 day;
     /// default 1 hour.

@@ -279,6 +279,86 @@ async fn a_flood_of_continuations_ends_the_connection() {
     assert_eq!(proxy.stats().requests, 0);
 }
 
+/// A backend whose response never ends, and a note when its connection was closed.
+async fn endless() -> (SocketAddr, mpsc::Receiver<()>) {
+    let (ended, seen) = mpsc::channel(1);
+    let to = backend(move |mut conn, _| {
+        let ended = ended.clone();
+        async move {
+            conn.message().await;
+            conn.send("HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n").await;
+            let bytes = [b'x'; 1 << 14];
+            while tokio::io::AsyncWriteExt::write_all(&mut conn.tcp, &bytes).await.is_ok() {}
+            let _ = ended.send(()).await;
+        }
+    })
+    .await;
+    (to, seen)
+}
+
+/// Sends one request on a connection with a window of `window` bytes for each stream.
+async fn windowed(address: SocketAddr, window: u32) -> Response<h2::RecvStream> {
+    let tcp = TcpStream::connect(address).await.unwrap();
+    let mut builder = h2::client::Builder::new();
+    let builder = builder.initial_window_size(window);
+    let (mut client, connection) = builder.handshake::<_, Bytes>(tcp).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://a/").body(()).unwrap();
+    soon(client.send_request(request, true).unwrap().0).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_stream_whose_client_grants_no_window_lets_go_of_its_backend() {
+    for window in [0, 1, 100_000] {
+        let (to, mut seen) = endless().await;
+        let mut config = HttpConfig::default();
+        config.body_timeout = Duration::from_millis(300);
+        let up = upstream(&[to], UpstreamConfig::default());
+        let (address, proxy) = proxy(up.clone(), config).await;
+        let began = std::time::Instant::now();
+        let mut body = windowed(address, window).await.into_body();
+        soon(seen.recv()).await.expect("the backend's connection was closed");
+        assert!(began.elapsed() >= Duration::from_millis(300), "{window}: {:?}", began.elapsed());
+        let error = soon(async {
+            loop {
+                match body.data().await.expect("an end is an error") {
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        });
+        assert_eq!(error.await.reason(), Some(h2::Reason::CANCEL), "{window}");
+        assert_eq!((proxy.stats().open, proxy.stats().cancelled), (1, 1), "{window}");
+        assert_eq!(up.stats().active, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_is_slow_on_either_side_is_not_reset() {
+    // The backend is slower than the bound on the client, and the client takes a second in all.
+    let to = backend(|mut conn, _| async move {
+        conn.message().await;
+        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 40000\r\n\r\n").await;
+        conn.send(&"x".repeat(20_000)).await;
+        tokio::time::sleep(Duration::from_millis(900)).await;
+        conn.send(&"x".repeat(20_000)).await;
+        conn.rest().await;
+    })
+    .await;
+    let mut config = HttpConfig::default();
+    config.body_timeout = Duration::from_millis(600);
+    let (address, _proxy) = proxy(upstream(&[to], UpstreamConfig::default()), config).await;
+    let mut body = windowed(address, 1_000).await.into_body();
+    let mut taken = 0;
+    while let Some(data) = soon(body.data()).await {
+        let count = data.unwrap().len();
+        taken += count;
+        tokio::time::sleep(Duration::from_millis(25)).await;
+        body.flow_control().release_capacity(count).unwrap();
+    }
+    assert_eq!(taken, 40_000);
+}
+
 #[tokio::test]
 async fn a_length_that_the_frames_of_http2_contradict_breaks_the_request_off() {
     let (address, _proxy) = simple(&[echo().await]).await;

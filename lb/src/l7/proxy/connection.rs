@@ -11,12 +11,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, sleep_until};
 
 use super::forward::forward;
 use super::response::ProxyBody;
+use super::streams::StreamExecutor;
 use super::{Inner, Phase};
 use crate::l7::config::HttpConfig;
 use crate::l7::io::{ClientIo, detect_http2};
@@ -132,7 +133,7 @@ where
     let mut phase = inner.phase.subscribe();
     let (serving, of) = (Arc::clone(&inner), Arc::clone(&client));
     let service = service_fn(move |request| answer(Arc::clone(&serving), Arc::clone(&of), request));
-    let connection = http2::Builder::new(TokioExecutor::new())
+    let connection = http2::Builder::new(StreamExecutor { timeout: config.body_timeout })
         .timer(TokioTimer::new())
         .max_concurrent_streams(config.max_concurrent_streams)
         .max_header_list_size(config.max_header_bytes as u32)

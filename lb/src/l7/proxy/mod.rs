@@ -23,6 +23,7 @@ mod attempt;
 mod connection;
 mod forward;
 mod response;
+mod streams;
 
 pub use response::ProxyBody;
 

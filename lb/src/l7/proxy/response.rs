@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep};
 use super::Inner;
 use super::answer::{Ended, LogEntry, is_grpc_failure};
 use super::connection::ActiveRequest;
+use super::streams::StreamWatch;
 use crate::endpoint::{Outcome, Pick};
 use crate::l7::body::{BodyError, SharedBody, has_stalled};
 use crate::l7::gate::GatePermit;
@@ -25,6 +26,8 @@ pub struct ProxyBody {
     kind: Kind,
     /// Counts the request until its response was sent.
     pub(super) request: Option<ActiveRequest>,
+    /// Of the HTTP/2 stream that sends the response.
+    watch: Option<Arc<StreamWatch>>,
 }
 
 #[derive(Debug)]
@@ -131,11 +134,11 @@ struct Streaming {
 
 impl ProxyBody {
     pub(super) fn empty() -> Self {
-        Self { kind: Kind::Empty, request: None }
+        Self { kind: Kind::Empty, request: None, watch: None }
     }
 
     pub(super) fn full(bytes: Bytes) -> Self {
-        Self { kind: Kind::Full(bytes), request: None }
+        Self { kind: Kind::Full(bytes), request: None, watch: None }
     }
 
     pub(super) fn backend(body: Incoming, exchange: Box<Exchange>, timeout: Duration) -> Self {
@@ -144,7 +147,9 @@ impl ProxyBody {
             return Self::empty();
         }
         let streaming = Streaming { body, exchange: Some(exchange), timeout, stall: None };
-        Self { kind: Kind::Backend(Box::new(streaming)), request: None }
+        let watch = StreamWatch::current();
+        watch.iter().for_each(|watch| watch.handed_out());
+        Self { kind: Kind::Backend(Box::new(streaming)), request: None, watch }
     }
 }
 
@@ -203,12 +208,21 @@ impl Body for ProxyBody {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        match &mut self.get_mut().kind {
+        let this = self.get_mut();
+        match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Kind::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             Kind::Backend(streaming) => {
-                streaming.poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(Into::into)))
+                let polled = streaming.poll_frame(cx);
+                if let Some(watch) = &this.watch {
+                    if polled.is_ready() {
+                        watch.handed_out();
+                    } else {
+                        watch.waits_for_backend();
+                    }
+                }
+                polled.map(|frame| frame.map(|frame| frame.map_err(Into::into)))
             }
         }
     }
