@@ -3,8 +3,8 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep, timeout_at};
 
 use super::body::has_stalled;
+use super::framing::RequestFraming;
 
 /// What an HTTP/2 connection begins with (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -41,11 +42,30 @@ pub(super) struct ClientIo<T> {
     ahead: Bytes,
     timeout: Duration,
     stall: Option<Pin<Box<Sleep>>>,
+    http1: Option<Followed>,
+}
+
+/// A connection of HTTP/1.
+#[derive(Debug)]
+struct Followed {
+    framing: RequestFraming,
+    /// Whether the connection has become a tunnel, whose bytes are not HTTP.
+    is_tunnel: Arc<AtomicBool>,
 }
 
 impl<T> ClientIo<T> {
     pub(super) fn new(io: T, ahead: Bytes, timeout: Duration) -> Self {
-        Self { io, ahead, timeout, stall: None }
+        Self { io, ahead, timeout, stall: None, http1: None }
+    }
+
+    /// Follows the framing of requests until `is_tunnel`.
+    pub(super) fn with_framing(
+        mut self,
+        framing: RequestFraming,
+        is_tunnel: Arc<AtomicBool>,
+    ) -> Self {
+        self.http1 = Some(Followed { framing, is_tunnel });
+        self
     }
 
     fn bounded<R>(
@@ -68,12 +88,25 @@ impl<T: AsyncRead + Unpin> AsyncRead for ClientIo<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.ahead.is_empty() {
-            return Pin::new(&mut self.io).poll_read(cx, buf);
+        let this = &mut *self;
+        let mut followed = this.http1.as_mut().filter(|http1| !http1.is_tunnel.load(Relaxed));
+        if let Some(end) = followed.as_mut().and_then(|http1| http1.framing.end(buf.remaining())) {
+            // Nothing that follows is taken for a request.
+            buf.put_slice(end);
+            return Poll::Ready(Ok(()));
         }
-        let count = self.ahead.len().min(buf.remaining());
-        buf.put_slice(&self.ahead[..count]);
-        self.ahead.advance(count);
+        let before = buf.filled().len();
+        if this.ahead.is_empty() {
+            ready!(Pin::new(&mut this.io).poll_read(cx, buf))?;
+        } else {
+            let count = this.ahead.len().min(buf.remaining());
+            buf.put_slice(&this.ahead[..count]);
+            this.ahead.advance(count);
+        }
+        if let Some(http1) = &mut followed {
+            let kept = http1.framing.follow(&mut buf.filled_mut()[before..]);
+            buf.set_filled(before + kept);
+        }
         Poll::Ready(Ok(()))
     }
 }

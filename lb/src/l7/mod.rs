@@ -7,6 +7,7 @@
 
 mod body;
 mod config;
+mod framing;
 mod gate;
 mod headers;
 mod io;

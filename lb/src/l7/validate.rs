@@ -3,8 +3,8 @@
 //! hyper has parsed the head by now: an obs-fold, a control character in a value, a
 //! `Content-Length` that is no number or differs from another, a transfer coding whose last element
 //! is not `chunked`, and `Transfer-Encoding` in HTTP/1.0 never come here. `Content-Length` beside
-//! `Transfer-Encoding` was removed by hyper, which closes the connection after the response. This
-//! module rejects what hyper lets through and a backend might read differently.
+//! `Transfer-Encoding`, which hyper would remove, was rejected by `framing` before hyper parsed the
+//! head. This module rejects what hyper lets through and a backend might read differently.
 
 use hyper::header::{self, HeaderMap};
 use hyper::http::request::Parts;

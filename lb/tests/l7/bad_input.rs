@@ -15,6 +15,25 @@ const SMUGGLING: &[(&str, &str, &[u16])] = &[
         "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nhi",
         &[400],
     ),
+    (
+        "the same length twice",
+        "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nhi",
+        &[400],
+    ),
+    (
+        "a coding beside a length",
+        "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n\
+         0\r\n\r\n",
+        &[400],
+    ),
+    (
+        "a length beside a coding",
+        "POST / HTTP/1.1\r\nhost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\t\r\n\r\n\
+         0\r\n\r\n",
+        &[400],
+    ),
+    ("a lone LF", "GET / HTTP/1.1\r\nhost: a\nx: 1\r\n\r\n", &[400]),
+    ("a lone LF after the request line", "GET / HTTP/1.1\nhost: a\r\n\r\n", &[400]),
     ("a list of lengths", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2, 2\r\n\r\nhi", &[400]),
     ("a signed length", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +2\r\n\r\nhi", &[400]),
     ("a negative length", "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\nhi", &[400]),

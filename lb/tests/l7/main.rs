@@ -7,7 +7,9 @@ mod corpus;
 mod gate;
 mod http1;
 mod http2;
+mod mutated;
 mod pure;
+#[allow(dead_code, reason = "shared with `l7_lives`")]
 mod support;
 #[cfg(feature = "tls")]
 mod tls;

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
 use hyper::body::Incoming;
@@ -20,6 +20,7 @@ use super::response::ProxyBody;
 use super::streams::StreamExecutor;
 use super::{Inner, Phase};
 use crate::l7::config::HttpConfig;
+use crate::l7::framing::RequestFraming;
 use crate::l7::io::{ClientIo, detect_http2};
 
 /// What requests know of their connection.
@@ -28,6 +29,8 @@ pub(super) struct Client {
     pub(super) peer: SocketAddr,
     pub(super) is_tls: bool,
     active: AtomicUsize,
+    /// Whether a connection of HTTP/1 has become a tunnel. Set before 101 is sent.
+    pub(super) is_tunnel: Arc<AtomicBool>,
 }
 
 /// Counts a request of a connection, until its response has been sent.
@@ -57,7 +60,8 @@ pub(super) async fn serve<T>(
 ) where
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let client = Arc::new(Client { peer, is_tls, active: AtomicUsize::new(0) });
+    let active = AtomicUsize::new(0);
+    let client = Arc::new(Client { peer, is_tls, active, is_tunnel: Arc::default() });
     let mut phase = inner.phase.subscribe();
     let (is_http2, ahead) = match is_http2 {
         Some(is_http2) => (is_http2, Bytes::new()),
@@ -72,12 +76,19 @@ pub(super) async fn serve<T>(
             }
         }
     };
-    let io = TokioIo::new(ClientIo::new(io, ahead, inner.config.body_timeout));
+    let io = ClientIo::new(io, ahead, inner.config.body_timeout);
     if is_http2 {
-        serve_http2(inner, io, client).await;
+        serve_http2(inner, TokioIo::new(io), client).await;
     } else {
-        serve_http1(inner, io, client).await;
+        let framing = RequestFraming::new(max_buffer_bytes(&inner.config));
+        let io = io.with_framing(framing, Arc::clone(&client.is_tunnel));
+        serve_http1(inner, TokioIo::new(io), client).await;
     }
+}
+
+/// Bytes that hyper reads ahead of a connection of HTTP/1. A head that does not fit is rejected.
+fn max_buffer_bytes(config: &HttpConfig) -> usize {
+    (config.max_header_bytes * 2).max(64 << 10)
 }
 
 async fn answer(
@@ -102,7 +113,7 @@ where
         .header_read_timeout(header_timeout)
         .max_header_size(max_header_bytes)
         .max_headers(max_headers)
-        .max_buf_size((max_header_bytes * 2).max(64 << 10))
+        .max_buf_size(max_buffer_bytes(&inner.config))
         .serve_connection(io, service)
         .with_upgrades();
     let mut connection = pin!(connection);

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::body::{Body, Incoming};
@@ -38,6 +38,8 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(10);
 struct Asked {
     /// The protocol that the connection is to be upgraded to.
     upgrade: Option<(HeaderValue, OnUpgrade)>,
+    /// Set when the client's connection becomes a tunnel.
+    is_tunnel: Arc<AtomicBool>,
     is_grpc: bool,
     body: Option<Arc<SharedBody>>,
     expects_continue: bool,
@@ -204,7 +206,9 @@ fn prepare(
     let hop = Hop { peer: client.peer, is_tls: client.is_tls, host };
     config.forwarded.apply(hop, headers);
     let body = (!body.is_end_stream()).then(|| SharedBody::new(body, config.body_timeout));
-    Ok(Asked { upgrade, is_grpc, expects_continue: expects_continue && body.is_some(), body })
+    let is_tunnel = Arc::clone(&client.is_tunnel);
+    let expects_continue = expects_continue && body.is_some();
+    Ok(Asked { upgrade, is_tunnel, is_grpc, expects_continue, body })
 }
 
 /// The protocol of an upgrade, if the client asks for one and it is allowed.
@@ -272,6 +276,7 @@ fn respond(
         return match asked.upgrade {
             Some((protocol, on_client)) if upstream.config().protocol == Protocol::Http1 => {
                 lease.detach();
+                asked.is_tunnel.store(true, Relaxed);
                 switch(&protocol, on_client, &mut response, exchange)
             }
             // Nobody asked for it: what follows on the connection is no HTTP.
