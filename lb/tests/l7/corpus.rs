@@ -198,25 +198,135 @@ async fn a_connection_with_bytes_to_read_is_not_reused() {
     }
 }
 
-/// pingora #945, #674; sozu #726; kawa #16; openlitespeed #392.
+/// The same when the bytes arrive after the runtime has last looked at its sockets: hyper finds
+/// them only once it has sent a request.
 #[tokio::test]
-async fn a_coding_beside_a_length_is_framed_anew_and_ends_the_connection() {
-    let (address, _proxy) = simple(&[echo().await]).await;
+async fn a_connection_with_bytes_that_arrive_as_it_is_picked_is_not_reused() {
+    use std::io::{BufRead, BufReader, Write};
+    use std::sync::mpsc;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let to = listener.local_addr().unwrap();
+    let (poison, may_poison) = mpsc::channel::<()>();
+    let (poisoned, is_poisoned) = mpsc::channel::<()>();
+    // A thread of its own, since the runtime is blocked while the bytes are written.
+    std::thread::spawn(move || {
+        for name in ["first", "second"] {
+            let (mut tcp, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(tcp.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            tcp.write_all(ok(name).as_bytes()).unwrap();
+            if name == "first" {
+                may_poison.recv().unwrap();
+                tcp.write_all(ok("poison").as_bytes()).unwrap();
+                poisoned.send(()).unwrap();
+                // Open until the proxy closes it.
+                let _ = std::io::copy(&mut tcp, &mut std::io::sink());
+            }
+        }
+    });
+    let up = upstream(&[to], UpstreamConfig::default());
+    let is_armed = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let armed = std::sync::Arc::clone(&is_armed);
+    let channels = std::sync::Mutex::new((poison, is_poisoned));
+    // The proxy reads its clock before it picks an endpoint and takes a connection.
+    let clock = move || {
+        if armed.swap(false, std::sync::atomic::Ordering::SeqCst) {
+            let channels = channels.lock().unwrap();
+            channels.0.send(()).unwrap();
+            channels.1.recv().unwrap();
+        }
+        1
+    };
+    let router =
+        voussoir_lb::l7::Router::new(vec![voussoir_lb::l7::Route::new("all", up.clone())]).unwrap();
+    let proxy =
+        voussoir_lb::l7::HttpProxy::with_clock(router, HttpConfig::default(), clock).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { proxy.serve(listener).await });
+    let mut client = Conn::connect(address).await;
+    assert_eq!(client.ask(GET).await.text(), "first");
+    is_armed.store(true, std::sync::atomic::Ordering::SeqCst);
+    assert_eq!(client.ask(GET).await.text(), "second");
+    assert_eq!((up.stats().stale, up.stats().connects), (1, 2));
+}
+
+/// A client that leaves while the backend says nothing: hyper waits for the backend's next byte.
+#[tokio::test]
+async fn a_client_that_leaves_within_a_response_lets_go_of_a_silent_backend() {
+    let (ended, mut seen) = tokio::sync::mpsc::channel(1);
+    let to = backend(move |mut conn, _| {
+        let ended = ended.clone();
+        async move {
+            conn.message().await;
+            conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n").await;
+            assert_eq!(conn.rest().await, b"");
+            let _ = ended.send(()).await;
+        }
+    })
+    .await;
+    let up = upstream(&[to], UpstreamConfig::default());
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    client.send(GET).await;
+    client.head().await.unwrap();
+    assert_eq!((client.line().await, client.line().await), ("2".into(), "hi".into()));
+    drop(client);
+    soon(seen.recv()).await.expect("the backend's connection was closed");
+    assert_eq!(up.stats().active, 0);
+}
+
+/// trafficserver #12926 over HTTP/2, where the client may go on with its body after the answer.
+#[tokio::test]
+async fn an_answer_before_an_http2_request_ended_lets_go_of_the_backend() {
+    let (ended, mut seen) = tokio::sync::mpsc::channel(1);
+    let to = backend(move |mut conn, _| {
+        let ended = ended.clone();
+        async move {
+            conn.head().await.unwrap();
+            conn.send(&ok("early")).await;
+            conn.rest().await;
+            let _ = ended.send(()).await;
+        }
+    })
+    .await;
+    let (address, _proxy) = simple(&[to]).await;
+    let tcp = tokio::net::TcpStream::connect(address).await.unwrap();
+    let (mut client, connection) = h2::client::handshake(tcp).await.unwrap();
+    tokio::spawn(connection);
+    let post = hyper::Request::post("http://a/").body(()).unwrap();
+    let (answer, mut body) = client.send_request(post, false).unwrap();
+    body.send_data(bytes::Bytes::from_static(b"begin"), false).unwrap();
+    let answer = soon(answer).await.unwrap();
+    assert_eq!(answer.status(), 200);
+    soon(seen.recv()).await.expect("the backend's connection was closed");
+    let reason = soon(std::future::poll_fn(|cx| body.poll_reset(cx))).await.unwrap();
+    assert_eq!(reason, h2::Reason::NO_ERROR, "RFC 9113 §8.1: the rest is not wanted");
+}
+
+/// pingora #945, #674; sozu #726; kawa #16; openlitespeed #392. nginx and Envoy reject too.
+#[tokio::test]
+async fn a_coding_beside_a_length_is_rejected_also_behind_other_requests() {
+    let (address, proxy) = simple(&[echo().await]).await;
     let coding = "transfer-encoding: chunked\t\r\n";
     let length = "content-length: 3\r\n";
+    let chunked = "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n\
+                   2\r\nhi\r\n0\r\n\r\n";
     for both in [format!("{coding}{length}"), format!("{length}{coding}")] {
-        let mut client = Conn::connect(address).await;
-        let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{both}\r\n");
-        client.send(&format!("{head}2\r\nhi\r\n0\r\n\r\n")).await;
-        let answer = client.message().await.unwrap();
-        let seen = answer.text().to_lowercase();
-        assert_eq!(answer.status(), 200, "{both}");
-        assert!(!seen.contains("content-length"), "one framing only: {seen}");
-        assert!(seen.contains("transfer-encoding: chunked") && seen.ends_with("hi"), "{seen}");
-        // RFC 9112 §6.1: what follows may be meant as part of the body.
-        client.send(GET).await;
-        assert_eq!(client.rest().await, b"", "{both}");
+        for (before, count) in [(String::new(), 0), (format!("{GET}{chunked}{POST}"), 3)] {
+            let mut client = Conn::connect(address).await;
+            let head = format!("POST / HTTP/1.1\r\nhost: a\r\n{both}\r\n");
+            client.send(&format!("{before}{head}2\r\nhi\r\n0\r\n\r\n{GET}")).await;
+            for _ in 0..count {
+                assert_eq!(client.message().await.unwrap().status(), 200, "{both}");
+            }
+            let answer = String::from_utf8(client.rest().await).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 400"), "{both}: {answer}");
+            // RFC 9112 §6.1: what follows may be meant as part of the body.
+            assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{both}: {answer}");
+        }
     }
+    assert_eq!(proxy.stats().requests, 6, "only the good ones");
 }
 
 /// A backend that frames its response twice: the coding decides, and one framing goes on.
