@@ -101,6 +101,54 @@ impl Conn {
         }
     }
 
+    /// Like `bytes`; `None` if the connection ended before.
+    pub(crate) async fn try_bytes(&mut self, count: usize) -> Option<Vec<u8>> {
+        while self.read.len() < count {
+            if !self.fill().await {
+                return None;
+            }
+        }
+        Some(self.read.drain(..count).collect())
+    }
+
+    /// Like `line`; `None` if the connection ended before.
+    pub(crate) async fn try_line(&mut self) -> Option<String> {
+        loop {
+            if let Some(at) = self.read.windows(2).position(|window| window == b"\r\n") {
+                let line: Vec<u8> = self.read.drain(..at + 2).collect();
+                return Some(String::from_utf8_lossy(&line[..at]).into_owned());
+            }
+            if !self.fill().await {
+                return None;
+            }
+        }
+    }
+
+    /// The body of `message`, and whether all of it arrived.
+    pub(crate) async fn try_body(&mut self, message: &Message) -> (Vec<u8>, bool) {
+        let mut body = Vec::new();
+        if message.header("transfer-encoding").is_none() {
+            let length = message.header("content-length").map_or(0, |len| len.parse().unwrap());
+            return match self.try_bytes(length).await {
+                Some(bytes) => (bytes, true),
+                None => (std::mem::take(&mut self.read), false),
+            };
+        }
+        // Ends with the last chunk, or with the connection.
+        loop {
+            let Some(line) = self.try_line().await else { return (body, false) };
+            let size = usize::from_str_radix(&line, 16).expect("a chunk size");
+            let Some(bytes) = self.try_bytes(size).await else { return (body, false) };
+            body.extend(bytes);
+            if self.try_line().await.is_none() {
+                return (body, false);
+            }
+            if size == 0 {
+                return (body, true);
+            }
+        }
+    }
+
     /// A message whose body has a length, or is chunked.
     pub(crate) async fn message(&mut self) -> Option<Message> {
         let head = self.head().await?;
