@@ -65,16 +65,15 @@ async fn server() -> (SocketAddr, JoinHandle<()>) {
 
 /// Every 100 ms one backend of six dies, and another joins. In turn, the dying one leaves the set
 /// before, or is still in it.
-async fn change(up: Upstream, is_done: Arc<AtomicBool>) -> u64 {
-    let mut running = Vec::new();
-    for _ in 0..6 {
-        running.push(server().await);
-    }
+async fn change(
+    up: Upstream,
+    mut running: Vec<(SocketAddr, JoinHandle<()>)>,
+    is_done: Arc<AtomicBool>,
+) -> u64 {
     let publish = |running: &[(SocketAddr, JoinHandle<()>)]| {
         let set = running.iter().map(|(address, _)| EndpointConfig::new(address.to_string()));
         up.balancer().update(set, Monotonic.now()).unwrap();
     };
-    publish(&running);
     let mut changes = 0;
     while !is_done.load(SeqCst) {
         tokio::time::sleep(PERIOD).await;
@@ -121,13 +120,15 @@ fn no_idempotent_request_fails_while_the_set_changes_every_100_ms() {
     runtime.block_on(async {
         let mut config = UpstreamConfig::default();
         config.retry.max_attempts = 6;
-        let up = upstream(&[], config);
+        let mut running = Vec::new();
+        for _ in 0..6 {
+            running.push(server().await);
+        }
+        let addresses: Vec<_> = running.iter().map(|(address, _)| *address).collect();
+        let up = upstream(&addresses, config);
         let (address, proxy) = proxy(up.clone(), HttpConfig::default()).await;
         let is_done = Arc::new(AtomicBool::new(false));
-        let changing = tokio::spawn(change(up.clone(), Arc::clone(&is_done)));
-        while up.balancer().endpoints().is_empty() {
-            tokio::task::yield_now().await;
-        }
+        let changing = tokio::spawn(change(up.clone(), running, Arc::clone(&is_done)));
         let next = Arc::new(AtomicU64::new(0));
         let began = Instant::now();
         let mut clients = JoinSet::new();
