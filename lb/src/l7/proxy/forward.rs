@@ -208,7 +208,7 @@ fn prepare(
     let body = (!body.is_end_stream()).then(|| SharedBody::new(body, config.body_timeout));
     let is_tunnel = Arc::clone(&client.is_tunnel);
     let expects_continue = expects_continue && body.is_some();
-    Ok(Asked { upgrade, is_tunnel, is_grpc, expects_continue, body })
+    Ok(Asked { upgrade, is_tunnel, is_grpc, body, expects_continue })
 }
 
 /// The protocol of an upgrade, if the client asks for one and it is allowed.

@@ -148,7 +148,9 @@ impl ProxyBody {
         }
         let streaming = Streaming { body, exchange: Some(exchange), timeout, stall: None };
         let watch = StreamWatch::current();
-        watch.iter().for_each(|watch| watch.handed_out());
+        if let Some(watch) = &watch {
+            watch.handed_out();
+        }
         Self { kind: Kind::Backend(Box::new(streaming)), request: None, watch }
     }
 }
