@@ -5,7 +5,7 @@
 //! before; a GET fails only if its response broke off after its head; a POST reaches a backend at
 //! most once.
 //!
-//! `VOUSSOIR_L7_LIVES` is the number of lives (default 5), `VOUSSOIR_L7_SEED` the first seed.
+//! `VOUSSOIR_L7_LIVES` is the number of lives (default 3), `VOUSSOIR_L7_SEED` the first seed.
 //! `VOUSSOIR_L7_REQUESTS` is the number of requests of the test with a set that changes every
 //! 100 ms (default 20,000; long form 1,000,000 in a release build).
 
