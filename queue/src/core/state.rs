@@ -1,0 +1,135 @@
+//! The state of a partition. Replay and live appends apply the same function to it.
+
+use std::collections::HashMap;
+
+use super::index::{Entry, Index};
+use super::producers::{Admission, Producer, Producers};
+use crate::format::Header;
+
+/// Bounds of the state's size.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) max_producers: usize,
+    pub(crate) max_index_entries: usize,
+}
+
+/// What is known of a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    /// Offset that the next record gets.
+    pub(crate) next_offset: u64,
+    /// Position that the next batch gets. Invariant: all batches before it have been applied.
+    pub(crate) next_position: u64,
+    /// First offset that can be read. Invariant: at most `next_offset`.
+    pub(crate) start_offset: u64,
+    /// Position of the first batch that can be read. Invariant: at most `next_position`.
+    pub(crate) first_position: u64,
+    /// Largest timestamp of a record so far.
+    pub(crate) max_timestamp: i64,
+    pub(crate) index: Index,
+    pub(crate) producers: Producers,
+}
+
+/// Batches that have been admitted and are not in the store yet.
+#[derive(Debug, Default)]
+pub(crate) struct Staged {
+    producers: HashMap<i64, Producer>,
+    /// How many of `producers` are new to the partition.
+    fresh: usize,
+    records: u64,
+}
+
+impl State {
+    pub(crate) fn new() -> Self {
+        Self {
+            next_offset: 0,
+            next_position: 0,
+            start_offset: 0,
+            first_position: 0,
+            max_timestamp: crate::format::NO_TIMESTAMP,
+            index: Index::new(),
+            producers: Producers::new(),
+        }
+    }
+
+    /// What to do with a batch that comes after those in `staged`.
+    pub(crate) fn admit(&self, staged: &Staged, header: &Header) -> Admission {
+        if header.is_idempotent() {
+            self.producers.admit(&staged.producers, header)
+        } else {
+            Admission::Append
+        }
+    }
+
+    /// Offset that a batch gets behind `staged`.
+    pub(crate) fn offset_behind(&self, staged: &Staged) -> u64 {
+        self.next_offset + staged.records
+    }
+
+    /// Adds an admitted batch to `staged`. Returns whether a producer will be forgotten for it:
+    /// then nothing may be staged behind it, because what is admitted next depends on which.
+    #[must_use]
+    pub(crate) fn stage(&self, staged: &mut Staged, header: &Header, limits: Limits) -> bool {
+        let mut forgets = false;
+        if header.is_idempotent() {
+            let id = header.producer_id;
+            if !self.producers.known.contains_key(&id) && !staged.producers.contains_key(&id) {
+                staged.fresh += 1;
+                forgets = self.producers.len() + staged.fresh > limits.max_producers;
+            }
+            let offset = self.offset_behind(staged);
+            self.producers.stage(&mut staged.producers, header, offset);
+        }
+        staged.records += header.last_offset_delta as u64 + 1;
+        forgets
+    }
+
+    /// Applies the batch at `next_position` of the store.
+    ///
+    /// # Errors
+    /// The batch cannot follow those before it.
+    pub(crate) fn apply(&mut self, header: &Header, limits: Limits) -> Result<(), &'static str> {
+        let offset = header.base_offset as u64;
+        if offset < self.next_offset {
+            return Err("the base offset is below the end of the batch before");
+        }
+        let timestamp_before = self.max_timestamp;
+        let entry = Entry { position: self.next_position, offset, timestamp_before };
+        self.index.add(entry, limits.max_index_entries);
+        if header.is_idempotent() {
+            self.producers.apply(header, limits.max_producers);
+        }
+        self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
+        self.next_offset = header.last_offset() as u64 + 1;
+        self.next_position += 1;
+        Ok(())
+    }
+
+    /// Forgets what is above limits that have been lowered.
+    pub(crate) fn fit(&mut self, limits: Limits) {
+        self.producers.fit(limits.max_producers);
+        self.index.fit(limits.max_index_entries);
+    }
+
+    /// Lets go of the batches before `first_position`, where `start_offset` begins.
+    pub(crate) fn release(&mut self, first_position: u64, start_offset: u64) {
+        self.first_position = self.first_position.max(first_position);
+        self.start_offset = self.start_offset.max(start_offset);
+        self.index.release(self.first_position);
+    }
+
+    /// Positions between which the batch with `offset` begins: it is the last one in the range
+    /// whose base offset is not above `offset`.
+    pub(crate) fn search_range(&self, offset: u64) -> std::ops::Range<u64> {
+        let (before, after) = self.index.around(offset);
+        let first = before.map_or(self.first_position, |entry| entry.position);
+        first..after.map_or(self.next_position, |entry| entry.position)
+    }
+
+    /// The position from which on to look for the first batch with a record of at least
+    /// `timestamp`.
+    pub(crate) fn search_from_timestamp(&self, timestamp: i64) -> u64 {
+        let before = self.index.before_timestamp(timestamp);
+        before.map_or(self.first_position, |entry| entry.position)
+    }
+}

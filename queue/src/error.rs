@@ -1,0 +1,237 @@
+//! What can go wrong, and what it did.
+
+use crate::format::FormatError;
+
+/// Whether a write happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// It did not, and will not.
+    NotApplied,
+    /// It may have happened, or not: a restart finds out. An idempotent producer sends the batch
+    /// again with the same sequence and learns which.
+    Unknown,
+}
+
+/// A field of a configuration breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`{field}` {rule}")]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What must hold.
+    pub rule: &'static str,
+}
+
+/// What a [`PartitionStore`](crate::store::PartitionStore) answers when it cannot read or write.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is no room now. Nothing was written. Retry when space has been released.
+    #[error("the store is full: {why}")]
+    Full {
+        /// What the store says.
+        why: String,
+    },
+    /// Too much is waiting to be written. Nothing was written. Retry.
+    #[error("the store is busy: {why}")]
+    Busy {
+        /// What the store says.
+        why: String,
+    },
+    /// The write was rejected for good. Nothing was written. The same write will be rejected again.
+    #[error("the store rejects the write: {why}")]
+    Rejected {
+        /// What the store says.
+        why: String,
+    },
+    /// The store takes no more writes after an earlier failure, or is closed. Nothing of this write
+    /// happened. Open it again.
+    #[error("the store has stopped: {why}")]
+    Stopped {
+        /// What the store says.
+        why: String,
+    },
+    /// The write failed on its way to the disk: it may be found after a restart. The store takes
+    /// no more writes.
+    #[error("the write may or may not be durable: {why}")]
+    Failed {
+        /// What the store says.
+        why: String,
+    },
+    /// What was asked for has been released; the store begins at `first`.
+    #[error("released: the store now begins at position {first}")]
+    Released {
+        /// First position of the store.
+        first: u64,
+    },
+    /// What is stored cannot be read: it is damaged, or the device fails.
+    #[error("the store cannot be read: {why}")]
+    Unreadable {
+        /// What the store says.
+        why: String,
+    },
+}
+
+impl StoreError {
+    /// Whether a write that got this error may have happened.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Failed { .. } => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same call may succeed later on the same store.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Busy { .. })
+    }
+}
+
+/// Why a partition does not open. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store cannot be read, or another queue uses it.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store holds something that no partition wrote: acknowledged records may be lost.
+    #[error("position {position} of the store: {why}")]
+    Damaged {
+        /// Position of the batch, or of the end for the snapshot.
+        position: u64,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// Why a batch was not appended.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProduceError {
+    /// The caller: the batch is none, or too large for the store.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The caller: transactional and control batches are not taken yet.
+    #[error("{what} batches are not supported")]
+    Unsupported {
+        /// Which kind.
+        what: &'static str,
+    },
+    /// Too many bytes wait to be written to this partition. Nothing happened. Retry after some
+    /// appends have been answered.
+    #[error("{pending_bytes} bytes wait to be written, the limit is {limit} (max_pending_bytes)")]
+    Busy {
+        /// Bytes that wait.
+        pending_bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// A producer of the same id and a later epoch has taken over: this one must stop. Nothing
+    /// happened.
+    #[error("producer {id} is fenced: epoch {current} has taken over")]
+    Fenced {
+        /// The producer's id.
+        id: i64,
+        /// The epoch that has taken over.
+        current: i16,
+    },
+    /// The producer's sequence does not follow the last one, so a batch between is missing. Nothing
+    /// happened, and retrying is wrong: records would be lost or out of order. The producer must
+    /// stop, decide about the missing batches, and begin with a new epoch or id.
+    #[error("producer {id}: sequence {found} does not follow, {expected} is expected")]
+    OutOfOrder {
+        /// The producer's id.
+        id: i64,
+        /// The sequence that would follow.
+        expected: i32,
+        /// The sequence of the batch.
+        found: i32,
+    },
+    /// The batch was appended long ago, and its offset is no longer known: more than five batches
+    /// of the producer came after it. It is in the log once.
+    #[error("producer {id}: sequence {found} was appended before, its offset is forgotten")]
+    DuplicateForgotten {
+        /// The producer's id.
+        id: i64,
+        /// The sequence of the batch.
+        found: i32,
+    },
+    /// The partition has forgotten the producer, which was silent while more than `max_producers`
+    /// others were not. Nothing happened now; whether the batch was appended long ago is unknown.
+    /// Begin with a new producer id.
+    #[error("producer {id} is no longer known (max_producers)")]
+    UnknownProducer {
+        /// The producer's id.
+        id: i64,
+    },
+    /// The store rejected or failed the write; see [`StoreError::outcome`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl ProduceError {
+    /// Whether the batch may be in the log all the same.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Store(error) => error.outcome(),
+            Self::DuplicateForgotten { .. } | Self::UnknownProducer { .. } => Outcome::Unknown,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same batch may be appended later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Busy { .. } => true,
+            Self::Store(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+/// Why records could not be read. Reading changes nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FetchError {
+    /// The offset has been released, or is beyond the end. Go on from `start` or `end`.
+    #[error("offset {offset} is outside of {start}..={end}")]
+    OutOfRange {
+        /// The offset asked for.
+        offset: u64,
+        /// First offset that can be read.
+        start: u64,
+        /// Offset after the last record.
+        end: u64,
+    },
+    /// As many readers wait for records as may (`max_waiters`). Retry.
+    #[error("{limit} readers wait already (max_waiters)")]
+    TooManyWaiters {
+        /// The limit.
+        limit: usize,
+    },
+    /// The partition was closed while the reader waited: no more records will come.
+    #[error("the partition is closed")]
+    Closed,
+    /// What is stored there is no batch: the records from `offset` on cannot be read.
+    #[error("the batch at position {position}: {error}")]
+    Damaged {
+        /// Position of the batch in the store.
+        position: u64,
+        /// What is wrong with it.
+        error: FormatError,
+    },
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl FetchError {
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::TooManyWaiters { .. })
+    }
+}

@@ -1,0 +1,379 @@
+//! Appending: one write of a partition is on its way at a time, and takes all that wait.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::{Appended, Covered, Inner, Shared};
+use crate::core::{Admission, Fence, Staged};
+use crate::error::{ProduceError, StoreError};
+use crate::format::{Batch, FormatError};
+use crate::store::{BATCH_OVERHEAD_BYTES, Done, Durability, Write};
+
+/// Bytes of batches that one write takes, with the overhead of each.
+const GROUP_BYTES: usize = 4 << 20;
+
+type Answer = oneshot::Sender<Result<Appended, ProduceError>>;
+
+/// What waits to be written.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    appends: VecDeque<Pending>,
+    /// Bytes of `appends` and of the write on its way.
+    pub(super) bytes: usize,
+    releases: VecDeque<Release>,
+    /// A write is on its way.
+    is_writing: bool,
+    /// A thread is in `drive`, and looks again before it leaves.
+    is_driven: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    batch: Batch,
+    durability: Durability,
+    answer: Answer,
+}
+
+/// A release that waits to be written.
+#[derive(Debug)]
+pub(super) struct Release {
+    pub(super) position: u64,
+    pub(super) start_offset: u64,
+    pub(super) answer: oneshot::Sender<Result<u64, StoreError>>,
+}
+
+/// Something that is on its way to the store.
+enum Flight {
+    Group(Group),
+    Release { release: Release, has_snapshot: bool },
+}
+
+/// Batches that are written together.
+#[derive(Default)]
+struct Group {
+    batches: Vec<(Batch, Answer)>,
+    /// Repeated batches whose first attempt is not durable enough yet.
+    duplicates: Vec<(Appended, Answer)>,
+    /// Bytes that the group has in the queue's account.
+    bytes: usize,
+    durability: Option<Durability>,
+    has_snapshot: bool,
+}
+
+pub(super) fn begin(
+    shared: &Arc<Shared>,
+    batch: Batch,
+    durability: Durability,
+) -> oneshot::Receiver<Result<Appended, ProduceError>> {
+    let (answer, answered) = oneshot::channel();
+    let bytes = batch.bytes().len();
+    let rejection = {
+        let mut inner = shared.inner.lock();
+        let rejection = shared.check(&inner, &batch);
+        match rejection {
+            Some(error) => {
+                inner.rejected += 1;
+                Some((answer, error))
+            }
+            None => {
+                inner.queue.bytes += bytes;
+                inner.queue.appends.push_back(Pending { batch, durability, answer });
+                None
+            }
+        }
+    };
+    match rejection {
+        Some((answer, error)) => drop(answer.send(Err(error))),
+        None => drive(shared),
+    }
+    answered
+}
+
+pub(super) fn release(shared: &Arc<Shared>, release: Release) {
+    shared.inner.lock().queue.releases.push_back(release);
+    drive(shared);
+}
+
+/// Rejects all that waits, and all that comes.
+pub(super) fn stop(shared: &Arc<Shared>, error: StoreError) {
+    let (appends, releases, readers) = {
+        let mut inner = shared.inner.lock();
+        inner.stopped.get_or_insert(error);
+        let appends = std::mem::take(&mut inner.queue.appends);
+        inner.queue.bytes -= appends.iter().map(|p| p.batch.bytes().len()).sum::<usize>();
+        let releases = std::mem::take(&mut inner.queue.releases);
+        (appends, releases, inner.waiters.close())
+    };
+    let error = shared.stopped();
+    for pending in appends {
+        drop(pending.answer.send(Err(error.clone().into())));
+    }
+    for release in releases {
+        drop(release.answer.send(Err(error.clone())));
+    }
+    readers.into_iter().for_each(std::task::Waker::wake);
+}
+
+impl Shared {
+    /// Why the batch cannot be queued.
+    fn check(&self, inner: &Inner, batch: &Batch) -> Option<ProduceError> {
+        if let Some(why) = &inner.stopped {
+            let why = why.to_string();
+            return Some(StoreError::Stopped { why }.into());
+        }
+        let header = batch.header();
+        if header.is_control() {
+            return Some(ProduceError::Unsupported { what: "control" });
+        }
+        if header.is_transactional() {
+            return Some(ProduceError::Unsupported { what: "transactional" });
+        }
+        let bytes = header.bytes;
+        if bytes > self.max_batch_bytes {
+            let (bytes, limit) = (bytes as u64, self.max_batch_bytes as u64);
+            return Some(FormatError::TooLarge { bytes, limit }.into());
+        }
+        let (pending_bytes, limit) = (inner.queue.bytes, self.config.max_pending_bytes);
+        (pending_bytes + bytes > limit).then_some(ProduceError::Busy { pending_bytes, limit })
+    }
+
+    fn stopped(&self) -> StoreError {
+        let why = self.inner.lock().stopped.as_ref().map(ToString::to_string);
+        StoreError::Stopped { why: why.unwrap_or_default() }
+    }
+}
+
+/// Leaves `drive`, also when the store panics.
+struct Driving<'a>(&'a Shared);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().queue.is_driven = false;
+    }
+}
+
+/// Begins writes until one is on its way or nothing waits.
+///
+/// The store may answer before `submit` returns, or in another thread before this one has left:
+/// whoever finds that the partition is driven leaves the rest to the driver, which looks again.
+fn drive(shared: &Arc<Shared>) {
+    // Ends: each round takes at least one append or release off the queue.
+    loop {
+        let mut answers = Answers::default();
+        let next = {
+            let mut inner = shared.inner.lock();
+            if inner.queue.is_writing || inner.queue.is_driven {
+                return;
+            }
+            let next = next_flight(shared, &mut inner, &mut answers);
+            inner.queue.is_writing = next.is_some();
+            inner.queue.is_driven = next.is_some();
+            next
+        };
+        answers.send();
+        let Some((write, flight)) = next else { return };
+        let driving = Driving(shared);
+        let partition = Arc::clone(shared);
+        let done = Done::new(move |result| {
+            land(&partition, flight, result);
+            drive(&partition);
+        });
+        shared.store.submit(write, done);
+        drop(driving);
+    }
+}
+
+/// Answers that are given when the lock has been released.
+#[derive(Default)]
+struct Answers(Vec<(Answer, Result<Appended, ProduceError>)>);
+
+impl Answers {
+    fn send(self) {
+        for (answer, result) in self.0 {
+            drop(answer.send(result));
+        }
+    }
+}
+
+fn next_flight(
+    shared: &Shared,
+    inner: &mut Inner,
+    answers: &mut Answers,
+) -> Option<(Write, Flight)> {
+    if let Some(release) = inner.queue.releases.pop_front() {
+        // Up to where the snapshot speaks nothing is lost with the batches, and a store takes such
+        // a release when it is full.
+        let snapshot = (release.position > inner.covered.position).then(|| {
+            let mut state = inner.state.clone();
+            state.release(release.position, release.start_offset);
+            state.encode()
+        });
+        let has_snapshot = snapshot.is_some();
+        let position = Some(release.position);
+        let write = Write { release: position, snapshot, ..Write::default() };
+        return Some((write, Flight::Release { release, has_snapshot }));
+    }
+    let group = next_group(shared, inner, answers);
+    let durability = group.durability?;
+    let batches = group.batches.iter().map(|(batch, _)| batch.bytes().clone()).collect();
+    let snapshot = group.has_snapshot.then(|| inner.state.encode());
+    let write = Write { batches, snapshot, release: None, durability };
+    Some((write, Flight::Group(group)))
+}
+
+/// Takes appends off the queue for one write, and gives them their offsets.
+fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Group {
+    let mut group = Group::default();
+    let mut staged = Staged::default();
+    let behind = inner.state.next_position - inner.covered.position;
+    group.has_snapshot = behind >= shared.config.snapshot_every;
+    // With the overhead, the largest batch and the largest snapshot fill a write.
+    let most = GROUP_BYTES.min(shared.max_batch_bytes + BATCH_OVERHEAD_BYTES);
+    let mut counted = 0;
+    // Ends: each round takes an append off the queue, or leaves.
+    while let Some(pending) = inner.queue.appends.front() {
+        let bytes = pending.batch.bytes().len();
+        let is_full = counted + bytes + BATCH_OVERHEAD_BYTES > most;
+        if is_full && group.durability.is_some() {
+            break;
+        }
+        let Some(Pending { batch, durability, answer }) = inner.queue.appends.pop_front() else {
+            break;
+        };
+        let header = *batch.header();
+        match inner.state.admit(&staged, &header) {
+            Admission::Append => {
+                let batch = batch.placed(inner.state.offset_behind(&staged), 0);
+                let forgets = inner.state.stage(&mut staged, &header, shared.config.limits());
+                counted += bytes + BATCH_OVERHEAD_BYTES;
+                group.bytes += bytes;
+                group.durability = group.durability.max(Some(durability));
+                group.batches.push((batch, answer));
+                if forgets {
+                    break;
+                }
+            }
+            Admission::Duplicate(base_offset) => {
+                inner.duplicates += 1;
+                let last_offset = base_offset + header.last_offset_delta as u64;
+                let appended = Appended { base_offset, last_offset, is_duplicate: true };
+                let is_durable = last_offset < inner.synced_offset
+                    || (durability == Durability::Buffered
+                        && last_offset < inner.state.next_offset);
+                if is_durable {
+                    inner.queue.bytes -= bytes;
+                    answers.0.push((answer, Ok(appended)));
+                } else {
+                    // The snapshot gives the write something to make durable.
+                    group.bytes += bytes;
+                    group.has_snapshot = true;
+                    group.durability = group.durability.max(Some(durability));
+                    group.duplicates.push((appended, answer));
+                }
+            }
+            Admission::Reject(fence) => {
+                inner.rejected += 1;
+                inner.queue.bytes -= bytes;
+                answers.0.push((answer, Err(rejection(header.producer_id, fence))));
+            }
+        }
+    }
+    group
+}
+
+fn rejection(id: i64, fence: Fence) -> ProduceError {
+    match fence {
+        Fence::Epoch { current } => ProduceError::Fenced { id, current },
+        Fence::Gap { expected, found } => ProduceError::OutOfOrder { id, expected, found },
+        Fence::Old { found } => ProduceError::DuplicateForgotten { id, found },
+        Fence::Unknown => ProduceError::UnknownProducer { id },
+    }
+}
+
+/// Takes what the store says about a write.
+fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), StoreError>) {
+    let failed = result.clone().err();
+    match flight {
+        Flight::Group(group) => land_group(shared, group, result),
+        Flight::Release { release, has_snapshot } => {
+            land_release(shared, release, has_snapshot, result);
+        }
+    }
+    // An unknown outcome must not be followed by other batches: which offsets they would get
+    // depends on it.
+    if let Some(error @ (StoreError::Failed { .. } | StoreError::Stopped { .. })) = failed {
+        tracing::error!(target: "voussoir::queue", %error, "the partition has stopped");
+        stop(shared, error);
+    }
+}
+
+fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>) {
+    let Group { batches, duplicates, bytes, durability, has_snapshot } = group;
+    let mut readers = Vec::new();
+    {
+        let mut inner = shared.inner.lock();
+        let inner = &mut *inner;
+        inner.queue.is_writing = false;
+        inner.queue.bytes -= bytes;
+        if result.is_ok() {
+            if has_snapshot {
+                inner.covered = Covered::by(&inner.state);
+            }
+            for (batch, _) in &batches {
+                let applied = inner.state.apply(batch.header(), shared.config.limits());
+                debug_assert_eq!(applied, Ok(()), "offsets are given in order");
+                inner.tail.push(batch.clone());
+            }
+            inner.appended += batches.len() as u64;
+            if durability == Some(Durability::Synced) {
+                inner.synced_offset = inner.state.next_offset;
+            }
+            readers = inner.waiters.take_below(inner.state.next_offset);
+        }
+    }
+    for (batch, answer) in batches {
+        let (base_offset, last_offset) = (batch.base_offset(), batch.last_offset());
+        let appended = Appended { base_offset, last_offset, is_duplicate: false };
+        drop(answer.send(result.clone().map(|()| appended).map_err(ProduceError::Store)));
+    }
+    for (appended, answer) in duplicates {
+        drop(answer.send(result.clone().map(|()| appended).map_err(ProduceError::Store)));
+    }
+    readers.into_iter().for_each(std::task::Waker::wake);
+}
+
+fn land_release(
+    shared: &Arc<Shared>,
+    mut release: Release,
+    has_snapshot: bool,
+    result: Result<(), StoreError>,
+) {
+    let mut inner = shared.inner.lock();
+    inner.queue.is_writing = false;
+    match result {
+        Ok(()) => {
+            inner.state.release(release.position, release.start_offset);
+            inner.tail.release(release.position);
+            if has_snapshot {
+                inner.covered = Covered::by(&inner.state);
+            }
+            let start = inner.state.start_offset;
+            drop(inner);
+            drop(release.answer.send(Ok(start)));
+        }
+        Err(StoreError::Full { .. })
+            if has_snapshot && inner.covered.position > inner.state.first_position =>
+        {
+            // There is no room for a snapshot. What the last one covers can go without.
+            release.position = inner.covered.position;
+            release.start_offset = inner.covered.offset;
+            inner.queue.releases.push_front(release);
+        }
+        Err(error) => {
+            drop(inner);
+            drop(release.answer.send(Err(error)));
+        }
+    }
+}

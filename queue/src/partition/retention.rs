@@ -1,0 +1,57 @@
+//! What a partition need not keep.
+
+use std::time::Duration;
+
+use super::Shared;
+use crate::error::FetchError;
+
+/// How much of a partition is kept. Each limit by itself lets batches go; without any, all are
+/// kept. What groups have read is no limit of time or size: pass the smallest offset that a group
+/// still needs to [`Partition::release_before`](crate::Partition::release_before).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Retention {
+    /// Bytes that are kept at least. What the store gives back as a whole (a part of a journal
+    /// segment) goes when the rest still has this many.
+    pub max_bytes: Option<u64>,
+    /// Batches whose records are all older go. As in Kafka, a batch of which a later record is
+    /// younger goes only with those before it.
+    pub max_age: Option<Duration>,
+}
+
+impl Shared {
+    pub(super) fn retention_offset(
+        &self,
+        retention: Retention,
+        now_ms: i64,
+    ) -> Result<u64, FetchError> {
+        let mut keep_from = self.inner.lock().state.start_offset;
+        if let Some(age) = retention.max_age {
+            let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+            let oldest = now_ms.saturating_sub(age);
+            keep_from = keep_from.max(self.offset_of_timestamp(oldest)?);
+        }
+        if let Some(max_bytes) = retention.max_bytes {
+            keep_from = keep_from.max(self.offset_by_size(max_bytes)?);
+        }
+        Ok(keep_from)
+    }
+
+    /// The first offset behind the oldest extents without which `max_bytes` are left.
+    fn offset_by_size(&self, max_bytes: u64) -> Result<u64, FetchError> {
+        let extents = self.store.extents();
+        let mut left: u64 = extents.iter().map(|extent| extent.bytes).sum();
+        let mut position = None;
+        for extent in extents {
+            if left - extent.bytes < max_bytes {
+                break;
+            }
+            left -= extent.bytes;
+            position = Some(extent.end);
+        }
+        match position {
+            Some(position) => self.offset_at(position),
+            None => Ok(0),
+        }
+    }
+}

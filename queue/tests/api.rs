@@ -1,0 +1,50 @@
+//! What must stay true of the public types: threads, object safety, errors.
+
+use std::sync::Arc;
+
+use voussoir_queue::format::{FormatError, Header, RecordHeader};
+use voussoir_queue::store::{
+    Done, JournalPartition, JournalStore, MemoryPartition, PartitionStore, Write,
+};
+use voussoir_queue::*;
+
+const fn is_send_sync<T: Send + Sync>() {}
+const fn is_send<T: Send>() {}
+
+const _: () = {
+    is_send_sync::<AppendFuture>();
+    is_send_sync::<Batch>();
+    is_send_sync::<BatchBuilder>();
+    is_send_sync::<Config>();
+    is_send_sync::<Fetched>();
+    is_send_sync::<Header>();
+    is_send_sync::<JournalPartition>();
+    is_send_sync::<JournalStore>();
+    is_send_sync::<MemoryPartition>();
+    is_send_sync::<Partition>();
+    is_send_sync::<Record>();
+    is_send_sync::<RecordHeader>();
+    is_send_sync::<Records<'static>>();
+    is_send_sync::<Retention>();
+    is_send_sync::<Stats>();
+    is_send_sync::<WaitFuture>();
+    is_send_sync::<Write>();
+    is_send::<Done>();
+};
+
+#[test]
+fn seams_are_object_safe() {
+    let store: Arc<dyn PartitionStore> = Arc::new(MemoryPartition::new(1));
+    assert_eq!(store.bounds(), 0..0);
+}
+
+#[test]
+fn errors_are_errors() {
+    fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<ConfigError>();
+    is_error::<FetchError>();
+    is_error::<FormatError>();
+    is_error::<OpenError>();
+    is_error::<ProduceError>();
+    is_error::<StoreError>();
+}

@@ -1,0 +1,82 @@
+//! What the tests of partitions share.
+#![allow(dead_code, reason = "each test uses a part of it")]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use voussoir_journal::{Config, Files, Journal};
+use voussoir_queue::format::MAX_UNPACKED_BYTES;
+use voussoir_queue::store::JournalStore;
+use voussoir_queue::{Batch, BatchBuilder, Partition, Record};
+
+/// Polls a future once.
+pub(crate) fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    match Pin::new(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
+/// A future that is ready by now.
+pub(crate) fn ready<F: Future>(future: F) -> F::Output {
+    poll(&mut Box::pin(future)).expect("it is ready")
+}
+
+/// A journal of small segments that is moved by hand.
+pub(crate) fn journal(files: Arc<dyn Files>, segments: u64) -> Journal {
+    let mut config = Config::manual();
+    config.segment_bytes = 64 << 10;
+    config.max_bytes = segments * config.segment_bytes;
+    config.identity = Some(7);
+    Journal::open_with(files, config).expect("the journal opens")
+}
+
+pub(crate) fn partition(journal: &Journal, config: voussoir_queue::Config) -> Partition {
+    let store = JournalStore::new(journal, "topic").expect("a namespace");
+    let store = store.partition(0).expect("a partition");
+    Partition::open(store, config).expect("the partition opens")
+}
+
+/// Lets the journal do what it has to do.
+pub(crate) fn work(journal: &Journal, now: &mut u64) {
+    // Ends: the journal is idle when everything is written and marked.
+    for _ in 0..1_000 {
+        *now += 200_000;
+        if journal.work(*now) == voussoir_journal::Work::Idle {
+            return;
+        }
+    }
+    panic!("the journal is never idle");
+}
+
+pub(crate) fn batch(records: &[Record], producer: Option<(i64, i16, i32)>) -> Batch {
+    let mut builder = BatchBuilder::new();
+    if let Some((id, epoch, sequence)) = producer {
+        builder = builder.producer(id, epoch, sequence);
+    }
+    for record in records {
+        builder.push(record).expect("there is room");
+    }
+    builder.finish().expect("a batch")
+}
+
+pub(crate) fn one(value: &str) -> Batch {
+    batch(&[Record::new(value.to_owned())], None)
+}
+
+/// All records from the start of the partition on, read in steps of `max_bytes`.
+pub(crate) fn read_all(partition: &Partition, max_bytes: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    let mut offset = partition.offsets().start;
+    // Ends: each fetch before the end returns a batch.
+    while offset < partition.offsets().end {
+        let fetched = partition.fetch(offset, max_bytes).expect("it can be read");
+        let read = fetched.records(MAX_UNPACKED_BYTES);
+        records.extend(read.map(|record| record.expect("a record")));
+        assert!(fetched.next_offset > offset, "a fetch at {offset} returned nothing");
+        offset = fetched.next_offset;
+    }
+    records
+}
