@@ -54,31 +54,25 @@ impl PeakEwma {
     }
 }
 
+/// Chooses by load, or by latency times load if `LATENCY`: compiled for each.
 #[derive(Debug)]
-struct FewChoices {
+struct FewChoices<const LATENCY: bool> {
     sampler: Sampler,
     /// 1 / weight of each member; empty when all are equal.
     inverse: Box<[f32]>,
-    cost: Cost,
     /// Endpoints drawn for a pick, at least 1; `None` is all.
     choices: Option<u32>,
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Cost {
-    Load,
-    Latency,
-}
-
 impl Strategy for PowerOfTwo {
     fn compile(&self, group: Group<'_>, _: Option<&dyn Select>, _: &Random) -> Arc<dyn Select> {
-        Arc::new(FewChoices::new(group.members, Cost::Load, 2))
+        Arc::new(FewChoices::<false>::new(group.members, 2))
     }
 }
 
 impl Strategy for PeakEwma {
     fn compile(&self, group: Group<'_>, _: Option<&dyn Select>, _: &Random) -> Arc<dyn Select> {
-        Arc::new(FewChoices::new(group.members, Cost::Latency, self.choices))
+        Arc::new(FewChoices::<true>::new(group.members, self.choices))
     }
 
     fn latency_half_life(&self) -> Option<u64> {
@@ -87,8 +81,8 @@ impl Strategy for PeakEwma {
     }
 }
 
-impl FewChoices {
-    fn new(members: &[Member], cost: Cost, choices: u32) -> Self {
+impl<const LATENCY: bool> FewChoices<LATENCY> {
+    fn new(members: &[Member], choices: u32) -> Self {
         let inverse = if super::has_equal_weights(members) {
             Box::default()
         } else {
@@ -96,15 +90,12 @@ impl FewChoices {
         };
         let is_sampled = choices == 2 || (1..members.len()).contains(&(choices as usize));
         let choices = is_sampled.then_some(choices);
-        Self { sampler: Sampler::new(members), inverse, cost, choices }
+        Self { sampler: Sampler::new(members), inverse, choices }
     }
 
     #[inline]
     fn cost(&self, at: usize, endpoint: &Endpoint, now: u64) -> f32 {
-        let cost = match self.cost {
-            Cost::Load => endpoint.load(now) + 1.0,
-            Cost::Latency => latency_cost(endpoint, now),
-        };
+        let cost = if LATENCY { latency_cost(endpoint, now) } else { endpoint.load(now) + 1.0 };
         self.inverse.get(at).map_or(cost, |inverse| cost * inverse)
     }
 }
@@ -125,7 +116,7 @@ fn latency_cost(endpoint: &Endpoint, now: u64) -> f32 {
     }
 }
 
-impl Select for FewChoices {
+impl<const LATENCY: bool> Select for FewChoices<LATENCY> {
     #[inline]
     fn select(&self, members: &[Member], _: &Context<'_>, now: u64, random: &Random) -> Selection {
         let cost = |at: usize| self.cost(at, &members[at].endpoint, now);
