@@ -36,6 +36,8 @@ struct Hashed {
     slots: Box<[Slot]>,
     /// The sum of the weights up to and with each slot.
     ends: Box<[u64]>,
+    /// The weight of every slot, if all have the same: then a division replaces the search.
+    equal: Option<u64>,
     fallback: Sampler,
 }
 
@@ -46,8 +48,11 @@ impl Hashed {
             total += u64::from(slot.weight);
             total
         };
+        let first = group.slots.first().map(|slot| slot.weight);
+        let is_equal = group.slots.iter().all(|slot| Some(slot.weight) == first);
         Self {
             by_client,
+            equal: first.filter(|_| is_equal).map(u64::from),
             ends: group.slots.iter().map(add).collect(),
             slots: group.slots.into(),
             fallback: Sampler::new(group.members),
@@ -58,7 +63,12 @@ impl Hashed {
     #[inline]
     fn member_at(&self, hash: u64) -> Option<usize> {
         let at = hash % self.ends.last()?;
-        self.slots[self.ends.partition_point(|&end| end <= at)].member
+        let slot = match self.equal {
+            Some(1) => at as usize,
+            Some(weight) => (at / weight) as usize,
+            None => self.ends.partition_point(|&end| end <= at),
+        };
+        self.slots[slot].member
     }
 
     fn by_address(&self, client: IpAddr) -> Option<usize> {
