@@ -122,11 +122,11 @@ impl Selection {
     /// Hands what was counted for the choice to its pick.
     #[inline]
     pub(crate) fn end_with(self, pick: Pick) -> Pick {
-        #[cfg(feature = "ring")]
-        if let Some(assignment) = self.assignment {
-            return pick.assigned(*assignment);
+        match self {
+            #[cfg(feature = "ring")]
+            Self { assignment: Some(assignment), .. } => pick.assigned(*assignment),
+            Self { .. } => pick,
         }
-        pick
     }
 }
 
