@@ -11,6 +11,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("ring", Home::Own("benches/ring/Cargo.toml")),
     ("breaker", Home::Own("benches/breaker/Cargo.toml")),
     ("limit", Home::Own("benches/limit/Cargo.toml")),
+    ("lb", Home::Own("benches/lb/Cargo.toml")),
 ];
 
 #[derive(Clone, Copy)]
