@@ -4,14 +4,15 @@
 mod support;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use support::{Mood, Script, cache, config};
-use voussoir_cache::testing::ManualClock;
+use voussoir_cache::testing::{ManualClock, MemoryLevel};
 use voussoir_cache::{
-    Cache, Clock, ConditionalSource, Config, Held, Insert, LoadError, Loaded, Reloaded,
-    SessionToken, Source, SourceError, TokenError, async_trait,
+    Cache, Clock, ConditionalSource, Config, Held, Insert, LevelConfig, LoadError, Loaded,
+    PlainCodec, Reloaded, SessionToken, Source, SourceError, TokenError, async_trait,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,6 +25,8 @@ struct Versioned {
     loads: Mutex<Vec<Vec<u64>>>,
     reloads: Mutex<Vec<Vec<Held<u64, u64>>>>,
     max_batch: usize,
+    /// The position of its answers; 0 for none.
+    position: AtomicU64,
 }
 
 struct Shared(Arc<Versioned>);
@@ -31,9 +34,13 @@ struct Shared(Arc<Versioned>);
 impl Versioned {
     fn look_up(&self, key: u64) -> Loaded<u64> {
         let (value, version) = *self.row.lock();
-        match key {
+        let loaded = match key {
             1..=9 => Loaded::value(value + key).at_version(version).tagged("rows"),
             _ => Loaded::absent(),
+        };
+        match self.position.load(Ordering::SeqCst) {
+            0 => loaded,
+            position => loaded.as_of(position),
         }
     }
 }
@@ -59,7 +66,10 @@ impl ConditionalSource<u64, u64> for Shared {
         tokio::time::sleep(Duration::from_millis(10)).await;
         let answer = |held: &Held<u64, u64>| {
             if held.version == Some(version) {
-                Reloaded::not_modified()
+                match self.0.position.load(Ordering::SeqCst) {
+                    0 => Reloaded::not_modified(),
+                    position => Reloaded::not_modified().as_of(position),
+                }
             } else {
                 Reloaded::Changed(self.0.look_up(held.key))
             }
@@ -112,6 +122,63 @@ async fn a_value_that_was_invalidated_is_loaded_and_not_asked_about() {
         invalidate(&cache);
         assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(101));
         assert!(source.reloads.lock().is_empty());
+    }
+}
+
+/// A session passes over an entry from before its position without a look at its tags, so the entry
+/// is still in the table when the source is asked. Its version is not offered: "not modified since
+/// version 1" would renew a value that was invalidated, with tags that may have changed.
+#[tokio::test(start_paused = true)]
+async fn a_session_does_not_ask_about_a_value_that_was_invalidated() {
+    let (cache, _, source) = conditional(1);
+    source.position.store(5, Ordering::SeqCst);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(101));
+    source.position.store(20, Ordering::SeqCst);
+    // Without an invalidation the older entry is asked about.
+    let mut token = SessionToken::new(10);
+    assert_eq!(cache.session(&mut token).get_or_load(&1).await.unwrap(), Some(101));
+    assert_eq!((source.loads.lock().len(), source.reloads.lock().len()), (1, 1));
+    assert_eq!(token.position(), 20);
+    cache.invalidate_tag("rows");
+    source.position.store(40, Ordering::SeqCst);
+    let mut token = SessionToken::new(30);
+    assert_eq!(cache.session(&mut token).get_or_load(&1).await.unwrap(), Some(101));
+    assert_eq!((source.loads.lock().len(), source.reloads.lock().len()), (2, 1));
+}
+
+/// The tag is invalidated after the reader has looked at the entry and before the source is asked:
+/// the second level is asked in between.
+#[tokio::test(start_paused = true)]
+async fn a_value_that_is_invalidated_on_the_way_to_the_source_is_not_asked_about() {
+    let source = Versioned { row: Mutex::new((100, 1)), max_batch: 1, ..Versioned::default() };
+    let source = Arc::new(source);
+    let clock = Arc::new(ManualClock::default());
+    let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+    let level = MemoryLevel::default();
+    let cache: Cache<u64, u64> = Cache::builder()
+        .config(config(|config| config.ttl = Some(SECOND)))
+        .conditional_source(Shared(Arc::clone(&source)))
+        .clock(shared)
+        .codec(PlainCodec)
+        .second_level(level.clone(), LevelConfig::default())
+        .build()
+        .unwrap();
+    for invalidates in [false, true] {
+        cache.get_or_load(&1).await.unwrap();
+        clock.advance(2 * SECOND);
+        level.forget();
+        level.delay(Duration::from_millis(20));
+        let load = tokio::spawn({
+            let cache = cache.clone();
+            async move { cache.get_or_load(&1).await }
+        });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if invalidates {
+            cache.invalidate_tag("rows");
+        }
+        assert_eq!(load.await.unwrap().unwrap(), Some(101));
+        assert_eq!(source.reloads.lock().len(), 1, "only without the invalidation");
+        level.delay(Duration::ZERO);
     }
 }
 

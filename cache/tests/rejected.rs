@@ -10,7 +10,7 @@ use voussoir_cache::{
     Cache, OpenError, PlainCodec, Sink, SinkError, Write, WriteBehind, WriteBehindConfig,
     async_trait,
 };
-use voussoir_journal::{Config, Error, Journal, MemoryFiles};
+use voussoir_journal::{Config, Error, Journal, MemoryFiles, Work};
 use voussoir_sim::{Rng, Situations};
 
 type Texts = Cache<u64, Vec<u8>>;
@@ -85,6 +85,79 @@ async fn a_log_of_large_rejected_writes_is_rewritten() {
     assert_eq!(before, (0..20).map(|key| (key, vec![19; 8])).collect());
     let journal = journal(&files);
     assert_eq!(rejected(&cache(&journal, &gate)), before);
+}
+
+/// Lets every task run until none can, without the journal's work.
+async fn yield_until_idle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+/// The rewrite of the log takes several commits. Rejections that are settled between two of them
+/// are not appended again after the record that says so.
+#[tokio::test]
+async fn a_rejection_that_is_settled_while_its_log_is_rewritten_stays_settled() {
+    const KEYS: u64 = 20;
+    let files = Arc::new(MemoryFiles::new());
+    let gate = Gate::default();
+    gate.rejects.store(true, Ordering::SeqCst);
+    let open_journal = || {
+        let mut config = Config::manual();
+        config.segment_bytes = 4 << 20;
+        config.max_bytes = 64 << 20;
+        Journal::open_with(Arc::<MemoryFiles>::clone(&files), config).unwrap()
+    };
+    let journal = open_journal();
+    let work = || while journal.work(0) != Work::Idle {};
+    let texts = cache(&journal, &gate);
+    // 4 * KEYS + 64 records are kept before the log is rewritten.
+    let mut rewriting_at = 0;
+    for round in 0..8_u8 {
+        let writes: Vec<_> = (0..KEYS)
+            .map(|key| {
+                let texts = texts.clone();
+                tokio::spawn(async move { texts.write(key, vec![round; 40 << 10]).await })
+            })
+            .collect();
+        yield_until_idle().await;
+        work();
+        for write in writes {
+            write.await.unwrap().unwrap();
+        }
+        // The flusher has a batch rejected, and hands the move to the other log in.
+        yield_until_idle().await;
+        work();
+        rewriting_at = records(&journal);
+    }
+    assert!(rewriting_at > 4 * KEYS + 64, "{rewriting_at} records: the log is being rewritten");
+    // The flusher hands in the first commit of the rewrite, and waits for it.
+    yield_until_idle().await;
+    let discards: Vec<_> = (0..KEYS)
+        .map(|key| {
+            let texts = texts.clone();
+            tokio::spawn(async move { texts.discard_rejected(&key).await })
+        })
+        .collect();
+    yield_until_idle().await;
+    // The first commit and all discards are done before the flusher goes on.
+    work();
+    for discard in discards {
+        assert!(discard.await.unwrap().unwrap());
+    }
+    for _ in 0..5 {
+        yield_until_idle().await;
+        work();
+    }
+    let left = records(&journal);
+    assert!(left < rewriting_at, "{left} of {rewriting_at} records: the rewrite went on");
+    assert_eq!(rejected(&texts), BTreeMap::new());
+    drop(texts);
+    yield_until_idle().await;
+    journal.close().unwrap();
+    drop(journal);
+    let journal = open_journal();
+    assert_eq!(rejected(&cache(&journal, &gate)), BTreeMap::new());
 }
 
 static SITUATIONS: [&str; 5] = [

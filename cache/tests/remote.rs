@@ -403,6 +403,37 @@ async fn the_second_level_is_not_trusted_until_it_has_dropped_the_old_value() {
     }
 }
 
+/// FusionCache 613: the second level answers readers, and has not heard yet that a tag was
+/// invalidated here. The old value must not come back by its tag, its key, or everything.
+#[tokio::test(start_paused = true)]
+async fn a_second_level_that_has_not_heard_of_an_invalidation_is_not_trusted() {
+    let script = Script::new(1);
+    script.tags.lock().push("rows".into());
+    let level = MemoryLevel::default();
+    let build = || builder(&script).second_level(level.clone(), LevelConfig::default());
+    let (one, other) = (build().build().unwrap(), build().build().unwrap());
+    let changes: [fn(&Numbers); 3] =
+        [|cache| cache.invalidate_tag("rows"), |cache| cache.invalidate(&1), Cache::clear];
+    for (value, change) in (11..).zip(changes) {
+        // The second level is given the old value by another process.
+        other.clear();
+        other.settle().await;
+        let old = other.get_or_load(&1).await.unwrap();
+        assert_eq!(one.get_or_load(&1).await.unwrap(), old, "from the second level");
+        script.write(1, value);
+        // The call that is told of the invalidation takes its time, and those after it do not.
+        level.delay(50 * MS);
+        change(&one);
+        sleep(MS).await;
+        level.delay(Duration::ZERO);
+        assert_eq!(one.stats().unsent, 1);
+        assert_eq!(one.get_or_load(&1).await.unwrap(), Some(value));
+        assert_eq!(one.stats().unsent, 1, "the second level has not answered yet");
+        one.settle().await;
+        assert_eq!(one.get_or_load(&1).await.unwrap(), Some(value));
+    }
+}
+
 /// What a load has taken from the second level before that was told to drop it.
 #[tokio::test(start_paused = true)]
 async fn this_cache_drops_again_when_the_second_level_has_dropped() {
