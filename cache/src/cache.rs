@@ -5,6 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -373,6 +374,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
+        if self.inner.is_closed.load(Ordering::Acquire) {
+            return Err(LoadError::Closed);
+        }
         let hashed = HashedKey { hash: self.inner.hash(key), key: key.to_owned() };
         let load = Arc::new(load);
         let stale = match found {

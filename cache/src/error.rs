@@ -64,6 +64,9 @@ pub enum LoadError {
     /// [`OnOutage::Fail`](crate::OnOutage::Fail) is configured. Retry after a pause.
     #[error(transparent)]
     SecondLevel(#[from] LevelError),
+    /// [`Cache::close`](crate::Cache::close) has ended the cache. Ask the one that took its place.
+    #[error("the cache is closed")]
+    Closed,
     /// The cache has no source. Give the builder one, or use
     /// [`get_or_load_with`](crate::Cache::get_or_load_with).
     #[error("the cache has no source")]
@@ -81,7 +84,7 @@ pub enum LoadError {
 impl LoadError {
     /// Whether the same call may succeed later without a change of code.
     pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::NoSource | Self::Unanswered { .. })
+        !matches!(self, Self::Closed | Self::NoSource | Self::Unanswered { .. })
     }
 }
 
@@ -174,6 +177,9 @@ pub enum WriteError {
     /// whether it takes the write is unknown.
     #[error("the sink has not answered in time")]
     TimedOut,
+    /// [`Cache::close`](crate::Cache::close) was called: nothing was written.
+    #[error("the cache is closed")]
+    Closed,
     /// The cache has no sink. Give the builder one.
     #[error("the cache has no sink")]
     NoSink,
@@ -190,7 +196,7 @@ impl WriteError {
         match self {
             Self::Sink(error) => error.outcome,
             Self::Panicked | Self::TimedOut => Outcome::Unknown,
-            Self::NoSink => Outcome::NotApplied,
+            Self::Closed | Self::NoSink => Outcome::NotApplied,
             #[cfg(feature = "journal")]
             Self::Journal(error) => match error.outcome() {
                 voussoir_journal::Outcome::NotApplied => Outcome::NotApplied,
@@ -203,7 +209,7 @@ impl WriteError {
     /// may happen twice is safe to retry.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::NoSink => false,
+            Self::Closed | Self::NoSink => false,
             Self::Sink(error) => !error.is_rejection(),
             Self::Panicked | Self::TimedOut => true,
             #[cfg(feature = "journal")]

@@ -4,6 +4,7 @@
 mod behind;
 mod cache;
 mod clock;
+mod close;
 mod codec;
 mod config;
 mod core;
@@ -31,6 +32,7 @@ pub use cache::{Builder, Cache, Insert};
 #[cfg(target_os = "linux")]
 pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
+pub use close::Closed;
 pub use codec::{Codec, CodecError, Plain, PlainCodec};
 pub use config::{Config, OnPanic};
 pub use core::peers::Invalidation;

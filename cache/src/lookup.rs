@@ -3,7 +3,7 @@
 use std::borrow::Borrow;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::behind::Behind;
 use crate::clock::Clock;
@@ -47,6 +47,10 @@ pub(crate) struct Inner<K: Key, V: Value> {
     generation: AtomicU64,
     /// Loads of a lower version are not stored: raised when too many tags were invalidated.
     loads_floor: AtomicU64,
+    /// No write is taken any more.
+    pub(crate) is_draining: AtomicBool,
+    /// Nothing is stored or loaded any more. Set before the last `clear`.
+    pub(crate) is_closed: AtomicBool,
 }
 
 /// Keys and values that a change of the store leaves over. Dropping them is foreign code, so it is
@@ -100,6 +104,8 @@ impl<K: Key, V: Value> Inner<K, V> {
             version: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             loads_floor: AtomicU64::new(0),
+            is_draining: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
             config,
         }
     }
@@ -255,6 +261,10 @@ impl<K: Key, V: Value> Inner<K, V> {
         took: u64,
         loaded: &Loaded<V>,
     ) -> Option<Entry<V>> {
+        // Read after `version` was drawn: an entry that does not see it is hit by the last `clear`.
+        if self.is_closed.load(Ordering::Acquire) {
+            return None;
+        }
         let now = self.clock.now();
         let (value, ttl, names, source_version, position) = match loaded {
             Loaded::Value { value, ttl, tags, version, position } => {

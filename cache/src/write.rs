@@ -4,6 +4,7 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use tokio::sync::{Mutex, oneshot};
@@ -61,6 +62,9 @@ impl<K: Key, V: Value> Inner<K, V> {
         value: Option<V>,
         keep: Keep,
     ) -> Result<(), WriteError> {
+        if self.is_draining.load(Ordering::Acquire) {
+            return Err(WriteError::Closed);
+        }
         if let Some(behind) = &self.behind {
             return behind.0.write(&key.key, value, keep == Keep::Value).await;
         }

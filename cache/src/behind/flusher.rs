@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::log::{Change, complete};
+use super::log::{Change, Hold, complete};
 use super::rejected::Reply;
 use super::{Behind, Shared};
 use crate::config::nanos;
@@ -45,12 +45,15 @@ pub(crate) fn spawn<K: Key, V: Value>(
         shared: Arc::clone(&behind.0),
         cache: Arc::downgrade(cache),
         sink,
+        _hold: behind.0.hold.lock().clone(),
         failures: 0,
         batch: behind.0.config.max_batch,
         released: 0,
         random: seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
     };
-    runtime.spawn(flusher.run());
+    let task = runtime.spawn(flusher.run());
+    // One backlog is given to one builder.
+    let _ = behind.0.flusher.set(task.abort_handle());
     Ok(())
 }
 
@@ -58,6 +61,7 @@ struct Flusher<K: Key, V: Value> {
     shared: Arc<Shared<K, V>>,
     cache: Weak<Inner<K, V>>,
     sink: Arc<dyn Sink<K, V>>,
+    _hold: Option<Arc<Hold>>,
     /// Calls in a row of which the sink took nothing.
     failures: u32,
     /// The size of the next call: halved by a call of which nothing was taken, so that one write
@@ -220,7 +224,7 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let dropped = {
             let mut state = self.shared.state.lock();
             let dropped = state.finish(now, &one.key, one.sequence, how);
-            self.shared.dirty.store(state.dirty(), Ordering::Release);
+            self.shared.show_dirty(&state);
             dropped
         };
         // Foreign code: after the lock.
@@ -305,7 +309,7 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let release = Some(release_point);
         let change = Change { release, is_lazy: true, ..Change::default() };
         // A journal that has stopped releases nothing, and acknowledges nothing either.
-        if let Ok(completion) = self.shared.log.submit(change, Box::new(|_| {})) {
+        if let Ok(completion) = self.shared.submit(change, Box::new(|_| {})) {
             complete(completion);
             self.released = release_point;
         }
@@ -397,19 +401,21 @@ impl<K: Key, V: Value> Shared<K, V> {
         let done = move |outcome: Result<u64, _>| shared.moved(least, &keys, outcome.ok());
         let is_empty = writes.is_empty();
         let change = Change { writes, ..Change::default() };
-        let submitted = if is_empty { None } else { self.log.submit(change, Box::new(done)).ok() };
+        let submitted = if is_empty { None } else { self.submit(change, Box::new(done)).ok() };
         drop(order);
         if let Some(completion) = submitted {
             complete(completion);
         } else {
-            self.state.lock().end_move(least, &[], None);
-            self.is_moving.store(false, Ordering::Release);
+            self.moved(least, &[], None);
         }
     }
 
     fn moved(&self, least: u64, moved: &[(K, u64)], position: Option<u64>) {
         self.state.lock().end_move(least, moved, position);
         self.is_moving.store(false, Ordering::Release);
+        if self.is_draining.load(Ordering::Acquire) {
+            self.progress.notify_waiters();
+        }
         if position.is_some() {
             self.wake.notify_one();
         }

@@ -19,9 +19,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use thiserror::Error;
-use voussoir_journal::{Commit, Durability, Health, Journal, Lease, Log};
+use voussoir_journal::{Commit, Durability, Health, Journal, Lease, Log, ReadError};
 
-use super::log::{Change, Completion, Done, WriteLog};
+use super::log::{Change, Completion, Done, Hold, WriteLog};
 use crate::codec::{Codec, CodecError};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
@@ -46,7 +46,8 @@ pub enum OpenError {
     Config(#[from] ConfigError),
     /// The journal rejects the call. With `Error::Leased` another cache uses the namespace, or one
     /// that was dropped has not ended yet: its flusher ends when its task is next polled, and
-    /// writes on their way to the journal end with it. Retry then.
+    /// writes on their way to the journal end with it. [`Cache::close`](crate::Cache::close) waits
+    /// for both.
     #[error("the journal rejects the call: {0}")]
     Journal(#[from] voussoir_journal::Error),
     /// A record cannot be read.
@@ -55,7 +56,7 @@ pub enum OpenError {
         /// The log.
         log: voussoir_journal::LogName,
         /// Why not.
-        source: voussoir_journal::ReadError,
+        source: ReadError,
     },
     /// Damage to the disk has hit the log: acknowledged writes are lost. Look at it with the
     /// journal's own tools, then release the log past its end, or delete it.
@@ -95,8 +96,6 @@ pub(crate) struct JournalLog<K, V> {
     writes: Log,
     rejected: Log,
     codec: Arc<dyn Codec<K, V>>,
-    /// No other backlog has the namespace while this one has.
-    _lease: Lease,
 }
 
 /// A write that was read back.
@@ -123,16 +122,33 @@ pub(crate) struct Recovery<K, V> {
 }
 
 impl<K: Key, V: Value> JournalLog<K, V> {
+    /// The log, the lease of its namespace, and what an earlier process has left there.
     pub(crate) fn open(
         journal: &Journal,
         namespace: &str,
         codec: Arc<dyn Codec<K, V>>,
-    ) -> Result<(Self, Recovery<K, V>), OpenError> {
+    ) -> Result<(Self, Lease, Recovery<K, V>), OpenError> {
         let lease = journal.lease(namespace)?;
         let (writes, rejected) = (journal.log(namespace, 0)?, journal.log(namespace, 1)?);
+        // A cache that had the namespace before may have handed in a release that takes place now.
+        // What was read before it is read again: a released record is older than what the sink has.
+        // Ends: nobody hands in more of them, because this one has the lease.
+        let recovery = loop {
+            match Recovery::read(&writes, &rejected, &*codec) {
+                Err(OpenError::Read { source: ReadError::Released { .. }, .. }) => {}
+                recovery => break recovery?,
+            }
+        };
+        let journal = journal.clone();
+        Ok((Self { journal, writes, rejected, codec }, lease, recovery))
+    }
+}
+
+impl<K: Key, V: Value> Recovery<K, V> {
+    fn read(writes: &Log, rejected: &Log, codec: &dyn Codec<K, V>) -> Result<Self, OpenError> {
         let mut recovery =
-            Recovery { writes: HashMap::new(), end: writes.end(), rejected: HashMap::new() };
-        for_each_record(&writes, |position, record| {
+            Self { writes: HashMap::new(), end: writes.end(), rejected: HashMap::new() };
+        for_each_record(writes, |position, record| {
             let key = codec.decode_key(record.key).map_err(Fault::Codec)?;
             let value = match record.kind {
                 WRITTEN => Some(codec.decode_value(record.rest).map_err(Fault::Codec)?),
@@ -143,7 +159,7 @@ impl<K: Key, V: Value> JournalLog<K, V> {
             recovery.writes.insert(key, recovered);
             Ok(())
         })?;
-        for_each_record(&rejected, |_, record| {
+        for_each_record(rejected, |_, record| {
             let key = codec.decode_key(record.key).map_err(Fault::Codec)?;
             let kind = record.kind;
             if kind == SETTLED {
@@ -161,8 +177,7 @@ impl<K: Key, V: Value> JournalLog<K, V> {
             recovery.rejected.insert(key, RecoveredRejection { value, reason });
             Ok(())
         })?;
-        let journal = journal.clone();
-        Ok((Self { journal, writes, rejected, codec, _lease: lease }, recovery))
+        Ok(recovery)
     }
 }
 
@@ -259,7 +274,12 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
         self.record(SETTLED, key)
     }
 
-    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError> {
+    fn submit(
+        &self,
+        change: Change,
+        hold: Arc<Hold>,
+        done: Done,
+    ) -> Result<Option<Completion>, WriteError> {
         let mut commit = Commit::new();
         if let Some(upto) = change.release {
             commit = commit.release(&self.writes, upto);
@@ -277,6 +297,7 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
                 receipt.positions().first().filter(|_| writes).map_or(0, |range| range.start)
             };
             done(outcome.map(position).map_err(WriteError::Journal));
+            drop(hold);
         };
         let submitted = self.journal.submit(commit, done);
         submitted.map(|()| None).map_err(|rejected| WriteError::Journal(rejected.error))

@@ -1,7 +1,10 @@
 //! Where acknowledged writes are until they are flushed: the seam between the backlog and the
 //! journal, and the form without a journal.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
 
 use crate::error::WriteError;
 
@@ -35,6 +38,22 @@ pub(crate) struct Change {
     pub(crate) is_lazy: bool,
 }
 
+/// The right to use the log. Shared by the backlog, its flusher and every change on its way to the
+/// log; the last one to end gives the namespace back.
+pub(crate) struct Hold {
+    /// Ends before `_ended` does.
+    _lease: Option<Box<dyn Send + Sync>>,
+    _ended: watch::Sender<()>,
+}
+
+impl Hold {
+    /// A hold of `lease`, and what is closed when the hold has ended.
+    pub(crate) fn new(lease: Option<Box<dyn Send + Sync>>) -> (Self, watch::Receiver<()>) {
+        let (ended, receiver) = watch::channel(());
+        (Self { _lease: lease, _ended: ended }, receiver)
+    }
+}
+
 /// A durable log of writes, and one of rejected writes.
 pub(crate) trait WriteLog<K, V>: Send + Sync {
     /// A record of a write. Runs foreign code.
@@ -49,9 +68,14 @@ pub(crate) trait WriteLog<K, V>: Send + Sync {
     fn encode_settled(&self, key: &K) -> Vec<u8>;
     /// Hands a change in without waiting. Changes are applied in the order of the calls. `done` is
     /// not called where this fails. A log that is done at once returns the call of `done`, for the
-    /// caller to make after its locks are released.
+    /// caller to make after its locks are released. `hold` ends after `done`.
     #[must_use = "the completion, if there is one, is to be called without locks"]
-    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError>;
+    fn submit(
+        &self,
+        change: Change,
+        hold: Arc<Hold>,
+        done: Done,
+    ) -> Result<Option<Completion>, WriteError>;
     /// The bounds of the rejected writes.
     fn rejected_bounds(&self) -> std::ops::Range<u64>;
     /// How many records of writes are kept.
@@ -90,9 +114,17 @@ impl<K, V> WriteLog<K, V> for NoLog<K, V> {
         Vec::new()
     }
 
-    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError> {
+    fn submit(
+        &self,
+        change: Change,
+        hold: Arc<Hold>,
+        done: Done,
+    ) -> Result<Option<Completion>, WriteError> {
         let position = self.end.fetch_add(change.writes.len() as u64, Ordering::Relaxed);
-        Ok(Some(Box::new(move || done(Ok(position)))))
+        Ok(Some(Box::new(move || {
+            done(Ok(position));
+            drop(hold);
+        })))
     }
 
     fn rejected_bounds(&self) -> std::ops::Range<u64> {

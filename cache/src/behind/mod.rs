@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use crate::core::backlog::{Admission, Backlog, Ticket};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
-use log::{Change, Done, NoLog, WriteLog};
+use log::{Change, Completion, Done, Hold, NoLog, WriteLog};
 
 pub use config::WriteBehindConfig;
 #[cfg(feature = "journal")]
@@ -68,7 +69,7 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
         config.validate()?;
         let backlog = Backlog::new(config.limits());
         let log = Arc::new(NoLog::new(Box::new(weigh)));
-        Ok(Self::new(config, log, backlog, Rejections::default()))
+        Ok(Self::new(config, log, None, backlog, Rejections::default()))
     }
 
     /// Keeps acknowledged writes in a journal, in logs 0 and 1 of a namespace that nothing else
@@ -85,7 +86,8 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
         config: WriteBehindConfig,
     ) -> Result<Self, OpenError> {
         config.validate()?;
-        let (log, recovery) = journal::JournalLog::open(journal, namespace, Arc::new(codec))?;
+        let (log, lease, recovery) =
+            journal::JournalLog::open(journal, namespace, Arc::new(codec))?;
         let mut backlog = Backlog::new(config.limits());
         let mut writes: Vec<_> = recovery.writes.into_iter().collect();
         writes.sort_by_key(|(_, recovered)| recovered.position);
@@ -99,16 +101,22 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
             Rejections::recovered(recovery.rejected.into_iter().map(|(key, found)| {
                 RejectedWrite { key, value: found.value, reason: found.reason }
             }));
-        Ok(Self::new(config, Arc::new(log), backlog, rejected))
+        Ok(Self::new(config, Arc::new(log), Some(Box::new(lease)), backlog, rejected))
     }
 
     fn new(
         config: WriteBehindConfig,
         log: Arc<dyn WriteLog<K, V>>,
+        lease: Option<Box<dyn Send + Sync>>,
         backlog: Backlog<K, V>,
         rejected: Rejections<K, V>,
     ) -> Self {
+        let (hold, ended) = Hold::new(lease);
         let shared = Shared {
+            hold: Mutex::new(Some(Arc::new(hold))),
+            ended,
+            flusher: std::sync::OnceLock::new(),
+            is_draining: AtomicBool::new(false),
             dirty: AtomicUsize::new(backlog.dirty()),
             state: Mutex::new(backlog),
             order: Mutex::new(()),
@@ -153,6 +161,13 @@ pub(crate) struct Shared<K: Key, V: Value> {
     /// of a key says what `rejected` does. Taken after `order` and before `state` and `rejected`.
     rejected_order: Mutex<()>,
     log: Arc<dyn WriteLog<K, V>>,
+    /// `None` once the cache is closed. Taken last, for a moment.
+    hold: Mutex<Option<Arc<Hold>>>,
+    /// Closed when nobody has the hold any more.
+    ended: watch::Receiver<()>,
+    flusher: std::sync::OnceLock<AbortHandle>,
+    /// No write is admitted any more. Set while `order` is held.
+    is_draining: AtomicBool,
     /// Notifies those who wait for room, or for a flush.
     progress: Notify,
     /// Wakes the flusher.
@@ -250,13 +265,16 @@ impl<K: Key, V: Value> Shared<K, V> {
         // Foreign code, cloning the key, runs before the lock.
         let acknowledged_key = key.clone();
         let order = self.order.lock();
+        if self.is_draining.load(Ordering::Acquire) {
+            return Err(WriteError::Closed);
+        }
         let Admission::Admitted(ticket) = self.state.lock().admit(key, submission.bytes) else {
             return Ok(Err(submission));
         };
         let Submission { value, keeps_value, record, .. } = submission;
         let change = Change { writes: vec![record], ..Change::default() };
         let (done, reply) = self.on_acknowledged(acknowledged_key, ticket, value, keeps_value);
-        let submitted = self.log.submit(change, done);
+        let submitted = self.submit(change, done);
         drop(order);
         match submitted {
             Ok(completion) => log::complete(completion),
@@ -267,6 +285,19 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         }
         Ok(Ok(reply))
+    }
+
+    /// Hands a change to the log, which is done before the namespace is given back.
+    fn submit(&self, change: Change, done: Done) -> Result<Option<Completion>, WriteError> {
+        let hold = self.hold.lock().clone().ok_or(WriteError::Closed)?;
+        self.log.submit(change, hold, done)
+    }
+
+    /// Makes the number of dirty keys known to readers. A closed cache shows none: another one may
+    /// have newer values.
+    fn show_dirty(&self, state: &Backlog<K, V>) {
+        let dirty = if self.is_closed.load(Ordering::Acquire) { 0 } else { state.dirty() };
+        self.dirty.store(dirty, Ordering::Release);
     }
 
     /// What happens when the log has, or has not, taken a write.
@@ -311,7 +342,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let (dropped, is_first) = {
             let mut state = self.state.lock();
             let acknowledged = state.acknowledge(now, key, ticket, position, value, keeps_value);
-            self.dirty.store(state.dirty(), Ordering::Release);
+            self.show_dirty(&state);
             acknowledged
         };
         // Foreign code: after the lock.
@@ -319,6 +350,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         let count = self.acknowledged.fetch_add(1, Ordering::Relaxed);
         if is_first || count.is_multiple_of(WAKE_EVERY) {
             self.wake.notify_one();
+        }
+        if self.is_draining.load(Ordering::Acquire) {
+            self.progress.notify_waiters();
         }
     }
 
@@ -336,16 +370,78 @@ impl<K: Key, V: Value> Shared<K, V> {
         loop {
             let mut progress = pin!(self.progress.notified());
             progress.as_mut().enable();
-            if self.state.lock().has_flushed(mark) {
+            if self.state.lock().has_flushed(mark) || self.is_closed.load(Ordering::Acquire) {
                 return;
             }
             progress.await;
         }
     }
 
+    /// Admits no write from now on. Those who wait for room are rejected.
+    pub(crate) fn drain(&self) {
+        {
+            let _order = self.order.lock();
+            self.is_draining.store(true, Ordering::Release);
+        }
+        self.progress.notify_waiters();
+    }
+
+    /// Waits until the log has answered everything that was handed to it.
+    pub(crate) async fn answered(&self) {
+        // Ends: when the log has answered, nothing more being handed in, or the caller gives up.
+        loop {
+            let mut progress = pin!(self.progress.notified());
+            progress.as_mut().enable();
+            if self.state.lock().is_answered() {
+                return;
+            }
+            progress.await;
+        }
+    }
+
+    /// Ends the flusher when its task is next polled, and the backlog's answers to readers.
     pub(crate) fn close(&self) {
-        self.is_closed.store(true, Ordering::Release);
+        {
+            let state = self.state.lock();
+            self.is_closed.store(true, Ordering::Release);
+            self.show_dirty(&state);
+        }
         self.wake.notify_one();
+        self.progress.notify_waiters();
+    }
+
+    /// Gives the namespace back, and waits until the flusher and the changes on their way to the
+    /// log have done so too.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: the namespace is given back all the same.
+    pub(crate) async fn end(&self) {
+        self.close();
+        // The log tells of lazy releases before they take place, and of this one after them.
+        let release = Some(self.state.lock().release_point());
+        let change = Change { release, ..Change::default() };
+        if let Ok(completion) = self.submit(change, Box::new(|_| {})) {
+            log::complete(completion);
+        }
+        let hold = self.hold.lock().take();
+        // The lease is the journal's own: dropped without the lock.
+        drop(hold);
+        if let Some(flusher) = self.flusher.get() {
+            flusher.abort();
+        }
+        // Ends: an error says that the last hold has ended.
+        let mut ended = self.ended.clone();
+        while ended.changed().await.is_ok() {}
+    }
+
+    /// Whether nobody has the hold any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.has_changed().is_err()
+    }
+
+    /// How many writes the log has not answered yet.
+    pub(crate) fn unacknowledged(&self) -> u64 {
+        self.state.lock().unacknowledged() as u64
     }
 
     pub(crate) fn counts(&self) -> Counts {

@@ -1,6 +1,7 @@
 //! Writes that the sink has rejected for good: kept apart, so that they pin nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
@@ -154,6 +155,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         let change = Change { writes: vec![record], rejected: vec![settled], ..Change::default() };
         let (submitted, ticket, reply) = {
             let _order = self.order.lock();
+            if self.is_draining.load(Ordering::Acquire) {
+                return Err(WriteError::Closed);
+            }
             let _rejected_order = self.rejected_order.lock();
             let ticket = {
                 let mut state = self.state.lock();
@@ -171,7 +175,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 shared.settled(&settled_key, &value, outcome.is_ok());
                 done(outcome);
             };
-            (self.log.submit(change, Box::new(done)), ticket, reply)
+            (self.submit(change, Box::new(done)), ticket, reply)
         };
         match submitted {
             Ok(completion) => complete(completion),
@@ -203,7 +207,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 // An error here says that the caller has gone.
                 let _ = sender.send(outcome.map(|_| ()));
             };
-            self.log.submit(change, Box::new(done))
+            self.submit(change, Box::new(done))
         };
         match submitted {
             Ok(completion) => complete(completion),
@@ -241,7 +245,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             // An error here says that the caller has gone.
             let _ = sender.send(outcome.map(|_| ()));
         });
-        let completion = self.log.submit(change, done)?;
+        let completion = self.submit(change, done)?;
         Ok(Reply { receiver, completion })
     }
 }

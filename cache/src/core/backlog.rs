@@ -400,6 +400,16 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         }
     }
 
+    /// Whether the log has answered everything that was handed to it.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.unacknowledged.is_empty()
+    }
+
+    /// How many writes were handed to the log and are not yet acknowledged. Looks at every slot.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.slots.values().map(|slot| slot.unacknowledged).sum()
+    }
+
     /// How many keys are dirty.
     pub(crate) fn dirty(&self) -> usize {
         self.dirty

@@ -131,6 +131,11 @@ impl<K: Key, V: Value> Remote<K, V> {
         self.outbox.settle().await;
     }
 
+    /// Ends the tasks, after one more attempt to send what waits.
+    pub(crate) fn close(&self) {
+        self.outbox.close();
+    }
+
     pub(crate) fn pending(&self) -> u64 {
         self.outbox.len()
     }

@@ -75,6 +75,9 @@ impl Outbox {
     }
 
     pub(super) fn add(&self, invalidation: Invalidation, again: bool) {
+        if self.is_closed() {
+            return;
+        }
         {
             let mut state = self.state.lock();
             state.tickets += 1;
@@ -152,7 +155,7 @@ impl Outbox {
             {
                 let state = self.state.lock();
                 let mut pending = state.waiting.0.values().chain(state.sending.0.values());
-                if pending.all(|pending| pending.ticket > mark) {
+                if pending.all(|pending| pending.ticket > mark) || self.is_closed() {
                     return;
                 }
             }
@@ -163,6 +166,7 @@ impl Outbox {
     pub(super) fn close(&self) {
         self.is_closed.store(true, Ordering::Release);
         self.wake.notify_one();
+        self.progress.notify_waiters();
     }
 
     pub(super) fn is_closed(&self) -> bool {
