@@ -6,6 +6,7 @@ use std::future::Future;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -16,7 +17,7 @@ use crate::codec::Codec;
 use crate::config::{Config, OnPanic};
 use crate::core::peers::Invalidation;
 use crate::error::{ConfigError, LoadError, WriteError};
-use crate::flights::{Answer, Key, LoadFuture, Ride, Seen, Start, Value};
+use crate::flights::{Answer, Boarded, Key, LoadFuture, Restart, Ride, Seen, Value};
 use crate::lookup::{Found, Inner, Tagger};
 use crate::remote::bus::{Bus, BusConfig};
 use crate::remote::level::{LevelConfig, SecondLevel};
@@ -392,8 +393,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         // answer is too old for it, or when a tag or everything was invalidated after the load
         // began and before this reader came. The next load begins after that.
         let error = loop {
-            let ride = match self.board(&hashed, &load, since) {
-                Ok(ride) => ride,
+            let ride = match self.board(&hashed, &load, Asked { is_refresh: false, since }) {
+                Ok(Boarded::Began(ride) | Boarded::Joined(ride)) => ride,
+                Ok(Boarded::Found(seen)) => return Ok(seen),
                 Err(error) => break error,
             };
             let began_after = ride.version() > asked_at;
@@ -436,36 +438,29 @@ impl<K: Key, V: Value> Cache<K, V> {
         Err(error)
     }
 
-    fn start<F>(&self, key: &HashedKey<K>, load: &Arc<F>, asked: Asked) -> Start<V>
-    where
-        F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
-    {
-        let hard = self.inner.config.hard_timeout;
-        let (inner, key, load) = (Arc::clone(&self.inner), key.key.clone(), Arc::clone(load));
-        let start = Arc::new(move || -> LoadFuture<V> {
-            let load = through_level(&inner, key.clone(), asked, &load);
-            Box::pin(async move { timeout(hard, load).await.unwrap_or(Err(LoadError::TimedOut)) })
-        });
-        let again = Arc::clone(&start);
-        let restart = (self.inner.config.on_panic == OnPanic::RetryOnce)
-            .then(|| -> crate::flights::Restart<V> { Box::new(move || again()) });
-        Start { load: Box::new(move || start()), restart }
-    }
-
     fn board<F>(
         &self,
         key: &HashedKey<K>,
         load: &Arc<F>,
-        since: u64,
-    ) -> Result<Ride<K, V>, LoadError>
+        asked: Asked,
+    ) -> Result<Boarded<K, V>, LoadError>
     where
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
-        let start = self.start(key, load, Asked { is_refresh: false, since });
-        let (ride, joined) = Ride::board(&self.inner, key.clone(), start)?;
+        let Config { hard_timeout: limit, on_panic, .. } = self.inner.config;
+        let start = || within(limit, through_level(&self.inner, key.key.clone(), asked, load));
+        let restart = (on_panic == OnPanic::RetryOnce).then(|| -> Restart<V> {
+            let (inner, key, load) = (Arc::clone(&self.inner), key.key.clone(), Arc::clone(load));
+            Box::new(move || within(limit, through_level(&inner, key, asked, &load)))
+        });
+        let boarded = Ride::board(&self.inner, key, asked, start, restart)?;
         let counters = &self.inner.counters;
-        count(if joined { &counters.joins } else { &counters.loads });
-        Ok(ride)
+        count(match &boarded {
+            Boarded::Began(_) => &counters.loads,
+            Boarded::Joined(_) | Boarded::Found(_) if !asked.is_refresh => &counters.joins,
+            Boarded::Joined(_) | Boarded::Found(_) => return Ok(boarded),
+        });
+        Ok(boarded)
     }
 
     /// Rides until the soft timeout, which counts as a failure; the load goes on after it without
@@ -485,14 +480,24 @@ impl<K: Key, V: Value> Cache<K, V> {
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
         // Too many loads: the next reader tries again.
-        let start = self.start(key, load, Asked { is_refresh: true, since: 0 });
-        let Ok((ride, joined)) = Ride::board(&self.inner, key.clone(), start) else { return };
-        if !joined {
-            count(&self.inner.counters.loads);
+        let boarded = self.board(key, load, Asked { is_refresh: true, since: 0 });
+        if let Ok(Boarded::Began(ride)) = boarded {
             count(&self.inner.counters.refreshes);
             tokio::spawn(ride);
         }
     }
+}
+
+/// Ends a load after `limit`. The timer is made when the load first has to wait: a load that is
+/// done at once costs none.
+fn within<V: Value>(limit: Duration, mut load: LoadFuture<V>) -> LoadFuture<V> {
+    Box::pin(async move {
+        let first = std::future::poll_fn(|cx| Poll::Ready(load.as_mut().poll(cx)));
+        match first.await {
+            Poll::Ready(result) => result,
+            Poll::Pending => timeout(limit, load).await.unwrap_or(Err(LoadError::TimedOut)),
+        }
+    })
 }
 
 /// The load, by way of the second level if there is one.

@@ -4,7 +4,7 @@
 //! are woken, and the first that is polled polls it. A member that is dropped, or held without
 //! being polled, therefore stops no other.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use crate::core::flight::Flight;
 use crate::error::LoadError;
 pub(crate) use crate::load::{Key, LoadFuture, LoadResult, Value};
 use crate::lookup::{Inner, Removals};
+use crate::remote::through::Asked;
 use crate::store::{HashedKey, Probe};
 
 /// Starts a load once more after a panic.
@@ -118,9 +119,40 @@ type Shard<K, V> = Mutex<HashTable<Arc<InFlight<K, V>>>>;
 /// All loads under way.
 pub(crate) struct Flights<K, V> {
     shards: Box<[Shard<K, V>]>,
-    /// The versions at which the loads under way began.
-    began: Mutex<BTreeSet<u64>>,
+    began: Mutex<Began>,
     max_loads: usize,
+}
+
+/// The versions at which the loads under way began. Versions are drawn under the lock, so they are
+/// added in their order; those of loads that have ended leave from the front, and are swept out
+/// when they are most of all.
+#[derive(Debug, Default)]
+struct Began {
+    /// Invariant: the versions grow. `true`: the load has ended.
+    versions: VecDeque<(u64, bool)>,
+    under_way: usize,
+}
+
+impl Began {
+    fn add(&mut self, version: u64) {
+        self.versions.push_back((version, false));
+        self.under_way += 1;
+    }
+
+    fn end(&mut self, version: u64) {
+        let Ok(at) = self.versions.binary_search_by_key(&version, |(version, _)| *version) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.versions[at].1, true) {
+            self.under_way -= 1;
+        }
+        while self.versions.front().is_some_and(|(_, has_ended)| *has_ended) {
+            self.versions.pop_front();
+        }
+        if self.versions.len() > 2 * self.under_way + 64 {
+            self.versions.retain(|(_, has_ended)| !has_ended);
+        }
+    }
 }
 
 impl<K, V> Flights<K, V> {
@@ -135,28 +167,29 @@ impl<K, V> Flights<K, V> {
     }
 
     pub(crate) fn under_way(&self) -> u64 {
-        self.began.lock().len() as u64
+        self.began.lock().under_way as u64
     }
 
     /// The version at which the oldest load under way began.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        self.began.lock().first().copied()
+        // The front has not ended, see `Began::end`.
+        self.began.lock().versions.front().map(|(version, _)| *version)
     }
 
     /// Registers a load that begins now. The version is drawn while `began` is locked, so an
     /// invalidation of a larger version always sees the load.
     fn begin(&self, version: impl FnOnce() -> u64) -> Result<u64, LoadError> {
         let mut began = self.began.lock();
-        if began.len() >= self.max_loads {
+        if began.under_way >= self.max_loads {
             return Err(LoadError::Busy);
         }
         let version = version();
-        began.insert(version);
+        began.add(version);
         Ok(version)
     }
 
     fn end(&self, version: u64) {
-        self.began.lock().remove(&version);
+        self.began.lock().end(version);
     }
 
     pub(crate) fn find(
@@ -194,44 +227,63 @@ pub(crate) struct Ride<K: Key, V: Value> {
     asked_at: u64,
 }
 
-/// How a load is started, and started again.
-pub(crate) struct Start<V> {
-    pub(crate) load: Box<dyn FnOnce() -> LoadFuture<V> + Send>,
-    pub(crate) restart: Option<Restart<V>>,
+/// How a reader that found nothing is given an answer.
+pub(crate) enum Boarded<K: Key, V: Value> {
+    /// By the load that this reader has begun.
+    Began(Ride<K, V>),
+    /// By the load of another reader.
+    Joined(Ride<K, V>),
+    /// A load has ended since the reader looked.
+    Found(Seen<V>),
 }
 
 impl<K: Key, V: Value> Ride<K, V> {
-    /// Joins the load of the key, or begins it. Returns whether it was joined.
+    /// Joins the load of the key, or begins it by `start`. `restart` is how it is started again
+    /// after a panic.
     pub(crate) fn board(
         cache: &Arc<Inner<K, V>>,
-        key: HashedKey<K>,
-        start: Start<V>,
-    ) -> Result<(Self, bool), LoadError> {
+        key: &HashedKey<K>,
+        asked: Asked,
+        start: impl FnOnce() -> LoadFuture<V>,
+        restart: Option<Restart<V>>,
+    ) -> Result<Boarded<K, V>, LoadError> {
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
         let flights = &cache.flights;
         let asked_at = cache.version();
-        // Dropped after the lock: the answer of a load that has ended is foreign code.
-        let mut _ended = None;
+        // Dropped after the lock: the answer of a load that has ended is foreign code, and so is a
+        // value.
+        let (_ended, seen);
         let mut table = flights.shard(key.hash).lock();
         if let Some(flight) = Flights::find(&table, &probe) {
             let joined = flight.state.lock().flight.join();
             if joined {
                 drop(table);
-                return Ok((Self { cache: Arc::clone(cache), flight, slot: None, asked_at }, true));
+                let cache = Arc::clone(cache);
+                return Ok(Boarded::Joined(Self { cache, flight, slot: None, asked_at }));
             }
             // It has just ended: its result is stored, or was not to be.
             _ended = Some((Flights::overtake(&mut table, &probe), flight));
         }
+        if !asked.is_refresh {
+            // The load that this reader would have joined may have ended since it looked.
+            seen = cache.store.get(&probe);
+            if let Some(entry) = &seen
+                && entry.position().unwrap_or(0) >= asked.since
+                && cache.is_fresh(entry)
+            {
+                let (value, position) = (entry.value.clone(), entry.position());
+                return Ok(Boarded::Found(Seen { value, position }));
+            }
+        }
         let version = flights.begin(|| cache.next_version())?;
-        let Start { load, restart } = start;
         let mut flight = Flight::default();
         flight.join();
         // Nobody else polls the load before it is there.
         flight.take_turn();
         let wakers = Wakers::default();
         let flight = Arc::new(InFlight {
-            key,
+            key: key.clone(),
             version,
             began_at: cache.clock.now(),
             state: Mutex::new(State { flight, load: None, restart, wakers }),
@@ -242,33 +294,46 @@ impl<K: Key, V: Value> Ride<K, V> {
         drop(table);
         let ride = Self { cache: Arc::clone(cache), flight, slot: None, asked_at };
         // Foreign code: after the locks.
-        match catch_unwind(AssertUnwindSafe(load)) {
-            Ok(load) => ride.put_back(load, true),
-            Err(_) => ride.panicked(),
+        match catch_unwind(AssertUnwindSafe(start)) {
+            Ok(load) => drop(ride.put_back(load, true, &mut None, None)),
+            Err(_) => drop(ride.panicked(&mut None, None)),
         }
-        Ok((ride, false))
+        Ok(Boarded::Began(ride))
     }
 
-    /// Ends this member's turn. `is_new`: nobody has polled the load yet.
-    fn put_back(&self, load: LoadFuture<V>, is_new: bool) {
+    /// Ends this member's turn. `is_new`: nobody has polled the load yet. `waker` is this member's,
+    /// which is woken too if the load was woken while it was polled. Returns the waker before.
+    fn put_back(
+        &self,
+        load: LoadFuture<V>,
+        is_new: bool,
+        slot: &mut Option<usize>,
+        waker: Option<&Waker>,
+    ) -> Option<Waker> {
+        let mut last = None;
         let wakers = {
             let mut state = self.flight.state.lock();
             state.load = Some(load);
+            if let Some(waker) = waker {
+                last = state.wakers.set(slot, waker);
+            }
             if is_new {
                 state.flight.wake();
             }
             if state.flight.end_turn() { state.wakers.take_all() } else { Vec::new() }
         };
         wakers.into_iter().for_each(Waker::wake);
+        last
     }
 
     /// The load that this member polled has panicked.
-    fn panicked(&self) {
+    fn panicked(&self, slot: &mut Option<usize>, waker: Option<&Waker>) -> Option<Waker> {
         let restart = self.flight.state.lock().restart.take();
         match restart.map(|restart| catch_unwind(AssertUnwindSafe(restart))) {
-            Some(Ok(load)) => self.put_back(load, true),
+            Some(Ok(load)) => return self.put_back(load, true, slot, waker),
             Some(Err(_)) | None => self.finish(Err(LoadError::Panicked)),
         }
+        None
     }
 
     /// When the load began, in the order of the cache's operations.
@@ -327,17 +392,22 @@ impl<K: Key, V: Value> Future for Ride<K, V> {
     type Output = Option<Answer<V>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { flight, slot, .. } = &mut *self;
-        if flight.landed.get().is_none() {
-            let (load, _last_waker) = {
-                let mut state = flight.state.lock();
-                // Before the load is polled: a wake during the poll is for this member too.
-                let last = state.wakers.set(slot, cx.waker());
-                (if state.flight.take_turn() { state.load.take() } else { None }, last)
+        let mut slot = self.slot;
+        if self.flight.landed.get().is_none() {
+            let (load, mut last_waker) = {
+                let mut state = self.flight.state.lock();
+                let load = if state.flight.take_turn() { state.load.take() } else { None };
+                // Who polls the load leaves its waker when it puts the load back.
+                let last =
+                    if load.is_none() { state.wakers.set(&mut slot, cx.waker()) } else { None };
+                (load, last)
             };
             if let Some(load) = load {
-                self.poll_load(load);
+                last_waker = self.poll_load(load, &mut slot, cx.waker());
             }
+            self.slot = slot;
+            // Foreign code: after the lock.
+            drop(last_waker);
         }
         let Some(landed) = self.flight.landed.get() else { return Poll::Pending };
         // Who asked before the load began is older than any invalidation of it.
@@ -362,15 +432,22 @@ impl<K: Key, V: Value> Drop for Ride<K, V> {
 }
 
 impl<K: Key, V: Value> Ride<K, V> {
-    /// Polls the load once. If it was woken meanwhile, so was this member.
-    fn poll_load(&self, mut load: LoadFuture<V>) {
+    /// Polls the load once. If it was woken meanwhile, so was this member. Returns this member's
+    /// waker before.
+    fn poll_load(
+        &self,
+        mut load: LoadFuture<V>,
+        slot: &mut Option<usize>,
+        own: &Waker,
+    ) -> Option<Waker> {
         let waker = Waker::from(Arc::clone(&self.flight));
         let mut cx = Context::from_waker(&waker);
         match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut cx))) {
-            Ok(Poll::Pending) => self.put_back(load, false),
+            Ok(Poll::Pending) => return self.put_back(load, false, slot, Some(own)),
             Ok(Poll::Ready(result)) => self.finish(result),
-            Err(_) => self.panicked(),
+            Err(_) => return self.panicked(slot, Some(own)),
         }
+        None
     }
 
     /// Nobody waits for the load any more, unless somebody has joined it meanwhile.
@@ -392,5 +469,38 @@ impl<K: Key, V: Value> Ride<K, V> {
         self.cache.flights.end(self.flight.version);
         // Foreign code: after the locks.
         drop(dropped);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Loads end in any order: the oldest one is known, in memory for those under way.
+        #[test]
+        fn the_oldest_load_is_known_in_bounded_memory(
+            acts in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..2_000),
+        ) {
+            let mut began = Began::default();
+            let mut model = std::collections::BTreeSet::new();
+            for (version, (begins, which)) in (1..).zip(acts) {
+                if begins || model.is_empty() {
+                    began.add(version);
+                    model.insert(version);
+                } else {
+                    let ends = *which.get(&model.iter().copied().collect::<Vec<u64>>());
+                    model.remove(&ends);
+                    began.end(ends);
+                    began.end(ends);
+                }
+                let front = began.versions.front().map(|(version, _)| *version);
+                prop_assert_eq!(front, model.first().copied());
+                prop_assert_eq!(began.under_way, model.len());
+                prop_assert!(began.versions.len() <= 2 * began.under_way + 64);
+            }
+        }
     }
 }

@@ -225,6 +225,19 @@ impl<K: Key, V: Value> Inner<K, V> {
             && self.lifetimes.may_serve_on_error(&entry.times, self.clock.now())
     }
 
+    /// Whether an entry may be served as if its load had just ended. Unlike [`judge`](Self::judge)
+    /// it changes nothing.
+    pub(crate) fn is_fresh(&self, entry: &Entry<V>) -> bool {
+        let now = self.clock.now();
+        let extra = entry.extra.as_deref();
+        let idle = self.idle.unwrap_or(u64::MAX);
+        now < entry.times.end
+            && entry.version >= self.generation.load(Ordering::Acquire)
+            && extra.is_none_or(|extra| {
+                !extra.is_invalid(entry.version) && now.saturating_sub(extra.read_at()) < idle
+            })
+    }
+
     /// Makes an answer for the members of a load, and an entry of what is to be stored. Runs
     /// foreign code (weigher, tagger), so no lock is held.
     pub(crate) fn judge_load(

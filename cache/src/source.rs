@@ -292,8 +292,13 @@ impl<K: Key, V: Value> Loader<K, V> {
         if self.0.max_batch <= 1 {
             let shared = Arc::clone(&self.0);
             return Box::pin(async move {
-                let mut answers = shared.ask(vec![ask]).await;
-                answers.pop().unwrap_or(Err(LoadError::Unanswered { answered: 0, asked: 1 }))
+                let answer = if ask.held.is_some() {
+                    shared.ask(vec![ask]).await.pop()
+                } else {
+                    let answers = shared.source.load(std::slice::from_ref(&ask.key)).await;
+                    answers.into_iter().next().map(|answer| Ok(answer?))
+                };
+                answer.unwrap_or(Err(LoadError::Unanswered { answered: 0, asked: 1 }))
             });
         }
         let (reply, answer) = tokio::sync::oneshot::channel();

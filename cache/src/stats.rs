@@ -1,7 +1,10 @@
 //! Counters, and what they show.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use parking_lot::Mutex;
 
 /// What a cache has done since it was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,38 +201,131 @@ pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Stripes of [`Striped`]: a power of two.
-const STRIPES: usize = 16;
+/// Lanes of [`Striped`] that one thread has for itself.
+const LANES: usize = 32;
+/// The lane of threads that have none of their own.
+const SHARED: usize = LANES;
+/// This thread has not asked for a lane yet.
+const UNKNOWN: usize = LANES + 1;
 
-/// A counter on several cache lines, because every hit of every thread adds to it.
+/// A counter on several cache lines, because every hit of every thread adds to it. A thread that
+/// has a lane of its own is the only one that writes it, and needs no locked instruction.
 #[derive(Debug, Default)]
-pub(crate) struct Striped([Padded; STRIPES]);
+pub(crate) struct Striped {
+    own: [Padded; LANES],
+    shared: Padded,
+}
 
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Padded(AtomicU64);
 
+/// Lanes that no thread has. A lane that is given back is taken under the same lock, so its next
+/// thread sees what the one before has written.
+static FREE: Mutex<Lanes> = Mutex::new(Lanes { next: 0, returned: Vec::new() });
+
+struct Lanes {
+    next: usize,
+    returned: Vec<usize>,
+}
+
+/// A thread's hold on its lane, which ends with the thread.
+struct Lane(usize);
+
+impl Lane {
+    fn take() -> Self {
+        let mut lanes = FREE.lock();
+        let lane = lanes.returned.pop().unwrap_or_else(|| {
+            let next = lanes.next.min(SHARED);
+            lanes.next = next + 1;
+            next
+        });
+        Self(lane.min(SHARED))
+    }
+}
+
+impl Drop for Lane {
+    fn drop(&mut self) {
+        // Other values of this thread that are dropped later may still add.
+        LANE.set(SHARED);
+        if self.0 < LANES {
+            FREE.lock().returned.push(self.0);
+        }
+    }
+}
+
 thread_local! {
-    /// The stripe that this thread adds to; threads take them in turn.
-    static STRIPE: usize = {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) as usize % STRIPES
-    };
+    static LANE: Cell<usize> = const { Cell::new(UNKNOWN) };
+    static HOLD: Lane = Lane::take();
 }
 
 impl Striped {
+    #[inline]
     pub(crate) fn add(&self) {
-        count(&self.0[STRIPE.with(|stripe| *stripe)].0);
+        match self.own.get(LANE.get()) {
+            Some(Padded(count)) => {
+                count.store(count.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+            None => self.add_without_lane(),
+        }
+    }
+
+    #[cold]
+    fn add_without_lane(&self) {
+        if LANE.get() == UNKNOWN {
+            // Fails only where the thread is ending.
+            LANE.set(HOLD.try_with(|lane| lane.0).unwrap_or(SHARED));
+            if LANE.get() < LANES {
+                return self.add();
+            }
+        }
+        count(&self.shared.0);
     }
 
     fn sum(&self) -> u64 {
-        self.0.iter().map(|stripe| stripe.0.load(Ordering::Relaxed)).sum()
+        let all = self.own.iter().chain(std::iter::once(&self.shared));
+        all.map(|lane| lane.0.load(Ordering::Relaxed)).sum()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// More threads at one time than there are lanes, and more over time.
+    #[test]
+    fn threads_that_come_and_go_lose_no_count() {
+        const THREADS: u64 = 3 * LANES as u64;
+        let counter = Striped::default();
+        for _ in 0..4 {
+            let barrier = std::sync::Barrier::new(THREADS as usize);
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        counter.add();
+                        // Each thread has its lane, or none, before the first one ends.
+                        barrier.wait();
+                        (0..1_000).for_each(|_| counter.add());
+                    });
+                }
+            });
+        }
+        assert_eq!(counter.sum(), 4 * THREADS * 1_001);
+        let own: u64 = counter.own.iter().map(|lane| lane.0.load(Ordering::Relaxed)).sum();
+        assert!(own > 0 && counter.shared.0.load(Ordering::Relaxed) > 0, "both were used");
+    }
+
+    #[test]
+    fn no_lane_has_two_threads() {
+        let held: Vec<Lane> = (0..2 * LANES).map(|_| Lane::take()).collect();
+        let mut own: Vec<usize> = held.iter().map(|lane| lane.0).filter(|n| *n < LANES).collect();
+        own.sort_unstable();
+        let count = own.len();
+        own.dedup();
+        assert!(count > 0 && own.len() == count, "{count} lanes are held, {own:?}");
+        drop(held);
+        assert!(Lane::take().0 < LANES, "what was given back is taken again");
+    }
 
     #[test]
     fn each_latency_lies_in_a_bucket_that_is_at_most_a_quarter_wide() {
