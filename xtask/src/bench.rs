@@ -12,6 +12,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("breaker", Home::Own("benches/breaker/Cargo.toml")),
     ("limit", Home::Own("benches/limit/Cargo.toml")),
     ("lb", Home::Own("benches/lb/Cargo.toml")),
+    ("cache", Home::Own("benches/cache/Cargo.toml")),
 ];
 
 #[derive(Clone, Copy)]
