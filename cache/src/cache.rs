@@ -194,8 +194,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Waits until the second level and the bus have taken everything that was changed or
-    /// invalidated before the call. Returns at once without them. While they fail it waits for as
-    /// long as the caller does.
+    /// invalidated before the call. Returns at once without them, and once the cache is closed.
+    /// While they fail it waits for as long as the caller does.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -251,8 +251,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Waits until the sink has, for each key, the last value that was acknowledged before the call
-    /// or a newer one, or has rejected it. Returns at once without [`Builder::write_behind`]. While
-    /// the sink fails it waits for as long as the caller does.
+    /// or a newer one, or has rejected it. Returns at once without [`Builder::write_behind`], and
+    /// once the cache is closed. While the sink fails it waits for as long as the caller does.
     ///
     /// # Cancel safety
     /// Cancel safe.
