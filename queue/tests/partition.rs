@@ -240,6 +240,40 @@ fn producer_state_outlives_retention() {
     }
 }
 
+/// A full store takes a release and has no room for a snapshot.
+#[test]
+fn a_full_store_can_be_released() {
+    let store = Held::new();
+    let mut config = Config::default();
+    config.snapshot_every = 2;
+    let partition = Partition::open(store.clone(), config.clone()).expect("it opens");
+    for value in ["a", "b", "c", "d"] {
+        append_and_let_go(&store, &partition, value);
+    }
+    let full = || Err(StoreError::Full { why: "test".to_owned() });
+    let mut releasing = Box::pin(partition.release_before(4));
+    assert!(poll(&mut releasing).is_none());
+    let (write, done) = store.take().pop().expect("a write");
+    assert!(write.snapshot.is_some(), "it goes beyond the last snapshot, of two batches");
+    done.complete(full());
+    let (write, done) = store.take().pop().expect("a second attempt");
+    assert_eq!((write.snapshot.is_some(), write.release), (false, Some(2)));
+    store.inner.submit(write, done);
+    assert_eq!(poll(&mut releasing), Some(Ok(2)));
+    assert_eq!(values(read_all(&partition, 1)), ["c", "d"]);
+    // What was released without a snapshot is gone after a restart too.
+    let reopened = Partition::open(store.inner.clone(), config).expect("it opens again");
+    assert_eq!(reopened.offsets(), 2..4);
+    assert_eq!(values(read_all(&reopened, 1)), ["c", "d"]);
+    // Nothing more can go: now the caller is told.
+    let mut releasing = Box::pin(partition.release_before(4));
+    assert!(poll(&mut releasing).is_none());
+    let (_, done) = store.take().pop().expect("a write");
+    done.complete(full());
+    assert!(matches!(poll(&mut releasing), Some(Err(FetchError::Store(StoreError::Full { .. })))));
+    append_and_let_go(&store, &partition, "e");
+}
+
 #[test]
 fn readers_are_woken_by_offset() {
     struct Counts(std::sync::atomic::AtomicUsize);
