@@ -4,8 +4,12 @@
 mod clock;
 pub mod core;
 mod error;
+mod fence;
 pub mod ids;
+mod lease;
 
 pub use async_trait::async_trait;
 pub use clock::{Clock, WallClock};
 pub use error::ConfigError;
+pub use fence::{Fence, FencingToken, StaleToken};
+pub use lease::{BeginError, Lease, LeaseConfig, LeaseEnded};

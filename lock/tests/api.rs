@@ -8,7 +8,13 @@ use voussoir_lock::*;
 const fn is_send_sync<T: Send + Sync>() {}
 
 const _: () = {
+    is_send_sync::<Fence<u64>>();
+    is_send_sync::<FencingToken>();
+    is_send_sync::<Lease>();
+    is_send_sync::<LeaseConfig>();
     is_send_sync::<MemoryNumbers>();
+    is_send_sync::<core::Leases>();
+    is_send_sync::<core::Table>();
     is_send_sync::<ShortCodes>();
     is_send_sync::<Snowflake>();
     is_send_sync::<SnowflakeConfig>();
@@ -30,7 +36,12 @@ async fn seams_are_object_safe() {
 #[test]
 fn errors_are_errors() {
     fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<BeginError>();
     is_error::<ConfigError>();
+    is_error::<LeaseEnded>();
+    is_error::<StaleToken>();
+    is_error::<core::Malformed>();
+    is_error::<core::Rejection>();
     is_error::<IdError>();
     is_error::<LeaseError>();
     is_error::<WorkerError>();

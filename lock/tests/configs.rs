@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use voussoir_lock::ids::*;
+use voussoir_lock::{Lease, LeaseConfig};
 use voussoir_sim::Situations;
 
 fn figures() -> impl Strategy<Value = u64> {
@@ -147,4 +148,34 @@ fn a_lease_takes_its_whole_range_of_times() {
             }
         }
     });
+}
+
+#[test]
+fn every_valid_lease_ends_before_its_time_to_live() {
+    static SITUATIONS: [&str; 2] = ["valid", "rejected"];
+    let situations = Situations::new(&SITUATIONS);
+    let drifts = prop_oneof![0..100_002_u32, any::<u32>()];
+    let cases = (durations(), drifts, durations(), figures());
+    let result = runner(10_000).run(&cases, |(ttl, drift, margin, sent_at)| {
+        let mut config = LeaseConfig::default();
+        (config.ttl, config.max_drift_ppm, config.margin) = (ttl, drift, margin);
+        let granted = Lease::granted(&config, sent_at, sent_at);
+        if config.validate().is_err() {
+            situations.reached("rejected");
+            prop_assert!(granted.is_err());
+            return Ok(());
+        }
+        if sent_at == u64::MAX {
+            prop_assert!(granted.is_err(), "the clock is at its end");
+            return Ok(());
+        }
+        situations.reached("valid");
+        let lease = granted.expect("a valid configuration");
+        let deadline = lease.deadline().expect("it has begun");
+        prop_assert!(deadline > sent_at && deadline - sent_at <= ttl.as_nanos() as u64);
+        prop_assert!(lease.check(deadline - 1).is_ok() && lease.check(deadline).is_err());
+        Ok(())
+    });
+    result.expect("every case");
+    situations.assert_all_reached();
 }

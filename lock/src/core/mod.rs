@@ -2,16 +2,19 @@
 //!
 //! [`Table`] is what all replicas agree on: sessions, who holds and who waits, the counter of
 //! fencing tokens. It changes by [`Command`]s in the order of a log, and by nothing else; time is
-//! in it as commands of a leader only.
+//! in it as commands of a leader only. [`Leases`] is what one leader remembers of time: when
+//! sessions end, and which commands follow from that.
 
 mod codec;
 mod command;
+mod leases;
 mod snapshot;
 mod table;
 #[cfg(test)]
 mod tests;
 
 pub use command::{Answer, Command, Event, Malformed, Mode, Rejection};
+pub use leases::{Leases, Renewal};
 pub use snapshot::Restore;
 pub use table::{Hold, LockView, Table};
 
