@@ -149,7 +149,9 @@ impl Leases {
                 self.schedule(session, None);
                 return Some(Command::Expire { reign, session });
             }
-            let (deadline, remaining_ms) = (lease.deadline, (lease.deadline - now) / NS_PER_MS);
+            // Rounded up: a part of a ms that is promised is not taken back.
+            let deadline = lease.deadline;
+            let remaining_ms = (deadline - now).div_ceil(NS_PER_MS);
             self.schedule(session, Some(deadline));
             return Some(self.checkpoint(session, remaining_ms));
         }
