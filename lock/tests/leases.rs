@@ -30,7 +30,7 @@ struct WrongClock {
 
 impl WrongClock {
     fn draw(rng: &mut Rng) -> Self {
-        let rate_ppm = rng.below(10_000) as i64 - 5_000;
+        let rate_ppm = rng.below(10_000).cast_signed() - 5_000;
         Self { offset: rng.below(1 << 40), rate_ppm }
     }
 
