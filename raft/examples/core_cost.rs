@@ -8,7 +8,8 @@ use std::error::Error;
 use std::time::Instant;
 
 use bytes::Bytes;
-use voussoir_raft::core::{Core, Input, Output, Restored};
+use voussoir_raft::Restored;
+use voussoir_raft::core::{Core, Input, Output};
 use voussoir_raft::{Config, Message, Role};
 
 const ENTRIES: u64 = 1_000_000;

@@ -1,5 +1,6 @@
 //! How a node is set up.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 use crate::error::ConfigError;
@@ -22,22 +23,23 @@ pub struct Config {
     pub group: u64,
     /// All voters, in any order, this node included. At most [`MAX_VOTERS`].
     pub voters: Vec<u64>,
-    /// Seeds the election timeouts and the nonce of forwarded reads. Draw a new one at each
-    /// start; in simulations derive it from the seed of the run.
-    pub seed: u64,
+    /// Seeds the election timeouts and the nonce of forwarded reads. In simulations derive it
+    /// from the seed of the run and the number of the start: two lives of a node must not share
+    /// it. Default `None`: drawn from the system when the node or core is made.
+    pub seed: Option<u64>,
 
     /// The shortest silence of the leader after which an election starts. Default 200 ms.
-    pub election_timeout_min: Duration,
+    pub min_election_timeout: Duration,
     /// The longest. Each wait is drawn evenly between the two. Default 400 ms.
-    pub election_timeout_max: Duration,
+    pub max_election_timeout: Duration,
     /// Between heartbeats. Default 50 ms; at least 1 ms and at most half of
-    /// `election_timeout_min`.
+    /// `min_election_timeout`.
     pub heartbeat_interval: Duration,
     /// How long writes may be under way without any of them completing. Past it a leader steps
     /// down and a follower starts no election, so that a node with a healthy disk leads. Writes
     /// of up to this duration are tolerated in elections too, whatever the election timeouts
     /// are: votes are asked for and given while the own vote is being written. At least
-    /// `election_timeout_max`. Default 1 s.
+    /// `max_election_timeout`. Default 1 s.
     pub disk_stall: Duration,
     /// How long the leader waits for an acknowledgement before it asks what has arrived and
     /// sends the rest again. Default 200 ms.
@@ -107,9 +109,9 @@ impl Default for Config {
             id: 0,
             group: 0,
             voters: Vec::new(),
-            seed: 0,
-            election_timeout_min: Duration::from_millis(200),
-            election_timeout_max: Duration::from_millis(400),
+            seed: None,
+            min_election_timeout: Duration::from_millis(200),
+            max_election_timeout: Duration::from_millis(400),
             heartbeat_interval: Duration::from_millis(50),
             disk_stall: Duration::from_secs(1),
             resend_interval: Duration::from_millis(200),
@@ -157,78 +159,108 @@ impl Config {
     /// The largest factor by which elections that fail one after the other stretch the election
     /// timeouts: a power of two, at least 8, with which the shortest of them covers a write that
     /// takes `disk_stall`.
-    pub(crate) fn election_backoff_max(&self) -> u64 {
-        let (shortest, stall) = (nanos(self.election_timeout_min), nanos(self.disk_stall));
+    pub(crate) fn max_election_backoff(&self) -> u64 {
+        let (shortest, stall) = (nanos(self.min_election_timeout), nanos(self.disk_stall));
         stall.div_ceil(shortest.max(1)).max(8).next_power_of_two()
+    }
+
+    /// The seed, or one from the system.
+    pub(crate) fn drawn_seed(&self) -> u64 {
+        self.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish())
     }
 
     fn validate_voters(&self) -> Result<(), ConfigError> {
         let mut sorted = self.voters.clone();
         sorted.sort_unstable();
         sorted.dedup();
-        let problem = if sorted.is_empty() {
-            "there are none"
-        } else if sorted.len() > MAX_VOTERS {
-            "there are too many"
-        } else if sorted.len() != self.voters.len() {
-            "one is listed twice"
-        } else if sorted.binary_search(&self.id).is_err() {
-            "this node is not among them"
-        } else {
-            return Ok(());
-        };
-        Err(ConfigError::Voters(problem))
+        check(&[
+            ("voters", !sorted.is_empty(), "must name at least one node"),
+            ("voters", sorted.len() <= MAX_VOTERS, "must not name more than `MAX_VOTERS` nodes"),
+            ("voters", sorted.len() == self.voters.len(), "must name each node once"),
+            ("id", sorted.binary_search(&self.id).is_ok(), "must be one of `voters`"),
+        ])
     }
 
     fn validate_timing(&self) -> Result<(), ConfigError> {
         let longest = Duration::from_secs(3600);
-        let problem = if self.heartbeat_interval < Duration::from_millis(1) {
-            "heartbeat_interval is less than 1 ms"
-        } else if self.election_timeout_min < self.heartbeat_interval.saturating_mul(2) {
-            "election_timeout_min is less than two heartbeats"
-        } else if self.election_timeout_max < self.election_timeout_min {
-            "election_timeout_max is less than election_timeout_min"
-        } else if self.election_timeout_max > longest {
-            "election_timeout_max is more than an hour"
-        } else if self.disk_stall < self.election_timeout_max || self.disk_stall > longest {
-            "disk_stall is less than election_timeout_max or more than an hour"
-        } else if self.resend_interval < self.heartbeat_interval || self.resend_interval > longest {
-            "resend_interval is less than a heartbeat or more than an hour"
-        } else if self.proposal_timeout.is_zero() || self.proposal_timeout > longest {
-            "proposal_timeout is zero or more than an hour"
-        } else if self.snapshot_timeout.is_zero() || self.snapshot_timeout > longest {
-            "snapshot_timeout is zero or more than an hour"
-        } else {
-            return Ok(());
-        };
-        Err(ConfigError::Timing(problem))
+        let within = |duration: Duration| !duration.is_zero() && duration <= longest;
+        let heartbeat = self.heartbeat_interval;
+        let (shortest_wait, longest_wait) = (self.min_election_timeout, self.max_election_timeout);
+        let two_heartbeats = heartbeat.saturating_mul(2);
+        check(&[
+            ("heartbeat_interval", heartbeat >= Duration::from_millis(1), "must be at least 1 ms"),
+            (
+                "min_election_timeout",
+                shortest_wait >= two_heartbeats,
+                "must be at least twice `heartbeat_interval`",
+            ),
+            (
+                "max_election_timeout",
+                longest_wait >= shortest_wait,
+                "must not be below `min_election_timeout`",
+            ),
+            ("max_election_timeout", longest_wait <= longest, "must be at most 1 h"),
+            (
+                "disk_stall",
+                self.disk_stall >= longest_wait && self.disk_stall <= longest,
+                "must be between `max_election_timeout` and 1 h",
+            ),
+            (
+                "resend_interval",
+                self.resend_interval >= heartbeat && self.resend_interval <= longest,
+                "must be between `heartbeat_interval` and 1 h",
+            ),
+            (
+                "proposal_timeout",
+                within(self.proposal_timeout),
+                "must be more than 0 and at most 1 h",
+            ),
+            (
+                "snapshot_timeout",
+                within(self.snapshot_timeout),
+                "must be more than 0 and at most 1 h",
+            ),
+        ])
     }
 
     fn validate_limits(&self) -> Result<(), ConfigError> {
-        let zero = [
-            (self.max_entry_bytes == 0, "max_entry_bytes is zero"),
-            (self.max_append_entries == 0, "max_append_entries is zero"),
-            (self.max_append_bytes == 0, "max_append_bytes is zero"),
-            (self.max_inflight_appends == 0, "max_inflight_appends is zero"),
-            (self.max_inflight_bytes == 0, "max_inflight_bytes is zero"),
-            (self.max_uncommitted_bytes == 0, "max_uncommitted_bytes is zero"),
-            (self.max_undecided == 0, "max_undecided is zero"),
-            (self.max_persists == 0, "max_persists is zero"),
-            (self.max_persist_bytes == 0, "max_persist_bytes is zero"),
-            (self.max_window_bytes == 0, "max_window_bytes is zero"),
-            (self.max_applying == 0, "max_applying is zero"),
-            (self.max_applying_bytes == 0, "max_applying_bytes is zero"),
-            (self.max_reads == 0, "max_reads is zero"),
-            (self.max_snapshots_sending == 0, "max_snapshots_sending is zero"),
-            (self.max_inbox_bytes == 0, "max_inbox_bytes is zero"),
-            (self.snapshot_window == 0, "snapshot_window is zero"),
-            (u32::try_from(self.max_entry_bytes).is_err(), "max_entry_bytes exceeds 32 bits"),
-            (u16::try_from(self.max_append_entries).is_err(), "max_append_entries exceeds 16 bits"),
-        ];
-        match zero.into_iter().find(|(broken, _)| *broken) {
-            Some((_, problem)) => Err(ConfigError::Limit(problem)),
-            None => Ok(()),
-        }
+        const SOME: &str = "must be at least 1";
+        check(&[
+            ("max_entry_bytes", self.max_entry_bytes > 0, SOME),
+            ("max_append_entries", self.max_append_entries > 0, SOME),
+            ("max_append_bytes", self.max_append_bytes > 0, SOME),
+            ("max_inflight_appends", self.max_inflight_appends > 0, SOME),
+            ("max_inflight_bytes", self.max_inflight_bytes > 0, SOME),
+            ("max_uncommitted_bytes", self.max_uncommitted_bytes > 0, SOME),
+            ("max_undecided", self.max_undecided > 0, SOME),
+            ("max_persists", self.max_persists > 0, SOME),
+            ("max_persist_bytes", self.max_persist_bytes > 0, SOME),
+            ("max_window_bytes", self.max_window_bytes > 0, SOME),
+            ("max_applying", self.max_applying > 0, SOME),
+            ("max_applying_bytes", self.max_applying_bytes > 0, SOME),
+            ("max_reads", self.max_reads > 0, SOME),
+            ("max_snapshots_sending", self.max_snapshots_sending > 0, SOME),
+            ("max_inbox_bytes", self.max_inbox_bytes > 0, SOME),
+            ("snapshot_window", self.snapshot_window > 0, SOME),
+            (
+                "max_entry_bytes",
+                u32::try_from(self.max_entry_bytes).is_ok(),
+                "must be below 2^32: the formats keep it in 32 bits",
+            ),
+            (
+                "max_append_entries",
+                u16::try_from(self.max_append_entries).is_ok(),
+                "must be below 2^16: the message keeps it in 16 bits",
+            ),
+        ])
+    }
+}
+
+/// The first rule that does not hold, of (field, whether it holds, rule).
+fn check(rules: &[(&'static str, bool, &'static str)]) -> Result<(), ConfigError> {
+    match rules.iter().find(|(_, holds, _)| !holds) {
+        Some(&(field, _, rule)) => Err(ConfigError { field, rule }),
+        None => Ok(()),
     }
 }
 

@@ -2,23 +2,37 @@
 
 use thiserror::Error;
 
-/// A [`Config`](crate::Config) that no core can run with. Nothing was started.
+/// A field of a [`Config`](crate::Config) that is not valid. Nothing was started.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("`{field}` {rule}")]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// The field.
+    pub field: &'static str,
+    /// What must hold.
+    pub rule: &'static str,
+}
+
+/// What was restored contradicts itself or the voters, for example a log that starts after its
+/// snapshot ends. Nothing was started. The caller's store is to blame; do not retry.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("restored state: {problem}")]
+#[non_exhaustive]
+pub struct RestoredError {
+    /// Which parts contradict each other.
+    pub problem: &'static str,
+}
+
+/// Why a [`Core`](crate::core::Core) cannot be made. Nothing was started; do not retry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
-pub enum ConfigError {
-    /// The list of voters is empty, too long, unsorted with duplicates, or lacks this node.
-    #[error("voters: {0}")]
-    Voters(&'static str),
-    /// The named duration is zero, too long, or contradicts another.
-    #[error("timing: {0}")]
-    Timing(&'static str),
-    /// The named limit is zero or contradicts another.
-    #[error("limit: {0}")]
-    Limit(&'static str),
-    /// What was restored contradicts itself, for example a log that starts after its snapshot
-    /// ends. The caller's store is to blame; do not retry.
-    #[error("restored state: {0}")]
-    Restored(&'static str),
+pub enum CoreError {
+    /// The caller: a field of the configuration breaks a rule.
+    #[error("config: {0}")]
+    Config(#[from] ConfigError),
+    /// The store: the restored parts contradict each other or the configuration.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
 }
 
 /// Why the core did not take a proposal. It was not appended anywhere and will never be applied.

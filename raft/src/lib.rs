@@ -22,8 +22,11 @@ pub mod testing;
 mod transport;
 mod types;
 
+pub use self::core::Restored;
+pub use async_trait::async_trait;
+pub use bytes::Bytes;
 pub use config::Config;
-pub use error::{ConfigError, ProposeRejected, ReadRejected};
+pub use error::{ConfigError, CoreError, ProposeRejected, ReadRejected, RestoredError};
 pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
 pub use message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
@@ -33,11 +36,11 @@ pub use shell::{
     Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason,
 };
 pub use store::{
-    CHUNK_BYTES_MAX, Cause, Completion, LogStore, LogWrite, ReadFailed, SnapshotName,
+    Cause, Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName,
     SnapshotReader, SnapshotWriter, StoreError,
 };
 pub use transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 pub use types::{
     ENTRY_OVERHEAD, Entry, EntryKind, FollowerState, FollowerStatus, HaltReason, HardState,
-    INDEX_MAX, MAX_VOTERS, Role, SnapshotMeta, Status, TERM_MAX, TERM_STEP_MAX,
+    MAX_INDEX, MAX_TERM, MAX_TERM_STEP, MAX_VOTERS, Role, SnapshotMeta, Status,
 };

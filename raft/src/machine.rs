@@ -76,7 +76,7 @@ pub trait StateMachine: Send + 'static {
 /// The bytes of a snapshot, piece by piece.
 #[async_trait]
 pub trait Chunks: Send {
-    /// The next chunk, 1 to [`CHUNK_BYTES_MAX`](crate::CHUNK_BYTES_MAX) bytes, or `None` after
+    /// The next chunk, 1 to [`MAX_CHUNK_BYTES`](crate::MAX_CHUNK_BYTES) bytes, or `None` after
     /// the last.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Chunks for WholeSnapshot {
         if self.rest.is_empty() {
             return Ok(None);
         }
-        let len = self.rest.len().min(crate::CHUNK_BYTES_MAX);
+        let len = self.rest.len().min(crate::MAX_CHUNK_BYTES);
         Ok(Some(self.rest.split_to(len)))
     }
 }

@@ -26,7 +26,7 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
 pub trait LogStore: Send + Sync + 'static {
     /// The longest entry that the store takes, in bytes. A node with a larger
     /// [`Config::max_entry_bytes`](crate::Config) does not start. Unlimited by default.
-    fn entry_bytes_max(&self) -> usize {
+    fn max_entry_bytes(&self) -> usize {
         usize::MAX
     }
 
@@ -152,7 +152,7 @@ pub struct SnapshotName {
 /// Takes the chunks of a snapshot that is being staged. Dropping it unfinished unstages it.
 #[async_trait]
 pub trait SnapshotWriter: Send {
-    /// Adds a chunk, 1 to [`CHUNK_BYTES_MAX`] bytes. It need not be durable yet.
+    /// Adds a chunk, 1 to [`MAX_CHUNK_BYTES`] bytes. It need not be durable yet.
     ///
     /// # Errors
     /// [`StoreError`]: the snapshot cannot be finished any more.
@@ -191,7 +191,7 @@ pub trait SnapshotReader: Send + Sync + 'static {
 }
 
 /// The longest chunk of a snapshot, in bytes: 1 MiB less what a frame needs around it.
-pub const CHUNK_BYTES_MAX: usize = (1 << 20) - 1024;
+pub const MAX_CHUNK_BYTES: usize = (1 << 20) - 1024;
 
 /// Tells the node how a write ended.
 ///
@@ -251,7 +251,7 @@ pub enum StoreError {
     /// The caller: no snapshot of that name is staged and finished. Nothing was changed.
     #[error("no such snapshot is staged")]
     NotStaged,
-    /// The caller: the chunk is empty or longer than [`CHUNK_BYTES_MAX`]. Nothing was stored.
+    /// The caller: the chunk is empty or longer than [`MAX_CHUNK_BYTES`]. Nothing was stored.
     #[error("{bytes} bytes are no legal chunk of a snapshot")]
     ChunkSize {
         /// Its length.

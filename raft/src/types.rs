@@ -9,14 +9,14 @@ pub const MAX_VOTERS: usize = 15;
 
 /// The highest term. The values above it are reserved: no node takes one from a peer, from its
 /// store or by an election.
-pub const TERM_MAX: u64 = u64::MAX >> 1;
+pub const MAX_TERM: u64 = u64::MAX >> 1;
 
 /// The highest index of an entry. The values above it are reserved in the same way.
-pub const INDEX_MAX: u64 = u64::MAX >> 1;
+pub const MAX_INDEX: u64 = u64::MAX >> 1;
 
 /// How far ahead of its own a node takes a term from a peer. Terms grow by one with each election,
 /// so a greater distance is damage, and taking it would use up the terms for everybody.
-pub const TERM_STEP_MAX: u64 = 1 << 32;
+pub const MAX_TERM_STEP: u64 = 1 << 32;
 
 /// What an [`Entry`] is for.
 ///

@@ -61,7 +61,7 @@ fn errors_say_what_happened() {
     let lost = ProposeError::Unknown(voussoir_raft::Doubt::TimedOut);
     assert_eq!(lost.outcome(), voussoir_raft::Outcome::Unknown);
     assert!(lost.is_retryable());
-    let long = ProposeError::TooLarge { bytes: 2, bytes_max: 1 };
+    let long = ProposeError::TooLarge { bytes: 2, max_bytes: 1 };
     assert_eq!(long.outcome(), voussoir_raft::Outcome::NotApplied);
     assert!(!long.is_retryable());
     assert_eq!(lost.to_string(), "outcome unknown: not decided in time");

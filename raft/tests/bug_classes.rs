@@ -6,7 +6,8 @@ use common::live::Live;
 use common::{Disk, Lab, Letter, MS, entry, scenarios};
 use std::time::Duration;
 
-use voussoir_raft::core::{Core, FetchError, Input, Output, Restored, TransferEnd};
+use voussoir_raft::Restored;
+use voussoir_raft::core::{Core, FetchError, Input, Output, TransferEnd};
 use voussoir_raft::{
     AppendAck, AppendHead, AppendReject, Config, FollowerState, HaltReason, HardState, Message,
     SnapshotMeta,

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::Lab;
 use proptest::prelude::*;
 use voussoir_raft::core::{Input, Output, TransferEnd};
-use voussoir_raft::{Config, ConfigError, SnapshotMeta};
+use voussoir_raft::{Config, SnapshotMeta};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -59,7 +59,7 @@ fn config() -> impl Strategy<Value = Config> {
             let mut config = Config::default();
             let [heartbeat, min, max, stall, resend] = timing.map(Duration::from_millis);
             config.heartbeat_interval = heartbeat;
-            (config.election_timeout_min, config.election_timeout_max) = (min, max);
+            (config.min_election_timeout, config.max_election_timeout) = (min, max);
             (config.disk_stall, config.resend_interval) = (stall, resend);
             (config.max_append_bytes, config.max_inflight_bytes) = (bytes.0, bytes.1);
             (config.max_uncommitted_bytes, config.max_persist_bytes) = (bytes.2, bytes.3);
@@ -115,7 +115,7 @@ fn work_a_little(config: Config) {
     let mut lab = Lab::with(3, move |own| {
         let (id, voters) = (own.id, own.voters.clone());
         own.clone_from(&config);
-        (own.id, own.voters, own.seed) = (id, voters, 0);
+        (own.id, own.voters, own.seed) = (id, voters, Some(0));
     });
     lab.elect(1);
     for token in 0..12 {
@@ -182,7 +182,7 @@ proptest! {
             if long { Duration::new(nanos, 999_999_999) } else { Duration::from_nanos(nanos) }
         });
         config.heartbeat_interval = heartbeat;
-        (config.election_timeout_min, config.election_timeout_max) = (min, max);
+        (config.min_election_timeout, config.max_election_timeout) = (min, max);
         (config.disk_stall, config.resend_interval) = (stall, resend);
         let _ = config.validate();
     }
@@ -192,23 +192,46 @@ proptest! {
 fn timing_that_cannot_work_does_not_validate() {
     type Set = fn(&mut Config, Duration);
     let ms = Duration::from_millis;
-    let refused: [(&str, Set, Duration); 11] = [
-        ("no heartbeat", |c, d| c.heartbeat_interval = d, ms(0)),
-        ("a flood of heartbeats", |c, d| c.heartbeat_interval = d, Duration::from_micros(999)),
-        ("heartbeats as long as a timeout", |c, d| c.heartbeat_interval = d, ms(101)),
-        ("heartbeats without end", |c, d| c.heartbeat_interval = d, Duration::MAX),
-        ("timeouts in the wrong order", |c, d| c.election_timeout_max = d, ms(199)),
-        ("timeouts without end", |c, d| c.election_timeout_max = d, Duration::MAX),
-        ("a stall before an election", |c, d| c.disk_stall = d, ms(399)),
-        ("a stall without end", |c, d| c.disk_stall = d, Duration::MAX),
-        ("resends within a heartbeat", |c, d| c.resend_interval = d, ms(49)),
-        ("resends without end", |c, d| c.resend_interval = d, Duration::MAX),
-        ("no time for a proposal", |c, d| c.proposal_timeout = d, ms(0)),
+    let (heartbeat, election) = ("heartbeat_interval", "max_election_timeout");
+    let refused: [(&str, Set, Duration, &str); 11] = [
+        ("no heartbeat", |c, d| c.heartbeat_interval = d, ms(0), heartbeat),
+        ("999 us", |c, d| c.heartbeat_interval = d, Duration::from_micros(999), heartbeat),
+        ("half a wait", |c, d| c.heartbeat_interval = d, ms(101), "min_election_timeout"),
+        ("without end", |c, d| c.heartbeat_interval = d, Duration::MAX, "min_election_timeout"),
+        ("in the wrong order", |c, d| c.max_election_timeout = d, ms(199), election),
+        ("without end", |c, d| c.max_election_timeout = d, Duration::MAX, election),
+        ("before an election", |c, d| c.disk_stall = d, ms(399), "disk_stall"),
+        ("without end", |c, d| c.disk_stall = d, Duration::MAX, "disk_stall"),
+        ("within a heartbeat", |c, d| c.resend_interval = d, ms(49), "resend_interval"),
+        ("without end", |c, d| c.resend_interval = d, Duration::MAX, "resend_interval"),
+        ("no time for a proposal", |c, d| c.proposal_timeout = d, ms(0), "proposal_timeout"),
     ];
-    for (what, set, duration) in refused {
+    for (what, set, duration, field) in refused {
         let mut config = Config::new(1, [1, 2, 3]);
         assert_eq!(config.validate(), Ok(()));
         set(&mut config, duration);
-        assert!(matches!(config.validate(), Err(ConfigError::Timing(_))), "{what}");
+        assert_eq!(config.validate().map_err(|error| error.field), Err(field), "{what}");
+    }
+}
+
+#[test]
+fn voters_and_limits_that_cannot_work_name_their_field() {
+    type Set = fn(&mut Config);
+    let refused: [(Set, &str); 7] = [
+        (|c| c.voters.clear(), "`voters` must name at least one node"),
+        (|c| c.voters.push(3), "`voters` must name each node once"),
+        (|c| c.voters.extend(100..200), "`voters` must not name more than `MAX_VOTERS` nodes"),
+        (|c| c.id = 4, "`id` must be one of `voters`"),
+        (|c| c.max_reads = 0, "`max_reads` must be at least 1"),
+        (|c| c.snapshot_window = 0, "`snapshot_window` must be at least 1"),
+        (
+            |c| c.max_append_entries = 1 << 16,
+            "`max_append_entries` must be below 2^16: the message keeps it in 16 bits",
+        ),
+    ];
+    for (set, said) in refused {
+        let mut config = Config::new(1, [1, 2, 3]);
+        set(&mut config);
+        assert_eq!(config.validate().unwrap_err().to_string(), said);
     }
 }

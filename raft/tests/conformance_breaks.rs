@@ -13,7 +13,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::testing::conformance;
 use voussoir_raft::{
@@ -64,7 +64,7 @@ enum Store {
     AdoptsUnknown,
     /// "It stays readable until the reader is dropped"
     ReaderFollowsCurrent,
-    /// "Adds a chunk, 1 to `CHUNK_BYTES_MAX` bytes."
+    /// "Adds a chunk, 1 to `MAX_CHUNK_BYTES` bytes."
     TakesAnyChunk,
     /// "exactly as they were added"
     JoinsChunks,
@@ -205,7 +205,7 @@ impl Disk {
 
 #[async_trait]
 impl LogStore for BrokenStore {
-    fn entry_bytes_max(&self) -> usize {
+    fn max_entry_bytes(&self) -> usize {
         10_000
     }
 
@@ -308,7 +308,7 @@ struct Writer {
 #[async_trait]
 impl SnapshotWriter for Writer {
     async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
-        let legal = (1..=voussoir_raft::CHUNK_BYTES_MAX).contains(&chunk.len());
+        let legal = (1..=voussoir_raft::MAX_CHUNK_BYTES).contains(&chunk.len());
         if !legal && self.store.how != Store::TakesAnyChunk {
             return Err(StoreError::ChunkSize { bytes: chunk.len() });
         }
@@ -405,7 +405,7 @@ enum Machine {
     CutsNothing,
     /// "Replaces the whole state"
     AddsToState,
-    /// "1 to `CHUNK_BYTES_MAX` bytes"
+    /// "1 to `MAX_CHUNK_BYTES` bytes"
     EmptyChunks,
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::{
     AttachError, Chunks, Command, Completion, Config, Doubt, Entry, HaltReason, Inbox, LogStore,
@@ -231,7 +231,7 @@ impl Group {
         let mut nodes = Vec::new();
         for id in 1..=size {
             let mut config = Config::new(id, (1..=size).collect::<Vec<_>>());
-            config.seed = 3;
+            config.seed = Some(3);
             tune(&mut config);
             let wrong = Wrong::default();
             let store = Store { wrong: wrong.clone(), inner: MemoryStore::new() };
@@ -505,7 +505,7 @@ async fn a_peer_that_never_has_enough_of_a_snapshot_does_not_keep_the_sender_bus
         let mut nodes = Vec::new();
         for id in 1..=3 {
             let mut config = Config::new(id, [1, 2, 3]);
-            config.seed = 3;
+            config.seed = Some(3);
             eager(&mut config);
             let machine = Machine {
                 wrong: Wrong::default(),

@@ -3,10 +3,11 @@
 mod common;
 
 use common::{Disk, Lab, MS, entry};
-use voussoir_raft::core::{Core, Input, Output, PeerFault, Restored};
+use voussoir_raft::Restored;
+use voussoir_raft::core::{Core, Input, Output, PeerFault};
 use voussoir_raft::{
-    AppendAck, AppendHead, AppendReject, Config, ConfigError, HardState, Heartbeat, HeartbeatReply,
-    INDEX_MAX, Message, ReadReply, SnapshotMeta, Status, TERM_MAX, TERM_STEP_MAX, VoteReply,
+    AppendAck, AppendHead, AppendReject, Config, CoreError, HardState, Heartbeat, HeartbeatReply,
+    MAX_INDEX, MAX_TERM, MAX_TERM_STEP, Message, ReadReply, SnapshotMeta, Status, VoteReply,
     VoteRequest,
 };
 
@@ -55,9 +56,9 @@ fn hostile_messages() -> Vec<Message> {
     let reply = ReadReply { term: 1, nonce: 1, context: 1, index: Some(u64::MAX) };
     vec![
         Message::Stale { term: u64::MAX },
-        Message::Stale { term: TERM_MAX + 1 },
-        Message::Stale { term: TERM_MAX },
-        Message::Stale { term: TERM_STEP_MAX + 2 },
+        Message::Stale { term: MAX_TERM + 1 },
+        Message::Stale { term: MAX_TERM },
+        Message::Stale { term: MAX_TERM_STEP + 2 },
         Message::Stale { term: 0 },
         beat(u64::MAX, 1, 0),
         beat(1, 0, 0),
@@ -70,7 +71,7 @@ fn hostile_messages() -> Vec<Message> {
         Message::VoteReply(VoteReply { term: u64::MAX, granted: true }),
         append(1, (0, 0), u64::MAX, &[1]),
         append(1, (u64::MAX, 1), 0, &[]),
-        append(1, (INDEX_MAX, 1), 0, &[1]),
+        append(1, (MAX_INDEX, 1), 0, &[1]),
         append(1, (0, 0), 0, &[0]),
         append(1, (0, 0), 0, &[2]),
         append(2, (0, 0), 0, &[2, 1]),
@@ -198,23 +199,23 @@ fn a_start_from_contradictory_parts_is_refused() {
         ((2, None), Some(snapshot(0, 1)), 1, &[]),
         ((2, None), Some(snapshot(4, 0)), 5, &[]),
         ((u64::MAX, None), None, 1, &[]),
-        ((TERM_MAX + 1, None), None, 1, &[]),
-        ((2, None), Some(snapshot(INDEX_MAX + 1, 2)), 5, &[]),
-        ((2, None), Some(snapshot(INDEX_MAX, 2)), INDEX_MAX + 1, &[2]),
+        ((MAX_TERM + 1, None), None, 1, &[]),
+        ((2, None), Some(snapshot(MAX_INDEX + 1, 2)), 5, &[]),
+        ((2, None), Some(snapshot(MAX_INDEX, 2)), MAX_INDEX + 1, &[2]),
         ((2, None), None, 3, &[2]),
         ((2, None), None, 1, &[0]),
     ] {
         let result = start(hard, snapshot.clone(), first, terms);
-        assert!(matches!(result, Err(ConfigError::Restored(_))), "{hard:?} {snapshot:?} {terms:?}");
+        assert!(matches!(result, Err(CoreError::Restored(_))), "{hard:?} {snapshot:?} {terms:?}");
     }
     start((2, Some(3)), Some(snapshot(4, 2)), 5, &[2, 2]).unwrap();
-    start((TERM_MAX, None), Some(snapshot(INDEX_MAX, TERM_MAX)), INDEX_MAX + 1, &[]).unwrap();
+    start((MAX_TERM, None), Some(snapshot(MAX_INDEX, MAX_TERM)), MAX_INDEX + 1, &[]).unwrap();
 }
 
 // At the end of its range a node neither overflows nor campaigns, and follows as before.
 #[test]
 fn the_ends_of_the_ranges_are_reached_without_a_panic() {
-    for (term, index) in [(TERM_MAX, 5), (5, INDEX_MAX), (TERM_MAX, INDEX_MAX)] {
+    for (term, index) in [(MAX_TERM, 5), (5, MAX_INDEX), (MAX_TERM, MAX_INDEX)] {
         let mut lab = Lab::with_disks(
             3,
             |_| {},
@@ -236,7 +237,7 @@ fn the_ends_of_the_ranges_are_reached_without_a_panic() {
 #[test]
 fn a_commit_index_beyond_the_log_is_clamped() {
     let mut lab = Lab::with_logs(&[(1, &[1]), (1, &[]), (1, &[])]);
-    lab.send(2, 1, Message::Heartbeat(Heartbeat { term: 1, round: 1, commit: INDEX_MAX }));
-    lab.send(2, 1, append(1, (1, 1), INDEX_MAX, &[]));
+    lab.send(2, 1, Message::Heartbeat(Heartbeat { term: 1, round: 1, commit: MAX_INDEX }));
+    lab.send(2, 1, append(1, (1, 1), MAX_INDEX, &[]));
     assert_eq!((lab.status(1).commit, lab.status(1).halted), (1, None));
 }

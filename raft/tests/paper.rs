@@ -167,8 +167,8 @@ fn s5_2_timeouts_are_spread_over_the_interval() {
     let mut seen: Vec<u64> = Vec::new();
     for seed in 0..200 {
         let mut config = Config::new(1, [1, 2, 3]);
-        config.seed = seed;
-        let restored = voussoir_raft::core::Restored::empty();
+        config.seed = Some(seed);
+        let restored = voussoir_raft::Restored::empty();
         let core = voussoir_raft::core::Core::new(config, restored, 0).unwrap();
         seen.push(core.next_deadline().unwrap() / MS);
     }

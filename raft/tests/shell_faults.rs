@@ -154,7 +154,7 @@ async fn proposals_wait_for_room() {
     let _ = timeout(three).await;
     timeout(cluster.raft(leader).propose(append("b"))).await.unwrap();
     let long = timeout(raft.propose(append(&"x".repeat(1001)))).await.unwrap_err();
-    assert_eq!(long, ProposeError::TooLarge { bytes: 1001, bytes_max: 1000 });
+    assert_eq!(long, ProposeError::TooLarge { bytes: 1001, max_bytes: 1000 });
 }
 
 #[tokio::test(start_paused = true)]

@@ -36,7 +36,7 @@ impl Alone {
     async fn tuned(tune: impl Fn(&mut Config)) -> Self {
         let network = Network::new();
         let mut config = Config::new(1, [3, 1, 2]);
-        config.seed = 7;
+        config.seed = Some(7);
         tune(&mut config);
         let machine = Text::default();
         let log = Arc::new(MemoryStore::new());

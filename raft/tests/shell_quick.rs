@@ -47,7 +47,7 @@ async fn start(network: &Network, voters: u64, tune: fn(&mut Config)) -> Vec<Nod
     let mut nodes = Vec::new();
     for id in 1..=voters {
         let mut config = Config::new(id, (1..=voters).collect::<Vec<_>>());
-        config.seed = 7;
+        config.seed = Some(7);
         tune(&mut config);
         let machine = Text::default();
         let (store, quick) = (Arc::new(MemoryStore::new()), Box::new(Quick(machine.clone())));

@@ -15,7 +15,7 @@ use cluster::{Cluster, append, soon, timeout};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::{
     AppendHead, Chunks, Command, Completion, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore,
@@ -223,7 +223,7 @@ impl Follower {
     async fn start() -> Self {
         let network = Network::new();
         let mut config = Config::new(1, [1, 2, 3]);
-        config.seed = 7;
+        config.seed = Some(7);
         // What is durable leaves the memory at once.
         config.max_window_bytes = 1;
         let store = Gated { inner: MemoryStore::new(), reads: Arc::new(Semaphore::new(0)) };

@@ -119,7 +119,7 @@ async fn a_stale_answer_says_how_old_it_may_be() {
 async fn an_operator_has_a_node_campaign() {
     let patient = |config: &mut voussoir_raft::Config| {
         let hour = Duration::from_secs(3600);
-        (config.election_timeout_min, config.election_timeout_max) = (hour, hour);
+        (config.min_election_timeout, config.max_election_timeout) = (hour, hour);
         config.disk_stall = hour;
     };
     let cluster = Cluster::tuned(3, patient).await;

@@ -19,7 +19,7 @@ async fn start(
     network: &Network,
 ) -> Result<Raft, StartError> {
     let mut config = Config::new(1, voters);
-    config.seed = 7;
+    config.seed = Some(7);
     let machine = Box::new(Text::default());
     timeout(Raft::start(config, Arc::new(store), machine, network.node(1))).await
 }
@@ -37,7 +37,7 @@ async fn a_node_does_not_start_with_other_voters_than_it_began_with() {
     for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4], vec![1, 2, 4]] {
         store.crash();
         let started = start(voters.clone(), store.clone(), &network).await;
-        assert!(matches!(started, Err(StartError::Config(_))), "{voters:?}: {started:?}");
+        assert!(matches!(started, Err(StartError::Restored(_))), "{voters:?}: {started:?}");
     }
     // The order of the list is no difference.
     store.crash();
@@ -60,7 +60,7 @@ async fn the_voters_are_written_with_the_first_vote_and_once() {
     let restored = store.restore().await.expect("it can be read");
     assert_eq!(restored.voters(), Some(&[1][..]));
     let other = start(vec![1, 2], store, &network).await;
-    assert!(matches!(other, Err(StartError::Config(_))), "{other:?}");
+    assert!(matches!(other, Err(StartError::Restored(_))), "{other:?}");
 }
 
 /// A follower that has lost what it acknowledged halts. When it is started again it must not be an

@@ -30,9 +30,6 @@ const HEAVIER_BARE: &[(&str, usize)] = &[("txn", 28), ("queue", 25)];
 /// Modules of a crate that import from each other in a circle.
 const CIRCLE_MAX: usize = 5;
 
-/// Libraries whose circles are longer, and how long they may be until they are cut.
-const LONG_CIRCLES: &[(&str, usize)] = &[("raft", 6)];
-
 /// What each library may use of the others when its default features are on. Every other edge is
 /// an adapter behind a feature of its own.
 const MAY_USE: &[(&str, &[&str])] = &[
@@ -123,20 +120,13 @@ fn check_file(file: &str, text: &str, problems: &mut Vec<String>) {
     }
 }
 
-/// No long circles of imports, and no entry of the list of exceptions that is no longer needed.
+/// No long circles of imports.
 fn check_circles(name: &str, sources: &Crate, problems: &mut Vec<String>) {
     let circle = circles::longest(sources);
-    let exception = LONG_CIRCLES.iter().find(|(library, _)| *library == name);
-    let max = exception.map_or(CIRCLE_MAX, |(_, max)| *max);
-    if circle.len() > max {
-        let modules = circle.join(", ");
-        let count = circle.len();
-        problems
-            .push(format!("{name}: {count} modules import in a circle, at most {max}: {modules}"));
-    } else if exception.is_some() && circle.len() < max {
+    if circle.len() > CIRCLE_MAX {
+        let (count, modules) = (circle.len(), circle.join(", "));
         problems.push(format!(
-            "{name}: its longest circle has {} modules: lower the exception",
-            circle.len()
+            "{name}: {count} modules import in a circle, at most {CIRCLE_MAX}: {modules}"
         ));
     }
 }

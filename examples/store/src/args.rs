@@ -139,8 +139,8 @@ impl Serve {
         let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();
         let mut config = Config::new(self.id, voters);
         config.heartbeat_interval = self.timing.heartbeat;
-        config.election_timeout_min = self.timing.election_min;
-        config.election_timeout_max = self.timing.election_max;
+        config.min_election_timeout = self.timing.election_min;
+        config.max_election_timeout = self.timing.election_max;
         config.disk_stall = self.timing.disk_stall;
         config.resend_interval = config.resend_interval.max(self.timing.heartbeat);
         config.proposal_timeout = self.timing.request_timeout;
@@ -276,7 +276,7 @@ mod tests {
         let node = served("--heartbeat 100ms --election-min 1s --election-max 2s --max-bytes 1GiB");
         let raft = node.raft();
         assert_eq!(raft.heartbeat_interval, Duration::from_millis(100));
-        assert_eq!(raft.election_timeout_max, Duration::from_secs(2));
+        assert_eq!(raft.max_election_timeout, Duration::from_secs(2));
         assert_eq!(node.limits.max_bytes, 1 << 30);
         assert!(bytes("99999999999GiB").is_err() && bytes("4GB").is_err() && bytes("").is_err());
         assert!(duration("50").is_err() && duration("ms").is_err());
@@ -313,7 +313,10 @@ mod tests {
         let wrong = [
             ("--peer 1=127.0.0.1:3,127.0.0.1:4", "node 1 is among its own peers"),
             ("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 2=127.0.0.1:3,127.0.0.1:4", "given twice"),
-            ("--heartbeat 150ms", "election_timeout_min is less than two heartbeats"),
+            (
+                "--heartbeat 150ms",
+                "`min_election_timeout` must be at least twice `heartbeat_interval`",
+            ),
         ];
         for (options, message) in wrong {
             let said = check(&served(options)).unwrap_err();

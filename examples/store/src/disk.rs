@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use metrics::Histogram;
 use parking_lot::Mutex;
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::{
     Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
     SnapshotWriter, StoreError,
@@ -99,8 +99,8 @@ impl DiskWatch {
 
 #[async_trait]
 impl LogStore for WatchedStore {
-    fn entry_bytes_max(&self) -> usize {
-        self.store.entry_bytes_max()
+    fn max_entry_bytes(&self) -> usize {
+        self.store.max_entry_bytes()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

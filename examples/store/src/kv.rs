@@ -6,17 +6,17 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use voussoir_raft::CHUNK_BYTES_MAX;
+use voussoir_raft::MAX_CHUNK_BYTES;
 
 /// Keys are at most this long.
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Values are at most this long; it keeps a command well under raft's entry limit.
 pub const MAX_VALUE_BYTES: usize = 512 * 1024;
 /// Target length of a chunk of a snapshot. A chunk that is full but for the longest pair still fits
-/// into [`voussoir_raft::CHUNK_BYTES_MAX`].
+/// into [`voussoir_raft::MAX_CHUNK_BYTES`].
 const CHUNK_BYTES: usize = 256 * 1024;
-const _: () = assert!(CHUNK_BYTES <= CHUNK_BYTES_MAX);
-const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= CHUNK_BYTES_MAX);
+const _: () = assert!(CHUNK_BYTES <= MAX_CHUNK_BYTES);
+const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= MAX_CHUNK_BYTES);
 
 /// A value and the version that the last write gave it. Versions are log indexes: they only grow,
 /// and a key that was deleted and written again never repeats one.
@@ -341,7 +341,7 @@ mod tests {
         let (mut again, mut after, mut chunks) = (Kv::default(), None, 0);
         loop {
             let (last, chunk) = kv.encode_chunk(after.as_ref());
-            assert!(chunk.len() <= CHUNK_BYTES_MAX, "{}", chunk.len());
+            assert!(chunk.len() <= MAX_CHUNK_BYTES, "{}", chunk.len());
             let Some(last) = last else { break };
             again.decode_chunk(chunk).unwrap();
             (after, chunks) = (Some(last), chunks + 1);

@@ -73,7 +73,7 @@ impl Stopped {
     /// Why raft did not start.
     fn at_start(data: &Path, error: StartError) -> Box<dyn Error> {
         match error {
-            StartError::Config(_) | StartError::WrongNode { .. } => {
+            StartError::Config(_) | StartError::Restored(_) | StartError::WrongNode { .. } => {
                 Self::Options { folder: data.display().to_string(), error }.into()
             }
             error => error.into(),

@@ -3,7 +3,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{DecodeError, Frame, VERSION, decode_snapshot, encode_snapshot};
-use crate::store::{CHUNK_BYTES_MAX, SnapshotName};
+use crate::store::{MAX_CHUNK_BYTES, SnapshotName};
 use crate::transport::{SnapshotAnswer, SnapshotPart};
 
 const HEADER: usize = 16;
@@ -81,7 +81,7 @@ pub fn decode_part(mut bytes: Bytes) -> Result<(u64, SnapshotPart), DecodeError>
         }
         33 => {
             let number = field(&mut fields)?;
-            if bytes.is_empty() || bytes.len() > CHUNK_BYTES_MAX {
+            if bytes.is_empty() || bytes.len() > MAX_CHUNK_BYTES {
                 return Err(DecodeError::Field("length of the chunk"));
             }
             SnapshotPart::Chunk { identity: first, number, data: bytes }

@@ -2,7 +2,7 @@
 
 /// The longest step forward that counts, in nanoseconds: an hour, the longest of all timeouts.
 /// Whatever waits has waited long enough then, and the sum of all steps cannot overflow.
-const STEP_MAX: u64 = 3_600_000_000_000;
+const MAX_STEP: u64 = 3_600_000_000_000;
 
 /// Turns the caller's time, which may jump either way, into a time of the core that only grows,
 /// by what has passed between two steps. A jump back counts as no time at all.
@@ -19,7 +19,7 @@ impl Clock {
 
     /// Takes the caller's time and returns the core's.
     pub(super) fn advance(&mut self, caller: u64) -> u64 {
-        self.now += caller.saturating_sub(self.caller).min(STEP_MAX);
+        self.now += caller.saturating_sub(self.caller).min(MAX_STEP);
         self.caller = caller;
         self.now
     }

@@ -3,63 +3,25 @@
 //! Source: Raft §5.2, §5.4.1; PreVote and leader stickiness: thesis §9.6, §4.2.3.
 
 use super::io::Output;
+use super::votes::{Ballot, Votes};
 use super::{Core, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
-use crate::types::{HardState, INDEX_MAX, TERM_MAX};
-
-/// The answers to one round of an election, as sets of places in the list of other voters.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Votes {
-    own: bool,
-    granted: u16,
-    refused: u16,
-}
-
-impl Votes {
-    fn granted(self) -> usize {
-        self.granted.count_ones() as usize + usize::from(self.own)
-    }
-
-    fn refused(self) -> usize {
-        self.refused.count_ones() as usize
-    }
-
-    fn answered(self) -> u16 {
-        self.granted | self.refused
-    }
-
-    fn note(&mut self, place: usize, granted: bool) {
-        let bit = 1 << place;
-        if granted {
-            self.granted |= bit;
-        } else {
-            self.refused |= bit;
-        }
-    }
-}
-
-/// The votes for this node in the current term.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ballot {
-    votes: Votes,
-    /// When it asked for them.
-    asked_at: u64,
-}
+use crate::types::{HardState, MAX_INDEX, MAX_TERM};
 
 impl Core {
     /// Draws the time of the next election. Where elections repeat without a leader, round trips
     /// or disks are slower than the wait, so each candidacy after the first doubles it.
     pub(super) fn reset_election_timer(&mut self) {
         let factor = self.election_backoff();
-        let shortest = self.timing.election_min.saturating_mul(factor);
-        let longest = self.timing.election_max.saturating_mul(factor);
+        let shortest = self.timing.min_election.saturating_mul(factor);
+        let longest = self.timing.max_election.saturating_mul(factor);
         self.election_at = self.now.saturating_add(self.rng.between(shortest, longest));
     }
 
-    /// The factor by which waits are stretched now, from 1 to `backoff_max`.
+    /// The factor by which waits are stretched now, from 1 to `max_backoff`.
     pub(super) fn election_backoff(&self) -> u64 {
         let doublings = self.candidacies.saturating_sub(1).min(u64::BITS - 1);
-        (1 << doublings).min(self.timing.backoff_max)
+        (1 << doublings).min(self.timing.max_backoff)
     }
 
     pub(super) fn on_tick(&mut self) {
@@ -92,7 +54,7 @@ impl Core {
             return;
         }
         // A slow disk makes a slow leader, so nodes with faster disks may go first, once.
-        let yields = disk_silent >= self.timing.election_min && !self.yielded;
+        let yields = disk_silent >= self.timing.min_election && !self.yielded;
         let Some(question) = self.vote_request() else {
             self.role = RoleState::Follower;
             return;
@@ -102,7 +64,7 @@ impl Core {
             self.role = RoleState::Follower;
             return;
         }
-        self.role = RoleState::PreCandidate(Votes { own: true, ..Votes::default() });
+        self.role = RoleState::PreCandidate(Votes::with_own());
         if self.majority() <= 1 {
             self.become_candidate();
             return;
@@ -147,7 +109,7 @@ impl Core {
         // None while a received snapshot is being written: the log begins beyond what is durable.
         let last_term = self.log.term_at(last_index)?;
         // At the end of its range a node can lead no further.
-        if self.term >= TERM_MAX || self.log.last() >= INDEX_MAX {
+        if self.term >= MAX_TERM || self.log.last() >= MAX_INDEX {
             return None;
         }
         Some(VoteRequest { term: self.term + 1, last_index, last_term })
@@ -215,7 +177,7 @@ impl Core {
         match self.role {
             RoleState::Leader(_) => true,
             _ => {
-                let fresh = |at: u64| self.now < at.saturating_add(self.timing.election_min);
+                let fresh = |at: u64| self.now < at.saturating_add(self.timing.min_election);
                 self.leader.is_some() && self.contact.is_some_and(fresh)
             }
         }

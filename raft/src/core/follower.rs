@@ -6,7 +6,7 @@ use super::{Core, RoleState};
 use crate::message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
 };
-use crate::types::{Entry, HaltReason, TERM_STEP_MAX};
+use crate::types::{Entry, HaltReason, MAX_TERM_STEP};
 
 /// What a follower owes its leader.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,7 +33,7 @@ impl Ack {
 
 impl Core {
     pub(super) fn on_message(&mut self, from: u64, message: Message) {
-        let ahead = message.term() > self.term.saturating_add(TERM_STEP_MAX);
+        let ahead = message.term() > self.term.saturating_add(MAX_TERM_STEP);
         if ahead || self.gate.message(from, &message).is_err() {
             self.rejected_inputs += 1;
             return;

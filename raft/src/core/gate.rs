@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::message::{AppendHead, Message};
-use crate::types::{Entry, INDEX_MAX, SnapshotMeta, TERM_MAX};
+use crate::types::{Entry, MAX_INDEX, MAX_TERM, SnapshotMeta};
 
 /// Why an input from a peer was refused. Nothing was taken from it, as if it had been lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -11,11 +11,11 @@ pub enum PeerFault {
     /// The sender is no other voter of the group.
     #[error("the sender is no other voter of the group")]
     Stranger,
-    /// A term is 0 where one has begun, above [`TERM_MAX`](crate::TERM_MAX), above the term of the
-    /// message, or more than [`TERM_STEP_MAX`](crate::TERM_STEP_MAX) ahead of this node's.
+    /// A term is 0 where one has begun, above [`MAX_TERM`](crate::MAX_TERM), above the term of the
+    /// message, or more than [`MAX_TERM_STEP`](crate::MAX_TERM_STEP) ahead of this node's.
     #[error("a term is out of range")]
     Term,
-    /// An index is above [`INDEX_MAX`](crate::INDEX_MAX), 0 where an entry is meant, or beyond
+    /// An index is above [`MAX_INDEX`](crate::MAX_INDEX), 0 where an entry is meant, or beyond
     /// what it is compared with.
     #[error("an index is out of range")]
     Index,
@@ -65,7 +65,7 @@ impl Gate {
     pub fn message(&self, from: u64, message: &Message) -> Result<(), PeerFault> {
         self.sender(from)?;
         let term = message.term();
-        check(term <= TERM_MAX, PeerFault::Term)?;
+        check(term <= MAX_TERM, PeerFault::Term)?;
         // Only an answer may come from a node that has seen no term yet.
         let is_reply = matches!(message, Message::PreVoteReply(_) | Message::ReadReply(_));
         check(term > 0 || is_reply, PeerFault::Term)?;
@@ -109,7 +109,7 @@ impl Gate {
     /// [`PeerFault`] when no correct leader can have sent it.
     pub fn snapshot(&self, from: u64, term: u64, meta: &SnapshotMeta) -> Result<(), PeerFault> {
         self.sender(from)?;
-        check((1..=TERM_MAX).contains(&term), PeerFault::Term)?;
+        check((1..=MAX_TERM).contains(&term), PeerFault::Term)?;
         check((1..=term).contains(&meta.term), PeerFault::Term)?;
         check(meta.index > 0, PeerFault::Index)?;
         index(meta.index)?;
@@ -139,7 +139,7 @@ fn check(holds: bool, otherwise: PeerFault) -> Result<(), PeerFault> {
 }
 
 fn index(index: u64) -> Result<(), PeerFault> {
-    check(index <= INDEX_MAX, PeerFault::Index)
+    check(index <= MAX_INDEX, PeerFault::Index)
 }
 
 fn append(head: &AppendHead, entries: &[Entry]) -> Result<(), PeerFault> {

@@ -11,7 +11,7 @@ use super::peer::Peer;
 use super::read::PendingRead;
 use super::{Core, RoleState};
 use crate::error::ProposeRejected;
-use crate::types::{Entry, EntryKind, INDEX_MAX, MAX_VOTERS};
+use crate::types::{Entry, EntryKind, MAX_INDEX, MAX_VOTERS};
 
 /// What only a leader has.
 #[derive(Debug)]
@@ -111,9 +111,9 @@ impl Core {
     /// How long a new leader waits for the first answers of a majority, in nanoseconds: at least
     /// the longest wait before an election now, and longer where the election was slow.
     fn patience(&self, elected_in: u64) -> u64 {
-        let wait = self.timing.election_max;
+        let wait = self.timing.max_election;
         let stretched = wait.saturating_mul(self.election_backoff());
-        let longest = wait.saturating_mul(self.timing.backoff_max);
+        let longest = wait.saturating_mul(self.timing.max_backoff);
         stretched.max(wait.saturating_add(elected_in.saturating_mul(2))).min(longest)
     }
 
@@ -126,7 +126,7 @@ impl Core {
     pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
         let refusal = if !matches!(self.role, RoleState::Leader(_)) {
             Some(ProposeRejected::NotLeader { leader: self.leader })
-        } else if self.log.last() >= INDEX_MAX {
+        } else if self.log.last() >= MAX_INDEX {
             Some(ProposeRejected::Busy)
         } else if data.len() > self.config.max_entry_bytes {
             Some(ProposeRejected::TooLarge)
@@ -187,7 +187,7 @@ impl Core {
         let RoleState::Leader(leader) = &self.role else { return u64::MAX };
         let majority = leader.peers.len().div_ceil(2) + 1;
         let heard = leader.reached(u64::MAX, majority, |peer| peer.heard);
-        heard.saturating_add(self.timing.election_max).max(leader.patient_until)
+        heard.saturating_add(self.timing.max_election).max(leader.patient_until)
     }
 
     /// When the disk's silence will have cost this leader its place. Never in a group of one,

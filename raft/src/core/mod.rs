@@ -3,7 +3,9 @@
 //! [`Core::step`] takes what happened, [`Core::poll_output`] gives what to do, and
 //! [`Core::next_deadline`] says when to come back if nothing happens. Steps are cheap and only
 //! note what changed; the first poll after them turns it into as few writes and messages as
-//! possible. So: step everything that is at hand, then poll until `None`.
+//! possible. So: step everything that is at hand, then poll until `None` before the next step.
+//! The exception to the rule that no order of calls is required: an output lends a range of the
+//! log without copying it ([`Core::entries`]), and the next step may truncate that range.
 
 mod clock;
 mod commit;
@@ -21,21 +23,22 @@ mod restore;
 mod rng;
 mod snapshot;
 mod storage;
+mod votes;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 
 use self::clock::Clock;
 use self::commit::{Handed, Proposals};
-use self::election::{Ballot, Votes};
 use self::follower::Ack;
 use self::leader::Leader;
 use self::log::Log;
 use self::read::Forwarded;
 use self::rng::Rng;
 use self::storage::Storage;
+use self::votes::{Ballot, Votes};
 use crate::config::{Config, nanos};
-use crate::error::ConfigError;
+use crate::error::CoreError;
 use crate::message::Message;
 use crate::types::{Entry, FollowerStatus, HaltReason, HardState, Role, SnapshotMeta, Status};
 
@@ -55,10 +58,10 @@ enum RoleState {
 /// The timing of the configuration, in nanoseconds.
 #[derive(Clone, Copy, Debug)]
 struct Timing {
-    election_min: u64,
-    election_max: u64,
+    min_election: u64,
+    max_election: u64,
     /// How far repeated elections may stretch the wait before the next one, as a factor.
-    backoff_max: u64,
+    max_backoff: u64,
     heartbeat: u64,
     disk_stall: u64,
     resend: u64,
@@ -131,9 +134,9 @@ impl Core {
     /// A node that goes on from what its store gave back.
     ///
     /// # Errors
-    /// [`ConfigError`] when the configuration breaks a rule or the restored parts contradict
-    /// each other. A damaged store is no error: the core then starts halted.
-    pub fn new(config: Config, restored: Restored, now: u64) -> Result<Self, ConfigError> {
+    /// [`CoreError`] when the configuration breaks a rule or the restored parts contradict each
+    /// other. A damaged store is no error: the core then starts halted.
+    pub fn new(config: Config, restored: Restored, now: u64) -> Result<Self, CoreError> {
         config.validate()?;
         let damaged = restored.log.is_none();
         let gate = Gate::new(&config);
@@ -142,12 +145,12 @@ impl Core {
         let mut others = config.voters.clone();
         others.retain(|voter| *voter != config.id);
         others.sort_unstable();
-        let mut rng = Rng::new(config.seed ^ config.id.rotate_left(32));
+        let mut rng = Rng::new(config.drawn_seed() ^ config.id.rotate_left(32));
         let mut core = Self {
             timing: Timing {
-                election_min: nanos(config.election_timeout_min),
-                election_max: nanos(config.election_timeout_max),
-                backoff_max: config.election_backoff_max(),
+                min_election: nanos(config.min_election_timeout),
+                max_election: nanos(config.max_election_timeout),
+                max_backoff: config.max_election_backoff(),
                 heartbeat: nanos(config.heartbeat_interval),
                 disk_stall: nanos(config.disk_stall),
                 resend: nanos(config.resend_interval),
@@ -202,8 +205,9 @@ impl Core {
         Ok(core)
     }
 
-    /// Takes what happened at `now`. What to do about it comes out of
-    /// [`poll_output`](Self::poll_output).
+    /// Takes what happened at `now`, in nanoseconds. What to do about it comes out of
+    /// [`poll_output`](Self::poll_output), which is to be polled until `None` before the next
+    /// batch of steps: a step may change the ranges of the log that earlier outputs name.
     pub fn step(&mut self, now: u64, input: Input) {
         self.now = self.clock.advance(now);
         self.dirty = true;
@@ -234,6 +238,8 @@ impl Core {
     }
 
     /// The next thing to do, in order; `None` when there is nothing more until the next step.
+    /// Poll until `None`, and take the entries that an output names from
+    /// [`entries`](Self::entries), before the next step.
     pub fn poll_output(&mut self) -> Option<Output> {
         if self.dirty && self.out.is_empty() {
             self.dirty = false;

@@ -238,7 +238,7 @@ impl Core {
         let tokens = std::mem::take(&mut self.forwarded.unsent);
         self.forwarded.context += 1;
         let (nonce, context) = (self.forwarded.nonce, self.forwarded.context);
-        let due_at = self.now.saturating_add(self.timing.election_max);
+        let due_at = self.now.saturating_add(self.timing.max_election);
         self.forwarded.asked.push_back(Asked { context, tokens, due_at });
         self.send(leader, Message::ReadRequest(ReadRequest { term: self.term, nonce, context }));
     }
@@ -276,7 +276,7 @@ impl Core {
 
     /// Sends questions again that were not answered in time.
     pub(super) fn tick_forwarded(&mut self) {
-        let (now, wait) = (self.now, self.timing.election_max);
+        let (now, wait) = (self.now, self.timing.max_election);
         if self.forwarded.deadline().is_none_or(|at| now < at) {
             return;
         }

@@ -3,8 +3,8 @@
 use super::gate::Gate;
 use super::log::Log;
 use super::storage::Storage;
-use crate::error::ConfigError;
-use crate::types::{Entry, HardState, INDEX_MAX, SnapshotMeta, TERM_MAX};
+use crate::error::RestoredError;
+use crate::types::{Entry, HardState, MAX_INDEX, MAX_TERM, SnapshotMeta};
 
 /// The most weight of restored entries that stays in memory, in bytes.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -14,12 +14,12 @@ const WINDOW_BYTES: u64 = 16 << 20;
 ///
 /// # Example
 /// ```
-/// use voussoir_raft::core::Restored;
+/// use voussoir_raft::Restored;
 /// use voussoir_raft::{Entry, EntryKind, HardState};
 ///
 /// let mut restored = Restored::new(HardState { term: 3, vote: Some(1) }, None, 1);
 /// restored.push(Entry { term: 2, index: 1, kind: EntryKind::Noop, data: Default::default() })?;
-/// # Ok::<(), voussoir_raft::ConfigError>(())
+/// # Ok::<(), voussoir_raft::CoreError>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Restored {
@@ -45,7 +45,7 @@ impl Restored {
     /// [`push`](Self::push).
     pub fn new(hard_state: HardState, snapshot: Option<SnapshotMeta>, first: u64) -> Self {
         // Beyond the range nothing can follow; `start` refuses it.
-        let base = first.saturating_sub(1).min(INDEX_MAX + 1);
+        let base = first.saturating_sub(1).min(MAX_INDEX + 1);
         let log = Some(Log::new(base, 0));
         Self { hard_state, snapshot, log, first, commit: 0, voters: None }
     }
@@ -111,18 +111,18 @@ impl Restored {
     /// The next entry of the log.
     ///
     /// # Errors
-    /// [`ConfigError::Restored`] when the index is not the next one or the term falls. Such a
+    /// [`RestoredError`] when the index is not the next one or the term falls. Such a
     /// log is damaged: start from [`Restored::damaged`].
-    pub fn push(&mut self, entry: Entry) -> Result<(), ConfigError> {
+    pub fn push(&mut self, entry: Entry) -> Result<(), RestoredError> {
         let Some(log) = &mut self.log else { return Ok(()) };
-        if entry.index > INDEX_MAX || entry.term > TERM_MAX {
-            return Err(ConfigError::Restored("an entry's index or term is out of range"));
+        if entry.index > MAX_INDEX || entry.term > MAX_TERM {
+            return Err(RestoredError { problem: "an entry's index or term is out of range" });
         }
         if entry.index != log.last() + 1 {
-            return Err(ConfigError::Restored("the log has a hole"));
+            return Err(RestoredError { problem: "the log has a hole" });
         }
         if entry.term == 0 || entry.term < log.last_term() {
-            return Err(ConfigError::Restored("a term falls along the log"));
+            return Err(RestoredError { problem: "a term falls along the log" });
         }
         let index = entry.index;
         log.push(entry);
@@ -143,14 +143,14 @@ pub(super) struct Start {
 
 impl Restored {
     /// Checks the parts against each other and against the configuration.
-    fn check(&self, gate: &Gate) -> Result<(), ConfigError> {
+    fn check(&self, gate: &Gate) -> Result<(), RestoredError> {
         let Self { hard_state, snapshot, log, .. } = self;
         let Some(log) = log else { return Ok(()) };
         let covered = snapshot.as_ref();
         let began_with = self.voters.as_ref();
         let problem = if began_with.is_some_and(|voters| !gate.are_the_voters(voters)) {
             "the log was begun with other voters than the configuration names"
-        } else if hard_state.term > TERM_MAX {
+        } else if hard_state.term > MAX_TERM {
             "the term is out of range"
         } else if hard_state.vote.is_some_and(|vote| hard_state.term == 0 || !gate.is_voter(vote)) {
             "the vote went to no voter, or was given in no term"
@@ -158,21 +158,21 @@ impl Restored {
             "the term is behind the log"
         } else if covered.is_some_and(|meta| meta.term > hard_state.term || meta.term == 0) {
             "the term is behind the snapshot's, or the snapshot has none"
-        } else if covered.is_some_and(|meta| meta.index == 0) || log.last() > INDEX_MAX {
+        } else if covered.is_some_and(|meta| meta.index == 0) || log.last() > MAX_INDEX {
             "an index is out of range"
-        } else if covered.is_some_and(|meta| meta.index > INDEX_MAX) {
+        } else if covered.is_some_and(|meta| meta.index > MAX_INDEX) {
             "the snapshot's index is out of range"
         } else if covered.is_some_and(|meta| !gate.are_the_voters(&meta.voters)) {
             "the snapshot names other voters than the configuration"
         } else {
             return Ok(());
         };
-        Err(ConfigError::Restored(problem))
+        Err(RestoredError { problem })
     }
 
     /// Joins log and snapshot by the rule of InstallSnapshot: entries after the snapshot stay
     /// only if the log holds the snapshot's last entry. Source: Raft §7.
-    pub(super) fn start(self, gate: &Gate) -> Result<Start, ConfigError> {
+    pub(super) fn start(self, gate: &Gate) -> Result<Start, RestoredError> {
         self.check(gate)?;
         let Self { hard_state, snapshot, log, first, commit, voters } = self;
         let owed = voters.is_none().then(|| gate.voters().to_vec());
@@ -187,7 +187,9 @@ impl Restored {
         };
         let (covered, term) = snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         if log.base() > covered {
-            return Err(ConfigError::Restored("entries between the snapshot and the log are gone"));
+            return Err(RestoredError {
+                problem: "entries between the snapshot and the log are gone",
+            });
         }
         let agrees = if log.base() == covered {
             // Nothing in the log says what came before it: the snapshot does.

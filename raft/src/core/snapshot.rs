@@ -5,10 +5,10 @@
 use super::io::{Output, TransferEnd};
 use super::peer::Flow;
 use super::{Core, RoleState};
-use crate::types::{SnapshotMeta, TERM_STEP_MAX};
+use crate::types::{MAX_TERM_STEP, SnapshotMeta};
 
 /// How often the wait after a transfer that brought a follower no further doubles, at most.
-const TRANSFER_DOUBLINGS_MAX: u32 = 6;
+const MAX_TRANSFER_DOUBLINGS: u32 = 6;
 
 impl Core {
     pub(super) fn on_snapshot_taken(&mut self, meta: SnapshotMeta) {
@@ -66,7 +66,7 @@ impl Core {
                     if ended == TransferEnd::Advanced {
                         peer.transfers = 0;
                     }
-                    let doublings = peer.transfers.min(TRANSFER_DOUBLINGS_MAX);
+                    let doublings = peer.transfers.min(MAX_TRANSFER_DOUBLINGS);
                     peer.transfers = peer.transfers.saturating_add(1);
                     peer.snapshot_at = self.now.saturating_add(self.timing.resend << doublings);
                     if !complete {
@@ -79,7 +79,7 @@ impl Core {
     }
 
     pub(super) fn on_snapshot_received(&mut self, from: u64, term: u64, meta: SnapshotMeta) {
-        let ahead = term > self.term.saturating_add(TERM_STEP_MAX);
+        let ahead = term > self.term.saturating_add(MAX_TERM_STEP);
         if ahead || self.gate.snapshot(from, term, &meta).is_err() {
             self.rejected_inputs += 1;
             self.out.push_back(Output::DiscardSnapshot { meta });

@@ -59,7 +59,7 @@ use crate::types::{Entry, SnapshotMeta};
 const RESTORE_BYTES: usize = 4 << 20;
 
 /// The longest entry that a batch of the journal holds, in bytes.
-const ENTRY_BYTES_MAX: usize = (1 << 20) - 1024;
+const MAX_ENTRY_BYTES: usize = (1 << 20) - 1024;
 
 /// Whose data it is. Kept with the data, so that a directory is never taken for another node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -304,8 +304,8 @@ impl Inner {
 
 #[async_trait]
 impl LogStore for JournalStore {
-    fn entry_bytes_max(&self) -> usize {
-        ENTRY_BYTES_MAX
+    fn max_entry_bytes(&self) -> usize {
+        MAX_ENTRY_BYTES
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

@@ -11,7 +11,7 @@ use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log};
 use super::{Current, OpenError, blocking, read_failed, stopped, store_error};
 use crate::codec;
 use crate::store::{
-    CHUNK_BYTES_MAX, ReadFailed, SnapshotName, SnapshotReader, SnapshotWriter, StoreError,
+    MAX_CHUNK_BYTES, ReadFailed, SnapshotName, SnapshotReader, SnapshotWriter, StoreError,
 };
 use crate::types::SnapshotMeta;
 
@@ -218,7 +218,7 @@ impl Drop for Writer {
 #[async_trait]
 impl SnapshotWriter for Writer {
     async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
-        if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX {
+        if chunk.is_empty() || chunk.len() > MAX_CHUNK_BYTES {
             return Err(StoreError::ChunkSize { bytes: chunk.len() });
         }
         // Written, not synced: the end record's sync covers all that was written before it.

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use crate::core::Restored;
 use crate::store::{
-    CHUNK_BYTES_MAX, Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
+    Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName, SnapshotReader,
     SnapshotWriter, StoreError,
 };
 use crate::types::{Entry, HardState};
@@ -187,7 +187,7 @@ struct Writer {
 #[async_trait]
 impl SnapshotWriter for Writer {
     async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
-        if chunk.is_empty() || chunk.len() > CHUNK_BYTES_MAX {
+        if chunk.is_empty() || chunk.len() > MAX_CHUNK_BYTES {
             return Err(StoreError::ChunkSize { bytes: chunk.len() });
         }
         self.snapshot.chunks.push(chunk);

@@ -399,7 +399,7 @@ impl Driver {
             ProposeRejected::Busy => ProposeError::Busy,
             ProposeRejected::TooLarge => ProposeError::TooLarge {
                 bytes: (u64::from(proposal.weight) - ENTRY_OVERHEAD) as usize,
-                bytes_max: self.shared.max_entry_bytes,
+                max_bytes: self.shared.max_entry_bytes,
             },
             ProposeRejected::Halted => ProposeError::Stopped(self.why_halted()),
         };

@@ -1,6 +1,6 @@
 //! What the callers of a node can be told.
 
-use crate::error::ConfigError;
+use crate::error::{ConfigError, CoreError, RestoredError};
 use crate::store::StoreError;
 use crate::transport::AttachError;
 use crate::types::HaltReason;
@@ -31,12 +31,12 @@ pub enum ProposeError {
     Busy,
     /// The command is longer than [`Config::max_entry_bytes`](crate::Config); it is in no log.
     /// Do not retry.
-    #[error("{bytes} bytes are more than the {bytes_max} of a command")]
+    #[error("{bytes} bytes are more than the {max_bytes} of a command")]
     TooLarge {
         /// Its length.
         bytes: usize,
         /// The longest that is taken.
-        bytes_max: usize,
+        max_bytes: usize,
     },
     /// Leadership changed and other commands were committed in its place: it will never be
     /// applied. Retry at the new leader.
@@ -177,9 +177,13 @@ impl StopReason {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The caller: the configuration, or what the store restored under it, breaks a rule.
+    /// The caller: a field of the configuration breaks a rule.
     #[error("config: {0}")]
     Config(#[from] ConfigError),
+    /// The caller: what the store restored contradicts itself, or was begun with other voters
+    /// than the configuration names.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
     /// The caller: the transport belongs to another node than the configuration.
     #[error("the transport is node {transport}, the configuration node {config}")]
     WrongNode {
@@ -194,4 +198,13 @@ pub enum StartError {
     /// The transport did not take the group.
     #[error("transport: {0}")]
     Transport(#[from] AttachError),
+}
+
+impl From<CoreError> for StartError {
+    fn from(error: CoreError) -> Self {
+        match error {
+            CoreError::Config(error) => Self::Config(error),
+            CoreError::Restored(error) => Self::Restored(error),
+        }
+    }
 }

@@ -11,7 +11,6 @@ mod send_snapshot;
 mod shared;
 
 use std::fmt;
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,13 +86,12 @@ impl Raft {
         if transport.local() != config.id {
             return Err(StartError::WrongNode { transport: transport.local(), config: config.id });
         }
-        if config.max_entry_bytes > log.entry_bytes_max() {
-            let problem = "max_entry_bytes is more than the log store takes";
-            return Err(ConfigError::Limit(problem).into());
+        if config.max_entry_bytes > log.max_entry_bytes() {
+            let rule = "must not be above what the log store takes";
+            return Err(ConfigError { field: "max_entry_bytes", rule }.into());
         }
-        if config.seed == 0 {
-            config.seed = RandomState::new().build_hasher().finish();
-        }
+        let seed = config.drawn_seed();
+        config.seed = Some(seed);
         let restored = log.restore().await?;
         let core = Core::new(config.clone(), restored, 0)?;
         let shared = Arc::new(Shared::new(&config));
@@ -110,7 +108,7 @@ impl Raft {
             shared: Arc::clone(&shared),
             jobs: Arc::clone(&jobs),
             voters,
-            nonce: config.seed ^ config.id.rotate_left(32),
+            nonce: seed ^ config.id.rotate_left(32),
             at: (0, 0),
             gap: false,
             tasks: JoinSet::new(),
@@ -159,12 +157,12 @@ impl Raft {
     /// not be applied: the outcome is unknown. Nothing else is affected.
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
         let shared = &self.handle.shared;
-        let (bytes, bytes_max) = (command.len(), shared.max_entry_bytes);
-        if bytes > bytes_max {
-            return Err(ProposeError::TooLarge { bytes, bytes_max });
+        let (bytes, max_bytes) = (command.len(), shared.max_entry_bytes);
+        if bytes > max_bytes {
+            return Err(ProposeError::TooLarge { bytes, max_bytes });
         }
         let weight = u32::try_from(bytes as u64 + ENTRY_OVERHEAD)
-            .map_err(|_| ProposeError::TooLarge { bytes, bytes_max })?;
+            .map_err(|_| ProposeError::TooLarge { bytes, max_bytes })?;
         let deadline = Instant::now() + shared.proposal_timeout;
         let Ok(room) = timeout_at(deadline, shared.proposal_room.acquire_many(weight)).await else {
             return Err(ProposeError::Busy);

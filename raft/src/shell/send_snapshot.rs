@@ -13,12 +13,12 @@ use crate::transport::{SendError, SnapshotAnswer, SnapshotPart, Transport};
 
 /// Passes over the chunks after which a transfer is given up when the peer never got further than
 /// in an earlier one.
-const FUTILE_PASSES_MAX: u32 = 8;
+const MAX_FUTILE_PASSES: u32 = 8;
 /// The pause after the first futile pass. It doubles with each further one.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// How often each chunk may be sent in one transfer, on average.
-const SENDS_PER_CHUNK_MAX: u64 = 4;
+const MAX_SENDS_PER_CHUNK: u64 = 4;
 /// Chunks that may be sent beyond that, so that a small snapshot bears some repetitions.
 const SENDS_EXTRA: u64 = 64;
 
@@ -114,7 +114,7 @@ impl Transfer {
         let Some(mut from) = self.open(transport, &*reader, &name).await? else {
             return Ok(());
         };
-        let mut budget = SENDS_PER_CHUNK_MAX.saturating_mul(reader.chunks()) + SENDS_EXTRA;
+        let mut budget = MAX_SENDS_PER_CHUNK.saturating_mul(reader.chunks()) + SENDS_EXTRA;
         let (mut furthest, mut futile) = (from, 0);
         *reach = Reach { opened_at: from, arrived: from };
         // Ends: a pass gets further than all before it, at most once for each chunk, or it is
@@ -138,10 +138,10 @@ impl Transfer {
                 (furthest, futile) = (reach.arrived, 0);
                 continue;
             }
-            if futile == FUTILE_PASSES_MAX {
+            if futile == MAX_FUTILE_PASSES {
                 return Err(TransferError::NoProgress);
             }
-            tokio::time::sleep((PAUSE_MIN * 2u32.pow(futile)).min(PAUSE_MAX)).await;
+            tokio::time::sleep((MIN_PAUSE * 2u32.pow(futile)).min(MAX_PAUSE)).await;
             futile += 1;
         }
     }

@@ -150,8 +150,8 @@ fn failure() -> StoreError {
 
 #[async_trait]
 impl LogStore for FaultyStore {
-    fn entry_bytes_max(&self) -> usize {
-        self.inner.entry_bytes_max()
+    fn max_entry_bytes(&self) -> usize {
+        self.inner.max_entry_bytes()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

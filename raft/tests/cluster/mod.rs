@@ -121,7 +121,7 @@ impl Cluster {
 
     async fn start(&mut self, id: u64, nodes: u64, store: FaultyStore) {
         let mut config = Config::new(id, (1..=nodes).collect::<Vec<_>>());
-        config.seed = 7;
+        config.seed = Some(7);
         (self.tune)(&mut config);
         let machine = Text::default();
         let raft = Raft::start(

@@ -15,7 +15,7 @@ pub(crate) struct Live {
 
 impl Live {
     pub(crate) fn new(voters: u64, seed: u64) -> Self {
-        Self::with(voters, move |config| config.seed = seed)
+        Self::with(voters, move |config| config.seed = Some(seed))
     }
 
     pub(crate) fn with(voters: u64, tweak: impl Fn(&mut Config) + 'static) -> Self {

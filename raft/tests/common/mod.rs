@@ -8,7 +8,8 @@ pub(crate) mod scenarios;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
-use voussoir_raft::core::{Core, FetchError, Input, Output, Persist, Restored};
+use voussoir_raft::Restored;
+use voussoir_raft::core::{Core, FetchError, Input, Output, Persist};
 use voussoir_raft::{Config, Entry, EntryKind, HardState, Message, Role, SnapshotMeta, Status};
 
 pub(crate) const MS: u64 = 1_000_000;
@@ -155,7 +156,8 @@ impl Lab {
         let node = self.node_mut(id);
         node.lives += 1;
         // A tweak may set a seed for the whole run.
-        config.seed = config.seed * 1_000_000 + node.lives * 1000 + id;
+        let seed = config.seed.unwrap_or(0);
+        config.seed = Some(seed * 1_000_000 + node.lives * 1000 + id);
         node.core = Some(Core::new(config, node.disk.restored(), now).unwrap());
         self.drain(id);
     }

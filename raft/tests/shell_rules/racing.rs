@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::memory::MemoryStore;
 use voussoir_raft::{
     Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotAnswer, SnapshotName,

@@ -70,7 +70,7 @@ impl Script {
 
     pub(crate) async fn over(log: Arc<dyn LogStore>) -> Self {
         let mut config = Config::new(1, [1, 2, 3]);
-        config.seed = 7;
+        config.seed = Some(7);
         let (sender, sent) = mpsc::unbounded_channel();
         let ears = Arc::new(Ears { inbox: Mutex::new(None), sent: sender });
         let store = FaultyStore::new(log);

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{Config, Journal, Work};
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::memory::MemoryStore;
 use voussoir_raft::{
@@ -37,7 +37,7 @@ const SEGMENT_BYTES: u64 = 256 << 10;
 /// How often an idle disk is looked after, so that a journal can write its marks.
 const IDLE: Duration = Duration::from_millis(150);
 /// Writes within one instant of virtual time that only a loop without an end makes.
-const WRITES_AT_ONCE_MAX: u64 = 20_000;
+const MAX_WRITES_AT_ONCE: u64 = 20_000;
 
 /// What outlives the lives of a node.
 pub(crate) struct Disk {
@@ -381,7 +381,7 @@ impl Store {
             *at_once = (now, 0);
         }
         at_once.1 += 1;
-        if at_once.1 > WRITES_AT_ONCE_MAX {
+        if at_once.1 > MAX_WRITES_AT_ONCE {
             drop(at_once);
             self.notes.object(format!("node {} writes in a loop without an end", self.life.node));
             panic!("writes in a loop without an end");
@@ -410,8 +410,8 @@ impl Store {
 
 #[async_trait]
 impl LogStore for Store {
-    fn entry_bytes_max(&self) -> usize {
-        self.inner.store().entry_bytes_max()
+    fn max_entry_bytes(&self) -> usize {
+        self.inner.store().max_entry_bytes()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

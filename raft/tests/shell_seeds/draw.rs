@@ -122,8 +122,8 @@ impl Setup {
         let rate = 1_000_000 + self.drift_ppm[at];
         let durations = [
             &mut config.heartbeat_interval,
-            &mut config.election_timeout_min,
-            &mut config.election_timeout_max,
+            &mut config.min_election_timeout,
+            &mut config.max_election_timeout,
             &mut config.disk_stall,
             &mut config.resend_interval,
             &mut config.proposal_timeout,
@@ -151,24 +151,24 @@ impl Setup {
         let voters: Vec<u64> = (1..=count).collect();
         let payload_bytes = rng.scaled(32, 4096);
         // A few disks and networks are slow for good.
-        let disk_max = match rng.below(100) {
+        let max_disk = match rng.below(100) {
             0..80 => 4,
             80..95 => 20,
             _ => 120,
         };
-        let link_max = match rng.below(100) {
+        let max_link = match rng.below(100) {
             0..80 => 3,
             80..95 => 15,
             _ => 90,
         };
         let mut config = draw_config(&mut rng, &voters, payload_bytes);
         // A leader that is heard of later than its followers wait for it cannot lead.
-        let link_max = link_max.min(config.election_timeout_min.as_millis() as u64 / 3);
+        let max_link = max_link.min(config.min_election_timeout.as_millis() as u64 / 3);
         // Where a round takes longer than proposals may, none would ever be answered.
-        let rounds = Duration::from_millis(50 * (disk_max + link_max));
+        let rounds = Duration::from_millis(50 * (max_disk + max_link));
         config.proposal_timeout = config.proposal_timeout.max(rounds);
-        let drift_max = if rng.chance(500_000) { rng.scaled(1, 100_000) } else { 0 };
-        let drift = |_: &u64| rng.below(2 * drift_max + 1).cast_signed() - drift_max.cast_signed();
+        let max_drift = if rng.chance(500_000) { rng.scaled(1, 100_000) } else { 0 };
+        let drift = |_: &u64| rng.below(2 * max_drift + 1).cast_signed() - max_drift.cast_signed();
         let drift_ppm = voters.iter().map(drift).collect();
         let mut troubles = Trouble::ALL.to_vec();
         troubles.retain(|trouble| {
@@ -182,8 +182,8 @@ impl Setup {
             drift_ppm,
             journaled: rng.chance(600_000),
             grouped: rng.chance(700_000),
-            disk_ms: (rng.below(2), rng.between(1, disk_max)),
-            link_ms: (rng.below(2), rng.between(1, link_max)),
+            disk_ms: (rng.below(2), rng.between(1, max_disk)),
+            link_ms: (rng.below(2), rng.between(1, max_link)),
             quick: rng.chance(300_000),
             chunk_bytes: rng.scaled(40, 1000),
             filler_bytes: rng.below(1500),
@@ -217,8 +217,8 @@ fn try_config(rng: &mut Rng, voters: &[u64], payload_bytes: u64) -> Config {
         let heartbeat = rng.scaled(10, 100);
         config.heartbeat_interval = ms(heartbeat);
         let election = heartbeat * rng.between(3, 8);
-        config.election_timeout_min = ms(election);
-        config.election_timeout_max = ms(election * rng.between(150, 300) / 100);
+        config.min_election_timeout = ms(election);
+        config.max_election_timeout = ms(election * rng.between(150, 300) / 100);
         config.disk_stall = ms(rng.between(election.max(200), 2000.max(election)));
         config.resend_interval = ms(rng.between(heartbeat, 500.max(heartbeat)));
     }

@@ -30,7 +30,7 @@ use super::world::Running;
 /// How far behind a throttled link may be before it drops what is sent.
 const BACKLOG: Duration = Duration::from_secs(1);
 /// Deliveries within one instant of virtual time that only a loop without an end makes.
-const DELIVERIES_AT_ONCE_MAX: u64 = 50_000;
+const MAX_DELIVERIES_AT_ONCE: u64 = 50_000;
 
 /// How one direction of a link works.
 #[derive(Clone, Debug, Default)]
@@ -260,7 +260,7 @@ impl Wire {
                     let Some(Reverse(packet)) = packet else { continue };
                     count = if instant == Instant::now() { count + 1 } else { 0 };
                     instant = Instant::now();
-                    if count > DELIVERIES_AT_ONCE_MAX {
+                    if count > MAX_DELIVERIES_AT_ONCE {
                         self.notes.object("nodes talk in a loop without an end".to_owned());
                         return;
                     }

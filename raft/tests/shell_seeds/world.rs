@@ -131,7 +131,7 @@ impl World {
             }
         };
         let mut config = self.setup.config_of(id);
-        config.seed = seed;
+        config.seed = Some(seed);
         let (held, state) = (Arc::new(Held::default()), Arc::new(Mutex::new(State::default())));
         let life = Arc::clone(&store.life);
         let machine = Replica {
@@ -303,7 +303,7 @@ impl World {
             if behind > self.setup.config.max_window_bytes.max(4096) * 2 {
                 self.notes.reached("machine behind by more bytes than the window holds");
             }
-            let (held, limit) = (running.held.bytes(), self.held_max(running, &status));
+            let (held, limit) = (running.held.bytes(), self.max_held(running, &status));
             if held > limit {
                 let text = format!("it keeps {held} bytes alive, its limits allow {limit}");
                 self.object(*id, &text);
@@ -316,7 +316,7 @@ impl World {
 
     /// The most bytes of commands and messages that a node keeps alive under its configuration,
     /// in the state that it shows.
-    fn held_max(&self, node: &Running, status: &Status) -> u64 {
+    fn max_held(&self, node: &Running, status: &Status) -> u64 {
         let Setup { config, payload_bytes, .. } = &self.setup;
         let largest = payload_bytes + voussoir_raft::ENTRY_OVERHEAD;
         let append = config.max_append_bytes + largest;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::{Sleep, sleep};
 use voussoir_journal::files::crash::CrashFiles;
 use voussoir_journal::{Config, Journal, Work};
-use voussoir_raft::core::Restored;
+use voussoir_raft::Restored;
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::{
     Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
@@ -61,8 +61,8 @@ async fn driven<T>(journal: &Journal, future: impl Future<Output = T>) -> T {
 
 #[async_trait]
 impl LogStore for Driven {
-    fn entry_bytes_max(&self) -> usize {
-        self.store.entry_bytes_max()
+    fn max_entry_bytes(&self) -> usize {
+        self.store.max_entry_bytes()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

@@ -125,7 +125,7 @@ impl Story {
 
     async fn start(&mut self, id: u64, begin: bool) -> Result<(), String> {
         let mut config = self.config.clone();
-        (config.id, config.seed) = (id, self.rng.next_u64() | 1);
+        (config.id, config.seed) = (id, Some(self.rng.next_u64() | 1));
         let rng = Rng::new(self.rng.next_u64());
         let courier = Courier {
             node: self.network.node(id),

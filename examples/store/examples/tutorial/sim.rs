@@ -77,7 +77,7 @@ struct World {
 impl World {
     async fn start(&self, id: u64) {
         let mut config = node::config(id);
-        config.seed = self.seed * 10 + id;
+        config.seed = Some(self.seed * 10 + id);
         // Shorter than a fault: the outcome of an attempt is unknown while the fault lasts.
         config.proposal_timeout = Duration::from_millis(200);
         config.snapshot_after_entries = 20;

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
-use crate::store::CHUNK_BYTES_MAX;
+use crate::store::MAX_CHUNK_BYTES;
 
 /// Holds a state machine against [`StateMachine`]'s promises.
 ///
@@ -58,7 +58,7 @@ async fn applied(machine: &mut dyn StateMachine, commands: &[Command]) -> Vec<By
 async fn drained(mut chunks: Box<dyn Chunks>) -> Vec<Bytes> {
     let mut all = Vec::new();
     while let Some(chunk) = chunks.next().await.expect("a chunk") {
-        assert!(!chunk.is_empty() && chunk.len() <= CHUNK_BYTES_MAX, "a legal size");
+        assert!(!chunk.is_empty() && chunk.len() <= MAX_CHUNK_BYTES, "a legal size");
         all.push(chunk);
     }
     all

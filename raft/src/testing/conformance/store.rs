@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::Config;
 use crate::core::{Core, Restored};
 use crate::store::{
-    CHUNK_BYTES_MAX, Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError,
+    Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName, StoreError,
 };
 use crate::types::{Entry, EntryKind, HardState, SnapshotMeta, Status};
 
@@ -87,7 +87,7 @@ async fn written(store: &Store, it: LogWrite) {
 async fn restored(store: &Store) -> (HardState, Status) {
     let restored: Restored = store.restore().await.expect("it can be restored");
     let mut config = Config::new(1, vec![1, 2, 3]);
-    config.seed = 1;
+    config.seed = Some(1);
     let core = Core::new(config, restored, 0).expect("what is restored fits together");
     (core.hard_state(), core.status())
 }
@@ -249,7 +249,7 @@ async fn completions_in_order<O: FnMut(bool) -> F, F: Future<Output = Store>>(op
 
 async fn large_writes<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
     let store = begun(open).await;
-    let long = store.entry_bytes_max().min(1 << 20);
+    let long = store.max_entry_bytes().min(1 << 20);
     let mut it = append(1..9, 1);
     for entry in &mut it.entries {
         entry.data = Bytes::from(vec![entry.index as u8; long]);
@@ -355,7 +355,7 @@ async fn current(store: &Store) -> Option<(SnapshotName, Vec<Bytes>)> {
 async fn snapshots<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
     let store = begun(open).await;
     written(&store, append(1..10, 1)).await;
-    let whole = vec![9; CHUNK_BYTES_MAX];
+    let whole = vec![9; MAX_CHUNK_BYTES];
     let name = stage(&store, 5, 1, &[b"a", &whole, b"c"]).await;
     assert!(current(&store).await.is_none(), "a staged snapshot is not current");
     written(&store, LogWrite { snapshot: Some(name.clone()), ..LogWrite::default() }).await;
@@ -392,7 +392,7 @@ async fn staged_snapshots<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: 
     store.unstage(one.identity);
     let meta = SnapshotMeta { index: 8, term: 1, voters: vec![1] };
     let mut writer = store.stage(&SnapshotName { meta, identity: 8 }).await.expect("staged");
-    for illegal in [Bytes::new(), Bytes::from(vec![0; CHUNK_BYTES_MAX + 1])] {
+    for illegal in [Bytes::new(), Bytes::from(vec![0; MAX_CHUNK_BYTES + 1])] {
         let error = writer.append(illegal).await.expect_err("no legal chunk");
         assert!(matches!(error, StoreError::ChunkSize { .. }), "{error}");
     }

@@ -91,7 +91,7 @@ pub fn run_on<D: Disk>(
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode<D>>::new(plan, move |boot| {
         let mut config = config.clone();
-        (config.id, config.seed) = (boot.id, boot.seed);
+        (config.id, config.seed) = (boot.id, Some(boot.seed));
         RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher))
     });
     for id in &voters {
