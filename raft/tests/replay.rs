@@ -2,16 +2,12 @@
 //! features `testing` and `journal`.
 
 use std::num::NonZeroUsize;
-use std::ops::Range;
 use std::process::{Command, Output};
 
-use voussoir_raft::Entry;
-use voussoir_raft::core::FetchError;
-use voussoir_raft::testing::sim::{
-    Disk, Done, Job, MemoryDisk, MemoryStore, OpenError, Opened, Options, Ruin, StoreError,
-    StoreFile, run_journaled, run_on,
-};
-use voussoir_sim::{Crash, DiskFault, Rng, Runner};
+use voussoir_journal::files::crash::{Effect, Fault, Op, When};
+use voussoir_journal::testing::SimDisk;
+use voussoir_raft::testing::sim::{Options, run, run_on};
+use voussoir_sim::Runner;
 
 /// Set in the child processes of these tests.
 const CHILD: &str = "VOUSSOIR_RAFT_CHILD";
@@ -35,7 +31,7 @@ fn is_child() -> bool {
 #[test]
 fn two_processes_give_the_same_trace_hash() {
     let line = |seed| {
-        let report = run_journaled(seed, &Options::default()).unwrap();
+        let report = run(seed, &Options::default()).unwrap();
         format!("seed {seed} hash {:016x} events {}", report.trace_hash, report.events)
     };
     if is_child() {
@@ -55,57 +51,10 @@ fn two_processes_give_the_same_trace_hash() {
 }
 
 /// A disk that reports writes as durable which a loss of power takes away.
-#[derive(Debug, Default)]
-struct Liar(MemoryDisk);
-
-/// The store over a [`Liar`].
-#[derive(Debug)]
-struct LyingStore {
-    store: MemoryStore,
-    done: Vec<Done>,
-}
-
-impl Disk for Liar {
-    type Store = LyingStore;
-
-    fn open(&mut self, seed: u64) -> Result<Opened<LyingStore>, OpenError> {
-        let Opened { store, restored, snapshot } = self.0.open(seed)?;
-        Ok(Opened { store: LyingStore { store, done: Vec::new() }, restored, snapshot })
-    }
-
-    fn ruin(&self) -> Option<Ruin> {
-        self.0.ruin()
-    }
-
-    fn absolve(&mut self) {
-        self.0.absolve();
-    }
-
-    fn crash(&mut self, store: LyingStore, kind: Crash, rng: &mut Rng) {
-        self.0.crash(store.store, kind, rng);
-    }
-
-    fn fault(&mut self, fault: DiskFault, rng: &mut Rng) {
-        self.0.fault(fault, rng);
-    }
-}
-
-impl StoreFile for LyingStore {
-    fn submit(&mut self, job: Job) -> Result<(), StoreError> {
-        self.done.push(match &job {
-            Job::Persist { persist, .. } => Done::Persist(persist.id),
-            Job::Snapshot { meta, .. } => Done::Snapshot(meta.clone()),
-        });
-        self.store.submit(job)
-    }
-
-    fn work(&mut self, _: u64) -> Result<Vec<Done>, StoreError> {
-        Ok(std::mem::take(&mut self.done))
-    }
-
-    fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, FetchError> {
-        self.store.read(range, max_bytes)
-    }
+fn lying_disk(seed: u64) -> SimDisk {
+    let disk = SimDisk::new(seed);
+    disk.files().inject(Fault::new(Op::Sync, When::From(0), Effect::LieSync));
+    disk
 }
 
 const FAILURE: &str = "a_failure_says_how_to_see_it_again";
@@ -118,7 +67,7 @@ fn a_failure_says_how_to_see_it_again() {
     if is_child() {
         let options = Options::default();
         let runner = Runner::new(command).seeds(300).threads(NonZeroUsize::MIN).twice(0);
-        runner.run(|seed| run_on(seed, &options, |_| Liar::default())).unwrap();
+        runner.run(|seed| run_on(seed, &options, |id| lying_disk(seed ^ id))).unwrap();
         return;
     }
     let failed = |seed: Option<&str>| {

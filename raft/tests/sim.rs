@@ -2,7 +2,7 @@
 //!
 //! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
 
-use voussoir_raft::testing::sim::{Options, SITUATIONS, run, run_journaled};
+use voussoir_raft::testing::sim::{Options, SITUATIONS, run};
 use voussoir_sim::{FaultSet, Runner, Situations, Summary};
 
 const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim";
@@ -12,22 +12,13 @@ const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim
 fn over_journals() {
     let options = Options::default();
     let runner = Runner::new(format!("{COMMAND} over_journals")).seeds(6000).twice(10);
-    let summary = runner.run(|seed| run_journaled(seed, &options)).unwrap();
+    let summary = runner.run(|seed| run(seed, &options)).unwrap();
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
     all_reached(&summary);
     for figure in ["damage reported", "damage harmless", "lost disks refused"] {
         assert!(summary.figure(figure) > 0, "never seen: {figure}");
     }
-}
-
-/// The same over a model of a disk: what fails here and not above is no fault of the store.
-#[test]
-fn over_memory() {
-    let options = Options::default();
-    let runner = Runner::new(format!("{COMMAND} over_memory")).seeds(200).first(1_000_000);
-    let summary = runner.run(|seed| run(seed, &options)).unwrap();
-    println!("{summary}");
 }
 
 /// Fails when the seeds did not reach one of the situations; a seed that is played alone may.

@@ -3,6 +3,8 @@
 pub mod conformance;
 pub mod decoders;
 mod faults;
+#[cfg(feature = "journal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "journal")))]
 pub mod sim;
 
 pub use self::faults::FaultyStore;

@@ -1,5 +1,6 @@
-//! The core in the deterministic world of `voussoir-sim`: real codec, a disk that loses what was
-//! not synced, a key-value machine, clients, and an oracle that watches every step.
+//! The core in the deterministic world of `voussoir-sim`: real codec, the store that users run on a
+//! journal whose disk loses what was not synced, a key-value machine, clients, and an oracle that
+//! watches every step.
 //!
 //! [`run`] plays one seed. What is checked while it runs: election safety, log matching, leader
 //! completeness, state machine safety, that what is applied is durable on a majority, that no
@@ -10,20 +11,12 @@
 //! Source of the properties: Raft figure 3.
 
 mod disk;
-#[cfg(feature = "journal")]
-mod journaled;
 mod machine;
-mod memory;
 mod node;
 mod oracle;
 mod run;
 mod wire;
 
-pub use self::disk::{Disk, Done, Job, OpenError, Opened, Ruin, StoreError, StoreFile};
-#[cfg(feature = "journal")]
-pub use self::journaled::{JournalDisk, JournaledStore, run_journaled};
 pub use self::machine::{Machine, Reply};
-pub use self::memory::{MemoryDisk, MemoryStore};
-pub use self::node::{RaftNode, Timed};
-pub use self::oracle::{Oracle, SITUATIONS};
+pub use self::oracle::SITUATIONS;
 pub use self::run::{Options, run, run_on};

@@ -6,11 +6,12 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use voussoir_journal::testing::{Ruin, SimDisk};
 use voussoir_sim::{
     Context, Crash, DiskFault, KvOp, KvRet, MILLISECOND, Node, RequestId, Rng, SECOND,
 };
 
-use super::disk::{Disk, Done, Job, Opened, Ruin, StoreFile};
+use super::disk::{self, Done, Opened, Store};
 use super::machine::{Machine, Reply};
 use super::oracle::Oracle;
 use super::wire::Packet;
@@ -22,7 +23,7 @@ use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
 /// What a node schedules for itself.
 #[derive(Clone, Copy, Debug, Hash)]
-pub enum Timed {
+pub(super) enum Timed {
     /// The store works.
     Disk,
     /// The machine works.
@@ -71,9 +72,9 @@ struct Reading {
 
 /// A simulated process around one core.
 #[derive(Debug)]
-pub struct RaftNode<D: Disk> {
+pub(super) struct RaftNode {
     core: Core,
-    store: D::Store,
+    store: Store,
     disk_busy: bool,
     /// The latest write that is not durable; 0 when all are.
     persisting: u64,
@@ -102,16 +103,16 @@ pub struct RaftNode<D: Disk> {
     known: (Role, u64),
 }
 
-impl<D: Disk> RaftNode<D> {
+impl RaftNode {
     /// A node that starts from its disk; `None` while that does not work.
-    pub fn boot(
+    pub(super) fn boot(
         config: Config,
-        disk: &mut D,
+        disk: &mut SimDisk,
         seed: u64,
         now: u64,
         oracle: Rc<RefCell<Oracle>>,
     ) -> Option<Self> {
-        let opened = disk.open(seed);
+        let opened = disk::open(disk, config.id, seed);
         let ruin = disk.ruin();
         let Opened { store, restored, snapshot } = match opened {
             Ok(opened) => opened,
@@ -161,12 +162,12 @@ impl<D: Disk> RaftNode<D> {
     }
 
     /// The core's view.
-    pub fn status(&self) -> Status {
+    pub(super) fn status(&self) -> Status {
         self.core.status()
     }
 
     /// The state machine, and the last index that it holds.
-    pub fn machine(&self) -> (&Machine, u64) {
+    pub(super) fn machine(&self) -> (&Machine, u64) {
         (&self.machine, self.applied.0)
     }
 
@@ -372,7 +373,7 @@ impl<D: Disk> RaftNode<D> {
         }
         let id = persist.id;
         self.persisting = id;
-        if self.store.submit(Job::Persist { persist, entries, snapshot }).is_err() {
+        if self.store.persist(persist, entries, snapshot.as_ref()).is_err() {
             self.inputs.push_back(Input::PersistFailed { id });
         }
         self.wake_disk(ctx);
@@ -512,7 +513,7 @@ impl<D: Disk> RaftNode<D> {
         let meta = SnapshotMeta { index, term, voters };
         let data = self.machine.snapshot();
         if self.snapshot.as_ref().is_some_and(|(held, _)| held.index >= index)
-            || self.store.submit(Job::Snapshot { meta: meta.clone(), data: data.clone() }).is_err()
+            || self.store.snapshot(meta.clone(), &data).is_err()
         {
             self.step(ctx, Input::SnapshotFailed);
             return;
@@ -552,7 +553,7 @@ impl<D: Disk> RaftNode<D> {
 
 /// How long a piece of work takes, in ns: mostly less than a millisecond, and up to 300 ms in
 /// `slow_ppm` of a million cases.
-fn pause<D: Disk>(ctx: &mut Context<'_, RaftNode<D>>, slow_ppm: u32) -> u64 {
+fn pause(ctx: &mut Context<'_, RaftNode>, slow_ppm: u32) -> u64 {
     let slow = ctx.rng().chance(slow_ppm);
     if slow {
         ctx.rng().scaled(MILLISECOND, 300 * MILLISECOND)
@@ -561,8 +562,8 @@ fn pause<D: Disk>(ctx: &mut Context<'_, RaftNode<D>>, slow_ppm: u32) -> u64 {
     }
 }
 
-impl<D: Disk> Node for RaftNode<D> {
-    type Disk = D;
+impl Node for RaftNode {
+    type Disk = SimDisk;
     type Event = Timed;
     type Request = KvOp<u64, u64>;
     type Reply = Reply;
@@ -620,11 +621,11 @@ impl<D: Disk> Node for RaftNode<D> {
         }
     }
 
-    fn crash(self, disk: &mut D, kind: Crash, rng: &mut Rng) {
-        disk.crash(self.store, kind, rng);
+    fn crash(self, disk: &mut SimDisk, kind: Crash, _: &mut Rng) {
+        disk.crash(kind, self.store);
     }
 
-    fn disk_fault(disk: &mut D, fault: DiskFault, rng: &mut Rng) {
+    fn disk_fault(disk: &mut SimDisk, fault: DiskFault, rng: &mut Rng) {
         disk.fault(fault, rng);
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
-use super::disk::{OpenError, Ruin};
+use voussoir_journal::testing::Ruin;
+
+use super::disk::OpenError;
 use crate::core::{Core, Persist};
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, HardState, Role, Status};
@@ -77,7 +79,7 @@ struct Known {
 
 /// The all-seeing judge of one run.
 #[derive(Debug, Default)]
-pub struct Oracle {
+pub(super) struct Oracle {
     nodes: BTreeMap<u64, Known>,
     majority: usize,
     leaders: BTreeMap<u64, u64>,
@@ -94,17 +96,17 @@ pub struct Oracle {
     /// The last index of a write that a client was told about.
     told: u64,
     /// How many elections were won.
-    pub elections: u64,
+    pub(super) elections: u64,
     /// How many snapshots were installed from peers.
-    pub installs: u64,
+    pub(super) installs: u64,
     /// How many entries were cut from logs.
-    pub truncations: u64,
+    pub(super) truncations: u64,
     /// How many nodes said of themselves that their disk is damaged.
-    pub damage_reported: u64,
+    pub(super) damage_reported: u64,
     /// How often damage was where it did no harm.
-    pub damage_harmless: u64,
+    pub(super) damage_harmless: u64,
     /// How many nodes were not started on an empty disk.
-    pub losses_refused: u64,
+    pub(super) losses_refused: u64,
 }
 
 fn digest(entry: &Entry) -> u64 {
@@ -115,7 +117,7 @@ fn digest(entry: &Entry) -> u64 {
 
 impl Oracle {
     /// A judge of these nodes.
-    pub fn new(voters: &[u64]) -> Self {
+    pub(super) fn new(voters: &[u64]) -> Self {
         Self {
             nodes: voters.iter().map(|id| (*id, Known::default())).collect(),
             majority: voters.len() / 2 + 1,
@@ -124,12 +126,12 @@ impl Oracle {
     }
 
     /// The first thing that happened and must not.
-    pub fn violation(&self) -> Option<&str> {
+    pub(super) fn violation(&self) -> Option<&str> {
         self.violation.as_deref()
     }
 
     /// The last index that some node has applied.
-    pub fn committed(&self) -> u64 {
+    pub(super) fn committed(&self) -> u64 {
         self.applied.last_key_value().map_or(0, |(index, _)| *index)
     }
 
@@ -140,12 +142,12 @@ impl Oracle {
     }
 
     /// How often each of [`SITUATIONS`] was reached.
-    pub fn situations(&self) -> impl Iterator<Item = (&'static str, u64)> {
+    pub(super) fn situations(&self) -> impl Iterator<Item = (&'static str, u64)> {
         SITUATIONS.into_iter().zip(self.situations)
     }
 
     /// Notes that something happened that must not.
-    pub fn object(&mut self, text: impl FnOnce() -> String) {
+    pub(super) fn object(&mut self, text: impl FnOnce() -> String) {
         self.violation.get_or_insert_with(text);
     }
 

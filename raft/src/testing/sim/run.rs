@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
+use voussoir_journal::testing::SimDisk;
 use voussoir_sim::{
     Answer, Clients, ClientsConfig, Config as SimConfig, Failure, FaultSet, Kv, KvOp, KvRet,
     MILLISECOND, Report, Rng, SECOND, Step, Workload, World, check,
 };
 
-use super::disk::Disk;
 use super::machine::Reply;
-use super::memory::MemoryDisk;
 use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
@@ -54,22 +53,23 @@ impl Default for Options {
     }
 }
 
-/// Plays `seed` over disks in memory.
+/// Plays `seed`.
 ///
 /// # Errors
 /// [`Failure`] with the first property that did not hold.
 pub fn run(seed: u64, options: &Options) -> Result<Report, Failure> {
-    run_on(seed, options, |_| MemoryDisk::default())
+    run_on(seed, options, |id| SimDisk::new(seed ^ id.rotate_left(40)))
 }
 
-/// Plays `seed` over disks of the caller's, made by the id of their node.
+/// Plays `seed` over disks of the caller's, made by the id of their node: with faults of the
+/// caller's own.
 ///
 /// # Errors
 /// As [`run`].
-pub fn run_on<D: Disk>(
+pub fn run_on(
     seed: u64,
     options: &Options,
-    mut disk: impl FnMut(u64) -> D,
+    mut disk: impl FnMut(u64) -> SimDisk,
 ) -> Result<Report, Failure> {
     let mut rng = Rng::stream(seed, u64::from_le_bytes(*b"the raft"));
     let count = match options.voters {
@@ -89,7 +89,7 @@ pub fn run_on<D: Disk>(
     let config = draw_config(&voters, &mut rng);
     let hunts = rng.chance(options.hunt_ppm).then_some(0);
     let watcher = Rc::clone(&oracle);
-    let mut world = World::<RaftNode<D>>::new(plan, move |boot| {
+    let mut world = World::<RaftNode>::new(plan, move |boot| {
         let mut config = config.clone();
         (config.id, config.seed) = (boot.id, Some(boot.seed));
         RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher))
@@ -182,7 +182,7 @@ struct Hunt<'a> {
 
 impl Hunt<'_> {
     /// Cuts the leader off with as many as are no majority, or ends that.
-    fn turn<D: Disk>(&mut self, world: &mut World<RaftNode<D>>) {
+    fn turn(&mut self, world: &mut World<RaftNode>) {
         let Some(hunts) = &mut self.hunts else { return };
         world.heal();
         if world.now() >= world.plan().quiet_ns {
@@ -206,8 +206,8 @@ impl Hunt<'_> {
 }
 
 /// What has to hold at the end.
-fn judge<D: Disk>(
-    world: &World<RaftNode<D>>,
+fn judge(
+    world: &World<RaftNode>,
     clients: &Clients<KvWorkload>,
     oracle: &Oracle,
     hunts: Option<u64>,
