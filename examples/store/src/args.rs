@@ -87,7 +87,7 @@ pub struct Serve {
     #[command(flatten)]
     pub limits: Limits,
     /// How long the node waits for requests in flight after SIGTERM
-    #[arg(long, default_value = "5s", value_parser = duration)]
+    #[arg(long, default_value = "5s", value_parser = drain)]
     pub drain: Duration,
     /// Exit when standard input closes, so that a parent that dies leaves no nodes behind
     #[arg(long, hide = true)]
@@ -126,7 +126,7 @@ pub struct Limits {
     #[arg(long, default_value = "16MiB", value_parser = bytes)]
     pub segment_bytes: u64,
     /// Bytes of commands after which the node takes a snapshot
-    #[arg(long, default_value = "256MiB", value_parser = bytes)]
+    #[arg(long, default_value = "256MiB", value_parser = snapshot_after)]
     pub snapshot_after: u64,
     /// Entries kept in the log behind a snapshot, for followers that lag
     #[arg(long, default_value_t = 10_000)]
@@ -181,6 +181,19 @@ fn duration(word: &str) -> Result<Duration, String> {
         _ => return Err("expected a number with ms, s or m, as in 50ms".to_owned()),
     };
     millis.map(Duration::from_millis).ok_or_else(|| format!("{word} is too long"))
+}
+
+/// An operator who waits longer than a day for requests in flight has mistyped.
+fn drain(word: &str) -> Result<Duration, String> {
+    let day = Duration::from_secs(86_400);
+    let drain = duration(word).ok().filter(|drain| *drain <= day);
+    drain.ok_or_else(|| "expected 0ms to 1440m, as in 500ms, 5s or 2m".to_owned())
+}
+
+/// With less, a node would take a snapshot after each handful of commands.
+fn snapshot_after(word: &str) -> Result<u64, String> {
+    let after = bytes(word).ok().filter(|after| (64 << 10..=1 << 40).contains(after));
+    after.ok_or_else(|| "expected 64KiB to 1024GiB, as in 256MiB".to_owned())
 }
 
 /// Parses a number of bytes, with or without a unit: `4096`, `64KiB`, `16MiB`, `4GiB`.
@@ -278,6 +291,7 @@ mod tests {
         assert_eq!(raft.heartbeat_interval, Duration::from_millis(100));
         assert_eq!(raft.max_election_timeout, Duration::from_secs(2));
         assert_eq!(node.limits.max_bytes, 1 << 30);
+        assert_eq!(served("--drain 1440m --snapshot-after 64KiB").drain.as_secs(), 86_400);
         assert!(bytes("99999999999GiB").is_err() && bytes("4GB").is_err() && bytes("").is_err());
         assert!(duration("50").is_err() && duration("ms").is_err());
     }
@@ -305,6 +319,11 @@ mod tests {
             ("serve", "--listen <ADDR>"),
             ("create --id 0 --data d", "0 is not in 1.."),
             ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
+            ("serve --drain 99999999m", "expected 0ms to 1440m"),
+            ("serve --drain 99999999999999999999m", "expected 0ms to 1440m"),
+            ("serve --drain 5", "expected 0ms to 1440m"),
+            ("serve --snapshot-after 0", "expected 64KiB to 1024GiB"),
+            ("serve --snapshot-after 1025GiB", "expected 64KiB to 1024GiB"),
         ];
         for (line, message) in wrong {
             let said = parsed(line).unwrap_err();

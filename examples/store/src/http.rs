@@ -427,7 +427,11 @@ impl From<QueryRejection> for Failure {
 
 impl From<BytesRejection> for Failure {
     fn from(error: BytesRejection) -> Self {
-        Self::rejected(error.status(), error.body_text())
+        let status = error.status();
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            return Self::rejected(status, format!("a value has at most {MAX_VALUE_BYTES} bytes"));
+        }
+        Self::rejected(status, error.body_text())
     }
 }
 

@@ -86,6 +86,7 @@ impl Stopped {
         match self {
             Self::NoData { .. } | Self::Damaged { .. } => 3,
             Self::Options { .. } => 2,
+            Self::Journal { error: voussoir_journal::OpenError::Config(_), .. } => 2,
             _ => 1,
         }
     }
@@ -150,12 +151,15 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let metrics = Metrics::install()?;
     let http = TcpListener::bind(node.http).await;
     let http = http.map_err(|source| listen("--http", node.http, source))?;
+    // Port 0 has become a free one.
+    let http_address = http.local_addr()?;
 
     let (journal, log) = open_store(&node)?;
     let disk = WatchedStore::new(Arc::new(log), node.data.join("journal").display().to_string());
     let disk_watch = disk.watch();
 
     let (tcp, peers) = connect(&node).await?;
+    let listen_address = tcp.address();
     let transport = NetTransport::new(Arc::new(tcp.clone()), RAFT_SERVICE)?;
 
     let kv = Arc::new(RwLock::new(Kv::default()));
@@ -165,7 +169,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
 
     let addresses = node.peers.iter().map(|peer| (peer.id, peer.http.to_string()));
     let addresses: HashMap<u64, String> =
-        addresses.chain([(node.id, node.http.to_string())]).collect();
+        addresses.chain([(node.id, http_address.to_string())]).collect();
     let app = Arc::new(App {
         raft: raft.clone(),
         journal: journal.clone(),
@@ -191,7 +195,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let server = axum::serve(http, http::router(app.clone()))
         .with_graceful_shutdown(async { drop(drained.await) });
     let server = tokio::spawn(server.into_future());
-    tracing::info!(node = node.id, http = %node.http, peers = %node.listen, "the node serves");
+    let (http, peers) = (http_address, listen_address);
+    tracing::info!(node = node.id, %http, %peers, "the node serves");
 
     let ended = tokio::select! {
         () = shutdown_signal() => Ok(()),

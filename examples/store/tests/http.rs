@@ -110,7 +110,11 @@ async fn what_is_wrong_is_said_as_json_and_changes_nothing() {
         assert_eq!(reply.status, status, "{path}");
         let said: serde_json::Value = serde_json::from_slice(&reply.body).unwrap();
         assert_eq!(said["outcome"], "not_applied", "{path}");
-        assert!(!said["error"].as_str().unwrap().is_empty(), "{path}");
+        let error = said["error"].as_str().unwrap();
+        assert!(!error.is_empty(), "{path}");
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            assert_eq!(error, format!("a value has at most {MAX_VALUE_BYTES} bytes"));
+        }
     }
     assert_eq!(store.get("/kv").await, (StatusCode::OK, Bytes::from_static(b"[]")));
     assert_eq!(store.get("/health").await.0, StatusCode::OK);

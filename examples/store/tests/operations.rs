@@ -416,6 +416,50 @@ fn data_that_exists_and_addresses_in_use_are_named() {
     drop(holder);
 }
 
+/// A node without peers in `folder`, on free ports.
+fn serve_alone(folder: &std::path::Path, options: &[&str]) -> Command {
+    let mut create = Command::new(program());
+    create.args(["create", "--id", "1", "--data"]).arg(folder);
+    assert!(create.status().unwrap().success());
+    let mut serve = Command::new(program());
+    serve.args(["serve", "--id", "1", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0"]);
+    serve.args(options).arg("--data").arg(folder).stdin(Stdio::null());
+    serve
+}
+
+#[test]
+fn options_that_the_journal_rejects_are_status_2() {
+    for (options, rule) in [
+        (["--segment-bytes", "1KiB"], "`segment_bytes` must be 64 KiB to 1 GiB"),
+        (["--max-bytes", "16MiB"], "`max_bytes` must be at least four `segment_bytes`"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let output = serve_alone(folder.path(), &options).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{options:?}: {said}");
+        assert!(said.contains(rule), "{options:?}: {said}");
+    }
+}
+
+#[test]
+fn port_0_takes_a_free_port_that_the_log_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = serve_alone(folder.path(), &[]).stderr(Stdio::piped()).spawn().unwrap();
+    let log = std::io::BufRead::lines(std::io::BufReader::new(node.stderr.take().unwrap()));
+    let mut lines = log.map_while(Result::ok);
+    let line = lines.find(|line| line.contains("the node serves")).unwrap_or_default();
+    let port = |name: &str| -> Option<u16> {
+        line.split(&format!("{name}=127.0.0.1:")).nth(1)?.split(' ').next()?.parse().ok()
+    };
+    let ports = (port("http"), port("peers"));
+    let answer =
+        ports.0.and_then(|http| ask(([127, 0, 0, 1], http).into(), "GET", "/health", "", ""));
+    node.kill().unwrap();
+    node.wait().unwrap();
+    assert_eq!(answer.map(|answer| answer.status), Some(200), "{line}");
+    assert!(ports.1.is_some_and(|peers| peers > 0), "{line}");
+}
+
 #[test]
 fn help_is_printed() {
     for words in [&["--help"][..], &["help"], &["serve", "--help"], &["up", "--help"]] {
