@@ -1,0 +1,74 @@
+//! One process of the service, from its start to its end.
+
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::Error;
+use crate::args::Serve;
+use crate::catalogue::Catalogue;
+use crate::http::{App, router};
+use crate::listener::Listener;
+use crate::table::Table;
+
+/// How long requests in flight may take after the service was told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Serves until it is told to stop, and answers the requests in flight then.
+///
+/// # Errors
+/// The address or the connection string cannot be used.
+pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
+    let catalogue = Catalogue::new(Table::new(url, &serve.table.name)?, &serve.freshness())?;
+    let listener = if serve.no_listen {
+        None
+    } else {
+        Some(Listener::start(url, &serve.table.name, catalogue.cache().clone())?)
+    };
+    let socket = TcpListener::bind(serve.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", serve.listen))?;
+    // One line for whoever started it, who may have asked for port 0.
+    println!("listening on http://{}", socket.local_addr()?);
+    let stopped = tokio::sync::watch::Sender::new(false);
+    let mut told = stopped.subscribe();
+    let serving = axum::serve(socket, router(App { catalogue, listener })).with_graceful_shutdown(
+        async move {
+            // An error says that the sender is gone: as good as a stop.
+            let _ = told.wait_for(|stopped| *stopped).await;
+        },
+    );
+    let mut serving = tokio::spawn(serving.into_future());
+    tokio::select! {
+        ended = &mut serving => return Ok(ended??),
+        stop = told_to_stop(serve.exit_with_parent) => stop?,
+    }
+    stopped.send_replace(true);
+    if timeout(DRAIN, serving).await.is_err() {
+        eprintln!("read-through-postgres: requests were cut off after {DRAIN:?}");
+    }
+    Ok(())
+}
+
+/// SIGTERM, Ctrl-C, or the end of standard input.
+async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let parent = async {
+        if !by_parent {
+            return std::future::pending().await;
+        }
+        let mut ignored = [0; 64];
+        let mut stdin = tokio::io::stdin();
+        // Ends: with standard input.
+        while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = parent => {}
+    }
+    Ok(())
+}

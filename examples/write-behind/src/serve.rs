@@ -1,0 +1,80 @@
+//! One process of the service, from its start to its end.
+
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+
+use crate::Error;
+use crate::args::Serve;
+use crate::counters::Table;
+use crate::http::{App, router};
+use crate::service::{Config, Service};
+
+/// Serves until it is told to stop; then answers the requests in flight and flushes the backlog.
+///
+/// # Errors
+/// The address, the journal or the connection string cannot be used.
+pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
+    let table = Table::new(url, &serve.table.name)?;
+    let listener = TcpListener::bind(serve.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}", serve.listen))?;
+    let config = Config {
+        max_backlog: serve.max_backlog as usize,
+        flush_after: serve.flush_after,
+        max_journal_bytes: serve.max_journal_mib << 20,
+    };
+    let service = Service::open(&serve.data, &config, table.clone(), table.clone())?;
+    let backlog = service.stats().backlog;
+    // One line for whoever started it, who may have asked for port 0.
+    println!("listening on http://{}, {backlog} counters to flush", listener.local_addr()?);
+    let app = router(App { service: service.clone(), table });
+    let stopped = tokio::sync::watch::Sender::new(false);
+    let mut told = stopped.subscribe();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
+        // An error says that the sender is gone: as good as a stop.
+        let _ = told.wait_for(|stopped| *stopped).await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    tokio::select! {
+        ended = &mut serving => return Ok(ended??),
+        stop = told_to_stop(serve.exit_with_parent) => stop?,
+    }
+    stopped.send_replace(true);
+    let drained = timeout(serve.drain, async {
+        // Fails only with its listener, which takes no further connection anyway.
+        let _ = serving.await;
+        service.flush().await;
+    });
+    if drained.await.is_err() {
+        eprintln!(
+            "write-behind: {} counters are not in the table after {:?}; they are in {}, and the \
+             next start flushes them",
+            service.stats().backlog,
+            serve.drain,
+            serve.data.display(),
+        );
+    }
+    Ok(())
+}
+
+/// SIGTERM, Ctrl-C, or the end of standard input.
+async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let parent = async {
+        if !by_parent {
+            return std::future::pending().await;
+        }
+        let mut ignored = [0; 64];
+        let mut stdin = tokio::io::stdin();
+        // Ends: with standard input.
+        while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = parent => {}
+    }
+    Ok(())
+}
