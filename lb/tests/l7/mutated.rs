@@ -103,7 +103,8 @@ fn parse_all(mut bytes: &[u8]) -> Vec<Parsed> {
     while let Ok(Some((mut parsed, len))) = parse(bytes) {
         // The absolute form, and a fragment, which no server gets to see.
         let target = parsed.target.strip_prefix("http://a").unwrap_or(&parsed.target);
-        parsed.target = target.split('#').next().unwrap().to_owned();
+        let target = target.split('#').next().unwrap().to_owned();
+        parsed.target = target;
         all.push(parsed);
         bytes = &bytes[len..];
     }

@@ -71,6 +71,13 @@ async fn serve(world: Arc<World>, mut conn: Conn, is_faulty: bool) {
     }
 }
 
+/// What a backend answers to one request.
+struct Reply {
+    number: u64,
+    head: String,
+    body: Vec<u8>,
+}
+
 /// Returns whether the connection goes on.
 async fn answer(
     world: &World,
@@ -80,54 +87,61 @@ async fn answer(
     len: usize,
     fault: u64,
 ) -> bool {
-    let reached = |name| world.situations.reached(name);
-    let body = body_of(number, len);
     let response =
         format!("HTTP/1.1 200 OK\r\nx-number: {number}\r\ncontent-length: {len}\r\n\r\n");
-    match fault {
-        0 => {
-            reached("a backend reset before its answer");
-            conn.tcp.set_zero_linger().unwrap();
-            return false;
-        }
-        1 => {
-            reached("a backend closed before its answer");
-            return false;
-        }
-        2 if len > 1 => {
-            world.seen.lock().cut.insert(number, "closed");
-            reached("a backend closed within its answer");
-            return sent(conn, response.as_bytes()).await && {
-                let _ = sent(conn, &body[..len / 2]).await;
-                false
-            };
-        }
-        3 if len > 1 => {
-            world.seen.lock().cut.insert(number, "reset");
-            reached("a backend reset within its answer");
-            let _ = sent(conn, response.as_bytes()).await && sent(conn, &body[..len / 2]).await;
-            conn.tcp.set_zero_linger().unwrap();
-            return false;
-        }
-        4 => {
-            // Up to the proxy's time-out, or until the client has left.
-            reached("a backend stalled");
-            conn.rest().await;
-            return false;
-        }
-        5 if head.starts_with("POST") => {
-            reached("a backend answered before the request's body");
-            let _ = sent(conn, response.as_bytes()).await && sent(conn, &body).await;
-            // Bytes of the body are no request.
-            conn.rest().await;
-            return false;
-        }
-        _ => {}
+    let reply = Reply { number, head: response, body: body_of(number, len) };
+    if ends_early(world, conn, &head, &reply, fault).await {
+        return false;
     }
     let Some(request) = rest_of(conn, head).await else { return false };
     if !request.body.is_empty() {
         assert!(request.body == body_of(number, request.body.len()), "the body of another request");
     }
+    answer_whole(world, conn, &reply, fault).await
+}
+
+/// Faults before the body of the request is read. Returns whether the connection ended.
+async fn ends_early(world: &World, conn: &mut Conn, head: &str, reply: &Reply, fault: u64) -> bool {
+    let reached = |name| world.situations.reached(name);
+    let (len, response, body) = (reply.body.len(), reply.head.as_bytes(), &reply.body);
+    match fault {
+        0 => {
+            reached("a backend reset before its answer");
+            conn.tcp.set_zero_linger().unwrap();
+        }
+        1 => reached("a backend closed before its answer"),
+        2 if len > 1 => {
+            world.seen.lock().cut.insert(reply.number, "closed");
+            reached("a backend closed within its answer");
+            let _ = sent(conn, response).await && sent(conn, &body[..len / 2]).await;
+        }
+        3 if len > 1 => {
+            world.seen.lock().cut.insert(reply.number, "reset");
+            reached("a backend reset within its answer");
+            let _ = sent(conn, response).await && sent(conn, &body[..len / 2]).await;
+            conn.tcp.set_zero_linger().unwrap();
+        }
+        4 => {
+            // Up to the proxy's time-out, or until the client has left.
+            reached("a backend stalled");
+            conn.rest().await;
+        }
+        5 if head.starts_with("POST") => {
+            reached("a backend answered before the request's body");
+            let _ = sent(conn, response).await && sent(conn, body).await;
+            // Bytes of the body are no request.
+            conn.rest().await;
+        }
+        _ => return false,
+    }
+    true
+}
+
+/// Answers a request that was read whole. Returns whether the connection goes on.
+async fn answer_whole(world: &World, conn: &mut Conn, reply: &Reply, fault: u64) -> bool {
+    let reached = |name| world.situations.reached(name);
+    let Reply { number, head, body } = reply;
+    let (len, whole) = (body.len(), [head.as_bytes(), body].concat());
     match fault {
         6 => {
             reached("a backend answered 503");
@@ -137,16 +151,16 @@ async fn answer(
         7 if len < 1_000 => {
             reached("a backend said more than its answer");
             let poison = "HTTP/1.1 200 OK\r\nx-number: 0\r\ncontent-length: 0\r\n\r\n";
-            return sent(conn, &[response.as_bytes(), &body, poison.as_bytes()].concat()).await;
+            return sent(conn, &[&whole, poison.as_bytes()].concat()).await;
         }
         8 => {
             reached("a backend closed behind its answer");
-            let _ = sent(conn, &[response.as_bytes(), &body].concat()).await;
+            let _ = sent(conn, &whole).await;
             return false;
         }
         9 => {
             reached("a backend took the next request and closed");
-            let _ = sent(conn, &[response.as_bytes(), &body].concat()).await;
+            let _ = sent(conn, &whole).await;
             if let Some(head) = conn.head().await {
                 *world.seen.lock().heads.entry(wanted(&head).0).or_default() += 1;
             }
@@ -167,7 +181,7 @@ async fn answer(
         }
         _ => {}
     }
-    sent(conn, response.as_bytes()).await && sent(conn, &body).await
+    sent(conn, head.as_bytes()).await && sent(conn, body).await
 }
 
 async fn rest_of(conn: &mut Conn, head: String) -> Option<Message> {
