@@ -98,6 +98,25 @@ fn timestamps_rise_over_jumps_peers_and_restarts() {
     situations.assert_all_reached();
 }
 
+/// A process that restarts again and again, on clocks that are right, is never refused by its
+/// peers.
+#[test]
+fn a_clock_that_restarts_is_accepted_by_its_peers() {
+    let config = HlcConfig::default();
+    let peer = Actor::new(2, 1);
+    let (mut wall, mut mark) = (1_000 * SECOND, 0);
+    let mut last = None;
+    for _ in 0..1_000 {
+        wall += SECOND / 100;
+        let mut clock = Hlc::recover(Actor::new(1, 1), config.clone(), mark, []).unwrap();
+        let next = tick(&mut clock, wall, &mut mark);
+        assert!(last.is_none_or(|last| last < next), "{last:?} then {next:?}");
+        last = Some(next);
+        let mut other = Hlc::recover(peer, config.clone(), 0, []).unwrap();
+        other.observe(wall, next).unwrap();
+    }
+}
+
 /// calimero #2662: with an equal physical time the greater of both counters counts.
 #[test]
 fn a_peer_of_the_same_time_is_overtaken_by_its_counter() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use voussoir_quorum::table::*;
-use voussoir_quorum::version::{Actor, DotSource, Siblings, VersionVector};
+use voussoir_quorum::version::{Actor, Dot, DotSource, Siblings, VersionVector};
 use voussoir_sim::{Rng, Situations};
 
 const MS: u64 = 1_000_000;
@@ -79,6 +79,8 @@ struct World {
     sessions: Vec<BTreeMap<Bytes, VersionVector>>,
     seen: Vec<Seen>,
     next_value: u64,
+    /// The dot of each value, each of which is written once.
+    dots: BTreeMap<Bytes, Dot>,
     stats: Stats,
 }
 
@@ -98,6 +100,7 @@ impl World {
             sessions: vec![BTreeMap::new(); 3],
             seen: Vec::new(),
             next_value: 0,
+            dots: BTreeMap::new(),
             stats: Stats::default(),
             config,
         };
@@ -179,9 +182,15 @@ impl World {
         if server.writes.is_empty() {
             return;
         }
-        let ReplicaOutput::Persist { id, key, state, mark } = server.writes.remove(0) else {
+        let ReplicaOutput::Persist { id, key, state, mark, is_whole } = server.writes.remove(0)
+        else {
             return;
         };
+        for (dot, value) in state.iter() {
+            let first = *self.dots.entry(value.clone()).or_insert(dot);
+            assert_eq!(first, dot, "a write has two dots");
+        }
+        server.is_whole &= is_whole;
         server.disk.insert(key, state);
         server.mark = mark.unwrap_or(server.mark);
         server.replica.step(ReplicaInput::Persisted { id });
@@ -490,12 +499,16 @@ fn a_replica_that_meets_its_own_future_no_longer_counts() {
     let mut replica = Replica::recover(DotSource::recover(actor, 0, []), [], true);
     let value = Some(Bytes::from_static(b"v"));
     let write = |seen| Request::Write { key: key.clone(), seen, value: value.clone() };
+    let kept = std::cell::Cell::new(None);
     let mut answer = |request| {
         replica.request(1, request).unwrap();
         let mut reply = None;
         while let Some(output) = replica.poll_output() {
             match output {
-                ReplicaOutput::Persist { id, .. } => replica.step(ReplicaInput::Persisted { id }),
+                ReplicaOutput::Persist { id, is_whole, .. } => {
+                    kept.set(Some(is_whole));
+                    replica.step(ReplicaInput::Persisted { id });
+                }
                 ReplicaOutput::Reply { reply: given, .. } => reply = Some(given),
                 other => panic!("{other:?}"),
             }
@@ -503,13 +516,78 @@ fn a_replica_that_meets_its_own_future_no_longer_counts() {
         reply.unwrap()
     };
     assert!(matches!(answer(write(VersionVector::new())), Reply::Written { .. }));
-    let future = voussoir_quorum::version::Dot::new(actor, 9);
+    let future = Dot::new(actor, 9);
     let seen: VersionVector = [future].into_iter().collect();
     assert_eq!(answer(write(seen.clone())), Reply::Refused, "a context it never gave out");
-    let state = Siblings::from_parts(seen, BTreeMap::new());
+    // Another key's context may hold what a client made up: it proves nothing.
+    let other = Bytes::from_static(b"other");
+    let made_up = Siblings::from_parts(seen.clone(), BTreeMap::new());
+    assert_eq!(answer(Request::Merge { key: other.clone(), state: made_up }), Reply::Merged);
+    // A value under such a dot was drawn by this replica, and forgotten.
+    let state = Siblings::from_parts(seen, BTreeMap::from([(future, Bytes::from_static(b"w"))]));
     assert_eq!(answer(Request::Merge { key: key.clone(), state }), Reply::NotWhole);
     assert_eq!(answer(Request::Get { key: key.clone() }), Reply::NotWhole);
     assert!(!replica.is_whole());
     let keys: BTreeSet<_> = replica.iter().map(|(key, _)| key.clone()).collect();
-    assert_eq!(keys, BTreeSet::from([key]));
+    assert_eq!(keys, BTreeSet::from([key, other]));
+    // What was noticed is on the disk with the record: a restart does not count either.
+    assert_eq!(kept.get(), Some(false));
+}
+
+/// An operation whose time is over counts no answer, though the answer is handed in before the
+/// timer.
+#[test]
+fn an_answer_behind_the_deadline_counts_for_nothing() {
+    let mut config = TableConfig::with_replicas([1, 2, 3]);
+    config.timeout = Duration::from_secs(1);
+    let mut coordinator = Coordinator::new(config).unwrap();
+    let operation = coordinator.put_blind(0, Bytes::from_static(b"k"), Bytes::new()).unwrap();
+    let mut calls = Vec::new();
+    let mut done = None;
+    let mut poll = |coordinator: &mut Coordinator, calls: &mut Vec<(u64, Request)>| {
+        while let Some(output) = coordinator.poll_output() {
+            match output {
+                CoordinatorOutput::Call { id, request, .. } => calls.push((id, request)),
+                CoordinatorOutput::Done { operation, result } => done = Some((operation, result)),
+                _ => {}
+            }
+        }
+    };
+    poll(&mut coordinator, &mut calls);
+    let (primary, _) = calls.pop().unwrap();
+    let mut state = Siblings::new();
+    state.put_blind(Dot::new(Actor::new(1, 1), 1), Bytes::new()).unwrap();
+    let reply = Reply::Written { state };
+    coordinator.step(1, CoordinatorInput::Reply { call: primary, reply });
+    poll(&mut coordinator, &mut calls);
+    let (merge, _) = calls.pop().unwrap();
+    let late = CoordinatorInput::Reply { call: merge, reply: Reply::Merged };
+    coordinator.step(1_000_000_001, late);
+    poll(&mut coordinator, &mut calls);
+    let (id, result) = done.unwrap();
+    assert_eq!(id, operation);
+    assert!(matches!(result, Err(OperationError::WriteUnknown { .. })), "{result:?}");
+}
+
+/// What a replica takes, the decoder reads back by default.
+#[test]
+fn a_value_that_the_decoder_would_refuse_is_refused() {
+    let actor = Actor::new(1, 1);
+    let mut replica = Replica::recover(DotSource::recover(actor, 0, []), [], true);
+    for (len, is_refused) in
+        [(Replica::MAX_VALUE_BYTES, false), (Replica::MAX_VALUE_BYTES + 1, true)]
+    {
+        let (key, seen) = (Bytes::from_static(b"k"), VersionVector::new());
+        let value = Some(Bytes::from(vec![0; len]));
+        replica.request(1, Request::Write { key, seen, value }).unwrap();
+        let mut refused = None;
+        while let Some(output) = replica.poll_output() {
+            match output {
+                ReplicaOutput::Persist { id, .. } => replica.step(ReplicaInput::Persisted { id }),
+                ReplicaOutput::Reply { reply, .. } => refused = Some(reply == Reply::Refused),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(refused, Some(is_refused), "{len} bytes");
+    }
 }

@@ -18,8 +18,9 @@ impl Learner {
         Self { quorum, accepted: BTreeMap::new() }
     }
 
-    /// Records that `acceptor` has accepted `ballot`. Returns true if the ballot is now chosen. A
-    /// repeated notice counts once.
+    /// Records that `acceptor` has accepted `ballot`. True: the ballot is chosen. False says
+    /// nothing of a ballot that one of its acceptors has replaced by a higher one since. A repeated
+    /// notice counts once.
     pub fn accepted(&mut self, acceptor: u64, ballot: Ballot) -> bool {
         let latest = self.accepted.entry(acceptor).or_insert(ballot);
         *latest = ballot.max(*latest);

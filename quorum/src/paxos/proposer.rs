@@ -114,7 +114,7 @@ struct Run {
     change: Change,
     /// When the caller no longer waits, in ns.
     deadline: u64,
-    /// Once an acceptor was asked to accept the change: the version that it was to follow first.
+    /// Once an acceptor was asked to accept the change: the least version that it was to follow.
     base: Option<u64>,
     rejections: u32,
     phase: Phase,
@@ -404,8 +404,37 @@ impl Run {
                 return (found, outcome);
             }
         };
-        self.base.get_or_insert(version);
+        // What an earlier attempt found need not have been chosen: a later one may find less.
+        self.base = Some(self.base.map_or(version, |base| base.min(version)));
         let state = found.changed(self.dot, value.clone(), max_tokens);
         (state, Outcome::Applied { version: version + 1 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::Actor;
+
+    /// What an attempt found need not have been chosen: a later one may find less, and what the
+    /// change makes then must not be taken for older than it.
+    #[test]
+    fn a_change_is_based_on_the_least_version_that_it_was_to_follow() {
+        let foreign = |counter| Dot::new(Actor::new(9, 1), counter);
+        let more = |state: State, counters: std::ops::Range<u64>| {
+            counters.fold(state, |state, counter| state.changed(foreign(counter), None, 16))
+        };
+        let dot = Dot::new(Actor::new(1, 1), 1);
+        let (change, phase) = (Change::Write(None), Phase::Backoff { until: 0 });
+        let mut run = Run { dot, change, deadline: 0, base: None, rejections: 0, phase };
+        let chosen = more(State::default(), 1..6);
+        let (_, outcome) = run.apply(more(chosen.clone(), 6..7), 16);
+        assert_eq!(outcome, Outcome::Applied { version: 7 });
+        let (applied, outcome) = run.apply(chosen, 16);
+        assert_eq!(outcome, Outcome::Applied { version: 6 });
+        // It was chosen, and the register was changed until its dot left the state.
+        let (state, outcome) = run.apply(more(applied.clone(), 10..26), 16);
+        assert_eq!(state.version, applied.version + 16, "it is not applied again");
+        assert_eq!(outcome, Outcome::Unknown(Token { dot, base: 5 }));
     }
 }

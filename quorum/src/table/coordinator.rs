@@ -283,6 +283,9 @@ impl Coordinator {
 
     /// Takes an input. `now` is in ns and does not go back.
     pub fn step(&mut self, now: u64, input: CoordinatorInput) {
+        // First: an operation whose time is over counts no answer, also if the answer is handed in
+        // before the timer. `Replica::rebuilt` relies on it.
+        self.time(now);
         match input {
             CoordinatorInput::Reply { call, reply } => self.reply(now, call, reply),
             CoordinatorInput::Failed { call, error } => {
@@ -292,7 +295,6 @@ impl Coordinator {
             }
             CoordinatorInput::Time => {}
         }
-        self.time(now);
     }
 
     /// The next thing to do.

@@ -33,6 +33,9 @@ pub enum ReplicaOutput {
         state: Siblings<Bytes>,
         /// A new mark for the dots of this store.
         mark: Option<u64>,
+        /// Whether the replica is whole. Kept with the record: [`Replica::recover`] is given what
+        /// the latest one says, so that a restart does not forget a loss that was noticed.
+        is_whole: bool,
     },
     /// Answer a request.
     Reply {
@@ -77,6 +80,9 @@ impl Replica {
     pub const MAX_WAITING: usize = 65_536;
     /// Values of one key. A write that would exceed it is refused; a merge is not.
     pub const MAX_SIBLINGS: usize = 64;
+    /// Length of a value, in bytes: what [`codec::Limits`](crate::version::codec::Limits) reads
+    /// back by default. A longer one is refused.
+    pub const MAX_VALUE_BYTES: usize = 1 << 20;
 
     /// A replica that goes on with the records of its disk, and with the dots of a source that was
     /// recovered from the durable mark. The dots of the records are noted here.
@@ -105,8 +111,9 @@ impl Replica {
     /// Declares the replica rebuilt: it holds every acknowledged write. The caller has waited for
     /// the table's `timeout` since the replica was recovered, so that every operation has ended
     /// that may have counted an acknowledgement of the lost store, and has then merged all keys of
-    /// at least N - W + 1 other whole replicas. Until then a restart begins without `is_whole`
-    /// again.
+    /// at least N - W + 1 other whole replicas. A replica that noticed that its own past was lost
+    /// is recovered under a new incarnation first: one of its old dots may be where it did not
+    /// look. Until then a restart begins without `is_whole` again.
     pub fn rebuilt(&mut self) {
         self.is_whole = true;
     }
@@ -166,7 +173,11 @@ impl Replica {
     /// A dot of this store that it has not given out: the store has lost a part of its past and
     /// kept its incarnation. It no longer counts, and gives out none of those dots again.
     fn notice_amnesia(&mut self, state: &Siblings<Bytes>) {
-        let own = state.context().get(self.dots.actor());
+        // The dot of a value was drawn by a replica; an entry of the context may be a client's
+        // word.
+        let actor = self.dots.actor();
+        let own = state.iter().map(|(dot, _)| dot).filter(|dot| dot.actor == actor);
+        let own = own.map(|dot| dot.counter).max().unwrap_or(0);
         if own >= self.dots.next_counter() {
             self.is_whole = false;
             self.dots.skip_to(own);
@@ -175,6 +186,9 @@ impl Replica {
 
     fn write(&mut self, key: Bytes, seen: &VersionVector, value: Option<Bytes>) -> Reply {
         if seen.get(self.dots.actor()) >= self.dots.next_counter() {
+            return Reply::Refused;
+        }
+        if value.as_ref().is_some_and(|value| value.len() > Self::MAX_VALUE_BYTES) {
             return Reply::Refused;
         }
         let mut state = self.keys.get(&key).cloned().unwrap_or_default();
@@ -206,8 +220,8 @@ impl Replica {
 
     fn persist(&mut self, key: Bytes, state: Siblings<Bytes>) {
         self.latest += 1;
-        let (id, mark) = (self.latest, self.mark.take());
+        let (id, mark, is_whole) = (self.latest, self.mark.take(), self.is_whole);
         self.keys.insert(key.clone(), state.clone());
-        self.persists.push_back(ReplicaOutput::Persist { id, key, state, mark });
+        self.persists.push_back(ReplicaOutput::Persist { id, key, state, mark, is_whole });
     }
 }

@@ -29,7 +29,8 @@ const TIMESTAMP_BYTES: usize = 28;
 pub struct Limits {
     /// Actors of a vector. Default 1,024.
     pub max_actors: usize,
-    /// Values of one key. Default 256.
+    /// Values of one key. Default 2,048: 31 replicas of a table with
+    /// [`Replica::MAX_SIBLINGS`](crate::table::Replica::MAX_SIBLINGS) values of its own each.
     pub max_siblings: usize,
     /// Length of a value, in bytes. Default 1 MiB.
     pub max_value_bytes: usize,
@@ -37,7 +38,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_actors: 1_024, max_siblings: 256, max_value_bytes: 1 << 20 }
+        Self { max_actors: 1_024, max_siblings: 2_048, max_value_bytes: 1 << 20 }
     }
 }
 

@@ -33,13 +33,14 @@ pub struct HlcConfig {
     /// 1 day. Default 500 ms.
     pub max_drift: Duration,
     /// How far the durable mark is set ahead of the timestamps given out. A restart skips at most
-    /// this much time. From 1 ms to 1 hour. Default 1 s.
+    /// this much time, so at most half of `max_drift`: peers would refuse a clock that has
+    /// restarted. From 100 µs. Default 250 ms.
     pub mark_step: Duration,
 }
 
 impl Default for HlcConfig {
     fn default() -> Self {
-        Self { max_drift: Duration::from_millis(500), mark_step: Duration::from_secs(1) }
+        Self { max_drift: Duration::from_millis(500), mark_step: Duration::from_millis(250) }
     }
 }
 
@@ -53,8 +54,9 @@ impl HlcConfig {
         if !(low..=Duration::from_secs(86_400)).contains(&self.max_drift) {
             return Err(ConfigError { field: "max_drift", rule: "must be from 1 ms to 1 day" });
         }
-        if !(low..=Duration::from_secs(3_600)).contains(&self.mark_step) {
-            return Err(ConfigError { field: "mark_step", rule: "must be from 1 ms to 1 hour" });
+        if !(low / 10..=self.max_drift / 2).contains(&self.mark_step) {
+            let rule = "must be from 100 µs to half of `max_drift`";
+            return Err(ConfigError { field: "mark_step", rule });
         }
         Ok(())
     }
@@ -159,7 +161,7 @@ impl Hlc {
             return Err(TickError::Exhausted);
         }
         if physical >= self.mark {
-            return Err(TickError::MarkNeeded { mark: physical + self.mark_step_ns });
+            return Err(TickError::MarkNeeded { mark: physical + self.step(now, physical) });
         }
         (self.physical, self.next_logical) = (physical, u64::from(logical) + 1);
         Ok(Timestamp { physical, logical, actor: self.actor })
@@ -185,7 +187,10 @@ impl Hlc {
     pub fn next_mark(&self, now: u64) -> Option<u64> {
         let (physical, _) = self.next(now);
         let is_low = self.mark.saturating_sub(physical) < self.mark_step_ns / 2;
-        (is_low && physical <= Timestamp::MAX_PHYSICAL).then(|| physical + self.mark_step_ns)
+        let step = self.step(now, physical);
+        // A step that was cut short is written when it is needed, and not ahead of each tick.
+        let is_worth_it = step >= self.mark_step_ns / 2;
+        (is_low && is_worth_it && physical <= Timestamp::MAX_PHYSICAL).then(|| physical + step)
     }
 
     /// Records that `mark` is durable. An older mark than the current one changes nothing.
@@ -196,6 +201,13 @@ impl Hlc {
     /// How many timestamps of peers were refused.
     pub fn refused(&self) -> u64 {
         self.refused
+    }
+
+    /// How far the mark is set ahead of `physical`. A restart begins at the mark, so it stays
+    /// within `max_drift` of the wall clock: restarts in a row do not run away from it.
+    fn step(&self, now: u64, physical: u64) -> u64 {
+        let room = now.saturating_add(self.max_drift_ns).saturating_sub(physical);
+        room.clamp(1, self.mark_step_ns)
     }
 
     /// Physical and logical time of the next local event.
