@@ -140,8 +140,10 @@ pub enum ProduceError {
         current: i16,
     },
     /// The producer's sequence does not follow the last one, so a batch between is missing. Nothing
-    /// happened, and retrying is wrong: records would be lost or out of order. The producer must
-    /// stop, decide about the missing batches, and begin with a new epoch or id.
+    /// happened. If an earlier batch of this producer has just failed with an error that
+    /// [`is_retryable`](Self::is_retryable), send that one and all behind it again, in order.
+    /// Otherwise retrying is wrong: records would be lost or out of order. The producer must stop,
+    /// decide about the missing batches, and begin with a new epoch or id.
     #[error("producer {id}: sequence {found} does not follow, {expected} is expected")]
     OutOfOrder {
         /// The producer's id.
@@ -160,9 +162,10 @@ pub enum ProduceError {
         /// The sequence of the batch.
         found: i32,
     },
-    /// The partition has forgotten the producer, which was silent while more than `max_producers`
-    /// others were not. Nothing happened now; whether the batch was appended long ago is unknown.
-    /// Begin with a new producer id.
+    /// The partition has forgotten the producer, which was silent while `max_producers` others were
+    /// not, or a producer with a higher id. Nothing happened now; whether the batch was appended
+    /// long ago is unknown. Begin with a producer id that is higher than all that were given
+    /// before.
     #[error("producer {id} is no longer known (max_producers)")]
     UnknownProducer {
         /// The producer's id.

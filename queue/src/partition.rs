@@ -42,6 +42,9 @@ struct Shared {
     config: Config,
     /// The largest batch that fits into a write beside the largest snapshot.
     max_batch_bytes: usize,
+    /// Bytes of batches after which a snapshot is due, besides their number: a store that fills up
+    /// can always release what its last snapshot covers.
+    snapshot_bytes: u64,
     inner: Mutex<Inner>,
 }
 
@@ -53,6 +56,8 @@ struct Inner {
     waiters: Waiters,
     /// What the stored snapshot covers.
     covered: Covered,
+    /// Bytes of the batches behind the stored snapshot.
+    bytes_behind: u64,
     /// Offset below which everything is on stable storage.
     synced_offset: u64,
     /// The failure after which the partition takes no more batches.
@@ -122,7 +127,8 @@ impl Partition {
         config.validate()?;
         let store: Arc<dyn PartitionStore> = Arc::new(store);
         let max_batch_bytes = room_for_a_batch(&*store, &config)?;
-        let (state, covered) = recover(&*store, &config)?;
+        let (state, covered, bytes_behind) = recover(&*store, &config)?;
+        let snapshot_bytes = 4 * store.max_write_bytes() as u64;
         let inner = Inner {
             // A store has made everything durable that it shows when it is opened.
             synced_offset: state.next_offset,
@@ -130,6 +136,7 @@ impl Partition {
             queue: Queue::default(),
             waiters: Waiters::new(config.max_waiters),
             covered,
+            bytes_behind,
             state,
             stopped: None,
             appended: 0,
@@ -137,7 +144,9 @@ impl Partition {
             rejected: 0,
         };
         let inner = Mutex::new(inner);
-        Ok(Self { shared: Arc::new(Shared { store, config, max_batch_bytes, inner }) })
+        Ok(Self {
+            shared: Arc::new(Shared { store, config, max_batch_bytes, snapshot_bytes, inner }),
+        })
     }
 
     /// Appends a batch. The offsets that its header has are replaced.
@@ -298,15 +307,18 @@ fn room_for_a_batch(store: &dyn PartitionStore, config: &Config) -> Result<usize
     Ok(left.min(MAX_BATCH_BYTES))
 }
 
-/// The state that the store holds, and what its snapshot covers.
-fn recover(store: &dyn PartitionStore, config: &Config) -> Result<(State, Covered), OpenError> {
+/// The state that the store holds, what its snapshot covers, and the bytes of batches behind it.
+fn recover(
+    store: &dyn PartitionStore,
+    config: &Config,
+) -> Result<(State, Covered, u64), OpenError> {
     let bounds = store.bounds();
     let damaged = |position: u64, why: &str| OpenError::Damaged { position, why: why.into() };
     let mut state = match store.snapshot()? {
         Some(bytes) => State::decode(bytes).map_err(|why| damaged(bounds.end, why))?,
         None => State::new(),
     };
-    let covered = Covered::by(&state);
+    let (covered, mut bytes_behind) = (Covered::by(&state), 0);
     if !(bounds.start..=bounds.end).contains(&state.next_position) {
         return Err(damaged(state.next_position, "the store lacks batches of the snapshot"));
     }
@@ -318,6 +330,7 @@ fn recover(store: &dyn PartitionStore, config: &Config) -> Result<(State, Covere
         }
         for bytes in read {
             let position = state.next_position;
+            bytes_behind += bytes.len() as u64;
             let header = header_of(bytes).map_err(|error| damaged(position, &error.to_string()))?;
             state.apply(&header, config.limits()).map_err(|why| damaged(position, why))?;
         }
@@ -335,7 +348,7 @@ fn recover(store: &dyn PartitionStore, config: &Config) -> Result<(State, Covere
         state.release(bounds.start, start_offset.min(state.next_offset));
     }
     state.fit(config.limits());
-    Ok((state, covered))
+    Ok((state, covered, bytes_behind))
 }
 
 fn header_of(bytes: bytes::Bytes) -> Result<Header, FormatError> {

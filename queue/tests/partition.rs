@@ -406,6 +406,88 @@ fn retention_by_size_and_by_age() {
     assert_eq!(gone, FetchError::OutOfRange { offset: 0, start: keep_from, end: 100 });
 }
 
+/// A record without a timestamp has no age.
+#[test]
+fn retention_by_age_keeps_what_has_no_timestamp() {
+    let partition = in_memory();
+    for record in [Record::new("old").timestamp(1), Record::new("timeless")] {
+        ready(partition.append(batch(&[record], None), Durability::Synced)).expect("appended");
+    }
+    let mut retention = Retention::default();
+    retention.max_age = Some(Duration::from_secs(1));
+    assert_eq!(partition.retention_offset(retention, 1_000_000), Ok(1));
+}
+
+#[test]
+fn retention_by_size_works_in_memory() {
+    let partition = in_memory();
+    for _ in 0..10 {
+        let record = Record::new(vec![b'x'; 1_000]);
+        ready(partition.append(batch(&[record], None), Durability::Synced)).expect("appended");
+    }
+    let mut retention = Retention::default();
+    retention.max_bytes = Some(3_000);
+    assert_eq!(partition.retention_offset(retention, 0), Ok(7));
+    assert_eq!(ready(partition.release_before(7)), Ok(7));
+}
+
+/// What a buffered answer says is in the store holds: a reader sees it at once, and the batch of a
+/// full journal is answered as rejected and given to no other.
+#[test]
+fn a_buffered_batch_is_in_the_store_when_it_is_answered() {
+    let journal = journal(Arc::new(MemoryFiles::new()), 8);
+    let mut now = 0;
+    let mut config = small();
+    config.tail_cache_bytes = 0;
+    let partition = partition(&journal, config);
+    let (mut answered, mut rejected) = (0, 0);
+    for at in 0..200_u64 {
+        let record = Record::new(vec![at as u8; 4_000]);
+        let mut answer = partition.append(batch(&[record], None), Durability::Buffered);
+        let early = poll(&mut answer);
+        work(&journal, &mut now);
+        let is_early = early.is_some();
+        match early.or_else(|| poll(&mut answer)).expect("answered") {
+            Ok(appended) => {
+                assert!(!is_early, "answered before the journal has written it");
+                assert_eq!(appended.base_offset, answered);
+                let fetched = partition.fetch(appended.base_offset, 1).expect("it can be read");
+                assert_eq!(fetched.batches.len(), 1);
+                answered += 1;
+            }
+            Err(ProduceError::Store(StoreError::Full { .. })) => rejected += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(answered > 20 && rejected > 20, "{answered} answered, {rejected} rejected");
+    assert_eq!(partition.offsets(), 0..answered);
+}
+
+/// Snapshots follow on bytes too: a store that is filled by few large batches can be released.
+#[test]
+fn a_journal_that_is_full_of_large_batches_can_be_released() {
+    let journal = journal(Arc::new(MemoryFiles::new()), 24);
+    let mut now = 0;
+    let partition = partition(&journal, small());
+    let mut appended = 0;
+    // Ends: the journal has 24 segments.
+    loop {
+        let record = Record::new(vec![b'x'; 8_000]);
+        let mut answer = partition.append(batch(&[record], None), Durability::Synced);
+        work(&journal, &mut now);
+        match poll(&mut answer).expect("answered") {
+            Ok(_) => appended += 1,
+            Err(ProduceError::Store(StoreError::Full { .. })) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    let mut releasing = Box::pin(partition.release_before(appended));
+    assert!(poll(&mut releasing).is_none());
+    work(&journal, &mut now);
+    let start = poll(&mut releasing).expect("answered").expect("something is released");
+    assert!(start > appended / 2, "{start} of {appended}");
+}
+
 #[test]
 fn a_store_with_something_else_in_it_does_not_open() {
     let store = MemoryPartition::new(1 << 20);

@@ -57,6 +57,9 @@ impl BatchBuilder {
 
     /// Marks the batch as one of an idempotent producer: its id, its epoch and the sequence of the
     /// first record, none of them negative.
+    ///
+    /// Give ids from a counter, each higher than all before: a partition that has forgotten an id
+    /// (`max_producers`) takes no new one at or below it.
     pub fn producer(mut self, id: i64, epoch: i16, base_sequence: i32) -> Self {
         self.producer = Some((id, epoch, base_sequence));
         self
@@ -97,11 +100,16 @@ impl BatchBuilder {
     ///
     /// # Errors
     /// [`FormatError::TooLarge`] when there is no room, also for a record that would be the only
-    /// one, and [`FormatError::Record`] when its timestamp is below -1. The builder is unchanged.
+    /// one, and [`FormatError::Record`] when its timestamp is below -1 or it has more than 65,536
+    /// headers. The builder is unchanged.
     pub fn push(&mut self, record: &Record) -> Result<(), FormatError> {
         let deltas = self.deltas(record);
         if record.timestamp < NO_TIMESTAMP {
             let detail = "its timestamp is before 1970";
+            return Err(FormatError::Record { index: self.count as u32, detail });
+        }
+        if record.headers.len() > record::MAX_HEADERS {
+            let detail = "it has more than 65,536 headers";
             return Err(FormatError::Record { index: self.count as u32, detail });
         }
         let bytes = self.out.len() + record::bytes(record, deltas);

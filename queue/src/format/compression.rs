@@ -2,6 +2,11 @@
 
 use bytes::Bytes;
 
+/// Largest window of zstd that is allocated: 8 MiB, which all levels but the "ultra" ones stay
+/// below.
+#[cfg(feature = "zstd")]
+const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+
 use super::FormatError;
 
 /// How the records of a batch are compressed.
@@ -87,7 +92,11 @@ impl Compression {
             #[cfg(feature = "zstd")]
             Self::Zstd => {
                 let decoder = zstd::stream::read::Decoder::new(&packed[..]);
-                self.read_all(decoder.map_err(|error| self.failed(&error))?, max_bytes)
+                let mut decoder = decoder.map_err(|error| self.failed(&error))?;
+                // The frame's header asks for the window, which is allocated before any byte of it.
+                let window = decoder.window_log_max(ZSTD_WINDOW_LOG_MAX);
+                window.map_err(|error| self.failed(&error))?;
+                self.read_all(decoder, max_bytes)
             }
             #[cfg(not(all(
                 feature = "gzip",

@@ -147,6 +147,9 @@ pub(super) struct Taken<'a> {
     header_count: usize,
 }
 
+/// Headers that a record may have: each takes two bytes on the wire and 64 in memory.
+pub(super) const MAX_HEADERS: usize = 1 << 16;
+
 /// Takes a record off `input` and checks all of it. Allocates nothing.
 pub(super) fn take<'a>(input: &mut &'a [u8]) -> Result<Taken<'a>, &'static str> {
     let length = varint::take(input).ok_or("its length is cut off")?;
@@ -161,6 +164,9 @@ pub(super) fn take<'a>(input: &mut &'a [u8]) -> Result<Taken<'a>, &'static str> 
     let value = take_block(&mut body)?;
     let count = varint::take(&mut body).ok_or("its number of headers is cut off")?;
     let header_count = usize::try_from(count).map_err(|_| "its number of headers is negative")?;
+    if header_count > MAX_HEADERS {
+        return Err("it has more than 65,536 headers");
+    }
     // A header has at least two bytes.
     if header_count > body.len() / 2 {
         return Err("it has fewer headers than it says");

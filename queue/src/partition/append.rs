@@ -11,6 +11,8 @@ use crate::error::{ProduceError, StoreError};
 use crate::format::{Batch, FormatError};
 use crate::store::{BATCH_OVERHEAD_BYTES, Done, Durability, Write};
 
+/// Ids rise, and a forgotten one takes all below along: one id must not use them all up.
+const MAX_PRODUCER_ID: i64 = 1 << 62;
 /// Bytes of batches that one write takes, with the overhead of each.
 const GROUP_BYTES: usize = 4 << 20;
 
@@ -130,6 +132,10 @@ impl Shared {
         if header.is_transactional() {
             return Some(ProduceError::Unsupported { what: "transactional" });
         }
+        if header.producer_id > MAX_PRODUCER_ID {
+            let (value, rule) = (header.producer_id, "must be at most 2^62");
+            return Some(FormatError::Header { field: "producer id", value, rule }.into());
+        }
         let bytes = header.bytes;
         if bytes > self.max_batch_bytes {
             let (bytes, limit) = (bytes as u64, self.max_batch_bytes as u64);
@@ -228,7 +234,8 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
     let mut group = Group::default();
     let mut staged = Staged::default();
     let behind = inner.state.next_position - inner.covered.position;
-    group.has_snapshot = behind >= shared.config.snapshot_every;
+    group.has_snapshot =
+        behind >= shared.config.snapshot_every || inner.bytes_behind >= shared.snapshot_bytes;
     // With the overhead, the largest batch and the largest snapshot fill a write.
     let most = GROUP_BYTES.min(shared.max_batch_bytes + BATCH_OVERHEAD_BYTES);
     let mut counted = 0;
@@ -320,8 +327,10 @@ fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>
         if result.is_ok() {
             if has_snapshot {
                 inner.covered = Covered::by(&inner.state);
+                inner.bytes_behind = 0;
             }
             for (batch, _) in &batches {
+                inner.bytes_behind += batch.bytes().len() as u64;
                 let applied = inner.state.apply(batch.header(), shared.config.limits());
                 debug_assert_eq!(applied, Ok(()), "offsets are given in order");
                 inner.tail.push(batch.clone());
@@ -358,6 +367,7 @@ fn land_release(
             inner.tail.release(release.position);
             if has_snapshot {
                 inner.covered = Covered::by(&inner.state);
+                inner.bytes_behind = 0;
             }
             let start = inner.state.start_offset;
             drop(inner);

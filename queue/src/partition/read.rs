@@ -10,7 +10,7 @@ use crate::error::{FetchError, StoreError};
 use crate::format::{self, Batch, FormatError, Record};
 
 /// Bytes that are read at once in a search by timestamp.
-const SCAN_BYTES: usize = 256 << 10;
+pub(super) const SCAN_BYTES: usize = 256 << 10;
 /// How often a read begins again because what it was about to read has been released.
 const RELEASED_AGAIN: usize = 8;
 
@@ -146,7 +146,7 @@ impl Shared {
         batch.ok_or_else(|| FetchError::Store(StoreError::Unreadable { why: why() }))
     }
 
-    fn batches(
+    pub(super) fn batches(
         &self,
         range: std::ops::Range<u64>,
         max_bytes: usize,

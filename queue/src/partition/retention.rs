@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::Shared;
-use crate::error::FetchError;
+use super::read::SCAN_BYTES;
+use crate::error::{FetchError, StoreError};
+use crate::format::Batch;
 
 /// How much of a partition is kept. Each limit by itself lets batches go; without any, all are
 /// kept. What groups have read is no limit of time or size: pass the smallest offset that a group
@@ -15,7 +17,8 @@ pub struct Retention {
     /// segment) goes when the rest still has this many.
     pub max_bytes: Option<u64>,
     /// Batches whose records are all older go. As in Kafka, a batch of which a later record is
-    /// younger goes only with those before it.
+    /// younger goes only with those before it. A record without a timestamp has no age: its batch,
+    /// and what is behind it, goes by `max_bytes` only.
     pub max_age: Option<Duration>,
 }
 
@@ -29,12 +32,38 @@ impl Shared {
         if let Some(age) = retention.max_age {
             let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
             let oldest = now_ms.saturating_sub(age);
-            keep_from = keep_from.max(self.offset_of_timestamp(oldest)?);
+            keep_from = keep_from.max(self.offset_by_age(oldest)?);
         }
         if let Some(max_bytes) = retention.max_bytes {
             keep_from = keep_from.max(self.offset_by_size(max_bytes)?);
         }
         Ok(keep_from)
+    }
+
+    /// The first batch that is not older than `oldest`. A batch without a timestamp has no age: it
+    /// stays until it goes by size.
+    fn offset_by_age(&self, oldest: i64) -> Result<u64, FetchError> {
+        let (mut position, end, next_offset) = {
+            let inner = self.inner.lock();
+            (inner.state.first_position, inner.state.next_position, inner.state.next_offset)
+        };
+        let stays = |batch: &&Batch| {
+            let latest = batch.header().max_timestamp;
+            latest < 0 || latest >= oldest
+        };
+        // Ends: each round reads at least one batch, or fails.
+        while position < end {
+            let batches = self.batches(position..end, SCAN_BYTES)?;
+            if let Some(batch) = batches.iter().find(stays) {
+                return Ok(batch.base_offset());
+            }
+            if batches.is_empty() {
+                let why = format!("no batch at position {position}");
+                return Err(StoreError::Unreadable { why }.into());
+            }
+            position += batches.len() as u64;
+        }
+        Ok(next_offset)
     }
 
     /// The first offset behind the oldest extents without which `max_bytes` are left.

@@ -75,8 +75,9 @@ pub struct JournalPartition {
 impl JournalPartition {
     fn to_commit(&self, write: Write) -> Commit {
         let mut commit = Commit::new().durability(match write.durability {
-            Durability::Buffered => voussoir_journal::Durability::Buffered,
-            Durability::Written => voussoir_journal::Durability::Written,
+            // What the journal has only buffered it may drop when it is full, a small commit of
+            // another log may overtake it, and no read shows it: it is not yet in the store.
+            Durability::Buffered | Durability::Written => voussoir_journal::Durability::Written,
             Durability::Synced => voussoir_journal::Durability::Synced,
         });
         let mut joined = Batch::builder(0);

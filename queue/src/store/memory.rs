@@ -85,8 +85,15 @@ impl PartitionStore for MemoryPartition {
     }
 
     fn extents(&self) -> Vec<Extent> {
-        let Range { start: first, end } = self.bounds();
-        vec![Extent { first, end, bytes: self.shared.lock().bytes as u64 }]
+        // One extent for each batch: each may be released by itself.
+        let shared = self.shared.lock();
+        let batches = (shared.first..).zip(&shared.batches);
+        let extent = |(at, batch): (u64, &Bytes)| Extent {
+            first: at,
+            end: at + 1,
+            bytes: batch.len() as u64,
+        };
+        batches.map(extent).collect()
     }
 
     fn max_write_bytes(&self) -> usize {
