@@ -9,8 +9,8 @@ use super::codec::{flag, number, put, put_bytes, put_mode, take_bytes, take_mode
 use super::command::Malformed;
 use super::table::{Delay, Holder, Lock, Session, Table, Waiter};
 use super::{
-    MAX_LOCKS, MAX_NAME_BYTES, MAX_REQUESTS, MAX_SESSIONS, MAX_TTL_MS, MAX_VALUE_BYTES,
-    MAX_WAITERS, MIN_TTL_MS,
+    MAX_LOCK_DELAY_MS, MAX_LOCKS, MAX_NAME_BYTES, MAX_REQUESTS, MAX_SESSIONS, MAX_TTL_MS,
+    MAX_VALUE_BYTES, MAX_WAITERS, MIN_TTL_MS, Mode,
 };
 
 /// Version of the layout. Raise it when the layout changes.
@@ -130,6 +130,10 @@ impl Restore {
                     return None;
                 }
                 (self.table.token, self.table.reign) = (number(rest)?, number(rest)?);
+                // The top is reserved: the next tokens are above it and do not wrap around.
+                if self.table.token > u64::MAX >> 1 {
+                    return None;
+                }
                 self.is_begun = true;
             }
             2 => self.session(rest)?,
@@ -137,6 +141,9 @@ impl Restore {
                 self.close_lock()?;
                 let delay = Delay { since: number(rest)?, ms: number(rest)? };
                 let delay = flag(rest)?.then_some(delay);
+                if delay.is_some_and(|delay| delay.ms > MAX_LOCK_DELAY_MS) {
+                    return None;
+                }
                 let name = take_bytes(rest, MAX_NAME_BYTES)?;
                 let value = take_bytes(rest, MAX_VALUE_BYTES)?;
                 self.lock = Some((name, Lock { delay, value, ..Lock::default() }));
@@ -200,8 +207,23 @@ impl Restore {
 
     fn close_lock(&mut self) -> Option<()> {
         let Some((name, lock)) = self.lock.take() else { return Some(()) };
-        let is_valid = !lock.is_unused() && self.table.locks.len() < MAX_LOCKS;
+        let is_valid = !lock.is_unused()
+            && holders_fit(&lock)
+            && lock.queue.front().is_none_or(|first| !lock.admits(first.mode))
+            && self.table.locks.len() < MAX_LOCKS;
         let is_new = is_valid && self.table.locks.insert(name, lock).is_none();
         is_new.then_some(())
     }
+}
+
+/// Whether the holders of a lock may hold it together.
+fn holders_fit(lock: &Lock) -> bool {
+    let Some(first) = lock.holders.first().map(|holder| holder.by.mode) else { return true };
+    let are_alike = lock.holders.iter().all(|holder| holder.by.mode == first);
+    let room = match first {
+        Mode::Exclusive => 1,
+        Mode::Shared => usize::MAX,
+        Mode::Slot { of } => of as usize,
+    };
+    are_alike && lock.holders.len() <= room
 }

@@ -99,7 +99,7 @@ pub struct LockView {
 
 impl Lock {
     /// Whether one more may hold it in `mode`, the queue aside.
-    fn admits(&self, mode: Mode) -> bool {
+    pub(super) fn admits(&self, mode: Mode) -> bool {
         if self.delay.is_some() {
             return false;
         }
@@ -395,6 +395,7 @@ impl Table {
     /// Grants the lock to those at the front of its queue who may hold it; forgets a lock that
     /// nobody uses.
     fn settle(&mut self, name: &Bytes, events: &mut Vec<Event>) {
+        let before = self.token;
         let Some(lock) = self.locks.get_mut(name) else { return };
         // Ends: each turn takes one from the queue.
         while let Some(first) = lock.queue.front().copied().filter(|w| lock.admits(w.mode)) {
@@ -407,6 +408,10 @@ impl Table {
         }
         if lock.is_unused() {
             self.locks.remove(name);
+        }
+        let changed = Event::Changed { name: name.clone() };
+        if self.token != before && !events.contains(&changed) {
+            events.push(changed);
         }
     }
 }

@@ -80,7 +80,12 @@ impl WorkerLease {
         let grant = numbers.acquire(workers).await?;
         let (window, ceiling) = WorkerWindow::new(&grant);
         let raiser = Raiser { numbers: Arc::clone(&numbers), grant, ceiling, ahead, clock };
-        raiser.raise().await?;
+        if let Err(error) = raiser.raise().await {
+            // A ceiling that was raised all the same stays: the next holder begins at it. If the
+            // number cannot be given back either, it is taken until its store forgets it.
+            drop(numbers.release(grant.worker, grant.epoch).await);
+            return Err(error.into());
+        }
         let ceiling = raiser.ceiling.clone();
         let task = tokio::spawn(raiser.run());
         Ok((Self { numbers, grant, ceiling, task }, window))
