@@ -213,6 +213,28 @@ async fn who_only_reads_prepares_nothing() {
     drop(branch);
     let error = txn.commit(Ack::Applied).await.unwrap_err();
     assert!(error.to_string().contains("ended the transaction"), "{error}");
+    // A branch that the caller still holds is refused, and what is sent on it afterwards fails.
+    let mut txn = coordinator.begin().unwrap();
+    let held = txn.enlist("left").unwrap();
+    let branch = participants[0].begin(&held).await.unwrap();
+    branch.batch_execute("SET search_path = pg_catalog; SELECT 1").await.unwrap();
+    branch.batch_execute("UPDATE public.accounts SET cents = 1 WHERE id = 1").await.unwrap();
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert!(error.to_string().contains("still held"), "{error}");
+    let late = branch.batch_execute("UPDATE public.accounts SET cents = 1 WHERE id = 1").await;
+    assert!(late.is_err(), "it would be committed outside of the transaction");
+    drop(branch);
+    let mut txn = coordinator.begin().unwrap();
+    let dropped = txn.enlist("left").unwrap();
+    let branch = participants[0].begin(&dropped).await.unwrap();
+    branch.batch_execute("SET search_path = pg_catalog").await.unwrap();
+    drop(txn);
+    until("the branch is ended", async || {
+        branch.batch_execute("UPDATE public.accounts SET cents = 1 WHERE id = 1").await.is_err()
+    })
+    .await;
+    drop(branch);
+    assert_eq!(pair.total().await, 2 * ACCOUNTS * 1000);
     until("nothing is prepared", async || pair.prepared().await == 0).await;
     drop(coordinator);
     pair.drop().await;

@@ -28,6 +28,10 @@ const KEPT_FOR_EACH: u64 = 4;
 /// Positions that may be released before they are.
 const RELEASE_EVERY: u64 = 1_000;
 
+/// Held while a store checks that it was not replaced and submits, and while a new one submits
+/// behind it. Never held over an await.
+static ORDER: Mutex<()> = Mutex::new(());
+
 /// Keeps the records of sagas in two logs of a [`Journal`], which other parts of the process share.
 ///
 /// Opening a namespace again replaces the store that had it: that one appends nothing more.
@@ -139,7 +143,15 @@ impl SagaStore for JournalStore {
         let begin =
             Commit::new().append(&self.epochs, [epoch.to_le_bytes()]).release(&self.epochs, end);
         self.journal.commit(begin).await.map_err(StoreError::new)?;
-        let mut state = State { epoch_end: Some(end + 1), ..State::default() };
+        // From here on an earlier store sees that it was replaced. What it had submitted before
+        // lies ahead of this second record, so it is read below.
+        let barrier = {
+            let _order = ORDER.lock();
+            let again = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
+            self.journal.commit(again.release(&self.epochs, end + 1))
+        };
+        barrier.await.map_err(StoreError::new)?;
+        let mut state = State { epoch_end: Some(end + 2), ..State::default() };
         let mut records = Vec::new();
         for (at, record) in self.read_all()? {
             state.note(&record.saga, record.kind, at);
@@ -152,7 +164,8 @@ impl SagaStore for JournalStore {
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let encoded: Vec<Bytes> = records.iter().map(encode).collect::<Result<_, _>>()?;
         let mut commit = Commit::new().append(&self.records, encoded);
-        {
+        let submitted = {
+            let _order = ORDER.lock();
             let state = self.state.lock();
             if state.epoch_end != Some(self.epochs.end()) {
                 return Err(StoreError::new("the namespace was opened again, or not yet"));
@@ -161,8 +174,9 @@ impl SagaStore for JournalStore {
             if upto >= self.records.first() + RELEASE_EVERY {
                 commit = commit.release(&self.records, upto);
             }
-        }
-        let receipt = self.journal.commit(commit).await.map_err(StoreError::new)?;
+            self.journal.commit(commit)
+        };
+        let receipt = submitted.await.map_err(StoreError::new)?;
         let first = receipt.positions().first().map_or(0, |range| range.start);
         let mut state = self.state.lock();
         for (at, record) in (first..).zip(&records) {

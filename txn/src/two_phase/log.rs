@@ -136,12 +136,14 @@ pub struct StoreLog<S> {
     store: S,
     /// Records that stand, for the store to have them written again.
     standing: Mutex<HashMap<Arc<str>, Bytes>>,
+    /// Written by a rewrite: the record that is written again is not forgotten meanwhile.
+    forgetting: tokio::sync::RwLock<()>,
 }
 
 impl<S: SagaStore> StoreLog<S> {
     /// A log in `store`.
     pub fn new(store: S) -> Self {
-        Self { store, standing: Mutex::default() }
+        Self { store, standing: Mutex::default(), forgetting: tokio::sync::RwLock::default() }
     }
 
     async fn append(&self, key: Arc<str>, events: Bytes) -> Result<(), StoreError> {
@@ -154,14 +156,20 @@ impl<S: SagaStore> StoreLog<S> {
     }
 
     async fn remove(&self, key: Arc<str>) -> Result<(), StoreError> {
+        let forgetting = self.forgetting.read().await;
         self.standing.lock().remove(&key);
         let record = Record { saga: key, kind: RecordKind::Forgotten, events: Bytes::new() };
         self.store.append(vec![record]).await?;
+        drop(forgetting);
         self.rewrite().await
     }
 
     /// Writes one old record again if it keeps the store from giving space back.
     async fn rewrite(&self) -> Result<(), StoreError> {
+        if self.store.to_rewrite().is_none() {
+            return Ok(());
+        }
+        let _alone = self.forgetting.write().await;
         let Some(key) = self.store.to_rewrite() else { return Ok(()) };
         let Some(events) = self.standing.lock().get(&key).cloned() else { return Ok(()) };
         self.store.append(vec![Record { saga: key, kind: RecordKind::Whole, events }]).await

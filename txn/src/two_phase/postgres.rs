@@ -95,8 +95,14 @@ struct Working {
     _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
-/// A branch on which the caller works: statements run inside its transaction. Do not end the
-/// transaction by a statement: the branch would be refused.
+/// For a connection that the caller still holds: what the caller sends from now on fails.
+const SHUT: &str = "ROLLBACK; BEGIN READ ONLY";
+
+/// A branch on which the caller works: statements run inside its transaction.
+///
+/// Drop it, and all its clones, before the transaction commits: a branch that is still held is
+/// refused, because a statement behind the vote would be outside of the transaction. The same is
+/// true when a statement ends the transaction.
 #[derive(Clone)]
 pub struct PostgresBranch {
     working: Arc<Working>,
@@ -119,8 +125,9 @@ impl fmt::Debug for PostgresBranch {
 impl PostgresParticipant {
     /// Connects, checks what the server is configured with, and creates the table of branches.
     ///
-    /// At most `max_connections` branches are open or prepared by this participant at once; a
-    /// connection more finishes branches.
+    /// At most `max_connections` branches are open by this participant at once. Prepared branches
+    /// are bounded by the coordinator's `max_active`, and each call that finishes one takes a
+    /// connection: the server needs room for both.
     ///
     /// # Errors
     /// [`PostgresError`].
@@ -210,10 +217,12 @@ impl Shared {
         }
     }
 
-    /// Keeps a connection that is outside of any transaction, unless the caller still holds its
-    /// branch.
-    fn give_back(&self, working: Arc<Working>) {
-        if let Some(working) = Arc::into_inner(working) {
+    /// Keeps a connection that is outside of any transaction, without what the caller has set in
+    /// its session. One that the caller still holds ends with the caller.
+    async fn give_back(&self, working: Arc<Working>) {
+        if let Some(working) = Arc::into_inner(working)
+            && working.client.batch_execute("DISCARD ALL").await.is_ok()
+        {
             self.idle.lock().push(working.client);
         }
     }
@@ -251,6 +260,12 @@ impl Participant for PostgresParticipant {
         };
         // Dropped on the way, the connection is closed with its answer unread.
         let client = &working.client;
+        // One: this one. Nobody else has it, and nobody can make another.
+        if Arc::strong_count(&working) > 1 {
+            client.batch_execute(SHUT).await.map_err(not_prepared)?;
+            let why = "its `PostgresBranch` is still held".to_owned();
+            return Err(PrepareError::Refused(why));
+        }
         // Inside a transaction `now()` is the time of its first statement, the `BEGIN`. As one
         // message of the simple protocol, a statement outside of any has one time for both.
         let state = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL, \
@@ -267,7 +282,7 @@ impl Participant for PostgresParticipant {
         }
         if !wrote {
             client.batch_execute("ROLLBACK").await.map_err(not_prepared)?;
-            self.shared.give_back(working);
+            self.shared.give_back(working).await;
             return Ok(Vote::ReadOnly);
         }
         // One round trip. Both or neither: an error rolls the transaction back.
@@ -275,7 +290,7 @@ impl Participant for PostgresParticipant {
             "INSERT INTO voussoir_txn_branches VALUES ('{gid}'); PREPARE TRANSACTION '{gid}'"
         );
         client.batch_execute(&prepare).await.map_err(may_be_prepared)?;
-        self.shared.give_back(working);
+        self.shared.give_back(working).await;
         Ok(Vote::Prepared)
     }
 
@@ -284,8 +299,10 @@ impl Participant for PostgresParticipant {
         let open = self.shared.open.lock().remove(gid);
         if let Some(working) = open {
             // It was never prepared. If the roll-back fails, the connection ends and it with it.
-            if working.client.batch_execute("ROLLBACK").await.is_ok() {
-                self.shared.give_back(working);
+            let is_held = Arc::strong_count(&working) > 1;
+            let end = if is_held { SHUT } else { "ROLLBACK" };
+            if working.client.batch_execute(end).await.is_ok() {
+                self.shared.give_back(working).await;
             }
         }
         self.shared.finish_prepared(gid, decision).await.map_err(failed)
