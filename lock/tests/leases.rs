@@ -324,3 +324,21 @@ fn a_late_write_is_refused_by_the_token() {
     let mut again = Fence::restored(12, fence.latest());
     assert!(again.enter(old).is_err(), "also after a restart");
 }
+
+/// Regression corpus 52: once the end of a session was proposed its renewal is refused, though the
+/// command was not applied yet.
+#[test]
+fn a_session_whose_end_was_proposed_is_not_renewed() {
+    let mut table = Table::new();
+    table.apply(1, &Command::BeginReign, &mut Vec::new());
+    table.apply(2, &Command::OpenSession { ttl_ms: TTL_MS }, &mut Vec::new());
+    let mut leases = Leases::new(0, 1, &table);
+    let end = TTL_MS * MS;
+    while let Some(command) = leases.poll(end / 2) {
+        assert!(matches!(command, Command::Checkpoint { .. }), "{command:?}");
+    }
+    assert_eq!(leases.poll(end), Some(Command::Expire { reign: 1, session: 2 }));
+    assert_eq!(leases.renew(end, 2), Renewal::Ended);
+    assert_eq!(leases.renew(end + 5 * MS, 2), Renewal::Ended);
+    assert!(table.has_session(2), "not applied yet");
+}

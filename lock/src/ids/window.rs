@@ -7,11 +7,11 @@ use super::error::IdError;
 use super::numbers::WorkerGrant;
 
 /// A worker number, and the times for which this process may use it: from the grant's ceiling on,
-/// and below the ceiling that was last raised. Clones are the same window.
+/// and below the ceiling that was last raised.
 ///
 /// One window serves at most one [`Snowflake`](super::Snowflake): two would make the same ids.
-/// The constructors take it by value; [`WorkerLease::window`](super::WorkerLease::window) gives
-/// it out once.
+/// The constructors take it by value, and [`WorkerLease::acquire`](super::WorkerLease::acquire)
+/// gives it out once.
 #[derive(Debug)]
 pub struct WorkerWindow {
     shared: Arc<Shared>,
