@@ -70,7 +70,7 @@ impl Leader {
 impl Core {
     /// Which entry a leader believes to be durable at each follower, for the watcher of a
     /// simulation.
-    #[cfg(feature = "testing")]
+    #[cfg(all(feature = "testing", feature = "journal"))]
     pub(crate) fn believed(&self) -> impl Iterator<Item = (u64, u64)> {
         let leader = match &self.role {
             RoleState::Leader(leader) => Some(leader),
