@@ -21,7 +21,7 @@ use crate::counters::{Count, Key};
 const MAX_REPORTS: usize = 4_096;
 /// Counters in memory. One takes about 150 bytes.
 const MAX_COUNTERS: u64 = 10_000;
-/// Locks over all counters, see [`Service::turns`].
+/// Locks over all counters: reports of one counter are counted one after the other.
 const TURNS: usize = 1_024;
 /// The longest load of a counter. Above the statement time-out of the table.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
