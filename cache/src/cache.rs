@@ -185,9 +185,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.inner.invalidate_tag(tag);
     }
 
-    /// Drops everything, and keeps the results of all loads under way from being stored. What is
-    /// dropped lives until it has been dropped, when new entries may come in already: up to twice
-    /// `max_weight` is in memory meanwhile.
+    /// Drops everything, and keeps the results of all loads under way from being stored.
     pub fn clear(&self) {
         if let Some(remote) = &self.inner.remote {
             remote.tell(Invalidation::All, true);
