@@ -29,6 +29,8 @@ enum Fault {
     LoseVote,
     /// Prepares only after this time, when nobody waits any more.
     VoteLate(Duration),
+    /// Prepares after this time, and answers.
+    VoteSlowly(Duration),
     PanicOnPrepare,
     PanicOnFinish,
     FailFinish,
@@ -109,6 +111,16 @@ impl Participant for At {
                     own.held.lock().insert(gid, Held::Prepared);
                 });
                 return std::future::pending().await;
+            }
+            Some(Fault::VoteSlowly(after)) => {
+                let (own, gid) = (Arc::clone(&self.0), gid.clone());
+                // The statement runs at the server, also when its caller is gone.
+                let statement = tokio::spawn(async move {
+                    tokio::time::sleep(after).await;
+                    own.held.lock().insert(gid, Held::Prepared);
+                });
+                statement.await.unwrap();
+                return Ok(Vote::Prepared);
             }
             Some(Fault::LoseVote) => {
                 self.held.lock().insert(gid.clone(), Held::Prepared);
@@ -249,6 +261,33 @@ async fn both_commit_or_both_abort() {
     until("the other branch is aborted", || left.of(&at_left) == Some(Held::Aborted)).await;
     assert_eq!(right.of(&at_right), None);
     until("it ends", || coordinator.active() == 0).await;
+}
+
+/// A sibling that is still voting is told of the refusal as soon as it has voted, and not by the
+/// next recovery: it would hold its locks until then.
+#[tokio::test(start_paused = true)]
+async fn a_refusal_ends_its_siblings_as_soon_as_they_have_voted() {
+    let (left, right) = (Database::new(), Database::new());
+    let mut config = CoordinatorConfig::default();
+    config.recover_every = 3600 * SECOND;
+    let coordinator = Coordinator::builder("transfers")
+        .config(config)
+        .participant("left", Arc::new(At(Arc::clone(&left))))
+        .participant("right", Arc::new(At(Arc::clone(&right))))
+        .open(StoreLog::new(MemoryStore::new()))
+        .await
+        .unwrap();
+    left.next(Fault::Refuse);
+    right.next(Fault::VoteSlowly(SECOND));
+    let begun = tokio::time::Instant::now();
+    let (txn, _, at_right) = both(&coordinator);
+    let error = txn.commit(Ack::Decided).await.unwrap_err();
+    assert_eq!(error.to_string(), "aborted: left: no money");
+    assert!(begun.elapsed() < SECOND, "the caller does not wait for the other vote");
+    tokio::time::sleep(SECOND + SECOND / 2).await;
+    assert_eq!(right.of(&at_right), Some(Held::Aborted), "half a second after its vote");
+    until("it ends", || coordinator.active() == 0).await;
+    assert_eq!(*right.calls.lock(), ["prepare", "Abort"]);
 }
 
 /// A participant that read only is not told: it knows nothing of the transaction any more.

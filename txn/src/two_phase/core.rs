@@ -183,8 +183,9 @@ impl Transaction {
             (Input::Commit(ack), Phase::Active) => self.prepare(now, ack),
             (Input::Abort(why), Phase::Active | Phase::Preparing) => self.abort(why),
             (Input::Voted(branch, vote), Phase::Preparing) => self.voted(branch, vote),
-            // A vote that comes after an abort changes nothing: the abort was sent, and is repeated
-            // by the recovery if the branch turns out to be prepared.
+            (Input::Voted(branch, vote), Phase::Finishing(Decision::Abort)) => {
+                self.voted_late(branch, &vote);
+            }
             (Input::Decided(won), Phase::Deciding) => self.decided(won),
             (Input::Finished(branch, how), Phase::Finishing(decision)) => {
                 self.finished(now, branch, how, decision);
@@ -206,6 +207,7 @@ impl Transaction {
                 .iter()
                 .filter_map(|branch| match branch {
                     Branch::Waiting { at, .. } => Some(*at),
+                    Branch::Preparing => Some(self.deadline),
                     _ => None,
                 })
                 .min(),
@@ -236,9 +238,29 @@ impl Transaction {
                 *branch = Branch::Settled;
                 return self.abort(why);
             }
-            Voted::Unknown(why) => return self.abort(why),
+            Voted::Unknown(why) => {
+                // Told with the others: no vote is waited for any more.
+                *branch = Branch::Active;
+                return self.abort(why);
+            }
         }
         self.decide_if_all_voted();
+    }
+
+    /// A vote for a transaction that another branch has aborted meanwhile.
+    fn voted_late(&mut self, number: BranchNo, vote: &Voted) {
+        let Some(branch) = self.branches.get_mut(number as usize) else { return };
+        if *branch != Branch::Preparing {
+            return;
+        }
+        match vote {
+            Voted::ReadOnly | Voted::Refused(_) => *branch = Branch::Settled,
+            Voted::Prepared | Voted::Unknown(_) => {
+                *branch = Branch::Finishing(1);
+                self.outputs.push_back(Output::Finish(number, Decision::Abort));
+            }
+        }
+        self.end_if_settled(Decision::Abort);
     }
 
     fn decide_if_all_voted(&mut self) {
@@ -279,11 +301,13 @@ impl Transaction {
         self.finish(Decision::Abort);
     }
 
-    /// Sends the decision to every branch that may be prepared.
+    /// Sends the decision to every branch that may be prepared. One that is voting is told when its
+    /// vote has come, or does not come in time: an abort that overtakes the vote would find nothing
+    /// prepared, and the branch would keep its locks until the next recovery.
     fn finish(&mut self, decision: Decision) {
         self.phase = Phase::Finishing(decision);
         for (branch, number) in self.branches.iter_mut().zip(0..) {
-            if *branch != Branch::Settled {
+            if !matches!(*branch, Branch::Settled | Branch::Preparing) {
                 *branch = Branch::Finishing(1);
                 self.outputs.push_back(Output::Finish(number, decision));
             }
@@ -327,15 +351,18 @@ impl Transaction {
             }
             Phase::Preparing if now >= self.deadline => {
                 self.abort("a participant did not vote in time".to_owned());
+                // Those that did not vote are told as well.
+                self.tick(now);
             }
             Phase::Finishing(decision) => {
                 for (branch, number) in self.branches.iter_mut().zip(0..) {
-                    if let Branch::Waiting { at, attempts } = *branch
-                        && now >= at
-                    {
-                        *branch = Branch::Finishing(attempts.saturating_add(1));
-                        self.outputs.push_back(Output::Finish(number, decision));
-                    }
+                    let attempts = match *branch {
+                        Branch::Waiting { at, attempts } if now >= at => attempts,
+                        Branch::Preparing if now >= self.deadline => 0,
+                        _ => continue,
+                    };
+                    *branch = Branch::Finishing(attempts.saturating_add(1));
+                    self.outputs.push_back(Output::Finish(number, decision));
                 }
             }
             _ => {}

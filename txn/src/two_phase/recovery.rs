@@ -1,6 +1,7 @@
 //! Finds branches that nobody tells any more, and finishes them.
 
 use std::collections::HashSet;
+use std::ops::AddAssign;
 use std::sync::{Arc, Weak};
 
 use tokio::sync::watch;
@@ -23,6 +24,17 @@ pub struct Recovered {
     pub foreign: usize,
     /// Names of the participants that did not give their list.
     pub unreachable: Vec<String>,
+}
+
+impl AddAssign for Recovered {
+    fn add_assign(&mut self, other: Self) {
+        // Every field is named: one that is added and not summed does not compile.
+        let Self { aborted, failed, foreign, unreachable } = other;
+        self.aborted += aborted;
+        self.failed += failed;
+        self.foreign += foreign;
+        self.unreachable.extend(unreachable);
+    }
 }
 
 /// Recovers again and again, until the coordinator is dropped.
@@ -52,11 +64,9 @@ pub(super) async fn once(inner: &Arc<Inner>) -> Recovered {
     }
     let mut all = Recovered::default();
     while let Some(one) = lists.join_next().await {
-        let Ok(one) = one else { continue };
-        all.aborted += one.aborted;
-        all.failed += one.failed;
-        all.foreign += one.foreign;
-        all.unreachable.extend(one.unreachable);
+        if let Ok(one) = one {
+            all += one;
+        }
     }
     all.unreachable.sort();
     all
