@@ -7,6 +7,8 @@ mod core;
 mod definition;
 mod driver;
 mod error;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod sagas;
 pub mod store;
 pub mod two_phase;

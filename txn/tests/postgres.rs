@@ -13,13 +13,16 @@ use tokio_postgres::{Client, NoTls};
 use voussoir_journal::Journal;
 use voussoir_sim::{Rng, Situations};
 use voussoir_txn::store::{JournalStore, MemoryStore};
-use voussoir_txn::two_phase::postgres::{PostgresError, PostgresParticipant};
+use voussoir_txn::two_phase::postgres::{
+    BranchError, PostgresConfig, PostgresError, PostgresParticipant,
+};
 use voussoir_txn::two_phase::*;
 
 const CHILD: &str = "VOUSSOIR_TXN_CHILD";
 const DATABASES: &str = "VOUSSOIR_TXN_DATABASES";
 const ACCOUNTS: i64 = 16;
 const TRANSFERS_AT_ONCE: u64 = 6;
+const LIMIT: Duration = Duration::from_secs(30);
 
 fn config(database: Option<&str>) -> tokio_postgres::Config {
     let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
@@ -95,7 +98,9 @@ impl Pair {
     }
 
     async fn participants(&self) -> [PostgresParticipant; 2] {
-        let open = |name: &str| PostgresParticipant::open(config(Some(name)), 8);
+        let mut own = PostgresConfig::default();
+        own.max_branches = 8;
+        let open = |name: &str| PostgresParticipant::open(config(Some(name)), own.clone());
         [open(&self.names[0]).await.unwrap(), open(&self.names[1]).await.unwrap()]
     }
 
@@ -135,9 +140,10 @@ async fn transfer(
     let mut txn = coordinator.begin().map_err(|error| error.to_string())?;
     let (debit, credit) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
     let add = "UPDATE accounts SET cents = cents + $2 WHERE id = $1";
-    let at_left = left.begin(&debit).await.map_err(|error| error.to_string())?;
+    let at_left = left.begin(&debit, txn.time_left()).await.map_err(|error| error.to_string())?;
     at_left.execute(add, &[&from, &-cents]).await.map_err(|error| error.to_string())?;
-    let at_right = right.begin(&credit).await.map_err(|error| error.to_string())?;
+    let at_right =
+        right.begin(&credit, txn.time_left()).await.map_err(|error| error.to_string())?;
     at_right.execute(add, &[&to, &cents]).await.map_err(|error| error.to_string())?;
     drop((at_left, at_right));
     txn.commit(Ack::Decided).await.map_err(|error| error.to_string())
@@ -169,9 +175,9 @@ async fn both_databases_commit_or_none() {
     let mut txn = coordinator.begin().unwrap();
     let (debit, note) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
     let [left, right] = &participants;
-    let at_left = left.begin(&debit).await.unwrap();
+    let at_left = left.begin(&debit, LIMIT).await.unwrap();
     at_left.batch_execute("UPDATE accounts SET cents = 0").await.unwrap();
-    let at_right = right.begin(&note).await.unwrap();
+    let at_right = right.begin(&note, LIMIT).await.unwrap();
     at_right.batch_execute("INSERT INTO notes VALUES (1), (1)").await.unwrap();
     drop((at_left, at_right));
     let error = txn.commit(Ack::Applied).await.unwrap_err();
@@ -197,9 +203,9 @@ async fn who_only_reads_prepares_nothing() {
         coordinator(&pair.names[0], &participants, StoreLog::new(MemoryStore::new())).await;
     let mut txn = coordinator.begin().unwrap();
     let (read, write) = (txn.enlist("left").unwrap(), txn.enlist("right").unwrap());
-    let at_left = participants[0].begin(&read).await.unwrap();
+    let at_left = participants[0].begin(&read, LIMIT).await.unwrap();
     at_left.query("SELECT * FROM accounts", &[]).await.unwrap();
-    let at_right = participants[1].begin(&write).await.unwrap();
+    let at_right = participants[1].begin(&write, LIMIT).await.unwrap();
     at_right.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
     drop((at_left, at_right));
     assert_eq!(participants[0].prepare(&read).await.unwrap(), Vote::ReadOnly);
@@ -208,7 +214,7 @@ async fn who_only_reads_prepares_nothing() {
     assert!(error.to_string().contains("no work was begun"), "{error}");
     let mut txn = coordinator.begin().unwrap();
     let ended = txn.enlist("left").unwrap();
-    let branch = participants[0].begin(&ended).await.unwrap();
+    let branch = participants[0].begin(&ended, LIMIT).await.unwrap();
     branch.batch_execute("UPDATE accounts SET cents = cents; COMMIT").await.unwrap();
     drop(branch);
     let error = txn.commit(Ack::Applied).await.unwrap_err();
@@ -216,7 +222,7 @@ async fn who_only_reads_prepares_nothing() {
     // A branch that the caller still holds is refused, and what is sent on it afterwards fails.
     let mut txn = coordinator.begin().unwrap();
     let held = txn.enlist("left").unwrap();
-    let branch = participants[0].begin(&held).await.unwrap();
+    let branch = participants[0].begin(&held, LIMIT).await.unwrap();
     branch.batch_execute("SET search_path = pg_catalog; SELECT 1").await.unwrap();
     branch.batch_execute("UPDATE public.accounts SET cents = 1 WHERE id = 1").await.unwrap();
     let error = txn.commit(Ack::Applied).await.unwrap_err();
@@ -226,7 +232,7 @@ async fn who_only_reads_prepares_nothing() {
     drop(branch);
     let mut txn = coordinator.begin().unwrap();
     let dropped = txn.enlist("left").unwrap();
-    let branch = participants[0].begin(&dropped).await.unwrap();
+    let branch = participants[0].begin(&dropped, LIMIT).await.unwrap();
     branch.batch_execute("SET search_path = pg_catalog").await.unwrap();
     drop(txn);
     until("the branch is ended", async || {
@@ -251,7 +257,7 @@ async fn an_unknown_id_is_told_by_its_row() {
     let lost = Applied::Heuristic(Heuristic::RolledBack);
     assert_eq!(left.finish(&gid, Decision::Commit).await.unwrap(), lost);
     assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), Applied::Done);
-    let branch = left.begin(&gid).await.unwrap();
+    let branch = left.begin(&gid, LIMIT).await.unwrap();
     branch.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
     drop(branch);
     assert_eq!(left.prepare(&gid).await.unwrap(), Vote::Prepared);
@@ -265,8 +271,115 @@ async fn an_unknown_id_is_told_by_its_row() {
     assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), against);
     left.forget(std::slice::from_ref(&gid)).await;
     assert_eq!(pair.marked().await, 0);
-    let many = PostgresParticipant::open(config(Some(&pair.names[0])), 1_000_000).await;
-    assert!(matches!(many, Err(PostgresError::Slots { needed: 1_000_000, .. })));
+    let mut many = PostgresConfig::default();
+    many.max_branches = 65;
+    let many = PostgresParticipant::open(config(Some(&pair.names[0])), many).await.unwrap_err();
+    assert!(matches!(many, PostgresError::Slots { needed: 65, found: 64 }), "{many}");
+    drop(left);
+    pair.drop().await;
+}
+
+/// Two transactions that wait for each other in two databases, which neither server can see: each
+/// wait for a lock ends with the time of its transaction.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_deadlock_over_two_databases_ends_with_its_transactions() {
+    let pair = Pair::create("deadlock").await;
+    let participants = pair.participants().await;
+    let [left, right] = &participants;
+    let mut config = CoordinatorConfig::default();
+    config.active_timeout = Duration::from_secs(1);
+    let coordinator = Coordinator::builder(&pair.names[0])
+        .config(config)
+        .participant("left", Arc::new(left.clone()))
+        .participant("right", Arc::new(right.clone()))
+        .open(StoreLog::new(MemoryStore::new()))
+        .await
+        .unwrap();
+    let lock = "UPDATE accounts SET cents = cents + 1 WHERE id = 1";
+    let (mut one, mut two) = (coordinator.begin().unwrap(), coordinator.begin().unwrap());
+    let one_left = left.begin(&one.enlist("left").unwrap(), one.time_left()).await.unwrap();
+    let two_right = right.begin(&two.enlist("right").unwrap(), two.time_left()).await.unwrap();
+    one_left.batch_execute(lock).await.unwrap();
+    two_right.batch_execute(lock).await.unwrap();
+    let one_right = right.begin(&one.enlist("right").unwrap(), one.time_left()).await.unwrap();
+    let two_left = left.begin(&two.enlist("left").unwrap(), two.time_left()).await.unwrap();
+    let begun = Instant::now();
+    let waits = async { tokio::join!(one_right.batch_execute(lock), two_left.batch_execute(lock)) };
+    let (first, second) =
+        tokio::time::timeout(Duration::from_secs(15), waits).await.expect("the waits end");
+    assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+    println!("both waits ended within {:?}", begun.elapsed());
+    drop((one_left, two_right, one_right, two_left));
+    for txn in [one, two] {
+        assert_eq!(txn.commit(Ack::Applied).await.unwrap_err().outcome(), TxnOutcome::NotApplied);
+    }
+    until("all end", async || coordinator.active() == 0).await;
+    assert_eq!(pair.total().await, 2 * ACCOUNTS * 1000);
+    drop(coordinator);
+    pair.drop().await;
+}
+
+/// The branches that a participant holds open or prepared are bounded, also when the coordinator
+/// that should finish them does not.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn prepared_branches_are_bounded() {
+    let pair = Pair::create("bound").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 2;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let gids: Vec<Gid> = (0..3)
+        .map(|number| format!("vs1:{}:1:{number}:0", pair.names[0]).parse().unwrap())
+        .collect();
+    for (gid, id) in gids[..2].iter().zip(0_i64..) {
+        let branch = left.begin(gid, LIMIT).await.unwrap();
+        branch.execute("UPDATE accounts SET cents = 1 WHERE id = $1", &[&id]).await.unwrap();
+        drop(branch);
+        assert_eq!(left.prepare(gid).await.unwrap(), Vote::Prepared);
+    }
+    let limit = Duration::from_millis(200);
+    let begun = Instant::now();
+    let third = left.begin(&gids[2], limit).await;
+    assert!(matches!(third, Err(BranchError::TimedOut(_))), "{third:?}");
+    assert!(begun.elapsed() >= limit);
+    // Finished, its place is free; so is that of a branch that was read only or was refused.
+    assert_eq!(left.finish(&gids[0], Decision::Abort).await.unwrap(), Applied::Done);
+    for _ in 0..3 {
+        drop(left.begin(&gids[2], LIMIT).await.unwrap());
+        assert_eq!(left.prepare(&gids[2]).await.unwrap(), Vote::ReadOnly);
+        let held = left.begin(&gids[2], LIMIT).await.unwrap();
+        assert!(left.prepare(&gids[2]).await.is_err(), "it is held");
+        drop(held);
+    }
+    assert_eq!(left.finish(&gids[1], Decision::Abort).await.unwrap(), Applied::Done);
+    drop(left);
+    pair.drop().await;
+}
+
+/// The row that tells what an unknown id did lies in the configured schema, whatever search path a
+/// caller or the user's role has.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn the_search_path_does_not_hide_the_row_of_a_branch() {
+    let pair = Pair::create("path").await;
+    let client = connect(Some(&pair.names[0])).await;
+    let decoy = "CREATE SCHEMA decoy; CREATE TABLE decoy.voussoir_txn_branches (gid TEXT)";
+    client.batch_execute(decoy).await.unwrap();
+    let mut own = PostgresConfig::default();
+    own.schema = "odd \"name\"; --".to_owned();
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let gid: Gid = format!("vs1:{}:1:0:0", pair.names[0]).parse().unwrap();
+    let branch = left.begin(&gid, LIMIT).await.unwrap();
+    branch.batch_execute("SET search_path = decoy").await.unwrap();
+    branch.batch_execute("UPDATE public.accounts SET cents = cents").await.unwrap();
+    drop(branch);
+    assert_eq!(left.prepare(&gid).await.unwrap(), Vote::Prepared);
+    for _ in 0..2 {
+        assert_eq!(left.finish(&gid, Decision::Commit).await.unwrap(), Applied::Done);
+    }
+    let decoys = "SELECT count(*) FROM decoy.voussoir_txn_branches";
+    assert_eq!(client.query_one(decoys, &[]).await.unwrap().get::<_, i64>(0), 0);
     drop(left);
     pair.drop().await;
 }

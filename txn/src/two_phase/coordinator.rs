@@ -283,6 +283,15 @@ impl Txn {
         self.id
     }
 
+    /// Time until the transaction is aborted, by
+    /// [`CoordinatorConfig::active_timeout`](super::CoordinatorConfig::active_timeout). Work at a
+    /// participant should wait no longer: nobody else ends a wait for a lock that another
+    /// transaction holds in one database while it waits for this one in another.
+    pub fn time_left(&self) -> Duration {
+        let deadline = self.core.as_ref().and_then(Transaction::next_deadline).unwrap_or(0);
+        Duration::from_nanos(deadline.saturating_sub(self.inner.clock.now()))
+    }
+
     /// Adds a branch at a participant; its work is done under the id that is returned.
     ///
     /// # Errors

@@ -1,12 +1,13 @@
 //! Where decisions are recorded: the seam, and an implementation over the stores of sagas.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 
 use super::core::{Decision, Heuristic};
 use super::gid::{Gid, TxnId};
@@ -120,6 +121,10 @@ pub trait DecisionLog: Send + Sync + 'static {
 const FORMAT: u8 = 1;
 const COMMIT: u8 = 0;
 const HEURISTIC: u8 = 1;
+/// Records of one append.
+const MAX_BATCH_RECORDS: usize = 1_000;
+/// Bytes of one append, ids included; a single longer record goes alone.
+const MAX_BATCH_BYTES: usize = 512 << 10;
 /// Branches of one transaction.
 pub(super) const MAX_BRANCHES: u32 = 1000;
 
@@ -132,53 +137,133 @@ pub(super) const MAX_BRANCHES: u32 = 1000;
 /// little-endian) and for each its number, the length of its participant's name (4 bytes each) and
 /// the name (UTF-8); a heuristic outcome with what was done (1 byte: 0 committed, 1 rolled back)
 /// and the participant's name.
+///
+/// Records that wait while the store appends are appended together: under load many decisions
+/// share one append.
 pub struct StoreLog<S> {
+    shared: Arc<Shared<S>>,
+}
+
+struct Shared<S> {
     store: S,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// A task appends what waits. Invariant: true while `waiting` is not empty.
+    is_appending: bool,
     /// Records that stand, for the store to have them written again.
-    standing: Mutex<HashMap<Arc<str>, Bytes>>,
-    /// Written by a rewrite: the record that is written again is not forgotten meanwhile.
-    forgetting: tokio::sync::RwLock<()>,
+    standing: HashMap<Arc<str>, Bytes>,
+}
+
+struct Waiting {
+    record: Record,
+    done: oneshot::Sender<Result<(), StoreError>>,
 }
 
 impl<S: SagaStore> StoreLog<S> {
     /// A log in `store`.
     pub fn new(store: S) -> Self {
-        Self { store, standing: Mutex::default(), forgetting: tokio::sync::RwLock::default() }
+        Self { shared: Arc::new(Shared { store, queue: Mutex::default() }) }
     }
 
     async fn append(&self, key: Arc<str>, events: Bytes) -> Result<(), StoreError> {
-        let kind = RecordKind::Whole;
-        self.store
-            .append(vec![Record { saga: Arc::clone(&key), kind, events: events.clone() }])
-            .await?;
-        self.standing.lock().insert(key, events);
-        self.rewrite().await
+        self.enqueue(Record { saga: key, kind: RecordKind::Whole, events }).await
     }
 
     async fn remove(&self, key: Arc<str>) -> Result<(), StoreError> {
-        let forgetting = self.forgetting.read().await;
-        self.standing.lock().remove(&key);
-        let record = Record { saga: key, kind: RecordKind::Forgotten, events: Bytes::new() };
-        self.store.append(vec![record]).await?;
-        drop(forgetting);
-        self.rewrite().await
+        let kind = RecordKind::Forgotten;
+        self.enqueue(Record { saga: key, kind, events: Bytes::new() }).await
     }
 
-    /// Writes one old record again if it keeps the store from giving space back.
-    async fn rewrite(&self) -> Result<(), StoreError> {
-        if self.store.to_rewrite().is_none() {
-            return Ok(());
+    /// Appends a record with those that wait. The task appends it also if this future is dropped.
+    async fn enqueue(&self, record: Record) -> Result<(), StoreError> {
+        let (done, answer) = oneshot::channel();
+        let begins = {
+            let mut queue = self.shared.queue.lock();
+            queue.waiting.push_back(Waiting { record, done });
+            !std::mem::replace(&mut queue.is_appending, true)
+        };
+        if begins {
+            tokio::spawn(Arc::clone(&self.shared).append_waiting());
         }
-        let _alone = self.forgetting.write().await;
-        let Some(key) = self.store.to_rewrite() else { return Ok(()) };
-        let Some(events) = self.standing.lock().get(&key).cloned() else { return Ok(()) };
-        self.store.append(vec![Record { saga: key, kind: RecordKind::Whole, events }]).await
+        answer.await.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
+    }
+}
+
+impl<S: SagaStore> Shared<S> {
+    async fn append_waiting(self: Arc<Self>) {
+        // Left when the store panics: those that wait are told, and the next one begins a task.
+        let _reset = Reset(&self.queue);
+        // Ends: when nothing waits. Each turn takes at least one.
+        while let Some(batch) = self.take_batch() {
+            let records = batch.iter().map(|waiting| waiting.record.clone()).collect();
+            let result = self.store.append(records).await;
+            if result.is_ok() {
+                self.note(&batch);
+            }
+            for Waiting { done, .. } in batch {
+                // A caller that is gone does not hear it.
+                let _ = done.send(result.clone());
+            }
+            self.rewrite().await;
+        }
+    }
+
+    /// What fits into one append; `None` ends the task.
+    fn take_batch(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue.lock();
+        let mut bytes = 0;
+        let fits = queue.waiting.iter().take(MAX_BATCH_RECORDS).take_while(|waiting| {
+            bytes += waiting.record.saga.len() + waiting.record.events.len();
+            bytes <= MAX_BATCH_BYTES
+        });
+        let count = fits.count().max(1).min(queue.waiting.len());
+        queue.is_appending = count > 0;
+        (count > 0).then(|| queue.waiting.drain(..count).collect())
+    }
+
+    fn note(&self, batch: &[Waiting]) {
+        let mut queue = self.queue.lock();
+        for Waiting { record, .. } in batch {
+            match record.kind {
+                RecordKind::Forgotten => queue.standing.remove(&record.saga),
+                _ => queue.standing.insert(Arc::clone(&record.saga), record.events.clone()),
+            };
+        }
+    }
+
+    /// Writes one old record again if it keeps the store from giving space back. In the task that
+    /// appends: so the record is not forgotten meanwhile.
+    async fn rewrite(&self) {
+        let Some(key) = self.store.to_rewrite() else { return };
+        let Some(events) = self.queue.lock().standing.get(&key).cloned() else { return };
+        let record = Record { saga: key, kind: RecordKind::Whole, events };
+        if let Err(error) = self.store.append(vec![record]).await {
+            // The record stands where it was.
+            tracing::debug!(target: "voussoir::txn", %error, "a decision was not written again");
+        }
+    }
+}
+
+/// Fails what still waits when the task that appends ends early.
+struct Reset<'a>(&'a Mutex<Queue>);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.lock();
+            queue.is_appending = false;
+            queue.waiting.clear();
+        }
     }
 }
 
 impl<S> fmt::Debug for StoreLog<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let standing = self.standing.lock().len();
+        let standing = self.shared.queue.lock().standing.len();
         f.debug_struct("StoreLog").field("standing", &standing).finish_non_exhaustive()
     }
 }
@@ -191,7 +276,7 @@ fn key(txn: TxnId) -> Arc<str> {
 #[async_trait]
 impl<S: SagaStore> DecisionLog for StoreLog<S> {
     async fn open(&self) -> Result<OpenedLog, StoreError> {
-        let opened = self.store.open().await?;
+        let opened = self.shared.store.open().await?;
         let mut last: HashMap<Arc<str>, Bytes> = HashMap::new();
         for record in opened.records {
             match record.kind {
@@ -209,7 +294,7 @@ impl<S: SagaStore> DecisionLog for StoreLog<S> {
         }
         log.committed.sort_by_key(|commit| commit.txn);
         log.heuristics.sort_by(|a, b| a.gid.cmp(&b.gid));
-        *self.standing.lock() = last;
+        self.shared.queue.lock().standing = last;
         Ok(log)
     }
 
@@ -314,6 +399,53 @@ mod tests {
         assert!(log.commit(&kept[0]).await.is_err(), "an earlier coordinator records nothing");
         next.resolve(&gid).await.unwrap();
         assert!(StoreLog::new(store).open().await.unwrap().heuristics.is_empty());
+    }
+
+    /// A store whose appends take a millisecond of the paused clock.
+    #[derive(Clone, Default)]
+    struct Slow {
+        store: Arc<MemoryStore>,
+        batches: Arc<Mutex<Vec<usize>>>,
+    }
+
+    #[async_trait]
+    impl SagaStore for Slow {
+        async fn open(&self) -> Result<crate::store::Opened, StoreError> {
+            self.store.open().await
+        }
+
+        async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+            self.batches.lock().push(records.len());
+            assert!(records.iter().all(|record| &*record.saga != "1:13"), "the store's own panic");
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+            self.store.append(records).await
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn decisions_that_wait_share_an_append() {
+        let slow = Slow::default();
+        let log = Arc::new(StoreLog::new(slow.clone()));
+        log.open().await.unwrap();
+        let commit = |number| {
+            let log = Arc::clone(&log);
+            let commit = Committed::new(TxnId { epoch: 1, number }, vec![(0, "a".into())]);
+            tokio::spawn(async move { log.commit(&commit).await })
+        };
+        let tasks: Vec<_> = (100..164).map(commit).collect();
+        // Dropped while it waits, it is appended with the others: what it joined is not its own.
+        tokio::task::yield_now().await;
+        tasks[9].abort();
+        for (task, number) in tasks.into_iter().zip(0..) {
+            let done = task.await;
+            assert!(done.is_ok_and(|done| done.is_ok()) || number == 9);
+        }
+        assert_eq!(*slow.batches.lock(), [64]);
+        // A store that panics fails what waited for it, and only that.
+        assert!(commit(13).await.unwrap().is_err());
+        assert!(commit(14).await.unwrap().is_ok());
+        let next = StoreLog::new((*slow.store).clone());
+        assert_eq!(next.open().await.unwrap().committed.len(), 65);
     }
 
     #[test]

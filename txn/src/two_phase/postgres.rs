@@ -12,39 +12,52 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, Error, SimpleQueryMessage};
 
 use super::core::{Decision, Heuristic};
 use super::gid::Gid;
 use super::participant::{Applied, InDoubt, Participant, ParticipantError, PrepareError, Vote};
+use crate::error::ConfigError;
+pub use crate::postgres::Connect;
+use crate::postgres::{check_schema, install, quoted};
 
-const INSTALL: &str = "CREATE TABLE IF NOT EXISTS voussoir_txn_branches (gid TEXT PRIMARY KEY)";
-/// What two sessions that install at once answer to the slower one.
-const INSTALLED_MEANWHILE: [SqlState; 2] = [SqlState::UNIQUE_VIOLATION, SqlState::DUPLICATE_TABLE];
+const TABLE: &str = "voussoir_txn_branches";
+/// The longest time-out that PostgreSQL takes.
+const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// Opens connections to one database.
-#[async_trait]
-pub trait Connect: Send + Sync + 'static {
-    /// Opens a connection, and has its traffic carried by a task of its own.
-    ///
-    /// # Errors
-    /// What the client says.
-    ///
-    /// # Cancel safety
-    /// Dropped, it leaves no connection behind.
-    async fn connect(&self) -> Result<Client, Error>;
+/// How a database takes part. Start from [`Default`] and change fields; checked by
+/// [`PostgresParticipant::open`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PostgresConfig {
+    /// Branches that are open or prepared at once. The server needs at least as many
+    /// `max_prepared_transactions`, and two connections more. 1 to 100,000. Default 16.
+    pub max_branches: usize,
+    /// The schema of the table `voussoir_txn_branches`, created if it does not exist. 1 to 63
+    /// bytes. Default `public`.
+    pub schema: String,
 }
 
-/// Connections without TLS.
-#[async_trait]
-impl Connect for tokio_postgres::Config {
-    async fn connect(&self) -> Result<Client, Error> {
-        let (client, connection) = Self::connect(self, tokio_postgres::NoTls).await?;
-        // Ends with the client.
-        tokio::spawn(connection);
-        Ok(client)
+impl Default for PostgresConfig {
+    fn default() -> Self {
+        Self { max_branches: 16, schema: "public".to_owned() }
+    }
+}
+
+impl PostgresConfig {
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(1..=100_000).contains(&self.max_branches) {
+            let rule = "must be from 1 to 100,000";
+            return Err(ConfigError { field: "max_branches", rule });
+        }
+        check_schema(&self.schema)
     }
 }
 
@@ -52,20 +65,35 @@ impl Connect for tokio_postgres::Config {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PostgresError {
-    /// The server's `max_prepared_transactions` is below the number of connections that may
-    /// prepare. Set it to at least that number for each participant of the server, and restart the
-    /// server.
-    #[error("max_prepared_transactions is {found}, and {needed} branches may be prepared at once")]
+    /// The configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The server's `max_prepared_transactions` is below the number of branches that may be
+    /// prepared. Set it to at least the sum of those of all participants of the server.
+    #[error(
+        "the server's max_prepared_transactions is {found}, and `max_branches` is {needed}: raise \
+         the one in postgresql.conf and restart the server, or lower the other"
+    )]
     Slots {
         /// The server's setting.
         found: i64,
-        /// [`PostgresParticipant::open`]'s `max_connections`.
+        /// [`PostgresConfig::max_branches`].
         needed: usize,
     },
-    /// No branch may be open.
-    #[error("`max_connections` must be at least 1")]
-    NoConnection,
     /// The database cannot be asked.
+    #[error(transparent)]
+    Postgres(#[from] Error),
+}
+
+/// A branch was not begun. Its transaction will abort.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BranchError {
+    /// For the whole limit [`PostgresConfig::max_branches`] branches were open or prepared, or the
+    /// server did not answer.
+    #[error("no branch could be begun within {0:?}")]
+    TimedOut(Duration),
+    /// The database refused.
     #[error(transparent)]
     Postgres(#[from] Error),
 }
@@ -81,18 +109,22 @@ pub struct PostgresParticipant {
 
 struct Shared {
     connect: Box<dyn Connect>,
-    /// One permit for each connection that works for a branch.
+    /// The table of branches, with its schema, as it stands in a statement.
+    table: String,
+    max_idle: usize,
+    /// One permit for each branch that is open or prepared.
     permits: Arc<Semaphore>,
+    /// The permits of branches, until they are finished or need no decision.
+    held: Mutex<HashMap<Gid, OwnedSemaphorePermit>>,
     /// Connections that wait for work.
     idle: Mutex<Vec<Client>>,
     /// Branches that are not prepared.
     open: Mutex<HashMap<Gid, Arc<Working>>>,
 }
 
-/// A connection inside a transaction. The permit is given back with it.
+/// A connection inside a transaction.
 struct Working {
     client: Client,
-    _permit: tokio::sync::OwnedSemaphorePermit,
 }
 
 /// For a connection that the caller still holds: what the caller sends from now on fails.
@@ -123,60 +155,71 @@ impl fmt::Debug for PostgresBranch {
 }
 
 impl PostgresParticipant {
-    /// Connects, checks what the server is configured with, and creates the table of branches.
-    ///
-    /// At most `max_connections` branches are open by this participant at once. Prepared branches
-    /// are bounded by the coordinator's `max_active`, and each call that finishes one takes a
-    /// connection: the server needs room for both.
+    /// Connects, checks what the server is configured with, and creates the table of branches if
+    /// it does not exist.
     ///
     /// # Errors
     /// [`PostgresError`].
     ///
     /// # Cancel safety
-    /// Dropped, it may have created the table.
+    /// Dropped, it may have created the schema and the table.
     pub async fn open(
         connect: impl Connect,
-        max_connections: usize,
+        config: PostgresConfig,
     ) -> Result<Self, PostgresError> {
-        if max_connections == 0 {
-            return Err(PostgresError::NoConnection);
-        }
+        config.validate()?;
         let client = connect.connect().await?;
-        let setting = "SELECT current_setting('max_prepared_transactions')::BIGINT";
+        let setting = "SELECT pg_catalog.current_setting('max_prepared_transactions')::BIGINT";
         let found: i64 = client.query_one(setting, &[]).await?.get(0);
-        if usize::try_from(found).is_ok_and(|found| found < max_connections) {
-            return Err(PostgresError::Slots { found, needed: max_connections });
+        if usize::try_from(found).is_ok_and(|found| found < config.max_branches) {
+            return Err(PostgresError::Slots { found, needed: config.max_branches });
         }
-        if let Err(error) = client.batch_execute(INSTALL).await {
-            let known = error.code().is_some_and(|code| INSTALLED_MEANWHILE.contains(code));
-            if !known {
-                return Err(error.into());
-            }
-        }
+        install(&client, &config.schema, TABLE, "(gid TEXT PRIMARY KEY)").await?;
         let shared = Shared {
             connect: Box::new(connect),
-            permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            table: format!("{}.{TABLE}", quoted(&config.schema)),
+            max_idle: config.max_branches,
+            permits: Arc::new(Semaphore::new(config.max_branches)),
+            held: Mutex::default(),
             idle: Mutex::new(vec![client]),
             open: Mutex::default(),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Begins a branch, and waits while `max_connections` branches are open.
+    /// Begins a branch, and waits while [`PostgresConfig::max_branches`] are open or prepared.
+    ///
+    /// `limit` is the time that the transaction has left:
+    /// [`Txn::time_left`](super::Txn::time_left). `begin` takes no longer; what is left then is the
+    /// longest time that a statement of the branch may run or wait for a lock, and that the branch
+    /// may be idle. So two transactions that wait for each other in two databases, which neither
+    /// server sees, end.
     ///
     /// # Errors
-    /// What the client says: the branch was not begun, and its transaction will abort.
+    /// [`BranchError`].
     ///
     /// # Cancel safety
     /// Dropped, no branch was begun.
-    pub async fn begin(&self, gid: &Gid) -> Result<PostgresBranch, Error> {
-        let permits = Arc::clone(&self.shared.permits);
-        let Ok(permit) = permits.acquire_owned().await else {
-            unreachable!("the semaphore is never closed")
-        };
-        let client = self.shared.client().await?;
-        client.batch_execute("BEGIN").await?;
-        let working = Arc::new(Working { client, _permit: permit });
+    pub async fn begin(&self, gid: &Gid, limit: Duration) -> Result<PostgresBranch, BranchError> {
+        let deadline = Instant::now() + limit.min(MAX_TIMEOUT);
+        let begun = tokio::time::timeout_at(deadline, async {
+            let permits = Arc::clone(&self.shared.permits);
+            let Ok(permit) = permits.acquire_owned().await else {
+                unreachable!("the semaphore is never closed")
+            };
+            let client = self.shared.client().await?;
+            // 0 would be no limit.
+            let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+            let begin = format!(
+                "BEGIN; SET LOCAL lock_timeout = {left}; SET LOCAL statement_timeout = {left}; \
+                 SET LOCAL idle_in_transaction_session_timeout = {left}"
+            );
+            client.batch_execute(&begin).await?;
+            Ok::<_, Error>((client, permit))
+        });
+        let (client, permit) = begun.await.map_err(|_| BranchError::TimedOut(limit))??;
+        let working = Arc::new(Working { client });
+        self.shared.held.lock().insert(gid.clone(), permit);
         self.shared.open.lock().insert(gid.clone(), Arc::clone(&working));
         Ok(PostgresBranch { working })
     }
@@ -188,13 +231,13 @@ impl PostgresParticipant {
         let max = i64::try_from(max).unwrap_or(i64::MAX);
         let rows = client
             .query(
-                "SELECT gid, extract(epoch FROM now() - prepared)::FLOAT8 FROM pg_prepared_xacts \
-                 WHERE database = current_database() AND starts_with(gid, $1) \
-                 ORDER BY prepared LIMIT $2",
+                "SELECT gid, extract(epoch FROM pg_catalog.now() - prepared)::FLOAT8 \
+                 FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() \
+                 AND pg_catalog.starts_with(gid, $1) ORDER BY prepared LIMIT $2",
                 &[&prefix, &max],
             )
             .await?;
-        self.shared.idle.lock().push(client);
+        self.shared.keep(client);
         let list = rows.iter().filter_map(|row| {
             // What another program prepared under a similar name is none of ours.
             let gid = row.get::<_, &str>(0).parse().ok()?;
@@ -203,61 +246,9 @@ impl PostgresParticipant {
         });
         Ok(list.collect())
     }
-}
 
-impl Shared {
-    /// A connection outside of any transaction.
-    async fn client(&self) -> Result<Client, Error> {
-        // Ends: each turn takes one away.
-        loop {
-            let Some(idle) = self.idle.lock().pop() else { return self.connect.connect().await };
-            if !idle.is_closed() {
-                return Ok(idle);
-            }
-        }
-    }
-
-    /// Keeps a connection that is outside of any transaction, without what the caller has set in
-    /// its session. One that the caller still holds ends with the caller.
-    async fn give_back(&self, working: Arc<Working>) {
-        if let Some(working) = Arc::into_inner(working)
-            && working.client.batch_execute("DISCARD ALL").await.is_ok()
-        {
-            self.idle.lock().push(working.client);
-        }
-    }
-
-    async fn finish_prepared(&self, gid: &Gid, decision: Decision) -> Result<Applied, Error> {
-        let client = self.client().await?;
-        let statement = match decision {
-            Decision::Commit => format!("COMMIT PREPARED '{gid}'"),
-            Decision::Abort => format!("ROLLBACK PREPARED '{gid}'"),
-        };
-        let applied = match client.batch_execute(&statement).await {
-            Ok(()) => Applied::Done,
-            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
-                // The server's word alone proves nothing: the row says whether it was committed.
-                let row = "SELECT 1 FROM voussoir_txn_branches WHERE gid = $1";
-                let is_committed = client.query_opt(row, &[&gid.to_string()]).await?.is_some();
-                match (decision, is_committed) {
-                    (Decision::Commit, true) | (Decision::Abort, false) => Applied::Done,
-                    (Decision::Commit, false) => Applied::Heuristic(Heuristic::RolledBack),
-                    (Decision::Abort, true) => Applied::Heuristic(Heuristic::Committed),
-                }
-            }
-            Err(error) => return Err(error),
-        };
-        self.idle.lock().push(client);
-        Ok(applied)
-    }
-}
-
-#[async_trait]
-impl Participant for PostgresParticipant {
-    async fn prepare(&self, gid: &Gid) -> Result<Vote, PrepareError> {
-        let Some(working) = self.shared.open.lock().remove(gid) else {
-            return Err(PrepareError::Refused("no work was begun under this id".into()));
-        };
+    /// The vote of a branch that was open.
+    async fn vote(&self, gid: &Gid, working: Arc<Working>) -> Result<Vote, PrepareError> {
         // Dropped on the way, the connection is closed with its answer unread.
         let client = &working.client;
         // One: this one. Nobody else has it, and nobody can make another.
@@ -268,8 +259,8 @@ impl Participant for PostgresParticipant {
         }
         // Inside a transaction `now()` is the time of its first statement, the `BEGIN`. As one
         // message of the simple protocol, a statement outside of any has one time for both.
-        let state = "SELECT pg_current_xact_id_if_assigned() IS NOT NULL, \
-                     now() = statement_timestamp()";
+        let state = "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL, \
+                     pg_catalog.now() = pg_catalog.statement_timestamp()";
         let rows = client.simple_query(state).await.map_err(not_prepared)?;
         let row = rows.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row),
@@ -287,11 +278,82 @@ impl Participant for PostgresParticipant {
         }
         // One round trip. Both or neither: an error rolls the transaction back.
         let prepare = format!(
-            "INSERT INTO voussoir_txn_branches VALUES ('{gid}'); PREPARE TRANSACTION '{gid}'"
+            "INSERT INTO {} VALUES ('{gid}'); PREPARE TRANSACTION '{gid}'",
+            self.shared.table
         );
         client.batch_execute(&prepare).await.map_err(may_be_prepared)?;
         self.shared.give_back(working).await;
         Ok(Vote::Prepared)
+    }
+}
+
+impl Shared {
+    /// A connection outside of any transaction.
+    async fn client(&self) -> Result<Client, Error> {
+        // Ends: each turn takes one away.
+        loop {
+            let Some(idle) = self.idle.lock().pop() else { return self.connect.connect().await };
+            if !idle.is_closed() {
+                return Ok(idle);
+            }
+        }
+    }
+
+    /// Keeps a connection that is outside of any transaction.
+    fn keep(&self, client: Client) {
+        let mut idle = self.idle.lock();
+        if idle.len() < self.max_idle {
+            idle.push(client);
+        }
+    }
+
+    /// Keeps a connection that is outside of any transaction, without what the caller has set in
+    /// its session. One that the caller still holds ends with the caller.
+    async fn give_back(&self, working: Arc<Working>) {
+        if let Some(working) = Arc::into_inner(working)
+            && working.client.batch_execute("DISCARD ALL").await.is_ok()
+        {
+            self.keep(working.client);
+        }
+    }
+
+    async fn finish_prepared(&self, gid: &Gid, decision: Decision) -> Result<Applied, Error> {
+        let client = self.client().await?;
+        let statement = match decision {
+            Decision::Commit => format!("COMMIT PREPARED '{gid}'"),
+            Decision::Abort => format!("ROLLBACK PREPARED '{gid}'"),
+        };
+        let applied = match client.batch_execute(&statement).await {
+            Ok(()) => Applied::Done,
+            Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
+                // The server's word alone proves nothing: the row says whether it was committed.
+                let row = format!("SELECT 1 FROM {} WHERE gid = $1", self.table);
+                let is_committed = client.query_opt(&row, &[&gid.to_string()]).await?.is_some();
+                match (decision, is_committed) {
+                    (Decision::Commit, true) | (Decision::Abort, false) => Applied::Done,
+                    (Decision::Commit, false) => Applied::Heuristic(Heuristic::RolledBack),
+                    (Decision::Abort, true) => Applied::Heuristic(Heuristic::Committed),
+                }
+            }
+            Err(error) => return Err(error),
+        };
+        self.keep(client);
+        Ok(applied)
+    }
+}
+
+#[async_trait]
+impl Participant for PostgresParticipant {
+    async fn prepare(&self, gid: &Gid) -> Result<Vote, PrepareError> {
+        let Some(working) = self.shared.open.lock().remove(gid) else {
+            return Err(PrepareError::Refused("no work was begun under this id".into()));
+        };
+        let vote = self.vote(gid, working).await;
+        if !matches!(vote, Ok(Vote::Prepared) | Err(PrepareError::Unknown(_))) {
+            // It needs no decision.
+            self.shared.held.lock().remove(gid);
+        }
+        vote
     }
 
     async fn finish(&self, gid: &Gid, decision: Decision) -> Result<Applied, ParticipantError> {
@@ -305,7 +367,9 @@ impl Participant for PostgresParticipant {
                 self.shared.give_back(working).await;
             }
         }
-        self.shared.finish_prepared(gid, decision).await.map_err(failed)
+        let applied = self.shared.finish_prepared(gid, decision).await.map_err(failed)?;
+        self.shared.held.lock().remove(gid);
+        Ok(applied)
     }
 
     async fn in_doubt(
@@ -318,12 +382,12 @@ impl Participant for PostgresParticipant {
 
     async fn forget(&self, gids: &[Gid]) {
         let gids: Vec<String> = gids.iter().map(Gid::to_string).collect();
-        let delete = "DELETE FROM voussoir_txn_branches WHERE gid = ANY($1)";
+        let delete = format!("DELETE FROM {} WHERE gid = ANY($1)", self.shared.table);
         // A row that stays costs room, and nothing else.
         if let Ok(client) = self.shared.client().await
-            && client.execute(delete, &[&gids]).await.is_ok()
+            && client.execute(&delete, &[&gids]).await.is_ok()
         {
-            self.shared.idle.lock().push(client);
+            self.shared.keep(client);
         }
     }
 }
