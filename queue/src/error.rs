@@ -238,3 +238,73 @@ impl FetchError {
         matches!(self, Self::TooManyWaiters { .. })
     }
 }
+
+/// Why a topic was not created, deleted or found.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// The caller: the configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The caller: topics have names of 1 to 249 letters, digits, dots, underscores and dashes, but
+    /// not `.` and `..`, as in Kafka. Nothing happened.
+    #[error("{name:?} is no name: 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-'")]
+    InvalidName {
+        /// The name.
+        name: String,
+    },
+    /// There is a topic of this name. Nothing happened.
+    #[error("the topic {name:?} exists already")]
+    Exists {
+        /// The name.
+        name: String,
+    },
+    /// There is no topic of this name. Nothing happened.
+    #[error("there is no topic {name:?}")]
+    Unknown {
+        /// The name.
+        name: String,
+    },
+    /// The topic has fewer partitions.
+    #[error("the topic {name:?} has {partitions} partitions, and none with number {partition}")]
+    UnknownPartition {
+        /// The topic.
+        name: String,
+        /// The partition that was asked for.
+        partition: u32,
+        /// How many there are.
+        partitions: u32,
+    },
+    /// The queue has as many topics or partitions as it may. Nothing happened.
+    #[error("the queue would have more than {limit} ({field})")]
+    TooMany {
+        /// The field of the configuration.
+        field: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The partition did not open: it is damaged, say. Others do their work.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The store rejected or failed the write; see [`StoreError::outcome`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl TopicError {
+    /// Whether the change may have happened.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Store(error) => error.outcome(),
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same call may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_retryable())
+    }
+}
+
+#[cfg(feature = "journal")]
+impl crate::ledger::ItemError for TopicError {}

@@ -5,14 +5,20 @@ mod config;
 mod core;
 mod error;
 pub mod format;
+#[cfg(feature = "journal")]
+mod ledger;
 mod partition;
+#[cfg(feature = "journal")]
+mod queue;
 pub mod store;
 
 pub use bytes::Bytes;
-pub use config::Config;
-pub use error::{ConfigError, FetchError, OpenError, Outcome, ProduceError, StoreError};
-pub use format::{Batch, BatchBuilder, Compression, Record};
-pub use partition::{
-    AppendFuture, Appended, Fetched, Partition, Records, Retention, Seek, Stats, WaitFuture,
+pub use config::{Config, QueueConfig, Retention, TopicConfig};
+pub use error::{
+    ConfigError, FetchError, OpenError, Outcome, ProduceError, StoreError, TopicError,
 };
+pub use format::{Batch, BatchBuilder, Compression, Record};
+pub use partition::{AppendFuture, Appended, Fetched, Partition, Records, Seek, Stats, WaitFuture};
+#[cfg(feature = "journal")]
+pub use queue::{Queue, Topic, TopicPartition};
 pub use store::Durability;

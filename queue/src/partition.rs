@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::config::Config;
+use crate::config::{Config, Retention};
 use crate::core::{State, codec};
 use crate::error::{ConfigError, FetchError, OpenError, ProduceError, StoreError};
 use crate::format::{Batch, FormatError, Header, MAX_BATCH_BYTES};
@@ -20,10 +20,13 @@ mod append;
 mod read;
 mod retention;
 mod tail;
+mod turn;
 mod waiters;
 
 pub use read::{Fetched, Records, Seek, WaitFuture};
-pub use retention::Retention;
+
+#[cfg(feature = "journal")]
+pub(crate) use turn::Turn;
 
 use append::{Queue, Release};
 use tail::Tail;
@@ -149,6 +152,12 @@ impl Partition {
         })
     }
 
+    /// Whether partitions in such a store can have this configuration.
+    #[cfg(feature = "journal")]
+    pub(crate) fn check(store: &dyn PartitionStore, config: &Config) -> Result<(), OpenError> {
+        room_for_a_batch(store, config).map(|_| ())
+    }
+
     /// Appends a batch. The offsets that its header has are replaced.
     ///
     /// Batches of one caller are appended in the order of the calls. All that wait when a write
@@ -156,7 +165,9 @@ impl Partition {
     ///
     /// The future need not be polled for the batch to be appended.
     pub fn append(&self, batch: Batch, durability: Durability) -> AppendFuture {
-        AppendFuture { answer: append::begin(&self.shared, batch, durability) }
+        let (sender, answer) = oneshot::channel();
+        append::begin(&self.shared, batch, durability, false, append::answer_by(sender));
+        AppendFuture { answer }
     }
 
     /// Lets go of all whole batches before `offset`. Space comes back when the store has it.

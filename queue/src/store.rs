@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::error::StoreError;
 
 #[cfg(feature = "journal")]
-mod journal;
+pub(crate) mod journal;
 mod memory;
 
 #[cfg(feature = "journal")]
@@ -125,4 +125,30 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// Begins a write, and answers through `done` when it is as durable as it asks for, or has
     /// failed: from any thread, also before this returns. Must not block for long.
     fn submit(&self, write: Write, done: Done);
+}
+
+impl<S: PartitionStore + ?Sized> PartitionStore for std::sync::Arc<S> {
+    fn bounds(&self) -> Range<u64> {
+        (**self).bounds()
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        (**self).read(range, max_bytes)
+    }
+
+    fn snapshot(&self) -> Result<Option<Bytes>, StoreError> {
+        (**self).snapshot()
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        (**self).extents()
+    }
+
+    fn max_write_bytes(&self) -> usize {
+        (**self).max_write_bytes()
+    }
+
+    fn submit(&self, write: Write, done: Done) {
+        (**self).submit(write, done);
+    }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::turn::{Turn, Waiting};
 use super::{Appended, Covered, Inner, Shared};
 use crate::core::{Admission, Fence, Staged};
 use crate::error::{ProduceError, StoreError};
@@ -16,22 +17,32 @@ const MAX_PRODUCER_ID: i64 = 1 << 62;
 /// Bytes of batches that one write takes, with the overhead of each.
 const GROUP_BYTES: usize = 4 << 20;
 
-type Answer = oneshot::Sender<Result<Appended, ProduceError>>;
+/// Is called without a lock.
+pub(super) type Answer = Box<dyn FnOnce(Result<Appended, ProduceError>) + Send>;
+
+/// Answers through a channel.
+pub(super) fn answer_by(sender: oneshot::Sender<Result<Appended, ProduceError>>) -> Answer {
+    Box::new(move |result| drop(sender.send(result)))
+}
 
 /// What waits to be written.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Queue {
     appends: VecDeque<Pending>,
     /// Bytes of `appends` and of the write on its way.
     pub(super) bytes: usize,
     releases: VecDeque<Release>,
-    /// A write is on its way.
-    is_writing: bool,
+    turns: VecDeque<Waiting>,
+    /// The latest write was a turn: appends go first.
+    was_turn: bool,
+    /// A snapshot is due that no append has taken along.
+    wants_snapshot: bool,
+    /// A write is on its way, or a turn is taken.
+    pub(super) is_writing: bool,
     /// A thread is in `drive`, and looks again before it leaves.
     is_driven: bool,
 }
 
-#[derive(Debug)]
 struct Pending {
     batch: Batch,
     durability: Durability,
@@ -46,34 +57,46 @@ pub(super) struct Release {
     pub(super) answer: oneshot::Sender<Result<u64, StoreError>>,
 }
 
+/// What the partition does next.
+enum Next {
+    Turn(Waiting),
+    Write(Write, Flight),
+}
+
 /// Something that is on its way to the store.
-enum Flight {
+pub(super) enum Flight {
     Group(Group),
     Release { release: Release, has_snapshot: bool },
 }
 
 /// Batches that are written together.
 #[derive(Default)]
-struct Group {
-    batches: Vec<(Batch, Answer)>,
+pub(super) struct Group {
+    pub(super) batches: Vec<(Batch, Answer)>,
     /// Repeated batches whose first attempt is not durable enough yet.
-    duplicates: Vec<(Appended, Answer)>,
+    pub(super) duplicates: Vec<(Appended, Answer)>,
     /// Bytes that the group has in the queue's account.
-    bytes: usize,
-    durability: Option<Durability>,
-    has_snapshot: bool,
+    pub(super) bytes: usize,
+    pub(super) durability: Option<Durability>,
+    pub(super) has_snapshot: bool,
 }
 
+/// Queues a batch. Unless the caller has bounded its own bytes, `max_pending_bytes` does.
 pub(super) fn begin(
     shared: &Arc<Shared>,
     batch: Batch,
     durability: Durability,
-) -> oneshot::Receiver<Result<Appended, ProduceError>> {
-    let (answer, answered) = oneshot::channel();
+    has_bound: bool,
+    answer: Answer,
+) {
     let bytes = batch.bytes().len();
     let rejection = {
         let mut inner = shared.inner.lock();
-        let rejection = shared.check(&inner, &batch);
+        let rejection = shared.check(&inner, &batch).or_else(|| {
+            let (pending_bytes, limit) = (inner.queue.bytes, shared.config.max_pending_bytes);
+            (!has_bound && pending_bytes + bytes > limit)
+                .then_some(ProduceError::Busy { pending_bytes, limit })
+        });
         match rejection {
             Some(error) => {
                 inner.rejected += 1;
@@ -87,10 +110,28 @@ pub(super) fn begin(
         }
     };
     match rejection {
-        Some((answer, error)) => drop(answer.send(Err(error))),
+        Some((answer, error)) => answer(Err(error)),
         None => drive(shared),
     }
-    answered
+}
+
+/// Queues a turn: `then` is called when no write is on its way, and none begins until the turn is
+/// over. It is called without a lock, and with an error when the partition has stopped.
+pub(super) fn wait_for_turn(shared: &Arc<Shared>, then: Waiting) {
+    let stopped = {
+        let mut inner = shared.inner.lock();
+        match &inner.stopped {
+            Some(_) => Some(then),
+            None => {
+                inner.queue.turns.push_back(then);
+                None
+            }
+        }
+    };
+    match stopped {
+        Some(then) => then(Err(shared.stopped())),
+        None => drive(shared),
+    }
 }
 
 pub(super) fn release(shared: &Arc<Shared>, release: Release) {
@@ -100,27 +141,31 @@ pub(super) fn release(shared: &Arc<Shared>, release: Release) {
 
 /// Rejects all that waits, and all that comes.
 pub(super) fn stop(shared: &Arc<Shared>, error: StoreError) {
-    let (appends, releases, readers) = {
+    let (appends, releases, turns, readers) = {
         let mut inner = shared.inner.lock();
         inner.stopped.get_or_insert(error);
         let appends = std::mem::take(&mut inner.queue.appends);
         inner.queue.bytes -= appends.iter().map(|p| p.batch.bytes().len()).sum::<usize>();
         let releases = std::mem::take(&mut inner.queue.releases);
-        (appends, releases, inner.waiters.close())
+        let turns = std::mem::take(&mut inner.queue.turns);
+        (appends, releases, turns, inner.waiters.close())
     };
     let error = shared.stopped();
     for pending in appends {
-        drop(pending.answer.send(Err(error.clone().into())));
+        (pending.answer)(Err(error.clone().into()));
     }
     for release in releases {
         drop(release.answer.send(Err(error.clone())));
+    }
+    for then in turns {
+        then(Err(error.clone()));
     }
     readers.into_iter().for_each(std::task::Waker::wake);
 }
 
 impl Shared {
     /// Why the batch cannot be queued.
-    fn check(&self, inner: &Inner, batch: &Batch) -> Option<ProduceError> {
+    pub(super) fn check(&self, inner: &Inner, batch: &Batch) -> Option<ProduceError> {
         if let Some(why) = &inner.stopped {
             let why = why.to_string();
             return Some(StoreError::Stopped { why }.into());
@@ -141,11 +186,15 @@ impl Shared {
             let (bytes, limit) = (bytes as u64, self.max_batch_bytes as u64);
             return Some(FormatError::TooLarge { bytes, limit }.into());
         }
-        let (pending_bytes, limit) = (inner.queue.bytes, self.config.max_pending_bytes);
-        (pending_bytes + bytes > limit).then_some(ProduceError::Busy { pending_bytes, limit })
+        None
     }
 
-    fn stopped(&self) -> StoreError {
+    fn is_snapshot_due(&self, inner: &Inner) -> bool {
+        let behind = inner.state.next_position - inner.covered.position;
+        behind >= self.config.snapshot_every || inner.bytes_behind >= self.snapshot_bytes
+    }
+
+    pub(super) fn stopped(&self) -> StoreError {
         let why = self.inner.lock().stopped.as_ref().map(ToString::to_string);
         StoreError::Stopped { why: why.unwrap_or_default() }
     }
@@ -164,8 +213,8 @@ impl Drop for Driving<'_> {
 ///
 /// The store may answer before `submit` returns, or in another thread before this one has left:
 /// whoever finds that the partition is driven leaves the rest to the driver, which looks again.
-fn drive(shared: &Arc<Shared>) {
-    // Ends: each round takes at least one append or release off the queue.
+pub(super) fn drive(shared: &Arc<Shared>) {
+    // Ends: each round takes at least one append, release, turn or wish for a snapshot off.
     loop {
         let mut answers = Answers::default();
         let next = {
@@ -173,14 +222,26 @@ fn drive(shared: &Arc<Shared>) {
             if inner.queue.is_writing || inner.queue.is_driven {
                 return;
             }
-            let next = next_flight(shared, &mut inner, &mut answers);
+            let next = match next_turn(&mut inner) {
+                Some(turn) => Some(Next::Turn(turn)),
+                None => next_flight(shared, &mut inner, &mut answers)
+                    .map(|(write, flight)| Next::Write(write, flight)),
+            };
             inner.queue.is_writing = next.is_some();
             inner.queue.is_driven = next.is_some();
             next
         };
         answers.send();
-        let Some((write, flight)) = next else { return };
+        let Some(next) = next else { return };
         let driving = Driving(shared);
+        let (write, flight) = match next {
+            Next::Turn(then) => {
+                then(Ok(Turn::new(shared)));
+                drop(driving);
+                continue;
+            }
+            Next::Write(write, flight) => (write, flight),
+        };
         let partition = Arc::clone(shared);
         let done = Done::new(move |result| {
             land(&partition, flight, result);
@@ -198,9 +259,20 @@ struct Answers(Vec<(Answer, Result<Appended, ProduceError>)>);
 impl Answers {
     fn send(self) {
         for (answer, result) in self.0 {
-            drop(answer.send(result));
+            answer(result);
         }
     }
+}
+
+/// Takes a turn off the queue, unless it is the appends' turn.
+fn next_turn(inner: &mut Inner) -> Option<Waiting> {
+    let has_others = !inner.queue.appends.is_empty() || !inner.queue.releases.is_empty();
+    if std::mem::take(&mut inner.queue.was_turn) && has_others {
+        return None;
+    }
+    let turn = inner.queue.turns.pop_front();
+    inner.queue.was_turn = turn.is_some();
+    turn
 }
 
 fn next_flight(
@@ -221,7 +293,11 @@ fn next_flight(
         let write = Write { release: position, snapshot, ..Write::default() };
         return Some((write, Flight::Release { release, has_snapshot }));
     }
-    let group = next_group(shared, inner, answers);
+    let mut group = next_group(shared, inner, answers);
+    if std::mem::take(&mut inner.queue.wants_snapshot) && group.durability.is_none() {
+        group.has_snapshot = true;
+        group.durability = Some(Durability::Written);
+    }
     let durability = group.durability?;
     let batches = group.batches.iter().map(|(batch, _)| batch.bytes().clone()).collect();
     let snapshot = group.has_snapshot.then(|| inner.state.encode());
@@ -233,9 +309,7 @@ fn next_flight(
 fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Group {
     let mut group = Group::default();
     let mut staged = Staged::default();
-    let behind = inner.state.next_position - inner.covered.position;
-    group.has_snapshot =
-        behind >= shared.config.snapshot_every || inner.bytes_behind >= shared.snapshot_bytes;
+    group.has_snapshot = shared.is_snapshot_due(inner);
     // With the overhead, the largest batch and the largest snapshot fill a write.
     let most = GROUP_BYTES.min(shared.max_batch_bytes + BATCH_OVERHEAD_BYTES);
     let mut counted = 0;
@@ -300,7 +374,7 @@ fn rejection(id: i64, fence: Fence) -> ProduceError {
 }
 
 /// Takes what the store says about a write.
-fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), StoreError>) {
+pub(super) fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), StoreError>) {
     let failed = result.clone().err();
     match flight {
         Flight::Group(group) => land_group(shared, group, result),
@@ -339,16 +413,17 @@ fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>
             if durability == Some(Durability::Synced) {
                 inner.synced_offset = inner.state.next_offset;
             }
+            inner.queue.wants_snapshot = inner.queue.was_turn && shared.is_snapshot_due(inner);
             readers = inner.waiters.take_below(inner.state.next_offset);
         }
     }
     for (batch, answer) in batches {
         let (base_offset, last_offset) = (batch.base_offset(), batch.last_offset());
         let appended = Appended { base_offset, last_offset, is_duplicate: false };
-        drop(answer.send(result.clone().map(|()| appended).map_err(ProduceError::Store)));
+        answer(result.clone().map(|()| appended).map_err(ProduceError::Store));
     }
     for (appended, answer) in duplicates {
-        drop(answer.send(result.clone().map(|()| appended).map_err(ProduceError::Store)));
+        answer(result.clone().map(|()| appended).map_err(ProduceError::Store));
     }
     readers.into_iter().for_each(std::task::Waker::wake);
 }

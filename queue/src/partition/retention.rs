@@ -1,26 +1,10 @@
 //! What a partition need not keep.
 
-use std::time::Duration;
-
 use super::Shared;
 use super::read::SCAN_BYTES;
+use crate::config::Retention;
 use crate::error::{FetchError, StoreError};
 use crate::format::Batch;
-
-/// How much of a partition is kept. Each limit by itself lets batches go; without any, all are
-/// kept. What groups have read is no limit of time or size: pass the smallest offset that a group
-/// still needs to [`Partition::release_before`](crate::Partition::release_before).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Retention {
-    /// Bytes that are kept at least. What the store gives back as a whole (a part of a journal
-    /// segment) goes when the rest still has this many.
-    pub max_bytes: Option<u64>,
-    /// Batches whose records are all older go. As in Kafka, a batch of which a later record is
-    /// younger goes only with those before it. A record without a timestamp has no age: its batch,
-    /// and what is behind it, goes by `max_bytes` only.
-    pub max_age: Option<Duration>,
-}
 
 impl Shared {
     pub(super) fn retention_offset(

@@ -38,27 +38,34 @@ impl JournalStore {
         Ok(Self { journal: journal.clone(), lease: Arc::new(lease) })
     }
 
+    /// The log `id` of the namespace, undamaged.
+    pub(crate) fn log(&self, id: u64) -> Result<Log, StoreError> {
+        let log = self.journal.log(self.lease.namespace(), id);
+        let log = log.map_err(|error| from_commit(&error))?;
+        match log.health() {
+            Health::Intact => Ok(log),
+            damage => {
+                let why = format!("{} is damaged ({damage:?})", log.name());
+                Err(StoreError::Unreadable { why })
+            }
+        }
+    }
+
+    /// The journal, and what a commit of it may have in bytes.
+    pub(crate) fn journal(&self) -> (&Journal, usize) {
+        (&self.journal, max_write_bytes(&self.journal))
+    }
+
     /// The store of partition `number`, which is created by its first write.
     ///
     /// # Errors
     /// The journal takes no more logs, or damage has hit those of the partition.
     pub fn partition(&self, number: u32) -> Result<JournalPartition, StoreError> {
-        let log = |id: u64| {
-            let log = self.journal.log(self.lease.namespace(), id);
-            let log = log.map_err(|error| from_commit(&error))?;
-            match log.health() {
-                Health::Intact => Ok(log),
-                damage => {
-                    let why = format!("{} is damaged ({damage:?})", log.name());
-                    Err(StoreError::Unreadable { why })
-                }
-            }
-        };
         let first = u64::from(number) * 2;
         Ok(JournalPartition {
             journal: self.journal.clone(),
-            data: log(first)?,
-            snapshots: log(first + 1)?,
+            data: self.log(first)?,
+            snapshots: self.log(first + 1)?,
             _lease: Arc::clone(&self.lease),
         })
     }
@@ -74,12 +81,27 @@ pub struct JournalPartition {
 
 impl JournalPartition {
     fn to_commit(&self, write: Write) -> Commit {
-        let mut commit = Commit::new().durability(match write.durability {
+        let commit = Commit::new().durability(match write.durability {
             // What the journal has only buffered it may drop when it is full, a small commit of
             // another log may overtake it, and no read shows it: it is not yet in the store.
             Durability::Buffered | Durability::Written => voussoir_journal::Durability::Written,
             Durability::Synced => voussoir_journal::Durability::Synced,
         });
+        self.add_to(commit, write)
+    }
+
+    /// Whether `log` is the one of its batches.
+    pub(crate) fn is_in(&self, log: &Log) -> bool {
+        self.data.name() == log.name()
+    }
+
+    /// The logs of the partition.
+    pub(crate) fn logs(&self) -> [Log; 2] {
+        [self.data.clone(), self.snapshots.clone()]
+    }
+
+    /// Adds what `write` does to a commit. The partition has no other write on its way.
+    pub(crate) fn add_to(&self, mut commit: Commit, write: Write) -> Commit {
         let mut joined = Batch::builder(0);
         for batch in write.batches {
             let is_whole = batch.len() >= WHOLE_BYTES;
@@ -132,27 +154,11 @@ impl PartitionStore for JournalPartition {
     }
 
     fn max_write_bytes(&self) -> usize {
-        let bytes = usize::try_from(self.journal.max_commit_bytes()).unwrap_or(usize::MAX);
-        bytes.saturating_sub(OVERHEAD_BYTES)
+        max_write_bytes(&self.journal)
     }
 
     fn submit(&self, write: Write, done: Done) {
-        // The journal calls the closure once, or rejects the commit and drops it: the answer is
-        // left where both can take it.
-        let slot = Arc::new(parking_lot::Mutex::new(Some(done)));
-        let taken = Arc::clone(&slot);
-        let answer = move |result: Result<_, Error>| {
-            let done = taken.lock().take();
-            if let Some(done) = done {
-                done.complete(result.map(|_| ()).map_err(|error| from_commit(&error)));
-            }
-        };
-        if let Err(rejected) = self.journal.submit(self.to_commit(write), answer) {
-            let done = slot.lock().take();
-            if let Some(done) = done {
-                done.complete(Err(from_commit(&rejected.error)));
-            }
-        }
+        submit(&self.journal, self.to_commit(write), done);
     }
 }
 
@@ -162,7 +168,32 @@ impl fmt::Debug for JournalPartition {
     }
 }
 
-fn from_commit(error: &Error) -> StoreError {
+fn max_write_bytes(journal: &Journal) -> usize {
+    let bytes = usize::try_from(journal.max_commit_bytes()).unwrap_or(usize::MAX);
+    bytes.saturating_sub(OVERHEAD_BYTES)
+}
+
+/// Hands a commit to the journal, and answers through `done`.
+pub(crate) fn submit(journal: &Journal, commit: Commit, done: Done) {
+    // The journal calls the closure once, or rejects the commit and drops it: the answer is
+    // left where both can take it.
+    let slot = Arc::new(parking_lot::Mutex::new(Some(done)));
+    let taken = Arc::clone(&slot);
+    let answer = move |result: Result<_, Error>| {
+        let done = taken.lock().take();
+        if let Some(done) = done {
+            done.complete(result.map(|_| ()).map_err(|error| from_commit(&error)));
+        }
+    };
+    if let Err(rejected) = journal.submit(commit, answer) {
+        let done = slot.lock().take();
+        if let Some(done) = done {
+            done.complete(Err(from_commit(&rejected.error)));
+        }
+    }
+}
+
+pub(crate) fn from_commit(error: &Error) -> StoreError {
     let why = error.to_string();
     match error {
         Error::Full { .. } | Error::OverQuota { .. } => StoreError::Full { why },
@@ -173,7 +204,7 @@ fn from_commit(error: &Error) -> StoreError {
     }
 }
 
-fn from_read(error: ReadError) -> StoreError {
+pub(crate) fn from_read(error: ReadError) -> StoreError {
     match error {
         ReadError::Released { first } => StoreError::Released { first },
         other => StoreError::Unreadable { why: other.to_string() },

@@ -80,3 +80,17 @@ pub(crate) fn read_all(partition: &Partition, max_bytes: usize) -> Vec<Record> {
     }
     records
 }
+
+/// Lets the journal work until the future is ready.
+pub(crate) fn now_or_work<F: Future>(journal: &Journal, future: F) -> F::Output {
+    let mut future = Box::pin(future);
+    let mut now = 1;
+    // Ends: what waits for the journal is ready after a few of its writes.
+    for _ in 0..100 {
+        if let Some(output) = poll(&mut future) {
+            return output;
+        }
+        work(journal, &mut now);
+    }
+    panic!("the future is never ready");
+}

@@ -1,0 +1,381 @@
+//! A queue: topics of partitions, in a namespace of a journal.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use tokio::sync::oneshot;
+use voussoir_journal::{Journal, Log};
+
+use crate::config::{QueueConfig, Retention, TopicConfig};
+use crate::core::entry::{Change, Counters, Key, MAX_NAME_BYTES, TopicEntry, Value};
+use crate::core::table::View;
+use crate::error::{FetchError, OpenError, StoreError, TopicError};
+use crate::ledger::{Ledger, Plan, Slot};
+use crate::partition::Partition;
+use crate::store::{JournalPartition, JournalStore};
+
+/// What a few changes of the table take at most: two names and their values.
+pub(crate) const SMALL_BYTES: usize = 1_024;
+
+/// A handle to a queue. Clones are the same queue.
+///
+/// All that it keeps is in one namespace of a journal: each partition in two logs, and a table of
+/// topics, groups, offsets and producers in another one. Whatever belongs together is one commit.
+#[derive(Clone)]
+pub struct Queue {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) ledger: Ledger,
+    pub(crate) config: QueueConfig,
+    topics: RwLock<BTreeMap<String, Topic>>,
+}
+
+/// A handle to a topic. Clones are the same topic.
+#[derive(Clone)]
+pub struct Topic {
+    shared: Arc<TopicShared>,
+}
+
+struct TopicShared {
+    name: String,
+    config: TopicConfig,
+    slots: Vec<Result<Arc<Slot>, OpenError>>,
+}
+
+impl Queue {
+    /// Opens the queue in `namespace` of a journal, which may be empty: finds its topics, and opens
+    /// their partitions. A partition that is damaged does not keep the others from opening:
+    /// [`Topic::partition`] says what is wrong with it.
+    ///
+    /// # Errors
+    /// Another queue has the namespace, or the table of topics cannot be read.
+    pub fn open(
+        journal: &Journal,
+        namespace: &str,
+        config: QueueConfig,
+    ) -> Result<Self, OpenError> {
+        config.validate()?;
+        let store = JournalStore::new(journal, namespace)?;
+        Partition::check(&store.partition(0)?, &config.partition)?;
+        let ledger = Ledger::open(store, config.max_waiting_commits)?;
+        let entries: Vec<(String, TopicEntry)> =
+            ledger.read(|table| table.topics().map(|(key, topic)| (name_of(key), topic)).collect());
+        let mut topics = BTreeMap::new();
+        for (name, entry) in entries {
+            let numbers = entry.first_number..entry.first_number + entry.partitions;
+            let stores = numbers.map(|number| (number, ledger.store().partition(number)));
+            let topic = Topic::open(name.clone(), entry, stores, &config);
+            topics.insert(name, topic);
+        }
+        Ok(Self { shared: Arc::new(Shared { ledger, config, topics: RwLock::new(topics) }) })
+    }
+
+    /// Creates a topic, durably.
+    ///
+    /// # Errors
+    /// See [`TopicError`].
+    ///
+    /// # Cancel safety
+    /// The topic may be created all the same.
+    pub async fn create_topic(&self, name: &str, config: TopicConfig) -> Result<Topic, TopicError> {
+        config.validate()?;
+        if !is_topic_name(name) {
+            return Err(TopicError::InvalidName { name: name.to_owned() });
+        }
+        let (answer, answered) = oneshot::channel();
+        let (planning, ending) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
+        let (name, title) = (name.to_owned(), name.to_owned());
+        let plan = move |view: View<'_>| planning.plan_topic(view, &name, config);
+        self.shared.ledger.change(SMALL_BYTES, plan, move |result| {
+            let topic = result.map(|(entry, stores): (_, Vec<_>)| {
+                let stores = stores.into_iter().map(|(number, store)| (number, Ok(store)));
+                let topic = Topic::open(title.clone(), entry, stores, &ending.config);
+                ending.topics.write().insert(title, topic.clone());
+                topic
+            });
+            drop(answer.send(topic));
+        });
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// Deletes a topic with all its records, durably. Its partitions take no more records, readers
+    /// that wait get [`FetchError::Closed`]. A topic of the same name can be created again: it has
+    /// nothing in common with this one, and offsets that groups have stored are not about it.
+    ///
+    /// # Errors
+    /// See [`TopicError`].
+    ///
+    /// # Cancel safety
+    /// The topic may be deleted all the same.
+    pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
+        let topic = self.topic(name)?;
+        let (answer, answered) = oneshot::channel();
+        let slots: Vec<_> = topic.slots().cloned().collect();
+        let deletes = slots.iter().flat_map(|slot| slot.store.logs()).collect();
+        let ending = Arc::clone(&self.shared);
+        let (key, title) = (Key::Topic(name.to_owned()), name.to_owned());
+        let first_number = topic.first_number(&self.shared.ledger);
+        let plan = move |view: View<'_>| {
+            let entry = view.get(&key).and_then(|value| TopicEntry::read(value));
+            match entry {
+                // It may have been deleted, and created again, since it was looked up.
+                Some(entry) if Some(entry.first_number) == first_number => {
+                    let changes = vec![Change::remove(key)];
+                    Ok((Plan { changes, deletes, ..Plan::default() }, ()))
+                }
+                _ => Err(TopicError::Unknown { name: name_of(&key) }),
+            }
+        };
+        self.shared.ledger.run(slots, SMALL_BYTES, plan, move |result| {
+            if result.is_ok() {
+                ending.topics.write().remove(&title);
+            }
+            drop(answer.send(result.map(|_| ())));
+        });
+        answered.await.map_err(|_| gone())?
+    }
+
+    /// The topic of this name.
+    ///
+    /// # Errors
+    /// [`TopicError::Unknown`].
+    pub fn topic(&self, name: &str) -> Result<Topic, TopicError> {
+        let topic = self.shared.topics.read().get(name).cloned();
+        topic.ok_or_else(|| TopicError::Unknown { name: name.to_owned() })
+    }
+
+    /// All topics, in the order of their names.
+    pub fn topics(&self) -> Vec<Topic> {
+        self.shared.topics.read().values().cloned().collect()
+    }
+
+    /// Lets go of what the retention of each topic does not keep, at `now_ms` (ms since the UNIX
+    /// epoch). Returns the partitions that failed, and why: the others are done. Call it from time
+    /// to time.
+    ///
+    /// # Cancel safety
+    /// What was done stays done; the next call does the rest.
+    pub async fn apply_retention(&self, now_ms: i64) -> Vec<(TopicPartition, FetchError)> {
+        let mut failed = Vec::new();
+        for topic in self.topics() {
+            let retention = topic.config().retention;
+            if retention == Retention::default() {
+                continue;
+            }
+            for (number, partition) in topic.opened() {
+                let result = match partition.retention_offset(retention, now_ms) {
+                    Ok(offset) => partition.release_before(offset).await.map(|_| ()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = result {
+                    failed.push((TopicPartition::new(topic.name(), number), error));
+                }
+            }
+        }
+        failed
+    }
+
+    /// A log of the same journal and namespace for a part of the queue that keeps its own state:
+    /// created by the first call with this name, and found again by later ones.
+    #[allow(dead_code, reason = "work queues keep their state there")]
+    pub(crate) async fn side_log(&self, name: &str) -> Result<Log, TopicError> {
+        let (answer, answered) = oneshot::channel();
+        let key = Key::SideLog(name.to_owned());
+        let plan = move |view: View<'_>| {
+            if let Some(number) = view.get(&key).and_then(|value| u32::read(value)) {
+                return Ok((Vec::new(), number));
+            }
+            let mut counters = counters(view);
+            let number = counters.next_number;
+            counters.next_number = next_number(number, 1)?;
+            let changes = vec![Change::put(Key::Counters, &counters), Change::put(key, &number)];
+            Ok((changes, number))
+        };
+        let end = |result: Result<u32, TopicError>| drop(answer.send(result));
+        self.shared.ledger.change(SMALL_BYTES, plan, end);
+        let number = answered.await.map_err(|_| gone())??;
+        Ok(self.shared.ledger.store().log(u64::from(number) * 2)?)
+    }
+}
+
+/// A topic to be created, and the stores of its partitions.
+type Planned = (TopicEntry, Vec<(u32, JournalPartition)>);
+
+/// A partition of a topic by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicPartition {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition, from 0 on.
+    pub partition: u32,
+}
+
+impl TopicPartition {
+    /// A partition of a topic.
+    pub fn new(topic: &str, partition: u32) -> Self {
+        Self { topic: topic.into(), partition }
+    }
+}
+
+impl fmt::Display for TopicPartition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.partition)
+    }
+}
+
+impl Shared {
+    fn plan_topic(
+        &self,
+        view: View<'_>,
+        name: &str,
+        config: TopicConfig,
+    ) -> Result<(Vec<Change>, Planned), TopicError> {
+        let key = Key::Topic(name.to_owned());
+        if view.get(&key).is_some() {
+            return Err(TopicError::Exists { name: name.to_owned() });
+        }
+        let (topics, partitions) = view.topics();
+        let too_many = |field, limit| Err(TopicError::TooMany { field, limit });
+        if topics >= self.config.max_topics {
+            return too_many("max_topics", self.config.max_topics);
+        }
+        if partitions + config.partitions as usize > self.config.max_partitions {
+            return too_many("max_partitions", self.config.max_partitions);
+        }
+        let mut counters = counters(view);
+        let numbers = counters.next_number..next_number(counters.next_number, config.partitions)?;
+        counters.next_number = numbers.end;
+        let store = |number| Ok((number, self.ledger.store().partition(number)?));
+        let stores = numbers.clone().map(store).collect::<Result<Vec<_>, StoreError>>()?;
+        let retention = config.retention;
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let entry = TopicEntry {
+            first_number: numbers.start,
+            partitions: config.partitions,
+            max_bytes: retention.max_bytes.unwrap_or(u64::MAX),
+            max_age_ms: retention.max_age.map_or(u64::MAX, ms),
+        };
+        let changes = vec![Change::put(Key::Counters, &counters), Change::put(key, &entry)];
+        Ok((changes, (entry, stores)))
+    }
+}
+
+pub(crate) fn counters(view: View<'_>) -> Counters {
+    let stored = view.get(&Key::Counters).and_then(|value| Counters::read(value));
+    stored.unwrap_or(Counters::FIRST)
+}
+
+fn next_number(number: u32, count: u32) -> Result<u32, TopicError> {
+    let why = || StoreError::Rejected { why: "all numbers of partitions are used up".into() };
+    Ok(number.checked_add(count).ok_or_else(why)?)
+}
+
+pub(crate) fn gone() -> StoreError {
+    StoreError::Failed { why: "the queue is gone".to_owned() }
+}
+
+fn name_of(key: &Key) -> String {
+    match key {
+        Key::Topic(name) => name.clone(),
+        _ => String::new(),
+    }
+}
+
+fn is_topic_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+    (1..=MAX_NAME_BYTES).contains(&name.len())
+        && name.bytes().all(is_allowed)
+        && name != "."
+        && name != ".."
+}
+
+impl Topic {
+    fn open(
+        name: String,
+        entry: TopicEntry,
+        stores: impl Iterator<Item = (u32, Result<JournalPartition, StoreError>)>,
+        config: &QueueConfig,
+    ) -> Self {
+        let slot = |(number, store): (u32, Result<JournalPartition, StoreError>)| {
+            let store = Arc::new(store?);
+            let partition = Partition::open(Arc::clone(&store), config.partition.clone())?;
+            Ok(Arc::new(Slot { number, partition, store }))
+        };
+        let slots = stores.map(slot).collect();
+        let limit = |limit: u64| (limit != u64::MAX).then_some(limit);
+        let retention = Retention {
+            max_bytes: limit(entry.max_bytes),
+            max_age: limit(entry.max_age_ms).map(Duration::from_millis),
+        };
+        let config = TopicConfig { partitions: entry.partitions, retention };
+        Self { shared: Arc::new(TopicShared { name, config, slots }) }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// What it was created with.
+    pub fn config(&self) -> TopicConfig {
+        self.shared.config
+    }
+
+    /// How many partitions it has.
+    pub fn partitions(&self) -> u32 {
+        self.shared.config.partitions
+    }
+
+    /// One of its partitions, from 0 on.
+    ///
+    /// # Errors
+    /// There is none of this number, or it did not open.
+    pub fn partition(&self, partition: u32) -> Result<Partition, TopicError> {
+        self.slot(partition).map(|slot| slot.partition.clone())
+    }
+
+    pub(crate) fn slot(&self, partition: u32) -> Result<Arc<Slot>, TopicError> {
+        match self.shared.slots.get(partition as usize) {
+            Some(Ok(slot)) => Ok(Arc::clone(slot)),
+            Some(Err(error)) => Err(error.clone().into()),
+            None => {
+                let (name, partitions) = (self.name().to_owned(), self.partitions());
+                Err(TopicError::UnknownPartition { name, partition, partitions })
+            }
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = &Arc<Slot>> {
+        self.shared.slots.iter().filter_map(|slot| slot.as_ref().ok())
+    }
+
+    fn opened(&self) -> impl Iterator<Item = (u32, &Partition)> {
+        let slots = (0..).zip(&self.shared.slots);
+        slots.filter_map(|(at, slot)| Some((at, &slot.as_ref().ok()?.partition)))
+    }
+
+    fn first_number(&self, ledger: &Ledger) -> Option<u32> {
+        let key = Key::Topic(self.shared.name.clone());
+        let entry = ledger.read(|table| TopicEntry::read(table.get(&key)?));
+        entry.map(|entry| entry.first_number)
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let topics = self.shared.topics.read();
+        f.debug_struct("Queue").field("topics", &topics.keys()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Topic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { shared } = self;
+        f.debug_struct("Topic").field("name", &shared.name).finish_non_exhaustive()
+    }
+}

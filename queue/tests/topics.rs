@@ -1,0 +1,189 @@
+//! Topics: created, found again, deleted, and apart from each other.
+
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use support::{now_or_work, one, read_all, ready, work};
+use voussoir_journal::files::crash::CrashFiles;
+use voussoir_journal::{Files, Journal};
+use voussoir_queue::{
+    Durability, FetchError, OpenError, Queue, QueueConfig, Record, StoreError, TopicConfig,
+    TopicError,
+};
+
+fn open(files: Arc<dyn Files>) -> (Journal, Queue) {
+    let journal = support::journal(files, 64);
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    (journal, queue)
+}
+
+/// For the small segments of the tests' journals.
+fn small() -> QueueConfig {
+    let mut config = QueueConfig::default();
+    config.partition.max_producers = 10;
+    config.partition.max_index_entries = 10;
+    config
+}
+
+fn append(journal: &Journal, queue: &Queue, topic: &str, partition: u32, value: &str) -> u64 {
+    let topic = queue.topic(topic).expect("a topic");
+    let partition = topic.partition(partition).expect("a partition");
+    let appended = now_or_work(journal, partition.append(one(value), Durability::Synced));
+    appended.expect("it is appended").base_offset
+}
+
+#[test]
+fn topics_are_found_after_a_restart() {
+    let disk = CrashFiles::new(1);
+    let (journal, queue) = open(disk.mount());
+    let create = queue.create_topic("orders", TopicConfig::partitions(3));
+    let orders = now_or_work(&journal, create).expect("it is created");
+    assert_eq!((orders.name(), orders.partitions()), ("orders", 3));
+    let mut config = TopicConfig::partitions(1);
+    config.retention.max_age = Some(Duration::from_secs(60));
+    config.retention.max_bytes = Some(1_000);
+    now_or_work(&journal, queue.create_topic("audit", config)).expect("it is created");
+    append(&journal, &queue, "orders", 2, "a");
+    assert_eq!(append(&journal, &queue, "orders", 2, "b"), 1);
+    assert_eq!(append(&journal, &queue, "audit", 0, "c"), 0);
+    drop((queue, orders, journal));
+
+    let (_journal, queue) = open(disk.mount());
+    let names: Vec<_> = queue.topics().iter().map(|topic| topic.name().to_owned()).collect();
+    assert_eq!(names, ["audit", "orders"]);
+    assert_eq!(queue.topic("audit").expect("a topic").config(), config);
+    let orders = queue.topic("orders").expect("a topic");
+    let records = read_all(&orders.partition(2).expect("a partition"), 1 << 20);
+    let values: Vec<_> = records.into_iter().map(|record| record.value.expect("one")).collect();
+    assert_eq!(values, ["a", "b"]);
+    assert_eq!(orders.partition(0).expect("a partition").offsets(), 0..0);
+    assert!(matches!(
+        orders.partition(3),
+        Err(TopicError::UnknownPartition { partition: 3, partitions: 3, .. })
+    ));
+}
+
+#[test]
+fn a_topic_that_is_created_again_has_nothing_of_the_old_one() {
+    let disk = CrashFiles::new(2);
+    let (journal, queue) = open(disk.mount());
+    let created = now_or_work(&journal, queue.create_topic("t", TopicConfig::default()));
+    let old = created.expect("it is created").partition(0).expect("a partition");
+    append(&journal, &queue, "t", 0, "old");
+    let mut reader = Box::pin(old.wait_for(1));
+    assert!(support::poll(&mut reader).is_none());
+    now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
+    assert_eq!(support::poll(&mut reader), Some(Err(FetchError::Closed)));
+    let late = now_or_work(&journal, old.append(one("late"), Durability::Synced));
+    assert!(late.is_err(), "a deleted topic takes no records");
+    assert!(matches!(queue.topic("t"), Err(TopicError::Unknown { .. })));
+    let again = now_or_work(&journal, queue.delete_topic("t"));
+    assert!(matches!(again, Err(TopicError::Unknown { .. })), "{again:?}");
+    let created = now_or_work(&journal, queue.create_topic("t", TopicConfig::default()));
+    let fresh = created.expect("it is created").partition(0).expect("a partition");
+    assert_eq!(fresh.offsets(), 0..0);
+    append(&journal, &queue, "t", 0, "new");
+    drop((queue, journal, old, fresh, reader));
+
+    let (_journal, queue) = open(disk.mount());
+    let topic = queue.topic("t").expect("a topic");
+    let records = read_all(&topic.partition(0).expect("a partition"), 1 << 20);
+    assert_eq!(records.len(), 1);
+    assert_eq!(records[0].value.as_deref(), Some(&b"new"[..]));
+}
+
+#[test]
+fn what_is_no_topic_is_a_typed_error() {
+    let disk = CrashFiles::new(3);
+    let (journal, queue) = open(disk.mount());
+    let long = "x".repeat(250);
+    for name in ["", ".", "..", "a/b", "ä", &long] {
+        let error = ready(queue.create_topic(name, TopicConfig::default())).expect_err("no name");
+        assert!(matches!(error, TopicError::InvalidName { .. }), "{error}");
+    }
+    let none = ready(queue.create_topic("t", TopicConfig::partitions(0)));
+    assert!(matches!(none, Err(TopicError::Config(_))), "{none:?}");
+    now_or_work(&journal, queue.create_topic("t", TopicConfig::default())).expect("created");
+    let twice = now_or_work(&journal, queue.create_topic("t", TopicConfig::default()));
+    assert!(matches!(twice, Err(TopicError::Exists { .. })), "{twice:?}");
+    let second = Queue::open(&journal, "q", small());
+    assert!(matches!(second, Err(OpenError::Store(StoreError::Rejected { .. }))), "{second:?}");
+    // A snapshot of a thousand producers does not fit into a commit of so small a journal.
+    let large = Queue::open(&journal, "other", QueueConfig::default());
+    assert!(matches!(large, Err(OpenError::Config(_))), "{large:?}");
+}
+
+#[test]
+fn limits_of_topics_and_partitions_hold_also_within_one_commit() {
+    let disk = CrashFiles::new(4);
+    let journal = support::journal(disk.mount(), 64);
+    let mut config = small();
+    config.max_topics = 2;
+    config.max_partitions = 5;
+    let queue = Queue::open(&journal, "q", config).expect("the queue opens");
+    // Four at once, of which the first is written alone and the others share a commit.
+    let create = |name, partitions| queue.create_topic(name, TopicConfig::partitions(partitions));
+    let mut creating = [
+        Box::pin(create("a", 2)),
+        Box::pin(create("b", 4)),
+        Box::pin(create("c", 3)),
+        Box::pin(create("d", 1)),
+    ];
+    let mut polled = creating.each_mut().map(support::poll);
+    let mut now = 0;
+    for _ in 0..4 {
+        work(&journal, &mut now);
+        for (result, creating) in polled.iter_mut().zip(&mut creating) {
+            if result.is_none() {
+                *result = support::poll(creating);
+            }
+        }
+    }
+    let [a, b, c, d] = polled.map(|result| result.expect("it is answered"));
+    assert!(a.is_ok() && c.is_ok(), "{a:?} {c:?}");
+    assert!(matches!(b, Err(TopicError::TooMany { field: "max_partitions", limit: 5 })), "{b:?}");
+    assert!(matches!(d, Err(TopicError::TooMany { field: "max_topics", limit: 2 })), "{d:?}");
+}
+
+#[test]
+fn retention_of_each_topic_is_applied() {
+    let disk = CrashFiles::new(5);
+    let (journal, queue) = open(disk.mount());
+    let mut config = TopicConfig::partitions(2);
+    config.retention.max_age = Some(Duration::from_secs(1));
+    now_or_work(&journal, queue.create_topic("young", config)).expect("it is created");
+    now_or_work(&journal, queue.create_topic("all", TopicConfig::default())).expect("created");
+    for (topic, partition, ms) in [("young", 1, 1_000), ("young", 1, 5_000), ("all", 0, 1_000)] {
+        let topic = queue.topic(topic).expect("a topic");
+        let batch = support::batch(&[Record::new("x").timestamp(ms)], None);
+        let partition = topic.partition(partition).expect("a partition");
+        now_or_work(&journal, partition.append(batch, Durability::Synced)).expect("appended");
+    }
+    let failed = now_or_work(&journal, queue.apply_retention(5_500));
+    assert!(failed.is_empty(), "{failed:?}");
+    let offsets = |topic, partition| {
+        queue.topic(topic).expect("a topic").partition(partition).expect("one").offsets()
+    };
+    assert_eq!((offsets("young", 0), offsets("young", 1), offsets("all", 0)), (0..0, 1..2, 0..1));
+}
+
+#[test]
+fn a_damaged_partition_keeps_no_other_from_opening() {
+    let disk = CrashFiles::new(6);
+    let (journal, queue) = open(disk.mount());
+    now_or_work(&journal, queue.create_topic("t", TopicConfig::partitions(2))).expect("created");
+    append(&journal, &queue, "t", 0, "a");
+    append(&journal, &queue, "t", 1, "b");
+    drop(queue);
+    // What no partition writes, in the log of the first one.
+    let log = journal.log("q", 2).expect("a log");
+    let commit = voussoir_journal::Commit::new().append(&log, ["no batch"]);
+    now_or_work(&journal, journal.commit(commit)).expect("it is written");
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    let topic = queue.topic("t").expect("a topic");
+    let error = topic.partition(0).expect_err("it is damaged");
+    assert!(matches!(error, TopicError::Open(OpenError::Damaged { position: 1, .. })), "{error}");
+    assert_eq!(topic.partition(1).expect("a partition").offsets(), 0..1);
+}
