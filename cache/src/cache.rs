@@ -9,7 +9,8 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::task::unconstrained;
+use tokio::time::{sleep, timeout};
 
 use crate::behind::{Behind, RejectedWrite, WriteBehind};
 use crate::clock::{Clock, default_clock};
@@ -185,7 +186,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.inner.invalidate_tag(tag);
     }
 
-    /// Drops everything, and keeps the results of all loads under way from being stored.
+    /// Drops everything, and keeps the results of all loads under way from being stored. What is
+    /// dropped lives until it has been dropped, when new entries may come in already: up to twice
+    /// `max_weight` is in memory meanwhile.
     pub fn clear(&self) {
         if let Some(remote) = &self.inner.remote {
             remote.tell(Invalidation::All, true);
@@ -491,13 +494,15 @@ impl<K: Key, V: Value> Cache<K, V> {
 /// Ends a load after `limit`. The timer is made when the load first has to wait: a load that is
 /// done at once costs none.
 fn within<V: Value>(limit: Duration, mut load: LoadFuture<V>) -> LoadFuture<V> {
-    Box::pin(async move {
-        let first = std::future::poll_fn(|cx| Poll::Ready(load.as_mut().poll(cx)));
-        match first.await {
-            Poll::Ready(result) => result,
-            Poll::Pending => timeout(limit, load).await.unwrap_or(Err(LoadError::TimedOut)),
+    let mut timer = None;
+    Box::pin(std::future::poll_fn(move |cx| {
+        if let Poll::Ready(result) = load.as_mut().poll(cx) {
+            return Poll::Ready(result);
         }
-    })
+        // Unconstrained: a load that uses up its task's budget is timed out all the same.
+        let timer = timer.get_or_insert_with(|| Box::pin(unconstrained(sleep(limit))));
+        timer.as_mut().poll(cx).map(|()| Err(LoadError::TimedOut))
+    }))
 }
 
 /// The load, by way of the second level if there is one.

@@ -45,8 +45,8 @@ pub enum LoadError {
     /// later.
     #[error("the load took longer than the hard timeout")]
     TimedOut,
-    /// The loader panicked. The cache works on; retry.
-    #[error("the loader panicked")]
+    /// The loader panicked, or the runtime that ran it was shut down. The cache works on; retry.
+    #[error("the loader panicked or its runtime was shut down")]
     Panicked,
     /// [`Config::max_loads`](crate::Config::max_loads) loads are under way. Retry after a pause.
     #[error("too many loads are under way")]

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 
 use hashbrown::HashTable;
@@ -47,14 +47,16 @@ struct Landed<V> {
 const SHARDS: usize = 64;
 
 /// One load under way.
+///
+/// Wakers of the load hold it, and what the load waited for may keep a waker long after the load
+/// has ended: tokio keeps that of a `yield_now` until the worker has run out of tasks. So it holds
+/// a value only while members are to be given it.
 pub(crate) struct InFlight<K, V> {
     key: HashedKey<K>,
     /// When it began, in the order of the cache's operations: before the source was asked.
     version: u64,
     began_at: u64,
     state: Mutex<State<V>>,
-    /// Set once, while `state` is locked.
-    landed: OnceLock<Landed<V>>,
 }
 
 struct State<V> {
@@ -63,6 +65,8 @@ struct State<V> {
     /// when it has ended.
     load: Option<LoadFuture<V>>,
     restart: Option<Restart<V>>,
+    /// How the load ended, for the members that did not end it. Invariant: `None` without members.
+    landed: Option<Arc<Landed<V>>>,
     wakers: Wakers,
 }
 
@@ -225,7 +229,12 @@ pub(crate) struct Ride<K: Key, V: Value> {
     slot: Option<usize>,
     /// The version of the latest operation when this member asked.
     asked_at: u64,
+    /// How the load ended, if this member ended it.
+    landed: Option<Landed<V>>,
 }
+
+/// Nothing in it is pinned: the load's future is in a box of its own.
+impl<K: Key, V: Value> Unpin for Ride<K, V> {}
 
 /// How a reader that found nothing is given an answer.
 pub(crate) enum Boarded<K: Key, V: Value> {
@@ -260,7 +269,13 @@ impl<K: Key, V: Value> Ride<K, V> {
             if joined {
                 drop(table);
                 let cache = Arc::clone(cache);
-                return Ok(Boarded::Joined(Self { cache, flight, slot: None, asked_at }));
+                return Ok(Boarded::Joined(Self {
+                    cache,
+                    flight,
+                    slot: None,
+                    asked_at,
+                    landed: None,
+                }));
             }
             // It has just ended: its result is stored, or was not to be.
             _ended = Some((Flights::overtake(&mut table, &probe), flight));
@@ -286,17 +301,17 @@ impl<K: Key, V: Value> Ride<K, V> {
             key: key.clone(),
             version,
             began_at: cache.clock.now(),
-            state: Mutex::new(State { flight, load: None, restart, wakers }),
-            landed: OnceLock::new(),
+            state: Mutex::new(State { flight, load: None, restart, landed: None, wakers }),
         });
         let hash = flight.key.hash;
         table.insert_unique(hash, Arc::clone(&flight), |flight| flight.key.hash);
         drop(table);
-        let ride = Self { cache: Arc::clone(cache), flight, slot: None, asked_at };
+        let mut ride =
+            Self { cache: Arc::clone(cache), flight, slot: None, asked_at, landed: None };
         // Foreign code: after the locks.
         match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(load) => drop(ride.put_back(load, true, &mut None, None)),
-            Err(_) => drop(ride.panicked(&mut None, None)),
+            Ok(load) => drop(ride.put_back(load, true, None)),
+            Err(_) => drop(ride.panicked(None)),
         }
         Ok(Boarded::Began(ride))
     }
@@ -304,10 +319,9 @@ impl<K: Key, V: Value> Ride<K, V> {
     /// Ends this member's turn. `is_new`: nobody has polled the load yet. `waker` is this member's,
     /// which is woken too if the load was woken while it was polled. Returns the waker before.
     fn put_back(
-        &self,
+        &mut self,
         load: LoadFuture<V>,
         is_new: bool,
-        slot: &mut Option<usize>,
         waker: Option<&Waker>,
     ) -> Option<Waker> {
         let mut last = None;
@@ -315,7 +329,7 @@ impl<K: Key, V: Value> Ride<K, V> {
             let mut state = self.flight.state.lock();
             state.load = Some(load);
             if let Some(waker) = waker {
-                last = state.wakers.set(slot, waker);
+                last = state.wakers.set(&mut self.slot, waker);
             }
             if is_new {
                 state.flight.wake();
@@ -327,10 +341,10 @@ impl<K: Key, V: Value> Ride<K, V> {
     }
 
     /// The load that this member polled has panicked.
-    fn panicked(&self, slot: &mut Option<usize>, waker: Option<&Waker>) -> Option<Waker> {
+    fn panicked(&mut self, waker: Option<&Waker>) -> Option<Waker> {
         let restart = self.flight.state.lock().restart.take();
         match restart.map(|restart| catch_unwind(AssertUnwindSafe(restart))) {
-            Some(Ok(load)) => return self.put_back(load, true, slot, waker),
+            Some(Ok(load)) => return self.put_back(load, true, waker),
             Some(Err(_)) | None => self.finish(Err(LoadError::Panicked)),
         }
         None
@@ -341,8 +355,8 @@ impl<K: Key, V: Value> Ride<K, V> {
         self.flight.version
     }
 
-    fn finish(&self, result: LoadResult<V>) {
-        let InFlight { key, version, began_at, state, landed } = &*self.flight;
+    fn finish(&mut self, result: LoadResult<V>) {
+        let InFlight { key, version, began_at, state } = &*self.flight;
         let took = self.cache.clock.now().saturating_sub(*began_at);
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
         let absent = answer.as_ref().ok().filter(|seen| seen.value.is_none());
@@ -351,8 +365,9 @@ impl<K: Key, V: Value> Ride<K, V> {
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
         let stored_key = key.clone();
+        let own_answer = answer.clone();
         let mut removed = Removals::default();
-        let wakers = {
+        let (wakers, is_hit, _others_answer, _restart) = {
             let mut table = self.cache.flights.shard(key.hash).lock();
             let mut state = state.lock();
             let may_store = state.flight.finish();
@@ -376,10 +391,15 @@ impl<K: Key, V: Value> Ride<K, V> {
             }
             // After the result was stored: a later invalidation hits the entry itself.
             let is_hit = self.cache.is_hit(*version, tags.as_deref());
-            // Only who polled the load ends it, once.
-            let _ = landed.set(Landed { answer, is_hit });
-            state.wakers.take_all()
+            let unshared = if state.flight.has_others() {
+                state.landed = Some(Arc::new(Landed { answer, is_hit }));
+                None
+            } else {
+                Some(answer)
+            };
+            (state.wakers.take_all(), is_hit, unshared, state.restart.take())
         };
+        self.landed = Some(Landed { answer: own_answer, is_hit });
         self.cache.flights.end(*version);
         // Foreign code: after the locks.
         wakers.into_iter().for_each(Waker::wake);
@@ -392,60 +412,66 @@ impl<K: Key, V: Value> Future for Ride<K, V> {
     type Output = Option<Answer<V>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut slot = self.slot;
-        if self.flight.landed.get().is_none() {
-            let (load, mut last_waker) = {
-                let mut state = self.flight.state.lock();
+        if self.landed.is_none() {
+            let (landed, load, mut last_waker) = {
+                let this = &mut *self;
+                let mut state = this.flight.state.lock();
+                let landed = state.landed.clone();
                 let load = if state.flight.take_turn() { state.load.take() } else { None };
                 // Who polls the load leaves its waker when it puts the load back.
-                let last =
-                    if load.is_none() { state.wakers.set(&mut slot, cx.waker()) } else { None };
-                (load, last)
+                let waits = landed.is_none() && load.is_none();
+                let last = if waits { state.wakers.set(&mut this.slot, cx.waker()) } else { None };
+                (landed, load, last)
             };
-            if let Some(load) = load {
-                last_waker = self.poll_load(load, &mut slot, cx.waker());
+            if let Some(landed) = landed {
+                return Poll::Ready(self.judge(&landed));
             }
-            self.slot = slot;
+            if let Some(load) = load {
+                last_waker = self.poll_load(load, cx.waker());
+            }
             // Foreign code: after the lock.
             drop(last_waker);
         }
-        let Some(landed) = self.flight.landed.get() else { return Poll::Pending };
-        // Who asked before the load began is older than any invalidation of it.
-        let valid = !landed.is_hit || self.asked_at <= self.flight.version;
-        Poll::Ready(valid.then(|| landed.answer.clone()))
+        let Some(landed) = self.landed.take() else { return Poll::Pending };
+        Poll::Ready(self.judge(&landed))
     }
 }
 
 impl<K: Key, V: Value> Drop for Ride<K, V> {
     fn drop(&mut self) {
-        let (is_abandoned, waker) = {
+        let (is_abandoned, waker, landed) = {
             let mut state = self.flight.state.lock();
             let waker = state.wakers.remove(self.slot);
-            (state.flight.leave(), waker)
+            let is_abandoned = state.flight.leave();
+            let landed = if state.flight.is_empty() { state.landed.take() } else { None };
+            (is_abandoned, waker, landed)
         };
         if is_abandoned {
             self.abandon();
         }
         // Foreign code: after the lock.
-        drop(waker);
+        drop((waker, landed));
     }
 }
 
 impl<K: Key, V: Value> Ride<K, V> {
-    /// Polls the load once. If it was woken meanwhile, so was this member. Returns this member's
-    /// waker before.
-    fn poll_load(
-        &self,
-        mut load: LoadFuture<V>,
-        slot: &mut Option<usize>,
-        own: &Waker,
-    ) -> Option<Waker> {
+    /// The answer for this member. `None`: an invalidation that came before this member asked has
+    /// hit the result.
+    fn judge(&self, landed: &Landed<V>) -> Option<Answer<V>> {
+        // Who asked before the load began is older than any invalidation of it.
+        let is_valid = !landed.is_hit || self.asked_at <= self.flight.version;
+        is_valid.then(|| landed.answer.clone())
+    }
+
+    /// Polls the load once. If it was woken meanwhile, so was this member. Returns the waker that
+    /// this member had left before.
+    fn poll_load(&mut self, mut load: LoadFuture<V>, own: &Waker) -> Option<Waker> {
         let waker = Waker::from(Arc::clone(&self.flight));
         let mut cx = Context::from_waker(&waker);
         match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut cx))) {
-            Ok(Poll::Pending) => return self.put_back(load, false, slot, Some(own)),
+            Ok(Poll::Pending) => return self.put_back(load, false, Some(own)),
             Ok(Poll::Ready(result)) => self.finish(result),
-            Err(_) => return self.panicked(slot, Some(own)),
+            Err(_) => return self.panicked(Some(own)),
         }
         None
     }

@@ -106,7 +106,9 @@ pub trait Source<K, V>: Send + Sync + 'static {
     async fn load(&self, keys: &[K]) -> Vec<Result<Loaded<V>, SourceError>>;
 
     /// How many keys one call may have. With more than 1, misses of different keys that come at the
-    /// same time are collected into one call. Default 1.
+    /// same time, also in different tasks, are collected into one call: it leaves once it is full,
+    /// or once a turn of the runtime, in which the tasks that can run do so, has brought no further
+    /// miss. No timer is involved: a miss that comes alone waits for one such turn. Default 1.
     fn max_batch(&self) -> usize {
         1
     }
@@ -249,6 +251,10 @@ impl<V> HeldEntry<V> {
 
 type Reply<V> = tokio::sync::oneshot::Sender<Result<Loaded<V>, LoadError>>;
 
+/// The most turns of the runtime for which a call waits for further keys. Reached only by a source
+/// that takes very large batches while a turn of the runtime never goes by without a miss.
+const MAX_TURNS: usize = 64;
+
 /// How the cache asks its source: key by key, or in batches.
 pub(crate) struct Loader<K, V>(Arc<Shared<K, V>>);
 
@@ -267,8 +273,29 @@ struct Ask<K, V> {
 
 struct Queue<K, V> {
     waiting: Vec<(Ask<K, V>, Reply<V>)>,
-    /// A task is about to take what waits.
+    /// A task is about to take what waits. Invariant: true exactly while there is a [`Collector`]
+    /// that has not taken it.
     is_scheduled: bool,
+}
+
+/// The task's right to take what waits, once. Where the task is dropped with its runtime before
+/// that, what waits is dropped too, and the next miss schedules another task.
+struct Collector<K, V>(Option<Arc<Shared<K, V>>>);
+
+impl<K, V> Collector<K, V> {
+    fn take(&mut self) -> Vec<(Ask<K, V>, Reply<V>)> {
+        let Some(shared) = self.0.take() else { return Vec::new() };
+        let mut queue = shared.queue.lock();
+        queue.is_scheduled = false;
+        std::mem::take(&mut queue.waiting)
+    }
+}
+
+impl<K, V> Drop for Collector<K, V> {
+    fn drop(&mut self) {
+        // Foreign code, after the lock. Readers whose reply is dropped are told so.
+        drop(self.take());
+    }
 }
 
 impl<K: Key, V: Value> Loader<K, V> {
@@ -285,8 +312,8 @@ impl<K: Key, V: Value> Loader<K, V> {
         self.0.conditional.is_some()
     }
 
-    /// Loads a key. With a source that takes batches, together with others that miss before the
-    /// task which is spawned for the first of them runs.
+    /// Loads a key. With a source that takes batches, together with others that miss at the same
+    /// time: see [`Source::max_batch`].
     pub(crate) fn load(&self, key: K, held: Option<HeldEntry<V>>) -> LoadFuture<V> {
         let ask = Ask { key, held };
         if self.0.max_batch <= 1 {
@@ -308,21 +335,35 @@ impl<K: Key, V: Value> Loader<K, V> {
             !std::mem::replace(&mut queue.is_scheduled, true)
         };
         if schedule {
-            tokio::spawn(Shared::run(Arc::clone(&self.0)));
+            tokio::spawn(Arc::clone(&self.0).run(Collector(Some(Arc::clone(&self.0)))));
         }
-        // A call that panicked drops its replies.
+        // A call that panicked drops its replies, and so does a runtime that is shut down.
         Box::pin(async move { answer.await.unwrap_or(Err(LoadError::Panicked)) })
     }
 }
 
 impl<K: Key, V: Value> Shared<K, V> {
+    /// Returns when what waits is a full call, or when a turn of the runtime has added nothing.
+    async fn collect(&self) {
+        let waiting = || self.queue.lock().waiting.len();
+        let mut collected = waiting();
+        for _ in 0..MAX_TURNS {
+            if collected >= self.max_batch {
+                return;
+            }
+            tokio::task::yield_now().await;
+            let more = waiting();
+            if more == collected {
+                return;
+            }
+            collected = more;
+        }
+    }
+
     /// Takes all that waits, a call for each batch.
-    async fn run(self: Arc<Self>) {
-        let waiting = {
-            let mut queue = self.queue.lock();
-            queue.is_scheduled = false;
-            std::mem::take(&mut queue.waiting)
-        };
+    async fn run(self: Arc<Self>, mut collector: Collector<K, V>) {
+        self.collect().await;
+        let waiting = collector.take();
         // Held values are asked about in calls of their own.
         let (mut held, mut missing): (Vec<_>, Vec<_>) =
             waiting.into_iter().partition(|(ask, _)| ask.held.is_some());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use support::{Mood, Script, cache, config};
-use voussoir_cache::{Cache, LoadError, Loaded, OnPanic};
+use voussoir_cache::{Cache, LoadError, Loaded, OnPanic, Source, SourceError, async_trait};
 
 #[tokio::test(start_paused = true)]
 async fn ten_thousand_readers_of_one_key_cause_one_load() {
@@ -42,6 +42,172 @@ async fn misses_of_a_thousand_keys_are_collected_into_few_calls() {
     }
     assert!(script.calls() <= 20, "{} calls", script.calls());
     assert_eq!(script.keys.load(Ordering::SeqCst), 1000, "no key is asked for twice");
+}
+
+/// Takes batches, each in 20 ms, and counts its calls.
+#[derive(Clone, Default)]
+struct Batches {
+    calls: Arc<AtomicUsize>,
+    keys: Arc<AtomicUsize>,
+}
+
+#[async_trait]
+impl Source<u64, u64> for Batches {
+    async fn load(&self, keys: &[u64]) -> Vec<Result<Loaded<u64>, SourceError>> {
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        self.keys.fetch_add(keys.len(), Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        keys.iter().map(|key| Ok(Loaded::value(key * 10))).collect()
+    }
+
+    fn max_batch(&self) -> usize {
+        100
+    }
+}
+
+/// On worker threads the task that collects runs right after the task that spawned it, before the
+/// others: it has to let them run.
+#[test]
+fn misses_of_a_thousand_tasks_on_worker_threads_are_collected_into_few_calls() {
+    for threads in [1, 2, 4] {
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.worker_threads(threads).enable_time().build().unwrap();
+        let source = Batches::default();
+        let cache = Cache::builder().source(source.clone()).build().unwrap();
+        runtime.block_on(async {
+            let start = Arc::new(tokio::sync::Barrier::new(1000));
+            let read = |key| {
+                let (cache, start) = (cache.clone(), Arc::clone(&start));
+                tokio::spawn(async move {
+                    start.wait().await;
+                    cache.get_or_load(&key).await
+                })
+            };
+            let readers: Vec<_> = (0..1000).map(read).collect();
+            for (key, reader) in (0..).zip(readers) {
+                assert_eq!(reader.await.unwrap().unwrap(), Some(key * 10));
+            }
+        });
+        let (calls, keys) =
+            (source.calls.load(Ordering::SeqCst), source.keys.load(Ordering::SeqCst));
+        assert!((10..=20).contains(&calls), "{calls} calls with {threads} threads");
+        assert_eq!(keys, 1000, "no key is asked for twice");
+    }
+}
+
+/// Misses that come while a batch leaves belong to the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn misses_that_come_while_batches_leave_are_answered() {
+    let source = Batches::default();
+    let cache: Cache<u64, u64> = Cache::builder().source(source.clone()).build().unwrap();
+    let reader = |task: u64| {
+        let cache = cache.clone();
+        tokio::spawn(async move {
+            for round in 0..20 {
+                let key = task * 1000 + round;
+                assert_eq!(cache.get_or_load(&key).await.unwrap(), Some(key * 10));
+            }
+        })
+    };
+    for reader in (0..50).map(reader).collect::<Vec<_>>() {
+        reader.await.unwrap();
+    }
+    assert_eq!(source.keys.load(Ordering::SeqCst), 1000);
+}
+
+/// Collecting costs no time on the clock, and no reader waits for a call under way.
+#[tokio::test(start_paused = true)]
+async fn a_lone_miss_does_not_wait_for_others() {
+    let source = Batches::default();
+    let cache = Cache::builder().source(source.clone()).build().unwrap();
+    let start = tokio::time::Instant::now();
+    let first = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get_or_load(&1).await }
+    });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(cache.get_or_load(&2).await.unwrap(), Some(20));
+    assert_eq!(start.elapsed(), Duration::from_millis(30));
+    assert!(first.is_finished());
+    assert_eq!(source.calls.load(Ordering::SeqCst), 2);
+}
+
+/// The runtime whose task was to make the call is shut down: its key fails at once, and readers on
+/// other runtimes are served.
+#[test]
+fn a_runtime_that_is_shut_down_while_it_collects_stops_no_other() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let source = Batches::default();
+    let cache: Cache<u64, u64> = Cache::builder().source(source.clone()).build().unwrap();
+    let (doomed, other) = (runtime(), runtime());
+    let mut orphan = std::pin::pin!(cache.get_or_load(&1));
+    doomed.block_on(async { assert!(poll_once(orphan.as_mut()).await.is_none()) });
+    drop(doomed);
+    other.block_on(async {
+        assert!(matches!(orphan.await, Err(LoadError::Panicked)));
+        assert_eq!(cache.get_or_load(&2).await.unwrap(), Some(20));
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    });
+}
+
+/// A source may keep a waker for as long as it likes, and tokio does so for a while.
+#[tokio::test(start_paused = true)]
+async fn a_waker_that_outlives_its_load_keeps_no_value_alive() {
+    for readers in [1, 3] {
+        let kept = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let value = Arc::new(7);
+        let cache: Cache<u64, Arc<u64>> = Cache::builder().build().unwrap();
+        let load = {
+            let (kept, value) = (Arc::clone(&kept), Arc::downgrade(&value));
+            move |_| {
+                let (kept, value) = (Arc::clone(&kept), value.clone());
+                async move {
+                    std::future::poll_fn(|cx| {
+                        kept.lock().unwrap().push(cx.waker().clone());
+                        std::task::Poll::Ready(())
+                    })
+                    .await;
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                    Ok(Loaded::value(value.upgrade().unwrap()))
+                }
+            }
+        };
+        let read = || {
+            tokio::spawn({
+                let (cache, load) = (cache.clone(), load.clone());
+                async move { cache.get_or_load_with(&1, load).await.map(drop) }
+            })
+        };
+        for reader in (0..readers).map(|_| read()).collect::<Vec<_>>() {
+            reader.await.unwrap().unwrap();
+        }
+        assert_eq!(kept.lock().unwrap().len(), 1, "one load, polled to its first wait once");
+        assert_eq!(Arc::strong_count(&value), 2, "here, and in the cache");
+        cache.invalidate(&1);
+        assert_eq!(Arc::strong_count(&value), 1);
+    }
+}
+
+/// The timer of the hard timeout does not poll the load a second time.
+#[tokio::test(start_paused = true)]
+async fn a_load_is_polled_once_for_each_time_that_it_was_woken() {
+    let polls = Arc::new(AtomicUsize::new(0));
+    let cache: Cache<u64, u64> = Cache::builder().build().unwrap();
+    let counted = Arc::clone(&polls);
+    let load = move |key| {
+        let polls = Arc::clone(&counted);
+        async move {
+            let mut sleep = std::pin::pin!(tokio::time::sleep(Duration::from_millis(1)));
+            std::future::poll_fn(|cx| {
+                polls.fetch_add(1, Ordering::SeqCst);
+                sleep.as_mut().poll(cx)
+            })
+            .await;
+            Ok(Loaded::value(key))
+        }
+    };
+    assert_eq!(cache.get_or_load_with(&1, load).await.unwrap(), Some(1));
+    assert_eq!(polls.load(Ordering::SeqCst), 2);
 }
 
 /// The reader that began the load goes away; another one goes on with the same load.

@@ -101,6 +101,11 @@ const TESTS: &[Test] = &[
         length: &[("VOUSSOIR_POWER_LOSSES", "4000")],
     },
     Test {
+        package: "voussoir-cache",
+        args: &["--test", "soak"],
+        length: &[("VOUSSOIR_SOAK_SECONDS", "300")],
+    },
+    Test {
         package: "voussoir-lb",
         args: &["--test", "configs"],
         length: &[("VOUSSOIR_LB_CASES", "10000")],

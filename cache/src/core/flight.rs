@@ -42,6 +42,16 @@ impl Flight {
         self.is_abandoned()
     }
 
+    /// Whether members wait beside the one that polls the load.
+    pub(crate) fn has_others(&self) -> bool {
+        self.members > 1
+    }
+
+    /// Whether all members have gone.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.members == 0
+    }
+
     /// Nobody waits for a load that has not ended.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.members == 0 && !self.done
