@@ -28,8 +28,8 @@ impl Command {
                 put_bytes(&mut out, name);
             }
             Self::Release { session, request } => put(&mut out, 7, &[*session, *request]),
-            Self::SetValue { session, token, name, value } => {
-                put(&mut out, 8, &[*session, *token]);
+            Self::SetValue { session, token, number, name, value } => {
+                put(&mut out, 8, &[*session, *token, *number]);
                 put_bytes(&mut out, name);
                 put_bytes(&mut out, value);
             }
@@ -78,6 +78,7 @@ impl Command {
             8 => Self::SetValue {
                 session: number(rest)?,
                 token: number(rest)?,
+                number: number(rest)?,
                 name: take_bytes(rest, MAX_NAME_BYTES)?,
                 value: take_bytes(rest, MAX_VALUE_BYTES)?,
             },

@@ -90,6 +90,9 @@ pub enum Command {
         session: u64,
         /// The token that it holds the lock by.
         token: u64,
+        /// Greater than that of every value which this holder has set before; from 1 on. Others
+        /// have arrived late, and change nothing.
+        number: u64,
         /// The lock.
         name: Bytes,
         /// At most [`MAX_VALUE_BYTES`](super::MAX_VALUE_BYTES).

@@ -35,7 +35,7 @@ pub struct Leases {
 #[derive(Debug)]
 struct Lease {
     ttl_ms: u64,
-    /// When it ends. Invariant: not later for the leader than for the client that it was promised.
+    /// When it ends; 0 once its end was proposed, so that it is not renewed any more.
     deadline: u64,
     /// Its entry in `due`; `None` once its end was proposed, or while nothing is due.
     due: Option<u64>,
@@ -43,8 +43,6 @@ struct Lease {
     is_checkpointed: bool,
     /// Number of the latest checkpoint that was proposed for it in this reign.
     checkpoint: u64,
-    /// Whether the table's end of it was proposed. It is not renewed any more.
-    is_expiring: bool,
 }
 
 /// The outcome of a renewal.
@@ -117,7 +115,7 @@ impl Leases {
     /// this reign.
     pub fn renew(&mut self, now: u64, session: u64) -> Renewal {
         let Some(lease) = self.sessions.get_mut(&session) else { return Renewal::Ended };
-        if lease.is_expiring || now >= lease.deadline {
+        if now >= lease.deadline {
             return Renewal::Ended;
         }
         let (ttl_ms, is_checkpointed) = (lease.ttl_ms, lease.is_checkpointed);
@@ -145,7 +143,7 @@ impl Leases {
         {
             let lease = self.sessions.get_mut(&session)?;
             if now >= lease.deadline {
-                lease.is_expiring = true;
+                lease.deadline = 0;
                 self.schedule(session, None);
                 return Some(Command::Expire { reign, session });
             }
@@ -194,7 +192,6 @@ impl Leases {
             due: None,
             is_checkpointed: remaining_ms != ttl_ms,
             checkpoint: 0,
-            is_expiring: false,
         };
         self.sessions.insert(session, lease);
         self.schedule(session, Some(after(now, remaining_ms.min(ttl_ms / 2))));

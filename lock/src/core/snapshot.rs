@@ -10,7 +10,7 @@ use super::command::Malformed;
 use super::table::{Delay, Holder, Lock, Session, Table, Waiter};
 use super::{
     MAX_LOCK_DELAY_MS, MAX_LOCKS, MAX_NAME_BYTES, MAX_REQUESTS, MAX_SESSIONS, MAX_TTL_MS,
-    MAX_VALUE_BYTES, MAX_WAITERS, MIN_TTL_MS, Mode,
+    MAX_VALUE_BYTES, MAX_WAITERS, MIN_TTL_MS,
 };
 
 /// Version of the layout. Raise it when the layout changes.
@@ -45,13 +45,13 @@ impl Table {
         }
         for (name, lock) in &self.locks {
             let delay = lock.delay.unwrap_or(Delay { since: 0, ms: 0 });
-            put(&mut out, 3, &[delay.since, delay.ms]);
+            put(&mut out, 3, &[lock.version, delay.since, delay.ms]);
             out.put_u8(u8::from(lock.delay.is_some()));
             put_bytes(&mut out, name);
             put_bytes(&mut out, &lock.value);
             close(&mut out, CHUNK_BYTES);
             for holder in &lock.holders {
-                put(&mut out, 4, &[holder.token]);
+                put(&mut out, 4, &[holder.token, holder.written]);
                 put_waiter(&mut out, &holder.by);
                 close(&mut out, CHUNK_BYTES);
             }
@@ -139,6 +139,7 @@ impl Restore {
             2 => self.session(rest)?,
             3 => {
                 self.close_lock()?;
+                let version = number(rest)?;
                 let delay = Delay { since: number(rest)?, ms: number(rest)? };
                 let delay = flag(rest)?.then_some(delay);
                 if delay.is_some_and(|delay| delay.ms > MAX_LOCK_DELAY_MS) {
@@ -146,15 +147,16 @@ impl Restore {
                 }
                 let name = take_bytes(rest, MAX_NAME_BYTES)?;
                 let value = take_bytes(rest, MAX_VALUE_BYTES)?;
-                self.lock = Some((name, Lock { delay, value, ..Lock::default() }));
+                self.lock = Some((name, Lock { delay, value, version, ..Lock::default() }));
             }
             4 => {
-                let token = number(rest)?;
+                let (token, written) = (number(rest)?, number(rest)?);
                 let by = self.waiter(rest)?;
-                if token > self.table.token {
+                let lock = &mut self.lock.as_mut()?.1;
+                if token > self.table.token || !lock.has_room(by.mode) {
                     return None;
                 }
-                self.lock.as_mut()?.1.holders.push(Holder { by, token });
+                lock.holders.push(Holder { by, token, written });
             }
             5 => {
                 let waiter = self.waiter(rest)?;
@@ -208,22 +210,9 @@ impl Restore {
     fn close_lock(&mut self) -> Option<()> {
         let Some((name, lock)) = self.lock.take() else { return Some(()) };
         let is_valid = !lock.is_unused()
-            && holders_fit(&lock)
             && lock.queue.front().is_none_or(|first| !lock.admits(first.mode))
             && self.table.locks.len() < MAX_LOCKS;
         let is_new = is_valid && self.table.locks.insert(name, lock).is_none();
         is_new.then_some(())
     }
-}
-
-/// Whether the holders of a lock may hold it together.
-fn holders_fit(lock: &Lock) -> bool {
-    let Some(first) = lock.holders.first().map(|holder| holder.by.mode) else { return true };
-    let are_alike = lock.holders.iter().all(|holder| holder.by.mode == first);
-    let room = match first {
-        Mode::Exclusive => 1,
-        Mode::Shared => usize::MAX,
-        Mode::Slot { of } => of as usize,
-    };
-    are_alike && lock.holders.len() <= room
 }

@@ -46,6 +46,8 @@ pub(super) struct Lock {
     /// While it lasts nobody is granted the lock.
     pub(super) delay: Option<Delay>,
     pub(super) value: Bytes,
+    /// Index of the latest command that changed the holders or the value.
+    pub(super) version: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub(super) struct Waiter {
 pub(super) struct Holder {
     pub(super) by: Waiter,
     pub(super) token: u64,
+    /// Number of the latest value that this holder has set; 0 before the first.
+    pub(super) written: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,20 +99,33 @@ pub struct LockView {
     pub is_delayed: bool,
     /// Its value; empty if it has none.
     pub value: Bytes,
+    /// Index of the latest command that changed its holders or its value; 0 for a lock that nobody
+    /// uses. Two views of one version are alike in both.
+    pub version: u64,
 }
 
 impl Lock {
     /// Whether one more may hold it in `mode`, the queue aside.
     pub(super) fn admits(&self, mode: Mode) -> bool {
-        if self.delay.is_some() {
-            return false;
-        }
+        self.delay.is_none() && self.has_room(mode)
+    }
+
+    /// Whether one more may hold it in `mode` beside its holders.
+    pub(super) fn has_room(&self, mode: Mode) -> bool {
         let alike = self.holders.iter().all(|holder| holder.by.mode == mode);
         match mode {
             _ if self.holders.is_empty() => true,
             Mode::Exclusive => false,
             Mode::Shared => alike,
             Mode::Slot { of } => alike && self.holders.len() < of as usize,
+        }
+    }
+
+    /// The holders or the value were changed by the command at `index`. Told once a command.
+    fn changed(&mut self, index: u64, name: &Bytes, events: &mut Vec<Event>) {
+        if self.version != index {
+            self.version = index;
+            events.push(Event::Changed { name: name.clone() });
         }
     }
 
@@ -156,6 +173,7 @@ impl Table {
             waiters: lock.queue.len(),
             is_delayed: lock.delay.is_some(),
             value: lock.value.clone(),
+            version: lock.version,
         }
     }
 
@@ -168,9 +186,9 @@ impl Table {
                 Ok(Answer::Reign { reign: index })
             }
             Command::OpenSession { ttl_ms } => self.open(index, *ttl_ms),
-            Command::CloseSession { session } => self.end(*session, None, events),
+            Command::CloseSession { session } => self.end(index, *session, false, events),
             Command::Expire { reign, session } => {
-                self.check_reign(*reign).and_then(|()| self.end(*session, Some(index), events))
+                self.check_reign(*reign).and_then(|()| self.end(index, *session, true, events))
             }
             Command::Checkpoint { reign, session, number, remaining_ms } => {
                 let checkpoint = (*reign, *number);
@@ -181,14 +199,16 @@ impl Table {
                 let (session, request, mode) = (*session, *request, *mode);
                 let lock_delay_ms = *lock_delay_ms;
                 let waiter = Waiter { session, request, mode, lock_delay_ms };
-                self.acquire(waiter, *floor, name, *wait, events)
+                self.acquire(index, waiter, (name, *floor, *wait), events)
             }
-            Command::Release { session, request } => self.release(*session, *request, events),
-            Command::SetValue { session, token, name, value } => {
-                self.set_value((*session, *token), name, value, events)
+            Command::Release { session, request } => {
+                self.release(index, *session, *request, events)
+            }
+            Command::SetValue { session, token, number, name, value } => {
+                self.set_value(index, (*session, *token, *number), (name, value), events)
             }
             Command::EndDelay { reign, name, since } => {
-                self.check_reign(*reign).map(|()| self.end_delay(name, *since, events))
+                self.check_reign(*reign).map(|()| self.end_delay(index, (name, *since), events))
             }
         };
         done.unwrap_or_else(Answer::Rejected)
@@ -221,22 +241,23 @@ impl Table {
         Ok(Answer::Opened { session: index })
     }
 
-    /// Ends a session; it expired at index `expired`, or was closed.
+    /// Ends a session, which expired or was closed.
     fn end(
         &mut self,
+        index: u64,
         session: u64,
-        expired: Option<u64>,
+        has_expired: bool,
         events: &mut Vec<Event>,
     ) -> Result<Answer, Rejection> {
         let ended = self.sessions.remove(&session).ok_or(Rejection::NoSession)?;
         events.push(Event::SessionEnded { session });
         for (request, name) in &ended.requests {
-            self.take_out(name, session, *request, expired, events);
+            self.take_out(index, name, (session, *request, has_expired), events);
         }
         // After all of them are out: a session is never granted a lock while it ends.
         let names: BTreeSet<&Bytes> = ended.requests.values().collect();
         for name in names {
-            self.settle(name, events);
+            self.settle(index, name, events);
         }
         Ok(Answer::Done)
     }
@@ -257,10 +278,9 @@ impl Table {
 
     fn acquire(
         &mut self,
+        index: u64,
         waiter: Waiter,
-        floor: u64,
-        name: &Bytes,
-        wait: bool,
+        (name, floor, wait): (&Bytes, u64, bool),
         events: &mut Vec<Event>,
     ) -> Result<Answer, Rejection> {
         let Waiter { session: id, request, mode, lock_delay_ms } = waiter;
@@ -302,8 +322,8 @@ impl Table {
         let lock = self.locks.entry(name.clone()).or_default();
         if is_free {
             self.token += 1;
-            lock.holders.push(Holder { by: waiter, token: self.token });
-            events.push(Event::Changed { name: name.clone() });
+            lock.holders.push(Holder { by: waiter, token: self.token, written: 0 });
+            lock.changed(index, name, events);
             return Ok(Answer::Granted { token: self.token });
         }
         lock.queue.push_back(waiter);
@@ -312,6 +332,7 @@ impl Table {
 
     fn release(
         &mut self,
+        index: u64,
         id: u64,
         request: u64,
         events: &mut Vec<Event>,
@@ -319,8 +340,8 @@ impl Table {
         let session = self.session(id)?;
         if let Some(name) = session.requests.remove(&request) {
             session.end(request);
-            self.take_out(&name, id, request, None, events);
-            self.settle(&name, events);
+            self.take_out(index, &name, (id, request, false), events);
+            self.settle(index, &name, events);
             return Ok(Answer::Done);
         }
         if request >= session.floor && !session.ended.contains(&request) {
@@ -335,57 +356,61 @@ impl Table {
 
     fn set_value(
         &mut self,
-        (session, token): (u64, u64),
-        name: &Bytes,
-        value: &Bytes,
+        index: u64,
+        (session, token, number): (u64, u64, u64),
+        (name, value): (&Bytes, &Bytes),
         events: &mut Vec<Event>,
     ) -> Result<Answer, Rejection> {
         if value.len() > MAX_VALUE_BYTES {
             return Err(Rejection::OutOfRange);
         }
         let lock = self.locks.get_mut(name).ok_or(Rejection::NotHeld)?;
-        let is_ours = |holder: &Holder| holder.by.session == session && holder.token == token;
-        if !lock.holders.iter().any(is_ours) {
-            return Err(Rejection::NotHeld);
-        }
-        if lock.value != *value {
-            lock.value = value.clone();
-            events.push(Event::Changed { name: name.clone() });
+        let is_ours = |h: &Holder| h.by.session == session && h.token == token;
+        let holder = lock.holders.iter().position(is_ours).ok_or(Rejection::NotHeld)?;
+        // A value that arrives twice, or after the next one, has been set before.
+        if number > lock.holders[holder].written {
+            lock.holders[holder].written = number;
+            if lock.value != *value {
+                lock.value = value.clone();
+                lock.changed(index, name, events);
+            }
         }
         Ok(Answer::Done)
     }
 
-    fn end_delay(&mut self, name: &Bytes, since: u64, events: &mut Vec<Event>) -> Answer {
+    fn end_delay(
+        &mut self,
+        index: u64,
+        (name, since): (&Bytes, u64),
+        events: &mut Vec<Event>,
+    ) -> Answer {
         if let Some(lock) = self.locks.get_mut(name)
             && lock.delay.is_some_and(|delay| delay.since == since)
         {
             lock.delay = None;
-            self.settle(name, events);
+            self.settle(index, name, events);
         }
         Answer::Done
     }
 
-    /// Takes a request out of its lock's holders and queue. `expired` is the index at which its
-    /// session expired.
+    /// Takes a request out of its lock's holders and queue. The session of the request may have
+    /// expired.
     fn take_out(
         &mut self,
+        index: u64,
         name: &Bytes,
-        session: u64,
-        request: u64,
-        expired: Option<u64>,
+        (session, request, has_expired): (u64, u64, bool),
         events: &mut Vec<Event>,
     ) {
         let Some(lock) = self.locks.get_mut(name) else { return };
         let is_ours = |by: &Waiter| by.session == session && by.request == request;
         if let Some(at) = lock.holders.iter().position(|holder| is_ours(&holder.by)) {
             let delay_ms = lock.holders.remove(at).by.lock_delay_ms;
-            events.push(Event::Changed { name: name.clone() });
-            if let Some(since) = expired
-                && delay_ms > 0
-            {
+            lock.changed(index, name, events);
+            if has_expired && delay_ms > 0 {
                 let delay_ms = lock.delay.map_or(delay_ms, |delay| delay.ms.max(delay_ms));
-                lock.delay = Some(Delay { since, ms: delay_ms });
-                events.push(Event::DelayBegan { name: name.clone(), since, delay_ms });
+                lock.delay = Some(Delay { since: index, ms: delay_ms });
+                events.push(Event::DelayBegan { name: name.clone(), since: index, delay_ms });
             }
         } else {
             lock.queue.retain(|waiter| !is_ours(waiter));
@@ -394,24 +419,20 @@ impl Table {
 
     /// Grants the lock to those at the front of its queue who may hold it; forgets a lock that
     /// nobody uses.
-    fn settle(&mut self, name: &Bytes, events: &mut Vec<Event>) {
-        let before = self.token;
+    fn settle(&mut self, index: u64, name: &Bytes, events: &mut Vec<Event>) {
         let Some(lock) = self.locks.get_mut(name) else { return };
         // Ends: each turn takes one from the queue.
         while let Some(first) = lock.queue.front().copied().filter(|w| lock.admits(w.mode)) {
             lock.queue.pop_front();
             self.token += 1;
             let token = self.token;
-            lock.holders.push(Holder { by: first, token });
+            lock.holders.push(Holder { by: first, token, written: 0 });
+            lock.changed(index, name, events);
             let Waiter { session, request, .. } = first;
             events.push(Event::Granted { session, request, token });
         }
         if lock.is_unused() {
             self.locks.remove(name);
-        }
-        let changed = Event::Changed { name: name.clone() };
-        if self.token != before && !events.contains(&changed) {
-            events.push(changed);
         }
     }
 }

@@ -7,7 +7,7 @@ use voussoir_sim::{Rng, Situations};
 
 use super::*;
 
-static SITUATIONS: [&str; 17] = [
+static SITUATIONS: [&str; 18] = [
     "granted at once",
     "granted by a release",
     "granted by the end of a session",
@@ -25,6 +25,7 @@ static SITUATIONS: [&str; 17] = [
     "delay began",
     "value outlives its holder",
     "slots full",
+    "value arrived late",
 ];
 
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ struct Model {
     ended: BTreeSet<(u64, u64)>,
     delays: BTreeMap<Bytes, u64>,
     values: BTreeMap<Bytes, Bytes>,
+    /// The latest number of a value by the token of who has set it.
+    written: BTreeMap<u64, u64>,
     granted: Vec<(u64, u64, u64)>,
 }
 
@@ -172,11 +175,15 @@ impl Model {
                 }
                 Answer::Done
             }
-            Command::SetValue { session, token, name, value } => {
+            Command::SetValue { session, token, number, name, value } => {
                 if !self.held(&name).any(|a| a.id.0 == session && a.token == Some(token)) {
                     return Answer::Rejected(Rejection::NotHeld);
                 }
-                self.values.insert(name, value);
+                let latest = self.written.entry(token).or_insert(0);
+                if number > *latest {
+                    *latest = number;
+                    self.values.insert(name, value);
+                }
                 Answer::Done
             }
             Command::EndDelay { name, since, .. } => {
@@ -236,12 +243,13 @@ fn draw(rng: &mut Rng, model: &Model, opened: &[u64], requests: &mut u64) -> Com
         88..94 => {
             let known = known.filter(|_| rng.below(4) > 0);
             let value = Bytes::from(vec![7; rng.below(3) as usize]);
-            match known {
-                Some(Acquisition { id, token, name, .. }) => {
-                    Command::SetValue { session: id.0, token: token.unwrap_or(0), name, value }
-                }
-                None => Command::SetValue { session, token: model.token, name, value },
-            }
+            *requests += 1;
+            let number = if rng.below(3) == 0 { 1 } else { *requests };
+            let (session, token, name) = match known {
+                Some(Acquisition { id, token, name, .. }) => (id.0, token.unwrap_or(0), name),
+                None => (session, model.token, name),
+            };
+            Command::SetValue { session, token, number, name, value }
         }
         _ => {
             let delays: Vec<_> = model.delays.iter().collect();
@@ -333,7 +341,15 @@ fn the_table_does_what_the_model_does() {
             let was_held = known.as_ref().is_none_or(|a| a.token.is_some());
             let wanted = model.apply(index, &command);
             let mut events = Vec::new();
+            let before = NAMES.map(|name| table.lock(name));
             let answer = table.apply(index, &command, &mut events);
+            check_versions(&before, &table, index, &events);
+            if let Command::SetValue { number: 1, .. } = command
+                && answer == Answer::Done
+                && !events.iter().any(|event| matches!(event, Event::Changed { .. }))
+            {
+                situations.reached("value arrived late");
+            }
             assert_eq!(answer, wanted, "seed {seed}, index {index}: {command:?}");
             assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
             let granted: Vec<_> = events.iter().filter_map(granted_by).collect();
@@ -371,6 +387,19 @@ fn the_table_does_what_the_model_does() {
         }
     }
     situations.assert_all_reached();
+}
+
+/// The version of a lock grows when its holders or its value change, which is told once.
+fn check_versions(before: &[LockView; 4], table: &Table, index: u64, events: &[Event]) {
+    for (name, before) in NAMES.iter().zip(before) {
+        let after = table.lock(name);
+        let is_same = (&before.holders, &before.value) == (&after.holders, &after.value);
+        let is_unused = after == LockView::default();
+        let version = if is_same { before.version } else { index };
+        assert_eq!(after.version, if is_unused { 0 } else { version }, "{name:?}");
+        let is_this = |event: &&Event| matches!(event, Event::Changed { name: n } if n == name);
+        assert_eq!(events.iter().filter(is_this).count(), usize::from(!is_same), "{name:?}");
+    }
 }
 
 fn granted_by(event: &Event) -> Option<(u64, u64, u64)> {
