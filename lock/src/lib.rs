@@ -3,13 +3,31 @@
 
 mod clock;
 pub mod core;
+mod election;
 mod error;
 mod fence;
 pub mod ids;
 mod lease;
+mod memory;
+mod replica;
+mod service;
+mod session;
 
 pub use async_trait::async_trait;
-pub use clock::{Clock, WallClock};
+pub use bytes::Bytes;
+pub use clock::{BootClock, Clock, TokioClock, WallClock};
+pub use core::{Hold, LockView, Mode, Rejection};
+pub use election::{Election, Leader, Leadership, Observer};
 pub use error::ConfigError;
 pub use fence::{Fence, FencingToken, StaleToken};
 pub use lease::{BeginError, Lease, LeaseConfig, LeaseEnded};
+pub use memory::MemoryLocks;
+pub use replica::Replica;
+pub use service::{
+    Acquired, Acquisition, Advisory, Fenced, GrantKind, LockService, NewValue, Outcome,
+    ServiceError,
+};
+pub use session::{
+    Acquire, AcquireMany, Guard, LockError, OpenError, Permit, Released, Session, SessionLost,
+};
+pub use tokio::time::Instant;

@@ -10,7 +10,15 @@ const fn is_send_sync<T: Send + Sync>() {}
 const _: () = {
     is_send_sync::<Fence<u64>>();
     is_send_sync::<FencingToken>();
+    is_send_sync::<Election>();
+    is_send_sync::<Guard<Advisory>>();
+    is_send_sync::<Leadership>();
     is_send_sync::<Lease>();
+    is_send_sync::<MemoryLocks>();
+    is_send_sync::<Observer>();
+    is_send_sync::<Permit<'static>>();
+    is_send_sync::<Replica>();
+    is_send_sync::<Session>();
     is_send_sync::<LeaseConfig>();
     is_send_sync::<MemoryNumbers>();
     is_send_sync::<core::Leases>();
@@ -27,6 +35,9 @@ const _: () = {
 async fn seams_are_object_safe() {
     let numbers: Arc<dyn WorkerNumbers> = Arc::new(MemoryNumbers::new());
     assert_eq!(numbers.acquire(1).await.expect("it is free").epoch, 1);
+    let locks: Arc<dyn LockService<Grants = Fenced>> = MemoryLocks::start();
+    let by = Instant::now() + std::time::Duration::from_secs(1);
+    assert_eq!(locks.view(&"a".into(), None, by).await.expect("it works"), LockView::default());
     let clock: Arc<dyn Clock> = Arc::new(|| 7);
     assert_eq!(clock.now(), 7);
     let clock: Arc<dyn Clock> = Arc::new(WallClock);
@@ -38,10 +49,14 @@ fn errors_are_errors() {
     fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
     is_error::<BeginError>();
     is_error::<ConfigError>();
+    is_error::<LockError>();
+    is_error::<OpenError>();
+    is_error::<ServiceError>();
+    is_error::<SessionLost>();
     is_error::<LeaseEnded>();
     is_error::<StaleToken>();
     is_error::<core::Malformed>();
-    is_error::<core::Rejection>();
+    is_error::<Rejection>();
     is_error::<IdError>();
     is_error::<LeaseError>();
     is_error::<WorkerError>();

@@ -159,6 +159,20 @@ impl Table {
         self.sessions.len()
     }
 
+    /// Where an acquisition stands: [`Answer::Granted`] or [`Answer::Queued`]; `None` if it has
+    /// ended or has not come.
+    ///
+    /// # Errors
+    /// [`Rejection::NoSession`].
+    pub fn acquisition(&self, session: u64, request: u64) -> Result<Option<Answer>, Rejection> {
+        let known = self.sessions.get(&session).ok_or(Rejection::NoSession)?;
+        let Some(name) = known.requests.get(&request) else { return Ok(None) };
+        let holders = self.locks.get(name).map_or(&[][..], |lock| &lock.holders);
+        let is_ours = |h: &&Holder| h.by.session == session && h.by.request == request;
+        let held = holders.iter().find(is_ours).map(|h| Answer::Granted { token: h.token });
+        Ok(Some(held.unwrap_or(Answer::Queued)))
+    }
+
     /// A lock as it is now. One that nobody has ever used is vacant too.
     pub fn lock(&self, name: &[u8]) -> LockView {
         let Some(lock) = self.locks.get(name) else { return LockView::default() };
@@ -294,10 +308,7 @@ impl Table {
             if known != name {
                 return Err(Rejection::StaleRequest);
             }
-            let holders = self.locks.get(name).map_or(&[][..], |lock| &lock.holders);
-            let is_ours = |h: &&Holder| h.by.session == id && h.by.request == request;
-            let held = holders.iter().find(is_ours);
-            return Ok(held.map_or(Answer::Queued, |h| Answer::Granted { token: h.token }));
+            return Ok(self.acquisition(id, request)?.unwrap_or(Answer::Queued));
         }
         session.raise_floor(floor);
         if request < session.floor || session.ended.contains(&request) {
