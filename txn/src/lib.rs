@@ -8,7 +8,11 @@ mod definition;
 mod driver;
 mod error;
 #[cfg(feature = "postgres")]
-mod postgres;
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod outbox;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod postgres;
 mod sagas;
 pub mod store;
 pub mod two_phase;

@@ -1,8 +1,12 @@
 //! What all parts that work with PostgreSQL share: connections, and the schema of our tables.
 
+use std::future::poll_fn;
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use tokio::sync::Notify;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{AsyncMessage, Client, Error};
 
 use crate::error::ConfigError;
 
@@ -17,6 +21,35 @@ pub trait Connect: Send + Sync + 'static {
     /// # Cancel safety
     /// Dropped, it leaves no connection behind.
     async fn connect(&self) -> Result<Client, Error>;
+
+    /// As [`connect`](Self::connect), and calls `wake` for each notification that the connection
+    /// is sent, and when the connection ends. Without it, which is the default, whoever waits for
+    /// notifications finds what is new when it looks by itself.
+    ///
+    /// # Errors
+    /// What the client says.
+    ///
+    /// # Cancel safety
+    /// Dropped, it leaves no connection behind.
+    async fn connect_notified(&self, wake: Wake) -> Result<Client, Error> {
+        drop(wake);
+        self.connect().await
+    }
+}
+
+/// Wakes a task that waits for notifications. Never blocks.
+#[derive(Clone, Debug)]
+pub struct Wake(Arc<Notify>);
+
+impl Wake {
+    pub(crate) fn new(notify: &Arc<Notify>) -> Self {
+        Self(Arc::clone(notify))
+    }
+
+    /// Something may be new.
+    pub fn wake(&self) {
+        self.0.notify_one();
+    }
 }
 
 /// Connections without TLS.
@@ -26,6 +59,21 @@ impl Connect for tokio_postgres::Config {
         let (client, connection) = Self::connect(self, tokio_postgres::NoTls).await?;
         // Ends with the client.
         tokio::spawn(connection);
+        Ok(client)
+    }
+
+    async fn connect_notified(&self, wake: Wake) -> Result<Client, Error> {
+        let (client, mut connection) = Self::connect(self, tokio_postgres::NoTls).await?;
+        tokio::spawn(async move {
+            // Ends with the client.
+            loop {
+                match poll_fn(|cx| connection.poll_message(cx)).await {
+                    Some(Ok(AsyncMessage::Notification(_))) => wake.wake(),
+                    Some(Ok(_)) => {}
+                    Some(Err(_)) | None => return wake.wake(),
+                }
+            }
+        });
         Ok(client)
     }
 }

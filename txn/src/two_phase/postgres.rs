@@ -21,8 +21,7 @@ use super::core::{Decision, Heuristic};
 use super::gid::Gid;
 use super::participant::{Applied, InDoubt, Participant, ParticipantError, PrepareError, Vote};
 use crate::error::ConfigError;
-pub use crate::postgres::Connect;
-use crate::postgres::{check_schema, install, quoted};
+use crate::postgres::{Connect, check_schema, install, quoted};
 
 const TABLE: &str = "voussoir_txn_branches";
 /// The longest time-out that PostgreSQL takes.

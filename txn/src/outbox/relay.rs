@@ -1,0 +1,383 @@
+//! The relay: has lanes by lease, reads their messages, has them delivered, and deletes them.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+use tokio_postgres::{Client, Error};
+
+use super::config::RelayConfig;
+use super::lanes::Leases;
+use super::sink::{Message, Sink, SinkError};
+use super::table::{CHANNEL, Outbox};
+use crate::error::ConfigError;
+use crate::postgres::Wake;
+
+/// A key whose next message the sink does not take. Its other messages wait; other keys go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Blocked {
+    /// The key.
+    pub key: String,
+    /// The message that was not taken: for [`Outbox::discard`].
+    pub message_id: String,
+    /// Deliveries that failed, one after the other.
+    pub attempts: u32,
+    /// Why the last one did.
+    pub why: String,
+}
+
+/// What a relay has done, and what it waits for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RelayStats {
+    /// Messages that the sink took and that were deleted.
+    pub delivered: u64,
+    /// Deliveries that failed, wholly or in part.
+    pub failed: u64,
+    /// Lanes that this relay has.
+    pub lanes: usize,
+    /// Keys that pause, ordered by key.
+    pub blocked: Vec<Blocked>,
+    /// What the database said last, if it could not be asked.
+    pub error: Option<String>,
+}
+
+/// Takes messages from an outbox to a sink. Dropped, it stops without giving its lanes back: their
+/// leases run out.
+pub struct Relay {
+    stop: watch::Sender<bool>,
+    task: Option<JoinHandle<()>>,
+    stats: Arc<Mutex<RelayStats>>,
+}
+
+impl Relay {
+    /// Starts the relay in a task of the current runtime. Several relays of one outbox share its
+    /// lanes, in one process or in many.
+    ///
+    /// # Errors
+    /// [`ConfigError`]. A database that cannot be reached is no error: the relay tries again, and
+    /// [`RelayStats::error`] says so.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(
+        outbox: &Outbox,
+        sink: Arc<dyn Sink>,
+        config: RelayConfig,
+    ) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (stop, stopped) = watch::channel(false);
+        let stats: Arc<Mutex<RelayStats>> = Arc::default();
+        let task = Task {
+            outbox: outbox.clone(),
+            sink,
+            config,
+            notify: Arc::default(),
+            leases: Leases::new(),
+            renew_at: Instant::now(),
+            client: None,
+            blocked: HashMap::new(),
+            stats: Arc::clone(&stats),
+        };
+        let task = Some(tokio::spawn(task.run(stopped)));
+        Ok(Self { stop, task, stats })
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> RelayStats {
+        self.stats.lock().clone()
+    }
+
+    /// Ends the deliveries under way, deletes what was delivered, and gives the lanes back.
+    ///
+    /// # Cancel safety
+    /// Dropped, the relay stops at once, as if it were dropped.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(task) = &mut self.task {
+            // An error: the task has panicked, and its leases run out.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay").field("stats", &*self.stats.lock()).finish_non_exhaustive()
+    }
+}
+
+struct Pause {
+    retry_at: Instant,
+    shown: Blocked,
+}
+
+struct Task {
+    outbox: Outbox,
+    sink: Arc<dyn Sink>,
+    config: RelayConfig,
+    /// Notifications of other processes.
+    notify: Arc<Notify>,
+    leases: Leases,
+    renew_at: Instant,
+    client: Option<Client>,
+    /// Invariant: at most `max_blocked_keys` and those of one round.
+    blocked: HashMap<String, Pause>,
+    stats: Arc<Mutex<RelayStats>>,
+}
+
+impl Task {
+    async fn run(mut self, mut stopped: watch::Receiver<bool>) {
+        // Ends when it is stopped; the database may come and go.
+        while !*stopped.borrow() {
+            let more = match self.round().await {
+                Ok(more) => {
+                    self.stats.lock().error = None;
+                    more
+                }
+                Err(why) => {
+                    tracing::debug!(target: "voussoir::txn", %why, "an outbox cannot be read");
+                    self.stats.lock().error = Some(why);
+                    // With its transaction, if one is open.
+                    self.client = None;
+                    false
+                }
+            };
+            if !more {
+                self.wait(&mut stopped).await;
+            }
+        }
+        if let Some(client) = &self.client {
+            let release = self.leases.release(client, &self.outbox.shared);
+            // Not given back, the leases run out.
+            let _ = tokio::time::timeout(self.config.lease, release).await;
+        }
+    }
+
+    async fn wait(&self, stopped: &mut watch::Receiver<bool>) {
+        let next = self.blocked.values().map(|pause| pause.retry_at).min();
+        let poll = Instant::now() + self.config.poll;
+        let at = next.map_or(poll, |retry| retry.min(poll)).min(self.renew_at.max(Instant::now()));
+        tokio::select! {
+            () = tokio::time::sleep_until(at) => {}
+            () = self.notify.notified() => {}
+            () = self.outbox.shared.local.notified() => {}
+            _ = stopped.changed() => {}
+        }
+    }
+
+    /// Reads and delivers once. Returns whether more may be there.
+    async fn round(&mut self) -> Result<bool, String> {
+        let client = self.connect().await?;
+        let rows = self.read(&client).await;
+        self.client = Some(client);
+        let rows = rows?;
+        let count = rows.len();
+        if count == 0 {
+            return Ok(false);
+        }
+        let taken = self.deliver(rows).await;
+        if let (Some(client), false) = (&self.client, taken.is_empty()) {
+            self.within(delete(client, &self.outbox.shared.table, &taken)).await?;
+            self.stats.lock().delivered += taken.len() as u64;
+        }
+        // All failed: their keys pause now, and others may be behind them.
+        Ok(true)
+    }
+
+    async fn connect(&mut self) -> Result<Client, String> {
+        if let Some(client) = self.client.take().filter(|client| !client.is_closed()) {
+            return Ok(client);
+        }
+        let connect = &self.outbox.shared.connect;
+        let connected = async {
+            let client = connect.connect_notified(Wake::new(&self.notify)).await?;
+            client.batch_execute(&format!("LISTEN {CHANNEL}")).await?;
+            Ok(client)
+        };
+        self.within(connected).await
+    }
+
+    /// A call of the database that takes longer than the lease is given up, with its connection.
+    async fn within<T>(&self, call: impl Future<Output = Result<T, Error>>) -> Result<T, String> {
+        match tokio::time::timeout(self.config.lease, call).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => Err(describe(&error)),
+            Err(_) => Err(format!("the database did not answer within {:?}", self.config.lease)),
+        }
+    }
+
+    async fn read(&mut self, client: &Client) -> Result<Vec<Message>, String> {
+        let now = Instant::now();
+        if now >= self.renew_at || now >= self.leases.held().1 {
+            let (lease, lanes) = (self.config.lease, self.config.max_lanes);
+            let renew = self.leases.renew(client, &self.outbox.shared, lease, lanes);
+            match tokio::time::timeout(lease, renew).await {
+                Ok(renewed) => renewed.map_err(|error| describe(&error))?,
+                Err(_) => return Err("the leases could not be renewed in time".to_owned()),
+            }
+            self.renew_at = now + self.config.lease / 3;
+        }
+        let (held, _) = self.leases.held();
+        self.stats.lock().lanes = held.len();
+        if held.is_empty() || self.blocked.len() >= self.config.max_blocked_keys {
+            let now = Instant::now();
+            let next = self.blocked.values().any(|pause| pause.retry_at <= now);
+            if held.is_empty() || !next {
+                return Ok(Vec::new());
+            }
+        }
+        let lanes: Vec<i32> = held.keys().copied().collect();
+        let each = i64::from(self.config.max_rows / lanes.len() as u32).max(1);
+        let paused = self.blocked.iter().filter(|(_, pause)| pause.retry_at > now);
+        let paused: Vec<&str> = paused.map(|(key, _)| &**key).collect();
+        let select = format!(
+            "SELECT new.* FROM pg_catalog.unnest($1::INT[]) AS held (lane), LATERAL (SELECT lane, \
+             id, message_id, topic, key, body FROM {} WHERE lane = held.lane AND key <> ALL ($2) \
+             ORDER BY id LIMIT $3) new ORDER BY new.id",
+            self.outbox.shared.table
+        );
+        let rows = self.within(client.query(&select, &[&lanes, &paused, &each])).await?;
+        let messages = rows.iter().map(|row| {
+            let lane: i32 = row.get(0);
+            Message {
+                id: row.get(2),
+                number: row.get::<_, i64>(1).cast_unsigned(),
+                topic: row.get(3),
+                key: row.get(4),
+                body: Bytes::copy_from_slice(row.get(5)),
+                lane: lane.cast_unsigned(),
+                epoch: held.get(&lane).map_or(0, |epoch| epoch.cast_unsigned()),
+            }
+        });
+        let messages: Vec<Message> = messages.collect();
+        // Due, and its message is gone or another relay's: nobody has to be woken for it.
+        let keys: HashSet<&str> = messages.iter().map(|message| &*message.key).collect();
+        self.blocked.retain(|key, pause| pause.retry_at > now || keys.contains(&**key));
+        self.show_blocked();
+        Ok(messages)
+    }
+
+    /// Delivers each key's messages in a task of its own, and returns those that the sink took.
+    async fn deliver(&mut self, messages: Vec<Message>) -> Vec<(i32, i64)> {
+        let mut keys: Vec<Vec<Message>> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
+        for message in messages {
+            let place = *places.entry(message.key.clone()).or_insert(keys.len());
+            if place == keys.len() {
+                keys.push(Vec::new());
+            }
+            keys[place].push(message);
+        }
+        let deadline = self.leases.held().1.min(Instant::now() + self.config.deliver_timeout);
+        let mut waiting = keys.into_iter();
+        let mut running = JoinSet::new();
+        let mut taken = Vec::new();
+        // Ends: each turn begins a delivery or ends one, and each ends by its deadline.
+        loop {
+            while running.len() < self.config.max_parallel
+                && Instant::now() < deadline
+                && let Some(messages) = waiting.next()
+            {
+                running.spawn(deliver_key(Arc::clone(&self.sink), messages, deadline));
+            }
+            let Some(done) = running.join_next().await else { return taken };
+            let Ok((messages, result)) = done else { continue };
+            let count = match &result {
+                Ok(()) => messages.len(),
+                Err(error) => error.delivered.min(messages.len()),
+            };
+            let number =
+                |message: &Message| (message.lane.cast_signed(), message.number.cast_signed());
+            taken.extend(messages[..count].iter().map(number));
+            match (result, messages.get(count)) {
+                (Err(error), Some(message)) => self.pause(message, count, error.why),
+                _ => drop(self.blocked.remove(&messages[0].key)),
+            }
+            self.show_blocked();
+        }
+    }
+
+    /// A key whose message was not taken waits, longer each time; others go on.
+    fn pause(&mut self, message: &Message, delivered: usize, why: String) {
+        self.stats.lock().failed += 1;
+        let before = self.blocked.get(&message.key).map_or(0, |pause| pause.shown.attempts);
+        let attempts = if delivered > 0 { 1 } else { before.saturating_add(1) };
+        let doubled = self.config.pause.saturating_mul(1 << (attempts - 1).min(30));
+        if attempts == 1 {
+            tracing::debug!(
+                target: "voussoir::txn", key = %message.key, id = %message.id, %why,
+                "a message was not taken"
+            );
+        }
+        let (key, message_id) = (message.key.clone(), message.id.clone());
+        let pause = Pause {
+            retry_at: Instant::now() + doubled.min(self.config.max_pause),
+            shown: Blocked { key: key.clone(), message_id, attempts, why },
+        };
+        self.blocked.insert(key, pause);
+    }
+
+    fn show_blocked(&self) {
+        let mut blocked: Vec<Blocked> =
+            self.blocked.values().map(|pause| pause.shown.clone()).collect();
+        blocked.sort_by(|a, b| a.key.cmp(&b.key));
+        self.stats.lock().blocked = blocked;
+    }
+}
+
+async fn deliver_key(
+    sink: Arc<dyn Sink>,
+    messages: Vec<Message>,
+    deadline: Instant,
+) -> (Vec<Message>, Result<(), SinkError>) {
+    let messages = Arc::new(messages);
+    // In a task of its own: it may panic.
+    let mut call = JoinSet::new();
+    let given = Arc::clone(&messages);
+    call.spawn(async move { sink.deliver(&given).await });
+    let result = match tokio::time::timeout_at(deadline, call.join_next()).await {
+        Ok(Some(Ok(result))) => result,
+        Ok(_) => Err(SinkError::new(0, "the sink panicked")),
+        Err(_) => Err(SinkError::new(0, "the sink did not answer in time")),
+    };
+    drop(call);
+    (Arc::unwrap_or_clone(messages), result)
+}
+
+/// Deletes what a sink has taken. Also right when another relay has the lane meanwhile.
+async fn delete(client: &Client, table: &str, taken: &[(i32, i64)]) -> Result<u64, Error> {
+    let (lanes, ids): (Vec<i32>, Vec<i64>) = taken.iter().copied().unzip();
+    let delete = format!(
+        "DELETE FROM {table} AS old USING ROWS FROM (pg_catalog.unnest($1::INT[]), \
+         pg_catalog.unnest($2::BIGINT[])) AS done (lane, id) \
+         WHERE old.lane = done.lane AND old.id = done.id"
+    );
+    client.execute(&delete, &[&lanes, &ids]).await
+}
+
+fn describe(error: &Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |own| own.message().to_owned())
+}
+
+impl RelayStats {
+    /// Whether the relay has lanes and could ask the database at its last look.
+    pub fn is_healthy(&self) -> bool {
+        self.lanes > 0 && self.error.is_none()
+    }
+}

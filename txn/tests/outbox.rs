@@ -1,0 +1,526 @@
+//! Outbox, relay and inbox on a real PostgreSQL.
+//!
+//! `VOUSSOIR_KILLS` sets how often a relay is killed with `kill -9` (default 4). The child is this
+//! program with `VOUSSOIR_TXN_RELAY` set to the name of its database.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio_postgres::{Client, Error, NoTls};
+use voussoir_sim::{Rng, Situations};
+use voussoir_txn::async_trait;
+use voussoir_txn::outbox::*;
+use voussoir_txn::postgres::Connect;
+
+const CHILD: &str = "VOUSSOIR_TXN_RELAY";
+const MS: Duration = Duration::from_millis(1);
+
+fn config(database: Option<&str>) -> tokio_postgres::Config {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    let mut config: tokio_postgres::Config = url.parse().unwrap();
+    if let Some(database) = database {
+        config.dbname(database);
+    }
+    config
+}
+
+async fn connect(database: Option<&str>) -> Client {
+    let (client, connection) = config(database).connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+/// A database of the test's own.
+struct Database(String);
+
+impl Database {
+    async fn create(name: &str) -> Self {
+        let name = format!("voussoir_outbox_{name}_{}", std::process::id());
+        connect(None).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+        Self(name)
+    }
+
+    async fn client(&self) -> Client {
+        connect(Some(&self.0)).await
+    }
+
+    async fn outbox(&self) -> Outbox {
+        Outbox::open(config(Some(&self.0)), OutboxConfig::default()).await.unwrap()
+    }
+
+    async fn drop(self) {
+        let drop = format!("DROP DATABASE {} WITH (FORCE)", self.0);
+        connect(None).await.batch_execute(&drop).await.unwrap();
+    }
+}
+
+/// Remembers what it takes, and refuses keys that it is told to.
+#[derive(Default)]
+struct Taken {
+    messages: Mutex<Vec<Message>>,
+    refused: Mutex<Vec<String>>,
+    hangs: AtomicU64,
+    /// Milliseconds between a message and its answer.
+    slow: AtomicU64,
+}
+
+impl Taken {
+    fn bodies(&self, key: &str) -> Vec<String> {
+        let messages = self.messages.lock();
+        let of_key = messages.iter().filter(|message| message.key == key);
+        of_key.map(|message| String::from_utf8(message.body.to_vec()).unwrap()).collect()
+    }
+}
+
+#[async_trait]
+impl Sink for Taken {
+    async fn deliver(&self, messages: &[Message]) -> Result<(), SinkError> {
+        if self.hangs.load(Ordering::Relaxed) > 0 {
+            self.hangs.fetch_sub(1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+        }
+        for (message, count) in messages.iter().zip(0..) {
+            match &*message.body {
+                b"poison" => panic!("the sink's own panic"),
+                _ if self.refused.lock().contains(&message.key) => {
+                    return Err(SinkError::new(count, "it is refused"));
+                }
+                _ => self.messages.lock().push(message.clone()),
+            }
+            let slow = self.slow.load(Ordering::Relaxed);
+            if slow > 0 {
+                tokio::time::sleep(Duration::from_millis(slow)).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn quick() -> RelayConfig {
+    let mut config = RelayConfig::default();
+    (config.lease, config.deliver_timeout) = (600 * MS, 200 * MS);
+    (config.pause, config.max_pause) = (10 * MS, 50 * MS);
+    config
+}
+
+async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
+    let start = Instant::now();
+    while !holds().await {
+        assert!(start.elapsed() < Duration::from_secs(30), "not within 30 s: {what}");
+        tokio::time::sleep(5 * MS).await;
+    }
+}
+
+async fn put(outbox: &Outbox, client: &Client, key: &str, body: &str) {
+    let message = NewMessage::new("orders", key, body.to_owned());
+    outbox.put(client, &[message]).await.unwrap();
+}
+
+/// Eventuous #222, NEventStore.Persistence.SQL #21, nomulus PR #1539: a row that has its number
+/// before another, and commits after it, is skipped by whoever remembers the last number.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_row_that_commits_late_is_not_skipped() {
+    let database = Database::create("late").await;
+    let outbox = database.outbox().await;
+    let taken: Arc<Taken> = Arc::default();
+    let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    let mut slow = database.client().await;
+    let first = slow.transaction().await.unwrap();
+    outbox.put(&first, &[NewMessage::new("orders", "a", "one")]).await.unwrap();
+    let client = database.client().await;
+    put(&outbox, &client, "b", "two").await;
+    outbox.wake();
+    until("the second is taken", async || taken.bodies("b") == ["two"]).await;
+    // Also while a transaction is prepared, which holds back every watermark of the server.
+    first.batch_execute("PREPARE TRANSACTION 'late'").await.unwrap();
+    drop(first);
+    put(&outbox, &client, "b", "three").await;
+    outbox.wake();
+    until("the third is taken", async || taken.bodies("b") == ["two", "three"]).await;
+    assert!(taken.bodies("a").is_empty());
+    client.batch_execute("COMMIT PREPARED 'late'").await.unwrap();
+    until("the late one is taken", async || taken.bodies("a") == ["one"]).await;
+    let numbers: Vec<u64> = taken.messages.lock().iter().map(|message| message.number).collect();
+    assert!(numbers[2] < numbers[0], "it had its number first: {numbers:?}");
+    relay.stop().await;
+    assert_eq!(outbox.waiting(&client).await.unwrap(), 0);
+    database.drop().await;
+}
+
+/// Two transactions that put a message of one key, with nothing else that orders them.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn messages_of_a_key_come_in_the_order_of_their_commits() {
+    let database = Database::create("order").await;
+    let outbox = database.outbox().await;
+    let (mut one, mut two) = (database.client().await, database.client().await);
+    let first = one.transaction().await.unwrap();
+    outbox.put(&first, &[NewMessage::new("orders", "k", "first")]).await.unwrap();
+    let second = two.transaction().await.unwrap();
+    let messages =
+        [NewMessage::new("orders", "other", "x"), NewMessage::new("orders", "k", "second")];
+    let mut putting = Box::pin(outbox.put(&second, &messages));
+    let early = tokio::time::timeout(200 * MS, &mut putting).await;
+    assert!(early.is_err(), "its number would not say when it commits");
+    first.commit().await.unwrap();
+    putting.as_mut().await.unwrap();
+    drop(putting);
+    second.commit().await.unwrap();
+    let taken: Arc<Taken> = Arc::default();
+    let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    until("both are taken", async || taken.bodies("k") == ["first", "second"]).await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// Puts messages that count up for each key, and rolls some back. Returns how many.
+async fn write(outbox: Outbox, mut client: Client, writer: u64) -> u64 {
+    let (mut rng, mut rolled_back) = (Rng::new(writer), 0);
+    for _ in 0..60 {
+        let key = format!("k{}", rng.below(10));
+        let transaction = client.transaction().await.unwrap();
+        let next = "UPDATE counters SET n = n + 1 WHERE key = $1 RETURNING n";
+        let n: i64 = transaction.query_one(next, &[&key]).await.unwrap().get(0);
+        let message = NewMessage::new("orders", &key, n.to_string());
+        outbox.put(&transaction, &[message]).await.unwrap();
+        if rng.below(5) == 0 {
+            transaction.rollback().await.unwrap();
+            rolled_back += 1;
+        } else {
+            transaction.commit().await.unwrap();
+            outbox.wake();
+        }
+        tokio::time::sleep(Duration::from_millis(rng.below(80))).await;
+    }
+    rolled_back
+}
+
+/// What an inbox does: the first of each id counts. Each key's effects are 1, 2, 3 and so on.
+async fn check(client: &Client, taken: &Taken, situations: &Situations) {
+    let mut effects: BTreeMap<String, Vec<i64>> = BTreeMap::new();
+    let mut seen = std::collections::HashSet::new();
+    for message in taken.messages.lock().iter() {
+        situations.add("taken over", u64::from(message.epoch > 1));
+        if seen.insert(message.id.clone()) {
+            let n = std::str::from_utf8(&message.body).unwrap().parse().unwrap();
+            effects.entry(message.key.clone()).or_default().push(n);
+        } else {
+            situations.reached("delivered again");
+        }
+    }
+    for row in client.query("SELECT key, n FROM counters", &[]).await.unwrap() {
+        let (key, n): (String, i64) = (row.get(0), row.get(1));
+        let expected: Vec<i64> = (1..=n).collect();
+        assert_eq!(effects.remove(&key).unwrap_or_default(), expected, "{key}");
+    }
+}
+
+/// spring-modulith #321, #1083; MassTransit #5125: many writers, relays that come and go, a sink
+/// that refuses, and a reader that stops for a while. Every committed message has its effect once,
+/// in the order of the commits of its key, and none that was rolled back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn every_committed_message_has_its_effect_once_and_in_order() {
+    static SITUATIONS: [&str; 5] =
+        ["rolled back", "delivered again", "taken over", "refused for a while", "two relays"];
+    let situations = Situations::new(&SITUATIONS);
+    let database = Database::create("many").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let counters = "CREATE TABLE counters (key TEXT PRIMARY KEY, n BIGINT NOT NULL)";
+    client.batch_execute(counters).await.unwrap();
+    let fill = "INSERT INTO counters SELECT 'k' || k, 0 FROM generate_series(0, 9) k";
+    client.batch_execute(fill).await.unwrap();
+    let taken: Arc<Taken> = Arc::default();
+    taken.slow.store(20, Ordering::Relaxed);
+    let mut writers = tokio::task::JoinSet::new();
+    for writer in 0..6 {
+        writers.spawn(write(outbox.clone(), database.client().await, writer));
+    }
+    let mut rng = Rng::new(77);
+    let mut relays: Vec<Relay> = Vec::new();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        match rng.below(4) {
+            0 if !relays.is_empty() => drop(relays.pop()),
+            1 => {
+                taken.refused.lock().push(format!("k{}", rng.below(10)));
+                situations.reached("refused for a while");
+            }
+            2 => taken.refused.lock().clear(),
+            _ if relays.len() < 3 => {
+                let mut config = quick();
+                (config.max_lanes, config.lease) = (9, 150 * MS);
+                config.deliver_timeout = 70 * MS;
+                relays.push(Relay::start(&outbox, taken.clone(), config).unwrap());
+            }
+            _ => {}
+        }
+        let active = relays.iter().filter(|relay| relay.stats().lanes > 0).count();
+        situations.add("two relays", u64::from(active > 1));
+        tokio::time::sleep(Duration::from_millis(rng.below(150))).await;
+    }
+    taken.refused.lock().clear();
+    while let Some(rolled_back) = writers.join_next().await {
+        situations.add("rolled back", rolled_back.unwrap());
+    }
+    let last = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    until("the outbox is empty", async || outbox.waiting(&client).await.unwrap() == 0).await;
+    last.stop().await;
+    check(&client, &taken, &situations).await;
+    println!("{situations}");
+    situations.assert_all_reached();
+    database.drop().await;
+}
+
+/// A message that is not taken holds up its key and no other, until it is taken or discarded.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_message_that_is_not_taken_holds_up_its_key_alone() {
+    let database = Database::create("poison").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    for body in ["poison", "after"] {
+        put(&outbox, &client, "bad", body).await;
+    }
+    for number in 0..40 {
+        put(&outbox, &client, &format!("good{number}"), "fine").await;
+    }
+    let taken: Arc<Taken> = Arc::default();
+    let mut config = quick();
+    config.max_rows = 1;
+    let relay = Relay::start(&outbox, taken.clone(), config).unwrap();
+    until("the others are taken", async || taken.messages.lock().len() == 40).await;
+    until("it is tried again", async || {
+        relay.stats().blocked.first().is_some_and(|blocked| blocked.attempts > 2)
+    })
+    .await;
+    let stats = relay.stats();
+    assert_eq!(stats.blocked.len(), 1);
+    assert_eq!((&*stats.blocked[0].key, &*stats.blocked[0].why), ("bad", "the sink panicked"));
+    assert!(outbox.discard(&client, &stats.blocked[0].message_id).await.unwrap());
+    until("its key goes on", async || taken.bodies("bad") == ["after"]).await;
+    until("nothing is blocked", async || relay.stats().blocked.is_empty()).await;
+    assert_eq!(relay.stats().delivered, 41);
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// A sink that hangs is left after its time, and its messages come again.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_sink_that_hangs_is_asked_again() {
+    let database = Database::create("hangs").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let taken: Arc<Taken> = Arc::default();
+    taken.hangs.store(2, Ordering::Relaxed);
+    put(&outbox, &client, "k", "one").await;
+    let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    until("it is taken", async || taken.bodies("k") == ["one"]).await;
+    assert_eq!(relay.stats().failed, 2);
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// A connection that is never notified, and whose queries fail when it is told to.
+struct Deaf(tokio_postgres::Config);
+
+#[async_trait]
+impl Connect for Deaf {
+    async fn connect(&self) -> Result<Client, Error> {
+        Connect::connect(&self.0).await
+    }
+}
+
+/// A notification that is lost or forgotten costs the time to the next look; one that arrives does
+/// not, also from another process, which another `Outbox` stands for.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_lost_notification_costs_one_look_and_one_that_arrives_none() {
+    let database = Database::create("notify").await;
+    let client = database.client().await;
+    let deaf = Deaf(config(Some(&database.0)));
+    let outbox = Outbox::open(deaf, OutboxConfig::default()).await.unwrap();
+    let taken: Arc<Taken> = Arc::default();
+    let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    until("it has its lanes", async || relay.stats().lanes == 16).await;
+    put(&outbox, &client, "k", "lost").await;
+    until("it is found", async || taken.bodies("k") == ["lost"]).await;
+    relay.stop().await;
+    // One that looks by itself only once an hour.
+    let mut patient = quick();
+    (patient.lease, patient.poll) = (Duration::from_secs(3600), Duration::from_secs(3600));
+    let hearing = database.outbox().await;
+    let relay = Relay::start(&hearing, taken.clone(), patient).unwrap();
+    until("it has its lanes", async || relay.stats().lanes == 16).await;
+    put(&outbox, &client, "k", "heard").await;
+    outbox.wake();
+    until("it is found", async || taken.bodies("k") == ["lost", "heard"]).await;
+    // Its connection is ended by the server: it connects again, and goes on.
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+               WHERE datname = current_database() AND pid <> pg_backend_pid()";
+    client.batch_execute(end).await.unwrap();
+    put(&outbox, &client, "k", "again").await;
+    until("it is found", async || {
+        outbox.wake();
+        taken.bodies("k") == ["lost", "heard", "again"]
+    })
+    .await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn what_cannot_be_put_is_a_typed_error_and_another_number_of_lanes_too() {
+    let database = Database::create("limits").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let long = "x".repeat(1001);
+    for (topic, key) in [("", "k"), ("t", ""), ("t", &*long), ("t", "a\0b"), (&long[..201], "k")] {
+        let error = outbox.put(&client, &[NewMessage::new(topic, key, "")]).await.unwrap_err();
+        assert!(matches!(error, PutError::Name { index: 0, .. }), "{error}");
+    }
+    let body = vec![0_u8; (1 << 20) + 1];
+    let error = outbox.put(&client, &[NewMessage::new("t", "k", body)]).await.unwrap_err();
+    assert!(matches!(error, PutError::Body { max: 1_048_576, .. }), "{error}");
+    outbox.put(&client, &[]).await.unwrap();
+    assert_eq!(outbox.waiting(&client).await.unwrap(), 0);
+    let mut other = OutboxConfig::default();
+    other.lanes = 8;
+    let error = Outbox::open(config(Some(&database.0)), other).await.unwrap_err();
+    assert_eq!(error.to_string(), "the outbox has 16 lanes, and `lanes` is 8");
+    database.drop().await;
+}
+
+/// The effect of the child below: a row for each message, in the inbox's transaction.
+struct Effects {
+    inbox: Inbox,
+    database: String,
+}
+
+#[async_trait]
+impl Sink for Effects {
+    async fn deliver(&self, messages: &[Message]) -> Result<(), SinkError> {
+        let mut client = connect(Some(&self.database)).await;
+        for (message, count) in messages.iter().zip(0..) {
+            let failed = |error: Error| SinkError::new(count, error);
+            let transaction = client.transaction().await.map_err(failed)?;
+            let seen = self.inbox.note(&transaction, "effects", &message.id).await;
+            let body = std::str::from_utf8(&message.body).unwrap();
+            let insert = match seen.map_err(failed)? {
+                Seen::Never => "INSERT INTO effects (key, body) VALUES ($1, $2)",
+                Seen::Before => "INSERT INTO repeats (key, body) VALUES ($1, $2)",
+            };
+            transaction.execute(insert, &[&message.key, &body]).await.map_err(failed)?;
+            transaction.commit().await.map_err(failed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The child of the test below; alone it does nothing.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_relay_that_is_killed() {
+    let Ok(database) = std::env::var(CHILD) else { return };
+    let outbox = Outbox::open(config(Some(&database)), OutboxConfig::default()).await.unwrap();
+    let inbox = Inbox::open(config(Some(&database)), "public").await.unwrap();
+    let mut own = quick();
+    own.max_rows = 64;
+    let _relay = Relay::start(&outbox, Arc::new(Effects { inbox, database }), own).unwrap();
+    std::future::pending::<()>().await;
+}
+
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// servicecomb-pack #635: the process dies between the effect and its record, and the next one does
+/// what is left. The inbox keeps what is delivered again from having its effect again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn killed_relays_lose_no_message_and_repeat_no_effect() {
+    static SITUATIONS: [&str; 2] = ["effect", "delivered again after a kill"];
+    let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(4, |kills| kills.parse().unwrap());
+    let situations = Situations::new(&SITUATIONS);
+    let database = Database::create("kills").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let tables =
+        "CREATE TABLE effects (n BIGINT GENERATED ALWAYS AS IDENTITY, key TEXT, body TEXT);
+                  CREATE TABLE repeats (key TEXT, body TEXT)";
+    client.batch_execute(tables).await.unwrap();
+    let mut rng = Rng::new(5);
+    let mut sent: BTreeMap<String, u64> = BTreeMap::new();
+    let count = |table: &'static str| {
+        let client = &client;
+        async move {
+            let count = format!("SELECT count(*) FROM {table}");
+            client.query_one(&count, &[]).await.unwrap().get::<_, i64>(0).cast_unsigned()
+        }
+    };
+    let put_some = |rng: &mut Rng, sent: &mut BTreeMap<String, u64>| {
+        let mut messages = Vec::new();
+        for _ in 0..200 {
+            let key = format!("k{}", rng.below(7));
+            let n = sent.entry(key.clone()).or_default();
+            *n += 1;
+            messages.push(NewMessage::new("orders", &key, n.to_string()));
+        }
+        messages
+    };
+    for _ in 0..kills {
+        outbox.put(&client, &put_some(&mut rng, &mut sent)).await.unwrap();
+        let before = count("effects").await;
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["--include-ignored", "--exact", "--nocapture", "a_relay_that_is_killed"])
+            .env(CHILD, &database.0)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut running = Killed(child);
+        let enough = before + rng.between(1, 60);
+        until("it delivers", async || count("effects").await >= enough).await;
+        running.0.kill().unwrap();
+        running.0.wait().unwrap();
+    }
+    let inbox = Inbox::open(config(Some(&database.0)), "public").await.unwrap();
+    let sink = Effects { inbox: inbox.clone(), database: database.0.clone() };
+    let relay = Relay::start(&outbox, Arc::new(sink), quick()).unwrap();
+    until("the outbox is empty", async || outbox.waiting(&client).await.unwrap() == 0).await;
+    relay.stop().await;
+    let rows = client.query("SELECT key, body FROM effects ORDER BY n", &[]).await.unwrap();
+    let mut effects: BTreeMap<String, u64> = BTreeMap::new();
+    for row in &rows {
+        let (key, body): (String, String) = (row.get(0), row.get(1));
+        let n = effects.entry(key).or_default();
+        *n += 1;
+        assert_eq!(body, n.to_string(), "once each, and in order");
+    }
+    assert_eq!(effects, sent);
+    situations.add("effect", rows.len() as u64);
+    situations.add("delivered again after a kill", count("repeats").await);
+    println!("{situations}");
+    if kills >= 4 {
+        situations.assert_all_reached();
+    }
+    // The inbox forgets what is old, in parts.
+    let all = rows.len() as u64;
+    assert_eq!(inbox.forget_older(&client, Duration::from_secs(3600), 1000).await.unwrap(), 0);
+    assert_eq!(inbox.forget_older(&client, Duration::ZERO, 7).await.unwrap(), 7);
+    assert_eq!(inbox.forget_older(&client, Duration::ZERO, u32::MAX).await.unwrap(), all - 7);
+    database.drop().await;
+}
