@@ -31,14 +31,14 @@
 //! until the sink has taken it, and is deleted then.
 //!
 //! Messages of one key are delivered in the order in which their transactions commit.
-//! [`Outbox::put`] takes a lock on the key that the transaction holds to its end; numbers of one key
+//! [`Outbox::put`] takes a lock on the key that the transaction holds to its end; numbers of a key
 //! are thus given in that order, and all smaller ones are visible. The alternative, to read only
 //! what lies below the oldest open transaction of the server (`pg_snapshot_xmin`), has no lock, and
-//! stalls all messages for as long as any transaction of any database of the server is open or prepared;
-//! two-phase commit makes such. The price of the lock: transactions that put a message of the same
-//! key run one after the other from there on. Put messages last. Two transactions that put two keys
-//! each in opposite order, by two calls, may meet in a deadlock, which PostgreSQL ends by failing
-//! one of them; the messages of one call are locked in one order.
+//! stalls all messages for as long as any transaction of any database of the server is open or
+//! prepared; two-phase commit makes such. The price of the lock: transactions that put a message of
+//! the same key run one after the other from there on. Put messages last. Two transactions that put
+//! two keys each in opposite order, by two calls, may meet in a deadlock, which PostgreSQL ends by
+//! failing one of them; the messages of one call are locked in one order.
 //!
 //! # Notifications
 //!

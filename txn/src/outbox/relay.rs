@@ -124,6 +124,9 @@ impl fmt::Debug for Relay {
 
 struct Pause {
     retry_at: Instant,
+    /// Messages of the next delivery: half as many after one of which nothing is known, so that a
+    /// sink that is too slow for all of them in its time goes on.
+    max_messages: usize,
     shown: Blocked,
 }
 
@@ -282,7 +285,10 @@ impl Task {
             if place == keys.len() {
                 keys.push(Vec::new());
             }
-            keys[place].push(message);
+            let max = self.blocked.get(&message.key).map_or(usize::MAX, |one| one.max_messages);
+            if keys[place].len() < max {
+                keys[place].push(message);
+            }
         }
         let deadline = self.leases.held().1.min(Instant::now() + self.config.deliver_timeout);
         let mut waiting = keys.into_iter();
@@ -306,7 +312,7 @@ impl Task {
                 |message: &Message| (message.lane.cast_signed(), message.number.cast_signed());
             taken.extend(messages[..count].iter().map(number));
             match (result, messages.get(count)) {
-                (Err(error), Some(message)) => self.pause(message, count, error.why),
+                (Err(error), Some(message)) => self.pause(message, &messages, count, error.why),
                 _ => drop(self.blocked.remove(&messages[0].key)),
             }
             self.show_blocked();
@@ -314,7 +320,7 @@ impl Task {
     }
 
     /// A key whose message was not taken waits, longer each time; others go on.
-    fn pause(&mut self, message: &Message, delivered: usize, why: String) {
+    fn pause(&mut self, message: &Message, given: &[Message], delivered: usize, why: String) {
         self.stats.lock().failed += 1;
         let before = self.blocked.get(&message.key).map_or(0, |pause| pause.shown.attempts);
         let attempts = if delivered > 0 { 1 } else { before.saturating_add(1) };
@@ -328,6 +334,7 @@ impl Task {
         let (key, message_id) = (message.key.clone(), message.id.clone());
         let pause = Pause {
             retry_at: Instant::now() + doubled.min(self.config.max_pause),
+            max_messages: if delivered > 0 { usize::MAX } else { (given.len() / 2).max(1) },
             shown: Blocked { key: key.clone(), message_id, attempts, why },
         };
         self.blocked.insert(key, pause);
