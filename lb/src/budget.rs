@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 /// Bounds retries, so that they cannot multiply an outage. Share one among all requests to one
 /// service.
@@ -19,13 +20,19 @@ pub trait RetryBudget: Send + Sync {
 /// What a budget counts until this is dropped: a request, or a retry.
 #[must_use = "the request or retry ends when this is dropped"]
 pub struct BudgetHold {
-    _held: Option<Box<dyn Any + Send + Sync>>,
+    _held: Option<Arc<dyn Any + Send + Sync>>,
 }
 
 impl BudgetHold {
     /// Drops `held` at its end.
     pub fn new(held: impl Any + Send + Sync) -> Self {
-        Self { _held: Some(Box::new(held)) }
+        Self::shared(Arc::new(held))
+    }
+
+    /// Drops its share of `held` at its end: a budget that counts its requests by the strong count
+    /// of one `Arc` allocates nothing for a request.
+    pub fn shared(held: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { _held: Some(held) }
     }
 
     /// For a budget that does not count what is active.
@@ -42,7 +49,7 @@ impl fmt::Debug for BudgetHold {
 
 #[cfg(feature = "breaker")]
 #[cfg_attr(docsrs, doc(cfg(feature = "breaker")))]
-impl RetryBudget for std::sync::Arc<voussoir_breaker::RetryBudget> {
+impl RetryBudget for Arc<voussoir_breaker::RetryBudget> {
     fn begin(&self) -> BudgetHold {
         BudgetHold::new(voussoir_breaker::RetryBudget::begin(self))
     }

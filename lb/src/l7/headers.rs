@@ -32,6 +32,9 @@ const NOT_LISTABLE: [HeaderName; 5] = [
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+/// What tells about the client, and is believed from trusted proxies only.
+const FORWARDED: [HeaderName; 4] =
+    [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 
 /// The options that `Connection` lists, such as `close` or the name of a header.
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
@@ -51,9 +54,19 @@ pub(super) fn has_connection_option(headers: &HeaderMap, option: &str) -> bool {
 /// # Errors
 /// `Connection` lists a header that every hop needs.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> Result<(), RequestError> {
+    // Most heads have none of them: one pass over the names costs less than a search for each.
+    if !headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        return Ok(());
+    }
     if headers.contains_key(header::CONNECTION) {
-        let listed: Vec<HeaderName> =
-            connection_options(headers).filter_map(|option| option.parse().ok()).collect();
+        // `close` names no header, and the other two are removed anyway.
+        let is_plain = |option: &str| {
+            ["close", "keep-alive", "upgrade"]
+                .iter()
+                .any(|plain| plain.eq_ignore_ascii_case(option))
+        };
+        let options = connection_options(headers).filter(|option| !is_plain(option));
+        let listed: Vec<HeaderName> = options.filter_map(|option| option.parse().ok()).collect();
         if listed.iter().any(|name| NOT_LISTABLE.contains(name)) {
             return Err(RequestError::Connection);
         }
@@ -90,6 +103,8 @@ impl Default for ForwardedConfig {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hop<'a> {
     pub(super) peer: SocketAddr,
+    /// `peer` without the port, as text.
+    pub(super) peer_address: &'a HeaderValue,
     pub(super) is_tls: bool,
     pub(super) host: &'a str,
 }
@@ -116,19 +131,19 @@ impl ForwardedConfig {
     pub(super) fn apply(&self, hop: Hop<'_>, headers: &mut HeaderMap) {
         let peer = hop.peer.ip();
         let is_trusted = self.trusts(peer);
-        if !is_trusted {
-            for name in [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED] {
+        if !is_trusted && headers.keys().any(|name| FORWARDED.contains(name)) {
+            for name in &FORWARDED {
                 headers.remove(name);
             }
         }
         let scheme = if hop.is_tls { "https" } else { "http" };
         if self.x_forwarded {
-            extend(headers, X_FORWARDED_FOR, &peer.to_string());
+            extend(headers, X_FORWARDED_FOR, hop.peer_address);
             if !headers.contains_key(X_FORWARDED_PROTO) {
                 headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
             }
             if !headers.contains_key(X_FORWARDED_HOST)
-                && let Ok(host) = HeaderValue::from_str(hop.host)
+                && let Some(host) = host_value(headers, hop.host)
             {
                 headers.insert(X_FORWARDED_HOST, host);
             }
@@ -140,13 +155,25 @@ impl ForwardedConfig {
             };
             // The host passed the validation: it has no quote and no backslash.
             let _ = write!(element, ";host=\"{}\";proto={scheme}", hop.host);
-            extend(headers, header::FORWARDED, &element);
+            if let Ok(element) = HeaderValue::try_from(element) {
+                extend(headers, header::FORWARDED, &element);
+            }
         }
     }
 }
 
+/// The host as the value of a header. That of `Host` shares the bytes that were received.
+pub(super) fn host_value(headers: &HeaderMap, host: &str) -> Option<HeaderValue> {
+    let sent = headers.get(header::HOST).filter(|sent| sent.as_bytes() == host.as_bytes());
+    sent.cloned().or_else(|| HeaderValue::from_str(host).ok())
+}
+
 /// Appends `element` to the list in the header `name`, as one line.
-fn extend(headers: &mut HeaderMap, name: HeaderName, element: &str) {
+fn extend(headers: &mut HeaderMap, name: HeaderName, element: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, element.clone());
+        return;
+    }
     let mut list = Vec::new();
     for line in headers.get_all(&name) {
         list.extend_from_slice(line.as_bytes());

@@ -56,11 +56,15 @@ impl RequestError {
     }
 }
 
-/// Checks the head of a request, and returns its host, with the port if there is one.
+/// Checks the head of a request, and returns its host, with the port if there is one. `None`: a
+/// request of HTTP/1.0 that names none.
 ///
 /// # Errors
 /// The first rule that the request breaks.
-pub fn check_request(parts: &Parts, max_header_bytes: usize) -> Result<String, RequestError> {
+pub fn check_request(
+    parts: &Parts,
+    max_header_bytes: usize,
+) -> Result<Option<Authority>, RequestError> {
     check_size(parts, max_header_bytes)?;
     if parts.method == Method::CONNECT {
         return Err(RequestError::Connect);
@@ -142,7 +146,7 @@ fn decode(text: &[u8]) -> Vec<u8> {
     decoded
 }
 
-fn check_host(parts: &Parts) -> Result<String, RequestError> {
+fn check_host(parts: &Parts) -> Result<Option<Authority>, RequestError> {
     let mut hosts = parts.headers.get_all(header::HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -157,11 +161,13 @@ fn check_host(parts: &Parts) -> Result<String, RequestError> {
     match (target, host) {
         (Some(target), Some(host)) if !target.eq_ignore_ascii_case(host) => Err(RequestError::Host),
         (Some(host), _) | (None, Some(host)) => {
-            let is_valid = host.parse::<Authority>().is_ok() && !host.contains(['@', '"', '\\']);
-            if is_valid { Ok(host.to_owned()) } else { Err(RequestError::Host) }
+            if host.contains(['@', '"', '\\']) {
+                return Err(RequestError::Host);
+            }
+            host.parse().map(Some).map_err(|_| RequestError::Host)
         }
         // HTTP/1.0 has no Host.
-        (None, None) if parts.version == Version::HTTP_10 => Ok(String::new()),
+        (None, None) if parts.version == Version::HTTP_10 => Ok(None),
         (None, None) => Err(RequestError::Host),
     }
 }

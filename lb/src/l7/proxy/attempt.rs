@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response, Uri, Version};
 use tokio::time::{Instant, timeout_at};
 
 use super::Inner;
@@ -20,8 +21,7 @@ pub(super) struct Attempts<'a> {
     pub(super) inner: &'a Inner,
     pub(super) upstream: &'a Upstream,
     pub(super) context: Context<'a>,
-    /// The head for each attempt.
-    pub(super) head: &'a Parts,
+    pub(super) head: Head,
     pub(super) body: Option<&'a Arc<SharedBody>>,
     /// Whether the client waits for 100 before it sends the body.
     pub(super) expects_continue: bool,
@@ -35,6 +35,36 @@ pub(super) struct Answered {
     pub(super) response: Response<Incoming>,
     pub(super) lease: Lease,
     pub(super) pick: Pick,
+}
+
+/// The head of the request, for as many attempts as there are.
+pub(super) struct Head {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    /// What the client sent, for the first attempt: hyper keeps its table for the next message.
+    first: Option<HeaderMap>,
+    /// The same lines, for the attempts after it.
+    lines: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Head {
+    pub(super) fn new(parts: Parts) -> Self {
+        let Parts { method, uri, version, headers, .. } = parts;
+        let mut lines = Vec::with_capacity(headers.len());
+        lines.extend(headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        Self { method, uri, version, first: Some(headers), lines }
+    }
+
+    fn headers(&mut self) -> HeaderMap {
+        self.first.take().unwrap_or_else(|| {
+            let mut headers = HeaderMap::with_capacity(self.lines.len());
+            for (name, value) in &self.lines {
+                headers.append(name, value.clone());
+            }
+            headers
+        })
+    }
 }
 
 /// Why an attempt has no answer.
@@ -53,6 +83,7 @@ impl Attempts<'_> {
     pub(super) async fn run(&mut self) -> Result<Answered, Failure> {
         let config = self.upstream.config();
         let mut deadline = Instant::now() + config.total_timeout;
+        // Allocates nothing when the first endpoint answers.
         let mut tried: Vec<u64> = Vec::new();
         // An answer with a status that another endpoint may better. It is better than none.
         let mut fallback: Option<Answered> = None;
@@ -63,7 +94,7 @@ impl Attempts<'_> {
             let now = self.inner.clock.now();
             let Some(pick) = self.upstream.balancer().pick(&context, now) else { break };
             self.count += 1;
-            tried.push(pick.endpoint().id());
+            let id = pick.endpoint().id();
             let failure = match self.try_endpoint(&pick, &mut deadline).await {
                 Ok((response, lease)) => {
                     let is_failed = config.retry.statuses.contains(&response.status());
@@ -73,10 +104,12 @@ impl Attempts<'_> {
                         return Ok(answered);
                     }
                     self.discard(fallback.replace(answered));
+                    tried.push(id);
                     continue;
                 }
                 Err(failure) => failure,
             };
+            tried.push(id);
             match failure {
                 // A drop of the pick counts as cancelled: the endpoint is not at fault.
                 Failed::Client(failure) => return Err(failure),
@@ -112,7 +145,7 @@ impl Attempts<'_> {
     /// Sends the request to one endpoint; once more on a fresh connection if one that was idle
     /// turns out to be closed.
     async fn try_endpoint(
-        &self,
+        &mut self,
         pick: &Pick,
         deadline: &mut Instant,
     ) -> Result<(Response<Incoming>, Lease), Failed> {
@@ -128,7 +161,8 @@ impl Attempts<'_> {
                 })
             })?;
             let is_reused = lease.is_reused;
-            let sending = lease.send(self.request());
+            let request = self.request();
+            let sending = lease.send(request);
             let sent = self.await_head(sending, config, deadline).await?;
             let error = match sent {
                 Ok(response) => return Ok((response, lease)),
@@ -179,7 +213,7 @@ impl Attempts<'_> {
         }
     }
 
-    fn request(&self) -> Request<RequestBody> {
+    fn request(&mut self) -> Request<RequestBody> {
         let body = match self.body {
             None => RequestBody::empty(),
             Some(shared) => shared.attempt(self.expects_continue),
@@ -188,7 +222,7 @@ impl Attempts<'_> {
         *request.method_mut() = self.head.method.clone();
         *request.uri_mut() = self.head.uri.clone();
         *request.version_mut() = self.head.version;
-        *request.headers_mut() = self.head.headers.clone();
+        *request.headers_mut() = self.head.headers();
         if let (true, Some(shared)) = (self.expects_continue, self.body) {
             let shared = Arc::clone(shared);
             hyper::ext::on_informational(&mut request, move |response| {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use bytes::Bytes;
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Request, Response};
@@ -27,6 +28,8 @@ use crate::l7::io::{ClientIo, detect_http2};
 #[derive(Debug)]
 pub(super) struct Client {
     pub(super) peer: SocketAddr,
+    /// `peer` without the port, for the headers of each request.
+    pub(super) peer_address: HeaderValue,
     pub(super) is_tls: bool,
     active: AtomicUsize,
     /// Whether a connection of HTTP/1 has become a tunnel. Set before 101 is sent.
@@ -61,7 +64,10 @@ pub(super) async fn serve<T>(
     T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let active = AtomicUsize::new(0);
-    let client = Arc::new(Client { peer, is_tls, active, is_tunnel: Arc::default() });
+    let peer_address = HeaderValue::try_from(peer.ip().to_string());
+    let peer_address = peer_address.expect("an address is printed in ASCII");
+    let is_tunnel = Arc::default();
+    let client = Arc::new(Client { peer, peer_address, is_tls, active, is_tunnel });
     let mut phase = inner.phase.subscribe();
     let (is_http2, ahead) = match is_http2 {
         Some(is_http2) => (is_http2, Bytes::new()),
@@ -121,6 +127,7 @@ where
     // Ends with the connection, or when the proxy closes what is open.
     loop {
         tokio::select! {
+            biased;
             _ = connection.as_mut() => return,
             next = phase.wait_for(|phase| {
                 if is_draining { *phase == Phase::Closed } else { *phase != Phase::Running }
@@ -160,6 +167,7 @@ where
     // for `idle_timeout` that it was told to go.
     loop {
         tokio::select! {
+            biased;
             _ = connection.as_mut() => return,
             next = phase.wait_for(|phase| {
                 if is_draining { *phase == Phase::Closed } else { *phase != Phase::Running }

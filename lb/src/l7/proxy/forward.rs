@@ -1,6 +1,5 @@
 //! One request: checked, routed, sent, answered.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, timeout};
 
 use super::answer::{Ended, Failure, LogEntry, is_grpc, is_grpc_failure};
-use super::attempt::{Answered, Attempts};
+use super::attempt::{Answered, Attempts, Head};
 use super::connection::{ActiveRequest, Client};
 use super::response::{Exchange, ProxyBody};
 use super::{Inner, Open, Phase};
@@ -24,7 +23,7 @@ use crate::endpoint::Outcome;
 use crate::l7::body::SharedBody;
 use crate::l7::config::{KeySource, Protocol};
 use crate::l7::gate::GatePermit;
-use crate::l7::headers::{Hop, Rewrite, has_connection_option, remove_hop_by_hop};
+use crate::l7::headers::{Hop, Rewrite, has_connection_option, host_value, remove_hop_by_hop};
 use crate::l7::io::tunnel;
 use crate::l7::matching::cookies;
 use crate::l7::router::{RequestFacts, Route};
@@ -98,15 +97,16 @@ async fn route_and_send(
     let (mut parts, body) = request.into_parts();
     let config = &inner.config;
     let host = check_request(&parts, config.max_header_bytes).map_err(Failure::Request)?;
+    let host = host.as_ref().map_or("", Authority::as_str);
     let router = inner.router.load_full();
     let address = config.forwarded.client(client.peer.ip(), &parts.headers);
-    let mut facts = RequestFacts::new(&host, parts.uri.path(), &parts.method, &parts.headers);
+    let mut facts = RequestFacts::new(host, parts.uri.path(), &parts.method, &parts.headers);
     facts.client = Some(address);
     let routed = router.route(&facts, inner.random.u64());
     let (route, upstream) = routed.ok_or(Failure::NoRoute)?;
     if let Some(log) = log {
         log.client = address.to_string();
-        log.host.clone_from(&host);
+        host.clone_into(&mut log.host);
         log.route.clone_from(&route.name);
         upstream.name().clone_into(&mut log.upstream);
     }
@@ -117,13 +117,13 @@ async fn route_and_send(
     let mut context = Context::new().with_client(address);
     context.key = key.as_deref();
     context.session = session.as_deref();
-    let asked = prepare(inner, client, &mut parts, body, &host)?;
-    address_backend(&mut parts, upstream, &route.rewrite, &host)?;
+    let asked = prepare(inner, client, &mut parts, body, host)?;
+    address_backend(&mut parts, upstream, &route.rewrite, host)?;
     let mut attempts = Attempts {
         inner,
         upstream,
         context,
-        head: &parts,
+        head: Head::new(parts),
         body: asked.body.as_ref(),
         expects_continue: asked.expects_continue,
         active: upstream.enter(),
@@ -203,7 +203,8 @@ fn prepare(
     }
     let expects = headers.get(header::EXPECT).map(HeaderValue::as_bytes);
     let expects_continue = expects.is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
-    let hop = Hop { peer: client.peer, is_tls: client.is_tls, host };
+    let Client { peer, ref peer_address, is_tls, .. } = *client;
+    let hop = Hop { peer, peer_address, is_tls, host };
     config.forwarded.apply(hop, headers);
     let body = (!body.is_end_stream()).then(|| SharedBody::new(body, config.body_timeout));
     let is_tunnel = Arc::clone(&client.is_tunnel);
@@ -232,14 +233,15 @@ fn address_backend(
     rewrite: &Rewrite,
     host: &str,
 ) -> Result<(), Failure> {
-    let target = parts.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-    let target = rewrite.path(target).map_or(Cow::Borrowed(target), Cow::Owned);
+    let target = parts.uri.path_and_query().cloned();
+    let target = target.unwrap_or_else(|| PathAndQuery::from_static("/"));
     let invalid = |_| Failure::Request(crate::l7::RequestError::Target);
-    let target: PathAndQuery = target.parse().map_err(invalid)?;
-    let host = match &rewrite.host {
-        Some(host) => host.clone(),
-        None => HeaderValue::from_str(host).map_err(|_| Failure::NoRoute)?,
+    let target = match rewrite.path(target.as_str()) {
+        Some(rewritten) => PathAndQuery::try_from(rewritten).map_err(invalid)?,
+        None => target,
     };
+    let sent = || host_value(&parts.headers, host);
+    let host = rewrite.host.clone().or_else(sent).ok_or(Failure::NoRoute)?;
     rewrite.request.apply(&mut parts.headers);
     let mut uri = uri::Parts::default();
     uri.path_and_query = Some(target);

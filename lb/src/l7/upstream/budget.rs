@@ -11,7 +11,8 @@ use crate::l7::config::RetryConfig;
 pub(super) struct ActiveShare {
     share: f64,
     min: u32,
-    requests: Arc<AtomicU32>,
+    /// Held by each request under way, and by this budget: the strong count tells how many.
+    requests: Arc<()>,
     retries: Arc<AtomicU32>,
 }
 
@@ -24,19 +25,19 @@ impl ActiveShare {
 
 impl RetryBudget for ActiveShare {
     fn begin(&self) -> BudgetHold {
-        self.requests.fetch_add(1, Relaxed);
-        BudgetHold::new(Held(Arc::clone(&self.requests)))
+        BudgetHold::shared(Arc::<()>::clone(&self.requests))
     }
 
     fn try_retry(&self) -> Option<BudgetHold> {
-        let max = self.min.max((f64::from(self.requests.load(Relaxed)) * self.share) as u32);
+        let requests = Arc::strong_count(&self.requests) - 1;
+        let max = self.min.max((requests as f64 * self.share) as u32);
         let below = |retries| (retries < max).then_some(retries + 1);
         self.retries.fetch_update(Relaxed, Relaxed, below).ok()?;
         Some(BudgetHold::new(Held(Arc::clone(&self.retries))))
     }
 }
 
-/// One of a count, until it is dropped.
+/// One of the retries under way, until it is dropped.
 struct Held(Arc<AtomicU32>);
 
 impl Drop for Held {

@@ -188,7 +188,7 @@ impl Upstream {
         let hold = budget.begin();
         self.inner.counters.active.fetch_add(1, Relaxed);
         let counters = Arc::clone(&self.inner.counters);
-        Active { counters, budget, holds: vec![hold] }
+        Active { counters, budget, _request: hold, retries: Vec::new() }
     }
 
     pub(super) fn pool(&self, endpoint: &Arc<Endpoint>) -> Arc<Pool> {
@@ -244,13 +244,13 @@ fn default_budget(config: &UpstreamConfig) -> ArcSwap<Arc<dyn RetryBudget>> {
 pub(super) struct Active {
     counters: Arc<Counters>,
     budget: Arc<Arc<dyn RetryBudget>>,
-    /// Of the request, and of its retries.
-    holds: Vec<BudgetHold>,
+    _request: BudgetHold,
+    retries: Vec<BudgetHold>,
 }
 
 impl fmt::Debug for Active {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Active").field("holds", &self.holds.len()).finish_non_exhaustive()
+        f.debug_struct("Active").field("retries", &self.retries.len()).finish_non_exhaustive()
     }
 }
 
@@ -261,7 +261,7 @@ impl Active {
             self.counters.retries_rejected.fetch_add(1, Relaxed);
             return false;
         };
-        self.holds.push(hold);
+        self.retries.push(hold);
         self.counters.retries.fetch_add(1, Relaxed);
         true
     }

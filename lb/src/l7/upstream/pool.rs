@@ -58,9 +58,16 @@ impl Pool {
 
     /// An idle connection, or a new one. `fresh` asks for a new one.
     pub(in crate::l7) async fn lease(self: Arc<Self>, fresh: bool) -> Result<Lease, ConnectError> {
+        if self.config.protocol == Protocol::Http1
+            && !fresh
+            && let Some(connection) = self.take_idle()
+        {
+            let connection = Leased::Http1(connection);
+            return Ok(Lease { connection, pool: self, is_reused: true });
+        }
         let within = self.config.connect_timeout;
         let lease = match self.config.protocol {
-            Protocol::Http1 => timeout(within, self.lease_http1(fresh)).await,
+            Protocol::Http1 => timeout(within, self.lease_http1()).await,
             Protocol::Http2 => timeout(within, self.lease_http2()).await,
         };
         let lease = lease.unwrap_or(Err(ConnectError::Timeout));
@@ -70,18 +77,12 @@ impl Pool {
         lease
     }
 
-    async fn lease_http1(self: &Arc<Self>, fresh: bool) -> Result<Lease, ConnectError> {
-        let idle = if fresh { None } else { self.take_idle() };
-        let is_reused = idle.is_some();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => match self.connect().await? {
-                Made::Http1(connection) => connection,
-                Made::Http2(_) => unreachable!("the protocol of a pool is fixed"),
-            },
+    async fn lease_http1(self: &Arc<Self>) -> Result<Lease, ConnectError> {
+        let connection = match self.connect().await? {
+            Made::Http1(connection) => Leased::Http1(connection),
+            Made::Http2(_) => unreachable!("the protocol of a pool is fixed"),
         };
-        let pool = Arc::clone(self);
-        Ok(Lease { connection: Leased::Http1(connection), pool, is_reused })
+        Ok(Lease { connection, pool: Arc::clone(self), is_reused: false })
     }
 
     fn take_idle(&self) -> Option<Http1> {
