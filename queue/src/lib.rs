@@ -10,7 +10,9 @@ mod ledger;
 mod partition;
 #[cfg(feature = "journal")]
 mod queue;
+pub mod routing;
 pub mod store;
+pub mod work;
 
 pub use bytes::Bytes;
 pub use config::{Config, QueueConfig, Retention, TopicConfig};

@@ -3,8 +3,13 @@
 use std::sync::Arc;
 
 use voussoir_queue::format::{FormatError, Header, RecordHeader};
+use voussoir_queue::routing::{Router, Rule};
 use voussoir_queue::store::{
     Done, JournalPartition, JournalStore, MemoryPartition, PartitionStore, Write,
+};
+use voussoir_queue::work::{
+    DeadLetter, Delivery, JournalWork, MemoryWork, Receipt, WorkConfig, WorkError, WorkQueue,
+    WorkStats, WorkStore, WorkWrite,
 };
 use voussoir_queue::*;
 
@@ -29,12 +34,24 @@ const _: () = {
     is_send_sync::<Stats>();
     is_send_sync::<WaitFuture>();
     is_send_sync::<Write>();
+    is_send_sync::<DeadLetter>();
+    is_send_sync::<Delivery>();
+    is_send_sync::<JournalWork>();
+    is_send_sync::<Receipt>();
+    is_send_sync::<Router>();
+    is_send_sync::<Rule>();
+    is_send_sync::<WorkConfig>();
+    is_send_sync::<WorkQueue>();
+    is_send_sync::<WorkStats>();
+    is_send_sync::<WorkWrite>();
     is_send::<Done>();
 };
 
 #[test]
 fn seams_are_object_safe() {
     let store: Arc<dyn PartitionStore> = Arc::new(MemoryPartition::new(1));
+    assert_eq!(store.bounds(), 0..0);
+    let store: Arc<dyn WorkStore> = Arc::new(MemoryWork::new());
     assert_eq!(store.bounds(), 0..0);
 }
 
@@ -47,4 +64,5 @@ fn errors_are_errors() {
     is_error::<OpenError>();
     is_error::<ProduceError>();
     is_error::<StoreError>();
+    is_error::<WorkError>();
 }

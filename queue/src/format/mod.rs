@@ -53,3 +53,8 @@ pub const MAX_UNPACKED_BYTES: usize = 64 << 20;
 pub const NO_TIMESTAMP: i64 = -1;
 /// The producer id, producer epoch or sequence of a batch that has none.
 pub const NONE: i64 = -1;
+
+/// Bytes of the batch of one record.
+pub(crate) fn batch_bytes(record: &Record) -> usize {
+    HEADER_BYTES + record::bytes(record, record::Deltas { timestamp: 0, offset: 0 })
+}

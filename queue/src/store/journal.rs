@@ -51,6 +51,11 @@ impl JournalStore {
         }
     }
 
+    /// The namespace that its logs are in.
+    pub(crate) fn namespace(&self) -> &str {
+        self.lease.namespace()
+    }
+
     /// The journal, and what a commit of it may have in bytes.
     pub(crate) fn journal(&self) -> (&Journal, usize) {
         (&self.journal, max_write_bytes(&self.journal))
@@ -168,7 +173,7 @@ impl fmt::Debug for JournalPartition {
     }
 }
 
-fn max_write_bytes(journal: &Journal) -> usize {
+pub(crate) fn max_write_bytes(journal: &Journal) -> usize {
     let bytes = usize::try_from(journal.max_commit_bytes()).unwrap_or(usize::MAX);
     bytes.saturating_sub(OVERHEAD_BYTES)
 }

@@ -1,0 +1,94 @@
+//! Work queues over the topics of a queue, in its journal.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{now_or_work, one};
+use voussoir_journal::Journal;
+use voussoir_journal::files::crash::CrashFiles;
+use voussoir_queue::work::{Delivery, WorkConfig, WorkQueue};
+use voussoir_queue::{Durability, OpenError, Queue, QueueConfig, TopicConfig};
+
+fn open(disk: &CrashFiles) -> (Journal, Queue) {
+    let journal = support::journal(disk.mount(), 64);
+    let mut config = QueueConfig::default();
+    (config.partition.max_producers, config.partition.max_index_entries) = (10, 10);
+    let queue = Queue::open(&journal, "shop", config).expect("the queue opens");
+    (journal, queue)
+}
+
+fn config() -> WorkConfig {
+    let mut config = WorkConfig::default();
+    (config.max_records, config.max_dead_letters) = (50, 20);
+    config
+}
+
+fn append(journal: &Journal, queue: &Queue, value: &str) {
+    let partition = queue.topic("orders").and_then(|topic| topic.partition(0));
+    let partition = partition.expect("a partition");
+    let appending = partition.append(one(value), Durability::Synced);
+    now_or_work(journal, appending).expect("it is appended");
+}
+
+fn receive(journal: &Journal, work: &WorkQueue) -> Vec<Delivery> {
+    now_or_work(journal, work.receive(10, Duration::from_secs(60))).expect("it receives")
+}
+
+fn values(deliveries: &[Delivery]) -> Vec<&[u8]> {
+    deliveries.iter().filter_map(|delivery| delivery.record.value.as_deref()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_group_gets_every_record_and_goes_on_after_a_restart() {
+    let disk = CrashFiles::new(1);
+    let (journal, queue) = open(&disk);
+    let creating = queue.create_topic("orders", TopicConfig::partitions(1));
+    now_or_work(&journal, creating).expect("it is created");
+    append(&journal, &queue, "a");
+    append(&journal, &queue, "b");
+    let payment = queue.work_queue("orders", 0, "payment", config()).expect("it opens");
+    let stock = queue.work_queue("orders", 0, "stock", config()).expect("it opens");
+    let both = receive(&journal, &payment);
+    assert_eq!(values(&both), [b"a", b"b"]);
+    now_or_work(&journal, payment.ack(&both[0].receipt)).expect("the lease runs");
+    now_or_work(&journal, payment.reject(&both[1].receipt, "bad")).expect("the lease runs");
+    assert_eq!(values(&receive(&journal, &stock)), [b"a", b"b"]);
+    drop((payment, stock, queue, journal));
+
+    disk.kill();
+    let (journal, queue) = open(&disk);
+    let payment = queue.work_queue("orders", 0, "payment", config()).expect("it opens");
+    let stock = queue.work_queue("orders", 0, "stock", config()).expect("it opens");
+    append(&journal, &queue, "c");
+    assert_eq!(values(&receive(&journal, &payment)), [b"c"]);
+    let dead = payment.dead_letters(0, 10).expect("they can be read");
+    assert_eq!((dead.len(), dead[0].record.value.as_deref()), (1, Some(&b"b"[..])));
+    let again = receive(&journal, &stock);
+    assert_eq!(values(&again), [b"a", b"b", b"c"]);
+    assert_eq!(again[0].deliveries, 2, "leases end with their process, counts do not");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_is_open_once_and_belongs_to_one_topic() {
+    let disk = CrashFiles::new(2);
+    let (journal, queue) = open(&disk);
+    let create = || queue.create_topic("orders", TopicConfig::partitions(1));
+    now_or_work(&journal, create()).expect("it is created");
+    let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
+    let twice = queue.work_queue("orders", 0, "g", config());
+    assert!(matches!(twice, Err(OpenError::Store(_))), "{twice:?}");
+    let nowhere = queue.work_queue("orders", 1, "g", config());
+    assert!(matches!(nowhere, Err(OpenError::Store(_))), "{nowhere:?}");
+    append(&journal, &queue, "a");
+    let first = receive(&journal, &work).remove(0);
+    now_or_work(&journal, work.ack(&first.receipt)).expect("the lease runs");
+    drop(work);
+
+    // A topic of the same name has nothing in common with the one that was deleted.
+    now_or_work(&journal, queue.delete_topic("orders")).expect("it is deleted");
+    now_or_work(&journal, create()).expect("it is created");
+    append(&journal, &queue, "b");
+    let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
+    assert_eq!(values(&receive(&journal, &work)), [b"b"]);
+}
