@@ -7,6 +7,7 @@ mod core;
 mod definition;
 mod driver;
 mod error;
+pub mod idempotency;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub mod outbox;

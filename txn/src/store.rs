@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 
 use crate::error::StoreError;
 
+pub(crate) mod batcher;
 #[cfg(feature = "journal")]
 mod journal;
 #[cfg(feature = "journal")]

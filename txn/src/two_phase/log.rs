@@ -1,17 +1,15 @@
 //! Where decisions are recorded: the seam, and an implementation over the stores of sagas.
 
-use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use parking_lot::Mutex;
-use tokio::sync::oneshot;
 
 use super::core::{Decision, Heuristic};
 use super::gid::{Gid, TxnId};
 use crate::error::StoreError;
+use crate::store::batcher::Batcher;
 use crate::store::{Record, RecordKind, SagaStore};
 
 /// The record of a commit.
@@ -121,10 +119,6 @@ pub trait DecisionLog: Send + Sync + 'static {
 const FORMAT: u8 = 1;
 const COMMIT: u8 = 0;
 const HEURISTIC: u8 = 1;
-/// Records of one append.
-const MAX_BATCH_RECORDS: usize = 1_000;
-/// Bytes of one append, ids included; a single longer record goes alone.
-const MAX_BATCH_BYTES: usize = 512 << 10;
 /// Branches of one transaction.
 pub(super) const MAX_BRANCHES: u32 = 1000;
 
@@ -141,130 +135,30 @@ pub(super) const MAX_BRANCHES: u32 = 1000;
 /// Records that wait while the store appends are appended together: under load many decisions
 /// share one append.
 pub struct StoreLog<S> {
-    shared: Arc<Shared<S>>,
-}
-
-struct Shared<S> {
-    store: S,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// A task appends what waits. Invariant: true while `waiting` is not empty.
-    is_appending: bool,
-    /// Records that stand, for the store to have them written again.
-    standing: HashMap<Arc<str>, Bytes>,
-}
-
-struct Waiting {
-    record: Record,
-    done: oneshot::Sender<Result<(), StoreError>>,
+    records: Batcher<S>,
 }
 
 impl<S: SagaStore> StoreLog<S> {
     /// A log in `store`.
     pub fn new(store: S) -> Self {
-        Self { shared: Arc::new(Shared { store, queue: Mutex::default() }) }
+        Self { records: Batcher::new(store) }
     }
 
     async fn append(&self, key: Arc<str>, events: Bytes) -> Result<(), StoreError> {
-        self.enqueue(Record { saga: key, kind: RecordKind::Whole, events }).await
+        self.records.append(vec![Record { saga: key, kind: RecordKind::Whole, events }]).await
     }
 
     async fn remove(&self, key: Arc<str>) -> Result<(), StoreError> {
         let kind = RecordKind::Forgotten;
-        self.enqueue(Record { saga: key, kind, events: Bytes::new() }).await
-    }
-
-    /// Appends a record with those that wait. The task appends it also if this future is dropped.
-    async fn enqueue(&self, record: Record) -> Result<(), StoreError> {
-        let (done, answer) = oneshot::channel();
-        let begins = {
-            let mut queue = self.shared.queue.lock();
-            queue.waiting.push_back(Waiting { record, done });
-            !std::mem::replace(&mut queue.is_appending, true)
-        };
-        if begins {
-            tokio::spawn(Arc::clone(&self.shared).append_waiting());
-        }
-        answer.await.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
+        self.records.append(vec![Record { saga: key, kind, events: Bytes::new() }]).await
     }
 }
 
-impl<S: SagaStore> Shared<S> {
-    async fn append_waiting(self: Arc<Self>) {
-        // Left when the store panics: those that wait are told, and the next one begins a task.
-        let _reset = Reset(&self.queue);
-        // Ends: when nothing waits. Each turn takes at least one.
-        while let Some(batch) = self.take_batch() {
-            let records = batch.iter().map(|waiting| waiting.record.clone()).collect();
-            let result = self.store.append(records).await;
-            if result.is_ok() {
-                self.note(&batch);
-            }
-            for Waiting { done, .. } in batch {
-                // A caller that is gone does not hear it.
-                let _ = done.send(result.clone());
-            }
-            self.rewrite().await;
-        }
-    }
-
-    /// What fits into one append; `None` ends the task.
-    fn take_batch(&self) -> Option<Vec<Waiting>> {
-        let mut queue = self.queue.lock();
-        let mut bytes = 0;
-        let fits = queue.waiting.iter().take(MAX_BATCH_RECORDS).take_while(|waiting| {
-            bytes += waiting.record.saga.len() + waiting.record.events.len();
-            bytes <= MAX_BATCH_BYTES
-        });
-        let count = fits.count().max(1).min(queue.waiting.len());
-        queue.is_appending = count > 0;
-        (count > 0).then(|| queue.waiting.drain(..count).collect())
-    }
-
-    fn note(&self, batch: &[Waiting]) {
-        let mut queue = self.queue.lock();
-        for Waiting { record, .. } in batch {
-            match record.kind {
-                RecordKind::Forgotten => queue.standing.remove(&record.saga),
-                _ => queue.standing.insert(Arc::clone(&record.saga), record.events.clone()),
-            };
-        }
-    }
-
-    /// Writes one old record again if it keeps the store from giving space back. In the task that
-    /// appends: so the record is not forgotten meanwhile.
-    async fn rewrite(&self) {
-        let Some(key) = self.store.to_rewrite() else { return };
-        let Some(events) = self.queue.lock().standing.get(&key).cloned() else { return };
-        let record = Record { saga: key, kind: RecordKind::Whole, events };
-        if let Err(error) = self.store.append(vec![record]).await {
-            // The record stands where it was.
-            tracing::debug!(target: "voussoir::txn", %error, "a decision was not written again");
-        }
-    }
-}
-
-/// Fails what still waits when the task that appends ends early.
-struct Reset<'a>(&'a Mutex<Queue>);
-
-impl Drop for Reset<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = self.0.lock();
-            queue.is_appending = false;
-            queue.waiting.clear();
-        }
-    }
-}
-
-impl<S> fmt::Debug for StoreLog<S> {
+impl<S: SagaStore> fmt::Debug for StoreLog<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let standing = self.shared.queue.lock().standing.len();
-        f.debug_struct("StoreLog").field("standing", &standing).finish_non_exhaustive()
+        f.debug_struct("StoreLog")
+            .field("standing", &self.records.standing())
+            .finish_non_exhaustive()
     }
 }
 
@@ -276,15 +170,8 @@ fn key(txn: TxnId) -> Arc<str> {
 #[async_trait]
 impl<S: SagaStore> DecisionLog for StoreLog<S> {
     async fn open(&self) -> Result<OpenedLog, StoreError> {
-        let opened = self.shared.store.open().await?;
-        let mut last: HashMap<Arc<str>, Bytes> = HashMap::new();
-        for record in opened.records {
-            match record.kind {
-                RecordKind::Forgotten => last.remove(&record.saga),
-                _ => last.insert(record.saga, record.events),
-            };
-        }
-        let mut log = OpenedLog { epoch: opened.epoch, ..OpenedLog::default() };
+        let (epoch, last) = self.records.open().await?;
+        let mut log = OpenedLog { epoch, ..OpenedLog::default() };
         for (key, events) in &last {
             let decoded = decode(key, events.clone());
             match decoded.ok_or_else(|| StoreError::new(format!("record {key} is garbled")))? {
@@ -294,7 +181,6 @@ impl<S: SagaStore> DecisionLog for StoreLog<S> {
         }
         log.committed.sort_by_key(|commit| commit.txn);
         log.heuristics.sort_by(|a, b| a.gid.cmp(&b.gid));
-        self.shared.queue.lock().standing = last;
         Ok(log)
     }
 
@@ -371,6 +257,8 @@ fn decode(key: &str, mut events: Bytes) -> Option<Decoded> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::Mutex;
+
     use super::*;
     use crate::store::MemoryStore;
 

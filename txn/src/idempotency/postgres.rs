@@ -1,0 +1,167 @@
+//! Keys in a PostgreSQL database, which many processes share.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Mutex;
+use tokio_postgres::{Client, Error};
+
+use super::store::{Found, KeyStore, NewKey};
+use crate::error::{ConfigError, StoreError};
+use crate::postgres::{Connect, check_schema, install, quoted};
+
+const TABLE: &str = "voussoir_keys";
+/// How often a claim looks again when its key goes away while it looks.
+const LOOKS: usize = 16;
+
+/// Keys in the table `voussoir_keys`. Leases and ages are measured by the server's clock. Clones
+/// share one connection, on which statements do not wait for each other.
+#[derive(Clone)]
+pub struct PostgresKeys {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    connect: Box<dyn Connect>,
+    table: String,
+    client: Mutex<Option<Arc<Client>>>,
+}
+
+impl PostgresKeys {
+    /// Creates the table in `schema`, and the schema, unless they exist.
+    ///
+    /// # Errors
+    /// [`StoreError`], also for a name that no schema can have.
+    ///
+    /// # Cancel safety
+    /// Dropped, it may have created the schema and the table.
+    pub async fn open(connect: impl Connect, schema: &str) -> Result<Self, StoreError> {
+        check_schema(schema).map_err(|error: ConfigError| StoreError::new(error))?;
+        let client = connect.connect().await.map_err(StoreError::new)?;
+        let create = "(key TEXT PRIMARY KEY, fingerprint BYTEA NOT NULL, owner TEXT NOT NULL, \
+                       lease_until TIMESTAMPTZ NOT NULL, forgotten_at TIMESTAMPTZ NOT NULL, \
+                       abandoned BOOLEAN NOT NULL DEFAULT FALSE, result BYTEA)";
+        install(&client, schema, TABLE, create).await.map_err(StoreError::new)?;
+        let shared = Shared {
+            connect: Box::new(connect),
+            table: format!("{}.{TABLE}", quoted(schema)),
+            client: Mutex::new(Some(Arc::new(client))),
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Deletes at most `max` keys that are no longer remembered, and returns how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    /// Dropped, they are deleted or not.
+    pub async fn forget_expired(&self, max: u32) -> Result<u64, StoreError> {
+        let delete = format!(
+            "DELETE FROM {0} WHERE forgotten_at < pg_catalog.clock_timestamp() AND key = ANY \
+             (ARRAY(SELECT key FROM {0} WHERE forgotten_at < pg_catalog.clock_timestamp() \
+             LIMIT $1))",
+            self.shared.table
+        );
+        let client = self.client().await.map_err(StoreError::new)?;
+        client.execute(&delete, &[&i64::from(max)]).await.map_err(StoreError::new)
+    }
+
+    async fn client(&self) -> Result<Arc<Client>, Error> {
+        let mut client = self.shared.client.lock().await;
+        match &*client {
+            Some(open) if !open.is_closed() => Ok(Arc::clone(open)),
+            _ => {
+                let open = Arc::new(self.shared.connect.connect().await?);
+                Ok(Arc::clone(client.insert(open)))
+            }
+        }
+    }
+
+    async fn take(&self, new: &NewKey) -> Result<Option<Found>, Error> {
+        let table = &self.shared.table;
+        let client = self.client().await?;
+        let take = format!(
+            "INSERT INTO {table} AS old (key, fingerprint, owner, lease_until, forgotten_at) \
+             VALUES ($1, $2, $3, pg_catalog.clock_timestamp() + \
+             pg_catalog.make_interval(secs => $4), pg_catalog.clock_timestamp() + \
+             pg_catalog.make_interval(secs => $5)) ON CONFLICT (key) DO UPDATE SET \
+             fingerprint = excluded.fingerprint, owner = excluded.owner, result = NULL, \
+             lease_until = excluded.lease_until, forgotten_at = excluded.forgotten_at, \
+             abandoned = old.forgotten_at > pg_catalog.clock_timestamp() \
+             WHERE old.forgotten_at <= pg_catalog.clock_timestamp() OR (old.result IS NULL AND \
+             old.fingerprint = excluded.fingerprint AND \
+             old.lease_until <= pg_catalog.clock_timestamp()) RETURNING abandoned"
+        );
+        let (owner, fingerprint) = (owner(new.owner), &*new.fingerprint);
+        let (lease, keep) = (new.lease.as_secs_f64(), new.keep.as_secs_f64());
+        let taken =
+            client.query_opt(&take, &[&new.key, &fingerprint, &owner, &lease, &keep]).await?;
+        if let Some(row) = taken {
+            return Ok(Some(if row.get(0) { Found::Abandoned } else { Found::Vacant }));
+        }
+        let look = format!(
+            "SELECT fingerprint = $2, result, extract(epoch FROM lease_until - \
+             pg_catalog.clock_timestamp())::FLOAT8 FROM {table} WHERE key = $1"
+        );
+        let row = client.query_opt(&look, &[&new.key, &fingerprint]).await?;
+        Ok(row.map(|row| match (row.get(0), row.get::<_, Option<&[u8]>>(1)) {
+            (false, _) => Found::Mismatch,
+            (true, Some(result)) => Found::Done(Bytes::copy_from_slice(result)),
+            (true, None) => {
+                let left = Duration::try_from_secs_f64(row.get(2)).unwrap_or_default();
+                Found::InProgress(left)
+            }
+        }))
+    }
+}
+
+fn owner(owner: u128) -> String {
+    format!("{owner:032x}")
+}
+
+#[async_trait]
+impl KeyStore for PostgresKeys {
+    async fn claim(&self, new: &NewKey) -> Result<Found, StoreError> {
+        for _ in 0..LOOKS {
+            // `None`: its owner freed it between the two statements.
+            if let Some(found) = self.take(new).await.map_err(StoreError::new)? {
+                return Ok(found);
+            }
+        }
+        Err(StoreError::new("the key was freed each time that it was looked at"))
+    }
+
+    async fn settle(
+        &self,
+        key: &str,
+        of: u128,
+        result: Option<Bytes>,
+        keep: Duration,
+    ) -> Result<bool, StoreError> {
+        let client = self.client().await.map_err(StoreError::new)?;
+        let table = &self.shared.table;
+        let own = "WHERE key = $1 AND owner = $2 AND result IS NULL";
+        let owner = owner(of);
+        let changed = if let Some(result) = result {
+            let finish = format!(
+                "UPDATE {table} SET result = $3, forgotten_at = pg_catalog.clock_timestamp() + \
+                 pg_catalog.make_interval(secs => $4) {own}"
+            );
+            client.execute(&finish, &[&key, &owner, &&*result, &keep.as_secs_f64()]).await
+        } else {
+            client.execute(&format!("DELETE FROM {table} {own}"), &[&key, &owner]).await
+        };
+        Ok(changed.map_err(StoreError::new)? == 1)
+    }
+}
+
+impl fmt::Debug for PostgresKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresKeys").field("table", &self.shared.table).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,155 @@
+//! Appends that wait while a store appends, made together.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::oneshot;
+
+use super::{Record, RecordKind, SagaStore};
+use crate::error::StoreError;
+
+/// Records of one append.
+const MAX_BATCH_RECORDS: usize = 1_000;
+/// Bytes of one append, ids included; what one caller appends goes together, however long it is.
+const MAX_BATCH_BYTES: usize = 512 << 10;
+
+/// A store in which each id has one record that stands ([`RecordKind::Whole`]) or none. A task
+/// appends: a caller that is dropped takes nothing with it.
+pub(crate) struct Batcher<S> {
+    shared: Arc<Shared<S>>,
+}
+
+struct Shared<S> {
+    store: S,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// A task appends what waits. Invariant: true while `waiting` is not empty.
+    is_appending: bool,
+    /// Records that stand, for the store to have them written again.
+    standing: HashMap<Arc<str>, Bytes>,
+}
+
+struct Waiting {
+    records: Vec<Record>,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl<S: SagaStore> Batcher<S> {
+    pub(crate) fn new(store: S) -> Self {
+        Self { shared: Arc::new(Shared { store, queue: Mutex::default() }) }
+    }
+
+    /// Begins a new epoch. Returns it with the record of each id that has one.
+    pub(crate) async fn open(&self) -> Result<(u64, HashMap<Arc<str>, Bytes>), StoreError> {
+        let opened = self.shared.store.open().await?;
+        let mut last: HashMap<Arc<str>, Bytes> = HashMap::new();
+        for record in opened.records {
+            match record.kind {
+                RecordKind::Forgotten => last.remove(&record.saga),
+                _ => last.insert(record.saga, record.events),
+            };
+        }
+        self.shared.queue.lock().standing.clone_from(&last);
+        Ok((opened.epoch, last))
+    }
+
+    /// Appends records with those that wait, all or none of them. They are in the order of the
+    /// calls, and appended also if the future is dropped.
+    pub(crate) fn append(
+        &self,
+        records: Vec<Record>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<S> {
+        let (done, answer) = oneshot::channel();
+        let begins = {
+            let mut queue = self.shared.queue.lock();
+            queue.waiting.push_back(Waiting { records, done });
+            !std::mem::replace(&mut queue.is_appending, true)
+        };
+        if begins {
+            tokio::spawn(Arc::clone(&self.shared).append_waiting());
+        }
+        async {
+            answer.await.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
+        }
+    }
+
+    pub(crate) fn standing(&self) -> usize {
+        self.shared.queue.lock().standing.len()
+    }
+}
+
+impl<S: SagaStore> Shared<S> {
+    async fn append_waiting(self: Arc<Self>) {
+        // Left when the store panics: those that wait are told, and the next one begins a task.
+        let _reset = Reset(&self.queue);
+        // Ends: when nothing waits. Each turn takes at least one.
+        while let Some(batch) = self.take_batch() {
+            let records = batch.iter().flat_map(|waiting| waiting.records.iter().cloned());
+            let result = self.store.append(records.collect()).await;
+            if result.is_ok() {
+                self.note(&batch);
+            }
+            for Waiting { done, .. } in batch {
+                // A caller that is gone does not hear it.
+                let _ = done.send(result.clone());
+            }
+            self.rewrite().await;
+        }
+    }
+
+    /// What fits into one append; `None` ends the task.
+    fn take_batch(&self) -> Option<Vec<Waiting>> {
+        let mut queue = self.queue.lock();
+        let (mut count, mut bytes) = (0, 0);
+        let fits = queue.waiting.iter().take_while(|waiting| {
+            let records = waiting.records.iter();
+            bytes += records.map(|one| one.saga.len() + one.events.len()).sum::<usize>();
+            count += waiting.records.len();
+            bytes <= MAX_BATCH_BYTES && count <= MAX_BATCH_RECORDS
+        });
+        let count = fits.count().max(1).min(queue.waiting.len());
+        queue.is_appending = count > 0;
+        (count > 0).then(|| queue.waiting.drain(..count).collect())
+    }
+
+    fn note(&self, batch: &[Waiting]) {
+        let mut queue = self.queue.lock();
+        for record in batch.iter().flat_map(|waiting| &waiting.records) {
+            match record.kind {
+                RecordKind::Forgotten => queue.standing.remove(&record.saga),
+                _ => queue.standing.insert(Arc::clone(&record.saga), record.events.clone()),
+            };
+        }
+    }
+
+    /// Writes one old record again if it keeps the store from giving space back. In the task that
+    /// appends: so the record is not forgotten meanwhile.
+    async fn rewrite(&self) {
+        let Some(key) = self.store.to_rewrite() else { return };
+        let Some(events) = self.queue.lock().standing.get(&key).cloned() else { return };
+        let record = Record { saga: key, kind: RecordKind::Whole, events };
+        if let Err(error) = self.store.append(vec![record]).await {
+            // The record stands where it was.
+            tracing::debug!(target: "voussoir::txn", %error, "a record was not written again");
+        }
+    }
+}
+
+/// Fails what still waits when the task that appends ends early.
+struct Reset<'a>(&'a Mutex<Queue>);
+
+impl Drop for Reset<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let mut queue = self.0.lock();
+            queue.is_appending = false;
+            queue.waiting.clear();
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Idempotency keys over each store: the same tests for memory, a journal and PostgreSQL.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use voussoir_txn::Bytes;
+use voussoir_txn::idempotency::*;
+use voussoir_txn::store::MemoryStore;
+
+const LEASE: Duration = Duration::from_millis(300);
+const KEEP: Duration = Duration::from_millis(900);
+
+fn config() -> KeysConfig {
+    let mut config = KeysConfig::default();
+    (config.lease, config.keep) = (LEASE, KEEP);
+    config
+}
+
+/// What is true over every store. `pass` lets time go by.
+async fn contract<F: Future<Output = ()>>(keys: &Keys, pass: impl Fn(Duration) -> F) {
+    // alphagov/pay-connector PR #4460, idempot-js PR #186: the loser of a race is told.
+    let Begun::New(claim) = keys.begin("a", "race", b"x").await.unwrap() else { panic!() };
+    let Begun::InProgress { left } = keys.begin("a", "race", b"x").await.unwrap() else { panic!() };
+    assert!(left <= LEASE && left > Duration::ZERO, "{left:?}");
+    // flexprice PR #2488: neither another request nor another tenant gets the answer.
+    assert!(matches!(keys.begin("a", "race", b"y").await.unwrap(), Begun::Mismatch));
+    for (scope, key) in [("b", "race"), ("a:race", "x"), ("a", "race:x")] {
+        assert!(matches!(keys.begin(scope, key, b"x").await.unwrap(), Begun::New(_)), "{scope}");
+    }
+    claim.finish(Bytes::from("done")).await.unwrap();
+    for _ in 0..2 {
+        let Begun::Done(result) = keys.begin("a", "race", b"x").await.unwrap() else { panic!() };
+        assert_eq!(result, "done");
+    }
+    assert!(matches!(keys.begin("a", "race", b"y").await.unwrap(), Begun::Mismatch));
+    // What changed nothing frees the key.
+    let Begun::New(claim) = keys.begin("a", "free", b"x").await.unwrap() else { panic!() };
+    claim.release().await.unwrap();
+    let Begun::New(slow) = keys.begin("a", "free", b"y").await.unwrap() else { panic!() };
+    // Its owner is too slow: the next one is told that the effect may be there.
+    pass(LEASE + Duration::from_millis(50)).await;
+    assert!(matches!(keys.begin("a", "free", b"x").await.unwrap(), Begun::Mismatch));
+    let Begun::Abandoned(next) = keys.begin("a", "free", b"y").await.unwrap() else { panic!() };
+    assert!(matches!(slow.finish(Bytes::from("late")).await, Err(FinishError::Lost)));
+    let left = keys.begin("a", "free", b"y").await.unwrap();
+    assert!(matches!(left, Begun::InProgress { .. }), "{left:?}");
+    next.finish(Bytes::new()).await.unwrap();
+    let Begun::Done(result) = keys.begin("a", "free", b"y").await.unwrap() else { panic!() };
+    assert!(result.is_empty());
+    // A key is forgotten in the end, and new then; also one that was abandoned.
+    let Begun::New(_gone) = keys.begin("a", "gone", b"x").await.unwrap() else { panic!() };
+    pass(KEEP + Duration::from_millis(50)).await;
+    assert!(matches!(keys.begin("a", "gone", b"x").await.unwrap(), Begun::New(_)));
+    assert!(matches!(keys.begin("a", "free", b"other").await.unwrap(), Begun::New(_)));
+    for (scope, key) in [("", "k"), ("s", ""), ("s", "a\0b"), (&*"x".repeat(256), "k")] {
+        assert!(matches!(keys.begin(scope, key, b"").await, Err(BeginKeyError::Name)));
+    }
+    assert!(keys.begin("s", "k", &[0; 1025]).await.is_err());
+    let Begun::New(claim) = keys.begin("s", "long", b"").await.unwrap() else { panic!() };
+    let long = claim.finish(Bytes::from(vec![0; (256 << 10) + 1])).await;
+    assert!(matches!(long, Err(FinishError::TooLong(_))));
+}
+
+/// Many at once, over the same few keys: each key has one owner.
+async fn race(keys: &Keys) {
+    let winners = Arc::new(AtomicU64::new(0));
+    let mut tasks = tokio::task::JoinSet::new();
+    for attempt in 0..64 {
+        let (keys, winners) = (keys.clone(), Arc::clone(&winners));
+        tasks.spawn(async move {
+            let key = format!("race{}", attempt % 4);
+            match keys.begin("many", &key, b"").await.unwrap() {
+                Begun::New(claim) => {
+                    winners.fetch_add(1, Ordering::Relaxed);
+                    claim.finish(Bytes::from(key)).await.unwrap();
+                }
+                Begun::InProgress { .. } => {}
+                Begun::Done(result) => assert_eq!(result, key),
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(winners.load(Ordering::Relaxed), 4);
+}
+
+/// A clock that the test sets.
+#[derive(Clone, Default)]
+struct Hand(Arc<AtomicU64>);
+
+impl voussoir_txn::Clock for Hand {
+    fn now(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Hand {
+    fn pass(&self, time: Duration) {
+        self.0.fetch_add(u64::try_from(time.as_nanos()).unwrap(), Ordering::Relaxed);
+    }
+}
+
+#[tokio::test]
+async fn keys_in_memory_keep_the_contract() {
+    let clock = Hand::default();
+    let store = StoreKeys::open_with_clock(MemoryStore::new(), 1000, clock.clone()).await.unwrap();
+    let keys = Keys::new(store, config()).unwrap();
+    contract(&keys, async |time| clock.pass(time)).await;
+    race(&keys).await;
+}
+
+#[cfg(feature = "journal")]
+#[tokio::test]
+async fn keys_in_a_journal_survive_a_restart() {
+    use voussoir_journal::Journal;
+    use voussoir_txn::store::JournalStore;
+    let folder = std::env::temp_dir().join(format!("voussoir-keys-{}", std::process::id()));
+    let clock = Hand::default();
+    let journal = Journal::open(&folder, voussoir_journal::Config::default()).unwrap();
+    let open = async || {
+        let store = JournalStore::new(&journal, "keys").unwrap();
+        let store = StoreKeys::open_with_clock(store, 1000, clock.clone()).await.unwrap();
+        Keys::new(store, config()).unwrap()
+    };
+    let keys = open().await;
+    contract(&keys, async |time| clock.pass(time)).await;
+    race(&keys).await;
+    let Begun::New(done) = keys.begin("r", "done", b"x").await.unwrap() else { panic!() };
+    done.finish(Bytes::from("kept")).await.unwrap();
+    let Begun::New(died) = keys.begin("r", "died", b"x").await.unwrap() else { panic!() };
+    let Begun::New(freed) = keys.begin("r", "freed", b"x").await.unwrap() else { panic!() };
+    freed.release().await.unwrap();
+    let next = open().await;
+    let Begun::Done(result) = next.begin("r", "done", b"x").await.unwrap() else { panic!() };
+    assert_eq!(result, "kept");
+    assert!(matches!(next.begin("r", "died", b"x").await.unwrap(), Begun::InProgress { .. }));
+    assert!(matches!(next.begin("r", "freed", b"x").await.unwrap(), Begun::New(_)));
+    // The earlier process records nothing any more.
+    assert!(matches!(died.finish(Bytes::new()).await, Err(FinishError::Store(_))));
+    clock.pass(LEASE);
+    assert!(matches!(next.begin("r", "died", b"x").await.unwrap(), Begun::Abandoned(_)));
+    drop((keys, next));
+    journal.close().unwrap();
+    std::fs::remove_dir_all(&folder).unwrap();
+}
+
+/// Keys that are forgotten make room; until then a full store claims no new key.
+#[tokio::test]
+async fn a_full_store_claims_no_new_key_until_some_are_forgotten() {
+    let clock = Hand::default();
+    let store = StoreKeys::open_with_clock(MemoryStore::new(), 2, clock.clone()).await.unwrap();
+    let keys = Keys::new(store, config()).unwrap();
+    for key in ["a", "b"] {
+        let Begun::New(claim) = keys.begin("s", key, b"").await.unwrap() else { panic!() };
+        claim.finish(Bytes::new()).await.unwrap();
+    }
+    assert!(matches!(keys.begin("s", "c", b"").await, Err(BeginKeyError::Store(_))));
+    assert!(matches!(keys.begin("s", "a", b"").await.unwrap(), Begun::Done(_)));
+    clock.pass(KEEP);
+    assert!(matches!(keys.begin("s", "c", b"").await.unwrap(), Begun::New(_)));
+}
+
+#[test]
+fn whatever_validates_works_and_nothing_else_does() {
+    let edges = [Duration::ZERO, Duration::from_millis(1), Duration::from_secs(60), Duration::MAX];
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let (mut accepted, mut rejected) = (0, 0);
+    for lease in edges {
+        for keep in edges.into_iter().chain([Duration::from_secs(100 * 365 * 86_400)]) {
+            for bytes in [0, 64 << 10, 16 << 20, usize::MAX] {
+                let mut config = KeysConfig::default();
+                (config.lease, config.keep) = (lease, keep);
+                (config.max_fingerprint_bytes, config.max_result_bytes) = (bytes, bytes);
+                let valid = config.validate().is_ok();
+                runtime.block_on(async {
+                    let store = StoreKeys::open(MemoryStore::new(), usize::MAX).await.unwrap();
+                    let keys = Keys::new(store, config);
+                    assert_eq!(keys.is_ok(), valid);
+                    let Ok(keys) = keys else { return };
+                    let begun = keys.begin("s", "k", b"").await.unwrap();
+                    let Begun::New(claim) = begun else { panic!("{begun:?}") };
+                    claim.finish(Bytes::new()).await.unwrap();
+                });
+                if valid { accepted += 1 } else { rejected += 1 }
+            }
+        }
+    }
+    assert!(accepted > 5 && rejected > 20, "{accepted} {rejected}");
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn keys_in_postgresql_keep_the_contract() {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    let config_of: tokio_postgres::Config = url.parse().unwrap();
+    let schema = format!("keys_{}", std::process::id());
+    let store = PostgresKeys::open(config_of.clone(), &schema).await.unwrap();
+    let keys = Keys::new(store.clone(), config()).unwrap();
+    contract(&keys, tokio::time::sleep).await;
+    race(&keys).await;
+    tokio::time::sleep(KEEP + Duration::from_millis(50)).await;
+    assert_eq!(store.forget_expired(3).await.unwrap(), 3);
+    assert!(store.forget_expired(1000).await.unwrap() > 3);
+    assert_eq!(store.forget_expired(1000).await.unwrap(), 0);
+    // A connection that the server has ended is opened again.
+    let client = voussoir_txn::postgres::Connect::connect(&config_of).await.unwrap();
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE $1 \
+               AND pid <> pg_backend_pid()";
+    client.execute(end, &[&format!("%{schema}%")]).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(matches!(keys.begin("after", "k", b"").await.unwrap(), Begun::New(_)));
+    client.batch_execute(&format!("DROP SCHEMA {schema} CASCADE")).await.unwrap();
+}
