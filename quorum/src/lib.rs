@@ -3,6 +3,7 @@
 
 pub mod crdt;
 mod error;
+pub mod merkle;
 pub mod paxos;
 pub mod table;
 pub mod version;
