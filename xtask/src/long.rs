@@ -125,6 +125,11 @@ const TESTS: &[Test] = &[
         args: &["--test", "siblings", "--test", "crdt"],
         length: &[("VOUSSOIR_LIVES", "50000")],
     },
+    Test {
+        package: "voussoir-quorum",
+        args: &["--test", "lives"],
+        length: &[("VOUSSOIR_LIVES", "20000")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",

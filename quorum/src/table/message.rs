@@ -13,7 +13,9 @@ pub enum Request {
         /// The key.
         key: Bytes,
     },
-    /// Gives a write its dot and applies it, as the primary of the operation.
+    /// Gives a write its dot and applies it, as the primary of the operation. What carries calls
+    /// delivers it at most once: a repeated one would be a second write. The other requests may be
+    /// repeated.
     Write {
         /// The key.
         key: Bytes,
