@@ -412,6 +412,10 @@ impl Run {
 }
 
 #[cfg(test)]
+#[path = "explore.rs"]
+mod explore;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::version::Actor;
