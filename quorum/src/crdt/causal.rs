@@ -68,9 +68,9 @@ impl<S> Change<S> {
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Causal<S> {
-    store: S,
+    pub(super) store: S,
     /// Invariant: contains every live dot of `store`.
-    context: DotContext,
+    pub(super) context: DotContext,
 }
 
 impl<S: DotStore> Causal<S> {

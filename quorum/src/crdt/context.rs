@@ -8,9 +8,9 @@ use crate::version::{Actor, Dot, VersionVector};
 /// before their predecessors.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DotContext {
-    vector: VersionVector,
+    pub(super) vector: VersionVector,
     /// Invariant: of each actor, every dot lies at least two above its counter in `vector`.
-    cloud: BTreeSet<Dot>,
+    pub(super) cloud: BTreeSet<Dot>,
 }
 
 impl DotContext {

@@ -30,7 +30,7 @@ pub struct CounterError {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GCounter {
     /// Invariant: no share is 0.
-    shares: BTreeMap<Actor, u64>,
+    pub(super) shares: BTreeMap<Actor, u64>,
 }
 
 impl GCounter {
@@ -70,8 +70,8 @@ impl Crdt for GCounter {
 /// A counter that goes up and down.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PnCounter {
-    added: GCounter,
-    subtracted: GCounter,
+    pub(super) added: GCounter,
+    pub(super) subtracted: GCounter,
 }
 
 impl PnCounter {

@@ -29,6 +29,7 @@
 //! Merging visits every entry of both sides; a change costs what it touches.
 
 mod causal;
+pub mod codec;
 mod context;
 mod counter;
 mod register;

@@ -25,7 +25,7 @@ use crate::version::Timestamp;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LwwRegister<V> {
-    value: Option<(Timestamp, V)>,
+    pub(super) value: Option<(Timestamp, V)>,
 }
 
 impl<V> Default for LwwRegister<V> {

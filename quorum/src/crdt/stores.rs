@@ -8,7 +8,7 @@ use crate::version::Dot;
 /// On while a dot is live.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flag {
-    dots: BTreeSet<Dot>,
+    pub(super) dots: BTreeSet<Dot>,
 }
 
 impl Flag {
@@ -50,7 +50,7 @@ impl DotStore for Flag {
 /// The values that no write has replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Values<V> {
-    values: BTreeMap<Dot, V>,
+    pub(super) values: BTreeMap<Dot, V>,
 }
 
 impl<V> Default for Values<V> {
@@ -105,7 +105,7 @@ impl<V: Clone> DotStore for Values<V> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Set<E> {
     /// Invariant: no element without a live dot.
-    elements: BTreeMap<E, Flag>,
+    pub(super) elements: BTreeMap<E, Flag>,
 }
 
 impl<E> Default for Set<E> {
@@ -173,7 +173,7 @@ impl<E: Clone + Ord> DotStore for Set<E> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Map<K, S> {
     /// Invariant: no key without a live dot.
-    entries: BTreeMap<K, S>,
+    pub(super) entries: BTreeMap<K, S>,
 }
 
 impl<K, S> Default for Map<K, S> {

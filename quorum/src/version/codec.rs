@@ -154,24 +154,24 @@ pub fn decode_timestamp(bytes: [u8; TIMESTAMP_BYTES]) -> Result<Timestamp, Decod
     Ok(Timestamp { physical, logical, actor })
 }
 
-fn put_head(out: &mut BytesMut, kind: u8) {
+pub(crate) fn put_head(out: &mut BytesMut, kind: u8) {
     out.put_u8(VERSION);
     out.put_u8(kind);
     out.put_u16_le(0);
 }
 
-fn put_dot(out: &mut BytesMut, dot: Dot) {
+pub(crate) fn put_dot(out: &mut BytesMut, dot: Dot) {
     out.put_u64_le(dot.actor.node);
     out.put_u64_le(dot.actor.incarnation);
     out.put_u64_le(dot.counter);
 }
 
-fn put_vector(out: &mut BytesMut, vector: &VersionVector) {
+pub(crate) fn put_vector(out: &mut BytesMut, vector: &VersionVector) {
     out.put_u32_le(vector.len() as u32);
     vector.iter().for_each(|dot| put_dot(out, dot));
 }
 
-fn take_head(bytes: &mut Bytes, kind: u8) -> Result<(), DecodeError> {
+pub(crate) fn take_head(bytes: &mut Bytes, kind: u8) -> Result<(), DecodeError> {
     let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
     if version != VERSION {
         return Err(DecodeError::Version(version));
@@ -187,7 +187,7 @@ fn take_head(bytes: &mut Bytes, kind: u8) -> Result<(), DecodeError> {
     }
 }
 
-fn take_dot(bytes: &mut Bytes) -> Result<Dot, DecodeError> {
+pub(crate) fn take_dot(bytes: &mut Bytes) -> Result<Dot, DecodeError> {
     if bytes.len() < DOT_BYTES {
         return Err(DecodeError::Truncated);
     }
@@ -213,7 +213,10 @@ fn take_count(
     Ok(count)
 }
 
-fn take_vector(bytes: &mut Bytes, limits: &Limits) -> Result<VersionVector, DecodeError> {
+pub(crate) fn take_vector(
+    bytes: &mut Bytes,
+    limits: &Limits,
+) -> Result<VersionVector, DecodeError> {
     let count = take_count(bytes, "count of actors", limits.max_actors, DOT_BYTES)?;
     let (mut vector, mut last) = (VersionVector::new(), None);
     for _ in 0..count {
@@ -227,6 +230,6 @@ fn take_vector(bytes: &mut Bytes, limits: &Limits) -> Result<VersionVector, Deco
     Ok(vector)
 }
 
-fn nothing_more(bytes: &Bytes) -> Result<(), DecodeError> {
+pub(crate) fn nothing_more(bytes: &Bytes) -> Result<(), DecodeError> {
     if bytes.is_empty() { Ok(()) } else { Err(DecodeError::Trailing) }
 }
