@@ -3,6 +3,7 @@
 
 pub mod abd;
 pub mod crdt;
+pub mod detector;
 mod error;
 pub mod merkle;
 pub mod paxos;
