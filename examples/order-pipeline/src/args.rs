@@ -26,6 +26,8 @@ pub(crate) struct Cli {
 pub(crate) enum Mode {
     /// Take orders from the standard input, one JSON object a line, and work on them
     Run(Run),
+    /// Do orders from the standard input synchronously, one after the other
+    Direct,
     /// List the dead letters of each service
     DeadLetters(Run),
     /// Have every dead letter delivered again by the next `run`

@@ -3,6 +3,7 @@
 //! ```text
 //! order-pipeline [--seconds 16]    the demo: both forms side by side, a slow service, a dead one
 //! order-pipeline run --data FOLDER < orders.jsonl
+//! order-pipeline direct < orders.jsonl
 //! order-pipeline dead-letters --data FOLDER
 //! order-pipeline redrive --data FOLDER
 //! ```
@@ -29,6 +30,7 @@ async fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.mode {
         Some(Mode::Run(run)) => run::run(&run).await,
+        Some(Mode::Direct) => run::direct().await,
         Some(Mode::DeadLetters(run)) => run::dead_letters(&run).await,
         Some(Mode::Redrive(run)) => run::redrive(&run).await,
         #[cfg(feature = "demo")]

@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::Error;
 use crate::args::Run;
+use crate::direct;
 use crate::order::Order;
 use crate::pipeline::{Pipeline, Times};
 use crate::services::{NAMES, Service};
@@ -16,12 +17,28 @@ const WORKERS: usize = 8;
 /// How often `run` looks whether everything is done.
 const PERIOD: Duration = Duration::from_millis(50);
 
+fn services() -> Vec<Arc<Service>> {
+    let service = |name: &&'static str| Arc::new(Service::new(name, Duration::from_millis(5)));
+    NAMES.iter().map(service).collect()
+}
+
+/// Does orders until the input ends, each before the next is read.
+pub(crate) async fn direct() -> Result<(), Error> {
+    let services = services();
+    let mut lines = BufReader::new(tokio::io::stdin()).lines();
+    // Ends with the input.
+    while let Some(line) = lines.next_line().await? {
+        let order: Order = serde_json::from_str(&line)?;
+        direct::place(&services, &order).await?;
+        println!("order {} is done", order.id);
+    }
+    Ok(())
+}
+
 /// Takes orders until the input ends, and returns when each is done or a dead letter.
 pub(crate) async fn run(run: &Run) -> Result<(), Error> {
     let pipeline = Pipeline::open(&run.data, &Times::default()).await?;
-    let service = |name: &&'static str| Arc::new(Service::new(name, Duration::from_millis(5)));
-    let services: Vec<_> = NAMES.iter().map(service).collect();
-    for (group, service) in services.iter().enumerate() {
+    for (group, service) in services().iter().enumerate() {
         pipeline.start(group, service, WORKERS);
     }
     let mut lines = BufReader::new(tokio::io::stdin()).lines();

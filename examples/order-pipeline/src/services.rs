@@ -63,7 +63,11 @@ impl Service {
         *self.done.lock().entry(order.id).or_default() += 1;
         Ok(())
     }
+}
 
+/// For the demonstration.
+#[cfg(feature = "demo")]
+impl Service {
     pub(crate) fn set_delay(&self, delay: Duration) {
         self.delay_us.store(delay.as_micros() as u64, Relaxed);
     }

@@ -1,6 +1,6 @@
 //! The program as a user runs it: its demonstration, and its commands.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -49,7 +49,7 @@ fn run(folder: &Path, mode: &str, input: &str) -> String {
 }
 
 #[test]
-fn an_order_that_cannot_be_read_is_a_dead_letter_that_an_operator_redrives() {
+fn orders_are_taken_from_the_input_and_done_once_across_restarts() {
     let folder = tempfile::tempdir().unwrap();
     let orders = "{\"id\": 1, \"customer\": \"ada\", \"article\": \"teapot\"}\n\
                   {\"id\": 2, \"customer\": \"ada\", \"article\": \"kettle\"}\n";
@@ -58,6 +58,13 @@ fn an_order_that_cannot_be_read_is_a_dead_letter_that_an_operator_redrives() {
     assert!(said.contains("2 orders taken, 0 dead letters"), "{said}");
     assert_eq!(run(folder.path(), "dead-letters", ""), "");
     assert!(run(folder.path(), "redrive", "").contains("0 dead letters are delivered again"));
+    let mut direct = program();
+    let mut direct = direct.arg("direct").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let direct = direct.as_mut().unwrap();
+    direct.stdin.take().unwrap().write_all(orders.as_bytes()).unwrap();
+    let mut done = String::new();
+    direct.stdout.take().unwrap().read_to_string(&mut done).unwrap();
+    assert!(direct.wait().unwrap().success() && done.contains("order 2 is done"), "{done}");
     // What was done is not done again.
     assert!(run(folder.path(), "run", "").contains("0 orders taken, 0 dead letters"));
 }
