@@ -33,8 +33,8 @@ pub enum SubscribeError {
     Fetch(#[from] FetchError),
 }
 
-/// A reader of all records of a partition, which keeps nothing in memory: what it has not read is in
-/// the log. Each has its own pace, and a limit on how far it may be behind.
+/// A reader of all records of a partition, which keeps nothing in memory: what it has not read is
+/// in the log. Each has its own pace, and a limit on how far it may be behind.
 ///
 /// # Example
 /// ```
@@ -81,8 +81,8 @@ impl Subscription {
         Ok(Self { partition, offset, max_lag, policy, skipped: 0, error: None })
     }
 
-    /// The next batches, about `max_bytes` of them; waits up to `max_wait` for one, and returns none
-    /// when none came.
+    /// The next batches, about `max_bytes` of them; waits up to `max_wait` for one, and returns
+    /// none when none came.
     ///
     /// # Errors
     /// See [`SubscribeError`].
