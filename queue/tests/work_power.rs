@@ -15,13 +15,13 @@ use support::{batch, journal, partition, poll, work};
 use voussoir_journal::Journal;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_queue::work::{Delivery, JournalWork, WorkConfig, WorkError, WorkQueue};
-use voussoir_queue::{Config, Durability, Outcome, Partition, Record, StoreError};
+use voussoir_queue::{Config, Durability, Outcome, Partition, Record};
 use voussoir_sim::Situations;
 
 const LOSSES_A_LIFE: u64 = 10;
 const SECOND: u64 = 1_000_000_000;
 
-static SITUATIONS: [&str; 14] = [
+static SITUATIONS: [&str; 13] = [
     "power lost with an acknowledgement on its way",
     "power lost with a delivery on its way",
     "power lost with records leased",
@@ -35,7 +35,6 @@ static SITUATIONS: [&str; 14] = [
     "a receiver was dropped with its delivery on its way",
     "a late acknowledgement was rejected",
     "a record of a redrive was delivered after a power loss",
-    "the journal was full",
 ];
 
 type Answering = Pin<Box<dyn Future<Output = Result<(), WorkError>>>>;
@@ -304,10 +303,6 @@ impl<'a> Life<'a> {
             }
             (Change::Ack, Err(WorkError::LeaseLost { .. })) => {
                 self.situations.reached("a late acknowledgement was rejected");
-            }
-            (_, Err(WorkError::Store(StoreError::Full { .. }))) => {
-                self.situations.reached("the journal was full");
-                self.release();
             }
             _ => {}
         }
