@@ -315,9 +315,11 @@ async fn a_full_store_changes_nothing_and_a_failed_one_stops() {
     let error = receiving.await.expect_err("the store is full");
     assert!(error.is_retryable() && error.outcome() == Outcome::NotApplied, "{error}");
 
-    advance(SECOND).await;
-    let mut receiving = Box::pin(work.receive(1, NO_WAIT));
-    assert!(poll(&mut receiving).is_none());
+    // It tries again by itself after a pause.
+    let mut receiving = Box::pin(work.receive(1, 60 * SECOND));
+    assert!(poll(&mut receiving).is_none() && store.is_idle());
+    tokio::time::sleep(SECOND).await;
+    assert!(!store.is_idle());
     store.answer_all(&Ok(()));
     let first = receiving.await.expect("it receives").remove(0);
     assert_eq!(first.deliveries, 1, "the delivery that was not written does not count");
@@ -442,6 +444,11 @@ struct HeldStore {
 }
 
 impl HeldStore {
+    /// Whether no write waits for its answer.
+    fn is_idle(&self) -> bool {
+        self.held.lock().expect("no panic").is_empty()
+    }
+
     /// Answers all writes, those too that the answers lead to.
     fn answer_all(&self, result: &Result<(), StoreError>) {
         // Ends: the work queue has nothing more to write at some point; asserted.
@@ -485,4 +492,58 @@ impl WorkStore for HeldStore {
     fn submit(&self, write: WorkWrite, done: Done) {
         self.held.lock().expect("no panic").push((write, done));
     }
+}
+
+/// A store that panics in its second write.
+#[derive(Debug, Default)]
+struct PanickingStore {
+    inner: MemoryWork,
+    writes: std::sync::atomic::AtomicU64,
+}
+
+impl WorkStore for PanickingStore {
+    fn bounds(&self) -> std::ops::Range<u64> {
+        self.inner.bounds()
+    }
+
+    fn read(&self, range: std::ops::Range<u64>, max: usize) -> Result<Vec<Bytes>, StoreError> {
+        self.inner.read(range, max)
+    }
+
+    fn letters(&self) -> std::ops::Range<u64> {
+        self.inner.letters()
+    }
+
+    fn letter(&self, id: u64) -> Result<StoredLetter, StoreError> {
+        self.inner.letter(id)
+    }
+
+    fn max_write_bytes(&self) -> usize {
+        self.inner.max_write_bytes()
+    }
+
+    fn submit(&self, write: WorkWrite, done: Done) {
+        let before = self.writes.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        assert!(before == 0, "this store panics");
+        self.inner.submit(write, done);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_panics_stops_the_work_queue_and_answers_everybody() {
+    let source = source();
+    let work = WorkQueue::open(source.clone(), PanickingStore::default(), config());
+    let work = work.expect("it opens");
+    append(&source, &[Record::new("a")]).await;
+    let first = receive(&work, 1).await.remove(0);
+    let mut waiting = Box::pin(work.receive(1, 60 * SECOND));
+    assert!(poll(&mut waiting).is_none());
+    let acking = std::panic::AssertUnwindSafe(|| {
+        let mut acking = Box::pin(work.ack(&first.receipt));
+        poll(&mut acking)
+    });
+    std::panic::catch_unwind(acking).expect_err("the panic is the caller's");
+    let error = work.ack(&first.receipt).await.expect_err("it has stopped");
+    assert!(matches!(error, WorkError::Store(StoreError::Stopped { .. })), "{error}");
+    assert!(matches!(waiting.await, Err(WorkError::Store(StoreError::Stopped { .. }))));
 }

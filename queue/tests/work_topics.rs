@@ -92,3 +92,45 @@ async fn a_group_is_open_once_and_belongs_to_one_topic() {
     let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
     assert_eq!(values(&receive(&journal, &work)), [b"b"]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn workers_in_many_threads_do_each_record_once() {
+    let mut config = voussoir_journal::Config::default();
+    (config.segment_bytes, config.max_bytes) = (4 << 20, 64 << 20);
+    let disk = CrashFiles::new(3);
+    let journal = Journal::open_with(disk.mount(), config).expect("the journal opens");
+    let queue = Queue::open(&journal, "shop", QueueConfig::default()).expect("the queue opens");
+    let topic = queue.create_topic("orders", TopicConfig::partitions(1)).await;
+    let orders = topic.and_then(|topic| topic.partition(0)).expect("a partition");
+    let mut config = WorkConfig::default();
+    (config.max_records, config.max_dead_letters) = (200, 100);
+    let work = queue.work_queue("orders", 0, "g", config).expect("it opens");
+    let worker = |work: WorkQueue| async move {
+        let mut done = Vec::new();
+        // Ends when nothing comes for a second.
+        loop {
+            let received = work.receive(7, Duration::from_secs(1)).await.expect("it receives");
+            if received.is_empty() {
+                return done;
+            }
+            let receipts: Vec<_> = received.iter().map(|delivery| delivery.receipt).collect();
+            let results = work.ack_all(&receipts).await;
+            assert!(results.iter().all(Result::is_ok), "{results:?}");
+            done.extend(receipts.iter().map(voussoir_queue::work::Receipt::offset));
+        }
+    };
+    let workers: Vec<_> = (0..8).map(|_| tokio::spawn(worker(work.clone()))).collect();
+    for at in 0..2_000 {
+        let appending = orders.append(one(&format!("{at}")), Durability::Synced);
+        if at % 50 == 0 {
+            appending.await.expect("it is appended");
+        }
+    }
+    let mut done = Vec::new();
+    for worker in workers {
+        done.extend(worker.await.expect("it ends"));
+    }
+    done.sort_unstable();
+    assert_eq!(done, (0..2_000).collect::<Vec<u64>>());
+    assert_eq!((work.stats().floor, work.stats().expired), (2_000, 0));
+}

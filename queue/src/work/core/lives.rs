@@ -140,13 +140,10 @@ impl Life<'_> {
             if self.unwritten.is_some() {
                 continue;
             }
-            if self.core.paused_until > self.now {
-                self.now = self.core.paused_until;
-                self.feed(Input::Tick);
-                continue;
-            }
+            let is_paused = self.core.paused_until > self.now;
+            let is_blocked = !is_paused && !self.core.window.dying.is_empty();
             let listed = self.core.ledger.dead.iter().find(|(_, dead)| !dead.is_redriven);
-            if let Some((dead, _)) = listed.filter(|_| !self.core.window.dying.is_empty()) {
+            if let Some((dead, _)) = listed.filter(|_| is_blocked) {
                 let dead = *dead;
                 self.ask(Asked::Purge, |id| Input::Purge { id, dead });
                 continue;

@@ -311,7 +311,8 @@ impl<T: Clone> Core<T> {
         if self.stopped.is_some() {
             return None;
         }
-        let has_work = !self.queued.is_empty() || !self.window.dying.is_empty();
+        let is_wanted = !self.waiting.is_empty() && self.window.has_ready();
+        let has_work = is_wanted || !self.queued.is_empty() || !self.window.dying.is_empty();
         let is_paused = has_work && self.flight.is_none() && self.paused_until > self.now;
         let paused = is_paused.then_some(self.paused_until);
         self.window.next_deadline().into_iter().chain(paused).min()
