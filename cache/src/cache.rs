@@ -108,7 +108,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Found::Value(value, false) = found {
             return Ok(value);
         }
-        Ok(self.resolve_from_source(key, found, 0).await?.value)
+        // In a box: the future of a hit stays small.
+        Ok(Box::pin(self.resolve_from_source(key, found, 0)).await?.value)
     }
 
     /// The value of a key, loaded by `load` when it is not in the cache: cache-aside. Otherwise as
@@ -131,7 +132,7 @@ impl<K: Key, V: Value> Cache<K, V> {
             return Ok(value);
         }
         let load = move |key: K| -> LoadFuture<V> { Box::pin(load(key)) };
-        Ok(self.resolve(key, found, 0, load).await?.value)
+        Ok(Box::pin(self.resolve(key, found, 0, load)).await?.value)
     }
 
     /// Stores a value. A load of the key that is under way does not replace it. Whether it was

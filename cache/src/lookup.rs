@@ -152,14 +152,16 @@ impl<K: Key, V: Value> Inner<K, V> {
         };
         let now = self.clock.now();
         let is_live = entry.version >= self.generation.load(Ordering::Acquire);
-        if is_live && entry.extra.is_none() && now < entry.times.look_at {
+        if is_live && now < entry.look_at {
             self.counters.hits.add();
             return Found::Value(entry.value, false);
         }
         self.judge(&probe, entry, is_live, now)
     }
 
-    /// The rest of [`find`](Self::find), for entries that need a closer look.
+    /// The rest of [`find`](Self::find), for entries that need a closer look. Not inlined: it would
+    /// cost every hit registers.
+    #[inline(never)]
     fn judge(&self, probe: &Probe<'_, K>, entry: Entry<V>, is_live: bool, now: u64) -> Found<V> {
         let idle_over = |extra: &Extra| {
             let idle = self.idle.unwrap_or(u64::MAX);
@@ -170,7 +172,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let judged = if invalid || extra.is_some_and(idle_over) {
             Freshness::Gone
         } else {
-            self.lifetimes.judge(&entry.times, now, &self.random)
+            self.lifetimes.judge(&entry.times(), now, &self.random)
         };
         if let Some(extra) = extra
             && self.idle.is_some()
@@ -197,7 +199,7 @@ impl<K: Key, V: Value> Inner<K, V> {
                     && self.store.remove_version(probe, entry.version).is_some()
                 {
                     let counters = &self.counters;
-                    let is_idle = || extra.is_some_and(idle_over) && now < entry.times.end;
+                    let is_idle = || extra.is_some_and(idle_over) && now < entry.times().end;
                     count(match invalid {
                         true => &counters.invalidated,
                         false if is_idle() => &counters.idle,
@@ -222,7 +224,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let valid = |extra: &Extra| !extra.is_invalid(entry.version);
         entry.version >= self.generation.load(Ordering::Acquire)
             && entry.extra.as_deref().is_none_or(valid)
-            && self.lifetimes.may_serve_on_error(&entry.times, self.clock.now())
+            && self.lifetimes.may_serve_on_error(&entry.times(), self.clock.now())
     }
 
     /// Whether an entry may be served as if its load had just ended. Unlike [`judge`](Self::judge)
@@ -231,7 +233,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let now = self.clock.now();
         let extra = entry.extra.as_deref();
         let idle = self.idle.unwrap_or(u64::MAX);
-        now < entry.times.end
+        now < entry.times().end
             && entry.version >= self.generation.load(Ordering::Acquire)
             && extra.is_none_or(|extra| {
                 !extra.is_invalid(entry.version) && now.saturating_sub(extra.read_at()) < idle
@@ -300,15 +302,6 @@ impl<K: Key, V: Value> Inner<K, V> {
             tracing::error!(target: "voussoir::cache", "the weigher or the tagger panicked");
             return None;
         };
-        let has_extra = !names.is_empty()
-            || !derived.is_empty()
-            || source_version.is_some()
-            || position.is_some()
-            || self.idle.is_some();
-        let extra = has_extra.then(|| {
-            let tags = self.tags.intern(names.iter().chain(&derived).map(String::as_str));
-            Arc::new(Extra { tags, source_version, position, read_at: AtomicU64::new(now) })
-        });
         let own = ttl.map(nanos);
         let mut times = self.lifetimes.times(now, value.is_none(), own, took, &self.random);
         if let Some(remote) = &self.remote {
@@ -318,9 +311,19 @@ impl<K: Key, V: Value> Inner<K, V> {
             }
             times = times.until(now.saturating_add(longest));
         }
+        let has_tags = !names.is_empty() || !derived.is_empty();
+        let is_judged_always = has_tags || self.idle.is_some();
+        let has_extra =
+            is_judged_always || !times.is_plain() || source_version.is_some() || position.is_some();
+        let extra = has_extra.then(|| {
+            let names = names.iter().chain(&derived).map(String::as_str);
+            let tags = if has_tags { self.tags.intern(names) } else { Box::default() };
+            Arc::new(Extra { times, tags, source_version, position, read_at: AtomicU64::new(now) })
+        });
+        let look_at = if is_judged_always { 0 } else { times.look_at };
         // Sums of weights stay far from overflow.
         let weight = weight.clamp(1, self.config.max_weight.saturating_add(1).min(1 << 62));
-        Some(Entry { value, version, times, weight, extra })
+        Some(Entry { value, version, look_at, weight, extra })
     }
 
     /// Stores the result of a load that no write of its key has overtaken. The caller holds the

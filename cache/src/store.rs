@@ -68,21 +68,24 @@ impl<K> Equivalent<HashedKey<K>> for Probe<'_, K> {
 }
 
 /// What is stored for a key. Cloning one costs a clone of the value, and a reference count where
-/// the entry has tags, a version of its own or an idle time.
+/// the entry has tags, a version of its own, an idle time or a time of refresh.
 #[derive(Clone, Debug)]
 pub struct Entry<V> {
     /// `None`: the source has no value, and that is remembered.
     pub(crate) value: Option<V>,
     /// When the value's load began or it was inserted, in the order of the cache's operations.
     pub(crate) version: u64,
-    pub(crate) times: Times,
+    /// Before this time, in nanoseconds of the cache's clock, the value is served without a look at
+    /// `extra`. 0 for an entry with tags or an idle time. Without `extra` the end of the entry.
+    pub(crate) look_at: u64,
     pub(crate) weight: u64,
     pub(crate) extra: Option<Arc<Extra>>,
 }
 
 /// What only some entries have, apart, so that [`Entry`] stays small.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Extra {
+    pub(crate) times: Times,
     pub(crate) tags: Box<[Arc<Tag>]>,
     /// The version that the source gave the value.
     pub(crate) source_version: Option<u64>,
@@ -104,6 +107,10 @@ impl Extra {
 }
 
 impl<V> Entry<V> {
+    pub(crate) fn times(&self) -> Times {
+        self.extra.as_ref().map_or(Times::plain(self.look_at), |extra| extra.times)
+    }
+
     /// The position of the source at which the value was read.
     pub(crate) fn position(&self) -> Option<u64> {
         self.extra.as_ref().and_then(|extra| extra.position)

@@ -155,7 +155,7 @@ pub fn throughput(report: &mut Report) -> Result<(), Error> {
     let runtime = runtime.worker_threads(2).enable_time().build()?;
     let folder = tempfile::tempdir_in(".")?;
     let journal = journal(folder.path())?;
-    for (tasks, connections) in [(1, 1), (64, 1), (64, 8), (64, 64)] {
+    for (tasks, connections) in [(1, 1), (64, 1), (64, 8), (64, 64), (1024, 64)] {
         let slow = || Slow::new(Duration::from_millis(1), connections);
         let (mut own, mut through) = (Vec::new(), Vec::new());
         for _ in 0..PAIRS {

@@ -10,7 +10,7 @@ const EARLY_FACTOR_MAX: f64 = 37.0;
 /// The times of one entry, in nanoseconds of the cache's clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Times {
-    /// From here on a reader looks closer. Invariant: `look_at <= end`.
+    /// From here on a reader looks closer. Invariant: `look_at <= refresh_at`.
     pub(crate) look_at: u64,
     /// From here on the entry is loaded again in the background. Invariant: `refresh_at <= end`.
     pub(crate) refresh_at: u64,
@@ -21,6 +21,17 @@ pub(crate) struct Times {
 }
 
 impl Times {
+    /// Those of an entry that is only fresh until its end.
+    pub(crate) fn plain(end: u64) -> Self {
+        Self { look_at: end, refresh_at: end, end, load_nanos: 0 }
+    }
+
+    /// Whether [`Times::plain`] of the end says the same.
+    pub(crate) fn is_plain(&self) -> bool {
+        // `refresh_at` lies between them, and only before `end` it matters how long the load took.
+        self.look_at == self.end
+    }
+
     /// The same, but over at `end`.
     pub(crate) fn until(self, end: u64) -> Self {
         Self {
