@@ -11,8 +11,8 @@ use crate::demo::Demo;
 
 /// A product catalogue in PostgreSQL, read through a cache.
 ///
-/// Without a command: a demonstration, which ends by itself. It uses the PostgreSQL server of
-/// DATABASE_URL, else it starts one of its own.
+/// Without a command: a demonstration, which ends by itself. It uses the servers of DATABASE_URL
+/// and REDIS_URL, else it starts ones of its own.
 #[derive(Debug, Parser)]
 #[command(
     name = "read-through-postgres",
@@ -32,7 +32,8 @@ pub(crate) struct Cli {
 pub(crate) enum Mode {
     /// Create the table and its triggers, if they do not exist, in the database of DATABASE_URL
     Create(TableName),
-    /// Serve the catalogue in the database of DATABASE_URL, until SIGTERM or Ctrl-C
+    /// Serve the catalogue in the database of DATABASE_URL, until SIGTERM or Ctrl-C. With REDIS_URL
+    /// its processes share what they have read, and tell each other of changes
     Serve(Serve),
 }
 

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use tokio_postgres::Error;
-use voussoir_cache::{Cache, Config, ConfigError, LoadError};
+use voussoir_cache::{Cache, Config, LevelConfig, LoadError};
 
+use crate::shared::Shared;
 use crate::table::{Product, Table, category_tag};
 
 /// Products in memory.
@@ -61,13 +62,23 @@ pub(crate) struct Catalogue {
 }
 
 impl Catalogue {
-    /// A catalogue over `table`.
+    /// A catalogue over `table`; with `shared`, between its memory and the table, and told of the
+    /// changes of the other processes. Needs a tokio runtime then.
     ///
     /// # Errors
-    /// `freshness` breaks a rule of the cache.
-    pub(crate) fn new(table: Table, freshness: &Freshness) -> Result<Self, ConfigError> {
-        let cache = Cache::builder().config(freshness.config()).source(table.clone()).build()?;
-        Ok(Self { cache, table })
+    /// `freshness` breaks a rule of the cache, or Redis cannot be used with this configuration.
+    pub(crate) fn new(
+        table: Table,
+        freshness: &Freshness,
+        shared: Option<&Shared>,
+    ) -> Result<Self, crate::Error> {
+        let mut builder = Cache::builder().config(freshness.config()).source(table.clone());
+        if let Some(shared) = shared {
+            let mut level = LevelConfig::default();
+            level.ttl = freshness.ttl;
+            builder = shared.add_to(builder, level)?;
+        }
+        Ok(Self { cache: builder.build()?, table })
     }
 
     /// The cache itself, for its statistics, and for the listener.
@@ -101,8 +112,9 @@ impl Catalogue {
         try_join_all(ids.iter().map(|id| self.product(*id))).await
     }
 
-    /// Changes the price of a product. Reads in this process that begin after it has
-    /// returned see the new one. False where there is no such product.
+    /// Changes the price of a product. Reads in this process that begin after it has returned see
+    /// the new one, reads in other processes some milliseconds later. False where there is no such
+    /// product.
     ///
     /// # Errors
     /// PostgreSQL cannot be reached, or refuses the price. The product is read again either way:

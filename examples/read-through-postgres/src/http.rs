@@ -148,6 +148,9 @@ async fn stats(State(app): Shared) -> Json<Value> {
         "refreshes": stats.refreshes,
         "invalidated": stats.invalidated,
         "products": stats.entries,
+        "redis_hits": stats.level_hits,
+        "redis_misses": stats.level_misses,
+        "redis_failures": stats.level_failures,
         "listening": app.listener.as_ref().is_some_and(Listener::is_listening),
     }))
 }

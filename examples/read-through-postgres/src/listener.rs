@@ -62,7 +62,6 @@ impl Listener {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    #[cfg(feature = "demo")]
     pub(crate) async fn ready(&self) {
         // An error says that the task has gone, which only `drop` ends.
         let _ = self.listens.clone().wait_for(|listens| *listens).await;
@@ -117,8 +116,12 @@ async fn begin(
     state: &watch::Sender<bool>,
 ) -> Result<(), Error> {
     client.batch_execute(listen).await?;
-    // What was changed before `LISTEN` was told to nobody here: all of it may be stale.
-    cache.clear();
+    // What was changed before `LISTEN` was told to nobody here: all that was read before it may be
+    // stale. A process that has read nothing yet leaves the products in Redis alone: the other
+    // processes have listened, and without them the TTL bounds what is stale there.
+    if cache.stats().misses > 0 {
+        cache.clear();
+    }
     state.send_replace(true);
     Ok(())
 }

@@ -14,6 +14,7 @@ mod http;
 mod listener;
 mod pool;
 mod serve;
+mod shared;
 mod table;
 
 use std::process::ExitCode;
@@ -31,7 +32,8 @@ const NO_DATABASE: &str =
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    let url = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
+    let variable = |name| std::env::var(name).ok().filter(|url| !url.is_empty());
+    let (url, redis) = (variable("DATABASE_URL"), variable("REDIS_URL"));
     if cli.mode.is_some() && url.is_none() {
         eprintln!("read-through-postgres: {NO_DATABASE}");
         return ExitCode::from(2);
@@ -40,7 +42,11 @@ async fn main() -> ExitCode {
         eprintln!("read-through-postgres: DATABASE_URL: {error}");
         return ExitCode::from(2);
     }
-    match run(cli, url).await {
+    if let Some(error) = redis.as_deref().and_then(bad_redis) {
+        eprintln!("read-through-postgres: REDIS_URL: {error}");
+        return ExitCode::from(2);
+    }
+    match run(cli, url, redis).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("read-through-postgres: {}", chain(&*error));
@@ -49,13 +55,13 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run(cli: Cli, url: Option<String>) -> Result<(), Error> {
+async fn run(cli: Cli, url: Option<String>, redis: Option<String>) -> Result<(), Error> {
     let given = url.as_deref().unwrap_or_default();
     match cli.mode {
         Some(Mode::Create(table)) => Ok(Table::new(given, &table.name)?.create().await?),
-        Some(Mode::Serve(serve)) => serve::run(serve, given).await,
+        Some(Mode::Serve(serve)) => serve::run(serve, given, redis.as_deref()).await,
         #[cfg(feature = "demo")]
-        None => demo::run(&cli.demo, url).await,
+        None => demo::run(&cli.demo, url, redis).await,
         // Without the demo a command is required, so clap has ended the process.
         #[cfg(not(feature = "demo"))]
         None => Ok(()),
@@ -64,6 +70,10 @@ async fn run(cli: Cli, url: Option<String>) -> Result<(), Error> {
 
 fn bad_url(url: &str) -> Option<String> {
     url.parse::<tokio_postgres::Config>().err().map(|error| chain(&error))
+}
+
+fn bad_redis(url: &str) -> Option<String> {
+    redis::Client::open(url).err().map(|error| chain(&error))
 }
 
 /// An error with its causes, each named once.

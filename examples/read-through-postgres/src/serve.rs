@@ -12,8 +12,12 @@ use crate::args::Serve;
 use crate::catalogue::Catalogue;
 use crate::http::{App, router};
 use crate::listener::Listener;
+use crate::shared::Shared;
 use crate::table::Table;
 
+/// How long the first request waits for the listener: what is read before it listens has to be
+/// dropped.
+const LISTEN_WAIT: Duration = Duration::from_secs(2);
 /// How long requests in flight may take after the service was told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -21,12 +25,18 @@ const DRAIN: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// The address or the connection string cannot be used.
-pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
-    let catalogue = Catalogue::new(Table::new(url, &serve.table.name)?, &serve.freshness())?;
+pub(crate) async fn run(serve: Serve, url: &str, redis: Option<&str>) -> Result<(), Error> {
+    let name = &serve.table.name;
+    let shared = redis.map(|url| Shared::new(url, name)).transpose()?;
+    let table = Table::new(url, name)?;
+    let catalogue = Catalogue::new(table, &serve.freshness(), shared.as_ref())?;
     let listener = if serve.no_listen {
         None
     } else {
-        Some(Listener::start(url, &serve.table.name, catalogue.cache().clone())?)
+        let listener = Listener::start(url, name, catalogue.cache().clone())?;
+        // Late: the service works without it, and the listener drops what was read meanwhile.
+        let _ = timeout(LISTEN_WAIT, listener.ready()).await;
+        Some(listener)
     };
     let socket = TcpListener::bind(serve.listen)
         .await

@@ -30,6 +30,9 @@ fn check_demo(output: &Output, svg: &std::path::Path) -> String {
     let negative = lines(&said, "negative caching");
     assert!(loads(negative[0], "200", "200") && loads(negative[1], "200", "1"), "{said}");
     assert!(said.contains("200 of 200 new prices"), "{said}");
+    let shared = lines(&said, "two processes");
+    assert!(loads(shared[0], "200", "200"), "{said}");
+    assert!(said.contains("the second process loads nothing"), "{said}");
     assert!(said.contains("until the end of its TTL") && said.contains("until NOTIFY"), "{said}");
     let picture = std::fs::read_to_string(svg).unwrap();
     assert!(picture.starts_with("<svg") && picture.ends_with("</svg>\n"), "{picture}");
@@ -45,20 +48,30 @@ fn each_strategy_does_what_it_is_for() {
     command.args(["--readers", "1000", "--svg"]).arg(&svg);
     let said = check_demo(&command.output().unwrap(), &svg);
     assert!(said.starts_with("database: the PostgreSQL of DATABASE_URL\n"), "{said}");
+    // No server of others is stopped.
+    assert!(said.contains("table renamed away"), "{said}");
+    if std::env::var_os("REDIS_URL").is_some() {
+        assert!(said.contains("second level: the Redis of REDIS_URL\n"), "{said}");
+        assert!(said.contains("not ours to stop"), "{said}");
+    }
 }
 
 #[test]
 #[ignore = "needs postgresql"]
-fn without_database_url_the_demo_runs_a_server_of_its_own() {
+fn without_their_addresses_the_demo_runs_servers_of_its_own() {
     let folder = tempfile::tempdir().unwrap();
     let svg = folder.path().join("stampede.svg");
     let began = Instant::now();
     let mut command = program();
-    command.args(["--readers", "1000", "--svg"]).arg(&svg).env_remove("DATABASE_URL");
+    command.args(["--readers", "1000", "--svg"]).arg(&svg);
+    command.env_remove("DATABASE_URL").env_remove("REDIS_URL");
     let said = check_demo(&command.output().unwrap(), &svg);
+    assert!(said.contains("Redis is back, empty"), "{said}");
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
-    let data = said.lines().next().unwrap().rsplit_once(" in ").unwrap().1;
-    assert!(!std::path::Path::new(data).exists(), "{data} is left");
+    for line in said.lines().take(2) {
+        let data = line.rsplit_once(" in ").unwrap().1;
+        assert!(!std::path::Path::new(data).exists(), "{data} is left");
+    }
 }
 
 /// A running service, killed when a test fails.
@@ -185,6 +198,49 @@ fn products_over_http_are_read_changed_and_told_of() {
 }
 
 #[test]
+#[ignore = "needs postgresql and redis"]
+fn two_processes_share_what_they_have_read_and_tell_each_other_of_changes() {
+    let table = format!("read_through_shared_{}", std::process::id());
+    assert!(program().args(["create", "--table", &table]).status().unwrap().success());
+    let insert = format!("INSERT INTO {table} SELECT id, 'p', 'c', id FROM");
+    execute(&format!("{insert} generate_series(1, 50) AS id"));
+    let first = Service::start(&table, &["--no-listen"]);
+    let until = Instant::now() + Duration::from_secs(20);
+    let mut stats = serde_json::Value::Null;
+    // What is read before the bus is up is dropped.
+    for id in (1..=50).cycle() {
+        assert!(Instant::now() < until, "the first process finds nothing in memory: {stats}");
+        assert_eq!(first.cents(id), id);
+        stats = first.ask("GET", "/stats", "").1;
+        if stats["hits"].as_u64() >= Some(50) {
+            break;
+        }
+    }
+    // A process that starts, with a listener, leaves what the others have in Redis.
+    let second = Service::start(&table, &[]);
+    let until = Instant::now() + Duration::from_secs(20);
+    while second.ask("GET", "/stats", "").1["listening"] != true {
+        assert!(Instant::now() < until, "the listener does not listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for id in 1..=50 {
+        assert_eq!(second.cents(id), id);
+    }
+    let stats = second.ask("GET", "/stats", "").1;
+    assert_eq!(stats["redis_misses"], 0, "the second process has asked the database: {stats}");
+    assert!(stats["redis_hits"].as_u64() >= Some(50), "{stats}");
+    // A change through one process is seen by the other, which has no listener.
+    assert_eq!(second.ask("PUT", "/products/7/price", r#"{"cents": 7000}"#).0, 204);
+    assert_eq!(second.cents(7), 7000);
+    while first.cents(7) != 7000 {
+        assert!(Instant::now() < until, "the first process does not see the change");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    drop((first, second));
+    execute(&format!("DROP TABLE {table}; DROP FUNCTION {table}_tell, {table}_next_version"));
+}
+
+#[test]
 fn a_wrong_command_line_is_status_2_and_help_is_status_0() {
     let run = |arguments: &[&str], url: &str| {
         program().args(arguments).env("DATABASE_URL", url).output().unwrap()
@@ -204,6 +260,15 @@ fn a_wrong_command_line_is_status_2_and_help_is_status_0() {
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
         assert!(said.contains(error), "{arguments:?}: {said}");
     }
+    let output = program()
+        .arg("create")
+        .env("DATABASE_URL", good)
+        .env("REDIS_URL", "http://x")
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("REDIS_URL: "), "{said}");
     let help = run(&["--help"], "");
     assert_eq!(help.status.code(), Some(0));
     assert!(text(&help.stdout).contains("--readers <COUNT>"), "{}", text(&help.stdout));

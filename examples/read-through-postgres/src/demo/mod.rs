@@ -1,8 +1,9 @@
 //! The demonstration: one scene for each strategy, with the loads counted by the database itself.
 
 mod picture;
-mod postgres;
 mod scenes;
+mod servers;
+mod shared;
 mod stampede;
 
 use std::path::PathBuf;
@@ -12,8 +13,9 @@ use clap::Args;
 
 use crate::Error;
 use crate::catalogue::{Catalogue, Freshness};
+use crate::shared::Shared;
 use crate::table::Table;
-use postgres::Postgres;
+use servers::Server;
 
 /// Products, of which every category has [`IN_CATEGORY`].
 const PRODUCTS: i64 = 2_000;
@@ -32,10 +34,11 @@ pub(crate) struct Demo {
     pub(crate) svg: Option<PathBuf>,
 }
 
-/// The database of the demonstration.
+/// The servers of the demonstration.
 #[derive(Debug)]
 struct Stage {
-    postgres: Postgres,
+    postgres: Server,
+    redis: Server,
     name: String,
     /// Loads with [`LOAD_COST`], and counts them.
     table: Table,
@@ -45,20 +48,27 @@ struct Stage {
 ///
 /// # Errors
 /// Something could not be started, or a strategy did not do what it is for.
-pub(crate) async fn run(demo: &Demo, url: Option<String>) -> Result<(), Error> {
-    let postgres = Postgres::start(url).await?;
+pub(crate) async fn run(
+    demo: &Demo,
+    url: Option<String>,
+    redis: Option<String>,
+) -> Result<(), Error> {
+    let postgres = Server::postgresql(url).await?;
     println!("database: {}", postgres.description());
+    let redis = Server::redis(redis).await?;
+    println!("second level: {}", redis.description());
     let name = format!("read_through_demo_{}", std::process::id());
-    let mut stage = Stage::new(postgres, &name).await?;
+    let mut stage = Stage::new(postgres, redis, &name).await?;
     let outcome = stage.play(demo).await;
     let dropped = stage.drop_everything().await;
     stage.postgres.end().await?;
+    stage.redis.end().await?;
     outcome?;
     dropped
 }
 
 impl Stage {
-    async fn new(postgres: Postgres, name: &str) -> Result<Self, Error> {
+    async fn new(postgres: Server, redis: Server, name: &str) -> Result<Self, Error> {
         let table = Table::new(postgres.url(), name)?;
         table.create().await?;
         table
@@ -76,7 +86,7 @@ impl Stage {
              FROM (SELECT nextval('{name}_loads'), pg_sleep({seconds}) OFFSET 0) AS cost
              LEFT JOIN {name} AS found ON found.id = ANY($1)"
         ));
-        Ok(Self { postgres, name: name.to_owned(), table })
+        Ok(Self { postgres, redis, name: name.to_owned(), table })
     }
 
     async fn play(&mut self, demo: &Demo) -> Result<(), Error> {
@@ -91,6 +101,7 @@ impl Stage {
         scenes::invalidation_by_tag(self).await?;
         scenes::behind_the_back(self).await?;
         scenes::listener_lost(self).await?;
+        shared::run(self).await?;
         scenes::stale_if_error(self).await?;
         println!("\nloads: statements that the database has executed, counted by a sequence");
         let svg = match &demo.svg {
@@ -132,7 +143,13 @@ impl Stage {
     }
 
     fn catalogue(&self, freshness: &Freshness) -> Result<Catalogue, Error> {
-        Ok(Catalogue::new(self.table.clone(), freshness)?)
+        Catalogue::new(self.table.clone(), freshness, None)
+    }
+
+    /// A catalogue as another process would have it, with Redis between its memory and the table.
+    fn shared_catalogue(&self, freshness: &Freshness) -> Result<Catalogue, Error> {
+        let shared = Shared::new(self.redis.url(), &self.name)?;
+        Catalogue::new(self.table.clone(), freshness, Some(&shared))
     }
 
     /// Loads that the database has executed since the start.

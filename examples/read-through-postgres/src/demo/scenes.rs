@@ -10,9 +10,9 @@ use crate::catalogue::{Catalogue, Freshness};
 use crate::listener::Listener;
 
 /// A change that no reader has seen after this long is never seen.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-async fn price(catalogue: &Catalogue, id: i64) -> Result<i64, Error> {
+pub(super) async fn price(catalogue: &Catalogue, id: i64) -> Result<i64, Error> {
     let product = catalogue.product(id).await?;
     Ok(product.ok_or_else(|| format!("no product {id}"))?.cents)
 }
