@@ -130,6 +130,11 @@ const TESTS: &[Test] = &[
         args: &["--test", "lives"],
         length: &[("VOUSSOIR_LIVES", "20000")],
     },
+    Test {
+        package: "voussoir-quorum",
+        args: &["--test", "merkle"],
+        length: &[("VOUSSOIR_MERKLE_KEYS", "1000000")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",

@@ -9,7 +9,8 @@ use crate::ConfigError;
 #[non_exhaustive]
 pub struct MerkleConfig {
     /// Levels below the root, each 16 times as wide as the one above: 16^depth buckets. From 1 to
-    /// 6. Default 4: 65,536 buckets, 15 keys each for 1,000,000 keys.
+    /// 6. Default 4: 65,536 buckets, 15 keys each for 1,000,000 keys. The sums of all levels take
+    /// 1.1 MiB with a depth of 4, and 273 MiB with 6.
     pub depth: u8,
     /// Nodes of one question, each answered with 256 bytes. From 1 to 4,096. Default 64.
     pub max_nodes: usize,
