@@ -17,12 +17,18 @@ use crate::types::MAX_VOTERS;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Config {
-    /// This node. One of `voters`.
+    /// This node. One of `voters`, unless it is to join a group that there is.
     pub id: u64,
     /// The group, for processes that run many. Goes into every message. Default 0.
     pub group: u64,
-    /// All voters, in any order, this node included. At most [`MAX_VOTERS`].
+    /// All voters, in any order, this node included. At most [`MAX_VOTERS`]. Where the membership
+    /// may change they matter only to a log that has not been begun: the log knows the members
+    /// from then on, and this list may be empty.
     pub voters: Vec<u64>,
+    /// Whether the membership may change; the same on every node. A node then listens to whoever
+    /// leads, also when it has not heard of that member yet: the transport must let in the nodes
+    /// of this cluster only. Default `false`.
+    pub dynamic: bool,
     /// Seeds the election timeouts and the nonce of forwarded reads. In simulations derive it
     /// from the seed of the run and the number of the start: two lives of a node must not share
     /// it. Default `None`: drawn from the system when the node or core is made.
@@ -109,6 +115,7 @@ impl Default for Config {
             id: 0,
             group: 0,
             voters: Vec::new(),
+            dynamic: false,
             seed: None,
             min_election_timeout: Duration::from_millis(200),
             max_election_timeout: Duration::from_millis(400),
@@ -146,6 +153,12 @@ impl Config {
         Self { id, voters: voters.into(), ..Self::default() }
     }
 
+    /// The defaults for a node that is to join a group that there is: it takes part once a leader
+    /// has added it ([`Raft::change`](crate::Raft::change)).
+    pub fn joining(id: u64) -> Self {
+        Self { id, dynamic: true, ..Self::default() }
+    }
+
     /// Checks every field against its range and against the others.
     ///
     /// # Errors
@@ -174,10 +187,18 @@ impl Config {
         sorted.sort_unstable();
         sorted.dedup();
         check(&[
-            ("voters", !sorted.is_empty(), "must name at least one node"),
+            (
+                "voters",
+                self.dynamic || !sorted.is_empty(),
+                "must name at least one node, unless `dynamic` is set",
+            ),
             ("voters", sorted.len() <= MAX_VOTERS, "must not name more than `MAX_VOTERS` nodes"),
             ("voters", sorted.len() == self.voters.len(), "must name each node once"),
-            ("id", sorted.binary_search(&self.id).is_ok(), "must be one of `voters`"),
+            (
+                "id",
+                self.dynamic || sorted.binary_search(&self.id).is_ok(),
+                "must be one of `voters`, unless `dynamic` is set",
+            ),
         ])
     }
 

@@ -56,6 +56,41 @@ pub enum ProposeRejected {
     Halted,
 }
 
+/// Why a change of the membership was refused. Nothing of it is in any log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ChangeRejected {
+    /// This node does not lead. Retry at `leader`, or later when it is unknown.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<u64>,
+    },
+    /// Another change is under way. Retry when it has ended.
+    #[error("another change of the membership is under way")]
+    InProgress,
+    /// The caller: [`Config::dynamic`](crate::Config) is not set. Do not retry.
+    #[error("the membership of this group is fixed: set `dynamic`")]
+    Fixed,
+    /// The caller: nobody would vote. Do not retry.
+    #[error("a group needs a voter")]
+    NoVoters,
+    /// The caller: more than [`MAX_VOTERS`](crate::MAX_VOTERS) voters or
+    /// [`MAX_LEARNERS`](crate::MAX_LEARNERS) learners, those that are to become voters included.
+    #[error("more members than a group may have")]
+    TooManyMembers,
+    /// The caller: the change names a node in two ways. Do not retry.
+    #[error("the change names a node in two ways")]
+    Contradiction,
+    /// The caller: an address is longer than
+    /// [`MAX_ADDRESS_BYTES`](crate::MAX_ADDRESS_BYTES). Do not retry.
+    #[error("an address is longer than the limit")]
+    AddressTooLong,
+    /// The node has stopped. Retry at another one.
+    #[error("the node has halted")]
+    Halted,
+}
+
 /// Why the core could not give a read index. Reads change nothing: retry freely.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]

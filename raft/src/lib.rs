@@ -9,6 +9,7 @@ mod error;
 #[cfg_attr(docsrs, doc(cfg(feature = "journal")))]
 pub mod journal;
 mod machine;
+mod membership;
 pub mod memory;
 mod message;
 #[cfg(feature = "net")]
@@ -26,14 +27,18 @@ pub use self::core::Restored;
 pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use config::Config;
-pub use error::{ConfigError, CoreError, ProposeRejected, ReadRejected, RestoredError};
+pub use error::{
+    ChangeRejected, ConfigError, CoreError, ProposeRejected, ReadRejected, RestoredError,
+};
 pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
+pub use membership::{Change, MAX_ADDRESS_BYTES, MAX_LEARNERS, Membership};
 pub use message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
     ReadRequest, VoteReply, VoteRequest,
 };
 pub use shell::{
-    Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats, StopReason,
+    ChangeError, Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats,
+    StopReason, TransferError,
 };
 pub use store::{
     Cause, Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName,

@@ -41,6 +41,19 @@ pub enum Message {
     /// "You have acknowledged this entry as durable." A follower whose log does not hold it has
     /// lost its disk, and halts.
     LogLost(LogLost),
+    /// "Campaign now": the leader hands over. Source: thesis §3.10.
+    TimeoutNow {
+        /// The leader's term.
+        term: u64,
+    },
+    /// "The group goes on without you": the answer to a node that asks for votes and is no member
+    /// any more.
+    Removed {
+        /// The term of the node that answers.
+        term: u64,
+        /// The index of a committed membership that leaves the receiver out.
+        index: u64,
+    },
 }
 
 /// A leader reminds a follower of what it has acknowledged, where it may have lost that.
@@ -63,6 +76,9 @@ pub struct VoteRequest {
     pub last_index: u64,
     /// The term of that entry.
     pub last_term: u64,
+    /// The leader has asked for it: whoever hears that leader may vote all the same. Never set in
+    /// [`Message::PreVote`].
+    pub transfer: bool,
 }
 
 /// The answer in both rounds of an election.
@@ -169,9 +185,6 @@ pub struct ReadReply {
 }
 
 impl Message {
-    /// How many kinds of messages are promises.
-    pub(crate) const PROMISES: usize = 4;
-
     /// Whether the receiver relies on the sender not forgetting its term and vote, so that the
     /// message must not leave before they are durable. Questions, refusals of reads and the news
     /// of a later term promise nothing.
@@ -185,6 +198,21 @@ impl Message {
         )
     }
 
+    /// Whether a node that is no member here may say it: it leads, or wants to, by a membership
+    /// that has not arrived here; or it knows that this node is no member.
+    pub(crate) fn may_come_from_stranger(&self) -> bool {
+        matches!(
+            self,
+            Self::PreVote(_)
+                | Self::Vote(_)
+                | Self::Append { .. }
+                | Self::Heartbeat(_)
+                | Self::LogLost(_)
+                | Self::TimeoutNow { .. }
+                | Self::Removed { .. }
+        )
+    }
+
     /// The term that the message carries.
     pub fn term(&self) -> u64 {
         match self {
@@ -195,7 +223,8 @@ impl Message {
             Self::AppendReject(m) => m.term,
             Self::Heartbeat(m) => m.term,
             Self::HeartbeatReply(m) => m.term,
-            Self::Stale { term } => *term,
+            Self::Stale { term } | Self::TimeoutNow { term } => *term,
+            Self::Removed { term, .. } => *term,
             Self::ReadRequest(m) => m.term,
             Self::ReadReply(m) => m.term,
             Self::LogLost(m) => m.term,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::store::SnapshotName;
 
@@ -26,6 +27,14 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Ends that. What arrives for the group afterwards is dropped.
     fn detach(&self, group: u64);
+
+    /// These are the members of `group` from now on, with the addresses that their changes gave
+    /// them: connect to those that are new. Called at the start and whenever the membership that
+    /// counts at this node changes, from the node's loop: it must not block. Does nothing by
+    /// default, for transports that know every node.
+    fn members(&self, group: u64, members: &Membership) {
+        let _ = (group, members);
+    }
 
     /// Sends a message and forgets it. Never blocks and never waits for the peer: what cannot
     /// be sent or queued now is dropped.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use bytes::Bytes;
 
+use crate::membership::Membership;
+
 /// The most voters a group may have. Majorities are computed on the stack over this many.
 pub const MAX_VOTERS: usize = 15;
 
@@ -29,8 +31,8 @@ pub enum EntryKind {
     Noop,
     /// A command for the state machine.
     Command,
-    /// Reserved for membership changes. The log keeps and replicates it; this version proposes
-    /// none.
+    /// The membership of the group from here on; see [`Membership`]. It is not given to the state
+    /// machine. Source: Raft §6.
     Config,
 }
 
@@ -76,9 +78,8 @@ pub struct SnapshotMeta {
     pub index: u64,
     /// The term of that entry.
     pub term: u64,
-    /// The voters at that entry, ascending. Carried so that membership changes need no new
-    /// format.
-    pub voters: Vec<u64>,
+    /// The members of the group at that entry.
+    pub members: Membership,
 }
 
 /// What a node is in its term.
@@ -139,6 +140,15 @@ pub struct Status {
     /// Followers that have lost entries which they had acknowledged as durable. Only a leader
     /// knows: it counts them for nothing until their log is back.
     pub lost_followers: usize,
+    /// The index of the entry that brought the membership that counts here, committed or not; 0
+    /// for the one that the log was begun with.
+    pub members_index: u64,
+    /// Whether this node votes in it.
+    pub is_voter: bool,
+    /// Whether voters are being exchanged.
+    pub is_joint: bool,
+    /// The index of a committed membership that leaves this node out, once it was told.
+    pub removed: Option<u64>,
     /// Set once the node has stopped for good.
     pub halted: Option<HaltReason>,
 }
@@ -175,6 +185,8 @@ impl fmt::Display for FollowerState {
 pub struct FollowerStatus {
     /// The follower.
     pub id: u64,
+    /// Whether it votes; else it only learns.
+    pub is_voter: bool,
     /// How entries flow to it.
     pub state: FollowerState,
     /// Durable at the follower and equal to the leader's log up to here.

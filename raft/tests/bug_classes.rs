@@ -21,7 +21,7 @@ fn append(term: u64, prev: (u64, u64), commit: u64, terms: &[u64]) -> Message {
 }
 
 fn snapshot(index: u64, term: u64) -> SnapshotMeta {
-    SnapshotMeta { index, term, voters: vec![1, 2, 3] }
+    SnapshotMeta { index, term, members: vec![1, 2, 3].into() }
 }
 
 // Commit without a quorum, from a clever structure for progress.
@@ -61,6 +61,7 @@ fn an_append_from_before_the_snapshot_deletes_nothing() {
         base: 5,
         entries: (6..=9).map(|index| entry(index, 3, "kept")).collect(),
         snapshot: Some(snapshot(5, 2)),
+        voters: None,
     };
     let mut lab = Lab::with_disks(3, |_| {}, disk);
     for (prev, terms) in [((0, 0), vec![1; 3]), ((2, 1), vec![1, 2, 2]), ((3, 1), vec![2, 2, 3, 3])]

@@ -89,7 +89,7 @@ fn serve(lab: &mut Lab) {
                 Output::TakeSnapshot => {
                     let index = lab.status(id).applied;
                     let term = lab.core(id).term_at(index).unwrap();
-                    let meta = SnapshotMeta { index, term, voters: lab.ids() };
+                    let meta = SnapshotMeta { index, term, members: lab.ids().into() };
                     lab.node_mut(id).disk.snapshot = Some(meta.clone());
                     lab.step(id, Input::SnapshotTaken { meta });
                 }
@@ -218,10 +218,10 @@ fn timing_that_cannot_work_does_not_validate() {
 fn voters_and_limits_that_cannot_work_name_their_field() {
     type Set = fn(&mut Config);
     let refused: [(Set, &str); 7] = [
-        (|c| c.voters.clear(), "`voters` must name at least one node"),
+        (|c| c.voters.clear(), "`voters` must name at least one node, unless `dynamic` is set"),
         (|c| c.voters.push(3), "`voters` must name each node once"),
         (|c| c.voters.extend(100..200), "`voters` must not name more than `MAX_VOTERS` nodes"),
-        (|c| c.id = 4, "`id` must be one of `voters`"),
+        (|c| c.id = 4, "`id` must be one of `voters`, unless `dynamic` is set"),
         (|c| c.max_reads = 0, "`max_reads` must be at least 1"),
         (|c| c.snapshot_window = 0, "`snapshot_window` must be at least 1"),
         (

@@ -45,7 +45,8 @@ fn an_operator_can_ask_a_node_to_campaign() {
 fn a_vote_that_waits_for_the_disk_is_not_lost_among_other_answers() {
     let mut lab = Lab::new(5);
     lab.node_mut(2).fast_disk = false;
-    let question = Message::Vote(VoteRequest { term: 1, last_index: 0, last_term: 0 });
+    let question =
+        Message::Vote(VoteRequest { term: 1, last_index: 0, last_term: 0, transfer: false });
     lab.send(1, 2, question.clone());
     for _ in 0..1000 {
         for candidate in 3..=5 {

@@ -20,7 +20,7 @@ fn append(term: u64, prev: (u64, u64), commit: u64, terms: &[u64]) -> Message {
 }
 
 fn snapshot(index: u64, term: u64) -> SnapshotMeta {
-    SnapshotMeta { index, term, voters: vec![1, 2, 3] }
+    SnapshotMeta { index, term, members: vec![1, 2, 3].into() }
 }
 
 /// A status but for the count that a refusal changes.
@@ -36,7 +36,8 @@ fn heartbeat_reply(term: u64, round: u64, received: u64) -> Message {
 /// Messages that no correct node sends to a group in term 1 with one entry.
 fn hostile_messages() -> Vec<Message> {
     let beat = |term, round, commit| Message::Heartbeat(Heartbeat { term, round, commit });
-    let ask = |term, last_index, last_term| VoteRequest { term, last_index, last_term };
+    let ask =
+        |term, last_index, last_term| VoteRequest { term, last_index, last_term, transfer: false };
     let mut headless = append(1, (0, 0), 0, &[1]);
     if let Message::Append { head, .. } = &mut headless {
         head.session = 0;
@@ -122,7 +123,8 @@ fn hostile_values_are_refused_at_the_gate_and_counted() {
 // A snapshot from a node that is no voter, or one that cannot be, replaces the machine's state.
 #[test]
 fn snapshots_pass_the_same_gate_as_messages() {
-    let voters = |voters: &[u64]| SnapshotMeta { index: 9, term: 2, voters: voters.to_vec() };
+    let voters =
+        |voters: &[u64]| SnapshotMeta { index: 9, term: 2, members: voters.to_vec().into() };
     let cases = [
         (99, 2, snapshot(9, 2), PeerFault::Stranger),
         (1, 2, snapshot(9, 2), PeerFault::Stranger),
@@ -189,7 +191,7 @@ fn a_start_from_contradictory_parts_is_refused() {
         assert_eq!(restored.term_at(first), terms.first().copied());
         Core::new(Config::new(1, [3, 1, 2]), restored, 0).map(drop)
     };
-    let other = SnapshotMeta { index: 4, term: 2, voters: vec![1, 2, 4] };
+    let other = SnapshotMeta { index: 4, term: 2, members: vec![1, 2, 4].into() };
     for (hard, snapshot, first, terms) in [
         ((1, None), None, 1, &[2][..]),
         ((1, None), Some(snapshot(4, 2)), 5, &[]),
@@ -224,6 +226,7 @@ fn the_ends_of_the_ranges_are_reached_without_a_panic() {
                 base: index,
                 entries: Vec::new(),
                 snapshot: Some(snapshot(index, 5)),
+                voters: None,
             },
         );
         lab.run(5000 * MS);

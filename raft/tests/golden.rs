@@ -12,8 +12,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{Lab, Letter, MS};
+use voussoir_raft::codec::decode_members;
 use voussoir_raft::core::{Input, Output, TransferEnd};
-use voussoir_raft::{Entry, EntryKind, Message, SnapshotMeta};
+use voussoir_raft::{Change, Entry, EntryKind, Message, SnapshotMeta};
 
 #[test]
 fn transcripts() {
@@ -72,6 +73,27 @@ impl Player {
                 });
                 self.states.clear();
             }
+            "growing" => {
+                self.lab = Lab::growing(number(first), number(words.get(2)));
+                self.states.clear();
+            }
+            "change" => {
+                let change = words[3..].iter().fold(Change::new(), |change, word| {
+                    let (how, id) = word.split_at(1);
+                    let id = number(Some(&id));
+                    match how {
+                        "+" => change.voter(id),
+                        "~" => change.learner(id),
+                        _ => change.remove(id),
+                    }
+                });
+                let token = number(words.get(2));
+                lab.step(number(first), Input::Change { token, change });
+            }
+            "hand-over" => {
+                let to = Some(number(words.get(2)));
+                lab.step(number(first), Input::TransferLeadership { to });
+            }
             "time-out" => lab.time_out(number(first)),
             "pass" => {
                 lab.now += number(first) * MS;
@@ -95,7 +117,7 @@ impl Player {
             "snapshot-taken" => {
                 let index = number(words.get(2));
                 let term = lab.core(number(first)).term_at(index).unwrap();
-                let meta = SnapshotMeta { index, term, voters: lab.ids() };
+                let meta = SnapshotMeta { index, term, members: lab.ids().into() };
                 lab.step(number(first), Input::SnapshotTaken { meta });
             }
             "transfer" => {
@@ -181,6 +203,11 @@ fn on_the_wire(letter: &Letter) -> String {
 fn entry(entry: &Entry) -> String {
     let text = match entry.kind {
         EntryKind::Noop => "no-op".to_owned(),
+        EntryKind::Config => {
+            let members = decode_members(entry.data.clone()).unwrap();
+            let (voters, outgoing) = (members.voters(), members.outgoing());
+            format!("voters {voters:?} outgoing {outgoing:?} learners {:?}", members.learners())
+        }
         _ => String::from_utf8_lossy(&entry.data).into_owned(),
     };
     format!("{}@{} {text}", entry.index, entry.term)

@@ -16,7 +16,7 @@ fn append(term: u64, prev: (u64, u64), commit: u64, terms: &[u64]) -> Message {
 }
 
 fn vote(term: u64, last_index: u64, last_term: u64) -> Message {
-    Message::Vote(VoteRequest { term, last_index, last_term })
+    Message::Vote(VoteRequest { term, last_index, last_term, transfer: false })
 }
 
 /// The answers that node `id` has sent to `to`.
@@ -373,7 +373,7 @@ fn s5_4_1_votes_go_to_logs_that_are_at_least_as_up_to_date() {
         lab.send(2, 1, vote(3, last_index, last_term));
         let expected = Message::VoteReply(VoteReply { term: 3, granted });
         assert_eq!(answers(&mut lab, 1, 2), [expected], "{log:?} {last_index} {last_term}");
-        let question = VoteRequest { term: 4, last_index, last_term };
+        let question = VoteRequest { term: 4, last_index, last_term, transfer: false };
         lab.send(3, 1, Message::PreVote(question));
         let term = if granted { 4 } else { 3 };
         let expected = Message::PreVoteReply(VoteReply { term, granted });
@@ -420,7 +420,7 @@ fn s7_followers_that_lag_behind_the_log_get_a_snapshot() {
     lab.isolate(3);
     (0..10).for_each(|token| lab.propose(1, token, "x"));
     lab.settle();
-    let meta = voussoir_raft::SnapshotMeta { index: 8, term: 1, voters: vec![1, 2, 3] };
+    let meta = voussoir_raft::SnapshotMeta { index: 8, term: 1, members: vec![1, 2, 3].into() };
     lab.step(1, Input::SnapshotTaken { meta: meta.clone() });
     assert_eq!(lab.status(1).first, 9);
     lab.heal();

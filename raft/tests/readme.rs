@@ -31,7 +31,7 @@ fn plain(told: &str) -> String {
     };
     match told.split_once(" less ") {
         Some((more, less)) => (number(&amount(more)) - number(&amount(less))).to_string(),
-        None if told == "none" => told.to_owned(),
+        None if told == "none" || told == "false" => told.to_owned(),
         None => amount(told),
     }
 }

@@ -21,7 +21,7 @@ struct Alone {
 }
 
 fn name(index: u64, term: u64, identity: u64, voters: &[u64]) -> SnapshotName {
-    SnapshotName { meta: SnapshotMeta { index, term, voters: voters.to_vec() }, identity }
+    SnapshotName { meta: SnapshotMeta { index, term, members: voters.to_vec().into() }, identity }
 }
 
 fn open(name: &SnapshotName, term: u64) -> SnapshotPart {

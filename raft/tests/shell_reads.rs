@@ -263,7 +263,7 @@ impl Follower {
 
     /// Sends the snapshot of the first `index` entries.
     async fn snapshot(&self, index: u64) {
-        let meta = SnapshotMeta { index, term: 5, voters: vec![1, 2, 3] };
+        let meta = SnapshotMeta { index, term: 5, members: vec![1, 2, 3].into() };
         let name = SnapshotName { meta, identity: 9 };
         let parts = [
             SnapshotPart::Open { term: 5, name, chunks: 1 },

@@ -69,6 +69,8 @@ pub fn encode(group: u64, message: &Message) -> Frame {
         Message::Heartbeat(m) => put(&mut out, 8, group, &[m.term, m.round, m.commit], 0),
         Message::HeartbeatReply(m) => put(&mut out, 9, group, &[m.term, m.round, m.received], 0),
         Message::Stale { term } => put(&mut out, 10, group, &[*term], 0),
+        Message::TimeoutNow { term } => put(&mut out, 14, group, &[*term], 0),
+        Message::Removed { term, index } => put(&mut out, 15, group, &[*term, *index], 0),
         Message::ReadRequest(m) => put(&mut out, 11, group, &[m.term, m.nonce, m.context], 0),
         Message::LogLost(m) => {
             put(&mut out, 13, group, &[m.term, m.matched, m.matched_term], 0);
@@ -125,7 +127,8 @@ where
 }
 
 fn put_vote_request(out: &mut BytesMut, kind: u8, group: u64, request: &VoteRequest) {
-    put(out, kind, group, &[request.term, request.last_index, request.last_term], 0);
+    put(out, kind, group, &[request.term, request.last_index, request.last_term], 1);
+    out.put_u8(u8::from(request.transfer));
 }
 
 fn put_vote_reply(out: &mut BytesMut, kind: u8, group: u64, reply: &VoteReply) {
@@ -189,13 +192,16 @@ pub fn decode(bytes: Bytes) -> Result<(u64, Message), DecodeError> {
             let (matched, matched_term) = (fields.u64()?, fields.u64()?);
             Message::LogLost(LogLost { term, matched, matched_term })
         }
+        14 => Message::TimeoutNow { term },
+        15 => Message::Removed { term, index: fields.u64()? },
         other => return Err(DecodeError::Kind(other)),
     };
     if all.bytes.is_empty() { Ok((group, message)) } else { Err(DecodeError::Trailing) }
 }
 
 fn vote_request(fields: &mut Reader, term: u64) -> Result<VoteRequest, DecodeError> {
-    Ok(VoteRequest { term, last_index: fields.u64()?, last_term: fields.u64()? })
+    let (last_index, last_term) = (fields.u64()?, fields.u64()?);
+    Ok(VoteRequest { term, last_index, last_term, transfer: fields.flag("transfer")? })
 }
 
 fn vote_reply(fields: &mut Reader, term: u64) -> Result<VoteReply, DecodeError> {

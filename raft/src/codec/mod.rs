@@ -15,7 +15,7 @@
 //!
 //! | kind | message | fields after the term |
 //! |---|---|---|
-//! | 1, 3 | `PreVote`, `Vote` | last_index u64, last_term u64 |
+//! | 1, 3 | `PreVote`, `Vote` | last_index u64, last_term u64, transfer u8 (0, 1) |
 //! | 2, 4 | `PreVoteReply`, `VoteReply` | granted u8 (0, 1) |
 //! | 5 | `Append` | session u64, prev_index u64, prev_term u64, commit u64, probe u8 (0, 1), reserved u8, length of an entry head u16, count u32 |
 //! | 6 | `AppendAck` | session u64, matched u64, received u64 |
@@ -26,6 +26,8 @@
 //! | 11 | `ReadRequest` | nonce u64, context u64 |
 //! | 12 | `ReadReply` | nonce u64, context u64, index u64, has_index u8 (0, 1) |
 //! | 13 | `LogLost` | matched u64, matched_term u64 |
+//! | 14 | `TimeoutNow` | none |
+//! | 15 | `Removed` | index u64 |
 //!
 //! After the fields of an `Append` come `count` entry heads, and then the payloads, one after
 //! the other. Entry `i` has index `prev_index + 1 + i`. An entry head:
@@ -64,13 +66,27 @@
 //! | 0 | u8 | version, 1 | version, 1 | version, 1 |
 //! | 1 | u8 | kind, as above | 1: the vote counts, 0: none | reserved |
 //! | 2 | u16 | length of the head, 24 | the same | the same |
-//! | 4 | u32 | reserved | reserved | number of voters |
+//! | 4 | u32 | reserved | reserved | length of the membership |
 //! | 8 | u64 | term | term | index |
 //! | 16 | u64 | index | vote | term |
-//! | 24 | | payload | | voters, u64 each |
+//! | 24 | | payload | | membership |
+//!
+//! # Memberships, version 1
+//!
+//! The payload of a configuration entry, and a part of the name of a snapshot.
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8, u8, u8 | number of voters, of outgoing voters (0 unless joint), of learners |
+//! | 4 | u16 | number of addresses |
+//! | 6 | u16 | reserved: written as 0, not looked at |
+//! | 8 | u64 each | voters, outgoing voters, learners; each list ascending |
+//! | | u64, u16, bytes each | addresses, ascending: the member, the length, UTF-8 |
 //!
 //! Records carry no checksum of their own: the journal's frames do.
 
+mod members;
 mod message;
 mod part;
 mod record;
@@ -78,6 +94,7 @@ mod record;
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
+pub use self::members::{decode_members, encode_members};
 pub use self::message::{Frame, decode, encode, encode_append};
 pub use self::part::{decode_answer, decode_part, encode_answer, encode_part};
 pub use self::record::{

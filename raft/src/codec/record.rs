@@ -2,8 +2,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{DecodeError, Reader, VERSION};
-use crate::types::{Entry, EntryKind, HardState, MAX_VOTERS, SnapshotMeta};
+use super::{DecodeError, Reader, VERSION, decode_members, encode_members};
+use crate::types::{Entry, EntryKind, HardState, SnapshotMeta};
 
 /// The length of what precedes the payload in the record of an entry, in bytes.
 pub const ENTRY_HEAD_BYTES: usize = 24;
@@ -91,9 +91,10 @@ pub fn decode_hard_state(bytes: Bytes) -> Result<HardState, DecodeError> {
 
 /// The record that names a snapshot.
 pub fn encode_snapshot(meta: &SnapshotMeta) -> Bytes {
-    let mut out = BytesMut::with_capacity(HEAD + meta.voters.len() * 8);
-    out.put_slice(&head(0, meta.voters.len() as u32, meta.index, meta.term));
-    meta.voters.iter().for_each(|voter| out.put_u64_le(*voter));
+    let members = encode_members(&meta.members);
+    let mut out = BytesMut::with_capacity(HEAD + members.len());
+    out.put_slice(&head(0, members.len() as u32, meta.index, meta.term));
+    out.put_slice(&members);
     out.freeze()
 }
 
@@ -103,22 +104,11 @@ pub fn encode_snapshot(meta: &SnapshotMeta) -> Bytes {
 /// [`DecodeError`] when it is none.
 pub fn decode_snapshot(bytes: Bytes) -> Result<SnapshotMeta, DecodeError> {
     let Head { third, first_word: index, second_word: term, rest, .. } = read_head(bytes)?;
-    let count = third as usize;
-    if count > MAX_VOTERS {
-        return Err(DecodeError::Field("number of voters"));
-    }
     if index == u64::MAX {
         return Err(DecodeError::Field("index"));
     }
-    let mut rest = Reader { bytes: rest };
-    let voters = (0..count).map(|_| rest.u64()).collect::<Result<Vec<_>, _>>()?;
-    let ascending = voters.windows(2).all(|pair| pair[0] < pair[1]);
-    if !ascending {
-        return Err(DecodeError::Field("voters"));
+    if rest.len() != third as usize {
+        return Err(DecodeError::Field("length of the membership"));
     }
-    if rest.bytes.is_empty() {
-        Ok(SnapshotMeta { index, term, voters })
-    } else {
-        Err(DecodeError::Trailing)
-    }
+    Ok(SnapshotMeta { index, term, members: decode_members(rest)? })
 }

@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::membership::{Change, Membership};
 use crate::message::*;
 use crate::types::{Entry, EntryKind, HardState, SnapshotMeta};
 
@@ -23,7 +24,7 @@ fn entry(term: u64, index: u64, data: &'static [u8]) -> Entry {
 }
 
 fn samples() -> Vec<(Message, &'static str)> {
-    let request = VoteRequest { term: 5, last_index: 9, last_term: 4 };
+    let request = VoteRequest { term: 5, last_index: 9, last_term: 4, transfer: false };
     let head =
         AppendHead { term: 5, session: 2, prev_index: 9, prev_term: 4, commit: 8, probe: true };
     vec![
@@ -71,6 +72,8 @@ fn samples() -> Vec<(Message, &'static str)> {
             Message::LogLost(LogLost { term: 5, matched: 9, matched_term: 4 }),
             include_str!("golden/log_lost.hex"),
         ),
+        (Message::TimeoutNow { term: 5 }, include_str!("golden/timeout_now.hex")),
+        (Message::Removed { term: 5, index: 9 }, include_str!("golden/removed.hex")),
     ]
 }
 
@@ -81,6 +84,46 @@ fn messages_have_the_bytes_that_version_1_promised() {
         assert_eq!(hex(&bytes), golden.trim(), "{message:?}");
         assert_eq!(decode(bytes), Ok((0xaa, message)));
     }
+}
+
+#[test]
+fn memberships_have_the_bytes_that_version_1_promised() {
+    let three = Membership::new([1, 2, 3]);
+    let target = Change::new().remove(2).voter(4).learner(5).address(4, "four");
+    let joint = three.joint_to(&target.apply(&three).unwrap());
+    let words = |numbers: &[u64]| -> String {
+        numbers.iter().map(|number| hex(&number.to_le_bytes())).collect()
+    };
+    let golden = format!(
+        "0103030101000000{}{}0400{}",
+        words(&[1, 3, 4, 1, 2, 3, 5]),
+        words(&[4]),
+        hex(b"four")
+    );
+    let bytes = encode_members(&joint);
+    assert_eq!(hex(&bytes), golden);
+    assert_eq!(decode_members(bytes.clone()), Ok(joint));
+    for cut in 0..bytes.len() {
+        assert!(decode_members(bytes.slice(..cut)).is_err(), "cut at {cut}");
+    }
+    let refused = [
+        (words(&[1, 3, 3, 1, 2, 3, 5]), "a voter twice"),
+        (words(&[1, 3, 4, 1, 2, 3, 4]), "a voter that learns"),
+        (words(&[1, 3, 5, 1, 2, 3, 6]), "an address of nobody"),
+    ];
+    for (ids, why) in refused {
+        let text = format!("0103030101000000{ids}{}0400{}", words(&[4]), hex(b"four"));
+        let bytes: Vec<u8> = (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect();
+        assert_eq!(decode_members(bytes.into()), Err(DecodeError::Field("members")), "{why}");
+    }
+    assert_eq!(
+        decode_members(Bytes::from_static(&[1, 255, 0, 0, 0, 0, 0, 0])),
+        Err(DecodeError::Field("number of members")),
+        "before anything is read"
+    );
 }
 
 #[test]
@@ -95,11 +138,12 @@ fn records_have_the_bytes_that_version_1_promised() {
     assert_eq!(hex(&bytes), "010118000000000003000000000000000200000000000000");
     assert_eq!(decode_hard_state(bytes), Ok(voted));
 
-    let meta = SnapshotMeta { index: 7, term: 3, voters: vec![1, 2] };
+    let meta = SnapshotMeta { index: 7, term: 3, members: vec![1, 2].into() };
     let bytes = encode_snapshot(&meta);
     assert_eq!(
         hex(&bytes),
-        "01001800020000000700000000000000030000000000000001000000000000000200000000000000"
+        "01001800180000000700000000000000030000000000000001020000000000000100000000000000\
+         0200000000000000"
     );
     assert_eq!(decode_snapshot(bytes), Ok(meta));
 }
@@ -192,7 +236,7 @@ fn any_append() -> impl Strategy<Value = Message> {
 fn any_message() -> impl Strategy<Value = Message> {
     let small = (0..11_u8, any::<[u64; 5]>(), any::<bool>()).prop_map(|(kind, words, flag)| {
         let [term, a, b, c, d] = words;
-        let request = VoteRequest { term, last_index: a, last_term: b };
+        let request = VoteRequest { term, last_index: a, last_term: b, transfer: a % 2 == 1 };
         let reply = VoteReply { term, granted: flag };
         let (received, matched) = (b.max(c), b.min(c));
         match kind {
@@ -274,7 +318,7 @@ proptest! {
         prop_assert_eq!(decode_entry(encode_entry(&stored)), Ok(stored));
         let hard = HardState { term, vote };
         prop_assert_eq!(decode_hard_state(encode_hard_state(hard)), Ok(hard));
-        let meta = SnapshotMeta { index, term, voters: voters.into_iter().collect() };
+        let meta = SnapshotMeta { index, term, members: Membership::new(voters) };
         prop_assert_eq!(decode_snapshot(encode_snapshot(&meta)), Ok(meta));
     }
 }

@@ -175,6 +175,7 @@ impl Core {
         self.commit = index;
         self.verified = self.verified.max(index);
         self.proposals.committed(index, &self.log, &mut self.out);
+        self.commit_members();
     }
 
     pub(super) fn flush_apply(&mut self) {

@@ -3,6 +3,7 @@
 //! Source: Raft §5.2, §5.4.1; PreVote and leader stickiness: thesis §9.6, §4.2.3.
 
 use super::io::Output;
+use super::roster::OWN;
 use super::votes::{Ballot, Votes};
 use super::{Core, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
@@ -43,6 +44,10 @@ impl Core {
         self.reset_election_timer();
         self.leader = None;
         self.requeue_forwarded();
+        if !self.may_campaign() {
+            self.role = RoleState::Follower;
+            return;
+        }
         let disk_silent = self.storage.silent_since().map_or(0, |at| self.now.saturating_sub(at));
         let disk_stalled = disk_silent >= self.timing.disk_stall;
         if self.storage.hard_pending().is_some() {
@@ -59,32 +64,43 @@ impl Core {
             self.role = RoleState::Follower;
             return;
         };
-        if disk_stalled || (yields && !self.others.is_empty()) {
+        if disk_stalled || (yields && !self.roster.is_sole_voter()) {
             self.yielded = true;
             self.role = RoleState::Follower;
             return;
         }
         self.role = RoleState::PreCandidate(Votes::with_own());
-        if self.majority() <= 1 {
-            self.become_candidate();
+        if self.roster.has_won(OWN) {
+            self.become_candidate(false);
             return;
         }
-        self.ask(u16::MAX, &Message::PreVote(question));
+        self.ask(u64::MAX, &Message::PreVote(question));
     }
 
-    fn become_candidate(&mut self) {
+    /// The leader hands over to this node: it campaigns at once, and its voters need not wait
+    /// until they miss the leader. Source: thesis §3.10.
+    pub(super) fn on_timeout_now(&mut self, from: u64) {
+        let asked = self.leader == Some(from) && matches!(self.role, RoleState::Follower);
+        if asked && self.may_campaign() && self.storage.hard_pending().is_none() {
+            self.become_candidate(true);
+        }
+    }
+
+    fn become_candidate(&mut self, transfer: bool) {
         let Some(question) = self.vote_request() else { return };
+        let question = VoteRequest { transfer, ..question };
         self.yielded = false;
         self.candidacies = self.candidacies.saturating_add(1);
         self.reset_election_timer();
         self.term += 1;
         self.vote = Some(self.config.id);
         self.leader = None;
+        self.requeue_forwarded();
         self.contact = None;
         self.role = RoleState::Candidate;
         self.new_term_begins();
         self.ballot = Some(Ballot { votes: Votes::default(), asked_at: self.now });
-        self.ask(u16::MAX, &Message::Vote(question));
+        self.ask(u64::MAX, &Message::Vote(question));
     }
 
     /// The own vote is worth something only once it cannot be forgotten.
@@ -93,7 +109,7 @@ impl Core {
             return;
         }
         if let Some(ballot) = &mut self.ballot {
-            ballot.votes.own = true;
+            ballot.votes.granted |= OWN;
             self.count_votes();
         }
     }
@@ -112,13 +128,14 @@ impl Core {
         if self.term >= MAX_TERM || self.log.last() >= MAX_INDEX {
             return None;
         }
-        Some(VoteRequest { term: self.term + 1, last_index, last_term })
+        Some(VoteRequest { term: self.term + 1, last_index, last_term, transfer: false })
     }
 
     /// Asks the voters in the places that `wanted` has set. Nothing is promised by asking, so it
     /// does not wait for the own term and vote to be durable.
-    fn ask(&mut self, wanted: u16, message: &Message) {
-        for (place, voter) in self.others.iter().enumerate() {
+    fn ask(&mut self, wanted: u64, message: &Message) {
+        let wanted = wanted & self.roster.voters();
+        for (place, voter) in self.roster.others.iter().enumerate() {
             if wanted & (1 << place) != 0 {
                 let message = message.clone();
                 self.out.push_back(Output::Send { to: *voter, message });
@@ -220,7 +237,7 @@ impl Core {
         if reply.granted && reply.term != asked {
             return;
         }
-        let Some(place) = self.others.iter().position(|voter| *voter == from) else { return };
+        let Some(place) = self.roster.place(from) else { return };
         if let RoleState::PreCandidate(votes) = &mut self.role {
             votes.note(place, reply.granted);
             self.count_pre_votes();
@@ -233,7 +250,7 @@ impl Core {
             return;
         }
         if question.term > self.term {
-            if self.is_led() {
+            if self.is_led() && !question.transfer {
                 return;
             }
             self.become_follower(question.term, None);
@@ -256,23 +273,18 @@ impl Core {
         if reply.term != self.term {
             return;
         }
-        let Some(place) = self.others.iter().position(|voter| *voter == from) else { return };
+        let Some(place) = self.roster.place(from) else { return };
         if let Some(ballot) = &mut self.ballot {
             ballot.votes.note(place, reply.granted);
             self.count_votes();
         }
     }
 
-    /// Whether so many have refused that the others are no majority.
-    fn is_lost(&self, votes: Votes) -> bool {
-        self.others.len() + 1 - votes.refused() < self.majority()
-    }
-
     fn count_pre_votes(&mut self) {
         let RoleState::PreCandidate(votes) = self.role else { return };
-        if votes.granted() >= self.majority() {
-            self.become_candidate();
-        } else if self.is_lost(votes) {
+        if self.roster.has_won(votes.granted) {
+            self.become_candidate(false);
+        } else if self.roster.is_lost(votes.refused) {
             // Wait for another leader instead of for the rest of the answers.
             self.role = RoleState::Follower;
         }
@@ -284,11 +296,11 @@ impl Core {
         let Some(Ballot { votes, asked_at }) = self.ballot else { return };
         // The others alone may be a majority. But a leader whose own term and vote are not
         // durable would forget them with a crash.
-        if votes.own && votes.granted() >= self.majority() && self.leader.is_none() {
+        if votes.has_own() && self.roster.has_won(votes.granted) && self.leader.is_none() {
             // Used up: a leader that steps down never leads the same term a second time.
             self.ballot = None;
             self.become_leader(self.now.saturating_sub(asked_at));
-        } else if self.is_lost(votes) && matches!(self.role, RoleState::Candidate) {
+        } else if self.roster.is_lost(votes.refused) && matches!(self.role, RoleState::Candidate) {
             self.role = RoleState::Follower;
         }
     }

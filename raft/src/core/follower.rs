@@ -34,15 +34,22 @@ impl Ack {
 impl Core {
     pub(super) fn on_message(&mut self, from: u64, message: Message) {
         let ahead = message.term() > self.term.saturating_add(MAX_TERM_STEP);
-        if ahead || self.gate.message(from, &message).is_err() {
+        // Whoever leads or wants to may be a member that this node has not heard of yet; only a
+        // member answers. Source: thesis §4.1.
+        let is_stranger = !message.may_come_from_stranger() && !self.members.contains(from);
+        if ahead || is_stranger || self.gate.message(from, &message).is_err() {
             self.rejected_inputs += 1;
             return;
         }
-        // These two do not take part in the order of terms by themselves.
+        if matches!(message, Message::PreVote(_) | Message::Vote(_)) {
+            self.tell_if_removed(from);
+        }
+        // These do not take part in the order of terms by themselves.
         match message {
             Message::PreVote(question) => return self.on_pre_vote(from, question),
             Message::PreVoteReply(reply) => return self.on_pre_vote_reply(from, reply),
             Message::Vote(question) => return self.on_vote(from, question),
+            Message::Removed { index, .. } => return self.on_removed(index),
             _ => {}
         }
         let term = message.term();
@@ -67,7 +74,9 @@ impl Core {
             Message::ReadRequest(request) => self.on_read_request(from, request),
             Message::ReadReply(reply) => self.on_read_reply(reply),
             Message::LogLost(lost) => self.on_log_lost(from, lost),
-            Message::PreVote(_)
+            Message::TimeoutNow { .. } => self.on_timeout_now(from),
+            Message::Removed { .. }
+            | Message::PreVote(_)
             | Message::PreVoteReply(_)
             | Message::Vote(_)
             | Message::Stale { .. } => {}
@@ -178,10 +187,12 @@ impl Core {
         }
         for entry in fresh {
             if entry.term < self.log.last_term() {
+                self.adopt_members();
                 return false;
             }
-            self.log.push(entry);
+            self.push_entry(entry);
         }
+        self.adopt_members();
         true
     }
 
@@ -193,6 +204,7 @@ impl Core {
         }
         self.log.truncate(from);
         self.storage.truncated(from);
+        self.truncate_members(from);
         true
     }
 

@@ -1,8 +1,10 @@
 //! The one gate for what comes from a peer: who may speak, and which values can be true.
 
+use crate::codec;
 use crate::config::Config;
+use crate::membership::Membership;
 use crate::message::{AppendHead, Message};
-use crate::types::{Entry, MAX_INDEX, MAX_TERM, SnapshotMeta};
+use crate::types::{Entry, EntryKind, MAX_INDEX, MAX_TERM, SnapshotMeta};
 
 /// Why an input from a peer was refused. Nothing was taken from it, as if it had been lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,8 +27,8 @@ pub enum PeerFault {
     /// A session or a round of heartbeats that the receiver never began.
     #[error("a session or round that never began")]
     Round,
-    /// A snapshot of another group of voters.
-    #[error("the snapshot names other voters")]
+    /// A membership that this group cannot have: a fixed one of other voters, or one without any.
+    #[error("a membership that this group cannot have")]
     Voters,
 }
 
@@ -39,6 +41,8 @@ pub struct Gate {
     id: u64,
     /// Ascending.
     voters: Vec<u64>,
+    /// The membership may change, so that whoever the transport lets in may speak.
+    dynamic: bool,
 }
 
 impl Gate {
@@ -46,15 +50,17 @@ impl Gate {
     pub fn new(config: &Config) -> Self {
         let mut voters = config.voters.clone();
         voters.sort_unstable();
-        Self { id: config.id, voters }
+        Self { id: config.id, voters, dynamic: config.dynamic }
     }
 
-    /// Checks that `from` is another voter.
+    /// Checks that `from` is another voter or, where the membership may change, another node: the
+    /// core then looks whether it is a member.
     ///
     /// # Errors
     /// [`PeerFault::Stranger`].
     pub fn sender(&self, from: u64) -> Result<(), PeerFault> {
-        let known = from != self.id && self.voters.binary_search(&from).is_ok();
+        let known = self.dynamic || self.voters.binary_search(&from).is_ok();
+        let known = known && from != self.id;
         if known { Ok(()) } else { Err(PeerFault::Stranger) }
     }
 
@@ -74,7 +80,16 @@ impl Gate {
                 check(m.last_term < m.term, PeerFault::Term)?;
                 index(m.last_index)
             }
-            Message::Append { head, entries } => append(head, entries),
+            Message::Append { head, entries } => {
+                append(head, entries)?;
+                let configs = entries.iter().filter(|entry| entry.kind == EntryKind::Config);
+                for entry in configs {
+                    let members = codec::decode_members(entry.data.clone());
+                    let sound = members.is_ok_and(|members| !members.is_empty());
+                    check(self.dynamic && sound, PeerFault::Voters)?;
+                }
+                Ok(())
+            }
             Message::AppendAck(m) => {
                 check(m.matched <= m.received, PeerFault::Index)?;
                 check(m.session > 0, PeerFault::Round)?;
@@ -96,7 +111,9 @@ impl Gate {
                 check((1..=m.term).contains(&m.matched_term), PeerFault::Term)?;
                 index(m.matched)
             }
+            Message::Removed { index: at, .. } => index(*at),
             Message::PreVoteReply(_)
+            | Message::TimeoutNow { .. }
             | Message::VoteReply(_)
             | Message::Stale { .. }
             | Message::ReadRequest(_) => Ok(()),
@@ -113,14 +130,30 @@ impl Gate {
         check((1..=term).contains(&meta.term), PeerFault::Term)?;
         check(meta.index > 0, PeerFault::Index)?;
         index(meta.index)?;
-        check(self.are_the_voters(&meta.voters), PeerFault::Voters)
+        check(self.may_have(&meta.members), PeerFault::Voters)
     }
 
-    /// Whether `voters`, in any order, are the voters of the configuration.
-    pub(super) fn are_the_voters(&self, voters: &[u64]) -> bool {
-        let mut sorted = voters.to_vec();
-        sorted.sort_unstable();
-        sorted == self.voters
+    /// Whether the group can have these members.
+    pub(super) fn may_have(&self, members: &Membership) -> bool {
+        if self.dynamic {
+            return !members.is_empty();
+        }
+        *members == Membership::new(self.voters.iter().copied())
+    }
+
+    /// Whether a log that was begun with `began` and whose latest membership is `latest` may be
+    /// started with the voters of the configuration. Where the membership may change, these matter
+    /// only to a log that has not been begun: they may be left out, or name the present voters.
+    pub(super) fn may_start(&self, began: &[u64], latest: &Membership) -> bool {
+        let mut began = began.to_vec();
+        began.sort_unstable();
+        let is_named = self.voters.is_empty() || self.voters == latest.voters();
+        began == self.voters || (self.dynamic && is_named)
+    }
+
+    /// Whether the membership may change.
+    pub(super) fn is_dynamic(&self) -> bool {
+        self.dynamic
     }
 
     /// The voters of the configuration, ascending.
@@ -128,9 +161,9 @@ impl Gate {
         &self.voters
     }
 
-    /// Whether `id` is a voter, this node included.
-    pub(super) fn is_voter(&self, id: u64) -> bool {
-        self.voters.binary_search(&id).is_ok()
+    /// Whether a vote may have gone to `id`.
+    pub(super) fn may_be_voter(&self, id: u64) -> bool {
+        self.dynamic || self.voters.binary_search(&id).is_ok()
     }
 }
 

@@ -1,7 +1,6 @@
 //! What must hold between any two steps.
 
 use super::{Core, RoleState};
-use crate::message::Message;
 
 impl Core {
     /// Checks the relations between the parts of the state. Runs after every flush in builds
@@ -24,6 +23,8 @@ impl Core {
             assert_eq!(log.last_term(), self.term, "a leader's term begins with its no-op");
             assert!(leader.first_own <= log.last(), "a leader never cuts its own log");
             assert!(self.storage.hard_pending().is_none(), "a leader's vote is durable");
+            let followed = leader.peers.iter().map(|peer| peer.id);
+            assert!(followed.eq(self.roster.others.iter().copied()), "each member is followed");
             for peer in &leader.peers {
                 assert!(peer.matched < peer.next, "what matched is not sent again");
                 assert!(peer.matched <= log.last(), "nobody holds more of our log than we do");
@@ -32,7 +33,8 @@ impl Core {
             assert_ne!(self.leader, Some(self.config.id), "who does not lead is not the leader");
         }
         assert!(self.held.is_empty() || self.storage.hard_pending().is_some(), "none is forgotten");
-        let most = self.others.len() * Message::PROMISES;
-        assert!(self.held.len() <= most, "one message of a kind is held back for each voter");
+        assert!(self.held.len() <= super::MAX_HELD, "what is held back is bounded");
+        assert!(!self.members_changed, "the roster is that of the latest membership");
+        assert!(self.members.index() <= log.last(), "a membership goes with its entry");
     }
 }

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::error::{ProposeRejected, ReadRejected};
+use crate::error::{ChangeRejected, ProposeRejected, ReadRejected};
+use crate::membership::Change;
 use crate::message::{AppendHead, Message};
 use crate::types::{Entry, HaltReason, HardState, SnapshotMeta};
 
@@ -94,6 +95,26 @@ pub enum Input {
     /// The operator wants this node to start an election now, instead of at the next timeout.
     /// Nodes that hear a leader still refuse their votes. A leader ignores it.
     Campaign,
+    /// The operator wants another membership. Answered with [`Output::Changed`],
+    /// [`Output::ChangeRejected`] or [`Output::ChangeLost`], but not before new voters have caught
+    /// up, however long that takes: withdraw it to end the wait.
+    Change {
+        /// The caller's name for it.
+        token: u64,
+        /// What is to change.
+        change: Change,
+    },
+    /// Nobody waits for this change any more. What has been appended of it stays.
+    WithdrawChange {
+        /// From [`Input::Change`].
+        token: u64,
+    },
+    /// The operator wants another voter to lead. Until it does, or for the longest election
+    /// timeout, this node takes no proposals. Only a leader heeds it. Source: thesis §3.10.
+    TransferLeadership {
+        /// To whom; `None`: to the voter that is furthest.
+        to: Option<u64>,
+    },
     /// The operator wants everything below `upto` out of the log. Clamped to what the current
     /// snapshot covers.
     Compact {
@@ -258,6 +279,32 @@ pub enum Output {
         peer: u64,
         /// What it had acknowledged.
         matched: u64,
+    },
+    /// The membership is as a change wanted it, committed.
+    Changed {
+        /// From [`Input::Change`].
+        token: u64,
+        /// The index of the membership.
+        index: u64,
+    },
+    /// A change was refused: nothing of it is in any log.
+    ChangeRejected {
+        /// From [`Input::Change`].
+        token: u64,
+        /// Why.
+        reason: ChangeRejected,
+    },
+    /// This node leads no more and had begun a change: the next leader carries on or undoes what
+    /// was appended. Look at the membership before asking again.
+    ChangeLost {
+        /// From [`Input::Change`].
+        token: u64,
+    },
+    /// A committed membership leaves this node out. It asks for no votes until it is added again.
+    /// Tell an operator.
+    Removed {
+        /// The index of the membership.
+        index: u64,
     },
     /// The node has stopped for good. Nothing but refusals follows.
     Halted {

@@ -11,11 +11,13 @@ use super::peer::Peer;
 use super::read::PendingRead;
 use super::{Core, RoleState};
 use crate::error::ProposeRejected;
-use crate::types::{Entry, EntryKind, MAX_INDEX, MAX_VOTERS};
+use crate::membership::{Change, Membership};
+use crate::types::{Entry, EntryKind, MAX_INDEX};
 
 /// What only a leader has.
 #[derive(Debug)]
 pub(super) struct Leader {
+    /// The other members, in the order of the roster.
     pub(super) peers: Vec<Peer>,
     /// The no-op with which the term began. Nothing before it is committed by counting.
     pub(super) first_own: u64,
@@ -37,6 +39,36 @@ pub(super) struct Leader {
     pub(super) unassigned: usize,
     /// The rounds of reads that are not confirmed yet, ascending.
     pub(super) read_rounds: VecDeque<u64>,
+    /// The change of the membership that is under way.
+    pub(super) change: Option<Pending>,
+    /// The index of the latest membership that was committed and not joint when it was looked at.
+    pub(super) settled: u64,
+    /// Nodes that are to hear that they have left the group.
+    pub(super) left: Vec<u64>,
+    pub(super) transfer: Option<Transfer>,
+}
+
+/// A change that the leader has taken.
+#[derive(Clone, Debug)]
+pub(super) struct Pending {
+    pub(super) token: u64,
+    pub(super) change: Change,
+    /// What it ends in; known once no earlier change is under way.
+    pub(super) target: Option<Membership>,
+    /// Some entry of it is in the log.
+    pub(super) begun: bool,
+    /// The end of the log when the current round of catching up began, and when that was.
+    /// Source: thesis §4.2.1.
+    pub(super) round: Option<(u64, u64)>,
+}
+
+/// A transfer of leadership under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transfer {
+    pub(super) to: u64,
+    /// When the leader goes on by itself.
+    pub(super) until: u64,
+    pub(super) told: bool,
 }
 
 /// How many rounds of heartbeats the leader remembers the time of.
@@ -54,16 +86,9 @@ impl Leader {
         self.last_id
     }
 
-    /// The value that a majority has reached, where this node has reached `own`.
-    pub(super) fn reached(&self, own: u64, majority: usize, of: impl Fn(&Peer) -> u64) -> u64 {
-        let mut values = [0; MAX_VOTERS];
-        values[0] = own;
-        for (value, peer) in values[1..].iter_mut().zip(&self.peers) {
-            *value = if peer.lost { 0 } else { of(peer) };
-        }
-        let values = &mut values[..=self.peers.len()];
-        values.sort_unstable();
-        values[values.len() - majority]
+    /// What a follower counts for: nothing while it has lost what it had acknowledged.
+    pub(super) fn of(&self, place: usize, of: impl Fn(&Peer) -> u64) -> u64 {
+        self.peers.get(place).filter(|peer| !peer.lost).map_or(0, of)
     }
 }
 
@@ -87,7 +112,7 @@ impl Core {
         );
         let next = self.log.last() + 1;
         let mut leader = Leader {
-            peers: Vec::with_capacity(self.others.len()),
+            peers: Vec::with_capacity(self.roster.others.len()),
             first_own: next,
             round: 0,
             beats: [self.now; BEATS],
@@ -97,11 +122,12 @@ impl Core {
             reads: VecDeque::new(),
             unassigned: 0,
             read_rounds: VecDeque::new(),
+            change: None,
+            settled: 0,
+            left: Vec::new(),
+            transfer: None,
         };
-        for id in self.others.iter().copied() {
-            let session = leader.next_id();
-            leader.peers.push(Peer::new(id, next, session, self.now));
-        }
+        leader.adopt(&self.roster, next, self.now);
         self.role = RoleState::Leader(Box::new(leader));
         self.leader = Some(self.config.id);
         self.append(EntryKind::Noop, Bytes::new());
@@ -117,15 +143,16 @@ impl Core {
         stretched.max(wait.saturating_add(elected_in.saturating_mul(2))).min(longest)
     }
 
-    fn append(&mut self, kind: EntryKind, data: Bytes) -> u64 {
+    pub(super) fn append(&mut self, kind: EntryKind, data: Bytes) -> u64 {
         let index = self.log.last() + 1;
-        self.log.push(Entry { term: self.term, index, kind, data });
+        self.push_entry(Entry { term: self.term, index, kind, data });
         index
     }
 
     pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
-        let refusal = if !matches!(self.role, RoleState::Leader(_)) {
-            Some(ProposeRejected::NotLeader { leader: self.leader })
+        let elsewhere = self.turns_proposals_away();
+        let refusal = if elsewhere.is_some() {
+            elsewhere
         } else if self.log.last() >= MAX_INDEX {
             Some(ProposeRejected::Busy)
         } else if data.len() > self.config.max_entry_bytes {
@@ -145,6 +172,20 @@ impl Core {
         self.proposals.push(token, index, self.term, &mut self.out);
     }
 
+    /// Says where proposals belong instead, where this node does not lead or is about to lead no
+    /// more.
+    fn turns_proposals_away(&self) -> Option<ProposeRejected> {
+        let leader = match &self.role {
+            RoleState::Leader(leader) => match leader.transfer {
+                Some(transfer) => Some(transfer.to),
+                None if self.roster.votes() => return None,
+                None => None,
+            },
+            _ => self.leader,
+        };
+        Some(ProposeRejected::NotLeader { leader })
+    }
+
     /// The weight of what is not both committed and durable here. It cannot leave memory.
     fn waiting_bytes(&self) -> u64 {
         let settled = self.commit.min(self.storage.durable());
@@ -155,11 +196,10 @@ impl Core {
     /// before come with them. Source: Raft §5.4.2.
     pub(super) fn advance_leader_commit(&mut self) {
         self.proposals.tell(&mut self.out);
-        let majority = self.majority();
         let own = self.storage.durable();
         let RoleState::Leader(leader) = &mut self.role else { return };
         self.verified = self.log.last();
-        let committed = leader.reached(own, majority, |peer| peer.matched);
+        let committed = self.roster.reached(own, |place| leader.of(place, |peer| peer.matched));
         if committed >= leader.first_own {
             self.candidacies = 0;
         }
@@ -176,6 +216,7 @@ impl Core {
             return;
         }
         let RoleState::Leader(leader) = &mut self.role else { return };
+        leader.transfer.take_if(|transfer| self.now >= transfer.until);
         if self.now >= leader.heartbeat_at {
             self.beat();
         }
@@ -185,20 +226,23 @@ impl Core {
     /// When this leader will have been silent to a majority for a whole election timeout.
     fn out_of_touch_at(&self) -> u64 {
         let RoleState::Leader(leader) = &self.role else { return u64::MAX };
-        let majority = leader.peers.len().div_ceil(2) + 1;
-        let heard = leader.reached(u64::MAX, majority, |peer| peer.heard);
+        let heard = |place| leader.of(place, |peer| peer.heard);
+        let heard = self.roster.reached(u64::MAX, heard);
         heard.saturating_add(self.timing.max_election).max(leader.patient_until)
     }
 
-    /// When the disk's silence will have cost this leader its place. Never in a group of one,
+    /// When the disk's silence will have cost this leader its place. Never a sole voter's,
     /// where nobody else could lead.
     fn disk_stalls_at(&self) -> Option<u64> {
-        let since = self.storage.silent_since().filter(|_| !self.others.is_empty())?;
+        let since = self.storage.silent_since().filter(|_| !self.roster.is_sole_voter())?;
         Some(since.saturating_add(self.timing.disk_stall))
     }
 
     pub(super) fn leader_deadline(&self, leader: &Leader) -> u64 {
         let mut at = leader.heartbeat_at.min(self.out_of_touch_at());
+        if let Some(transfer) = &leader.transfer {
+            at = at.min(transfer.until);
+        }
         for peer in &leader.peers {
             if let Some(resend) = peer.deadline() {
                 at = at.min(resend);
@@ -214,5 +258,6 @@ impl Core {
         self.verified = self.commit;
         self.ack = super::Ack::default();
         self.hand_reads_back(leader.reads);
+        self.give_up_change(leader.change);
     }
 }

@@ -7,20 +7,24 @@
 //! The exception to the rule that no order of calls is required: an output lends a range of the
 //! log without copying it ([`Core::entries`]), and the next step may truncate that range.
 
+mod change;
 mod clock;
 mod commit;
 mod election;
 mod follower;
 mod gate;
+mod history;
 mod invariants;
 mod io;
 mod leader;
 mod log;
+mod members;
 mod peer;
 mod read;
 mod replicate;
 mod restore;
 mod rng;
+mod roster;
 mod snapshot;
 mod storage;
 mod votes;
@@ -31,10 +35,12 @@ use std::ops::Range;
 use self::clock::Clock;
 use self::commit::{Handed, Proposals};
 use self::follower::Ack;
+use self::history::Members;
 use self::leader::Leader;
 use self::log::Log;
 use self::read::Forwarded;
 use self::rng::Rng;
+use self::roster::Roster;
 use self::storage::Storage;
 use self::votes::{Ballot, Votes};
 use crate::config::{Config, nanos};
@@ -45,6 +51,9 @@ use crate::types::{Entry, FollowerStatus, HaltReason, HardState, Role, SnapshotM
 pub use self::gate::{Gate, PeerFault};
 pub use self::io::{FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
 pub use self::restore::Restored;
+
+/// The most messages that wait for a term and vote to be durable.
+const MAX_HELD: usize = 256;
 
 /// What a node is, with what only that role needs.
 #[derive(Debug)]
@@ -75,8 +84,15 @@ struct Timing {
 pub struct Core {
     config: Config,
     timing: Timing,
-    /// The other voters.
-    others: Vec<u64>,
+    /// The members as this node counts them. Invariant: those of `members.effective()`, once
+    /// `adopt_members` has run.
+    roster: Roster,
+    members: Members,
+    /// `members` has changed since `roster` was made.
+    members_changed: bool,
+    /// The index of a committed membership that leaves this node out, as far as it was told: it
+    /// asks for no votes until it is added again.
+    removed: Option<u64>,
     rng: Rng,
     gate: Gate,
     rejected_inputs: u64,
@@ -122,7 +138,8 @@ pub struct Core {
     proposals: Proposals,
     forwarded: Forwarded,
     /// Messages that must not leave before the write of the given id is durable.
-    /// Invariant: at most one of each kind for each voter, in ascending order of ids.
+    /// Invariant: at most one of each kind for each receiver, `MAX_HELD` in all, in ascending order
+    /// of ids.
     held: VecDeque<(u64, u64, Message)>,
     out: VecDeque<Output>,
     halted: Option<HaltReason>,
@@ -142,9 +159,6 @@ impl Core {
         let gate = Gate::new(&config);
         let start = restored.start(&gate)?;
         let covered = start.snapshot.as_ref().map_or(0, |meta| meta.index);
-        let mut others = config.voters.clone();
-        others.retain(|voter| *voter != config.id);
-        others.sort_unstable();
         let mut rng = Rng::new(config.drawn_seed() ^ config.id.rotate_left(32));
         let mut core = Self {
             timing: Timing {
@@ -155,7 +169,10 @@ impl Core {
                 disk_stall: nanos(config.disk_stall),
                 resend: nanos(config.resend_interval),
             },
-            others,
+            roster: Roster::new(config.id, start.members.effective()),
+            members: start.members,
+            members_changed: false,
+            removed: None,
             forwarded: Forwarded::new(rng.next()),
             rng,
             gate,
@@ -197,8 +214,8 @@ impl Core {
             if let Some(meta) = core.snapshot.clone() {
                 core.out.push_back(Output::Restore { meta });
             }
-            // A group of one has no leader to wait for.
-            if !core.others.is_empty() {
+            // A sole voter has no leader to wait for.
+            if !core.roster.is_sole_voter() {
                 core.reset_election_timer();
             }
         }
@@ -234,6 +251,9 @@ impl Core {
             Input::Unreachable { peer } => self.on_unreachable(peer),
             Input::Compact { upto } => self.on_compact(upto),
             Input::Campaign => self.on_campaign(),
+            Input::Change { token, change } => self.on_change(token, change),
+            Input::WithdrawChange { token } => self.on_withdraw_change(token),
+            Input::TransferLeadership { to } => self.on_transfer(to),
         }
     }
 
@@ -319,6 +339,10 @@ impl Core {
                 RoleState::Leader(leader) => leader.peers.iter().filter(|peer| peer.lost).count(),
                 _ => 0,
             },
+            members_index: self.members.index(),
+            is_voter: self.roster.votes(),
+            is_joint: self.members.effective().is_joint(),
+            removed: self.removed,
             halted: self.halted,
         }
     }
@@ -348,12 +372,6 @@ impl Core {
         HardState { term: self.term, vote: self.vote }
     }
 
-    /// How many voters are a majority.
-    fn majority(&self) -> usize {
-        let voters = self.others.len() + 1;
-        voters / 2 + 1
-    }
-
     /// Turns what has changed since the last flush into outputs.
     fn flush(&mut self) {
         if self.halted.is_some() {
@@ -362,6 +380,8 @@ impl Core {
         // First, so that nothing that is handed out below is evicted.
         self.log.evict(self.storage.durable(), self.config.max_window_bytes);
         self.advance_leader_commit();
+        self.advance_change();
+        self.advance_transfer();
         self.flush_persist();
         self.flush_reads();
         self.flush_replication();
@@ -388,6 +408,11 @@ impl Core {
     fn send(&mut self, to: u64, message: Message) {
         match self.storage.hard_pending() {
             Some(id) if message.is_promise() => {
+                // Candidates that are strangers are told by the same rule; past the bound a message
+                // counts as lost.
+                if self.held.len() >= MAX_HELD {
+                    return;
+                }
                 let kind = std::mem::discriminant(&message);
                 self.held.retain(|(_, receiver, held)| {
                     *receiver != to || std::mem::discriminant(held) != kind
@@ -445,6 +470,9 @@ impl Core {
                     | Output::Lost { .. }
                     | Output::ReadReady { .. }
                     | Output::ReadRejected { .. }
+                    | Output::ChangeRejected { .. }
+                    | Output::ChangeLost { .. }
+                    | Output::Changed { .. }
             )
         });
         self.held.clear();
@@ -465,6 +493,10 @@ impl Core {
             Input::Read { token } => self.out.push_back(Output::ReadRejected {
                 token: *token,
                 reason: crate::ReadRejected::Halted,
+            }),
+            Input::Change { token, .. } => self.out.push_back(Output::ChangeRejected {
+                token: *token,
+                reason: crate::ChangeRejected::Halted,
             }),
             _ => {}
         }

@@ -27,6 +27,8 @@ pub(super) enum Flow {
 #[derive(Clone, Debug)]
 pub(super) struct Peer {
     pub(super) id: u64,
+    /// It has a vote; else it only learns.
+    pub(super) is_voter: bool,
     pub(super) flow: Flow,
     /// Durable at the follower and equal to the leader's log. Invariant: never falls while this
     /// node leads, at most the leader's last index.
@@ -70,6 +72,7 @@ impl Peer {
     pub(super) fn new(id: u64, next: u64, session: u64, now: u64) -> Self {
         Self {
             id,
+            is_voter: true,
             flow: Flow::Probe { waiting: false },
             matched: 0,
             matched_term: 0,
@@ -123,6 +126,7 @@ impl Peer {
     pub(super) fn status(&self, now: u64) -> FollowerStatus {
         FollowerStatus {
             id: self.id,
+            is_voter: self.is_voter,
             state: match self.flow {
                 _ if self.lost => FollowerState::Lost,
                 Flow::Probe { .. } => FollowerState::Probing,

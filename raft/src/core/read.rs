@@ -93,7 +93,7 @@ impl Core {
     pub(super) fn on_read_request(&mut self, from: u64, request: ReadRequest) {
         let ReadRequest { nonce, context, .. } = request;
         let origin = Origin::Peer { id: from, nonce, context };
-        if matches!(self.role, RoleState::Leader(_)) {
+        if matches!(self.role, RoleState::Leader(_)) && self.members.contains(from) {
             self.take_read(origin);
         } else {
             self.reject_peer_read(from, nonce, context);
@@ -138,7 +138,6 @@ impl Core {
                 self.take_read(Origin::Local { token });
             }
         }
-        let majority = self.majority();
         let commit = self.commit;
         let RoleState::Leader(leader) = &mut self.role else { return };
         if leader.reads.is_empty() {
@@ -147,11 +146,8 @@ impl Core {
         // Until an entry of its own is committed, a leader does not know what its predecessors
         // committed.
         let knows = commit >= leader.first_own;
-        let confirmed = if leader.peers.is_empty() {
-            u64::MAX
-        } else {
-            leader.reached(u64::MAX, majority, |peer| peer.round)
-        };
+        let round = |place| leader.of(place, |peer| peer.round);
+        let confirmed = self.roster.reached(u64::MAX, round);
         while leader.read_rounds.front().is_some_and(|round| *round <= confirmed) {
             leader.read_rounds.pop_front();
         }

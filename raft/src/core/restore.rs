@@ -1,10 +1,13 @@
 //! What a node starts from.
 
 use super::gate::Gate;
+use super::history::Members;
 use super::log::Log;
 use super::storage::Storage;
+use crate::codec;
 use crate::error::RestoredError;
-use crate::types::{Entry, HardState, MAX_INDEX, MAX_TERM, SnapshotMeta};
+use crate::membership::Membership;
+use crate::types::{Entry, EntryKind, HardState, MAX_INDEX, MAX_TERM, SnapshotMeta};
 
 /// The most weight of restored entries that stays in memory, in bytes.
 const WINDOW_BYTES: u64 = 16 << 20;
@@ -33,6 +36,8 @@ pub struct Restored {
     pub(super) commit: u64,
     /// The voters under which the log was begun, in any order; `None`: not recorded.
     pub(super) voters: Option<Vec<u64>>,
+    /// The memberships that the log holds, with their indexes, ascending.
+    members: Vec<(u64, Membership)>,
 }
 
 impl Restored {
@@ -47,7 +52,7 @@ impl Restored {
         // Beyond the range nothing can follow; `start` refuses it.
         let base = first.saturating_sub(1).min(MAX_INDEX + 1);
         let log = Some(Log::new(base, 0));
-        Self { hard_state, snapshot, log, first, commit: 0, voters: None }
+        Self { hard_state, snapshot, log, first, commit: 0, voters: None, members: Vec::new() }
     }
 
     /// A node whose log, vote or snapshot may be damaged. Its core starts halted: it neither
@@ -64,10 +69,11 @@ impl Restored {
         self.commit = index;
     }
 
-    /// The voters that a [`LogWrite::voters`](crate::LogWrite) brought. A core whose configuration
-    /// names others does not start: two majorities of different groups need not overlap, so that
-    /// one start with a wrong list of peers could commit what the others never hear of. Without
-    /// them the core takes the configuration's and has them written.
+    /// The voters that a [`LogWrite::voters`](crate::LogWrite) brought; none for a node that joined
+    /// a group. A core whose configuration names others, and not the present ones, does not start:
+    /// two majorities of different groups need not overlap, so that one start with a wrong list of
+    /// peers could commit what the others never hear of. Without them the core takes the
+    /// configuration's and has them written.
     pub fn set_voters(&mut self, voters: Vec<u64>) {
         self.voters = Some(voters);
     }
@@ -125,6 +131,11 @@ impl Restored {
             return Err(RestoredError { problem: "a term falls along the log" });
         }
         let index = entry.index;
+        if entry.kind == EntryKind::Config {
+            let members = codec::decode_members(entry.data.clone());
+            let problem = "an entry of the log is no membership";
+            self.members.push((index, members.map_err(|_| RestoredError { problem })?));
+        }
         log.push(entry);
         log.evict(index, WINDOW_BYTES);
         Ok(())
@@ -139,6 +150,7 @@ pub(super) struct Start {
     pub(super) storage: Storage,
     /// Committed, and in the log or the snapshot.
     pub(super) commit: u64,
+    pub(super) members: Members,
 }
 
 impl Restored {
@@ -148,11 +160,17 @@ impl Restored {
         let Some(log) = log else { return Ok(()) };
         let covered = snapshot.as_ref();
         let began_with = self.voters.as_ref();
-        let problem = if began_with.is_some_and(|voters| !gate.are_the_voters(voters)) {
+        let latest = self.latest();
+        let problem = if began_with.is_some_and(|voters| !gate.may_start(voters, &latest)) {
             "the log was begun with other voters than the configuration names"
+        } else if !gate.is_dynamic() && !self.members.is_empty() {
+            "the log changes the membership, and the configuration does not set `dynamic`"
         } else if hard_state.term > MAX_TERM {
             "the term is out of range"
-        } else if hard_state.vote.is_some_and(|vote| hard_state.term == 0 || !gate.is_voter(vote)) {
+        } else if hard_state
+            .vote
+            .is_some_and(|vote| hard_state.term == 0 || !gate.may_be_voter(vote))
+        {
             "the vote went to no voter, or was given in no term"
         } else if hard_state.term < log.last_term() {
             "the term is behind the log"
@@ -162,20 +180,46 @@ impl Restored {
             "an index is out of range"
         } else if covered.is_some_and(|meta| meta.index > MAX_INDEX) {
             "the snapshot's index is out of range"
-        } else if covered.is_some_and(|meta| !gate.are_the_voters(&meta.voters)) {
-            "the snapshot names other voters than the configuration"
+        } else if covered.is_some_and(|meta| !gate.may_have(&meta.members)) {
+            "the snapshot names other voters than the configuration, or none"
         } else {
             return Ok(());
         };
         Err(RestoredError { problem })
     }
 
+    /// The latest membership that is known without the configuration.
+    fn latest(&self) -> Membership {
+        let logged = self.members.last().map(|(_, members)| members.clone());
+        let covered = || self.snapshot.as_ref().map(|meta| meta.members.clone());
+        let begun = || self.voters.clone().map(Membership::from);
+        logged.or_else(covered).or_else(begun).unwrap_or_default()
+    }
+
+    /// The memberships of a log that goes on after `covered` and ends at `last`.
+    fn members(&self, gate: &Gate, covered: u64, last: u64) -> Members {
+        let base = match &self.snapshot {
+            Some(meta) => meta.members.clone(),
+            None => {
+                let begun = self.voters.as_deref().unwrap_or(gate.voters());
+                Membership::new(begun.iter().copied())
+            }
+        };
+        let mut members = Members::new(covered, base);
+        let held = self.members.iter().filter(|(index, _)| *index > covered && *index <= last);
+        held.for_each(|(index, logged)| members.push(*index, logged.clone()));
+        members
+    }
+
     /// Joins log and snapshot by the rule of InstallSnapshot: entries after the snapshot stay
     /// only if the log holds the snapshot's last entry. Source: Raft §7.
     pub(super) fn start(self, gate: &Gate) -> Result<Start, RestoredError> {
         self.check(gate)?;
-        let Self { hard_state, snapshot, log, first, commit, voters } = self;
-        let owed = voters.is_none().then(|| gate.voters().to_vec());
+        let owed = self.voters.is_none().then(|| gate.voters().to_vec());
+        let (covered, term) = self.snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
+        let last = self.log.as_ref().map_or(0, Log::last);
+        let members = self.members(gate, covered, last);
+        let Self { hard_state, snapshot, log, first, commit, .. } = self;
         let Some(mut log) = log else {
             return Ok(Start {
                 hard_state,
@@ -183,9 +227,9 @@ impl Restored {
                 log: Log::new(0, 0),
                 storage: Storage::new(0, None),
                 commit: 0,
+                members,
             });
         };
-        let (covered, term) = snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         if log.base() > covered {
             return Err(RestoredError {
                 problem: "entries between the snapshot and the log are gone",
@@ -203,7 +247,9 @@ impl Restored {
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
             let log = Log::new(covered, term);
-            return Ok(Start { hard_state, snapshot, log, storage, commit: covered });
+            let base = snapshot.as_ref().map(|meta| meta.members.clone()).unwrap_or_default();
+            let members = Members::new(covered, base);
+            return Ok(Start { hard_state, snapshot, log, storage, commit: covered, members });
         }
         if log.base() < covered && log.base() > 0 {
             // Nobody knows the term before the first entry. The snapshot covers that entry, so
@@ -212,6 +258,6 @@ impl Restored {
         }
         let storage = Storage::new(log.last(), owed);
         let commit = commit.min(log.last()).max(covered);
-        Ok(Start { hard_state, snapshot, log, storage, commit })
+        Ok(Start { hard_state, snapshot, log, storage, commit, members })
     }
 }

@@ -108,6 +108,7 @@ impl Core {
         self.proposals.hidden(meta.index, &mut self.out);
         let first = self.log.first();
         self.log.reset(meta.index, meta.term);
+        self.reset_members(meta.index, meta.members.clone());
         if let Some(meta) = self.storage.reset(meta.clone(), first, self.commit) {
             self.out.push_back(Output::DiscardSnapshot { meta });
         }

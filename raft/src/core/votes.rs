@@ -1,28 +1,26 @@
 //! Votes, counted.
 
-/// The answers to one round of an election, as sets of places in the list of other voters.
+use super::roster::OWN;
+
+/// The answers to one round of an election, as sets of places in the [roster](super::roster).
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Votes {
-    pub(super) own: bool,
-    granted: u16,
-    refused: u16,
+    pub(super) granted: u64,
+    pub(super) refused: u64,
 }
 
 impl Votes {
     /// The votes when only this node's own is given.
     pub(super) fn with_own() -> Self {
-        Self { own: true, ..Self::default() }
+        Self { granted: OWN, ..Self::default() }
     }
 
-    pub(super) fn granted(self) -> usize {
-        self.granted.count_ones() as usize + usize::from(self.own)
+    /// Whether this node's own vote is among them.
+    pub(super) fn has_own(self) -> bool {
+        self.granted & OWN != 0
     }
 
-    pub(super) fn refused(self) -> usize {
-        self.refused.count_ones() as usize
-    }
-
-    pub(super) fn answered(self) -> u16 {
+    pub(super) fn answered(self) -> u64 {
         self.granted | self.refused
     }
 

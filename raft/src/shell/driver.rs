@@ -2,6 +2,7 @@
 //! what the core asks for. It never waits for a disk, a peer or the state machine, though it polls
 //! a quick machine beside its events.
 
+use std::collections::HashMap;
 use std::future::{Future, poll_fn};
 use std::mem::take;
 use std::pin::{Pin, pin};
@@ -16,13 +17,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::applier::{Job, Machine};
-use super::error::{Doubt, ProposeError, ReadError, StopReason};
-use super::pending::{Proposal, Proposals, Reads};
+use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
+use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
 use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
 use crate::error::{ProposeRejected, ReadRejected};
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
@@ -43,6 +45,9 @@ pub(crate) struct Driver {
     pub(crate) transport: Arc<dyn Transport>,
     pub(crate) machine: Machine,
     pub(crate) status: watch::Sender<Status>,
+    pub(crate) members: watch::Sender<Arc<Membership>>,
+    /// Callers of changes by token; the core takes one at a time and answers the others at once.
+    pub(crate) changes: HashMap<u64, ChangeReply>,
     /// What core time 0 is on the clock.
     pub(crate) epoch: Instant,
     pub(crate) proposals: Proposals,
@@ -172,6 +177,7 @@ impl Driver {
         self.give_up_overdue(now);
         self.freshness.update(&status, &self.shared, now);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
+        self.publish_members();
         self.publish(status);
         stop
     }
@@ -203,6 +209,15 @@ impl Driver {
                 self.shared.campaign_taken();
                 Input::Campaign
             }
+            Event::Change { token, change, reply } => {
+                self.changes.insert(token, reply);
+                Input::Change { token, change }
+            }
+            Event::ChangeWithdrawn { token } => {
+                self.changes.remove(&token);
+                Input::WithdrawChange { token }
+            }
+            Event::TransferLeadership { to } => Input::TransferLeadership { to },
             Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
             Event::Persisted { id, result: Err(error) } => {
                 self.note_failure("a write", &error);
@@ -312,9 +327,40 @@ impl Driver {
             }
             Output::ReadReady { token, index } => self.confirm_read(token, index),
             Output::ReadRejected { token, reason } => self.reject_read(token, reason),
+            Output::Removed { index } => {
+                let node = self.core.config().id;
+                tracing::info!(target: "voussoir::raft", node, index, "removed from the group");
+            }
+            Output::Changed { token, index } => self.end_change(token, Ok(index)),
+            Output::ChangeRejected { token, reason } => {
+                self.end_change(token, Err(reason.into()));
+            }
+            Output::ChangeLost { token } => self.end_change(token, Err(ChangeError::Deposed)),
             Output::Halted { reason } => return Some(self.halted(reason)),
         }
         None
+    }
+
+    fn end_change(&mut self, token: u64, result: Result<u64, ChangeError>) {
+        if let Some(reply) = self.changes.remove(&token) {
+            // An error here only says that the caller has gone.
+            let _ = reply.send(result);
+        }
+    }
+
+    /// Tells the transport and whoever watches of a membership that has begun to count.
+    fn publish_members(&mut self) {
+        let members = self.core.shared_members();
+        if Arc::ptr_eq(members, &self.members.borrow()) {
+            return;
+        }
+        let (node, index) = (self.core.config().id, self.core.members_index());
+        tracing::info!(
+            target: "voussoir::raft", node, index, voters = ?members.voters(),
+            outgoing = ?members.outgoing(), learners = ?members.learners(), "members"
+        );
+        self.members.send_replace(Arc::clone(members));
+        self.transport.members(self.core.config().group, self.core.members());
     }
 
     fn lent(&self, range: std::ops::Range<u64>) -> Vec<Entry> {
@@ -514,6 +560,9 @@ impl Driver {
     pub(crate) fn finish(&mut self, left: Vec<Event>, reason: &StopReason) {
         self.proposals.fail_all(reason);
         self.reads.fail_all(reason);
+        for (_, reply) in self.changes.drain() {
+            let _ = reply.send(Err(ChangeError::Stopped(reason.clone())));
+        }
         for event in left {
             match event {
                 Event::Propose { proposal, .. } => {
@@ -521,6 +570,9 @@ impl Driver {
                 }
                 Event::Read { reply, .. } => {
                     let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
+                }
+                Event::Change { reply, .. } => {
+                    let _ = reply.send(Err(ChangeError::Stopped(reason.clone())));
                 }
                 _ => {}
             }

@@ -1,6 +1,6 @@
 //! What the callers of a node can be told.
 
-use crate::error::{ConfigError, CoreError, RestoredError};
+use crate::error::{ChangeRejected, ConfigError, CoreError, RestoredError};
 use crate::store::StoreError;
 use crate::transport::AttachError;
 use crate::types::HaltReason;
@@ -122,6 +122,69 @@ impl ReadError {
     pub fn is_retryable(&self) -> bool {
         true
     }
+}
+
+/// Why a change of the membership was not reported as done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// Nothing of it is in any log. [`ChangeRejected`] says what to do.
+    #[error(transparent)]
+    Rejected(#[from] ChangeRejected),
+    /// The deadline passed: a new voter has not caught up, or a majority is out of reach. A part
+    /// of the change may be done, and a joint membership is left in any case. Ask again: what is
+    /// done already is not done twice.
+    #[error("the change of the membership was not done before its deadline")]
+    TimedOut,
+    /// This node leads no more. The next leader completes or undoes what was begun. Ask again
+    /// there: what is done already is not done twice.
+    #[error("leadership changed while the change of the membership was under way")]
+    Deposed,
+    /// The node stopped. A part of the change may be done.
+    #[error("the node has stopped: {0}")]
+    Stopped(StopReason),
+}
+
+impl ChangeError {
+    /// Whether a part of it may be done.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Rejected(_) => Outcome::NotApplied,
+            _ => Outcome::Unknown,
+        }
+    }
+
+    /// Whether the same change may succeed later, here or at another node. It may be repeated
+    /// whatever the outcome.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Rejected(reason) => matches!(
+                reason,
+                ChangeRejected::NotLeader { .. }
+                    | ChangeRejected::InProgress
+                    | ChangeRejected::Halted
+            ),
+            _ => true,
+        }
+    }
+}
+
+/// Why leadership was not handed over. This node leads on, or another one than was wanted does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// This node does not lead.
+    #[error("not the leader")]
+    NotLeader {
+        /// Who leads, as far as this node knows.
+        leader: Option<u64>,
+    },
+    /// The deadline passed: the node that was to lead is out of reach or behind, or has no vote.
+    #[error("leadership was not handed over before the deadline")]
+    TimedOut,
+    /// The node has stopped.
+    #[error("the node has stopped: {0}")]
+    Stopped(StopReason),
 }
 
 /// The cause of a halt as the end of its message; nothing where there is none.

@@ -10,6 +10,7 @@ mod receive_snapshot;
 mod send_snapshot;
 mod shared;
 
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +31,14 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::error::ConfigError;
 use crate::machine::StateMachine;
+use crate::membership::{Change, Membership};
 use crate::store::LogStore;
 use crate::transport::Transport;
 use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
-pub use self::error::{Doubt, Outcome, ProposeError, ReadError, StartError, StopReason};
+pub use self::error::{
+    ChangeError, Doubt, Outcome, ProposeError, ReadError, StartError, StopReason, TransferError,
+};
 pub use self::shared::Stats;
 
 /// A running node of one group. Cheap to clone; the node stops when the last clone is dropped.
@@ -49,6 +53,7 @@ pub struct Raft {
 struct Handle {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
+    members: watch::Receiver<Arc<Membership>>,
     /// What core time 0 is on the clock.
     epoch: Instant,
 }
@@ -99,15 +104,13 @@ impl Raft {
         let inbox = Arc::new(NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log)));
         transport.attach(config.group, inbox)?;
 
-        let mut voters = config.voters.clone();
-        voters.sort_unstable();
         let jobs = Arc::new(Mailbox::new());
         let applier = Applier {
             machine,
             log: Arc::clone(&log),
             shared: Arc::clone(&shared),
             jobs: Arc::clone(&jobs),
-            voters,
+            members: core.base_members(),
             nonce: seed ^ config.id.rotate_left(32),
             at: (0, 0),
             gap: false,
@@ -115,6 +118,8 @@ impl Raft {
         };
         let (shown, epoch) = (core.status(), Instant::now());
         let (sender, status) = watch::channel(shown.clone());
+        let (members_sender, members) = watch::channel(Arc::clone(core.shared_members()));
+        transport.members(config.group, core.members());
         let driver = Driver {
             core,
             shared: Arc::clone(&shared),
@@ -122,6 +127,8 @@ impl Raft {
             transport,
             machine: Machine::start(applier),
             status: sender,
+            members: members_sender,
+            changes: HashMap::new(),
             epoch,
             proposals: Proposals::default(),
             reads: Reads::default(),
@@ -138,7 +145,7 @@ impl Raft {
             expects_more_proposals: false,
         };
         tokio::spawn(run(driver, jobs));
-        Ok(Self { handle: Arc::new(Handle { shared, status, epoch }) })
+        Ok(Self { handle: Arc::new(Handle { shared, status, members, epoch }) })
     }
 
     /// Puts a command into the replicated log, and returns the state machine's answer to it once
@@ -211,16 +218,16 @@ impl Raft {
         // The driver gives it back when it has answered the read, or heard of its withdrawal.
         room.forget();
         let (reply, answer) = oneshot::channel();
-        let token = shared.read_token();
+        let token = shared.token();
         if shared.events.push(Event::Read { token, deadline, reply }).is_err() {
             return Err(ReadError::Stopped(shared.why_stopped()));
         }
-        let withdrawal = ReadWithdrawal { shared, token };
+        let withdrawal = Withdrawal { shared, event: Some(Event::ReadWithdrawn { token }) };
         let Ok(answer) = timeout_at(deadline, answer).await else {
             let is_led = self.handle.status.borrow().leader.is_some();
             return Err(if is_led { ReadError::TimedOut } else { ReadError::NoLeader });
         };
-        std::mem::forget(withdrawal);
+        withdrawal.forget();
         answer.unwrap_or_else(|_| Err(ReadError::Stopped(shared.why_stopped())))
     }
 
@@ -238,6 +245,99 @@ impl Raft {
     /// [`StopReason`] when the node has stopped.
     pub fn campaign(&self) -> Result<(), StopReason> {
         self.handle.shared.campaign()
+    }
+
+    /// Changes the membership, and returns the index of the new one once it is committed. Only the
+    /// leader does. New voters learn first; while they have not caught up the change waits, and
+    /// while another change is under way it is rejected. [`Change`] and the front page say which
+    /// steps it takes.
+    ///
+    /// # Errors
+    /// [`ChangeError`]. Whatever it is, the change may be asked for again: what is done already is
+    /// not done twice.
+    ///
+    /// # Cancel safety
+    /// Dropping the future withdraws what has not been begun. A learner that was added stays one,
+    /// and a joint membership is left all the same.
+    pub async fn change(&self, change: Change, deadline: Instant) -> Result<u64, ChangeError> {
+        let shared = &self.handle.shared;
+        let (reply, answer) = oneshot::channel();
+        let token = shared.token();
+        if shared.events.push(Event::Change { token, change, reply }).is_err() {
+            return Err(ChangeError::Stopped(shared.why_stopped()));
+        }
+        let withdrawal = Withdrawal { shared, event: Some(Event::ChangeWithdrawn { token }) };
+        let Ok(answer) = timeout_at(deadline, answer).await else {
+            return Err(ChangeError::TimedOut);
+        };
+        withdrawal.forget();
+        answer.unwrap_or_else(|_| Err(ChangeError::Stopped(shared.why_stopped())))
+    }
+
+    /// Replaces `old` by `new`, which is at `address`: the new node learns, gets the vote of the
+    /// old one in one step, and the old one leaves. So is a node replaced that has lost its disk:
+    /// what takes its place is a new node, with an id of its own.
+    ///
+    /// # Errors
+    /// As [`change`](Self::change).
+    ///
+    /// # Cancel safety
+    /// As [`change`](Self::change).
+    pub async fn replace(
+        &self,
+        old: u64,
+        new: u64,
+        address: impl Into<String>,
+        deadline: Instant,
+    ) -> Result<u64, ChangeError> {
+        let change = Change::new().remove(old).voter(new).address(new, address);
+        self.change(change, deadline).await
+    }
+
+    /// Hands leadership over to `to`, or to the voter that is furthest, and returns who leads once
+    /// this node knows. Meanwhile, for an election timeout at most, this node takes no proposals.
+    ///
+    /// Source: Raft thesis §3.10.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    ///
+    /// # Cancel safety
+    /// A dropped future changes nothing: the transfer goes on or has ended.
+    pub async fn transfer_leadership(
+        &self,
+        to: Option<u64>,
+        deadline: Instant,
+    ) -> Result<u64, TransferError> {
+        let shared = &self.handle.shared;
+        let mut status = self.handle.status.clone();
+        let (own, term, leader) = {
+            let now = status.borrow_and_update();
+            (now.id, now.term, now.leader)
+        };
+        if leader != Some(own) {
+            return Err(TransferError::NotLeader { leader });
+        }
+        if shared.events.push(Event::TransferLeadership { to }).is_err() {
+            return Err(TransferError::Stopped(shared.why_stopped()));
+        }
+        let led = status.wait_for(|now| now.term > term && now.leader.is_some());
+        match timeout_at(deadline, led).await {
+            Ok(Ok(now)) => match now.leader {
+                Some(leader) if to.is_none_or(|to| to == leader) => Ok(leader),
+                leader => Err(TransferError::NotLeader { leader }),
+            },
+            Ok(Err(_)) => Err(TransferError::Stopped(shared.why_stopped())),
+            Err(_) => Err(TransferError::TimedOut),
+        }
+    }
+
+    /// The members of the group as they count at this node, committed or not, now and at every
+    /// change.
+    pub fn members(&self) -> watch::Receiver<Arc<Membership>> {
+        let mut members = self.handle.members.clone();
+        members.mark_unchanged();
+        members
     }
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up
@@ -302,15 +402,24 @@ pub struct Freshness {
     pub age: Option<Duration>,
 }
 
-/// Withdraws a read when its future is dropped before it was answered.
-struct ReadWithdrawal<'a> {
+/// Withdraws a read or a change when its future is dropped before it was answered.
+struct Withdrawal<'a> {
     shared: &'a Shared,
-    token: u64,
+    event: Option<Event>,
 }
 
-impl Drop for ReadWithdrawal<'_> {
+impl Withdrawal<'_> {
+    /// It has been answered.
+    fn forget(mut self) {
+        self.event = None;
+    }
+}
+
+impl Drop for Withdrawal<'_> {
     fn drop(&mut self) {
-        self.shared.tell(Event::ReadWithdrawn { token: self.token });
+        if let Some(event) = self.event.take() {
+            self.shared.tell(event);
+        }
     }
 }
 

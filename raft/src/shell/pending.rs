@@ -6,12 +6,15 @@ use std::ops::Range;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::error::{Doubt, ProposeError, ReadError, StopReason};
+use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
 
 /// The way back to the caller of a proposal.
 pub(crate) type ProposeReply = oneshot::Sender<Result<Bytes, ProposeError>>;
 /// The way back to the caller of a read.
 pub(crate) type ReadReply = oneshot::Sender<Result<u64, ReadError>>;
+
+/// The way back to the caller of a change of the membership.
+pub(crate) type ChangeReply = oneshot::Sender<Result<u64, ChangeError>>;
 
 /// A proposal whose caller waits.
 #[derive(Debug)]

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::error::StopReason;
 use super::mailbox::Mailbox;
-use super::pending::{Proposal, ReadReply};
+use super::pending::{ChangeReply, Proposal, ReadReply};
 use crate::config::Config;
 use crate::core::TransferEnd;
+use crate::membership::Change;
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::types::{ENTRY_OVERHEAD, Entry, FollowerStatus, HaltReason, SnapshotMeta};
@@ -43,6 +44,18 @@ pub(crate) enum Event {
         peer: u64,
     },
     Campaign,
+    Change {
+        token: u64,
+        change: Change,
+        reply: ChangeReply,
+    },
+    /// The caller of a change waits no more.
+    ChangeWithdrawn {
+        token: u64,
+    },
+    TransferLeadership {
+        to: Option<u64>,
+    },
     Persisted {
         id: u64,
         result: Result<(), StoreError>,
@@ -165,8 +178,8 @@ pub(crate) struct Shared {
     pub(crate) read_room: Semaphore,
     /// [`Event::Campaign`] is among the events.
     campaigns: AtomicBool,
-    /// The token of the next read.
-    next_read: AtomicU64,
+    /// The token of the next read or change.
+    next_token: AtomicU64,
     pub(crate) max_entry_bytes: usize,
     pub(crate) proposal_timeout: Duration,
     /// Set once, before the last caller is answered.
@@ -196,7 +209,7 @@ impl Shared {
             proposal_room: Semaphore::new(room as usize),
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
             campaigns: AtomicBool::new(false),
-            next_read: AtomicU64::new(1),
+            next_token: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
             proposal_timeout: config.proposal_timeout,
             stopped: OnceLock::new(),
@@ -210,9 +223,9 @@ impl Shared {
         }
     }
 
-    /// A token that no other read of this node has.
-    pub(crate) fn read_token(&self) -> u64 {
-        self.next_read.fetch_add(1, Ordering::Relaxed)
+    /// A token that no other read and no other change of this node has.
+    pub(crate) fn token(&self) -> u64 {
+        self.next_token.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Asks the driver for an election. Requests that it has not seen yet are one.

@@ -29,6 +29,7 @@ pub(crate) struct Disk {
     pub(crate) base: u64,
     pub(crate) entries: Vec<Entry>,
     pub(crate) snapshot: Option<SnapshotMeta>,
+    pub(crate) voters: Option<Vec<u64>>,
 }
 
 impl Disk {
@@ -47,12 +48,16 @@ impl Disk {
         if let Some(hard) = write.hard_state {
             self.hard = hard;
         }
+        self.voters = write.voters.clone().or(self.voters.take());
     }
 
     fn restored(&self) -> Restored {
         let mut restored = Restored::new(self.hard, self.snapshot.clone(), self.base + 1);
         for entry in &self.entries {
             restored.push(entry.clone()).unwrap();
+        }
+        if let Some(voters) = &self.voters {
+            restored.set_voters(voters.clone());
         }
         restored
     }
@@ -97,6 +102,17 @@ impl Lab {
 
     pub(crate) fn with(count: u64, tweak: impl Fn(&mut Config) + 'static) -> Self {
         Self::with_disks(count, tweak, |_| Disk::default())
+    }
+
+    /// Voters, and behind them nodes that are to join.
+    pub(crate) fn growing(voters: u64, joiners: u64) -> Self {
+        Self::with(voters + joiners, move |config| {
+            config.dynamic = true;
+            config.voters.retain(|id| *id <= voters);
+            if config.id > voters {
+                config.voters.clear();
+            }
+        })
     }
 
     /// Nodes whose logs have entries of these terms, and which know of these terms.

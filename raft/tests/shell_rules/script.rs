@@ -171,5 +171,5 @@ impl Script {
 }
 
 pub(crate) fn name(index: u64, term: u64, identity: u64) -> SnapshotName {
-    SnapshotName { meta: SnapshotMeta { index, term, voters: vec![1, 2, 3] }, identity }
+    SnapshotName { meta: SnapshotMeta { index, term, members: vec![1, 2, 3].into() }, identity }
 }

@@ -210,7 +210,8 @@ impl Wire {
             home.inbox.message(from, Message::Append { head, entries: vec![entry] });
         }
         let voters = self.voters.clone();
-        let meta = SnapshotMeta { index: status.commit + 10, term: term.max(1), voters };
+        let members = voters.into();
+        let meta = SnapshotMeta { index: status.commit + 10, term: term.max(1), members };
         let name = SnapshotName { meta, identity: 1 };
         let wire = Arc::clone(self);
         let (inbox, id) = (home.inbox, node.id);

@@ -325,7 +325,7 @@ where
 
 /// Stages and finishes a snapshot.
 async fn stage(store: &Store, index: u64, term: u64, chunks: &[&[u8]]) -> SnapshotName {
-    let meta = SnapshotMeta { index, term, voters: vec![1, 2, 3] };
+    let meta = SnapshotMeta { index, term, members: vec![1, 2, 3].into() };
     let name = SnapshotName { meta, identity: index * 1000 + term };
     let mut writer = store.stage(&name).await.expect("it can be staged");
     for chunk in chunks {
@@ -390,7 +390,7 @@ async fn staged_snapshots<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: 
     let two = stage(&store, 6, 1, &[b"two"]).await;
     written(&store, LogWrite { snapshot: Some(two.clone()), ..LogWrite::default() }).await;
     store.unstage(one.identity);
-    let meta = SnapshotMeta { index: 8, term: 1, voters: vec![1] };
+    let meta = SnapshotMeta { index: 8, term: 1, members: vec![1].into() };
     let mut writer = store.stage(&SnapshotName { meta, identity: 8 }).await.expect("staged");
     for illegal in [Bytes::new(), Bytes::from(vec![0; MAX_CHUNK_BYTES + 1])] {
         let error = writer.append(illegal).await.expect_err("no legal chunk");

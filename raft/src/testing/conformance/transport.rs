@@ -81,7 +81,7 @@ fn messages() -> Vec<Message> {
 }
 
 fn parts() -> [SnapshotPart; 3] {
-    let meta = SnapshotMeta { index: 9, term: 3, voters: vec![1, 2, 3] };
+    let meta = SnapshotMeta { index: 9, term: 3, members: vec![1, 2, 3].into() };
     [
         SnapshotPart::Open { term: 3, name: SnapshotName { meta, identity: 5 }, chunks: 1 },
         SnapshotPart::Chunk { identity: 5, number: 0, data: Bytes::from(vec![5; 1 << 19]) },

@@ -8,15 +8,21 @@
 //! that the cluster took up work soon after the last fault, and that all nodes hold the same
 //! state.
 //!
+//! With [`Options::changes`] the membership changes all the time; what a leader commits is then
+//! held against the majorities that decide by its membership.
+//!
 //! Source of the properties: Raft figure 3.
 
+mod churn;
 mod disk;
 mod machine;
+mod members;
 mod node;
 mod oracle;
 mod run;
 mod wire;
 
 pub use self::machine::{Machine, Reply};
+pub use self::members::CHANGE_SITUATIONS;
 pub use self::oracle::SITUATIONS;
 pub use self::run::{Options, run, run_on};

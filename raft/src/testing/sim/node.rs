@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use voussoir_journal::testing::{Ruin, SimDisk};
@@ -18,6 +19,7 @@ use super::wire::Packet;
 use crate::codec;
 use crate::config::Config;
 use crate::core::{Core, FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
+use crate::membership::{Change, Membership};
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, Role, SnapshotMeta, Status};
 
@@ -80,6 +82,8 @@ pub(super) struct RaftNode {
     persisting: u64,
     machine: Machine,
     applied: (u64, u64),
+    /// The membership at `applied`.
+    members: Arc<Membership>,
     tasks: VecDeque<Task>,
     machine_busy: bool,
     /// Entries were released before they could be applied: nothing is applied before the next
@@ -92,6 +96,8 @@ pub(super) struct RaftNode {
     /// Requests by token, until they have a place in the log.
     tokens: BTreeMap<u64, RequestId>,
     next_token: u64,
+    /// The change of the membership that is under way.
+    changing: Option<u64>,
     /// Requests by index.
     waiting: BTreeMap<u64, Waiting>,
     reads: BTreeMap<u64, Reading>,
@@ -138,6 +144,7 @@ impl RaftNode {
             disk.absolve();
         }
         Some(Self {
+            members: core.base_members(),
             core,
             store,
             disk_busy: false,
@@ -152,6 +159,7 @@ impl RaftNode {
             transfers: Vec::new(),
             tokens: BTreeMap::new(),
             next_token: 0,
+            changing: None,
             waiting: BTreeMap::new(),
             reads: BTreeMap::new(),
             ready: Vec::new(),
@@ -164,6 +172,28 @@ impl RaftNode {
     /// The core's view.
     pub(super) fn status(&self) -> Status {
         self.core.status()
+    }
+
+    /// The membership that counts here.
+    pub(super) fn members(&self) -> &Membership {
+        self.core.members()
+    }
+
+    /// Wants another membership. The one that was wanted before is given up, now and then.
+    pub(super) fn change(&mut self, ctx: &mut Context<'_, Self>, change: Change) {
+        if let Some(token) = self.changing.take_if(|_| ctx.rng().chance(500_000)) {
+            self.step(ctx, Input::WithdrawChange { token });
+        }
+        self.next_token += 1;
+        let token = self.next_token;
+        self.changing = self.changing.or(Some(token));
+        ctx.note("wants other members: token", token, 0);
+        self.step(ctx, Input::Change { token, change });
+    }
+
+    /// Wants another node to lead.
+    pub(super) fn hand_over(&mut self, ctx: &mut Context<'_, Self>) {
+        self.step(ctx, Input::TransferLeadership { to: None });
     }
 
     /// The state machine, and the last index that it holds.
@@ -321,6 +351,13 @@ impl RaftNode {
                     ctx.reply(reading.request, Reply::NotApplied { leader });
                 }
             }
+            Output::Changed { token, .. } => {
+                self.reached("change done");
+                self.changing.take_if(|changing| *changing == token);
+            }
+            Output::ChangeRejected { token, .. } | Output::ChangeLost { token } => {
+                self.changing.take_if(|changing| *changing == token);
+            }
             _ => {}
         }
     }
@@ -460,6 +497,7 @@ impl RaftNode {
                 self.awaits_restore = false;
                 self.machine = Machine::restore(data);
                 self.applied = (meta.index, meta.term);
+                self.members = Arc::new(meta.members);
                 if self.waiting.keys().next().is_some_and(|first| *first <= meta.index) {
                     self.oracle.borrow_mut().object(|| "a hidden proposal was kept".to_owned());
                 }
@@ -478,7 +516,17 @@ impl RaftNode {
         let waiting = self.waiting.remove(&entry.index);
         let result = match entry.kind {
             EntryKind::Command => self.machine.apply(entry.data),
-            _ => None,
+            EntryKind::Config => {
+                match codec::decode_members(entry.data) {
+                    Ok(members) => self.members = Arc::new(members),
+                    Err(error) => {
+                        let text = || format!("a membership is refused: {error}");
+                        self.oracle.borrow_mut().object(text);
+                    }
+                }
+                None
+            }
+            EntryKind::Noop => None,
         };
         let Some(Waiting { term, request, .. }) = waiting else { return };
         if term != entry.term {
@@ -508,9 +556,11 @@ impl RaftNode {
 
     fn take_snapshot(&mut self, ctx: &mut Context<'_, Self>) {
         let (index, term) = self.applied;
-        let mut voters = self.core.config().voters.clone();
-        voters.sort_unstable();
-        let meta = SnapshotMeta { index, term, voters };
+        if self.members.is_empty() {
+            // As in the shell: it has joined, and has not come to the entry that says so.
+            return self.step(ctx, Input::SnapshotFailed);
+        }
+        let meta = SnapshotMeta { index, term, members: (*self.members).clone() };
         let data = self.machine.snapshot();
         if self.snapshot.as_ref().is_some_and(|(held, _)| held.index >= index)
             || self.store.snapshot(meta.clone(), &data).is_err()

@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use voussoir_journal::testing::Ruin;
 
 use super::disk::OpenError;
+use super::members::{CHANGE_SITUATIONS, Seen};
 use crate::core::{Core, Persist};
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, HardState, Role, Status};
@@ -73,6 +74,7 @@ struct Known {
     commit: u64,
     applied: u64,
     was_leader: bool,
+    seen: Seen,
     /// Its disk was ruined, and that was noticed.
     out: bool,
 }
@@ -81,7 +83,8 @@ struct Known {
 #[derive(Debug, Default)]
 pub(super) struct Oracle {
     nodes: BTreeMap<u64, Known>,
-    majority: usize,
+    /// `None`: the membership changes, and leaders are judged by theirs.
+    majority: Option<usize>,
     leaders: BTreeMap<u64, u64>,
     /// Each entry ever written: its content and the term before it.
     entries: HashMap<(u64, u64), (u64, u64)>,
@@ -92,7 +95,7 @@ pub(super) struct Oracle {
     committed_by: Vec<(u64, u64)>,
     violation: Option<String>,
     /// How often each of [`SITUATIONS`] was reached.
-    situations: [u64; SITUATIONS.len()],
+    situations: [u64; SITUATIONS.len() + CHANGE_SITUATIONS.len()],
     /// The last index of a write that a client was told about.
     told: u64,
     /// How many elections were won.
@@ -109,6 +112,10 @@ pub(super) struct Oracle {
     pub(super) losses_refused: u64,
 }
 
+fn all_situations() -> impl Iterator<Item = &'static str> {
+    SITUATIONS.into_iter().chain(CHANGE_SITUATIONS)
+}
+
 fn digest(entry: &Entry) -> u64 {
     let mut hasher = DefaultHasher::new();
     (entry.kind == EntryKind::Noop, &entry.data[..]).hash(&mut hasher);
@@ -116,11 +123,11 @@ fn digest(entry: &Entry) -> u64 {
 }
 
 impl Oracle {
-    /// A judge of these nodes.
-    pub(super) fn new(voters: &[u64]) -> Self {
+    /// A judge of these nodes: all of them vote, unless the membership `changes`.
+    pub(super) fn new(ids: &[u64], changes: bool) -> Self {
         Self {
-            nodes: voters.iter().map(|id| (*id, Known::default())).collect(),
-            majority: voters.len() / 2 + 1,
+            nodes: ids.iter().map(|id| (*id, Known::default())).collect(),
+            majority: (!changes).then_some(ids.len() / 2 + 1),
             ..Self::default()
         }
     }
@@ -137,13 +144,13 @@ impl Oracle {
 
     /// Counts one of [`SITUATIONS`].
     pub(super) fn reached(&mut self, situation: &'static str) {
-        let at = SITUATIONS.iter().position(|known| *known == situation);
+        let at = all_situations().position(|known| known == situation);
         self.situations[at.expect("every situation is listed")] += 1;
     }
 
     /// How often each of [`SITUATIONS`] was reached.
     pub(super) fn situations(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        SITUATIONS.into_iter().zip(self.situations)
+        all_situations().zip(self.situations)
     }
 
     /// Notes that something happened that must not.
@@ -194,6 +201,7 @@ impl Oracle {
         known.commit = status.commit;
         known.applied = 0;
         known.was_leader = false;
+        known.seen = Seen::at_start(core);
         let forgot = is.term < was.term
             || (is.term == was.term && was.vote.is_some_and(|v| is.vote != Some(v)));
         let before = std::mem::take(&mut known.durable);
@@ -261,7 +269,7 @@ impl Oracle {
         // in etcd's raft. Whoever hears the term adopts it; nobody counts on who said it.
         let promises_nothing = match message {
             Message::PreVote(_) | Message::PreVoteReply(_) | Message::Vote(_) => true,
-            Message::ReadRequest(_) | Message::Stale { .. } => true,
+            Message::ReadRequest(_) | Message::Stale { .. } | Message::Removed { .. } => true,
             Message::ReadReply(reply) => reply.index.is_none(),
             _ => false,
         };
@@ -321,10 +329,8 @@ impl Oracle {
                 let by = self.nodes.get(&id).map_or(0, |known| known.term);
                 let latest = self.committed_by.last().map_or(0, |(_, term)| *term);
                 self.committed_by.push((index, by.max(latest)));
-                let holders =
-                    self.nodes.values().filter(|known| known.durable.holds(index, term)).count();
-                let majority = self.majority;
-                if holders < majority {
+                let holders = self.holders(index, term).len();
+                if let Some(majority) = self.majority.filter(|majority| holders < *majority) {
                     self.object(|| {
                         format!(
                             "node {id} applies {index}, durable on {holders} of {majority} nodes"
@@ -332,6 +338,23 @@ impl Oracle {
                     });
                 }
             }
+        }
+    }
+
+    /// Where an entry is durable.
+    pub(super) fn holders(&self, index: u64, term: u64) -> Vec<u64> {
+        let holds = |(_, known): &(&u64, &Known)| known.durable.holds(index, term);
+        self.nodes.iter().filter(holds).map(|(id, _)| *id).collect()
+    }
+
+    /// The membership of a node when it was last looked at.
+    pub(super) fn seen(&self, id: u64) -> Option<&Seen> {
+        self.nodes.get(&id).map(|known| &known.seen)
+    }
+
+    pub(super) fn note_seen(&mut self, id: u64, seen: Seen) {
+        if let Some(known) = self.nodes.get_mut(&id) {
+            known.seen = seen;
         }
     }
 
@@ -396,6 +419,9 @@ impl Oracle {
         known.was_leader = role == Role::Leader && status.halted.is_none();
         if was_leader && was_term == term && role != Role::Leader {
             self.reached("leader steps down within its term");
+            if status.removed.is_some() {
+                self.reached("leader removed");
+            }
         }
         if commit < was_commit {
             self.object(|| {
@@ -409,7 +435,11 @@ impl Oracle {
         }
         if stays {
             self.believes(core, &status);
+            if commit > was_commit {
+                self.commits(core, commit);
+            }
         }
+        self.observe_members(core, &status, role == Role::Leader && !stays);
         if role != Role::Leader || stays {
             return;
         }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use voussoir_journal::testing::SimDisk;
 use voussoir_sim::{
-    Answer, Clients, ClientsConfig, Config as SimConfig, Failure, FaultSet, Kv, KvOp, KvRet,
-    MILLISECOND, Report, Rng, SECOND, Step, Workload, World, check,
+    Answer, Clients, ClientsConfig, Config as SimConfig, Failure, FaultClass, FaultSet, Kv, KvOp,
+    KvRet, MILLISECOND, Report, Rng, SECOND, Step, Workload, World, check,
 };
 
+use super::churn::Churn;
 use super::machine::Reply;
 use super::node::RaftNode;
 use super::oracle::Oracle;
@@ -21,6 +22,8 @@ use crate::types::Role;
 const HUNT_NS: (u64, u64) = (30 * MILLISECOND, SECOND);
 /// The alarm of the hunt.
 const HUNT: u64 = 1;
+/// The alarm of the changes of the membership.
+const CHURN: u64 = 2;
 /// Steps of the linearizability check, per key.
 const CHECK_STEPS: u64 = 5_000_000;
 
@@ -37,6 +40,8 @@ pub struct Options {
     /// How likely it is that leaders are hunted: cut off with a minority time and again, so that
     /// they write what others overwrite. In millionths.
     pub hunt_ppm: u32,
+    /// Whether the membership changes too: voters, learners and outsiders trade places.
+    pub changes: bool,
     /// How long faults go on, ns of virtual time.
     pub faults_ns: u64,
 }
@@ -48,8 +53,16 @@ impl Default for Options {
             faults: FaultSet::ALL,
             enable_ppm: 500_000,
             hunt_ppm: 200_000,
+            changes: false,
             faults_ns: 8 * SECOND,
         }
+    }
+}
+
+impl Options {
+    /// The defaults, and changes of the membership.
+    pub fn changing() -> Self {
+        Self { changes: true, ..Self::default() }
     }
 }
 
@@ -76,22 +89,36 @@ pub fn run_on(
         0 => 3 + 2 * rng.below(2),
         count => count,
     };
+    // Of four nodes one disk is ruined at most, of which three voters bear one. Of five it may be
+    // two; where none is, any number of voters will do.
+    let is_spared = options.changes && rng.chance(500_000);
+    let count = if options.changes { 4 + u64::from(is_spared) } else { count };
     let voters: Vec<u64> = (1..=count).collect();
+    let begun = if options.changes { 3 } else { count };
     let mut clients = ClientsConfig::default();
     clients.clients = rng.between(2, 6);
     let mut faults = SimConfig::default();
     faults.faults = options.faults;
+    if is_spared {
+        let ruins = [FaultClass::BitRot, FaultClass::DiskLoss];
+        faults.faults = ruins.into_iter().fold(faults.faults, FaultSet::without);
+    }
     faults.enable_ppm = options.enable_ppm;
     faults.faults_ns = options.faults_ns;
     faults.settle_ns = clients.settle_ns();
     let plan = faults.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
-    let oracle = Rc::new(RefCell::new(Oracle::new(&voters)));
-    let config = draw_config(&voters, &mut rng);
+    let oracle = Rc::new(RefCell::new(Oracle::new(&voters, options.changes)));
+    let mut config = draw_config(&voters, &mut rng);
+    config.dynamic = options.changes;
     let hunts = rng.chance(options.hunt_ppm).then_some(0);
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode>::new(plan, move |boot| {
         let mut config = config.clone();
         (config.id, config.seed) = (boot.id, Some(boot.seed));
+        config.voters.retain(|id| *id <= begun);
+        if boot.id > begun {
+            config.voters.clear();
+        }
         RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher))
     });
     for id in &voters {
@@ -100,12 +127,21 @@ pub fn run_on(
     if hunts.is_some() {
         world.alarm(HUNT_NS.0, HUNT);
     }
+    let churn = options.changes.then(|| Churn::new(voters.clone(), if is_spared { 1 } else { 3 }));
+    if churn.is_some() {
+        world.alarm(HUNT_NS.1, CHURN);
+    }
     let mut hunt = Hunt { voters: &voters, hunts };
     let workload = KvWorkload { keys: rng.between(2, 4), seen: BTreeMap::new() };
     let mut clients = Clients::new(workload, clients);
     clients.run(&mut world, |world, step| {
         if let Step::Alarm(HUNT) = step {
             hunt.turn(world);
+        }
+        if let (Step::Alarm(CHURN), Some(churn)) = (step, &churn)
+            && let Some(pause) = churn.turn(world)
+        {
+            world.alarm(pause, CHURN);
         }
         oracle.borrow().violation().map_or(Ok(()), |text| Err(world.failure(text)))
     })?;
@@ -212,7 +248,14 @@ fn judge(
     oracle: &Oracle,
     hunts: Option<u64>,
 ) -> Result<Report, Failure> {
-    let mut states = world.nodes().map(|(_, node)| node.machine());
+    // Who is no member at the end has not heard of it all.
+    let ended = world.nodes().map(|(_, node)| node).max_by_key(|node| node.status().commit);
+    let members = ended.map(|node| node.members().clone()).unwrap_or_default();
+    if members.is_joint() {
+        return Err(world.failure("liveness: the membership is still joint"));
+    }
+    let are_members = world.nodes().filter(|(id, _)| members.contains(*id));
+    let mut states = are_members.map(|(_, node)| node.machine());
     let first = states.next();
     let is_ruined = |id: &u64| world.disk(*id).is_some_and(|disk| disk.ruin().is_some());
     let ruined = world.ids().filter(is_ruined).count();

@@ -1,0 +1,549 @@
+//! Changes of the membership, scene by scene. Source: Raft §6; thesis §3.10, §4; and the bugs that
+//! other implementations have had in them.
+
+mod common;
+
+use common::{Lab, Letter, MS};
+use voussoir_raft::core::{Input, Output};
+use voussoir_raft::{
+    Change, ChangeRejected, EntryKind, FollowerState, Membership, Message, Role, SnapshotMeta,
+};
+
+fn change(lab: &mut Lab, id: u64, token: u64, change: Change) {
+    lab.step(id, Input::Change { token, change });
+}
+
+fn is_config(letter: &Letter) -> bool {
+    match &letter.message {
+        Message::Append { entries, .. } => {
+            entries.iter().any(|entry| entry.kind == EntryKind::Config)
+        }
+        _ => false,
+    }
+}
+
+fn voters(lab: &Lab, id: u64) -> Vec<u64> {
+    lab.core(id).members().voters().to_vec()
+}
+
+/// What became of changes at a node.
+fn ends(lab: &Lab, id: u64) -> Vec<Output> {
+    lab.seen(id, |output| {
+        matches!(
+            output,
+            Output::Changed { .. } | Output::ChangeRejected { .. } | Output::ChangeLost { .. }
+        )
+    })
+}
+
+fn was_changed(lab: &Lab, id: u64, token: u64) -> bool {
+    ends(lab, id).iter().any(|end| matches!(end, Output::Changed { token: t, .. } if *t == token))
+}
+
+/// A group that node 1 leads, with some commands in its log.
+fn led(voters: u64, joiners: u64) -> Lab {
+    let mut lab = Lab::growing(voters, joiners);
+    lab.elect(1);
+    lab.run(100 * MS);
+    (0..20).for_each(|token| lab.propose(1, token, "before"));
+    lab.run(100 * MS);
+    lab
+}
+
+// §4.2.1: a new server first learns, and gets its vote when it has caught up.
+#[test]
+fn s4_2_1_a_new_voter_learns_before_it_votes() {
+    let mut lab = led(3, 1);
+    lab.isolate(4);
+    change(&mut lab, 1, 70, Change::new().voter(4));
+    lab.run(300 * MS);
+    let members = lab.core(1).members().clone();
+    assert_eq!((members.voters(), members.learners()), (&[1, 2, 3][..], &[4][..]));
+    assert!(ends(&lab, 1).is_empty(), "it waits for the learner");
+    // The learner is not needed, and not counted: two of three decide.
+    lab.isolate(3);
+    lab.propose(1, 71, "with two");
+    lab.run(100 * MS);
+    assert!(lab.commands(2).contains(&"with two".to_owned()));
+    lab.heal();
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 70));
+    for id in 1..=4 {
+        assert_eq!(voters(&lab, id), [1, 2, 3, 4], "node {id}");
+        assert_eq!(lab.commands(id), lab.commands(1));
+        assert!(lab.status(id).is_voter);
+    }
+}
+
+// A learner has no vote to ask for, and its acknowledgement commits nothing.
+#[test]
+fn a_learner_neither_campaigns_nor_counts() {
+    let mut lab = led(3, 1);
+    change(&mut lab, 1, 70, Change::new().learner(4));
+    lab.run(300 * MS);
+    assert!(was_changed(&lab, 1, 70) && !lab.status(4).is_voter);
+    assert_eq!(lab.commands(4), lab.commands(1), "it has learned");
+    lab.isolate(2);
+    lab.isolate(3);
+    let commit = lab.status(1).commit;
+    lab.propose(1, 71, "alone");
+    lab.settle();
+    assert_eq!(lab.status(4).last, lab.status(1).last);
+    assert_eq!(lab.status(1).commit, commit, "a learner commits nothing");
+    let term = lab.status(4).term;
+    lab.isolate(1);
+    lab.run(3000 * MS);
+    assert_eq!((lab.status(4).term, lab.status(4).role), (term, Role::Follower));
+}
+
+// §6: while it is joint, elections and commits need a majority of the old and of the new voters.
+#[test]
+fn s6_a_joint_membership_needs_both_majorities() {
+    for cut_off in [vec![2, 3], vec![4, 5, 6]] {
+        let mut lab = led(3, 3);
+        let joining = (4..=6).fold(Change::new().remove(2).remove(3), Change::voter);
+        change(&mut lab, 1, 70, joining);
+        until(&mut lab, |lab| lab.status(1).is_joint);
+        lab.take(|_| true);
+        for id in &cut_off {
+            lab.isolate(*id);
+        }
+        let commit = lab.status(1).commit;
+        lab.propose(1, 71, "by one half");
+        lab.run(200 * MS);
+        let reached = (2..=6).filter(|id| lab.status(*id).last == lab.status(1).last).count();
+        assert_eq!((reached, lab.status(1).commit), (5 - cut_off.len(), commit));
+        lab.heal();
+        lab.run(1000 * MS);
+        assert!(was_changed(&lab, 1, 70));
+        assert_eq!(voters(&lab, 1), [1, 4, 5, 6]);
+        assert!(lab.commands(4).contains(&"by one half".to_owned()));
+    }
+}
+
+/// Hands over one letter after the other until it is so.
+fn until(lab: &mut Lab, is_so: impl Fn(&Lab) -> bool) {
+    for _ in 0..10_000 {
+        if is_so(lab) {
+            return;
+        }
+        let mut first = true;
+        if lab.deliver(|_| std::mem::take(&mut first)) == 0 {
+            lab.now += 10 * MS;
+            lab.step(1, Input::Tick);
+        }
+    }
+    panic!("it never came to that: {:?}", lab.core(1).members());
+}
+
+fn is_joint_end(letter: &Letter) -> bool {
+    let Message::Append { entries, .. } = &letter.message else { return false };
+    let configs = entries.iter().filter(|entry| entry.kind == EntryKind::Config);
+    configs.into_iter().any(|entry| {
+        let members = voussoir_raft::codec::decode_members(entry.data.clone()).unwrap();
+        !members.is_joint() && members.learners().is_empty()
+    })
+}
+
+/// Replaces nodes 2 and 3 by 4 and 5 and stops where the joint membership is committed and its end
+/// has reached nobody.
+fn joint() -> Lab {
+    let mut lab = led(3, 2);
+    change(&mut lab, 1, 70, Change::new().remove(2).remove(3).voter(4).voter(5));
+    for _ in 0..50 {
+        lab.settle_without(is_joint_end);
+        if lab.wire.iter().any(is_joint_end) {
+            break;
+        }
+        lab.now += 10 * MS;
+        lab.step(1, Input::Tick);
+    }
+    assert!(lab.wire.iter().any(is_joint_end), "{:?}", lab.core(1).members());
+    lab.take(|_| true);
+    lab
+}
+
+// etcd #12136: the joint membership is never left when its leader has gone.
+#[test]
+fn the_next_leader_leaves_the_joint_membership_by_itself() {
+    let mut lab = joint();
+    lab.crash(1);
+    for id in 2..=5 {
+        assert!(lab.status(id).is_joint, "node {id}: {:?}", lab.core(id).members());
+    }
+    lab.run(3000 * MS);
+    let leader = lab.leader().expect("a majority of both is up");
+    assert_eq!(voters(&lab, leader), [1, 4, 5]);
+    assert!([4, 5].contains(&leader), "who is left out hands over: {leader}");
+    lab.propose(leader, 71, "after");
+    lab.run(200 * MS);
+    assert!(lab.commands(4).contains(&"after".to_owned()));
+}
+
+// camunda #62842: a joint membership that was restored counts one half only.
+#[test]
+fn a_joint_membership_survives_a_restart_of_everybody() {
+    let mut lab = joint();
+    lab.crash(1);
+    for id in 2..=5 {
+        lab.restart(id);
+        assert_eq!(lab.core(id).members().outgoing(), [1, 2, 3], "node {id}");
+    }
+    // All of the new voters that are up, and one of the old ones.
+    lab.isolate(2);
+    lab.run(3000 * MS);
+    assert_eq!(lab.leader(), None);
+    lab.heal();
+    lab.run(5000 * MS);
+    let leader = lab.leader().expect("two of three are there, in both");
+    assert_eq!(voters(&lab, leader), [1, 4, 5]);
+}
+
+// §4.2.2, etcd #11038: a leader that is removed goes when its removal is committed, and not before;
+// the next one takes over without an election time-out.
+#[test]
+fn s4_2_2_a_removed_leader_steps_down_and_hands_over() {
+    let mut lab = led(3, 0);
+    change(&mut lab, 1, 70, Change::new().remove(1));
+    assert_eq!(voters(&lab, 1), [2, 3], "it counts by what it has appended");
+    // Its own acknowledgement does not count: both others are needed.
+    lab.isolate(3);
+    lab.run(100 * MS);
+    assert_eq!(lab.status(1).role, Role::Leader, "not committed yet");
+    assert!(ends(&lab, 1).is_empty());
+    let turned_away = Output::Rejected {
+        token: 71,
+        reason: voussoir_raft::ProposeRejected::NotLeader { leader: None },
+    };
+    lab.propose(1, 71, "too late");
+    assert_eq!(lab.seen(1, |output| *output == turned_away).len(), 1);
+    lab.heal();
+    let asked_at = lab.now;
+    while lab.leader().is_none_or(|leader| leader == 1) {
+        lab.run(10 * MS);
+        assert!(lab.now < asked_at + 250 * MS, "a new leader within a resend, not an election");
+    }
+    assert!(was_changed(&lab, 1, 70));
+    assert_eq!(lab.status(1).role, Role::Follower);
+    assert!(lab.status(1).removed.is_some());
+    let term = lab.status(1).term;
+    lab.run(3000 * MS);
+    let leader = lab.leader().unwrap();
+    assert_eq!(lab.status(leader).term, term + 1, "the removed node disturbs nobody");
+}
+
+// §4.2.3: a removed node does not disturb the others, and hears that it was removed; also when the
+// first word of it was lost.
+#[test]
+fn s4_2_3_a_removed_node_is_told_and_disturbs_nobody() {
+    for first_word_is_lost in [false, true] {
+        let mut lab = led(3, 0);
+        change(&mut lab, 1, 70, Change::new().remove(3));
+        if first_word_is_lost {
+            lab.isolate(3);
+        }
+        lab.run(300 * MS);
+        assert!(was_changed(&lab, 1, 70));
+        lab.heal();
+        let term = lab.status(1).term;
+        lab.run(5000 * MS);
+        assert_eq!((lab.leader(), lab.status(1).term, lab.status(2).term), (Some(1), term, term));
+        assert_eq!(lab.status(3).removed, Some(lab.status(1).members_index));
+        assert_eq!(lab.seen(3, |output| matches!(output, Output::Removed { .. })).len(), 1);
+        lab.take(|_| true);
+        lab.run(2000 * MS);
+        assert!(!lab.wire.iter().any(|letter| letter.from == 3), "it asks for no votes any more");
+        // It is added again, and is a voter like any other.
+        change(&mut lab, 1, 71, Change::new().voter(3));
+        lab.run(1000 * MS);
+        assert!(was_changed(&lab, 1, 71));
+        assert_eq!((lab.status(3).removed, lab.status(3).is_voter), (None, true));
+    }
+}
+
+// A word of a removal that is older than the node's being added again.
+#[test]
+fn a_late_word_of_a_removal_stops_no_member() {
+    let mut lab = led(3, 0);
+    change(&mut lab, 1, 70, Change::new().remove(3));
+    lab.run_without(300 * MS, |letter| matches!(letter.message, Message::Removed { .. }));
+    let late = lab.take(|letter| matches!(letter.message, Message::Removed { .. }));
+    assert!(!late.is_empty());
+    change(&mut lab, 1, 71, Change::new().voter(3));
+    lab.run(1000 * MS);
+    for letter in late {
+        lab.send(letter.from, letter.to, letter.message);
+    }
+    assert_eq!(lab.status(3).removed, None);
+    lab.crash(1);
+    lab.crash(2);
+    lab.restart(2);
+    lab.run(3000 * MS);
+    assert!(lab.leader().is_some(), "it votes and campaigns");
+}
+
+// An entry that is overwritten takes the membership that it brought with it.
+#[test]
+fn a_membership_goes_with_its_entry() {
+    let mut lab = led(3, 1);
+    lab.isolate(1);
+    // Not even its learner hears of it.
+    change(&mut lab, 1, 70, Change::new().remove(2));
+    assert_eq!(voters(&lab, 1), [1, 3]);
+    lab.elect(2);
+    lab.propose(2, 71, "instead");
+    lab.run(100 * MS);
+    lab.heal();
+    lab.run(500 * MS);
+    assert_eq!(voters(&lab, 1), [1, 2, 3]);
+    assert!(matches!(ends(&lab, 1)[..], [Output::ChangeLost { token: 70 }]));
+    assert_eq!(lab.commands(1), lab.commands(2));
+    let index = lab.status(1).members_index;
+    lab.restart(1);
+    assert_eq!((lab.status(1).members_index, voters(&lab, 1)), (index, vec![1, 2, 3]));
+}
+
+// raft-rs #571, etcd-io/raft #349: a node is removed and added again in one term, with nothing in
+// between that it has. An acknowledgement of its first membership must not count in its second.
+#[test]
+fn an_acknowledgement_of_an_earlier_membership_counts_for_nothing() {
+    let mut lab = led(3, 0);
+    // Node 3 acknowledges, but its letters are long on their way.
+    lab.isolate(2);
+    (0..9).for_each(|token| lab.propose(1, 100 + token, "acknowledged"));
+    lab.deliver(|letter| letter.to == 3);
+    let late = lab.take(|letter| letter.to == 1);
+    let acks = |letter: &Letter| matches!(&letter.message, Message::AppendAck(_));
+    assert!(late.iter().any(acks), "{late:?}");
+    lab.heal();
+    lab.isolate(3);
+    lab.run(400 * MS);
+    change(&mut lab, 1, 70, Change::new().remove(3));
+    lab.run(400 * MS);
+    assert!(was_changed(&lab, 1, 70));
+    change(&mut lab, 1, 71, Change::new().learner(3));
+    lab.run(400 * MS);
+    assert!(was_changed(&lab, 1, 71));
+    let matched = |lab: &Lab| lab.core(1).followers().find(|f| f.id == 3).unwrap().matched;
+    assert_eq!(matched(&lab), 0, "nothing is known of its second membership");
+    let term = lab.status(1).term;
+    for letter in late {
+        lab.send(letter.from, letter.to, letter.message);
+    }
+    assert_eq!((matched(&lab), lab.status(1).term), (0, term), "the session has ended");
+    lab.heal();
+    lab.run(1000 * MS);
+    assert_eq!(matched(&lab), lab.status(1).last);
+    let state = lab.core(1).followers().find(|f| f.id == 3).unwrap().state;
+    assert_eq!(state, FollowerState::Replicating);
+}
+
+// The bug of the single-server change (Ongaro, raft-dev 2015): a leader changes the membership on
+// top of one that its predecessor did not commit, and two majorities do not overlap.
+#[test]
+fn a_leader_changes_nothing_before_it_has_committed_an_entry_of_its_own() {
+    let mut lab = led(4, 1);
+    // Node 1 adds node 5 and reaches nobody.
+    lab.isolate(1);
+    lab.isolate(5);
+    change(&mut lab, 1, 70, Change::new().learner(5));
+    // Node 2 leads with 3 and 4, and cannot commit: its change has to wait.
+    let holds = |letter: &Letter| matches!(letter.message, Message::AppendAck(_));
+    lab.elect_without(2, holds);
+    change(&mut lab, 2, 71, Change::new().remove(1));
+    lab.settle_without(holds);
+    assert_eq!(voters(&lab, 2), [1, 2, 3, 4], "nothing is appended yet");
+    assert!(!lab.wire.iter().any(is_config));
+    lab.run(1000 * MS);
+    assert_eq!(voters(&lab, 2), [2, 3, 4]);
+    assert!(was_changed(&lab, 2, 71));
+}
+
+// §4.1, etcd #12359: voters that have not heard of a change vote for a candidate that they do not
+// know, and follow a leader that they do not know; else a group with a majority has no leader.
+#[test]
+fn s4_1_voters_and_followers_heed_members_that_they_do_not_know() {
+    let mut lab = led(3, 2);
+    lab.isolate(2);
+    change(&mut lab, 1, 70, Change::new().learner(4).learner(5));
+    lab.run(500 * MS);
+    change(&mut lab, 1, 71, Change::new().voter(4).voter(5));
+    // Enough hear of it to commit it: 1, 4, 5 of the new ones, 1 and 3 of the old ones.
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 71));
+    assert_eq!((voters(&lab, 2), voters(&lab, 3)), (vec![1, 2, 3], vec![1, 2, 3, 4, 5]));
+    lab.crash(1);
+    lab.crash(3);
+    lab.heal();
+    lab.run(5000 * MS);
+    let leader = lab.leader().expect("2, 4 and 5 are a majority of five");
+    assert!([4, 5].contains(&leader));
+    assert_eq!(voters(&lab, 2), [1, 2, 3, 4, 5]);
+}
+
+// §4.2.2: a server that its own latest membership leaves out may still be needed to commit it.
+#[test]
+fn s4_2_2_a_node_that_is_left_out_campaigns_until_that_is_committed() {
+    let mut lab = led(2, 1);
+    change(&mut lab, 1, 69, Change::new().voter(3).remove(1));
+    // The joint membership is committed by everybody; its end is in node 1's log alone.
+    for _ in 0..50 {
+        lab.settle_without(is_joint_end);
+        if lab.wire.iter().any(is_joint_end) {
+            break;
+        }
+        lab.now += 10 * MS;
+        lab.step(1, Input::Tick);
+    }
+    assert_eq!(voters(&lab, 1), [2, 3]);
+    assert!(!lab.status(1).is_joint && lab.status(2).is_joint, "{:?}", lab.core(2).members());
+    lab.take(|_| true);
+    lab.restart(1);
+    lab.run(5000 * MS);
+    // Node 2 cannot win: it needs node 1's vote, whose log is longer.
+    let leader = lab.leader().expect("all are up");
+    assert!([2, 3].contains(&leader));
+    assert_eq!((voters(&lab, leader), lab.status(1).removed.is_some()), (vec![2, 3], true));
+}
+
+// The membership is in the snapshot: of the log that it replaces, of a node's next start.
+#[test]
+fn snapshots_carry_the_membership() {
+    let mut lab = led(3, 2);
+    change(&mut lab, 1, 70, Change::new().learner(4).address(4, "four"));
+    lab.run(500 * MS);
+    let (index, members) = (lab.status(1).applied, lab.core(1).members().clone());
+    let meta = SnapshotMeta { index, term: lab.status(1).term, members: members.clone() };
+    let term = meta.term;
+    // Node 5 gets nothing but the snapshot.
+    lab.step(5, Input::SnapshotReceived { from: 1, term, meta: meta.clone() });
+    assert_eq!(lab.core(5).members(), &members);
+    assert_eq!(lab.core(5).members().address(4), Some("four"));
+    lab.restart(5);
+    assert_eq!(lab.core(5).members(), &members);
+    // One that is not worth installing changes nothing.
+    let none = SnapshotMeta { index: 1, members: Membership::new([9]), ..meta };
+    lab.step(5, Input::SnapshotReceived { from: 1, term, meta: none });
+    assert_eq!(lab.core(5).members(), &members);
+}
+
+// thesis §3.10: leadership is handed over without a time-out; nothing is taken meanwhile.
+#[test]
+fn s3_10_leadership_is_transferred_to_a_node_that_has_all() {
+    let mut lab = led(3, 0);
+    lab.isolate(3);
+    lab.propose(1, 70, "not at 3");
+    lab.run(100 * MS);
+    lab.step(1, Input::TransferLeadership { to: Some(3) });
+    lab.propose(1, 71, "refused");
+    let refused = |output: &Output| matches!(output, Output::Rejected { token: 71, .. });
+    assert_eq!(lab.seen(1, refused).len(), 1);
+    assert!(!lab.wire.iter().any(|l| matches!(l.message, Message::TimeoutNow { .. })));
+    // Nobody came: the leader goes on.
+    lab.run(450 * MS);
+    lab.propose(1, 72, "goes on");
+    lab.run(100 * MS);
+    assert!(lab.commands(2).contains(&"goes on".to_owned()));
+    lab.heal();
+    lab.run(500 * MS);
+    let before = lab.now;
+    lab.step(1, Input::TransferLeadership { to: Some(3) });
+    lab.settle();
+    assert_eq!((lab.leader(), lab.now), (Some(3), before));
+    assert_eq!(lab.commands(3), lab.commands(1));
+    // To nobody in particular.
+    lab.run(100 * MS);
+    lab.step(3, Input::TransferLeadership { to: None });
+    lab.settle();
+    assert!(lab.leader().is_some_and(|leader| leader != 3));
+}
+
+// A follower that has put reads to its leader takes over from it: the reads are its own from then
+// on, and a late answer of the old leader is passed over.
+#[test]
+fn reads_that_wait_at_the_next_leader_are_answered_once() {
+    let mut lab = led(3, 0);
+    lab.step(2, Input::Read { token: 7 });
+    let asked = |letter: &Letter| matches!(letter.message, Message::ReadRequest(_));
+    let question = lab.take(asked);
+    lab.step(1, Input::TransferLeadership { to: Some(2) });
+    lab.wire.extend(question);
+    let answers = |letter: &Letter| matches!(letter.message, Message::ReadReply(_));
+    lab.settle_without(|letter| answers(letter) || letter.to == 3);
+    let late = lab.take(answers);
+    lab.settle();
+    assert_eq!(lab.leader(), Some(2));
+    for letter in late {
+        lab.send(letter.from, letter.to, letter.message);
+    }
+    lab.run(100 * MS);
+    let ready = |output: &Output| matches!(output, Output::ReadReady { token: 7, .. });
+    assert_eq!(lab.seen(2, ready).len(), 1);
+}
+
+// A vote that a leader asked for is not a way round the lease for anybody else.
+#[test]
+fn a_member_that_hears_a_leader_still_refuses_other_candidates() {
+    let mut lab = led(3, 0);
+    let term = lab.status(1).term;
+    lab.step(3, Input::Campaign);
+    lab.settle();
+    assert_eq!((lab.leader(), lab.status(2).term), (Some(1), term));
+    // Only the leader's own word counts.
+    lab.send(2, 3, Message::TimeoutNow { term });
+    lab.settle();
+    assert_eq!((lab.leader(), lab.status(2).term), (Some(1), term));
+}
+
+#[test]
+fn changes_that_cannot_be_are_rejected() {
+    let rejected = |lab: &Lab, id: u64| match ends(lab, id).last() {
+        Some(Output::ChangeRejected { reason, .. }) => Some(*reason),
+        _ => None,
+    };
+    let mut fixed = Lab::new(3);
+    fixed.elect(1);
+    change(&mut fixed, 1, 1, Change::new().remove(3));
+    assert_eq!(rejected(&fixed, 1), Some(ChangeRejected::Fixed));
+    let mut lab = led(3, 1);
+    change(&mut lab, 2, 1, Change::new().remove(3));
+    assert_eq!(rejected(&lab, 2), Some(ChangeRejected::NotLeader { leader: Some(1) }));
+    change(&mut lab, 1, 2, Change::new().remove(1).remove(2).remove(3));
+    assert_eq!(rejected(&lab, 1), Some(ChangeRejected::NoVoters));
+    // One at a time; and one that is withdrawn makes room.
+    lab.isolate(4);
+    change(&mut lab, 1, 3, Change::new().voter(4));
+    lab.run(200 * MS);
+    change(&mut lab, 1, 4, Change::new().remove(3));
+    assert_eq!(rejected(&lab, 1), Some(ChangeRejected::InProgress));
+    lab.step(1, Input::WithdrawChange { token: 3 });
+    change(&mut lab, 1, 5, Change::new().remove(4).remove(3));
+    lab.run(300 * MS);
+    assert!(was_changed(&lab, 1, 5) && !was_changed(&lab, 1, 3));
+    assert_eq!(lab.core(1).members(), &Membership::new([1, 2]));
+    // What is so already needs no entry.
+    let last = lab.status(1).last;
+    change(&mut lab, 1, 6, Change::new().voter(2).remove(9));
+    assert!(was_changed(&lab, 1, 6));
+    assert_eq!(lab.status(1).last, last);
+}
+
+// Reads are confirmed by both majorities too, and by no learner.
+#[test]
+fn reads_are_confirmed_by_voters_alone() {
+    let mut lab = led(3, 2);
+    change(&mut lab, 1, 70, Change::new().learner(4).learner(5));
+    lab.run(500 * MS);
+    lab.isolate(2);
+    lab.isolate(3);
+    lab.step(1, Input::Read { token: 1 });
+    lab.settle();
+    let ready = |output: &Output| matches!(output, Output::ReadReady { .. });
+    assert!(lab.seen(1, ready).is_empty(), "two learners confirm nothing");
+    // A learner may ask.
+    lab.heal();
+    lab.run(100 * MS);
+    lab.step(4, Input::Read { token: 2 });
+    lab.settle();
+    assert_eq!((lab.seen(1, ready).len(), lab.seen(4, ready).len()), (1, 1));
+}
