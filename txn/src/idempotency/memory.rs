@@ -25,8 +25,8 @@ const EXPIRED_AT_ONCE: usize = 4;
 /// [`MemoryStore`](crate::store::MemoryStore).
 ///
 /// The id of a record is the key. Its events are: version (1 byte, 1), owner (16 bytes), end of the
-/// lease and end of the memory (8 bytes each, ns since the UNIX epoch), length of the fingerprint (4
-/// bytes), the fingerprint, 1 if there is a result and else 0 (1 byte), the result. Numbers are
+/// lease and end of the memory (8 bytes each, ns since the UNIX epoch), length of the fingerprint
+/// (4 bytes), the fingerprint, 1 if there is a result and else 0 (1 byte), the result. Numbers are
 /// little-endian.
 pub struct StoreKeys<S> {
     records: Batcher<S>,
