@@ -1,49 +1,50 @@
-//! A partition in a journal: three records are produced, read by a reader that waits, and are
-//! there after a restart. A batch that is sent twice is in the log once.
+//! A topic of three partitions: records are produced with keys, shared by two members of a group,
+//! and their offsets are stored. After a restart the group goes on where it was.
 
 use std::time::Duration;
 
 use voussoir_journal::Journal;
-use voussoir_queue::format::MAX_UNPACKED_BYTES;
-use voussoir_queue::store::JournalStore;
-use voussoir_queue::{BatchBuilder, Config, Durability, Partition, Record, Seek};
-
-const PRODUCER: i64 = 1;
+use voussoir_queue::{ConsumerConfig, ProducerConfig, Queue, QueueConfig, Record, TopicConfig};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::temp_dir().join(format!("queue-minimal-{}", std::process::id()));
     {
         let journal = Journal::open(&dir, voussoir_journal::Config::default())?;
-        let store = JournalStore::new(&journal, "orders")?;
-        let orders = Partition::open(store.partition(0)?, Config::default())?;
+        let queue = Queue::open(&journal, "shop", QueueConfig::default())?;
+        let orders = queue.create_topic("orders", TopicConfig::partitions(3)).await?;
 
-        let reader = orders.clone();
-        let reading = tokio::spawn(async move {
-            let from = reader.seek(Seek::Earliest)?;
-            reader.fetch_wait(from, 1 << 20, Duration::from_secs(5)).await
-        });
-
-        let mut builder = BatchBuilder::new().producer(PRODUCER, 0, 0);
-        for order in ["two seats", "a table", "a coat"] {
-            builder.push(&Record::new(order).key("ada"))?;
+        let producer = queue.producer(ProducerConfig::default()).await?;
+        for (customer, order) in [("ada", "two seats"), ("grace", "a table"), ("ada", "a coat")] {
+            let record = Record::new(order).key(customer);
+            let delivered = producer.send(&orders, record).await?;
+            println!("{customer}: {order} is at {} {}", delivered.partition, delivered.offset);
         }
-        let batch = builder.finish()?;
-        println!("{:?}", orders.append(batch.clone(), Durability::Synced).await?);
-        // The answer might have been lost: the same batch again.
-        println!("{:?}", orders.append(batch, Durability::Synced).await?);
 
-        for record in reading.await??.records(MAX_UNPACKED_BYTES) {
-            let record = record?;
-            println!("{} {:?} {:?}", record.offset, record.key, record.value);
+        let billing = ConsumerConfig::group("billing", ["orders"]);
+        let mut members = [queue.consumer(billing.clone())?, queue.consumer(billing)?];
+        // A few polls, in which the second member takes its share of the partitions.
+        for round in 0..6 {
+            for (number, member) in members.iter_mut().enumerate() {
+                let polled = member.poll(Duration::from_millis(10)).await?;
+                for read in polled.records {
+                    let (key, value) = (read.record.key, read.record.value);
+                    println!("round {round}: member {number} bills {key:?} for {value:?}");
+                }
+            }
         }
-        drop(orders);
+        for member in members {
+            println!("a member has {} partitions", member.assignment().len());
+            member.close().await?;
+        }
+        drop((producer, orders, queue));
         journal.close()?;
     }
     let journal = Journal::open(&dir, voussoir_journal::Config::default())?;
-    let store = JournalStore::new(&journal, "orders")?;
-    let orders = Partition::open(store.partition(0)?, Config::default())?;
-    println!("after a restart: offsets {:?}", orders.offsets());
+    let queue = Queue::open(&journal, "shop", QueueConfig::default())?;
+    for lag in queue.lag("billing") {
+        println!("after a restart: {} read to {} of {}", lag.partition, lag.position, lag.end);
+    }
     std::fs::remove_dir_all(&dir)?;
     Ok(())
 }

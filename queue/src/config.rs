@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use crate::core::entry::MAX_NAME_BYTES;
+use crate::core::group::Assignor;
 use crate::core::{Limits, codec};
 use crate::error::ConfigError;
-use crate::format::MAX_BATCH_BYTES;
+use crate::format::{Compression, MAX_BATCH_BYTES};
 
 /// Limits of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +195,195 @@ impl TopicConfig {
             ),
         ])
     }
+}
+
+/// What a [`Producer`](crate::Producer) does with the records that it is given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ProducerConfig {
+    /// Bytes of records after which a batch is full, before compression. Batches are smaller while
+    /// records come slowly: none waits to become full. 1 to 1,048,572, default 256 KiB. A larger
+    /// record is a batch by itself.
+    pub max_batch_bytes: usize,
+    /// Bytes of records that are on their way; more wait in
+    /// [`enqueue`](crate::Producer::enqueue). 1 to 2^29 (512 MiB), default 32 MiB.
+    pub max_in_flight_bytes: usize,
+    /// How long a record may take from the call to its answer, waiting for room included. `None`
+    /// waits until the journal answers. Above zero, default 2 minutes, as in Kafka.
+    pub delivery_timeout: Option<Duration>,
+    /// The codec of the batches. Default none.
+    pub compression: Compression,
+}
+
+impl Default for ProducerConfig {
+    fn default() -> Self {
+        Self {
+            max_batch_bytes: 256 << 10,
+            max_in_flight_bytes: 32 << 20,
+            delivery_timeout: Some(Duration::from_secs(120)),
+            compression: Compression::None,
+        }
+    }
+}
+
+impl ProducerConfig {
+    /// Checks each field.
+    ///
+    /// # Errors
+    /// The first field that breaks its rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        check(&[
+            (
+                (1..=MAX_BATCH_BYTES).contains(&self.max_batch_bytes),
+                "max_batch_bytes",
+                "must be between 1 and 1048572",
+            ),
+            (
+                (1..=1 << 29).contains(&self.max_in_flight_bytes),
+                "max_in_flight_bytes",
+                "must be between 1 and 536870912",
+            ),
+            (
+                self.delivery_timeout != Some(Duration::ZERO),
+                "delivery_timeout",
+                "must be above zero",
+            ),
+            (self.compression.is_available(), "compression", "must be a codec whose feature is on"),
+        ])
+    }
+}
+
+/// What a consumer promises about records that were being processed when something failed. The
+/// promise is about offsets: it holds for what the caller does with the records between two polls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Guarantee {
+    /// A poll stores the offsets of the records before it returns them. What was not processed when
+    /// the process died is not read again.
+    AtMostOnce,
+    /// A poll stores the offsets of the records that the poll before has returned: they have been
+    /// processed. What was being processed when the process died is read again.
+    #[default]
+    AtLeastOnce,
+    /// Offsets are stored with the results, in one transaction
+    /// ([`Transaction::offsets`](crate::Transaction::offsets)). Results that are records of this
+    /// queue are there exactly once; what else the caller does is done at least once.
+    ExactlyOnce,
+    /// Offsets are stored when the caller says so.
+    Manual,
+}
+
+/// Where a consumer begins in a partition for which its group has stored no offset, or one that can
+/// no longer be read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Start {
+    /// At the first record that is kept.
+    #[default]
+    Earliest,
+    /// Behind the last record.
+    Latest,
+    /// Nowhere: it is an error.
+    Stored,
+}
+
+/// What a [`Consumer`](crate::Consumer) reads, and how. Members of a group have the same assignor
+/// and time-outs: those of the first one count.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerConfig {
+    /// The group, 1 to 249 bytes. Without one no offsets are stored. Default none.
+    pub group: Option<String>,
+    /// Topics to subscribe to, which share their partitions among the members of the group. Empty
+    /// for a consumer that is [assigned](crate::Consumer::assign) its partitions by the caller.
+    /// They need not exist yet. At most 1,000.
+    pub topics: Vec<String>,
+    /// A static member: its name in the group, 1 to 249 bytes. It does not leave when it is
+    /// dropped, and one of the same name that comes within `session_timeout` takes its place and
+    /// its partitions. Default none.
+    pub instance: Option<String>,
+    /// How partitions are divided. Default [`Assignor::CooperativeSticky`].
+    pub assignor: Assignor,
+    /// When offsets are stored. Default [`Guarantee::AtLeastOnce`].
+    pub guarantee: Guarantee,
+    /// Where to begin without an offset. Default [`Start::Earliest`].
+    pub start: Start,
+    /// A member that is not polled for this long is removed. It must cover what the caller does
+    /// between two polls. 10 ms to 1 day, default 5 minutes, as Kafka's `max.poll.interval.ms`.
+    pub session_timeout: Duration,
+    /// How long a rebalance waits for members to be polled. 10 ms to 1 day, default 1 minute.
+    pub rebalance_timeout: Duration,
+    /// Records that a poll returns at most. At least 1, default 500.
+    pub max_poll_records: usize,
+    /// Bytes of batches that are read from a partition at once; one batch at least. Default 1 MiB.
+    pub fetch_bytes: usize,
+}
+
+impl Default for ConsumerConfig {
+    fn default() -> Self {
+        Self {
+            group: None,
+            topics: Vec::new(),
+            instance: None,
+            assignor: Assignor::default(),
+            guarantee: Guarantee::default(),
+            start: Start::default(),
+            session_timeout: Duration::from_secs(300),
+            rebalance_timeout: Duration::from_secs(60),
+            max_poll_records: 500,
+            fetch_bytes: 1 << 20,
+        }
+    }
+}
+
+impl ConsumerConfig {
+    /// A member of `group` that subscribes to `topics`.
+    pub fn group<T: Into<String>>(group: &str, topics: impl IntoIterator<Item = T>) -> Self {
+        let topics = topics.into_iter().map(Into::into).collect();
+        Self { group: Some(group.to_owned()), topics, ..Self::default() }
+    }
+
+    /// Checks each field.
+    ///
+    /// # Errors
+    /// The first field that breaks its rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if let Some(group) = &self.group {
+            check_name("group", group)?;
+        }
+        if let Some(instance) = &self.instance {
+            check_name("instance", instance)?;
+        }
+        let times = Duration::from_millis(10)..=Duration::from_secs(86_400);
+        let needs_group = matches!(self.guarantee, Guarantee::AtMostOnce | Guarantee::ExactlyOnce);
+        check(&[
+            (
+                self.topics.is_empty() || self.group.is_some(),
+                "topics",
+                "must be empty without a group",
+            ),
+            (self.topics.len() <= 1_000, "topics", "must be at most 1000"),
+            (
+                !needs_group || self.group.is_some(),
+                "guarantee",
+                "must be `AtLeastOnce` or `Manual` without a group",
+            ),
+            (
+                times.contains(&self.session_timeout),
+                "session_timeout",
+                "must be between 10 ms and 1 day",
+            ),
+            (
+                times.contains(&self.rebalance_timeout),
+                "rebalance_timeout",
+                "must be between 10 ms and 1 day",
+            ),
+            (self.max_poll_records >= 1, "max_poll_records", "must be at least 1"),
+        ])
+    }
+}
+
+/// The rule of names of groups and transactional ids.
+pub(crate) fn check_name(field: &'static str, name: &str) -> Result<(), ConfigError> {
+    check(&[((1..=MAX_NAME_BYTES).contains(&name.len()), field, "must be 1 to 249 bytes")])
 }
 
 /// The first rule that does not hold.

@@ -308,3 +308,215 @@ impl TopicError {
 
 #[cfg(feature = "journal")]
 impl crate::ledger::ItemError for TopicError {}
+
+#[cfg(feature = "journal")]
+impl crate::ledger::ItemError for StoreError {}
+
+/// Why a record was not delivered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The caller: the configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no such partition, or it did not open. Nothing happened.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// The producer has as many bytes on their way as it may. Nothing happened. Wait for answers,
+    /// or use [`Producer::enqueue`](crate::Producer::enqueue), which waits.
+    #[error("{limit} bytes are on their way (max_in_flight_bytes)")]
+    Full {
+        /// The limit.
+        limit: usize,
+    },
+    /// It took longer than `delivery_timeout`. With [`Outcome::NotApplied`] the record was taken
+    /// back; with [`Outcome::Unknown`] it is being written.
+    #[error("not delivered within delivery_timeout: {outcome:?}")]
+    TimedOut {
+        /// Whether the record may be in the log.
+        outcome: Outcome,
+    },
+    /// The partition rejects the record's batch.
+    #[error(transparent)]
+    Produce(#[from] ProduceError),
+}
+
+impl SendError {
+    /// Whether the record may be in the log all the same.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::TimedOut { outcome } => *outcome,
+            Self::Produce(error) => error.outcome(),
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same record may be sent later. With [`Outcome::Unknown`] it may be in the log
+    /// twice then.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Full { .. } | Self::TimedOut { .. } => true,
+            Self::Produce(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+/// Why offsets or a transaction were not committed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommitError {
+    /// The caller: a name is not 1 to 249 bytes.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A newer producer of the same transactional id has taken over: this one must stop. Nothing
+    /// happened.
+    #[error("producer {transactional_id:?} is fenced: epoch {current} has taken over")]
+    Fenced {
+        /// The transactional id.
+        transactional_id: String,
+        /// The epoch that has taken over.
+        current: i16,
+    },
+    /// The group has been rebalanced: the partitions may belong to another member. Nothing
+    /// happened. Poll the consumer, and work from where it stands then.
+    #[error("group {group:?}: generation {generation} is over, {current} has begun")]
+    StaleGeneration {
+        /// The group.
+        group: String,
+        /// The generation of the commit.
+        generation: u32,
+        /// The group's generation.
+        current: u32,
+    },
+    /// A reader that is no member commits offsets of a group that has members. Nothing happened.
+    #[error("group {group:?} has members, which alone commit its offsets")]
+    GroupActive {
+        /// The group.
+        group: String,
+    },
+    /// One commit of the journal cannot hold it. Nothing happened. Make it smaller, or the
+    /// journal's `segment_bytes` larger.
+    #[error("{bytes} bytes are more than one commit of the journal takes here, {limit}")]
+    TooLarge {
+        /// What it would take.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The consumer's guarantee does not allow it: see
+    /// `Guarantee`. Nothing happened.
+    #[error("a consumer with the guarantee {guarantee} commits {how}")]
+    Guarantee {
+        /// The guarantee.
+        guarantee: &'static str,
+        /// How such a consumer commits.
+        how: &'static str,
+    },
+    /// The consumer has no group, and so no offsets. Nothing happened.
+    #[error("a consumer without a group stores no offsets")]
+    NoGroup,
+    /// The consumer does not read the partition. Nothing happened.
+    #[error("the consumer does not read {topic}/{partition}")]
+    NotAssigned {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+    },
+    /// There is no such partition, or it did not open. Nothing happened.
+    #[error(transparent)]
+    Topic(Box<TopicError>),
+    /// A partition does not take a batch of the transaction. Nothing happened.
+    #[error(transparent)]
+    NotTaken(#[from] ProduceError),
+    /// The store rejected or failed the write; see [`StoreError::outcome`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl CommitError {
+    /// Whether it may have been committed all the same.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Store(error) => error.outcome(),
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same commit may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotTaken(error) => error.is_retryable(),
+            Self::Store(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(feature = "journal")]
+impl crate::ledger::ItemError for CommitError {
+    fn not_taken(error: ProduceError) -> Self {
+        Self::NotTaken(error)
+    }
+}
+
+/// Why a poll returned no records. The consumer can be polled again.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// The caller: the configuration breaks a rule.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The caller: a consumer that subscribes to topics is given its partitions by the group.
+    #[error("the consumer subscribes to topics: its group assigns its partitions")]
+    Subscribed,
+    /// The caller: the consumer does not read the partition.
+    #[error("the consumer does not read {partition}")]
+    NotAssigned {
+        /// The partition.
+        partition: String,
+    },
+    /// The group has stored no offset for the partition ([`Start::Stored`](crate::Start::Stored)).
+    #[error("the group has stored no offset for {partition}")]
+    NothingStored {
+        /// The partition.
+        partition: String,
+    },
+    /// There are as many groups with members as may be. Retry when one has ended.
+    #[error("there are {limit} groups already (max_groups)")]
+    TooManyGroups {
+        /// The limit.
+        limit: usize,
+    },
+    /// The group has as many members as it may. Retry when one has left.
+    #[error("the group has {limit} members already (max_members)")]
+    TooManyMembers {
+        /// The limit.
+        limit: usize,
+    },
+    /// A batch cannot be unpacked. To go on behind it, seek to `next_offset`.
+    #[error("{partition}: the batch at offset {offset} cannot be read: {error}")]
+    Undecodable {
+        /// The partition.
+        partition: String,
+        /// Where the consumer stands.
+        offset: u64,
+        /// The offset behind the batch.
+        next_offset: u64,
+        /// What is wrong with it.
+        error: FormatError,
+    },
+    /// There is no such partition, or it did not open.
+    #[error(transparent)]
+    Topic(#[from] TopicError),
+    /// A partition cannot be read.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// Offsets could not be stored before records were returned.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// The group's next generation could not be stored.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

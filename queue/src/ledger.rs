@@ -140,7 +140,6 @@ impl Ledger {
         &self.shared.store
     }
 
-    #[allow(dead_code, reason = "producers come next")]
     /// The most bytes that one item may have: half of a commit. The other half is for what is
     /// cleaned on the way, and for what the journal adds.
     pub(crate) fn max_item_bytes(&self) -> usize {

@@ -3,25 +3,47 @@
 
 pub mod broadcast;
 mod config;
+#[cfg(feature = "journal")]
+mod consumer;
 mod core;
 mod error;
 pub mod format;
 #[cfg(feature = "journal")]
+mod groups;
+#[cfg(feature = "journal")]
 mod ledger;
 mod partition;
+#[cfg(feature = "journal")]
+mod partitioner;
+#[cfg(feature = "journal")]
+mod producer;
 #[cfg(feature = "journal")]
 mod queue;
 pub mod routing;
 pub mod store;
+#[cfg(feature = "journal")]
+mod transaction;
 pub mod work;
 
 pub use bytes::Bytes;
-pub use config::{Config, QueueConfig, Retention, TopicConfig};
+pub use config::{
+    Config, ConsumerConfig, Guarantee, ProducerConfig, QueueConfig, Retention, Start, TopicConfig,
+};
+#[cfg(feature = "journal")]
+pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
+pub use core::group::Assignor;
 pub use error::{
-    ConfigError, FetchError, OpenError, Outcome, ProduceError, StoreError, TopicError,
+    CommitError, ConfigError, ConsumeError, FetchError, OpenError, Outcome, ProduceError,
+    SendError, StoreError, TopicError,
 };
 pub use format::{Batch, BatchBuilder, Compression, Record};
 pub use partition::{AppendFuture, Appended, Fetched, Partition, Records, Seek, Stats, WaitFuture};
 #[cfg(feature = "journal")]
+pub use partitioner::{Murmur2, Partitioner};
+#[cfg(feature = "journal")]
+pub use producer::{Delivered, Delivery, Producer};
+#[cfg(feature = "journal")]
 pub use queue::{Queue, Topic, TopicPartition};
 pub use store::Durability;
+#[cfg(feature = "journal")]
+pub use transaction::{Committed, Transaction, TransactionalProducer};

@@ -261,7 +261,7 @@ impl Partition {
 
     /// A snapshot of sizes and counters.
     pub fn stats(&self) -> Stats {
-        let stored_bytes = self.shared.store.extents().iter().map(|extent| extent.bytes).sum();
+        let stored_bytes = self.shared.store.stored_bytes();
         let inner = self.shared.inner.lock();
         Stats {
             start_offset: inner.state.start_offset,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -13,6 +14,7 @@ use crate::config::{QueueConfig, Retention, TopicConfig};
 use crate::core::entry::{Change, Counters, Key, MAX_NAME_BYTES, TopicEntry, Value};
 use crate::core::table::View;
 use crate::error::{FetchError, OpenError, StoreError, TopicError};
+use crate::groups::Groups;
 use crate::ledger::{Ledger, Plan, Slot};
 use crate::partition::Partition;
 use crate::store::{JournalPartition, JournalStore};
@@ -33,6 +35,9 @@ pub(crate) struct Shared {
     pub(crate) ledger: Ledger,
     pub(crate) config: QueueConfig,
     topics: RwLock<BTreeMap<String, Topic>>,
+    /// Rises with each change of `topics`.
+    topics_version: AtomicU64,
+    pub(crate) groups: Groups,
 }
 
 /// A handle to a topic. Clones are the same topic.
@@ -44,6 +49,7 @@ pub struct Topic {
 struct TopicShared {
     name: String,
     config: TopicConfig,
+    first_number: u32,
     slots: Vec<Result<Arc<Slot>, OpenError>>,
 }
 
@@ -72,7 +78,9 @@ impl Queue {
             let topic = Topic::open(name.clone(), entry, stores, &config);
             topics.insert(name, topic);
         }
-        Ok(Self { shared: Arc::new(Shared { ledger, config, topics: RwLock::new(topics) }) })
+        let groups = Groups::new(config.max_groups);
+        let (topics, topics_version) = (RwLock::new(topics), AtomicU64::new(1));
+        Ok(Self { shared: Arc::new(Shared { ledger, config, topics, topics_version, groups }) })
     }
 
     /// Creates a topic, durably.
@@ -95,7 +103,7 @@ impl Queue {
             let topic = result.map(|(entry, stores): (_, Vec<_>)| {
                 let stores = stores.into_iter().map(|(number, store)| (number, Ok(store)));
                 let topic = Topic::open(title.clone(), entry, stores, &ending.config);
-                ending.topics.write().insert(title, topic.clone());
+                ending.change_topics(|topics| drop(topics.insert(title, topic.clone())));
                 topic
             });
             drop(answer.send(topic));
@@ -119,12 +127,12 @@ impl Queue {
         let deletes = slots.iter().flat_map(|slot| slot.store.logs()).collect();
         let ending = Arc::clone(&self.shared);
         let (key, title) = (Key::Topic(name.to_owned()), name.to_owned());
-        let first_number = topic.first_number(&self.shared.ledger);
+        let first_number = topic.id();
         let plan = move |view: View<'_>| {
             let entry = view.get(&key).and_then(|value| TopicEntry::read(value));
             match entry {
                 // It may have been deleted, and created again, since it was looked up.
-                Some(entry) if Some(entry.first_number) == first_number => {
+                Some(entry) if entry.first_number == first_number => {
                     let changes = vec![Change::remove(key)];
                     Ok((Plan { changes, deletes, ..Plan::default() }, ()))
                 }
@@ -133,7 +141,7 @@ impl Queue {
         };
         self.shared.ledger.run(slots, SMALL_BYTES, plan, move |result| {
             if result.is_ok() {
-                ending.topics.write().remove(&title);
+                ending.change_topics(|topics| drop(topics.remove(&title)));
             }
             drop(answer.send(result.map(|_| ())));
         });
@@ -229,6 +237,24 @@ impl fmt::Display for TopicPartition {
 }
 
 impl Shared {
+    fn change_topics(&self, change: impl FnOnce(&mut BTreeMap<String, Topic>)) {
+        change(&mut self.topics.write());
+        self.topics_version.fetch_add(1, Relaxed);
+        self.groups.wake();
+    }
+
+    /// How many partitions each topic has, if that has changed since `seen`.
+    pub(crate) fn partitions_since(&self, seen: &mut u64) -> Option<BTreeMap<Arc<str>, u32>> {
+        let version = self.topics_version.load(Relaxed);
+        if std::mem::replace(seen, version) == version {
+            return None;
+        }
+        let topics = self.topics.read();
+        Some(
+            topics.iter().map(|(name, topic)| (name.as_str().into(), topic.partitions())).collect(),
+        )
+    }
+
     fn plan_topic(
         &self,
         view: View<'_>,
@@ -306,6 +332,7 @@ impl Topic {
             let partition = Partition::open(Arc::clone(&store), config.partition.clone())?;
             Ok(Arc::new(Slot { number, partition, store }))
         };
+        let first_number = entry.first_number;
         let slots = stores.map(slot).collect();
         let limit = |limit: u64| (limit != u64::MAX).then_some(limit);
         let retention = Retention {
@@ -313,7 +340,7 @@ impl Topic {
             max_age: limit(entry.max_age_ms).map(Duration::from_millis),
         };
         let config = TopicConfig { partitions: entry.partitions, retention };
-        Self { shared: Arc::new(TopicShared { name, config, slots }) }
+        Self { shared: Arc::new(TopicShared { name, config, first_number, slots }) }
     }
 
     /// Its name.
@@ -354,15 +381,18 @@ impl Topic {
         self.shared.slots.iter().filter_map(|slot| slot.as_ref().ok())
     }
 
+    pub(crate) fn opened_slots(&self) -> impl Iterator<Item = (u32, &Arc<Slot>)> {
+        (0..).zip(&self.shared.slots).filter_map(|(at, slot)| Some((at, slot.as_ref().ok()?)))
+    }
+
     fn opened(&self) -> impl Iterator<Item = (u32, &Partition)> {
         let slots = (0..).zip(&self.shared.slots);
         slots.filter_map(|(at, slot)| Some((at, &slot.as_ref().ok()?.partition)))
     }
 
-    fn first_number(&self, ledger: &Ledger) -> Option<u32> {
-        let key = Key::Topic(self.shared.name.clone());
-        let entry = ledger.read(|table| TopicEntry::read(table.get(&key)?));
-        entry.map(|entry| entry.first_number)
+    /// The number of its first partition, which no other topic ever has.
+    pub(crate) fn id(&self) -> u32 {
+        self.shared.first_number
     }
 }
 

@@ -118,6 +118,11 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// The parts of the store, from the first position to the last.
     fn extents(&self) -> Vec<Extent>;
 
+    /// Bytes of all parts.
+    fn stored_bytes(&self) -> u64 {
+        self.extents().iter().map(|extent| extent.bytes).sum()
+    }
+
     /// The most bytes that one write may have: those of its batches and snapshot, and
     /// [`BATCH_OVERHEAD_BYTES`] more for each of them.
     fn max_write_bytes(&self) -> usize;
@@ -142,6 +147,10 @@ impl<S: PartitionStore + ?Sized> PartitionStore for std::sync::Arc<S> {
 
     fn extents(&self) -> Vec<Extent> {
         (**self).extents()
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        (**self).stored_bytes()
     }
 
     fn max_write_bytes(&self) -> usize {

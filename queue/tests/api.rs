@@ -44,6 +44,14 @@ const _: () = {
     is_send_sync::<WorkQueue>();
     is_send_sync::<WorkStats>();
     is_send_sync::<WorkWrite>();
+    is_send_sync::<Queue>();
+    is_send_sync::<Topic>();
+    is_send_sync::<Producer>();
+    is_send_sync::<TransactionalProducer>();
+    is_send::<Consumer>();
+    is_send::<voussoir_queue::Delivery>();
+    is_send::<CommitFuture>();
+    is_send::<Transaction<'static>>();
     is_send::<Done>();
 };
 
@@ -58,7 +66,11 @@ fn seams_are_object_safe() {
 #[test]
 fn errors_are_errors() {
     fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<CommitError>();
     is_error::<ConfigError>();
+    is_error::<ConsumeError>();
+    is_error::<SendError>();
+    is_error::<TopicError>();
     is_error::<FetchError>();
     is_error::<FormatError>();
     is_error::<OpenError>();

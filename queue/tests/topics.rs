@@ -5,7 +5,7 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{now_or_work, one, read_all, ready, work};
+use support::{now_or_work, one, read_all, ready, small, work};
 use voussoir_journal::files::crash::CrashFiles;
 use voussoir_journal::{Files, Journal};
 use voussoir_queue::{
@@ -17,14 +17,6 @@ fn open(files: Arc<dyn Files>) -> (Journal, Queue) {
     let journal = support::journal(files, 64);
     let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
     (journal, queue)
-}
-
-/// For the small segments of the tests' journals.
-fn small() -> QueueConfig {
-    let mut config = QueueConfig::default();
-    config.partition.max_producers = 10;
-    config.partition.max_index_entries = 10;
-    config
 }
 
 fn append(journal: &Journal, queue: &Queue, topic: &str, partition: u32, value: &str) -> u64 {

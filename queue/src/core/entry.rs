@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | 1 counters | | next number of a log (4), next producer id (8) |
 //! | 2 topic | name | first partition number (4), partitions (4), bytes kept (8), ms kept (8) |
-//! | 3 group | name | generation (4), whether it has members (1) |
+//! | 3 group | name | generation (4) |
 //! | 4 offset | group, partition number (4) | offset of the next record (8) |
 //! | 5 transactional id | name | producer id (8), epoch (2), transactions committed (8) |
 //! | 6 side log | name | number of the log (4) |
@@ -113,10 +113,9 @@ impl Change {
             (_, 0) => input.is_empty(),
             (Key::Counters, 1) => Counters::read(&input).is_some(),
             (Key::Topic(_), 1) => TopicEntry::read(&input).is_some(),
-            (Key::Group(_), 1) => GroupEntry::read(&input).is_some(),
             (Key::Offset(..), 1) => u64::read(&input).is_some(),
             (Key::Transactional(_), 1) => TransactionalEntry::read(&input).is_some(),
-            (Key::SideLog(_), 1) => u32::read(&input).is_some(),
+            (Key::Group(_) | Key::SideLog(_), 1) => u32::read(&input).is_some(),
             _ => false,
         };
         let value = (has_value == 1).then_some(input);
@@ -173,11 +172,6 @@ value! {
         /// `u64::MAX` for no limit.
         max_age_ms: u64,
     }
-    GroupEntry {
-        generation: u32,
-        /// 1 while the group has members, 0 otherwise.
-        is_active: u8,
-    }
     TransactionalEntry {
         producer_id: i64,
         epoch: i16,
@@ -212,9 +206,8 @@ mod tests {
 
     #[test]
     fn an_entry_has_these_bytes() {
-        let value = GroupEntry { generation: 7, is_active: 1 };
-        let change = Change::put(Key::Group("ab".into()), &value);
-        assert_eq!(change.encode(), [1, 3, 1, 2, 0, b'a', b'b', 7, 0, 0, 0, 1]);
+        let change = Change::put(Key::Group("ab".into()), &7_u32);
+        assert_eq!(change.encode(), [1, 3, 1, 2, 0, b'a', b'b', 7, 0, 0, 0]);
         let offset = Change::put(Key::Offset("g".into(), 0x0102_0304), &9_u64);
         assert_eq!(offset.encode(), [1, 4, 1, 1, 0, b'g', 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
         let topic = TopicEntry { first_number: 1, partitions: 2, max_bytes: 3, max_age_ms: 4 };

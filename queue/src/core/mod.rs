@@ -2,6 +2,7 @@
 
 pub(crate) mod codec;
 pub(crate) mod entry;
+pub(crate) mod group;
 mod index;
 mod producers;
 mod state;

@@ -49,6 +49,17 @@ impl Compression {
         self as u8
     }
 
+    /// Whether this build has it.
+    pub(crate) fn is_available(self) -> bool {
+        match self {
+            Self::None => true,
+            Self::Gzip => cfg!(feature = "gzip"),
+            Self::Snappy => cfg!(feature = "snappy"),
+            Self::Lz4 => cfg!(feature = "lz4"),
+            Self::Zstd => cfg!(feature = "zstd"),
+        }
+    }
+
     pub(super) fn from_id(id: u8) -> Result<Self, FormatError> {
         Self::ALL.get(usize::from(id)).copied().ok_or(FormatError::Header {
             field: "codec",

@@ -53,6 +53,17 @@ impl Record {
         self
     }
 
+    /// Upper bound of what it takes in a batch, in bytes.
+    #[cfg(feature = "journal")]
+    pub(crate) fn max_bytes(&self) -> usize {
+        // Length, attributes, timestamp, offset and the lengths of the parts, as varints.
+        const OVERHEAD_BYTES: usize = 48;
+        let len = |part: Option<&Bytes>| part.map_or(0, Bytes::len);
+        let headers = self.headers.iter();
+        let headers: usize = headers.map(|h| h.key.len() + len(h.value.as_ref()) + 10).sum();
+        len(self.key.as_ref()) + len(self.value.as_ref()) + headers + OVERHEAD_BYTES
+    }
+
     /// The value of the last header of this key.
     pub fn last_header(&self, key: &str) -> Option<&Bytes> {
         self.headers.iter().rev().find(|header| header.key() == key)?.value()

@@ -99,7 +99,6 @@ impl Partition {
         append::wait_for_turn(&self.shared, Box::new(then));
     }
 
-    #[allow(dead_code, reason = "producers come next")]
     /// As [`append`](Self::append), by a caller that bounds its own bytes, with a callback that is
     /// called without a lock of the partition.
     pub(crate) fn append_then(
@@ -111,7 +110,6 @@ impl Partition {
         append::begin(&self.shared, batch, durability, true, Box::new(then));
     }
 
-    #[allow(dead_code, reason = "producers come next")]
     /// The largest batch that an append takes.
     pub(crate) fn max_batch_bytes(&self) -> usize {
         self.shared.max_batch_bytes

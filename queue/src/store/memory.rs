@@ -96,6 +96,10 @@ impl PartitionStore for MemoryPartition {
         batches.map(extent).collect()
     }
 
+    fn stored_bytes(&self) -> u64 {
+        self.shared.lock().bytes as u64
+    }
+
     fn max_write_bytes(&self) -> usize {
         16 << 20
     }

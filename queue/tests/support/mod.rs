@@ -11,6 +11,14 @@ use voussoir_queue::format::MAX_UNPACKED_BYTES;
 use voussoir_queue::store::JournalStore;
 use voussoir_queue::{Batch, BatchBuilder, Partition, Record};
 
+/// For the small segments of the tests' journals.
+pub(crate) fn small() -> voussoir_queue::QueueConfig {
+    let mut config = voussoir_queue::QueueConfig::default();
+    config.partition.max_producers = 10;
+    config.partition.max_index_entries = 10;
+    config
+}
+
 /// Polls a future once.
 pub(crate) fn poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
     match Pin::new(future).poll(&mut Context::from_waker(Waker::noop())) {

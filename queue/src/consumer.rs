@@ -1,0 +1,716 @@
+//! A consumer: reads partitions, as a member of a group or those that it is told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::config::{ConsumerConfig, Guarantee, Start};
+use crate::core::entry::{Key, Value};
+use crate::core::group::{GroupRejected, Input, MemberId, Place, Standing};
+use crate::core::table::View;
+use crate::error::{CommitError, ConsumeError, TopicError};
+use crate::format::Record;
+use crate::groups::Group;
+use crate::partition::Seek;
+use crate::queue::{Queue, SMALL_BYTES, TopicPartition, gone};
+use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
+
+mod cursor;
+
+use cursor::Cursor;
+
+/// Reads records, and remembers how far it has read.
+///
+/// One task owns it: reading and committing need `&mut`. It has no task of its own; a member that
+/// is not polled for `session_timeout` is removed from its group.
+pub struct Consumer {
+    queue: Queue,
+    config: ConsumerConfig,
+    membership: Option<Membership>,
+    cursors: BTreeMap<Place, Cursor>,
+    topics_version: u64,
+    /// Where the next poll begins, so that no partition waits behind another.
+    turn: usize,
+    /// Given to the caller with the next answer.
+    news: News,
+    /// A commit that the consumer began by itself.
+    committing: Option<CommitFuture>,
+}
+
+struct Membership {
+    group: Arc<Group>,
+    changes: watch::Receiver<u64>,
+    member: Option<MemberId>,
+    /// Of what `cursors` are. 0 while nothing was given.
+    generation: u32,
+    failures_seen: u64,
+    /// The caller has been told that it is about to lose partitions.
+    is_told: bool,
+}
+
+#[derive(Debug, Default)]
+struct News {
+    assigned: Vec<TopicPartition>,
+    revoking: Vec<TopicPartition>,
+    lost: Vec<TopicPartition>,
+}
+
+/// A record, and where it is from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConsumerRecord {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// The record, with its offset.
+    pub record: Record,
+}
+
+/// What a poll returns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Polled {
+    /// Records, those of each partition in order. None when none came in time, and when `revoking`
+    /// has partitions.
+    pub records: Vec<ConsumerRecord>,
+    /// Partitions that the consumer reads from now on.
+    pub assigned: Vec<TopicPartition>,
+    /// Partitions that the next poll gives up: commit what was done with them before. Only for
+    /// [`Guarantee::Manual`] and [`Guarantee::ExactlyOnce`]; otherwise the consumer commits.
+    pub revoking: Vec<TopicPartition>,
+    /// Partitions that are lost already: another member may work on them, commits are rejected.
+    pub lost: Vec<TopicPartition>,
+}
+
+/// How far a consumer or a group is behind in a partition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lag {
+    /// The partition.
+    pub partition: TopicPartition,
+    /// Offset of the next record to be read.
+    pub position: u64,
+    /// Offset after the last record.
+    pub end: u64,
+}
+
+impl Lag {
+    /// Offsets between the two; more than records where offsets are missing.
+    pub fn offsets(&self) -> u64 {
+        self.end.saturating_sub(self.position)
+    }
+}
+
+/// The answer to a commit. The commit goes on when it is dropped.
+#[must_use = "the answer says whether the offsets are stored"]
+#[derive(Debug)]
+pub struct CommitFuture {
+    answer: oneshot::Receiver<Result<(), CommitError>>,
+}
+
+impl Future for CommitFuture {
+    type Output = Result<(), CommitError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = Pin::new(&mut self.answer).poll(context);
+        answer.map(|answer| answer.unwrap_or_else(|_| Err(gone().into())))
+    }
+}
+
+impl Queue {
+    /// A consumer. As a member of a group it joins with its first poll.
+    ///
+    /// # Errors
+    /// The configuration breaks a rule, or there are as many groups as may be.
+    pub fn consumer(&self, config: ConsumerConfig) -> Result<Consumer, ConsumeError> {
+        config.validate()?;
+        let membership = match (&config.group, config.topics.is_empty()) {
+            (Some(name), false) => {
+                let group = self.shared.groups.group(self, name, &config)?;
+                let changes = group.changes();
+                let (generation, failures_seen) = (0, 0);
+                let is_told = false;
+                let member = None;
+                Some(Membership { group, changes, member, generation, failures_seen, is_told })
+            }
+            _ => None,
+        };
+        Ok(Consumer {
+            queue: self.clone(),
+            config,
+            membership,
+            cursors: BTreeMap::new(),
+            topics_version: 0,
+            turn: 0,
+            news: News::default(),
+            committing: None,
+        })
+    }
+
+    /// How far a group is behind, for each partition in which it has stored an offset.
+    pub fn lag(&self, group: &str) -> Vec<Lag> {
+        let mut lags = Vec::new();
+        for topic in self.topics() {
+            for (partition, slot) in topic.opened_slots() {
+                let key = Key::Offset(group.to_owned(), slot.number);
+                let stored = self.shared.ledger.read(|table| u64::read(table.get(&key)?));
+                let end = slot.partition.offsets().end;
+                let partition = TopicPartition::new(topic.name(), partition);
+                lags.extend(stored.map(|position| Lag { partition, position, end }));
+            }
+        }
+        lags
+    }
+}
+
+impl Consumer {
+    /// Reads these partitions, and no others. Only for a consumer that subscribes to no topics.
+    ///
+    /// # Errors
+    /// It subscribes to topics, or there is no such partition. What it reads is unchanged.
+    pub fn assign(&mut self, partitions: &[TopicPartition]) -> Result<(), ConsumeError> {
+        if self.membership.is_some() {
+            return Err(ConsumeError::Subscribed);
+        }
+        let places = partitions.iter().map(|at| (Arc::clone(&at.topic), at.partition));
+        let places: BTreeSet<Place> = places.collect();
+        let mut cursors = BTreeMap::new();
+        for place in places {
+            let cursor = match self.cursors.remove(&place) {
+                Some(cursor) => cursor,
+                None => self.cursor(&place)?,
+            };
+            cursors.insert(place, cursor);
+        }
+        self.cursors = cursors;
+        Ok(())
+    }
+
+    /// The next records, waiting at most `max_wait` for one. At most
+    /// [`ConsumerConfig::max_poll_records`].
+    ///
+    /// It also does what the group needs: it joins, and takes and gives up partitions.
+    ///
+    /// # Errors
+    /// See [`ConsumeError`]. The consumer can be polled again.
+    ///
+    /// # Cancel safety
+    /// The next poll returns what this one has not; with [`Guarantee::AtMostOnce`] records whose
+    /// offsets were being stored are not returned again.
+    pub async fn poll(&mut self, max_wait: Duration) -> Result<Polled, ConsumeError> {
+        let deadline = Instant::now().checked_add(max_wait);
+        if self.config.guarantee == Guarantee::AtLeastOnce {
+            // What the last poll returned has been processed.
+            self.commit_behind();
+        }
+        // Ends: at the deadline, or when there is something to return.
+        loop {
+            if let Some(membership) = &mut self.membership {
+                membership.changes.mark_unchanged();
+            }
+            let is_ready = self.follow_group().await?;
+            if !self.news.revoking.is_empty() {
+                return Ok(self.polled(Vec::new()));
+            }
+            self.follow_topics()?;
+            let records = if is_ready { self.take_records()? } else { Vec::new() };
+            if !records.is_empty() {
+                if self.config.guarantee == Guarantee::AtMostOnce
+                    && let Err(error) = self.commit_positions().await
+                {
+                    // They were not handed out, and will be read again.
+                    self.take_back(records);
+                    return Err(error.into());
+                }
+                return Ok(self.polled(records));
+            }
+            let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
+            if is_over || self.has_news() {
+                return Ok(self.polled(Vec::new()));
+            }
+            self.wait(deadline).await?;
+        }
+    }
+
+    /// Stores how far the consumer has read: all records that polls have returned count as done.
+    /// The commit begins with the call; the future may be dropped.
+    pub fn commit(&mut self) -> CommitFuture {
+        let result = match self.config.guarantee {
+            Guarantee::ExactlyOnce => Err(CommitError::Guarantee {
+                guarantee: "ExactlyOnce",
+                how: "with a transaction (Transaction::offsets)",
+            }),
+            _ => self.group_offsets(),
+        };
+        self.commit_offsets(result)
+    }
+
+    /// Stores the offset of the next record to read of each partition.
+    ///
+    /// # Errors
+    /// As [`commit`](Self::commit), and for a partition that the consumer does not read.
+    pub fn commit_to(&mut self, offsets: &[(TopicPartition, u64)]) -> CommitFuture {
+        let offsets = self.group_offsets().and_then(|all| {
+            let number = |(at, offset): &(TopicPartition, u64)| {
+                let place = (Arc::clone(&at.topic), at.partition);
+                let cursor = self.cursors.get(&place);
+                cursor.map(|cursor| (cursor.slot.number, *offset)).ok_or_else(|| {
+                    let (name, partition) = (at.topic.to_string(), at.partition);
+                    CommitError::NotAssigned { topic: name, partition }
+                })
+            };
+            let offsets = offsets.iter().map(number).collect::<Result<Vec<_>, _>>()?;
+            Ok(GroupOffsets { offsets, ..all })
+        });
+        self.commit_offsets(offsets)
+    }
+
+    /// Goes back to the offsets that the group has stored: for a transaction that was not
+    /// committed.
+    ///
+    /// # Errors
+    /// As [`seek`](Self::seek).
+    pub fn rewind(&mut self) -> Result<(), ConsumeError> {
+        let places: Vec<Place> = self.cursors.keys().cloned().collect();
+        for place in places {
+            let cursor = self.cursor(&place)?;
+            self.cursors.insert(place, cursor);
+        }
+        Ok(())
+    }
+
+    /// Reads a partition from another place on.
+    ///
+    /// # Errors
+    /// The consumer does not read the partition, or it cannot be searched.
+    pub fn seek(&mut self, partition: &TopicPartition, to: Seek) -> Result<(), ConsumeError> {
+        let cursor = self.cursor_of(partition)?;
+        let offset = cursor.slot.partition.seek(to)?;
+        cursor.move_to(offset);
+        Ok(())
+    }
+
+    /// Returns no more records of a partition until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// The consumer does not read the partition.
+    pub fn pause(&mut self, partition: &TopicPartition) -> Result<(), ConsumeError> {
+        self.cursor_of(partition)?.is_paused = true;
+        Ok(())
+    }
+
+    /// Returns records of a partition again.
+    ///
+    /// # Errors
+    /// The consumer does not read the partition.
+    pub fn resume(&mut self, partition: &TopicPartition) -> Result<(), ConsumeError> {
+        self.cursor_of(partition)?.is_paused = false;
+        Ok(())
+    }
+
+    /// The offset of the next record of a partition, if the consumer reads it.
+    pub fn position(&self, partition: &TopicPartition) -> Option<u64> {
+        let place = (Arc::clone(&partition.topic), partition.partition);
+        self.cursors.get(&place).map(|cursor| cursor.position)
+    }
+
+    /// The partitions that it reads.
+    pub fn assignment(&self) -> Vec<TopicPartition> {
+        self.cursors.keys().map(name_of).collect()
+    }
+
+    /// How far it is behind in each partition that it reads.
+    pub fn lag(&self) -> Vec<Lag> {
+        let lag = |(place, cursor): (&Place, &Cursor)| Lag {
+            partition: name_of(place),
+            position: cursor.position,
+            end: cursor.slot.partition.offsets().end,
+        };
+        self.cursors.iter().map(lag).collect()
+    }
+
+    /// The generation of the group in which it was given its partitions, 0 for none.
+    pub fn generation(&self) -> u32 {
+        self.membership.as_ref().map_or(0, |membership| membership.generation)
+    }
+
+    /// Members of the group, 0 without one.
+    pub fn group_members(&self) -> usize {
+        self.membership.as_ref().map_or(0, |membership| membership.group.members())
+    }
+
+    /// Commits what polls have returned, unless it is [`Guarantee::Manual`] or
+    /// [`Guarantee::ExactlyOnce`], and leaves the group.
+    ///
+    /// # Errors
+    /// The commit failed; the consumer has left.
+    ///
+    /// # Cancel safety
+    /// It has left; whether the offsets are stored is unknown.
+    pub async fn close(mut self) -> Result<(), CommitError> {
+        match self.config.guarantee {
+            Guarantee::AtLeastOnce if self.config.group.is_some() => self.commit_positions().await,
+            _ => Ok(()),
+        }
+    }
+
+    fn polled(&mut self, records: Vec<ConsumerRecord>) -> Polled {
+        let News { assigned, revoking, lost } = std::mem::take(&mut self.news);
+        Polled { records, assigned, revoking, lost }
+    }
+
+    fn has_news(&self) -> bool {
+        let News { assigned, revoking, lost } = &self.news;
+        !(assigned.is_empty() && revoking.is_empty() && lost.is_empty())
+    }
+
+    fn cursor_of(&mut self, partition: &TopicPartition) -> Result<&mut Cursor, ConsumeError> {
+        let place = (Arc::clone(&partition.topic), partition.partition);
+        let cursor = self.cursors.get_mut(&place);
+        cursor.ok_or_else(|| ConsumeError::NotAssigned { partition: partition.to_string() })
+    }
+
+    /// A cursor at the offset that the group has stored, or where the configuration says.
+    fn cursor(&self, (topic, partition): &Place) -> Result<Cursor, ConsumeError> {
+        let slot = self.queue.topic(topic)?.slot(*partition)?;
+        let stored = self.config.group.as_ref().and_then(|group| {
+            let key = Key::Offset(group.clone(), slot.number);
+            self.queue.shared.ledger.read(|table| u64::read(table.get(&key)?))
+        });
+        let bounds = slot.partition.offsets();
+        let position = match (stored, self.config.start) {
+            (Some(offset), _) => offset,
+            (None, Start::Earliest) => bounds.start,
+            (None, Start::Latest) => bounds.end,
+            (None, Start::Stored) => {
+                let partition = TopicPartition::new(topic, *partition).to_string();
+                return Err(ConsumeError::NothingStored { partition });
+            }
+        };
+        Ok(Cursor::new(slot, position))
+    }
+
+    /// Takes records from the partitions in turn.
+    fn take_records(&mut self) -> Result<Vec<ConsumerRecord>, ConsumeError> {
+        let mut records = Vec::new();
+        let count = self.cursors.len();
+        let places: Vec<Place> = self.cursors.keys().cloned().collect();
+        for at in 0..count {
+            let place = &places[(self.turn + at) % count];
+            let Some(cursor) = self.cursors.get_mut(place) else { continue };
+            if cursor.is_paused {
+                continue;
+            }
+            let room = self.config.max_poll_records - records.len();
+            match cursor.take(room, self.config.fetch_bytes, self.config.start, place) {
+                Ok(taken) => {
+                    let partition = name_of(place);
+                    let record = |record| ConsumerRecord { partition: partition.clone(), record };
+                    records.extend(taken.into_iter().map(record));
+                }
+                // What was taken from others is returned first.
+                Err(_) if !records.is_empty() => break,
+                Err(error) => {
+                    self.turn = (self.turn + at + 1) % count;
+                    return Err(error);
+                }
+            }
+            if records.len() >= self.config.max_poll_records {
+                self.turn = (self.turn + at + 1) % count;
+                break;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Undoes [`take_records`](Self::take_records).
+    fn take_back(&mut self, records: Vec<ConsumerRecord>) {
+        for ConsumerRecord { partition, record } in records.into_iter().rev() {
+            if let Ok(cursor) = self.cursor_of(&partition) {
+                cursor.put_back(record);
+            }
+        }
+    }
+
+    /// Waits until a partition may have records, the group has changed, or time has passed.
+    async fn wait(&mut self, deadline: Option<Instant>) -> Result<(), ConsumeError> {
+        let group = self
+            .membership
+            .as_mut()
+            .map(|membership| (membership.group.next_deadline(), &mut membership.changes));
+        let (group_deadline, mut changes) = match group {
+            Some((deadline, changes)) => (deadline, Some(changes)),
+            None => (None, None),
+        };
+        let heartbeat = changes.is_some().then(|| Instant::now() + self.config.session_timeout / 3);
+        let until = deadline.into_iter().chain(group_deadline).chain(heartbeat).min();
+        let cursors = &mut self.cursors;
+        let woken = async {
+            let mut changed = std::pin::pin!(async {
+                match &mut changes {
+                    Some(changes) => drop(changes.changed().await),
+                    None => std::future::pending().await,
+                }
+            });
+            std::future::poll_fn(|context| {
+                if changed.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(Ok(()));
+                }
+                let cursors = cursors.values_mut().filter(|cursor| !cursor.is_paused);
+                for cursor in cursors {
+                    if let Poll::Ready(result) = cursor.poll_wait(context) {
+                        return Poll::Ready(result);
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        match until {
+            None => Ok(woken.await?),
+            Some(until) => match tokio::time::timeout_at(until, woken).await {
+                Ok(result) => Ok(result?),
+                Err(_elapsed) => {
+                    if let Some(Membership { group, .. }) = &self.membership {
+                        let _ = group.step(Input::Tick);
+                    }
+                    Ok(())
+                }
+            },
+        }
+    }
+}
+
+/// The part that follows the group.
+impl Consumer {
+    /// Does what the group needs. Returns whether records may be returned.
+    async fn follow_group(&mut self) -> Result<bool, ConsumeError> {
+        // Ends: each round joins, or returns. After a join the standing is `Waiting` or `Stable`,
+        // unless another rebalance has begun, which takes another member or the disk.
+        loop {
+            let Some(membership) = &mut self.membership else { return Ok(true) };
+            if let Some(error) = membership.group.failure_since(&mut membership.failures_seen) {
+                return Err(error.into());
+            }
+            let standing = match membership.member {
+                Some(member) => {
+                    let beat = membership.group.step(Input::Heartbeat { member });
+                    beat.and_then(|_| membership.group.standing(member))
+                }
+                None => Err(GroupRejected::UnknownMember),
+            };
+            match standing {
+                Err(GroupRejected::TooManyMembers | GroupRejected::UnknownMember) => {
+                    self.lose_all();
+                    self.join(BTreeSet::new())?;
+                }
+                Ok(Standing::Waiting) => return Ok(true),
+                Ok(Standing::Stable { generation, places }) => {
+                    self.adopt(generation, &places)?;
+                    return Ok(true);
+                }
+                Ok(Standing::MustJoin { is_cooperative, generation, places }) => {
+                    // What it gives up it may still commit, in the generation that has begun.
+                    membership.generation = generation;
+                    let keep = if is_cooperative { places } else { BTreeSet::new() };
+                    let gives_up = self.cursors.keys().any(|place| !keep.contains(place));
+                    if gives_up && !self.may_give_up(&keep).await {
+                        return Ok(false);
+                    }
+                    self.cursors.retain(|place, _| keep.contains(place));
+                    if is_cooperative {
+                        self.adopt(generation, &keep)?;
+                    }
+                    self.join(keep)?;
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, owned: BTreeSet<Place>) -> Result<(), ConsumeError> {
+        let Some(membership) = &mut self.membership else { return Ok(()) };
+        membership.is_told = false;
+        match membership.group.join(membership.member, &self.config, owned) {
+            Ok(member) => membership.member = Some(member),
+            Err(GroupRejected::UnknownMember) => membership.member = None,
+            Err(GroupRejected::TooManyMembers) => {
+                membership.member = None;
+                let limit = self.queue.shared.config.max_members;
+                return Err(ConsumeError::TooManyMembers { limit });
+            }
+        }
+        Ok(())
+    }
+
+    /// Commits before partitions are given up, or lets the caller do so first.
+    async fn may_give_up(&mut self, keep: &BTreeSet<Place>) -> bool {
+        match self.config.guarantee {
+            // When the commit fails, the records are read again: that is at least once.
+            Guarantee::AtLeastOnce => drop(self.commit_positions().await),
+            Guarantee::AtMostOnce => {}
+            Guarantee::Manual | Guarantee::ExactlyOnce => {
+                let Some(membership) = &mut self.membership else { return true };
+                if !std::mem::replace(&mut membership.is_told, true) {
+                    let going = self.cursors.keys().filter(|place| !keep.contains(*place));
+                    self.news.revoking = going.map(name_of).collect();
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    /// Reads what it was given from where the group stands.
+    fn adopt(&mut self, generation: u32, places: &BTreeSet<Place>) -> Result<(), ConsumeError> {
+        self.cursors.retain(|place, _| places.contains(place));
+        if let Some(membership) = &mut self.membership {
+            membership.generation = generation;
+        }
+        for place in places {
+            if !self.cursors.contains_key(place) {
+                // Never from a position of earlier: another member may have gone on since.
+                let cursor = match self.cursor(place) {
+                    Ok(cursor) => cursor,
+                    // It is being deleted: the group hears of it next.
+                    Err(ConsumeError::Topic(TopicError::Unknown { .. })) => continue,
+                    Err(error) => return Err(error),
+                };
+                self.cursors.insert(place.clone(), cursor);
+                self.news.assigned.push(name_of(place));
+            }
+        }
+        Ok(())
+    }
+
+    fn lose_all(&mut self) {
+        self.news.lost.extend(self.cursors.keys().map(name_of));
+        self.cursors.clear();
+        if let Some(membership) = &mut self.membership {
+            membership.member = None;
+            membership.generation = 0;
+        }
+    }
+
+    /// A topic that was deleted and created again is another one.
+    fn follow_topics(&mut self) -> Result<(), ConsumeError> {
+        if self.queue.shared.partitions_since(&mut self.topics_version).is_none() {
+            return Ok(());
+        }
+        let places: Vec<Place> = self.cursors.keys().cloned().collect();
+        for place in places {
+            let number = self.queue.topic(&place.0).and_then(|topic| topic.slot(place.1));
+            let number = number.map(|slot| slot.number).ok();
+            if self.cursors.get(&place).map(|cursor| cursor.slot.number) != number {
+                self.cursors.remove(&place);
+                if number.is_some() {
+                    let cursor = self.cursor(&place)?;
+                    self.cursors.insert(place, cursor);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The part that commits.
+impl Consumer {
+    /// How far polls have read, as the group's offsets.
+    pub(crate) fn group_offsets(&self) -> Result<GroupOffsets, CommitError> {
+        let group = self.config.group.as_deref().ok_or(CommitError::NoGroup)?;
+        let offsets = self.cursors.values().map(|cursor| (cursor.slot.number, cursor.position));
+        Ok(GroupOffsets {
+            group: group.into(),
+            generation: self.membership.as_ref().map(|membership| membership.generation),
+            offsets: offsets.collect(),
+        })
+    }
+
+    fn commit_offsets(&self, offsets: Result<GroupOffsets, CommitError>) -> CommitFuture {
+        let (sender, answer) = oneshot::channel();
+        let ledger = &self.queue.shared.ledger;
+        let limit = ledger.max_item_bytes();
+        let sized = offsets.and_then(|offsets| {
+            let bytes = SMALL_BYTES + OFFSET_BYTES * offsets.offsets.len();
+            if bytes > limit {
+                return Err(CommitError::TooLarge { bytes, limit });
+            }
+            Ok((offsets, bytes))
+        });
+        match sized {
+            Ok((offsets, _)) if offsets.offsets.is_empty() => drop(sender.send(Ok(()))),
+            Ok((offsets, bytes)) => {
+                let shared = Arc::clone(&self.queue.shared);
+                let plan = move |view: View<'_>| {
+                    plan_offsets(view, &shared.groups, &offsets).map(|changes| (changes, ()))
+                };
+                ledger.change(bytes, plan, |result| drop(sender.send(result)));
+            }
+            Err(error) => drop(sender.send(Err(error))),
+        }
+        CommitFuture { answer }
+    }
+
+    /// Commits the positions, after a commit of its own that is on its way.
+    async fn commit_positions(&mut self) -> Result<(), CommitError> {
+        let commit = self.commit_offsets(self.group_offsets());
+        // Commits of one group are written in the order of the calls.
+        self.committing = None;
+        commit.await?;
+        self.cursors.values_mut().for_each(Cursor::note_commit);
+        Ok(())
+    }
+
+    /// Begins a commit unless one is on its way or nothing has moved.
+    fn commit_behind(&mut self) {
+        if self.config.group.is_none() {
+            return;
+        }
+        if let Some(committing) = &mut self.committing {
+            let waker = std::task::Waker::noop();
+            let answer = Pin::new(committing).poll(&mut Context::from_waker(waker));
+            match answer {
+                Poll::Pending => return,
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(error)) => {
+                    // Later commits have what it had.
+                    tracing::debug!(target: "voussoir::queue", %error, "a commit failed");
+                    self.cursors.values_mut().for_each(Cursor::forget_commit);
+                }
+            }
+        }
+        self.committing = None;
+        if self.cursors.values().any(Cursor::has_moved) {
+            self.committing = Some(self.commit_offsets(self.group_offsets()));
+            self.cursors.values_mut().for_each(Cursor::note_commit);
+        }
+    }
+}
+
+fn name_of((topic, partition): &Place) -> TopicPartition {
+    TopicPartition { topic: Arc::clone(topic), partition: *partition }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // A static member may come back: its partitions wait for it until its session ends.
+        let is_static = self.config.instance.is_some();
+        if let Some(Membership { group, member: Some(member), .. }) = &self.membership
+            && !is_static
+        {
+            let _ = group.step(Input::Leave { member: *member });
+        }
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let assignment = self.assignment();
+        f.debug_struct("Consumer").field("assignment", &assignment).finish_non_exhaustive()
+    }
+}

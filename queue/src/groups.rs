@@ -1,0 +1,200 @@
+//! The groups that have members: each coordinator, driven by its members.
+//!
+//! No task runs for a group. Whoever polls a consumer passes the time to the coordinator, and wakes
+//! up for its deadlines.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use crate::config::ConsumerConfig;
+use crate::core::entry::{Change, Key, Value};
+use crate::core::group::{
+    Coordinator, GroupRejected, Input, MemberId, Output, Place, Standing, Times,
+};
+use crate::core::table::View;
+use crate::error::{ConsumeError, StoreError};
+use crate::queue::{Queue, SMALL_BYTES};
+
+/// Groups by name, as long as a consumer holds them.
+pub(crate) struct Groups {
+    by_name: Mutex<HashMap<Arc<str>, Weak<Group>>>,
+    max: usize,
+}
+
+pub(crate) struct Group {
+    pub(crate) name: Arc<str>,
+    queue: Queue,
+    inner: Mutex<Inner>,
+    /// Counts what members may wait for.
+    changed: watch::Sender<u64>,
+    began: Instant,
+}
+
+struct Inner {
+    coordinator: Coordinator,
+    topics_version: u64,
+    /// Why the latest generation is not durable, and how often that happened.
+    failure: Option<StoreError>,
+    failures: u64,
+}
+
+impl Groups {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { by_name: Mutex::default(), max }
+    }
+
+    pub(crate) fn has_members(&self, name: &str) -> bool {
+        let group = self.by_name.lock().get(name).and_then(Weak::upgrade);
+        group.is_some_and(|group| !group.inner.lock().coordinator.is_empty())
+    }
+
+    /// Lets members look again.
+    pub(crate) fn wake(&self) {
+        let groups: Vec<_> = self.by_name.lock().values().filter_map(Weak::upgrade).collect();
+        for group in groups {
+            group.changed.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// The group of this name, which is made if nobody holds it.
+    pub(crate) fn group(
+        &self,
+        queue: &Queue,
+        name: &str,
+        config: &ConsumerConfig,
+    ) -> Result<Arc<Group>, ConsumeError> {
+        let mut by_name = self.by_name.lock();
+        if let Some(group) = by_name.get(name).and_then(Weak::upgrade) {
+            return Ok(group);
+        }
+        if by_name.len() >= self.max {
+            by_name.retain(|_, group| group.strong_count() > 0);
+        }
+        if by_name.len() >= self.max {
+            return Err(ConsumeError::TooManyGroups { limit: self.max });
+        }
+        let ns = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 4);
+        let times =
+            Times { session: ns(config.session_timeout), rebalance: ns(config.rebalance_timeout) };
+        let mut topics_version = 0;
+        let topics = queue.shared.partitions_since(&mut topics_version).unwrap_or_default();
+        let max_members = queue.shared.config.max_members;
+        let coordinator = Coordinator::new(config.assignor, times, max_members, topics);
+        let inner = Inner { coordinator, topics_version, failure: None, failures: 0 };
+        let name: Arc<str> = name.into();
+        let group = Arc::new(Group {
+            name: Arc::clone(&name),
+            queue: queue.clone(),
+            inner: Mutex::new(inner),
+            changed: watch::Sender::new(0),
+            began: Instant::now(),
+        });
+        by_name.insert(name, Arc::downgrade(&group));
+        Ok(group)
+    }
+}
+
+impl Group {
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX / 4)
+    }
+
+    /// Passes an input to the coordinator, and does what it asks for.
+    pub(crate) fn step(self: &Arc<Self>, input: Input) -> Result<Option<MemberId>, GroupRejected> {
+        let (result, outputs) = {
+            let mut inner = self.inner.lock();
+            let now = self.now();
+            let Inner { coordinator, topics_version, .. } = &mut *inner;
+            if let Some(topics) = self.queue.shared.partitions_since(topics_version) {
+                let _ = coordinator.step(now, Input::Topics { topics });
+            }
+            let result = coordinator.step(now, input);
+            (result, std::iter::from_fn(|| coordinator.poll_output()).collect::<Vec<_>>())
+        };
+        for output in outputs {
+            match output {
+                Output::Persist { ticket } => self.persist(ticket),
+                Output::Removed { member } => {
+                    let group = &self.name;
+                    tracing::info!(target: "voussoir::queue", %group, member, "removed from group");
+                    self.changed.send_modify(|count| *count += 1);
+                }
+                Output::Changed => self.changed.send_modify(|count| *count += 1),
+            }
+        }
+        result
+    }
+
+    /// Makes the next generation durable. Commits of the one before are rejected from then on.
+    fn persist(self: &Arc<Self>, ticket: u64) {
+        let key = Key::Group(self.name.to_string());
+        let plan = move |view: View<'_>| {
+            let generation = view.get(&key).and_then(|value| u32::read(value)).unwrap_or(0);
+            let Some(generation) = generation.checked_add(1) else {
+                return Err(StoreError::Rejected { why: "no generations are left".to_owned() });
+            };
+            Ok((vec![Change::put(key, &generation)], generation))
+        };
+        let group = Arc::clone(self);
+        let end = move |result: Result<u32, StoreError>| {
+            let generation = result.as_ref().ok().copied();
+            if let Err(error) = result {
+                let mut inner = group.inner.lock();
+                inner.failures += 1;
+                inner.failure = Some(error);
+            }
+            let _ = group.step(Input::Persisted { ticket, generation });
+        };
+        self.queue.shared.ledger.change(SMALL_BYTES, plan, end);
+    }
+
+    pub(crate) fn join(
+        self: &Arc<Self>,
+        member: Option<MemberId>,
+        config: &ConsumerConfig,
+        owned: BTreeSet<Place>,
+    ) -> Result<MemberId, GroupRejected> {
+        let topics = config.topics.iter().map(|topic| topic.as_str().into()).collect();
+        let instance = config.instance.as_deref().map(Into::into);
+        let joined = self.step(Input::Join { member, instance, topics, owned })?;
+        joined.ok_or(GroupRejected::UnknownMember)
+    }
+
+    pub(crate) fn standing(&self, member: MemberId) -> Result<Standing, GroupRejected> {
+        self.inner.lock().coordinator.standing(member)
+    }
+
+    /// The failure after the first `seen` ones, which it counts.
+    pub(crate) fn failure_since(&self, seen: &mut u64) -> Option<StoreError> {
+        let inner = self.inner.lock();
+        (std::mem::replace(seen, inner.failures) < inner.failures)
+            .then(|| inner.failure.clone())
+            .flatten()
+    }
+
+    /// When the coordinator has something to do.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let deadline = self.inner.lock().coordinator.next_deadline()?;
+        self.began.checked_add(Duration::from_nanos(deadline))
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn members(&self) -> usize {
+        self.inner.lock().coordinator.members()
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("name", &self.name).finish_non_exhaustive()
+    }
+}

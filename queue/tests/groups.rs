@@ -1,0 +1,335 @@
+//! Consumers and their groups, over a journal in memory, in paused time.
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use voussoir_journal::{Journal, MemoryFiles};
+use voussoir_queue::{
+    Assignor, CommitError, ConsumeError, Consumer, ConsumerConfig, FetchError, Guarantee,
+    ProducerConfig, Queue, QueueConfig, Record, Seek, Start, Topic, TopicConfig, TopicPartition,
+};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A queue in memory, whose journal works once in a millisecond.
+fn open() -> Queue {
+    let mut config = voussoir_journal::Config::manual();
+    config.segment_bytes = 1 << 20;
+    let files = std::sync::Arc::new(MemoryFiles::new());
+    let journal = Journal::open_with(files, config).expect("the journal opens");
+    let mut config = QueueConfig::default();
+    config.partition.max_producers = 100;
+    config.partition.max_index_entries = 100;
+    let queue = Queue::open(&journal, "q", config).expect("the queue opens");
+    tokio::spawn(async move {
+        let mut now = 0;
+        // Ends with the test's runtime.
+        loop {
+            support::work(&journal, &mut now);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    queue
+}
+
+async fn topic(queue: &Queue, name: &str, partitions: u32) -> Topic {
+    queue.create_topic(name, TopicConfig::partitions(partitions)).await.expect("it is created")
+}
+
+/// Sends `count` records to each partition.
+async fn fill(queue: &Queue, topic: &Topic, count: u64) {
+    let producer = queue.producer(ProducerConfig::default()).await.expect("a producer");
+    for partition in 0..topic.partitions() {
+        for at in 0..count {
+            let record = Record::new(format!("{partition}-{at}")).timestamp(at.cast_signed());
+            let durability = voussoir_queue::Durability::Synced;
+            let delivery = producer.try_enqueue(topic, Some(partition), record, durability);
+            drop(delivery.expect("there is room"));
+        }
+    }
+    producer.flush().await;
+}
+
+fn member(assignor: Assignor, guarantee: Guarantee) -> ConsumerConfig {
+    let mut config = ConsumerConfig::group("g", ["t"]);
+    (config.assignor, config.guarantee) = (assignor, guarantee);
+    config.session_timeout = 10 * SECOND;
+    config.rebalance_timeout = 5 * SECOND;
+    config
+}
+
+/// Polls all consumers in turn until none has anything new, and returns what they read.
+async fn settle(consumers: &mut [&mut Consumer]) -> Vec<Vec<String>> {
+    let mut values = vec![Vec::new(); consumers.len()];
+    let mut quiet = 0;
+    // Ends: the group is stable after a few rounds, and the records are read by then.
+    for _ in 0..200 {
+        for (values, consumer) in values.iter_mut().zip(consumers.iter_mut()) {
+            let polled = consumer.poll(Duration::from_millis(5)).await.expect("a poll");
+            let is_quiet = polled.records.is_empty() && polled.assigned.is_empty();
+            quiet = if is_quiet && polled.revoking.is_empty() { quiet + 1 } else { 0 };
+            let value = |record: Record| String::from_utf8(record.value.expect("one").into());
+            let records = polled.records.into_iter().map(|read| read.record);
+            values.extend(records.map(|record| value(record).expect("text")));
+        }
+        if quiet > 8 * consumers.len() {
+            return values;
+        }
+    }
+    panic!("the group is never quiet");
+}
+
+fn owned(consumer: &Consumer) -> BTreeSet<u32> {
+    consumer.assignment().iter().map(|place| place.partition).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn members_share_the_partitions_and_read_each_record_once() {
+    for assignor in
+        [Assignor::Range, Assignor::RoundRobin, Assignor::Sticky, Assignor::CooperativeSticky]
+    {
+        let queue = open();
+        let t = topic(&queue, "t", 5).await;
+        fill(&queue, &t, 20).await;
+        let config = member(assignor, Guarantee::AtLeastOnce);
+        let mut first = queue.consumer(config.clone()).expect("a consumer");
+        let alone = settle(&mut [&mut first]).await.remove(0);
+        assert_eq!(alone.len(), 100, "{assignor:?}");
+        let mut second = queue.consumer(config).expect("a consumer");
+        settle(&mut [&mut first, &mut second]).await;
+        assert_eq!(owned(&first).len() + owned(&second).len(), 5);
+        assert!(owned(&first).is_disjoint(&owned(&second)));
+        assert!(owned(&first).len().abs_diff(owned(&second).len()) == 1);
+        fill(&queue, &t, 10).await;
+        let shared = settle(&mut [&mut first, &mut second]).await.concat();
+        assert_eq!(shared.len(), 50, "{assignor:?}: nothing twice, nothing skipped");
+        assert_eq!(first.generation(), second.generation());
+        assert!(queue.lag("g").iter().all(|lag| lag.offsets() == 0));
+        // The one that goes leaves its partitions to the other.
+        second.close().await.expect("it has committed");
+        settle(&mut [&mut first]).await;
+        assert_eq!(owned(&first).len(), 5);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_not_polled_is_removed_and_its_commit_is_rejected() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 5).await;
+    let config = member(Assignor::Range, Guarantee::Manual);
+    let mut slow = queue.consumer(config.clone()).expect("a consumer");
+    settle(&mut [&mut slow]).await;
+    tokio::time::advance(11 * SECOND).await;
+    let mut quick = queue.consumer(config).expect("a consumer");
+    let read = settle(&mut [&mut quick]).await.remove(0);
+    assert_eq!((read.len(), owned(&quick).len()), (10, 2), "what was not committed is read again");
+    let error = slow.commit().await.expect_err("it has lost its partitions");
+    assert!(matches!(error, CommitError::StaleGeneration { .. }), "{error}");
+    quick.commit().await.expect("it has them");
+    let polled = slow.poll(Duration::from_millis(1)).await.expect("a poll");
+    assert_eq!(polled.lost.len(), 2, "it is told");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_commits_is_asked_before_it_loses_partitions() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 5).await;
+    let config = member(Assignor::CooperativeSticky, Guarantee::Manual);
+    let mut first = queue.consumer(config.clone()).expect("a consumer");
+    settle(&mut [&mut first]).await;
+    let mut second = queue.consumer(config).expect("a consumer");
+    let mut revoked = Vec::new();
+    for _ in 0..20 {
+        let polled = first.poll(Duration::from_millis(5)).await.expect("a poll");
+        if !polled.revoking.is_empty() {
+            assert!(polled.records.is_empty());
+            first.commit().await.expect("the partitions are still its own");
+            revoked.extend(polled.revoking);
+        }
+        let polled = second.poll(Duration::from_millis(5)).await.expect("a poll");
+        assert!(polled.records.is_empty(), "they were committed: {polled:?}");
+    }
+    assert_eq!(revoked.len(), 1, "only what moves is given up");
+    assert_eq!((owned(&first).len(), owned(&second).len()), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guarantee_says_what_is_read_again() {
+    let queue = open();
+    for (guarantee, expected) in [(Guarantee::AtMostOnce, 8), (Guarantee::AtLeastOnce, 4)] {
+        let name = format!("{guarantee:?}");
+        let t = topic(&queue, &name, 1).await;
+        fill(&queue, &t, 10).await;
+        let mut config = ConsumerConfig::group(&name, [&name]);
+        (config.guarantee, config.max_poll_records) = (guarantee, 4);
+        let mut consumer = queue.consumer(config.clone()).expect("a consumer");
+        let mut read = 0;
+        // The second poll with records says that those of the first have been processed.
+        while read < 8 {
+            read += consumer.poll(SECOND).await.expect("a poll").records.len();
+        }
+        while queue.lag(&name).first().is_none_or(|lag| lag.position < expected) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // It goes without a word, as in a crash.
+        drop(consumer);
+        let mut consumer = queue.consumer(config).expect("a consumer");
+        let polled = loop {
+            let polled = consumer.poll(SECOND).await.expect("a poll");
+            if !polled.records.is_empty() {
+                break polled;
+            }
+        };
+        assert_eq!(polled.records[0].record.offset, expected, "{guarantee:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_static_member_that_comes_back_has_its_partitions() {
+    let queue = open();
+    topic(&queue, "t", 4).await;
+    let config = |instance: &str| {
+        let mut config = member(Assignor::CooperativeSticky, Guarantee::AtLeastOnce);
+        config.instance = Some(instance.to_owned());
+        config
+    };
+    let mut a = queue.consumer(config("a")).expect("a consumer");
+    let mut b = queue.consumer(config("b")).expect("a consumer");
+    settle(&mut [&mut a, &mut b]).await;
+    let (of_a, of_b) = (owned(&a), owned(&b));
+    drop(b);
+    settle(&mut [&mut a]).await;
+    assert_eq!(owned(&a), of_a, "nobody takes what waits for a static member");
+    let mut b = queue.consumer(config("b")).expect("a consumer");
+    settle(&mut [&mut a, &mut b]).await;
+    assert_eq!((owned(&a), owned(&b)), (of_a.clone(), of_b));
+    // When it stays away, its session ends.
+    drop(b);
+    tokio::time::advance(11 * SECOND).await;
+    settle(&mut [&mut a]).await;
+    assert_eq!(owned(&a).len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn manual_assignment_seeks_and_pauses() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 5).await;
+    let mut consumer = queue.consumer(ConsumerConfig::default()).expect("a consumer");
+    let (p0, p1) = (TopicPartition::new("t", 0), TopicPartition::new("t", 1));
+    consumer.assign(&[p0.clone(), p1.clone()]).expect("they exist");
+    consumer.pause(&p0).expect("it reads it");
+    consumer.seek(&p1, Seek::Timestamp(3)).expect("it is found");
+    let polled = consumer.poll(SECOND).await.expect("a poll");
+    let offsets: Vec<u64> = polled.records.iter().map(|read| read.record.offset).collect();
+    assert_eq!(offsets, [3, 4]);
+    assert!(polled.records.iter().all(|read| read.partition == p1));
+    assert_eq!((consumer.position(&p0), consumer.position(&p1)), (Some(0), Some(5)));
+    let lags: Vec<u64> = consumer.lag().iter().map(voussoir_queue::Lag::offsets).collect();
+    assert_eq!(lags, [5, 0]);
+    let polled = consumer.poll(SECOND).await.expect("a poll");
+    assert!(polled.records.is_empty(), "what is paused is not read");
+    consumer.resume(&p0).expect("it reads it");
+    assert_eq!(consumer.poll(SECOND).await.expect("a poll").records.len(), 5);
+    consumer.seek(&p0, Seek::Earliest).expect("it reads it");
+    assert_eq!(consumer.poll(SECOND).await.expect("a poll").records.len(), 5);
+    let error = consumer.commit().await.expect_err("it has no group");
+    assert_eq!(error, CommitError::NoGroup);
+    let error = consumer.seek(&TopicPartition::new("t", 2), Seek::Latest).expect_err("no");
+    assert!(matches!(error, ConsumeError::NotAssigned { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_without_membership_commits_only_while_the_group_is_empty() {
+    let queue = open();
+    let t = topic(&queue, "t", 1).await;
+    fill(&queue, &t, 3).await;
+    let mut config = ConsumerConfig::default();
+    config.group = Some("g".into());
+    let mut reader = queue.consumer(config).expect("a consumer");
+    let place = TopicPartition::new("t", 0);
+    reader.assign(std::slice::from_ref(&place)).expect("it exists");
+    reader.commit_to(&[(place.clone(), 2)]).await.expect("the group is empty");
+    let mut member = queue.consumer(member(Assignor::Range, Guarantee::Manual)).expect("one");
+    let read = settle(&mut [&mut member]).await.remove(0);
+    assert_eq!(read, ["0-2"], "it goes on where the reader stored");
+    let error = reader.commit().await.expect_err("the group has a member");
+    assert!(matches!(error, CommitError::GroupActive { .. }), "{error}");
+    drop(member);
+    reader.commit_to(&[(place, 1)]).await.expect("the group is empty again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn topics_that_come_and_go_are_followed() {
+    let queue = open();
+    let mut config = member(Assignor::CooperativeSticky, Guarantee::AtLeastOnce);
+    config.topics = vec!["t".into(), "u".into()];
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    settle(&mut [&mut consumer]).await;
+    assert!(consumer.assignment().is_empty());
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    assert_eq!(settle(&mut [&mut consumer]).await[0].len(), 6);
+    queue.delete_topic("t").await.expect("it is deleted");
+    // The wait that was under way may end with an error; the next poll goes on.
+    let mut errors = 0;
+    for _ in 0..20 {
+        match consumer.poll(Duration::from_millis(5)).await {
+            Ok(_) => {}
+            Err(ConsumeError::Fetch(FetchError::Closed)) => errors += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(errors <= 1 && consumer.assignment().is_empty(), "{errors}");
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 2).await;
+    assert_eq!(settle(&mut [&mut consumer]).await[0].len(), 4, "it is another topic");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_that_was_released_begins_where_the_configuration_says() {
+    let queue = open();
+    let place = TopicPartition::new("Latest", 0);
+    for (start, expected) in [(Start::Earliest, 1), (Start::Latest, 0)] {
+        let name = format!("{start:?}");
+        let t = topic(&queue, &name, 1).await;
+        fill(&queue, &t, 1).await;
+        fill(&queue, &t, 1).await;
+        let (partition, place) = (t.partition(0).expect("one"), TopicPartition::new(&name, 0));
+        let mut config = ConsumerConfig::default();
+        config.start = start;
+        let mut consumer = queue.consumer(config).expect("a consumer");
+        consumer.assign(std::slice::from_ref(&place)).expect("it exists");
+        consumer.seek(&place, Seek::Offset(0)).expect("it reads it");
+        partition.release_before(1).await.expect("it is released");
+        let polled = consumer.poll(Duration::from_millis(1)).await.expect("a poll");
+        assert_eq!(polled.records.len(), expected, "{start:?}");
+    }
+    let mut config = ConsumerConfig::default();
+    config.start = Start::Stored;
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    let error = consumer.assign(std::slice::from_ref(&place)).expect_err("nothing is stored");
+    assert!(matches!(error, ConsumeError::NothingStored { .. }), "{error}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_poll_wakes_for_a_record_and_not_before() {
+    let queue = open();
+    let t = topic(&queue, "t", 3).await;
+    let mut consumer = queue.consumer(member(Assignor::Range, Guarantee::Manual)).expect("one");
+    settle(&mut [&mut consumer]).await;
+    let sender = queue.clone();
+    let sending = tokio::spawn(async move {
+        tokio::time::sleep(3 * SECOND).await;
+        fill(&sender, &t, 1).await;
+    });
+    let began = tokio::time::Instant::now();
+    let polled = consumer.poll(60 * SECOND).await.expect("a poll");
+    assert!(!polled.records.is_empty());
+    assert!(began.elapsed() >= 3 * SECOND && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
+    sending.await.expect("it has sent");
+}
