@@ -52,7 +52,9 @@ async fn each_group_gets_every_record_and_goes_on_after_a_restart() {
     let both = receive(&journal, &payment);
     assert_eq!(values(&both), [b"a", b"b"]);
     now_or_work(&journal, payment.ack(&both[0].receipt)).expect("the lease runs");
+    let before = journal.stats().commits;
     now_or_work(&journal, payment.reject(&both[1].receipt, "bad")).expect("the lease runs");
+    assert_eq!(journal.stats().commits, before + 1, "the dead letter and its settling");
     assert_eq!(values(&receive(&journal, &stock)), [b"a", b"b"]);
     drop((payment, stock, queue, journal));
 
