@@ -19,7 +19,7 @@ use crate::config::Retry;
 use crate::core::{Call, Failure, Graph, Kind, MAX_STEPS, Node, StepId};
 use crate::error::{DefinitionError, StepError};
 
-type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(crate) type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 type Act = dyn Fn(StepCx, &Bytes, &[Bytes]) -> BoxFuture<Result<Bytes, StepError>> + Send + Sync;
 type Undo =
     dyn Fn(StepCx, &Bytes, Option<&Bytes>) -> BoxFuture<Result<(), StepError>> + Send + Sync;
@@ -403,6 +403,45 @@ where
             foreign: None,
             _input: PhantomData,
         })
+    }
+}
+
+#[cfg(feature = "testing")]
+impl<In> Saga<In> {
+    /// The same definition, each of whose calls goes through the crash-point kit.
+    pub(crate) fn through(&self, kit: &Arc<crate::testing::Kit>) -> Self {
+        let graph = Arc::clone(&self.definition.graph);
+        let code = self.definition.code.iter().zip(graph.ids()).map(|(code, id)| {
+            let step: Arc<str> = graph.node(id).name.as_ref().into();
+            let named = |call| (Arc::clone(kit), Arc::clone(&step), call);
+            let (act, at) = (Arc::clone(&code.act), named("act"));
+            let hooked: Arc<Act> = Arc::new(move |cx, input, needs| {
+                let (act, input, needs) = (Arc::clone(&act), input.clone(), needs.to_vec());
+                let (kit, step, call) = at.clone();
+                kit.call(step, call, move || act(cx.clone(), &input, &needs))
+            });
+            let undo = code.undo.clone().map(|undo| {
+                let at = named("undo");
+                let hooked: Arc<Undo> = Arc::new(move |cx, input, own| {
+                    let (undo, input, own) = (Arc::clone(&undo), input.clone(), own.cloned());
+                    let (kit, step, call) = at.clone();
+                    kit.call(step, call, move || undo(cx.clone(), &input, own.as_ref()))
+                });
+                hooked
+            });
+            let probe = code.probe.clone().map(|probe| {
+                let at = named("probe");
+                let hooked: Arc<Probe> = Arc::new(move |cx, input| {
+                    let (probe, input) = (Arc::clone(&probe), input.clone());
+                    let (kit, step, call) = at.clone();
+                    kit.call(step, call, move || probe(cx.clone(), &input))
+                });
+                hooked
+            });
+            Code { needs: code.needs.clone(), act: hooked, undo, probe }
+        });
+        let code = code.collect();
+        Self { definition: Arc::new(Definition { graph, code }), _input: PhantomData }
     }
 }
 

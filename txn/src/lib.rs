@@ -16,6 +16,9 @@ pub mod outbox;
 pub mod postgres;
 mod sagas;
 pub mod store;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 pub mod two_phase;
 
 pub use async_trait::async_trait;
