@@ -9,6 +9,12 @@ mod fence;
 pub mod ids;
 mod lease;
 mod memory;
+#[cfg(feature = "net")]
+#[cfg_attr(docsrs, doc(cfg(feature = "net")))]
+pub mod net;
+#[cfg(feature = "raft")]
+#[cfg_attr(docsrs, doc(cfg(feature = "raft")))]
+pub mod raft;
 mod replica;
 mod service;
 mod session;

@@ -36,7 +36,7 @@ struct Inner {
 #[derive(Default)]
 struct State {
     table: Table,
-    /// Index of the latest command that was applied.
+    /// Index of the latest command that was applied since the start.
     applied: u64,
     /// The timers, while this node leads.
     leases: Option<Leases>,
@@ -98,21 +98,25 @@ impl Replica {
         table.snapshot()
     }
 
-    /// Replaces the state by the chunks of a snapshot that was taken at `index`.
+    /// Replaces the state by the chunks of a snapshot.
     ///
     /// # Errors
     /// [`Malformed`]: nothing was changed.
-    pub fn restore(&self, index: u64, chunks: &[Bytes]) -> Result<(), Malformed> {
+    pub fn restore(&self, chunks: &[Bytes]) -> Result<(), Malformed> {
         let mut restore = Restore::new();
         for chunk in chunks {
             restore.add(chunk)?;
         }
-        let table = restore.finish()?;
+        self.install(restore.finish()?);
+        Ok(())
+    }
+
+    /// Replaces the state.
+    pub(crate) fn install(&self, table: Table) {
         let mut state = self.state();
-        (state.table, state.applied, state.leases) = (table, index, None);
+        (state.table, state.leases) = (table, None);
         // What has changed is not known: everybody looks again.
         state.waits.values().for_each(|bell| bell.notify.notify_waiters());
-        Ok(())
     }
 
     /// A lock as this node knows it: it may be behind. [`LockService::view`] is not.
@@ -183,7 +187,7 @@ impl Replica {
     }
 
     /// Ends to lead.
-    #[expect(dead_code, reason = "for the service on Raft")]
+    #[cfg(feature = "raft")]
     pub(crate) fn end_reign(&self) {
         self.state().leases = None;
     }
@@ -205,7 +209,7 @@ impl Replica {
         self.state().leases.as_mut()?.poll(now)
     }
 
-    #[expect(dead_code, reason = "for the service on Raft")]
+    #[cfg(feature = "raft")]
     /// A timer's command was not applied, or may not have been.
     pub(crate) fn retry_timer(&self, command: &Command, pause_ns: u64) {
         let now = self.inner.clock.now();
@@ -323,5 +327,28 @@ impl std::fmt::Debug for Replica {
             .field("sessions", &sessions)
             .field("is_leading", &is_leading)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_reign_renews_nothing() {
+        let replica = Replica::with_clock(Arc::new(|| 7));
+        let Answer::Reign { reign } = replica.apply_next(&Command::BeginReign) else {
+            panic!("a reign");
+        };
+        replica.begin_reign(reign);
+        let opened = replica.apply_next(&Command::OpenSession { ttl_ms: 1000 });
+        assert_eq!(opened, Answer::Opened { session: 2 });
+        assert_eq!(replica.renew(2), Ok(Renewal::Renewed));
+        // Another node has begun to lead, and this one does not know it otherwise.
+        replica.apply_next(&Command::BeginReign);
+        assert_eq!(replica.renew(2), Err(ServiceError::NotLeader { leader: None }));
+        // Nor does it begin what is over.
+        replica.begin_reign(reign);
+        assert!(replica.renew(2).is_err());
     }
 }

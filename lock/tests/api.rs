@@ -7,6 +7,14 @@ use voussoir_lock::*;
 
 const fn is_send_sync<T: Send + Sync>() {}
 
+#[cfg(all(feature = "net", feature = "raft"))]
+const _: () = {
+    is_send_sync::<net::LockServer>();
+    is_send_sync::<net::NetLocks>();
+    is_send_sync::<raft::LockMachine>();
+    is_send_sync::<raft::RaftLocks>();
+};
+
 const _: () = {
     is_send_sync::<Fence<u64>>();
     is_send_sync::<FencingToken>();

@@ -155,14 +155,14 @@ fn code(rejection: Rejection) -> u64 {
 }
 
 /// A kind and its numbers.
-pub(super) fn put(out: &mut BytesMut, kind: u8, numbers: &[u64]) {
+pub(crate) fn put(out: &mut BytesMut, kind: u8, numbers: &[u64]) {
     out.put_u8(kind);
     for number in numbers {
         out.put_u64_le(*number);
     }
 }
 
-pub(super) fn put_mode(out: &mut BytesMut, mode: Mode) {
+pub(crate) fn put_mode(out: &mut BytesMut, mode: Mode) {
     let (kind, of) = match mode {
         Mode::Exclusive => (0, 0),
         Mode::Shared => (1, 0),
@@ -173,16 +173,16 @@ pub(super) fn put_mode(out: &mut BytesMut, mode: Mode) {
 }
 
 /// At most 64 KiB.
-pub(super) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
+pub(crate) fn put_bytes(out: &mut BytesMut, bytes: &[u8]) {
     out.put_u16_le(bytes.len() as u16);
     out.put_slice(bytes);
 }
 
-pub(super) fn number(rest: &mut &[u8]) -> Option<u64> {
+pub(crate) fn number(rest: &mut &[u8]) -> Option<u64> {
     rest.try_get_u64_le().ok()
 }
 
-pub(super) fn flag(rest: &mut &[u8]) -> Option<bool> {
+pub(crate) fn flag(rest: &mut &[u8]) -> Option<bool> {
     match rest.try_get_u8().ok()? {
         0 => Some(false),
         1 => Some(true),
@@ -190,7 +190,7 @@ pub(super) fn flag(rest: &mut &[u8]) -> Option<bool> {
     }
 }
 
-pub(super) fn take_mode(rest: &mut &[u8]) -> Option<Mode> {
+pub(crate) fn take_mode(rest: &mut &[u8]) -> Option<Mode> {
     let (kind, of) = (rest.try_get_u8().ok()?, rest.try_get_u32_le().ok()?);
     match (kind, of) {
         (0, 0) => Some(Mode::Exclusive),
@@ -200,7 +200,7 @@ pub(super) fn take_mode(rest: &mut &[u8]) -> Option<Mode> {
     }
 }
 
-pub(super) fn take_bytes(rest: &mut &[u8], most: usize) -> Option<Bytes> {
+pub(crate) fn take_bytes(rest: &mut &[u8], most: usize) -> Option<Bytes> {
     let len = usize::from(rest.try_get_u16_le().ok()?);
     if len > most {
         return None;

@@ -5,7 +5,7 @@
 //! in it as commands of a leader only. [`Leases`] is what one leader remembers of time: when
 //! sessions end, and which commands follow from that.
 
-mod codec;
+pub(crate) mod codec;
 mod command;
 mod leases;
 mod snapshot;
