@@ -349,7 +349,7 @@ async fn live(
             situations.reached("granted");
             situations.add("granted after a wait", u64::from(begun.elapsed() > 100 * MS));
             let leader = *leaders.borrow();
-            let work = guard.run(sleep(rng.between(1, 1500) as u32 * MS)).await;
+            let work = guard.run(sleep(rng.scaled(1, 4000) as u32 * MS)).await;
             world.forget(&guard);
             if work.is_ok() && *leaders.borrow() != leader {
                 situations.reached("held over a change of leaders");
@@ -400,7 +400,7 @@ async fn life(seed: u64, situations: &'static Situations) {
                     cluster.net.cut(node, client);
                 }
                 situations.reached("client cut off");
-                sleep(rng.between(500, 4000) as u32 * MS).await;
+                sleep(rng.between(500, 6000) as u32 * MS).await;
                 cluster.net.heal();
             }
             1 => {

@@ -158,7 +158,7 @@ async fn acquire<K: GrantKind>(
     let shared = &handle.shared;
     let place = Place::new(Arc::clone(handle));
     let mut retries = Retries::new();
-    let mut was_sent = false;
+    let (mut was_sent, mut is_queued) = (false, false);
     // Ends: the deadline passes, or the session ends.
     loop {
         shared.check()?;
@@ -190,7 +190,10 @@ async fn acquire<K: GrantKind>(
                 return Ok(None);
             }
             Ok(Acquired::Queued) if Instant::now() >= deadline => return Ok(None),
-            Ok(Acquired::Queued) => continue,
+            Ok(Acquired::Queued) => {
+                is_queued = true;
+                continue;
+            }
             // An earlier attempt of it found the lock taken, and its answer was lost.
             Err(ServiceError::Rejected(Rejection::StaleRequest)) if !wait && was_sent => {
                 place.ended();
@@ -207,11 +210,16 @@ async fn acquire<K: GrantKind>(
         };
         was_sent = true;
         if !retries.pause(deadline).await {
+            // The last that was heard is that others hold the lock, and the wait is over.
+            if is_queued {
+                return Ok(None);
+            }
             return Err(match error {
                 ServiceError::Rejected(rejection) => rejection.into(),
                 error => LockError::Unavailable(error),
             });
         }
+        is_queued = false;
     }
 }
 
