@@ -32,7 +32,7 @@ pub(crate) struct Seen<V> {
     pub(crate) position: Option<u64>,
 }
 
-/// What those who joined a load are given.
+/// The answer that each member of a load gets.
 pub(crate) type Answer<V> = Result<Seen<V>, LoadError>;
 
 /// How a load ended.
@@ -78,7 +78,8 @@ struct Wakers {
 }
 
 impl Wakers {
-    /// Returns the waker before, which is to be dropped without a lock.
+    /// Registers a member's waker. Returns the member's previous waker, which the caller drops
+    /// after it has released the lock.
     fn set(&mut self, slot: &mut Option<usize>, waker: &Waker) -> Option<Waker> {
         let at = *slot.get_or_insert_with(|| {
             self.free.pop().unwrap_or_else(|| {
@@ -203,9 +204,9 @@ impl<K, V> Flights<K, V> {
         table.find(probe.hash, |flight| matches(flight, probe)).cloned()
     }
 
-    /// Marks the load of the key, if one is under way, as overtaken and takes it out of the table:
-    /// who comes now begins a new one. The caller holds the shard.
-    /// Returns the flight, which is to be dropped without a lock.
+    /// Marks the key's load, if one is under way, as overtaken and removes it from the table: the
+    /// next reader begins a new load. The caller holds the lock of the shard, and drops the
+    /// returned flight after it has released the lock.
     pub(crate) fn overtake(
         table: &mut HashTable<Arc<InFlight<K, V>>>,
         probe: &Probe<'_, K>,
@@ -225,7 +226,7 @@ fn matches<K, V>(flight: &InFlight<K, V>, probe: &Probe<'_, K>) -> bool {
 pub(crate) struct Ride<K: Key, V: Value> {
     cache: Arc<Inner<K, V>>,
     flight: Arc<InFlight<K, V>>,
-    /// Where its waker is, once it was polled.
+    /// Index of this member's waker in `Wakers::slots`. `None` until the member was polled.
     slot: Option<usize>,
     /// The version of the latest operation when this member asked.
     asked_at: u64,
@@ -236,7 +237,7 @@ pub(crate) struct Ride<K: Key, V: Value> {
 /// Nothing in it is pinned: the load's future is in a box of its own.
 impl<K: Key, V: Value> Unpin for Ride<K, V> {}
 
-/// How a reader that found nothing is given an answer.
+/// How a reader that found no fresh entry gets its answer.
 pub(crate) enum Boarded<K: Key, V: Value> {
     /// By the load that this reader has begun.
     Began(Ride<K, V>),
@@ -294,7 +295,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let version = flights.begin(|| cache.next_version())?;
         let mut flight = Flight::default();
         flight.join();
-        // Nobody else polls the load before it is there.
+        // Keeps members that join from polling the load before it is stored in the flight.
         flight.take_turn();
         let wakers = Wakers::default();
         let flight = Arc::new(InFlight {
@@ -316,8 +317,9 @@ impl<K: Key, V: Value> Ride<K, V> {
         Ok(Boarded::Began(ride))
     }
 
-    /// Ends this member's turn. `is_new`: nobody has polled the load yet. `waker` is this member's,
-    /// which is woken too if the load was woken while it was polled. Returns the waker before.
+    /// Ends this member's turn: stores the load for the next poll. `is_new`: the load has not been
+    /// polled yet. `waker`: this member's waker, registered and woken with the others if the load
+    /// was woken during the poll. Returns this member's previous waker.
     fn put_back(
         &mut self,
         load: LoadFuture<V>,
@@ -408,7 +410,8 @@ impl<K: Key, V: Value> Ride<K, V> {
 }
 
 impl<K: Key, V: Value> Future for Ride<K, V> {
-    /// `None`: an invalidation that this member must see has hit the result. Ask again.
+    /// `None`: the result is older than an invalidation that returned before this member asked. The
+    /// member has to ask again.
     type Output = Option<Answer<V>>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
@@ -418,7 +421,7 @@ impl<K: Key, V: Value> Future for Ride<K, V> {
                 let mut state = this.flight.state.lock();
                 let landed = state.landed.clone();
                 let load = if state.flight.take_turn() { state.load.take() } else { None };
-                // Who polls the load leaves its waker when it puts the load back.
+                // The member that polls the load registers its waker when it puts the load back.
                 let waits = landed.is_none() && load.is_none();
                 let last = if waits { state.wakers.set(&mut this.slot, cx.waker()) } else { None };
                 (landed, load, last)
@@ -458,13 +461,13 @@ impl<K: Key, V: Value> Ride<K, V> {
     /// The answer for this member. `None`: an invalidation that came before this member asked has
     /// hit the result.
     fn judge(&self, landed: &Landed<V>) -> Option<Answer<V>> {
-        // Who asked before the load began is older than any invalidation of it.
+        // A member that asked before the load began asked before each invalidation that hit it.
         let is_valid = !landed.is_hit || self.asked_at <= self.flight.version;
         is_valid.then(|| landed.answer.clone())
     }
 
-    /// Polls the load once. If it was woken meanwhile, so was this member. Returns the waker that
-    /// this member had left before.
+    /// Polls the load once. If the load was woken during the poll, this member is woken too.
+    /// Returns this member's previous waker.
     fn poll_load(&mut self, mut load: LoadFuture<V>, own: &Waker) -> Option<Waker> {
         let waker = Waker::from(Arc::clone(&self.flight));
         let mut cx = Context::from_waker(&waker);
@@ -476,7 +479,8 @@ impl<K: Key, V: Value> Ride<K, V> {
         None
     }
 
-    /// Nobody waits for the load any more, unless somebody has joined it meanwhile.
+    /// Drops the load of a flight whose last member has left, unless another reader has joined the
+    /// flight since.
     fn abandon(&self) {
         let key = &self.flight.key;
         let is_this = |flight: &Arc<InFlight<K, V>>| Arc::ptr_eq(flight, &self.flight);

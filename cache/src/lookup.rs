@@ -53,8 +53,8 @@ pub(crate) struct Inner<K: Key, V: Value> {
     pub(crate) is_closed: AtomicBool,
 }
 
-/// Keys and values that a change of the store leaves over. Dropping them is foreign code, so it is
-/// done after the locks.
+/// Keys and values that a change removed from the store or did not store. Their `Drop` is foreign
+/// code: the caller drops them after it has released its locks.
 pub(crate) struct Removals<K, V> {
     pub(crate) stored: Vec<Removed<K, V>>,
     pub(crate) unstored: Option<Entry<V>>,
@@ -211,8 +211,8 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// Whether an entry of this key that a reader holds may still be served after its load failed:
-    /// an invalidation meanwhile forbids it.
+    /// Whether the stale entry of a key may be served after the load of the key has failed. False
+    /// if the entry was invalidated since the reader found it.
     pub(crate) fn may_serve_on_error<Q>(&self, key: &Q) -> bool
     where
         K: Borrow<Q>,
@@ -227,8 +227,8 @@ impl<K: Key, V: Value> Inner<K, V> {
             && self.lifetimes.may_serve_on_error(&entry.times(), self.clock.now())
     }
 
-    /// Whether an entry may be served as if its load had just ended. Unlike [`judge`](Self::judge)
-    /// it changes nothing.
+    /// Whether an entry is fresh and valid. Unlike [`judge`](Self::judge) this counts nothing,
+    /// removes nothing and does not renew the idle time.
     pub(crate) fn is_fresh(&self, entry: &Entry<V>) -> bool {
         let now = self.clock.now();
         let extra = entry.extra.as_deref();
@@ -441,8 +441,8 @@ impl<K: Key, V: Value> Inner<K, V> {
     pub(crate) fn clear(&self) {
         let version = self.next_version();
         self.generation.fetch_max(version, Ordering::AcqRel);
-        // For the memory: what a reader could still find there is invalid already. An entry that
-        // was stored since then may be lost with the others.
+        // Only frees memory: the raised generation has made the entries invalid. An entry that was
+        // stored after that may be dropped with them, which costs a load.
         self.store.clear();
     }
 
@@ -454,8 +454,9 @@ impl<K: Key, V: Value> Inner<K, V> {
     }
 
     /// Tells the second level and the other processes, if there are any, that a key was changed
-    /// here. To be called before this cache is changed. `again`: its entry may be as old as what
-    /// the second level has, and is dropped once more when that was dropped.
+    /// here. Must be called before this cache is changed. `again`: the entry that is in this cache
+    /// afterwards may come from the old value in the second level, and is dropped once more after
+    /// the second level has dropped that value.
     pub(crate) fn tell(&self, key: &K, again: bool) {
         if let Some(remote) = &self.remote {
             remote.tell(remote.key(key), again);

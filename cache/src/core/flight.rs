@@ -5,17 +5,17 @@
 //! flight that was overtaken by an invalidation still answers those who joined before it, stores
 //! nothing and takes no new members.
 
-/// Whether and by whom the load is polled next.
+/// Which member may poll the load next.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Turn {
-    /// Whoever is polled next polls the load: it is new, or was woken.
+    /// The next member that is polled polls the load: the load is new or was woken.
     #[default]
     Due,
-    /// A member polls it.
+    /// A member is polling the load.
     Polled,
-    /// A member polls it, and it was woken meanwhile.
+    /// A member is polling the load, which was woken since the poll began.
     PolledAndDue,
-    /// It waits to be woken.
+    /// The load is pending and was not woken.
     Waits,
 }
 
@@ -28,15 +28,15 @@ pub(crate) struct Flight {
 }
 
 impl Flight {
-    /// A new member. False when the flight takes no more: it is done or was overtaken.
+    /// Adds a member. Returns false if the flight is done or overtaken, and takes no more members.
     pub(crate) fn join(&mut self) -> bool {
         let joins = !self.done && !self.overtaken;
         self.members += usize::from(joins);
         joins
     }
 
-    /// A member goes, because its future was dropped or its own time is up. Whether the load is to
-    /// be dropped, because nobody waits for it any more.
+    /// Removes a member whose future was dropped or has timed out. Returns true if the load has to
+    /// be dropped because it has no members left.
     pub(crate) fn leave(&mut self) -> bool {
         self.members -= 1;
         self.is_abandoned()
@@ -52,12 +52,12 @@ impl Flight {
         self.members == 0
     }
 
-    /// Nobody waits for a load that has not ended.
+    /// Whether the load has not ended and has no members.
     pub(crate) fn is_abandoned(&self) -> bool {
         self.members == 0 && !self.done
     }
 
-    /// A member was polled. Whether it polls the load now.
+    /// Called when a member is polled. Returns true if that member has to poll the load now.
     pub(crate) fn take_turn(&mut self) -> bool {
         let is_due = self.turn == Turn::Due && !self.done;
         if is_due {
@@ -66,8 +66,8 @@ impl Flight {
         is_due
     }
 
-    /// The load can go on. Whether the members are to be polled: not while one polls the load,
-    /// which [`end_turn`](Self::end_turn) sees to.
+    /// Records that the load was woken. Returns true if the members have to be woken. While a
+    /// member polls the load, [`end_turn`](Self::end_turn) reports the wake instead.
     pub(crate) fn wake(&mut self) -> bool {
         match self.turn {
             Turn::Waits => self.turn = Turn::Due,
@@ -77,21 +77,22 @@ impl Flight {
         self.turn == Turn::Due
     }
 
-    /// The member has polled the load, which is pending. Whether the members are to be polled: it
-    /// was woken meanwhile.
+    /// Ends the turn of the member whose poll of the load returned pending. Returns true if the
+    /// members have to be woken because the load was woken during the poll.
     pub(crate) fn end_turn(&mut self) -> bool {
         let is_due = self.turn == Turn::PolledAndDue;
         self.turn = if is_due { Turn::Due } else { Turn::Waits };
         is_due
     }
 
-    /// The load has ended. Whether its result may be stored.
+    /// Ends the flight. Returns true if the result of the load may be stored.
     pub(crate) fn finish(&mut self) -> bool {
         self.done = true;
         !self.overtaken
     }
 
-    /// The key was written or invalidated: the load may have read what was there before.
+    /// Marks the load as overtaken: its key was written or invalidated, and the load may have read
+    /// the older value.
     pub(crate) fn overtake(&mut self) {
         self.overtaken = true;
     }
