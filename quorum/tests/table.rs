@@ -37,12 +37,15 @@ struct Server {
     is_whole: bool,
     /// What is on the way to the disk.
     writes: Vec<ReplicaOutput>,
+    /// Rises with each restart: what the disk had read for an earlier life is lost.
+    life: u64,
 }
 
 enum Event {
     Request { coordinator: usize, call: u64, to: u64, request: Request },
     Answer { coordinator: usize, input: CoordinatorInput },
     Synced { at: u64 },
+    Loaded { at: u64, life: u64, key: Bytes },
     Rebuild { at: u64 },
     Wake { coordinator: usize },
     Begin { coordinator: usize },
@@ -67,6 +70,8 @@ struct Running {
 
 struct World {
     rng: Rng,
+    /// Replicas read keys from the disk when they are asked for them.
+    is_on_store: bool,
     now: u64,
     events: BTreeMap<(u64, u64), Event>,
     next_event: u64,
@@ -90,6 +95,7 @@ impl World {
             (Duration::from_nanos(TIMEOUT), Duration::from_millis(8));
         let mut world = Self {
             rng: Rng::new(seed),
+            is_on_store: seed / 4 % 2 == 1,
             now: 0,
             events: BTreeMap::new(),
             next_event: 0,
@@ -107,9 +113,16 @@ impl World {
         for node in world.config.replicas.clone() {
             let replica =
                 Replica::recover(DotSource::recover(Actor::new(node, 1), 0, []), [], true);
-            let (disk, writes) = (BTreeMap::new(), Vec::new());
-            let server = Server { replica, incarnation: 1, disk, mark: 0, is_whole: true, writes };
-            world.servers.push(server);
+            world.servers.push(Server {
+                replica,
+                incarnation: 1,
+                disk: BTreeMap::new(),
+                mark: 0,
+                is_whole: true,
+                writes: Vec::new(),
+                life: 0,
+            });
+            world.recover(node);
         }
         for coordinator in 0..3 {
             world.coordinators.push(Coordinator::new(world.config.clone()).unwrap());
@@ -150,6 +163,11 @@ impl World {
                     self.sync(at);
                     self.drain(at, situations);
                 }
+                Event::Loaded { at, life, key } if self.servers[at as usize].life == life => {
+                    self.load(at, key);
+                    self.drain(at, situations);
+                }
+                Event::Loaded { .. } => {}
                 Event::Rebuild { at } => self.rebuild(at, situations),
                 Event::Wake { coordinator } if self.wake_at[coordinator] == at => {
                     self.coordinators[coordinator].step(at, CoordinatorInput::Time);
@@ -176,6 +194,12 @@ impl World {
         assert!(self.running.iter().all(Option::is_none), "an operation was not answered");
     }
 
+    fn load(&mut self, at: u64, key: Bytes) {
+        let server = &mut self.servers[at as usize];
+        let state = server.disk.get(&key).cloned();
+        server.replica.step(ReplicaInput::Loaded { key, state });
+    }
+
     /// The oldest write reaches the disk.
     fn sync(&mut self, at: u64) {
         let server = &mut self.servers[at as usize];
@@ -199,6 +223,11 @@ impl World {
     fn drain(&mut self, at: u64, situations: &Situations) {
         while let Some(output) = self.servers[at as usize].replica.poll_output() {
             match output {
+                ReplicaOutput::Load { key } => {
+                    let life = self.servers[at as usize].life;
+                    let delay = self.rng.below(2 * MS);
+                    self.schedule(delay, Event::Loaded { at, life, key });
+                }
                 ReplicaOutput::Persist { .. } => {
                     self.servers[at as usize].writes.push(output);
                     let delay = self.rng.below(2 * MS);
@@ -226,7 +255,12 @@ impl World {
     fn recover(&mut self, at: u64) {
         let server = &mut self.servers[at as usize];
         let dots = DotSource::recover(Actor::new(at, server.incarnation), server.mark, []);
-        server.replica = Replica::recover(dots, server.disk.clone(), server.is_whole);
+        server.life += 1;
+        server.replica = if self.is_on_store {
+            Replica::on_store(dots, server.is_whole)
+        } else {
+            Replica::recover(dots, server.disk.clone(), server.is_whole)
+        };
     }
 
     fn crash(&mut self, situations: &Situations) {
@@ -252,7 +286,8 @@ impl World {
         for (key, state) in states {
             let replica = &mut self.servers[at as usize].replica;
             // An answer to call 0, which no coordinator waits for.
-            replica.request(0, Request::Merge { key, state }).unwrap();
+            replica.request(0, Request::Merge { key: key.clone(), state }).unwrap();
+            self.load(at, key);
         }
         self.drain(at, situations);
         while !self.servers[at as usize].writes.is_empty() {
@@ -322,7 +357,7 @@ impl World {
                     let event = Event::Request { coordinator: at, call, to, request };
                     self.schedule(delay, event);
                 }
-                CoordinatorOutput::Cancel { .. } => {}
+                CoordinatorOutput::Cancel { .. } | CoordinatorOutput::Missed { .. } => {}
                 CoordinatorOutput::Done { operation, result } => {
                     self.done(at, operation, result, situations);
                     let pause = self.rng.below(10 * MS);
@@ -590,4 +625,139 @@ fn a_value_that_the_decoder_would_refuse_is_refused() {
         }
         assert_eq!(refused, Some(is_refused), "{len} bytes");
     }
+}
+
+/// Everything that a replica answers, with its disk as quick as can be.
+fn ask(replica: &mut Replica, epoch: u64, request: Request) -> Reply {
+    replica.request_at(1, epoch, request).unwrap();
+    let mut reply = None;
+    while let Some(output) = replica.poll_output() {
+        match output {
+            ReplicaOutput::Persist { id, .. }
+            | ReplicaOutput::Forget { id, .. }
+            | ReplicaOutput::PersistEpoch { id, .. } => {
+                replica.step(ReplicaInput::Persisted { id });
+            }
+            ReplicaOutput::Reply { reply: given, .. } => reply = Some(given),
+            other => panic!("{other:?}"),
+        }
+    }
+    reply.unwrap()
+}
+
+/// scylladb #23712: what an operation read before a delete is merged after the tombstone was
+/// collected.
+#[test]
+fn what_was_read_before_the_collection_is_merged_nowhere() {
+    let mut replica = Replica::recover(DotSource::recover(Actor::new(1, 1), 0, []), [], true);
+    let key = Bytes::from_static(b"k");
+    let (seen, value) = (VersionVector::new(), Some(Bytes::from_static(b"v")));
+    let write = Request::Write { key: key.clone(), seen, value };
+    let Reply::Written { state: old } = ask(&mut replica, 1, write) else { panic!() };
+    let seen = old.context().clone();
+    let delete = Request::Write { key: key.clone(), seen, value: None };
+    let Reply::Written { state: tombstone } = ask(&mut replica, 1, delete) else { panic!() };
+    let context = tombstone.context().clone();
+    for epoch in [2, 3] {
+        assert_eq!(ask(&mut replica, 0, Request::Epoch { epoch }), Reply::Epoch { epoch });
+    }
+    let other = [Dot::new(Actor::new(2, 1), 1)].into_iter().collect();
+    let newer = Request::Forget { key: key.clone(), context: other };
+    assert_eq!(ask(&mut replica, 3, newer), Reply::Merged);
+    assert_eq!(replica.iter().count(), 1, "a tombstone with another context stays");
+    let forget = Request::Forget { key: key.clone(), context };
+    assert_eq!(ask(&mut replica, 3, forget), Reply::Merged);
+    assert_eq!(replica.iter().count(), 0);
+    let merge = Request::Merge { key: key.clone(), state: old };
+    assert_eq!(ask(&mut replica, 1, merge.clone()), Reply::Stale { epoch: 3 });
+    assert_eq!(replica.iter().count(), 0, "what was deleted stays deleted");
+    // Of the previous epoch: it began after every replica held the tombstone.
+    assert_eq!(ask(&mut replica, 2, merge), Reply::Merged);
+}
+
+/// A store that was lost does not know which tombstones were collected: it merges nothing before
+/// it has learned the epoch, and learns none from a collector.
+#[test]
+fn a_lost_store_merges_nothing_before_it_knows_the_epoch() {
+    let dots = DotSource::recover(Actor::new(1, 2), 0, []);
+    let mut replica = Replica::recover(dots, [], false).with_epoch(0);
+    let mut state = Siblings::new();
+    state.put_blind(Dot::new(Actor::new(2, 1), 1), Bytes::new()).unwrap();
+    let merge = Request::Merge { key: Bytes::from_static(b"k"), state };
+    assert_eq!(ask(&mut replica, 1, merge.clone()), Reply::NotWhole);
+    assert_eq!(ask(&mut replica, 0, Request::Epoch { epoch: 5 }), Reply::NotWhole);
+    assert_eq!((replica.iter().count(), replica.epoch()), (0, 0));
+    replica.learn_epoch(7);
+    assert_eq!(ask(&mut replica, 5, merge.clone()), Reply::Stale { epoch: 7 });
+    assert_eq!(ask(&mut replica, 7, merge), Reply::NotWhole);
+    assert_eq!(replica.iter().count(), 1);
+}
+
+/// An operation that is told of a newer epoch begins anew in it, and has one dot.
+#[test]
+fn an_operation_of_an_old_epoch_begins_anew() {
+    let mut coordinator = Coordinator::new(TableConfig::with_replicas([1, 2, 3])).unwrap();
+    coordinator.put_blind(0, Bytes::from_static(b"k"), Bytes::new()).unwrap();
+    let Some(CoordinatorOutput::Call { id, to, .. }) = coordinator.poll_output() else { panic!() };
+    assert_eq!(coordinator.epoch_of(id), Some(1));
+    coordinator.step(1, CoordinatorInput::Reply { call: id, reply: Reply::Stale { epoch: 4 } });
+    let Some(CoordinatorOutput::Call { id, to: again, .. }) = coordinator.poll_output() else {
+        panic!()
+    };
+    assert_eq!((coordinator.epoch_of(id), again), (Some(4), to));
+    assert_eq!(coordinator.poll_output(), None);
+}
+
+/// Reads avoid a replica that is slow, and hedge at most their budget.
+#[test]
+fn reads_avoid_a_slow_replica_and_hedge_within_their_budget() {
+    let mut config = TableConfig::with_replicas([1, 2, 3]);
+    config.hedge_after = Duration::from_millis(2);
+    let mut coordinator = Coordinator::new(config).unwrap();
+    let (mut now, mut late, mut to_slow) = (0, 0, 0);
+    for _ in 0..2_000 {
+        let began = now;
+        let read = coordinator.get(now, Bytes::from_static(b"k"), VersionVector::new()).unwrap();
+        let mut answers = BTreeSet::new();
+        let mut is_done = false;
+        while !is_done {
+            while let Some(output) = coordinator.poll_output() {
+                match output {
+                    CoordinatorOutput::Call { id, to, .. } => {
+                        to_slow += u64::from(to == 3);
+                        let latency = if to == 3 { 50 * MS } else { MS / 2 };
+                        answers.insert((now + latency, id));
+                    }
+                    CoordinatorOutput::Cancel { id } => answers.retain(|(_, call)| *call != id),
+                    CoordinatorOutput::Done { operation, result } => {
+                        assert_eq!((operation, result.is_ok()), (read, true));
+                        is_done = true;
+                    }
+                    CoordinatorOutput::Missed { .. } => {}
+                    other => panic!("{other:?}"),
+                }
+            }
+            let answer = answers.first().copied();
+            let timer = coordinator.next_deadline().unwrap_or(u64::MAX);
+            match answer.filter(|(at, _)| *at <= timer) {
+                Some((at, call)) if !is_done => {
+                    answers.remove(&(at, call));
+                    now = at;
+                    let reply = Reply::Value { state: Siblings::new() };
+                    coordinator.step(now, CoordinatorInput::Reply { call, reply });
+                }
+                None if !is_done => {
+                    now = timer;
+                    coordinator.step(now, CoordinatorInput::Time);
+                }
+                _ => {}
+            }
+        }
+        late += u64::from(now - began > 3 * MS);
+        now += MS;
+    }
+    let hedged = coordinator.stats().hedged;
+    println!("{to_slow} calls to the slow replica, {hedged} hedges, {late} late reads");
+    assert!((1..=2_000 / 20 + 10).contains(&hedged), "{hedged}");
+    assert!(late <= 10 && to_slow <= 20, "{late} late, {to_slow} to the slow replica");
 }

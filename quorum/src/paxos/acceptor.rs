@@ -16,6 +16,19 @@ pub struct Record {
 impl Record {
     /// Of a register that no proposer has asked for.
     pub const EMPTY: Self = Self { promised: Ballot::ZERO, accepted: None };
+
+    /// Adds the record of another acceptor of the register: the higher promise, and the state of
+    /// the higher acceptance. An acceptor whose record was lost goes on with the records of
+    /// N - Q + 1 others merged, if Q of N are a quorum and no change is left that began before the
+    /// loss: each promise that a quorum gave, and each state that one accepted, is among them.
+    #[must_use]
+    pub fn merge(self, other: Self) -> Self {
+        let ballot = |record: &Self| record.accepted.as_ref().map(|(ballot, _)| *ballot);
+        let promised = self.promised.max(other.promised);
+        let is_newer = ballot(&other) > ballot(&self);
+        let accepted = if is_newer { other.accepted } else { self.accepted };
+        Self { promised, accepted }
+    }
 }
 
 /// What happens to an [`Acceptor`].
@@ -94,6 +107,11 @@ impl Acceptor {
         self.record.as_ref()
     }
 
+    /// Whether as many replies wait for the disk as may: the next request would be discarded.
+    pub fn is_full(&self) -> bool {
+        self.gated.len() >= Self::MAX_WAITING
+    }
+
     /// Takes an input. Requests that are not valid ([`Request::is_valid`]) are discarded.
     pub fn step(&mut self, input: AcceptorInput) {
         match input {
@@ -101,7 +119,7 @@ impl Acceptor {
                 self.durable = self.durable.max(id.min(self.latest));
             }
             AcceptorInput::Request { from, request } => {
-                if request.is_valid() && self.gated.len() < Self::MAX_WAITING {
+                if request.is_valid() && !self.is_full() {
                     let reply = self.answer(request);
                     self.gated.push_back((self.latest, from, reply));
                 }
@@ -126,8 +144,13 @@ impl Acceptor {
         let (Request::Prepare { ballot } | Request::Accept { ballot, .. }) = request;
         let Some(record) = &mut self.record else { return Reply::NotWhole { ballot } };
         let accepted = record.accepted.as_ref().map(|(ballot, _)| *ballot);
-        if matches!(request, Request::Accept { .. }) && accepted == Some(ballot) {
-            return Reply::Accepted { ballot }; // The answer to the first one was lost.
+        if let Request::Accept { next, .. } = &request
+            && accepted == Some(ballot)
+            && record.promised == *next
+        {
+            // The answer to the first one was lost. After a higher promise it is not given again:
+            // a rebuilt acceptor has not accepted everything that its record says.
+            return Reply::Accepted { ballot };
         }
         if ballot < record.promised {
             return Reply::Rejected { ballot, promised: record.promised };

@@ -63,7 +63,7 @@ pub enum Guarantee {
 pub struct TableConfig {
     /// The replicas' node ids: N of them, 1 to 31, each once.
     pub replicas: Vec<u64>,
-    /// The replica that is asked first: the nearest. None: the replicas take turns.
+    /// The replica that is asked first: the nearest. None: the quick ones take turns.
     pub local: Option<u64>,
     /// R: how many replicas a read waits for. Default [`Level::Quorum`].
     pub read: Level,
@@ -79,6 +79,9 @@ pub struct TableConfig {
     /// A read that waits longer than this asks one more replica, each time. From 1 ms to 1 hour.
     /// Default 50 ms.
     pub hedge_after: Duration,
+    /// How many reads may do so, in percent of all reads; ten in a row are always allowed. A read
+    /// that has waited for half of `timeout` asks all replicas. From 0 to 100. Default 5.
+    pub max_hedge_percent: u32,
     /// Operations under way, with those that were answered and still spread their result. One
     /// beyond is rejected. From 1 to 1,000,000. Default 10,000.
     pub max_operations: usize,
@@ -95,6 +98,7 @@ impl Default for TableConfig {
             require: Guarantee::Monotonic,
             timeout: Duration::from_secs(1),
             hedge_after: Duration::from_millis(50),
+            max_hedge_percent: 5,
             max_operations: 10_000,
         }
     }
@@ -149,6 +153,7 @@ impl TableConfig {
             ),
             ("timeout", times.contains(&self.timeout), "must be from 1 ms to 1 hour"),
             ("hedge_after", times.contains(&self.hedge_after), "must be from 1 ms to 1 hour"),
+            ("max_hedge_percent", self.max_hedge_percent <= 100, "must be at most 100"),
             (
                 "max_operations",
                 (1..=1_000_000).contains(&self.max_operations),

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
-use super::{Guarantee, Level, ReadRepair, Reply, Request, TableConfig};
+use super::{Guarantee, Level, ReadRepair, Replica, Reply, Request, TableConfig};
 use crate::ConfigError;
-use crate::version::{Siblings, VersionVector};
+use crate::version::{Dot, Siblings, VersionVector};
 
 /// Why a call to a replica failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +59,14 @@ pub enum CoordinatorOutput {
     Cancel {
         /// The call.
         id: u64,
+    },
+    /// A write has ended, and this replica is not known to hold it. Hand it the key's state of a
+    /// replica that does, later (hinted handoff), or leave it to read repair.
+    Missed {
+        /// The replica.
+        replica: u64,
+        /// The key.
+        key: Bytes,
     },
     /// An operation has ended.
     Done {
@@ -174,6 +183,18 @@ pub struct Stats {
     pub operations: usize,
 }
 
+/// Hedged reads that may follow each other without reads between them, in hundredths.
+const MAX_HEDGES: u64 = 1_000;
+
+/// A call under way.
+#[derive(Clone, Copy, Debug)]
+struct Call {
+    operation: u64,
+    replica: u64,
+    /// When it was made, in ns.
+    at: u64,
+}
+
 /// Runs the operations of one process on the replicas of a table.
 #[derive(Clone, Debug)]
 pub struct Coordinator {
@@ -182,10 +203,14 @@ pub struct Coordinator {
     hedge_ns: u64,
     next_operation: u64,
     next_call: u64,
+    /// The highest epoch that a replica was seen to have.
+    epoch: u64,
     /// Invariant: at most `max_operations`.
     operations: BTreeMap<u64, Operation>,
-    /// The operation and the replica of each call under way.
-    calls: BTreeMap<u64, (u64, u64)>,
+    calls: BTreeMap<u64, Call>,
+    latencies: Latencies,
+    /// Reads that may be hedged now, in hundredths. Invariant: at most [`MAX_HEDGES`].
+    hedges: u64,
     /// When each operation wants to be woken, in ns. Invariant: one entry for each, at its `timer`.
     timers: BTreeSet<(u64, u64)>,
     outputs: VecDeque<CoordinatorOutput>,
@@ -205,8 +230,11 @@ impl Coordinator {
             config,
             next_operation: 0,
             next_call: 0,
+            epoch: Replica::FIRST_EPOCH,
             operations: BTreeMap::new(),
             calls: BTreeMap::new(),
+            latencies: Latencies::default(),
+            hedges: MAX_HEDGES,
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
@@ -221,6 +249,30 @@ impl Coordinator {
     /// What was done so far.
     pub fn stats(&self) -> Stats {
         Stats { operations: self.operations.len(), ..self.stats }
+    }
+
+    /// Records the epoch of a replica. Operations carry the epoch that was known when they began.
+    pub fn observe_epoch(&mut self, epoch: u64) {
+        if epoch <= Dot::MAX_COUNTER {
+            self.epoch = self.epoch.max(epoch);
+        }
+    }
+
+    /// The epoch in which the operation of a call began, to be sent with the request. None: the
+    /// call has ended.
+    pub fn epoch_of(&self, call: u64) -> Option<u64> {
+        let call = self.calls.get(&call)?;
+        self.operations.get(&call.operation).map(|operation| operation.epoch)
+    }
+
+    /// Ends a read that nobody waits for any more: it is not answered. A write goes on, for a part
+    /// of it may have been made; its `Done` may be discarded.
+    pub fn cancel(&mut self, operation: u64) {
+        let Some(running) = self.operations.get_mut(&operation) else { return };
+        if matches!(running.phase, Phase::Read { .. }) {
+            running.is_answered = true;
+            self.finish(operation, Err(OperationError::Behind));
+        }
     }
 
     /// Reads a key at the table's level. `at_least` is what the result must have seen: the context
@@ -289,8 +341,10 @@ impl Coordinator {
         match input {
             CoordinatorInput::Reply { call, reply } => self.reply(now, call, reply),
             CoordinatorInput::Failed { call, error } => {
-                if let Some((id, _)) = self.end_call(call) {
-                    self.failed(now, id, error == CallError::NotSent);
+                if let Some(call) = self.end_call(call) {
+                    let is_sure = error == CallError::NotSent;
+                    self.latencies.waited(now, call.replica, self.timeout_ns);
+                    self.failed(now, call.operation, is_sure);
                 }
             }
             CoordinatorInput::Time => {}
@@ -324,14 +378,21 @@ impl Coordinator {
         }
         self.next_operation += 1;
         let id = self.next_operation;
-        let first = if matches!(phase, Phase::Read { .. }) { read.count(n) } else { 1 };
+        let is_read = matches!(phase, Phase::Read { .. });
+        let first = if is_read { read.count(n) } else { 1 };
+        if is_read {
+            let share = u64::from(self.config.max_hedge_percent);
+            self.hedges = (self.hedges + share).min(MAX_HEDGES);
+        }
         let deadline = now.saturating_add(self.timeout_ns);
         let operation = Operation {
             key,
+            epoch: self.epoch,
+            began: now,
             deadline,
             timer: deadline,
             hedge_at: now.saturating_add(self.hedge_ns),
-            order: order(&self.config, id),
+            order: order(&self.config, &mut self.latencies, now, id),
             asked: 0,
             calls: BTreeSet::new(),
             read: read.count(n),
@@ -342,13 +403,13 @@ impl Coordinator {
         self.timers.insert((deadline, id));
         self.operations.insert(id, operation);
         for _ in 0..first {
-            self.ask_next(id);
+            self.ask_next(now, id);
         }
         Ok(id)
     }
 
     /// Calls the next replica of the operation's order. Returns false if all have been asked.
-    fn ask_next(&mut self, id: u64) -> bool {
+    fn ask_next(&mut self, now: u64, id: u64) -> bool {
         let Some(operation) = self.operations.get_mut(&id) else { return false };
         let Some(to) = operation.order.get(operation.asked).copied() else { return false };
         operation.asked += 1;
@@ -357,7 +418,7 @@ impl Coordinator {
         operation.calls.insert(call);
         let request = operation.request();
         self.retime(id);
-        self.calls.insert(call, (id, to));
+        self.calls.insert(call, Call { operation: id, replica: to, at: now });
         self.outputs.push_back(CoordinatorOutput::Call { id: call, to, request });
         true
     }
@@ -370,15 +431,16 @@ impl Coordinator {
         operation.timer = due;
     }
 
-    /// Takes a call off the books: its operation and its replica.
-    fn end_call(&mut self, call: u64) -> Option<(u64, u64)> {
-        let (id, from) = self.calls.remove(&call)?;
-        self.operations.get_mut(&id)?.calls.remove(&call);
-        Some((id, from))
+    /// Takes a call off the books.
+    fn end_call(&mut self, id: u64) -> Option<Call> {
+        let call = self.calls.remove(&id)?;
+        self.operations.get_mut(&call.operation)?.calls.remove(&id);
+        Some(call)
     }
 
     fn reply(&mut self, now: u64, call: u64, reply: Reply) {
-        let Some((id, from)) = self.end_call(call) else { return };
+        let Some(Call { operation: id, replica: from, at }) = self.end_call(call) else { return };
+        self.latencies.answered(now, from, now.saturating_sub(at));
         let Some(operation) = self.operations.get_mut(&id) else { return };
         match (reply, &mut operation.phase) {
             (Reply::Value { state }, Phase::Read { answers, .. }) => {
@@ -395,13 +457,40 @@ impl Coordinator {
             (Reply::Refused, Phase::Primary { .. }) => {
                 self.finish(id, Err(OperationError::Refused));
             }
+            (Reply::Stale { epoch }, Phase::Read { .. } | Phase::Primary { .. })
+                if epoch > operation.epoch && epoch <= Dot::MAX_COUNTER =>
+            {
+                self.restart(now, id, epoch);
+            }
             (reply, _) => {
                 // Not whole, or no answer to what was asked: it counts for nothing, and a write
                 // that it answers was certainly not made.
                 self.stats.not_whole += u64::from(reply == Reply::NotWhole);
-                self.failed(now, id, reply == Reply::NotWhole);
+                let is_without_effect = matches!(reply, Reply::NotWhole | Reply::Stale { .. });
+                self.failed(now, id, is_without_effect);
             }
         }
+    }
+
+    /// Begins an operation anew in the epoch `epoch`: what it has read may hold what was deleted
+    /// and collected since, and nothing was written. Ends: each turn raises the epoch, and the
+    /// deadline stays.
+    fn restart(&mut self, now: u64, id: u64, epoch: u64) {
+        self.observe_epoch(epoch);
+        self.cancel_calls(id);
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        (operation.epoch, operation.asked) = (epoch, 0);
+        let first = match &mut operation.phase {
+            Phase::Read { answers, .. } => {
+                answers.clear();
+                operation.read
+            }
+            _ => 1,
+        };
+        for _ in 0..first {
+            self.ask_next(now, id);
+        }
+        self.go_on(now, id);
     }
 
     /// A call of the operation has failed. `is_not_applied`: certainly without effect.
@@ -415,7 +504,7 @@ impl Coordinator {
             return;
         }
         if !matches!(operation.phase, Phase::Spread { .. }) {
-            self.ask_next(id);
+            self.ask_next(now, id);
         }
         self.go_on(now, id);
     }
@@ -430,7 +519,7 @@ impl Coordinator {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         if matches!(operation.phase, Phase::Read { .. }) && operation.calls.is_empty() {
             // Too few are whole, or those that answered are behind the session.
-            self.ask_next(id);
+            self.ask_next(now, id);
             return self.end_if_hopeless(id);
         }
         if let Phase::Spread { state, holders, .. } = &operation.phase
@@ -478,7 +567,7 @@ impl Coordinator {
         operation.phase = Phase::Spread { state, holders, is_read };
         self.retime(id);
         // Ends: each turn asks one more replica.
-        while self.ask_next(id) {}
+        while self.ask_next(now, id) {}
         self.go_on(now, id);
     }
 
@@ -536,8 +625,13 @@ impl Coordinator {
     fn finish(&mut self, id: u64, result: Result<Value, OperationError>) {
         self.answer(id, result);
         self.cancel_calls(id);
-        if let Some(operation) = self.operations.remove(&id) {
-            self.timers.remove(&(operation.timer, id));
+        let Some(operation) = self.operations.remove(&id) else { return };
+        self.timers.remove(&(operation.timer, id));
+        if let Phase::Spread { holders, is_read: false, .. } = &operation.phase {
+            for replica in self.config.replicas.iter().copied().filter(|id| !holders.contains(id)) {
+                let key = operation.key.clone();
+                self.outputs.push_back(CoordinatorOutput::Missed { replica, key });
+            }
         }
     }
 
@@ -557,9 +651,28 @@ impl Coordinator {
                 self.give_up(id);
                 continue;
             }
-            operation.hedge_at = now.saturating_add(self.hedge_ns);
+            // A read that has waited for half of its time asks all that are left.
+            let (waited, half) = (now.saturating_sub(operation.began), self.timeout_ns / 2);
+            let is_late = waited >= half;
+            for call in operation.calls.iter().filter_map(|call| self.calls.get(call)) {
+                self.latencies.waited(now, call.replica, now.saturating_sub(call.at));
+            }
+            let mut pause = self.hedge_ns;
+            if is_late {
+                // Ends: each turn asks one more replica.
+                while self.ask_next(now, id) {}
+            } else if self.hedges >= 100 {
+                self.hedges -= 100;
+                self.stats.hedged += u64::from(self.ask_next(now, id));
+                pause = pause.min(half - waited);
+            } else {
+                // Without budget it is not woken again and again.
+                pause = pause.max(waited).min(half - waited);
+            }
+            if let Some(operation) = self.operations.get_mut(&id) {
+                operation.hedge_at = now.saturating_add(pause);
+            }
             self.retime(id);
-            self.stats.hedged += u64::from(self.ask_next(id));
         }
     }
 }

@@ -31,6 +31,32 @@ pub enum Request {
         /// The state.
         state: Siblings<Bytes>,
     },
+    /// Drops the tombstone of a key, if it has exactly this context. Sent when every replica holds
+    /// the tombstone, and no operation is left that began before they did.
+    Forget {
+        /// The key.
+        key: Bytes,
+        /// The tombstone's context.
+        context: VersionVector,
+    },
+    /// Raises the epoch of the replica, if it is lower.
+    Epoch {
+        /// The epoch.
+        epoch: u64,
+    },
+}
+
+impl Request {
+    /// The key that it is about.
+    pub fn key(&self) -> Option<&Bytes> {
+        match self {
+            Self::Get { key }
+            | Self::Write { key, .. }
+            | Self::Merge { key, .. }
+            | Self::Forget { key, .. } => Some(key),
+            Self::Epoch { .. } => None,
+        }
+    }
 }
 
 /// The answer of a replica.
@@ -47,12 +73,24 @@ pub enum Reply {
         /// The state.
         state: Siblings<Bytes>,
     },
-    /// To a merge: what was merged is durable at the replica.
+    /// To a merge: what was merged is durable at the replica. To a [`Request::Forget`]: the
+    /// replica does not hold that tombstone any more.
     Merged,
-    /// To a write: nothing was written. The key has as many siblings as are allowed, or the
-    /// writer claims to have seen writes that this replica has not made.
+    /// Nothing was written. The key has as many siblings or bytes as are allowed, or the writer
+    /// claims to have seen writes that this replica has not made.
     Refused,
-    /// The replica was lost, restored or damaged, and has not been rebuilt. A state to merge was
-    /// merged, and counts for nothing.
+    /// To an epoch: the replica's epoch, durable.
+    Epoch {
+        /// The epoch; at least the one that was asked for.
+        epoch: u64,
+    },
+    /// Nothing was done: the operation began before the previous epoch of the replica, and may
+    /// carry values whose tombstones were collected since.
+    Stale {
+        /// The epoch of the replica.
+        epoch: u64,
+    },
+    /// The replica was lost, restored or damaged, and has not been rebuilt. A state to merge may
+    /// have been merged, and counts for nothing.
     NotWhole,
 }

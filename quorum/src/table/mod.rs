@@ -17,6 +17,7 @@
 
 mod config;
 mod coordinator;
+mod latency;
 mod message;
 mod operation;
 mod replica;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
+use super::latency::Latencies;
 use super::{Request, TableConfig};
 use crate::version::{Siblings, VersionVector};
 
@@ -11,7 +12,10 @@ use crate::version::{Siblings, VersionVector};
 #[derive(Clone, Debug)]
 pub(super) struct Operation {
     pub(super) key: Bytes,
-    /// When it ends at the latest, in ns.
+    /// The epoch in which it began.
+    pub(super) epoch: u64,
+    /// When it began and when it ends at the latest, in ns.
+    pub(super) began: u64,
     pub(super) deadline: u64,
     /// When one more replica is asked, in ns. Only while it reads.
     pub(super) hedge_at: u64,
@@ -96,11 +100,18 @@ impl Operation {
     }
 }
 
-/// The replicas in the order in which the operation `id` asks them.
-pub(super) fn order(config: &TableConfig, id: u64) -> Vec<u64> {
+/// The replicas in the order in which the operation `id` asks them: the local one, then the quick
+/// ones in turns, then the slow ones.
+pub(super) fn order(
+    config: &TableConfig,
+    latencies: &mut Latencies,
+    now: u64,
+    id: u64,
+) -> Vec<u64> {
     let mut order = config.replicas.clone();
     let turn = id % order.len() as u64;
     order.rotate_left(turn as usize);
+    latencies.sort(now, &mut order);
     if let Some(at) = order.iter().position(|replica| Some(*replica) == config.local) {
         order[..=at].rotate_right(1);
     }

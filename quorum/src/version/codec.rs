@@ -20,7 +20,7 @@ use super::{Actor, Dot, Siblings, Timestamp, VersionVector};
 const VERSION: u8 = 1;
 const SIBLINGS: u8 = 1;
 const CONTEXT: u8 = 2;
-const DOT_BYTES: usize = 24;
+pub(crate) const DOT_BYTES: usize = 24;
 const TIMESTAMP_BYTES: usize = 28;
 
 /// What a decoder accepts at most.
@@ -197,7 +197,7 @@ pub(crate) fn take_dot(bytes: &mut Bytes) -> Result<Dot, DecodeError> {
 }
 
 /// A count of parts that take at least `part_bytes` each.
-fn take_count(
+pub(crate) fn take_count(
     bytes: &mut Bytes,
     what: &'static str,
     max: usize,
