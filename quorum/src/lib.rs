@@ -2,13 +2,34 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod abd;
+mod caller;
+mod client;
 pub mod crdt;
 pub mod detector;
 mod error;
+pub mod link;
 pub mod merkle;
+#[cfg(feature = "net")]
+mod net;
+mod node;
 pub mod paxos;
+pub mod store;
 pub mod table;
 pub mod version;
+mod wire;
 
+pub use async_trait::async_trait;
 pub use bytes::Bytes;
+pub use client::{
+    RegisterConfig, RegisterError, Registers, Session, SessionError, Table, TableError,
+};
 pub use error::ConfigError;
+pub use link::{Class, Link};
+#[cfg(feature = "net")]
+pub use net::NetLink;
+pub use node::{CollectError, HintStats, Node, NodeConfig, RebuildError, StartError, Status};
+#[cfg(feature = "journal")]
+pub use store::JournalStore;
+pub use store::{MemoryStore, ReplicaStore};
+pub use tokio::time::Instant;
+pub use wire::MAX_KEY_BYTES;

@@ -3,17 +3,103 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use voussoir_quorum::Bytes;
 use voussoir_quorum::paxos::{
     Acceptor, AcceptorInput, AcceptorOutput, Change, Outcome, Proposer, ProposerConfig,
     ProposerInput, ProposerOutput, Record,
 };
+use voussoir_quorum::store::JournalStoreConfig;
+use voussoir_quorum::table::CallError;
 use voussoir_quorum::table::{
     Coordinator, CoordinatorInput, CoordinatorOutput, Level, OperationError, ReadRepair, Rejected,
     Replica, ReplicaInput, ReplicaOutput, TableConfig, Value,
 };
 use voussoir_quorum::version::{Actor, Dot, Hlc, HlcConfig, TickError, Timestamp};
 use voussoir_quorum::version::{DotSource, VersionVector};
+use voussoir_quorum::{Bytes, Class, Instant, Link, MemoryStore, Node, NodeConfig, async_trait};
+use voussoir_quorum::{RegisterConfig, Registers, Table};
+
+/// A link to the only node.
+struct Direct(Node);
+
+#[async_trait]
+impl Link for Direct {
+    async fn call(
+        &self,
+        _to: u64,
+        _class: Class,
+        request: Bytes,
+        _deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        self.0.answer(request).await.ok_or(CallError::Unknown)
+    }
+}
+
+#[test]
+fn a_node_that_cannot_work_is_refused_by_name() {
+    let field = |change: &dyn Fn(&mut NodeConfig)| {
+        let mut config = NodeConfig::with_replicas([1, 2, 3]);
+        change(&mut config);
+        config.validate().unwrap_err().field
+    };
+    let ns = Duration::from_nanos(1);
+    assert_eq!(field(&|c| c.replicas = vec![1, 1]), "replicas");
+    assert_eq!(field(&|c| (c.replicas, c.write) = (vec![1], Level::Two)), "write");
+    assert_eq!(field(&|c| c.timeout = Duration::from_secs(3_600) + ns), "timeout");
+    assert_eq!(field(&|c| c.max_requests = 63), "max_requests");
+    assert_eq!(field(&|c| c.max_batch_bytes = (64 << 10) - 1), "max_batch_bytes");
+    assert_eq!(field(&|c| c.max_hints = 10_000_001), "max_hints");
+    assert_eq!(field(&|c| c.maintain_every = Duration::ZERO), "maintain_every");
+    assert_eq!(field(&|c| c.rebuild_bytes_per_second = 0), "rebuild_bytes_per_second");
+    assert_eq!(field(&|c| c.collect_every = Some(Duration::ZERO)), "collect_every");
+    let mut config = RegisterConfig::with_acceptors([1]);
+    config.timeout = Duration::ZERO;
+    assert_eq!(config.validate().unwrap_err().field, "timeout");
+    config = RegisterConfig::with_acceptors([1]);
+    config.max_registers = 0;
+    assert_eq!(config.validate().unwrap_err().field, "max_registers");
+    config = RegisterConfig::with_acceptors([1]);
+    config.max_changes = 0;
+    assert_eq!(config.validate().unwrap_err().field, "max_changes");
+    assert_eq!(RegisterConfig::default().validate().unwrap_err().field, "acceptors");
+    let mut config = JournalStoreConfig::default();
+    config.max_garbage_bytes = (64 << 10) - 1;
+    assert_eq!(config.validate().unwrap_err().field, "max_garbage_bytes");
+}
+
+/// A node of one replica works, with its maintenance.
+async fn use_node(config: NodeConfig, registers: RegisterConfig) {
+    // Several turns of the maintenance, if it has any within a minute.
+    let (timeout, pause) = (config.timeout, config.maintain_every * 3);
+    let pause = pause.min(Duration::from_secs(60));
+    let store = std::sync::Arc::new(MemoryStore::new());
+    let node = Node::create(1, store, config).await.unwrap();
+    let link: std::sync::Arc<dyn Link> = std::sync::Arc::new(Direct(node.clone()));
+    node.maintain(&link);
+    let mut table = TableConfig::with_replicas([1]);
+    table.timeout = timeout;
+    let table = Table::with_hints(table, std::sync::Arc::clone(&link), &node).unwrap();
+    let registers = Registers::new(9, registers, link).unwrap();
+    for round in 1..=3 {
+        let seen = table.get("k").await.unwrap();
+        let state = table.put("k", seen.context(), "v").await.unwrap();
+        table.delete("k", state.context()).await.unwrap();
+        for key in ["a", "b"] {
+            assert_eq!(registers.put(key, "v").await.unwrap(), round);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    assert!(node.is_whole());
+    let status = node.status();
+    drop((node, table, registers));
+    // Ends: the last handles go with what was under way, within the longest timeout.
+    let ended = async {
+        while status.has_changed().is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    let wait = pause + timeout + Duration::from_secs(2);
+    tokio::time::timeout(wait, ended).await.expect("the node has ended");
+}
 
 fn config(max_drift: Duration, mark_step: Duration) -> HlcConfig {
     let mut config = HlcConfig::default();
@@ -69,6 +155,7 @@ fn a_table_that_cannot_work_is_refused_by_name() {
     assert_eq!(field(&|c| c.write = Level::One), "require");
     assert_eq!(field(&|c| c.timeout = Duration::ZERO), "timeout");
     assert_eq!(field(&|c| c.hedge_after = Duration::MAX), "hedge_after");
+    assert_eq!(field(&|c| c.max_hedge_percent = 101), "max_hedge_percent");
     assert_eq!(field(&|c| c.max_operations = 0), "max_operations");
 }
 
@@ -157,6 +244,35 @@ fn run(config: ProposerConfig, down: usize, now: u64, deadline: u64) -> Outcome 
                 proposer.step(now, ProposerInput::Time);
             }
         }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_valid_node_works(
+        timeout_ms in prop_oneof![Just(1), Just(3_600_000), 1..3_600_000_u64],
+        max_requests in prop_oneof![Just(64_usize), Just(1_000_000)],
+        max_batch_bytes in prop_oneof![Just(64_usize << 10), Just(64 << 20)],
+        max_hints in prop_oneof![Just(0_usize), Just(10_000_000)],
+        maintain_ms in prop_oneof![Just(1), Just(86_400_000), 1..86_400_000_u64],
+        rate in prop_oneof![Just(64_u64 << 10), Just(u64::MAX)],
+        collect_ms in proptest::option::of(prop_oneof![Just(1), Just(2_592_000_000_u64)]),
+        sizes in (1..3_usize, 1..3_usize),
+    ) {
+        let mut config = NodeConfig::with_replicas([1]);
+        config.timeout = Duration::from_millis(timeout_ms);
+        (config.max_requests, config.max_batch_bytes) = (max_requests, max_batch_bytes);
+        (config.max_hints, config.rebuild_bytes_per_second) = (max_hints, rate);
+        config.maintain_every = Duration::from_millis(maintain_ms);
+        config.collect_every = collect_ms.map(Duration::from_millis);
+        let mut registers = RegisterConfig::with_acceptors([1]);
+        (registers.max_registers, registers.max_changes) = sizes;
+        // A new session of the only client may be rejected once, and back off.
+        registers.timeout = config.timeout.max(Duration::from_secs(1));
+        let runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = { runtime }.enable_all().start_paused(true).build().unwrap();
+        runtime.block_on(use_node(config, registers));
     }
 }
 

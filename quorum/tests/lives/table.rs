@@ -420,7 +420,7 @@ impl<'a> Life<'a> {
                         );
                     }
                 }
-                CoordinatorOutput::Cancel { .. } => {}
+                CoordinatorOutput::Cancel { .. } | CoordinatorOutput::Missed { .. } => {}
                 CoordinatorOutput::Done { operation, result } => {
                     let running = self.clients[at as usize].running.remove(&operation);
                     let running = running.expect("an operation is answered once");

@@ -1,0 +1,9 @@
+//! What the clients of tables and registers hold.
+
+mod registers;
+mod session;
+mod table;
+
+pub use self::registers::{RegisterConfig, RegisterError, Registers};
+pub use self::session::{Session, SessionError};
+pub use self::table::{Table, TableError};

@@ -1,0 +1,362 @@
+//! Registers with compare-and-set, as their clients use them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::ConfigError;
+use crate::caller::call;
+use crate::link::{Class, Link};
+use crate::paxos::{
+    Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Token,
+};
+use crate::version::{Actor, Dot, DotSource};
+use crate::wire::{Answer, Ask, MAX_KEY_BYTES};
+
+/// Configuration of [`Registers`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RegisterConfig {
+    /// Of the proposers: the acceptors, and when they resend and back off.
+    pub proposer: ProposerConfig,
+    /// How long a change takes at most. From 1 ms to 1 hour, and not longer than the `timeout` of
+    /// the nodes. Default 1 s.
+    pub timeout: Duration,
+    /// Registers whose proposers are kept, so that the next change takes one round trip. From 1
+    /// to 1,000,000. Default 10,000.
+    pub max_registers: usize,
+    /// Changes under way and waiting. From 1 to 1,000,000. Default 10,000.
+    pub max_changes: usize,
+}
+
+impl Default for RegisterConfig {
+    fn default() -> Self {
+        Self {
+            proposer: ProposerConfig::default(),
+            timeout: Duration::from_secs(1),
+            max_registers: 10_000,
+            max_changes: 10_000,
+        }
+    }
+}
+
+impl RegisterConfig {
+    /// The default with these acceptors.
+    pub fn with_acceptors(acceptors: impl IntoIterator<Item = u64>) -> Self {
+        Self { proposer: ProposerConfig::with_acceptors(acceptors), ..Self::default() }
+    }
+
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.proposer.validate()?;
+        let times = Duration::from_millis(1)..=Duration::from_secs(3_600);
+        if !times.contains(&self.timeout) {
+            return Err(ConfigError { field: "timeout", rule: "must be from 1 ms to 1 hour" });
+        }
+        let rule = "must be from 1 to 1,000,000";
+        if !(1..=1_000_000).contains(&self.max_registers) {
+            return Err(ConfigError { field: "max_registers", rule });
+        }
+        if !(1..=1_000_000).contains(&self.max_changes) {
+            return Err(ConfigError { field: "max_changes", rule });
+        }
+        Ok(())
+    }
+}
+
+/// Why a change of a register has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegisterError {
+    /// Nothing was written and nothing will be: no majority answered in time. Retry.
+    #[error("no majority of acceptors answered; nothing has changed")]
+    Unavailable,
+    /// The change may have been made, or may yet be. [`Registers::resolve`] finds out, for good.
+    #[error("the outcome of the change is unknown; resolve its token")]
+    Unknown(Token),
+    /// As many changes as allowed are under way. Nothing was sent. Retry later.
+    #[error("{max} changes are under way; retry later")]
+    Busy {
+        /// `RegisterConfig::max_changes`.
+        max: usize,
+    },
+    /// A token can no longer be told: the register was changed more often since than its state
+    /// remembers. The change will not be made later.
+    #[error("the register was changed too often since; the change will not be made later")]
+    Forgotten,
+    /// The caller: the key is longer than 1,024 bytes, or the value than 1 MiB. Nothing was sent.
+    #[error("a key of {key_bytes} bytes with a value of {value_bytes} bytes is too long")]
+    TooLong {
+        /// Length of the key.
+        key_bytes: usize,
+        /// Length of the value.
+        value_bytes: usize,
+    },
+}
+
+impl RegisterError {
+    /// Whether the same change may be tried again and cannot have a second effect.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable | Self::Busy { .. })
+    }
+}
+
+/// Linearizable registers with compare-and-set, on a majority of the acceptors of nodes. Clones
+/// are handles to the same. The keys have nothing to do with those of a table.
+///
+/// Changes of one register through one handle follow each other; those of different registers, and
+/// of other processes, run at once.
+///
+/// # Example
+/// `cargo run -p voussoir-quorum --example node` has three nodes, a table and registers.
+#[derive(Clone)]
+pub struct Registers {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: Arc<dyn Link>,
+    config: RegisterConfig,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    dots: DotSource,
+    proposers: HashMap<Bytes, Slot>,
+    /// Invariant: at most `max_changes`.
+    changes: usize,
+}
+
+/// The proposer of one register. None: it was lost with a change that was dropped.
+type Slot = Arc<tokio::sync::Mutex<Option<Proposer>>>;
+
+impl std::fmt::Debug for Registers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Registers").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Registers {
+    /// Registers over a link. `client` names this process in ballots and tokens; an incarnation is
+    /// drawn, so that nothing has to be kept for a restart.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a field is out of range.
+    pub fn new(
+        client: u64,
+        config: RegisterConfig,
+        link: Arc<dyn Link>,
+    ) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let actor = Actor::new(client, fastrand::u64(1..1 << 62));
+        let mut dots = DotSource::recover(actor, 0, []);
+        // The incarnation is new with each process: no dot has to outlive this one.
+        dots.mark_persisted(u64::MAX);
+        let state = Mutex::new(State { dots, proposers: HashMap::new(), changes: 0 });
+        let shared = Shared { link, config, began: Instant::now(), state };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Reads a register: its version, 0 if it was never written, and its value.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the read.
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<(u64, Option<Bytes>), RegisterError> {
+        match self.change(key.into(), Change::Read).await? {
+            Outcome::Read { version, value } | Outcome::NotApplied { version, value } => {
+                Ok((version, value))
+            }
+            outcome => Err(error_of(&outcome)),
+        }
+    }
+
+    /// Writes a value, whatever is there, and returns the version that it made.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    ///
+    /// # Cancel safety
+    /// The write may be made, now or when another client carries it on.
+    pub async fn put(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<u64, RegisterError> {
+        match self.change(key.into(), Change::Write(Some(value.into()))).await? {
+            Outcome::Applied { version } => Ok(version),
+            outcome => Err(error_of(&outcome)),
+        }
+    }
+
+    /// Writes a value (none: deletes) if the register has the version `expected`; 0: if it was
+    /// never written. `Ok(Outcome::Applied)` says which version it made, `Ok(Outcome::NotApplied)`
+    /// what is there instead.
+    ///
+    /// # Errors
+    /// [`RegisterError`].
+    ///
+    /// # Cancel safety
+    /// The write may be made, now or when another client carries it on.
+    pub async fn compare_and_set(
+        &self,
+        key: impl Into<Bytes>,
+        expected: u64,
+        value: Option<Bytes>,
+    ) -> Result<Outcome, RegisterError> {
+        self.definite(key.into(), Change::CompareAndSet { expected, value }).await
+    }
+
+    /// Finds out what became of a change whose outcome was unknown: `Applied` or `NotApplied`. The
+    /// answer stays true: a change that was not applied never will be.
+    ///
+    /// # Errors
+    /// [`RegisterError`]; [`RegisterError::Forgotten`] if nothing remembers it any more.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the question.
+    pub async fn resolve(
+        &self,
+        key: impl Into<Bytes>,
+        token: Token,
+    ) -> Result<Outcome, RegisterError> {
+        self.definite(key.into(), Change::Resolve(token)).await
+    }
+
+    async fn definite(&self, key: Bytes, change: Change) -> Result<Outcome, RegisterError> {
+        match self.change(key, change).await? {
+            outcome @ (Outcome::Applied { .. } | Outcome::NotApplied { .. }) => Ok(outcome),
+            outcome => Err(error_of(&outcome)),
+        }
+    }
+
+    async fn change(&self, key: Bytes, change: Change) -> Result<Outcome, RegisterError> {
+        let value_bytes = match &change {
+            Change::Write(value) | Change::CompareAndSet { value, .. } => {
+                value.as_ref().map_or(0, Bytes::len)
+            }
+            _ => 0,
+        };
+        let key_bytes = key.len();
+        if key_bytes > MAX_KEY_BYTES || value_bytes > 1 << 20 {
+            return Err(RegisterError::TooLong { key_bytes, value_bytes });
+        }
+        let shared = &self.shared;
+        let deadline = Instant::now() + shared.config.timeout;
+        let (slot, dot, _underway) = shared.begin(&key)?;
+        let Ok(mut slot) = timeout_at(deadline, slot.lock_owned()).await else {
+            return Err(RegisterError::Unavailable);
+        };
+        // Taken out: a change that is dropped on its way takes the proposer with it.
+        let mut proposer = match slot.take() {
+            Some(proposer) => proposer,
+            None => shared.proposer()?,
+        };
+        let outcome = shared.run(&mut proposer, &key, dot, change, deadline).await;
+        *slot = Some(proposer);
+        Ok(outcome)
+    }
+}
+
+/// Counts a change that is under way.
+struct Underway {
+    shared: Arc<Shared>,
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.shared.state.lock().changes -= 1;
+    }
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    fn begin(self: &Arc<Self>, key: &Bytes) -> Result<(Slot, Dot, Underway), RegisterError> {
+        let mut state = self.state.lock();
+        let max = self.config.max_changes;
+        if state.changes >= max {
+            return Err(RegisterError::Busy { max });
+        }
+        let dot = state.dots.draw().map_err(|_| RegisterError::Unavailable)?;
+        state.changes += 1;
+        if state.proposers.len() >= self.config.max_registers && !state.proposers.contains_key(key)
+        {
+            // Those that nobody uses: their next change begins with phase 1 again.
+            state.proposers.retain(|_, slot| Arc::strong_count(slot) > 1);
+        }
+        let slot = Arc::clone(state.proposers.entry(key.clone()).or_default());
+        Ok((slot, dot, Underway { shared: Arc::clone(self) }))
+    }
+
+    /// A proposer for a session of its own: no ballot is used twice.
+    fn proposer(&self) -> Result<Proposer, RegisterError> {
+        let session = self.state.lock().dots.draw().map_err(|_| RegisterError::Unavailable)?;
+        let config = self.config.proposer.clone();
+        Proposer::new(session, config).map_err(|_| RegisterError::Unavailable)
+    }
+
+    async fn run(
+        &self,
+        proposer: &mut Proposer,
+        key: &Bytes,
+        dot: Dot,
+        change: Change,
+        deadline: Instant,
+    ) -> Outcome {
+        let mut calls = JoinSet::new();
+        let ends = deadline.saturating_duration_since(self.began).as_nanos() as u64;
+        if proposer.propose(self.now(), dot, change, ends).is_err() {
+            return Outcome::Unavailable;
+        }
+        // Ends: the proposer answers by its deadline.
+        loop {
+            while let Some(output) = proposer.poll_output() {
+                match output {
+                    ProposerOutput::Done { outcome } => return outcome,
+                    ProposerOutput::Send { to, request } => {
+                        let (link, key) = (Arc::clone(&self.link), key.clone());
+                        let ask = Ask::Register { key, request };
+                        calls.spawn(async move {
+                            (to, call(&link, to, Class::Small, 0, ask, deadline).await)
+                        });
+                    }
+                }
+            }
+            let wake_at = proposer.next_deadline().unwrap_or(ends);
+            let wake_at = self.began + Duration::from_nanos(wake_at);
+            let input = tokio::select! {
+                Some(called) = calls.join_next() => match called {
+                    Ok((from, Ok((_, Answer::Register(reply))))) => {
+                        ProposerInput::Reply { from, reply }
+                    }
+                    // Lost: it is sent again.
+                    _ => continue,
+                },
+                () = sleep_until(wake_at) => ProposerInput::Time,
+            };
+            proposer.step(self.now(), input);
+        }
+    }
+}
+
+fn error_of(outcome: &Outcome) -> RegisterError {
+    match outcome {
+        Outcome::Unknown(token) => RegisterError::Unknown(*token),
+        Outcome::Forgotten => RegisterError::Forgotten,
+        _ => RegisterError::Unavailable,
+    }
+}

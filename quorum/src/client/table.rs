@@ -1,0 +1,396 @@
+//! A table, as its clients use it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::{Notify, oneshot};
+use tokio::task::AbortHandle;
+use tokio::time::{Duration, Instant, sleep_until};
+
+use crate::ConfigError;
+use crate::caller::call;
+use crate::link::{Class, Link};
+use crate::node::Node;
+use crate::table::{
+    CallError, Coordinator, CoordinatorInput, CoordinatorOutput, Level, OperationError, Outcome,
+    Rejected, Stats, TableConfig, Value,
+};
+use crate::version::VersionVector;
+use crate::wire::{Answer, Ask, MAX_KEY_BYTES};
+
+/// Why an operation on a table failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TableError {
+    /// Nothing was sent.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// The operation began and failed.
+    #[error(transparent)]
+    Failed(#[from] OperationError),
+    /// The caller: the key is longer than 1,024 bytes. Nothing was sent.
+    #[error("the key has {bytes} bytes, at most {MAX_KEY_BYTES} are allowed")]
+    KeyTooLong {
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+impl TableError {
+    /// Whether the operation has had an effect.
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Failed(error) => error.outcome(),
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// Whether the same operation may be tried again and cannot have a second effect.
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Failed(error) => error.is_retryable(),
+            Self::Rejected(rejected) => matches!(rejected, Rejected::Busy { .. }),
+            Self::KeyTooLong { .. } => false,
+        }
+    }
+}
+
+/// A table of siblings on N replicas. Clones are handles to the same.
+///
+/// Every method returns the key's state: its values, and the context that the next write of the
+/// key is based on. What the levels guarantee is [`TableConfig::guarantee`].
+#[derive(Clone)]
+pub struct Table {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    link: Arc<dyn Link>,
+    hints: Option<Node>,
+    config: TableConfig,
+    began: Instant,
+    /// Wakes the task that waits for `next_deadline`.
+    timer: Notify,
+    state: Mutex<State>,
+}
+
+struct State {
+    core: Coordinator,
+    /// Who waits for each operation.
+    waiting: HashMap<u64, oneshot::Sender<Result<Value, OperationError>>>,
+    /// The tasks of the calls under way.
+    calls: HashMap<u64, AbortHandle>,
+    /// What the timer task waits for, in ns.
+    timer_at: u64,
+}
+
+impl std::fmt::Debug for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Table").field("config", &self.shared.config).finish_non_exhaustive()
+    }
+}
+
+impl Table {
+    /// A table over a link.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: a field is out of range, or the levels cannot give what is required.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn new(config: TableConfig, link: Arc<dyn Link>) -> Result<Self, ConfigError> {
+        Self::build(config, link, None)
+    }
+
+    /// A table in the process of a node. The node hands writes to the replicas that have missed
+    /// them ([`Node::maintain`]).
+    ///
+    /// # Errors
+    /// As [`Table::new`].
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn with_hints(
+        config: TableConfig,
+        link: Arc<dyn Link>,
+        node: &Node,
+    ) -> Result<Self, ConfigError> {
+        Self::build(config, link, Some(node.clone()))
+    }
+
+    fn build(
+        config: TableConfig,
+        link: Arc<dyn Link>,
+        hints: Option<Node>,
+    ) -> Result<Self, ConfigError> {
+        let core = Coordinator::new(config.clone())?;
+        let (waiting, calls) = (HashMap::new(), HashMap::new());
+        let state = Mutex::new(State { core, waiting, calls, timer_at: u64::MAX });
+        let (began, timer) = (Instant::now(), Notify::new());
+        let shared = Arc::new(Shared { link, hints, config, began, timer, state });
+        tokio::spawn(keep_time(Arc::downgrade(&shared)));
+        Ok(Self { shared })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &TableConfig {
+        &self.shared.config
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        self.shared.state.lock().core.stats()
+    }
+
+    /// Reads a key at the table's level.
+    ///
+    /// # Errors
+    /// [`TableError`]; nothing has changed.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the read.
+    pub async fn get(&self, key: impl Into<Bytes>) -> Result<Value, TableError> {
+        self.get_at(key, self.shared.config.read, &VersionVector::new()).await
+    }
+
+    /// Reads a key at a level. The result has seen `at_least`: the context of an earlier result,
+    /// or an empty vector.
+    ///
+    /// # Errors
+    /// [`TableError`]; nothing has changed. [`Rejected::Guarantee`] if the level cannot give what
+    /// the table requires.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the read.
+    pub async fn get_at(
+        &self,
+        key: impl Into<Bytes>,
+        level: Level,
+        at_least: &VersionVector,
+    ) -> Result<Value, TableError> {
+        let at_least = at_least.clone();
+        self.run(key.into(), |core, now, key| core.get_at(now, key, at_least, level)).await
+    }
+
+    /// Writes a value that replaces what `seen` covers: the context of the read that it is based
+    /// on. What the writer has not seen stays as a sibling.
+    ///
+    /// # Errors
+    /// [`TableError`]; see [`TableError::outcome`].
+    ///
+    /// # Cancel safety
+    /// Once polled, the write goes on when the future is dropped: its outcome is unknown.
+    pub async fn put(
+        &self,
+        key: impl Into<Bytes>,
+        seen: &VersionVector,
+        value: impl Into<Bytes>,
+    ) -> Result<Value, TableError> {
+        let (seen, value) = (seen.clone(), value.into());
+        self.run(key.into(), |core, now, key| core.put(now, key, seen, value)).await
+    }
+
+    /// Writes a value without having read the key: it becomes a sibling of what is there.
+    ///
+    /// # Errors
+    /// As [`Table::put`].
+    ///
+    /// # Cancel safety
+    /// As [`Table::put`].
+    pub async fn put_blind(
+        &self,
+        key: impl Into<Bytes>,
+        value: impl Into<Bytes>,
+    ) -> Result<Value, TableError> {
+        self.put(key, &VersionVector::new(), value).await
+    }
+
+    /// Deletes what `seen` covers.
+    ///
+    /// # Errors
+    /// As [`Table::put`].
+    ///
+    /// # Cancel safety
+    /// As [`Table::put`].
+    pub async fn delete(
+        &self,
+        key: impl Into<Bytes>,
+        seen: &VersionVector,
+    ) -> Result<Value, TableError> {
+        let seen = seen.clone();
+        self.run(key.into(), |core, now, key| core.delete(now, key, seen)).await
+    }
+
+    async fn run(
+        &self,
+        key: Bytes,
+        begin: impl FnOnce(&mut Coordinator, u64, Bytes) -> Result<u64, Rejected>,
+    ) -> Result<Value, TableError> {
+        if key.len() > MAX_KEY_BYTES {
+            return Err(TableError::KeyTooLong { bytes: key.len() });
+        }
+        let (done, is_done) = oneshot::channel();
+        let now = self.shared.now();
+        let mut operation = Running { shared: &self.shared, id: None };
+        self.shared.with(|state| {
+            let id = begin(&mut state.core, now, key)?;
+            state.waiting.insert(id, done);
+            operation.id = Some(id);
+            Ok::<_, Rejected>(())
+        })?;
+        let result = is_done.await;
+        operation.id = None;
+        // The sender is dropped only with the table, which this call holds.
+        Ok(result.unwrap_or(Err(OperationError::Behind))?)
+    }
+}
+
+/// Ends a read when its future is dropped.
+struct Running<'a> {
+    shared: &'a Arc<Shared>,
+    id: Option<u64>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Some(id) = self.id else { return };
+        let _ = self.shared.with(|state| {
+            state.waiting.remove(&id);
+            state.core.cancel(id);
+            Ok::<_, Rejected>(())
+        });
+    }
+}
+
+/// What is done without the lock.
+enum Task {
+    Call { id: u64, to: u64, class: Class, epoch: u64, ask: Ask },
+    Done(oneshot::Sender<Result<Value, OperationError>>, Result<Value, OperationError>),
+    Missed { replica: u64, key: Bytes },
+}
+
+impl Shared {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+
+    /// Changes the core, and carries out what it wants done after the lock was released.
+    fn with<E>(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut State) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut tasks = Vec::new();
+        {
+            let mut state = self.state.lock();
+            change(&mut state)?;
+            state.drain(&mut tasks);
+            let deadline = state.core.next_deadline().unwrap_or(u64::MAX);
+            if deadline < state.timer_at {
+                self.timer.notify_one();
+            }
+        }
+        for task in tasks {
+            match task {
+                Task::Done(waiting, result) => {
+                    // Who waited may have gone.
+                    let _ = waiting.send(result);
+                }
+                Task::Missed { replica, key } => {
+                    if let Some(node) = &self.hints {
+                        node.add_hint(replica, key);
+                    }
+                }
+                Task::Call { id, to, class, epoch, ask } => self.call(id, to, class, epoch, ask),
+            }
+        }
+        Ok(())
+    }
+
+    fn call(self: &Arc<Self>, id: u64, to: u64, class: Class, epoch: u64, ask: Ask) {
+        let shared = Arc::clone(self);
+        let deadline = Instant::now() + self.config.timeout;
+        let task = tokio::spawn(async move {
+            let result = call(&shared.link, to, class, epoch, ask, deadline).await;
+            let now = shared.now();
+            let _ = shared.with(|state| {
+                state.calls.remove(&id);
+                let input = match result {
+                    Ok((seen, Answer::Table(reply))) => {
+                        state.core.observe_epoch(seen);
+                        CoordinatorInput::Reply { call: id, reply }
+                    }
+                    // No answer to what was asked: nothing is known of what was done.
+                    Ok(_) => CoordinatorInput::Failed { call: id, error: CallError::Unknown },
+                    Err(error) => CoordinatorInput::Failed { call: id, error },
+                };
+                state.core.step(now, input);
+                Ok::<_, Rejected>(())
+            });
+        });
+        let mut state = self.state.lock();
+        // It may have ended already, on another thread, or have been cancelled.
+        if state.core.epoch_of(id).is_none() {
+            task.abort();
+        } else if !task.is_finished() {
+            state.calls.insert(id, task.abort_handle());
+        }
+    }
+}
+
+impl State {
+    fn drain(&mut self, tasks: &mut Vec<Task>) {
+        while let Some(output) = self.core.poll_output() {
+            match output {
+                CoordinatorOutput::Call { id, to, request } => {
+                    // A call may have been cancelled by the output behind it.
+                    let Some(epoch) = self.core.epoch_of(id) else { continue };
+                    let (class, ask) = (Class::Small, Ask::Table(request));
+                    tasks.push(Task::Call { id, to, class, epoch, ask });
+                }
+                CoordinatorOutput::Cancel { id } => {
+                    if let Some(call) = self.calls.remove(&id) {
+                        call.abort();
+                    }
+                }
+                CoordinatorOutput::Missed { replica, key } => {
+                    tasks.push(Task::Missed { replica, key });
+                }
+                CoordinatorOutput::Done { operation, result } => {
+                    if let Some(waiting) = self.waiting.remove(&operation) {
+                        tasks.push(Task::Done(waiting, result));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Steps the core when its deadlines are reached. Ends with the table.
+async fn keep_time(shared: Weak<Shared>) {
+    /// How long an idle task waits before it looks whether the table is still there.
+    const IDLE: Duration = Duration::from_secs(1);
+    // Ends: when the last handle to the table is dropped.
+    loop {
+        let Some(table) = shared.upgrade() else { return };
+        let deadline = {
+            let mut state = table.state.lock();
+            state.timer_at = state.core.next_deadline().unwrap_or(u64::MAX);
+            state.timer_at
+        };
+        let idle = Instant::now() + IDLE;
+        let at = table.began.checked_add(Duration::from_nanos(deadline)).unwrap_or(idle);
+        let is_due = tokio::select! {
+            () = sleep_until(at.min(idle)) => table.now() >= deadline,
+            () = table.timer.notified() => false,
+        };
+        if is_due {
+            let now = table.now();
+            let _ = table.with(|state| {
+                state.core.step(now, CoordinatorInput::Time);
+                Ok::<_, Rejected>(())
+            });
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Requests and answers over `voussoir-net`. Feature `net`.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::Instant;
+use voussoir_net::{Channel, Handler, Parts, Rejected, ServeError, Transport};
+
+use crate::link::{Class, Link};
+use crate::node::Node;
+use crate::table::CallError;
+
+/// Calls nodes over one service of a [`Transport`]; answers for a node of this process, if there is
+/// one. When it is dropped the service is withdrawn.
+///
+/// The limits of the transport must hold [`Class::MAX_SMALL_BYTES`] and [`Class::MAX_BULK_BYTES`];
+/// the defaults of [`voussoir_net::Config`] do.
+pub struct NetLink {
+    net: Arc<dyn Transport>,
+    service: u16,
+    node: Option<Node>,
+}
+
+impl std::fmt::Debug for NetLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let local = self.net.local();
+        f.debug_struct("NetLink").field("local", &local).finish_non_exhaustive()
+    }
+}
+
+impl NetLink {
+    /// The link of a process that has a node: answers the requests of others by the service
+    /// `service`, the same number on every node. Calls to the node itself do not leave the process.
+    ///
+    /// # Errors
+    /// [`ServeError`] if the service is taken, or the transport is shut down.
+    pub fn serve(
+        net: Arc<dyn Transport>,
+        service: u16,
+        node: Node,
+    ) -> Result<Arc<Self>, ServeError> {
+        net.serve(service, Arc::new(Server { node: node.clone() }))?;
+        Ok(Arc::new(Self { net, service, node: Some(node) }))
+    }
+
+    /// The link of a process that only has clients.
+    pub fn client(net: Arc<dyn Transport>, service: u16) -> Arc<Self> {
+        Arc::new(Self { net, service, node: None })
+    }
+}
+
+impl Drop for NetLink {
+    fn drop(&mut self) {
+        if self.node.is_some() {
+            self.net.withdraw(self.service);
+        }
+    }
+}
+
+#[async_trait]
+impl Link for NetLink {
+    async fn call(
+        &self,
+        to: u64,
+        class: Class,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        if let Some(node) = self.node.as_ref().filter(|node| node.id() == to) {
+            let answer = tokio::time::timeout_at(deadline, node.answer(request)).await;
+            return answer.ok().flatten().ok_or(CallError::Unknown);
+        }
+        let class = match class {
+            Class::Small => voussoir_net::Class::Small,
+            Class::Bulk => voussoir_net::Class::Bulk,
+        };
+        let channel = Channel { service: self.service, class };
+        let answer = self.net.call(to, channel, Parts::new(request), deadline).await;
+        answer.map_err(|error| match error.outcome() {
+            voussoir_net::Outcome::NotApplied => CallError::NotSent,
+            voussoir_net::Outcome::Unknown => CallError::Unknown,
+        })
+    }
+}
+
+struct Server {
+    node: Node,
+}
+
+#[async_trait]
+impl Handler for Server {
+    fn message(&self, _from: u64, _class: voussoir_net::Class, _body: Bytes) {}
+
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
+        // A node that halted on the way may have done what it was asked: that is no rejection, and
+        // an answer that is none of ours is one of unknown outcome to the caller.
+        let answer = self.node.answer(body).await.unwrap_or_default();
+        Ok(Parts::new(answer))
+    }
+}

@@ -1,0 +1,118 @@
+//! What can be tuned of a node.
+
+use std::time::Duration;
+
+use crate::ConfigError;
+use crate::table::Level;
+
+/// Configuration of a [`Node`](super::Node).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct NodeConfig {
+    /// All replicas, this node included: 1 to 31 ids, each once. The same at all nodes, tables and
+    /// registers.
+    pub replicas: Vec<u64>,
+    /// The lowest level that any table writes with. A lost replica is rebuilt from N - W + 1
+    /// others. Default [`Level::Quorum`].
+    pub write: Level,
+    /// The longest that an operation of any table or register takes. A lost replica waits so long
+    /// before it is rebuilt. From 1 ms to 1 hour. Default 1 s.
+    pub timeout: Duration,
+    /// Requests that wait for the node. Beyond it they are answered "busy", and nothing is done.
+    /// From 64 to 1,000,000. Default 4,096.
+    pub max_requests: usize,
+    /// How much is written to the store at once, in bytes: a batch is as large as what has arrived
+    /// while the one before it was written, up to this. From 64 KiB to 64 MiB. Default 4 MiB.
+    pub max_batch_bytes: usize,
+    /// Keys that another replica has missed, all replicas together. Beyond it they are left to
+    /// read repair. From 0 to 10,000,000. Default 100,000.
+    pub max_hints: usize,
+    /// How often maintenance looks whether there is something to do. From 1 ms to 1 day. Default
+    /// 1 s.
+    pub maintain_every: Duration,
+    /// How fast a node is rebuilt, in bytes per second. From 64 KiB/s. Default 64 MiB/s.
+    pub rebuild_bytes_per_second: u64,
+    /// How often tombstones are collected. None: never. From 1 ms to 30 days. Default 10 minutes.
+    pub collect_every: Option<Duration>,
+}
+
+impl Default for NodeConfig {
+    fn default() -> Self {
+        Self {
+            replicas: Vec::new(),
+            write: Level::Quorum,
+            timeout: Duration::from_secs(1),
+            max_requests: 4_096,
+            max_batch_bytes: 4 << 20,
+            max_hints: 100_000,
+            maintain_every: Duration::from_secs(1),
+            rebuild_bytes_per_second: 64 << 20,
+            collect_every: Some(Duration::from_secs(600)),
+        }
+    }
+}
+
+impl NodeConfig {
+    /// The default with these replicas.
+    pub fn with_replicas(replicas: impl IntoIterator<Item = u64>) -> Self {
+        Self { replicas: replicas.into_iter().collect(), ..Self::default() }
+    }
+
+    /// How many other replicas a lost one is rebuilt from: each write that was acknowledged is on
+    /// one of them, and so is each promise that a quorum has given.
+    pub(super) fn sources(&self) -> usize {
+        let n = self.replicas.len();
+        let majority = n / 2 + 1;
+        (n + 1).saturating_sub(self.write.count(n).min(majority))
+    }
+
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let (ids, ms) = (&self.replicas, Duration::from_millis(1));
+        let is_repeated = (1..ids.len()).any(|at| ids[..at].contains(&ids[at]));
+        let (hour, day) = (Duration::from_secs(3_600), Duration::from_secs(86_400));
+        let is_in = |time: Duration, max: Duration| (ms..=max).contains(&time);
+        let rules = [
+            (
+                "replicas",
+                (1..=31).contains(&ids.len()) && !is_repeated,
+                "must be 1 to 31 ids, each once",
+            ),
+            (
+                "write",
+                self.write.count(ids.len()) <= ids.len(),
+                "must not ask for more than all `replicas`",
+            ),
+            ("timeout", is_in(self.timeout, hour), "must be from 1 ms to 1 hour"),
+            (
+                "max_requests",
+                (64..=1_000_000).contains(&self.max_requests),
+                "must be from 64 to 1,000,000",
+            ),
+            (
+                "max_batch_bytes",
+                (64 << 10..=64 << 20).contains(&self.max_batch_bytes),
+                "must be from 64 KiB to 64 MiB",
+            ),
+            ("max_hints", self.max_hints <= 10_000_000, "must be at most 10,000,000"),
+            ("maintain_every", is_in(self.maintain_every, day), "must be from 1 ms to 1 day"),
+            (
+                "rebuild_bytes_per_second",
+                self.rebuild_bytes_per_second >= 64 << 10,
+                "must be at least 64 KiB",
+            ),
+            (
+                "collect_every",
+                self.collect_every.is_none_or(|every| is_in(every, day * 30)),
+                "must be from 1 ms to 30 days",
+            ),
+        ];
+        match rules.into_iter().find(|(_, holds, _)| !holds) {
+            Some((field, _, rule)) => Err(ConfigError { field, rule }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,452 @@
+//! The task of a node: it feeds the cores, and writes what they want written, one batch at a time.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::acceptors::{Acceptors, Output};
+use super::meta::Meta;
+use super::{NodeConfig, Status};
+use crate::paxos::{self, Record};
+use crate::store::{Change, ReplicaStore, StoreError};
+use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply};
+use crate::version::codec::{self, Limits};
+use crate::version::{Actor, DotSource};
+use crate::wire::{Answer, Ask, Envelope, Space, decode_record, encode_record};
+
+/// What the task is asked to do.
+pub(super) enum Job {
+    /// Writes what was accepted, and ends.
+    Stop {
+        done: oneshot::Sender<()>,
+    },
+    Answer {
+        envelope: Envelope,
+        reply: oneshot::Sender<Bytes>,
+    },
+    /// Merges records of other acceptors into a node that is not whole.
+    Install {
+        records: Vec<(Bytes, Record)>,
+        done: oneshot::Sender<()>,
+    },
+    LearnEpoch {
+        epoch: u64,
+        done: oneshot::Sender<()>,
+    },
+    Rebuilt {
+        done: oneshot::Sender<()>,
+    },
+}
+
+type Write = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+type Loaded = Result<Vec<(Bytes, Option<Bytes>)>, StoreError>;
+
+/// Who waits for an answer.
+struct Waiter {
+    reply: oneshot::Sender<Bytes>,
+    max_answer_bytes: usize,
+}
+
+/// What a batch makes durable.
+#[derive(Default)]
+struct Batch {
+    changes: Vec<Change>,
+    bytes: usize,
+    /// The latest record of the table.
+    record: u64,
+    acceptors: Vec<(Bytes, u64)>,
+    /// What it writes of the node itself.
+    meta: Option<Meta>,
+    done: Vec<oneshot::Sender<()>>,
+}
+
+pub(super) struct Driver {
+    store: Arc<dyn ReplicaStore>,
+    max_batch_bytes: usize,
+    max_requests: usize,
+    status: watch::Sender<Status>,
+    /// As it will be when every write has ended, and as the store has it or is being told.
+    meta: Meta,
+    written_meta: Meta,
+    durable_meta: Meta,
+    replica: Replica,
+    acceptors: Acceptors,
+    waiters: HashMap<u64, Waiter>,
+    next_id: u64,
+    /// Batches that are not yet being written, the first of them next.
+    batches: std::collections::VecDeque<Batch>,
+    writing: Option<(Write, Batch)>,
+    loads: JoinSet<Loaded>,
+    to_load: Vec<Bytes>,
+    /// Who waits for the end of the task. None: it goes on.
+    stopping: Option<oneshot::Sender<()>>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        store: Arc<dyn ReplicaStore>,
+        config: &NodeConfig,
+        meta: Meta,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        Self {
+            store,
+            max_batch_bytes: config.max_batch_bytes,
+            max_requests: config.max_requests,
+            status,
+            meta,
+            written_meta: meta,
+            durable_meta: meta,
+            replica: replica_of(&meta),
+            acceptors: Acceptors::default(),
+            waiters: HashMap::new(),
+            next_id: 0,
+            batches: std::collections::VecDeque::new(),
+            writing: None,
+            loads: JoinSet::new(),
+            to_load: Vec::new(),
+            stopping: None,
+        }
+    }
+
+    /// Ends when every handle to the node is gone, or when the store fails.
+    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut taken = Vec::with_capacity(256);
+        loop {
+            let event = tokio::select! {
+                biased;
+                result = written(&mut self.writing) => Event::Written(result),
+                Some(loaded) = self.loads.join_next() => Event::Loaded(loaded.unwrap_or_else(
+                    |_| Err(StoreError::Unknown("a read was abandoned".to_owned())))),
+                count = jobs.recv_many(&mut taken, 256) => Event::Jobs(count),
+            };
+            let result = match event {
+                Event::Jobs(0) => return,
+                Event::Jobs(_) => {
+                    taken.drain(..).for_each(|job| self.job(job));
+                    Ok(())
+                }
+                Event::Loaded(loaded) => loaded.and_then(|loaded| self.loaded(loaded)),
+                Event::Written(result) => self.end_write(result),
+            };
+            if let Err(error) = result.and(self.pump().await) {
+                let node = self.meta.node;
+                tracing::error!(target: "voussoir::quorum", node, %error, "halted");
+                self.status.send_replace(Status::Halted(error));
+                return;
+            }
+            if self.writing.is_none()
+                && self.batches.is_empty()
+                && let Some(done) = self.stopping.take()
+            {
+                self.status.send_replace(Status::Stopped);
+                // The store is let go before the caller is told.
+                drop((self, jobs));
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+
+    fn job(&mut self, job: Job) {
+        match job {
+            Job::Answer { envelope, reply } => self.answer(envelope, reply),
+            Job::Stop { done } => self.stopping = Some(done),
+            Job::LearnEpoch { epoch, done } => {
+                self.replica.learn_epoch(epoch);
+                self.drain_replica();
+                self.batch(0).done.push(done);
+            }
+            Job::Rebuilt { done } => {
+                if !self.meta.is_condemned && self.replica.epoch() > 0 {
+                    self.replica.rebuilt();
+                    self.meta.is_whole = true;
+                    self.write_meta();
+                }
+                self.batch(0).done.push(done);
+            }
+            Job::Install { records, done } => {
+                // Not whole: no acceptor of the node is in use, so the store is what counts.
+                if !self.replica.is_whole() {
+                    for (key, record) in records {
+                        let change = Change {
+                            key: store_key(Space::Registers, &key),
+                            record: Some(encode_record(&record)),
+                        };
+                        self.add(change);
+                    }
+                }
+                self.batch(0).done.push(done);
+            }
+        }
+    }
+
+    fn answer(&mut self, envelope: Envelope, reply: oneshot::Sender<Bytes>) {
+        let Envelope { max_answer_bytes, epoch, ask } = envelope;
+        self.next_id += 1;
+        let id = self.next_id;
+        let is_full = self.waiters.len() >= self.max_requests;
+        self.waiters.insert(id, Waiter { reply, max_answer_bytes });
+        if is_full {
+            return self.reply(id, &Answer::Busy);
+        }
+        match ask {
+            Ask::Table(request) => {
+                if self.replica.request_at(id, epoch, request).is_err() {
+                    self.reply(id, &Answer::Busy);
+                }
+            }
+            Ask::Register { request, .. } if !self.replica.is_whole() => {
+                let (paxos::Request::Prepare { ballot } | paxos::Request::Accept { ballot, .. }) =
+                    request;
+                self.reply(id, &Answer::Register(paxos::Reply::NotWhole { ballot }));
+            }
+            Ask::Register { request, .. } if !request.is_valid() => {
+                self.reply(id, &Answer::Busy);
+            }
+            Ask::Register { key, request } => {
+                if !self.acceptors.request(id, key, request) {
+                    self.reply(id, &Answer::Busy);
+                }
+            }
+            // Scans are answered by the node's handle.
+            Ask::Scan { .. } => self.reply(id, &Answer::Busy),
+        }
+    }
+
+    fn reply(&mut self, id: u64, answer: &Answer) {
+        let Some(waiter) = self.waiters.remove(&id) else { return };
+        let mut bytes = answer.encode(self.replica.epoch());
+        if bytes.len() > waiter.max_answer_bytes {
+            let is_written = matches!(answer, Answer::Table(Reply::Written { .. }));
+            bytes = Answer::TooLong { is_written }.encode(self.replica.epoch());
+        }
+        // Who asked may have gone.
+        let _ = waiter.reply.send(bytes);
+    }
+
+    /// Carries out what the cores want until they want nothing more.
+    async fn pump(&mut self) -> Result<(), StoreError> {
+        // Ends: a turn without loads that were in memory is the last one.
+        loop {
+            self.drain_replica();
+            self.drain_acceptors();
+            if !self.load().await? {
+                break;
+            }
+        }
+        if self.meta != self.written_meta {
+            self.write_meta();
+        }
+        if self.writing.is_none()
+            && let Some(mut batch) = self.batches.pop_front()
+        {
+            let (store, changes) = (Arc::clone(&self.store), std::mem::take(&mut batch.changes));
+            let write =
+                async move { if changes.is_empty() { Ok(()) } else { store.apply(changes).await } };
+            self.writing = Some((Box::pin(write), batch));
+        }
+        Ok(())
+    }
+
+    fn drain_replica(&mut self) {
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                ReplicaOutput::Load { key } => self.to_load.push(store_key(Space::Table, &key)),
+                ReplicaOutput::Persist { id, key, state, mark, .. } => {
+                    let key = store_key(Space::Table, &key);
+                    let record = Some(codec::encode_siblings(&state));
+                    if let Some(mark) = mark {
+                        // In the same batch as the record, or an earlier one.
+                        self.meta.mark = mark;
+                        self.write_meta();
+                    }
+                    self.add(Change { key, record }).record = id;
+                }
+                ReplicaOutput::Forget { id, key } => {
+                    let key = store_key(Space::Table, &key);
+                    self.add(Change { key, record: None }).record = id;
+                }
+                ReplicaOutput::PersistEpoch { id, epoch } => {
+                    self.meta.epoch = epoch;
+                    self.write_meta().record = id;
+                }
+                ReplicaOutput::Reply { id, reply } => self.reply(id, &Answer::Table(reply)),
+            }
+        }
+        if self.meta.is_whole && !self.replica.is_whole() {
+            // It has met its own future. Only a new incarnation is whole again.
+            self.meta.is_whole = false;
+            self.meta.is_condemned = true;
+            self.status.send_replace(Status::NotWhole { is_condemned: true });
+        }
+    }
+
+    fn drain_acceptors(&mut self) {
+        let mut outputs = Vec::new();
+        self.acceptors.drain(|output| outputs.push(output));
+        for output in outputs {
+            match output {
+                Output::Load { key } => self.to_load.push(store_key(Space::Registers, &key)),
+                Output::Reply { id, reply } => self.reply(id, &Answer::Register(reply)),
+                Output::Persist { key, id, record } => {
+                    let record = Some(encode_record(&record));
+                    let change = Change { key: store_key(Space::Registers, &key), record };
+                    self.add(change).acceptors.push((key, id));
+                }
+            }
+        }
+    }
+
+    fn write_meta(&mut self) -> &mut Batch {
+        let meta = self.meta;
+        self.written_meta = meta;
+        let batch = self.add(meta.change());
+        batch.meta = Some(meta);
+        batch
+    }
+
+    /// Adds a change to the last batch, or to a new one if that has no room.
+    fn add(&mut self, change: Change) -> &mut Batch {
+        let bytes = change.key.len() + change.record.as_ref().map_or(0, Bytes::len);
+        let batch = self.batch(bytes);
+        batch.bytes += bytes;
+        batch.changes.push(change);
+        batch
+    }
+
+    fn batch(&mut self, bytes: usize) -> &mut Batch {
+        let max = self.max_batch_bytes;
+        if self.batches.back().is_none_or(|batch| batch.bytes > 0 && batch.bytes + bytes > max) {
+            self.batches.push_back(Batch::default());
+        }
+        self.batches.back_mut().expect("a batch was pushed if there was none")
+    }
+
+    /// Reads what the cores asked for. Returns true if it was in memory and they have it.
+    async fn load(&mut self) -> Result<bool, StoreError> {
+        if self.to_load.is_empty() {
+            return Ok(false);
+        }
+        let (store, keys) = (Arc::clone(&self.store), std::mem::take(&mut self.to_load));
+        let mut read: Pin<Box<dyn Future<Output = Loaded> + Send>> = Box::pin(async move {
+            let records = store.get(&keys).await?;
+            Ok(keys.into_iter().zip(records).collect())
+        });
+        let now = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(match read.as_mut().poll(context) {
+                std::task::Poll::Ready(loaded) => Some(loaded),
+                std::task::Poll::Pending => None,
+            })
+        });
+        if let Some(loaded) = now.await {
+            self.loaded(loaded?)?;
+            return Ok(true);
+        }
+        self.loads.spawn(read);
+        Ok(false)
+    }
+
+    fn loaded(&mut self, loaded: Vec<(Bytes, Option<Bytes>)>) -> Result<(), StoreError> {
+        for (store_key, record) in loaded {
+            let key = store_key.slice(1..);
+            let is_table = store_key.first() == Some(&Space::Table.prefix());
+            let unreadable = |error: codec::DecodeError| {
+                StoreError::Damaged(format!("the record of {key:?} cannot be read: {error}"))
+            };
+            if is_table {
+                let decode = |bytes| codec::decode_siblings(bytes, &Limits::default());
+                let state = record.map(decode).transpose().map_err(unreadable)?;
+                self.replica.step(ReplicaInput::Loaded { key, state });
+            } else {
+                let record = record.map(decode_record).transpose().map_err(unreadable)?;
+                self.acceptors.loaded(key, record);
+            }
+        }
+        Ok(())
+    }
+
+    fn end_write(&mut self, result: Result<(), StoreError>) -> Result<(), StoreError> {
+        let Some((_, batch)) = self.writing.take() else { return Ok(()) };
+        match result {
+            Ok(()) => {}
+            Err(StoreError::NotApplied(reason)) => {
+                self.begin_again(&reason);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        }
+        if batch.record > 0 {
+            self.replica.step(ReplicaInput::Persisted { id: batch.record });
+        }
+        for (key, id) in batch.acceptors {
+            self.acceptors.persisted(key, id);
+        }
+        for done in batch.done {
+            let _ = done.send(());
+        }
+        if let Some(meta) = batch.meta {
+            self.durable_meta = meta;
+            if *self.status.borrow() != status_of(&meta) {
+                self.status.send_replace(status_of(&meta));
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing of a batch was written: the disk is full. What waits for it is answered "busy",
+    /// and the cores go on with what the store holds. Dots that were drawn are not drawn again.
+    fn begin_again(&mut self, reason: &str) {
+        tracing::warn!(target: "voussoir::quorum", node = self.meta.node, reason, "write refused");
+        let Meta { is_condemned, .. } = self.meta;
+        self.meta = self.durable_meta;
+        self.meta.is_condemned |= is_condemned;
+        self.meta.is_whole &= !is_condemned;
+        self.written_meta = self.durable_meta;
+        self.batches.clear();
+        self.to_load.clear();
+        self.loads = JoinSet::new();
+        self.acceptors = Acceptors::default();
+        self.replica = replica_of(&self.meta);
+        let waiting: Vec<u64> = self.waiters.keys().copied().collect();
+        for id in waiting {
+            self.reply(id, &Answer::Busy);
+        }
+    }
+}
+
+enum Event {
+    Jobs(usize),
+    Loaded(Loaded),
+    Written(Result<(), StoreError>),
+}
+
+/// The end of the write under way; never if there is none.
+async fn written(writing: &mut Option<(Write, Batch)>) -> Result<(), StoreError> {
+    match writing {
+        Some((write, _)) => write.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn replica_of(meta: &Meta) -> Replica {
+    let actor = Actor::new(meta.node, meta.incarnation);
+    let dots = DotSource::recover(actor, meta.mark, []);
+    Replica::on_store(dots, meta.is_whole).with_epoch(meta.epoch)
+}
+
+pub(super) fn status_of(meta: &Meta) -> Status {
+    if meta.is_whole { Status::Whole } else { Status::NotWhole { is_condemned: meta.is_condemned } }
+}
+
+pub(super) fn store_key(space: Space, key: &[u8]) -> Bytes {
+    let mut out = Vec::with_capacity(1 + key.len());
+    out.push(space.prefix());
+    out.extend_from_slice(key);
+    out.into()
+}

@@ -1,0 +1,317 @@
+//! A node: the replica of a table and the acceptors of registers, on one store.
+
+mod acceptors;
+mod config;
+mod driver;
+mod hints;
+mod maintenance;
+mod meta;
+mod rebuild;
+mod tombstones;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+
+pub use self::config::NodeConfig;
+use self::driver::{Driver, Job, status_of};
+use self::hints::Hints;
+pub use self::maintenance::HintStats;
+use self::meta::Meta;
+pub use self::rebuild::RebuildError;
+pub use self::tombstones::CollectError;
+use crate::ConfigError;
+use crate::store::{ReplicaStore, StoreError};
+use crate::table::Reply;
+use crate::version::codec::DecodeError;
+use crate::wire::{Answer, Ask, Envelope, Space};
+
+/// What a node can do now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Status {
+    /// It counts in every quorum.
+    Whole,
+    /// Its store was lost, restored or damaged: it counts in no quorum until it has been rebuilt.
+    NotWhole {
+        /// It has met writes of its own that its store does not have. It is rebuilt only after a
+        /// restart, which begins a new incarnation.
+        is_condemned: bool,
+    },
+    /// Its store has failed, and it answers nothing. Start it again.
+    Halted(StoreError),
+    /// It was shut down, and answers nothing.
+    Stopped,
+}
+
+/// Why a node did not start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The configuration is not valid, or the node is none of its replicas.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The store has failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The store is empty. If the node has never run, begin it with [`Node::create`]. If it has
+    /// run, its store was lost or another one is mounted: bring it back, or begin again with
+    /// [`Node::start_lost`].
+    #[error("node {node} has no data here: create it if it has never run, else its data was lost")]
+    Absent {
+        /// The node.
+        node: u64,
+    },
+    /// [`Node::create`] found data. Use [`Node::start`].
+    #[error("the store holds data of node {found} already")]
+    Exists {
+        /// Whose data it is.
+        found: u64,
+    },
+    /// The store belongs to another node.
+    #[error("the store is of node {found}, not of node {node}")]
+    WrongNode {
+        /// Whose data it is.
+        found: u64,
+        /// Whose was asked for.
+        node: u64,
+    },
+    /// The store's own record cannot be read: it was written by a newer version, or is damaged.
+    #[error("the node's own record cannot be read: {0}")]
+    Unreadable(#[from] DecodeError),
+}
+
+/// The replica of one node: keeps its part of a table and its acceptors of registers, and answers
+/// the requests that a [`Link`](crate::Link) brings. Clones are handles to the same; when the last
+/// one is dropped the node ends. A link that serves a node holds a handle to it, and so does each
+/// table and register over that link.
+///
+/// Of one table and one set of registers. A process that has several runs a node for each, with a
+/// store and a service of its own.
+#[derive(Clone, Debug)]
+pub struct Node {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    id: u64,
+    config: NodeConfig,
+    store: Arc<dyn ReplicaStore>,
+    jobs: mpsc::Sender<Job>,
+    status: watch::Receiver<Status>,
+    started: Instant,
+    hints: Hints,
+    /// Held by whatever rebuilds or collects: one at a time.
+    maintaining: tokio::sync::Mutex<()>,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let status = self.status.borrow().clone();
+        f.debug_struct("Node")
+            .field("id", &self.id)
+            .field("status", &status)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Node {
+    /// Begins a node that has never run, on an empty store: it counts from the start. Call it from
+    /// what sets a cluster up, not from what starts a node: a new disk under an old id looks the
+    /// same as a new node.
+    ///
+    /// # Errors
+    /// [`StartError::Exists`] if the store holds data; other variants where the store fails.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping it may leave a created node. Call [`Node::start`] when it answers
+    /// [`StartError::Exists`].
+    pub async fn create(
+        id: u64,
+        store: Arc<dyn ReplicaStore>,
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
+        check(id, &config)?;
+        if let Some(found) = read_meta(&*store).await? {
+            return Err(StartError::Exists { found: found.node });
+        }
+        if !store.scan(&[], &[], 1).await?.is_empty() {
+            return Err(StoreError::Damaged("records without the node's own".to_owned()).into());
+        }
+        let meta = Meta::first(id);
+        store.apply(vec![meta.change()]).await?;
+        Ok(Self::run(store, config, meta))
+    }
+
+    /// Starts a node that has run before. If its store is damaged, or was noticed to have lost a
+    /// part of its past, the store is cleared and gets a new incarnation, and the node counts in no
+    /// quorum until it is rebuilt: see [`Node::status`].
+    ///
+    /// # Errors
+    /// [`StartError::Absent`] if the store is empty; [`StartError::WrongNode`]; other variants
+    /// where the store fails.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing: call it again.
+    pub async fn start(
+        id: u64,
+        store: Arc<dyn ReplicaStore>,
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
+        check(id, &config)?;
+        match read_meta(&*store).await {
+            Err(StartError::Store(StoreError::Damaged(reason))) => {
+                tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
+                Self::start_lost(id, store, config).await
+            }
+            Err(error) => Err(error),
+            Ok(None) => Err(StartError::Absent { node: id }),
+            Ok(Some(meta)) if meta.node != id => {
+                Err(StartError::WrongNode { found: meta.node, node: id })
+            }
+            Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
+            Ok(Some(meta)) => Ok(Self::run(store, config, meta)),
+        }
+    }
+
+    /// Starts a node that has run before and whose store was lost, or restored from a backup. What
+    /// the store holds is removed: it may hold values whose tombstones were collected since. The
+    /// store gets a new incarnation, and the node counts in no quorum until it is rebuilt.
+    ///
+    /// # Errors
+    /// [`StartError`] where the store fails.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping it may leave an empty store: call it again.
+    pub async fn start_lost(
+        id: u64,
+        store: Arc<dyn ReplicaStore>,
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
+        check(id, &config)?;
+        store.clear().await?;
+        let meta = Meta::lost(id);
+        store.apply(vec![meta.change()]).await?;
+        Ok(Self::run(store, config, meta))
+    }
+
+    fn run(store: Arc<dyn ReplicaStore>, config: NodeConfig, meta: Meta) -> Self {
+        let (status, watched) = watch::channel(status_of(&meta));
+        let (jobs, queue) = mpsc::channel(config.max_requests);
+        let driver = Driver::new(Arc::clone(&store), &config, meta, status);
+        tokio::spawn(driver.run(queue));
+        let hints = Hints::new(config.max_hints);
+        let shared = Shared {
+            id: meta.node,
+            config,
+            store,
+            jobs,
+            status: watched,
+            started: Instant::now(),
+            hints,
+            maintaining: tokio::sync::Mutex::new(()),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// The node's id.
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// What the node can do, now and later.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.shared.status.clone()
+    }
+
+    /// Whether it counts in quorums.
+    pub fn is_whole(&self) -> bool {
+        *self.shared.status.borrow() == Status::Whole
+    }
+
+    /// Ends the node: what it has accepted becomes durable, and it answers nothing any more.
+    /// Returns when its task has ended. The store is free when the handles are dropped, too.
+    ///
+    /// # Cancel safety
+    /// Once polled, the node ends also when the future is dropped.
+    pub async fn shutdown(&self) {
+        self.order(|done| Job::Stop { done }).await;
+    }
+
+    /// Answers a request that a link has brought. None: it is no request, or the node has halted;
+    /// then nothing is known of what it did.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the request back: it may be carried out.
+    pub async fn answer(&self, request: Bytes) -> Option<Bytes> {
+        let envelope = Envelope::decode(request)
+            .inspect_err(|error| {
+                tracing::debug!(target: "voussoir::quorum", %error, "dropped what is no request");
+            })
+            .ok()?;
+        if let Ask::Scan { space, after } = &envelope.ask {
+            return self.scan(*space, after, envelope.max_answer_bytes).await;
+        }
+        let (reply, answer) = oneshot::channel();
+        match self.shared.jobs.try_send(Job::Answer { envelope, reply }) {
+            Ok(()) => answer.await.ok(),
+            Err(mpsc::error::TrySendError::Full(_)) => Some(Answer::Busy.encode(0)),
+            Err(mpsc::error::TrySendError::Closed(_)) => None,
+        }
+    }
+
+    async fn scan(&self, space: Space, after: &[u8], max_bytes: usize) -> Option<Bytes> {
+        if !self.is_whole() {
+            return Some(Answer::Table(Reply::NotWhole).encode(0));
+        }
+        // Room for the lengths, and for one record that is as long as it may be.
+        let max_page_bytes = max_bytes.min(1 << 20) / 2;
+        let after = driver::store_key(space, after);
+        let page = self.shared.store.scan(&[space.prefix()], &after, max_page_bytes).await.ok()?;
+        let page = page.into_iter().map(|(key, record)| (key.slice(1..), record)).collect();
+        let answer = Answer::Page(page).encode(0);
+        if answer.len() > max_bytes {
+            return Some(Answer::TooLong { is_written: false }.encode(0));
+        }
+        Some(answer)
+    }
+
+    /// Asks the node itself.
+    async fn ask_own(&self, epoch: u64, ask: Ask) -> Option<Answer> {
+        let envelope = Envelope { max_answer_bytes: usize::MAX, epoch, ask };
+        let (reply, answer) = oneshot::channel();
+        self.shared.jobs.send(Job::Answer { envelope, reply }).await.ok()?;
+        Answer::decode(answer.await.ok()?).ok().map(|(_, answer)| answer)
+    }
+
+    /// Gives the node's task something to do and waits until it is durable.
+    async fn order(&self, job: impl FnOnce(oneshot::Sender<()>) -> Job) -> bool {
+        let (done, is_done) = oneshot::channel();
+        self.shared.jobs.send(job(done)).await.is_ok() && is_done.await.is_ok()
+    }
+}
+
+fn check(id: u64, config: &NodeConfig) -> Result<(), ConfigError> {
+    config.validate()?;
+    if config.replicas.contains(&id) {
+        return Ok(());
+    }
+    Err(ConfigError { field: "replicas", rule: "must contain the node itself" })
+}
+
+async fn read_meta(store: &dyn ReplicaStore) -> Result<Option<Meta>, StartError> {
+    let records = store.get(&[Bytes::from_static(meta::KEY)]).await?;
+    let record = records.into_iter().next().flatten();
+    Ok(record.map(Meta::decode).transpose()?)
+}

@@ -1,0 +1,155 @@
+//! Collecting tombstones that every replica holds.
+//!
+//! A tombstone may be dropped when no value that it covers can come back: every replica holds it,
+//! and no operation is left that read a replica before it did. Nothing here trusts a clock:
+//!
+//! 1. Each tombstone of this replica is merged into every other one. All must say that they hold
+//!    it, durably.
+//! 2. The epoch is raised at every replica, twice. Operations carry the epoch in which they began,
+//!    and replicas refuse those of before the previous epoch: what was read before step 1 ended
+//!    can be written nowhere any more.
+//! 3. Each replica drops the tombstone, if the key was not written since.
+//!
+//! A replica that does not answer, or is not whole, holds up the collection for as long: nothing
+//! that was deleted comes back, and tombstones stay.
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Node;
+use crate::caller::call;
+use crate::link::{Class, Link};
+use crate::table::{Reply, Request};
+use crate::version::VersionVector;
+use crate::version::codec::{self, Limits};
+use crate::wire::{Answer, Ask, Space};
+
+use super::driver::store_key;
+use bytes::Bytes;
+
+/// Tombstones that are collected together.
+const MAX_COLLECTED: usize = 1_000;
+
+/// Why tombstones were not collected. They stay, and nothing else has changed. Try again later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum CollectError {
+    /// A replica did not answer, or is not whole.
+    #[error("replica {replica} does not hold every tombstone")]
+    Unacknowledged {
+        /// The replica.
+        replica: u64,
+    },
+    /// The node is not whole, or its store has failed.
+    #[error("the node itself is not whole")]
+    NotWhole,
+}
+
+impl Node {
+    /// Drops tombstones of the table that every replica holds, up to 1,000, and says how many.
+    /// [`Node::maintain`] does it by itself.
+    ///
+    /// # Errors
+    /// [`CollectError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
+    pub async fn collect_tombstones(&self, link: &Arc<dyn Link>) -> Result<usize, CollectError> {
+        let _maintaining = self.shared.maintaining.lock().await;
+        if !self.is_whole() {
+            return Err(CollectError::NotWhole);
+        }
+        let mut epoch = 0;
+        for replica in &self.shared.config.replicas {
+            epoch = epoch.max(self.raise(link, *replica, 0).await?);
+        }
+        let tombstones = self.tombstones().await.ok_or(CollectError::NotWhole)?;
+        if tombstones.is_empty() {
+            return Ok(0);
+        }
+        for replica in &self.shared.config.replicas {
+            for (key, context) in &tombstones {
+                let state = crate::version::Siblings::from_parts(context.clone(), [].into());
+                let request = Request::Merge { key: key.clone(), state };
+                let reply = self.request(link, *replica, epoch, request).await;
+                if reply != Some(Reply::Merged) {
+                    return Err(CollectError::Unacknowledged { replica: *replica });
+                }
+            }
+        }
+        // Another collector may raise it meanwhile: it is read again now that all hold them.
+        for replica in &self.shared.config.replicas {
+            epoch = epoch.max(self.raise(link, *replica, 0).await?);
+        }
+        for raised in [epoch + 1, epoch + 2] {
+            for replica in &self.shared.config.replicas {
+                self.raise(link, *replica, raised).await?;
+            }
+        }
+        for replica in &self.shared.config.replicas {
+            for (key, context) in &tombstones {
+                let (key, context) = (key.clone(), context.clone());
+                let request = Request::Forget { key, context };
+                // A replica that misses it keeps its tombstone, and collects it another time.
+                self.request(link, *replica, epoch + 2, request).await;
+            }
+        }
+        Ok(tombstones.len())
+    }
+
+    /// Raises the epoch of a replica, and says what it is then.
+    async fn raise(
+        &self,
+        link: &Arc<dyn Link>,
+        replica: u64,
+        epoch: u64,
+    ) -> Result<u64, CollectError> {
+        match self.request(link, replica, epoch, Request::Epoch { epoch }).await {
+            Some(Reply::Epoch { epoch: raised }) if raised >= epoch => Ok(raised),
+            _ => Err(CollectError::Unacknowledged { replica }),
+        }
+    }
+
+    async fn request(
+        &self,
+        link: &Arc<dyn Link>,
+        to: u64,
+        epoch: u64,
+        request: Request,
+    ) -> Option<Reply> {
+        let ask = Ask::Table(request);
+        let answer = if to == self.shared.id {
+            self.ask_own(epoch, ask).await?
+        } else {
+            let deadline = Instant::now() + self.shared.config.timeout;
+            call(link, to, Class::Bulk, epoch, ask, deadline).await.ok()?.1
+        };
+        match answer {
+            Answer::Table(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// Tombstones of this replica, as they are on its disk.
+    async fn tombstones(&self) -> Option<Vec<(Bytes, VersionVector)>> {
+        let mut found = Vec::new();
+        let mut after = store_key(Space::Table, &[]);
+        // Ends: each turn moves on by a key; the last page is empty.
+        loop {
+            let prefix = [Space::Table.prefix()];
+            let page = self.shared.store.scan(&prefix, &after, 1 << 20).await.ok()?;
+            let Some((last, _)) = page.last() else { return Some(found) };
+            after = last.clone();
+            for (key, record) in page {
+                let state = codec::decode_siblings(record, &Limits::default()).ok()?;
+                if state.is_tombstone() {
+                    found.push((key.slice(1..), state.context().clone()));
+                }
+                if found.len() >= MAX_COLLECTED {
+                    return Some(found);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! Records in a log of `voussoir-journal`: keys in memory, records by position. Feature `journal`.
+//!
+//! A record of the log `quorum.data`/id, version 1, all integers little-endian:
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8 | kind: 1 put, 2 remove |
+//! | 2 | u16 | length of the key |
+//! | 4 | u32 | length of the value |
+//! | 8 | | the key, then the value, up to 512 KiB of it |
+//!
+//! What a value has beyond 512 KiB follows in records of up to 512 KiB without a head, in the same
+//! commit. The latest record of a key counts. When the log holds more garbage than records, each
+//! commit also takes the oldest part of the log, appends what is live of it again, and releases it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use voussoir_journal::{Batch, Commit, Health, Journal, Log, Outcome, ReadError};
+
+use super::{Change, ReplicaStore, StoreError};
+use crate::ConfigError;
+
+const VERSION: u8 = 1;
+const PUT: u8 = 1;
+const REMOVE: u8 = 2;
+const HEAD_BYTES: usize = 8;
+const CHUNK_BYTES: usize = 512 << 10;
+/// About how many bytes of the log are read at once.
+const READ_BYTES: usize = 4 << 20;
+/// About how many bytes of the log one commit cleans.
+const CLEAN_BYTES: usize = 256 << 10;
+
+/// Configuration of a [`JournalStore`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JournalStoreConfig {
+    /// The log is cleaned while it holds more than this of garbage, in bytes, and more garbage than
+    /// records. From 64 KiB to 1 TiB. Default 16 MiB.
+    pub max_garbage_bytes: u64,
+}
+
+impl Default for JournalStoreConfig {
+    fn default() -> Self {
+        Self { max_garbage_bytes: 16 << 20 }
+    }
+}
+
+impl JournalStoreConfig {
+    /// Checks every field against its range.
+    ///
+    /// # Errors
+    /// [`ConfigError`] names the first field that breaks a rule.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if (64 << 10..=1 << 40).contains(&self.max_garbage_bytes) {
+            return Ok(());
+        }
+        Err(ConfigError { field: "max_garbage_bytes", rule: "must be from 64 KiB to 1 TiB" })
+    }
+}
+
+/// Why a store was not opened. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The configuration is not valid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The journal refused or failed.
+    #[error(transparent)]
+    Journal(#[from] voussoir_journal::Error),
+    /// The journal could not read. Nothing says that the records are lost: retry, or repair the
+    /// disk.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The log was written by a newer version of this crate. Use that one.
+    #[error("the records have format version {found}, this build knows up to {supported}")]
+    NewerFormat {
+        /// Its version.
+        found: u8,
+        /// The newest that this build reads.
+        supported: u8,
+    },
+}
+
+/// Keeps the records of one node in a shared [`Journal`]. The keys are held in memory; opening
+/// reads the whole log once. A journal's damage that may have hit the records is no error of
+/// `open`: the store then answers [`StoreError::Damaged`] until it is cleared.
+///
+/// Clones are the same store. Open one per id; a second one would write between the lines of the
+/// first.
+#[derive(Clone, Debug)]
+pub struct JournalStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    journal: Journal,
+    log: Log,
+    config: JournalStoreConfig,
+    state: Mutex<State>,
+    /// Held while a batch is written, so that positions rise in the order of the batches.
+    writing: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    keys: BTreeMap<Bytes, Place>,
+    /// Bytes of the log, and those of them that `keys` lead to.
+    total_bytes: u64,
+    live_bytes: u64,
+    damage: Option<String>,
+    /// A batch has failed in a way that leaves open whether it was written.
+    failure: Option<String>,
+}
+
+/// Where the record of a key lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    position: u64,
+    /// How many records of the log hold it. Invariant: at least 1.
+    records: u64,
+    bytes: u64,
+}
+
+impl JournalStore {
+    /// Opens the records with the number `id` of a journal; there are none if it is new.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(journal: &Journal, id: u64, config: JournalStoreConfig) -> Result<Self, OpenError> {
+        config.validate()?;
+        let log = journal.log("quorum.data", id)?;
+        let state = Mutex::new(State::read(&log)?);
+        let (journal, writing) = (journal.clone(), tokio::sync::Mutex::new(()));
+        Ok(Self { inner: Arc::new(Inner { journal, log, config, state, writing }) })
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.inner.state.lock().keys.len()
+    }
+
+    /// Whether there are no keys.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of the log, and those of them that are records of keys.
+    pub fn log_bytes(&self) -> (u64, u64) {
+        let state = self.inner.state.lock();
+        (state.total_bytes, state.live_bytes)
+    }
+}
+
+/// A record of the log that begins a value.
+struct Head {
+    is_put: bool,
+    key: Bytes,
+    value_bytes: usize,
+    /// The first part of the value.
+    value: Bytes,
+}
+
+impl Head {
+    fn decode(mut record: Bytes) -> Result<Self, u8> {
+        let version = record.first().copied().unwrap_or(0);
+        if version != VERSION || record.len() < HEAD_BYTES {
+            return Err(version);
+        }
+        record.advance(1);
+        let kind = record.get_u8();
+        let key_bytes = usize::from(record.get_u16_le());
+        let value_bytes = record.get_u32_le() as usize;
+        if key_bytes + value_bytes.min(CHUNK_BYTES) != record.len() || kind == 0 || kind > REMOVE {
+            return Err(0);
+        }
+        let key = record.split_to(key_bytes);
+        Ok(Self { is_put: kind == PUT, key, value_bytes, value: record })
+    }
+
+    fn records(&self) -> u64 {
+        records_of(self.value_bytes)
+    }
+
+    fn bytes(&self) -> u64 {
+        bytes_of(&self.key, self.value_bytes)
+    }
+}
+
+fn records_of(value_bytes: usize) -> u64 {
+    value_bytes.div_ceil(CHUNK_BYTES).max(1) as u64
+}
+
+fn bytes_of(key: &[u8], value_bytes: usize) -> u64 {
+    (HEAD_BYTES + key.len() + value_bytes) as u64
+}
+
+impl State {
+    fn read(log: &Log) -> Result<Self, OpenError> {
+        let mut state = Self::default();
+        if log.health() != Health::Intact {
+            state.damage = Some(format!("{}: records were lost", log.name()));
+            return Ok(state);
+        }
+        let (mut next, end) = (log.first(), log.end());
+        // Ends: each turn reads at least one record, or returns.
+        while next < end {
+            let records = match log.read_range(next..end, READ_BYTES) {
+                Ok(records) => records,
+                Err(error @ ReadError::Damaged { .. }) => {
+                    return Ok(Self { damage: Some(error.to_string()), ..Self::default() });
+                }
+                Err(error) => return Err(error.into()),
+            };
+            let count = records.len() as u64;
+            let mut at = 0;
+            while at < count {
+                let head = match Head::decode(records[at as usize].clone()) {
+                    Ok(head) => head,
+                    Err(found) if found > VERSION => {
+                        return Err(OpenError::NewerFormat { found, supported: VERSION });
+                    }
+                    Err(_) => {
+                        let damage =
+                            format!("{}: record {} is none of ours", log.name(), next + at);
+                        return Ok(Self { damage: Some(damage), ..Self::default() });
+                    }
+                };
+                let (records, bytes) = (head.records(), head.bytes());
+                // A key is kept; the buffer that it was read in is not.
+                let key = Bytes::copy_from_slice(&head.key);
+                state.written(key, head.is_put, Place { position: next + at, records, bytes });
+                at += records;
+            }
+            next += at;
+        }
+        Ok(state)
+    }
+
+    /// Records what was appended to the log.
+    fn written(&mut self, key: Bytes, is_put: bool, place: Place) {
+        self.total_bytes += place.bytes;
+        let before = if is_put {
+            self.live_bytes += place.bytes;
+            self.keys.insert(key, place)
+        } else {
+            self.keys.remove(&key)
+        };
+        self.live_bytes -= before.map_or(0, |before| before.bytes);
+    }
+
+    fn check(&self) -> Result<(), StoreError> {
+        match (&self.damage, &self.failure) {
+            (Some(damage), _) => Err(StoreError::Damaged(damage.clone())),
+            (_, Some(failure)) => Err(StoreError::Unknown(failure.clone())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A commit that is being put together.
+struct Draft {
+    commit: Commit,
+    /// What it appends, in the order of the appends.
+    entries: Vec<(Bytes, bool, u64, u64)>,
+    /// Short records that are not yet part of the commit.
+    open: Vec<Bytes>,
+    open_bytes: usize,
+}
+
+impl Draft {
+    fn new() -> Self {
+        Self { commit: Commit::new(), entries: Vec::new(), open: Vec::new(), open_bytes: 0 }
+    }
+
+    fn add(&mut self, log: &Log, key: &Bytes, value: Option<&Bytes>) {
+        let value_bytes = value.map_or(0, Bytes::len);
+        let first = value_bytes.min(CHUNK_BYTES);
+        let mut head = BytesMut::with_capacity(HEAD_BYTES + key.len() + first);
+        head.put_u8(VERSION);
+        head.put_u8(if value.is_some() { PUT } else { REMOVE });
+        head.put_u16_le(key.len() as u16);
+        head.put_u32_le(value_bytes as u32);
+        head.put_slice(key);
+        head.put_slice(value.map_or(&[][..], |value| &value[..first]));
+        self.push(log, head.freeze());
+        for at in (CHUNK_BYTES..value_bytes).step_by(CHUNK_BYTES) {
+            let end = value_bytes.min(at + CHUNK_BYTES);
+            self.push(log, value.map(|value| value.slice(at..end)).unwrap_or_default());
+        }
+        let bytes = bytes_of(key, value_bytes);
+        self.entries.push((key.clone(), value.is_some(), records_of(value_bytes), bytes));
+    }
+
+    /// Batches of the journal are bounded: several are one commit.
+    fn push(&mut self, log: &Log, record: Bytes) {
+        if self.open_bytes + record.len() > CHUNK_BYTES {
+            self.close(log);
+        }
+        self.open_bytes += record.len();
+        self.open.push(record);
+    }
+
+    fn close(&mut self, log: &Log) {
+        if self.open.is_empty() {
+            return;
+        }
+        let mut batch = Batch::builder(self.open_bytes + 4 * self.open.len());
+        self.open.drain(..).for_each(|record| batch.push(&record));
+        self.open_bytes = 0;
+        self.commit = std::mem::take(&mut self.commit).append_batch(log, batch.finish());
+    }
+}
+
+/// A record cannot be read without waiting for a device, or has moved meanwhile.
+struct NotInMemory;
+
+/// What a cleaning has read at the beginning of the log.
+struct Swept {
+    /// Records that are live, with their keys.
+    live: Vec<(Bytes, Bytes, Place)>,
+    bytes: u64,
+    /// Where the log begins afterwards.
+    until: u64,
+}
+
+impl Inner {
+    /// One record of the log, or several that hold one value.
+    fn value_at(&self, key: &[u8], place: Place) -> Result<Bytes, ReadError> {
+        // Another key stands there if the log was deleted meanwhile.
+        let head = Head::decode(self.log.read(place.position)?).ok();
+        let Some(head) = head.filter(|head| head.key == key && head.records() == place.records)
+        else {
+            return Err(ReadError::Absent { end: self.log.end() });
+        };
+        if place.records == 1 {
+            return Ok(head.value);
+        }
+        let mut value = BytesMut::with_capacity(head.value_bytes);
+        value.put_slice(&head.value);
+        for position in place.position + 1..place.position + place.records {
+            value.put_slice(&self.log.read(position)?);
+        }
+        Ok(value.freeze())
+    }
+
+    /// The value of a key as it is now.
+    fn value_of(&self, key: &Bytes) -> Result<Option<Bytes>, StoreError> {
+        // Ends: a record is released only after its key has moved on, which takes a commit.
+        loop {
+            let place = {
+                let state = self.state.lock();
+                state.check()?;
+                state.keys.get(key).copied()
+            };
+            let Some(place) = place else { return Ok(None) };
+            match self.value_at(key, place) {
+                Ok(value) => return Ok(Some(value)),
+                Err(_) if self.state.lock().keys.get(key) != Some(&place) => {}
+                Err(error) => return Err(read_failed(&error)),
+            }
+        }
+    }
+
+    /// As `value_of`, without waiting for a device.
+    fn value_in_memory(&self, key: &Bytes) -> Result<Option<Bytes>, NotInMemory> {
+        let place = self.state.lock().keys.get(key).copied();
+        let Some(place) = place else { return Ok(None) };
+        if place.records > 1 {
+            return Err(NotInMemory);
+        }
+        let record = self.log.try_read(place.position).ok().flatten().ok_or(NotInMemory)?;
+        let head = Head::decode(record).ok().filter(|head| head.key == *key);
+        head.map(|head| Some(head.value)).ok_or(NotInMemory)
+    }
+
+    fn keys_after(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        max_bytes: usize,
+    ) -> Result<Vec<Bytes>, StoreError> {
+        let (mut keys, mut bytes) = (Vec::new(), 0);
+        let state = self.state.lock();
+        state.check()?;
+        let from = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
+        for (key, place) in state.keys.range::<[u8], _>((from, Bound::Unbounded)) {
+            bytes += place.bytes as usize;
+            if !key.starts_with(prefix) || (bytes > max_bytes && !keys.is_empty()) {
+                break;
+            }
+            keys.push(key.clone());
+        }
+        Ok(keys)
+    }
+
+    fn is_to_be_cleaned(&self) -> bool {
+        let state = self.state.lock();
+        let garbage = state.total_bytes.saturating_sub(state.live_bytes);
+        garbage > self.config.max_garbage_bytes.max(state.live_bytes)
+    }
+
+    /// Reads the oldest part of the log.
+    fn sweep(&self) -> Result<Swept, ReadError> {
+        let (first, end) = (self.log.first(), self.log.end());
+        let mut swept = Swept { live: Vec::new(), bytes: 0, until: first };
+        // Ends: each turn moves on by a record, up to a number of bytes.
+        while swept.until < end && swept.bytes < CLEAN_BYTES as u64 {
+            let position = swept.until;
+            let Ok(head) = Head::decode(self.log.read(position)?) else {
+                return Err(ReadError::Absent { end });
+            };
+            let place = Place { position, records: head.records(), bytes: head.bytes() };
+            swept.until += place.records;
+            swept.bytes += place.bytes;
+            if self.state.lock().keys.get(&head.key) == Some(&place) {
+                let value = self.value_at(&head.key, place)?;
+                swept.live.push((Bytes::copy_from_slice(&head.key), value, place));
+            }
+        }
+        Ok(swept)
+    }
+
+    async fn write(&self, batch: Vec<Change>, swept: Option<Swept>) -> Result<(), StoreError> {
+        let mut draft = Draft::new();
+        if let Some(swept) = &swept {
+            for (key, value, _) in &swept.live {
+                draft.add(&self.log, key, Some(value));
+            }
+        }
+        for Change { key, record } in &batch {
+            draft.add(&self.log, key, record.as_ref());
+        }
+        draft.close(&self.log);
+        let mut commit = draft.commit;
+        if let Some(swept) = &swept {
+            commit = commit.release(&self.log, swept.until);
+        }
+        let receipt = self.journal.commit(commit).await.map_err(|error| match error.outcome() {
+            Outcome::NotApplied => StoreError::NotApplied(error.to_string()),
+            Outcome::Unknown => StoreError::Unknown(error.to_string()),
+        })?;
+        let first = receipt.positions().iter().find(|range| !range.is_empty());
+        let mut position = first.map_or(0, |range| range.start);
+        let mut state = self.state.lock();
+        state.total_bytes -= swept.map_or(0, |swept| swept.bytes);
+        for (key, is_put, records, bytes) in draft.entries {
+            state.written(key, is_put, Place { position, records, bytes });
+            position += records;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl ReplicaStore for JournalStore {
+    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.inner.state.lock().check()?;
+        let quick = |key| self.inner.value_in_memory(key);
+        if let Ok(found) = keys.iter().map(quick).collect::<Result<Vec<_>, _>>() {
+            return Ok(found);
+        }
+        let (inner, keys) = (Arc::clone(&self.inner), keys.to_vec());
+        blocking(move || keys.iter().map(|key| inner.value_of(key)).collect()).await
+    }
+
+    async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
+        let _writing = self.inner.writing.lock().await;
+        self.inner.state.lock().check()?;
+        let too_long = |change: &&Change| {
+            let value_bytes = change.record.as_ref().map_or(0, Bytes::len);
+            change.key.len() > usize::from(u16::MAX) || u32::try_from(value_bytes).is_err()
+        };
+        if batch.iter().any(|change| too_long(&change)) {
+            return Err(StoreError::NotApplied("a key or a record is too long".to_owned()));
+        }
+        let mut swept = None;
+        if self.inner.is_to_be_cleaned() {
+            let inner = Arc::clone(&self.inner);
+            let read = move || inner.sweep().map_err(|error| read_failed(&error));
+            swept = Some(blocking(read).await?);
+        }
+        let mut result = self.inner.write(batch.clone(), swept).await;
+        if let Err(StoreError::NotApplied(_)) = result {
+            // The batch alone may fit where it did not together with what is cleaned.
+            result = self.inner.write(batch, None).await;
+        }
+        if let Err(StoreError::Unknown(failure)) = &result {
+            self.inner.state.lock().failure = Some(failure.clone());
+        }
+        result
+    }
+
+    async fn scan(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        let mut after = Bytes::copy_from_slice(after);
+        // Ends: each turn moves on by a key, or returns.
+        loop {
+            let keys = self.inner.keys_after(prefix, &after, max_bytes)?;
+            let Some(last) = keys.last().cloned() else { return Ok(Vec::new()) };
+            let inner = Arc::clone(&self.inner);
+            let read = move || {
+                let value = |key: Bytes| Ok(inner.value_of(&key)?.map(|value| (key, value)));
+                keys.into_iter().map(value).filter_map(Result::transpose).collect()
+            };
+            let page: Vec<_> = blocking(read).await?;
+            if !page.is_empty() {
+                return Ok(page);
+            }
+            after = last; // All of them were removed meanwhile.
+        }
+    }
+
+    async fn clear(&self) -> Result<(), StoreError> {
+        let _writing = self.inner.writing.lock().await;
+        if self.inner.log.exists() {
+            let commit = Commit::new().delete(&self.inner.log);
+            let deleted = self.inner.journal.commit(commit).await;
+            deleted.map_err(|error| StoreError::Unknown(error.to_string()))?;
+        }
+        *self.inner.state.lock() = State::default();
+        Ok(())
+    }
+}
+
+fn read_failed(error: &ReadError) -> StoreError {
+    match error {
+        ReadError::Io(_) | ReadError::Closed => StoreError::Unknown(error.to_string()),
+        _ => StoreError::Damaged(error.to_string()),
+    }
+}
+
+/// Runs what may wait for the disk beside the runtime's tasks.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    let stopped = |_| StoreError::Unknown("the runtime stops".to_owned());
+    tokio::task::spawn_blocking(work).await.map_err(stopped)?
+}

@@ -1,0 +1,89 @@
+//! The seam to the disk: what a node asks of the place that keeps its records.
+
+#[cfg(feature = "journal")]
+mod journal;
+mod memory;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+#[cfg(feature = "journal")]
+pub use self::journal::{JournalStore, JournalStoreConfig, OpenError};
+pub use self::memory::MemoryStore;
+
+/// A change to the record of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key; up to 1,100 bytes.
+    pub key: Bytes,
+    /// The new record; none removes it.
+    pub record: Option<Bytes>,
+}
+
+/// Why a store failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// Nothing was written, and the store goes on: its disk is full, or the batch is too large.
+    /// Retry when there is room.
+    #[error("nothing was written: {0}")]
+    NotApplied(String),
+    /// The batch may be on the disk or not. The store takes no more batches until it was opened
+    /// anew.
+    #[error("the store has failed: {0}")]
+    Unknown(String),
+    /// Records were lost or cannot be read. The store may miss anything that it once held: a node
+    /// clears it and is rebuilt from the others.
+    #[error("the store is damaged: {0}")]
+    Damaged(String),
+}
+
+/// Records of one node, by key: those of its table, of its registers, and one of its own.
+///
+/// A node calls `apply` once at a time, with everything that was written meanwhile: that is its
+/// group commit.
+#[async_trait]
+pub trait ReplicaStore: Send + Sync + 'static {
+    /// The durable records of some keys, in the order of the keys.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    /// Implementations must bear being dropped.
+    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError>;
+
+    /// Makes the changes, in their order, all of them or none. Returns when they are durable.
+    ///
+    /// # Errors
+    /// [`StoreError`] says whether anything can have been written.
+    ///
+    /// # Cancel safety
+    /// When it is dropped the batch may be written or not. A node drops it only with itself.
+    async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError>;
+
+    /// Up to `max_bytes` of keys and records in ascending order of the keys, at least one if there
+    /// is any: those that begin with `prefix` and are greater than `after`. An empty answer: there
+    /// are no more. Records that are written meanwhile may be missing or be there.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    /// Implementations must bear being dropped.
+    async fn scan(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError>;
+
+    /// Removes everything, damaged or not. Afterwards the store is as good as new.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    ///
+    /// # Cancel safety
+    /// When it is dropped the records may be there or not.
+    async fn clear(&self) -> Result<(), StoreError>;
+}

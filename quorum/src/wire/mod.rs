@@ -1,0 +1,276 @@
+//! The bytes of requests and answers between nodes, and of the records of registers, version 1.
+//! All integers are little-endian.
+//!
+//! | part | bytes |
+//! |---|---|
+//! | request | version u8 = 1, kind u8, reserved u16, longest answer u32, epoch u64, body |
+//! | answer | version u8 = 1, kind u8, reserved u16, epoch of the replica u64, body |
+//! | key | length u16, bytes |
+//! | value | length u32, bytes |
+//! | option | 0 or 1 u8, then the part if it is 1 |
+//! | siblings, vector, dot | as in [`codec`](crate::version::codec), siblings as a value |
+//! | ballot | round u64, dot |
+//! | state | version u64, option of a value, count u32, so many dots |
+//! | accepted | option of a ballot and a state |
+//!
+//! | request | kind | body |
+//! |---|---|---|
+//! | get | 1 | key |
+//! | write | 2 | key, vector, option of a value |
+//! | merge | 3 | key, siblings |
+//! | forget | 4 | key, vector |
+//! | epoch | 5 | epoch u64 |
+//! | prepare | 6 | key, ballot |
+//! | accept | 7 | key, ballot, next ballot, state |
+//! | scan | 8 | space u8 (1 table, 2 registers), key after which it begins |
+//!
+//! | answer | kind | body |
+//! |---|---|---|
+//! | value | 1 | siblings |
+//! | written | 2 | siblings |
+//! | merged, refused, not whole, busy | 3, 4, 5, 6 | |
+//! | epoch, stale | 7, 8 | epoch u64 |
+//! | promise | 9 | ballot, accepted |
+//! | accepted | 10 | ballot |
+//! | rejected | 11 | ballot, promised ballot |
+//! | register not whole | 12 | ballot |
+//! | page | 13 | count u32, so many keys and values |
+//! | too long | 14 | 1 u8 if a write was made, else 0 |
+//!
+//! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
+//! by its bulk connection, or reads what it has written.
+
+mod parts;
+#[cfg(test)]
+mod tests;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use self::parts::*;
+pub(crate) use self::parts::{decode_record, encode_record};
+use crate::paxos;
+use crate::table;
+use crate::version::codec::{self, DecodeError, Limits};
+
+pub(crate) const VERSION: u8 = 1;
+/// Length of the longest key of a table and of a register, in bytes.
+pub const MAX_KEY_BYTES: usize = 1_024;
+
+/// A request with what it is wrapped in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Envelope {
+    /// The longest answer that the caller takes, in bytes.
+    pub(crate) max_answer_bytes: usize,
+    pub(crate) epoch: u64,
+    pub(crate) ask: Ask,
+}
+
+/// What is asked of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ask {
+    Table(table::Request),
+    Register { key: Bytes, request: paxos::Request },
+    Scan { space: Space, after: Bytes },
+}
+
+/// Two spaces of keys that have nothing to do with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Space {
+    Table,
+    Registers,
+}
+
+impl Space {
+    /// The byte with which the keys of its records begin.
+    pub(crate) fn prefix(self) -> u8 {
+        match self {
+            Self::Table => b't',
+            Self::Registers => b'p',
+        }
+    }
+}
+
+/// What a node answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Table(table::Reply),
+    Register(paxos::Reply),
+    /// Keys and their records, in ascending order; none: there are no more.
+    Page(Vec<(Bytes, Bytes)>),
+    /// Nothing was done.
+    Busy,
+    TooLong {
+        is_written: bool,
+    },
+}
+
+/// What the decoders of this module accept.
+fn limits() -> Limits {
+    Limits::default()
+}
+
+impl Envelope {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(256);
+        out.put_u8(VERSION);
+        out.put_u8(self.ask.kind());
+        out.put_u16_le(0);
+        out.put_u32_le(u32::try_from(self.max_answer_bytes).unwrap_or(u32::MAX));
+        out.put_u64_le(self.epoch);
+        match &self.ask {
+            Ask::Table(request) => put_request(&mut out, request),
+            Ask::Register { key, request } => {
+                put_key(&mut out, key);
+                match request {
+                    paxos::Request::Prepare { ballot } => put_ballot(&mut out, ballot),
+                    paxos::Request::Accept { ballot, state, next } => {
+                        put_ballot(&mut out, ballot);
+                        put_ballot(&mut out, next);
+                        put_state(&mut out, state);
+                    }
+                }
+            }
+            Ask::Scan { space, after } => {
+                out.put_u8(if *space == Space::Table { 1 } else { 2 });
+                put_key(&mut out, after);
+            }
+        }
+        out.freeze()
+    }
+
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        let kind = take_head(&mut bytes)?;
+        let max_answer_bytes = take_u32(&mut bytes)? as usize;
+        let epoch = take_u64(&mut bytes)?;
+        let ask = match kind {
+            1..=5 => Ask::Table(take_request(&mut bytes, kind)?),
+            6 => {
+                let key = take_key(&mut bytes)?;
+                let request = paxos::Request::Prepare { ballot: take_ballot(&mut bytes)? };
+                Ask::Register { key, request }
+            }
+            7 => {
+                let key = take_key(&mut bytes)?;
+                let (ballot, next) = (take_ballot(&mut bytes)?, take_ballot(&mut bytes)?);
+                let state = take_state(&mut bytes)?;
+                Ask::Register { key, request: paxos::Request::Accept { ballot, state, next } }
+            }
+            8 => {
+                let space = match take_u8(&mut bytes)? {
+                    1 => Space::Table,
+                    2 => Space::Registers,
+                    _ => return Err(DecodeError::Invalid("space")),
+                };
+                Ask::Scan { space, after: take_key(&mut bytes)? }
+            }
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        codec::nothing_more(&bytes)?;
+        Ok(Self { max_answer_bytes, epoch, ask })
+    }
+}
+
+impl Ask {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Table(table::Request::Get { .. }) => 1,
+            Self::Table(table::Request::Write { .. }) => 2,
+            Self::Table(table::Request::Merge { .. }) => 3,
+            Self::Table(table::Request::Forget { .. }) => 4,
+            Self::Table(table::Request::Epoch { .. }) => 5,
+            Self::Register { request: paxos::Request::Prepare { .. }, .. } => 6,
+            Self::Register { request: paxos::Request::Accept { .. }, .. } => 7,
+            Self::Scan { .. } => 8,
+        }
+    }
+}
+
+impl Answer {
+    pub(crate) fn encode(&self, epoch: u64) -> Bytes {
+        let mut out = BytesMut::with_capacity(128);
+        out.put_u8(VERSION);
+        out.put_u8(self.kind());
+        out.put_u16_le(0);
+        out.put_u64_le(epoch);
+        match self {
+            Self::Table(reply) => put_reply(&mut out, reply),
+            Self::Register(reply) => put_register_reply(&mut out, reply),
+            Self::Page(records) => {
+                out.put_u32_le(records.len() as u32);
+                for (key, record) in records {
+                    put_key(&mut out, key);
+                    put_value(&mut out, record);
+                }
+            }
+            Self::Busy => {}
+            Self::TooLong { is_written } => out.put_u8(u8::from(*is_written)),
+        }
+        out.freeze()
+    }
+
+    /// The epoch of the replica, and its answer.
+    pub(crate) fn decode(mut bytes: Bytes) -> Result<(u64, Self), DecodeError> {
+        use table::Reply;
+        let kind = take_head(&mut bytes)?;
+        let epoch = take_u64(&mut bytes)?;
+        let answer = match kind {
+            1 => Self::Table(Reply::Value { state: take_siblings(&mut bytes)? }),
+            2 => Self::Table(Reply::Written { state: take_siblings(&mut bytes)? }),
+            3 => Self::Table(Reply::Merged),
+            4 => Self::Table(Reply::Refused),
+            5 => Self::Table(Reply::NotWhole),
+            6 => Self::Busy,
+            7 => Self::Table(Reply::Epoch { epoch: take_u64(&mut bytes)? }),
+            8 => Self::Table(Reply::Stale { epoch: take_u64(&mut bytes)? }),
+            9..=12 => Self::Register(take_register_reply(&mut bytes, kind)?),
+            13 => {
+                let count = codec::take_count(&mut bytes, "count of records", usize::MAX, 6)?;
+                let mut records = Vec::with_capacity(count.min(4_096));
+                for _ in 0..count {
+                    records.push((take_key(&mut bytes)?, take_value(&mut bytes)?));
+                }
+                Self::Page(records)
+            }
+            14 => Self::TooLong { is_written: take_bool(&mut bytes)? },
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        codec::nothing_more(&bytes)?;
+        Ok((epoch, answer))
+    }
+
+    fn kind(&self) -> u8 {
+        use table::Reply;
+        match self {
+            Self::Table(Reply::Value { .. }) => 1,
+            Self::Table(Reply::Written { .. }) => 2,
+            Self::Table(Reply::Merged) => 3,
+            Self::Table(Reply::Refused) => 4,
+            Self::Table(Reply::NotWhole) => 5,
+            Self::Busy => 6,
+            Self::Table(Reply::Epoch { .. }) => 7,
+            Self::Table(Reply::Stale { .. }) => 8,
+            Self::Register(paxos::Reply::Promise { .. }) => 9,
+            Self::Register(paxos::Reply::Accepted { .. }) => 10,
+            Self::Register(paxos::Reply::Rejected { .. }) => 11,
+            Self::Register(paxos::Reply::NotWhole { .. }) => 12,
+            Self::Page(_) => 13,
+            Self::TooLong { .. } => 14,
+        }
+    }
+}
+
+fn take_head(bytes: &mut Bytes) -> Result<u8, DecodeError> {
+    let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
+    if version != VERSION {
+        return Err(DecodeError::Version(version));
+    }
+    if bytes.len() < 4 {
+        return Err(DecodeError::Truncated);
+    }
+    bytes.advance(1);
+    let kind = bytes.get_u8();
+    if bytes.get_u16_le() != 0 {
+        return Err(DecodeError::Invalid("reserved field"));
+    }
+    Ok(kind)
+}

@@ -1,0 +1,155 @@
+//! Every message keeps its bytes, and bytes that are none are refused.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::paxos::{Ballot, Record, State};
+use crate::table::{Reply, Request};
+use crate::version::{Actor, Dot, Siblings, VersionVector};
+
+fn dot() -> impl Strategy<Value = Dot> {
+    let counter = prop_oneof![1..5_u64, Just(Dot::MAX_COUNTER)];
+    (0..4_u64, 0..3_u64, counter)
+        .prop_map(|(node, incarnation, counter)| Dot::new(Actor::new(node, incarnation), counter))
+}
+
+fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
+}
+
+fn vector() -> impl Strategy<Value = VersionVector> {
+    prop::collection::vec(dot(), 0..4).prop_map(VersionVector::from_iter)
+}
+
+fn siblings() -> impl Strategy<Value = Siblings<Bytes>> {
+    let values = prop::collection::btree_map(dot(), bytes(20), 0..4);
+    (vector(), values).prop_map(|(context, values)| Siblings::from_parts(context, values))
+}
+
+fn ballot() -> impl Strategy<Value = Ballot> {
+    let round = prop_oneof![1..9_u64, Just(Ballot::MAX_ROUND)];
+    (round, dot()).prop_map(|(round, session)| Ballot { round, session })
+}
+
+fn state() -> impl Strategy<Value = State> {
+    let applied = prop::collection::vec(dot(), 0..5);
+    let value = prop::option::of(bytes(20));
+    (5..99_u64, value, applied).prop_map(|(version, value, applied)| State {
+        version,
+        value,
+        applied,
+    })
+}
+
+fn ask() -> impl Strategy<Value = Ask> {
+    let key = || bytes(30);
+    prop_oneof![
+        key().prop_map(|key| Ask::Table(Request::Get { key })),
+        (key(), vector(), prop::option::of(bytes(20)))
+            .prop_map(|(key, seen, value)| Ask::Table(Request::Write { key, seen, value })),
+        (key(), siblings()).prop_map(|(key, state)| Ask::Table(Request::Merge { key, state })),
+        (key(), vector()).prop_map(|(key, context)| Ask::Table(Request::Forget { key, context })),
+        any::<u64>().prop_map(|epoch| Ask::Table(Request::Epoch { epoch })),
+        (key(), ballot()).prop_map(|(key, ballot)| Ask::Register {
+            key,
+            request: paxos::Request::Prepare { ballot }
+        }),
+        (key(), ballot(), ballot(), state()).prop_map(|(key, ballot, next, state)| {
+            Ask::Register { key, request: paxos::Request::Accept { ballot, state, next } }
+        }),
+        (any::<bool>(), key()).prop_map(|(is_table, after)| Ask::Scan {
+            space: if is_table { Space::Table } else { Space::Registers },
+            after
+        }),
+    ]
+}
+
+fn answer() -> impl Strategy<Value = Answer> {
+    let accepted = prop::option::of((ballot(), state()));
+    prop_oneof![
+        siblings().prop_map(|state| Answer::Table(Reply::Value { state })),
+        siblings().prop_map(|state| Answer::Table(Reply::Written { state })),
+        Just(Answer::Table(Reply::Merged)),
+        Just(Answer::Table(Reply::Refused)),
+        Just(Answer::Table(Reply::NotWhole)),
+        Just(Answer::Busy),
+        any::<u64>().prop_map(|epoch| Answer::Table(Reply::Epoch { epoch })),
+        any::<u64>().prop_map(|epoch| Answer::Table(Reply::Stale { epoch })),
+        (ballot(), accepted).prop_map(|(ballot, accepted)| Answer::Register(
+            paxos::Reply::Promise { ballot, accepted }
+        )),
+        ballot().prop_map(|ballot| Answer::Register(paxos::Reply::Accepted { ballot })),
+        (ballot(), ballot()).prop_map(|(ballot, promised)| Answer::Register(
+            paxos::Reply::Rejected { ballot, promised }
+        )),
+        ballot().prop_map(|ballot| Answer::Register(paxos::Reply::NotWhole { ballot })),
+        prop::collection::vec((bytes(9), bytes(30)), 0..4).prop_map(Answer::Page),
+        any::<bool>().prop_map(|is_written| Answer::TooLong { is_written }),
+    ]
+}
+
+/// Cuts the bytes, appends to them, or changes one of them.
+fn damaged(bytes: &Bytes, at: usize, by: u8) -> Bytes {
+    let mut bytes = bytes.to_vec();
+    match by % 3 {
+        0 => bytes.truncate(at % bytes.len()),
+        1 => bytes.push(by),
+        _ => {
+            let at = at % bytes.len();
+            bytes[at] ^= by.max(1);
+        }
+    }
+    bytes.into()
+}
+
+proptest! {
+    #[test]
+    fn requests_keep_their_bytes(
+        ask in ask(), epoch: u64, max: u32, at: usize, by: u8,
+    ) {
+        let envelope = Envelope { max_answer_bytes: max as usize, epoch, ask };
+        let bytes = envelope.encode();
+        prop_assert_eq!(Envelope::decode(bytes.clone()), Ok(envelope));
+        // What is accepted after damage is a request with exactly these bytes.
+        let bytes = damaged(&bytes, at, by);
+        if let Ok(envelope) = Envelope::decode(bytes.clone()) {
+            prop_assert_eq!(envelope.encode(), bytes);
+        }
+    }
+
+    #[test]
+    fn answers_keep_their_bytes(answer in answer(), epoch: u64, at: usize, by: u8) {
+        let bytes = answer.encode(epoch);
+        prop_assert_eq!(Answer::decode(bytes.clone()), Ok((epoch, answer)));
+        let bytes = damaged(&bytes, at, by);
+        if let Ok((epoch, answer)) = Answer::decode(bytes.clone()) {
+            prop_assert_eq!(answer.encode(epoch), bytes);
+        }
+    }
+
+    #[test]
+    fn records_keep_their_bytes(
+        promised in ballot(), accepted in prop::option::of((ballot(), state())), at: usize, by: u8,
+    ) {
+        let record = Record { promised, accepted };
+        let bytes = encode_record(&record);
+        prop_assert_eq!(decode_record(bytes.clone()), Ok(record));
+        let bytes = damaged(&bytes, at, by);
+        if let Ok(record) = decode_record(bytes.clone()) {
+            prop_assert_eq!(encode_record(&record), bytes);
+        }
+    }
+}
+
+#[test]
+fn lengths_from_the_wire_are_bounded() {
+    let long = Bytes::from(vec![0; MAX_KEY_BYTES + 1]);
+    let ask = Ask::Table(Request::Get { key: long });
+    let envelope = Envelope { max_answer_bytes: 0, epoch: 1, ask };
+    let error = DecodeError::AboveLimit("length of a key");
+    assert_eq!(Envelope::decode(envelope.encode()), Err(error));
+    let mut page = BytesMut::from(&Answer::Page(Vec::new()).encode(1)[..]);
+    page.truncate(12);
+    page.put_u32_le(u32::MAX);
+    assert_eq!(Answer::decode(page.freeze()), Err(DecodeError::Truncated));
+}

@@ -1,0 +1,328 @@
+//! Three nodes as processes over TCP, each with a journal on a real disk, killed without warning
+//! and started again while clients work. The history of the registers must be linearizable, and no
+//! acknowledged write of the table may be missing.
+//!
+//! A node's process is this test binary, told by its environment to be one.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use std::sync::Mutex;
+use voussoir_journal::Journal;
+use voussoir_net::{Peers, Tcp};
+use voussoir_quorum::paxos::{Outcome, Token};
+use voussoir_quorum::store::JournalStoreConfig;
+use voussoir_quorum::table::TableConfig;
+use voussoir_quorum::*;
+use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, check};
+
+const SERVICE: u16 = 7;
+const NODES: [u64; 3] = [1, 2, 3];
+const ID: &str = "VOUSSOIR_QUORUM_NODE";
+
+fn net_config() -> voussoir_net::Config {
+    voussoir_net::Config::new(0x51)
+}
+
+fn peers(addresses: &[SocketAddr]) -> Peers {
+    let peers = Peers::new();
+    for (id, address) in NODES.iter().zip(addresses) {
+        peers.insert(*id, *address);
+    }
+    peers
+}
+
+/// The process of a node: runs until it is killed.
+#[test]
+fn a_node_when_the_environment_says_so() {
+    let Ok(id) = std::env::var(ID) else { return };
+    let id: u64 = id.parse().unwrap();
+    let variable = |name: &str| std::env::var(name).unwrap();
+    let addresses = variable("VOUSSOIR_QUORUM_ADDRESSES");
+    let addresses: Vec<SocketAddr> = addresses.split(',').map(|a| a.parse().unwrap()).collect();
+    let dir = PathBuf::from(variable("VOUSSOIR_QUORUM_DIR")).join(id.to_string());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async move {
+        let mut config = voussoir_journal::Config::default();
+        config.segment_bytes = 8 << 20;
+        let journal = Journal::open(dir, config).unwrap();
+        let store =
+            Arc::new(JournalStore::open(&journal, 1, JournalStoreConfig::default()).unwrap());
+        let mut config = NodeConfig::with_replicas(NODES);
+        config.maintain_every = Duration::from_millis(100);
+        let node = match Node::create(id, store.clone(), config.clone()).await {
+            Err(StartError::Exists { .. }) => Node::start(id, store, config).await,
+            node => node,
+        };
+        let node = node.unwrap();
+        assert!(node.is_whole(), "a kill loses nothing that was synced");
+        let address = addresses[NODES.iter().position(|node| *node == id).unwrap()];
+        let peers = Arc::new(peers(&addresses));
+        let net = Arc::new(Tcp::bind(id, address, peers, net_config()).await.unwrap());
+        let link: Arc<dyn Link> = NetLink::serve(net, SERVICE, node.clone()).unwrap();
+        node.maintain(&link);
+        std::future::pending::<()>().await;
+    });
+}
+
+/// Processes that are killed when the test ends, however it ends.
+struct Processes {
+    dir: PathBuf,
+    addresses: Vec<SocketAddr>,
+    children: Vec<Child>,
+}
+
+impl Processes {
+    fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("voussoir-quorum-{}", std::process::id()));
+        let listeners: Vec<_> =
+            NODES.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
+        drop(listeners);
+        let children = NODES.iter().map(|id| spawn(*id, &dir, &addresses)).collect();
+        Self { dir, addresses, children }
+    }
+
+    fn kill(&mut self, at: usize) {
+        self.children[at].kill().unwrap();
+        self.children[at].wait().unwrap();
+    }
+
+    fn restart(&mut self, at: usize) {
+        self.children[at] = spawn(NODES[at], &self.dir, &self.addresses);
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn spawn(id: u64, dir: &Path, addresses: &[SocketAddr]) -> Child {
+    let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    std::fs::create_dir_all(dir).unwrap();
+    Command::new(std::env::current_exe().unwrap())
+        .args(["a_node_when_the_environment_says_so", "--exact", "--nocapture"])
+        .env(ID, id.to_string())
+        .env("VOUSSOIR_QUORUM_DIR", dir)
+        .env("VOUSSOIR_QUORUM_ADDRESSES", addresses.join(","))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
+/// What all clients share.
+struct World {
+    began: std::time::Instant,
+    history: Mutex<History<KvOp<u8, u64>, KvRet<u64>>>,
+    next_value: AtomicU64,
+    is_over: AtomicBool,
+    resolved: AtomicU64,
+    /// Keys of the table, with the value whose write was acknowledged.
+    acknowledged: Mutex<BTreeMap<String, String>>,
+}
+
+impl World {
+    fn now(&self) -> u64 {
+        self.began.elapsed().as_nanos() as u64
+    }
+}
+
+async fn link(id: u64, addresses: &[SocketAddr]) -> Arc<dyn Link> {
+    let address = "127.0.0.1:0".parse().unwrap();
+    let net = Tcp::bind(id, address, Arc::new(peers(addresses)), net_config()).await.unwrap();
+    NetLink::client(Arc::new(net), SERVICE)
+}
+
+fn number(value: Option<Bytes>) -> Option<u64> {
+    value.map(|value| u64::from_le_bytes(value[..].try_into().unwrap()))
+}
+
+/// Asks until there is an answer: the change was made, or never will be.
+async fn resolve(registers: &Registers, key: u8, token: Token) -> Option<Outcome> {
+    // Ends: a majority comes back.
+    loop {
+        match registers.resolve(vec![key], token).await {
+            Ok(outcome) => return Some(outcome),
+            Err(RegisterError::Forgotten) => return None,
+            Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+type Known = BTreeMap<u8, (u64, Option<u64>)>;
+
+async fn register_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {
+    let mut config = RegisterConfig::with_acceptors(NODES);
+    // As many changes of three keys as are made while one of unknown outcome is resolved.
+    config.proposer.max_tokens = 512;
+    let registers = Registers::new(id, config, link).unwrap();
+    let mut rng = Rng::new(id);
+    let mut known = Known::new();
+    while !world.is_over.load(Ordering::Relaxed) {
+        let key = rng.below(3) as u8;
+        let value = world.next_value.fetch_add(1, Ordering::Relaxed);
+        let (expected, expect) = known.get(&key).copied().unwrap_or((0, None));
+        let op = match rng.below(4) {
+            0 => KvOp::Get { key },
+            1 => KvOp::Put { key, value },
+            _ => KvOp::Cas { key, expect, value },
+        };
+        let call = world.history.lock().unwrap().invoke(id, op.clone(), world.now());
+        let result = ask(&registers, &op, expected).await;
+        let Err(RegisterError::Unknown(token)) = result else {
+            record(&world, call, &op, result.ok(), &mut known);
+            continue;
+        };
+        world.resolved.fetch_add(1, Ordering::Relaxed);
+        match resolve(&registers, key, token).await {
+            None => {
+                world.history.lock().unwrap().unknown(call, world.now());
+            }
+            // Resolved as not made: it never will be.
+            Some(Outcome::NotApplied { .. }) => record(&world, call, &op, None, &mut known),
+            outcome => record(&world, call, &op, outcome, &mut known),
+        }
+    }
+}
+
+async fn ask(
+    registers: &Registers,
+    op: &KvOp<u8, u64>,
+    expected: u64,
+) -> Result<Outcome, RegisterError> {
+    match op {
+        KvOp::Put { key, value } => {
+            let written = registers.put(vec![*key], value.to_le_bytes().to_vec()).await;
+            written.map(|version| Outcome::Applied { version })
+        }
+        KvOp::Cas { key, value, .. } => {
+            let value = Some(value.to_le_bytes().to_vec().into());
+            registers.compare_and_set(vec![*key], expected, value).await
+        }
+        KvOp::Get { key } => {
+            let read = registers.get(vec![*key]).await;
+            read.map(|(version, value)| Outcome::Read { version, value })
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Adds the end of a call to the history. None: it has had no effect.
+fn record(
+    world: &World,
+    call: CallId,
+    op: &KvOp<u8, u64>,
+    outcome: Option<Outcome>,
+    known: &mut Known,
+) {
+    let (mut history, now) = (world.history.lock().unwrap(), world.now());
+    let (key, value) = match op {
+        KvOp::Put { key, value } | KvOp::Cas { key, value, .. } => (*key, Some(*value)),
+        KvOp::Get { key } => (*key, None),
+        other => panic!("{other:?}"),
+    };
+    match outcome {
+        None => history.fail(call, now),
+        Some(Outcome::Read { version, value }) => {
+            known.insert(key, (version, number(value.clone())));
+            history.ok(call, KvRet::Value(number(value)), now)
+        }
+        Some(Outcome::Applied { version }) => {
+            known.insert(key, (version, value));
+            let is_cas = matches!(op, KvOp::Cas { .. });
+            let ret = if is_cas { KvRet::Applied(true) } else { KvRet::Done };
+            history.ok(call, ret, now)
+        }
+        Some(Outcome::NotApplied { version, value }) => {
+            known.insert(key, (version, number(value)));
+            history.ok(call, KvRet::Applied(false), now)
+        }
+        Some(other) => panic!("{other:?}"),
+    };
+}
+
+async fn table_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {
+    let table = Table::new(TableConfig::with_replicas(NODES), link).unwrap();
+    let mut count = 0;
+    while !world.is_over.load(Ordering::Relaxed) {
+        count += 1;
+        let (key, value) = (format!("{id}-{}", count % 500), format!("{id}-{count}"));
+        let Ok(seen) = table.get(key.clone()).await else { continue };
+        // The key's only client sees its last acknowledged write, or a later one of its own.
+        if let Some(last) = world.acknowledged.lock().unwrap().get(&key) {
+            let number = |text: &str| -> u64 { text.rsplit('-').next().unwrap().parse().unwrap() };
+            let found = seen.values().map(|value| std::str::from_utf8(value).unwrap());
+            let newest = found.map(number).max();
+            assert!(newest >= Some(number(last)), "{key}: {newest:?}, acknowledged {last}");
+        }
+        if table.put(key.clone(), seen.context(), value.clone()).await.is_ok() {
+            world.acknowledged.lock().unwrap().insert(key, value);
+        }
+    }
+}
+
+#[test]
+fn processes_that_are_killed_lose_nothing_and_stay_linearizable() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(run());
+}
+
+async fn run() {
+    let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(10, |n| n.parse().unwrap());
+    let mut processes = Processes::start();
+    let world = Arc::new(World {
+        began: std::time::Instant::now(),
+        history: Mutex::new(History::new()),
+        next_value: AtomicU64::new(1),
+        is_over: AtomicBool::new(false),
+        resolved: AtomicU64::new(0),
+        acknowledged: Mutex::default(),
+    });
+    let mut clients = Vec::new();
+    for id in 100..104 {
+        let link = link(id, &processes.addresses).await;
+        clients.push(tokio::spawn(register_client(id, Arc::clone(&world), link)));
+    }
+    for id in 200..202 {
+        let link = link(id, &processes.addresses).await;
+        clients.push(tokio::spawn(table_client(id, Arc::clone(&world), link)));
+    }
+    let mut rng = Rng::new(kills);
+    // Until the nodes answer for the first time; ends: they were started.
+    while world.history.lock().unwrap().outcomes().0 < 10 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for _ in 0..kills {
+        tokio::time::sleep(Duration::from_millis(200 + rng.below(300))).await;
+        let at = rng.below(3) as usize;
+        processes.kill(at);
+        tokio::time::sleep(Duration::from_millis(rng.below(400))).await;
+        processes.restart(at);
+    }
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    world.is_over.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.await.unwrap();
+    }
+    let history = world.history.lock().unwrap();
+    let (ok, failed, unknown) = history.outcomes();
+    let resolved = world.resolved.load(Ordering::Relaxed);
+    let keys = world.acknowledged.lock().unwrap().len();
+    println!("{ok} done, {failed} failed, {unknown} unknown, {resolved} resolved, {keys} keys");
+    assert!(ok > 500 && keys > 100, "{ok} operations, {keys} keys");
+    assert!(unknown * 20 <= ok + failed, "{unknown} unknown");
+    if let Err(error) = check::<Kv<u8, u64>>(&Kv::new(), &history, 50_000_000) {
+        panic!("{error}\n{}", history.to_json_lines());
+    }
+}
