@@ -6,13 +6,14 @@ use std::time::Duration;
 
 use support::{batch, poll};
 use tokio::time::{Instant, advance};
+use voussoir_queue::format::MAX_BATCH_BYTES;
 use voussoir_queue::store::{Done, MemoryPartition};
 use voussoir_queue::work::{
     DeathReason, Delivery, MemoryWork, StoredLetter, WorkConfig, WorkError, WorkQueue, WorkStore,
     WorkWrite,
 };
 use voussoir_queue::{
-    Bytes, Config, Durability, OpenError, Outcome, Partition, Record, StoreError,
+    BatchBuilder, Bytes, Config, Durability, OpenError, Outcome, Partition, Record, StoreError,
 };
 
 const NO_WAIT: Duration = Duration::ZERO;
@@ -205,6 +206,20 @@ async fn dead_letters_are_bounded_and_none_is_lost() {
         work.purge(id).await.expect("it is listed");
     }
     assert_eq!((work.stats().floor, work.stats().died, work.stats().dead_letters), (5, 4, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_largest_record_can_become_a_dead_letter() {
+    let (source, store) = (source(), MemoryWork::new());
+    let work = open(&source, &store, config());
+    let fits = |bytes: &usize| BatchBuilder::new().has_room(&Record::new("x".repeat(*bytes)));
+    let largest = (MAX_BATCH_BYTES - 100..MAX_BATCH_BYTES).rev().find(fits).expect("a size");
+    append(&source, &[Record::new("x".repeat(largest))]).await;
+    let delivery = receive(&work, 1).await.remove(0);
+    work.reject(&delivery.receipt, &"y".repeat(2_000)).await.expect("there is room");
+    let letter = work.dead_letters(0, 1).expect("it can be read").remove(0);
+    assert_eq!(letter.record.value.map(|value| value.len()), Some(largest));
+    assert_eq!(letter.reason, DeathReason::Rejected { why: "y".repeat(1_024) });
 }
 
 /// pulsar#26236, #15397: a due record is delivered though nothing else happens.

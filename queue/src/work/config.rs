@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use super::core::Limits;
 use super::core::codec;
+use super::dead;
 use crate::error::ConfigError;
+use crate::format::MAX_BATCH_BYTES;
 use crate::store::BATCH_OVERHEAD_BYTES;
 
 /// Longest time that a work queue counts with.
@@ -143,7 +145,8 @@ impl WorkConfig {
             checkpoint_every: self.checkpoint_every,
             checkpoint_bytes: 4 * max_write_bytes as u64,
             max_events,
-            max_dead_bytes: left / 2,
+            // What does not fit into a batch of its own cannot be copied.
+            max_dead_bytes: (left / 2).min(MAX_BATCH_BYTES + dead::OVERHEAD_BYTES),
         })
     }
 }

@@ -78,12 +78,6 @@ fn batch_of(record: &Record) -> Result<Batch, FormatError> {
     Ok(builder.finish()?.placed(record.offset, 0))
 }
 
-/// Bytes of the batch of one record; `None` when it does not fit into one.
-pub(super) fn batch_bytes(record: &Record) -> Option<usize> {
-    let bytes = crate::format::batch_bytes(record);
-    (bytes <= MAX_BATCH_BYTES).then_some(bytes)
-}
-
 pub(super) fn encode(
     record: &Record,
     deliveries: u32,

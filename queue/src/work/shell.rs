@@ -19,7 +19,7 @@ use super::queue::Handed;
 use super::schedule;
 use super::store::{WorkStore, WorkWrite};
 use crate::error::{FetchError, StoreError};
-use crate::format::{MAX_UNPACKED_BYTES, Record, RecordHeader};
+use crate::format::{self, MAX_UNPACKED_BYTES, Record, RecordHeader};
 use crate::partition::Partition;
 use crate::store::Done;
 
@@ -367,9 +367,8 @@ impl Shared {
             headers.map(|header| RecordHeader::new(header.key(), header.value().map(own)));
         copy.headers = headers.collect();
         let key = record.key.as_ref().filter(|_| self.config.ordered_keys);
-        let bytes = dead::batch_bytes(record).map(|bytes| bytes + dead::OVERHEAD_BYTES);
         Arrived {
-            bytes: bytes.unwrap_or(MAX_UNPACKED_BYTES),
+            bytes: format::batch_bytes(record) + dead::OVERHEAD_BYTES,
             key: key.map(|key| self.keys.hash_one(key)),
             deliver_at: schedule::deliver_at(record),
             payload: Arc::new(copy),
