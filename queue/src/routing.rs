@@ -1,7 +1,7 @@
 //! Routing: which topics a record goes to, by key, pattern and headers, as RabbitMQ's exchanges do.
 //!
-//! A [`Router`] is plain data: it decides, and writes nothing. Give the record to a producer for
-//! each of its topics.
+//! A [`Router`] is plain data: it decides, and writes nothing. A `Transaction` sends a record to
+//! all of its topics in one commit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
