@@ -57,7 +57,8 @@ pub struct RelayConfig {
     /// Lanes that this relay has at once. At least 1. Default 1,024: a single relay has all, and
     /// others wait for it to end.
     pub max_lanes: u32,
-    /// How long a relay that does not answer keeps its lanes. Default 10 s.
+    /// How long a relay that does not answer keeps its lanes, and the longest that a call of the
+    /// database may take. At least 100 ms. Default 10 s.
     pub lease: Duration,
     /// Time between two looks at an outbox that nobody has announced a message of. Default 500 ms.
     pub poll: Duration,
@@ -111,9 +112,11 @@ impl RelayConfig {
             let holds = (Duration::from_millis(1)..=DURATION_MAX).contains(&duration);
             (field, holds, "must be from 1 ms to 100 years")
         });
+        let long = self.lease >= Duration::from_millis(100);
         let many = |count: usize| (1..=10_000).contains(&count);
         let rule = "must be from 1 to 10,000";
         let others = [
+            ("lease", long, "must be at least 100 ms"),
             ("max_lanes", self.max_lanes > 0, "must be at least 1"),
             ("max_rows", many(self.max_rows as usize), rule),
             ("max_parallel", many(self.max_parallel), rule),
