@@ -240,6 +240,32 @@ fn answers_of_a_faulty_peer_are_refused_and_the_exchange_ends() {
     assert!(refused > 500, "{refused}");
 }
 
+/// A peer that names one entry after the other, and knows no key of any: what it named is counted,
+/// not what is left to ask for.
+#[test]
+fn a_peer_that_names_entries_without_end_is_left() {
+    let mut config = MerkleConfig::default();
+    (config.depth, config.max_keys, config.max_differing) = (1, 1, 50);
+    let own = tree(&config);
+    let (mut exchange, mut turns) = (Exchange::new(&own), 0);
+    while let Some(question) = exchange.question() {
+        let answer = match question {
+            Question::Sums { nodes } => Answer::Sums { sums: vec![[1; 16]; nodes.len()] },
+            Question::Entries { bucket, after } => {
+                let id = after.map_or(u128::from(bucket) << 124, |after| after + 1);
+                Answer::Entries { entries: vec![Entry { id, digest: 1 }], is_last: false }
+            }
+            Question::Keys { ids } => Answer::Keys { keys: vec![None; ids.len()] },
+            other => panic!("{other:?}"),
+        };
+        exchange.answer(&own, answer).unwrap();
+        turns += 1;
+        assert!(turns < 1_000, "the exchange does not end");
+    }
+    assert!(exchange.is_cut());
+    assert_eq!((exchange.differing().count(), turns), (0, 101));
+}
+
 #[test]
 fn questions_out_of_range_are_answered_with_nothing() {
     let mut config = MerkleConfig::default();

@@ -78,7 +78,8 @@ impl Client {
     }
 }
 
-/// The bytes of the head and of the body, once the head is complete. An answer that is not 200 fails.
+/// The bytes of the head and of the body, once the head is complete. An answer that is not 200
+/// fails.
 fn answer(bytes: &[u8]) -> Result<Option<(usize, usize)>> {
     let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let head = std::str::from_utf8(&bytes[..end])?;

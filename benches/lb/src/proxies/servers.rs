@@ -178,12 +178,15 @@ fn nginx(layer: Layer, folder: &Path, listen: SocketAddr, backend: SocketAddr) -
         // What ours does too: connections are kept on both sides, the client's address is added,
         // nothing is written to disk.
         Layer::L7 => format!(
-            "http {{ access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy;\n\
-             fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n\
-             upstream backend {{ server {backend}; keepalive 64; keepalive_requests 1000000000; }}\n\
+            "http {{ access_log off; client_body_temp_path {folder}/body;\n\
+             proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;\n\
+             uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;\n\
+             upstream backend {{ server {backend}; keepalive 64;\n\
+             keepalive_requests 1000000000; }}\n\
              server {{ listen {listen}; keepalive_requests 1000000000; location / {{\n\
              proxy_pass http://backend; proxy_http_version 1.1; proxy_set_header Connection \"\";\n\
-             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for; proxy_max_temp_file_size 0; }} }} }}\n"
+             proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;\n\
+             proxy_max_temp_file_size 0; }} }} }}\n"
         ),
     };
     format!(
