@@ -34,9 +34,9 @@ impl Class {
 /// Carries requests to nodes, and their answers back. Who receives a request hands it to
 /// [`Node::answer`](crate::Node::answer) and returns what that returns.
 ///
-/// Requests may be lost, delayed and reordered, and may arrive long after their call has failed. Two
-/// things are asked of a link: [`CallError::NotSent`] is honest, and a request is delivered at most
-/// once, for a repeated write of a table is a second write.
+/// Requests may be lost, delayed and reordered, and may arrive long after their call has failed.
+/// Two things are asked of a link: [`CallError::NotSent`] is honest, and a request is delivered at
+/// most once, for a repeated write of a table is a second write.
 #[async_trait]
 pub trait Link: Send + Sync + 'static {
     /// Calls a node, this one included, and waits for its answer until the deadline.
