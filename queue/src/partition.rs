@@ -20,6 +20,7 @@ mod append;
 mod read;
 mod retention;
 mod tail;
+#[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "topics need a journal"))]
 mod turn;
 mod waiters;
 

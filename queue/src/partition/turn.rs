@@ -92,7 +92,6 @@ impl std::fmt::Debug for Turn {
     }
 }
 
-#[cfg(feature = "journal")]
 impl Partition {
     /// Calls `then` when no write is on its way; none begins until the turn is over.
     pub(crate) fn take_turn(&self, then: impl FnOnce(Result<Turn, StoreError>) + Send + 'static) {
