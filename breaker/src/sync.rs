@@ -1,7 +1,7 @@
-//! The atomics and the lock that the cores use.
+//! The atomics and the lock that the module `core` uses.
 //!
-//! The cores name them through this module only, so that the model checker can compile the very
-//! same files over its own (see `tests/loom.rs`).
+//! `core` imports them from here only, so that `tests/loom.rs` can compile the same files with
+//! those of the model checker.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};

@@ -1,6 +1,6 @@
-//! The atomics that the cores use.
+//! The atomics that the module `core` uses.
 //!
-//! The cores name them through this module only, so that the model checker can compile the very
-//! same files over its own (see `tests/loom.rs`).
+//! `core` imports them from here only, so that `tests/loom.rs` can compile the same files with
+//! those of the model checker.
 
 pub(crate) use std::sync::atomic::AtomicU64;

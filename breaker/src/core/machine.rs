@@ -56,7 +56,7 @@ pub(crate) struct Totals {
     /// Answers of calls that an earlier state had admitted.
     pub(crate) late: u64,
     pub(crate) openings: u64,
-    /// Openings that metrics-only held back.
+    /// Bad answers at which a breaker that is not metrics-only would have opened.
     pub(crate) would_open: u64,
 }
 
@@ -449,7 +449,7 @@ impl Machine {
         }
     }
 
-    /// Moves to `to` from any state, by hand.
+    /// Moves to `to` from any state, by hand. [`open_for`](Self::open_for) opens for a given time.
     pub(crate) fn force(&self, to: Phase, now: u64) {
         self.enter(None, to, now, ShiftCause::ByHand, None);
     }

@@ -1,11 +1,13 @@
 //! The breaker and the policy as `tower` layers.
 //!
-//! Both take a classifier of responses, for in a service a bad answer is often an `Ok`: an axum
-//! handler never fails. With the feature `http` there is one for HTTP ([`HttpAnswers`]), and
-//! [`RejectionLayer`] turns what a breaker or a policy refuses into an HTTP answer.
+//! Both judge responses by a classifier, because a bad answer is often an `Ok`: an axum handler
+//! never fails. [`BreakerLayer`] takes one of its own, [`PolicyLayer`] uses that of its policy.
+//! With the feature `http` there is one for HTTP ([`HttpAnswers`]), and [`RejectionLayer`] turns
+//! what a breaker or a policy refuses into an HTTP answer.
 //!
-//! Both drive the very instance of the inner service that said it was ready, as the contract of
-//! `tower_service::Service` demands: a clone need not be ready.
+//! Neither calls a service that has not said that it is ready. [`BreakerService`] moves the
+//! instance that said so into the call and keeps a clone. [`PolicyService`] is always ready itself:
+//! it clones the inner service for each attempt and waits until the clone is ready.
 
 mod breaker;
 #[cfg(feature = "http")]

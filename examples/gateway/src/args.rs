@@ -16,10 +16,11 @@ pub struct Cli {
     /// Serve what this file says, until SIGTERM or Ctrl-C; without it, run the demo
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Check the file and exit: status 0 if it can be used, 2 if not
+    /// Check the text of the file and exit: status 0 if it has no mistake, 2 if it has.
+    /// Certificates are not read
     #[arg(long, requires = "config")]
     pub check: bool,
-    /// Show the live table on standard output, and no access log
+    /// Show the live table on standard output; without GATEWAY_LOG, no access log
     #[arg(long, requires = "config", conflicts_with = "check")]
     pub view: bool,
     /// The command
@@ -32,11 +33,12 @@ pub struct Cli {
 #[cfg(feature = "demo")]
 #[derive(Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// Run a backend of the demo: it answers every request with the path that was asked for
+    /// Run a test backend until its standard input ends: it answers a request with the path that
+    /// was asked for, and /health with "ok"
     Backend(Backend),
 }
 
-/// A backend of the demo.
+/// A test backend. The demo starts five of them.
 #[cfg(feature = "demo")]
 #[derive(Debug, PartialEq, Eq, Args)]
 pub struct Backend {

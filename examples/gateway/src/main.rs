@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! gateway                         the demo: backends, a load, faults, reloads, a verdict; 30 s
-//! gateway --config FILE           serve, until SIGTERM
+//! gateway --config FILE           serve, until SIGTERM or SIGINT
+//! gateway --config FILE --view    the same with a live table
 //! gateway --config FILE --check   check the file
+//! gateway backend                 a test backend
 //! ```
 //!
-//! `GATEWAY_LOG` chooses what is logged: `info` (the default) has one line for each request, of the
-//! target `voussoir::lb::access`; `info,voussoir::lb::access=off` has none.
+//! `GATEWAY_LOG` chooses what is logged: `info` has one line for each request, of the target
+//! `voussoir::lb::access`; `info,voussoir::lb::access=off` has none. Without it, it is `info`,
+//! `warn` beside the live table, and `off` in the demo.
 
 use std::process::ExitCode;
 

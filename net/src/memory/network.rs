@@ -349,7 +349,8 @@ impl Network {
         }
     }
 
-    /// Cuts a node off from all others, in both directions.
+    /// Cuts a node off from every id that has joined so far, in both directions. Nodes that join
+    /// later reach it.
     pub fn isolate(&self, id: u64) {
         let known: Vec<u64> = self.shared.inner.read().known.iter().copied().collect();
         self.partition(&[id], &known);
@@ -363,13 +364,14 @@ impl Network {
         }
     }
 
-    /// Delivers nothing by the path from one node to another, and loses nothing: the peer has
-    /// stalled, and the queue of the sender fills up.
+    /// Stops the path from one node to another, as a peer that has stalled does. Messages and
+    /// requests wait in the queue of the sender until it is full. Answers that would take the path
+    /// are lost.
     pub fn hold(&self, from: u64, to: u64) {
         self.change(from, to, |path| path.is_held = true);
     }
 
-    /// Undoes [`Network::hold`]: what has waited is delivered.
+    /// Undoes [`Network::hold`]: the messages and requests that have waited are delivered.
     pub fn release(&self, from: u64, to: u64) {
         self.change(from, to, |path| path.is_held = false);
     }

@@ -54,9 +54,10 @@ pub struct Bounded {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BoundedStats {
-    /// All that is assigned to present nodes.
+    /// What is assigned to the present nodes of all views, and what is being placed.
     pub total: u64,
-    /// Node and what is assigned to it, in the order of ids.
+    /// Each node of this view and what is assigned to it, in the order of ids; a node that has left
+    /// keeps what it has.
     pub loads: Vec<(u64, u64)>,
 }
 
@@ -134,6 +135,8 @@ impl Bounded {
         // Counted before it is placed, so that at any time the loads of present nodes and the
         // assignments being placed add up to at most `total`.
         self.total.fetch_add(1, Ordering::AcqRel);
+        // The weight of all nodes of this view, gone ones too, makes capacities too small rather
+        // than too large, and the common case asks for no node whether it has gone.
         let mut weight = self.weight_total;
         // Ends: from the second pass on, `weight` is that of the present nodes alone. Their
         // capacities then add up to more than `total`, and their loads to less, so at least one
@@ -162,8 +165,7 @@ impl Bounded {
         present.map(|(weight, _)| weight).sum()
     }
 
-    /// Capacity of `node` when the present nodes, of `all` thousandths of weight together, carry
-    /// `total`.
+    /// Capacity of `node` when the nodes that share a load of `total` weigh `all` thousandths.
     fn capacity(&self, node: usize, total: u64, all: u64) -> u64 {
         let weight = u128::from(self.weights[node]);
         let share = u128::from(self.bound_milli) * u128::from(total) * weight;

@@ -1,4 +1,8 @@
-//! The saga as a state machine: no task, clock, file or randomness but a seeded one.
+//! The saga as a state machine, without task, clock or file. Its only randomness is a seeded
+//! generator, for the jitter of delays.
+//!
+//! - `graph` has the steps, `event` what is recorded, `progress` the state that the records give.
+//! - `run` takes inputs and gives outputs; `retry` has the delays.
 
 mod event;
 mod graph;

@@ -1,8 +1,8 @@
-//! When an attempt is made again.
+//! The delay before another attempt. `run` decides whether there is one.
 
 use crate::config::{Retry, nanos};
 
-/// The delay before the attempt after `failed` ones, in ns.
+/// The delay before the attempt that follows `failed` failed ones, in ns. `failed` is at least 1.
 pub(crate) fn delay(retry: &Retry, failed: u32, random: &mut fastrand::Rng) -> u64 {
     let doubled = nanos(retry.base).saturating_mul(1 << failed.saturating_sub(1).min(62));
     let full = doubled.min(nanos(retry.max_delay));
