@@ -547,3 +547,77 @@ fn reads_are_confirmed_by_voters_alone() {
     lab.settle();
     assert_eq!((lab.seen(1, ready).len(), lab.seen(4, ready).len()), (1, 1));
 }
+
+// A change whose end has no majority that is up would never be committed, and wedge the group:
+// etcd refuses it too (strict-reconfig-check).
+#[test]
+fn a_change_waits_for_a_majority_of_its_end() {
+    let mut lab = led(3, 0);
+    lab.isolate(3);
+    lab.run(1000 * MS);
+    change(&mut lab, 1, 70, Change::new().remove(2));
+    lab.run(1000 * MS);
+    assert_eq!(voters(&lab, 1), [1, 2, 3], "1 and 3 could commit nothing");
+    lab.propose(1, 71, "goes on");
+    lab.run(100 * MS);
+    assert!(lab.commands(2).contains(&"goes on".to_owned()));
+    lab.heal();
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 70));
+    assert_eq!(voters(&lab, 1), [1, 3]);
+    // The one that is down may leave at any time.
+    let mut lab = led(3, 0);
+    lab.isolate(3);
+    lab.run(1000 * MS);
+    change(&mut lab, 1, 70, Change::new().remove(3));
+    lab.run(100 * MS);
+    assert!(was_changed(&lab, 1, 70));
+}
+
+// The silence of a voter counts from its last answer to this leader, not from the election.
+#[test]
+fn a_new_leader_changes_nothing_on_the_word_of_voters_that_it_has_not_heard() {
+    let mut lab = Lab::growing(3, 0);
+    lab.isolate(3);
+    lab.elect(1);
+    assert!(lab.status(1).commit > 0);
+    change(&mut lab, 1, 70, Change::new().remove(2));
+    lab.run(1000 * MS);
+    assert_eq!((lab.leader(), voters(&lab, 1)), (Some(1), vec![1, 2, 3]));
+    lab.heal();
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 70));
+}
+
+// A learner that had caught up and has died since: in an idle group its log is still complete.
+#[test]
+fn a_learner_that_has_died_gets_no_vote() {
+    let mut lab = led(1, 1);
+    change(&mut lab, 1, 70, Change::new().learner(2));
+    lab.run(500 * MS);
+    lab.isolate(2);
+    lab.run(1000 * MS);
+    change(&mut lab, 1, 71, Change::new().voter(2));
+    lab.run(1000 * MS);
+    assert_eq!(voters(&lab, 1), [1], "1 alone could commit nothing in [1, 2]");
+    lab.propose(1, 72, "goes on");
+    lab.run(100 * MS);
+    assert!(lab.commands(1).contains(&"goes on".to_owned()));
+    lab.heal();
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 71));
+    // So in a joint membership: its new half has to be there.
+    let mut lab = led(3, 2);
+    change(&mut lab, 1, 70, Change::new().learner(4).learner(5));
+    lab.run(500 * MS);
+    lab.isolate(4);
+    lab.isolate(5);
+    lab.run(1000 * MS);
+    let exchange = Change::new().voter(4).voter(5).remove(2).remove(3);
+    change(&mut lab, 1, 71, exchange);
+    lab.run(1000 * MS);
+    assert!(!lab.status(1).is_joint && voters(&lab, 1) == [1, 2, 3]);
+    lab.heal();
+    lab.run(1000 * MS);
+    assert!(was_changed(&lab, 1, 71));
+}

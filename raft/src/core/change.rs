@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::io::Output;
 use super::leader::{Leader, Pending, Transfer};
 use super::peer::Peer;
-use super::roster::Roster;
+use super::roster::{OWN, Roster};
 use super::{Core, RoleState};
 use crate::codec;
 use crate::error::ChangeRejected;
@@ -77,6 +77,11 @@ impl Core {
             Step::Reject(reason) => {
                 self.out.push_back(Output::ChangeRejected { token, reason });
             }
+            Step::Append(next) if !self.could_commit(&next) => {
+                if let RoleState::Leader(leader) = &mut self.role {
+                    leader.change = Some(pending);
+                }
+            }
             step => {
                 pending.begun |= matches!(step, Step::Append(_));
                 if let RoleState::Leader(leader) = &mut self.role {
@@ -123,6 +128,20 @@ impl Core {
         } else {
             Step::Append(target.clone())
         }
+    }
+
+    /// Whether a majority of each half of `next` has answered this leader within the longest
+    /// election timeout. A membership counts from its entry on: without such a majority the entry
+    /// that brings it would never be committed, nor any after it.
+    fn could_commit(&self, next: &Membership) -> bool {
+        let RoleState::Leader(leader) = &self.role else { return false };
+        let roster = Roster::new(self.config.id, next);
+        let answers = |id: u64| {
+            let peer = leader.peers.iter().find(|peer| peer.id == id);
+            peer.is_some_and(|peer| peer.has_answered_since(self.now, self.timing.max_election))
+        };
+        let places = (0..).zip(&roster.others).filter(|(_, id)| answers(**id));
+        roster.has_won(places.fold(OWN, |set, (place, _): (u32, _)| set | 1 << place))
     }
 
     fn append_members(&mut self, members: &Membership) {

@@ -143,6 +143,13 @@ impl Peer {
         }
     }
 
+    /// Whether the follower has answered this leader, counts, and did so less than `within` before
+    /// `now`. `heard` alone does not say so: it begins with the leadership.
+    pub(super) fn has_answered_since(&self, now: u64, within: u64) -> bool {
+        let has_answered = self.round > 0 || self.matched > 0;
+        has_answered && !self.lost && now.saturating_sub(self.heard) < within
+    }
+
     /// When to ask again, while an answer is awaited. While entries flow that is as long as the
     /// follower has acknowledged less than it was sent or said to have received: a message need
     /// not be under way for that, because the answer to a probe may say that entries beyond
