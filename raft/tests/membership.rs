@@ -621,3 +621,39 @@ fn a_learner_that_has_died_gets_no_vote() {
     lab.run(1000 * MS);
     assert!(was_changed(&lab, 1, 71));
 }
+
+// A node that restarts has forgotten what was committed: the entry that removes it may be in its
+// log, and the word that it is committed is news to it.
+#[test]
+fn a_removed_node_that_restarts_is_told_again() {
+    let mut lab = led(3, 0);
+    change(&mut lab, 1, 70, Change::new().remove(1));
+    lab.run(500 * MS);
+    assert!(was_changed(&lab, 1, 70));
+    lab.restart(1);
+    assert_eq!((lab.status(1).removed, voters(&lab, 1)), (None, vec![2, 3]));
+    lab.run(5000 * MS);
+    assert_eq!(lab.status(1).removed, Some(lab.status(1).members_index));
+    lab.take(|_| true);
+    lab.run(5000 * MS);
+    assert!(!lab.wire.iter().any(|letter| letter.from == 1), "it asks for no votes any more");
+    let told = lab.seen(1, |output| matches!(output, Output::Removed { .. }));
+    assert_eq!(told.len(), 2, "once in each life");
+}
+
+// A word of a removal at an index that no log ever reaches must not silence a voter for good.
+#[test]
+fn a_word_of_a_removal_ends_with_the_next_membership_that_contains_the_node() {
+    let mut lab = led(3, 1);
+    let term = lab.status(1).term;
+    lab.send(2, 3, Message::Removed { term, index: voussoir_raft::MAX_INDEX });
+    assert_eq!(lab.status(3).removed, Some(voussoir_raft::MAX_INDEX));
+    change(&mut lab, 1, 70, Change::new().learner(4));
+    lab.run(500 * MS);
+    assert_eq!((lab.status(3).removed, lab.status(3).is_voter), (None, true));
+    lab.crash(1);
+    lab.isolate(4);
+    lab.time_out(3);
+    lab.run(3000 * MS);
+    assert!(lab.leader().is_some());
+}

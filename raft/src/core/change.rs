@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::io::Output;
 use super::leader::{Leader, Pending, Transfer};
+use super::members::Removal;
 use super::peer::Peer;
 use super::roster::{OWN, Roster};
 use super::{Core, RoleState};
@@ -180,7 +181,7 @@ impl Core {
         }
         self.become_follower(self.term, None);
         if !self.members.contains(self.config.id) {
-            self.removed = Some(index);
+            self.removed = Some(Removal::known(index));
             self.out.push_back(Output::Removed { index });
         }
     }

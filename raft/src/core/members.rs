@@ -11,6 +11,23 @@ use crate::membership::Membership;
 use crate::message::Message;
 use crate::types::{Entry, EntryKind};
 
+/// A committed membership that leaves this node out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Removal {
+    /// Its index, as this node was told.
+    pub(super) index: u64,
+    /// The index of the latest membership in this node's log when it was told. A later one that
+    /// contains the node ends the removal, whatever `index` a peer made up.
+    known: u64,
+}
+
+impl Removal {
+    /// The node's own log says so.
+    pub(super) fn known(index: u64) -> Self {
+        Self { index, known: index }
+    }
+}
+
 impl Core {
     /// The membership that counts here: the latest one in the log, committed or not.
     pub fn members(&self) -> &Membership {
@@ -72,9 +89,8 @@ impl Core {
             return;
         }
         self.roster = Roster::new(self.config.id, self.members.effective());
-        if self.removed.is_some_and(|at| self.members.index() > at)
-            && self.members.contains(self.config.id)
-        {
+        let is_newer = |removal: Removal| self.members.index() > removal.known;
+        if self.removed.is_some_and(is_newer) && self.members().contains(self.config.id) {
             self.removed = None;
         }
         let next = self.log.last() + 1;
@@ -96,11 +112,15 @@ impl Core {
 
     /// Somebody says that the committed membership at `index` leaves this node out.
     pub(super) fn on_removed(&mut self, index: u64) {
-        // This node may know better: it may have been added again since.
-        if index <= self.members.index() || self.removed.is_some_and(|at| at >= index) {
+        // This node may know better: it may have been added again since. It does not where it
+        // holds the entry that leaves it out, and could not know that it is committed.
+        let known = self.members.index();
+        let is_member = self.members().contains(self.config.id);
+        let knows_better = index < known || (index == known && is_member);
+        if knows_better || self.removed.is_some_and(|removal| removal.index >= index) {
             return;
         }
-        self.removed = Some(index);
+        self.removed = Some(Removal { index, known });
         self.out.push_back(super::Output::Removed { index });
         if !matches!(self.role, RoleState::Leader(_) | RoleState::Follower) {
             self.role = RoleState::Follower;

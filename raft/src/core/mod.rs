@@ -92,7 +92,7 @@ pub struct Core {
     members_changed: bool,
     /// The index of a committed membership that leaves this node out, as far as it was told: it
     /// asks for no votes until it is added again.
-    removed: Option<u64>,
+    removed: Option<members::Removal>,
     rng: Rng,
     gate: Gate,
     rejected_inputs: u64,
@@ -342,7 +342,7 @@ impl Core {
             members_index: self.members.index(),
             is_voter: self.roster.votes(),
             is_joint: self.members.effective().is_joint(),
-            removed: self.removed,
+            removed: self.removed.map(|removal| removal.index),
             halted: self.halted,
         }
     }
