@@ -657,3 +657,31 @@ fn a_word_of_a_removal_ends_with_the_next_membership_that_contains_the_node() {
     lab.run(3000 * MS);
     assert!(lab.leader().is_some());
 }
+
+// A follower follows whoever leads, also one that it does not know; then it hears its answers too.
+#[test]
+fn a_leader_that_is_no_known_member_is_heard_in_all_that_it_says() {
+    let mut lab = led(3, 2);
+    let term = lab.status(2).term + 1;
+    lab.isolate(1);
+    lab.isolate(3);
+    let beat = voussoir_raft::Heartbeat { term, round: 1, commit: 0 };
+    lab.send(5, 2, Message::Heartbeat(beat));
+    assert_eq!(lab.status(2).leader, Some(5));
+    lab.wire.clear();
+    lab.step(2, Input::Read { token: 7 });
+    let asked = lab.take(|letter| matches!(letter.message, Message::ReadRequest(_)));
+    let [Letter { to: 5, message: Message::ReadRequest(request), .. }] = &asked[..] else {
+        panic!("{asked:?}")
+    };
+    let voussoir_raft::ReadRequest { nonce, context, .. } = *request;
+    let reply = voussoir_raft::ReadReply { term, nonce, context, index: Some(1) };
+    // Not from anybody else who is no member.
+    lab.send(4, 2, Message::ReadReply(reply));
+    let ready = |output: &Output| matches!(output, Output::ReadReady { token: 7, .. });
+    assert_eq!(lab.seen(2, ready).len(), 0);
+    lab.send(5, 2, Message::ReadReply(reply));
+    assert_eq!(lab.seen(2, ready).len(), 1);
+    lab.send(5, 2, Message::Stale { term: term + 1 });
+    assert_eq!((lab.status(2).term, lab.status(2).leader), (term + 1, None));
+}

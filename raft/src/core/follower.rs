@@ -35,8 +35,9 @@ impl Core {
     pub(super) fn on_message(&mut self, from: u64, message: Message) {
         let ahead = message.term() > self.term.saturating_add(MAX_TERM_STEP);
         // Whoever leads or wants to may be a member that this node has not heard of yet; only a
-        // member answers. Source: thesis §4.1.
-        let is_stranger = !message.may_come_from_stranger() && !self.members.contains(from);
+        // member answers, or the leader that this node follows. Source: thesis §4.1.
+        let is_known = self.members.contains(from) || self.leader == Some(from);
+        let is_stranger = !message.may_come_from_stranger() && !is_known;
         if ahead || is_stranger || self.gate.message(from, &message).is_err() {
             self.rejected_inputs += 1;
             return;
