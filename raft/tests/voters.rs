@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::{Cluster, Text, append, timeout};
+use tokio::time::Instant;
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::testing::FaultyStore;
-use voussoir_raft::{Config, HaltReason, LogStore, LogWrite, Raft, Role, StartError};
+use voussoir_raft::{Change, Config, HaltReason, LogStore, LogWrite, Raft, Role, StartError};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -46,6 +47,29 @@ async fn a_node_does_not_start_with_other_voters_than_it_began_with() {
     cluster.restart(1).await;
     cluster.until(1, |status| status.applied >= 2).await;
     assert_eq!(cluster.text(1), "a");
+}
+
+/// A node that was away while the voters changed has a log that does not know them yet: it starts
+/// with the list of the present ones all the same, and counts by its log.
+#[tokio::test(start_paused = true)]
+async fn where_the_membership_changes_the_log_knows_the_voters() {
+    let tune = |config: &mut Config| {
+        config.dynamic = true;
+        config.voters = if config.id > 3 { Vec::new() } else { vec![1, 2, 3] };
+    };
+    let mut cluster = Cluster::tuned(4, tune).await;
+    let leader = cluster.led_by(3).await;
+    let behind = leader % 3 + 1;
+    timeout(cluster.raft(behind).shutdown()).await;
+    let change = Change::new().voter(4);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    timeout(cluster.raft(leader).change(change, deadline)).await.expect("three are there");
+    cluster.tune = Box::new(|config| config.dynamic = true);
+    cluster.restart(behind).await;
+    assert_eq!(cluster.raft(behind).members().borrow().voters(), [1, 2, 3]);
+    cluster.until(behind, |status| status.members_index > 0).await;
+    cluster.until(behind, |status| status.commit >= status.members_index).await;
+    assert_eq!(cluster.raft(behind).members().borrow().voters(), [1, 2, 3, 4]);
 }
 
 /// Also before anything was committed: a vote is enough.

@@ -141,14 +141,13 @@ impl Gate {
         *members == Membership::new(self.voters.iter().copied())
     }
 
-    /// Whether a log that was begun with `began` and whose latest membership is `latest` may be
-    /// started with the voters of the configuration. Where the membership may change, these matter
-    /// only to a log that has not been begun: they may be left out, or name the present voters.
-    pub(super) fn may_start(&self, began: &[u64], latest: &Membership) -> bool {
+    /// Whether a log that was begun with `began` may be started with the voters of the
+    /// configuration. Where the membership may change, these matter only to a log that has not been
+    /// begun: a node that is behind cannot tell the present voters from wrong ones.
+    pub(super) fn may_start(&self, began: &[u64]) -> bool {
         let mut began = began.to_vec();
         began.sort_unstable();
-        let is_named = self.voters.is_empty() || self.voters == latest.voters();
-        began == self.voters || (self.dynamic && is_named)
+        self.dynamic || began == self.voters
     }
 
     /// Whether the membership may change.

@@ -70,10 +70,11 @@ impl Restored {
     }
 
     /// The voters that a [`LogWrite::voters`](crate::LogWrite) brought; none for a node that joined
-    /// a group. A core whose configuration names others, and not the present ones, does not start:
-    /// two majorities of different groups need not overlap, so that one start with a wrong list of
-    /// peers could commit what the others never hear of. Without them the core takes the
-    /// configuration's and has them written.
+    /// a group. Unless the membership may change, a core whose configuration names others does not
+    /// start: two majorities of different groups need not overlap, so that one start with a wrong
+    /// list of peers could commit what the others never hear of. Where it may change, the core
+    /// takes these and what the log says, whatever the configuration names. Without them the core
+    /// takes the configuration's and has them written.
     pub fn set_voters(&mut self, voters: Vec<u64>) {
         self.voters = Some(voters);
     }
@@ -160,8 +161,7 @@ impl Restored {
         let Some(log) = log else { return Ok(()) };
         let covered = snapshot.as_ref();
         let began_with = self.voters.as_ref();
-        let latest = self.latest();
-        let problem = if began_with.is_some_and(|voters| !gate.may_start(voters, &latest)) {
+        let problem = if began_with.is_some_and(|voters| !gate.may_start(voters)) {
             "the log was begun with other voters than the configuration names"
         } else if !gate.is_dynamic() && !self.members.is_empty() {
             "the log changes the membership, and the configuration does not set `dynamic`"
@@ -186,14 +186,6 @@ impl Restored {
             return Ok(());
         };
         Err(RestoredError { problem })
-    }
-
-    /// The latest membership that is known without the configuration.
-    fn latest(&self) -> Membership {
-        let logged = self.members.last().map(|(_, members)| members.clone());
-        let covered = || self.snapshot.as_ref().map(|meta| meta.members.clone());
-        let begun = || self.voters.clone().map(Membership::from);
-        logged.or_else(covered).or_else(begun).unwrap_or_default()
     }
 
     /// The memberships of a log that goes on after `covered` and ends at `last`.
