@@ -91,7 +91,8 @@ impl State {
             return Err(None);
         }
         let voters = listed.as_chunks::<8>().0.iter().map(|id| u64::from_le_bytes(*id)).collect();
-        let voters = (bits & BEGUN != 0).then_some(voters);
+        // Records that were written before there was the bit list the voters all the same.
+        let voters = (bits & BEGUN != 0 || count > 0).then_some(voters);
         let identity = Identity {
             cluster: bytes.get_u128_le(),
             node: bytes.get_u64_le(),

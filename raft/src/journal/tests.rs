@@ -50,6 +50,12 @@ fn bytes_of_version_1_stay_as_they_are() {
     assert_eq!(State::decode(condemned.encode()), Ok(condemned.clone()));
     let young = State::new(IDENTITY);
     assert_eq!(State::decode(young.encode()), Ok(young));
+    // A record from before the bit that says that the log was begun: its voters say so.
+    let mut bytes = state().encode().to_vec();
+    bytes[1] &= !8;
+    assert_eq!(State::decode(bytes.into()), Ok(state()));
+    let joined = State { voters: Some(Vec::new()), ..state() };
+    assert_eq!(State::decode(joined.encode()), Ok(joined));
 }
 
 #[test]
