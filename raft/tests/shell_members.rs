@@ -125,6 +125,30 @@ async fn leadership_is_transferred_by_one_call() {
     say(&cluster, to, "goes on").await;
 }
 
+// It may be elected again where nobody followed it in time: that is no transfer.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_leads_again_has_handed_over_to_nobody() {
+    let mut cluster = Cluster::new(2).await;
+    let leader = cluster.leader().await;
+    let other = 3 - leader;
+    say(&cluster, leader, "a").await;
+    let term = cluster.status(leader).term;
+    timeout(cluster.raft(other).shutdown()).await;
+    // Its log is the longer one from now on: nobody else can be elected.
+    let raft = cluster.raft(leader).clone();
+    let longer = tokio::spawn(async move { raft.propose(append("b")).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let raft = cluster.raft(leader).clone();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let transfer = tokio::spawn(async move { raft.transfer_leadership(None, deadline).await });
+    cluster.until(leader, |status| status.leader.is_none()).await;
+    cluster.restart(other).await;
+    cluster.until(leader, |status| status.term > term && status.leader == Some(leader)).await;
+    let ended = timeout(transfer).await.expect("it does not panic");
+    assert_eq!((ended, Instant::now()), (Err(TransferError::TimedOut), deadline));
+    drop(timeout(longer).await);
+}
+
 /// A transport that notes what it is told of the members.
 struct Noting {
     inner: Arc<NetworkNode>,

@@ -321,7 +321,9 @@ impl Raft {
         if shared.events.push(Event::TransferLeadership { to }).is_err() {
             return Err(TransferError::Stopped(shared.why_stopped()));
         }
-        let led = status.wait_for(|now| now.term > term && now.leader.is_some());
+        // A leader that was not followed by another, and was elected again, has not handed over.
+        let is_other = |leader| leader != own;
+        let led = status.wait_for(|now| now.term > term && now.leader.is_some_and(is_other));
         match timeout_at(deadline, led).await {
             Ok(Ok(now)) => match now.leader {
                 Some(leader) if to.is_none_or(|to| to == leader) => Ok(leader),
