@@ -30,8 +30,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// These are the members of `group` from now on, with the addresses that their changes gave
     /// them: connect to those that are new. Called at the start and whenever the membership that
-    /// counts at this node changes, from the node's loop: it must not block. Does nothing by
-    /// default, for transports that know every node.
+    /// counts at this node changes, before anything is sent to a new member, from the node's loop:
+    /// it must not block. Does nothing by default, for transports that know every node.
+    ///
+    /// Messages also go to nodes that are not listed, so keep reaching those that are listed no
+    /// more, and the nodes that a node which joins was told of beforehand: a removed node is told
+    /// that it is, and a leader or candidate that this node has not heard of yet is answered.
     fn members(&self, group: u64, members: &Membership) {
         let _ = (group, members);
     }

@@ -153,6 +153,8 @@ async fn a_leader_that_leads_again_has_handed_over_to_nobody() {
 struct Noting {
     inner: Arc<NetworkNode>,
     told: Mutex<Vec<Membership>>,
+    /// To whom something was sent before any membership had named that node.
+    unlisted: Mutex<Vec<u64>>,
 }
 
 static NOTED: Mutex<Vec<Arc<Noting>>> = Mutex::new(Vec::new());
@@ -176,6 +178,9 @@ impl Transport for Noting {
     }
 
     fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+        if !self.told.lock().iter().any(|members| members.contains(to)) {
+            self.unlisted.lock().push(to);
+        }
         self.inner.send(to, group, message)
     }
 
@@ -197,7 +202,7 @@ async fn transports_are_told_of_every_membership_and_its_addresses() {
         config.voters = if config.id > 1 { Vec::new() } else { vec![1] };
     };
     let cluster = Cluster::wrapped(2, tune, |inner| {
-        let noting = Arc::new(Noting { inner, told: Mutex::default() });
+        let noting = Arc::new(Noting { inner, told: Mutex::default(), unlisted: Mutex::default() });
         NOTED.lock().push(Arc::clone(&noting));
         noting
     })
@@ -214,4 +219,9 @@ async fn transports_are_told_of_every_membership_and_its_addresses() {
         assert_eq!((last.voters(), last.address(2)), (&[1, 2][..], Some("here")));
         assert!(told.iter().any(|members| members.learners() == [2]), "{told:?}");
     }
+    let unlisted = NOTED.lock()[0].unlisted.lock().clone();
+    assert!(
+        unlisted.is_empty(),
+        "it hears of a member before anything is sent there: {unlisted:?}"
+    );
 }

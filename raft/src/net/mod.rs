@@ -24,6 +24,11 @@ use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPa
 /// [`Config::max_append_bytes`](crate::Config) and one
 /// [`Config::max_entry_bytes`](crate::Config) together; by default they do.
 ///
+/// Where a node is, the [`voussoir_net::Resolver`] of the carrier alone says: this transport does
+/// nothing with [`Transport::members`]. Where the membership changes, feed the resolver from
+/// [`Raft::members`](crate::Raft::members), and keep the addresses of those who have left. A node
+/// that joins needs the addresses of the present members beforehand.
+///
 /// Bytes that are no message are dropped and counted ([`malformed`](Self::malformed)).
 /// When it is dropped the service is withdrawn.
 #[derive(Debug)]

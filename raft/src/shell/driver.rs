@@ -162,7 +162,11 @@ impl Driver {
         let status = self.core.status();
         self.shared.term.store(status.term, Ordering::Release);
         self.shared.commit.store(status.commit, Ordering::Release);
-        while let Some(output) = self.core.poll_output() {
+        loop {
+            let output = self.core.poll_output();
+            // First, so that the transport knows the address of whoever is sent something.
+            self.publish_members();
+            let Some(output) = output else { break };
             stop = self.perform(output).or(stop);
         }
         // Last: handing a write over may wake a thread that takes this one's place on its
@@ -177,7 +181,6 @@ impl Driver {
         self.give_up_overdue(now);
         self.freshness.update(&status, &self.shared, now);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
-        self.publish_members();
         self.publish(status);
         stop
     }
