@@ -70,6 +70,13 @@ impl Clock for TokioClock {
     }
 }
 
+/// The end of a time to wait that begins now. One of more than 30 years is taken as 30 years, which
+/// [`Instant`] can show.
+pub(crate) fn after(within: Duration) -> Instant {
+    const MOST: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+    Instant::now() + within.min(MOST)
+}
+
 /// Returns once `clock` shows `at`, in ns. Looks at least every `most`: tokio's timers stand still
 /// while the machine is suspended, and the clock does not.
 pub(crate) async fn sleep_until(clock: &dyn Clock, at: u64, most: Duration) {

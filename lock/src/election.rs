@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio::time::Instant;
 
+use crate::clock::after;
 use crate::fence::FencingToken;
 use crate::service::{Fenced, GrantKind, LockService, ServiceError};
 use crate::session::{Guard, LockError, Permit, Released, Retries, Session, SessionLost, by};
@@ -78,7 +79,7 @@ impl<K: GrantKind> Election<K> {
         value: impl Into<Bytes>,
         within: Duration,
     ) -> Result<Leadership<K>, LockError> {
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let guard = self.session.lock(self.name.clone()).within(within).await?;
         let leadership = Leadership { guard };
         let left = deadline.saturating_duration_since(Instant::now());
@@ -207,7 +208,7 @@ impl<K: GrantKind> Observer<K> {
     /// # Cancel safety
     /// Cancel safe: a change that was not told is told by the next call.
     pub async fn next(&mut self, within: Duration) -> Result<Option<Leader>, ServiceError> {
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let mut retries = Retries::new();
         // Ends: the deadline passes.
         loop {

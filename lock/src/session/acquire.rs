@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::guard::{Guard, Place};
 use super::{Handle, Retries, SessionLost, by};
+use crate::clock::after;
 use crate::core::{Mode, Rejection};
 use crate::service::{Acquired, Acquisition, GrantKind, ServiceError};
 
@@ -89,7 +90,7 @@ impl<'a, K: GrantKind> Acquire<'a, K> {
     /// Cancel safe: a dropped future leaves the queue in the background, and gives a grant that it
     /// has not seen back.
     pub async fn within(self, within: Duration) -> Result<Guard<K>, LockError> {
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let guard = acquire(self.handle, &self.name, self.mode, self.lock_delay, true, deadline);
         guard.await?.ok_or(LockError::TimedOut)
     }
@@ -103,7 +104,7 @@ impl<'a, K: GrantKind> Acquire<'a, K> {
     /// # Cancel safety
     /// As [`within`](Self::within).
     pub async fn try_within(self, within: Duration) -> Result<Option<Guard<K>>, LockError> {
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         acquire(self.handle, &self.name, self.mode, self.lock_delay, false, deadline).await
     }
 }
@@ -130,7 +131,7 @@ impl<'a, K: GrantKind> AcquireMany<'a, K> {
     /// # Cancel safety
     /// Cancel safe, as [`Acquire::within`].
     pub async fn within(self, within: Duration) -> Result<Vec<Guard<K>>, LockError> {
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let mut order: Vec<usize> = (0..self.names.len()).collect();
         order.sort_unstable_by_key(|at| &self.names[*at]);
         if order.windows(2).any(|pair| self.names[pair[0]] == self.names[pair[1]]) {

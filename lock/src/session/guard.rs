@@ -10,9 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::Instant;
 
 use super::{Handle, Retries, SessionLost, Shared, by};
+use crate::clock::after;
 use crate::fence::FencingToken;
 use crate::service::{Fenced, GrantKind, NewValue, ServiceError};
 
@@ -196,7 +196,7 @@ impl<K: GrantKind> Guard<K> {
         value: impl Into<Bytes>,
         within: Duration,
     ) -> Result<(), ServiceError> {
-        let (shared, deadline) = (self.held.place.shared(), Instant::now() + within);
+        let (shared, deadline) = (self.held.place.shared(), after(within));
         let value = NewValue {
             session: shared.id,
             token: self.held.token,
@@ -227,7 +227,7 @@ impl<K: GrantKind> Guard<K> {
     /// Cancel safe: a dropped future goes on in the background.
     pub async fn release(self, within: Duration) -> Released {
         let Some(held) = Arc::into_inner(self.held) else { return Released::StillHeld };
-        let (place, deadline) = (held.place, Instant::now() + within);
+        let (place, deadline) = (held.place, after(within));
         let handle = Arc::clone(&place.handle);
         let shared = &handle.shared;
         let mut retries = Retries::new();

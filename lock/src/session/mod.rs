@@ -17,7 +17,7 @@ pub use self::acquire::{Acquire, AcquireMany, LockError};
 pub use self::guard::{Guard, Permit, Released};
 
 use self::requests::Requests;
-use crate::clock::{BootClock, Clock};
+use crate::clock::{BootClock, Clock, after};
 use crate::error::ConfigError;
 use crate::lease::{BeginError, Lease, LeaseConfig, LeaseEnded};
 use crate::service::{Fenced, GrantKind, LockService, ServiceError};
@@ -140,7 +140,7 @@ impl<K: GrantKind> Session<K> {
         clock: Arc<dyn Clock>,
     ) -> Result<Self, OpenError> {
         config.validate()?;
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let mut retries = Retries::new();
         // Ends: the deadline passes.
         let (id, lease) = loop {
@@ -227,7 +227,7 @@ impl<K: GrantKind> Session<K> {
     pub async fn close(&self, within: Duration) -> Result<(), ServiceError> {
         let shared = &self.handle.shared;
         shared.end();
-        let deadline = Instant::now() + within;
+        let deadline = after(within);
         let mut retries = Retries::new();
         // Ends: the deadline passes.
         loop {
