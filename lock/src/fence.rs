@@ -21,7 +21,8 @@ impl FencingToken {
 }
 
 /// A resource that is reached with a fencing token only, and refuses tokens that are older than
-/// the latest it has seen.
+/// the latest it has seen. It is for exclusive locks: of those that share a lock, it would refuse
+/// all but the latest.
 ///
 /// A new holder enters before it reads: older ones are shut out from then on. A resource that
 /// outlives the process stores the token in the same atomic write as the effect.

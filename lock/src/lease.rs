@@ -43,7 +43,8 @@ impl LeaseConfig {
 
     /// For how long after sending the lease is relied on, in ns.
     fn reliance_ns(&self) -> u64 {
-        let ttl = self.ttl.as_nanos() as u64;
+        // Services count whole ms.
+        let ttl = self.ttl.as_millis() as u64 * 1_000_000;
         // Rounded up: the remainder belongs to the drift. At most 3.6e12 * 1e5, which fits.
         let drift = (ttl * u64::from(self.max_drift_ppm)).div_ceil(1_000_000);
         ttl - drift - self.margin.as_nanos() as u64

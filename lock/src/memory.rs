@@ -17,7 +17,8 @@ use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, Servi
 /// on Raft. For tests, for locks between the tasks of a process, and for a service that is one
 /// process only.
 ///
-/// Its tokens begin again with the process: a resource that outlives it wants another service.
+/// Its tokens begin again with the process, and ids of sessions at random: a resource that outlives
+/// it wants another service.
 #[derive(Debug)]
 pub struct MemoryLocks {
     replica: Replica,
@@ -38,7 +39,9 @@ impl MemoryLocks {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn start_with_clock(clock: Arc<dyn Clock>) -> Arc<Self> {
-        let replica = Replica::with_clock(clock);
+        // A service that begins anew gives no session the id of one before it: `LockServer` may
+        // serve it to clients of those.
+        let replica = Replica::with_clock(clock).after(fastrand::u64(1 << 32..1 << 62));
         if let Answer::Reign { reign } = replica.apply_next(&Command::BeginReign) {
             replica.begin_reign(reign);
         }

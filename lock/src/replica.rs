@@ -81,6 +81,12 @@ impl Replica {
         Self { inner: Arc::new(Inner { state, clock, timers }) }
     }
 
+    /// The same, where the next command has a place after `index`.
+    pub(crate) fn after(self, index: u64) -> Self {
+        self.state().applied = index;
+        self
+    }
+
     /// Applies a command of the lock service, and returns its answer for whoever has proposed it.
     /// `index` is its place in the log, from 1 on: greater than that of every command before.
     ///

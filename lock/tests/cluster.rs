@@ -169,14 +169,59 @@ async fn idle_sessions_cost_no_entries_and_survive_leader_changes() {
         guard.permit().expect("no session was lost");
     }
     // Those that are no longer renewed end, and their locks are granted.
-    let other = open(service.clone(), &mut rng).await;
-    for session in sessions {
-        std::mem::forget(session);
-    }
+    let other = open(cluster.client(101), &mut rng).await;
+    cluster.net.isolate(100);
     let names: Vec<Bytes> = guards.iter().map(|guard| guard.name().clone()).collect();
-    drop(guards);
     let all = other.lock_many(names).within(10 * SECOND).await.expect("all are free");
     assert_eq!(all.len(), 20);
+    for (session, guard) in sessions.iter().zip(&guards) {
+        session.check().expect_err("nothing renewed it");
+        guard.permit().expect_err("another holds it");
+    }
+}
+
+/// What no replica would decode is refused before it is in the log, where it would stop them all.
+#[tokio::test(start_paused = true)]
+async fn commands_out_of_range_are_refused_and_the_group_lives() {
+    let mut rng = Rng::new(5);
+    let cluster = Cluster::start(&mut rng).await;
+    let at = cluster.wait_for_leader().await;
+    // The reign begins.
+    sleep(SECOND).await;
+    let local = Arc::clone(&cluster.nodes[at].as_ref().expect("it runs").locks);
+    let services: [Arc<dyn LockService<Grants = Fenced>>; 2] = [local, cluster.client(100)];
+    let refused = LockError::Rejected(Rejection::OutOfRange);
+    for service in services {
+        let session = open(Arc::clone(&service), &mut rng).await;
+        for length in [1025, 65_536, 70_000] {
+            let name = vec![b'n'; length];
+            let named = session.lock(name.clone()).within(SECOND).await;
+            assert_eq!(named.expect_err("too long"), refused, "a name of {length} bytes");
+            let seen = service.view(&name.into(), None, Instant::now() + SECOND).await;
+            assert_eq!(seen, Err(Rejection::OutOfRange.into()), "a name of {length} bytes");
+        }
+        let none = session.lock("n").slot(0).within(SECOND).await;
+        assert_eq!(none.expect_err("no slot"), refused);
+        let delayed = session.lock("n").lock_delay(Duration::MAX).within(SECOND).await;
+        assert_eq!(delayed.expect_err("too long"), refused);
+        let guard = session.lock("v").within(SECOND).await.expect("it is free");
+        for length in [4097, 65_536, 70_000] {
+            let set = guard.set_value(vec![b'v'; length], SECOND).await;
+            assert_eq!(set, Err(Rejection::OutOfRange.into()), "a value of {length} bytes");
+        }
+        let election = Election::new(&session, "e");
+        let campaign = election.campaign(vec![b'c'; 4089], SECOND).await;
+        assert_eq!(campaign.expect_err("too long"), refused);
+        let leadership = election.campaign(vec![b'c'; 4088], SECOND).await;
+        assert_eq!(leadership.expect("it fits").resign(SECOND).await, Released::Released);
+        guard.set_value(vec![b'v'; 4096], SECOND).await.expect("it fits");
+        let longest = session.lock(vec![b'n'; 1024]).within(SECOND).await.expect("it fits");
+        assert_eq!(longest.release(SECOND).await, Released::Released);
+        assert_eq!(guard.release(SECOND).await, Released::Released);
+    }
+    for node in cluster.nodes.iter().flatten() {
+        assert_eq!(node.raft.stopped(), None);
+    }
 }
 
 /// One release wakes one waiter, also over the network.

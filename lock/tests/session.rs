@@ -1,7 +1,7 @@
 //! The client over the service in memory, on paused time.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::{Instant, advance, sleep, timeout};
@@ -26,7 +26,8 @@ fn memory() -> Arc<MemoryLocks> {
     MemoryLocks::start_with_clock(Arc::new(TokioClock::default()))
 }
 
-/// A service whose answers can be lost, and whose renewals can fail or hang.
+/// A service whose answers can be lost or late, and whose renewals and acquisitions can fail or
+/// hang.
 struct Faulty {
     service: Arc<MemoryLocks>,
     /// The next calls whose answer is lost, once they were done.
@@ -37,6 +38,10 @@ struct Faulty {
     releases: AtomicUsize,
     /// How long the answer to a renewal takes, in ms.
     renewal_delay_ms: AtomicU64,
+    /// How long the answer to the opening of a session takes, in ms.
+    open_delay_ms: AtomicU64,
+    /// Whether acquisitions are never answered.
+    hangs: AtomicBool,
 }
 
 impl Faulty {
@@ -51,6 +56,8 @@ impl Faulty {
             renewals,
             releases,
             renewal_delay_ms,
+            open_delay_ms: AtomicU64::new(0),
+            hangs: AtomicBool::new(false),
         })
     }
 
@@ -68,7 +75,9 @@ impl LockService for Faulty {
     type Grants = Fenced;
 
     async fn open_session(&self, ttl: Duration, deadline: Instant) -> Result<u64, ServiceError> {
-        self.answer(self.service.open_session(ttl, deadline).await)
+        let opened = self.service.open_session(ttl, deadline).await;
+        sleep(self.open_delay_ms.load(Relaxed) as u32 * MS).await;
+        self.answer(opened)
     }
 
     async fn renew_session(&self, session: u64, deadline: Instant) -> Result<(), ServiceError> {
@@ -91,6 +100,9 @@ impl LockService for Faulty {
         acquisition: &Acquisition,
         deadline: Instant,
     ) -> Result<Acquired, ServiceError> {
+        if self.hangs.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
         let acquired = self.service.acquire(acquisition, deadline).await;
         self.answer(acquired)
     }
@@ -335,4 +347,82 @@ async fn a_lock_delay_keeps_the_lock_of_a_lost_session() {
     let late = open(&service).await;
     let _late = late.lock("a").within(60 * SECOND).await.expect("after the delay");
     assert!(begun.elapsed() >= delay, "{:?}", begun.elapsed());
+}
+
+/// The lease counts from the sending of the request that opened it, and so does its first renewal.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_opened_slowly_is_renewed_before_its_deadline() {
+    let faulty = Faulty::new(memory());
+    let service: Arc<dyn LockService<Grants = Fenced>> = faulty.clone();
+    faulty.open_delay_ms.store(700, Relaxed);
+    let session = open(&service).await;
+    sleep(5 * SECOND).await;
+    session.check().expect("each renewal is confirmed at once");
+}
+
+/// Regression corpus 49: a service that is silent does not keep an acquisition whose session ends.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_the_session_ends_an_acquisition_that_is_not_answered() {
+    let faulty = Faulty::new(memory());
+    let service: Arc<dyn LockService<Grants = Fenced>> = faulty.clone();
+    let session = open(&service).await;
+    faulty.hangs.store(true, Relaxed);
+    let asking = session.clone();
+    let asked = tokio::spawn(async move { asking.lock("a").within(3600 * SECOND).await });
+    sleep(10 * MS).await;
+    let begun = Instant::now();
+    session.close(SECOND).await.expect("the service works");
+    let ended = asked.await.expect("no panic");
+    assert_eq!(ended.expect_err("no session"), LockError::SessionLost(SessionLost));
+    assert!(begun.elapsed() < 100 * MS, "{:?}", begun.elapsed());
+}
+
+/// What is held or waits is known to the service, and keeps no number that came after it.
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_held_for_long_does_not_use_up_the_session() {
+    let memory = memory();
+    let service: Arc<dyn LockService<Grants = Fenced>> = memory.clone();
+    let (session, other) = (open(&service).await, open(&service).await);
+    let leader = session.lock("leader").within(SECOND).await.expect("it is free");
+    let elsewhere = other.lock("elsewhere").within(SECOND).await.expect("it is free");
+    let waiting = session.clone();
+    let waiter = tokio::spawn(async move { waiting.lock("elsewhere").within(60 * SECOND).await });
+    // Longer than the time to live: the waiter has asked twice.
+    sleep(2 * SECOND).await;
+    for round in 0..=10_000 {
+        let guard = session.lock("b").try_within(MS).await;
+        let guard = guard.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let released = guard.expect("it is free").release(MS).await;
+        assert_eq!(released, Released::Released, "round {round}");
+    }
+    leader.permit().expect("it is held all the time");
+    assert_eq!(elsewhere.release(SECOND).await, Released::Released);
+    let granted = waiter.await.expect("no panic").expect("its turn has come");
+    assert_eq!(granted.release(SECOND).await, Released::Released);
+    assert_eq!(leader.release(SECOND).await, Released::Released);
+    assert_eq!(memory.replica().lock(b"leader"), LockView::default());
+}
+
+/// A time to wait may be any duration.
+#[tokio::test(start_paused = true)]
+async fn a_wait_without_end_is_a_wait() {
+    let service: Arc<dyn LockService<Grants = Fenced>> = memory();
+    let clock = Arc::new(TokioClock::default());
+    let opened =
+        Session::open_with_clock(Arc::clone(&service), config(), Duration::MAX, clock).await;
+    let session = opened.expect("the service works");
+    let first = session.lock("a").within(Duration::MAX).await.expect("it is free");
+    assert!(session.lock("a").try_within(Duration::MAX).await.expect("an answer").is_none());
+    let waiting = session.clone();
+    let waiter = tokio::spawn(async move { waiting.lock_many(["a"]).within(Duration::MAX).await });
+    sleep(60 * SECOND).await;
+    first.set_value("v", Duration::MAX).await.expect("it is held");
+    assert_eq!(first.release(Duration::MAX).await, Released::Released);
+    drop(waiter.await.expect("no panic").expect("its turn has come"));
+    let leadership = Election::new(&session, "e").campaign("x", Duration::MAX).await;
+    let mut observer = Observer::new(Arc::clone(&service), "e");
+    observer.next(Duration::MAX).await.expect("an answer").expect("a leader");
+    let resigned = leadership.expect("nobody else").resign(Duration::MAX).await;
+    assert_eq!(resigned, Released::Released);
+    session.close(Duration::MAX).await.expect("the service works");
 }

@@ -41,6 +41,20 @@ impl Command {
         out.freeze()
     }
 
+    /// The command's bytes, if [`decode`](Self::decode) takes them.
+    ///
+    /// # Errors
+    /// [`Rejection::OutOfRange`]: a name or a value is too long, or a semaphore has no slot.
+    #[cfg(feature = "raft")]
+    pub(crate) fn encode_checked(&self) -> Result<Bytes, Rejection> {
+        let bytes = self.encode();
+        if Self::decode(&bytes).as_ref() == Ok(self) {
+            Ok(bytes)
+        } else {
+            Err(Rejection::OutOfRange)
+        }
+    }
+
     /// The command of these bytes. Names and values are copied: they do not keep the message alive.
     ///
     /// # Errors

@@ -11,9 +11,9 @@ use voussoir_net::{Channel, Handler, Parts, Transport, async_trait};
 
 use super::server::LockServer;
 use super::wire::{Request, Response};
-use crate::core::{Answer, Command, LockView};
+use crate::core::{Answer, Command, LockView, Rejection};
 use crate::memory::{acquired, unexpected};
-use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, ServiceError};
+use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, Outcome, ServiceError};
 use crate::session::Retries;
 
 /// The longest that one attempt waits for an answer which should come at once. A node that is
@@ -55,7 +55,8 @@ const LAST: Duration = Duration::from_millis(5);
 /// ```
 pub struct NetLocks {
     transport: Arc<dyn Transport>,
-    channel: Channel,
+    /// Number of the service.
+    number: u16,
     nodes: Vec<u64>,
     /// Answers for the node of this process, which no transport sends to.
     local: Option<LockServer>,
@@ -99,7 +100,7 @@ impl NetLocks {
         assert!(!nodes.is_empty(), "a lock service has at least one node");
         // The leader is often on the shortest way: begin anywhere, so that not all ask the first.
         let leader = AtomicUsize::new(fastrand::usize(..nodes.len()));
-        Self { transport, channel: Channel::small(number), nodes, local, leader }
+        Self { transport, number, nodes, local, leader }
     }
 
     /// One attempt at one node.
@@ -118,7 +119,11 @@ impl NetLocks {
                 parts.map_err(ServiceError::unavailable)?.to_bytes()
             }
             _ => {
-                let sent = self.transport.call(node, self.channel, Parts::new(body), until);
+                // A connection takes a limited number of calls: waits leave that of the others,
+                // renewals among them, alone.
+                let is_wait = request.waits();
+                let channel = if is_wait { Channel::bulk } else { Channel::small }(self.number);
+                let sent = self.transport.call(node, channel, Parts::new(body), until);
                 sent.await.map_err(|error| match error.outcome() {
                     voussoir_net::Outcome::NotApplied => ServiceError::unavailable(error),
                     voussoir_net::Outcome::Unknown => ServiceError::unknown(error),
@@ -137,10 +142,17 @@ impl NetLocks {
         &self,
         request: &Request,
         deadline: Instant,
-        most: Duration,
         is_over: impl Fn(&Response) -> bool + Send,
     ) -> Result<Response, ServiceError> {
+        if !request.is_in_range() {
+            return Err(Rejection::OutOfRange.into());
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        // A node that is silent leaves time to ask the others.
+        let most = (left / 3).min(if request.waits() { SLICE } else { ATTEMPT });
         let (mut retries, mut hops) = (Retries::new(), 0);
+        // The latest answer, while the wait goes on; the first error that left the outcome unknown.
+        let (mut heard, mut doubt) = (None, None);
         // Ends: the deadline passes.
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -151,35 +163,45 @@ impl NetLocks {
             let is_last = deadline.saturating_duration_since(Instant::now()) < LAST;
             let error = match answer {
                 Ok(response) if is_last || is_over(&response) => return Ok(response),
-                Ok(_) => continue,
-                Err(error) if !error.is_retryable() => return Err(error),
+                Ok(response) => {
+                    heard = Some(response);
+                    continue;
+                }
+                Err(error) if error.is_end_of_session() => return Err(error),
+                Err(error) if !error.is_retryable() => return Err(doubt.unwrap_or(error)),
                 Err(error) => error,
             };
+            if error.outcome() == Outcome::Unknown {
+                doubt.get_or_insert_with(|| error.clone());
+            }
             let pointed = match error {
                 ServiceError::NotLeader { leader: Some(leader) } => {
                     self.nodes.iter().position(|node| *node == leader).filter(|to| *to != at)
                 }
                 _ => None,
             };
+            hops += 1;
+            // Nodes that point at each other are asked in pauses.
+            let is_pointed_at_once = pointed.is_some() && hops <= 2;
+            let is_at_end = !is_pointed_at_once && !retries.pause(deadline).await;
+            // The rest was too short for an answer: what was heard before it stands.
+            if let Some(response) = heard.take().filter(|_| is_at_end) {
+                return Ok(response);
+            }
             let next = pointed.unwrap_or((at + 1) % self.nodes.len());
             // Others may have found the leader meanwhile.
             let swap = |from, to| {
                 self.leader.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
             };
             let _ = swap(at, next);
-            hops += 1;
-            // Nodes that point at each other are asked in pauses.
-            let is_pointed_at_once = pointed.is_some() && hops <= 2;
-            if !is_pointed_at_once && !retries.pause(deadline).await {
-                return Err(error);
+            if is_at_end {
+                return Err(doubt.unwrap_or(error));
             }
         }
     }
 
     async fn command(&self, command: Command, deadline: Instant) -> Result<Answer, ServiceError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let most = (left / 3).min(ATTEMPT);
-        match self.call(&Request::Command(command), deadline, most, |_| true).await? {
+        match self.call(&Request::Command(command), deadline, |_| true).await? {
             Response::Answer(answer) => Ok(answer),
             response => Err(ServiceError::unknown(format!("{response:?} is no answer"))),
         }
@@ -199,9 +221,7 @@ impl LockService for NetLocks {
     }
 
     async fn renew_session(&self, session: u64, deadline: Instant) -> Result<(), ServiceError> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let most = (left / 3).min(ATTEMPT);
-        self.call(&Request::Renew { session }, deadline, most, |_| true).await.map(drop)
+        self.call(&Request::Renew { session }, deadline, |_| true).await.map(drop)
     }
 
     async fn close_session(&self, session: u64, deadline: Instant) -> Result<(), ServiceError> {
@@ -215,8 +235,7 @@ impl LockService for NetLocks {
     ) -> Result<Acquired, ServiceError> {
         let request = Request::Command(acquisition.command());
         let is_over = |response: &Response| !matches!(response, Response::Answer(Answer::Queued));
-        let most = if acquisition.wait { SLICE } else { ATTEMPT };
-        match self.call(&request, deadline, most, is_over).await? {
+        match self.call(&request, deadline, is_over).await? {
             Response::Answer(answer) => acquired(answer),
             response => Err(ServiceError::unknown(format!("{response:?} is no answer"))),
         }
@@ -246,8 +265,7 @@ impl LockService for NetLocks {
             Response::View(view) => known != Some(view.version),
             _ => true,
         };
-        let most = if known.is_some() { SLICE } else { ATTEMPT };
-        match self.call(&request, deadline, most, is_over).await? {
+        match self.call(&request, deadline, is_over).await? {
             Response::View(view) => Ok(view),
             response => Err(ServiceError::unknown(format!("{response:?} is no view"))),
         }

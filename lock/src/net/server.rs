@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use voussoir_net::{Bytes, Class, Handler, Parts, Rejected, ServeError, Transport, async_trait};
 
 use super::wire::{Request, Response};
-use crate::core::{Answer, Command};
+use crate::core::{Answer, Command, Rejection};
 use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, ServiceError};
 
 /// The longest that one request waits for a lock or a change; clients ask again.
@@ -99,7 +99,8 @@ impl Handler for LockServer {
             }
             Err(error) => {
                 tracing::debug!(target: "voussoir::lock", from, %error, "a request was refused");
-                Response::Failed(ServiceError::unavailable(error))
+                // Repeated, it is refused again.
+                Response::Failed(Rejection::OutOfRange.into())
             }
         };
         Ok(Parts::new(response.encode()))

@@ -56,6 +56,19 @@ impl Request {
         out.freeze()
     }
 
+    /// Whether its answer may take the whole time that it is given.
+    pub(super) fn waits(&self) -> bool {
+        matches!(
+            self,
+            Self::Command(Command::Acquire { wait: true, .. }) | Self::View { known: Some(_), .. }
+        )
+    }
+
+    /// Whether a server decodes it: its fields are within their limits.
+    pub(super) fn is_in_range(&self) -> bool {
+        Self::decode(&self.encode(Duration::ZERO)).is_ok_and(|(decoded, _)| decoded == *self)
+    }
+
     pub(super) fn decode(bytes: &[u8]) -> Result<(Self, Duration), Malformed> {
         let mut rest = bytes;
         let request = Self::take(&mut rest).filter(|_| rest.is_empty());

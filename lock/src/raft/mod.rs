@@ -23,7 +23,7 @@ use voussoir_raft::{ProposeError, Raft, Role};
 
 pub use self::machine::LockMachine;
 
-use crate::core::{Answer, Command, LockView, Rejection, Renewal};
+use crate::core::{Answer, Command, LockView, MAX_NAME_BYTES, Rejection, Renewal};
 use crate::memory::{acquired, closed, unexpected};
 use crate::replica::Replica;
 use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, ServiceError};
@@ -34,6 +34,9 @@ pub type Wrap = dyn Fn(Bytes) -> Bytes + Send + Sync;
 /// The lock service on one node of a group. The leader answers everything; other nodes answer
 /// [`view`](LockService::view), and for the rest say who leads: `NetLocks` (feature `net`)
 /// follows the leader.
+///
+/// Ids of sessions are places in the log. A group that is made anew, without its log, is served
+/// under another number, so that no client takes a new session for an old one of its own.
 ///
 /// # Example
 /// ```
@@ -103,7 +106,9 @@ impl RaftLocks {
 
 impl Group {
     async fn propose(&self, command: &Command, by: Instant) -> Result<Answer, ServiceError> {
-        let proposed = timeout_at(by, self.raft.propose((self.wrap)(command.encode()))).await;
+        // What is in the log and no command stops every replica.
+        let command = (self.wrap)(command.encode_checked()?);
+        let proposed = timeout_at(by, self.raft.propose(command)).await;
         let Ok(proposed) = proposed else {
             return Err(ServiceError::unknown("it was not committed by the deadline"));
         };
@@ -217,6 +222,9 @@ impl LockService for RaftLocks {
         known: Option<u64>,
         deadline: Instant,
     ) -> Result<LockView, ServiceError> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Rejection::OutOfRange.into());
+        }
         self.group.catch_up(deadline).await?;
         Ok(self.group.replica.wait_for_change(name, known, deadline).await)
     }

@@ -159,14 +159,14 @@ async fn acquire<K: GrantKind>(
     let shared = &handle.shared;
     let place = Place::new(Arc::clone(handle));
     let mut retries = Retries::new();
-    let (mut was_sent, mut is_queued) = (false, false);
+    let mut is_queued = false;
     // Ends: the deadline passes, or the session ends.
     loop {
         shared.check()?;
         let acquisition = Acquisition {
             session: shared.id,
             request: place.request(),
-            floor: shared.requests.floor(),
+            floor: shared.requests.floor().min(place.request()),
             name: name.clone(),
             mode,
             wait,
@@ -192,11 +192,13 @@ async fn acquire<K: GrantKind>(
             }
             Ok(Acquired::Queued) if Instant::now() >= deadline => return Ok(None),
             Ok(Acquired::Queued) => {
+                place.arrived();
                 is_queued = true;
                 continue;
             }
-            // An earlier attempt of it found the lock taken, and its answer was lost.
-            Err(ServiceError::Rejected(Rejection::StaleRequest)) if !wait && was_sent => {
+            // An earlier attempt of it, by us or by the service's client, found the lock taken, and
+            // its answer was lost.
+            Err(ServiceError::Rejected(Rejection::StaleRequest)) if !wait => {
                 place.ended();
                 return Ok(None);
             }
@@ -209,7 +211,6 @@ async fn acquire<K: GrantKind>(
             }
             Err(error) => error,
         };
-        was_sent = true;
         if !retries.pause(deadline).await {
             // The last that was heard is that others hold the lock, and the wait is over.
             if is_queued {

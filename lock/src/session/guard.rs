@@ -38,10 +38,16 @@ impl<K: GrantKind> Place<K> {
     /// The service has said that the request has ended.
     pub(super) fn ended(mut self) {
         self.has_ended = true;
-        self.shared().requests.end(self.request);
+        self.shared().requests.arrived(self.request);
+    }
+
+    /// The service has said that the request holds or waits.
+    pub(super) fn arrived(&self) {
+        self.shared().requests.arrived(self.request);
     }
 
     pub(super) fn granted(self, name: Bytes, token: u64) -> Guard<K> {
+        self.arrived();
         Guard { held: Arc::new(Held { place: self, name, token, written: AtomicU64::new(0) }) }
     }
 
@@ -164,7 +170,8 @@ impl<K: GrantKind> Guard<K> {
     /// the service gives the lock to others, by the margin of [`LeaseConfig`](crate::LeaseConfig);
     /// and it is not polled any more from then on, also if the process was paused.
     ///
-    /// A future that blocks its thread cannot be stopped: only the fencing token keeps its late
+    /// A future that blocks its thread cannot be stopped, and one in another task than that which
+    /// closes the session is dropped a moment later: only the fencing token keeps their late
     /// effects out.
     ///
     /// # Errors

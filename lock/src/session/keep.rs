@@ -32,7 +32,7 @@ pub(super) async fn keep_alive<K: GrantKind>(shared: Arc<Shared<K>>) {
 /// Returns when the service has said that the session has ended, or a confirmation came too late.
 async fn renew<K: GrantKind>(shared: &Shared<K>) {
     let third = shared.ttl / 3;
-    let mut renewed_at = shared.clock.now();
+    let mut renewed_at = shared.opened_at;
     loop {
         let next = renewed_at.saturating_add(third.as_nanos() as u64);
         sleep_until(&*shared.clock, next, third).await;
@@ -117,5 +117,5 @@ async fn release<K: GrantKind>(shared: Arc<Shared<K>>, request: u64) {
         }
         retries.wait().await;
     }
-    shared.requests.end(request);
+    shared.requests.arrived(request);
 }

@@ -63,6 +63,8 @@ pub(crate) struct Shared<K: GrantKind> {
     pub(crate) id: u64,
     pub(crate) ttl: Duration,
     pub(crate) lease: Lease,
+    /// When the request that opened the session was sent, by `clock`.
+    pub(crate) opened_at: u64,
     pub(crate) requests: Requests,
     /// Rings when a release was put into `requests`.
     pub(crate) release: Notify,
@@ -143,11 +145,11 @@ impl<K: GrantKind> Session<K> {
         let deadline = after(within);
         let mut retries = Retries::new();
         // Ends: the deadline passes.
-        let (id, lease) = loop {
+        let (id, lease, opened_at) = loop {
             let sent_at = clock.now();
             let error = match by(deadline, service.open_session(config.ttl, deadline)).await {
                 Ok(id) => match Lease::granted(&config, sent_at, clock.now()) {
-                    Ok(lease) => break (id, lease),
+                    Ok(lease) => break (id, lease, sent_at),
                     Err(BeginError::Config(error)) => return Err(error.into()),
                     Err(BeginError::TooLate) => OpenError::TooSlow,
                 },
@@ -164,6 +166,7 @@ impl<K: GrantKind> Session<K> {
             id,
             ttl: config.ttl,
             lease,
+            opened_at,
             requests: Requests::default(),
             release: Notify::new(),
             is_live: watch::Sender::new(true),
@@ -217,7 +220,8 @@ impl<K: GrantKind> Session<K> {
     }
 
     /// Ends the session, and with it all that it holds and waits for: at once for this process,
-    /// and `within` this time at the service.
+    /// and `within` this time at the service. Futures under [`Guard::run`] in other tasks may be
+    /// dropped a moment after others got the lock: let them end before.
     ///
     /// # Errors
     /// [`ServiceError`]: the service may keep the locks for the time to live.

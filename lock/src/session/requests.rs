@@ -13,9 +13,9 @@ pub(crate) struct Requests {
 struct State {
     /// The latest number that was given out.
     latest: u64,
-    /// Numbers that may hold, wait or be under way at the service.
+    /// Numbers that may be on their way to the service.
     open: BTreeSet<u64>,
-    /// To be released in the background. Invariant: each is in `open`.
+    /// To be released in the background.
     releases: VecDeque<u64>,
 }
 
@@ -34,14 +34,15 @@ impl Requests {
         request
     }
 
-    /// The smallest number that has not ended.
+    /// Below it, the service knows each number, or that it has ended.
     pub(crate) fn floor(&self) -> u64 {
         let state = self.state();
         state.open.first().copied().unwrap_or(state.latest + 1)
     }
 
-    /// The service knows that the request has ended.
-    pub(crate) fn end(&self, request: u64) {
+    /// The service knows the request, which holds or waits, or knows that it has ended. If it holds
+    /// or waits, the service keeps it until it is released, however far the floor rises.
+    pub(crate) fn arrived(&self, request: u64) {
         self.state().open.remove(&request);
     }
 

@@ -1,0 +1,213 @@
+//! The client over the network, with scripted and slow services, on paused time.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use voussoir_lock::net::{LockServer, NetLocks};
+use voussoir_lock::*;
+use voussoir_net::Transport as _;
+use voussoir_net::memory::{Faults, Memory, Network};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+const LOCKS: u16 = 7;
+
+fn network() -> Network {
+    Network::new(voussoir_net::Config::default()).expect("a valid configuration")
+}
+
+fn memory() -> Arc<MemoryLocks> {
+    MemoryLocks::start_with_clock(Arc::new(TokioClock::default()))
+}
+
+fn serve(net: &Network, id: u64, service: Arc<dyn LockService<Grants = Fenced>>) -> Memory {
+    let node = net.join(id);
+    LockServer::serve(&node, LOCKS, service).expect("it is not served");
+    node
+}
+
+async fn open(service: &Arc<NetLocks>) -> Session {
+    let mut config = LeaseConfig::default();
+    config.ttl = SECOND;
+    let clock = Arc::new(TokioClock::default());
+    let opened = Session::open_with_clock(service.clone(), config, 5 * SECOND, clock).await;
+    opened.expect("the service works")
+}
+
+/// Regression corpus 61: a session of a service that has lost its data is not one of the next.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_begins_anew_does_not_know_the_sessions_before_it() {
+    let net = network();
+    let node = serve(&net, 1, memory());
+    let one = open(&NetLocks::new(Arc::new(net.join(100)), LOCKS, [1])).await;
+    let old = one.lock("a").within(SECOND).await.expect("it is free");
+    assert!(node.withdraw(LOCKS));
+    LockServer::serve(&node, LOCKS, memory()).expect("it is not served");
+    let two = open(&NetLocks::new(Arc::new(net.join(101)), LOCKS, [1])).await;
+    assert_ne!(two.id(), one.id());
+    let new = two.lock("a").within(SECOND).await.expect("it is free");
+    one.lost().await;
+    old.permit().expect_err("the service does not know it");
+    sleep(5 * SECOND).await;
+    new.permit().expect("it is renewed");
+}
+
+/// Waits do not fill the connection that renewals and releases go by.
+#[tokio::test(start_paused = true)]
+async fn many_waiters_do_not_starve_the_renewals_of_their_session() {
+    let net = network();
+    let _node = serve(&net, 1, memory());
+    let session = open(&NetLocks::new(Arc::new(net.join(100)), LOCKS, [1])).await;
+    let first = session.lock("a").within(SECOND).await.expect("it is free");
+    let mut waiters = Vec::new();
+    for _ in 0..2_000 {
+        let session = session.clone();
+        waiters.push(tokio::spawn(async move {
+            let guard = session.lock("a").within(600 * SECOND).await.expect("its turn comes");
+            assert_eq!(guard.release(SECOND).await, Released::Released);
+        }));
+    }
+    sleep(10 * SECOND).await;
+    first.permit().expect("it is renewed");
+    assert_eq!(first.release(SECOND).await, Released::Released);
+    for waiter in waiters {
+        waiter.await.expect("it is served");
+    }
+}
+
+/// That the time to wait is over is not taken for a silent service, however far it is.
+#[tokio::test(start_paused = true)]
+async fn a_wait_that_is_over_is_timed_out_over_a_slow_network() {
+    let net = network();
+    let _node = serve(&net, 1, memory());
+    let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+    net.set_all_faults(Faults::delay(20 * MS, 30 * MS));
+    let session = open(&service).await;
+    let _held = session.lock("a").within(SECOND).await.expect("it is free");
+    for within in [500, 700, 1_000, 2_000, 2_300, 3_000, 5_000] {
+        let begun = Instant::now();
+        let waited = session.lock("a").within(within * MS).await;
+        assert_eq!(waited.expect_err("it is held"), LockError::TimedOut, "{within} ms");
+        assert!(begun.elapsed() <= within * MS, "{:?}", begun.elapsed());
+    }
+}
+
+/// A node that is silent does not cost the whole time of a wait.
+#[tokio::test(start_paused = true)]
+async fn a_wait_asks_another_node_while_one_is_silent() {
+    let net = network();
+    let _nodes = [1, 2].map(net_node(&net));
+    for _ in 0..8 {
+        // The client begins at any of the nodes.
+        let id = 100 + fastrand::u64(..1 << 40);
+        let service = NetLocks::new(Arc::new(net.join(id)), LOCKS, [1, 2]);
+        let by = Instant::now() + 2 * SECOND;
+        let (session, request) = (SESSION, 1);
+        let acquisition = Acquisition {
+            session,
+            request,
+            floor: 1,
+            name: "a".into(),
+            mode: Mode::Exclusive,
+            wait: true,
+            lock_delay: Duration::ZERO,
+        };
+        let granted = service.acquire(&acquisition, by).await;
+        assert_eq!(granted, Ok(Acquired::Granted { token: 1 }));
+    }
+}
+
+const SESSION: u64 = 5;
+
+/// Node 1 answers nothing; node 2 grants everything.
+fn net_node(net: &Network) -> impl Fn(u64) -> Memory {
+    let net = net.clone();
+    move |id| serve(&net, id, Scripted::new([], id == 1))
+}
+
+/// What has been unknown once stays so, whatever is said of later attempts.
+#[tokio::test(start_paused = true)]
+async fn an_unknown_outcome_is_not_forgotten_at_a_later_attempt() {
+    let value =
+        NewValue { session: SESSION, token: 1, number: 1, name: "a".into(), value: "v".into() };
+    let unknown = || ServiceError::unknown("the answer was lost");
+    for later in [ServiceError::unavailable("busy"), Rejection::NotHeld.into()] {
+        let net = network();
+        let script = std::iter::once(unknown()).chain(vec![later; 1_000]);
+        let _node = serve(&net, 1, Scripted::new(script, false));
+        let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+        let set = service.set_value(&value, Instant::now() + SECOND).await;
+        assert_eq!(set.expect_err("it is not confirmed").outcome(), Outcome::Unknown);
+    }
+    // The end of the session is final, whatever was before.
+    let net = network();
+    let script = [unknown(), Rejection::NoSession.into()];
+    let _node = serve(&net, 1, Scripted::new(script, false));
+    let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+    let set = service.set_value(&value, Instant::now() + SECOND).await;
+    assert_eq!(set, Err(Rejection::NoSession.into()));
+}
+
+/// A try whose answer was lost between the nodes has ended as busy.
+#[tokio::test(start_paused = true)]
+async fn a_try_that_is_stale_at_its_first_answer_is_busy() {
+    let net = network();
+    let script = [Rejection::StaleRequest.into()];
+    let _node = serve(&net, 1, Scripted::new(script, false));
+    let session = open(&NetLocks::new(Arc::new(net.join(100)), LOCKS, [1])).await;
+    assert!(session.lock("a").try_within(SECOND).await.expect("an answer").is_none());
+}
+
+/// Acquisitions and values are answered by the script, then granted and set.
+struct Scripted {
+    errors: Mutex<VecDeque<ServiceError>>,
+    is_silent: bool,
+}
+
+impl Scripted {
+    fn new(errors: impl IntoIterator<Item = ServiceError>, is_silent: bool) -> Arc<Self> {
+        Arc::new(Self { errors: Mutex::new(errors.into_iter().collect()), is_silent })
+    }
+
+    async fn answer(&self) -> Result<(), ServiceError> {
+        if self.is_silent {
+            std::future::pending::<()>().await;
+        }
+        self.errors.lock().expect("no panic").pop_front().map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl LockService for Scripted {
+    type Grants = Fenced;
+
+    async fn open_session(&self, _: Duration, _: Instant) -> Result<u64, ServiceError> {
+        Ok(SESSION)
+    }
+
+    async fn renew_session(&self, _: u64, _: Instant) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn close_session(&self, _: u64, _: Instant) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn acquire(&self, _: &Acquisition, _: Instant) -> Result<Acquired, ServiceError> {
+        self.answer().await.map(|()| Acquired::Granted { token: 1 })
+    }
+
+    async fn release(&self, _: u64, _: u64, _: Instant) -> Result<(), ServiceError> {
+        Ok(())
+    }
+
+    async fn set_value(&self, _: &NewValue, _: Instant) -> Result<(), ServiceError> {
+        self.answer().await
+    }
+
+    async fn view(&self, _: &Bytes, _: Option<u64>, _: Instant) -> Result<LockView, ServiceError> {
+        Ok(LockView::default())
+    }
+}
