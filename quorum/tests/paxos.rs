@@ -384,3 +384,40 @@ fn registers_are_linearizable() {
     }
     situations.assert_all_reached();
 }
+
+/// An acceptance that comes behind the deadline may be that of a store that was lost since, and
+/// was rebuilt without it.
+#[test]
+fn an_answer_behind_the_deadline_counts_for_nothing() {
+    let dot = |counter| Dot::new(Actor::new(9, 1), counter);
+    for (now, is_late) in [(9, false), (10, true), (11, true)] {
+        let config = ProposerConfig::with_acceptors([1, 2, 3]);
+        let mut proposer = Proposer::new(dot(1), config).unwrap();
+        proposer.propose(0, dot(2), Change::Write(None), 10).unwrap();
+        let (mut outcome, mut accepted) = (None, 0);
+        // Ends: each acceptor is asked once in each phase.
+        while let Some(output) = proposer.poll_output() {
+            match output {
+                ProposerOutput::Send { to, request: Request::Prepare { ballot } } => {
+                    let reply = Reply::Promise { ballot, accepted: None };
+                    proposer.step(1, ProposerInput::Reply { from: to, reply });
+                }
+                ProposerOutput::Send { to, request: Request::Accept { ballot, .. } } => {
+                    let reply = Reply::Accepted { ballot };
+                    accepted += 1;
+                    // The second of them makes the majority.
+                    let at = if accepted == 1 { 1 } else { now };
+                    proposer.step(at, ProposerInput::Reply { from: to, reply });
+                }
+                ProposerOutput::Done { outcome: told } => outcome = Some(told),
+                other => panic!("{other:?}"),
+            }
+        }
+        let outcome = outcome.unwrap();
+        if is_late {
+            assert!(matches!(outcome, Outcome::Unknown(_)), "{outcome:?} at {now}");
+        } else {
+            assert_eq!(outcome, Outcome::Applied { version: 1 });
+        }
+    }
+}

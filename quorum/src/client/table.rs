@@ -232,10 +232,9 @@ impl Table {
             return Err(TableError::KeyTooLong { bytes: key.len() });
         }
         let (done, is_done) = oneshot::channel();
-        let now = self.shared.now();
         let mut operation = Running { shared: &self.shared, id: None };
         self.shared.with(|state| {
-            let id = begin(&mut state.core, now, key)?;
+            let id = begin(&mut state.core, self.shared.now(), key)?;
             state.waiting.insert(id, done);
             operation.id = Some(id);
             Ok::<_, Rejected>(())
@@ -313,7 +312,6 @@ impl Shared {
         let deadline = Instant::now() + self.config.timeout;
         let task = tokio::spawn(async move {
             let result = call(&shared.link, to, class, epoch, ask, deadline).await;
-            let now = shared.now();
             let _ = shared.with(|state| {
                 state.calls.remove(&id);
                 let input = match result {
@@ -325,7 +323,8 @@ impl Shared {
                     Ok(_) => CoordinatorInput::Failed { call: id, error: CallError::Unknown },
                     Err(error) => CoordinatorInput::Failed { call: id, error },
                 };
-                state.core.step(now, input);
+                // Read under the lock: an answer that waited for it may be behind its deadline.
+                state.core.step(shared.now(), input);
                 Ok::<_, Rejected>(())
             });
         });
@@ -386,9 +385,8 @@ async fn keep_time(shared: Weak<Shared>) {
             () = table.timer.notified() => false,
         };
         if is_due {
-            let now = table.now();
             let _ = table.with(|state| {
-                state.core.step(now, CoordinatorInput::Time);
+                state.core.step(table.now(), CoordinatorInput::Time);
                 Ok::<_, Rejected>(())
             });
         }

@@ -198,12 +198,13 @@ impl Proposer {
 
     /// Takes an input. `now` is in ns and does not go back.
     pub fn step(&mut self, now: u64, input: ProposerInput) {
+        // First: an answer behind the deadline may be that of a store that was lost since.
+        self.time(now);
         if let ProposerInput::Reply { from, reply } = input
             && self.config.acceptors.contains(&from)
         {
             self.reply(now, from, reply);
         }
-        self.time(now);
     }
 
     /// The next thing to do.
