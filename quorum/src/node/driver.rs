@@ -221,10 +221,12 @@ impl Driver {
 
     fn reply(&mut self, id: u64, answer: &Answer) {
         let Some(waiter) = self.waiters.remove(&id) else { return };
-        let mut bytes = answer.encode(self.replica.epoch());
+        // An epoch that a crash can take back is told nobody.
+        let epoch = self.durable_meta.epoch;
+        let mut bytes = answer.encode(epoch);
         if bytes.len() > waiter.max_answer_bytes {
             let is_written = matches!(answer, Answer::Table(Reply::Written { .. }));
-            bytes = Answer::TooLong { is_written }.encode(self.replica.epoch());
+            bytes = Answer::TooLong { is_written }.encode(epoch);
         }
         // Who asked may have gone.
         let _ = waiter.reply.send(bytes);
@@ -381,6 +383,12 @@ impl Driver {
             }
             Err(error) => return Err(error),
         }
+        if let Some(meta) = batch.meta {
+            self.durable_meta = meta;
+            if *self.status.borrow() != status_of(&meta) {
+                self.status.send_replace(status_of(&meta));
+            }
+        }
         if batch.record > 0 {
             self.replica.step(ReplicaInput::Persisted { id: batch.record });
         }
@@ -389,12 +397,6 @@ impl Driver {
         }
         for done in batch.done {
             let _ = done.send(());
-        }
-        if let Some(meta) = batch.meta {
-            self.durable_meta = meta;
-            if *self.status.borrow() != status_of(&meta) {
-                self.status.send_replace(status_of(&meta));
-            }
         }
         Ok(())
     }

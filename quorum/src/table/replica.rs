@@ -244,7 +244,8 @@ impl Replica {
             return Ok(());
         }
         if epoch.saturating_add(1) < self.epoch {
-            self.reply(id, 0, Reply::Stale { epoch: self.epoch });
+            // Who asked goes on in that epoch: it is told when it is durable.
+            self.reply(id, self.latest, Reply::Stale { epoch: self.epoch });
             return Ok(());
         }
         let is_merge = matches!(request, Request::Merge { .. });
