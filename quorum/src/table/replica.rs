@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 
 use super::{Reply, Request};
+use crate::version::codec::Limits;
 use crate::version::{Dot, DotError, DotSource, Siblings, VersionVector};
 
 /// What happens to a [`Replica`].
@@ -365,7 +366,7 @@ impl Replica {
         if !own.is_some_and(|own| own.includes(&state)) {
             let mut merged = own.cloned().unwrap_or_default();
             merged.merge(state);
-            if bytes_of(&merged) > Self::MAX_MERGED_BYTES {
+            if bytes_of(&merged) > Self::MAX_MERGED_BYTES || !is_readable(&merged) {
                 return Reply::Refused;
             }
             self.persist(key, merged);
@@ -405,6 +406,9 @@ impl Replica {
                     return Reply::Refused;
                 }
             }
+        }
+        if !is_readable(&state) {
+            return Reply::Refused;
         }
         self.persist(key, state.clone());
         Reply::Written { state }
@@ -453,6 +457,14 @@ impl Replica {
             self.to_release.push_back((self.latest, key.clone()));
         }
     }
+}
+
+/// Whether the decoder reads the state back: a record that it refuses would stop the node.
+fn is_readable(state: &Siblings<Bytes>) -> bool {
+    let Limits { max_actors, max_siblings, max_value_bytes } = Limits::default();
+    state.context().len() <= max_actors
+        && state.len() <= max_siblings
+        && state.values().all(|value| value.len() <= max_value_bytes)
 }
 
 /// Length of all values together.
