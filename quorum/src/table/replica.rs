@@ -362,9 +362,10 @@ impl Replica {
 
     fn merge(&mut self, key: &Bytes, state: Siblings<Bytes>) -> Reply {
         self.notice_amnesia(&state);
-        let own = self.keys.get(key).map(|resident| &resident.state);
-        if !own.is_some_and(|own| own.includes(&state)) {
-            let mut merged = own.cloned().unwrap_or_default();
+        let empty = Siblings::new();
+        let own = self.keys.get(key).map_or(&empty, |resident| &resident.state);
+        if !own.includes(&state) {
+            let mut merged = own.clone();
             merged.merge(state);
             if bytes_of(&merged) > Self::MAX_MERGED_BYTES || !is_readable(&merged) {
                 return Reply::Refused;
@@ -397,7 +398,13 @@ impl Replica {
         }
         let mut state = self.state(key);
         match value {
-            None => state.delete(seen),
+            None => {
+                state.delete(seen);
+                // Nothing was there that it covers: a record would be no tombstone, and stay.
+                if self.keys.get(key).map_or(state == Siblings::new(), |own| own.state == state) {
+                    return Reply::Written { state };
+                }
+            }
             Some(value) => {
                 let Some(dot) = self.draw() else { return Reply::Refused };
                 let is_put = state.put(seen, dot, value).is_ok();
