@@ -165,7 +165,7 @@ impl Driver {
             Job::Rebuilt { done } => {
                 if !self.meta.is_condemned && self.replica.epoch() > 0 {
                     self.replica.rebuilt();
-                    self.meta.is_whole = true;
+                    self.meta.is_whole = self.replica.is_whole();
                     self.write_meta();
                 }
                 self.batch(0).done.push(done);
@@ -281,7 +281,7 @@ impl Driver {
                 ReplicaOutput::Reply { id, reply } => self.reply(id, &Answer::Table(reply)),
             }
         }
-        if self.meta.is_whole && !self.replica.is_whole() {
+        if self.replica.has_amnesia() && !self.meta.is_condemned {
             // It has met its own future. Only a new incarnation is whole again.
             self.meta.is_whole = false;
             self.meta.is_condemned = true;
@@ -385,8 +385,12 @@ impl Driver {
         }
         if let Some(meta) = batch.meta {
             self.durable_meta = meta;
-            if *self.status.borrow() != status_of(&meta) {
-                self.status.send_replace(status_of(&meta));
+            // A loss counts from when it is noticed, and not from when it is written.
+            let is_condemned = self.meta.is_condemned;
+            let status =
+                status_of(&Meta { is_condemned, is_whole: meta.is_whole && !is_condemned, ..meta });
+            if *self.status.borrow() != status {
+                self.status.send_replace(status);
             }
         }
         if batch.record > 0 {

@@ -88,6 +88,9 @@ impl Node {
         if !self.order(|done| Job::Rebuilt { done }).await {
             return Err(RebuildError::Halted);
         }
+        if !self.is_whole() {
+            return Err(RebuildError::Condemned);
+        }
         tracing::info!(target: "voussoir::quorum", node = self.shared.id, read, "rebuilt");
         Ok(())
     }

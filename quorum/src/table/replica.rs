@@ -100,6 +100,8 @@ pub struct Replica {
     /// Whether `keys` are all keys.
     holds_all: bool,
     is_whole: bool,
+    /// It has met dots of its own store that it has not given out.
+    has_amnesia: bool,
     /// Requests of an epoch before the previous one are refused. 0: not known, after a loss.
     epoch: u64,
     /// A mark that goes with the next record. Dots below it have been drawn, and none was seen.
@@ -171,6 +173,7 @@ impl Replica {
             keys: BTreeMap::new(),
             holds_all: false,
             is_whole,
+            has_amnesia: false,
             epoch: Self::FIRST_EPOCH,
             mark: None,
             latest: 0,
@@ -205,9 +208,14 @@ impl Replica {
     /// that may have counted an acknowledgement of the lost store, and has then merged all keys of
     /// at least N - W + 1 other whole replicas. A replica that noticed that its own past was lost
     /// is recovered under a new incarnation first: one of its old dots may be where it did not
-    /// look. Until then a restart begins without `is_whole` again.
+    /// look. Until then this does nothing, and a restart begins without `is_whole` again.
     pub fn rebuilt(&mut self) {
-        self.is_whole = true;
+        self.is_whole |= !self.has_amnesia;
+    }
+
+    /// Whether it noticed that its own past was lost, before or after it was whole.
+    pub(crate) fn has_amnesia(&self) -> bool {
+        self.has_amnesia
     }
 
     /// The keys in memory and their states, in ascending order, as they will be when every write
@@ -385,6 +393,7 @@ impl Replica {
         let own = own.map(|dot| dot.counter).max().unwrap_or(0);
         if own >= self.dots.next_counter() {
             self.is_whole = false;
+            self.has_amnesia = true;
             self.dots.skip_to(own);
         }
     }
