@@ -8,7 +8,9 @@
 //! 2. The epoch is raised at every replica, twice. Operations carry the epoch in which they began,
 //!    and replicas refuse those of before the previous epoch: what was read before step 1 ended
 //!    can be written nowhere any more.
-//! 3. Each replica drops the tombstone, if the key was not written since.
+//! 3. Each tombstone is merged into every replica again: one may have been lost since step 1, and
+//!    rebuilt from replicas that did not hold it yet.
+//! 4. Each replica drops the tombstone, if the key was not written since.
 //!
 //! A replica that does not answer, or is not whole, holds up the collection for as long: nothing
 //! that was deleted comes back, and tombstones stay.
@@ -68,16 +70,7 @@ impl Node {
         if tombstones.is_empty() {
             return Ok(0);
         }
-        for replica in &self.shared.config.replicas {
-            for (key, context) in &tombstones {
-                let state = crate::version::Siblings::from_parts(context.clone(), [].into());
-                let request = Request::Merge { key: key.clone(), state };
-                let reply = self.request(link, *replica, epoch, request).await;
-                if reply != Some(Reply::Merged) {
-                    return Err(CollectError::Unacknowledged { replica: *replica });
-                }
-            }
-        }
+        self.spread(link, epoch, &tombstones).await?;
         // Another collector may raise it meanwhile: it is read again now that all hold them.
         for replica in &self.shared.config.replicas {
             epoch = epoch.max(self.raise(link, *replica, 0).await?);
@@ -87,6 +80,7 @@ impl Node {
                 self.raise(link, *replica, raised).await?;
             }
         }
+        self.spread(link, epoch + 2, &tombstones).await?;
         for replica in &self.shared.config.replicas {
             for (key, context) in &tombstones {
                 let (key, context) = (key.clone(), context.clone());
@@ -96,6 +90,26 @@ impl Node {
             }
         }
         Ok(tombstones.len())
+    }
+
+    /// Merges the tombstones into every replica.
+    async fn spread(
+        &self,
+        link: &Arc<dyn Link>,
+        epoch: u64,
+        tombstones: &[(Bytes, VersionVector)],
+    ) -> Result<(), CollectError> {
+        for replica in &self.shared.config.replicas {
+            for (key, context) in tombstones {
+                let state = crate::version::Siblings::from_parts(context.clone(), [].into());
+                let request = Request::Merge { key: key.clone(), state };
+                let reply = self.request(link, *replica, epoch, request).await;
+                if reply != Some(Reply::Merged) {
+                    return Err(CollectError::Unacknowledged { replica: *replica });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Raises the epoch of a replica, and says what it is then.
