@@ -44,6 +44,12 @@ fn a_node_that_cannot_work_is_refused_by_name() {
     let ns = Duration::from_nanos(1);
     assert_eq!(field(&|c| c.replicas = vec![1, 1]), "replicas");
     assert_eq!(field(&|c| (c.replicas, c.write) = (vec![1], Level::Two)), "write");
+    // A write that one replica alone holds is lost with it: nothing could be rebuilt.
+    assert_eq!(field(&|c| c.write = Level::One), "write");
+    assert_eq!(field(&|c| (c.replicas, c.write) = (vec![1, 2], Level::One)), "write");
+    for replicas in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
+        NodeConfig::with_replicas(replicas).validate().unwrap();
+    }
     assert_eq!(field(&|c| c.timeout = Duration::from_secs(3_600) + ns), "timeout");
     assert_eq!(field(&|c| c.max_requests = 63), "max_requests");
     assert_eq!(field(&|c| c.max_batch_bytes = (64 << 10) - 1), "max_batch_bytes");

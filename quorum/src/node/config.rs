@@ -13,7 +13,7 @@ pub struct NodeConfig {
     /// registers.
     pub replicas: Vec<u64>,
     /// The lowest level that any table writes with. A lost replica is rebuilt from N - W + 1
-    /// others. Default [`Level::Quorum`].
+    /// others, so that several replicas need W of 2 or more. Default [`Level::Quorum`].
     pub write: Level,
     /// The longest that an operation of any table or register takes. A lost replica waits so long
     /// before it is rebuilt. From 1 ms to 1 hour. Default 1 s.
@@ -85,6 +85,11 @@ impl NodeConfig {
                 "write",
                 self.write.count(ids.len()) <= ids.len(),
                 "must not ask for more than all `replicas`",
+            ),
+            (
+                "write",
+                ids.len() == 1 || self.sources() < ids.len(),
+                "must be at least two of several `replicas`: a lost one could never be rebuilt",
             ),
             ("timeout", is_in(self.timeout, hour), "must be from 1 ms to 1 hour"),
             (
