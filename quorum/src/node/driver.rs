@@ -46,6 +46,9 @@ pub(super) enum Job {
 type Write = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
 type Loaded = Result<Vec<(Bytes, Option<Bytes>)>, StoreError>;
 
+/// What a change counts in [`ReplicaStore::max_batch_bytes`] beside its key and record.
+const CHANGE_BYTES: usize = 32;
+
 /// Who waits for an answer.
 struct Waiter {
     reply: oneshot::Sender<Bytes>,
@@ -68,6 +71,8 @@ struct Batch {
 pub(super) struct Driver {
     store: Arc<dyn ReplicaStore>,
     max_batch_bytes: usize,
+    /// Values of one record that a batch has room for.
+    max_merged_bytes: usize,
     max_requests: usize,
     status: watch::Sender<Status>,
     /// As it will be when every write has ended, and as the store has it or is being told.
@@ -94,15 +99,18 @@ impl Driver {
         meta: Meta,
         status: watch::Sender<Status>,
     ) -> Self {
+        let max_batch_bytes = config.max_batch_bytes.min(store.max_batch_bytes());
+        let max_merged_bytes = store.max_batch_bytes().saturating_sub(super::RECORD_HEAD_BYTES);
         Self {
             store,
-            max_batch_bytes: config.max_batch_bytes,
+            max_batch_bytes,
+            max_merged_bytes,
             max_requests: config.max_requests,
             status,
             meta,
             written_meta: meta,
             durable_meta: meta,
-            replica: replica_of(&meta),
+            replica: replica_of(&meta, max_merged_bytes),
             acceptors: Acceptors::default(),
             waiters: HashMap::new(),
             next_id: 0,
@@ -315,7 +323,8 @@ impl Driver {
 
     /// Adds a change to the last batch, or to a new one if that has no room.
     fn add(&mut self, change: Change) -> &mut Batch {
-        let bytes = change.key.len() + change.record.as_ref().map_or(0, Bytes::len);
+        let record_bytes = change.record.as_ref().map_or(0, Bytes::len);
+        let bytes = change.key.len() + record_bytes + CHANGE_BYTES;
         let batch = self.batch(bytes);
         batch.bytes += bytes;
         batch.changes.push(change);
@@ -418,7 +427,7 @@ impl Driver {
         self.to_load.clear();
         self.loads = JoinSet::new();
         self.acceptors = Acceptors::default();
-        self.replica = replica_of(&self.meta);
+        self.replica = replica_of(&self.meta, self.max_merged_bytes);
         let waiting: Vec<u64> = self.waiters.keys().copied().collect();
         for id in waiting {
             self.reply(id, &Answer::Busy);
@@ -440,10 +449,11 @@ async fn written(writing: &mut Option<(Write, Batch)>) -> Result<(), StoreError>
     }
 }
 
-fn replica_of(meta: &Meta) -> Replica {
+fn replica_of(meta: &Meta, max_merged_bytes: usize) -> Replica {
     let actor = Actor::new(meta.node, meta.incarnation);
     let dots = DotSource::recover(actor, meta.mark, []);
-    Replica::on_store(dots, meta.is_whole).with_epoch(meta.epoch)
+    let replica = Replica::on_store(dots, meta.is_whole).with_epoch(meta.epoch);
+    replica.with_max_merged_bytes(max_merged_bytes)
 }
 
 pub(super) fn status_of(meta: &Meta) -> Status {

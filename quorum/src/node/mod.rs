@@ -24,9 +24,15 @@ pub use self::rebuild::RebuildError;
 pub use self::tombstones::CollectError;
 use crate::ConfigError;
 use crate::store::{ReplicaStore, StoreError};
-use crate::table::Reply;
+use crate::table::{Replica, Reply};
 use crate::version::codec::DecodeError;
 use crate::wire::{Answer, Ask, Envelope, Space};
+
+/// The longest record that a write makes, with its key: values of 1 MiB together, and what names
+/// them and their context.
+const MIN_BATCH_BYTES: usize = Replica::MAX_VALUE_BYTES + RECORD_HEAD_BYTES;
+/// What a record and its key take beside the values at most: 2,048 dots with lengths, 1,024 actors.
+const RECORD_HEAD_BYTES: usize = 128 << 10;
 
 /// What a node can do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,7 +56,8 @@ pub enum Status {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// The configuration is not valid, or the node is none of its replicas.
+    /// The configuration is not valid, the node is none of its replicas, or its store does not take
+    /// batches as long as one record may be.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The store has failed.
@@ -136,7 +143,7 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config)?;
+        check(id, &config, &*store)?;
         if let Some(found) = read_meta(&*store).await? {
             return Err(StartError::Exists { found: found.node });
         }
@@ -166,7 +173,7 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config)?;
+        check(id, &config, &*store)?;
         match read_meta(&*store).await {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
@@ -199,7 +206,7 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config)?;
+        check(id, &config, &*store)?;
         store.clear().await?;
         let meta = Meta::lost(id);
         store.apply(vec![meta.change()]).await?;
@@ -302,8 +309,11 @@ impl Node {
     }
 }
 
-fn check(id: u64, config: &NodeConfig) -> Result<(), ConfigError> {
+fn check(id: u64, config: &NodeConfig, store: &dyn ReplicaStore) -> Result<(), ConfigError> {
     config.validate()?;
+    if store.max_batch_bytes() < MIN_BATCH_BYTES {
+        return Err(ConfigError { field: "store", rule: "must take batches of 1,152 KiB" });
+    }
     if config.replicas.contains(&id) {
         return Ok(());
     }

@@ -33,6 +33,9 @@ const HEAD_BYTES: usize = 8;
 const CHUNK_BYTES: usize = 512 << 10;
 /// About how many bytes of the log are read at once.
 const READ_BYTES: usize = 4 << 20;
+/// What a commit takes beside its records at most: each two of its batches in a row are longer than
+/// `CHUNK_BYTES` together, so that even one of 16 MiB has fewer than 70, of up to 160 bytes each.
+const FRAME_BYTES: u64 = 16 << 10;
 /// About how many bytes of the log one commit cleans.
 const CLEAN_BYTES: usize = 256 << 10;
 
@@ -461,6 +464,11 @@ impl Inner {
 
 #[async_trait]
 impl ReplicaStore for JournalStore {
+    fn max_batch_bytes(&self) -> usize {
+        let max = self.inner.journal.max_commit_bytes().saturating_sub(FRAME_BYTES);
+        usize::try_from(max).unwrap_or(usize::MAX)
+    }
+
     async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
         self.inner.state.lock().check()?;
         let quick = |key| self.inner.value_in_memory(key);

@@ -44,6 +44,12 @@ pub enum StoreError {
 /// group commit.
 #[async_trait]
 pub trait ReplicaStore: Send + Sync + 'static {
+    /// The longest batch that `apply` takes, in bytes: the lengths of its keys and records, and 32
+    /// bytes for each change. It does not change. A node needs 1,152 KiB.
+    fn max_batch_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     /// The durable records of some keys, in the order of the keys.
     ///
     /// # Errors

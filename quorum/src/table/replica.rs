@@ -102,6 +102,7 @@ pub struct Replica {
     is_whole: bool,
     /// It has met dots of its own store that it has not given out.
     has_amnesia: bool,
+    max_merged_bytes: usize,
     /// Requests of an epoch before the previous one are refused. 0: not known, after a loss.
     epoch: u64,
     /// A mark that goes with the next record. Dots below it have been drawn, and none was seen.
@@ -174,6 +175,7 @@ impl Replica {
             holds_all: false,
             is_whole,
             has_amnesia: false,
+            max_merged_bytes: Self::MAX_MERGED_BYTES,
             epoch: Self::FIRST_EPOCH,
             mark: None,
             latest: 0,
@@ -191,6 +193,13 @@ impl Replica {
     #[must_use]
     pub fn with_epoch(self, epoch: u64) -> Self {
         Self { epoch, ..self }
+    }
+
+    /// The replica with a lower limit than [`Replica::MAX_MERGED_BYTES`]: what its store can write
+    /// at once.
+    #[must_use]
+    pub(crate) fn with_max_merged_bytes(self, max: usize) -> Self {
+        Self { max_merged_bytes: max.min(Self::MAX_MERGED_BYTES), ..self }
     }
 
     /// Whether the replica counts in R and W.
@@ -375,7 +384,7 @@ impl Replica {
         if !own.includes(&state) {
             let mut merged = own.clone();
             merged.merge(state);
-            if bytes_of(&merged) > Self::MAX_MERGED_BYTES || !is_readable(&merged) {
+            if bytes_of(&merged) > self.max_merged_bytes || !is_readable(&merged) {
                 return Reply::Refused;
             }
             self.persist(key, merged);
