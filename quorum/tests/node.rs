@@ -65,7 +65,7 @@ fn head(answer: Option<Bytes>) -> (u8, u64) {
     (answer[1], u64::from_le_bytes(answer[4..12].try_into().unwrap()))
 }
 
-/// A store in memory whose writes wait while it is shut, and take 1 ms.
+/// A store in memory whose writes wait while it is shut, and take 5 ms.
 struct Gated {
     records: MemoryStore,
     is_open: tokio::sync::watch::Sender<bool>,
@@ -86,7 +86,7 @@ impl ReplicaStore for Gated {
 
     async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
         self.is_open.subscribe().wait_for(|is_open| *is_open).await.unwrap();
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
         self.records.apply(batch).await
     }
 
@@ -273,4 +273,87 @@ async fn a_replica_that_is_lost_during_a_collection_brings_nothing_back() {
         let answer = node.answer(get("k", 9)).await.unwrap();
         assert!(!answer.ends_with(b"v"), "node {id} has what was deleted");
     }
+}
+
+/// Every caller waits for the end, and what was accepted before is durable then.
+#[tokio::test(start_paused = true)]
+async fn each_shutdown_waits_until_what_was_accepted_is_durable() {
+    let (store, node) = gated_node().await;
+    store.is_open.send_replace(false);
+    let put = write("k", &VersionVector::new(), Some(b"v"));
+    let writer = node.clone();
+    let writing = tokio::spawn(async move { writer.answer(put).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut shutdowns = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let node = node.clone();
+        shutdowns.spawn(async move { node.shutdown().await });
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(shutdowns.try_join_next().is_none(), "a write is not durable yet");
+    assert_eq!(node.answer(get("k", 1)).await, None, "it takes no more requests");
+    store.is_open.send_replace(true);
+    shutdowns.join_all().await;
+    assert_eq!(*node.status().borrow(), Status::Stopped);
+    assert_eq!(head(writing.await.unwrap()).0, WRITTEN);
+    assert_eq!(store.scan(b"t", b"", 1 << 20).await.unwrap().len(), 1);
+    node.shutdown().await;
+}
+
+/// Clients that go on writing do not keep a node from its end.
+#[tokio::test(start_paused = true)]
+async fn a_shutdown_under_load_ends() {
+    let (store, node) = gated_node().await;
+    let mut clients = tokio::task::JoinSet::new();
+    for client in 0..4 {
+        let node = node.clone();
+        clients.spawn(async move {
+            // One after the other, so that there is a write to come whenever one has ended.
+            tokio::time::sleep(Duration::from_millis(2 * client)).await;
+            let mut written = 0;
+            // Ends: with the node.
+            loop {
+                let put = write(&format!("{client} {written}"), &VersionVector::new(), Some(b"v"));
+                match node.answer(put).await {
+                    Some(answer) => assert_eq!(head(Some(answer)).0, WRITTEN),
+                    None => return written,
+                }
+                written += 1;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    tokio::time::timeout(Duration::from_secs(10), node.shutdown()).await.expect("it ends");
+    let written: usize = clients.join_all().await.into_iter().sum();
+    assert!(written > 0);
+    assert_eq!(store.scan(b"t", b"", 1 << 20).await.unwrap().len(), written);
+}
+
+/// A shutdown that is dropped after its first poll, with the queue of the node full.
+#[tokio::test(start_paused = true)]
+async fn a_dropped_shutdown_ends_the_node() {
+    let (store, node) = gated_node().await;
+    let mut queued = Vec::new();
+    for at in 0..64 {
+        let put = write(&format!("k{at}"), &VersionVector::new(), Some(b"v"));
+        let mut answer = Box::pin(async { node.answer(put).await });
+        tokio::select! {
+            biased;
+            _ = &mut answer => panic!("the node has not run"),
+            () = std::future::ready(()) => queued.push(answer),
+        }
+    }
+    tokio::select! {
+        biased;
+        () = node.shutdown() => panic!("the node has not run"),
+        () = std::future::ready(()) => {}
+    }
+    for answer in queued {
+        assert_eq!(head(answer.await).0, WRITTEN);
+    }
+    let mut status = node.status();
+    let ended = status.wait_for(|status| *status == Status::Stopped);
+    let ended = tokio::time::timeout(Duration::from_secs(10), ended).await;
+    assert!(ended.is_ok(), "the node goes on");
+    assert_eq!(store.scan(b"t", b"", 1 << 20).await.unwrap().len(), 64);
 }

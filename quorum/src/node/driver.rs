@@ -21,10 +21,6 @@ use crate::wire::{Answer, Ask, Envelope, Space, decode_record, encode_record};
 
 /// What the task is asked to do.
 pub(super) enum Job {
-    /// Writes what was accepted, and ends.
-    Stop {
-        done: oneshot::Sender<()>,
-    },
     Answer {
         envelope: Envelope,
         reply: oneshot::Sender<Bytes>,
@@ -88,8 +84,8 @@ pub(super) struct Driver {
     writing: Option<(Write, Batch)>,
     loads: JoinSet<Loaded>,
     to_load: Vec<Bytes>,
-    /// Who waits for the end of the task. None: it goes on.
-    stopping: Option<oneshot::Sender<()>>,
+    /// Whether the task is to write what it has accepted, and to end.
+    stop: watch::Receiver<bool>,
 }
 
 impl Driver {
@@ -98,6 +94,7 @@ impl Driver {
         config: &NodeConfig,
         meta: Meta,
         status: watch::Sender<Status>,
+        stop: watch::Receiver<bool>,
     ) -> Self {
         let max_batch_bytes = config.max_batch_bytes.min(store.max_batch_bytes());
         let max_merged_bytes = store.max_batch_bytes().saturating_sub(super::RECORD_HEAD_BYTES);
@@ -118,22 +115,35 @@ impl Driver {
             writing: None,
             loads: JoinSet::new(),
             to_load: Vec::new(),
-            stopping: None,
+            stop,
         }
     }
 
-    /// Ends when every handle to the node is gone, or when the store fails.
+    /// Ends when every handle to the node is gone, when the store fails, or when it is told to stop.
+    /// The sender of the status is dropped last.
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut taken = Vec::with_capacity(256);
+        let (mut is_stopping, mut is_drained) = (false, false);
         loop {
             let event = tokio::select! {
                 biased;
                 result = written(&mut self.writing) => Event::Written(result),
                 Some(loaded) = self.loads.join_next() => Event::Loaded(loaded.unwrap_or_else(
                     |_| Err(StoreError::Unknown("a read was abandoned".to_owned())))),
-                count = jobs.recv_many(&mut taken, 256) => Event::Jobs(count),
+                true = is_told(&mut self.stop), if !is_stopping => Event::Stop,
+                count = jobs.recv_many(&mut taken, 256), if !is_drained => Event::Jobs(count),
             };
             let result = match event {
+                Event::Stop => {
+                    // What is in the queue is carried out; nothing more comes into it.
+                    jobs.close();
+                    is_stopping = true;
+                    Ok(())
+                }
+                Event::Jobs(0) if is_stopping => {
+                    is_drained = true;
+                    Ok(())
+                }
                 Event::Jobs(0) => return,
                 Event::Jobs(_) => {
                     taken.drain(..).for_each(|job| self.job(job));
@@ -148,14 +158,15 @@ impl Driver {
                 self.status.send_replace(Status::Halted(error));
                 return;
             }
-            if self.writing.is_none()
+            if is_drained
+                && self.writing.is_none()
                 && self.batches.is_empty()
-                && let Some(done) = self.stopping.take()
+                && self.loads.is_empty()
             {
-                self.status.send_replace(Status::Stopped);
-                // The store is let go before the caller is told.
+                let status = self.status.clone();
+                // The store is let go before the callers are told.
                 drop((self, jobs));
-                let _ = done.send(());
+                status.send_replace(Status::Stopped);
                 return;
             }
         }
@@ -164,7 +175,6 @@ impl Driver {
     fn job(&mut self, job: Job) {
         match job {
             Job::Answer { envelope, reply } => self.answer(envelope, reply),
-            Job::Stop { done } => self.stopping = Some(done),
             Job::LearnEpoch { epoch, done } => {
                 self.replica.learn_epoch(epoch);
                 self.drain_replica();
@@ -436,6 +446,7 @@ impl Driver {
 }
 
 enum Event {
+    Stop,
     Jobs(usize),
     Loaded(Loaded),
     Written(Result<(), StoreError>),
@@ -447,6 +458,11 @@ async fn written(writing: &mut Option<(Write, Batch)>) -> Result<(), StoreError>
         Some((write, _)) => write.await,
         None => std::future::pending().await,
     }
+}
+
+/// Waits until the node is told to stop. False: every handle is gone.
+async fn is_told(stop: &mut watch::Receiver<bool>) -> bool {
+    stop.wait_for(|is_told| *is_told).await.is_ok()
 }
 
 fn replica_of(meta: &Meta, max_merged_bytes: usize) -> Replica {

@@ -107,6 +107,8 @@ struct Shared {
     config: NodeConfig,
     store: Arc<dyn ReplicaStore>,
     jobs: mpsc::Sender<Job>,
+    /// Tells the task to end.
+    stop: watch::Sender<bool>,
     status: watch::Receiver<Status>,
     started: Instant,
     hints: Hints,
@@ -216,7 +218,8 @@ impl Node {
     fn run(store: Arc<dyn ReplicaStore>, config: NodeConfig, meta: Meta) -> Self {
         let (status, watched) = watch::channel(status_of(&meta));
         let (jobs, queue) = mpsc::channel(config.max_requests);
-        let driver = Driver::new(Arc::clone(&store), &config, meta, status);
+        let (stop, is_told) = watch::channel(false);
+        let driver = Driver::new(Arc::clone(&store), &config, meta, status, is_told);
         tokio::spawn(driver.run(queue));
         let hints = Hints::new(config.max_hints);
         let shared = Shared {
@@ -224,6 +227,7 @@ impl Node {
             config,
             store,
             jobs,
+            stop,
             status: watched,
             started: Instant::now(),
             hints,
@@ -247,13 +251,16 @@ impl Node {
         *self.shared.status.borrow() == Status::Whole
     }
 
-    /// Ends the node: what it has accepted becomes durable, and it answers nothing any more.
-    /// Returns when its task has ended. The store is free when the handles are dropped, too.
+    /// Ends the node: it takes no more requests, and what it has accepted becomes durable. Returns
+    /// when its task has ended, to each caller if there are several. The store is free when the handles are dropped, too.
     ///
     /// # Cancel safety
     /// Once polled, the node ends also when the future is dropped.
     pub async fn shutdown(&self) {
-        self.order(|done| Job::Stop { done }).await;
+        self.shared.stop.send_replace(true);
+        // The task holds the sender of the status until it has ended.
+        let mut status = self.status();
+        while status.changed().await.is_ok() {}
     }
 
     /// Answers a request that a link has brought. None: it is no request, or the node has halted;
