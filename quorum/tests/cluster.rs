@@ -308,6 +308,28 @@ async fn a_session_reads_its_writes_at_any_level_and_passes_them_on() {
     assert!(third.add_token(Bytes::from_static(b"no token")).is_err());
 }
 
+/// What a session has seen of a key is nowhere any more once its tombstone was collected.
+#[tokio::test(start_paused = true)]
+async fn a_session_reads_a_key_whose_tombstone_was_collected() {
+    let cluster = Cluster::new().await;
+    let table = cluster.strict(1);
+    let mut session = Session::new(&table, 2);
+    session.put("k", "v").await.unwrap();
+    session.delete("k").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let own = &cluster.hosts[0];
+    assert_eq!(own.node.collect_tombstones(&own.link).await, Ok(1));
+    // Not while a replica is away that may have it.
+    cluster.network.isolate(3);
+    assert!(session.get("k").await.is_err());
+    cluster.network.heal();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(session.get("k").await.unwrap().is_empty());
+    assert!(session.seen(b"k").is_empty());
+    session.put("k", "again").await.unwrap();
+    assert_eq!(texts(&session.get("k").await.unwrap()), ["again"]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_level_that_breaks_the_promise_of_the_table_is_refused() {
     let cluster = Cluster::new().await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{Table, TableError};
-use crate::table::{Level, Value};
+use crate::table::{Level, OperationError, Value};
 use crate::version::VersionVector;
 use crate::version::codec::{self, DecodeError, Limits};
 use crate::wire::MAX_KEY_BYTES;
@@ -31,7 +31,8 @@ pub enum SessionError {
 /// who reads with it sees no less.
 ///
 /// Guarantees hold per key. A read that no replica can answer yet fails with
-/// [`OperationError::Behind`](crate::table::OperationError::Behind), and does not go back.
+/// [`OperationError::Behind`], and does not go back. When every replica answers and none has seen
+/// as much, the key was deleted and its tombstone collected: the session sees it as it is then.
 #[derive(Clone, Debug)]
 pub struct Session {
     table: Table,
@@ -68,7 +69,17 @@ impl Session {
         level: Level,
     ) -> Result<Value, SessionError> {
         let key = self.room_for(key.into())?;
-        let value = self.table.get_at(key.clone(), level, &self.seen(&key)).await?;
+        let value = match self.table.get_at(key.clone(), level, &self.seen(&key)).await {
+            Err(behind @ TableError::Failed(OperationError::Behind)) => {
+                // Its tombstone may have been collected: no replica will ever have seen as much.
+                let none = VersionVector::new();
+                let all = self.table.get_at(key.clone(), Level::All, &none).await;
+                let value = all.map_err(|_| behind)?;
+                self.seen.remove(&key);
+                value
+            }
+            result => result?,
+        };
         Ok(self.saw(key, value))
     }
 
