@@ -119,8 +119,8 @@ impl Driver {
         }
     }
 
-    /// Ends when every handle to the node is gone, when the store fails, or when it is told to stop.
-    /// The sender of the status is dropped last.
+    /// Ends when every handle to the node is gone, when the store fails, or when it is told to
+    /// stop. The sender of the status is dropped last.
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         let mut taken = Vec::with_capacity(256);
         let (mut is_stopping, mut is_drained) = (false, false);

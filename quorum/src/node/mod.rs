@@ -252,7 +252,8 @@ impl Node {
     }
 
     /// Ends the node: it takes no more requests, and what it has accepted becomes durable. Returns
-    /// when its task has ended, to each caller if there are several. The store is free when the handles are dropped, too.
+    /// when its task has ended, to each caller if there are several. The store is free when the
+    /// handles are dropped, too.
     ///
     /// # Cancel safety
     /// Once polled, the node ends also when the future is dropped.
