@@ -227,6 +227,17 @@ pub enum FetchError {
         /// What is wrong with it.
         error: FormatError,
     },
+    /// The batch is compressed with a codec that this build does not have. Build with its feature;
+    /// the records behind the batch begin at `next_offset`.
+    #[error("the batch at offset {offset}: {error}; the records behind it begin at {next_offset}")]
+    Undecodable {
+        /// Offset of its first record.
+        offset: u64,
+        /// Offset of the first record behind it.
+        next_offset: u64,
+        /// The missing codec.
+        error: FormatError,
+    },
     /// The store cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -9,8 +9,8 @@ use tokio::time::{Instant, advance};
 use voussoir_queue::format::MAX_BATCH_BYTES;
 use voussoir_queue::store::{Done, MemoryPartition};
 use voussoir_queue::work::{
-    DeathReason, Delivery, MemoryWork, StoredLetter, WorkConfig, WorkError, WorkQueue, WorkStore,
-    WorkWrite,
+    Clock, DeathReason, Delivery, MemoryWork, StoredLetter, TokioClock, WorkConfig, WorkError,
+    WorkQueue, WorkStore, WorkWrite,
 };
 use voussoir_queue::{
     BatchBuilder, Bytes, Config, Durability, OpenError, Outcome, Partition, Record, StoreError,
@@ -245,6 +245,62 @@ async fn a_scheduled_record_is_delivered_at_its_time() {
     assert_eq!((dead.reason, dead.deliveries), (DeathReason::ScheduledTooLate, 0));
 }
 
+/// A letter that was scheduled too late is delivered by its redrive: that is the order to.
+#[tokio::test(start_paused = true)]
+async fn a_redrive_does_not_wait_for_the_schedule_of_the_record() {
+    let (source, store) = (source(), MemoryWork::new());
+    let work = open(&source, &store, config());
+    append(&source, &[Record::new("far").deliver_at(u64::MAX)]).await;
+    assert!(receive(&work, 1).await.is_empty());
+    work.redrive(0).await.expect("it is listed");
+    assert_eq!(texts(&receive(&work, 1).await), ["far"]);
+    // Also when another process goes on with the redrive before the first delivery.
+    let store = MemoryWork::new();
+    let work = open(&source, &store, config());
+    assert!(receive(&work, 1).await.is_empty());
+    work.redrive(0).await.expect("it is listed");
+    drop(work);
+    let work = open(&source, &store, config());
+    assert_eq!(texts(&receive(&work, 1).await), ["far"]);
+}
+
+/// A clock whose time of day was set after it was made.
+struct SetClock {
+    inner: TokioClock,
+    wall: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl Clock for SetClock {
+    fn now(&self) -> u64 {
+        self.inner.now()
+    }
+
+    fn wall(&self) -> u64 {
+        self.wall.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_schedule_means_the_time_of_day_at_which_its_record_is_read() {
+    let (source, store) = (source(), MemoryWork::new());
+    let inner = TokioClock::new();
+    let ms = inner.now() / 1_000_000;
+    let hour = 3_600_000;
+    let wall = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let clock = SetClock { inner, wall: std::sync::Arc::clone(&wall) };
+    let work = WorkQueue::open_with_clock(source.clone(), store, config(), clock);
+    let work = work.expect("it opens");
+    // The time of day was set an hour back, and then an hour ahead, of the clock of the leases.
+    for (set, value) in [(ms - hour, "back"), (ms + hour, "ahead")] {
+        wall.store(set * 1_000_000, std::sync::atomic::Ordering::Relaxed);
+        append(&source, &[Record::new(value).deliver_at(set + 5_000)]).await;
+        assert!(receive(&work, 1).await.is_empty(), "{value}");
+        let begun = Instant::now();
+        let later = work.receive(1, 60 * SECOND).await.expect("it receives");
+        assert_eq!((texts(&later), begun.elapsed().as_secs()), (vec![value], 5));
+    }
+}
+
 /// pulsar#10762, #7553: per-key order holds through redelivery; other keys go on.
 #[tokio::test(start_paused = true)]
 async fn a_key_has_one_owner_until_its_acknowledgement() {
@@ -295,6 +351,34 @@ async fn a_receiver_that_is_dropped_gives_its_records_back_uncounted() {
     // A receiver that waited and was dropped takes nothing.
     drop(Box::pin(work.receive(1, 60 * SECOND)));
     assert_eq!((work.stats().waiting, work.stats().leased), (0, 1));
+}
+
+/// A store that is full when the return is written does not make the delivery count.
+#[tokio::test(start_paused = true)]
+async fn a_record_that_nobody_got_does_not_die_when_its_return_fails() {
+    let (source, store) = (source(), HeldStore::default());
+    let mut config = config();
+    config.max_deliveries = 1;
+    let work = WorkQueue::open(source.clone(), store.clone(), config).expect("it opens");
+    append(&source, &[Record::new("a"), Record::new("b")]).await;
+    let mut receiving = Box::pin(work.receive(2, 60 * SECOND));
+    assert!(poll(&mut receiving).is_none());
+    drop(receiving);
+    store.answer_first(Ok(()));
+    for _ in 0..3 {
+        assert!(!store.is_idle(), "the return is being written");
+        store.answer_first(Err(StoreError::Full { why: "test".into() }));
+        assert!(store.is_idle(), "it pauses");
+        advance(SECOND).await;
+        work.stats();
+    }
+    store.answer_all(&Ok(()));
+    let mut receiving = Box::pin(work.receive(2, 60 * SECOND));
+    assert!(poll(&mut receiving).is_none());
+    store.answer_all(&Ok(()));
+    let both = poll(&mut receiving).expect("it is written").expect("it receives");
+    assert_eq!((texts(&both), both[0].deliveries), (vec!["a", "b"], 1));
+    assert_eq!(work.stats().died, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -462,6 +546,15 @@ impl HeldStore {
     /// Whether no write waits for its answer.
     fn is_idle(&self) -> bool {
         self.held.lock().expect("no panic").is_empty()
+    }
+
+    /// Answers the write that waits.
+    fn answer_first(&self, result: Result<(), StoreError>) {
+        let (write, done) = self.held.lock().expect("no panic").remove(0);
+        match result {
+            Ok(()) => self.inner.submit(write, done),
+            Err(error) => done.complete(Err(error)),
+        }
     }
 
     /// Answers all writes, those too that the answers lead to.

@@ -103,11 +103,20 @@ impl BatchBuilder {
     /// one, and [`FormatError::Record`] when its timestamp is below -1 or it has more than 65,536
     /// headers. The builder is unchanged.
     pub fn push(&mut self, record: &Record) -> Result<(), FormatError> {
-        let deltas = self.deltas(record);
         if record.timestamp < NO_TIMESTAMP {
             let detail = "its timestamp is before 1970";
             return Err(FormatError::Record { index: self.count as u32, detail });
         }
+        self.push_stored(record)
+    }
+
+    /// Adds a record that was read from a batch. Its timestamp may have any value: batches of other
+    /// producers are stored with the timestamps that they have.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push), the timestamp aside.
+    pub(crate) fn push_stored(&mut self, record: &Record) -> Result<(), FormatError> {
+        let deltas = self.deltas(record);
         if record.headers.len() > record::MAX_HEADERS {
             let detail = "it has more than 65,536 headers";
             return Err(FormatError::Record { index: self.count as u32, detail });

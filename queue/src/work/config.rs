@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::core::Limits;
 use super::core::codec;
+use super::core::{Ledger, Limits};
 use super::dead;
 use crate::error::ConfigError;
 use crate::format::MAX_BATCH_BYTES;
@@ -107,21 +107,27 @@ impl WorkConfig {
         }
     }
 
-    /// The largest checkpoint.
-    fn checkpoint_bytes(&self) -> usize {
+    /// The largest checkpoint of a work queue that begins with `ledger`, which may come from a
+    /// configuration with higher limits.
+    fn checkpoint_bytes(&self, ledger: &Ledger) -> usize {
+        let max_records = self.max_records + ledger.beyond(self.max_records);
         // Redriven dead letters count among the records, and are listed again when they die.
-        let max_dead = self.max_dead_letters + self.max_records;
-        codec::max_checkpoint_bytes(self.max_records, max_dead)
+        let redriven = ledger.dead.values().filter(|dead| dead.is_redriven).count();
+        let max_dead = self.max_dead_letters + self.max_records.max(redriven);
+        codec::max_checkpoint_bytes(max_records, max_dead.max(ledger.dead.len()))
     }
 
-    /// The limits of the core over a store that takes writes of `max_write_bytes`.
+    /// The limits of the core over `ledger` and a store that takes writes of `max_write_bytes`.
     ///
     /// # Errors
     /// A checkpoint takes more than half of a write.
-    pub(super) fn limits(&self, max_write_bytes: usize) -> Result<Limits, ConfigError> {
-        self.validate()?;
-        // A write has a checkpoint, events, and dead letters of at least as many bytes as those.
-        let checkpoint = self.checkpoint_bytes() + BATCH_OVERHEAD_BYTES;
+    pub(super) fn limits(
+        &self,
+        max_write_bytes: usize,
+        ledger: &Ledger,
+    ) -> Result<Limits, ConfigError> {
+        // A write has a checkpoint, events, and dead letters.
+        let checkpoint = self.checkpoint_bytes(ledger) + BATCH_OVERHEAD_BYTES;
         let left = max_write_bytes.saturating_sub(checkpoint);
         if left < checkpoint {
             let (field, rule) = (
@@ -132,6 +138,8 @@ impl WorkConfig {
             return Err(ConfigError { field, rule });
         }
         let max_events = (left / 4 / codec::EVENT_BYTES).clamp(2, 16_384);
+        let events = codec::HEAD_BYTES + max_events * codec::EVENT_BYTES + BATCH_OVERHEAD_BYTES;
+        let max_dead_bytes = left.saturating_sub(events);
         let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         Ok(Limits {
             max_deliveries: self.max_deliveries,
@@ -146,7 +154,7 @@ impl WorkConfig {
             checkpoint_bytes: 4 * max_write_bytes as u64,
             max_events,
             // What does not fit into a batch of its own cannot be copied.
-            max_dead_bytes: (left / 2).min(MAX_BATCH_BYTES + dead::OVERHEAD_BYTES),
+            max_dead_bytes: max_dead_bytes.min(MAX_BATCH_BYTES + dead::OVERHEAD_BYTES),
         })
     }
 }

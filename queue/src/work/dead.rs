@@ -74,7 +74,7 @@ pub(super) fn cut(text: &str) -> &str {
 /// The batch of one record, and its offset kept.
 fn batch_of(record: &Record) -> Result<Batch, FormatError> {
     let mut builder = BatchBuilder::new();
-    builder.push(record)?;
+    builder.push_stored(record)?;
     Ok(builder.finish()?.placed(record.offset, 0))
 }
 

@@ -26,12 +26,20 @@ pub enum WorkError {
         /// The id.
         id: u64,
     },
-    /// As many dead letters are being redriven as may (`max_records`). Nothing happened. Retry when
-    /// some have been acknowledged.
-    #[error("{limit} dead letters are being redriven already (max_records)")]
+    /// As many dead letters are being redriven as may: `max_records` of them, or `max_bytes` with
+    /// this one. Nothing happened. Retry when some have been acknowledged.
+    #[error("no more dead letters can be redriven now (at most {limit}, and max_bytes of them)")]
     TooManyRedriven {
-        /// The limit.
+        /// The limit of their number, `max_records`.
         limit: usize,
+    },
+    /// The record is too large for a dead letter: a copy of it fits into no batch, or into no write
+    /// of the store. Nothing happened, the lease goes on. Acknowledge it, or it is delivered again
+    /// for ever.
+    #[error("the record at offset {offset} is too large for a dead letter")]
+    CannotDie {
+        /// Offset of the record in the source.
+        offset: u64,
     },
     /// There are as many dead letters as there may be (`max_dead_letters`). Nothing happened, the
     /// lease goes on. Retry when some have been purged or redriven.

@@ -156,8 +156,9 @@ impl WorkQueue {
         config: WorkConfig,
         clock: impl Clock + 'static,
     ) -> Result<Self, OpenError> {
-        let limits = config.limits(store.max_write_bytes())?;
+        config.validate()?;
         let (ledger, replayed) = replay(&store)?;
+        let limits = config.limits(store.max_write_bytes(), &ledger)?;
         check(&ledger, &source, &store)?;
         let dead: Vec<(u64, Dead)> = ledger.dead.iter().map(|(id, dead)| (*id, *dead)).collect();
         let core = Core::new(limits, ledger, replayed, clock.now());

@@ -18,8 +18,8 @@ use super::error::WorkError;
 use super::queue::Handed;
 use super::schedule;
 use super::store::{WorkStore, WorkWrite};
-use crate::error::{FetchError, StoreError};
-use crate::format::{self, MAX_UNPACKED_BYTES, Record, RecordHeader};
+use crate::error::FetchError;
+use crate::format::{self, Batch, FormatError, MAX_UNPACKED_BYTES, Record, RecordHeader};
 use crate::partition::Partition;
 use crate::store::Done;
 
@@ -278,6 +278,7 @@ impl Shared {
                 WorkError::TooManyRedriven { limit: self.config.max_records }
             }
             Refusal::DelayTooLong => WorkError::DelayTooLong,
+            Refusal::CannotDie => WorkError::CannotDie { offset: about },
             Refusal::DeadLettersFull => {
                 WorkError::DeadLettersFull { limit: self.config.max_dead_letters }
             }
@@ -289,23 +290,29 @@ impl Shared {
     fn write(self: &Arc<Self>, writing: Writing) {
         let Writing { id, events, checkpoint, copies, release_dead } = writing;
         let now = self.clock.now();
-        let encode =
-            |copy: &Copy<Arc<Record>>| dead::encode(&copy.payload, copy.count, &copy.reason, now);
-        let letters: Result<Vec<_>, _> = copies.iter().map(encode).collect();
-        let shared = Arc::clone(self);
-        let done = Done::new(move |result| {
-            shared.drive_quickly(Input::Written { id, result });
-        });
+        let encode = |(at, copy): (usize, &Copy<Arc<Record>>)| {
+            let letter = dead::encode(&copy.payload, copy.count, &copy.reason, now);
+            letter.map_err(|error| (at, error))
+        };
+        let letters: Result<Vec<_>, _> = copies.iter().enumerate().map(encode).collect();
         match letters {
             Ok(letters) => {
+                let shared = Arc::clone(self);
+                let done = Done::new(move |result| {
+                    shared.drive_quickly(Input::Written { id, result });
+                });
                 let release_letters = release_dead;
                 let write = WorkWrite { checkpoint, events, letters, release_letters };
                 self.store.submit(write, done);
             }
-            // Records that do not fit into a batch are never copied.
-            Err(error) => {
-                let why = error.to_string();
-                done.complete(Err(StoreError::Rejected { why }));
+            // Not expected: records that do not fit into a batch are never copied.
+            Err((at, error)) => {
+                let offset = copies.get(at).map_or(0, |copy| copy.payload.offset);
+                tracing::error!(
+                    target: "voussoir::queue", %error, offset,
+                    "a record cannot become a dead letter, it is delivered again"
+                );
+                self.drive(Input::NotEncoded { id, at });
             }
         }
     }
@@ -329,31 +336,59 @@ impl Shared {
     fn try_fetch(&self, fetch: Fetch) -> Result<Input<Arc<Record>>, FetchError> {
         let Fetch { from, max_records, max_bytes } = fetch;
         let fetched = self.source.fetch(from, max_bytes.min(FETCH_BYTES))?;
-        let (mut records, mut bytes, mut next) = (Vec::new(), 0, fetched.next_offset);
-        for record in fetched.records(MAX_UNPACKED_BYTES) {
-            if records.len() >= max_records || bytes >= max_bytes {
-                next = records.last().map_or(from, |(offset, _)| *offset + 1);
-                break;
-            }
-            match record {
-                Ok(record) => {
-                    let arrived = self.arrived(&record);
-                    bytes += arrived.bytes;
-                    records.push((record.offset, arrived));
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        let is_full = |records: &Vec<_>, bytes| records.len() >= max_records || bytes >= max_bytes;
+        let mut next = fetched.next_offset;
+        for batch in fetched.batches.iter().filter(|batch| !batch.header().is_control()) {
+            match self.take_batch(batch, from, &mut records, &mut bytes, &is_full) {
+                Ok(()) => {}
+                // Records that another build can read are not skipped. What is before them is
+                // delivered first.
+                Err(error @ FormatError::CodecMissing { .. }) if records.is_empty() => {
+                    let (offset, next_offset) = (batch.base_offset(), batch.last_offset() + 1);
+                    return Err(FetchError::Undecodable { offset, next_offset, error });
                 }
-                // What is before the batch that cannot be read is delivered.
-                Err(error) => {
-                    let Some((last, _)) = records.last() else {
-                        let position = from;
-                        return Err(FetchError::Damaged { position, error });
-                    };
-                    next = last + 1;
+                Err(FormatError::CodecMissing { .. }) => {
+                    next = batch.base_offset();
                     break;
                 }
+                // The bytes are those that were appended: they will never be readable.
+                Err(error) => tracing::error!(
+                    target: "voussoir::queue", %error,
+                    offset = batch.base_offset(), next_offset = batch.last_offset() + 1,
+                    "a work queue skips the rest of a batch that cannot be unpacked"
+                ),
+            }
+            if is_full(&records, bytes) {
+                next = records.last().map_or(next, |(offset, _)| *offset + 1);
+                break;
             }
         }
         let is_end = next >= fetched.end_offset;
         Ok(Input::Fetched { from, next, records, is_end })
+    }
+
+    /// Adds the records of `batch` from `from` on until `is_full`.
+    fn take_batch(
+        &self,
+        batch: &Batch,
+        from: u64,
+        records: &mut Vec<(u64, Arrived<Arc<Record>>)>,
+        bytes: &mut usize,
+        is_full: &impl Fn(&Vec<(u64, Arrived<Arc<Record>>)>, usize) -> bool,
+    ) -> Result<(), FormatError> {
+        for record in batch.records(MAX_UNPACKED_BYTES)? {
+            if is_full(records, *bytes) {
+                break;
+            }
+            let record = record?;
+            if record.offset >= from {
+                let arrived = self.arrived(&record);
+                *bytes += arrived.bytes;
+                records.push((record.offset, arrived));
+            }
+        }
+        Ok(())
     }
 
     /// A record for the core, in memory of its own: the batch that it came from may be large.
@@ -367,10 +402,18 @@ impl Shared {
             headers.map(|header| RecordHeader::new(header.key(), header.value().map(own)));
         copy.headers = headers.collect();
         let key = record.key.as_ref().filter(|_| self.config.ordered_keys);
+        let deliver_at = match schedule::deliver_at(record) {
+            0 => 0,
+            // The wall clock is read first: the record is rather late than early.
+            at => {
+                let left = at.saturating_sub(self.clock.wall());
+                self.clock.now().saturating_add(left)
+            }
+        };
         Arrived {
             bytes: format::batch_bytes(record) + dead::OVERHEAD_BYTES,
             key: key.map(|key| self.keys.hash_one(key)),
-            deliver_at: schedule::deliver_at(record),
+            deliver_at,
             payload: Arc::new(copy),
         }
     }

@@ -109,6 +109,21 @@ impl Ledger {
         self.marks.get(&offset).copied().unwrap_or_default()
     }
 
+    /// The marks, or the settled ranges if those are more, behind the first `max_records` unsettled
+    /// records. None unless a configuration with a higher `max_records` left them.
+    pub(crate) fn beyond(&self, max_records: usize) -> usize {
+        let (mut left, mut from) = (max_records as u64, self.floor);
+        for (start, end) in &self.settled {
+            if start - from >= left {
+                break;
+            }
+            left -= start - from;
+            from = *end;
+        }
+        let from = from.saturating_add(left);
+        self.marks.range(from..).count().max(self.settled.range(from..).count())
+    }
+
     /// Ids below this one are no longer dead letters.
     pub(crate) fn dead_floor(&self) -> u64 {
         self.dead.keys().next().copied().unwrap_or(self.next_dead)

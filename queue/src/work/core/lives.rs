@@ -115,8 +115,8 @@ impl Life<'_> {
             return self.ask(Asked::Purge, |id| Input::Purge { id, dead });
         }
         let offset = self.disk.letters[dead as usize];
-        let key = self.log[offset as usize].key;
-        let record = Arrived { payload: offset, bytes: 100, key, deliver_at: 0 };
+        let Rec { key, deliver_at, .. } = self.log[offset as usize];
+        let record = Arrived { payload: offset, bytes: 100, key, deliver_at };
         self.ask(Asked::Redrive(dead), |id| Input::Redrive { id, dead, record });
     }
 

@@ -41,7 +41,8 @@ pub(crate) struct Limits {
     pub(crate) checkpoint_bytes: u64,
     /// Events of one write.
     pub(crate) max_events: usize,
-    /// Bytes of the dead letters of one write. A record beyond this cannot become one.
+    /// Bytes of the dead letters of one write. A record beyond this cannot become one, so that a
+    /// write with a checkpoint, `max_events` and these always fits into one of the store.
     pub(crate) max_dead_bytes: usize,
 }
 
@@ -61,7 +62,8 @@ pub(crate) struct Arrived<T> {
     pub(crate) bytes: usize,
     /// Hash of its key, when the order of its key is to be kept.
     pub(crate) key: Option<u64>,
-    /// Time before which it is not delivered; 0 for at once.
+    /// Time before which it is not delivered; 0 for at once. Ignored for a dead letter, whose
+    /// redrive is the order to deliver it now.
     pub(crate) deliver_at: u64,
 }
 
@@ -151,6 +153,11 @@ pub(crate) enum Input<T> {
         id: u64,
         result: Result<(), StoreError>,
     },
+    /// The write was not begun: its dead letter number `at` cannot be encoded.
+    NotEncoded {
+        id: u64,
+        at: usize,
+    },
     /// Nothing more is written.
     Stop {
         error: StoreError,
@@ -165,6 +172,8 @@ pub(crate) enum Refusal {
     NoDeadLetter,
     TooManyRedriven,
     DelayTooLong,
+    /// A copy of the record does not fit into a write.
+    CannotDie,
     /// There are as many dead letters as there may be.
     DeadLettersFull,
     /// The source cannot be read.
@@ -239,6 +248,8 @@ pub(crate) struct Core<T> {
     next_write: u64,
     /// Redriven dead letters in memory, and those about to be.
     redriven: usize,
+    /// Their bytes.
+    redriven_bytes: usize,
     /// Writes and bytes since the last checkpoint.
     since_checkpoint: (u64, u64),
     /// Dead letters below this id have been released.
@@ -266,6 +277,7 @@ impl<T: Clone> Core<T> {
             paused_until: 0,
             next_write: 1,
             redriven: 0,
+            redriven_bytes: 0,
             since_checkpoint: (replayed, 0),
             released_dead: 0,
             stopped: None,
@@ -279,6 +291,7 @@ impl<T: Clone> Core<T> {
     /// Takes up a dead letter that was being redriven.
     pub(crate) fn restore(&mut self, id: u64, record: Arrived<T>) {
         self.redriven += 1;
+        self.redriven_bytes += record.bytes;
         self.take_up(Slot::Dead(id), record);
     }
 
@@ -345,12 +358,7 @@ impl<T: Clone> Core<T> {
                 self.settle(id, held, |lease, slot| Op::Ack { answer: id, slot, lease });
             }
             Input::Nack { id, held, delay_ns } => self.nack(id, held, delay_ns),
-            Input::Reject { id, held, reason } => {
-                self.settle(id, held, |lease, slot| {
-                    let reason = Reason::Rejected(reason);
-                    Op::Die { answer: Some((id, lease)), slot, reason }
-                });
-            }
+            Input::Reject { id, held, reason } => self.reject(id, held, reason),
             Input::Extend { id, held, lease_ns } => self.extend(id, held, lease_ns),
             Input::Redrive { id, dead, record } => self.redrive(id, dead, record),
             Input::Purge { id, dead } => match self.listed(dead) {
@@ -369,6 +377,7 @@ impl<T: Clone> Core<T> {
             }
             Input::Grown => self.is_end = false,
             Input::Written { id, result } => self.written(id, result),
+            Input::NotEncoded { id, at } => self.not_encoded(id, at),
             Input::Stop { error } => self.stop(error),
         }
         if self.stopped.is_none() {
@@ -453,6 +462,17 @@ impl<T: Clone> Core<T> {
         });
     }
 
+    fn reject(&mut self, id: u64, held: Held, reason: String) {
+        let entry = self.window.entries.get(&held.slot);
+        if entry.is_some_and(|entry| !entry.can_die) && self.check(held).is_ok() {
+            return self.answer(id, Err(Refusal::CannotDie));
+        }
+        self.settle(id, held, |lease, slot| {
+            let reason = Reason::Rejected(reason);
+            Op::Die { answer: Some((id, lease)), slot, reason }
+        });
+    }
+
     fn extend(&mut self, id: u64, held: Held, lease_ns: u64) {
         let result = self.check(held);
         if result.is_ok() {
@@ -479,13 +499,17 @@ impl<T: Clone> Core<T> {
 
     fn redrive(&mut self, id: u64, dead: u64, record: Arrived<T>) {
         let mut result = self.listed(dead);
-        if result.is_ok() && self.redriven >= self.limits.max_records {
+        let bytes = self.redriven_bytes.saturating_add(record.bytes);
+        // One is taken whatever its size, or it could never be redriven.
+        let is_over = self.redriven > 0 && bytes > self.limits.max_bytes;
+        if result.is_ok() && (self.redriven >= self.limits.max_records || is_over) {
             result = Err(Refusal::TooManyRedriven);
         }
         match result {
             Err(refusal) => self.answer(id, Err(refusal)),
             Ok(()) => {
                 self.redriven += 1;
+                self.redriven_bytes = bytes;
                 self.queued.push_back(Op::Redrive { answer: id, dead, record });
             }
         }
@@ -549,15 +573,15 @@ impl<T: Clone> Core<T> {
         let latest = self.now.saturating_add(self.limits.max_delay);
         // The clock may have been set back since the delay was written.
         let until = mark.until.min(latest);
-        let scheduled = if mark.count == 0 { record.deliver_at } else { 0 };
         let is_log = matches!(slot, Slot::Log(_));
+        let scheduled = if is_log && mark.count == 0 { record.deliver_at } else { 0 };
         let entry = Entry {
             bytes: record.bytes,
             key: record.key,
             count: mark.count,
             until: until.max(scheduled),
             rank,
-            is_doomed: is_log && scheduled > latest,
+            is_doomed: scheduled > latest,
             can_die: record.bytes <= self.limits.max_dead_bytes || !is_log,
             state: State::Writing,
             payload: record.payload,

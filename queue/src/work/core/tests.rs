@@ -10,7 +10,7 @@ use voussoir_sim::Situations;
 use super::ledger::Event;
 use super::*;
 
-static SITUATIONS: [&str; 22] = [
+static SITUATIONS: [&str; 24] = [
     "crash with a write on its way that was kept",
     "crash with a write on its way that was lost",
     "crash with records leased",
@@ -33,6 +33,8 @@ static SITUATIONS: [&str; 22] = [
     "receiver dropped with its delivery on its way",
     "store was full",
     "lease extended beyond its first end",
+    "rejection of a record that is too large refused",
+    "dead letter redriven before its schedule",
 ];
 
 pub(super) const SECOND: u64 = 1_000_000_000;
@@ -345,10 +347,20 @@ impl<'a> Life<'a> {
                 let again = u64::from(before.is_some());
                 self.situations.add("redriven dead letter died again", again);
                 self.known.insert(Slot::Dead(dead), Known::default());
+                let entry = self.core.window.entries.get(&Slot::Dead(dead));
+                let is_delayed = entry.is_some_and(|entry| entry.until > now);
+                assert!(!is_delayed, "a redriven dead letter waits for its schedule");
+                let is_late = self.log[self.disk.letters[dead as usize] as usize].deliver_at > now;
+                let name = "dead letter redriven before its schedule";
+                self.situations.add(name, u64::from(is_late));
             }
             (Asked::Ack(job), Err(Refusal::LeaseLost)) => self.check_lost(job, now),
             (Asked::Reject(job), Err(Refusal::DeadLettersFull)) => {
                 self.situations.reached("dead letters were full");
+                self.jobs.push(job);
+            }
+            (Asked::Reject(job), Err(Refusal::CannotDie)) => {
+                self.situations.reached("rejection of a record that is too large refused");
                 self.jobs.push(job);
             }
             (Asked::Ack(job) | Asked::Nack(job, _) | Asked::Reject(job), Err(refusal)) => {
@@ -442,8 +454,8 @@ impl<'a> Life<'a> {
         self.core = Core::new(self.limits.clone(), ledger, replayed, self.now);
         for (id, offset) in redriven {
             self.situations.reached("redriven dead letter outlived a crash");
-            let key = self.log[offset as usize].key;
-            let record = Arrived { payload: offset, bytes: 100, key, deliver_at: 0 };
+            let Rec { key, deliver_at, .. } = self.log[offset as usize];
+            let record = Arrived { payload: offset, bytes: 100, key, deliver_at };
             self.core.restore(id, record);
         }
         self.feed(Input::Tick);

@@ -277,6 +277,22 @@ impl<T: Clone> Core<T> {
         }
     }
 
+    /// Takes back the write `id`, whose dead letter number `at` cannot be encoded. That record is
+    /// delivered on; one that no write takes must not end the delivery of all others.
+    pub(super) fn not_encoded(&mut self, id: u64, at: usize) {
+        let Some(flight) = self.flight.as_ref().filter(|flight| flight.id == id) else { return };
+        let copied = flight.ops.iter().filter_map(|op| match op {
+            Op::Die { slot: slot @ Slot::Log(_), .. } => Some(*slot),
+            _ => None,
+        });
+        let slot = copied.into_iter().nth(at);
+        if let Some(entry) = slot.and_then(|slot| self.window.entries.get_mut(&slot)) {
+            entry.can_die = false;
+        }
+        let why = "a dead letter of the same write cannot be encoded".to_owned();
+        self.written(id, Err(StoreError::Busy { why }));
+    }
+
     fn land(&mut self, flight: Flight<T>) {
         let (writes, bytes) = self.since_checkpoint;
         let before = if flight.has_checkpoint { (0, 0) } else { (writes, bytes) };
@@ -344,6 +360,7 @@ impl<T: Clone> Core<T> {
     fn remove(&mut self, slot: Slot) {
         if matches!(slot, Slot::Dead(_)) {
             self.redriven -= 1;
+            self.redriven_bytes -= self.window.entries.get(&slot).map_or(0, |entry| entry.bytes);
         }
         self.window.remove(self.now, slot);
     }
@@ -367,12 +384,15 @@ impl<T: Clone> Core<T> {
             Op::Ack { slot, lease, .. }
             | Op::Nack { slot, lease, .. }
             | Op::Die { answer: Some((_, lease)), slot, .. } => self.give_back(slot, lease),
-            Op::Die { answer: None, slot, .. } | Op::Return { slot } => {
-                self.window.requeue(self.now, slot, 0);
+            Op::Die { answer: None, slot, .. } => self.window.requeue(self.now, slot, 0),
+            Op::Redrive { record, .. } => {
+                self.redriven -= 1;
+                self.redriven_bytes -= record.bytes;
             }
-            Op::Redrive { .. } => self.redriven -= 1,
             Op::Purge { .. } => {}
-            Op::Skip { .. } => self.queued.push_front(op),
+            // A record that nobody got stays out of reach until its count is lowered: with the
+            // raised count it may become a dead letter that was never handed out.
+            Op::Return { .. } | Op::Skip { .. } => self.queued.push_front(op),
         }
         if let Some(id) = answer {
             self.answer(id, Err(Refusal::Store(error.clone())));
