@@ -32,6 +32,8 @@ pub(crate) enum Error {
     Batch(#[from] voussoir_queue::format::FormatError),
     #[error("the order may or may not be in the log: {0}")]
     Append(#[from] voussoir_queue::ProduceError),
+    #[error("the workers of {service} have ended: {why}; start again, it goes on where it was")]
+    WorkersEnded { service: &'static str, why: String },
 }
 
 /// How the workers of a service lease orders.
@@ -87,6 +89,16 @@ impl Pipeline {
         batch.push(&order.record()?)?;
         self.orders.append(batch.finish()?, Durability::Synced).await?;
         Ok(())
+    }
+
+    /// Lets go of the orders that every service has done. Dead letters are kept elsewhere.
+    pub(crate) async fn release(&self) {
+        let floors = self.groups.iter().map(|group| group.stats().floor);
+        let released = self.orders.release_before(floors.min().unwrap_or(0)).await;
+        if let Err(error) = released {
+            // The next call releases more.
+            eprintln!("orders that are done are not released: {error}");
+        }
     }
 
     pub(crate) fn groups(&self) -> &[WorkQueue] {
