@@ -546,3 +546,52 @@ fn one_queue_has_a_namespace() {
     drop(partition);
     JournalStore::new(&journal, "topic").expect("it is free again");
 }
+
+/// Between the answers to a write of unknown outcome and the end of the partition: a caller that
+/// goes on in its waker, or another thread, must not get the same offsets again.
+#[test]
+fn nothing_is_written_between_an_unknown_outcome_and_the_stop() {
+    struct GoesOn {
+        partition: Partition,
+        is_release: bool,
+        answers: Mutex<Vec<ProduceError>>,
+        releases: Mutex<Vec<Result<u64, FetchError>>>,
+    }
+    impl std::task::Wake for GoesOn {
+        fn wake(self: Arc<Self>) {
+            if self.is_release {
+                let released = poll(&mut Box::pin(self.partition.release_before(1)));
+                self.releases.lock().extend(released);
+                return;
+            }
+            let answer = poll(&mut self.partition.append(one("later"), Durability::Synced));
+            self.answers.lock().extend(answer.and_then(Result::err));
+        }
+    }
+    for is_release in [false, true] {
+        let (store, partition) = held();
+        append_and_let_go(&store, &partition, "kept");
+        let mut answer = partition.append(one("a"), Durability::Synced);
+        let mut queued = partition.append(one("queued"), Durability::Synced);
+        let goes_on = Arc::new(GoesOn {
+            partition: partition.clone(),
+            is_release,
+            answers: Mutex::default(),
+            releases: Mutex::default(),
+        });
+        let waker = std::task::Waker::from(Arc::clone(&goes_on));
+        let mut context = std::task::Context::from_waker(&waker);
+        assert!(Future::poll(std::pin::Pin::new(&mut answer), &mut context).is_pending());
+        drop(store.take());
+        assert!(store.take().is_empty(), "nothing is submitted after an unknown outcome");
+        assert!(poll(&mut answer).expect("answered").is_err());
+        assert!(poll(&mut queued).expect("answered").is_err());
+        let (answers, releases) = (goes_on.answers.lock(), goes_on.releases.lock());
+        let stopped = if is_release {
+            matches!(releases[..], [Err(FetchError::Store(StoreError::Stopped { .. }))])
+        } else {
+            matches!(answers[..], [ProduceError::Store(StoreError::Stopped { .. })])
+        };
+        assert!(stopped, "{answers:?} {releases:?}");
+    }
+}

@@ -135,8 +135,20 @@ pub(super) fn wait_for_turn(shared: &Arc<Shared>, then: Waiting) {
 }
 
 pub(super) fn release(shared: &Arc<Shared>, release: Release) {
-    shared.inner.lock().queue.releases.push_back(release);
-    drive(shared);
+    let stopped = {
+        let mut inner = shared.inner.lock();
+        match &inner.stopped {
+            Some(_) => Some(release),
+            None => {
+                inner.queue.releases.push_back(release);
+                None
+            }
+        }
+    };
+    match stopped {
+        Some(release) => drop(release.answer.send(Err(shared.stopped()))),
+        None => drive(shared),
+    }
 }
 
 /// Rejects all that waits, and all that comes.
@@ -220,6 +232,10 @@ pub(super) fn drive(shared: &Arc<Shared>) {
         let next = {
             let mut inner = shared.inner.lock();
             if inner.queue.is_writing || inner.queue.is_driven {
+                return;
+            }
+            if inner.stopped.is_some() {
+                // What still waits is answered by `stop`.
                 return;
             }
             let next = match next_turn(&mut inner) {
@@ -375,18 +391,36 @@ fn rejection(id: i64, fence: Fence) -> ProduceError {
 
 /// Takes what the store says about a write.
 pub(super) fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), StoreError>) {
-    let failed = result.clone().err();
+    let failed = stops(&result).cloned();
     match flight {
         Flight::Group(group) => land_group(shared, group, result),
         Flight::Release { release, has_snapshot } => {
             land_release(shared, release, has_snapshot, result);
         }
     }
-    // An unknown outcome must not be followed by other batches: which offsets they would get
-    // depends on it.
-    if let Some(error @ (StoreError::Failed { .. } | StoreError::Stopped { .. })) = failed {
+    if let Some(error) = failed {
         tracing::error!(target: "voussoir::queue", %error, "the partition has stopped");
         stop(shared, error);
+    }
+}
+
+/// The error after which nothing more may be written. An unknown outcome must not be followed by
+/// other batches: which offsets they would get depends on it.
+fn stops(result: &Result<(), StoreError>) -> Option<&StoreError> {
+    result
+        .as_ref()
+        .err()
+        .filter(|error| matches!(error, StoreError::Failed { .. } | StoreError::Stopped { .. }))
+}
+
+impl Inner {
+    /// Ends a write. When its outcome is unknown the partition stops in the same critical section:
+    /// another write must not begin before the answers are given.
+    fn end_write(&mut self, result: &Result<(), StoreError>) {
+        self.queue.is_writing = false;
+        if let Some(error) = stops(result) {
+            self.stopped.get_or_insert_with(|| error.clone());
+        }
     }
 }
 
@@ -396,7 +430,7 @@ fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>
     {
         let mut inner = shared.inner.lock();
         let inner = &mut *inner;
-        inner.queue.is_writing = false;
+        inner.end_write(&result);
         inner.queue.bytes -= bytes;
         if result.is_ok() {
             if has_snapshot {
@@ -435,7 +469,7 @@ fn land_release(
     result: Result<(), StoreError>,
 ) {
     let mut inner = shared.inner.lock();
-    inner.queue.is_writing = false;
+    inner.end_write(&result);
     match result {
         Ok(()) => {
             inner.state.release(release.position, release.start_offset);
@@ -449,7 +483,9 @@ fn land_release(
             drop(release.answer.send(Ok(start)));
         }
         Err(StoreError::Full { .. })
-            if has_snapshot && inner.covered.position > inner.state.first_position =>
+            if has_snapshot
+                && inner.covered.position > inner.state.first_position
+                && inner.stopped.is_none() =>
         {
             // There is no room for a snapshot. What the last one covers can go without.
             release.position = inner.covered.position;
