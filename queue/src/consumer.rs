@@ -40,6 +40,9 @@ pub struct Consumer {
     turn: usize,
     /// Given to the caller with the next answer.
     news: News,
+    /// Why a partition that the consumer was given cannot be read. Returned by a poll that has no
+    /// records of others.
+    failure: Option<ConsumeError>,
     /// A commit that the consumer began by itself.
     committing: Option<CommitFuture>,
 }
@@ -149,6 +152,7 @@ impl Queue {
             topics_version: 0,
             turn: 0,
             news: News::default(),
+            failure: None,
             committing: None,
         })
     }
@@ -198,7 +202,8 @@ impl Consumer {
     /// It also does what the group needs: it joins, and takes and gives up partitions.
     ///
     /// # Errors
-    /// See [`ConsumeError`]. The consumer can be polled again.
+    /// See [`ConsumeError`]. The consumer can be polled again. The error of one partition is
+    /// returned when no other one has records.
     ///
     /// # Cancel safety
     /// The next poll returns what this one has not; with [`Guarantee::AtMostOnce`] records whose
@@ -220,6 +225,11 @@ impl Consumer {
             }
             self.follow_topics()?;
             let records = if is_ready { self.take_records()? } else { Vec::new() };
+            if records.is_empty()
+                && let Some(error) = self.failure.take()
+            {
+                return Err(error);
+            }
             if !records.is_empty() {
                 if self.config.guarantee == Guarantee::AtMostOnce
                     && let Err(error) = self.commit_positions().await
@@ -271,15 +281,16 @@ impl Consumer {
         self.commit_offsets(offsets)
     }
 
-    /// Goes back to the offsets that the group has stored: for a transaction that was not
-    /// committed.
+    /// Goes back to the offsets that the group has stored, or where nothing is stored to where
+    /// reading began: for a transaction that was not committed. Paused partitions stay paused.
     ///
     /// # Errors
     /// As [`seek`](Self::seek).
     pub fn rewind(&mut self) -> Result<(), ConsumeError> {
         let places: Vec<Place> = self.cursors.keys().cloned().collect();
         for place in places {
-            let cursor = self.cursor(&place)?;
+            let old = self.cursors.get(&place);
+            let cursor = self.cursor_after(&place, old)?;
             self.cursors.insert(place, cursor);
         }
         Ok(())
@@ -377,14 +388,25 @@ impl Consumer {
     }
 
     /// A cursor at the offset that the group has stored, or where the configuration says.
-    fn cursor(&self, (topic, partition): &Place) -> Result<Cursor, ConsumeError> {
+    fn cursor(&self, place: &Place) -> Result<Cursor, ConsumeError> {
+        self.cursor_after(place, None)
+    }
+
+    /// As [`cursor`](Self::cursor), in place of `old`, whose beginning counts where nothing is
+    /// stored: the end of the partition has moved on since.
+    fn cursor_after(
+        &self,
+        (topic, partition): &Place,
+        old: Option<&Cursor>,
+    ) -> Result<Cursor, ConsumeError> {
         let slot = self.queue.topic(topic)?.slot(*partition)?;
         let stored = self.config.group.as_ref().and_then(|group| {
             let key = Key::Offset(group.clone(), slot.number);
             self.queue.shared.ledger.read(|table| u64::read(table.get(&key)?))
         });
         let bounds = slot.partition.offsets();
-        let position = match (stored, self.config.start) {
+        let old = old.filter(|old| old.slot.number == slot.number);
+        let position = match (stored.or(old.map(|old| old.began)), self.config.start) {
             (Some(offset), _) => offset,
             (None, Start::Earliest) => bounds.start,
             (None, Start::Latest) => bounds.end,
@@ -393,12 +415,14 @@ impl Consumer {
                 return Err(ConsumeError::NothingStored { partition });
             }
         };
-        Ok(Cursor::new(slot, position))
+        let mut cursor = Cursor::new(slot, position);
+        cursor.is_paused = old.is_some_and(|old| old.is_paused);
+        Ok(cursor)
     }
 
     /// Takes records from the partitions in turn.
     fn take_records(&mut self) -> Result<Vec<ConsumerRecord>, ConsumeError> {
-        let mut records = Vec::new();
+        let (mut records, mut failure) = (Vec::new(), None);
         let count = self.cursors.len();
         let places: Vec<Place> = self.cursors.keys().cloned().collect();
         for at in 0..count {
@@ -414,11 +438,9 @@ impl Consumer {
                     let record = |record| ConsumerRecord { partition: partition.clone(), record };
                     records.extend(taken.into_iter().map(record));
                 }
-                // What was taken from others is returned first.
-                Err(_) if !records.is_empty() => break,
+                // What the others have is returned first; the error is found again.
                 Err(error) => {
-                    self.turn = (self.turn + at + 1) % count;
-                    return Err(error);
+                    failure.get_or_insert((error, (self.turn + at + 1) % count));
                 }
             }
             if records.len() >= self.config.max_poll_records {
@@ -426,7 +448,13 @@ impl Consumer {
                 break;
             }
         }
-        Ok(records)
+        match failure {
+            Some((error, next)) if records.is_empty() => {
+                self.turn = next;
+                Err(error)
+            }
+            _ => Ok(records),
+        }
     }
 
     /// Undoes [`take_records`](Self::take_records).
@@ -579,7 +607,11 @@ impl Consumer {
                     Ok(cursor) => cursor,
                     // It is being deleted: the group hears of it next.
                     Err(ConsumeError::Topic(TopicError::Unknown { .. })) => continue,
-                    Err(error) => return Err(error),
+                    // The others are read all the same.
+                    Err(error) => {
+                        self.failure.get_or_insert(error);
+                        continue;
+                    }
                 };
                 self.cursors.insert(place.clone(), cursor);
                 self.news.assigned.push(name_of(place));
@@ -609,8 +641,10 @@ impl Consumer {
             if self.cursors.get(&place).map(|cursor| cursor.slot.number) != number {
                 self.cursors.remove(&place);
                 if number.is_some() {
-                    let cursor = self.cursor(&place)?;
-                    self.cursors.insert(place, cursor);
+                    match self.cursor(&place) {
+                        Ok(cursor) => drop(self.cursors.insert(place, cursor)),
+                        Err(error) => drop(self.failure.get_or_insert(error)),
+                    }
                 }
             }
         }

@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use voussoir_journal::files::crash::CrashFiles;
 use voussoir_journal::{Journal, MemoryFiles};
 use voussoir_queue::{
     Assignor, CommitError, ConsumeError, Consumer, ConsumerConfig, FetchError, Guarantee,
@@ -332,4 +333,67 @@ async fn a_poll_wakes_for_a_record_and_not_before() {
     assert!(!polled.records.is_empty());
     assert!(began.elapsed() >= 3 * SECOND && began.elapsed() < 4 * SECOND, "{:?}", began.elapsed());
     sending.await.expect("it has sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rewinding_with_nothing_stored_goes_back_to_the_beginning_of_reading() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let mut config = member(Assignor::Range, Guarantee::ExactlyOnce);
+    config.start = Start::Latest;
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    assert!(settle(&mut [&mut consumer]).await.concat().is_empty(), "it begins at the end");
+    consumer.pause(&TopicPartition::new("t", 1)).expect("it reads the partition");
+    fill(&queue, &t, 2).await;
+    assert_eq!(settle(&mut [&mut consumer]).await.concat(), ["0-0", "0-1"]);
+    // The transaction was not committed: nothing is stored.
+    consumer.rewind().expect("it goes back");
+    assert_eq!(consumer.position(&TopicPartition::new("t", 0)), Some(3));
+    let again = settle(&mut [&mut consumer]).await.concat();
+    assert_eq!(again, ["0-0", "0-1"], "nothing is skipped, and what is paused stays paused");
+    consumer.seek(&TopicPartition::new("t", 0), Seek::Offset(1)).expect("it is there");
+    assert_eq!(settle(&mut [&mut consumer]).await.concat().len(), 4);
+    consumer.rewind().expect("it goes back");
+    assert_eq!(consumer.position(&TopicPartition::new("t", 0)), Some(1), "to where it was sent");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_partition_keeps_no_member_from_the_others() {
+    let disk = CrashFiles::new(11);
+    let journal = support::journal(disk.mount(), 64);
+    let queue = Queue::open(&journal, "q", support::small()).expect("the queue opens");
+    let create = queue.create_topic("t", TopicConfig::partitions(3));
+    let t = support::now_or_work(&journal, create).expect("it is created");
+    for partition in 0..3 {
+        let partition = t.partition(partition).expect("one");
+        for value in ["a", "b"] {
+            let sent = partition.append(support::one(value), voussoir_queue::Durability::Synced);
+            support::now_or_work(&journal, sent).expect("it is appended");
+        }
+    }
+    drop((queue, t));
+    // What no partition writes, in the log of the first one.
+    let log = journal.log("q", 2).expect("a log");
+    let commit = voussoir_journal::Commit::new().append(&log, ["no batch"]);
+    support::now_or_work(&journal, journal.commit(commit)).expect("it is written");
+    let queue = Queue::open(&journal, "q", support::small()).expect("the queue opens");
+    let mut config = member(Assignor::Range, Guarantee::AtLeastOnce);
+    config.max_poll_records = 1;
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    let (mut read, mut errors, mut now) = (0, 0, 0);
+    for _ in 0..20 {
+        match consumer.poll(Duration::ZERO).await {
+            Ok(polled) => {
+                read += polled.records.len();
+                assert!(polled.records.is_empty() || errors == 0, "records come first");
+            }
+            Err(ConsumeError::Topic(voussoir_queue::TopicError::Open(_))) => errors += 1,
+            Err(other) => panic!("{other}"),
+        }
+        support::work(&journal, &mut now);
+    }
+    assert_eq!(read, 4, "all of the partitions that opened");
+    assert!(errors > 0, "the caller is told of the one that did not");
+    assert_eq!(owned(&consumer), BTreeSet::from([1, 2]));
 }

@@ -17,6 +17,8 @@ pub(super) struct Cursor {
     pub(super) slot: Arc<Slot>,
     /// Offset of the next record to be returned.
     pub(super) position: u64,
+    /// Offset at which reading began: when the cursor was made, or last moved.
+    pub(super) began: u64,
     pub(super) is_paused: bool,
     /// Records that have been read and not returned. Invariant: the first is at `position` or
     /// beyond, where offsets are missing.
@@ -33,6 +35,7 @@ impl Cursor {
         Self {
             slot,
             position,
+            began: position,
             is_paused: false,
             buffer: VecDeque::new(),
             next_fetch: position,
@@ -43,7 +46,7 @@ impl Cursor {
 
     pub(super) fn move_to(&mut self, offset: u64) {
         self.buffer.clear();
-        (self.position, self.next_fetch) = (offset, offset);
+        (self.position, self.next_fetch, self.began) = (offset, offset, offset);
         self.waiting = None;
     }
 
