@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use crate::config::ProducerConfig;
 use crate::core::entry::{Change, Key};
@@ -185,12 +185,12 @@ impl Producer {
     ) -> Result<Delivery, SendError> {
         let (partition, sticky) = self.shared.choose(topic, &record)?;
         let lane = self.shared.lane(topic, partition)?;
-        let mut timer = self.shared.config.delivery_timeout.map(timer);
+        let deadline = self.shared.config.delivery_timeout.and_then(deadline);
         let bytes = self.shared.bytes_of(&record);
         let acquire = Arc::clone(&self.shared.room).acquire_many_owned(bytes);
-        let room = match &mut timer {
+        let room = match deadline {
             None => acquire.await,
-            Some(timer) => match tokio::time::timeout_at(timer.deadline(), acquire).await {
+            Some(deadline) => match tokio::time::timeout_at(deadline, acquire).await {
                 Ok(room) => room,
                 Err(_elapsed) => {
                     return Err(SendError::TimedOut { outcome: Outcome::NotApplied });
@@ -198,7 +198,7 @@ impl Producer {
             },
         };
         let room = room.map_err(|_| ProduceError::from(gone()))?;
-        Ok(lane.push(record, durability, sticky, room, timer))
+        Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
     /// As [`enqueue`](Self::enqueue), to a partition of the caller's choice, and without waiting.
@@ -221,8 +221,8 @@ impl Producer {
         let room = Arc::clone(&self.shared.room).try_acquire_many_owned(bytes);
         let limit = self.shared.config.max_in_flight_bytes;
         let room = room.map_err(|_| SendError::Full { limit })?;
-        let timer = self.shared.config.delivery_timeout.map(timer);
-        Ok(lane.push(record, durability, sticky, room, timer))
+        let deadline = self.shared.config.delivery_timeout.and_then(deadline);
+        Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
     /// Waits until all records that were queued before have been answered.
@@ -240,8 +240,18 @@ impl Producer {
     }
 }
 
-fn timer(after: Duration) -> Pin<Box<Sleep>> {
-    Box::pin(tokio::time::sleep(after))
+/// Gives a record without a timestamp that of now: retention by age keeps what has none.
+pub(crate) fn stamp(record: &mut Record) {
+    if record.timestamp == NO_TIMESTAMP {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let ms = now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+        record.timestamp = ms;
+    }
+}
+
+/// The end of a time-out that begins now; `None` when it is beyond what the clock can say.
+fn deadline(after: Duration) -> Option<Instant> {
+    Instant::now().checked_add(after)
 }
 
 impl Shared {
@@ -302,13 +312,9 @@ impl Lane {
         durability: Durability,
         sticky: Option<Arc<AtomicU32>>,
         room: OwnedSemaphorePermit,
-        timer: Option<Pin<Box<Sleep>>>,
+        deadline: Option<Instant>,
     ) -> Delivery {
-        if record.timestamp == NO_TIMESTAMP {
-            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-            let ms = now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-            record.timestamp = ms;
-        }
+        stamp(&mut record);
         let (answer, answered) = oneshot::channel();
         let number = {
             let mut inner = self.inner.lock();
@@ -319,7 +325,7 @@ impl Lane {
             number
         };
         self.hand_on();
-        Delivery { lane: Arc::clone(self), number, answered, timer }
+        Delivery { lane: Arc::clone(self), number, answered, deadline, timer: None }
     }
 
     /// Sends what waits, unless a batch is on its way.
@@ -473,6 +479,9 @@ pub struct Delivery {
     lane: Arc<Lane>,
     number: u64,
     answered: oneshot::Receiver<Result<Delivered, SendError>>,
+    /// End of the delivery time-out.
+    deadline: Option<Instant>,
+    /// Made by the first poll: that is in a runtime, the call that queues need not be.
     timer: Option<Pin<Box<Sleep>>>,
 }
 
@@ -484,11 +493,13 @@ impl Future for Delivery {
         if let Poll::Ready(answer) = Pin::new(&mut this.answered).poll(context) {
             return Poll::Ready(answer.unwrap_or_else(|_| Err(ProduceError::from(gone()).into())));
         }
-        let Some(timer) = &mut this.timer else { return Poll::Pending };
+        let Some(deadline) = this.deadline else { return Poll::Pending };
+        let sleep = || Box::pin(tokio::time::sleep_until(deadline));
+        let timer = this.timer.get_or_insert_with(sleep);
         if timer.as_mut().poll(context).is_pending() {
             return Poll::Pending;
         }
-        this.timer = None;
+        (this.deadline, this.timer) = (None, None);
         let is_back = this.lane.withdraw(this.number);
         let outcome = if is_back { Outcome::NotApplied } else { Outcome::Unknown };
         Poll::Ready(Err(SendError::TimedOut { outcome }))

@@ -20,6 +20,7 @@ use crate::format::{Batch, BatchBuilder, FormatError, HEADER_BYTES, Record};
 use crate::groups::Groups;
 use crate::ledger::{Plan, Slot};
 use crate::partition::Appended;
+use crate::producer::stamp;
 use crate::queue::{Queue, SMALL_BYTES, Topic, TopicPartition, counters, gone};
 use crate::store::BATCH_OVERHEAD_BYTES;
 
@@ -144,7 +145,7 @@ pub struct Committed {
 }
 
 impl Transaction<'_> {
-    /// Adds a record for a partition.
+    /// Adds a record for a partition. A record without a timestamp gets that of now.
     ///
     /// # Errors
     /// There is no such partition, the record fits into no batch, or the transaction would fit into
@@ -156,6 +157,9 @@ impl Transaction<'_> {
         record: &Record,
     ) -> Result<(), CommitError> {
         let slot = topic.slot(partition)?;
+        let mut record = record.clone();
+        stamp(&mut record);
+        let record = &record;
         let empty = || BatchBuilder::new().max_bytes(slot.partition.max_batch_bytes());
         let part = self.parts.get(&slot.number);
         let is_next = part.is_none_or(|part| !part.open.has_room(record));

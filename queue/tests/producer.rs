@@ -248,3 +248,16 @@ fn a_full_store_rejects_records_and_takes_the_next_ones_when_it_has_room() {
     }
     assert_eq!(delivered.expect("there is room").offset, sent);
 }
+
+/// `try_enqueue` is no `async` function: a thread without a runtime may call it, time-out or not.
+#[test]
+fn a_plain_thread_queues_with_a_time_out() {
+    let setup = setup(1);
+    let producer = producer(&setup, ProducerConfig::default());
+    let record = Record::new("v");
+    let sent = producer.try_enqueue(&setup.topic, Some(0), record, Durability::Synced);
+    let mut delivery = sent.expect("there is room");
+    let mut now = 0;
+    work(&setup.journal, &mut now);
+    assert_eq!(poll(&mut delivery).expect("answered").expect("delivered").offset, 0);
+}

@@ -186,3 +186,24 @@ fn offsets_are_stored_with_the_records_or_not_at_all() {
 fn tokio_poll(consumer: &mut voussoir_queue::Consumer) -> Vec<voussoir_queue::ConsumerRecord> {
     support::ready(consumer.poll(std::time::Duration::MAX)).expect("it is read").records
 }
+
+#[test]
+fn records_of_transactions_have_an_age() {
+    let disk = CrashFiles::new(8);
+    let (journal, queue) = open(&disk);
+    let mut config = TopicConfig::partitions(1);
+    config.retention.max_age = Some(std::time::Duration::from_secs(60));
+    let topic = now_or_work(&journal, queue.create_topic("t", config)).expect("it is created");
+    let mut producer = now_or_work(&journal, queue.transactional("tx")).expect("a producer");
+    for record in [Record::new("own time").timestamp(5), Record::new("no time")] {
+        let mut transaction = producer.begin();
+        transaction.send(&topic, 0, &record).expect("it fits");
+        now_or_work(&journal, transaction.commit()).expect("it is committed");
+    }
+    let partition = topic.partition(0).expect("one");
+    let times: Vec<i64> = read_all(&partition, 1 << 20).iter().map(|r| r.timestamp).collect();
+    assert!(times[0] == 5 && times[1] > 1_600_000_000_000, "{times:?}");
+    let failed = now_or_work(&journal, queue.apply_retention(times[1] + 60_001));
+    assert!(failed.is_empty(), "{failed:?}");
+    assert_eq!(partition.offsets(), 2..2, "all are too old");
+}
