@@ -223,7 +223,7 @@ impl Consumer {
             if !self.news.revoking.is_empty() {
                 return Ok(self.polled(Vec::new()));
             }
-            self.follow_topics()?;
+            self.follow_topics();
             let records = if is_ready { self.take_records()? } else { Vec::new() };
             if records.is_empty()
                 && let Some(error) = self.failure.take()
@@ -540,7 +540,7 @@ impl Consumer {
                 }
                 Ok(Standing::Waiting) => return Ok(true),
                 Ok(Standing::Stable { generation, places }) => {
-                    self.adopt(generation, &places)?;
+                    self.adopt(generation, &places);
                     return Ok(true);
                 }
                 Ok(Standing::MustJoin { is_cooperative, generation, places }) => {
@@ -553,7 +553,7 @@ impl Consumer {
                     }
                     self.cursors.retain(|place, _| keep.contains(place));
                     if is_cooperative {
-                        self.adopt(generation, &keep)?;
+                        self.adopt(generation, &keep);
                     }
                     self.join(keep)?;
                 }
@@ -595,7 +595,7 @@ impl Consumer {
     }
 
     /// Reads what it was given from where the group stands.
-    fn adopt(&mut self, generation: u32, places: &BTreeSet<Place>) -> Result<(), ConsumeError> {
+    fn adopt(&mut self, generation: u32, places: &BTreeSet<Place>) {
         self.cursors.retain(|place, _| places.contains(place));
         if let Some(membership) = &mut self.membership {
             membership.generation = generation;
@@ -617,7 +617,6 @@ impl Consumer {
                 self.news.assigned.push(name_of(place));
             }
         }
-        Ok(())
     }
 
     fn lose_all(&mut self) {
@@ -630,9 +629,9 @@ impl Consumer {
     }
 
     /// A topic that was deleted and created again is another one.
-    fn follow_topics(&mut self) -> Result<(), ConsumeError> {
+    fn follow_topics(&mut self) {
         if self.queue.shared.partitions_since(&mut self.topics_version).is_none() {
-            return Ok(());
+            return;
         }
         let places: Vec<Place> = self.cursors.keys().cloned().collect();
         for place in places {
@@ -648,7 +647,6 @@ impl Consumer {
                 }
             }
         }
-        Ok(())
     }
 }
 
