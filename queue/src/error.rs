@@ -363,7 +363,8 @@ impl SendError {
     }
 
     /// Whether the same record may be sent later. With [`Outcome::Unknown`] it may be in the log
-    /// twice then.
+    /// twice then. Records of the same key that were queued behind it may be in the log before it
+    /// then.
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Full { .. } | Self::TimedOut { .. } => true,

@@ -5,7 +5,7 @@
 //! So a batch grows with the load, and nothing lingers. One batch on its way for each partition
 //! also keeps the order, and an error is about known records.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
@@ -66,6 +66,8 @@ struct LaneInner {
     waiting: VecDeque<Pending>,
     /// A batch is on its way. Invariant: then its records are not in `waiting`.
     is_sending: bool,
+    /// A thread is in `hand_on`, and looks again before it leaves.
+    is_driven: bool,
     /// Of the producer in this partition.
     id: i64,
     /// Of the next record.
@@ -276,6 +278,11 @@ impl Shared {
             }
             None => {
                 let mut sticky = self.sticky.lock();
+                if sticky.len().is_power_of_two() && !sticky.contains_key(&topic.id()) {
+                    let topics = self.queue.topics();
+                    let ids: HashSet<u32> = topics.iter().map(Topic::id).collect();
+                    sticky.retain(|id, _| ids.contains(id));
+                }
                 let current = Arc::clone(sticky.entry(topic.id()).or_default());
                 Ok((current.load(Relaxed) % partitions, Some(current)))
             }
@@ -285,10 +292,15 @@ impl Shared {
     fn lane(&self, topic: &Topic, partition: u32) -> Result<Arc<Lane>, SendError> {
         let slot = topic.slot(partition)?;
         let mut lanes = self.lanes.lock();
+        if lanes.len().is_power_of_two() && !lanes.contains_key(&slot.number) {
+            // Those of deleted topics, before they are twice as many.
+            lanes.retain(|_, lane| !lane.slot.partition.is_stopped());
+        }
         let lane = lanes.entry(slot.number).or_insert_with(|| {
             let inner = LaneInner {
                 waiting: VecDeque::new(),
                 is_sending: false,
+                is_driven: false,
                 id: self.id,
                 sequence: 0,
                 next_number: 0,
@@ -302,6 +314,15 @@ impl Shared {
             })
         });
         Ok(Arc::clone(lane))
+    }
+}
+
+/// Leaves `hand_on`, also when the store panics.
+struct Driving<'a>(&'a Lane);
+
+impl Drop for Driving<'_> {
+    fn drop(&mut self) {
+        self.0.inner.lock().is_driven = false;
     }
 }
 
@@ -329,26 +350,35 @@ impl Lane {
     }
 
     /// Sends what waits, unless a batch is on its way.
+    ///
+    /// A partition may answer before `dispatch` returns: then the batch behind it is sent by the
+    /// next round here, not by the answer, however many wait.
     fn hand_on(self: &Arc<Self>) {
-        let mut bad = Vec::new();
-        let built = {
-            let mut inner = self.inner.lock();
-            if inner.is_sending {
-                return;
+        // Ends: each round takes records off, or leaves.
+        loop {
+            let mut bad = Vec::new();
+            let built = {
+                let mut inner = self.inner.lock();
+                if inner.is_sending || inner.is_driven {
+                    return;
+                }
+                let built = self.build(&mut inner, &mut bad);
+                inner.is_sending = built.is_some();
+                inner.is_driven = built.is_some();
+                built
+            };
+            for (pending, error) in bad {
+                drop(pending.answer.send(Err(error)));
             }
-            let built = self.build(&mut inner, &mut bad);
-            inner.is_sending = built.is_some();
-            built
-        };
-        for (pending, error) in bad {
-            drop(pending.answer.send(Err(error)));
+            let Some((batch, sent)) = built else { return };
+            let driving = Driving(self);
+            let moved = sent.records.iter().find_map(|pending| pending.sticky.as_ref());
+            if let Some(sticky) = moved {
+                sticky.store(self.target.partition.wrapping_add(1), Relaxed);
+            }
+            self.dispatch(batch, sent);
+            drop(driving);
         }
-        let Some((batch, sent)) = built else { return };
-        let moved = sent.records.iter().find_map(|pending| pending.sticky.as_ref());
-        if let Some(sticky) = moved {
-            sticky.store(self.target.partition.wrapping_add(1), Relaxed);
-        }
-        self.dispatch(batch, sent);
     }
 
     fn builder(&self, inner: &LaneInner) -> BatchBuilder {

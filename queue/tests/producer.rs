@@ -261,3 +261,21 @@ fn a_plain_thread_queues_with_a_time_out() {
     work(&setup.journal, &mut now);
     assert_eq!(poll(&mut delivery).expect("answered").expect("delivered").offset, 0);
 }
+
+/// The answers of a stopped partition come at once, one for each batch that waits.
+#[test]
+fn many_batches_that_are_rejected_at_once_take_no_stack() {
+    let setup = setup(1);
+    let mut config = patient();
+    config.max_batch_bytes = 1;
+    let producer = producer(&setup, config);
+    let send = || producer.try_enqueue(&setup.topic, Some(0), Record::new("v"), Durability::Synced);
+    let mut deliveries: Vec<_> = (0..50_000).map(|_| send().expect("there is room")).collect();
+    setup.disk.inject(Fault::new(Op::Write, When::From(0), Effect::Fail));
+    let mut now = 0;
+    work(&setup.journal, &mut now);
+    for delivery in &mut deliveries {
+        assert!(poll(delivery).expect("answered").is_err());
+    }
+    assert_eq!(producer.in_flight_bytes(), 0);
+}

@@ -109,6 +109,11 @@ impl Partition {
         append::begin(&self.shared, batch, durability, true, Box::new(then));
     }
 
+    /// Whether it takes no more batches.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.shared.inner.lock().stopped.is_some()
+    }
+
     /// The largest batch that an append takes.
     pub(crate) fn max_batch_bytes(&self) -> usize {
         self.shared.max_batch_bytes
