@@ -20,6 +20,11 @@ use crate::store::{Done, JournalPartition, JournalStore};
 
 /// Items that one commit takes.
 const GROUP_ITEMS: usize = 256;
+/// Operations of the journal that the items of one commit take. A commit has at most 2,048, a few
+/// of which append to the table's log.
+const GROUP_OPERATIONS: usize = 1_900;
+/// Items of the largest size whose bytes may wait.
+const WAITING_ITEMS: usize = 4;
 /// Records of the table's log go into batches of about this size.
 const RECORDS_BYTES: usize = 256 << 10;
 
@@ -65,6 +70,9 @@ pub(crate) trait Item: Send {
     /// [`Ledger::max_item_bytes`].
     fn bytes(&self) -> usize;
 
+    /// Operations of the journal that it needs at most, besides those on the table's log.
+    fn operations(&self) -> usize;
+
     /// What to write, given the table; `None` for nothing. Runs under a lock of ours.
     fn plan(&mut self, view: View<'_>) -> Option<Plan>;
 
@@ -86,6 +94,8 @@ struct Shared {
 struct Inner {
     table: Table,
     queue: VecDeque<Box<dyn Item>>,
+    /// Sum of [`Item::bytes`] over `queue`.
+    queue_bytes: usize,
     max_queue: usize,
     /// A commit is on its way, or takes its turns at partitions.
     is_writing: bool,
@@ -128,6 +138,7 @@ impl Ledger {
         let inner = Inner {
             table,
             queue: VecDeque::new(),
+            queue_bytes: 0,
             max_queue,
             is_writing: false,
             is_driven: false,
@@ -153,6 +164,7 @@ impl Ledger {
 
     /// Queues an item, which ends in any case.
     pub(crate) fn submit(&self, item: impl Item + 'static) {
+        let max_bytes = WAITING_ITEMS * self.max_item_bytes();
         let rejected: Option<(Box<dyn Item>, StoreError)> = {
             let mut inner = self.shared.inner.lock();
             let limit = inner.max_queue;
@@ -165,7 +177,13 @@ impl Ledger {
                     let why = format!("{limit} commits wait already (max_waiting_commits)");
                     Some((Box::new(item), StoreError::Busy { why }))
                 }
+                None if inner.queue_bytes + item.bytes() > max_bytes => {
+                    let bytes = inner.queue_bytes;
+                    let why = format!("commits of {bytes} bytes wait already (limit {max_bytes})");
+                    Some((Box::new(item), StoreError::Busy { why }))
+                }
                 None => {
+                    inner.queue_bytes += item.bytes();
                     inner.queue.push_back(Box::new(item));
                     None
                 }
@@ -193,6 +211,7 @@ pub(crate) trait ItemError: From<StoreError> + Send + 'static {
 struct Action<P, T, E, F> {
     slots: Vec<Arc<Slot>>,
     bytes: usize,
+    operations: usize,
     plan: Option<P>,
     decided: Option<Result<T, E>>,
     end: F,
@@ -211,6 +230,10 @@ where
 
     fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    fn operations(&self) -> usize {
+        self.operations
     }
 
     fn plan(&mut self, view: View<'_>) -> Option<Plan> {
@@ -238,19 +261,21 @@ where
 }
 
 impl Ledger {
-    /// Queues an item that writes `bytes`, and appends to `slots`. `plan` decides when it is its
+    /// Queues an item that writes bytes and takes operations of the journal (`size`), and appends
+    /// to `slots`. `plan` decides when it is its
     /// turn, and `end` is called without a lock in any case.
     pub(crate) fn run<T, E>(
         &self,
         slots: Vec<Arc<Slot>>,
-        bytes: usize,
+        size: (usize, usize),
         plan: impl FnOnce(View<'_>) -> Result<(Plan, T), E> + Send + 'static,
         end: impl FnOnce(Result<(T, Vec<Appended>), E>) + Send + 'static,
     ) where
         T: Send + 'static,
         E: ItemError,
     {
-        self.submit(Action { slots, bytes, plan: Some(plan), decided: None, end });
+        let (bytes, operations) = size;
+        self.submit(Action { slots, bytes, operations, plan: Some(plan), decided: None, end });
     }
 
     /// As [`run`](Self::run), for what only changes the table.
@@ -266,7 +291,7 @@ impl Ledger {
         let plan = |view: View<'_>| {
             plan(view).map(|(changes, value)| (Plan { changes, ..Plan::default() }, value))
         };
-        self.run(Vec::new(), bytes, plan, |result| end(result.map(|(value, _)| value)));
+        self.run(Vec::new(), (bytes, 0), plan, |result| end(result.map(|(value, _)| value)));
     }
 }
 
@@ -290,23 +315,27 @@ fn drive(shared: &Arc<Shared>) {
             }
             inner.is_writing = true;
             inner.is_driven = true;
-            take_items(&mut inner.queue, shared.store.journal().1 / 2)
+            let items = take_items(&mut inner.queue, shared.store.journal().1 / 2);
+            inner.queue_bytes -= items.iter().map(|item| item.bytes()).sum::<usize>();
+            items
         };
         let driving = Driving(shared);
         let slots = items.iter().flat_map(|item| item.slots());
         let slots: BTreeMap<u32, Arc<Slot>> = slots.map(|slot| (slot.number, slot)).collect();
-        take_turns(shared, items, slots, Turns::new());
+        take_turns(shared, Gathering { items, slots, turns: Turns::new() });
         drop(driving);
     }
 }
 
 /// Items for one commit: at least one, and more while they have fewer than `max_bytes`.
 fn take_items(queue: &mut VecDeque<Box<dyn Item>>, max_bytes: usize) -> Vec<Box<dyn Item>> {
-    let (mut items, mut bytes) = (Vec::new(), 0);
+    let (mut items, mut bytes, mut operations) = (Vec::new(), 0, 0);
     // Ends: each round takes an item off, or leaves.
     while let Some(item) = queue.front() {
         bytes += item.bytes();
-        if !items.is_empty() && (bytes > max_bytes || items.len() >= GROUP_ITEMS) {
+        operations += item.operations();
+        let has_room = bytes <= max_bytes && operations <= GROUP_OPERATIONS;
+        if !items.is_empty() && (!has_room || items.len() >= GROUP_ITEMS) {
             break;
         }
         items.extend(queue.pop_front());
@@ -314,31 +343,55 @@ fn take_items(queue: &mut VecDeque<Box<dyn Item>>, max_bytes: usize) -> Vec<Box<
     items
 }
 
-/// Takes the turns of `slots` one by one, in the order of their numbers; then writes.
-fn take_turns(
-    shared: &Arc<Shared>,
+/// A commit that takes the turns of its partitions.
+struct Gathering {
     items: Vec<Box<dyn Item>>,
-    mut slots: BTreeMap<u32, Arc<Slot>>,
-    mut turns: Turns,
-) {
-    match slots.pop_first() {
-        None => write(shared, items, turns),
-        Some((number, slot)) => {
-            let ledger = Arc::clone(shared);
-            let partition = slot.partition.clone();
-            partition.take_turn(move |turn| {
-                turns.insert(number, (slot, turn));
-                take_turns(&ledger, items, slots, turns);
-            });
+    slots: BTreeMap<u32, Arc<Slot>>,
+    turns: Turns,
+}
+
+/// What the taker of a turn and its callback leave for each other: whoever comes second goes on.
+enum HandOver {
+    Nothing,
+    Turn(Result<Turn, StoreError>),
+    Gathering(Gathering, Arc<Slot>),
+}
+
+/// Takes the turns of the slots one by one, in the order of their numbers; then writes. A turn that
+/// is free comes within the call: that is a round of the loop, however many partitions there are.
+fn take_turns(shared: &Arc<Shared>, mut gathering: Gathering) {
+    // Ends: each round takes a slot off.
+    while let Some((number, slot)) = gathering.slots.pop_first() {
+        let place = Arc::new(Mutex::new(HandOver::Nothing));
+        let (theirs, ledger) = (Arc::clone(&place), Arc::clone(shared));
+        slot.partition.take_turn(move |turn| {
+            let mut place = theirs.lock();
+            match std::mem::replace(&mut *place, HandOver::Nothing) {
+                HandOver::Gathering(mut gathering, slot) => {
+                    drop(place);
+                    gathering.turns.insert(number, (slot, turn));
+                    take_turns(&ledger, gathering);
+                }
+                _ => *place = HandOver::Turn(turn),
+            }
+        });
+        let mut place = place.lock();
+        match std::mem::replace(&mut *place, HandOver::Nothing) {
+            HandOver::Turn(turn) => drop(gathering.turns.insert(number, (slot, turn))),
+            _ => {
+                *place = HandOver::Gathering(gathering, slot);
+                return;
+            }
         }
     }
+    write(shared, gathering.items, gathering.turns);
 }
 
 fn write(shared: &Arc<Shared>, items: Vec<Box<dyn Item>>, mut turns: Turns) {
     let (group, commit) = {
+        let clean = (shared.store.journal().1 / 4, shared.log.extents().len());
         let inner = shared.inner.lock();
-        let clean_bytes = shared.store.journal().1 / 4;
-        let group = plan(&inner.table, items, &mut turns, clean_bytes);
+        let group = plan(&inner.table, items, &mut turns, clean);
         let commit = shared.commit(&group, &turns);
         (group, commit)
     };
@@ -350,25 +403,24 @@ fn write(shared: &Arc<Shared>, items: Vec<Box<dyn Item>>, mut turns: Turns) {
     submit(shared.store.journal().0, commit, done);
 }
 
-/// Lets each item decide, in order, against what those before it leave.
-fn plan(table: &Table, items: Vec<Box<dyn Item>>, turns: &mut Turns, clean_bytes: usize) -> Group {
+/// Lets each item decide, in order, against what those before it leave. `clean` has the bytes that
+/// cleaning may take, and the segments that the table's log spans.
+fn plan(
+    table: &Table,
+    items: Vec<Box<dyn Item>>,
+    turns: &mut Turns,
+    clean: (usize, usize),
+) -> Group {
     let mut group = Group::default();
     for mut item in items {
-        let stopped = item.slots().iter().find_map(|slot| match turns.get(&slot.number) {
-            Some((_, Err(error))) => Some(error.clone()),
-            _ => None,
-        });
-        if let Some(error) = stopped {
-            group.ended.push((item, Fate::NotTaken(error.into())));
-            continue;
-        }
         let Some(plan) = item.plan(View { table, staged: &group.staged }) else {
             group.ended.push((item, Fate::Rejected));
             continue;
         };
         let turn = |turns: &Turns, number: u32, batch: &Batch| match turns.get(&number) {
             Some((_, Ok(turn))) => turn.check(batch),
-            _ => Some(StoreError::Stopped { why: "the partition is gone".into() }.into()),
+            Some((_, Err(error))) => Some(error.clone().into()),
+            None => Some(StoreError::Stopped { why: "the partition is gone".into() }.into()),
         };
         let refusal = plan.appends.iter().find_map(|(number, batch)| turn(turns, *number, batch));
         if let Some(error) = refusal {
@@ -386,7 +438,9 @@ fn plan(table: &Table, items: Vec<Box<dyn Item>>, turns: &mut Turns, clean_bytes
         group.planned.push((item, appended));
     }
     if !group.planned.is_empty() {
-        group.release = table.clean(&mut group.staged, clean_bytes, |key| is_live(table, key));
+        let (bytes, extents) = clean;
+        let staged = &mut group.staged;
+        group.release = table.clean(staged, bytes, extents, |key| is_live(table, key));
     }
     group
 }
@@ -441,6 +495,7 @@ fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), Sto
                 tracing::error!(target: "voussoir::queue", %error, "the queue has stopped");
                 inner.stopped.get_or_insert_with(|| error.clone());
                 waiting = std::mem::take(&mut inner.queue);
+                inner.queue_bytes = 0;
             }
             _ => {}
         }

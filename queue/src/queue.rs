@@ -119,28 +119,51 @@ impl Queue {
     /// See [`TopicError`].
     ///
     /// # Cancel safety
-    /// The topic may be deleted all the same.
+    /// The topic may be deleted all the same. One of more than 500 partitions is deleted in several
+    /// commits: after an error, or when the future was dropped, some partitions may be gone and the
+    /// topic still be there; delete it again.
     pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
         let topic = self.topic(name)?;
+        let numbers: Vec<u32> = (topic.id()..topic.id() + topic.partitions()).collect();
+        // The entry goes last: while it is there, the rest can be deleted by another call.
+        let mut parts = numbers.chunks(DELETED_PARTITIONS).peekable();
+        // Ends: each round takes a part.
+        while let Some(part) = parts.next() {
+            self.delete_partitions(&topic, part, parts.peek().is_none()).await?;
+        }
+        Ok(())
+    }
+
+    /// Deletes the logs of these partitions, damaged ones too, and with the last of them the entry
+    /// of the topic, in one commit.
+    async fn delete_partitions(
+        &self,
+        topic: &Topic,
+        numbers: &[u32],
+        is_last: bool,
+    ) -> Result<(), TopicError> {
         let (answer, answered) = oneshot::channel();
-        let slots: Vec<_> = topic.slots().cloned().collect();
-        let deletes = slots.iter().flat_map(|slot| slot.store.logs()).collect();
+        let slots = topic.slots().filter(|slot| numbers.contains(&slot.number));
+        let slots: Vec<_> = slots.cloned().collect();
+        let logs = numbers.iter().map(|number| self.shared.ledger.store().logs_of(*number));
+        let deletes = logs.collect::<Result<Vec<_>, _>>()?.concat();
         let ending = Arc::clone(&self.shared);
-        let (key, title) = (Key::Topic(name.to_owned()), name.to_owned());
+        let (key, title) = (Key::Topic(topic.name().to_owned()), topic.name().to_owned());
         let first_number = topic.id();
+        let operations = deletes.len();
         let plan = move |view: View<'_>| {
             let entry = view.get(&key).and_then(|value| TopicEntry::read(value));
             match entry {
                 // It may have been deleted, and created again, since it was looked up.
                 Some(entry) if entry.first_number == first_number => {
-                    let changes = vec![Change::remove(key)];
+                    let changes = is_last.then(|| Change::remove(key)).into_iter().collect();
                     Ok((Plan { changes, deletes, ..Plan::default() }, ()))
                 }
                 _ => Err(TopicError::Unknown { name: name_of(&key) }),
             }
         };
-        self.shared.ledger.run(slots, SMALL_BYTES, plan, move |result| {
-            if result.is_ok() {
+        self.shared.ledger.run(slots, (SMALL_BYTES, operations), plan, move |result| {
+            if result.is_ok() && is_last {
                 ending.change_topics(|topics| drop(topics.remove(&title)));
             }
             drop(answer.send(result.map(|_| ())));
@@ -210,6 +233,9 @@ impl Queue {
         Ok(self.shared.ledger.store().log(u64::from(number) * 2)?)
     }
 }
+
+/// Partitions whose logs one commit deletes.
+const DELETED_PARTITIONS: usize = 500;
 
 /// A topic to be created, and the stores of its partitions.
 type Planned = (TopicEntry, Vec<(u32, JournalPartition)>);

@@ -224,6 +224,7 @@ impl Transaction<'_> {
             }
             slots.push(part.slot);
         }
+        let size = (bytes, appends.len());
         let name = Arc::clone(&producer.name);
         let mine = producer.entry;
         let (answer, answered) = oneshot::channel();
@@ -238,7 +239,7 @@ impl Transaction<'_> {
             Ok((Plan { changes, appends, ..Plan::default() }, entry))
         };
         let end = |result: Result<_, CommitError>| drop(answer.send(result));
-        producer.queue.shared.ledger.run(slots, bytes, plan, end);
+        producer.queue.shared.ledger.run(slots, size, plan, end);
         let (entry, appended) = answered.await.map_err(|_| gone())??;
         producer.entry = entry;
         let appended = names.into_iter().zip(appended).collect();

@@ -179,3 +179,91 @@ fn a_damaged_partition_keeps_no_other_from_opening() {
     assert!(matches!(error, TopicError::Open(OpenError::Damaged { position: 1, .. })), "{error}");
     assert_eq!(topic.partition(1).expect("a partition").offsets(), 0..1);
 }
+
+/// `commit_to` is a small record of the table's log, which must not keep a segment for each.
+#[test]
+fn the_table_of_a_queue_does_not_fill_the_journal() {
+    let disk = CrashFiles::new(7);
+    let journal = support::journal(disk.mount(), 24);
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    let create = queue.create_topic("t", TopicConfig::default());
+    let topic = now_or_work(&journal, create).expect("it is created");
+    let partition = topic.partition(0).expect("one");
+    let place = voussoir_queue::TopicPartition::new("t", 0);
+    let mut config = voussoir_queue::ConsumerConfig::default();
+    config.group = Some("g".to_owned());
+    config.guarantee = voussoir_queue::Guarantee::Manual;
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    consumer.assign(std::slice::from_ref(&place)).expect("it is there");
+    for round in 1..=100_u64 {
+        for _ in 0..7 {
+            let batch = support::batch(&[Record::new(vec![7; 8_000])], None);
+            let appended = now_or_work(&journal, partition.append(batch, Durability::Synced));
+            appended.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        let end = partition.offsets().end;
+        now_or_work(&journal, consumer.commit_to(&[(place.clone(), end)])).expect("stored");
+        now_or_work(&journal, partition.release_before(end)).expect("it is released");
+    }
+    drop((consumer, partition, topic, queue));
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    assert_eq!(queue.lag("g")[0].position, 700, "what was cleaned says the same");
+}
+
+#[test]
+fn deleting_a_topic_leaves_no_log_and_nothing_makes_one_again() {
+    let disk = CrashFiles::new(8);
+    let (journal, queue) = open(disk.mount());
+    now_or_work(&journal, queue.create_topic("t", TopicConfig::partitions(3))).expect("created");
+    for partition in 0..3 {
+        append(&journal, &queue, "t", partition, "a");
+    }
+    drop(queue);
+    let log = journal.log("q", 2).expect("a log");
+    let commit = voussoir_journal::Commit::new().append(&log, ["no batch"]);
+    now_or_work(&journal, journal.commit(commit)).expect("it is written");
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    let topic = queue.topic("t").expect("a topic");
+    assert!(topic.partition(0).is_err(), "it is damaged");
+    let (closed, held) = (topic.partition(1).expect("one"), topic.partition(2).expect("one"));
+    closed.close();
+    now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
+    for partition in [closed, held] {
+        let released = now_or_work(&journal, partition.release_before(1));
+        assert!(matches!(released, Err(FetchError::Store(StoreError::Stopped { .. }))));
+    }
+    for id in 2..8 {
+        assert!(!journal.log("q", id).expect("a log").exists(), "log {id} is left");
+    }
+}
+
+/// A commit of the journal takes 2,048 operations, and a topic may have ten times as many logs.
+#[test]
+fn a_large_topic_is_written_in_transactions_and_deleted() {
+    let mut config = voussoir_journal::Config::manual();
+    config.segment_bytes = 4 << 20;
+    let files = Arc::new(voussoir_journal::MemoryFiles::new());
+    let journal = Journal::open_with(files, config).expect("the journal opens");
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    let create = queue.create_topic("t", TopicConfig::partitions(2_200));
+    let topic = now_or_work(&journal, create).expect("it is created");
+    let mut producers = ["a", "b", "c"]
+        .map(|name| now_or_work(&journal, queue.transactional(name)).expect("a producer"));
+    let halves = [0..1, 0..1_100, 1_100..2_200];
+    let mut committing: Vec<_> = Vec::new();
+    for (producer, half) in producers.iter_mut().zip(halves) {
+        let mut transaction = producer.begin();
+        for partition in half {
+            transaction.send(&topic, partition, &Record::new("v")).expect("it fits");
+        }
+        let mut commit = Box::pin(transaction.commit());
+        assert!(support::poll(&mut commit).is_none());
+        committing.push(commit);
+    }
+    for commit in committing {
+        now_or_work(&journal, commit).expect("it is committed");
+    }
+    now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
+    assert!(!journal.log("q", 2).expect("a log").exists());
+    assert!(matches!(queue.topic("t"), Err(TopicError::Unknown { .. })));
+}

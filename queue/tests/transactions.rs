@@ -207,3 +207,38 @@ fn records_of_transactions_have_an_age() {
     assert!(failed.is_empty(), "{failed:?}");
     assert_eq!(partition.offsets(), 2..2, "all are too old");
 }
+
+#[test]
+fn bytes_of_transactions_that_wait_are_bounded() {
+    let disk = CrashFiles::new(9);
+    let (journal, queue) = with_topics(&disk);
+    let topic = queue.topic("a").expect("one");
+    let mut names = Vec::new();
+    names.extend((0..40).map(|at| format!("tx{at}")));
+    let mut producers: Vec<_> = names
+        .iter()
+        .map(|name| now_or_work(&journal, queue.transactional(name)).expect("a producer"))
+        .collect();
+    let (mut waiting, mut busy) = (Vec::new(), 0);
+    for producer in &mut producers {
+        let mut transaction = producer.begin();
+        transaction.send(&topic, 0, &Record::new(vec![7; 4_000])).expect("it fits");
+        let mut commit = Box::pin(transaction.commit());
+        match poll(&mut commit) {
+            Some(result) => {
+                let error = result.expect_err("it waits for the journal");
+                assert_eq!((error.outcome(), error.is_retryable()), (Outcome::NotApplied, true));
+                busy += 1;
+            }
+            None => waiting.push(commit),
+        }
+    }
+    // A commit of this journal has 16 KiB at most, an item half of it.
+    assert!(waiting.len() <= 9 && busy >= 31, "{} wait", waiting.len());
+    for commit in waiting {
+        now_or_work(&journal, commit).expect("it is committed");
+    }
+    let mut transaction = producers[39].begin();
+    transaction.send(&topic, 0, &Record::new("there is room again")).expect("it fits");
+    now_or_work(&journal, transaction.commit()).expect("it is committed");
+}

@@ -13,6 +13,9 @@ use super::entry::{Change, Key, TopicEntry, Value};
 
 /// Records of the log beyond twice the live entries, from which on writes clean it.
 const SLACK_RECORDS: u64 = 1_024;
+/// Segments of the journal that the log may span: beyond them writes clean it also when it is
+/// short, because a segment that holds one record of it cannot be used again.
+const MAX_EXTENTS: usize = 4;
 /// Live entries that a write takes along, besides two for each of its own changes.
 const REWRITTEN: usize = 64;
 
@@ -126,16 +129,19 @@ impl Table {
     ///
     /// A round over the log takes fewer changes than half of the live entries, so that the log has
     /// at most about two and a half records for each of them. Entries that are not live for
-    /// `is_live` are removed. Takes about `max_bytes` along at most.
+    /// `is_live` are removed. Takes about `max_bytes` along at most. The log spans `extents`
+    /// segments of the journal.
     pub(crate) fn clean(
         &self,
         staged: &mut StagedChanges,
         max_bytes: usize,
+        extents: usize,
         is_live: impl Fn(&Key) -> bool,
     ) -> Option<u64> {
         let fresh = staged.changes.len();
         let records = self.bounds.end - self.bounds.start + fresh as u64;
-        if records <= 2 * self.entries.len() as u64 + SLACK_RECORDS {
+        let is_short = records <= 2 * self.entries.len() as u64 + SLACK_RECORDS;
+        if is_short && extents <= MAX_EXTENTS {
             return None;
         }
         let (mut room, mut bytes) = (2 * fresh + REWRITTEN, 0);
@@ -185,7 +191,7 @@ mod tests {
                     };
                     staged.push(Change { key, value });
                 }
-                let release = table.clean(&mut staged, 1 << 20, |_| true);
+                let release = table.clean(&mut staged, 1 << 20, 1, |_| true);
                 for change in staged.changes {
                     log.insert(table.bounds().end, change.clone());
                     table.apply(change);

@@ -51,6 +51,14 @@ impl JournalStore {
         }
     }
 
+    /// The logs of partition `number`, damaged or not: to delete them.
+    pub(crate) fn logs_of(&self, number: u32) -> Result<[Log; 2], StoreError> {
+        let first = u64::from(number) * 2;
+        let log = |id| self.journal.log(self.lease.namespace(), id);
+        let logs = log(first).and_then(|data| Ok([data, log(first + 1)?]));
+        logs.map_err(|error| from_commit(&error))
+    }
+
     /// The namespace that its logs are in.
     pub(crate) fn namespace(&self) -> &str {
         self.lease.namespace()
@@ -98,11 +106,6 @@ impl JournalPartition {
     /// Whether `log` is the one of its batches.
     pub(crate) fn is_in(&self, log: &Log) -> bool {
         self.data.name() == log.name()
-    }
-
-    /// The logs of the partition.
-    pub(crate) fn logs(&self) -> [Log; 2] {
-        [self.data.clone(), self.snapshots.clone()]
     }
 
     /// Adds what `write` does to a commit. The partition has no other write on its way.
