@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use voussoir_txn::Bytes;
 use voussoir_txn::idempotency::*;
-use voussoir_txn::store::MemoryStore;
+use voussoir_txn::store::{MemoryStore, SagaStore};
 
 const LEASE: Duration = Duration::from_millis(300);
 const KEEP: Duration = Duration::from_millis(900);
@@ -161,6 +161,29 @@ async fn a_full_store_claims_no_new_key_until_some_are_forgotten() {
     assert!(matches!(keys.begin("s", "a", b"").await.unwrap(), Begun::Done(_)));
     clock.pass(KEEP);
     assert!(matches!(keys.begin("s", "c", b"").await.unwrap(), Begun::New(_)));
+}
+
+/// A forgotten key leaves the store with the next claim, whatever was answered in between.
+#[tokio::test]
+async fn a_forgotten_key_leaves_the_store() {
+    let (clock, records) = (Hand::default(), MemoryStore::new());
+    let store = StoreKeys::open_with_clock(records.clone(), 2, clock.clone()).await;
+    // The handle that opened it must stay the last one: the clone is opened at the end.
+    let keys = Keys::new(store.unwrap(), config()).unwrap();
+    for key in ["first", "second"] {
+        let Begun::New(claim) = keys.begin("s", key, b"").await.unwrap() else { panic!() };
+        claim.finish(Bytes::new()).await.unwrap();
+        clock.pass(KEEP / 2);
+    }
+    // The first is forgotten, the second is not.
+    assert!(matches!(keys.begin("s", "second", b"").await.unwrap(), Begun::Done(_)));
+    assert!(matches!(keys.begin("s", "second", b"x").await.unwrap(), Begun::Mismatch));
+    assert!(matches!(keys.begin("s", "third", b"").await.unwrap(), Begun::New(_)));
+    assert!(matches!(keys.begin("s", "third", b"").await.unwrap(), Begun::InProgress { .. }));
+    let left = records.open().await.unwrap().records;
+    let mut left: Vec<&str> = left.iter().map(|record| &*record.saga).collect();
+    left.sort_unstable();
+    assert_eq!(left, ["1:s:second", "1:s:third"]);
 }
 
 #[test]

@@ -64,17 +64,19 @@ impl Known {
         }
     }
 
-    /// Removes some keys that are no longer remembered, and returns the records that say so.
-    fn expire(&mut self, now: u64) -> Vec<Record> {
-        let mut records = Vec::new();
-        while records.len() < EXPIRED_AT_ONCE
-            && let Some((end, key)) = self.by_end.first().cloned()
-            && end <= now
-        {
+    /// Some keys that are no longer remembered.
+    fn expired(&self, now: u64) -> Vec<Arc<str>> {
+        let expired = self.by_end.iter().take_while(|(end, _)| *end <= now);
+        expired.take(EXPIRED_AT_ONCE).map(|(_, key)| Arc::clone(key)).collect()
+    }
+
+    /// Removes keys, and returns the records that say so: they have to be appended.
+    fn forget(&mut self, keys: Vec<Arc<str>>) -> Vec<Record> {
+        let forget = |key| {
             self.remove(&key);
-            records.push(Record::new(key, RecordKind::Forgotten, Bytes::new()));
-        }
-        records
+            Record::new(key, RecordKind::Forgotten, Bytes::new())
+        };
+        keys.into_iter().map(forget).collect()
     }
 }
 
@@ -122,7 +124,7 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
         let key: Arc<str> = new.key.as_str().into();
         let (found, appended) = {
             let mut known = self.known.lock();
-            let mut records = known.expire(now);
+            let expired = known.expired(now);
             let found = match known.keys.get(&key) {
                 Some(entry) if entry.forgotten_at > now => {
                     if entry.fingerprint != new.fingerprint {
@@ -138,7 +140,7 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
                     Found::Abandoned
                 }
                 Some(_) => Found::Vacant,
-                None if known.keys.len() >= self.max_keys => {
+                None if known.keys.len() - expired.len() >= self.max_keys => {
                     let why = format!("{} keys are remembered", self.max_keys);
                     return Err(StoreError::new(why));
                 }
@@ -151,6 +153,8 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
                 forgotten_at: now.saturating_add(nanos(new.keep)),
                 result: None,
             };
+            // Only here, where records are appended: each answer above leaves all keys in place.
+            let mut records = known.forget(expired);
             records.push(Record::new(Arc::clone(&key), RecordKind::Whole, encode(&entry)));
             known.insert(&key, entry);
             // Under the lock: records of a key are in the order of its claims.
