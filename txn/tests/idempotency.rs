@@ -5,8 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use voussoir_txn::Bytes;
+use voussoir_txn::StoreError;
 use voussoir_txn::idempotency::*;
-use voussoir_txn::store::{MemoryStore, SagaStore};
+use voussoir_txn::store::{MemoryStore, Opened, Record, SagaStore};
 
 const LEASE: Duration = Duration::from_millis(300);
 const KEEP: Duration = Duration::from_millis(900);
@@ -184,6 +185,53 @@ async fn a_forgotten_key_leaves_the_store() {
     let mut left: Vec<&str> = left.iter().map(|record| &*record.saga).collect();
     left.sort_unstable();
     assert_eq!(left, ["1:s:second", "1:s:third"]);
+}
+
+/// A store whose first append after it was told to hang never ends.
+struct Hangs(MemoryStore, Arc<std::sync::atomic::AtomicBool>);
+
+#[voussoir_txn::async_trait]
+impl SagaStore for Hangs {
+    async fn open(&self) -> Result<Opened, StoreError> {
+        self.0.open().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        if self.1.swap(false, Ordering::Relaxed) {
+            std::future::pending::<()>().await;
+        }
+        self.0.append(records).await
+    }
+}
+
+/// The runtime whose task appends may end: in the middle of an append, or before the task began.
+#[test]
+fn a_runtime_that_ends_leaves_no_later_append_waiting() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    for begins in [true, false] {
+        let hangs: Arc<std::sync::atomic::AtomicBool> = Arc::default();
+        let first = runtime();
+        let store = Hangs(MemoryStore::new(), Arc::clone(&hangs));
+        let store = first.block_on(StoreKeys::open(store, 1000)).unwrap();
+        let keys = Keys::new(store, config()).unwrap();
+        hangs.store(begins, Ordering::Relaxed);
+        first.block_on(async {
+            let mut claim = std::pin::pin!(keys.begin("s", "first", b""));
+            // Polled once: the task that appends is there, and has not run.
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(claim.as_mut().poll(cx)));
+            assert!(polled.await.is_pending());
+            if begins {
+                tokio::task::yield_now().await;
+            }
+        });
+        drop(first);
+        let begun = runtime().block_on(async {
+            let claim = keys.begin("s", "second", b"");
+            tokio::time::timeout(Duration::from_secs(5), claim).await
+        });
+        let begun = begun.expect("the second runtime appends").unwrap();
+        assert!(matches!(begun, Begun::New(_)), "{begins} {begun:?}");
+    }
 }
 
 #[test]

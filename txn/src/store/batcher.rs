@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::{Record, RecordKind, SagaStore};
@@ -65,6 +66,8 @@ impl<S: SagaStore> Batcher<S> {
         &self,
         records: Vec<Record>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + use<S> {
+        // Panics outside of a runtime, before anything is changed.
+        let runtime = Handle::current();
         let (done, answer) = oneshot::channel();
         let begins = {
             let mut queue = self.shared.queue.lock();
@@ -72,7 +75,9 @@ impl<S: SagaStore> Batcher<S> {
             !std::mem::replace(&mut queue.is_appending, true)
         };
         if begins {
-            tokio::spawn(Arc::clone(&self.shared).append_waiting());
+            // Part of the future: also a task that is dropped before it runs is noticed.
+            let appending = Appending { shared: Arc::clone(&self.shared), is_finished: false };
+            runtime.spawn(append_waiting(appending));
         }
         async {
             answer.await.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
@@ -84,25 +89,26 @@ impl<S: SagaStore> Batcher<S> {
     }
 }
 
-impl<S: SagaStore> Shared<S> {
-    async fn append_waiting(self: Arc<Self>) {
-        // Left when the store panics: those that wait are told, and the next one begins a task.
-        let _reset = Reset(&self.queue);
-        // Ends: when nothing waits. Each turn takes at least one.
-        while let Some(batch) = self.take_batch() {
-            let records = batch.iter().flat_map(|waiting| waiting.records.iter().cloned());
-            let result = self.store.append(records.collect()).await;
-            if result.is_ok() {
-                self.note(&batch);
-            }
-            for Waiting { done, .. } in batch {
-                // A caller that is gone does not hear it.
-                let _ = done.send(result.clone());
-            }
-            self.rewrite().await;
+async fn append_waiting<S: SagaStore>(mut appending: Appending<S>) {
+    let shared = Arc::clone(&appending.shared);
+    // Ends: when nothing waits. Each turn takes at least one.
+    while let Some(batch) = shared.take_batch() {
+        let records = batch.iter().flat_map(|waiting| waiting.records.iter().cloned());
+        let result = shared.store.append(records.collect()).await;
+        if result.is_ok() {
+            shared.note(&batch);
         }
+        for Waiting { done, .. } in batch {
+            // A caller that is gone does not hear it.
+            let _ = done.send(result.clone());
+        }
+        shared.rewrite().await;
     }
+    // `take_batch` has cleared `is_appending`: another task may append by now.
+    appending.is_finished = true;
+}
 
+impl<S: SagaStore> Shared<S> {
     /// What fits into one append; `None` ends the task.
     fn take_batch(&self) -> Option<Vec<Waiting>> {
         let mut queue = self.queue.lock();
@@ -141,15 +147,24 @@ impl<S: SagaStore> Shared<S> {
     }
 }
 
-/// Fails what still waits when the task that appends ends early.
-struct Reset<'a>(&'a Mutex<Queue>);
+/// The task that appends. It ends early when the store panics or the runtime ends: then what still
+/// waits fails, and the next append begins a task.
+struct Appending<S> {
+    shared: Arc<Shared<S>>,
+    is_finished: bool,
+}
 
-impl Drop for Reset<'_> {
+impl<S> Drop for Appending<S> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let mut queue = self.0.lock();
-            queue.is_appending = false;
-            queue.waiting.clear();
+        if self.is_finished {
+            return;
         }
+        let failed = {
+            let mut queue = self.shared.queue.lock();
+            queue.is_appending = false;
+            std::mem::take(&mut queue.waiting)
+        };
+        // After the lock is released: it wakes the callers.
+        drop(failed);
     }
 }
