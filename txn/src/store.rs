@@ -47,6 +47,11 @@ impl Record {
     pub fn new(saga: impl Into<Arc<str>>, kind: RecordKind, events: Bytes) -> Self {
         Self { saga: saga.into(), kind, events }
     }
+
+    /// What it counts in an append: its id, its events, and 8 bytes.
+    pub(crate) fn len_bytes(&self) -> usize {
+        self.saga.len() + self.events.len() + 8
+    }
 }
 
 /// What an opened store holds.
@@ -89,6 +94,13 @@ pub trait SagaStore: Send + Sync + 'static {
     /// # Cancel safety
     /// The future is dropped only with the runtime.
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError>;
+
+    /// Bytes of the largest append: ids and events, with 8 bytes for each record. Records of
+    /// several callers share an append up to here. Default 512 KiB; a store that wraps another asks
+    /// it.
+    fn max_append_bytes(&self) -> usize {
+        512 << 10
+    }
 
     /// A saga whose old records keep the store from giving space back: it will be appended again as
     /// [`RecordKind::Whole`].

@@ -234,6 +234,34 @@ fn a_runtime_that_ends_leaves_no_later_append_waiting() {
     }
 }
 
+/// Claims that wait together fit into a journal with small segments.
+#[cfg(feature = "journal")]
+#[tokio::test]
+async fn claims_that_wait_together_fit_into_small_segments() {
+    use voussoir_journal::{Journal, MemoryFiles};
+    use voussoir_txn::store::JournalStore;
+    let mut small = voussoir_journal::Config::default();
+    small.segment_bytes = 64 << 10;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), small).unwrap();
+    let store = JournalStore::new(&journal, "keys").unwrap();
+    let store = StoreKeys::open(store, 1000).await.unwrap();
+    let keys = Keys::new(store, KeysConfig::default()).unwrap();
+    let mut tasks = tokio::task::JoinSet::new();
+    for number in 0..500 {
+        let keys = keys.clone();
+        tasks.spawn(async move {
+            let Begun::New(claim) = keys.begin("s", &format!("k{number}"), b"").await? else {
+                panic!("a new key")
+            };
+            claim.finish(Bytes::from(vec![0; 500])).await.map_err(|error| error.to_string())?;
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap().unwrap();
+    }
+}
+
 #[test]
 fn whatever_validates_works_and_nothing_else_does() {
     let edges = [Duration::ZERO, Duration::from_millis(1), Duration::from_secs(60), Duration::MAX];

@@ -25,7 +25,8 @@ pub struct KeysConfig {
     pub keep: Duration,
     /// The longest fingerprint: up to 64 KiB. Default 1 KiB.
     pub max_fingerprint_bytes: usize,
-    /// The longest result: up to 16 MiB. Default 256 KiB.
+    /// The longest result: up to 16 MiB. Default 256 KiB. A journal takes no more than its largest
+    /// commit, a quarter of its `segment_bytes`: a longer result is an error of the store.
     pub max_result_bytes: usize,
 }
 

@@ -13,7 +13,8 @@ use crate::error::StoreError;
 
 /// Records of one append.
 const MAX_BATCH_RECORDS: usize = 1_000;
-/// Bytes of one append, ids included; what one caller appends goes together, however long it is.
+/// Bytes of one append, also of a store that takes more; what one caller appends goes together,
+/// however long it is.
 const MAX_BATCH_BYTES: usize = 512 << 10;
 
 /// A store in which each id has one record that stands ([`RecordKind::Whole`]) or none. A task
@@ -24,6 +25,7 @@ pub(crate) struct Batcher<S> {
 
 struct Shared<S> {
     store: S,
+    max_bytes: usize,
     queue: Mutex<Queue>,
 }
 
@@ -43,7 +45,8 @@ struct Waiting {
 
 impl<S: SagaStore> Batcher<S> {
     pub(crate) fn new(store: S) -> Self {
-        Self { shared: Arc::new(Shared { store, queue: Mutex::default() }) }
+        let max_bytes = store.max_append_bytes().min(MAX_BATCH_BYTES);
+        Self { shared: Arc::new(Shared { store, max_bytes, queue: Mutex::default() }) }
     }
 
     /// Begins a new epoch. Returns it with the record of each id that has one.
@@ -114,10 +117,9 @@ impl<S: SagaStore> Shared<S> {
         let mut queue = self.queue.lock();
         let (mut count, mut bytes) = (0, 0);
         let fits = queue.waiting.iter().take_while(|waiting| {
-            let records = waiting.records.iter();
-            bytes += records.map(|one| one.saga.len() + one.events.len()).sum::<usize>();
+            bytes += waiting.records.iter().map(Record::len_bytes).sum::<usize>();
             count += waiting.records.len();
-            bytes <= MAX_BATCH_BYTES && count <= MAX_BATCH_RECORDS
+            bytes <= self.max_bytes && count <= MAX_BATCH_RECORDS
         });
         let count = fits.count().max(1).min(queue.waiting.len());
         queue.is_appending = count > 0;

@@ -21,6 +21,8 @@ const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 4;
 /// Bytes that are read at once when the store is opened.
 const READ_BYTES: usize = 1 << 20;
+/// Bytes of a commit that its records leave free: more than an append and a release need.
+const COMMIT_BYTES: u64 = 1 << 10;
 /// Records that are kept though nobody needs them, before sagas are rewritten for their sake.
 const SLACK: u64 = 10_000;
 /// How many records are kept for each one that is needed.
@@ -183,6 +185,12 @@ impl SagaStore for JournalStore {
             state.note(&record.saga, record.kind, at);
         }
         Ok(())
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        // The 8 bytes of a record are those of its head here and of its length in the journal.
+        let bytes = self.journal.max_batch_bytes().saturating_sub(COMMIT_BYTES);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     fn to_rewrite(&self) -> Option<Arc<str>> {

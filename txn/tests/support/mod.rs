@@ -183,4 +183,8 @@ impl<S: SagaStore> SagaStore for Cut<S> {
         }
         self.store.append(records).await
     }
+
+    fn max_append_bytes(&self) -> usize {
+        self.store.max_append_bytes()
+    }
 }
