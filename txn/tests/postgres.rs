@@ -357,6 +357,54 @@ async fn prepared_branches_are_bounded() {
     pair.drop().await;
 }
 
+/// A second branch under one id would replace the first, whose work were lost with its session.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_branch_is_begun_once() {
+    let pair = Pair::create("twice").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 4;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let gid: Gid = format!("vs1:{}:1:0:0", pair.names[0]).parse().unwrap();
+    let (one, two) = tokio::join!(left.begin(&gid, LIMIT), left.begin(&gid, LIMIT));
+    let (branch, refused) = if one.is_ok() { (one, two) } else { (two, one) };
+    let branch = branch.unwrap();
+    assert!(refused.unwrap_err().to_string().contains("was begun"));
+    branch.batch_execute("UPDATE accounts SET cents = 7 WHERE id = 1").await.unwrap();
+    assert!(left.begin(&gid, LIMIT).await.is_err(), "it is open");
+    drop(branch);
+    assert_eq!(left.prepare(&gid).await.unwrap(), Vote::Prepared);
+    assert!(left.begin(&gid, LIMIT).await.is_err(), "it is prepared");
+    assert_eq!(left.finish(&gid, Decision::Commit).await.unwrap(), Applied::Done);
+    let cents = "SELECT cents FROM accounts WHERE id = 1";
+    let client = connect(Some(&pair.names[0])).await;
+    assert_eq!(client.query_one(cents, &[]).await.unwrap().get::<_, i64>(0), 7);
+    drop(left);
+    pair.drop().await;
+}
+
+/// A branch whose session the server has ended, and which nobody finishes, gives its place back.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_branch_whose_session_ended_gives_its_place_back() {
+    let pair = Pair::create("ended").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 1;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let gids: Vec<Gid> = (0..2)
+        .map(|number| format!("vs1:{}:1:{number}:0", pair.names[0]).parse().unwrap())
+        .collect();
+    let idle = left.begin(&gids[0], Duration::from_millis(200)).await.unwrap();
+    until("the server ends the idle session", async || idle.is_closed()).await;
+    let next = left.begin(&gids[1], Duration::from_secs(5)).await.unwrap();
+    next.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
+    assert!(matches!(left.prepare(&gids[0]).await, Err(PrepareError::Refused(_))));
+    drop((idle, next));
+    assert_eq!(left.finish(&gids[1], Decision::Abort).await.unwrap(), Applied::Done);
+    drop(left);
+    pair.drop().await;
+}
+
 /// The row that tells what an unknown id did lies in the configured schema, whatever search path a
 /// caller or the user's role has.
 #[tokio::test]

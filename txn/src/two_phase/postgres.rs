@@ -5,6 +5,7 @@
 //! rolled back or lost if not: the server's answer alone ("does not exist") cannot tell.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -92,6 +93,9 @@ pub enum BranchError {
     /// server did not answer.
     #[error("no branch could be begun within {0:?}")]
     TimedOut(Duration),
+    /// A branch with this id is open or prepared. It was not changed.
+    #[error("the branch {0} was begun before")]
+    Begun(Gid),
     /// The database refused.
     #[error(transparent)]
     Postgres(#[from] Error),
@@ -201,6 +205,10 @@ impl PostgresParticipant {
     /// Dropped, no branch was begun.
     pub async fn begin(&self, gid: &Gid, limit: Duration) -> Result<PostgresBranch, BranchError> {
         let deadline = Instant::now() + limit.min(MAX_TIMEOUT);
+        self.shared.sweep();
+        if self.shared.held.lock().contains_key(gid) {
+            return Err(BranchError::Begun(gid.clone()));
+        }
         let begun = tokio::time::timeout_at(deadline, async {
             let permits = Arc::clone(&self.shared.permits);
             let Ok(permit) = permits.acquire_owned().await else {
@@ -218,7 +226,13 @@ impl PostgresParticipant {
         });
         let (client, permit) = begun.await.map_err(|_| BranchError::TimedOut(limit))??;
         let working = Arc::new(Working { client });
-        self.shared.held.lock().insert(gid.clone(), permit);
+        match self.shared.held.lock().entry(gid.clone()) {
+            // Another call was faster. The connection is closed, and its transaction with it.
+            Entry::Occupied(_) => return Err(BranchError::Begun(gid.clone())),
+            Entry::Vacant(place) => {
+                place.insert(permit);
+            }
+        }
         self.shared.open.lock().insert(gid.clone(), Arc::clone(&working));
         Ok(PostgresBranch { working })
     }
@@ -287,6 +301,23 @@ impl PostgresParticipant {
 }
 
 impl Shared {
+    /// Forgets open branches whose sessions the server has ended, and frees their places: they were
+    /// rolled back, and a vote on one is refused.
+    fn sweep(&self) {
+        let mut ended = Vec::new();
+        self.open.lock().retain(|gid, working| {
+            let is_open = !working.client.is_closed();
+            if !is_open {
+                ended.push(gid.clone());
+            }
+            is_open
+        });
+        let mut held = self.held.lock();
+        for gid in ended {
+            held.remove(&gid);
+        }
+    }
+
     /// A connection outside of any transaction.
     async fn client(&self) -> Result<Client, Error> {
         // Ends: each turn takes one away.
