@@ -403,6 +403,148 @@ async fn a_lost_notification_costs_one_look_and_one_that_arrives_none() {
     database.drop().await;
 }
 
+/// A database that counts connections, and refuses them.
+struct Down(Arc<AtomicU64>, tokio_postgres::Config);
+
+#[async_trait]
+impl Connect for Down {
+    async fn connect(&self) -> Result<Client, Error> {
+        match self.0.fetch_add(1, Ordering::Relaxed) {
+            // For `Outbox::open`.
+            0 => Connect::connect(&self.1).await,
+            _ => Err("port=x".parse::<tokio_postgres::Config>().unwrap_err()),
+        }
+    }
+}
+
+/// A relay whose database is away tries again after pauses.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_relay_whose_database_is_away_pauses_between_its_attempts() {
+    let database = Database::create("away").await;
+    let calls: Arc<AtomicU64> = Arc::default();
+    let down = Down(Arc::clone(&calls), config(Some(&database.0)));
+    let outbox = Outbox::open(down, OutboxConfig::default()).await.unwrap();
+    let relay = Relay::start(&outbox, Arc::new(Taken::default()), quick()).unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let calls = calls.load(Ordering::Relaxed);
+    assert!((10..50).contains(&calls), "{calls} connections in 2 s");
+    assert!(relay.stats().error.is_some());
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// A relay whose lanes another one has taken, while one of its keys paused, waits for new ones.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_relay_that_lost_its_lanes_forgets_what_was_blocked() {
+    let database = Database::create("lost").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let taken: Arc<Taken> = Arc::default();
+    taken.refused.lock().push("k".to_owned());
+    put(&outbox, &client, "k", "one").await;
+    let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
+    until("it is blocked", async || !relay.stats().blocked.is_empty()).await;
+    let steal = "UPDATE voussoir_outbox_lanes SET owner = 'thief', epoch = epoch + 1, \
+                 lease_until = 'infinity'";
+    client.batch_execute(steal).await.unwrap();
+    until("its lanes are gone", async || relay.stats().lanes == 0).await;
+    until("nothing is blocked", async || relay.stats().blocked.is_empty()).await;
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// Keys that pause are bounded by the limit and one round, however many the sink refuses.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn keys_that_pause_are_bounded() {
+    struct Refuses;
+    #[async_trait]
+    impl Sink for Refuses {
+        async fn deliver(&self, _: &[Message]) -> Result<(), SinkError> {
+            Err(SinkError::new(0, "it takes nothing"))
+        }
+    }
+    let database = Database::create("bounded").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    for part in 0..5 {
+        let messages: Vec<NewMessage> =
+            (0..1000).map(|n| NewMessage::new("t", &format!("{part}:{n}"), "")).collect();
+        outbox.put(&client, &messages).await.unwrap();
+    }
+    let mut own = quick();
+    (own.max_blocked_keys, own.max_rows) = (50, 64);
+    let relay = Relay::start(&outbox, Arc::new(Refuses), own).unwrap();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(2) {
+        let blocked = relay.stats().blocked.len();
+        assert!(blocked <= 114, "{blocked} keys pause");
+        tokio::time::sleep(5 * MS).await;
+    }
+    assert!(relay.stats().blocked.len() >= 50);
+    assert!(relay.stats().failed > 200, "the keys that pause are tried again");
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// Each delivery has its whole time, also one that begins late in a round.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_delivery_that_begins_late_has_its_whole_time() {
+    let database = Database::create("whole").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    let taken: Arc<Taken> = Arc::default();
+    taken.slow.store(80, Ordering::Relaxed);
+    for key in ["a", "b", "c", "d"] {
+        put(&outbox, &client, key, "one").await;
+    }
+    let mut own = quick();
+    own.max_parallel = 1;
+    let relay = Relay::start(&outbox, taken.clone(), own).unwrap();
+    until("the outbox is empty", async || outbox.waiting(&client).await.unwrap() == 0).await;
+    assert_eq!((relay.stats().failed, taken.messages.lock().len()), (0, 4));
+    relay.stop().await;
+    database.drop().await;
+}
+
+/// One read has few long messages, or many short ones.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn what_is_read_at_once_is_bounded_in_bytes() {
+    /// The most bytes that it was given at once, and the number of messages.
+    #[derive(Default)]
+    struct Most(AtomicU64, AtomicU64);
+    #[async_trait]
+    impl Sink for Most {
+        async fn deliver(&self, messages: &[Message]) -> Result<(), SinkError> {
+            let bytes: usize = messages.iter().map(|message| message.body.len()).sum();
+            self.0.fetch_max(bytes as u64, Ordering::Relaxed);
+            self.1.fetch_add(messages.len() as u64, Ordering::Relaxed);
+            Ok(())
+        }
+    }
+    let database = Database::create("bytes").await;
+    let outbox = database.outbox().await;
+    let client = database.client().await;
+    for _ in 0..40 {
+        let body = vec![0_u8; 1 << 20];
+        outbox.put(&client, &[NewMessage::new("t", "k", body)]).await.unwrap();
+    }
+    let sink: Arc<Most> = Arc::default();
+    let mut own = RelayConfig::default();
+    own.max_rows = 10_000;
+    let relay = Relay::start(&outbox, sink.clone(), own).unwrap();
+    until("the outbox is empty", async || outbox.waiting(&client).await.unwrap() == 0).await;
+    let (most, count) = (sink.0.load(Ordering::Relaxed), sink.1.load(Ordering::Relaxed));
+    assert!((1 << 20..=16 << 20).contains(&most), "{most} bytes at once");
+    assert_eq!(count, 40);
+    relay.stop().await;
+    database.drop().await;
+}
+
 #[tokio::test]
 #[ignore = "needs postgresql"]
 async fn what_cannot_be_put_is_a_typed_error_and_another_number_of_lanes_too() {

@@ -62,20 +62,23 @@ pub struct RelayConfig {
     pub lease: Duration,
     /// Time between two looks at an outbox that nobody has announced a message of. Default 500 ms.
     pub poll: Duration,
-    /// Messages that are read at once, from all lanes together; at least one of each lane. 1 to
+    /// Messages that are read at once, from all lanes together; at least one of each lane. Fewer if
+    /// their bodies have more than 16 MiB, or a read takes longer than a quarter of `lease`. 1 to
     /// 10,000. Default 256.
     pub max_rows: u32,
     /// Keys that are delivered side by side. 1 to 10,000. Default 16.
     pub max_parallel: usize,
-    /// A delivery that takes longer has failed, with an unknown outcome. Other keys of its round
-    /// wait as long. Not above half of `lease`. Default 5 s.
+    /// A delivery that takes longer has failed, with an unknown outcome. None begins later than
+    /// this after its round began, or without its whole time before the lease ends. Not above half
+    /// of `lease`. Default 5 s.
     pub deliver_timeout: Duration,
-    /// The first pause of a key whose delivery failed; it doubles each time. Default 100 ms.
+    /// The first pause of a key whose delivery failed, and of a relay whose database failed; it
+    /// doubles each time. Default 100 ms.
     pub pause: Duration,
     /// The longest such pause. Not below `pause`. Default 30 s.
     pub max_pause: Duration,
-    /// Keys that pause at once. Past it nothing is read until one of them is tried again. 1 to
-    /// 10,000. Default 1,000.
+    /// Keys that pause at once, with those of one round. Past it nothing but them is read, when
+    /// they are tried again. 1 to 10,000. Default 1,000.
     pub max_blocked_keys: usize,
 }
 

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -18,6 +19,9 @@ use super::sink::{Message, Sink, SinkError};
 use super::table::{CHANNEL, Outbox};
 use crate::error::ConfigError;
 use crate::postgres::Wake;
+
+/// Bytes of bodies that are read at once, but at least one message.
+const MAX_READ_BYTES: i64 = 16 << 20;
 
 /// A key whose next message the sink does not take. Its other messages wait; other keys go on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +87,8 @@ impl Relay {
             leases: Leases::new(),
             renew_at: Instant::now(),
             client: None,
+            failures: 0,
+            max_bytes: MAX_READ_BYTES,
             blocked: HashMap::new(),
             stats: Arc::clone(&stats),
         };
@@ -139,6 +145,10 @@ struct Task {
     leases: Leases,
     renew_at: Instant,
     client: Option<Client>,
+    /// Rounds that failed, one after the other.
+    failures: u32,
+    /// Bytes of bodies of the next read, from 1 to `MAX_READ_BYTES`: fewer after a slow one.
+    max_bytes: i64,
     /// Invariant: at most `max_blocked_keys` and those of one round.
     blocked: HashMap<String, Pause>,
     stats: Arc<Mutex<RelayStats>>,
@@ -150,6 +160,7 @@ impl Task {
         while !*stopped.borrow() {
             let more = match self.round().await {
                 Ok(more) => {
+                    self.failures = 0;
                     self.stats.lock().error = None;
                     more
                 }
@@ -158,7 +169,14 @@ impl Task {
                     self.stats.lock().error = Some(why);
                     // With its transaction, if one is open.
                     self.client = None;
-                    false
+                    self.failures = self.failures.saturating_add(1);
+                    let pause = self.pause_after(self.failures);
+                    // Whatever is notified: a connection that ends notifies too.
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        _ = stopped.changed() => {}
+                    }
+                    continue;
                 }
             };
             if !more {
@@ -238,24 +256,42 @@ impl Task {
         }
         let (held, _) = self.leases.held();
         self.stats.lock().lanes = held.len();
-        if held.is_empty() || self.blocked.len() >= self.config.max_blocked_keys {
-            let now = Instant::now();
-            let next = self.blocked.values().any(|pause| pause.retry_at <= now);
-            if held.is_empty() || !next {
-                return Ok(Vec::new());
-            }
+        if held.is_empty() {
+            // The keys are another relay's: nobody has to be woken for them.
+            self.blocked.clear();
+            self.show_blocked();
+            return Ok(Vec::new());
+        }
+        let due = self.blocked.iter().filter(|(_, pause)| pause.retry_at <= now);
+        let due: Vec<&str> = due.map(|(key, _)| &**key).collect();
+        let only_due = self.blocked.len() >= self.config.max_blocked_keys;
+        if only_due && due.is_empty() {
+            return Ok(Vec::new());
         }
         let lanes: Vec<i32> = held.keys().copied().collect();
+        let max_bytes = self.max_bytes;
         let each = i64::from(self.config.max_rows / lanes.len() as u32).max(1);
         let paused = self.blocked.iter().filter(|(_, pause)| pause.retry_at > now);
         let paused: Vec<&str> = paused.map(|(key, _)| &**key).collect();
+        // `upto`: bytes of the bodies up to this row; the first row is read whatever it has.
         let select = format!(
-            "SELECT new.* FROM pg_catalog.unnest($1::INT[]) AS held (lane), LATERAL (SELECT lane, \
+            "SELECT lane, id, message_id, topic, key, body FROM (SELECT new.*, pg_catalog.sum(\
+             pg_catalog.octet_length(body)) OVER (ORDER BY id) AS upto, \
+             pg_catalog.row_number() OVER (ORDER BY id) AS place \
+             FROM pg_catalog.unnest($1::INT[]) AS held (lane), LATERAL (SELECT lane, \
              id, message_id, topic, key, body FROM {} WHERE lane = held.lane AND key <> ALL ($2) \
-             ORDER BY id LIMIT $3) new ORDER BY new.id",
+             AND (NOT $4 OR key = ANY ($5)) ORDER BY id LIMIT $3) new) bounded \
+             WHERE upto <= $6 OR place = 1 ORDER BY id",
             self.outbox.shared.table
         );
-        let rows = self.within(client.query(&select, &[&lanes, &paused, &each])).await?;
+        let started = Instant::now();
+        let read = self
+            .within(client.query(&select, &[&lanes, &paused, &each, &only_due, &due, &max_bytes]))
+            .await;
+        let is_slow = started.elapsed() > self.config.lease / 4;
+        self.max_bytes =
+            if is_slow { max_bytes / 2 } else { max_bytes * 2 }.clamp(1, MAX_READ_BYTES);
+        let rows = read?;
         let messages = rows.iter().map(|row| {
             let lane: i32 = row.get(0);
             Message {
@@ -290,19 +326,22 @@ impl Task {
                 keys[place].push(message);
             }
         }
-        let deadline = self.leases.held().1.min(Instant::now() + self.config.deliver_timeout);
+        // Each delivery has its whole time, and ends before the lease does.
+        let limit = self.config.deliver_timeout;
+        let (begun, lease_end) = (Instant::now(), self.leases.held().1);
+        let may_begin = |now: Instant| now < begun + limit && now + limit <= lease_end;
         let mut waiting = keys.into_iter();
         let mut running = JoinSet::new();
         let mut taken = Vec::new();
-        // Ends: each turn begins a delivery or ends one, and each ends by its deadline.
+        // Ends: each turn begins a delivery or ends one, and each ends within its time.
         loop {
             while running.len() < self.config.max_parallel
-                && Instant::now() < deadline
+                && may_begin(Instant::now())
                 && let Some(messages) = waiting.next()
             {
-                running.spawn(deliver_key(Arc::clone(&self.sink), messages, deadline));
+                running.spawn(deliver_key(Arc::clone(&self.sink), messages, limit));
             }
-            let Some(done) = running.join_next().await else { return taken };
+            let Some(done) = running.join_next().await else { break };
             let Ok((messages, result)) = done else { continue };
             let count = match &result {
                 Ok(()) => messages.len(),
@@ -315,8 +354,15 @@ impl Task {
                 (Err(error), Some(message)) => self.pause(message, &messages, count, error.why),
                 _ => drop(self.blocked.remove(&messages[0].key)),
             }
-            self.show_blocked();
         }
+        self.show_blocked();
+        taken
+    }
+
+    /// Longer each time.
+    fn pause_after(&self, failures: u32) -> Duration {
+        let doubled = self.config.pause.saturating_mul(1 << failures.saturating_sub(1).min(30));
+        doubled.min(self.config.max_pause)
     }
 
     /// A key whose message was not taken waits, longer each time; others go on.
@@ -324,7 +370,6 @@ impl Task {
         self.stats.lock().failed += 1;
         let before = self.blocked.get(&message.key).map_or(0, |pause| pause.shown.attempts);
         let attempts = if delivered > 0 { 1 } else { before.saturating_add(1) };
-        let doubled = self.config.pause.saturating_mul(1 << (attempts - 1).min(30));
         if attempts == 1 {
             tracing::debug!(
                 target: "voussoir::txn", key = %message.key, id = %message.id, %why,
@@ -333,7 +378,7 @@ impl Task {
         }
         let (key, message_id) = (message.key.clone(), message.id.clone());
         let pause = Pause {
-            retry_at: Instant::now() + doubled.min(self.config.max_pause),
+            retry_at: Instant::now() + self.pause_after(attempts),
             max_messages: if delivered > 0 { usize::MAX } else { (given.len() / 2).max(1) },
             shown: Blocked { key: key.clone(), message_id, attempts, why },
         };
@@ -351,14 +396,14 @@ impl Task {
 async fn deliver_key(
     sink: Arc<dyn Sink>,
     messages: Vec<Message>,
-    deadline: Instant,
+    limit: Duration,
 ) -> (Vec<Message>, Result<(), SinkError>) {
     let messages = Arc::new(messages);
     // In a task of its own: it may panic.
     let mut call = JoinSet::new();
     let given = Arc::clone(&messages);
     call.spawn(async move { sink.deliver(&given).await });
-    let result = match tokio::time::timeout_at(deadline, call.join_next()).await {
+    let result = match tokio::time::timeout(limit, call.join_next()).await {
         Ok(Some(Ok(result))) => result,
         Ok(_) => Err(SinkError::new(0, "the sink panicked")),
         Err(_) => Err(SinkError::new(0, "the sink did not answer in time")),
