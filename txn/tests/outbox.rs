@@ -559,6 +559,10 @@ async fn what_cannot_be_put_is_a_typed_error_and_another_number_of_lanes_too() {
     let body = vec![0_u8; (1 << 20) + 1];
     let error = outbox.put(&client, &[NewMessage::new("t", "k", body)]).await.unwrap_err();
     assert!(matches!(error, PutError::Body { max: 1_048_576, .. }), "{error}");
+    let many: Vec<NewMessage> =
+        (0..2002).map(|n| NewMessage::new("t", &(n / 2).to_string(), "")).collect();
+    let error = outbox.put(&client, &many).await.unwrap_err();
+    assert!(matches!(error, PutError::Keys { keys: 1001, max: 1000 }), "{error}");
     outbox.put(&client, &[]).await.unwrap();
     assert_eq!(outbox.waiting(&client).await.unwrap(), 0);
     let mut other = OutboxConfig::default();

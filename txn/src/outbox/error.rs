@@ -51,6 +51,15 @@ pub enum PutError {
         /// The longest.
         max: usize,
     },
+    /// The messages of one call have too many keys, each of which is a lock of the server: put them
+    /// by several transactions.
+    #[error("the messages have {keys} keys, and at most {max}")]
+    Keys {
+        /// Different keys.
+        keys: usize,
+        /// The most.
+        max: usize,
+    },
     /// What the database says.
     #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),

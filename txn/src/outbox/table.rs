@@ -1,5 +1,6 @@
 //! The table of messages: putting, reading and deleting them.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Weak};
@@ -17,6 +18,8 @@ const TABLE: &str = "voussoir_outbox";
 pub(super) const CHANNEL: &str = "voussoir_outbox";
 const MAX_TOPIC_BYTES: usize = 200;
 const MAX_KEY_BYTES: usize = 1000;
+/// Keys of one call. The server has room for some thousand locks, of all transactions together.
+const MAX_KEYS: usize = 1000;
 
 /// A message that is to be sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +103,9 @@ impl Outbox {
     }
 
     /// Puts messages, in order, in the caller's transaction: they are sent if it commits. From here
-    /// to its end the transaction holds a lock on each key.
+    /// to its end the transaction holds a lock on each key, of which one call has at most 1,000.
+    /// The server has room for `max_locks_per_transaction` times its connections, for all
+    /// transactions together.
     ///
     /// # Errors
     /// [`PutError`].
@@ -128,6 +133,10 @@ impl Outbox {
         }
         if messages.is_empty() {
             return Ok(());
+        }
+        let distinct: HashSet<&str> = messages.iter().map(|one| &*one.key).collect();
+        if distinct.len() > MAX_KEYS {
+            return Err(PutError::Keys { keys: distinct.len(), max: MAX_KEYS });
         }
         let salt = lanes::hash(&self.shared.table, 0);
         let of = |message: &NewMessage| lanes::hash(&message.key, 0);
