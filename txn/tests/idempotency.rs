@@ -314,3 +314,59 @@ async fn keys_in_postgresql_keep_the_contract() {
     assert!(matches!(keys.begin("after", "k", b"").await.unwrap(), Begun::New(_)));
     client.batch_execute(&format!("DROP SCHEMA {schema} CASCADE")).await.unwrap();
 }
+
+/// A database that hands out connections to a server, counted, or never answers.
+#[cfg(feature = "postgres")]
+struct Counted(Option<tokio_postgres::Config>, Arc<AtomicU64>);
+
+#[cfg(feature = "postgres")]
+#[voussoir_txn::async_trait]
+impl voussoir_txn::postgres::Connect for Counted {
+    async fn connect(&self) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        match &self.0 {
+            Some(config) => voussoir_txn::postgres::Connect::connect(config).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(feature = "postgres")]
+#[tokio::test(start_paused = true)]
+async fn a_database_that_never_answers_is_an_error() {
+    let open = PostgresKeys::open(Counted(None, Arc::default()), "public");
+    let opened = tokio::time::timeout(Duration::from_secs(60), open).await;
+    let error = opened.expect("an answer").unwrap_err();
+    assert!(error.to_string().contains("within 10s"), "{error}");
+}
+
+/// A statement that is not answered, here for a lock on the table, ends with its time; the next one
+/// has a connection of its own.
+#[cfg(feature = "postgres")]
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_statement_that_is_not_answered_ends_with_its_time() {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    let server: tokio_postgres::Config = url.parse().unwrap();
+    let schema = format!("keys_hang_{}", std::process::id());
+    let connected: Arc<AtomicU64> = Arc::default();
+    let counted = Counted(Some(server.clone()), Arc::clone(&connected));
+    let store = PostgresKeys::open(counted, &schema).await.unwrap();
+    let keys = Keys::new(store.clone(), config()).unwrap();
+    let mut client = voussoir_txn::postgres::Connect::connect(&server).await.unwrap();
+    let Begun::New(claim) = keys.begin("s", "held", b"").await.unwrap() else { panic!() };
+    let lock = client.transaction().await.unwrap();
+    lock.batch_execute(&format!("LOCK TABLE {schema}.voussoir_keys")).await.unwrap();
+    // With nothing to do but to wait for the server, tokio's time jumps to the limit.
+    tokio::time::pause();
+    let begun = tokio::time::timeout(Duration::from_secs(60), keys.begin("s", "k", b"")).await;
+    assert!(matches!(begun, Ok(Err(BeginKeyError::Store(_)))), "{begun:?}");
+    tokio::time::resume();
+    let others = connected.load(Ordering::Relaxed);
+    assert_eq!(others, 1);
+    lock.rollback().await.unwrap();
+    claim.finish(Bytes::new()).await.unwrap();
+    assert_eq!(connected.load(Ordering::Relaxed), 2);
+    assert!(matches!(keys.begin("s", "held", b"").await.unwrap(), Begun::Done(_)));
+    client.batch_execute(&format!("DROP SCHEMA {schema} CASCADE")).await.unwrap();
+}

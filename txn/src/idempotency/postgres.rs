@@ -1,12 +1,14 @@
 //! Keys in a PostgreSQL database, which many processes share.
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Mutex;
+use tokio::time::error::Elapsed;
 use tokio_postgres::{Client, Error};
 
 use super::store::{Found, KeyStore, NewKey};
@@ -16,9 +18,14 @@ use crate::postgres::{Connect, check_schema, install, quoted};
 const TABLE: &str = "voussoir_keys";
 /// How often a claim looks again when its key goes away while it looks.
 const LOOKS: usize = 16;
+/// The longest that connecting may take, and an answer.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Keys in the table `voussoir_keys`. Leases and ages are measured by the server's clock. Clones
 /// share one connection, on which statements do not wait for each other.
+///
+/// Connecting may take 10 s, and an answer too. Past it an operation fails, done or not, and the
+/// next one connects again.
 #[derive(Clone)]
 pub struct PostgresKeys {
     shared: Arc<Shared>,
@@ -40,11 +47,15 @@ impl PostgresKeys {
     /// Dropped, it may have created the schema and the table.
     pub async fn open(connect: impl Connect, schema: &str) -> Result<Self, StoreError> {
         check_schema(schema).map_err(|error: ConfigError| StoreError::new(error))?;
-        let client = connect.connect().await.map_err(StoreError::new)?;
         let create = "(key TEXT PRIMARY KEY, fingerprint BYTEA NOT NULL, owner TEXT NOT NULL, \
                        lease_until TIMESTAMPTZ NOT NULL, forgotten_at TIMESTAMPTZ NOT NULL, \
                        abandoned BOOLEAN NOT NULL DEFAULT FALSE, result BYTEA)";
-        install(&client, schema, TABLE, create).await.map_err(StoreError::new)?;
+        let installed = async {
+            let client = connect.connect().await?;
+            install(&client, schema, TABLE, create).await?;
+            Ok::<_, Error>(client)
+        };
+        let client = within(installed).await?;
         let shared = Shared {
             connect: Box::new(connect),
             table: format!("{}.{TABLE}", quoted(schema)),
@@ -67,24 +78,44 @@ impl PostgresKeys {
              LIMIT $1))",
             self.shared.table
         );
-        let client = self.client().await.map_err(StoreError::new)?;
-        client.execute(&delete, &[&i64::from(max)]).await.map_err(StoreError::new)
+        let client = self.client().await?;
+        let max = i64::from(max);
+        self.asked(&client, client.execute(&delete, &[&max])).await
     }
 
-    async fn client(&self) -> Result<Arc<Client>, Error> {
-        let mut client = self.shared.client.lock().await;
-        match &*client {
-            Some(open) if !open.is_closed() => Ok(Arc::clone(open)),
-            _ => {
-                let open = Arc::new(self.shared.connect.connect().await?);
-                Ok(Arc::clone(client.insert(open)))
+    async fn client(&self) -> Result<Arc<Client>, StoreError> {
+        let connected = async {
+            let mut client = self.shared.client.lock().await;
+            match &*client {
+                Some(open) if !open.is_closed() => Ok(Arc::clone(open)),
+                _ => {
+                    let open = Arc::new(self.shared.connect.connect().await?);
+                    Ok(Arc::clone(client.insert(open)))
+                }
+            }
+        };
+        within(connected).await
+    }
+
+    /// What the server answers. A connection on which an answer takes too long is replaced: others
+    /// would wait behind it.
+    async fn asked<T>(
+        &self,
+        client: &Arc<Client>,
+        answer: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, StoreError> {
+        let asked = tokio::time::timeout(LIMIT, answer).await;
+        if asked.is_err() {
+            let mut shared = self.shared.client.lock().await;
+            if shared.as_ref().is_some_and(|shared| Arc::ptr_eq(shared, client)) {
+                *shared = None;
             }
         }
+        answered(asked)
     }
 
-    async fn take(&self, new: &NewKey) -> Result<Option<Found>, Error> {
+    async fn take(&self, client: &Client, new: &NewKey) -> Result<Option<Found>, Error> {
         let table = &self.shared.table;
-        let client = self.client().await?;
         let take = format!(
             "INSERT INTO {table} AS old (key, fingerprint, owner, lease_until, forgotten_at) \
              VALUES ($1, $2, $3, pg_catalog.clock_timestamp() + \
@@ -120,6 +151,15 @@ impl PostgresKeys {
     }
 }
 
+async fn within<T>(call: impl Future<Output = Result<T, Error>>) -> Result<T, StoreError> {
+    answered(tokio::time::timeout(LIMIT, call).await)
+}
+
+fn answered<T>(answer: Result<Result<T, Error>, Elapsed>) -> Result<T, StoreError> {
+    let late = |_| StoreError::new(format!("the database did not answer within {LIMIT:?}"));
+    answer.map_err(late)?.map_err(StoreError::new)
+}
+
 fn owner(owner: u128) -> String {
     format!("{owner:032x}")
 }
@@ -127,13 +167,18 @@ fn owner(owner: u128) -> String {
 #[async_trait]
 impl KeyStore for PostgresKeys {
     async fn claim(&self, new: &NewKey) -> Result<Found, StoreError> {
-        for _ in 0..LOOKS {
-            // `None`: its owner freed it between the two statements.
-            if let Some(found) = self.take(new).await.map_err(StoreError::new)? {
-                return Ok(found);
+        let client = self.client().await?;
+        let look = async {
+            for _ in 0..LOOKS {
+                // `None`: its owner freed it between the two statements.
+                if let Some(found) = self.take(&client, new).await? {
+                    return Ok(Some(found));
+                }
             }
-        }
-        Err(StoreError::new("the key was freed each time that it was looked at"))
+            Ok(None)
+        };
+        let freed = || StoreError::new("the key was freed each time that it was looked at");
+        self.asked(&client, look).await?.ok_or_else(freed)
     }
 
     async fn settle(
@@ -143,7 +188,7 @@ impl KeyStore for PostgresKeys {
         result: Option<Bytes>,
         keep: Duration,
     ) -> Result<bool, StoreError> {
-        let client = self.client().await.map_err(StoreError::new)?;
+        let client = self.client().await?;
         let table = &self.shared.table;
         let own = "WHERE key = $1 AND owner = $2 AND result IS NULL";
         let owner = owner(of);
@@ -152,11 +197,13 @@ impl KeyStore for PostgresKeys {
                 "UPDATE {table} SET result = $3, forgotten_at = pg_catalog.clock_timestamp() + \
                  pg_catalog.make_interval(secs => $4) {own}"
             );
-            client.execute(&finish, &[&key, &owner, &&*result, &keep.as_secs_f64()]).await
+            let (result, keep) = (&*result, keep.as_secs_f64());
+            self.asked(&client, client.execute(&finish, &[&key, &owner, &result, &keep])).await
         } else {
-            client.execute(&format!("DELETE FROM {table} {own}"), &[&key, &owner]).await
+            let free = format!("DELETE FROM {table} {own}");
+            self.asked(&client, client.execute(&free, &[&key, &owner])).await
         };
-        Ok(changed.map_err(StoreError::new)? == 1)
+        Ok(changed? == 1)
     }
 }
 
