@@ -300,7 +300,9 @@ async fn keys_in_postgresql_keep_the_contract() {
     let store = PostgresKeys::open(config_of.clone(), &schema).await.unwrap();
     let keys = Keys::new(store.clone(), config()).unwrap();
     contract(&keys, tokio::time::sleep).await;
-    race(&keys).await;
+    // On the server's clock, which nobody stops: an owner on a busy machine keeps its lease.
+    let patient = Keys::new(store.clone(), KeysConfig::default()).unwrap();
+    race(&patient).await;
     tokio::time::sleep(KEEP + Duration::from_millis(50)).await;
     assert_eq!(store.forget_expired(3).await.unwrap(), 3);
     assert!(store.forget_expired(1000).await.unwrap() > 3);
