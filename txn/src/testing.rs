@@ -31,6 +31,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::config::Config;
 use crate::definition::{BoxFuture, Saga};
 use crate::error::{StepError, StoreError, WaitError};
 use crate::sagas::{Outcome, Resolution, Sagas};
@@ -40,6 +41,8 @@ use crate::store::{MemoryStore, Opened, Record, SagaStore};
 const MAX_CALLS: usize = 300;
 /// Times that the kit tries a stuck step again, as an operator would.
 const MAX_RESOLUTIONS: usize = 50;
+/// Seed of the jitter of delays.
+const SEED: u64 = 1;
 /// Replays one schedule, and prints its calls.
 const VARIABLE: &str = "VOUSSOIR_CRASH_POINTS";
 
@@ -244,7 +247,9 @@ async fn live<In: Serialize>(case: &Case<In>, kit: &Arc<Kit>) -> Result<Outcome,
         let process = Process { store: store.clone(), is_dead: Arc::default() };
         *kit.process.lock() = Arc::clone(&process.is_dead);
         let clock = move || 1 + u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        let builder = Sagas::builder().register(&saga).clock(Arc::new(clock));
+        // The same delays in each run of a schedule.
+        let config = Config { seed: Some(SEED), ..Config::default() };
+        let builder = Sagas::builder().config(config).register(&saga).clock(Arc::new(clock));
         let sagas = builder.open(process).await.map_err(|error| error.to_string())?;
         kit.taken_over.notify_waiters();
         loop {
