@@ -308,14 +308,23 @@ async fn a_deadlock_over_two_databases_ends_with_its_transactions() {
     let waits = async { tokio::join!(one_right.batch_execute(lock), two_left.batch_execute(lock)) };
     let (first, second) =
         tokio::time::timeout(Duration::from_secs(15), waits).await.expect("the waits end");
-    assert!(first.is_err() && second.is_err(), "{first:?} {second:?}");
+    // One of them gives way. It frees its locks at once, so that the other may still succeed.
+    assert!(first.is_err() || second.is_err(), "{first:?} {second:?}");
     println!("both waits ended within {:?}", begun.elapsed());
     drop((one_left, two_right, one_right, two_left));
-    for txn in [one, two] {
-        assert_eq!(txn.commit(Ack::Applied).await.unwrap_err().outcome(), TxnOutcome::NotApplied);
+    let mut committed = 0;
+    for (txn, waited) in [(one, first), (two, second)] {
+        match txn.commit(Ack::Applied).await {
+            Ok(_) => {
+                waited.expect("whose wait failed does not commit");
+                committed += 1;
+            }
+            Err(error) => assert_eq!(error.outcome(), TxnOutcome::NotApplied),
+        }
     }
     until("all end", async || coordinator.active() == 0).await;
-    assert_eq!(pair.total().await, 2 * ACCOUNTS * 1000);
+    // A transaction adds a cent in each database, or none in both.
+    assert_eq!(pair.total().await, 2 * (ACCOUNTS * 1000 + committed));
     drop(coordinator);
     pair.drop().await;
 }
