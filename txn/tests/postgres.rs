@@ -314,7 +314,7 @@ async fn a_deadlock_over_two_databases_ends_with_its_transactions() {
     let mut committed = 0;
     for (txn, waited) in [(one, first), (two, second)] {
         match txn.commit(Ack::Applied).await {
-            Ok(_) => {
+            Ok(()) => {
                 waited.expect("whose wait failed does not commit");
                 committed += 1;
             }
