@@ -223,6 +223,11 @@ fn two_processes_share_what_they_have_read_and_tell_each_other_of_changes() {
         assert!(Instant::now() < until, "the listener does not listen");
         std::thread::sleep(Duration::from_millis(10));
     }
+    // Until its bus is up it asks the database, and keeps nothing of that.
+    while second.ask("GET", "/stats", "").1["redis_hits"] == 0 {
+        assert!(Instant::now() < until, "the second process does not ask Redis");
+        assert_eq!(second.cents(1), 1);
+    }
     for id in 1..=50 {
         assert_eq!(second.cents(id), id);
     }
