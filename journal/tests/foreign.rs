@@ -386,9 +386,10 @@ fn files_that_block_delay_and_lose_nothing() {
         let armed = Arc::new(AtomicU64::new(0));
         let fuse = Arc::clone(&armed);
         let files = hooked(move |operation| {
-            if operation == Op::Sync && fuse.swap(0, Ordering::Relaxed) > 0 {
+            // Every sync while it is armed: that of a segment in reserve may come first.
+            if operation == Op::Sync && fuse.load(Ordering::Relaxed) > 0 {
                 entered.lock().send(()).unwrap();
-                gone.lock().recv().unwrap();
+                assert!(gone.lock().recv().is_err(), "ends when the sender is dropped");
             }
         });
         let journal = Journal::open_with(Arc::new(files), config()).unwrap();
@@ -402,7 +403,8 @@ fn files_that_block_delay_and_lose_nothing() {
         inside.recv().unwrap();
         submit();
         assert_eq!(journal.log("t", 1).unwrap().end(), 0, "not acknowledged, and reads go on");
-        go.send(()).unwrap();
+        armed.store(0, Ordering::Relaxed);
+        drop(go);
         assert!(outcomes.iter().take(2).all(|outcome| outcome.is_ok()));
         journal.close().unwrap();
     });
