@@ -39,7 +39,7 @@ fn without_database_url_the_demo_runs_and_kills_a_server_of_its_own() {
     assert!(said.contains("the database is killed"), "{said}");
     assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     let folder = said.lines().next().unwrap().rsplit_once(" in ").unwrap().1;
-    assert!(folder.contains("postgres-"), "{said}");
+    assert!(folder.contains("postgresql-"), "{said}");
     assert!(!std::path::Path::new(folder).exists(), "{folder} is left");
 }
 

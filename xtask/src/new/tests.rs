@@ -96,12 +96,15 @@ fn every_template_can_be_copied() {
     assert!(copy(&folder.0.join("new"), "nothing").unwrap_err().contains("resilient-client"));
 }
 
-/// A template is copied whole, so what two of them need stands in both.
+/// A template is copied whole, so what several of them need stands in each.
 #[test]
-fn the_file_that_two_templates_share_is_equal() {
-    let file = "src/pool.rs";
-    let text = |name| fs::read_to_string(crate::root().join("examples").join(name).join(file));
-    let one = text("write-behind").unwrap();
-    let other = text("read-through-postgres").unwrap();
-    assert!(one == other, "{file} differs");
+fn the_files_that_templates_share_are_equal() {
+    for file in ["src/pool.rs", "src/demo/servers.rs", "src/demo/servers.sh"] {
+        let templates = fs::read_dir(crate::root().join("examples")).unwrap();
+        let texts: Vec<_> = templates
+            .filter_map(|template| fs::read_to_string(template.unwrap().path().join(file)).ok())
+            .collect();
+        assert!(texts.len() >= 2, "{file} is in {} templates", texts.len());
+        assert!(texts.iter().all(|text| *text == texts[0]), "{file} differs");
+    }
 }

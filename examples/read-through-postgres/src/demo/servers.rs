@@ -63,6 +63,7 @@ impl Server {
     ///
     /// # Errors
     /// As [`postgresql`](Self::postgresql).
+    #[allow(dead_code, reason = "the templates that need only PostgreSQL have this file too")]
     pub(crate) async fn redis(url: Option<String>) -> Result<Self, Error> {
         Self::start(REDIS, url, |data| format!("redis+unix://{data}/redis.sock")).await
     }

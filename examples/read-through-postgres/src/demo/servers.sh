@@ -83,6 +83,7 @@ create() {
 listen_addresses = ''
 unix_socket_directories = '$data'
 max_connections = 50
+max_prepared_transactions = 50
 jit = off
 END
 }

@@ -2,7 +2,7 @@
 //! twice with `kill -9`, takes the database away, and compares the table with the ledger.
 
 mod edges;
-mod postgres;
+mod servers;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::Error;
 use crate::counters::Table;
 use crate::http::Numbers;
 use edges::{Edges, differences};
-use postgres::Postgres;
+use servers::Server;
 
 /// How long the service may take to say where it listens.
 const START_WAIT: Duration = Duration::from_secs(20);
@@ -56,7 +56,7 @@ enum Event {
 /// # Errors
 /// Something could not be started, or a count was lost or doubled.
 pub(crate) async fn run(demo: &Demo, url: Option<String>) -> Result<(), Error> {
-    let postgres = Postgres::start(url).await?;
+    let postgres = Server::postgresql(url).await?;
     println!("database: {}", postgres.description());
     let name = format!("write_behind_demo_{}", std::process::id());
     let table = Table::new(postgres.url(), &name)?;
@@ -76,7 +76,7 @@ pub(crate) async fn run(demo: &Demo, url: Option<String>) -> Result<(), Error> {
 
 /// The processes of the demonstration.
 struct Stage {
-    postgres: Postgres,
+    postgres: Server,
     table: Table,
     name: String,
     /// The service.

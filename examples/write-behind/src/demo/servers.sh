@@ -1,15 +1,16 @@
 #!/bin/sh
-# A PostgreSQL server of its own for a demonstration, reached by a Unix socket in the folder DATA.
+# Servers of its own for a demonstration, reached by Unix sockets in the folder DATA.
 #
-#     sh postgres.sh DATA UNPACKED
+#     sh servers.sh DATA UNPACKED
 #
-# Runs the PostgreSQL of this machine. Where there is none, downloads Debian's package and unpacks it
-# into the folder UNPACKED; nothing is installed. Reads commands from standard input, one a line:
-# `start`, and `crash`, which ends the server without an orderly shutdown. Answers each on standard
-# output by `done` or `failed: REASON`. When standard input ends, also because the parent was killed,
-# stops the server and removes DATA.
+# Runs the PostgreSQL and the Redis of this machine. Where there is none, downloads Debian's package
+# and unpacks it into UNPACKED/NAME; nothing is installed. Reads commands from standard input, one a
+# line: `start-postgresql` and `start-redis-server`, and `crash-postgresql` and `crash-redis-server`,
+# which end the server without an orderly shutdown. Answers each on standard output by `done` or
+# `failed: REASON`. When standard input ends, also because the parent was killed, stops the servers
+# and removes DATA.
 set -u
-data=$1 unpacked=$2 new='' programs='' as=''
+data=$1 folder=$2 unpacked=$2/postgresql new='' programs='' as='' redis='' redis_id=''
 
 fail() {
     echo "failed: $*"
@@ -18,17 +19,17 @@ fail() {
 
 find_programs() {
     on_path=$(readlink -f "$(command -v postgres || echo /)")
-    for folder in "$unpacked"/usr/lib/postgresql/*/bin "${on_path%/*}" /usr/lib/postgresql/*/bin; do
-        [ -x "$folder/postgres" ] && [ -x "$folder/initdb" ] && [ -x "$folder/pg_ctl" ] && programs=$folder
+    for bin in "$unpacked"/usr/lib/postgresql/*/bin "${on_path%/*}" /usr/lib/postgresql/*/bin; do
+        [ -x "$bin/postgres" ] && [ -x "$bin/initdb" ] && [ -x "$bin/pg_ctl" ] && programs=$bin
     done
 }
 
-# Downloads and unpacks what this machine lacks for Debian's package. Needs no root.
+# Downloads Debian's package $1, and what this machine lacks for it, into the folder $2. Needs no root.
 fetch() {
     command -v apt-get >"$data/log" && command -v dpkg-deb >>"$data/log" ||
-        fail "no PostgreSQL found, and no apt-get to fetch it with; install PostgreSQL or set DATABASE_URL"
-    echo "fetching PostgreSQL from Debian into $unpacked" >&2
-    new=$unpacked.$$
+        fail "no $1 found, and no apt-get to fetch it with; install it, or set DATABASE_URL and REDIS_URL"
+    echo "fetching $1 from Debian into $2" >&2
+    new=$2.$$
     mkdir -p "$new/apt/lists/partial" "$new/apt/cache" "$new/packages" || fail "cannot create $new"
     apt() {
         apt-get -q -o "Dir::State::Lists=$new/apt/lists" -o "Dir::Cache=$new/apt/cache" \
@@ -36,21 +37,18 @@ fetch() {
     }
     apt update >>"$data/log" || fail "apt-get update: $(tail -n 1 "$data/log")"
     # The server loads none of the left out ones: they are for installing it, or for its JIT.
-    names=$(apt --simulate install --reinstall --no-install-recommends postgresql |
+    names=$(apt --simulate install --reinstall --no-install-recommends "$1" |
         sed -n 's/^Inst \([^ ]*\).*/\1/p' |
-        grep -Ev '^(adduser|debconf|libc-bin|libc6|libllvm|libperl|libz3|locales|openssl|perl|ssl-cert)')
-    [ -n "$names" ] || fail "apt-get install postgresql: $(tail -n 1 "$data/log")"
+        grep -Ev '^(adduser|debconf|libc-bin|libc6|libllvm|libperl|libz3|locales|openssl|perl|procps|ssl-cert)')
+    [ -n "$names" ] || fail "apt-get install $1: $(tail -n 1 "$data/log")"
     (cd "$new/packages" && apt download $names >>"$data/log") ||
         fail "apt-get download: $(tail -n 1 "$data/log")"
     for package in "$new"/packages/*.deb; do
         dpkg-deb -x "$package" "$new" || fail "dpkg-deb -x $package"
     done
     rm -rf "$new/apt" "$new/packages"
-    [ -n "$(ls "$new"/usr/lib/postgresql/*/bin/initdb)" ] || fail "no server in Debian's package"
     # Another run may have fetched it meanwhile; then its folder is used.
-    mv -T "$new" "$unpacked" 2>>"$data/log"
-    find_programs
-    [ -n "$programs" ] || fail "no server in $unpacked"
+    mv -T "$new" "$2" 2>>"$data/log"
 }
 
 use_libraries_of() {
@@ -75,7 +73,8 @@ leave_root() {
 
 create() {
     find_programs
-    [ -n "$programs" ] || fetch
+    [ -n "$programs" ] || { fetch postgresql "$unpacked"; find_programs; }
+    [ -n "$programs" ] || fail "no server in $unpacked"
     case $programs in "$unpacked"/*) use_libraries_of "$unpacked" ;; esac
     leave_root
     $as "$programs/initdb" --pgdata="$data/db" --username=postgres --auth=trust --no-locale \
@@ -84,6 +83,7 @@ create() {
 listen_addresses = ''
 unix_socket_directories = '$data'
 max_connections = 50
+max_prepared_transactions = 50
 jit = off
 END
 }
@@ -98,8 +98,39 @@ crash() {
     $as "$programs/pg_ctl" -D "$data/db" -m immediate -w -t 20 stop </dev/null >>"$data/log" 2>&1
 }
 
+find_redis() {
+    [ ! -x "$folder/redis/usr/bin/redis-server" ] || redis=$folder/redis/usr/bin/redis-server
+    redis=${redis:-$(command -v redis-server)}
+}
+
+# In memory only. The socket is there once the server takes connections.
+start_redis() {
+    find_redis
+    [ -n "$redis" ] || { fetch redis-server "$folder/redis"; find_redis; }
+    [ -n "$redis" ] || fail "no server in $folder/redis"
+    (
+        case $redis in "$folder"/*) use_libraries_of "$folder/redis" ;; esac
+        exec "$redis" --port 0 --unixsocket "$data/redis.sock" --save '' --appendonly no --dir "$data"
+    ) </dev/null >>"$data/redis.log" 2>&1 &
+    redis_id=$!
+    tries=0
+    until [ -S "$data/redis.sock" ]; do
+        tries=$((tries + 1))
+        kill -0 $redis_id 2>>"$data/log" && [ $tries -lt 600 ] ||
+            fail "redis-server: $(tail -n 3 "$data/redis.log" | tr '\n' ' ')"
+        sleep 0.1
+    done
+}
+
+crash_redis() {
+    kill -9 $redis_id && wait $redis_id 2>>"$data/log"
+    redis_id=''
+    rm -f "$data/redis.sock"
+}
+
 end() {
     [ ! -f "$data/db/postmaster.pid" ] || crash
+    [ -z "$redis_id" ] || crash_redis
     [ -z "$new" ] || rm -rf "$new"
     rm -rf "$data"
 }
@@ -110,8 +141,10 @@ trap end EXIT
 cd "$data" || fail "no folder $data"
 while read -r command; do
     case $command in
-    start) start ;;
-    crash) crash || fail "pg_ctl stop: $(tail -n 1 "$data/log")" ;;
+    start-postgresql) start ;;
+    crash-postgresql) crash || fail "pg_ctl stop: $(tail -n 1 "$data/log")" ;;
+    start-redis-server) start_redis ;;
+    crash-redis-server) crash_redis ;;
     *) fail "no command $command" ;;
     esac
     echo 'done'

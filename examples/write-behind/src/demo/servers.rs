@@ -1,5 +1,5 @@
-//! The PostgreSQL server of a demonstration: the one of `DATABASE_URL`, or one of its own that ends
-//! with this process.
+//! The servers of a demonstration: those of `DATABASE_URL` and `REDIS_URL`, or ones of its own that
+//! end with this process.
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -11,16 +11,30 @@ use tokio::time::timeout;
 
 use crate::Error;
 
-/// Finds or fetches a server, and runs it. `sh` gets the script as an argument.
-const SCRIPT: &str = include_str!("postgres.sh");
+/// Finds or fetches servers, and runs them. `sh` gets the script as an argument.
+const SCRIPT: &str = include_str!("servers.sh");
 /// The first start may have to fetch the server.
 const START_WAIT: Duration = Duration::from_secs(600);
 /// Any other command.
 const COMMAND_WAIT: Duration = Duration::from_secs(90);
 
-/// A PostgreSQL server.
+/// What a server is, in a few words.
 #[derive(Debug)]
-pub(crate) struct Postgres {
+struct Kind {
+    name: &'static str,
+    /// The name of Debian's package, in commands of the script.
+    package: &'static str,
+    variable: &'static str,
+}
+
+const POSTGRESQL: Kind =
+    Kind { name: "PostgreSQL", package: "postgresql", variable: "DATABASE_URL" };
+const REDIS: Kind = Kind { name: "Redis", package: "redis-server", variable: "REDIS_URL" };
+
+/// A server.
+#[derive(Debug)]
+pub(crate) struct Server {
+    kind: Kind,
     url: String,
     own: Option<Own>,
 }
@@ -35,18 +49,36 @@ struct Own {
     data: tempfile::TempDir,
 }
 
-impl Postgres {
-    /// The server at `url`, or a server of its own, which it starts.
+impl Server {
+    /// The PostgreSQL at `url`, or one of its own, which it starts.
     ///
     /// # Errors
     /// No server could be found, fetched or started.
-    pub(crate) async fn start(url: Option<String>) -> Result<Self, Error> {
+    pub(crate) async fn postgresql(url: Option<String>) -> Result<Self, Error> {
+        let socket = |data: &str| format!("host={data} user=postgres dbname=postgres");
+        Self::start(POSTGRESQL, url, socket).await
+    }
+
+    /// The Redis at `url`, or one of its own, which it starts.
+    ///
+    /// # Errors
+    /// As [`postgresql`](Self::postgresql).
+    #[allow(dead_code, reason = "the templates that need only PostgreSQL have this file too")]
+    pub(crate) async fn redis(url: Option<String>) -> Result<Self, Error> {
+        Self::start(REDIS, url, |data| format!("redis+unix://{data}/redis.sock")).await
+    }
+
+    async fn start(
+        kind: Kind,
+        url: Option<String>,
+        socket: impl Fn(&str) -> String,
+    ) -> Result<Self, Error> {
         if let Some(url) = url {
-            return Ok(Self { url, own: None });
+            return Ok(Self { kind, url, own: None });
         }
-        let data = tempfile::Builder::new().prefix("postgres-").tempdir()?;
+        let data = tempfile::Builder::new().prefix(&format!("{}-", kind.package)).tempdir()?;
         let mut script = Command::new("sh")
-            .args(["-c", SCRIPT, "postgres.sh"])
+            .args(["-c", SCRIPT, "servers.sh"])
             .arg(data.path())
             .arg(unpacked()?)
             .stdin(Stdio::piped())
@@ -57,22 +89,23 @@ impl Postgres {
         let commands = script.stdin.take().ok_or("the script has no standard input")?;
         let answers = script.stdout.take().ok_or("the script has no standard output")?;
         let answers = BufReader::new(answers).lines();
-        let url = format!("host={} user=postgres dbname=postgres", data.path().display());
+        let url = socket(&data.path().display().to_string());
         let mut own = Own { script, commands, answers, data };
-        own.command("start", START_WAIT).await?;
-        Ok(Self { url, own: Some(own) })
+        own.command(&kind, "start", START_WAIT).await?;
+        Ok(Self { kind, url, own: Some(own) })
     }
 
-    /// The connection string.
+    /// The address for its client.
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
     /// Where the server is, for the user.
     pub(crate) fn description(&self) -> String {
+        let Kind { name, variable, .. } = self.kind;
         match &self.own {
-            Some(own) => format!("a PostgreSQL of its own in {}", own.data.path().display()),
-            None => "the PostgreSQL of DATABASE_URL".to_owned(),
+            Some(own) => format!("a {name} of its own in {}", own.data.path().display()),
+            None => format!("the {name} of {variable}"),
         }
     }
 
@@ -87,7 +120,7 @@ impl Postgres {
     /// The server does not end.
     pub(crate) async fn crash(&mut self) -> Result<(), Error> {
         match &mut self.own {
-            Some(own) => own.command("crash", COMMAND_WAIT).await,
+            Some(own) => own.command(&self.kind, "crash", COMMAND_WAIT).await,
             None => Ok(()),
         }
     }
@@ -98,7 +131,7 @@ impl Postgres {
     /// The server does not start.
     pub(crate) async fn restart(&mut self) -> Result<(), Error> {
         match &mut self.own {
-            Some(own) => own.command("start", COMMAND_WAIT).await,
+            Some(own) => own.command(&self.kind, "start", COMMAND_WAIT).await,
             None => Ok(()),
         }
     }
@@ -119,21 +152,24 @@ impl Postgres {
 }
 
 impl Own {
-    async fn command(&mut self, command: &str, wait: Duration) -> Result<(), Error> {
-        self.commands.write_all(format!("{command}\n").as_bytes()).await?;
-        let late = || format!("PostgreSQL: no answer to {command} within {} s", wait.as_secs());
+    async fn command(&mut self, kind: &Kind, verb: &str, wait: Duration) -> Result<(), Error> {
+        let Kind { name, package, .. } = kind;
+        self.commands.write_all(format!("{verb}-{package}\n").as_bytes()).await?;
+        let late = || format!("{name}: no answer to {verb} within {} s", wait.as_secs());
         let answer = timeout(wait, self.answers.next_line()).await.map_err(|_| late())??;
         match answer.as_deref() {
             Some("done") => Ok(()),
-            Some(failed) => Err(format!("PostgreSQL: {command} {failed}").into()),
-            None => Err(format!("PostgreSQL: the script ended during {command}").into()),
+            Some(failed) => Err(format!("{name}: {verb} {failed}").into()),
+            None => Err(format!("{name}: the script ended during {verb}").into()),
         }
     }
 }
 
-/// Where the script unpacks Debian's package: in the build folder, beside `debug` and `release`.
+/// Where the script unpacks Debian's packages: in the build folder, beside `debug` and `release`.
 fn unpacked() -> Result<PathBuf, Error> {
     let program = std::env::current_exe()?;
     let folder = program.parent().and_then(|profile| profile.parent());
-    Ok(folder.ok_or("the program is in no folder")?.join("postgresql"))
+    let folder = folder.ok_or("the program is in no folder")?.join("servers");
+    std::fs::create_dir_all(&folder)?;
+    Ok(folder)
 }
