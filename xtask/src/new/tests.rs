@@ -99,10 +99,16 @@ fn every_template_can_be_copied() {
 /// A template is copied whole, so what several of them need stands in each.
 #[test]
 fn the_files_that_templates_share_are_equal() {
-    for file in ["src/pool.rs", "src/demo/servers.rs", "src/demo/servers.sh"] {
+    let files = [
+        ("src/pool.rs", "//! Connections to PostgreSQL"),
+        ("src/demo/servers.rs", ""),
+        ("src/demo/servers.sh", ""),
+    ];
+    for (file, first_line) in files {
         let templates = fs::read_dir(crate::root().join("examples")).unwrap();
         let texts: Vec<_> = templates
             .filter_map(|template| fs::read_to_string(template.unwrap().path().join(file)).ok())
+            .filter(|text| text.starts_with(first_line))
             .collect();
         assert!(texts.len() >= 2, "{file} is in {} templates", texts.len());
         assert!(texts.iter().all(|text| *text == texts[0]), "{file} differs");
