@@ -163,7 +163,7 @@ impl Queue {
         for topic in self.topics() {
             for (partition, slot) in topic.opened_slots() {
                 let key = Key::Offset(group.to_owned(), slot.number);
-                let stored = self.shared.ledger.read(|table| u64::read(table.get(&key)?));
+                let stored = self.shared.writer.read(|table| u64::read(table.get(&key)?));
                 let end = slot.partition.offsets().end;
                 let partition = TopicPartition::new(topic.name(), partition);
                 lags.extend(stored.map(|position| Lag { partition, position, end }));
@@ -402,7 +402,7 @@ impl Consumer {
         let slot = self.queue.topic(topic)?.slot(*partition)?;
         let stored = self.config.group.as_ref().and_then(|group| {
             let key = Key::Offset(group.clone(), slot.number);
-            self.queue.shared.ledger.read(|table| u64::read(table.get(&key)?))
+            self.queue.shared.writer.read(|table| u64::read(table.get(&key)?))
         });
         let bounds = slot.partition.offsets();
         let old = old.filter(|old| old.slot.number == slot.number);
@@ -665,8 +665,8 @@ impl Consumer {
 
     fn commit_offsets(&self, offsets: Result<GroupOffsets, CommitError>) -> CommitFuture {
         let (sender, answer) = oneshot::channel();
-        let ledger = &self.queue.shared.ledger;
-        let limit = ledger.max_item_bytes();
+        let writer = &self.queue.shared.writer;
+        let limit = writer.max_item_bytes();
         let sized = offsets.and_then(|offsets| {
             let bytes = SMALL_BYTES + OFFSET_BYTES * offsets.offsets.len();
             if bytes > limit {
@@ -681,7 +681,7 @@ impl Consumer {
                 let plan = move |view: View<'_>| {
                     plan_offsets(view, &shared.groups, &offsets).map(|changes| (changes, ()))
                 };
-                ledger.change(bytes, plan, |result| drop(sender.send(result)));
+                writer.change(bytes, plan, |result| drop(sender.send(result)));
             }
             Err(error) => drop(sender.send(Err(error))),
         }

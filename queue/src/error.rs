@@ -318,10 +318,10 @@ impl TopicError {
 }
 
 #[cfg(feature = "journal")]
-impl crate::ledger::ItemError for TopicError {}
+impl crate::writer::ItemError for TopicError {}
 
 #[cfg(feature = "journal")]
-impl crate::ledger::ItemError for StoreError {}
+impl crate::writer::ItemError for StoreError {}
 
 /// Why a record was not delivered.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -467,7 +467,7 @@ impl CommitError {
 }
 
 #[cfg(feature = "journal")]
-impl crate::ledger::ItemError for CommitError {
+impl crate::writer::ItemError for CommitError {
     fn not_taken(error: ProduceError) -> Self {
         Self::NotTaken(error)
     }

@@ -151,7 +151,7 @@ impl Group {
             }
             let _ = group.step(Input::Persisted { ticket, generation });
         };
-        self.queue.shared.ledger.change(SMALL_BYTES, plan, end);
+        self.queue.shared.writer.change(SMALL_BYTES, plan, end);
     }
 
     pub(crate) fn join(

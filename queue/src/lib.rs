@@ -10,8 +10,6 @@ mod error;
 pub mod format;
 #[cfg(feature = "journal")]
 mod groups;
-#[cfg(feature = "journal")]
-mod ledger;
 mod partition;
 #[cfg(feature = "journal")]
 mod partitioner;
@@ -24,6 +22,8 @@ pub mod store;
 #[cfg(feature = "journal")]
 mod transaction;
 pub mod work;
+#[cfg(feature = "journal")]
+mod writer;
 
 pub use bytes::Bytes;
 pub use config::{
@@ -41,7 +41,7 @@ pub use partition::{AppendFuture, Appended, Fetched, Partition, Records, Seek, S
 #[cfg(feature = "journal")]
 pub use partitioner::{Murmur2, Partitioner};
 #[cfg(feature = "journal")]
-pub use producer::{Delivered, Delivery, Producer};
+pub use producer::{Delivered, Producer, SendFuture};
 #[cfg(feature = "journal")]
 pub use queue::{Queue, Topic, TopicPartition};
 pub use store::Durability;

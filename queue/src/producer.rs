@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -23,11 +23,12 @@ use crate::core::entry::{Change, Key};
 use crate::core::table::View;
 use crate::error::{Outcome, ProduceError, SendError, StoreError, TopicError};
 use crate::format::{Batch, BatchBuilder, NO_TIMESTAMP, Record};
-use crate::ledger::Slot;
 use crate::partition::Appended;
 use crate::partitioner::{Murmur2, Partitioner};
 use crate::queue::{Queue, SMALL_BYTES, Topic, TopicPartition, counters, gone};
 use crate::store::Durability;
+use crate::work::time_of_day;
+use crate::writer::Slot;
 
 /// Sequences are 0 to `i32::MAX`, and go on with 0.
 const SEQUENCES: u64 = i32::MAX as u64 + 1;
@@ -155,7 +156,7 @@ impl Queue {
         let end = |result: Result<i64, StoreError>| {
             then(result.map_err(|error| ProduceError::from(error).into()));
         };
-        self.shared.ledger.change(SMALL_BYTES, plan, end);
+        self.shared.writer.change(SMALL_BYTES, plan, end);
     }
 }
 
@@ -184,7 +185,7 @@ impl Producer {
         topic: &Topic,
         record: Record,
         durability: Durability,
-    ) -> Result<Delivery, SendError> {
+    ) -> Result<SendFuture, SendError> {
         let (partition, sticky) = self.shared.choose(topic, &record)?;
         let lane = self.shared.lane(topic, partition)?;
         let deadline = self.shared.config.delivery_timeout.and_then(deadline);
@@ -213,7 +214,7 @@ impl Producer {
         partition: Option<u32>,
         record: Record,
         durability: Durability,
-    ) -> Result<Delivery, SendError> {
+    ) -> Result<SendFuture, SendError> {
         let (partition, sticky) = match partition {
             Some(partition) => (partition, None),
             None => self.shared.choose(topic, &record)?,
@@ -245,9 +246,7 @@ impl Producer {
 /// Gives a record without a timestamp that of now: retention by age keeps what has none.
 pub(crate) fn stamp(record: &mut Record) {
     if record.timestamp == NO_TIMESTAMP {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let ms = now.map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-        record.timestamp = ms;
+        record.timestamp = i64::try_from(time_of_day() / 1_000_000).unwrap_or(i64::MAX);
     }
 }
 
@@ -334,7 +333,7 @@ impl Lane {
         sticky: Option<Arc<AtomicU32>>,
         room: OwnedSemaphorePermit,
         deadline: Option<Instant>,
-    ) -> Delivery {
+    ) -> SendFuture {
         stamp(&mut record);
         let (answer, answered) = oneshot::channel();
         let number = {
@@ -346,7 +345,7 @@ impl Lane {
             number
         };
         self.hand_on();
-        Delivery { lane: Arc::clone(self), number, answered, deadline, timer: None }
+        SendFuture { lane: Arc::clone(self), number, answered, deadline, timer: None }
     }
 
     /// Sends what waits, unless a batch is on its way.
@@ -505,7 +504,7 @@ impl Lane {
 
 /// The answer to a record that was queued. Dropping it takes nothing back.
 #[must_use = "the answer says whether the record is in the log"]
-pub struct Delivery {
+pub struct SendFuture {
     lane: Arc<Lane>,
     number: u64,
     answered: oneshot::Receiver<Result<Delivered, SendError>>,
@@ -515,7 +514,7 @@ pub struct Delivery {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
-impl Future for Delivery {
+impl Future for SendFuture {
     type Output = Result<Delivered, SendError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
@@ -536,9 +535,9 @@ impl Future for Delivery {
     }
 }
 
-impl fmt::Debug for Delivery {
+impl fmt::Debug for SendFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("to", &self.lane.target).finish_non_exhaustive()
+        f.debug_struct("SendFuture").field("to", &self.lane.target).finish_non_exhaustive()
     }
 }
 

@@ -15,9 +15,9 @@ use crate::core::entry::{Change, Counters, Key, MAX_NAME_BYTES, TopicEntry, Valu
 use crate::core::table::View;
 use crate::error::{FetchError, OpenError, StoreError, TopicError};
 use crate::groups::Groups;
-use crate::ledger::{Ledger, Plan, Slot};
 use crate::partition::Partition;
 use crate::store::{JournalPartition, JournalStore};
+use crate::writer::{Plan, Slot, Writer};
 
 /// What a few changes of the table take at most: two names and their values.
 pub(crate) const SMALL_BYTES: usize = 1_024;
@@ -32,7 +32,7 @@ pub struct Queue {
 }
 
 pub(crate) struct Shared {
-    pub(crate) ledger: Ledger,
+    pub(crate) writer: Writer,
     pub(crate) config: QueueConfig,
     topics: RwLock<BTreeMap<String, Topic>>,
     /// Rises with each change of `topics`.
@@ -68,19 +68,19 @@ impl Queue {
         config.validate()?;
         let store = JournalStore::new(journal, namespace)?;
         Partition::check(&store.partition(0)?, &config.partition)?;
-        let ledger = Ledger::open(store, config.max_waiting_commits)?;
+        let writer = Writer::open(store, config.max_waiting_commits)?;
         let entries: Vec<(String, TopicEntry)> =
-            ledger.read(|table| table.topics().map(|(key, topic)| (name_of(key), topic)).collect());
+            writer.read(|table| table.topics().map(|(key, topic)| (name_of(key), topic)).collect());
         let mut topics = BTreeMap::new();
         for (name, entry) in entries {
             let numbers = entry.first_number..entry.first_number + entry.partitions;
-            let stores = numbers.map(|number| (number, ledger.store().partition(number)));
+            let stores = numbers.map(|number| (number, writer.store().partition(number)));
             let topic = Topic::open(name.clone(), entry, stores, &config);
             topics.insert(name, topic);
         }
         let groups = Groups::new(config.max_groups);
         let (topics, topics_version) = (RwLock::new(topics), AtomicU64::new(1));
-        Ok(Self { shared: Arc::new(Shared { ledger, config, topics, topics_version, groups }) })
+        Ok(Self { shared: Arc::new(Shared { writer, config, topics, topics_version, groups }) })
     }
 
     /// Creates a topic, durably.
@@ -99,7 +99,7 @@ impl Queue {
         let (planning, ending) = (Arc::clone(&self.shared), Arc::clone(&self.shared));
         let (name, title) = (name.to_owned(), name.to_owned());
         let plan = move |view: View<'_>| planning.plan_topic(view, &name, config);
-        self.shared.ledger.change(SMALL_BYTES, plan, move |result| {
+        self.shared.writer.change(SMALL_BYTES, plan, move |result| {
             let topic = result.map(|(entry, stores): (_, Vec<_>)| {
                 let stores = stores.into_iter().map(|(number, store)| (number, Ok(store)));
                 let topic = Topic::open(title.clone(), entry, stores, &ending.config);
@@ -145,7 +145,7 @@ impl Queue {
         let (answer, answered) = oneshot::channel();
         let slots = topic.slots().filter(|slot| numbers.contains(&slot.number));
         let slots: Vec<_> = slots.cloned().collect();
-        let logs = numbers.iter().map(|number| self.shared.ledger.store().logs_of(*number));
+        let logs = numbers.iter().map(|number| self.shared.writer.store().logs_of(*number));
         let deletes = logs.collect::<Result<Vec<_>, _>>()?.concat();
         let ending = Arc::clone(&self.shared);
         let (key, title) = (Key::Topic(topic.name().to_owned()), topic.name().to_owned());
@@ -162,7 +162,7 @@ impl Queue {
                 _ => Err(TopicError::Unknown { name: name_of(&key) }),
             }
         };
-        self.shared.ledger.run(slots, (SMALL_BYTES, operations), plan, move |result| {
+        self.shared.writer.run(slots, (SMALL_BYTES, operations), plan, move |result| {
             if result.is_ok() && is_last {
                 ending.change_topics(|topics| drop(topics.remove(&title)));
             }
@@ -228,9 +228,9 @@ impl Queue {
             Ok((changes, number))
         };
         let end = |result: Result<u32, TopicError>| drop(answer.send(result));
-        self.shared.ledger.change(SMALL_BYTES, plan, end);
+        self.shared.writer.change(SMALL_BYTES, plan, end);
         let number = answered.await.map_err(|_| gone())??;
-        Ok(self.shared.ledger.store().log(u64::from(number) * 2)?)
+        Ok(self.shared.writer.store().log(u64::from(number) * 2)?)
     }
 }
 
@@ -302,7 +302,7 @@ impl Shared {
         let mut counters = counters(view);
         let numbers = counters.next_number..next_number(counters.next_number, config.partitions)?;
         counters.next_number = numbers.end;
-        let store = |number| Ok((number, self.ledger.store().partition(number)?));
+        let store = |number| Ok((number, self.writer.store().partition(number)?));
         let stores = numbers.clone().map(store).collect::<Result<Vec<_>, StoreError>>()?;
         let retention = config.retention;
         let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);

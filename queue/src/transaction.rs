@@ -18,11 +18,11 @@ use crate::core::table::View;
 use crate::error::{CommitError, TopicError};
 use crate::format::{Batch, BatchBuilder, FormatError, HEADER_BYTES, Record};
 use crate::groups::Groups;
-use crate::ledger::{Plan, Slot};
 use crate::partition::Appended;
 use crate::producer::stamp;
 use crate::queue::{Queue, SMALL_BYTES, Topic, TopicPartition, counters, gone};
 use crate::store::BATCH_OVERHEAD_BYTES;
+use crate::writer::{Plan, Slot};
 
 /// The largest epoch; then the id is given up for a new one. 32,767 is no epoch, as in Kafka.
 const MAX_EPOCH: i16 = i16::MAX - 1;
@@ -73,7 +73,7 @@ impl Queue {
             Ok((changes, entry))
         };
         let end = |result: Result<_, CommitError>| drop(answer.send(result));
-        self.shared.ledger.change(SMALL_BYTES, plan, end);
+        self.shared.writer.change(SMALL_BYTES, plan, end);
         let entry = answered.await.map_err(|_| gone())??;
         Ok(TransactionalProducer { queue: self.clone(), name: transactional_id.into(), entry })
     }
@@ -82,7 +82,7 @@ impl Queue {
 impl TransactionalProducer {
     /// Begins a transaction. Dropping it aborts it.
     pub fn begin(&mut self) -> Transaction<'_> {
-        let limit_bytes = self.queue.shared.ledger.max_item_bytes();
+        let limit_bytes = self.queue.shared.writer.max_item_bytes();
         Transaction {
             producer: self,
             parts: BTreeMap::new(),
@@ -239,7 +239,7 @@ impl Transaction<'_> {
             Ok((Plan { changes, appends, ..Plan::default() }, entry))
         };
         let end = |result: Result<_, CommitError>| drop(answer.send(result));
-        producer.queue.shared.ledger.run(slots, size, plan, end);
+        producer.queue.shared.writer.run(slots, size, plan, end);
         let (entry, appended) = answered.await.map_err(|_| gone())??;
         producer.entry = entry;
         let appended = names.into_iter().zip(appended).collect();

@@ -49,7 +49,7 @@ const _: () = {
     is_send_sync::<Producer>();
     is_send_sync::<TransactionalProducer>();
     is_send::<Consumer>();
-    is_send::<voussoir_queue::Delivery>();
+    is_send::<SendFuture>();
     is_send::<CommitFuture>();
     is_send::<Transaction<'static>>();
     is_send::<Done>();

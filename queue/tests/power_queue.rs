@@ -14,8 +14,8 @@ use support::{journal, poll, read_all, small, work};
 use voussoir_journal::Journal;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_queue::{
-    CommitError, Consumer, ConsumerConfig, Delivery, Durability, Guarantee, Outcome, Producer,
-    ProducerConfig, Queue, Record, TopicConfig, TopicPartition, TransactionalProducer,
+    CommitError, Consumer, ConsumerConfig, Durability, Guarantee, Outcome, Producer,
+    ProducerConfig, Queue, Record, SendFuture, TopicConfig, TopicPartition, TransactionalProducer,
 };
 use voussoir_sim::Situations;
 
@@ -43,7 +43,7 @@ struct Running {
     mover: TransactionalProducer,
     reader: Consumer,
     member: Consumer,
-    sent: Vec<(TopicPartition, String, Delivery)>,
+    sent: Vec<(TopicPartition, String, SendFuture)>,
 }
 
 struct Life<'a> {

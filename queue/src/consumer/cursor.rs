@@ -10,8 +10,8 @@ use crate::config::Start;
 use crate::core::group::Place;
 use crate::error::{ConsumeError, FetchError};
 use crate::format::{MAX_UNPACKED_BYTES, Record};
-use crate::ledger::Slot;
 use crate::partition::{Fetched, WaitFuture};
+use crate::writer::Slot;
 
 pub(super) struct Cursor {
     pub(super) slot: Arc<Slot>,

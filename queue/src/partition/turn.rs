@@ -119,3 +119,40 @@ impl Partition {
         self.shared.max_batch_bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::Config;
+    use crate::format::{BatchBuilder, Record};
+    use crate::store::MemoryPartition;
+
+    fn one(value: &'static str) -> Batch {
+        let mut builder = BatchBuilder::new();
+        builder.push(&Record::new(value)).unwrap();
+        builder.finish().unwrap()
+    }
+
+    #[test]
+    fn nothing_is_written_while_a_turn_is_taken() {
+        let partition = Partition::open(MemoryPartition::new(1 << 20), Config::default()).unwrap();
+        let (sender, turns) = mpsc::channel();
+        partition.take_turn(move |turn| sender.send(turn).unwrap());
+        let mut turn = turns.try_recv().unwrap().unwrap();
+        let (sender, answers) = mpsc::channel();
+        partition.append_then(one("behind the turn"), Durability::Synced, move |answer| {
+            sender.send(answer.map(|appended| appended.base_offset)).unwrap();
+        });
+        let (sender, next_turns) = mpsc::channel();
+        partition.take_turn(move |turn| sender.send(turn.map(|_| ())).unwrap());
+        assert_eq!(partition.offsets().end, 0);
+        assert!(answers.try_recv().is_err() && next_turns.try_recv().is_err());
+        assert_eq!(turn.stage(one("in the turn")).base_offset, 0);
+        drop(turn.write());
+        turn.land(Ok(()));
+        assert_eq!(answers.try_recv().unwrap(), Ok(1), "the append has the offset behind it");
+        assert!(next_turns.try_recv().is_ok());
+    }
+}

@@ -57,7 +57,7 @@ impl Clock for TokioClock {
 }
 
 /// The system's clock, in ns since the UNIX epoch.
-fn time_of_day() -> u64 {
+pub(crate) fn time_of_day() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -143,7 +143,7 @@ impl Queue {
             TopicError::Open(error) => error,
             other => StoreError::Rejected { why: other.to_string() }.into(),
         })?;
-        let store = self.shared.ledger.store();
+        let store = self.shared.writer.store();
         let namespace = format!("{}.work.{}.{group}", store.namespace(), slot.number);
         let work = JournalWork::new(store.journal().0, &namespace)?;
         WorkQueue::open(slot.partition.clone(), work, config)

@@ -17,6 +17,8 @@ mod schedule;
 mod shell;
 mod store;
 
+#[cfg(feature = "journal")]
+pub(crate) use clock::time_of_day;
 pub use clock::{Clock, TokioClock};
 pub use config::WorkConfig;
 pub use dead::{DeadLetter, DeathReason, StoredLetter};

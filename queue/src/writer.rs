@@ -67,7 +67,7 @@ pub(crate) trait Item: Send {
 
     /// Bytes of the changes and batches that it writes at most, with
     /// [`BATCH_OVERHEAD_BYTES`](crate::store::BATCH_OVERHEAD_BYTES) for each batch. At most
-    /// [`Ledger::max_item_bytes`].
+    /// [`Writer::max_item_bytes`].
     fn bytes(&self) -> usize;
 
     /// Operations of the journal that it needs at most, besides those on the table's log.
@@ -81,7 +81,7 @@ pub(crate) trait Item: Send {
 }
 
 #[derive(Clone)]
-pub(crate) struct Ledger {
+pub(crate) struct Writer {
     shared: Arc<Shared>,
 }
 
@@ -115,7 +115,7 @@ struct Group {
     deletes: Vec<Log>,
 }
 
-impl Ledger {
+impl Writer {
     /// Reads the table from log 0 of the namespace.
     pub(crate) fn open(store: JournalStore, max_queue: usize) -> Result<Self, OpenError> {
         let log = store.log(0)?;
@@ -260,7 +260,7 @@ where
     }
 }
 
-impl Ledger {
+impl Writer {
     /// Queues an item that writes bytes and takes operations of the journal (`size`), and appends
     /// to `slots`. `plan` decides when it is its
     /// turn, and `end` is called without a lock in any case.
@@ -363,14 +363,14 @@ fn take_turns(shared: &Arc<Shared>, mut gathering: Gathering) {
     // Ends: each round takes a slot off.
     while let Some((number, slot)) = gathering.slots.pop_first() {
         let place = Arc::new(Mutex::new(HandOver::Nothing));
-        let (theirs, ledger) = (Arc::clone(&place), Arc::clone(shared));
+        let (theirs, writer) = (Arc::clone(&place), Arc::clone(shared));
         slot.partition.take_turn(move |turn| {
             let mut place = theirs.lock();
             match std::mem::replace(&mut *place, HandOver::Nothing) {
                 HandOver::Gathering(mut gathering, slot) => {
                     drop(place);
                     gathering.turns.insert(number, (slot, turn));
-                    take_turns(&ledger, gathering);
+                    take_turns(&writer, gathering);
                 }
                 _ => *place = HandOver::Turn(turn),
             }
@@ -395,11 +395,11 @@ fn write(shared: &Arc<Shared>, items: Vec<Box<dyn Item>>, mut turns: Turns) {
         let commit = shared.commit(&group, &turns);
         (group, commit)
     };
-    let ledger = Arc::clone(shared);
+    let writer = Arc::clone(shared);
     if group.planned.is_empty() {
-        return land(&ledger, group, turns, Ok(()));
+        return land(&writer, group, turns, Ok(()));
     }
-    let done = Done::new(move |result| land(&ledger, group, turns, result));
+    let done = Done::new(move |result| land(&writer, group, turns, result));
     submit(shared.store.journal().0, commit, done);
 }
 
@@ -527,8 +527,8 @@ fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), Sto
     drive(shared);
 }
 
-impl std::fmt::Debug for Ledger {
+impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Ledger").field("log", &self.shared.log).finish_non_exhaustive()
+        f.debug_struct("Writer").field("log", &self.shared.log).finish_non_exhaustive()
     }
 }
