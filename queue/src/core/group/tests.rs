@@ -318,6 +318,11 @@ impl<'a> World<'a> {
             };
             let members = self.coordinator.members.len();
             let _ = self.input(Input::Tick);
+            let deadline = self.coordinator.next_deadline();
+            assert!(
+                deadline.is_none_or(|at| at > self.now),
+                "a tick leaves a deadline in the past"
+            );
             let missed = joining && self.coordinator.members.len() < members;
             let name = "a rebalance ended without a member that did not join";
             self.situations.add(name, u64::from(missed));
