@@ -241,7 +241,8 @@ fn deleting_a_topic_leaves_no_log_and_nothing_makes_one_again() {
 #[test]
 fn a_large_topic_is_written_in_transactions_and_deleted() {
     let mut config = voussoir_journal::Config::manual();
-    config.segment_bytes = 4 << 20;
+    // The bytes of two of these transactions fit into one commit.
+    config.segment_bytes = 32 << 20;
     let files = Arc::new(voussoir_journal::MemoryFiles::new());
     let journal = Journal::open_with(files, config).expect("the journal opens");
     let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
