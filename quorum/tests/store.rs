@@ -184,3 +184,61 @@ async fn a_batch_that_does_not_fit_changes_nothing() {
     assert!(matches!(error, StoreError::NotApplied(_)), "{error}");
     assert_eq!(store.get(&[key]).await.unwrap(), [record]);
 }
+
+fn large(rng: &mut Rng, keys: u64, bytes: u64) -> Change {
+    let key = Bytes::from(format!("k{}", rng.below(keys)));
+    let len = bytes / 2 + rng.below(bytes / 2);
+    Change { key, record: Some(Bytes::from(vec![rng.below(256) as u8; len as usize])) }
+}
+
+/// Each batch makes as much garbage as it is long: it also takes as much away.
+#[tokio::test]
+async fn large_overwrites_leave_bounded_garbage() {
+    let mut rng = Rng::new(1);
+    let disk = CrashFiles::new(1);
+    let (_journal, store) = open(&disk);
+    let cold = Change { key: Bytes::from_static(b"cold"), record: Some(vec![1; 400_000].into()) };
+    store.apply(vec![cold.clone()]).await.unwrap();
+    let mut most = 0;
+    for turn in 0..1_000 {
+        let batch = vec![large(&mut rng, 8, 300 << 10), large(&mut rng, 8, 300 << 10)];
+        store.apply(batch).await.unwrap();
+        let (total, live) = store.log_bytes();
+        // `max_garbage_bytes`, and a batch.
+        let slack = (64 << 10) + (600 << 10);
+        assert!(total <= 2 * live + live / 2 + slack, "turn {turn}: {total} bytes, {live} live");
+        most = most.max(total);
+    }
+    assert!(most > 1 << 20, "there was something to clean");
+    assert_eq!(store.get(std::slice::from_ref(&cold.key)).await.unwrap(), [cold.record]);
+}
+
+/// A journal that is full of garbage refuses no overwrite: its releases are taken all the same.
+#[tokio::test]
+async fn overwrites_go_on_in_a_journal_that_is_full_of_garbage() {
+    for seed in 0..2 {
+        let mut rng = Rng::new(seed);
+        let mut config = Config::default();
+        (config.segment_bytes, config.max_bytes) = (1 << 20, 12 << 20);
+        let journal = Journal::open_with(CrashFiles::new(seed).mount(), config).unwrap();
+        let mut config = JournalStoreConfig::default();
+        // The second journal is full long before its log is to be cleaned.
+        config.max_garbage_bytes = if seed == 0 { 64 << 10 } else { 1 << 40 };
+        let store = JournalStore::open(&journal, 1, config).unwrap();
+        let (mut model, mut most) = (Model::new(), 0);
+        for turn in 0..2_000 {
+            let mut batch = vec![large(&mut rng, 20, 100 << 10), large(&mut rng, 20, 100 << 10)];
+            if seed == 1 {
+                // One after the other: what is oldest is garbage.
+                batch.truncate(1);
+                batch[0].key = Bytes::from(format!("k{}", turn % 20));
+            }
+            let written = store.apply(batch.clone()).await;
+            assert_eq!(written, Ok(()), "seed {seed}, turn {turn}: {:?}", store.log_bytes());
+            apply(&mut model, &batch);
+            most = most.max(store.log_bytes().0);
+        }
+        assert!(contents(&store).await == model);
+        assert_eq!(most > 8 << 20, seed == 1, "the journal was full: {most}");
+    }
+}

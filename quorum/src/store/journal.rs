@@ -12,7 +12,9 @@
 //!
 //! What a value has beyond 512 KiB follows in records of up to 512 KiB without a head, in the same
 //! commit. The latest record of a key counts. When the log holds more garbage than records, each
-//! commit also takes the oldest part of the log, appends what is live of it again, and releases it.
+//! batch also cleans the oldest part of the log, at least twice as much as the batch itself: what
+//! is live of it is appended again, and the part is released. A journal that is full may still take
+//! releases: then garbage at the beginning of the log is released by commits that append nothing.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -21,7 +23,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Health, Journal, Log, Outcome, ReadError};
+use voussoir_journal::{Batch, Commit, Error, Health, Journal, Log, Outcome, ReadError};
 
 use super::{Change, ReplicaStore, StoreError};
 use crate::ConfigError;
@@ -36,15 +38,20 @@ const READ_BYTES: usize = 4 << 20;
 /// What a commit takes beside its records at most: each two of its batches in a row are longer than
 /// `CHUNK_BYTES` together, so that even one of 16 MiB has fewer than 70, of up to 160 bytes each.
 const FRAME_BYTES: u64 = 16 << 10;
-/// About how many bytes of the log one commit cleans.
-const CLEAN_BYTES: usize = 256 << 10;
+/// About how many bytes of the log are cleaned with a batch, at least. Twice the batch if that is
+/// more: more than half of the log is garbage while it is cleaned, so it shrinks.
+const CLEAN_BYTES: u64 = 256 << 10;
+/// What a record takes of a commit at most, beside its key and value.
+const RECORD_BYTES: u64 = 32;
 
 /// Configuration of a [`JournalStore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JournalStoreConfig {
     /// The log is cleaned while it holds more than this of garbage, in bytes, and more garbage than
-    /// records. From 64 KiB to 1 TiB. Default 16 MiB.
+    /// records. It then takes up to 2.5 times the length of the live records, and `max_garbage_bytes`
+    /// beside: `max_bytes` of the journal must have room for that. From 64 KiB to 1 TiB. Default
+    /// 16 MiB.
     pub max_garbage_bytes: u64,
 }
 
@@ -76,7 +83,7 @@ pub enum OpenError {
     Config(#[from] ConfigError),
     /// The journal refused or failed.
     #[error(transparent)]
-    Journal(#[from] voussoir_journal::Error),
+    Journal(#[from] Error),
     /// The journal could not read. Nothing says that the records are lost: retry, or repair the
     /// disk.
     #[error(transparent)]
@@ -328,7 +335,10 @@ struct NotInMemory;
 /// What a cleaning has read at the beginning of the log.
 struct Swept {
     /// Records that are live, with their keys.
-    live: Vec<(Bytes, Bytes, Place)>,
+    live: Vec<(Bytes, Bytes)>,
+    /// What they take of a commit at most.
+    live_bytes: u64,
+    /// Bytes of the log that it takes up.
     bytes: u64,
     /// Where the log begins afterwards.
     until: u64,
@@ -404,52 +414,64 @@ impl Inner {
         Ok(keys)
     }
 
+    fn max_batch_bytes(&self) -> u64 {
+        self.journal.max_commit_bytes().saturating_sub(FRAME_BYTES)
+    }
+
     fn is_to_be_cleaned(&self) -> bool {
         let state = self.state.lock();
         let garbage = state.total_bytes.saturating_sub(state.live_bytes);
         garbage > self.config.max_garbage_bytes.max(state.live_bytes)
     }
 
-    /// Reads the oldest part of the log.
-    fn sweep(&self) -> Result<Swept, ReadError> {
+    fn has_garbage(&self) -> bool {
+        let state = self.state.lock();
+        state.total_bytes > state.live_bytes
+    }
+
+    /// Reads the oldest part of the log: about `bytes`, with live records that take up to
+    /// `max_live_bytes` of a commit.
+    fn sweep(&self, bytes: u64, max_live_bytes: u64) -> Result<Swept, ReadError> {
         let (first, end) = (self.log.first(), self.log.end());
-        let mut swept = Swept { live: Vec::new(), bytes: 0, until: first };
+        let mut swept = Swept { live: Vec::new(), live_bytes: 0, bytes: 0, until: first };
         // Ends: each turn moves on by a record, up to a number of bytes.
-        while swept.until < end && swept.bytes < CLEAN_BYTES as u64 {
+        while swept.until < end && swept.bytes < bytes {
             let position = swept.until;
             let Ok(head) = Head::decode(self.log.read(position)?) else {
                 return Err(ReadError::Absent { end });
             };
             let place = Place { position, records: head.records(), bytes: head.bytes() };
+            if self.state.lock().keys.get(&head.key) == Some(&place) {
+                let live_bytes = swept.live_bytes + place.bytes + RECORD_BYTES;
+                if live_bytes > max_live_bytes {
+                    break;
+                }
+                swept.live_bytes = live_bytes;
+                let value = self.value_at(&head.key, place)?;
+                swept.live.push((Bytes::copy_from_slice(&head.key), value));
+            }
             swept.until += place.records;
             swept.bytes += place.bytes;
-            if self.state.lock().keys.get(&head.key) == Some(&place) {
-                let value = self.value_at(&head.key, place)?;
-                swept.live.push((Bytes::copy_from_slice(&head.key), value, place));
-            }
         }
         Ok(swept)
     }
 
-    async fn write(&self, batch: Vec<Change>, swept: Option<Swept>) -> Result<(), StoreError> {
+    async fn write(&self, batch: &[Change], swept: Option<&Swept>) -> Result<(), Error> {
         let mut draft = Draft::new();
-        if let Some(swept) = &swept {
-            for (key, value, _) in &swept.live {
+        if let Some(swept) = swept {
+            for (key, value) in &swept.live {
                 draft.add(&self.log, key, Some(value));
             }
         }
-        for Change { key, record } in &batch {
+        for Change { key, record } in batch {
             draft.add(&self.log, key, record.as_ref());
         }
         draft.close(&self.log);
         let mut commit = draft.commit;
-        if let Some(swept) = &swept {
+        if let Some(swept) = swept {
             commit = commit.release(&self.log, swept.until);
         }
-        let receipt = self.journal.commit(commit).await.map_err(|error| match error.outcome() {
-            Outcome::NotApplied => StoreError::NotApplied(error.to_string()),
-            Outcome::Unknown => StoreError::Unknown(error.to_string()),
-        })?;
+        let receipt = self.journal.commit(commit).await?;
         let first = receipt.positions().iter().find(|range| !range.is_empty());
         let mut position = first.map_or(0, |range| range.start);
         let mut state = self.state.lock();
@@ -460,13 +482,68 @@ impl Inner {
         }
         Ok(())
     }
+
+    /// Writes a batch, and cleans the log beside it if it is time.
+    async fn write_and_clean(self: &Arc<Self>, batch: &[Change]) -> Result<(), StoreError> {
+        let length =
+            |change: &Change| change.key.len() + change.record.as_ref().map_or(0, Bytes::len);
+        let bytes: u64 = batch.iter().map(|change| length(change) as u64 + RECORD_BYTES).sum();
+        let max_bytes = self.max_batch_bytes();
+        let mut to_clean = CLEAN_BYTES.max(2 * bytes);
+        let mut beside = None;
+        // Ends: each turn releases a record, or is the last.
+        while to_clean > 0 && self.is_to_be_cleaned() {
+            let swept = self.sweep_blocking(to_clean, max_bytes).await?;
+            if swept.live_bytes + bytes <= max_bytes {
+                beside = Some(swept);
+                break;
+            }
+            match self.write(&[], Some(&swept)).await {
+                Ok(()) if swept.bytes > 0 => to_clean = to_clean.saturating_sub(swept.bytes),
+                Err(error) if !is_refused(&error) => return Err(write_failed(&error)),
+                _ => break,
+            }
+        }
+        let mut result = self.write(batch, beside.as_ref()).await;
+        if beside.is_some() && result.as_ref().is_err_and(is_refused) {
+            // The batch alone may fit where it did not together with what is cleaned.
+            result = self.write(batch, None).await;
+        }
+        let end = self.log.end();
+        // Ends: each turn releases a record in front of `end`, or is the last.
+        while matches!(result, Err(Error::Full { .. })) && self.log.first() < end {
+            // Releases are taken by a journal that is full. What is live may fit, too.
+            let mut swept = self.sweep_blocking(CLEAN_BYTES.max(bytes), 0).await?;
+            if swept.bytes == 0 {
+                swept = self.sweep_blocking(CLEAN_BYTES, max_bytes).await?;
+            }
+            if swept.bytes == 0 || !self.has_garbage() {
+                break;
+            }
+            match self.write(&[], Some(&swept)).await {
+                Err(error) if !is_refused(&error) => return Err(write_failed(&error)),
+                Err(_) => break,
+                Ok(()) => result = self.write(batch, None).await,
+            }
+        }
+        result.map_err(|error| write_failed(&error))
+    }
+
+    async fn sweep_blocking(
+        self: &Arc<Self>,
+        bytes: u64,
+        max_live_bytes: u64,
+    ) -> Result<Swept, StoreError> {
+        let inner = Arc::clone(self);
+        let read = move || inner.sweep(bytes, max_live_bytes).map_err(|error| read_failed(&error));
+        blocking(read).await
+    }
 }
 
 #[async_trait]
 impl ReplicaStore for JournalStore {
     fn max_batch_bytes(&self) -> usize {
-        let max = self.inner.journal.max_commit_bytes().saturating_sub(FRAME_BYTES);
-        usize::try_from(max).unwrap_or(usize::MAX)
+        usize::try_from(self.inner.max_batch_bytes()).unwrap_or(usize::MAX)
     }
 
     async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
@@ -489,17 +566,7 @@ impl ReplicaStore for JournalStore {
         if batch.iter().any(|change| too_long(&change)) {
             return Err(StoreError::NotApplied("a key or a record is too long".to_owned()));
         }
-        let mut swept = None;
-        if self.inner.is_to_be_cleaned() {
-            let inner = Arc::clone(&self.inner);
-            let read = move || inner.sweep().map_err(|error| read_failed(&error));
-            swept = Some(blocking(read).await?);
-        }
-        let mut result = self.inner.write(batch.clone(), swept).await;
-        if let Err(StoreError::NotApplied(_)) = result {
-            // The batch alone may fit where it did not together with what is cleaned.
-            result = self.inner.write(batch, None).await;
-        }
+        let result = self.inner.write_and_clean(&batch).await;
         if let Err(StoreError::Unknown(failure)) = &result {
             self.inner.state.lock().failure = Some(failure.clone());
         }
@@ -539,6 +606,19 @@ impl ReplicaStore for JournalStore {
         }
         *self.inner.state.lock() = State::default();
         Ok(())
+    }
+}
+
+/// Whether the journal says that nothing was written.
+fn is_refused(error: &Error) -> bool {
+    error.outcome() == Outcome::NotApplied
+}
+
+fn write_failed(error: &Error) -> StoreError {
+    if is_refused(error) {
+        StoreError::NotApplied(error.to_string())
+    } else {
+        StoreError::Unknown(error.to_string())
     }
 }
 
