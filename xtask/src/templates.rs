@@ -55,8 +55,9 @@ fn try_copy(name: &str, services: &Services) -> Result<(), String> {
             command
         };
         check(&mut cargo(&["test"]))?;
-        check(&mut cargo(&["build"]))?;
-        ends_by_itself(&mut cargo(&["run"]), &folder)?;
+        // In the profile of its tests, which has built the dependencies.
+        check(&mut cargo(&["build", "--profile", "test"]))?;
+        ends_by_itself(&mut cargo(&["run", "--profile", "test"]), &folder)?;
         if !folder.join("src/demo").exists() {
             return Ok(());
         }
