@@ -16,8 +16,8 @@ pub struct Cli {
     /// Serve what this file says, until SIGTERM or Ctrl-C; without it, run the demo
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Check the text of the file and exit: status 0 if it has no mistake, 2 if it has.
-    /// Certificates are not read
+    /// Check the file and the certificates that it names, and exit: status 0 if it can be used, 2
+    /// if not
     #[arg(long, requires = "config")]
     pub check: bool,
     /// Show the live table on standard output; without GATEWAY_LOG, no access log

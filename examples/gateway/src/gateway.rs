@@ -10,13 +10,14 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use toml::Spanned;
 use voussoir_breaker::{Breaker, State};
 use voussoir_lb::l7::{HttpProxy, HttpStats, Route, Router, ServerTls, Upstream, UpstreamStats};
 use voussoir_lb::{BalancerStats, Clock, Monotonic};
 
 use crate::config::{self, Config, ConfigError, EndpointEntry, Listener, RouteEntry, Server, Tls};
 use crate::gates::{RouteGate, RouteLimit};
-use crate::pool::RunningPool;
+use crate::pool::{RunningPool, client_tls};
 
 /// A configuration that cannot be used. What ran before goes on.
 #[derive(Debug, thiserror::Error)]
@@ -184,12 +185,7 @@ impl Gateway {
     }
 
     async fn try_apply(&mut self, text: &str, folder: &Path) -> Result<(), ApplyError> {
-        let mut config = config::parse(text)?;
-        for pool in config.pools.values_mut() {
-            if let Some(tls) = &mut pool.get_mut().tls {
-                tls.authorities = folder.join(&tls.authorities);
-            }
-        }
+        let config = parse(text, folder)?;
         if config.server != self.server {
             let start = text.find("[server]").unwrap_or(0);
             let what = "`server` cannot change in a reload; restart the gateway";
@@ -378,6 +374,42 @@ impl Gateway {
         self.view.write().is_draining = true;
         self.proxy.drain(timeout).await
     }
+}
+
+/// Checks a configuration as [`Gateway::apply`] does, without a socket: the text, and the
+/// certificates that it names.
+///
+/// # Errors
+/// A configuration that cannot be used.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn check(text: &str, folder: &Path) -> Result<Config, ApplyError> {
+    let config = parse(text, folder)?;
+    for listener in config.listeners.iter().map(Spanned::get_ref) {
+        if let Some(tls) = &listener.tls {
+            read_pem(listener.address, tls, folder).await?;
+        }
+    }
+    for (name, spanned) in &config.pools {
+        if let Some(tls) = &spanned.get_ref().tls {
+            client_tls(tls).await.map_err(|what| {
+                ConfigError::at(text, spanned.span().start, format!("pool `{name}`: {what}"))
+            })?;
+        }
+    }
+    Ok(config)
+}
+
+/// The configuration, with the paths of its pools below `folder`.
+fn parse(text: &str, folder: &Path) -> Result<Config, ConfigError> {
+    let mut config = config::parse(text)?;
+    for pool in config.pools.values_mut() {
+        if let Some(tls) = &mut pool.get_mut().tls {
+            tls.authorities = folder.join(&tls.authorities);
+        }
+    }
+    Ok(config)
 }
 
 type Pem = (Vec<u8>, Vec<u8>);

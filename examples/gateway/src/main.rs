@@ -18,7 +18,7 @@ use clap::Parser;
 use gateway::args::Cli;
 #[cfg(feature = "demo")]
 use gateway::args::Command;
-use gateway::{config, serve};
+use gateway::serve;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -44,19 +44,14 @@ fn run(cli: &Cli) -> Result<(), Error> {
     }
     match &cli.config {
         Some(file) if cli.check => {
-            let parsed = config::parse(&serve::read(file)?);
-            let named = |error: config::ConfigError| serve::ServeError::Config {
-                file: file.clone(),
-                error: error.into(),
-            };
-            let config = parsed.map_err(named)?;
-            println!(
-                "{}: {} routes, {} pools",
-                file.display(),
-                config.routes.len(),
-                config.pools.len()
-            );
-            Ok(())
+            let (text, folder) = (serve::read(file)?, serve::folder(file));
+            let named = |error| serve::ServeError::Config { file: file.clone(), error };
+            on_runtime(async {
+                let config = gateway::gateway::check(&text, &folder).await.map_err(named)?;
+                let (routes, pools) = (config.routes.len(), config.pools.len());
+                println!("{}: {routes} routes, {pools} pools", file.display());
+                Ok(())
+            })
         }
         Some(file) => {
             log(if cli.view { "warn" } else { "info" })?;

@@ -1,5 +1,6 @@
 //! A pool that runs: its balancer, the connections to its backends, its checks and its breaker.
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use voussoir_lb::l7::{ClientTls, Upstream};
 use voussoir_lb::probe::{Checker, HttpProbe, TcpProbe};
 use voussoir_lb::{Balancer, BalancerStats, Clock, Monotonic};
 
-use crate::config::{self, EndpointEntry, HealthKind, Pool};
+use crate::config::{self, EndpointEntry, HealthKind, Pool, PoolTls};
 
 /// A pool that runs. Dropped, it ends its checks; requests under way go on.
 #[derive(Debug)]
@@ -58,12 +59,7 @@ impl RunningPool {
         let upstream = match &config.tls {
             None => Upstream::new(name, balancer, upstream_config).map_err(text)?,
             Some(tls) => {
-                let read = tokio::fs::read(&tls.authorities).await;
-                let named = |error: &dyn std::fmt::Display| {
-                    format!("`tls`: {}: {error}", tls.authorities.display())
-                };
-                let roots = read.map_err(|error| named(&error))?;
-                let tls = ClientTls::new(&roots, &tls.name).map_err(|error| named(&error))?;
+                let tls = client_tls(tls).await?;
                 Upstream::with_tls(name, balancer, upstream_config, tls).map_err(text)?
             }
         };
@@ -81,6 +77,19 @@ impl RunningPool {
         let within = Duration::from_millis(health.timeout_ms).saturating_mul(2);
         let _ = timeout(within, availability.wait_for(|found| found.healthy > 0)).await;
     }
+}
+
+/// Reads the authorities that sign the backends' certificates.
+///
+/// # Errors
+/// The file cannot be read or used; the text names it.
+///
+/// # Cancel safety
+/// Nothing is lost.
+pub async fn client_tls(tls: &PoolTls) -> Result<ClientTls, String> {
+    let named = |error: &dyn Display| format!("`tls`: {}: {error}", tls.authorities.display());
+    let roots = tokio::fs::read(&tls.authorities).await.map_err(|error| named(&error))?;
+    ClientTls::new(&roots, &tls.name).map_err(|error| named(&error))
 }
 
 /// Tells `balancer` about the backends that `old` knows, as if a check had run: the first result

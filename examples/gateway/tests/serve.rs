@@ -109,6 +109,14 @@ async fn a_file_that_cannot_be_used_ends_with_status_2_and_says_where_and_what()
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nonexistent/gateway.toml"));
     let checked = run(&good, &["--check"]).await;
     assert_eq!(checked.status.code(), Some(0), "{checked:?}");
+    let tls = "address = \"127.0.0.1:0\"\ntls = { certificate = \"c.pem\", key = \"k.pem\" }";
+    let no_certificate = good.replacen("address = \"127.0.0.1:0\"", tls, 1);
+    for arguments in [&[][..], &["--check"]] {
+        let ended = run(&no_certificate, arguments).await;
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(2), "{said}");
+        assert!(said.contains("TLS of the listener") && said.contains("c.pem"), "{said}");
+    }
 }
 
 #[tokio::test]
