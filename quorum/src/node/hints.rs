@@ -1,15 +1,17 @@
 //! Hinted handoff: which replica has missed which key.
 //!
-//! A hint is a key, and not a value: what is handed over is the state that the node holds by then.
+//! A hint is a key, and not a value: what is handed over is what the replicas hold by then.
 //! Hints live in memory. One that is lost, with its process or because there are too many, delays
-//! convergence and costs nothing else.
+//! convergence and costs nothing else: [`Node::repair`](super::Node::repair) finds the key.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-/// The keys that other replicas have missed.
+use super::HintStats;
+
+/// The keys that replicas have missed, this node's own among them.
 pub(super) struct Hints {
     max: usize,
     state: Mutex<State>,
@@ -21,6 +23,7 @@ struct State {
     /// Invariant: how many they are, at most `max`.
     count: usize,
     dropped: u64,
+    refused: u64,
 }
 
 impl Hints {
@@ -57,9 +60,13 @@ impl Hints {
         }
     }
 
-    /// How many keys there are, and how many were dropped.
-    pub(super) fn counts(&self) -> (usize, u64) {
+    /// Counts a key that its replica refused.
+    pub(super) fn refused(&self) {
+        self.state.lock().refused += 1;
+    }
+
+    pub(super) fn stats(&self) -> HintStats {
         let state = self.state.lock();
-        (state.count, state.dropped)
+        HintStats { waiting: state.count, dropped: state.dropped, refused: state.refused }
     }
 }

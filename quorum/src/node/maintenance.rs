@@ -1,14 +1,15 @@
 //! What a node does by itself: handing over hints, rebuilding, collecting tombstones.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::{Node, Shared, Status};
-use crate::caller::call;
-use crate::link::{Class, Link};
-use crate::table::{Reply, Request};
+use super::{Hints, Node, Shared, Status};
+use crate::link::Link;
+use crate::table::{Reply, Request, Value};
 use crate::wire::{Answer, Ask};
 
 /// Hints that are handed to one replica in a turn.
@@ -20,8 +21,12 @@ const HINTS: usize = 1_000;
 pub struct HintStats {
     /// Keys that other replicas have missed.
     pub waiting: usize,
-    /// Keys that were left to read repair, because there were more than `max_hints`.
+    /// Keys that were left to read repair and [`Node::repair`], because there were more than
+    /// `max_hints`.
     pub dropped: u64,
+    /// Keys that the replica refused: together with what it holds they are too long. It differs
+    /// until a client has merged the key's siblings.
+    pub refused: u64,
 }
 
 impl Node {
@@ -36,55 +41,148 @@ impl Node {
         tokio::spawn(run(Arc::downgrade(&self.shared), Arc::downgrade(link)));
     }
 
-    /// Records that a replica has missed a key of which this node holds a newer state.
+    /// Records that a replica, this node or another one, has missed a write of a key.
     pub(crate) fn add_hint(&self, replica: u64, key: Bytes) {
-        if replica != self.shared.id {
-            self.shared.hints.add(replica, key);
-        }
+        self.shared.hints.add(replica, key);
     }
 
     /// What waits to be handed over.
     pub fn hint_stats(&self) -> HintStats {
-        let (waiting, dropped) = self.shared.hints.counts();
-        HintStats { waiting, dropped }
+        self.shared.hints.stats()
     }
 
-    /// Hands the keys that other replicas have missed to those that are there. Returns how many
-    /// were handed over. [`Node::maintain`] does it by itself.
+    /// Hands the keys that replicas have missed, this node or others, to those that are there: the
+    /// merge of what all replicas hold that answer. Returns how many were handed over.
+    /// [`Node::maintain`] does it by itself.
+    ///
+    /// A key waits until so many replicas have answered that an acknowledged write is on one of
+    /// them, and the one that missed it holds their merge.
     ///
     /// # Cancel safety
-    /// Dropping it may lose the hint that is being handed over.
+    /// Dropping it loses no hint.
     pub async fn hand_over_hints(&self, link: &Arc<dyn Link>) -> usize {
-        let mut handed_over = 0;
-        for replica in &self.shared.config.replicas {
-            for key in self.shared.hints.of(*replica, HINTS) {
-                self.shared.hints.remove(*replica, &key);
-                if !self.hand_over(link, *replica, &key).await {
-                    self.shared.hints.add(*replica, key);
-                    break; // It is away, or busy.
+        let (mut handed_over, mut away) = (0, BTreeSet::new());
+        let replicas = &self.shared.config.replicas;
+        for replica in replicas.iter().copied() {
+            for key in self.shared.hints.of(replica, HINTS) {
+                if away.contains(&replica) || replicas.len() - away.len() < self.needed_answers() {
+                    break;
                 }
-                handed_over += 1;
+                let hint = Taken::new(&self.shared.hints, replica, key);
+                match self.hand_over(link, replica, &hint.key, &mut away).await {
+                    HandOver::Done => handed_over += 1,
+                    HandOver::Refused => self.shared.hints.refused(),
+                    HandOver::Later => continue,
+                }
+                hint.finish();
             }
         }
         handed_over
     }
 
-    async fn hand_over(&self, link: &Arc<dyn Link>, replica: u64, key: &Bytes) -> bool {
-        // The epoch is taken before the state is read, as each operation does.
-        let request = Request::Epoch { epoch: 0 };
-        let Some(Answer::Table(Reply::Epoch { epoch })) =
-            self.ask_own(0, Ask::Table(request)).await
-        else {
-            return false;
-        };
-        let get = Ask::Table(Request::Get { key: key.clone() });
-        let Some(Answer::Table(Reply::Value { state })) = self.ask_own(epoch, get).await else {
-            return false;
-        };
-        let merge = Ask::Table(Request::Merge { key: key.clone(), state });
-        let deadline = Instant::now() + self.shared.config.timeout;
-        let answer = call(link, replica, Class::Bulk, epoch, merge, deadline).await;
-        matches!(answer, Ok((_, Answer::Table(Reply::Merged))))
+    /// Adds the replicas that do not answer to `away`, and asks none that is there.
+    async fn hand_over(
+        &self,
+        link: &Arc<dyn Link>,
+        to: u64,
+        key: &Bytes,
+        away: &mut BTreeSet<u64>,
+    ) -> HandOver {
+        // The epoch is taken before the states are read, as each operation does.
+        let Some(epoch) = self.own_epoch().await else { return HandOver::Later };
+        let replicas = &self.shared.config.replicas;
+        let mut gets = JoinSet::new();
+        for replica in replicas.iter().copied().filter(|replica| !away.contains(replica)) {
+            let (node, link, request) =
+                (self.clone(), Arc::clone(link), Request::Get { key: key.clone() });
+            gets.spawn(
+                async move { (replica, node.request(&link, replica, epoch, request).await) },
+            );
+        }
+        let (mut merged, mut states) = (Value::new(), BTreeMap::new());
+        // Ends: each turn takes one of them.
+        while let Some(got) = gets.join_next().await {
+            match got {
+                Ok((replica, Some(Reply::Value { state }))) => {
+                    merged.merge(state.clone());
+                    states.insert(replica, state);
+                }
+                Ok((_, Some(Reply::Stale { .. }))) => return HandOver::Later,
+                Ok((replica, _)) => {
+                    away.insert(replica);
+                }
+                Err(_) => {}
+            }
+        }
+        let Some(own) = states.get(&to) else { return HandOver::Later };
+        if states.len() < self.needed_answers() {
+            return HandOver::Later;
+        }
+        if own.includes(&merged) {
+            return HandOver::Done;
+        }
+        let merge = Request::Merge { key: key.clone(), state: merged };
+        match self.request(link, to, epoch, merge).await {
+            Some(Reply::Merged) => HandOver::Done,
+            Some(Reply::Refused) => HandOver::Refused,
+            Some(Reply::Stale { .. }) => HandOver::Later,
+            _ => {
+                away.insert(to);
+                HandOver::Later
+            }
+        }
+    }
+
+    /// How many replicas must answer, the one that missed a write among them: an acknowledged write
+    /// is on one of these.
+    fn needed_answers(&self) -> usize {
+        let n = self.shared.config.replicas.len();
+        (n + 1 - self.shared.config.write.count(n)).max(2)
+    }
+
+    /// The epoch of this node's replica, durable. None: it is not whole.
+    pub(super) async fn own_epoch(&self) -> Option<u64> {
+        match self.ask_own(0, Ask::Table(Request::Epoch { epoch: 0 })).await? {
+            Answer::Table(Reply::Epoch { epoch }) => Some(epoch),
+            _ => None,
+        }
+    }
+}
+
+/// What became of a hint.
+enum HandOver {
+    Done,
+    /// The replica will refuse it the next time, too.
+    Refused,
+    /// A replica that it takes is away or busy.
+    Later,
+}
+
+/// A hint that is being handed over: taken before the states are read, since a write that is missed
+/// meanwhile adds it again. It goes back unless it is done.
+struct Taken<'a> {
+    hints: &'a Hints,
+    replica: u64,
+    key: Bytes,
+    is_done: bool,
+}
+
+impl<'a> Taken<'a> {
+    fn new(hints: &'a Hints, replica: u64, key: Bytes) -> Self {
+        hints.remove(replica, &key);
+        Self { hints, replica, key, is_done: false }
+    }
+
+    fn finish(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.hints.add(self.replica, self.key.clone());
+        }
     }
 }
 

@@ -125,7 +125,8 @@ impl Node {
         }
     }
 
-    async fn request(
+    /// Asks a replica, this node's or another one, on the bulk connection.
+    pub(super) async fn request(
         &self,
         link: &Arc<dyn Link>,
         to: u64,

@@ -49,9 +49,8 @@ const RECORD_BYTES: u64 = 32;
 #[non_exhaustive]
 pub struct JournalStoreConfig {
     /// The log is cleaned while it holds more than this of garbage, in bytes, and more garbage than
-    /// records. It then takes up to 2.5 times the length of the live records, and `max_garbage_bytes`
-    /// beside: `max_bytes` of the journal must have room for that. From 64 KiB to 1 TiB. Default
-    /// 16 MiB.
+    /// records. `max_bytes` of the journal must have room for this and 2.5 times the length of the
+    /// live records. From 64 KiB to 1 TiB. Default 16 MiB.
     pub max_garbage_bytes: u64,
 }
 
