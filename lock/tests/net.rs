@@ -1,6 +1,7 @@
 //! The client over the network, with scripted and slow services, on paused time.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -104,17 +105,7 @@ async fn a_wait_asks_another_node_while_one_is_silent() {
         let id = 100 + fastrand::u64(..1 << 40);
         let service = NetLocks::new(Arc::new(net.join(id)), LOCKS, [1, 2]);
         let by = Instant::now() + 2 * SECOND;
-        let (session, request) = (SESSION, 1);
-        let acquisition = Acquisition {
-            session,
-            request,
-            floor: 1,
-            name: "a".into(),
-            mode: Mode::Exclusive,
-            wait: true,
-            lock_delay: Duration::ZERO,
-        };
-        let granted = service.acquire(&acquisition, by).await;
+        let granted = service.acquire(&acquisition(), by).await;
         assert_eq!(granted, Ok(Acquired::Granted { token: 1 }));
     }
 }
@@ -160,15 +151,42 @@ async fn a_try_that_is_stale_at_its_first_answer_is_busy() {
     assert!(session.lock("a").try_within(SECOND).await.expect("an answer").is_none());
 }
 
+/// An error that follows the answer of a wait does not replace it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_was_heard_outlives_the_errors_after_it() {
+    let net = network();
+    let service = Scripted::new(vec![ServiceError::unavailable("busy"); 1_000], false);
+    service.queued.store(true, Relaxed);
+    let _node = serve(&net, 1, service);
+    let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+    let acquired = service.acquire(&acquisition(), Instant::now() + SECOND).await;
+    assert_eq!(acquired, Ok(Acquired::Queued));
+}
+
+fn acquisition() -> Acquisition {
+    Acquisition {
+        session: SESSION,
+        request: 1,
+        floor: 1,
+        name: "a".into(),
+        mode: Mode::Exclusive,
+        wait: true,
+        lock_delay: Duration::ZERO,
+    }
+}
+
 /// Acquisitions and values are answered by the script, then granted and set.
 struct Scripted {
     errors: Mutex<VecDeque<ServiceError>>,
     is_silent: bool,
+    /// Whether the next acquisition is answered with a place in the queue, before the script.
+    queued: AtomicBool,
 }
 
 impl Scripted {
     fn new(errors: impl IntoIterator<Item = ServiceError>, is_silent: bool) -> Arc<Self> {
-        Arc::new(Self { errors: Mutex::new(errors.into_iter().collect()), is_silent })
+        let errors = Mutex::new(errors.into_iter().collect());
+        Arc::new(Self { errors, is_silent, queued: AtomicBool::new(false) })
     }
 
     async fn answer(&self) -> Result<(), ServiceError> {
@@ -196,6 +214,9 @@ impl LockService for Scripted {
     }
 
     async fn acquire(&self, _: &Acquisition, _: Instant) -> Result<Acquired, ServiceError> {
+        if self.queued.swap(false, Relaxed) {
+            return Ok(Acquired::Queued);
+        }
         self.answer().await.map(|()| Acquired::Granted { token: 1 })
     }
 

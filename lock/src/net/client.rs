@@ -185,7 +185,7 @@ impl NetLocks {
             let is_pointed_at_once = pointed.is_some() && hops <= 2;
             let is_at_end = !is_pointed_at_once && !retries.pause(deadline).await;
             // The rest was too short for an answer: what was heard before it stands.
-            if let Some(response) = heard.take().filter(|_| is_at_end) {
+            if is_at_end && let Some(response) = heard.take() {
                 return Ok(response);
             }
             let next = pointed.unwrap_or((at + 1) % self.nodes.len());

@@ -4,14 +4,14 @@ use std::fmt;
 use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Handle, Retries, SessionLost, Shared, by};
+use super::{Handle, SessionLost, Shared, retry};
 use crate::clock::after;
 use crate::fence::FencingToken;
 use crate::service::{Fenced, GrantKind, NewValue, ServiceError};
@@ -211,21 +211,18 @@ impl<K: GrantKind> Guard<K> {
             name: self.held.name.clone(),
             value: value.into(),
         };
-        let mut retries = Retries::new();
-        let mut is_unknown = None;
-        // Ends: the deadline passes.
-        loop {
-            let set = by(deadline, shared.service.set_value(&value, deadline)).await;
-            let Err(error) = set else { return Ok(()) };
-            if error.is_retryable() && retries.pause(deadline).await {
-                if matches!(error, ServiceError::Unknown { .. }) {
-                    is_unknown = Some(error);
-                }
-                continue;
+        // An earlier attempt may have set it, though the last one was refused.
+        let doubt = Mutex::new(None);
+        let set = retry(deadline, async || {
+            let set = shared.service.set_value(&value, deadline).await;
+            if let Err(error @ ServiceError::Unknown { .. }) = &set {
+                *doubt.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
             }
-            // An earlier attempt may have set it, though the last one was refused.
-            return Err(is_unknown.unwrap_or(error));
-        }
+            set
+        });
+        let set = set.await;
+        let doubt = doubt.into_inner().unwrap_or_else(PoisonError::into_inner);
+        set.map_err(|error| doubt.unwrap_or(error))
     }
 
     /// Releases the lock, and waits `within` this time until the service has confirmed it.
@@ -237,26 +234,26 @@ impl<K: GrantKind> Guard<K> {
         let (place, deadline) = (held.place, after(within));
         let handle = Arc::clone(&place.handle);
         let shared = &handle.shared;
-        let mut retries = Retries::new();
-        // Ends: the deadline passes, or the session ends.
-        loop {
-            if shared.check().is_err() {
-                return Released::AlreadyLost;
+        if shared.check().is_err() {
+            return Released::AlreadyLost;
+        }
+        let request = place.request;
+        let released = retry(deadline, || shared.service.release(shared.id, request, deadline));
+        let released = tokio::select! {
+            biased;
+            () = shared.ended() => return Released::AlreadyLost,
+            released = released => released,
+        };
+        match released {
+            Ok(()) => {
+                place.ended();
+                Released::Released
             }
-            let released =
-                by(deadline, shared.service.release(shared.id, place.request, deadline)).await;
-            match released {
-                Ok(()) => {
-                    place.ended();
-                    return Released::Released;
-                }
-                Err(error) if error.is_end_of_session() => {
-                    shared.end();
-                    return Released::AlreadyLost;
-                }
-                Err(error) if error.is_retryable() && retries.pause(deadline).await => {}
-                Err(error) => return Released::Unknown(error),
+            Err(error) if error.is_end_of_session() => {
+                shared.end();
+                Released::AlreadyLost
             }
+            Err(error) => Released::Unknown(error),
         }
     }
 }

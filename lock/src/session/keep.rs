@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::{Retries, Shared, by};
+use super::{Retries, Shared, by, retry};
 use crate::clock::sleep_until;
 use crate::service::GrantKind;
 
@@ -73,13 +73,8 @@ async fn deadline<K: GrantKind>(shared: &Shared<K>) {
 async fn leave<K: GrantKind>(shared: &Shared<K>) {
     shared.end();
     let until = Instant::now() + shared.ttl;
-    let mut retries = Retries::new();
-    // Ends: the session has ended at the service by then.
-    while let Err(error) = by(until, shared.service.close_session(shared.id, until)).await {
-        if !error.is_retryable() || !retries.pause(until).await {
-            return;
-        }
-    }
+    // Without an answer it has ended at the service by then.
+    let _ = retry(until, || shared.service.close_session(shared.id, until)).await;
 }
 
 /// Releases what was dropped, until the session has ended: each until the service has confirmed it.

@@ -232,16 +232,9 @@ impl<K: GrantKind> Session<K> {
         let shared = &self.handle.shared;
         shared.end();
         let deadline = after(within);
-        let mut retries = Retries::new();
-        // Ends: the deadline passes.
-        loop {
-            let closed = by(deadline, shared.service.close_session(shared.id, deadline)).await;
-            match closed {
-                Ok(()) => return Ok(()),
-                Err(error) if error.is_end_of_session() => return Ok(()),
-                Err(error) if error.is_retryable() && retries.pause(deadline).await => {}
-                Err(error) => return Err(error),
-            }
+        match retry(deadline, || shared.service.close_session(shared.id, deadline)).await {
+            Err(error) if error.is_end_of_session() => Ok(()),
+            closed => closed,
         }
     }
 }
@@ -290,6 +283,25 @@ pub(crate) async fn by<T>(
 ) -> Result<T, ServiceError> {
     let ended = timeout_at(deadline, call).await;
     ended.unwrap_or_else(|_| Err(ServiceError::unknown("the deadline has passed")))
+}
+
+/// Calls the service until it answers or refuses for good, with pauses, at most to the deadline.
+/// Returns the last error then.
+pub(crate) async fn retry<T, C>(
+    deadline: Instant,
+    mut call: impl FnMut() -> C,
+) -> Result<T, ServiceError>
+where
+    C: Future<Output = Result<T, ServiceError>>,
+{
+    let mut retries = Retries::new();
+    // Ends: the deadline passes.
+    loop {
+        match by(deadline, call()).await {
+            Err(error) if error.is_retryable() && retries.pause(deadline).await => {}
+            answer => return answer,
+        }
+    }
 }
 
 /// Pauses between attempts: from 5 ms, doubled, to `max`, each drawn between its half and itself.
