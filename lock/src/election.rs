@@ -227,7 +227,10 @@ impl<K: GrantKind> Observer<K> {
                     });
                     let is_new = known.is_none() || self.seen != leader;
                     self.version = Some(view.version);
-                    if is_new || Instant::now() >= deadline {
+                    // A service that does not wait to the end is not asked without a pause.
+                    let is_early = Instant::now() < until;
+                    let is_over = Instant::now() >= deadline;
+                    if is_new || is_over || is_early && !retries.pause(deadline).await {
                         self.seen.clone_from(&leader);
                         return Ok(leader);
                     }

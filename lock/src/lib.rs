@@ -18,6 +18,9 @@ pub mod raft;
 mod replica;
 mod service;
 mod session;
+#[cfg(feature = "testing")]
+#[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
+pub mod testing;
 
 pub use async_trait::async_trait;
 pub use bytes::Bytes;

@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::clock::{BootClock, Clock};
-use crate::core::{Answer, Command, LockView, Renewal};
+use crate::core::{Answer, Command, LockView, MAX_NAME_BYTES, Rejection, Renewal};
 use crate::replica::Replica;
 use crate::service::{Acquired, Acquisition, Fenced, LockService, NewValue, ServiceError};
 
@@ -94,7 +94,7 @@ impl LockService for MemoryLocks {
         match self.replica.renew(session)? {
             Renewal::Renewed => Ok(()),
             Renewal::AfterCommand(command) => self.apply(&command).map(drop),
-            Renewal::Ended => Err(crate::core::Rejection::NoSession.into()),
+            Renewal::Ended => Err(Rejection::NoSession.into()),
         }
     }
 
@@ -135,6 +135,9 @@ impl LockService for MemoryLocks {
         known: Option<u64>,
         deadline: Instant,
     ) -> Result<LockView, ServiceError> {
+        if name.len() > MAX_NAME_BYTES {
+            return Err(Rejection::OutOfRange.into());
+        }
         Ok(self.replica.wait_for_change(name, known, deadline).await)
     }
 }

@@ -42,6 +42,10 @@ struct Faulty {
     open_delay_ms: AtomicU64,
     /// Whether acquisitions are never answered.
     hangs: AtomicBool,
+    /// Whether acquisitions and views are answered at once, whatever their deadline is.
+    is_impatient: AtomicBool,
+    /// Acquisitions and views that were answered so.
+    impatient: AtomicUsize,
 }
 
 impl Faulty {
@@ -58,7 +62,18 @@ impl Faulty {
             renewal_delay_ms,
             open_delay_ms: AtomicU64::new(0),
             hangs: AtomicBool::new(false),
+            is_impatient: AtomicBool::new(false),
+            impatient: AtomicUsize::new(0),
         })
+    }
+
+    fn deadline(&self, deadline: Instant) -> Instant {
+        if !self.is_impatient.load(Relaxed) {
+            return deadline;
+        }
+        let count = self.impatient.fetch_add(1, Relaxed);
+        assert!(count < 1_000, "it is asked without a pause");
+        Instant::now()
     }
 
     fn answer<T>(&self, answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
@@ -103,7 +118,7 @@ impl LockService for Faulty {
         if self.hangs.load(Relaxed) {
             std::future::pending::<()>().await;
         }
-        let acquired = self.service.acquire(acquisition, deadline).await;
+        let acquired = self.service.acquire(acquisition, self.deadline(deadline)).await;
         self.answer(acquired)
     }
 
@@ -122,7 +137,7 @@ impl LockService for Faulty {
         known: Option<u64>,
         deadline: Instant,
     ) -> Result<LockView, ServiceError> {
-        self.answer(self.service.view(name, known, deadline).await)
+        self.answer(self.service.view(name, known, self.deadline(deadline)).await)
     }
 }
 
@@ -401,6 +416,34 @@ async fn a_lock_that_is_held_for_long_does_not_use_up_the_session() {
     assert_eq!(granted.release(SECOND).await, Released::Released);
     assert_eq!(leader.release(SECOND).await, Released::Released);
     assert_eq!(memory.replica().lock(b"leader"), LockView::default());
+}
+
+/// A client of a network service answers a little before the deadline, and others may answer at
+/// once: neither is a reason to ask in a loop without a pause.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_does_not_wait_is_asked_in_pauses() {
+    let faulty = Faulty::new(memory());
+    let service: Arc<dyn LockService<Grants = Fenced>> = faulty.clone();
+    let session = open(&service).await;
+    let _held = session.lock("a").within(SECOND).await.expect("it is free");
+    faulty.is_impatient.store(true, Relaxed);
+    let waited = session.lock("a").within(5 * SECOND).await;
+    assert_eq!(waited.expect_err("it is held"), LockError::TimedOut);
+    let asked = faulty.impatient.load(Relaxed);
+    assert!((20..100).contains(&asked), "{asked} times in 5 s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_observer_of_a_service_that_does_not_wait_asks_in_pauses() {
+    let faulty = Faulty::new(memory());
+    let service: Arc<dyn LockService<Grants = Fenced>> = faulty.clone();
+    let mut observer = Observer::new(service, "e");
+    faulty.is_impatient.store(true, Relaxed);
+    for _ in 0..2 {
+        assert_eq!(observer.next(5 * SECOND).await.expect("an answer"), None);
+    }
+    let asked = faulty.impatient.load(Relaxed);
+    assert!((20..100).contains(&asked), "{asked} times in 5 s");
 }
 
 /// A time to wait may be any duration.

@@ -152,7 +152,7 @@ impl Answer {
 }
 
 /// Their place is their code, which never changes.
-const REJECTIONS: [Rejection; 9] = [
+const REJECTIONS: [Rejection; 10] = [
     Rejection::NoSession,
     Rejection::StaleReign,
     Rejection::StaleRequest,
@@ -162,6 +162,7 @@ const REJECTIONS: [Rejection; 9] = [
     Rejection::QueueFull,
     Rejection::TooManyLocks,
     Rejection::OutOfRange,
+    Rejection::Unsupported,
 ];
 
 fn code(rejection: Rejection) -> u64 {

@@ -193,6 +193,10 @@ async fn acquire<K: GrantKind>(
             Ok(Acquired::Queued) if Instant::now() >= deadline => return Ok(None),
             Ok(Acquired::Queued) => {
                 place.arrived();
+                // A service that does not wait to the end is not asked without a pause.
+                if Instant::now() < until && !retries.pause(deadline).await {
+                    return Ok(None);
+                }
                 is_queued = true;
                 continue;
             }
