@@ -171,6 +171,20 @@ impl Queue {
         }
         lags
     }
+
+    /// Names of the groups that have stored an offset, in order.
+    pub fn groups(&self) -> Vec<String> {
+        self.shared.writer.read(|table| {
+            let mut groups: Vec<String> = Vec::new();
+            let mut from = Key::Offset(String::new(), 0);
+            // Ends: each round goes to the next name.
+            while let Some((Key::Offset(group, _), _)) = table.from(from).next() {
+                groups.push(group.clone());
+                from = Key::Offset(format!("{group}\0"), 0);
+            }
+            groups
+        })
+    }
 }
 
 impl Consumer {

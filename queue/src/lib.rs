@@ -10,6 +10,8 @@ mod error;
 pub mod format;
 #[cfg(feature = "journal")]
 mod groups;
+#[cfg(feature = "metrics")]
+mod metrics;
 mod partition;
 #[cfg(feature = "journal")]
 mod partitioner;
@@ -37,6 +39,8 @@ pub use error::{
     SendError, StoreError, TopicError,
 };
 pub use format::{Batch, BatchBuilder, Compression, Record};
+#[cfg(feature = "metrics")]
+pub use metrics::QueueMetrics;
 pub use partition::{AppendFuture, Appended, Fetched, Partition, Records, Seek, Stats, WaitFuture};
 #[cfg(feature = "journal")]
 pub use partitioner::{Murmur2, Partitioner};
