@@ -44,7 +44,8 @@ async fn measure(
     let mib = count as f64 * f64::from(bench.record_bytes) / f64::from(1 << 20);
     writeln!(
         out,
-        "written {count} records of {} B, synced, {} on their way: {:.0}/s, {:.1} MiB/s, p50 {:.2} ms, p99 {:.2} ms",
+        "written {count} records of {} B, synced, {} on their way: \
+         {:.0}/s, {:.1} MiB/s, p50 {:.2} ms, p99 {:.2} ms",
         bench.record_bytes,
         bench.in_flight,
         count as f64 / seconds,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo run --release -p voussoir-queue --all-features --example queue -- --dir DIR topics
-//! cargo run --release -p voussoir-queue --all-features --example queue -- --dir DIR consume orders --from earliest
+//! cargo run --release -p voussoir-queue --all-features --example queue -- --dir DIR consume orders
 //! cargo run --release -p voussoir-queue --all-features --example queue -- --dir DIR lag billing
 //! ```
 //!
