@@ -27,7 +27,10 @@ pub use error::ConfigError;
 pub use link::{Class, Link};
 #[cfg(feature = "net")]
 pub use net::NetLink;
-pub use node::{CollectError, HintStats, Node, NodeConfig, RebuildError, StartError, Status};
+pub use node::{
+    CollectError, HintStats, Node, NodeConfig, RebuildError, RepairError, RepairStats, Repaired,
+    StartError, Status,
+};
 #[cfg(feature = "journal")]
 pub use store::JournalStore;
 pub use store::{MemoryStore, ReplicaStore};

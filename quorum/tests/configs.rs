@@ -54,6 +54,9 @@ fn a_node_that_cannot_work_is_refused_by_name() {
     assert_eq!(field(&|c| c.max_requests = 63), "max_requests");
     assert_eq!(field(&|c| c.max_batch_bytes = (64 << 10) - 1), "max_batch_bytes");
     assert_eq!(field(&|c| c.max_hints = 10_000_001), "max_hints");
+    assert_eq!(field(&|c| c.repair_every = Some(Duration::ZERO)), "repair_every");
+    let slow = |c: &mut NodeConfig| c.repair_bytes_per_second = (64 << 10) - 1;
+    assert_eq!(field(&slow), "repair_bytes_per_second");
     assert_eq!(field(&|c| c.maintain_every = Duration::ZERO), "maintain_every");
     assert_eq!(field(&|c| c.rebuild_bytes_per_second = 0), "rebuild_bytes_per_second");
     assert_eq!(field(&|c| c.collect_every = Some(Duration::ZERO)), "collect_every");
@@ -264,9 +267,13 @@ proptest! {
         maintain_ms in prop_oneof![Just(1), Just(86_400_000), 1..86_400_000_u64],
         rate in prop_oneof![Just(64_u64 << 10), Just(u64::MAX)],
         collect_ms in proptest::option::of(prop_oneof![Just(1), Just(2_592_000_000_u64)]),
+        repair in (proptest::option::of(prop_oneof![Just(1), Just(2_592_000_000_u64)]),
+            prop_oneof![Just(64_u64 << 10), Just(u64::MAX)]),
         sizes in (1..3_usize, 1..3_usize),
     ) {
         let mut config = NodeConfig::with_replicas([1]);
+        config.repair_every = repair.0.map(Duration::from_millis);
+        config.repair_bytes_per_second = repair.1;
         config.timeout = Duration::from_millis(timeout_ms);
         (config.max_requests, config.max_batch_bytes) = (max_requests, max_batch_bytes);
         (config.max_hints, config.rebuild_bytes_per_second) = (max_hints, rate);

@@ -24,6 +24,8 @@ use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, check};
 const SERVICE: u16 = 7;
 const NODES: [u64; 3] = [1, 2, 3];
 const ID: &str = "VOUSSOIR_QUORUM_NODE";
+/// How often a node compares itself with the others; 0: never.
+const REPAIR_MS: &str = "VOUSSOIR_QUORUM_REPAIR_MS";
 
 fn net_config() -> voussoir_net::Config {
     voussoir_net::Config::new(0x51)
@@ -55,6 +57,8 @@ fn a_node_when_the_environment_says_so() {
             Arc::new(JournalStore::open(&journal, 1, JournalStoreConfig::default()).unwrap());
         let mut config = NodeConfig::with_replicas(NODES);
         config.maintain_every = Duration::from_millis(100);
+        let repair_ms: u64 = variable(REPAIR_MS).parse().unwrap();
+        config.repair_every = (repair_ms > 0).then(|| Duration::from_millis(repair_ms));
         let node = match Node::create(id, store.clone(), config.clone()).await {
             Err(StartError::Exists { .. }) => Node::start(id, store, config).await,
             node => node,
@@ -74,18 +78,20 @@ fn a_node_when_the_environment_says_so() {
 struct Processes {
     dir: PathBuf,
     addresses: Vec<SocketAddr>,
+    repair_ms: u64,
     children: Vec<Child>,
 }
 
 impl Processes {
-    fn start() -> Self {
-        let dir = std::env::temp_dir().join(format!("voussoir-quorum-{}", std::process::id()));
+    fn start(repair_ms: u64) -> Self {
+        let name = format!("voussoir-quorum-{}-{repair_ms}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
         let listeners: Vec<_> =
             NODES.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
         drop(listeners);
-        let children = NODES.iter().map(|id| spawn(*id, &dir, &addresses)).collect();
-        Self { dir, addresses, children }
+        let children = NODES.iter().map(|id| spawn(*id, &dir, &addresses, repair_ms)).collect();
+        Self { dir, addresses, repair_ms, children }
     }
 
     fn kill(&mut self, at: usize) {
@@ -94,7 +100,7 @@ impl Processes {
     }
 
     fn restart(&mut self, at: usize) {
-        self.children[at] = spawn(NODES[at], &self.dir, &self.addresses);
+        self.children[at] = spawn(NODES[at], &self.dir, &self.addresses, self.repair_ms);
     }
 }
 
@@ -108,12 +114,13 @@ impl Drop for Processes {
     }
 }
 
-fn spawn(id: u64, dir: &Path, addresses: &[SocketAddr]) -> Child {
+fn spawn(id: u64, dir: &Path, addresses: &[SocketAddr], repair_ms: u64) -> Child {
     let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
     std::fs::create_dir_all(dir).unwrap();
     Command::new(std::env::current_exe().unwrap())
         .args(["a_node_when_the_environment_says_so", "--exact", "--nocapture"])
         .env(ID, id.to_string())
+        .env(REPAIR_MS, repair_ms.to_string())
         .env("VOUSSOIR_QUORUM_DIR", dir)
         .env("VOUSSOIR_QUORUM_ADDRESSES", addresses.join(","))
         .stdout(Stdio::null())
@@ -280,7 +287,7 @@ fn processes_that_are_killed_lose_nothing_and_stay_linearizable() {
 
 async fn run() {
     let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(10, |n| n.parse().unwrap());
-    let mut processes = Processes::start();
+    let mut processes = Processes::start(0);
     let world = Arc::new(World {
         began: std::time::Instant::now(),
         history: Mutex::new(History::new()),
@@ -325,4 +332,88 @@ async fn run() {
     if let Err(error) = check::<Kv<u8, u64>>(&Kv::new(), &history, 50_000_000) {
         panic!("{error}\n{}", history.to_json_lines());
     }
+}
+
+/// A page of a node's records, from the bytes of its answer.
+fn page(answer: &[u8]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    assert_eq!(answer[1], 13, "it is a page");
+    let (mut at, mut records) = (16, Vec::new());
+    // Ends: each turn takes a record.
+    while at < answer.len() {
+        let key_bytes = usize::from(u16::from_le_bytes(answer[at..at + 2].try_into().unwrap()));
+        let key = answer[at + 2..at + 2 + key_bytes].to_vec();
+        at += 2 + key_bytes;
+        let bytes = u32::from_le_bytes(answer[at..at + 4].try_into().unwrap()) as usize;
+        records.push((key, answer[at + 4..at + 4 + bytes].to_vec()));
+        at += 4 + bytes;
+    }
+    records
+}
+
+/// What a node holds: the records of its table, and what its acceptors have accepted. None: it
+/// does not answer.
+async fn records(link: &Arc<dyn Link>, node: u64) -> Option<BTreeMap<(u8, Vec<u8>), Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    for space in [1_u8, 2] {
+        let mut after = Vec::new();
+        // Ends: each page moves on; the last one is empty.
+        loop {
+            let mut scan = vec![1, 8, 0, 0];
+            scan.extend_from_slice(&(Class::MAX_BULK_BYTES as u32).to_le_bytes());
+            scan.extend_from_slice(&[0; 8]);
+            scan.push(space);
+            scan.extend_from_slice(&(after.len() as u16).to_le_bytes());
+            scan.extend_from_slice(&after);
+            let deadline = Instant::now() + Duration::from_secs(1);
+            let answer = link.call(node, Class::Bulk, scan.into(), deadline).await.ok()?;
+            let page = page(&answer);
+            let Some((last, _)) = page.last() else { break };
+            after.clone_from(last);
+            for (key, record) in page {
+                // Acceptors may have promised different ballots: a head of 4 bytes, a ballot of 32.
+                let from = if space == 2 { 36 } else { 0 };
+                found.insert((space, key), record[from..].to_vec());
+            }
+        }
+    }
+    Some(found)
+}
+
+/// A replica that was away, with no hints at anybody, and keys that nobody reads.
+#[test]
+fn processes_that_were_away_are_repaired_without_hints() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut processes = Processes::start(300);
+        let link = link(300, &processes.addresses).await;
+        // A client outside keeps no hints.
+        let table = Table::new(TableConfig::with_replicas(NODES), Arc::clone(&link)).unwrap();
+        let config = RegisterConfig::with_acceptors(NODES);
+        let registers = Registers::new(300, config, Arc::clone(&link)).unwrap();
+        // Ends: the nodes were started.
+        while registers.get("ready").await.is_err() || table.get("ready").await.is_err() {}
+        processes.kill(2);
+        for key in 0..300 {
+            // Ends: two of three answer. The first calls go to the node that was killed.
+            while table.put_blind(format!("{key}"), "v").await.is_err() {}
+        }
+        for key in 0..100 {
+            while registers.put(format!("{key}"), "v").await.is_err() {}
+        }
+        processes.restart(2);
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        // Ends: at the latest after a minute.
+        loop {
+            let mut found = Vec::new();
+            for node in NODES {
+                found.push(records(&link, node).await.unwrap_or_default());
+            }
+            if found.iter().all(|records| records.len() >= 400 && *records == found[0]) {
+                break;
+            }
+            let counts: Vec<usize> = found.iter().map(BTreeMap::len).collect();
+            assert!(std::time::Instant::now() < until, "{counts:?} of at least 400 records");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
 }

@@ -22,12 +22,20 @@ impl HashKey {
     pub(super) fn hash(&self, parts: &[&[u8]]) -> u128 {
         let mut state = State::new(self.0);
         let (mut word, mut filled, mut len) = (0_u64, 0, 0_u64);
-        for byte in parts.iter().flat_map(|part| part.iter()) {
-            word |= u64::from(*byte) << (8 * filled);
-            (filled, len) = (filled + 1, len + 1);
-            if filled == 8 {
-                state.absorb(word);
-                (word, filled) = (0, 0);
+        for part in parts {
+            // Whole words, as long as no part before it has ended within one.
+            let (words, rest) = if filled == 0 { part.as_chunks::<8>() } else { (&[][..], *part) };
+            for word in words {
+                state.absorb(u64::from_le_bytes(*word));
+            }
+            len += 8 * words.len() as u64;
+            for byte in rest {
+                word |= u64::from(*byte) << (8 * filled);
+                (filled, len) = (filled + 1, len + 1);
+                if filled == 8 {
+                    state.absorb(word);
+                    (word, filled) = (0, 0);
+                }
             }
         }
         state.absorb(word | len << 56);

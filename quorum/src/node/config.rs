@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ConfigError;
+use crate::merkle::HashKey;
 use crate::table::Level;
 
 /// Configuration of a [`Node`](super::Node).
@@ -32,6 +33,16 @@ pub struct NodeConfig {
     pub maintain_every: Duration,
     /// How fast a node is rebuilt, in bytes per second. From 64 KiB/s. Default 64 MiB/s.
     pub rebuild_bytes_per_second: u64,
+    /// How often the node compares itself with each other replica and repairs what differs, on the
+    /// average. None: only when [`Node::repair`](super::Node::repair) is called. From 1 ms to 30
+    /// days. Default 1 minute.
+    pub repair_every: Option<Duration>,
+    /// How much is transferred to compare and to repair, in bytes per second. From 64 KiB/s.
+    /// Default 8 MiB/s.
+    pub repair_bytes_per_second: u64,
+    /// Hides which keys have which digests from clients that would make two states of one digest.
+    /// The same at all nodes. Set it to a secret where clients are not trusted. Default: zeros.
+    pub digest_key: HashKey,
     /// How often tombstones are collected. None: never. From 1 ms to 30 days. Default 10 minutes.
     pub collect_every: Option<Duration>,
 }
@@ -47,6 +58,9 @@ impl Default for NodeConfig {
             max_hints: 100_000,
             maintain_every: Duration::from_secs(1),
             rebuild_bytes_per_second: 64 << 20,
+            repair_every: Some(Duration::from_secs(60)),
+            repair_bytes_per_second: 8 << 20,
+            digest_key: HashKey::new([0; 16]),
             collect_every: Some(Duration::from_secs(600)),
         }
     }
@@ -107,6 +121,16 @@ impl NodeConfig {
             (
                 "rebuild_bytes_per_second",
                 self.rebuild_bytes_per_second >= 64 << 10,
+                "must be at least 64 KiB",
+            ),
+            (
+                "repair_every",
+                self.repair_every.is_none_or(|every| is_in(every, day * 30)),
+                "must be from 1 ms to 30 days",
+            ),
+            (
+                "repair_bytes_per_second",
+                self.repair_bytes_per_second >= 64 << 10,
                 "must be at least 64 KiB",
             ),
             (

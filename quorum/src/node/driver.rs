@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use super::acceptors::{Acceptors, Output};
 use super::meta::Meta;
+use super::tree::{Digest, Tree};
 use super::{NodeConfig, Status};
 use crate::paxos::{self, Record};
 use crate::store::{Change, ReplicaStore, StoreError};
@@ -62,10 +63,13 @@ struct Batch {
     /// What it writes of the node itself.
     meta: Option<Meta>,
     done: Vec<oneshot::Sender<()>>,
+    /// Of the changes, once they are being written.
+    digests: Vec<Digest>,
 }
 
 pub(super) struct Driver {
     store: Arc<dyn ReplicaStore>,
+    tree: Arc<Tree>,
     max_batch_bytes: usize,
     /// Values of one record that a batch has room for.
     max_merged_bytes: usize,
@@ -91,6 +95,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         store: Arc<dyn ReplicaStore>,
+        tree: Arc<Tree>,
         config: &NodeConfig,
         meta: Meta,
         status: watch::Sender<Status>,
@@ -100,6 +105,7 @@ impl Driver {
         let max_merged_bytes = store.max_batch_bytes().saturating_sub(super::RECORD_HEAD_BYTES);
         Self {
             store,
+            tree,
             max_batch_bytes,
             max_merged_bytes,
             max_requests: config.max_requests,
@@ -232,8 +238,10 @@ impl Driver {
                     self.reply(id, &Answer::Busy);
                 }
             }
-            // Scans are answered by the node's handle.
-            Ask::Scan { .. } => self.reply(id, &Answer::Busy),
+            // Answered by the node's handle.
+            Ask::Scan { .. } | Ask::Read { .. } | Ask::Compare { .. } => {
+                self.reply(id, &Answer::Busy);
+            }
         }
     }
 
@@ -267,6 +275,7 @@ impl Driver {
             && let Some(mut batch) = self.batches.pop_front()
         {
             let (store, changes) = (Arc::clone(&self.store), std::mem::take(&mut batch.changes));
+            batch.digests = changes.iter().filter_map(|change| self.tree.digest(change)).collect();
             let write =
                 async move { if changes.is_empty() { Ok(()) } else { store.apply(changes).await } };
             self.writing = Some((Box::pin(write), batch));
@@ -402,6 +411,7 @@ impl Driver {
             }
             Err(error) => return Err(error),
         }
+        self.tree.written(batch.digests);
         if let Some(meta) = batch.meta {
             self.durable_meta = meta;
             // A loss counts from when it is noticed, and not from when it is written.

@@ -1,4 +1,5 @@
-//! What a node does by itself: handing over hints, rebuilding, collecting tombstones.
+//! What a node does by itself: handing over hints, rebuilding, comparing itself with the other
+//! replicas, collecting tombstones.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -32,7 +33,8 @@ pub struct HintStats {
 impl Node {
     /// Starts a task that keeps the node in order until the node ends, or the link is dropped
     /// elsewhere: it hands missed keys to the replicas that missed them, rebuilds the node when it
-    /// is not whole, and collects tombstones, as its configuration says. Start it once.
+    /// is not whole, repairs what differs from the other replicas, and collects tombstones, as its
+    /// configuration says. Start it once.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -188,6 +190,7 @@ impl Drop for Taken<'_> {
 
 async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
     let mut collected = Instant::now();
+    let mut repair_at = None;
     // Ends: with the last handle to the node or the link, or when the node halts.
     loop {
         let Some(link) = link.upgrade() else { return };
@@ -203,6 +206,17 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
             Status::NotWhole { .. } => {}
             Status::Whole => {
                 node.hand_over_hints(&link).await;
+                if let Some(every) = node.shared.config.repair_every {
+                    // Not all nodes at once.
+                    let jittered =
+                        |from: f64| Instant::now() + every.mul_f64(from + fastrand::f64());
+                    if *repair_at.get_or_insert_with(|| jittered(0.0)) <= Instant::now() {
+                        repair_at = Some(jittered(0.5));
+                        if let Err(error) = node.repair(&link).await {
+                            tracing::debug!(target: "voussoir::quorum", %error, "not compared");
+                        }
+                    }
+                }
                 let every = node.shared.config.collect_every;
                 if every.is_some_and(|every| collected.elapsed() >= every) {
                     collected = Instant::now();

@@ -7,11 +7,14 @@ mod hints;
 mod maintenance;
 mod meta;
 mod rebuild;
+mod repair;
 mod tombstones;
+mod tree;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
@@ -21,7 +24,9 @@ use self::hints::Hints;
 pub use self::maintenance::HintStats;
 use self::meta::Meta;
 pub use self::rebuild::RebuildError;
+pub use self::repair::{RepairError, RepairStats, Repaired};
 pub use self::tombstones::CollectError;
+use self::tree::Tree;
 use crate::ConfigError;
 use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Replica, Reply};
@@ -112,6 +117,9 @@ struct Shared {
     status: watch::Receiver<Status>,
     started: Instant,
     hints: Hints,
+    /// What the store holds.
+    tree: Arc<Tree>,
+    repaired: Mutex<Repaired>,
     /// Held by whatever rebuilds or collects: one at a time.
     maintaining: tokio::sync::Mutex<()>,
 }
@@ -154,7 +162,7 @@ impl Node {
         }
         let meta = Meta::first(id);
         store.apply(vec![meta.change()]).await?;
-        Ok(Self::run(store, config, meta))
+        Ok(Self::run(store, config, meta, true))
     }
 
     /// Starts a node that has run before. If its store is damaged, or was noticed to have lost a
@@ -187,7 +195,7 @@ impl Node {
                 Err(StartError::WrongNode { found: meta.node, node: id })
             }
             Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
-            Ok(Some(meta)) => Ok(Self::run(store, config, meta)),
+            Ok(Some(meta)) => Ok(Self::run(store, config, meta, false)),
         }
     }
 
@@ -212,14 +220,16 @@ impl Node {
         store.clear().await?;
         let meta = Meta::lost(id);
         store.apply(vec![meta.change()]).await?;
-        Ok(Self::run(store, config, meta))
+        Ok(Self::run(store, config, meta, true))
     }
 
-    fn run(store: Arc<dyn ReplicaStore>, config: NodeConfig, meta: Meta) -> Self {
+    fn run(store: Arc<dyn ReplicaStore>, config: NodeConfig, meta: Meta, is_empty: bool) -> Self {
         let (status, watched) = watch::channel(status_of(&meta));
         let (jobs, queue) = mpsc::channel(config.max_requests);
         let (stop, is_told) = watch::channel(false);
-        let driver = Driver::new(Arc::clone(&store), &config, meta, status, is_told);
+        let tree = Arc::new(Tree::new(config.digest_key, is_empty));
+        let driver =
+            Driver::new(Arc::clone(&store), Arc::clone(&tree), &config, meta, status, is_told);
         tokio::spawn(driver.run(queue));
         let hints = Hints::new(config.max_hints);
         let shared = Shared {
@@ -231,9 +241,15 @@ impl Node {
             status: watched,
             started: Instant::now(),
             hints,
+            tree,
+            repaired: Mutex::default(),
             maintaining: tokio::sync::Mutex::new(()),
         };
-        Self { shared: Arc::new(shared) }
+        let shared = Arc::new(shared);
+        if !is_empty {
+            tokio::spawn(repair::fill(Arc::downgrade(&shared)));
+        }
+        Self { shared }
     }
 
     /// The node's id.
@@ -275,8 +291,22 @@ impl Node {
                 tracing::debug!(target: "voussoir::quorum", %error, "dropped what is no request");
             })
             .ok()?;
-        if let Ask::Scan { space, after } = &envelope.ask {
-            return self.scan(*space, after, envelope.max_answer_bytes).await;
+        match &envelope.ask {
+            Ask::Scan { space, after } => {
+                return self.scan(*space, after, envelope.max_answer_bytes).await;
+            }
+            Ask::Read { space, key } => {
+                return self.read(*space, key, envelope.max_answer_bytes).await;
+            }
+            Ask::Compare { question } => {
+                let answer = match self.shared.tree.answer(question) {
+                    _ if !self.is_whole() => Answer::Table(Reply::NotWhole),
+                    Some(answer) => Answer::Compared(answer),
+                    None => Answer::Busy,
+                };
+                return Some(fitting(&answer, envelope.max_answer_bytes));
+            }
+            Ask::Table(_) | Ask::Register { .. } => {}
         }
         let (reply, answer) = oneshot::channel();
         match self.shared.jobs.try_send(Job::Answer { envelope, reply }) {
@@ -295,11 +325,18 @@ impl Node {
         let after = driver::store_key(space, after);
         let page = self.shared.store.scan(&[space.prefix()], &after, max_page_bytes).await.ok()?;
         let page = page.into_iter().map(|(key, record)| (key.slice(1..), record)).collect();
-        let answer = Answer::Page(page).encode(0);
-        if answer.len() > max_bytes {
-            return Some(Answer::TooLong { is_written: false }.encode(0));
+        Some(fitting(&Answer::Page(page), max_bytes))
+    }
+
+    /// The durable record of a key, as a page of one record or of none.
+    async fn read(&self, space: Space, key: &Bytes, max_bytes: usize) -> Option<Bytes> {
+        if !self.is_whole() {
+            return Some(Answer::Table(Reply::NotWhole).encode(0));
         }
-        Some(answer)
+        let records = self.shared.store.get(&[driver::store_key(space, key)]).await.ok()?;
+        let record = records.into_iter().next().flatten();
+        let page = record.map(|record| (key.clone(), record)).into_iter().collect();
+        Some(fitting(&Answer::Page(page), max_bytes))
     }
 
     /// Asks the node itself.
@@ -315,6 +352,15 @@ impl Node {
         let (done, is_done) = oneshot::channel();
         self.shared.jobs.send(job(done)).await.is_ok() && is_done.await.is_ok()
     }
+}
+
+/// An answer without an effect, unless it is longer than its caller takes.
+fn fitting(answer: &Answer, max_bytes: usize) -> Bytes {
+    let answer = answer.encode(0);
+    if answer.len() > max_bytes {
+        return Answer::TooLong { is_written: false }.encode(0);
+    }
+    answer
 }
 
 fn check(id: u64, config: &NodeConfig, store: &dyn ReplicaStore) -> Result<(), ConfigError> {

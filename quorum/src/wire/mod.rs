@@ -23,6 +23,8 @@
 //! | prepare | 6 | key, ballot |
 //! | accept | 7 | key, ballot, next ballot, state |
 //! | scan | 8 | space u8 (1 table, 2 registers), key after which it begins |
+//! | compare | 9 | question as in [`merkle::codec`](crate::merkle::codec), to the end |
+//! | read | 10 | space u8, key |
 //!
 //! | answer | kind | body |
 //! |---|---|---|
@@ -36,6 +38,7 @@
 //! | register not whole | 12 | ballot |
 //! | page | 13 | count u32, so many keys and values |
 //! | too long | 14 | 1 u8 if a write was made, else 0 |
+//! | compared | 15 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
 //!
 //! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
 //! by its bulk connection, or reads what it has written.
@@ -48,6 +51,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use self::parts::*;
 pub(crate) use self::parts::{decode_record, encode_record};
+use crate::merkle::{self, MerkleConfig};
 use crate::paxos;
 use crate::table;
 use crate::version::codec::{self, DecodeError, Limits};
@@ -69,8 +73,23 @@ pub(crate) struct Envelope {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Table(table::Request),
-    Register { key: Bytes, request: paxos::Request },
-    Scan { space: Space, after: Bytes },
+    Register {
+        key: Bytes,
+        request: paxos::Request,
+    },
+    Scan {
+        space: Space,
+        after: Bytes,
+    },
+    /// The durable record of a key.
+    Read {
+        space: Space,
+        key: Bytes,
+    },
+    /// About the tree of the keys in the store.
+    Compare {
+        question: merkle::Question,
+    },
 }
 
 /// Two spaces of keys that have nothing to do with each other.
@@ -97,6 +116,7 @@ pub(crate) enum Answer {
     Register(paxos::Reply),
     /// Keys and their records, in ascending order; none: there are no more.
     Page(Vec<(Bytes, Bytes)>),
+    Compared(merkle::Answer),
     /// Nothing was done.
     Busy,
     TooLong {
@@ -107,6 +127,12 @@ pub(crate) enum Answer {
 /// What the decoders of this module accept.
 fn limits() -> Limits {
     Limits::default()
+}
+
+/// What two nodes ask each other about their trees at most. The keys are those of the store, which
+/// begin with the byte of their space.
+pub(crate) fn compare_limits() -> MerkleConfig {
+    MerkleConfig { max_key_bytes: 1 + MAX_KEY_BYTES, ..MerkleConfig::default() }
 }
 
 impl Envelope {
@@ -130,9 +156,12 @@ impl Envelope {
                     }
                 }
             }
-            Ask::Scan { space, after } => {
+            Ask::Scan { space, after: key } | Ask::Read { space, key } => {
                 out.put_u8(if *space == Space::Table { 1 } else { 2 });
-                put_key(&mut out, after);
+                put_key(&mut out, key);
+            }
+            Ask::Compare { question } => {
+                out.put_slice(&merkle::codec::encode_question(question, &compare_limits()));
             }
         }
         out.freeze()
@@ -155,14 +184,14 @@ impl Envelope {
                 let state = take_state(&mut bytes)?;
                 Ask::Register { key, request: paxos::Request::Accept { ballot, state, next } }
             }
-            8 => {
-                let space = match take_u8(&mut bytes)? {
-                    1 => Space::Table,
-                    2 => Space::Registers,
-                    _ => return Err(DecodeError::Invalid("space")),
-                };
-                Ask::Scan { space, after: take_key(&mut bytes)? }
+            8 => Ask::Scan { space: take_space(&mut bytes)?, after: take_key(&mut bytes)? },
+            9 => {
+                let question = bytes.split_to(bytes.len());
+                Ask::Compare {
+                    question: merkle::codec::decode_question(question, &compare_limits())?,
+                }
             }
+            10 => Ask::Read { space: take_space(&mut bytes)?, key: take_key(&mut bytes)? },
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
@@ -181,6 +210,8 @@ impl Ask {
             Self::Register { request: paxos::Request::Prepare { .. }, .. } => 6,
             Self::Register { request: paxos::Request::Accept { .. }, .. } => 7,
             Self::Scan { .. } => 8,
+            Self::Compare { .. } => 9,
+            Self::Read { .. } => 10,
         }
     }
 }
@@ -201,6 +232,9 @@ impl Answer {
                     put_key(&mut out, key);
                     put_value(&mut out, record);
                 }
+            }
+            Self::Compared(answer) => {
+                out.put_slice(&merkle::codec::encode_answer(answer, &compare_limits()));
             }
             Self::Busy => {}
             Self::TooLong { is_written } => out.put_u8(u8::from(*is_written)),
@@ -232,6 +266,10 @@ impl Answer {
                 Self::Page(records)
             }
             14 => Self::TooLong { is_written: take_bool(&mut bytes)? },
+            15 => {
+                let answer = bytes.split_to(bytes.len());
+                Self::Compared(merkle::codec::decode_answer(answer, &compare_limits())?)
+            }
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
@@ -255,7 +293,16 @@ impl Answer {
             Self::Register(paxos::Reply::NotWhole { .. }) => 12,
             Self::Page(_) => 13,
             Self::TooLong { .. } => 14,
+            Self::Compared(_) => 15,
         }
+    }
+}
+
+fn take_space(bytes: &mut Bytes) -> Result<Space, DecodeError> {
+    match take_u8(bytes)? {
+        1 => Ok(Space::Table),
+        2 => Ok(Space::Registers),
+        _ => Err(DecodeError::Invalid("space")),
     }
 }
 

@@ -61,6 +61,35 @@ fn ask() -> impl Strategy<Value = Ask> {
             space: if is_table { Space::Table } else { Space::Registers },
             after
         }),
+        (any::<bool>(), key()).prop_map(|(is_table, key)| Ask::Read {
+            space: if is_table { Space::Table } else { Space::Registers },
+            key
+        }),
+        question().prop_map(|question| Ask::Compare { question }),
+    ]
+}
+
+fn question() -> impl Strategy<Value = merkle::Question> {
+    let node = (0..4_u8, 0..1_u32).prop_map(|(level, at)| merkle::NodeId { level, at });
+    prop_oneof![
+        prop::collection::vec(node, 0..4).prop_map(|nodes| merkle::Question::Sums { nodes }),
+        (0..65_536_u32, prop::option::of(any::<u128>()))
+            .prop_map(|(bucket, after)| merkle::Question::Entries { bucket, after }),
+        prop::collection::vec(any::<u128>(), 0..4).prop_map(|ids| merkle::Question::Keys { ids }),
+    ]
+}
+
+fn compared() -> impl Strategy<Value = merkle::Answer> {
+    let entries = prop::collection::btree_map(any::<u128>(), any::<u128>(), 0..4);
+    prop_oneof![
+        prop::collection::vec(any::<[u128; 16]>(), 0..3)
+            .prop_map(|sums| merkle::Answer::Sums { sums }),
+        (entries, any::<bool>()).prop_map(|(entries, is_last)| merkle::Answer::Entries {
+            entries: entries.into_iter().map(|(id, digest)| merkle::Entry { id, digest }).collect(),
+            is_last
+        }),
+        prop::collection::vec(prop::option::of(bytes(30)), 0..4)
+            .prop_map(|keys| merkle::Answer::Keys { keys }),
     ]
 }
 
@@ -85,6 +114,7 @@ fn answer() -> impl Strategy<Value = Answer> {
         ballot().prop_map(|ballot| Answer::Register(paxos::Reply::NotWhole { ballot })),
         prop::collection::vec((bytes(9), bytes(30)), 0..4).prop_map(Answer::Page),
         any::<bool>().prop_map(|is_written| Answer::TooLong { is_written }),
+        compared().prop_map(Answer::Compared),
     ]
 }
 

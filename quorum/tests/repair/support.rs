@@ -12,7 +12,9 @@ use voussoir_quorum::*;
 /// Nodes with their stores in memory. None of them maintains itself.
 pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) stores: BTreeMap<u64, Arc<MemoryStore>>,
     pub(crate) carrier: Arc<Carrier>,
+    config: NodeConfig,
 }
 
 /// Carries the requests of all nodes.
@@ -20,6 +22,8 @@ pub(crate) struct Cluster {
 pub(crate) struct Carrier {
     nodes: Mutex<BTreeMap<u64, Node>>,
     away: Mutex<BTreeSet<u64>>,
+    /// Of requests and answers.
+    bytes: Mutex<u64>,
 }
 
 /// The link of every node.
@@ -40,26 +44,61 @@ impl Link for From {
             return Err(CallError::NotSent);
         }
         let node = self.carrier.nodes.lock().unwrap()[&to].clone();
-        node.answer(request).await.ok_or(CallError::Unknown)
+        let asked = request.len();
+        let answer = node.answer(request).await.ok_or(CallError::Unknown)?;
+        *self.carrier.bytes.lock().unwrap() += (asked + answer.len()) as u64;
+        Ok(answer)
     }
 }
 
 impl Cluster {
-    pub(crate) async fn new(nodes: u64) -> Self {
-        let mut config = NodeConfig::with_replicas(1..=nodes);
-        config.collect_every = None;
-        Self::with_config(&config).await
-    }
-
     pub(crate) async fn with_config(config: &NodeConfig) -> Self {
-        let mut nodes = BTreeMap::new();
+        let (mut nodes, mut stores) = (BTreeMap::new(), BTreeMap::new());
         for id in config.replicas.iter().copied() {
             let store = Arc::new(MemoryStore::new());
+            stores.insert(id, Arc::clone(&store));
             nodes.insert(id, Node::create(id, store, config.clone()).await.unwrap());
         }
         let carrier = Arc::new(Carrier::default());
         carrier.nodes.lock().unwrap().clone_from(&nodes);
-        Self { nodes, carrier }
+        Self { nodes, stores, carrier, config: config.clone() }
+    }
+
+    /// The node ends, and begins again with its store; without it if it is lost.
+    pub(crate) async fn restart(&mut self, id: u64, is_lost: bool) {
+        self.nodes[&id].shutdown().await;
+        let store = Arc::clone(&self.stores[&id]);
+        let node = if is_lost {
+            Node::start_lost(id, store, self.config.clone()).await.unwrap()
+        } else {
+            Node::start(id, store, self.config.clone()).await.unwrap()
+        };
+        self.carrier.nodes.lock().unwrap().insert(id, node.clone());
+        self.nodes.insert(id, node);
+    }
+
+    /// Bytes of requests and answers since the last call.
+    pub(crate) fn take_bytes(&self) -> u64 {
+        std::mem::take(&mut *self.carrier.bytes.lock().unwrap())
+    }
+
+    /// What the stores must agree on: the records of the table, and what was accepted of registers.
+    pub(crate) async fn records(&self, id: u64) -> BTreeMap<Bytes, Bytes> {
+        let (mut found, mut after) = (BTreeMap::new(), Bytes::new());
+        // Ends: each page moves on.
+        loop {
+            let page = self.stores[&id].scan(b"", &after, 1 << 20).await.unwrap();
+            let Some((last, _)) = page.last() else { return found };
+            after = last.clone();
+            for (key, record) in page {
+                match key[0] {
+                    b't' => found.insert(key, record),
+                    // A head of 4 bytes, and the promised ballot.
+                    b'p' => found.insert(key, record.slice(36..)),
+                    _ => None,
+                };
+            }
+        }
     }
 
     pub(crate) fn link(&self) -> Arc<dyn Link> {
@@ -98,7 +137,8 @@ fn short(key: &str) -> Vec<u8> {
 fn request(kind: u8, body: &[&[u8]]) -> Bytes {
     let mut out = vec![1, kind, 0, 0];
     out.extend_from_slice(&u32::MAX.to_le_bytes());
-    out.extend_from_slice(&1_u64.to_le_bytes());
+    // An epoch that no replica refuses.
+    out.extend_from_slice(&(1_u64 << 60).to_le_bytes());
     out.extend_from_slice(&body.concat());
     out.into()
 }

@@ -1,18 +1,22 @@
-//! Nodes in one process that miss writes: hints hand over what a replica missed.
-
-mod support;
+//! Hints hand over what a replica missed.
 
 use std::collections::BTreeMap;
 
-use support::{Cluster, dot, merge};
+use super::support::{Cluster, dot, merge};
 use voussoir_quorum::table::{OperationError, TableConfig};
 use voussoir_quorum::version::{Siblings, VersionVector};
 use voussoir_quorum::*;
 
+fn config(nodes: u64) -> NodeConfig {
+    let mut config = NodeConfig::with_replicas(1..=nodes);
+    config.collect_every = None;
+    config
+}
+
 /// The replica of the coordinator itself misses a write like any other.
 #[tokio::test(start_paused = true)]
 async fn a_write_that_the_coordinators_own_replica_missed_is_handed_to_it() {
-    let cluster = Cluster::new(3).await;
+    let cluster = Cluster::with_config(&config(3)).await;
     let table = cluster.table(1);
     cluster.set_away(&[1]);
     table.put_blind("k", "v").await.unwrap();
@@ -26,7 +30,7 @@ async fn a_write_that_the_coordinators_own_replica_missed_is_handed_to_it() {
 /// What is handed over is what the replicas hold that have the write, and not what this node has.
 #[tokio::test(start_paused = true)]
 async fn a_node_that_does_not_hold_the_write_hands_over_what_others_hold() {
-    let cluster = Cluster::new(3).await;
+    let cluster = Cluster::with_config(&config(3)).await;
     let table = cluster.table(1);
     cluster.set_away(&[1, 3]);
     let error = table.put_blind("k", "v").await.unwrap_err();
@@ -50,7 +54,7 @@ async fn a_node_that_does_not_hold_the_write_hands_over_what_others_hold() {
 /// An acknowledged write that only replicas hold which are away is still waited for.
 #[tokio::test(start_paused = true)]
 async fn a_hint_waits_until_a_replica_answers_that_holds_the_write() {
-    let cluster = Cluster::new(5).await;
+    let cluster = Cluster::with_config(&config(5)).await;
     cluster.set_away(&[1, 2]);
     cluster.table(1).put_blind("k", "v").await.unwrap();
     let node = &cluster.nodes[&1];
@@ -66,7 +70,7 @@ async fn a_hint_waits_until_a_replica_answers_that_holds_the_write() {
 /// A key that a replica refuses does not keep the others from it.
 #[tokio::test(start_paused = true)]
 async fn a_refused_key_holds_up_no_other() {
-    let cluster = Cluster::new(3).await;
+    let cluster = Cluster::with_config(&config(3)).await;
     // Together the values are longer than a replica merges.
     let long = |actor| {
         let value = |counter| (dot(actor, counter), Bytes::from(vec![0; 1 << 20]));
@@ -93,14 +97,14 @@ async fn a_refused_key_holds_up_no_other() {
 /// Whoever drops the future on its way loses no hint.
 #[tokio::test(start_paused = true)]
 async fn a_dropped_hand_over_keeps_the_hint() {
-    let cluster = Cluster::new(3).await;
+    let cluster = Cluster::with_config(&config(3)).await;
     cluster.set_away(&[3]);
     cluster.table(1).put_blind("k", "v").await.unwrap();
     cluster.set_away(&[]);
     let (node, link) = (&cluster.nodes[&1], cluster.link());
     for polls in 0..100 {
         let mut hand_over = Box::pin(node.hand_over_hints(&link));
-        let is_ended = support::poll(&mut hand_over, polls).await;
+        let is_ended = super::support::poll(&mut hand_over, polls).await;
         drop(hand_over);
         if is_ended {
             assert_eq!(cluster.values(3, "k").await, ["v"]);

@@ -1,0 +1,151 @@
+//! The Merkle tree of a node: what its store holds, for comparisons with other replicas.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use crate::merkle::{Answer, Exchange, ExchangeError, HashKey, MerkleTree, Question};
+use crate::paxos::Record;
+use crate::store::Change;
+use crate::wire::{Space, compare_limits, decode_record, encode_record};
+
+/// The digests of all durable records of a table and its registers, by their keys in the store.
+pub(super) struct Tree {
+    key: HashKey,
+    state: Mutex<State>,
+}
+
+struct State {
+    tree: MerkleTree,
+    /// Keys that were removed while the records of the store are being read. None: all were read.
+    removed: Option<HashSet<Bytes>>,
+}
+
+/// What a change of the store makes of a key's digest. None: the key has none.
+pub(super) type Digest = (Bytes, Option<u128>);
+
+impl Tree {
+    /// The tree of an empty store, or of one whose records are given to [`Tree::fill`].
+    pub(super) fn new(key: HashKey, is_filled: bool) -> Self {
+        let tree = MerkleTree::new(key, compare_limits()).expect("the limits are within range");
+        let removed = (!is_filled).then(HashSet::new);
+        Self { key, state: Mutex::new(State { tree, removed }) }
+    }
+
+    /// The digest of a change, to be recorded when the change is durable. None: it is of the node
+    /// itself.
+    pub(super) fn digest(&self, change: &Change) -> Option<Digest> {
+        let digest = change.record.as_ref().map(|record| self.digest_of(&change.key, record));
+        let is_compared = [Space::Table, Space::Registers]
+            .iter()
+            .any(|space| change.key.first() == Some(&space.prefix()));
+        is_compared.then(|| (change.key.clone(), digest.flatten()))
+    }
+
+    /// Of a register only what was accepted counts: acceptors that agree on it have promised
+    /// different ballots.
+    fn digest_of(&self, key: &[u8], record: &Bytes) -> Option<u128> {
+        if key.first() == Some(&Space::Registers.prefix())
+            && let Ok(record) = decode_record(record.clone())
+        {
+            let (promised, state) = record.accepted?;
+            let accepted = Record { promised, accepted: Some((promised, state)) };
+            return Some(self.key.digest(&encode_record(&accepted)));
+        }
+        Some(self.key.digest(record))
+    }
+
+    /// Records what has become durable, in the order of the changes.
+    pub(super) fn written(&self, digests: Vec<Digest>) {
+        let mut state = self.state.lock();
+        for (key, digest) in digests {
+            if let Some(digest) = digest {
+                state.tree.set(key, digest);
+                continue;
+            }
+            state.tree.remove(&key);
+            if let Some(removed) = &mut state.removed {
+                removed.insert(key);
+            }
+        }
+    }
+
+    /// Adds records that were read from the store: those that no write has changed meanwhile.
+    pub(super) fn fill(&self, records: Vec<(Bytes, Bytes)>) {
+        let digest = |(key, record)| self.digest(&Change { key, record: Some(record) });
+        let digests: Vec<Digest> = records.into_iter().filter_map(digest).collect();
+        let mut state = self.state.lock();
+        for (key, digest) in digests {
+            let is_removed = state.removed.as_ref().is_none_or(|removed| removed.contains(&key));
+            if let Some(digest) = digest
+                && !is_removed
+                && state.tree.get(&key).is_none()
+            {
+                state.tree.set(key, digest);
+            }
+        }
+    }
+
+    /// All records of the store were given to [`Tree::fill`].
+    pub(super) fn filled(&self) {
+        self.state.lock().removed = None;
+    }
+
+    /// How many keys it has. None: the store is still being read.
+    pub(super) fn len(&self) -> Option<usize> {
+        let state = self.state.lock();
+        state.removed.is_none().then(|| state.tree.len())
+    }
+
+    /// Answers a question of another replica. None: the store is still being read.
+    pub(super) fn answer(&self, question: &Question) -> Option<Answer> {
+        let state = self.state.lock();
+        state.removed.is_none().then(|| state.tree.answer(question))
+    }
+
+    /// Begins a comparison. None: the store is still being read.
+    pub(super) fn compare(&self) -> Option<Exchange> {
+        let state = self.state.lock();
+        state.removed.is_none().then(|| Exchange::new(&state.tree))
+    }
+
+    /// Takes the answer of the other replica.
+    pub(super) fn go_on(
+        &self,
+        exchange: &mut Exchange,
+        answer: Answer,
+    ) -> Result<(), ExchangeError> {
+        exchange.answer(&self.state.lock().tree, answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(key: &'static [u8], record: Option<&'static [u8]>) -> Change {
+        Change { key: Bytes::from_static(key), record: record.map(Bytes::from_static) }
+    }
+
+    /// The page was read before the record was removed, and arrives after it.
+    #[test]
+    fn a_record_that_was_removed_while_the_store_was_read_stays_removed() {
+        let tree = Tree::new(HashKey::new([1; 16]), false);
+        let write = |change| tree.written(tree.digest(&change).into_iter().collect());
+        write(change(b"ta", Some(b"new")));
+        write(change(b"tb", None));
+        write(change(b"m", Some(b"of the node itself")));
+        let page = [(&b"ta"[..], &b"old"[..]), (b"tb", b"old"), (b"tc", b"old")];
+        let page = page.map(|(key, record)| (Bytes::from_static(key), Bytes::from_static(record)));
+        tree.fill(page.to_vec());
+        assert_eq!(tree.len(), None, "not all was read");
+        tree.filled();
+        assert_eq!(tree.len(), Some(2));
+        let expected = Tree::new(HashKey::new([1; 16]), true);
+        for change in [change(b"tc", Some(b"old")), change(b"ta", Some(b"new"))] {
+            expected.written(expected.digest(&change).into_iter().collect());
+        }
+        assert_eq!(tree.state.lock().tree.root(), expected.state.lock().tree.root());
+    }
+}

@@ -1,0 +1,5 @@
+//! Nodes in one process that miss writes: what is handed over and repaired.
+
+mod anti_entropy;
+mod hints;
+mod support;
