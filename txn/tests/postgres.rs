@@ -366,6 +366,41 @@ async fn prepared_branches_are_bounded() {
     pair.drop().await;
 }
 
+/// After an outage hundreds of aborted branches are told at once. They share the few connections
+/// that the configuration speaks of, and leave the server's others to everybody else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn connections_are_bounded_however_many_branches_are_told() {
+    let pair = Pair::create("connections").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 2;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let mut told = tokio::task::JoinSet::new();
+    for number in 0..200 {
+        let gid: Gid = format!("vs1:{}:1:{number}:0", pair.names[0]).parse().unwrap();
+        let left = left.clone();
+        told.spawn(async move {
+            let branch = left.begin(&gid, LIMIT).await.unwrap();
+            branch.batch_execute("UPDATE accounts SET cents = cents").await.unwrap();
+            drop(branch);
+            // As its coordinator does for a branch that never voted.
+            assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), Applied::Done);
+            assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), Applied::Done);
+            left.forget(&[gid]).await;
+        });
+    }
+    let client = connect(None).await;
+    let count = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
+    let mut most = 0;
+    while told.try_join_next().is_some() || !told.is_empty() {
+        let open: i64 = client.query_one(count, &[&pair.names[0]]).await.unwrap().get(0);
+        most = most.max(open);
+    }
+    assert!((2..=4).contains(&most), "{most} connections for 2 branches");
+    drop(left);
+    pair.drop().await;
+}
+
 /// A second branch under one id would replace the first, whose work were lost with its session.
 #[tokio::test]
 #[ignore = "needs postgresql"]

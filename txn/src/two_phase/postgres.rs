@@ -34,7 +34,8 @@ const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 #[non_exhaustive]
 pub struct PostgresConfig {
     /// Branches that are open or prepared at once. The server needs at least as many
-    /// `max_prepared_transactions`, and two connections more. 1 to 100,000. Default 16.
+    /// `max_prepared_transactions`, and two connections more, which is all that a participant
+    /// opens. 1 to 100,000. Default 16.
     pub max_branches: usize,
     /// The schema of the table `voussoir_txn_branches`, created if it does not exist. 1 to 63
     /// bytes. Default `public`.
@@ -114,7 +115,9 @@ struct Shared {
     connect: Box<dyn Connect>,
     /// The table of branches, with its schema, as it stands in a statement.
     table: String,
-    max_idle: usize,
+    /// One permit for each connection in use: one for each branch, and two for other calls. More
+    /// calls than that, as after an outage, wait.
+    connections: Arc<Semaphore>,
     /// One permit for each branch that is open or prepared.
     permits: Arc<Semaphore>,
     /// The permits of branches, until they are finished or need no decision.
@@ -122,12 +125,21 @@ struct Shared {
     /// Connections that wait for work.
     idle: Mutex<Vec<Client>>,
     /// Branches that are not prepared.
-    open: Mutex<HashMap<Gid, Arc<Working>>>,
+    open: Mutex<HashMap<Gid, Arc<Connection>>>,
 }
 
-/// A connection inside a transaction.
-struct Working {
+/// A connection in use. Dropped, it is closed.
+struct Connection {
     client: Client,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Deref for Connection {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
 }
 
 /// For a connection that the caller still holds: what the caller sends from now on fails.
@@ -140,14 +152,14 @@ const SHUT: &str = "ROLLBACK; BEGIN READ ONLY";
 /// true when a statement ends the transaction.
 #[derive(Clone)]
 pub struct PostgresBranch {
-    working: Arc<Working>,
+    working: Arc<Connection>,
 }
 
 impl Deref for PostgresBranch {
     type Target = Client;
 
     fn deref(&self) -> &Client {
-        &self.working.client
+        &self.working
     }
 }
 
@@ -181,7 +193,7 @@ impl PostgresParticipant {
         let shared = Shared {
             connect: Box::new(connect),
             table: format!("{}.{TABLE}", quoted(&config.schema)),
-            max_idle: config.max_branches,
+            connections: Arc::new(Semaphore::new(config.max_branches + 2)),
             permits: Arc::new(Semaphore::new(config.max_branches)),
             held: Mutex::default(),
             idle: Mutex::new(vec![client]),
@@ -214,18 +226,18 @@ impl PostgresParticipant {
             let Ok(permit) = permits.acquire_owned().await else {
                 unreachable!("the semaphore is never closed")
             };
-            let client = self.shared.client().await?;
+            let connection = self.shared.connection().await?;
             // 0 would be no limit.
             let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
             let begin = format!(
                 "BEGIN; SET LOCAL lock_timeout = {left}; SET LOCAL statement_timeout = {left}; \
                  SET LOCAL idle_in_transaction_session_timeout = {left}"
             );
-            client.batch_execute(&begin).await?;
-            Ok::<_, Error>((client, permit))
+            connection.batch_execute(&begin).await?;
+            Ok::<_, Error>((connection, permit))
         });
-        let (client, permit) = begun.await.map_err(|_| BranchError::TimedOut(limit))??;
-        let working = Arc::new(Working { client });
+        let (connection, permit) = begun.await.map_err(|_| BranchError::TimedOut(limit))??;
+        let working = Arc::new(connection);
         match self.shared.held.lock().entry(gid.clone()) {
             // Another call was faster. The connection is closed, and its transaction with it.
             Entry::Occupied(_) => return Err(BranchError::Begun(gid.clone())),
@@ -239,10 +251,10 @@ impl PostgresParticipant {
 
     /// The prepared branches of a coordinator with this name that nobody has finished.
     async fn list(&self, coordinator: &str, max: usize) -> Result<Vec<InDoubt>, Error> {
-        let client = self.shared.client().await?;
+        let connection = self.shared.connection().await?;
         let prefix = format!("vs1:{coordinator}:");
         let max = i64::try_from(max).unwrap_or(i64::MAX);
-        let rows = client
+        let rows = connection
             .query(
                 "SELECT gid, extract(epoch FROM pg_catalog.now() - prepared)::FLOAT8 \
                  FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() \
@@ -250,7 +262,7 @@ impl PostgresParticipant {
                 &[&prefix, &max],
             )
             .await?;
-        self.shared.keep(client);
+        self.shared.keep(connection);
         let list = rows.iter().filter_map(|row| {
             // What another program prepared under a similar name is none of ours.
             let gid = row.get::<_, &str>(0).parse().ok()?;
@@ -261,9 +273,9 @@ impl PostgresParticipant {
     }
 
     /// The vote of a branch that was open.
-    async fn vote(&self, gid: &Gid, working: Arc<Working>) -> Result<Vote, PrepareError> {
+    async fn vote(&self, gid: &Gid, working: Arc<Connection>) -> Result<Vote, PrepareError> {
         // Dropped on the way, the connection is closed with its answer unread.
-        let client = &working.client;
+        let client = &**working;
         // One: this one. Nobody else has it, and nobody can make another.
         if Arc::strong_count(&working) > 1 {
             client.batch_execute(SHUT).await.map_err(not_prepared)?;
@@ -306,7 +318,7 @@ impl Shared {
     fn sweep(&self) {
         let mut ended = Vec::new();
         self.open.lock().retain(|gid, working| {
-            let is_open = !working.client.is_closed();
+            let is_open = !working.is_closed();
             if !is_open {
                 ended.push(gid.clone());
             }
@@ -318,47 +330,52 @@ impl Shared {
         }
     }
 
-    /// A connection outside of any transaction.
-    async fn client(&self) -> Result<Client, Error> {
-        // Ends: each turn takes one away.
+    /// A connection outside of any transaction. Waits while all are in use.
+    async fn connection(&self) -> Result<Connection, Error> {
+        let Ok(permit) = Arc::clone(&self.connections).acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
+        };
+        // Ends: each turn takes one away. None is opened while one is idle, so there are no more of
+        // both kinds than permits.
         loop {
-            let Some(idle) = self.idle.lock().pop() else { return self.connect.connect().await };
-            if !idle.is_closed() {
-                return Ok(idle);
-            }
+            let idle = self.idle.lock().pop();
+            let client = match idle {
+                Some(client) if client.is_closed() => continue,
+                Some(client) => client,
+                None => self.connect.connect().await?,
+            };
+            return Ok(Connection { client, _permit: permit });
         }
     }
 
     /// Keeps a connection that is outside of any transaction.
-    fn keep(&self, client: Client) {
-        let mut idle = self.idle.lock();
-        if idle.len() < self.max_idle {
-            idle.push(client);
-        }
+    fn keep(&self, connection: Connection) {
+        // Before its permit is given back.
+        self.idle.lock().push(connection.client);
     }
 
     /// Keeps a connection that is outside of any transaction, without what the caller has set in
     /// its session. One that the caller still holds ends with the caller.
-    async fn give_back(&self, working: Arc<Working>) {
-        if let Some(working) = Arc::into_inner(working)
-            && working.client.batch_execute("DISCARD ALL").await.is_ok()
+    async fn give_back(&self, working: Arc<Connection>) {
+        if let Some(connection) = Arc::into_inner(working)
+            && connection.batch_execute("DISCARD ALL").await.is_ok()
         {
-            self.keep(working.client);
+            self.keep(connection);
         }
     }
 
     async fn finish_prepared(&self, gid: &Gid, decision: Decision) -> Result<Applied, Error> {
-        let client = self.client().await?;
+        let connection = self.connection().await?;
         let statement = match decision {
             Decision::Commit => format!("COMMIT PREPARED '{gid}'"),
             Decision::Abort => format!("ROLLBACK PREPARED '{gid}'"),
         };
-        let applied = match client.batch_execute(&statement).await {
+        let applied = match connection.batch_execute(&statement).await {
             Ok(()) => Applied::Done,
             Err(error) if error.code() == Some(&SqlState::UNDEFINED_OBJECT) => {
                 // The server's word alone proves nothing: the row says whether it was committed.
                 let row = format!("SELECT 1 FROM {} WHERE gid = $1", self.table);
-                let is_committed = client.query_opt(&row, &[&gid.to_string()]).await?.is_some();
+                let is_committed = connection.query_opt(&row, &[&gid.to_string()]).await?.is_some();
                 match (decision, is_committed) {
                     (Decision::Commit, true) | (Decision::Abort, false) => Applied::Done,
                     (Decision::Commit, false) => Applied::Heuristic(Heuristic::RolledBack),
@@ -367,7 +384,7 @@ impl Shared {
             }
             Err(error) => return Err(error),
         };
-        self.keep(client);
+        self.keep(connection);
         Ok(applied)
     }
 }
@@ -393,7 +410,7 @@ impl Participant for PostgresParticipant {
             // It was never prepared. If the roll-back fails, the connection ends and it with it.
             let is_held = Arc::strong_count(&working) > 1;
             let end = if is_held { SHUT } else { "ROLLBACK" };
-            if working.client.batch_execute(end).await.is_ok() {
+            if working.batch_execute(end).await.is_ok() {
                 self.shared.give_back(working).await;
             }
         }
@@ -414,10 +431,10 @@ impl Participant for PostgresParticipant {
         let gids: Vec<String> = gids.iter().map(Gid::to_string).collect();
         let delete = format!("DELETE FROM {} WHERE gid = ANY($1)", self.shared.table);
         // A row that stays costs room, and nothing else.
-        if let Ok(client) = self.shared.client().await
-            && client.execute(&delete, &[&gids]).await.is_ok()
+        if let Ok(connection) = self.shared.connection().await
+            && connection.execute(&delete, &[&gids]).await.is_ok()
         {
-            self.shared.keep(client);
+            self.shared.keep(connection);
         }
     }
 }
