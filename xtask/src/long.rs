@@ -135,6 +135,11 @@ const TESTS: &[Test] = &[
         args: &["--test", "merkle"],
         length: &[("VOUSSOIR_MERKLE_KEYS", "1000000")],
     },
+    Test {
+        package: "voussoir-lock",
+        args: &["--test", "histories"],
+        length: &[("VOUSSOIR_LOCK_OPERATIONS", "100000"), ("VOUSSOIR_LOCK_FAULTS", "10")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",
