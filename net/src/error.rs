@@ -182,6 +182,10 @@ pub enum BindError {
         #[source]
         source: std::io::Error,
     },
+    /// The certificate is not of this node. Nothing was opened.
+    #[cfg(feature = "tls")]
+    #[error("TLS: {0}")]
+    Tls(#[from] crate::TlsConfigError),
 }
 
 /// A field of a configuration is out of its range.

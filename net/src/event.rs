@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use crate::Class;
+use crate::{Class, TlsError};
 
 /// Something happened to a connection.
 ///
@@ -33,13 +33,14 @@ pub enum Event {
         /// Why.
         reason: DownReason,
     },
-    /// A peer rejected this node's handshake. Further attempts follow by themselves.
+    /// A peer rejected this node's handshake, or this node the certificate of the peer. Told once
+    /// for as long as the reason stays the same. Further attempts follow by themselves.
     ConnectRejected {
         /// The peer.
         peer: u64,
         /// The class of the connection.
         class: Class,
-        /// The peer's reason.
+        /// The peer's reason; `Tls` if it is this node's.
         error: HandshakeError,
     },
     /// This node rejected the handshake of a connection that came in.
@@ -67,6 +68,17 @@ pub enum Event {
         peer: u64,
         /// From where it came.
         remote: SocketAddr,
+    },
+    /// The connection of a peer was closed: certificates were reloaded, and its certificate would
+    /// be rejected now. What it had sent before has been delivered. `Stats` counts it, and the own
+    /// connections that ended so.
+    Revoked {
+        /// The peer.
+        peer: u64,
+        /// From where it came.
+        remote: SocketAddr,
+        /// Why its certificate would be rejected.
+        error: TlsError,
     },
     /// A peer sent to a service that has no handler here: the message was dropped, the call
     /// rejected. Told once per connection; `Stats` counts all.
@@ -103,6 +115,9 @@ pub enum DownReason {
     /// Unfinished frames took `Config::max_partial_bytes`, and the peer's answer was the oldest.
     #[error("no room for unfinished frames")]
     Overloaded,
+    /// Certificates were reloaded, and the certificate of the peer would be rejected now.
+    #[error("after a reload: {0}")]
+    Revoked(#[source] TlsError),
     /// This node shut down.
     #[error("this transport shut down")]
     Local,
@@ -144,6 +159,18 @@ pub enum HandshakeError {
     /// The rejecting side is shutting down.
     #[error("shutting down")]
     Closing,
+    /// The rejecting side takes TLS only, and the rejected one spoke plain TCP.
+    #[error("TLS is required")]
+    TlsRequired,
+    /// The rejecting side speaks plain TCP only, and the rejected one began with TLS.
+    #[error("TLS is not spoken here")]
+    TlsUnsupported,
+    /// The certificate of the rejected side proves another id than it claims.
+    #[error("another id than the certificate proves")]
+    Identity,
+    /// TLS rejected the other side; `TlsError::Alert` is the reason of the other side.
+    #[error("{0}")]
+    Tls(#[source] TlsError),
     /// A reason that this version does not know.
     #[error("rejected for reason {0}")]
     Other(u16),
@@ -177,6 +204,9 @@ pub enum Violation {
     /// The connection ended within a frame.
     #[error("the connection ended within a frame")]
     Truncated,
+    /// TLS was violated, or the connection ended without the end that TLS prescribes.
+    #[error("{0}")]
+    Tls(#[source] TlsError),
     /// Nothing was heard for `Config::dead_after`, or a frame came too slowly.
     #[error("nothing heard for too long")]
     Silent,

@@ -13,6 +13,7 @@ mod stats;
 mod tcp;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+mod tls;
 mod transport;
 mod wire;
 
@@ -27,5 +28,8 @@ pub use parts::Parts;
 pub use resolver::{Peers, Resolver};
 pub use stats::Stats;
 pub use tcp::{Queue, Tcp};
+pub use tls::TlsError;
+#[cfg(feature = "tls")]
+pub use tls::{Name, Tls, TlsConfig, TlsConfigError};
 pub use tokio::time::Instant;
 pub use transport::{Channel, Class, Handler, Transport};

@@ -52,6 +52,8 @@ counters! {
     violations,
     /// Connections closed because unfinished frames took too much memory.
     overloaded,
+    /// Connections closed because a reload no longer permits the certificate of the peer.
+    revoked,
     /// Messages and requests to services that have no handler.
     unknown_service,
     /// Requests rejected because too many of the peer were under way.

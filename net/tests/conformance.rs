@@ -73,6 +73,56 @@ impl Factory for MemoryFactory {
     }
 }
 
+#[cfg(feature = "tls")]
+#[path = "support/certs.rs"]
+mod certs;
+
+#[cfg(feature = "tls")]
+struct TlsFactory(TcpFactory, certs::Authority);
+
+#[cfg(feature = "tls")]
+impl TlsFactory {
+    fn new() -> Self {
+        Self(TcpFactory(Started::new()), certs::Authority::new("ca"))
+    }
+}
+
+#[cfg(feature = "tls")]
+#[async_trait]
+impl Factory for TlsFactory {
+    async fn start(&self, ids: &[u64]) -> Vec<Arc<dyn Transport>> {
+        let nodes = &self.0.0.0;
+        nodes.lock().clear();
+        let peers = Peers::new();
+        let mut started: Vec<Arc<dyn Transport>> = Vec::new();
+        for &id in ids {
+            let any = "127.0.0.1:0".parse().unwrap();
+            let (resolver, config) = (Arc::new(peers.clone()), Config::new(5));
+            let tcp = Tcp::bind_tls(id, any, resolver, config, self.1.tls(id)).await.unwrap();
+            peers.insert(id, tcp.address());
+            nodes.lock().push((id, tcp.clone()));
+            started.push(Arc::new(tcp));
+        }
+        started
+    }
+
+    async fn kill(&self, transport: Arc<dyn Transport>) {
+        self.0.kill(transport).await;
+    }
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test]
+async fn tls_on_one_thread() {
+    conformance(&TlsFactory::new()).await;
+}
+
+#[cfg(feature = "tls")]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tls_on_two_threads() {
+    conformance(&TlsFactory::new()).await;
+}
+
 #[tokio::test]
 async fn tcp_on_one_thread() {
     conformance(&TcpFactory(Started::new())).await;

@@ -16,7 +16,7 @@ use super::node::Node;
 use super::pipe::Pipe;
 use super::pump;
 use super::serve::{AcceptSide, Calls};
-use super::socket::{Reader, Writer, split};
+use super::socket::{self, OpenError, Opened, Proof, Purpose, Reader};
 use crate::wire::VERSION;
 use crate::wire::hello::{self, Hello, Reply};
 use crate::{Class, Config, DownReason, Event, HandshakeError, Violation};
@@ -190,20 +190,17 @@ fn reject(node: &Node, remote: SocketAddr, error: HandshakeError) {
 /// The whole life of a connection that came in.
 async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) {
     let mut stop = node.stopped();
-    let Ok((mut reader, mut writer)) = split(stream) else { return };
-    let heard = tokio::select! {
+    let greeted = tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => return,
-        heard = timeout(node.config.handshake_timeout, read_hello(&mut reader)) => heard,
-    };
-    let hello = match heard {
-        Ok(Ok(hello)) => check(&node, hello).map_err(|error| (error, hello.nonce)),
-        Ok(Err(HelloError::Wrong(error))) => Err((error, 0)),
-        Ok(Err(HelloError::Gone)) => Err((HandshakeError::Malformed, 0)),
-        Err(_) => Err((HandshakeError::TimedOut, 0)),
+        greeted = greet(&node, stream, remote) => greeted,
     };
     if !node.arrivals.leave_handshake(id) {
         return;
     }
+    let (Opened { reader, mut writer, proof }, hello) = match greeted {
+        Ok(greeted) => greeted,
+        Err(error) => return reject(&node, remote, error),
+    };
     let admitted = match hello {
         Ok((hello, version)) => admit(&node, &hello)
             .await
@@ -217,7 +214,8 @@ async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAdd
                 reply(Ok(version), hello.nonce, admission.arrival.pipe.own_max_body_bytes());
             let sent = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             if matches!(sent, Ok(Ok(()))) {
-                run_connection(&node, &hello, admission, reader, writer, remote).await;
+                let opened = Opened { reader, writer, proof };
+                run_connection(&node, &hello, admission, opened, remote).await;
             }
         }
         Err((error, nonce)) => {
@@ -228,6 +226,33 @@ async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAdd
             }
         }
     }
+}
+
+/// A valid hello and the version to speak, or why it is rejected and its nonce.
+type Greeting = Result<(Hello, u16), (HandshakeError, u64)>;
+
+/// Makes a connection ready and reads its hello. An error has been told to the other side.
+async fn greet(
+    node: &Node,
+    stream: TcpStream,
+    remote: SocketAddr,
+) -> Result<(Opened, Greeting), HandshakeError> {
+    let deadline = Instant::now() + node.config.handshake_timeout;
+    let tls_required = reply(Err(HandshakeError::TlsRequired), 0, 0);
+    let purpose = Purpose::Accept(&tls_required);
+    let opened = node.security.open(stream, remote, purpose, deadline).await;
+    let mut opened = opened.map_err(|error| match error {
+        OpenError::Io(_) => HandshakeError::Malformed,
+        OpenError::TimedOut => HandshakeError::TimedOut,
+        OpenError::Rejected(error) => HandshakeError::Tls(error),
+    })?;
+    let greeting = match timeout_at(deadline, read_hello(&mut opened.reader)).await {
+        Ok(Ok(hello)) => check(node, hello, &opened.proof).map_err(|error| (error, hello.nonce)),
+        Ok(Err(HelloError::Wrong(error))) => Err((error, 0)),
+        Ok(Err(HelloError::Gone)) => Err((HandshakeError::Malformed, 0)),
+        Err(_) => Err((HandshakeError::TimedOut, 0)),
+    };
+    Ok((opened, greeting))
 }
 
 fn reply(result: Result<u16, HandshakeError>, nonce: u64, max_body_bytes: usize) -> Vec<u8> {
@@ -241,21 +266,34 @@ enum HelloError {
 }
 
 impl From<io::Error> for HelloError {
-    fn from(_: io::Error) -> Self {
-        Self::Gone
+    fn from(error: io::Error) -> Self {
+        match socket::tls_error(&error) {
+            Some(error) => Self::Wrong(HandshakeError::Tls(error)),
+            None => Self::Gone,
+        }
     }
 }
 
 async fn read_hello(reader: &mut Reader) -> Result<Hello, HelloError> {
     let mut prefix = [0; hello::PREFIX_BYTES];
     reader.read_exact(&mut prefix).await?;
-    let mut rest = vec![0; hello::length(&prefix).map_err(HelloError::Wrong)?];
+    let length = match hello::length(&prefix) {
+        Err(HandshakeError::TlsUnsupported) => {
+            // What is closed with bytes unread is reset, and the peer would not learn the reason.
+            let mut rest = vec![0; hello::rest_of_tls(&prefix)];
+            reader.read_exact(&mut rest).await?;
+            return Err(HelloError::Wrong(HandshakeError::TlsUnsupported));
+        }
+        length => length.map_err(HelloError::Wrong)?,
+    };
+    let mut rest = vec![0; length];
     reader.read_exact(&mut rest).await?;
     Hello::decode(&prefix, &rest).map_err(HelloError::Wrong)
 }
 
 /// Whether this is a peer of ours, and the version to speak with it.
-fn check(node: &Node, hello: Hello) -> Result<(Hello, u16), HandshakeError> {
+fn check(node: &Node, hello: Hello, proof: &Proof) -> Result<(Hello, u16), HandshakeError> {
+    proof.permits(hello.from).map_err(HandshakeError::Tls)?;
     let version = hello.version()?;
     if hello.cluster != node.config.cluster {
         Err(HandshakeError::Cluster)
@@ -326,12 +364,12 @@ async fn run_connection(
     node: &Arc<Node>,
     hello: &Hello,
     admission: Admission,
-    reader: Reader,
-    writer: Writer,
+    opened: Opened,
     remote: SocketAddr,
 ) {
     let (peer, class) = (hello.from, hello.class);
     let Arrival { pipe, calls, stop, .. } = admission.arrival.clone();
+    let Opened { reader, writer, mut proof } = opened;
     let writer = Arc::new(writer);
     node.counters.accepted.add(1);
     pipe.up(Arc::clone(&writer), pipe.own_max_body_bytes().min(hello.max_body_bytes as usize));
@@ -348,6 +386,7 @@ async fn run_connection(
     let reason = tokio::select! {
         _ = stopped.wait_for(|stopped| *stopped) => DownReason::Local,
         () = stop.notified() => DownReason::Closed,
+        error = proof.revoked() => DownReason::Revoked(error),
         reason = pump::run(reader, &writer, &pipe, &mut side, node.pump_context()) => reason,
     };
     drop(admission);
@@ -355,6 +394,10 @@ async fn run_connection(
     let violation = match reason {
         DownReason::Violation(violation) => violation,
         DownReason::Silent => Violation::Silent,
+        DownReason::Revoked(error) => {
+            node.counters.revoked.add(1);
+            return node.publisher.publish(Event::Revoked { peer, remote, error });
+        }
         DownReason::Overloaded => {
             node.counters.overloaded.add(1);
             return node.publisher.publish(Event::Overloaded { peer, remote });

@@ -7,12 +7,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
+use tokio::time::error::Elapsed;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::node::{Node, ResolverPanicked};
 use super::pipe::{Phase, Pipe};
 use super::pump::{self, Next, Side};
-use super::socket::{Reader, Writer, split};
+use super::socket::{OpenError, Opened, Purpose};
 use crate::core::backoff::Backoff;
 use crate::wire::hello::{self, Hello, Reply};
 use crate::wire::{Incoming, Kind, VERSION, reason};
@@ -60,9 +61,13 @@ async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
         };
         let hello = hello_for(node, link, nonces.u64(..));
         let attempt = async {
-            let stream = TcpStream::connect(address?);
+            let address = address?;
+            let stream = TcpStream::connect(address);
             let stream = timeout(node.config.dial_timeout, stream).await??;
-            timeout(node.config.handshake_timeout, handshake(stream, &hello)).await?
+            let deadline = Instant::now() + node.config.handshake_timeout;
+            let purpose = Purpose::Dial { peer: link.peer };
+            let opened = node.security.open(stream, address, purpose, deadline).await?;
+            timeout_at(deadline, handshake(opened, &hello)).await?
         };
         match attempt.await {
             Ok(connected) => {
@@ -117,13 +122,35 @@ fn publish_rejection(
 #[derive(Debug, thiserror::Error)]
 enum DialError {
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("it took too long")]
-    TimedOut(#[from] tokio::time::error::Elapsed),
+    TimedOut,
     #[error("rejected: {0}")]
     Rejected(HandshakeError),
     #[error("the resolver panicked")]
     ResolverPanicked,
+}
+
+impl From<Elapsed> for DialError {
+    fn from(_: Elapsed) -> Self {
+        Self::TimedOut
+    }
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> Self {
+        OpenError::from(error).into()
+    }
+}
+
+impl From<OpenError> for DialError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Io(error) => Self::Io(error),
+            OpenError::TimedOut => Self::TimedOut,
+            OpenError::Rejected(error) => Self::Rejected(HandshakeError::Tls(error)),
+        }
+    }
 }
 
 fn hello_for(node: &Node, link: &Link, nonce: u64) -> Hello {
@@ -140,13 +167,12 @@ fn hello_for(node: &Node, link: &Link, nonce: u64) -> Hello {
 }
 
 struct Connected {
-    reader: Reader,
-    writer: Writer,
+    opened: Opened,
     max_body_bytes: usize,
 }
 
-async fn handshake(stream: TcpStream, hello: &Hello) -> Result<Connected, DialError> {
-    let (mut reader, mut writer) = split(stream)?;
+async fn handshake(mut opened: Opened, hello: &Hello) -> Result<Connected, DialError> {
+    let Opened { reader, writer, .. } = &mut opened;
     writer.write_all(&hello.encode()).await?;
     let mut prefix = [0; hello::PREFIX_BYTES];
     reader.read_exact(&mut prefix).await?;
@@ -158,20 +184,24 @@ async fn handshake(stream: TcpStream, hello: &Hello) -> Result<Connected, DialEr
         return Err(DialError::Rejected(HandshakeError::Malformed));
     }
     let max_body_bytes = reply.max_body_bytes.min(hello.max_body_bytes) as usize;
-    Ok(Connected { reader, writer, max_body_bytes })
+    Ok(Connected { opened, max_body_bytes })
 }
 
 /// Runs a connection from its handshake to its end.
 async fn run_connection(node: &Node, link: &Link, connected: Connected) {
     let (peer, class) = (link.peer, link.class);
-    let Connected { reader, writer, max_body_bytes } = connected;
+    let Connected { opened, max_body_bytes } = connected;
+    let Opened { reader, writer, mut proof } = opened;
     let writer = Arc::new(writer);
     node.counters.connected.add(1);
     link.pipe.up(Arc::clone(&writer), max_body_bytes);
     node.publisher.publish(Event::Up { peer, class });
     let standing = Standing { node, link, reason: DownReason::Local };
     let mut side = DialSide { link, counters: &node.counters };
-    let reason = pump::run(reader, &writer, &link.pipe, &mut side, node.pump_context()).await;
+    let reason = tokio::select! {
+        error = proof.revoked() => DownReason::Revoked(error),
+        reason = pump::run(reader, &writer, &link.pipe, &mut side, node.pump_context()) => reason,
+    };
     standing.end(reason);
 }
 
@@ -194,6 +224,7 @@ impl Drop for Standing<'_> {
         match self.reason {
             DownReason::Violation(_) => self.node.counters.violations.add(1),
             DownReason::Overloaded => self.node.counters.overloaded.add(1),
+            DownReason::Revoked(_) => self.node.counters.revoked.add(1),
             _ => {}
         }
         tracing::info!(target: "voussoir::net", peer, ?class, reason = %self.reason, "down");

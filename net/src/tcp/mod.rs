@@ -6,6 +6,8 @@ mod node;
 mod pipe;
 mod pump;
 mod serve;
+#[cfg(feature = "tls")]
+mod session;
 mod socket;
 mod waiting;
 
@@ -20,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::node::Node;
+use self::socket::Security;
 use crate::{
     BindError, CallError, Channel, Class, Config, Events, Handler, Parts, Resolver, SendError,
     ServeError, Stats, Transport,
@@ -40,8 +43,9 @@ const QUIET_POLL: Duration = Duration::from_millis(1);
 /// failed, or when a connection has broken, they are rejected with `Down`, until a later attempt
 /// succeeds.
 ///
-/// Plain TCP authenticates nobody, and nothing is encrypted: whoever reaches the port can say
-/// that it is any peer. Use it in a network of which you trust every node.
+/// Plain TCP ([`Tcp::bind`]) authenticates nobody, and nothing is encrypted: whoever reaches the
+/// port can say that it is any peer. Use it in a network of which you trust every node. With the
+/// feature `tls`, `Tcp::bind_tls` makes both sides prove who they are, and encrypts.
 #[derive(Clone)]
 pub struct Tcp {
     owner: Arc<Owner>,
@@ -77,11 +81,46 @@ impl Tcp {
         resolver: Arc<dyn Resolver>,
         config: Config,
     ) -> Result<Self, BindError> {
+        Self::start(local, address, resolver, config, Security::default()).await
+    }
+
+    /// As [`Tcp::bind`], with TLS 1.3 on every connection: both sides show certificates, and what
+    /// is proven by them must be the id that is claimed. A peer that speaks plain TCP is rejected.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing has been started then. The certificate must be of node `local`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing stays when the future is dropped.
+    #[cfg(feature = "tls")]
+    pub async fn bind_tls(
+        local: u64,
+        address: SocketAddr,
+        resolver: Arc<dyn Resolver>,
+        config: Config,
+        tls: crate::Tls,
+    ) -> Result<Self, BindError> {
+        if tls.id() != local {
+            return Err(crate::TlsConfigError::Id { id: tls.id(), expected: local }.into());
+        }
+        Self::start(local, address, resolver, config, Security { tls: Some(tls) }).await
+    }
+
+    async fn start(
+        local: u64,
+        address: SocketAddr,
+        resolver: Arc<dyn Resolver>,
+        config: Config,
+        security: Security,
+    ) -> Result<Self, BindError> {
         config.validate()?;
         let failed = |source| BindError::Listen { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let node = Node::new(local, config, resolver, Handle::current());
+        let node = Node::new(local, config, resolver, security, Handle::current());
         node.spawn(accept::listen(Arc::clone(&node), listener));
         Ok(Self { owner: Arc::new(Owner { node, address }) })
     }

@@ -15,6 +15,7 @@ use tokio::task::AbortHandle;
 use super::accept::Arrivals;
 use super::link::Link;
 use super::pump::PumpContext;
+use super::socket::Security;
 use crate::core::partials::Partials;
 use crate::serving::Services;
 use crate::stats::Counters;
@@ -29,6 +30,7 @@ pub(crate) struct Node {
     pub(crate) counters: Arc<Counters>,
     pub(crate) partials: Arc<Partials>,
     pub(crate) arrivals: Arrivals,
+    pub(crate) security: Security,
     links: RwLock<HashMap<(u64, Class), Arc<Link>>>,
     runtime: Handle,
     is_closing: AtomicBool,
@@ -46,6 +48,7 @@ impl Node {
         local: u64,
         mut config: Config,
         resolver: Arc<dyn Resolver>,
+        security: Security,
         runtime: Handle,
     ) -> Arc<Self> {
         config.seed = Some(config.draw_seed());
@@ -62,6 +65,7 @@ impl Node {
             tasks: watch::Sender::new(()),
             config,
             resolver,
+            security,
             runtime,
         })
     }

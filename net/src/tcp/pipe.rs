@@ -178,7 +178,8 @@ impl Pipe {
     /// Nothing waits to be written or answered.
     pub(crate) fn is_quiet(&self) -> bool {
         let state = self.state.lock();
-        state.outbox.bytes() == 0 && state.calls.len() == 0
+        let has_unflushed = state.writer.as_ref().is_some_and(|writer| writer.has_unflushed());
+        state.outbox.bytes() == 0 && !has_unflushed && state.calls.len() == 0
     }
 
     /// Whether answers pile up because the peer does not read them.
@@ -404,6 +405,8 @@ impl Pipe {
             state.outbox.begun(frame.len() - written);
             state.batch.add_rest(frame, written);
             state.batch.seal();
+        }
+        if written < frame.len() || writer.has_unflushed() {
             self.wake_task(state);
         }
         Some(place)
@@ -421,11 +424,12 @@ impl Pipe {
             }
             if batch.is_empty() {
                 state.batch = batch;
-                (state.is_writing, state.is_woken) = (false, false);
                 if total > 0 {
                     state.wrote_at = Some(Instant::now());
                 }
-                return Ok((Flush::Done, total));
+                let flushed = writer.try_flush();
+                (state.is_writing, state.is_woken) = (false, flushed.is_err());
+                return blocked(flushed).map(|flush| (flush, total));
             }
             state.is_writing = true;
             drop(state);
@@ -442,10 +446,7 @@ impl Pipe {
                 Err(error) => {
                     state.batch = batch;
                     (state.is_writing, state.is_woken) = (false, true);
-                    return match error.kind() {
-                        io::ErrorKind::WouldBlock => Ok((Flush::Blocked, total)),
-                        _ => Err(error),
-                    };
+                    return blocked(Err(error)).map(|flush| (flush, total));
                 }
             }
         }
@@ -457,6 +458,15 @@ impl Pipe {
     /// Returns when there is something to flush. Cancel safe.
     pub(crate) async fn woken(&self) {
         self.wake.notified().await;
+    }
+}
+
+/// A socket that takes nothing now is no error.
+fn blocked(written: io::Result<()>) -> io::Result<Flush> {
+    match written {
+        Ok(()) => Ok(Flush::Done),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Flush::Blocked),
+        Err(error) => Err(error),
     }
 }
 

@@ -6,7 +6,7 @@ use tokio::task::coop;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::pipe::{Flush, Pipe};
-use super::socket::{Reader, Writer};
+use super::socket::{self, Reader, Writer};
 use crate::core::liveness::Liveness;
 use crate::core::partials::{Partials, Share};
 use crate::stats::Counters;
@@ -84,6 +84,9 @@ pub(crate) async fn run(
                 }
             }
             read = reader.read(inbox.room()), if may_read => {
+                if let Some(error) = read.as_ref().err().and_then(socket::tls_error) {
+                    return DownReason::Violation(Violation::Tls(error));
+                }
                 let bytes = read.unwrap_or(0);
                 context.counters.bytes_in.add(bytes);
                 liveness.read(bytes);

@@ -6,7 +6,7 @@
 use super::{VERSION, array, crc32c};
 use crate::{Class, HandshakeError};
 
-const MAGIC: [u8; 8] = *b"voussoir";
+pub(crate) const MAGIC: [u8; 8] = *b"voussoir";
 /// Of magic and length.
 pub(crate) const PREFIX_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
@@ -38,8 +38,21 @@ pub(crate) struct Reply {
     pub(crate) max_body_bytes: u32,
 }
 
-/// How many bytes follow a prefix.
+/// The longest record of TLS, with its header.
+const MAX_TLS_BYTES: usize = 5 + (1 << 14);
+
+/// How many bytes follow a prefix of a TLS record, as far as TLS allows.
+pub(crate) fn rest_of_tls(prefix: &[u8; PREFIX_BYTES]) -> usize {
+    let [high, low] = array(prefix, 3);
+    let record_bytes = 5 + usize::from(u16::from_be_bytes([high, low]));
+    record_bytes.min(MAX_TLS_BYTES).saturating_sub(PREFIX_BYTES)
+}
+
+/// How many bytes follow a prefix. A prefix of TLS is `HandshakeError::TlsUnsupported`.
 pub(crate) fn length(prefix: &[u8; PREFIX_BYTES]) -> Result<usize, HandshakeError> {
+    if prefix[..2] == [0x16, 3] {
+        return Err(HandshakeError::TlsUnsupported);
+    }
     let length = u16::from_le_bytes(array(prefix, 8)) as usize;
     if prefix[..8] != MAGIC || !(CRC_BYTES..=MAX_LENGTH).contains(&length) {
         return Err(HandshakeError::Malformed);
@@ -159,6 +172,9 @@ fn code(error: HandshakeError) -> u16 {
         HandshakeError::Class => 7,
         HandshakeError::TooMany => 8,
         HandshakeError::Closing => 9,
+        HandshakeError::TlsRequired => 10,
+        HandshakeError::TlsUnsupported => 11,
+        HandshakeError::Identity | HandshakeError::Tls(_) => 12,
         HandshakeError::Other(code) => code,
     }
 }
@@ -175,6 +191,9 @@ fn error_of(code: u16) -> HandshakeError {
         7 => HandshakeError::Class,
         8 => HandshakeError::TooMany,
         9 => HandshakeError::Closing,
+        10 => HandshakeError::TlsRequired,
+        11 => HandshakeError::TlsUnsupported,
+        12 => HandshakeError::Identity,
         other => HandshakeError::Other(other),
     }
 }
