@@ -1,0 +1,41 @@
+//! Two cash machines and one balance, which a partition never overdraws.
+//!
+//! ```text
+//! account [--seconds 16]    the demo: three processes, a partition, and its end
+//! account serve --id 1 --nodes 1=127.0.0.1:7101,2=127.0.0.1:7102,3=127.0.0.1:7103 --data FOLDER
+//! ```
+
+mod account;
+mod args;
+mod cluster;
+#[cfg(feature = "demo")]
+mod demo;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Mode};
+
+type Error = Box<dyn std::error::Error + Send + Sync>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.mode {
+        Some(Mode::Serve(serve)) => serve::run(&serve).await,
+        #[cfg(feature = "demo")]
+        None => demo::run(&cli.demo).await,
+        // Without the demo a command is required, so clap has ended the process.
+        #[cfg(not(feature = "demo"))]
+        None => Ok(()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("account: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
