@@ -140,6 +140,11 @@ const TESTS: &[Test] = &[
         args: &["--test", "histories"],
         length: &[("VOUSSOIR_LOCK_OPERATIONS", "100000"), ("VOUSSOIR_LOCK_FAULTS", "10")],
     },
+    Test {
+        package: "voussoir-lock",
+        args: &["--test", "worker_numbers"],
+        length: &[("VOUSSOIR_LOCK_IDS", "1000000000")],
+    },
     Test { package: "store", args: &["--test", "kill"], length: &[("VOUSSOIR_KILL_ROUNDS", "20")] },
     Test {
         package: "store",

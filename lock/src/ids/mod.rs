@@ -4,11 +4,13 @@
 //! Two ids are different as long as no two workers use one number for the same times. Leases alone
 //! cannot ensure that: a process that was paused does not know that its lease has ended. So a
 //! worker number comes with a **ceiling**, a time that is durable where numbers are leased from
-//! ([`WorkerNumbers`]): ids have times below the ceiling only, and the next holder of the number
-//! begins at it. The ceiling is raised ahead of the clock, in the background ([`WorkerLease`]).
+//! ([`WorkerNumbers`]; [`LockNumbers`] are those of a lock service): ids have times below the
+//! ceiling only, and the next holder of the number begins at it. The ceiling is raised ahead of the
+//! clock, in the background ([`WorkerLease`]).
 
 mod error;
 mod lease;
+mod lock_numbers;
 mod memory;
 mod numbers;
 mod short_code;
@@ -18,6 +20,7 @@ mod window;
 
 pub use error::IdError;
 pub use lease::{LeaseError, WorkerLease};
+pub use lock_numbers::LockNumbers;
 pub use memory::MemoryNumbers;
 pub use numbers::{WorkerError, WorkerGrant, WorkerNumbers};
 pub use short_code::ShortCodes;
