@@ -1,10 +1,12 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod choreography;
 mod clock;
 mod config;
 mod core;
 mod definition;
+mod digest;
 mod driver;
 mod error;
 pub mod idempotency;

@@ -572,6 +572,74 @@ async fn what_cannot_be_put_is_a_typed_error_and_another_number_of_lanes_too() {
     database.drop().await;
 }
 
+/// The smallest and the largest of each field: what validates delivers, also beyond a failure.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn whatever_validates_delivers_and_nothing_else_starts() {
+    let database = Database::create("configs").await;
+    let client = database.client().await;
+    let outbox = database.outbox().await;
+    let longest = Duration::from_secs(100 * 365 * 86_400);
+    let smallest = |config: &mut RelayConfig| {
+        (config.max_lanes, config.max_rows) = (1, 1);
+        (config.max_parallel, config.max_blocked_keys) = (1, 1);
+        (config.lease, config.deliver_timeout) = (100 * MS, 50 * MS);
+        (config.poll, config.pause, config.max_pause) = (MS, MS, MS);
+    };
+    let largest = |config: &mut RelayConfig| {
+        (config.max_lanes, config.max_rows) = (u32::MAX, 10_000);
+        (config.max_parallel, config.max_blocked_keys) = (10_000, 10_000);
+        (config.lease, config.deliver_timeout) = (longest, longest / 2);
+        (config.poll, config.max_pause) = (longest, longest);
+    };
+    for (change, keys) in [(&smallest as &dyn Fn(&mut RelayConfig), 1), (&largest, 40)] {
+        let taken: Arc<Taken> = Arc::default();
+        taken.refused.lock().push("k0".to_owned());
+        let mut config = RelayConfig::default();
+        change(&mut config);
+        let relay = Relay::start(&outbox, taken.clone(), config.clone()).unwrap();
+        until("it has its lanes", async || relay.stats().lanes > 0).await;
+        relay.stop().await;
+        for key in 0..keys {
+            put(&outbox, &client, &format!("k{key}"), "x").await;
+        }
+        // All of it in the lanes that it has, one after the other.
+        config.max_lanes = config.max_lanes.max(16);
+        let relay = Relay::start(&outbox, taken.clone(), config).unwrap();
+        until("it is refused", async || relay.stats().failed > 0).await;
+        taken.refused.lock().clear();
+        until("the outbox is empty", async || outbox.waiting(&client).await.unwrap() == 0).await;
+        relay.stop().await;
+    }
+    let wrong: [fn(&mut RelayConfig); 9] = [
+        |config| config.max_lanes = 0,
+        |config| config.lease = Duration::from_millis(99),
+        |config| config.poll = Duration::ZERO,
+        |config| config.max_rows = 10_001,
+        |config| config.max_parallel = 0,
+        |config| config.deliver_timeout = config.lease,
+        |config| config.pause = Duration::ZERO,
+        |config| config.max_pause = config.pause / 2,
+        |config| config.max_blocked_keys = 0,
+    ];
+    for wrong in wrong {
+        let mut config = RelayConfig::default();
+        wrong(&mut config);
+        assert!(
+            Relay::start(&outbox, Arc::<Taken>::default(), config.clone()).is_err(),
+            "{config:?}"
+        );
+    }
+    for (lanes, bytes, schema) in
+        [(0, 1, "s"), (1025, 1, "s"), (1, 0, "s"), (1, (64 << 20) + 1, "s"), (1, 1, "")]
+    {
+        let mut config = OutboxConfig::default();
+        (config.lanes, config.max_body_bytes, config.schema) = (lanes, bytes, schema.to_owned());
+        assert!(config.validate().is_err(), "{config:?}");
+    }
+    database.drop().await;
+}
+
 /// The effect of the child below: a row for each message, in the inbox's transaction.
 struct Effects {
     inbox: Inbox,

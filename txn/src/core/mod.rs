@@ -13,6 +13,7 @@ mod run;
 pub use event::Direction;
 pub(crate) use event::{Cause, Event};
 pub(crate) use graph::{Graph, Kind, MAX_STEPS, Node, StepId};
+pub(crate) use retry::delay as retry_delay;
 pub(crate) use run::{Call, End, Failure, Input, Output, Resolution, Run};
 
 #[cfg(test)]

@@ -50,6 +50,8 @@ mod config;
 mod error;
 mod inbox;
 mod lanes;
+#[cfg(feature = "queue")]
+mod queue;
 mod relay;
 mod sink;
 mod table;
@@ -57,6 +59,9 @@ mod table;
 pub use config::{OutboxConfig, RelayConfig};
 pub use error::{OutboxError, PutError};
 pub use inbox::{Inbox, Seen};
+#[cfg(feature = "queue")]
+#[cfg_attr(docsrs, doc(cfg(feature = "queue")))]
+pub use queue::{MESSAGE_ID_HEADER, QueueSink};
 pub use relay::{Blocked, Relay, RelayStats};
 pub use sink::{Message, Sink, SinkError};
 pub use table::{NewMessage, Outbox};

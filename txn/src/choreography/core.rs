@@ -1,0 +1,675 @@
+//! One participant in one partition, as a state machine: which events wait, which calls are due,
+//! and what has to be recorded. No clock, no bus, no user code.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::bus::Commit;
+use super::config::ChoreographyConfig;
+use super::event::{DONE, DeadLetter, DeadReason, Event, NewEvent};
+use super::participant::Participant;
+use crate::config::nanos;
+use crate::core::retry_delay;
+use crate::digest::digest;
+
+const FORMAT: u8 = 1;
+/// Events of one join. More of one kind than of another wait here for the next join.
+const MAX_EVENTS_OF_A_WAIT: usize = 64;
+/// Bytes of one join, beyond which it takes no more events.
+const MAX_BYTES_OF_A_WAIT: usize = 256 << 10;
+/// What a change or an event counts in a commit, beside its bytes.
+const OVERHEAD_BYTES: usize = 64;
+
+/// The index of a rule, and a key.
+type WaitId = (usize, String);
+
+pub(super) enum Input {
+    Event(Event),
+    Handled {
+        number: u64,
+        result: Result<Vec<NewEvent>, String>,
+    },
+    /// Time has passed.
+    Tick,
+}
+
+/// A reaction to run.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    /// For [`Input::Handled`].
+    pub(super) number: u64,
+    pub(super) rule: usize,
+    pub(super) key: String,
+    pub(super) events: Vec<Event>,
+    pub(super) attempt: u32,
+}
+
+#[derive(Clone, Debug)]
+struct Wait {
+    /// Number of the seen event that began it: older waits have smaller ones.
+    began: u64,
+    since: u64,
+    expires: u64,
+    /// Invariant: 1 to `MAX_EVENTS_OF_A_WAIT`, each of a kind of the rule, and of one kind none.
+    events: Vec<Event>,
+}
+
+#[derive(Clone, Debug)]
+struct Due {
+    rule: usize,
+    failures: u32,
+    retry_at: u64,
+    /// In the order of the rule's kinds.
+    events: Vec<Event>,
+}
+
+/// A join that waits, or a reaction that is to be tried again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Waiting {
+    /// The whole.
+    pub saga: String,
+    /// The key.
+    pub key: String,
+    /// The rule.
+    pub rule: String,
+    /// Kinds that have come.
+    pub has: Vec<String>,
+    /// Kinds that it waits for. None for a reaction that runs, or is to be tried again.
+    pub missing: Vec<String>,
+    /// Attempts that failed.
+    pub failures: u32,
+    /// When the wait began, in ns since the UNIX epoch; for a reaction 0.
+    pub since: u64,
+    /// When the wait ends, or the next attempt begins, in ns since the UNIX epoch.
+    pub until: u64,
+}
+
+pub(super) struct Core {
+    partition: u32,
+    participant: Participant,
+    config: ChoreographyConfig,
+    rng: fastrand::Rng,
+    /// Invariant: the same as `seen_order`, the other way round; at most `max_seen`.
+    seen: HashMap<String, u64>,
+    seen_order: BTreeMap<u64, String>,
+    waits: HashMap<WaitId, Wait>,
+    /// Invariant: one for each of `waits`.
+    expiries: BTreeSet<(u64, WaitId)>,
+    /// Waits whose first kind has not come, by age. The events in them are at most `max_parked`.
+    parked: BTreeSet<(u64, WaitId)>,
+    parked_events: usize,
+    /// By age.
+    dues: BTreeMap<u64, Due>,
+    /// The dues of each key, the oldest first: that one runs, or waits for its next attempt.
+    lanes: HashMap<String, VecDeque<u64>>,
+    /// Invariant: for each lane whose first due does not run, the time when it will.
+    retries: BTreeSet<(u64, u64)>,
+    next_number: u64,
+    outputs: VecDeque<Call>,
+    commit: Commit,
+    commit_bytes: usize,
+    /// Commits of `open` that are full.
+    sealed: Vec<Commit>,
+    limit_bytes: usize,
+}
+
+impl Core {
+    /// A participant with the state that its commits have left. What no longer fits its rules
+    /// becomes dead letters.
+    pub(super) fn open(
+        partition: u32,
+        participant: Participant,
+        config: ChoreographyConfig,
+        limit_bytes: usize,
+        now: u64,
+        state: Vec<(Bytes, Bytes)>,
+    ) -> Result<Self, String> {
+        let seed = config.seed.unwrap_or_else(|| fastrand::u64(..));
+        let mut core = Self {
+            partition,
+            participant,
+            rng: fastrand::Rng::with_seed(seed ^ u64::from(partition)),
+            config,
+            seen: HashMap::new(),
+            seen_order: BTreeMap::new(),
+            waits: HashMap::new(),
+            expiries: BTreeSet::new(),
+            parked: BTreeSet::new(),
+            parked_events: 0,
+            dues: BTreeMap::new(),
+            lanes: HashMap::new(),
+            retries: BTreeSet::new(),
+            next_number: 1,
+            outputs: VecDeque::new(),
+            commit: Commit::default(),
+            commit_bytes: 0,
+            sealed: Vec::new(),
+            limit_bytes,
+        };
+        for (key, value) in state {
+            let read = core.load(&key, value);
+            read.ok_or_else(|| format!("the state of partition {partition} is garbled"))?;
+            if core.commit_bytes >= limit_bytes {
+                let full = core.take_commit();
+                core.sealed.push(full);
+            }
+        }
+        let lanes: Vec<String> = core.lanes.keys().cloned().collect();
+        for lane in lanes {
+            core.advance(now, &lane);
+        }
+        Ok(core)
+    }
+
+    pub(super) fn step(&mut self, now: u64, input: Input) {
+        match input {
+            Input::Event(event) => self.arrive(now, event),
+            Input::Handled { number, result } => self.handled(now, number, result),
+            Input::Tick => {}
+        }
+        self.tick(now);
+    }
+
+    pub(super) fn poll_output(&mut self) -> Option<Call> {
+        self.outputs.pop_front()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        let expiry = self.expiries.first().map(|(at, _)| *at);
+        let retry = self.retries.first().map(|(at, _)| *at);
+        expiry.into_iter().chain(retry).min()
+    }
+
+    /// Whether more events may be given to it.
+    pub(super) fn has_room(&self) -> bool {
+        self.dues.len() < self.config.max_due
+    }
+
+    /// Bytes of what has to be recorded.
+    pub(super) fn commit_bytes(&self) -> usize {
+        self.commit_bytes
+    }
+
+    /// What `open` has to record first, each by itself.
+    pub(super) fn take_sealed(&mut self) -> Vec<Commit> {
+        std::mem::take(&mut self.sealed)
+    }
+
+    /// What has to be recorded since the last call.
+    pub(super) fn take_commit(&mut self) -> Commit {
+        self.commit_bytes = 0;
+        std::mem::take(&mut self.commit)
+    }
+
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        let rule = |index: usize| &self.participant.rules[index];
+        let kinds = |events: &[Event]| events.iter().map(|event| event.kind.clone()).collect();
+        let waits = self.waits.iter().map(|((index, key), wait)| {
+            let is_missing = |kind: &&String| wait.events.iter().all(|event| event.kind != **kind);
+            Waiting {
+                saga: wait.events[0].saga.clone(),
+                key: key.clone(),
+                rule: rule(*index).name.clone(),
+                has: kinds(&wait.events),
+                missing: rule(*index).kinds.iter().filter(is_missing).cloned().collect(),
+                failures: 0,
+                since: wait.since,
+                until: wait.expires,
+            }
+        });
+        let dues = self.dues.values().map(|due| Waiting {
+            saga: due.events[0].saga.clone(),
+            key: due.events[0].key.clone(),
+            rule: rule(due.rule).name.clone(),
+            has: kinds(&due.events),
+            missing: Vec::new(),
+            failures: due.failures,
+            since: 0,
+            until: due.retry_at,
+        });
+        waits.chain(dues).collect()
+    }
+
+    fn arrive(&mut self, now: u64, event: Event) {
+        if self.seen.contains_key(&event.id) {
+            return;
+        }
+        let rules = Arc::clone(&self.participant.rules);
+        let matching =
+            rules.iter().enumerate().filter(|(_, rule)| rule.kinds.contains(&event.kind));
+        let matching: Vec<usize> = matching.map(|(index, _)| index).collect();
+        if matching.is_empty() {
+            return;
+        }
+        let number = self.next_number();
+        self.see(number, &event.id);
+        for index in matching {
+            if rules[index].kinds.len() == 1 {
+                self.push_due(now, index, vec![event.clone()]);
+            } else {
+                self.join(now, number, index, event.clone());
+            }
+        }
+    }
+
+    fn see(&mut self, number: u64, id: &str) {
+        self.seen.insert(id.to_owned(), number);
+        self.seen_order.insert(number, id.to_owned());
+        self.put_state(state_key(b's', id.as_bytes()), Some(number.to_le_bytes().to_vec().into()));
+        if self.seen.len() > self.config.max_seen
+            && let Some((_, oldest)) = self.seen_order.pop_first()
+        {
+            self.seen.remove(&oldest);
+            self.put_state(state_key(b's', oldest.as_bytes()), None);
+        }
+    }
+
+    fn join(&mut self, now: u64, number: u64, rule: usize, event: Event) {
+        let rules = Arc::clone(&self.participant.rules);
+        let kinds = &rules[rule].kinds;
+        let id = (rule, event.key.clone());
+        let is_first = event.kind == kinds[0];
+        let old = self.remove_wait(&id);
+        let anchored = old.as_ref().is_some_and(|wait| wait.has(&kinds[0]));
+        let open = self.waits.len() - self.parked.len();
+        let is_full = is_first && !anchored && open >= self.config.max_waits;
+        let is_crowded = old.as_ref().is_some_and(|wait| {
+            let bytes: usize = wait.events.iter().map(Event::len_bytes).sum();
+            wait.events.len() >= MAX_EVENTS_OF_A_WAIT || bytes > MAX_BYTES_OF_A_WAIT
+        });
+        if is_full || is_crowded {
+            if let Some(old) = old {
+                self.insert_wait(id, old);
+            }
+            return self.give_up(event, DeadReason::Full);
+        }
+        let expires = now.saturating_add(nanos(rules[rule].within));
+        let empty = Wait { began: number, since: now, expires, events: Vec::new() };
+        let mut wait = old.unwrap_or(empty);
+        if is_first && !anchored {
+            // Its time begins with the first kind.
+            (wait.since, wait.expires) = (now, expires);
+        }
+        wait.events.push(event);
+        let joined = wait.take_joined(kinds);
+        if wait.events.is_empty() {
+            self.put_state(wait_key(&rules[rule].name, &id.1), None);
+        } else {
+            if joined.is_some() {
+                (wait.since, wait.expires) = (now, expires);
+            }
+            self.put_state(wait_key(&rules[rule].name, &id.1), Some(wait.encode()));
+            self.insert_wait(id, wait);
+        }
+        if let Some(events) = joined {
+            self.push_due(now, rule, events);
+        }
+        self.evict_parked();
+    }
+
+    fn evict_parked(&mut self) {
+        // Ends: each round removes a wait.
+        while self.parked_events > self.config.max_parked {
+            let Some((_, id)) = self.parked.first().cloned() else { return };
+            self.end_wait(&id);
+        }
+    }
+
+    /// Ends a wait that is not joined: its events become dead letters.
+    fn end_wait(&mut self, id: &WaitId) {
+        let Some(wait) = self.remove_wait(id) else { return };
+        let name = self.participant.rules[id.0].name.clone();
+        self.put_state(wait_key(&name, &id.1), None);
+        for event in wait.events {
+            self.give_up(event, DeadReason::Unmatched);
+        }
+    }
+
+    fn insert_wait(&mut self, id: WaitId, wait: Wait) {
+        self.expiries.insert((wait.expires, id.clone()));
+        if !wait.has(&self.participant.rules[id.0].kinds[0]) {
+            self.parked.insert((wait.began, id.clone()));
+            self.parked_events += wait.events.len();
+        }
+        self.waits.insert(id, wait);
+    }
+
+    fn remove_wait(&mut self, id: &WaitId) -> Option<Wait> {
+        let wait = self.waits.remove(id)?;
+        self.expiries.remove(&(wait.expires, id.clone()));
+        if self.parked.remove(&(wait.began, id.clone())) {
+            self.parked_events -= wait.events.len();
+        }
+        Some(wait)
+    }
+
+    fn tick(&mut self, now: u64) {
+        // Ends: each round removes a wait.
+        while let Some((at, id)) = self.expiries.first().cloned()
+            && at <= now
+            && self.commit_bytes < self.limit_bytes
+        {
+            self.expire(&id);
+        }
+        // Ends: each round takes a due off, and `advance` puts none back that is not later.
+        while let Some((at, number)) = self.retries.first().copied()
+            && at <= now
+            && self.commit_bytes < self.limit_bytes
+        {
+            self.retries.remove(&(at, number));
+            let key = self.dues.get(&number).map(|due| due.events[0].key.clone());
+            if let Some(key) = key {
+                self.advance(now, &key);
+            }
+        }
+    }
+
+    fn expire(&mut self, id: &WaitId) {
+        let rules = Arc::clone(&self.participant.rules);
+        let rule = &rules[id.0];
+        let first = self
+            .waits
+            .get(id)
+            .and_then(|wait| wait.events.iter().find(|event| event.kind == rule.kinds[0]).cloned());
+        let Some(first) = first else { return self.end_wait(id) };
+        self.remove_wait(id);
+        self.put_state(wait_key(&rule.name, &id.1), None);
+        if let Some(kind) = &rule.on_timeout {
+            let event = NewEvent::new(kind, first.body.clone());
+            self.publish(&rule.name, "timeout", std::slice::from_ref(&first), vec![event]);
+        }
+    }
+
+    fn next_number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number - 1
+    }
+
+    fn push_due(&mut self, now: u64, rule: usize, events: Vec<Event>) {
+        let number = self.next_number();
+        let key = events[0].key.clone();
+        let due = Due { rule, failures: 0, retry_at: 0, events };
+        self.put_due(number, &due);
+        self.dues.insert(number, due);
+        let lane = self.lanes.entry(key.clone()).or_default();
+        lane.push_back(number);
+        if lane.len() == 1 {
+            self.advance(now, &key);
+        }
+    }
+
+    /// Begins the first due of a key, which does not run.
+    fn advance(&mut self, now: u64, key: &str) {
+        let rules = Arc::clone(&self.participant.rules);
+        // Ends: each round leaves, or removes a due.
+        while let Some(number) = self.lanes.get(key).and_then(|lane| lane.front().copied()) {
+            let Some(due) = self.dues.get(&number) else { return };
+            let rule = &rules[due.rule];
+            if due.retry_at > now {
+                self.retries.insert((due.retry_at, number));
+                return;
+            }
+            let deadline = due.events.iter().filter_map(|event| event.deadline).min();
+            if let (Some(kind), Some(_)) = (&rule.late, deadline.filter(|at| *at <= now)) {
+                let events = due.events.clone();
+                let event = NewEvent::new(kind, events[0].body.clone());
+                self.publish(&rule.name, "late", &events, vec![event]);
+                self.remove_due(number);
+                continue;
+            }
+            let ids: Vec<&str> = due.events.iter().map(|event| &*event.id).collect();
+            let key = digest(&[&[&self.participant.name, &*rule.name][..], &ids].concat());
+            let events = due.events.clone();
+            let attempt = due.failures + 1;
+            self.outputs.push_back(Call { number, rule: due.rule, key, events, attempt });
+            return;
+        }
+    }
+
+    fn handled(&mut self, now: u64, number: u64, result: Result<Vec<NewEvent>, String>) {
+        let rules = Arc::clone(&self.participant.rules);
+        let Some(due) = self.dues.get_mut(&number) else { return };
+        let (rule, key) = (&rules[due.rule], due.events[0].key.clone());
+        let max = self.config.max_published;
+        let result = result.and_then(|events| match events.len() {
+            count if count > max => Err(format!("it published {count} events, at most {max}")),
+            _ => Ok(events),
+        });
+        match result {
+            Ok(events) => {
+                let causes = due.events.clone();
+                self.publish(&rule.name, "", &causes, events);
+                self.remove_due(number);
+            }
+            Err(why) => {
+                due.failures += 1;
+                let attempts = due.failures;
+                if attempts >= rule.retry.max_attempts {
+                    let name = rule.name.clone();
+                    let why = DeadReason::Failed { rule: name, attempts, why: short(&why) };
+                    for event in due.events.clone() {
+                        self.give_up(event, why.clone());
+                    }
+                    self.remove_due(number);
+                } else {
+                    let delay = retry_delay(&rule.retry, attempts, &mut self.rng);
+                    due.retry_at = now.saturating_add(delay);
+                    let due = due.clone();
+                    self.put_due(number, &due);
+                }
+            }
+        }
+        self.advance(now, &key);
+    }
+
+    fn remove_due(&mut self, number: u64) {
+        let Some(due) = self.dues.remove(&number) else { return };
+        self.retries.remove(&(due.retry_at, number));
+        self.put_state(state_key(b'd', &number.to_be_bytes()), None);
+        let key = &due.events[0].key;
+        if let Some(lane) = self.lanes.get_mut(key) {
+            lane.retain(|other| *other != number);
+            if lane.is_empty() {
+                self.lanes.remove(key);
+            }
+        }
+    }
+
+    /// Publishes what follows from `causes`.
+    fn publish(&mut self, rule: &str, how: &str, causes: &[Event], events: Vec<NewEvent>) {
+        let name = Arc::clone(&self.participant.name);
+        let ids: Vec<&str> = causes.iter().map(|event| &*event.id).collect();
+        let base = digest(&[&[&*name, rule, how][..], &ids].concat());
+        let first = &causes[0];
+        let hops = causes.iter().map(|event| event.hops).max().unwrap_or(0).saturating_add(1);
+        let deadline = causes.iter().filter_map(|event| event.deadline).min();
+        let empty = events.is_empty().then(|| NewEvent::new(DONE, Bytes::new()));
+        for (at, event) in events.into_iter().chain(empty).enumerate() {
+            let event = Event {
+                id: format!("{base}{at:x}"),
+                kind: event.kind,
+                key: event.key.unwrap_or_else(|| first.key.clone()),
+                saga: first.saga.clone(),
+                cause: first.id.clone(),
+                source: format!("{name}/{rule}"),
+                hops,
+                deadline,
+                body: event.body,
+            };
+            let max = self.config.max_hops;
+            let is_long = event.body.len() > self.config.max_body_bytes;
+            let misfit = event.misfit().or(is_long.then_some("body"));
+            if let Some(field) = misfit {
+                // So that the letter is no longer than an event may be.
+                let event = Event { kind: short(&event.kind), body: Bytes::new(), ..event };
+                let event = Event { key: first.key.clone(), ..event };
+                self.give_up(event, DeadReason::Misfit { field: field.to_owned() });
+            } else if hops > max && event.kind != DONE {
+                self.give_up(event, DeadReason::TooManyHops { hops, max });
+            } else {
+                self.commit_bytes += event.len_bytes() + OVERHEAD_BYTES;
+                self.commit.publish.push(event);
+            }
+        }
+    }
+
+    fn give_up(&mut self, event: Event, why: DeadReason) {
+        self.commit_bytes += event.len_bytes() + 8 * OVERHEAD_BYTES;
+        self.commit.dead.push(DeadLetter::new(event, &self.participant.name, why));
+    }
+
+    fn put_due(&mut self, number: u64, due: &Due) {
+        let mut out = BytesMut::new();
+        out.put_u8(FORMAT);
+        out.put_u32_le(due.failures);
+        out.put_u64_le(due.retry_at);
+        let name = &self.participant.rules[due.rule].name;
+        out.put_u8(u8::try_from(name.len()).unwrap_or(u8::MAX));
+        out.put_slice(name.as_bytes());
+        due.events.iter().for_each(|event| event.put(&mut out));
+        self.put_state(state_key(b'd', &number.to_be_bytes()), Some(out.freeze()));
+    }
+
+    fn put_state(&mut self, key: Bytes, value: Option<Bytes>) {
+        let bytes = key.len() + value.as_ref().map_or(0, Bytes::len);
+        self.commit_bytes += bytes + OVERHEAD_BYTES;
+        self.commit.state.push((self.partition, key, value));
+    }
+
+    /// Takes a part of the state in.
+    fn load(&mut self, key: &Bytes, mut value: Bytes) -> Option<()> {
+        let (kind, rest) = key.split_first()?;
+        match kind {
+            b's' => {
+                let number = value.try_get_u64_le().ok().filter(|_| value.is_empty())?;
+                let id = std::str::from_utf8(rest).ok()?.to_owned();
+                self.next_number = self.next_number.max(number.checked_add(1)?);
+                self.seen_order.insert(number, id.clone());
+                self.seen.insert(id, number);
+            }
+            b'd' => {
+                let number = u64::from_be_bytes(rest.try_into().ok()?);
+                self.next_number = self.next_number.max(number.checked_add(1)?);
+                self.load_due(number, value)?;
+            }
+            b'w' => {
+                let split = rest.iter().position(|byte| *byte == 0)?;
+                let name = std::str::from_utf8(&rest[..split]).ok()?;
+                let lane = std::str::from_utf8(&rest[split + 1..]).ok()?.to_owned();
+                let wait = Wait::decode(value)?;
+                self.next_number = self.next_number.max(wait.began.checked_add(1)?);
+                let rules = Arc::clone(&self.participant.rules);
+                let rule = rules.iter().position(|rule| rule.name == name);
+                let fits =
+                    |event: &Event| rule.is_some_and(|at| rules[at].kinds.contains(&event.kind));
+                match rule.filter(|_| wait.events.iter().all(fits)) {
+                    Some(rule) => self.insert_wait((rule, lane), wait),
+                    None => {
+                        self.put_state(key.clone(), None);
+                        for event in wait.events {
+                            self.give_up(event, DeadReason::Unmatched);
+                        }
+                    }
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn load_due(&mut self, number: u64, mut value: Bytes) -> Option<()> {
+        if value.try_get_u8().ok()? != FORMAT {
+            return None;
+        }
+        let failures = value.try_get_u32_le().ok()?;
+        let retry_at = value.try_get_u64_le().ok()?;
+        let length = usize::from(value.try_get_u8().ok()?);
+        let name = String::from_utf8(value.get(..length)?.to_vec()).ok()?;
+        value.advance(length);
+        let events = take_events(value)?;
+        let rule = self.participant.rules.iter().position(|rule| rule.name == name);
+        let Some(rule) = rule else {
+            self.put_state(state_key(b'd', &number.to_be_bytes()), None);
+            let why = "the participant has no such rule any more".to_owned();
+            let why = DeadReason::Failed { rule: name, attempts: failures, why };
+            for event in events {
+                self.give_up(event, why.clone());
+            }
+            return Some(());
+        };
+        let lane = self.lanes.entry(events[0].key.clone()).or_default();
+        let at = lane.partition_point(|other| *other < number);
+        lane.insert(at, number);
+        self.dues.insert(number, Due { rule, failures, retry_at, events });
+        Some(())
+    }
+}
+
+impl Wait {
+    fn has(&self, kind: &str) -> bool {
+        self.events.iter().any(|event| event.kind == kind)
+    }
+
+    /// Takes the oldest event of each kind, if there is one of each.
+    fn take_joined(&mut self, kinds: &[String]) -> Option<Vec<Event>> {
+        if !kinds.iter().all(|kind| self.has(kind)) {
+            return None;
+        }
+        let mut take = |kind: &String| {
+            let at = self.events.iter().position(|event| event.kind == *kind)?;
+            Some(self.events.remove(at))
+        };
+        kinds.iter().map(&mut take).collect()
+    }
+
+    fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(FORMAT);
+        out.put_u64_le(self.began);
+        out.put_u64_le(self.since);
+        out.put_u64_le(self.expires);
+        self.events.iter().for_each(|event| event.put(&mut out));
+        out.freeze()
+    }
+
+    fn decode(mut value: Bytes) -> Option<Self> {
+        if value.try_get_u8().ok()? != FORMAT {
+            return None;
+        }
+        let began = value.try_get_u64_le().ok()?;
+        let since = value.try_get_u64_le().ok()?;
+        let expires = value.try_get_u64_le().ok()?;
+        Some(Self { began, since, expires, events: take_events(value)? })
+    }
+}
+
+/// One event and more, up to the end.
+fn take_events(mut bytes: Bytes) -> Option<Vec<Event>> {
+    let mut events = vec![Event::take(&mut bytes)?];
+    // Ends: each round takes bytes off, or leaves.
+    while !bytes.is_empty() {
+        events.push(Event::take(&mut bytes)?);
+    }
+    Some(events)
+}
+
+fn state_key(kind: u8, rest: &[u8]) -> Bytes {
+    [&[kind], rest].concat().into()
+}
+
+fn wait_key(rule: &str, key: &str) -> Bytes {
+    state_key(b'w', &[rule.as_bytes(), &[0], key.as_bytes()].concat())
+}
+
+/// The first 200 bytes of a text, at most.
+fn short(text: &str) -> String {
+    let mut end = text.len().min(200);
+    // Ends: 0 is a boundary.
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

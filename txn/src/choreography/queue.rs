@@ -1,0 +1,440 @@
+//! A `voussoir-queue` as the bus: one commit of the journal for what was read, what a participant
+//! remembers, and what it publishes.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use voussoir_queue::{
+    CommitError, Consumer, ConsumerConfig, Durability, Guarantee, Murmur2, Outcome, Partitioner,
+    Producer, ProducerConfig, Queue, Record, Retention, Seek, Topic, TopicConfig, TopicError,
+    TopicPartition, Transaction, TransactionalProducer,
+};
+
+use super::bus::{Bus, BusError, Commit, Delivery, Observed, Subscription, Tail};
+use super::event::{DeadLetter, Event};
+
+/// Bytes of the largest commit. The journal takes twice that with `segment_bytes` of 32 MiB.
+const MAX_COMMIT_BYTES: usize = 4 << 20;
+/// Bytes of events that a poll returns, beyond which it returns no further one.
+const POLL_BYTES: usize = 128 << 10;
+/// Records of the state that are read at once, in bytes.
+const FETCH_BYTES: usize = 1 << 20;
+/// Records behind the first that is needed, beyond twice those that are, before old ones are
+/// written again.
+const SLACK: u64 = 1000;
+/// Bytes that a commit writes again.
+const REWRITE_BYTES: usize = 256 << 10;
+
+/// How events are kept. Start from [`Default`] and change fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct QueueBusConfig {
+    /// Partitions of the events: members of a group that share the work. 1 to 10,000. It stays as
+    /// it is when the bus was created. Default 8.
+    pub partitions: u32,
+    /// What `Queue::apply_retention` keeps of events and dead letters: longer than any participant
+    /// is away. Default all.
+    pub retention: Retention,
+}
+
+impl Default for QueueBusConfig {
+    fn default() -> Self {
+        Self { partitions: 8, retention: Retention::default() }
+    }
+}
+
+/// Events in a queue, whose journal has `segment_bytes` of at least 32 MiB. Clones are the same
+/// bus.
+///
+/// Topics: `NAME.events` with the events, by key; `NAME.dead` with dead letters;
+/// `NAME.PARTICIPANT.state` with what each participant remembers, in as many partitions.
+/// Participants are consumer groups of the same names: a participant that runs several times shares
+/// the partitions.
+#[derive(Clone)]
+pub struct QueueBus {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queue: Queue,
+    name: String,
+    events: Topic,
+    dead: Topic,
+    producer: Producer,
+    /// Numbers of the subscriptions of each participant: a part of their transactional ids.
+    numbers: Mutex<HashMap<String, HashSet<u32>>>,
+}
+
+impl QueueBus {
+    /// Opens the bus `name`, and creates its topics unless they exist. One bus of a name at a time.
+    ///
+    /// # Errors
+    /// [`BusError`].
+    ///
+    /// # Cancel safety
+    /// Dropped, topics may be created.
+    pub async fn open(queue: &Queue, name: &str, config: QueueBusConfig) -> Result<Self, BusError> {
+        let mut topic = TopicConfig::partitions(config.partitions);
+        topic.retention = config.retention;
+        let events = open_topic(queue, &format!("{name}.events"), topic).await?;
+        let mut one = TopicConfig::partitions(1);
+        one.retention = config.retention;
+        let dead = open_topic(queue, &format!("{name}.dead"), one).await?;
+        let producer = queue.producer(ProducerConfig::default()).await.map_err(not_applied)?;
+        let (queue, name) = (queue.clone(), name.to_owned());
+        let shared = Shared { queue, name, events, dead, producer, numbers: Mutex::default() };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+}
+
+impl fmt::Debug for QueueBus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueBus").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+async fn open_topic(queue: &Queue, name: &str, config: TopicConfig) -> Result<Topic, BusError> {
+    match queue.create_topic(name, config).await {
+        Err(TopicError::Exists { .. }) => queue.topic(name).map_err(not_applied),
+        other => other.map_err(not_applied),
+    }
+}
+
+fn not_applied(error: impl ToString) -> BusError {
+    BusError::NotApplied(error.to_string())
+}
+
+fn failed(error: &CommitError) -> BusError {
+    match error {
+        CommitError::Fenced { .. } | CommitError::StaleGeneration { .. } => BusError::Fenced,
+        _ if error.outcome() == Outcome::Unknown => BusError::Unknown(error.to_string()),
+        _ => BusError::NotApplied(error.to_string()),
+    }
+}
+
+fn record_of(event: &Event) -> Record {
+    Record::new(event.encode()).key(event.key.clone())
+}
+
+/// What a record of the events or dead letters holds. A record that this crate has not written is
+/// left out.
+fn read<T>(record: &Record, decode: impl Fn(Bytes) -> Option<T>) -> Option<T> {
+    let read = record.value.clone().and_then(decode);
+    if read.is_none() {
+        let offset = record.offset;
+        tracing::warn!(target: "voussoir::txn", offset, "a record of the bus is no event");
+    }
+    read
+}
+
+#[async_trait]
+impl Bus for QueueBus {
+    async fn publish(&self, events: &[Event]) -> Result<(), BusError> {
+        if let Some(field) = events.iter().find_map(Event::misfit) {
+            return Err(BusError::Misfit(field));
+        }
+        let Shared { producer, events: topic, .. } = &*self.shared;
+        let mut answers = Vec::with_capacity(events.len());
+        for event in events {
+            let sent = producer.enqueue(topic, record_of(event), Durability::Synced).await;
+            // Some may be published: they are told by their ids.
+            answers.push(sent.map_err(|error| BusError::Unknown(error.to_string()))?);
+        }
+        for answer in answers {
+            answer.await.map_err(|error| BusError::Unknown(error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    async fn subscribe(&self, participant: &str) -> Result<Box<dyn Subscription>, BusError> {
+        let shared = Arc::clone(&self.shared);
+        let id = format!("{}.{participant}", shared.name);
+        let partitions = TopicConfig::partitions(shared.events.partitions());
+        let state = open_topic(&shared.queue, &format!("{id}.state"), partitions).await?;
+        let slot = Slot::take(&shared, participant);
+        let transactional = format!("{id}.{}", slot.number);
+        let producer = shared.queue.transactional(&transactional).await.map_err(not_applied)?;
+        let mut config = ConsumerConfig::group(&id, [shared.events.name()]);
+        config.guarantee = Guarantee::ExactlyOnce;
+        let consumer = shared.queue.consumer(config).map_err(not_applied)?;
+        let logs = BTreeMap::new();
+        Ok(Box::new(QueueSubscription { shared, consumer, producer, state, logs, _slot: slot }))
+    }
+
+    async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
+        let Shared { queue, events, dead, .. } = &*self.shared;
+        let mut consumer = queue.consumer(ConsumerConfig::default()).map_err(not_applied)?;
+        let all = [events, dead].into_iter().flat_map(|topic| {
+            (0..topic.partitions()).map(|partition| TopicPartition::new(topic.name(), partition))
+        });
+        let all: Vec<TopicPartition> = all.collect();
+        consumer.assign(&all).map_err(not_applied)?;
+        Ok(Box::new(QueueTail { consumer, dead: dead.name().to_owned() }))
+    }
+}
+
+/// A number that no other subscription of the participant has. Given back when it is dropped: the
+/// next that takes it fences what this one has left behind.
+struct Slot {
+    shared: Arc<Shared>,
+    participant: String,
+    number: u32,
+}
+
+impl Slot {
+    fn take(shared: &Arc<Shared>, participant: &str) -> Self {
+        let mut numbers = shared.numbers.lock();
+        let taken = numbers.entry(participant.to_owned()).or_default();
+        // Ends: finitely many are taken.
+        let number = (0..=u32::MAX).find(|number| !taken.contains(number)).unwrap_or(u32::MAX);
+        taken.insert(number);
+        drop(numbers);
+        Self { shared: Arc::clone(shared), participant: participant.to_owned(), number }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let mut numbers = self.shared.numbers.lock();
+        if let Some(taken) = numbers.get_mut(&self.participant) {
+            taken.remove(&self.number);
+        }
+    }
+}
+
+struct QueueSubscription {
+    shared: Arc<Shared>,
+    consumer: Consumer,
+    producer: TransactionalProducer,
+    state: Topic,
+    /// One for each partition that it reads.
+    logs: BTreeMap<u32, StateLog>,
+    _slot: Slot,
+}
+
+/// The state of one partition, and where it is in the log.
+#[derive(Default)]
+struct StateLog {
+    /// With the offset of the record that has it.
+    live: HashMap<Bytes, (u64, Bytes)>,
+    /// Invariant: the offsets of `live`.
+    by_offset: BTreeMap<u64, Bytes>,
+    /// Behind the last record.
+    end: u64,
+    released: u64,
+}
+
+impl StateLog {
+    fn read(topic: &Topic, partition: u32) -> Result<Self, BusError> {
+        let partition = topic.partition(partition).map_err(not_applied)?;
+        let mut log = Self { released: partition.offsets().start, ..Self::default() };
+        let mut offset = log.released;
+        // Ends: each round reads on, up to the end.
+        while offset < partition.offsets().end {
+            let fetched = partition.fetch(offset, FETCH_BYTES).map_err(not_applied)?;
+            for record in fetched.records(usize::MAX) {
+                let record = record.map_err(not_applied)?;
+                let key =
+                    record.key.ok_or_else(|| not_applied("a record of a state has no key"))?;
+                log.apply(record.offset, key, record.value);
+            }
+            if fetched.next_offset <= offset {
+                break;
+            }
+            offset = fetched.next_offset;
+        }
+        Ok(log)
+    }
+
+    fn apply(&mut self, offset: u64, key: Bytes, value: Option<Bytes>) {
+        if let Some((old, _)) = self.live.remove(&key) {
+            self.by_offset.remove(&old);
+        }
+        if let Some(value) = value {
+            self.by_offset.insert(offset, key.clone());
+            self.live.insert(key, (offset, value));
+        }
+        self.end = offset + 1;
+    }
+
+    fn first_needed(&self) -> u64 {
+        self.by_offset.first_key_value().map_or(self.end, |(offset, _)| *offset)
+    }
+
+    /// The oldest entries, to be written again, if the log has grown too long for what it holds.
+    /// More than `changes` of them, so that it becomes shorter.
+    fn to_rewrite(&self, changes: usize) -> Vec<(Bytes, Bytes)> {
+        if self.end - self.first_needed() <= 2 * self.live.len() as u64 + SLACK {
+            return Vec::new();
+        }
+        let mut bytes = 0;
+        let oldest = self.by_offset.values().take(2 * changes + 16);
+        let entries = oldest.filter_map(|key| Some((key.clone(), self.live.get(key)?.1.clone())));
+        let fits = entries.take_while(|(key, value)| {
+            bytes += key.len() + value.len();
+            bytes <= REWRITE_BYTES
+        });
+        fits.collect()
+    }
+}
+
+impl QueueSubscription {
+    /// Keeps the events that fit, and has the consumer read the others again.
+    fn take_events(
+        &mut self,
+        records: Vec<voussoir_queue::ConsumerRecord>,
+    ) -> Result<Vec<Delivery>, BusError> {
+        let mut deliveries = Vec::new();
+        let mut again: BTreeMap<TopicPartition, u64> = BTreeMap::new();
+        let mut bytes = 0;
+        for one in records {
+            if bytes >= POLL_BYTES {
+                again.entry(one.partition).or_insert(one.record.offset);
+                continue;
+            }
+            bytes += one.record.value.as_ref().map_or(0, Bytes::len);
+            if let Some(event) = read(&one.record, Event::decode) {
+                deliveries.push(Delivery::Event { partition: one.partition.partition, event });
+            }
+        }
+        for (partition, offset) in again {
+            self.consumer.seek(&partition, Seek::Offset(offset)).map_err(not_applied)?;
+        }
+        Ok(deliveries)
+    }
+
+    async fn release(&mut self) {
+        for (partition, log) in &mut self.logs {
+            let first = log.first_needed();
+            if first < log.released + SLACK {
+                continue;
+            }
+            if let Ok(partition) = self.state.partition(*partition) {
+                // An error: the next commit tries again.
+                if partition.release_before(first).await.is_ok() {
+                    log.released = first;
+                }
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Subscription for QueueSubscription {
+    async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Delivery>, BusError> {
+        let polled = self.consumer.poll(max_wait).await.map_err(not_applied)?;
+        // From here on nothing waits: what the consumer has said is not lost.
+        let mut deliveries = Vec::new();
+        for lost in polled.lost.iter().chain(&polled.revoking) {
+            self.logs.remove(&lost.partition);
+            deliveries.push(Delivery::Lost { partition: lost.partition });
+        }
+        for assigned in &polled.assigned {
+            let partition = assigned.partition;
+            let log = StateLog::read(&self.state, partition)?;
+            let state = log.live.iter().map(|(key, (_, value))| (key.clone(), value.clone()));
+            deliveries.push(Delivery::Assigned { partition, state: state.collect() });
+            self.logs.insert(partition, log);
+        }
+        deliveries.extend(self.take_events(polled.records)?);
+        Ok(deliveries)
+    }
+
+    async fn commit(&mut self, commit: Commit) -> Result<(), BusError> {
+        let Shared { events, dead, .. } = &*self.shared;
+        let mut changes: BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>> = BTreeMap::new();
+        for (partition, key, value) in commit.state {
+            changes.entry(partition).or_default().push((key, value));
+        }
+        for (partition, changes) in &mut changes {
+            let log = self.logs.get(partition).ok_or(BusError::Fenced)?;
+            let again = log.to_rewrite(changes.len());
+            let kept: HashSet<Bytes> = changes.iter().map(|(key, _)| key.clone()).collect();
+            let again = again.into_iter().filter(|(key, _)| !kept.contains(key));
+            changes.extend(again.map(|(key, value)| (key, Some(value))));
+        }
+        let mut transaction = self.producer.begin();
+        let sent = send_all(&mut transaction, events, dead, &commit.publish, &commit.dead)
+            .and_then(|()| send_state(&mut transaction, &self.state, &changes))
+            .and_then(|()| transaction.offsets(&self.consumer));
+        sent.map_err(|error| failed(&error))?;
+        let committed = transaction.commit().await.map_err(|error| failed(&error))?;
+        for (partition, changes) in changes {
+            let at = TopicPartition::new(self.state.name(), partition);
+            let first = committed.appended.iter().find(|(place, _)| *place == at);
+            let (Some((_, first)), Some(log)) = (first, self.logs.get_mut(&partition)) else {
+                continue;
+            };
+            for ((key, value), offset) in changes.into_iter().zip(first.base_offset..) {
+                log.apply(offset, key, value);
+            }
+        }
+        self.release().await;
+        Ok(())
+    }
+
+    fn max_commit_bytes(&self) -> usize {
+        MAX_COMMIT_BYTES
+    }
+}
+
+fn send_all(
+    transaction: &mut Transaction<'_>,
+    events: &Topic,
+    dead: &Topic,
+    publish: &[Event],
+    letters: &[DeadLetter],
+) -> Result<(), CommitError> {
+    for event in publish {
+        let record = record_of(event);
+        let partition = Murmur2.partition(events.name(), &record, events.partitions());
+        transaction.send(events, partition.unwrap_or(0), &record)?;
+    }
+    for letter in letters {
+        let record = Record::new(letter.encode()).key(letter.event.key.clone());
+        transaction.send(dead, 0, &record)?;
+    }
+    Ok(())
+}
+
+fn send_state(
+    transaction: &mut Transaction<'_>,
+    topic: &Topic,
+    changes: &BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>>,
+) -> Result<(), CommitError> {
+    for (partition, changes) in changes {
+        for (key, value) in changes {
+            let record = match value {
+                Some(value) => Record::new(value.clone()).key(key.clone()),
+                None => Record::tombstone(key.clone()),
+            };
+            transaction.send(topic, *partition, &record)?;
+        }
+    }
+    Ok(())
+}
+
+struct QueueTail {
+    consumer: Consumer,
+    dead: String,
+}
+
+#[async_trait]
+impl Tail for QueueTail {
+    async fn next(&mut self, max_wait: Duration) -> Result<Vec<Observed>, BusError> {
+        let polled = self.consumer.poll(max_wait).await.map_err(not_applied)?;
+        let observed = polled.records.iter().filter_map(|one| {
+            if *one.partition.topic == *self.dead {
+                read(&one.record, DeadLetter::decode).map(Observed::Dead)
+            } else {
+                read(&one.record, Event::decode).map(Observed::Event)
+            }
+        });
+        Ok(observed.collect())
+    }
+}

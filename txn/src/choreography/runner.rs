@@ -1,0 +1,434 @@
+//! The task that runs a participant: polls the bus, calls rules, commits.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
+
+use super::bus::{Bus, BusError, Commit, Delivery, Subscription};
+use super::config::ChoreographyConfig;
+use super::core::{Call, Core, Input, Waiting};
+use super::event::NewEvent;
+use super::participant::{EventCx, Participant};
+use crate::clock::{Clock, System};
+use crate::error::ConfigError;
+
+/// How long a poll waits. It is dropped when something else happens.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+/// Questions of callers that wait.
+const MAX_QUESTIONS: usize = 16;
+
+/// What a running participant has done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct RunningStats {
+    /// Events that were read, duplicates and those of no rule included.
+    pub events: u64,
+    /// Attempts of rules that ended.
+    pub calls: u64,
+    /// Attempts of rules that failed, panicked, or took too long.
+    pub failures: u64,
+    /// Events that were published.
+    pub published: u64,
+    /// Events that were given up.
+    pub dead: u64,
+    /// Commits.
+    pub commits: u64,
+    /// Why the bus failed last, if it has not been reached since.
+    pub error: Option<BusError>,
+}
+
+/// A participant that runs. Dropped, it stops at once: what it was doing is done again by the next.
+pub struct Running {
+    stop: watch::Sender<bool>,
+    questions: mpsc::Sender<oneshot::Sender<Vec<Waiting>>>,
+    stats: Arc<Mutex<RunningStats>>,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Starts a participant in a task of the current runtime.
+    ///
+    /// # Errors
+    /// [`ConfigError`]. A bus that cannot be reached is no error: it is tried again, and
+    /// [`RunningStats::error`] says so.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start(
+        bus: Arc<dyn Bus>,
+        participant: &Participant,
+        config: ChoreographyConfig,
+    ) -> Result<Self, ConfigError> {
+        Self::start_with_clock(bus, participant, config, Arc::new(System::new()))
+    }
+
+    /// As [`start`](Self::start), with a clock in ns since the UNIX epoch that goes on as tokio's
+    /// time does.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn start_with_clock(
+        bus: Arc<dyn Bus>,
+        participant: &Participant,
+        config: ChoreographyConfig,
+        clock: Arc<dyn Clock>,
+    ) -> Result<Self, ConfigError> {
+        config.validate()?;
+        let (stop, stopped) = watch::channel(false);
+        let (questions, asked) = mpsc::channel(MAX_QUESTIONS);
+        let stats: Arc<Mutex<RunningStats>> = Arc::default();
+        let runner = Runner {
+            bus,
+            participant: participant.clone(),
+            config,
+            clock,
+            stats: Arc::clone(&stats),
+            stopped,
+            asked,
+        };
+        Ok(Self { stop, questions, stats, task: Some(tokio::spawn(runner.run())) })
+    }
+
+    /// What it has done.
+    pub fn stats(&self) -> RunningStats {
+        self.stats.lock().clone()
+    }
+
+    /// What waits here: joins, and reactions that run or are to be tried again. Empty while the bus
+    /// cannot be reached.
+    ///
+    /// # Cancel safety
+    /// Reads only.
+    pub async fn waiting(&self) -> Vec<Waiting> {
+        let (answer, answered) = oneshot::channel();
+        match self.questions.send(answer).await {
+            Ok(()) => answered.await.unwrap_or_default(),
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Begins no more reactions, waits for those that run, commits what they did, and ends.
+    ///
+    /// # Cancel safety
+    /// Dropped, it stops at once, as if it were dropped.
+    pub async fn stop(mut self) {
+        self.stop.send_replace(true);
+        if let Some(task) = &mut self.task {
+            // An error: the task has panicked; nothing of it is left.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(task) = self.task.take() {
+            task.abort();
+        }
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("stats", &*self.stats.lock()).finish_non_exhaustive()
+    }
+}
+
+struct Runner {
+    bus: Arc<dyn Bus>,
+    participant: Participant,
+    config: ChoreographyConfig,
+    clock: Arc<dyn Clock>,
+    stats: Arc<Mutex<RunningStats>>,
+    stopped: watch::Receiver<bool>,
+    asked: mpsc::Receiver<oneshot::Sender<Vec<Waiting>>>,
+}
+
+/// The number of a call in its partition.
+type CallId = (u32, u64);
+type Answer = (CallId, Result<Vec<NewEvent>, String>);
+
+/// What the runner has while it is subscribed.
+struct Session {
+    subscription: Box<dyn Subscription>,
+    cores: BTreeMap<u32, Core>,
+    /// Calls that wait for one that runs to end.
+    queued: VecDeque<(u32, Call)>,
+    running: JoinSet<Answer>,
+    handles: HashMap<CallId, (tokio::task::Id, AbortHandle)>,
+    /// Events that were polled since the last commit.
+    is_dirty: bool,
+    limit_bytes: usize,
+}
+
+/// What a session waits for.
+enum Woken {
+    Polled(Vec<Delivery>),
+    Ended(Result<(tokio::task::Id, Answer), JoinError>),
+    Time,
+    Stop,
+}
+
+impl Runner {
+    async fn run(mut self) {
+        let mut failures = 0;
+        // Ends: when it is stopped. The bus may fail as often as it likes.
+        while !*self.stopped.borrow() {
+            let mut stopped = self.stopped.clone();
+            let subscribed = tokio::select! {
+                subscribed = self.bus.subscribe(self.participant.name()) => subscribed,
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+            };
+            let result = match subscribed {
+                Ok(subscription) => {
+                    let mut session = Session::new(subscription);
+                    let result = self.session(&mut session, &mut failures).await;
+                    session.running.shutdown().await;
+                    result
+                }
+                Err(error) => Err(error),
+            };
+            let Err(error) = result else { return };
+            tracing::debug!(target: "voussoir::txn", %error, "the bus failed");
+            self.stats.lock().error = Some(error);
+            let pause = self.config.pause * (1 << failures.min(6));
+            failures = failures.saturating_add(1);
+            self.pause(pause).await;
+        }
+    }
+
+    async fn pause(&mut self, pause: Duration) {
+        let until = tokio::time::sleep(pause);
+        tokio::pin!(until);
+        // Ends: after the pause, or when it is stopped.
+        loop {
+            tokio::select! {
+                () = &mut until => return,
+                _ = self.stopped.wait_for(|stopped| *stopped) => return,
+                // Dropped: there is nothing to say.
+                Some(_) = self.asked.recv() => {}
+            }
+        }
+    }
+
+    /// Ends well when it was stopped, or with why the bus failed.
+    async fn session(&mut self, session: &mut Session, failures: &mut u32) -> Result<(), BusError> {
+        let mut is_stopping = false;
+        // Ends: when it was stopped and nothing runs any more, or by an error.
+        loop {
+            self.commit(session).await?;
+            if is_stopping {
+                session.queued.clear();
+                if session.running.is_empty() {
+                    return Ok(());
+                }
+            }
+            self.begin(session);
+            match self.wait(session, is_stopping).await? {
+                Woken::Polled(deliveries) => {
+                    *failures = 0;
+                    self.stats.lock().error = None;
+                    self.deliver(session, deliveries).await?;
+                }
+                Woken::Ended(ended) => self.ended(session, ended),
+                Woken::Time => {
+                    let now = self.clock.now();
+                    session.cores.values_mut().for_each(|core| core.step(now, Input::Tick));
+                }
+                Woken::Stop => is_stopping = true,
+            }
+        }
+    }
+
+    async fn wait(&mut self, session: &mut Session, is_stopping: bool) -> Result<Woken, BusError> {
+        let has_room = session.cores.values().all(Core::has_room) && !is_stopping;
+        // Ends: each round but one that answers a question leaves.
+        loop {
+            let now = self.clock.now();
+            let deadline = session.cores.values().filter_map(Core::next_deadline).min();
+            let sleep = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
+            let time = async {
+                match sleep {
+                    Some(sleep) => tokio::time::sleep(sleep).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                polled = session.subscription.poll(MAX_WAIT), if has_room => {
+                    return polled.map(Woken::Polled);
+                }
+                Some(ended) = session.running.join_next_with_id() => return Ok(Woken::Ended(ended)),
+                () = time, if !is_stopping => return Ok(Woken::Time),
+                _ = self.stopped.wait_for(|stopped| *stopped), if !is_stopping => {
+                    return Ok(Woken::Stop);
+                }
+                Some(answer) = self.asked.recv() => {
+                    let waiting = session.cores.values().flat_map(Core::waiting).collect();
+                    // An error: the caller has gone.
+                    let _ = answer.send(waiting);
+                }
+            }
+        }
+    }
+
+    async fn deliver(
+        &mut self,
+        session: &mut Session,
+        deliveries: Vec<Delivery>,
+    ) -> Result<(), BusError> {
+        let now = self.clock.now();
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Assigned { partition, state } => {
+                    let (participant, config) = (self.participant.clone(), self.config.clone());
+                    let limit = session.limit_bytes;
+                    let core = Core::open(partition, participant, config, limit, now, state);
+                    let mut core = core.map_err(BusError::NotApplied)?;
+                    let sealed = core.take_sealed();
+                    session.cores.insert(partition, core);
+                    for commit in sealed {
+                        self.write(session, commit).await?;
+                    }
+                }
+                Delivery::Lost { partition } => session.lose(partition),
+                Delivery::Event { partition, event } => {
+                    session.is_dirty = true;
+                    self.stats.lock().events += 1;
+                    if let Some(core) = session.cores.get_mut(&partition) {
+                        core.step(now, Input::Event(event));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a call has ended with, and what others have that ended meanwhile.
+    fn ended(&self, session: &mut Session, ended: Result<(tokio::task::Id, Answer), JoinError>) {
+        let mut next = Some(ended);
+        // Ends: when no other call has ended, or the commit is large enough.
+        while let Some(ended) = next {
+            let answer = match ended {
+                Ok((_, answer)) => Some(answer),
+                Err(error) => {
+                    let id = error.id();
+                    let of = |(call, (task, _)): (&CallId, &(_, _))| (*task == id).then_some(*call);
+                    let call = session.handles.iter().find_map(of);
+                    call.map(|call| (call, Err(format!("it panicked: {error}"))))
+                }
+            };
+            if let Some(((partition, number), result)) = answer {
+                session.handles.remove(&(partition, number));
+                let (now, limit) = (self.clock.now(), session.limit_bytes);
+                if let Some(core) = session.cores.get_mut(&partition) {
+                    let result = result.and_then(|events| fits(events, limit));
+                    let mut stats = self.stats.lock();
+                    stats.calls += 1;
+                    stats.failures += u64::from(result.is_err());
+                    drop(stats);
+                    core.step(now, Input::Handled { number, result });
+                }
+            }
+            next = (session.commit_bytes() < session.limit_bytes)
+                .then(|| session.running.try_join_next_with_id())
+                .flatten();
+        }
+    }
+
+    /// Begins calls, up to `max_parallel`.
+    fn begin(&self, session: &mut Session) {
+        for (partition, core) in &mut session.cores {
+            while let Some(call) = core.poll_output() {
+                session.queued.push_back((*partition, call));
+            }
+        }
+        while session.running.len() < self.config.max_parallel
+            && let Some((partition, call)) = session.queued.pop_front()
+        {
+            let id = (partition, call.number);
+            let rules = Arc::clone(&self.participant.rules);
+            let handle = session.running.spawn(async move {
+                let rule = &rules[call.rule];
+                let cx = EventCx { key: call.key, events: call.events, attempt: call.attempt };
+                let result = match tokio::time::timeout(rule.timeout, (rule.run)(cx)).await {
+                    Ok(result) => result.map_err(|error| error.0),
+                    Err(_) => Err(format!("it did not end within {:?}", rule.timeout)),
+                };
+                (id, result)
+            });
+            session.handles.insert(id, (handle.id(), handle));
+        }
+    }
+
+    async fn commit(&self, session: &mut Session) -> Result<(), BusError> {
+        let mut all = Commit::default();
+        for core in session.cores.values_mut() {
+            let Commit { state, publish, dead } = core.take_commit();
+            all.state.extend(state);
+            all.publish.extend(publish);
+            all.dead.extend(dead);
+        }
+        if all.is_empty() && !session.is_dirty {
+            return Ok(());
+        }
+        self.write(session, all).await
+    }
+
+    async fn write(&self, session: &mut Session, commit: Commit) -> Result<(), BusError> {
+        let (published, dead) = (commit.publish.len() as u64, commit.dead.len() as u64);
+        session.subscription.commit(commit).await?;
+        session.is_dirty = false;
+        let mut stats = self.stats.lock();
+        stats.commits += 1;
+        stats.published += published;
+        stats.dead += dead;
+        Ok(())
+    }
+}
+
+impl Session {
+    fn new(subscription: Box<dyn Subscription>) -> Self {
+        Self {
+            // The other three quarters: one more event or result, and what it evicts.
+            limit_bytes: subscription.max_commit_bytes() / 4,
+            subscription,
+            cores: BTreeMap::new(),
+            queued: VecDeque::new(),
+            running: JoinSet::new(),
+            handles: HashMap::new(),
+            is_dirty: false,
+        }
+    }
+
+    fn commit_bytes(&self) -> usize {
+        self.cores.values().map(Core::commit_bytes).sum()
+    }
+
+    /// Forgets a partition: its calls are made again by whoever has it now.
+    fn lose(&mut self, partition: u32) {
+        self.cores.remove(&partition);
+        self.queued.retain(|(of, _)| *of != partition);
+        self.handles.retain(|(of, _), (_, handle)| {
+            if *of == partition {
+                handle.abort();
+            }
+            *of != partition
+        });
+    }
+}
+
+fn fits(events: Vec<NewEvent>, max: usize) -> Result<Vec<NewEvent>, String> {
+    let bytes: usize = events.iter().map(|event| event.body.len()).sum();
+    if bytes > max {
+        return Err(format!("it published {bytes} bytes, at most {max}"));
+    }
+    Ok(events)
+}

@@ -1,0 +1,192 @@
+//! An outbox whose sink is a queue, with a real PostgreSQL and a journal on files: the process that
+//! relays is killed in between, and nothing is lost, doubled or out of order.
+
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_postgres::{Client, NoTls};
+use voussoir_journal::Journal;
+use voussoir_queue::{Queue, QueueConfig, TopicConfig};
+use voussoir_sim::{Rng, Situations};
+use voussoir_txn::outbox::*;
+
+static SITUATIONS: [&str; 4] = ["killed", "delivered before a kill", "another topic", "told again"];
+const CHILD: &str = "VOUSSOIR_TXN_QUEUE_RELAY";
+const TOPICS: [&str; 2] = ["orders", "bills"];
+
+fn config(database: Option<&str>) -> tokio_postgres::Config {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    let mut config: tokio_postgres::Config = url.parse().unwrap();
+    if let Some(database) = database {
+        config.dbname(database);
+    }
+    config
+}
+
+async fn connect(database: Option<&str>) -> Client {
+    let (client, connection) = config(database).connect(NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn open(dir: &str) -> (Journal, Queue) {
+    let journal = Journal::open(dir, voussoir_journal::Config::default()).unwrap();
+    let queue = Queue::open(&journal, "q", QueueConfig::default()).unwrap();
+    for topic in TOPICS {
+        if queue.topic(topic).is_err() {
+            queue.create_topic(topic, TopicConfig::partitions(3)).await.unwrap();
+        }
+    }
+    (journal, queue)
+}
+
+/// The child of the test below; alone it does nothing.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_process_that_relays_into_a_queue() {
+    let Ok(arguments) = std::env::var(CHILD) else { return };
+    let (database, dir) = arguments.split_once(' ').unwrap();
+    let (_journal, queue) = open(dir).await;
+    let outbox = Outbox::open(config(Some(database)), OutboxConfig::default()).await.unwrap();
+    let mut relay = RelayConfig::default();
+    relay.lease = Duration::from_millis(300);
+    relay.deliver_timeout = Duration::from_millis(150);
+    relay.poll = Duration::from_millis(20);
+    relay.max_rows = 8;
+    let sink = Arc::new(QueueSink::new(&queue, 1000));
+    let _relay = Relay::start(&outbox, sink, relay).unwrap();
+    // Ends: it is killed.
+    std::future::pending::<()>().await;
+}
+
+/// What is in the queue: key, body and id of each record, in the order of its partition.
+async fn records(dir: &str) -> Vec<(String, u64, String)> {
+    let (_journal, queue) = open(dir).await;
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let mut all = Vec::new();
+    for (topic, number) in TOPICS.iter().flat_map(|topic| (0..3).map(move |number| (topic, number)))
+    {
+        let partition = queue.topic(topic).unwrap().partition(number).unwrap();
+        let mut offset = partition.offsets().start;
+        while offset < partition.offsets().end {
+            let fetched = partition.fetch(offset, 1 << 20).unwrap();
+            for record in fetched.records(usize::MAX) {
+                let record = record.unwrap();
+                let id = record.last_header(MESSAGE_ID_HEADER).unwrap();
+                let key = format!("{topic} {}", text(record.key.as_ref().unwrap()));
+                let body = text(record.value.as_ref().unwrap()).parse().unwrap();
+                all.push((key, body, text(id)));
+            }
+            offset = fetched.next_offset;
+        }
+    }
+    all
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs postgresql"]
+async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets() {
+    let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(6, |kills| kills.parse().unwrap());
+    let situations = Situations::new(&SITUATIONS);
+    let name = format!("voussoir_outbox_queue_{}", std::process::id());
+    connect(None).await.batch_execute(&format!("CREATE DATABASE {name}")).await.unwrap();
+    let dir = std::env::temp_dir().join(&name).display().to_string();
+    let outbox = Outbox::open(config(Some(&name)), OutboxConfig::default()).await.unwrap();
+    let client = connect(Some(&name)).await;
+    let mut rng = Rng::new(3);
+    let mut body = 0;
+    let mut put = 0;
+    for _ in 0..kills {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["a_process_that_relays_into_a_queue", "--exact", "--include-ignored"])
+            .env(CHILD, format!("{name} {dir}"))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let until = Instant::now() + Duration::from_millis(600 + rng.below(400));
+        while Instant::now() < until {
+            let messages: Vec<NewMessage> = (0..5)
+                .map(|_| {
+                    body += 1;
+                    let topic = TOPICS[usize::from(rng.below(8) == 0)];
+                    situations.add("another topic", u64::from(topic == TOPICS[1]));
+                    NewMessage::new(topic, &format!("k{}", rng.below(5)), body.to_string())
+                })
+                .collect();
+            outbox.put(&client, &messages).await.unwrap();
+            put += messages.len();
+            outbox.wake();
+        }
+        let before = outbox.waiting(&client).await.unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        situations.reached("killed");
+        situations.add("delivered before a kill", u64::from((before as usize) < put));
+    }
+    // What the dead ones had appended and not deleted comes again.
+    let (journal, queue) = open(&dir).await;
+    let known: std::collections::HashSet<String> = {
+        drop((queue, journal));
+        records(&dir).await.into_iter().map(|(_, _, id)| id).collect()
+    };
+    let rows = client.query("SELECT message_id FROM voussoir_outbox", &[]).await.unwrap();
+    let again = rows.iter().filter(|row| known.contains(row.get::<_, &str>(0))).count();
+    situations.add("told again", again as u64);
+    let (journal, queue) = open(&dir).await;
+    let mut relay = RelayConfig::default();
+    relay.poll = Duration::from_millis(20);
+    let relay = Relay::start(&outbox, Arc::new(QueueSink::new(&queue, 1000)), relay).unwrap();
+    let start = Instant::now();
+    while outbox.waiting(&client).await.unwrap() > 0 {
+        assert!(start.elapsed() < Duration::from_secs(30), "{relay:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    relay.stop().await;
+    drop((queue, journal));
+
+    let records = records(&dir).await;
+    let mut bodies: Vec<u64> = records.iter().map(|(_, body, _)| *body).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, (1..=body).collect::<Vec<u64>>(), "each is there, once");
+    let mut last = std::collections::HashMap::new();
+    for (key, body, _) in records {
+        let before = last.insert(key.clone(), body);
+        assert!(before.is_none_or(|before| before < body), "{key}: {body} after {before:?}");
+    }
+    let drop_it = format!("DROP DATABASE {name} WITH (FORCE)");
+    drop((client, outbox));
+    connect(None).await.batch_execute(&drop_it).await.unwrap();
+    std::fs::remove_dir_all(&dir).unwrap();
+    situations.assert_all_reached();
+}
+
+/// A delivery that is dropped goes on: the same messages are waited for, and appended once.
+#[tokio::test]
+async fn a_delivery_that_is_given_up_is_not_appended_twice() {
+    let dir = std::env::temp_dir().join(format!("voussoir-txn-sink-{}", std::process::id()));
+    let dir = dir.display().to_string();
+    let (journal, queue) = open(&dir).await;
+    let sink = QueueSink::new(&queue, 100);
+    let message = |number: u64, topic: &str| {
+        Message::new(&format!("id {number}"), number, topic, "k", number.to_string())
+    };
+    let all: Vec<Message> = (1..=3).map(|number| message(number, "orders")).collect();
+    // Dropped while the append is on its way.
+    for _ in 0..5 {
+        let given_up = tokio::time::timeout(Duration::ZERO, sink.deliver(&all[..2])).await;
+        drop(given_up);
+        tokio::task::yield_now().await;
+    }
+    sink.deliver(&all).await.unwrap();
+    sink.deliver(&all).await.unwrap();
+    let mixed = [message(3, "orders"), message(4, "bills")];
+    assert_eq!(sink.deliver(&mixed).await.unwrap_err().delivered, 1, "one topic at once");
+    assert_eq!(sink.deliver(&[message(5, "none")]).await.unwrap_err().delivered, 0);
+    // Another sink reads the ids back.
+    QueueSink::new(&queue, 100).deliver(&all).await.unwrap();
+    drop((sink, queue, journal));
+    let bodies: Vec<u64> = records(&dir).await.into_iter().map(|(_, body, _)| body).collect();
+    assert_eq!(bodies, [1, 2, 3]);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
