@@ -20,6 +20,8 @@ mod producer;
 #[cfg(feature = "journal")]
 mod queue;
 pub mod routing;
+#[cfg(feature = "journal")]
+mod session;
 pub mod store;
 #[cfg(feature = "journal")]
 mod transaction;
@@ -48,6 +50,8 @@ pub use partitioner::{Murmur2, Partitioner};
 pub use producer::{Delivered, Producer, SendFuture};
 #[cfg(feature = "journal")]
 pub use queue::{Queue, Topic, TopicPartition};
+#[cfg(feature = "journal")]
+pub use session::{SessionToken, TokenError};
 pub use store::Durability;
 #[cfg(feature = "journal")]
 pub use transaction::{Committed, Transaction, TransactionalProducer};

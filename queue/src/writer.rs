@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use voussoir_journal::{Batch as Records, Commit, Log};
 
 use crate::core::entry::{Change, Key, TopicEntry};
@@ -89,6 +90,8 @@ struct Shared {
     store: JournalStore,
     log: Log,
     inner: Mutex<Inner>,
+    /// Changes after each commit whose changes can be seen.
+    landed: watch::Sender<()>,
 }
 
 struct Inner {
@@ -144,7 +147,8 @@ impl Writer {
             is_driven: false,
             stopped: None,
         };
-        Ok(Self { shared: Arc::new(Shared { store, log, inner: Mutex::new(inner) }) })
+        let (inner, landed) = (Mutex::new(inner), watch::Sender::new(()));
+        Ok(Self { shared: Arc::new(Shared { store, log, inner, landed }) })
     }
 
     pub(crate) fn store(&self) -> &JournalStore {
@@ -160,6 +164,11 @@ impl Writer {
     /// Reads the table.
     pub(crate) fn read<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
         read(&self.shared.inner.lock().table)
+    }
+
+    /// Changes when the table has.
+    pub(crate) fn landed(&self) -> watch::Receiver<()> {
+        self.shared.landed.subscribe()
     }
 
     /// Queues an item, which ends in any case.
@@ -500,6 +509,7 @@ fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), Sto
             _ => {}
         }
     }
+    shared.landed.send_replace(());
     let is_deleted = |slot: &Slot| deletes.iter().any(|log| slot.store.is_in(log));
     for (slot, turn) in turns.into_values() {
         if result.is_ok() && is_deleted(&slot) {

@@ -9,7 +9,8 @@ use voussoir_journal::files::crash::CrashFiles;
 use voussoir_journal::{Journal, MemoryFiles};
 use voussoir_queue::{
     Assignor, CommitError, ConsumeError, Consumer, ConsumerConfig, FetchError, Guarantee,
-    ProducerConfig, Queue, QueueConfig, Record, Seek, Start, Topic, TopicConfig, TopicPartition,
+    ProducerConfig, Queue, QueueConfig, Record, Seek, SessionToken, Start, TokenError, Topic,
+    TopicConfig, TopicPartition,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -402,4 +403,65 @@ async fn a_damaged_partition_keeps_no_member_from_the_others() {
     assert_eq!(read, 4, "all of the partitions that opened");
     assert!(errors > 0, "the caller is told of the one that did not");
     assert_eq!(owned(&consumer), BTreeSet::from([1, 2]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_waits_for_the_group_that_works_on_what_was_written() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let mut token = SessionToken::new();
+    assert!(queue.has_read("view", &token), "nothing was seen");
+    queue.add_to_token(&mut token, &TopicPartition::new("t", 1), 2).expect("it is there");
+    queue.add_to_token(&mut token, &TopicPartition::new("t", 1), 0).expect("an older record");
+    assert!(queue.add_to_token(&mut token, &TopicPartition::new("t", 2), 0).is_err());
+    let mut token = SessionToken::decode(&token.encode()).expect("a token");
+    assert!(!queue.has_read("view", &token));
+    assert!(!queue.wait_until_read("view", &token, SECOND).await, "nobody reads");
+    let waiting = {
+        let (queue, token) = (queue.clone(), token.clone());
+        tokio::spawn(async move { queue.wait_until_read("view", &token, 10 * SECOND).await })
+    };
+    let mut config = ConsumerConfig::group("view", ["t"]);
+    (config.guarantee, config.max_poll_records) = (Guarantee::Manual, 100);
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    let mut read = 0;
+    while read < 6 {
+        read += consumer.poll(SECOND).await.expect("a poll").records.len();
+    }
+    assert!(!queue.has_read("view", &token), "it was read and not worked on");
+    consumer.commit().await.expect("stored");
+    assert!(waiting.await.expect("it ends"));
+    assert!(queue.has_read("view", &token) && !queue.has_read("other", &token));
+    let mut other = SessionToken::new();
+    queue.add_to_token(&mut other, &TopicPartition::new("t", 0), 3).expect("it is there");
+    token.merge(&other);
+    assert!(!queue.has_read("view", &token), "a merged token has seen both");
+    // A topic that is deleted, and one of its name that follows it, hold up no session.
+    queue.delete_topic("t").await.expect("deleted");
+    topic(&queue, "t", 2).await;
+    assert!(queue.has_read("view", &token));
+}
+
+#[test]
+fn what_is_no_token_is_refused() {
+    let head = |count: u16| [&[b'q', 1][..], &count.to_le_bytes()].concat();
+    let entry = |number: u32| [&number.to_le_bytes()[..], &7_u64.to_le_bytes()].concat();
+    let wrong = [
+        (vec![], TokenError::Kind),
+        (vec![b'c', 1, 0, 0], TokenError::Kind),
+        (vec![b'q'], TokenError::Length(1)),
+        (vec![b'q', 2, 0, 0], TokenError::Version(2)),
+        (vec![b'q', 1, 0], TokenError::Length(3)),
+        ([head(1), entry(1), vec![0]].concat(), TokenError::Length(17)),
+        ([head(2), entry(1)].concat(), TokenError::Length(16)),
+        (head(u16::MAX), TokenError::Length(4)),
+        ([head(2), entry(2), entry(2)].concat(), TokenError::Order),
+        ([head(2), entry(2), entry(1)].concat(), TokenError::Order),
+    ];
+    for (bytes, error) in wrong {
+        assert_eq!(SessionToken::decode(&bytes), Err(error), "{bytes:?}");
+    }
+    let token = SessionToken::decode(&[head(2), entry(1), entry(2)].concat()).expect("a token");
+    assert_eq!(token.encode(), [head(2), entry(1), entry(2)].concat());
 }
