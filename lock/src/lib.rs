@@ -5,6 +5,9 @@ mod clock;
 pub mod core;
 mod election;
 mod error;
+#[cfg(feature = "etcd")]
+#[cfg_attr(docsrs, doc(cfg(feature = "etcd")))]
+pub mod etcd;
 mod fence;
 pub mod ids;
 mod lease;
@@ -12,9 +15,15 @@ mod memory;
 #[cfg(feature = "net")]
 #[cfg_attr(docsrs, doc(cfg(feature = "net")))]
 pub mod net;
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub mod postgres;
 #[cfg(feature = "raft")]
 #[cfg_attr(docsrs, doc(cfg(feature = "raft")))]
 pub mod raft;
+#[cfg(feature = "redis")]
+#[cfg_attr(docsrs, doc(cfg(feature = "redis")))]
+pub mod redis;
 mod replica;
 mod service;
 mod session;

@@ -15,6 +15,14 @@ const _: () = {
     is_send_sync::<raft::RaftLocks>();
 };
 
+#[cfg(all(feature = "etcd", feature = "postgres", feature = "redis"))]
+const _: () = {
+    is_send_sync::<etcd::EtcdLocks>();
+    is_send_sync::<postgres::PostgresLocks>();
+    is_send_sync::<postgres::PostgresFence>();
+    is_send_sync::<redis::RedisLocks>();
+};
+
 const _: () = {
     is_send_sync::<Fence<u64>>();
     is_send_sync::<FencingToken>();

@@ -179,3 +179,74 @@ fn every_valid_lease_ends_before_its_time_to_live() {
     result.expect("every case");
     situations.assert_all_reached();
 }
+
+#[cfg(all(feature = "etcd", feature = "postgres", feature = "redis"))]
+mod back_ends {
+    use std::sync::Arc;
+
+    use voussoir_lock::etcd::{Channel, EtcdConfig, EtcdLocks};
+    use voussoir_lock::postgres::{PostgresConfig, PostgresLocks};
+    use voussoir_lock::redis::{RedisConfig, RedisLocks};
+
+    use super::*;
+
+    fn texts() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-z \"'%{}.]{0,70}",
+            any::<String>(),
+            (0..600_usize).prop_map(|length| "x".repeat(length)),
+        ]
+    }
+
+    /// A client is made of each that is valid, without a server; `tests/postgres.rs` uses a schema
+    /// with the characters that a name may have.
+    #[test]
+    fn every_valid_configuration_makes_a_client_and_no_other() {
+        static SITUATIONS: [&str; 4] = ["schema", "poll", "prefix", "all valid"];
+        let situations = Situations::new(&SITUATIONS);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let _entered = runtime.enter();
+        let cases = (texts(), durations());
+        let result = runner(4_000).run(&cases, |(text, poll)| {
+            let mut postgres = PostgresConfig::default();
+            (postgres.schema, postgres.poll_interval) = (text.clone(), poll);
+            let is_name = (1..=63).contains(&text.len()) && !text.contains(['\0', '$', '\\']);
+            let polls = |least: u64| (least..=60_000).contains(&(poll.as_millis() as u64));
+            let in_range = |least| poll <= Duration::from_secs(60) && polls(least);
+            let rejected = match (is_name, in_range(10)) {
+                (false, _) => Some("schema"),
+                (true, false) => Some("poll_interval"),
+                (true, true) => None,
+            };
+            situations.reached(match rejected {
+                Some("schema") => "schema",
+                Some(_) => "poll",
+                None => "all valid",
+            });
+            let checked = postgres.validate().err().map(|error| error.field);
+            prop_assert_eq!(checked, rejected);
+            let made = PostgresLocks::start(Arc::new(tokio_postgres::Config::new()), postgres);
+            prop_assert_eq!(made.err().map(|error| error.field), rejected);
+
+            let mut redis = RedisConfig::default();
+            (redis.prefix, redis.poll_interval) = (text.clone(), poll);
+            let is_valid = text.len() <= 256 && in_range(1);
+            let client = redis::Client::open("redis://127.0.0.1").expect("an address");
+            prop_assert_eq!(redis.validate().is_ok(), is_valid);
+            prop_assert_eq!(RedisLocks::new(client, redis).is_ok(), is_valid);
+
+            let mut etcd = EtcdConfig::default();
+            etcd.prefix = text.clone();
+            let channel = Channel::from_static("http://127.0.0.1:1").connect_lazy();
+            prop_assert_eq!(etcd.validate().is_ok(), text.len() <= 256);
+            prop_assert_eq!(EtcdLocks::new(channel, etcd).is_ok(), text.len() <= 256);
+            if text.len() > 256 {
+                situations.reached("prefix");
+            }
+            Ok(())
+        });
+        result.expect("every case");
+        situations.assert_all_reached();
+    }
+}

@@ -1,0 +1,306 @@
+//! The lock service in a real PostgreSQL.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{sleep, timeout};
+use tokio_postgres::{AsyncMessage, Client, NoTls};
+use voussoir_lock::postgres::{FenceError, PostgresConfig, PostgresFence, PostgresLocks};
+use voussoir_lock::testing::{Capabilities, conformance};
+use voussoir_lock::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+const MS: Duration = Duration::from_millis(1);
+
+fn database() -> tokio_postgres::Config {
+    let url = std::env::var("DATABASE_URL").expect("DATABASE_URL is set by `cargo xtask test`");
+    url.parse().expect("an address")
+}
+
+async fn admin() -> Client {
+    let (client, connection) = database().connect(NoTls).await.expect("it runs");
+    tokio::spawn(connection);
+    client
+}
+
+/// A schema of a test's own, whose name has what a name may have.
+struct Schema(String);
+
+impl Schema {
+    async fn new(test: &str) -> Self {
+        let schema = Self(format!("Lock's \"{test}\" {}", std::process::id()));
+        schema.drop_it().await;
+        schema
+    }
+
+    fn quoted(&self) -> String {
+        format!("\"{}\"", self.0.replace('"', "\"\""))
+    }
+
+    async fn drop_it(&self) {
+        let drop_it = format!("DROP SCHEMA IF EXISTS {} CASCADE", self.quoted());
+        admin().await.batch_execute(&drop_it).await.expect("it is dropped");
+    }
+
+    fn locks(&self) -> Arc<PostgresLocks> {
+        self.locks_of(database(), SECOND)
+    }
+
+    fn locks_of(&self, database: tokio_postgres::Config, poll: Duration) -> Arc<PostgresLocks> {
+        let mut config = PostgresConfig::default();
+        (config.schema, config.poll_interval) = (self.0.clone(), poll);
+        PostgresLocks::start(Arc::new(database), config).expect("a valid configuration")
+    }
+
+    async fn count(&self, table: &str) -> i64 {
+        let count = format!("SELECT count(*) FROM {}.{table}", self.quoted());
+        admin().await.query_one(&count, &[]).await.expect("a table").get(0)
+    }
+}
+
+async fn open(service: Arc<PostgresLocks>, ttl: Duration) -> Session {
+    let mut config = LeaseConfig::default();
+    config.ttl = ttl;
+    Session::open(service, config, 10 * SECOND).await.expect("the service works")
+}
+
+/// Two clients that install the schema at once, also if notifications are lost.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn postgresql_conforms() {
+    let schema = Schema::new("conforms").await;
+    let connect = async || schema.locks();
+    let begun = tokio::join!(open(schema.locks(), SECOND), open(schema.locks(), SECOND));
+    conformance(connect, &Capabilities::default()).await.assert_passed();
+    drop(begun);
+    schema.drop_it().await;
+}
+
+/// Regression corpus 48 and the rule of tokens: a sequence outlives the locks and the server's
+/// memory of them; every client is as good as new.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn tokens_grow_over_reconnects_and_emptied_tables() {
+    let schema = Schema::new("tokens").await;
+    let mut latest = FencingToken::new(0);
+    for _ in 0..3 {
+        let session = open(schema.locks(), SECOND).await;
+        let guard = session.lock("a").within(5 * SECOND).await.expect("it is free");
+        assert!(guard.token() > latest, "{:?} after {latest:?}", guard.token());
+        latest = guard.token();
+        drop((guard, session));
+        let empty = format!("TRUNCATE {0}.locks, {0}.requests, {0}.sessions", schema.quoted());
+        admin().await.batch_execute(&empty).await.expect("it is emptied");
+    }
+    schema.drop_it().await;
+}
+
+/// Regression corpus 59: the end of a connection ends no session, and loses no lock.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn ended_connections_cost_no_lock() {
+    let schema = Schema::new("ended").await;
+    let (mut one, name) = (database(), format!("voussoir-ended-{}", std::process::id()));
+    one.application_name(&name);
+    let session = open(schema.locks_of(one, SECOND), 2 * SECOND).await;
+    let guard = session.lock("a").within(SECOND).await.expect("it is free");
+    let other = open(schema.locks(), 2 * SECOND).await;
+    let waiting = {
+        let session = session.clone();
+        tokio::spawn(async move { session.lock("b").within(20 * SECOND).await })
+    };
+    let held = other.lock("b").try_within(SECOND).await.expect("an answer");
+    let mut ended = 0;
+    for _ in 0..6 {
+        let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                         WHERE application_name = $1";
+        let row = admin().await.query_one(terminate, &[&name]).await.expect("an answer");
+        ended += row.get::<_, i64>(0);
+        sleep(SECOND / 2).await;
+        guard.permit().expect("it is renewed by another connection");
+    }
+    assert!(ended >= 4, "{ended} connections were ended");
+    assert!(other.lock("a").try_within(SECOND).await.expect("an answer").is_none());
+    drop(held);
+    drop(waiting.await.expect("no panic").expect("its turn has come"));
+    schema.drop_it().await;
+}
+
+/// Regression corpus 59: nothing of a client that was dropped in the middle of a call is left.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn calls_that_are_dropped_at_any_moment_leave_nothing() {
+    let schema = Schema::new("dropped").await;
+    let (one, two) = (open(schema.locks(), SECOND).await, open(schema.locks(), SECOND).await);
+    for micros in (0..3_000).step_by(100) {
+        let asked = one.lock("a").within(5 * SECOND);
+        let _ = timeout(Duration::from_micros(micros), asked).await;
+        let guard = two.lock("a").within(5 * SECOND).await.expect("it is given back");
+        assert_eq!(guard.release(SECOND).await, Released::Released);
+    }
+    one.check().expect("it was not lost for it");
+    one.close(SECOND).await.expect("the service works");
+    two.close(SECOND).await.expect("the service works");
+    assert_eq!((schema.count("locks").await, schema.count("sessions").await), (0, 2));
+    schema.drop_it().await;
+}
+
+/// One wake per release: the others ask the database no more often than they poll.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_release_wakes_one_of_many() {
+    let schema = Schema::new("wakes").await;
+    // They would wait for a minute, were it not for the notifications.
+    let waiters = schema.locks_of(database(), 60 * SECOND);
+    let session = open(waiters, 10 * SECOND).await;
+    let holder = open(schema.locks(), 10 * SECOND).await;
+    let first = holder.lock("a").within(SECOND).await.expect("it is free");
+    let mut tasks = Vec::new();
+    for _ in 0..50 {
+        let session = session.clone();
+        tasks.push(tokio::spawn(async move {
+            let guard = session.lock("a").within(30 * SECOND).await.expect("its turn comes");
+            assert_eq!(guard.release(SECOND).await, Released::Released);
+        }));
+    }
+    let service: Arc<dyn LockService<Grants = Fenced>> = schema.locks();
+    // Ends: all have come.
+    while service.view(&"a".into(), None, Instant::now() + SECOND).await.expect("a view").waiters
+        < 50
+    {
+        sleep(10 * MS).await;
+    }
+    let mut config = database();
+    let (client, mut connection) =
+        config.application_name("l").connect(NoTls).await.expect("it runs");
+    let (told, mut wakes) = mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        // Ends: with the client.
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if let AsyncMessage::Notification(notification) = message {
+                let _ = told.send(notification.payload().to_owned());
+            }
+        }
+    });
+    client.batch_execute(&format!("LISTEN {}", schema.quoted())).await.expect("it listens");
+    let begun = Instant::now();
+    assert_eq!(first.release(SECOND).await, Released::Released);
+    for task in tasks {
+        task.await.expect("it is served");
+    }
+    assert!(begun.elapsed() < 20 * SECOND, "{:?} for 50 turns", begun.elapsed());
+    let mut woken = Vec::new();
+    while woken.len() < 50 {
+        woken.push(timeout(5 * SECOND, wakes.recv()).await.expect("50 wakes").expect("a wake"));
+    }
+    assert!(timeout(100 * MS, wakes.recv()).await.is_err(), "more wakes than releases");
+    woken.sort_unstable();
+    woken.dedup();
+    assert_eq!(woken.len(), 50, "each is woken once");
+    schema.drop_it().await;
+}
+
+/// What nobody waits for is swept up: a dead session and its locks leave no row.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn dead_sessions_leave_no_rows() {
+    let schema = Schema::new("swept").await;
+    let service = schema.locks();
+    let by = || Instant::now() + 5 * SECOND;
+    for name in ["a", "b", "c"] {
+        let dead = service.open_session(200 * MS, by()).await.expect("it opens");
+        for request in 1..=3 {
+            let acquisition = Acquisition {
+                session: dead,
+                request,
+                floor: 1,
+                name: format!("{name}{request}").into(),
+                mode: Mode::Exclusive,
+                wait: false,
+                lock_delay: 100 * MS,
+            };
+            let granted = service.acquire(&acquisition, by()).await;
+            assert!(matches!(granted, Ok(Acquired::Granted { .. })), "{granted:?}");
+        }
+        service.release(dead, 3, by()).await.expect("it is released");
+    }
+    sleep(SECOND).await;
+    let mut sweeps = 0;
+    let sweep = format!("SELECT {}.sweep()", schema.quoted());
+    // Ends: each turn settles a lock.
+    while admin().await.query_one(&sweep, &[]).await.expect("a sweep").get::<_, bool>(0) {
+        sweeps += 1;
+        assert!(sweeps <= 6, "six locks were held");
+    }
+    sleep(200 * MS).await;
+    admin().await.batch_execute(&sweep).await.expect("a sweep");
+    for table in ["locks", "requests", "sessions"] {
+        assert_eq!(schema.count(table).await, 0, "{table}");
+    }
+    schema.drop_it().await;
+}
+
+/// A session that was ended for being late does not come back when the database's clock does.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_clock_that_steps_back_revives_no_session() {
+    let schema = Schema::new("clock").await;
+    let service = schema.locks();
+    let by = || Instant::now() + 5 * SECOND;
+    let dead = service.open_session(200 * MS, by()).await.expect("it opens");
+    let acquisition = |session| Acquisition {
+        session,
+        request: 1,
+        floor: 1,
+        name: "a".into(),
+        mode: Mode::Exclusive,
+        wait: true,
+        lock_delay: Duration::ZERO,
+    };
+    service.acquire(&acquisition(dead), by()).await.expect("it is free");
+    let other = service.open_session(60 * SECOND, by()).await.expect("it opens");
+    let granted = service.acquire(&acquisition(other), by()).await;
+    assert!(matches!(granted, Ok(Acquired::Granted { .. })), "{granted:?}");
+    // As if the clock had been set back by an hour.
+    let later =
+        format!("UPDATE {}.sessions SET expires_at = expires_at + interval '1 h'", schema.quoted());
+    admin().await.batch_execute(&later).await.expect("an update");
+    let renewed = service.renew_session(dead, by()).await;
+    assert_eq!(renewed, Err(Rejection::NoSession.into()));
+    let again = service.acquire(&acquisition(dead), by()).await;
+    assert_eq!(again, Err(Rejection::NoSession.into()));
+    schema.drop_it().await;
+}
+
+/// The late write of a holder that was paused past its lease, in the resource's own transaction.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn the_late_transaction_of_a_paused_holder_is_refused() {
+    let schema = Schema::new("fence").await;
+    let (one, two) = (open(schema.locks(), SECOND).await, open(schema.locks(), SECOND).await);
+    let fence = PostgresFence::new(format!("{}.fences", schema.quoted()));
+    let mut client = admin().await;
+    fence.install(&client).await.expect("it is created");
+    fence.install(&client).await.expect("it is there");
+    let old = one.lock("ledger").within(SECOND).await.expect("it is free");
+    let mut write = async |token| {
+        let transaction = client.transaction().await.expect("a transaction");
+        fence.enter(&transaction, "ledger", token).await?;
+        transaction.commit().await?;
+        Ok::<_, FenceError>(())
+    };
+    write(old.token()).await.expect("the holder");
+    write(old.token()).await.expect("the holder, again");
+    let token = old.token();
+    assert_eq!(old.release(SECOND).await, Released::Released);
+    let new = two.lock("ledger").within(SECOND).await.expect("it is free");
+    write(new.token()).await.expect("the next holder");
+    let late = write(token).await.expect_err("it was paused");
+    let FenceError::Stale(stale) = late else { panic!("{late}") };
+    assert_eq!((stale.token, stale.latest), (token.get(), new.token().get()));
+    let never = write(FencingToken::new(u64::MAX)).await.expect_err("no such token");
+    assert!(matches!(never, FenceError::OutOfRange));
+    schema.drop_it().await;
+}
