@@ -70,7 +70,8 @@ async fn a_revoked_lease_gets_no_place_and_ends_a_wait() {
         let late = Instant::now() + 60 * SECOND;
         tokio::spawn(async move { service.acquire(&ask(session, 1, "a"), late).await })
     };
-    let view = || service.view(Box::leak(Box::new("a".into())), None, by());
+    let name = Bytes::from_static(b"a");
+    let view = || service.view(&name, None, by());
     // Ends: it waits.
     while view().await.expect("a view").waiters < 1 {
         sleep(5 * MS).await;

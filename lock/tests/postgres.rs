@@ -73,7 +73,9 @@ async fn postgresql_conforms() {
     let schema = Schema::new("conforms").await;
     let connect = async || schema.locks();
     let begun = tokio::join!(open(schema.locks(), SECOND), open(schema.locks(), SECOND));
-    conformance(connect, &Capabilities::default()).await.assert_passed();
+    let mut capabilities = Capabilities::default();
+    (capabilities.ttl, capabilities.slack) = (2 * SECOND, 2 * SECOND);
+    conformance(connect, &capabilities).await.assert_passed();
     drop(begun);
     schema.drop_it().await;
 }
@@ -271,6 +273,45 @@ async fn a_clock_that_steps_back_revives_no_session() {
     assert_eq!(renewed, Err(Rejection::NoSession.into()));
     let again = service.acquire(&acquisition(dead), by()).await;
     assert_eq!(again, Err(Rejection::NoSession.into()));
+    schema.drop_it().await;
+}
+
+/// Also where the database or a pooler has chosen otherwise for its connections.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn grants_and_renewals_are_durable_whatever_the_connection_says() {
+    let schema = Schema::new("durable").await;
+    drop(open(schema.locks(), SECOND).await);
+    // Looks at the moment of the commit.
+    let watch = format!(
+        "CREATE TABLE {0}.seen (source text, setting text);
+         CREATE FUNCTION {0}.look() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             INSERT INTO {0}.seen VALUES (TG_TABLE_NAME, current_setting('synchronous_commit'));
+             RETURN NULL;
+         END $$;
+         CREATE CONSTRAINT TRIGGER look AFTER INSERT OR UPDATE ON {0}.requests
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {0}.look();
+         CREATE CONSTRAINT TRIGGER look AFTER INSERT OR UPDATE ON {0}.sessions
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION {0}.look()",
+        schema.quoted()
+    );
+    admin().await.batch_execute(&watch).await.expect("it is created");
+    let mut hasty = database();
+    hasty.options("-c synchronous_commit=off");
+    let session = open(schema.locks_of(hasty, SECOND), SECOND).await;
+    let guard = session.lock("a").within(SECOND).await.expect("it is free");
+    sleep(SECOND).await;
+    assert_eq!(guard.release(SECOND).await, Released::Released);
+    for source in ["requests", "sessions"] {
+        let count = format!(
+            "SELECT count(*), count(*) FILTER (WHERE setting = 'on') FROM {}.seen \
+             WHERE source = $1",
+            schema.quoted()
+        );
+        let row = admin().await.query_one(&count, &[&source]).await.expect("an answer");
+        let (all, durable) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
+        assert!(all >= 2 && all == durable, "{durable} of {all} commits of {source}");
+    }
     schema.drop_it().await;
 }
 

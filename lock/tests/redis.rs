@@ -28,6 +28,7 @@ async fn open(url: &str) -> Session<Advisory> {
 async fn redis_conforms() {
     let Some(server) = RedisServer::start(&[]) else { return };
     let mut capabilities = Capabilities::default();
+    (capabilities.ttl, capabilities.slack) = (2 * SECOND, 2 * SECOND);
     capabilities.grows_tokens = false;
     capabilities.serves_in_order = false;
     capabilities.has_modes = false;

@@ -107,15 +107,6 @@ impl Link {
 
     async fn open(&self) -> Result<Client, Error> {
         let client = self.connect.connect(Notified(self.waits.clone())).await?;
-        // A grant that is not on the disk would give its token twice. What a statement waits for
-        // is short by design; somebody else's lock is not.
-        client
-            .batch_execute(
-                "SELECT set_config('synchronous_commit', 'on', false)
-                 WHERE current_setting('synchronous_commit') IN ('off', 'local');
-                 SET lock_timeout = '2s'; SET statement_timeout = '10s'",
-            )
-            .await?;
         install(&client, &self.schema).await?;
         if self.waits.is_some() {
             client.batch_execute(&format!("LISTEN {}", quoted(&self.schema))).await?;

@@ -187,7 +187,23 @@ impl Inner {
         }
     }
 
-    /// The status, and the number, that a function answers.
+    /// A function that answers `done`, or why not.
+    async fn done(
+        &self,
+        link: &Link,
+        statement: &str,
+        params: &[Param<'_>],
+        deadline: Instant,
+    ) -> Result<(), ServiceError> {
+        let rows = self.rows(link, statement, params, deadline).await?;
+        let row = rows.first().ok_or_else(|| ServiceError::unknown("no row"))?;
+        match row.try_get(0).map_err(ServiceError::unknown)? {
+            "done" => Ok(()),
+            status => Err(refusal(status)),
+        }
+    }
+
+    /// The status, and the number, that `acquire` answers.
     async fn status(
         &self,
         statement: &str,
@@ -197,8 +213,7 @@ impl Inner {
         let rows = self.rows(&self.work, statement, params, deadline).await?;
         let row = rows.first().ok_or_else(|| ServiceError::unknown("no row"))?;
         let status = row.try_get(0).map_err(ServiceError::unknown)?;
-        let number = if row.len() > 1 { row.try_get::<_, Option<i64>>(1) } else { Ok(None) };
-        let number = number.map_err(ServiceError::unknown)?;
+        let number = row.try_get::<_, Option<i64>>(1).map_err(ServiceError::unknown)?;
         Ok((status, number.map(|number| number.max(0) as u64)))
     }
 }
@@ -266,22 +281,16 @@ impl LockService for PostgresLocks {
         // Drawn, so that a database that is made anew repeats no id. One that is taken is an error
         // of the statement, and the next attempt draws another.
         let (id, ttl_ms) = (fastrand::i64(1 << 32..i64::MAX), ttl_ms as i64);
-        let insert = "INSERT INTO {}.sessions (id, ttl_ms, expires_at) \
-                      VALUES ($1, $2, clock_timestamp() + $2 * interval '1 ms')";
         let params: [Param<'_>; 2] = [(&id, Type::INT8), (&ttl_ms, Type::INT8)];
-        self.inner.rows(&self.inner.work, insert, &params, deadline).await?;
+        let link = &self.inner.work;
+        self.inner.done(link, "SELECT {}.open_session($1, $2)", &params, deadline).await?;
         Ok(id as u64)
     }
 
     async fn renew_session(&self, session: u64, deadline: Instant) -> Result<(), ServiceError> {
         let id = session_id(session)?;
-        let renew = "UPDATE {}.sessions \
-                     SET expires_at = clock_timestamp() + ttl_ms * interval '1 ms' \
-                     WHERE id = $1 AND NOT is_ended AND expires_at > clock_timestamp() \
-                     RETURNING id";
-        let params: [Param<'_>; 1] = [(&id, Type::INT8)];
-        let rows = self.inner.rows(&self.inner.renewals, renew, &params, deadline).await?;
-        if rows.is_empty() { Err(Rejection::NoSession.into()) } else { Ok(()) }
+        let (link, params): (_, [Param<'_>; 1]) = (&self.inner.renewals, [(&id, Type::INT8)]);
+        self.inner.done(link, "SELECT {}.renew_session($1)", &params, deadline).await
     }
 
     async fn close_session(&self, session: u64, deadline: Instant) -> Result<(), ServiceError> {
@@ -354,9 +363,10 @@ impl LockService for PostgresLocks {
     ) -> Result<(), ServiceError> {
         let (session, request) = (session_id(session)?, signed(request)?);
         let params: [Param<'_>; 2] = [(&session, Type::INT8), (&request, Type::INT8)];
-        let answer = self.inner.status("SELECT {}.release($1, $2)", &params, deadline).await?;
+        let link = &self.inner.work;
+        let answer = self.inner.done(link, "SELECT {}.release($1, $2)", &params, deadline).await;
         self.inner.waits.ring(&Wait::grant(session, request));
-        if answer.0 == "done" { Ok(()) } else { Err(refusal(&answer.0)) }
+        answer
     }
 
     async fn set_value(&self, value: &NewValue, deadline: Instant) -> Result<(), ServiceError> {
@@ -376,8 +386,7 @@ impl LockService for PostgresLocks {
             (&bytes, Type::BYTEA),
         ];
         let statement = "SELECT {}.set_value($1, $2, $3, $4, $5)";
-        let answer = self.inner.status(statement, &params, deadline).await?;
-        if answer.0 == "done" { Ok(()) } else { Err(refusal(&answer.0)) }
+        self.inner.done(&self.inner.work, statement, &params, deadline).await
     }
 
     async fn view(

@@ -52,10 +52,44 @@ LANGUAGE sql VOLATILE AS $$
     SELECT s.id IS NOT NULL AND NOT s.is_ended AND s.expires_at > clock_timestamp()
 $$;
 
+-- Settings of the transaction, whatever those of the connection are, which may be a pooler's. A
+-- grant or a renewal that a crash could take back would be given twice; what a call waits for is
+-- short by design, and the lock of somebody else is not.
+CREATE FUNCTION {schema}.begin_call() RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('lock_timeout', '2s', true);
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+END
+$$;
+
+CREATE FUNCTION {schema}.open_session(a_session bigint, a_ttl_ms bigint) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.begin_call();
+    INSERT INTO {schema}.sessions (id, ttl_ms, expires_at)
+    VALUES (a_session, a_ttl_ms, clock_timestamp() + a_ttl_ms * interval '1 ms');
+    RETURN 'done';
+END
+$$;
+
+CREATE FUNCTION {schema}.renew_session(a_session bigint) RETURNS text
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM {schema}.begin_call();
+    UPDATE {schema}.sessions SET expires_at = clock_timestamp() + ttl_ms * interval '1 ms'
+    WHERE id = a_session AND NOT is_ended AND expires_at > clock_timestamp();
+    RETURN CASE WHEN FOUND THEN 'done' ELSE 'no session' END;
+END
+$$;
+
 -- Takes the row of a lock, which is made if it is not there.
 CREATE FUNCTION {schema}.take_row(n bytea) RETURNS void
 LANGUAGE plpgsql AS $$
 BEGIN
+    PERFORM {schema}.begin_call();
     -- Ends: the row is there, unless another deletes it each time, which commits a release.
     LOOP
         PERFORM 1 FROM {schema}.locks WHERE name = n FOR UPDATE;

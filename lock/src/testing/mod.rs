@@ -201,9 +201,18 @@ impl<K: GrantKind> Bench<K> {
         opened.map_err(|error| format!("no session: {error}"))
     }
 
-    /// A session that nobody renews.
+    /// A session that nobody renews, and that lives for longer than the check.
     async fn open_raw(&self, client: usize) -> Result<u64, String> {
-        let opened = self.services[client].open_session(self.capabilities.ttl, soon()).await;
+        self.open_for(client, 60 * SOON).await
+    }
+
+    /// A session that nobody renews, and that dies for it.
+    async fn open_dying(&self, client: usize) -> Result<u64, String> {
+        self.open_for(client, self.capabilities.ttl).await
+    }
+
+    async fn open_for(&self, client: usize, ttl: Duration) -> Result<u64, String> {
+        let opened = self.services[client].open_session(ttl, soon()).await;
         opened.map_err(|error| format!("no session: {error}"))
     }
 

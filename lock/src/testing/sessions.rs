@@ -31,7 +31,7 @@ async fn a_dead_sessions_locks_come_free_and_not_before<K: GrantKind>(
 ) -> Verdict {
     let (name, ttl) = (bench.name(check), bench.capabilities.ttl);
     let service = &bench.services[0];
-    let dead = bench.open_raw(0).await?;
+    let dead = bench.open_dying(0).await?;
     grant(&**service, &acquisition(dead, 1, &name)).await?;
     sleep(ttl / 4).await;
     let renewed_at = Instant::now();
@@ -49,7 +49,7 @@ async fn a_dead_sessions_locks_come_free_and_not_before<K: GrantKind>(
 async fn a_dead_session_gets_nothing<K: GrantKind>(bench: &Arc<Bench<K>>, check: &str) -> Verdict {
     let (name, service) = (bench.name(check), &bench.services[0]);
     let ended = || Err(Rejection::NoSession.into());
-    let dead = bench.open_raw(0).await?;
+    let dead = bench.open_dying(0).await?;
     let token = grant(&**service, &acquisition(dead, 1, &name)).await?;
     let closed = bench.open_raw(0).await?;
     service.close_session(closed, soon()).await.map_err(told)?;
@@ -80,7 +80,7 @@ async fn a_dead_waiter_does_not_block_those_behind_it<K: GrantKind>(
     let (name, ttl) = (bench.name(check), bench.capabilities.ttl);
     let holder = bench.open(0).await?;
     let guard = take(&holder, &name).await?;
-    let dead = bench.open_raw(0).await?;
+    let dead = bench.open_dying(0).await?;
     let waited = bench.services[0].acquire(&acquisition(dead, 1, &name), soon_by(20 * MS)).await;
     ensure!(!matches!(waited, Ok(Acquired::Granted { .. })), "two hold the lock");
     let behind = bench.open(1).await?;
