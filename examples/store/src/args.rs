@@ -14,6 +14,10 @@ pub struct Cli {
     /// The command; the demo, if it is compiled in, when none is given.
     #[command(subcommand)]
     pub mode: Option<Mode>,
+    /// The demo with TLS between the nodes, with certificates made for it
+    #[cfg(feature = "demo")]
+    #[arg(long)]
+    pub tls: bool,
 }
 
 /// The commands.
@@ -83,6 +87,8 @@ pub struct Serve {
     #[arg(long = "peer", value_name = "ID=ADDR,HTTP_ADDR", value_parser = peer)]
     pub peers: Vec<Peer>,
     #[command(flatten)]
+    pub tls: TlsFiles,
+    #[command(flatten)]
     pub timing: Timing,
     #[command(flatten)]
     pub limits: Limits,
@@ -92,6 +98,21 @@ pub struct Serve {
     /// Exit when standard input closes, so that a parent that dies leaves no nodes behind
     #[arg(long, hide = true)]
     pub exit_with_parent: bool,
+}
+
+/// TLS between the nodes: all three files, or none for plain TCP. They are read again at SIGHUP.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "TLS between nodes")]
+pub struct TlsFiles {
+    /// The certificates of the authorities that sign the nodes, as PEM
+    #[arg(long = "tls-ca", value_name = "FILE", requires = "certificate", requires = "key")]
+    pub authorities: Option<PathBuf>,
+    /// The certificate of this node, with the name voussoir://node/ID, as PEM
+    #[arg(id = "certificate", long = "tls-cert", value_name = "FILE", requires = "authorities")]
+    pub certificate: Option<PathBuf>,
+    /// The private key of this node, as PEM
+    #[arg(id = "key", long = "tls-key", value_name = "FILE", requires = "authorities")]
+    pub key: Option<PathBuf>,
 }
 
 /// Timeouts of raft. The defaults are for one data centre; use the same on all nodes.
@@ -305,6 +326,15 @@ mod tests {
         assert!(parsed("soak --minutes 0").unwrap_err().contains("expected minutes"));
     }
 
+    #[test]
+    fn a_node_has_all_files_of_tls_or_none() {
+        let node = served("--tls-ca ca.pem --tls-cert node-1.pem --tls-key node-1.key");
+        assert_eq!(node.tls.authorities, Some("ca.pem".into()));
+        assert_eq!(node.tls.certificate, Some("node-1.pem".into()));
+        assert_eq!(node.tls.key, Some("node-1.key".into()));
+        assert_eq!(served("").tls, TlsFiles::default());
+    }
+
     #[cfg(not(feature = "demo"))]
     #[test]
     fn without_the_demo_a_command_is_required() {
@@ -321,6 +351,8 @@ mod tests {
             ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
             ("serve --drain 99999999m", "expected 0ms to 1440m"),
             ("serve --drain 99999999999999999999m", "expected 0ms to 1440m"),
+            ("serve --tls-ca ca.pem", "--tls-cert <FILE>"),
+            ("serve --tls-key node.key", "--tls-ca <FILE>"),
             ("serve --drain 5", "expected 0ms to 1440m"),
             ("serve --snapshot-after 0", "expected 64KiB to 1024GiB"),
             ("serve --snapshot-after 1025GiB", "expected 64KiB to 1024GiB"),

@@ -269,6 +269,14 @@ impl Cluster {
         signal(self.process(id)?, Signal::CONT)
     }
 
+    /// Makes node `id` read its certificates again (SIGHUP).
+    ///
+    /// # Errors
+    /// The node is not running.
+    pub fn hang_up(&self, id: u64) -> io::Result<()> {
+        signal(self.process(id)?, Signal::HUP)
+    }
+
     /// The nodes that have ended by themselves, each with its exit status.
     pub fn crashed(&mut self) -> Vec<(u64, ExitStatus)> {
         let mut crashed = Vec::new();

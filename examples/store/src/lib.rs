@@ -9,6 +9,7 @@
 //! | `node.rs` | wires journal, network and raft together | cluster id, limits |
 //! | `metrics.rs` | Prometheus text | what you count |
 //! | `observe.rs`, `disk.rs`, `log.rs` | the log: peers, elections, slow disks | |
+//! | `tls.rs` | certificates of the node, read again at SIGHUP | |
 //! | `traffic.rs` | requests under way, and the end of a node | |
 //! | `client.rs` | an HTTP client that finds the leader | |
 //! | `cluster.rs`, `up.rs` | a cluster of processes on this machine | |
@@ -28,5 +29,6 @@ pub mod machine;
 pub mod metrics;
 pub mod node;
 pub mod observe;
+pub mod tls;
 pub mod traffic;
 pub mod up;

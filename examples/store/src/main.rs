@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! store                  the demo: three nodes, a load, a killed leader, a check
+//! store --tls            the same with TLS between the nodes
 //! store up [FOLDER]      the same cluster durable in ./data, until Ctrl-C
 //! store create --id 1 --data FOLDER
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
@@ -19,9 +20,10 @@ use store::node::{self, Stopped};
 use store::{log, up};
 
 fn main() -> ExitCode {
-    let ended = match Cli::parse().mode {
+    let cli = Cli::parse();
+    let ended = match cli.mode {
         #[cfg(feature = "demo")]
-        None | Some(Mode::Demo) => on_runtime(demo::run()),
+        None | Some(Mode::Demo) => on_runtime(demo::run(cli.tls)),
         #[cfg(feature = "demo")]
         Some(Mode::Soak(soak)) => on_runtime(demo::soak::run(&soak)),
         // Without the demo a command is required, so clap has ended the process.

@@ -26,6 +26,7 @@ use crate::kv::Kv;
 use crate::machine::Machine;
 use crate::metrics::Metrics;
 use crate::observe::{self, Peers};
+use crate::tls;
 use crate::traffic::{Freshness, Traffic};
 
 /// Keeps the nodes of one store from talking to those of another. **Choose your own.**
@@ -282,7 +283,13 @@ async fn connect(node: &Serve) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
         addresses.insert(peer.id, peer.address);
     }
     let config = voussoir_net::Config::new(CLUSTER);
-    let bound = Tcp::bind(node.id, node.listen, Arc::new(addresses), config).await;
+    let bound = match tls::load(&node.tls)? {
+        None => Tcp::bind(node.id, node.listen, Arc::new(addresses), config).await,
+        Some(tls) => {
+            tokio::spawn(tls::reload_at_hangup(tls.clone(), node.tls.clone()));
+            Tcp::bind_tls(node.id, node.listen, Arc::new(addresses), config, tls).await
+        }
+    };
     let tcp = match bound {
         Err(voussoir_net::BindError::Listen { address, source }) => {
             return Err(listen("--listen", address, source).into());

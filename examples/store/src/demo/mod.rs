@@ -1,6 +1,7 @@
 //! The demo (`store` without a command) and the soak. A copy of the template does without this
 //! folder: delete it, and take `demo` out of the default features in `Cargo.toml`.
 
+pub mod certs;
 pub mod check;
 mod live;
 pub mod load;
@@ -24,16 +25,21 @@ const PART: Duration = Duration::from_secs(5);
 /// Time between two updates of the live view.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Runs a load over three nodes, kills the leader, brings it back, and checks what is there.
+/// Runs a load over three nodes, kills the leader, brings it back, and checks what is there; with
+/// TLS between the nodes or without.
 ///
 /// # Errors
 /// What made the run fail: a lost write, a history that is not linearizable, a crashed node.
 ///
 /// # Cancel safety
 /// Dropping the future kills the nodes.
-pub async fn run() -> Result<(), Box<dyn std::error::Error>> {
+pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let mut cluster = Cluster::new(&std::env::current_exe()?, folder.path(), 3)?;
+    if is_tls {
+        certs::set_up(&mut cluster, folder.path())?;
+        print("TLS 1.3 between the nodes, with certificates made for this run");
+    }
     cluster.start_all()?;
     let client = cluster.client();
     let mut live = Live::new();

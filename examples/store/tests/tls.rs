@@ -1,0 +1,88 @@
+//! A cluster whose nodes speak TLS: it fails over, renews certificates, and takes no node without.
+
+use std::path::Path;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::{Method, StatusCode};
+use store::client::Client;
+use store::cluster::Cluster;
+use store::demo::certs::{self, Authority};
+use tokio::time::{Instant, sleep};
+
+async fn put(client: &Client, key: &str) {
+    let path = format!("/kv/{key}");
+    let put = client.send(Method::PUT, &path, None, Bytes::from_static(b"kept")).await.unwrap();
+    assert_eq!(put.status, StatusCode::NO_CONTENT);
+}
+
+/// Waits until the log of a node says `text`, `count` times.
+async fn said(cluster: &Cluster, id: u64, text: &str, count: usize) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while cluster.log(id).matches(text).count() < count {
+        assert!(Instant::now() < end, "node {id} never said {text}: {}", cluster.log(id));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_over_tls_fails_over_and_renews_its_certificates() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_store"));
+    let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+    let authority = certs::set_up(&mut cluster, folder.path()).unwrap();
+    cluster.start_all().unwrap();
+    let client = cluster.client();
+    let leader = cluster.leader(&client).await.unwrap();
+    put(&client, "one").await;
+
+    for id in cluster.ids() {
+        authority.issue(folder.path(), id).unwrap();
+        cluster.hang_up(id).unwrap();
+        said(&cluster, id, "certificates were reloaded", 1).await;
+    }
+    put(&client, "two").await;
+    // The old certificates are still valid, so no connection had to end; a node that starts has
+    // only the new one.
+    cluster.kill(leader.id).await.unwrap();
+    cluster.leader(&client).await.unwrap();
+    put(&client, "three").await;
+    cluster.start(leader.id).unwrap();
+    cluster.caught_up(&client).await.unwrap();
+
+    // Files that cannot be used change nothing.
+    std::fs::write(folder.path().join("node-1.pem"), "garbage").unwrap();
+    cluster.hang_up(1).unwrap();
+    said(&cluster, 1, "certificates were not reloaded", 1).await;
+    put(&client, "four").await;
+    assert_eq!(cluster.crashed(), []);
+    cluster.end_all().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_without_a_good_certificate_stay_outside() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = Path::new(env!("CARGO_BIN_EXE_store"));
+    let mut cluster = Cluster::new(program, folder.path(), 3).unwrap();
+    certs::set_up(&mut cluster, folder.path()).unwrap();
+    // Node 3 has a certificate of another authority, which it alone trusts.
+    let other = tempfile::tempdir().unwrap();
+    Authority::new().unwrap().issue(other.path(), 3).unwrap();
+    let file = |name: &str| other.path().join(name).display().to_string();
+    let (ca, certificate, key) = (file("ca.pem"), file("node-3.pem"), file("node-3.key"));
+    let options = ["--tls-ca", &*ca, "--tls-cert", &*certificate, "--tls-key", &*key];
+    cluster.set_node_options(3, &options);
+    cluster.start_all().unwrap();
+    let client = cluster.client();
+    let leader = cluster.leader(&client).await.unwrap();
+    assert_ne!(leader.id, 3);
+    put(&client, "one").await;
+    // The same without TLS.
+    cluster.kill(3).await.unwrap();
+    cluster.set_node_options(3, &[]);
+    cluster.start(3).unwrap();
+    put(&client, "two").await;
+    let leader = cluster.leader(&client).await.unwrap();
+    assert_ne!(leader.id, 3);
+    assert_eq!(cluster.crashed(), []);
+}
