@@ -137,6 +137,11 @@ impl Keys {
         Ok(Self { store: Arc::new(store), config })
     }
 
+    /// What it was made with.
+    pub fn config(&self) -> &KeysConfig {
+        &self.config
+    }
+
     /// Claims a key for a request, or says what became of it. `scope` keeps callers apart: a
     /// tenant, an operation. `fingerprint` is what makes the request what it is, such as method,
     /// path and a digest of the body.

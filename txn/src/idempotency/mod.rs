@@ -29,6 +29,9 @@
 //! may be there. An effect in one PostgreSQL database has a simpler way: note the key with an
 //! inbox (feature `postgres`, module `outbox`) in the transaction of the effect.
 
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
 mod keys;
 mod memory;
 #[cfg(feature = "postgres")]
