@@ -18,6 +18,9 @@
 //! });
 //! assert!(explored.expect("no schedule breaks it").runs > 30);
 //! ```
+//!
+//! [`participant_conformance`] and `sink_conformance` (feature `postgres`) check participants of
+//! two-phase commit and sinks of an outbox that are your own.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -36,6 +39,15 @@ use crate::definition::{BoxFuture, Saga};
 use crate::error::{StepError, StoreError, WaitError};
 use crate::sagas::{Outcome, Resolution, Sagas};
 use crate::store::{MemoryStore, Opened, Record, SagaStore};
+
+mod participants;
+#[cfg(feature = "postgres")]
+mod sinks;
+
+pub use participants::{Broken, Nonconforming, ParticipantWorld, participant_conformance};
+#[cfg(feature = "postgres")]
+#[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
+pub use sinks::{SinkWorld, sink_conformance};
 
 /// Calls of one run after which a saga counts as one that does not end.
 const MAX_CALLS: usize = 300;
