@@ -33,11 +33,13 @@
 //! // Who waits for what, from the events alone.
 //! let mut watcher = Watcher::new([&stock, &payment], WatcherConfig::default());
 //! let mut tail = bus.tail().await?;
-//! while !watcher.saga("order-1").is_some_and(|saga| saga.is_quiet() && saga.events == 5) {
-//!     for observed in tail.next(std::time::Duration::from_secs(1)).await? {
-//!         watcher.observe(0, &observed);
-//!     }
+//! // Placed, reserved, refused, and that `release` is done.
+//! while watcher.saga("order-1").is_none_or(|saga| saga.events < 4) {
+//!     let observed = tail.next(std::time::Duration::from_secs(10)).await?;
+//!     assert!(!observed.is_empty(), "nothing happens for 10 s");
+//!     observed.iter().for_each(|observed| watcher.observe(0, observed));
 //! }
+//! assert!(watcher.saga("order-1").is_some_and(|saga| saga.is_quiet()));
 //! # drop(running); Ok(())
 //! # }
 //! ```
