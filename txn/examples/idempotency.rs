@@ -9,7 +9,7 @@ use axum::http::{StatusCode, header};
 use axum::routing::post;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use voussoir_txn::idempotency::http::{IdempotencyConfig, IdempotencyLayer};
+use voussoir_txn::idempotency::layer::{IdempotencyConfig, IdempotencyLayer};
 use voussoir_txn::idempotency::{Keys, KeysConfig, StoreKeys};
 use voussoir_txn::store::MemoryStore; // JournalStore, or PostgresKeys, keep keys across restarts
 

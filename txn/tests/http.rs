@@ -10,7 +10,7 @@ use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tower_layer::Layer;
 use tower_service::Service;
-use voussoir_txn::idempotency::http::*;
+use voussoir_txn::idempotency::layer::*;
 use voussoir_txn::idempotency::*;
 use voussoir_txn::store::{MemoryStore, Opened, Record, SagaStore};
 use voussoir_txn::{Bytes, StoreError, async_trait};

@@ -18,7 +18,7 @@ async fn act(_: ActionContext<Five>) -> Result<u64, ActionError> {
     Ok(7)
 }
 
-async fn undo(_: ActionContext<Five>) -> Result<(), steno::UndoActionError> {
+async fn undo(_: ActionContext<Five>) -> steno::UndoResult {
     Ok(())
 }
 

@@ -29,10 +29,10 @@
 //! may be there. An effect in one PostgreSQL database has a simpler way: note the key with an
 //! inbox (feature `postgres`, module `outbox`) in the transaction of the effect.
 
+mod keys;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
-pub mod http;
-mod keys;
+pub mod layer;
 mod memory;
 #[cfg(feature = "postgres")]
 mod postgres;

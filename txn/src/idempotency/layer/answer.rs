@@ -1,8 +1,8 @@
 //! Answers as they are stored, and those of the layer itself.
 
-use ::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
-use ::http::{HeaderMap, Response, StatusCode};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Response, StatusCode};
 
 const FORMAT: u8 = 1;
 
