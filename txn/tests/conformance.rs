@@ -12,7 +12,7 @@ use voussoir_queue::{Queue, QueueConfig, TopicConfig};
 use voussoir_txn::async_trait;
 use voussoir_txn::outbox::*;
 use voussoir_txn::testing::*;
-use voussoir_txn::two_phase::postgres::{PostgresBranch, PostgresConfig, PostgresParticipant};
+use voussoir_txn::two_phase::postgres::{PostgresConfig, PostgresParticipant};
 use voussoir_txn::two_phase::*;
 
 /// A defect of the participant below.
@@ -173,7 +173,6 @@ struct Server {
     client: Client,
     schema: String,
     participant: Arc<PostgresParticipant>,
-    branches: Vec<PostgresBranch>,
 }
 
 impl Server {
@@ -184,7 +183,7 @@ impl Server {
         let create = format!("CREATE SCHEMA {schema}; CREATE TABLE {schema}.t (gid TEXT)");
         client.batch_execute(&create).await.unwrap();
         let participant = Self::participant(&schema).await;
-        Self { client, schema, participant, branches: Vec::new() }
+        Self { client, schema, participant }
     }
 
     async fn participant(schema: &str) -> Arc<PostgresParticipant> {
@@ -205,11 +204,9 @@ impl ParticipantWorld for Server {
         let branch = self.participant.begin(gid, Duration::from_secs(10)).await.unwrap();
         let insert = format!("INSERT INTO {}.t VALUES ($1)", self.schema);
         branch.execute(&insert, &[&gid.to_string()]).await.unwrap();
-        self.branches.push(branch);
     }
 
     async fn restart(&mut self) {
-        self.branches.clear();
         self.participant = Self::participant(&self.schema).await;
     }
 

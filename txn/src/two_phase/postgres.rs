@@ -364,6 +364,26 @@ impl Shared {
         }
     }
 
+    /// The vote of a branch that is not open: an earlier one, of another process too, may have
+    /// prepared it.
+    async fn voted_before(&self, gid: &Gid) -> Result<Vote, PrepareError> {
+        let asked = async {
+            let connection = self.connection().await?;
+            let prepared = "SELECT 1 FROM pg_catalog.pg_prepared_xacts WHERE gid = $1";
+            let found = connection.query_opt(prepared, &[&gid.to_string()]).await?;
+            self.keep(connection);
+            Ok::<_, Error>(found.is_some())
+        };
+        match asked.await {
+            Ok(true) => Ok(Vote::Prepared),
+            Ok(false) if self.held.lock().contains_key(gid) => {
+                Err(PrepareError::Unknown("another vote of the branch is under way".into()))
+            }
+            Ok(false) => Err(PrepareError::Refused("no work was begun under this id".into())),
+            Err(error) => Err(PrepareError::Unknown(describe(&error))),
+        }
+    }
+
     async fn finish_prepared(&self, gid: &Gid, decision: Decision) -> Result<Applied, Error> {
         let connection = self.connection().await?;
         let statement = match decision {
@@ -393,7 +413,7 @@ impl Shared {
 impl Participant for PostgresParticipant {
     async fn prepare(&self, gid: &Gid) -> Result<Vote, PrepareError> {
         let Some(working) = self.shared.open.lock().remove(gid) else {
-            return Err(PrepareError::Refused("no work was begun under this id".into()));
+            return self.shared.voted_before(gid).await;
         };
         let vote = self.vote(gid, working).await;
         if !matches!(vote, Ok(Vote::Prepared) | Err(PrepareError::Unknown(_))) {
