@@ -3,10 +3,10 @@
 
 use bytes::Bytes;
 
-use crate::Parts;
 use crate::wire::hello::{self, Hello, PREFIX_BYTES, Reply};
 use crate::wire::inbox::Inbox;
 use crate::wire::{Frame, HEADER_BYTES, crc32c};
+use crate::{HandshakeError, Parts};
 
 /// The largest body that [`frames`] accepts, in bytes.
 const MAX_BODY_BYTES: usize = 1 << 16;
@@ -67,7 +67,8 @@ fn seal_frames(stream: &mut [u8]) {
 /// checksum put right.
 ///
 /// # Panics
-/// When a decoded message does not survive being encoded again.
+/// When a decoded message does not survive being encoded again, or when more would be read of a
+/// peer that speaks TLS than a record holds.
 pub fn handshake(bytes: &[u8]) {
     decode_handshake(bytes);
     let fields = &bytes[..bytes.len().min(512)];
@@ -76,7 +77,14 @@ pub fn handshake(bytes: &[u8]) {
 
 fn decode_handshake(bytes: &[u8]) {
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX_BYTES>() else { return };
-    let Ok(length) = hello::length(prefix) else { return };
+    let length = match hello::length(prefix) {
+        Ok(length) => length,
+        Err(HandshakeError::TlsUnsupported) => {
+            assert!(hello::rest_of_tls(prefix) < 1 << 15, "no more is read than TLS allows");
+            return;
+        }
+        Err(_) => return,
+    };
     let rest = &rest[..length.min(rest.len())];
     let split = |bytes: &Bytes| {
         let prefix: [u8; PREFIX_BYTES] = bytes[..PREFIX_BYTES].try_into().unwrap_or_default();
