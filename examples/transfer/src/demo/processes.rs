@@ -119,14 +119,19 @@ pub(super) async fn kill_server(url: String) -> Result<(), Error> {
     };
     let lock = std::fs::read_to_string(folder.join("db/postmaster.pid"))?;
     let postmaster: u32 = lock.lines().next().unwrap_or_default().parse()?;
+    let until = Instant::now() + KILL_WAIT;
+    // Stopped first: one that it starts meanwhile would live on for a moment, with the shared memory.
+    Command::new("kill").args(["-STOP", &postmaster.to_string()]).status().await?;
+    // Ends: when it is stopped or gone, or after `KILL_WAIT`.
+    while status(postmaster).is_some_and(|(state, _)| state != 'T') && Instant::now() < until {
+        sleep(Duration::from_millis(1)).await;
+    }
     let is_of = |pid: &u32| *pid == postmaster || parent(*pid) == Some(postmaster);
     let killed: Vec<u32> = processes().filter(is_of).collect();
     let ids = killed.iter().map(u32::to_string);
     Command::new("kill").arg("-9").args(ids).stderr(Stdio::null()).status().await?;
-    let until = Instant::now() + KILL_WAIT;
-    // Ends: when they are gone, or after `KILL_WAIT`. One that began meanwhile ends with the
-    // postmaster. A zombie, which nobody has waited for, is not gone: the next postmaster would
-    // take it for alive.
+    // Ends: when they are gone, or after `KILL_WAIT`. A zombie, which nobody has waited for, is not
+    // gone: the next postmaster would take it for alive.
     while killed.iter().any(|pid| parent(*pid).is_some()) {
         if Instant::now() > until {
             return Err(format!("the processes {killed:?} do not end").into());
@@ -141,10 +146,15 @@ fn processes() -> impl Iterator<Item = u32> {
     all.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
 }
 
-/// The parent of a process, if it is there.
 fn parent(pid: u32) -> Option<u32> {
+    status(pid).map(|(_, parent)| parent)
+}
+
+/// The state and the parent of a process, if it is there.
+fn status(pid: u32) -> Option<(char, u32)> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses, and may hold anything. The state follows.
+    // The name stands in parentheses, and may hold anything.
     let (_, rest) = stat.rsplit_once(") ")?;
-    rest.split(' ').nth(1)?.parse().ok()
+    let mut words = rest.split(' ');
+    Some((words.next()?.chars().next()?, words.next()?.parse().ok()?))
 }

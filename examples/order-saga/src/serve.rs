@@ -1,0 +1,112 @@
+//! One process, from its start to its end: the orchestrator, or the stand-ins of the services.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::timeout;
+use voussoir_journal::Journal;
+use voussoir_txn::store::JournalStore;
+use voussoir_txn::{Retry, SagaState, Sagas};
+
+use crate::Error;
+use crate::args::{Serve, Services};
+use crate::http::{App, router};
+use crate::peers::{HttpPeers, Peers};
+use crate::saga::define;
+use crate::services::{self, Tables};
+
+/// The pause before the second attempt of a call.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Bytes of one file of the journal.
+const SEGMENT_BYTES: u64 = 16 << 20;
+/// How long calls that are under way may take to end, after the process was told to stop.
+const DRAIN: Duration = Duration::from_secs(20);
+
+/// Takes orders until it is told to stop; then ends the calls that are under way. Orders that have
+/// not ended are for the next process.
+///
+/// # Errors
+/// The address or the journal cannot be used.
+pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
+    let mut config = voussoir_journal::Config::default();
+    config.segment_bytes = SEGMENT_BYTES;
+    let journal = Journal::open(&serve.data, config)?;
+    let peers: Arc<dyn Peers> = Arc::new(HttpPeers::new(serve.services));
+    let saga = define(&peers, &Retry::exponential(RETRY_PAUSE, serve.attempts))?;
+    let store = JournalStore::new(&journal, "sagas")?;
+    let sagas = Sagas::builder().register(&saga).open(store).await?;
+    let is_open = |state: &SagaState| !matches!(state, SagaState::Ended(_));
+    let open = sagas.list().iter().filter(|saga| is_open(&saga.state)).count();
+    let limit = Duration::from_secs(serve.order_seconds);
+    let app = App { sagas: sagas.clone(), saga, limit };
+    let said = format!("{open} orders to go on with");
+    listen(serve.listen, router(app), &said, serve.exit_with_parent, async {
+        if timeout(DRAIN, sagas.drain()).await.is_err() {
+            eprintln!("order-saga: calls were under way after {DRAIN:?}");
+        }
+    })
+    .await
+}
+
+/// Stands in for the services until it is told to stop.
+///
+/// # Errors
+/// The address cannot be used.
+pub(crate) async fn run_services(serve: Services) -> Result<(), Error> {
+    let app = services::router(Arc::new(Tables::default()));
+    listen(serve.listen, app, "in memory", serve.exit_with_parent, async {}).await
+}
+
+async fn listen(
+    address: std::net::SocketAddr,
+    app: Router,
+    said: &str,
+    exit_with_parent: bool,
+    end: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    // One line for whoever started it, who may have asked for port 0.
+    println!("listening on http://{}, {said}", listener.local_addr()?);
+    let stopped = tokio::sync::watch::Sender::new(false);
+    let mut told = stopped.subscribe();
+    let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
+        // An error says that the sender is gone: as good as a stop.
+        let _ = told.wait_for(|stopped| *stopped).await;
+    });
+    let mut serving = tokio::spawn(serving.into_future());
+    tokio::select! {
+        ended = &mut serving => return Ok(ended??),
+        stop = told_to_stop(exit_with_parent) => stop?,
+    }
+    stopped.send_replace(true);
+    // Before the requests end: they wait for sagas.
+    end.await;
+    let _ = timeout(DRAIN, serving).await;
+    Ok(())
+}
+
+/// SIGTERM, Ctrl-C, or the end of standard input.
+async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let parent = async {
+        if !by_parent {
+            return std::future::pending().await;
+        }
+        let mut ignored = [0; 64];
+        let mut stdin = tokio::io::stdin();
+        // Ends: with standard input.
+        while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = parent => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,65 @@
+//! The program as a user runs it.
+
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_order-saga")).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// `VOUSSOIR_KILLS` sets how often the orchestrator is killed (default 5).
+#[test]
+fn every_order_is_done_at_all_services_or_at_none() {
+    let kills = std::env::var("VOUSSOIR_KILLS").unwrap_or("5".to_owned());
+    let began = Instant::now();
+    let output = run(&["--kills", &kills, "--seed", "3"]);
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    println!("{said}\n{errors}");
+    assert!(output.status.success(), "{}", output.status);
+    assert!(said.contains("exact: every order is done at all services or at none"));
+    // Compensations in reverse, at each step.
+    for calls in [
+        "order refused\n",
+        "order, stock refused, undo order\n",
+        "order, stock, payment refused, undo stock, undo order\n",
+        "order, stock, payment, shipping refused, undo payment, undo stock, undo order\n",
+        "order, stock, payment, shipping, confirm\n",
+    ] {
+        assert!(said.contains(calls), "{calls}");
+    }
+    assert!(said.contains(r#""state":"stuck","steps":[{"call":"undo","step":"stock""#));
+    // The kills found orders under way, and clients asked again.
+    let number = |words: &str| -> u64 {
+        let before = said.split_once(words).unwrap_or_else(|| panic!("no `{words}`")).0;
+        before.trim_end().rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(number(" orders were under way") > 0);
+    assert!(number(" attempts repeated") > 0);
+    assert!(number(" orders completed") > 0 && number(" undone\n        ") > 0);
+    if kills == "5" {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_wrong_command_line_is_status_2_and_help_is_status_0() {
+    let wrong: [(&[&str], &str); 4] = [
+        (&["--kills", "0"], "0 is not in 1..=10000"),
+        (&["--minutes", "1"], "unexpected argument '--minutes'"),
+        (&["serve", "--attempts", "0"], "0 is not in 1..=1000"),
+        (&["services", "--listen", "80"], "invalid socket address"),
+    ];
+    for (arguments, error) in wrong {
+        let output = run(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(error), "{arguments:?}: {said}");
+    }
+    let help = run(&["--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("--kills <COUNT>"), "{}", text(&help.stdout));
+}
