@@ -120,7 +120,8 @@ pub(super) async fn kill_server(url: String) -> Result<(), Error> {
     let lock = std::fs::read_to_string(folder.join("db/postmaster.pid"))?;
     let postmaster: u32 = lock.lines().next().unwrap_or_default().parse()?;
     let until = Instant::now() + KILL_WAIT;
-    // Stopped first: one that it starts meanwhile would live on for a moment, with the shared memory.
+    // Stopped first: one that it starts meanwhile would live on for a moment, and keep the shared
+    // memory.
     Command::new("kill").args(["-STOP", &postmaster.to_string()]).status().await?;
     // Ends: when it is stopped or gone, or after `KILL_WAIT`.
     while status(postmaster).is_some_and(|(state, _)| state != 'T') && Instant::now() < until {
