@@ -69,7 +69,7 @@ fn explore(order: &Order) -> Explored {
 fn an_order_survives_every_fault_and_every_pair() {
     let explored = explore(&order());
     assert_eq!(explored.calls, 5);
-    assert!(explored.runs > 1_000, "{explored:?}");
+    assert!(explored.runs > 800, "{explored:?}");
     assert!(explored.completed > 100 && explored.undone > 100, "{explored:?}");
 }
 
