@@ -22,7 +22,7 @@ pub(super) struct KeyValue {
 }
 
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub(super) struct Range {
+pub(super) struct RangeRequest {
     #[prost(bytes = "vec", tag = "1")]
     pub(super) key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -104,7 +104,7 @@ pub(super) struct Op {
 #[derive(Clone, PartialEq, ::prost::Oneof)]
 pub(super) enum OpKind {
     #[prost(message, tag = "1")]
-    Range(Range),
+    Range(RangeRequest),
     #[prost(message, tag = "2")]
     Put(Put),
     #[prost(message, tag = "3")]
@@ -227,10 +227,10 @@ impl Compare {
 
 impl Op {
     pub(super) fn get(key: &[u8]) -> Self {
-        Self::range(Range { key: key.into(), ..Range::default() })
+        Self::range(RangeRequest { key: key.into(), ..RangeRequest::default() })
     }
 
-    pub(super) fn range(range: Range) -> Self {
+    pub(super) fn range(range: RangeRequest) -> Self {
         Self { kind: Some(OpKind::Range(range)) }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 pub use tonic::transport::{Channel, Endpoint};
 
-use self::api::{Compare, KeyValue, Op, Range, Txn, TxnAnswer};
+use self::api::{Compare, KeyValue, Op, RangeRequest, Txn, TxnAnswer};
 use self::client::Etcd;
 use self::keys::{Keys, parse_place};
 use crate::core::{
@@ -187,7 +187,7 @@ impl EtcdLocks {
     /// Waits until the place before ours is gone, or may be.
     async fn wait_for_turn(&self, name: &[u8], own: i64, deadline: Instant) {
         let (first, end) = self.keys.places(name);
-        let before = Range {
+        let before = RangeRequest {
             limit: 1,
             sort_order: 2,
             max_create_revision: own - 1,
@@ -221,14 +221,14 @@ struct Looks {
     after: usize,
 }
 
-fn earliest(first: &[u8], end: &[u8]) -> Range {
-    Range {
+fn earliest(first: &[u8], end: &[u8]) -> RangeRequest {
+    RangeRequest {
         key: first.into(),
         range_end: end.into(),
         limit: 1,
         sort_order: 1,
         sort_target: 2,
-        ..Range::default()
+        ..RangeRequest::default()
     }
 }
 
@@ -399,11 +399,11 @@ impl LockService for EtcdLocks {
         check_name(name)?;
         let (first, end) = self.keys.places(name);
         let value_key = self.keys.value(name);
-        let count = Range {
+        let count = RangeRequest {
             key: first.clone(),
             range_end: end.clone(),
             count_only: true,
-            ..Range::default()
+            ..RangeRequest::default()
         };
         // Ends: the deadline passes.
         loop {

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Row;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 
 pub use self::connection::{Connect, Notified};
@@ -224,7 +225,7 @@ fn failed(error: &tokio_postgres::Error) -> ServiceError {
         Some(db) => format!("{}: {}", db.code().code(), db.message()),
         None => error.to_string(),
     };
-    match error.code().map(|code| code.code()) {
+    match error.code().map(SqlState::code) {
         // The server ends: perhaps just after the commit.
         Some(code) if code.starts_with("57P") || code.starts_with("08") => {
             ServiceError::unknown(reason)
