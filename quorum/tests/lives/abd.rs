@@ -8,7 +8,7 @@ use voussoir_quorum::abd::*;
 use voussoir_quorum::version::{Actor, Dot};
 use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Situations, check};
 
-use super::faults::{CALM, Faults, JUMP, MS};
+use super::faults::{CALM, Fault, JUMP, Life, MS};
 
 static SITUATIONS: [&str; 19] = [
     "a message was lost",
@@ -63,10 +63,8 @@ struct Client {
     running: BTreeMap<u64, (u64, CallId, Op)>,
 }
 
-struct Life<'a> {
-    faults: Faults,
-    events: BTreeMap<(u64, u64), Event>,
-    next_event: u64,
+struct Cluster<'a> {
+    faults: Life<Event>,
     config: AbdConfig,
     servers: Vec<Server>,
     clients: Vec<Client>,
@@ -77,9 +75,9 @@ struct Life<'a> {
     counts: &'a Situations,
 }
 
-impl<'a> Life<'a> {
+impl<'a> Cluster<'a> {
     fn new(seed: u64, counts: &'a Situations) -> Self {
-        let mut faults = Faults::new(seed);
+        let mut faults = Life::new(seed);
         let n = *faults.rng.pick(&[1, 2, 3, 3, 3, 4, 5]).unwrap();
         let mut config = AbdConfig::with_replicas(0..n);
         config.timeout = Duration::from_millis(faults.rng.between(10, 1_000));
@@ -100,8 +98,6 @@ impl<'a> Life<'a> {
         };
         let mut life = Self {
             faults,
-            events: BTreeMap::new(),
-            next_event: 0,
             servers: (0..n).map(server).collect(),
             clients: (0..CLIENTS).map(client).collect(),
             history: History::new(),
@@ -111,27 +107,23 @@ impl<'a> Life<'a> {
             config,
         };
         for client in 0..CLIENTS {
-            (0..SESSIONS).for_each(|session| life.schedule(1, Event::Begin { client, session }));
+            (0..SESSIONS)
+                .for_each(|session| life.faults.schedule(1, Event::Begin { client, session }));
         }
         life
     }
 
-    fn schedule(&mut self, delay: u64, event: Event) {
-        self.next_event += 1;
-        self.events.insert((self.faults.now + delay.max(1), self.next_event), event);
-    }
-
     fn run(&mut self) {
         // Ends: sessions begin operations until 1 s after the faults, and each has a deadline.
-        while let Some(((at, _), event)) = self.events.pop_first() {
-            self.faults.now = at;
+        while let Some(event) = self.faults.next_event() {
             self.handle(event);
-            if !self.faults.is_calm() && self.faults.rng.chance(4_000) {
-                match self.faults.rng.below(4) {
-                    0 | 1 => self.crash(),
-                    2 => self.kill(),
-                    _ => self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts),
+            match self.faults.fault() {
+                Some(Fault::Crash) => self.crash(),
+                Some(Fault::Kill) => self.kill(),
+                Some(Fault::Disturb) => {
+                    self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts)
                 }
+                None => {}
             }
         }
         assert!(self.clients.iter().all(|c| c.running.is_empty()), "an operation hangs");
@@ -200,7 +192,7 @@ impl<'a> Life<'a> {
                 ReplicaOutput::Persist { .. } => {
                     self.servers[at as usize].writes.push(output);
                     let delay = self.faults.rng.below(4 * MS);
-                    self.schedule(delay, Event::Synced { at });
+                    self.faults.schedule(delay, Event::Synced { at });
                 }
                 ReplicaOutput::Reply { id, reply } => {
                     let (life, client, call) =
@@ -208,7 +200,8 @@ impl<'a> Life<'a> {
                     let link = (at, self.servers.len() as u64 + client);
                     for delay in self.faults.fate(link, false, self.counts) {
                         let reply = reply.clone();
-                        self.schedule(delay, Event::Reply { client, life, from: at, call, reply });
+                        self.faults
+                            .schedule(delay, Event::Reply { client, life, from: at, call, reply });
                     }
                 }
                 other => panic!("{other:?}"),
@@ -230,7 +223,7 @@ impl<'a> Life<'a> {
             self.counts.reached("a disk was lost");
             // Also an operation of a client whose clock stands still has ended by then.
             let wait = JUMP + self.config.timeout.as_nanos() as u64 + MS;
-            self.schedule(wait, Event::Rebuild { at });
+            self.faults.schedule(wait, Event::Rebuild { at });
         }
         let server = &mut self.servers[at as usize];
         server.replica = Replica::recover(server.disk.clone(), server.is_whole);
@@ -271,7 +264,7 @@ impl<'a> Life<'a> {
             } else {
                 self.history.unknown(call, self.faults.now);
             }
-            self.schedule(50 * MS, Event::Begin { client: at, session });
+            self.faults.schedule(50 * MS, Event::Begin { client: at, session });
         }
     }
 
@@ -296,7 +289,7 @@ impl<'a> Life<'a> {
         };
         let Ok(operation) = begun else {
             self.counts.reached("an operation was rejected as too many");
-            return self.schedule(20 * MS, Event::Begin { client: at, session });
+            return self.faults.schedule(20 * MS, Event::Begin { client: at, session });
         };
         let call = self.history.invoke(at * SESSIONS + session, op.clone(), self.faults.now);
         self.clients[at as usize].running.insert(operation, (session, call, op));
@@ -315,7 +308,7 @@ impl<'a> Life<'a> {
                     }
                     for delay in self.faults.fate((node, to), false, self.counts) {
                         let request = request.clone();
-                        self.schedule(
+                        self.faults.schedule(
                             delay,
                             Event::Request { client: at, life, call, to, request },
                         );
@@ -326,7 +319,7 @@ impl<'a> Life<'a> {
                     let (session, call, op) = running.expect("an operation is answered once");
                     self.done(call, &op, result);
                     let pause = self.faults.rng.below(150 * MS);
-                    self.schedule(pause, Event::Begin { client: at, session });
+                    self.faults.schedule(pause, Event::Begin { client: at, session });
                 }
                 other => panic!("{other:?}"),
             }
@@ -334,7 +327,7 @@ impl<'a> Life<'a> {
         if let Some(due) = self.clients[at as usize].coordinator.next_deadline() {
             let delay = self.faults.until(node, due);
             self.clients[at as usize].wake_at = self.faults.now + delay;
-            self.schedule(delay, Event::Wake { client: at });
+            self.faults.schedule(delay, Event::Wake { client: at });
         }
     }
 
@@ -368,7 +361,7 @@ impl<'a> Life<'a> {
 fn abd_registers_in_long_lives() {
     let counts = Situations::new(&SITUATIONS);
     super::lives("abd_registers_in_long_lives", 80, |seed| {
-        let mut life = Life::new(seed, &counts);
+        let mut life = Cluster::new(seed, &counts);
         life.run();
         let (ok, ..) = life.history.outcomes();
         assert!(ok > 40, "only {ok} calls succeeded");

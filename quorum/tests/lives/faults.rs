@@ -1,4 +1,5 @@
-//! Faults of a network and of clocks, drawn from a seed.
+//! One life of a cluster: its events in the order of their times, and the faults of its network and
+//! its clocks between them, drawn from a seed.
 
 use std::collections::BTreeMap;
 
@@ -10,9 +11,24 @@ pub(super) const JUMP: u64 = 10_000 * MS;
 /// Faults end at this time, in ns.
 pub(super) const CALM: u64 = 30_000 * MS;
 
-pub(super) struct Faults {
+/// What befalls a cluster between two events, beside its network.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fault {
+    /// A server crashes.
+    Crash,
+    /// The process of a client is killed.
+    Kill,
+    /// A link is cut, or a clock jumps: [`Life::disturb`].
+    Disturb,
+}
+
+/// The events `E` of one life, and its faults.
+pub(super) struct Life<E> {
     pub(super) rng: Rng,
     pub(super) now: u64,
+    /// By time in ns, and then in the order in which they were scheduled.
+    events: BTreeMap<(u64, u64), E>,
+    next_event: u64,
     /// Until when messages from one node to another are lost, in ns.
     cuts: BTreeMap<(u64, u64), u64>,
     /// How far the wall clock of each node is off, in ns, and what the node last read. A node reads
@@ -22,11 +38,37 @@ pub(super) struct Faults {
     chance: u32,
 }
 
-impl Faults {
+impl<E> Life<E> {
     pub(super) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let chance = *rng.pick(&[0, 10_000, 60_000, 150_000]).unwrap();
-        Self { rng, now: 0, cuts: BTreeMap::new(), clocks: BTreeMap::new(), chance }
+        let (events, cuts, clocks) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { rng, now: 0, events, next_event: 0, cuts, clocks, chance }
+    }
+
+    /// The event happens in `delay` ns, at least 1.
+    pub(super) fn schedule(&mut self, delay: u64, event: E) {
+        self.next_event += 1;
+        self.events.insert((self.now + delay.max(1), self.next_event), event);
+    }
+
+    /// Goes on to the next event. None: nothing happens any more.
+    pub(super) fn next_event(&mut self) -> Option<E> {
+        let ((at, _), event) = self.events.pop_first()?;
+        self.now = at;
+        Some(event)
+    }
+
+    /// What happens beside the event: nothing in most cases, and when the faults have ended.
+    pub(super) fn fault(&mut self) -> Option<Fault> {
+        if self.is_calm() || !self.rng.chance(4_000) {
+            return None;
+        }
+        Some(match self.rng.below(4) {
+            0 | 1 => Fault::Crash,
+            2 => Fault::Kill,
+            _ => Fault::Disturb,
+        })
     }
 
     pub(super) fn is_calm(&self) -> bool {

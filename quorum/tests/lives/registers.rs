@@ -1,6 +1,5 @@
 //! Paxos registers: histories are linearizable, and what a token is resolved to stays true.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -8,7 +7,7 @@ use voussoir_quorum::paxos::*;
 use voussoir_quorum::version::{Actor, Dot};
 use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Situations, check};
 
-use super::faults::{CALM, Faults, MS};
+use super::faults::{CALM, Fault, Life, MS};
 
 static SITUATIONS: [&str; 20] = [
     "a message was lost",
@@ -75,10 +74,8 @@ struct Pending {
     token: Token,
 }
 
-struct Life<'a> {
-    faults: Faults,
-    events: BTreeMap<(u64, u64), Event>,
-    next_event: u64,
+struct Cluster<'a> {
+    faults: Life<Event>,
     n: u64,
     config: ProposerConfig,
     /// N for each key.
@@ -94,9 +91,9 @@ fn number(value: Option<Bytes>) -> Option<u64> {
     value.map(|bytes| u64::from_le_bytes(bytes[..].try_into().unwrap()))
 }
 
-impl<'a> Life<'a> {
+impl<'a> Cluster<'a> {
     fn new(seed: u64, counts: &'a Situations) -> Self {
-        let mut faults = Faults::new(seed);
+        let mut faults = Life::new(seed);
         let n = *faults.rng.pick(&[1, 2, 3, 3, 3, 4, 5, 7]).unwrap();
         counts.add("the only acceptor", (n == 1).into());
         let mut config = ProposerConfig::with_acceptors(0..n);
@@ -112,8 +109,6 @@ impl<'a> Life<'a> {
         let mut life = Self {
             servers: (0..n * KEYS).map(server).collect(),
             faults,
-            events: BTreeMap::new(),
-            next_event: 0,
             n,
             config,
             clients: Vec::new(),
@@ -146,28 +141,21 @@ impl<'a> Life<'a> {
         }
     }
 
-    fn schedule(&mut self, delay: u64, event: Event) {
-        self.next_event += 1;
-        self.events.insert((self.faults.now + delay, self.next_event), event);
-    }
-
     fn arm(&mut self, client: u64, delay: u64) {
         let delay = delay.max(1);
         self.clients[client as usize].wake_at = self.faults.now + delay;
-        self.schedule(delay, Event::Wake { client });
+        self.faults.schedule(delay, Event::Wake { client });
     }
 
     fn run(&mut self) {
         // Ends: clients begin calls until 2 s after the faults, and each has a deadline.
-        while let Some(((at, _), event)) = self.events.pop_first() {
-            self.faults.now = at;
+        while let Some(event) = self.faults.next_event() {
             self.handle(event);
-            if !self.faults.is_calm() && self.faults.rng.chance(4_000) {
-                match self.faults.rng.below(4) {
-                    0 | 1 => self.crash(),
-                    2 => self.kill(),
-                    _ => self.faults.disturb(self.n, CLIENTS, self.counts),
-                }
+            match self.faults.fault() {
+                Some(Fault::Crash) => self.crash(),
+                Some(Fault::Kill) => self.kill(),
+                Some(Fault::Disturb) => self.faults.disturb(self.n, CLIENTS, self.counts),
+                None => {}
             }
         }
         assert!(self.clients.iter().all(|client| client.call.is_none()), "a call hangs");
@@ -226,14 +214,14 @@ impl<'a> Life<'a> {
                 AcceptorOutput::Persist { id, record } => {
                     self.servers[at].writes.push((id, record));
                     let delay = self.faults.rng.below(4 * MS);
-                    self.schedule(delay, Event::Synced { at });
+                    self.faults.schedule(delay, Event::Synced { at });
                 }
                 AcceptorOutput::Reply { to, reply } => {
                     let (client, life, from) = (to / 1_000, to % 1_000, at);
                     let link = (at as u64 % self.n, self.n + client);
                     for delay in self.faults.fate(link, false, self.counts) {
                         let reply = reply.clone();
-                        self.schedule(delay, Event::Reply { client, life, from, reply });
+                        self.faults.schedule(delay, Event::Reply { client, life, from, reply });
                     }
                 }
             }
@@ -333,7 +321,8 @@ impl<'a> Life<'a> {
                     let to = (key * self.n + node) as usize;
                     for delay in self.faults.fate((self.n + at, node), false, self.counts) {
                         let request = request.clone();
-                        self.schedule(delay, Event::Request { client: at, life, to, request });
+                        self.faults
+                            .schedule(delay, Event::Request { client: at, life, to, request });
                     }
                 }
                 ProposerOutput::Done { outcome } => {
@@ -426,7 +415,7 @@ impl<'a> Life<'a> {
 fn registers_in_long_lives() {
     let counts = Situations::new(&SITUATIONS);
     super::lives("registers_in_long_lives", 60, |seed| {
-        let mut life = Life::new(seed, &counts);
+        let mut life = Cluster::new(seed, &counts);
         life.run();
         let (ok, ..) = life.history.outcomes();
         assert!(ok > 40, "only {ok} calls succeeded");

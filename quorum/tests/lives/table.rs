@@ -8,7 +8,7 @@ use voussoir_quorum::table::*;
 use voussoir_quorum::version::{Actor, Dot, DotSource, Siblings, VersionVector};
 use voussoir_sim::Situations;
 
-use super::faults::{CALM, Faults, JUMP, MS};
+use super::faults::{CALM, Fault, JUMP, Life, MS};
 
 static SITUATIONS: [&str; 26] = [
     "a message was lost",
@@ -104,10 +104,8 @@ struct Known {
     gone: BTreeMap<Dot, u64>,
 }
 
-struct Life<'a> {
-    faults: Faults,
-    events: BTreeMap<(u64, u64), Event>,
-    next_event: u64,
+struct Cluster<'a> {
+    faults: Life<Event>,
     config: TableConfig,
     servers: Vec<Server>,
     clients: Vec<Client>,
@@ -128,9 +126,9 @@ fn count_stats(stats: Stats, counts: &Situations) {
     counts.add("a read waited for its repair", stats.blocking_repairs);
 }
 
-impl<'a> Life<'a> {
+impl<'a> Cluster<'a> {
     fn new(seed: u64, mut config: TableConfig, counts: &'a Situations) -> Self {
-        let mut faults = Faults::new(seed);
+        let mut faults = Life::new(seed);
         let n = config.replicas.len() as u64;
         config.timeout = Duration::from_millis(faults.rng.between(20, 1_500));
         config.hedge_after = Duration::from_millis(faults.rng.between(1, 100));
@@ -155,8 +153,6 @@ impl<'a> Life<'a> {
         let clients = (0..CLIENTS).map(client).collect();
         let mut life = Self {
             faults,
-            events: BTreeMap::new(),
-            next_event: 0,
             config,
             servers,
             clients,
@@ -167,27 +163,23 @@ impl<'a> Life<'a> {
             counts,
         };
         for client in 0..CLIENTS {
-            (0..SESSIONS).for_each(|session| life.schedule(1, Event::Begin { client, session }));
+            (0..SESSIONS)
+                .for_each(|session| life.faults.schedule(1, Event::Begin { client, session }));
         }
         life
     }
 
-    fn schedule(&mut self, delay: u64, event: Event) {
-        self.next_event += 1;
-        self.events.insert((self.faults.now + delay.max(1), self.next_event), event);
-    }
-
     fn run(&mut self) {
         // Ends: sessions begin operations until 1 s after the faults, and each has a deadline.
-        while let Some(((at, _), event)) = self.events.pop_first() {
-            self.faults.now = at;
+        while let Some(event) = self.faults.next_event() {
             self.handle(event);
-            if !self.faults.is_calm() && self.faults.rng.chance(4_000) {
-                match self.faults.rng.below(4) {
-                    0 | 1 => self.crash(),
-                    2 => self.kill(),
-                    _ => self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts),
+            match self.faults.fault() {
+                Some(Fault::Crash) => self.crash(),
+                Some(Fault::Kill) => self.kill(),
+                Some(Fault::Disturb) => {
+                    self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts)
                 }
+                None => {}
             }
         }
         for client in &self.clients {
@@ -277,7 +269,7 @@ impl<'a> Life<'a> {
                 ReplicaOutput::Persist { .. } => {
                     self.servers[at as usize].writes.push(output);
                     let delay = self.faults.rng.below(4 * MS);
-                    self.schedule(delay, Event::Synced { at });
+                    self.faults.schedule(delay, Event::Synced { at });
                 }
                 ReplicaOutput::Reply { id, reply } => {
                     let (life, client, call) =
@@ -285,7 +277,7 @@ impl<'a> Life<'a> {
                     let link = (at, self.servers.len() as u64 + client);
                     for delay in self.faults.fate(link, false, self.counts) {
                         let reply = reply.clone();
-                        self.schedule(delay, Event::Reply { client, life, call, reply });
+                        self.faults.schedule(delay, Event::Reply { client, life, call, reply });
                     }
                 }
                 other => panic!("{other:?}"),
@@ -306,7 +298,7 @@ impl<'a> Life<'a> {
             self.counts.reached("a disk was lost");
             // Also an operation of a client whose clock stands still has ended by then.
             let wait = JUMP + self.config.timeout.as_nanos() as u64 + MS;
-            self.schedule(wait, Event::Rebuild { at });
+            self.faults.schedule(wait, Event::Rebuild { at });
         }
         let server = &mut self.servers[at as usize];
         let dots = DotSource::recover(Actor::new(at, server.incarnation), server.mark, []);
@@ -347,7 +339,7 @@ impl<'a> Life<'a> {
         self.counts.add("a client was killed in an operation", ended.len() as u64);
         for running in ended.into_values() {
             let session = running.session;
-            self.schedule(50 * MS, Event::Begin { client: at, session });
+            self.faults.schedule(50 * MS, Event::Begin { client: at, session });
         }
     }
 
@@ -381,7 +373,7 @@ impl<'a> Life<'a> {
         let Ok(operation) = begun else {
             assert!(matches!(begun, Err(Rejected::Busy { .. })), "{begun:?}");
             self.counts.reached("an operation was rejected as too many");
-            return self.schedule(20 * MS, Event::Begin { client: at, session });
+            return self.faults.schedule(20 * MS, Event::Begin { client: at, session });
         };
         let running = Running {
             session,
@@ -410,11 +402,11 @@ impl<'a> Life<'a> {
                         // The other half is not noticed: the operation's own times must do.
                         let is_sure = self.faults.rng.chance(500_000);
                         let error = if is_sure { CallError::NotSent } else { CallError::Unknown };
-                        self.schedule(MS, Event::Failed { client: at, life, call, error });
+                        self.faults.schedule(MS, Event::Failed { client: at, life, call, error });
                     }
                     for delay in delays {
                         let request = request.clone();
-                        self.schedule(
+                        self.faults.schedule(
                             delay,
                             Event::Request { client: at, life, call, to, request },
                         );
@@ -427,7 +419,7 @@ impl<'a> Life<'a> {
                     let session = running.session;
                     self.done(at, running, result);
                     let pause = self.faults.rng.below(200 * MS);
-                    self.schedule(pause, Event::Begin { client: at, session });
+                    self.faults.schedule(pause, Event::Begin { client: at, session });
                 }
                 other => panic!("{other:?}"),
             }
@@ -435,7 +427,7 @@ impl<'a> Life<'a> {
         if let Some(due) = self.clients[at as usize].coordinator.next_deadline() {
             let delay = self.faults.until(node, due);
             self.clients[at as usize].wake_at = self.faults.now + delay;
-            self.schedule(delay, Event::Wake { client: at });
+            self.faults.schedule(delay, Event::Wake { client: at });
         }
     }
 
@@ -530,7 +522,7 @@ fn strict_tables_in_long_lives() {
         };
         let config = config(n, read, write, ReadRepair::Blocking);
         assert_eq!(config.guarantee(), Guarantee::Monotonic);
-        let mut life = Life::new(seed, config, &counts);
+        let mut life = Cluster::new(seed, config, &counts);
         life.run();
         assert!(life.answered > 30, "only {} operations", life.answered);
     });
@@ -546,10 +538,10 @@ fn weak_tables_in_long_lives_show_every_anomaly() {
     super::lives("weak_tables_in_long_lives_show_every_anomaly", 30, |seed| {
         let (n, level) = *[(3, Level::One), (5, Level::Two)].get(seed as usize % 2).unwrap();
         let repair = [ReadRepair::Off, ReadRepair::Background][seed as usize / 2 % 2];
-        Life::new(seed, config(n, level, level, repair), &counts).run();
+        Cluster::new(seed, config(n, level, level, repair), &counts).run();
         let middle = config(3, Level::Quorum, Level::Quorum, repair);
         assert_eq!(middle.guarantee(), Guarantee::Intersecting);
-        Life::new(seed, middle, &intersecting).run();
+        Cluster::new(seed, middle, &intersecting).run();
     });
     println!("{counts}\n{intersecting}");
     for anomaly in WEAK {
