@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::Lab;
 use proptest::prelude::*;
 use voussoir_raft::core::{Input, Output, TransferEnd};
-use voussoir_raft::{Config, SnapshotMeta};
+use voussoir_raft::{Change, Config, SnapshotMeta};
 
 const HOUR_MS: u64 = 3_600_000;
 
@@ -88,8 +88,13 @@ fn serve(lab: &mut Lab) {
             match output {
                 Output::TakeSnapshot => {
                     let index = lab.status(id).applied;
+                    if lab.status(id).members_index > index {
+                        lab.step(id, Input::SnapshotFailed);
+                        continue;
+                    }
                     let term = lab.core(id).term_at(index).unwrap();
-                    let meta = SnapshotMeta { index, term, members: lab.ids().into() };
+                    let members = lab.core(id).members().clone();
+                    let meta = SnapshotMeta { index, term, members };
                     lab.node_mut(id).disk.snapshot = Some(meta.clone());
                     lab.step(id, Input::SnapshotTaken { meta });
                 }
@@ -157,6 +162,62 @@ fn work_a_little(config: Config) {
     assert_eq!(lab.status(2).leader, Some(1));
 }
 
+/// Asks node 1 for a change and waits until it is done.
+fn change(lab: &mut Lab, heartbeat: u64, change: Change) {
+    lab.step(1, Input::Change { token: 7, change });
+    let done = |output: &Output| matches!(output, Output::Changed { token: 7, .. });
+    for _ in 0..200 {
+        lab.run(heartbeat);
+        serve(lab);
+        if !lab.seen(1, done).is_empty() {
+            lab.node_mut(1).seen.retain(|output| !done(output));
+            return;
+        }
+    }
+    panic!("the change is not done: {:?}, {:?}", lab.core(1).members(), lab.node(1).seen);
+}
+
+/// Three nodes with this configuration and one that joins: it learns, gets its vote, takes the
+/// place of another one, and leads.
+fn grow(mut config: Config) {
+    let heartbeat = config.heartbeat_interval.as_nanos() as u64;
+    // A learner that needs a second snapshot gets it after this interval; an hour of heartbeats of
+    // 1 ms would be too many to play.
+    config.resend_interval = config.resend_interval.min(16 * config.heartbeat_interval);
+    let mut lab = Lab::with(4, move |own| {
+        let id = own.id;
+        own.clone_from(&config);
+        (own.id, own.seed, own.dynamic) = (id, Some(0), true);
+        own.voters = if id < 4 { vec![1, 2, 3] } else { Vec::new() };
+        assert_eq!(own.validate(), Ok(()));
+    });
+    lab.elect(1);
+    for token in 0..12 {
+        lab.propose(1, token, "x");
+        lab.settle();
+        serve(&mut lab);
+    }
+    change(&mut lab, heartbeat, Change::new().learner(4).address(4, "four"));
+    change(&mut lab, heartbeat, Change::new().voter(4).remove(2).remove(3));
+    assert_eq!(lab.core(1).members().voters(), [1, 4]);
+    change(&mut lab, heartbeat, Change::new().voter(2));
+    lab.restart(4);
+    assert_eq!(lab.core(4).members().voters(), [1, 2, 4]);
+    lab.run(2 * heartbeat);
+    assert_eq!(lab.status(4).leader, Some(1));
+    lab.step(1, Input::TransferLeadership { to: Some(4) });
+    lab.run(2 * heartbeat);
+    serve(&mut lab);
+    assert_eq!(lab.leader(), Some(4));
+    let last = lab.status(4).last;
+    for id in [1, 2, 4] {
+        let status = lab.status(id);
+        assert_eq!((status.commit, status.halted, status.removed), (last, None, None), "{id}");
+    }
+    // Node 3 has heard of its removal: it asks for no votes.
+    assert!(lab.status(3).removed.is_some());
+}
+
 proptest! {
     #![proptest_config(ProptestConfig {
         cases: 400,
@@ -169,6 +230,11 @@ proptest! {
         (config.id, config.voters) = (1, vec![1, 2, 3]);
         prop_assert_eq!(config.validate(), Ok(()));
         work_a_little(config);
+    }
+
+    #[test]
+    fn every_valid_configuration_changes_its_members(config in config()) {
+        grow(config);
     }
 
     /// Any durations at all: they are refused or accepted, and nothing overflows.
