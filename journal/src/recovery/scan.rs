@@ -11,6 +11,8 @@ use crate::format::table::Table;
 use crate::format::{COUNT_MAX, FRAMES_AT, TRAILER_BYTES, crc32c, padded};
 
 const READ_BYTES: usize = 1 << 20;
+/// The first piece that is searched for a frame.
+const SEARCH_BYTES: usize = 4 << 10;
 
 /// A frame whose head verifies.
 #[derive(Debug, Clone)]
@@ -163,8 +165,11 @@ impl<'a> Scanner<'a> {
     /// The next head that verifies at or after `from`.
     pub(crate) fn search(&mut self, from: u64) -> Result<Option<Frame>, Fault> {
         let mut offset = padded(from);
+        // The next frame is near as a rule: a piece is no larger than what has been searched.
+        let mut piece = SEARCH_BYTES;
         while offset + HEADER_BYTES as u64 <= self.limit() {
-            let length = (self.limit() - offset).min(READ_BYTES as u64) as usize;
+            let length = (self.limit() - offset).min(piece as u64) as usize;
+            piece = (2 * piece).min(READ_BYTES);
             let window = self.bytes(offset, length)?;
             let candidates: Vec<u64> = window
                 .chunks_exact(8)
