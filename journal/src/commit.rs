@@ -37,6 +37,7 @@ use crate::format::{self, BATCH_BYTES_MAX};
 pub struct Commit {
     pub(crate) operations: Vec<Operation>,
     pub(crate) durability: Durability,
+    pub(crate) frees_space: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -67,6 +68,16 @@ impl Commit {
         self
     }
 
+    /// Declares that the commit frees more space than its records take: a snapshot with the release
+    /// of what it covers, the entry of a table with the deletion of the log that it names. When the
+    /// journal is full, such a commit may use one segment of the reserve
+    /// ([`Config::max_bytes`](crate::Config::max_bytes)). The declaration counts only beside a
+    /// release, truncation or deletion that has an effect. A commit without appends needs none.
+    pub fn frees_space(mut self) -> Self {
+        self.frees_space = true;
+        self
+    }
+
     /// Bytes that its frame takes at most (creations counted as if each log needed one).
     pub(crate) fn frame_bytes(&self) -> u64 {
         let section = format::frame::SECTION_BYTES as u64;
@@ -84,8 +95,11 @@ impl Commit {
         format::frame::HEADER_BYTES as u64 + operations
     }
 
-    pub(crate) fn appends(&self) -> bool {
-        self.operations.iter().any(|operation| matches!(operation.change, Change::Append(_)))
+    /// Whether it has appends, and neither says that it frees space nor could.
+    pub(crate) fn only_adds(&self) -> bool {
+        let is_append = |operation: &Operation| matches!(operation.change, Change::Append(_));
+        let appends = self.operations.iter().filter(|operation| is_append(operation)).count();
+        appends > 0 && !(self.frees_space && appends < self.operations.len())
     }
 
     /// The limits that do not depend on the state of the journal.

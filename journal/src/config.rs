@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::core::reserve::RESERVE_SEGMENTS;
 use crate::error::ConfigError;
 use crate::format;
 
@@ -22,9 +23,11 @@ pub struct Config {
     /// May be changed between openings: segments that exist keep their size until they are
     /// recycled.
     pub segment_bytes: u64,
-    /// The most bytes that all segment files together may take; at least four segments, and
-    /// never more than 4,000 of them. Default 16 GiB. At the limit appends are rejected with
-    /// [`Error::Full`](crate::Error::Full) while releases and deletes go on.
+    /// The most bytes that the segment files may take which are open to all commits; at least four
+    /// segments, and never more than 3,997 of them. Default 16 GiB. At the limit appends are
+    /// rejected with [`Error::Full`](crate::Error::Full) while releases, truncations and deletes go
+    /// on, in a reserve of three segments beside these. The reserve is made ready while the first
+    /// segment fills, so that it is there when the disk is full.
     pub max_bytes: u64,
     /// The most logs that may exist. Default 65,536. Every segment begins with a table of all
     /// logs (about 64 bytes each), which may take at most a quarter of a segment.
@@ -86,7 +89,8 @@ impl Config {
     /// How many segment files `max_bytes` allows.
     pub(crate) fn max_segments(&self) -> usize {
         let segments = self.max_bytes / self.segment_bytes;
-        usize::try_from(segments).unwrap_or(usize::MAX).min(format::SEGMENTS_MAX)
+        let most = format::SEGMENTS_MAX - RESERVE_SEGMENTS;
+        usize::try_from(segments).unwrap_or(usize::MAX).min(most)
     }
 
     /// Bytes of the largest commit frame: a quarter of a segment, at most 16 MiB and a bit.

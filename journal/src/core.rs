@@ -6,4 +6,5 @@
 
 pub(crate) mod bounds;
 pub(crate) mod queue;
+pub(crate) mod reserve;
 pub(crate) mod view;

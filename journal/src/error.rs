@@ -166,7 +166,7 @@ pub enum FullCause {
     /// with a larger [`Config::max_bytes`](crate::Config::max_bytes).
     #[error("its {segments} segments are all that are allowed (max_bytes: {max_bytes})")]
     Limit {
-        /// How many segment files there are.
+        /// How many segment files there are, apart from the reserve.
         segments: usize,
         /// The value of the option.
         max_bytes: u64,

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use crate::config::Config;
 use crate::core::bounds::UNKNOWN;
 use crate::core::queue::State;
+use crate::core::reserve::Claim;
 use crate::core::view::Extent;
 use crate::engine::cache::{Buffers, IndexCache};
 use crate::engine::lead::Leadership;
@@ -565,7 +566,7 @@ fn fill_state(state: &mut State, active: &mut Active, replay: Replay) {
 }
 
 fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, OpenError> {
-    if let Some(spare) = space.take_spare() {
+    if let Some(spare) = space.take_spare(Claim::Controls) {
         return Ok(spare);
     }
     match keeper.prepare(space, &|| 0) {
@@ -576,7 +577,7 @@ fn first_segment(keeper: &mut Keeper, space: &Space) -> Result<Arc<Segment>, Ope
         }
         Err(PrepareError::Full(cause)) => return Err(OpenError::NoRoom { cause }),
     }
-    Ok(space.take_spare().expect("the keeper has just made one ready"))
+    Ok(space.take_spare(Claim::Controls).expect("the keeper has just made one ready"))
 }
 
 /// A segment for what follows damage, if there is room for one.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::bounds::{LogBounds, Step, UNKNOWN};
+use super::reserve::Claim;
 use crate::commit::{Change, Commit, Operation, Positions, Receipt};
 use crate::config::{Config, Durability};
 use crate::engine::completion::{Done, Slot, Told};
@@ -91,6 +92,7 @@ pub(crate) struct Queued {
     /// What admission counted for it.
     weight: u64,
     pub(crate) appends: u32,
+    pub(crate) claim: Claim,
     pub(crate) positions: Positions,
     pub(crate) done: Done,
     pub(crate) bulk: bool,
@@ -163,8 +165,8 @@ pub(crate) trait Room {
 pub(crate) enum Taken {
     Nothing,
     Group(Vec<Queued>),
-    /// The next commit does not fit.
-    NoRoom,
+    /// The next commit, which has this claim to the reserve, does not fit.
+    NoRoom(Claim),
 }
 
 impl State {
@@ -298,7 +300,7 @@ impl State {
             Err(error) => return Err(Box::new(Rejection { error, done, commit })),
         };
         let weight = commit.frame_bytes();
-        let durability = commit.durability;
+        let (durability, frees) = (commit.durability, commit.frees_space);
         let (parts, positions) = parts_of(commit.operations, planned);
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
@@ -306,12 +308,19 @@ impl State {
         };
         let receipt = told.map(|done| (done, positions.clone()));
         let appends = parts.iter().filter(|part| part.batch_change()).count() as u32;
+        let claim = match appends as usize {
+            0 => Claim::Controls,
+            // A release of what has been released already frees nothing.
+            appends if frees && appends < parts.len() => Claim::Frees,
+            _ => Claim::Adds,
+        };
         let queued = Queued {
             bytes: frame_bytes(&parts),
             parts,
             durability,
             weight,
             appends,
+            claim,
             positions,
             done,
             bulk: false,
@@ -329,7 +338,7 @@ impl State {
             return Err(error.clone());
         }
         commit.check(self.limits.frame_bytes)?;
-        if let Some(full) = self.full.as_ref().filter(|_| commit.appends()) {
+        if let Some(full) = self.full.as_ref().filter(|_| commit.only_adds()) {
             return Err(full.clone());
         }
         let bytes = self.pending_bytes.saturating_add(commit.frame_bytes());
@@ -508,7 +517,10 @@ impl State {
         } else {
             self.bulk_is_due = true;
         }
-        if group.is_empty() { Taken::NoRoom } else { Taken::Group(group) }
+        match self.small.front().or(self.bulk.front()) {
+            Some(next) if group.is_empty() => Taken::NoRoom(next.claim),
+            _ => Taken::Group(group),
+        }
     }
 
     /// Whether there has been no small commit for some time.
@@ -542,28 +554,30 @@ impl State {
         self.pending_bytes -= queued.weight;
     }
 
-    /// Fails queued commits because the journal is full, and returns them. First all appends with
-    /// the commits that build on them, so that the others fit into the reserve; if there is no
-    /// append, all commits.
+    /// Fails queued commits because the journal is full, and returns them. First those that only
+    /// add, with the commits that build on them, so that the others fit into the reserve; if there
+    /// are none, those that add and free; if there are none of these, all commits.
     pub(crate) fn fail_full(&mut self, error: &Error) -> Vec<Queued> {
         self.full = Some(error.clone());
-        let failed = self.fail_appends();
-        if !failed.is_empty() {
-            return failed;
+        for claim in [Claim::Adds, Claim::Frees] {
+            let failed = self.fail_claims(claim);
+            if !failed.is_empty() {
+                return failed;
+            }
         }
         let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
         self.forget(&all);
         all
     }
 
-    fn fail_appends(&mut self) -> Vec<Queued> {
+    fn fail_claims(&mut self, claim: Claim) -> Vec<Queued> {
         let mut failed: Vec<Queued> = Vec::new();
         let mut kept: Vec<Queued> = Vec::new();
         let mut hit: Vec<u32> = Vec::new();
         let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
         for queued in all {
             let builds_on = queued.parts.iter().any(|part| hit.contains(&part.log.index()));
-            if queued.appends > 0 || builds_on {
+            if queued.claim == claim || builds_on {
                 hit.extend(queued.parts.iter().map(|part| part.log.index()));
                 failed.push(queued);
             } else {

@@ -11,6 +11,7 @@ use super::{Counters, Engine};
 use crate::commit::Receipt;
 use crate::config::Durability;
 use crate::core::queue::{Queued, Taken};
+use crate::core::reserve::{Claim, RESERVE_SEGMENTS};
 use crate::error::{Error, Fault, FullCause};
 use crate::format::frame::SectionKind;
 
@@ -83,21 +84,23 @@ impl Engine {
     ///
     /// Ends because an empty segment has room for its table, which takes at most a quarter of it,
     /// and for any commit, which takes at most another quarter; and because each wait for a segment
-    /// ends with one, or with the knowledge that there is none, and then the commits fail.
+    /// ends with one, or with the knowledge that there is none, and then the commits fail unless
+    /// the keeper has made another ready meanwhile, which it does for what has been released.
     fn fill(&self, writer: &mut Writer) -> Result<Filled, Fault> {
         loop {
-            let mut room = writer.room(self.space.has_spare());
+            let supply = self.space.supply();
+            let mut room = writer.room(supply);
             let (taken, quiet) = {
                 let mut state = self.state.lock();
                 (state.take(&mut writer.next_lsn, &mut room), state.is_quiet())
             };
             self.space.set_quiet(quiet);
-            match taken {
+            let claim = match taken {
                 Taken::Nothing => return Ok(Filled::Nothing),
                 Taken::Group(group) => return Ok(Filled::Group(group)),
-                Taken::NoRoom => {}
-            }
-            match self.find_spare(writer)? {
+                Taken::NoRoom(claim) => claim,
+            };
+            match self.find_spare(writer, claim)? {
                 Spare::Ready(spare) => self.rotate(writer, spare)?,
                 // A small commit may have come that still fits.
                 Spare::NotYet => {}
@@ -105,7 +108,7 @@ impl Engine {
                     let error = self.full();
                     let mut state = self.state.lock();
                     // Checked under the lock: the keeper clears `full` after it stores a spare.
-                    if !self.space.has_spare() {
+                    if self.space.supply() == supply {
                         return Ok(Filled::Full(state.fail_full(&error), error));
                     }
                 }
@@ -114,24 +117,23 @@ impl Engine {
     }
 
     /// A segment to go on in, waiting for one to be prepared if it can be.
-    fn find_spare(&self, writer: &mut Writer) -> Result<Spare, Fault> {
-        let spare = self.take_or_prepare()?;
+    fn find_spare(&self, writer: &mut Writer, claim: Claim) -> Result<Spare, Fault> {
+        let spare = self.take_or_prepare(claim)?;
         if !writer.unsynced || !matches!(spare, Spare::Never) {
             return Ok(spare);
         }
         // What freed a segment may be written only.
         self.sync(writer)?;
-        self.take_or_prepare()
+        self.take_or_prepare(claim)
     }
 
-    fn take_or_prepare(&self) -> Result<Spare, Fault> {
+    fn take_or_prepare(&self, claim: Claim) -> Result<Spare, Fault> {
         if !self.config.manual {
-            return Ok(self.space.wait_for_spare(SPARE_WAIT));
+            return Ok(self.space.wait_for_spare(SPARE_WAIT, claim));
         }
-        if !self.space.has_spare() {
-            self.prepare()?;
-        }
-        Ok(self.space.take_spare().map_or(Spare::Never, Spare::Ready))
+        // Ends because each round adds a spare, and the reserve has few.
+        while !self.space.supply().has_segment_for(claim) && self.prepare()? {}
+        Ok(self.space.take_spare(claim).map_or(Spare::Never, Spare::Ready))
     }
 
     /// Prepares one segment; answers whether there was room.
@@ -283,7 +285,8 @@ impl Engine {
     /// What is told while there is no segment for appends.
     fn full(&self) -> Error {
         let max_bytes = self.config.max_bytes;
-        let limit = || FullCause::Limit { segments: self.space.counts().1, max_bytes };
+        let segments = self.space.counts().1.saturating_sub(RESERVE_SEGMENTS);
+        let limit = || FullCause::Limit { segments, max_bytes };
         let cause = self.space.cause().unwrap_or_else(limit);
         Error::Full { cause, pinned_by: self.pinned_by() }
     }

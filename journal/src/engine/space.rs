@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::seal::Seal;
 use super::segment::Segment;
+use crate::core::reserve::{Claim, RESERVE_SEGMENTS, Supply};
 use crate::error::{Fault, FullCause, LogName};
 use crate::files::{File, Files, write_all_at};
 use crate::format::manifest::{Manifest, SLOT_BYTES, segment_name};
@@ -27,6 +28,9 @@ const ZERO_BYTES_LATE: u64 = 256 << 10;
 const ZERO_BYTES_QUIET: u64 = 1 << 20;
 /// How far preparation may be ahead of need before it slows down, in thousandths of a segment.
 const AHEAD: u64 = 100;
+
+/// The reserve is made ready when so much of the first segment is in use, in thousandths.
+const RESERVE_DUE: u64 = 250;
 
 /// After this time it is tried again to prepare a segment, when the disk or the process had no room
 /// for one.
@@ -65,6 +69,10 @@ struct Inner {
     next_sequence: u64,
     /// The segment whose table is durable; only older ones can go.
     base: u64,
+    /// The reserve has not been complete yet.
+    is_young: bool,
+    /// The reserve is to be made ready, not just the next segment.
+    reserve_is_due: bool,
     /// No spare can be prepared until something is released, or until it is tried again.
     stuck: bool,
     /// Why no spare could be prepared the last time.
@@ -82,6 +90,16 @@ struct Inner {
 }
 
 impl Inner {
+    fn supply(&self) -> Supply {
+        Supply { spares: self.spares.len(), is_young: self.is_young }
+    }
+
+    /// Whether fewer segments are ready than should be.
+    fn wants_spare(&self) -> bool {
+        let reserve = if self.reserve_is_due { RESERVE_SEGMENTS } else { 0 };
+        self.spares.len() <= reserve
+    }
+
     /// Whether preparing fails for a reason that may pass without the journal being told.
     fn may_pass(&self) -> bool {
         self.stuck && matches!(self.cause, Some(FullCause::Disk { .. }))
@@ -139,7 +157,9 @@ pub(crate) enum Need {
 
 impl Space {
     pub(crate) fn new(census: Census) -> Self {
-        let sealed = census.sealed.into_iter().map(|segment| (segment.sequence, segment)).collect();
+        let sealed: BTreeMap<_, _> =
+            census.sealed.into_iter().map(|segment| (segment.sequence, segment)).collect();
+        let is_young = sealed.is_empty();
         let inner = Inner {
             sealed,
             seals: VecDeque::new(),
@@ -149,6 +169,8 @@ impl Space {
             next_slot: census.next_slot,
             next_sequence: census.next_sequence,
             base: census.base,
+            is_young,
+            reserve_is_due: !is_young,
             stuck: false,
             cause: None,
             last_try: 0,
@@ -167,16 +189,19 @@ impl Space {
         }
     }
 
-    pub(crate) fn has_spare(&self) -> bool {
-        !self.inner.lock().spares.is_empty()
+    pub(crate) fn supply(&self) -> Supply {
+        self.inner.lock().supply()
     }
 
-    /// Takes a spare, if there is one.
-    pub(crate) fn take_spare(&self) -> Option<Arc<Segment>> {
-        Self::pop_spare(&mut self.inner.lock())
+    /// Takes a spare, if there is one for such a commit.
+    pub(crate) fn take_spare(&self, claim: Claim) -> Option<Arc<Segment>> {
+        Self::pop_spare(&mut self.inner.lock(), claim)
     }
 
-    fn pop_spare(inner: &mut Inner) -> Option<Arc<Segment>> {
+    fn pop_spare(inner: &mut Inner, claim: Claim) -> Option<Arc<Segment>> {
+        if !inner.supply().has_segment_for(claim) {
+            return None;
+        }
         let spare = inner.spares.pop_front()?;
         inner.urgent = false;
         inner.rotating = true;
@@ -184,10 +209,10 @@ impl Space {
     }
 
     /// Takes a spare, waiting some time for the keeper to prepare one or to give up.
-    pub(crate) fn wait_for_spare(&self, limit: Duration) -> Spare {
+    pub(crate) fn wait_for_spare(&self, limit: Duration, claim: Claim) -> Spare {
         let mut inner = self.inner.lock();
         for waited in [false, true] {
-            if let Some(spare) = Self::pop_spare(&mut inner) {
+            if let Some(spare) = Self::pop_spare(&mut inner, claim) {
                 return Spare::Ready(spare);
             }
             if inner.stuck || inner.stopped {
@@ -195,6 +220,7 @@ impl Space {
             }
             if !waited {
                 inner.urgent = true;
+                inner.reserve_is_due = true;
                 self.changed.notify_all();
                 self.changed.wait_for(&mut inner, limit);
             }
@@ -205,7 +231,11 @@ impl Space {
     /// How much of the active segment is in use, in thousandths: the next one should be about as
     /// far in its preparation.
     pub(crate) fn set_fill(&self, thousandths: u64) {
-        self.fill.store(thousandths, Ordering::Relaxed);
+        let before = self.fill.swap(thousandths, Ordering::Relaxed);
+        if before < RESERVE_DUE && thousandths >= RESERVE_DUE {
+            self.inner.lock().reserve_is_due = true;
+            self.changed.notify_all();
+        }
     }
 
     /// Whether there have been no small commits lately, which large flushes would delay.
@@ -309,7 +339,7 @@ impl Space {
             Need::Nothing
         } else if !inner.seals.is_empty() {
             Need::Seal
-        } else if inner.spares.is_empty() && !inner.stuck {
+        } else if inner.wants_spare() && !inner.stuck {
             Need::Spare
         } else {
             Need::Nothing
@@ -457,6 +487,7 @@ impl Keeper {
         }
         inner.stuck = false;
         inner.spares.push_back(segment);
+        inner.is_young &= inner.spares.len() < RESERVE_SEGMENTS;
         space.changed.notify_all();
         Ok(())
     }
@@ -487,8 +518,8 @@ impl Keeper {
             let inner = space.inner.lock();
             (inner.next_slot, inner.files)
         };
-        if files >= self.max_files {
-            let (segments, max_bytes) = (files, self.max_bytes);
+        if files >= self.max_files + RESERVE_SEGMENTS {
+            let (segments, max_bytes) = (files - RESERVE_SEGMENTS, self.max_bytes);
             return Err(PrepareError::Full(FullCause::Limit { segments, max_bytes }));
         }
         let name = segment_name(slot);

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::segment::Segment;
 use crate::core::queue::{Queued, Room};
+use crate::core::reserve::{Claim, Supply};
 use crate::error::Fault;
 use crate::files::{write_all_at, write_all_vectored};
 use crate::format::frame::{FrameKind, Header, SECTION_BYTES, Section, SectionKind};
@@ -173,7 +174,8 @@ pub(crate) struct ActiveRoom {
     batches: u64,
     logs: u64,
     limit: u64,
-    limit_for_appends: u64,
+    limit_for_frees: u64,
+    limit_for_adds: u64,
     limit_for_bulk: u64,
 }
 
@@ -185,10 +187,11 @@ impl ActiveRoom {
 
 impl Room for ActiveRoom {
     fn take(&mut self, commit: &Queued) -> bool {
-        let limit = match (commit.appends, commit.bulk) {
-            (0, _) => self.limit,
-            (_, false) => self.limit_for_appends,
-            (_, true) => self.limit_for_bulk,
+        let limit = match (commit.claim, commit.bulk) {
+            (Claim::Controls, _) => self.limit,
+            (Claim::Frees, _) => self.limit_for_frees,
+            (Claim::Adds, false) => self.limit_for_adds,
+            (Claim::Adds, true) => self.limit_for_bulk,
         };
         let appends = u64::from(commit.appends);
         // Each append may be the first of its log in this segment.
@@ -233,19 +236,25 @@ impl Writer {
         self.failed.insert(fault).clone()
     }
 
-    /// The room in the active segment. Without a spare, appends leave a part of it to the
-    /// releases and deletes that may free others, and large ones another part to small ones.
-    pub(crate) fn room(&self, has_spare: bool) -> ActiveRoom {
+    /// The room in the active segment. Without a segment to go on in, commits that only add leave a
+    /// part of it to those that may free others, and large ones another part to small ones. When
+    /// the segment is of the reserve, its claim decides whether a commit has any room.
+    pub(crate) fn room(&self, supply: Supply) -> ActiveRoom {
         let active = &self.active;
         let limit = if active.sealed { 0 } else { active.segment.size - TRAILER_BYTES };
-        let reserve = if has_spare { 0 } else { active.segment.size / 16 };
+        let left = if supply.has_segment_for(Claim::Adds) { 0 } else { active.segment.size / 16 };
+        let limit_of = |claim, left| match supply.admits(claim) {
+            true => limit.saturating_sub(left),
+            false => 0,
+        };
         ActiveRoom {
             tail: self.tail(),
             batches: active.batches,
             logs: active.logs.len() as u64,
             limit,
-            limit_for_appends: limit.saturating_sub(reserve),
-            limit_for_bulk: limit.saturating_sub(2 * reserve),
+            limit_for_frees: limit_of(Claim::Frees, 0),
+            limit_for_adds: limit_of(Claim::Adds, left),
+            limit_for_bulk: limit_of(Claim::Adds, 2 * left),
         }
     }
 

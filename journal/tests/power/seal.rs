@@ -130,8 +130,13 @@ fn an_index_knows_nothing_of_later_commits() {
     let journal = open(&disk, &gate);
     let _open = OpenInTheEnd(&gate);
     let (gone, cut) = (journal.log("gone", 1).unwrap(), journal.log("cut", 1).unwrap());
-    // The keeper's last write for a spare is that of the manifest; then it has nothing to do.
-    while journal.stats().segments < 2 {
+    for _ in 0..12 {
+        let commit = Commit::new().append(&gone, [[1; 900]]).append(&cut, [[2; 900]]);
+        journal.commit_blocking(commit).unwrap();
+    }
+    // The next segment and the reserve. The keeper's last write for a spare is that of the
+    // manifest; then it has nothing to do.
+    while journal.stats().segments < 5 {
         std::thread::yield_now();
     }
     gate.allow(0);
