@@ -464,6 +464,9 @@ fn is_live(table: &Table, key: &Key) -> bool {
 impl Shared {
     fn commit(&self, group: &Group, turns: &Turns) -> Commit {
         let mut commit = Commit::new();
+        if !group.deletes.is_empty() {
+            commit = commit.frees_space();
+        }
         let mut records = Records::builder(0);
         for change in &group.staged.changes {
             if records.len_bytes() >= RECORDS_BYTES {

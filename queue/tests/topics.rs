@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use support::{now_or_work, one, read_all, ready, small, work};
 use voussoir_journal::files::crash::CrashFiles;
-use voussoir_journal::{Files, Journal};
+use voussoir_journal::{Files, Journal, MemoryFiles};
 use voussoir_queue::{
-    Durability, FetchError, OpenError, Queue, QueueConfig, Record, StoreError, TopicConfig,
-    TopicError,
+    Durability, FetchError, OpenError, ProduceError, Queue, QueueConfig, Record, StoreError,
+    TopicConfig, TopicError,
 };
 
 fn open(files: Arc<dyn Files>) -> (Journal, Queue) {
@@ -267,4 +267,53 @@ fn a_large_topic_is_written_in_transactions_and_deleted() {
     now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
     assert!(!journal.log("q", 2).expect("a log").exists());
     assert!(matches!(queue.topic("t"), Err(TopicError::Unknown { .. })));
+}
+
+/// A full store in which the topic "many" has 40 partitions of a few records each.
+fn full_store() -> (Journal, Queue) {
+    let journal = support::journal(Arc::new(MemoryFiles::new()), 24);
+    let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
+    for (name, partitions) in [("many", 40), ("one", 1)] {
+        let create = queue.create_topic(name, TopicConfig::partitions(partitions));
+        now_or_work(&journal, create).expect("it is created");
+    }
+    let value = "x".repeat(900);
+    // Ends: the journal has 24 segments.
+    for number in 0.. {
+        let topic = queue.topic("many").expect("a topic");
+        let partition = topic.partition(number % 40).expect("a partition");
+        let appended = now_or_work(&journal, partition.append(one(&value), Durability::Synced));
+        match appended {
+            Ok(_) => {}
+            Err(ProduceError::Store(StoreError::Full { .. })) => break,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    (journal, queue)
+}
+
+#[test]
+fn a_topic_of_a_full_store_is_deleted_and_its_space_comes_back() {
+    let (journal, queue) = full_store();
+    now_or_work(&journal, queue.delete_topic("many")).expect("it is deleted");
+    let value = "y".repeat(900);
+    for _ in 0..1_000 {
+        append(&journal, &queue, "one", 0, &value);
+    }
+}
+
+#[test]
+fn all_partitions_of_a_full_store_are_released() {
+    let (journal, queue) = full_store();
+    let topic = queue.topic("many").expect("a topic");
+    for number in 0..40 {
+        let partition = topic.partition(number).expect("a partition");
+        let end = partition.offsets().end;
+        let released = now_or_work(&journal, partition.release_before(end));
+        assert_eq!(released.expect("it is released"), end, "partition {number}");
+    }
+    let value = "y".repeat(900);
+    for _ in 0..1_000 {
+        append(&journal, &queue, "one", 0, &value);
+    }
 }

@@ -243,9 +243,8 @@ impl Writer {
         let active = &self.active;
         let limit = if active.sealed { 0 } else { active.segment.size - TRAILER_BYTES };
         let left = if supply.has_segment_for(Claim::Adds) { 0 } else { active.segment.size / 16 };
-        let limit_of = |claim, left| match supply.admits(claim) {
-            true => limit.saturating_sub(left),
-            false => 0,
+        let limit_of = |claim, left| {
+            if supply.admits(claim) { limit.saturating_sub(left) } else { 0 }
         };
         ActiveRoom {
             tail: self.tail(),

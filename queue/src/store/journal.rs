@@ -131,6 +131,10 @@ impl JournalPartition {
             commit = commit.release(&self.data, upto);
         }
         if let Some(snapshot) = write.snapshot {
+            // With a release it stands for batches that go.
+            if write.release.is_some() {
+                commit = commit.frees_space();
+            }
             let before = self.snapshots.end();
             commit = commit.append_batch(&self.snapshots, Batch::from(snapshot));
             commit = commit.release(&self.snapshots, before);
