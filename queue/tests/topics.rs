@@ -243,7 +243,7 @@ fn a_large_topic_is_written_in_transactions_and_deleted() {
     let mut config = voussoir_journal::Config::manual();
     // The bytes of two of these transactions fit into one commit.
     config.segment_bytes = 32 << 20;
-    let files = Arc::new(voussoir_journal::MemoryFiles::new());
+    let files = Arc::new(MemoryFiles::new());
     let journal = Journal::open_with(files, config).expect("the journal opens");
     let queue = Queue::open(&journal, "q", small()).expect("the queue opens");
     let create = queue.create_topic("t", TopicConfig::partitions(2_200));
