@@ -55,12 +55,13 @@ pub(super) fn order() -> Order {
 /// An order that is refused at a step; behind the pivot nothing is refused.
 pub(super) fn refused_at(step: &str) -> Order {
     let mut order = order();
-    match step {
-        "order" => order.customer = "blocked".to_owned(),
-        "stock" => order.article = "sold-out".to_owned(),
-        "payment" => order.card = "declined".to_owned(),
-        _ => order.address = "nowhere".to_owned(),
-    }
+    let (field, text) = match step {
+        "order" => (&mut order.customer, "blocked"),
+        "stock" => (&mut order.article, "sold-out"),
+        "payment" => (&mut order.card, "declined"),
+        _ => (&mut order.address, "nowhere"),
+    };
+    text.clone_into(field);
     order
 }
 
