@@ -486,6 +486,37 @@ async fn a_reaction_that_fails_for_good_holds_up_its_key_alone() {
     assert_eq!(running.stats().failures, 4);
 }
 
+/// What runs is waited for and committed; what waits behind it is left to the next process.
+#[tokio::test(start_paused = true)]
+async fn a_participant_that_is_stopped_begins_no_more() {
+    let bus = Arc::new(MemoryBus::new(1000));
+    let begun: Arc<AtomicU64> = Arc::default();
+    let count = Arc::clone(&begun);
+    let rule = Rule::on("a", "r", move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async {
+            sleep(Duration::from_secs(1)).await;
+            Ok(vec![NewEvent::new("b", "")])
+        }
+    });
+    let participant = Participant::new("p", [rule]).unwrap();
+    let mut config = ChoreographyConfig::default();
+    config.max_parallel = 2;
+    let running = Running::start(bus.clone(), &participant, config.clone()).unwrap();
+    // Three of one key, and three that find no free place.
+    for (id, key) in ["k", "k", "k", "1", "2", "3"].iter().enumerate() {
+        bus.publish(&[Event::first(&id.to_string(), "a", key, "")]).await.unwrap();
+    }
+    sleep(Duration::from_millis(500)).await;
+    running.stop().await;
+    assert_eq!(begun.load(Ordering::Relaxed), 2);
+    assert_eq!(bus.observed().len(), 8, "what those two publish is there");
+    let _running = Running::start(bus.clone(), &participant, config).unwrap();
+    sleep(Duration::from_secs(10)).await;
+    assert_eq!(begun.load(Ordering::Relaxed), 6, "each is run once");
+    assert_eq!(bus.observed().len(), 12);
+}
+
 /// A rule that is gone, or has another kind now, leaves letters and no silence.
 #[tokio::test(start_paused = true)]
 async fn what_no_longer_fits_the_rules_becomes_letters() {

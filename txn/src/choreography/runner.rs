@@ -225,13 +225,12 @@ impl Runner {
         // Ends: when it was stopped and nothing runs any more, or by an error.
         loop {
             self.commit(session).await?;
-            if is_stopping {
-                session.queued.clear();
-                if session.running.is_empty() {
-                    return Ok(());
-                }
+            if !is_stopping {
+                self.begin(session);
+            } else if session.running.is_empty() {
+                // What has not begun is in the state, or is read again.
+                return Ok(());
             }
-            self.begin(session);
             match self.wait(session, is_stopping).await? {
                 Woken::Polled(deliveries) => {
                     *failures = 0;
