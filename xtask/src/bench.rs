@@ -13,7 +13,6 @@ const BENCHES: &[(&str, Home)] = &[
     ("limit", Home::Own("benches/limit/Cargo.toml")),
     ("lb", Home::Own("benches/lb/Cargo.toml")),
     ("cache", Home::Own("benches/cache/Cargo.toml")),
-    ("txn", Home::Own("benches/txn/Cargo.toml")),
 ];
 
 #[derive(Clone, Copy)]
