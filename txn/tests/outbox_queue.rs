@@ -147,20 +147,25 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
     relay.stop().await;
     drop((queue, journal));
 
-    let records = records(&dir).await;
-    let mut bodies: Vec<u64> = records.iter().map(|(_, body, _)| *body).collect();
-    bodies.sort_unstable();
-    assert_eq!(bodies, (1..=body).collect::<Vec<u64>>(), "each is there, once");
-    let mut last = std::collections::HashMap::new();
-    for (key, body, _) in records {
-        let before = last.insert(key.clone(), body);
-        assert!(before.is_none_or(|before| before < body), "{key}: {body} after {before:?}");
-    }
+    check_records(&dir, body).await;
     let drop_it = format!("DROP DATABASE {name} WITH (FORCE)");
     drop((client, outbox));
     connect(None).await.batch_execute(&drop_it).await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     situations.assert_all_reached();
+}
+
+/// Each message up to `last_body` is there once, and those of a key are in order.
+async fn check_records(dir: &str, last_body: u64) {
+    let records = records(dir).await;
+    let mut bodies: Vec<u64> = records.iter().map(|(_, body, _)| *body).collect();
+    bodies.sort_unstable();
+    assert_eq!(bodies, (1..=last_body).collect::<Vec<u64>>(), "each is there, once");
+    let mut last = std::collections::HashMap::new();
+    for (key, body, _) in records {
+        let before = last.insert(key.clone(), body);
+        assert!(before.is_none_or(|before| before < body), "{key}: {body} after {before:?}");
+    }
 }
 
 /// A delivery that is dropped goes on: the same messages are waited for, and appended once.

@@ -1,4 +1,8 @@
 //! The stream under a connection: TCP, with TLS or without.
+#![cfg_attr(
+    not(feature = "tls"),
+    allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "with TLS they wait and fail")
+)]
 
 use std::io::{self, IoSlice};
 use std::net::SocketAddr;
