@@ -469,6 +469,9 @@ impl Inner {
         let mut commit = draft.commit;
         if let Some(swept) = swept {
             commit = commit.release(&self.log, swept.until);
+            if batch.is_empty() && swept.live_bytes < swept.bytes {
+                commit = commit.frees_space();
+            }
         }
         let receipt = self.journal.commit(commit).await?;
         let first = receipt.positions().iter().find(|range| !range.is_empty());

@@ -121,7 +121,7 @@ impl<'a> Cluster<'a> {
                 Some(Fault::Crash) => self.crash(),
                 Some(Fault::Kill) => self.kill(),
                 Some(Fault::Disturb) => {
-                    self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts)
+                    self.faults.disturb(self.servers.len() as u64, CLIENTS, self.counts);
                 }
                 None => {}
             }
