@@ -1,7 +1,12 @@
 //! The stream under a connection: TCP, with TLS or without.
 #![cfg_attr(
     not(feature = "tls"),
-    allow(clippy::unused_async, clippy::unnecessary_wraps, reason = "with TLS they wait and fail")
+    allow(
+        clippy::unnecessary_wraps,
+        clippy::unused_async,
+        clippy::unused_self,
+        reason = "with TLS they look, wait and fail"
+    )
 )]
 
 use std::io::{self, IoSlice};
