@@ -214,6 +214,7 @@ fn products_over_http_are_read_changed_and_told_of() {
 #[test]
 #[ignore = "needs postgresql and redis"]
 fn two_processes_share_what_they_have_read_and_tell_each_other_of_changes() {
+    assert!(std::env::var_os("REDIS_URL").is_some(), "REDIS_URL is not set");
     let table = format!("read_through_shared_{}", std::process::id());
     assert!(program().args(["create", "--table", &table]).status().unwrap().success());
     let insert = format!("INSERT INTO {table} SELECT id, 'p', 'c', id FROM");

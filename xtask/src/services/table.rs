@@ -112,7 +112,7 @@ pub(crate) const SERVICES: &[Service] = &[
             stop: "TERM",
             refuses_root: false,
         }),
-        in_tests: InTests::Program,
+        in_tests: InTests::Started,
     },
     Service {
         name: "postgresql",
