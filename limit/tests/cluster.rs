@@ -73,7 +73,10 @@ impl Cluster {
 
     async fn connection(&self, node: usize) -> MultiplexedConnection {
         let client = redis::Client::open(self.nodes[node].url()).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // Longer than any command here may block, WAIT included.
+        let config = redis::AsyncConnectionConfig::new();
+        let config = config.set_response_timeout(Some(Duration::from_secs(20)));
+        client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
     fn counter(&self, when_lost: WhenLost) -> Arc<dyn Counter> {

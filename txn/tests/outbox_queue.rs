@@ -130,7 +130,8 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
     // What the dead ones had appended and not deleted comes again.
     let (journal, queue) = open(&dir).await;
     let known: std::collections::HashSet<String> = {
-        drop((queue, journal));
+        drop(queue);
+        journal.close().unwrap();
         records(&dir).await.into_iter().map(|(_, _, id)| id).collect()
     };
     let rows = client.query("SELECT message_id FROM voussoir_outbox", &[]).await.unwrap();
@@ -146,7 +147,8 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     relay.stop().await;
-    drop((queue, journal));
+    drop(queue);
+    journal.close().unwrap();
 
     check_records(&dir, body).await;
     let drop_it = format!("DROP DATABASE {name} WITH (FORCE)");
@@ -193,7 +195,8 @@ async fn a_delivery_that_is_given_up_is_not_appended_twice() {
     assert_eq!(sink.deliver(&[message(5, "none")]).await.unwrap_err().delivered, 0);
     // Another sink reads the ids back.
     QueueSink::new(&queue, 100).deliver(&all).await.unwrap();
-    drop((sink, queue, journal));
+    drop((sink, queue));
+    journal.close().unwrap();
     let bodies: Vec<u64> = records(&dir).await.into_iter().map(|(_, body, _)| body).collect();
     assert_eq!(bodies, [1, 2, 3]);
     std::fs::remove_dir_all(&dir).unwrap();
