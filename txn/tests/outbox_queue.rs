@@ -106,24 +106,26 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
             .unwrap();
         let until = Instant::now() + Duration::from_millis(600 + rng.below(400));
         while Instant::now() < until {
-            let messages: Vec<NewMessage> = (0..5)
-                .map(|_| {
-                    body += 1;
-                    let topic = TOPICS[usize::from(rng.below(8) == 0)];
-                    situations.add("another topic", u64::from(topic == TOPICS[1]));
-                    NewMessage::new(topic, &format!("k{}", rng.below(5)), body.to_string())
-                })
-                .collect();
+            let topic = TOPICS[usize::from(rng.below(8) == 0)];
+            situations.add("another topic", u64::from(topic == TOPICS[1]));
+            let messages = new_messages(topic, 5, &mut rng, &mut body);
             outbox.put(&client, &messages).await.unwrap();
             put += messages.len();
             outbox.wake();
-            // As many as the relay can take, and at the end more: it is killed at its work.
-            let is_burst = until.saturating_duration_since(Instant::now()).as_millis() < 50;
-            tokio::time::sleep(Duration::from_millis(if is_burst { 0 } else { 10 })).await;
+            // As many as the relay can take: what is left at the end has to be delivered too.
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        // It is killed when it has delivered messages and cannot delete them yet.
+        let messages = new_messages(TOPICS[0], 200, &mut rng, &mut body);
+        outbox.put(&client, &messages).await.unwrap();
+        put += messages.len();
+        let lock = "BEGIN; LOCK TABLE voussoir_outbox IN EXCLUSIVE MODE";
+        client.batch_execute(lock).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(100)).await;
         let before = outbox.waiting(&client).await.unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+        client.batch_execute("ROLLBACK").await.unwrap();
         situations.reached("killed");
         situations.add("delivered before a kill", u64::from((before as usize) < put));
     }
@@ -156,6 +158,15 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
     connect(None).await.batch_execute(&drop_it).await.unwrap();
     std::fs::remove_dir_all(&dir).unwrap();
     situations.assert_all_reached();
+}
+
+/// Messages of five keys, whose bodies count on from `body`.
+fn new_messages(topic: &str, count: usize, rng: &mut Rng, body: &mut u64) -> Vec<NewMessage> {
+    let mut message = |_| {
+        *body += 1;
+        NewMessage::new(topic, &format!("k{}", rng.below(5)), body.to_string())
+    };
+    (0..count).map(&mut message).collect()
 }
 
 /// Each message up to `last_body` is there once, and those of a key are in order.
