@@ -18,8 +18,11 @@ use crate::transfers::settle_bound;
 
 /// A round that kills at no point that we know, but whenever it happens.
 const ANYWHERE: &str = "any moment";
-/// The number of the point before the decision.
-const SHIFT: usize = 7;
+/// The point before the decision.
+const BEFORE_DECISION: usize = 7;
+/// Step of a cycle at which the coordinator is killed before the decision: few rounds from here to
+/// the next cycle kill coordinator and banks at the points about the decision.
+const COORDINATOR_STEP: usize = 20;
 /// How long the service may take to answer `GET /stats`.
 const STATS_WAIT: Duration = Duration::from_secs(2);
 
@@ -69,11 +72,11 @@ fn plan(round: usize) -> (&'static str, Victim) {
     let count = POINTS.len() + 1;
     let (cycle, step) = (round / count % VICTIMS.len(), round % count);
     let Some(others) = cycle.checked_sub(1) else {
-        return (point(step), Victim::Coordinator);
+        let number = (step + count - COORDINATOR_STEP + BEFORE_DECISION) % count;
+        return (point(number), Victim::Coordinator);
     };
     let victim = VICTIMS[1 + (step + others) % (VICTIMS.len() - 1)];
-    // The first ones are about the decision.
-    (point((step + SHIFT) % count), victim)
+    (point((step + BEFORE_DECISION) % count), victim)
 }
 
 fn point(number: usize) -> &'static str {
@@ -289,15 +292,15 @@ pub(super) async fn settle(
             Ok(Ok(numbers)) => Some(numbers.active),
             _ => None,
         };
-        if left == 0 && active == Some(0) {
-            return Ok(settled);
-        }
         if settled > bound {
             let bound = bound.as_millis();
             return Err(format!(
                 "{left} transactions are prepared and {active:?} active after {bound} ms"
             )
             .into());
+        }
+        if left == 0 && active == Some(0) {
+            return Ok(settled);
         }
         sleep(Duration::from_millis(5)).await;
     }
@@ -317,9 +320,10 @@ mod tests {
         assert!((0..points).all(|round| plan(round).1 == Victim::Coordinator));
         let all: HashSet<_> = (0..5 * points).map(|round| format!("{:?}", plan(round))).collect();
         assert_eq!(all.len(), 5 * points);
-        let decided = (points..points + 4).map(|round| plan(round).0);
         let about =
             ["before the decision", "decided", "before east commits", "before west commits"];
-        assert!(decided.eq(about));
+        for first in [COORDINATOR_STEP, points] {
+            assert!((first..first + about.len()).map(|round| plan(round).0).eq(about));
+        }
     }
 }
