@@ -25,6 +25,8 @@ mod session;
 pub mod store;
 #[cfg(feature = "journal")]
 mod transaction;
+#[cfg(feature = "journal")]
+mod watch;
 pub mod work;
 #[cfg(feature = "journal")]
 mod writer;

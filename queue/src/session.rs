@@ -168,8 +168,8 @@ impl Queue {
         token: &SessionToken,
         max_wait: Duration,
     ) -> bool {
-        let mut landed = self.shared.writer.landed();
-        let has_read = landed.wait_for(|()| self.has_read(group, token));
+        let mut watch = self.shared.writer.watch_group(group);
+        let has_read = watch.changed.wait_for(|()| self.has_read(group, token));
         match Instant::now().checked_add(max_wait) {
             Some(deadline) => timeout_at(deadline, has_read).await.is_ok_and(|read| read.is_ok()),
             None => has_read.await.is_ok(),
@@ -178,14 +178,9 @@ impl Queue {
 }
 
 fn has_read(table: &Table, group: &str, token: &SessionToken) -> bool {
-    let exists = |number: u32| {
-        table.topics().any(|(_, topic)| {
-            (topic.first_number..topic.first_number + topic.partitions).contains(&number)
-        })
-    };
     token.next.iter().all(|(number, next)| {
         let stored = table.get(&Key::Offset(group.to_owned(), *number));
         let stored = stored.and_then(|value| u64::read(value)).unwrap_or(0);
-        stored >= *next || !exists(*number)
+        stored >= *next || !table.has_partition(*number)
     })
 }

@@ -4,20 +4,20 @@
 //! its turn, against the table as all items before it leave it: what it checked cannot change
 //! before it is written.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use voussoir_journal::{Batch as Records, Commit, Log};
 
-use crate::core::entry::{Change, Key, TopicEntry};
+use crate::core::entry::{Change, Key};
 use crate::core::table::{StagedChanges, Table, View};
 use crate::error::{OpenError, ProduceError, StoreError};
 use crate::format::Batch;
 use crate::partition::{Appended, Partition, Turn};
 use crate::store::journal::{from_read, submit};
 use crate::store::{Done, JournalPartition, JournalStore};
+use crate::watch::{GroupWatch, GroupWatches};
 
 /// Items that one commit takes.
 const GROUP_ITEMS: usize = 256;
@@ -90,8 +90,8 @@ struct Shared {
     store: JournalStore,
     log: Log,
     inner: Mutex<Inner>,
-    /// Changes after each commit whose changes can be seen.
-    landed: watch::Sender<()>,
+    /// Told of the changes of each commit when they can be seen.
+    watches: GroupWatches,
 }
 
 struct Inner {
@@ -147,8 +147,8 @@ impl Writer {
             is_driven: false,
             stopped: None,
         };
-        let (inner, landed) = (Mutex::new(inner), watch::Sender::new(()));
-        Ok(Self { shared: Arc::new(Shared { store, log, inner, landed }) })
+        let (inner, watches) = (Mutex::new(inner), GroupWatches::default());
+        Ok(Self { shared: Arc::new(Shared { store, log, inner, watches }) })
     }
 
     pub(crate) fn store(&self) -> &JournalStore {
@@ -166,9 +166,9 @@ impl Writer {
         read(&self.shared.inner.lock().table)
     }
 
-    /// Changes when the table has.
-    pub(crate) fn landed(&self) -> watch::Receiver<()> {
-        self.shared.landed.subscribe()
+    /// Changes when the stored offsets of a group may have, or a topic has been deleted.
+    pub(crate) fn watch_group(&self, group: &str) -> GroupWatch<'_> {
+        self.shared.watches.watch(group)
     }
 
     /// Queues an item, which ends in any case.
@@ -456,9 +456,10 @@ fn plan(
 
 /// Whether an entry still says something: offsets of a partition that is gone do not.
 fn is_live(table: &Table, key: &Key) -> bool {
-    let Key::Offset(_, number) = key else { return true };
-    let numbers = |topic: TopicEntry| topic.first_number..topic.first_number + topic.partitions;
-    table.topics().any(|(_, topic)| numbers(topic).contains(number))
+    match key {
+        Key::Offset(_, number) => table.has_partition(*number),
+        _ => true,
+    }
 }
 
 impl Shared {
@@ -494,10 +495,13 @@ impl Shared {
 fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), StoreError>) {
     let Group { planned, ended, staged, release, deletes } = group;
     let mut waiting = VecDeque::new();
+    let mut changed = BTreeSet::new();
     {
         let mut inner = shared.inner.lock();
         match &result {
             Ok(()) if !planned.is_empty() => {
+                // Under the lock: whoever begins to wait behind this sees the table as it is then.
+                changed = shared.watches.watched_by(&staged.changes);
                 staged.changes.into_iter().for_each(|change| inner.table.apply(change));
                 if let Some(first) = release {
                     inner.table.release(first);
@@ -512,7 +516,7 @@ fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), Sto
             _ => {}
         }
     }
-    shared.landed.send_replace(());
+    shared.watches.wake(&changed);
     let is_deleted = |slot: &Slot| deletes.iter().any(|log| slot.store.is_in(log));
     for (slot, turn) in turns.into_values() {
         if result.is_ok() && is_deleted(&slot) {

@@ -25,6 +25,9 @@ pub(crate) struct Table {
     entries: BTreeMap<Key, (u64, Bytes)>,
     /// Position: the key. Invariant: one for each of `entries`.
     by_position: BTreeMap<u64, Key>,
+    /// First partition number of each topic: its partitions. Invariant: one for each topic of
+    /// `entries`, and no two of them overlap.
+    topics_by_number: BTreeMap<u32, u32>,
     /// Positions of the log. Invariant: holds all of `by_position`.
     bounds: Range<u64>,
 }
@@ -90,6 +93,12 @@ impl Table {
         self.entries.range(key..).map(|(key, (_, value))| (key, value))
     }
 
+    /// Whether a topic has the partition of this number.
+    pub(crate) fn has_partition(&self, number: u32) -> bool {
+        let topic = self.topics_by_number.range(..=number).next_back();
+        topic.is_some_and(|(first, partitions)| number - first < *partitions)
+    }
+
     /// All topics, in the order of their names.
     pub(crate) fn topics(&self) -> impl Iterator<Item = (&Key, TopicEntry)> {
         let topics = self.from(Key::Topic(String::new()));
@@ -106,6 +115,15 @@ impl Table {
     pub(crate) fn apply(&mut self, change: Change) {
         let position = self.bounds.end;
         self.bounds.end += 1;
+        if let Key::Topic(_) = &change.key {
+            let read = |value: &Bytes| TopicEntry::read(value);
+            if let Some(topic) = self.get(&change.key).and_then(read) {
+                self.topics_by_number.remove(&topic.first_number);
+            }
+            if let Some(topic) = change.value.as_ref().and_then(read) {
+                self.topics_by_number.insert(topic.first_number, topic.partitions);
+            }
+        }
         let old = match change.value {
             Some(value) => {
                 self.by_position.insert(position, change.key.clone());
@@ -169,6 +187,27 @@ mod tests {
 
     fn counter(value: u8) -> Bytes {
         Bytes::copy_from_slice(&[value])
+    }
+
+    #[test]
+    fn a_number_is_found_among_the_topics() {
+        let mut table = Table::new(0);
+        let topic = |first_number, partitions| {
+            let (max_bytes, max_age_ms) = (u64::MAX, u64::MAX);
+            TopicEntry { first_number, partitions, max_bytes, max_age_ms }
+        };
+        let put = |name: &str, entry| Change::put(Key::Topic(name.into()), &entry);
+        for change in [put("z", topic(1, 2)), put("a", topic(5, 3)), put("m", topic(3, 1))] {
+            table.apply(change);
+        }
+        let found = |table: &Table| (0..10).filter(|at| table.has_partition(*at)).collect();
+        let numbers: Vec<u32> = found(&table);
+        assert_eq!(numbers, [1, 2, 3, 5, 6, 7]);
+        table.apply(Change::remove(Key::Topic("a".into())));
+        table.apply(Change::remove(Key::Topic("z".into())));
+        table.apply(put("z", topic(8, 2)));
+        let numbers: Vec<u32> = found(&table);
+        assert_eq!(numbers, [3, 8, 9], "a topic of the same name has numbers of its own");
     }
 
     /// A log of changes beside the table: what is released goes.
