@@ -1,5 +1,7 @@
 //! What clients asked and were told, as it happened.
 
+mod edn;
+
 use serde::Serialize;
 
 use crate::json::json_line;

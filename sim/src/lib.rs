@@ -23,7 +23,7 @@ mod world;
 pub use check::{
     Causality, OrderError, SessionGuarantee, check_causal, check_sequential, check_sessions,
 };
-pub use check::{CheckError, Checked, Counter, Kv, KvOp, KvRet, Model, Register, check};
+pub use check::{CheckError, Checked, Counter, Kv, KvOp, KvRet, Model, Register, check, check_kv};
 pub use check::{Store, StoreGroup, StoreOp, StoreRet, StoreState};
 pub use class::{Counts, FaultClass, FaultSet};
 pub use clients::{Answer, CLIENT_ALARMS, Clients, ClientsConfig, Workload};

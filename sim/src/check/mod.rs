@@ -13,6 +13,9 @@ mod session;
 mod store;
 #[cfg(test)]
 mod tests;
+mod zones;
+#[cfg(test)]
+mod zones_tests;
 
 pub use counter::Counter;
 pub use kv::{Kv, KvOp, KvRet, Register};
@@ -21,3 +24,4 @@ pub use search::check;
 pub use sequential::check_sequential;
 pub use session::{Causality, OrderError, SessionGuarantee, check_causal, check_sessions};
 pub use store::{Store, StoreGroup, StoreOp, StoreRet, StoreState};
+pub use zones::check_kv;

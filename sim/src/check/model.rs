@@ -62,6 +62,9 @@ pub struct Checked {
     pub unknown: u64,
     /// How many keys they had.
     pub keys: u64,
+    /// How many of these keys [`check_kv`](crate::check_kv) decided without a search; 0 after
+    /// [`check`](crate::check).
+    pub register_keys: u64,
     /// How many steps of the model it took.
     pub steps: u64,
 }
@@ -74,9 +77,11 @@ pub enum CheckError<K> {
     Violation {
         /// The key whose calls have no order that explains them.
         key: K,
-        /// The last calls of the longest order found, at most 16.
+        /// The last calls of the longest order found, at most 16. Empty for a key that
+        /// [`check_kv`](crate::check_kv) decided without a search.
         fitting: Vec<CallId>,
-        /// The calls that could come next; none of their answers fits.
+        /// The calls that could come next; none of their answers fits. Without a search: the
+        /// calls that contradict each other, at most four.
         stuck: Vec<CallId>,
         /// When the stuck calls began first and ended last, in ns.
         span_ns: (u64, u64),

@@ -17,7 +17,7 @@
 //!   one that began first.
 
 use std::collections::HashMap;
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::ops::Range;
 
 use super::cache::{BitSet, Point, Seen};
@@ -59,7 +59,16 @@ pub fn check<M: Model>(
     history: &History<M::Op, M::Ret>,
     steps: u64,
 ) -> Result<Checked, CheckError<M::Key>> {
-    let parts = partition(model, history);
+    check_parts(model, history, partition(model, history), steps)
+}
+
+/// Searches an order for each of these keys.
+pub(super) fn check_parts<M: Model>(
+    model: &M,
+    history: &History<M::Op, M::Ret>,
+    parts: Vec<Part<M::Key>>,
+    steps: u64,
+) -> Result<Checked, CheckError<M::Key>> {
     let mut checked = Checked { keys: parts.len() as u64, ..Checked::default() };
     let mut open: Vec<usize> = (0..parts.len()).collect();
     let mut budget = FIRST_ROUND_STEPS;
@@ -96,10 +105,16 @@ pub fn check<M: Model>(
     })
 }
 
-/// The calls of each key but those that failed, by their places in the history.
-fn partition<M: Model>(model: &M, history: &History<M::Op, M::Ret>) -> Vec<(M::Key, Vec<u32>)> {
+/// A key, and its calls but those that failed, by their places in the history.
+pub(super) type Part<K> = (K, Vec<u32>);
+
+/// The calls of each key.
+pub(super) fn partition<M: Model>(
+    model: &M,
+    history: &History<M::Op, M::Ret>,
+) -> Vec<Part<M::Key>> {
     let mut places: HashMap<M::Key, usize> = HashMap::new();
-    let mut parts: Vec<(M::Key, Vec<u32>)> = Vec::new();
+    let mut parts: Vec<Part<M::Key>> = Vec::new();
     for (at, call) in history.calls().iter().enumerate() {
         if matches!(call.ended, Ended::Failed) {
             continue;
@@ -486,28 +501,39 @@ impl<'a, M: Model> Search<'a, M> {
              the longest order found has {length} of known outcome and ends in:\n",
             self.unknown.len()
         );
-        self.list(&fitting, &mut text);
+        describe_calls(self.history, &fitting, &mut text);
         let _infallible = writeln!(text, "the state is then {state}, which none of these fits:");
-        self.list(&stuck, &mut text);
-        let calls = || stuck.iter().map(|id| &self.history.calls()[id.index()]);
-        let from = calls().map(|call| call.begin_ns).min().unwrap_or(0);
-        let to = calls().map(|call| call.end_ns.unwrap_or(call.begin_ns)).max().unwrap_or(0);
-        CheckError::Violation { key, fitting, stuck, span_ns: (from, to), text }
+        describe_calls(self.history, &stuck, &mut text);
+        let span_ns = span_ns(self.history, &stuck);
+        CheckError::Violation { key, fitting, stuck, span_ns, text }
     }
+}
 
-    fn list(&self, ids: &[CallId], text: &mut String) {
-        for id in ids {
-            let call = &self.history.calls()[id.index()];
-            let begin = Instant(call.begin_ns);
-            let end = call.end_ns.map_or("no end".to_owned(), |at| Instant(at).to_string());
-            let _infallible = writeln!(
-                text,
-                "  call {} of process {}, {begin} to {end}: {:?} -> {:?}",
-                id.index(),
-                call.process,
-                call.op,
-                call.ended
-            );
-        }
+/// When these calls began first and ended last, in ns.
+pub(super) fn span_ns<O, R>(history: &History<O, R>, ids: &[CallId]) -> (u64, u64) {
+    let calls = || ids.iter().map(|id| &history.calls()[id.index()]);
+    let from = calls().map(|call| call.begin_ns).min().unwrap_or(0);
+    let to = calls().map(|call| call.end_ns.unwrap_or(call.begin_ns)).max().unwrap_or(0);
+    (from, to)
+}
+
+/// One line for each call.
+pub(super) fn describe_calls<O: Debug, R: Debug>(
+    history: &History<O, R>,
+    ids: &[CallId],
+    text: &mut String,
+) {
+    for id in ids {
+        let call = &history.calls()[id.index()];
+        let begin = Instant(call.begin_ns);
+        let end = call.end_ns.map_or("no end".to_owned(), |at| Instant(at).to_string());
+        let _infallible = writeln!(
+            text,
+            "  call {} of process {}, {begin} to {end}: {:?} -> {:?}",
+            id.index(),
+            call.process,
+            call.op,
+            call.ended
+        );
     }
 }

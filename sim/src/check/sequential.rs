@@ -31,7 +31,7 @@ pub fn check_sequential<M: Model>(
         calls: search.sessions.iter().map(|calls| calls.len() as u64).sum(),
         unknown: search.unknown as u64,
         keys: search.keys.len() as u64,
-        steps: 0,
+        ..Checked::default()
     };
     let init: Vec<M::State> = search.keys.iter().map(|key| model.init(key)).collect();
     let mut stack = vec![(vec![0_u32; search.sessions.len()], init)];
