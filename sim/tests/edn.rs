@@ -122,7 +122,7 @@ fn read_back(key: &'static str, text: &str) -> Vec<Call> {
     let (mut calls, mut busy, mut gone) = (Vec::<Call>::new(), HashMap::new(), HashSet::new());
     for (index, line) in (0_u64..).zip(read_lines(text)) {
         let (process, value) = (&line["process"], &line["value"]);
-        assert_eq!(line["index"], Edn::Int(index as i64));
+        assert_eq!(line["index"], Edn::Int(i64::try_from(index).unwrap()));
         let word = |name: &str| match &line[name] {
             Edn::Word(word) => word.clone(),
             other => panic!("{name} is {other:?}"),
