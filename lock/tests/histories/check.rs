@@ -13,6 +13,8 @@ pub(crate) struct Operation {
     pub(crate) is_answered: bool,
     /// Token, and the time after the answer.
     pub(crate) granted: Option<(u64, u64)>,
+    /// It waited so shortly that no answer could come: its outcome is not known.
+    pub(crate) is_short: bool,
     /// The latest time at which the holder's own lease said that it holds the lock.
     pub(crate) believed: u64,
     /// The release was sent.
@@ -85,6 +87,10 @@ impl History {
                 "releases"
             }
             "unknown" => "operation unknown",
+            "short" => {
+                operation.is_short = true;
+                "wait shorter than a round trip"
+            }
             other => panic!("`{other}`"),
         };
         *self.counts.entry(counted).or_default() += 1;
@@ -99,12 +105,12 @@ impl History {
         self.count("operations")
     }
 
-    /// Acquisitions and releases whose outcome their client does not know, those among them that a
-    /// kill has cut off.
+    /// Acquisitions and releases whose outcome their client does not know though it has waited, those
+    /// among them that a kill has cut off.
     pub(crate) fn unknown(&self) -> u64 {
         let unknown = |one: &Operation| {
             let is_unreleased = one.released.is_some() && !one.is_release_answered;
-            u64::from(!one.is_answered) + u64::from(is_unreleased)
+            u64::from(!one.is_answered && !one.is_short) + u64::from(is_unreleased)
         };
         self.operations.values().map(unknown).sum()
     }
@@ -192,7 +198,8 @@ impl fmt::Display for History {
             (self.operations(), self.count("grants"), self.count("permits"));
         let (unknown, lost) = (self.unknown(), self.count("session lost"));
         write!(f, "{operations} operations, {grants} grants, {permits} permits, ")?;
-        write!(f, "{unknown} unknown, {lost} lost")
+        let short = self.count("wait shorter than a round trip");
+        write!(f, "{unknown} unknown, {short} waits shorter than a round trip, {lost} lost")
     }
 }
 

@@ -104,7 +104,8 @@ impl Task {
         let recorder = Rc::clone(&self.recorder);
         recorder.record(format_args!("acquire {operation} {lock}"));
         let acquire = session.lock(name_of(lock));
-        let granted = match self.rng.below(4) {
+        let kind = self.rng.below(4);
+        let granted = match kind {
             0 => acquire.try_within(3 * SECOND).await,
             1 => acquire.within(Duration::from_millis(self.rng.below(40))).await.map(Some),
             _ => acquire.within(5 * SECOND).await.map(Some),
@@ -115,7 +116,9 @@ impl Task {
                 self.hold(operation, lock, guard).await;
             }
             Err(LockError::Unavailable(error)) if error.outcome() == Outcome::Unknown => {
-                recorder.record(format_args!("unknown {operation}"));
+                // A wait may be shorter than a round trip.
+                let word = if kind == 1 { "short" } else { "unknown" };
+                recorder.record(format_args!("{word} {operation}"));
             }
             Ok(None) | Err(_) => recorder.record(format_args!("not {operation}")),
         }

@@ -84,15 +84,19 @@ fn histories_of_killed_and_paused_processes_are_correct() {
         let at = rng.below(if kind == Kind::Node { NODES.len() } else { CLIENTS } as u64) as usize;
         if fault % 2 == 0 {
             match kind {
-                Kind::Node => processes.pause(kind, at),
+                Kind::Node => {
+                    processes.pause(kind, at);
+                    std::thread::sleep(PAUSE);
+                }
                 Kind::Client => {
-                    // It holds a lock, and is about to write.
-                    resource.hold(processes.number(at));
+                    // It holds a lock, and writes when the next one has it.
+                    let held = resource.hold(processes.number(at));
                     processes.pause(kind, at);
                     resource.let_go();
+                    std::thread::sleep(PAUSE);
+                    resource.wait_for_a_token_after(held);
                 }
             }
-            std::thread::sleep(PAUSE);
             processes.resume(kind, at);
             situations.reached(if kind == Kind::Node { "node paused" } else { "client paused" });
         } else {

@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use voussoir_lock::{Fence, FencingToken};
 
+/// Longest wait for what clients do all the time.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 #[derive(Clone)]
 pub(crate) struct Resource {
     address: SocketAddr,
@@ -24,8 +27,8 @@ struct Shared {
     refused: u64,
     /// The client whose next entry is answered only once this is `None` again.
     held: Option<u64>,
-    /// Whether its entry has come.
-    is_waiting: bool,
+    /// The lock and the token of its entry, once it has come.
+    waiting: Option<(u64, u64)>,
 }
 
 impl Resource {
@@ -52,15 +55,26 @@ impl Resource {
         self.shared.0.lock().expect("no panic").refused
     }
 
-    /// Returns once this client holds a lock and has entered: it is not answered until
-    /// [`let_go`](Self::let_go), and writes after that.
-    pub(crate) fn hold(&self, client: u64) {
+    /// Returns the lock and the token once this client holds a lock and has entered: it is not
+    /// answered until [`let_go`](Self::let_go), and writes after that.
+    pub(crate) fn hold(&self, client: u64) -> (u64, u64) {
         let (shared, changed) = &*self.shared;
         let mut state = shared.lock().expect("no panic");
-        (state.held, state.is_waiting) = (Some(client), false);
-        let patience = Duration::from_secs(60);
-        let waited = changed.wait_timeout_while(state, patience, |state| !state.is_waiting);
-        assert!(waited.expect("no panic").0.is_waiting, "client {client} enters nothing");
+        (state.held, state.waiting) = (Some(client), None);
+        let waited = changed.wait_timeout_while(state, PATIENCE, |state| state.waiting.is_none());
+        let waiting = waited.expect("no panic").0.waiting;
+        waiting.unwrap_or_else(|| panic!("client {client} enters nothing"))
+    }
+
+    /// Returns once a later token has come for the lock.
+    pub(crate) fn wait_for_a_token_after(&self, (lock, token): (u64, u64)) {
+        let (shared, changed) = &*self.shared;
+        let state = shared.lock().expect("no panic");
+        let is_latest = |state: &mut Shared| {
+            state.written.get(&lock).is_none_or(|fence| fence.latest() <= token)
+        };
+        let waited = changed.wait_timeout_while(state, PATIENCE, is_latest).expect("no panic");
+        assert!(!waited.1.timed_out(), "nobody enters lock {lock} after token {token}");
     }
 
     pub(crate) fn let_go(&self) {
@@ -95,9 +109,9 @@ impl Resource {
             let enter = |written: &mut Vec<u64>| is_write.then(|| written.push(token.get()));
             let entered = fence.enter(token).map(enter).is_ok();
             state.refused += u64::from(!entered && is_write);
+            changed.notify_all();
             if entered && !is_write && state.held == Some(client) {
-                state.is_waiting = true;
-                changed.notify_all();
+                state.waiting = Some((lock, token.get()));
                 // Ends: `let_go` follows each `hold`.
                 let waited = changed.wait_while(state, |state| state.held == Some(client));
                 state = waited.expect("no panic");
