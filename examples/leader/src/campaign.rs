@@ -72,7 +72,15 @@ async fn live(session: &Session, candidate: &Candidate, resign: &mut Signal) {
     let election = Election::new(session, ELECTION);
     // Ends: the session is lost.
     while session.check().is_ok() {
-        let leadership = match election.campaign(candidate.node.to_string(), PATIENCE).await {
+        let mut campaign = pin!(election.campaign(candidate.node.to_string(), PATIENCE));
+        // Ends: the campaign does. A resignation is for who leads: kept, it would end the next term.
+        let elected = loop {
+            tokio::select! {
+                elected = &mut campaign => break elected,
+                Some(()) = resign.recv() => tracing::info!("told to resign, and does not lead"),
+            }
+        };
+        let leadership = match elected {
             Ok(leadership) => leadership,
             // Others lead for so long; or the service has to recover.
             Err(LockError::TimedOut) => continue,

@@ -55,21 +55,29 @@ pub(crate) struct Line {
 }
 
 impl Ledger {
-    /// Opens the file, or creates it. A torn last line was never acknowledged, and is cut.
+    /// Opens the file, or creates it. A torn last line was never acknowledged, and is cut. A file
+    /// that is no ledger is not changed.
     pub(crate) fn open(path: &Path) -> Result<Self, crate::Error> {
         let is_new = !path.exists();
         let mut options = OpenOptions::new();
         let mut file = options.read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut text = String::new();
-        file.read_to_string(&mut text)?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let (text, torn) = bytes.split_at(whole);
+        let lines = std::str::from_utf8(text).map_err(|error| error.to_string()).and_then(read);
+        let lines = lines.map_err(|error| format!("{}: {error}", path.display()))?;
+        // The first line of a ledger begins with a term, also where it is torn.
+        if lines.is_empty() && !torn.first().is_none_or(u8::is_ascii_digit) {
+            return Err(format!("{}: it is no ledger", path.display()).into());
+        }
         file.set_len(whole as u64)?;
         file.seek(io::SeekFrom::End(0))?;
         file.sync_all()?;
-        if is_new && let Some(folder) = path.parent().filter(|folder| folder.is_dir()) {
-            File::open(folder)?.sync_all()?;
+        if is_new {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
         }
-        let lines = read(&text[..whole]).map_err(|error| format!("{}: {error}", path.display()))?;
         let latest = lines.iter().map(|line| line.author.term).max().unwrap_or(0);
         let last = lines.iter().rev().find_map(|line| Some(line.text.as_ref()?.0)).unwrap_or(0);
         let lines = Lines { file, last, is_failed: false };
@@ -179,8 +187,17 @@ mod tests {
         ledger.append(OLD, 2, "b").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text, "3 1 enter\n3 1 line 1 a\n3 1 line 2 b\n");
-        std::fs::write(&path, "something else\n").unwrap();
-        assert!(Ledger::open(&path).unwrap_err().to_string().contains("is no line of a ledger"));
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "something else\n");
+        drop(ledger);
+        // In the middle of a character.
+        let torn = [text.as_bytes(), b"3 1 line 3 \xc3"].concat();
+        std::fs::write(&path, torn).unwrap();
+        assert_eq!(Ledger::open(&path).unwrap().enter(OLD).unwrap(), 2);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        for foreign in ["something else\n", "something else", "3 1 enter\nelse\nand more"] {
+            std::fs::write(&path, foreign).unwrap();
+            let error = Ledger::open(&path).unwrap_err().to_string();
+            assert!(error.contains("is no"), "{error}");
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), foreign);
+        }
     }
 }

@@ -30,11 +30,9 @@ fn the_next_takes_over_and_the_late_write_is_refused() {
     let exact = numbers(&said, "exact: ");
     assert!(exact[0] >= 60, "{said}");
     assert!(exact[1] >= 4, "each event has a term of its own: {said}");
-    // A process that was killed or paused holds its lock to the end of its session, which began
-    // at the last renewal: at most a third of its time to live ago.
+    // A process that was killed or paused holds its lock to the end of its session.
     let [killed, paused, resigned] =
         ["Killed: ", "Paused: ", "Resigned: "].map(|name| numbers(&said, name)[0]);
-    assert!(killed >= 1_000 && paused >= 1_000, "{said}");
     assert!(resigned < killed.min(paused), "who resigns is not waited for: {said}");
 }
 

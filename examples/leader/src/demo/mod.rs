@@ -61,6 +61,7 @@ async fn play(demo: &Demo) -> Result<(), Error> {
     }
     stage.processes.end_all().await?;
     ledger.abort();
+    stage.look_at_the_rest().await?;
     stage.view.sum_up();
     check(&file, &stage.view)
 }
@@ -151,6 +152,19 @@ impl Stage {
             self.wait_for("lines", |event| matches!(event, Event::Added(_))).await?;
         }
         Ok(self.leader.ok_or("nobody leads")?)
+    }
+
+    /// Counts what happened until the last connection of the ledger has ended.
+    async fn look_at_the_rest(&mut self) -> Result<(), Error> {
+        let until = Instant::now() + PATIENCE;
+        // Ends: no connection is left, or the deadline.
+        loop {
+            let event = timeout_at(until, self.events.recv()).await;
+            match event.map_err(|_| format!("the ledger did not end within {PATIENCE:?}"))? {
+                Some(event) => self.view.look(event),
+                None => return Ok(()),
+            }
+        }
     }
 
     /// Waits for an event, and counts those before it.
