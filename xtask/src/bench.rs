@@ -13,6 +13,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("limit", Home::Own("benches/limit/Cargo.toml")),
     ("lb", Home::Own("benches/lb/Cargo.toml")),
     ("cache", Home::Own("benches/cache/Cargo.toml")),
+    ("lock", Home::Own("benches/lock/Cargo.toml")),
 ];
 
 #[derive(Clone, Copy)]
