@@ -13,13 +13,11 @@ use voussoir_quorum::{
     Bytes, Class, Instant, JournalStore, Link, NetLink, Node, NodeConfig, async_trait,
 };
 
-use crate::Error;
 use crate::args::Serve;
+use crate::{CLUSTER, Error};
 
 /// How long an operation takes at most.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
-/// The same at all nodes; another cluster has another one.
-const CLUSTER: u128 = 0x6C69_6B65;
 /// Of the replicas, among the services of the transport.
 const SERVICE: u16 = 1;
 

@@ -20,6 +20,9 @@ use args::{Cli, Mode};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
+/// Id of the cluster, the same at all its nodes. Nodes reject peers that state another id.
+const CLUSTER: u128 = 0x6C69_6B65;
+
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
