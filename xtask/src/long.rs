@@ -19,6 +19,16 @@ struct Test {
     length: &'static [(&'static str, &'static str)],
 }
 
+impl Test {
+    /// The package and what makes the test long.
+    fn title(&self) -> String {
+        let length: Vec<String> =
+            self.length.iter().map(|(name, n)| format!("{name}={n}")).collect();
+        let title = format!("{} {}", self.package, length.join(" "));
+        title.replace("VOUSSOIR_", "").replace("voussoir-", "")
+    }
+}
+
 const TESTS: &[Test] = &[
     Test {
         package: "voussoir-journal",
@@ -186,8 +196,23 @@ impl Row {
     }
 }
 
+/// Every step, and what makes the tests long.
+fn help() -> String {
+    let steps: Vec<&str> = STEPS.iter().map(|(step, _)| *step).collect();
+    let tests: Vec<String> = TESTS.iter().map(|test| format!("  {}\n", test.title())).collect();
+    let (steps, tests) = (steps.join(", "), tests.concat());
+    format!(
+        "usage: cargo xtask long [STEP…]\nsteps: {steps}\n\
+         tests, each with what makes it long:\n{tests}"
+    )
+}
+
 /// Runs every step, or the named ones.
 pub(crate) fn run(names: &[String]) -> Result<(), String> {
+    if names.iter().any(|name| name == "--help") {
+        print!("{}", help());
+        return Ok(());
+    }
     if let Some(name) = names.iter().find(|name| !STEPS.iter().any(|(step, _)| step == name)) {
         let all: Vec<&str> = STEPS.iter().map(|(step, _)| *step).collect();
         return Err(format!("no step named {name}; there are {}", all.join(", ")));
@@ -218,11 +243,7 @@ fn longer_tests(rows: &mut Vec<Row>) {
         let mut command = cargo(&["test", "--locked", "--all-features", "-p", test.package]);
         command.args(test.args).envs(test.length.iter().copied());
         services.announce(&mut command);
-        let length: Vec<String> =
-            test.length.iter().map(|(name, n)| format!("{name}={n}")).collect();
-        let mut name = format!("{} {}", test.package, length.join(" "));
-        name = name.replace("VOUSSOIR_", "").replace("voussoir-", "");
-        rows.push(Row::of(name, || check(&mut command)));
+        rows.push(Row::of(test.title(), || check(&mut command)));
     }
 }
 
