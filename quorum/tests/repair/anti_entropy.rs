@@ -84,6 +84,14 @@ async fn what_no_hint_is_left_of_is_repaired() {
     assert!(cluster.take_bytes() < 6 * 600, "each asked one question");
     assert_eq!(cluster.nodes[&2].repair_stats().keys, Some(100 + 300 + 50 + 2));
     assert_eq!(cluster.nodes[&3].repair_stats().total.repaired, 400);
+    // The acceptor that was repaired has promised what the proposers had asked for, and no more:
+    // it is one of the next majority.
+    assert_eq!(cluster.promised(3).await, cluster.promised(1).await);
+    cluster.set_away(&[1]);
+    for key in 0..50 {
+        let (version, value) = self::registers(&cluster).get(format!("{key}")).await.unwrap();
+        assert_eq!((version, value.as_deref()), (1, Some(&b"v"[..])));
+    }
 }
 
 /// Maintenance compares by itself, at the pace that it was given.

@@ -9,6 +9,9 @@ use voussoir_quorum::table::{CallError, TableConfig};
 use voussoir_quorum::version::{Actor, Dot, Siblings, codec};
 use voussoir_quorum::*;
 
+/// The record of an acceptor begins with a head of 4 bytes and the ballot that it has promised.
+const ACCEPTOR_HEAD_BYTES: usize = 36;
+
 /// Nodes with their stores in memory. None of them maintains itself.
 pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u64, Node>,
@@ -84,20 +87,30 @@ impl Cluster {
 
     /// What the stores must agree on: the records of the table, and what was accepted of registers.
     pub(crate) async fn records(&self, id: u64) -> BTreeMap<Bytes, Bytes> {
+        let records = self.all_records(id).await.into_iter();
+        let part = |(key, record): (Bytes, Bytes)| match key[0] {
+            b't' => Some((key, record)),
+            b'p' => Some((key, record.slice(ACCEPTOR_HEAD_BYTES..))),
+            _ => None,
+        };
+        records.filter_map(part).collect()
+    }
+
+    /// The promises of a node's acceptors: nothing below such a ballot is accepted.
+    pub(crate) async fn promised(&self, id: u64) -> BTreeMap<Bytes, Bytes> {
+        let records = self.all_records(id).await.into_iter();
+        let acceptors = records.filter(|(key, _)| key[0] == b'p');
+        acceptors.map(|(key, record)| (key, record.slice(4..ACCEPTOR_HEAD_BYTES))).collect()
+    }
+
+    async fn all_records(&self, id: u64) -> BTreeMap<Bytes, Bytes> {
         let (mut found, mut after) = (BTreeMap::new(), Bytes::new());
         // Ends: each page moves on.
         loop {
             let page = self.stores[&id].scan(b"", &after, 1 << 20).await.unwrap();
             let Some((last, _)) = page.last() else { return found };
             after = last.clone();
-            for (key, record) in page {
-                match key[0] {
-                    b't' => found.insert(key, record),
-                    // A head of 4 bytes, and the promised ballot.
-                    b'p' => found.insert(key, record.slice(36..)),
-                    _ => None,
-                };
-            }
+            found.extend(page);
         }
     }
 
