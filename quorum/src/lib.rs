@@ -21,7 +21,8 @@ mod wire;
 pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use client::{
-    RegisterConfig, RegisterError, Registers, Session, SessionError, Table, TableError,
+    RegisterConfig, RegisterError, Registers, Session, SessionError, SessionToken, Table,
+    TableError, TokenError,
 };
 pub use error::ConfigError;
 pub use link::{Class, Link};

@@ -7,7 +7,7 @@ use voussoir_quorum::table::{
 };
 use voussoir_quorum::version::codec::{DecodeError, Limits};
 use voussoir_quorum::version::*;
-use voussoir_quorum::{Bytes, ConfigError};
+use voussoir_quorum::{Bytes, ConfigError, SessionToken, TokenError};
 
 const fn is_send_sync<T: Send + Sync>() {}
 
@@ -26,6 +26,7 @@ const _: () = {
     is_send_sync::<PnCounter>();
     is_send_sync::<Proposer>();
     is_send_sync::<Replica>();
+    is_send_sync::<SessionToken>();
     is_send_sync::<Siblings<Bytes>>();
     is_send_sync::<TableConfig>();
     is_send_sync::<Timestamp>();
@@ -46,6 +47,7 @@ fn errors_are_errors() {
     is_error::<Rejected>();
     is_error::<ReplicaRejected>();
     is_error::<TickError>();
+    is_error::<TokenError>();
 }
 
 #[test]

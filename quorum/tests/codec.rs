@@ -4,6 +4,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use voussoir_quorum::version::codec::{self, DecodeError, Limits};
 use voussoir_quorum::version::{Actor, Dot, Siblings, Timestamp, VersionVector};
+use voussoir_quorum::{MAX_KEY_BYTES, SessionToken, TokenError};
 
 fn example() -> Siblings<Bytes> {
     let (a, b) = (Actor::new(1, 2), Actor::new(3, 1));
@@ -83,6 +84,77 @@ fn limits_and_versions_are_named() {
     assert_eq!(with(76, 0), DecodeError::Invalid("counter"));
 }
 
+/// The bytes of a token with these keys, of which the session has seen `example()`.
+fn token(keys: &[&[u8]]) -> Vec<u8> {
+    let seen = codec::encode_context(example().context());
+    let mut bytes = vec![b'v', 1, 0, 0];
+    bytes.extend((keys.len() as u32).to_le_bytes());
+    for key in keys {
+        bytes.extend((key.len() as u16).to_le_bytes());
+        bytes.extend(*key);
+        bytes.extend((seen.len() as u32).to_le_bytes());
+        bytes.extend(&seen);
+    }
+    bytes
+}
+
+#[test]
+fn tokens_have_these_bytes() {
+    assert_eq!(SessionToken::new().encode()[..], token(&[]));
+    let bytes = token(&[b"a", b"b"]);
+    let mut decoded = SessionToken::decode(&bytes).unwrap();
+    assert_eq!(decoded.encode()[..], bytes);
+    assert_eq!((decoded.len(), &decoded.seen(b"b")), (2, example().context()));
+    assert_eq!(decoded.seen(b"c"), VersionVector::new());
+    let other = SessionToken::decode(&token(&[b"b", b"c"])).unwrap();
+    decoded.merge(&other).unwrap();
+    assert_eq!(decoded.encode()[..], token(&[b"a", b"b", b"c"]));
+}
+
+#[test]
+fn tokens_of_others_and_what_is_none_are_refused() {
+    let bytes = token(&[b"a", b"b"]);
+    // Those of the cache, of the queue, a context of this crate, and the form without a kind.
+    for kind in [b'c', b'q', b's', 1] {
+        let mut others = bytes.clone();
+        others[0] = kind;
+        assert_eq!(SessionToken::decode(&others), Err(TokenError::Kind), "{kind}");
+    }
+    assert_eq!(SessionToken::decode(&[]), Err(TokenError::Kind));
+    assert_eq!(SessionToken::decode(b"v\x02later"), Err(TokenError::Version(2)));
+    let malformed = |bytes: &[u8]| match SessionToken::decode(bytes) {
+        Err(TokenError::Malformed(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    for len in 1..bytes.len() {
+        assert_eq!(malformed(&bytes[..len]), DecodeError::Truncated, "{len} bytes");
+    }
+    assert_eq!(malformed(&[&bytes[..], &[0]].concat()), DecodeError::Trailing);
+    assert_eq!(malformed(b"v\x01\x00\x01\0\0\0\0"), DecodeError::Invalid("reserved field"));
+    let unordered = DecodeError::Invalid("order of the keys");
+    assert_eq!(malformed(&token(&[b"b", b"a"])), unordered);
+    assert_eq!(malformed(&token(&[b"a", b"a"])), unordered);
+    let long = vec![b'k'; MAX_KEY_BYTES + 1];
+    assert_eq!(malformed(&token(&[&long])), DecodeError::AboveLimit("length of a key"));
+    // Nothing is trusted with an allocation: neither a count of keys nor a length.
+    assert_eq!(SessionToken::decode(b"v\x01\0\0\xff\xff\xff\xff"), Err(TokenError::Full));
+    assert_eq!(malformed(b"v\x01\0\0\x01\0\0\0\0\0\xff\xff\xff\xff"), DecodeError::Truncated);
+}
+
+#[test]
+fn tokens_hold_as_many_keys_as_they_say_and_no_part_of_more() {
+    let keys: Vec<_> = (0..=SessionToken::MAX_KEYS as u32).map(u32::to_be_bytes).collect();
+    let keys: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+    let (last, most) = keys.split_last().unwrap();
+    let mut most = SessionToken::decode(&token(most)).unwrap();
+    assert_eq!(SessionToken::decode(&token(&keys)), Err(TokenError::Full));
+    let one_more = SessionToken::decode(&token(&[&[0, 0, 0, 1], last])).unwrap();
+    assert_eq!(most.merge(&one_more), Err(TokenError::Full));
+    assert_eq!(most.len(), SessionToken::MAX_KEYS, "it is as it was");
+    let held = SessionToken::decode(&token(&[&[0, 0, 0, 1]])).unwrap();
+    assert_eq!(most.merge(&held), Ok(()), "a key that it holds needs no room");
+}
+
 fn siblings() -> impl Strategy<Value = Siblings<Bytes>> {
     let dot = (0..4_u64, 1..3_u64, 1..=20_u64)
         .prop_map(|(node, incarnation, n)| Dot::new(Actor::new(node, incarnation), n));
@@ -121,6 +193,24 @@ proptest! {
     fn random_bytes_are_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
         let bytes = Bytes::from(bytes);
         let _ = codec::decode_siblings(bytes.clone(), &Limits::default());
-        let _ = codec::decode_context(bytes, &Limits::default());
+        let _ = codec::decode_context(bytes.clone(), &Limits::default());
+        if let Ok(token) = SessionToken::decode(&bytes) {
+            prop_assert_eq!(token.encode(), bytes);
+        }
+    }
+
+    /// As for siblings: a token that is accepted has one encoding.
+    #[test]
+    fn changed_tokens_are_refused_or_canonical(
+        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = token(&[b"a", b"key"]);
+        for (at, byte) in changes {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        if let Ok(decoded) = SessionToken::decode(&bytes) {
+            prop_assert_eq!(&decoded.encode()[..], &bytes[..]);
+        }
     }
 }

@@ -3,7 +3,9 @@
 mod registers;
 mod session;
 mod table;
+mod token;
 
 pub use self::registers::{RegisterConfig, RegisterError, Registers};
 pub use self::session::{Session, SessionError};
 pub use self::table::{Table, TableError};
+pub use self::token::{SessionToken, TokenError};

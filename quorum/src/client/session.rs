@@ -1,14 +1,10 @@
 //! Sessions: what one client has seen, whichever replicas answer it.
 
-use std::collections::BTreeMap;
+use bytes::Bytes;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-
-use super::{Table, TableError};
+use super::{SessionToken, Table, TableError};
 use crate::table::{Level, OperationError, Value};
 use crate::version::VersionVector;
-use crate::version::codec::{self, DecodeError, Limits};
-use crate::wire::MAX_KEY_BYTES;
 
 /// Why an operation of a session failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -36,24 +32,22 @@ pub enum SessionError {
 #[derive(Clone, Debug)]
 pub struct Session {
     table: Table,
+    /// Invariant: `seen` holds at most so many keys, and `max_keys <= SessionToken::MAX_KEYS`.
     max_keys: usize,
-    seen: BTreeMap<Bytes, VersionVector>,
+    seen: SessionToken,
 }
 
 impl Session {
-    /// How many keys a token may hold.
-    pub const MAX_KEYS: usize = 100_000;
-
     /// A session that has seen nothing and remembers up to `max_keys` keys, at most
-    /// [`Session::MAX_KEYS`].
+    /// [`SessionToken::MAX_KEYS`].
     pub fn new(table: &Table, max_keys: usize) -> Self {
-        let max_keys = max_keys.min(Self::MAX_KEYS);
-        Self { table: table.clone(), max_keys, seen: BTreeMap::new() }
+        let max_keys = max_keys.min(SessionToken::MAX_KEYS);
+        Self { table: table.clone(), max_keys, seen: SessionToken::new() }
     }
 
     /// The context of what the session has seen of a key.
     pub fn seen(&self, key: &[u8]) -> VersionVector {
-        self.seen.get(key).cloned().unwrap_or_default()
+        self.seen.seen(key)
     }
 
     /// Reads a key at a level.
@@ -130,64 +124,33 @@ impl Session {
         self.seen.remove(key);
     }
 
-    /// What the session has seen, for another client: version u8 = 1, reserved 3 bytes, count u32,
-    /// then a key with its length u16 and a context with its length u32 each.
-    pub fn token(&self) -> Bytes {
-        let mut out = BytesMut::new();
-        out.put_u32_le(1);
-        out.put_u32_le(self.seen.len() as u32);
-        for (key, seen) in &self.seen {
-            out.put_u16_le(key.len() as u16);
-            out.put_slice(key);
-            let seen = codec::encode_context(seen);
-            out.put_u32_le(seen.len() as u32);
-            out.put_slice(&seen);
-        }
-        out.freeze()
+    /// What the session has seen, for another session of the same table.
+    pub fn token(&self) -> &SessionToken {
+        &self.seen
     }
 
     /// Adds what another session of the same table has seen.
     ///
     /// # Errors
-    /// [`DecodeError`]: it is no token, or the session has no room for its keys. The session has
-    /// seen what it had.
-    pub fn add_token(&mut self, mut token: Bytes) -> Result<(), DecodeError> {
-        let take = |token: &mut Bytes, len: usize| {
-            if len > token.len() { Err(DecodeError::Truncated) } else { Ok(token.split_to(len)) }
-        };
-        let version = take(&mut token, 4)?;
-        if version[..] != [1, 0, 0, 0] {
-            return Err(DecodeError::Version(version[0]));
+    /// [`SessionError::Full`]: the session has no room for the token's keys, and has seen what it
+    /// had.
+    pub fn add_token(&mut self, token: &SessionToken) -> Result<(), SessionError> {
+        if self.seen.len_with(token) > self.max_keys {
+            return Err(SessionError::Full { max: self.max_keys });
         }
-        let mut seen = self.seen.clone();
-        for _ in 0..token.try_get_u32_le().map_err(|_| DecodeError::Truncated)? {
-            let len = token.try_get_u16_le().map_err(|_| DecodeError::Truncated)?;
-            let key = take(&mut token, usize::from(len))?;
-            let len = token.try_get_u32_le().map_err(|_| DecodeError::Truncated)?;
-            let context = take(&mut token, len as usize)?;
-            if key.len() > MAX_KEY_BYTES {
-                return Err(DecodeError::AboveLimit("length of a key"));
-            }
-            let context = codec::decode_context(context, &Limits::default())?;
-            seen.entry(key).or_default().merge(&context);
-            if seen.len() > self.max_keys {
-                return Err(DecodeError::AboveLimit("count of keys"));
-            }
-        }
-        codec::nothing_more(&token)?;
-        self.seen = seen;
+        self.seen.add_all(token);
         Ok(())
     }
 
     fn room_for(&self, key: Bytes) -> Result<Bytes, SessionError> {
-        if self.seen.len() >= self.max_keys && !self.seen.contains_key(&key) {
+        if self.seen.len() >= self.max_keys && !self.seen.has(&key) {
             return Err(SessionError::Full { max: self.max_keys });
         }
         Ok(key)
     }
 
     fn saw(&mut self, key: Bytes, value: Value) -> Value {
-        self.seen.entry(key).or_default().merge(value.context());
+        self.seen.add(key, value.context());
         value
     }
 }
