@@ -297,6 +297,7 @@ proptest! {
         repair in 0..3_usize,
         timeout_ms in prop_oneof![Just(1), Just(3_600_000), 1..3_600_000_u64],
         hedge_ms in prop_oneof![Just(1), Just(3_600_000), 100..3_600_000_u64],
+        digest_bytes in prop_oneof![Just(0), Just(u32::MAX), 0..200_u32],
         now in prop_oneof![Just(0), 0..u64::MAX / 2],
         down in 0..31_usize,
     ) {
@@ -308,6 +309,7 @@ proptest! {
         config.require = config.guarantee();
         config.timeout = Duration::from_millis(timeout_ms);
         config.hedge_after = Duration::from_millis(hedge_ms);
+        config.min_digest_bytes = digest_bytes;
         (config.max_operations, config.local) = (1, config.replicas.last().copied());
         let n = config.replicas.len();
         prop_assume!(config.validate().is_ok());

@@ -12,7 +12,7 @@ use voussoir_sim::{Rng, Situations};
 
 const MS: u64 = 1_000_000;
 const TIMEOUT: u64 = 60 * MS;
-static SITUATIONS: [&str; 14] = [
+static SITUATIONS: [&str; 16] = [
     "a request was lost",
     "an answer was lost",
     "a replica crashed with an unsynced record",
@@ -20,6 +20,8 @@ static SITUATIONS: [&str; 14] = [
     "a replica was rebuilt",
     "an answer of a replica that is not whole",
     "a read was hedged",
+    "a read was answered with a digest",
+    "a digest matched no state",
     "a read waited for its repair",
     "a repair failed",
     "a write of unknown outcome",
@@ -93,6 +95,8 @@ impl World {
     fn new(seed: u64, mut config: TableConfig) -> Self {
         (config.timeout, config.hedge_after) =
             (Duration::from_nanos(TIMEOUT), Duration::from_millis(8));
+        // Always digests; of some states; none.
+        config.min_digest_bytes = [0, 140, u32::MAX][seed as usize % 3];
         let mut world = Self {
             rng: Rng::new(seed),
             is_on_store: seed / 4 % 2 == 1,
@@ -189,6 +193,8 @@ impl World {
             assert_eq!(stats.operations, 0, "an operation hangs");
             situations.add("a read was hedged", stats.hedged);
             situations.add("a read waited for its repair", stats.blocking_repairs);
+            situations.add("a read was answered with a digest", stats.digests);
+            situations.add("a digest matched no state", stats.unmatched_digests);
             self.stats.divergent_reads += stats.divergent_reads;
         }
         assert!(self.running.iter().all(Option::is_none), "an operation was not answered");

@@ -12,6 +12,7 @@ use tokio::time::{Duration, Instant, sleep_until};
 use crate::ConfigError;
 use crate::caller::call;
 use crate::link::{Class, Link};
+use crate::merkle::HashKey;
 use crate::node::Node;
 use crate::table::{
     CallError, Coordinator, CoordinatorInput, CoordinatorOutput, Level, OperationError, Outcome,
@@ -125,7 +126,8 @@ impl Table {
         link: Arc<dyn Link>,
         hints: Option<Node>,
     ) -> Result<Self, ConfigError> {
-        let core = Coordinator::new(config.clone())?;
+        let digest_key = HashKey::new(fastrand::u128(..).to_le_bytes());
+        let core = Coordinator::new(config.clone())?.with_digest_key(digest_key);
         let (waiting, calls) = (HashMap::new(), HashMap::new());
         let state = Mutex::new(State { core, waiting, calls, timer_at: u64::MAX });
         let (began, timer) = (Instant::now(), Notify::new());

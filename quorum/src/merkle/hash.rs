@@ -12,6 +12,10 @@ impl HashKey {
         Self([all as u64, (all >> 64) as u64])
     }
 
+    pub(crate) fn to_bytes(self) -> [u8; 16] {
+        (u128::from(self.0[1]) << 64 | u128::from(self.0[0])).to_le_bytes()
+    }
+
     /// The digest of a state: 128 bits over its canonical bytes, for
     /// [`MerkleTree::set`](super::MerkleTree::set).
     pub fn digest(&self, bytes: &[u8]) -> u128 {

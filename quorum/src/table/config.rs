@@ -82,6 +82,11 @@ pub struct TableConfig {
     /// How many reads may do so, in percent of all reads; ten in a row are always allowed. A read
     /// that has waited for half of `timeout` asks all replicas. From 0 to 100. Default 5.
     pub max_hedge_percent: u32,
+    /// Of the replicas that a read waits for, the first sends its state. The others send a digest
+    /// if their state has so many bytes or more, and the state itself if it has fewer: it is asked
+    /// for then only where the digests differ. Any number of bytes; 0: always a digest. Default
+    /// 1,024.
+    pub min_digest_bytes: u32,
     /// Operations under way, with those that were answered and still spread their result. One
     /// beyond is rejected. From 1 to 1,000,000. Default 10,000.
     pub max_operations: usize,
@@ -99,6 +104,7 @@ impl Default for TableConfig {
             timeout: Duration::from_secs(1),
             hedge_after: Duration::from_millis(50),
             max_hedge_percent: 5,
+            min_digest_bytes: 1_024,
             max_operations: 10_000,
         }
     }

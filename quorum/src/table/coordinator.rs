@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 
+use super::answers::Answers;
 use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
-use super::{Guarantee, Level, ReadRepair, Replica, Reply, Request, TableConfig};
+use super::{Digester, Guarantee, Level, ReadRepair, Replica, Reply, Request, TableConfig};
 use crate::ConfigError;
+use crate::merkle::HashKey;
 use crate::version::{Dot, Siblings, VersionVector};
 
 /// Why a call to a replica failed.
@@ -177,6 +179,10 @@ pub struct Stats {
     pub divergent_reads: u64,
     /// Reads that waited for their repair.
     pub blocking_repairs: u64,
+    /// Answers that were digests.
+    pub digests: u64,
+    /// Digests of no state that had come: the replica was asked for its state.
+    pub unmatched_digests: u64,
     /// Answers of replicas that are not whole.
     pub not_whole: u64,
     /// Operations under way, those that were answered and still spread their result included.
@@ -193,6 +199,8 @@ struct Call {
     replica: u64,
     /// When it was made, in ns.
     at: u64,
+    /// Whether it asks for a digest.
+    is_digest: bool,
 }
 
 /// Runs the operations of one process on the replicas of a table.
@@ -201,6 +209,7 @@ pub struct Coordinator {
     config: TableConfig,
     timeout_ns: u64,
     hedge_ns: u64,
+    digester: Digester,
     next_operation: u64,
     next_call: u64,
     /// The highest epoch that a replica was seen to have.
@@ -227,6 +236,7 @@ impl Coordinator {
         Ok(Self {
             timeout_ns: config.timeout.as_nanos() as u64,
             hedge_ns: config.hedge_after.as_nanos() as u64,
+            digester: Digester { key: HashKey::new([0; 16]), min_bytes: config.min_digest_bytes },
             config,
             next_operation: 0,
             next_call: 0,
@@ -239,6 +249,13 @@ impl Coordinator {
             outputs: VecDeque::new(),
             stats: Stats::default(),
         })
+    }
+
+    /// The coordinator with a key for the digests of its reads. Draw it where clients are not
+    /// trusted: whoever knows it may make two states of one digest.
+    #[must_use]
+    pub fn with_digest_key(self, key: HashKey) -> Self {
+        Self { digester: Digester { key, ..self.digester }, ..self }
     }
 
     /// The configuration.
@@ -296,7 +313,9 @@ impl Coordinator {
         at_least: VersionVector,
         level: Level,
     ) -> Result<u64, Rejected> {
-        let phase = Phase::Read { answers: BTreeMap::new(), at_least };
+        let is_compared = level.count(self.config.replicas.len()) > 1;
+        let answers = Answers::new(is_compared.then_some(self.digester));
+        let phase = Phase::Read { answers, at_least };
         self.begin(now, key, phase, (level, self.config.write))
     }
 
@@ -413,14 +432,21 @@ impl Coordinator {
         let Some(operation) = self.operations.get_mut(&id) else { return false };
         let Some(to) = operation.order.get(operation.asked).copied() else { return false };
         operation.asked += 1;
+        let request = operation.request();
+        self.ask(now, id, to, request);
+        true
+    }
+
+    /// Calls a replica.
+    fn ask(&mut self, now: u64, id: u64, to: u64, request: Request) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
         self.next_call += 1;
         let call = self.next_call;
         operation.calls.insert(call);
-        let request = operation.request();
         self.retime(id);
-        self.calls.insert(call, Call { operation: id, replica: to, at: now });
+        let is_digest = matches!(request, Request::Digest { .. });
+        self.calls.insert(call, Call { operation: id, replica: to, at: now, is_digest });
         self.outputs.push_back(CoordinatorOutput::Call { id: call, to, request });
-        true
     }
 
     fn retime(&mut self, id: u64) {
@@ -439,12 +465,20 @@ impl Coordinator {
     }
 
     fn reply(&mut self, now: u64, call: u64, reply: Reply) {
-        let Some(Call { operation: id, replica: from, at }) = self.end_call(call) else { return };
+        let Some(call) = self.end_call(call) else { return };
+        let Call { operation: id, replica: from, at, is_digest } = call;
         self.latencies.answered(now, from, now.saturating_sub(at));
         let Some(operation) = self.operations.get_mut(&id) else { return };
         match (reply, &mut operation.phase) {
             (Reply::Value { state }, Phase::Read { answers, .. }) => {
-                answers.insert(from, state);
+                answers.add_state(from, state);
+                self.fetch(now, id);
+                self.go_on(now, id);
+            }
+            (Reply::Digest { digest }, Phase::Read { answers, .. }) if is_digest => {
+                self.stats.digests += 1;
+                answers.add_digest(from, digest);
+                self.fetch(now, id);
                 self.go_on(now, id);
             }
             (Reply::Written { state }, Phase::Primary { .. }) => {
@@ -469,6 +503,17 @@ impl Coordinator {
                 let is_without_effect = matches!(reply, Reply::NotWhole | Reply::Stale { .. });
                 self.failed(now, id, is_without_effect);
             }
+        }
+    }
+
+    /// Asks the replicas for their states whose digests are those of no state that has come.
+    fn fetch(&mut self, now: u64, id: u64) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Phase::Read { answers, .. } = &mut operation.phase else { return };
+        let key = operation.key.clone();
+        for to in answers.take_unmatched() {
+            self.stats.unmatched_digests += 1;
+            self.ask(now, id, to, Request::Get { key: key.clone() });
         }
     }
 
@@ -537,7 +582,7 @@ impl Coordinator {
     fn merged(&mut self, now: u64, id: u64, state: Value, holders: BTreeSet<u64>) {
         let Some(operation) = self.operations.get(&id) else { return };
         let Phase::Read { answers, .. } = &operation.phase else { return };
-        let is_divergent = holders.len() < answers.len();
+        let is_divergent = holders.len() < answers.states().len();
         self.stats.divergent_reads += u64::from(is_divergent);
         let repair = self.config.read_repair;
         let must_wait = repair == ReadRepair::Blocking && holders.len() < operation.write;
@@ -549,7 +594,7 @@ impl Coordinator {
         self.stats.blocking_repairs += u64::from(must_wait);
         if !must_wait {
             // Only those that answered with less are repaired.
-            let answered: BTreeSet<u64> = answers.keys().copied().collect();
+            let answered: BTreeSet<u64> = answers.states().keys().copied().collect();
             self.answer(id, Ok(state.clone()));
             if let Some(operation) = self.operations.get_mut(&id) {
                 operation.order.retain(|replica| answered.contains(replica));
@@ -590,12 +635,13 @@ impl Coordinator {
     fn give_up(&mut self, id: u64) {
         let Some(operation) = self.operations.get(&id) else { return };
         let error = match &operation.phase {
-            Phase::Read { answers, .. } if answers.len() >= operation.read => {
+            Phase::Read { answers, .. } if answers.states().len() >= operation.read => {
                 OperationError::Behind
             }
-            Phase::Read { answers, .. } => {
-                OperationError::Unavailable { answered: answers.len(), needed: operation.read }
-            }
+            Phase::Read { answers, .. } => OperationError::Unavailable {
+                answered: answers.states().len(),
+                needed: operation.read,
+            },
             Phase::Primary { .. } if operation.calls.is_empty() => {
                 OperationError::Unavailable { answered: 0, needed: operation.write }
             }

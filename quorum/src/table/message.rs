@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::Digester;
 use crate::version::{Siblings, VersionVector};
 
 /// A call to a replica.
@@ -12,6 +13,14 @@ pub enum Request {
     Get {
         /// The key.
         key: Bytes,
+    },
+    /// Reads whether a key has the state that another replica has. Answered with
+    /// [`Reply::Digest`], or with [`Reply::Value`] where the state has no digest.
+    Digest {
+        /// The key.
+        key: Bytes,
+        /// Of the read.
+        digester: Digester,
     },
     /// Gives a write its dot and applies it, as the primary of the operation. What carries calls
     /// delivers it at most once: a repeated one would be a second write. The other requests may be
@@ -51,6 +60,7 @@ impl Request {
     pub fn key(&self) -> Option<&Bytes> {
         match self {
             Self::Get { key }
+            | Self::Digest { key, .. }
             | Self::Write { key, .. }
             | Self::Merge { key, .. }
             | Self::Forget { key, .. } => Some(key),
@@ -67,6 +77,11 @@ pub enum Reply {
     Value {
         /// The state; empty for a key that was never written.
         state: Siblings<Bytes>,
+    },
+    /// To a [`Request::Digest`]: the digest of the key's state.
+    Digest {
+        /// The digest.
+        digest: u128,
     },
     /// To a write: the state after it, durable at the replica.
     Written {

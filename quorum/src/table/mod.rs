@@ -8,15 +8,18 @@
 //! - **Writes**: one replica, the primary of the operation, gives the write its dot and applies it;
 //!   the coordinator merges the result into the others. The operation draws one dot, whatever
 //!   fails: only a call that was certainly not sent is given to another primary.
-//! - **Reads** merge the answers of R replicas. With [`ReadRepair::Blocking`] a read is answered
-//!   when W replicas hold what it returns, so that no later read sees less.
+//! - **Reads** merge the answers of R replicas: the state of the first one, and of the others a
+//!   digest, or their state if it is another one ([`Digester`]). With [`ReadRepair::Blocking`] a
+//!   read is answered when W replicas hold what it returns, so that no later read sees less.
 //! - What a configuration guarantees is computed ([`TableConfig::guarantee`]), and one that cannot
 //!   give what it requires is refused.
 //! - A replica that was lost, restored or damaged answers [`Reply::NotWhole`] and counts in no R or
 //!   W until it has been rebuilt.
 
+mod answers;
 mod config;
 mod coordinator;
+mod digest;
 mod latency;
 mod message;
 mod operation;
@@ -27,5 +30,6 @@ pub use coordinator::{
     CallError, Coordinator, CoordinatorInput, CoordinatorOutput, OperationError, Outcome, Rejected,
     Stats, Value,
 };
+pub use digest::Digester;
 pub use message::{Reply, Request};
 pub use replica::{Replica, ReplicaInput, ReplicaOutput, ReplicaRejected};

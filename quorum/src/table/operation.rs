@@ -1,9 +1,10 @@
 //! One operation of a coordinator: what it waits for, and what it has.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
+use super::answers::Answers;
 use super::latency::Latencies;
 use super::{Request, TableConfig};
 use crate::version::{Siblings, VersionVector};
@@ -39,7 +40,7 @@ pub(super) struct Operation {
 pub(super) enum Phase {
     /// Collects the states of R replicas.
     Read {
-        answers: BTreeMap<u64, Siblings<Bytes>>,
+        answers: Answers,
         /// The result must have seen this: a session's earlier operations.
         at_least: VersionVector,
     },
@@ -66,26 +67,34 @@ impl Operation {
     /// Whether the answers suffice, and what they give.
     pub(super) fn read_step(&self) -> ReadStep {
         let Phase::Read { answers, at_least } = &self.phase else { return ReadStep::Wait };
-        if answers.len() < self.read {
+        let states = answers.states();
+        if states.len() < self.read {
             return ReadStep::Wait;
         }
         let mut state = Siblings::new();
-        for answer in answers.values() {
+        for answer in states.values() {
             state.merge(answer.clone());
         }
         if !state.context().covers(at_least) {
             return ReadStep::Wait;
         }
         let holds = |(id, answer): (&u64, &Siblings<Bytes>)| answer.includes(&state).then_some(*id);
-        let holders = answers.iter().filter_map(holds).collect();
+        let holders = states.iter().filter_map(holds).collect();
         ReadStep::Merged { state, holders }
     }
 
-    /// The request that this phase sends to a replica.
+    /// The request that this phase sends to the replica that was asked last.
     pub(super) fn request(&self) -> Request {
         let key = self.key.clone();
         match &self.phase {
-            Phase::Read { .. } => Request::Get { key },
+            // The first of R replicas sends its state, the others compare theirs. Whoever is asked
+            // later may have to stand in for the first one.
+            Phase::Read { answers, .. } => match answers.digester() {
+                Some(digester) if (2..=self.read).contains(&self.asked) => {
+                    Request::Digest { key, digester }
+                }
+                _ => Request::Get { key },
+            },
             Phase::Primary { seen, value } => {
                 Request::Write { key, seen: seen.clone(), value: value.clone() }
             }

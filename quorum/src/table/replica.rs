@@ -346,6 +346,13 @@ impl Replica {
             Request::Merge { state, .. } => self.merge(key, state),
             _ if !self.is_whole => Reply::NotWhole,
             Request::Get { .. } => Reply::Value { state: self.state(key) },
+            Request::Digest { digester, .. } => {
+                let state = self.state(key);
+                match digester.digest(&state) {
+                    Some(digest) => Reply::Digest { digest },
+                    None => Reply::Value { state },
+                }
+            }
             Request::Write { seen, value, .. } => self.write(key, &seen, value),
             Request::Forget { context, .. } => self.forget(key, &context),
             Request::Epoch { .. } => Reply::Refused,

@@ -68,9 +68,7 @@ pub enum DecodeError {
 
 /// The bytes of siblings.
 pub fn encode_siblings(siblings: &Siblings<Bytes>) -> Bytes {
-    let values: usize = siblings.values().map(|value| DOT_BYTES + 4 + value.len()).sum();
-    let len = 4 + 4 + siblings.context().len() * DOT_BYTES + 4 + values;
-    let mut out = BytesMut::with_capacity(len);
+    let mut out = BytesMut::with_capacity(siblings_bytes(siblings));
     put_head(&mut out, SIBLINGS);
     put_vector(&mut out, siblings.context());
     out.put_u32_le(siblings.len() as u32);
@@ -80,6 +78,12 @@ pub fn encode_siblings(siblings: &Siblings<Bytes>) -> Bytes {
         out.put_slice(value);
     }
     out.freeze()
+}
+
+/// How many bytes [`encode_siblings`] makes.
+pub(crate) fn siblings_bytes(siblings: &Siblings<Bytes>) -> usize {
+    let values: usize = siblings.values().map(|value| DOT_BYTES + 4 + value.len()).sum();
+    4 + 4 + siblings.context().len() * DOT_BYTES + 4 + values
 }
 
 /// Siblings out of their bytes. The values share the memory of `bytes`.

@@ -25,6 +25,7 @@
 //! | scan | 8 | space u8 (1 table, 2 registers), key after which it begins |
 //! | compare | 9 | question as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | read | 10 | space u8, key |
+//! | digest | 11 | key, key of the digests 16 bytes, shortest state with a digest u32 |
 //!
 //! | answer | kind | body |
 //! |---|---|---|
@@ -39,6 +40,7 @@
 //! | page | 13 | count u32, so many keys and values |
 //! | too long | 14 | 1 u8 if a write was made, else 0 |
 //! | compared | 15 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
+//! | digest | 16 | digest u128 |
 //!
 //! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
 //! by its bulk connection, or reads what it has written.
@@ -172,7 +174,7 @@ impl Envelope {
         let max_answer_bytes = take_u32(&mut bytes)? as usize;
         let epoch = take_u64(&mut bytes)?;
         let ask = match kind {
-            1..=5 => Ask::Table(take_request(&mut bytes, kind)?),
+            1..=5 | 11 => Ask::Table(take_request(&mut bytes, kind)?),
             6 => {
                 let key = take_key(&mut bytes)?;
                 let request = paxos::Request::Prepare { ballot: take_ballot(&mut bytes)? };
@@ -212,6 +214,7 @@ impl Ask {
             Self::Scan { .. } => 8,
             Self::Compare { .. } => 9,
             Self::Read { .. } => 10,
+            Self::Table(table::Request::Digest { .. }) => 11,
         }
     }
 }
@@ -270,6 +273,7 @@ impl Answer {
                 let answer = bytes.split_to(bytes.len());
                 Self::Compared(merkle::codec::decode_answer(answer, &compare_limits())?)
             }
+            16 => Self::Table(Reply::Digest { digest: take_u128(&mut bytes)? }),
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
@@ -294,6 +298,7 @@ impl Answer {
             Self::Page(_) => 13,
             Self::TooLong { .. } => 14,
             Self::Compared(_) => 15,
+            Self::Table(Reply::Digest { .. }) => 16,
         }
     }
 }

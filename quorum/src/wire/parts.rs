@@ -3,8 +3,9 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{MAX_KEY_BYTES, VERSION, limits};
+use crate::merkle::HashKey;
 use crate::paxos::{self, Ballot, Record, State};
-use crate::table::{Reply, Request};
+use crate::table::{Digester, Reply, Request};
 use crate::version::codec::{self, DecodeError};
 use crate::version::{Actor, Dot, Siblings};
 
@@ -51,6 +52,11 @@ fn put_option(out: &mut BytesMut, value: Option<&Bytes>) {
 pub(super) fn put_request(out: &mut BytesMut, request: &Request) {
     match request {
         Request::Get { key } => put_key(out, key),
+        Request::Digest { key, digester } => {
+            put_key(out, key);
+            out.put_slice(&digester.key.to_bytes());
+            out.put_u32_le(digester.min_bytes);
+        }
         Request::Write { key, seen, value } => {
             put_key(out, key);
             codec::put_vector(out, seen);
@@ -73,6 +79,7 @@ pub(super) fn put_reply(out: &mut BytesMut, reply: &Reply) {
         Reply::Value { state } | Reply::Written { state } => {
             put_value(out, &codec::encode_siblings(state));
         }
+        Reply::Digest { digest } => out.put_u128_le(*digest),
         Reply::Merged | Reply::Refused | Reply::NotWhole => {}
         Reply::Epoch { epoch } | Reply::Stale { epoch } => out.put_u64_le(*epoch),
     }
@@ -117,6 +124,10 @@ pub(super) fn take_u32(bytes: &mut Bytes) -> Result<u32, DecodeError> {
 
 pub(super) fn take_u64(bytes: &mut Bytes) -> Result<u64, DecodeError> {
     bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+}
+
+pub(super) fn take_u128(bytes: &mut Bytes) -> Result<u128, DecodeError> {
+    bytes.try_get_u128_le().map_err(|_| DecodeError::Truncated)
 }
 
 pub(super) fn take_bool(bytes: &mut Bytes) -> Result<bool, DecodeError> {
@@ -173,6 +184,11 @@ pub(super) fn take_request(bytes: &mut Bytes, kind: u8) -> Result<Request, Decod
         }
         3 => Request::Merge { key, state: take_siblings(bytes)? },
         4 => Request::Forget { key, context: codec::take_vector(bytes, &limits())? },
+        11 => {
+            let digest_key = take_u128(bytes)?.to_le_bytes();
+            let (digest_key, min_bytes) = (HashKey::new(digest_key), take_u32(bytes)?);
+            Request::Digest { key, digester: Digester { key: digest_key, min_bytes } }
+        }
         kind => return Err(DecodeError::Kind(kind)),
     })
 }

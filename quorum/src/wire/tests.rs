@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::paxos::{Ballot, Record, State};
-use crate::table::{Reply, Request};
+use crate::table::{Digester, Reply, Request};
 use crate::version::{Actor, Dot, Siblings, VersionVector};
 
 fn dot() -> impl Strategy<Value = Dot> {
@@ -45,6 +45,10 @@ fn ask() -> impl Strategy<Value = Ask> {
     let key = || bytes(30);
     prop_oneof![
         key().prop_map(|key| Ask::Table(Request::Get { key })),
+        (key(), any::<[u8; 16]>(), any::<u32>()).prop_map(|(key, digest_key, min_bytes)| {
+            let digester = Digester { key: merkle::HashKey::new(digest_key), min_bytes };
+            Ask::Table(Request::Digest { key, digester })
+        }),
         (key(), vector(), prop::option::of(bytes(20)))
             .prop_map(|(key, seen, value)| Ask::Table(Request::Write { key, seen, value })),
         (key(), siblings()).prop_map(|(key, state)| Ask::Table(Request::Merge { key, state })),
@@ -98,6 +102,7 @@ fn answer() -> impl Strategy<Value = Answer> {
     prop_oneof![
         siblings().prop_map(|state| Answer::Table(Reply::Value { state })),
         siblings().prop_map(|state| Answer::Table(Reply::Written { state })),
+        any::<u128>().prop_map(|digest| Answer::Table(Reply::Digest { digest })),
         Just(Answer::Table(Reply::Merged)),
         Just(Answer::Table(Reply::Refused)),
         Just(Answer::Table(Reply::NotWhole)),

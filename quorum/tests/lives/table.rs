@@ -10,7 +10,7 @@ use voussoir_sim::Situations;
 
 use super::faults::{CALM, Fault, JUMP, Life, MS};
 
-static SITUATIONS: [&str; 26] = [
+static SITUATIONS: [&str; 28] = [
     "a message was lost",
     "a message came twice",
     "a message came late",
@@ -25,6 +25,8 @@ static SITUATIONS: [&str; 26] = [
     "a client was killed in an operation",
     "an operation was rejected as too many",
     "a read was hedged",
+    "a read was answered with a digest",
+    "a digest matched no state",
     "a read waited for its repair",
     "a repair failed",
     "a write of unknown outcome",
@@ -123,6 +125,8 @@ fn name(key: u64) -> Bytes {
 
 fn count_stats(stats: Stats, counts: &Situations) {
     counts.add("a read was hedged", stats.hedged);
+    counts.add("a read was answered with a digest", stats.digests);
+    counts.add("a digest matched no state", stats.unmatched_digests);
     counts.add("a read waited for its repair", stats.blocking_repairs);
 }
 
@@ -133,6 +137,7 @@ impl<'a> Cluster<'a> {
         config.timeout = Duration::from_millis(faults.rng.between(20, 1_500));
         config.hedge_after = Duration::from_millis(faults.rng.between(1, 100));
         config.local = faults.rng.chance(300_000).then(|| faults.rng.below(n));
+        config.min_digest_bytes = *faults.rng.pick(&[0, 140, 1_024]).unwrap();
         config.max_operations = *faults.rng.pick(&[2, 10_000, 10_000, 10_000]).unwrap();
         let server = |node| Server {
             replica: Replica::recover(DotSource::recover(Actor::new(node, 1), 0, []), [], true),

@@ -2,4 +2,5 @@
 
 mod anti_entropy;
 mod hints;
+mod reads;
 mod support;
