@@ -2,6 +2,7 @@
 //! after `--` go to the bench itself.
 
 use crate::run::{cargo, check};
+use crate::services::TwoDatabases;
 
 /// Each crate's own, and where its rivals are. `Member` is a binary of the package `benches`; the
 /// others are packages with a workspace of their own, so that their rivals stay out of ours.
@@ -14,7 +15,11 @@ const BENCHES: &[(&str, Home)] = &[
     ("lb", Home::Own("benches/lb/Cargo.toml")),
     ("cache", Home::Own("benches/cache/Cargo.toml")),
     ("lock", Home::Own("benches/lock/Cargo.toml")),
+    ("txn", Home::Own("benches/txn/Cargo.toml")),
 ];
+
+/// Benches over two databases.
+const NEED_DATABASES: &[&str] = &["txn"];
 
 #[derive(Clone, Copy)]
 enum Home {
@@ -39,6 +44,10 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
                     .args(["--features", "rivals", "--bin", bench]),
                 Home::Own(manifest) => command.args(["--release", "--manifest-path", manifest]),
             };
+            let databases = NEED_DATABASES.contains(bench).then(TwoDatabases::start).transpose()?;
+            if let Some(databases) = &databases {
+                databases.announce(&mut command);
+            }
             check(command.args(parts))?;
         }
     }

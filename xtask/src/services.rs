@@ -153,6 +153,33 @@ impl Services {
     }
 }
 
+/// Two PostgreSQL servers for a bench, on the same disk.
+#[derive(Debug)]
+pub(crate) struct TwoDatabases(Vec<(&'static str, Running)>);
+
+impl TwoDatabases {
+    /// Starts each server whose address the environment does not give.
+    ///
+    /// # Errors
+    /// The server cannot be found or started.
+    pub(crate) fn start() -> Result<Self, String> {
+        let mut started = Vec::new();
+        for variable in ["DATABASE_URL", "DATABASE_URL_2"] {
+            if std::env::var_os(variable).is_none() {
+                let service = table::named("postgresql")?;
+                let program = fetch::find_or_fetch(service)?;
+                started.push((variable, Running::start(service, &program)?));
+            }
+        }
+        Ok(Self(started))
+    }
+
+    /// Tells the bench where the servers are.
+    pub(crate) fn announce(&self, command: &mut Command) {
+        command.envs(self.0.iter().map(|(variable, server)| (variable, &server.address.1)));
+    }
+}
+
 fn shown(path: PathBuf) -> String {
     path.into_os_string().to_string_lossy().into_owned()
 }
