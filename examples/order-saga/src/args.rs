@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 #[cfg(feature = "demo")]
 use crate::demo::Demo;
 
-/// Orders over four services as a durable saga.
+/// Orders over four services as a durable saga, orchestrated or choreographed.
 ///
 /// Without a command: a demonstration, which ends by itself.
 #[derive(Debug, Parser)]
@@ -34,15 +34,27 @@ pub(crate) enum Mode {
     Services(Services),
 }
 
+/// Who knows the whole of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Form {
+    /// A saga calls the services, step by step
+    Orchestrated,
+    /// Nobody: each service reacts to events of the others
+    Choreographed,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
+    /// How an order is brought about
+    #[arg(long, value_enum, default_value_t = Form::Orchestrated, value_name = "FORM")]
+    pub(crate) form: Form,
     /// Address on which to take orders; port 0 takes a free one and prints it
     #[arg(long, default_value = "127.0.0.1:8080", value_name = "ADDR")]
     pub(crate) listen: SocketAddr,
     /// Address of the services
     #[arg(long, default_value = "127.0.0.1:8081", value_name = "ADDR")]
     pub(crate) services: SocketAddr,
-    /// Folder of the journal with the sagas; created if it does not exist
+    /// Folder of the journal with the sagas or events; created if it does not exist
     #[arg(long, default_value = "data", value_name = "FOLDER")]
     pub(crate) data: PathBuf,
     /// Attempts of each step and of each compensation, 50 ms after the first one and then with a
@@ -90,6 +102,7 @@ mod tests {
         let line = "serve --listen 127.0.0.1:0 --data d --attempts 3";
         let Some(Mode::Serve(serve)) = parsed(line).unwrap().mode else { panic!("not serve") };
         assert_eq!((serve.listen.port(), serve.attempts, serve.order_seconds), (0, 3, 60));
+        assert_eq!(serve.form, Form::Orchestrated);
     }
 
     #[test]
@@ -97,6 +110,7 @@ mod tests {
         let wrong = [
             ("sreve", "unrecognized subcommand 'sreve'"),
             ("serve --listen 8080", "invalid socket address"),
+            ("serve --form solo", "invalid value 'solo'"),
             ("serve --attempts 0", "0 is not in 1..=1000"),
             ("serve --order-seconds 0", "0 is not in 1..=2592000"),
         ];

@@ -24,25 +24,16 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::timeout;
-use voussoir_txn::{
-    Direction, Outcome, Resolution, ResolveError, Saga, SagaState, Sagas, StartError,
-};
 
 use crate::order::{Order, check_id};
+use crate::orders::{How, OrderError, Orders, ResolveError, State as OrderState};
 
 const KEY: &str = "idempotency-key";
 const MAX_BODY_BYTES: usize = 4_096;
 /// How long `POST /orders` waits for the end.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// What the handlers share.
-pub(crate) struct App {
-    pub(crate) sagas: Sagas,
-    pub(crate) saga: Saga<Order>,
-    /// After it an order that is not shipped is undone.
-    pub(crate) limit: Duration,
-}
+type App = Arc<dyn Orders>;
 
 pub(crate) fn router(app: App) -> Router {
     Router::new()
@@ -52,11 +43,11 @@ pub(crate) fn router(app: App) -> Router {
         .route("/stuck", get(stuck))
         .route("/health", get(|| async { StatusCode::OK }))
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
-        .with_state(Arc::new(app))
+        .with_state(app)
 }
 
 async fn order(
-    State(app): State<Arc<App>>,
+    State(app): State<App>,
     headers: HeaderMap,
     body: Result<Json<Order>, JsonRejection>,
 ) -> Result<Response, Failure> {
@@ -66,22 +57,19 @@ async fn order(
     let Json(order) =
         body.map_err(|error| Failure { status: error.status(), error: error.body_text() })?;
     order.check().map_err(rejected(StatusCode::UNPROCESSABLE_ENTITY))?;
-    let handle = app.sagas.start_within(&app.saga, id, &order, app.limit).await?;
-    // Whatever it says: what is answered is the state. The saga goes on when nobody waits.
-    let _ = timeout(WAIT, handle.end()).await;
-    Ok(state(id, &handle.state()))
+    let ended = app.order(id, &order, WAIT).await?;
+    Ok(state(id, &ended))
 }
 
-async fn show(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Response, Failure> {
-    let handle = app.sagas.get(&id).ok_or_else(not_found)?;
-    Ok(state(&id, &handle.state()))
+async fn show(State(app): State<App>, Path(id): Path<String>) -> Result<Response, Failure> {
+    let found = app.state(&id).ok_or_else(not_found)?;
+    Ok(state(&id, &found))
 }
 
-async fn stuck(State(app): State<Arc<App>>) -> Json<Value> {
-    let mut all: Vec<_> = app.sagas.list();
-    all.retain(|saga| matches!(saga.state, SagaState::Stuck(_)));
-    all.sort_by(|a, b| a.id.cmp(&b.id));
-    Json(all.iter().map(|saga| body(&saga.id, &saga.state)).collect())
+async fn stuck(State(app): State<App>) -> Json<Value> {
+    let mut all = app.stuck();
+    all.sort_by(|a, b| a.0.cmp(&b.0));
+    Json(all.iter().map(|(id, state)| body(id, state)).collect())
 }
 
 /// What an operator says of a stuck step.
@@ -92,67 +80,50 @@ struct Resolve {
     how: How,
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-enum How {
-    /// Try it again, with all its attempts.
-    Retry,
-    /// Of an undo: take it for undone.
-    Skip,
-    /// Of the pivot: it has not run and will not.
-    NotRun,
-}
-
 async fn resolve(
-    State(app): State<Arc<App>>,
+    State(app): State<App>,
     Path(id): Path<String>,
     body: Result<Json<Resolve>, JsonRejection>,
 ) -> Result<StatusCode, Failure> {
     let Json(Resolve { step, how }) =
         body.map_err(|error| Failure { status: error.status(), error: error.body_text() })?;
-    let how = match how {
-        How::Retry => Resolution::Retry,
-        How::Skip => Resolution::Skip,
-        How::NotRun => Resolution::NotRun,
-    };
-    match app.sagas.resolve(&id, &step, how).await {
+    match app.resolve(&id, &step, how).await {
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(ResolveError::NotFound) => Err(not_found()),
         Err(error) => Err(Failure { status: StatusCode::CONFLICT, error: error.to_string() }),
     }
 }
 
-fn state(id: &str, state: &SagaState) -> Response {
+fn state(id: &str, state: &OrderState) -> Response {
     let status = match state {
-        SagaState::Ended(Outcome::Completed) => StatusCode::OK,
-        SagaState::Ended(_) => StatusCode::CONFLICT,
-        SagaState::Halted | SagaState::Drained => StatusCode::SERVICE_UNAVAILABLE,
+        OrderState::Completed => StatusCode::OK,
+        OrderState::Undone { .. } | OrderState::GivenUp => StatusCode::CONFLICT,
+        OrderState::Halted => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::ACCEPTED,
     };
     (status, Json(body(id, state))).into_response()
 }
 
-fn body(id: &str, state: &SagaState) -> Value {
+fn body(id: &str, state: &OrderState) -> Value {
     match state {
-        SagaState::Open => json!({ "id": id, "state": "open" }),
-        SagaState::Stuck(steps) => {
+        OrderState::Open => json!({ "id": id, "state": "open" }),
+        OrderState::Stuck(steps) => {
             let steps: Vec<Value> = steps
                 .iter()
                 .map(|at| {
-                    let call = if at.direction == Direction::Undo { "undo" } else { "act" };
+                    let call = if at.is_undo { "undo" } else { "act" };
                     json!({ "step": at.step, "call": call, "why": at.why })
                 })
                 .collect();
             json!({ "id": id, "state": "stuck", "steps": steps })
         }
-        SagaState::Ended(Outcome::Completed) => json!({ "id": id, "state": "completed" }),
-        SagaState::Ended(Outcome::Undone { because }) => {
+        OrderState::Completed => json!({ "id": id, "state": "completed" }),
+        OrderState::Undone { because } => {
             json!({ "id": id, "state": "undone", "because": because })
         }
-        SagaState::Ended(_) => json!({ "id": id, "state": "given up" }),
-        SagaState::Parked(why) => json!({ "id": id, "state": "parked", "why": why }),
-        // The next process goes on with it.
-        _ => json!({ "id": id, "state": "waits for the next process" }),
+        OrderState::GivenUp => json!({ "id": id, "state": "given up" }),
+        OrderState::Parked(why) => json!({ "id": id, "state": "parked", "why": why }),
+        OrderState::Halted => json!({ "id": id, "state": "waits for the next process" }),
     }
 }
 
@@ -168,13 +139,12 @@ fn not_found() -> Failure {
     Failure { status: StatusCode::NOT_FOUND, error }
 }
 
-impl From<StartError> for Failure {
-    fn from(error: StartError) -> Self {
+impl From<OrderError> for Failure {
+    fn from(error: OrderError) -> Self {
         let status = match error {
-            StartError::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
-            StartError::Id | StartError::Input(_) => StatusCode::BAD_REQUEST,
-            StartError::Unregistered => StatusCode::INTERNAL_SERVER_ERROR,
-            _ => StatusCode::SERVICE_UNAVAILABLE,
+            OrderError::Mismatch => StatusCode::UNPROCESSABLE_ENTITY,
+            OrderError::Invalid(_) => StatusCode::BAD_REQUEST,
+            OrderError::Away(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self { status, error: error.to_string() }
     }

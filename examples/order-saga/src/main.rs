@@ -1,16 +1,19 @@
-//! Orders over four services as a durable saga.
+//! Orders over four services as a durable saga, orchestrated or choreographed.
 //!
 //! ```text
 //! order-saga                      the demo: failures, a compensation that is stuck, kills, a check
 //! order-saga services             stand-ins for the four services
-//! order-saga serve --services ADDR --data FOLDER
+//! order-saga serve --services ADDR --data FOLDER [--form choreographed]
 //! ```
 
 mod args;
+mod choreographed;
 #[cfg(feature = "demo")]
 mod demo;
 mod http;
+mod orchestrated;
 mod order;
+mod orders;
 mod peers;
 mod saga;
 mod serve;

@@ -1,4 +1,5 @@
-//! One process, from its start to its end: the orchestrator, or the stand-ins of the services.
+//! One process, from its start to its end: orders in one of the two forms, or the stand-ins of the
+//! services.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +10,21 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 use voussoir_journal::Journal;
-use voussoir_txn::store::JournalStore;
-use voussoir_txn::{Retry, SagaState, Sagas};
+use voussoir_txn::Retry;
 
 use crate::Error;
-use crate::args::{Serve, Services};
-use crate::http::{App, router};
+use crate::args::{Form, Serve, Services};
+use crate::choreographed::Choreographed;
+use crate::http::router;
+use crate::orchestrated::Orchestrated;
+use crate::orders::Orders;
 use crate::peers::{HttpPeers, Peers};
-use crate::saga::define;
 use crate::services::{self, Tables};
 
 /// The pause before the second attempt of a call.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Bytes of one file of the journal.
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes of one file of the journal. The bus of the choreographed form needs at least as many.
+const SEGMENT_BYTES: u64 = 32 << 20;
 /// How long calls that are under way may take to end, after the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
 
@@ -36,16 +38,18 @@ pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
     config.segment_bytes = SEGMENT_BYTES;
     let journal = Journal::open(&serve.data, config)?;
     let peers: Arc<dyn Peers> = Arc::new(HttpPeers::new(serve.services));
-    let saga = define(&peers, &Retry::exponential(RETRY_PAUSE, serve.attempts))?;
-    let store = JournalStore::new(&journal, "sagas")?;
-    let sagas = Sagas::builder().register(&saga).open(store).await?;
-    let is_open = |state: &SagaState| !matches!(state, SagaState::Ended(_));
-    let open = sagas.list().iter().filter(|saga| is_open(&saga.state)).count();
+    let retry = Retry::exponential(RETRY_PAUSE, serve.attempts);
     let limit = Duration::from_secs(serve.order_seconds);
-    let app = App { sagas: sagas.clone(), saga, limit };
-    let said = format!("{open} orders to go on with");
-    listen(serve.listen, router(app), &said, serve.exit_with_parent, async {
-        if timeout(DRAIN, sagas.drain()).await.is_err() {
+    let orders: Arc<dyn Orders> = match serve.form {
+        Form::Orchestrated => Arc::new(Orchestrated::open(&journal, &peers, &retry, limit).await?),
+        Form::Choreographed => {
+            Arc::new(Choreographed::open(&journal, &peers, &retry, limit).await?)
+        }
+    };
+    let said = format!("{} orders to go on with", orders.open());
+    let app = router(Arc::clone(&orders));
+    listen(serve.listen, app, &said, serve.exit_with_parent, async {
+        if timeout(DRAIN, orders.drain()).await.is_err() {
             eprintln!("order-saga: calls were under way after {DRAIN:?}");
         }
     })

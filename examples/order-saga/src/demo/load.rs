@@ -39,10 +39,7 @@ pub(super) struct Ledger {
 impl Ledger {
     /// In milliseconds.
     pub(super) fn quantile(&self, q: usize) -> f64 {
-        let mut latencies = self.latencies.clone();
-        latencies.sort_unstable();
-        let at = (latencies.len() * q / 100).min(latencies.len().saturating_sub(1));
-        latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+        quantile(&self.latencies, q)
     }
 
     /// Compares what the services hold with what the clients were told.
@@ -74,6 +71,14 @@ impl Ledger {
     }
 }
 
+/// In milliseconds.
+pub(super) fn quantile(latencies: &[Duration], q: usize) -> f64 {
+    let mut latencies = latencies.to_vec();
+    latencies.sort_unstable();
+    let at = (latencies.len() * q / 100).min(latencies.len().saturating_sub(1));
+    latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1e3)
+}
+
 /// Running clients.
 pub(super) struct Clients {
     tasks: JoinSet<Result<(), Error>>,
@@ -82,13 +87,15 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    pub(super) fn start(address: &watch::Receiver<SocketAddr>, seed: u64) -> Self {
+    /// Starts clients whose orders have ids that begin with `name`.
+    pub(super) fn start(address: &watch::Receiver<SocketAddr>, seed: u64, name: &str) -> Self {
         let (stop, ledger) = (watch::Sender::new(false), Arc::<Mutex<Ledger>>::default());
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
             let random = fastrand::Rng::with_seed(seed ^ (number << 32));
             let (address, ledger) = (address.clone(), Arc::clone(&ledger));
-            tasks.spawn(run(number, random, address, ledger, stop.subscribe()));
+            let name = format!("{name}-{number}");
+            tasks.spawn(run(name, random, address, ledger, stop.subscribe()));
         }
         Self { tasks, stop, ledger }
     }
@@ -118,7 +125,7 @@ impl Clients {
 }
 
 async fn run(
-    number: u64,
+    name: String,
     mut random: fastrand::Rng,
     address: watch::Receiver<SocketAddr>,
     ledger: Arc<Mutex<Ledger>>,
@@ -127,7 +134,7 @@ async fn run(
     let mut count = 0_u64;
     // Ends: when it is stopped, or with an error.
     while !*stop.borrow() {
-        let id = format!("client-{number}-{count}");
+        let id = format!("{name}-{count}");
         count += 1;
         // Every third one is refused somewhere.
         let mut order = match random.usize(0..12) {

@@ -1,6 +1,8 @@
-//! The demonstration: an order that is refused at each step, a compensation that is stuck, kills of
-//! the orchestrator under load, and a comparison of the services with what the clients were told.
+//! The demonstration of both forms: an order that is refused at each step, a compensation that is
+//! stuck, kills of the process under load, and a comparison of the services with what the clients
+//! were told. Then the latencies of both, side by side.
 
+mod beside;
 mod load;
 mod processes;
 
@@ -11,19 +13,20 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::Error;
+use crate::args::Form;
 use crate::order::Order;
 use crate::saga::STEPS;
 use crate::services::Totals;
 use load::Clients;
-use processes::{Process, ask, orchestrator, services};
+use processes::{Process, ask, orders, services};
 
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
-    /// Kills of the orchestrator under load
+    /// Kills under load, in each form
     #[arg(long, default_value_t = 10, value_name = "COUNT",
           value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub(crate) kills: u32,
-    /// Seed of what is ordered, and of when the orchestrator is killed
+    /// Seed of what is ordered, and of when the process that takes orders is killed
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     pub(crate) seed: u64,
 }
@@ -33,17 +36,20 @@ pub(crate) struct Demo {
 /// # Errors
 /// Something could not be started, or an order ended by half.
 pub(crate) async fn run(demo: &Demo) -> Result<(), Error> {
-    let folder = tempfile::Builder::new().prefix("order-saga-").tempdir()?;
     let services = services().await?;
-    let orchestrator = orchestrator(folder.path(), services.address).await?;
+    let began = Instant::now();
     println!("services: http://{}, each by its own table, in a process apart", services.address);
-    println!("orders:   http://{}, sagas in {}\n", orchestrator.address, folder.path().display());
-    let mut stage = Stage { folder, services, orchestrator, began: Instant::now() };
-    stage.show_failures().await?;
-    stage.show_stuck().await?;
-    stage.kill_under_load(demo).await?;
-    stage.orchestrator.end().await?;
-    stage.services.end().await
+    let mut kept = (services, began);
+    for form in [Form::Orchestrated, Form::Choreographed] {
+        let mut stage = Stage::start(form, kept).await?;
+        stage.show_failures().await?;
+        stage.show_stuck().await?;
+        stage.kill_under_load(demo).await?;
+        stage.process.end().await?;
+        kept = (stage.services, stage.began);
+    }
+    beside::compare(kept.0.address).await?;
+    kept.0.end().await
 }
 
 pub(super) fn order() -> Order {
@@ -75,13 +81,35 @@ fn calls_refused_at(step: &str) -> Vec<String> {
 }
 
 struct Stage {
+    form: Form,
     folder: tempfile::TempDir,
     services: Process,
-    orchestrator: Process,
+    /// Takes the orders.
+    process: Process,
     began: Instant,
 }
 
 impl Stage {
+    async fn start(form: Form, (services, began): (Process, Instant)) -> Result<Self, Error> {
+        let folder = tempfile::Builder::new().prefix("order-saga-").tempdir()?;
+        let process = orders(form, folder.path(), services.address).await?;
+        let what = match form {
+            Form::Orchestrated => "orchestrated: a saga calls the services, step by step",
+            Form::Choreographed => "choreographed: each service reacts to events of the others",
+        };
+        let (address, journal) = (process.address, folder.path().display());
+        println!("\n== {what}\norders:   http://{address}, journal in {journal}\n");
+        Ok(Self { form, folder, services, process, began })
+    }
+
+    /// The id of an order, which no order of the other form has.
+    fn id(&self, name: &str) -> String {
+        match self.form {
+            Form::Orchestrated => name.to_owned(),
+            Form::Choreographed => format!("c-{name}"),
+        }
+    }
+
     async fn totals(&self) -> Result<Totals, Error> {
         let (_, totals) = ask(self.services.address, "GET", "/totals", "", &Value::Null).await?;
         Ok(serde_json::from_value(totals)?)
@@ -96,7 +124,7 @@ impl Stage {
 
     async fn order(&self, id: &str, order: &Order) -> Result<Value, Error> {
         let body = serde_json::to_value(order)?;
-        let (_, answer) = ask(self.orchestrator.address, "POST", "/orders", id, &body).await?;
+        let (_, answer) = ask(self.process.address, "POST", "/orders", id, &body).await?;
         Ok(answer)
     }
 
@@ -111,7 +139,7 @@ impl Stage {
         let answer = self.order(id, order).await?;
         let calls = self.calls(id).await?;
         let because = answer["because"].as_str().unwrap_or_default();
-        println!("{id:<19} {state:<10} {}\n{:<31}{because}", calls.join(", "), "");
+        println!("{id:<21} {state:<10} {}\n{:<33}{because}", calls.join(", "), "");
         if answer["state"] != state || calls != expected {
             return Err(
                 format!("{id}: expected {state} by {expected:?}: {answer} {calls:?}").into()
@@ -121,11 +149,12 @@ impl Stage {
     }
 
     async fn show_failures(&self) -> Result<(), Error> {
-        println!("order               end        calls, in order");
+        println!("order                 end        calls, in order");
         let all = STEPS.map(str::to_owned);
-        self.expect("all-is-well", &order(), "completed", &all).await?;
+        self.expect(&self.id("all-is-well"), &order(), "completed", &all).await?;
         for step in &STEPS[..4] {
-            let (id, expected) = (format!("refused-at-{step}"), calls_refused_at(step));
+            let id = self.id(&format!("refused-at-{step}"));
+            let expected = calls_refused_at(step);
             self.expect(&id, &refused_at(step), "undone", &expected).await?;
         }
         Ok(())
@@ -134,9 +163,10 @@ impl Stage {
     /// The undo of `stock` is broken until it is mended; then an operator has it tried again.
     async fn show_stuck(&self) -> Result<(), Error> {
         println!("\nthe undo of stock is broken:");
-        let (services, orders) = (self.services.address, self.orchestrator.address);
+        let (services, orders) = (self.services.address, self.process.address);
         ask(services, "PUT", "/broken/stock", "", &Value::Null).await?;
-        let answer = self.order("stuck-at-stock", &refused_at("shipping")).await?;
+        let id = self.id("stuck-at-stock");
+        let answer = self.order(&id, &refused_at("shipping")).await?;
         if answer["state"] != "stuck" || answer["steps"][0]["step"] != "stock" {
             return Err(format!("the order is not stuck: {answer}").into());
         }
@@ -145,42 +175,37 @@ impl Stage {
         if listed.as_array().map(Vec::len) != Some(1) {
             return Err(format!("not one order is stuck: {listed}").into());
         }
-        println!("  calls: {}", self.calls("stuck-at-stock").await?.join(", "));
+        println!("  calls: {}", self.calls(&id).await?.join(", "));
         ask(services, "DELETE", "/broken/stock", "", &Value::Null).await?;
         let how = json!({ "step": "stock", "how": "retry" });
-        let path = "/orders/stuck-at-stock/resolve";
-        let (status, said) = ask(orders, "POST", path, "", &how).await?;
+        let path = format!("/orders/{id}/resolve");
+        let (status, said) = ask(orders, "POST", &path, "", &how).await?;
         println!("  mended; POST {path}  {how}: {status}");
         if status != 204 {
             return Err(format!("it was not resolved: {said}").into());
         }
-        self.expect(
-            "stuck-at-stock",
-            &refused_at("shipping"),
-            "undone",
-            &calls_refused_at("shipping"),
-        )
-        .await
+        let expected = calls_refused_at("shipping");
+        self.expect(&id, &refused_at("shipping"), "undone", &expected).await
     }
 
-    /// Orders by many clients, while the orchestrator is killed and started again.
+    /// Orders by many clients, while the process that takes them is killed and started again.
     async fn kill_under_load(&mut self, demo: &Demo) -> Result<(), Error> {
-        println!("\nthe orchestrator is killed (kill -9) under load:");
+        println!("\nthe process that takes orders is killed (kill -9) under load:");
         let before = self.totals().await?;
-        let (sender, receiver) = watch::channel(self.orchestrator.address);
-        let mut clients = Clients::start(&receiver, demo.seed);
+        let (sender, receiver) = watch::channel(self.process.address);
+        let mut clients = Clients::start(&receiver, demo.seed, &self.id("client"));
         let mut random = fastrand::Rng::with_seed(demo.seed);
         let mut found = 0;
         for kill in 1..=demo.kills {
             let pause = std::time::Duration::from_millis(random.u64(50..400));
             tokio::time::sleep(pause).await;
             clients.check()?;
-            self.orchestrator.kill().await?;
+            self.process.kill().await?;
             let start = Instant::now();
-            self.orchestrator = orchestrator(self.folder.path(), self.services.address).await?;
-            let open = self.orchestrator.open_orders()?;
+            self.process = orders(self.form, self.folder.path(), self.services.address).await?;
+            let open = self.process.open_orders()?;
             found += open;
-            sender.send_replace(self.orchestrator.address);
+            sender.send_replace(self.process.address);
             println!(
                 "  {:>4.1} s  kill {kill}: {open} orders under way, taken up after {} ms; {} ended",
                 self.began.elapsed().as_secs_f64(),
@@ -191,9 +216,9 @@ impl Stage {
         let ledger = clients.finish().await?;
         let totals = self.totals().await?;
         ledger.compare(&before, &totals)?;
-        println!("\nledger: {} orders completed, {} undone", ledger.completed, ledger.undone);
+        println!("\nledger:   {} orders completed, {} undone", ledger.completed, ledger.undone);
         println!(
-            "        {} attempts repeated; p50 {:.1} ms, p99 {:.1} ms, kills included",
+            "          {} attempts repeated; p50 {:.1} ms, p99 {:.1} ms, kills included",
             ledger.repeats,
             ledger.quantile(50),
             ledger.quantile(99)
@@ -202,8 +227,10 @@ impl Stage {
             "services: {} cents charged, {} pieces reserved, {} shipped",
             totals.charged_cents, totals.reserved, totals.shipped
         );
-        println!("kills:  {} of the orchestrator, {found} orders were under way", demo.kills);
-        println!("exact: every order is done at all services or at none, as its client was told");
+        println!("kills:    {}, {found} orders were under way", demo.kills);
+        println!(
+            "exact:    every order is done at all services or at none, as its client was told"
+        );
         Ok(())
     }
 }

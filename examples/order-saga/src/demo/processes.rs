@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::http::Request;
 use bytes::Bytes;
+use clap::ValueEnum;
 use http_body_util::{BodyExt, Full};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
@@ -16,6 +17,7 @@ use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
 use crate::Error;
+use crate::args::Form;
 
 /// How long a process may take to say where it listens.
 const START_WAIT: Duration = Duration::from_secs(30);
@@ -41,11 +43,17 @@ pub(super) async fn services() -> Result<Process, Error> {
     Process::start(command).await
 }
 
-/// Starts the orchestrator on a journal.
-pub(super) async fn orchestrator(folder: &Path, services: SocketAddr) -> Result<Process, Error> {
+/// Starts the process that takes orders in a form, on a journal.
+pub(super) async fn orders(
+    form: Form,
+    folder: &Path,
+    services: SocketAddr,
+) -> Result<Process, Error> {
+    let form = form.to_possible_value().ok_or("the form has no name")?;
     let mut command = Command::new(std::env::current_exe()?);
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--exit-with-parent", "--attempts", ATTEMPTS])
+        .args(["serve", "--form", form.get_name(), "--listen", "127.0.0.1:0"])
+        .args(["--exit-with-parent", "--attempts", ATTEMPTS])
         .args(["--services", &services.to_string(), "--data"])
         .arg(folder);
     Process::start(command).await
