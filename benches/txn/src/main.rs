@@ -1,7 +1,7 @@
 //! voussoir-txn, its floors and its rivals, in turn, in one process and one run.
 //!
-//! `cargo xtask bench txn [-- PART…]` with the parts `core`, `durable`, `flight`, `recovery`, `commit`
-//! and `outbox`; all of them without arguments. It starts two PostgreSQL servers, unless
+//! `cargo xtask bench txn [-- PART…]` with the parts `core`, `durable`, `flight`, `recovery`,
+//! `commit` and `outbox`; all of them without arguments. It starts two PostgreSQL servers, unless
 //! `DATABASE_URL` and `DATABASE_URL_2` name some. Each figure is the median of rounds in which ours
 //! and the rival take turns. At the end stands each ratio beside its target; files lie in a folder
 //! below `target`, whose disk should be that of the servers.
@@ -16,7 +16,7 @@ mod sagas;
 mod steno_rival;
 mod two_phase;
 
-// The library's own source: its state machine is private, and is measured without a task or a store.
+// The library's own source: its state machine is private, and is measured without task or store.
 #[path = "../../../txn/src/config.rs"]
 #[allow(dead_code, unreachable_pub, reason = "this program uses the state machine alone")]
 mod config;

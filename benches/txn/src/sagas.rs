@@ -1,5 +1,5 @@
-//! Sagas of five steps in a journal: one client beside as many bare syncs, a thousand at once beside
-//! a row for each step in PostgreSQL, and a hundred thousand found again.
+//! Sagas of five steps in a journal: one client beside as many bare syncs, a thousand at once
+//! beside a row for each step in PostgreSQL, and a hundred thousand found again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

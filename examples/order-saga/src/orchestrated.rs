@@ -61,7 +61,7 @@ impl Orders for Orchestrated {
     fn stuck(&self) -> Vec<(String, State)> {
         let all = self.sagas.list().into_iter();
         let all = all.filter(|saga| matches!(saga.state, SagaState::Stuck(_)));
-        all.map(|saga| (saga.id.to_string(), state(&saga.state))).collect()
+        all.map(|saga| (saga.id.clone(), state(&saga.state))).collect()
     }
 
     fn open(&self) -> usize {
@@ -91,18 +91,16 @@ fn state(state: &SagaState) -> State {
         SagaState::Open => State::Open,
         SagaState::Stuck(steps) => {
             let at = steps.iter().map(|at| At {
-                step: at.step.to_string(),
+                step: at.step.clone(),
                 is_undo: at.direction == Direction::Undo,
-                why: at.why.to_string(),
+                why: at.why.clone(),
             });
             State::Stuck(at.collect())
         }
         SagaState::Ended(Outcome::Completed) => State::Completed,
-        SagaState::Ended(Outcome::Undone { because }) => {
-            State::Undone { because: because.to_string() }
-        }
+        SagaState::Ended(Outcome::Undone { because }) => State::Undone { because: because.clone() },
         SagaState::Ended(_) => State::GivenUp,
-        SagaState::Parked(why) => State::Parked(why.to_string()),
+        SagaState::Parked(why) => State::Parked(why.clone()),
         _ => State::Halted,
     }
 }

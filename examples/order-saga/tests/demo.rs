@@ -10,7 +10,8 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// `VOUSSOIR_KILLS` sets how often the process that takes orders is killed, in each form (default 5).
+/// `VOUSSOIR_KILLS` sets how often the process that takes orders is killed in each form (default
+/// 5).
 #[test]
 fn every_order_is_done_at_all_services_or_at_none() {
     let kills = std::env::var("VOUSSOIR_KILLS").unwrap_or("5".to_owned());

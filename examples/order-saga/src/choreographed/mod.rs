@@ -1,5 +1,5 @@
-//! The choreographed form: nobody knows the whole. Each service reacts to events of the others, over
-//! a queue in the journal; a board follows the events, and says where each order is.
+//! The choreographed form: nobody knows the whole. Each service reacts to events of the others,
+//! over a queue in the journal; a board follows the events, and says where each order is.
 //!
 //! Here the four participants share one process, so that both forms do the same work with one
 //! journal. Put each into the process of its service, and the bus where all of them reach it.
@@ -90,7 +90,9 @@ impl Choreographed {
             if observed.is_empty() {
                 break;
             }
-            observed.iter().for_each(|one| board.observe(one));
+            for one in &observed {
+                board.observe(one);
+            }
         }
         let mut tasks = JoinSet::new();
         tasks.spawn(follow(Arc::clone(&bus), tail, Arc::clone(&board)));
@@ -99,7 +101,7 @@ impl Choreographed {
             let config = ChoreographyConfig::default();
             running.push(Running::start(Arc::clone(&bus), &participant, config)?);
         }
-        Ok(Self { bus, board, limit, running: Mutex::new(Some(running)), tasks: tasks })
+        Ok(Self { bus, board, limit, running: Mutex::new(Some(running)), tasks })
     }
 
     async fn publish(&self, event: Event) -> Result<(), BusError> {

@@ -5,15 +5,15 @@
 //! | order | `order.requested` | takes the order | `order.placed`, or `order.undone` |
 //! | stock | `order.placed` | reserves | `stock.done`, or `stock.undone` |
 //! | payment | `stock.done` | charges | `payment.done`, or `payment.undone` |
-//! | shipping | `payment.done` | ships: the point of no return | `shipping.done`, or `shipping.undone` |
+//! | shipping | `payment.done` | ships: the pivot | `shipping.done`, or `shipping.undone` |
 //! | order | `shipping.done` | confirms | `order.confirmed` |
 //! | payment | `shipping.undone` | refunds | `payment.undone` |
 //! | stock | `payment.undone` | puts back | `stock.undone` |
 //! | order | `stock.undone` | cancels | `order.undone` |
 //!
-//! `X.undone` says that nothing of X stands: it was refused, or is taken back. Where a step may have
-//! run and its answer never came, or its order is late, the service says `X.doubtful` to itself, and
-//! takes back what it may have done.
+//! `X.undone` says that nothing of X stands: it was refused, or is taken back. Where a step may
+//! have run and its answer never came, or its order is late, the service says `X.doubtful` to
+//! itself, and takes back what it may have done.
 
 use std::sync::Arc;
 
