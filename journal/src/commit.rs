@@ -149,6 +149,9 @@ pub struct Batch {
     pub(crate) ends: Bytes,
     pub(crate) count: u32,
     pub(crate) crc: u32,
+    /// Position of its first record, when salvage restores a log: at or behind the end of the log,
+    /// and also in one that is damaged. `None` for the end of the log.
+    pub(crate) position: Option<u64>,
 }
 
 impl Batch {
@@ -173,6 +176,16 @@ impl Batch {
     pub(crate) fn len_bytes(&self) -> u64 {
         (self.records.len() + self.ends.len()) as u64
     }
+
+    /// Bytes of the records alone.
+    pub(crate) fn record_bytes(&self) -> u64 {
+        self.len_bytes().saturating_sub(4 * u64::from(self.count))
+    }
+
+    /// For the restoration of a log: the batch stands at this position.
+    pub(crate) fn at(self, position: u64) -> Self {
+        Self { position: Some(position), ..self }
+    }
 }
 
 impl From<Bytes> for Batch {
@@ -182,7 +195,7 @@ impl From<Bytes> for Batch {
         let end = u32::try_from(record.len()).unwrap_or(u32::MAX);
         let ends = Bytes::copy_from_slice(&end.to_le_bytes());
         let crc = format::crc32c_of_two(&record, &ends);
-        Self { records: record, ends, count: 1, crc }
+        Self { records: record, ends, count: 1, crc, position: None }
     }
 }
 
@@ -232,7 +245,7 @@ impl BatchBuilder {
             Some(buffers) => buffers.share(self.payload),
             None => self.payload.freeze(),
         };
-        Batch { records, ends: Bytes::new(), count, crc }
+        Batch { records, ends: Bytes::new(), count, crc, position: None }
     }
 }
 

@@ -16,6 +16,7 @@ mod lease;
 mod log;
 mod log_info;
 mod recovery;
+mod salvage;
 #[cfg(feature = "testing")]
 pub mod testing;
 
@@ -30,3 +31,7 @@ pub use journal::{CommitFuture, Journal, Stats};
 pub use lease::Lease;
 pub use log::Log;
 pub use log_info::{Extent, Health, LogInfo};
+pub use salvage::{
+    FileRole, SalvageConfig, SalvageError, SalvageProgress, SalvageReport, SalvagedFile,
+    SalvagedLog, salvage,
+};

@@ -29,8 +29,9 @@ pub struct LogInfo {
 pub enum Health {
     /// Nothing is known to be wrong. Each read still verifies what it returns.
     Intact,
-    /// These positions are lost. The rest is readable; the log takes no appends until it has
-    /// been released past `until`, truncated to `from`, or deleted.
+    /// Positions are lost, the first at `from` and the last before `until`. All others, also those
+    /// in between, are readable and right. The log takes no appends until it has been released
+    /// past `until`, truncated to `from`, or deleted.
     Lost {
         /// First lost position.
         from: u64,

@@ -141,7 +141,7 @@ pub(crate) fn read_directory_of(
     Ok(Directory { manifest, manifest_file, manifest_whole, live, free })
 }
 
-fn read_manifest(file: &dyn File) -> Result<(Manifest, bool), OpenError> {
+pub(crate) fn read_manifest(file: &dyn File) -> Result<(Manifest, bool), OpenError> {
     let mut found = Vec::new();
     let mut slot = vec![0; SLOT_BYTES];
     for at in [0, SLOT_BYTES as u64] {
@@ -605,9 +605,24 @@ fn begin_epoch(engine: &Engine, spare: Option<Arc<Segment>>) -> Result<(), OpenE
         // The next segment's table will be the first frame of the epoch.
         return Ok(());
     }
+    Ok(make_durable(engine, writer)?)
+}
+
+/// Goes on in a new segment, whose table has the bounds and the damage of all logs.
+pub(crate) fn begin_table(engine: &Engine) -> Result<(), Fault> {
+    let spare = first_segment(&mut engine.keeper.lock(), &engine.space);
+    let spare = spare.map_err(|error| match error {
+        OpenError::Io(fault) => fault,
+        other => Fault::new("prepare", "segment", &io::Error::other(other.to_string())),
+    })?;
+    let mut writer = engine.writer.lock();
+    engine.rotate(&mut writer, spare)?;
+    make_durable(engine, &mut writer)
+}
+
+fn make_durable(engine: &Engine, writer: &mut Writer) -> Result<(), Fault> {
     engine.write_staged(writer)?;
     engine.sync(writer)?;
     writer.marked = writer.next_lsn - 1;
-    engine.seal_full_segments()?;
-    Ok(())
+    engine.seal_full_segments()
 }

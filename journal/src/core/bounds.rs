@@ -46,11 +46,11 @@ impl LogBounds {
     ) -> Result<Option<Step>, Error> {
         match change {
             Change::Append(batch) => {
-                if self.damage.is_some() {
+                if self.damage.is_some() && batch.position.is_none() {
                     return Err(Error::Damaged { log: name.clone() });
                 }
                 let creates = self.create(next_number);
-                let position = self.end;
+                let position = batch.position.map_or(self.end, |position| position.max(self.end));
                 let end = position.checked_add(batch.len() as u64);
                 self.end = end.ok_or_else(|| above_max(name, u64::MAX))?;
                 Ok(Some(self.step(creates, SectionKind::Append, position)))

@@ -502,12 +502,6 @@ fn locate(log: &LogInner, position: u64) -> Result<(u64, Located), ReadError> {
     if position < bounds.first {
         return Err(ReadError::Released { first: bounds.first });
     }
-    if let Some((from, until)) = bounds.damage
-        && (from..until).contains(&position)
-        && until != crate::core::bounds::UNKNOWN
-    {
-        return Err(ReadError::Damaged { position, detail: "known to be lost" });
-    }
     if position >= bounds.end {
         return Err(ReadError::Absent { end: bounds.end });
     }

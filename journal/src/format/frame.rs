@@ -137,10 +137,12 @@ impl Header {
 
     /// Whether `bytes`, which begin with this header, hold the head that was written at `place`.
     pub(crate) fn verify(&self, bytes: &[u8], place: Location<'_>) -> bool {
-        match (u32_at(bytes, 4), bytes.get(8..self.head as usize)) {
-            (Some(crc), Some(covered)) => crc == super::crc32c(covered) ^ place.mask(),
-            _ => false,
-        }
+        self.mask(bytes).is_some_and(|mask| mask == place.mask())
+    }
+
+    /// The mask of the place at which the head in `bytes` verifies.
+    pub(crate) fn mask(&self, bytes: &[u8]) -> Option<u32> {
+        Some(u32_at(bytes, 4)? ^ super::crc32c(bytes.get(8..self.head as usize)?))
     }
 
     /// The sections of a head that has been verified.

@@ -162,7 +162,24 @@ impl Replay {
         self.open_gap(trust.mark + 1);
     }
 
-    fn open_gap(&mut self, next_lsn: u64) {
+    /// Before the first frame of a salvage: nothing is known, not even that there is a journal.
+    pub(crate) fn salvage() -> Self {
+        Self { next_number: 1, ..Self::default() }
+    }
+
+    /// Takes in a log whose creation is missing, as its first section that is there finds it.
+    pub(crate) fn adopt_log(&mut self, section: &Section, name: LogName) {
+        self.names_missing = true;
+        self.next_number = self.next_number.max(section.log.saturating_add(1));
+        self.logs.retain(|_, log| log.name != name);
+        let (number, first) = (section.log, section.position);
+        let bounds = LogBounds { number, first, end: first, damage: None };
+        let (view, last) = (View::new(bounds), 0);
+        self.logs.insert(number, ReplayedLog { name, view, last, unsure: false, broken: true });
+    }
+
+    /// Frames below `next_lsn` are missing: any log may have been changed by them.
+    pub(crate) fn open_gap(&mut self, next_lsn: u64) {
         self.gaps += 1;
         self.gap_open = true;
         self.next_lsn = next_lsn;
@@ -183,7 +200,8 @@ impl Replay {
         self.open_gap(frame.header.lsn);
     }
 
-    fn apply(
+    /// Applies the next frame. `bad` are the sections whose payload is lost.
+    pub(crate) fn apply(
         &mut self,
         segment: &Arc<Segment>,
         number: usize,
@@ -330,7 +348,8 @@ impl Replay {
         Ok(())
     }
 
-    fn finish(&mut self) {
+    /// Marks the logs of which changes may be missing.
+    pub(crate) fn finish(&mut self) {
         for log in self.logs.values_mut().filter(|log| log.unsure || log.broken) {
             let end = log.view.bounds.end;
             log.view.bounds.hurt(end, UNKNOWN);

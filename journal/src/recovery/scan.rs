@@ -75,6 +75,43 @@ impl<'a> Scanner<'a> {
         Self { segment, window: Vec::new(), at: 0, filled: 0, skips_unreadable: false }
     }
 
+    /// For a damaged disk: what cannot be read is taken for zeros.
+    pub(crate) fn lenient(segment: &'a Segment) -> Self {
+        Self { skips_unreadable: true, ..Self::new(segment) }
+    }
+
+    /// The first heads that are well-formed: where each stands, and the value that the checksum of
+    /// its place must have for it to verify. At most `count`.
+    pub(crate) fn head_masks(&mut self, count: usize) -> Result<Vec<(u64, u32)>, Fault> {
+        let mut masks = Vec::new();
+        let mut offset = FRAMES_AT;
+        // Ends: each turn goes on behind what it has searched.
+        while offset + HEADER_BYTES as u64 <= self.limit() {
+            let length = (self.limit() - offset).min(READ_BYTES as u64) as usize;
+            let window = self.bytes(offset, length)?;
+            let searched = window.len() as u64 / 8 * 8;
+            let starts: Vec<u64> = window
+                .chunks_exact(8)
+                .enumerate()
+                .filter(|(_, bytes)| Header::may_start(bytes))
+                .map(|(number, _)| offset + number as u64 * 8)
+                .collect();
+            for at in starts {
+                let Some(header) = Header::peek(self.bytes(at, HEADER_BYTES)?) else { continue };
+                let head = self.bytes(at, header.head as usize)?;
+                masks.extend(header.mask(head).map(|mask| (at, mask)));
+                if masks.len() == count {
+                    return Ok(masks);
+                }
+            }
+            if searched == 0 {
+                break;
+            }
+            offset += searched;
+        }
+        Ok(masks)
+    }
+
     /// Where frames must end.
     fn limit(&self) -> u64 {
         self.segment.size - TRAILER_BYTES
@@ -284,7 +321,7 @@ impl Rebuild {
 
 /// Reads all frames of a segment, skipping what does not verify.
 pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
-    let mut scanner = Scanner { skips_unreadable: true, ..Scanner::new(segment) };
+    let mut scanner = Scanner::lenient(segment);
     let mut logs: BTreeMap<u64, Rebuilt> = BTreeMap::new();
     let mut rebuild = Rebuild { contiguous: true, ..Rebuild::default() };
     let (mut offset, mut lsn, mut epoch) = (FRAMES_AT, 0, 0);

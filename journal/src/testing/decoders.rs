@@ -11,7 +11,9 @@ use crate::format::index::{DirectoryEntry, decode_entries};
 use crate::format::manifest::{self, Manifest, SLOT_BYTES, Slot};
 use crate::format::table::Table;
 use crate::format::{FRAMES_AT, crc32c, padded};
-use crate::{Commit, Config, Files, Journal, MemoryFiles, inspect};
+use crate::{
+    Commit, Config, Files, Journal, MemoryFiles, SalvageConfig, SalvageError, inspect, salvage,
+};
 
 const JOURNAL_ID: u128 = 7;
 
@@ -69,9 +71,9 @@ pub fn frame(bytes: &[u8]) {
     }
 }
 
-/// Opens, inspects, reads and writes a journal whose files were changed: `bytes` is a list of
-/// changes of five bytes each (the file, the offset in three bytes, little-endian, and the new
-/// byte). All checksums are put right after that, so that what the bytes mean is reached.
+/// Opens, inspects, salvages, reads and writes a journal whose files were changed: `bytes` is a
+/// list of changes of five bytes each (the file, the offset in three bytes, little-endian, and the
+/// new byte). All checksums are put right after that, so that what the bytes mean is reached.
 ///
 /// # Panics
 /// When the journal panics, or answers differently when it is opened a second time.
@@ -100,6 +102,12 @@ pub fn directory(bytes: &[u8]) {
         }
     }
     let _ = inspect(&*files, &mut |_| {});
+    let new = Arc::new(MemoryFiles::new());
+    match salvage(&*files, new.clone(), &SalvageConfig::default(), &mut |_| {}) {
+        Ok(_) => assert!(use_journal(&(new as Arc<dyn Files>)).is_some(), "no journal was saved"),
+        Err(SalvageError::NoJournal { .. }) => {}
+        Err(error) => panic!("whatever the files hold is no reason to fail: {error}"),
+    }
     let first = use_journal(&files);
     if first.is_some() {
         assert!(use_journal(&files).is_some(), "it opened once and then no more");
