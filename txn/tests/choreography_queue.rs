@@ -214,3 +214,57 @@ async fn the_state_of_a_participant_stays_short() {
     assert!(offsets.end > 9000, "each event is written, and forgotten: {offsets:?}");
     assert!(offsets.end - offsets.start < 3000, "{offsets:?}");
 }
+
+/// A journal whose commits are too small is told apart when the bus is opened, and not by a
+/// participant that fails at its first large commit.
+#[tokio::test]
+async fn a_journal_with_small_segments_is_refused_when_the_bus_is_opened() {
+    for (segment_bytes, fits) in [(16 << 20, false), (24 << 20, false), (32 << 20, true)] {
+        let disk = CrashFiles::new(3);
+        let mut config = voussoir_journal::Config::default();
+        config.segment_bytes = segment_bytes;
+        config.max_bytes = 8 * segment_bytes;
+        let journal = Journal::open_with(disk.mount(), config).unwrap();
+        let queue = Queue::open(&journal, "q", QueueConfig::default()).unwrap();
+        let opened = QueueBus::open(&queue, "shop", QueueBusConfig::default()).await;
+        match opened {
+            Ok(_) => assert!(fits, "{segment_bytes}"),
+            Err(BusError::Segments { found_bytes, needed_bytes }) => {
+                assert!(!fits && found_bytes < needed_bytes, "{found_bytes} {needed_bytes}");
+                assert!(queue.topics().is_empty(), "nothing was created");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// A commit as large as a participant makes any goes into a journal of the smallest segments,
+/// however many partitions and members it is spread over.
+#[tokio::test]
+async fn the_largest_commit_fits_into_the_smallest_segments() {
+    let disk = CrashFiles::new(4);
+    let journal = journal(&disk);
+    let queue = Queue::open(&journal, "q", QueueConfig::default()).unwrap();
+    let mut config = QueueBusConfig::default();
+    config.partitions = 1000;
+    let bus = QueueBus::open(&queue, "shop", config).await.unwrap();
+    let mut subscription = bus.subscribe("p").await.unwrap();
+    let mut assigned = Vec::new();
+    while assigned.len() < 1000 {
+        for delivery in subscription.poll(Duration::from_secs(10)).await.unwrap() {
+            let Delivery::Assigned { partition, .. } = delivery else { panic!("{delivery:?}") };
+            assigned.push(partition);
+        }
+    }
+    let mut commit = Commit::default();
+    let (mut bytes, mut number) = (0, 0_u32);
+    let value = bytes::Bytes::from(vec![7; 500]);
+    // Ends: each round adds to `bytes`.
+    while bytes + 64 + 4 + value.len() <= subscription.max_commit_bytes() {
+        bytes += 64 + 4 + value.len();
+        let key = bytes::Bytes::copy_from_slice(&number.to_le_bytes());
+        commit.state.push((number % 1000, key, Some(value.clone())));
+        number += 1;
+    }
+    subscription.commit(commit).await.unwrap();
+}

@@ -23,6 +23,18 @@ pub enum BusError {
     /// The event cannot be published: a name is empty or longer than 200 bytes, or it is too long.
     #[error("`{0}` of the event is empty or too long")]
     Misfit(&'static str),
+    /// One commit of the queue's journal cannot hold what a commit of the bus may. Nothing was
+    /// created; open the journal with larger segments.
+    #[error(
+        "a commit of the bus may have {needed_bytes} bytes, and one of the journal takes \
+         {found_bytes}: open the journal with `segment_bytes` of at least 32 MiB"
+    )]
+    Segments {
+        /// What the journal takes.
+        found_bytes: usize,
+        /// What the bus needs.
+        needed_bytes: usize,
+    },
 }
 
 /// What a subscription is given.

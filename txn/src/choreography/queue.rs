@@ -18,8 +18,11 @@ use voussoir_queue::{
 use super::bus::{Bus, BusError, Commit, Delivery, Observed, Subscription, Tail};
 use super::event::{DeadLetter, Event};
 
-/// Bytes of the largest commit. The journal takes twice that with `segment_bytes` of 32 MiB.
-const MAX_COMMIT_BYTES: usize = 4 << 20;
+/// Bytes of the largest commit, as a participant counts them.
+const MAX_COMMIT_BYTES: usize = 3 << 20;
+/// What a transaction of the queue must take: the largest commit, what is written again, and what
+/// the queue adds for each partition. A journal with `segment_bytes` of 32 MiB takes it.
+const NEEDED_BYTES: usize = MAX_COMMIT_BYTES + REWRITE_BYTES + (640 << 10);
 /// Bytes of events that a poll returns, beyond which it returns no further one.
 const POLL_BYTES: usize = 128 << 10;
 /// Records of the state that are read at once, in bytes.
@@ -27,7 +30,9 @@ const FETCH_BYTES: usize = 1 << 20;
 /// Records behind the first that is needed, beyond twice those that are, before old ones are
 /// written again.
 const SLACK: u64 = 1000;
-/// Bytes that a commit writes again.
+/// Bytes of a record beside its key and value, at most.
+const RECORD_BYTES: usize = 64;
+/// Bytes that a commit writes again, of all partitions together.
 const REWRITE_BYTES: usize = 256 << 10;
 
 /// How events are kept. Start from [`Default`] and change fields.
@@ -74,11 +79,15 @@ impl QueueBus {
     /// Opens the bus `name`, and creates its topics unless they exist. One bus of a name at a time.
     ///
     /// # Errors
-    /// [`BusError`].
+    /// [`BusError`]; [`BusError::Segments`] when the journal's segments are too small.
     ///
     /// # Cancel safety
     /// Dropped, topics may be created.
     pub async fn open(queue: &Queue, name: &str, config: QueueBusConfig) -> Result<Self, BusError> {
+        let found_bytes = queue.max_transaction_bytes();
+        if found_bytes < NEEDED_BYTES {
+            return Err(BusError::Segments { found_bytes, needed_bytes: NEEDED_BYTES });
+        }
         let mut topic = TopicConfig::partitions(config.partitions);
         topic.retention = config.retention;
         let events = open_topic(queue, &format!("{name}.events"), topic).await?;
@@ -267,17 +276,17 @@ impl StateLog {
     }
 
     /// The oldest entries, to be written again, if the log has grown too long for what it holds.
-    /// More than `changes` of them, so that it becomes shorter.
-    fn to_rewrite(&self, changes: usize) -> Vec<(Bytes, Bytes)> {
+    /// More than `changes` of them, so that it becomes shorter, as long as `room` has bytes left.
+    fn to_rewrite(&self, changes: usize, room: &mut usize) -> Vec<(Bytes, Bytes)> {
         if self.end - self.first_needed() <= 2 * self.live.len() as u64 + SLACK {
             return Vec::new();
         }
-        let mut bytes = 0;
         let oldest = self.by_offset.values().take(2 * changes + 16);
         let entries = oldest.filter_map(|key| Some((key.clone(), self.live.get(key)?.1.clone())));
         let fits = entries.take_while(|(key, value)| {
-            bytes += key.len() + value.len();
-            bytes <= REWRITE_BYTES
+            let left = room.checked_sub(key.len() + value.len() + RECORD_BYTES);
+            *room = left.unwrap_or(0);
+            left.is_some()
         });
         fits.collect()
     }
@@ -351,9 +360,10 @@ impl Subscription for QueueSubscription {
         for (partition, key, value) in commit.state {
             changes.entry(partition).or_default().push((key, value));
         }
+        let mut room = REWRITE_BYTES;
         for (partition, changes) in &mut changes {
             let log = self.logs.get(partition).ok_or(BusError::Fenced)?;
-            let again = log.to_rewrite(changes.len());
+            let again = log.to_rewrite(changes.len(), &mut room);
             let kept: HashSet<Bytes> = changes.iter().map(|(key, _)| key.clone()).collect();
             let again = again.into_iter().filter(|(key, _)| !kept.contains(key));
             changes.extend(again.map(|(key, value)| (key, Some(value))));
