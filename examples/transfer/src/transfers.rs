@@ -22,8 +22,8 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest pause before a bank that was away is told a decision again.
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
-/// The limit for a prepared transaction, counted from when the service and both banks are up: a call
-/// that still waits for a bank that died, one pause, one search, and the call that settles it.
+/// The limit for a prepared transaction, counted from when the service and both banks are up: a
+/// call that still waits for a bank that died, one pause, one search, and the call that settles it.
 #[cfg(feature = "demo")]
 pub(crate) fn settle_bound(recover_every: Duration) -> Duration {
     CALL_TIMEOUT + MAX_PAUSE + recover_every + CALL_TIMEOUT
