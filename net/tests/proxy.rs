@@ -466,3 +466,37 @@ async fn transports_see_a_cut_as_silence_and_recover() {
         until(&mut events, "the new connection", |event| *event == up).await;
     }
 }
+
+/// The socket has taken everything, and the peer has read nothing yet.
+#[tokio::test]
+async fn a_shutdown_waits_for_peers_to_read() {
+    for heals in [false, true] {
+        let (peers, of_one) = (Peers::new(), Peers::new());
+        let one = node(1, &of_one).await;
+        let mut two = node(2, &peers).await;
+        let proxy = Proxy::start(two.tcp.address()).await.unwrap();
+        of_one.insert(2, proxy.address());
+        assert!(one.tcp.call(2, SMALL, "x".into(), later()).await.is_ok());
+        proxy.cut();
+        one.tcp.send(2, SMALL, "the last".into()).unwrap();
+        let written = async {
+            while one.tcp.queues().iter().any(|queue| queue.bytes > 0) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("the socket to take it", written).await;
+        let deadline = if heals { later() } else { Instant::now() + NOTHING };
+        let shutdown = one.tcp.shutdown(deadline);
+        if heals {
+            let healed = async {
+                // Long enough for a shutdown that does not wait.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                proxy.heal();
+            };
+            assert!(tokio::join!(shutdown, healed).0, "the peer has read everything");
+            assert_eq!(soon("the message", two.got.recv()).await.unwrap(), (1, "the last".into()));
+        } else {
+            assert!(!shutdown.await, "the peer has read nothing");
+        }
+    }
+}

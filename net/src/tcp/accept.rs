@@ -112,6 +112,11 @@ impl Arrivals {
         self.standing.lock().values().all(|one| one.calls.len() == 0 && one.pipe.is_quiet())
     }
 
+    /// Whether no connection stands.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.standing.lock().is_empty()
+    }
+
     /// Tells every peer that this side ends.
     pub(crate) fn goodbye(&self) {
         for one in self.standing.lock().values() {

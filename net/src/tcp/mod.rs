@@ -162,24 +162,38 @@ impl Tcp {
     }
 
     /// Ends in an orderly way: takes nothing new, lets what is queued be written and what is
-    /// under way be answered, in both directions, at most until the deadline; then says goodbye
-    /// to every peer and ends everything. Returns whether nothing was cut off.
+    /// under way be answered, in both directions; says goodbye to every peer, and waits until each
+    /// has ended its connections, as a peer does when it has read everything before the goodbye.
+    /// All of it takes at most until the deadline; then everything ends.
+    ///
+    /// Returns whether nothing was cut off. A peer that crashes between the last write and its
+    /// reading looks as one that has read: only the answer to a call says that it was handled.
     ///
     /// # Cancel safety
     /// Dropping the future leaves a transport that takes nothing new. Calling this again goes on.
     pub async fn shutdown(&self, deadline: Instant) -> bool {
         let node = &self.owner.node;
         node.close();
+        let dropped = node.counters.dropped.get();
         let is_quiet = self.until(deadline, || self.is_quiet()).await;
         for link in node.links() {
             link.pipe.goodbye();
         }
         node.arrivals.goodbye();
         let is_written = self.until(deadline, || self.is_quiet()).await;
+        // A socket that is closed before drops what the kernel has not sent, if there is anything
+        // in it that was not read.
+        let is_read = self.until(deadline, || self.has_ended()).await;
         node.stop();
         // Every task ends at the next time that it is polled.
         node.ended().await;
-        is_quiet && is_written
+        is_quiet && is_written && is_read && node.counters.dropped.get() == dropped
+    }
+
+    /// Whether no connection stands.
+    fn has_ended(&self) -> bool {
+        let node = &self.owner.node;
+        node.links().iter().all(|link| !link.pipe.is_up()) && node.arrivals.is_empty()
     }
 
     fn is_quiet(&self) -> bool {

@@ -182,6 +182,11 @@ impl Pipe {
         state.outbox.bytes() == 0 && !has_unflushed && state.calls.len() == 0
     }
 
+    /// Whether a connection stands.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state.lock().writer.is_some()
+    }
+
     /// Whether answers pile up because the peer does not read them.
     pub(crate) fn is_congested(&self) -> bool {
         let state = self.state.lock();
