@@ -75,7 +75,8 @@ pub enum TlsError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TlsConfigError {
-    /// A field holds no PEM of the kind that it should, or what cannot be parsed.
+    /// A field holds no PEM of the kind that it should, what cannot be parsed, or revocation lists
+    /// that must not be used: see `TlsConfig::revocation_lists_pem`.
     #[error("`{field}` {rule}")]
     Pem {
         /// The name of the field.

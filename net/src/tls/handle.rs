@@ -12,6 +12,7 @@ use rustls::server::NoServerSessionStorage;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
 
+use super::revocation::RevocationLists;
 use super::verify::{Authorities, PeerVerifier};
 use super::{TlsConfigError, TlsError};
 
@@ -30,8 +31,14 @@ pub struct TlsConfig {
     pub chain_pem: Vec<u8>,
     /// The private key of this node: PKCS #8, SEC 1 or PKCS #1.
     pub key_pem: Vec<u8>,
-    /// Revocation lists of the authorities; may be empty. A certificate on none of them is not
-    /// revoked, and a list is used past its `nextUpdate` too: a list that is late locks nobody out.
+    /// Revocation lists of the authorities, any number of each; may be empty. A certificate is
+    /// revoked if it is on any list that the key of its issuer has signed; one on none of them is
+    /// not revoked. A list is used past its `nextUpdate` too: a list that is late locks nobody out.
+    ///
+    /// Rejected are lists that would revoke nothing, because no authority of the name that the list
+    /// has has signed it, and lists that revoke the own certificate. While an authority is replaced
+    /// by one of the same name with another key, give the lists of both, and drop the old list with
+    /// the old authority.
     pub revocation_lists_pem: Vec<u8>,
     /// Peers that are rejected whatever their certificates say; for when an authority cannot issue
     /// a revocation list in time.
@@ -215,8 +222,9 @@ fn load(config: &TlsConfig, names: &Names) -> Result<(Loaded, u64), TlsConfigErr
     let key = PrivateKeyDer::from_pem_slice(&config.key_pem)
         .map_err(|_| TlsConfigError::Pem { field: "key_pem", rule: "must be a private key" })?;
     let provider = Arc::new(ring::default_provider());
-    let authorities = Authorities::new(&authorities, &lists)?;
     let algorithms = provider.signature_verification_algorithms;
+    let lists = RevocationLists::new(lists, &authorities, &chain, algorithms)?;
+    let authorities = Authorities::new(&authorities, lists)?;
     let revoked = config.revoked_ids.clone();
     let verifier = PeerVerifier::new(authorities, revoked, Arc::clone(names), algorithms);
     let verifier = Arc::new(verifier);

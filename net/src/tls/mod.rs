@@ -4,6 +4,8 @@ mod error;
 #[cfg(feature = "tls")]
 mod handle;
 #[cfg(feature = "tls")]
+mod revocation;
+#[cfg(feature = "tls")]
 mod verify;
 
 #[cfg(feature = "tls")]

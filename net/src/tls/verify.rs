@@ -6,25 +6,24 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::pki_types::{
-    CertificateDer, CertificateRevocationListDer, ServerName, TrustAnchor, UnixTime,
-};
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage, OtherError,
     PeerIncompatible, SignatureScheme,
 };
-use webpki::{
-    CertRevocationList, EndEntityCert, ExpirationPolicy, KeyUsage, OwnedCertRevocationList,
-    RevocationOptionsBuilder, UnknownStatusPolicy,
-};
+use webpki::{EndEntityCert, KeyUsage, VerifiedPath};
 
 use super::handle::{Name, Names};
+use super::revocation::RevocationLists;
 use super::{TlsConfigError, TlsError};
 
 /// The longest chain that is looked at, with the certificate of the peer; `webpki` follows six
 /// certificates between that and an authority.
 const MAX_CHAIN: usize = 7;
+
+/// A further check of a chain whose signatures, dates and usage `webpki` has verified.
+type PathCheck<'a> = dyn Fn(&VerifiedPath<'_>) -> Result<(), webpki::Error> + 'a;
 
 /// The side of a connection that a certificate was shown by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,13 +35,13 @@ pub(crate) enum Role {
 /// Whom to trust.
 pub(super) struct Authorities {
     anchors: Vec<TrustAnchor<'static>>,
-    lists: Vec<CertRevocationList<'static>>,
+    lists: RevocationLists,
 }
 
 impl Authorities {
     pub(super) fn new(
         certificates: &[CertificateDer<'static>],
-        lists: &[CertificateRevocationListDer<'static>],
+        lists: RevocationLists,
     ) -> Result<Self, TlsConfigError> {
         let field = "authorities_pem";
         if certificates.is_empty() {
@@ -52,18 +51,8 @@ impl Authorities {
         let anchor = |certificate| webpki::anchor_from_trusted_cert(certificate);
         let anchors = certificates.iter().map(|one| anchor(one).map(|anchor| anchor.to_owned()));
         let anchors: Result<_, _> = anchors.collect();
-        let field_of_lists = "revocation_lists_pem";
-        let parse = |list: &CertificateRevocationListDer<'_>| {
-            OwnedCertRevocationList::from_der(list).map(CertRevocationList::from)
-        };
-        let lists: Result<_, _> = lists.iter().map(parse).collect();
-        Ok(Self {
-            anchors: anchors.map_err(|_| TlsConfigError::Pem { field, rule })?,
-            lists: lists.map_err(|_| TlsConfigError::Pem {
-                field: field_of_lists,
-                rule: "must hold revocation lists that can be parsed",
-            })?,
-        })
+        let anchors = anchors.map_err(|_| TlsConfigError::Pem { field, rule })?;
+        Ok(Self { anchors, lists })
     }
 }
 
@@ -97,21 +86,15 @@ impl PeerVerifier {
             return Err(TlsError::ChainTooLong);
         }
         let certificate = EndEntityCert::try_from(peer).map_err(|error| of_webpki(&error))?;
-        let lists: Vec<&CertRevocationList<'_>> = self.authorities.lists.iter().collect();
-        // An error says that there is no list.
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|options| {
-            options
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .with_expiration_policy(ExpirationPolicy::Ignore)
-                .build()
-        });
         let usage = match role {
             Role::Client => KeyUsage::client_auth(),
             Role::Server => KeyUsage::server_auth(),
         };
-        let (algorithms, anchors) = (self.algorithms.all, &self.authorities.anchors);
+        let Authorities { anchors, lists } = &self.authorities;
+        let is_unrevoked = |path: &VerifiedPath<'_>| lists.check(path);
+        let (algorithms, check) = (self.algorithms.all, Some(&is_unrevoked as &PathCheck<'_>));
         certificate
-            .verify_for_usage(algorithms, anchors, between, now, usage, revocation, None)
+            .verify_for_usage(algorithms, anchors, between, now, usage, None, check)
             .map_err(|error| of_webpki(&error))?;
         let id = self.id_of(peer)?;
         if self.revoked.contains(&id) { Err(TlsError::Revoked) } else { Ok(id) }
