@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -41,6 +42,11 @@ impl Node {
     pub fn maintain(&self, link: &Arc<dyn Link>) {
         // A link that serves the node holds a handle to it: neither is kept alive from here.
         tokio::spawn(run(Arc::downgrade(&self.shared), Arc::downgrade(link)));
+        if let Some(every) = self.shared.config.repair_every {
+            let repair =
+                repair_regularly(Arc::downgrade(&self.shared), Arc::downgrade(link), every);
+            tokio::spawn(repair);
+        }
     }
 
     /// Records that a replica, this node or another one, has missed a write of a key.
@@ -190,7 +196,6 @@ impl Drop for Taken<'_> {
 
 async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
     let mut collected = Instant::now();
-    let mut repair_at = None;
     // Ends: with the last handle to the node or the link, or when the node halts.
     loop {
         let Some(link) = link.upgrade() else { return };
@@ -206,17 +211,6 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
             Status::NotWhole { .. } => {}
             Status::Whole => {
                 node.hand_over_hints(&link).await;
-                if let Some(every) = node.shared.config.repair_every {
-                    // Not all nodes at once.
-                    let jittered =
-                        |from: f64| Instant::now() + every.mul_f64(from + fastrand::f64());
-                    if *repair_at.get_or_insert_with(|| jittered(0.0)) <= Instant::now() {
-                        repair_at = Some(jittered(0.5));
-                        if let Err(error) = node.repair(&link).await {
-                            tracing::debug!(target: "voussoir::quorum", %error, "not compared");
-                        }
-                    }
-                }
                 let every = node.shared.config.collect_every;
                 if every.is_some_and(|every| collected.elapsed() >= every) {
                     collected = Instant::now();
@@ -229,5 +223,25 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
         let pause = node.shared.config.maintain_every;
         drop((node, link));
         sleep(pause).await;
+    }
+}
+
+/// A task of its own: a repair of a replica that was long away takes hours at its rate, and hints
+/// and tombstones do not wait for it.
+async fn repair_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Duration) {
+    // Not all nodes at once.
+    let mut pause = every.mul_f64(fastrand::f64());
+    // Ends: with the last handle to the node or the link, or when the node halts.
+    loop {
+        sleep(pause).await;
+        let Some(link) = link.upgrade() else { return };
+        let Some(node) = shared.upgrade().map(|shared| Node { shared }) else { return };
+        if matches!(*node.shared.status.borrow(), Status::Halted(_) | Status::Stopped) {
+            return;
+        }
+        if let Err(error) = node.repair(&link).await {
+            tracing::debug!(target: "voussoir::quorum", %error, "not compared");
+        }
+        pause = every.mul_f64(0.5 + fastrand::f64());
     }
 }
