@@ -78,6 +78,10 @@ impl Oracle {
                 self.reached("failover inside a joint membership");
             }
         }
+        if now.removed && status.role != Role::Follower {
+            let (id, role) = (status.id, status.role);
+            self.object(|| format!("node {id} knows that it was removed, and is {role:?}"));
+        }
         if now.removed && !seen.removed {
             self.reached("removed node told");
         }

@@ -505,6 +505,8 @@ impl RaftNode {
             Some(Task::Snapshot) => return self.take_snapshot(ctx),
             None => return,
         }
+        let (index, state) = (self.applied.0, self.machine.snapshot());
+        self.oracle.borrow_mut().stands(ctx.id(), index, &state, &self.members);
         self.answer_reads(ctx);
         self.step(ctx, Input::Applied { index: self.applied.0 });
     }

@@ -8,6 +8,7 @@ use voussoir_journal::testing::Ruin;
 use super::disk::OpenError;
 use super::members::{CHANGE_SITUATIONS, Seen};
 use crate::core::{Core, Persist};
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::types::{Entry, EntryKind, HaltReason, HardState, Role, Status};
 
@@ -93,6 +94,8 @@ pub(super) struct Oracle {
     /// When an index first was the last one applied, and the highest term of a node that had
     /// applied by then: it was committed in that term or before. Both ascending.
     committed_by: Vec<(u64, u64)>,
+    /// Digests of the machine and of the membership of whichever node first stood at each index.
+    states: BTreeMap<u64, (u64, Option<u64>)>,
     violation: Option<String>,
     /// How often each of [`SITUATIONS`] was reached.
     situations: [u64; SITUATIONS.len() + CHANGE_SITUATIONS.len()],
@@ -386,6 +389,23 @@ impl Oracle {
     pub(super) fn restored(&mut self, id: u64, index: u64) {
         if let Some(known) = self.nodes.get_mut(&id) {
             known.applied = index;
+        }
+    }
+
+    /// A node's state machine stands at `index`, however it came there: every other one that stands
+    /// there, also that of a node that is no member, holds the same state.
+    pub(super) fn stands(&mut self, id: u64, index: u64, state: &[u8], members: &Membership) {
+        let hash = |bytes: &[u8]| {
+            let mut hasher = DefaultHasher::new();
+            bytes.hash(&mut hasher);
+            hasher.finish()
+        };
+        // A node that joins knows no members before the first entry that names some.
+        let members = (!members.is_empty()).then(|| hash(&crate::codec::encode_members(members)));
+        let first = self.states.entry(index).or_insert((hash(state), members));
+        first.1 = first.1.or(members);
+        if *first != (hash(state), members.or(first.1)) {
+            self.object(|| format!("node {id} has another state at {index} than the first there"));
         }
     }
 
