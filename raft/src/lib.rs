@@ -15,6 +15,7 @@ mod message;
 #[cfg(feature = "net")]
 #[cfg_attr(docsrs, doc(cfg(feature = "net")))]
 pub mod net;
+mod sessions;
 mod shell;
 mod store;
 #[cfg(feature = "testing")]
@@ -36,6 +37,7 @@ pub use message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
     ReadRequest, VoteReply, VoteRequest,
 };
+pub use sessions::{Session, SessionAnswer, SessionError, SessionLimits, Sessions};
 pub use shell::{
     ChangeError, Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats,
     StopReason, TransferError,

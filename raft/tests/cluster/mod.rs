@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, Status, Transport,
+    Chunks, Command, Config, MachineError, Raft, Role, Sessions, StateMachine, Status, Transport,
     WholeSnapshot,
 };
 
@@ -80,6 +80,8 @@ pub(crate) struct Cluster {
     pub(crate) nodes: BTreeMap<u64, Node>,
     pub(crate) tune: Box<dyn Fn(&mut Config)>,
     pub(crate) wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
+    /// Whether the machines stand in `Sessions`.
+    sessions: bool,
 }
 
 pub(crate) fn append(text: &str) -> Bytes {
@@ -110,8 +112,21 @@ impl Cluster {
         tune: impl Fn(&mut Config) + 'static,
         wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
     ) -> Self {
-        let tune = Box::new(tune);
-        let mut cluster = Self { network: Network::new(), nodes: BTreeMap::new(), tune, wrap };
+        Self::with(nodes, tune, wrap, false).await
+    }
+
+    pub(crate) async fn with_sessions(nodes: u64, tune: impl Fn(&mut Config) + 'static) -> Self {
+        Self::with(nodes, tune, |node| node, true).await
+    }
+
+    async fn with(
+        nodes: u64,
+        tune: impl Fn(&mut Config) + 'static,
+        wrap: fn(Arc<NetworkNode>) -> Arc<dyn Transport>,
+        sessions: bool,
+    ) -> Self {
+        let (network, tune) = (Network::new(), Box::new(tune));
+        let mut cluster = Self { network, nodes: BTreeMap::new(), tune, wrap, sessions };
         for id in 1..=nodes {
             let store = FaultyStore::new(Arc::new(MemoryStore::new()));
             cluster.start(id, nodes, store).await;
@@ -124,12 +139,13 @@ impl Cluster {
         config.seed = Some(7);
         (self.tune)(&mut config);
         let machine = Text::default();
-        let raft = Raft::start(
-            config,
-            Arc::new(store.clone()),
-            Box::new(machine.clone()),
-            (self.wrap)(self.network.node(id)),
-        );
+        let boxed: Box<dyn StateMachine> = if self.sessions {
+            Box::new(Sessions::new(machine.clone()))
+        } else {
+            Box::new(machine.clone())
+        };
+        let raft =
+            Raft::start(config, Arc::new(store.clone()), boxed, (self.wrap)(self.network.node(id)));
         let raft = timeout(raft).await.expect("it starts");
         self.nodes.insert(id, Node { raft, store, machine });
     }
