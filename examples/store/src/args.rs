@@ -32,6 +32,12 @@ pub enum Mode {
     Create(Create),
     /// Run one node; its data was created before
     Serve(Box<Serve>),
+    /// Add a node, which runs with --join, to a cluster that serves
+    Add(Add),
+    /// Replace a node by a new one, which runs with --join: one whose disk was lost, for example
+    Replace(Replace),
+    /// Remove a node from a cluster that serves
+    Remove(Remove),
     /// Run three nodes under random kills, stops, partitions and slow links, check everything
     #[cfg(feature = "demo")]
     Soak(Soak),
@@ -55,6 +61,41 @@ pub struct Create {
     /// Folder with the data of the node
     #[arg(long)]
     pub data: PathBuf,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Add {
+    /// HTTP address of any node of the cluster
+    #[arg(long, value_name = "HTTP_ADDR")]
+    pub to: SocketAddr,
+    /// Number of the new node: one that no node of this cluster ever had
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// Address on which the new node listens for its peers
+    #[arg(long, value_name = "ADDR")]
+    pub peers: SocketAddr,
+    /// Address on which the new node serves HTTP
+    #[arg(long, value_name = "ADDR")]
+    pub http: SocketAddr,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Replace {
+    /// Number of the node that leaves
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub old: u64,
+    #[command(flatten)]
+    pub new: Add,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Remove {
+    /// HTTP address of any node of the cluster
+    #[arg(long, value_name = "HTTP_ADDR")]
+    pub to: SocketAddr,
+    /// Number of the node that leaves
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
 }
 
 #[cfg(feature = "demo")]
@@ -86,6 +127,10 @@ pub struct Serve {
     /// Another node: its number, its address for peers, its HTTP address; once for each node
     #[arg(long = "peer", value_name = "ID=ADDR,HTTP_ADDR", value_parser = peer)]
     pub peers: Vec<Peer>,
+    /// The node joins a cluster that serves: it waits until `store add` or `store replace` names
+    /// it. Keep the option at later starts; the peers are where it can be heard from
+    #[arg(long)]
+    pub join: bool,
     #[command(flatten)]
     pub tls: TlsFiles,
     #[command(flatten)]
@@ -158,7 +203,8 @@ impl Serve {
     /// Raft's configuration. Raft checks it at the start.
     pub fn raft(&self) -> Config {
         let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();
-        let mut config = Config::new(self.id, voters);
+        let mut config = Config::new(self.id, if self.join { Vec::new() } else { voters });
+        config.dynamic = true;
         config.heartbeat_interval = self.timing.heartbeat;
         config.min_election_timeout = self.timing.election_min;
         config.max_election_timeout = self.timing.election_max;
@@ -292,6 +338,10 @@ mod tests {
         assert_eq!(parsed("up"), Ok(Some(Mode::Up(up))));
         let create = Create { id: 2, data: "d".into() };
         assert_eq!(parsed("create --id 2 --data d"), Ok(Some(Mode::Create(create))));
+        let [to, peers, http] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let new = Add { to, id: 4, peers, http };
+        let line = "replace --old 2 --to 127.0.0.1:1 --id 4 --peers 127.0.0.1:2 --http 127.0.0.1:3";
+        assert_eq!(parsed(line), Ok(Some(Mode::Replace(Replace { old: 2, new }))));
         let node = served("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 3=127.0.0.1:5,127.0.0.1:6");
         assert_eq!((node.id, node.peers.len(), node.exit_with_parent), (1, 2, false));
         assert_eq!(node.peers[0].http.port(), 4);
@@ -300,9 +350,11 @@ mod tests {
 
     #[test]
     fn without_options_raft_has_its_own_defaults() {
-        let defaults = Config::new(1, [1]);
+        let mut defaults = Config::new(1, [1]);
+        defaults.dynamic = true;
         let ours = served("").raft();
         assert_eq!(ours, defaults);
+        assert_eq!(served("--join").raft(), Config::joining(1));
     }
 
     #[test]

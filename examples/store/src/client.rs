@@ -79,19 +79,26 @@ impl Client {
         body: Bytes,
     ) -> Result<Reply, Lost> {
         let deadline = Instant::now() + DEADLINE;
+        // A leader that joined after this client was made.
+        let mut joined = None;
         loop {
             let is_read = method == Method::GET;
             let guess = match is_read {
                 true => self.reads.fetch_add(1, Ordering::Relaxed),
                 false => self.leader.load(Ordering::Relaxed),
             };
-            let node = self.nodes[guess % self.nodes.len()];
+            let node = joined.take().unwrap_or(self.nodes[guess % self.nodes.len()]);
             let tried = self.send_to(node, &method, path, if_match, body.clone(), deadline).await;
             match tried {
                 Ok(Answered::Reply(reply)) => return Ok(reply),
                 Ok(Answered::Elsewhere(leader)) => {
-                    let found = self.nodes.iter().position(|known| *known == leader);
-                    self.assume_leader(guess, found.unwrap_or(guess + 1));
+                    match self.nodes.iter().position(|known| *known == leader) {
+                        Some(known) => self.assume_leader(guess, known),
+                        None => joined = Some(leader),
+                    }
+                    if Instant::now() >= deadline {
+                        return Err(Lost::NotApplied);
+                    }
                     continue;
                 }
                 Ok(Answered::Rejected) | Err(_) if is_read => {}

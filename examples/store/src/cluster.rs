@@ -51,6 +51,15 @@ struct Node {
     /// Further options of this node.
     options: Vec<String>,
     process: Option<Child>,
+    /// It was added to the cluster later: the others know it by the membership.
+    joins: bool,
+}
+
+impl Node {
+    fn new(id: u64, peers: SocketAddr, http: SocketAddr) -> Self {
+        let options = Vec::new();
+        Self { id, peers, http, data: None, options, process: None, joins: false }
+    }
 }
 
 impl Cluster {
@@ -80,10 +89,40 @@ impl Cluster {
         let mut nodes = Vec::new();
         for (id, http) in (1..).zip(http) {
             let (peers, http) = (bind((Ipv4Addr::LOCALHOST, 0).into())?, bind(*http)?);
-            nodes.push(Node { id, peers, http, data: None, options: Vec::new(), process: None });
+            nodes.push(Node::new(id, peers, http));
         }
         let (program, folder) = (program.to_owned(), folder.to_owned());
         Ok(Self { program, folder, nodes, options: Vec::new(), links: BTreeMap::new() })
+    }
+
+    /// Starts a further node, which waits to be added, and returns its id.
+    ///
+    /// # Errors
+    /// Where no port is free, or the process cannot be started.
+    pub fn join(&mut self) -> io::Result<u64> {
+        let id = self.ids().into_iter().max().unwrap_or(0) + 1;
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let node = Node::new(id, free.local_addr()?, other.local_addr()?);
+        drop((free, other));
+        self.nodes.push(Node { joins: true, ..node });
+        let failed = |error: Box<dyn std::error::Error>| io::Error::other(error.to_string());
+        crate::node::create(id, &self.folder(id)).map_err(failed)?;
+        self.start(id)?;
+        Ok(id)
+    }
+
+    /// Ends node `id`, which the cluster has removed, and forgets it.
+    ///
+    /// # Errors
+    /// As [`end`](Self::end), for a node that runs.
+    ///
+    /// # Cancel safety
+    /// Dropping the future kills the process.
+    pub async fn retire(&mut self, id: u64) -> io::Result<()> {
+        let ended = if self.is_up(id) { self.end(id).await } else { Ok(()) };
+        self.nodes.retain(|node| node.id != id);
+        ended
     }
 
     /// Options that every node gets when it is started next.
@@ -184,11 +223,16 @@ impl Cluster {
         let mut command = Command::new(&self.program);
         command.args(["serve", "--exit-with-parent", "--id", &id.to_string()]);
         command.arg("--data").arg(self.folder(id)).args(&self.options);
+        let joins = self.nodes.iter().any(|node| node.id == id && node.joins);
         for node in &self.nodes {
             if node.id == id {
                 command.args(["--listen", &node.peers.to_string()]);
                 command.args(["--http", &node.http.to_string()]).args(&node.options);
-            } else {
+                if node.joins {
+                    command.arg("--join");
+                }
+            } else if joins || !node.joins {
+                // Who joins is added by whoever leads then, perhaps a node that was added itself.
                 let address = self.links.get(&(id, node.id)).unwrap_or(&node.peers);
                 command.args(["--peer", &format!("{}={address},{}", node.id, node.http)]);
             }

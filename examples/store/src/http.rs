@@ -10,6 +10,7 @@
 //! | `GET /ready` | 200 where a linearizable read succeeds and the disk works, else 503 and why |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | this node's view of the cluster, as JSON |
+//! | `GET /members`, `POST /members` | who belongs to the cluster, see [`members`](crate::members) |
 //!
 //! A version is the `ETag` of a value. 404 (no such key) and 412 (another version) are answers. A
 //! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
@@ -17,7 +18,6 @@
 //! answers a write with 307 and the leader's address (`curl -L`), if it can reach the leader
 //! itself; else it waits up to a second for one that it can reach, and then answers 503.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +39,7 @@ use voussoir_raft::{Outcome, ProposeError, Raft};
 
 use crate::disk::DiskWatch;
 use crate::kv::{Answer, Command, Condition, Kv, MAX_KEY_BYTES, MAX_VALUE_BYTES};
+use crate::members::{self, AddressBook};
 use crate::metrics::{self, Metrics};
 use crate::observe::Peers;
 use crate::traffic::{Freshness, Traffic};
@@ -69,8 +70,8 @@ pub struct App {
     pub journal: Journal,
     pub tcp: Tcp,
     pub kv: Arc<RwLock<Kv>>,
-    /// The HTTP address of each node, by id.
-    pub addresses: HashMap<u64, String>,
+    /// Where each node is.
+    pub addresses: Arc<AddressBook>,
     pub peers: Arc<Peers>,
     pub disk: Arc<DiskWatch>,
     pub metrics: Metrics,
@@ -96,6 +97,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics::text))
         .route("/status", get(status))
+        .route("/members", get(members::list).post(members::change))
         .layer(DefaultBodyLimit::max(MAX_VALUE_BYTES))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .with_state(app)
@@ -274,8 +276,8 @@ impl App {
                 Ok(answer) => break answer,
                 Err(ProposeError::NotLeader { leader }) => {
                     let reachable = leader.filter(|leader| self.peers.is_up(*leader));
-                    match reachable.and_then(|leader| self.addresses.get(&leader)) {
-                        Some(address) => return Err(Failure::redirect(address, uri)),
+                    match reachable.and_then(|leader| self.addresses.http(leader)) {
+                        Some(address) => return Err(Failure::redirect(&address, uri)),
                         // An election is under way, or the leader has just died. The command is in
                         // no log, so it may be proposed again.
                         None if self.wait_for_leader(until).await => {}
@@ -376,7 +378,7 @@ impl App {
 }
 
 /// An error answer.
-struct Failure {
+pub struct Failure {
     status: StatusCode,
     error: String,
     outcome: &'static str,
@@ -385,7 +387,7 @@ struct Failure {
 }
 
 impl Failure {
-    fn bad_request(error: impl Into<String>) -> Self {
+    pub fn bad_request(error: impl Into<String>) -> Self {
         Self::rejected(StatusCode::BAD_REQUEST, error.into())
     }
 
@@ -393,11 +395,11 @@ impl Failure {
         Self { status, error, outcome: "not_applied", leader: None }
     }
 
-    fn unavailable(error: impl Into<String>) -> Self {
+    pub fn unavailable(error: impl Into<String>) -> Self {
         Self::rejected(StatusCode::SERVICE_UNAVAILABLE, error.into())
     }
 
-    fn redirect(address: &str, uri: &Uri) -> Self {
+    pub fn redirect(address: &str, uri: &Uri) -> Self {
         let leader = Some(format!("http://{address}{uri}"));
         let status = StatusCode::TEMPORARY_REDIRECT;
         Self { status, error: "not the leader".to_owned(), outcome: "not_applied", leader }

@@ -26,6 +26,7 @@ pub mod http;
 pub mod kv;
 pub mod log;
 pub mod machine;
+pub mod members;
 pub mod metrics;
 pub mod node;
 pub mod observe;

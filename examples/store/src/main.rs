@@ -6,16 +6,19 @@
 //! store up [FOLDER]      the same cluster durable in ./data, until Ctrl-C
 //! store create --id 1 --data FOLDER
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
+//! store replace --old 2 --to HTTP_ADDR --id 4 --peers ADDR --http ADDR
 //! store soak --minutes 10
 //! ```
 
 use std::error::Error;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use store::args::{self, Cli, Mode};
+use store::args::{self, Add, Cli, Mode, Remove, Replace};
 #[cfg(feature = "demo")]
 use store::demo;
+use store::members::{self, Added, Wanted};
 use store::node::{self, Stopped};
 use store::{log, up};
 
@@ -30,6 +33,9 @@ fn main() -> ExitCode {
         #[cfg(not(feature = "demo"))]
         None => Ok(()),
         Some(Mode::Up(up)) => on_runtime(up::run(&up)),
+        Some(Mode::Add(new)) => on_runtime(ask(new.to, Some(&new), None)),
+        Some(Mode::Replace(Replace { old, new })) => on_runtime(ask(new.to, Some(&new), Some(old))),
+        Some(Mode::Remove(Remove { to, id })) => on_runtime(ask(to, None, Some(id))),
         Some(Mode::Create(create)) => node::create(create.id, &create.data),
         Some(Mode::Serve(serve)) => match args::check(&serve) {
             Ok(()) => log::start().and_then(|()| node::serve(*serve)),
@@ -47,6 +53,14 @@ fn main() -> ExitCode {
             stopped.map_or(ExitCode::FAILURE, |stopped| ExitCode::from(stopped.status()))
         }
     }
+}
+
+/// Asks a cluster for other members, and says who they are then.
+async fn ask(to: SocketAddr, new: Option<&Add>, remove: Option<u64>) -> Result<(), Box<dyn Error>> {
+    let add = new.map(|new| Added { id: new.id, peers: new.peers, http: new.http });
+    let members = members::ask(to, &Wanted { add, remove }).await?;
+    println!("voters: {:?}, learners: {:?}", members.voters, members.learners);
+    Ok(())
 }
 
 fn on_runtime(

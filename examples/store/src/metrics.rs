@@ -141,8 +141,8 @@ fn record_state(app: &App) {
     set("store_applied_index", status.applied as f64);
     set("store_snapshot_index", status.snapshot as f64);
     let followers = app.raft.followers();
-    for id in app.addresses.keys().filter(|id| **id != status.id) {
-        record_follower(*id, status.last, followers.iter().find(|follower| follower.id == *id));
+    for id in app.addresses.ids().into_iter().filter(|id| *id != status.id) {
+        record_follower(id, status.last, followers.iter().find(|follower| follower.id == id));
     }
     set("store_disk_waiting_seconds", app.disk.waiting().as_secs_f64());
     let (keys, bytes) = {

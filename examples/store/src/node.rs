@@ -1,6 +1,5 @@
 //! Wires one node together: a journal on disk, TCP to the peers, raft over both, HTTP in front.
 
-use std::collections::HashMap;
 use std::error::Error;
 use std::io::Read;
 use std::path::Path;
@@ -24,6 +23,7 @@ use crate::disk::WatchedStore;
 use crate::http::{self, App};
 use crate::kv::Kv;
 use crate::machine::Machine;
+use crate::members::{AddressBook, Connecting};
 use crate::metrics::Metrics;
 use crate::observe::{self, Peers};
 use crate::tls;
@@ -159,24 +159,27 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let disk = WatchedStore::new(Arc::new(log), node.data.join("journal").display().to_string());
     let disk_watch = disk.watch();
 
-    let (tcp, peers) = connect(&node).await?;
+    let book = Arc::new(AddressBook::default());
+    for peer in &node.peers {
+        book.insert(peer.id, Some(peer.address), peer.http.to_string());
+    }
+    book.insert(node.id, None, http_address.to_string());
+    let (tcp, peers) = connect(&node, &book).await?;
     let listen_address = tcp.address();
     let transport = NetTransport::new(Arc::new(tcp.clone()), RAFT_SERVICE)?;
+    let transport = Connecting { transport, book: book.clone() };
 
     let kv = Arc::new(RwLock::new(Kv::default()));
     let machine = Box::new(Machine::new(kv.clone()));
     let raft = Raft::start(node.raft(), Arc::new(disk), machine, Arc::new(transport)).await;
     let raft = raft.map_err(|error| Stopped::at_start(&node.data, error))?;
 
-    let addresses = node.peers.iter().map(|peer| (peer.id, peer.http.to_string()));
-    let addresses: HashMap<u64, String> =
-        addresses.chain([(node.id, http_address.to_string())]).collect();
     let app = Arc::new(App {
         raft: raft.clone(),
         journal: journal.clone(),
         tcp: tcp.clone(),
         kv,
-        addresses,
+        addresses: book,
         peers: peers.clone(),
         disk: disk_watch.clone(),
         metrics,
@@ -210,7 +213,10 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         tracing::info!(node = node.id, "ending: taking no new requests");
         bounded(until, app.traffic.drain()).await;
     }
-    // The other nodes elect a leader while this one still answers its clients with 503.
+    if ended.is_ok() {
+        hand_over(&raft).await;
+    }
+    // This node still answers its clients with 503 until it has ended.
     raft.shutdown().await;
     tcp.shutdown(Instant::now() + GOODBYE).await;
     let refuse = async {
@@ -232,6 +238,23 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
             Err(Stopped::Damaged { folder, reason }.into())
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),
+    }
+}
+
+/// Lets another node lead at once, if this one does: else nobody would until an election timeout
+/// has passed.
+async fn hand_over(raft: &Raft) {
+    let leads = {
+        let status = raft.status();
+        let status = status.borrow();
+        status.leader == Some(status.id)
+    };
+    if !leads {
+        return;
+    }
+    match raft.transfer_leadership(None, Instant::now() + GOODBYE).await {
+        Ok(leader) => tracing::info!(leader, "another node leads now"),
+        Err(error) => tracing::warn!(%error, "leadership was not handed over"),
     }
 }
 
@@ -277,17 +300,14 @@ fn journal_options(limits: &Limits) -> Config {
 }
 
 /// Opens the transport to the peers.
-async fn connect(node: &Serve) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
-    let addresses = voussoir_net::Peers::new();
-    for peer in &node.peers {
-        addresses.insert(peer.id, peer.address);
-    }
+async fn connect(node: &Serve, book: &AddressBook) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
     let config = voussoir_net::Config::new(CLUSTER);
+    let addresses = Arc::new(book.peers.clone());
     let bound = match tls::load(&node.tls)? {
-        None => Tcp::bind(node.id, node.listen, Arc::new(addresses), config).await,
+        None => Tcp::bind(node.id, node.listen, addresses, config).await,
         Some(tls) => {
             tokio::spawn(tls::reload_at_hangup(tls.clone(), node.tls.clone()));
-            Tcp::bind_tls(node.id, node.listen, Arc::new(addresses), config, tls).await
+            Tcp::bind_tls(node.id, node.listen, addresses, config, tls).await
         }
     };
     let tcp = match bound {

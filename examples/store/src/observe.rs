@@ -51,9 +51,11 @@ impl Peers {
     }
 
     fn set(&self, peer: u64, is_up: bool) -> bool {
-        if let Some(gauge) = self.gauges.lock().get(&peer) {
-            gauge.set(f64::from(u8::from(is_up)));
-        }
+        // A node that joined later gets its gauge when it is first reached.
+        let gauge = |id: u64| metrics::gauge!("store_peer_up", "peer" => id.to_string());
+        let mut gauges = self.gauges.lock();
+        gauges.entry(peer).or_insert_with(|| gauge(peer)).set(f64::from(u8::from(is_up)));
+        drop(gauges);
         self.up.send_if_modified(|up| if is_up { up.insert(peer) } else { up.remove(&peer) })
     }
 
@@ -131,8 +133,9 @@ pub async fn peers(mut events: Events, peers: Arc<Peers>, raft: Raft) {
             Some(Event::Missed { count }) => {
                 // An `Up` event for each connection that is up follows.
                 tracing::debug!(count, "events of the network were missed");
-                for peer in peers.addresses.keys() {
-                    peers.set(*peer, false);
+                let all: Vec<u64> = peers.gauges.lock().keys().copied().collect();
+                for peer in all {
+                    peers.set(peer, false);
                 }
             }
             Some(_) => {}

@@ -19,14 +19,15 @@ use self::load::{Load, Shape};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::log::print;
+use crate::members::{self, Added, Wanted};
 
 /// Length of each part of the demo.
 const PART: Duration = Duration::from_secs(5);
 /// Time between two updates of the live view.
 const TICK: Duration = Duration::from_millis(500);
 
-/// Runs a load over three nodes, kills the leader, brings it back, and checks what is there; with
-/// TLS between the nodes or without.
+/// Runs a load over three nodes, kills the leader, brings it back, replaces a follower by a new
+/// node, and checks what is there; with TLS between the nodes or without.
 ///
 /// # Errors
 /// What made the run fail: a lost write, a history that is not linearizable, a crashed node.
@@ -70,6 +71,10 @@ pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
     live.say(&format!("node {} is restarted", victim.id));
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
+    let (old, new) = replace_a_follower(&mut cluster, &client).await?;
+    live.say(&format!("node {new} has taken the place of node {old}"));
+    show(&mut live, &mut cluster, &client, &load, PART).await?;
+
     let stats = load.stats.clone();
     let history = load.stop().await;
     live.say("the clients have stopped; checking all nodes and the history");
@@ -79,6 +84,25 @@ pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
 
     print(&summary(&checked, failover));
     Ok(())
+}
+
+/// A new node learns, gets its vote, and a follower leaves.
+async fn replace_a_follower(
+    cluster: &mut Cluster,
+    client: &Client,
+) -> Result<(u64, u64), Box<dyn std::error::Error>> {
+    let leader = cluster.leader(client).await?.id;
+    let old = cluster.ids().into_iter().find(|id| *id != leader).ok_or("one node only")?;
+    let id = cluster.join()?;
+    let address = |of: u64| cluster.addresses().into_iter().find(|(id, _)| *id == of);
+    let (Some((_, to)), Some((_, http))) = (address(leader), address(id)) else {
+        return Err("a node without an address".into());
+    };
+    let peers = cluster.peer_address(id).ok_or("a node without an address")?;
+    let wanted = Wanted { add: Some(Added { id, peers, http }), remove: Some(old) };
+    members::ask(to, &wanted).await?;
+    cluster.retire(old).await?;
+    Ok((old, id))
 }
 
 fn summary(checked: &Checked, failover: Duration) -> String {
