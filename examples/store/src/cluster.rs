@@ -95,10 +95,11 @@ impl Cluster {
         Ok(Self { program, folder, nodes, options: Vec::new(), links: BTreeMap::new() })
     }
 
-    /// Starts a further node, which waits to be added, and returns its id.
+    /// Makes a further node with new data, and returns its id. Once it is [started](Self::start) it
+    /// waits to be added.
     ///
     /// # Errors
-    /// Where no port is free, or the process cannot be started.
+    /// Where no port is free, or the data cannot be written.
     pub fn join(&mut self) -> io::Result<u64> {
         let id = self.ids().into_iter().max().unwrap_or(0) + 1;
         let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -108,7 +109,6 @@ impl Cluster {
         self.nodes.push(Node { joins: true, ..node });
         let failed = |error: Box<dyn std::error::Error>| io::Error::other(error.to_string());
         crate::node::create(id, &self.folder(id)).map_err(failed)?;
-        self.start(id)?;
         Ok(id)
     }
 

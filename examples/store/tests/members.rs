@@ -59,6 +59,7 @@ async fn a_wiped_node_is_replaced_by_one_command() {
     cluster.kill(wiped).await.unwrap();
     std::fs::remove_dir_all(cluster.folder(wiped)).unwrap();
     let new = cluster.join().unwrap();
+    cluster.start(new).unwrap();
     let to = cluster.addresses()[leader as usize - 1].1.to_string();
     let old = wiped.to_string();
     let named = words(&cluster, new);
@@ -99,6 +100,7 @@ async fn a_node_is_added_and_removed_by_one_command_each() {
     let leader = cluster.leader(&client).await.unwrap().id;
     put(&client, "/kv/a").await;
     let new = cluster.join().unwrap();
+    cluster.start(new).unwrap();
     // Any node will do: it says who leads.
     let to = cluster.addresses()[(leader % 3) as usize].1.to_string();
     let named = words(&cluster, new);
@@ -128,6 +130,7 @@ async fn all_nodes_are_replaced_under_load() {
     cluster.leader(&client).await.unwrap();
     // The clients know the nodes of the end too: those of the beginning are all gone by then.
     let new: Vec<u64> = (0..3).map(|_| cluster.join().unwrap()).collect();
+    new.iter().for_each(|id| cluster.start(*id).unwrap());
     let client = cluster.client();
     let load = Load::start(&client, Shape::default());
     let mut led = 0;

@@ -46,6 +46,25 @@ impl Authority {
         fs::write(folder.join(format!("node-{id}.key")), key.serialize_pem())?;
         Ok(())
     }
+
+    /// Gives node `id` of the cluster its files in `folder`, from its next start on.
+    ///
+    /// # Errors
+    /// A file cannot be written.
+    pub fn equip(
+        &self,
+        cluster: &mut Cluster,
+        folder: &Path,
+        id: u64,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        self.issue(folder, id)?;
+        let file = |name: String| folder.join(name).display().to_string();
+        let [ca, certificate, key] =
+            ["ca.pem".to_owned(), format!("node-{id}.pem"), format!("node-{id}.key")].map(file);
+        let options = ["--tls-ca", &*ca, "--tls-cert", &*certificate, "--tls-key", &*key];
+        cluster.set_node_options(id, &options);
+        Ok(())
+    }
 }
 
 /// Makes an authority and gives each node of the cluster its files in `folder`.
@@ -58,12 +77,7 @@ pub fn set_up(
 ) -> Result<Authority, Box<dyn std::error::Error>> {
     let authority = Authority::new()?;
     for id in cluster.ids() {
-        authority.issue(folder, id)?;
-        let file = |name: String| folder.join(name).display().to_string();
-        let [ca, certificate, key] =
-            ["ca.pem".to_owned(), format!("node-{id}.pem"), format!("node-{id}.key")].map(file);
-        let options = ["--tls-ca", &*ca, "--tls-cert", &*certificate, "--tls-key", &*key];
-        cluster.set_node_options(id, &options);
+        authority.equip(cluster, folder, id)?;
     }
     Ok(authority)
 }

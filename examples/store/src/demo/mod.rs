@@ -37,8 +37,8 @@ const TICK: Duration = Duration::from_millis(500);
 pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let mut cluster = Cluster::new(&std::env::current_exe()?, folder.path(), 3)?;
+    let authority = is_tls.then(|| certs::set_up(&mut cluster, folder.path())).transpose()?;
     if is_tls {
-        certs::set_up(&mut cluster, folder.path())?;
         print("TLS 1.3 between the nodes, with certificates made for this run");
     }
     cluster.start_all()?;
@@ -71,7 +71,11 @@ pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
     live.say(&format!("node {} is restarted", victim.id));
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
-    let (old, new) = replace_a_follower(&mut cluster, &client).await?;
+    let new = cluster.join()?;
+    if let Some(authority) = &authority {
+        authority.equip(&mut cluster, folder.path(), new)?;
+    }
+    let old = replace_a_follower(&mut cluster, &client, new).await?;
     live.say(&format!("node {new} has taken the place of node {old}"));
     show(&mut live, &mut cluster, &client, &load, PART).await?;
 
@@ -86,14 +90,16 @@ pub async fn run(is_tls: bool) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// A new node learns, gets its vote, and a follower leaves.
+/// Starts node `id`, which learns and gets its vote, while a follower leaves. Returns the follower.
 async fn replace_a_follower(
     cluster: &mut Cluster,
     client: &Client,
-) -> Result<(u64, u64), Box<dyn std::error::Error>> {
+    id: u64,
+) -> Result<u64, Box<dyn std::error::Error>> {
     let leader = cluster.leader(client).await?.id;
-    let old = cluster.ids().into_iter().find(|id| *id != leader).ok_or("one node only")?;
-    let id = cluster.join()?;
+    let leaves = |node: &u64| *node != leader && *node != id;
+    let old = cluster.ids().into_iter().find(leaves).ok_or("one node only")?;
+    cluster.start(id)?;
     let address = |of: u64| cluster.addresses().into_iter().find(|(id, _)| *id == of);
     let (Some((_, to)), Some((_, http))) = (address(leader), address(id)) else {
         return Err("a node without an address".into());
@@ -102,7 +108,7 @@ async fn replace_a_follower(
     let wanted = Wanted { add: Some(Added { id, peers, http }), remove: Some(old) };
     members::ask(to, &wanted).await?;
     cluster.retire(old).await?;
-    Ok((old, id))
+    Ok(old)
 }
 
 fn summary(checked: &Checked, failover: Duration) -> String {
