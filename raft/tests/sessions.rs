@@ -32,13 +32,15 @@ impl StateMachine for Log {
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.0.join(&b","[..]))))
+        let ended: Vec<u8> = self.0.iter().flat_map(|data| [data, &b","[..]].concat()).collect();
+        Ok(Box::new(WholeSnapshot::new(ended)))
     }
 
     async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
         let whole = WholeSnapshot::collect(chunks).await?;
-        let parts = whole.split(|byte| *byte == b',').filter(|part| !part.is_empty());
-        self.0 = parts.map(Bytes::copy_from_slice).collect();
+        self.0 = whole.split(|byte| *byte == b',').map(Bytes::copy_from_slice).collect();
+        // Behind the last comma. A command may be empty as well.
+        self.0.pop();
         Ok(())
     }
 }
