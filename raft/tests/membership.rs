@@ -284,6 +284,21 @@ fn a_late_word_of_a_removal_stops_no_member() {
     assert!(lab.leader().is_some(), "it votes and campaigns");
 }
 
+// A leader that is cut off is left out by the next one, and hears of that first.
+#[test]
+fn a_leader_that_a_later_one_has_left_out_steps_down_when_it_is_told() {
+    let mut lab = led(3, 0);
+    let (term, index) = (lab.status(1).term, lab.status(1).last + 1);
+    lab.send(2, 1, Message::Removed { term, index });
+    assert_eq!((lab.status(1).role, lab.status(1).removed), (Role::Leader, None), "no later one");
+    lab.step(1, Input::Change { token: 70, change: Change::new().voter(4) });
+    lab.send(2, 1, Message::Removed { term: term + 1, index: index + 1 });
+    let status = lab.status(1);
+    assert_eq!((status.role, status.term), (Role::Follower, term + 1));
+    assert_eq!((status.leader, status.removed), (None, Some(index + 1)));
+    assert!(matches!(ends(&lab, 1)[..], [Output::ChangeLost { token: 70 }]), "it has stepped down");
+}
+
 // An entry that is overwritten takes the membership that it brought with it.
 #[test]
 fn a_membership_goes_with_its_entry() {

@@ -50,7 +50,7 @@ impl Core {
             Message::PreVote(question) => return self.on_pre_vote(from, question),
             Message::PreVoteReply(reply) => return self.on_pre_vote_reply(from, reply),
             Message::Vote(question) => return self.on_vote(from, question),
-            Message::Removed { index, .. } => return self.on_removed(index),
+            Message::Removed { term, index } => return self.on_removed(term, index),
             _ => {}
         }
         let term = message.term();

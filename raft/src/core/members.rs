@@ -110,8 +110,8 @@ impl Core {
         }
     }
 
-    /// Somebody says that the committed membership at `index` leaves this node out.
-    pub(super) fn on_removed(&mut self, index: u64) {
+    /// Somebody in `term` says that the committed membership at `index` leaves this node out.
+    pub(super) fn on_removed(&mut self, term: u64, index: u64) {
         // This node may know better: it may have been added again since. It does not where it
         // holds the entry that leaves it out, and could not know that it is committed.
         let known = self.members.index();
@@ -120,11 +120,17 @@ impl Core {
         if knows_better || self.removed.is_some_and(|removal| removal.index >= index) {
             return;
         }
+        if matches!(self.role, RoleState::Leader(_)) {
+            // Its log holds all that was committed up to its term, so only a later leader can have
+            // left it out; and that one leads now.
+            if term <= self.term {
+                return;
+            }
+            self.become_follower(term, None);
+        }
         self.removed = Some(Removal { index, known });
         self.out.push_back(super::Output::Removed { index });
-        if !matches!(self.role, RoleState::Leader(_) | RoleState::Follower) {
-            self.role = RoleState::Follower;
-        }
+        self.role = RoleState::Follower;
     }
 
     /// Whether this node may ask for votes.
