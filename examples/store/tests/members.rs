@@ -130,7 +130,9 @@ async fn all_nodes_are_replaced_under_load() {
     cluster.leader(&client).await.unwrap();
     // The clients know the nodes of the end too: those of the beginning are all gone by then.
     let new: Vec<u64> = (0..3).map(|_| cluster.join().unwrap()).collect();
-    new.iter().for_each(|id| cluster.start(*id).unwrap());
+    for id in &new {
+        cluster.start(*id).unwrap();
+    }
     let client = cluster.client();
     let load = Load::start(&client, Shape::default());
     let mut led = 0;

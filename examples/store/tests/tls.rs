@@ -1,5 +1,5 @@
-//! A cluster whose nodes speak TLS: it fails over, renews certificates, replaces nodes, and takes no
-//! node without.
+//! A cluster whose nodes speak TLS: it fails over, renews certificates, replaces nodes, and takes
+//! no node without.
 
 use std::path::Path;
 use std::time::Duration;

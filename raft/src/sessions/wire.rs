@@ -110,7 +110,9 @@ fn framed(kind: u8, fields: &[u64], rest: &[u8]) -> Bytes {
     let mut out = BytesMut::with_capacity(2 + fields.len() * 8 + rest.len());
     out.put_u8(VERSION);
     out.put_u8(kind);
-    fields.iter().for_each(|field| out.put_u64_le(*field));
+    for field in fields {
+        out.put_u64_le(*field);
+    }
     out.put_slice(rest);
     out.freeze()
 }
