@@ -204,6 +204,17 @@ pub trait LockService: Send + Sync + 'static {
         known: Option<u64>,
         deadline: Instant,
     ) -> Result<LockView, ServiceError>;
+
+    /// Waits until this node knows of a leader other than `but`, at most to the deadline, and
+    /// returns the leader that it knows of: for a client that does not reach `but`. By default
+    /// returns `None` at once, for services whose nodes do not follow a leader.
+    ///
+    /// # Cancel safety
+    /// Changes nothing.
+    async fn wait_for_leader(&self, but: Option<u64>, deadline: Instant) -> Option<u64> {
+        let _ = (but, deadline);
+        None
+    }
 }
 
 /// What became of an operation that failed.

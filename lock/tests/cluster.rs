@@ -180,6 +180,40 @@ async fn idle_sessions_cost_no_entries_and_survive_leader_changes() {
     }
 }
 
+/// After the loss of a leader a free lock costs its client the election and a commit: it hears of
+/// the next leader as soon as there is one.
+#[tokio::test(start_paused = true)]
+async fn a_free_lock_is_granted_as_soon_as_a_leader_is_elected() {
+    let mut rng = Rng::new(6);
+    let mut cluster = Cluster::start(&mut rng).await;
+    let session = open(cluster.client(100), &mut rng).await;
+    let mut waited = 0;
+    for round in 0..20_u32 {
+        let old = cluster.wait_for_leader().await;
+        // The client knows who leads.
+        drop(session.lock(format!("known {round}")).within(5 * SECOND).await.expect("it is free"));
+        cluster.stop_node(old).await;
+        let stopped_at = Instant::now();
+        let asked = session.clone();
+        let lock = async move { asked.lock(format!("free {round}")).within(20 * SECOND).await };
+        let lock = tokio::spawn(lock);
+        // Ends: a leader is elected, or the lock is not granted in time.
+        while cluster.leader().is_none() {
+            sleep(MS).await;
+        }
+        let elected_at = Instant::now();
+        drop(lock.await.expect("no panic").expect("a majority is up"));
+        let after = elected_at.elapsed();
+        // Before it waits it has found out, in short pauses, that the old leader is gone.
+        if elected_at - stopped_at >= 100 * MS {
+            waited += 1;
+            assert!(after <= 10 * MS, "{after:?} after the election in round {round}");
+        }
+        cluster.start_node(old, &mut rng).await;
+    }
+    assert!(waited >= 5, "the client waited for {waited} elections");
+}
+
 /// What no replica would decode is refused before it is in the log, where it would stop them all.
 #[tokio::test(start_paused = true)]
 async fn commands_out_of_range_are_refused_and_the_group_lives() {

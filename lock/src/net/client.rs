@@ -27,8 +27,9 @@ const WAY: Duration = Duration::from_millis(200);
 const LAST: Duration = Duration::from_millis(5);
 
 /// A lock service in other processes, over a transport. Every call goes to the node that led last,
-/// goes where that one points, and tries the others when it is silent, until the deadline. As
-/// requests are known by their numbers, nothing is done twice by that.
+/// goes where that one points, and tries the others when it is silent, until the deadline: while
+/// nobody leads, it waits at a node that hears of the next leader at once. As requests are known by
+/// their numbers, nothing is done twice by that.
 ///
 /// # Example
 /// ```
@@ -103,7 +104,7 @@ impl NetLocks {
         Self { transport, number, nodes, local, leader }
     }
 
-    /// One attempt at one node.
+    /// One attempt at one node. An error is that of the way to it; its own is an answer.
     async fn ask(
         &self,
         node: u64,
@@ -130,10 +131,7 @@ impl NetLocks {
                 })?
             }
         };
-        match Response::decode(&answer).map_err(ServiceError::unknown)? {
-            Response::Failed(error) => Err(error),
-            response => Ok(response),
-        }
+        Response::decode(&answer).map_err(ServiceError::unknown)
     }
 
     /// Asks until there is an answer. Of a wait that is over at its node, but not here, `is_over`
@@ -150,7 +148,9 @@ impl NetLocks {
         let left = deadline.saturating_duration_since(Instant::now());
         // A node that is silent leaves time to ask the others.
         let most = (left / 3).min(if request.waits() { SLICE } else { ATTEMPT });
-        let (mut retries, mut hops) = (Retries::new(), 0);
+        let (mut retries, mut hops) = (Retries::new(), 0_u32);
+        // The node that was last found to be gone, and not only slow.
+        let mut lost = None;
         // The latest answer, while the wait goes on; the first error that left the outcome unknown.
         let (mut heard, mut doubt) = (None, None);
         // Ends: the deadline passes.
@@ -161,7 +161,8 @@ impl NetLocks {
             let at = self.leader.load(Ordering::Relaxed) % self.nodes.len();
             let answer = self.ask(self.nodes[at], request, within, until).await;
             let is_last = deadline.saturating_duration_since(Instant::now()) < LAST;
-            let error = match answer {
+            let is_cut_off = answer.is_err() && Instant::now() < until;
+            let error = match answer.and_then(Response::into_result) {
                 Ok(response) if is_last || is_over(&response) => return Ok(response),
                 Ok(response) => {
                     heard = Some(response);
@@ -174,12 +175,17 @@ impl NetLocks {
             if error.outcome() == Outcome::Unknown {
                 doubt.get_or_insert_with(|| error.clone());
             }
+            if is_cut_off {
+                lost = Some(self.nodes[at]);
+            }
             let pointed = match error {
-                ServiceError::NotLeader { leader: Some(leader) } => {
-                    self.nodes.iter().position(|node| *node == leader).filter(|to| *to != at)
+                ServiceError::NotLeader { leader } if leader.is_none() || leader == lost => {
+                    self.await_leader(at, lost, deadline, &mut hops).await
                 }
+                ServiceError::NotLeader { leader } => leader,
                 _ => None,
             };
+            let pointed = pointed.and_then(|to| self.nodes.iter().position(|node| *node == to));
             hops += 1;
             // Nodes that point at each other are asked in pauses.
             let is_pointed_at_once = pointed.is_some() && hops <= 2;
@@ -197,6 +203,29 @@ impl NetLocks {
             if is_at_end {
                 return Err(doubt.unwrap_or(error));
             }
+        }
+    }
+
+    /// The leader as the node at `at` knows it, once it is another than the one that is `lost`, or
+    /// after a while. No pause is due after a wait: `hops` begins anew.
+    async fn await_leader(
+        &self,
+        at: usize,
+        lost: Option<u64>,
+        deadline: Instant,
+        hops: &mut u32,
+    ) -> Option<u64> {
+        let begun = Instant::now();
+        let left = deadline.saturating_duration_since(begun);
+        let within = (left / 3).min(ATTEMPT);
+        let (request, until) = (Request::Leader { but: lost }, begun + left.min(within + WAY));
+        let answer = self.ask(self.nodes[at], &request, within, until).await;
+        if begun.elapsed() >= LAST {
+            *hops = 0;
+        }
+        match answer {
+            Ok(Response::Failed(ServiceError::NotLeader { leader })) => leader,
+            _ => None,
         }
     }
 

@@ -51,6 +51,10 @@ impl LockServer {
             Request::View { name, known } => {
                 return Ok(Response::View(service.view(&name, known, by).await?));
             }
+            Request::Leader { but } => {
+                let leader = service.wait_for_leader(but, by).await;
+                return Err(ServiceError::NotLeader { leader });
+            }
             Request::Command(command) => command,
         };
         match command {

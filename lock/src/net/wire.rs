@@ -2,7 +2,8 @@
 //!
 //! Request: version (1 byte), kind (1), time to the deadline in ms (4), body. Kind 1: the bytes of
 //! a command of a client; 2 renewal: session (8); 3 view: whether a version is known (1), it (8),
-//! name. Answer: version (1), kind (1), body. Kind 1: the bytes of an answer; 2 view; 3 not the
+//! name; 4 wait for a leader, answered as not the leader: whether another than it is asked for (1),
+//! it (8). Answer: version (1), kind (1), body. Kind 1: the bytes of an answer; 2 view; 3 not the
 //! leader: whether it is known (1), it (8); 4 unavailable: reason; 5 unknown: reason. Names,
 //! values and reasons have their length (2) before them.
 
@@ -32,6 +33,10 @@ pub(super) enum Request {
         name: Bytes,
         known: Option<u64>,
     },
+    /// Wait for a leader other than this one.
+    Leader {
+        but: Option<u64>,
+    },
 }
 
 impl Request {
@@ -43,6 +48,7 @@ impl Request {
             Self::Command(_) => 1,
             Self::Renew { .. } => 2,
             Self::View { .. } => 3,
+            Self::Leader { .. } => 4,
         });
         out.put_u32_le(within.as_millis().try_into().unwrap_or(u32::MAX));
         match self {
@@ -52,6 +58,7 @@ impl Request {
                 put_option(&mut out, *known);
                 put_bytes(&mut out, name);
             }
+            Self::Leader { but } => put_option(&mut out, *but),
         }
         out.freeze()
     }
@@ -60,7 +67,9 @@ impl Request {
     pub(super) fn waits(&self) -> bool {
         matches!(
             self,
-            Self::Command(Command::Acquire { wait: true, .. }) | Self::View { known: Some(_), .. }
+            Self::Command(Command::Acquire { wait: true, .. })
+                | Self::View { known: Some(_), .. }
+                | Self::Leader { .. }
         )
     }
 
@@ -92,6 +101,7 @@ impl Request {
                 let known = take_option(rest).ok()?;
                 Self::View { known, name: take_bytes(rest, MAX_NAME_BYTES)? }
             }
+            4 => Self::Leader { but: take_option(rest).ok()? },
             _ => return None,
         };
         Some((request, within))
@@ -119,6 +129,14 @@ pub(super) enum Response {
 }
 
 impl Response {
+    /// What the server says of a call that failed, as its error.
+    pub(super) fn into_result(self) -> Result<Self, ServiceError> {
+        match self {
+            Self::Failed(error) => Err(error),
+            response => Ok(response),
+        }
+    }
+
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(32);
         out.put_u8(VERSION);
@@ -253,6 +271,8 @@ mod tests {
             Request::Renew { session: u64::MAX },
             Request::View { name: "b".into(), known: Some(7) },
             Request::View { name: Bytes::new(), known: None },
+            Request::Leader { but: Some(3) },
+            Request::Leader { but: None },
         ] {
             let within = Duration::from_millis(77);
             assert_eq!(Request::decode(&request.encode(within)), Ok((request, within)));

@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
-use voussoir_raft::{ProposeError, Raft, Role};
+use voussoir_raft::{ProposeError, Raft, Role, Status};
 
 pub use self::machine::LockMachine;
 
@@ -227,6 +227,15 @@ impl LockService for RaftLocks {
         }
         self.group.catch_up(deadline).await?;
         Ok(self.group.replica.wait_for_change(name, known, deadline).await)
+    }
+
+    async fn wait_for_leader(&self, but: Option<u64>, deadline: Instant) -> Option<u64> {
+        let mut status = self.group.raft.status();
+        let is_another = |status: &Status| status.leader.is_some() && status.leader != but;
+        // Without one by the deadline, or when the node stops, what it knows is told.
+        let _ = timeout_at(deadline, status.wait_for(is_another)).await;
+        let leader = status.borrow().leader;
+        leader
     }
 }
 
