@@ -147,6 +147,11 @@ const TESTS: &[Test] = &[
     },
     Test {
         package: "voussoir-lock",
+        args: &["--test", "cluster", "--test", "leases", "--test", "ids"],
+        length: &[("VOUSSOIR_SEEDS", "5000")],
+    },
+    Test {
+        package: "voussoir-lock",
         args: &["--test", "histories"],
         length: &[("VOUSSOIR_LOCK_OPERATIONS", "100000"), ("VOUSSOIR_LOCK_FAULTS", "10")],
     },
