@@ -3,8 +3,10 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::task::JoinSet;
 use voussoir_lock::Session;
 
 use crate::{Error, etcd, ours};
@@ -32,22 +34,15 @@ impl Client {
     }
 }
 
-/// The process of a client: `ours` or `etcd`, its number, addresses. Says that it is ready. For
-/// each line of standard input, a number of ms, it locks and unlocks for so long, and says how
-/// often it did. Ends with its input.
-pub async fn client(args: &[String]) -> Result<(), Error> {
-    let [kind, number, addresses @ ..] = args else { return Err("KIND NUMBER ADDRESS…".into()) };
-    let addresses = ours::parsed(addresses)?;
-    let client = if kind == "ours" {
-        let locks = ours::client(1_000 + number.parse::<u64>()?, &addresses).await?;
-        Client::Ours(ours::session(&locks).await?)
-    } else {
-        let client = etcd::Client::new(addresses[0])?;
-        let lease = client.lease().await?;
-        Client::Etcd(client, lease)
+/// A process of clients: `ours` or `etcd`, the first number and how many, addresses. Says that it
+/// is ready. For each line of standard input, a number of ms, all lock and unlock for so long, and
+/// it says how often they did. Ends with its input.
+pub async fn process(args: &[String]) -> Result<(), Error> {
+    let [kind, first, count, addresses @ ..] = args else {
+        return Err("KIND FIRST COUNT ADDRESS…".into());
     };
-    let name = format!("cycles-{number}");
-    client.cycle(&name).await?;
+    let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
+    let clients = connect(kind, first, count, &ours::parsed(addresses)?).await?;
     println!("ready");
     let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
     std::thread::spawn(move || {
@@ -55,17 +50,54 @@ pub async fn client(args: &[String]) -> Result<(), Error> {
             let _ = asks.send(line);
         }
     });
-    // Ends: the input does. The session is renewed meanwhile.
+    // Ends: the input does. The sessions are renewed meanwhile.
     while let Some(period) = asked.recv().await {
-        let end = Instant::now() + Duration::from_millis(period?.parse()?);
-        let mut cycles = 0_u64;
-        while Instant::now() < end {
-            client.cycle(&name).await?;
-            cycles += 1;
+        let (end, mut tasks) =
+            (Instant::now() + Duration::from_millis(period?.parse()?), JoinSet::new());
+        for (client, name) in clients.iter().cloned() {
+            tasks.spawn(async move {
+                let mut cycles = 0_u64;
+                while Instant::now() < end {
+                    client.cycle(&name).await?;
+                    cycles += 1;
+                }
+                Ok::<_, Error>(cycles)
+            });
+        }
+        let mut cycles = 0;
+        while let Some(task) = tasks.join_next().await {
+            cycles += task??;
         }
         println!("{cycles}");
     }
     Ok(())
+}
+
+/// The clients of this process, each with a session and a lock of its own, over one connection.
+async fn connect(
+    kind: &str,
+    first: u64,
+    count: u64,
+    addresses: &[SocketAddr],
+) -> Result<Vec<(Arc<Client>, String)>, Error> {
+    let mut clients = Vec::new();
+    let name = |number: u64| format!("cycles-{number}");
+    if kind == "ours" {
+        let locks = ours::client(1_000 + first, addresses).await?;
+        for number in first..first + count {
+            clients.push((Arc::new(Client::Ours(ours::session(&locks).await?)), name(number)));
+        }
+    } else {
+        let client = etcd::Client::new(addresses[0])?;
+        for number in first..first + count {
+            let lease = client.lease().await?;
+            clients.push((Arc::new(Client::Etcd(client.clone(), lease)), name(number)));
+        }
+    }
+    for (client, name) in &clients {
+        client.cycle(name).await?;
+    }
+    Ok(clients)
 }
 
 struct Process {
@@ -74,16 +106,21 @@ struct Process {
     answers: BufReader<ChildStdout>,
 }
 
-/// Processes with a client each.
+/// Processes of clients.
 pub struct Clients(Vec<Process>);
 
 impl Clients {
-    /// Starts them and waits until all have their sessions.
-    pub fn start(kind: &str, count: usize, addresses: &[SocketAddr]) -> Result<Self, Error> {
+    /// Starts processes of `each` clients, and waits until all have their sessions.
+    pub fn start(
+        kind: &str,
+        processes: usize,
+        each: usize,
+        addresses: &[SocketAddr],
+    ) -> Result<Self, Error> {
         let mut clients = Self(Vec::new());
-        for number in 0..count {
+        for process in 0..processes {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["client", kind, &number.to_string()]);
+            command.args(["clients", kind]).args([process * each, each].map(|n| n.to_string()));
             command.args(addresses.iter().map(ToString::to_string));
             let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
             let asks = process.stdin.take().ok_or("no standard input")?;

@@ -164,6 +164,11 @@ impl Etcd {
         Client::new(self.leader().await?)
     }
 
+    /// CPU that the nodes have used so far, each.
+    pub fn cpu(&self) -> Result<Vec<Duration>, Error> {
+        self.nodes.iter().map(|node| crate::ours::cpu_of(node.id())).collect()
+    }
+
     pub async fn kill_leader(&mut self) -> Result<(), Error> {
         let at = self.leader_at().await?;
         self.nodes[at].kill()?;

@@ -22,7 +22,7 @@ fn main() -> Result<(), Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match asked.first().map(String::as_str) {
         Some("node") => return runtime.block_on(ours::node(&asked[1..])),
-        Some("client") => return runtime.block_on(clients::client(&asked[1..])),
+        Some("clients") => return runtime.block_on(clients::process(&asked[1..])),
         _ => {}
     }
     let wants = |part: &str| asked.is_empty() || asked.iter().any(|asked| asked == part);

@@ -216,7 +216,7 @@ impl Drop for Ours {
 }
 
 /// CPU that a process has used so far, in ticks of 10 ms.
-fn cpu_of(process: u32) -> Result<Duration, Error> {
+pub fn cpu_of(process: u32) -> Result<Duration, Error> {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
     let fields = stat.rsplit_once(") ").ok_or("no name in stat")?.1;
     // After the name and the state: user and system time are the 12th and 13th.

@@ -187,21 +187,53 @@ async fn handover(report: &mut Report, ours: &Ours, etcd: &Etcd) -> Result<(), E
     Ok(())
 }
 
-/// Locks and unlocks of many clients, a process and a lock each, with sessions opened before.
+/// Locks and unlocks of many clients with sessions that were opened before, a lock each: in
+/// processes of many clients, and in one process a client.
 async fn cycles(report: &mut Report, ours: &Ours, etcd: &Etcd) -> Result<(), Error> {
-    let mut clients = Clients::start("ours", CLIENTS, &ours.addresses)?;
-    let mut rivals = Clients::start("etcd", CLIENTS, &[etcd.leader().await?])?;
-    let (mut own, mut theirs) = (Vec::new(), Vec::new());
-    for _ in 0..3 {
-        for (clients, times) in [(&mut clients, &mut own), (&mut rivals, &mut theirs)] {
-            let begun = Instant::now();
-            let cycles = clients.run(PERIOD)?;
-            times.push(begun.elapsed().as_secs_f64() * 1e6 / cycles as f64);
+    for processes in [4, CLIENTS] {
+        let each = CLIENTS / processes;
+        let mut clients = Clients::start("ours", processes, each, &ours.addresses)?;
+        let mut rivals = Clients::start("etcd", processes, each, &[etcd.leader().await?])?;
+        let (mut own, mut theirs) = (Measured::default(), Measured::default());
+        for _ in 0..3 {
+            own.add(&mut clients, || ours.cpu())?;
+            theirs.add(&mut rivals, || etcd.cpu())?;
         }
+        let bars = "(bar 5x, goal 10x)";
+        let name = format!("a cycle, {CLIENTS} clients, {processes} processes {bars}");
+        report.beside(&name, figure(own.times), "etcd", figure(theirs.times), "us");
+        report.beside(
+            "- CPU of the three nodes",
+            figure(own.cpu),
+            "etcd",
+            figure(theirs.cpu),
+            "us",
+        );
     }
-    let name = format!("a cycle, {CLIENTS} processes (bar 5x, goal 10x)");
-    report.beside(&name, figure(own), "etcd", figure(theirs), "us");
     Ok(())
+}
+
+/// Time and CPU of the nodes a cycle, in us, of each round.
+#[derive(Default)]
+struct Measured {
+    times: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+impl Measured {
+    /// One round.
+    fn add(
+        &mut self,
+        clients: &mut Clients,
+        cpu: impl Fn() -> Result<Vec<Duration>, Error>,
+    ) -> Result<(), Error> {
+        let used = || Ok::<Duration, Error>(cpu()?.into_iter().sum());
+        let (before, begun) = (used()?, Instant::now());
+        let cycles = clients.run(PERIOD)? as f64;
+        self.times.push(begun.elapsed().as_secs_f64() * 1e6 / cycles);
+        self.cpu.push((used()? - before).as_secs_f64() * 1e6 / cycles);
+        Ok(())
+    }
 }
 
 /// How many of those that wait are woken by a release, at the leader of a group in this process.
