@@ -234,8 +234,7 @@ impl LockService for RaftLocks {
         let is_another = |status: &Status| status.leader.is_some() && status.leader != but;
         // Without one by the deadline, or when the node stops, what it knows is told.
         let _ = timeout_at(deadline, status.wait_for(is_another)).await;
-        let leader = status.borrow().leader;
-        leader
+        status.borrow().leader
     }
 }
 
