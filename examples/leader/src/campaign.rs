@@ -73,7 +73,8 @@ async fn live(session: &Session, candidate: &Candidate, resign: &mut Signal) {
     // Ends: the session is lost.
     while session.check().is_ok() {
         let mut campaign = pin!(election.campaign(candidate.node.to_string(), PATIENCE));
-        // Ends: the campaign does. A resignation is for who leads: kept, it would end the next term.
+        // Ends: the campaign does. A resignation is for who leads: kept, it would end the term that
+        // this process is elected for later.
         let elected = loop {
             tokio::select! {
                 elected = &mut campaign => break elected,

@@ -105,8 +105,8 @@ impl History {
         self.count("operations")
     }
 
-    /// Acquisitions and releases whose outcome their client does not know though it has waited, those
-    /// among them that a kill has cut off.
+    /// Acquisitions and releases whose outcome their client does not know though it has waited,
+    /// those among them that a kill has cut off.
     pub(crate) fn unknown(&self) -> u64 {
         let unknown = |one: &Operation| {
             let is_unreleased = one.released.is_some() && !one.is_release_answered;
