@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use voussoir_lock::etcd::{Endpoint, EtcdConfig, EtcdLocks};
 use voussoir_lock::postgres::{PostgresConfig, PostgresLocks};
-use voussoir_lock::testing::{Capabilities, conformance};
 use voussoir_lock::*;
 use voussoir_sim::Situations;
 
@@ -112,11 +111,10 @@ impl Turns {
 }
 
 /// Holders, those that wait, and those that take turns, while the server is killed and started
-/// again three times; then the conformance suite, on what that has left behind.
+/// again three times.
 async fn locks_outlive<S: LockService<Grants = Fenced>>(
     mut server: Server,
     connect: impl Fn(&Server) -> Arc<S>,
-    capabilities: Capabilities,
 ) {
     let (one, two) = (open(connect(&server)).await, open(connect(&server)).await);
     let held = one.lock("held").within(5 * SECOND).await.expect("it is free");
@@ -171,24 +169,18 @@ async fn locks_outlive<S: LockService<Grants = Fenced>>(
     let next = timeout(20 * SECOND, waiting).await.expect("it is woken").expect("no panic");
     assert!(next.expect("its turn has come").token() > first);
     turns.seen.assert_all_reached();
-    conformance(async || connect(&server), &capabilities).await.assert_passed();
 }
 
 #[tokio::test]
 #[ignore = "needs postgresql"]
 async fn locks_outlive_restarts_of_postgresql() {
-    let mut capabilities = Capabilities::default();
-    (capabilities.ttl, capabilities.slack) = (2 * SECOND, 2 * SECOND);
-    locks_outlive(Server::postgres().await, postgres, capabilities).await;
+    locks_outlive(Server::postgres().await, postgres).await;
 }
 
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn locks_outlive_restarts_of_etcd() {
-    let mut capabilities = Capabilities::default();
-    (capabilities.has_modes, capabilities.has_lock_delay) = (false, false);
-    (capabilities.ttl, capabilities.slack) = (2 * SECOND, 3 * SECOND);
-    locks_outlive(Server::etcd().await, etcd, capabilities).await;
+    locks_outlive(Server::etcd().await, etcd).await;
 }
 
 /// The server is killed while it works on a call: whether it was done is unknown, and it is done
