@@ -23,6 +23,7 @@ use crate::queue::{Queue, SMALL_BYTES, TopicPartition, gone};
 use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
 
 mod cursor;
+mod standing;
 
 use cursor::Cursor;
 
@@ -258,7 +259,7 @@ impl Consumer {
             if is_over || self.has_news() {
                 return Ok(self.polled(Vec::new()));
             }
-            self.wait(deadline).await?;
+            self.wait(deadline, is_ready).await?;
         }
     }
 
@@ -480,8 +481,13 @@ impl Consumer {
         }
     }
 
-    /// Waits until a partition may have records, the group has changed, or time has passed.
-    async fn wait(&mut self, deadline: Option<Instant>) -> Result<(), ConsumeError> {
+    /// Waits until the group has changed, time has passed, or, if `for_records`, a partition may
+    /// have records.
+    async fn wait(
+        &mut self,
+        deadline: Option<Instant>,
+        for_records: bool,
+    ) -> Result<(), ConsumeError> {
         let group = self
             .membership
             .as_mut()
@@ -504,7 +510,8 @@ impl Consumer {
                 if changed.as_mut().poll(context).is_ready() {
                     return Poll::Ready(Ok(()));
                 }
-                let cursors = cursors.values_mut().filter(|cursor| !cursor.is_paused);
+                let cursors =
+                    cursors.values_mut().filter(|cursor| for_records && !cursor.is_paused);
                 for cursor in cursors {
                     if let Poll::Ready(result) = cursor.poll_wait(context) {
                         return Poll::Ready(result);
@@ -552,7 +559,11 @@ impl Consumer {
                     self.lose_all();
                     self.join(BTreeSet::new())?;
                 }
-                Ok(Standing::Waiting) => return Ok(true),
+                // A transaction of records that are returned now would name a generation that is
+                // over by then.
+                Ok(Standing::Waiting) => {
+                    return Ok(self.config.guarantee != Guarantee::ExactlyOnce);
+                }
                 Ok(Standing::Stable { generation, places }) => {
                     self.adopt(generation, &places);
                     return Ok(true);

@@ -186,6 +186,13 @@ impl Queue {
         topic.ok_or_else(|| TopicError::Unknown { name: name.to_owned() })
     }
 
+    /// The most bytes of a [`Transaction`](crate::Transaction): half of the journal's largest
+    /// commit, of which each record takes its own and up to 48, each batch about 190, and each
+    /// offset 300.
+    pub fn max_transaction_bytes(&self) -> usize {
+        self.shared.writer.max_item_bytes()
+    }
+
     /// All topics, in the order of their names.
     pub fn topics(&self) -> Vec<Topic> {
         self.shared.topics.read().values().cloned().collect()

@@ -465,3 +465,53 @@ fn what_is_no_token_is_refused() {
     let token = SessionToken::decode(&[head(2), entry(1), entry(2)].concat()).expect("a token");
     assert_eq!(token.encode(), [head(2), entry(1), entry(2)].concat());
 }
+
+/// What a member of a group that is being rebalanced reads it can commit: a rebalance that another
+/// one begins costs it neither its records nor its place.
+#[tokio::test(start_paused = true)]
+async fn a_rebalance_fences_no_member_that_keeps_its_partitions() {
+    let queue = open();
+    let t = topic(&queue, "t", 4).await;
+    fill(&queue, &t, 20).await;
+    let mut config = member(Assignor::CooperativeSticky, Guarantee::ExactlyOnce);
+    config.max_poll_records = 2;
+    let mut first = queue.consumer(config.clone()).expect("a consumer");
+    let mut producer = queue.transactional("first").await.expect("a producer");
+    let mut read = 0;
+    while read < 4 {
+        read += first.poll(SECOND).await.expect("a poll").records.len();
+    }
+    // The second member joins, and the group waits for the first.
+    let mut second = queue.consumer(config).expect("a consumer");
+    assert!(support::poll(&mut Box::pin(second.poll(SECOND))).is_none(), "it waits");
+    // The first joins in a poll that is dropped: what it has read is still its own.
+    let generation = first.generation();
+    assert!(support::poll(&mut Box::pin(first.poll(SECOND))).is_none(), "it has joined, and waits");
+    let mut transaction = producer.begin();
+    transaction.offsets(&first).expect("they fit");
+    let late = transaction.commit().await.expect_err("the next generation has begun");
+    assert!(matches!(late, CommitError::StaleGeneration { .. }), "{late}");
+    assert!(first.still_holds(SECOND).await);
+    let mut transaction = producer.begin();
+    transaction.offsets(&first).expect("they fit");
+    transaction.commit().await.expect("they are stored: the partitions are its own");
+    assert!(first.generation() > generation);
+    let stored: u64 = queue.lag("g").iter().map(|lag| lag.position).sum();
+    assert_eq!(stored, 4);
+    // And what polls return from now on is of a generation that lasts.
+    for _ in 0..20 {
+        first.poll(SECOND).await.expect("a poll");
+        let mut transaction = producer.begin();
+        transaction.offsets(&first).expect("they fit");
+        transaction.commit().await.expect("it is stored");
+        let _ = support::poll(&mut Box::pin(second.poll(SECOND)));
+    }
+    assert_eq!((owned(&first).len(), owned(&second).len()), (2, 2));
+    drop(second);
+    let mut third = queue.consumer(member(Assignor::CooperativeSticky, Guarantee::ExactlyOnce));
+    let third = third.as_mut().expect("a consumer");
+    assert!(support::poll(&mut Box::pin(third.poll(SECOND))).is_none(), "it waits");
+    tokio::time::sleep(6 * SECOND).await;
+    let _ = support::poll(&mut Box::pin(third.poll(SECOND)));
+    assert!(!first.still_holds(SECOND).await, "the group went on without it");
+}

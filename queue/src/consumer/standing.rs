@@ -1,0 +1,65 @@
+//! Which generation of its group a consumer's partitions belong to.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Consumer, Membership};
+use crate::core::group::Standing;
+
+impl Consumer {
+    /// Whether the partitions that it reads are still its own, after a rebalance that it has joined
+    /// has ended, for which it waits at most `max_wait`. If so, its commits name the new generation
+    /// from now on, and one that failed with
+    /// [`StaleGeneration`](crate::CommitError::StaleGeneration) may be made again, if nothing in it
+    /// was made from records of partitions that a poll has told as
+    /// [`revoking`](crate::Polled::revoking).
+    ///
+    /// # Cancel safety
+    /// It has waited, or has done all of it.
+    pub async fn still_holds(&mut self, max_wait: Duration) -> bool {
+        let deadline = Instant::now().checked_add(max_wait);
+        // Ends: at the deadline, or when the group has settled.
+        loop {
+            let Some(membership) = &mut self.membership else { return true };
+            membership.changes.mark_unchanged();
+            let member = membership.member;
+            let standing = member.and_then(|member| membership.group.standing(member).ok());
+            if !matches!(standing, Some(Standing::Waiting)) {
+                break;
+            }
+            if deadline.is_some_and(|deadline| deadline <= Instant::now())
+                || self.wait(deadline, false).await.is_err()
+            {
+                return false;
+            }
+        }
+        let held_in = self.membership.as_ref().and_then(|membership| self.held_in(membership));
+        match (&mut self.membership, held_in) {
+            (Some(membership), Some(generation)) => {
+                membership.generation = generation;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The generation in which it may commit what it reads. Nobody else was given a partition of
+    /// that in between: each rebalance waits for a member to join, with what it goes on reading,
+    /// and what it has to give up in the next one is still its own. One that has lost its place has
+    /// no generation.
+    fn held_in(&self, membership: &Membership) -> Option<u32> {
+        let standing = membership.group.standing(membership.member?).ok()?;
+        if membership.generation == 0 {
+            return None;
+        }
+        match standing {
+            Standing::MustJoin { generation, .. } => Some(generation),
+            Standing::Stable { generation, places } => {
+                let is_own = |place| places.contains(place);
+                self.cursors.keys().all(is_own).then_some(generation)
+            }
+            Standing::Waiting => None,
+        }
+    }
+}
