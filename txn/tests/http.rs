@@ -21,6 +21,8 @@ struct Peer {
     runs: AtomicU64,
     /// Runs that may go on.
     gate: Option<Semaphore>,
+    /// A header of each answer.
+    header: Option<(&'static str, String)>,
     status: AtomicU64,
     answer_bytes: AtomicU64,
     panics: AtomicBool,
@@ -71,7 +73,10 @@ impl Service<Request<Body>> for Echo {
                 0 => 201,
                 status => status as u16,
             };
-            let answer = Response::builder().status(status).header("location", "/charges/1");
+            let mut answer = Response::builder().status(status).header("location", "/charges/1");
+            if let Some((name, value)) = &peer.header {
+                answer = answer.header(*name, value);
+            }
             Ok(answer.header("set-cookie", "a=b").body(Body::from(text)).unwrap())
         })
     }
@@ -288,6 +293,99 @@ async fn what_a_process_that_died_did_is_not_done_again_blindly() {
         let expected = if run_abandoned { (201, 1, 2) } else { (409, 0, 1) };
         assert_eq!((status, abandoned, site.runs()), expected);
     }
+}
+
+/// An answer that says that nothing was done says nothing of the attempt before it.
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nothing_was_done_leaves_an_abandoned_key_in_doubt() {
+    let mut config = IdempotencyConfig::default();
+    config.run_abandoned = true;
+    let site = Arc::new(Site::new(memory().await, config, Peer::default()));
+    site.peer.panics.store(true, Ordering::SeqCst);
+    let dying = Arc::clone(&site);
+    assert!(tokio::spawn(async move { dying.post("k", "").await }).await.is_err());
+    site.peer.panics.store(false, Ordering::SeqCst);
+    tokio::time::sleep(KeysConfig::default().lease).await;
+    site.peer.status.store(503, Ordering::SeqCst);
+    for attempt in 1..=2 {
+        assert_eq!(site.post("k", "").await.0, 503);
+        assert_eq!(site.peer.abandoned.load(Ordering::SeqCst), attempt, "it is told to look");
+    }
+    site.peer.status.store(201, Ordering::SeqCst);
+    assert_eq!(site.post("k", "").await, (201, "run 4 ".into()));
+    assert_eq!(site.peer.abandoned.load(Ordering::SeqCst), 3);
+}
+
+/// A store whose appends take a while.
+struct Slow(MemoryStore);
+
+#[async_trait]
+impl SagaStore for Slow {
+    async fn open(&self) -> Result<Opened, StoreError> {
+        self.0.open().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.0.append(records).await
+    }
+}
+
+/// A client that goes while its key is being claimed leaves no claim without a request.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_goes_while_its_key_is_claimed_is_served_all_the_same() {
+    let store = StoreKeys::open(Slow(MemoryStore::new()), 10).await.unwrap();
+    let keys = Keys::new(store, KeysConfig::default()).unwrap();
+    let site = Site::new(keys, IdempotencyConfig::default(), Peer::default());
+    let client = site.send(post("k", "4200"));
+    assert!(tokio::time::timeout(Duration::from_millis(10), client).await.is_err(), "it waits");
+    assert_eq!(site.runs(), 0, "the key is being claimed");
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let answer = site.send(post("k", "4200")).await;
+    assert_eq!((answer.status, answer.replayed, &*answer.body), (201, true, "run 1 4200"));
+}
+
+/// A retry that is refused does not take the key from an owner that is slow.
+#[tokio::test(start_paused = true)]
+async fn a_retry_that_is_refused_leaves_the_key_to_its_owner() {
+    let peer = Peer { gate: Some(Semaphore::new(0)), ..Peer::default() };
+    let site = Arc::new(Site::new(memory().await, IdempotencyConfig::default(), peer));
+    let slow = Arc::clone(&site);
+    let slow = tokio::spawn(async move { slow.post("k", "4200").await });
+    tokio::time::sleep(KeysConfig::default().lease).await;
+    for _ in 0..2 {
+        let answer = site.send(post("k", "4200")).await;
+        assert_eq!((answer.status, answer.retry_after), (409, None), "its outcome is unknown");
+    }
+    site.peer.gate.as_ref().unwrap().add_permits(1);
+    assert_eq!(slow.await.unwrap(), (201, "run 1 4200".into()));
+    let answer = site.send(post("k", "4200")).await;
+    assert_eq!((answer.status, answer.replayed, site.runs()), (201, true, 1));
+}
+
+/// A body is replayed with its encoding, or not at all.
+#[tokio::test(start_paused = true)]
+async fn an_encoded_body_is_stored_only_with_its_encoding() {
+    let encoded = || Peer { header: Some(("content-encoding", "gzip".into())), ..Peer::default() };
+    let site = Site::new(memory().await, IdempotencyConfig::default(), encoded());
+    site.post("k", "").await;
+    let mut service = site.service.clone();
+    std::future::poll_fn(|context| service.poll_ready(context)).await.unwrap();
+    let answer = service.call(post("k", "")).await.unwrap();
+    assert_eq!(answer.status(), 201);
+    assert_eq!(answer.headers()["content-encoding"], "gzip");
+    // Not stored: nobody could read the body.
+    let mut config = IdempotencyConfig::default();
+    config.headers.retain(|name| name != "content-encoding");
+    let site = Site::new(memory().await, config, encoded());
+    assert_eq!(site.post("k", "").await.0, 201);
+    assert_eq!(site.post("k", "").await.0, 409);
+    // Headers that are together too long are not stored.
+    let long = Peer { header: Some(("content-encoding", "x".repeat(20_000))), ..Peer::default() };
+    let site = Site::new(memory().await, IdempotencyConfig::default(), long);
+    assert_eq!(site.post("k", "").await.0, 201);
+    assert_eq!(site.post("k", "").await.0, 409);
+    assert_eq!(site.runs(), 1);
 }
 
 struct Broken;

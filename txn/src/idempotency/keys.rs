@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::store::{Found, KeyStore, NewKey};
+use super::store::{Found, KeyStore, NewKey, Settlement};
 use crate::config::DURATION_MAX;
 use crate::error::{ConfigError, StoreError};
 
@@ -157,6 +157,25 @@ impl Keys {
         key: &str,
         fingerprint: &[u8],
     ) -> Result<Begun, BeginKeyError> {
+        let (found, claim) = self.claim(scope, key, fingerprint, true).await?;
+        Ok(match found {
+            Found::Vacant => Begun::New(claim),
+            Found::Abandoned => Begun::Abandoned(claim),
+            Found::InProgress(left) => Begun::InProgress { left },
+            Found::Done(result) => Begun::Done(result),
+            Found::Mismatch => Begun::Mismatch,
+        })
+    }
+
+    /// What [`begin`](Self::begin) does. The claim is one if the key was vacant, or abandoned and
+    /// taken.
+    pub(super) async fn claim(
+        &self,
+        scope: &str,
+        key: &str,
+        fingerprint: &[u8],
+        takes_abandoned: bool,
+    ) -> Result<(Found, Claim), BeginKeyError> {
         let fits = |name: &str| {
             (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.contains(char::is_control)
         };
@@ -173,16 +192,12 @@ impl Keys {
             owner: fastrand::u128(..),
             lease: self.config.lease,
             keep: self.config.keep,
+            takes_abandoned,
         };
         let found = self.store.claim(&new).await?;
-        let claim = |new: NewKey| Claim { keys: self.clone(), key: new.key, owner: new.owner };
-        Ok(match found {
-            Found::Vacant => Begun::New(claim(new)),
-            Found::Abandoned => Begun::Abandoned(claim(new)),
-            Found::InProgress(left) => Begun::InProgress { left },
-            Found::Done(result) => Begun::Done(result),
-            Found::Mismatch => Begun::Mismatch,
-        })
+        let is_in_doubt = found == Found::Abandoned;
+        let claim = Claim { keys: self.clone(), key: new.key, owner: new.owner, is_in_doubt };
+        Ok((found, claim))
     }
 }
 
@@ -199,6 +214,8 @@ pub struct Claim {
     keys: Keys,
     key: String,
     owner: u128,
+    /// What an earlier owner did is unknown.
+    is_in_doubt: bool,
 }
 
 impl Claim {
@@ -213,10 +230,12 @@ impl Claim {
         if result.len() > self.keys.config.max_result_bytes {
             return Err(FinishError::TooLong(self.keys.config.max_result_bytes));
         }
-        self.settle(Some(result)).await
+        self.settle(Settlement::Done(result)).await
     }
 
     /// Frees the key: the attempt failed and changed nothing, so the request may run again at once.
+    /// The claim of a key that was [`Abandoned`](Begun::Abandoned) leaves it abandoned: what this
+    /// attempt did not do, the earlier one may have done.
     ///
     /// # Errors
     /// [`FinishError`].
@@ -224,12 +243,13 @@ impl Claim {
     /// # Cancel safety
     /// Dropped, the key is freed or not.
     pub async fn release(self) -> Result<(), FinishError> {
-        self.settle(None).await
+        let in_doubt = self.is_in_doubt;
+        self.settle(if in_doubt { Settlement::Abandoned } else { Settlement::Free }).await
     }
 
-    async fn settle(self, result: Option<Bytes>) -> Result<(), FinishError> {
+    async fn settle(self, end: Settlement) -> Result<(), FinishError> {
         let keep = self.keys.config.keep;
-        if self.keys.store.settle(&self.key, self.owner, result, keep).await? {
+        if self.keys.store.settle(&self.key, self.owner, end, keep).await? {
             Ok(())
         } else {
             Err(FinishError::Lost)

@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 
-use super::store::{Found, KeyStore, NewKey};
+use super::store::{Found, KeyStore, NewKey, Settlement};
 use crate::clock::{Clock, System};
 use crate::config::nanos;
 use crate::error::StoreError;
@@ -137,6 +137,9 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
                         let left = Duration::from_nanos(entry.lease_until - now);
                         return Ok(Found::InProgress(left));
                     }
+                    if !new.takes_abandoned {
+                        return Ok(Found::Abandoned);
+                    }
                     Found::Abandoned
                 }
                 Some(_) => Found::Vacant,
@@ -168,7 +171,7 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
         &self,
         key: &str,
         owner: u128,
-        result: Option<Bytes>,
+        end: Settlement,
         keep: Duration,
     ) -> Result<bool, StoreError> {
         let now = self.clock.now();
@@ -180,8 +183,15 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
                 return Ok(false);
             }
             let forgotten_at = now.saturating_add(nanos(keep));
-            let settled =
-                result.map(|result| Entry { result: Some(result), forgotten_at, ..entry.clone() });
+            let settled = match end {
+                Settlement::Done(result) => {
+                    Some(Entry { result: Some(result), forgotten_at, ..entry.clone() })
+                }
+                Settlement::Free => None,
+                Settlement::Abandoned => {
+                    Some(Entry { lease_until: 0, forgotten_at, ..entry.clone() })
+                }
+            };
             let record = match &settled {
                 Some(entry) => Record::new(Arc::clone(&key), RecordKind::Whole, encode(entry)),
                 None => Record::new(Arc::clone(&key), RecordKind::Forgotten, Bytes::new()),

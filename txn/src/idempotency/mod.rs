@@ -43,4 +43,4 @@ pub use memory::StoreKeys;
 #[cfg(feature = "postgres")]
 #[cfg_attr(docsrs, doc(cfg(feature = "postgres")))]
 pub use postgres::PostgresKeys;
-pub use store::{Found, KeyStore, NewKey};
+pub use store::{Found, KeyStore, NewKey, Settlement};

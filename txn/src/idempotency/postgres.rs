@@ -9,9 +9,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::Mutex;
 use tokio::time::error::Elapsed;
+use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Error};
 
-use super::store::{Found, KeyStore, NewKey};
+use super::store::{Found, KeyStore, NewKey, Settlement};
 use crate::error::{ConfigError, StoreError};
 use crate::postgres::{Connect, check_schema, install, quoted};
 
@@ -126,12 +127,14 @@ impl PostgresKeys {
              abandoned = old.forgotten_at > pg_catalog.clock_timestamp() \
              WHERE old.forgotten_at <= pg_catalog.clock_timestamp() OR (old.result IS NULL AND \
              old.fingerprint = excluded.fingerprint AND \
-             old.lease_until <= pg_catalog.clock_timestamp()) RETURNING abandoned"
+             $6 AND old.lease_until <= pg_catalog.clock_timestamp()) RETURNING abandoned"
         );
         let (owner, fingerprint) = (owner(new.owner), &*new.fingerprint);
         let (lease, keep) = (new.lease.as_secs_f64(), new.keep.as_secs_f64());
-        let taken =
-            client.query_opt(&take, &[&new.key, &fingerprint, &owner, &lease, &keep]).await?;
+        let takes = new.takes_abandoned;
+        let values: [&(dyn ToSql + Sync); 6] =
+            [&new.key, &fingerprint, &owner, &lease, &keep, &takes];
+        let taken = client.query_opt(&take, &values).await?;
         if let Some(row) = taken {
             return Ok(Some(if row.get(0) { Found::Abandoned } else { Found::Vacant }));
         }
@@ -143,10 +146,10 @@ impl PostgresKeys {
         Ok(row.map(|row| match (row.get(0), row.get::<_, Option<&[u8]>>(1)) {
             (false, _) => Found::Mismatch,
             (true, Some(result)) => Found::Done(Bytes::copy_from_slice(result)),
-            (true, None) => {
-                let left = Duration::try_from_secs_f64(row.get(2)).unwrap_or_default();
-                Found::InProgress(left)
-            }
+            (true, None) => match row.get::<_, f64>(2) {
+                left if left <= 0.0 && !takes => Found::Abandoned,
+                left => Found::InProgress(Duration::try_from_secs_f64(left).unwrap_or_default()),
+            },
         }))
     }
 }
@@ -185,23 +188,34 @@ impl KeyStore for PostgresKeys {
         &self,
         key: &str,
         of: u128,
-        result: Option<Bytes>,
+        end: Settlement,
         keep: Duration,
     ) -> Result<bool, StoreError> {
         let client = self.client().await?;
         let table = &self.shared.table;
         let own = "WHERE key = $1 AND owner = $2 AND result IS NULL";
         let owner = owner(of);
-        let changed = if let Some(result) = result {
-            let finish = format!(
-                "UPDATE {table} SET result = $3, forgotten_at = pg_catalog.clock_timestamp() + \
-                 pg_catalog.make_interval(secs => $4) {own}"
-            );
-            let (result, keep) = (&*result, keep.as_secs_f64());
-            self.asked(&client, client.execute(&finish, &[&key, &owner, &result, &keep])).await
-        } else {
-            let free = format!("DELETE FROM {table} {own}");
-            self.asked(&client, client.execute(&free, &[&key, &owner])).await
+        let set = |what: &str| {
+            format!(
+                "UPDATE {table} SET {what}, forgotten_at = pg_catalog.clock_timestamp() + \
+                 pg_catalog.make_interval(secs => $3) {own}"
+            )
+        };
+        let keep = keep.as_secs_f64();
+        let changed = match end {
+            Settlement::Done(result) => {
+                let (finish, result) = (set("result = $4"), &*result);
+                let values: [&(dyn ToSql + Sync); 4] = [&key, &owner, &keep, &result];
+                self.asked(&client, client.execute(&finish, &values)).await
+            }
+            Settlement::Free => {
+                let free = format!("DELETE FROM {table} {own}");
+                self.asked(&client, client.execute(&free, &[&key, &owner])).await
+            }
+            Settlement::Abandoned => {
+                let leave = set("lease_until = pg_catalog.clock_timestamp()");
+                self.asked(&client, client.execute(&leave, &[&key, &owner, &keep])).await
+            }
         };
         Ok(changed? == 1)
     }

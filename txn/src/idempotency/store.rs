@@ -21,6 +21,9 @@ pub struct NewKey {
     pub lease: Duration,
     /// How long the key is remembered, from its last change on. Not below `lease`.
     pub keep: Duration,
+    /// Whether the key becomes the new owner's when it is abandoned. If not, it stays as it is: its
+    /// owner may still end it.
+    pub takes_abandoned: bool,
 }
 
 /// What a store found.
@@ -30,7 +33,7 @@ pub enum Found {
     /// The key was not there, or no longer remembered: it is the new owner's, durably.
     Vacant,
     /// The lease of an earlier owner of the same request is over: the key is the new owner's,
-    /// durably.
+    /// durably, if that [takes](NewKey::takes_abandoned) it.
     Abandoned,
     /// Another owner has it, for this long.
     InProgress(Duration),
@@ -38,6 +41,17 @@ pub enum Found {
     Done(Bytes),
     /// The key was used with another fingerprint.
     Mismatch,
+}
+
+/// How a claim ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// The request was done, with this result.
+    Done(Bytes),
+    /// Nothing was done: the key is free.
+    Free,
+    /// The lease is over now: what an owner did is unknown.
+    Abandoned,
 }
 
 /// Where keys are. Called without any lock held.
@@ -52,8 +66,8 @@ pub trait KeyStore: Send + Sync + 'static {
     /// Dropped, the key may be the new owner's, until the lease is over.
     async fn claim(&self, new: &NewKey) -> Result<Found, StoreError>;
 
-    /// Records the result, durably, or with `None` frees the key. Returns false, and changes
-    /// nothing, if the key is not that owner's any more.
+    /// Ends a claim, durably. Returns false, and changes nothing, if the key is not that owner's
+    /// any more.
     ///
     /// # Errors
     /// [`StoreError`]: it may be recorded.
@@ -64,7 +78,7 @@ pub trait KeyStore: Send + Sync + 'static {
         &self,
         key: &str,
         owner: u128,
-        result: Option<Bytes>,
+        end: Settlement,
         keep: Duration,
     ) -> Result<bool, StoreError>;
 }

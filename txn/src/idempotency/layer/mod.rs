@@ -34,7 +34,8 @@ use http_body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use super::keys::{BeginKeyError, Begun, Claim, Keys};
+use super::keys::{BeginKeyError, Claim, Keys};
+use super::store::Found;
 use crate::digest::digest;
 use crate::error::ConfigError;
 
@@ -66,8 +67,10 @@ pub struct IdempotencyConfig {
     /// attempts are told that it was not stored. Up to 1 GiB, and with 16 KiB for headers no more
     /// than [`KeysConfig::max_result_bytes`](super::KeysConfig::max_result_bytes). Default 192 KiB.
     pub max_answer_bytes: usize,
-    /// Headers that are stored with an answer; together up to 16 KiB, or none of them. Default
-    /// `Content-Type`, `Content-Language`, `Content-Location`, `ETag`, `Last-Modified`, `Location`.
+    /// Headers that are stored with an answer; together up to 16 KiB, or none of them. A body with
+    /// a `Content-Encoding` that is not stored is not stored either. Default `Content-Type`,
+    /// `Content-Encoding`, `Content-Language`, `Content-Location`, `ETag`, `Last-Modified`,
+    /// `Location`.
     pub headers: Vec<HeaderName>,
     /// `Retry-After` of a 409, unless the lease is over earlier. 1 s to 1 day; sent in whole
     /// seconds. Default 1 s.
@@ -76,7 +79,8 @@ pub struct IdempotencyConfig {
     /// look before it acts: [`IdempotencyKey::is_abandoned`]. Default no: 409.
     pub run_abandoned: bool,
     /// Answers that say that nothing was done: the key is free again at once. Default 401, 403,
-    /// 408, 413, 425, 429 and 503. All others are stored, 500 too: what it did is unknown.
+    /// 408, 413, 425, 429 and 503. All others are stored, 500 too: what it did is unknown. A key
+    /// whose earlier attempt may have had its effect stays in doubt.
     pub release_on: Vec<StatusCode>,
 }
 
@@ -89,6 +93,7 @@ impl Default for IdempotencyConfig {
             max_answer_bytes: 192 << 10,
             headers: vec![
                 header::CONTENT_TYPE,
+                header::CONTENT_ENCODING,
                 header::CONTENT_LANGUAGE,
                 header::CONTENT_LOCATION,
                 header::ETAG,
@@ -244,14 +249,8 @@ where
                 Err(RequestError::TooLong) => return Ok(full(Problem::TooLong.answer())),
                 Err(RequestError::Broken) => return Ok(full(Problem::Broken.answer())),
             };
-            let (claim, is_abandoned) = match shared.claim(&parts, &key, &body).await {
-                Ok(claimed) => claimed,
-                Err(answer) => return Ok(full(answer)),
-            };
-            let mut request = Request::from_parts(parts, B::from(body));
-            request.extensions_mut().insert(IdempotencyKey { key, is_abandoned });
             // In a task: it ends, and is recorded, also when the client has gone.
-            match tokio::spawn(run(inner, request, claim, shared)).await {
+            match tokio::spawn(serve(inner, parts, key, body, shared)).await {
                 Ok(answered) => answered,
                 Err(error) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
@@ -281,6 +280,28 @@ fn own<R: Body<Data = Bytes>, E>(answer: Response<Bytes>) -> Answering<R, E> {
 
 fn full<R: Body<Data = Bytes>>(answer: Response<Bytes>) -> Response<AnswerBody<R>> {
     answer.map(AnswerBody::full)
+}
+
+/// Claims the key and asks the service, or answers by itself.
+async fn serve<Inner, B, R>(
+    inner: Inner,
+    parts: Parts,
+    key: String,
+    body: Bytes,
+    shared: Arc<Shared>,
+) -> Result<Response<AnswerBody<R>>, Inner::Error>
+where
+    Inner: Service<Request<B>, Response = Response<R>>,
+    B: From<Bytes>,
+    R: Body<Data = Bytes>,
+{
+    let (claim, is_abandoned) = match shared.claim(&parts, &key, &body).await {
+        Ok(claimed) => claimed,
+        Err(answer) => return Ok(full(answer)),
+    };
+    let mut request = Request::from_parts(parts, B::from(body));
+    request.extensions_mut().insert(IdempotencyKey { key, is_abandoned });
+    run(inner, request, claim, shared).await
 }
 
 /// Asks the service, and records what it answers.
@@ -313,6 +334,13 @@ where
     if bytes.sum::<usize>() + 8 > MAX_HEADER_BYTES {
         stored.headers.clear();
     }
+    let is_encoding = |name: &HeaderName| *name == header::CONTENT_ENCODING;
+    if parts.headers.keys().any(is_encoding)
+        && !stored.headers.iter().any(|(name, _)| is_encoding(name))
+    {
+        // Nobody could read it.
+        stored.body = None;
+    }
     // The effect is there, so the client is answered in any case.
     if let Err(error) = claim.finish(stored.encode()).await {
         tracing::warn!(target: "voussoir::txn", %error, "an answer was not recorded");
@@ -332,35 +360,35 @@ impl Shared {
         // Not cryptographic: who finds a collision deceives itself.
         let fingerprint = digest(&[parts.method.as_str().as_bytes(), target.as_bytes(), body]);
         let scope = (self.scope)(parts);
-        let begun = self.keys.begin(&scope, key, fingerprint.as_bytes()).await;
-        let problem = match begun {
-            Ok(Begun::New(claim)) => return Ok((claim, false)),
-            Ok(Begun::Abandoned(claim)) if self.config.run_abandoned => return Ok((claim, true)),
-            // Dropped, the claim is abandoned again when its lease is over.
-            Ok(Begun::Abandoned(_)) => Problem::Abandoned,
-            Ok(Begun::Done(result)) => {
-                return Err(match Stored::decode(result) {
-                    Some(stored) => stored.replay(),
-                    None => Problem::NotStored.answer(),
-                });
-            }
-            Ok(Begun::InProgress { left }) => {
-                let wait = left.min(self.config.retry_after);
-                let retry_after_s = wait.as_nanos().div_ceil(1_000_000_000).max(1);
-                let retry_after_s = u64::try_from(retry_after_s).unwrap_or(u64::MAX);
-                Problem::InProgress { retry_after_s }
-            }
-            Ok(Begun::Mismatch) => Problem::Mismatch,
+        let takes = self.config.run_abandoned;
+        let claimed = self.keys.claim(&scope, key, fingerprint.as_bytes(), takes).await;
+        let (found, claim) = match claimed {
+            Ok(claimed) => claimed,
             Err(BeginKeyError::Store(error)) => {
                 tracing::warn!(target: "voussoir::txn", %error, "idempotency keys failed");
-                Problem::Store
+                return Err(Problem::Store.answer());
             }
             Err(error) => {
                 tracing::warn!(target: "voussoir::txn", %error, "the scope is no name");
-                Problem::Malformed
+                return Err(Problem::Malformed.answer());
             }
         };
-        Err(problem.answer())
+        Err(match found {
+            Found::Vacant => return Ok((claim, false)),
+            Found::Abandoned if takes => return Ok((claim, true)),
+            Found::Abandoned => Problem::Abandoned.answer(),
+            Found::Done(result) => match Stored::decode(result) {
+                Some(stored) => stored.replay(),
+                None => Problem::NotStored.answer(),
+            },
+            Found::InProgress(left) => {
+                let wait = left.min(self.config.retry_after);
+                let retry_after_s = wait.as_nanos().div_ceil(1_000_000_000).max(1);
+                let retry_after_s = u64::try_from(retry_after_s).unwrap_or(u64::MAX);
+                Problem::InProgress { retry_after_s }.answer()
+            }
+            Found::Mismatch => Problem::Mismatch.answer(),
+        })
     }
 }
 
