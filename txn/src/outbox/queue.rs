@@ -151,39 +151,50 @@ async fn append(partition: &Partition, messages: &[Message]) -> (usize, Option<S
 #[async_trait]
 impl Sink for QueueSink {
     async fn deliver(&self, messages: &[Message]) -> Result<(), SinkError> {
+        let mut delivered = 0;
+        // Messages of one key may have several topics. Ends: each run has one message at least.
+        for run in messages.chunk_by(|one, next| one.topic == next.topic) {
+            let appended = self.append_run(run).await;
+            appended.map_err(|(count, why)| SinkError::new(delivered + count, why))?;
+            delivered += run.len();
+        }
+        Ok(())
+    }
+}
+
+impl QueueSink {
+    /// Appends messages of one key and one topic. An error says how many are there.
+    async fn append_run(&self, messages: &[Message]) -> Result<(), (usize, String)> {
         let Some(first) = messages.first() else { return Ok(()) };
-        let topic = self.shared.queue.topic(&first.topic);
-        let topic = topic.map_err(|error| SinkError::new(0, error))?;
-        // Messages of one key may have several topics: the others come again.
-        let same = messages.iter().take_while(|message| message.topic == first.topic).count();
+        let none = |error: &dyn fmt::Display| (0, error.to_string());
+        let topic = self.shared.queue.topic(&first.topic).map_err(|error| none(&error))?;
         let key = Record::new("").key(first.key.clone());
         let number = Murmur2.partition(topic.name(), &key, topic.partitions()).unwrap_or(0);
-        let partition = topic.partition(number).map_err(|error| SinkError::new(0, error))?;
-        let window = self.shared.window(&topic, number);
-        let window = window.map_err(|why| SinkError::new(0, why))?;
-        let fresh = window.claim(&messages[..same]).await;
-        let known = same - fresh.len();
+        let partition = topic.partition(number).map_err(|error| none(&error))?;
+        let window = self.shared.window(&topic, number).map_err(|why| none(&why))?;
         let max = self.shared.max_remembered;
+        let under_way = window.claim(messages, max).await;
+        let known = messages.len() - under_way.messages.len();
         // In a task: a delivery that takes too long is dropped here, and goes on all the same.
         let task = tokio::spawn(async move {
-            let mut guard = UnderWay { window, messages: fresh, done: 0, max };
-            let (done, why) = append(&partition, &guard.messages).await;
-            guard.done = done;
+            // All of it: a task captures fields.
+            let mut under_way = under_way;
+            let (done, why) = append(&partition, &under_way.messages).await;
+            under_way.done = done;
             (done, why)
         });
-        let (done, why) = task.await.map_err(|error| SinkError::new(known, error))?;
-        match why {
-            Some(why) => Err(SinkError::new(known + done, why)),
-            None if same < messages.len() => Err(SinkError::new(same, "another topic follows")),
-            None => Ok(()),
+        match task.await {
+            Ok((_, None)) => Ok(()),
+            Ok((done, Some(why))) => Err((known + done, why)),
+            Err(error) => Err((known, error.to_string())),
         }
     }
 }
 
 impl Window {
-    /// Waits until none of the messages is on its way, and returns those that are not there yet.
+    /// Waits until none of the messages is on its way, and puts those on it that are not there yet.
     /// They are a suffix: messages of one key are appended in order.
-    async fn claim(&self, messages: &[Message]) -> Vec<Message> {
+    async fn claim(self: &Arc<Self>, messages: &[Message], max: usize) -> UnderWay {
         // Ends: what is on its way ends with its append, however that ends.
         loop {
             let ended = self.ended.notified();
@@ -195,7 +206,8 @@ impl Window {
                     let known = messages.iter().take_while(|one| ids.done.contains(&one.id));
                     let fresh = messages[known.count()..].to_vec();
                     ids.under_way.extend(fresh.iter().map(|message| message.id.clone()));
-                    return fresh;
+                    drop(ids);
+                    return UnderWay { window: Arc::clone(self), messages: fresh, done: 0, max };
                 }
             }
             ended.await;
