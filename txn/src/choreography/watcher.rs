@@ -3,8 +3,11 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use super::bus::Observed;
-use super::event::{DeadLetter, Event};
+use super::event::DeadLetter;
 use super::participant::Participant;
+
+/// Answers to an event, of one participant at most: `answered` takes so many unseen ones for each.
+const MAX_ANSWERS_OF_AN_EVENT: usize = 8;
 
 /// What a watcher remembers. Start from [`Default`] and change fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,7 +15,8 @@ use super::participant::Participant;
 pub struct WatcherConfig {
     /// Wholes that are remembered; the one that began first is forgotten first. Default 10,000.
     pub max_sagas: usize,
-    /// Events of one whole that are looked at; later ones are counted only. Default 1,000.
+    /// Events of one whole that rules are looked up for. Later ones are counted, duplicates of them
+    /// too, and seen as answers to those before them. Default 1,000.
     pub max_events: usize,
     /// Dead letters that are kept, of all wholes together; the oldest goes first. Default 1,000.
     pub max_dead: usize,
@@ -71,15 +75,28 @@ impl SagaView {
 
 #[derive(Default)]
 struct Seen {
+    /// Invariant: the ids of `kept`.
     ids: HashSet<String>,
-    /// With the time at which each was observed.
-    events: Vec<(u64, Event)>,
+    /// Invariant: at most `max_events`.
+    kept: Vec<Kept>,
+    /// Events past `max_events`.
+    beyond: usize,
     last: String,
     hops: u32,
     deadline: Option<u64>,
     /// Participant, rule and cause of each reaction that has been observed, as `source` and cause.
+    /// Invariant: of rules of the participants. Answers to events that were not observed yet are
+    /// taken only up to `MAX_ANSWERS_OF_AN_EVENT` times `max_events` of all.
     answered: HashSet<(String, String)>,
     dead: usize,
+}
+
+/// What is kept of an event.
+struct Kept {
+    observed_at: u64,
+    id: String,
+    kind: String,
+    key: String,
 }
 
 /// Knows the rules of participants, and says from the events who waits for what.
@@ -90,6 +107,8 @@ pub struct Watcher {
     /// By age. Invariant: the keys of `sagas`.
     order: VecDeque<String>,
     dead: VecDeque<DeadLetter>,
+    /// The rules of the participants, as events name them.
+    sources: HashSet<String>,
 }
 
 impl Watcher {
@@ -98,9 +117,13 @@ impl Watcher {
         participants: impl IntoIterator<Item = &'a Participant>,
         config: WatcherConfig,
     ) -> Self {
-        let participants = participants.into_iter().cloned().collect();
+        let participants: Vec<Participant> = participants.into_iter().cloned().collect();
+        let sources = participants
+            .iter()
+            .flat_map(|one| one.rules.iter().map(|rule| format!("{}/{}", one.name, rule.name)));
+        let sources = sources.collect();
         let (sagas, order, dead) = (HashMap::new(), VecDeque::new(), VecDeque::new());
-        Self { participants, config, sagas, order, dead }
+        Self { participants, config, sagas, order, dead, sources }
     }
 
     /// Takes what was observed at `now`.
@@ -109,26 +132,29 @@ impl Watcher {
         match observed {
             Observed::Event(event) => {
                 let seen = self.seen(&event.saga);
-                if seen.ids.len() >= max_events || !seen.ids.insert(event.id.clone()) {
+                if seen.ids.contains(&event.id) {
                     return;
                 }
                 seen.last.clone_from(&event.kind);
                 seen.hops = seen.hops.max(event.hops);
                 seen.deadline = seen.deadline.or(event.deadline);
-                if !event.source.is_empty() {
-                    seen.answered.insert((event.source.clone(), event.cause.clone()));
+                if seen.kept.len() < max_events {
+                    seen.ids.insert(event.id.clone());
+                    let (id, kind, key) = (event.id.clone(), event.kind.clone(), event.key.clone());
+                    seen.kept.push(Kept { observed_at: now, id, kind, key });
+                } else {
+                    seen.beyond += 1;
                 }
-                seen.events.push((now, event.clone()));
+                self.answer(&event.saga, event.source.clone(), &event.cause);
             }
             Observed::Dead(letter) => {
-                let seen = self.seen(&letter.event.saga);
-                seen.dead += 1;
                 let event = &letter.event;
+                self.seen(&event.saga).dead += 1;
                 // A reaction that could not be published has ended too.
-                seen.answered.insert((event.source.clone(), event.cause.clone()));
+                self.answer(&event.saga, event.source.clone(), &event.cause);
                 if let super::DeadReason::Failed { rule, .. } = &letter.why {
                     let source = format!("{}/{rule}", letter.participant);
-                    seen.answered.insert((source, event.id.clone()));
+                    self.answer(&event.saga, source, &event.id);
                 }
                 self.dead.push_back(letter.clone());
                 if self.dead.len() > self.config.max_dead {
@@ -154,6 +180,16 @@ impl Watcher {
         self.dead.iter()
     }
 
+    /// Notes that a rule has answered an event.
+    fn answer(&mut self, saga: &str, source: String, cause: &str) {
+        let max = self.config.max_events.saturating_mul(MAX_ANSWERS_OF_AN_EVENT);
+        let Some(seen) = self.sagas.get_mut(saga) else { return };
+        let is_kept = seen.ids.contains(cause) || seen.answered.len() < max;
+        if is_kept && self.sources.contains(&source) {
+            seen.answered.insert((source, cause.to_owned()));
+        }
+    }
+
     fn seen(&mut self, saga: &str) -> &mut Seen {
         if !self.sagas.contains_key(saga) {
             self.order.push_back(saga.to_owned());
@@ -171,11 +207,11 @@ impl Watcher {
         for participant in &self.participants {
             for rule in &*participant.rules {
                 // The events of each kind, by key, in the order in which they were observed.
-                let mut keys: BTreeMap<&str, Vec<Vec<&(u64, Event)>>> = BTreeMap::new();
-                for observed in &seen.events {
-                    let at = rule.kinds.iter().position(|kind| *kind == observed.1.kind);
+                let mut keys: BTreeMap<&str, Vec<Vec<&Kept>>> = BTreeMap::new();
+                for observed in &seen.kept {
+                    let at = rule.kinds.iter().position(|kind| *kind == observed.kind);
                     let Some(at) = at else { continue };
-                    let slots = keys.entry(&observed.1.key);
+                    let slots = keys.entry(&observed.key);
                     let slots = slots.or_insert_with(|| vec![Vec::new(); rule.kinds.len()]);
                     slots[at].push(observed);
                 }
@@ -184,7 +220,7 @@ impl Watcher {
                     let of = |nth: usize| slots.iter().map(move |slot| slot.get(nth).copied());
                     let joins = slots.iter().map(Vec::len).max().unwrap_or(0);
                     for nth in 0..joins {
-                        let first = slots[0].get(nth).map(|(_, event)| &event.id);
+                        let first = slots[0].get(nth).map(|event| &event.id);
                         let is_answered = first.is_some_and(|id| {
                             seen.answered.contains(&(source.clone(), id.clone()))
                         });
@@ -198,9 +234,9 @@ impl Watcher {
                             participant: participant.name.to_string(),
                             rule: rule.name.clone(),
                             key: key.to_owned(),
-                            has: come.iter().map(|(_, event)| event.kind.clone()).collect(),
+                            has: come.iter().map(|event| event.kind.clone()).collect(),
                             missing: missing.map(|(kind, _)| kind.clone()).collect(),
-                            since: come.iter().map(|(at, _)| *at).min().unwrap_or(0),
+                            since: come.iter().map(|event| event.observed_at).min().unwrap_or(0),
                         });
                     }
                 }
@@ -208,7 +244,7 @@ impl Watcher {
         }
         SagaView {
             saga: saga.to_owned(),
-            events: seen.ids.len(),
+            events: seen.kept.len() + seen.beyond,
             last: seen.last.clone(),
             hops: seen.hops,
             deadline: seen.deadline,
