@@ -83,12 +83,6 @@ impl Queue {
         Ok(Self { shared: Arc::new(Shared { writer, config, topics, topics_version, groups }) })
     }
 
-    /// Bytes of the largest transaction: its records and offsets, with their overhead. It follows
-    /// from the journal's `segment_bytes`.
-    pub fn max_transaction_bytes(&self) -> usize {
-        self.shared.writer.max_item_bytes()
-    }
-
     /// Creates a topic, durably.
     ///
     /// # Errors

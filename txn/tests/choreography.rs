@@ -1,7 +1,7 @@
 //! Choreographed orders over a bus that fails, delivers twice and out of order, and participants
 //! that crash: each whole ends alike everywhere, and every effect is there once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use voussoir_sim::{Rng, Situations};
 use voussoir_txn::choreography::*;
 use voussoir_txn::{Retry, async_trait};
 
-static SITUATIONS: [&str; 14] = [
+static SITUATIONS: [&str; 15] = [
     "shipped",
     "refused",
     "released",
@@ -27,6 +27,7 @@ static SITUATIONS: [&str; 14] = [
     "deadline over",
     "second runner",
     "gave up",
+    "given back",
 ];
 
 /// What the participants have done, by idempotency key: the key is noted with the effect.
@@ -144,6 +145,10 @@ struct FaultySubscription {
     inner: Box<dyn Subscription>,
     world: Arc<World>,
     old: Vec<Delivery>,
+    /// Events of the latest poll of the bus below.
+    fresh: usize,
+    /// The latest poll returned others than the bus below has, or in another order.
+    is_altered: bool,
 }
 
 #[async_trait]
@@ -154,7 +159,8 @@ impl Bus for Faulty {
 
     async fn subscribe(&self, participant: &str) -> Result<Box<dyn Subscription>, BusError> {
         let (inner, world) = (self.bus.subscribe(participant).await?, Arc::clone(&self.world));
-        Ok(Box::new(FaultySubscription { inner, world, old: Vec::new() }))
+        let (old, fresh, is_altered) = (Vec::new(), 0, false);
+        Ok(Box::new(FaultySubscription { inner, world, old, fresh, is_altered }))
     }
 
     async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
@@ -164,22 +170,38 @@ impl Bus for Faulty {
 
 #[async_trait]
 impl Subscription for FaultySubscription {
-    async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Delivery>, BusError> {
-        let mut polled = self.inner.poll(max_wait).await?;
+    async fn poll(
+        &mut self,
+        max_wait: Duration,
+        full: &BTreeSet<u32>,
+    ) -> Result<Vec<Delivery>, BusError> {
+        let mut polled = self.inner.poll(max_wait, full).await?;
         let is_event = |one: &Delivery| matches!(one, Delivery::Event { .. });
         let events = polled.iter().position(is_event).unwrap_or(polled.len());
         let mut fresh = polled.split_off(events);
         self.old.extend(fresh.iter().cloned());
+        (self.fresh, self.is_altered) = (fresh.len(), false);
         if self.world.below(4) == 0 && fresh.len() > 1 {
             fresh.reverse();
+            self.is_altered = true;
         }
         if self.world.below(4) == 0 && !self.old.is_empty() {
             let at = self.world.below(self.old.len() as u64) as usize;
             fresh.push(self.old[at].clone());
+            self.is_altered = true;
             self.world.reached("delivered twice");
         }
         polled.extend(fresh);
         Ok(polled)
+    }
+
+    fn give_back(&mut self, count: usize) -> Result<(), BusError> {
+        self.world.reached("given back");
+        self.inner.give_back(if self.is_altered { self.fresh } else { count })
+    }
+
+    fn max_commit_bytes(&self) -> usize {
+        self.inner.max_commit_bytes()
     }
 
     async fn commit(&mut self, commit: Commit) -> Result<(), BusError> {
@@ -573,4 +595,32 @@ fn participants_that_cannot_work_are_refused() {
     let names: Vec<String> = (0..9).map(|name| name.to_string()).collect();
     let many = names.iter().map(|name| rule("a", name)).collect();
     assert!(matches!(new(many), Err(ParticipantError::Count { count: 9, max: 8, .. })));
+}
+
+/// A watcher that keeps few events of a whole counts the others, and sees what they answer.
+#[test]
+fn a_watcher_sees_answers_past_its_last_event() {
+    let rule = |kind: &str, name: &str| Rule::on(kind, name, |_| async { Ok(vec![]) });
+    let participant = Participant::new("p", [rule("a", "r")]).unwrap();
+    let mut config = WatcherConfig::default();
+    config.max_events = 2;
+    let mut watcher = Watcher::new([&participant], config);
+    let mut observe = |id: &str, kind: &str, source: &str, cause: &str| {
+        let mut event = Event::first(id, kind, "k", "body");
+        (event.source, event.cause) = (source.into(), cause.into());
+        watcher.observe(1, &Observed::Event(event));
+        watcher.saga("k").unwrap()
+    };
+    // An answer that overtakes what it answers, and one of nobody that is known.
+    observe("early", "b", "p/r", "2");
+    observe("1", "a", "", "");
+    let view = observe("2", "a", "q/r", "1");
+    assert_eq!((view.events, view.awaited.len()), (3, 1), "the second is past the last");
+    let view = observe("done", "b", "p/r", "1");
+    assert_eq!((view.events, &*view.last, view.awaited.len()), (4, "b", 0));
+    for more in 0..1000 {
+        observe(&format!("more {more}"), "b", "p/r", &format!("unknown {more}"));
+    }
+    let view = observe("end", "c", "", "");
+    assert_eq!((view.events, &*view.last, view.awaited.len()), (1005, "c", 0));
 }

@@ -84,6 +84,21 @@ async fn until_one_waits_at_the_gate(client: &Client) {
     }
 }
 
+/// The statement that a dead relay has sent dies with it: the server would still carry it out.
+async fn end_who_waits_at_the_gate(client: &Client) {
+    let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE \
+               datname = current_database() AND wait_event = 'advisory'";
+    client.query(end, &[]).await.unwrap();
+}
+
+async fn until_fewer_wait(outbox: &Outbox, client: &Client, than: usize) {
+    let start = Instant::now();
+    while outbox.waiting(client).await.unwrap() as usize >= than {
+        assert!(start.elapsed() < PATIENCE, "nothing is delivered");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// What is in the queue: key, body and id of each record, in the order of its partition.
 async fn records(dir: &str) -> Vec<(String, u64, String)> {
     let (_journal, queue) = open(dir).await;
@@ -140,11 +155,7 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
             // As many as the relay can take: what is left at the end has to be delivered too.
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let start = Instant::now();
-        while outbox.waiting(&client).await.unwrap() as usize == put - deleted {
-            assert!(start.elapsed() < PATIENCE, "nothing is delivered");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_fewer_wait(&outbox, &client, put - deleted).await;
         // It is killed when it has delivered messages and has not deleted them.
         client.execute("SELECT pg_advisory_lock($1)", &[&GATE]).await.unwrap();
         let messages = new_messages(TOPICS[0], 200, &mut rng, &mut body);
@@ -153,10 +164,7 @@ async fn a_killed_relay_neither_loses_nor_doubles_nor_reorders_what_a_queue_gets
         until_one_waits_at_the_gate(&client).await;
         child.kill().unwrap();
         child.wait().unwrap();
-        // The statement that it has sent dies with it: the server would still carry it out.
-        let end = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE \
-                   datname = current_database() AND wait_event = 'advisory'";
-        client.query(end, &[]).await.unwrap();
+        end_who_waits_at_the_gate(&client).await;
         client.execute("SELECT pg_advisory_unlock($1)", &[&GATE]).await.unwrap();
         let gone = put - outbox.waiting(&client).await.unwrap() as usize;
         situations.add("delivered before a kill", u64::from(gone > deleted));

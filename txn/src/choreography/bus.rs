@@ -1,5 +1,6 @@
 //! The seam to where events are.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,7 +28,7 @@ pub enum BusError {
     /// created; open the journal with larger segments.
     #[error(
         "a commit of the bus may have {needed_bytes} bytes, and one of the journal takes \
-         {found_bytes}: open the journal with `segment_bytes` of at least 32 MiB"
+         {found_bytes}: open the journal with larger `segment_bytes`"
     )]
     Segments {
         /// What the journal takes.
@@ -79,6 +80,29 @@ impl Commit {
     pub fn is_empty(&self) -> bool {
         self.state.is_empty() && self.publish.is_empty() && self.dead.is_empty()
     }
+
+    /// Its bytes, as [`Subscription::max_commit_bytes`] counts them: of keys, values, events with
+    /// their keys, and letters, and 64 for each.
+    pub fn len_bytes(&self) -> usize {
+        let state = self.state.iter().map(|(_, key, value)| state_bytes(key, value.as_ref()));
+        let events = self.publish.iter().map(event_bytes);
+        state.chain(events).chain(self.dead.iter().map(letter_bytes)).sum()
+    }
+}
+
+/// What each change, event and letter counts in a commit, beside its bytes.
+const OVERHEAD_BYTES: usize = 64;
+
+pub(super) fn state_bytes(key: &Bytes, value: Option<&Bytes>) -> usize {
+    key.len() + value.map_or(0, Bytes::len) + OVERHEAD_BYTES
+}
+
+pub(super) fn event_bytes(event: &Event) -> usize {
+    event.len_bytes() + event.key.len() + OVERHEAD_BYTES
+}
+
+pub(super) fn letter_bytes(letter: &DeadLetter) -> usize {
+    letter.len_bytes() + letter.event.key.len() + OVERHEAD_BYTES
 }
 
 /// Where events are. Called without any lock held.
@@ -115,18 +139,31 @@ pub trait Bus: Send + Sync + 'static {
 /// A participant's way to the bus. One task owns it.
 #[async_trait]
 pub trait Subscription: Send {
-    /// The next deliveries, waiting at most `max_wait` for one. The runner has committed all that
-    /// came before.
+    /// The next deliveries, waiting at most `max_wait` for one. None are events of the partitions
+    /// `full`, which wait where they are. The runner has committed all that came before, or given
+    /// it back.
     ///
     /// # Errors
     /// [`BusError`].
     ///
     /// # Cancel safety
     /// Safe: what this call has not returned the next one returns.
-    async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Delivery>, BusError>;
+    async fn poll(
+        &mut self,
+        max_wait: Duration,
+        full: &BTreeSet<u32>,
+    ) -> Result<Vec<Delivery>, BusError>;
 
-    /// Makes all of `commit` durable, and that all events that polls have returned are read:
-    /// everything, or nothing.
+    /// Takes back the last `count` events of the latest poll: commits do not say that they are
+    /// read, and polls return them again, others before them too if that is simpler.
+    ///
+    /// # Errors
+    /// [`BusError`]; the subscription is not used any more.
+    fn give_back(&mut self, count: usize) -> Result<(), BusError>;
+
+    /// Makes all of `commit` durable, and that all events are read that polls have returned and
+    /// that were not given back: everything, or nothing. A commit of more than
+    /// [`max_commit_bytes`](Self::max_commit_bytes) is not applied.
     ///
     /// # Errors
     /// [`BusError`]; the subscription is not used any more.
@@ -135,7 +172,8 @@ pub trait Subscription: Send {
     /// Dropped, it may be durable; the subscription is not used any more.
     async fn commit(&mut self, commit: Commit) -> Result<(), BusError>;
 
-    /// Bytes of the largest commit: keys, values and events, with 64 bytes for each.
+    /// The most bytes of a commit ([`Commit::len_bytes`]). At least 3.25 MiB: below it, one event
+    /// with the joins that it belongs to may fit into no commit.
     fn max_commit_bytes(&self) -> usize {
         4 << 20
     }

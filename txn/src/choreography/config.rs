@@ -21,7 +21,7 @@ pub struct ChoreographyConfig {
     /// it the oldest becomes a dead letter. 1 to 1,000,000. Default 1,000.
     pub max_parked: usize,
     /// Calls that run or are to be tried again, in each partition of the bus. At this many no more
-    /// events are read. 1 to 100,000. Default 1,000.
+    /// events of that partition are read. 1 to 100,000. Default 1,000.
     pub max_due: usize,
     /// Calls that run at once. Those of one key run one after the other. 1 to 10,000. Default 64.
     pub max_parallel: usize,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::bus::Commit;
+use super::bus::{Commit, event_bytes, letter_bytes, state_bytes};
 use super::config::ChoreographyConfig;
 use super::event::{DONE, DeadLetter, DeadReason, Event, NewEvent};
 use super::participant::Participant;
@@ -19,8 +19,12 @@ const FORMAT: u8 = 1;
 const MAX_EVENTS_OF_A_WAIT: usize = 64;
 /// Bytes of one join, beyond which it takes no more events.
 const MAX_BYTES_OF_A_WAIT: usize = 256 << 10;
-/// What a change or an event counts in a commit, beside its bytes.
-const OVERHEAD_BYTES: usize = 64;
+/// The most bytes that one input records, a tick of no room included. An event: for each of 8 rules
+/// a wait or reaction of `MAX_BYTES_OF_A_WAIT` and one event more. A reaction that ended: bodies of
+/// [`MAX_PUBLISHED_BYTES`] and 1,000 heads of events or letters.
+pub(super) const STEP_BYTES: usize = 3 << 20;
+/// Bytes of bodies that one reaction publishes.
+pub(super) const MAX_PUBLISHED_BYTES: usize = 1 << 20;
 
 /// The index of a rule, and a key.
 type WaitId = (usize, String);
@@ -31,8 +35,11 @@ pub(super) enum Input {
         number: u64,
         result: Result<Vec<NewEvent>, String>,
     },
-    /// Time has passed.
-    Tick,
+    /// Time has passed, or there is room to record what waits for it. As much is recorded as has
+    /// `room` bytes, and one thing more; nothing without room.
+    Tick {
+        room: usize,
+    },
 }
 
 /// A reaction to run.
@@ -98,22 +105,26 @@ pub(super) struct Core {
     waits: HashMap<WaitId, Wait>,
     /// Invariant: one for each of `waits`.
     expiries: BTreeSet<(u64, WaitId)>,
-    /// Waits whose first kind has not come, by age. The events in them are at most `max_parked`.
+    /// Waits whose first kind has not come, by age. The events in them are at most `max_parked`,
+    /// after a tick that had room for letters of the others.
     parked: BTreeSet<(u64, WaitId)>,
     parked_events: usize,
     /// By age.
     dues: BTreeMap<u64, Due>,
     /// The dues of each key, the oldest first: that one runs, or waits for its next attempt.
     lanes: HashMap<String, VecDeque<u64>>,
-    /// Invariant: for each lane whose first due does not run, the time when it will.
+    /// Invariant: for each lane whose first due does not run, its `retry_at`, and its number.
     retries: BTreeSet<(u64, u64)>,
     next_number: u64,
     outputs: VecDeque<Call>,
+    /// The last change of each key.
+    changes: HashMap<Bytes, Option<Bytes>>,
+    /// Without `changes`.
     commit: Commit,
+    /// Invariant: the bytes of `changes` and `commit`.
     commit_bytes: usize,
     /// Commits of `open` that are full.
     sealed: Vec<Commit>,
-    limit_bytes: usize,
 }
 
 impl Core {
@@ -124,7 +135,6 @@ impl Core {
         participant: Participant,
         config: ChoreographyConfig,
         limit_bytes: usize,
-        now: u64,
         state: Vec<(Bytes, Bytes)>,
     ) -> Result<Self, String> {
         let seed = config.seed.unwrap_or_else(|| fastrand::u64(..));
@@ -144,10 +154,10 @@ impl Core {
             retries: BTreeSet::new(),
             next_number: 1,
             outputs: VecDeque::new(),
+            changes: HashMap::new(),
             commit: Commit::default(),
             commit_bytes: 0,
             sealed: Vec::new(),
-            limit_bytes,
         };
         for (key, value) in state {
             let read = core.load(&key, value);
@@ -157,9 +167,10 @@ impl Core {
                 core.sealed.push(full);
             }
         }
-        let lanes: Vec<String> = core.lanes.keys().cloned().collect();
-        for lane in lanes {
-            core.advance(now, &lane);
+        // The next ticks go on with each.
+        for lane in core.lanes.values() {
+            let first = lane.front().and_then(|number| Some((core.dues.get(number)?, *number)));
+            core.retries.extend(first.map(|(due, number)| (due.retry_at, number)));
         }
         Ok(core)
     }
@@ -168,16 +179,19 @@ impl Core {
         match input {
             Input::Event(event) => self.arrive(now, event),
             Input::Handled { number, result } => self.handled(now, number, result),
-            Input::Tick => {}
+            Input::Tick { room } => self.tick(now, room),
         }
-        self.tick(now);
     }
 
     pub(super) fn poll_output(&mut self) -> Option<Call> {
         self.outputs.pop_front()
     }
 
+    /// When a tick has something to do: 0 for at once.
     pub(super) fn next_deadline(&self) -> Option<u64> {
+        if self.parked_events > self.config.max_parked {
+            return Some(0);
+        }
         let expiry = self.expiries.first().map(|(at, _)| *at);
         let retry = self.retries.first().map(|(at, _)| *at);
         expiry.into_iter().chain(retry).min()
@@ -201,7 +215,9 @@ impl Core {
     /// What has to be recorded since the last call.
     pub(super) fn take_commit(&mut self) -> Commit {
         self.commit_bytes = 0;
-        std::mem::take(&mut self.commit)
+        let changes = std::mem::take(&mut self.changes);
+        let state = changes.into_iter().map(|(key, value)| (self.partition, key, value));
+        Commit { state: state.collect(), ..std::mem::take(&mut self.commit) }
     }
 
     pub(super) fn waiting(&self) -> Vec<Waiting> {
@@ -259,11 +275,14 @@ impl Core {
         self.seen.insert(id.to_owned(), number);
         self.seen_order.insert(number, id.to_owned());
         self.put_state(state_key(b's', id.as_bytes()), Some(number.to_le_bytes().to_vec().into()));
-        if self.seen.len() > self.config.max_seen
-            && let Some((_, oldest)) = self.seen_order.pop_first()
-        {
-            self.seen.remove(&oldest);
-            self.put_state(state_key(b's', oldest.as_bytes()), None);
+        // Two: the limit may have been higher.
+        for _ in 0..2 {
+            if self.seen.len() > self.config.max_seen
+                && let Some((_, oldest)) = self.seen_order.pop_first()
+            {
+                self.seen.remove(&oldest);
+                self.put_state(state_key(b's', oldest.as_bytes()), None);
+            }
         }
     }
 
@@ -307,15 +326,6 @@ impl Core {
         if let Some(events) = joined {
             self.push_due(now, rule, events);
         }
-        self.evict_parked();
-    }
-
-    fn evict_parked(&mut self) {
-        // Ends: each round removes a wait.
-        while self.parked_events > self.config.max_parked {
-            let Some((_, id)) = self.parked.first().cloned() else { return };
-            self.end_wait(&id);
-        }
     }
 
     /// Ends a wait that is not joined: its events become dead letters.
@@ -346,18 +356,26 @@ impl Core {
         Some(wait)
     }
 
-    fn tick(&mut self, now: u64) {
+    fn tick(&mut self, now: u64, room: usize) {
+        let limit = self.commit_bytes.saturating_add(room);
+        // Ends: each round removes a wait.
+        while self.parked_events > self.config.max_parked
+            && self.commit_bytes < limit
+            && let Some((_, id)) = self.parked.first().cloned()
+        {
+            self.end_wait(&id);
+        }
         // Ends: each round removes a wait.
         while let Some((at, id)) = self.expiries.first().cloned()
             && at <= now
-            && self.commit_bytes < self.limit_bytes
+            && self.commit_bytes < limit
         {
             self.expire(&id);
         }
-        // Ends: each round takes a due off, and `advance` puts none back that is not later.
+        // Ends: each round has the first due of a lane run or end.
         while let Some((at, number)) = self.retries.first().copied()
             && at <= now
-            && self.commit_bytes < self.limit_bytes
+            && self.commit_bytes < limit
         {
             self.retries.remove(&(at, number));
             let key = self.dues.get(&number).map(|due| due.events[0].key.clone());
@@ -401,31 +419,39 @@ impl Core {
         }
     }
 
-    /// Begins the first due of a key, which does not run.
+    /// Begins the first due of a key, which does not run. One that is late ends, and the next is
+    /// left to a tick: each may record an event.
     fn advance(&mut self, now: u64, key: &str) {
         let rules = Arc::clone(&self.participant.rules);
-        // Ends: each round leaves, or removes a due.
-        while let Some(number) = self.lanes.get(key).and_then(|lane| lane.front().copied()) {
-            let Some(due) = self.dues.get(&number) else { return };
-            let rule = &rules[due.rule];
-            if due.retry_at > now {
-                self.retries.insert((due.retry_at, number));
-                return;
-            }
-            let deadline = due.events.iter().filter_map(|event| event.deadline).min();
-            if let (Some(kind), Some(_)) = (&rule.late, deadline.filter(|at| *at <= now)) {
-                let events = due.events.clone();
-                let event = NewEvent::new(kind, events[0].body.clone());
-                self.publish(&rule.name, "late", &events, vec![event]);
-                self.remove_due(number);
-                continue;
-            }
-            let ids: Vec<&str> = due.events.iter().map(|event| &*event.id).collect();
-            let key = digest(&[&[&self.participant.name, &*rule.name][..], &ids].concat());
-            let events = due.events.clone();
-            let attempt = due.failures + 1;
-            self.outputs.push_back(Call { number, rule: due.rule, key, events, attempt });
+        let Some(number) = self.lanes.get(key).and_then(|lane| lane.front().copied()) else {
             return;
+        };
+        let Some(due) = self.dues.get(&number) else { return };
+        let rule = &rules[due.rule];
+        if due.retry_at > now {
+            self.retries.insert((due.retry_at, number));
+            return;
+        }
+        let deadline = due.events.iter().filter_map(|event| event.deadline).min();
+        if let (Some(kind), Some(_)) = (&rule.late, deadline.filter(|at| *at <= now)) {
+            let events = due.events.clone();
+            let event = NewEvent::new(kind, events[0].body.clone());
+            self.publish(&rule.name, "late", &events, vec![event]);
+            self.remove_due(number);
+            return self.tick_lane(key);
+        }
+        let ids: Vec<&str> = due.events.iter().map(|event| &*event.id).collect();
+        let key = digest(&[&[&self.participant.name, &*rule.name][..], &ids].concat());
+        let events = due.events.clone();
+        let attempt = due.failures + 1;
+        self.outputs.push_back(Call { number, rule: due.rule, key, events, attempt });
+    }
+
+    /// Leaves the first due of a key to a tick.
+    fn tick_lane(&mut self, key: &str) {
+        let first = self.lanes.get(key).and_then(VecDeque::front);
+        if let Some((number, due)) = first.and_then(|at| Some((*at, self.dues.get(at)?))) {
+            self.retries.insert((due.retry_at, number));
         }
     }
 
@@ -510,15 +536,16 @@ impl Core {
             } else if hops > max && event.kind != DONE {
                 self.give_up(event, DeadReason::TooManyHops { hops, max });
             } else {
-                self.commit_bytes += event.len_bytes() + OVERHEAD_BYTES;
+                self.commit_bytes += event_bytes(&event);
                 self.commit.publish.push(event);
             }
         }
     }
 
     fn give_up(&mut self, event: Event, why: DeadReason) {
-        self.commit_bytes += event.len_bytes() + 8 * OVERHEAD_BYTES;
-        self.commit.dead.push(DeadLetter::new(event, &self.participant.name, why));
+        let letter = DeadLetter::new(event, &self.participant.name, why);
+        self.commit_bytes += letter_bytes(&letter);
+        self.commit.dead.push(letter);
     }
 
     fn put_due(&mut self, number: u64, due: &Due) {
@@ -534,9 +561,10 @@ impl Core {
     }
 
     fn put_state(&mut self, key: Bytes, value: Option<Bytes>) {
-        let bytes = key.len() + value.as_ref().map_or(0, Bytes::len);
-        self.commit_bytes += bytes + OVERHEAD_BYTES;
-        self.commit.state.push((self.partition, key, value));
+        self.commit_bytes += state_bytes(&key, value.as_ref());
+        if let Some(old) = self.changes.insert(key.clone(), value) {
+            self.commit_bytes -= state_bytes(&key, old.as_ref());
+        }
     }
 
     /// Takes a part of the state in.

@@ -220,6 +220,16 @@ impl DeadLetter {
         out.freeze()
     }
 
+    /// Length of [`encode`](Self::encode).
+    pub(crate) fn len_bytes(&self) -> usize {
+        let (name, text) = match &self.why {
+            DeadReason::Failed { rule, why, .. } => (rule.len(), why.len()),
+            DeadReason::Misfit { field } => (field.len(), 0),
+            _ => (0, 0),
+        };
+        10 + 3 * 4 + name + text + self.participant.len() + self.event.len_bytes()
+    }
+
     /// Reads what [`encode`](Self::encode) wrote. `None` for anything else.
     pub fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.try_get_u8().ok()? != FORMAT {
@@ -288,6 +298,7 @@ mod tests {
         for why in reasons {
             let letter = DeadLetter::new(event.clone(), "stock", why);
             let bytes = letter.encode();
+            assert_eq!(letter.len_bytes(), bytes.len());
             assert_eq!(DeadLetter::decode(bytes.clone()).as_ref(), Some(&letter));
             for end in 0..bytes.len() {
                 assert_eq!(DeadLetter::decode(bytes.slice(..end)), None, "{end}");

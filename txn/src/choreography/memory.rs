@@ -1,6 +1,6 @@
 //! A bus in memory, for tests and for participants of one process that may lose everything with it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +15,8 @@ use super::event::Event;
 
 /// Events that a poll returns at once.
 const MAX_POLL: usize = 64;
+/// Bytes of a commit, as a bus on a journal takes them.
+const MAX_COMMIT_BYTES: usize = 4 << 20;
 
 /// Keeps events in memory. Clones are the same bus. A participant has one subscription at a time:
 /// a newer one fences the older.
@@ -91,7 +93,8 @@ impl Bus for MemoryBus {
         let (epoch, next) = (group.epoch, group.next);
         let shared = Arc::clone(&self.shared);
         let name = participant.to_owned();
-        Ok(Box::new(MemorySubscription { shared, name, epoch, next, is_assigned: false }))
+        let (is_assigned, polled) = (false, Vec::new());
+        Ok(Box::new(MemorySubscription { shared, name, epoch, next, polled, is_assigned }))
     }
 
     async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
@@ -104,11 +107,13 @@ struct MemorySubscription {
     name: String,
     epoch: u64,
     next: usize,
+    /// Indexes of the events of the latest poll.
+    polled: Vec<usize>,
     is_assigned: bool,
 }
 
 impl MemorySubscription {
-    fn take(&mut self) -> Result<Vec<Delivery>, BusError> {
+    fn take(&mut self, is_full: bool) -> Result<Vec<Delivery>, BusError> {
         let mut inner = self.shared.inner.lock();
         let inner = &mut *inner;
         let group = inner.groups.entry(self.name.clone()).or_default();
@@ -120,10 +125,15 @@ impl MemorySubscription {
             let state = group.state.iter().map(|(key, value)| (key.clone(), value.clone()));
             deliveries.push(Delivery::Assigned { partition: 0, state: state.collect() });
         }
+        self.polled.clear();
+        if is_full {
+            return Ok(deliveries);
+        }
         let end = inner.log.len().min(self.next + MAX_POLL);
-        for observed in &inner.log[self.next..end] {
+        for (at, observed) in inner.log.iter().enumerate().take(end).skip(self.next) {
             if let Observed::Event(event) = observed {
                 deliveries.push(Delivery::Event { partition: 0, event: event.clone() });
+                self.polled.push(at);
             }
         }
         self.next = end;
@@ -133,7 +143,11 @@ impl MemorySubscription {
 
 #[async_trait]
 impl Subscription for MemorySubscription {
-    async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Delivery>, BusError> {
+    async fn poll(
+        &mut self,
+        max_wait: Duration,
+        full: &BTreeSet<u32>,
+    ) -> Result<Vec<Delivery>, BusError> {
         let shared = Arc::clone(&self.shared);
         let deadline = tokio::time::sleep(max_wait);
         tokio::pin!(deadline);
@@ -142,7 +156,7 @@ impl Subscription for MemorySubscription {
             let published = shared.published.notified();
             tokio::pin!(published);
             published.as_mut().enable();
-            let deliveries = self.take()?;
+            let deliveries = self.take(full.contains(&0))?;
             if !deliveries.is_empty() {
                 return Ok(deliveries);
             }
@@ -153,7 +167,21 @@ impl Subscription for MemorySubscription {
         }
     }
 
+    fn give_back(&mut self, count: usize) -> Result<(), BusError> {
+        if count > 0 {
+            let first = self.polled.len().saturating_sub(count);
+            self.next = self.polled.get(first).copied().unwrap_or(self.next);
+            self.polled.clear();
+        }
+        Ok(())
+    }
+
     async fn commit(&mut self, commit: Commit) -> Result<(), BusError> {
+        let bytes = commit.len_bytes();
+        if bytes > MAX_COMMIT_BYTES {
+            let why = format!("a commit has {bytes} bytes, and at most {MAX_COMMIT_BYTES}");
+            return Err(BusError::NotApplied(why));
+        }
         let mut inner = self.shared.inner.lock();
         let current = inner.groups.entry(self.name.clone()).or_default().epoch;
         if current != self.epoch {
@@ -174,6 +202,10 @@ impl Subscription for MemorySubscription {
         drop(inner);
         self.shared.published.notify_waiters();
         Ok(())
+    }
+
+    fn max_commit_bytes(&self) -> usize {
+        MAX_COMMIT_BYTES
     }
 }
 

@@ -53,7 +53,8 @@
 //! - **Deadlines**: of the whole ([`Event::deadline`], [`Rule::late`]), of a join
 //!   ([`Rule::within`], [`Rule::on_timeout`]), of an attempt ([`Rule::timeout`]).
 //! - **Order**: reactions of one participant to events of one key run one after the other, in the
-//!   order in which they were due. A reaction that fails holds up its key alone.
+//!   order in which they were due. A reaction that fails holds up its key; once
+//!   [`max_due`](ChoreographyConfig::max_due) reactions of its partition wait, the partition too.
 //! - A reaction that brings its process down each time it runs is tried for ever: only attempts
 //!   that end are counted.
 

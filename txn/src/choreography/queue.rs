@@ -1,7 +1,7 @@
 //! A `voussoir-queue` as the bus: one commit of the journal for what was read, what a participant
 //! remembers, and what it publishes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,19 +10,22 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use voussoir_queue::{
-    CommitError, Consumer, ConsumerConfig, Durability, Guarantee, Murmur2, Outcome, Partitioner,
-    Producer, ProducerConfig, Queue, Record, Retention, Seek, Topic, TopicConfig, TopicError,
-    TopicPartition, Transaction, TransactionalProducer,
+    CommitError, Committed, Consumer, ConsumerConfig, Durability, Guarantee, Murmur2, Outcome,
+    Partitioner, Producer, ProducerConfig, Queue, Record, Retention, Seek, Topic, TopicConfig,
+    TopicError, TopicPartition, Transaction, TransactionalProducer,
 };
 
-use super::bus::{Bus, BusError, Commit, Delivery, Observed, Subscription, Tail};
+use super::bus::{Bus, BusError, Commit, Delivery, Observed, Subscription, Tail, state_bytes};
 use super::event::{DeadLetter, Event};
 
-/// Bytes of the largest commit, as a participant counts them.
-const MAX_COMMIT_BYTES: usize = 3 << 20;
-/// What a transaction of the queue must take: the largest commit, what is written again, and what
-/// the queue adds for each partition. A journal with `segment_bytes` of 32 MiB takes it.
-const NEEDED_BYTES: usize = MAX_COMMIT_BYTES + REWRITE_BYTES + (640 << 10);
+/// Bytes of the largest commit, if the journal takes so many.
+const MAX_COMMIT_BYTES: usize = 4 << 20;
+/// Bytes of the largest commit, at least: see [`Subscription::max_commit_bytes`].
+const MIN_COMMIT_BYTES: usize = 13 << 18;
+/// Bytes of a transaction beside its commit: what is written again, and heads.
+const RESERVED_BYTES: usize = 492 << 10;
+/// Bytes of a transaction for each partition: its offset, and heads of a batch of events and state.
+const PARTITION_BYTES: usize = 700;
 /// Bytes of events that a poll returns, beyond which it returns no further one.
 const POLL_BYTES: usize = 128 << 10;
 /// Records of the state that are read at once, in bytes.
@@ -30,17 +33,20 @@ const FETCH_BYTES: usize = 1 << 20;
 /// Records behind the first that is needed, beyond twice those that are, before old ones are
 /// written again.
 const SLACK: u64 = 1000;
-/// Bytes of a record beside its key and value, at most.
-const RECORD_BYTES: usize = 64;
-/// Bytes that a commit writes again, of all partitions together.
-const REWRITE_BYTES: usize = 256 << 10;
+/// As [`SLACK`], in bytes.
+const SLACK_BYTES: u64 = 1 << 20;
+/// Bytes of old records at which a commit takes no further one.
+const REWRITE_BYTES: usize = 128 << 10;
+/// How long a commit waits for a rebalance of the group to end.
+const REBALANCE: Duration = Duration::from_secs(10);
 
 /// How events are kept. Start from [`Default`] and change fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct QueueBusConfig {
-    /// Partitions of the events: members of a group that share the work. 1 to 10,000. It stays as
-    /// it is when the bus was created. Default 8.
+    /// Partitions of the events: members of a group that share the work. 1 to 400; with
+    /// `segment_bytes` of the journal of 64 MiB, its default, to 6,000. It stays as it is when the
+    /// bus was created. Default 8.
     pub partitions: u32,
     /// What `Queue::apply_retention` keeps of events and dead letters: longer than any participant
     /// is away. Default all.
@@ -79,15 +85,13 @@ impl QueueBus {
     /// Opens the bus `name`, and creates its topics unless they exist. One bus of a name at a time.
     ///
     /// # Errors
-    /// [`BusError`]; [`BusError::Segments`] when the journal's segments are too small.
+    /// [`BusError`]; [`BusError::Segments`] when the journal's segments are too small for so many
+    /// partitions.
     ///
     /// # Cancel safety
     /// Dropped, topics may be created.
     pub async fn open(queue: &Queue, name: &str, config: QueueBusConfig) -> Result<Self, BusError> {
-        let found_bytes = queue.max_transaction_bytes();
-        if found_bytes < NEEDED_BYTES {
-            return Err(BusError::Segments { found_bytes, needed_bytes: NEEDED_BYTES });
-        }
+        check_segments(queue, config.partitions)?;
         let mut topic = TopicConfig::partitions(config.partitions);
         topic.retention = config.retention;
         let events = open_topic(queue, &format!("{name}.events"), topic).await?;
@@ -95,6 +99,8 @@ impl QueueBus {
         one.retention = config.retention;
         let dead = open_topic(queue, &format!("{name}.dead"), one).await?;
         let producer = queue.producer(ProducerConfig::default()).await.map_err(not_applied)?;
+        // It may have been created with more.
+        check_segments(queue, events.partitions())?;
         let (queue, name) = (queue.clone(), name.to_owned());
         let shared = Shared { queue, name, events, dead, producer, numbers: Mutex::default() };
         Ok(Self { shared: Arc::new(shared) })
@@ -112,6 +118,26 @@ async fn open_topic(queue: &Queue, name: &str, config: TopicConfig) -> Result<To
         Err(TopicError::Exists { .. }) => queue.topic(name).map_err(not_applied),
         other => other.map_err(not_applied),
     }
+}
+
+/// Bytes of a transaction beside its commit.
+fn reserved_bytes(partitions: u32) -> usize {
+    RESERVED_BYTES + PARTITION_BYTES * partitions as usize
+}
+
+fn check_segments(queue: &Queue, partitions: u32) -> Result<(), BusError> {
+    let found_bytes = queue.max_transaction_bytes();
+    let needed_bytes = MIN_COMMIT_BYTES + reserved_bytes(partitions);
+    if found_bytes < needed_bytes {
+        return Err(BusError::Segments { found_bytes, needed_bytes });
+    }
+    Ok(())
+}
+
+/// Bytes of a commit, of which a transaction of the queue has more.
+fn max_commit_bytes(queue: &Queue, events: &Topic) -> usize {
+    let reserved = reserved_bytes(events.partitions());
+    queue.max_transaction_bytes().saturating_sub(reserved).min(MAX_COMMIT_BYTES)
 }
 
 fn not_applied(error: impl ToString) -> BusError {
@@ -171,8 +197,17 @@ impl Bus for QueueBus {
         let mut config = ConsumerConfig::group(&id, [shared.events.name()]);
         config.guarantee = Guarantee::ExactlyOnce;
         let consumer = shared.queue.consumer(config).map_err(not_applied)?;
-        let logs = BTreeMap::new();
-        Ok(Box::new(QueueSubscription { shared, consumer, producer, state, logs, _slot: slot }))
+        Ok(Box::new(QueueSubscription {
+            shared,
+            consumer,
+            producer,
+            state,
+            logs: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            polled: Vec::new(),
+            rewrite_from: 0,
+            _slot: slot,
+        }))
     }
 
     async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
@@ -223,19 +258,32 @@ struct QueueSubscription {
     state: Topic,
     /// One for each partition that it reads.
     logs: BTreeMap<u32, StateLog>,
+    paused: BTreeSet<u32>,
+    /// Partitions and offsets of the events of the latest poll.
+    polled: Vec<(TopicPartition, u64)>,
+    /// The partition whose log is next to be made shorter.
+    rewrite_from: u32,
     _slot: Slot,
 }
+
+/// Changes of the state, by partition.
+type Changes = BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>>;
 
 /// The state of one partition, and where it is in the log.
 #[derive(Default)]
 struct StateLog {
     /// With the offset of the record that has it.
     live: HashMap<Bytes, (u64, Bytes)>,
-    /// Invariant: the offsets of `live`.
-    by_offset: BTreeMap<u64, Bytes>,
+    /// Invariant: the offsets of `live`, with the bytes of all records before each.
+    by_offset: BTreeMap<u64, (Bytes, u64)>,
+    /// Invariant: the bytes of `live`.
+    live_bytes: u64,
     /// Behind the last record.
     end: u64,
+    /// Bytes of all records that were read or written.
+    end_bytes: u64,
     released: u64,
+    released_bytes: u64,
 }
 
 impl StateLog {
@@ -261,32 +309,45 @@ impl StateLog {
     }
 
     fn apply(&mut self, offset: u64, key: Bytes, value: Option<Bytes>) {
-        if let Some((old, _)) = self.live.remove(&key) {
+        let bytes = |value: &Bytes| (key.len() + value.len()) as u64;
+        if let Some((old, value)) = self.live.remove(&key) {
             self.by_offset.remove(&old);
+            self.live_bytes -= bytes(&value);
         }
+        let before = self.end_bytes;
+        self.end_bytes += value.as_ref().map_or(key.len() as u64, bytes);
         if let Some(value) = value {
-            self.by_offset.insert(offset, key.clone());
+            self.live_bytes += bytes(&value);
+            self.by_offset.insert(offset, (key.clone(), before));
             self.live.insert(key, (offset, value));
         }
         self.end = offset + 1;
     }
 
-    fn first_needed(&self) -> u64 {
-        self.by_offset.first_key_value().map_or(self.end, |(offset, _)| *offset)
+    /// The offset of the first record that is needed, and the bytes before it.
+    fn first_needed(&self) -> (u64, u64) {
+        let first = self.by_offset.first_key_value();
+        first.map_or((self.end, self.end_bytes), |(offset, (_, before))| (*offset, *before))
     }
 
-    /// The oldest entries, to be written again, if the log has grown too long for what it holds.
-    /// More than `changes` of them, so that it becomes shorter, as long as `room` has bytes left.
-    fn to_rewrite(&self, changes: usize, room: &mut usize) -> Vec<(Bytes, Bytes)> {
-        if self.end - self.first_needed() <= 2 * self.live.len() as u64 + SLACK {
-            return Vec::new();
-        }
+    /// Whether it has grown too long for what it holds.
+    fn is_long(&self) -> bool {
+        let (offset, before) = self.first_needed();
+        self.end - offset > 2 * self.live.len() as u64 + SLACK
+            || self.end_bytes - before > 2 * self.live_bytes + SLACK_BYTES
+    }
+
+    /// The oldest entries, to be written again: more than `changes` of them, so that it becomes
+    /// shorter, but no further one behind `max_bytes`.
+    fn oldest(&self, changes: usize, max_bytes: usize) -> Vec<(Bytes, Bytes)> {
+        let mut bytes = 0;
         let oldest = self.by_offset.values().take(2 * changes + 16);
-        let entries = oldest.filter_map(|key| Some((key.clone(), self.live.get(key)?.1.clone())));
+        let entries =
+            oldest.filter_map(|(key, _)| Some((key.clone(), self.live.get(key)?.1.clone())));
         let fits = entries.take_while(|(key, value)| {
-            let left = room.checked_sub(key.len() + value.len() + RECORD_BYTES);
-            *room = left.unwrap_or(0);
-            left.is_some()
+            let has_room = bytes < max_bytes;
+            bytes += state_bytes(key, Some(value));
+            has_room
         });
         fits.collect()
     }
@@ -309,24 +370,78 @@ impl QueueSubscription {
             bytes += one.record.value.as_ref().map_or(0, Bytes::len);
             if let Some(event) = read(&one.record, Event::decode) {
                 deliveries.push(Delivery::Event { partition: one.partition.partition, event });
+                self.polled.push((one.partition, one.record.offset));
             }
         }
-        for (partition, offset) in again {
+        self.read_again(again)?;
+        Ok(deliveries)
+    }
+
+    fn read_again(&mut self, from: BTreeMap<TopicPartition, u64>) -> Result<(), BusError> {
+        for (partition, offset) in from {
             self.consumer.seek(&partition, Seek::Offset(offset)).map_err(not_applied)?;
         }
-        Ok(deliveries)
+        Ok(())
+    }
+
+    /// Has the consumer read those partitions that are not full.
+    fn pause(&mut self, full: &BTreeSet<u32>) {
+        for partition in full.symmetric_difference(&self.paused) {
+            let at = TopicPartition::new(self.shared.events.name(), *partition);
+            // An error: it is not read any more, by the end of this poll or of an earlier one.
+            let _ = if full.contains(partition) {
+                self.consumer.pause(&at)
+            } else {
+                self.consumer.resume(&at)
+            };
+        }
+        self.paused.clone_from(full);
+    }
+
+    /// Adds old entries to what a commit changes, until the logs are as short as they should be:
+    /// those of partitions that have not changed too, whose logs nothing else makes shorter.
+    fn shorten(&mut self, changes: &mut Changes) {
+        let mut room = REWRITE_BYTES;
+        let from = self.rewrite_from;
+        let logs = self.logs.range(from..).chain(self.logs.range(..from));
+        for (partition, log) in logs.filter(|(_, log)| log.is_long()) {
+            if room == 0 {
+                self.rewrite_from = *partition;
+                return;
+            }
+            let fresh = changes.entry(*partition).or_default();
+            let again = log.oldest(fresh.len(), room);
+            let bytes = again.iter().map(|(key, value)| state_bytes(key, Some(value)));
+            room = room.saturating_sub(bytes.sum());
+            let changed: HashSet<Bytes> = fresh.iter().map(|(key, _)| key.clone()).collect();
+            let again = again.into_iter().filter(|(key, _)| !changed.contains(key));
+            fresh.extend(again.map(|(key, value)| (key, Some(value))));
+        }
+    }
+
+    async fn write(
+        &mut self,
+        commit: &Commit,
+        changes: &Changes,
+    ) -> Result<Committed, CommitError> {
+        let Shared { events, dead, .. } = &*self.shared;
+        let mut transaction = self.producer.begin();
+        send_all(&mut transaction, events, dead, &commit.publish, &commit.dead)?;
+        send_state(&mut transaction, &self.state, changes)?;
+        transaction.offsets(&self.consumer)?;
+        transaction.commit().await
     }
 
     async fn release(&mut self) {
         for (partition, log) in &mut self.logs {
-            let first = log.first_needed();
-            if first < log.released + SLACK {
+            let (first, before) = log.first_needed();
+            if first < log.released + SLACK && before < log.released_bytes + SLACK_BYTES {
                 continue;
             }
             if let Ok(partition) = self.state.partition(*partition) {
                 // An error: the next commit tries again.
                 if partition.release_before(first).await.is_ok() {
-                    log.released = first;
+                    (log.released, log.released_bytes) = (first, before);
                 }
             }
         }
@@ -335,7 +450,13 @@ impl QueueSubscription {
 
 #[async_trait]
 impl Subscription for QueueSubscription {
-    async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Delivery>, BusError> {
+    async fn poll(
+        &mut self,
+        max_wait: Duration,
+        full: &BTreeSet<u32>,
+    ) -> Result<Vec<Delivery>, BusError> {
+        self.polled.clear();
+        self.pause(full);
         let polled = self.consumer.poll(max_wait).await.map_err(not_applied)?;
         // From here on nothing waits: what the consumer has said is not lost.
         let mut deliveries = Vec::new();
@@ -354,26 +475,37 @@ impl Subscription for QueueSubscription {
         Ok(deliveries)
     }
 
+    fn give_back(&mut self, count: usize) -> Result<(), BusError> {
+        let first = self.polled.len().saturating_sub(count);
+        let mut again = BTreeMap::new();
+        for (partition, offset) in self.polled.drain(first..) {
+            again.entry(partition).or_insert(offset);
+        }
+        self.read_again(again)
+    }
+
     async fn commit(&mut self, commit: Commit) -> Result<(), BusError> {
-        let Shared { events, dead, .. } = &*self.shared;
-        let mut changes: BTreeMap<u32, Vec<(Bytes, Option<Bytes>)>> = BTreeMap::new();
-        for (partition, key, value) in commit.state {
-            changes.entry(partition).or_default().push((key, value));
+        let (bytes, max) = (commit.len_bytes(), self.max_commit_bytes());
+        if bytes > max {
+            return Err(not_applied(format!("a commit has {bytes} bytes, and at most {max}")));
         }
-        let mut room = REWRITE_BYTES;
-        for (partition, changes) in &mut changes {
-            let log = self.logs.get(partition).ok_or(BusError::Fenced)?;
-            let again = log.to_rewrite(changes.len(), &mut room);
-            let kept: HashSet<Bytes> = changes.iter().map(|(key, _)| key.clone()).collect();
-            let again = again.into_iter().filter(|(key, _)| !kept.contains(key));
-            changes.extend(again.map(|(key, value)| (key, Some(value))));
+        let mut changes = Changes::new();
+        for (partition, key, value) in &commit.state {
+            if !self.logs.contains_key(partition) {
+                return Err(BusError::Fenced);
+            }
+            changes.entry(*partition).or_default().push((key.clone(), value.clone()));
         }
-        let mut transaction = self.producer.begin();
-        let sent = send_all(&mut transaction, events, dead, &commit.publish, &commit.dead)
-            .and_then(|()| send_state(&mut transaction, &self.state, &changes))
-            .and_then(|()| transaction.offsets(&self.consumer));
-        sent.map_err(|error| failed(&error))?;
-        let committed = transaction.commit().await.map_err(|error| failed(&error))?;
+        self.shorten(&mut changes);
+        let mut written = self.write(&commit, &changes).await;
+        // Not applied: the group has been rebalanced. What this member goes on reading is still
+        // its own, and a member that came back as a new one would rebalance the group again.
+        if matches!(written, Err(CommitError::StaleGeneration { .. }))
+            && self.consumer.still_holds(REBALANCE).await
+        {
+            written = self.write(&commit, &changes).await;
+        }
+        let committed = written.map_err(|error| failed(&error))?;
         for (partition, changes) in changes {
             let at = TopicPartition::new(self.state.name(), partition);
             let first = committed.appended.iter().find(|(place, _)| *place == at);
@@ -389,7 +521,7 @@ impl Subscription for QueueSubscription {
     }
 
     fn max_commit_bytes(&self) -> usize {
-        MAX_COMMIT_BYTES
+        max_commit_bytes(&self.shared.queue, &self.shared.events)
     }
 }
 

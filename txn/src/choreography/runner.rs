@@ -1,6 +1,6 @@
 //! The task that runs a participant: polls the bus, calls rules, commits.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
 use super::bus::{Bus, BusError, Commit, Delivery, Subscription};
 use super::config::ChoreographyConfig;
-use super::core::{Call, Core, Input, Waiting};
+use super::core::{Call, Core, Input, MAX_PUBLISHED_BYTES, STEP_BYTES, Waiting};
 use super::event::NewEvent;
 use super::participant::{EventCx, Participant};
 use crate::clock::{Clock, System};
@@ -164,8 +164,11 @@ struct Session {
     queued: VecDeque<(u32, Call)>,
     running: JoinSet<Answer>,
     handles: HashMap<CallId, (tokio::task::Id, AbortHandle)>,
-    /// Events that were polled since the last commit.
+    /// Events were worked with since the last commit.
     is_dirty: bool,
+    /// What all cores have to record.
+    commit_bytes: usize,
+    /// At this many a commit comes before the next input. One input more fits into it.
     limit_bytes: usize,
 }
 
@@ -225,6 +228,11 @@ impl Runner {
         // Ends: when it was stopped and nothing runs any more, or by an error.
         loop {
             self.commit(session).await?;
+            is_stopping |= *self.stopped.borrow();
+            if !is_stopping && session.tick(self.clock.now()) {
+                // Until nothing is due, each time with a commit.
+                continue;
+            }
             if !is_stopping {
                 self.begin(session);
             } else if session.running.is_empty() {
@@ -238,17 +246,15 @@ impl Runner {
                     self.deliver(session, deliveries).await?;
                 }
                 Woken::Ended(ended) => self.ended(session, ended),
-                Woken::Time => {
-                    let now = self.clock.now();
-                    session.cores.values_mut().for_each(|core| core.step(now, Input::Tick));
-                }
+                Woken::Time => {}
                 Woken::Stop => is_stopping = true,
             }
         }
     }
 
     async fn wait(&mut self, session: &mut Session, is_stopping: bool) -> Result<Woken, BusError> {
-        let has_room = session.cores.values().all(Core::has_room) && !is_stopping;
+        // Polled also when all are full: who does not poll loses its partitions.
+        let full: BTreeSet<u32> = session.full().collect();
         // Ends: each round but one that answers a question leaves.
         loop {
             let now = self.clock.now();
@@ -261,7 +267,7 @@ impl Runner {
                 }
             };
             tokio::select! {
-                polled = session.subscription.poll(MAX_WAIT), if has_room => {
+                polled = session.subscription.poll(MAX_WAIT, &full), if !is_stopping => {
                     return polled.map(Woken::Polled);
                 }
                 Some(ended) = session.running.join_next_with_id() => return Ok(Woken::Ended(ended)),
@@ -284,26 +290,38 @@ impl Runner {
         deliveries: Vec<Delivery>,
     ) -> Result<(), BusError> {
         let now = self.clock.now();
+        let is_event = |one: &&Delivery| matches!(one, Delivery::Event { .. });
+        // Events that no core has been given.
+        let mut left = deliveries.iter().filter(is_event).count();
         for delivery in deliveries {
             match delivery {
                 Delivery::Assigned { partition, state } => {
                     let (participant, config) = (self.participant.clone(), self.config.clone());
                     let limit = session.limit_bytes;
-                    let core = Core::open(partition, participant, config, limit, now, state);
+                    let core = Core::open(partition, participant, config, limit, state);
                     let mut core = core.map_err(BusError::NotApplied)?;
                     let sealed = core.take_sealed();
-                    session.cores.insert(partition, core);
+                    if !sealed.is_empty() {
+                        // Commits say how far polls have read.
+                        session.subscription.give_back(std::mem::take(&mut left))?;
+                        self.commit(session).await?;
+                    }
+                    session.insert(partition, core);
                     for commit in sealed {
                         self.write(session, commit).await?;
                     }
                 }
                 Delivery::Lost { partition } => session.lose(partition),
+                // It was given back.
+                Delivery::Event { .. } if left == 0 => {}
+                Delivery::Event { partition, .. } if !session.has_room(partition) => {
+                    session.subscription.give_back(std::mem::take(&mut left))?;
+                }
                 Delivery::Event { partition, event } => {
+                    left -= 1;
                     session.is_dirty = true;
                     self.stats.lock().events += 1;
-                    if let Some(core) = session.cores.get_mut(&partition) {
-                        core.step(now, Input::Event(event));
-                    }
+                    session.step(now, partition, Input::Event(event));
                 }
             }
         }
@@ -326,17 +344,16 @@ impl Runner {
             };
             if let Some(((partition, number), result)) = answer {
                 session.handles.remove(&(partition, number));
-                let (now, limit) = (self.clock.now(), session.limit_bytes);
-                if let Some(core) = session.cores.get_mut(&partition) {
-                    let result = result.and_then(|events| fits(events, limit));
+                if session.cores.contains_key(&partition) {
+                    let result = result.and_then(fits);
                     let mut stats = self.stats.lock();
                     stats.calls += 1;
                     stats.failures += u64::from(result.is_err());
                     drop(stats);
-                    core.step(now, Input::Handled { number, result });
+                    session.step(self.clock.now(), partition, Input::Handled { number, result });
                 }
             }
-            next = (session.commit_bytes() < session.limit_bytes)
+            next = (session.commit_bytes < session.limit_bytes)
                 .then(|| session.running.try_join_next_with_id())
                 .flatten();
         }
@@ -368,6 +385,7 @@ impl Runner {
     }
 
     async fn commit(&self, session: &mut Session) -> Result<(), BusError> {
+        session.commit_bytes = 0;
         let mut all = Commit::default();
         for core in session.cores.values_mut() {
             let Commit { state, publish, dead } = core.take_commit();
@@ -396,24 +414,67 @@ impl Runner {
 impl Session {
     fn new(subscription: Box<dyn Subscription>) -> Self {
         Self {
-            // The other three quarters: one more event or result, and what it evicts.
-            limit_bytes: subscription.max_commit_bytes() / 4,
+            limit_bytes: subscription.max_commit_bytes().saturating_sub(STEP_BYTES).max(1),
             subscription,
             cores: BTreeMap::new(),
             queued: VecDeque::new(),
             running: JoinSet::new(),
             handles: HashMap::new(),
             is_dirty: false,
+            commit_bytes: 0,
         }
     }
 
-    fn commit_bytes(&self) -> usize {
-        self.cores.values().map(Core::commit_bytes).sum()
+    /// Partitions that take no more events until some of their calls have ended.
+    fn full(&self) -> impl Iterator<Item = u32> {
+        let full = self.cores.iter().filter(|(_, core)| !core.has_room());
+        full.map(|(partition, _)| *partition)
+    }
+
+    fn has_room(&self, partition: u32) -> bool {
+        self.commit_bytes < self.limit_bytes
+            && self.cores.get(&partition).is_none_or(Core::has_room)
+    }
+
+    fn insert(&mut self, partition: u32, core: Core) {
+        self.commit_bytes += core.commit_bytes();
+        let old = self.cores.insert(partition, core);
+        self.commit_bytes -= old.map_or(0, |core| core.commit_bytes());
+    }
+
+    /// Gives a core an input, and then records what waits for room in its commit.
+    fn step(&mut self, now: u64, partition: u32, input: Input) {
+        let Some(core) = self.cores.get_mut(&partition) else { return };
+        self.commit_bytes -= core.commit_bytes();
+        core.step(now, input);
+        let room = self.limit_bytes.saturating_sub(self.commit_bytes + core.commit_bytes());
+        core.step(now, Input::Tick { room });
+        self.commit_bytes += core.commit_bytes();
+    }
+
+    /// Has cores do what is due, up to the limit. Returns whether any had something to do: then it
+    /// has done some of it, and there may be more after a commit.
+    fn tick(&mut self, now: u64) -> bool {
+        let mut has_ticked = false;
+        for core in self.cores.values_mut() {
+            let room = self.limit_bytes.saturating_sub(self.commit_bytes);
+            if room == 0 {
+                break;
+            }
+            if core.next_deadline().is_some_and(|at| at <= now) {
+                self.commit_bytes -= core.commit_bytes();
+                core.step(now, Input::Tick { room });
+                self.commit_bytes += core.commit_bytes();
+                has_ticked = true;
+            }
+        }
+        has_ticked
     }
 
     /// Forgets a partition: its calls are made again by whoever has it now.
     fn lose(&mut self, partition: u32) {
-        self.cores.remove(&partition);
+        let lost = self.cores.remove(&partition);
+        self.commit_bytes -= lost.map_or(0, |core| core.commit_bytes());
         self.queued.retain(|(of, _)| *of != partition);
         self.handles.retain(|(of, _), (_, handle)| {
             if *of == partition {
@@ -424,10 +485,10 @@ impl Session {
     }
 }
 
-fn fits(events: Vec<NewEvent>, max: usize) -> Result<Vec<NewEvent>, String> {
+fn fits(events: Vec<NewEvent>) -> Result<Vec<NewEvent>, String> {
     let bytes: usize = events.iter().map(|event| event.body.len()).sum();
-    if bytes > max {
-        return Err(format!("it published {bytes} bytes, at most {max}"));
+    if bytes > MAX_PUBLISHED_BYTES {
+        return Err(format!("it published {bytes} bytes, at most {MAX_PUBLISHED_BYTES}"));
     }
     Ok(events)
 }
