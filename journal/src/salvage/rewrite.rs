@@ -16,9 +16,7 @@ use crate::engine::log::LogInner;
 use crate::engine::segment::Segment;
 use crate::error::{Error, Fault, OpenError};
 use crate::files::{Files, read_full_at};
-use crate::format::frame::{
-    HEAD_BYTES_MAX, HEADER_BYTES, Header, SECTION_BYTES, SectionKind, record_range,
-};
+use crate::format::frame::{HEADER_BYTES, Header, SECTION_BYTES, SectionKind, record_range};
 use crate::format::index::BatchRef;
 use crate::format::{
     BATCH_BYTES_MAX, BLOCK, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MAX, crc32c, table,
@@ -230,9 +228,9 @@ fn read_batch(segment: &Segment, number: u64, batch: &BatchRef) -> Option<(u32, 
     if u64::from(batch.length) > BATCH_BYTES_MAX {
         return None;
     }
-    let head_bytes = payload_at.checked_sub(frame_at)?.min(HEAD_BYTES_MAX as u64);
-    let head = read(segment, frame_at, head_bytes as usize)?;
-    let header = Header::peek(&head)?;
+    // No more than the head: what follows may be unreadable.
+    let header = Header::peek(&read(segment, frame_at, HEADER_BYTES)?)?;
+    let head = read(segment, frame_at, header.head as usize)?;
     let in_place = header.verify(&head, segment.location(frame_at));
     let sections = header.sections(&head).ok().filter(|_| in_place)?;
     let section = sections.get(usize::from(batch.section))?;

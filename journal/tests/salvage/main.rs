@@ -422,3 +422,29 @@ fn a_salvage_that_did_not_end_leaves_only_suspects() {
     }
     assert!(opened > 5 && fails_at > 20, "{opened} of {fails_at} had logs");
 }
+
+/// A sector that the device cannot read costs as much as one that is full of zeros.
+#[test]
+fn a_sector_that_cannot_be_read_is_one_of_zeros() {
+    let life = life::live(&mut Rng::new(6), 150);
+    let mut damaged = 0;
+    for sector in (0..130).step_by(13) {
+        let bytes = sector * 512..(sector + 1) * 512;
+        let mut zeroed = life.image.clone();
+        zeroed.get_mut("segment-00000001").unwrap()[bytes.start as usize..bytes.end as usize]
+            .fill(0);
+        let (_, expected) = run(&zeroed, &SalvageConfig::default());
+        let from = HookedFiles::new(Arc::new(files_of(&life.image)), move |call| {
+            let is_hit = call.op == Op::Read && call.name == "segment-00000001";
+            if is_hit && call.touches(&bytes) {
+                return Err(std::io::Error::other("unreadable"));
+            }
+            Ok(())
+        });
+        let to = Arc::new(MemoryFiles::new());
+        let found = salvage(&from, to, &SalvageConfig::default(), &mut |_| {}).unwrap();
+        assert_eq!(found, expected, "sector {sector}");
+        damaged += u64::from(!found.is_whole());
+    }
+    assert!(damaged > 3, "{damaged} sectors held what counts");
+}
