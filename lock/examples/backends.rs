@@ -58,10 +58,10 @@ async fn pay(session: &Session) -> Done {
 async fn report<K: GrantKind>(session: &Session<K>) -> Done {
     let election = Election::new(session, "nightly report");
     let mut observer = election.observe();
-    let work = election.run_while_leader("this process", 5 * SECOND, async |_| {
-        observer.next(SECOND).await.map(|leader| leader.map(|leader| leader.value))
-    });
-    println!("reported, led by {:?}", work.await??);
+    let work = election
+        .run_while_leader("this process", 5 * SECOND, async |_| observer.next(SECOND).await);
+    let leader = work.await??.ok_or("nobody leads")?;
+    println!("reported, led by {}", String::from_utf8_lossy(&leader.value));
     session.close(SECOND).await?;
     Ok(())
 }

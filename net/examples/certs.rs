@@ -1,11 +1,19 @@
 //! A small certificate authority for trying TLS: makes an authority, certificates of nodes, renews
 //! and revokes them, as PEM that `openssl` reads. Not for production: the key of the authority lies
 //! beside the certificates.
-//! `cargo run --example net-certs --features tls -- DIR 1 2 3`; again: renews; `--revoke`: 3
+//!
+//! ```text
+//! cargo run -p voussoir-net --example net-certs --features tls -- DIR 1 2 3
+//! cargo run -p voussoir-net --example net-certs --features tls -- DIR --revoke 3
+//! ```
+//!
+//! The first makes a certificate for each node, and renews it the next time. The second writes the
+//! list that revokes what node 3 has now.
 use std::error::Error;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
@@ -18,7 +26,17 @@ use voussoir_net::{Tls, TlsConfig};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const USAGE: &str = "usage: net-certs DIR [--revoke] ID...";
 
-fn main() -> Result<(), Box<dyn Error>> {
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("net-certs: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1).peekable();
     let dir = args.next().ok_or(USAGE)?;
     let dir = Path::new(&dir);
