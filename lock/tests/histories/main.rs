@@ -88,14 +88,7 @@ fn histories_of_killed_and_paused_processes_are_correct() {
                     processes.pause(kind, at);
                     std::thread::sleep(PAUSE);
                 }
-                Kind::Client => {
-                    // It holds a lock, and writes when the next one has it.
-                    let held = resource.hold(processes.number(at));
-                    processes.pause(kind, at);
-                    resource.let_go();
-                    std::thread::sleep(PAUSE);
-                    resource.wait_for_a_token_after(held);
-                }
+                Kind::Client => pause_a_holder(&mut processes, &resource, at),
             }
             processes.resume(kind, at);
             situations.reached(if kind == Kind::Node { "node paused" } else { "client paused" });
@@ -131,6 +124,15 @@ fn histories_of_killed_and_paused_processes_are_correct() {
         let always = &SITUATIONS[..6];
         assert!(always.iter().all(|name| !missed.contains(name)), "{situations}");
     }
+}
+
+/// Pauses a client that holds a lock, and writes when it goes on, until the next one has the lock.
+fn pause_a_holder(processes: &mut Processes, resource: &Resource, at: usize) {
+    let held = resource.hold(processes.number(at));
+    processes.pause(Kind::Client, at);
+    resource.let_go();
+    std::thread::sleep(PAUSE);
+    resource.wait_for_a_token_after(held);
 }
 
 /// The process of a node or of a client: runs until it is killed or told to end.
