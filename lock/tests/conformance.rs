@@ -1,7 +1,8 @@
 //! The conformance suite: our own services pass it, and defective ones do not.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use voussoir_lock::net::{LockServer, NetLocks};
@@ -99,6 +100,8 @@ enum Defect {
     MixesNames,
     /// A view never waits.
     Impatient,
+    /// A wait below the floor of its session is refused.
+    ForgetsWaits,
 }
 
 /// The service in memory, with a defect.
@@ -107,6 +110,8 @@ struct Broken {
     defect: Defect,
     /// Added to the numbers of acquisitions that are made twice.
     repeats: AtomicU64,
+    /// The highest floor of each session.
+    floors: Mutex<HashMap<u64, u64>>,
 }
 
 #[async_trait]
@@ -142,6 +147,14 @@ impl LockService for Broken {
             Defect::MixesNames => {
                 let cut = asked.name.iter().rposition(|byte| *byte == b'%');
                 asked.name.truncate(cut.unwrap_or(asked.name.len()));
+            }
+            Defect::ForgetsWaits => {
+                let mut floors = self.floors.lock().expect("nothing panics under it");
+                let floor = floors.entry(asked.session).or_default();
+                *floor = asked.floor.max(*floor);
+                if asked.request < *floor {
+                    return Err(Rejection::StaleRequest.into());
+                }
             }
             _ => {}
         }
@@ -183,7 +196,8 @@ async fn judged(defect: Defect) -> Report {
     let one = memory();
     let connect = async || {
         let service = if defect == Defect::Divided { memory() } else { Arc::clone(&one) };
-        Arc::new(Broken { service, defect, repeats: AtomicU64::new(0) })
+        let (repeats, floors) = (AtomicU64::new(0), Mutex::default());
+        Arc::new(Broken { service, defect, repeats, floors })
     };
     conformance(connect, &capabilities()).await
 }
@@ -205,6 +219,8 @@ async fn defective_services_are_rejected() {
         (Defect::NoDelay, "a_lock_delay_keeps_a_dead_sessions_lock"),
         (Defect::MixesNames, "names_do_not_mix"),
         (Defect::Impatient, "a_view_waits_for_a_change"),
+        (Defect::ForgetsWaits, "a_wait_is_kept_however_far_the_floor_rises"),
+        (Defect::ForgetsWaits, "a_long_wait_outlives_other_locks_of_its_session"),
     ];
     for (defect, check) in expected {
         let report = judged(defect).await;

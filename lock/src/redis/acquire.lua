@@ -7,10 +7,13 @@ if not least then
     return { 'no session', '' }
 end
 local known = redis.call('HGET', session, ARGV[2])
-if known == '' or known and known ~= lock or not known and request < least then
+-- Waits are fields of their own: a renewal looks at what is held only.
+local waits = redis.call('HGET', session, 'w' .. ARGV[2])
+local asked = known or waits
+if asked and asked ~= lock or not asked and request < least then
     return { 'stale', '' }
 end
--- Of requests below the floor only those that hold a lock are kept.
+-- Of requests below the floor only those that hold or wait for a lock are kept.
 if floor > least then
     if floor - least > 100000 then
         return { 'requests', '' }
@@ -32,16 +35,21 @@ if known then
     redis.call('DEL', session)
     return { 'no session', '' }
 end
-if holder[1] then
-    if ARGV[4] == '1' then
-        return { 'queued', '' }
-    end
+if holder[1] and ARGV[4] ~= '1' then
+    redis.call('HDEL', session, 'w' .. ARGV[2])
     redis.call('HSET', session, ARGV[2], '')
     return { 'busy', '' }
 end
-if redis.call('HLEN', session) > tonumber(ARGV[6]) then
+if not waits and redis.call('HLEN', session) > tonumber(ARGV[6]) then
     return { 'requests', '' }
 end
+if holder[1] then
+    if not waits then
+        redis.call('HSET', session, 'w' .. ARGV[2], lock)
+    end
+    return { 'queued', '' }
+end
+redis.call('HDEL', session, 'w' .. ARGV[2])
 redis.call('HSET', session, ARGV[2], lock)
 redis.call('HSET', lock, 'session', ARGV[1], 'request', ARGV[2], 'number', ARGV[5])
 -- It ends with the session, unless both are renewed.

@@ -11,6 +11,7 @@ if lock and lock ~= '' then
         redis.call('DEL', lock)
     end
 end
+redis.call('HDEL', KEYS[1], 'w' .. ARGV[2])
 if tonumber(ARGV[2]) < least then
     redis.call('HDEL', KEYS[1], ARGV[2])
 else
