@@ -151,12 +151,32 @@ fn failed(status: &Status) -> ServiceError {
     match status.code() {
         // Of what is asked here only leases can be missing.
         Code::NotFound => Rejection::NoSession.into(),
-        Code::ResourceExhausted
-        | Code::PermissionDenied
+        // `ResourceExhausted` is not among them: an etcd whose space is full carries out what has
+        // reached its log, and then answers so.
+        Code::PermissionDenied
         | Code::Unauthenticated
         | Code::InvalidArgument
         | Code::FailedPrecondition
         | Code::Unimplemented => ServiceError::unavailable(reason),
         _ => ServiceError::unknown(reason),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::service::Outcome;
+
+    /// An etcd whose space is full has carried out what it says it has no space for.
+    #[test]
+    fn only_what_is_checked_before_the_log_is_told_as_not_done() {
+        let outcome = |code| failed(&Status::new(code, "")).outcome();
+        for code in [Code::ResourceExhausted, Code::Unavailable, Code::DeadlineExceeded] {
+            assert_eq!(outcome(code), Outcome::Unknown, "{code:?}");
+        }
+        for code in [Code::PermissionDenied, Code::Unauthenticated, Code::Unimplemented] {
+            assert_eq!(outcome(code), Outcome::NotApplied, "{code:?}");
+        }
+        assert!(failed(&Status::not_found("")).is_end_of_session());
     }
 }

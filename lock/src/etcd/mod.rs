@@ -64,9 +64,12 @@ impl EtcdConfig {
 /// use voussoir_lock::{LeaseConfig, Session};
 ///
 /// # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-/// let channel = Channel::from_static("http://etcd:2379").connect_lazy();
-/// let locks = EtcdLocks::new(channel, EtcdConfig::default())?;
 /// let second = Duration::from_secs(1);
+/// let endpoint = Channel::from_static("http://etcd:2379")
+///     .http2_keep_alive_interval(second)
+///     .keep_alive_timeout(second)
+///     .keep_alive_while_idle(true);
+/// let locks = EtcdLocks::new(endpoint.connect_lazy(), EtcdConfig::default())?;
 /// let session = Session::open(locks, LeaseConfig::default(), 5 * second).await?;
 /// let guard = session.lock("ledger").within(second).await?;
 /// guard.release(second).await;
@@ -79,7 +82,9 @@ pub struct EtcdLocks {
 }
 
 impl EtcdLocks {
-    /// A client of the service, over a channel to one or several endpoints of etcd.
+    /// A client of the service, over a channel to one or several endpoints of etcd. Give each
+    /// endpoint HTTP/2 keep-alives, as in the example: without them a connection on which nothing
+    /// comes back any more is kept until the kernel gives it up, for longer than sessions live.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -113,11 +118,9 @@ impl EtcdLocks {
             ],
             failure: Vec::new(),
         };
-        let puts = [
-            Op::put(&request_key, &name[..], session),
-            Op::put(&place, "", session),
-            Op::txn(raise),
-        ];
+        // Also where no place is taken: tries that find the lock taken leave a key each.
+        let raise = Op::txn(raise);
+        let puts = [Op::put(&request_key, &name[..], session), Op::put(&place, "", session)];
         let looks = [
             Op::range(earliest(&first, &end)),
             Op::get(&place),
@@ -125,8 +128,12 @@ impl EtcdLocks {
             Op::get(&ended_key),
             Op::get(&session_key),
         ];
-        let success = puts.iter().chain(&looks).cloned().collect();
-        (Txn { compare, success, failure: looks.to_vec() }, Looks { after: puts.len() })
+        let failure: Vec<Op> = std::iter::once(raise).chain(looks).collect();
+        let success = puts.iter().chain(&failure).cloned().collect();
+        (
+            Txn { compare, success, failure },
+            Looks { after_success: puts.len() + 1, after_failure: 1 },
+        )
     }
 
     /// Asks for a place, and says where the acquisition stands.
@@ -138,7 +145,7 @@ impl EtcdLocks {
     ) -> Result<Place, ServiceError> {
         let (txn, looks) = self.placing(acquisition, session);
         let answer = self.etcd.txn(txn, deadline).await?;
-        let at = if answer.succeeded { looks.after } else { 0 };
+        let at = if answer.succeeded { looks.after_success } else { looks.after_failure };
         let (earliest, own, known) = (answer.first(at), answer.first(at + 1), answer.first(at + 2));
         let (ended, floor) = (answer.first(at + 3), answer.first(at + 4));
         let Some(floor) = floor else { return Err(Rejection::NoSession.into()) };
@@ -215,10 +222,13 @@ enum Place {
     Busy,
 }
 
-/// Where in an answer the looks begin if the transaction succeeded: the earliest place, the own
-/// one, the request while it lives, the request once it has ended, the session.
+/// Where in an answer the looks begin: the earliest place, the own one, the request while it lives,
+/// the request once it has ended, the session.
 struct Looks {
-    after: usize,
+    /// If the transaction succeeded.
+    after_success: usize,
+    /// If it did not.
+    after_failure: usize,
 }
 
 fn earliest(first: &[u8], end: &[u8]) -> RangeRequest {
