@@ -27,6 +27,8 @@ pub mod redis;
 mod replica;
 mod service;
 mod session;
+#[cfg(any(feature = "postgres", feature = "redis"))]
+mod silence;
 #[cfg(feature = "testing")]
 #[cfg_attr(docsrs, doc(cfg(feature = "testing")))]
 pub mod testing;

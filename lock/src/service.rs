@@ -245,6 +245,16 @@ pub enum ServiceError {
         /// What was in the way.
         reason: String,
     },
+    /// The service keeps its data in a format of another version of this crate. Nothing was
+    /// changed. Not to be retried: deploy the version that fits.
+    #[error("the lock service has data of format {}, and this version has format {expected}",
+        .found.map_or("unknown".to_owned(), |found| found.to_string()))]
+    Format {
+        /// The version that was found; `None` if there is none where one should be.
+        found: Option<i32>,
+        /// The version of this crate.
+        expected: i32,
+    },
     /// No answer came. It may have been done, or may still be. Retry it unchanged: nothing is done
     /// twice.
     #[error("the lock service did not answer: {reason}")]
@@ -277,6 +287,7 @@ impl ServiceError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Rejected(reason) => reason.is_retryable(),
+            Self::Format { .. } => false,
             _ => true,
         }
     }

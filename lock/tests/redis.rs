@@ -2,6 +2,9 @@
 //!
 //! Needs `redis-server` on `PATH` or in `VOUSSOIR_REDIS_SERVER`; else says what it left out.
 
+#[path = "support/relay.rs"]
+mod relay;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,7 +55,7 @@ async fn a_late_release_deletes_no_lock_of_another() {
         wait: true,
         lock_delay: Duration::ZERO,
     };
-    let old = service.open_session(SECOND / 5, by()).await.expect("it opens");
+    let old = service.open_session(2 * SECOND, by()).await.expect("it opens");
     service.acquire(&ask(old, 1), by()).await.expect("it is free");
     let new = service.open_session(60 * SECOND, by()).await.expect("it opens");
     let granted = service.acquire(&ask(new, 1), by()).await;
@@ -130,6 +133,27 @@ async fn data_that_is_lost_ends_the_sessions() {
     guard.permit().expect_err("another holds it");
     sleep(2 * SECOND).await;
     other.check().expect("it is renewed");
+}
+
+/// The server lost its power, or a firewall forgot the flow: nobody says that the connection is
+/// gone.
+#[tokio::test]
+async fn a_silent_connection_costs_no_session() {
+    let Some(server) = RedisServer::start(&[]) else { return };
+    let relay = relay::Relay::start(([127, 0, 0, 1], server.port()).into()).await;
+    let mut config = LeaseConfig::default();
+    config.ttl = 6 * SECOND;
+    let service = locks(&format!("redis://{}", relay.address));
+    let session = Session::open(service, config, 5 * SECOND).await.expect("the service works");
+    let guard = session.lock("a").within(SECOND).await.expect("it is free");
+    for name in ["b", "c"] {
+        relay.forget();
+        let further = session.lock(name).within(20 * SECOND).await.expect("by another connection");
+        assert_eq!(further.release(SECOND).await, Released::Released);
+    }
+    sleep(6 * SECOND).await;
+    guard.permit().expect("it is renewed by another connection");
+    assert_eq!(guard.release(SECOND).await, Released::Released);
 }
 
 /// A limit is a typed answer, and a renewal goes through as many locks as a session may hold.

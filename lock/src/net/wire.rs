@@ -154,6 +154,11 @@ impl Response {
                 out.put_u8(4);
                 put_reason(&mut out, reason);
             }
+            // For a client of the server it is the server that cannot work.
+            Self::Failed(error @ ServiceError::Format { .. }) => {
+                out.put_u8(4);
+                put_reason(&mut out, &error.to_string());
+            }
             Self::Failed(ServiceError::Unknown { reason }) => {
                 out.put_u8(5);
                 put_reason(&mut out, reason);

@@ -12,6 +12,7 @@ use tokio_postgres::{AsyncMessage, Client, Error};
 use super::failed;
 use super::waits::Waits;
 use crate::service::ServiceError;
+use crate::silence::Silence;
 
 const SCHEMA: &str = include_str!("schema.sql");
 /// The format of the tables and functions of this version.
@@ -72,44 +73,55 @@ impl Connect for tokio_postgres::Config {
     }
 }
 
-/// A connection that is made anew when it has ended.
+/// One connection.
+pub(super) struct Connection {
+    pub(super) client: Client,
+    pub(super) silence: Silence,
+}
+
+/// A connection that is made anew when it has ended, or answers nothing any more.
 pub(super) struct Link {
     connect: Arc<dyn Connect>,
     schema: String,
     /// Whom its notifications wake; `None` if it does not listen.
     waits: Option<Arc<Waits>>,
-    client: Mutex<Option<Arc<Client>>>,
+    connection: Mutex<Option<Arc<Connection>>>,
 }
 
 impl Link {
     pub(super) fn new(connect: Arc<dyn Connect>, schema: &str, waits: Option<Arc<Waits>>) -> Self {
-        Self { connect, schema: schema.to_owned(), waits, client: Mutex::new(None) }
+        Self { connect, schema: schema.to_owned(), waits, connection: Mutex::new(None) }
     }
 
     /// The connection; a dropped future leaves the next caller to connect.
-    pub(super) async fn client(&self) -> Result<Arc<Client>, ServiceError> {
-        let mut kept = self.client.lock().await;
-        if let Some(client) = kept.as_ref().filter(|client| !client.is_closed()) {
-            return Ok(Arc::clone(client));
+    pub(super) async fn connection(&self) -> Result<Arc<Connection>, ServiceError> {
+        let mut kept = self.connection.lock().await;
+        let is_usable =
+            |one: &&Arc<Connection>| !one.client.is_closed() && !one.silence.is_given_up();
+        if let Some(connection) = kept.as_ref().filter(is_usable) {
+            return Ok(Arc::clone(connection));
         }
+        // Calls that are under way on it keep it until their deadlines.
         *kept = None;
         let opened = tokio::time::timeout(CONNECT, self.open()).await;
         let client = opened.map_err(|_| ServiceError::unavailable("no connection within 5 s"))?;
         // Nothing was asked yet: whatever failed, nothing was changed.
-        let client = client.map_err(|error| match failed(&error) {
+        let client = client.map_err(|error| match error {
             ServiceError::Unknown { reason } => ServiceError::Unavailable { reason },
             error => error,
         })?;
-        let client = Arc::new(client);
-        *kept = Some(Arc::clone(&client));
-        Ok(client)
+        let connection = Arc::new(Connection { client, silence: Silence::new() });
+        *kept = Some(Arc::clone(&connection));
+        Ok(connection)
     }
 
-    async fn open(&self) -> Result<Client, Error> {
-        let client = self.connect.connect(Notified(self.waits.clone())).await?;
+    async fn open(&self) -> Result<Client, ServiceError> {
+        let failed = |error: Error| failed(&error);
+        let client = self.connect.connect(Notified(self.waits.clone())).await.map_err(failed)?;
         install(&client, &self.schema).await?;
         if self.waits.is_some() {
-            client.batch_execute(&format!("LISTEN {}", quoted(&self.schema))).await?;
+            let listen = format!("LISTEN {}", quoted(&self.schema));
+            client.batch_execute(&listen).await.map_err(failed)?;
         }
         Ok(client)
     }
@@ -117,15 +129,14 @@ impl Link {
 
 /// Creates the schema unless it is there: a user without the right to create may use what an
 /// administrator has created.
-async fn install(client: &Client, schema: &str) -> Result<(), Error> {
-    let version = format!("SELECT version FROM {}.format WHERE version = {FORMAT}", quoted(schema));
-    let missing = match client.batch_execute(&version).await {
-        Ok(()) => return Ok(()),
+async fn install(client: &Client, schema: &str) -> Result<(), ServiceError> {
+    let missing = match format_of(client, schema).await {
+        Ok(found) => return check_format(found),
         Err(error) => error,
     };
     if !matches!(missing.code(), Some(&(SqlState::UNDEFINED_TABLE | SqlState::INVALID_SCHEMA_NAME)))
     {
-        return Err(missing);
+        return Err(failed(&missing));
     }
     let create = SCHEMA.replace("{schema}", &quoted(schema));
     let sequence = format!("{}.numbers", quoted(schema));
@@ -133,10 +144,26 @@ async fn install(client: &Client, schema: &str) -> Result<(), Error> {
     match client.batch_execute(&format!("BEGIN; {create} COMMIT")).await {
         Ok(()) => Ok(()),
         Err(error) => {
-            client.batch_execute("ROLLBACK").await?;
+            client.batch_execute("ROLLBACK").await.map_err(|error| failed(&error))?;
             // Another may have created it meanwhile.
-            client.batch_execute(&version).await.map_err(|_| error)
+            let found = format_of(client, schema).await;
+            check_format(found.map_err(|_| failed(&error))?)
         }
+    }
+}
+
+/// The version of the format that the schema has; `None` if its table is empty.
+async fn format_of(client: &Client, schema: &str) -> Result<Option<i32>, Error> {
+    let newest = format!("SELECT max(version) FROM {}.format", quoted(schema));
+    let rows = client.query_typed(&newest, &[]).await?;
+    rows.first().map_or(Ok(None), |row| row.try_get(0))
+}
+
+fn check_format(found: Option<i32>) -> Result<(), ServiceError> {
+    if found == Some(FORMAT) {
+        Ok(())
+    } else {
+        Err(ServiceError::Format { found, expected: FORMAT })
     }
 }
 

@@ -73,7 +73,9 @@ impl PostgresConfig {
 /// It does all that the service of this crate does: order, shared locks, semaphores, lock-delay,
 /// values. Every call is one statement, so that no client that is paused keeps a row locked, and
 /// nothing depends on which connection it goes by: also through a pooler in transaction mode, where
-/// waits only poll. It has two connections of its own, one of them for renewals.
+/// waits only poll. It has two connections of its own, one of them for renewals. One that answers
+/// nothing for 1 s to a call whose time is over is replaced: a session with at least 4 s to live
+/// survives a connection that a firewall has forgotten.
 ///
 /// The database decides when a session ends, by its clock: one that is set forward ends sessions
 /// early, which only the tokens make harmless. A failover to a replica that lacks commits repeats
@@ -179,12 +181,19 @@ impl Inner {
         deadline: Instant,
     ) -> Result<Vec<Row>, ServiceError> {
         let statement = statement.replace("{}", &self.schema);
-        let client = timeout_at(deadline, link.client()).await;
-        let client =
-            client.map_err(|_| ServiceError::unavailable("it takes long to connect"))??;
-        match timeout_at(deadline, client.query_typed(&statement, params)).await {
-            Ok(rows) => rows.map_err(|error| failed(&error)),
-            Err(_) => Err(ServiceError::unknown("the database has not answered by the deadline")),
+        let connection = timeout_at(deadline, link.connection()).await;
+        let connection =
+            connection.map_err(|_| ServiceError::unavailable("it takes long to connect"))??;
+        let asked_at = connection.silence.asked();
+        match timeout_at(deadline, connection.client.query_typed(&statement, params)).await {
+            Ok(rows) => {
+                connection.silence.heard();
+                rows.map_err(|error| failed(&error))
+            }
+            Err(_) => {
+                connection.silence.missed(asked_at);
+                Err(ServiceError::unknown("the database has not answered by the deadline"))
+            }
         }
     }
 

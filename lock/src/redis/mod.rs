@@ -1,13 +1,13 @@
 //! Advisory locks in Redis.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{RedisError, Script, ScriptInvocation};
+use redis::{Client, RedisError, RedisResult, Script, ScriptInvocation};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::core::{
@@ -15,8 +15,10 @@ use crate::core::{
 };
 use crate::error::ConfigError;
 use crate::service::{Acquired, Acquisition, Advisory, LockService, NewValue, ServiceError};
+use crate::silence::Silence;
 
-/// What a session may hold: a renewal, during which Redis does nothing else, goes through all.
+/// How many locks a session may hold and wait for: a renewal, during which Redis does nothing else,
+/// goes through all.
 pub const MAX_HELD: usize = 1_000;
 
 /// How the locks are kept in Redis.
@@ -79,9 +81,28 @@ impl RedisConfig {
 /// # }
 /// ```
 pub struct RedisLocks {
-    connection: ConnectionManager,
+    client: Client,
+    connection: Mutex<Arc<Connection>>,
     config: RedisConfig,
     scripts: Scripts,
+}
+
+/// A connection that is made anew when it has ended, until it answers nothing any more.
+struct Connection {
+    manager: ConnectionManager,
+    silence: Silence,
+}
+
+impl Connection {
+    fn new(client: Client) -> RedisResult<Arc<Self>> {
+        // `Session` retries, and each call has its deadline.
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(1)
+            .set_connection_timeout(Some(Duration::from_secs(1)))
+            .set_response_timeout(Some(Duration::from_secs(2)));
+        let manager = ConnectionManager::new_lazy_with_config(client, config)?;
+        Ok(Arc::new(Self { manager, silence: Silence::new() }))
+    }
 }
 
 struct Scripts {
@@ -106,21 +127,16 @@ pub enum RedisLocksError {
 
 impl RedisLocks {
     /// A client of the locks in one Redis. It connects at the first call, and again whenever the
-    /// connection ends.
+    /// connection ends, or has answered nothing for 1 s to a call whose time is over.
     ///
     /// # Errors
     /// [`RedisLocksError`].
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn new(client: redis::Client, config: RedisConfig) -> Result<Arc<Self>, RedisLocksError> {
+    pub fn new(client: Client, config: RedisConfig) -> Result<Arc<Self>, RedisLocksError> {
         config.validate()?;
-        // `Session` retries, and each call has its deadline.
-        let manager = ConnectionManagerConfig::new()
-            .set_number_of_retries(1)
-            .set_connection_timeout(Some(Duration::from_secs(1)))
-            .set_response_timeout(Some(Duration::from_secs(2)));
-        let connection = ConnectionManager::new_lazy_with_config(client, manager)?;
+        let connection = Mutex::new(Connection::new(client.clone())?);
         let scripts = Scripts {
             acquire: Script::new(include_str!("acquire.lua")),
             renew: Script::new(include_str!("renew.lua")),
@@ -128,7 +144,35 @@ impl RedisLocks {
             release: Script::new(include_str!("release.lua")),
             set_value: Script::new(include_str!("set_value.lua")),
         };
-        Ok(Arc::new(Self { connection, config, scripts }))
+        Ok(Arc::new(Self { client, connection, config, scripts }))
+    }
+
+    /// The connection for the next call.
+    fn connection(&self) -> Result<Arc<Connection>, ServiceError> {
+        // Nothing in the critical section panics.
+        let mut kept = self.connection.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.silence.is_given_up() {
+            // Calls that are under way on the old one keep it until their deadlines.
+            *kept = Connection::new(self.client.clone()).map_err(ServiceError::unavailable)?;
+        }
+        Ok(Arc::clone(&kept))
+    }
+
+    /// Carries a call out, and notices that the connection answers nothing any more.
+    async fn answer<T>(
+        &self,
+        call: impl AsyncFnOnce(ConnectionManager) -> RedisResult<T>,
+        deadline: Instant,
+    ) -> Result<T, ServiceError> {
+        let connection = self.connection()?;
+        let asked_at = connection.silence.asked();
+        let answer = timeout_at(deadline, call(connection.manager.clone())).await;
+        match &answer {
+            Ok(Err(error)) if error.is_timeout() => connection.silence.missed(asked_at),
+            Ok(_) => connection.silence.heard(),
+            Err(_) => connection.silence.missed(asked_at),
+        }
+        answer.map_err(|_| silent())?.map_err(|error| failed(&error))
     }
 
     fn session_key(&self, session: u64) -> String {
@@ -145,19 +189,20 @@ impl RedisLocks {
         script: &ScriptInvocation<'_>,
         deadline: Instant,
     ) -> Result<(String, String), ServiceError> {
-        let mut connection = self.connection.clone();
-        let answer = timeout_at(deadline, script.invoke_async(&mut connection)).await;
-        let answer = answer.map_err(|_| silent())?;
-        answer.map_err(|error| failed(&error))
+        self.answer(
+            async |mut manager: ConnectionManager| script.invoke_async(&mut manager).await,
+            deadline,
+        )
+        .await
     }
 
     async fn view_now(&self, name: &[u8], deadline: Instant) -> Result<LockView, ServiceError> {
-        let mut connection = self.connection.clone();
         let mut ask = redis::cmd("HMGET");
         ask.arg(self.lock_key(name)).arg(&["session", "request", "number", "written", "value"]);
         type Fields = (Option<u64>, Option<u64>, Option<u64>, Option<u64>, Option<Vec<u8>>);
-        let answer = timeout_at(deadline, ask.query_async::<Fields>(&mut connection)).await;
-        let fields = answer.map_err(|_| silent())?.map_err(|error| failed(&error))?;
+        let ask =
+            async |mut manager: ConnectionManager| ask.query_async::<Fields>(&mut manager).await;
+        let fields = self.answer(ask, deadline).await?;
         let (Some(session), Some(request), Some(token), written, value) = fields else {
             return Ok(LockView::default());
         };
@@ -221,9 +266,11 @@ impl LockService for RedisLocks {
         open.atomic();
         open.cmd("HSET").arg(&key).arg(&[("ttl", ttl_ms), ("floor", 1)]).ignore();
         open.cmd("PEXPIRE").arg(&key).arg(ttl_ms).ignore();
-        let mut connection = self.connection.clone();
-        let opened = timeout_at(deadline, open.query_async::<()>(&mut connection)).await;
-        opened.map_err(|_| silent())?.map_err(|error| failed(&error))?;
+        self.answer(
+            async |mut manager: ConnectionManager| open.query_async::<()>(&mut manager).await,
+            deadline,
+        )
+        .await?;
         Ok(session)
     }
 
