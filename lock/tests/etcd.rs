@@ -157,7 +157,7 @@ async fn tokens_are_revisions_which_no_deletion_resets() {
 
 /// A counting range, of etcd's `rpc.proto`.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Count {
+struct Range {
     #[prost(bytes = "vec", tag = "1")]
     key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
@@ -180,8 +180,8 @@ async fn keys(test: &str) -> i64 {
     let mut grpc = tonic::client::Grpc::new(channel());
     grpc.ready().await.expect("it runs");
     let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
-    let codec = tonic_prost::ProstCodec::<Count, Counted>::default();
-    let ask = tonic::Request::new(Count { key, range_end, count_only: true });
+    let codec = tonic_prost::ProstCodec::<Range, Counted>::default();
+    let ask = tonic::Request::new(Range { key, range_end, count_only: true });
     grpc.unary(ask, path, codec).await.expect("an answer").into_inner().count
 }
 
