@@ -161,7 +161,7 @@ struct Range {
     #[prost(bytes = "vec", tag = "1")]
     key: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    range_end: Vec<u8>,
+    end: Vec<u8>,
     #[prost(bool, tag = "9")]
     count_only: bool,
 }
@@ -175,13 +175,13 @@ struct Counted {
 /// How many keys the locks of a test have, whatever they are for.
 async fn keys(test: &str) -> i64 {
     let key = prefix(test).into_bytes();
-    let mut range_end = key.clone();
-    *range_end.last_mut().expect("a prefix") += 1;
+    let mut end = key.clone();
+    *end.last_mut().expect("a prefix") += 1;
     let mut grpc = tonic::client::Grpc::new(channel());
     grpc.ready().await.expect("it runs");
     let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
     let codec = tonic_prost::ProstCodec::<Range, Counted>::default();
-    let ask = tonic::Request::new(Range { key, range_end, count_only: true });
+    let ask = tonic::Request::new(Range { key, end, count_only: true });
     grpc.unary(ask, path, codec).await.expect("an answer").into_inner().count
 }
 

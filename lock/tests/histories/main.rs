@@ -120,8 +120,7 @@ fn histories_of_killed_and_paused_processes_are_correct() {
     if faults >= 10 {
         situations.assert_all_reached();
     } else {
-        let missed = situations.missed();
-        let always = &SITUATIONS[..6];
+        let (missed, always) = (situations.missed(), &SITUATIONS[..6]);
         assert!(always.iter().all(|name| !missed.contains(name)), "{situations}");
     }
 }
