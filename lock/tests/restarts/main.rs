@@ -19,8 +19,9 @@ use servers::Server;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
-/// Longer than any restart: sessions live through it.
-const TTL: Duration = Duration::from_secs(12);
+/// Longer than all restarts together: sessions live through them, whether or not a renewal meets
+/// one of the short times between.
+const TTL: Duration = Duration::from_secs(60);
 
 fn postgres(server: &Server) -> Arc<PostgresLocks> {
     let url = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port);
