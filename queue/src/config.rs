@@ -6,7 +6,7 @@ use crate::core::entry::MAX_NAME_BYTES;
 use crate::core::group::Assignor;
 use crate::core::{Limits, codec};
 use crate::error::ConfigError;
-use crate::format::{Compression, MAX_BATCH_BYTES};
+use crate::format::{Compression, Header, MAX_BATCH_BYTES};
 
 /// Limits of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,11 @@ pub struct Config {
     /// Batches between two snapshots of the state, and so the most that opening reads. At least 1,
     /// default 4,096.
     pub snapshot_every: u64,
+    /// Bytes of keys, with 64 for each, that a compaction has in memory. When they do not fit, the
+    /// log is copied several times. Any number: one key is taken in any case. Default 16 MiB.
+    pub max_compaction_map_bytes: usize,
+    /// Bytes per second that a compaction reads and writes. At least 1, default 32 MiB.
+    pub max_compaction_bytes_per_second: u64,
 }
 
 impl Default for Config {
@@ -40,6 +45,8 @@ impl Default for Config {
             max_pending_bytes: 32 << 20,
             max_waiters: 10_000,
             snapshot_every: 4_096,
+            max_compaction_map_bytes: 16 << 20,
+            max_compaction_bytes_per_second: 32 << 20,
         }
     }
 }
@@ -68,6 +75,11 @@ impl Config {
             ),
             (self.max_waiters >= 1, "max_waiters", "must be at least 1"),
             (self.snapshot_every >= 1, "snapshot_every", "must be at least 1"),
+            (
+                self.max_compaction_bytes_per_second >= 1,
+                "max_compaction_bytes_per_second",
+                "must be at least 1",
+            ),
         ];
         match rules.into_iter().find(|(holds, ..)| !holds) {
             Some((_, field, rule)) => Err(ConfigError { field, rule }),
@@ -100,6 +112,47 @@ pub struct Retention {
     pub max_age: Option<Duration>,
 }
 
+/// What a topic does about records that later ones of the same key replace: they are removed, and
+/// the last record of each key stays. One with a key and no value is a tombstone: it removes the
+/// key, and goes itself some time later.
+///
+/// As Kafka's `cleanup.policy=compact`; together with a [`Retention`], `compact,delete`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Compaction {
+    /// How old a record is at least before it may be removed, by its timestamp. A record that is at
+    /// least this far in the future, or has no timestamp, counts as old. Default 0.
+    pub min_lag: Duration,
+    /// How long a tombstone stays once it has been compacted, so that whoever reads the topic from
+    /// its beginning within this time sees it. Default 1 day, as Kafka's `delete.retention.ms`.
+    pub min_tombstone_age: Duration,
+}
+
+impl Default for Compaction {
+    fn default() -> Self {
+        Self { min_lag: Duration::ZERO, min_tombstone_age: Duration::from_secs(86_400) }
+    }
+}
+
+impl Compaction {
+    pub(crate) fn min_tombstone_age_ms(&self) -> i64 {
+        ms(self.min_tombstone_age)
+    }
+
+    /// Whether a batch may be compacted at `now_ms`. One of a transaction may not: the log does not
+    /// say what became of it.
+    pub(crate) fn takes(&self, header: &Header, now_ms: i64) -> bool {
+        let (timestamp, lag) = (header.max_timestamp, ms(self.min_lag));
+        let from = now_ms.saturating_sub(lag);
+        let is_young = timestamp >= 0 && timestamp > from && timestamp < now_ms.saturating_add(lag);
+        !is_young && !header.is_transactional() && !header.is_control()
+    }
+}
+
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 /// Limits of a [`Queue`](crate::Queue).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -108,7 +161,8 @@ pub struct QueueConfig {
     pub partition: Config,
     /// Topics that there may be. 1 to 10,000, default 1,000.
     pub max_topics: usize,
-    /// Partitions that all topics together may have, each of which takes two logs of the journal.
+    /// Partitions that all topics together may have. Each takes two logs of the journal, one more
+    /// when it has been compacted, and another one while it is.
     /// 1 to 32,000, default 10,000.
     pub max_partitions: usize,
     /// Consumer groups that have members at the same time. At least 1, default 10,000.
@@ -166,11 +220,14 @@ pub struct TopicConfig {
     pub partitions: u32,
     /// What [`Queue::apply_retention`](crate::Queue::apply_retention) keeps; all by default.
     pub retention: Retention,
+    /// What [`Queue::apply_compaction`](crate::Queue::apply_compaction) removes; nothing by
+    /// default.
+    pub compaction: Option<Compaction>,
 }
 
 impl Default for TopicConfig {
     fn default() -> Self {
-        Self { partitions: 1, retention: Retention::default() }
+        Self { partitions: 1, retention: Retention::default(), compaction: None }
     }
 }
 
@@ -192,6 +249,14 @@ impl TopicConfig {
                 age_fits && self.retention.max_bytes != Some(u64::MAX),
                 "retention",
                 "must be below 2^64 - 1",
+            ),
+            (
+                self.compaction.is_none_or(|compaction| {
+                    let times = [compaction.min_lag, compaction.min_tombstone_age];
+                    times.iter().all(|time| time.as_millis() < u64::MAX.into())
+                }),
+                "compaction",
+                "must be below 2^64 - 1 ms",
             ),
         ])
     }

@@ -246,7 +246,11 @@ pub enum FetchError {
 impl FetchError {
     /// Whether the same call may succeed later.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::TooManyWaiters { .. })
+        match self {
+            Self::TooManyWaiters { .. } => true,
+            Self::Store(error) => error.is_retryable(),
+            _ => false,
+        }
     }
 }
 

@@ -33,7 +33,8 @@ mod writer;
 
 pub use bytes::Bytes;
 pub use config::{
-    Config, ConsumerConfig, Guarantee, ProducerConfig, QueueConfig, Retention, Start, TopicConfig,
+    Compaction, Config, ConsumerConfig, Guarantee, ProducerConfig, QueueConfig, Retention, Start,
+    TopicConfig,
 };
 #[cfg(feature = "journal")]
 pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
@@ -45,7 +46,9 @@ pub use error::{
 pub use format::{Batch, BatchBuilder, Compression, Record};
 #[cfg(feature = "metrics")]
 pub use metrics::QueueMetrics;
-pub use partition::{AppendFuture, Appended, Fetched, Partition, Records, Seek, Stats, WaitFuture};
+pub use partition::{
+    AppendFuture, Appended, Compacted, Fetched, Partition, Records, Seek, Stats, WaitFuture,
+};
 #[cfg(feature = "journal")]
 pub use partitioner::{Murmur2, Partitioner};
 #[cfg(feature = "journal")]

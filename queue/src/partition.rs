@@ -4,7 +4,8 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
 use parking_lot::Mutex;
@@ -17,6 +18,8 @@ use crate::format::{Batch, FormatError, Header, MAX_BATCH_BYTES};
 use crate::store::{BATCH_OVERHEAD_BYTES, Durability, PartitionStore};
 
 mod append;
+mod compact;
+mod generation;
 mod read;
 mod retention;
 mod tail;
@@ -24,12 +27,14 @@ mod tail;
 mod turn;
 mod waiters;
 
+pub use compact::Compacted;
 pub use read::{Fetched, Records, Seek, WaitFuture};
 
 #[cfg(feature = "journal")]
 pub(crate) use turn::Turn;
 
 use append::{Queue, Release};
+use generation::Generation;
 use tail::Tail;
 use waiters::Waiters;
 
@@ -50,11 +55,14 @@ struct Shared {
     /// can always release what its last snapshot covers.
     snapshot_bytes: u64,
     inner: Mutex<Inner>,
+    /// A compaction is under way.
+    is_compacting: AtomicBool,
 }
 
 struct Inner {
-    /// What has been acknowledged by the store.
+    /// What has been acknowledged by the store. Its positions are those of `generation`.
     state: State,
+    generation: Arc<Generation>,
     queue: Queue,
     tail: Tail,
     waiters: Waiters,
@@ -119,6 +127,8 @@ pub struct Stats {
     pub duplicates: u64,
     /// Batches that were rejected.
     pub rejected: u64,
+    /// Records before this offset have been compacted.
+    pub compacted_offset: u64,
 }
 
 impl Partition {
@@ -133,24 +143,31 @@ impl Partition {
         let max_batch_bytes = room_for_a_batch(&*store, &config)?;
         let (state, covered, bytes_behind) = recover(&*store, &config)?;
         let snapshot_bytes = 4 * store.max_write_bytes() as u64;
-        let inner = Inner {
-            // A store has made everything durable that it shows when it is opened.
-            synced_offset: state.next_offset,
-            tail: Tail::new(config.tail_cache_bytes, state.next_position),
+        // A store has made everything durable that it shows when it is opened.
+        let synced_offset = state.next_offset;
+        let tail = Tail::new(config.tail_cache_bytes, state.next_position);
+        let waiters = Waiters::new(config.max_waiters);
+        let inner = move |generation| Inner {
+            state,
+            generation,
             queue: Queue::default(),
-            waiters: Waiters::new(config.max_waiters),
+            tail,
+            waiters,
             covered,
             bytes_behind,
-            state,
+            synced_offset,
             stopped: None,
             appended: 0,
             duplicates: 0,
             rejected: 0,
         };
-        let inner = Mutex::new(inner);
-        Ok(Self {
-            shared: Arc::new(Shared { store, config, max_batch_bytes, snapshot_bytes, inner }),
-        })
+        let shared = Arc::new_cyclic(|shared| {
+            let generation = append::generation(Weak::clone(shared), store.log());
+            let inner = Mutex::new(inner(generation));
+            let is_compacting = AtomicBool::new(false);
+            Shared { store, config, max_batch_bytes, snapshot_bytes, inner, is_compacting }
+        });
+        Ok(Self { shared })
     }
 
     /// Whether partitions in such a store can have this configuration.
@@ -181,11 +198,17 @@ impl Partition {
     /// # Cancel safety
     /// The release happens all the same.
     pub async fn release_before(&self, offset: u64) -> Result<u64, FetchError> {
-        let (position, start_offset) = self.shared.release_point(offset)?;
-        let (answer, answered) = oneshot::channel();
-        append::release(&self.shared, Release { position, start_offset, answer });
-        let result = answered.await.map_err(|_| FetchError::Closed)?;
-        Ok(result?)
+        for _ in 0..read::MOVED_AGAIN {
+            let (generation, position, start_offset) = self.shared.release_point(offset)?;
+            let (answer, answered) = oneshot::channel();
+            let release = Release { position, start_offset, generation, answer };
+            append::release(&self.shared, release);
+            if let Some(start) = answered.await.map_err(|_| FetchError::Closed)?? {
+                return Ok(start);
+            }
+        }
+        let why = "each time another compaction came before the release".to_owned();
+        Err(StoreError::Busy { why }.into())
     }
 
     /// The first offset to keep under `retention` at `now_ms` (ms since the UNIX epoch), for
@@ -262,7 +285,8 @@ impl Partition {
 
     /// A snapshot of sizes and counters.
     pub fn stats(&self) -> Stats {
-        let stored_bytes = self.shared.store.stored_bytes();
+        let generation = Arc::clone(&self.shared.inner.lock().generation);
+        let stored_bytes = generation.log().stored_bytes();
         let inner = self.shared.inner.lock();
         Stats {
             start_offset: inner.state.start_offset,
@@ -274,6 +298,7 @@ impl Partition {
             appended: inner.appended,
             duplicates: inner.duplicates,
             rejected: inner.rejected,
+            compacted_offset: inner.state.clean.offset,
         }
     }
 }
@@ -324,7 +349,8 @@ fn recover(
     store: &dyn PartitionStore,
     config: &Config,
 ) -> Result<(State, Covered, u64), OpenError> {
-    let bounds = store.bounds();
+    let log = store.log();
+    let bounds = log.bounds();
     let damaged = |position: u64, why: &str| OpenError::Damaged { position, why: why.into() };
     let mut state = match store.snapshot()? {
         Some(bytes) => State::decode(bytes).map_err(|why| damaged(bounds.end, why))?,
@@ -336,7 +362,7 @@ fn recover(
     }
     // Ends: each round applies at least one batch.
     while state.next_position < bounds.end {
-        let read = store.read(state.next_position..bounds.end, 1 << 20)?;
+        let read = log.read(state.next_position..bounds.end, 1 << 20)?;
         if read.is_empty() {
             return Err(damaged(state.next_position, "the store ends before its bounds"));
         }
@@ -351,7 +377,7 @@ fn recover(
         // Released without a new snapshot.
         let mut start_offset = state.next_offset;
         if bounds.start < bounds.end {
-            let read = store.read(bounds.start..bounds.start + 1, 1)?.into_iter().next();
+            let read = log.read(bounds.start..bounds.start + 1, 1)?.into_iter().next();
             let bytes = read.ok_or_else(|| damaged(bounds.start, "the store has no batch"))?;
             let header = header_of(bytes);
             let header = header.map_err(|error| damaged(bounds.start, &error.to_string()))?;

@@ -10,7 +10,7 @@ use parking_lot::RwLock;
 use tokio::sync::oneshot;
 use voussoir_journal::{Journal, Log};
 
-use crate::config::{QueueConfig, Retention, TopicConfig};
+use crate::config::{Compaction, QueueConfig, Retention, TopicConfig};
 use crate::core::entry::{Change, Counters, Key, MAX_NAME_BYTES, TopicEntry, Value};
 use crate::core::table::View;
 use crate::error::{FetchError, OpenError, StoreError, TopicError};
@@ -78,6 +78,7 @@ impl Queue {
             let topic = Topic::open(name.clone(), entry, stores, &config);
             topics.insert(name, topic);
         }
+        writer.store().delete_orphans(|number| writer.read(|table| table.has_partition(number)));
         let groups = Groups::new(config.max_groups);
         let (topics, topics_version) = (RwLock::new(topics), AtomicU64::new(1));
         Ok(Self { shared: Arc::new(Shared { writer, config, topics, topics_version, groups }) })
@@ -119,7 +120,7 @@ impl Queue {
     /// See [`TopicError`].
     ///
     /// # Cancel safety
-    /// The topic may be deleted all the same. One of more than 500 partitions is deleted in several
+    /// The topic may be deleted all the same. One of more than 400 partitions is deleted in several
     /// commits: after an error, or when the future was dropped, some partitions may be gone and the
     /// topic still be there; delete it again.
     pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
@@ -145,8 +146,7 @@ impl Queue {
         let (answer, answered) = oneshot::channel();
         let slots = topic.slots().filter(|slot| numbers.contains(&slot.number));
         let slots: Vec<_> = slots.cloned().collect();
-        let logs = numbers.iter().map(|number| self.shared.writer.store().logs_of(*number));
-        let deletes = logs.collect::<Result<Vec<_>, _>>()?.concat();
+        let deletes = self.shared.writer.store().logs_of(numbers)?;
         let ending = Arc::clone(&self.shared);
         let (key, title) = (Key::Topic(topic.name().to_owned()), topic.name().to_owned());
         let first_number = topic.id();
@@ -218,6 +218,31 @@ impl Queue {
         failed
     }
 
+    /// Compacts the topics that ask for it ([`TopicConfig::compaction`]), at `now_ms` (ms since the
+    /// UNIX epoch): each partition of which at least half has not been compacted, or has tombstones
+    /// whose time is over. One after the other, so that
+    /// [`Config::max_compaction_bytes_per_second`](crate::Config::max_compaction_bytes_per_second)
+    /// holds for all of them. Returns the partitions that failed, and why: the others are done.
+    /// Call it from time to time.
+    ///
+    /// # Cancel safety
+    /// Partitions that were done stay done. See [`Partition::compact`] for the one under way.
+    pub async fn apply_compaction(&self, now_ms: i64) -> Vec<(TopicPartition, FetchError)> {
+        let mut failed = Vec::new();
+        for topic in self.topics() {
+            let Some(compaction) = topic.config().compaction else { continue };
+            for (number, partition) in topic.opened() {
+                if !partition.is_compaction_due(compaction, now_ms) {
+                    continue;
+                }
+                if let Err(error) = partition.compact(compaction, now_ms).await {
+                    failed.push((TopicPartition::new(topic.name(), number), error));
+                }
+            }
+        }
+        failed
+    }
+
     /// A log of the same journal and namespace for a part of the queue that keeps its own state:
     /// created by the first call with this name, and found again by later ones.
     #[allow(dead_code, reason = "work queues keep their state there")]
@@ -241,8 +266,8 @@ impl Queue {
     }
 }
 
-/// Partitions whose logs one commit deletes.
-const DELETED_PARTITIONS: usize = 500;
+/// Partitions whose logs one commit deletes: four of each at most.
+const DELETED_PARTITIONS: usize = 400;
 
 /// A topic to be created, and the stores of its partitions.
 type Planned = (TopicEntry, Vec<(u32, JournalPartition)>);
@@ -318,6 +343,8 @@ impl Shared {
             partitions: config.partitions,
             max_bytes: retention.max_bytes.unwrap_or(u64::MAX),
             max_age_ms: retention.max_age.map_or(u64::MAX, ms),
+            min_lag_ms: config.compaction.map_or(u64::MAX, |at| ms(at.min_lag)),
+            min_tombstone_age_ms: config.compaction.map_or(0, |at| ms(at.min_tombstone_age)),
         };
         let changes = vec![Change::put(Key::Counters, &counters), Change::put(key, &entry)];
         Ok((changes, (entry, stores)))
@@ -372,7 +399,11 @@ impl Topic {
             max_bytes: limit(entry.max_bytes),
             max_age: limit(entry.max_age_ms).map(Duration::from_millis),
         };
-        let config = TopicConfig { partitions: entry.partitions, retention };
+        let compaction = limit(entry.min_lag_ms).map(|min_lag| Compaction {
+            min_lag: Duration::from_millis(min_lag),
+            min_tombstone_age: Duration::from_millis(entry.min_tombstone_age_ms),
+        });
+        let config = TopicConfig { partitions: entry.partitions, retention, compaction };
         Self { shared: Arc::new(TopicShared { name, config, first_number, slots }) }
     }
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -40,8 +41,32 @@ pub struct Write {
     pub release: Option<u64>,
     /// Replaces the snapshot.
     pub snapshot: Option<Bytes>,
+    /// Begins a generation of the log with the copy in it.
+    pub replace: Option<Replace>,
+    /// A generation that nobody reads any more.
+    pub retire: Option<Retire>,
     /// When the write may be acknowledged.
     pub durability: Durability,
+}
+
+/// How a compaction ends: the batches before `end` are replaced by those of the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replace {
+    /// The first position that stays as it is. The batches of the copy are at the positions before
+    /// it, so that the log is dense.
+    pub end: u64,
+    /// Batches of the copy, no more than those that they replace.
+    pub batches: u64,
+}
+
+/// A generation of a log that has been replaced, and has no reader any more: its part of the store
+/// can go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retire {
+    /// The generation: [`PartitionLog::generation`].
+    pub generation: u64,
+    /// Where its successor took over: [`Replace::end`].
+    pub end: u64,
 }
 
 /// A part of a store that comes back as space as a whole.
@@ -89,16 +114,15 @@ impl fmt::Debug for Done {
     }
 }
 
-/// A log of batches at dense positions, with a snapshot beside it.
-///
-/// A partition has at most one write on its way, so a store need not order writes of one partition.
-/// It must order them against nothing else: data, producer state and whatever else belongs together
-/// are in one write. Writes of different partitions may overtake each other.
-///
-/// Contract: a write is all or nothing, also across a crash. After a crash the store holds a prefix
-/// of its writes that has every one acknowledged as [`Durability::Synced`], and so every one before
-/// it. What [`bounds`](Self::bounds) and reads show is what has been acknowledged.
-pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
+/// A generation of a log: batches at dense positions. Compaction begins another one, in which
+/// positions may mean other batches; the old one can be read until it is
+/// [retired](Write::retire).
+pub trait PartitionLog: Send + Sync + fmt::Debug + 'static {
+    /// Its number: how often the log has been replaced.
+    fn generation(&self) -> u64 {
+        0
+    }
+
     /// First position, and the position after the last.
     fn bounds(&self) -> Range<u64>;
 
@@ -109,19 +133,38 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// The position has been released, or what is there cannot be read.
     fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError>;
 
-    /// The latest snapshot.
-    ///
-    /// # Errors
-    /// It cannot be read.
-    fn snapshot(&self) -> Result<Option<Bytes>, StoreError>;
-
-    /// The parts of the store, from the first position to the last.
+    /// The parts of the log, from the first position to the last.
     fn extents(&self) -> Vec<Extent>;
 
     /// Bytes of all parts.
     fn stored_bytes(&self) -> u64 {
         self.extents().iter().map(|extent| extent.bytes).sum()
     }
+}
+
+/// A log of batches, with a snapshot beside it.
+///
+/// A partition has at most one write on its way, so a store need not order writes of one partition.
+/// It must order them against nothing else: data, producer state and whatever else belongs together
+/// are in one write. Writes of different partitions may overtake each other.
+///
+/// Contract: a write is all or nothing, also across a crash. After a crash the store holds a prefix
+/// of its writes that has every one acknowledged as [`Durability::Synced`], and so every one before
+/// it. What the [log](Self::log) shows is what has been acknowledged.
+///
+/// A store that can be compacted keeps a copy beside the log, which is empty at first. The
+/// partition fills it with [`append_copy`](Self::append_copy), each call when the one before has
+/// been answered, and ends it with a write that has [`Write::replace`]; what became of a copy
+/// without one does not matter. Writes may come between.
+pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
+    /// The present generation of the log.
+    fn log(&self) -> Arc<dyn PartitionLog>;
+
+    /// The latest snapshot.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    fn snapshot(&self) -> Result<Option<Bytes>, StoreError>;
 
     /// The most bytes that one write may have: those of its batches and snapshot, and
     /// [`BATCH_OVERHEAD_BYTES`] more for each of them.
@@ -130,27 +173,31 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// Begins a write, and answers through `done` when it is as durable as it asks for, or has
     /// failed: from any thread, also before this returns. Must not block for long.
     fn submit(&self, write: Write, done: Done);
-}
 
-impl<S: PartitionStore + ?Sized> PartitionStore for std::sync::Arc<S> {
-    fn bounds(&self) -> Range<u64> {
-        (**self).bounds()
+    /// Empties the copy. A store that cannot be compacted rejects it.
+    fn discard_copy(&self, done: Done) {
+        done.complete(Err(no_compaction()));
     }
 
-    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        (**self).read(range, max_bytes)
+    /// Appends batches to the copy. Need not be durable when it is answered, but no write that
+    /// begins after the answer may be durable without it.
+    fn append_copy(&self, batches: Vec<Bytes>, done: Done) {
+        drop(batches);
+        done.complete(Err(no_compaction()));
+    }
+}
+
+fn no_compaction() -> StoreError {
+    StoreError::Rejected { why: "the store cannot be compacted".to_owned() }
+}
+
+impl<S: PartitionStore + ?Sized> PartitionStore for Arc<S> {
+    fn log(&self) -> Arc<dyn PartitionLog> {
+        (**self).log()
     }
 
     fn snapshot(&self) -> Result<Option<Bytes>, StoreError> {
         (**self).snapshot()
-    }
-
-    fn extents(&self) -> Vec<Extent> {
-        (**self).extents()
-    }
-
-    fn stored_bytes(&self) -> u64 {
-        (**self).stored_bytes()
     }
 
     fn max_write_bytes(&self) -> usize {
@@ -159,5 +206,13 @@ impl<S: PartitionStore + ?Sized> PartitionStore for std::sync::Arc<S> {
 
     fn submit(&self, write: Write, done: Done) {
         (**self).submit(write, done);
+    }
+
+    fn discard_copy(&self, done: Done) {
+        (**self).discard_copy(done);
+    }
+
+    fn append_copy(&self, batches: Vec<Bytes>, done: Done) {
+        (**self).append_copy(batches, done);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use voussoir_queue::format::{FormatError, Header, RecordHeader};
 use voussoir_queue::routing::{Router, Rule};
 use voussoir_queue::store::{
-    Done, JournalPartition, JournalStore, MemoryPartition, PartitionStore, Write,
+    Done, JournalPartition, JournalStore, MemoryPartition, PartitionLog, PartitionStore, Write,
 };
 use voussoir_queue::work::{
     DeadLetter, Delivery, JournalWork, MemoryWork, Receipt, WorkConfig, WorkError, WorkQueue,
@@ -58,7 +58,8 @@ const _: () = {
 #[test]
 fn seams_are_object_safe() {
     let store: Arc<dyn PartitionStore> = Arc::new(MemoryPartition::new(1));
-    assert_eq!(store.bounds(), 0..0);
+    let log: Arc<dyn PartitionLog> = store.log();
+    assert_eq!(log.bounds(), 0..0);
     let store: Arc<dyn WorkStore> = Arc::new(MemoryWork::new());
     assert_eq!(store.bounds(), 0..0);
 }

@@ -8,13 +8,18 @@ use support::{batch, poll, read_all, ready};
 use voussoir_queue::format::MAX_BATCH_BYTES;
 use voussoir_queue::store::MemoryPartition;
 use voussoir_queue::{
-    Assignor, BatchBuilder, Config, ConsumerConfig, Durability, FetchError, Guarantee, OpenError,
-    Partition, ProduceError, ProducerConfig, Queue, Record, Seek, TopicConfig,
+    Assignor, BatchBuilder, Compaction, Config, ConsumerConfig, Durability, FetchError, Guarantee,
+    OpenError, Partition, ProduceError, ProducerConfig, Queue, Record, Seek, TopicConfig,
 };
 use voussoir_sim::Situations;
 
-static SITUATIONS: [&str; 4] =
-    ["accepted", "rejected", "a reader had to go", "a producer had to go"];
+static SITUATIONS: [&str; 5] = [
+    "accepted",
+    "rejected",
+    "a reader had to go",
+    "a producer had to go",
+    "a compaction took several rounds",
+];
 
 fn sizes() -> impl Strategy<Value = usize> {
     prop_oneof![
@@ -37,13 +42,18 @@ fn whatever_validates_works() {
     let every = prop_oneof![Just(0), Just(1), 2..50_u64, Just(u64::MAX)];
     let sized = || prop_oneof![3 => 1..50_usize, 1 => sizes()];
     let pending = prop_oneof![2 => Just(MAX_BATCH_BYTES), 1 => sizes()];
-    let cases = (sized(), sized(), sizes(), pending, sized(), every);
+    let rate = prop_oneof![Just(0), Just(1), 2..1_000_u64, Just(u64::MAX)];
+    let cases = (sized(), sized(), sizes(), pending, sized(), every, sized(), rate);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
     let result = TestRunner::new(config).run(&cases, |fields| {
         let mut config = Config::default();
         (config.max_producers, config.max_index_entries, config.tail_cache_bytes) =
             (fields.0, fields.1, fields.2);
         (config.max_pending_bytes, config.max_waiters, config.snapshot_every) =
             (fields.3, fields.4, fields.5);
+        (config.max_compaction_map_bytes, config.max_compaction_bytes_per_second) =
+            (fields.6, fields.7);
         let is_valid = config.validate().is_ok();
         situations.reached(if is_valid { "accepted" } else { "rejected" });
         let store = MemoryPartition::new(16 << 20);
@@ -57,6 +67,10 @@ fn whatever_validates_works() {
         };
         prop_assert!(is_valid);
         works(&partition, &config, &situations);
+        let compacting = partition.compact(Compaction::default(), 1_000);
+        let done = runtime.block_on(compacting).expect("it is compacted");
+        situations.add("a compaction took several rounds", u64::from(done.rounds > 1));
+        prop_assert!(done.removed_records >= 10);
         let reopened = Partition::open(store, config).expect("it opens again");
         prop_assert_eq!(reopened.offsets(), partition.offsets());
         prop_assert_eq!(read_all(&reopened, 1), read_all(&partition, usize::MAX));
@@ -69,7 +83,7 @@ fn whatever_validates_works() {
 fn works(partition: &Partition, config: &Config, situations: &Situations) {
     let mut offset = 0;
     for at in 0..60 {
-        let record = Record::new(format!("{at}")).timestamp(at);
+        let record = Record::new(format!("{at}")).key(format!("k{}", at % 9)).timestamp(at);
         let batch = batch(
             &[record.clone(), record],
             Some((at % 20, 0, i32::try_from(at / 20 * 2).expect("small"))),

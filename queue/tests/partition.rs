@@ -2,7 +2,6 @@
 
 mod support;
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +9,9 @@ use parking_lot::Mutex;
 use support::{batch, journal, one, partition, poll, read_all, ready, work};
 use voussoir_journal::MemoryFiles;
 use voussoir_queue::format::FormatError;
-use voussoir_queue::store::{Done, Extent, JournalStore, MemoryPartition, PartitionStore, Write};
+use voussoir_queue::store::{
+    Done, JournalStore, MemoryPartition, PartitionLog, PartitionStore, Write,
+};
 use voussoir_queue::{
     Bytes, Config, Durability, FetchError, OpenError, Outcome, Partition, ProduceError, Record,
     Retention, Seek, StoreError,
@@ -61,17 +62,11 @@ impl Held {
 }
 
 impl PartitionStore for Held {
-    fn bounds(&self) -> Range<u64> {
-        self.inner.bounds()
-    }
-    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-        self.inner.read(range, max_bytes)
+    fn log(&self) -> Arc<dyn PartitionLog> {
+        self.inner.log()
     }
     fn snapshot(&self) -> Result<Option<Bytes>, StoreError> {
         self.inner.snapshot()
-    }
-    fn extents(&self) -> Vec<Extent> {
-        self.inner.extents()
     }
     fn max_write_bytes(&self) -> usize {
         self.inner.max_write_bytes()
@@ -192,17 +187,11 @@ fn a_store_that_panics_leaves_the_partition_stopped() {
     #[derive(Debug)]
     struct Panics(MemoryPartition);
     impl PartitionStore for Panics {
-        fn bounds(&self) -> Range<u64> {
-            self.0.bounds()
-        }
-        fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
-            self.0.read(range, max_bytes)
+        fn log(&self) -> Arc<dyn PartitionLog> {
+            self.0.log()
         }
         fn snapshot(&self) -> Result<Option<Bytes>, StoreError> {
             self.0.snapshot()
-        }
-        fn extents(&self) -> Vec<Extent> {
-            self.0.extents()
         }
         fn max_write_bytes(&self) -> usize {
             self.0.max_write_bytes()

@@ -1,20 +1,25 @@
-//! Snapshots of a partition's state, version 1. All integers are little-endian.
+//! Snapshots of a partition's state, version 2. All integers are little-endian.
 //!
 //! version (1 byte), next offset, next position, start offset, first position (8 bytes each),
-//! largest timestamp (8), largest forgotten producer id (8), stride of the index (8), number of
-//! its entries (4), entries (position, offset, largest timestamp before: 8 each), number of
-//! producers (4), and of each its id (8), epoch (2), number of batches (1) and these (first and
-//! last sequence 4 each, offset 8).
+//! largest timestamp (8), largest forgotten producer id (8), what compaction has done (offset,
+//! position, bytes, bytes behind, tombstones, offset of the tombstones that age, and since when: 8
+//! each),
+//! stride of the index (8), number of its entries (4), entries (position, offset, largest
+//! timestamp before: 8 each), number of producers (4), and of each its id (8), epoch (2), number
+//! of batches (1) and these (first and last sequence 4 each, offset 8).
 
 use std::collections::VecDeque;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::clean::Clean;
 use super::index::Entry;
 use super::producers::{Producer, Sent, WINDOW};
 use super::state::{Limits, State};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Bytes before the entries of the index, and the number of producers.
+const FIXED_BYTES: usize = 121;
 const ENTRY_BYTES: usize = 24;
 const SENT_BYTES: usize = 16;
 
@@ -23,7 +28,7 @@ impl State {
     pub(crate) fn encode(&self) -> Bytes {
         let entries = self.index.entries.len() * ENTRY_BYTES;
         let producers = self.producers.len() * (11 + WINDOW * SENT_BYTES);
-        let mut out = BytesMut::with_capacity(65 + entries + producers);
+        let mut out = BytesMut::with_capacity(FIXED_BYTES + entries + producers);
         out.put_u8(VERSION);
         out.put_u64_le(self.next_offset);
         out.put_u64_le(self.next_position);
@@ -31,6 +36,13 @@ impl State {
         out.put_u64_le(self.first_position);
         out.put_i64_le(self.max_timestamp);
         out.put_i64_le(self.producers.forgotten);
+        out.put_u64_le(self.clean.offset);
+        out.put_u64_le(self.clean.position);
+        out.put_u64_le(self.clean.bytes);
+        out.put_u64_le(self.clean.dirty_bytes);
+        out.put_u64_le(self.clean.tombstones);
+        out.put_u64_le(self.clean.aging_offset);
+        out.put_i64_le(self.clean.aging_since_ms);
         out.put_u64_le(self.index.stride);
         out.put_u32_le(self.index.entries.len() as u32);
         for entry in &self.index.entries {
@@ -62,7 +74,7 @@ impl State {
         if input.try_get_u8().map_err(|_| CUT_OFF)? != VERSION {
             return Err("the snapshot has a version that this build does not know");
         }
-        if input.remaining() < 60 {
+        if input.remaining() < FIXED_BYTES - 5 {
             return Err(CUT_OFF);
         }
         state.next_offset = input.get_u64_le();
@@ -71,9 +83,21 @@ impl State {
         state.first_position = input.get_u64_le();
         state.max_timestamp = input.get_i64_le();
         state.producers.forgotten = input.get_i64_le();
+        state.clean = Clean {
+            offset: input.get_u64_le(),
+            position: input.get_u64_le(),
+            bytes: input.get_u64_le(),
+            dirty_bytes: input.get_u64_le(),
+            tombstones: input.get_u64_le(),
+            aging_offset: input.get_u64_le(),
+            aging_since_ms: input.get_i64_le(),
+        };
         state.index.stride = input.get_u64_le().max(1);
         let ordered = state.start_offset <= state.next_offset
             && state.first_position <= state.next_position
+            && state.clean.offset <= state.next_offset
+            && state.clean.position <= state.next_position
+            && state.clean.aging_offset <= state.clean.offset
             && i64::try_from(state.next_offset).is_ok();
         if !ordered {
             return Err("the bounds of the snapshot are not in order");
@@ -127,5 +151,7 @@ fn decode_producer(input: &mut Bytes) -> Option<(i64, Producer)> {
 
 /// The largest snapshot under `limits`, in bytes.
 pub(crate) fn max_bytes(limits: Limits) -> usize {
-    65 + limits.max_index_entries * ENTRY_BYTES + limits.max_producers * (11 + WINDOW * SENT_BYTES)
+    FIXED_BYTES
+        + limits.max_index_entries * ENTRY_BYTES
+        + limits.max_producers * (11 + WINDOW * SENT_BYTES)
 }

@@ -6,7 +6,7 @@
 //! | kind | key | value |
 //! |---|---|---|
 //! | 1 counters | | next number of a log (4), next producer id (8) |
-//! | 2 topic | name | first partition number (4), partitions (4), bytes kept (8), ms kept (8) |
+//! | 2 topic | name | first partition number (4), partitions (4), bytes kept (8), ms kept (8), ms of lag (8) and of tombstones (8) |
 //! | 3 group | name | generation (4) |
 //! | 4 offset | group, partition number (4) | offset of the next record (8) |
 //! | 5 transactional id | name | producer id (8), epoch (2), transactions committed (8) |
@@ -171,6 +171,9 @@ value! {
         max_bytes: u64,
         /// `u64::MAX` for no limit.
         max_age_ms: u64,
+        /// `u64::MAX` for no compaction.
+        min_lag_ms: u64,
+        min_tombstone_age_ms: u64,
     }
     TransactionalEntry {
         producer_id: i64,
@@ -210,7 +213,14 @@ mod tests {
         assert_eq!(change.encode(), [1, 3, 1, 2, 0, b'a', b'b', 7, 0, 0, 0]);
         let offset = Change::put(Key::Offset("g".into(), 0x0102_0304), &9_u64);
         assert_eq!(offset.encode(), [1, 4, 1, 1, 0, b'g', 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
-        let topic = TopicEntry { first_number: 1, partitions: 2, max_bytes: 3, max_age_ms: 4 };
+        let topic = TopicEntry {
+            first_number: 1,
+            partitions: 2,
+            max_bytes: 3,
+            max_age_ms: 4,
+            min_lag_ms: 5,
+            min_tombstone_age_ms: 6,
+        };
         let entry = TransactionalEntry { producer_id: 5, epoch: 6, committed: 7 };
         for change in [
             change,

@@ -1,5 +1,6 @@
 //! What a partition and a queue decide: pure state, without clock, lock, store or task.
 
+pub(crate) mod clean;
 pub(crate) mod codec;
 #[cfg_attr(
     not(feature = "journal"),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::clean::{Clean, Replacement};
 use super::index::{Entry, Index};
 use super::producers::{Admission, Producer, Producers};
 use crate::format::Header;
@@ -28,6 +29,7 @@ pub(crate) struct State {
     pub(crate) max_timestamp: i64,
     pub(crate) index: Index,
     pub(crate) producers: Producers,
+    pub(crate) clean: Clean,
 }
 
 /// Batches that have been admitted and are not in the store yet.
@@ -49,6 +51,7 @@ impl State {
             max_timestamp: crate::format::NO_TIMESTAMP,
             index: Index::new(),
             producers: Producers::new(),
+            clean: Clean::default(),
         }
     }
 
@@ -102,6 +105,7 @@ impl State {
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
         self.next_offset = header.last_offset() as u64 + 1;
         self.next_position += 1;
+        self.clean.dirty_bytes = self.clean.dirty_bytes.saturating_add(header.bytes as u64);
         Ok(())
     }
 
@@ -118,8 +122,25 @@ impl State {
         self.index.release(self.first_position);
     }
 
+    /// Lets a copy take the place of the batches before `replacement.end`. Offsets stay, and so
+    /// does what is known of producers.
+    pub(crate) fn replace(&mut self, replacement: &Replacement, limits: Limits) {
+        let Replacement { end, batches, index, clean, taken_bytes } = replacement;
+        let first = end - batches;
+        let copied = index.entries.iter();
+        let copied = copied.map(|entry| Entry { position: entry.position + first, ..*entry });
+        let later = self.index.entries.iter().filter(|entry| entry.position >= *end);
+        let entries = copied.chain(later.copied()).collect();
+        self.index = Index { entries, stride: self.index.stride.max(index.stride) };
+        self.index.fit(limits.max_index_entries);
+        self.first_position = first;
+        let dirty_bytes = self.clean.dirty_bytes.saturating_sub(*taken_bytes);
+        self.clean = Clean { dirty_bytes, ..*clean };
+    }
+
     /// Positions between which the batch with `offset` begins: it is the last one in the range
-    /// whose base offset is not above `offset`.
+    /// whose base offset is not above `offset`. That one may end before `offset`, and the first one
+    /// of all may begin behind it, where compaction has removed records.
     pub(crate) fn search_range(&self, offset: u64) -> std::ops::Range<u64> {
         let (before, after) = self.index.around(offset);
         let first = before.map_or(self.first_position, |entry| entry.position);

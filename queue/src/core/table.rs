@@ -192,9 +192,13 @@ mod tests {
     #[test]
     fn a_number_is_found_among_the_topics() {
         let mut table = Table::new(0);
-        let topic = |first_number, partitions| {
-            let (max_bytes, max_age_ms) = (u64::MAX, u64::MAX);
-            TopicEntry { first_number, partitions, max_bytes, max_age_ms }
+        let topic = |first_number, partitions| TopicEntry {
+            first_number,
+            partitions,
+            max_bytes: u64::MAX,
+            max_age_ms: u64::MAX,
+            min_lag_ms: u64::MAX,
+            min_tombstone_age_ms: u64::MAX,
         };
         let put = |name: &str, entry| Change::put(Key::Topic(name.into()), &entry);
         for change in [put("z", topic(1, 2)), put("a", topic(5, 3)), put("m", topic(3, 1))] {

@@ -3,7 +3,9 @@
 use bytes::{Bytes, BytesMut};
 
 use super::header::{CHECKED_AT, EPOCH_AT};
-use super::{FormatError, HEADER_BYTES, Header, NO_TIMESTAMP, Record, TimestampType, record};
+use super::{
+    FormatError, HEADER_BYTES, Header, NO_TIMESTAMP, Record, TimestampType, builder, record,
+};
 
 /// A batch of records, as it lies on disk and goes over wires.
 ///
@@ -91,6 +93,18 @@ impl Batch {
         bytes[..8].copy_from_slice(&header.base_offset.to_be_bytes());
         bytes[EPOCH_AT..EPOCH_AT + 4].copy_from_slice(&leader_epoch.to_be_bytes());
         Self { bytes: bytes.freeze(), header }
+    }
+
+    /// The batch with only these of its records: at the same offsets, of the same producer, packed
+    /// in the same way.
+    ///
+    /// # Errors
+    /// The codec is missing, or the records take more than a batch may.
+    pub(crate) fn subset(
+        &self,
+        records: impl Iterator<Item = Record>,
+    ) -> Result<Self, FormatError> {
+        builder::subset(&self.bytes[..HEADER_BYTES], &self.header, records)
     }
 
     /// The records. Uncompressed ones are slices of the batch; others are unpacked, to at most

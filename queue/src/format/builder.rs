@@ -2,10 +2,11 @@
 
 use bytes::{BufMut, BytesMut};
 
-use super::header::{CHECKED_AT, CRC_AT, UNCOUNTED_BYTES};
+use super::header::{CHECKED_AT, COUNT_AT, CRC_AT, LENGTH_AT, MAX_TIMESTAMP_AT, UNCOUNTED_BYTES};
 use super::record::Deltas;
 use super::{
-    Batch, Compression, FormatError, HEADER_BYTES, MAX_BATCH_BYTES, NO_TIMESTAMP, Record, record,
+    Batch, Compression, FormatError, HEADER_BYTES, Header, MAX_BATCH_BYTES, NO_TIMESTAMP, Record,
+    record,
 };
 
 /// Collects the records of a [`Batch`].
@@ -172,6 +173,40 @@ impl BatchBuilder {
         batch.header().check_whole()?;
         Ok(batch)
     }
+}
+
+/// Some records of a batch with this header, as a batch. `head` has the header's bytes.
+pub(super) fn subset(
+    head: &[u8],
+    header: &Header,
+    records: impl Iterator<Item = Record>,
+) -> Result<Batch, FormatError> {
+    let mut out = BytesMut::from(head);
+    let (mut count, mut max_timestamp) = (0_i32, NO_TIMESTAMP);
+    for record in records {
+        let timestamp = record.timestamp.wrapping_sub(header.base_timestamp);
+        let offset = record.offset.wrapping_sub(header.base_offset as u64) as i32;
+        record::put(&mut out, &record, Deltas { timestamp, offset });
+        max_timestamp = max_timestamp.max(record.timestamp);
+        count += 1;
+    }
+    if header.compression != Compression::None {
+        let packed = header.compression.pack(&out[HEADER_BYTES..])?;
+        out.truncate(HEADER_BYTES);
+        out.extend_from_slice(&packed);
+    }
+    let bytes = out.len();
+    if bytes > MAX_BATCH_BYTES {
+        let limit = MAX_BATCH_BYTES as u64;
+        return Err(FormatError::TooLarge { bytes: bytes as u64, limit });
+    }
+    out[LENGTH_AT..UNCOUNTED_BYTES]
+        .copy_from_slice(&((bytes - UNCOUNTED_BYTES) as u32).to_be_bytes());
+    out[MAX_TIMESTAMP_AT..MAX_TIMESTAMP_AT + 8].copy_from_slice(&max_timestamp.to_be_bytes());
+    out[COUNT_AT..HEADER_BYTES].copy_from_slice(&count.to_be_bytes());
+    let crc = crc_fast::crc32_iscsi(&out[CHECKED_AT..]);
+    out[CRC_AT..CHECKED_AT].copy_from_slice(&crc.to_be_bytes());
+    Batch::from_builder(out.freeze())
 }
 
 impl Default for BatchBuilder {

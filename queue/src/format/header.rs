@@ -2,12 +2,14 @@
 
 use super::{Compression, FormatError, HEADER_BYTES, MAX_BATCH_BYTES};
 
-const LENGTH_AT: usize = 8;
+pub(super) const LENGTH_AT: usize = 8;
 pub(super) const EPOCH_AT: usize = 12;
 const MAGIC_AT: usize = 16;
 pub(super) const CRC_AT: usize = 17;
 /// What the checksum covers begins here.
 pub(super) const CHECKED_AT: usize = 21;
+pub(super) const MAX_TIMESTAMP_AT: usize = 35;
+pub(super) const COUNT_AT: usize = 57;
 /// Bytes before and in the length field, which it does not count.
 pub(super) const UNCOUNTED_BYTES: usize = 12;
 

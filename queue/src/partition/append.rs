@@ -1,16 +1,18 @@
 //! Appending: one write of a partition is on its way at a time, and takes all that wait.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use tokio::sync::oneshot;
 
+use super::compact::Switch;
+use super::generation::Generation;
 use super::turn::{Turn, Waiting};
 use super::{Appended, Covered, Inner, Shared};
 use crate::core::{Admission, Fence, Staged};
 use crate::error::{ProduceError, StoreError};
 use crate::format::{Batch, FormatError};
-use crate::store::{BATCH_OVERHEAD_BYTES, Done, Durability, Write};
+use crate::store::{BATCH_OVERHEAD_BYTES, Done, Durability, PartitionLog, Replace, Retire, Write};
 
 /// Ids rise, and a forgotten one takes all below along: one id must not use them all up.
 const MAX_PRODUCER_ID: i64 = 1 << 62;
@@ -31,7 +33,10 @@ pub(super) struct Queue {
     appends: VecDeque<Pending>,
     /// Bytes of `appends` and of the write on its way.
     pub(super) bytes: usize,
-    releases: VecDeque<Release>,
+    upkeep: VecDeque<Upkeep>,
+    /// Generations that the store did not delete when it was asked to: the next compaction asks
+    /// again.
+    unretired: Vec<Retire>,
     turns: VecDeque<Waiting>,
     /// The latest write was a turn: appends go first.
     was_turn: bool,
@@ -49,12 +54,23 @@ struct Pending {
     answer: Answer,
 }
 
+/// What waits to be written, and is no batch.
+enum Upkeep {
+    Release(Release),
+    Replace(Box<Switch>),
+    Retire(Retire),
+}
+
 /// A release that waits to be written.
 #[derive(Debug)]
 pub(super) struct Release {
     pub(super) position: u64,
     pub(super) start_offset: u64,
-    pub(super) answer: oneshot::Sender<Result<u64, StoreError>>,
+    /// The generation in which `position` was looked up.
+    pub(super) generation: u64,
+    /// Where the log begins then; `None` when the position is of a generation that has been
+    /// replaced, and nothing was released.
+    pub(super) answer: oneshot::Sender<Result<Option<u64>, StoreError>>,
 }
 
 /// What the partition does next.
@@ -67,6 +83,8 @@ enum Next {
 pub(super) enum Flight {
     Group(Group),
     Release { release: Release, has_snapshot: bool },
+    Replace(Box<Switch>),
+    Retire(Retire),
 }
 
 /// Batches that are written together.
@@ -135,39 +153,82 @@ pub(super) fn wait_for_turn(shared: &Arc<Shared>, then: Waiting) {
 }
 
 pub(super) fn release(shared: &Arc<Shared>, release: Release) {
+    queue_upkeep(shared, Upkeep::Release(release));
+}
+
+/// Queues the end of a compaction.
+pub(super) fn switch(shared: &Arc<Shared>, switch: Switch) {
+    queue_upkeep(shared, Upkeep::Replace(Box::new(switch)));
+}
+
+/// A generation of a partition's log.
+pub(super) fn generation(partition: Weak<Shared>, log: Arc<dyn PartitionLog>) -> Arc<Generation> {
+    let queue_retire = move |generation: Retire| {
+        if let Some(partition) = partition.upgrade() {
+            retire(&partition, generation);
+        }
+    };
+    Arc::new(Generation::new(log, Box::new(queue_retire)))
+}
+
+/// Queues the deletion of a generation that nobody reads any more.
+fn retire(shared: &Arc<Shared>, retire: Retire) {
+    queue_upkeep(shared, Upkeep::Retire(retire));
+}
+
+/// Queues the deletion of generations that was not possible before.
+pub(super) fn retire_again(shared: &Arc<Shared>) {
+    let unretired = std::mem::take(&mut shared.inner.lock().queue.unretired);
+    for generation in unretired {
+        retire(shared, generation);
+    }
+}
+
+fn queue_upkeep(shared: &Arc<Shared>, upkeep: Upkeep) {
     let stopped = {
         let mut inner = shared.inner.lock();
         match &inner.stopped {
-            Some(_) => Some(release),
+            Some(_) => Some(upkeep),
             None => {
-                inner.queue.releases.push_back(release);
+                inner.queue.upkeep.push_back(upkeep);
                 None
             }
         }
     };
     match stopped {
-        Some(release) => drop(release.answer.send(Err(shared.stopped()))),
+        Some(upkeep) => upkeep.fail(&shared.stopped()),
         None => drive(shared),
+    }
+}
+
+impl Upkeep {
+    fn fail(self, error: &StoreError) {
+        match self {
+            Self::Release(release) => drop(release.answer.send(Err(error.clone()))),
+            Self::Replace(switch) => switch.answer(Err(error.clone())),
+            // What is left of it is deleted when the partition is opened again.
+            Self::Retire(_) => {}
+        }
     }
 }
 
 /// Rejects all that waits, and all that comes.
 pub(super) fn stop(shared: &Arc<Shared>, error: StoreError) {
-    let (appends, releases, turns, readers) = {
+    let (appends, upkeep, turns, readers) = {
         let mut inner = shared.inner.lock();
         inner.stopped.get_or_insert(error);
         let appends = std::mem::take(&mut inner.queue.appends);
         inner.queue.bytes -= appends.iter().map(|p| p.batch.bytes().len()).sum::<usize>();
-        let releases = std::mem::take(&mut inner.queue.releases);
+        let upkeep = std::mem::take(&mut inner.queue.upkeep);
         let turns = std::mem::take(&mut inner.queue.turns);
-        (appends, releases, turns, inner.waiters.close())
+        (appends, upkeep, turns, inner.waiters.close())
     };
     let error = shared.stopped();
     for pending in appends {
         (pending.answer)(Err(error.clone().into()));
     }
-    for release in releases {
-        drop(release.answer.send(Err(error.clone())));
+    for upkeep in upkeep {
+        upkeep.fail(&error);
     }
     for then in turns {
         then(Err(error.clone()));
@@ -270,19 +331,30 @@ pub(super) fn drive(shared: &Arc<Shared>) {
 
 /// Answers that are given when the lock has been released.
 #[derive(Default)]
-struct Answers(Vec<(Answer, Result<Appended, ProduceError>)>);
+struct Answers {
+    appends: Vec<(Answer, Result<Appended, ProduceError>)>,
+    /// What was looked up in a log that has changed since.
+    releases: Vec<Release>,
+    switches: Vec<Switch>,
+}
 
 impl Answers {
     fn send(self) {
-        for (answer, result) in self.0 {
+        for (answer, result) in self.appends {
             answer(result);
+        }
+        for release in self.releases {
+            drop(release.answer.send(Ok(None)));
+        }
+        for switch in self.switches {
+            switch.answer(Ok(false));
         }
     }
 }
 
 /// Takes a turn off the queue, unless it is the appends' turn.
 fn next_turn(inner: &mut Inner) -> Option<Waiting> {
-    let has_others = !inner.queue.appends.is_empty() || !inner.queue.releases.is_empty();
+    let has_others = !inner.queue.appends.is_empty() || !inner.queue.upkeep.is_empty();
     if std::mem::take(&mut inner.queue.was_turn) && has_others {
         return None;
     }
@@ -296,18 +368,9 @@ fn next_flight(
     inner: &mut Inner,
     answers: &mut Answers,
 ) -> Option<(Write, Flight)> {
-    if let Some(release) = inner.queue.releases.pop_front() {
-        // Up to where the snapshot speaks nothing is lost with the batches, and a store takes such
-        // a release when it is full.
-        let snapshot = (release.position > inner.covered.position).then(|| {
-            let mut state = inner.state.clone();
-            state.release(release.position, release.start_offset);
-            state.encode()
-        });
-        let has_snapshot = snapshot.is_some();
-        let position = Some(release.position);
-        let write = Write { release: position, snapshot, ..Write::default() };
-        return Some((write, Flight::Release { release, has_snapshot }));
+    let upkeep = next_upkeep(shared, inner, answers);
+    if upkeep.is_some() {
+        return upkeep;
     }
     let mut group = next_group(shared, inner, answers);
     if std::mem::take(&mut inner.queue.wants_snapshot) && group.durability.is_none() {
@@ -317,8 +380,54 @@ fn next_flight(
     let durability = group.durability?;
     let batches = group.batches.iter().map(|(batch, _)| batch.bytes().clone()).collect();
     let snapshot = group.has_snapshot.then(|| inner.state.encode());
-    let write = Write { batches, snapshot, release: None, durability };
+    let write = Write { batches, snapshot, durability, ..Write::default() };
     Some((write, Flight::Group(group)))
+}
+
+/// Takes releases and the like off the queue, up to one that can be written.
+fn next_upkeep(
+    shared: &Shared,
+    inner: &mut Inner,
+    answers: &mut Answers,
+) -> Option<(Write, Flight)> {
+    // Ends: each round takes one off the queue.
+    loop {
+        match inner.queue.upkeep.pop_front()? {
+            Upkeep::Release(release) if release.generation != inner.generation.number() => {
+                answers.releases.push(release);
+            }
+            Upkeep::Release(release) => {
+                // Up to where the snapshot speaks nothing is lost with the batches, and a store
+                // takes such a release when it is full.
+                let snapshot = (release.position > inner.covered.position).then(|| {
+                    let mut state = inner.state.clone();
+                    state.release(release.position, release.start_offset);
+                    state.encode()
+                });
+                let has_snapshot = snapshot.is_some();
+                let position = Some(release.position);
+                let write = Write { release: position, snapshot, ..Write::default() };
+                return Some((write, Flight::Release { release, has_snapshot }));
+            }
+            // Batches that the copy has are not in the log any more.
+            Upkeep::Replace(switch) if switch.first != inner.state.first_position => {
+                answers.switches.push(*switch);
+            }
+            Upkeep::Replace(switch) => {
+                let mut state = inner.state.clone();
+                state.replace(&switch.replacement, shared.config.limits());
+                let (end, batches) = (switch.replacement.end, switch.replacement.batches);
+                let replace = Some(Replace { end, batches });
+                let write = Write { replace, snapshot: Some(state.encode()), ..Write::default() };
+                return Some((write, Flight::Replace(switch)));
+            }
+            Upkeep::Retire(retire) => {
+                let durability = Durability::Written;
+                let write = Write { retire: Some(retire), durability, ..Write::default() };
+                return Some((write, Flight::Retire(retire)));
+            }
+        }
+    }
 }
 
 /// Takes appends off the queue for one write, and gives them their offsets.
@@ -361,7 +470,7 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
                         && last_offset < inner.state.next_offset);
                 if is_durable {
                     inner.queue.bytes -= bytes;
-                    answers.0.push((answer, Ok(appended)));
+                    answers.appends.push((answer, Ok(appended)));
                 } else {
                     // The snapshot gives the write something to make durable.
                     group.bytes += bytes;
@@ -373,7 +482,7 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
             Admission::Reject(fence) => {
                 inner.rejected += 1;
                 inner.queue.bytes -= bytes;
-                answers.0.push((answer, Err(rejection(header.producer_id, fence))));
+                answers.appends.push((answer, Err(rejection(header.producer_id, fence))));
             }
         }
     }
@@ -396,6 +505,14 @@ pub(super) fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), Stor
         Flight::Group(group) => land_group(shared, group, result),
         Flight::Release { release, has_snapshot } => {
             land_release(shared, release, has_snapshot, result);
+        }
+        Flight::Replace(switch) => land_switch(shared, *switch, result),
+        Flight::Retire(retire) => {
+            let mut inner = shared.inner.lock();
+            inner.end_write(&result);
+            if result.is_err() {
+                inner.queue.unretired.push(retire);
+            }
         }
     }
     if let Some(error) = failed {
@@ -480,7 +597,7 @@ fn land_release(
             }
             let start = inner.state.start_offset;
             drop(inner);
-            drop(release.answer.send(Ok(start)));
+            drop(release.answer.send(Ok(Some(start))));
         }
         Err(StoreError::Full { .. })
             if has_snapshot
@@ -490,11 +607,36 @@ fn land_release(
             // There is no room for a snapshot. What the last one covers can go without.
             release.position = inner.covered.position;
             release.start_offset = inner.covered.offset;
-            inner.queue.releases.push_front(release);
+            inner.queue.upkeep.push_front(Upkeep::Release(release));
         }
         Err(error) => {
             drop(inner);
             drop(release.answer.send(Err(error)));
         }
     }
+}
+
+/// Ends a compaction: readers that come now read from the copy, and those that are reading go on
+/// in the generation that they began with.
+fn land_switch(shared: &Arc<Shared>, switch: Switch, result: Result<(), StoreError>) {
+    let mut replaced = None;
+    let log = result.is_ok().then(|| shared.store.log());
+    {
+        let mut inner = shared.inner.lock();
+        let inner = &mut *inner;
+        inner.end_write(&result);
+        if let Some(log) = log {
+            let end = switch.replacement.end;
+            inner.state.replace(&switch.replacement, shared.config.limits());
+            inner.tail.release(end);
+            inner.covered = Covered::by(&inner.state);
+            inner.bytes_behind = 0;
+            inner.synced_offset = inner.state.next_offset;
+            let successor = generation(Arc::downgrade(shared), log);
+            inner.generation.replaced_by(Arc::clone(&successor), end);
+            replaced = Some(std::mem::replace(&mut inner.generation, successor));
+        }
+    }
+    drop(replaced);
+    switch.answer(result.map(|()| true));
 }

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use super::Shared;
+use super::generation::Generation;
 use crate::error::{FetchError, StoreError};
 use crate::format::{self, Batch, FormatError, Record};
+use crate::store::PartitionLog;
 
 /// Bytes that are read at once in a search by timestamp.
 pub(super) const SCAN_BYTES: usize = 256 << 10;
 /// How often a read begins again because what it was about to read has been released.
 const RELEASED_AGAIN: usize = 8;
+/// How often a release begins again because a compaction has given its position to another batch.
+pub(super) const MOVED_AGAIN: usize = 8;
 
 /// Where a reader begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +91,7 @@ impl Iterator for Records<'_> {
 impl Shared {
     pub(super) fn fetch(&self, offset: u64, max_bytes: usize) -> Result<Fetched, FetchError> {
         for _ in 0..RELEASED_AGAIN {
-            let (range, end_position, end_offset) = {
+            let (generation, range, end_position, end_offset) = {
                 let inner = self.inner.lock();
                 let (start, end) = (inner.state.start_offset, inner.state.next_offset);
                 if offset < start || offset > end {
@@ -100,9 +104,10 @@ impl Shared {
                 if let Some(batches) = inner.tail.read(offset, max_bytes) {
                     return Ok(Fetched::new(batches, offset, end));
                 }
-                (inner.state.search_range(offset), inner.state.next_position, end)
+                let generation = Arc::clone(&inner.generation);
+                (generation, inner.state.search_range(offset), inner.state.next_position, end)
             };
-            match self.read_from(range, offset, end_position, max_bytes) {
+            match read_from(generation.log(), range, offset, end_position, max_bytes) {
                 Err(FetchError::Store(StoreError::Released { .. })) => {}
                 Err(error) => return Err(error),
                 Ok(batches) => return Ok(Fetched::new(batches, offset, end_offset)),
@@ -111,52 +116,6 @@ impl Shared {
         let inner = self.inner.lock();
         let (start, end) = (inner.state.start_offset, inner.state.next_offset);
         Err(FetchError::OutOfRange { offset, start, end })
-    }
-
-    /// Reads from the batch that holds `offset` on. It begins in `range`, unless that is empty.
-    fn read_from(
-        &self,
-        range: std::ops::Range<u64>,
-        offset: u64,
-        end: u64,
-        max_bytes: usize,
-    ) -> Result<Vec<Batch>, FetchError> {
-        let position = self.position_of(range, offset)?;
-        self.batches(position..end, max_bytes)
-    }
-
-    /// The last position in `range` whose batch does not begin behind `offset`.
-    fn position_of(&self, range: std::ops::Range<u64>, offset: u64) -> Result<u64, FetchError> {
-        let std::ops::Range { start: mut low, end: mut high } = range;
-        // Ends: the range halves. Invariant: the batch is at `low` or behind, and before `high`.
-        while high - low > 1 {
-            let middle = low + (high - low) / 2;
-            if self.batch_at(middle)?.base_offset() <= offset {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        Ok(low)
-    }
-
-    fn batch_at(&self, position: u64) -> Result<Batch, FetchError> {
-        let batch = self.batches(position..position + 1, 1)?.into_iter().next();
-        let why = || format!("no batch at position {position}");
-        batch.ok_or_else(|| FetchError::Store(StoreError::Unreadable { why: why() }))
-    }
-
-    pub(super) fn batches(
-        &self,
-        range: std::ops::Range<u64>,
-        max_bytes: usize,
-    ) -> Result<Vec<Batch>, FetchError> {
-        let first = range.start;
-        let read = self.store.read(range, max_bytes)?;
-        let batch = |(position, bytes)| {
-            Batch::from_store(bytes).map_err(|error| FetchError::Damaged { position, error })
-        };
-        (first..).zip(read).map(batch).collect()
     }
 
     pub(super) fn seek(&self, to: Seek) -> Result<u64, FetchError> {
@@ -175,24 +134,26 @@ impl Shared {
     /// Offset of the first record whose timestamp is at least `timestamp`, or the end.
     pub(super) fn offset_of_timestamp(&self, timestamp: i64) -> Result<u64, FetchError> {
         'again: for _ in 0..RELEASED_AGAIN {
-            let (mut position, end_position, end_offset) = {
+            let (generation, mut position, end_position, end_offset) = {
                 let inner = self.inner.lock();
+                let generation = Arc::clone(&inner.generation);
                 let state = &inner.state;
                 if state.max_timestamp < timestamp {
                     return Ok(state.next_offset);
                 }
                 let from = state.search_from_timestamp(timestamp);
-                (from.max(state.first_position), state.next_position, state.next_offset)
+                let from = from.max(state.first_position);
+                (generation, from, state.next_position, state.next_offset)
             };
             // Ends: each round reads at least one batch, or begins again, or fails.
             while position < end_position {
-                let batches = match self.batches(position..end_position, SCAN_BYTES) {
+                let read = batches(generation.log(), position..end_position, SCAN_BYTES);
+                let batches = match read {
                     Err(FetchError::Store(StoreError::Released { .. })) => continue 'again,
                     batches => batches?,
                 };
                 if batches.is_empty() {
-                    let why = format!("no batch at position {position}");
-                    return Err(StoreError::Unreadable { why }.into());
+                    return Err(no_batch(position));
                 }
                 position += batches.len() as u64;
                 let found = batches.iter().find(|b| b.header().max_timestamp >= timestamp);
@@ -205,35 +166,108 @@ impl Shared {
         Ok(self.inner.lock().state.start_offset)
     }
 
-    /// Offset at which the batch at `position` begins, or the end.
-    pub(super) fn offset_at(&self, position: u64) -> Result<u64, FetchError> {
-        let (first, end) = {
-            let inner = self.inner.lock();
-            (inner.state.first_position, inner.state.next_position)
-        };
+    /// Offset at which the batch at `position` of a generation begins, or the end.
+    pub(super) fn offset_at(
+        &self,
+        generation: &Generation,
+        position: u64,
+    ) -> Result<u64, FetchError> {
+        let bounds = generation.log().bounds();
         match position {
-            at if at >= end => Ok(self.inner.lock().state.next_offset),
-            at if at < first => Ok(self.inner.lock().state.start_offset),
-            at => Ok(self.batch_at(at)?.base_offset()),
+            at if at >= bounds.end => Ok(self.inner.lock().state.next_offset),
+            at if at < bounds.start => Ok(self.inner.lock().state.start_offset),
+            at => Ok(batch_at(generation.log(), at)?.base_offset()),
         }
     }
 
-    /// The position and the offset up to which whole batches lie before `offset`.
-    pub(super) fn release_point(&self, offset: u64) -> Result<(u64, u64), FetchError> {
-        let (range, position, start, end) = {
+    /// The generation, the position and the offset up to which whole batches lie before `offset`.
+    pub(super) fn release_point(&self, offset: u64) -> Result<(u64, u64, u64), FetchError> {
+        let (generation, range, position, start, end) = {
             let inner = self.inner.lock();
-            let state = &inner.state;
-            (state.search_range(offset), state.next_position, state.start_offset, state.next_offset)
+            let (generation, state) = (Arc::clone(&inner.generation), &inner.state);
+            let range = state.search_range(offset);
+            (generation, range, state.next_position, state.start_offset, state.next_offset)
         };
+        let number = generation.number();
         if offset >= end {
-            return Ok((position, end));
+            return Ok((number, position, end));
         }
         if offset <= start {
-            return Ok((range.start, start));
+            return Ok((number, range.start, start));
         }
-        let position = self.position_of(range, offset)?;
-        Ok((position, self.batch_at(position)?.base_offset()))
+        let position = position_of(generation.log(), range, offset)?;
+        let batch = batch_at(generation.log(), position)?;
+        if batch.last_offset() < offset {
+            // Compaction has removed the records between this batch and the next one.
+            return Ok((number, position + 1, offset));
+        }
+        Ok((number, position, batch.base_offset().min(offset)))
     }
+}
+
+/// Reads from the batch that holds `offset` on, or from the first one behind it. It begins in
+/// `range` or right behind it, unless that is empty.
+fn read_from(
+    log: &dyn PartitionLog,
+    range: std::ops::Range<u64>,
+    offset: u64,
+    end: u64,
+    max_bytes: usize,
+) -> Result<Vec<Batch>, FetchError> {
+    let mut position = position_of(log, range, offset)?;
+    // Ends: the second batch begins behind `offset`.
+    loop {
+        let mut batches = batches(log, position..end, max_bytes)?;
+        // Compaction may have removed the records between a batch and the next one.
+        let before = batches.iter().take_while(|batch| batch.last_offset() < offset).count();
+        if before == 0 || before < batches.len() {
+            batches.drain(..before);
+            return Ok(batches);
+        }
+        position += before as u64;
+    }
+}
+
+/// The last position in `range` whose batch does not begin behind `offset`; the first one when all
+/// do.
+pub(super) fn position_of(
+    log: &dyn PartitionLog,
+    range: std::ops::Range<u64>,
+    offset: u64,
+) -> Result<u64, FetchError> {
+    let std::ops::Range { start: mut low, end: mut high } = range;
+    // Ends: the range halves. Invariant: the batch is at `low` or behind, and before `high`.
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if batch_at(log, middle)?.base_offset() <= offset {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+fn batch_at(log: &dyn PartitionLog, position: u64) -> Result<Batch, FetchError> {
+    let batch = batches(log, position..position + 1, 1)?.into_iter().next();
+    batch.ok_or_else(|| no_batch(position))
+}
+
+pub(super) fn no_batch(position: u64) -> FetchError {
+    StoreError::Unreadable { why: format!("no batch at position {position}") }.into()
+}
+
+pub(super) fn batches(
+    log: &dyn PartitionLog,
+    range: std::ops::Range<u64>,
+    max_bytes: usize,
+) -> Result<Vec<Batch>, FetchError> {
+    let first = range.start;
+    let read = log.read(range, max_bytes)?;
+    let batch = |(position, bytes)| {
+        Batch::from_store(bytes).map_err(|error| FetchError::Damaged { position, error })
+    };
+    (first..).zip(read).map(batch).collect()
 }
 
 /// The first record of `batch` that is at least as young as `timestamp`. The first record of all

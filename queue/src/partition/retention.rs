@@ -1,9 +1,11 @@
 //! What a partition need not keep.
 
+use std::sync::Arc;
+
 use super::Shared;
-use super::read::SCAN_BYTES;
+use super::read::{SCAN_BYTES, batches, no_batch};
 use crate::config::Retention;
-use crate::error::{FetchError, StoreError};
+use crate::error::FetchError;
 use crate::format::Batch;
 
 impl Shared {
@@ -27,9 +29,10 @@ impl Shared {
     /// The first batch that is not older than `oldest`. A batch without a timestamp has no age: it
     /// stays until it goes by size.
     fn offset_by_age(&self, oldest: i64) -> Result<u64, FetchError> {
-        let (mut position, end, next_offset) = {
+        let (generation, mut position, end, next_offset) = {
             let inner = self.inner.lock();
-            (inner.state.first_position, inner.state.next_position, inner.state.next_offset)
+            let (generation, state) = (Arc::clone(&inner.generation), &inner.state);
+            (generation, state.first_position, state.next_position, state.next_offset)
         };
         let stays = |batch: &&Batch| {
             let latest = batch.header().max_timestamp;
@@ -37,13 +40,12 @@ impl Shared {
         };
         // Ends: each round reads at least one batch, or fails.
         while position < end {
-            let batches = self.batches(position..end, SCAN_BYTES)?;
+            let batches = batches(generation.log(), position..end, SCAN_BYTES)?;
             if let Some(batch) = batches.iter().find(stays) {
                 return Ok(batch.base_offset());
             }
             if batches.is_empty() {
-                let why = format!("no batch at position {position}");
-                return Err(StoreError::Unreadable { why }.into());
+                return Err(no_batch(position));
             }
             position += batches.len() as u64;
         }
@@ -52,7 +54,8 @@ impl Shared {
 
     /// The first offset behind the oldest extents without which `max_bytes` are left.
     fn offset_by_size(&self, max_bytes: u64) -> Result<u64, FetchError> {
-        let extents = self.store.extents();
+        let generation = Arc::clone(&self.inner.lock().generation);
+        let extents = generation.log().extents();
         let mut left: u64 = extents.iter().map(|extent| extent.bytes).sum();
         let mut position = None;
         for extent in extents {
@@ -63,7 +66,7 @@ impl Shared {
             position = Some(extent.end);
         }
         match position {
-            Some(position) => self.offset_at(position),
+            Some(position) => self.offset_at(&generation, position),
             None => Ok(0),
         }
     }

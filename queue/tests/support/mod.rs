@@ -89,6 +89,20 @@ pub(crate) fn read_all(partition: &Partition, max_bytes: usize) -> Vec<Record> {
     records
 }
 
+/// The first record at `offset` or behind it, as a reader finds it that reads one batch at a time.
+pub(crate) fn first_at(partition: &Partition, mut offset: u64) -> Option<Record> {
+    // Ends: each fetch before the end leads on. A batch may have lost the records that are wanted.
+    while offset < partition.offsets().end {
+        let fetched = partition.fetch(offset, 1).expect("it can be read");
+        assert!(fetched.next_offset > offset, "a reader at {offset} goes on");
+        if let Some(record) = fetched.records(MAX_UNPACKED_BYTES).next() {
+            return Some(record.expect("a record"));
+        }
+        offset = fetched.next_offset;
+    }
+    None
+}
+
 /// Lets the journal work until the future is ready.
 pub(crate) fn now_or_work<F: Future>(journal: &Journal, future: F) -> F::Output {
     let mut future = Box::pin(future);
