@@ -22,8 +22,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List topics and their partitions
+    /// List topics, their policies and their partitions
     Topics,
+    /// Compact the topics that ask for it, now
+    Compact,
     /// Create a topic
     Create {
         topic: String,
@@ -36,6 +38,12 @@ pub(crate) enum Command {
         /// Hours for which records are kept; without it, for ever
         #[arg(long, value_name = "HOURS")]
         retention_hours: Option<u64>,
+        /// Keep only the last record of each key, when `compact` is run
+        #[arg(long)]
+        compact: bool,
+        /// Hours for which a tombstone stays once it has been compacted
+        #[arg(long, requires = "compact", default_value_t = 24, value_name = "HOURS")]
+        tombstone_hours: u64,
     },
     /// Delete a topic with all its records
     Delete { topic: String },

@@ -1,13 +1,13 @@
 //! What each command does.
 
 use std::io::{BufRead, Write};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use voussoir_journal::{DiskFiles, Journal};
 use voussoir_queue::work::WorkConfig;
 use voussoir_queue::{
-    Consumer, ConsumerConfig, ConsumerRecord, Durability, Partition, ProducerConfig, Queue,
-    QueueConfig, Record, Retention, SendFuture, TopicConfig, TopicPartition,
+    Compaction, Consumer, ConsumerConfig, ConsumerRecord, Durability, Partition, ProducerConfig,
+    Queue, QueueConfig, Record, Retention, SendFuture, TopicConfig, TopicPartition,
 };
 
 use crate::Error;
@@ -42,13 +42,26 @@ pub(crate) async fn run(
     let queue = Queue::open(&journal, &cli.namespace, QueueConfig::default())?;
     let done = match &cli.command {
         Command::Topics => topics(&queue, out),
-        Command::Create { topic, partitions, retention_bytes, retention_hours } => {
+        Command::Compact => compact(&queue, out).await,
+        Command::Create {
+            topic,
+            partitions,
+            retention_bytes,
+            retention_hours,
+            compact,
+            tombstone_hours,
+        } => {
             let mut config = TopicConfig::partitions(*partitions);
             let mut retention = Retention::default();
             retention.max_bytes = *retention_bytes;
             let age = |hours: u64| Duration::from_secs(hours.saturating_mul(3_600));
             retention.max_age = retention_hours.map(age);
             config.retention = retention;
+            config.compaction = compact.then(|| {
+                let mut compaction = Compaction::default();
+                compaction.min_tombstone_age = age(*tombstone_hours);
+                compaction
+            });
             queue.create_topic(topic, config).await.map(drop).map_err(Error::from)
         }
         Command::Delete { topic } => queue.delete_topic(topic).await.map_err(Error::from),
@@ -71,23 +84,25 @@ pub(crate) async fn run(
 fn topics(queue: &Queue, out: &mut impl Write) -> Result<(), Error> {
     writeln!(
         out,
-        "{:<40} {:>9} {:>14} {:>14} {:>14}",
-        "topic", "partition", "start", "end", "bytes"
+        "{:<40} {:<14} {:>9} {:>14} {:>14} {:>14} {:>14}",
+        "topic", "policy", "partition", "start", "end", "compacted", "bytes"
     )?;
     let mut failed = 0;
     for topic in queue.topics() {
+        let policy = policy(&topic.config());
         for number in 0..topic.partitions() {
             let name = topic.name();
             match topic.partition(number) {
                 Ok(partition) => {
                     let stats = partition.stats();
                     let (start, end) = (stats.start_offset, stats.end_offset);
-                    let bytes = stats.stored_bytes;
-                    writeln!(out, "{name:<40} {number:>9} {start:>14} {end:>14} {bytes:>14}")?;
+                    let (compacted, bytes) = (stats.compacted_offset, stats.stored_bytes);
+                    write!(out, "{name:<40} {policy:<14} {number:>9} {start:>14} {end:>14} ")?;
+                    writeln!(out, "{compacted:>14} {bytes:>14}")?;
                 }
                 Err(error) => {
                     failed += 1;
-                    writeln!(out, "{name:<40} {number:>9} {error}")?;
+                    writeln!(out, "{name:<40} {policy:<14} {number:>9} {error}")?;
                 }
             }
         }
@@ -95,6 +110,46 @@ fn topics(queue: &Queue, out: &mut impl Write) -> Result<(), Error> {
     match failed {
         0 => Ok(()),
         failed => Err(format!("{failed} partitions cannot be opened").into()),
+    }
+}
+
+/// What a topic removes, in the words of Kafka's `cleanup.policy`.
+fn policy(config: &TopicConfig) -> &'static str {
+    match (config.retention == Retention::default(), config.compaction.is_some()) {
+        (true, false) => "keep",
+        (false, false) => "delete",
+        (true, true) => "compact",
+        (false, true) => "compact,delete",
+    }
+}
+
+async fn compact(queue: &Queue, out: &mut impl Write) -> Result<(), Error> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now_ms = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
+    let (mut partitions, mut failed) = (0, 0);
+    for topic in queue.topics() {
+        let Some(compaction) = topic.config().compaction else { continue };
+        for number in 0..topic.partitions() {
+            let name = topic.name();
+            partitions += 1;
+            let compacting =
+                async { Ok(topic.partition(number)?.compact(compaction, now_ms).await?) };
+            let done: Result<_, Error> = compacting.await;
+            match done {
+                Ok(done) => {
+                    let removed = done.removed_records;
+                    writeln!(out, "{name}/{number}: {removed} records removed")?;
+                }
+                Err(error) => {
+                    failed += 1;
+                    writeln!(out, "{name}/{number}: {error}")?;
+                }
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        failed => Err(format!("{failed} of {partitions} partitions were not compacted").into()),
     }
 }
 

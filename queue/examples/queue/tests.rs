@@ -54,6 +54,20 @@ async fn a_queue_is_filled_read_looked_at_and_measured() {
     assert!(said.contains("synced, 64 on their way") && said.contains("read "), "{said}");
     let said = queue(&dir, "topics", "").await.expect("listed");
     assert_eq!(said.lines().count(), 3, "the topic of the measurement is gone: {said}");
+    queue(&dir, "create state --compact --tombstone-hours 0", "").await.expect("created");
+    for lines in ["a:1\nb:1\n", "a:2\n", "b:2\n", "end:\n"] {
+        queue(&dir, "produce state --key-separator :", lines).await.expect("written");
+    }
+    let said = queue(&dir, "compact", "").await.expect("compacted");
+    assert_eq!(said, "state/0: 2 records removed\n");
+    let said = queue(&dir, "topics", "").await.expect("listed");
+    let words = |topic: &str| {
+        let line = said.lines().find(|line| line.starts_with(topic)).expect("a line");
+        line.split_whitespace().nth(1).expect("a policy").to_owned()
+    };
+    assert_eq!((words("state"), words("orders")), ("compact".into(), "delete".into()), "{said}");
+    let said = queue(&dir, "consume state", "").await.expect("read");
+    assert_eq!(said.lines().count(), 3, "{said}");
     queue(&dir, "delete orders", "").await.expect("deleted");
     assert!(queue(&dir, "consume orders", "").await.is_err());
 }
