@@ -41,6 +41,13 @@ pub struct Config {
     /// Between heartbeats. Default 50 ms; at least 1 ms and at most half of
     /// `min_election_timeout`.
     pub heartbeat_interval: Duration,
+    /// Turns lease reads on: how far the clock of any node may run faster or slower than true time,
+    /// in millionths, from 1 to 500,000. The same on every node, as is `min_election_timeout` then:
+    /// a leader whose heartbeats a majority has answered reads without asking again for
+    /// `min_election_timeout` less twice the drift, since their sending. A clock that differs by
+    /// more, or that stands still while its machine is suspended, makes stale reads possible.
+    /// Default `None`: every read is confirmed by a round of heartbeats, and depends on no clock.
+    pub max_clock_drift_ppm: Option<u32>,
     /// How long writes may be under way without any of them completing. Past it a leader steps
     /// down and a follower starts no election, so that a node with a healthy disk leads. Writes
     /// of up to this duration are tolerated in elections too, whatever the election timeouts
@@ -120,6 +127,7 @@ impl Default for Config {
             min_election_timeout: Duration::from_millis(200),
             max_election_timeout: Duration::from_millis(400),
             heartbeat_interval: Duration::from_millis(50),
+            max_clock_drift_ppm: None,
             disk_stall: Duration::from_secs(1),
             resend_interval: Duration::from_millis(200),
             max_entry_bytes: (1 << 20) - 1024,
@@ -221,6 +229,11 @@ impl Config {
                 "must not be below `min_election_timeout`",
             ),
             ("max_election_timeout", longest_wait <= longest, "must be at most 1 h"),
+            (
+                "max_clock_drift_ppm",
+                self.max_clock_drift_ppm.is_none_or(|ppm| (1..=500_000).contains(&ppm)),
+                "must be between 1 and 500,000",
+            ),
             (
                 "disk_stall",
                 self.disk_stall >= longest_wait && self.disk_stall <= longest,

@@ -54,8 +54,9 @@ fn config() -> impl Strategy<Value = Config> {
     let counts = (count(), count(), count(), count(), size());
     let snapshots = (size_or_never(), size_or_never(), size_or_never(), count());
     let entries = (1..=u32::MAX as usize, 1..=usize::from(u16::MAX));
-    (timing(), bytes, counts, snapshots, entries, any::<u64>()).prop_map(
-        |(timing, bytes, counts, snapshots, entries, group)| {
+    let drift = prop::option::of(prop_oneof![Just(1), Just(500_000), 1..=500_000_u32]);
+    (timing(), bytes, counts, snapshots, entries, any::<u64>(), drift).prop_map(
+        |(timing, bytes, counts, snapshots, entries, group, drift)| {
             let mut config = Config::default();
             let [heartbeat, min, max, stall, resend] = timing.map(Duration::from_millis);
             config.heartbeat_interval = heartbeat;
@@ -72,6 +73,7 @@ fn config() -> impl Strategy<Value = Config> {
             (config.keep_entries, config.max_snapshots_sending) = (snapshots.2, snapshots.3);
             (config.max_entry_bytes, config.max_append_entries) = entries;
             config.group = group;
+            config.max_clock_drift_ppm = drift;
             config
         },
     )

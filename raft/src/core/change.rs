@@ -206,6 +206,7 @@ impl Core {
         let Some(transfer) = leader.transfer else { return };
         if !transfer.told && leader.has_matched(transfer.to, last) {
             leader.transfer = Some(Transfer { told: true, ..transfer });
+            leader.lease_given_up = true;
             let message = Message::TimeoutNow { term };
             self.out.push_back(Output::Send { to: transfer.to, message });
         }

@@ -41,6 +41,11 @@ impl Core {
     }
 
     fn on_election_timeout(&mut self) {
+        if self.has_promised() {
+            // It has just been started, or an operator wants it to campaign.
+            self.election_at = self.election_at.max(self.promised_until);
+            return;
+        }
         self.reset_election_timer();
         self.leader = None;
         self.requeue_forwarded();
@@ -195,7 +200,7 @@ impl Core {
             RoleState::Leader(_) => true,
             _ => {
                 let fresh = |at: u64| self.now < at.saturating_add(self.timing.min_election);
-                self.leader.is_some() && self.contact.is_some_and(fresh)
+                self.has_promised() || self.leader.is_some() && self.contact.is_some_and(fresh)
             }
         }
     }
@@ -247,6 +252,10 @@ impl Core {
     pub(super) fn on_vote(&mut self, from: u64, question: VoteRequest) {
         if question.term < self.term {
             self.send(from, Message::VoteReply(VoteReply { term: self.term, granted: false }));
+            return;
+        }
+        // Also in the own term: that may have come from somebody who does not lead.
+        if self.has_promised() && !question.transfer {
             return;
         }
         if question.term > self.term {

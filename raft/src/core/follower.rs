@@ -96,6 +96,7 @@ impl Core {
             self.become_follower(self.term, Some(from));
         }
         self.contact = Some(self.now);
+        self.promise_no_vote();
         (self.candidacies, self.yielded) = (0, false);
         self.reset_election_timer();
         true

@@ -93,7 +93,8 @@ pub enum Input {
         peer: u64,
     },
     /// The operator wants this node to start an election now, instead of at the next timeout.
-    /// Nodes that hear a leader still refuse their votes. A leader ignores it.
+    /// Nodes that hear a leader still refuse their votes. A leader ignores it, and so does, where
+    /// leases are on, a node that has heard one within `min_election_timeout`.
     Campaign,
     /// The operator wants another membership. Answered with [`Output::Changed`],
     /// [`Output::ChangeRejected`] or [`Output::ChangeLost`], but not before new voters have caught

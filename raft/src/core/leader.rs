@@ -46,6 +46,9 @@ pub(super) struct Leader {
     /// Nodes that are to hear that they have left the group.
     pub(super) left: Vec<u64>,
     pub(super) transfer: Option<Transfer>,
+    /// A node was told to campaign. That may arrive at any time, and voters then vote whatever they
+    /// have promised: there is no lease in this term any more.
+    pub(super) lease_given_up: bool,
 }
 
 /// A change that the leader has taken.
@@ -126,6 +129,7 @@ impl Core {
             settled: 0,
             left: Vec::new(),
             transfer: None,
+            lease_given_up: false,
         };
         leader.adopt(&self.roster, next, self.now);
         self.role = RoleState::Leader(Box::new(leader));

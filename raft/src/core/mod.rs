@@ -17,6 +17,7 @@ mod history;
 mod invariants;
 mod io;
 mod leader;
+mod lease;
 mod log;
 mod members;
 mod peer;
@@ -74,6 +75,8 @@ struct Timing {
     heartbeat: u64,
     disk_stall: u64,
     resend: u64,
+    /// How long a leader's lease lasts; `None`: leases are off.
+    lease: Option<u64>,
 }
 
 /// One node of one Raft group.
@@ -106,6 +109,11 @@ pub struct Core {
     leader: Option<u64>,
     /// When the leader of this term was last heard of.
     contact: Option<u64>,
+    /// Until then this node votes for nobody, itself included, unless the leader has it so: a lease
+    /// may rest on it. Invariant: never falls; 0 while leases are off.
+    promised_until: u64,
+    /// Reads answered by a lease since the start.
+    lease_reads: u64,
     election_at: u64,
     /// Candidacies, of this node and of others that asked for its vote, since a leader was last
     /// heard. Each doubles the wait before the next election.
@@ -159,15 +167,21 @@ impl Core {
         let gate = Gate::new(&config);
         let start = restored.start(&gate)?;
         let covered = start.snapshot.as_ref().map_or(0, |meta| meta.index);
+        let lease = lease::lease_ns(&config);
+        // It may have promised its vote away right before it ended. In term 0 nobody has heard a
+        // leader.
+        let has_promised = lease.is_some() && start.hard_state.term > 0;
+        let min_election = nanos(config.min_election_timeout);
         let mut rng = Rng::new(config.drawn_seed() ^ config.id.rotate_left(32));
         let mut core = Self {
             timing: Timing {
-                min_election: nanos(config.min_election_timeout),
+                min_election,
                 max_election: nanos(config.max_election_timeout),
                 max_backoff: config.max_election_backoff(),
                 heartbeat: nanos(config.heartbeat_interval),
                 disk_stall: nanos(config.disk_stall),
                 resend: nanos(config.resend_interval),
+                lease,
             },
             roster: Roster::new(config.id, start.members.effective()),
             members: start.members,
@@ -184,6 +198,8 @@ impl Core {
             role: RoleState::Follower,
             leader: None,
             contact: None,
+            promised_until: if has_promised { min_election } else { 0 },
+            lease_reads: 0,
             election_at: 0,
             candidacies: 0,
             yielded: false,

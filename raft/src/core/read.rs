@@ -1,4 +1,4 @@
-//! Linearizable reads without writing: ReadIndex.
+//! Linearizable reads without writing: ReadIndex, or the leader's [lease](super::lease).
 //!
 //! A read waits for a round of heartbeats that began after it arrived. Rounds are counted by the
 //! leader and never reused within a term, so an answer can only ever confirm reads that came
@@ -148,6 +148,9 @@ impl Core {
         let knows = commit >= leader.first_own;
         let round = |place| leader.of(place, |peer| peer.round);
         let confirmed = self.roster.reached(u64::MAX, round);
+        let has_lease = leader.has_lease(confirmed, self.now, self.timing.lease);
+        // Nobody else leads now, and so nobody did since any of these reads arrived.
+        let confirmed = if has_lease { u64::MAX } else { confirmed };
         while leader.read_rounds.front().is_some_and(|round| *round <= confirmed) {
             leader.read_rounds.pop_front();
         }
@@ -164,6 +167,9 @@ impl Core {
                 leader.read_rounds.push_back(round);
             }
             must_beat = round > leader.round && confirmed < round;
+        }
+        if has_lease && knows {
+            self.lease_reads += leader.reads.len() as u64;
         }
         if must_beat {
             self.beat();

@@ -172,6 +172,7 @@ impl Driver {
         // Last: handing a write over may wake a thread that takes this one's place on its
         // processor, and what peers have been sent does not depend on it.
         let status = self.core.status();
+        self.shared.counters.lease_reads.store(self.core.lease_reads(), Ordering::Relaxed);
         self.commit_index.update(&status, now);
         let mut writes = take(&mut self.writes);
         writes.drain(..).for_each(|persist| self.persist(persist, &status));

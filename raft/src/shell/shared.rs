@@ -94,6 +94,8 @@ pub struct Stats {
     pub proposals: u64,
     /// Reads handed to the core.
     pub reads: u64,
+    /// Reads, of this node and of others, that were answered by this leader's lease.
+    pub lease_reads: u64,
     /// Writes handed to the log store.
     pub writes: u64,
     /// Entries in these writes.
@@ -143,6 +145,7 @@ counters!(
     turns,
     proposals,
     reads,
+    lease_reads,
     writes,
     entries_written,
     entries_applied,

@@ -11,6 +11,9 @@
 //! With [`Options::changes`] the membership changes all the time; what a leader commits is then
 //! held against the majorities that decide by its membership.
 //!
+//! With [`Options::leasing`] leaders read under leases, on clocks that drift by as much as the
+//! nodes rely on.
+//!
 //! Source of the properties: Raft figure 3.
 
 mod churn;
@@ -24,5 +27,5 @@ mod wire;
 
 pub use self::machine::{Machine, Reply};
 pub use self::members::CHANGE_SITUATIONS;
-pub use self::oracle::SITUATIONS;
+pub use self::oracle::{LEASE_SITUATIONS, SITUATIONS};
 pub use self::run::{Options, run, run_on};

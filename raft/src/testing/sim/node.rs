@@ -107,6 +107,8 @@ pub(super) struct RaftNode {
     inputs: VecDeque<Input>,
     /// Role and term as last noted in the trace.
     known: (Role, u64),
+    /// Reads answered under a lease when that was last looked at.
+    lease_reads: u64,
 }
 
 impl RaftNode {
@@ -166,6 +168,7 @@ impl RaftNode {
             oracle,
             inputs: VecDeque::new(),
             known: (Role::Follower, 0),
+            lease_reads: 0,
         })
     }
 
@@ -219,6 +222,11 @@ impl RaftNode {
                 Role::Leader => "leads: term, last",
             };
             ctx.note(label, status.term, status.last);
+        }
+        if self.core.lease_reads()
+            > std::mem::replace(&mut self.lease_reads, self.core.lease_reads())
+        {
+            self.reached("read answered under a lease");
         }
         ctx.set_timer(self.core.next_deadline());
     }
@@ -543,6 +551,18 @@ impl RaftNode {
         }
     }
 
+    fn read(&mut self, ctx: &mut Context<'_, Self>, token: u64) {
+        let leads = self.core.status().role == Role::Leader;
+        let leases = leads && self.core.config().max_clock_drift_ppm.is_some();
+        if leases && self.oracle.borrow().is_deposed(self.core.status().term) {
+            self.reached("read asked of a leader while a later one leads");
+        }
+        self.step(ctx, Input::Read { token });
+        if leases && self.reads.contains_key(&token) {
+            self.reached("read that found the lease over");
+        }
+    }
+
     fn answer_reads(&mut self, ctx: &mut Context<'_, Self>) {
         let (machine, applied) = (&self.machine, self.applied.0);
         let oracle = &self.oracle;
@@ -666,7 +686,7 @@ impl Node for RaftNode {
         if let KvOp::Get { key } = request {
             let least = self.oracle.borrow().read_begins();
             self.reads.insert(token, Reading { request: id, key, least });
-            self.step(ctx, Input::Read { token });
+            self.read(ctx, token);
         } else if let Some(data) = Machine::encode(&request) {
             self.tokens.insert(token, id);
             self.step(ctx, Input::Propose { token, data });

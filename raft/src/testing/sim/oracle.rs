@@ -29,6 +29,13 @@ pub static SITUATIONS: [&str; 12] = [
     "leader steps down within its term",
 ];
 
+/// What the seeds with lease reads have to reach.
+pub static LEASE_SITUATIONS: [&str; 3] = [
+    "read answered under a lease",
+    "read that found the lease over",
+    "read asked of a leader while a later one leads",
+];
+
 /// What has been acknowledged as durable at one node.
 #[derive(Clone, Debug, Default)]
 struct Durable {
@@ -98,7 +105,7 @@ pub(super) struct Oracle {
     states: BTreeMap<u64, (u64, Option<u64>)>,
     violation: Option<String>,
     /// How often each of [`SITUATIONS`] was reached.
-    situations: [u64; SITUATIONS.len() + CHANGE_SITUATIONS.len()],
+    situations: [u64; SITUATIONS.len() + CHANGE_SITUATIONS.len() + LEASE_SITUATIONS.len()],
     /// The last index of a write that a client was told about.
     told: u64,
     /// How many elections were won.
@@ -116,7 +123,7 @@ pub(super) struct Oracle {
 }
 
 fn all_situations() -> impl Iterator<Item = &'static str> {
-    SITUATIONS.into_iter().chain(CHANGE_SITUATIONS)
+    SITUATIONS.into_iter().chain(CHANGE_SITUATIONS).chain(LEASE_SITUATIONS)
 }
 
 fn digest(entry: &Entry) -> u64 {
@@ -359,6 +366,11 @@ impl Oracle {
         if let Some(known) = self.nodes.get_mut(&id) {
             known.seen = seen;
         }
+    }
+
+    /// Whether some node has led a later term than `term`.
+    pub(super) fn is_deposed(&self, term: u64) -> bool {
+        self.leaders.last_key_value().is_some_and(|(latest, _)| *latest > term)
     }
 
     /// A client is told that its write at `index` is done.

@@ -42,6 +42,10 @@ pub struct Options {
     pub hunt_ppm: u32,
     /// Whether the membership changes too: voters, learners and outsiders trade places.
     pub changes: bool,
+    /// The bound on the drift of clocks that nodes rely on, in millionths; `None`: no lease reads.
+    pub max_clock_drift_ppm: Option<u32>,
+    /// How far clocks drift at most, in millionths.
+    pub skew_ppm: u32,
     /// How long faults go on, ns of virtual time.
     pub faults_ns: u64,
 }
@@ -54,6 +58,8 @@ impl Default for Options {
             enable_ppm: 500_000,
             hunt_ppm: 200_000,
             changes: false,
+            max_clock_drift_ppm: None,
+            skew_ppm: SimConfig::default().skew_ppm,
             faults_ns: 8 * SECOND,
         }
     }
@@ -63,6 +69,19 @@ impl Options {
     /// The defaults, and changes of the membership.
     pub fn changing() -> Self {
         Self { changes: true, ..Self::default() }
+    }
+
+    /// The defaults, and lease reads, with clocks that drift by as much as nodes rely on. Clocks do
+    /// not jump: no lease bears that. Leaders are hunted rather often, so that one leads on while
+    /// the others elect the next.
+    pub fn leasing(max_clock_drift_ppm: u32) -> Self {
+        Self {
+            max_clock_drift_ppm: Some(max_clock_drift_ppm),
+            skew_ppm: max_clock_drift_ppm,
+            faults: FaultSet::ALL.without(FaultClass::ClockJump),
+            hunt_ppm: 600_000,
+            ..Self::default()
+        }
     }
 }
 
@@ -104,12 +123,14 @@ pub fn run_on(
         faults.faults = ruins.into_iter().fold(faults.faults, FaultSet::without);
     }
     faults.enable_ppm = options.enable_ppm;
+    faults.skew_ppm = options.skew_ppm;
     faults.faults_ns = options.faults_ns;
     faults.settle_ns = clients.settle_ns();
     let plan = faults.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters, options.changes)));
     let mut config = draw_config(&voters, &mut rng);
     config.dynamic = options.changes;
+    config.max_clock_drift_ppm = options.max_clock_drift_ppm;
     let hunts = rng.chance(options.hunt_ppm).then_some(0);
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode>::new(plan, move |boot| {
