@@ -328,3 +328,38 @@ async fn a_read_waits_for_the_snapshot_that_took_the_place_of_its_entries() {
     node.until(|status| status.applied == 32).await;
     assert_eq!(*node.machine.index.lock(), 32);
 }
+
+/// Under a lease reads at the leader send nothing. One that is cut off answers until its lease is
+/// over, and then its reads end at their deadline.
+#[tokio::test(start_paused = true)]
+async fn a_lease_answers_reads_without_a_message_and_ends_without_a_majority() {
+    let leasing = |config: &mut Config| config.max_clock_drift_ppm = Some(1000);
+    let cluster = Cluster::tuned(3, leasing).await;
+    let leader = cluster.leader().await;
+    let raft = cluster.raft(leader);
+    timeout(raft.propose(append("a"))).await.unwrap();
+    let index = timeout(raft.read(soon())).await.unwrap();
+    tokio::time::sleep(101 * MS).await;
+    let before = raft.stats();
+    for _ in 0..100 {
+        assert_eq!(timeout(raft.read(soon())).await, Ok(index));
+    }
+    let after = raft.stats();
+    assert_eq!(after.lease_reads - before.lease_reads, 100);
+    assert_eq!(after.messages_sent, before.messages_sent);
+    // A follower asks the leader only, and it answers by its lease.
+    let follower = leader % 3 + 1;
+    assert_eq!(timeout(cluster.raft(follower).read(soon())).await, Ok(index));
+    assert_eq!(raft.stats().lease_reads, after.lease_reads + 1);
+
+    cluster.network.isolate(leader, 1..=3);
+    let cut_at = Instant::now();
+    let mut lasted = Duration::ZERO;
+    while raft.read(Instant::now() + MS).await.is_ok() {
+        lasted = cut_at.elapsed();
+        tokio::time::sleep(MS).await;
+    }
+    assert!(lasted < 200 * MS && lasted > 100 * MS, "{lasted:?}");
+    let read = raft.read(Instant::now() + 10 * MS).await;
+    assert!(matches!(read, Err(ReadError::TimedOut)), "{read:?}");
+}
