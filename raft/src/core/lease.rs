@@ -10,8 +10,8 @@
 //! release voters from it, by [`Message::TimeoutNow`](crate::Message::TimeoutNow). That message may
 //! arrive at any time, so a leader that has sent one has no lease until its term is over.
 
-use super::Core;
 use super::leader::{BEATS, Leader};
+use super::{Core, Timing};
 use crate::config::{Config, nanos};
 
 /// A million, in which a drift is counted.
@@ -26,6 +26,12 @@ pub(super) fn lease_ns(config: &Config) -> Option<u64> {
     // The configuration bounds the product: an hour in nanoseconds, and a drift of a half.
     let drift = u64::from(config.max_clock_drift_ppm?).min(MILLION);
     Some(nanos(config.min_election_timeout) * (MILLION - drift) / (MILLION + drift))
+}
+
+/// Until when a node that starts in `term` has promised its vote away, as far as it can know: it may
+/// have done so right before it ended. In term 0 nobody has heard a leader.
+pub(super) fn promised_at_start(timing: Timing, term: u64) -> u64 {
+    if timing.lease.is_some() && term > 0 { timing.min_election } else { 0 }
 }
 
 impl Leader {

@@ -79,6 +79,20 @@ struct Timing {
     lease: Option<u64>,
 }
 
+impl Timing {
+    fn new(config: &Config) -> Self {
+        Self {
+            min_election: nanos(config.min_election_timeout),
+            max_election: nanos(config.max_election_timeout),
+            max_backoff: config.max_election_backoff(),
+            heartbeat: nanos(config.heartbeat_interval),
+            disk_stall: nanos(config.disk_stall),
+            resend: nanos(config.resend_interval),
+            lease: lease::lease_ns(config),
+        }
+    }
+}
+
 /// One node of one Raft group.
 ///
 /// Time is `u64` nanoseconds since an epoch of the caller. Where it jumps back, no time has passed
@@ -167,22 +181,10 @@ impl Core {
         let gate = Gate::new(&config);
         let start = restored.start(&gate)?;
         let covered = start.snapshot.as_ref().map_or(0, |meta| meta.index);
-        let lease = lease::lease_ns(&config);
-        // It may have promised its vote away right before it ended. In term 0 nobody has heard a
-        // leader.
-        let has_promised = lease.is_some() && start.hard_state.term > 0;
-        let min_election = nanos(config.min_election_timeout);
+        let timing = Timing::new(&config);
         let mut rng = Rng::new(config.drawn_seed() ^ config.id.rotate_left(32));
         let mut core = Self {
-            timing: Timing {
-                min_election,
-                max_election: nanos(config.max_election_timeout),
-                max_backoff: config.max_election_backoff(),
-                heartbeat: nanos(config.heartbeat_interval),
-                disk_stall: nanos(config.disk_stall),
-                resend: nanos(config.resend_interval),
-                lease,
-            },
+            timing,
             roster: Roster::new(config.id, start.members.effective()),
             members: start.members,
             members_changed: false,
@@ -198,7 +200,7 @@ impl Core {
             role: RoleState::Follower,
             leader: None,
             contact: None,
-            promised_until: if has_promised { min_election } else { 0 },
+            promised_until: lease::promised_at_start(timing, start.hard_state.term),
             lease_reads: 0,
             election_at: 0,
             candidacies: 0,
