@@ -201,7 +201,8 @@ impl Raft {
     /// while there is none, for its confirmation, and for the state machine. A change of leaders
     /// ends no read.
     ///
-    /// Source: Raft §8; thesis §6.4 (ReadIndex).
+    /// Source: Raft §8; thesis §6.4 (ReadIndex), §6.4.1 (leases, with
+    /// [`Config::max_clock_drift_ppm`](crate::Config)).
     ///
     /// # Errors
     /// [`ReadError`]. After `deadline` it is [`ReadError::NoLeader`] while this node knows no
