@@ -133,7 +133,9 @@ fn a_lease_confirms_reads_that_wait_for_later_rounds() {
     }
     let ready = |output: &Output| matches!(output, Output::ReadReady { token: 0..20, .. });
     let before = lab.seen(1, ready).len();
-    late.into_iter().for_each(|letter| lab.send(letter.from, letter.to, letter.message));
+    for Letter { from, to, message } in late {
+        lab.send(from, to, message);
+    }
     assert_eq!((before, lab.seen(1, ready).len()), (0, 20));
 }
 

@@ -28,8 +28,8 @@ pub(super) fn lease_ns(config: &Config) -> Option<u64> {
     Some(nanos(config.min_election_timeout) * (MILLION - drift) / (MILLION + drift))
 }
 
-/// Until when a node that starts in `term` has promised its vote away, as far as it can know: it may
-/// have done so right before it ended. In term 0 nobody has heard a leader.
+/// Until when a node that starts in `term` has promised its vote away, as far as it can know: it
+/// may have done so right before it ended. In term 0 nobody has heard a leader.
 pub(super) fn promised_at_start(timing: Timing, term: u64) -> u64 {
     if timing.lease.is_some() && term > 0 { timing.min_election } else { 0 }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use voussoir_journal::testing::SimDisk;
 use voussoir_sim::{
-    Answer, Clients, ClientsConfig, Config as SimConfig, Failure, FaultClass, FaultSet, Kv, KvOp,
-    KvRet, MILLISECOND, Report, Rng, SECOND, Step, Workload, World, check,
+    Answer, Clients, ClientsConfig, Config as SimConfig, Failure, FaultClass, FaultSet, Intensity,
+    Kv, KvOp, KvRet, MILLISECOND, Plan, Report, Rng, SECOND, Step, Workload, World, check,
 };
 
 use super::churn::Churn;
@@ -126,7 +126,7 @@ pub fn run_on(
     faults.skew_ppm = options.skew_ppm;
     faults.faults_ns = options.faults_ns;
     faults.settle_ns = clients.settle_ns();
-    let plan = faults.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
+    let plan = plan_of(seed, &faults, options)?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters, options.changes)));
     let mut config = draw_config(&voters, &mut rng);
     config.dynamic = options.changes;
@@ -167,6 +167,17 @@ pub fn run_on(
         oracle.borrow().violation().map_or(Ok(()), |text| Err(world.failure(text)))
     })?;
     judge(&world, &clients, &oracle.borrow(), hunt.hunts)
+}
+
+/// The faults of `seed`.
+fn plan_of(seed: u64, faults: &SimConfig, options: &Options) -> Result<Plan, Failure> {
+    let plan = faults.plan(seed).map_err(|error| Failure::new(error.to_string()))?;
+    if options.max_clock_drift_ppm.is_none() {
+        return Ok(plan);
+    }
+    // Drifts that are drawn are mostly small, and only great ones are a trial for leases.
+    let drift = Intensity::new(0, 0, u64::from(options.skew_ppm));
+    Ok(plan.with(FaultClass::ClockSkew, drift))
 }
 
 /// Limits so small that windows slide, batches fill, logs are cut and snapshots sent all the time.
