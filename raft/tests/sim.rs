@@ -40,7 +40,7 @@ fn members_change() {
 /// membership changes.
 #[test]
 fn leases() {
-    let runner = Runner::new(format!("{COMMAND} leases")).seeds(1500).twice(10);
+    let runner = Runner::new(format!("{COMMAND} leases")).seeds(1000).twice(10);
     let summary = runner
         .run(|seed| {
             let mut options = Options::leasing(1000 << (seed % 9));

@@ -36,7 +36,7 @@ impl Churn {
             let change = members.map(|members| self.draw(&members, leader, world.rng()));
             let hands_over = world.rng().chance(100_000);
             world.with_node(leader, |node, ctx| match change {
-                Some(_) if hands_over => node.hand_over(ctx),
+                Some(_) if hands_over => node.hand_over(ctx, None),
                 Some(change) => node.change(ctx, change),
                 None => {}
             });

@@ -18,6 +18,7 @@
 
 mod churn;
 mod disk;
+mod hunt;
 mod machine;
 mod members;
 mod node;

@@ -194,9 +194,9 @@ impl RaftNode {
         self.step(ctx, Input::Change { token, change });
     }
 
-    /// Wants another node to lead.
-    pub(super) fn hand_over(&mut self, ctx: &mut Context<'_, Self>) {
-        self.step(ctx, Input::TransferLeadership { to: None });
+    /// Wants another node to lead: `to`, or whichever.
+    pub(super) fn hand_over(&mut self, ctx: &mut Context<'_, Self>, to: Option<u64>) {
+        self.step(ctx, Input::TransferLeadership { to });
     }
 
     /// The state machine, and the last index that it holds.

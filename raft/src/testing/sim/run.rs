@@ -12,18 +12,18 @@ use voussoir_sim::{
 };
 
 use super::churn::Churn;
+use super::hunt::{HUNT_NS, Hunt};
 use super::machine::Reply;
 use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
-use crate::types::Role;
 
-/// How long a hunted leader is cut off, and left alone, at least and at most.
-const HUNT_NS: (u64, u64) = (30 * MILLISECOND, SECOND);
 /// The alarm of the hunt.
 const HUNT: u64 = 1;
 /// The alarm of the changes of the membership.
 const CHURN: u64 = 2;
+/// The alarm of the questions to a hunted leader.
+const ASK: u64 = 3;
 /// Steps of the linearizability check, per key.
 const CHECK_STEPS: u64 = 5_000_000;
 
@@ -131,7 +131,7 @@ pub fn run_on(
     let mut config = draw_config(&voters, &mut rng);
     config.dynamic = options.changes;
     config.max_clock_drift_ppm = options.max_clock_drift_ppm;
-    let hunts = rng.chance(options.hunt_ppm).then_some(0);
+    let is_hunted = rng.chance(options.hunt_ppm);
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode>::new(plan, move |boot| {
         let mut config = config.clone();
@@ -145,24 +145,32 @@ pub fn run_on(
     for id in &voters {
         world.add_node(*id, disk(*id));
     }
-    if hunts.is_some() {
+    let slow = options.max_clock_drift_ppm.map(|_| drift(&mut world, options.skew_ppm, &mut rng));
+    if is_hunted {
         world.alarm(HUNT_NS.0, HUNT);
+    }
+    if is_hunted && slow.is_some() {
+        world.alarm(HUNT_NS.0, ASK);
     }
     let churn = options.changes.then(|| Churn::new(voters.clone(), if is_spared { 1 } else { 3 }));
     if churn.is_some() {
         world.alarm(HUNT_NS.1, CHURN);
     }
-    let mut hunt = Hunt { voters: &voters, hunts };
-    let workload = KvWorkload { keys: rng.between(2, 4), seen: BTreeMap::new() };
+    let mut hunt = Hunt::new(&voters, is_hunted, slow);
+    let is_read_mostly = options.max_clock_drift_ppm.is_some();
+    let workload = KvWorkload { keys: rng.between(2, 4), is_read_mostly, seen: BTreeMap::new() };
     let mut clients = Clients::new(workload, clients);
     clients.run(&mut world, |world, step| {
-        if let Step::Alarm(HUNT) = step {
-            hunt.turn(world);
-        }
-        if let (Step::Alarm(CHURN), Some(churn)) = (step, &churn)
-            && let Some(pause) = churn.turn(world)
-        {
-            world.alarm(pause, CHURN);
+        if let Step::Alarm(alarm) = step {
+            let pause = match *alarm {
+                HUNT => hunt.turn(world),
+                ASK => hunt.ask(world),
+                CHURN => churn.as_ref().and_then(|churn| churn.turn(world)),
+                _ => None,
+            };
+            if let Some(pause) = pause {
+                world.alarm(pause, *alarm);
+            }
         }
         oracle.borrow().violation().map_or(Ok(()), |text| Err(world.failure(text)))
     })?;
@@ -178,6 +186,21 @@ fn plan_of(seed: u64, faults: &SimConfig, options: &Options) -> Result<Plan, Fai
     // Drifts that are drawn are mostly small, and only great ones are a trial for leases.
     let drift = Intensity::new(0, 0, u64::from(options.skew_ppm));
     Ok(plan.with(FaultClass::ClockSkew, drift))
+}
+
+/// Has half of the clocks run as slowly as they may, and the others as fast, which is the hardest
+/// trial for leases. Returns the slow ones; a majority is fast.
+fn drift(world: &mut World<RaftNode>, skew_ppm: u32, rng: &mut Rng) -> Vec<u64> {
+    let mut slow: Vec<u64> = world.ids().collect();
+    rng.shuffle(&mut slow);
+    let fast = slow.split_off((slow.len() - 1) / 2);
+    let skew = skew_ppm.cast_signed();
+    for (ids, rate) in [(&slow, -skew), (&fast, skew)] {
+        for id in ids {
+            world.set_clock_rate(*id, rate);
+        }
+    }
+    slow
 }
 
 /// Limits so small that windows slide, batches fill, logs are cut and snapshots sent all the time.
@@ -204,6 +227,8 @@ fn draw_config(voters: &[u64], rng: &mut Rng) -> Config {
 /// Reads, writes, compare-and-set and deletes; each client has one key, which it may share.
 struct KvWorkload {
     keys: u64,
+    /// Whether 85 of 100 calls are reads, and not 45.
+    is_read_mostly: bool,
     /// The value last read by each client, for compare-and-set.
     seen: BTreeMap<u64, Option<u64>>,
 }
@@ -216,6 +241,9 @@ impl Workload for KvWorkload {
     fn next_op(&mut self, client: u64, turn: u64, rng: &mut Rng) -> KvOp<u64, u64> {
         // Values occur once, which makes violations easy to see.
         let (key, value) = (client % self.keys, (client << 32) | turn);
+        if self.is_read_mostly && rng.chance(727_000) {
+            return KvOp::Get { key };
+        }
         match rng.below(100) {
             0..45 => KvOp::Get { key },
             45..75 => KvOp::Put { key, value },
@@ -238,38 +266,6 @@ impl Workload for KvWorkload {
             Reply::NotApplied { leader } => Answer::NotApplied { redirect: leader },
             Reply::Unknown => Answer::Unknown,
         }
-    }
-}
-
-/// Cuts leaders off with a minority time and again.
-struct Hunt<'a> {
-    voters: &'a [u64],
-    /// How often a leader was cut off, if leaders are hunted. Even: none is cut off now.
-    hunts: Option<u64>,
-}
-
-impl Hunt<'_> {
-    /// Cuts the leader off with as many as are no majority, or ends that.
-    fn turn(&mut self, world: &mut World<RaftNode>) {
-        let Some(hunts) = &mut self.hunts else { return };
-        world.heal();
-        if world.now() >= world.plan().quiet_ns {
-            return;
-        }
-        *hunts += 1;
-        if *hunts % 2 == 1 {
-            let status = world.nodes().map(|(_, node)| node.status());
-            let leaders = status.filter(|status| status.role == Role::Leader);
-            let leader = leaders.max_by_key(|status| status.term).map_or(1, |status| status.id);
-            let mut others = self.voters.to_vec();
-            others.retain(|id| *id != leader);
-            world.rng().shuffle(&mut others);
-            others.truncate(self.voters.len() / 2 - 1);
-            others.push(leader);
-            world.partition(&others);
-        }
-        let pause = world.rng().scaled(HUNT_NS.0, HUNT_NS.1);
-        world.alarm(pause, HUNT);
     }
 }
 
