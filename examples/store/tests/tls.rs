@@ -61,6 +61,35 @@ async fn a_cluster_over_tls_fails_over_and_renews_its_certificates() {
     cluster.end_all().await.unwrap();
 }
 
+/// Waits until each of the nodes 1 and 2 has said that a connection, which only node 3 opens, ended
+/// for `reason`.
+async fn rejected(cluster: &Cluster, reason: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    for id in [1, 2] {
+        let says = |line: &str| line.contains("a connection was rejected") && line.contains(reason);
+        while !cluster.log(id).lines().any(says) {
+            assert!(Instant::now() < end, "node {id} never rejected node 3: {}", cluster.log(id));
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// Fails unless node 3 runs, knows no leader, and has nothing of what the others have committed.
+async fn is_outside(cluster: &Cluster, client: &Client) {
+    let end = Instant::now() + Duration::from_secs(20);
+    let status = loop {
+        let statuses = cluster.statuses(client).await;
+        if let Some(status) =
+            statuses.into_iter().find_map(|(id, status)| status.filter(|_| id == 3))
+        {
+            break status;
+        }
+        assert!(Instant::now() < end, "node 3 does not answer: {}", cluster.log(3));
+        sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!((status.leader, status.commit, status.applied, status.keys), (None, 0, 0, 0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_without_a_good_certificate_stay_outside() {
     let folder = tempfile::tempdir().unwrap();
@@ -79,11 +108,17 @@ async fn nodes_without_a_good_certificate_stay_outside() {
     let leader = cluster.leader(&client).await.unwrap();
     assert_ne!(leader.id, 3);
     put(&client, "one").await;
+    // Node 3 in its turn trusts nobody of them: its alert is `certificate_unknown`.
+    rejected(&cluster, "sent TLS alert 46").await;
+    put(&client, "two").await;
+    is_outside(&cluster, &client).await;
     // The same without TLS.
     cluster.kill(3).await.unwrap();
     cluster.set_node_options(3, &[]);
     cluster.start(3).unwrap();
-    put(&client, "two").await;
+    rejected(&cluster, "does not speak TLS").await;
+    put(&client, "three").await;
+    is_outside(&cluster, &client).await;
     let leader = cluster.leader(&client).await.unwrap();
     assert_ne!(leader.id, 3);
     assert_eq!(cluster.crashed(), []);
