@@ -10,7 +10,7 @@
 //! | `GET /ready` | 200 where a linearizable read succeeds and the disk works, else 503 and why |
 //! | `GET /metrics` | Prometheus text |
 //! | `GET /status` | this node's view of the cluster, as JSON |
-//! | `GET /members`, `POST /members` | who belongs to the cluster, see [`members`](crate::members) |
+//! | `GET /members`, `POST /members` | who belongs to the cluster, see [`members`] |
 //!
 //! A version is the `ETag` of a value. 404 (no such key) and 412 (another version) are answers. A
 //! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
