@@ -16,7 +16,7 @@ use voussoir_journal::{Config, Journal};
 use voussoir_net::{Tcp, Transport as _};
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{HaltReason, Raft, StartError, StopReason};
+use voussoir_raft::{HaltReason, Membership, Raft, StartError, StopReason};
 
 use crate::args::{Limits, Serve};
 use crate::disk::WatchedStore;
@@ -55,6 +55,10 @@ pub enum Stopped {
     /// the node began with. A restart with the same options fails in the same way.
     #[error("{folder}: {error}; compare --id and --peer with those of the first start")]
     Options { folder: String, error: StartError },
+    /// The data is of a cluster with other voters, and the options name no peer: the node would
+    /// neither lead nor find anybody.
+    #[error("{folder}: the cluster has the other voters {voters:?}; name them with --peer")]
+    Alone { folder: String, voters: Vec<u64> },
     /// The node has stopped. Restart it once the cause, if one is named, is gone.
     #[error("the node has stopped: {reason}{}", cause(.disk))]
     Halted { reason: StopReason, disk: Option<String> },
@@ -86,7 +90,7 @@ impl Stopped {
     pub fn status(&self) -> u8 {
         match self {
             Self::NoData { .. } | Self::Damaged { .. } => 3,
-            Self::Options { .. } => 2,
+            Self::Options { .. } | Self::Alone { .. } => 2,
             Self::Journal { error: voussoir_journal::OpenError::Config(_), .. } => 2,
             _ => 1,
         }
@@ -173,6 +177,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let machine = Box::new(Machine::new(kv.clone()));
     let raft = Raft::start(node.raft(), Arc::new(disk), machine, Arc::new(transport)).await;
     let raft = raft.map_err(|error| Stopped::at_start(&node.data, error))?;
+    let members = raft.members().borrow().clone();
+    not_alone(&node, &members)?;
 
     let app = Arc::new(App {
         raft: raft.clone(),
@@ -239,6 +245,14 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: disk_watch.failed() }.into()),
     }
+}
+
+fn not_alone(node: &Serve, members: &Membership) -> Result<(), Stopped> {
+    let voters: Vec<u64> = members.voters().iter().copied().filter(|id| *id != node.id).collect();
+    if voters.is_empty() || !node.peers.is_empty() {
+        return Ok(());
+    }
+    Err(Stopped::Alone { folder: node.data.display().to_string(), voters })
 }
 
 /// Lets another node lead at once, if this one does: else nobody would until an election timeout
