@@ -5,6 +5,10 @@
 
 mod dns;
 mod file;
+#[cfg(feature = "hickory")]
+mod records;
+#[cfg(feature = "hickory")]
+mod service;
 mod source;
 mod task;
 
@@ -16,6 +20,8 @@ use async_trait::async_trait;
 
 pub use dns::DnsSource;
 pub use file::{FileSource, parse_endpoints};
+#[cfg(feature = "hickory")]
+pub use records::{AddressRecords, DnsClient, Family, ServiceRecords};
 pub use source::{StaticSource, StreamSource};
 pub use task::{Discovery, DiscoveryConfig, DiscoveryStats};
 
