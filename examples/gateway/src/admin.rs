@@ -16,6 +16,7 @@
 //! | `gateway_reloads_total{result}` | configurations that were applied or rejected |
 //! | `gateway_retries_total{pool}`, `gateway_retries_rejected_total{pool}` | requests that were sent again; that the budget did not let be sent again |
 //! | `gateway_breaker_open{pool}` | 1 while the breaker rejects requests |
+//! | `gateway_lookups_failed_total{pool}`, `gateway_lookup_age_seconds{pool}` | lookups of `dns` without an answer that could be used; time since the last one with it |
 //! | `gateway_no_backend_total{pool}` | requests for which no backend could be used |
 //! | `gateway_backend_up{pool,backend}` | 1 while checks and outlier detection find nothing wrong |
 //! | `gateway_backend_picks_total`, `_failures_total`, `_cancelled_total` `{pool,backend}` | attempts, by how they ended |
@@ -114,6 +115,10 @@ fn pool_status(pool: &PoolStats) -> Value {
         "name": pool.name,
         "breaker": pool.breaker.map(|state| format!("{state:?}")),
         "retries": pool.upstream.retries,
+        "lookup": pool.discovery.as_ref().map(|lookups| json!({
+            "age_ms": lookups.age.map(|age| age.as_millis() as u64),
+            "last_error": lookups.last_error,
+        })),
         "backends": backends,
     })
 }
@@ -140,7 +145,7 @@ pub fn text(view: &Overview) -> String {
     out.row("gateway_reloads_total", &[("result", "applied")], view.reloads as f64);
     out.row("gateway_reloads_total", &[("result", "rejected")], view.rejected_reloads as f64);
     let pools = view.pools();
-    let by_pool: [Figure<PoolStats>; 4] = [
+    let by_pool: [Figure<PoolStats>; 6] = [
         ("gateway_retries_total", "counter", |pool| Some(pool.upstream.retries as f64)),
         ("gateway_retries_rejected_total", "counter", |pool| {
             Some(pool.upstream.retries_rejected as f64)
@@ -149,6 +154,12 @@ pub fn text(view: &Overview) -> String {
         ("gateway_breaker_open", "gauge", |pool| {
             let is_open = |state| matches!(state, BreakerState::Open | BreakerState::ForcedOpen);
             pool.breaker.map(|state| f64::from(u8::from(is_open(state))))
+        }),
+        ("gateway_lookups_failed_total", "counter", |pool| {
+            pool.discovery.as_ref().map(|lookups| (lookups.failed + lookups.empty) as f64)
+        }),
+        ("gateway_lookup_age_seconds", "gauge", |pool| {
+            pool.discovery.as_ref()?.age.map(|age| age.as_secs_f64())
         }),
     ];
     for (name, kind, value) in by_pool {

@@ -12,6 +12,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use toml::Spanned;
 use voussoir_breaker::{Breaker, State};
+use voussoir_lb::discovery::{Discovery, DiscoveryStats};
 use voussoir_lb::l7::{HttpProxy, HttpStats, Route, Router, ServerTls, Upstream, UpstreamStats};
 use voussoir_lb::{BalancerStats, Clock, Monotonic};
 
@@ -88,7 +89,7 @@ pub struct Gateway {
 #[derive(Debug, Default)]
 pub struct Overview {
     proxy: Option<HttpProxy>,
-    pools: BTreeMap<String, (Upstream, Option<Arc<Breaker>>)>,
+    pools: BTreeMap<String, SeenPool>,
     limits: BTreeMap<String, Arc<RouteLimit>>,
     /// Configurations that were put to use after the first.
     pub reloads: u64,
@@ -96,6 +97,14 @@ pub struct Overview {
     pub rejected_reloads: u64,
     /// Whether the gateway drains.
     pub is_draining: bool,
+}
+
+/// What a pool's figures are read from.
+#[derive(Debug)]
+struct SeenPool {
+    upstream: Upstream,
+    breaker: Option<Arc<Breaker>>,
+    discovery: Option<Arc<Discovery>>,
 }
 
 /// One pool at one moment.
@@ -109,6 +118,8 @@ pub struct PoolStats {
     pub upstream: UpstreamStats,
     /// The state of its breaker, if it has one.
     pub breaker: Option<State>,
+    /// The lookups of its backends, if they are found by DNS.
+    pub discovery: Option<DiscoveryStats>,
 }
 
 impl Overview {
@@ -120,13 +131,13 @@ impl Overview {
     /// The pools by name.
     pub fn pools(&self) -> Vec<PoolStats> {
         let now = Monotonic.now();
-        let stats =
-            |(name, (upstream, breaker)): (&String, &(Upstream, Option<Arc<Breaker>>))| PoolStats {
-                name: name.clone(),
-                balancer: upstream.balancer().stats(now),
-                upstream: upstream.stats(),
-                breaker: breaker.as_ref().map(|breaker| breaker.state()),
-            };
+        let stats = |(name, pool): (&String, &SeenPool)| PoolStats {
+            name: name.clone(),
+            balancer: pool.upstream.balancer().stats(now),
+            upstream: pool.upstream.stats(),
+            breaker: pool.breaker.as_ref().map(|breaker| breaker.state()),
+            discovery: pool.discovery.as_ref().map(|discovery| discovery.stats()),
+        };
         self.pools.iter().map(stats).collect()
     }
 
@@ -203,11 +214,14 @@ impl Gateway {
         let now = Monotonic.now();
         for (name, pool) in &config.pools {
             if let Some(kept) = self.pools.get_mut(name).filter(|_| !fresh.contains_key(name)) {
-                let endpoints = pool.get_ref().endpoints.iter().map(EndpointEntry::endpoint);
-                // `parse` has tried this set.
-                let updated = kept.upstream.balancer().update(endpoints, now);
-                updated.map_err(|error| internal(&error))?;
-                kept.config = pool.get_ref().clone();
+                let pool = pool.get_ref();
+                if pool.dns.is_none() {
+                    let endpoints = pool.endpoints.iter().map(EndpointEntry::endpoint);
+                    // `parse` has tried this set.
+                    let updated = kept.upstream.balancer().update(endpoints, now);
+                    updated.map_err(|error| internal(&error))?;
+                }
+                kept.config = pool.clone();
             }
         }
         self.proxy.set_router(router);
@@ -344,7 +358,9 @@ impl Gateway {
         let mut view = self.view.write();
         view.proxy = Some(self.proxy.clone());
         let pool = |(name, pool): (&String, &RunningPool)| {
-            (name.clone(), (pool.upstream.clone(), pool.breaker.clone()))
+            let RunningPool { upstream, breaker, discovery, .. } = pool;
+            let (upstream, breaker) = (upstream.clone(), breaker.clone());
+            (name.clone(), SeenPool { upstream, breaker, discovery: discovery.clone() })
         };
         view.pools = self.pools.iter().map(pool).collect();
         view.limits.clone_from(&self.limits);

@@ -6,11 +6,15 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 use voussoir_breaker::Breaker;
+use voussoir_lb::discovery::{Discovery, DiscoveryConfig};
 use voussoir_lb::l7::{ClientTls, Upstream};
 use voussoir_lb::probe::{Checker, HttpProbe, TcpProbe};
-use voussoir_lb::{Balancer, BalancerStats, Clock, Monotonic};
+use voussoir_lb::{Balancer, BalancerStats, Clock, EndpointConfig, Monotonic};
 
-use crate::config::{self, EndpointEntry, HealthKind, Pool, PoolTls};
+use crate::config::{self, EndpointEntry, Health, HealthKind, Pool, PoolTls};
+
+/// How long a reload waits for the first answer of DNS.
+const FIRST_LOOKUP: Duration = Duration::from_secs(2);
 
 /// A pool that runs. Dropped, it ends its checks; requests under way go on.
 #[derive(Debug)]
@@ -21,6 +25,8 @@ pub struct RunningPool {
     pub upstream: Upstream,
     /// Rejects requests while most of them fail.
     pub breaker: Option<Arc<Breaker>>,
+    /// Looks the backends up, where the file does not list them.
+    pub discovery: Option<Arc<Discovery>>,
     _checker: Option<Checker>,
 }
 
@@ -37,11 +43,31 @@ impl RunningPool {
         let text = |error: voussoir_lb::ConfigError| error.to_string();
         let balancer = Balancer::boxed(config.strategy(), config.balancer()).map_err(text)?;
         let now = Monotonic.now();
-        let endpoints = config.endpoints.iter().map(EndpointEntry::endpoint);
-        balancer.update(endpoints, now).map_err(|error| error.to_string())?;
-        if let Some(old) = old {
-            carry_health_over(&old.upstream.balancer().stats(now), &balancer, now);
+        let stats = old.map(|old| old.upstream.balancer().stats(now));
+        let before = stats.iter().flat_map(|stats| &stats.endpoints);
+        let endpoints: Vec<EndpointConfig> = match config.dns {
+            None => config.endpoints.iter().map(EndpointEntry::endpoint).collect(),
+            // Those of the pool before serve until the first answer is there.
+            Some(_) => before
+                .map(|found| EndpointConfig::new(&found.name).with_weight(found.weight))
+                .collect(),
+        };
+        if !endpoints.is_empty() {
+            balancer.update(endpoints, now).map_err(|error| error.to_string())?;
         }
+        if let Some(stats) = &stats {
+            carry_health_over(stats, &balancer, now);
+        }
+        let discovery = config.dns.as_ref().map(|dns| {
+            let started = Discovery::with_clock(
+                balancer.clone(),
+                dns.source()?,
+                DiscoveryConfig::default(),
+                Arc::new(Monotonic),
+            );
+            started.map(Arc::new).map_err(text)
+        });
+        let discovery = discovery.transpose()?;
         let checker = config.health.as_ref().map(|health| match health.kind {
             HealthKind::Http => {
                 let probe = HttpProbe::new(&health.path);
@@ -63,18 +89,23 @@ impl RunningPool {
                 Upstream::with_tls(name, balancer, upstream_config, tls).map_err(text)?
             }
         };
-        Ok(Self { config, upstream, breaker, _checker: checker })
+        Ok(Self { config, upstream, breaker, discovery, _checker: checker })
     }
 
-    /// Waits until a backend may be used, at most for two checks: a route that moves to this pool
-    /// finds one then. Without a healthy backend the pool is used all the same.
+    /// Waits until a backend may be used, at most for two checks and one lookup: a route that moves
+    /// to this pool finds one then. Without a healthy backend the pool is used all the same.
     ///
     /// # Cancel safety
     /// Nothing is lost.
     pub async fn warm_up(&self) {
-        let Some(health) = &self.config.health else { return };
+        let check = |health: &Health| Duration::from_millis(health.timeout_ms).saturating_mul(2);
+        let check = self.config.health.as_ref().map_or(Duration::ZERO, check);
+        let lookup = if self.discovery.is_some() { FIRST_LOOKUP } else { Duration::ZERO };
+        let within = check.saturating_add(lookup);
+        if within.is_zero() {
+            return;
+        }
         let mut availability = self.upstream.balancer().availability();
-        let within = Duration::from_millis(health.timeout_ms).saturating_mul(2);
         let _ = timeout(within, availability.wait_for(|found| found.healthy > 0)).await;
     }
 }

@@ -2,9 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::gateway::{ApplyError, Gateway};
+use parking_lot::Mutex;
+use tokio::net::UdpSocket;
+
 use support::{Backend, ask, get_ok, until};
 
 mod support;
@@ -190,4 +194,76 @@ async fn listeners_come_and_go() {
     );
     let error = gateway.apply(&switched, Path::new(NOWHERE)).await.expect_err("no certificate");
     assert!(matches!(error, ApplyError::Tls { .. }), "{error}");
+}
+
+/// A name server that answers one question by `answer`: an address, or a failure.
+async fn name_server(answer: Arc<Mutex<Option<[u8; 4]>>>) -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("loopback");
+    let address = socket.local_addr().expect("bound");
+    tokio::spawn(async move {
+        let mut bytes = [0; 512];
+        // Ends with the test.
+        loop {
+            let (length, client) = socket.recv_from(&mut bytes).await.expect("a question");
+            // Header, the question as it came (without what follows it), and an A record with a
+            // TTL of one second whose name points at the question (RFC 1035 §4).
+            let name = bytes[12..length].iter().position(|byte| *byte == 0).expect("a name");
+            let mut reply = bytes[..12 + name + 5].to_vec();
+            let found = *answer.lock();
+            let code = if found.is_some() { 0x80 } else { 0x82 };
+            reply[2..12].copy_from_slice(&[
+                0x81,
+                code,
+                0,
+                1,
+                0,
+                found.is_some().into(),
+                0,
+                0,
+                0,
+                0,
+            ]);
+            if let Some(found) = found {
+                reply.extend([0xC0, 12, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4]);
+                reply.extend(found);
+            }
+            socket.send_to(&reply, client).await.expect("sent");
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_pool_follows_its_name_and_keeps_its_backends_when_lookups_fail() {
+    let a = Backend::start("a").await;
+    let b = Backend::start_at("b", SocketAddr::from(([127, 0, 0, 2], a.address.port()))).await;
+    let found = Arc::new(Mutex::new(Some([127, 0, 0, 1])));
+    let server = name_server(Arc::clone(&found)).await;
+    let port = a.address.port();
+    let dns = format!(
+        "dns = {{ addresses = \"web.test.:{port}\", servers = [\"{server}\"], family = \"v4\" }}"
+    );
+    let pool = format!("[pools.web]\n{dns}\n");
+    let (mut gateway, address) = start(&file(ALL, &pool)).await;
+    assert_eq!(get_ok(address, "/x").await, "a /x", "the first lookup is waited for");
+    *found.lock() = None;
+    let lookups = |gateway: &Gateway| {
+        let pools = gateway.overview().read().pools();
+        pools[0].discovery.clone().expect("looked up")
+    };
+    until("a lookup fails", || lookups(&gateway).failed > 0).await;
+    assert_eq!(get_ok(address, "/x").await, "a /x", "the backend stays");
+    // New settings while lookups fail: the backends of the pool before serve.
+    let settings = format!("{pool}strategy = \"round-robin\"\n");
+    gateway.apply(&file(ALL, &settings), Path::new(NOWHERE)).await.expect("good");
+    assert_eq!(get_ok(address, "/x").await, "a /x", "the backend is carried over");
+    *found.lock() = Some([127, 0, 0, 2]);
+    until("the lookup succeeds", || lookups(&gateway).updates > 0).await;
+    assert_eq!(get_ok(address, "/x").await, "b /x");
+    assert_eq!(b.requests(), 1);
+    let error = gateway
+        .apply(&file(ALL, &pool.replace("web.test.", "no..name")), Path::new(NOWHERE))
+        .await
+        .expect_err("no name");
+    assert!(error.to_string().contains("must be a DNS name"), "{error}");
 }

@@ -85,8 +85,15 @@ impl From<voussoir_lb::ConfigError> for Reason {
 }
 
 fn check_pool(pool: &Pool) -> Result<(), Reason> {
-    if pool.endpoints.is_empty() {
-        return Err(Reason::field("endpoints", "`endpoints` must not be empty"));
+    match &pool.dns {
+        None if pool.endpoints.is_empty() => {
+            return Err(Reason::field("endpoints", "`endpoints` must not be empty"));
+        }
+        Some(_) if !pool.endpoints.is_empty() => {
+            return Err(Reason::field("endpoints", "`dns` gives the endpoints: leave these out"));
+        }
+        Some(dns) => drop(dns.source().map_err(|what| Reason::field("dns", what))?),
+        None => {}
     }
     for endpoint in &pool.endpoints {
         let port = endpoint.address.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
@@ -112,6 +119,9 @@ fn check_pool(pool: &Pool) -> Result<(), Reason> {
     if let Some(breaker) = &pool.breaker {
         let tried = voussoir_breaker::Breaker::new("check", &breaker.config());
         tried.map_err(|error| Reason::field("breaker", error))?;
+    }
+    if pool.dns.is_some() {
+        return Ok(());
     }
     let balancer = voussoir_lb::Balancer::boxed(pool.strategy(), voussoir_lb::Config::default())?;
     let endpoints = pool.endpoints.iter().map(super::EndpointEntry::endpoint);

@@ -8,11 +8,13 @@ use serde::Deserialize;
 use toml::Spanned;
 
 mod check;
+mod dns;
 mod pool;
 mod route;
 
 pub(crate) use check::{checker, http};
 
+pub use dns::{Dns, FamilyName};
 pub use pool::{
     Breaker, EndpointEntry, Health, HealthKind, Outliers, Pool, PoolTls, Retry, StrategyName,
 };

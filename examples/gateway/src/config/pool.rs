@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::Dns;
 use hyper::header::HeaderName;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
@@ -18,8 +19,11 @@ use voussoir_lb::{CheckConfig, Config, EndpointConfig, OutlierConfig, SlowStartC
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Pool {
-    /// The backends, at least one.
+    /// The backends. At least one, unless they are found by `dns`.
+    #[serde(default)]
     pub endpoints: Vec<EndpointEntry>,
+    /// Where the backends are looked up, instead of `endpoints`.
+    pub dns: Option<Dns>,
     /// How one is chosen.
     #[serde(default)]
     pub strategy: StrategyName,
@@ -373,12 +377,12 @@ impl Pool {
         Self { endpoints, ..self.clone() } != *old
     }
 
-    /// Whether any backend of `old` is still there.
+    /// Whether any backend of `old` is still there, as far as the file tells.
     pub fn shares_backends_with(&self, old: &Self) -> bool {
         let is_old = |new: &EndpointEntry| {
             old.endpoints.iter().any(|endpoint| endpoint.address == new.address)
         };
-        self.endpoints.iter().any(is_old)
+        self.dns.is_some() || self.endpoints.iter().any(is_old)
     }
 }
 

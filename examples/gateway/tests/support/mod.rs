@@ -36,6 +36,10 @@ struct Shared {
 
 impl Backend {
     pub async fn start(name: &'static str) -> Self {
+        Self::start_at(name, SocketAddr::from(([127, 0, 0, 1], 0))).await
+    }
+
+    pub async fn start_at(name: &'static str, address: SocketAddr) -> Self {
         let (status, requests, checks) =
             (AtomicU64::new(200), AtomicU64::new(0), AtomicU64::new(0));
         let state = Arc::new(Shared { name, status, requests, checks });
@@ -43,7 +47,7 @@ impl Backend {
             .route("/health", get(health))
             .fallback(answer)
             .with_state(Arc::clone(&state));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+        let listener = TcpListener::bind(address).await.expect("loopback");
         let address = listener.local_addr().expect("bound");
         tokio::spawn(async move { axum::serve(listener, app).await });
         Self { address, state }
