@@ -102,7 +102,8 @@ impl Geo {
         Ok(Self { names, regions })
     }
 
-    /// The same map with a region marked as down or as up again: a new value to publish.
+    /// A copy of the map in which `region` is marked as down (`true`) or up (`false`), for
+    /// [`Published::publish`](crate::Published::publish).
     ///
     /// # Errors
     /// [`GeoError::UnknownRegion`].
@@ -181,7 +182,8 @@ impl Geo {
     }
 }
 
-/// The shortest list of a region that has `missing` nodes which `owners` lacks, or its longest one.
+/// Asks the region for more and more nodes until `missing` of them are not yet in `owners`, or it
+/// has no more.
 fn fresh(partitioner: &dyn Partitioner, key: &[u8], owners: &Owners, missing: usize) -> Owners {
     let mut wanted = missing;
     // Ends: `wanted` grows up to MAX_REPLICAS.

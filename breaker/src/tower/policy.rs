@@ -12,15 +12,15 @@ use tower_service::Service;
 use super::BoxFuture;
 use crate::policy::{CallOptions, Policy, PolicyError};
 
-/// How a request is sent more than once.
+/// How a request is duplicated for retries and hedges.
 pub trait CopyRequest<R>: Send + Sync {
-    /// A copy to send, or `None` if the request can be, or may be, sent only once: then it is
-    /// neither retried nor hedged. Must give the same answer for one request each time; the call
-    /// panics if a request that was copied once cannot be copied again.
+    /// A duplicate of the request, or `None` if it must be sent at most once: it is then neither
+    /// retried nor hedged. A request that was copied once must be copied whenever it is asked for
+    /// again; otherwise the future of the service call panics.
     fn copy(&self, request: &R) -> Option<R>;
 }
 
-/// Requests that are sent again are cloned.
+/// Clones every request, so that it can be retried and hedged.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cloned;
 
@@ -105,8 +105,8 @@ where
     type Error = PolicyError<E>;
     type Future = BoxFuture<T, PolicyError<E>>;
 
-    /// Always ready: an inner service that is not must not keep the policy from shedding, timing
-    /// out or falling back. Each attempt waits for its service, within the time limits.
+    /// Always ready. If this waited for the inner service, the policy could not shed, time out or
+    /// fall back meanwhile; each attempt waits for its own clone, within the time limits.
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
         Poll::Ready(Ok(()))
     }
@@ -114,7 +114,7 @@ where
     fn call(&mut self, request: R) -> Self::Future {
         let (layer, inner) = (self.layer.clone(), Lent::new(self.inner.clone()));
         Box::pin(async move {
-            // Copied before anything is sent: whether it can be says whether it may be repeated.
+            // Copied before the first attempt: only a request that can be copied is repeated.
             let copy = layer.copy.copy(&request);
             let options = CallOptions { once: copy.is_none(), ..CallOptions::default() };
             // The request to copy from, and the copy that goes out next.
@@ -139,7 +139,7 @@ where
     }
 }
 
-/// A value that is `Send` and not `Sync`, lent to one attempt at a time. Copying a request and
+/// A value that need not be `Sync`, lent to one attempt at a time. Copying a request and
 /// cloning a service are foreign code, so no lock is held meanwhile.
 struct Lent<T>(Mutex<Option<T>>);
 

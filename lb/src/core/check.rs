@@ -15,9 +15,9 @@ pub(crate) enum CheckState {
     /// No check has ended yet.
     #[default]
     Unknown,
-    /// Healthy; `failed` checks in a row failed. Invariant: failed < fall.
+    /// Healthy; the last `failed` checks failed. Invariant: failed < fall.
     Healthy { failed: u32 },
-    /// Unhealthy; `passed` checks in a row passed. Invariant: passed < rise.
+    /// Unhealthy; the last `passed` checks passed. Invariant: passed < rise.
     Unhealthy { passed: u32 },
 }
 
@@ -38,6 +38,7 @@ impl CheckState {
         }
     }
 
+    /// False before the first result: an endpoint gets no traffic until a check has passed.
     pub(crate) fn is_healthy(self) -> bool {
         matches!(self, Self::Healthy { .. })
     }

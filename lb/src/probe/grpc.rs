@@ -34,7 +34,7 @@ impl GrpcProbe {
     }
 }
 
-fn broken(error: h2::Error) -> ProbeError {
+fn http2_error(error: h2::Error) -> ProbeError {
     ProbeError::unhealthy(format!("HTTP/2: {error}"))
 }
 
@@ -51,13 +51,13 @@ impl Probe for GrpcProbe {
             .body(())
             .map_err(|error| ProbeError::unhealthy(format!("request: {error}")))?;
         let stream = TcpStream::connect(&address).await?;
-        let (sender, connection) = h2::client::handshake(stream).await.map_err(broken)?;
+        let (sender, connection) = h2::client::handshake(stream).await.map_err(http2_error)?;
         tokio::select! {
             // The call first: an endpoint may close the connection right after its answer.
             biased;
             answer = self.call(sender, request) => answer,
             ended = connection => {
-                ended.map_err(broken)?;
+                ended.map_err(http2_error)?;
                 Err(ProbeError::unhealthy("closed before the answer"))
             }
         }
@@ -70,27 +70,27 @@ impl GrpcProbe {
         sender: SendRequest<Bytes>,
         request: Request<()>,
     ) -> Result<(), ProbeError> {
-        let mut sender = sender.ready().await.map_err(broken)?;
-        let (answer, mut body) = sender.send_request(request, false).map_err(broken)?;
-        body.send_data(encode_request(&self.service), true).map_err(broken)?;
-        let answer = answer.await.map_err(broken)?;
-        if answer.status() != StatusCode::OK {
-            return Err(ProbeError::unhealthy(format!("answered with {}", answer.status())));
+        let mut sender = sender.ready().await.map_err(http2_error)?;
+        let (response, mut body) = sender.send_request(request, false).map_err(http2_error)?;
+        body.send_data(encode_request(&self.service), true).map_err(http2_error)?;
+        let response = response.await.map_err(http2_error)?;
+        if response.status() != StatusCode::OK {
+            return Err(ProbeError::unhealthy(format!("answered with {}", response.status())));
         }
-        // An answer without a body has its status in the headers.
-        check_status(answer.headers(), false)?;
-        let mut body = answer.into_body();
+        // A Trailers-Only response has its grpc-status in the headers.
+        check_status(response.headers(), false)?;
+        let mut body = response.into_body();
         let mut message = BytesMut::new();
         // Ends: with the body, and past `MAX_ANSWER_BYTES`.
         while let Some(data) = body.data().await {
-            let data = data.map_err(broken)?;
-            body.flow_control().release_capacity(data.len()).map_err(broken)?;
+            let data = data.map_err(http2_error)?;
+            body.flow_control().release_capacity(data.len()).map_err(http2_error)?;
             if message.len() + data.len() > MAX_ANSWER_BYTES {
                 return Err(ProbeError::unhealthy("the answer exceeds 4 KiB"));
             }
             message.extend_from_slice(&data);
         }
-        let trailers = body.trailers().await.map_err(broken)?;
+        let trailers = body.trailers().await.map_err(http2_error)?;
         check_status(&trailers.unwrap_or_default(), true)?;
         match decode_answer(&message) {
             Some(SERVING) => Ok(()),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Factory;
-use super::support::{Probe, Reports, Seen, soon, until};
+use super::support::{PATIENCE, Probe, Reports, Seen, soon, until};
 use crate::{
     CallError, Channel, Class, Event, Lost, Outcome, Parts, Rejected, SendError, ServeError,
     Transport,
@@ -33,11 +33,12 @@ async fn pair(factory: &dyn Factory) -> Pair {
     Pair { one, two, probe, reports }
 }
 
-fn later() -> Instant {
-    Instant::now() + Duration::from_secs(20)
+/// A deadline that no check is meant to reach.
+fn distant_deadline() -> Instant {
+    Instant::now() + PATIENCE
 }
 
-/// Sends when the queue has room: a transport may reject, it may not lose.
+/// Sends, again while the queue is full: a transport may reject a message, but must not lose one.
 async fn push(transport: &dyn Transport, peer: u64, channel: Channel, parts: Parts) {
     soon("room in the queue", async {
         loop {
@@ -75,7 +76,7 @@ async fn identity(factory: &dyn Factory) {
     for (peer, error) in [(1, SendError::ToSelf), (99, SendError::UnknownPeer)] {
         let sent = pair.one.send(peer, SMALL, "x".into());
         assert_eq!(sent, Err(error), "peer {peer} is no peer of node 1");
-        let called = pair.one.call(peer, SMALL, "x".into(), later()).await;
+        let called = pair.one.call(peer, SMALL, "x".into(), distant_deadline()).await;
         assert_eq!(called, Err(CallError::NotSent(error)));
         assert!(!error.is_retryable());
     }
@@ -132,7 +133,7 @@ async fn sizes(factory: &dyn Factory) {
             }
             other => panic!("65 MiB: {other:?}"),
         }
-        let called = pair.one.call(2, channel, huge.clone().into(), later()).await;
+        let called = pair.one.call(2, channel, huge.clone().into(), distant_deadline()).await;
         assert!(matches!(called, Err(CallError::NotSent(SendError::TooLarge { .. }))));
     }
     push(&*pair.one, 2, SMALL, "after".into()).await;
@@ -143,18 +144,19 @@ async fn calls(factory: &dyn Factory) {
     let pair = pair(factory).await;
     for channel in [SMALL, BULK] {
         let request = Parts::new("echo ").with(["a".into(), "b".into()]);
-        let answer = pair.one.call(2, channel, request, later()).await;
+        let answer = pair.one.call(2, channel, request, distant_deadline()).await;
         assert_eq!(answer.as_deref(), Ok(&b"echo ab"[..]), "the answer of the handler");
-        let answer = pair.one.call(2, channel, "nothing".into(), later()).await;
+        let answer = pair.one.call(2, channel, "nothing".into(), distant_deadline()).await;
         assert_eq!(answer.as_deref(), Ok(&b""[..]), "an empty answer is one");
     }
-    let answer = pair.one.call(2, BULK, "large 1048576".into(), later()).await;
+    let answer = pair.one.call(2, BULK, "large 1048576".into(), distant_deadline()).await;
     assert_eq!(answer.map(|bytes| bytes.len()), Ok(1 << 20), "a long answer arrives whole");
     // The handler has run, and a retry would bring no other end.
-    let too_long = pair.one.call(2, BULK, "large 68157440".into(), later()).await.unwrap_err();
+    let too_long =
+        pair.one.call(2, BULK, "large 68157440".into(), distant_deadline()).await.unwrap_err();
     assert_eq!(too_long, CallError::Unknown(Lost::AnswerTooLong), "no answer of 65 MiB arrives");
     assert!(too_long.outcome() == Outcome::Unknown && !too_long.is_retryable());
-    let after = pair.one.call(2, BULK, "echo after".into(), later()).await;
+    let after = pair.one.call(2, BULK, "echo after".into(), distant_deadline()).await;
     assert_eq!(after.as_deref(), Ok(&b"echo after"[..]), "an answer too long harms no other call");
 }
 
@@ -165,7 +167,9 @@ async fn many_calls(factory: &dyn Factory) {
             let one = Arc::clone(&pair.one);
             tokio::spawn(async move {
                 let request = format!("echo {i}");
-                let answer = one.call(2, SMALL, request.clone().into_bytes().into(), later()).await;
+                let answer = one
+                    .call(2, SMALL, request.clone().into_bytes().into(), distant_deadline())
+                    .await;
                 assert_eq!(answer.as_deref(), Ok(request.as_bytes()), "each gets its own answer");
             })
         })
@@ -183,7 +187,8 @@ async fn rejections(factory: &dyn Factory) {
         ("x", Channel::small(999), Rejected::UnknownService),
     ];
     for (request, channel, rejected) in cases {
-        let error = pair.one.call(2, channel, request.into(), later()).await.unwrap_err();
+        let error =
+            pair.one.call(2, channel, request.into(), distant_deadline()).await.unwrap_err();
         assert_eq!(error, CallError::Rejected(rejected), "the rejection of the peer is told");
         assert_eq!(error.outcome(), Outcome::NotApplied);
     }
@@ -192,7 +197,7 @@ async fn rejections(factory: &dyn Factory) {
 async fn panics(factory: &dyn Factory) {
     let mut pair = pair(factory).await;
     push(&*pair.one, 2, SMALL, "panic".into()).await;
-    let error = pair.one.call(2, SMALL, "panic".into(), later()).await.unwrap_err();
+    let error = pair.one.call(2, SMALL, "panic".into(), distant_deadline()).await.unwrap_err();
     assert_eq!(error, CallError::Unknown(Lost::HandlerFailed), "a panic is told as such");
     assert_eq!(error.outcome(), Outcome::Unknown);
     push(&*pair.one, 2, SMALL, "after".into()).await;
@@ -215,11 +220,12 @@ async fn deadlines(factory: &dyn Factory) {
 async fn dropped_calls(factory: &dyn Factory) {
     let mut pair = pair(factory).await;
     let one = Arc::clone(&pair.one);
-    let call = tokio::spawn(async move { one.call(2, SMALL, "wait".into(), later()).await });
+    let call =
+        tokio::spawn(async move { one.call(2, SMALL, "wait".into(), distant_deadline()).await });
     soon("the start of the call", pair.reports.started.recv()).await;
     call.abort();
     soon("the drop of the handler's future", pair.reports.drops.recv()).await;
-    let answer = pair.one.call(2, SMALL, "echo".into(), later()).await;
+    let answer = pair.one.call(2, SMALL, "echo".into(), distant_deadline()).await;
     assert_eq!(answer.as_deref(), Ok(&b"echo"[..]), "a dropped call harms no other");
 }
 
@@ -230,7 +236,7 @@ async fn limits_of_calls(factory: &dyn Factory) {
     for _ in 0..count {
         let (one, results) = (Arc::clone(&pair.one), results.clone());
         tokio::spawn(async move {
-            let _ = results.send(one.call(2, SMALL, "wait".into(), later()).await);
+            let _ = results.send(one.call(2, SMALL, "wait".into(), distant_deadline()).await);
         });
     }
     let first = soon("a rejected call", receiver.recv()).await.expect("a result");
@@ -265,10 +271,11 @@ async fn services(factory: &dyn Factory) {
     until(&mut events, "the event of an unknown service", fits).await;
     assert!(pair.two.withdraw(8), "it was served");
     assert!(!pair.two.withdraw(8), "it is not any more");
-    let error = pair.one.call(2, Channel::small(8), "echo".into(), later()).await.unwrap_err();
+    let error =
+        pair.one.call(2, Channel::small(8), "echo".into(), distant_deadline()).await.unwrap_err();
     assert_eq!(error, CallError::Rejected(Rejected::UnknownService));
     pair.two.serve(8, other).expect("a service can be served again");
-    let answer = pair.one.call(2, Channel::small(8), "echo".into(), later()).await;
+    let answer = pair.one.call(2, Channel::small(8), "echo".into(), distant_deadline()).await;
     assert_eq!(answer.as_deref(), Ok(&b"echo"[..]));
 }
 
@@ -290,7 +297,8 @@ async fn death(factory: &dyn Factory) {
     let mut pair = pair(factory).await;
     let mut events = pair.one.events();
     let one = Arc::clone(&pair.one);
-    let call = tokio::spawn(async move { one.call(2, SMALL, "wait".into(), later()).await });
+    let call =
+        tokio::spawn(async move { one.call(2, SMALL, "wait".into(), distant_deadline()).await });
     soon("the start of the call", pair.reports.started.recv()).await;
     let up = Event::Up { peer: 2, class: Class::Small };
     until(&mut events, "the event of the connection", |event| *event == up).await;
@@ -300,14 +308,14 @@ async fn death(factory: &dyn Factory) {
     let is_down = |event: &Event| matches!(event, Event::Down { peer: 2, class: Class::Small, .. });
     until(&mut events, "the event of the end", is_down).await;
     assert_eq!(pair.one.send(2, SMALL, "x".into()), Err(SendError::Down));
-    let called = pair.one.call(2, SMALL, "x".into(), later()).await;
+    let called = pair.one.call(2, SMALL, "x".into(), distant_deadline()).await;
     assert_eq!(called, Err(CallError::NotSent(SendError::Down)));
     soon("the drop of the handler's future", pair.reports.drops.recv()).await;
 }
 
 async fn revival_of_events(factory: &dyn Factory) {
     let pair = pair(factory).await;
-    let answer = pair.one.call(2, SMALL, "echo".into(), later()).await;
+    let answer = pair.one.call(2, SMALL, "echo".into(), distant_deadline()).await;
     assert!(answer.is_ok(), "a connection stands");
     let up = Event::Up { peer: 2, class: Class::Small };
     let mut events = pair.one.events();

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::{Class, Event, Events, Handler, Parts, Rejected};
 
 /// Longer than anything here takes; reached only when something never comes.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Waits for what must come.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
