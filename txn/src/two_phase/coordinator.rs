@@ -206,6 +206,9 @@ impl Coordinator {
     pub fn begin(&self) -> Result<Txn, BeginError> {
         let now = self.inner.clock.now();
         let max_age = self.inner.config.max_in_doubt_age;
+        if self.inner.log.is_superseded() {
+            return Err(BeginError::Superseded);
+        }
         let mut state = self.inner.state.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone().into());

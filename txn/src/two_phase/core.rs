@@ -288,7 +288,9 @@ impl Transaction {
                 }
                 self.finish(Decision::Commit);
             }
-            Some(Decision::Abort) => self.abort("a recovery decided first".to_owned()),
+            Some(Decision::Abort) => {
+                self.abort("the log of decisions holds an abort, or took no commit".to_owned())
+            }
             None => {
                 self.phase = Phase::Halted;
                 self.answer(Answer::Unknown);

@@ -46,6 +46,9 @@ pub enum BeginError {
         /// Age of its oldest prepared branch.
         age: Duration,
     },
+    /// A later coordinator of this name has taken over, on another node: begin there.
+    #[error("a later coordinator has taken over")]
+    Superseded,
     /// The log has failed: open the coordinator again.
     #[error(transparent)]
     Store(#[from] StoreError),

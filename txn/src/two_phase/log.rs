@@ -114,6 +114,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// # Cancel safety
     /// May be dropped: the outcome is forgotten, or not.
     async fn resolve(&self, gid: &Gid) -> Result<(), StoreError>;
+
+    /// Whether a later coordinator has opened the log, as far as is known without asking: no
+    /// transaction begins here any more. False by default: a log that is on one disk fails then.
+    fn is_superseded(&self) -> bool {
+        false
+    }
 }
 
 const FORMAT: u8 = 1;
