@@ -469,3 +469,28 @@ async fn a_wait_without_end_is_a_wait() {
     assert_eq!(resigned, Released::Released);
     session.close(Duration::MAX).await.expect("the service works");
 }
+
+/// A service that is away over and over, and there for a quarter of a second between: a session is
+/// renewed in each such time.
+#[tokio::test(start_paused = true)]
+async fn a_session_is_renewed_as_soon_as_the_service_is_back() {
+    let service = Faulty::new(memory());
+    let mut config = config();
+    config.ttl = 60 * SECOND;
+    let clock = Arc::new(TokioClock::default());
+    let locks: Arc<dyn LockService<Grants = Fenced>> = service.clone();
+    let opened = Session::open_with_clock(locks, config, SECOND, clock).await;
+    let session = opened.expect("the service works");
+    let mut latest = session.deadline();
+    for outage in 0..10 {
+        // Longer than a third, so a renewal is due; at its end the attempts have their longest pause.
+        service.failing_renewals.store(usize::MAX, Relaxed);
+        sleep(25 * SECOND).await;
+        assert_eq!(session.deadline(), latest, "outage {outage}: nothing is confirmed");
+        service.failing_renewals.store(0, Relaxed);
+        sleep(250 * MS).await;
+        assert!(session.deadline() > latest, "outage {outage}: it is back, and nobody noticed");
+        latest = session.deadline();
+    }
+    session.check().expect("it was renewed");
+}

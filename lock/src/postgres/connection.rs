@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Mutex;
+use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{AsyncMessage, Client, Error};
 
@@ -85,46 +86,75 @@ pub(super) struct Link {
     schema: String,
     /// Whom its notifications wake; `None` if it does not listen.
     waits: Option<Arc<Waits>>,
-    connection: Mutex<Option<Arc<Connection>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    connection: Option<Arc<Connection>>,
+    /// The task that opens the next one; at most one. It outlives the call that began it: calls
+    /// whose time is shorter than connecting takes would begin anew for ever. Ends with the link.
+    opening: JoinSet<Result<Client, ServiceError>>,
 }
 
 impl Link {
     pub(super) fn new(connect: Arc<dyn Connect>, schema: &str, waits: Option<Arc<Waits>>) -> Self {
-        Self { connect, schema: schema.to_owned(), waits, connection: Mutex::new(None) }
+        Self { connect, schema: schema.to_owned(), waits, state: Mutex::default() }
     }
 
-    /// The connection; a dropped future leaves the next caller to connect.
+    /// The connection. If the future is dropped, connecting goes on for the next caller.
     pub(super) async fn connection(&self) -> Result<Arc<Connection>, ServiceError> {
-        let mut kept = self.connection.lock().await;
+        let mut state = self.state.lock().await;
         let is_usable =
             |one: &&Arc<Connection>| !one.client.is_closed() && !one.silence.is_given_up();
-        if let Some(connection) = kept.as_ref().filter(is_usable) {
+        if let Some(connection) = state.connection.as_ref().filter(is_usable) {
             return Ok(Arc::clone(connection));
         }
         // Calls that are under way on it keep it until their deadlines.
-        *kept = None;
-        let opened = tokio::time::timeout(CONNECT, self.open()).await;
-        let client = opened.map_err(|_| ServiceError::unavailable("no connection within 5 s"))?;
-        // Nothing was asked yet: whatever failed, nothing was changed.
-        let client = client.map_err(|error| match error {
-            ServiceError::Unknown { reason } => ServiceError::Unavailable { reason },
-            error => error,
-        })?;
+        state.connection = None;
+        if state.opening.is_empty() {
+            let (connect, schema) = (Arc::clone(&self.connect), self.schema.clone());
+            state.opening.spawn(open_in_time(connect, schema, self.waits.clone()));
+        }
+        let opened = state.opening.join_next().await;
+        // `None` cannot be: there is a task. A `Connect` of the caller's may panic.
+        let opened = opened.and_then(Result::ok);
+        let client =
+            opened.ok_or_else(|| ServiceError::unavailable("the task that connects ended"))??;
         let connection = Arc::new(Connection { client, silence: Silence::new() });
-        *kept = Some(Arc::clone(&connection));
+        state.connection = Some(Arc::clone(&connection));
         Ok(connection)
     }
+}
 
-    async fn open(&self) -> Result<Client, ServiceError> {
-        let failed = |error: Error| failed(&error);
-        let client = self.connect.connect(Notified(self.waits.clone())).await.map_err(failed)?;
-        install(&client, &self.schema).await?;
-        if self.waits.is_some() {
-            let listen = format!("LISTEN {}", quoted(&self.schema));
-            client.batch_execute(&listen).await.map_err(failed)?;
-        }
-        Ok(client)
+async fn open_in_time(
+    connect: Arc<dyn Connect>,
+    schema: String,
+    waits: Option<Arc<Waits>>,
+) -> Result<Client, ServiceError> {
+    let opened = tokio::time::timeout(CONNECT, open(&*connect, &schema, waits)).await;
+    // Nothing was asked yet: whatever failed, nothing was changed.
+    match opened {
+        Ok(Err(ServiceError::Unknown { reason })) => Err(ServiceError::Unavailable { reason }),
+        Ok(opened) => opened,
+        Err(_) => Err(ServiceError::unavailable("no connection within 5 s")),
     }
+}
+
+async fn open(
+    connect: &dyn Connect,
+    schema: &str,
+    waits: Option<Arc<Waits>>,
+) -> Result<Client, ServiceError> {
+    let failed = |error: Error| failed(&error);
+    let listens = waits.is_some();
+    let client = connect.connect(Notified(waits)).await.map_err(failed)?;
+    install(&client, schema).await?;
+    if listens {
+        let listen = format!("LISTEN {}", quoted(schema));
+        client.batch_execute(&listen).await.map_err(failed)?;
+    }
+    Ok(client)
 }
 
 /// Creates the schema unless it is there: a user without the right to create may use what an

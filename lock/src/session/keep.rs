@@ -1,6 +1,7 @@
 //! The tasks of a session: renewals, and releases in the background.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -9,6 +10,9 @@ use super::{Retries, Shared, by, retry};
 use crate::clock::sleep_until;
 use crate::service::GrantKind;
 
+/// The longest pause between two attempts to renew, however long a session lives: a service that is
+/// back may be away again soon, and an outage then costs no more than itself.
+const MAX_PAUSE: Duration = Duration::from_millis(200);
 /// Releases under way at a time.
 const MAX_RELEASES: usize = 64;
 
@@ -36,7 +40,7 @@ async fn renew<K: GrantKind>(shared: &Shared<K>) {
     loop {
         let next = renewed_at.saturating_add(third.as_nanos() as u64);
         sleep_until(&*shared.clock, next, third).await;
-        let mut retries = Retries::up_to(shared.ttl / 20);
+        let mut retries = Retries::up_to(MAX_PAUSE.min(shared.ttl / 20));
         // Ends: a renewal is confirmed, or the session has ended.
         loop {
             let sent_at = shared.clock.now();
