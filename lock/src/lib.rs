@@ -10,6 +10,9 @@ mod error;
 pub mod etcd;
 mod fence;
 pub mod ids;
+#[cfg(feature = "journal")]
+#[cfg_attr(docsrs, doc(cfg(feature = "journal")))]
+pub mod journal;
 mod lease;
 mod memory;
 #[cfg(feature = "net")]

@@ -10,8 +10,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_postgres::{AsyncMessage, Client, NoTls};
-use voussoir_lock::postgres::{FenceError, PostgresConfig, PostgresFence, PostgresLocks};
-use voussoir_lock::testing::{Capabilities, conformance};
+use voussoir_lock::postgres::{
+    Connect, FenceError, Notified, PostgresConfig, PostgresFence, PostgresLocks,
+};
+use voussoir_lock::testing::{
+    Capabilities, FencedError, FencedResource, conformance, fence_conformance,
+};
 use voussoir_lock::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -375,6 +379,92 @@ async fn grants_and_renewals_are_durable_whatever_the_connection_says() {
         let (all, durable) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
         assert!(all >= 2 && all == durable, "{durable} of {all} commits of {source}");
     }
+    schema.drop_it().await;
+}
+
+/// Connects, after a while.
+struct Slowly(tokio_postgres::Config, Duration);
+
+#[async_trait]
+impl Connect for Slowly {
+    async fn connect(&self, notified: Notified) -> Result<Client, tokio_postgres::Error> {
+        sleep(self.1).await;
+        Connect::connect(&self.0, notified).await
+    }
+}
+
+/// Connecting takes longer than any call: by TLS over a long way, or to a server that has just
+/// begun and whom all want at once.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn connecting_goes_on_when_the_time_of_a_call_is_over() {
+    let schema = Schema::new("slow").await;
+    let mut config = PostgresConfig::default();
+    config.schema.clone_from(&schema.0);
+    let slowly = Slowly(database(), 600 * MS);
+    let locks = PostgresLocks::start(Arc::new(slowly), config).expect("a valid configuration");
+    let (begun, mut failed) = (Instant::now(), 0);
+    // Ends: a call is answered, or a minute has passed.
+    let session = loop {
+        match locks.open_session(60 * SECOND, Instant::now() + 200 * MS).await {
+            Ok(session) => break session,
+            Err(error) => {
+                assert_eq!(error.outcome(), Outcome::NotApplied, "{error}");
+                failed += 1;
+            }
+        }
+        assert!(begun.elapsed() < 60 * SECOND, "{failed} calls of 200 ms each began anew");
+    };
+    assert!(failed > 0, "the first call had not the time");
+    locks.close_session(session, Instant::now() + SECOND).await.expect("it is connected");
+    schema.drop_it().await;
+}
+
+/// Entries in a table, each in a transaction of its own.
+struct Table {
+    schema: String,
+    fence: PostgresFence,
+}
+
+#[async_trait]
+impl FencedResource for Table {
+    async fn write(&self, token: FencingToken, entry: &str) -> Result<(), FencedError> {
+        let (mut client, insert) = (admin().await, format!("INSERT INTO {}.entries", self.schema));
+        let write = async {
+            let transaction = client.transaction().await?;
+            self.fence.enter(&transaction, "entries", token).await?;
+            transaction.execute(&format!("{insert} (entry) VALUES ($1)"), &[&entry]).await?;
+            transaction.commit().await?;
+            Ok::<_, FenceError>(())
+        };
+        write.await.map_err(|error| match error {
+            FenceError::Stale(_) => FencedError::Stale,
+            error => FencedError::Failed(error.to_string()),
+        })
+    }
+
+    async fn entries(&self) -> Result<Vec<String>, String> {
+        let select = format!("SELECT entry FROM {}.entries ORDER BY id", self.schema);
+        let rows = admin().await.query(&select, &[]).await.map_err(|error| error.to_string())?;
+        Ok(rows.iter().map(|row| row.get(0)).collect())
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn the_fence_of_postgresql_conforms() {
+    let schema = Schema::new("fences").await;
+    let create = format!(
+        "CREATE SCHEMA {0}; CREATE TABLE {0}.entries (id bigserial PRIMARY KEY, entry text)",
+        schema.quoted()
+    );
+    admin().await.batch_execute(&create).await.expect("it is created");
+    let open = async || {
+        let fence = PostgresFence::new(format!("{}.fences", schema.quoted()));
+        fence.install(&admin().await).await.expect("it is created, or there");
+        Table { schema: schema.quoted(), fence }
+    };
+    fence_conformance(open).await.assert_passed();
     schema.drop_it().await;
 }
 

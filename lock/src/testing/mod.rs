@@ -2,8 +2,10 @@
 //! thing.
 
 mod deaf;
+mod fences;
 mod kinds;
 mod locks;
+mod restarts;
 mod sessions;
 
 use std::fmt;
@@ -19,6 +21,9 @@ use crate::core::{LockView, Mode};
 use crate::lease::LeaseConfig;
 use crate::service::{Acquired, Acquisition, GrantKind, LockService, ServiceError};
 use crate::session::{Guard, Session};
+
+pub use self::fences::{FencedError, FencedResource, fence_conformance};
+pub use self::restarts::{Restart, restart_conformance};
 
 /// What a back end promises beyond exclusive locks and sessions. Of what it does not promise, the
 /// suite checks that the answer is `Rejected(Unsupported)`.

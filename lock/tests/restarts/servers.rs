@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::{Instant, sleep};
+use voussoir_lock::async_trait;
+use voussoir_lock::testing::Restart;
 
 /// Numeric ids of `nobody` and `nogroup`, as whom a server runs that refuses root.
 const NOBODY: u32 = 65534;
@@ -20,6 +22,8 @@ pub(crate) struct Server {
     folder: PathBuf,
     as_nobody: bool,
     pub(crate) port: u16,
+    /// Ends it with its test. PostgreSQL ends its processes first.
+    last_signal: Signal,
     /// `None` while it is killed.
     child: Option<Child>,
 }
@@ -33,7 +37,7 @@ impl Server {
         if root {
             chown(&server.folder, Some(NOBODY), Some(NOBODY)).expect("root may");
         }
-        server.as_nobody = root;
+        (server.as_nobody, server.last_signal) = (root, Signal::QUIT);
         // The program on the path may be a link to where its siblings are.
         let real = server.program.canonicalize().expect("it is there");
         let data = server.folder.join("data").display().to_string();
@@ -69,12 +73,35 @@ impl Server {
         server
     }
 
+    /// A Redis that syncs each change before it answers. `None`, and a line on standard error, where
+    /// there is no program.
+    pub(crate) async fn redis() -> Option<Self> {
+        let Some(program) = find("VOUSSOIR_REDIS_SERVER", "redis-server") else {
+            eprintln!("left out: no redis-server on PATH or in VOUSSOIR_REDIS_SERVER");
+            return None;
+        };
+        let mut server = Self::new("redis", program);
+        let (port, folder) = (server.port.to_string(), server.folder.display().to_string());
+        let args = [
+            ["--port", &port],
+            ["--bind", "127.0.0.1"],
+            ["--dir", &folder],
+            ["--appendonly", "yes"],
+            ["--appendfsync", "always"],
+            ["--save", ""],
+        ];
+        server.args = args.as_flattened().iter().map(ToString::to_string).collect();
+        server.start().await;
+        Some(server)
+    }
+
     fn new(name: &str, program: PathBuf) -> Self {
         let port = free_port();
         let folder = format!("voussoir-restarts-{name}-{}-{port}", std::process::id());
         let folder = std::env::temp_dir().join(folder);
         std::fs::create_dir(&folder).expect("a folder of its own");
-        Self { program, args: Vec::new(), folder, as_nobody: false, port, child: None }
+        let (args, last_signal) = (Vec::new(), Signal::KILL);
+        Self { program, args, folder, as_nobody: false, port, last_signal, child: None }
     }
 
     pub(crate) fn url(&self) -> String {
@@ -132,24 +159,38 @@ impl Server {
     }
 }
 
+#[async_trait]
+impl Restart for Server {
+    async fn kill(&mut self) {
+        Self::kill(self);
+    }
+
+    async fn start(&mut self) {
+        Self::start(self).await;
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // PostgreSQL ends its processes first.
-            let _ = kill_process(Pid::from_child(&child), Signal::QUIT);
+            let _ = kill_process(Pid::from_child(&child), self.last_signal);
             let _ = child.wait();
         }
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
 
-fn program(variable: &str, name: &str) -> PathBuf {
+fn find(variable: &str, name: &str) -> Option<PathBuf> {
     if let Some(path) = std::env::var_os(variable) {
-        return path.into();
+        return Some(path.into());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&path).map(|folder| folder.join(name));
-    let found = found.into_iter().find(|file| file.is_file());
+    let mut found = std::env::split_paths(&path).map(|folder| folder.join(name));
+    found.find(|file| file.is_file())
+}
+
+fn program(variable: &str, name: &str) -> PathBuf {
+    let found = find(variable, name);
     found
         .unwrap_or_else(|| panic!("no {name} on PATH or in {variable}; `cargo xtask test` sets it"))
 }

@@ -1,0 +1,291 @@
+//! Resources that check fencing tokens: those of this crate pass the suite, defective ones do not,
+//! and the one in a journal keeps its word across losses of power.
+//!
+//! `VOUSSOIR_POWER_LOSSES` sets how many there are (default 300); `VOUSSOIR_SEED` replays one life.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+
+use voussoir_journal::files::crash::{CrashFiles, Loss};
+use voussoir_journal::{Commit, Config, Files, Journal, Log, MemoryFiles};
+use voussoir_lock::journal::{JournalFence, JournalFenceError};
+use voussoir_lock::testing::{FencedError, FencedResource, fence_conformance};
+use voussoir_lock::*;
+use voussoir_sim::{Rng, Situations};
+
+fn config() -> Config {
+    let mut config = Config::default();
+    config.segment_bytes = 64 << 10;
+    config
+}
+
+/// Entries in log 1 of the namespace whose log 0 has the tokens.
+struct Ledger {
+    fence: JournalFence,
+    entries: Log,
+}
+
+impl Ledger {
+    fn open(journal: &Journal) -> Result<Self, JournalFenceError> {
+        let fence = JournalFence::open(journal, "ledger")?;
+        Ok(Self { fence, entries: journal.log("ledger", 1)? })
+    }
+
+    async fn append(&self, token: u64, entry: &str) -> Result<(), JournalFenceError> {
+        let commit = Commit::new().append(&self.entries, [entry]);
+        self.fence.commit(FencingToken::new(token), commit).await.map(drop)
+    }
+
+    fn read(&self) -> Vec<String> {
+        let records = self.entries.read_range(self.entries.bounds(), 1 << 20).expect("it is whole");
+        records.iter().map(|entry| String::from_utf8_lossy(entry).into_owned()).collect()
+    }
+}
+
+#[async_trait]
+impl FencedResource for Ledger {
+    async fn write(&self, token: FencingToken, entry: &str) -> Result<(), FencedError> {
+        match self.append(token.get(), entry).await {
+            Err(JournalFenceError::Stale(_)) => Err(FencedError::Stale),
+            written => written.map_err(|error| FencedError::Failed(error.to_string())),
+        }
+    }
+
+    async fn entries(&self) -> Result<Vec<String>, String> {
+        Ok(self.read())
+    }
+}
+
+#[tokio::test]
+async fn a_journal_conforms() {
+    let files: Arc<dyn Files> = Arc::new(MemoryFiles::new());
+    let journal = Mutex::new(None);
+    let open = async || {
+        let mut journal = journal.lock().unwrap();
+        if let Some(before) = journal.take() {
+            Journal::close(&before).expect("it closes");
+        }
+        let opened = Journal::open_with(Arc::clone(&files), config()).expect("it opens");
+        Ledger::open(journal.insert(opened)).expect("it opens")
+    };
+    fence_conformance(open).await.assert_passed();
+}
+
+#[tokio::test]
+async fn a_fence_of_a_journal_is_open_once_and_says_what_is_wrong() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config()).expect("it opens");
+    let ledger = Ledger::open(&journal).expect("it opens");
+    let twice = JournalFence::open(&journal, "ledger").expect_err("it is open");
+    assert_eq!(twice.outcome(), Outcome::NotApplied);
+    assert!(matches!(twice, JournalFenceError::Journal(voussoir_journal::Error::Leased { .. })));
+    ledger.fence.enter(FencingToken::new(34)).await.expect("nobody has entered");
+    let late = ledger.append(33, "late").await.expect_err("34 has entered");
+    assert_eq!(late.to_string(), "fencing token 33 is older than 34");
+    assert_eq!((late.outcome(), ledger.fence.latest()), (Outcome::NotApplied, 34));
+    // Tokens take no more room than one, however many there were.
+    for token in 35..135 {
+        ledger.append(token, "entry").await.expect("a newer one");
+    }
+    let tokens = journal.log("ledger", 0).expect("it is there");
+    assert!(tokens.bounds().count() <= 2, "{:?}", tokens.bounds());
+    drop(ledger);
+    let garbled = Commit::new().append(&tokens, ["\x02garbled"]);
+    journal.commit(garbled).await.expect("nobody keeps it from it");
+    let other = JournalFence::open(&journal, "ledger").expect_err("of another version");
+    assert!(matches!(other, JournalFenceError::Format { .. }), "{other}");
+}
+
+static SITUATIONS: [&str; 5] = [
+    "an older token was refused",
+    "an older token was refused after a loss",
+    "a token entered and was lost with its commit",
+    "a commit of unknown outcome was found",
+    "holders raced",
+];
+
+/// The journal's thread, which does something now and then.
+fn work(journal: &Journal, rng: &mut Rng) {
+    for _ in 0..rng.below(3) {
+        journal.work(0);
+    }
+}
+
+/// Power is lost while holders write at once, again and again.
+async fn life(seed: u64, seen: &Situations) {
+    let (mut rng, files) = (Rng::new(seed), CrashFiles::new(seed));
+    // The greatest token of an acknowledged commit, and acknowledged entries.
+    let (mut acknowledged, mut newest, mut kept) = (0, 1, Vec::new());
+    let mut unknown: Vec<String> = Vec::new();
+    for loss in 0..10 {
+        let mut manual = Config::manual();
+        manual.segment_bytes = config().segment_bytes;
+        let journal = Journal::open_with(files.mount(), manual).expect("it opens");
+        let ledger = Ledger::open(&journal).expect("a loss of power is no damage");
+        let latest = ledger.fence.latest();
+        assert!(latest >= acknowledged, "seed {seed}: {latest} after {acknowledged} was durable");
+        let entries = ledger.read();
+        if newest > latest && loss > 0 {
+            seen.reached("a token entered and was lost with its commit");
+        }
+        if unknown.iter().any(|entry| entries.contains(entry)) {
+            seen.reached("a commit of unknown outcome was found");
+        }
+        unknown.clear();
+        if latest > 1 {
+            let late = polled(&mut Box::pin(ledger.append(latest - 1, "late"))).await;
+            let is_stale = matches!(late, Some(Err(JournalFenceError::Stale(_))));
+            assert!(is_stale, "seed {seed}: {late:?}");
+            seen.reached("an older token was refused after a loss");
+        }
+        for _ in 0..rng.between(1, 4) {
+            let writes: Vec<(u64, String)> = (0..rng.between(1, 4))
+                .map(|at| {
+                    newest += rng.below(3);
+                    let token = newest.saturating_sub(rng.below(3));
+                    (token, format!("{token} {seed} {loss} {at} {}", rng.below(1 << 30)))
+                })
+                .collect();
+            if writes.len() > 1 {
+                seen.reached("holders raced");
+            }
+            // Handed in, in this order; the disk is at work now and then.
+            let mut calls: Vec<_> = Vec::new();
+            for (token, entry) in &writes {
+                let mut call = Box::pin(ledger.append(*token, entry));
+                let told = polled(&mut call).await;
+                calls.push((*token, entry, call, told));
+                work(&journal, &mut rng);
+            }
+            let is_waiting = rng.below(2) == 0;
+            while is_waiting && calls.iter_mut().any(|(.., told)| told.is_none()) {
+                journal.work(0);
+                for (_, _, call, told) in &mut calls {
+                    if told.is_none() {
+                        *told = polled(call).await;
+                    }
+                }
+            }
+            for (token, entry, _, told) in calls {
+                match told {
+                    Some(Ok(())) => {
+                        acknowledged = acknowledged.max(token);
+                        kept.push(entry.clone());
+                    }
+                    Some(Err(JournalFenceError::Stale(_))) => {
+                        seen.reached("an older token was refused");
+                    }
+                    Some(Err(error)) => panic!("seed {seed}: {error}"),
+                    None => unknown.push(entry.clone()),
+                }
+            }
+        }
+        files.power_loss(Loss::Any);
+        drop((ledger, journal));
+    }
+    let journal = Journal::open_with(files.mount(), config()).expect("it opens");
+    let entries = Ledger::open(&journal).expect("it opens").read();
+    let token =
+        |entry: &String| entry.split(' ').next().and_then(|token| token.parse::<u64>().ok());
+    assert!(entries.is_sorted_by_key(token), "seed {seed}: an older token behind a newer one");
+    for entry in &kept {
+        assert!(entries.contains(entry), "seed {seed}: {entry} was acknowledged and is gone");
+    }
+}
+
+/// Polls a call once: `None` if it waits for the disk.
+async fn polled<F: Future + Unpin>(call: &mut F) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(match std::pin::Pin::new(&mut *call).poll(cx) {
+            std::task::Poll::Ready(done) => Some(done),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
+}
+
+#[tokio::test]
+async fn no_loss_of_power_lets_an_older_token_in() {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
+    let seen = Situations::new(&SITUATIONS);
+    if let Some(seed) = number("VOUSSOIR_SEED") {
+        return life(seed, &seen).await;
+    }
+    for seed in 0..number("VOUSSOIR_POWER_LOSSES").unwrap_or(300).div_ceil(10) {
+        life(seed, &seen).await;
+    }
+    println!("{seen}");
+    seen.assert_all_reached();
+}
+
+/// What is wrong with a resource.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Defect {
+    ChecksNothing,
+    TakesATokenOnce,
+    ForgetsAtARestart,
+    ChecksBeforeItWrites,
+    WritesBeforeItChecks,
+}
+
+#[derive(Clone)]
+struct Defective {
+    defect: Defect,
+    latest: Arc<AtomicU64>,
+    entries: Arc<Mutex<Vec<String>>>,
+}
+
+#[async_trait]
+impl FencedResource for Defective {
+    async fn write(&self, token: FencingToken, entry: &str) -> Result<(), FencedError> {
+        let (defect, token) = (self.defect, token.get());
+        let push = || self.entries.lock().unwrap().push(entry.to_owned());
+        if defect == Defect::WritesBeforeItChecks {
+            push();
+        }
+        let latest = self.latest.fetch_max(token, SeqCst);
+        let is_stale = match defect {
+            Defect::ChecksNothing => false,
+            Defect::TakesATokenOnce => token <= latest,
+            _ => token < latest,
+        };
+        if is_stale {
+            return Err(FencedError::Stale);
+        }
+        if defect == Defect::ChecksBeforeItWrites {
+            for _ in 0..8 - token % 8 {
+                tokio::task::yield_now().await;
+            }
+        }
+        if defect != Defect::WritesBeforeItChecks {
+            push();
+        }
+        Ok(())
+    }
+
+    async fn entries(&self) -> Result<Vec<String>, String> {
+        Ok(self.entries.lock().unwrap().clone())
+    }
+}
+
+#[tokio::test]
+async fn defective_fences_are_rejected() {
+    let found = [
+        (Defect::ChecksNothing, "an_older_token_leaves_nothing"),
+        (Defect::TakesATokenOnce, "a_holder_writes_again"),
+        (Defect::ForgetsAtARestart, "an_older_token_is_refused_after_a_restart"),
+        (Defect::ChecksBeforeItWrites, "racing_holders_leave_rising_tokens"),
+        (Defect::WritesBeforeItChecks, "an_older_token_leaves_nothing"),
+    ];
+    for (defect, check) in found {
+        let defective = Defective { defect, latest: Arc::default(), entries: Arc::default() };
+        let open = async || {
+            if defect == Defect::ForgetsAtARestart {
+                defective.latest.store(0, SeqCst);
+            }
+            defective.clone()
+        };
+        let report = fence_conformance(open).await;
+        let failed: Vec<_> = report.failed.iter().map(|(name, _)| *name).collect();
+        assert!(failed.contains(&check), "{defect:?}: {report:?}");
+    }
+}
