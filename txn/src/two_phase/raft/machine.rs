@@ -64,7 +64,7 @@ impl Decisions {
 
     /// Commits whose branches may not have been told, as this node knows them. It may be behind.
     pub fn committed(&self) -> usize {
-        self.register.lock().committed().len()
+        self.register.lock().committed.len()
     }
 
     /// What a coordinator begins with; `None` once a later one has begun.
