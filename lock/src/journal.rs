@@ -15,9 +15,9 @@ const FORMAT: u8 = 1;
 /// Bytes of a record: version, and the token in little-endian.
 const RECORD_BYTES: usize = 9;
 
-/// Refuses the commits of holders that have lost their lock, in front of logs of a journal. It keeps
-/// the greatest token in a log of its own, in the same commit as the first effect under it: after a
-/// crash both are there, or neither.
+/// Refuses the commits of holders that have lost their lock, in front of logs of a journal. The
+/// greatest token is kept in a log of its own, in the same commit as the first effect under it:
+/// after a crash both are there, or neither.
 ///
 /// What is guarded is what goes by this fence: log 0 of the namespace holds the tokens, and all
 /// other logs are the caller's, of any namespace. Who commits to them by the journal itself is not

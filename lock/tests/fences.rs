@@ -103,91 +103,111 @@ static SITUATIONS: [&str; 5] = [
     "holders raced",
 ];
 
-/// The journal's thread, which does something now and then.
-fn work(journal: &Journal, rng: &mut Rng) {
-    for _ in 0..rng.below(3) {
-        journal.work(0);
+/// What a life has seen.
+struct Life<'a> {
+    seed: u64,
+    rng: Rng,
+    /// The greatest token of an acknowledged commit.
+    acknowledged: u64,
+    /// The greatest token that was tried.
+    newest: u64,
+    /// Entries that were acknowledged.
+    kept: Vec<String>,
+    /// Entries of the latest process that were not.
+    unknown: Vec<String>,
+    seen: &'a Situations,
+}
+
+impl Life<'_> {
+    /// A process begins on what the one before has left.
+    async fn look(&mut self, ledger: &Ledger) {
+        let (seed, latest, entries) = (self.seed, ledger.fence.latest(), ledger.read());
+        let before = self.acknowledged;
+        assert!(latest >= before, "seed {seed}: {latest} after {before} was durable");
+        if self.newest > latest && self.newest > 1 {
+            self.seen.reached("a token entered and was lost with its commit");
+        }
+        if self.unknown.iter().any(|entry| entries.contains(entry)) {
+            self.seen.reached("a commit of unknown outcome was found");
+        }
+        self.unknown.clear();
+        if latest > 1 {
+            let late = polled(&mut Box::pin(ledger.append(latest - 1, "late"))).await;
+            let is_stale = matches!(late, Some(Err(JournalFenceError::Stale(_))));
+            assert!(is_stale, "seed {seed}: {late:?}");
+            self.seen.reached("an older token was refused after a loss");
+        }
+    }
+
+    /// Up to three holders write at once; some are not answered.
+    async fn round(&mut self, journal: &Journal, ledger: &Ledger) {
+        let mut writes = Vec::new();
+        for _ in 0..self.rng.between(1, 4) {
+            self.newest += self.rng.below(3);
+            let token = self.newest.saturating_sub(self.rng.below(3));
+            writes.push((token, format!("{token} {}", self.rng.next_u64())));
+        }
+        if writes.len() > 1 {
+            self.seen.reached("holders raced");
+        }
+        // Handed in, in this order; the disk is at work now and then.
+        let mut calls: Vec<_> = Vec::new();
+        for (token, entry) in &writes {
+            let mut call = Box::pin(ledger.append(*token, entry));
+            let told = polled(&mut call).await;
+            calls.push((*token, entry, call, told));
+            for _ in 0..self.rng.below(3) {
+                journal.work(0);
+            }
+        }
+        let is_waiting = self.rng.below(2) == 0;
+        // Ends: the journal answers each.
+        while is_waiting && calls.iter().any(|(.., told)| told.is_none()) {
+            journal.work(0);
+            for (_, _, call, told) in &mut calls {
+                if told.is_none() {
+                    *told = polled(call).await;
+                }
+            }
+        }
+        for (token, entry, _, told) in calls {
+            match told {
+                Some(Ok(())) => {
+                    self.acknowledged = self.acknowledged.max(token);
+                    self.kept.push(entry.clone());
+                }
+                Some(Err(JournalFenceError::Stale(_))) => {
+                    self.seen.reached("an older token was refused");
+                }
+                Some(Err(error)) => panic!("seed {}: {error}", self.seed),
+                None => self.unknown.push(entry.clone()),
+            }
+        }
     }
 }
 
 /// Power is lost while holders write at once, again and again.
 async fn life(seed: u64, seen: &Situations) {
-    let (mut rng, files) = (Rng::new(seed), CrashFiles::new(seed));
-    // The greatest token of an acknowledged commit, and acknowledged entries.
-    let (mut acknowledged, mut newest, mut kept) = (0, 1, Vec::new());
-    let mut unknown: Vec<String> = Vec::new();
-    for loss in 0..10 {
-        let mut manual = Config::manual();
-        manual.segment_bytes = config().segment_bytes;
-        let journal = Journal::open_with(files.mount(), manual).expect("it opens");
+    let files = CrashFiles::new(seed);
+    let (kept, unknown, rng) = (Vec::new(), Vec::new(), Rng::new(seed));
+    let mut life = Life { seed, rng, acknowledged: 0, newest: 1, kept, unknown, seen };
+    let mut manual = Config::manual();
+    manual.segment_bytes = config().segment_bytes;
+    for _ in 0..10 {
+        let journal = Journal::open_with(files.mount(), manual.clone()).expect("it opens");
         let ledger = Ledger::open(&journal).expect("a loss of power is no damage");
-        let latest = ledger.fence.latest();
-        assert!(latest >= acknowledged, "seed {seed}: {latest} after {acknowledged} was durable");
-        let entries = ledger.read();
-        if newest > latest && loss > 0 {
-            seen.reached("a token entered and was lost with its commit");
-        }
-        if unknown.iter().any(|entry| entries.contains(entry)) {
-            seen.reached("a commit of unknown outcome was found");
-        }
-        unknown.clear();
-        if latest > 1 {
-            let late = polled(&mut Box::pin(ledger.append(latest - 1, "late"))).await;
-            let is_stale = matches!(late, Some(Err(JournalFenceError::Stale(_))));
-            assert!(is_stale, "seed {seed}: {late:?}");
-            seen.reached("an older token was refused after a loss");
-        }
-        for _ in 0..rng.between(1, 4) {
-            let writes: Vec<(u64, String)> = (0..rng.between(1, 4))
-                .map(|at| {
-                    newest += rng.below(3);
-                    let token = newest.saturating_sub(rng.below(3));
-                    (token, format!("{token} {seed} {loss} {at} {}", rng.below(1 << 30)))
-                })
-                .collect();
-            if writes.len() > 1 {
-                seen.reached("holders raced");
-            }
-            // Handed in, in this order; the disk is at work now and then.
-            let mut calls: Vec<_> = Vec::new();
-            for (token, entry) in &writes {
-                let mut call = Box::pin(ledger.append(*token, entry));
-                let told = polled(&mut call).await;
-                calls.push((*token, entry, call, told));
-                work(&journal, &mut rng);
-            }
-            let is_waiting = rng.below(2) == 0;
-            while is_waiting && calls.iter_mut().any(|(.., told)| told.is_none()) {
-                journal.work(0);
-                for (_, _, call, told) in &mut calls {
-                    if told.is_none() {
-                        *told = polled(call).await;
-                    }
-                }
-            }
-            for (token, entry, _, told) in calls {
-                match told {
-                    Some(Ok(())) => {
-                        acknowledged = acknowledged.max(token);
-                        kept.push(entry.clone());
-                    }
-                    Some(Err(JournalFenceError::Stale(_))) => {
-                        seen.reached("an older token was refused");
-                    }
-                    Some(Err(error)) => panic!("seed {seed}: {error}"),
-                    None => unknown.push(entry.clone()),
-                }
-            }
+        life.look(&ledger).await;
+        for _ in 0..life.rng.between(1, 4) {
+            life.round(&journal, &ledger).await;
         }
         files.power_loss(Loss::Any);
-        drop((ledger, journal));
     }
-    let journal = Journal::open_with(files.mount(), config()).expect("it opens");
+    let journal = Journal::open_with(files.mount(), manual).expect("it opens");
     let entries = Ledger::open(&journal).expect("it opens").read();
-    let token =
-        |entry: &String| entry.split(' ').next().and_then(|token| token.parse::<u64>().ok());
-    assert!(entries.is_sorted_by_key(token), "seed {seed}: an older token behind a newer one");
-    for entry in &kept {
+    let token = |entry: &String| entry.split(' ').next().and_then(|token| token.parse().ok());
+    let is_rising = entries.is_sorted_by_key(|entry| -> Option<u64> { token(entry) });
+    assert!(is_rising, "seed {seed}: an older token behind a newer one");
+    for entry in &life.kept {
         assert!(entries.contains(entry), "seed {seed}: {entry} was acknowledged and is gone");
     }
 }

@@ -483,7 +483,7 @@ async fn a_session_is_renewed_as_soon_as_the_service_is_back() {
     let session = opened.expect("the service works");
     let mut latest = session.deadline();
     for outage in 0..10 {
-        // Longer than a third, so a renewal is due; at its end the attempts have their longest pause.
+        // A renewal is due after a third; at the end its attempts have their longest pause.
         service.failing_renewals.store(usize::MAX, Relaxed);
         sleep(25 * SECOND).await;
         assert_eq!(session.deadline(), latest, "outage {outage}: nothing is confirmed");

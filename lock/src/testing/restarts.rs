@@ -39,9 +39,9 @@ pub trait Restart: Send {
 }
 
 /// Kills the server of a back end three times and starts it again, while sessions hold a lock, wait
-/// for it, and take turns at another. No two hold a lock, tokens grow, what is held stays held, what
-/// nobody can know is told as unknown and comes free, and each session is renewed within half of
-/// its time to live after a start. Takes about half a minute.
+/// for it, and take turns at another. No two hold a lock, tokens grow, what is held stays held,
+/// what nobody can know is told as unknown and comes free, and each session is renewed within half
+/// of its time to live after a start. Takes about half a minute.
 ///
 /// A service in memory, or one that acknowledges before it is durable, does not pass.
 ///

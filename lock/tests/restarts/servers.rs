@@ -73,8 +73,8 @@ impl Server {
         server
     }
 
-    /// A Redis that syncs each change before it answers. `None`, and a line on standard error, where
-    /// there is no program.
+    /// A Redis that syncs each change before it answers. `None`, and a line on standard error,
+    /// where there is no program.
     pub(crate) async fn redis() -> Option<Self> {
         let Some(program) = find("VOUSSOIR_REDIS_SERVER", "redis-server") else {
             eprintln!("left out: no redis-server on PATH or in VOUSSOIR_REDIS_SERVER");

@@ -289,7 +289,7 @@ impl Transaction {
                 self.finish(Decision::Commit);
             }
             Some(Decision::Abort) => {
-                self.abort("the log of decisions holds an abort, or took no commit".to_owned())
+                self.abort("the log of decisions holds an abort, or took no commit".to_owned());
             }
             None => {
                 self.phase = Phase::Halted;

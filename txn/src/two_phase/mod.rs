@@ -41,9 +41,9 @@
 //! touches only branches of its own coordinator and of no later epoch, and goes on for as long as
 //! the coordinator lives, because a branch may become prepared late.
 //!
-//! Between its vote and the decision a branch blocks what it has locked. With a log on one disk that
-//! lasts as long as the coordinator is away: start it again on the same log. With decisions in a
-//! group of `voussoir-raft` (feature `raft`, `two_phase::raft`) another node takes over.
+//! Between its vote and the decision a branch blocks what it has locked. With a log on one disk
+//! that lasts as long as the coordinator is away: start it again on the same log. With decisions in
+//! a group of `voussoir-raft` (feature `raft`, `two_phase::raft`) another node takes over.
 //!
 //! Sources: Gray, *Notes on Data Base Operating Systems* (1978); Mohan, Lindsay, Obermarck,
 //! *Transaction Management in the R\* Distributed Database Management System* (TODS 1986).

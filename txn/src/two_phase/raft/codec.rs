@@ -2,12 +2,14 @@
 //!
 //! A command is: version (1 byte, 1), kind (1 byte) and its fields. 1 open. 2 commit: transaction,
 //! number of branches (4 bytes), and for each its number (4) and the name of its participant. 3
-//! abort: transaction. 4 forget: transaction, epoch of the coordinator (8 bytes). 5 report: done (1 byte: 0 committed, 1 rolled back), id of the
-//! branch, name of its participant, epoch of the coordinator (8). 6 resolve: id of the branch. A transaction is its epoch and its
-//! number (8 bytes each); a text is its length (2 bytes) and UTF-8.
+//! abort: transaction. 4 forget: transaction, epoch of the coordinator (8 bytes). 5 report: done (1
+//! byte: 0 committed, 1 rolled back), id of the branch, name of its participant, epoch of the
+//! coordinator (8). 6 resolve: id of the branch. A transaction is its epoch and its number (8 bytes
+//! each); a text is its length (2 bytes) and UTF-8.
 //!
 //! A snapshot is: version, kind 7, epoch, and four lists, each a count (8 bytes) and its records:
-//! commits (as in 2), aborted and told transactions, heuristic outcomes (as in 5, without the epoch).
+//! commits (as in 2), aborted and told transactions, heuristic outcomes (as in 5, without the
+//! epoch).
 
 use std::sync::Arc;
 

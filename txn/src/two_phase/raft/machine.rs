@@ -95,7 +95,7 @@ pub struct DecisionMachine {
 }
 
 impl DecisionMachine {
-    /// The machine of these decisions, which are also given to [`RaftLog::new`](super::RaftLog::new).
+    /// The machine of these decisions, which are given to [`RaftLog`](super::RaftLog), too.
     pub fn new(decisions: Decisions) -> Self {
         Self { decisions }
     }

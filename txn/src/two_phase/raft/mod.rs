@@ -11,8 +11,8 @@
 //!   they have, and its recovery ends the others.
 //! - The earlier coordinator may live and not know it. A commit that it proposes behind that entry
 //!   is answered by the abort that stands, and so it tells its caller.
-//! - A commit whose proposal has an unknown outcome is not proposed again. The coordinator asks what
-//!   stands in the register, and closes it by an abort if nothing does.
+//! - A commit whose proposal has an unknown outcome is not proposed again. The coordinator asks
+//!   what stands in the register, and closes it by an abort if nothing does.
 //!
 //! ```
 //! use std::sync::Arc;
