@@ -157,7 +157,7 @@ impl<L: DecisionLog> DecisionLog for Halting<L> {
         if !self.1.is_on.load(SeqCst) {
             return self.0.commit(commit).await;
         }
-        if commit.txn.number % 2 == 0 {
+        if commit.txn.number.is_multiple_of(2) {
             assert_eq!(self.0.commit(commit).await.unwrap(), Decision::Commit);
             self.1.recorded.lock().insert(commit.txn);
         }
@@ -183,14 +183,13 @@ impl<L: DecisionLog> DecisionLog for Halting<L> {
     }
 }
 
+/// The coordinator of a node, while it leads.
+type Slot = Arc<Mutex<Option<Coordinator>>>;
+/// Processes by the id of their node.
+type Nodes = BTreeMap<u64, (Runtime, Slot)>;
+
 /// Keeps a coordinator open whenever this node leads.
-async fn serve(
-    raft: Raft,
-    decisions: Decisions,
-    banks: Banks,
-    halt: Arc<Halt>,
-    slot: Arc<Mutex<Option<Coordinator>>>,
-) {
+async fn serve(raft: Raft, decisions: Decisions, banks: Banks, halt: Arc<Halt>, slot: Slot) {
     let mut status = raft.status();
     // Ends: the node stops.
     while status.wait_for(|status| status.role == Role::Leader).await.is_ok() {
@@ -277,9 +276,9 @@ fn a_replicated_coordinator_lets_go_what_a_classic_one_keeps_locked() {
 
     // The same over a group of three, whose leader is killed for good.
     let (banks, halt, network) = (Banks::default(), Arc::<Halt>::default(), Network::new());
-    let mut nodes: BTreeMap<u64, (Runtime, Arc<Mutex<Option<Coordinator>>>)> = BTreeMap::new();
+    let mut nodes = Nodes::new();
     for id in NODES {
-        let (process, slot, decisions) = (process(), Arc::default(), Decisions::new());
+        let (process, slot, decisions) = (process(), Slot::default(), Decisions::new());
         let machine = Box::new(DecisionMachine::new(decisions.clone()));
         let (config, log) = (Config::new(id, NODES), Arc::new(RaftStore::new()));
         let starting = Raft::start(config, log, machine, network.node(id));
@@ -288,9 +287,8 @@ fn a_replicated_coordinator_lets_go_what_a_classic_one_keeps_locked() {
         process.spawn(serve(raft, decisions, banks, halt, Arc::clone(&slot)));
         nodes.insert(id, (process, slot));
     }
-    let leads = |nodes: &BTreeMap<u64, (Runtime, Arc<Mutex<Option<Coordinator>>>)>| {
-        nodes.iter().find_map(|(id, (_, slot))| Some((*id, slot.lock().clone()?)))
-    };
+    let leads =
+        |nodes: &Nodes| nodes.iter().find_map(|(id, (_, slot))| Some((*id, slot.lock().clone()?)));
     let (id, coordinator) = wait("a coordinator", || leads(&nodes));
     let (process, _) = nodes.remove(&id).expect("it runs");
     stop_between_phases(&process, &coordinator, &banks, &halt);
