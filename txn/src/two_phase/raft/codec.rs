@@ -321,7 +321,10 @@ mod tests {
     /// Replicas of other versions read these bytes: a change of them is a change of the format.
     #[test]
     fn the_bytes_of_commands_stay_the_same() {
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let digit = |half: u8| char::from_digit(half.into(), 16).unwrap();
+        let hex = |bytes: &[u8]| -> String {
+            bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+        };
         let written: Vec<String> =
             commands().iter().map(|command| hex(&command.encode().unwrap())).collect();
         assert_eq!(
