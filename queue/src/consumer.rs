@@ -24,8 +24,12 @@ use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
 
 mod cursor;
 mod standing;
+#[cfg(feature = "stream")]
+mod stream;
 
 use cursor::Cursor;
+#[cfg(feature = "stream")]
+pub use stream::RecordStream;
 
 /// Reads records, and remembers how far it has read.
 ///

@@ -38,6 +38,8 @@ pub use config::{
 };
 #[cfg(feature = "journal")]
 pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
+#[cfg(feature = "stream")]
+pub use consumer::RecordStream;
 pub use core::group::Assignor;
 pub use error::{
     CommitError, ConfigError, ConsumeError, FetchError, OpenError, Outcome, ProduceError,
