@@ -1,6 +1,8 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "journal")]
+pub mod backend;
 pub mod broadcast;
 mod config;
 #[cfg(feature = "journal")]
@@ -23,6 +25,8 @@ pub mod routing;
 #[cfg(feature = "journal")]
 mod session;
 pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
 #[cfg(feature = "journal")]
 mod transaction;
 #[cfg(feature = "journal")]
@@ -31,15 +35,17 @@ pub mod work;
 #[cfg(feature = "journal")]
 mod writer;
 
+#[cfg(feature = "journal")]
+pub use async_trait::async_trait;
 pub use bytes::Bytes;
 pub use config::{
     Compaction, Config, ConsumerConfig, Guarantee, ProducerConfig, QueueConfig, Retention, Start,
     TopicConfig,
 };
-#[cfg(feature = "journal")]
-pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
 #[cfg(feature = "stream")]
 pub use consumer::RecordStream;
+#[cfg(feature = "journal")]
+pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
 pub use core::group::Assignor;
 pub use error::{
     CommitError, ConfigError, ConsumeError, FetchError, OpenError, Outcome, ProduceError,

@@ -372,7 +372,7 @@ fn name_of(key: &Key) -> String {
     }
 }
 
-fn is_topic_name(name: &str) -> bool {
+pub(crate) fn is_topic_name(name: &str) -> bool {
     let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     (1..=MAX_NAME_BYTES).contains(&name.len())
         && name.bytes().all(is_allowed)

@@ -82,14 +82,7 @@ impl Queue {
 impl TransactionalProducer {
     /// Begins a transaction. Dropping it aborts it.
     pub fn begin(&mut self) -> Transaction<'_> {
-        let limit_bytes = self.queue.shared.writer.max_item_bytes();
-        Transaction {
-            producer: self,
-            parts: BTreeMap::new(),
-            offsets: Vec::new(),
-            bytes: SMALL_BYTES,
-            limit_bytes,
-        }
+        Transaction::new(self.queue.clone(), Some(self))
     }
 
     /// Transactions that this transactional id had committed when the producer was made, or has
@@ -108,7 +101,9 @@ impl TransactionalProducer {
 /// A transaction that is being put together.
 #[must_use = "commit it; dropping it aborts it"]
 pub struct Transaction<'a> {
-    producer: &'a mut TransactionalProducer,
+    queue: Queue,
+    /// Without one, nothing but the generation of the group's offsets keeps a stale one out.
+    producer: Option<&'a mut TransactionalProducer>,
     /// By the number of the partition.
     parts: BTreeMap<u32, Part>,
     offsets: Vec<GroupOffsets>,
@@ -144,7 +139,26 @@ pub struct Committed {
     pub appended: Vec<(TopicPartition, Appended)>,
 }
 
-impl Transaction<'_> {
+impl Queue {
+    /// A transaction that no transactional id fences: it needs the offsets of a group's member,
+    /// whose generation does.
+    pub(crate) fn transaction(&self) -> Transaction<'static> {
+        Transaction::new(self.clone(), None)
+    }
+}
+
+impl<'a> Transaction<'a> {
+    fn new(queue: Queue, producer: Option<&'a mut TransactionalProducer>) -> Self {
+        Self {
+            limit_bytes: queue.shared.writer.max_item_bytes(),
+            queue,
+            producer,
+            parts: BTreeMap::new(),
+            offsets: Vec::new(),
+            bytes: SMALL_BYTES,
+        }
+    }
+
     /// Adds a record for a partition. A record without a timestamp gets that of now.
     ///
     /// # Errors
@@ -214,7 +228,7 @@ impl Transaction<'_> {
     /// # Cancel safety
     /// It may be committed all the same.
     pub async fn commit(self) -> Result<Committed, CommitError> {
-        let Self { producer, parts, offsets, bytes, .. } = self;
+        let Self { queue, producer, parts, offsets, bytes, .. } = self;
         let (mut slots, mut names, mut appends) = (Vec::new(), Vec::new(), Vec::new());
         for (number, part) in parts {
             let last = part.open.finish()?;
@@ -225,25 +239,31 @@ impl Transaction<'_> {
             slots.push(part.slot);
         }
         let size = (bytes, appends.len());
-        let name = Arc::clone(&producer.name);
-        let mine = producer.entry;
+        let mine = producer.as_ref().map(|producer| (Arc::clone(&producer.name), producer.entry));
         let (answer, answered) = oneshot::channel();
-        let groups = Arc::clone(&producer.queue.shared);
+        let groups = Arc::clone(&queue.shared);
         let plan = move |view: View<'_>| {
-            let entry = check_epoch(view, &name, mine)?;
-            let entry = TransactionalEntry { committed: entry.committed + 1, ..entry };
-            let mut changes = vec![Change::put(Key::Transactional(name.to_string()), &entry)];
+            let (mut entry, mut changes) = (None, Vec::new());
+            if let Some((name, mine)) = &mine {
+                let mut latest = check_epoch(view, name, *mine)?;
+                latest.committed += 1;
+                changes.push(Change::put(Key::Transactional(name.to_string()), &latest));
+                entry = Some(latest);
+            }
             for offsets in &offsets {
                 changes.extend(plan_offsets(view, &groups.groups, offsets)?);
             }
             Ok((Plan { changes, appends, ..Plan::default() }, entry))
         };
         let end = |result: Result<_, CommitError>| drop(answer.send(result));
-        producer.queue.shared.writer.run(slots, size, plan, end);
+        queue.shared.writer.run(slots, size, plan, end);
         let (entry, appended) = answered.await.map_err(|_| gone())??;
-        producer.entry = entry;
+        let number = entry.map_or(0, |entry| entry.committed);
+        if let (Some(producer), Some(entry)) = (producer, entry) {
+            producer.entry = entry;
+        }
         let appended = names.into_iter().zip(appended).collect();
-        Ok(Committed { number: entry.committed, appended })
+        Ok(Committed { number, appended })
     }
 
     /// Drops everything. Nothing was written.

@@ -256,7 +256,7 @@ pub(crate) const SERVICES: &[Service] = &[
             stop: "TERM",
             refuses_root: false,
         }),
-        in_tests: InTests::Unused,
+        in_tests: InTests::Started,
     },
 ];
 
