@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use voussoir_queue::backend::{Backend, BackendError, Embedded, Received};
 use voussoir_queue::format::{FormatError, Header, RecordHeader};
 use voussoir_queue::routing::{Router, Rule};
 use voussoir_queue::store::{
@@ -53,7 +54,17 @@ const _: () = {
     is_send::<CommitFuture>();
     is_send::<Transaction<'static>>();
     is_send::<Done>();
+    is_send_sync::<Arc<dyn Backend>>();
+    is_send_sync::<Arc<dyn backend::Producer>>();
+    is_send::<Box<dyn backend::Consumer>>();
+    is_send_sync::<Embedded>();
+    is_send_sync::<Received>();
 };
+
+#[cfg(feature = "stream")]
+const _: () = is_send::<RecordStream>();
+#[cfg(feature = "jetstream")]
+const _: () = is_send_sync::<backend::jetstream::JetStream>();
 
 #[test]
 fn seams_are_object_safe() {
@@ -67,6 +78,7 @@ fn seams_are_object_safe() {
 #[test]
 fn errors_are_errors() {
     fn is_error<E: std::error::Error + Send + Sync + 'static>() {}
+    is_error::<BackendError>();
     is_error::<CommitError>();
     is_error::<ConfigError>();
     is_error::<ConsumeError>();

@@ -239,8 +239,9 @@ async fn results_of_records_that_moved_to_another_member_are_not_stored() {
     let mut came = reader.poll(1_000 * MS).await.expect("it works");
     // Ends: at the end of the topic.
     while !came.is_empty() {
-        let value =
-            |read: &Received| String::from_utf8_lossy(read.record.value.as_ref()?).parse().ok();
+        let value = |read: &Received| -> Option<u32> {
+            std::str::from_utf8(read.record.value.as_deref()?).ok()?.parse().ok()
+        };
         values.extend(came.iter().filter_map(value));
         came = reader.poll(200 * MS).await.expect("it works");
     }

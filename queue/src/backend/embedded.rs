@@ -259,6 +259,9 @@ impl Consumer for EmbeddedConsumer {
     }
 
     async fn commit(&mut self) -> Result<(), BackendError> {
+        if self.polled.is_empty() {
+            return Ok(());
+        }
         let result = match self.delivery {
             Delivery::AtMostOnce => return Ok(()),
             Delivery::AtLeastOnce => match self.check_lost() {
@@ -272,6 +275,8 @@ impl Consumer for EmbeddedConsumer {
 
     async fn commit_with(&mut self, outputs: Vec<Output>) -> Result<(), BackendError> {
         let result = match self.delivery {
+            // A member that has not joined yet has no generation to commit in.
+            Delivery::ExactlyOnce if outputs.is_empty() => return self.commit().await,
             Delivery::ExactlyOnce => self.transact(outputs).await,
             _ => {
                 let why = "the subscription's delivery is not `ExactlyOnce`";

@@ -22,7 +22,7 @@ type Check = fn(Lab) -> Pin<Box<dyn Future<Output = Verdict> + Send>>;
 /// Time after which other members are given what one holds, in the suite.
 const PROCESSING: Duration = Duration::from_secs(2);
 /// How long a check waits for records that must come. They come earlier, or the back end is wrong.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long a check waits for records that must not come.
 const QUIET: Duration = Duration::from_millis(400);
 
