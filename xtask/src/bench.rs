@@ -2,7 +2,7 @@
 //! after `--` go to the bench itself.
 
 use crate::run::{cargo, check};
-use crate::services::TwoDatabases;
+use crate::services::{Servers, TwoDatabases};
 
 /// Each crate's own, and where its rivals are. `Member` is a binary of the package `benches`; the
 /// others are packages with a workspace of their own, so that their rivals stay out of ours.
@@ -16,10 +16,13 @@ const BENCHES: &[(&str, Home)] = &[
     ("cache", Home::Own("benches/cache/Cargo.toml")),
     ("lock", Home::Own("benches/lock/Cargo.toml")),
     ("txn", Home::Own("benches/txn/Cargo.toml")),
+    ("queue", Home::Own("benches/queue/Cargo.toml")),
 ];
 
 /// Benches over two databases.
 const NEED_DATABASES: &[&str] = &["txn"];
+/// Benches over other servers, by name.
+const NEED_SERVERS: &[(&str, &[&str])] = &[("queue", &["redis", "nats"])];
 
 #[derive(Clone, Copy)]
 enum Home {
@@ -47,6 +50,11 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
             let databases = NEED_DATABASES.contains(bench).then(TwoDatabases::start).transpose()?;
             if let Some(databases) = &databases {
                 databases.announce(&mut command);
+            }
+            let names = NEED_SERVERS.iter().find(|(name, _)| name == bench);
+            let servers = names.map(|(_, names)| Servers::start(names)).transpose()?;
+            if let Some(servers) = &servers {
+                servers.announce(&mut command);
             }
             check(command.args(parts))?;
         }

@@ -180,6 +180,33 @@ impl TwoDatabases {
     }
 }
 
+/// Servers for a bench.
+#[derive(Debug)]
+pub(crate) struct Servers(Vec<Running>);
+
+impl Servers {
+    /// Starts each server whose address the environment does not give.
+    ///
+    /// # Errors
+    /// There is no such service, or it cannot be found or started.
+    pub(crate) fn start(names: &[&str]) -> Result<Self, String> {
+        let mut started = Vec::new();
+        for name in names {
+            let service = table::named(name)?;
+            let variable = service.server.as_ref().map_or("", |server| server.address.0);
+            if std::env::var_os(variable).is_none() {
+                started.push(Running::start(service, &fetch::find_or_fetch(service)?)?);
+            }
+        }
+        Ok(Self(started))
+    }
+
+    /// Tells the bench where the servers are.
+    pub(crate) fn announce(&self, command: &mut Command) {
+        command.envs(self.0.iter().map(|server| (server.address.0, &server.address.1)));
+    }
+}
+
 fn shown(path: PathBuf) -> String {
     path.into_os_string().to_string_lossy().into_owned()
 }
