@@ -1,4 +1,5 @@
-//! Calls to nodes over a link: classes, answers that are too long, what an answer means.
+//! Calls to nodes over a link: classes, answers that are too long, what an answer means, and nodes
+//! that do not know the membership yet.
 
 use std::sync::Arc;
 
@@ -6,15 +7,37 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::link::{Class, Link};
+use crate::membership::Membership;
 use crate::table::{CallError, Reply, Request};
 use crate::wire::{Answer, Ask, Envelope};
 
+/// What a call is of.
+#[derive(Clone, Debug)]
+pub(crate) struct Scope {
+    /// The replicas that the caller knows of. A node that serves an earlier membership is told.
+    pub(crate) membership: Arc<Membership>,
+    /// The epoch of collected tombstones.
+    pub(crate) epoch: u64,
+}
+
+impl Scope {
+    pub(crate) fn new(membership: &Arc<Membership>, epoch: u64) -> Self {
+        Self { membership: Arc::clone(membership), epoch }
+    }
+
+    pub(crate) fn envelope(&self, max_answer_bytes: usize, ask: Ask) -> Envelope {
+        let membership = self.membership.epoch().max(Membership::FIRST_EPOCH);
+        Envelope { max_answer_bytes, epoch: self.epoch, membership, ask }
+    }
+}
+
 /// Calls a node. What the node did not do is [`CallError::NotSent`], whoever says so.
+/// [`Answer::Membership`] is the answer of a node that serves a later membership, and did nothing.
 pub(crate) async fn call(
     link: &Arc<dyn Link>,
     to: u64,
     class: Class,
-    epoch: u64,
+    scope: &Scope,
     ask: Ask,
     deadline: Instant,
 ) -> Result<(u64, Answer), CallError> {
@@ -22,16 +45,16 @@ pub(crate) async fn call(
         Ask::Table(request) => request.key().cloned(),
         _ => None,
     };
-    let (seen, answer) = call_once(link, to, class, epoch, ask.clone(), deadline).await?;
+    let (seen, answer) = call_member(link, to, class, scope, ask.clone(), deadline).await?;
     match answer {
         Answer::TooLong { is_written: false } if class == Class::Small => {
-            call_once(link, to, Class::Bulk, epoch, ask, deadline).await
+            call_member(link, to, Class::Bulk, scope, ask, deadline).await
         }
         Answer::TooLong { is_written: true } => {
             // The write was made. The key's state holds it, now or later.
             let Some(key) = key else { return Err(CallError::Unknown) };
             let get = Ask::Table(Request::Get { key });
-            let read = call_once(link, to, Class::Bulk, epoch, get, deadline).await;
+            let read = call_once(link, to, Class::Bulk, scope, get, deadline).await;
             match read {
                 Ok((seen, Answer::Table(Reply::Value { state }))) => {
                     Ok((seen, Answer::Table(Reply::Written { state })))
@@ -43,16 +66,52 @@ pub(crate) async fn call(
     }
 }
 
+/// Calls a node, and tells it of the membership if it serves an earlier one.
+async fn call_member(
+    link: &Arc<dyn Link>,
+    to: u64,
+    class: Class,
+    scope: &Scope,
+    ask: Ask,
+    deadline: Instant,
+) -> Result<(u64, Answer), CallError> {
+    let known = scope.membership.epoch();
+    let is_question = matches!(ask, Ask::Membership { .. });
+    let answered = call_once(link, to, class, scope, ask.clone(), deadline).await?;
+    let (_, Answer::Membership { membership, .. }) = &answered else { return Ok(answered) };
+    if is_question || membership.epoch() > known {
+        return Ok(answered);
+    }
+    // The first membership is in everybody's configuration, and no word of it is a decision.
+    if membership.epoch() == known || known <= Membership::FIRST_EPOCH {
+        return Err(CallError::NotSent);
+    }
+    let offer = Ask::Membership { offer: Some(Membership::clone(&scope.membership)) };
+    // Nothing was done so far, and the offer is no part of what was asked.
+    let told = call_once(link, to, class, scope, offer, deadline).await;
+    let Ok((_, Answer::Membership { membership, .. })) = told else {
+        return Err(CallError::NotSent);
+    };
+    if membership.epoch() < known {
+        return Err(CallError::NotSent);
+    }
+    match call_once(link, to, class, scope, ask, deadline).await? {
+        (_, Answer::Membership { membership, .. }) if membership.epoch() <= known => {
+            Err(CallError::NotSent)
+        }
+        answered => Ok(answered),
+    }
+}
+
 async fn call_once(
     link: &Arc<dyn Link>,
     to: u64,
     class: Class,
-    epoch: u64,
+    scope: &Scope,
     ask: Ask,
     deadline: Instant,
 ) -> Result<(u64, Answer), CallError> {
-    let (mut class, mut envelope) =
-        (class, Envelope { max_answer_bytes: class.max_bytes(), epoch, ask });
+    let (mut class, mut envelope) = (class, scope.envelope(class.max_bytes(), ask));
     let mut request = envelope.encode();
     if request.len() > class.max_bytes() {
         class = Class::Bulk;

@@ -8,6 +8,7 @@ pub mod crdt;
 pub mod detector;
 mod error;
 pub mod link;
+pub mod membership;
 pub mod merkle;
 #[cfg(feature = "net")]
 mod net;
@@ -26,11 +27,12 @@ pub use client::{
 };
 pub use error::ConfigError;
 pub use link::{Class, Link};
+pub use membership::{MemberChange, Membership};
 #[cfg(feature = "net")]
 pub use net::NetLink;
 pub use node::{
-    CollectError, HintStats, Node, NodeConfig, RebuildError, RepairError, RepairStats, Repaired,
-    StartError, Status,
+    CollectError, HintStats, Node, NodeConfig, RebuildError, ReconfigureError, RepairError,
+    RepairStats, Repaired, StartError, Status,
 };
 #[cfg(feature = "journal")]
 pub use store::JournalStore;

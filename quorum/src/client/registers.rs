@@ -10,13 +10,14 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::ConfigError;
-use crate::caller::call;
+use crate::caller::{Scope, call};
 use crate::link::{Class, Link};
+use crate::membership::Membership;
 use crate::paxos::{
     Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Token,
 };
 use crate::version::{Actor, Dot, DotSource};
-use crate::wire::{Answer, Ask, MAX_KEY_BYTES};
+use crate::wire::{Answer, Ask, DECREES, MAX_KEY_BYTES};
 
 /// Configuration of [`Registers`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +101,9 @@ pub enum RegisterError {
         /// Length of the value.
         value_bytes: usize,
     },
+    /// The caller: the key begins like those that hold the memberships. Nothing was sent.
+    #[error("the key is reserved for memberships")]
+    Reserved,
 }
 
 impl RegisterError {
@@ -126,10 +130,14 @@ struct Shared {
     link: Arc<dyn Link>,
     config: RegisterConfig,
     began: Instant,
+    /// Whether changes are of one membership alone, and end where it has.
+    is_pinned: bool,
     state: Mutex<State>,
 }
 
 struct State {
+    /// The acceptors, as far as they are known.
+    membership: Arc<Membership>,
     dots: DotSource,
     proposers: HashMap<Bytes, Slot>,
     /// Invariant: at most `max_changes`.
@@ -156,14 +164,41 @@ impl Registers {
         config: RegisterConfig,
         link: Arc<dyn Link>,
     ) -> Result<Self, ConfigError> {
+        let membership = Membership::first(config.proposer.acceptors.iter().copied());
+        Self::build(client, config, Arc::new(membership), link, false)
+    }
+
+    /// Registers of the acceptors of one membership alone.
+    pub(crate) fn pinned(
+        client: u64,
+        config: RegisterConfig,
+        membership: &Arc<Membership>,
+        link: Arc<dyn Link>,
+    ) -> Result<Self, ConfigError> {
+        Self::build(client, config, Arc::clone(membership), link, true)
+    }
+
+    fn build(
+        client: u64,
+        config: RegisterConfig,
+        membership: Arc<Membership>,
+        link: Arc<dyn Link>,
+        is_pinned: bool,
+    ) -> Result<Self, ConfigError> {
         config.validate()?;
         let actor = Actor::new(client, fastrand::u64(1..1 << 62));
         let mut dots = DotSource::recover(actor, 0, []);
         // The incarnation is new with each process: no dot has to outlive this one.
         dots.mark_persisted(u64::MAX);
-        let state = Mutex::new(State { dots, proposers: HashMap::new(), changes: 0 });
-        let shared = Shared { link, config, began: Instant::now(), state };
+        let proposers = HashMap::new();
+        let state = Mutex::new(State { membership, dots, proposers, changes: 0 });
+        let shared = Shared { link, config, began: Instant::now(), is_pinned, state };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The acceptors, as far as these registers know. A change that finds others goes on with them.
+    pub fn membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.shared.state.lock().membership)
     }
 
     /// Reads a register: its version, 0 if it was never written, and its value.
@@ -253,6 +288,9 @@ impl Registers {
             return Err(RegisterError::TooLong { key_bytes, value_bytes });
         }
         let shared = &self.shared;
+        if key.starts_with(DECREES) && !shared.is_pinned {
+            return Err(RegisterError::Reserved);
+        }
         let deadline = Instant::now() + shared.config.timeout;
         let (slot, dot, _underway) = shared.begin(&key)?;
         let Ok(mut slot) = timeout_at(deadline, slot.lock_owned()).await else {
@@ -309,6 +347,18 @@ impl Shared {
         Proposer::new(session, config).map_err(|_| RegisterError::Unavailable)
     }
 
+    fn scope(&self) -> Scope {
+        Scope::new(&self.state.lock().membership, 0)
+    }
+
+    /// An acceptor serves a later membership.
+    fn learn(&self, membership: Membership) {
+        let mut state = self.state.lock();
+        if membership.epoch() > state.membership.epoch() {
+            state.membership = Arc::new(membership);
+        }
+    }
+
     async fn run(
         &self,
         proposer: &mut Proposer,
@@ -318,6 +368,8 @@ impl Shared {
         deadline: Instant,
     ) -> Outcome {
         let mut calls = JoinSet::new();
+        let mut scope = self.scope();
+        proposer.reconfigure(self.now(), Membership::clone(&scope.membership));
         let ends = deadline.saturating_duration_since(self.began).as_nanos() as u64;
         if proposer.propose(self.now(), dot, change, ends).is_err() {
             return Outcome::Unavailable;
@@ -329,9 +381,10 @@ impl Shared {
                     ProposerOutput::Done { outcome } => return outcome,
                     ProposerOutput::Send { to, request } => {
                         let (link, key) = (Arc::clone(&self.link), key.clone());
+                        let scope = scope.clone();
                         let ask = Ask::Register { key, request };
                         calls.spawn(async move {
-                            (to, call(&link, to, Class::Small, 0, ask, deadline).await)
+                            (to, call(&link, to, Class::Small, &scope, ask, deadline).await)
                         });
                     }
                 }
@@ -342,6 +395,16 @@ impl Shared {
                 Some(called) = calls.join_next() => match called {
                     Ok((from, Ok((_, Answer::Register(reply))))) => {
                         ProposerInput::Reply { from, reply }
+                    }
+                    Ok((_, Ok((_, Answer::Membership { membership, .. })))) => {
+                        self.learn(membership);
+                        if self.is_pinned {
+                            // Nothing more is decided by the acceptors of this membership.
+                            return Outcome::Unavailable;
+                        }
+                        scope = self.scope();
+                        proposer.reconfigure(self.now(), Membership::clone(&scope.membership));
+                        continue;
                     }
                     // Lost: it is sent again.
                     _ => continue,

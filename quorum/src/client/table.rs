@@ -10,8 +10,9 @@ use tokio::task::AbortHandle;
 use tokio::time::{Duration, Instant, sleep_until};
 
 use crate::ConfigError;
-use crate::caller::call;
+use crate::caller::{Scope, call};
 use crate::link::{Class, Link};
+use crate::membership::Membership;
 use crate::merkle::HashKey;
 use crate::node::Node;
 use crate::table::{
@@ -79,6 +80,8 @@ struct Shared {
 
 struct State {
     core: Coordinator,
+    /// That of the core.
+    membership: Arc<Membership>,
     /// Who waits for each operation.
     waiting: HashMap<u64, oneshot::Sender<Result<Value, OperationError>>>,
     /// The tasks of the calls under way.
@@ -127,9 +130,15 @@ impl Table {
         hints: Option<Node>,
     ) -> Result<Self, ConfigError> {
         let digest_key = HashKey::new(fastrand::u128(..).to_le_bytes());
-        let core = Coordinator::new(config.clone())?.with_digest_key(digest_key);
+        let mut core = Coordinator::new(config.clone())?.with_digest_key(digest_key);
+        // The node knows who the replicas are, if they have ever changed.
+        if let Some(node) = &hints {
+            core.reconfigure(0, Membership::clone(&node.membership().borrow()));
+        }
+        let membership = Arc::new(core.membership().clone());
         let (waiting, calls) = (HashMap::new(), HashMap::new());
-        let state = Mutex::new(State { core, waiting, calls, timer_at: u64::MAX });
+        let state = State { core, membership, waiting, calls, timer_at: u64::MAX };
+        let state = Mutex::new(state);
         let (began, timer) = (Instant::now(), Notify::new());
         let shared = Arc::new(Shared { link, hints, config, began, timer, state });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
@@ -139,6 +148,11 @@ impl Table {
     /// The configuration.
     pub fn config(&self) -> &TableConfig {
         &self.shared.config
+    }
+
+    /// The replicas, as far as the table knows. An operation that finds others goes on with them.
+    pub fn membership(&self) -> Arc<Membership> {
+        Arc::clone(&self.shared.state.lock().membership)
     }
 
     /// What was done so far.
@@ -267,7 +281,7 @@ impl Drop for Running<'_> {
 
 /// What is done without the lock.
 enum Task {
-    Call { id: u64, to: u64, class: Class, epoch: u64, ask: Ask },
+    Call { id: u64, to: u64, class: Class, scope: Scope, ask: Ask },
     Done(oneshot::Sender<Result<Value, OperationError>>, Result<Value, OperationError>),
     Missed { replica: u64, key: Bytes },
 }
@@ -303,23 +317,28 @@ impl Shared {
                         node.add_hint(replica, key);
                     }
                 }
-                Task::Call { id, to, class, epoch, ask } => self.call(id, to, class, epoch, ask),
+                Task::Call { id, to, class, scope, ask } => self.call(id, to, class, scope, ask),
             }
         }
         Ok(())
     }
 
-    fn call(self: &Arc<Self>, id: u64, to: u64, class: Class, epoch: u64, ask: Ask) {
+    fn call(self: &Arc<Self>, id: u64, to: u64, class: Class, scope: Scope, ask: Ask) {
         let shared = Arc::clone(self);
         let deadline = Instant::now() + self.config.timeout;
         let task = tokio::spawn(async move {
-            let result = call(&shared.link, to, class, epoch, ask, deadline).await;
+            let result = call(&shared.link, to, class, &scope, ask, deadline).await;
             let _ = shared.with(|state| {
                 state.calls.remove(&id);
                 let input = match result {
                     Ok((seen, Answer::Table(reply))) => {
                         state.core.observe_epoch(seen);
                         CoordinatorInput::Reply { call: id, reply }
+                    }
+                    Ok((_, Answer::Membership { membership, .. })) => {
+                        // Nothing was done: the operation goes on at the new replicas.
+                        state.reconfigure(shared.now(), membership);
+                        CoordinatorInput::Failed { call: id, error: CallError::NotSent }
                     }
                     // No answer to what was asked: nothing is known of what was done.
                     Ok(_) => CoordinatorInput::Failed { call: id, error: CallError::Unknown },
@@ -341,6 +360,13 @@ impl Shared {
 }
 
 impl State {
+    fn reconfigure(&mut self, now: u64, membership: Membership) {
+        if membership.epoch() > self.membership.epoch() {
+            self.membership = Arc::new(membership);
+            self.core.reconfigure(now, Membership::clone(&self.membership));
+        }
+    }
+
     fn drain(&mut self, tasks: &mut Vec<Task>) {
         while let Some(output) = self.core.poll_output() {
             match output {
@@ -348,7 +374,8 @@ impl State {
                     // A call may have been cancelled by the output behind it.
                     let Some(epoch) = self.core.epoch_of(id) else { continue };
                     let (class, ask) = (Class::Small, Ask::Table(request));
-                    tasks.push(Task::Call { id, to, class, epoch, ask });
+                    let scope = Scope::new(&self.membership, epoch);
+                    tasks.push(Task::Call { id, to, class, scope, ask });
                 }
                 CoordinatorOutput::Cancel { id } => {
                     if let Some(call) = self.calls.remove(&id) {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ConfigError;
+use crate::membership::sources_of;
 use crate::merkle::HashKey;
 use crate::table::Level;
 
@@ -10,8 +11,11 @@ use crate::table::Level;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeConfig {
-    /// All replicas, this node included: 1 to 31 ids, each once. The same at all nodes, tables and
-    /// registers.
+    /// The replicas when the cluster is set up, this node included: 1 to 31 ids, each once. The same
+    /// at all nodes, tables and registers. Once they were changed
+    /// ([`Node::reconfigure`](super::Node::reconfigure)) each node keeps the latest membership in
+    /// its store, and this list only says whom a node asks that has lost it, or joins: one of them
+    /// must still run.
     pub replicas: Vec<u64>,
     /// The lowest level that any table writes with. A lost replica is rebuilt from N - W + 1
     /// others, so that several replicas need W of 2 or more. Default [`Level::Quorum`].
@@ -72,14 +76,6 @@ impl NodeConfig {
         Self { replicas: replicas.into_iter().collect(), ..Self::default() }
     }
 
-    /// How many other replicas a lost one is rebuilt from: each write that was acknowledged is on
-    /// one of them, and so is each promise that a quorum has given.
-    pub(super) fn sources(&self) -> usize {
-        let n = self.replicas.len();
-        let majority = n / 2 + 1;
-        (n + 1).saturating_sub(self.write.count(n).min(majority))
-    }
-
     /// Checks every field against its range.
     ///
     /// # Errors
@@ -102,7 +98,7 @@ impl NodeConfig {
             ),
             (
                 "write",
-                ids.len() == 1 || self.sources() < ids.len(),
+                ids.len() == 1 || sources_of(ids.len(), self.write) < ids.len(),
                 "must be at least two of several `replicas`: a lost one could never be rebuilt",
             ),
             ("timeout", is_in(self.timeout, hour), "must be from 1 ms to 1 hour"),

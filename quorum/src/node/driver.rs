@@ -12,7 +12,9 @@ use tokio::task::JoinSet;
 use super::acceptors::{Acceptors, Output};
 use super::meta::Meta;
 use super::tree::{Digest, Tree};
+use super::view::View;
 use super::{NodeConfig, Status};
+use crate::membership::Membership;
 use crate::paxos::{self, Record};
 use crate::store::{Change, ReplicaStore, StoreError};
 use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply};
@@ -35,9 +37,22 @@ pub(super) enum Job {
         epoch: u64,
         done: oneshot::Sender<()>,
     },
+    /// The node has all that a replica of this epoch of the membership must have.
     Rebuilt {
+        epoch: u64,
         done: oneshot::Sender<()>,
     },
+    /// Serve a later membership.
+    Adopt {
+        membership: Membership,
+        done: oneshot::Sender<()>,
+    },
+}
+
+/// What the task tells the handles of its node. Both are durable when they are told.
+pub(super) struct Told {
+    pub(super) status: watch::Sender<Status>,
+    pub(super) membership: watch::Sender<Arc<Membership>>,
 }
 
 type Write = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
@@ -62,6 +77,7 @@ struct Batch {
     acceptors: Vec<(Bytes, u64)>,
     /// What it writes of the node itself.
     meta: Option<Meta>,
+    view: Option<View>,
     done: Vec<oneshot::Sender<()>>,
     /// Of the changes, once they are being written.
     digests: Vec<Digest>,
@@ -74,11 +90,17 @@ pub(super) struct Driver {
     /// Values of one record that a batch has room for.
     max_merged_bytes: usize,
     max_requests: usize,
-    status: watch::Sender<Status>,
+    told: Told,
     /// As it will be when every write has ended, and as the store has it or is being told.
     meta: Meta,
     written_meta: Meta,
     durable_meta: Meta,
+    /// As it will be when every write has ended, and as the store has it.
+    view: View,
+    durable_view: View,
+    /// Memberships to serve, once no request of before waits for its record. Until then requests
+    /// are answered "busy".
+    adopting: Vec<(Membership, oneshot::Sender<()>)>,
     replica: Replica,
     acceptors: Acceptors,
     waiters: HashMap<u64, Waiter>,
@@ -97,8 +119,8 @@ impl Driver {
         store: Arc<dyn ReplicaStore>,
         tree: Arc<Tree>,
         config: &NodeConfig,
-        meta: Meta,
-        status: watch::Sender<Status>,
+        (meta, view): (Meta, View),
+        told: Told,
         stop: watch::Receiver<bool>,
     ) -> Self {
         let max_batch_bytes = config.max_batch_bytes.min(store.max_batch_bytes());
@@ -109,10 +131,13 @@ impl Driver {
             max_batch_bytes,
             max_merged_bytes,
             max_requests: config.max_requests,
-            status,
+            told,
             meta,
             written_meta: meta,
             durable_meta: meta,
+            durable_view: view.clone(),
+            view,
+            adopting: Vec::new(),
             replica: replica_of(&meta, max_merged_bytes),
             acceptors: Acceptors::default(),
             waiters: HashMap::new(),
@@ -161,7 +186,7 @@ impl Driver {
             if let Err(error) = result.and(self.pump().await) {
                 let node = self.meta.node;
                 tracing::error!(target: "voussoir::quorum", node, %error, "halted");
-                self.status.send_replace(Status::Halted(error));
+                self.told.status.send_replace(Status::Halted(error));
                 return;
             }
             if is_drained
@@ -169,7 +194,7 @@ impl Driver {
                 && self.batches.is_empty()
                 && self.loads.is_empty()
             {
-                let status = self.status.clone();
+                let status = self.told.status.clone();
                 // The store is let go before the callers are told.
                 drop((self, jobs));
                 status.send_replace(Status::Stopped);
@@ -186,8 +211,18 @@ impl Driver {
                 self.drain_replica();
                 self.batch(0).done.push(done);
             }
-            Job::Rebuilt { done } => {
-                if !self.meta.is_condemned && self.replica.epoch() > 0 {
+            Job::Adopt { membership, done } => self.adopting.push((membership, done)),
+            Job::Rebuilt { epoch, done } => {
+                // What was copied as a replica of another epoch is not enough for this one.
+                let is_same = self.view.membership.epoch() == epoch && self.adopting.is_empty();
+                let since = self.view.membership.since(self.meta.node);
+                if let Some(since) = since
+                    && is_same
+                    && !self.meta.is_condemned
+                    && self.replica.epoch() > 0
+                {
+                    self.view.joined = since;
+                    self.write_view();
                     self.replica.rebuilt();
                     self.meta.is_whole = self.replica.is_whole();
                     self.write_meta();
@@ -211,21 +246,30 @@ impl Driver {
     }
 
     fn answer(&mut self, envelope: Envelope, reply: oneshot::Sender<Bytes>) {
-        let Envelope { max_answer_bytes, epoch, ask } = envelope;
+        let Envelope { max_answer_bytes, epoch, membership, ask } = envelope;
         self.next_id += 1;
         let id = self.next_id;
         let is_full = self.waiters.len() >= self.max_requests;
         self.waiters.insert(id, Waiter { reply, max_answer_bytes });
-        if is_full {
+        if is_full || !self.adopting.is_empty() {
             return self.reply(id, &Answer::Busy);
         }
+        let served = self.view.membership.epoch();
+        if served != 0 && served != membership {
+            let membership = Membership::clone(&self.view.membership);
+            let answer = Answer::Membership { membership, is_whole: false, is_ready: false };
+            return self.reply(id, &answer);
+        }
         match ask {
+            Ask::Table(_) if self.view.is_removed(self.meta.node) => {
+                self.reply(id, &Answer::Table(Reply::NotWhole));
+            }
             Ask::Table(request) => {
                 if self.replica.request_at(id, epoch, request).is_err() {
                     self.reply(id, &Answer::Busy);
                 }
             }
-            Ask::Register { request, .. } if !self.replica.is_whole() => {
+            Ask::Register { request, .. } if !self.is_whole() => {
                 let (paxos::Request::Prepare { ballot } | paxos::Request::Accept { ballot, .. }) =
                     request;
                 self.reply(id, &Answer::Register(paxos::Reply::NotWhole { ballot }));
@@ -239,7 +283,7 @@ impl Driver {
                 }
             }
             // Answered by the node's handle.
-            Ask::Scan { .. } | Ask::Read { .. } | Ask::Compare { .. } => {
+            Ask::Scan { .. } | Ask::Read { .. } | Ask::Compare { .. } | Ask::Membership { .. } => {
                 self.reply(id, &Answer::Busy);
             }
         }
@@ -267,6 +311,9 @@ impl Driver {
             if !self.load().await? {
                 break;
             }
+        }
+        if !self.adopting.is_empty() && self.loads.is_empty() {
+            self.adopt();
         }
         if self.meta != self.written_meta {
             self.write_meta();
@@ -312,7 +359,7 @@ impl Driver {
             // It has met its own future. Only a new incarnation is whole again.
             self.meta.is_whole = false;
             self.meta.is_condemned = true;
-            self.status.send_replace(Status::NotWhole { is_condemned: true });
+            self.told.status.send_replace(Status::NotWhole { is_condemned: true });
         }
     }
 
@@ -338,6 +385,39 @@ impl Driver {
         let batch = self.add(meta.change());
         batch.meta = Some(meta);
         batch
+    }
+
+    /// Serves the latest of the memberships that were offered. Every request of an earlier epoch has
+    /// been refused, or its record is in a batch that is written no later than this one: who reads
+    /// the store once the membership is durable reads all that was ever acknowledged before.
+    fn adopt(&mut self) {
+        let adopting = std::mem::take(&mut self.adopting);
+        let (offers, done): (Vec<_>, Vec<_>) = adopting.into_iter().unzip();
+        if let Some(latest) = offers.into_iter().max_by_key(Membership::epoch)
+            && latest.epoch() > self.view.membership.epoch()
+        {
+            let (node, epoch) = (self.meta.node, latest.epoch());
+            tracing::info!(target: "voussoir::quorum", node, epoch, "serves another membership");
+            self.view.membership = Arc::new(latest);
+            if self.view.is_removed(node) {
+                // What it holds counts for nothing, also when the node is added again.
+                self.meta.is_whole = false;
+                self.meta.is_condemned = true;
+                self.write_meta();
+            }
+            self.write_view();
+        }
+        self.batch(0).done.extend(done);
+    }
+
+    fn write_view(&mut self) {
+        let view = self.view.clone();
+        let batch = self.add(view.change());
+        batch.view = Some(view);
+    }
+
+    fn is_whole(&self) -> bool {
+        self.replica.is_whole() && !self.view.is_removed(self.meta.node)
     }
 
     /// Adds a change to the last batch, or to a new one if that has no room.
@@ -412,15 +492,22 @@ impl Driver {
             Err(error) => return Err(error),
         }
         self.tree.written(batch.digests);
-        if let Some(meta) = batch.meta {
-            self.durable_meta = meta;
+        let is_told = batch.meta.is_some() || batch.view.is_some();
+        if let Some(view) = batch.view {
+            self.told.membership.send_replace(Arc::clone(&view.membership));
+            self.durable_view = view;
+        }
+        self.durable_meta = batch.meta.unwrap_or(self.durable_meta);
+        if is_told {
             // A loss counts from when it is noticed, and not from when it is written.
-            let is_condemned = self.meta.is_condemned;
-            let status =
-                status_of(&Meta { is_condemned, is_whole: meta.is_whole && !is_condemned, ..meta });
-            if *self.status.borrow() != status {
-                self.status.send_replace(status);
-            }
+            let (meta, is_condemned) = (self.durable_meta, self.meta.is_condemned);
+            let meta = Meta { is_condemned, is_whole: meta.is_whole && !is_condemned, ..meta };
+            let status = status_of(&meta, &self.durable_view);
+            self.told.status.send_if_modified(|told| {
+                let is_new = *told != status;
+                *told = status;
+                is_new
+            });
         }
         if batch.record > 0 {
             self.replica.step(ReplicaInput::Persisted { id: batch.record });
@@ -443,6 +530,8 @@ impl Driver {
         self.meta.is_condemned |= is_condemned;
         self.meta.is_whole &= !is_condemned;
         self.written_meta = self.durable_meta;
+        self.view = self.durable_view.clone();
+        self.adopting.clear();
         self.batches.clear();
         self.to_load.clear();
         self.loads = JoinSet::new();
@@ -482,7 +571,10 @@ fn replica_of(meta: &Meta, max_merged_bytes: usize) -> Replica {
     replica.with_max_merged_bytes(max_merged_bytes)
 }
 
-pub(super) fn status_of(meta: &Meta) -> Status {
+pub(super) fn status_of(meta: &Meta, view: &View) -> Status {
+    if view.is_removed(meta.node) {
+        return Status::Removed { epoch: view.membership.epoch() };
+    }
     if meta.is_whole { Status::Whole } else { Status::NotWhole { is_condemned: meta.is_condemned } }
 }
 

@@ -60,6 +60,13 @@ impl Hints {
         }
     }
 
+    /// Forgets the hints of nodes that are no replicas any more.
+    pub(super) fn retain(&self, is_replica: impl Fn(u64) -> bool) {
+        let mut state = self.state.lock();
+        state.keys.retain(|replica, _| is_replica(*replica));
+        state.count = state.keys.values().map(BTreeSet::len).sum();
+    }
+
     /// Counts a key that its replica refused.
     pub(super) fn refused(&self) {
         self.state.lock().refused += 1;

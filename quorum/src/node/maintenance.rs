@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::{Hints, Node, Shared, Status};
+use crate::caller::Scope;
 use crate::link::Link;
 use crate::table::{Reply, Request, Value};
 use crate::wire::{Answer, Ask};
@@ -34,8 +35,8 @@ pub struct HintStats {
 impl Node {
     /// Starts a task that keeps the node in order until the node ends, or the link is dropped
     /// elsewhere: it hands missed keys to the replicas that missed them, rebuilds the node when it
-    /// is not whole, repairs what differs from the other replicas, and collects tombstones, as its
-    /// configuration says. Start it once.
+    /// is not whole, repairs what differs from the other replicas, collects tombstones, and carries
+    /// on changes of the replicas, as its configuration says. Start it once.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -70,10 +71,10 @@ impl Node {
     /// Dropping it loses no hint.
     pub async fn hand_over_hints(&self, link: &Arc<dyn Link>) -> usize {
         let (mut handed_over, mut away) = (0, BTreeSet::new());
-        let replicas = &self.shared.config.replicas;
+        let replicas = self.current().ids();
         for replica in replicas.iter().copied() {
             for key in self.shared.hints.of(replica, HINTS) {
-                if away.contains(&replica) || replicas.len() - away.len() < self.needed_answers() {
+                if away.contains(&replica) || !self.is_enough(|id| !away.contains(&id)) {
                     break;
                 }
                 let hint = Taken::new(&self.shared.hints, replica, key);
@@ -97,14 +98,14 @@ impl Node {
         away: &mut BTreeSet<u64>,
     ) -> HandOver {
         // The epoch is taken before the states are read, as each operation does.
-        let Some(epoch) = self.own_epoch().await else { return HandOver::Later };
-        let replicas = &self.shared.config.replicas;
+        let Some(scope) = self.own_scope().await else { return HandOver::Later };
+        let replicas = scope.membership.ids();
         let mut gets = JoinSet::new();
         for replica in replicas.iter().copied().filter(|replica| !away.contains(replica)) {
-            let (node, link, request) =
-                (self.clone(), Arc::clone(link), Request::Get { key: key.clone() });
+            let (node, link, scope) = (self.clone(), Arc::clone(link), scope.clone());
+            let request = Request::Get { key: key.clone() };
             gets.spawn(
-                async move { (replica, node.request(&link, replica, epoch, request).await) },
+                async move { (replica, node.request(&link, replica, &scope, request).await) },
             );
         }
         let (mut merged, mut states) = (Value::new(), BTreeMap::new());
@@ -123,14 +124,14 @@ impl Node {
             }
         }
         let Some(own) = states.get(&to) else { return HandOver::Later };
-        if states.len() < self.needed_answers() {
+        if !self.is_enough(|id| states.contains_key(&id)) {
             return HandOver::Later;
         }
         if own.includes(&merged) {
             return HandOver::Done;
         }
         let merge = Request::Merge { key: key.clone(), state: merged };
-        match self.request(link, to, epoch, merge).await {
+        match self.request(link, to, &scope, merge).await {
             Some(Reply::Merged) => HandOver::Done,
             Some(Reply::Refused) => HandOver::Refused,
             Some(Reply::Stale { .. }) => HandOver::Later,
@@ -141,17 +142,22 @@ impl Node {
         }
     }
 
-    /// How many replicas must answer, the one that missed a write among them: an acknowledged write
-    /// is on one of these.
-    fn needed_answers(&self) -> usize {
-        let n = self.shared.config.replicas.len();
-        (n + 1 - self.shared.config.write.count(n)).max(2)
+    /// Whether so many replicas answer, the one that missed a write among them, that an acknowledged
+    /// write is on one of these. While the replicas change, that is on W of the old ones.
+    fn is_enough(&self, answers: impl Fn(u64) -> bool) -> bool {
+        let (membership, write) = (self.current(), self.shared.config.write);
+        let old = membership.members();
+        let n = old.len();
+        let found = old.iter().filter(|member| answers(member.id)).count();
+        found >= (n + 1).saturating_sub(write.count(n)).max(n.min(2))
     }
 
-    /// The epoch of this node's replica, durable. None: it is not whole.
-    pub(super) async fn own_epoch(&self) -> Option<u64> {
-        match self.ask_own(0, Ask::Table(Request::Epoch { epoch: 0 })).await? {
-            Answer::Table(Reply::Epoch { epoch }) => Some(epoch),
+    /// What an operation of this node that begins now is of: the epoch of its replica, durable.
+    /// None: it is not whole.
+    pub(super) async fn own_scope(&self) -> Option<Scope> {
+        let scope = Scope::new(&self.current(), 0);
+        match self.ask_own(&scope, Ask::Table(Request::Epoch { epoch: 0 })).await? {
+            Answer::Table(Reply::Epoch { epoch }) => Some(Scope { epoch, ..scope }),
             _ => None,
         }
     }
@@ -202,7 +208,7 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
         let Some(node) = shared.upgrade().map(|shared| Node { shared }) else { return };
         let status = node.shared.status.borrow().clone();
         match status {
-            Status::Halted(_) | Status::Stopped => return,
+            Status::Halted(_) | Status::Stopped | Status::Removed { .. } => return,
             Status::NotWhole { is_condemned: false } => {
                 if let Err(error) = node.rebuild(&link).await {
                     tracing::debug!(target: "voussoir::quorum", %error, "not rebuilt yet");
@@ -210,6 +216,7 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
             }
             Status::NotWhole { .. } => {}
             Status::Whole => {
+                node.advance(&link).await;
                 node.hand_over_hints(&link).await;
                 let every = node.shared.config.collect_every;
                 if every.is_some_and(|every| collected.elapsed() >= every) {
@@ -236,7 +243,8 @@ async fn repair_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Dur
         sleep(pause).await;
         let Some(link) = link.upgrade() else { return };
         let Some(node) = shared.upgrade().map(|shared| Node { shared }) else { return };
-        if matches!(*node.shared.status.borrow(), Status::Halted(_) | Status::Stopped) {
+        let status = node.shared.status.borrow().clone();
+        if matches!(status, Status::Halted(_) | Status::Stopped | Status::Removed { .. }) {
             return;
         }
         if let Err(error) = node.repair(&link).await {

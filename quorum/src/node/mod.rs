@@ -5,13 +5,16 @@ mod config;
 mod driver;
 mod hints;
 mod maintenance;
+mod members;
 mod meta;
 mod rebuild;
 mod repair;
 mod tombstones;
 mod tree;
+mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -19,15 +22,19 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 pub use self::config::NodeConfig;
-use self::driver::{Driver, Job, status_of};
+use self::driver::{Driver, Job, Told, status_of};
 use self::hints::Hints;
 pub use self::maintenance::HintStats;
+pub use self::members::ReconfigureError;
 use self::meta::Meta;
 pub use self::rebuild::RebuildError;
 pub use self::repair::{RepairError, RepairStats, Repaired};
 pub use self::tombstones::CollectError;
 use self::tree::Tree;
+use self::view::View;
 use crate::ConfigError;
+use crate::caller::Scope;
+use crate::membership::Membership;
 use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Replica, Reply};
 use crate::version::codec::DecodeError;
@@ -50,6 +57,12 @@ pub enum Status {
         /// It has met writes of its own that its store does not have. It is rebuilt only after a
         /// restart, which begins a new incarnation.
         is_condemned: bool,
+    },
+    /// It was removed from the membership, and counts in nothing. Started again, it is empty, and
+    /// may be added again as another member.
+    Removed {
+        /// The epoch in which it was none, or another one.
+        epoch: u64,
     },
     /// Its store has failed, and it answers nothing. Start it again.
     Halted(StoreError),
@@ -115,6 +128,9 @@ struct Shared {
     /// Tells the task to end.
     stop: watch::Sender<bool>,
     status: watch::Receiver<Status>,
+    membership: watch::Receiver<Arc<Membership>>,
+    /// The joint epoch for which the node has copied what it may lack. 0: none.
+    caught_up: AtomicU64,
     started: Instant,
     hints: Hints,
     /// What the store holds.
@@ -153,7 +169,8 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config, &*store)?;
+        check(&config, &*store)?;
+        check_listed(id, &config)?;
         if let Some(found) = read_meta(&*store).await? {
             return Err(StartError::Exists { found: found.node });
         }
@@ -162,7 +179,33 @@ impl Node {
         }
         let meta = Meta::first(id);
         store.apply(vec![meta.change()]).await?;
-        Ok(Self::run(store, config, meta, true))
+        let view = View::first(&config.replicas);
+        Ok(Self::run(store, config, (meta, view), true))
+    }
+
+    /// Begins a node that is to be added to a running cluster, on an empty store: it counts for
+    /// nothing until [`Node::reconfigure`] has added it and it has copied what it needs, which
+    /// [`Node::maintain`] does. `config.replicas` are those of the cluster, or some of them.
+    ///
+    /// # Errors
+    /// [`StartError::Exists`] if the store holds data; other variants where the store fails.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Dropping it may leave a node that has begun. Call [`Node::start`] when it answers
+    /// [`StartError::Exists`].
+    pub async fn join(
+        id: u64,
+        store: Arc<dyn ReplicaStore>,
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
+        check(&config, &*store)?;
+        if let Some(found) = read_meta(&*store).await? {
+            return Err(StartError::Exists { found: found.node });
+        }
+        Self::start_lost(id, store, config).await
     }
 
     /// Starts a node that has run before. If its store is damaged, or was noticed to have lost a
@@ -183,7 +226,14 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config, &*store)?;
+        check(&config, &*store)?;
+        let view = match read_view(&*store).await {
+            Err(StartError::Store(StoreError::Damaged(_))) => None,
+            view => view?,
+        };
+        if view.is_none() {
+            check_listed(id, &config)?;
+        }
         match read_meta(&*store).await {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
@@ -195,13 +245,20 @@ impl Node {
                 Err(StartError::WrongNode { found: meta.node, node: id })
             }
             Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
-            Ok(Some(meta)) => Ok(Self::run(store, config, meta, false)),
+            Ok(Some(meta)) => {
+                let other = || {
+                    if meta.is_whole { View::first(&config.replicas) } else { View::unknown() }
+                };
+                let view = view.unwrap_or_else(other);
+                Ok(Self::run(store, config, (meta, view), false))
+            }
         }
     }
 
     /// Starts a node that has run before and whose store was lost, or restored from a backup. What
     /// the store holds is removed: it may hold values whose tombstones were collected since. The
-    /// store gets a new incarnation, and the node counts in no quorum until it is rebuilt.
+    /// store gets a new incarnation, and the node counts in no quorum until it is rebuilt. It asks
+    /// `config.replicas` who the replicas are now.
     ///
     /// # Errors
     /// [`StartError`] where the store fails.
@@ -216,20 +273,33 @@ impl Node {
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
     ) -> Result<Self, StartError> {
-        check(id, &config, &*store)?;
+        check(&config, &*store)?;
         store.clear().await?;
-        let meta = Meta::lost(id);
-        store.apply(vec![meta.change()]).await?;
-        Ok(Self::run(store, config, meta, true))
+        let (meta, view) = (Meta::lost(id), View::unknown());
+        store.apply(vec![meta.change(), view.change()]).await?;
+        Ok(Self::run(store, config, (meta, view), true))
     }
 
-    fn run(store: Arc<dyn ReplicaStore>, config: NodeConfig, meta: Meta, is_empty: bool) -> Self {
-        let (status, watched) = watch::channel(status_of(&meta));
+    fn run(
+        store: Arc<dyn ReplicaStore>,
+        config: NodeConfig,
+        (meta, view): (Meta, View),
+        is_empty: bool,
+    ) -> Self {
+        let (status, watched) = watch::channel(status_of(&meta, &view));
+        let (membership, watched_membership) = watch::channel(Arc::clone(&view.membership));
+        let told = Told { status, membership };
         let (jobs, queue) = mpsc::channel(config.max_requests);
         let (stop, is_told) = watch::channel(false);
         let tree = Arc::new(Tree::new(config.digest_key, is_empty));
-        let driver =
-            Driver::new(Arc::clone(&store), Arc::clone(&tree), &config, meta, status, is_told);
+        let driver = Driver::new(
+            Arc::clone(&store),
+            Arc::clone(&tree),
+            &config,
+            (meta, view),
+            told,
+            is_told,
+        );
         tokio::spawn(driver.run(queue));
         let hints = Hints::new(config.max_hints);
         let shared = Shared {
@@ -239,6 +309,8 @@ impl Node {
             jobs,
             stop,
             status: watched,
+            membership: watched_membership,
+            caught_up: AtomicU64::new(0),
             started: Instant::now(),
             hints,
             tree,
@@ -260,6 +332,16 @@ impl Node {
     /// What the node can do, now and later.
     pub fn status(&self) -> watch::Receiver<Status> {
         self.shared.status.clone()
+    }
+
+    /// The membership that the node serves, now and later. Its epoch is 0 while it is not known: the
+    /// node is new, or its store was lost.
+    pub fn membership(&self) -> watch::Receiver<Arc<Membership>> {
+        self.shared.membership.clone()
+    }
+
+    fn current(&self) -> Arc<Membership> {
+        Arc::clone(&self.shared.membership.borrow())
     }
 
     /// Whether it counts in quorums.
@@ -291,6 +373,17 @@ impl Node {
                 tracing::debug!(target: "voussoir::quorum", %error, "dropped what is no request");
             })
             .ok()?;
+        let is_direct = !matches!(envelope.ask, Ask::Table(_) | Ask::Register { .. });
+        if let Ask::Membership { offer } = envelope.ask {
+            if let Some(offer) = offer {
+                self.adopt(offer).await;
+            }
+            return Some(self.told().encode(0));
+        }
+        let served = self.current().epoch();
+        if is_direct && served != 0 && served != envelope.membership {
+            return Some(self.told().encode(0));
+        }
         match &envelope.ask {
             Ask::Scan { space, after } => {
                 return self.scan(*space, after, envelope.max_answer_bytes).await;
@@ -306,7 +399,7 @@ impl Node {
                 };
                 return Some(fitting(&answer, envelope.max_answer_bytes));
             }
-            Ask::Table(_) | Ask::Register { .. } => {}
+            Ask::Table(_) | Ask::Register { .. } | Ask::Membership { .. } => {}
         }
         let (reply, answer) = oneshot::channel();
         match self.shared.jobs.try_send(Job::Answer { envelope, reply }) {
@@ -340,8 +433,8 @@ impl Node {
     }
 
     /// Asks the node itself.
-    async fn ask_own(&self, epoch: u64, ask: Ask) -> Option<Answer> {
-        let envelope = Envelope { max_answer_bytes: usize::MAX, epoch, ask };
+    async fn ask_own(&self, scope: &Scope, ask: Ask) -> Option<Answer> {
+        let envelope = scope.envelope(usize::MAX, ask);
         let (reply, answer) = oneshot::channel();
         self.shared.jobs.send(Job::Answer { envelope, reply }).await.ok()?;
         Answer::decode(answer.await.ok()?).ok().map(|(_, answer)| answer)
@@ -363,15 +456,26 @@ fn fitting(answer: &Answer, max_bytes: usize) -> Bytes {
     answer
 }
 
-fn check(id: u64, config: &NodeConfig, store: &dyn ReplicaStore) -> Result<(), ConfigError> {
+fn check(config: &NodeConfig, store: &dyn ReplicaStore) -> Result<(), ConfigError> {
     config.validate()?;
     if store.max_batch_bytes() < MIN_BATCH_BYTES {
         return Err(ConfigError { field: "store", rule: "must take batches of 1,152 KiB" });
     }
+    Ok(())
+}
+
+/// The first membership is that of the configuration, and has the node.
+fn check_listed(id: u64, config: &NodeConfig) -> Result<(), ConfigError> {
     if config.replicas.contains(&id) {
         return Ok(());
     }
     Err(ConfigError { field: "replicas", rule: "must contain the node itself" })
+}
+
+async fn read_view(store: &dyn ReplicaStore) -> Result<Option<View>, StartError> {
+    let records = store.get(&[Bytes::from_static(view::KEY)]).await?;
+    let record = records.into_iter().next().flatten();
+    Ok(record.map(View::decode).transpose()?)
 }
 
 async fn read_meta(store: &dyn ReplicaStore) -> Result<Option<Meta>, StartError> {

@@ -1,6 +1,5 @@
 //! Rebuilding a node whose store was lost, from the other replicas.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +8,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::driver::{Job, store_key};
 use super::{Node, Status};
-use crate::caller::call;
+use crate::caller::Scope;
 use crate::link::{Class, Link};
+use crate::membership::{Lack, Membership, Seen, Sources, sources_of};
 use crate::paxos::Record;
 use crate::store::StoreError;
 use crate::table::{Reply, Request};
@@ -34,6 +34,14 @@ pub enum RebuildError {
         /// How many must be.
         needed: usize,
     },
+    /// The node is no replica: it waits to be added, or was removed.
+    #[error("node {node} is no replica in epoch {epoch}")]
+    NotAMember {
+        /// The node.
+        node: u64,
+        /// The latest epoch that it has heard of.
+        epoch: u64,
+    },
     /// The node has met its own future. Start it again: that begins a new incarnation.
     #[error("the node must be started again first: its store was restored from a backup")]
     Condemned,
@@ -43,7 +51,8 @@ pub enum RebuildError {
 }
 
 impl Node {
-    /// Copies what the other replicas hold into a node that is not whole, and declares it whole.
+    /// Copies what the other replicas hold into a node that is not whole, a new one or one that was
+    /// lost, and declares it whole.
     /// Does nothing if it is. [`Node::maintain`] does it by itself.
     ///
     /// It first waits until the longest operation has ended that may have counted the lost store,
@@ -61,52 +70,115 @@ impl Node {
             Status::Whole => return Ok(()),
             Status::NotWhole { is_condemned: true } => return Err(RebuildError::Condemned),
             Status::NotWhole { .. } => {}
+            Status::Removed { epoch } => {
+                return Err(RebuildError::NotAMember { node: self.shared.id, epoch: *epoch });
+            }
             Status::Halted(_) | Status::Stopped => return Err(RebuildError::Halted),
         }
         let config = &self.shared.config;
         sleep_until(self.shared.started + config.timeout).await;
-        let peers = config.replicas.iter().copied().filter(|peer| *peer != self.shared.id);
-        let peers: Vec<u64> = peers.collect();
-        let needed = config.sources();
-        let epochs = self.epochs(link, &peers).await;
-        if epochs.len() < needed {
-            return Err(RebuildError::TooFewReplicas { read: epochs.len(), needed });
-        }
-        let epoch = epochs.values().copied().max().unwrap_or(0);
-        if !self.order(|done| Job::LearnEpoch { epoch, done }).await {
+        let (membership, sources) = self.sources(link).await?;
+        let read = self.copy_all(link, &membership, sources, true).await?;
+        let epoch = membership.epoch();
+        if !self.order(|done| Job::Rebuilt { epoch, done }).await {
             return Err(RebuildError::Halted);
         }
-        let mut read = 0;
-        for peer in epochs.into_keys() {
-            let is_read = self.copy(link, peer, epoch, Space::Table).await?
-                && self.copy(link, peer, epoch, Space::Registers).await?;
-            read += usize::from(is_read);
-        }
-        if read < needed {
-            return Err(RebuildError::TooFewReplicas { read, needed });
-        }
-        if !self.order(|done| Job::Rebuilt { done }).await {
-            return Err(RebuildError::Halted);
-        }
-        if !self.is_whole() {
-            return Err(RebuildError::Condemned);
+        match &*self.shared.status.borrow() {
+            Status::Whole => {}
+            Status::NotWhole { is_condemned: true } => return Err(RebuildError::Condemned),
+            // The replicas have changed meanwhile.
+            _ => return Err(RebuildError::TooFewReplicas { read: 0, needed: read }),
         }
         tracing::info!(target: "voussoir::quorum", node = self.shared.id, read, "rebuilt");
         Ok(())
     }
 
-    /// The epochs of those that are whole.
-    async fn epochs(&self, link: &Arc<dyn Link>, peers: &[u64]) -> BTreeMap<u64, u64> {
-        let mut epochs = BTreeMap::new();
-        for peer in peers {
-            let deadline = Instant::now() + self.shared.config.timeout;
-            let ask = Ask::Table(Request::Epoch { epoch: 0 });
-            let answer = call(link, *peer, Class::Small, 0, ask, deadline).await;
-            if let Ok((_, Answer::Table(Reply::Epoch { epoch }))) = answer {
-                epochs.insert(*peer, epoch);
+    /// Copies what a whole replica may lack before the new set of a joint epoch stands alone.
+    pub(super) async fn catch_up(&self, link: &Arc<dyn Link>) -> Result<(), RebuildError> {
+        let (membership, sources) = self.sources(link).await?;
+        self.copy_all(link, &membership, sources, false).await?;
+        if self.current().epoch() == membership.epoch() && self.is_whole() {
+            return Ok(());
+        }
+        Err(RebuildError::TooFewReplicas { read: 0, needed: 1 })
+    }
+
+    /// Who the replicas are now, and which of them the node copies from.
+    async fn sources(
+        &self,
+        link: &Arc<dyn Link>,
+    ) -> Result<(Arc<Membership>, Sources), RebuildError> {
+        let config = &self.shared.config;
+        // Ends: each turn but the last serves a later membership.
+        loop {
+            let membership = self.current();
+            let ids = membership.ids();
+            let is_known = membership.epoch() > 0;
+            let seen = self.survey(link, if is_known { &ids } else { &config.replicas }).await;
+            let latest = self.current();
+            if latest.epoch() > membership.epoch() {
+                continue;
+            }
+            if !is_known {
+                let needed = sources_of(config.replicas.len(), config.write);
+                return Err(RebuildError::TooFewReplicas { read: 0, needed });
+            }
+            return self.sources_of(latest, &seen);
+        }
+    }
+
+    fn sources_of(
+        &self,
+        membership: Arc<Membership>,
+        seen: &std::collections::BTreeMap<u64, Seen>,
+    ) -> Result<(Arc<Membership>, Sources), RebuildError> {
+        let (node, epoch) = (self.shared.id, membership.epoch());
+        if !membership.contains(node) {
+            return Err(RebuildError::NotAMember { node, epoch });
+        }
+        match membership.sources(node, seen, self.shared.config.write) {
+            Ok(sources) => Ok((membership, sources)),
+            Err(Lack { found, needed }) => {
+                Err(RebuildError::TooFewReplicas { read: found, needed })
             }
         }
-        epochs
+    }
+
+    /// Copies what the sources hold, of registers only if this node's acceptors are not in use.
+    /// Returns how many were read to the end: enough.
+    async fn copy_all(
+        &self,
+        link: &Arc<dyn Link>,
+        membership: &Arc<Membership>,
+        sources: Sources,
+        has_registers: bool,
+    ) -> Result<usize, RebuildError> {
+        let Sources { from, needed } = sources;
+        let (mut whole, mut scope) = (Vec::new(), Scope::new(membership, 0));
+        for peer in from {
+            let ask = Request::Epoch { epoch: 0 };
+            if let Some(Reply::Epoch { epoch }) = self.request(link, peer, &scope, ask).await {
+                whole.push((peer, epoch));
+            }
+        }
+        if whole.len() < needed {
+            return Err(RebuildError::TooFewReplicas { read: whole.len(), needed });
+        }
+        let epoch = whole.iter().map(|(_, epoch)| *epoch).max().unwrap_or(0);
+        if !self.order(|done| Job::LearnEpoch { epoch, done }).await {
+            return Err(RebuildError::Halted);
+        }
+        scope.epoch = epoch;
+        let mut read = 0;
+        for (peer, _) in whole {
+            let is_read = self.copy(link, peer, &scope, Space::Table).await?
+                && (!has_registers || self.copy(link, peer, &scope, Space::Registers).await?);
+            read += usize::from(is_read);
+        }
+        if read < needed {
+            return Err(RebuildError::TooFewReplicas { read, needed });
+        }
+        Ok(read)
     }
 
     /// Merges all that a replica holds. False: it failed on the way, or is not whole itself.
@@ -114,16 +186,15 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         peer: u64,
-        epoch: u64,
+        scope: &Scope,
         space: Space,
     ) -> Result<bool, RebuildError> {
         let mut after = Bytes::new();
         // Ends: each turn moves on by a key; the last page is empty.
         loop {
-            let deadline = Instant::now() + PAGE_TIMEOUT;
             let ask = Ask::Scan { space, after: after.clone() };
-            let answer = call(link, peer, Class::Bulk, epoch, ask, deadline).await;
-            let Ok((_, Answer::Page(page))) = answer else { return Ok(false) };
+            let answer = self.ask(link, peer, Class::Bulk, scope, ask, PAGE_TIMEOUT).await;
+            let Some(Answer::Page(page)) = answer else { return Ok(false) };
             let Some((last, _)) = page.last() else { return Ok(true) };
             if *last <= after && !after.is_empty() {
                 return Ok(false); // A peer that goes in circles.
@@ -133,7 +204,7 @@ impl Node {
             let rate = self.shared.config.rebuild_bytes_per_second as f64;
             let pause = Instant::now() + Duration::from_secs_f64(bytes as f64 / rate);
             let is_copied = match space {
-                Space::Table => self.merge(page, epoch).await,
+                Space::Table => self.merge(page, scope).await,
                 Space::Registers => self.install(page).await.map_err(|_| RebuildError::Halted)?,
             };
             if !is_copied {
@@ -144,7 +215,7 @@ impl Node {
     }
 
     /// Merges states of keys into the node. False: one cannot be read, or was not merged.
-    async fn merge(&self, page: Vec<(Bytes, Bytes)>, epoch: u64) -> bool {
+    async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> bool {
         let mut merges = tokio::task::JoinSet::new();
         for (key, record) in page {
             let Ok(state) = codec::decode_siblings(record, &Limits::default()) else {
@@ -153,9 +224,9 @@ impl Node {
             if merges.len() >= MERGES && !merges.join_next().await.is_some_and(is_merged) {
                 return false;
             }
-            let node = self.clone();
+            let (node, scope) = (self.clone(), scope.clone());
             let ask = Ask::Table(Request::Merge { key, state });
-            merges.spawn(async move { node.ask_own(epoch, ask).await });
+            merges.spawn(async move { node.ask_own(&scope, ask).await });
         }
         // Ends: each turn takes one of them.
         while let Some(merge) = merges.join_next().await {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::driver::store_key;
 use super::{Node, Shared};
-use crate::caller::call;
+use crate::caller::Scope;
 use crate::link::{Class, Link};
 use crate::merkle::codec::{encode_answer, encode_question};
 use crate::paxos::{self, Ballot, Record};
@@ -99,7 +99,7 @@ impl Node {
     /// Dropping it leaves the rest to the next time.
     pub async fn repair(&self, link: &Arc<dyn Link>) -> Result<Repaired, RepairError> {
         let mut all = Repaired::default();
-        for peer in self.shared.config.replicas.iter().copied() {
+        for peer in self.current().ids() {
             if peer != self.shared.id {
                 let mut repaired = Repaired::default();
                 let result = self.repair_with(link, peer, &mut repaired).await;
@@ -129,13 +129,13 @@ impl Node {
                 return Err(RepairError::NotWhole);
             }
             // Before any state is read, as each operation does.
-            let epoch = self.own_epoch().await.ok_or(RepairError::NotWhole)?;
+            let scope = self.own_scope().await.ok_or(RepairError::NotWhole)?;
             let mut exchange = self.shared.tree.compare().ok_or(RepairError::Reading)?;
             let limits = compare_limits();
             // Ends: an exchange ends whatever the peer answers.
             while let Some(question) = exchange.question() {
                 let asked = encode_question(&question, &limits).len();
-                let Some(answer) = self.compare(link, peer, epoch, question).await else {
+                let Some(answer) = self.compare(link, peer, &scope, question).await else {
                     return Ok(());
                 };
                 repaired.bytes += (asked + encode_answer(&answer, &limits).len()) as u64;
@@ -159,8 +159,8 @@ impl Node {
                     repaired.count(repairs.join_next().await);
                     pace.keep(repaired.bytes).await;
                 }
-                let (node, link) = (self.clone(), Arc::clone(link));
-                repairs.spawn(async move { node.repair_key(&link, peer, epoch, &key).await });
+                let (node, link, scope) = (self.clone(), Arc::clone(link), scope.clone());
+                repairs.spawn(async move { node.repair_key(&link, peer, &scope, &key).await });
             }
             // Ends: each turn takes one of them.
             while let Some(repair) = repairs.join_next().await {
@@ -179,13 +179,12 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         peer: u64,
-        epoch: u64,
+        scope: &Scope,
         question: crate::merkle::Question,
     ) -> Option<crate::merkle::Answer> {
-        let deadline = Instant::now() + self.shared.config.timeout;
-        let ask = Ask::Compare { question };
-        match call(link, peer, Class::Bulk, epoch, ask, deadline).await {
-            Ok((_, Answer::Compared(answer))) => Some(answer),
+        let (ask, timeout) = (Ask::Compare { question }, self.shared.config.timeout);
+        match self.ask(link, peer, Class::Bulk, scope, ask, timeout).await {
+            Some(Answer::Compared(answer)) => Some(answer),
             _ => None,
         }
     }
@@ -195,15 +194,15 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         peer: u64,
-        epoch: u64,
+        scope: &Scope,
         store_key: &Bytes,
     ) -> (Repair, u64) {
         let mut bytes = 0;
         let key = store_key.slice(1.min(store_key.len())..);
         let repair = if store_key.first() == Some(&Space::Registers.prefix()) {
-            self.repair_register(link, peer, key, &mut bytes).await
+            self.repair_register(link, peer, scope, key, &mut bytes).await
         } else {
-            self.repair_table(link, peer, epoch, key, &mut bytes).await
+            self.repair_table(link, peer, scope, key, &mut bytes).await
         };
         (repair.unwrap_or(Repair::Left), bytes)
     }
@@ -212,7 +211,7 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         peer: u64,
-        epoch: u64,
+        scope: &Scope,
         key: Bytes,
         bytes: &mut u64,
     ) -> Option<Repair> {
@@ -221,12 +220,12 @@ impl Node {
             let values: usize = state.values().map(Bytes::len).sum();
             (key.len() + values + 32 * (state.len() + state.context().len())) as u64
         };
-        let Some(Reply::Value { state: theirs }) = self.request(link, peer, epoch, get()).await
+        let Some(Reply::Value { state: theirs }) = self.request(link, peer, scope, get()).await
         else {
             return None;
         };
         *bytes += length(&theirs);
-        let own = self.request(link, self.shared.id, epoch, get()).await;
+        let own = self.request(link, self.shared.id, scope, get()).await;
         let Some(Reply::Value { state: own }) = own else { return None };
         let mut merged = own.clone();
         merged.merge(theirs.clone());
@@ -235,7 +234,7 @@ impl Node {
         for (replica, _) in lacking.iter().filter(|(_, state)| !state.includes(&merged)) {
             let merge = Request::Merge { key: key.clone(), state: merged.clone() };
             *bytes += if *replica == peer { length(&merged) } else { 0 };
-            if self.request(link, *replica, epoch, merge).await != Some(Reply::Merged) {
+            if self.request(link, *replica, scope, merge).await != Some(Reply::Merged) {
                 return None;
             }
             repair = Repair::Done;
@@ -247,6 +246,7 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         peer: u64,
+        scope: &Scope,
         key: Bytes,
         bytes: &mut u64,
     ) -> Option<Repair> {
@@ -254,7 +254,7 @@ impl Node {
         let own =
             own.into_iter().next()?.map_or(Some(Record::EMPTY), |own| decode_record(own).ok())?;
         let read = Ask::Read { space: Space::Registers, key: key.clone() };
-        let Answer::Page(page) = self.ask_peer(link, peer, read).await? else { return None };
+        let Answer::Page(page) = self.ask_peer(link, peer, scope, read).await? else { return None };
         let theirs = match page.into_iter().next() {
             None => Record::EMPTY,
             Some((_, record)) => {
@@ -275,18 +275,23 @@ impl Node {
         let accept = paxos::Request::Accept { ballot, state, next };
         let ask = Ask::Register { key: key.clone(), request: accept };
         let answer = if is_behind {
-            self.ask_own(0, ask).await?
+            self.ask_own(scope, ask).await?
         } else {
             *bytes += (key.len() + value_bytes) as u64;
-            self.ask_peer(link, peer, ask).await?
+            self.ask_peer(link, peer, scope, ask).await?
         };
         let is_accepted = matches!(answer, Answer::Register(paxos::Reply::Accepted { .. }));
         is_accepted.then_some(Repair::Done)
     }
 
-    async fn ask_peer(&self, link: &Arc<dyn Link>, peer: u64, ask: Ask) -> Option<Answer> {
-        let deadline = Instant::now() + self.shared.config.timeout;
-        Some(call(link, peer, Class::Bulk, 0, ask, deadline).await.ok()?.1)
+    async fn ask_peer(
+        &self,
+        link: &Arc<dyn Link>,
+        peer: u64,
+        scope: &Scope,
+        ask: Ask,
+    ) -> Option<Answer> {
+        self.ask(link, peer, Class::Bulk, scope, ask, self.shared.config.timeout).await
     }
 }
 

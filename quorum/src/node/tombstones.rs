@@ -17,11 +17,10 @@
 
 use std::sync::Arc;
 
-use tokio::time::Instant;
-
 use super::Node;
-use crate::caller::call;
+use crate::caller::Scope;
 use crate::link::{Class, Link};
+use crate::membership::Membership;
 use crate::table::{Reply, Request};
 use crate::version::VersionVector;
 use crate::version::codec::{self, Limits};
@@ -43,6 +42,9 @@ pub enum CollectError {
         /// The replica.
         replica: u64,
     },
+    /// The replicas are being changed: a new one may not hold what another one drops.
+    #[error("the replicas are being changed")]
+    Changing,
     /// The node is not whole, or its store has failed.
     #[error("the node itself is not whole")]
     NotWhole,
@@ -62,31 +64,39 @@ impl Node {
         if !self.is_whole() {
             return Err(CollectError::NotWhole);
         }
+        // Each request is of this membership: once a replica serves another one, it refuses.
+        let membership = self.current();
+        if membership.is_changing() {
+            return Err(CollectError::Changing);
+        }
+        let (replicas, mut scope) = (membership.ids(), Scope::new(&membership, 0));
         let mut epoch = 0;
-        for replica in &self.shared.config.replicas {
-            epoch = epoch.max(self.raise(link, *replica, 0).await?);
+        for replica in &replicas {
+            epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
         }
         let tombstones = self.tombstones().await.ok_or(CollectError::NotWhole)?;
         if tombstones.is_empty() {
             return Ok(0);
         }
-        self.spread(link, epoch, &tombstones).await?;
+        scope.epoch = epoch;
+        self.spread(link, &scope, &tombstones).await?;
         // Another collector may raise it meanwhile: it is read again now that all hold them.
-        for replica in &self.shared.config.replicas {
-            epoch = epoch.max(self.raise(link, *replica, 0).await?);
+        for replica in &replicas {
+            epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
         }
         for raised in [epoch + 1, epoch + 2] {
-            for replica in &self.shared.config.replicas {
-                self.raise(link, *replica, raised).await?;
+            for replica in &replicas {
+                self.raise(link, &membership, *replica, raised).await?;
             }
         }
-        self.spread(link, epoch + 2, &tombstones).await?;
-        for replica in &self.shared.config.replicas {
+        scope.epoch = epoch + 2;
+        self.spread(link, &scope, &tombstones).await?;
+        for replica in &replicas {
             for (key, context) in &tombstones {
                 let (key, context) = (key.clone(), context.clone());
                 let request = Request::Forget { key, context };
                 // A replica that misses it keeps its tombstone, and collects it another time.
-                self.request(link, *replica, epoch + 2, request).await;
+                self.request(link, *replica, &scope, request).await;
             }
         }
         Ok(tombstones.len())
@@ -96,14 +106,15 @@ impl Node {
     async fn spread(
         &self,
         link: &Arc<dyn Link>,
-        epoch: u64,
+        scope: &Scope,
         tombstones: &[(Bytes, VersionVector)],
     ) -> Result<(), CollectError> {
-        for replica in &self.shared.config.replicas {
+        let replicas = scope.membership.ids();
+        for replica in &replicas {
             for (key, context) in tombstones {
                 let state = crate::version::Siblings::from_parts(context.clone(), [].into());
                 let request = Request::Merge { key: key.clone(), state };
-                let reply = self.request(link, *replica, epoch, request).await;
+                let reply = self.request(link, *replica, scope, request).await;
                 if reply != Some(Reply::Merged) {
                     return Err(CollectError::Unacknowledged { replica: *replica });
                 }
@@ -116,10 +127,12 @@ impl Node {
     async fn raise(
         &self,
         link: &Arc<dyn Link>,
+        membership: &Arc<Membership>,
         replica: u64,
         epoch: u64,
     ) -> Result<u64, CollectError> {
-        match self.request(link, replica, epoch, Request::Epoch { epoch }).await {
+        let scope = Scope::new(membership, epoch);
+        match self.request(link, replica, &scope, Request::Epoch { epoch }).await {
             Some(Reply::Epoch { epoch: raised }) if raised >= epoch => Ok(raised),
             _ => Err(CollectError::Unacknowledged { replica }),
         }
@@ -130,17 +143,11 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         to: u64,
-        epoch: u64,
+        scope: &Scope,
         request: Request,
     ) -> Option<Reply> {
-        let ask = Ask::Table(request);
-        let answer = if to == self.shared.id {
-            self.ask_own(epoch, ask).await?
-        } else {
-            let deadline = Instant::now() + self.shared.config.timeout;
-            call(link, to, Class::Bulk, epoch, ask, deadline).await.ok()?.1
-        };
-        match answer {
+        let (ask, timeout) = (Ask::Table(request), self.shared.config.timeout);
+        match self.ask(link, to, Class::Bulk, scope, ask, timeout).await? {
             Answer::Table(reply) => Some(reply),
             _ => None,
         }

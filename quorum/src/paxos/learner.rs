@@ -32,6 +32,11 @@ impl Learner {
         self.accepted.get(&acceptor) == Some(&ballot)
     }
 
+    /// Which acceptors are known to have accepted `ballot`.
+    pub(super) fn acceptors_of(&self, ballot: Ballot) -> impl Fn(u64) -> bool + '_ {
+        move |acceptor| self.has_accepted(acceptor, ballot)
+    }
+
     fn count(&self, ballot: Ballot) -> usize {
         self.accepted.values().filter(|accepted| **accepted == ballot).count()
     }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::types::Found;
 use super::{Ballot, Change, Learner, Outcome, ProposerConfig, Reply, Request, State, Token};
 use crate::ConfigError;
+use crate::membership::Membership;
+use crate::table::Level;
 use crate::version::Dot;
 
 /// What happens to a [`Proposer`].
@@ -95,6 +97,8 @@ pub enum ProposeRejected {
 pub struct Proposer {
     session: Dot,
     config: ProposerConfig,
+    /// The acceptors.
+    membership: Membership,
     resend_ns: u64,
     backoff_ns: u64,
     rng: fastrand::Rng,
@@ -161,6 +165,7 @@ impl Proposer {
             resend_ns: config.resend_after.as_nanos() as u64,
             backoff_ns: config.backoff.as_nanos() as u64,
             rng: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
+            membership: Membership::first(config.acceptors.iter().copied()),
             config,
             round: 0,
             promised: None,
@@ -201,7 +206,7 @@ impl Proposer {
         // First: an answer behind the deadline may be that of a store that was lost since.
         self.time(now);
         if let ProposerInput::Reply { from, reply } = input
-            && self.config.acceptors.contains(&from)
+            && self.membership.contains(from)
         {
             self.reply(now, from, reply);
         }
@@ -222,8 +227,34 @@ impl Proposer {
         Some(at.min(run.deadline))
     }
 
+    /// The acceptors, as far as the proposer knows.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Goes on with the acceptors of a later epoch, which an acceptor has told. An earlier one is
+    /// discarded. A change that runs begins again with phase 1: what the acceptors of the old epoch
+    /// have promised and accepted is found at the new ones, or can no longer be chosen.
+    pub fn reconfigure(&mut self, now: u64, membership: Membership) {
+        if membership.epoch() <= self.membership.epoch() {
+            return;
+        }
+        self.membership = membership;
+        self.promised = None;
+        if self.run.is_some() {
+            self.begin_prepare(now);
+        }
+    }
+
+    /// Whether the acceptors for which `counts` is true are a quorum: a majority; of two sets of
+    /// acceptors, one of each.
+    fn is_quorum(&self, counts: impl Fn(u64) -> bool) -> bool {
+        self.membership.is_met(Level::Quorum, counts)
+    }
+
+    /// So many acceptors at least are a quorum.
     fn quorum(&self) -> usize {
-        self.config.acceptors.len() / 2 + 1
+        self.membership.sets().map(|set| Level::Quorum.count(set.len())).max().unwrap_or(1)
     }
 
     fn next_ballot(&mut self) -> Ballot {
@@ -248,7 +279,8 @@ impl Proposer {
             }
             (Reply::Accepted { .. }, Phase::Accept { learner, .. }) => {
                 let is_chosen = learner.accepted(from, current);
-                if is_chosen {
+                if is_chosen && self.membership.is_met(Level::Quorum, learner.acceptors_of(current))
+                {
                     self.finish_accept();
                 }
             }
@@ -310,13 +342,13 @@ impl Proposer {
     }
 
     fn finish_prepare(&mut self, now: u64) {
-        let quorum = self.quorum();
+        let Some(Run { phase: Phase::Prepare { promises, .. }, .. }) = &self.run else { return };
+        if !self.is_quorum(|id| promises.contains_key(&id)) {
+            return;
+        }
         let Some(Run { phase: Phase::Prepare { ballot, promises, .. }, .. }) = &mut self.run else {
             return;
         };
-        if promises.len() < quorum {
-            return;
-        }
         let ballot = *ballot;
         let accepted = std::mem::take(promises).into_values().flatten();
         let highest = accepted.max_by_key(|(ballot, _)| *ballot);
@@ -365,7 +397,7 @@ impl Proposer {
                 })
             }
         };
-        for to in self.config.acceptors.iter().copied().filter(|id| is_missing(*id)) {
+        for to in self.membership.ids().into_iter().filter(|id| is_missing(*id)) {
             self.outputs.push_back(ProposerOutput::Send { to, request: request.clone() });
         }
     }

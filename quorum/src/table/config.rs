@@ -61,7 +61,8 @@ pub enum Guarantee {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TableConfig {
-    /// The replicas' node ids: N of them, 1 to 31, each once.
+    /// The replicas' node ids: N of them, 1 to 31, each once. Where the replicas were changed
+    /// since: any list that names one of today's. A table learns the others from it.
     pub replicas: Vec<u64>,
     /// The replica that is asked first: the nearest. None: the quick ones take turns.
     pub local: Option<u64>,
@@ -119,7 +120,11 @@ impl TableConfig {
     /// What reads at the level `read` and writes at the level `write` of this table guarantee
     /// together.
     pub fn guarantee_at(&self, read: Level, write: Level) -> Guarantee {
-        let n = self.replicas.len();
+        self.guarantee_of(self.replicas.len(), read, write)
+    }
+
+    /// The same for `n` replicas.
+    pub(super) fn guarantee_of(&self, n: usize, read: Level, write: Level) -> Guarantee {
         if read.count(n) + write.count(n) <= n {
             Guarantee::Eventual
         } else if self.read_repair == ReadRepair::Blocking {

@@ -9,6 +9,7 @@ use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
 use super::{Digester, Guarantee, Level, ReadRepair, Replica, Reply, Request, TableConfig};
 use crate::ConfigError;
+use crate::membership::Membership;
 use crate::merkle::HashKey;
 use crate::version::{Dot, Siblings, VersionVector};
 
@@ -207,6 +208,8 @@ struct Call {
 #[derive(Clone, Debug)]
 pub struct Coordinator {
     config: TableConfig,
+    /// The replicas. Calls are of its epoch.
+    membership: Membership,
     timeout_ns: u64,
     hedge_ns: u64,
     digester: Digester,
@@ -237,6 +240,7 @@ impl Coordinator {
             timeout_ns: config.timeout.as_nanos() as u64,
             hedge_ns: config.hedge_after.as_nanos() as u64,
             digester: Digester { key: HashKey::new([0; 16]), min_bytes: config.min_digest_bytes },
+            membership: Membership::first(config.replicas.iter().copied()),
             config,
             next_operation: 0,
             next_call: 0,
@@ -261,6 +265,54 @@ impl Coordinator {
     /// The configuration.
     pub fn config(&self) -> &TableConfig {
         &self.config
+    }
+
+    /// The replicas, as far as the coordinator knows.
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Goes on with the replicas of a later epoch, which a replica has told. An earlier one is
+    /// discarded.
+    ///
+    /// What runs is begun anew at the new replicas, within its deadline: a read asks again, and a
+    /// state that is spread is merged into quorums of the new replicas, for what was acknowledged in
+    /// the old epoch counts for it no more. Only the call of a write to its primary goes on: the
+    /// write may have been made.
+    pub fn reconfigure(&mut self, now: u64, membership: Membership) {
+        if membership.epoch() <= self.membership.epoch() {
+            return;
+        }
+        self.membership = membership;
+        for id in self.operations.keys().copied().collect::<Vec<_>>() {
+            self.ask_anew(now, id);
+        }
+    }
+
+    /// Begins an operation anew at the replicas of a later epoch.
+    fn ask_anew(&mut self, now: u64, id: u64) {
+        let order = order(&self.config, &self.membership, &mut self.latencies, now, id);
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        operation.order = order;
+        operation.asked = 0;
+        match &mut operation.phase {
+            Phase::Read { answers, .. } => {
+                answers.clear();
+                self.cancel_calls(id);
+                self.ask_first(now, id);
+                self.go_on(now, id);
+            }
+            Phase::Primary { .. } => {}
+            Phase::Spread { .. } if operation.is_answered => {
+                // Repair and hints find the rest.
+                self.cancel_calls(id);
+                self.go_on(now, id);
+            }
+            Phase::Spread { state, is_read, .. } => {
+                let (state, is_read) = (state.clone(), *is_read);
+                self.spread(now, id, state, BTreeSet::new(), is_read);
+            }
+        }
     }
 
     /// What was done so far.
@@ -313,7 +365,7 @@ impl Coordinator {
         at_least: VersionVector,
         level: Level,
     ) -> Result<u64, Rejected> {
-        let is_compared = level.count(self.config.replicas.len()) > 1;
+        let is_compared = self.membership.sets().any(|set| level.count(set.len()) > 1);
         let answers = Answers::new(is_compared.then_some(self.digester));
         let phase = Phase::Read { answers, at_least };
         self.begin(now, key, phase, (level, self.config.write))
@@ -387,9 +439,11 @@ impl Coordinator {
         phase: Phase,
         (read, write): (Level, Level),
     ) -> Result<u64, Rejected> {
-        let (n, required) = (self.config.replicas.len(), self.config.require);
-        let given = self.config.guarantee_at(read, write);
-        if given < required || read.count(n) > n {
+        let required = self.config.require;
+        let sizes = || self.membership.sets().map(<[_]>::len);
+        let given = sizes().map(|n| self.config.guarantee_of(n, read, write)).min();
+        let given = given.unwrap_or(Guarantee::Eventual);
+        if given < required || sizes().any(|n| read.count(n) > n) {
             return Err(Rejected::Guarantee { given, required });
         }
         if self.operations.len() >= self.config.max_operations {
@@ -398,7 +452,6 @@ impl Coordinator {
         self.next_operation += 1;
         let id = self.next_operation;
         let is_read = matches!(phase, Phase::Read { .. });
-        let first = if is_read { read.count(n) } else { 1 };
         if is_read {
             let share = u64::from(self.config.max_hedge_percent);
             self.hedges = (self.hedges + share).min(MAX_HEDGES);
@@ -411,20 +464,32 @@ impl Coordinator {
             deadline,
             timer: deadline,
             hedge_at: now.saturating_add(self.hedge_ns),
-            order: order(&self.config, &mut self.latencies, now, id),
+            order: order(&self.config, &self.membership, &mut self.latencies, now, id),
             asked: 0,
             calls: BTreeSet::new(),
-            read: read.count(n),
-            write: write.count(n),
+            read,
+            write,
             phase,
             is_answered: false,
         };
         self.timers.insert((deadline, id));
         self.operations.insert(id, operation);
+        self.ask_first(now, id);
+        Ok(id)
+    }
+
+    /// Asks those that an operation begins with: as many as it waits for; of two sets of replicas,
+    /// all.
+    fn ask_first(&mut self, now: u64, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        let first = match &operation.phase {
+            Phase::Read { .. } if self.membership.is_changing() => operation.order.len(),
+            Phase::Read { .. } => operation.read.count(operation.order.len()),
+            _ => 1,
+        };
         for _ in 0..first {
             self.ask_next(now, id);
         }
-        Ok(id)
     }
 
     /// Calls the next replica of the operation's order. Returns false if all have been asked.
@@ -525,16 +590,10 @@ impl Coordinator {
         self.cancel_calls(id);
         let Some(operation) = self.operations.get_mut(&id) else { return };
         (operation.epoch, operation.asked) = (epoch, 0);
-        let first = match &mut operation.phase {
-            Phase::Read { answers, .. } => {
-                answers.clear();
-                operation.read
-            }
-            _ => 1,
-        };
-        for _ in 0..first {
-            self.ask_next(now, id);
+        if let Phase::Read { answers, .. } = &mut operation.phase {
+            answers.clear();
         }
+        self.ask_first(now, id);
         self.go_on(now, id);
     }
 
@@ -544,7 +603,8 @@ impl Coordinator {
         let holds_none = matches!(operation.phase, Phase::Primary { .. });
         if holds_none && !is_not_applied {
             // Another primary would give the write a second dot.
-            let needed = operation.write;
+            let write = operation.write;
+            let needed = self.needed(write);
             self.finish(id, Err(OperationError::WriteUnknown { holders: 0, needed }));
             return;
         }
@@ -557,7 +617,7 @@ impl Coordinator {
     /// Answers the operation if it has what it waits for, or can no longer get it.
     fn go_on(&mut self, now: u64, id: u64) {
         let Some(operation) = self.operations.get(&id) else { return };
-        if let ReadStep::Merged { state, holders } = operation.read_step() {
+        if let ReadStep::Merged { state, holders } = operation.read_step(&self.membership) {
             self.merged(now, id, state, holders);
             return;
         }
@@ -568,7 +628,7 @@ impl Coordinator {
             return self.end_if_hopeless(id);
         }
         if let Phase::Spread { state, holders, .. } = &operation.phase
-            && holders.len() >= operation.write
+            && self.membership.is_met(operation.write, |id| holders.contains(&id))
             && !operation.is_answered
         {
             let state = state.clone();
@@ -585,7 +645,8 @@ impl Coordinator {
         let is_divergent = holders.len() < answers.states().len();
         self.stats.divergent_reads += u64::from(is_divergent);
         let repair = self.config.read_repair;
-        let must_wait = repair == ReadRepair::Blocking && holders.len() < operation.write;
+        let is_held = self.membership.is_met(operation.write, |id| holders.contains(&id));
+        let must_wait = repair == ReadRepair::Blocking && !is_held;
         let is_needed = must_wait || (is_divergent && repair != ReadRepair::Off);
         if !is_needed {
             self.finish(id, Ok(state));
@@ -622,7 +683,10 @@ impl Coordinator {
         let is_waiting = !operation.calls.is_empty();
         let could_still = match &operation.phase {
             Phase::Spread { holders, .. } if !operation.is_answered => {
-                holders.len() + operation.calls.len() >= operation.write
+                let calls = operation.calls.iter().filter_map(|call| self.calls.get(call));
+                let asked: BTreeSet<u64> = calls.map(|call| call.replica).collect();
+                let may_hold = |id| holders.contains(&id) || asked.contains(&id);
+                self.membership.is_met(operation.write, may_hold)
             }
             _ => is_waiting,
         };
@@ -634,22 +698,21 @@ impl Coordinator {
     /// Ends an operation that has waited long enough or has nothing more to wait for.
     fn give_up(&mut self, id: u64) {
         let Some(operation) = self.operations.get(&id) else { return };
+        let needed = self.needed(operation.write);
         let error = match &operation.phase {
-            Phase::Read { answers, .. } if answers.states().len() >= operation.read => {
+            Phase::Read { answers, .. } if operation.is_answered_by(answers, &self.membership) => {
                 OperationError::Behind
             }
             Phase::Read { answers, .. } => OperationError::Unavailable {
                 answered: answers.states().len(),
-                needed: operation.read,
+                needed: self.needed(operation.read),
             },
             Phase::Primary { .. } if operation.calls.is_empty() => {
-                OperationError::Unavailable { answered: 0, needed: operation.write }
+                OperationError::Unavailable { answered: 0, needed }
             }
-            Phase::Primary { .. } => {
-                OperationError::WriteUnknown { holders: 0, needed: operation.write }
-            }
+            Phase::Primary { .. } => OperationError::WriteUnknown { holders: 0, needed },
             Phase::Spread { holders, is_read, .. } => {
-                let (holders, needed) = (holders.len(), operation.write);
+                let holders = holders.len();
                 if *is_read {
                     OperationError::RepairFailed { holders, needed }
                 } else {
@@ -658,6 +721,11 @@ impl Coordinator {
             }
         };
         self.finish(id, Err(error));
+    }
+
+    /// How many replicas a level takes: of the larger set, while there are two.
+    fn needed(&self, level: Level) -> usize {
+        self.membership.sets().map(|set| level.count(set.len())).max().unwrap_or(0)
     }
 
     fn answer(&mut self, id: u64, result: Result<Value, OperationError>) {
@@ -674,7 +742,7 @@ impl Coordinator {
         let Some(operation) = self.operations.remove(&id) else { return };
         self.timers.remove(&(operation.timer, id));
         if let Phase::Spread { holders, is_read: false, .. } = &operation.phase {
-            for replica in self.config.replicas.iter().copied().filter(|id| !holders.contains(id)) {
+            for replica in self.membership.ids().into_iter().filter(|id| !holders.contains(id)) {
                 let key = operation.key.clone();
                 self.outputs.push_back(CoordinatorOutput::Missed { replica, key });
             }

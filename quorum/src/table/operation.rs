@@ -6,7 +6,8 @@ use bytes::Bytes;
 
 use super::answers::Answers;
 use super::latency::Latencies;
-use super::{Request, TableConfig};
+use super::{Level, Request, TableConfig};
+use crate::membership::Membership;
 use crate::version::{Siblings, VersionVector};
 
 /// An operation from its beginning until its last call has ended.
@@ -29,8 +30,8 @@ pub(super) struct Operation {
     /// Calls under way.
     pub(super) calls: BTreeSet<u64>,
     /// R of a read; W of a write.
-    pub(super) read: usize,
-    pub(super) write: usize,
+    pub(super) read: Level,
+    pub(super) write: Level,
     pub(super) phase: Phase,
     /// Whether its client has been answered.
     pub(super) is_answered: bool,
@@ -65,12 +66,12 @@ pub(super) enum ReadStep {
 
 impl Operation {
     /// Whether the answers suffice, and what they give.
-    pub(super) fn read_step(&self) -> ReadStep {
+    pub(super) fn read_step(&self, membership: &Membership) -> ReadStep {
         let Phase::Read { answers, at_least } = &self.phase else { return ReadStep::Wait };
-        let states = answers.states();
-        if states.len() < self.read {
+        if !self.is_answered_by(answers, membership) {
             return ReadStep::Wait;
         }
+        let states = answers.states();
         let mut state = Siblings::new();
         for answer in states.values() {
             state.merge(answer.clone());
@@ -83,6 +84,11 @@ impl Operation {
         ReadStep::Merged { state, holders }
     }
 
+    /// Whether R replicas have answered.
+    pub(super) fn is_answered_by(&self, answers: &Answers, membership: &Membership) -> bool {
+        membership.is_met(self.read, |id| answers.states().contains_key(&id))
+    }
+
     /// The request that this phase sends to the replica that was asked last.
     pub(super) fn request(&self) -> Request {
         let key = self.key.clone();
@@ -90,7 +96,7 @@ impl Operation {
             // The first of R replicas sends its state, the others compare theirs. Whoever is asked
             // later may have to stand in for the first one.
             Phase::Read { answers, .. } => match answers.digester() {
-                Some(digester) if (2..=self.read).contains(&self.asked) => {
+                Some(digester) if (2..=self.read.count(self.order.len())).contains(&self.asked) => {
                     Request::Digest { key, digester }
                 }
                 _ => Request::Get { key },
@@ -113,11 +119,12 @@ impl Operation {
 /// ones in turns, then the slow ones.
 pub(super) fn order(
     config: &TableConfig,
+    membership: &Membership,
     latencies: &mut Latencies,
     now: u64,
     id: u64,
 ) -> Vec<u64> {
-    let mut order = config.replicas.clone();
+    let mut order = membership.ids();
     let turn = id % order.len() as u64;
     order.rotate_left(turn as usize);
     latencies.sort(now, &mut order);

@@ -1,9 +1,10 @@
-//! The bytes of requests and answers between nodes, and of the records of registers, version 1.
+//! The bytes of requests and answers between nodes, and of the records of registers.
 //! All integers are little-endian.
 //!
 //! | part | bytes |
 //! |---|---|
-//! | request | version u8 = 1, kind u8, reserved u16, longest answer u32, epoch u64, body |
+//! | request, version 1 | version u8 = 1, kind u8, reserved u16, longest answer u32, epoch u64, body |
+//! | request, version 2 | version u8 = 2, the same, membership u64 behind the epoch |
 //! | answer | version u8 = 1, kind u8, reserved u16, epoch of the replica u64, body |
 //! | key | length u16, bytes |
 //! | value | length u32, bytes |
@@ -12,6 +13,10 @@
 //! | ballot | round u64, dot |
 //! | state | version u64, option of a value, count u32, so many dots |
 //! | accepted | option of a ballot and a state |
+//! | membership | as in `membership/codec.rs` |
+//!
+//! The epoch is that of collected tombstones, the membership that of the replicas. A request of
+//! version 1 is of the first membership, and that is how such a one is written.
 //!
 //! | request | kind | body |
 //! |---|---|---|
@@ -26,6 +31,7 @@
 //! | compare | 9 | question as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | read | 10 | space u8, key |
 //! | digest | 11 | key, key of the digests 16 bytes, shortest state with a digest u32 |
+//! | membership | 12 | option of a membership |
 //!
 //! | answer | kind | body |
 //! |---|---|---|
@@ -41,9 +47,11 @@
 //! | too long | 14 | 1 u8 if a write was made, else 0 |
 //! | compared | 15 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | digest | 16 | digest u128 |
+//! | membership | 17 | bits u8 (1 whole, 2 ready), membership |
 //!
 //! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
-//! by its bulk connection, or reads what it has written.
+//! by its bulk connection, or reads what it has written. `membership`, to any other request than the
+//! one for it: nothing was done, for the node serves another membership than that of the request.
 
 mod parts;
 #[cfg(test)]
@@ -53,21 +61,35 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use self::parts::*;
 pub(crate) use self::parts::{decode_record, encode_record};
+use crate::membership::{self, Membership};
 use crate::merkle::{self, MerkleConfig};
 use crate::paxos;
 use crate::table;
 use crate::version::codec::{self, DecodeError, Limits};
 
 pub(crate) const VERSION: u8 = 1;
+/// Of requests that name their membership.
+const VERSION_WITH_MEMBERSHIP: u8 = 2;
 /// Length of the longest key of a table and of a register, in bytes.
 pub const MAX_KEY_BYTES: usize = 1_024;
+
+/// How the keys of registers begin that hold what follows an epoch of the membership.
+pub(crate) const DECREES: &[u8] = b"\0voussoir\0membership\0";
+
+/// The key of the register that holds what follows an epoch of the membership.
+pub(crate) fn decree_key(epoch: u64) -> Bytes {
+    [DECREES, &epoch.to_be_bytes()].concat().into()
+}
 
 /// A request with what it is wrapped in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Envelope {
     /// The longest answer that the caller takes, in bytes.
     pub(crate) max_answer_bytes: usize,
+    /// Of collected tombstones.
     pub(crate) epoch: u64,
+    /// The epoch of the membership: 1 or more.
+    pub(crate) membership: u64,
     pub(crate) ask: Ask,
 }
 
@@ -91,6 +113,11 @@ pub(crate) enum Ask {
     /// About the tree of the keys in the store.
     Compare {
         question: merkle::Question,
+    },
+    /// Which membership the node serves, once it has taken the one that is offered if that is a
+    /// later one.
+    Membership {
+        offer: Option<Membership>,
     },
 }
 
@@ -119,6 +146,13 @@ pub(crate) enum Answer {
     /// Keys and their records, in ascending order; none: there are no more.
     Page(Vec<(Bytes, Bytes)>),
     Compared(merkle::Answer),
+    /// Which membership the node serves, durably. To another request: nothing was done.
+    Membership {
+        membership: Membership,
+        is_whole: bool,
+        /// Whether it has all that the end of a change needs of it.
+        is_ready: bool,
+    },
     /// Nothing was done.
     Busy,
     TooLong {
@@ -140,11 +174,15 @@ pub(crate) fn compare_limits() -> MerkleConfig {
 impl Envelope {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(256);
-        out.put_u8(VERSION);
+        let has_membership = self.membership > Membership::FIRST_EPOCH;
+        out.put_u8(if has_membership { VERSION_WITH_MEMBERSHIP } else { VERSION });
         out.put_u8(self.ask.kind());
         out.put_u16_le(0);
         out.put_u32_le(u32::try_from(self.max_answer_bytes).unwrap_or(u32::MAX));
         out.put_u64_le(self.epoch);
+        if has_membership {
+            out.put_u64_le(self.membership);
+        }
         match &self.ask {
             Ask::Table(request) => put_request(&mut out, request),
             Ask::Register { key, request } => {
@@ -165,14 +203,26 @@ impl Envelope {
             Ask::Compare { question } => {
                 out.put_slice(&merkle::codec::encode_question(question, &compare_limits()));
             }
+            Ask::Membership { offer } => {
+                out.put_u8(u8::from(offer.is_some()));
+                if let Some(offer) = offer {
+                    membership::put_membership(&mut out, offer);
+                }
+            }
         }
         out.freeze()
     }
 
     pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
-        let kind = take_head(&mut bytes)?;
+        let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
+        let kind = take_head(&mut bytes, VERSION_WITH_MEMBERSHIP)?;
         let max_answer_bytes = take_u32(&mut bytes)? as usize;
         let epoch = take_u64(&mut bytes)?;
+        let membership = if version == VERSION { 1 } else { take_u64(&mut bytes)? };
+        let is_later = (2..=Membership::MAX_EPOCH).contains(&membership);
+        if version != VERSION && !is_later {
+            return Err(DecodeError::Invalid("epoch of a membership"));
+        }
         let ask = match kind {
             1..=5 | 11 => Ask::Table(take_request(&mut bytes, kind)?),
             6 => {
@@ -194,10 +244,15 @@ impl Envelope {
                 }
             }
             10 => Ask::Read { space: take_space(&mut bytes)?, key: take_key(&mut bytes)? },
+            12 => {
+                let is_offered = take_bool(&mut bytes)?;
+                let take = |bytes: &mut Bytes| membership::take_membership(bytes);
+                Ask::Membership { offer: is_offered.then(|| take(&mut bytes)).transpose()? }
+            }
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
-        Ok(Self { max_answer_bytes, epoch, ask })
+        Ok(Self { max_answer_bytes, epoch, membership, ask })
     }
 }
 
@@ -215,6 +270,7 @@ impl Ask {
             Self::Compare { .. } => 9,
             Self::Read { .. } => 10,
             Self::Table(table::Request::Digest { .. }) => 11,
+            Self::Membership { .. } => 12,
         }
     }
 }
@@ -239,6 +295,10 @@ impl Answer {
             Self::Compared(answer) => {
                 out.put_slice(&merkle::codec::encode_answer(answer, &compare_limits()));
             }
+            Self::Membership { membership, is_whole, is_ready } => {
+                out.put_u8(u8::from(*is_whole) | u8::from(*is_ready) << 1);
+                membership::put_membership(&mut out, membership);
+            }
             Self::Busy => {}
             Self::TooLong { is_written } => out.put_u8(u8::from(*is_written)),
         }
@@ -248,7 +308,7 @@ impl Answer {
     /// The epoch of the replica, and its answer.
     pub(crate) fn decode(mut bytes: Bytes) -> Result<(u64, Self), DecodeError> {
         use table::Reply;
-        let kind = take_head(&mut bytes)?;
+        let kind = take_head(&mut bytes, VERSION)?;
         let epoch = take_u64(&mut bytes)?;
         let answer = match kind {
             1 => Self::Table(Reply::Value { state: take_siblings(&mut bytes)? }),
@@ -274,6 +334,14 @@ impl Answer {
                 Self::Compared(merkle::codec::decode_answer(answer, &compare_limits())?)
             }
             16 => Self::Table(Reply::Digest { digest: take_u128(&mut bytes)? }),
+            17 => {
+                let bits = take_u8(&mut bytes)?;
+                if bits > 3 {
+                    return Err(DecodeError::Invalid("bits of a membership"));
+                }
+                let membership = membership::take_membership(&mut bytes)?;
+                Self::Membership { membership, is_whole: bits & 1 != 0, is_ready: bits & 2 != 0 }
+            }
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
@@ -299,6 +367,7 @@ impl Answer {
             Self::TooLong { .. } => 14,
             Self::Compared(_) => 15,
             Self::Table(Reply::Digest { .. }) => 16,
+            Self::Membership { .. } => 17,
         }
     }
 }
@@ -311,9 +380,10 @@ fn take_space(bytes: &mut Bytes) -> Result<Space, DecodeError> {
     }
 }
 
-fn take_head(bytes: &mut Bytes) -> Result<u8, DecodeError> {
+/// The kind of a message of a version up to `max_version`.
+fn take_head(bytes: &mut Bytes, max_version: u8) -> Result<u8, DecodeError> {
     let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
-    if version != VERSION {
+    if !(VERSION..=max_version).contains(&version) {
         return Err(DecodeError::Version(version));
     }
     if bytes.len() < 4 {

@@ -70,7 +70,17 @@ fn ask() -> impl Strategy<Value = Ask> {
             key
         }),
         question().prop_map(|question| Ask::Compare { question }),
+        prop::option::of(membership()).prop_map(|offer| Ask::Membership { offer }),
     ]
+}
+
+fn membership() -> impl Strategy<Value = Membership> {
+    (prop::collection::btree_set(1..9_u64, 1..5), any::<bool>()).prop_map(|(ids, is_changing)| {
+        let first = Membership::first(ids);
+        let change = membership::MemberChange::Add(99);
+        let next = first.begin(change, table::Level::Quorum).ok().flatten();
+        if is_changing { next.unwrap_or(first) } else { first }
+    })
 }
 
 fn question() -> impl Strategy<Value = merkle::Question> {
@@ -120,6 +130,11 @@ fn answer() -> impl Strategy<Value = Answer> {
         prop::collection::vec((bytes(9), bytes(30)), 0..4).prop_map(Answer::Page),
         any::<bool>().prop_map(|is_written| Answer::TooLong { is_written }),
         compared().prop_map(Answer::Compared),
+        (membership(), any::<bool>(), any::<bool>()).prop_map(
+            |(membership, is_whole, is_ready)| {
+                Answer::Membership { membership, is_whole, is_ready }
+            }
+        ),
     ]
 }
 
@@ -140,9 +155,9 @@ fn damaged(bytes: &Bytes, at: usize, by: u8) -> Bytes {
 proptest! {
     #[test]
     fn requests_keep_their_bytes(
-        ask in ask(), epoch: u64, max: u32, at: usize, by: u8,
+        ask in ask(), epoch: u64, max: u32, membership in 1..4_u64, at: usize, by: u8,
     ) {
-        let envelope = Envelope { max_answer_bytes: max as usize, epoch, ask };
+        let envelope = Envelope { max_answer_bytes: max as usize, epoch, membership, ask };
         let bytes = envelope.encode();
         prop_assert_eq!(Envelope::decode(bytes.clone()), Ok(envelope));
         // What is accepted after damage is a request with exactly these bytes.
@@ -180,7 +195,7 @@ proptest! {
 fn lengths_from_the_wire_are_bounded() {
     let long = Bytes::from(vec![0; MAX_KEY_BYTES + 1]);
     let ask = Ask::Table(Request::Get { key: long });
-    let envelope = Envelope { max_answer_bytes: 0, epoch: 1, ask };
+    let envelope = Envelope { max_answer_bytes: 0, epoch: 1, membership: 1, ask };
     let error = DecodeError::AboveLimit("length of a key");
     assert_eq!(Envelope::decode(envelope.encode()), Err(error));
     let mut page = BytesMut::from(&Answer::Page(Vec::new()).encode(1)[..]);

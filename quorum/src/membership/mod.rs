@@ -1,0 +1,139 @@
+//! Memberships: who the replicas are, numbered by epochs, and how one follows another.
+//!
+//! The replicas of a table and its registers change one at a time, in two epochs each (joint
+//! consensus; Raft §6, CASPaxos §2.3):
+//!
+//! ```text
+//! epoch e      {1, 2, 3}
+//! epoch e + 1  {1, 2, 3} and {1, 2, 4}   joint: R, W and majorities are needed in both sets
+//! epoch e + 2  {1, 2, 4}
+//! ```
+//!
+//! - **One successor.** What follows epoch e is decided by a Paxos register of the replicas of
+//!   epoch e, written once: two operators cannot make two different epochs e + 1.
+//! - **Fence.** Each request carries its epoch, and a node serves no other epoch than its own. Once
+//!   N - W + 1 of the old replicas have moved to e + 1 (and a majority), nothing of epoch e can be
+//!   acknowledged any more.
+//! - **Transfer.** The new replica merges the records of N - W + 1 old ones, all read behind the
+//!   fence: each acknowledged write and each state that a register has chosen is among them. Until
+//!   then it counts in no quorum.
+//! - **Operations of neighbouring epochs intersect**, for one of the two sets is the same. So
+//!   clients may learn of an epoch late.
+//!
+//! Everything here is a pure value or function. [`Node::reconfigure`](crate::Node::reconfigure) and
+//! [`Node::maintain`](crate::Node::maintain) carry it out. No failure detector, and no silence of a
+//! node, ever changes a membership: only an operator's word does.
+
+mod change;
+mod codec;
+mod progress;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeSet;
+
+pub use self::change::{ChangeRejected, MemberChange};
+pub(crate) use self::codec::{decode, encode, put_membership, take_membership};
+pub(crate) use self::progress::{Lack, Seen, Sources};
+use crate::table::Level;
+
+/// A replica, and since when it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Member {
+    /// The node.
+    pub id: u64,
+    /// The epoch that added it. A node that was removed and added again is another member: what its
+    /// store held as the earlier one counts for nothing.
+    pub since: u64,
+}
+
+/// The replicas of one epoch. While they change there are two sets of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Membership {
+    /// 0: not known. At most [`Membership::MAX_EPOCH`].
+    epoch: u64,
+    /// In ascending order, each id once. Empty only if the epoch is not known.
+    members: Vec<Member>,
+    /// While they change: the replicas to be. Differs from `members` in one addition, one removal,
+    /// or one of each.
+    next: Option<Vec<Member>>,
+}
+
+impl Membership {
+    /// The epoch of replicas that never changed.
+    pub const FIRST_EPOCH: u64 = 1;
+    /// The last epoch: 2^62 - 1. What lies above it is refused wherever it arrives.
+    pub const MAX_EPOCH: u64 = (1 << 62) - 1;
+    /// How many replicas there may be.
+    pub const MAX_MEMBERS: usize = 31;
+
+    /// The membership of the first epoch.
+    pub fn first(ids: impl IntoIterator<Item = u64>) -> Self {
+        let ids: BTreeSet<u64> = ids.into_iter().collect();
+        let member = |id| Member { id, since: Self::FIRST_EPOCH };
+        let members = ids.into_iter().map(member).collect();
+        Self { epoch: Self::FIRST_EPOCH, members, next: None }
+    }
+
+    /// What a node knows whose store was lost or is new.
+    pub(crate) fn unknown() -> Self {
+        Self { epoch: 0, members: Vec::new(), next: None }
+    }
+
+    /// The epoch.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The replicas; while they change, those of before.
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// While the replicas change, those to be.
+    pub fn next(&self) -> Option<&[Member]> {
+        self.next.as_deref()
+    }
+
+    /// Whether the replicas are being changed: quorums are needed of both sets.
+    pub fn is_changing(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// The ids of all replicas, of both sets while they change, in ascending order.
+    pub fn ids(&self) -> Vec<u64> {
+        let ids: BTreeSet<u64> = self.sets().flatten().map(|member| member.id).collect();
+        ids.into_iter().collect()
+    }
+
+    /// Whether a node is one of the replicas.
+    pub fn contains(&self, id: u64) -> bool {
+        self.since(id).is_some()
+    }
+
+    /// The epoch that added a replica. None: the node is none.
+    pub fn since(&self, id: u64) -> Option<u64> {
+        self.sets().flatten().find(|member| member.id == id).map(|member| member.since)
+    }
+
+    /// One set, or two while they change.
+    pub(crate) fn sets(&self) -> impl Iterator<Item = &[Member]> {
+        std::iter::once(self.members.as_slice()).chain(self.next.as_deref())
+    }
+
+    /// Whether the nodes for which `counts` is true are enough for a level: of each set, as many
+    /// as the level asks for.
+    pub fn is_met(&self, level: Level, counts: impl Fn(u64) -> bool) -> bool {
+        self.sets().all(|set| {
+            let count = set.iter().filter(|member| counts(member.id)).count();
+            !set.is_empty() && count >= level.count(set.len())
+        })
+    }
+}
+
+/// How many others a lost replica of `n` is rebuilt from, and how many old replicas a new one is
+/// filled from (itself none of them): each write that was acknowledged at the level `write`, and
+/// each state that a majority of acceptors has accepted, is on one of them.
+pub(crate) fn sources_of(n: usize, write: Level) -> usize {
+    (n + 1).saturating_sub(write.count(n).min(Level::Quorum.count(n)))
+}
