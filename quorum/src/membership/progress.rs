@@ -101,12 +101,15 @@ impl Membership {
         if found >= needed { Ok(()) } else { Err(Lack { found, needed }) }
     }
 
-    /// Whether the new set may stand alone: nothing of an earlier epoch is left, and every new
-    /// replica has what was acknowledged before. All of them, for a table may write at
-    /// [`Level::All`] and read at [`Level::One`].
+    /// Whether the new set may stand alone: nothing of an earlier epoch is left, and every replica
+    /// that was added, or must catch up, has what was acknowledged before. Each of them, for a
+    /// table may write at [`Level::All`] and read at [`Level::One`]. One that stays and need not catch up
+    /// holds what it held; it may be away.
     pub(crate) fn may_finish(&self, seen: &BTreeMap<u64, Seen>, write: Level) -> bool {
         let is_ready = |member: &Member| {
-            self.is_whole(seen, member) && seen.get(&member.id).is_some_and(|seen| seen.is_ready)
+            let must_copy = !self.members.contains(member) || self.must_catch_up(member.id);
+            let is_ready = seen.get(&member.id).is_some_and(|seen| seen.is_ready);
+            !must_copy || (self.is_whole(seen, member) && is_ready)
         };
         let next = self.next.as_ref();
         next.is_some_and(|next| next.iter().all(is_ready)) && self.fence(seen, write).is_ok()

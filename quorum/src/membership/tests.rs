@@ -179,7 +179,7 @@ fn a_change_ends_when_every_new_replica_is_ready_behind_the_fence() {
     let joint = joint.unwrap().unwrap();
     let mut told = seen(&joint, &[1, 2, 4]);
     assert!(joint.may_finish(&told, Level::Quorum));
-    for (id, wrong) in [(1, "epoch"), (4, "epoch"), (4, "whole"), (2, "ready")] {
+    for (id, wrong) in [(1, "epoch"), (2, "whole"), (4, "epoch"), (4, "whole"), (4, "ready")] {
         let good = told[&id];
         let bad = match wrong {
             "epoch" => Seen { epoch: 1, ..good },
@@ -191,11 +191,25 @@ fn a_change_ends_when_every_new_replica_is_ready_behind_the_fence() {
         told.insert(id, good);
     }
     assert!(!first.may_finish(&told, Level::Quorum));
+    // Two of four old replicas hold what three have acknowledged, and are no fence: the other two
+    // and a replica that is rebuilt from them would go on.
+    let four = Membership::first(1..=4).begin(MemberChange::Add(9), Level::Quorum);
+    let four = four.unwrap().unwrap();
+    let lack = Err(Lack { found: 2, needed: 3 });
+    assert_eq!(four.sources(9, &seen(&four, &[1, 2]), Level::Quorum), lack);
+    assert!(four.sources(9, &seen(&four, &[1, 2, 3]), Level::Quorum).is_ok());
+    // A replica that stays may be away, if enough of the old ones are there.
+    let mut without = seen(&joint, &[2, 3, 4]);
+    without.remove(&1);
+    assert!(joint.may_finish(&without, Level::Quorum));
     // Of four old replicas, three must have moved, the new ones among them or not.
     let joint = Membership::first(1..=4).begin(MemberChange::Remove(1), Level::Quorum);
     let joint = joint.unwrap().unwrap();
     assert!(joint.may_finish(&seen(&joint, &[2, 3, 4]), Level::Quorum));
     assert!(joint.must_catch_up(2) && !joint.must_catch_up(1));
+    let mut told = seen(&joint, &[1, 2, 3, 4]);
+    told.insert(3, Seen { is_ready: false, ..told[&3] });
+    assert!(!joint.may_finish(&told, Level::Quorum), "where they become fewer, all catch up");
 }
 
 #[test]

@@ -11,8 +11,8 @@ use crate::table::Level;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeConfig {
-    /// The replicas when the cluster is set up, this node included: 1 to 31 ids, each once. The same
-    /// at all nodes, tables and registers. Once they were changed
+    /// The replicas when the cluster is set up, this node included: 1 to 31 ids, each once. The
+    /// same at all nodes, tables and registers. Once they were changed
     /// ([`Node::reconfigure`](super::Node::reconfigure)) each node keeps the latest membership in
     /// its store, and this list only says whom a node asks that has lost it, or joins: one of them
     /// must still run.

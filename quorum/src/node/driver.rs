@@ -215,14 +215,8 @@ impl Driver {
             Job::Rebuilt { epoch, done } => {
                 // What was copied as a replica of another epoch is not enough for this one.
                 let is_same = self.view.membership.epoch() == epoch && self.adopting.is_empty();
-                let since = self.view.membership.since(self.meta.node);
-                if let Some(since) = since
-                    && is_same
-                    && !self.meta.is_condemned
-                    && self.replica.epoch() > 0
-                {
-                    self.view.joined = since;
-                    self.write_view();
+                let is_member = self.view.joined != 0 && !self.view.is_removed(self.meta.node);
+                if is_same && is_member && !self.meta.is_condemned && self.replica.epoch() > 0 {
                     self.replica.rebuilt();
                     self.meta.is_whole = self.replica.is_whole();
                     self.write_meta();
@@ -387,8 +381,8 @@ impl Driver {
         batch
     }
 
-    /// Serves the latest of the memberships that were offered. Every request of an earlier epoch has
-    /// been refused, or its record is in a batch that is written no later than this one: who reads
+    /// Serves the latest of the memberships that were offered. Every request of an earlier epoch
+    /// has been refused, or its record is in a batch that is written no later than this one: who reads
     /// the store once the membership is durable reads all that was ever acknowledged before.
     fn adopt(&mut self) {
         let adopting = std::mem::take(&mut self.adopting);
@@ -398,7 +392,7 @@ impl Driver {
         {
             let (node, epoch) = (self.meta.node, latest.epoch());
             tracing::info!(target: "voussoir::quorum", node, epoch, "serves another membership");
-            self.view.membership = Arc::new(latest);
+            self.view = self.view.followed_by(latest, node);
             if self.view.is_removed(node) {
                 // What it holds counts for nothing, also when the node is added again.
                 self.meta.is_whole = false;

@@ -75,13 +75,14 @@ impl ReconfigureError {
 
 impl Node {
     /// Changes the replicas: adds one, removes one, or replaces one by another, while clients go
-    /// on. Returns when the new replicas stand alone, with their membership. Every whole replica may
-    /// be asked. A call for what is already so returns at once; a call that is repeated carries on
+    /// on. Returns when the new replicas stand alone, with their membership. Every whole replica
+    /// may be asked. A call for what is already so returns at once; a call that is repeated carries on
     /// what it finds.
     ///
     /// A node that is added was begun by [`Node::join`] and maintains itself. A replica that is
-    /// removed may be dead. A majority of the old replicas must be there, and N - W + 1 of them.
-    /// What ends late goes on by itself, carried on by the maintenance of any replica.
+    /// removed may be dead, and so may others: a majority of the old replicas must be there, and
+    /// N - W + 1 of them; for a removal, all that stay. While another change is under way, this one
+    /// waits for it. What ends late goes on by itself: the maintenance of any replica carries it on.
     ///
     /// Tables and registers follow by themselves, if their list names a replica that is left.
     ///
@@ -100,36 +101,36 @@ impl Node {
         let ends = Instant::now() + timeout;
         // Ends: with the change, or by the deadline.
         loop {
-            if !self.is_whole() {
-                return Err(ReconfigureError::NotWhole);
-            }
             let current = self.current();
-            let is_begun = current.is_changing();
-            if is_begun {
-                self.advance(link).await;
-            } else {
-                match current.begin(change, self.shared.config.write)? {
-                    None => return Ok(current),
-                    Some(next) => drop(self.decide(link, &current, &next).await),
-                }
+            let begun = current.begin(change, self.shared.config.write);
+            match begun {
+                // Also a node that the change has removed knows that it is made.
+                Ok(None) => return Ok(current),
+                _ if !self.is_whole() => return Err(ReconfigureError::NotWhole),
+                Ok(Some(next)) => drop(self.decide(link, &current, &next).await),
+                Err(ChangeRejected::Underway { .. }) => self.advance(link).await,
+                Err(rejected) => return Err(rejected.into()),
             }
             let latest = self.current();
-            let is_over = Instant::now() >= ends;
-            if latest.epoch() > current.epoch() && !is_over {
+            if latest.epoch() > current.epoch() {
+                // Ends: each epoch ends this change or another one.
                 continue;
             }
-            if is_over && latest.begin(change, self.shared.config.write) == Ok(None) {
-                return Ok(latest);
-            }
-            if is_over {
-                let epoch = latest.epoch();
-                return Err(if latest.is_changing() {
-                    ReconfigureError::Unfinished { epoch }
-                } else {
-                    ReconfigureError::Undecided { epoch }
-                });
+            if Instant::now() >= ends {
+                return Err(self.late(&latest, change));
             }
             sleep(self.shared.config.maintain_every.min(LOOK_EVERY)).await;
+        }
+    }
+
+    /// Why a change has not ended in time.
+    fn late(&self, latest: &Membership, change: MemberChange) -> ReconfigureError {
+        let epoch = latest.epoch();
+        let Some(after) = latest.finish() else { return ReconfigureError::Undecided { epoch } };
+        if after.begin(change, self.shared.config.write) == Ok(None) {
+            ReconfigureError::Unfinished { epoch }
+        } else {
+            ChangeRejected::Underway { epoch }.into()
         }
     }
 

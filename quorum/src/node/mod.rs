@@ -334,8 +334,8 @@ impl Node {
         self.shared.status.clone()
     }
 
-    /// The membership that the node serves, now and later. Its epoch is 0 while it is not known: the
-    /// node is new, or its store was lost.
+    /// The membership that the node serves, now and later. Its epoch is 0 while it is not known:
+    /// the node is new, or its store was lost.
     pub fn membership(&self) -> watch::Receiver<Arc<Membership>> {
         self.shared.membership.clone()
     }

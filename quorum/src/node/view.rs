@@ -20,7 +20,9 @@ pub(super) const KEY: &[u8] = b"v";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct View {
-    /// The epoch that added this store as a member. 0: it is none yet.
+    /// The epoch that added the store as a member. 0: it has been none so far, and holds nothing.
+    /// Set with the first membership that has the node, before anything is copied: what a store
+    /// has copied for a change that was taken back must not be there when it is added later.
     pub(super) joined: u64,
     /// Its epoch is 0 until it is known.
     pub(super) membership: Arc<Membership>,
@@ -36,6 +38,13 @@ impl View {
     /// Of a store that is new or was lost.
     pub(super) fn unknown() -> Self {
         Self { joined: 0, membership: Arc::new(Membership::unknown()) }
+    }
+
+    /// The view of a later membership.
+    pub(super) fn followed_by(&self, membership: Membership, node: u64) -> Self {
+        let joined =
+            if self.joined == 0 { membership.since(node).unwrap_or(0) } else { self.joined };
+        Self { joined, membership: Arc::new(membership) }
     }
 
     /// Whether the store was a member, and is none any more: not even if its node is one again,

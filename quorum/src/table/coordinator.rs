@@ -276,8 +276,8 @@ impl Coordinator {
     /// discarded.
     ///
     /// What runs is begun anew at the new replicas, within its deadline: a read asks again, and a
-    /// state that is spread is merged into quorums of the new replicas, for what was acknowledged in
-    /// the old epoch counts for it no more. Only the call of a write to its primary goes on: the
+    /// state that is spread is merged into quorums of the new replicas, for what was acknowledged
+    /// in the old epoch counts for it no more. Only the call of a write to its primary goes on: the
     /// write may have been made.
     pub fn reconfigure(&mut self, now: u64, membership: Membership) {
         if membership.epoch() <= self.membership.epoch() {

@@ -1,8 +1,10 @@
 //! Three nodes as processes over TCP, each with a journal on a real disk, killed without warning
-//! and started again while clients work. The history of the registers must be linearizable, and no
-//! acknowledged write of the table may be missing.
+//! and started again, cut off and replaced while clients work. The history of the registers must be
+//! linearizable, and no acknowledged write of the table may be missing.
 //!
 //! A node's process is this test binary, told by its environment to be one.
+
+mod proxy;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -12,6 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use self::proxy::Proxy;
 use std::sync::Mutex;
 use voussoir_journal::Journal;
 use voussoir_net::{Peers, Tcp};
@@ -23,6 +26,8 @@ use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, check};
 
 const SERVICE: u16 = 7;
 const NODES: [u64; 3] = [1, 2, 3];
+/// With the node that takes another one's place.
+const ALL: [u64; 4] = [1, 2, 3, 4];
 const ID: &str = "VOUSSOIR_QUORUM_NODE";
 /// How often a node compares itself with the others; 0: never.
 const REPAIR_MS: &str = "VOUSSOIR_QUORUM_REPAIR_MS";
@@ -33,7 +38,7 @@ fn net_config() -> voussoir_net::Config {
 
 fn peers(addresses: &[SocketAddr]) -> Peers {
     let peers = Peers::new();
-    for (id, address) in NODES.iter().zip(addresses) {
+    for (id, address) in ALL.iter().zip(addresses) {
         peers.insert(*id, *address);
     }
     peers
@@ -59,18 +64,38 @@ fn a_node_when_the_environment_says_so() {
         config.maintain_every = Duration::from_millis(100);
         let repair_ms: u64 = variable(REPAIR_MS).parse().unwrap();
         config.repair_every = (repair_ms > 0).then(|| Duration::from_millis(repair_ms));
-        let node = match Node::create(id, store.clone(), config.clone()).await {
+        let begun = if NODES.contains(&id) {
+            Node::create(id, store.clone(), config.clone()).await
+        } else {
+            Node::join(id, store.clone(), config.clone()).await
+        };
+        let node = match begun {
             Err(StartError::Exists { .. }) => Node::start(id, store, config).await,
             node => node,
         };
         let node = node.unwrap();
-        assert!(node.is_whole(), "a kill loses nothing that was synced");
-        let address = addresses[NODES.iter().position(|node| *node == id).unwrap()];
+        let is_known = NODES.contains(&id);
+        assert!(node.is_whole() || !is_known, "a kill loses nothing that was synced");
+        let address = addresses[ALL.iter().position(|node| *node == id).unwrap()];
         let peers = Arc::new(peers(&addresses));
         let net = Arc::new(Tcp::bind(id, address, peers, net_config()).await.unwrap());
         let link: Arc<dyn Link> = NetLink::serve(net, SERVICE, node.clone()).unwrap();
         node.maintain(&link);
-        std::future::pending::<()>().await;
+        let dir = PathBuf::from(variable("VOUSSOIR_QUORUM_DIR"));
+        // Ends: with the process. An operator's word is a file.
+        loop {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            let Ok(order) = std::fs::read_to_string(dir.join(format!("{id}.order"))) else {
+                continue;
+            };
+            let ids: Vec<u64> = order.split(' ').map(|id| id.parse().unwrap()).collect();
+            let replace = MemberChange::Replace { old: ids[0], new: ids[1] };
+            let after = node.reconfigure(&link, replace, Duration::from_secs(2)).await;
+            if let Ok(after) = after {
+                std::fs::write(dir.join(format!("{id}.done")), after.epoch().to_string()).unwrap();
+                std::fs::remove_file(dir.join(format!("{id}.order"))).unwrap();
+            }
+        }
     });
 }
 
@@ -84,10 +109,12 @@ struct Processes {
 
 impl Processes {
     fn start(repair_ms: u64) -> Self {
-        let name = format!("voussoir-quorum-{}-{repair_ms}", std::process::id());
+        static STARTED: AtomicU64 = AtomicU64::new(0);
+        let count = STARTED.fetch_add(1, Ordering::Relaxed);
+        let name = format!("voussoir-quorum-{}-{count}", std::process::id());
         let dir = std::env::temp_dir().join(name);
         let listeners: Vec<_> =
-            NODES.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+            ALL.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
         drop(listeners);
         let children = NODES.iter().map(|id| spawn(*id, &dir, &addresses, repair_ms)).collect();
@@ -101,6 +128,25 @@ impl Processes {
 
     fn restart(&mut self, at: usize) {
         self.children[at] = spawn(NODES[at], &self.dir, &self.addresses, self.repair_ms);
+    }
+
+    /// The fourth node, which is no replica yet.
+    fn join(&mut self) {
+        self.children.push(spawn(ALL[3], &self.dir, &self.addresses, self.repair_ms));
+    }
+
+    /// Tells a node to replace one replica by another, and waits until it has.
+    async fn replace(&self, at: u64, old: u64, new: u64) {
+        // Written under another name first: the node reads all of it or nothing.
+        let draft = self.dir.join("draft");
+        std::fs::write(&draft, format!("{old} {new}")).unwrap();
+        std::fs::rename(draft, self.dir.join(format!("{at}.order"))).unwrap();
+        let until = std::time::Instant::now() + Duration::from_secs(60);
+        // Ends: at the latest after a minute.
+        while !self.dir.join(format!("{at}.done")).exists() {
+            assert!(std::time::Instant::now() < until, "the change has not ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -130,6 +176,8 @@ fn spawn(id: u64, dir: &Path, addresses: &[SocketAddr], repair_ms: u64) -> Child
 
 /// What all clients share.
 struct World {
+    /// Of the registers.
+    keys: u8,
     began: std::time::Instant,
     history: Mutex<History<KvOp<u8, u64>, KvRet<u64>>>,
     next_value: AtomicU64,
@@ -140,6 +188,23 @@ struct World {
 }
 
 impl World {
+    fn new(keys: u8) -> Arc<Self> {
+        Arc::new(Self {
+            keys,
+            began: std::time::Instant::now(),
+            history: Mutex::new(History::new()),
+            next_value: AtomicU64::new(1),
+            is_over: AtomicBool::new(false),
+            resolved: AtomicU64::new(0),
+            acknowledged: Mutex::default(),
+        })
+    }
+
+    /// How many operations have ended well.
+    fn done(&self) -> u64 {
+        self.history.lock().unwrap().outcomes().0
+    }
+
     fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
     }
@@ -177,7 +242,7 @@ async fn register_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {
     let mut rng = Rng::new(id);
     let mut known = Known::new();
     while !world.is_over.load(Ordering::Relaxed) {
-        let key = rng.below(3) as u8;
+        let key = rng.below(world.keys.into()) as u8;
         let value = world.next_value.fetch_add(1, Ordering::Relaxed);
         let (expected, expect) = known.get(&key).copied().unwrap_or((0, None));
         let op = match rng.below(4) {
@@ -288,26 +353,11 @@ fn processes_that_are_killed_lose_nothing_and_stay_linearizable() {
 async fn run() {
     let kills: u64 = std::env::var("VOUSSOIR_KILLS").map_or(10, |n| n.parse().unwrap());
     let mut processes = Processes::start(0);
-    let world = Arc::new(World {
-        began: std::time::Instant::now(),
-        history: Mutex::new(History::new()),
-        next_value: AtomicU64::new(1),
-        is_over: AtomicBool::new(false),
-        resolved: AtomicU64::new(0),
-        acknowledged: Mutex::default(),
-    });
-    let mut clients = Vec::new();
-    for id in 100..104 {
-        let link = link(id, &processes.addresses).await;
-        clients.push(tokio::spawn(register_client(id, Arc::clone(&world), link)));
-    }
-    for id in 200..202 {
-        let link = link(id, &processes.addresses).await;
-        clients.push(tokio::spawn(table_client(id, Arc::clone(&world), link)));
-    }
+    let world = World::new(3);
+    let clients = clients_of(&world, &processes).await;
     let mut rng = Rng::new(kills);
     // Until the nodes answer for the first time; ends: they were started.
-    while world.history.lock().unwrap().outcomes().0 < 10 {
+    while world.done() < 10 {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     for _ in 0..kills {
@@ -318,6 +368,25 @@ async fn run() {
         processes.restart(at);
     }
     tokio::time::sleep(Duration::from_millis(800)).await;
+    finish(&world, clients, 500).await;
+}
+
+/// Clients of the registers and of the table.
+async fn clients_of(world: &Arc<World>, processes: &Processes) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut clients = Vec::new();
+    for id in 100..104 {
+        let link = link(id, &processes.addresses).await;
+        clients.push(tokio::spawn(register_client(id, Arc::clone(world), link)));
+    }
+    for id in 200..202 {
+        let link = link(id, &processes.addresses).await;
+        clients.push(tokio::spawn(table_client(id, Arc::clone(world), link)));
+    }
+    clients
+}
+
+/// Ends the clients, and checks what they have seen.
+async fn finish(world: &World, clients: Vec<tokio::task::JoinHandle<()>>, min_done: u64) {
     world.is_over.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.unwrap();
@@ -327,11 +396,114 @@ async fn run() {
     let resolved = world.resolved.load(Ordering::Relaxed);
     let keys = world.acknowledged.lock().unwrap().len();
     println!("{ok} done, {failed} failed, {unknown} unknown, {resolved} resolved, {keys} keys");
-    assert!(ok > 500 && keys > 100, "{ok} operations, {keys} keys");
+    assert!(ok > min_done && keys > 100, "{ok} operations, {keys} keys");
     assert!(unknown * 20 <= ok + failed, "{unknown} unknown");
     if let Err(error) = check::<Kv<u8, u64>>(&Kv::new(), &history, 50_000_000) {
         panic!("{error}\n{}", history.to_json_lines());
     }
+}
+
+/// A replica dies for good and another one takes its place while clients work; then the new one is
+/// needed for every quorum, and the old one comes back with its disk.
+#[test]
+fn a_replica_is_replaced_under_load() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut processes = Processes::start(200);
+        let world = World::new(3);
+        let clients = clients_of(&world, &processes).await;
+        // Ends: the nodes were started.
+        while world.done() < 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        processes.kill(2);
+        processes.join();
+        let before = world.done();
+        processes.replace(1, 3, 4).await;
+        println!("{} operations while the replica was replaced", world.done() - before);
+        // The replicas 2 and 4 are a majority of the new set, and of no other.
+        processes.kill(0);
+        for until in [world.done() + 200, world.done() + 400] {
+            // Ends: two of three replicas are there.
+            while world.done() < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            if processes.children[2].try_wait().unwrap().is_some() {
+                processes.restart(2);
+            }
+        }
+        processes.restart(0);
+        finish(&world, clients, 500).await;
+    });
+}
+
+/// Real processes, killed and cut off all along. `VOUSSOIR_OPERATIONS` is how many operations must
+/// end well; 100000 is the long form.
+#[test]
+fn histories_with_kills_and_partitions_are_linearizable() {
+    let operations: u64 =
+        std::env::var("VOUSSOIR_OPERATIONS").map_or(2_000, |n| n.parse().unwrap());
+    let (min_kills, min_cuts) = if operations >= 100_000 { (10, 10) } else { (3, 3) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut processes = Processes::start(1_000);
+        let world = World::new(200);
+        let (mut clients, mut proxies) = (Vec::new(), Vec::new());
+        for id in 100..112 {
+            let own: Vec<Proxy> =
+                processes.addresses[..3].iter().map(|to| Proxy::start(*to)).collect();
+            let addresses: Vec<_> = own.iter().map(|proxy| proxy.address).collect();
+            let link = link(id, &addresses).await;
+            clients.push(tokio::spawn(register_client(id, Arc::clone(&world), link)));
+            proxies.push(own);
+        }
+        let (mut rng, mut kills, mut cuts) = (Rng::new(operations), 0, 0);
+        // Until the nodes answer for the first time; ends: they were started.
+        while world.done() < 10 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let share = operations / (min_kills + min_cuts + 1);
+        // Ends: faults are short, and a majority works between them.
+        while world.done() < operations || kills < min_kills || cuts < min_cuts {
+            let pause = world.done() + share.min(3_000);
+            while world.done() < pause {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            if kills <= cuts {
+                kills += 1;
+                let at = rng.below(3) as usize;
+                processes.kill(at);
+                tokio::time::sleep(Duration::from_millis(rng.below(400))).await;
+                processes.restart(at);
+                continue;
+            }
+            cuts += 1;
+            // Each client loses other nodes: some a minority, some all.
+            let is_reset = rng.chance(500_000);
+            for own in &proxies {
+                let far = rng.below(4);
+                own.iter().filter(|_| rng.below(4) < far).for_each(|proxy| proxy.cut(is_reset));
+            }
+            tokio::time::sleep(Duration::from_millis(100 + rng.below(400))).await;
+            proxies.iter().flatten().for_each(Proxy::mend);
+        }
+        world.is_over.store(true, Ordering::Relaxed);
+        for client in clients {
+            client.await.unwrap();
+        }
+        let history = world.history.lock().unwrap();
+        let (ok, failed, unknown) = history.outcomes();
+        let (all, resolved) = (ok + failed + unknown, world.resolved.load(Ordering::Relaxed));
+        let seconds = world.began.elapsed().as_secs();
+        println!(
+            "{all} operations in {seconds} s: {ok} done, {failed} without effect, {unknown} \
+             unknown, {resolved} resolved; {kills} kills, {cuts} partitions"
+        );
+        assert!(ok >= operations && unknown * 20 <= all, "{ok} done, {unknown} unknown");
+        if let Err(error) = check::<Kv<u8, u64>>(&Kv::new(), &history, 500_000_000) {
+            panic!("{error}");
+        }
+    });
 }
 
 /// A page of a node's records, from the bytes of its answer.

@@ -1,0 +1,9 @@
+//! Changing the replicas of running nodes: scenes, and lives with every fault at once.
+//!
+//! The nodes and clients are the real ones, under virtual time, on a network and on disks that do
+//! what the seed says. `VOUSSOIR_LIVES` sets the number of seeds, `VOUSSOIR_SEED` the first one.
+
+mod clients;
+mod lives;
+mod scenes;
+mod world;
