@@ -382,8 +382,8 @@ impl Driver {
     }
 
     /// Serves the latest of the memberships that were offered. Every request of an earlier epoch
-    /// has been refused, or its record is in a batch that is written no later than this one: who reads
-    /// the store once the membership is durable reads all that was ever acknowledged before.
+    /// has been refused, or its record is in a batch that is written no later than this one: who
+    /// reads the store once the membership is durable reads all that was ever acknowledged before.
     fn adopt(&mut self) {
         let adopting = std::mem::take(&mut self.adopting);
         let (offers, done): (Vec<_>, Vec<_>) = adopting.into_iter().unzip();

@@ -143,7 +143,8 @@ impl Node {
     }
 
     /// Whether so many replicas answer, the one that missed a write among them, that an
-    /// acknowledged write is on one of these. While the replicas change, that is on W of the old ones.
+    /// acknowledged write is on one of these. While the replicas change, that is on W of the old
+    /// ones.
     fn is_enough(&self, answers: impl Fn(u64) -> bool) -> bool {
         let (membership, write) = (self.current(), self.shared.config.write);
         let old = membership.members();

@@ -76,13 +76,14 @@ impl ReconfigureError {
 impl Node {
     /// Changes the replicas: adds one, removes one, or replaces one by another, while clients go
     /// on. Returns when the new replicas stand alone, with their membership. Every whole replica
-    /// may be asked. A call for what is already so returns at once; a call that is repeated carries on
-    /// what it finds.
+    /// may be asked. A call for what is already so returns at once; a call that is repeated carries
+    /// on what it finds.
     ///
     /// A node that is added was begun by [`Node::join`] and maintains itself. A replica that is
     /// removed may be dead, and so may others: a majority of the old replicas must be there, and
     /// N - W + 1 of them; for a removal, all that stay. While another change is under way, this one
-    /// waits for it. What ends late goes on by itself: the maintenance of any replica carries it on.
+    /// waits for it. What ends late goes on by itself: the maintenance of any replica carries it
+    /// on.
     ///
     /// Tables and registers follow by themselves, if their list names a replica that is left.
     ///

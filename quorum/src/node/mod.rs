@@ -177,9 +177,8 @@ impl Node {
         if !store.scan(&[], &[], 1).await?.is_empty() {
             return Err(StoreError::Damaged("records without the node's own".to_owned()).into());
         }
-        let meta = Meta::first(id);
-        store.apply(vec![meta.change()]).await?;
-        let view = View::first(&config.replicas);
+        let (meta, view) = (Meta::first(id), View::first(&config.replicas));
+        store.apply(vec![meta.change(), view.change()]).await?;
         Ok(Self::run(store, config, (meta, view), true))
     }
 
@@ -228,12 +227,17 @@ impl Node {
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
         let view = match read_view(&*store).await {
+            // Who the replicas are is asked when the store has been cleared.
             Err(StartError::Store(StoreError::Damaged(_))) => None,
-            view => view?,
+            view => {
+                let view = view?;
+                let first = Membership::FIRST_EPOCH;
+                if view.as_ref().is_none_or(|view| view.membership.epoch() == first) {
+                    check_listed(id, &config)?;
+                }
+                view
+            }
         };
-        if view.is_none() {
-            check_listed(id, &config)?;
-        }
         match read_meta(&*store).await {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");

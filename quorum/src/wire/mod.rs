@@ -51,7 +51,8 @@
 //!
 //! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
 //! by its bulk connection, or reads what it has written. `membership`, to any other request than
-//! the one for it: nothing was done, for the node serves another membership than that of the request.
+//! the one for it: nothing was done, for the node serves another membership than that of the
+//! request.
 
 mod parts;
 #[cfg(test)]

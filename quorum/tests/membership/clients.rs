@@ -98,8 +98,13 @@ pub(crate) fn table(id: u64, world: &Arc<World>, ids: Vec<u64>) -> Table {
 
 /// A table that asks one replica first.
 pub(crate) fn near(local: u64, id: u64, world: &Arc<World>) -> Table {
+    patient(local, id, world, Duration::from_millis(300))
+}
+
+/// The same with another timeout.
+pub(crate) fn patient(local: u64, id: u64, world: &Arc<World>, timeout: Duration) -> Table {
     let mut config = TableConfig::with_replicas([1, 2, 3]);
-    (config.timeout, config.local) = (Duration::from_millis(300), Some(local));
+    (config.timeout, config.local) = (timeout, Some(local));
     Table::new(config, world.link(id)).unwrap()
 }
 

@@ -73,7 +73,7 @@ impl Life<'_> {
 
     async fn step(&mut self) {
         match self.rng.below(13) {
-            0..=2 => self.crash().await,
+            0..=2 => self.crash(),
             3 | 4 => self.cut(),
             5 | 12 => self.lose().await,
             6 => self.world.heal(),
@@ -110,7 +110,7 @@ impl Life<'_> {
         }
     }
 
-    async fn crash(&mut self) {
+    fn crash(&mut self) {
         let mut ids = self.world.running();
         self.rng.shuffle(&mut ids);
         for id in ids.into_iter().take(1 + self.rng.below(2) as usize) {
@@ -301,6 +301,52 @@ impl Life<'_> {
     }
 }
 
+/// Clients of the registers and of the table.
+fn clients_of(
+    world: &Arc<World>,
+    oracle: &Arc<Oracle>,
+    seed: u64,
+) -> Vec<tokio::task::JoinHandle<()>> {
+    let mut clients = Vec::new();
+    for id in 100..103 {
+        let client = register_client(id, Arc::clone(world), Arc::clone(oracle), seed);
+        clients.push(tokio::spawn(client));
+    }
+    for id in 110..112 {
+        let client = table_client(id, Arc::clone(world), Arc::clone(oracle), seed);
+        clients.push(tokio::spawn(client));
+    }
+    clients
+}
+
+/// Counts what became of the changes, and what the clients did.
+fn count(
+    counts: &Situations,
+    oracle: &Oracle,
+    ended: Vec<Option<(MemberChange, u64)>>,
+    latest: &Membership,
+) {
+    let mut made = 0;
+    for (change, epoch) in ended.into_iter().flatten() {
+        made += u64::from(epoch > 1);
+        counts.reached(match (change, epoch) {
+            (_, 0) => "a change was refused",
+            (_, 1) => "a change was not in time",
+            (MemberChange::Add(0), _) => "a change was abandoned",
+            (MemberChange::Add(_), _) => "a replica was added",
+            (MemberChange::Remove(_), _) => "a replica was removed",
+            _ => "a replica was replaced",
+        });
+    }
+    // Each change takes two epochs.
+    counts.add("a change ended without its operator", (latest.epoch() / 2).saturating_sub(made));
+    counts
+        .add("an operation ended in a joint epoch", oracle.in_joint_epochs.load(Ordering::Relaxed));
+    counts.add("a client followed by itself", oracle.followed.load(Ordering::Relaxed));
+    counts.add("an unknown change was resolved", oracle.resolved.load(Ordering::Relaxed));
+    counts.add("a key was deleted", oracle.deleted.load(Ordering::Relaxed));
+}
+
 async fn live(seed: u64, counts: &Situations) -> (u64, u64) {
     let world = World::new(seed, node_config([1, 2, 3]));
     let mut rng = Rng::stream(seed, 1);
@@ -312,15 +358,7 @@ async fn live(seed: u64, counts: &Situations) -> (u64, u64) {
         world.start(id, Start::Create).await;
     }
     let oracle = Oracle::new();
-    let mut clients = Vec::new();
-    for id in 100..103 {
-        let client = register_client(id, Arc::clone(&world), Arc::clone(&oracle), seed);
-        clients.push(tokio::spawn(client));
-    }
-    for id in 110..112 {
-        let client = table_client(id, Arc::clone(&world), Arc::clone(&oracle), seed);
-        clients.push(tokio::spawn(client));
-    }
+    let mut clients = clients_of(&world, &oracle, seed);
     let mut life = Life {
         world: Arc::clone(&world),
         counts,
@@ -355,26 +393,8 @@ async fn live(seed: u64, counts: &Situations) -> (u64, u64) {
     for client in clients {
         client.await.unwrap();
     }
-    let mut made = 0;
-    for (change, epoch) in ended.into_iter().flatten() {
-        made += u64::from(epoch > 1);
-        counts.reached(match (change, epoch) {
-            (_, 0) => "a change was refused",
-            (_, 1) => "a change was not in time",
-            (MemberChange::Add(0), _) => "a change was abandoned",
-            (MemberChange::Add(_), _) => "a replica was added",
-            (MemberChange::Remove(_), _) => "a replica was removed",
-            _ => "a replica was replaced",
-        });
-    }
     let latest = world.latest();
-    // Each change takes two epochs.
-    counts.add("a change ended without its operator", (latest.epoch() / 2).saturating_sub(made));
-    counts
-        .add("an operation ended in a joint epoch", oracle.in_joint_epochs.load(Ordering::Relaxed));
-    counts.add("a client followed by itself", oracle.followed.load(Ordering::Relaxed));
-    counts.add("an unknown change was resolved", oracle.resolved.load(Ordering::Relaxed));
-    counts.add("a key was deleted", oracle.deleted.load(Ordering::Relaxed));
+    count(counts, &oracle, ended, &latest);
     // Every key, by a client that has never been there.
     let reader = table(119, &world, latest.ids());
     for key in 0..KEYS {

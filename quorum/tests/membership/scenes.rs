@@ -144,21 +144,49 @@ async fn the_store_of_an_earlier_member_is_not_one_of_the_later_member() {
 /// Two operators at once: one of the changes is made first, and both know what became of theirs.
 #[tokio::test(start_paused = true)]
 async fn two_operators_do_not_make_two_different_epochs() {
-    let world = three().await;
-    for id in [4, 5] {
-        world.start(id, Start::Join).await;
+    for seed in 0..24 {
+        let world = World::new(seed, node_config([1, 2, 3]));
+        for id in 1..=5 {
+            world.start(id, if id <= 3 { Start::Create } else { Start::Join }).await;
+        }
+        let (left, right) = tokio::join!(
+            change(&world, 1, MemberChange::Replace { old: 3, new: 4 }, LONG),
+            change(&world, 2, MemberChange::Replace { old: 3, new: 5 }, LONG)
+        );
+        let (made, refused) = if left.is_ok() { (left, right) } else { (right, left) };
+        let refused = refused.unwrap_err();
+        assert_eq!(refused, ReconfigureError::Rejected(ChangeRejected::NotAMember { id: 3 }));
+        assert_eq!(refused.outcome(), table::Outcome::NotApplied);
+        assert_eq!(made.unwrap().epoch(), 3);
+        let all = [1, 2].map(|id| Arc::clone(&world.node(id).unwrap().membership().borrow()));
+        assert_eq!(all[0], all[1]);
     }
-    let (left, right) = tokio::join!(
-        change(&world, 1, MemberChange::Replace { old: 3, new: 4 }, LONG),
-        change(&world, 2, MemberChange::Replace { old: 3, new: 5 }, LONG)
-    );
-    let (made, refused) = if left.is_ok() { (left, right) } else { (right, left) };
-    let refused = refused.unwrap_err();
-    assert_eq!(refused, ReconfigureError::Rejected(ChangeRejected::NotAMember { id: 3 }));
-    assert_eq!(refused.outcome(), table::Outcome::NotApplied);
-    assert_eq!(made.unwrap().epoch(), 3);
-    let all = [1, 2].map(|id| Arc::clone(&world.node(id).unwrap().membership().borrow()));
-    assert_eq!(all[0], all[1]);
+}
+
+/// A write of the old epoch waits for the record of its key while its replica is told of the new
+/// epoch. It is acknowledged, so the replica that is filled from there has it.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_waits_for_its_record_is_not_missed_by_the_copy() {
+    let mut config = node_config([1, 2, 3]);
+    (config.repair_every, config.collect_every) = (None, None);
+    let world = World::new(1, config);
+    for id in 1..=4 {
+        world.start(id, if id <= 3 { Start::Create } else { Start::Join }).await;
+    }
+    let pause = Duration::from_secs(3);
+    world.with(|state| state.slow = Some((2, Bytes::from_static(b"tk"), pause)));
+    let table = clients::patient(3, 100, &world, pause * 2);
+    world.cut(100, 1, true);
+    world.cut(3, 4, true);
+    let write = tokio::spawn(async move { table.put_blind("k", "v").await });
+    sleep(Duration::from_millis(50)).await;
+    let replace = MemberChange::Replace { old: 3, new: 4 };
+    change(&world, 1, replace, LONG).await.unwrap();
+    write.await.unwrap().unwrap();
+    world.with(|state| state.slow = None);
+    world.isolate(2);
+    let found = clients::table(101, &world, vec![1, 4]).get("k").await.unwrap();
+    assert_eq!(texts(&found), ["v"]);
 }
 
 /// While the replicas change, quorums are needed of both sets. What cannot end is taken back.

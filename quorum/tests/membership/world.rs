@@ -14,6 +14,7 @@ use voussoir_sim::Rng;
 
 /// A store in memory that takes its time. What it was not done with when its node crashed is lost.
 struct Disk {
+    node: u64,
     records: Arc<MemoryStore>,
     world: Weak<World>,
     /// Until the node crashes.
@@ -40,6 +41,12 @@ impl Disk {
 impl ReplicaStore for Disk {
     async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
         self.take_time(3_000).await?;
+        let slow = self.world.upgrade().and_then(|world| world.with(|state| state.slow.clone()));
+        if let Some((_, _, pause)) =
+            slow.filter(|(node, key, _)| *node == self.node && keys.contains(key))
+        {
+            sleep(pause).await;
+        }
         self.records.get(keys).await
     }
 
@@ -81,6 +88,8 @@ pub(crate) struct State {
     disks: BTreeMap<u64, Arc<MemoryStore>>,
     /// Messages from one to the other are lost.
     cuts: BTreeSet<(u64, u64)>,
+    /// A node takes so long to read a key of its store.
+    pub(crate) slow: Option<(u64, Bytes, Duration)>,
     /// Of a message to be lost, in millionths.
     pub(crate) loss: u32,
     pub(crate) max_delay_us: u64,
@@ -125,6 +134,7 @@ impl World {
             running: BTreeMap::new(),
             disks: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            slow: None,
             loss: 0,
             max_delay_us: 2_000,
         };
@@ -157,7 +167,7 @@ impl World {
             Arc::clone(state.disks.entry(id).or_default())
         });
         let (world, is_mounted) = (Arc::downgrade(self), AtomicBool::new(true));
-        let disk = Arc::new(Disk { records, world, is_mounted });
+        let disk = Arc::new(Disk { node: id, records, world, is_mounted });
         let store: Arc<dyn ReplicaStore> = disk.clone();
         let node = match start {
             Start::Create => Node::create(id, store, config).await,
