@@ -1,4 +1,4 @@
-//! Where the batches of a partition are: the seam, a store in a journal, one in memory.
+//! Where the batches of a partition are: the trait of a store, one in a journal, one in memory.
 
 use std::fmt;
 use std::ops::Range;
@@ -69,7 +69,7 @@ pub struct Retire {
     pub end: u64,
 }
 
-/// A part of a store that comes back as space as a whole.
+/// A part of a log whose space is reclaimed as a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
     /// First position.
@@ -80,7 +80,8 @@ pub struct Extent {
     pub bytes: u64,
 }
 
-/// The answer to a [`Write`]. Dropping it without an answer says that the outcome is unknown.
+/// The answer to a [`Write`]. Dropped without an answer, it answers
+/// [`StoreError::Failed`]: the outcome is unknown.
 #[must_use = "each write is answered"]
 pub struct Done(Option<Then>);
 
@@ -145,8 +146,8 @@ pub trait PartitionLog: Send + Sync + fmt::Debug + 'static {
 /// A log of batches, with a snapshot beside it.
 ///
 /// A partition has at most one write on its way, so a store need not order writes of one partition.
-/// It must order them against nothing else: data, producer state and whatever else belongs together
-/// are in one write. Writes of different partitions may overtake each other.
+/// Nor need it order them against those of others, which may overtake each other: what belongs
+/// together, such as batches and the state of their producers, is in one write.
 ///
 /// Contract: a write is all or nothing, also across a crash. After a crash the store holds a prefix
 /// of its writes that has every one acknowledged as [`Durability::Synced`], and so every one before
@@ -170,8 +171,8 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// [`BATCH_OVERHEAD_BYTES`] more for each of them.
     fn max_write_bytes(&self) -> usize;
 
-    /// Begins a write, and answers through `done` when it is as durable as it asks for, or has
-    /// failed: from any thread, also before this returns. Must not block for long.
+    /// Begins a write. Calls `done` once, when the write is as durable as [`Write::durability`] asks,
+    /// or has failed: from any thread, possibly before this returns. Must not block for long.
     fn submit(&self, write: Write, done: Done);
 
     /// Empties the copy. A store that cannot be compacted rejects it.
