@@ -54,6 +54,11 @@ pub struct Config {
     /// are: votes are asked for and given while the own vote is being written. At least
     /// `max_election_timeout`. Default 1 s.
     pub disk_stall: Duration,
+    /// How long a leader has nothing to do before its group quiesces: nobody sends heartbeats or
+    /// waits for them until something happens. Only where the caller says which nodes are alive, as
+    /// [`Node`](crate::Node) does; a [`Raft`](crate::Raft) by itself never quiesces. All nodes of
+    /// the group must know of it. `None`: never. Default 1 s; up to 1 h.
+    pub quiesce_after: Option<Duration>,
     /// How long the leader waits for an acknowledgement before it asks what has arrived and
     /// sends the rest again. Default 200 ms.
     pub resend_interval: Duration,
@@ -129,6 +134,7 @@ impl Default for Config {
             heartbeat_interval: Duration::from_millis(50),
             max_clock_drift_ppm: None,
             disk_stall: Duration::from_secs(1),
+            quiesce_after: Some(Duration::from_secs(1)),
             resend_interval: Duration::from_millis(200),
             max_entry_bytes: (1 << 20) - 1024,
             max_append_entries: 4096,
@@ -238,6 +244,11 @@ impl Config {
                 "disk_stall",
                 self.disk_stall >= longest_wait && self.disk_stall <= longest,
                 "must be between `max_election_timeout` and 1 h",
+            ),
+            (
+                "quiesce_after",
+                self.quiesce_after.is_none_or(within),
+                "must be more than 0 and at most 1 h",
             ),
             (
                 "resend_interval",

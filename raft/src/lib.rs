@@ -15,6 +15,7 @@ mod message;
 #[cfg(feature = "net")]
 #[cfg_attr(docsrs, doc(cfg(feature = "net")))]
 pub mod net;
+mod node;
 mod sessions;
 mod shell;
 mod store;
@@ -34,9 +35,10 @@ pub use error::{
 pub use machine::{Chunks, Command, MachineError, StateMachine, WholeSnapshot};
 pub use membership::{Change, MAX_ADDRESS_BYTES, MAX_LEARNERS, Membership};
 pub use message::{
-    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
-    ReadRequest, VoteReply, VoteRequest,
+    AppendAck, AppendHead, AppendReject, GroupBeat, Heartbeat, HeartbeatReply, LogLost, Message,
+    NodeBeat, Quiesce, ReadReply, ReadRequest, VoteReply, VoteRequest,
 };
+pub use node::{NODE_GROUP, Node, NodeConfig, NodeStats, PeerStatus};
 pub use sessions::{Session, SessionAnswer, SessionError, SessionLimits, Sessions};
 pub use shell::{
     ChangeError, Doubt, Freshness, Outcome, ProposeError, Raft, ReadError, StartError, Stats,

@@ -29,6 +29,9 @@ pub enum Message {
     Heartbeat(Heartbeat),
     /// The answer to [`Heartbeat`](Self::Heartbeat).
     HeartbeatReply(HeartbeatReply),
+    /// "Nothing is going on: rest until something happens." The leader's last word before its group
+    /// quiesces, and a heartbeat for whoever cannot.
+    Quiesce(Quiesce),
     /// "Your term is over": the answer to a leader of an older term.
     Stale {
         /// The term of the node that answers.
@@ -54,6 +57,60 @@ pub enum Message {
         /// The index of a committed membership that leaves the receiver out.
         index: u64,
     },
+    /// What one node tells another about all their groups. It goes to the group
+    /// [`NODE_GROUP`](crate::NODE_GROUP), and never to a core.
+    Node(Box<NodeBeat>),
+}
+
+/// What one node tells another once per tick, and whenever heartbeats are due: that it is alive, and
+/// the heartbeats and answers of all groups that both have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeBeat {
+    /// Names the life of the sender's process.
+    pub life: u64,
+    /// Counts the ticks of that life. 0: only heartbeats, between two ticks.
+    pub tick: u64,
+    /// The life of the receiver that the sender last heard.
+    pub seen_life: u64,
+    /// The latest tick of that life that the sender has heard of.
+    pub seen_tick: u64,
+    /// Leaderships of the sender that have ended, by group and term. Repeated until the receiver
+    /// has heard of a tick that named them.
+    pub resigned: Vec<(u64, u64)>,
+    /// Heartbeats and answers to them, by group.
+    pub beats: Vec<(u64, GroupBeat)>,
+}
+
+/// A message that travels in a [`NodeBeat`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum GroupBeat {
+    /// [`Message::Heartbeat`].
+    Heartbeat(Heartbeat),
+    /// [`Message::HeartbeatReply`].
+    Reply(HeartbeatReply),
+}
+
+impl From<GroupBeat> for Message {
+    fn from(beat: GroupBeat) -> Self {
+        match beat {
+            GroupBeat::Heartbeat(beat) => Self::Heartbeat(beat),
+            GroupBeat::Reply(reply) => Self::HeartbeatReply(reply),
+        }
+    }
+}
+
+/// A leader's last heartbeat before its group quiesces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quiesce {
+    /// The leader's term.
+    pub term: u64,
+    /// A round of heartbeats of its own.
+    pub round: u64,
+    /// The last index of the leader's log, which is committed.
+    pub commit: u64,
+    /// The life of the leader's node.
+    pub life: u64,
 }
 
 /// A leader reminds a follower of what it has acknowledged, where it may have lost that.
@@ -198,6 +255,11 @@ impl Message {
         )
     }
 
+    /// Whether only the leader of its term says it, and has to hear when that is over.
+    pub(crate) fn is_of_leader(&self) -> bool {
+        matches!(self, Self::Append { .. } | Self::Heartbeat(_) | Self::Quiesce(_))
+    }
+
     /// Whether a node that is no member here may say it: it leads, or wants to, by a membership
     /// that has not arrived here; or it knows that this node is no member.
     pub(crate) fn may_come_from_stranger(&self) -> bool {
@@ -207,13 +269,14 @@ impl Message {
                 | Self::Vote(_)
                 | Self::Append { .. }
                 | Self::Heartbeat(_)
+                | Self::Quiesce(_)
                 | Self::LogLost(_)
                 | Self::TimeoutNow { .. }
                 | Self::Removed { .. }
         )
     }
 
-    /// The term that the message carries.
+    /// The term that the message carries; 0 for what belongs to no group.
     pub fn term(&self) -> u64 {
         match self {
             Self::PreVote(m) | Self::Vote(m) => m.term,
@@ -223,6 +286,8 @@ impl Message {
             Self::AppendReject(m) => m.term,
             Self::Heartbeat(m) => m.term,
             Self::HeartbeatReply(m) => m.term,
+            Self::Quiesce(m) => m.term,
+            Self::Node(_) => 0,
             Self::Stale { term } | Self::TimeoutNow { term } => *term,
             Self::Removed { term, .. } => *term,
             Self::ReadRequest(m) => m.term,

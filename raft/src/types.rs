@@ -147,6 +147,8 @@ pub struct Status {
     pub is_voter: bool,
     /// Whether voters are being exchanged.
     pub is_joint: bool,
+    /// Whether the group rests here: nothing is sent and no timer runs until something happens.
+    pub is_quiesced: bool,
     /// The index of a committed membership that leaves this node out, once it was told.
     pub removed: Option<u64>,
     /// Set once the node has stopped for good.

@@ -4,14 +4,16 @@ use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{DecodeError, Reader, VERSION};
 use crate::message::{
-    AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message, ReadReply,
-    ReadRequest, VoteReply, VoteRequest,
+    AppendAck, AppendHead, AppendReject, GroupBeat, Heartbeat, HeartbeatReply, LogLost, Message,
+    NodeBeat, Quiesce, ReadReply, ReadRequest, VoteReply, VoteRequest,
 };
 use crate::types::{Entry, EntryKind};
 
 const HEADER: usize = 16;
 const APPEND_HEAD: usize = HEADER + 48;
 const ENTRY_HEAD: usize = 16;
+const RESIGNATION: usize = 16;
+const BEAT: usize = 40;
 
 /// Payloads up to this length are copied into the head: one more piece in a vectored write costs
 /// more than that.
@@ -70,6 +72,10 @@ pub fn encode(group: u64, message: &Message) -> Frame {
         Message::HeartbeatReply(m) => put(&mut out, 9, group, &[m.term, m.round, m.received], 0),
         Message::Stale { term } => put(&mut out, 10, group, &[*term], 0),
         Message::TimeoutNow { term } => put(&mut out, 14, group, &[*term], 0),
+        Message::Quiesce(m) => {
+            put(&mut out, 16, group, &[m.term, m.round, m.commit, m.life], 0);
+        }
+        Message::Node(beat) => put_node_beat(&mut out, group, beat),
         Message::Removed { term, index } => put(&mut out, 15, group, &[*term, *index], 0),
         Message::ReadRequest(m) => put(&mut out, 11, group, &[m.term, m.nonce, m.context], 0),
         Message::LogLost(m) => {
@@ -136,6 +142,28 @@ fn put_vote_reply(out: &mut BytesMut, kind: u8, group: u64, reply: &VoteReply) {
     out.put_u8(u8::from(reply.granted));
 }
 
+fn put_node_beat(out: &mut BytesMut, group: u64, beat: &NodeBeat) {
+    let NodeBeat { life, tick, seen_life, seen_tick, resigned, beats } = beat;
+    out.reserve(HEADER + 48 + resigned.len() * RESIGNATION + beats.len() * BEAT);
+    put(out, 17, group, &[0, *life, *tick, *seen_life, *seen_tick], 8);
+    out.put_u32_le(resigned.len() as u32);
+    out.put_u32_le(beats.len() as u32);
+    for (group, term) in resigned {
+        out.put_u64_le(*group);
+        out.put_u64_le(*term);
+    }
+    for (group, beat) in beats {
+        let (kind, fields) = match beat {
+            GroupBeat::Heartbeat(m) => (8, [m.term, m.round, m.commit]),
+            GroupBeat::Reply(m) => (9, [m.term, m.round, m.received]),
+        };
+        out.put_u8(kind);
+        out.put_bytes(0, 7);
+        out.put_u64_le(*group);
+        fields.into_iter().for_each(|field| out.put_u64_le(field));
+    }
+}
+
 /// The header and the fields of 64 bits; `rest` bytes of other fields are to follow.
 fn put(out: &mut BytesMut, kind: u8, group: u64, fields: &[u64], rest: usize) {
     out.put_u8(VERSION);
@@ -193,6 +221,11 @@ pub fn decode(bytes: Bytes) -> Result<(u64, Message), DecodeError> {
             Message::LogLost(LogLost { term, matched, matched_term })
         }
         14 => Message::TimeoutNow { term },
+        16 => {
+            let (round, commit, life) = (fields.u64()?, fields.u64()?, fields.u64()?);
+            Message::Quiesce(Quiesce { term, round, commit, life })
+        }
+        17 => return Ok((group, Message::Node(Box::new(node_beat(&mut fields, all, term)?)))),
         15 => Message::Removed { term, index: fields.u64()? },
         other => return Err(DecodeError::Kind(other)),
     };
@@ -224,6 +257,39 @@ fn append_reject(fields: &mut Reader, term: u64) -> Result<AppendReject, DecodeE
         hint_index: fields.u64()?,
         hint_term: fields.u64()?,
     })
+}
+
+fn node_beat(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<NodeBeat, DecodeError> {
+    let (life, tick) = (fields.u64()?, fields.u64()?);
+    let (seen_life, seen_tick) = (fields.u64()?, fields.u64()?);
+    let (resigned, beats) = (fields.u32()? as usize, fields.u32()? as usize);
+    if term != 0 {
+        return Err(DecodeError::Field("term"));
+    }
+    // Nothing is allocated before all of it is known to be there.
+    let bytes = resigned.checked_mul(RESIGNATION).ok_or(DecodeError::Truncated)?;
+    let mut ended = Reader { bytes: rest.take(bytes)? };
+    let bytes = beats.checked_mul(BEAT).ok_or(DecodeError::Truncated)?;
+    let mut beating = Reader { bytes: rest.take(bytes)? };
+    if !rest.bytes.is_empty() {
+        return Err(DecodeError::Trailing);
+    }
+    let resigned = (0..resigned).map(|_| Ok((ended.u64()?, ended.u64()?)));
+    let resigned = resigned.collect::<Result<_, DecodeError>>()?;
+    let beats = (0..beats).map(|_| group_beat(&mut beating)).collect::<Result<_, _>>()?;
+    Ok(NodeBeat { life, tick, seen_life, seen_tick, resigned, beats })
+}
+
+fn group_beat(reader: &mut Reader) -> Result<(u64, GroupBeat), DecodeError> {
+    let kind = reader.u8()?;
+    reader.take(7)?;
+    let (group, term, round, index) =
+        (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+    Ok((group, match kind {
+        8 => GroupBeat::Heartbeat(Heartbeat { term, round, commit: index }),
+        9 => GroupBeat::Reply(HeartbeatReply { term, round, received: index }),
+        other => return Err(DecodeError::Kind(other)),
+    }))
 }
 
 fn append(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<Message, DecodeError> {

@@ -28,6 +28,8 @@
 //! | 13 | `LogLost` | matched u64, matched_term u64 |
 //! | 14 | `TimeoutNow` | none |
 //! | 15 | `Removed` | index u64 |
+//! | 16 | `Quiesce` | round u64, commit u64, life u64 |
+//! | 17 | `Node` | life u64, tick u64, seen_life u64, seen_tick u64, counts of resignations and of beats u32 each; the term is 0 |
 //!
 //! After the fields of an `Append` come `count` entry heads, and then the payloads, one after
 //! the other. Entry `i` has index `prev_index + 1 + i`. An entry head:
@@ -38,6 +40,10 @@
 //! | 8 | u32 | length of the payload |
 //! | 12 | u8 | kind: 1 no-op, 2 command, 3 configuration |
 //! | 13 | u8, u16 | reserved: written as 0, not looked at |
+//!
+//! After the fields of a `Node` come its resignations, each a group u64 and a term u64, and then
+//! its beats, each a kind u8 (8 or 9, as above), seven bytes reserved, the group u64, and the three
+//! fields of the message, u64 each. Its group is `u64::MAX`.
 //!
 //! # Parts of a snapshot's transfer, version 1
 //!

@@ -28,6 +28,7 @@ impl Core {
     pub(super) fn on_tick(&mut self) {
         self.tick_forwarded();
         match &self.role {
+            _ if self.quiescence.quiesced => {}
             RoleState::Leader(_) => self.on_leader_tick(),
             _ if self.now >= self.election_at => self.on_election_timeout(),
             _ => {}

@@ -42,6 +42,7 @@ impl Core {
             self.rejected_inputs += 1;
             return;
         }
+        self.stir_by(&message);
         if matches!(message, Message::PreVote(_) | Message::Vote(_)) {
             self.tell_if_removed(from);
         }
@@ -58,7 +59,7 @@ impl Core {
             self.become_follower(term, None);
         }
         if term < self.term {
-            if matches!(message, Message::Append { .. } | Message::Heartbeat(_)) {
+            if message.is_of_leader() {
                 self.send(from, Message::Stale { term: self.term });
             } else if let Message::ReadRequest(request) = message {
                 self.on_read_request(from, request);
@@ -71,6 +72,7 @@ impl Core {
             Message::AppendAck(ack) => self.on_append_ack(from, ack),
             Message::AppendReject(reject) => self.on_append_reject(from, reject),
             Message::Heartbeat(beat) => self.on_heartbeat(from, beat),
+            Message::Quiesce(quiesce) => self.on_quiesce(from, quiesce),
             Message::HeartbeatReply(reply) => self.on_heartbeat_reply(from, reply),
             Message::ReadRequest(request) => self.on_read_request(from, request),
             Message::ReadReply(reply) => self.on_read_reply(reply),
@@ -80,6 +82,7 @@ impl Core {
             | Message::PreVote(_)
             | Message::PreVoteReply(_)
             | Message::Vote(_)
+            | Message::Node(_)
             | Message::Stale { .. } => {}
         }
     }
@@ -102,7 +105,7 @@ impl Core {
         true
     }
 
-    fn on_heartbeat(&mut self, from: u64, beat: Heartbeat) {
+    pub(super) fn on_heartbeat(&mut self, from: u64, beat: Heartbeat) {
         if !self.hear_leader(from) {
             return;
         }

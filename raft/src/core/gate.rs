@@ -74,7 +74,8 @@ impl Gate {
         check(term <= MAX_TERM, PeerFault::Term)?;
         // Only an answer may come from a node that has seen no term yet.
         let is_reply = matches!(message, Message::PreVoteReply(_) | Message::ReadReply(_));
-        check(term > 0 || is_reply, PeerFault::Term)?;
+        let is_common = matches!(message, Message::Node(_));
+        check(term > 0 || is_reply || is_common, PeerFault::Term)?;
         match message {
             Message::PreVote(m) | Message::Vote(m) => {
                 check(m.last_term < m.term, PeerFault::Term)?;
@@ -105,6 +106,12 @@ impl Gate {
                 index(m.commit)
             }
             Message::HeartbeatReply(m) => index(m.received),
+            Message::Quiesce(m) => {
+                check(m.round > 0, PeerFault::Round)?;
+                index(m.commit)
+            }
+            // For the nodes, not for one of their groups.
+            Message::Node(_) => Err(PeerFault::Stranger),
             Message::ReadReply(m) => index(m.index.unwrap_or(0)),
             Message::LogLost(m) => {
                 check(m.matched > 0, PeerFault::Index)?;

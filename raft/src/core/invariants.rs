@@ -32,6 +32,12 @@ impl Core {
         } else {
             assert_ne!(self.leader, Some(self.config.id), "who does not lead is not the leader");
         }
+        if self.quiescence.quiesced {
+            let follows = matches!(self.role, RoleState::Follower) && self.leader.is_some();
+            let leads = matches!(self.role, RoleState::Leader(_));
+            assert!(leads || follows, "only leaders and their followers rest");
+            assert_eq!(self.commit, log.last(), "nobody rests before all is committed");
+        }
         assert!(self.held.is_empty() || self.storage.hard_pending().is_some(), "none is forgotten");
         assert!(self.held.len() <= super::MAX_HELD, "what is held back is bounded");
         assert!(!self.members_changed, "the roster is that of the latest membership");

@@ -16,6 +16,29 @@ pub enum Input {
     /// Time passed. Due when [`Core::next_deadline`](super::Core::next_deadline) is reached;
     /// harmless at any other time.
     Tick,
+    /// The common tick of the groups of one node: a leader sends its heartbeats now, so that those
+    /// of all groups go together. Comes every
+    /// [`Config::heartbeat_interval`](crate::Config::heartbeat_interval), or never.
+    Beat,
+    /// What is known of a node, of this one too, has changed: it is alive, or may not be. Groups
+    /// quiesce only while their nodes are known to be alive; a caller that never says so has groups
+    /// that never do.
+    Node {
+        /// A member of the group.
+        node: u64,
+        /// Names the life of its process: each start has another one. `None`: it may be dead, or
+        /// is unreachable.
+        life: Option<u64>,
+    },
+    /// The leadership of `from` in `term`, in which its group had quiesced
+    /// ([`Core::quiesced_reign`](super::Core::quiesced_reign)), is over. The caller delivers it to
+    /// every other member, however often it takes; it may come twice and late.
+    Resigned {
+        /// Who led.
+        from: u64,
+        /// The term.
+        term: u64,
+    },
     /// A message came from a peer.
     Message {
         /// Who sent it, by the transport's word.

@@ -222,9 +222,11 @@ impl Core {
         let RoleState::Leader(leader) = &mut self.role else { return };
         leader.transfer.take_if(|transfer| self.now >= transfer.until);
         if self.now >= leader.heartbeat_at {
-            self.beat();
+            self.beat_or_quiesce();
         }
-        self.tick_peers();
+        if !self.quiescence.quiesced {
+            self.tick_peers();
+        }
     }
 
     /// When this leader will have been silent to a majority for a whole election timeout.

@@ -21,6 +21,7 @@ mod lease;
 mod log;
 mod members;
 mod peer;
+mod quiesce;
 mod read;
 mod replicate;
 mod restore;
@@ -39,6 +40,7 @@ use self::follower::Ack;
 use self::history::Members;
 use self::leader::Leader;
 use self::log::Log;
+use self::quiesce::Quiescence;
 use self::read::Forwarded;
 use self::rng::Rng;
 use self::roster::Roster;
@@ -77,6 +79,8 @@ struct Timing {
     resend: u64,
     /// How long a leader's lease lasts; `None`: leases are off.
     lease: Option<u64>,
+    /// How long a leader has nothing to do before its group quiesces; `None`: never.
+    quiesce_after: Option<u64>,
 }
 
 impl Timing {
@@ -89,6 +93,7 @@ impl Timing {
             disk_stall: nanos(config.disk_stall),
             resend: nanos(config.resend_interval),
             lease: lease::lease_ns(config),
+            quiesce_after: config.quiesce_after.map(nanos),
         }
     }
 }
@@ -134,6 +139,7 @@ pub struct Core {
     candidacies: u32,
     /// This node has let another one go first since it last was a candidate or heard a leader.
     yielded: bool,
+    quiescence: Quiescence,
     /// The votes for this node in the current term, since it asked for them.
     ballot: Option<Ballot>,
 
@@ -205,6 +211,7 @@ impl Core {
             election_at: 0,
             candidacies: 0,
             yielded: false,
+            quiescence: Quiescence::default(),
             ballot: None,
             storage: start.storage,
             log: start.log,
@@ -250,8 +257,12 @@ impl Core {
             self.reject_when_halted(&input);
             return;
         }
+        self.stir(&input);
         match input {
             Input::Tick => self.on_tick(),
+            Input::Beat => self.on_beat(),
+            Input::Node { node, life } => self.on_node(node, life),
+            Input::Resigned { from, term } => self.on_resigned(from, term),
             Input::Message { from, message } => self.on_message(from, message),
             Input::Propose { token, data } => self.on_propose(token, data),
             Input::Read { token } => self.on_read(token),
@@ -289,16 +300,18 @@ impl Core {
         self.out.pop_front()
     }
 
-    /// When [`Input::Tick`] is due, if nothing else happens before.
+    /// When [`Input::Tick`] is due, if nothing else happens before. `None`: never, the node has
+    /// halted or its group has quiesced.
     pub fn next_deadline(&self) -> Option<u64> {
         if self.halted.is_some() {
             return None;
         }
         let role = match &self.role {
-            RoleState::Leader(leader) => self.leader_deadline(leader),
-            _ => self.election_at,
+            _ if self.quiescence.quiesced => None,
+            RoleState::Leader(leader) => Some(self.leader_deadline(leader)),
+            _ => Some(self.election_at),
         };
-        let at = self.forwarded.deadline().map_or(role, |at| at.min(role));
+        let at = [role, self.forwarded.deadline()].into_iter().flatten().min()?;
         Some(self.clock.to_caller(at))
     }
 
@@ -338,12 +351,7 @@ impl Core {
         Status {
             id: self.config.id,
             group: self.config.group,
-            role: match self.role {
-                RoleState::Follower => Role::Follower,
-                RoleState::PreCandidate(_) => Role::PreCandidate,
-                RoleState::Candidate => Role::Candidate,
-                RoleState::Leader(_) => Role::Leader,
-            },
+            role: self.role(),
             term: self.term,
             leader: self.leader,
             first: self.log.first(),
@@ -360,8 +368,19 @@ impl Core {
             members_index: self.members.index(),
             is_voter: self.roster.votes(),
             is_joint: self.members.effective().is_joint(),
+            is_quiesced: self.quiescence.quiesced,
             removed: self.removed.map(|removal| removal.index),
             halted: self.halted,
+        }
+    }
+
+    /// What this node is in its term.
+    pub fn role(&self) -> Role {
+        match self.role {
+            RoleState::Follower => Role::Follower,
+            RoleState::PreCandidate(_) => Role::PreCandidate,
+            RoleState::Candidate => Role::Candidate,
+            RoleState::Leader(_) => Role::Leader,
         }
     }
 
@@ -479,6 +498,7 @@ impl Core {
 
     /// Stops for good: what is under way is given up, and only refusals follow.
     fn halt(&mut self, reason: HaltReason) {
+        self.quiescence.quiesced = false;
         self.become_follower(self.term, None);
         self.out.retain(|output| {
             matches!(

@@ -61,6 +61,11 @@ impl Forwarded {
         Self { nonce, context: 0, unsent: Vec::new(), asked: VecDeque::new(), waiting: 0 }
     }
 
+    /// Whether no read waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting == 0
+    }
+
     pub(super) fn deadline(&self) -> Option<u64> {
         self.asked.iter().map(|asked| asked.due_at).min()
     }

@@ -60,6 +60,15 @@ impl Storage {
         self.durable
     }
 
+    /// Whether nothing is being written or has to be.
+    pub(super) fn is_idle(&self) -> bool {
+        self.writes.is_empty()
+            && self.hard.is_none()
+            && self.truncate_from.is_none()
+            && self.release.is_none()
+            && self.snapshot.is_none()
+    }
+
     pub(super) fn writes(&self) -> usize {
         self.writes.len()
     }

@@ -26,6 +26,7 @@ use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
 use crate::error::{ProposeRejected, ReadRejected};
 use crate::membership::Membership;
 use crate::message::Message;
+use crate::node::hub::{Seat, Shown};
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
 use crate::types::{ENTRY_OVERHEAD, Entry, HaltReason, Role, SnapshotMeta, Status};
@@ -43,6 +44,8 @@ pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
     pub(crate) log: Arc<dyn LogStore>,
     pub(crate) transport: Arc<dyn Transport>,
+    /// The group's place on a node of many groups, and what that knows of it.
+    pub(crate) seat: Option<(Arc<Seat>, Shown)>,
     pub(crate) machine: Machine,
     pub(crate) status: watch::Sender<Status>,
     pub(crate) members: watch::Sender<Arc<Membership>>,
@@ -169,6 +172,9 @@ impl Driver {
             let Some(output) = output else { break };
             stop = self.perform(output).or(stop);
         }
+        if let Some((seat, shown)) = &mut self.seat {
+            seat.show(shown, &self.core);
+        }
         // Last: handing a write over may wake a thread that takes this one's place on its
         // processor, and what peers have been sent does not depend on it.
         let status = self.core.status();
@@ -209,6 +215,15 @@ impl Driver {
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
+            Event::Beat => {
+                self.shared.beat_taken();
+                Input::Beat
+            }
+            Event::Node { node, life } => Input::Node { node, life },
+            Event::Resigned { from, term } => {
+                self.shared.taken(ENTRY_OVERHEAD);
+                Input::Resigned { from, term }
+            }
             Event::Campaign => {
                 self.shared.campaign_taken();
                 Input::Campaign
@@ -515,7 +530,9 @@ impl Driver {
     /// indexes are.
     fn publish(&mut self, status: Status) {
         let shown = &self.shown;
-        let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot);
+        let matters = |s: &Status| {
+            (s.role, s.term, s.leader, s.halted, s.snapshot, s.is_quiesced)
+        };
         if matters(shown) == matters(&status) {
             if *shown == status {
                 self.show_at = None;

@@ -258,6 +258,13 @@ pub enum StartError {
     /// The store could not be read. A retry may succeed.
     #[error("store: {0}")]
     Store(#[from] StoreError),
+    /// The node hosts as many groups as it may. Stop one, or raise
+    /// [`NodeConfig::max_groups`](crate::NodeConfig::max_groups).
+    #[error("the node hosts {max_groups} groups already")]
+    TooManyGroups {
+        /// [`NodeConfig::max_groups`](crate::NodeConfig::max_groups).
+        max_groups: usize,
+    },
     /// The transport did not take the group.
     #[error("transport: {0}")]
     Transport(#[from] AttachError),

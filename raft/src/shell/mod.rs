@@ -8,7 +8,7 @@ mod pending;
 mod progress;
 mod receive_snapshot;
 mod send_snapshot;
-mod shared;
+pub(crate) mod shared;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -33,7 +33,8 @@ use crate::error::ConfigError;
 use crate::machine::StateMachine;
 use crate::membership::{Change, Membership};
 use crate::store::LogStore;
-use crate::transport::Transport;
+use crate::node::hub::{Seat, Shown};
+use crate::transport::{AttachError, Inbox, Transport};
 use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
 pub use self::error::{
@@ -86,6 +87,30 @@ impl Raft {
         machine: Box<dyn StateMachine>,
         transport: Arc<dyn Transport>,
     ) -> Result<Self, StartError> {
+        let enter = |inbox, _: &Arc<Shared>| transport.attach(config.group, inbox);
+        Self::start_with(config.clone(), log, machine, Arc::clone(&transport), None, enter).await
+    }
+
+    /// The same on a node of many groups.
+    pub(crate) async fn start_seated(
+        config: Config,
+        log: Arc<dyn LogStore>,
+        machine: Box<dyn StateMachine>,
+        seat: Arc<Seat>,
+    ) -> Result<Self, StartError> {
+        let enter = |inbox, shared: &Arc<Shared>| seat.enter(inbox, shared);
+        let shown = Some((Arc::clone(&seat), Shown::default()));
+        Self::start_with(config, log, machine, Arc::clone(&seat) as _, shown, enter).await
+    }
+
+    async fn start_with(
+        config: Config,
+        log: Arc<dyn LogStore>,
+        machine: Box<dyn StateMachine>,
+        transport: Arc<dyn Transport>,
+        seat: Option<(Arc<Seat>, Shown)>,
+        enter: impl FnOnce(Arc<dyn Inbox>, &Arc<Shared>) -> Result<(), AttachError>,
+    ) -> Result<Self, StartError> {
         let mut config = config;
         config.validate()?;
         if transport.local() != config.id {
@@ -102,7 +127,7 @@ impl Raft {
         let shared = Arc::new(Shared::new(&config));
         let gate = core.gate().clone();
         let inbox = Arc::new(NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log)));
-        transport.attach(config.group, inbox)?;
+        enter(inbox, &shared)?;
 
         let jobs = Arc::new(Mailbox::new());
         let applier = Applier {
@@ -125,6 +150,7 @@ impl Raft {
             shared: Arc::clone(&shared),
             log,
             transport,
+            seat,
             machine: Machine::start(applier),
             status: sender,
             members: members_sender,

@@ -43,6 +43,18 @@ pub(crate) enum Event {
     Unreachable {
         peer: u64,
     },
+    /// The common tick of the node's groups.
+    Beat,
+    /// From the node: what is known of a member's node.
+    Node {
+        node: u64,
+        life: Option<u64>,
+    },
+    /// From the node: a leadership has ended.
+    Resigned {
+        from: u64,
+        term: u64,
+    },
     Campaign,
     Change {
         token: u64,
@@ -181,6 +193,8 @@ pub(crate) struct Shared {
     pub(crate) read_room: Semaphore,
     /// [`Event::Campaign`] is among the events.
     campaigns: AtomicBool,
+    /// [`Event::Beat`] is among the events.
+    beats: AtomicBool,
     /// The token of the next read or change.
     next_token: AtomicU64,
     pub(crate) max_entry_bytes: usize,
@@ -212,6 +226,7 @@ impl Shared {
             proposal_room: Semaphore::new(room as usize),
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
             campaigns: AtomicBool::new(false),
+            beats: AtomicBool::new(false),
             next_token: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
             proposal_timeout: config.proposal_timeout,
@@ -244,6 +259,28 @@ impl Shared {
     /// The driver has taken the request for an election.
     pub(crate) fn campaign_taken(&self) {
         self.campaigns.store(false, Ordering::Release);
+    }
+
+    /// The node's common tick. Ticks that the driver has not seen yet are one.
+    pub(crate) fn beat(&self) {
+        if !self.beats.swap(true, Ordering::AcqRel) {
+            self.tell(Event::Beat);
+        }
+    }
+
+    /// The driver has taken the tick.
+    pub(crate) fn beat_taken(&self) {
+        self.beats.store(false, Ordering::Release);
+    }
+
+    /// Leaves word that the leadership of `from` has ended, unless too much of what peers have sent
+    /// is waiting.
+    pub(crate) fn tell_of_resignation(&self, from: u64, term: u64) {
+        let queued = self.queued.fetch_add(ENTRY_OVERHEAD, Ordering::Relaxed);
+        if queued + ENTRY_OVERHEAD > self.max_queued && queued > 0 {
+            return self.taken(ENTRY_OVERHEAD);
+        }
+        self.tell(Event::Resigned { from, term });
     }
 
     /// Leaves an event for the driver, if there still is one.

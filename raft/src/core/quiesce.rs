@@ -1,0 +1,246 @@
+//! Quiescence: a group in which nothing happens sends and waits for nothing.
+//!
+//! A leader whose followers hold and know all that it has committed tells them so
+//! ([`Message::Quiesce`]) and stops its timers, and they stop theirs. From then on the group rests
+//! on what the *nodes* know of each other ([`Input::Node`](super::Input::Node)), which is learnt
+//! once per node and not once per group. Whatever a client or a peer wants wakes it.
+//!
+//! Three rules make it live:
+//!
+//! - A follower quiesces under one life of the leader's node, and wakes, without an assumed leader,
+//!   when that life has ended.
+//! - A leadership that has quiesced and ends, for whatever reason, says so to every follower until
+//!   each has heard it ([`Core::quiesced_reign`]); [`Input::Resigned`](super::Input::Resigned)
+//!   wakes them. So no follower rests on a node that lives and no longer leads.
+//! - A follower that is not ready answers as to a heartbeat, which wakes the leader.
+//!
+//! It has no part in safety: a node that wakes too often or too late is a node with odd timers.
+
+use super::io::Output;
+use super::leader::{BEATS, Leader};
+use super::peer::{Flow, Peer};
+use super::roster::OWN;
+use super::{Core, Input, RoleState};
+use crate::message::{Heartbeat, Message, Quiesce};
+use crate::types::MAX_TERM;
+
+/// What a core keeps for its quiescence.
+#[derive(Debug, Default)]
+pub(super) struct Quiescence {
+    /// Nodes that are alive, this one included, with their lives. Ascending ids; the caller names
+    /// members only.
+    alive: Vec<(u64, u64)>,
+    /// Invariant: only of a leader, or of a follower that knows one.
+    pub(super) quiesced: bool,
+    /// When a leader last had something to do.
+    busy_at: u64,
+    /// The latest term in which this node quiesced as the leader; 0 for none.
+    reign: u64,
+    /// The latest term whose leader has said that its leadership is over; 0 for none.
+    resigned: u64,
+}
+
+impl Quiescence {
+    fn life(&self, node: u64) -> Option<u64> {
+        let at = self.alive.binary_search_by_key(&node, |(id, _)| *id).ok()?;
+        Some(self.alive[at].1)
+    }
+
+    fn set_life(&mut self, node: u64, life: Option<u64>) {
+        match (self.alive.binary_search_by_key(&node, |(id, _)| *id), life) {
+            (Ok(at), Some(life)) => self.alive[at].1 = life,
+            (Ok(at), None) => drop(self.alive.remove(at)),
+            (Err(at), Some(life)) => self.alive.insert(at, (node, life)),
+            (Err(_), None) => {}
+        }
+    }
+}
+
+impl Core {
+    /// Whether the group rests here: this node sends nothing and has no deadline until something
+    /// happens.
+    pub fn is_quiesced(&self) -> bool {
+        self.quiescence.quiesced
+    }
+
+    /// The term that this node leads, if it has quiesced in it. When that has become another one,
+    /// or `None`, the followers have to be told: see [`Input::Resigned`].
+    pub fn quiesced_reign(&self) -> Option<u64> {
+        let leads = matches!(self.role, RoleState::Leader(_)) && self.halted.is_none();
+        (leads && self.quiescence.reign == self.term).then_some(self.term)
+    }
+
+    /// Wakes for an input that is no message, where it asks this node for something.
+    pub(super) fn stir(&mut self, input: &Input) {
+        let leads = matches!(self.role, RoleState::Leader(_));
+        let stirs = match input {
+            Input::Read { .. } | Input::Campaign | Input::SnapshotReceived { .. } => true,
+            Input::Propose { .. } | Input::Change { .. } | Input::TransferLeadership { .. } => {
+                leads
+            }
+            _ => false,
+        };
+        if stirs {
+            self.quiescence.busy_at = self.now;
+            self.wake();
+        }
+    }
+
+    /// Wakes for a message that has passed the gate.
+    pub(super) fn stir_by(&mut self, message: &Message) {
+        if let (RoleState::Leader(leader), Message::HeartbeatReply(reply)) = (&self.role, message) {
+            // The answers to heartbeats come while nothing happens. One to the round of the
+            // `Quiesce` says that a follower could not follow it.
+            if reply.round < leader.round || !self.quiescence.quiesced {
+                return;
+            }
+        }
+        self.quiescence.busy_at = self.now;
+        self.wake();
+    }
+
+    /// Goes on as an ordinary leader or follower.
+    fn wake(&mut self) {
+        if !std::mem::take(&mut self.quiescence.quiesced) {
+            return;
+        }
+        let now = self.now;
+        if let RoleState::Leader(leader) = &mut self.role {
+            // Nobody has been asked for a sign of life meanwhile.
+            leader.patient_until = now.saturating_add(self.timing.max_election);
+            self.beat();
+            return;
+        }
+        // The leader's node was alive up to now, so whoever asks for a vote is refused for a while.
+        self.contact = Some(now);
+        self.reset_election_timer();
+    }
+
+    /// Goes on as a follower whose leader is gone: it waits for an election, and helps in one.
+    fn wake_orphaned(&mut self) {
+        self.quiescence.quiesced = false;
+        self.contact = None;
+        self.reset_election_timer();
+    }
+
+    /// What is known of a node has changed: it is alive in this life, or not known to be alive.
+    pub(super) fn on_node(&mut self, node: u64, life: Option<u64>) {
+        if self.quiescence.life(node) == life {
+            return;
+        }
+        self.quiescence.set_life(node, life);
+        if !self.quiescence.quiesced || node == self.config.id {
+            return;
+        }
+        if matches!(self.role, RoleState::Leader(_)) {
+            // Without a majority this node may have been replaced, and has to find that out.
+            if !self.roster.has_won(self.alive_places()) {
+                self.wake();
+            }
+        } else if self.leader == Some(node) {
+            self.wake_orphaned();
+        }
+    }
+
+    /// `from` leads `term` no longer, and never will again.
+    pub(super) fn on_resigned(&mut self, from: u64, term: u64) {
+        if term > MAX_TERM {
+            self.rejected_inputs += 1;
+            return;
+        }
+        self.quiescence.resigned = self.quiescence.resigned.max(term);
+        let rests_on_it = self.quiescence.quiesced && self.leader == Some(from);
+        if rests_on_it && self.term == term && from != self.config.id {
+            self.wake_orphaned();
+        }
+    }
+
+    /// The places of the members whose nodes are alive.
+    fn alive_places(&self) -> u64 {
+        let others = self.roster.others.iter().enumerate();
+        let alive = others.filter(|(_, id)| self.quiescence.life(**id).is_some());
+        alive.fold(OWN, |places, (place, _)| places | (1 << place))
+    }
+
+    /// The common tick of all groups of a node: a leader sends its heartbeats now, together with
+    /// the others.
+    pub(super) fn on_beat(&mut self) {
+        if matches!(self.role, RoleState::Leader(_)) && !self.quiescence.quiesced {
+            self.beat_or_quiesce();
+            // Its own time for it comes only when the common tick is late.
+            let grace = self.timing.heartbeat / 2;
+            if let RoleState::Leader(leader) = &mut self.role {
+                leader.heartbeat_at = leader.heartbeat_at.saturating_add(grace);
+            }
+        }
+    }
+
+    /// A round of heartbeats is due.
+    pub(super) fn beat_or_quiesce(&mut self) {
+        let Some(life) = self.life_to_quiesce_in() else { return self.beat() };
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        leader.round += 1;
+        leader.beats[(leader.round % BEATS as u64) as usize] = self.now;
+        let (term, round, commit) = (self.term, leader.round, self.commit);
+        for peer in &leader.peers {
+            let message = Message::Quiesce(Quiesce { term, round, commit, life });
+            self.out.push_back(Output::Send { to: peer.id, message });
+        }
+        self.quiescence.quiesced = true;
+        self.quiescence.reign = self.term;
+    }
+
+    /// The life of this node, if it leads and nothing is going on or missing anywhere.
+    fn life_to_quiesce_in(&self) -> Option<u64> {
+        let RoleState::Leader(leader) = &self.role else { return None };
+        let idle = self.now.saturating_sub(self.quiescence.busy_at) >= self.timing.quiesce_after?;
+        let last = self.log.last();
+        let is_settled = self.commit == last
+            && self.storage.durable() == last
+            && self.storage.is_idle()
+            && !self.members.effective().is_joint();
+        let is_done = |peer: &Peer| {
+            self.is_done(leader, peer, last) && self.quiescence.life(peer.id).is_some()
+        };
+        let is_quiet = idle && is_settled && leader.has_no_duties();
+        let life = self.quiescence.life(self.config.id)?;
+        (is_quiet && leader.peers.iter().all(is_done)).then_some(life)
+    }
+
+    /// Whether a follower holds everything and has answered the latest round.
+    fn is_done(&self, leader: &Leader, peer: &Peer, last: u64) -> bool {
+        let holds_all = peer.matched == last && peer.received == last && !peer.lost;
+        let is_in_step = matches!(peer.flow, Flow::Replicate) && peer.fetch.is_none();
+        holds_all && is_in_step && peer.round == leader.round
+    }
+
+    /// The leader rests. A follower that has everything rests with it; another one answers.
+    pub(super) fn on_quiesce(&mut self, from: u64, quiesce: Quiesce) {
+        let Quiesce { term, round, commit, life } = quiesce;
+        let last = self.log.last();
+        let is_same = self.verified == last && last == commit && self.storage.durable() == last;
+        let is_idle = self.storage.is_idle()
+            && self.installing.is_none()
+            && self.forwarded.is_empty()
+            && matches!(self.role, RoleState::Follower);
+        let rests_on = self.quiescence.life(from) == Some(life) && term > self.quiescence.resigned;
+        if !(is_same && is_idle && rests_on) {
+            self.on_heartbeat(from, Heartbeat { term, round, commit });
+            return;
+        }
+        if self.hear_leader(from) {
+            self.commit_to(commit);
+            self.quiescence.quiesced = true;
+        }
+    }
+}
+
+impl Leader {
+    /// Whether no caller and no former member waits for something.
+    fn has_no_duties(&self) -> bool {
+        self.reads.is_empty()
+            && self.change.is_none()
+            && self.transfer.is_none()
+            && self.left.is_empty()
+    }
+}

@@ -1,0 +1,361 @@
+//! What a node's groups have in common: the transport, the tick, and what is known of the peers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+use super::config::NodeConfig;
+use super::peers::Peers;
+use super::{NODE_GROUP, NodeStats, PeerStatus};
+use crate::core::Core;
+use crate::membership::Membership;
+use crate::message::{GroupBeat, Message, NodeBeat};
+use crate::shell::shared::{Event, Shared};
+use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
+use crate::types::Role;
+
+/// Shared by a node, its groups and its tasks.
+pub(crate) struct Hub {
+    transport: Arc<dyn Transport>,
+    /// Never held while the transport or an inbox is called. Events are left in the groups'
+    /// mailboxes under it, so that a group hears what became of a node in the order in which it
+    /// happened; a mailbox calls nobody back.
+    state: Mutex<State>,
+    /// Something has to be sent.
+    due: Notify,
+    epoch: Instant,
+    interval: Duration,
+    counters: Counters,
+}
+
+struct State {
+    peers: Peers,
+    groups: HashMap<u64, Group>,
+    /// Groups that this node leads and that have not quiesced.
+    beating: HashMap<u64, Arc<Shared>>,
+}
+
+/// One group of this node.
+struct Group {
+    inbox: Arc<dyn Inbox>,
+    shared: Arc<Shared>,
+    /// The other members.
+    members: Vec<u64>,
+    /// The term that this node leads, if it has quiesced in it.
+    reign: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    messages_sent: AtomicU64,
+    messages_received: AtomicU64,
+    sends_failed: AtomicU64,
+    beats_sent: AtomicU64,
+    beats_received: AtomicU64,
+    nodes_suspected: AtomicU64,
+    nodes_restarted: AtomicU64,
+}
+
+fn count(counter: &AtomicU64, by: usize) {
+    counter.fetch_add(by as u64, Ordering::Relaxed);
+}
+
+impl Hub {
+    pub(super) fn new(config: &NodeConfig, transport: Arc<dyn Transport>, life: u64) -> Self {
+        let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0);
+        let state = State { peers, groups: HashMap::new(), beating: HashMap::new() };
+        Self {
+            transport,
+            state: Mutex::new(state),
+            due: Notify::new(),
+            epoch: Instant::now(),
+            interval: config.heartbeat_interval,
+            counters: Counters::default(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// Ticks for ever.
+    pub(super) async fn tick_loop(self: Arc<Self>) {
+        let mut ticks = interval(self.interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.tick();
+        }
+    }
+
+    /// Sends what is due, for ever. What becomes due at about the same time goes together: those
+    /// who were woken together have had their turn when this task has yielded.
+    pub(super) async fn send_loop(self: Arc<Self>) {
+        loop {
+            self.due.notified().await;
+            tokio::task::yield_now().await;
+            self.flush();
+        }
+    }
+
+    fn tick(&self) {
+        {
+            let mut state = self.state.lock();
+            for suspect in state.peers.tick(self.now()) {
+                count(&self.counters.nodes_suspected, 1);
+                state.tell_of(suspect, None);
+            }
+            state.beating.values().for_each(|shared| shared.beat());
+        }
+        self.due.notify_one();
+    }
+
+    pub(super) fn flush(&self) {
+        let due = self.state.lock().peers.flush();
+        for (to, beat) in due {
+            count(&self.counters.messages_sent, 1);
+            count(&self.counters.beats_sent, beat.beats.len());
+            // Lost like any other message; the next tick comes.
+            if self.transport.send(to, NODE_GROUP, Message::Node(Box::new(beat))).is_err() {
+                count(&self.counters.sends_failed, 1);
+            }
+        }
+    }
+
+    fn receive(&self, from: u64, beat: NodeBeat) {
+        count(&self.counters.messages_received, 1);
+        count(&self.counters.beats_received, beat.beats.len());
+        let mut messages = Vec::new();
+        {
+            let mut state = self.state.lock();
+            let was_known = state.peers.lives().any(|(id, life)| id == from && life.is_some());
+            let news = state.peers.receive(self.now(), from, &beat);
+            if let Some(life) = news {
+                count(&self.counters.nodes_restarted, usize::from(was_known));
+                state.tell_of(from, Some(life));
+            }
+            for (group, term) in &beat.resigned {
+                if let Some(group) = state.groups.get(group) {
+                    group.shared.tell_of_resignation(from, *term);
+                }
+            }
+            for (group, beat) in beat.beats {
+                if let Some(group) = state.groups.get(&group) {
+                    messages.push((Arc::clone(&group.inbox), beat));
+                }
+            }
+        }
+        messages.into_iter().for_each(|(inbox, beat)| inbox.message(from, beat.into()));
+    }
+
+    fn push(&self, to: u64, group: u64, beat: GroupBeat) {
+        let is_full = self.state.lock().peers.push(to, group, beat);
+        if is_full { self.flush() } else { self.due.notify_one() }
+    }
+
+    fn members(&self, group: u64, members: &Membership) {
+        let own = self.transport.local();
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(group) = state.groups.get_mut(&group) else { return };
+        let now: Vec<u64> = members.members().filter(|id| *id != own).collect();
+        let before = std::mem::replace(&mut group.members, now);
+        for peer in group.members.iter().filter(|id| !before.contains(id)) {
+            let life = state.peers.link(*peer);
+            group.shared.tell(Event::Node { node: *peer, life });
+        }
+        for peer in before.iter().filter(|id| !group.members.contains(id)) {
+            state.peers.unlink(*peer);
+        }
+    }
+
+    fn leave(&self, id: u64) {
+        let group = {
+            let mut state = self.state.lock();
+            state.beating.remove(&id);
+            let group = state.groups.remove(&id);
+            if let Some(group) = &group {
+                if let Some(term) = group.reign {
+                    state.peers.resign(id, term, &group.members);
+                }
+                group.members.iter().for_each(|peer| state.peers.unlink(*peer));
+            }
+            group
+        };
+        // Without the lock: an inbox may own what uses this hub.
+        drop(group);
+        self.due.notify_one();
+    }
+
+    fn set_reign(&self, id: u64, reign: Option<u64>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Some(group) = state.groups.get_mut(&id) else { return };
+        let before = std::mem::replace(&mut group.reign, reign);
+        if let Some(term) = before.filter(|_| before != reign) {
+            state.peers.resign(id, term, &group.members);
+        }
+    }
+
+    fn set_beating(&self, id: u64, beats: bool) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        match state.groups.get(&id).filter(|_| beats) {
+            Some(group) => drop(state.beating.insert(id, Arc::clone(&group.shared))),
+            None => drop(state.beating.remove(&id)),
+        }
+    }
+
+    pub(super) fn peers(&self) -> Vec<PeerStatus> {
+        let state = self.state.lock();
+        state.peers.lives().map(|(id, life)| PeerStatus { id, is_alive: life.is_some() }).collect()
+    }
+
+    pub(super) fn stats(&self) -> NodeStats {
+        let (groups, beating) = {
+            let state = self.state.lock();
+            (state.groups.len(), state.beating.len())
+        };
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.counters;
+        NodeStats {
+            groups,
+            beating,
+            messages_sent: read(&counters.messages_sent),
+            messages_received: read(&counters.messages_received),
+            sends_failed: read(&counters.sends_failed),
+            beats_sent: read(&counters.beats_sent),
+            beats_received: read(&counters.beats_received),
+            nodes_suspected: read(&counters.nodes_suspected),
+            nodes_restarted: read(&counters.nodes_restarted),
+        }
+    }
+}
+
+impl State {
+    /// Tells the groups of which `node` is a member what has become of it.
+    fn tell_of(&self, node: u64, life: Option<u64>) {
+        for group in self.groups.values().filter(|group| group.members.contains(&node)) {
+            group.shared.tell(Event::Node { node, life });
+        }
+    }
+}
+
+/// What the transport hands the messages between nodes to.
+pub(super) struct NodeInbox(pub(super) Weak<Hub>);
+
+#[async_trait]
+impl Inbox for NodeInbox {
+    fn message(&self, from: u64, message: Message) {
+        if let (Some(hub), Message::Node(beat)) = (self.0.upgrade(), message) {
+            hub.receive(from, *beat);
+        }
+    }
+
+    fn unreachable(&self, _: u64) {
+        // Silence says it, once it has lasted: a connection that is made again at once is none.
+    }
+
+    async fn snapshot(&self, _: u64, _: SnapshotPart) -> SnapshotAnswer {
+        SnapshotAnswer::Rejected
+    }
+}
+
+/// The transport of one group: the node's, with the heartbeats of all groups together.
+pub(crate) struct Seat {
+    hub: Arc<Hub>,
+    group: u64,
+}
+
+impl Seat {
+    pub(super) fn new(hub: Arc<Hub>, group: u64) -> Self {
+        Self { hub, group }
+    }
+
+    /// Takes the group in, under the name that the transport knows.
+    ///
+    /// # Errors
+    /// As [`Transport::attach`]; nothing changed.
+    pub(crate) fn enter(
+        &self,
+        inbox: Arc<dyn Inbox>,
+        shared: &Arc<Shared>,
+    ) -> Result<(), AttachError> {
+        self.hub.transport.attach(self.group, Arc::clone(&inbox))?;
+        let mut state = self.hub.state.lock();
+        let (node, life) = (self.hub.transport.local(), Some(state.peers.life()));
+        shared.tell(Event::Node { node, life });
+        let (shared, members) = (Arc::clone(shared), Vec::new());
+        state.groups.insert(self.group, Group { inbox, shared, members, reign: None });
+        Ok(())
+    }
+}
+
+/// What the hub last heard of a group from its driver.
+#[derive(Debug, Default)]
+pub(crate) struct Shown {
+    reign: Option<u64>,
+    beats: bool,
+}
+
+impl Seat {
+    /// Tells the hub what of the core concerns it, when that has changed. To be called after each
+    /// turn.
+    pub(crate) fn show(&self, shown: &mut Shown, core: &Core) {
+        let reign = core.quiesced_reign();
+        if std::mem::replace(&mut shown.reign, reign) != reign {
+            self.hub.set_reign(self.group, reign);
+        }
+        let beats = core.role() == Role::Leader && !core.is_quiesced();
+        if std::mem::replace(&mut shown.beats, beats) != beats {
+            self.hub.set_beating(self.group, beats);
+        }
+    }
+}
+
+#[async_trait]
+impl Transport for Seat {
+    fn local(&self) -> u64 {
+        self.hub.transport.local()
+    }
+
+    fn attach(&self, group: u64, _: Arc<dyn Inbox>) -> Result<(), AttachError> {
+        // A seat is taken with `enter`.
+        Err(AttachError::Attached { group })
+    }
+
+    fn detach(&self, group: u64) {
+        self.hub.leave(group);
+        self.hub.transport.detach(group);
+    }
+
+    fn members(&self, group: u64, members: &Membership) {
+        self.hub.members(group, members);
+        self.hub.transport.members(group, members);
+    }
+
+    fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+        match message {
+            Message::Heartbeat(beat) => self.hub.push(to, group, GroupBeat::Heartbeat(beat)),
+            Message::HeartbeatReply(reply) => self.hub.push(to, group, GroupBeat::Reply(reply)),
+            message => return self.hub.transport.send(to, group, message),
+        }
+        Ok(())
+    }
+
+    async fn snapshot(
+        &self,
+        to: u64,
+        group: u64,
+        part: SnapshotPart,
+        timeout: Duration,
+    ) -> Result<SnapshotAnswer, SendError> {
+        self.hub.transport.snapshot(to, group, part, timeout).await
+    }
+}
