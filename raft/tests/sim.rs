@@ -2,8 +2,10 @@
 //!
 //! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
 
-use voussoir_raft::testing::sim::{CHANGE_SITUATIONS, LEASE_SITUATIONS, Options, SITUATIONS, run};
-use voussoir_sim::{FaultClass, FaultSet, Runner, Situations, Summary};
+use voussoir_raft::testing::sim::{
+    CHANGE_SITUATIONS, LEASE_SITUATIONS, Options, QUIESCE_SITUATIONS, SITUATIONS, run,
+};
+use voussoir_sim::{Failure, FaultClass, FaultSet, Runner, Situations, Summary};
 
 const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim";
 
@@ -52,6 +54,41 @@ fn leases() {
     let without_jumps = FaultSet::ALL.without(FaultClass::ClockJump);
     assert!(summary.silent(without_jumps).is_empty(), "{}", summary.silent(without_jumps));
     all_reached(&summary, &LEASE_SITUATIONS);
+}
+
+/// Groups that rest while their clients pause, in every third seed while the membership changes.
+#[test]
+fn groups_rest() {
+    let runner = Runner::new(format!("{COMMAND} groups_rest")).seeds(1500).twice(10);
+    let summary = runner
+        .run(|seed| {
+            let mut options = Options::quiescing();
+            options.changes = seed % 3 == 0;
+            run(seed, &options)
+        })
+        .unwrap();
+    println!("{summary}");
+    assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
+    all_reached(&summary, &QUIESCE_SITUATIONS);
+}
+
+/// Where nothing is lost, coming to rest and waking cost no election.
+#[test]
+fn coming_to_rest_costs_no_election() {
+    let mut options = Options::quiescing();
+    (options.faults, options.hunt_ppm) = (FaultSet::NONE, 0);
+    let runner = Runner::new(format!("{COMMAND} coming_to_rest")).seeds(100).twice(0);
+    let summary = runner
+        .run(|seed| {
+            let report = run(seed, &options)?;
+            let elections = report.figures.iter().find(|(name, _)| *name == "elections");
+            if elections.is_none_or(|(_, count)| *count != 1) {
+                return Err(Failure::new(format!("seed {seed}: {elections:?}")));
+            }
+            Ok(report)
+        })
+        .unwrap();
+    assert!(summary.figure("leader at rest woken by a client") > 0, "{summary}");
 }
 
 /// Where clocks drift by more than the nodes rely on, leases outlive the promises that they rest

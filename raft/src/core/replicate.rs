@@ -267,6 +267,10 @@ impl Core {
     }
 
     pub(super) fn on_unreachable(&mut self, id: u64) {
+        // Nothing is under way in a group at rest.
+        if self.quiescence.quiesced {
+            return;
+        }
         let RoleState::Leader(leader) = &self.role else { return };
         let Some(peer) = leader.peers.iter().find(|peer| peer.id == id) else { return };
         if matches!(peer.flow, Flow::Replicate) {

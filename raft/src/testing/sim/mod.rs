@@ -14,10 +14,14 @@
 //! With [`Options::leasing`] leaders read under leases, on clocks that drift by as much as the
 //! nodes rely on.
 //!
+//! With [`Options::quiescing`] the node stands in a process of many groups, and its group rests
+//! while its clients pause.
+//!
 //! Source of the properties: Raft figure 3.
 
 mod churn;
 mod disk;
+mod host;
 mod hunt;
 mod machine;
 mod members;
@@ -26,6 +30,7 @@ mod oracle;
 mod run;
 mod wire;
 
+pub use self::host::QUIESCE_SITUATIONS;
 pub use self::machine::{Machine, Reply};
 pub use self::members::CHANGE_SITUATIONS;
 pub use self::oracle::{LEASE_SITUATIONS, SITUATIONS};

@@ -13,6 +13,7 @@ use voussoir_sim::{
 };
 
 use super::disk::{self, Done, Opened, Store};
+use super::host::{Host, Rest};
 use super::machine::{Machine, Reply};
 use super::oracle::Oracle;
 use super::wire::Packet;
@@ -43,6 +44,8 @@ pub(super) enum Timed {
     },
     /// A snapshot transfer has taken too long.
     GiveUp(u64),
+    /// The common tick of the groups of a process.
+    Host,
 }
 
 /// Work for the machine, in order.
@@ -76,6 +79,8 @@ struct Reading {
 #[derive(Debug)]
 pub(super) struct RaftNode {
     core: Core,
+    /// What the groups of a process share; `None`: the group stands alone.
+    pub(super) host: Option<Host>,
     store: Store,
     disk_busy: bool,
     /// The latest write that is not durable; 0 when all are.
@@ -119,6 +124,7 @@ impl RaftNode {
         seed: u64,
         now: u64,
         oracle: Rc<RefCell<Oracle>>,
+        host: Option<Host>,
     ) -> Option<Self> {
         let opened = disk::open(disk, config.id, seed);
         let ruin = disk.ruin();
@@ -148,6 +154,7 @@ impl RaftNode {
         Some(Self {
             members: core.base_members(),
             core,
+            host,
             store,
             disk_busy: false,
             persisting: 0,
@@ -205,12 +212,18 @@ impl RaftNode {
     }
 
     /// Steps, then does all that the core wants done.
-    fn step(&mut self, ctx: &mut Context<'_, Self>, input: Input) {
+    pub(super) fn step(&mut self, ctx: &mut Context<'_, Self>, input: Input) {
         self.inputs.push_back(input);
         while let Some(input) = self.inputs.pop_front() {
+            let before = Rest::before(&self.core, &input);
             self.core.step(ctx.now(), input);
             self.poll(ctx);
+            self.watch_rest(before, &self.core);
+            if let Some(host) = &mut self.host {
+                self.inputs.extend(host.follow(&self.core, self.core.config().group));
+            }
         }
+        self.flush_host(ctx);
         self.oracle.borrow_mut().observe(&self.core);
         let (status, known) = (self.core.status(), self.known);
         if (status.role, status.term) != known {
@@ -257,8 +270,14 @@ impl RaftNode {
                 if matches!(message, Message::Vote(_)) && self.persisting > 0 {
                     self.reached("vote asked for while an own write is under way");
                 }
-                let bytes = codec::encode(group, &message).into_bytes();
-                ctx.send(to, Packet::Raft(bytes).encode());
+                let alone = match &mut self.host {
+                    Some(host) => host.join(to, group, message),
+                    None => Some(message),
+                };
+                if let Some(message) = alone {
+                    let bytes = codec::encode(group, &message).into_bytes();
+                    ctx.send(to, Packet::Raft(bytes).encode());
+                }
             }
             Output::Replicate { to, head, range } => {
                 let next = range.start..range.start + 1;
@@ -479,7 +498,15 @@ impl RaftNode {
         self.step(ctx, Input::Fetched { id, result });
     }
 
-    fn reached(&self, situation: &'static str) {
+    pub(super) fn group(&self) -> u64 {
+        self.core.config().group
+    }
+
+    pub(super) fn object(&self, text: String) {
+        self.oracle.borrow_mut().object(|| text);
+    }
+
+    pub(super) fn reached(&self, situation: &'static str) {
         self.oracle.borrow_mut().reached(situation);
     }
 
@@ -643,12 +670,18 @@ impl Node for RaftNode {
     fn start(&mut self, ctx: &mut Context<'_, Self>) {
         let status = self.core.status();
         ctx.note("starts: snapshot, last", status.snapshot, status.last);
+        if let Some(host) = &self.host {
+            let (input, interval) = (host.own_life(ctx.id()), host.interval());
+            self.inputs.push_back(input);
+            ctx.schedule(interval, Timed::Host);
+        }
         self.step(ctx, Input::Tick);
     }
 
     fn message(&mut self, ctx: &mut Context<'_, Self>, from: u64, body: Bytes) {
         match Packet::decode(body) {
             Some(Packet::Raft(bytes)) => match codec::decode(bytes) {
+                Ok((_, Message::Node(beat))) => self.hear_host(ctx, from, *beat),
                 Ok((_, message)) => self.step(ctx, Input::Message { from, message }),
                 Err(error) => {
                     self.oracle.borrow_mut().object(|| format!("a message is refused: {error}"));
@@ -676,6 +709,7 @@ impl Node for RaftNode {
             Timed::Fetch { id, start, end, max_bytes } => {
                 self.work_fetch(ctx, id, start..end, max_bytes);
             }
+            Timed::Host => self.tick_host(ctx),
             Timed::GiveUp(id) => self.end_transfer(ctx, id, false),
         }
     }

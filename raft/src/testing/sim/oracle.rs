@@ -6,6 +6,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use voussoir_journal::testing::Ruin;
 
 use super::disk::OpenError;
+use super::host::QUIESCE_SITUATIONS;
 use super::members::{CHANGE_SITUATIONS, Seen};
 use crate::core::{Core, Persist};
 use crate::membership::Membership;
@@ -82,6 +83,7 @@ struct Known {
     commit: u64,
     applied: u64,
     was_leader: bool,
+    rests: bool,
     seen: Seen,
     /// Its disk was ruined, and that was noticed.
     out: bool,
@@ -105,7 +107,7 @@ pub(super) struct Oracle {
     states: BTreeMap<u64, (u64, Option<u64>)>,
     violation: Option<String>,
     /// How often each of [`SITUATIONS`] was reached.
-    situations: [u64; SITUATIONS.len() + CHANGE_SITUATIONS.len() + LEASE_SITUATIONS.len()],
+    situations: Vec<u64>,
     /// The last index of a write that a client was told about.
     told: u64,
     /// How many elections were won.
@@ -123,7 +125,8 @@ pub(super) struct Oracle {
 }
 
 fn all_situations() -> impl Iterator<Item = &'static str> {
-    SITUATIONS.into_iter().chain(CHANGE_SITUATIONS).chain(LEASE_SITUATIONS)
+    let by_default = SITUATIONS.into_iter().chain(CHANGE_SITUATIONS);
+    by_default.chain(LEASE_SITUATIONS).chain(QUIESCE_SITUATIONS)
 }
 
 fn digest(entry: &Entry) -> u64 {
@@ -138,6 +141,7 @@ impl Oracle {
         Self {
             nodes: ids.iter().map(|id| (*id, Known::default())).collect(),
             majority: (!changes).then_some(ids.len() / 2 + 1),
+            situations: vec![0; all_situations().count()],
             ..Self::default()
         }
     }
@@ -160,7 +164,7 @@ impl Oracle {
 
     /// How often each of [`SITUATIONS`] was reached.
     pub(super) fn situations(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        all_situations().zip(self.situations)
+        all_situations().zip(self.situations.iter().copied())
     }
 
     /// Notes that something happened that must not.
@@ -449,6 +453,10 @@ impl Oracle {
         let (was_term, was_commit, was_leader) = (known.term, known.commit, known.was_leader);
         (known.term, known.commit) = (term, commit);
         known.was_leader = role == Role::Leader && status.halted.is_none();
+        known.rests = status.is_quiesced;
+        if status.is_quiesced && self.nodes.values().all(|known| known.rests) {
+            self.reached("all nodes rest at once");
+        }
         if was_leader && was_term == term && role != Role::Leader {
             self.reached("leader steps down within its term");
             if status.removed.is_some() {

@@ -12,11 +12,13 @@ use voussoir_sim::{
 };
 
 use super::churn::Churn;
+use super::host::{Host, INTERVAL};
 use super::hunt::{HUNT_NS, Hunt};
 use super::machine::Reply;
 use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
+use crate::types::{Role, Status};
 
 /// The alarm of the hunt.
 const HUNT: u64 = 1;
@@ -44,6 +46,8 @@ pub struct Options {
     pub changes: bool,
     /// The bound on the drift of clocks that nodes rely on, in millionths; `None`: no lease reads.
     pub max_clock_drift_ppm: Option<u32>,
+    /// Whether the group stands in a process of many, and quiesces while nothing happens.
+    pub quiesces: bool,
     /// How far clocks drift at most, in millionths.
     pub skew_ppm: u32,
     /// How long faults go on, ns of virtual time.
@@ -59,6 +63,7 @@ impl Default for Options {
             hunt_ppm: 200_000,
             changes: false,
             max_clock_drift_ppm: None,
+            quiesces: false,
             skew_ppm: SimConfig::default().skew_ppm,
             faults_ns: 8 * SECOND,
         }
@@ -69,6 +74,11 @@ impl Options {
     /// The defaults, and changes of the membership.
     pub fn changing() -> Self {
         Self { changes: true, ..Self::default() }
+    }
+
+    /// The defaults, and groups that quiesce, under clients that pause for longer than that takes.
+    pub fn quiescing() -> Self {
+        Self { quiesces: true, ..Self::default() }
     }
 
     /// The defaults, and lease reads, with clocks that drift by as much as nodes rely on. Clocks do
@@ -116,6 +126,11 @@ pub fn run_on(
     let begun = if options.changes { 3 } else { count };
     let mut clients = ClientsConfig::default();
     clients.clients = rng.between(2, 6);
+    if options.quiesces {
+        // One or two, which pause for longer than it takes to come to rest.
+        clients.clients = rng.between(1, 2);
+        clients.max_pause_ns = rng.scaled(500 * MILLISECOND, 2 * SECOND);
+    }
     let mut faults = SimConfig::default();
     faults.faults = options.faults;
     if is_spared {
@@ -131,6 +146,10 @@ pub fn run_on(
     let mut config = draw_config(&voters, &mut rng);
     config.dynamic = options.changes;
     config.max_clock_drift_ppm = options.max_clock_drift_ppm;
+    let suspect_after = options.quiesces.then(|| {
+        config.quiesce_after = Some(Duration::from_millis(rng.scaled(50, 400)));
+        rng.between(3 * INTERVAL, 12 * INTERVAL)
+    });
     let is_hunted = rng.chance(options.hunt_ppm);
     let watcher = Rc::clone(&oracle);
     let mut world = World::<RaftNode>::new(plan, move |boot| {
@@ -140,7 +159,8 @@ pub fn run_on(
         if boot.id > begun {
             config.voters.clear();
         }
-        RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher))
+        let host = suspect_after.map(|after| Host::new(INTERVAL, after, boot.seed, boot.now));
+        RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher), host)
     });
     for id in &voters {
         world.add_node(*id, disk(*id));
@@ -293,6 +313,16 @@ fn judge(
     if states.any(|state| Some(state) != first) {
         let all: Vec<_> = world.nodes().map(|(_, node)| node.status()).collect();
         return Err(world.failure(format!("the nodes did not converge: {all:#?}")));
+    }
+    // Where nothing happens any more, nobody rests on a node that does not lead.
+    for (id, node) in world.nodes().filter(|(_, node)| node.status().is_quiesced) {
+        let status = node.status();
+        let leader = status.leader.and_then(|leader| world.node(leader)).map(RaftNode::status);
+        let leads = |at: &Status| at.role == Role::Leader && at.term == status.term;
+        if !leader.as_ref().is_some_and(leads) {
+            let text = format!("liveness: node {id} rests without a leader: {status:#?}, {leader:#?}");
+            return Err(world.failure(text));
+        }
     }
     let history = clients.history();
     if let Err(error) = check(&Kv::new(), history, CHECK_STEPS) {

@@ -1,0 +1,330 @@
+//! Many groups on one node, on paused time and a network in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::{Instant, sleep};
+use voussoir_raft::memory::{MemoryStore, Network};
+use voussoir_raft::{
+    AttachError, Chunks, Command, Config, MachineError, NODE_GROUP, Node, NodeConfig, NodeStats,
+    Raft, Role, StartError, StateMachine, WholeSnapshot,
+};
+
+/// Counts commands, and answers with the number.
+struct Counter(u64);
+
+#[async_trait]
+impl StateMachine for Counter {
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        let mut answers = Vec::new();
+        for _ in commands {
+            self.0 += 1;
+            answers.push(Bytes::from(self.0.to_string()));
+        }
+        Ok(answers)
+    }
+
+    fn is_quick(&self) -> bool {
+        true
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        Ok(Box::new(WholeSnapshot::new(self.0.to_string())))
+    }
+
+    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
+        let state = WholeSnapshot::collect(chunks).await?;
+        self.0 = std::str::from_utf8(&state)?.parse()?;
+        Ok(())
+    }
+}
+
+/// Three nodes with the same groups.
+struct Cluster {
+    network: Network,
+    nodes: BTreeMap<u64, Node>,
+    stores: BTreeMap<(u64, u64), MemoryStore>,
+    tune: fn(&mut Config),
+}
+
+impl Cluster {
+    async fn new(groups: u64, tune: fn(&mut Config)) -> Self {
+        let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());
+        let mut cluster = Self { network: Network::new(), nodes, stores, tune };
+        for id in 1..=3 {
+            cluster.start(id, groups).await;
+        }
+        cluster
+    }
+
+    async fn start(&mut self, id: u64, groups: u64) {
+        let node = Node::start(NodeConfig::default(), self.network.node(id)).unwrap();
+        self.nodes.insert(id, node);
+        for group in 1..=groups {
+            self.start_group(id, group).await.unwrap();
+        }
+    }
+
+    fn config(&self, id: u64, group: u64) -> Config {
+        let mut config = Config::new(id, [1, 2, 3]);
+        (config.group, config.seed) = (group, Some(group * 7 + id));
+        (self.tune)(&mut config);
+        config
+    }
+
+    async fn start_group(&mut self, id: u64, group: u64) -> Result<Raft, StartError> {
+        let store = self.stores.entry((id, group)).or_default().clone();
+        let config = self.config(id, group);
+        self.nodes[&id].start_group(config, Arc::new(store), Box::new(Counter(0))).await
+    }
+
+    fn raft(&self, id: u64, group: u64) -> Raft {
+        self.nodes[&id].group(group).unwrap()
+    }
+
+    /// The node that leads a group, if any other than `but` does.
+    fn leader(&self, group: u64, but: u64) -> Option<u64> {
+        let leads = |id: &u64| {
+            let raft = self.nodes[id].group(group);
+            raft.is_some_and(|raft| raft.status().borrow().role == Role::Leader)
+        };
+        self.nodes.keys().copied().filter(|id| *id != but).find(leads)
+    }
+
+    /// Waits for leaders of all groups on other nodes than `but`; returns how long that took.
+    async fn led(&self, groups: std::ops::RangeInclusive<u64>, but: u64) -> Duration {
+        let began = Instant::now();
+        while groups.clone().any(|group| self.leader(group, but).is_none()) {
+            sleep(Duration::from_millis(5)).await;
+            assert!(began.elapsed() < Duration::from_secs(30), "not led");
+        }
+        began.elapsed()
+    }
+
+    fn rests(&self, id: u64, group: u64) -> bool {
+        self.raft(id, group).status().borrow().is_quiesced
+    }
+
+    /// Waits until all groups rest on all nodes.
+    async fn all_rest(&self, groups: u64) {
+        let began = Instant::now();
+        let ids = || self.nodes.keys().flat_map(|id| (1..=groups).map(|group| (*id, group)));
+        while !ids().all(|(id, group)| self.rests(id, group)) {
+            sleep(Duration::from_millis(20)).await;
+            assert!(began.elapsed() < Duration::from_secs(60), "they do not come to rest");
+        }
+    }
+
+    fn stats(&self) -> Vec<NodeStats> {
+        self.nodes.values().map(Node::stats).collect()
+    }
+
+    fn turns(&self, groups: u64) -> u64 {
+        let ids = self.nodes.keys().flat_map(|id| (1..=groups).map(|group| (*id, group)));
+        ids.map(|(id, group)| self.raft(id, group).stats().turns).sum()
+    }
+}
+
+fn never_rests(config: &mut Config) {
+    config.quiesce_after = None;
+}
+
+fn rests_soon(config: &mut Config) {
+    config.quiesce_after = Some(Duration::from_millis(200));
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_message_per_peer_and_tick_carries_all_heartbeats() {
+    const GROUPS: u64 = 60;
+    let cluster = Cluster::new(GROUPS, never_rests).await;
+    cluster.led(1..=GROUPS, 0).await;
+    sleep(Duration::from_secs(1)).await;
+    let before = cluster.stats();
+    sleep(Duration::from_secs(10)).await;
+    for (before, after) in before.iter().zip(cluster.stats()) {
+        let messages = after.messages_sent - before.messages_sent;
+        let beats = after.beats_sent - before.beats_sent;
+        // 200 ticks, two peers: one message with the heartbeats, one with the answers.
+        assert!((400..=820).contains(&messages), "{messages} messages");
+        assert_eq!(after.sends_failed, before.sends_failed);
+        // Each group beats 200 times to two peers, and each answers: on all three nodes together.
+        let share = 200 * 4 * GROUPS / 3;
+        assert!(beats > share / 8, "{beats} beats");
+    }
+    let all = |stats: &[NodeStats]| stats.iter().map(|stats| stats.beats_sent).sum::<u64>();
+    let beats = all(&cluster.stats()) - all(&before);
+    let expected = 200 * 4 * GROUPS;
+    assert!(beats.abs_diff(expected) < expected / 10, "{beats} beats, and not {expected}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_at_rest_run_nothing_and_send_nothing() {
+    const GROUPS: u64 = 40;
+    let cluster = Cluster::new(GROUPS, rests_soon).await;
+    cluster.led(1..=GROUPS, 0).await;
+    cluster.all_rest(GROUPS).await;
+    // Timers that were set before ring once more.
+    sleep(Duration::from_secs(5)).await;
+    let (stats, turns) = (cluster.stats(), cluster.turns(GROUPS));
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(cluster.turns(GROUPS), turns, "a loop has run");
+    for (before, after) in stats.iter().zip(cluster.stats()) {
+        assert_eq!(after.beats_sent, before.beats_sent);
+        let messages = after.messages_sent - before.messages_sent;
+        assert!((2380..=2420).contains(&messages), "one per peer and tick: {messages}");
+        assert_eq!((after.groups, after.beating), (GROUPS as usize, 0));
+    }
+    // One group wakes, and no other.
+    let leader = cluster.leader(7, 0).unwrap();
+    let raft = cluster.raft(leader, 7);
+    assert_eq!(raft.propose(Bytes::from_static(b"x")).await.unwrap(), "1");
+    let rest = |group| (1..=3).filter(|id| cluster.rests(*id, group)).count();
+    assert_eq!(rest(7), 0);
+    assert!((1..=GROUPS).filter(|group| *group != 7).all(|group| rest(group) == 3));
+    let follower = leader % 3 + 1;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    cluster.raft(follower, 9).read(deadline).await.unwrap();
+    cluster.all_rest(GROUPS).await;
+    for id in 1..=3 {
+        assert_eq!(cluster.raft(id, 7).status().borrow().applied, 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_stopped_at_rest_is_replaced_while_its_node_lives() {
+    let cluster = Cluster::new(4, rests_soon).await;
+    cluster.led(1..=4, 0).await;
+    cluster.all_rest(4).await;
+    let leader = cluster.leader(2, 0).unwrap();
+    assert!(cluster.nodes[&leader].stop_group(2).await);
+    assert!(!cluster.nodes[&leader].stop_group(2).await, "it is gone");
+    let took = cluster.led(2..=2, leader).await;
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    for group in [1, 3, 4] {
+        let resting = (1..=3).filter(|id| cluster.rests(*id, group)).count();
+        assert_eq!(resting, 3, "group {group} was disturbed");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_groups_of_a_node_that_is_cut_off_at_rest_are_led_elsewhere() {
+    const GROUPS: u64 = 9;
+    let cluster = Cluster::new(GROUPS, rests_soon).await;
+    cluster.led(1..=GROUPS, 0).await;
+    cluster.all_rest(GROUPS).await;
+    let leader = cluster.leader(1, 0).unwrap();
+    cluster.network.isolate(leader, 1..=3);
+    let took = cluster.led(1..=GROUPS, leader).await;
+    assert!(took > Duration::from_millis(300), "nobody can know yet: {took:?}");
+    assert!(took < Duration::from_millis(2000), "{took:?}");
+    assert!(cluster.nodes[&leader].peers().iter().all(|peer| !peer.is_alive));
+    // The one that was cut off finds out, and follows again when it is back.
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.raft(leader, 1).status().borrow().leader, None);
+    cluster.network.heal();
+    cluster.all_rest(GROUPS).await;
+    assert!(cluster.nodes[&leader].peers().iter().all(|peer| peer.is_alive));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_starts_again_at_once_is_noticed() {
+    let mut cluster = Cluster::new(6, rests_soon).await;
+    cluster.led(1..=6, 0).await;
+    cluster.all_rest(6).await;
+    let leader = cluster.leader(3, 0).unwrap();
+    // Its process dies without a word, and the next one has only four of the groups.
+    let old = cluster.nodes.remove(&leader).unwrap();
+    cluster.network.isolate(leader, 1..=3);
+    old.shutdown().await;
+    cluster.network.heal();
+    let node = Node::start(NodeConfig::default(), cluster.network.node(leader)).unwrap();
+    cluster.nodes.insert(leader, node);
+    for group in [1, 2, 4, 5] {
+        cluster.start_group(leader, group).await.unwrap();
+    }
+    let took = cluster.led(1..=6, 0).await;
+    assert!(took < Duration::from_millis(1500), "{took:?}");
+    assert_ne!(cluster.leader(3, 0), Some(leader));
+    let noticed: u64 = cluster.stats().iter().map(|stats| stats.nodes_restarted).sum();
+    assert!(noticed >= 2, "{noticed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_come_and_go() {
+    let mut cluster = Cluster::new(1, rests_soon).await;
+    cluster.led(1..=1, 0).await;
+    for id in 1..=3 {
+        cluster.start_group(id, 8).await.unwrap();
+    }
+    cluster.led(8..=8, 0).await;
+    assert_eq!(cluster.nodes[&1].groups(), [1, 8]);
+    let twice = cluster.start_group(1, 8).await.unwrap_err();
+    let attached = AttachError::Attached { group: 8 };
+    assert!(matches!(twice, StartError::Transport(error) if error == attached), "{twice}");
+    let leader = cluster.leader(8, 0).unwrap();
+    cluster.raft(leader, 8).propose(Bytes::from_static(b"x")).await.unwrap();
+    for id in 1..=3 {
+        assert!(cluster.nodes[&id].stop_group(8).await);
+    }
+    assert_eq!(cluster.nodes[&1].groups(), [1]);
+    assert!(cluster.nodes[&1].group(8).is_none());
+    for id in 1..=3 {
+        cluster.start_group(id, 8).await.unwrap();
+    }
+    cluster.led(8..=8, 0).await;
+    let leader = cluster.leader(8, 0).unwrap();
+    let answer = cluster.raft(leader, 8).propose(Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(answer, "2", "what it had is still there");
+    for node in cluster.nodes.values() {
+        node.shutdown().await;
+        assert!(node.groups().is_empty());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_refuses_what_it_cannot_host() {
+    let network = Network::new();
+    let mut few = NodeConfig::default();
+    few.max_groups = 1;
+    let node = Node::start(few, network.node(1)).unwrap();
+    let second = Node::start(NodeConfig::default(), network.node(1)).unwrap_err();
+    assert!(matches!(second, StartError::Transport(_)), "{second}");
+    let start = |config: Config| {
+        node.start_group(config, Arc::new(MemoryStore::new()), Box::new(Counter(0)))
+    };
+    let config = |group| {
+        let mut config = Config::new(1, [1]);
+        config.group = group;
+        config
+    };
+    let refused = start(config(NODE_GROUP)).await.unwrap_err();
+    assert!(matches!(&refused, StartError::Config(error) if error.field == "group"), "{refused}");
+    let mut slow = config(1);
+    slow.heartbeat_interval = Duration::from_millis(60);
+    let refused = start(slow).await.unwrap_err();
+    let is_interval = matches!(&refused, StartError::Config(e) if e.field == "heartbeat_interval");
+    assert!(is_interval, "{refused}");
+    let mut broken = config(1);
+    broken.max_reads = 0;
+    assert!(matches!(start(broken).await.unwrap_err(), StartError::Config(_)));
+    // None of them has left anything behind.
+    start(config(1)).await.unwrap();
+    let full = start(config(2)).await.unwrap_err();
+    assert!(matches!(full, StartError::TooManyGroups { max_groups: 1 }), "{full}");
+    node.stop_group(1).await;
+    start(config(2)).await.unwrap();
+    for (interval, suspect, max_groups) in [(0, 500, 1), (50, 149, 1), (50, 500, 0)] {
+        let mut config = NodeConfig::default();
+        config.heartbeat_interval = Duration::from_millis(interval);
+        config.suspect_after = Duration::from_millis(suspect);
+        config.max_groups = max_groups;
+        assert!(Node::start(config, network.node(2)).is_err());
+    }
+    // Dropped without a word, it leaves the transport.
+    drop(node);
+    sleep(Duration::from_millis(1)).await;
+    Node::start(NodeConfig::default(), network.node(1)).unwrap();
+}
