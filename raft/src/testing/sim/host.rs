@@ -1,7 +1,11 @@
 //! A node's part in what the groups of its process have in common, as the shell's hub has it: the
 //! tick, who is alive, joined heartbeats, and leaderships that have ended. There is one group here.
 
-use voussoir_sim::{Context, MILLISECOND};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use voussoir_sim::{Context, Crash, MILLISECOND, SECOND, World};
 
 use super::node::{RaftNode, Timed};
 use super::wire::Packet;
@@ -46,6 +50,16 @@ impl Host {
         Self { peers, interval, linked: Vec::new(), reign: None }
     }
 
+    /// The group has been stopped, and the process lives.
+    fn leave(&mut self, group: u64) {
+        if let Some(term) = self.reign.take() {
+            self.peers.resign(group, term, &self.linked);
+        }
+        for member in std::mem::take(&mut self.linked) {
+            self.peers.unlink(member);
+        }
+    }
+
     /// The first thing that the core hears.
     pub(super) fn own_life(&self, id: u64) -> Input {
         Input::Node { node: id, life: Some(self.peers.life()) }
@@ -87,6 +101,33 @@ impl Host {
         self.peers.push(to, group, beat);
         None
     }
+}
+
+/// Hosts of groups that have been stopped, until those are started again, by node.
+pub(super) type Shelf = Rc<RefCell<BTreeMap<u64, Host>>>;
+
+/// Between two attempts to stop a group alone, at least and at most.
+const STOP_NS: (u64, u64) = (200 * MILLISECOND, 2 * SECOND);
+
+/// Stops the leader of a group at rest and starts it again, now and then, as an operator may while
+/// the process lives on. Returns when to do so again, in ns.
+pub(super) fn stop_alone(world: &mut World<RaftNode>, shelf: &Shelf) -> Option<u64> {
+    if world.now() >= world.plan().quiet_ns {
+        return None;
+    }
+    let rests = |node: &RaftNode| node.status().is_quiesced && node.status().role == Role::Leader;
+    let resting = world.nodes().find(|(_, node)| rests(node)).map(|(id, _)| id);
+    if let Some(id) = resting.filter(|_| world.rng().chance(500_000)) {
+        let host = world.with_node(id, |node, _| {
+            let (group, mut host) = (node.group(), node.host.take()?);
+            host.leave(group);
+            Some(host)
+        });
+        shelf.borrow_mut().extend(host.flatten().map(|host| (id, host)));
+        world.crash(id, Crash::Process);
+        world.restart(id);
+    }
+    Some(world.rng().scaled(STOP_NS.0, STOP_NS.1))
 }
 
 impl RaftNode {

@@ -12,7 +12,7 @@ use voussoir_sim::{
 };
 
 use super::churn::Churn;
-use super::host::{Host, INTERVAL};
+use super::host::{self, Host, INTERVAL, Shelf};
 use super::hunt::{HUNT_NS, Hunt};
 use super::machine::Reply;
 use super::node::RaftNode;
@@ -26,6 +26,8 @@ const HUNT: u64 = 1;
 const CHURN: u64 = 2;
 /// The alarm of the questions to a hunted leader.
 const ASK: u64 = 3;
+/// The alarm of groups that are stopped by themselves.
+const STOP: u64 = 4;
 /// Steps of the linearizability check, per key.
 const CHECK_STEPS: u64 = 5_000_000;
 
@@ -130,6 +132,8 @@ pub fn run_on(
         // One or two, which pause for longer than it takes to come to rest.
         clients.clients = rng.between(1, 2);
         clients.max_pause_ns = rng.scaled(500 * MILLISECOND, 2 * SECOND);
+        // So few calls may well all go to nodes whose disks are gone.
+        clients.max_recovery_ns = 15 * SECOND;
     }
     let mut faults = SimConfig::default();
     faults.faults = options.faults;
@@ -152,6 +156,8 @@ pub fn run_on(
     });
     let is_hunted = rng.chance(options.hunt_ppm);
     let watcher = Rc::clone(&oracle);
+    let shelf = Shelf::default();
+    let shelf_of_world = Rc::clone(&shelf);
     let mut world = World::<RaftNode>::new(plan, move |boot| {
         let mut config = config.clone();
         (config.id, config.seed) = (boot.id, Some(boot.seed));
@@ -159,13 +165,19 @@ pub fn run_on(
         if boot.id > begun {
             config.voters.clear();
         }
-        let host = suspect_after.map(|after| Host::new(INTERVAL, after, boot.seed, boot.now));
+        let host = suspect_after.map(|after| {
+            let stopped = shelf_of_world.borrow_mut().remove(&boot.id);
+            stopped.unwrap_or_else(|| Host::new(INTERVAL, after, boot.seed, boot.now))
+        });
         RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher), host)
     });
     for id in &voters {
         world.add_node(*id, disk(*id));
     }
     let slow = options.max_clock_drift_ppm.map(|_| drift(&mut world, options.skew_ppm, &mut rng));
+    if options.quiesces && !options.faults.is_empty() && rng.chance(500_000) {
+        world.alarm(HUNT_NS.0, STOP);
+    }
     if is_hunted {
         world.alarm(HUNT_NS.0, HUNT);
     }
@@ -185,6 +197,7 @@ pub fn run_on(
             let pause = match *alarm {
                 HUNT => hunt.turn(world),
                 ASK => hunt.ask(world),
+                STOP => host::stop_alone(world, &shelf),
                 CHURN => churn.as_ref().and_then(|churn| churn.turn(world)),
                 _ => None,
             };
