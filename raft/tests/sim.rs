@@ -59,7 +59,7 @@ fn leases() {
 /// Groups that rest while their clients pause, in every third seed while the membership changes.
 #[test]
 fn groups_rest() {
-    let runner = Runner::new(format!("{COMMAND} groups_rest")).seeds(1500).twice(10);
+    let runner = Runner::new(format!("{COMMAND} groups_rest")).seeds(400).twice(10);
     let summary = runner
         .run(|seed| {
             let mut options = Options::quiescing();

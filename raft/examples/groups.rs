@@ -1,0 +1,304 @@
+//! What many groups cost: three nodes in this process, a journal each, over TCP on loopback.
+//!
+//! ```text
+//! cargo run --release --example groups -- idle GROUPS SECONDS
+//! cargo run --release --example groups -- load GROUPS CLIENTS SECONDS
+//! ```
+//! `idle` prints how long the groups take to be created, to come to rest and to be started again,
+//! the memory of one, what all of them use of a processor while nothing happens, and what a
+//! rotation of the journal costs beside them. `load` prints how many commands per second `CLIENTS`
+//! clients get through, spread over `GROUPS` groups.
+
+use std::error::Error;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::sleep;
+use voussoir_journal::{Commit, Config as JournalConfig, Journal};
+use voussoir_raft::journal::{Identity, JournalStore};
+use voussoir_raft::net::NetTransport;
+use voussoir_raft::{
+    Chunks, Command, Config, MachineError, Node, NodeConfig, Raft, Role, StateMachine,
+    WholeSnapshot,
+};
+
+type Failure = Box<dyn Error + Send + Sync>;
+
+/// Counts.
+struct Counter(u64);
+
+#[async_trait]
+impl StateMachine for Counter {
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        self.0 += commands.len() as u64;
+        Ok(vec![Bytes::new(); commands.len()])
+    }
+
+    fn is_quick(&self) -> bool {
+        true
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        Ok(Box::new(WholeSnapshot::new(self.0.to_le_bytes().to_vec())))
+    }
+
+    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
+        let state = WholeSnapshot::collect(chunks).await?;
+        self.0 = u64::from_le_bytes(state.as_ref().try_into()?);
+        Ok(())
+    }
+}
+
+/// One of the three nodes.
+struct Host {
+    id: u64,
+    node: Node,
+    journal: Journal,
+    tcp: Arc<voussoir_net::Tcp>,
+}
+
+impl Host {
+    /// Opens the journal and listens.
+    async fn open(id: u64, folder: &Path, peers: &voussoir_net::Peers) -> Result<Self, Failure> {
+        let mut options = JournalConfig::default();
+        options.max_bytes = 2 << 30;
+        let journal = Journal::open(folder.join(id.to_string()), options)?;
+        let (listen, net) = ("127.0.0.1:0".parse()?, voussoir_net::Config::new(1));
+        let resolver = Arc::new(peers.clone());
+        let tcp = Arc::new(voussoir_net::Tcp::bind(id, listen, resolver, net).await?);
+        peers.insert(id, tcp.address());
+        let transport = NetTransport::new(Arc::clone(&tcp) as _, 1)?;
+        let node = Node::start(NodeConfig::default(), Arc::new(transport))?;
+        Ok(Self { id, node, journal, tcp })
+    }
+
+    fn identity(&self, group: u64) -> Identity {
+        Identity { cluster: 1, node: self.id, group }
+    }
+
+    /// Starts the groups `1..=groups` from what the journal holds.
+    async fn start(&self, groups: u64) -> Result<(), Failure> {
+        for group in 1..=groups {
+            let store = JournalStore::open(&self.journal, self.identity(group))?;
+            let mut config = Config::new(self.id, [1, 2, 3]);
+            config.group = group;
+            self.node.start_group(config, Arc::new(store), Box::new(Counter(0))).await?;
+        }
+        Ok(())
+    }
+
+    async fn close(self) -> Result<(), Failure> {
+        self.node.shutdown().await;
+        self.tcp.shutdown(tokio::time::Instant::now() + Duration::from_secs(2)).await;
+        drop((self.node, self.tcp));
+        Ok(self.journal.close()?)
+    }
+}
+
+async fn open(folder: &Path) -> Result<Vec<Host>, Failure> {
+    let (peers, mut hosts) = (voussoir_net::Peers::new(), Vec::new());
+    for id in 1..=3 {
+        hosts.push(Host::open(id, folder, &peers).await?);
+    }
+    Ok(hosts)
+}
+
+fn create(hosts: &[Host], groups: u64) -> Result<(), Failure> {
+    for host in hosts {
+        for group in 1..=groups {
+            JournalStore::create(&host.journal, host.identity(group))?;
+        }
+    }
+    Ok(())
+}
+
+/// The leader of each group, once there is one.
+async fn leaders(hosts: &[Host], groups: u64) -> Vec<Raft> {
+    let mut leaders = Vec::new();
+    for group in 1..=groups {
+        let leads = |raft: &Raft| raft.status().borrow().role == Role::Leader;
+        loop {
+            let all = hosts.iter().filter_map(|host| host.node.group(group));
+            if let Some(leader) = all.into_iter().find(leads) {
+                leaders.push(leader);
+                break;
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+    leaders
+}
+
+/// Waits until nothing goes on.
+async fn rest(hosts: &[Host]) {
+    let rests = |raft: &Raft| raft.status().borrow().is_quiesced;
+    for host in hosts {
+        for raft in host.node.groups().into_iter().filter_map(|group| host.node.group(group)) {
+            while !rests(&raft) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
+    let hosts = open(folder).await?;
+    let before = resident();
+    let began = Instant::now();
+    create(&hosts, groups)?;
+    println!("{groups} groups created on 3 nodes in {:?}", began.elapsed());
+    let began = Instant::now();
+    for host in &hosts {
+        host.start(groups).await?;
+    }
+    leaders(&hosts, groups).await;
+    println!("started and led after {:?}", began.elapsed());
+    rest(&hosts).await;
+    println!("at rest after {:?}", began.elapsed());
+    let bytes = resident().saturating_sub(before);
+    println!(
+        "memory: {} MiB for {} replicas, {} bytes each",
+        bytes >> 20,
+        groups * 3,
+        bytes / (groups * 3)
+    );
+    sleep(Duration::from_secs(2)).await;
+    let (cpu, at, sent) = (cpu_time(), Instant::now(), hosts[0].node.stats().messages_sent);
+    sleep(Duration::from_secs(seconds)).await;
+    let used = cpu_time().saturating_sub(cpu).as_secs_f64() / at.elapsed().as_secs_f64();
+    let sent = hosts[0].node.stats().messages_sent - sent;
+    println!("idle: {:.2} % of a core for all three, {sent} messages of a node", used * 100.0);
+    rotate(&hosts[0].journal)?;
+    for host in hosts {
+        host.close().await?;
+    }
+    let began = Instant::now();
+    let hosts = open(folder).await?;
+    let opened = began.elapsed();
+    let began = Instant::now();
+    hosts[0].start(groups).await?;
+    println!("again: three journals opened in {opened:?}, one node started in {:?}", began.elapsed());
+    for host in &hosts[1..] {
+        host.start(groups).await?;
+    }
+    leaders(&hosts, groups).await;
+    rest(&hosts).await;
+    println!("all nodes started and at rest after {:?}", began.elapsed());
+    for host in hosts {
+        host.close().await?;
+    }
+    Ok(())
+}
+
+/// What a commit costs that moves on to the next segment, beside the others.
+fn rotate(journal: &Journal) -> Result<(), Failure> {
+    let log = journal.log("filler", 0)?;
+    let record = Bytes::from(vec![7; 512 << 10]);
+    let (mut took, mut bytes) = (Vec::new(), 0);
+    // Five segments of 64 MiB, and what fills up the first one.
+    while bytes < 5 * (64_u64 << 20) {
+        let commit = Commit::new().append(&log, [record.clone()]);
+        let began = Instant::now();
+        journal.commit_blocking(commit)?;
+        took.push(began.elapsed());
+        bytes += record.len() as u64;
+    }
+    took.sort_unstable();
+    let slowest: Vec<_> = took.iter().rev().take(5).collect();
+    println!(
+        "a commit of 512 KiB: median {:?}; the five slowest, rotations among them: {slowest:?}",
+        took[took.len() / 2]
+    );
+    Ok(())
+}
+
+async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<(), Failure> {
+    let hosts = open(folder).await?;
+    create(&hosts, groups)?;
+    for host in &hosts {
+        host.start(groups).await?;
+    }
+    let leaders = leaders(&hosts, groups).await;
+    sleep(Duration::from_secs(1)).await;
+    let (cpu, began) = (cpu_time(), Instant::now());
+    let until = began + Duration::from_secs(seconds);
+    let mut tasks = Vec::new();
+    for client in 0..clients {
+        let raft = leaders[(client % groups) as usize].clone();
+        tasks.push(tokio::spawn(async move {
+            let mut done = 0_u64;
+            while Instant::now() < until {
+                raft.propose(Bytes::from_static(&[7; 100])).await?;
+                done += 1;
+            }
+            Ok::<_, Failure>(done)
+        }));
+    }
+    let mut done = 0;
+    for task in tasks {
+        done += task.await??;
+    }
+    let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
+    println!(
+        "{groups} groups, {clients} clients: {:.0} commands/s, {:.1} us of processor each",
+        done as f64 / wall,
+        cpu.as_secs_f64() * 1e6 / done as f64
+    );
+    for host in hosts {
+        host.close().await?;
+    }
+    Ok(())
+}
+
+fn main() -> Result<(), Failure> {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let number = |at: usize, default: u64| {
+        words.get(at).map_or(Ok(default), |word| word.parse()).map_err(Failure::from)
+    };
+    let folder = Folder::new()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match words.first().map(String::as_str) {
+        Some("load") => {
+            runtime.block_on(load(&folder.0, number(1, 1000)?, number(2, 1000)?, number(3, 10)?))
+        }
+        _ => runtime.block_on(idle(&folder.0, number(1, 1000)?, number(2, 10)?)),
+    }
+}
+
+/// A folder that goes with the run.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Self, Failure> {
+        let folder = std::env::temp_dir().join(format!("voussoir-groups-{}", std::process::id()));
+        fs::create_dir_all(&folder)?;
+        Ok(Self(folder))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left is in the system's folder for such things.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Bytes of memory that this process holds, by the kernel's count.
+fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages = statm.split_whitespace().nth(1).and_then(|pages| pages.parse::<u64>().ok());
+    pages.unwrap_or(0) * 4096
+}
+
+/// User and system time of this process so far.
+fn cpu_time() -> Duration {
+    let stat = fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |at: usize| fields.get(at).and_then(|it| it.parse::<u64>().ok()).unwrap_or(0);
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
