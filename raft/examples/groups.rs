@@ -185,9 +185,11 @@ async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
     for host in &hosts[1..] {
         host.start(groups).await?;
     }
+    println!("all nodes started after {:?}", began.elapsed());
     leaders(&hosts, groups).await;
+    println!("all groups led after {:?}", began.elapsed());
     rest(&hosts).await;
-    println!("all nodes started and at rest after {:?}", began.elapsed());
+    println!("all groups at rest after {:?}", began.elapsed());
     for host in hosts {
         host.close().await?;
     }
@@ -222,29 +224,26 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
     for host in &hosts {
         host.start(groups).await?;
     }
-    let leaders = leaders(&hosts, groups).await;
+    leaders(&hosts, groups).await;
     sleep(Duration::from_secs(1)).await;
+    let before = terms(&hosts, groups);
     let (cpu, began) = (cpu_time(), Instant::now());
     let until = began + Duration::from_secs(seconds);
     let mut tasks = Vec::new();
     for client in 0..clients {
-        let raft = leaders[(client % groups) as usize].clone();
-        tasks.push(tokio::spawn(async move {
-            let mut done = 0_u64;
-            while Instant::now() < until {
-                raft.propose(Bytes::from_static(&[7; 100])).await?;
-                done += 1;
-            }
-            Ok::<_, Failure>(done)
-        }));
+        let group = client % groups + 1;
+        let replicas: Vec<Raft> = hosts.iter().filter_map(|host| host.node.group(group)).collect();
+        tasks.push(tokio::spawn(call(replicas, until)));
     }
     let mut done = 0;
     for task in tasks {
-        done += task.await??;
+        done += task.await?;
     }
+    let elections = terms(&hosts, groups) - before;
     let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     println!(
-        "{groups} groups, {clients} clients: {:.0} commands/s, {:.1} us of processor each",
+        "{groups} groups, {clients} clients: {:.0} commands/s, {:.1} us of processor each, \
+         {elections} terms begun",
         done as f64 / wall,
         cpu.as_secs_f64() * 1e6 / done as f64
     );
@@ -252,6 +251,28 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
         host.close().await?;
     }
     Ok(())
+}
+
+/// One client: the next command when the last one has been answered, at whichever node leads.
+/// Returns how many were applied.
+async fn call(replicas: Vec<Raft>, until: Instant) -> u64 {
+    let (mut at, mut done) = (0, 0);
+    while Instant::now() < until {
+        match replicas[at].propose(Bytes::from_static(&[7; 100])).await {
+            Ok(_) => done += 1,
+            Err(_) => {
+                at = (at + 1) % replicas.len();
+                sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+    done
+}
+
+/// The terms of all groups together.
+fn terms(hosts: &[Host], groups: u64) -> u64 {
+    let all = (1..=groups).filter_map(|group| hosts[0].node.group(group));
+    all.map(|raft| raft.status().borrow().term).sum()
 }
 
 fn main() -> Result<(), Failure> {

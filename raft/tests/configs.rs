@@ -55,8 +55,9 @@ fn config() -> impl Strategy<Value = Config> {
     let snapshots = (size_or_never(), size_or_never(), size_or_never(), count());
     let entries = (1..=u32::MAX as usize, 1..=usize::from(u16::MAX));
     let drift = prop::option::of(prop_oneof![Just(1), Just(500_000), 1..=500_000_u32]);
-    (timing(), bytes, counts, snapshots, entries, any::<u64>(), drift).prop_map(
-        |(timing, bytes, counts, snapshots, entries, group, drift)| {
+    let quiesce = prop::option::of(at_least(1));
+    (timing(), bytes, counts, snapshots, entries, any::<u64>(), drift, quiesce).prop_map(
+        |(timing, bytes, counts, snapshots, entries, group, drift, quiesce)| {
             let mut config = Config::default();
             let [heartbeat, min, max, stall, resend] = timing.map(Duration::from_millis);
             config.heartbeat_interval = heartbeat;
@@ -74,6 +75,7 @@ fn config() -> impl Strategy<Value = Config> {
             (config.max_entry_bytes, config.max_append_entries) = entries;
             config.group = group;
             config.max_clock_drift_ppm = drift;
+            config.quiesce_after = quiesce.map(Duration::from_millis);
             config
         },
     )
@@ -124,6 +126,10 @@ fn work_a_little(config: Config) {
         own.clone_from(&config);
         (own.id, own.voters, own.seed) = (id, voters, Some(0));
     });
+    // Where the configuration has it so, the group may rest in between.
+    for (id, node) in [1, 2, 3].into_iter().flat_map(|id| [1, 2, 3].map(|node| (id, node))) {
+        lab.step(id, Input::Node { node, life: Some(node) });
+    }
     lab.elect(1);
     for token in 0..12 {
         match token {

@@ -253,6 +253,47 @@ async fn a_node_that_starts_again_at_once_is_noticed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_node_that_is_shut_down_says_so() {
+    let cluster = Cluster::new(6, rests_soon).await;
+    cluster.led(1..=6, 0).await;
+    cluster.all_rest(6).await;
+    let leader = cluster.leader(3, 0).unwrap();
+    cluster.nodes[&leader].shutdown().await;
+    let took = cluster.led(1..=6, leader).await;
+    assert!(took < Duration::from_millis(450), "sooner than a silence is noticed: {took:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_group_outlives_its_node() {
+    let mut cluster = Cluster::new(2, rests_soon).await;
+    cluster.led(1..=2, 0).await;
+    let (raft, other) = (cluster.raft(1, 1), cluster.raft(2, 2));
+    drop(cluster.nodes.remove(&1));
+    sleep(Duration::from_millis(10)).await;
+    assert!(raft.stopped().is_some(), "a handle is no node");
+    cluster.nodes[&2].shutdown().await;
+    assert!(other.stopped().is_some());
+    let late = cluster.start_group(2, 9).await.unwrap_err();
+    assert!(matches!(late, StartError::Transport(AttachError::Closed)), "{late}");
+    assert!(cluster.nodes[&2].groups().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_machine_of_a_leader_at_rest_is_not_called_fresh() {
+    let cluster = Cluster::new(1, rests_soon).await;
+    cluster.led(1..=1, 0).await;
+    cluster.all_rest(1).await;
+    let raft = cluster.raft(cluster.leader(1, 0).unwrap(), 1);
+    sleep(Duration::from_secs(100)).await;
+    // Its loop turns for something that does not wake it.
+    cluster.network.cut(9, raft.status().borrow().id);
+    sleep(Duration::from_millis(10)).await;
+    assert!(raft.freshness().age.unwrap() > Duration::from_secs(99), "{:?}", raft.freshness());
+    raft.read(Instant::now() + Duration::from_secs(1)).await.unwrap();
+    assert!(raft.freshness().age.unwrap() < Duration::from_secs(1), "{:?}", raft.freshness());
+}
+
+#[tokio::test(start_paused = true)]
 async fn groups_come_and_go() {
     let mut cluster = Cluster::new(1, rests_soon).await;
     cluster.led(1..=1, 0).await;

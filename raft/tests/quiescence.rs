@@ -115,7 +115,8 @@ fn a_leader_rests_only_when_everybody_has_everything() {
     let mut lab = awake(|_| ());
     lab.node_mut(3).fast_disk = false;
     lab.propose(1, 2, "y");
-    lab.run(5000 * MS);
+    let sent = letters_in(&mut lab, 5000 * MS);
+    assert!(!sent.iter().any(is_quiesce), "the leader said that all was done");
     assert_awake(&lab, &[1, 2, 3]);
     assert_eq!(lab.status(1).commit, lab.status(1).last, "a majority has it");
     lab.node_mut(3).fast_disk = true;
@@ -140,13 +141,6 @@ fn a_leader_with_work_in_hand_does_not_rest() {
         assert_awake(&lab, &[1]);
         lab.propose(1, token, "x");
     }
-    // A read waits for its round, which nobody answers.
-    let mut lab = awake(|_| ());
-    lab.step(1, Input::Read { token: 9 });
-    lab.take(|_| true);
-    let mute = |letter: &Letter| matches!(letter.message, Message::HeartbeatReply(_));
-    lab.run_without(390 * MS, mute);
-    assert_awake(&lab, &[1]);
 }
 
 #[test]
@@ -391,6 +385,74 @@ fn a_lease_does_not_outlast_a_rest() {
     let by_lease = lab.core(1).lease_reads();
     lab.step(1, Input::Read { token: 5 });
     assert_eq!(lab.core(1).lease_reads(), by_lease + 1, "and then it has one again");
+}
+
+/// The followers' promises outlast the news that the leader's node is gone: it may be wrong.
+#[test]
+fn a_promise_outlasts_the_news_of_the_leaders_death() {
+    let mut lab = awake(|config| {
+        config.max_clock_drift_ppm = Some(1000);
+        config.quiesce_after = Some(std::time::Duration::from_millis(60));
+    });
+    lab.run(150 * MS);
+    assert_resting(&lab, &[1, 2, 3]);
+    for id in [2, 3] {
+        lab.step(id, Input::Node { node: 1, life: None });
+    }
+    lab.step(2, Input::Campaign);
+    lab.settle();
+    assert_eq!((lab.status(2).term, lab.status(1).role), (1, Role::Leader));
+    let by_lease = lab.core(1).lease_reads();
+    lab.step(1, Input::Read { token: 4 });
+    assert!(lab.core(1).lease_reads() > by_lease, "the lease is still good, and so has to be true");
+}
+
+/// A learner cannot campaign, and so has to ask: its leader may only rest.
+#[test]
+fn a_learner_that_missed_a_word_finds_its_leader_at_rest() {
+    let mut lab = Lab::growing(3, 1);
+    for node in lab.ids() {
+        everybody_knows(&mut lab, node, Some(life(node)));
+    }
+    lab.elect(1);
+    let change = voussoir_raft::Change::new().learner(4);
+    lab.step(1, Input::Change { token: 1, change });
+    lab.run(3000 * MS);
+    assert_resting(&lab, &[1, 2, 3, 4]);
+    // Its question is lost.
+    lab.step(4, Input::Read { token: 7 });
+    lab.take(|letter| letter.from == 4);
+    lab.run(1000 * MS);
+    let ready = |output: &Output| matches!(output, Output::ReadReady { token: 7, .. });
+    assert_eq!(lab.seen(4, ready).len(), 1, "{:?}", lab.status(4));
+    // It starts again, in the same life of its node.
+    lab.run(3000 * MS);
+    lab.restart(4);
+    for node in lab.ids() {
+        lab.step(4, Input::Node { node, life: Some(life(node)) });
+    }
+    lab.run(1000 * MS);
+    assert_eq!(lab.status(4).leader, Some(1), "{:?}", lab.status(4));
+    lab.run(2000 * MS);
+    assert_resting(&lab, &[1, 2, 3, 4]);
+}
+
+/// Answers come a heartbeat late, every time.
+#[test]
+fn a_group_with_long_round_trips_rests_too() {
+    let mut lab = awake(|_| ());
+    lab.run_without(20 * MS, |_| true);
+    let mut under_way = std::collections::VecDeque::new();
+    for _ in 0..150 {
+        under_way.push_back(lab.take(|_| true));
+        if under_way.len() > 3 {
+            for Letter { from, to, message } in under_way.pop_front().unwrap() {
+                lab.send(from, to, message);
+            }
+        }
+        lab.run_without(20 * MS, |_| true);
+    }
+    assert_resting(&lab, &[1, 2, 3]);
 }
 
 /// A disk that stalls at rest takes the leadership when somebody needs it.

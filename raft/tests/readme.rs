@@ -16,6 +16,11 @@ fn rows(heading: &str) -> Vec<Vec<&'static str>> {
     rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
 }
 
+/// What stands in a `Some`.
+fn some(value: &str) -> &str {
+    value.strip_prefix("Some(").and_then(|value| value.strip_suffix(')')).unwrap_or(value)
+}
+
 /// A default as the README has it, in the words of `Debug`.
 fn plain(told: &str) -> String {
     let number = |text: &str| text.replace(',', "").parse::<u64>().unwrap();
@@ -43,7 +48,8 @@ fn the_tuning_table_has_every_field_with_its_default() {
     let defaults: BTreeMap<&str, String> = fields
         .split(", ")
         .map(|field| field.split_once(": ").unwrap())
-        .map(|(name, value)| (name, value.replace("[]", "none").replace("None", "none")))
+        .map(|(name, value)| (name, value.replace("[]", "none").replace("None", "none"))
+        .map(|(name, value)| (name, some(&value).to_owned())))
         .collect();
     let rows = rows("Tuning");
     let told: BTreeMap<&str, String> =

@@ -23,6 +23,19 @@ fn entry(term: u64, index: u64, data: &'static [u8]) -> Entry {
     Entry { term, index, kind: EntryKind::Command, data: Bytes::from_static(data) }
 }
 
+fn node_beat() -> NodeBeat {
+    let beat = Heartbeat { term: 5, round: 77, commit: 8 };
+    let reply = HeartbeatReply { term: 6, round: 78, received: 11 };
+    NodeBeat {
+        life: 0x0102,
+        tick: 3,
+        seen_life: 0x0304,
+        seen_tick: 2,
+        resigned: vec![(7, 4)],
+        beats: vec![(7, GroupBeat::Heartbeat(beat)), (9, GroupBeat::Reply(reply))],
+    }
+}
+
 fn samples() -> Vec<(Message, &'static str)> {
     let request = VoteRequest { term: 5, last_index: 9, last_term: 4, transfer: false };
     let head =
@@ -74,6 +87,11 @@ fn samples() -> Vec<(Message, &'static str)> {
         ),
         (Message::TimeoutNow { term: 5 }, include_str!("golden/timeout_now.hex")),
         (Message::Removed { term: 5, index: 9 }, include_str!("golden/removed.hex")),
+        (
+            Message::Quiesce(Quiesce { term: 5, round: 77, commit: 8, life: 0x0102 }),
+            include_str!("golden/quiesce.hex"),
+        ),
+        (Message::Node(Box::new(node_beat())), include_str!("golden/node.hex")),
     ]
 }
 
@@ -184,6 +202,17 @@ fn a_huge_count_allocates_nothing() {
 }
 
 #[test]
+fn huge_counts_of_a_node_allocate_nothing() {
+    let bytes = encode(1, &Message::Node(Box::default())).into_bytes();
+    for at in [8, 4] {
+        let mut bytes = BytesMut::from(&bytes[..]);
+        let at = bytes.len() - at;
+        bytes[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert_eq!(decode(bytes.freeze()), Err(DecodeError::Truncated));
+    }
+}
+
+#[test]
 fn long_payloads_are_pieces_of_their_own_and_are_not_copied() {
     let long = Bytes::from(vec![7; 5000]);
     let head =
@@ -234,7 +263,7 @@ fn any_append() -> impl Strategy<Value = Message> {
 }
 
 fn any_message() -> impl Strategy<Value = Message> {
-    let small = (0..11_u8, any::<[u64; 5]>(), any::<bool>()).prop_map(|(kind, words, flag)| {
+    let small = (0..13_u8, any::<[u64; 5]>(), any::<bool>()).prop_map(|(kind, words, flag)| {
         let [term, a, b, c, d] = words;
         let request = VoteRequest { term, last_index: a, last_term: b, transfer: a % 2 == 1 };
         let reply = VoteReply { term, granted: flag };
@@ -256,6 +285,17 @@ fn any_message() -> impl Strategy<Value = Message> {
             7 => Message::HeartbeatReply(HeartbeatReply { term, round: a, received: b }),
             8 => Message::Stale { term },
             9 => Message::ReadRequest(ReadRequest { term, nonce: a, context: b }),
+            10 => Message::Quiesce(Quiesce { term, round: a, commit: b, life: c }),
+            11 => {
+                let beat = GroupBeat::Heartbeat(Heartbeat { term, round: a, commit: b });
+                let reply = GroupBeat::Reply(HeartbeatReply { term, round: c, received });
+                let beats = [(a, beat), (b, reply), (c, beat)][..(d % 4) as usize].to_vec();
+                let resigned = vec![(c, d); (a % 3) as usize];
+                let (tick, seen_life, seen_tick) = (a, b, c);
+                let life = term;
+                let beat = NodeBeat { life, tick, seen_life, seen_tick, resigned, beats };
+                Message::Node(Box::new(beat))
+            }
             _ => {
                 let index = flag.then_some(c);
                 Message::ReadReply(ReadReply { term, nonce: a, context: b, index })

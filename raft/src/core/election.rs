@@ -52,6 +52,7 @@ impl Core {
         self.requeue_forwarded();
         if !self.may_campaign() {
             self.role = RoleState::Follower;
+            self.look_for_leader();
             return;
         }
         let disk_silent = self.storage.silent_since().map_or(0, |at| self.now.saturating_sub(at));

@@ -36,7 +36,7 @@ pub(super) fn promised_at_start(timing: Timing, term: u64) -> u64 {
 
 impl Leader {
     /// When a round of heartbeats was sent; `None` for one that is not remembered.
-    fn round_sent_at(&self, round: u64) -> Option<u64> {
+    pub(super) fn round_sent_at(&self, round: u64) -> Option<u64> {
         let remembered = (self.round + 1).saturating_sub(BEATS as u64).max(1)..=self.round;
         remembered.contains(&round).then(|| self.beats[(round % BEATS as u64) as usize])
     }

@@ -22,7 +22,7 @@ use super::peer::{Flow, Peer};
 use super::roster::OWN;
 use super::{Core, Input, RoleState};
 use crate::message::{Heartbeat, Message, Quiesce};
-use crate::types::MAX_TERM;
+use crate::types::{MAX_TERM, MAX_TERM_STEP};
 
 /// What a core keeps for its quiescence.
 #[derive(Debug, Default)]
@@ -61,6 +61,13 @@ impl Core {
     /// happens.
     pub fn is_quiesced(&self) -> bool {
         self.quiescence.quiesced
+    }
+
+    /// Gives back memory that only a group at work needs.
+    pub(crate) fn shrink(&mut self) {
+        self.out.shrink_to_fit();
+        self.held.shrink_to_fit();
+        self.storage.shrink();
     }
 
     /// The term that this node leads, if it has quiesced in it. When that has become another one,
@@ -144,7 +151,9 @@ impl Core {
 
     /// `from` leads `term` no longer, and never will again.
     pub(super) fn on_resigned(&mut self, from: u64, term: u64) {
-        if term > MAX_TERM {
+        let is_known = self.members.contains(from) || self.leader == Some(from);
+        let ahead = term > self.term.saturating_add(MAX_TERM_STEP);
+        if term > MAX_TERM || ahead || !is_known {
             self.rejected_inputs += 1;
             return;
         }
@@ -152,6 +161,21 @@ impl Core {
         let rests_on_it = self.quiescence.quiesced && self.leader == Some(from);
         if rests_on_it && self.term == term && from != self.config.id {
             self.wake_orphaned();
+        }
+    }
+
+    /// A member that may not campaign has missed its leader, which may only be at rest: whatever
+    /// asks something of that leader wakes it. Nobody waits for the answer.
+    pub(super) fn look_for_leader(&mut self) {
+        let may_rest = self.quiescence.life(self.config.id).is_some();
+        if !may_rest || self.removed.is_some() || !self.members().contains(self.config.id) {
+            return;
+        }
+        let question = Message::ReadRequest(self.forwarded.question_of_nobody(self.term));
+        for (place, id) in self.roster.others.iter().enumerate() {
+            if self.roster.voters() & (1 << place) != 0 {
+                self.out.push_back(Output::Send { to: *id, message: question.clone() });
+            }
         }
     }
 
@@ -207,11 +231,15 @@ impl Core {
         (is_quiet && leader.peers.iter().all(is_done)).then_some(life)
     }
 
-    /// Whether a follower holds everything and has answered the latest round.
+    /// Whether a follower holds everything, and has said so lately: in answer to a round that was
+    /// sent after the last thing that there was to do.
     fn is_done(&self, leader: &Leader, peer: &Peer, last: u64) -> bool {
         let holds_all = peer.matched == last && peer.received == last && !peer.lost;
         let is_in_step = matches!(peer.flow, Flow::Replicate) && peer.fetch.is_none();
-        holds_all && is_in_step && peer.round == leader.round
+        let busy_at = self.quiescence.busy_at;
+        let has_answered = leader.round_sent_at(peer.round).is_some_and(|sent| sent >= busy_at);
+        let is_near = self.now.saturating_sub(peer.heard) < self.timing.min_election;
+        holds_all && is_in_step && has_answered && is_near
     }
 
     /// The leader rests. A follower that has everything rests with it; another one answers.

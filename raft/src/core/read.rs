@@ -61,6 +61,11 @@ impl Forwarded {
         Self { nonce, context: 0, unsent: Vec::new(), asked: VecDeque::new(), waiting: 0 }
     }
 
+    /// A question whose answer is passed over: no read has its context.
+    pub(super) fn question_of_nobody(&self, term: u64) -> ReadRequest {
+        ReadRequest { term, nonce: self.nonce, context: 0 }
+    }
+
     /// Whether no read waits.
     pub(super) fn is_empty(&self) -> bool {
         self.waiting == 0

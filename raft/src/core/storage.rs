@@ -60,6 +60,11 @@ impl Storage {
         self.durable
     }
 
+    /// Gives back memory that only writes need.
+    pub(super) fn shrink(&mut self) {
+        self.writes.shrink_to_fit();
+    }
+
     /// Whether nothing is being written or has to be.
     pub(super) fn is_idle(&self) -> bool {
         self.writes.is_empty()

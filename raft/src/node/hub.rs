@@ -16,6 +16,7 @@ use super::{NODE_GROUP, NodeStats, PeerStatus};
 use crate::core::Core;
 use crate::membership::Membership;
 use crate::message::{GroupBeat, Message, NodeBeat};
+use crate::shell::StopReason;
 use crate::shell::shared::{Event, Shared};
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 use crate::types::Role;
@@ -39,6 +40,8 @@ struct State {
     groups: HashMap<u64, Group>,
     /// Groups that this node leads and that have not quiesced.
     beating: HashMap<u64, Arc<Shared>>,
+    /// Nobody ticks any more: no group may come.
+    is_closed: bool,
 }
 
 /// One group of this node.
@@ -69,7 +72,7 @@ fn count(counter: &AtomicU64, by: usize) {
 impl Hub {
     pub(super) fn new(config: &NodeConfig, transport: Arc<dyn Transport>, life: u64) -> Self {
         let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0);
-        let state = State { peers, groups: HashMap::new(), beating: HashMap::new() };
+        let state = State { peers, groups: HashMap::new(), beating: HashMap::new(), is_closed: false };
         Self {
             transport,
             state: Mutex::new(state),
@@ -86,6 +89,7 @@ impl Hub {
 
     /// Ticks for ever.
     pub(super) async fn tick_loop(self: Arc<Self>) {
+        let _closing = Closing(Arc::clone(&self));
         let mut ticks = interval(self.interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -97,10 +101,21 @@ impl Hub {
     /// Sends what is due, for ever. What becomes due at about the same time goes together: those
     /// who were woken together have had their turn when this task has yielded.
     pub(super) async fn send_loop(self: Arc<Self>) {
+        let _closing = Closing(Arc::clone(&self));
         loop {
             self.due.notified().await;
             tokio::task::yield_now().await;
             self.flush();
+        }
+    }
+
+    /// Stops every group, and takes in no other: without the tick and its messages none of them
+    /// would be heard.
+    pub(super) fn close(&self) {
+        let mut state = self.state.lock();
+        state.is_closed = true;
+        for group in state.groups.values() {
+            group.shared.tell(Event::Stop(StopReason::ShutDown));
         }
     }
 
@@ -118,13 +133,15 @@ impl Hub {
 
     pub(super) fn flush(&self) {
         let due = self.state.lock().peers.flush();
-        for (to, beat) in due {
-            count(&self.counters.messages_sent, 1);
-            count(&self.counters.beats_sent, beat.beats.len());
-            // Lost like any other message; the next tick comes.
-            if self.transport.send(to, NODE_GROUP, Message::Node(Box::new(beat))).is_err() {
-                count(&self.counters.sends_failed, 1);
-            }
+        due.into_iter().for_each(|(to, beat)| self.send(to, beat));
+    }
+
+    fn send(&self, to: u64, beat: NodeBeat) {
+        count(&self.counters.messages_sent, 1);
+        count(&self.counters.beats_sent, beat.beats.len());
+        // Lost like any other message; the next tick comes.
+        if self.transport.send(to, NODE_GROUP, Message::Node(Box::new(beat))).is_err() {
+            count(&self.counters.sends_failed, 1);
         }
     }
 
@@ -155,15 +172,18 @@ impl Hub {
     }
 
     fn push(&self, to: u64, group: u64, beat: GroupBeat) {
-        let is_full = self.state.lock().peers.push(to, group, beat);
-        if is_full { self.flush() } else { self.due.notify_one() }
+        let full = self.state.lock().peers.push(to, group, beat);
+        match full {
+            Some(full) => self.send(to, full),
+            None => self.due.notify_one(),
+        }
     }
 
-    fn members(&self, group: u64, members: &Membership) {
+    fn members(&self, id: u64, members: &Membership) {
         let own = self.transport.local();
         let mut state = self.state.lock();
         let state = &mut *state;
-        let Some(group) = state.groups.get_mut(&group) else { return };
+        let Some(group) = state.groups.get_mut(&id) else { return };
         let now: Vec<u64> = members.members().filter(|id| *id != own).collect();
         let before = std::mem::replace(&mut group.members, now);
         for peer in group.members.iter().filter(|id| !before.contains(id)) {
@@ -171,7 +191,12 @@ impl Hub {
             group.shared.tell(Event::Node { node: *peer, life });
         }
         for peer in before.iter().filter(|id| !group.members.contains(id)) {
+            // It may rest under this node, and not have heard that it was removed.
+            if let Some(term) = group.reign {
+                state.peers.resign(id, term, &[*peer]);
+            }
             state.peers.unlink(*peer);
+            group.shared.tell(Event::Node { node: *peer, life: None });
         }
     }
 
@@ -247,6 +272,15 @@ impl State {
     }
 }
 
+/// Closes the hub when one of its loops ends, by a panic of the transport too.
+struct Closing(Arc<Hub>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// What the transport hands the messages between nodes to.
 pub(super) struct NodeInbox(pub(super) Weak<Hub>);
 
@@ -287,9 +321,15 @@ impl Seat {
         inbox: Arc<dyn Inbox>,
         shared: &Arc<Shared>,
     ) -> Result<(), AttachError> {
+        let node = self.hub.transport.local();
         self.hub.transport.attach(self.group, Arc::clone(&inbox))?;
         let mut state = self.hub.state.lock();
-        let (node, life) = (self.hub.transport.local(), Some(state.peers.life()));
+        if state.is_closed {
+            drop(state);
+            self.hub.transport.detach(self.group);
+            return Err(AttachError::Closed);
+        }
+        let life = Some(state.peers.life());
         shared.tell(Event::Node { node, life });
         let (shared, members) = (Arc::clone(shared), Vec::new());
         state.groups.insert(self.group, Group { inbox, shared, members, reign: None });

@@ -29,7 +29,9 @@ pub const NODE_GROUP: u64 = u64::MAX;
 ///
 /// Each group is a [`Raft`], with a log store and a state machine of its own; on a shared journal
 /// all of them are made durable by the same sync. Groups come and go while the node runs. All
-/// members of a group must be hosted so.
+/// members of a group must be hosted so. When the last clone is dropped, all groups stop.
+///
+/// The transport must carry messages of 64 KiB.
 ///
 /// # Example
 /// See `examples/groups.rs`, and the section "Many groups" of the crate's front page.
@@ -55,6 +57,7 @@ impl Drop for Inner {
 
 impl Inner {
     fn stop(&self) {
+        self.hub.close();
         self.transport.detach(NODE_GROUP);
         self.tasks.iter().for_each(AbortHandle::abort);
     }
@@ -88,7 +91,8 @@ impl Node {
     /// other handle is dropped, and when it has halted.
     ///
     /// # Errors
-    /// [`StartError`]; nothing runs then.
+    /// [`StartError`]; nothing runs then. After [`shutdown`](Self::shutdown) it is
+    /// [`AttachError::Closed`](crate::AttachError::Closed).
     ///
     /// # Panics
     /// Outside a tokio runtime.

@@ -35,8 +35,6 @@ struct Peer {
     life: Option<u64>,
     /// Time of the latest message of that life.
     heard_at: u64,
-    /// The latest tick that was sent to it.
-    tick: u64,
     /// The next message to it counts as a tick.
     is_due: bool,
     /// The life and the tick of it that were last heard.
@@ -62,12 +60,15 @@ pub(crate) struct Peers {
     /// A time of its own that stands still while this node does: after a pause, or when the clock
     /// jumps, the peers have not been silent for as long.
     now: u64,
+    /// The latest tick. One count for all peers, so that it goes on for one that was forgotten.
+    tick: u64,
     peers: BTreeMap<u64, Peer>,
 }
 
 impl Peers {
     pub(crate) fn new(life: u64, interval: u64, suspect_after: u64, now: u64) -> Self {
-        Self { life, interval, suspect_after, caller: now, now: 0, peers: BTreeMap::new() }
+        let peers = BTreeMap::new();
+        Self { life, interval, suspect_after, caller: now, now: 0, tick: 0, peers }
     }
 
     pub(crate) fn life(&self) -> u64 {
@@ -100,14 +101,15 @@ impl Peers {
         });
     }
 
-    /// Puts a heartbeat, or the answer to one, on its way. Returns whether as many wait as go into
-    /// one message: flush then.
-    pub(crate) fn push(&mut self, to: u64, group: u64, beat: GroupBeat) -> bool {
-        let beats = &mut self.peers.entry(to).or_default().beats;
-        if beats.len() < MAX_BEATS {
-            beats.push((group, beat));
-        }
-        beats.len() >= MAX_BEATS
+    /// Puts a heartbeat, or the answer to one, on its way. Returns the message that is full with it,
+    /// to be sent at once.
+    pub(crate) fn push(&mut self, to: u64, group: u64, beat: GroupBeat) -> Option<NodeBeat> {
+        let (life, now) = (self.life, self.now);
+        let peer = self.peers.entry(to).or_default();
+        peer.beats.push((group, beat));
+        let is_full = peer.beats.len() >= MAX_BEATS;
+        let full = is_full.then(|| peer.next_beat(life, 0));
+        full.filter(|_| now >= peer.silent_until)
     }
 
     /// This node's leadership of `group` in `term`, in which the group had quiesced, is over: tells
@@ -118,6 +120,8 @@ impl Peers {
             let peer = self.peers.entry(*member).or_default();
             peer.resigned.retain(|resigned| resigned.group != group);
             peer.resigned.push_back(Resigned { group, term, told_at: 0 });
+            // At once, and again with every tick.
+            peer.is_due = true;
             if peer.resigned.len() > MAX_RESIGNED {
                 peer.resigned.clear();
                 peer.silent_until = self.now.saturating_add(silence);
@@ -153,13 +157,14 @@ impl Peers {
     /// The messages that are due.
     pub(crate) fn flush(&mut self) -> Vec<(u64, NodeBeat)> {
         let (life, now) = (self.life, self.now);
-        let mut out = Vec::new();
+        self.tick += u64::from(self.peers.values().any(|peer| peer.is_due));
+        let (tick, mut out) = (self.tick, Vec::new());
         for (id, peer) in &mut self.peers {
             let is_due = std::mem::take(&mut peer.is_due);
             if now < peer.silent_until {
                 peer.beats.clear();
             } else if is_due || !peer.beats.is_empty() {
-                out.push((*id, peer.next_beat(life, is_due)));
+                out.push((*id, peer.next_beat(life, if is_due { tick } else { 0 })));
             }
         }
         self.forget_strangers();
@@ -188,22 +193,21 @@ impl Peers {
 }
 
 impl Peer {
-    fn next_beat(&mut self, life: u64, is_tick: bool) -> NodeBeat {
+    /// `tick` is 0 between two ticks.
+    fn next_beat(&mut self, life: u64, tick: u64) -> NodeBeat {
         let (seen_life, seen_tick) = self.seen;
         let mut beat = NodeBeat {
             life,
-            tick: 0,
+            tick,
             seen_life,
             seen_tick,
             resigned: Vec::new(),
             beats: std::mem::take(&mut self.beats),
         };
-        if is_tick {
-            self.tick += 1;
-            beat.tick = self.tick;
+        if tick > 0 {
             for resigned in self.resigned.iter_mut().take(MAX_RESIGNED_PER_MESSAGE) {
                 if resigned.told_at == 0 {
-                    resigned.told_at = self.tick;
+                    resigned.told_at = tick;
                 }
                 beat.resigned.push((resigned.group, resigned.term));
             }
@@ -295,6 +299,26 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_was_forgotten_in_between_does_not_acknowledge_what_it_never_heard() {
+        let (mut one, mut two) = pair();
+        for _ in 0..20 {
+            one.tick(0);
+            deliver(0, &mut one, &mut two);
+        }
+        // The last group that they share goes, and another one comes.
+        one.unlink(2);
+        one.tick(0);
+        one.flush();
+        one.link(2);
+        one.resign(7, 3, &[2]);
+        assert_eq!(one.flush()[0].1.resigned, [(7, 3)], "lost on its way");
+        two.tick(0);
+        deliver(0, &mut two, &mut one);
+        one.tick(0);
+        assert_eq!(one.flush()[0].1.resigned, [(7, 3)], "it has not heard of it");
+    }
+
+    #[test]
     fn too_many_ended_leaderships_are_told_by_silence() {
         let (mut one, _) = pair();
         for group in 0..=MAX_RESIGNED as u64 {
@@ -318,12 +342,13 @@ mod tests {
         let (mut one, _) = pair();
         let beat = GroupBeat::Heartbeat(Heartbeat { term: 1, round: 1, commit: 1 });
         for group in 0..MAX_BEATS as u64 - 1 {
-            assert!(!one.push(2, group, beat));
+            assert_eq!(one.push(2, group, beat), None);
         }
-        assert!(one.push(2, 5000, beat), "now it is full");
-        assert!(one.push(2, 5001, beat), "and takes no more: heartbeats may be lost");
+        let full = one.push(2, 5000, beat).expect("now it is full");
+        assert_eq!((full.beats.len(), full.tick), (MAX_BEATS, 0));
+        assert_eq!(one.push(2, 5001, beat), None);
         let sent = one.flush();
-        assert_eq!((sent.len(), sent[0].1.beats.len(), sent[0].1.tick), (1, MAX_BEATS, 0));
+        assert_eq!((sent.len(), sent[0].1.beats.len(), sent[0].1.tick), (1, 1, 0));
         assert!(one.flush().is_empty());
         // A stranger is answered, and nothing is kept of it.
         one.push(9, 1, beat);

@@ -165,6 +165,10 @@ impl Driver {
         let status = self.core.status();
         self.shared.term.store(status.term, Ordering::Release);
         self.shared.commit.store(status.commit, Ordering::Release);
+        // Before anything is sent: whoever rests because of it must hear when that is over.
+        if let Some((seat, shown)) = &mut self.seat {
+            seat.show(shown, &self.core);
+        }
         loop {
             let output = self.core.poll_output();
             // First, so that the transport knows the address of whoever is sent something.
@@ -188,6 +192,12 @@ impl Driver {
         self.give_up_overdue(now);
         self.freshness.update(&status, &self.shared, now);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
+        if status.is_quiesced && !self.shown.is_quiesced {
+            // There may be ten thousand groups like this one.
+            self.core.shrink();
+            self.writes.shrink_to_fit();
+            events.shrink_to_fit();
+        }
         self.publish(status);
         stop
     }
@@ -220,8 +230,8 @@ impl Driver {
                 Input::Beat
             }
             Event::Node { node, life } => Input::Node { node, life },
-            Event::Resigned { from, term } => {
-                self.shared.taken(ENTRY_OVERHEAD);
+            Event::Resigned => {
+                let (from, term) = self.shared.take_resignation().ok_or(None)?;
                 Input::Resigned { from, term }
             }
             Event::Campaign => {

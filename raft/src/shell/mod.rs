@@ -145,7 +145,8 @@ impl Raft {
         let (sender, status) = watch::channel(shown.clone());
         let (members_sender, members) = watch::channel(Arc::clone(core.shared_members()));
         transport.members(config.group, core.members());
-        let driver = Driver {
+        // Boxed: a future holds each of its arguments twice.
+        let driver = Box::new(Driver {
             core,
             shared: Arc::clone(&shared),
             log,
@@ -169,7 +170,7 @@ impl Raft {
             shown,
             writes: Vec::new(),
             expects_more_proposals: false,
-        };
+        });
         tokio::spawn(run(driver, jobs));
         Ok(Self { handle: Arc::new(Handle { shared, status, members, epoch }) })
     }
@@ -459,7 +460,7 @@ impl fmt::Debug for Raft {
 }
 
 /// The life of a node.
-async fn run(mut driver: Driver, jobs: Arc<Mailbox<Job>>) {
+async fn run(mut driver: Box<Driver>, jobs: Arc<Mailbox<Job>>) {
     let stopping = Stopping {
         shared: Arc::clone(&driver.shared),
         transport: Arc::clone(&driver.transport),

@@ -29,6 +29,7 @@ impl Freshness {
         let (term, commit) = match message {
             Message::Heartbeat(beat) => (beat.term, beat.commit),
             Message::Append { head, .. } => (head.term, head.commit),
+            Message::Quiesce(quiesce) => (quiesce.term, quiesce.commit),
             _ => return,
         };
         let is_of_leader = core.leader() == Some(from) && term == core.hard_state().term;
@@ -39,7 +40,9 @@ impl Freshness {
 
     /// To be called at the end of each turn of the loop.
     pub(crate) fn update(&mut self, status: &Status, shared: &Shared, now: u64) {
-        if status.role == Role::Leader && self.awaited.is_none() {
+        // A leader at rest may have been replaced long ago.
+        let leads = status.role == Role::Leader && !status.is_quiesced;
+        if leads && self.awaited.is_none() {
             // Its log holds everything that is committed, and perhaps more.
             self.awaited = Some((now, status.last));
         }

@@ -43,7 +43,7 @@ impl NodeInbox {
 impl Inbox for NodeInbox {
     fn message(&self, from: u64, message: Message) {
         // The room for waiting messages is for voters alone.
-        if self.gate.sender(from).is_err() {
+        if self.gate.sender(from).is_err() || matches!(message, Message::Node(_)) {
             return count(&self.shared.counters.messages_rejected, 1);
         }
         self.shared.deliver(from, message);

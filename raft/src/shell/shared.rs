@@ -51,10 +51,7 @@ pub(crate) enum Event {
         life: Option<u64>,
     },
     /// From the node: a leadership has ended.
-    Resigned {
-        from: u64,
-        term: u64,
-    },
+    Resigned,
     Campaign,
     Change {
         token: u64,
@@ -195,6 +192,8 @@ pub(crate) struct Shared {
     campaigns: AtomicBool,
     /// [`Event::Beat`] is among the events.
     beats: AtomicBool,
+    /// The latest leadership that is said to have ended, by its term, until the driver takes it.
+    resigned: Mutex<Option<(u64, u64)>>,
     /// The token of the next read or change.
     next_token: AtomicU64,
     pub(crate) max_entry_bytes: usize,
@@ -227,6 +226,7 @@ impl Shared {
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
             campaigns: AtomicBool::new(false),
             beats: AtomicBool::new(false),
+            resigned: Mutex::new(None),
             next_token: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
             proposal_timeout: config.proposal_timeout,
@@ -273,14 +273,25 @@ impl Shared {
         self.beats.store(false, Ordering::Release);
     }
 
-    /// Leaves word that the leadership of `from` has ended, unless too much of what peers have sent
-    /// is waiting.
+    /// Leaves word that the leadership of `from` in `term` has ended. Of several the latest counts:
+    /// whoever rests does so in the latest term that it knows.
     pub(crate) fn tell_of_resignation(&self, from: u64, term: u64) {
-        let queued = self.queued.fetch_add(ENTRY_OVERHEAD, Ordering::Relaxed);
-        if queued + ENTRY_OVERHEAD > self.max_queued && queued > 0 {
-            return self.taken(ENTRY_OVERHEAD);
+        let is_first = {
+            let mut resigned = self.resigned.lock();
+            let is_first = resigned.is_none();
+            if resigned.is_none_or(|(_, known)| known <= term) {
+                *resigned = Some((from, term));
+            }
+            is_first
+        };
+        if is_first {
+            self.tell(Event::Resigned);
         }
-        self.tell(Event::Resigned { from, term });
+    }
+
+    /// The driver takes that word.
+    pub(crate) fn take_resignation(&self) -> Option<(u64, u64)> {
+        self.resigned.lock().take()
     }
 
     /// Leaves an event for the driver, if there still is one.

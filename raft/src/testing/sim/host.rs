@@ -85,8 +85,13 @@ impl Host {
         let before = std::mem::replace(&mut self.linked, now);
         let new = self.linked.iter().filter(|id| !before.contains(id));
         let news = new.map(|id| Input::Node { node: *id, life: self.peers.link(*id) }).collect();
+        let mut news: Vec<Input> = news;
         for gone in before.iter().filter(|id| !self.linked.contains(id)) {
+            if let Some(term) = self.reign {
+                self.peers.resign(group, term, &[*gone]);
+            }
             self.peers.unlink(*gone);
+            news.push(Input::Node { node: *gone, life: None });
         }
         news
     }
@@ -98,7 +103,9 @@ impl Host {
             Message::HeartbeatReply(reply) => GroupBeat::Reply(reply),
             other => return Some(other),
         };
-        self.peers.push(to, group, beat);
+        // One group never fills a message.
+        let full = self.peers.push(to, group, beat);
+        debug_assert!(full.is_none());
         None
     }
 }

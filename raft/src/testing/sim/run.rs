@@ -327,13 +327,17 @@ fn judge(
         let all: Vec<_> = world.nodes().map(|(_, node)| node.status()).collect();
         return Err(world.failure(format!("the nodes did not converge: {all:#?}")));
     }
-    // Where nothing happens any more, nobody rests on a node that does not lead.
-    for (id, node) in world.nodes().filter(|(_, node)| node.status().is_quiesced) {
+    // Where nothing happens any more, nobody rests on a node that does not lead, and no member is
+    // left alone.
+    let is_watched = |id: u64, node: &RaftNode| {
+        node.host.is_some() && (node.status().is_quiesced || members.contains(id))
+    };
+    for (id, node) in world.nodes().filter(|(id, node)| is_watched(*id, node)) {
         let status = node.status();
         let leader = status.leader.and_then(|leader| world.node(leader)).map(RaftNode::status);
         let leads = |at: &Status| at.role == Role::Leader && at.term == status.term;
         if !leader.as_ref().is_some_and(leads) {
-            let text = format!("liveness: node {id} rests without a leader: {status:#?}, {leader:#?}");
+            let text = format!("liveness: node {id} is without a leader: {status:#?}, {leader:#?}");
             return Err(world.failure(text));
         }
     }
