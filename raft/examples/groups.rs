@@ -181,7 +181,10 @@ async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
     let opened = began.elapsed();
     let began = Instant::now();
     hosts[0].start(groups).await?;
-    println!("again: three journals opened in {opened:?}, one node started in {:?}", began.elapsed());
+    println!(
+        "again: three journals opened in {opened:?}, one node started in {:?}",
+        began.elapsed()
+    );
     for host in &hosts[1..] {
         host.start(groups).await?;
     }

@@ -166,6 +166,8 @@ fn work_a_little(config: Config) {
         assert!(lab.node(id).seen.contains(&ready), "{:?}", lab.node(id).seen);
     }
     lab.restart(2);
+    // A leader at rest speaks up for a node that is back.
+    lab.step(1, Input::Node { node: 2, life: Some(4) });
     lab.run(2 * heartbeat);
     assert_eq!(lab.status(2).leader, Some(1));
 }

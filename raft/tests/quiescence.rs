@@ -193,6 +193,15 @@ fn a_node_that_starts_again_does_not_disturb_a_group_at_rest() {
 }
 
 #[test]
+fn a_leader_at_rest_speaks_up_for_a_node_that_is_back() {
+    let mut lab = resting();
+    lab.restart(3);
+    lab.step(1, Input::Node { node: 3, life: Some(life(3) + 1) });
+    lab.settle();
+    assert_eq!(lab.status(3).leader, Some(1), "at once, and not after an election timeout");
+}
+
+#[test]
 fn a_follower_asked_by_a_restarted_one_holds_on_to_its_leader() {
     let mut lab = resting();
     lab.restart(3);
@@ -501,9 +510,8 @@ fn a_group_of_one_rests_too() {
 #[test]
 fn the_common_tick_sends_the_heartbeats() {
     let mut lab = awake(|_| ());
-    let beats = |lab: &Lab| {
-        lab.wire.iter().filter(|l| matches!(l.message, Message::Heartbeat(_))).count()
-    };
+    let beats =
+        |lab: &Lab| lab.wire.iter().filter(|l| matches!(l.message, Message::Heartbeat(_))).count();
     lab.run(10 * MS);
     for _ in 0..10 {
         lab.step(1, Input::Beat);

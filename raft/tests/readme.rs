@@ -48,8 +48,8 @@ fn the_tuning_table_has_every_field_with_its_default() {
     let defaults: BTreeMap<&str, String> = fields
         .split(", ")
         .map(|field| field.split_once(": ").unwrap())
-        .map(|(name, value)| (name, value.replace("[]", "none").replace("None", "none"))
-        .map(|(name, value)| (name, some(&value).to_owned())))
+        .map(|(name, value)| (name, value.replace("[]", "none").replace("None", "none")))
+        .map(|(name, value)| (name, some(&value).to_owned()))
         .collect();
     let rows = rows("Tuning");
     let told: BTreeMap<&str, String> =

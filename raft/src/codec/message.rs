@@ -283,13 +283,15 @@ fn node_beat(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<NodeBea
 fn group_beat(reader: &mut Reader) -> Result<(u64, GroupBeat), DecodeError> {
     let kind = reader.u8()?;
     reader.take(7)?;
-    let (group, term, round, index) =
-        (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
-    Ok((group, match kind {
-        8 => GroupBeat::Heartbeat(Heartbeat { term, round, commit: index }),
-        9 => GroupBeat::Reply(HeartbeatReply { term, round, received: index }),
-        other => return Err(DecodeError::Kind(other)),
-    }))
+    let (group, term, round, index) = (reader.u64()?, reader.u64()?, reader.u64()?, reader.u64()?);
+    Ok((
+        group,
+        match kind {
+            8 => GroupBeat::Heartbeat(Heartbeat { term, round, commit: index }),
+            9 => GroupBeat::Reply(HeartbeatReply { term, round, received: index }),
+            other => return Err(DecodeError::Kind(other)),
+        },
+    ))
 }
 
 fn append(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<Message, DecodeError> {

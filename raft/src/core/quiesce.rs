@@ -140,8 +140,9 @@ impl Core {
             return;
         }
         if matches!(self.role, RoleState::Leader(_)) {
-            // Without a majority this node may have been replaced, and has to find that out.
-            if !self.roster.has_won(self.alive_places()) {
+            // Without a majority this node may have been replaced, and has to find that out. And a
+            // node that is back knows no leader before it has heard one.
+            if !self.roster.has_won(self.alive_places()) || life.is_some() {
                 self.wake();
             }
         } else if self.leader == Some(node) {

@@ -72,7 +72,8 @@ fn count(counter: &AtomicU64, by: usize) {
 impl Hub {
     pub(super) fn new(config: &NodeConfig, transport: Arc<dyn Transport>, life: u64) -> Self {
         let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0);
-        let state = State { peers, groups: HashMap::new(), beating: HashMap::new(), is_closed: false };
+        let state =
+            State { peers, groups: HashMap::new(), beating: HashMap::new(), is_closed: false };
         Self {
             transport,
             state: Mutex::new(state),

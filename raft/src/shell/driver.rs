@@ -540,9 +540,7 @@ impl Driver {
     /// indexes are.
     fn publish(&mut self, status: Status) {
         let shown = &self.shown;
-        let matters = |s: &Status| {
-            (s.role, s.term, s.leader, s.halted, s.snapshot, s.is_quiesced)
-        };
+        let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot, s.is_quiesced);
         if matters(shown) == matters(&status) {
             if *shown == status {
                 self.show_at = None;

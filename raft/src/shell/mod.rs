@@ -32,8 +32,8 @@ use crate::core::Core;
 use crate::error::ConfigError;
 use crate::machine::StateMachine;
 use crate::membership::{Change, Membership};
-use crate::store::LogStore;
 use crate::node::hub::{Seat, Shown};
+use crate::store::LogStore;
 use crate::transport::{AttachError, Inbox, Transport};
 use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 

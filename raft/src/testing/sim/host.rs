@@ -17,13 +17,14 @@ use crate::node::peers::Peers;
 use crate::types::Role;
 
 /// What the seeds of groups that quiesce have to reach.
-pub static QUIESCE_SITUATIONS: [&str; 12] = [
+pub static QUIESCE_SITUATIONS: [&str; 13] = [
     "leader quiesces",
     "follower quiesces",
     "all nodes rest at once",
     "leader at rest woken by a client",
     "leader at rest woken by a message",
     "leader at rest loses its majority",
+    "leader at rest wakes for a node that is back",
     "follower at rest asked by a client",
     "follower at rest woken by a message",
     "follower that cannot rest answers",
@@ -73,7 +74,8 @@ impl Host {
     /// members.
     pub(super) fn follow(&mut self, core: &Core, group: u64) -> Vec<Input> {
         let reign = core.quiesced_reign();
-        if let Some(term) = std::mem::replace(&mut self.reign, reign).filter(|_| self.reign != reign)
+        if let Some(term) =
+            std::mem::replace(&mut self.reign, reign).filter(|_| self.reign != reign)
         {
             self.peers.resign(group, term, &self.linked);
         }
@@ -195,6 +197,9 @@ impl RaftNode {
                 Cause::Message => self.reached("follower at rest woken by a message"),
                 Cause::Lost if leads => self.reached("leader at rest loses its majority"),
                 Cause::Lost => self.reached("follower at rest loses the leader's node"),
+                Cause::Restarted if leads => {
+                    self.reached("leader at rest wakes for a node that is back");
+                }
                 Cause::Restarted => {
                     self.reached("follower at rest finds the leader's node in another life");
                 }
