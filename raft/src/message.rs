@@ -62,8 +62,8 @@ pub enum Message {
     Node(Box<NodeBeat>),
 }
 
-/// What one node tells another once per tick, and whenever heartbeats are due: that it is alive, and
-/// the heartbeats and answers of all groups that both have.
+/// What one node tells another once per tick, and whenever heartbeats are due: that it is alive,
+/// and the heartbeats and answers of all groups that both have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeBeat {
     /// Names the life of the sender's process.

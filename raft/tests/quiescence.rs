@@ -240,7 +240,8 @@ fn who_wakes_first_is_not_refused_by_who_rests_on() {
     assert_eq!(lab.status(2).role, Role::Leader, "{:?}", lab.status(3));
 }
 
-/// TiKV 18916. Both know that the leader's node is gone: the first question is granted, not the second.
+/// TiKV 18916. Both know that the leader's node is gone: the first question is granted, and not
+/// the second.
 #[test]
 fn the_orphans_of_a_dead_node_grant_votes_at_once() {
     let mut lab = resting();

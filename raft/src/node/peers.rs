@@ -101,8 +101,8 @@ impl Peers {
         });
     }
 
-    /// Puts a heartbeat, or the answer to one, on its way. Returns the message that is full with it,
-    /// to be sent at once.
+    /// Puts a heartbeat, or the answer to one, on its way. Returns the message that is full with
+    /// it, to be sent at once.
     pub(crate) fn push(&mut self, to: u64, group: u64, beat: GroupBeat) -> Option<NodeBeat> {
         let (life, now) = (self.life, self.now);
         let peer = self.peers.entry(to).or_default();

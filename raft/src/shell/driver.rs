@@ -225,14 +225,8 @@ impl Driver {
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
-            Event::Beat => {
-                self.shared.beat_taken();
-                Input::Beat
-            }
-            Event::Node { node, life } => Input::Node { node, life },
-            Event::Resigned => {
-                let (from, term) = self.shared.take_resignation().ok_or(None)?;
-                Input::Resigned { from, term }
+            event @ (Event::Beat | Event::Node { .. } | Event::Resigned) => {
+                self.node_input(&event).ok_or(None)?
             }
             Event::Campaign => {
                 self.shared.campaign_taken();
@@ -279,6 +273,22 @@ impl Driver {
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
+    }
+
+    /// What comes from the node of many groups.
+    fn node_input(&self, event: &Event) -> Option<Input> {
+        match event {
+            Event::Beat => {
+                self.shared.beat_taken();
+                Some(Input::Beat)
+            }
+            Event::Node { node, life } => Some(Input::Node { node: *node, life: *life }),
+            Event::Resigned => {
+                let (from, term) = self.shared.take_resignation()?;
+                Some(Input::Resigned { from, term })
+            }
+            _ => None,
+        }
     }
 
     fn propose(&mut self, now: u64, data: Bytes, proposal: Proposal) -> Input {

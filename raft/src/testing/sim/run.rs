@@ -18,6 +18,7 @@ use super::machine::Reply;
 use super::node::RaftNode;
 use super::oracle::Oracle;
 use crate::config::Config;
+use crate::membership::Membership;
 use crate::types::{Role, Status};
 
 /// The alarm of the hunt.
@@ -126,34 +127,14 @@ pub fn run_on(
     let count = if options.changes { 4 + u64::from(is_spared) } else { count };
     let voters: Vec<u64> = (1..=count).collect();
     let begun = if options.changes { 3 } else { count };
-    let mut clients = ClientsConfig::default();
-    clients.clients = rng.between(2, 6);
-    if options.quiesces {
-        // One or two, which pause for longer than it takes to come to rest.
-        clients.clients = rng.between(1, 2);
-        clients.max_pause_ns = rng.scaled(500 * MILLISECOND, 2 * SECOND);
-        // So few calls may well all go to nodes whose disks are gone.
-        clients.max_recovery_ns = 15 * SECOND;
-    }
-    let mut faults = SimConfig::default();
-    faults.faults = options.faults;
-    if is_spared {
-        let ruins = [FaultClass::BitRot, FaultClass::DiskLoss];
-        faults.faults = ruins.into_iter().fold(faults.faults, FaultSet::without);
-    }
-    faults.enable_ppm = options.enable_ppm;
-    faults.skew_ppm = options.skew_ppm;
-    faults.faults_ns = options.faults_ns;
-    faults.settle_ns = clients.settle_ns();
+    let clients = draw_clients(options, &mut rng);
+    let faults = faults_of(options, is_spared, clients.settle_ns());
     let plan = plan_of(seed, &faults, options)?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters, options.changes)));
     let mut config = draw_config(&voters, &mut rng);
     config.dynamic = options.changes;
     config.max_clock_drift_ppm = options.max_clock_drift_ppm;
-    let suspect_after = options.quiesces.then(|| {
-        config.quiesce_after = Some(Duration::from_millis(rng.scaled(50, 400)));
-        rng.between(3 * INTERVAL, 12 * INTERVAL)
-    });
+    let suspect_after = options.quiesces.then(|| draw_rest(&mut config, &mut rng));
     let is_hunted = rng.chance(options.hunt_ppm);
     let watcher = Rc::clone(&oracle);
     let shelf = Shelf::default();
@@ -165,10 +146,9 @@ pub fn run_on(
         if boot.id > begun {
             config.voters.clear();
         }
-        let host = suspect_after.map(|after| {
-            let stopped = shelf_of_world.borrow_mut().remove(&boot.id);
-            stopped.unwrap_or_else(|| Host::new(INTERVAL, after, boot.seed, boot.now))
-        });
+        let stopped = shelf_of_world.borrow_mut().remove(&boot.id);
+        let new = |after| Host::new(INTERVAL, after, boot.seed, boot.now);
+        let host = suspect_after.map(|after| stopped.unwrap_or_else(|| new(after)));
         RaftNode::boot(config, boot.disk, boot.seed, boot.now, Rc::clone(&watcher), host)
     });
     for id in &voters {
@@ -234,6 +214,40 @@ fn drift(world: &mut World<RaftNode>, skew_ppm: u32, rng: &mut Rng) -> Vec<u64> 
         }
     }
     slow
+}
+
+/// Which faults there may be. Where disks are spared, none is ruined.
+fn faults_of(options: &Options, is_spared: bool, settle_ns: u64) -> SimConfig {
+    let mut faults = SimConfig::default();
+    faults.faults = options.faults;
+    if is_spared {
+        let ruins = [FaultClass::BitRot, FaultClass::DiskLoss];
+        faults.faults = ruins.into_iter().fold(faults.faults, FaultSet::without);
+    }
+    faults.enable_ppm = options.enable_ppm;
+    faults.skew_ppm = options.skew_ppm;
+    faults.faults_ns = options.faults_ns;
+    faults.settle_ns = settle_ns;
+    faults
+}
+
+/// Clients that are busy, or one or two that pause for longer than it takes to come to rest.
+fn draw_clients(options: &Options, rng: &mut Rng) -> ClientsConfig {
+    let mut clients = ClientsConfig::default();
+    clients.clients = rng.between(2, 6);
+    if options.quiesces {
+        clients.clients = rng.between(1, 2);
+        clients.max_pause_ns = rng.scaled(500 * MILLISECOND, 2 * SECOND);
+        // So few calls may well all go to nodes whose disks are gone.
+        clients.max_recovery_ns = 15 * SECOND;
+    }
+    clients
+}
+
+/// Has the group rest soon. Returns the silence after which a node is suspected, in ns.
+fn draw_rest(config: &mut Config, rng: &mut Rng) -> u64 {
+    config.quiesce_after = Some(Duration::from_millis(rng.scaled(50, 400)));
+    rng.between(3 * INTERVAL, 12 * INTERVAL)
 }
 
 /// Limits so small that windows slide, batches fill, logs are cut and snapshots sent all the time.
@@ -327,20 +341,7 @@ fn judge(
         let all: Vec<_> = world.nodes().map(|(_, node)| node.status()).collect();
         return Err(world.failure(format!("the nodes did not converge: {all:#?}")));
     }
-    // Where nothing happens any more, nobody rests on a node that does not lead, and no member is
-    // left alone.
-    let is_watched = |id: u64, node: &RaftNode| {
-        node.host.is_some() && (node.status().is_quiesced || members.contains(id))
-    };
-    for (id, node) in world.nodes().filter(|(id, node)| is_watched(*id, node)) {
-        let status = node.status();
-        let leader = status.leader.and_then(|leader| world.node(leader)).map(RaftNode::status);
-        let leads = |at: &Status| at.role == Role::Leader && at.term == status.term;
-        if !leader.as_ref().is_some_and(leads) {
-            let text = format!("liveness: node {id} is without a leader: {status:#?}, {leader:#?}");
-            return Err(world.failure(text));
-        }
-    }
+    check_rest(world, &members)?;
     let history = clients.history();
     if let Err(error) = check(&Kv::new(), history, CHECK_STEPS) {
         return Err(world.not_linearizable(&error));
@@ -361,4 +362,22 @@ fn judge(
         .with("damage harmless", oracle.damage_harmless)
         .with("lost disks refused", oracle.losses_refused)
         .with("recovery ms", clients.recovery_ns().unwrap_or(0) / MILLISECOND))
+}
+
+/// Where nothing happens any more, nobody rests on a node that does not lead, and no member is left
+/// alone.
+fn check_rest(world: &World<RaftNode>, members: &Membership) -> Result<(), Failure> {
+    let is_watched = |id: u64, node: &RaftNode| {
+        node.host.is_some() && (node.status().is_quiesced || members.contains(id))
+    };
+    for (id, node) in world.nodes().filter(|(id, node)| is_watched(*id, node)) {
+        let status = node.status();
+        let leader = status.leader.and_then(|leader| world.node(leader)).map(RaftNode::status);
+        let leads = |at: &Status| at.role == Role::Leader && at.term == status.term;
+        if !leader.as_ref().is_some_and(leads) {
+            let text = format!("liveness: node {id} is without a leader: {status:#?}, {leader:#?}");
+            return Err(world.failure(text));
+        }
+    }
+    Ok(())
 }
