@@ -219,7 +219,7 @@ async fn the_groups_of_a_node_that_is_cut_off_at_rest_are_led_elsewhere() {
     cluster.network.isolate(leader, 1..=3);
     let took = cluster.led(1..=GROUPS, leader).await;
     assert!(took > Duration::from_millis(300), "nobody can know yet: {took:?}");
-    assert!(took < Duration::from_millis(2000), "{took:?}");
+    assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(cluster.nodes[&leader].peers().iter().all(|peer| !peer.is_alive));
     // The one that was cut off finds out, and follows again when it is back.
     sleep(Duration::from_secs(2)).await;

@@ -150,7 +150,7 @@ fn a_follower_that_is_behind_wakes_its_leader() {
     // Node 3 has a read of its own that nobody answers, and so cannot rest.
     lab.step(3, Input::Read { token: 5 });
     lab.take(|letter| letter.from == 3);
-    lab.run_without(200 * MS, |letter| is_quiesce(letter));
+    lab.run_without(200 * MS, is_quiesce);
     let words = lab.take(is_quiesce);
     assert_eq!(words.len(), 2, "{words:?}");
     assert_resting(&lab, &[1]);

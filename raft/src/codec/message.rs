@@ -160,7 +160,9 @@ fn put_node_beat(out: &mut BytesMut, group: u64, beat: &NodeBeat) {
         out.put_u8(kind);
         out.put_bytes(0, 7);
         out.put_u64_le(*group);
-        fields.into_iter().for_each(|field| out.put_u64_le(field));
+        for field in fields {
+            out.put_u64_le(field);
+        }
     }
 }
 

@@ -134,7 +134,9 @@ impl Hub {
 
     pub(super) fn flush(&self) {
         let due = self.state.lock().peers.flush();
-        due.into_iter().for_each(|(to, beat)| self.send(to, beat));
+        for (to, beat) in due {
+            self.send(to, beat);
+        }
     }
 
     fn send(&self, to: u64, beat: NodeBeat) {
@@ -169,7 +171,9 @@ impl Hub {
                 }
             }
         }
-        messages.into_iter().for_each(|(inbox, beat)| inbox.message(from, beat.into()));
+        for (inbox, beat) in messages {
+            inbox.message(from, beat.into());
+        }
     }
 
     fn push(&self, to: u64, group: u64, beat: GroupBeat) {

@@ -62,13 +62,13 @@ pub(crate) struct Peers {
     now: u64,
     /// The latest tick. One count for all peers, so that it goes on for one that was forgotten.
     tick: u64,
-    peers: BTreeMap<u64, Peer>,
+    known: BTreeMap<u64, Peer>,
 }
 
 impl Peers {
     pub(crate) fn new(life: u64, interval: u64, suspect_after: u64, now: u64) -> Self {
-        let peers = BTreeMap::new();
-        Self { life, interval, suspect_after, caller: now, now: 0, tick: 0, peers }
+        let known = BTreeMap::new();
+        Self { life, interval, suspect_after, caller: now, now: 0, tick: 0, known }
     }
 
     pub(crate) fn life(&self) -> u64 {
@@ -77,26 +77,26 @@ impl Peers {
 
     /// The lives of the peers that share a group with this node; `None`: not known to be alive.
     pub(crate) fn lives(&self) -> impl Iterator<Item = (u64, Option<u64>)> + '_ {
-        self.peers.iter().filter(|(_, peer)| peer.groups > 0).map(|(id, peer)| (*id, peer.life))
+        self.known.iter().filter(|(_, peer)| peer.groups > 0).map(|(id, peer)| (*id, peer.life))
     }
 
     /// A group more has this peer as a member. Returns the peer's life, if it is alive.
     pub(crate) fn link(&mut self, to: u64) -> Option<u64> {
-        let peer = self.peers.entry(to).or_default();
+        let peer = self.known.entry(to).or_default();
         peer.groups += 1;
         peer.life
     }
 
     /// A group less has this peer as a member.
     pub(crate) fn unlink(&mut self, from: u64) {
-        if let Some(peer) = self.peers.get_mut(&from) {
+        if let Some(peer) = self.known.get_mut(&from) {
             peer.groups = peer.groups.saturating_sub(1);
         }
         self.forget_strangers();
     }
 
     fn forget_strangers(&mut self) {
-        self.peers.retain(|_, peer| {
+        self.known.retain(|_, peer| {
             peer.groups > 0 || !peer.beats.is_empty() || !peer.resigned.is_empty()
         });
     }
@@ -105,7 +105,7 @@ impl Peers {
     /// it, to be sent at once.
     pub(crate) fn push(&mut self, to: u64, group: u64, beat: GroupBeat) -> Option<NodeBeat> {
         let (life, now) = (self.life, self.now);
-        let peer = self.peers.entry(to).or_default();
+        let peer = self.known.entry(to).or_default();
         peer.beats.push((group, beat));
         let is_full = peer.beats.len() >= MAX_BEATS;
         let full = is_full.then(|| peer.next_beat(life, 0));
@@ -117,7 +117,7 @@ impl Peers {
     pub(crate) fn resign(&mut self, group: u64, term: u64, members: &[u64]) {
         let silence = self.suspect_after.saturating_mul(4);
         for member in members {
-            let peer = self.peers.entry(*member).or_default();
+            let peer = self.known.entry(*member).or_default();
             peer.resigned.retain(|resigned| resigned.group != group);
             peer.resigned.push_back(Resigned { group, term, told_at: 0 });
             // At once, and again with every tick.
@@ -139,7 +139,7 @@ impl Peers {
     pub(crate) fn tick(&mut self, caller: u64) -> Vec<u64> {
         self.advance(caller);
         let mut suspects = Vec::new();
-        for (id, peer) in &mut self.peers {
+        for (id, peer) in &mut self.known {
             let silent = self.now.saturating_sub(peer.heard_at) > self.suspect_after;
             if silent && peer.life.take().is_some() {
                 suspects.push(*id);
@@ -157,9 +157,9 @@ impl Peers {
     /// The messages that are due.
     pub(crate) fn flush(&mut self) -> Vec<(u64, NodeBeat)> {
         let (life, now) = (self.life, self.now);
-        self.tick += u64::from(self.peers.values().any(|peer| peer.is_due));
+        self.tick += u64::from(self.known.values().any(|peer| peer.is_due));
         let (tick, mut out) = (self.tick, Vec::new());
-        for (id, peer) in &mut self.peers {
+        for (id, peer) in &mut self.known {
             let is_due = std::mem::take(&mut peer.is_due);
             if now < peer.silent_until {
                 peer.beats.clear();
@@ -177,7 +177,7 @@ impl Peers {
         self.advance(caller);
         let (now, own) = (self.now, self.life);
         // Of a node that shares no group nothing is kept.
-        let peer = self.peers.get_mut(&from)?;
+        let peer = self.known.get_mut(&from)?;
         peer.heard_at = now;
         if peer.seen.0 == beat.life {
             peer.seen.1 = peer.seen.1.max(beat.tick);
@@ -237,7 +237,7 @@ mod tests {
 
     /// What the one sends, the other hears; returns its life where that is news.
     fn deliver(now: u64, from: &mut Peers, to: &mut Peers) -> Option<u64> {
-        let id = if from.life() % 11 == 0 { from.life() / 11 } else { 1 };
+        let id = if from.life().is_multiple_of(11) { from.life() / 11 } else { 1 };
         let sent = from.flush();
         sent.iter().find_map(|(_, beat)| to.receive(now, id, beat))
     }
@@ -322,14 +322,14 @@ mod tests {
     fn too_many_ended_leaderships_are_told_by_silence() {
         let (mut one, _) = pair();
         for group in 0..=MAX_RESIGNED as u64 {
-            one.peers.get_mut(&2).unwrap().resigned.push_back(Resigned {
+            one.known.get_mut(&2).unwrap().resigned.push_back(Resigned {
                 group,
                 term: 1,
                 told_at: 0,
             });
         }
         one.resign(u64::MAX - 1, 1, &[2]);
-        assert!(one.peers[&2].resigned.is_empty());
+        assert!(one.known[&2].resigned.is_empty());
         let silent = (1..).take_while(|n| {
             one.tick(n * 50 * MS);
             one.flush().is_empty()
@@ -353,6 +353,6 @@ mod tests {
         // A stranger is answered, and nothing is kept of it.
         one.push(9, 1, beat);
         assert_eq!(one.flush().len(), 1);
-        assert_eq!(one.peers.len(), 1);
+        assert_eq!(one.known.len(), 1);
     }
 }
