@@ -101,6 +101,11 @@ impl StoreError {
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(Arc::from(error.into()))
     }
+
+    /// What the store said, if it is of this type.
+    pub(crate) fn is<E: StdError + 'static>(&self) -> Option<&E> {
+        self.0.downcast_ref()
+    }
 }
 
 /// The sagas of earlier processes could not be taken up. Nothing was changed.

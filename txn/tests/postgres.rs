@@ -366,6 +366,45 @@ async fn prepared_branches_are_bounded() {
     pair.drop().await;
 }
 
+/// The coordinator of this process does not know what became of a commit; its successor elsewhere
+/// finishes the branch.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_branch_that_another_process_finishes_gives_its_place_back() {
+    let pair = Pair::create("elsewhere").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 2;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let name = &pair.names[0];
+    let gids: Vec<Gid> =
+        (0..4).map(|number| format!("vs1:{name}:1:{number}:0").parse().unwrap()).collect();
+    for (gid, id) in gids[..2].iter().zip(0_i64..) {
+        let branch = left.begin(gid, LIMIT).await.unwrap();
+        branch.execute("UPDATE accounts SET cents = 1 WHERE id = $1", &[&id]).await.unwrap();
+        drop(branch);
+        assert_eq!(left.prepare(gid).await.unwrap(), Vote::Prepared);
+    }
+    let elsewhere = connect(Some(name)).await;
+    elsewhere.batch_execute(&format!("COMMIT PREPARED '{}'", gids[0])).await.unwrap();
+    let limit = Duration::from_millis(200);
+    assert!(left.begin(&gids[2], limit).await.is_err(), "nobody has looked yet");
+    // A list that is cut off, or of another coordinator, proves nothing.
+    assert_eq!(left.in_doubt(name, 1).await.unwrap().len(), 1);
+    assert!(left.in_doubt("another", 10).await.unwrap().is_empty());
+    assert!(left.begin(&gids[2], limit).await.is_err(), "nothing was proven");
+    assert_eq!(left.in_doubt(name, 10).await.unwrap().len(), 1);
+    let third = left.begin(&gids[2], LIMIT).await.expect("its place is free");
+    // The place of a branch that is prepared or open is not.
+    assert_eq!(left.in_doubt(name, 10).await.unwrap().len(), 1);
+    assert!(left.begin(&gids[3], limit).await.is_err(), "both places are taken");
+    drop(third);
+    for gid in &gids[1..3] {
+        assert_eq!(left.finish(gid, Decision::Abort).await.unwrap(), Applied::Done);
+    }
+    drop(left);
+    pair.drop().await;
+}
+
 /// After an outage hundreds of aborted branches are told at once. They share the few connections
 /// that the configuration speaks of, and leave the server's others to everybody else.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use voussoir_raft::memory::{MemoryStore as RaftStore, Network};
-use voussoir_raft::{Config, Raft, Role, StateMachine};
+use voussoir_raft::{Config, Raft, Role, Session, SessionAnswer, Sessions, StateMachine};
 use voussoir_txn::store::MemoryStore;
 use voussoir_txn::two_phase::raft::{DecisionMachine, Decisions, RaftLog};
 use voussoir_txn::two_phase::*;
@@ -149,8 +149,8 @@ struct Halting<L>(L, Arc<Halt>);
 
 #[async_trait]
 impl<L: DecisionLog> DecisionLog for Halting<L> {
-    async fn open(&self) -> Result<OpenedLog, StoreError> {
-        self.0.open().await
+    async fn open(&self, coordinator: &str) -> Result<OpenedLog, StoreError> {
+        self.0.open(coordinator).await
     }
 
     async fn commit(&self, commit: &Committed) -> Result<Decision, StoreError> {
@@ -181,12 +181,14 @@ impl<L: DecisionLog> DecisionLog for Halting<L> {
     fn is_superseded(&self) -> bool {
         self.0.is_superseded()
     }
+
+    fn can_decide(&self) -> bool {
+        self.0.can_decide()
+    }
 }
 
-/// The coordinator of a node, while it leads.
+/// The coordinator of a process, while its node leads.
 type Slot = Arc<Mutex<Option<Coordinator>>>;
-/// Processes by the id of their node.
-type Nodes = BTreeMap<u64, (Runtime, Slot)>;
 
 /// Keeps a coordinator open whenever this node leads.
 async fn serve(raft: Raft, decisions: Decisions, banks: Banks, halt: Arc<Halt>, slot: Slot) {
@@ -196,9 +198,10 @@ async fn serve(raft: Raft, decisions: Decisions, banks: Banks, halt: Arc<Halt>, 
         let log = RaftLog::new(raft.clone(), decisions.clone());
         let opened = banks.open(Halting(log, Arc::clone(&halt))).await;
         let Ok(coordinator) = opened else { continue };
-        *slot.lock() = Some(coordinator);
-        if status.wait_for(|status| status.role != Role::Leader).await.is_err() {
-            return;
+        *slot.lock() = Some(coordinator.clone());
+        tokio::select! {
+            _ = status.wait_for(|status| status.role != Role::Leader) => {}
+            _ = coordinator.closed() => {}
         }
         *slot.lock() = None;
     }
@@ -260,12 +263,22 @@ fn a_replicated_coordinator_lets_go_what_a_classic_one_keeps_locked() {
     stop_between_phases(&first, &coordinator, &banks, &halt);
     drop(coordinator);
     first.shutdown_background();
+    // Another coordinator works with the same banks, whose lists show it all branches.
+    let beside = process();
+    let opening = Coordinator::builder("others")
+        .participant("left", Arc::new(At(Arc::clone(&banks.left))))
+        .participant("right", Arc::new(At(Arc::clone(&banks.right))))
+        .open(StoreLog::new(MemoryStore::new()));
+    let other = beside.block_on(opening).expect("it opens");
     let (killed, all) = (Instant::now(), 2 * TRANSFERS as usize);
     // Ends: after 3 s, in which a group has long elected another leader.
     while killed.elapsed() < 3 * SECOND {
+        beside.block_on(other.recover());
         assert_eq!(banks.locked(), all, "nobody may let them go");
         std::thread::sleep(50 * MS);
     }
+    drop(other);
+    beside.shutdown_background();
     println!("classic: dead for {:?}, {all} branches locked all the time", killed.elapsed());
     let second = process();
     let coordinator = second.block_on(banks.open(StoreLog::new(disk))).expect("it opens");
@@ -276,9 +289,9 @@ fn a_replicated_coordinator_lets_go_what_a_classic_one_keeps_locked() {
 
     // The same over a group of three, whose leader is killed for good.
     let (banks, halt, network) = (Banks::default(), Arc::<Halt>::default(), Network::new());
-    let mut nodes = Nodes::new();
+    let mut nodes: BTreeMap<u64, (Runtime, Slot)> = BTreeMap::new();
     for id in NODES {
-        let (process, slot, decisions) = (process(), Slot::default(), Decisions::new());
+        let (process, slot, decisions) = (process(), Arc::default(), Decisions::new());
         let machine = Box::new(DecisionMachine::new(decisions.clone()));
         let (config, log) = (Config::new(id, NODES), Arc::new(RaftStore::new()));
         let starting = Raft::start(config, log, machine, network.node(id));
@@ -287,8 +300,9 @@ fn a_replicated_coordinator_lets_go_what_a_classic_one_keeps_locked() {
         process.spawn(serve(raft, decisions, banks, halt, Arc::clone(&slot)));
         nodes.insert(id, (process, slot));
     }
-    let leads =
-        |nodes: &Nodes| nodes.iter().find_map(|(id, (_, slot))| Some((*id, slot.lock().clone()?)));
+    let leads = |nodes: &BTreeMap<u64, (Runtime, Slot)>| {
+        nodes.iter().find_map(|(id, (_, slot))| Some((*id, slot.lock().clone()?)))
+    };
     let (id, coordinator) = wait("a coordinator", || leads(&nodes));
     let (process, _) = nodes.remove(&id).expect("it runs");
     stop_between_phases(&process, &coordinator, &banks, &halt);
@@ -510,7 +524,7 @@ async fn decisions_live_beside_other_state_in_one_group() {
     raft.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
     assert_eq!(raft.propose("another".into()).await.unwrap(), "1");
     let wrap = |command: Bytes| Bytes::from([b"d", &command[..]].concat());
-    let log = RaftLog::within(raft.clone(), decisions.clone(), Arc::new(wrap));
+    let log = RaftLog::within(raft.clone(), decisions.clone(), Arc::new(wrap), Arc::new(Some));
     let coordinator = banks.open(log).await.expect("it leads");
     let txn = banks.begin(&coordinator, 1).expect("it is free");
     txn.commit(Ack::Applied).await.expect("it commits");
@@ -520,5 +534,256 @@ async fn decisions_live_beside_other_state_in_one_group() {
     copy.restore(&decisions.snapshot()).expect("it is whole");
     assert_eq!(copy.epoch(), 1);
     assert!(copy.restore(b"x").is_err());
-    assert!(decisions.apply(b"x").is_err());
+    assert!(decisions.apply(b"x").is_ok(), "bytes of others are answered");
+    assert!(decisions.apply(b"vtd\x02").is_err(), "those of a later version are not");
+}
+
+async fn alone(machine: Box<dyn StateMachine>) -> Raft {
+    let (store, network) = (Arc::new(RaftStore::new()), Network::new());
+    let raft = Raft::start(Config::new(1, [1]), store, machine, network.node(1)).await.unwrap();
+    raft.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
+    raft
+}
+
+/// Sessions answer for the machine that they are around; what others propose stops no replica.
+#[tokio::test(start_paused = true)]
+async fn decisions_stand_in_sessions_and_foreign_commands_stop_nobody() {
+    let (banks, decisions) = (Banks::default(), Decisions::new());
+    let raft = alone(Box::new(Sessions::new(DecisionMachine::new(decisions.clone())))).await;
+    // Without `wrap` and `unwrap` it ends at the first answer, and begins no epoch.
+    let start = tokio::time::Instant::now();
+    let opened = banks.open(RaftLog::new(raft.clone(), decisions.clone())).await;
+    assert!(matches!(opened, Err(OpenCoordinatorError::Store(_))), "{opened:?}");
+    assert!(start.elapsed() < SECOND, "it is not asked again");
+    assert_eq!(decisions.epoch(), 0);
+    let wrap = |command: Bytes| Session::plain(&command);
+    let unwrap = |answer| match SessionAnswer::decode(answer) {
+        Ok(SessionAnswer::Applied(answer)) => Some(answer),
+        _ => None,
+    };
+    let log = RaftLog::within(raft.clone(), decisions.clone(), Arc::new(wrap), Arc::new(unwrap));
+    let coordinator = banks.open(log).await.expect("it leads");
+    for garbage in [&b""[..], b"x", b"vtd", b"vtd\x01\xff"] {
+        raft.propose(Session::plain(garbage)).await.expect("the replica goes on");
+        raft.propose(garbage.to_vec().into()).await.expect("the replica goes on");
+    }
+    let txn = banks.begin(&coordinator, 1).expect("it is free");
+    txn.commit(Ack::Applied).await.expect("it commits");
+    assert!(raft.stopped().is_none());
+}
+
+/// Two names in one group would each abort what the other has not recorded yet.
+#[tokio::test(start_paused = true)]
+async fn a_group_has_one_coordinator_and_its_epochs_a_floor() {
+    let (banks, decisions) = (Banks::default(), Decisions::new());
+    let raft = alone(Box::new(DecisionMachine::new(decisions.clone()))).await;
+    let log = || RaftLog::new(raft.clone(), decisions.clone());
+    let coordinator = banks.open(log().after(41)).await.expect("it leads");
+    assert_eq!(coordinator.epoch(), 42);
+    let error = Coordinator::builder("others").open(log()).await.unwrap_err();
+    let expected = "this log has the decisions of the coordinator `transfers`";
+    assert_eq!(error.to_string(), expected);
+    assert!(matches!(error, OpenCoordinatorError::OtherCoordinator { .. }), "{error:?}");
+    // The first was not disturbed.
+    let txn = banks.begin(&coordinator, 1).expect("it is free");
+    txn.commit(Ack::Applied).await.expect("it commits");
+}
+
+/// The log of a coordinator whose record is never forgotten for its first attempts, and that can
+/// fail or panic.
+#[derive(Default)]
+struct Faults {
+    failing: AtomicUsize,
+    panics: AtomicBool,
+}
+
+struct Failing<L>(L, Arc<Faults>);
+
+#[async_trait]
+impl<L: DecisionLog> DecisionLog for Failing<L> {
+    async fn open(&self, coordinator: &str) -> Result<OpenedLog, StoreError> {
+        self.0.open(coordinator).await
+    }
+
+    async fn commit(&self, commit: &Committed) -> Result<Decision, StoreError> {
+        assert!(!self.1.panics.load(SeqCst), "the log's own panic");
+        self.0.commit(commit).await
+    }
+
+    async fn forget(&self, txn: TxnId) -> Result<(), StoreError> {
+        let left = self.1.failing.load(SeqCst);
+        if left > 0 {
+            self.1.failing.store(left - 1, SeqCst);
+            return Err(StoreError::new("nobody leads"));
+        }
+        self.0.forget(txn).await
+    }
+
+    async fn report(&self, outcome: &HeuristicOutcome) -> Result<(), StoreError> {
+        self.0.report(outcome).await
+    }
+
+    async fn resolve(&self, gid: &Gid) -> Result<(), StoreError> {
+        self.0.resolve(gid).await
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.0.is_superseded()
+    }
+
+    fn can_decide(&self) -> bool {
+        self.0.can_decide()
+    }
+}
+
+/// A coordinator that can decide nothing more says so, so that another is opened on a node that
+/// goes on leading; one whose log only stutters goes on.
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_says_when_it_is_closed_and_not_before() {
+    let (banks, decisions) = (Banks::default(), Decisions::new());
+    let raft = alone(Box::new(DecisionMachine::new(decisions.clone()))).await;
+    let faults = Arc::<Faults>::default();
+    let log = || Failing(RaftLog::new(raft.clone(), decisions.clone()), Arc::clone(&faults));
+    let first = banks.open(log()).await.expect("it leads");
+    faults.failing.store(5, SeqCst);
+    let txn = banks.begin(&first, 1).expect("it is free");
+    txn.commit(Ack::Applied).await.expect("it commits");
+    until("the record is forgotten", || first.active() == 0).await;
+    assert_eq!(decisions.committed(), 0);
+    let closed = tokio::time::timeout(SECOND, first.closed()).await;
+    assert!(closed.is_err(), "it goes on: {closed:?}");
+    // A panic of the log leaves the decision open, as a failure does.
+    faults.panics.store(true, SeqCst);
+    let txn = banks.begin(&first, 2).expect("it is free");
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert_eq!(error.outcome(), TxnOutcome::Unknown, "{error}");
+    let closed = tokio::time::timeout(60 * SECOND, first.closed()).await;
+    assert!(matches!(closed, Ok(BeginError::Store(_))), "{closed:?}");
+    assert!(matches!(first.begin(), Err(BeginError::Store(_))));
+    faults.panics.store(false, SeqCst);
+    let second = banks.open(log()).await.expect("it leads");
+    until("all are let go", || banks.locked() == 0).await;
+    let txn = banks.begin(&second, 2).expect("it is free");
+    txn.commit(Ack::Applied).await.expect("it commits");
+    // Replaced, it closes without anybody asking it.
+    let _third = banks.open(RaftLog::new(raft.clone(), decisions.clone())).await.expect("it leads");
+    assert!(matches!(first.closed().await, BeginError::Store(_)), "the first reason stays");
+    let closed = tokio::time::timeout(60 * SECOND, second.closed()).await;
+    assert!(matches!(closed, Ok(BeginError::Superseded)), "{closed:?}");
+}
+
+/// A bank that forgets what it has committed, as a participant does once its coordinator says so,
+/// and that is away for a coordinator of one epoch.
+struct Forgetful {
+    bank: Arc<Bank>,
+    away_for: Mutex<Option<u64>>,
+}
+
+struct Through(Arc<Forgetful>, u64);
+
+#[async_trait]
+impl Participant for Through {
+    async fn prepare(&self, gid: &Gid) -> Result<Vote, PrepareError> {
+        At(Arc::clone(&self.0.bank)).prepare(gid).await
+    }
+
+    async fn finish(&self, gid: &Gid, decision: Decision) -> Result<Applied, ParticipantError> {
+        if *self.0.away_for.lock() == Some(self.1) {
+            return Err(ParticipantError("it is away".into()));
+        }
+        At(Arc::clone(&self.0.bank)).finish(gid, decision).await
+    }
+
+    async fn in_doubt(&self, name: &str, max: usize) -> Result<Vec<InDoubt>, ParticipantError> {
+        At(Arc::clone(&self.0.bank)).in_doubt(name, max).await
+    }
+
+    async fn forget(&self, gids: &[Gid]) {
+        self.0.bank.branches.lock().retain(|gid, _| !gids.contains(gid));
+    }
+}
+
+/// The successor ends a commit and forgets it. The coordinator that it replaced, which waits for
+/// all branches, is told so, raises no alarm, and its task ends.
+#[tokio::test(start_paused = true)]
+async fn a_replaced_coordinator_answers_a_commit_that_its_successor_ended() {
+    let (cluster, bank) = (Cluster::start().await, Arc::<Bank>::default());
+    let forgetful = Arc::new(Forgetful { bank, away_for: Mutex::new(Some(1)) });
+    let open = async |at: usize, number| {
+        let mut config = CoordinatorConfig::default();
+        (config.pause, config.max_pause, config.recover_every) = (20 * MS, 200 * MS, 200 * MS);
+        let coordinator = Coordinator::builder("transfers")
+            .config(config)
+            .participant("left", Arc::new(Through(Arc::clone(&forgetful), number)))
+            .open(cluster.log(at).patience(SECOND));
+        coordinator.await.expect("it leads")
+    };
+    let at = cluster.leader(None).await;
+    let first = open(at, 1).await;
+    let mut txn = first.begin().expect("it begins");
+    let gid = txn.enlist("left").unwrap();
+    assert!(forgetful.bank.work(&gid, 1));
+    let commit = tokio::spawn(txn.commit(Ack::Applied));
+    until("it is recorded", || cluster.decisions[at].committed() == 1).await;
+    // On the same node, which goes on leading: the log answers that it was replaced.
+    let second = open(at, 2).await;
+    until("the successor has ended it", || second.active() == 0).await;
+    until("and forgotten", || forgetful.bank.branches.lock().is_empty()).await;
+    assert!(!commit.is_finished(), "its own branch is away");
+    *forgetful.away_for.lock() = None;
+    let answer = tokio::time::timeout(60 * SECOND, commit).await.expect("it is answered");
+    answer.expect("no panic").expect("its decision stands");
+    until("its task ends", || first.active() == 0).await;
+    let closed = tokio::time::timeout(60 * SECOND, first.closed()).await;
+    assert!(matches!(closed, Ok(BeginError::Superseded)), "{closed:?}");
+    assert!(first.heuristics().is_empty() && second.heuristics().is_empty());
+}
+
+/// A node that does not lead says so before any work is done.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_does_not_lead_begins_nothing() {
+    let (banks, cluster) = (Banks::default(), Cluster::start().await);
+    let old = cluster.leader(None).await;
+    let coordinator = banks.open(cluster.log(old)).await.expect("it leads");
+    let txn = banks.begin(&coordinator, 1).expect("it is free");
+    cluster.network.isolate(NODES[old], NODES);
+    let is_leader = || cluster.nodes[old].status().borrow().role == Role::Leader;
+    until("it steps down", || !is_leader()).await;
+    assert!(matches!(coordinator.begin(), Err(BeginError::NotHere)));
+    let error = txn.commit(Ack::Decided).await.unwrap_err();
+    assert!(matches!(error, CommitError::NotHere(_)), "{error:?}");
+    assert_eq!((error.outcome(), error.is_retryable()), (TxnOutcome::NotApplied, true));
+}
+
+/// `wrap` and `unwrap` are foreign code: a transaction ends, whatever they do.
+#[tokio::test(start_paused = true)]
+async fn panics_of_wrap_and_unwrap_leave_no_transaction_open() {
+    let (banks, decisions) = (Banks::default(), Decisions::new());
+    let raft = alone(Box::new(DecisionMachine::new(decisions.clone()))).await;
+    let (wraps, unwraps) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+    let (in_wrap, in_unwrap) = (Arc::clone(&wraps), Arc::clone(&unwraps));
+    let wrap = move |command| {
+        assert!(!in_wrap.load(SeqCst), "the panic of `wrap`");
+        command
+    };
+    let unwrap = move |answer| {
+        assert!(!in_unwrap.load(SeqCst), "the panic of `unwrap`");
+        Some(answer)
+    };
+    let log = RaftLog::within(raft, decisions, Arc::new(wrap), Arc::new(unwrap));
+    // The least patience counts as 100 ms.
+    let coordinator = banks.open(log.patience(Duration::ZERO)).await.expect("it leads");
+    wraps.store(true, SeqCst);
+    let txn = banks.begin(&coordinator, 1).expect("it is free");
+    let error = txn.commit(Ack::Applied).await.unwrap_err();
+    assert_eq!(error.outcome(), TxnOutcome::NotApplied, "{error}");
+    wraps.store(false, SeqCst);
+    until("it ends", || coordinator.active() == 0).await;
+    // It was recorded, which the register of this node says.
+    unwraps.store(true, SeqCst);
+    let txn = banks.begin(&coordinator, 1).expect("it is free");
+    txn.commit(Ack::Decided).await.expect("it commits");
+    unwraps.store(false, SeqCst);
+    until("it ends", || coordinator.active() == 0).await;
+    banks.assert_alike();
 }

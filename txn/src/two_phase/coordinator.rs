@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::config::CoordinatorConfig;
 use super::core::{Ack, Answer, Input, Transaction};
-use super::error::{BeginError, CommitError, EnlistError, OpenCoordinatorError};
+use super::error::{BeginError, CommitError, EnlistError, OpenCoordinatorError, OtherCoordinator};
 use super::gid::{Gid, TxnId, is_name};
 use super::log::{Committed, DecisionLog, HeuristicOutcome};
 use super::participant::Participant;
@@ -31,6 +31,8 @@ pub(super) struct Inner {
     pub(super) log: Arc<dyn DecisionLog>,
     pub(super) participants: HashMap<Arc<str>, Arc<dyn Participant>>,
     pub(super) state: Mutex<State>,
+    /// True once `state.closed` is set.
+    closing: watch::Sender<bool>,
     runtime: Handle,
 }
 
@@ -47,8 +49,26 @@ pub(super) struct State {
     pub(super) heuristics: Vec<HeuristicOutcome>,
     /// The age of the oldest branch that each participant held prepared at the last recovery.
     pub(super) oldest: HashMap<Arc<str>, Duration>,
-    /// Set once: after it no transaction begins or is decided.
-    pub(super) failed: Option<StoreError>,
+    /// Set once: after it no transaction begins, and the recovery aborts nothing.
+    pub(super) closed: Option<Closed>,
+}
+
+/// Why a coordinator begins nothing more.
+#[derive(Clone)]
+pub(super) enum Closed {
+    /// Its log failed: nobody here knows what is committed.
+    Failed(StoreError),
+    /// A later coordinator has taken over.
+    Superseded,
+}
+
+impl From<Closed> for BeginError {
+    fn from(closed: Closed) -> Self {
+        match closed {
+            Closed::Failed(error) => Self::Store(error),
+            Closed::Superseded => Self::Superseded,
+        }
+    }
 }
 
 impl Inner {
@@ -69,7 +89,40 @@ impl Inner {
         tracing::error!(
             target: "voussoir::txn", coordinator = %self.name, %error, "the log of decisions failed"
         );
-        self.state.lock().failed.get_or_insert_with(|| error.clone());
+        self.close(Closed::Failed(error.clone()));
+    }
+
+    /// A later coordinator has taken over, which is nobody's fault.
+    pub(super) fn supersede(&self) {
+        if self.close(Closed::Superseded) {
+            tracing::info!(
+                target: "voussoir::txn", coordinator = %self.name, epoch = self.epoch,
+                "a later coordinator has taken over"
+            );
+        }
+    }
+
+    /// Notes that a later coordinator has taken over, if the log knows so; true if it does.
+    pub(super) fn look_for_successor(&self) -> bool {
+        let is_superseded = self.log.is_superseded();
+        if is_superseded {
+            self.supersede();
+        }
+        is_superseded
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed.is_some()
+    }
+
+    /// False if it was closed before.
+    fn close(&self, why: Closed) -> bool {
+        let mut state = self.state.lock();
+        let is_first = state.closed.is_none();
+        state.closed.get_or_insert(why);
+        drop(state);
+        self.closing.send_replace(true);
+        is_first
     }
 }
 
@@ -128,7 +181,12 @@ impl CoordinatorBuilder {
             }
         }
         let log: Arc<dyn DecisionLog> = Arc::new(log);
-        let opened = log.open().await?;
+        let opened = log.open(&self.name).await.map_err(|error| match error.is() {
+            Some(OtherCoordinator { owner }) => {
+                OpenCoordinatorError::OtherCoordinator { owner: owner.clone() }
+            }
+            None => error.into(),
+        })?;
         let mut state = State { heuristics: opened.heuristics, ..State::default() };
         state.active = opened.committed.iter().map(|commit| commit.txn).collect();
         let inner = Arc::new(Inner {
@@ -139,6 +197,7 @@ impl CoordinatorBuilder {
             log,
             participants,
             state: Mutex::new(state),
+            closing: watch::channel(false).0,
             runtime: Handle::current(),
         });
         for commit in opened.committed {
@@ -206,12 +265,16 @@ impl Coordinator {
     pub fn begin(&self) -> Result<Txn, BeginError> {
         let now = self.inner.clock.now();
         let max_age = self.inner.config.max_in_doubt_age;
-        if self.inner.log.is_superseded() {
+        if self.inner.look_for_successor() {
             return Err(BeginError::Superseded);
         }
+        let can_decide = self.inner.log.can_decide();
         let mut state = self.inner.state.lock();
-        if let Some(error) = &state.failed {
-            return Err(error.clone().into());
+        if let Some(why) = &state.closed {
+            return Err(why.clone().into());
+        }
+        if !can_decide {
+            return Err(BeginError::NotHere);
         }
         if let Some((participant, age)) = state.oldest.iter().find(|(_, age)| **age > max_age) {
             let participant = participant.to_string();
@@ -254,6 +317,27 @@ impl Coordinator {
         self.inner.log.resolve(gid).await?;
         self.inner.state.lock().heuristics.retain(|outcome| outcome.gid != *gid);
         Ok(())
+    }
+
+    /// Waits until no transaction begins here any more, and returns the error with which
+    /// [`begin`](Self::begin) answers from then on: [`BeginError::Store`] when the log has failed,
+    /// [`BeginError::Superseded`] when a later coordinator has taken over, which is seen at the
+    /// next recovery at the latest. Open another coordinator then, where it may decide.
+    ///
+    /// # Cancel safety
+    /// May be dropped.
+    pub async fn closed(&self) -> BeginError {
+        let mut closing = self.inner.closing.subscribe();
+        // The sender is in `inner`, which this handle keeps.
+        let _ = closing.wait_for(|is_closed| *is_closed).await;
+        let closed = self.inner.state.lock().closed.clone();
+        closed.map_or(BeginError::Superseded, BeginError::from)
+    }
+
+    /// The epoch of this coordinator: all ids of its transactions have it, and earlier ones of its
+    /// name have smaller ones.
+    pub fn epoch(&self) -> u64 {
+        self.inner.epoch
     }
 
     /// Transactions that have not ended.
@@ -331,6 +415,7 @@ impl Txn {
         match answer.await {
             Ok(Answer::Committed) => Ok(()),
             Ok(Answer::Aborted(why)) => Err(CommitError::Aborted(why)),
+            Ok(Answer::NotHere(why)) => Err(CommitError::NotHere(why)),
             Ok(Answer::Unknown) => Err(CommitError::Unknown(self.failure())),
             Err(_) => Err(CommitError::Unknown(StoreError::new("the runtime ended"))),
         }
@@ -340,8 +425,10 @@ impl Txn {
     pub fn abort(self) {}
 
     fn failure(&self) -> StoreError {
-        let failed = self.inner.state.lock().failed.clone();
-        failed.unwrap_or_else(|| StoreError::new("the log of decisions failed"))
+        match &self.inner.state.lock().closed {
+            Some(Closed::Failed(error)) => error.clone(),
+            _ => StoreError::new("the log of decisions failed"),
+        }
     }
 
     /// Hands the transaction to its task.

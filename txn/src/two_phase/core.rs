@@ -24,7 +24,8 @@ pub enum Ack {
     /// yet.
     #[default]
     Decided,
-    /// When each participant has applied it.
+    /// When each participant has applied it, or once a later coordinator has taken over, which
+    /// tells the others.
     Applied,
 }
 
@@ -52,6 +53,8 @@ pub(crate) enum Input {
     Voted(BranchNo, Voted),
     /// The write-once register says what won; `None`: the store failed.
     Decided(Option<Decision>),
+    /// The register took no commit, and will take none, because another coordinator decides.
+    NotHere(String),
     Finished(BranchNo, Finished),
     Tick,
 }
@@ -75,6 +78,8 @@ pub(crate) enum Finished {
     Heuristic(Heuristic),
     /// To be tried again.
     Failed,
+    /// A later coordinator tells the branches of this transaction.
+    Superseded,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,12 +93,16 @@ pub(crate) enum Output {
     Ended {
         forget: bool,
     },
+    /// A later coordinator does what is left to do. Participants still need what they remember.
+    HandedOver,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
     Committed,
     Aborted(String),
+    /// Aborted, because another coordinator decides.
+    NotHere(String),
     /// The store failed at the decision.
     Unknown,
 }
@@ -187,6 +196,13 @@ impl Transaction {
                 self.voted_late(branch, &vote);
             }
             (Input::Decided(won), Phase::Deciding) => self.decided(won),
+            (Input::NotHere(why), Phase::Deciding) => {
+                self.answer(Answer::NotHere(why));
+                self.finish(Decision::Abort);
+            }
+            (Input::Finished(_, Finished::Superseded), Phase::Finishing(decision)) => {
+                self.hand_over(decision);
+            }
             (Input::Finished(branch, how), Phase::Finishing(decision)) => {
                 self.finished(now, branch, how, decision);
             }
@@ -322,7 +338,7 @@ impl Transaction {
         let Branch::Finishing(attempts) = *branch else { return };
         match how {
             Finished::Done | Finished::Heuristic(_) => *branch = Branch::Settled,
-            Finished::Failed => {
+            Finished::Failed | Finished::Superseded => {
                 let doubled =
                     self.times.pause.saturating_mul(1 << attempts.min(30).saturating_sub(1));
                 let at = now.saturating_add(doubled.min(self.times.max_pause));
@@ -339,6 +355,15 @@ impl Transaction {
             }
             self.end(decision == Decision::Commit);
         }
+    }
+
+    /// The decision stands, whoever tells it.
+    fn hand_over(&mut self, decision: Decision) {
+        if decision == Decision::Commit {
+            self.answer(Answer::Committed);
+        }
+        self.phase = Phase::Ended;
+        self.outputs.push_back(Output::HandedOver);
     }
 
     fn end(&mut self, forget: bool) {

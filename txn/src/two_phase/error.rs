@@ -22,9 +22,31 @@ pub enum OpenCoordinatorError {
         /// The name.
         name: String,
     },
+    /// The log holds the decisions of a coordinator of another name, whose branches this one would
+    /// neither find nor tell. Open it under that name, or take a log of its own.
+    #[error("this log has the decisions of the coordinator `{owner}`")]
+    OtherCoordinator {
+        /// The name under which the log was opened first.
+        owner: String,
+    },
     /// The log cannot be read.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// A later coordinator has opened the log, and does what was asked for. A
+/// [`DecisionLog`](super::DecisionLog) answers so with `StoreError::new(Superseded)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("a later coordinator has taken over")]
+pub struct Superseded;
+
+/// The log was opened before by a coordinator of another name. A
+/// [`DecisionLog`](super::DecisionLog) answers so with `StoreError::new(OtherCoordinator { .. })`.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("this log has the decisions of the coordinator `{owner}`")]
+pub struct OtherCoordinator {
+    /// Its name.
+    pub owner: String,
 }
 
 /// No transaction was begun. Nothing was changed.
@@ -49,6 +71,10 @@ pub enum BeginError {
     /// A later coordinator of this name has taken over, on another node: begin there.
     #[error("a later coordinator has taken over")]
     Superseded,
+    /// The node does not lead its group, and its commits would be aborted: begin where the leader
+    /// is, or here once this node leads again.
+    #[error("this node does not lead its group")]
+    NotHere,
     /// The log has failed: open the coordinator again.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -83,6 +109,10 @@ pub enum CommitError {
     /// A participant refused or did not vote in time, or the transaction's time is over.
     #[error("aborted: {0}")]
     Aborted(String),
+    /// Aborted because commits are not decided here: another coordinator has taken over, or the
+    /// node does not lead its group. Do the same work where the leader is.
+    #[error("aborted, because it is not decided here: {0}")]
+    NotHere(String),
     /// The log failed at the decision. The next coordinator of this name commits or aborts.
     #[error("the decision is unknown: {0}")]
     Unknown(StoreError),
@@ -92,12 +122,13 @@ impl CommitError {
     /// What the transaction did.
     pub fn outcome(&self) -> TxnOutcome {
         match self {
-            Self::Aborted(_) => TxnOutcome::NotApplied,
+            Self::Aborted(_) | Self::NotHere(_) => TxnOutcome::NotApplied,
             Self::Unknown(_) => TxnOutcome::Unknown,
         }
     }
 
-    /// Whether the same work may succeed in another transaction, and cannot be done twice by it.
+    /// Whether the same work may succeed in another transaction, and cannot be done twice by it;
+    /// after [`NotHere`](Self::NotHere) in one at another node.
     pub fn is_retryable(&self) -> bool {
         self.outcome() == TxnOutcome::NotApplied
     }

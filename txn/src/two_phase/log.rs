@@ -7,7 +7,8 @@ use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::core::{Decision, Heuristic};
-use super::gid::{Gid, TxnId};
+use super::error::OtherCoordinator;
+use super::gid::{Gid, TxnId, is_name};
 use crate::error::StoreError;
 use crate::store::batcher::Batcher;
 use crate::store::{Record, RecordKind, SagaStore};
@@ -67,16 +68,16 @@ pub struct OpenedLog {
 /// lock held.
 #[async_trait]
 pub trait DecisionLog: Send + Sync + 'static {
-    /// Begins a new epoch and reads everything. Called once, before anything else. No coordinator
-    /// of an earlier epoch records a commit after it.
+    /// Begins a new epoch for the coordinator of this name, and reads everything. Called once,
+    /// before anything else. No coordinator of an earlier epoch records a commit after it.
     ///
     /// # Errors
     /// [`StoreError`]. A log that cannot be read wholly is an error: a commit that is missed would
-    /// be rolled back.
+    /// be rolled back. So is, as [`OtherCoordinator`], one that was opened under another name.
     ///
     /// # Cancel safety
     /// Not cancel safe: an epoch may be used up.
-    async fn open(&self) -> Result<OpenedLog, StoreError>;
+    async fn open(&self, coordinator: &str) -> Result<OpenedLog, StoreError>;
 
     /// Records that a transaction commits, unless an abort was recorded first. Returns what stands
     /// in the register when it is durable.
@@ -91,7 +92,9 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// All branches of the transaction have been told, and its record may go.
     ///
     /// # Errors
-    /// [`StoreError`]: the record may be found at the next opening.
+    /// [`StoreError`]: the record may be found at the next opening. Asked again, unless it is
+    /// [`Superseded`](super::Superseded): a later coordinator tells the branches, and nobody else
+    /// may have the participants forget.
     ///
     /// # Cancel safety
     /// The future is dropped only with the runtime.
@@ -100,7 +103,9 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// Records a heuristic outcome, durably.
     ///
     /// # Errors
-    /// [`StoreError`]: the outcome may be found at the next opening, or not.
+    /// [`StoreError`]: the outcome may be found at the next opening, or not. The branch is told
+    /// again, unless it is [`Superseded`](super::Superseded): a branch that looks lost may be one
+    /// that a later coordinator has ended and forgotten.
     ///
     /// # Cancel safety
     /// The future is dropped only with the runtime.
@@ -120,11 +125,20 @@ pub trait DecisionLog: Send + Sync + 'static {
     fn is_superseded(&self) -> bool {
         false
     }
+
+    /// Whether a commit can be recorded from here now, as far as is known without asking: if not,
+    /// no transaction begins, and one that was refused is told so. True by default.
+    fn can_decide(&self) -> bool {
+        true
+    }
 }
 
 const FORMAT: u8 = 1;
 const COMMIT: u8 = 0;
 const HEURISTIC: u8 = 1;
+const COORDINATOR: u8 = 2;
+/// The id of the record of the coordinator's name.
+const COORDINATOR_KEY: &str = "coordinator";
 /// Branches of one transaction.
 pub(super) const MAX_BRANCHES: u32 = 1000;
 
@@ -136,7 +150,9 @@ pub(super) const MAX_BRANCHES: u32 = 1000;
 /// (1 byte, 1), kind (1 byte). A commit goes on with the number of branches (4 bytes,
 /// little-endian) and for each its number, the length of its participant's name (4 bytes each) and
 /// the name (UTF-8); a heuristic outcome with what was done (1 byte: 0 committed, 1 rolled back)
-/// and the participant's name.
+/// and the participant's name. The record `coordinator` (kind 2) has the name of the coordinator,
+/// written when the log is opened for the first time. A coordinator of another name is refused;
+/// the epoch that its attempt has begun ends the epoch of one that is still running.
 ///
 /// Records that wait while the store appends are appended together: under load many decisions
 /// share one append.
@@ -175,14 +191,26 @@ fn key(txn: TxnId) -> Arc<str> {
 
 #[async_trait]
 impl<S: SagaStore> DecisionLog for StoreLog<S> {
-    async fn open(&self) -> Result<OpenedLog, StoreError> {
+    async fn open(&self, coordinator: &str) -> Result<OpenedLog, StoreError> {
         let (epoch, last) = self.records.open().await?;
         let mut log = OpenedLog { epoch, ..OpenedLog::default() };
+        let mut owner = None;
         for (key, events) in &last {
             let decoded = decode(key, events.clone());
             match decoded.ok_or_else(|| StoreError::new(format!("record {key} is garbled")))? {
                 Decoded::Commit(commit) => log.committed.push(commit),
                 Decoded::Heuristic(outcome) => log.heuristics.push(outcome),
+                Decoded::Coordinator(name) => owner = Some(name),
+            }
+        }
+        match owner {
+            Some(owner) if *owner != *coordinator => {
+                return Err(StoreError::new(OtherCoordinator { owner: owner.to_string() }));
+            }
+            Some(_) => {}
+            None => {
+                let name = [&[FORMAT, COORDINATOR], coordinator.as_bytes()].concat();
+                self.append(COORDINATOR_KEY.into(), name.into()).await?;
             }
         }
         log.committed.sort_by_key(|commit| commit.txn);
@@ -226,6 +254,7 @@ impl<S: SagaStore> DecisionLog for StoreLog<S> {
 enum Decoded {
     Commit(Committed),
     Heuristic(HeuristicOutcome),
+    Coordinator(Arc<str>),
 }
 
 fn decode(key: &str, mut events: Bytes) -> Option<Decoded> {
@@ -257,6 +286,9 @@ fn decode(key: &str, mut events: Bytes) -> Option<Decoded> {
             let (gid, participant) = (key.parse().ok()?, text(events)?);
             Some(Decoded::Heuristic(HeuristicOutcome { gid, participant, heuristic }))
         }
+        (FORMAT, COORDINATOR) if key == COORDINATOR_KEY => {
+            text(events).filter(|name| is_name(name)).map(Decoded::Coordinator)
+        }
         _ => None,
     }
 }
@@ -272,7 +304,7 @@ mod tests {
     async fn a_log_gives_back_what_was_not_forgotten() {
         let store = MemoryStore::new();
         let log = StoreLog::new(store.clone());
-        assert_eq!(log.open().await.unwrap().epoch, 1);
+        assert_eq!(log.open("c").await.unwrap().epoch, 1);
         let txn = |number| TxnId { epoch: 1, number };
         let names: Vec<(u32, Arc<str>)> =
             vec![(0, "left".into()), (1, "right".into()), (3, "left".into())];
@@ -285,14 +317,29 @@ mod tests {
         log.report(&outcome).await.unwrap();
         log.forget(txn(0)).await.unwrap();
         let next = StoreLog::new(store.clone());
-        let opened = next.open().await.unwrap();
+        let opened = next.open("c").await.unwrap();
         assert_eq!(opened.epoch, 2);
         let kept = [1, 2].map(|number| Committed::new(txn(number), names.clone()));
         assert_eq!(opened.committed, kept);
         assert_eq!(opened.heuristics, [outcome]);
         assert!(log.commit(&kept[0]).await.is_err(), "an earlier coordinator records nothing");
         next.resolve(&gid).await.unwrap();
-        assert!(StoreLog::new(store).open().await.unwrap().heuristics.is_empty());
+        assert!(StoreLog::new(store).open("c").await.unwrap().heuristics.is_empty());
+    }
+
+    /// Under another name the branches of the records would be others, and the prepared ones
+    /// nobody's.
+    #[tokio::test]
+    async fn a_log_has_one_coordinator() {
+        let store = MemoryStore::new();
+        let first = StoreLog::new(store.clone());
+        first.open("c").await.unwrap();
+        let commit = Committed::new(TxnId { epoch: 1, number: 0 }, vec![(0, "left".into())]);
+        first.commit(&commit).await.unwrap();
+        let error = StoreLog::new(store.clone()).open("d").await.unwrap_err();
+        assert_eq!(error.is(), Some(&OtherCoordinator { owner: "c".to_owned() }));
+        let opened = StoreLog::new(store).open("c").await.unwrap();
+        assert_eq!((opened.epoch, opened.committed), (3, vec![commit]));
     }
 
     /// A store whose appends take a millisecond of the paused clock.
@@ -320,7 +367,8 @@ mod tests {
     async fn decisions_that_wait_share_an_append() {
         let slow = Slow::default();
         let log = Arc::new(StoreLog::new(slow.clone()));
-        log.open().await.unwrap();
+        log.open("c").await.unwrap();
+        slow.batches.lock().clear();
         let commit = |number| {
             let log = Arc::clone(&log);
             let commit = Committed::new(TxnId { epoch: 1, number }, vec![(0, "a".into())]);
@@ -339,7 +387,7 @@ mod tests {
         assert!(commit(13).await.unwrap().is_err());
         assert!(commit(14).await.unwrap().is_ok());
         let next = StoreLog::new((*slow.store).clone());
-        assert_eq!(next.open().await.unwrap().committed.len(), 65);
+        assert_eq!(next.open("c").await.unwrap().committed.len(), 65);
     }
 
     #[test]
@@ -359,6 +407,9 @@ mod tests {
             ("1:2", b"\x01\x01\x00ab"),
             ("vs1:c:1:2:3", b"\x01\x01\x02ab"),
             ("1:2", b"\x01\x00\x00\x00\x00\x00a"),
+            ("1:2", b"\x01\x02c"),
+            ("coordinator", b"\x01\x02"),
+            ("coordinator", b"\x01\x02c:d"),
         ] {
             assert!(decode(key, Bytes::copy_from_slice(events)).is_none(), "{key} {events:?}");
         }

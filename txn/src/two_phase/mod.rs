@@ -69,7 +69,10 @@ mod tests;
 pub use config::CoordinatorConfig;
 pub use coordinator::{Coordinator, CoordinatorBuilder, Txn};
 pub use core::{Ack, Decision, Heuristic};
-pub use error::{BeginError, CommitError, EnlistError, OpenCoordinatorError, TxnOutcome};
+pub use error::{
+    BeginError, CommitError, EnlistError, OpenCoordinatorError, OtherCoordinator, Superseded,
+    TxnOutcome,
+};
 pub use gid::{Gid, GidError, MAX_COORDINATOR_BYTES, TxnId};
 pub use log::{Committed, DecisionLog, HeuristicOutcome, OpenedLog, StoreLog};
 pub use participant::{Applied, InDoubt, Participant, ParticipantError, PrepareError, Vote};

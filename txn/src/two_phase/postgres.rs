@@ -4,8 +4,8 @@
 //! database. An id that the server does not hold prepared is committed if the row is there, and was
 //! rolled back or lost if not: the server's answer alone ("does not exist") cannot tell.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
@@ -120,12 +120,19 @@ struct Shared {
     connections: Arc<Semaphore>,
     /// One permit for each branch that is open or prepared.
     permits: Arc<Semaphore>,
-    /// The permits of branches, until they are finished or need no decision.
-    held: Mutex<HashMap<Gid, OwnedSemaphorePermit>>,
+    /// The places of branches, until they are finished or need no decision.
+    held: Mutex<HashMap<Gid, Place>>,
     /// Connections that wait for work.
     idle: Mutex<Vec<Client>>,
     /// Branches that are not prepared.
     open: Mutex<HashMap<Gid, Arc<Connection>>>,
+}
+
+/// The place of a branch among [`PostgresConfig::max_branches`].
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    /// Its vote said so: once a list does not show it, somebody has finished it.
+    is_prepared: bool,
 }
 
 /// A connection in use. Dropped, it is closed.
@@ -242,7 +249,7 @@ impl PostgresParticipant {
             // Another call was faster. The connection is closed, and its transaction with it.
             Entry::Occupied(_) => return Err(BranchError::Begun(gid.clone())),
             Entry::Vacant(place) => {
-                place.insert(permit);
+                place.insert(Place { _permit: permit, is_prepared: false });
             }
         }
         self.shared.open.lock().insert(gid.clone(), Arc::clone(&working));
@@ -253,13 +260,16 @@ impl PostgresParticipant {
     async fn list(&self, coordinator: &str, max: usize) -> Result<Vec<InDoubt>, Error> {
         let connection = self.shared.connection().await?;
         let prefix = format!("vs1:{coordinator}:");
-        let max = i64::try_from(max).unwrap_or(i64::MAX);
+        // Before the list is taken: what is prepared later is not concluded from.
+        let before = self.shared.prepared_here(coordinator);
+        let is_whole = |rows: usize| rows < max;
+        let limit = i64::try_from(max).unwrap_or(i64::MAX);
         let rows = connection
             .query(
                 "SELECT gid, extract(epoch FROM pg_catalog.now() - prepared)::FLOAT8 \
                  FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database() \
                  AND pg_catalog.starts_with(gid, $1) ORDER BY prepared LIMIT $2",
-                &[&prefix, &max],
+                &[&prefix, &limit],
             )
             .await?;
         self.shared.keep(connection);
@@ -269,7 +279,11 @@ impl PostgresParticipant {
             let age = Duration::try_from_secs_f64(row.get::<_, f64>(1)).unwrap_or_default();
             Some(InDoubt::new(gid, age))
         });
-        Ok(list.collect())
+        let list: Vec<InDoubt> = list.collect();
+        if is_whole(rows.len()) {
+            self.shared.release_finished(before, &list);
+        }
+        Ok(list)
     }
 
     /// The vote of a branch that was open.
@@ -327,6 +341,25 @@ impl Shared {
         let mut held = self.held.lock();
         for gid in ended {
             held.remove(&gid);
+        }
+    }
+
+    /// Branches that this process has prepared and not seen finished.
+    fn prepared_here(&self, coordinator: &str) -> Vec<Gid> {
+        let held = self.held.lock();
+        let prepared = held
+            .iter()
+            .filter(|(gid, place)| place.is_prepared && gid.coordinator() == coordinator);
+        prepared.map(|(gid, _)| gid.clone()).collect()
+    }
+
+    /// Frees the places of branches that were prepared before a list was taken and are not in it:
+    /// a coordinator of another process, or an operator, has finished them.
+    fn release_finished(&self, before: Vec<Gid>, list: &[InDoubt]) {
+        let prepared: HashSet<&Gid> = list.iter().map(|branch| &branch.gid).collect();
+        let mut held = self.held.lock();
+        for gid in before.iter().filter(|gid| !prepared.contains(gid)) {
+            held.remove(gid);
         }
     }
 
@@ -416,9 +449,15 @@ impl Participant for PostgresParticipant {
             return self.shared.voted_before(gid).await;
         };
         let vote = self.vote(gid, working).await;
-        if !matches!(vote, Ok(Vote::Prepared) | Err(PrepareError::Unknown(_))) {
+        match vote {
+            Ok(Vote::Prepared) => {
+                if let Some(place) = self.shared.held.lock().get_mut(gid) {
+                    place.is_prepared = true;
+                }
+            }
+            Err(PrepareError::Unknown(_)) => {}
             // It needs no decision.
-            self.shared.held.lock().remove(gid);
+            _ => drop(self.shared.held.lock().remove(gid)),
         }
         vote
     }

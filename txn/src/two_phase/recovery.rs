@@ -43,6 +43,7 @@ pub(super) async fn run(inner: Weak<Inner>, mut stopped: watch::Receiver<()>) {
     loop {
         let Some(strong) = inner.upgrade() else { return };
         let every = strong.config.recover_every;
+        strong.look_for_successor();
         tokio::select! {
             _ = once(&strong) => {}
             _ = stopped.changed() => return,
@@ -115,7 +116,7 @@ async fn of_participant(inner: Arc<Inner>, name: Arc<str>) -> Recovered {
             continue;
         }
         match tell(&inner, &gid, &name, Decision::Abort).await {
-            Finished::Failed => done.failed += 1,
+            Finished::Failed | Finished::Superseded => done.failed += 1,
             Finished::Done | Finished::Heuristic(_) => done.aborted += 1,
         }
     }
@@ -124,8 +125,9 @@ async fn of_participant(inner: Arc<Inner>, name: Arc<str>) -> Recovered {
 
 fn is_orphan_now(inner: &Inner, gid: &Gid) -> bool {
     let state = inner.state.lock();
-    // After a failure of the log nobody here knows what is committed.
-    if state.failed.is_some() {
+    // After a failure of the log nobody here knows what is committed, and what a later coordinator
+    // tells is not active here any more.
+    if state.closed.is_some() {
         return false;
     }
     let ended = |txn| state.ended.as_ref().is_some_and(|ended| ended.contains(&txn));

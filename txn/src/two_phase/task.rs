@@ -1,7 +1,10 @@
 //! One transaction's task: carries out what the core asks for.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -11,9 +14,15 @@ use super::coordinator::Inner;
 use super::core::{
     Answer, BranchNo, Decision, Finished, Heuristic, Input, Output, Transaction, Voted,
 };
+use super::error::Superseded;
 use super::gid::{Gid, TxnId};
 use super::log::{Committed, HeuristicOutcome};
 use super::participant::{Applied, PrepareError, Vote};
+use crate::error::StoreError;
+
+/// Attempts to forget a record before the log counts as failed. With the default pauses about five
+/// minutes, beside what the log itself waits for.
+const FORGET_ATTEMPTS: u32 = 20;
 
 pub(super) async fn drive(
     inner: Arc<Inner>,
@@ -53,6 +62,7 @@ pub(super) async fn drive(
                     }
                 }
                 Output::Ended { forget } => return end(&inner, txn, &participants, forget).await,
+                Output::HandedOver => return inner.end(txn),
             }
         }
         let now = inner.clock.now();
@@ -77,8 +87,7 @@ pub(super) async fn drive(
 }
 
 async fn end(inner: &Inner, txn: TxnId, participants: &[Arc<str>], forget: bool) {
-    if forget && let Err(error) = inner.log.forget(txn).await {
-        inner.fail(&error);
+    if forget && !forget_record(inner, txn).await {
         return;
     }
     // Only now: a recovery that finds neither the transaction nor its record aborts.
@@ -92,6 +101,42 @@ async fn end(inner: &Inner, txn: TxnId, participants: &[Arc<str>], forget: bool)
                 .await;
         }
     }
+}
+
+/// Forgets the record of a commit; true if the participants may forget theirs. A log that does not
+/// answer is asked again: all branches were told, and nobody waits.
+async fn forget_record(inner: &Inner, txn: TxnId) -> bool {
+    let mut pause = inner.config.pause;
+    for _ in 0..FORGET_ATTEMPTS {
+        let error = match caught(inner.log.forget(txn)).await {
+            Some(Ok(())) => return true,
+            Some(Err(error)) => error,
+            None => StoreError::new("the log of decisions panicked"),
+        };
+        if has_successor(inner, &error) {
+            // The successor tells the branches again, and then forgets.
+            inner.end(txn);
+            return false;
+        }
+        if inner.is_closed() {
+            return false;
+        }
+        tracing::debug!(target: "voussoir::txn", ?txn, %error, "a record was not forgotten");
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(inner.config.max_pause);
+    }
+    inner.fail(&StoreError::new(format!("a record was not forgotten {FORGET_ATTEMPTS} times")));
+    false
+}
+
+/// Whether a later coordinator has taken over, as the log has answered or knows by now. Noted
+/// before it is acted on: from then on the recovery aborts nothing.
+fn has_successor(inner: &Inner, error: &StoreError) -> bool {
+    if error.is::<Superseded>().is_some() {
+        inner.supersede();
+        return true;
+    }
+    inner.look_for_successor()
 }
 
 async fn prepare(inner: Arc<Inner>, txn: TxnId, branch: BranchNo, participant: Arc<str>) -> Input {
@@ -116,10 +161,20 @@ async fn prepare(inner: Arc<Inner>, txn: TxnId, branch: BranchNo, participant: A
 }
 
 async fn decide(inner: Arc<Inner>, commit: Committed) -> Input {
-    match inner.log.commit(&commit).await {
-        Ok(decision) => Input::Decided(Some(decision)),
-        Err(error) => {
+    match caught(inner.log.commit(&commit)).await {
+        Some(Ok(Decision::Abort)) if inner.look_for_successor() => {
+            Input::NotHere("a later coordinator has taken over".to_owned())
+        }
+        Some(Ok(Decision::Abort)) if !inner.log.can_decide() => {
+            Input::NotHere("this node does not lead its group".to_owned())
+        }
+        Some(Ok(decision)) => Input::Decided(Some(decision)),
+        Some(Err(error)) => {
             inner.fail(&error);
+            Input::Decided(None)
+        }
+        None => {
+            inner.fail(&StoreError::new("the log of decisions panicked"));
             Input::Decided(None)
         }
     }
@@ -168,15 +223,33 @@ async fn report(
     heuristic: Heuristic,
 ) -> Finished {
     let outcome = HeuristicOutcome::new(gid.clone(), Arc::clone(participant), heuristic);
-    tracing::warn!(target: "voussoir::txn", %gid, %participant, %heuristic, "a heuristic outcome");
-    if inner.log.report(&outcome).await.is_err() {
-        return Finished::Failed;
+    match caught(inner.log.report(&outcome)).await {
+        Some(Ok(())) => {
+            tracing::warn!(
+                target: "voussoir::txn", %gid, %participant, %heuristic, "a heuristic outcome"
+            );
+        }
+        Some(Err(error)) if heuristic == Heuristic::RolledBack && has_successor(inner, &error) => {
+            return Finished::Superseded;
+        }
+        Some(Err(_)) | None => return Finished::Failed,
     }
     let mut state = inner.state.lock();
     if !state.heuristics.contains(&outcome) {
         state.heuristics.push(outcome);
     }
     Finished::Heuristic(heuristic)
+}
+
+/// Runs a call of the log, which may be foreign code, in this task. `None` if it panics.
+async fn caught<T>(call: impl Future<Output = T>) -> Option<T> {
+    let mut call = pin!(call);
+    poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
+        Ok(Poll::Ready(answer)) => Poll::Ready(Some(answer)),
+        Ok(Poll::Pending) => Poll::Pending,
+        Err(_) => Poll::Ready(None),
+    })
+    .await
 }
 
 /// Runs foreign code in a task of its own. `None` if it takes longer than `limit`, and is dropped,

@@ -154,6 +154,7 @@ impl World<'_> {
                     self.ended.insert(txn, self.now);
                     return;
                 }
+                Output::HandedOver => panic!("this log has no other coordinator"),
             }
         }
     }
@@ -174,6 +175,7 @@ impl World<'_> {
                 _ => "aborted by a vote that did not come",
             }),
             Answer::Unknown => {}
+            Answer::NotHere(_) => panic!("this log has no other coordinator"),
         }
         let before = self.told.insert(txn, answer);
         assert_eq!(before, None, "a caller is answered once");

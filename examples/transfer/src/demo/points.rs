@@ -183,8 +183,8 @@ impl<L> StoppingLog<L> {
 
 #[async_trait]
 impl<L: DecisionLog> DecisionLog for StoppingLog<L> {
-    async fn open(&self) -> Result<OpenedLog, StoreError> {
-        let opened = self.inner.open().await;
+    async fn open(&self, coordinator: &str) -> Result<OpenedLog, StoreError> {
+        let opened = self.inner.open(coordinator).await;
         self.points.at("opened").await;
         opened
     }

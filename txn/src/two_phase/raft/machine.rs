@@ -11,11 +11,12 @@ use voussoir_raft::{Chunks, MachineError, StateMachine, WholeSnapshot};
 use super::super::core::Decision;
 use super::super::gid::TxnId;
 use super::super::log::OpenedLog;
-use super::codec::Malformed;
-use super::register::{Command, Register};
+use super::codec::{Malformed, Unread};
+use super::register::{Answer, Command, Register};
 
 /// The decisions of a coordinator on one node of a group, as a part of a replicated state. Clones
-/// are one. Made anew at each start: the node's snapshot and log fill it.
+/// are one. Made anew, or [cleared](Self::clear), at each start: the node's snapshot and log fill
+/// it.
 ///
 /// A state machine of your own, with decisions beside other state, calls [`apply`](Self::apply) for
 /// the commands of [`RaftLog`](super::RaftLog), and [`snapshot`](Self::snapshot) and
@@ -31,13 +32,27 @@ impl Decisions {
         Self::default()
     }
 
-    /// Carries a command out, and returns its answer for whoever has proposed it.
+    /// Carries a command out, and returns its answer for whoever has proposed it. Bytes that are no
+    /// command change nothing, and are answered so.
     ///
     /// # Errors
-    /// [`Malformed`]: stop this node, which is no replica any more.
+    /// [`Malformed`]: the command is of a later version. Stop this node, which is no replica any
+    /// more.
     pub fn apply(&self, command: &[u8]) -> Result<Bytes, Malformed> {
-        let command = Command::decode(command)?;
-        Ok(self.register.lock().apply(command).encode())
+        let answer = match Command::decode(command) {
+            Ok(command) => self.register.lock().apply(command),
+            Err(Unread::Foreign) => Answer::Malformed,
+            Err(Unread::Later) => return Err(Malformed { what: "command" }),
+        };
+        Ok(answer.encode())
+    }
+
+    /// Forgets everything, for a node that is started again in this process: its snapshot and its
+    /// log fill the state from the beginning. [`DecisionMachine::new`] does it.
+    pub fn clear(&self) {
+        let before = std::mem::take(&mut *self.register.lock());
+        // After the lock is released: up to 64 MiB of records.
+        drop(before);
     }
 
     /// The state as bytes, at most about 70 MiB.
@@ -60,6 +75,12 @@ impl Decisions {
     /// behind.
     pub fn epoch(&self) -> u64 {
         self.register.lock().epoch()
+    }
+
+    /// The name of the coordinator whose decisions these are; `None` before its first epoch, or if
+    /// this node is behind.
+    pub fn coordinator(&self) -> Option<Arc<str>> {
+        self.register.lock().coordinator.clone()
     }
 
     /// Commits whose branches may not have been told, as this node knows them. It may be behind.
@@ -88,15 +109,19 @@ impl fmt::Debug for Decisions {
     }
 }
 
-/// A state machine with decisions only.
+/// A state machine with decisions only. It has a task of its own, beside Raft's: a snapshot begins
+/// with a copy of all records.
 #[derive(Debug)]
 pub struct DecisionMachine {
     decisions: Decisions,
 }
 
 impl DecisionMachine {
-    /// The machine of these decisions, which are given to [`RaftLog`](super::RaftLog), too.
+    /// The machine of these decisions, which are also given to
+    /// [`RaftLog::new`](super::RaftLog::new). Clears them: a node begins with what its snapshot and
+    /// its log hold, and nothing else.
     pub fn new(decisions: Decisions) -> Self {
+        decisions.clear();
         Self { decisions }
     }
 }
@@ -108,11 +133,6 @@ impl StateMachine for DecisionMachine {
         commands: &[voussoir_raft::Command],
     ) -> Result<Vec<Bytes>, MachineError> {
         commands.iter().map(|command| Ok(self.decisions.apply(&command.data)?)).collect()
-    }
-
-    /// A command changes an entry of a tree.
-    fn is_quick(&self) -> bool {
-        true
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {

@@ -18,8 +18,13 @@ pub(crate) const MAX_ABORTED: usize = 100_000;
 /// One entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// A coordinator begins a new epoch. What the earlier ones have not recorded aborts.
-    Open,
+    /// A coordinator begins a new epoch, above `after`. What the earlier ones have not recorded
+    /// aborts. One with the `nonce` of the latest epoch is a repetition, and begins none.
+    Open {
+        coordinator: Arc<str>,
+        after: u64,
+        nonce: u64,
+    },
     /// The transaction commits, unless an abort stands. Proposed once for each transaction.
     Commit(Committed),
     /// The transaction aborts, unless a commit stands.
@@ -52,6 +57,10 @@ pub(crate) enum Answer {
     Forgotten,
     /// A later coordinator tells the branches, forgets and reports. Nothing was changed.
     Superseded,
+    /// The decisions are those of a coordinator of another name. Nothing was changed.
+    OtherCoordinator,
+    /// The bytes were no command. Nothing was changed.
+    Malformed,
 }
 
 /// Invariants: no transaction is in two of `committed`, `aborted` and `told`; `committed` holds no
@@ -60,6 +69,11 @@ pub(crate) enum Answer {
 pub(crate) struct Register {
     /// The epoch of the latest coordinator; 0 before the first.
     pub(super) epoch: u64,
+    /// The name of all coordinators; `None` only before the first. The records name branches
+    /// without it: under another name they would be other branches.
+    pub(super) coordinator: Option<Arc<str>>,
+    /// Of the command that began the epoch.
+    pub(super) nonce: u64,
     /// Commits whose branches may not have been told.
     pub(super) committed: BTreeMap<TxnId, Arc<[Branch]>>,
     /// Transactions of this epoch whose abort was recorded.
@@ -119,7 +133,7 @@ impl Register {
 
     pub(crate) fn apply(&mut self, command: Command) -> Answer {
         match command {
-            Command::Open => self.open(),
+            Command::Open { coordinator, after, nonce } => self.open(coordinator, after, nonce),
             Command::Commit(Committed { txn, branches }) => self.commit(txn, branches.into()),
             Command::Abort(txn) => self.abort(txn),
             Command::Forget { txn, by } => self.forget(txn, by),
@@ -133,12 +147,20 @@ impl Register {
         }
     }
 
-    fn open(&mut self) -> Answer {
+    fn open(&mut self, coordinator: Arc<str>, after: u64, nonce: u64) -> Answer {
+        if self.coordinator.as_ref().is_some_and(|own| *own != coordinator) {
+            return Answer::OtherCoordinator;
+        }
+        if self.epoch > 0 && self.nonce == nonce {
+            return Answer::Opened { epoch: self.epoch };
+        }
+        let before = self.epoch.max(after);
         // The top is reserved: an epoch has a next one.
-        if self.epoch >= u64::MAX - 1 {
+        if before >= u64::MAX - 1 {
             return Answer::Full;
         }
-        self.epoch += 1;
+        (self.epoch, self.nonce) = (before + 1, nonce);
+        self.coordinator = Some(coordinator);
         self.aborted.clear();
         self.told.clear();
         Answer::Opened { epoch: self.epoch }
@@ -190,13 +212,15 @@ impl Register {
         Answer::Done
     }
 
-    /// Only the latest coordinator reports. One that was replaced tells branches that the later one
-    /// has told, and that have been forgotten since: to it they look lost.
+    /// Only the latest coordinator reports a branch as rolled back. One that was replaced tells
+    /// branches that the later one has told, and that have been forgotten since: to it they look
+    /// lost. A branch that was committed though its transaction aborted is not prepared any more,
+    /// so the later one never hears of it: whoever finds it reports it.
     fn report(&mut self, outcome: HeuristicOutcome, by: u64) -> Answer {
-        if by != self.epoch {
+        let HeuristicOutcome { gid, participant, heuristic } = outcome;
+        if by != self.epoch && heuristic == Heuristic::RolledBack {
             return Answer::Superseded;
         }
-        let HeuristicOutcome { gid, participant, heuristic } = outcome;
         let before = self.heuristics.get(&gid);
         let before = before.map_or(0, |(participant, _)| cost_of_heuristic(&gid, participant));
         let bytes = self.bytes - before + cost_of_heuristic(&gid, &participant);
@@ -206,5 +230,142 @@ impl Register {
         self.bytes = bytes;
         self.heuristics.insert(gid, (participant, heuristic));
         Answer::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn txn(epoch: u64, number: u64) -> TxnId {
+        TxnId { epoch, number }
+    }
+
+    fn open(register: &mut Register, after: u64, nonce: u64) -> Answer {
+        register.apply(Command::Open { coordinator: "c".into(), after, nonce })
+    }
+
+    fn commit(register: &mut Register, txn: TxnId) -> Answer {
+        register.apply(Command::Commit(Committed::new(txn, vec![(0, "left".into())])))
+    }
+
+    /// Two names in one group would each abort and forget what the other has committed.
+    #[test]
+    fn a_register_has_one_coordinator() {
+        let mut register = Register::default();
+        assert_eq!(open(&mut register, 0, 1), Answer::Opened { epoch: 1 });
+        assert_eq!(commit(&mut register, txn(1, 0)), Answer::Decided(Decision::Commit));
+        let before = register.clone();
+        let other = Command::Open { coordinator: "d".into(), after: 0, nonce: 2 };
+        assert_eq!(register.apply(other.clone()), Answer::OtherCoordinator);
+        assert_eq!(register, before);
+        // Also behind a snapshot.
+        let mut restored = Register::decode(&register.encode()).unwrap();
+        assert_eq!(restored, before);
+        assert_eq!(restored.apply(other), Answer::OtherCoordinator);
+    }
+
+    #[test]
+    fn an_opening_that_is_repeated_begins_one_epoch() {
+        let mut register = Register::default();
+        assert_eq!(open(&mut register, 0, 7), Answer::Opened { epoch: 1 });
+        commit(&mut register, txn(1, 0));
+        assert_eq!(open(&mut register, 0, 8), Answer::Opened { epoch: 2 });
+        assert_eq!(open(&mut register, 0, 8), Answer::Opened { epoch: 2 });
+        // The coordinator before still hears what became of its transactions.
+        let aborted = Answer::Decided(Decision::Abort);
+        assert_eq!(commit(&mut register, txn(1, 1)), aborted);
+        assert_eq!(register.decision(txn(1, 0)), Some(Decision::Commit));
+        assert_eq!(open(&mut register, 0, 9), Answer::Opened { epoch: 3 });
+        assert_eq!(commit(&mut register, txn(1, 1)), Answer::Forgotten);
+    }
+
+    #[test]
+    fn an_epoch_is_above_the_floor_and_below_the_top() {
+        let mut register = Register::default();
+        assert_eq!(open(&mut register, 41, 1), Answer::Opened { epoch: 42 });
+        assert_eq!(open(&mut register, 41, 2), Answer::Opened { epoch: 43 });
+        assert_eq!(open(&mut register, u64::MAX - 1, 3), Answer::Full);
+        assert_eq!(open(&mut register, u64::MAX, 3), Answer::Full);
+        assert_eq!(open(&mut register, u64::MAX - 2, 4), Answer::Opened { epoch: u64::MAX - 1 });
+        let before = register.clone();
+        assert_eq!(open(&mut register, 0, 5), Answer::Full, "no epoch is left");
+        assert_eq!(register, before);
+        assert_eq!(commit(&mut register, txn(u64::MAX - 1, 0)), Answer::Decided(Decision::Commit));
+        assert_eq!(Register::decode(&register.encode()), Ok(register));
+    }
+
+    /// An operator commits one branch by hand, the next coordinator aborts the other: only the one
+    /// that was replaced still tells the first, and hears of it.
+    #[test]
+    fn who_finds_a_branch_committed_against_an_abort_reports_it() {
+        let mut register = Register::default();
+        open(&mut register, 0, 1);
+        open(&mut register, 0, 2);
+        let gid: Gid = "vs1:c:1:0:1".parse().unwrap();
+        let outcome = |how| HeuristicOutcome::new(gid.clone(), "right".into(), how);
+        let report = |how, by| Command::Report { outcome: outcome(how), by };
+        assert_eq!(register.apply(report(Heuristic::RolledBack, 1)), Answer::Superseded);
+        assert_eq!(register.heuristics(), []);
+        assert_eq!(register.apply(report(Heuristic::Committed, 1)), Answer::Done);
+        assert_eq!(register.heuristics(), [outcome(Heuristic::Committed)]);
+        assert_eq!(register.apply(report(Heuristic::RolledBack, 2)), Answer::Done);
+        assert_eq!(register.heuristics(), [outcome(Heuristic::RolledBack)]);
+        register.apply(Command::Resolve(gid));
+        assert_eq!(register.bytes, 0);
+    }
+
+    #[test]
+    fn records_are_bounded_in_bytes_and_room_comes_back() {
+        let mut register = Register::default();
+        open(&mut register, 0, 1);
+        let name: Arc<str> = "x".repeat(199).into();
+        let branches: Vec<Branch> = (0..1000).map(|number| (number, Arc::clone(&name))).collect();
+        let commit = |number| Command::Commit(Committed::new(txn(1, number), branches.clone()));
+        let fits = (MAX_STATE_BYTES / cost_of_commit(&branches)) as u64;
+        for number in 0..fits {
+            assert_eq!(register.apply(commit(number)), Answer::Decided(Decision::Commit));
+        }
+        let before = register.clone();
+        assert_eq!(register.apply(commit(fits)), Answer::Full);
+        assert_eq!(register, before);
+        // What is full restores, and its bytes are what `Decisions::snapshot` says.
+        let snapshot = register.encode();
+        assert!(snapshot.len() < 70 << 20, "{} bytes", snapshot.len());
+        assert_eq!(Register::decode(&snapshot).unwrap(), register);
+        register.apply(Command::Forget { txn: txn(1, 0), by: 1 });
+        assert_eq!(register.apply(commit(fits)), Answer::Decided(Decision::Commit));
+        // Heuristic outcomes are in the same room.
+        let mut number = 0;
+        let outcome = |number: u32| {
+            let gid = Gid::new(&"c".into(), txn(1, 0), number);
+            HeuristicOutcome::new(gid, Arc::clone(&name), Heuristic::RolledBack)
+        };
+        // Ends: each turn takes room, of which there is a bound.
+        while register.apply(Command::Report { outcome: outcome(number), by: 1 }) == Answer::Done {
+            number += 1;
+        }
+        assert!(register.bytes <= MAX_STATE_BYTES);
+        register.apply(Command::Resolve(outcome(0).gid));
+        let again = Command::Report { outcome: outcome(number), by: 1 };
+        assert_eq!(register.apply(again), Answer::Done, "room for one");
+    }
+
+    #[test]
+    fn recorded_aborts_are_bounded_and_end_with_their_epoch() {
+        let mut register = Register::default();
+        open(&mut register, 0, 1);
+        for number in 0..MAX_ABORTED as u64 {
+            let told = register.apply(Command::Abort(txn(1, number)));
+            assert_eq!(told, Answer::Decided(Decision::Abort));
+        }
+        assert_eq!(register.apply(Command::Abort(txn(1, u64::MAX))), Answer::Full);
+        let repeated = register.apply(Command::Abort(txn(1, 0)));
+        assert_eq!(repeated, Answer::Decided(Decision::Abort));
+        assert_eq!(Register::decode(&register.encode()).as_ref(), Ok(&register));
+        open(&mut register, 0, 2);
+        let told = register.apply(Command::Abort(txn(2, 0)));
+        assert_eq!(told, Answer::Decided(Decision::Abort));
+        assert_eq!(register.aborted.len(), 1);
     }
 }

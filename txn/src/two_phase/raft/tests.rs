@@ -15,7 +15,7 @@ use super::super::gid::{Gid, TxnId};
 use super::super::log::{Committed, HeuristicOutcome};
 use super::register::{Answer as Told, Command, Register};
 
-const SITUATIONS: [&str; 16] = [
+const SITUATIONS: [&str; 20] = [
     "committed",
     "aborted by a refusal",
     "a coordinator took over while the one before it lived",
@@ -32,6 +32,10 @@ const SITUATIONS: [&str; 16] = [
     "a branch of a replaced coordinator was prepared late, and aborted",
     "a recovery aborted a branch",
     "a replica was restored from a snapshot",
+    "an opening was repeated, and began one epoch",
+    "a caller that waits for all branches was answered by a handed-over transaction",
+    "a record was not forgotten at once",
+    "a node that no longer leads found that it was replaced",
 ];
 
 const TIMES: Times = Times { active: 1000, prepare: 200, pause: 20, max_pause: 300 };
@@ -66,7 +70,9 @@ enum Message {
     Settle(TxnId, u32),
     List(u64),
     Listed(u64, Vec<(TxnId, BranchNo)>),
-    Caller(TxnId),
+    Caller(TxnId, Ack),
+    /// Whether its record is still to be forgotten.
+    ForgetAgain(TxnId),
     Tick,
     Recover,
     /// To a participant.
@@ -79,13 +85,16 @@ struct Coordinator {
     /// 0 until its epoch has begun.
     epoch: u64,
     is_alive: bool,
-    /// Its log failed: it decides nothing more, and its recovery rests.
-    has_failed: bool,
+    /// Its log failed, or it knows of its successor: it begins nothing more, and its recovery
+    /// rests.
+    is_closed: bool,
     next: u64,
     txns: BTreeMap<TxnId, Transaction>,
     ended: BTreeMap<TxnId, u64>,
     /// Commits that were proposed and not answered.
     deciding: BTreeSet<TxnId>,
+    /// Transactions whose caller asked to commit.
+    asked: BTreeSet<TxnId>,
 }
 
 struct World<'a> {
@@ -104,8 +113,12 @@ struct World<'a> {
     proposed: BTreeSet<TxnId>,
     shapes: BTreeMap<TxnId, Vec<usize>>,
     branches: BTreeMap<(TxnId, BranchNo), Held>,
-    told: BTreeMap<TxnId, Answer>,
+    answers: BTreeMap<TxnId, Answer>,
+    /// Those of them whose caller waits for all branches.
+    waits: BTreeSet<TxnId>,
     faults: bool,
+    /// Once set, only this coordinator's node leads, and takes proposals.
+    leads: Option<usize>,
     situations: &'a Situations,
 }
 
@@ -130,7 +143,7 @@ impl World<'_> {
     /// False if the proposal is surely in no log.
     fn propose(&mut self, by: usize, command: Command) -> bool {
         let draw = if self.faults { self.rng.below(20) } else { 19 };
-        if draw == 0 {
+        if draw == 0 || self.leads.is_some_and(|leads| leads != by) {
             return false;
         }
         if draw > 1 {
@@ -175,7 +188,12 @@ impl World<'_> {
             self.situations.reached("a replica was restored from a snapshot");
             self.register = Register::decode(&self.register.encode()).expect("it is whole");
         }
-        if let (Command::Open, Told::Opened { epoch }) = (&command, told)
+        if let (Command::Open { .. }, Told::Opened { epoch: begun }) = (&command, told)
+            && begun == epoch
+        {
+            self.situations.reached("an opening was repeated, and began one epoch");
+        }
+        if let (Command::Open { .. }, Told::Opened { epoch }) = (&command, told)
             && is_answered
         {
             // What this node shows is what the log holds up to here.
@@ -214,7 +232,11 @@ impl World<'_> {
     fn take_over(&mut self) {
         self.coordinators.push(Coordinator { is_alive: true, ..Coordinator::default() });
         let by = self.coordinators.len() - 1;
-        self.propose(by, Command::Open);
+        let open = Command::Open { coordinator: "c".into(), after: 0, nonce: by as u64 + 1 };
+        // Repeated, as after an answer that was lost.
+        for _ in 0..self.rng.between(1, 2) {
+            self.propose(by, open.clone());
+        }
     }
 
     fn crash(&mut self) {
@@ -229,7 +251,7 @@ impl World<'_> {
     fn begin(&mut self) {
         let by = self.rng.below(self.coordinators.len() as u64) as usize;
         let one = &mut self.coordinators[by];
-        if !one.is_alive || one.epoch == 0 || one.has_failed {
+        if !one.is_alive || one.epoch == 0 || one.is_closed {
             return;
         }
         let txn = TxnId { epoch: one.epoch, number: one.next };
@@ -244,7 +266,8 @@ impl World<'_> {
         self.shapes.insert(txn, shape);
         self.coordinators[by].txns.insert(txn, core);
         let after = self.rng.between(1, 30);
-        self.at(self.now + after, by, Message::Caller(txn));
+        let ack = if self.rng.below(2) == 0 { Ack::Decided } else { Ack::Applied };
+        self.at(self.now + after, by, Message::Caller(txn, ack));
     }
 
     fn step(&mut self, by: usize, txn: TxnId, input: Input) {
@@ -267,6 +290,8 @@ impl World<'_> {
                 Output::Answer(answer) => self.answered(txn, answer),
                 Output::Ended { forget: false } => self.end(by, txn),
                 Output::Ended { forget: true } => self.forget(by, txn),
+                // The participants remember what they did.
+                Output::HandedOver => self.end(by, txn),
             }
         }
     }
@@ -285,11 +310,34 @@ impl World<'_> {
         }
     }
 
+    /// Asked until it is answered; see `forget_record`.
     fn forget(&mut self, by: usize, txn: TxnId) {
         let epoch = self.coordinators[by].epoch;
-        if !self.propose(by, Command::Forget { txn, by: epoch }) {
-            // Its node does not lead: this coordinator has failed, and another will forget.
-            self.coordinators[by].has_failed = true;
+        if !self.propose(by, Command::Forget { txn, by: epoch }) && self.has_successor(by) {
+            return self.end(by, txn);
+        }
+        self.at(self.now + PATIENCE, by, Message::ForgetAgain(txn));
+    }
+
+    /// Whether a coordinator sees in the state of its node that it was replaced.
+    fn has_successor(&mut self, by: usize) -> bool {
+        let is_replaced = self.register.epoch() > self.coordinators[by].epoch;
+        if is_replaced {
+            self.situations.reached("a node that no longer leads found that it was replaced");
+        }
+        self.coordinators[by].is_closed |= is_replaced;
+        is_replaced
+    }
+
+    /// A later coordinator tells the branches; see `report` and `Finished::Superseded`.
+    fn superseded(&mut self, by: usize, txn: TxnId, branch: BranchNo) {
+        self.coordinators[by].is_closed = true;
+        let was_told = self.answers.contains_key(&txn);
+        self.step(by, txn, Input::Finished(branch, Finished::Superseded));
+        if !was_told && self.answers.contains_key(&txn) && self.waits.contains(&txn) {
+            let name =
+                "a caller that waits for all branches was answered by a handed-over transaction";
+            self.situations.reached(name);
         }
     }
 
@@ -310,16 +358,17 @@ impl World<'_> {
                     self.situations.reached("aborted by a refusal");
                 }
             }
+            Answer::NotHere(_) => panic!("the model takes each abort for one of the register"),
             Answer::Unknown => self.situations.reached("nobody knew what became of a commit"),
         }
-        let before = self.told.insert(txn, answer);
+        let before = self.answers.insert(txn, answer);
         assert_eq!(before, None, "a caller is answered once");
     }
 
     /// The log says what stands, or nobody can say.
     fn decided(&mut self, by: usize, txn: TxnId, won: Option<Decision>) {
         if self.coordinators[by].deciding.remove(&txn) {
-            self.coordinators[by].has_failed |= won.is_none();
+            self.coordinators[by].is_closed |= won.is_none();
             self.step(by, txn, Input::Decided(won));
         }
     }
@@ -410,6 +459,31 @@ impl World<'_> {
         }
     }
 
+    /// The group has answered a proposal.
+    fn told(&mut self, by: usize, command: Command, told: Told) {
+        match (command, told) {
+            (Command::Commit(Committed { txn, .. }) | Command::Abort(txn), told) => {
+                if let Told::Decided(decision) = told {
+                    self.decided(by, txn, Some(decision));
+                }
+            }
+            (Command::Forget { txn, .. }, told) => {
+                if !self.coordinators[by].txns.contains_key(&txn) {
+                    return;
+                }
+                self.coordinators[by].is_closed |= told == Told::Superseded;
+                self.end(by, txn);
+                if told == Told::Done {
+                    self.send(by, Message::Forget(txn));
+                }
+            }
+            (Command::Report { outcome, .. }, Told::Superseded) => {
+                self.superseded(by, outcome.gid.txn(), outcome.gid.branch());
+            }
+            _ => {}
+        }
+    }
+
     fn handle(&mut self, by: usize, message: Message) {
         match message {
             Message::Enter(command, is_answered) => return self.enter(by, command, is_answered),
@@ -433,27 +507,28 @@ impl World<'_> {
                 let gid = Gid::new(&Arc::from("c"), txn, branch);
                 let outcome = HeuristicOutcome::new(gid, "p".into(), how);
                 let epoch = self.coordinators[by].epoch;
-                if self.coordinators[by].txns.contains_key(&txn) {
-                    self.propose(by, Command::Report { outcome, by: epoch });
+                if self.coordinators[by].txns.contains_key(&txn)
+                    && !self.propose(by, Command::Report { outcome, by: epoch })
+                    && self.has_successor(by)
+                {
+                    self.superseded(by, txn, branch);
                 }
             }
-            Message::Answered(command, told) => match (command, told) {
-                (Command::Commit(Committed { txn, .. }) | Command::Abort(txn), told) => {
-                    if let Told::Decided(decision) = told {
-                        self.decided(by, txn, Some(decision));
-                    }
-                }
-                (Command::Forget { txn, .. }, Told::Done) => {
-                    self.end(by, txn);
-                    self.send(by, Message::Forget(txn));
-                }
-                (Command::Forget { .. }, _) => self.coordinators[by].has_failed = true,
-                _ => {}
-            },
+            Message::Answered(command, told) => self.told(by, command, told),
             Message::Unanswered(txn) => self.settle(by, txn, 0),
             Message::Settle(txn, tries) => self.settle(by, txn, tries),
             Message::Listed(asked, list) => self.listed(by, asked, list),
-            Message::Caller(txn) => self.step(by, txn, Input::Commit(Ack::Decided)),
+            Message::Caller(txn, ack) => {
+                if ack == Ack::Applied {
+                    self.waits.insert(txn);
+                }
+                self.coordinators[by].asked.insert(txn);
+                self.step(by, txn, Input::Commit(ack));
+            }
+            Message::ForgetAgain(txn) if self.coordinators[by].txns.contains_key(&txn) => {
+                self.situations.reached("a record was not forgotten at once");
+                self.forget(by, txn);
+            }
             Message::Tick => {
                 for txn in self.coordinators[by].txns.keys().copied().collect::<Vec<_>>() {
                     self.step(by, txn, Input::Tick);
@@ -470,7 +545,7 @@ impl World<'_> {
 
     fn listed(&mut self, by: usize, asked: u64, list: Vec<(TxnId, BranchNo)>) {
         let one = &self.coordinators[by];
-        if self.now > asked + 200 || one.has_failed {
+        if self.now > asked + 200 || one.is_closed {
             return;
         }
         let is_active =
@@ -522,8 +597,10 @@ fn life(seed: u64, situations: &Situations) {
         proposed: BTreeSet::new(),
         shapes: BTreeMap::new(),
         branches: BTreeMap::new(),
-        told: BTreeMap::new(),
+        answers: BTreeMap::new(),
+        waits: BTreeSet::new(),
         faults: true,
+        leads: None,
         situations,
     };
     world.take_over();
@@ -541,12 +618,23 @@ fn life(seed: u64, situations: &Situations) {
     world.run(world.now + 3100);
     world.take_over();
     let last = world.coordinators.len() - 1;
+    world.leads = Some(last);
     world.run(world.now + 6000);
+    for one in &world.coordinators {
+        // A coordinator that crashed has none.
+        for txn in &one.asked {
+            assert!(world.answers.contains_key(txn), "the caller of {txn:?} is never answered");
+        }
+        // One whose decision nobody knew stays with its coordinator.
+        let is_halted = |txn: &TxnId| matches!(world.answers.get(txn), Some(Answer::Unknown));
+        let left = one.txns.keys().find(|txn| one.is_alive && !is_halted(txn));
+        assert!(left.is_none(), "the task of {left:?} never ends");
+    }
     for ((txn, branch), held) in &world.branches {
         assert_ne!(*held, Held::Prepared, "A4: {txn:?}/{branch} is still prepared");
         let is_committed = matches!(held, Held::Committed | Held::Forgotten);
         assert_eq!(is_committed, world.committed.contains(txn), "A1: {txn:?}/{branch}: {held:?}");
-        if let Some(Answer::Aborted(_)) = world.told.get(txn) {
+        if let Some(Answer::Aborted(_)) = world.answers.get(txn) {
             assert!(!is_committed, "{txn:?} was told aborted and is committed");
         }
     }
