@@ -120,6 +120,10 @@ impl Hub {
         }
     }
 
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().is_closed
+    }
+
     fn tick(&self) {
         {
             let mut state = self.state.lock();
@@ -161,7 +165,9 @@ impl Hub {
                 state.tell_of(from, Some(life));
             }
             for (group, term) in &beat.resigned {
-                if let Some(group) = state.groups.get(group) {
+                // The group has room for one word of this kind, and none for that of a stranger.
+                let group = state.groups.get(group).filter(|group| group.members.contains(&from));
+                if let Some(group) = group {
                     group.shared.tell_of_resignation(from, *term);
                 }
             }

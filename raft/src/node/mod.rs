@@ -117,6 +117,11 @@ impl Node {
         let place = Place::take(&self.inner, group)?;
         let seat = Arc::new(Seat::new(Arc::clone(&self.inner.hub), group));
         let raft = Raft::start_seated(config, log, machine, seat).await?;
+        if self.inner.hub.is_closed() {
+            // The node was shut down meanwhile, and did not wait for this group.
+            raft.shutdown().await;
+            return Err(crate::AttachError::Closed.into());
+        }
         place.fill(raft.clone());
         Ok(raft)
     }
@@ -168,8 +173,11 @@ impl Node {
     /// Stops all groups and the node, and returns when their tasks have ended.
     ///
     /// # Cancel safety
-    /// Groups whose stop has begun stop; the others go on. Call it again.
+    /// All groups stop, whether the future is polled to its end or not, once it has been polled
+    /// first. Call it again to wait for them.
     pub async fn shutdown(&self) {
+        // First, so that no group comes while the others go.
+        self.inner.hub.close();
         let mut stopping = JoinSet::new();
         for id in self.groups() {
             let node = self.clone();

@@ -428,7 +428,8 @@ pub struct Freshness {
     /// Since it last showed everything that was committed, as far as this node knows: a message
     /// may have been under way, and a leader that has been cut off believes to be one for up to
     /// an election timeout. `None` before this node has caught up with a leader for the first
-    /// time since its start.
+    /// time since its start. While the group rests the age grows at every node, at the leader too:
+    /// it hears nothing from the others. A read ends that.
     pub age: Option<Duration>,
 }
 
