@@ -1,0 +1,211 @@
+//! Nodes of many groups over a network in memory that loses messages, and that panics.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
+use voussoir_raft::{
+    AttachError, Chunks, Command, Config, Inbox, MachineError, Membership, Message, NODE_GROUP,
+    Node, NodeConfig, Raft, Role, SendError, SnapshotAnswer, SnapshotPart, StartError,
+    StateMachine, Status, Transport, WholeSnapshot, async_trait,
+};
+use voussoir_sim::Rng;
+
+/// Counts commands, and answers with the number.
+struct Counter(u64);
+
+#[async_trait]
+impl StateMachine for Counter {
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        let count = |_| {
+            self.0 += 1;
+            Bytes::from(self.0.to_string())
+        };
+        Ok(commands.iter().map(count).collect())
+    }
+
+    fn is_quick(&self) -> bool {
+        true
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        Ok(Box::new(WholeSnapshot::new(self.0.to_string())))
+    }
+
+    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
+        let state = WholeSnapshot::collect(chunks).await?;
+        self.0 = std::str::from_utf8(&state)?.parse()?;
+        Ok(())
+    }
+}
+
+/// What the network does wrong.
+pub(crate) struct Faults {
+    /// Messages that are lost, of a million.
+    pub(crate) loss_ppm: AtomicU32,
+    /// From, to: messages of the groups are lost there, and those of the nodes are not.
+    pub(crate) muffled: Mutex<Option<(u64, u64)>>,
+    /// The node whose transport panics at a message of the nodes; 0: none.
+    pub(crate) panics_at: AtomicU64,
+    rng: Mutex<Rng>,
+}
+
+/// A node's end of the network.
+struct Wire {
+    inner: Arc<NetworkNode>,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl Transport for Wire {
+    fn local(&self) -> u64 {
+        self.inner.local()
+    }
+
+    fn attach(&self, group: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {
+        self.inner.attach(group, inbox)
+    }
+
+    fn detach(&self, group: u64) {
+        self.inner.detach(group);
+    }
+
+    fn members(&self, group: u64, members: &Membership) {
+        self.inner.members(group, members);
+    }
+
+    fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+        let (own, faults) = (self.local(), &self.faults);
+        let is_common = group == NODE_GROUP;
+        assert!(
+            !is_common || faults.panics_at.load(Ordering::Relaxed) != own,
+            "a transport that panics, as this test wants it"
+        );
+        let is_muffled = !is_common && *faults.muffled.lock() == Some((own, to));
+        if is_muffled || faults.rng.lock().chance(faults.loss_ppm.load(Ordering::Relaxed)) {
+            return Ok(());
+        }
+        self.inner.send(to, group, message)
+    }
+
+    async fn snapshot(
+        &self,
+        to: u64,
+        group: u64,
+        part: SnapshotPart,
+        timeout: Duration,
+    ) -> Result<SnapshotAnswer, SendError> {
+        self.inner.snapshot(to, group, part, timeout).await
+    }
+}
+
+/// A group, and where it stands.
+pub(crate) struct Group {
+    pub(crate) id: u64,
+    /// Ascending.
+    pub(crate) voters: &'static [u64],
+    pub(crate) learner: Option<u64>,
+}
+
+impl Group {
+    pub(crate) fn members(&self) -> impl Iterator<Item = u64> + '_ {
+        self.voters.iter().copied().chain(self.learner)
+    }
+}
+
+/// The nodes of a process each.
+pub(crate) struct Hosts {
+    pub(crate) network: Network,
+    pub(crate) faults: Arc<Faults>,
+    pub(crate) groups: &'static [Group],
+    pub(crate) nodes: BTreeMap<u64, Node>,
+    seed: u64,
+    stores: BTreeMap<(u64, u64), MemoryStore>,
+}
+
+impl Hosts {
+    pub(crate) async fn new(seed: u64, groups: &'static [Group]) -> Self {
+        let faults = Arc::new(Faults {
+            loss_ppm: AtomicU32::new(0),
+            muffled: Mutex::default(),
+            panics_at: AtomicU64::new(0),
+            rng: Mutex::new(Rng::stream(seed, 2)),
+        });
+        let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());
+        let mut hosts = Self { network: Network::new(), faults, groups, nodes, seed, stores };
+        hosts.start_all().await;
+        hosts
+    }
+
+    /// Starts what does not run.
+    pub(crate) async fn start_all(&mut self) {
+        let ids: Vec<u64> = self.groups.iter().flat_map(Group::members).collect();
+        for id in ids {
+            self.start(id).await;
+        }
+    }
+
+    /// Starts a node, and those of its groups that do not run.
+    pub(crate) async fn start(&mut self, id: u64) {
+        if !self.nodes.contains_key(&id) {
+            let (inner, faults) = (self.network.node(id), Arc::clone(&self.faults));
+            let wire = Arc::new(Wire { inner, faults });
+            self.nodes.insert(id, Node::start(NodeConfig::default(), wire).unwrap());
+        }
+        for group in self.groups.iter().filter(|group| group.members().any(|at| at == id)) {
+            if self.raft(id, group.id).is_none() {
+                self.start_group(id, group).await.unwrap();
+            }
+        }
+    }
+
+    pub(crate) async fn start_group(&mut self, id: u64, group: &Group) -> Result<Raft, StartError> {
+        let store = self.stores.entry((id, group.id)).or_default().clone();
+        let mut config = Config::new(id, group.voters);
+        if !group.voters.contains(&id) {
+            config = Config::joining(id);
+        }
+        (config.group, config.dynamic) = (group.id, true);
+        config.seed = Some(self.seed.wrapping_mul(97) + group.id * 11 + id);
+        config.quiesce_after = Some(Duration::from_millis(200));
+        self.nodes[&id].start_group(config, Arc::new(store), Box::new(Counter(0))).await
+    }
+
+    pub(crate) fn raft(&self, id: u64, group: u64) -> Option<Raft> {
+        self.nodes.get(&id)?.group(group)
+    }
+
+    pub(crate) fn status(&self, id: u64, group: u64) -> Option<Status> {
+        self.raft(id, group).map(|raft| raft.status().borrow().clone())
+    }
+
+    /// The leader of the highest term.
+    pub(crate) fn leader(&self, group: u64) -> Option<u64> {
+        let all = self.nodes.keys().filter_map(|id| self.status(*id, group));
+        let leaders = all.filter(|status| status.role == Role::Leader);
+        leaders.max_by_key(|status| status.term).map(|status| status.id)
+    }
+
+    /// Waits until `holds`, for half a minute at most.
+    pub(crate) async fn until(&self, holds: impl Fn(&Self) -> bool) -> bool {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !holds(self) {
+            if Instant::now() > end {
+                return false;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        true
+    }
+
+    /// Whether every member of every group is at rest.
+    pub(crate) fn all_rest(&self) -> bool {
+        let rests = |id, group| self.status(id, group).is_some_and(|status| status.is_quiesced);
+        self.groups.iter().all(|group| group.members().all(|id| rests(id, group.id)))
+    }
+}

@@ -1,0 +1,123 @@
+//! Groups that share their nodes, while replicas and nodes come and go and messages are lost.
+//!
+//! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
+
+mod hosts;
+mod scenes;
+mod troubles;
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{Instant, sleep, timeout};
+use voussoir_raft::{Change, Role};
+use voussoir_sim::{Failure, Report, Rng, Runner, Situations};
+
+use self::hosts::{Group, Hosts};
+use self::troubles::Troubles;
+
+const COMMAND: &str = "cargo test -p voussoir-raft --all-features --test node_seeds";
+
+/// Two groups on the same nodes, and one that alone joins node 4 to the others.
+static GROUPS: [Group; 3] = [
+    Group { id: 1, voters: &[1, 2, 3], learner: None },
+    Group { id: 2, voters: &[1, 2, 3], learner: None },
+    Group { id: 3, voters: &[2, 3, 4], learner: Some(1) },
+];
+
+/// What the seeds have to reach.
+static SITUATIONS: [&str; 11] = [
+    "leader stopped at rest while its node lives",
+    "follower stopped at rest",
+    "learner stopped at rest",
+    "peer forgotten and linked again in one life",
+    "node dies at rest and is back at once",
+    "node shut down at rest",
+    "link cut one way while a leader rests",
+    "node cut off while it leads at rest",
+    "a group works while another one rests under the same leader",
+    "messages are lost",
+    "read asked of a member at rest",
+];
+
+fn run(seed: u64, situations: &Situations) -> Result<Report, Failure> {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().expect("a runtime");
+    runtime.block_on(play(seed, situations)).map_err(Failure::new)?;
+    Ok(Report::of(seed))
+}
+
+async fn play(seed: u64, situations: &Situations) -> Result<(), String> {
+    let mut hosts = Hosts::new(seed, &GROUPS).await;
+    let mut rng = Rng::stream(seed, 1);
+    for group in &GROUPS {
+        if !hosts.until(|hosts| hosts.leader(group.id).is_some()).await {
+            return Err(format!("group {} has no leader at the start", group.id));
+        }
+        if let Some(learner) = group.learner {
+            let raft = hosts.leader(group.id).and_then(|id| hosts.raft(id, group.id)).unwrap();
+            let deadline = Instant::now() + Duration::from_secs(5);
+            let added = raft.change(Change::new().learner(learner), deadline).await;
+            added.map_err(|error| format!("no learner: {error}"))?;
+        }
+    }
+    let mut troubles = Troubles::new(situations);
+    for _ in 0..rng.between(15, 40) {
+        troubles.one(&mut hosts, &mut rng).await;
+        sleep(Duration::from_millis(rng.scaled(1, 3000))).await;
+    }
+    judge(&mut hosts, &troubles).await
+}
+
+/// What has to hold when the faults are over: before anybody asks for anything, no member is left
+/// without its leader, asleep or awake. Then every member answers, and all come to rest.
+async fn judge(hosts: &mut Hosts, troubles: &Troubles<'_>) -> Result<(), String> {
+    hosts.network.heal();
+    hosts.faults.loss_ppm.store(0, Ordering::Relaxed);
+    hosts.start_all().await;
+    sleep(Duration::from_secs(10)).await;
+    for (group, id) in members() {
+        let status = hosts.status(id, group).ok_or("a replica is gone")?;
+        let leader = status.leader.and_then(|leader| hosts.status(leader, group));
+        let leads =
+            leader.as_ref().is_some_and(|l| l.role == Role::Leader && l.term == status.term);
+        if !leads {
+            return Err(format!("group {group}: node {id} is left: {status:#?}, {leader:#?}"));
+        }
+    }
+    for (group, id) in members() {
+        let raft = hosts.raft(id, group).ok_or("a replica is gone")?;
+        let read = raft.read(Instant::now() + Duration::from_secs(3)).await;
+        read.map_err(|error| format!("group {group}: node {id} answers no read: {error}"))?;
+    }
+    for group in &GROUPS {
+        let leader = hosts.leader(group.id).and_then(|id| hosts.raft(id, group.id));
+        let leader = leader.ok_or("a leader is gone")?;
+        let answer =
+            timeout(Duration::from_secs(5), leader.propose(Bytes::from_static(b"x"))).await;
+        let count = troubles::number(&answer.map_err(|_| "a proposal hangs")?);
+        troubles.check(group.id, count.ok_or("a proposal fails")?)?;
+    }
+    if !hosts.until(Hosts::all_rest).await {
+        let all: Vec<_> = members().map(|(group, id)| (group, hosts.status(id, group))).collect();
+        return Err(format!("they do not come to rest: {all:#?}"));
+    }
+    Ok(())
+}
+
+/// Every group with each of its members.
+fn members() -> impl Iterator<Item = (u64, u64)> {
+    GROUPS.iter().flat_map(|group| group.members().map(|id| (group.id, id)))
+}
+
+#[test]
+fn groups_that_share_nodes_are_never_left_alone() {
+    let situations = Situations::new(&SITUATIONS);
+    let runner = Runner::new(format!("{COMMAND} groups_that_share")).seeds(150).twice(0);
+    let summary = runner.run(|seed| run(seed, &situations)).unwrap();
+    println!("{summary}");
+    if std::env::var_os("VOUSSOIR_SEED").is_none() {
+        situations.assert_all_reached();
+    }
+}

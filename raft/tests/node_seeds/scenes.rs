@@ -1,0 +1,69 @@
+//! Single faults of nodes that host several groups.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use voussoir_raft::{AttachError, Change, StartError};
+
+use super::hosts::{Group, Hosts};
+
+static TWO: [Group; 2] = [
+    Group { id: 1, voters: &[1, 2, 3], learner: None },
+    Group { id: 2, voters: &[1, 2, 3], learner: None },
+];
+
+async fn resting() -> Hosts {
+    let hosts = Hosts::new(1, &TWO).await;
+    assert!(hosts.until(Hosts::all_rest).await, "they come to rest");
+    hosts
+}
+
+/// The leader cannot tell it, and the nodes still hear each other: they share another group.
+#[tokio::test(start_paused = true)]
+async fn a_member_at_rest_that_is_removed_finds_out() {
+    let hosts = resting().await;
+    let leader = hosts.leader(1).unwrap();
+    let removed = leader % 3 + 1;
+    *hosts.faults.muffled.lock() = Some((leader, removed));
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let change = Change::new().remove(removed);
+    hosts.raft(leader, 1).unwrap().change(change, deadline).await.expect("two of three are there");
+    sleep(Duration::from_secs(10)).await;
+    let status = hosts.status(removed, 1).unwrap();
+    assert!(status.removed.is_some() && !status.is_quiesced, "{status:?}");
+    assert!(hosts.status(removed, 2).unwrap().is_quiesced, "the other group is not disturbed");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transport_that_panics_stops_the_groups_of_its_node() {
+    let hosts = resting().await;
+    let leader = hosts.leader(2).unwrap();
+    let rafts = [1, 2].map(|group| hosts.raft(leader, group).unwrap());
+    hosts.faults.panics_at.store(leader, Ordering::Relaxed);
+    sleep(Duration::from_secs(1)).await;
+    for raft in rafts {
+        assert!(raft.stopped().is_some(), "nobody hears it, and it says that it runs: {raft:?}");
+    }
+    let led = hosts.until(|hosts| hosts.leader(2).is_some_and(|next| next != leader)).await;
+    assert!(led, "the others go on");
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_group_comes_while_its_node_is_shut_down() {
+    let mut hosts = resting().await;
+    let node = hosts.nodes[&1].clone();
+    let late = Group { id: 9, voters: &[1], learner: None };
+    let (started, ()) = tokio::join!(
+        biased;
+        async {
+            // The other side has begun to stop what runs.
+            tokio::task::yield_now().await;
+            hosts.start_group(1, &late).await
+        },
+        node.shutdown(),
+    );
+    let refused = started.unwrap_err();
+    assert!(matches!(refused, StartError::Transport(AttachError::Closed)), "{refused}");
+    assert!(node.groups().is_empty(), "{:?}", node.groups());
+}
