@@ -10,9 +10,9 @@ use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::{
-    AttachError, Chunks, Command, Config, Inbox, MachineError, Membership, Message, NODE_GROUP,
-    Node, NodeConfig, Raft, Role, SendError, SnapshotAnswer, SnapshotPart, StartError,
-    StateMachine, Status, Transport, WholeSnapshot, async_trait,
+    AttachError, Chunks, Command, Config, Inbox, MachineError, Membership, Message, Node,
+    NodeConfig, Raft, Role, SendError, SnapshotAnswer, SnapshotPart, StartError, StateMachine,
+    Status, Transport, WholeSnapshot, async_trait,
 };
 use voussoir_sim::Rng;
 
@@ -48,10 +48,12 @@ impl StateMachine for Counter {
 pub(crate) struct Faults {
     /// Messages that are lost, of a million.
     pub(crate) loss_ppm: AtomicU32,
-    /// From, to: messages of the groups are lost there, and those of the nodes are not.
-    pub(crate) muffled: Mutex<Option<(u64, u64)>>,
+    /// From, to, group: what the group says there is lost, and the nodes hear each other.
+    pub(crate) muffled: Mutex<Option<(u64, u64, u64)>>,
     /// The node whose transport panics at a message of the nodes; 0: none.
     pub(crate) panics_at: AtomicU64,
+    /// The lives that the nodes have named.
+    pub(crate) lives: Mutex<BTreeMap<u64, u64>>,
     rng: Mutex<Rng>,
 }
 
@@ -79,15 +81,18 @@ impl Transport for Wire {
         self.inner.members(group, members);
     }
 
-    fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+    fn send(&self, to: u64, group: u64, mut message: Message) -> Result<(), SendError> {
         let (own, faults) = (self.local(), &self.faults);
-        let is_common = group == NODE_GROUP;
-        assert!(
-            !is_common || faults.panics_at.load(Ordering::Relaxed) != own,
-            "a transport that panics, as this test wants it"
-        );
-        let is_muffled = !is_common && *faults.muffled.lock() == Some((own, to));
-        if is_muffled || faults.rng.lock().chance(faults.loss_ppm.load(Ordering::Relaxed)) {
+        let muffled = faults.muffled.lock().filter(|(from, at, _)| (*from, *at) == (own, to));
+        let muffled = muffled.map(|(_, _, group)| group);
+        if let Message::Node(beat) = &mut message {
+            let panics = faults.panics_at.load(Ordering::Relaxed) == own;
+            assert!(!panics, "a transport that panics, as this test wants it");
+            faults.lives.lock().insert(own, beat.life);
+            beat.beats.retain(|(group, _)| Some(*group) != muffled);
+        }
+        let is_lost = faults.rng.lock().chance(faults.loss_ppm.load(Ordering::Relaxed));
+        if is_lost || muffled == Some(group) {
             return Ok(());
         }
         self.inner.send(to, group, message)
@@ -134,6 +139,7 @@ impl Hosts {
             loss_ppm: AtomicU32::new(0),
             muffled: Mutex::default(),
             panics_at: AtomicU64::new(0),
+            lives: Mutex::default(),
             rng: Mutex::new(Rng::stream(seed, 2)),
         });
         let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());

@@ -27,8 +27,9 @@ static GROUPS: [Group; 3] = [
 ];
 
 /// What the seeds have to reach.
-static SITUATIONS: [&str; 11] = [
+static SITUATIONS: [&str; 12] = [
     "leader stopped at rest while its node lives",
+    "leader stopped at rest, and its word is lost",
     "follower stopped at rest",
     "learner stopped at rest",
     "peer forgotten and linked again in one life",
@@ -70,11 +71,28 @@ async fn play(seed: u64, situations: &Situations) -> Result<(), String> {
     judge(&mut hosts, &troubles).await
 }
 
+/// Nobody rests on a node that does not lead: it would do so until somebody asks.
+fn check_rest(hosts: &Hosts) -> Result<(), String> {
+    for (group, id) in members() {
+        let Some(status) = hosts.status(id, group).filter(|status| status.is_quiesced) else {
+            continue;
+        };
+        let leader = status.leader.and_then(|leader| hosts.status(leader, group));
+        if !leader.is_some_and(|leader| leader.role == Role::Leader && leader.term == status.term) {
+            return Err(format!("group {group}: node {id} rests on nobody: {status:#?}"));
+        }
+    }
+    Ok(())
+}
+
 /// What has to hold when the faults are over: before anybody asks for anything, no member is left
 /// without its leader, asleep or awake. Then every member answers, and all come to rest.
 async fn judge(hosts: &mut Hosts, troubles: &Troubles<'_>) -> Result<(), String> {
     hosts.network.heal();
     hosts.faults.loss_ppm.store(0, Ordering::Relaxed);
+    // First without those that do not run: they would wake the others.
+    sleep(Duration::from_secs(5)).await;
+    check_rest(hosts)?;
     hosts.start_all().await;
     sleep(Duration::from_secs(10)).await;
     for (group, id) in members() {

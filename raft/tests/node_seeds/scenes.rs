@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
-use voussoir_raft::{AttachError, Change, StartError};
+use voussoir_raft::{AttachError, Change, Message, NODE_GROUP, NodeBeat, StartError, Transport};
 
 use super::hosts::{Group, Hosts};
 
@@ -25,7 +25,7 @@ async fn a_member_at_rest_that_is_removed_finds_out() {
     let hosts = resting().await;
     let leader = hosts.leader(1).unwrap();
     let removed = leader % 3 + 1;
-    *hosts.faults.muffled.lock() = Some((leader, removed));
+    *hosts.faults.muffled.lock() = Some((leader, removed, 1));
     let deadline = Instant::now() + Duration::from_secs(5);
     let change = Change::new().remove(removed);
     hosts.raft(leader, 1).unwrap().change(change, deadline).await.expect("two of three are there");
@@ -66,4 +66,27 @@ async fn no_group_comes_while_its_node_is_shut_down() {
     let refused = started.unwrap_err();
     assert!(matches!(refused, StartError::Transport(AttachError::Closed)), "{refused}");
     assert!(node.groups().is_empty(), "{:?}", node.groups());
+}
+
+/// It comes together with the word of the leader, and in its place.
+#[tokio::test(start_paused = true)]
+async fn a_strangers_word_does_not_hide_that_of_the_leader() {
+    let mut hosts = resting().await;
+    let leader = hosts.leader(1).unwrap();
+    let follower = leader % 3 + 1;
+    let term = hosts.status(leader, 1).unwrap().term;
+    let life = hosts.faults.lives.lock()[&leader];
+    let word = |from: u64, life: u64, term: u64| {
+        let beat = NodeBeat { life, resigned: vec![(1, term)], ..NodeBeat::default() };
+        let sent = hosts.network.node(from).send(follower, NODE_GROUP, Message::Node(beat.into()));
+        sent.unwrap();
+    };
+    word(9, 7, term + 5);
+    sleep(Duration::from_millis(10)).await;
+    assert!(hosts.status(follower, 1).unwrap().is_quiesced, "it is nobody");
+    word(9, 7, term + 5);
+    word(leader, life, term);
+    sleep(Duration::from_millis(10)).await;
+    assert!(!hosts.status(follower, 1).unwrap().is_quiesced, "its leadership is over");
+    hosts.nodes.clear();
 }

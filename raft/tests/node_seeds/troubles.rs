@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use voussoir_raft::{ProposeError, Role};
 use voussoir_sim::{Rng, Situations};
 
@@ -101,6 +101,10 @@ impl<'a> Troubles<'a> {
         }
         let all = if rng.chance(300_000) { hosts.nodes[&id].groups() } else { vec![group] };
         let before: Vec<u64> = hosts.nodes[&id].peers().iter().map(|peer| peer.id).collect();
+        let is_mute = rng.chance(400_000);
+        if is_mute {
+            (1..=4).for_each(|to| hosts.network.cut(id, to));
+        }
         for group in all {
             let status = hosts.status(id, group).expect("it runs");
             hosts.nodes[&id].stop_group(group).await;
@@ -108,10 +112,15 @@ impl<'a> Troubles<'a> {
                 continue;
             }
             self.situations.reached(match (status.role, status.is_voter) {
+                (Role::Leader, _) if is_mute => "leader stopped at rest, and its word is lost",
                 (Role::Leader, _) => "leader stopped at rest while its node lives",
                 (_, true) => "follower stopped at rest",
                 (_, false) => "learner stopped at rest",
             });
+        }
+        if is_mute {
+            sleep(Duration::from_millis(rng.between(20, 300))).await;
+            hosts.network.heal();
         }
         let after: Vec<u64> = hosts.nodes[&id].peers().iter().map(|peer| peer.id).collect();
         let gone = before.into_iter().filter(|peer| !after.contains(peer));
