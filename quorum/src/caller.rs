@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::link::{Class, Link};
@@ -64,6 +65,39 @@ pub(crate) async fn call(
         }
         answer => Ok((seen, answer)),
     }
+}
+
+/// Asks nodes who the replicas are, and returns the first membership that one of them serves. None:
+/// none of those that answered in time knows.
+///
+/// A client's own list is no membership: a majority of it need not be one of the replicas.
+pub(crate) async fn find_membership(
+    link: &Arc<dyn Link>,
+    ids: &[u64],
+    deadline: Instant,
+) -> Option<Membership> {
+    let scope = Scope::new(&Arc::new(Membership::unknown()), 0);
+    let now = Instant::now();
+    // A second time, for a message may be lost.
+    for ends in [now + deadline.saturating_duration_since(now) / 4, deadline] {
+        let mut asked = JoinSet::new();
+        for id in ids.iter().copied() {
+            let (link, scope) = (Arc::clone(link), scope.clone());
+            asked.spawn(async move {
+                let ask = Ask::Membership { offer: None };
+                call(&link, id, Class::Small, &scope, ask, ends).await
+            });
+        }
+        // Ends: each turn takes one of them.
+        while let Some(answered) = asked.join_next().await {
+            if let Ok(Ok((_, Answer::Membership { membership, .. }))) = answered
+                && membership.epoch() >= Membership::FIRST_EPOCH
+            {
+                return Some(membership);
+            }
+        }
+    }
+    None
 }
 
 /// Calls a node, and tells it of the membership if it serves an earlier one.

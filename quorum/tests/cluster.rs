@@ -233,6 +233,24 @@ async fn a_lost_node_counts_for_nothing_until_it_is_rebuilt() {
     }
 }
 
+/// A page of a copy has more keys than the node takes requests at once.
+#[tokio::test(start_paused = true)]
+async fn a_lost_node_that_takes_few_requests_at_once_is_rebuilt() {
+    let mut cluster = Cluster::new().await;
+    for key in 0..300 {
+        cluster.strict(0).put_blind(format!("k{key}"), "v").await.unwrap();
+    }
+    let mut config = node_config();
+    config.max_requests = 64;
+    cluster.hosts[2].net.leave();
+    let store = Arc::new(MemoryStore::new());
+    let node = Node::start_lost(3, store.clone(), config).await.unwrap();
+    let lost = Host::new(cluster.network.join(3), store, node);
+    assert_eq!(lost.node.rebuild(&lost.link).await, Ok(()));
+    assert!(lost.node.is_whole());
+    assert_eq!(lost.store.scan(b"t", b"", usize::MAX).await.unwrap().len(), 300);
+}
+
 #[tokio::test(start_paused = true)]
 async fn tombstones_go_when_every_replica_has_them_and_stay_gone() {
     let mut cluster = Cluster::new().await;

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::ConfigError;
-use crate::caller::{Scope, call};
+use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
 use crate::membership::Membership;
 use crate::paxos::{
@@ -130,8 +131,10 @@ struct Shared {
     link: Arc<dyn Link>,
     config: RegisterConfig,
     began: Instant,
-    /// Whether changes are of one membership alone, and end where it has.
-    is_pinned: bool,
+    /// Registers of one membership alone, whose changes end where it has: the acceptors that count.
+    pinned: Option<Membership>,
+    /// Set once a node has said who the acceptors are.
+    found: OnceCell<()>,
     state: Mutex<State>,
 }
 
@@ -164,18 +167,20 @@ impl Registers {
         config: RegisterConfig,
         link: Arc<dyn Link>,
     ) -> Result<Self, ConfigError> {
-        let membership = Membership::first(config.proposer.acceptors.iter().copied());
-        Self::build(client, config, Arc::new(membership), link, false)
+        Self::build(client, config, Arc::new(Membership::unknown()), link, None)
     }
 
-    /// Registers of the acceptors of one membership alone.
+    /// Registers of one membership alone, and of those of its acceptors that decide what follows it.
     pub(crate) fn pinned(
         client: u64,
-        config: RegisterConfig,
+        timeout: Duration,
         membership: &Arc<Membership>,
         link: Arc<dyn Link>,
     ) -> Result<Self, ConfigError> {
-        Self::build(client, config, Arc::clone(membership), link, true)
+        let electorate = membership.electorate();
+        let mut config = RegisterConfig::with_acceptors(electorate.ids());
+        config.timeout = timeout;
+        Self::build(client, config, Arc::clone(membership), link, Some(electorate))
     }
 
     fn build(
@@ -183,7 +188,7 @@ impl Registers {
         config: RegisterConfig,
         membership: Arc<Membership>,
         link: Arc<dyn Link>,
-        is_pinned: bool,
+        pinned: Option<Membership>,
     ) -> Result<Self, ConfigError> {
         config.validate()?;
         let actor = Actor::new(client, fastrand::u64(1..1 << 62));
@@ -192,11 +197,13 @@ impl Registers {
         dots.mark_persisted(u64::MAX);
         let proposers = HashMap::new();
         let state = Mutex::new(State { membership, dots, proposers, changes: 0 });
-        let shared = Shared { link, config, began: Instant::now(), is_pinned, state };
+        let (began, found) = (Instant::now(), OnceCell::new());
+        let shared = Shared { link, config, began, pinned, found, state };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The acceptors, as far as these registers know. A change that finds others goes on with them.
+    /// The acceptors, as far as these registers know: the epoch is 0 until the first change or read
+    /// has asked for them. A change that finds others goes on with them.
     pub fn membership(&self) -> Arc<Membership> {
         Arc::clone(&self.shared.state.lock().membership)
     }
@@ -288,7 +295,7 @@ impl Registers {
             return Err(RegisterError::TooLong { key_bytes, value_bytes });
         }
         let shared = &self.shared;
-        if key.starts_with(DECREES) && !shared.is_pinned {
+        if key.starts_with(DECREES) && shared.pinned.is_none() {
             return Err(RegisterError::Reserved);
         }
         let deadline = Instant::now() + shared.config.timeout;
@@ -296,6 +303,9 @@ impl Registers {
         let Ok(mut slot) = timeout_at(deadline, slot.lock_owned()).await else {
             return Err(RegisterError::Unavailable);
         };
+        if !shared.find_acceptors(deadline).await {
+            return Err(RegisterError::Unavailable);
+        }
         // Taken out: a change that is dropped on its way takes the proposer with it.
         let mut proposer = match slot.take() {
             Some(proposer) => proposer,
@@ -344,7 +354,24 @@ impl Shared {
     fn proposer(&self) -> Result<Proposer, RegisterError> {
         let session = self.state.lock().dots.draw().map_err(|_| RegisterError::Unavailable)?;
         let config = self.config.proposer.clone();
-        Proposer::new(session, config).map_err(|_| RegisterError::Unavailable)
+        let acceptors = Membership::clone(&self.state.lock().membership);
+        let acceptors = self.pinned.clone().unwrap_or(acceptors);
+        let proposer = Proposer::new(session, config).map_err(|_| RegisterError::Unavailable)?;
+        Ok(proposer.of(acceptors))
+    }
+
+    /// Asks the nodes of the configuration who the acceptors are, once. False: no answer in time.
+    async fn find_acceptors(&self, deadline: Instant) -> bool {
+        if self.state.lock().membership.epoch() > 0 {
+            return true;
+        }
+        let found = self.found.get_or_try_init(|| async {
+            let ids = &self.config.proposer.acceptors;
+            let membership = find_membership(&self.link, ids, deadline).await.ok_or(())?;
+            self.learn(membership);
+            Ok::<(), ()>(())
+        });
+        matches!(timeout_at(deadline, found).await, Ok(Ok(())))
     }
 
     fn scope(&self) -> Scope {
@@ -369,7 +396,8 @@ impl Shared {
     ) -> Outcome {
         let mut calls = JoinSet::new();
         let mut scope = self.scope();
-        proposer.reconfigure(self.now(), Membership::clone(&scope.membership));
+        let acceptors = self.pinned.as_ref().unwrap_or(&scope.membership);
+        proposer.reconfigure(self.now(), acceptors.clone());
         let ends = deadline.saturating_duration_since(self.began).as_nanos() as u64;
         if proposer.propose(self.now(), dot, change, ends).is_err() {
             return Outcome::Unavailable;
@@ -398,7 +426,7 @@ impl Shared {
                     }
                     Ok((_, Ok((_, Answer::Membership { membership, .. })))) => {
                         self.learn(membership);
-                        if self.is_pinned {
+                        if self.pinned.is_some() {
                             // Nothing more is decided by the acceptors of this membership.
                             return Outcome::Unavailable;
                         }

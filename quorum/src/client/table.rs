@@ -5,12 +5,12 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::task::AbortHandle;
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use crate::ConfigError;
-use crate::caller::{Scope, call};
+use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
 use crate::membership::Membership;
 use crate::merkle::HashKey;
@@ -75,12 +75,14 @@ struct Shared {
     began: Instant,
     /// Wakes the task that waits for `next_deadline`.
     timer: Notify,
+    /// Set once a node has said who the replicas are.
+    found: OnceCell<()>,
     state: Mutex<State>,
 }
 
 struct State {
     core: Coordinator,
-    /// That of the core.
+    /// That of the core. Its epoch is 0 until a node has told of it: then no operation has begun.
     membership: Arc<Membership>,
     /// Who waits for each operation.
     waiting: HashMap<u64, oneshot::Sender<Result<Value, OperationError>>>,
@@ -131,16 +133,16 @@ impl Table {
     ) -> Result<Self, ConfigError> {
         let digest_key = HashKey::new(fastrand::u128(..).to_le_bytes());
         let mut core = Coordinator::new(config.clone())?.with_digest_key(digest_key);
-        // The node knows who the replicas are, if they have ever changed.
-        if let Some(node) = &hints {
-            core.reconfigure(0, Membership::clone(&node.membership().borrow()));
+        let known = hints.as_ref().map(|node| Arc::clone(&node.membership().borrow()));
+        let membership = known.unwrap_or_else(|| Arc::new(Membership::unknown()));
+        if membership.epoch() > 0 {
+            core.begin_with(Membership::clone(&membership));
         }
-        let membership = Arc::new(core.membership().clone());
         let (waiting, calls) = (HashMap::new(), HashMap::new());
         let state = State { core, membership, waiting, calls, timer_at: u64::MAX };
         let state = Mutex::new(state);
-        let (began, timer) = (Instant::now(), Notify::new());
-        let shared = Arc::new(Shared { link, hints, config, began, timer, state });
+        let (began, timer, found) = (Instant::now(), Notify::new(), OnceCell::new());
+        let shared = Arc::new(Shared { link, hints, config, began, timer, found, state });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
@@ -150,7 +152,8 @@ impl Table {
         &self.shared.config
     }
 
-    /// The replicas, as far as the table knows. An operation that finds others goes on with them.
+    /// The replicas, as far as the table knows: the epoch is 0 until the first operation has asked
+    /// for them. An operation that finds others goes on with them.
     pub fn membership(&self) -> Arc<Membership> {
         Arc::clone(&self.shared.state.lock().membership)
     }
@@ -247,6 +250,9 @@ impl Table {
         if key.len() > MAX_KEY_BYTES {
             return Err(TableError::KeyTooLong { bytes: key.len() });
         }
+        if !self.shared.find_replicas().await {
+            return Err(OperationError::Unavailable { answered: 0, needed: 1 }.into());
+        }
         let (done, is_done) = oneshot::channel();
         let mut operation = Running { shared: &self.shared, id: None };
         self.shared.with(|state| {
@@ -287,6 +293,21 @@ enum Task {
 }
 
 impl Shared {
+    /// Asks the nodes of the configuration who the replicas are, once. False: no answer in time.
+    async fn find_replicas(self: &Arc<Self>) -> bool {
+        if self.state.lock().membership.epoch() > 0 {
+            return true;
+        }
+        let deadline = Instant::now() + self.config.timeout;
+        let found = self.found.get_or_try_init(|| async {
+            let ids = &self.config.replicas;
+            let membership = find_membership(&self.link, ids, deadline).await.ok_or(())?;
+            self.state.lock().begin_with(membership);
+            Ok::<(), ()>(())
+        });
+        matches!(timeout_at(deadline, found).await, Ok(Ok(())))
+    }
+
     fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
     }
@@ -360,6 +381,11 @@ impl Shared {
 }
 
 impl State {
+    fn begin_with(&mut self, membership: Membership) {
+        self.membership = Arc::new(membership);
+        self.core.begin_with(Membership::clone(&self.membership));
+    }
+
     fn reconfigure(&mut self, now: u64, membership: Membership) {
         if membership.epoch() > self.membership.epoch() {
             self.membership = Arc::new(membership);

@@ -115,6 +115,21 @@ impl Membership {
             }
     }
 
+    /// Whether `later` can be what this membership has become. A replica that was one before is one
+    /// of this membership, and the next epoch differs by one step. False: it is of another cluster,
+    /// or made up.
+    pub(crate) fn can_lead_to(&self, later: &Self) -> bool {
+        if self.epoch == 0 {
+            return later.epoch <= Self::MAX_EPOCH;
+        }
+        if self.epoch.checked_add(1) == Some(later.epoch) {
+            return self.is_followed_by(later);
+        }
+        let is_near = later.epoch.saturating_sub(self.epoch) <= Self::MAX_EPOCHS_AHEAD;
+        let mut earlier = later.sets().flatten().filter(|member| member.since <= self.epoch);
+        is_near && earlier.all(|member| self.since(member.id) == Some(member.since))
+    }
+
     fn next_epoch(&self) -> Result<u64, ChangeRejected> {
         if self.epoch >= Self::MAX_EPOCH {
             return Err(ChangeRejected::Exhausted);

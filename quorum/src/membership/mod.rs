@@ -10,10 +10,11 @@
 //! ```
 //!
 //! - **One successor.** What follows epoch e is decided by a Paxos register of the replicas of
-//!   epoch e, written once: two operators cannot make two different epochs e + 1.
+//!   epoch e, of a joint epoch by the old ones alone, written once: two operators cannot make two
+//!   different epochs e + 1, and a majority of the old replicas can take a change back.
 //! - **Fence.** Each request carries its epoch, and a node serves no other epoch than its own. Once
-//!   N - W + 1 of the old replicas have moved to e + 1 (and a majority), nothing of epoch e can be
-//!   acknowledged any more.
+//!   N - W + 1 and N - R + 1 of the old replicas have moved to e + 1, and a majority, no write of
+//!   epoch e can be acknowledged any more, and no read of it can end.
 //! - **Transfer.** The new replica merges the records of N - W + 1 old ones, all read behind the
 //!   fence: each acknowledged write and each state that a register has chosen is among them. Until
 //!   then it counts in no quorum.
@@ -34,7 +35,7 @@ use std::collections::BTreeSet;
 
 pub use self::change::{ChangeRejected, MemberChange};
 pub(crate) use self::codec::{decode, encode, put_membership, take_membership};
-pub(crate) use self::progress::{Lack, Seen, Sources};
+pub(crate) use self::progress::{Lack, Levels, Seen, Sources, Unprepared};
 use crate::table::Level;
 
 /// A replica, and since when it is one.
@@ -64,6 +65,9 @@ impl Membership {
     pub const FIRST_EPOCH: u64 = 1;
     /// The last epoch: 2^62 - 1. What lies above it is refused wherever it arrives.
     pub const MAX_EPOCH: u64 = (1 << 62) - 1;
+    /// How far ahead of a node's epoch one may be that it goes on with: 2^20, half as many changes
+    /// of the replicas. What is further ahead is a mistake or damage.
+    pub const MAX_EPOCHS_AHEAD: u64 = 1 << 20;
     /// How many replicas there may be.
     pub const MAX_MEMBERS: usize = 31;
 
@@ -114,6 +118,12 @@ impl Membership {
     /// The epoch that added a replica. None: the node is none.
     pub fn since(&self, id: u64) -> Option<u64> {
         self.sets().flatten().find(|member| member.id == id).map(|member| member.since)
+    }
+
+    /// Those whose majority decides what follows this epoch: while the replicas change, the old
+    /// ones. Any two of these majorities intersect, and no other acceptors ever vote on it.
+    pub(crate) fn electorate(&self) -> Self {
+        Self { next: None, ..self.clone() }
     }
 
     /// One set, or two while they change.

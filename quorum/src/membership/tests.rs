@@ -28,6 +28,11 @@ fn subsets(ids: &[u64]) -> impl Iterator<Item = Vec<u64>> + '_ {
     })
 }
 
+/// The levels of nodes whose tables read from a majority.
+fn at(write: Level) -> Levels {
+    Levels { read: Level::Quorum, write }
+}
+
 fn seen(membership: &Membership, ids: &[u64]) -> BTreeMap<u64, Seen> {
     let here = Seen { epoch: membership.epoch(), is_whole: true, is_ready: true };
     let behind = Seen { epoch: membership.epoch() - 1, is_whole: true, is_ready: true };
@@ -77,7 +82,7 @@ fn what_was_acknowledged_before_is_held_by_a_quorum_of_the_new_replicas() {
             for fenced in subsets(&old) {
                 let told = seen(&joint, &fenced);
                 let Some(copier) = added.first().or(new.first()) else { continue };
-                let Ok(sources) = joint.sources(*copier, &told, lowest) else { continue };
+                let Ok(sources) = joint.sources(*copier, &told, at(lowest)) else { continue };
                 // The worst choice: as few sources as are allowed.
                 let mut read: Vec<u64> = sources.from[..sources.needed].to_vec();
                 read.extend(old.contains(copier).then_some(*copier));
@@ -116,17 +121,21 @@ fn what_was_acknowledged_before_is_held_by_a_quorum_of_the_new_replicas() {
 /// have moved on loses its disk: it finds too few to be rebuilt as a replica of the old epoch.
 #[test]
 fn behind_the_fence_nothing_of_the_old_epoch_is_acknowledged() {
-    let mut fenced = 0;
-    for write in LEVELS {
-        for joint in changes(write) {
+    let (mut fenced, mut by_reads) = (0, 0);
+    let levels = LEVELS.into_iter().flat_map(|write| {
+        [Level::One, Level::Two, Level::Quorum, Level::All].map(|read| Levels { read, write })
+    });
+    for levels in levels {
+        for joint in changes(levels.write) {
             let (old, before) = (ids(joint.members()), joint.abandon().unwrap());
             for moved in subsets(&old) {
                 let told = seen(&joint, &moved);
-                if joint.fence(&told, write).is_err() {
+                if joint.fence(&told, levels).is_err() {
+                    by_reads += u64::from(joint.fence(&told, at(levels.write)).is_ok());
                     continue;
                 }
                 fenced += 1;
-                for level in [write, Level::Quorum] {
+                for level in [levels.read, levels.write, Level::Quorum] {
                     let is_left = |id| old.contains(&id) && !moved.contains(&id);
                     assert!(!before.is_met(level, is_left), "{joint:?} {moved:?} {level:?}");
                 }
@@ -137,12 +146,13 @@ fn behind_the_fence_nothing_of_the_old_epoch_is_acknowledged() {
                             if moved.contains(id) { before.epoch() + 1 } else { before.epoch() };
                         told.insert(*id, Seen { epoch, is_whole: true, is_ready: true });
                     }
-                    let rebuilt = before.sources(*lost, &told, write);
+                    let rebuilt = before.sources(*lost, &told, levels);
                     assert!(rebuilt.is_err() || old.len() == 1, "{joint:?} {moved:?} {lost}");
                 }
             }
         }
     }
+    assert!(by_reads > 100, "{by_reads}");
     assert!(fenced > 100, "{fenced}");
 }
 
@@ -163,7 +173,7 @@ fn a_replica_of_the_new_set_is_not_rebuilt_as_one_of_the_joint_epoch() {
                         let there = Seen { epoch: after.epoch(), is_whole: true, is_ready: true };
                         told.insert(*id, there);
                     }
-                    assert!(joint.sources(*lost, &told, write).is_err(), "{joint:?} {moved:?}");
+                    assert!(joint.sources(*lost, &told, at(write)).is_err(), "{joint:?} {moved:?}");
                     tried += 1;
                 }
             }
@@ -178,7 +188,7 @@ fn a_change_ends_when_every_new_replica_is_ready_behind_the_fence() {
     let joint = first.begin(MemberChange::Replace { old: 3, new: 4 }, Level::Quorum);
     let joint = joint.unwrap().unwrap();
     let mut told = seen(&joint, &[1, 2, 4]);
-    assert!(joint.may_finish(&told, Level::Quorum));
+    assert!(joint.may_finish(&told, at(Level::Quorum)));
     for (id, wrong) in [(1, "epoch"), (2, "whole"), (4, "epoch"), (4, "whole"), (4, "ready")] {
         let good = told[&id];
         let bad = match wrong {
@@ -187,31 +197,29 @@ fn a_change_ends_when_every_new_replica_is_ready_behind_the_fence() {
             _ => Seen { is_ready: false, ..good },
         };
         told.insert(id, bad);
-        assert!(!joint.may_finish(&told, Level::Quorum), "{id} {wrong}");
+        assert!(!joint.may_finish(&told, at(Level::Quorum)), "{id} {wrong}");
         told.insert(id, good);
     }
-    assert!(!first.may_finish(&told, Level::Quorum));
+    assert!(!first.may_finish(&told, at(Level::Quorum)));
     // Two of four old replicas hold what three have acknowledged, and are no fence: the other two
     // and a replica that is rebuilt from them would go on.
     let four = Membership::first(1..=4).begin(MemberChange::Add(9), Level::Quorum);
     let four = four.unwrap().unwrap();
     let lack = Err(Lack { found: 2, needed: 3 });
-    let mut few = seen(&four, &[1, 2, 3]);
-    few.insert(3, Seen { is_whole: false, ..few[&3] });
-    assert_eq!(four.sources(9, &few, Level::Quorum), lack);
-    assert!(four.sources(9, &seen(&four, &[1, 2, 3]), Level::Quorum).is_ok());
+    assert_eq!(four.sources(9, &seen(&four, &[1, 2]), at(Level::Quorum)), lack);
+    assert!(four.sources(9, &seen(&four, &[1, 2, 3]), at(Level::Quorum)).is_ok());
     // A replica that stays may be away, if enough of the old ones are there.
     let mut without = seen(&joint, &[2, 3, 4]);
     without.remove(&1);
-    assert!(joint.may_finish(&without, Level::Quorum));
+    assert!(joint.may_finish(&without, at(Level::Quorum)));
     // Of four old replicas, three must have moved, the new ones among them or not.
     let joint = Membership::first(1..=4).begin(MemberChange::Remove(1), Level::Quorum);
     let joint = joint.unwrap().unwrap();
-    assert!(joint.may_finish(&seen(&joint, &[2, 3, 4]), Level::Quorum));
+    assert!(joint.may_finish(&seen(&joint, &[2, 3, 4]), at(Level::Quorum)));
     assert!(joint.must_catch_up(2) && !joint.must_catch_up(1));
     let mut told = seen(&joint, &[1, 2, 3, 4]);
     told.insert(3, Seen { is_ready: false, ..told[&3] });
-    assert!(!joint.may_finish(&told, Level::Quorum), "where they become fewer, all catch up");
+    assert!(!joint.may_finish(&told, at(Level::Quorum)), "where they become fewer, all catch up");
 }
 
 #[test]
@@ -248,6 +256,28 @@ fn changes_are_idempotent_and_what_cannot_be_is_refused() {
     assert_eq!((done.since(2), again.since(2)), (Some(1), Some(6)));
     let last = Membership { epoch: Membership::MAX_EPOCH, ..first };
     assert_eq!(last.begin(MemberChange::Add(4), quorum), Err(ChangeRejected::Exhausted));
+}
+
+#[test]
+fn a_membership_that_cannot_follow_is_refused() {
+    let change = |first: &Membership, change| first.begin(change, Level::Quorum).unwrap().unwrap();
+    let first = Membership::first([1, 2, 3]);
+    let joint = change(&first, MemberChange::Replace { old: 3, new: 4 });
+    let done = joint.finish().unwrap();
+    let later = change(&done, MemberChange::Remove(1));
+    for good in [&joint, &done, &later] {
+        assert!(first.can_lead_to(good) && Membership::unknown().can_lead_to(good), "{good:?}");
+    }
+    let other = change(&Membership::first([7, 8]), MemberChange::Add(9));
+    for bad in [other.finish().unwrap(), other] {
+        assert!(!first.can_lead_to(&bad), "of another cluster: {bad:?}");
+    }
+    // The replica 3 was removed by the epoch 3, and only another one of its id can come back.
+    let back = Membership { epoch: 9, ..first.clone() };
+    assert!(!done.can_lead_to(&back));
+    let far = Membership { epoch: 1 + Membership::MAX_EPOCHS_AHEAD, ..first.clone() };
+    assert!(first.can_lead_to(&far));
+    assert!(!first.can_lead_to(&Membership { epoch: far.epoch + 1, ..far }));
 }
 
 #[test]

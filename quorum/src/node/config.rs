@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ConfigError;
-use crate::membership::sources_of;
+use crate::membership::{Levels, sources_of};
 use crate::merkle::HashKey;
 use crate::table::Level;
 
@@ -20,6 +20,12 @@ pub struct NodeConfig {
     /// The lowest level that any table writes with. A lost replica is rebuilt from N - W + 1
     /// others, so that several replicas need W of 2 or more. Default [`Level::Quorum`].
     pub write: Level,
+    /// The lowest level that any table reads with that requires more than
+    /// [`Guarantee::Eventual`](crate::table::Guarantee::Eventual). A change of the replicas ends
+    /// once N - R + 1 old replicas have heard of it, so that no read of the old epoch is left: with
+    /// [`Level::One`] all of them, and a dead replica can then be neither replaced nor removed.
+    /// Default [`Level::Quorum`].
+    pub read: Level,
     /// The longest that an operation of any table or register takes. A lost replica waits so long
     /// before it is rebuilt. From 1 ms to 1 hour. Default 1 s.
     pub timeout: Duration,
@@ -56,6 +62,7 @@ impl Default for NodeConfig {
         Self {
             replicas: Vec::new(),
             write: Level::Quorum,
+            read: Level::Quorum,
             timeout: Duration::from_secs(1),
             max_requests: 4_096,
             max_batch_bytes: 4 << 20,
@@ -74,6 +81,10 @@ impl NodeConfig {
     /// The default with these replicas.
     pub fn with_replicas(replicas: impl IntoIterator<Item = u64>) -> Self {
         Self { replicas: replicas.into_iter().collect(), ..Self::default() }
+    }
+
+    pub(super) fn levels(&self) -> Levels {
+        Levels { read: self.read, write: self.write }
     }
 
     /// Checks every field against its range.
@@ -100,6 +111,11 @@ impl NodeConfig {
                 "write",
                 ids.len() == 1 || sources_of(ids.len(), self.write) < ids.len(),
                 "must be at least two of several `replicas`: a lost one could never be rebuilt",
+            ),
+            (
+                "read",
+                self.read.count(ids.len()) <= ids.len(),
+                "must not ask for more than all `replicas`",
             ),
             ("timeout", is_in(self.timeout, hour), "must be from 1 ms to 1 hour"),
             (

@@ -387,8 +387,10 @@ impl Driver {
     fn adopt(&mut self) {
         let adopting = std::mem::take(&mut self.adopting);
         let (offers, done): (Vec<_>, Vec<_>) = adopting.into_iter().unzip();
-        if let Some(latest) = offers.into_iter().max_by_key(Membership::epoch)
-            && latest.epoch() > self.view.membership.epoch()
+        let served = Arc::clone(&self.view.membership);
+        let offers = offers.into_iter().filter(|offer| served.can_lead_to(offer));
+        if let Some(latest) = offers.max_by_key(Membership::epoch)
+            && latest.epoch() > served.epoch()
         {
             let (node, epoch) = (self.meta.node, latest.epoch());
             tracing::info!(target: "voussoir::quorum", node, epoch, "serves another membership");
@@ -487,10 +489,8 @@ impl Driver {
         }
         self.tree.written(batch.digests);
         let is_told = batch.meta.is_some() || batch.view.is_some();
-        if let Some(view) = batch.view {
-            self.told.membership.send_replace(Arc::clone(&view.membership));
-            self.durable_view = view;
-        }
+        let membership = batch.view.as_ref().map(|view| Arc::clone(&view.membership));
+        self.durable_view = batch.view.unwrap_or_else(|| self.durable_view.clone());
         self.durable_meta = batch.meta.unwrap_or(self.durable_meta);
         if is_told {
             // A loss counts from when it is noticed, and not from when it is written.
@@ -502,6 +502,10 @@ impl Driver {
                 *told = status;
                 is_new
             });
+        }
+        // Last: who sees the membership sees what the node is in it.
+        if let Some(membership) = membership {
+            self.told.membership.send_replace(membership);
         }
         if batch.record > 0 {
             self.replica.step(ReplicaInput::Persisted { id: batch.record });

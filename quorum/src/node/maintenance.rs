@@ -18,6 +18,9 @@ use crate::wire::{Answer, Ask};
 /// Hints that are handed to one replica in a turn.
 const HINTS: usize = 1_000;
 
+/// Once in so many turns of maintenance a node reads whether its epoch has a successor.
+const TURNS_OF_DECREES: u32 = 64;
+
 /// What a node has to hand over.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -203,6 +206,8 @@ impl Drop for Taken<'_> {
 
 async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
     let mut collected = Instant::now();
+    // Not all nodes at once.
+    let mut turn = fastrand::u32(..TURNS_OF_DECREES);
     // Ends: with the last handle to the node or the link, or when the node halts.
     loop {
         let Some(link) = link.upgrade() else { return };
@@ -218,6 +223,11 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
             Status::NotWhole { .. } => {}
             Status::Whole => {
                 node.advance(&link).await;
+                turn = (turn + 1) % TURNS_OF_DECREES;
+                if turn == 0 {
+                    // Who decided what follows may have crashed before anybody served it.
+                    node.is_latest(&link, &node.current()).await;
+                }
                 node.hand_over_hints(&link).await;
                 let every = node.shared.config.collect_every;
                 if every.is_some_and(|every| collected.elapsed() >= every) {

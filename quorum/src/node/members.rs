@@ -18,9 +18,9 @@ use tokio::time::{Instant, sleep};
 use super::Node;
 use super::driver::Job;
 use crate::caller::{Scope, call};
-use crate::client::{RegisterConfig, RegisterError, Registers};
+use crate::client::{RegisterError, Registers};
 use crate::link::{Class, Link};
-use crate::membership::{self, ChangeRejected, MemberChange, Membership, Seen};
+use crate::membership::{self, ChangeRejected, Lack, MemberChange, Membership, Seen, Unprepared};
 use crate::paxos;
 use crate::table::{CallError, Outcome};
 use crate::wire::{Answer, Ask, decree_key};
@@ -38,6 +38,36 @@ pub enum ReconfigureError {
     /// The node that was asked is no whole replica. Nothing has changed. Ask another one.
     #[error("the node that was asked is no whole replica")]
     NotWhole,
+    /// The node that is to be added did not answer in time. Nothing has changed. Begin it with
+    /// [`Node::join`], or check its id.
+    #[error("node {node}, which is to be added, does not answer; nothing has changed")]
+    NewcomerAway {
+        /// The node.
+        node: u64,
+    },
+    /// The node that is to be added counts as a replica already, of another cluster. Nothing has
+    /// changed.
+    #[error("node {node}, which is to be added, is a replica elsewhere; nothing has changed")]
+    NotJoining {
+        /// The node.
+        node: u64,
+    },
+    /// Too few of the replicas are there and whole for the change to end. Nothing has changed. Wait
+    /// until they are, or replace one that is dead first.
+    #[error("{found} whole replicas are there, the change takes {needed}; nothing has changed")]
+    TooFewWhole {
+        /// How many answered.
+        found: usize,
+        /// How many must.
+        needed: usize,
+    },
+    /// The change began and was taken back by another call, or undone by a later change, while this
+    /// one waited for it. Nothing is left of it.
+    #[error("the change was taken back: it is not part of epoch {epoch}")]
+    Abandoned {
+        /// The epoch that the node serves.
+        epoch: u64,
+    },
     /// No majority of the replicas of this epoch answered in time. The change may have begun; then
     /// it goes on by itself once a majority is there.
     #[error("no majority of the replicas of epoch {epoch} answered in time")]
@@ -59,8 +89,8 @@ impl ReconfigureError {
     /// Whether the change has had an effect.
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Rejected(_) | Self::NotWhole => Outcome::NotApplied,
             Self::Undecided { .. } | Self::Unfinished { .. } => Outcome::Unknown,
+            _ => Outcome::NotApplied,
         }
     }
 
@@ -68,6 +98,8 @@ impl ReconfigureError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Rejected(rejected) => matches!(rejected, ChangeRejected::Underway { .. }),
+            // To ask again would undo the word of another operator.
+            Self::Abandoned { .. } | Self::NotJoining { .. } => false,
             _ => true,
         }
     }
@@ -85,6 +117,9 @@ impl Node {
     /// waits for it. What ends late goes on by itself: the maintenance of any replica carries it
     /// on.
     ///
+    /// A change is not begun before the nodes say that it can end: the node that is added answers,
+    /// and so many of the replicas that stay are whole that they are a majority of the new ones.
+    ///
     /// Tables and registers follow by themselves, if their list names a replica that is left.
     ///
     /// # Errors
@@ -99,44 +134,95 @@ impl Node {
         change: MemberChange,
         timeout: Duration,
     ) -> Result<Arc<Membership>, ReconfigureError> {
-        let ends = Instant::now() + timeout;
-        // Ends: with the change, or by the deadline.
+        let mut lack = None;
+        let changed = tokio::time::timeout(timeout, self.change(link, change, &mut lack)).await;
+        // Dropped where it was: what it has begun goes on by itself.
+        changed.unwrap_or_else(|_| Err(lack.unwrap_or_else(|| self.late(change))))
+    }
+
+    /// Changes the replicas. `lack` is why the change has not begun, as long as it surely has not.
+    async fn change(
+        &self,
+        link: &Arc<dyn Link>,
+        change: MemberChange,
+        lack: &mut Option<ReconfigureError>,
+    ) -> Result<Arc<Membership>, ReconfigureError> {
+        let (mut is_begun, mut is_tried) = (false, false);
+        // Ends: with the change; its caller drops it by a deadline.
         loop {
             let current = self.current();
-            let begun = current.begin(change, self.shared.config.write);
-            match begun {
-                // Also a node that the change has removed knows that it is made.
-                Ok(None) => return Ok(current),
+            let epoch = current.epoch();
+            if epoch == 0 {
+                return Err(ReconfigureError::NotWhole);
+            }
+            match current.begin(change, self.shared.config.write) {
+                // Also a node that the change has removed may find that it is made.
+                Ok(None) if self.is_latest(link, &current).await => return Ok(current),
+                Ok(None) => {}
+                Err(ChangeRejected::Underway { .. }) if self.is_whole() => {
+                    is_begun |= self.is_change_of(&current, change);
+                    self.advance(link).await;
+                }
+                // To begin it again would undo what another operator has decided.
+                Ok(Some(_)) | Err(_) if is_begun && !current.is_changing() => {
+                    return Err(ReconfigureError::Abandoned { epoch });
+                }
                 _ if !self.is_whole() => return Err(ReconfigureError::NotWhole),
-                Ok(Some(next)) => drop(self.decide(link, &current, &next).await),
-                Err(ChangeRejected::Underway { .. }) => self.advance(link).await,
+                Ok(Some(next)) => match self.check_prepared(link, &next).await {
+                    Err(error) if !is_tried => *lack = Some(error),
+                    Err(_) => {}
+                    Ok(()) => {
+                        (*lack, is_tried) = (None, true);
+                        is_begun |= self.decide(link, &current, &next).await == Some(next);
+                    }
+                },
                 Err(rejected) => return Err(rejected.into()),
             }
-            let latest = self.current();
-            if latest.epoch() > current.epoch() {
-                // Ends: each epoch ends this change or another one.
-                continue;
+            // At once: each epoch ends this change or another one.
+            if self.current().epoch() == epoch {
+                sleep(self.shared.config.maintain_every.min(LOOK_EVERY)).await;
             }
-            if Instant::now() >= ends {
-                return Err(self.late(&latest, change));
-            }
-            sleep(self.shared.config.maintain_every.min(LOOK_EVERY)).await;
         }
     }
 
+    /// Whether a joint epoch is of a change.
+    fn is_change_of(&self, joint: &Membership, change: MemberChange) -> bool {
+        let write = self.shared.config.write;
+        joint.finish().is_some_and(|after| after.begin(change, write) == Ok(None))
+    }
+
     /// Why a change has not ended in time.
-    fn late(&self, latest: &Membership, change: MemberChange) -> ReconfigureError {
+    fn late(&self, change: MemberChange) -> ReconfigureError {
+        let latest = self.current();
         let epoch = latest.epoch();
-        let Some(after) = latest.finish() else { return ReconfigureError::Undecided { epoch } };
-        if after.begin(change, self.shared.config.write) == Ok(None) {
+        if !latest.is_changing() {
+            ReconfigureError::Undecided { epoch }
+        } else if self.is_change_of(&latest, change) {
             ReconfigureError::Unfinished { epoch }
         } else {
             ChangeRejected::Underway { epoch }.into()
         }
     }
 
+    /// Whether a change that begins with the joint epoch `next` can end, as far as the nodes say.
+    async fn check_prepared(
+        &self,
+        link: &Arc<dyn Link>,
+        next: &Membership,
+    ) -> Result<(), ReconfigureError> {
+        let seen = self.survey(link, &next.ids()).await;
+        next.is_prepared(&seen, self.shared.config.levels()).map_err(|lack| match lack {
+            Unprepared::Away(node) => ReconfigureError::NewcomerAway { node },
+            Unprepared::NotJoining(node) => ReconfigureError::NotJoining { node },
+            Unprepared::TooFew(Lack { found, needed }) => {
+                ReconfigureError::TooFewWhole { found, needed }
+            }
+        })
+    }
+
     /// Takes back a change that has not ended: the replicas are those of before it. Returns at once
-    /// if there is none. A replica that was being added is removed.
+    /// if there is none, once a majority has said so. A replica that was being added is removed. A
+    /// majority of the old replicas is enough: none of the new ones need be there.
     ///
     /// # Errors
     /// [`ReconfigureError`]. [`ChangeRejected::Underway`]: another change has begun meanwhile.
@@ -148,23 +234,51 @@ impl Node {
         link: &Arc<dyn Link>,
         timeout: Duration,
     ) -> Result<Arc<Membership>, ReconfigureError> {
-        let (ends, joint) = (Instant::now() + timeout, self.current());
-        let Some(before) = joint.abandon() else { return Ok(joint) };
-        // Ends: when the epoch has a successor, or by the deadline.
+        let abandoned = tokio::time::timeout(timeout, self.abandon(link)).await;
+        let undecided = |_| Err(ReconfigureError::Undecided { epoch: self.current().epoch() });
+        abandoned.unwrap_or_else(undecided)
+    }
+
+    async fn abandon(&self, link: &Arc<dyn Link>) -> Result<Arc<Membership>, ReconfigureError> {
+        let mut joint = None;
+        // Ends: when no change is left; its caller drops it by a deadline.
         loop {
-            let decided = self.decide(link, &joint, &before).await;
-            let latest = self.current();
-            if decided.is_some() || latest.epoch() > joint.epoch() {
-                let epoch = latest.epoch();
-                let is_changing = latest.is_changing();
-                let underway = ChangeRejected::Underway { epoch };
-                return if is_changing { Err(underway.into()) } else { Ok(latest) };
+            let current = self.current();
+            let epoch = current.epoch();
+            if epoch == 0 {
+                return Err(ReconfigureError::NotWhole);
             }
-            if Instant::now() >= ends {
-                return Err(ReconfigureError::Undecided { epoch: joint.epoch() });
+            match current.abandon() {
+                Some(_) if joint.is_some_and(|joint| joint != epoch) => {
+                    return Err(ChangeRejected::Underway { epoch }.into());
+                }
+                Some(before) => {
+                    joint = Some(epoch);
+                    self.decide(link, &current, &before).await;
+                }
+                None if self.is_latest(link, &current).await => return Ok(current),
+                None => {}
             }
-            sleep(self.shared.config.maintain_every.min(LOOK_EVERY)).await;
+            if self.current().epoch() == epoch {
+                sleep(self.shared.config.maintain_every.min(LOOK_EVERY)).await;
+            }
         }
+    }
+
+    /// Whether nothing is decided to follow `current`, and a majority serves it, as of some moment
+    /// during the call. What was decided is served.
+    pub(super) async fn is_latest(&self, link: &Arc<dyn Link>, current: &Arc<Membership>) -> bool {
+        let Some(registers) = self.decrees(link, current) else { return false };
+        // Acceptors that serve another epoch do not answer: they tell of theirs, or are told.
+        let read = registers.get(decree_key(current.epoch())).await;
+        let decided = match read {
+            Ok((0, _)) => return true,
+            Ok((_, value)) => decree_of(value).filter(|decided| current.is_followed_by(decided)),
+            Err(_) => None,
+        };
+        let later = || Membership::clone(&registers.membership());
+        self.adopt(decided.unwrap_or_else(later)).await;
+        false
     }
 
     /// What the node tells of itself.
@@ -176,13 +290,21 @@ impl Node {
         Answer::Membership { membership, is_whole, is_ready }
     }
 
-    /// Serves a later membership. Returns when that is durable, or the node has halted.
+    /// Serves a later membership, unless it cannot follow the own one. Returns when that is durable,
+    /// or the node has halted.
     pub(super) async fn adopt(&self, membership: Membership) {
-        if membership.epoch() > self.current().epoch() {
-            self.order(|done| Job::Adopt { membership, done }).await;
-            let current = self.current();
-            self.shared.hints.retain(|replica| current.contains(replica));
+        let (node, epoch, current) = (self.shared.id, membership.epoch(), self.current());
+        if epoch <= current.epoch() {
+            return;
         }
+        if !current.can_lead_to(&membership) {
+            let own = current.epoch();
+            tracing::warn!(target: "voussoir::quorum", node, own, epoch, "refused a membership");
+            return;
+        }
+        self.order(|done| Job::Adopt { membership, done }).await;
+        let current = self.current();
+        self.shared.hints.retain(|replica| current.contains(replica));
     }
 
     /// Asks a node on behalf of this one, which goes on with the membership that it is told. None:
@@ -255,19 +377,37 @@ impl Node {
         }
         let caught_up = self.shared.caught_up.load(Ordering::Acquire);
         if joint.must_catch_up(self.shared.id) && caught_up != joint.epoch() {
-            match self.catch_up(link).await {
-                Ok(()) => self.shared.caught_up.store(joint.epoch(), Ordering::Release),
-                Err(error) => {
-                    tracing::debug!(target: "voussoir::quorum", %error, "not caught up yet");
-                }
-            }
+            self.begin_to_catch_up(link, joint.epoch());
         }
         let seen = self.survey(link, &joint.ids()).await;
-        if joint.may_finish(&seen, self.shared.config.write)
+        if joint.may_finish(&seen, self.shared.config.levels())
             && let Some(after) = joint.finish()
         {
             self.decide(link, &joint, &after).await;
         }
+    }
+
+    /// Starts to copy what the node may lack, which takes as long as there is something to copy, and
+    /// nothing waits for it. Does nothing if it copies already.
+    fn begin_to_catch_up(&self, link: &Arc<dyn Link>, epoch: u64) {
+        let (node, link) = (self.clone(), Arc::clone(link));
+        tokio::spawn(async move {
+            let Ok(_maintaining) = node.shared.maintaining.try_lock() else { return };
+            match node.catch_up(&link).await {
+                Ok(copied) => {
+                    node.shared.caught_up.fetch_max(copied, Ordering::AcqRel);
+                }
+                Err(error) => {
+                    tracing::debug!(target: "voussoir::quorum", epoch, %error, "not caught up yet");
+                }
+            }
+        });
+    }
+
+    /// The register that holds what follows a membership, for this node as a client.
+    fn decrees(&self, link: &Arc<dyn Link>, current: &Arc<Membership>) -> Option<Registers> {
+        let own: Arc<dyn Link> = Arc::new(OwnLink { node: self.clone(), link: Arc::clone(link) });
+        Registers::pinned(self.shared.id, self.shared.config.timeout, current, own).ok()
     }
 
     /// Decides what follows the membership `current`: `wanted`, or what was decided before. Serves
@@ -278,10 +418,7 @@ impl Node {
         current: &Arc<Membership>,
         wanted: &Membership,
     ) -> Option<Membership> {
-        let own: Arc<dyn Link> = Arc::new(OwnLink { node: self.clone(), link: Arc::clone(link) });
-        let mut config = RegisterConfig::with_acceptors(current.ids());
-        config.timeout = self.shared.config.timeout;
-        let registers = Registers::pinned(self.shared.id, config, current, own).ok()?;
+        let registers = self.decrees(link, current)?;
         let key = decree_key(current.epoch());
         let value = Some(membership::encode(wanted));
         let decided = match registers.compare_and_set(key.clone(), 0, value).await {

@@ -177,6 +177,7 @@ impl Node {
         if !store.scan(&[], &[], 1).await?.is_empty() {
             return Err(StoreError::Damaged("records without the node's own".to_owned()).into());
         }
+        // Durable: another list in the configuration does not change who the replicas are.
         let (meta, view) = (Meta::first(id), View::first(&config.replicas));
         store.apply(vec![meta.change(), view.change()]).await?;
         Ok(Self::run(store, config, (meta, view), true))
@@ -226,19 +227,12 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
-        let view = match read_view(&*store).await {
-            // Who the replicas are is asked when the store has been cleared.
-            Err(StartError::Store(StoreError::Damaged(_))) => None,
-            view => {
-                let view = view?;
-                let first = Membership::FIRST_EPOCH;
-                if view.as_ref().is_none_or(|view| view.membership.epoch() == first) {
-                    check_listed(id, &config)?;
-                }
-                view
-            }
+        let (view, meta) = match (read_view(&*store).await, read_meta(&*store).await) {
+            // Without it nothing says in which epoch the node counts.
+            (Err(error @ StartError::Store(StoreError::Damaged(_))), _) => (None, Err(error)),
+            (view, meta) => (view?, meta),
         };
-        match read_meta(&*store).await {
+        match meta {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
                 Self::start_lost(id, store, config).await
@@ -250,10 +244,17 @@ impl Node {
             }
             Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
             Ok(Some(meta)) => {
-                let other = || {
-                    if meta.is_whole { View::first(&config.replicas) } else { View::unknown() }
+                let view = match view {
+                    Some(view) => view,
+                    None if meta.is_whole => {
+                        // Of a version that kept no membership.
+                        check_listed(id, &config)?;
+                        let view = View::first(&config.replicas);
+                        store.apply(vec![view.change()]).await?;
+                        view
+                    }
+                    None => View::unknown(),
                 };
-                let view = view.unwrap_or_else(other);
                 Ok(Self::run(store, config, (meta, view), false))
             }
         }

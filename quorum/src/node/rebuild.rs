@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::driver::{Job, store_key};
 use super::{Node, Status};
@@ -21,6 +21,8 @@ use crate::wire::{Answer, Ask, Space, decode_record, encode_record};
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Merges of one page that are under way at once.
 const MERGES: usize = 256;
+/// When a merge is tried again that the busy node has refused.
+const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a node was not rebuilt. It counts for nothing as before; what was copied stays. Try again.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,11 +96,12 @@ impl Node {
     }
 
     /// Copies what a whole replica may lack before the new set of a joint epoch stands alone.
-    pub(super) async fn catch_up(&self, link: &Arc<dyn Link>) -> Result<(), RebuildError> {
+    /// Returns that epoch.
+    pub(super) async fn catch_up(&self, link: &Arc<dyn Link>) -> Result<u64, RebuildError> {
         let (membership, sources) = self.sources(link).await?;
         self.copy_all(link, &membership, sources, false).await?;
         if self.current().epoch() == membership.epoch() && self.is_whole() {
-            return Ok(());
+            return Ok(membership.epoch());
         }
         Err(RebuildError::TooFewReplicas { read: 0, needed: 1 })
     }
@@ -136,7 +139,7 @@ impl Node {
         if !membership.contains(node) {
             return Err(RebuildError::NotAMember { node, epoch });
         }
-        match membership.sources(node, seen, self.shared.config.write) {
+        match membership.sources(node, seen, self.shared.config.levels()) {
             Ok(sources) => Ok((membership, sources)),
             Err(Lack { found, needed }) => {
                 Err(RebuildError::TooFewReplicas { read: found, needed })
@@ -217,16 +220,28 @@ impl Node {
     /// Merges states of keys into the node. False: one cannot be read, or was not merged.
     async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> bool {
         let mut merges = tokio::task::JoinSet::new();
+        // Clients find room beside them.
+        let max_merges = MERGES.min(self.shared.config.max_requests / 2);
+        let ends = Instant::now() + PAGE_TIMEOUT;
         for (key, record) in page {
             let Ok(state) = codec::decode_siblings(record, &Limits::default()) else {
                 return false;
             };
-            if merges.len() >= MERGES && !merges.join_next().await.is_some_and(is_merged) {
+            if merges.len() >= max_merges && !merges.join_next().await.is_some_and(is_merged) {
                 return false;
             }
             let (node, scope) = (self.clone(), scope.clone());
-            let ask = Ask::Table(Request::Merge { key, state });
-            merges.spawn(async move { node.ask_own(&scope, ask).await });
+            merges.spawn(async move {
+                // Ends: by the deadline, or when the node is less busy.
+                loop {
+                    let ask = Ask::Table(Request::Merge { key: key.clone(), state: state.clone() });
+                    let answer = node.ask_own(&scope, ask).await;
+                    if answer != Some(Answer::Busy) || Instant::now() >= ends {
+                        return answer;
+                    }
+                    sleep(BUSY_PAUSE).await;
+                }
+            });
         }
         // Ends: each turn takes one of them.
         while let Some(merge) = merges.join_next().await {

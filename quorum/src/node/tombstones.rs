@@ -60,6 +60,10 @@ impl Node {
     /// # Cancel safety
     /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
     pub async fn collect_tombstones(&self, link: &Arc<dyn Link>) -> Result<usize, CollectError> {
+        if self.current().is_changing() {
+            // Before the lock, which a node holds for as long as it catches up.
+            return Err(CollectError::Changing);
+        }
         let _maintaining = self.shared.maintaining.lock().await;
         if !self.is_whole() {
             return Err(CollectError::NotWhole);

@@ -1,8 +1,8 @@
 //! What a node keeps of the membership: the one that it serves, and as which member.
 //!
 //! The record, version 1, little-endian: version u8, reserved 7 bytes, joined u64, membership as in
-//! `membership/codec.rs`. A whole store without the record is of a version that had none, or of a
-//! membership that never changed: it serves the first one, which its configuration names.
+//! `membership/codec.rs`. A whole store without the record is of a version that had none: it gets
+//! the first membership, which its configuration names, with its next start.
 
 use std::sync::Arc;
 

@@ -8,8 +8,9 @@ use crate::ConfigError;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ProposerConfig {
-    /// The acceptors' node ids: 1 to 31, each once. Where they were changed since: any list that
-    /// names one of today's. Registers learn the others from it.
+    /// The acceptors' node ids: 1 to 31, each once. [`Registers`](crate::Registers) ask these nodes
+    /// who the acceptors are before their first change: any list does that names one that knows,
+    /// and no majority is ever one of this list alone.
     pub acceptors: Vec<u64>,
     /// A request is sent again to acceptors that have not answered for so long. From 1 ms to
     /// 1 minute. Default 100 ms.

@@ -174,6 +174,11 @@ impl Proposer {
         })
     }
 
+    /// The proposer, before its first change, with the acceptors of a membership.
+    pub(crate) fn of(self, membership: Membership) -> Self {
+        Self { membership, ..self }
+    }
+
     /// Begins a change. `dot` names it in all of its attempts and has named no other change;
     /// `deadline` is when the caller no longer waits, in ns.
     ///

@@ -61,8 +61,9 @@ pub enum Guarantee {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TableConfig {
-    /// The replicas' node ids: N of them, 1 to 31, each once. Where the replicas were changed
-    /// since: any list that names one of today's. A table learns the others from it.
+    /// The replicas' node ids: N of them, 1 to 31, each once. A [`Table`](crate::Table) asks these
+    /// nodes who the replicas are before its first operation: any list does that names one that
+    /// knows, and no majority is ever one of this list alone.
     pub replicas: Vec<u64>,
     /// The replica that is asked first: the nearest. None: the quick ones take turns.
     pub local: Option<u64>,
@@ -75,7 +76,8 @@ pub struct TableConfig {
     /// What the table must guarantee; refused if the levels cannot give it. Default
     /// [`Guarantee::Monotonic`].
     pub require: Guarantee,
-    /// How long an operation takes at most. From 1 ms to 1 hour. Default 1 s.
+    /// How long an operation takes at most; the first one of a table also waits so long for who the
+    /// replicas are. From 1 ms to 1 hour. Default 1 s.
     pub timeout: Duration,
     /// A read that waits longer than this asks one more replica, each time. From 1 ms to 1 hour.
     /// Default 50 ms.

@@ -7,21 +7,14 @@ use bytes::Bytes;
 use super::answers::Answers;
 use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
-use super::{Digester, Guarantee, Level, ReadRepair, Replica, Reply, Request, TableConfig};
+use super::{
+    CallError, Digester, Guarantee, Level, OperationError, ReadRepair, Rejected, Replica, Reply,
+    Request, TableConfig,
+};
 use crate::ConfigError;
 use crate::membership::Membership;
 use crate::merkle::HashKey;
 use crate::version::{Dot, Siblings, VersionVector};
-
-/// Why a call to a replica failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum CallError {
-    /// The request certainly did not reach the replica.
-    NotSent,
-    /// The request may have reached the replica and may have been carried out.
-    Unknown,
-}
 
 /// What happens to a [`Coordinator`].
 #[derive(Clone, Debug)]
@@ -83,92 +76,6 @@ pub enum CoordinatorOutput {
 /// What an operation returns: the key's state, with the context that its client passes to its next
 /// write, and to its next read as `at_least`. After a write it is the state after the write.
 pub type Value = Siblings<Bytes>;
-
-/// Whether a failed operation has had an effect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Outcome {
-    /// It has none and will have none.
-    NotApplied,
-    /// It may have one, now or later.
-    Unknown,
-}
-
-/// How an operation failed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OperationError {
-    /// Too few whole replicas answered a read, or no replica could be sent a write. Nothing has
-    /// changed. Retry.
-    #[error("{answered} replicas answered, {needed} are needed; nothing has changed")]
-    Unavailable {
-        /// How many answered.
-        answered: usize,
-        /// How many must.
-        needed: usize,
-    },
-    /// No replica that answered has seen what the read was to have seen at least. Nothing has
-    /// changed. Retry later, or at a higher level.
-    #[error("the replicas that answered are behind the session")]
-    Behind,
-    /// A read found replicas that disagree, and could not merge the result into enough of them.
-    /// Returning it would let a later read see less. Nothing is lost. Retry.
-    #[error("{holders} replicas hold the result, {needed} must; nothing is lost")]
-    RepairFailed {
-        /// How many replicas hold the result.
-        holders: usize,
-        /// How many must.
-        needed: usize,
-    },
-    /// The primary refused a write: too many siblings, or a context that it never gave out.
-    /// Nothing has changed. Read the key and write with its context.
-    #[error("the replica refused the write; read the key and write with its context")]
-    Refused,
-    /// A write may be on some replicas, or become visible later. Read the key to find out; a
-    /// repeated write becomes a sibling of the first.
-    #[error("{holders} replicas are known to hold the write, {needed} must")]
-    WriteUnknown {
-        /// How many replicas are known to hold it.
-        holders: usize,
-        /// How many must.
-        needed: usize,
-    },
-}
-
-impl OperationError {
-    /// Whether the operation has had an effect.
-    pub fn outcome(&self) -> Outcome {
-        match self {
-            Self::WriteUnknown { .. } => Outcome::Unknown,
-            _ => Outcome::NotApplied,
-        }
-    }
-
-    /// Whether the same operation may be tried again and cannot have a second effect.
-    pub fn is_retryable(&self) -> bool {
-        !matches!(self, Self::WriteUnknown { .. } | Self::Refused)
-    }
-}
-
-/// Why an operation was not begun. Nothing was sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Rejected {
-    /// As many operations as allowed are under way. Retry later.
-    #[error("{max} operations are under way; retry later")]
-    Busy {
-        /// `TableConfig::max_operations`.
-        max: usize,
-    },
-    /// The level cannot give what the table requires, or asks for more replicas than there are.
-    #[error("this level gives {given:?}, the table requires {required:?}")]
-    Guarantee {
-        /// What the level would give.
-        given: Guarantee,
-        /// `TableConfig::require`.
-        required: Guarantee,
-    },
-}
 
 /// What a coordinator has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -272,13 +179,21 @@ impl Coordinator {
         &self.membership
     }
 
+    /// The replicas, before the first operation: in place of those of the configuration.
+    pub(crate) fn begin_with(&mut self, membership: Membership) {
+        if self.operations.is_empty() {
+            self.membership = membership;
+        }
+    }
+
     /// Goes on with the replicas of a later epoch, which a replica has told. An earlier one is
     /// discarded.
     ///
     /// What runs is begun anew at the new replicas, within its deadline: a read asks again, and a
     /// state that is spread is merged into quorums of the new replicas, for what was acknowledged
     /// in the old epoch counts for it no more. Only the call of a write to its primary goes on: the
-    /// write may have been made.
+    /// write may have been made. An operation whose level does not give of the new replicas what the
+    /// table requires fails.
     pub fn reconfigure(&mut self, now: u64, membership: Membership) {
         if membership.epoch() <= self.membership.epoch() {
             return;
@@ -295,6 +210,12 @@ impl Coordinator {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.order = order;
         operation.asked = 0;
+        let is_read = matches!(operation.phase, Phase::Read { .. });
+        let levels = (operation.read, operation.write);
+        if let Some(error) = self.refusal(levels).filter(|_| is_read) {
+            return self.finish(id, Err(error));
+        }
+        let Some(operation) = self.operations.get_mut(&id) else { return };
         match &mut operation.phase {
             Phase::Read { answers, .. } => {
                 answers.clear();
@@ -439,11 +360,7 @@ impl Coordinator {
         phase: Phase,
         (read, write): (Level, Level),
     ) -> Result<u64, Rejected> {
-        let required = self.config.require;
-        let sizes = || self.membership.sets().map(<[_]>::len);
-        let given = sizes().map(|n| self.config.guarantee_of(n, read, write)).min();
-        let given = given.unwrap_or(Guarantee::Eventual);
-        if given < required || sizes().any(|n| read.count(n) > n) {
+        if let Some(OperationError::Guarantee { given, required }) = self.refusal((read, write)) {
             return Err(Rejected::Guarantee { given, required });
         }
         if self.operations.len() >= self.config.max_operations {
@@ -476,6 +393,17 @@ impl Coordinator {
         self.operations.insert(id, operation);
         self.ask_first(now, id);
         Ok(id)
+    }
+
+    /// Why an operation of these levels is not acknowledged with the replicas of now.
+    fn refusal(&self, (read, write): (Level, Level)) -> Option<OperationError> {
+        let required = self.config.require;
+        let sizes = || self.membership.sets().map(<[_]>::len);
+        let given = sizes().map(|n| self.config.guarantee_of(n, read, write)).min();
+        let given = given.unwrap_or(Guarantee::Eventual);
+        let is_too_many = sizes().any(|n| read.count(n) > n);
+        let is_refused = given < required || is_too_many;
+        is_refused.then_some(OperationError::Guarantee { given, required })
     }
 
     /// Asks those that an operation begins with: as many as it waits for; of two sets of replicas,
@@ -608,6 +536,15 @@ impl Coordinator {
             self.finish(id, Err(OperationError::WriteUnknown { holders: 0, needed }));
             return;
         }
+        let levels = (operation.read, operation.write);
+        if holds_none
+            && operation.calls.is_empty()
+            && let Some(error) = self.refusal(levels)
+        {
+            // It is nowhere, and the replicas have changed since it began.
+            return self.finish(id, Err(error));
+        }
+        let Some(operation) = self.operations.get_mut(&id) else { return };
         if !matches!(operation.phase, Phase::Spread { .. }) {
             self.ask_next(now, id);
         }
@@ -621,12 +558,23 @@ impl Coordinator {
             self.merged(now, id, state, holders);
             return;
         }
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get(&id) else { return };
         if matches!(operation.phase, Phase::Read { .. }) && operation.calls.is_empty() {
             // Too few are whole, or those that answered are behind the session.
             self.ask_next(now, id);
             return self.end_if_hopeless(id);
         }
+        if let Phase::Spread { holders, is_read, .. } = &operation.phase
+            && !operation.is_answered
+            && let Some(refusal) = self.refusal((operation.read, operation.write))
+        {
+            // It spreads all the same, but a read at this level may miss it.
+            let (holders, needed) = (holders.len(), self.needed(operation.write));
+            let unknown = OperationError::WriteUnknown { holders, needed };
+            let error = if *is_read { refusal } else { unknown };
+            self.answer(id, Err(error));
+        }
+        let Some(operation) = self.operations.get_mut(&id) else { return };
         if let Phase::Spread { state, holders, .. } = &operation.phase
             && self.membership.is_met(operation.write, |id| holders.contains(&id))
             && !operation.is_answered

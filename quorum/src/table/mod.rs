@@ -20,16 +20,15 @@ mod answers;
 mod config;
 mod coordinator;
 mod digest;
+mod errors;
 mod latency;
 mod message;
 mod operation;
 mod replica;
 
 pub use config::{Guarantee, Level, ReadRepair, TableConfig};
-pub use coordinator::{
-    CallError, Coordinator, CoordinatorInput, CoordinatorOutput, OperationError, Outcome, Rejected,
-    Stats, Value,
-};
+pub use coordinator::{Coordinator, CoordinatorInput, CoordinatorOutput, Stats, Value};
 pub use digest::Digester;
+pub use errors::{CallError, OperationError, Outcome, Rejected};
 pub use message::{Reply, Request};
 pub use replica::{Replica, ReplicaInput, ReplicaOutput, ReplicaRejected};

@@ -71,7 +71,9 @@ impl Oracle {
         self.done.fetch_add(1, Ordering::Relaxed);
         let is_joint = u64::from(membership.is_changing());
         self.in_joint_epochs.fetch_add(is_joint, Ordering::Relaxed);
-        self.followed.fetch_add(u64::from(membership.epoch() > before), Ordering::Relaxed);
+        // The first operation of a client asks who the replicas are.
+        let has_followed = before > 0 && membership.epoch() > before;
+        self.followed.fetch_add(has_followed.into(), Ordering::Relaxed);
     }
 
     pub(crate) fn check(&self) {

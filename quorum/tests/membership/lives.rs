@@ -226,7 +226,17 @@ impl Life<'_> {
         };
         let ends = async move {
             match operator.await? {
-                Ok(after) => Some((wanted, after.epoch())),
+                Ok(after) => {
+                    let (added, removed) = match wanted {
+                        MemberChange::Add(new) => (Some(new), None),
+                        MemberChange::Remove(old) => (None, Some(old)),
+                        MemberChange::Replace { old, new } => (Some(new), Some(old)),
+                        other => panic!("{other:?}"),
+                    };
+                    assert!(!after.is_changing() && added.is_none_or(|id| after.contains(id)));
+                    assert!(!removed.is_some_and(|id| after.contains(id)), "{wanted:?} {after:?}");
+                    Some((wanted, after.epoch()))
+                }
                 Err(ReconfigureError::Rejected(_)) => Some((wanted, 0)),
                 Err(_) => Some((wanted, 1)),
             }

@@ -5,5 +5,6 @@
 
 mod clients;
 mod lives;
+mod refusals;
 mod scenes;
 mod world;

@@ -12,17 +12,17 @@ use voussoir_quorum::*;
 use super::clients;
 use super::world::{Start, World, node_config};
 
-const LONG: Duration = Duration::from_secs(20);
+pub(crate) const LONG: Duration = Duration::from_secs(20);
 
-fn ids(membership: &Membership) -> Vec<u64> {
+pub(crate) fn ids(membership: &Membership) -> Vec<u64> {
     membership.members().iter().map(|member| member.id).collect()
 }
 
-fn texts(value: &Value) -> Vec<&str> {
+pub(crate) fn texts(value: &Value) -> Vec<&str> {
     value.values().map(|value| std::str::from_utf8(value).unwrap()).collect()
 }
 
-async fn three() -> Arc<World> {
+pub(crate) async fn three() -> Arc<World> {
     let world = World::new(1, node_config([1, 2, 3]));
     for id in 1..=3 {
         world.start(id, Start::Create).await;
@@ -30,13 +30,29 @@ async fn three() -> Arc<World> {
     world
 }
 
-fn registers(world: &Arc<World>, id: u64) -> Registers {
+pub(crate) fn registers(world: &Arc<World>, id: u64) -> Registers {
     let mut config = RegisterConfig::with_acceptors([1, 2, 3]);
     config.timeout = Duration::from_millis(300);
     Registers::new(id, config, world.link(id)).unwrap()
 }
 
-async fn change(
+/// Begins a change and returns as soon as its joint epoch is served somewhere.
+pub(crate) async fn begin(
+    world: &Arc<World>,
+    at: u64,
+    change: MemberChange,
+    timeout: Duration,
+) -> tokio::task::JoinHandle<Result<Arc<Membership>, ReconfigureError>> {
+    let (node, link, _) = world.host(at).unwrap();
+    let operator = tokio::spawn(async move { node.reconfigure(&link, change, timeout).await });
+    // Ends: the joint epoch is decided.
+    while !world.latest().is_changing() {
+        sleep(Duration::from_millis(1)).await;
+    }
+    operator
+}
+
+pub(crate) async fn change(
     world: &Arc<World>,
     at: u64,
     change: MemberChange,
@@ -196,9 +212,12 @@ async fn a_joint_epoch_needs_both_sets_and_can_be_abandoned() {
     let table = clients::near(1, 100, &world);
     let client = registers(&world, 101);
     table.put_blind("k", "v").await.unwrap();
-    // The node 9 never comes.
+    // The node 9 is gone as soon as the change has begun.
+    world.start(9, Start::Join).await;
     let replace = MemberChange::Replace { old: 3, new: 9 };
-    let error = change(&world, 1, replace, Duration::from_secs(1)).await.unwrap_err();
+    let operator = begin(&world, 1, replace, Duration::from_secs(1)).await;
+    world.crash(9);
+    let error = operator.await.unwrap().unwrap_err();
     assert_eq!(error, ReconfigureError::Unfinished { epoch: 2 });
     assert!(error.is_retryable() && error.outcome() == table::Outcome::Unknown);
     let error = change(&world, 2, MemberChange::Add(5), Duration::from_millis(200)).await;
@@ -224,18 +243,11 @@ async fn a_joint_epoch_needs_both_sets_and_can_be_abandoned() {
 async fn a_change_that_was_begun_is_carried_on_by_the_others() {
     let world = three().await;
     clients::table(100, &world, vec![1, 2, 3]).put_blind("k", "v").await.unwrap();
-    let (node, link, _) = world.host(1).unwrap();
-    let operator = tokio::spawn(async move {
-        node.reconfigure(&link, MemberChange::Replace { old: 1, new: 4 }, LONG).await
-    });
-    // Ends: the joint epoch is decided.
-    while !world.latest().is_changing() {
-        sleep(Duration::from_millis(1)).await;
-    }
+    world.start(4, Start::Join).await;
+    let operator = begin(&world, 1, MemberChange::Replace { old: 1, new: 4 }, LONG).await;
     operator.abort();
     assert!(operator.await.is_err());
     world.crash(1);
-    world.start(4, Start::Join).await;
     // Ends: the maintenance of any replica ends the change.
     tokio::time::timeout(LONG, async {
         while world.latest().is_changing() {
