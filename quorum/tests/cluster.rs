@@ -236,7 +236,7 @@ async fn a_lost_node_counts_for_nothing_until_it_is_rebuilt() {
 /// A page of a copy has more keys than the node takes requests at once.
 #[tokio::test(start_paused = true)]
 async fn a_lost_node_that_takes_few_requests_at_once_is_rebuilt() {
-    let mut cluster = Cluster::new().await;
+    let cluster = Cluster::new().await;
     for key in 0..300 {
         cluster.strict(0).put_blind(format!("k{key}"), "v").await.unwrap();
     }
@@ -434,7 +434,11 @@ async fn a_store_is_one_node_s_and_is_not_begun_twice() {
     assert_eq!(error, StartError::Exists { found: 1 });
     let error = Node::start(2, store.clone(), config.clone()).await.unwrap_err();
     assert_eq!(error, StartError::WrongNode { found: 1, node: 2 });
+    // Whoever the configuration lists, the store says whose it is.
     let error = Node::start(4, store.clone(), config.clone()).await.unwrap_err();
+    assert_eq!(error, StartError::WrongNode { found: 1, node: 4 });
+    let empty = Arc::new(MemoryStore::new());
+    let error = Node::create(4, empty, config.clone()).await.unwrap_err();
     assert!(matches!(error, StartError::Config(_)), "{error}");
     assert!(Node::start(1, store, config).await.unwrap().is_whole());
 }

@@ -170,7 +170,7 @@ impl Registers {
         Self::build(client, config, Arc::new(Membership::unknown()), link, None)
     }
 
-    /// Registers of one membership alone, and of those of its acceptors that decide what follows it.
+    /// Registers of one membership alone, on those of its acceptors that decide what follows it.
     pub(crate) fn pinned(
         client: u64,
         timeout: Duration,

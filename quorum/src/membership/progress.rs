@@ -162,8 +162,8 @@ impl Membership {
 
     /// Whether the new set may stand alone: nothing of an earlier epoch is left, and every replica
     /// that was added, or must catch up, has what was acknowledged before. Each of them, for a
-    /// table may write at [`Level::All`] and read at [`Level::One`]. One that stays and need not catch up
-    /// holds what it held; it may be away.
+    /// table may write at [`Level::All`] and read at [`Level::One`]. One that stays and need not
+    /// catch up holds what it held; it may be away.
     pub(crate) fn may_finish(&self, seen: &BTreeMap<u64, Seen>, levels: Levels) -> bool {
         let is_ready = |member: &Member| {
             let must_copy = !self.members.contains(member) || self.must_catch_up(member.id);

@@ -107,9 +107,9 @@ impl ReconfigureError {
 
 impl Node {
     /// Changes the replicas: adds one, removes one, or replaces one by another, while clients go
-    /// on. Returns when the new replicas stand alone, with their membership. Every whole replica
-    /// may be asked. A call for what is already so returns at once; a call that is repeated carries
-    /// on what it finds.
+    /// on. Returns when the new replicas stand alone and a majority of them serves the new epoch,
+    /// with their membership. Every whole replica may be asked. A call for what is already so
+    /// returns once a majority has said so; a call that is repeated carries on what it finds.
     ///
     /// A node that is added was begun by [`Node::join`] and maintains itself. A replica that is
     /// removed may be dead, and so may others: a majority of the old replicas must be there, and
@@ -290,8 +290,8 @@ impl Node {
         Answer::Membership { membership, is_whole, is_ready }
     }
 
-    /// Serves a later membership, unless it cannot follow the own one. Returns when that is durable,
-    /// or the node has halted.
+    /// Serves a later membership, unless it cannot follow the own one. Returns when that is
+    /// durable, or the node has halted.
     pub(super) async fn adopt(&self, membership: Membership) {
         let (node, epoch, current) = (self.shared.id, membership.epoch(), self.current());
         if epoch <= current.epoch() {
@@ -387,7 +387,7 @@ impl Node {
         }
     }
 
-    /// Starts to copy what the node may lack, which takes as long as there is something to copy, and
+    /// Starts to copy what the node may lack. That takes as long as there is something to copy, and
     /// nothing waits for it. Does nothing if it copies already.
     fn begin_to_catch_up(&self, link: &Arc<dyn Link>, epoch: u64) {
         let (node, link) = (self.clone(), Arc::clone(link));

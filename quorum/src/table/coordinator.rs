@@ -192,8 +192,8 @@ impl Coordinator {
     /// What runs is begun anew at the new replicas, within its deadline: a read asks again, and a
     /// state that is spread is merged into quorums of the new replicas, for what was acknowledged
     /// in the old epoch counts for it no more. Only the call of a write to its primary goes on: the
-    /// write may have been made. An operation whose level does not give of the new replicas what the
-    /// table requires fails.
+    /// write may have been made. An operation whose level does not give of the new replicas what
+    /// the table requires fails.
     pub fn reconfigure(&mut self, now: u64, membership: Membership) {
         if membership.epoch() <= self.membership.epoch() {
             return;
