@@ -53,6 +53,11 @@ pub struct Config {
     /// The rate at which new segment files are filled with zeros ahead of need, bytes per
     /// second. Default 256 MiB/s. Ignored while a commit waits for a segment.
     pub prepare_bytes_per_second: u64,
+    /// The rate at which batches are moved out of full segments that are pinned by little, bytes
+    /// per second; 0 for never. Default 64 MiB/s. A segment is such a victim when at most half of it
+    /// still counts. It starts when three quarters of the segments are in use. Ignored while
+    /// appends wait for room.
+    pub rewrite_bytes_per_second: u64,
     /// The identity of a journal that is created by this opening; `None` (the default) draws a
     /// random one. Set it for runs that must be deterministic.
     pub identity: Option<u128>,
@@ -71,6 +76,7 @@ impl Default for Config {
             idle_mark: Duration::from_millis(100),
             index_cache_bytes: 16 << 20,
             prepare_bytes_per_second: 256 << 20,
+            rewrite_bytes_per_second: 64 << 20,
             identity: None,
             manual: false,
         }

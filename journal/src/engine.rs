@@ -1,7 +1,9 @@
 //! The journal itself: deterministic synchronous code over the `Files` seam.
 //!
 //! Three locks, taken in this order: `writer` (held while a group is written), `state` (accepted
-//! commits), and the short ones of segments and logs. `state` is never held during I/O.
+//! commits), and the short ones of segments and logs. Between the first two come `rewriter` and
+//! `keeper`, in a journal without threads; otherwise only the keeper's thread holds `rewriter`, and
+//! takes `writer` under it, never under `keeper`. `state` is never held during I/O.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,6 +19,7 @@ pub(crate) mod group;
 pub(crate) mod lead;
 pub(crate) mod log;
 pub(crate) mod reader;
+pub(crate) mod rewrite;
 pub(crate) mod rotate;
 pub(crate) mod run;
 pub(crate) mod seal;
@@ -29,6 +32,7 @@ pub(crate) mod writer;
 use self::cache::{Buffers, IndexCache};
 use self::lead::Leadership;
 use self::log::LogInner;
+use self::rewrite::Rewriter;
 use self::space::{Keeper, Space};
 use self::writer::Writer;
 use crate::config::Config;
@@ -51,6 +55,10 @@ pub(crate) struct Engine {
     pub(crate) keeper: Mutex<Keeper>,
     pub(crate) index_cache: Mutex<IndexCache>,
     pub(crate) buffers: Buffers,
+    /// What is being moved out of full segments.
+    pub(crate) rewriter: Mutex<Rewriter>,
+    /// Rounds of rewriting whose copies readers have been pointed to.
+    pub(crate) rounds_ended: AtomicU64,
     /// For large batches on their way to the disk.
     pub(crate) write_buffers: Arc<Buffers>,
     /// Highest LSN that is durable. Invariant: durable <= written.
@@ -82,6 +90,9 @@ pub(crate) struct Counters {
     pub(crate) rotations: AtomicU64,
     pub(crate) marks: AtomicU64,
     pub(crate) buffered_lost: AtomicU64,
+    pub(crate) segments_rewritten: AtomicU64,
+    pub(crate) bytes_rewritten: AtomicU64,
+    pub(crate) segments_unmovable: AtomicU64,
 }
 
 impl Counters {

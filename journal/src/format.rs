@@ -1,4 +1,4 @@
-//! The byte format, version 1. All integers are little-endian; all offsets are bytes.
+//! The byte format, version 2. All integers are little-endian; all offsets are bytes.
 //!
 //! # Files
 //! ```text
@@ -29,7 +29,7 @@
 //! *Span* is the number of LSNs from the first frame of a full segment to its index, both included;
 //! 0 while the segment is not full, and when the number is unknown. A power loss may take an index,
 //! and the segment that followed may have been recycled: the span then proves that all frames
-//! before the index are there.
+//! before the index are there. 2^32 - 1 for a segment of moved frames, see "Rewriting".
 //!
 //! # Segment
 //! ```text
@@ -45,7 +45,8 @@
 //! 32  u64    sequence                          32  u8[28] zero
 //! 40  u64    size of the segment               60  u32    CRC-32C of bytes 0..60, masked
 //! 48  u32    epoch of its preparation
-//! 52  u8[8]  zero
+//! 52  u8     flags: bit 0: it holds moved frames
+//! 53  u8[7]  zero
 //! 60  u32    CRC-32C of bytes 0..60
 //! ```
 //!
@@ -60,7 +61,7 @@
 //! 28  u32  epoch
 //! 32  u32  head: bytes of this header, the sections and the extensions
 //! 36  u16  number of sections
-//! 38  u8   kind: 1 commit, 2 mark, 3 table, 4 index; 5 is kept for rewritten frames
+//! 38  u8   kind: 1 commit, 2 mark, 3 table, 4 index, 5 moved
 //! 39  u8   flags: bit 0 on a mark: the journal was closed
 //! 40  sections of 40 bytes
 //!     extensions: any number of { u16 tag, u16 length, u32 zero, bytes padded to 8 }; a reader
@@ -129,9 +130,47 @@
 //! The index is a hint: what it points at must verify as a frame of that place, and hold that
 //! log and position.
 //!
+//! # Rewriting
+//! Space comes back in whole segments. Those that are pinned by little are *victims*: the batches
+//! in them that count are copied into a segment of moved frames, sorted by log and position, and
+//! one synced write of the manifest puts that segment into the place of all of them.
+//!
+//! A *moved frame* (kind 5) holds one batch. Its LSN, mark and epoch are those of the commit that
+//! wrote the batch, and its one section is that commit's, unchanged: a frame keeps its LSN wherever
+//! it is copied. Only the place to which its checksum is bound is new. A segment of moved frames is
+//! written once and never appended to. It has no table, its frames are not in the order of their
+//! LSNs, and its index, which is synced before a manifest lists the segment, has the LSN of the
+//! last moved batch. A log has an entry in the directory for each run of positions without a gap.
+//!
+//! Frames of this kind are not replayed. The bounds of the logs come from the tables and commits,
+//! and what sealed segments and moved frames hold within these bounds is ordered by LSN, whatever
+//! the order of the files: of several batches with one position, the one with the highest LSN
+//! counts, so that neither a copy hides a later append, nor an older one a copy. A truncate, release
+//! or delete outlives every copy, because the table of the newest segment has its effect, and
+//! because a batch is left out of a copy only for a change that is durable before the manifest is.
+//! A log that is created again has another number than the copies of the earlier one.
+//!
+//! Until the manifest is written, a crash leaves a file that no manifest lists: it is free. When
+//! one copy of the manifest is damaged, the other one may be older than the replacement. So a file
+//! with moved frames and an index that verifies then counts also unlisted: what it holds and what
+//! it was copied from are the same batches.
+//!
+//! Moved frames whose index is lost are found by reading the segment. Each batch is then ordered by
+//! its own LSN, as positions between two of them may have been rewritten elsewhere. When the index
+//! is lost and frames are missing too, a batch that had replaced an older one may be among them:
+//! every log counts as suspect.
+//!
+//! Rejected: *appending the copies to the log, with new LSNs* (recovery would have to replay them,
+//! they would delay commits, and the logs would be mixed again); *moving a batch by itself to a
+//! segment that is not full* (such a segment would be written after a manifest lists it, so that a
+//! crash could tear it).
+//!
 //! # Evolution
 //! The magic, version, CRC and length of a manifest slot and the magic and version of a segment
-//! keep their places in every version. A build rejects versions above its own and kinds that it
+//! keep their places in every version. What is written says the lowest version that can read it:
+//! 2 in the header of a segment of moved frames, else 1. So a build of version 1 refuses a directory
+//! that holds such a segment, with a typed error, and opens it again once they are gone.
+//! A build rejects versions above its own and kinds that it
 //! does not know with a typed error, skips extensions that it does not know, and ignores bytes
 //! called zero here. LSNs, marks, sequences, counters and numbers of logs above 2^62, and slots
 //! above 2^30, are taken for damage.
@@ -144,8 +183,10 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 
-/// The version that this build writes, and the newest that it reads.
-pub const VERSION: u32 = 1;
+/// The newest version that this build reads and writes.
+pub const VERSION: u32 = 2;
+/// The version without segments of moved frames. Everything else is still written as this one.
+pub(crate) const VERSION_UNMOVED: u32 = 1;
 
 pub(crate) const BLOCK: u64 = 4096;
 /// Where the first frame of a segment stands.

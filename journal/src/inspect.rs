@@ -44,9 +44,9 @@ pub struct SegmentInfo {
     pub sequence: u64,
     /// The state of the segment.
     pub role: Role,
-    /// LSN of its first frame; 0 when it has none.
+    /// LSN of its first frame, of moved ones the lowest; 0 when it has none.
     pub first_lsn: u64,
-    /// LSN of its last frame; 0 when it has none.
+    /// LSN of its last frame, of moved ones the highest; 0 when it has none.
     pub last_lsn: u64,
     /// Whether it ends in an index that verifies. An index is not synced, so that a power loss may
     /// take it; the frames are read instead.
@@ -65,6 +65,9 @@ pub enum Role {
     Sealed,
     /// Where the journal would go on.
     Active,
+    /// Full, of batches that were moved out of segments pinned by little. Its frames are not in
+    /// the order of their LSNs.
+    Rewritten,
     /// Prepared for later.
     Spare,
 }
@@ -147,6 +150,8 @@ pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<
     };
     report.logs.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     let live = &recovered.directory.live;
+    let rewritten = &recovered.directory.rewritten;
+    let segments_total = live.len() + rewritten.len();
     let mut bytes = 0;
     for (number, segment) in live.iter().enumerate() {
         let role = match &active {
@@ -163,8 +168,16 @@ pub fn inspect(files: &dyn Files, progress: &mut dyn FnMut(Progress)) -> Result<
         let info = walk.run(role, end, next)?;
         bytes += info.bytes;
         report.segments.push(info);
-        progress(Progress { segments: number + 1, segments_total: live.len(), bytes });
+        progress(Progress { segments: number + 1, segments_total, bytes });
     }
+    for segment in rewritten {
+        let mut walk = Walk { segment, recovered: &recovered, problems: &mut report.problems };
+        let info = walk.run_moved()?;
+        bytes += info.bytes;
+        report.segments.push(info);
+        progress(Progress { segments: report.segments.len(), segments_total, bytes });
+    }
+    report.segments.sort_unstable_by_key(|segment| segment.sequence);
     Ok(report)
 }
 
@@ -228,6 +241,43 @@ impl Walk<'_> {
             && (next == Some(info.last_lsn + 2) || span == info.last_lsn - info.first_lsn + 2);
         if !ended && !only_the_index && offset < end {
             self.unreadable(offset..end);
+        }
+        Ok(info)
+    }
+
+    /// A segment of moved frames. It was synced before it counted, so that all of it must be there.
+    fn run_moved(&mut self) -> Result<SegmentInfo, OpenError> {
+        let (name, sequence) = (self.segment.name(), self.segment.sequence);
+        let mut info = SegmentInfo {
+            name,
+            sequence,
+            role: Role::Rewritten,
+            first_lsn: 0,
+            last_lsn: 0,
+            indexed: recovery::is_indexed(self.segment)?,
+            frames: 0,
+            bytes: 0,
+        };
+        let mut scanner = Scanner::new(self.segment);
+        let (mut offset, mut ended) = (FRAMES_AT, false);
+        while !ended && let Some(frame) = scanner.search(offset)? {
+            if frame.offset > offset {
+                self.unreadable(offset..frame.offset);
+            }
+            let lsn = frame.header.lsn;
+            let first = if info.first_lsn == 0 { lsn } else { info.first_lsn };
+            (info.first_lsn, info.last_lsn) = (first.min(lsn), info.last_lsn.max(lsn));
+            info.frames += 1;
+            info.bytes += u64::from(frame.header.length);
+            let bad = scanner.bad_payloads(&frame)?;
+            self.report_bad(&frame, &bad);
+            ended = frame.kind() == Some(FrameKind::Index);
+            offset = frame.end();
+        }
+        if !ended {
+            self.unreadable(offset..self.segment.size - TRAILER_BYTES);
+        } else if !info.indexed {
+            self.unreadable(self.segment.size - TRAILER_BYTES..self.segment.size);
         }
         Ok(info)
     }

@@ -80,6 +80,13 @@ pub struct Stats {
     pub segments_recycled: u64,
     /// Bytes of zeros with which new files were filled.
     pub bytes_zeroed: u64,
+    /// Segments that came back because what still counted in them was moved.
+    pub segments_rewritten: u64,
+    /// Bytes that were written for that.
+    pub bytes_rewritten: u64,
+    /// Segments that stay as they are, because a batch in them did not verify when it was to be
+    /// moved.
+    pub segments_unmovable: u64,
     /// Segments that are in use or ready.
     pub segments: usize,
     /// Segment files, with those that wait to be used again.
@@ -205,8 +212,8 @@ impl Journal {
         self.engine().submit(commit, Box::new(done))
     }
 
-    /// Does one thing that can be done now: writes a group; else prepares a segment, when the
-    /// journal has no thread for it; else, when the journal has been idle for
+    /// Does one thing that can be done now: writes a group; else prepares a segment, or moves some
+    /// of what segments hold that are pinned by little, when the journal has no thread for it; else, when the journal has been idle for
     /// [`Config::idle_mark`], marks everything as durable.
     ///
     /// `now` is in nanoseconds since any fixed moment, and never goes back.
@@ -248,6 +255,9 @@ impl Journal {
             segments_created: prepared.created.load(Ordering::Relaxed),
             segments_recycled: prepared.recycled.load(Ordering::Relaxed),
             bytes_zeroed: prepared.bytes_zeroed.load(Ordering::Relaxed),
+            segments_rewritten: counters.segments_rewritten.load(Ordering::Relaxed),
+            bytes_rewritten: counters.bytes_rewritten.load(Ordering::Relaxed),
+            segments_unmovable: counters.segments_unmovable.load(Ordering::Relaxed),
             segments,
             files,
             pending_bytes: state.pending_bytes,

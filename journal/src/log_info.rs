@@ -72,7 +72,7 @@ pub(crate) fn info(name: &LogName, view: &View) -> LogInfo {
         first: view.bounds.first,
         end: view.bounds.end,
         bytes: view.bytes(),
-        segments: view.extents().count(),
+        segments: view.segments(),
         health: health_of(&view.bounds),
     }
 }

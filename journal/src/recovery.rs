@@ -22,7 +22,10 @@ use crate::engine::writer::{Active, Writer};
 use crate::engine::{Counters, Engine, next_opening};
 use crate::error::{Fault, FullCause, OpenError, ReadError};
 use crate::files::{File, Files, read_full_at, write_all_at};
-use crate::format::manifest::{Manifest, SLOT_BYTES, Slot, segment_name, segment_slot};
+use crate::format::index::DirectoryEntry;
+use crate::format::manifest::{
+    Life, Manifest, SLOT_BYTES, SPAN_REWRITTEN, Slot, segment_name, segment_slot,
+};
 use crate::format::segment::{self, Found, SegmentHeader};
 use crate::format::table::{self, Table};
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
@@ -31,7 +34,7 @@ pub(crate) mod replay;
 pub(crate) mod scan;
 
 use replay::{Replay, Trust};
-use scan::{Rebuild, Scanner};
+use scan::{Rebuild, Rebuilt, Scanner};
 
 const MANIFEST_NEW: &str = "manifest.new";
 
@@ -42,8 +45,12 @@ pub(crate) struct Directory {
     manifest_file: Arc<dyn File>,
     /// Both copies of the manifest are whole.
     manifest_whole: bool,
-    /// Live segments by sequence.
+    /// Live segments by sequence, without those of moved frames.
     pub(crate) live: Vec<Arc<Segment>>,
+    /// Live segments of moved frames, by sequence.
+    pub(crate) rewritten: Vec<Arc<Segment>>,
+    /// The highest sequence that the manifest or the header of any file has.
+    newest: u64,
     /// Slots of segment files that are not live.
     free: Vec<u32>,
 }
@@ -115,10 +122,15 @@ pub(crate) fn read_directory_of(
     let manifest_file =
         files.open(MANIFEST).map_err(|error| Fault::new("open", MANIFEST, &error))?;
     let (manifest, manifest_whole) = read_manifest(&*manifest_file)?;
-    let listed: BTreeMap<u32, u64> =
-        manifest.live.iter().map(|life| (life.slot, life.sequence)).collect();
-    let newest = manifest.live.last().map_or(0, |life| life.sequence);
-    let (mut live, mut free) = (Vec::new(), Vec::new());
+    let listed: BTreeMap<u32, Life> =
+        manifest.live.iter().map(|life| (life.slot, *life)).collect();
+    let lives = Lives {
+        manifest: &manifest,
+        is_whole: manifest_whole,
+        newest: manifest.live.last().map_or(0, |life| life.sequence),
+    };
+    let mut newest = lives.newest;
+    let (mut live, mut rewritten, mut free) = (Vec::new(), Vec::new(), Vec::new());
     let mut slots: Vec<u32> = names.iter().filter_map(|name| segment_slot(name)).collect();
     slots.sort_unstable();
     if let Some(missing) = manifest.live.iter().find(|life| !slots.contains(&life.slot)) {
@@ -127,18 +139,25 @@ pub(crate) fn read_directory_of(
     for slot in slots {
         let name = segment_name(slot);
         let file = files.open(&name).map_err(|error| Fault::new("open", &*name, &error))?;
-        let listed = listed.get(&slot).copied();
-        match life_of(file, &name, &manifest, listed, newest)? {
+        let (segment, sequence) = lives.life_of(file, &name, listed.get(&slot).copied())?;
+        // No more rounds of rewriting than this end in a crash between two manifests.
+        const AHEAD: u64 = 1 << 32;
+        if sequence.saturating_sub(lives.newest) < AHEAD {
+            newest = newest.max(sequence);
+        }
+        match segment {
+            Some(segment) if segment.is_rewritten() => rewritten.push(segment),
             Some(segment) => live.push(segment),
             None => free.push(slot),
         }
     }
     live.sort_unstable_by_key(|segment| segment.sequence);
+    rewritten.sort_unstable_by_key(|segment| segment.sequence);
     for segment in &live {
         let life = manifest.live.iter().find(|life| life.sequence == segment.sequence);
         segment.set_span(life.map_or(0, |life| life.span));
     }
-    Ok(Directory { manifest, manifest_file, manifest_whole, live, free })
+    Ok(Directory { manifest, manifest_file, manifest_whole, live, rewritten, newest, free })
 }
 
 pub(crate) fn read_manifest(file: &dyn File) -> Result<(Manifest, bool), OpenError> {
@@ -163,43 +182,63 @@ pub(crate) fn read_manifest(file: &dyn File) -> Result<(Manifest, bool), OpenErr
     }
 }
 
-/// The segment in a file, if it is live.
-fn life_of(
-    file: Arc<dyn File>,
-    name: &str,
-    manifest: &Manifest,
-    listed: Option<u64>,
+/// What decides which files are live.
+struct Lives<'a> {
+    manifest: &'a Manifest,
+    /// Both copies of the manifest are whole.
+    is_whole: bool,
+    /// The highest sequence in the manifest.
     newest: u64,
-) -> Result<Option<Arc<Segment>>, OpenError> {
-    let fault = |error: io::Error| Fault::new("read", name, &error);
-    let mut bytes = [0; segment::BYTES];
-    let read = read_full_at(&*file, &mut bytes, 0).map_err(fault)?;
-    let slot = segment_slot(name).unwrap_or_default();
-    let journal = manifest.journal;
-    match (SegmentHeader::decode(&bytes[..read]), listed) {
-        (Found::Newer(found), _) => {
-            Err(OpenError::NewerFormat { name: name.to_owned(), found, supported: VERSION })
+}
+
+impl Lives<'_> {
+    /// The segment in a file, if it is live, and the sequence that its header has.
+    fn life_of(
+        &self,
+        file: Arc<dyn File>,
+        name: &str,
+        listed: Option<Life>,
+    ) -> Result<(Option<Arc<Segment>>, u64), OpenError> {
+        let fault = |error: io::Error| Fault::new("read", name, &error);
+        let mut bytes = [0; segment::BYTES];
+        let read = read_full_at(&*file, &mut bytes, 0).map_err(fault)?;
+        let slot = segment_slot(name).unwrap_or_default();
+        let journal = self.manifest.journal;
+        match (SegmentHeader::decode(&bytes[..read]), listed) {
+            (Found::Newer(found), _) => {
+                Err(OpenError::NewerFormat { name: name.to_owned(), found, supported: VERSION })
+            }
+            (Found::Header(header), _) if header.journal != journal => {
+                Err(OpenError::ForeignSegment { name: name.to_owned() })
+            }
+            (Found::Header(header), listed) => {
+                let SegmentHeader { sequence, size, is_rewritten, .. } = header;
+                let segment = Segment::new(journal, slot, sequence, size, file);
+                let segment = segment.with_moved_frames(is_rewritten);
+                let counts = listed.is_some_and(|listed| listed.sequence == sequence)
+                    || self.counts_unlisted(&segment, listed.is_some())?;
+                Ok((counts.then(|| Arc::new(segment)), sequence))
+            }
+            // Only the header is damaged; the frames do not need it.
+            (Found::Nothing, Some(life)) => {
+                let size = file.len().map_err(fault)?;
+                let size = size.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+                let segment = Segment::new(journal, slot, life.sequence, size, file);
+                let segment = segment.with_moved_frames(life.span == SPAN_REWRITTEN);
+                Ok((Some(Arc::new(segment)), life.sequence))
+            }
+            (Found::Nothing, None) => Ok((None, 0)),
         }
-        (Found::Header(header), _) if header.journal != journal => {
-            Err(OpenError::ForeignSegment { name: name.to_owned() })
+    }
+
+    /// One copy of the manifest may be damaged and the other one older than this life of a file.
+    /// `was_listed`: an earlier life of it is in the manifest.
+    fn counts_unlisted(&self, segment: &Segment, was_listed: bool) -> Result<bool, OpenError> {
+        if segment.is_rewritten() {
+            // Its batches are those that it was copied from, so that it never does harm.
+            return Ok(!self.is_whole && is_indexed(segment)?);
         }
-        (Found::Header(header), listed) => {
-            let SegmentHeader { sequence, size, .. } = header;
-            let segment = Segment::new(journal, slot, sequence, size, file);
-            // One copy of the manifest may be damaged and the other one older than this life.
-            let counts = match listed {
-                Some(listed) => listed == sequence || begins_with_table(&segment)?,
-                None => sequence > newest && begins_with_table(&segment)?,
-            };
-            Ok(counts.then(|| Arc::new(segment)))
-        }
-        // Only the header is damaged; the frames do not need it.
-        (Found::Nothing, Some(sequence)) => {
-            let size = file.len().map_err(fault)?;
-            let size = size.clamp(SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
-            Ok(Some(Arc::new(Segment::new(journal, slot, sequence, size, file))))
-        }
-        (Found::Nothing, None) => Ok(None),
+        Ok((was_listed || segment.sequence > self.newest) && begins_with_table(segment)?)
     }
 }
 
@@ -290,7 +329,7 @@ impl Recovered {
         let live = census.live(active.as_ref().map(|(segment, _)| segment));
         manifest.mark = self.replay.next_lsn - 1;
         let epoch = manifest.epoch;
-        let space = Space::new(census);
+        let space = Space::new(census, &config);
         let mut keeper = Keeper::new(Arc::clone(&files), &config, manifest, live, manifest_file);
         keeper.write_manifest()?;
 
@@ -317,6 +356,8 @@ impl Recovered {
             space,
             keeper: Mutex::new(keeper),
             buffers: Buffers::default(),
+            rewriter: Mutex::default(),
+            rounds_ended: AtomicU64::new(0),
             write_buffers: Arc::default(),
             durable: AtomicU64::new(last),
             written: AtomicU64::new(last),
@@ -352,20 +393,14 @@ impl Recovered {
     fn attach_sealed(&mut self, active: &Arc<Segment>) -> Result<(), OpenError> {
         let base = self.replayed.unwrap_or_default();
         let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        let moved_are_whole = self.attach_moved(&mut found)?;
         // The newest segment in which something of a log may be lost.
         let mut unproven: BTreeMap<u64, u64> = BTreeMap::new();
         let live = self.directory.live.clone();
         for pair in live[..=base].windows(2) {
             let [segment, next] = pair else { continue };
             let (extents, rebuilt) = contents(segment)?;
-            for (number, mut extent) in extents {
-                if self.replay.logs.contains_key(&number) {
-                    extent.batches = None;
-                    found.entry(number).or_default().push(extent);
-                } else {
-                    segment.unpin(0);
-                }
-            }
+            self.keep_known(extents, &mut found);
             let Some(rebuild) = rebuilt else { continue };
             if rebuild.is_whole(segment.span(), scan::first_lsn(next)?) {
                 let (first, index) = rebuild.lsns();
@@ -377,10 +412,7 @@ impl Recovered {
             }
         }
         for (number, log) in &mut self.replay.logs {
-            let mut extents = found.remove(number).unwrap_or_default();
-            // What is defined by LSN is not defined by the order of the files.
-            extents.sort_by_key(|extent| extent.last);
-            log.view.put_before(extents);
+            log.view.merge(found.remove(number).unwrap_or_default());
             for segment in &live[base..] {
                 if !Arc::ptr_eq(segment, active) {
                     log.view.seal(segment);
@@ -388,7 +420,11 @@ impl Recovered {
             }
             // A lost frame there may have replaced what is in older segments, and in none newer.
             let lost_in = unproven.get(number).copied().unwrap_or_default();
-            if log.view.extents().any(|extent| extent.segment.sequence <= lost_in) {
+            let is_older = |extent: &Extent| {
+                extent.segment.sequence <= lost_in
+                    || lost_in > 0 && extent.segment.is_rewritten()
+            };
+            if !moved_are_whole || log.view.extents().any(is_older) {
                 let end = log.view.bounds.end;
                 log.view.bounds.hurt(end, UNKNOWN);
             }
@@ -401,6 +437,38 @@ impl Recovered {
             }
         }
         Ok(())
+    }
+
+    /// Of what a segment holds, keeps the extents of logs that exist.
+    fn keep_known(&self, extents: Extents, found: &mut BTreeMap<u64, Vec<Extent>>) {
+        for (number, mut extent) in extents {
+            if self.replay.logs.contains_key(&number) {
+                extent.batches = None;
+                found.entry(number).or_default().push(extent);
+            } else {
+                extent.segment.unpin(0);
+            }
+        }
+    }
+
+    /// Gathers what segments of moved frames hold. False when batches may be missing of which it
+    /// is not known where they stood: older ones may then seem to count.
+    fn attach_moved(&self, found: &mut BTreeMap<u64, Vec<Extent>>) -> Result<bool, OpenError> {
+        let mut whole = true;
+        for segment in &self.directory.rewritten {
+            if let Some(index) = readable(segment, find_index(segment))
+                && let Some(directory) = readable(segment, read_directory(segment, &index))
+            {
+                self.keep_known(extents_of(segment, directory), found);
+                continue;
+            }
+            let name = segment.name();
+            tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
+            let (logs, is_whole) = scan::rebuild_moved(segment)?;
+            whole &= is_whole;
+            self.keep_known(rebuilt_extents(segment, &logs), found);
+        }
+        Ok(whole)
     }
 
     /// Frames of a sealed segment are lost. They may have held changes to any of these logs; for
@@ -451,6 +519,7 @@ impl Recovered {
         let (mut sealed, mut spares) = (Vec::new(), Vec::new());
         let mut free = self.directory.free.clone();
         let active_sequence = active.map_or(0, |active| active.sequence);
+        sealed.extend(self.directory.rewritten.iter().cloned());
         for segment in &self.directory.live {
             if segment.sequence < active_sequence {
                 sealed.push(Arc::clone(segment));
@@ -462,16 +531,18 @@ impl Recovered {
                 }
             }
         }
-        let live = &self.directory.live;
+        let Directory { live, rewritten, free: unused, .. } = &self.directory;
         Census {
-            files: live.len() + self.directory.free.len(),
+            files: live.len() + rewritten.len() + unused.len(),
             next_slot: live
                 .iter()
+                .chain(rewritten)
                 .map(|segment| segment.slot)
-                .chain(self.directory.free.iter().copied())
+                .chain(unused.iter().copied())
                 .max()
                 .map_or(0, |slot| slot + 1),
-            next_sequence: live.last().map_or(0, |segment| segment.sequence) + 1,
+            // Never that of a file which is not live: frames of such a life would verify again.
+            next_sequence: self.directory.newest + 1,
             base: active_sequence,
             sealed,
             spares,
@@ -516,27 +587,29 @@ fn contents(segment: &Arc<Segment>) -> Result<(Extents, Option<Rebuild>), OpenEr
         }
         None => None,
     };
-    let extent = |first, end, last, bytes| {
-        let mut extent = Extent::new(Arc::clone(segment), first);
-        (extent.end, extent.last, extent.bytes) = (end, last, bytes);
-        extent
-    };
     if let Some(directory) = directory {
-        let extents = directory
-            .into_iter()
-            .map(|log| (log.log, extent(log.first, log.end, log.last, u64::from(log.bytes))))
-            .collect();
-        return Ok((extents, None));
+        return Ok((extents_of(segment, directory), None));
     }
     let name = segment.name();
     tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
     let rebuild = scan::rebuild_index(segment)?;
-    let extents = rebuild
-        .logs
-        .iter()
-        .map(|log| (log.number, extent(log.first, log.end, log.last, log.bytes)))
-        .collect();
-    Ok((extents, Some(rebuild)))
+    Ok((rebuilt_extents(segment, &rebuild.logs), Some(rebuild)))
+}
+
+/// What a directory says that logs have in its segment, pinning it.
+fn extents_of(segment: &Arc<Segment>, directory: Vec<DirectoryEntry>) -> Extents {
+    let extent = |log: DirectoryEntry| {
+        let bytes = u64::from(log.bytes);
+        (log.log, Extent::found(segment, log.first..log.end, log.last, bytes))
+    };
+    directory.into_iter().map(extent).collect()
+}
+
+/// What frames say that logs have in their segment, pinning it.
+fn rebuilt_extents(segment: &Arc<Segment>, logs: &[Rebuilt]) -> Extents {
+    let extent =
+        |log: &Rebuilt| (log.number, Extent::found(segment, log.first..log.end, log.last, log.bytes));
+    logs.iter().map(extent).collect()
 }
 
 /// Whether a segment ends in an index that verifies.

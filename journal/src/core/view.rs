@@ -1,6 +1,7 @@
 //! What readers see of a log: its bounds and where its acknowledged records are.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::bounds::LogBounds;
@@ -46,6 +47,17 @@ impl Extent {
         segment.pin();
         let batches = Some(Arc::default());
         Self { segment, first, end: first, last: 0, bytes: 0, batches }
+    }
+
+    /// What a sealed segment holds.
+    pub(crate) fn found(
+        segment: &Arc<Segment>,
+        positions: Range<u64>,
+        last: u64,
+        bytes: u64,
+    ) -> Self {
+        let new = Self::new(Arc::clone(segment), positions.start);
+        Self { end: positions.end, last, bytes, batches: None, ..new }
     }
 
     fn truncate(&mut self, from: u64) {
@@ -94,11 +106,13 @@ impl View {
         new
     }
 
-    /// Adds what older segments hold of the log, in the order in which it was written, and
-    /// leaves of all extents what still counts.
-    pub(crate) fn put_before(&mut self, older: Vec<Extent>) {
-        let newer = std::mem::take(&mut self.extents);
-        for extent in older.into_iter().chain(newer) {
+    /// Adds what other segments hold of the log, and leaves of all extents what still counts: where
+    /// two have the same position, the one that was written later, whichever file it is in.
+    pub(crate) fn merge(&mut self, more: Vec<Extent>) {
+        let mut all: Vec<Extent> = std::mem::take(&mut self.extents).into();
+        all.extend(more);
+        all.sort_by_key(|extent| extent.last);
+        for extent in all {
             self.truncate(extent.first, 0);
             self.extents.push_back(extent);
         }
@@ -161,9 +175,55 @@ impl View {
         self.extents.iter()
     }
 
-    /// What the log has in this segment, if anything.
+    /// What the log has in this segment, if anything; of moved frames, the last run of positions.
     pub(crate) fn extent_in(&self, segment: &Arc<Segment>) -> Option<&Extent> {
         self.extents.iter().rev().find(|extent| Arc::ptr_eq(&extent.segment, segment))
+    }
+
+    /// The extent that has a position, if it is in this segment.
+    pub(crate) fn extent_with(&self, segment: &Arc<Segment>, position: u64) -> Option<&Extent> {
+        let after = self.extents.partition_point(|extent| extent.end <= position);
+        let extent = self.extents.get(after).filter(|extent| extent.first <= position)?;
+        Arc::ptr_eq(&extent.segment, segment).then_some(extent)
+    }
+
+    /// Points to the copies in `target` of what is in segments for which `is_victim` holds. `runs`
+    /// are the positions that `target` has of the log. What it has no copy of stays where it is.
+    pub(crate) fn relocate(
+        &mut self,
+        is_victim: impl Fn(&Segment) -> bool,
+        target: &Arc<Segment>,
+        runs: &[Range<u64>],
+    ) {
+        for mut extent in std::mem::take(&mut self.extents) {
+            let is_copied = is_victim(&extent.segment)
+                && runs.iter().any(|run| run.start <= extent.first && extent.end <= run.end);
+            if is_copied {
+                target.pin();
+                extent.segment.unpin(0);
+                (extent.segment, extent.batches) = (Arc::clone(target), None);
+            }
+            match self.extents.back_mut() {
+                // Two runs that were in different segments are one.
+                Some(before)
+                    if Arc::ptr_eq(&before.segment, target)
+                        && Arc::ptr_eq(&extent.segment, target)
+                        && before.end == extent.first =>
+                {
+                    (before.end, before.last) = (extent.end, extent.last);
+                    before.bytes += extent.bytes;
+                    target.unpin(0);
+                }
+                _ => self.extents.push_back(extent),
+            }
+        }
+    }
+
+    /// How many segments hold records of the log.
+    pub(crate) fn segments(&self) -> usize {
+        let sequences: BTreeSet<u64> =
+            self.extents.iter().map(|extent| extent.segment.sequence).collect();
+        sequences.len()
     }
 
     /// The segment has an index, which has the batches from now on.

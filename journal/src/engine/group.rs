@@ -118,21 +118,24 @@ impl Engine {
 
     /// A segment to go on in, waiting for one to be prepared if it can be.
     fn find_spare(&self, writer: &mut Writer, claim: Claim) -> Result<Spare, Fault> {
-        let spare = self.take_or_prepare(claim)?;
+        let spare = self.take_or_prepare(writer, claim)?;
         if !writer.unsynced || !matches!(spare, Spare::Never) {
             return Ok(spare);
         }
         // What freed a segment may be written only.
         self.sync(writer)?;
-        self.take_or_prepare(claim)
+        self.take_or_prepare(writer, claim)
     }
 
-    fn take_or_prepare(&self, claim: Claim) -> Result<Spare, Fault> {
+    fn take_or_prepare(&self, writer: &mut Writer, claim: Claim) -> Result<Spare, Fault> {
         if !self.config.manual {
             return Ok(self.space.wait_for_spare(SPARE_WAIT, claim));
         }
-        // Ends because each round adds a spare, and the reserve has few.
-        while !self.space.supply().has_segment_for(claim) && self.prepare()? {}
+        // Ends because each turn adds a spare, and the reserve has few, or ends a round of
+        // rewriting, which frees a segment or finds a damaged one that it never takes again.
+        while !self.space.supply().has_segment_for(claim)
+            && (self.prepare()? || self.rewrite_to_the_end(writer)?)
+        {}
         Ok(self.space.take_spare(claim).map_or(Spare::Never, Spare::Ready))
     }
 
@@ -146,7 +149,9 @@ impl Engine {
                 Ok(true)
             }
             Err(PrepareError::Full(cause)) => {
-                self.space.set_stuck(retries, cause);
+                if !self.rewriting_may_help()? {
+                    self.space.set_stuck(retries, cause);
+                }
                 Ok(false)
             }
             Err(PrepareError::Fault(fault)) => Err(fault),
@@ -172,6 +177,7 @@ impl Engine {
         }
         let controls = apply(writer, group);
         if controls {
+            self.space.note_released();
             self.room_may_have_come();
         }
         Counters::add(&self.counters.groups, 1);

@@ -101,13 +101,12 @@ impl FoundBatch {
         Ok((frame_at, payload_at - frame_at))
     }
 
-    /// The batch, if its head and payload are what the index and the checksums say.
-    pub(crate) fn verify(
+    /// The header of the frame and the batch's section in it, if both are what the index says.
+    pub(crate) fn verify_head(
         &self,
         head: &[u8],
-        mut payload: Bytes,
         position: u64,
-    ) -> Result<Batch, ReadError> {
+    ) -> Result<(Header, Section), ReadError> {
         let (frame_at, number) = (self.batch.frame_at(), self.number);
         let header =
             Header::peek(head).ok_or(damaged(position, "no frame where the index points"))?;
@@ -119,8 +118,19 @@ impl FoundBatch {
         let section = section.filter(|section| matches_batch(section, number, &self.batch));
         let section =
             section.ok_or(damaged(position, "the frame is not the one that was looked for"))?;
+        Ok((header, section))
+    }
+
+    /// The batch, if its head and payload are what the index and the checksums say.
+    pub(crate) fn verify(
+        &self,
+        head: &[u8],
+        mut payload: Bytes,
+        position: u64,
+    ) -> Result<Batch, ReadError> {
+        let (_, section) = self.verify_head(head, position)?;
         payload.truncate(section.length as usize);
-        if payload.len() as u64 <= self.batch.payload_at() - frame_at {
+        if payload.len() as u64 <= self.batch.payload_at() - self.batch.frame_at() {
             // Its head would keep more memory alive than the records themselves.
             payload = Bytes::copy_from_slice(&payload);
         }
@@ -220,18 +230,38 @@ impl Engine {
         Ok(Some(taken.records))
     }
 
+    /// Reads again when what was read may have been moved to another segment meanwhile, and its
+    /// old place used again. Ends because each turn follows the end of a round of rewriting.
+    fn follow_moves<T>(
+        &self,
+        mut read: impl FnMut() -> Result<T, ReadError>,
+    ) -> Result<T, ReadError> {
+        loop {
+            let rounds = self.rounds_ended.load(Ordering::Acquire);
+            let read = read();
+            let is_damaged = matches!(read, Err(ReadError::Damaged { .. }));
+            if !is_damaged || self.rounds_ended.load(Ordering::Acquire) == rounds {
+                return read;
+            }
+        }
+    }
+
     /// The batch that holds a position.
     fn read_batch(&self, log: &LogInner, position: u64) -> Result<Batch, ReadError> {
-        let found = self.find(log, position)?;
-        let read = self.fetch(&found, position);
-        Self::recheck(log, position, found.number, read)
+        self.follow_moves(|| {
+            let found = self.find(log, position)?;
+            let read = self.fetch(&found, position);
+            Self::recheck(log, position, found.number, read)
+        })
     }
 
     /// The batch that holds a position, if it is at hand.
     fn try_read_batch(&self, log: &LogInner, position: u64) -> Result<Option<Batch>, ReadError> {
-        let Some(found) = self.find_cached(log, position)? else { return Ok(None) };
-        let read = self.fetch_cached(&found, position);
-        Self::recheck(log, position, found.number, read)
+        self.follow_moves(|| {
+            let Some(found) = self.find_cached(log, position)? else { return Ok(None) };
+            let read = self.fetch_cached(&found, position);
+            Self::recheck(log, position, found.number, read)
+        })
     }
 
     /// The batches from the start of a range on that one read can have, at least one; see
@@ -243,15 +273,17 @@ impl Engine {
         max_bytes: usize,
     ) -> Result<Vec<Batch>, ReadError> {
         let position = range.start;
-        let found = self.find(log, position)?;
-        let run = self.run_from(log, &found, range.end, max_bytes);
-        if let Some(run) = run
-            && let Some(batches) = self.fetch_run(&found, &run, position)
-        {
-            return Ok(batches);
-        }
-        let read = self.fetch(&found, position);
-        Self::recheck(log, position, found.number, read).map(|batch| vec![batch])
+        self.follow_moves(|| {
+            let found = self.find(log, position)?;
+            let run = self.run_from(log, &found, range.end, max_bytes);
+            if let Some(run) = run
+                && let Some(batches) = self.fetch_run(&found, &run, position)
+            {
+                return Ok(batches);
+            }
+            let read = self.fetch(&found, position);
+            Self::recheck(log, position, found.number, read).map(|batch| vec![batch])
+        })
     }
 
     /// A segment may have been used again while it was read: then the position is gone, and what
@@ -310,18 +342,40 @@ impl Engine {
 
     /// Reads and verifies one batch.
     fn fetch(&self, found: &FoundBatch, position: u64) -> Result<Batch, ReadError> {
+        let (head, payload) = self.fetch_bytes(found, position)?;
+        found.verify(&head, payload, position)
+    }
+
+    /// Reads the frame's head, with what follows it, and the payload of one batch.
+    fn fetch_bytes(
+        &self,
+        found: &FoundBatch,
+        position: u64,
+    ) -> Result<(Bytes, Bytes), ReadError> {
         let FoundBatch { segment, batch, .. } = found;
         let (frame_at, gap) = found.check_place(position)?;
         let length = batch.length as usize;
-        let (head, payload) = if gap <= ONE_READ_GAP {
+        if gap <= ONE_READ_GAP {
             let both = self.read_bytes(segment, frame_at, gap as usize + length)?;
-            split(both, gap as usize)
-        } else {
-            let head =
-                self.read_bytes(segment, frame_at, gap.min(HEAD_BYTES_MAX as u64) as usize)?;
-            (head, self.read_bytes(segment, batch.payload_at(), length)?)
-        };
-        found.verify(&head, payload, position)
+            return Ok(split(both, gap as usize));
+        }
+        let head = self.read_bytes(segment, frame_at, gap.min(HEAD_BYTES_MAX as u64) as usize)?;
+        Ok((head, self.read_bytes(segment, batch.payload_at(), length)?))
+    }
+
+    /// One batch as it stands in its segment: the header of its frame, its section and its payload,
+    /// verified.
+    pub(crate) fn fetch_raw(
+        &self,
+        found: &FoundBatch,
+    ) -> Result<(Header, Section, Bytes), ReadError> {
+        let position = found.batch.first;
+        let (head, payload) = self.fetch_bytes(found, position)?;
+        let (header, section) = found.verify_head(&head, position)?;
+        if payload.len() != section.length as usize || crc32c(&payload) != section.crc {
+            return Err(damaged(position, "the records fail their checksum"));
+        }
+        Ok((header, section, payload))
     }
 
     /// As [`fetch`](Self::fetch), of what the system has in memory; `None` when it has not.
@@ -364,7 +418,7 @@ impl Engine {
         }
     }
 
-    fn batches_of(
+    pub(crate) fn batches_of(
         &self,
         segment: &Arc<Segment>,
         number: u64,
@@ -378,10 +432,17 @@ impl Engine {
             batches
         } else {
             // The index is only a hint: the frames have everything.
-            let rebuild = scan::rebuild_index(segment)?;
-            let log = rebuild.logs.into_iter().find(|log| log.number == number);
-            let error = indexed.err().unwrap_or(damaged(position, "lost"));
-            log.map(|log| log.batches).ok_or(error)?
+            let logs = if segment.is_rewritten() {
+                scan::rebuild_moved(segment)?.0
+            } else {
+                scan::rebuild_index(segment)?.logs
+            };
+            let of_log = logs.into_iter().filter(|log| log.number == number);
+            let batches: Vec<BatchRef> = of_log.flat_map(|log| log.batches).collect();
+            if batches.is_empty() {
+                return Err(indexed.err().unwrap_or(damaged(position, "lost")));
+            }
+            batches
         };
         let batches: Arc<[BatchRef]> = batches.into();
         let key = Key::Batches(segment.sequence, number);
@@ -395,30 +456,40 @@ impl Engine {
         segment: &Segment,
         number: u64,
     ) -> Result<Option<Vec<BatchRef>>, ReadError> {
+        let Some((found, directory)) = self.directory_of(segment)? else { return Ok(None) };
+        let mut batches = Vec::new();
+        // A log has one entry, and in a segment of moved frames one for each run of positions.
+        for entry in directory.iter().filter(|entry| entry.log == number) {
+            let at = found.entries_at + u64::from(entry.at) * index::ENTRY as u64;
+            let length = entry.count as usize * index::ENTRY;
+            if at + length as u64 > found.entries_end {
+                return Ok(None);
+            }
+            let bytes = self.read_bytes(segment, at, length)?;
+            let Some(run) = index::decode_entries(bytes.chunk(), entry) else { return Ok(None) };
+            batches.extend(run);
+        }
+        Ok((!batches.is_empty()).then_some(batches))
+    }
+
+    /// The index of a sealed segment and the directory in it; `None` when it cannot be used.
+    pub(crate) fn directory_of(
+        &self,
+        segment: &Segment,
+    ) -> Result<Option<(IndexAt, Arc<[DirectoryEntry]>)>, ReadError> {
         let key = Key::Directory(segment.sequence);
         let cached = match self.index_cache.lock().get(key) {
             Some(Cached::Directory(directory)) => Some(directory),
             _ => None,
         };
         let Some(found) = find_index(segment)? else { return Ok(None) };
-        let directory: Arc<[DirectoryEntry]> = if let Some(directory) = cached {
-            directory
-        } else {
-            let Some(directory) = read_directory(segment, &found)? else { return Ok(None) };
-            let directory: Arc<[DirectoryEntry]> = directory.into();
-            self.index_cache.lock().put(key, Cached::Directory(Arc::clone(&directory)));
-            directory
-        };
-        let Some(entry) = directory.iter().find(|entry| entry.log == number) else {
-            return Ok(None);
-        };
-        let at = found.entries_at + u64::from(entry.at) * index::ENTRY as u64;
-        let length = entry.count as usize * index::ENTRY;
-        if at + length as u64 > found.entries_end {
-            return Ok(None);
+        if let Some(directory) = cached {
+            return Ok(Some((found, directory)));
         }
-        let bytes = self.read_bytes(segment, at, length)?;
-        Ok(index::decode_entries(bytes.chunk(), entry))
+        let Some(directory) = read_directory(segment, &found)? else { return Ok(None) };
+        let directory: Arc<[DirectoryEntry]> = directory.into();
+        self.index_cache.lock().put(key, Cached::Directory(Arc::clone(&directory)));
+        Ok(Some((found, directory)))
     }
 }
 

@@ -79,8 +79,9 @@ impl Engine {
             return None;
         }
         let view = log.view.read();
-        let extent =
-            view.extent_in(&found.segment).filter(|_| view.bounds.number == found.number)?;
+        let extent = view
+            .extent_with(&found.segment, found.end.saturating_sub(1))
+            .filter(|_| view.bounds.number == found.number)?;
         let first = found.batch.first;
         if let Some(batches) = &extent.batches {
             let from = batches.partition_point(|batch| batch.first < first);

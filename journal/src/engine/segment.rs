@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crate::files::File;
-use crate::format::manifest::{Life, segment_name};
+use crate::format::manifest::{Life, SPAN_REWRITTEN, segment_name};
 
 /// A segment that is live: active, sealed, or prepared as a spare.
 pub(crate) struct Segment {
@@ -20,6 +20,10 @@ pub(crate) struct Segment {
     freed_at: AtomicU64,
     /// Number of LSNs from its first frame to its index, both included; 0 while it is not full.
     span: AtomicU32,
+    /// It holds moved frames.
+    is_rewritten: bool,
+    /// A batch in it did not verify when it was to be moved: it stays as it is.
+    is_unmovable: AtomicBool,
 }
 
 /// Identity of the journal and sequence of the segment, as checksums are seeded with them.
@@ -56,7 +60,37 @@ impl Segment {
         bytes[16..].copy_from_slice(&sequence.to_le_bytes());
         let seed = Seed(bytes);
         let (logs, freed_at, span) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
-        Self { slot, sequence, size, file, seed, logs, freed_at, span }
+        let is_unmovable = AtomicBool::new(false);
+        let is_rewritten = false;
+        Self {
+            slot,
+            sequence,
+            size,
+            file,
+            seed,
+            logs,
+            freed_at,
+            span,
+            is_rewritten,
+            is_unmovable,
+        }
+    }
+
+    /// The same, as one of moved frames or not.
+    pub(crate) fn with_moved_frames(self, is_rewritten: bool) -> Self {
+        Self { is_rewritten, ..self }
+    }
+
+    pub(crate) fn is_rewritten(&self) -> bool {
+        self.is_rewritten
+    }
+
+    pub(crate) fn is_unmovable(&self) -> bool {
+        self.is_unmovable.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_unmovable(&self) {
+        self.is_unmovable.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn location(&self, offset: u64) -> Location<'_> {
@@ -69,7 +103,8 @@ impl Segment {
 
     /// Its entry in the manifest.
     pub(crate) fn life(&self) -> Life {
-        Life { sequence: self.sequence, slot: self.slot, span: self.span() }
+        let span = if self.is_rewritten { SPAN_REWRITTEN } else { self.span() };
+        Life { sequence: self.sequence, slot: self.slot, span }
     }
 
     pub(crate) fn span(&self) -> u32 {
@@ -84,7 +119,8 @@ impl Segment {
     pub(crate) fn set_full(&self, first: u64, index: u64) {
         // Damage can leave a gap of any size between the two; then the span stays unknown.
         let span = index.checked_sub(first).and_then(|span| span.checked_add(1));
-        self.set_span(span.and_then(|span| u32::try_from(span).ok()).unwrap_or(0));
+        let span = span.and_then(|span| u32::try_from(span).ok());
+        self.set_span(span.filter(|span| *span != SPAN_REWRITTEN).unwrap_or(0));
     }
 
     /// A log has its first records here.
@@ -98,6 +134,11 @@ impl Segment {
         // Release and acquire: a thread that sees the count reach zero must see the LSN as well.
         let before = self.logs.fetch_sub(1, Ordering::Release);
         debug_assert!(before > 0, "unpinned more often than pinned");
+    }
+
+    /// What was copied here from another segment was released there by the frame with this LSN.
+    pub(crate) fn note_freed(&self, lsn: u64) {
+        self.freed_at.fetch_max(lsn, Ordering::Relaxed);
     }
 
     pub(crate) fn pinned(&self) -> bool {

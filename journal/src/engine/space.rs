@@ -10,6 +10,7 @@ use parking_lot::{Condvar, Mutex};
 
 use super::seal::Seal;
 use super::segment::Segment;
+use crate::config::Config;
 use crate::core::reserve::{Claim, RESERVE_SEGMENTS, Supply};
 use crate::error::{Fault, FullCause, LogName};
 use crate::files::{File, Files, write_all_at};
@@ -35,6 +36,10 @@ const RESERVE_DUE: u64 = 250;
 /// After this time it is tried again to prepare a segment, when the disk or the process had no room
 /// for one.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+mod rewriting;
+
+use rewriting::rewrite_mark;
 
 /// The segments, behind a short lock.
 #[derive(Debug)]
@@ -81,6 +86,14 @@ struct Inner {
     last_try: u64,
     /// Number of events so far that may end `stuck`: a release, or something became durable.
     retries: u64,
+    /// Victims are to be looked for: what is in full segments has changed since the last time.
+    victims_due: bool,
+    /// A round of rewriting is under way.
+    rewriting: bool,
+    /// No spare can be prepared until that round has freed segments.
+    blocked: bool,
+    /// With so many pinned segments rewriting begins; `usize::MAX` for never.
+    rewrite_mark: usize,
     /// A commit waits for a spare.
     urgent: bool,
     /// A spare has been taken and its first group is not durable yet. The keeper writes nothing
@@ -98,6 +111,14 @@ impl Inner {
     fn wants_spare(&self) -> bool {
         let reserve = if self.reserve_is_due { RESERVE_SEGMENTS } else { 0 };
         self.spares.len() <= reserve
+    }
+
+    /// Whether batches are to be moved, or victims to be looked for.
+    fn wants_rewriting(&self) -> bool {
+        let pinned = || self.sealed.values().filter(|segment| segment.pinned()).count();
+        self.rewriting
+            || self.victims_due
+                && (self.stuck || pinned() + self.spares.len() + 1 >= self.rewrite_mark)
     }
 
     /// Whether preparing fails for a reason that may pass without the journal being told.
@@ -152,11 +173,12 @@ pub(crate) enum Need {
     Nothing,
     Seal,
     Spare,
+    Rewrite,
     Stop,
 }
 
 impl Space {
-    pub(crate) fn new(census: Census) -> Self {
+    pub(crate) fn new(census: Census, config: &Config) -> Self {
         let sealed: BTreeMap<_, _> =
             census.sealed.into_iter().map(|segment| (segment.sequence, segment)).collect();
         let is_young = sealed.is_empty();
@@ -175,6 +197,10 @@ impl Space {
             cause: None,
             last_try: 0,
             retries: 0,
+            victims_due: config.rewrite_bytes_per_second > 0,
+            rewriting: false,
+            blocked: false,
+            rewrite_mark: rewrite_mark(config),
             // The call that opens the journal waits for the first segment.
             urgent: true,
             rotating: false,
@@ -215,7 +241,7 @@ impl Space {
             if let Some(spare) = Self::pop_spare(&mut inner, claim) {
                 return Spare::Ready(spare);
             }
-            if inner.stuck || inner.stopped {
+            if inner.stuck && !inner.rewriting || inner.stopped {
                 return Spare::Never;
             }
             if !waited {
@@ -258,6 +284,7 @@ impl Space {
         let mut inner = self.inner.lock();
         inner.sealed.insert(segment.sequence, segment);
         inner.seals.extend(seal);
+        inner.victims_due = inner.rewrites();
     }
 
     /// The next index to be written.
@@ -339,8 +366,10 @@ impl Space {
             Need::Nothing
         } else if !inner.seals.is_empty() {
             Need::Seal
-        } else if inner.wants_spare() && !inner.stuck {
+        } else if inner.wants_spare() && !inner.stuck && !inner.blocked {
             Need::Spare
+        } else if inner.wants_rewriting() {
+            Need::Rewrite
         } else {
             Need::Nothing
         }
@@ -370,7 +399,7 @@ impl Space {
         self.changed.wait_while_for(&mut inner, needed, time);
     }
 
-    fn stopped(&self) -> bool {
+    pub(crate) fn stopped(&self) -> bool {
         self.inner.lock().stopped
     }
 
@@ -398,7 +427,8 @@ impl Space {
         let base = inner.base;
         let dead: Vec<u64> = inner
             .sealed
-            .range(..base)
+            .iter()
+            .filter(|(sequence, segment)| **sequence < base || segment.is_rewritten())
             .filter(|(_, segment)| !segment.pinned() && segment.freed_at() <= durable)
             .map(|(sequence, _)| *sequence)
             .collect();
@@ -423,7 +453,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(
         files: Arc<dyn Files>,
-        config: &crate::config::Config,
+        config: &Config,
         manifest: Manifest,
         live: Vec<Arc<Segment>>,
         file: Arc<dyn File>,
@@ -460,7 +490,7 @@ impl Keeper {
         };
         let Prepared { created, recycled, .. } = &space.prepared;
         let count = if file.is_some() { created } else { recycled };
-        let segment = match self.prepare_slot(space, slot, file) {
+        let segment = match self.prepare_slot(space, slot, file, false) {
             Ok(segment) => segment,
             Err(error) => {
                 let mut inner = space.inner.lock();
@@ -593,6 +623,7 @@ impl Keeper {
         space: &Space,
         slot: u32,
         file: Option<Arc<dyn File>>,
+        is_rewritten: bool,
     ) -> Result<Arc<Segment>, PrepareError> {
         let name = segment_name(slot);
         let fault = |operation, error: &io::Error| Fault::new(operation, name.clone(), error);
@@ -616,6 +647,7 @@ impl Keeper {
             sequence,
             size: self.segment_bytes,
             epoch: self.manifest.epoch,
+            is_rewritten,
         };
         let length = file.len().map_err(|error| fault("read", &error))?;
         if length < self.segment_bytes {
@@ -625,7 +657,8 @@ impl Keeper {
         write_all_at(&*file, &header.encode(), 0).map_err(|error| fault("write", &error))?;
         file.sync_data().map_err(|error| fault("sync", &error))?;
         let size = self.segment_bytes;
-        Ok(Arc::new(Segment::new(journal, slot, sequence, size, file)))
+        let segment = Segment::new(journal, slot, sequence, size, file);
+        Ok(Arc::new(segment.with_moved_frames(is_rewritten)))
     }
 
     /// Notes in the manifest that everything up to here is durable.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use super::Engine;
 use super::completion::{Done, Outcome, Slot};
 use super::lead::Lead;
+use super::rewrite::Rewritten;
 use crate::commit::{Commit, Receipt, Rejected};
 use crate::core::queue::{Accepted, Rejection, State};
 use crate::error::{Error, Fault};
@@ -41,6 +42,8 @@ pub enum Work {
     },
     /// A segment was made ready for use.
     Prepared,
+    /// Some of what counts in segments that are pinned by little was moved, or is about to be.
+    Rewritten,
     /// Everything was made durable, and a mark says so.
     Marked,
 }
@@ -256,6 +259,17 @@ impl Lead<'_> {
             match engine.prepare() {
                 Ok(true) => return Work::Prepared,
                 Ok(false) => {}
+                Err(fault) => {
+                    engine.stop(&fault);
+                    return Work::Idle;
+                }
+            }
+        }
+        if engine.config.manual && engine.space.need() == super::space::Need::Rewrite {
+            let done = engine.rewrite(Some(&mut engine.writer.lock()));
+            match done {
+                Ok(Rewritten::Nothing) => {}
+                Ok(Rewritten::Moved(_) | Rewritten::Ended) => return Work::Rewritten,
                 Err(fault) => {
                     engine.stop(&fault);
                     return Work::Idle;

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::Engine;
 use super::lead::{Lead, StopOnPanic};
+use super::rewrite::Rewritten;
 use super::space::Need;
+use crate::error::Fault;
 
 /// After a group of this many commits the writer waits for more before it writes the next one.
 const BATCHING_MIN: usize = 4;
@@ -74,10 +76,12 @@ fn yield_for_batching(engine: &Engine, told: usize, limit: Duration) {
 
 pub(crate) fn keep_until_closed(engine: &Engine) {
     let _stop = StopOnPanic(engine);
+    let mut resume_at = Instant::now();
     loop {
         let done = match engine.space.wait_for_need() {
             Need::Seal => engine.seal_full_segments(),
             Need::Spare => engine.prepare().map(|_| ()),
+            Need::Rewrite => rewrite_within_budget(engine, &mut resume_at),
             Need::Nothing | Need::Stop => return,
         };
         if let Err(fault) = done {
@@ -85,4 +89,18 @@ pub(crate) fn keep_until_closed(engine: &Engine) {
             return;
         }
     }
+}
+
+/// Moves one piece, when the budget allows it or appends wait for room.
+fn rewrite_within_budget(engine: &Engine, resume_at: &mut Instant) -> Result<(), Fault> {
+    let rest = resume_at.saturating_duration_since(Instant::now());
+    if !engine.space.rest(rest) {
+        return Ok(());
+    }
+    if let Rewritten::Moved(bytes) = engine.rewrite(None)? {
+        let rate = engine.config.rewrite_bytes_per_second.max(1);
+        let nanos = bytes.saturating_mul(1_000_000_000) / rate;
+        *resume_at = Instant::now() + Duration::from_nanos(nanos);
+    }
+    Ok(())
 }

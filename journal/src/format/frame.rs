@@ -21,11 +21,13 @@ pub(crate) enum FrameKind {
     Mark = 2,
     Table = 3,
     Index = 4,
+    /// A copy of one batch of a commit, with the LSN of that commit.
+    Moved = 5,
 }
 
 impl FrameKind {
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Commit, Self::Mark, Self::Table, Self::Index]
+        [Self::Commit, Self::Mark, Self::Table, Self::Index, Self::Moved]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }

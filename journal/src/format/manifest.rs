@@ -1,6 +1,9 @@
 //! The manifest: which lives of which segment files count.
 
-use super::{COUNT_MAX, SEGMENTS_MAX, SLOT_MAX, VERSION, crc32c_of_two, u32_at, u64_at, u128_at};
+use super::{
+    COUNT_MAX, SEGMENTS_MAX, SLOT_MAX, VERSION, VERSION_UNMOVED, crc32c_of_two, u32_at, u64_at,
+    u128_at,
+};
 
 pub(crate) const SLOT_BYTES: usize = 64 << 10;
 const MAGIC: &[u8; 8] = b"vsrmanif";
@@ -24,9 +27,13 @@ pub(crate) struct Life {
     pub(crate) sequence: u64,
     pub(crate) slot: u32,
     /// Number of LSNs from the segment's first frame to its index, both included; 0 until the
-    /// segment is full, or when the number is unknown.
+    /// segment is full, or when the number is unknown; [`SPAN_REWRITTEN`] for moved frames.
     pub(crate) span: u32,
 }
+
+/// The span of a segment of moved frames. No other has it: a frame takes at least 40 bytes, and a
+/// segment at most 2^30.
+pub(crate) const SPAN_REWRITTEN: u32 = u32::MAX;
 
 /// What one slot of the manifest holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +50,7 @@ impl Manifest {
         let length = HEAD + self.live.len() * ENTRY;
         let mut out = vec![0; length];
         out[0..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[8..12].copy_from_slice(&VERSION_UNMOVED.to_le_bytes());
         out[16..20].copy_from_slice(&(length as u32).to_le_bytes());
         out[20..24].copy_from_slice(&self.epoch.to_le_bytes());
         out[24..40].copy_from_slice(&self.journal.to_le_bytes());

@@ -1,7 +1,8 @@
 //! Segment headers and trailers.
 
 use super::{
-    COUNT_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION, crc32c, u32_at, u64_at, u128_at,
+    COUNT_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION, VERSION_UNMOVED, crc32c, u32_at,
+    u64_at, u128_at,
 };
 use crate::engine::segment::Location;
 
@@ -16,7 +17,12 @@ pub(crate) struct SegmentHeader {
     pub(crate) sequence: u64,
     pub(crate) size: u64,
     pub(crate) epoch: u32,
+    /// It holds moved frames.
+    pub(crate) is_rewritten: bool,
 }
+
+/// Set in the header of a segment of moved frames.
+const FLAG_REWRITTEN: u8 = 1;
 
 /// What the first bytes of a segment file are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,12 +38,14 @@ impl SegmentHeader {
     pub(crate) fn encode(&self) -> [u8; BYTES] {
         let mut out = [0; BYTES];
         out[0..8].copy_from_slice(MAGIC);
-        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let version = if self.is_rewritten { VERSION } else { VERSION_UNMOVED };
+        out[8..12].copy_from_slice(&version.to_le_bytes());
         out[12..16].copy_from_slice(&self.slot.to_le_bytes());
         out[16..32].copy_from_slice(&self.journal.to_le_bytes());
         out[32..40].copy_from_slice(&self.sequence.to_le_bytes());
         out[40..48].copy_from_slice(&self.size.to_le_bytes());
         out[48..52].copy_from_slice(&self.epoch.to_le_bytes());
+        out[52] = if self.is_rewritten { FLAG_REWRITTEN } else { 0 };
         let crc = crc32c(&out[..60]);
         out[60..64].copy_from_slice(&crc.to_le_bytes());
         out
@@ -62,6 +70,7 @@ impl SegmentHeader {
             sequence: u64_at(bytes, 32)?,
             size: u64_at(bytes, 40)?,
             epoch: u32_at(bytes, 48)?,
+            is_rewritten: version > VERSION_UNMOVED && bytes[52] & FLAG_REWRITTEN != 0,
         };
         let sane = header.sequence <= COUNT_MAX
             && (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&header.size)

@@ -6,7 +6,7 @@ use crate::engine::segment::Segment;
 use crate::error::Fault;
 use crate::files::{File, read_full_at};
 use crate::format::frame::{FrameKind, HEADER_BYTES, HeadError, Header, Section, SectionKind};
-use crate::format::index::BatchRef;
+use crate::format::index::{BatchRef, DirectoryEntry};
 use crate::format::table::Table;
 use crate::format::{COUNT_MAX, FRAMES_AT, TRAILER_BYTES, crc32c, padded};
 
@@ -252,6 +252,20 @@ impl Rebuilt {
         self.batches.push(batch);
     }
 
+    /// As the directory of the segment would have it.
+    pub(crate) fn directory_entry(&self) -> DirectoryEntry {
+        DirectoryEntry {
+            log: self.number,
+            first: self.first,
+            end: self.end,
+            last: self.last,
+            at: 0,
+            count: self.batches.len() as u32,
+            crc: 0,
+            bytes: u32::try_from(self.bytes).unwrap_or(u32::MAX),
+        }
+    }
+
     fn truncate(&mut self, from: u64) {
         while self.batches.last().is_some_and(|batch| batch.first >= from) {
             self.batches.pop();
@@ -361,6 +375,33 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
     rebuild.logs =
         logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
     Ok(rebuild)
+}
+
+/// The batches of a segment of moved frames, without its index, and whether none can be missing.
+///
+/// Each batch stands for itself. Two that follow each other by position may be copies of what was
+/// written at different times, and what was between them may have been rewritten elsewhere.
+pub(crate) fn rebuild_moved(segment: &Segment) -> Result<(Vec<Rebuilt>, bool), Fault> {
+    let mut scanner = Scanner::lenient(segment);
+    let (mut logs, mut offset) = (Vec::new(), FRAMES_AT);
+    let (mut contiguous, mut ended) = (true, false);
+    while let Some(frame) = scanner.search(offset)? {
+        contiguous &= frame.offset == offset;
+        offset = frame.end();
+        ended = frame.kind() == Some(FrameKind::Index);
+        if ended {
+            break;
+        }
+        if frame.kind() != Some(FrameKind::Moved) {
+            continue;
+        }
+        for (_, number, batch, end) in frame.batches() {
+            let mut log = Rebuilt { number, ..Rebuilt::default() };
+            log.append(batch, end, frame.header.lsn);
+            logs.push(log);
+        }
+    }
+    Ok((logs, contiguous && ended))
 }
 
 /// Reads sector by sector, and takes those that cannot be read for zeros.

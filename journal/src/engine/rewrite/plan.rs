@@ -1,0 +1,155 @@
+//! Which segments are rewritten: those of which the least has to be moved.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::HEAD_BYTES;
+use crate::engine::Engine;
+use crate::engine::log::LogInner;
+use crate::engine::segment::Segment;
+use crate::error::ReadError;
+use crate::format::frame::{HEADER_BYTES, SECTION_BYTES};
+use crate::format::index::{BatchRef, DIRECTORY_ENTRY, DirectoryEntry, ENTRY};
+use crate::format::{FRAMES_AT, TRAILER_BYTES, padded};
+use crate::recovery::scan;
+
+/// A segment is a victim when at most so much of it has to be moved, in percent.
+const LIVE_PERCENT_MAX: u64 = 50;
+/// The most victims of one round: what a crash loses of the work is bounded.
+const VICTIMS_MAX: usize = 64;
+/// Bytes of a moved batch beside its payload, and at most so many to pad that.
+const BATCH_BYTES: u64 = (HEAD_BYTES + ENTRY) as u64;
+const PADDING_MAX: u64 = 7;
+
+/// What one round is to do.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) victims: Vec<Arc<Segment>>,
+    /// By log and position.
+    pub(super) items: Vec<Item>,
+}
+
+/// What one log has in one victim.
+#[derive(Debug)]
+pub(super) struct Item {
+    pub(super) log: Arc<LogInner>,
+    /// Number of the log's incarnation.
+    pub(super) number: u64,
+    pub(super) segment: Arc<Segment>,
+    pub(super) positions: Range<u64>,
+}
+
+/// A segment that may be a victim.
+#[derive(Debug)]
+struct Candidate {
+    segment: Arc<Segment>,
+    items: Vec<Item>,
+    /// A log that is damaged has something here, which stays for whoever repairs it.
+    is_barred: bool,
+}
+
+impl Item {
+    /// Its batches, by position.
+    pub(super) fn batches(&self, engine: &Engine) -> Result<Vec<BatchRef>, ReadError> {
+        let Range { start, end } = self.positions;
+        let all = engine.batches_of(&self.segment, self.number, start)?;
+        let from = all.partition_point(|batch| batch.first <= start).saturating_sub(1);
+        let counts = |batch: &&BatchRef| batch.first < end;
+        Ok(all[from..].iter().take_while(counts).copied().collect())
+    }
+
+    /// Bytes that its copy takes at most. `None` when its batches cannot be found.
+    fn cost(&self, engine: &Engine, directory: &[DirectoryEntry]) -> Option<u64> {
+        let whole = directory.iter().find(|entry| {
+            entry.log == self.number && (entry.first..entry.end) == self.positions
+        });
+        let batches = match whole {
+            Some(entry) => {
+                let each = BATCH_BYTES + PADDING_MAX;
+                u64::from(entry.bytes) + u64::from(entry.count) * each
+            }
+            None => {
+                let batches = self.batches(engine).ok()?;
+                batches.iter().map(|batch| padded(u64::from(batch.length)) + BATCH_BYTES).sum()
+            }
+        };
+        Some(batches + DIRECTORY_ENTRY as u64)
+    }
+}
+
+impl Engine {
+    /// Chooses victims whose batches fit into one segment, the cheapest first. `None` when that
+    /// would not free a segment.
+    pub(super) fn plan_round(&self) -> Option<Plan> {
+        let heads = (HEADER_BYTES + 2 * SECTION_BYTES) as u64;
+        let room = self.config.segment_bytes - FRAMES_AT - TRAILER_BYTES - heads;
+        let mut priced: Vec<(u64, Candidate)> = self
+            .candidates()
+            .into_iter()
+            .filter_map(|candidate| Some((self.price(&candidate)?, candidate)))
+            .filter(|(cost, _)| *cost <= room / 100 * LIVE_PERCENT_MAX)
+            .collect();
+        priced.sort_by_key(|(cost, candidate)| (*cost, candidate.segment.sequence));
+        let (mut plan, mut cost) = (Plan { victims: Vec::new(), items: Vec::new() }, 0);
+        for (more, candidate) in priced.into_iter().take(VICTIMS_MAX) {
+            cost += more;
+            if cost > room {
+                break;
+            }
+            plan.victims.push(candidate.segment);
+            plan.items.extend(candidate.items);
+        }
+        plan.items.sort_by_key(|item| (item.number, item.positions.start));
+        // One segment is written, so that two are needed to gain one.
+        (plan.victims.len() > 1).then_some(plan)
+    }
+
+    /// Full segments, with what of them counts at this moment.
+    fn candidates(&self) -> Vec<Candidate> {
+        let mut candidates: Vec<Candidate> = self
+            .space
+            .movable()
+            .into_iter()
+            .map(|segment| Candidate { segment, items: Vec::new(), is_barred: false })
+            .collect();
+        let places: HashMap<u64, usize> = candidates
+            .iter()
+            .enumerate()
+            .map(|(place, candidate)| (candidate.segment.sequence, place))
+            .collect();
+        // Also logs whose deletion has been taken and not yet been written.
+        self.each_log(|log| {
+            let view = log.inner.view.read();
+            for extent in view.extents() {
+                let Some(place) = places.get(&extent.segment.sequence) else { continue };
+                let candidate = &mut candidates[*place];
+                candidate.is_barred |= view.bounds.damage.is_some();
+                candidate.items.push(Item {
+                    log: Arc::clone(&log.inner),
+                    number: view.bounds.number,
+                    segment: Arc::clone(&extent.segment),
+                    positions: extent.first..extent.end,
+                });
+            }
+        });
+        candidates.retain(|candidate| !candidate.is_barred);
+        candidates
+    }
+
+    /// Bytes that the copies of what counts in a segment take at most.
+    fn price(&self, candidate: &Candidate) -> Option<u64> {
+        let segment = &candidate.segment;
+        let indexed = self.directory_of(segment).ok().flatten();
+        let directory = match indexed {
+            Some((_, directory)) => directory.to_vec(),
+            // A power loss took the index.
+            None if !segment.is_rewritten() => {
+                let rebuild = scan::rebuild_index(segment).ok()?;
+                rebuild.logs.iter().map(scan::Rebuilt::directory_entry).collect()
+            }
+            None => return None,
+        };
+        candidate.items.iter().map(|item| item.cost(self, &directory)).sum()
+    }
+}
