@@ -112,12 +112,12 @@ fn run_inspect(dir: &str, json: bool) -> Done {
 fn write_text(report: &Report, out: &mut String) -> fmt::Result {
     writeln!(out, "journal {:032x}, opened {} times", report.journal, report.epoch)?;
     writeln!(out, "last LSN {}, durable up to {}", report.last_lsn, report.durable_lsn)?;
-    writeln!(out, "\nsegment           sequence  role    frames        bytes")?;
+    writeln!(out, "\nsegment           sequence  role       frames        bytes")?;
     for segment in &report.segments {
         let (name, sequence, role) = (&segment.name, segment.sequence, segment.role);
         let (frames, bytes) = (segment.frames, segment.bytes);
         let role = format!("{role:?}");
-        writeln!(out, "{name}  {sequence:>8}  {role:<6}  {frames:>6}  {bytes:>11}")?;
+        writeln!(out, "{name}  {sequence:>8}  {role:<9}  {frames:>6}  {bytes:>11}")?;
     }
     writeln!(
         out,

@@ -40,6 +40,8 @@ pub(crate) struct Replay {
     pub(crate) gaps: u64,
     /// A gap since the last table.
     gap_open: bool,
+    /// Segments before the next table were freed: what was in them no longer counted.
+    freed_open: bool,
 }
 
 #[derive(Debug)]
@@ -168,11 +170,10 @@ impl Replay {
     }
 
     /// Takes in a log whose creation is missing, as its first section that is there finds it.
-    pub(crate) fn adopt_log(&mut self, section: &Section, name: LogName) {
+    pub(crate) fn adopt_log(&mut self, number: u64, first: u64, name: LogName) {
         self.names_missing = true;
-        self.next_number = self.next_number.max(section.log.saturating_add(1));
+        self.next_number = self.next_number.max(number.saturating_add(1));
         self.logs.retain(|_, log| log.name != name);
-        let (number, first) = (section.log, section.position);
         let bounds = LogBounds { number, first, end: first, damage: None };
         let (view, last) = (View::new(bounds), 0);
         self.logs.insert(number, ReplayedLog { name, view, last, unsure: false, broken: true });
@@ -186,6 +187,13 @@ impl Replay {
         for log in self.logs.values_mut() {
             log.unsure = true;
         }
+    }
+
+    /// The segments with the frames below `next_lsn`, which is the LSN of a table, were freed: the
+    /// table says what became of the logs there.
+    pub(crate) fn skip_freed(&mut self, next_lsn: u64) {
+        self.freed_open = true;
+        self.next_lsn = next_lsn;
     }
 
     /// Frames are missing before this one.
@@ -320,7 +328,9 @@ impl Replay {
         };
         self.next_number = self.next_number.max(section.position);
         let first = frame.header.lsn + 1 == self.next_lsn && self.logs.is_empty() && self.gaps == 0;
-        if first || self.gap_open {
+        let freed = std::mem::take(&mut self.freed_open);
+        if first || freed || self.gap_open {
+            let is_known = freed && !self.gap_open;
             self.names_missing = table.names_missing;
             self.gap_open = false;
             let mut known = std::mem::take(&mut self.logs);
@@ -339,7 +349,7 @@ impl Replay {
                     unsure: false,
                     broken: false,
                 });
-                log.broken |= log.last != entry.last;
+                log.broken |= log.last != entry.last && !is_known;
                 log.view.bounds = bounds;
                 (log.last, log.unsure) = (entry.last, false);
                 self.logs.insert(entry.number, log);

@@ -10,7 +10,8 @@ use crate::engine::space::MANIFEST;
 use crate::error::{Fault, LogName};
 use crate::files::{File, Files, read_full_at};
 use crate::format::frame::{FrameKind, SectionKind};
-use crate::format::manifest::{Manifest, segment_name, segment_slot};
+use crate::format::index::BatchRef;
+use crate::format::manifest::{Life, Manifest, SPAN_REWRITTEN, segment_name, segment_slot};
 use crate::format::segment::{self, Found, SegmentHeader};
 use crate::format::table::Table;
 use crate::format::{FRAMES_AT, NAMESPACE_BYTES_MAX, SEGMENT_BYTES_MAX, TRAILER_BYTES};
@@ -44,8 +45,21 @@ pub(super) struct Collected {
     pub(super) cut: Vec<u64>,
     /// Invariant: sorted, and only one place per LSN.
     pub(super) frames: Vec<Place>,
+    /// Copies of batches from segments that were rewritten. Invariant: each once, by LSN.
+    pub(super) moved: Vec<MovedBatch>,
     /// By number, as tables and creations name the logs.
     pub(super) names: BTreeMap<u64, LogName>,
+}
+
+/// A batch in a segment of moved frames. The payload may be damaged.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct MovedBatch {
+    pub(super) log: u64,
+    pub(super) lsn: u64,
+    pub(super) batch: BatchRef,
+    /// The position after its last record.
+    pub(super) end: u64,
+    pub(super) sequence: u64,
 }
 
 /// A file that may be a segment.
@@ -84,6 +98,7 @@ impl Collected {
             segments: BTreeMap::new(),
             cut: Vec::new(),
             frames: Vec::new(),
+            moved: Vec::new(),
             names: BTreeMap::new(),
         };
         let newest = collected.newest_sequence(&candidates);
@@ -165,8 +180,17 @@ impl Collected {
         let segment = Arc::clone(&self.segments[&sequence][copy as usize]);
         let mut scanner = Scanner::lenient(&segment);
         let (mut offset, mut lsn, mut epoch, mut frames) = (FRAMES_AT, 0, 0, 0);
+        let mut holds_moved = false;
         // Ends: each turn goes on behind the frame found. A lenient scanner fails at nothing.
         while let Ok(Some(frame)) = scanner.search(offset) {
+            // Moved frames are in the order of logs, and the index behind them has no LSN of its own.
+            holds_moved |= frame.kind() == Some(FrameKind::Moved);
+            if holds_moved {
+                offset = frame.end();
+                self.note_moved(&frame, sequence);
+                frames += 1;
+                continue;
+            }
             // Leftovers of an earlier epoch lie behind the end, and never count.
             if frame.header.lsn <= lsn || frame.header.epoch < epoch {
                 offset = frame.offset + 8;
@@ -186,6 +210,14 @@ impl Collected {
             frames += 1;
         }
         frames
+    }
+
+    fn note_moved(&mut self, frame: &Frame, sequence: u64) {
+        let lsn = frame.header.lsn;
+        let moved = frame.batches().map(|(_, log, batch, end)| {
+            MovedBatch { log, lsn, batch, end, sequence }
+        });
+        self.moved.extend(moved);
     }
 
     fn note_names(&mut self, scanner: &mut Scanner<'_>, frame: &Frame, bad: &[usize]) {
@@ -223,6 +255,11 @@ impl Collected {
             }
             counts
         });
+        // A segment that was moved again may still be there, and a file twice.
+        self.moved.sort_unstable_by_key(|moved| {
+            (moved.lsn, moved.log, moved.batch.first, Reverse(moved.sequence))
+        });
+        self.moved.dedup_by_key(|moved| (moved.lsn, moved.log, moved.batch.first));
     }
 
     /// The files that the manifest lists and that are not there.
@@ -230,6 +267,15 @@ impl Collected {
         let listed = self.manifest.iter().flat_map(|manifest| &manifest.live);
         let missing = listed.filter(|life| !self.segments.contains_key(&life.sequence));
         missing.map(|life| segment_name(life.slot)).collect()
+    }
+
+    /// The entry of a segment in a manifest that is known to be the newest, and the sequence of the
+    /// next one there, leaving out those of moved frames.
+    pub(super) fn neighbours(&self, sequence: u64) -> Option<(Life, u64)> {
+        let manifest = self.manifest.as_ref().filter(|_| self.manifest_is_whole)?;
+        let mut lives = manifest.live.iter().filter(|life| life.span != SPAN_REWRITTEN);
+        let life = lives.find(|life| life.sequence == sequence)?;
+        Some((*life, lives.next()?.sequence))
     }
 
     /// Whether the manifest and the files show that no frame is missing behind this segment.

@@ -1,14 +1,16 @@
 //! From frames in the order of their LSNs to the logs that they describe, by the code of recovery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::SalvageConfig;
-use super::collect::{Collected, Place, is_table};
+use super::collect::{Collected, MovedBatch, Place, is_table};
+use crate::core::view::Extent;
 use crate::engine::segment::Segment;
 use crate::error::LogName;
-use crate::format::frame::SectionKind;
+use crate::format::FRAMES_AT;
+use crate::format::frame::{FrameKind, SectionKind};
 use crate::recovery::replay::Replay;
 use crate::recovery::scan::{Frame, Scanner};
 
@@ -23,16 +25,25 @@ pub(super) struct Restored {
     pub(super) lsns: (u64, u64),
     pub(super) missing_lsns: Vec<Range<u64>>,
     pub(super) end_is_proven: bool,
+    /// LSN of the last table that was taken, from which on each log that exists is known.
+    last_table: u64,
+    /// The last frame that was taken, and the LSN of the first one of its segment.
+    before: Option<(Place, FrameKind, u64)>,
+    /// Numbers of logs whose deletion was found.
+    deleted: BTreeSet<u64>,
 }
 
 impl Restored {
     pub(super) fn replay(collected: &Collected, config: &SalvageConfig) -> Self {
         let mut restored = Self {
             replay: Replay::salvage(),
-            frames: collected.frames.len() as u64,
+            frames: (collected.frames.len() + collected.moved.len()) as u64,
             lsns: (0, 0),
             missing_lsns: Vec::new(),
             end_is_proven: false,
+            last_table: 0,
+            before: None,
+            deleted: BTreeSet::new(),
         };
         // Frames of one segment follow each other, so that one reader of each copy is enough.
         let mut open: (u64, BTreeMap<u32, Scanner<'_>>) = (0, BTreeMap::new());
@@ -52,6 +63,7 @@ impl Restored {
                 None => restored.apply(collected, place, scanner, &[]),
             }
         }
+        restored.add_moved(collected);
         restored.end(collected, config);
         restored
     }
@@ -75,11 +87,24 @@ impl Restored {
                 self.replay.open_gap(place.lsn);
             }
         } else if place.lsn != expected {
-            self.skip_to(place.lsn);
+            if is_table(&frame, bad) && self.follows_freed(collected, place) {
+                self.replay.skip_freed(place.lsn);
+            } else {
+                self.skip_to(place.lsn);
+            }
+        }
+        if let Some(kind) = frame.kind() {
+            let same = self.before.filter(|(before, ..)| before.sequence == place.sequence);
+            self.before = Some((*place, kind, same.map_or(place.lsn, |(.., first)| first)));
         }
         let first = if self.lsns.0 == 0 { place.lsn } else { self.lsns.0 };
         self.lsns = (first, place.lsn);
         self.adopt_unknown(collected, &frame, bad);
+        if is_table(&frame, bad) {
+            self.last_table = place.lsn;
+        }
+        let deletes = frame.sections.iter().filter(|section| section.kind == SectionKind::Delete);
+        self.deleted.extend(deletes.map(|section| section.log));
         let segment = Arc::clone(&collected.segments[&place.sequence][0]);
         if self.replay.apply(&segment, 0, scanner, &frame, bad).is_err() {
             // A table that verifies and is none: nobody writes that, and nothing is taken from it.
@@ -98,12 +123,68 @@ impl Restored {
                     if !is_known && !created.contains(&section.log) {
                         let name = collected.names.get(&section.log).cloned();
                         let name = name.unwrap_or_else(|| unnamed(collected, section.log));
-                        self.replay.adopt_log(section, name);
+                        self.replay.adopt_log(section.log, section.position, name);
                     }
                 }
                 _ => {}
             }
         }
+    }
+
+    /// Whether this frame begins a segment, and the manifest proves that the segments between it
+    /// and the last frame had been freed.
+    fn follows_freed(&self, collected: &Collected, place: &Place) -> bool {
+        let Some((before, kind, first)) = self.before else { return false };
+        let Some((life, next)) = collected.neighbours(before.sequence) else { return false };
+        // An index is not synced: without one, the span says that the segment is whole.
+        let is_whole = kind == FrameKind::Index
+            || u64::from(life.span) == before.lsn.saturating_sub(first) + 2;
+        is_whole && next == place.sequence && place.offset == FRAMES_AT
+    }
+
+    /// Adds the batches that were copied from segments which are gone. Each counts as what was
+    /// written at its LSN, whatever file it is in.
+    fn add_moved(&mut self, collected: &Collected) {
+        let mut found: BTreeMap<u64, Vec<Extent>> = BTreeMap::new();
+        for moved in &collected.moved {
+            if !self.replay.logs.contains_key(&moved.log) && !self.adopt_moved(collected, moved) {
+                continue;
+            }
+            if moved.lsn > self.last_table
+                && let Some(log) = self.replay.logs.get_mut(&moved.log)
+            {
+                // No table says where the log began and ended after this.
+                let bounds = &mut log.view.bounds;
+                bounds.first = bounds.first.min(moved.batch.first);
+                bounds.end = bounds.end.max(moved.end);
+            }
+            let segment = &collected.segments[&moved.sequence][0];
+            let positions = moved.batch.first..moved.end;
+            let bytes = u64::from(moved.batch.length);
+            let mut extent = Extent::found(segment, positions, moved.lsn, bytes);
+            extent.batches = Some(Arc::new([moved.batch].into()));
+            found.entry(moved.log).or_default().push(extent);
+        }
+        for (number, extents) in found {
+            if let Some(log) = self.replay.logs.get_mut(&number) {
+                log.view.merge(extents);
+            }
+        }
+    }
+
+    /// Takes in a log of which only moved batches are there. False when it is known that it had
+    /// been deleted, or that another one has its name since.
+    fn adopt_moved(&mut self, collected: &Collected, moved: &MovedBatch) -> bool {
+        if moved.lsn <= self.last_table || self.deleted.contains(&moved.log) {
+            return false;
+        }
+        let name = collected.names.get(&moved.log).cloned();
+        let name = name.unwrap_or_else(|| unnamed(collected, moved.log));
+        if self.replay.logs.values().any(|log| log.name == name) {
+            return false;
+        }
+        self.replay.adopt_log(moved.log, moved.batch.first, name);
+        true
     }
 
     /// Frames below this LSN are missing.

@@ -1,6 +1,7 @@
 //! Random workloads under power losses, crashes of the process, and failing disks.
 //!
-//! `VOUSSOIR_POWER_LOSSES` sets how many power losses there are in all (default 3,000), and
+//! `VOUSSOIR_POWER_LOSSES` sets how many power losses there are in all (default 3,000), a sixth of
+//! them beside rewriting, and
 //! `VOUSSOIR_SEED` replays one seed, with everything that happened in it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +14,7 @@ use voussoir_sim::Situations;
 use crate::run::{Settings, Tally, run};
 
 /// What the random workloads count. What each family has to reach stands at its test.
-pub(crate) static SITUATIONS: [&str; 15] = [
+pub(crate) static SITUATIONS: [&str; 24] = [
     "a segment becomes full",
     "a segment is recycled",
     "an idle journal is marked",
@@ -29,6 +30,15 @@ pub(crate) static SITUATIONS: [&str; 15] = [
     "second crash inside a recovery",
     "failed sync, then a crash",
     "failed sync after pages reached the disk by themselves",
+    "a round of rewriting ends",
+    "a round of rewriting ends in a crash",
+    "crash between the copies and the manifest",
+    "a victim is freed behind a pinned segment",
+    "a moved batch is moved again",
+    "a victim is released in part",
+    "a victim is truncated",
+    "a log is deleted and created again in a round",
+    "a victim is read",
 ];
 
 /// Small commits, which the journal writes in the order of their submission.
@@ -42,6 +52,7 @@ pub(crate) fn in_order() -> Settings {
         crashes: 12,
         steps: 40,
         cold: false,
+        lukewarm: false,
         record_bytes_max: 3000,
         in_order: true,
         lazy: false,
@@ -62,6 +73,15 @@ pub(crate) fn overtaking() -> Settings {
 /// logs pin old ones.
 pub(crate) fn long_lives() -> Settings {
     Settings { steps: 240, record_bytes_max: 9_000, cold: true, ..in_order() }
+}
+
+/// Cold logs pin each segment by little, so that the pool is always short, and are themselves
+/// released, truncated and deleted now and then.
+pub(crate) fn rewriting() -> Settings {
+    let mut config = in_order().config;
+    config.max_bytes = 8 * config.segment_bytes;
+    let steps = 500;
+    Settings { config, steps, record_bytes_max: 6_000, cold: true, lukewarm: true, ..in_order() }
 }
 
 /// Small commits that are hardly ever synced: much is lost, torn, and left behind the end.
@@ -181,9 +201,19 @@ fn what_was_lost_never_comes_back() {
 #[test]
 fn acknowledged_commits_survive_in_long_lives() {
     let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 2;
-    let situations: Vec<&str> = SITUATIONS
-        .into_iter()
+    let situations: Vec<&str> = SITUATIONS[..15]
+        .iter()
+        .copied()
         .filter(|name| *name != "a commit is overtaken by a later one")
         .collect();
     play(&long_lives(), "acknowledged_commits_survive_in_long_lives", &situations, enough);
+}
+
+#[test]
+fn acknowledged_commits_survive_while_segments_are_rewritten() {
+    let enough = |tally: &Tally| tally.disk.power_losses >= power_losses() / 6;
+    let mut situations = SITUATIONS[15..].to_vec();
+    situations.extend(["a segment is recycled", "second crash inside a recovery"]);
+    let test = "acknowledged_commits_survive_while_segments_are_rewritten";
+    play(&rewriting(), test, &situations, enough);
 }

@@ -12,6 +12,7 @@ use voussoir_journal::{
 };
 use voussoir_sim::Situations;
 
+use crate::moves::Moves;
 use crate::oracle::{Change, Changes, Key, Oracle, Said, State, Survives, World};
 use crate::rng::Rng;
 use crate::workload::{KEYS, Workload};
@@ -30,6 +31,8 @@ pub(crate) struct Settings {
     pub(crate) steps: u64,
     /// Some logs are cold: they pin old segments while younger ones are freed.
     pub(crate) cold: bool,
+    /// The cold logs are touched often, in every way, and never emptied for long.
+    pub(crate) lukewarm: bool,
     pub(crate) record_bytes_max: u64,
     /// No commit of the workload is large enough to be overtaken.
     pub(crate) in_order: bool,
@@ -79,6 +82,8 @@ pub(crate) struct Run<'a> {
     /// The commit of this life that was told last, and its LSN.
     latest: usize,
     lsn_told: u64,
+    /// The rounds of rewriting.
+    moves: Moves,
     /// Counters of the disk when this life began.
     before: Counters,
     tally: Tally,
@@ -108,7 +113,11 @@ impl<'a> Run<'a> {
         situations: &'a Situations,
         traced: bool,
     ) -> Self {
-        let workload = if settings.cold { Workload::with_cold_logs } else { Workload::new };
+        let workload = match (settings.cold, settings.lukewarm) {
+            (true, true) => Workload::with_lukewarm_logs,
+            (true, false) => Workload::with_cold_logs,
+            (false, _) => Workload::new,
+        };
         let disk = CrashFiles::new(seed);
         if settings.cold && seed % 2 == 1 {
             disk.set_aging(Some(2));
@@ -123,6 +132,7 @@ impl<'a> Run<'a> {
             full: false,
             latest: 0,
             lsn_told: 0,
+            moves: Moves::default(),
             before: Counters::default(),
             situations,
             tally: Tally::default(),
@@ -190,6 +200,7 @@ impl<'a> Run<'a> {
             Err(error) => return Err(format!("cannot be inspected: {error}")),
         };
         self.count_recovery(&report);
+        self.moves.recovered(&report, &self.disk, self.situations);
         if !report.problems.is_empty() {
             let Report { problems, segments, .. } = report;
             return Err(format!("problems after a crash: {problems:?} in {segments:?}"));
@@ -255,6 +266,7 @@ impl<'a> Run<'a> {
         let answers = Answers::default();
         self.before = self.disk.counters();
         self.full = false;
+        self.moves.life_begins();
         (self.latest, self.lsn_told) = (0, 0);
         let steps = if self.rng.one_in(6) { 0 } else { self.rng.below(self.settings.steps) };
         for _ in 0..steps {
@@ -302,8 +314,9 @@ impl<'a> Run<'a> {
         match self.rng.below(20) {
             0..=10 => self.submit(journal, answers)?,
             11..=17 => {
-                journal.work(self.now);
-                self.note(|| "work".to_owned());
+                let work = journal.work(self.now);
+                self.moves.worked(&journal.stats(), work, self.situations);
+                self.note(|| format!("work: {work:?}"));
             }
             18 => {
                 // Whoever filled the disk may free it again.
@@ -339,6 +352,7 @@ impl<'a> Run<'a> {
                     self.situations.reached("appends resume after a refusal");
                 }
                 self.note(|| format!("submit {number} {survives:?}: {}", brief(&changes)));
+                self.moves.changed(journal, self.oracle.tip(), &changes, self.situations);
                 self.oracle.submit(changes, survives);
             }
             Err(rejected) => {
@@ -394,7 +408,10 @@ impl<'a> Run<'a> {
         let position = state.first + self.rng.below(state.records.len() as u64 + 1);
         let expected = state.records.get((position - state.first) as usize);
         match (log.read(position), expected) {
-            (Ok(record), Some(expected)) if record == *expected => Ok(()),
+            (Ok(record), Some(expected)) if record == *expected => {
+                self.moves.read(&log, position, self.situations);
+                Ok(())
+            }
             (Err(ReadError::Absent { .. }), None) => Ok(()),
             // The fault plan hits reads too.
             (Err(ReadError::Io(_)), _) => Ok(()),

@@ -26,6 +26,10 @@ pub(crate) struct Workload {
     keys: &'static [Key],
     /// The first of `keys` so many are cold: they are hardly ever touched, and never emptied.
     cold: usize,
+    /// They are touched once in so many commits.
+    touched_one_in: u64,
+    /// They are released, truncated and deleted like others, only not so often.
+    lukewarm: bool,
     /// Makes every record unique.
     serial: u64,
     /// The largest payload of a single record, in bytes.
@@ -36,7 +40,9 @@ impl Workload {
     pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
         let mut rng = Rng::new(seed);
         let keys = &KEYS[rng.below(KEYS.len() as u64) as usize..];
-        Self { rng, keys, cold: 0, serial: seed << 20, record_bytes_max }
+        let (cold, touched_one_in, lukewarm) = (0, 40, false);
+        let serial = seed << 20;
+        Self { rng, keys, cold, touched_one_in, lukewarm, serial, record_bytes_max }
     }
 
     /// One or two cold logs pin old segments, while one or two others fill and free new ones.
@@ -45,6 +51,14 @@ impl Workload {
         workload.cold = 1 + workload.rng.below(2) as usize;
         let hot = 1 + workload.rng.below(2) as usize;
         workload.keys = &KEYS[..workload.cold + hot];
+        workload
+    }
+
+    /// The cold logs are written every few commits and hardly ever let go, so that they have little
+    /// in each segment; once in a while anything may happen to them.
+    pub(crate) fn with_lukewarm_logs(seed: u64, record_bytes_max: u64) -> Self {
+        let mut workload = Self::with_cold_logs(seed, record_bytes_max);
+        (workload.touched_one_in, workload.lukewarm) = (8, true);
         workload
     }
 
@@ -73,7 +87,7 @@ impl Workload {
         let (cold, hot) = self.keys.split_at(self.cold);
         let mut changes = Changes::new();
         let untouched = cold.iter().copied().find(|key| !world.contains_key(key));
-        if untouched.is_some() || self.rng.one_in(40) {
+        if untouched.is_some() || self.rng.one_in(self.touched_one_in) {
             let key = untouched.unwrap_or(*self.rng.pick(cold));
             changes.push((key, self.touch(world.get(&key))));
         }
@@ -88,6 +102,15 @@ impl Workload {
     /// A change of a cold log, which keeps at least one record.
     fn touch(&mut self, state: Option<&State>) -> Change {
         match state {
+            Some(state) if self.lukewarm && self.rng.below(12) < 2 => {
+                let within = self.rng.below(state.records.len() as u64 + 1);
+                match self.rng.below(5) {
+                    0 => Change::Delete,
+                    1 | 2 => Change::Truncate(state.first + within),
+                    _ => Change::Release(state.first + within),
+                }
+            }
+            _ if self.lukewarm => Change::Append(vec![self.record()]),
             Some(state) if state.records.len() > 1 => Change::Release(state.first + 1),
             _ => Change::Append((0..3).map(|_| self.record()).collect()),
         }
