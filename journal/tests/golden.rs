@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use voussoir_journal::{Commit, Config, Files, Journal, MemoryFiles, OpenError};
+use voussoir_journal::{Commit, Config, Files, Journal, MemoryFiles, OpenError, Work};
 
 fn config() -> Config {
     let mut config = Config::manual();
@@ -82,17 +82,56 @@ fn the_bytes_are_as_they_were() {
     }
 }
 
+/// A cold log with a record in each segment, until they have been rewritten once.
+fn write_moved(files: &Arc<MemoryFiles>) -> String {
+    let mut config = config();
+    config.max_bytes = 4 * config.segment_bytes;
+    let journal = Journal::open_with(files.clone(), config).unwrap();
+    let (cold, hot) = (journal.log("cold", 1).unwrap(), journal.log("hot", 2).unwrap());
+    for number in 0..40 {
+        let record = [vec![0x55; 14_000]];
+        let mut commit = Commit::new().append(&hot, record).release(&hot, hot.end());
+        if number % 3 == 0 {
+            commit = commit.append(&cold, [format!("record {number}"), "another".to_owned()]);
+        }
+        journal.commit_blocking(commit).unwrap();
+        while journal.work(0) != Work::Idle {
+            if journal.stats().segments_rewritten > 0 {
+                let names = files.list().unwrap();
+                let is_moved = |name: &&String| {
+                    name.starts_with("segment-") && read(files, name).get(52) == Some(&1)
+                };
+                return names.iter().find(is_moved).unwrap().clone();
+            }
+        }
+    }
+    panic!("nothing was rewritten: {:?}", journal.stats());
+}
+
+#[test]
+fn moved_frames_are_as_they_were() {
+    let files = Arc::new(MemoryFiles::new());
+    let name = write_moved(&files);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/moved.hex");
+    let now = hex(&read(&files, &name));
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let golden = std::fs::read_to_string(&path).unwrap();
+    assert!(golden == now, "{name} differs from {}", path.display());
+}
+
 #[test]
 fn a_newer_version_is_named() {
     let files = Arc::new(MemoryFiles::new());
     write(&files);
-    // Byte 8 is the version, and the checksum of a slot covers it: a real one of version 2.
+    // Byte 8 is the version, and the checksum of a slot covers it: a real one of version 3.
     let manifest = files.open("manifest").unwrap();
     for slot in [0, 64 << 10] {
         let mut bytes = vec![0; 64 << 10];
         manifest.read_at(&mut bytes, slot).unwrap();
         let length = u32::from_le_bytes(bytes[16..20].try_into().unwrap()) as usize;
-        bytes[8] = 2;
+        bytes[8] = 3;
         let covered = [&bytes[8..12], &bytes[16..length]].concat();
         let crc = crc_fast::crc32_iscsi(&covered);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());
@@ -100,7 +139,7 @@ fn a_newer_version_is_named() {
     }
     let opened = Journal::open_with(files.clone(), config());
     let name = "manifest".to_owned();
-    assert_eq!(opened.err(), Some(OpenError::NewerFormat { name, found: 2, supported: 1 }));
+    assert_eq!(opened.err(), Some(OpenError::NewerFormat { name, found: 3, supported: 2 }));
 }
 
 #[test]

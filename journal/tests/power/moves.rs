@@ -25,6 +25,11 @@ impl Moves {
         self.deleted.clear();
     }
 
+    /// A round is under way.
+    pub(crate) fn is_moving(&self) -> bool {
+        self.moving
+    }
+
     /// After a call of `work`.
     pub(crate) fn worked(&mut self, stats: &Stats, work: Work, situations: &Situations) {
         if work == Work::Rewritten {

@@ -185,7 +185,7 @@ fn the_history_of_a_log_lies_together_again() {
     finish_round(&journal);
     calls();
     let (together, after) = (calls(), cold(&journal).extents().len());
-    assert!(extents > 4 && after <= 2, "{extents} extents, then {after}");
+    assert!(extents >= 4 && after <= 2, "{extents} extents, then {after}");
     assert!(strewn >= extents as u64 && together <= 2, "{strewn} calls, then {together}");
 }
 
@@ -199,7 +199,7 @@ fn a_crash_at_any_moment_of_a_round_loses_nothing() {
         let upto = cold(&journal).end();
         disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
         let before = journal.stats().segments_rewritten;
-        while journal.stats().segments_rewritten == before && journal.work(0) == Work::Rewritten {}
+        while journal.stats().segments_rewritten == before && journal.work(0) != Work::Idle {}
         let is_done = journal.stats().segments_rewritten > before;
         for loss in [Loss::Any, Loss::Everything] {
             let disk = disk.fork(nth);
@@ -423,7 +423,7 @@ fn a_damaged_victim_stays_where_it_is() {
     }
     let stats = journal.stats();
     assert_eq!(stats.segments_unmovable, 1);
-    assert!(stats.segments_rewritten > 4, "{stats:?}");
+    assert!(stats.segments_rewritten > 1, "{stats:?}");
     let check = |journal: &Journal| {
         let log = cold(journal);
         for position in 0..upto {
@@ -455,8 +455,11 @@ fn a_manifest_older_than_a_round_loses_nothing() {
         let disk = CrashFiles::new(1);
         let journal = short_of_segments(disk.mount());
         let upto = cold(&journal).end();
-        let before = disk.snapshot();
-        finish_round(&journal);
+        let mut before = disk.snapshot();
+        while journal.stats().segments_rewritten == 0 {
+            before = disk.snapshot();
+            assert!(journal.work(0) != Work::Idle);
+        }
         disk.kill();
         drop(journal);
         let slot = |image: &[(String, Vec<u8>)], copy: usize| {

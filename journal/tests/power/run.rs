@@ -338,6 +338,7 @@ impl<'a> Run<'a> {
     }
 
     fn submit(&mut self, journal: &Journal, answers: &Answers) -> Result<(), String> {
+        self.workload.hurried = self.settings.lukewarm && self.moves.is_moving();
         let changes = self.workload.commit(self.oracle.tip());
         let survives = self.survives();
         let commit = build(journal, &changes, survives)?;

@@ -30,6 +30,8 @@ pub(crate) struct Workload {
     touched_one_in: u64,
     /// They are released, truncated and deleted like others, only not so often.
     lukewarm: bool,
+    /// Something is to happen to the cold logs soon.
+    pub(crate) hurried: bool,
     /// Makes every record unique.
     serial: u64,
     /// The largest payload of a single record, in bytes.
@@ -40,9 +42,9 @@ impl Workload {
     pub(crate) fn new(seed: u64, record_bytes_max: u64) -> Self {
         let mut rng = Rng::new(seed);
         let keys = &KEYS[rng.below(KEYS.len() as u64) as usize..];
-        let (cold, touched_one_in, lukewarm) = (0, 40, false);
+        let (cold, touched_one_in, lukewarm, hurried) = (0, 40, false, false);
         let serial = seed << 20;
-        Self { rng, keys, cold, touched_one_in, lukewarm, serial, record_bytes_max }
+        Self { rng, keys, cold, touched_one_in, lukewarm, hurried, serial, record_bytes_max }
     }
 
     /// One or two cold logs pin old segments, while one or two others fill and free new ones.
@@ -87,7 +89,8 @@ impl Workload {
         let (cold, hot) = self.keys.split_at(self.cold);
         let mut changes = Changes::new();
         let untouched = cold.iter().copied().find(|key| !world.contains_key(key));
-        if untouched.is_some() || self.rng.one_in(self.touched_one_in) {
+        let touched_one_in = if self.hurried { 3 } else { self.touched_one_in };
+        if untouched.is_some() || self.rng.one_in(touched_one_in) {
             let key = untouched.unwrap_or(*self.rng.pick(cold));
             changes.push((key, self.touch(world.get(&key))));
         }
@@ -102,7 +105,7 @@ impl Workload {
     /// A change of a cold log, which keeps at least one record.
     fn touch(&mut self, state: Option<&State>) -> Change {
         match state {
-            Some(state) if self.lukewarm && self.rng.below(12) < 2 => {
+            Some(state) if self.lukewarm && self.lets_go() => {
                 let within = self.rng.below(state.records.len() as u64 + 1);
                 match self.rng.below(5) {
                     0 => Change::Delete,
@@ -110,6 +113,8 @@ impl Workload {
                     _ => Change::Release(state.first + within),
                 }
             }
+            // Some segments have too much of them to be rewritten.
+            _ if self.lukewarm && self.rng.one_in(8) => Change::Append(vec![self.large_record()]),
             _ if self.lukewarm => Change::Append(vec![self.record()]),
             Some(state) if state.records.len() > 1 => Change::Release(state.first + 1),
             _ => Change::Append((0..3).map(|_| self.record()).collect()),
@@ -134,6 +139,17 @@ impl Workload {
     fn append(&mut self) -> Change {
         let count = if self.rng.one_in(8) { 1 + self.rng.below(30) } else { 1 + self.rng.below(3) };
         Change::Append((0..count).map(|_| self.record()).collect())
+    }
+
+    fn lets_go(&mut self) -> bool {
+        self.rng.one_in(if self.hurried { 2 } else { 40 })
+    }
+
+    fn large_record(&mut self) -> Bytes {
+        self.serial += 1;
+        let mut bytes = self.serial.to_le_bytes().to_vec();
+        bytes.resize(12_000, self.rng.next() as u8);
+        Bytes::from(bytes)
     }
 
     /// Unique in its first eight bytes, unless it is shorter.

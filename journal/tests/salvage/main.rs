@@ -6,6 +6,7 @@ mod frames;
 #[path = "../../examples/inspect/json.rs"]
 mod json;
 mod life;
+mod moved;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
