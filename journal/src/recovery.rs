@@ -122,8 +122,7 @@ pub(crate) fn read_directory_of(
     let manifest_file =
         files.open(MANIFEST).map_err(|error| Fault::new("open", MANIFEST, &error))?;
     let (manifest, manifest_whole) = read_manifest(&*manifest_file)?;
-    let listed: BTreeMap<u32, Life> =
-        manifest.live.iter().map(|life| (life.slot, *life)).collect();
+    let listed: BTreeMap<u32, Life> = manifest.live.iter().map(|life| (life.slot, *life)).collect();
     let lives = Lives {
         manifest: &manifest,
         is_whole: manifest_whole,
@@ -421,8 +420,7 @@ impl Recovered {
             // A lost frame there may have replaced what is in older segments, and in none newer.
             let lost_in = unproven.get(number).copied().unwrap_or_default();
             let is_older = |extent: &Extent| {
-                extent.segment.sequence <= lost_in
-                    || lost_in > 0 && extent.segment.is_rewritten()
+                extent.segment.sequence <= lost_in || lost_in > 0 && extent.segment.is_rewritten()
             };
             if !moved_are_whole || log.view.extents().any(is_older) {
                 let end = log.view.bounds.end;
@@ -607,8 +605,9 @@ fn extents_of(segment: &Arc<Segment>, directory: Vec<DirectoryEntry>) -> Extents
 
 /// What frames say that logs have in their segment, pinning it.
 fn rebuilt_extents(segment: &Arc<Segment>, logs: &[Rebuilt]) -> Extents {
-    let extent =
-        |log: &Rebuilt| (log.number, Extent::found(segment, log.first..log.end, log.last, log.bytes));
+    let extent = |log: &Rebuilt| {
+        (log.number, Extent::found(segment, log.first..log.end, log.last, log.bytes))
+    };
     logs.iter().map(extent).collect()
 }
 

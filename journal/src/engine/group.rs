@@ -119,6 +119,10 @@ impl Engine {
     /// A segment to go on in, waiting for one to be prepared if it can be.
     fn find_spare(&self, writer: &mut Writer, claim: Claim) -> Result<Spare, Fault> {
         let spare = self.take_or_prepare(writer, claim)?;
+        if writer.unsynced && matches!(spare, Spare::NotYet) && self.space.needs_room() {
+            // A round of rewriting ends when what it leaves out has been released durably.
+            self.sync(writer)?;
+        }
         if !writer.unsynced || !matches!(spare, Spare::Never) {
             return Ok(spare);
         }

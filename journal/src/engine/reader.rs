@@ -347,11 +347,7 @@ impl Engine {
     }
 
     /// Reads the frame's head, with what follows it, and the payload of one batch.
-    fn fetch_bytes(
-        &self,
-        found: &FoundBatch,
-        position: u64,
-    ) -> Result<(Bytes, Bytes), ReadError> {
+    fn fetch_bytes(&self, found: &FoundBatch, position: u64) -> Result<(Bytes, Bytes), ReadError> {
         let FoundBatch { segment, batch, .. } = found;
         let (frame_at, gap) = found.check_place(position)?;
         let length = batch.length as usize;

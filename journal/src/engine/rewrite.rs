@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::log::LogInner;
 use super::reader::FoundBatch;
@@ -125,7 +126,9 @@ impl Engine {
             }
         }
         if round.is_copied() {
-            self.make_durable_up_to(round.left_out_by, writer)?;
+            if !self.make_durable_up_to(round.left_out_by, writer)? {
+                return Ok(Rewritten::Moved(0));
+            }
             let ended = self.end_round(round)?;
             if ended {
                 rewriter.round = None;
@@ -200,18 +203,19 @@ impl Engine {
         }))
     }
 
-    /// Waits for nothing: syncs what has been written, unless that has been done.
-    fn make_durable_up_to(&self, lsn: u64, writer: Option<&mut Writer>) -> Result<(), Fault> {
+    /// Syncs what has been written up to here, unless that has been done. False when somebody else
+    /// writes: to be tried again. A leader that waits for this round holds the writer, and syncs.
+    fn make_durable_up_to(&self, lsn: u64, writer: Option<&mut Writer>) -> Result<bool, Fault> {
+        const WAIT: Duration = Duration::from_micros(200);
         if self.durable_lsn() >= lsn {
-            return Ok(());
+            return Ok(true);
         }
-        match writer {
-            Some(writer) => self.sync(writer),
-            None => {
-                let mut writer = self.writer.lock();
-                if self.durable_lsn() >= lsn { Ok(()) } else { self.sync(&mut writer) }
-            }
+        if let Some(writer) = writer {
+            self.sync(writer)?;
+        } else if let Some(mut writer) = self.writer.try_lock_for(WAIT) {
+            self.sync(&mut writer)?;
         }
+        Ok(self.durable_lsn() >= lsn)
     }
 
     /// Points readers to the copies, and then the manifest. False when the journal stops.
@@ -343,9 +347,8 @@ impl Round {
 
     /// Writes what has been gathered, durably.
     fn write_piece(&mut self) -> Result<u64, Fault> {
-        let fault = |operation, error: &std::io::Error| {
-            Fault::new(operation, self.target.name(), error)
-        };
+        let fault =
+            |operation, error: &std::io::Error| Fault::new(operation, self.target.name(), error);
         let bytes = self.piece.len() as u64;
         write_all_at(&*self.target.file, &self.piece, self.tail - bytes)
             .map_err(|error| fault("write", &error))?;
@@ -384,9 +387,8 @@ impl Round {
         header.mark = lsn;
         let mut staged = Staged::new(self.tail);
         staged.put_plain(&self.target, &header, &sections, &[&directory, &self.entries]);
-        let fault = |operation, error: &std::io::Error| {
-            Fault::new(operation, self.target.name(), error)
-        };
+        let fault =
+            |operation, error: &std::io::Error| Fault::new(operation, self.target.name(), error);
         staged.write(&self.target).map_err(|error| fault("write", &error))?;
         write_trailer(&self.target, self.tail, u64::from(header.length), lsn)?;
         self.target.file.sync_data().map_err(|error| fault("sync", &error))?;

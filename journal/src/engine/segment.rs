@@ -62,18 +62,7 @@ impl Segment {
         let (logs, freed_at, span) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
         let is_unmovable = AtomicBool::new(false);
         let is_rewritten = false;
-        Self {
-            slot,
-            sequence,
-            size,
-            file,
-            seed,
-            logs,
-            freed_at,
-            span,
-            is_rewritten,
-            is_unmovable,
-        }
+        Self { slot, sequence, size, file, seed, logs, freed_at, span, is_rewritten, is_unmovable }
     }
 
     /// The same, as one of moved frames or not.

@@ -214,8 +214,12 @@ impl Collected {
 
     fn note_moved(&mut self, frame: &Frame, sequence: u64) {
         let lsn = frame.header.lsn;
-        let moved = frame.batches().map(|(_, log, batch, end)| {
-            MovedBatch { log, lsn, batch, end, sequence }
+        let moved = frame.batches().map(|(_, log, batch, end)| MovedBatch {
+            log,
+            lsn,
+            batch,
+            end,
+            sequence,
         });
         self.moved.extend(moved);
     }

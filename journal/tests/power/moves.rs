@@ -64,8 +64,7 @@ impl Moves {
             let Ok(log) = journal.log(key.0, key.1) else { continue };
             let sealed: Vec<Extent> =
                 log.extents().into_iter().filter(|extent| extent.sealed).collect();
-            let within =
-                |at: u64| sealed.iter().any(|extent| extent.first < at && at < extent.end);
+            let within = |at: u64| sealed.iter().any(|extent| extent.first < at && at < extent.end);
             match change {
                 Change::Release(upto) if within(*upto) => {
                     situations.reached("a victim is released in part");
@@ -92,7 +91,12 @@ impl Moves {
     }
 
     /// What a crash left.
-    pub(crate) fn recovered(&mut self, report: &Report, disk: &CrashFiles, situations: &Situations) {
+    pub(crate) fn recovered(
+        &mut self,
+        report: &Report,
+        disk: &CrashFiles,
+        situations: &Situations,
+    ) {
         let of_role = |role| report.segments.iter().filter(move |segment| segment.role == role);
         for unlisted in unlisted_targets(report, disk) {
             situations.reached(match unlisted {
@@ -105,14 +109,13 @@ impl Moves {
         for pair in sealed.windows(2) {
             // Between two full segments one has been freed whose batches live on elsewhere.
             let freed = pair[0].last_lsn + 2..pair[1].first_lsn;
-            let lives_on = moved.iter().any(|moved| {
-                freed.contains(&moved.first_lsn) || freed.contains(&moved.last_lsn)
-            });
+            let lives_on = moved
+                .iter()
+                .any(|moved| freed.contains(&moved.first_lsn) || freed.contains(&moved.last_lsn));
             situations.add("a victim is freed behind a pinned segment", u64::from(lives_on));
         }
-        let is_new = |moved: &&SegmentInfo| {
-            self.known.iter().all(|known| known.sequence != moved.sequence)
-        };
+        let is_new =
+            |moved: &&SegmentInfo| self.known.iter().all(|known| known.sequence != moved.sequence);
         for new in moved.iter().filter(is_new) {
             let again = self.known.iter().any(|known| {
                 let gone = moved.iter().all(|moved| moved.sequence != known.sequence);

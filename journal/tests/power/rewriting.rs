@@ -626,6 +626,30 @@ fn a_failed_sync_of_a_copy_is_final() {
     fits(&open(disk.mount()), upto);
 }
 
+/// A leader that waits for a round, and a round that waits for what the leader has written.
+#[test]
+fn a_round_ends_while_commits_that_are_merely_written_wait_for_it() {
+    let mut config = Config::default();
+    (config.segment_bytes, config.max_bytes) = (SEGMENT, 8 * SEGMENT);
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
+    let (log, hot) = (cold(&journal), hot(&journal));
+    for number in 0..400 {
+        let mut more = Commit::new().append(&hot, [[7; 15_000]]).release(&hot, hot.end());
+        if number % 4 == 0 {
+            more = more.append(&log, [record(log.end())]);
+        }
+        if number % 40 == 39 {
+            more = more.release(&log, log.first() + 2);
+        }
+        commit(&journal, more.durability(Durability::Written));
+    }
+    assert!(journal.stats().segments_rewritten > 40, "{:?}", journal.stats());
+    for position in log.bounds() {
+        assert_eq!(log.read(position).unwrap(), record(position));
+    }
+    journal.close().unwrap();
+}
+
 /// In a journal with threads: the pace is that of the budget, a close does not wait for the round,
 /// and the next opening goes on.
 #[test]

@@ -61,9 +61,9 @@ impl Item {
 
     /// Bytes that its copy takes at most. `None` when its batches cannot be found.
     fn cost(&self, engine: &Engine, directory: &[DirectoryEntry]) -> Option<u64> {
-        let whole = directory.iter().find(|entry| {
-            entry.log == self.number && (entry.first..entry.end) == self.positions
-        });
+        let whole = directory
+            .iter()
+            .find(|entry| entry.log == self.number && (entry.first..entry.end) == self.positions);
         let batches = match whole {
             Some(entry) => {
                 let each = BATCH_BYTES + PADDING_MAX;
