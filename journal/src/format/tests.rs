@@ -187,7 +187,8 @@ proptest! {
         flip in 0..512_usize,
     ) {
         let size = SEGMENT_BYTES_MIN;
-        let header = SegmentHeader { slot, journal, sequence, size, epoch };
+        let is_rewritten = epoch % 2 == 1;
+        let header = SegmentHeader { slot, journal, sequence, size, epoch, is_rewritten };
         let mut bytes = header.encode();
         prop_assert_eq!(SegmentHeader::decode(&bytes), Found::Header(header));
         bytes[flip / 8] ^= 1 << (flip % 8);
