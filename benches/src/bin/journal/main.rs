@@ -1,13 +1,12 @@
 //! The journal beside the bare system calls and, with the feature `rivals`, okaywal 0.3,
 //! raft-engine 0.4 and walrus-rust 0.2. Arguments choose cases: batches, groups, many, sustained,
-//! reads, recovery, fairness, rotation, pinned; without any, all run.
+//! reads, recovery, fairness, rotation; without any, all run.
 //!
 //! `VOUSSOIR_BENCH_DIR` names the folder whose disk is measured (default: the temporary folder),
 //! `VOUSSOIR_BENCH_ROUNDS` says how many rounds count (default 5).
 
 mod bare;
 mod latency;
-mod pinned;
 #[cfg(feature = "rivals")]
 mod rivals;
 
@@ -50,7 +49,6 @@ fn main() {
     run("recovery", &recovery);
     run("fairness", &latency::fairness);
     run("rotation", &latency::rotation);
-    run("pinned", &pinned::pinned);
 }
 
 fn number(variable: &str, default: usize) -> usize {
