@@ -472,7 +472,7 @@ impl Engine {
     pub(crate) fn directory_of(
         &self,
         segment: &Segment,
-    ) -> Result<Option<(IndexAt, Arc<[DirectoryEntry]>)>, ReadError> {
+    ) -> Result<Option<(IndexAt, Directory)>, ReadError> {
         let key = Key::Directory(segment.sequence);
         let cached = match self.index_cache.lock().get(key) {
             Some(Cached::Directory(directory)) => Some(directory),
@@ -483,11 +483,14 @@ impl Engine {
             return Ok(Some((found, directory)));
         }
         let Some(directory) = read_directory(segment, &found)? else { return Ok(None) };
-        let directory: Arc<[DirectoryEntry]> = directory.into();
+        let directory: Directory = directory.into();
         self.index_cache.lock().put(key, Cached::Directory(Arc::clone(&directory)));
         Ok(Some((found, directory)))
     }
 }
+
+/// The directory of a segment, shared with the cache.
+type Directory = Arc<[DirectoryEntry]>;
 
 /// Where the two parts of a segment's index are; the head has been verified.
 #[derive(Debug, Clone, Copy)]
