@@ -6,8 +6,8 @@
 //! cargo run --release -p voussoir-journal --example journal-pinned -- [DIR] [GIB] [ROUNDS]
 //! ```
 //!
-//! DIR is on the disk that is measured (default: the temporary folder), GIB is how much the busy log
-//! writes in a round (default 8), through a pool of 1 GiB. It fails when a record of the cold log
+//! DIR is on the disk that is measured (default: the temporary folder), GIB is how much the busy
+//! log writes in a round (default 8), through a pool of 1 GiB. It fails when a record of the cold log
 //! is missing, or the pool grows beyond its bound.
 
 use std::path::{Path, PathBuf};

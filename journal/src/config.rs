@@ -54,8 +54,8 @@ pub struct Config {
     /// second. Default 256 MiB/s. Ignored while a commit waits for a segment.
     pub prepare_bytes_per_second: u64,
     /// The rate at which batches are moved out of full segments that are pinned by little, bytes
-    /// per second; 0 for never. Default 64 MiB/s. A segment is such a victim when at most half of it
-    /// still counts. It starts when three quarters of the segments are in use. Ignored while
+    /// per second; 0 for never. Default 64 MiB/s. A segment is such a victim when at most half of
+    /// it still counts. It starts when three quarters of the segments are in use. Ignored while
     /// appends wait for room.
     pub rewrite_bytes_per_second: u64,
     /// The identity of a journal that is created by this opening; `None` (the default) draws a

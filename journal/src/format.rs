@@ -145,8 +145,8 @@
 //! Frames of this kind are not replayed. The bounds of the logs come from the tables and commits,
 //! and what sealed segments and moved frames hold within these bounds is ordered by LSN, whatever
 //! the order of the files: of several batches with one position, the one with the highest LSN
-//! counts, so that neither a copy hides a later append, nor an older one a copy. A truncate, release
-//! or delete outlives every copy, because the table of the newest segment has its effect, and
+//! counts, so that neither a copy hides a later append, nor an older one a copy. A truncate,
+//! release or delete outlives every copy, because the table of the newest segment has its effect, and
 //! because a batch is left out of a copy only for a change that is durable before the manifest is.
 //! A log that is created again has another number than the copies of the earlier one.
 //!
@@ -168,8 +168,8 @@
 //! # Evolution
 //! The magic, version, CRC and length of a manifest slot and the magic and version of a segment
 //! keep their places in every version. What is written says the lowest version that can read it:
-//! 2 in the header of a segment of moved frames, else 1. So a build of version 1 refuses a directory
-//! that holds such a segment, with a typed error, and opens it again once they are gone.
+//! 2 in the header of a segment of moved frames, else 1. So a build of version 1 refuses a
+//! directory that holds such a segment, with a typed error, and opens it again once they are gone.
 //! A build rejects versions above its own and kinds that it
 //! does not know with a typed error, skips extensions that it does not know, and ignores bytes
 //! called zero here. LSNs, marks, sequences, counters and numbers of logs above 2^62, and slots

@@ -183,7 +183,7 @@ impl Collected {
         let mut holds_moved = false;
         // Ends: each turn goes on behind the frame found. A lenient scanner fails at nothing.
         while let Ok(Some(frame)) = scanner.search(offset) {
-            // Moved frames are in the order of logs, and the index behind them has no LSN of its own.
+            // Moved frames are in the order of logs, and their index has no LSN of its own.
             holds_moved |= frame.kind() == Some(FrameKind::Moved);
             if holds_moved {
                 offset = frame.end();

@@ -697,7 +697,7 @@ fn a_round_keeps_to_its_budget_and_ends_with_the_journal() {
     let (bytes, took) = (moved(), began.elapsed());
     assert!(bytes >= 600 << 10, "{bytes} bytes in {took:?}");
     // Two pieces are moved at once, and each other one after a pause: 128 KiB and a batch each.
-    let paced = bytes.saturating_sub(before).saturating_sub(2 * (128 + 160) << 10);
+    let paced = bytes.saturating_sub(before).saturating_sub(576 << 10);
     let least = Duration::from_millis(1_000 * paced / (256 << 10));
     assert!(paced > 0 && took >= least, "{bytes} bytes, {before} before, in {took:?}");
     journal.close().unwrap();
