@@ -7,8 +7,8 @@
 //! ```
 //!
 //! DIR is on the disk that is measured (default: the temporary folder), GIB is how much the busy
-//! log writes in a round (default 8), through a pool of 1 GiB. It fails when a record of the cold log
-//! is missing, or the pool grows beyond its bound.
+//! log writes in a round (default 8), through a pool of 1 GiB. It fails when a record of the cold
+//! log is missing, or the pool grows beyond its bound.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -212,9 +212,9 @@ impl Journal {
         self.engine().submit(commit, Box::new(done))
     }
 
-    /// Does one thing that can be done now: writes a group; else, when the journal has no thread for
-    /// it, prepares a segment, or moves some of what is in segments that are pinned by little; else,
-    /// when the journal has been idle for [`Config::idle_mark`], marks everything as durable.
+    /// Does one thing that can be done now: writes a group; else, when the journal has no thread
+    /// for it, prepares a segment, or moves some of what is in segments that are pinned by little;
+    /// else, when the journal has been idle for [`Config::idle_mark`], marks everything as durable.
     ///
     /// `now` is in nanoseconds since any fixed moment, and never goes back.
     pub fn work(&self, now: u64) -> Work {

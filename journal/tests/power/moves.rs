@@ -99,10 +99,16 @@ impl Moves {
     ) {
         let of_role = |role| report.segments.iter().filter(move |segment| segment.role == role);
         for unlisted in unlisted_targets(report, disk) {
-            situations.reached(match unlisted {
-                Target::Torn => "a round of rewriting ends in a crash",
-                Target::Whole => "crash between the copies and the manifest",
-            });
+            match unlisted {
+                Target::Torn => situations.reached("a round of rewriting ends in a crash"),
+                // Its victims are listed: it is not one that was freed later.
+                Target::Whole(lsn) => {
+                    let victim = of_role(Role::Sealed)
+                        .any(|sealed| (sealed.first_lsn..=sealed.last_lsn).contains(&lsn));
+                    let situation = "crash between the copies and the manifest";
+                    situations.add(situation, u64::from(victim));
+                }
+            }
         }
         let moved: Vec<SegmentInfo> = of_role(Role::Rewritten).cloned().collect();
         let sealed: Vec<&SegmentInfo> = of_role(Role::Sealed).collect();
@@ -130,7 +136,8 @@ impl Moves {
 
 enum Target {
     Torn,
-    Whole,
+    /// With the highest LSN of its batches.
+    Whole(u64),
 }
 
 /// Files with moved frames that no manifest lists.
@@ -142,16 +149,18 @@ fn unlisted_targets(report: &Report, disk: &CrashFiles) -> Vec<Target> {
             && content.get(8) == Some(&2)
             && content.get(52) == Some(&1);
         if is_target && !listed(&name) {
-            found.push(if has_trailer(&content) { Target::Whole } else { Target::Torn });
+            found.push(trailer_lsn(&content).map_or(Target::Torn, Target::Whole));
         }
     }
     found
 }
 
-/// Whether a segment file ends in a trailer of the use that its header names.
-fn has_trailer(content: &[u8]) -> bool {
+/// The LSN in the trailer of a segment file, if it is of the use that the header names.
+fn trailer_lsn(content: &[u8]) -> Option<u64> {
     let at = content.len() - 64;
     let place = [&content[16..40], &(at as u64).to_le_bytes()].concat();
     let crc = crc_fast::crc32_iscsi(&content[at..at + 60]) ^ crc_fast::crc32_iscsi(&place);
-    content[at..].starts_with(b"vsrseale") && content[at + 60..] == crc.to_le_bytes()
+    let verifies =
+        content[at..].starts_with(b"vsrseale") && content[at + 60..] == crc.to_le_bytes();
+    verifies.then(|| u64::from_le_bytes(content[at + 24..at + 32].try_into().unwrap()))
 }

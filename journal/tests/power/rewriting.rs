@@ -472,6 +472,8 @@ fn a_manifest_older_than_a_round_loses_nothing() {
         let journal = short_of_segments(disk.mount());
         let upto = cold(&journal).end();
         finish_round(&journal);
+        // The next segment is wanted, and a victim's file is taken for it.
+        fill_segment(&journal, false);
         let after = disk.snapshot();
         disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
         for _ in 0..4 {
