@@ -147,7 +147,8 @@
 //! the order of the files: of several batches with one position, the one with the highest LSN
 //! counts, so that neither a copy hides a later append, nor an older one a copy. A truncate,
 //! release or delete outlives every copy, because the table of the newest segment has its effect,
-//! and because a batch is left out of a copy only for a change that is durable before the manifest is.
+//! and because a batch is left out of a copy only for a change that is durable before the manifest
+//! is.
 //! A log that is created again has another number than the copies of the earlier one.
 //!
 //! Until the manifest is written, a crash leaves a file that no manifest lists: it is free. When

@@ -342,7 +342,8 @@ fn a_lost_release_loses_no_record_that_was_left_out_of_a_copy() {
                 commit(&journal, Commit::new().append(&hot, [[7; 3_000]]).release(&hot, hot.end()));
             }
         }
-        let (upto, rewritten) = (log.end() - 3, journal.stats().segments_rewritten);
+        // In the middle of what has been moved together: that is a victim with a part left out.
+        let (upto, rewritten) = (2, journal.stats().segments_rewritten);
         commit(&journal, Commit::new().release(&log, upto).durability(Durability::Written));
         let end = log.end();
         for _ in 0..steps {
