@@ -235,7 +235,7 @@ impl Lives<'_> {
     fn counts_unlisted(&self, segment: &Segment, was_listed: bool) -> Result<bool, OpenError> {
         if segment.is_rewritten() {
             // Its batches are those that it was copied from, so that it never does harm.
-            return Ok(!self.is_whole && is_indexed(segment)?);
+            return Ok(!self.is_whole && is_indexed(segment).unwrap_or(false));
         }
         Ok((was_listed || segment.sequence > self.newest) && begins_with_table(segment)?)
     }

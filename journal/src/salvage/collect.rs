@@ -1,7 +1,7 @@
 //! The files of a directory, and the frames that verify in them.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{FileRole, SalvageConfig, SalvageError, SalvageProgress, SalvagedFile, identify};
@@ -47,6 +47,8 @@ pub(super) struct Collected {
     pub(super) frames: Vec<Place>,
     /// Copies of batches from segments that were rewritten. Invariant: each once, by LSN.
     pub(super) moved: Vec<MovedBatch>,
+    /// Segments of moved frames of which no head is missing.
+    whole_moved: BTreeSet<u64>,
     /// By number, as tables and creations name the logs.
     pub(super) names: BTreeMap<u64, LogName>,
 }
@@ -99,6 +101,7 @@ impl Collected {
             cut: Vec::new(),
             frames: Vec::new(),
             moved: Vec::new(),
+            whole_moved: BTreeSet::new(),
             names: BTreeMap::new(),
         };
         let newest = collected.newest_sequence(&candidates);
@@ -180,12 +183,14 @@ impl Collected {
         let segment = Arc::clone(&self.segments[&sequence][copy as usize]);
         let mut scanner = Scanner::lenient(&segment);
         let (mut offset, mut lsn, mut epoch, mut frames) = (FRAMES_AT, 0, 0, 0);
-        let mut holds_moved = false;
+        let (mut holds_moved, mut contiguous, mut ended) = (false, true, false);
         // Ends: each turn goes on behind the frame found. A lenient scanner fails at nothing.
         while let Ok(Some(frame)) = scanner.search(offset) {
             // Moved frames are in the order of logs, and their index has no LSN of its own.
             holds_moved |= frame.kind() == Some(FrameKind::Moved);
             if holds_moved {
+                contiguous &= frame.offset == offset;
+                ended = frame.kind() == Some(FrameKind::Index);
                 offset = frame.end();
                 self.note_moved(&frame, sequence);
                 frames += 1;
@@ -208,6 +213,9 @@ impl Collected {
                 copy,
             });
             frames += 1;
+        }
+        if holds_moved && contiguous && ended {
+            self.whole_moved.insert(sequence);
         }
         frames
     }
@@ -277,6 +285,11 @@ impl Collected {
     /// next one there, leaving out those of moved frames.
     pub(super) fn neighbours(&self, sequence: u64) -> Option<(Life, u64)> {
         let manifest = self.manifest.as_ref().filter(|_| self.manifest_is_whole)?;
+        let mut moved = manifest.live.iter().filter(|life| life.span == SPAN_REWRITTEN);
+        // What is missing of the copies may have replaced what is still there.
+        if !moved.all(|life| self.whole_moved.contains(&life.sequence)) {
+            return None;
+        }
         let mut lives = manifest.live.iter().filter(|life| life.span != SPAN_REWRITTEN);
         let life = lives.find(|life| life.sequence == sequence)?;
         Some((*life, lives.next()?.sequence))

@@ -116,3 +116,18 @@ fn a_damaged_moved_record_is_the_only_one_that_is_missing() {
     }
     assert!(frames > 10, "{frames}");
 }
+
+/// A head that is damaged, and a segment that is gone.
+#[test]
+fn a_log_is_not_intact_when_moved_frames_are_missing() {
+    let (image, name, _) = rewritten();
+    let mut headless = image.clone();
+    headless.get_mut(&name).unwrap()[FRAMES_AT + 8] ^= 1;
+    let mut without = image.clone();
+    without.remove(&name);
+    for damaged in [headless, without] {
+        let (_, report) = run(&damaged);
+        let cold = report.logs.iter().find(|log| log.name.namespace == "cold").unwrap();
+        assert_ne!(cold.health, Health::Intact, "{report:?}");
+    }
+}

@@ -22,6 +22,9 @@ const VICTIMS_MAX: usize = 64;
 const BATCH_BYTES: u64 = (HEAD_BYTES + ENTRY) as u64;
 const PADDING_MAX: u64 = 7;
 
+/// What a segment holds, by log and first position.
+type Directory = HashMap<(u64, u64), DirectoryEntry>;
+
 /// What one round is to do.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -60,10 +63,9 @@ impl Item {
     }
 
     /// Bytes that its copy takes at most. `None` when its batches cannot be found.
-    fn cost(&self, engine: &Engine, directory: &[DirectoryEntry]) -> Option<u64> {
-        let whole = directory
-            .iter()
-            .find(|entry| entry.log == self.number && (entry.first..entry.end) == self.positions);
+    fn cost(&self, engine: &Engine, directory: &Directory) -> Option<u64> {
+        let entry = directory.get(&(self.number, self.positions.start));
+        let whole = entry.filter(|entry| entry.end == self.positions.end);
         let batches = match whole {
             Some(entry) => {
                 let each = BATCH_BYTES + PADDING_MAX;
@@ -141,7 +143,7 @@ impl Engine {
     fn price(&self, candidate: &Candidate) -> Option<u64> {
         let segment = &candidate.segment;
         let indexed = self.directory_of(segment).ok().flatten();
-        let directory = match indexed {
+        let directory: Vec<DirectoryEntry> = match indexed {
             Some((_, directory)) => directory.to_vec(),
             // A power loss took the index.
             None if !segment.is_rewritten() => {
@@ -150,6 +152,8 @@ impl Engine {
             }
             None => return None,
         };
+        let directory: Directory =
+            directory.into_iter().map(|entry| ((entry.log, entry.first), entry)).collect();
         candidate.items.iter().map(|item| item.cost(self, &directory)).sum()
     }
 }
