@@ -79,6 +79,28 @@ impl Extent {
     }
 }
 
+/// Positions of a log without a gap, as they were copied.
+#[derive(Debug)]
+pub(crate) struct CopiedRun<'a> {
+    pub(crate) positions: Range<u64>,
+    /// By position. Invariant: all of `positions`.
+    pub(crate) batches: &'a [BatchRef],
+}
+
+impl CopiedRun<'_> {
+    fn covers(&self, extent: &Extent) -> bool {
+        self.positions.start <= extent.first && extent.end <= self.positions.end
+    }
+
+    /// Bytes of the batches that have positions of this extent.
+    fn bytes_of(&self, extent: &Extent) -> u64 {
+        let from = self.batches.partition_point(|batch| batch.first <= extent.first);
+        let upto = self.batches.partition_point(|batch| batch.first < extent.end);
+        let batches = self.batches.get(from.saturating_sub(1)..upto).unwrap_or_default();
+        batches.iter().map(|batch| u64::from(batch.length)).sum()
+    }
+}
+
 impl View {
     /// A log without records of its own yet.
     pub(crate) fn new(bounds: LogBounds) -> Self {
@@ -188,19 +210,20 @@ impl View {
     }
 
     /// Points to the copies in `target` of what is in segments for which `is_victim` holds. `runs`
-    /// are the positions that `target` has of the log. What it has no copy of stays where it is.
+    /// are what `target` has of the log. What it has no copy of stays where it is.
     pub(crate) fn relocate(
         &mut self,
         is_victim: impl Fn(&Segment) -> bool,
         target: &Arc<Segment>,
-        runs: &[Range<u64>],
+        runs: &[CopiedRun<'_>],
     ) {
         for mut extent in std::mem::take(&mut self.extents) {
-            let is_copied = is_victim(&extent.segment)
-                && runs.iter().any(|run| run.start <= extent.first && extent.end <= run.end);
-            if is_copied {
+            let copied = runs.iter().find(|run| run.covers(&extent));
+            if let Some(run) = copied.filter(|_| is_victim(&extent.segment)) {
                 target.pin();
                 extent.segment.unpin(0);
+                // What had been released or cut off in the victim has not been copied.
+                extent.bytes = run.bytes_of(&extent);
                 (extent.segment, extent.batches) = (Arc::clone(target), None);
             }
             match self.extents.back_mut() {

@@ -17,6 +17,7 @@ use super::seal::write_trailer;
 use super::segment::Segment;
 use super::writer::{Staged, Writer, plain_section};
 use super::{Counters, Engine};
+use crate::core::view::CopiedRun;
 use crate::error::{Fault, ReadError};
 use crate::files::write_all_at;
 use crate::format::frame::{FrameKind, HEADER_BYTES, Header, SECTION_BYTES, SectionKind};
@@ -232,8 +233,7 @@ impl Engine {
         for log in &round.logs {
             let mut view = log.inner.view.write();
             if view.bounds.number == log.number {
-                let runs: Vec<Range<u64>> =
-                    log.runs.iter().map(|run| run.positions.clone()).collect();
+                let runs: Vec<CopiedRun<'_>> = log.runs.iter().map(Run::copied).collect();
                 view.relocate(is_victim, &round.target, &runs);
             }
         }
@@ -246,6 +246,12 @@ impl Engine {
         Counters::add(&self.counters.segments_rewritten, free.len() as u64);
         self.space.round_ends(&free);
         Ok(true)
+    }
+}
+
+impl Run {
+    fn copied(&self) -> CopiedRun<'_> {
+        CopiedRun { positions: self.positions.clone(), batches: &self.batches }
     }
 }
 
