@@ -30,6 +30,8 @@ impl Claim {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Supply {
     pub(crate) spares: usize,
+    /// Segments of the reserve that batches are being moved to, which come back.
+    pub(crate) lent: usize,
     /// The journal has not had its reserve yet: it is young.
     pub(crate) is_young: bool,
 }
@@ -37,7 +39,7 @@ pub(crate) struct Supply {
 impl Supply {
     /// Whether such a commit may go into the active segment.
     pub(crate) fn admits(self, claim: Claim) -> bool {
-        self.is_young || self.spares >= claim.leaves()
+        self.is_young || self.spares + self.lent >= claim.leaves()
     }
 
     /// Whether such a commit may begin the next segment.
@@ -54,15 +56,18 @@ mod tests {
     fn what_one_claim_may_begin_it_may_go_on_in() {
         for claim in [Claim::Adds, Claim::Frees, Claim::Controls] {
             for spares in 0..=RESERVE_SEGMENTS + 1 {
-                let supply = Supply { spares, is_young: false };
+                let supply = Supply { spares, lent: 0, is_young: false };
                 if supply.has_segment_for(claim) {
                     assert!(Supply { spares: spares - 1, ..supply }.admits(claim));
                 }
             }
         }
         // Two segments are left for commits that add nothing.
-        let supply = Supply { spares: 2, is_young: false };
+        let supply = Supply { spares: 2, lent: 0, is_young: false };
         assert!(supply.admits(Claim::Frees) && !supply.has_segment_for(Claim::Frees));
         assert!(!supply.admits(Claim::Adds));
+        // One that is lent out does not make the active segment one of the reserve.
+        let supply = Supply { lent: 1, ..supply };
+        assert!(supply.admits(Claim::Adds) && !supply.has_segment_for(Claim::Adds));
     }
 }

@@ -66,6 +66,9 @@ struct Inner {
     /// Indexes that are still to be written into full ones.
     seals: VecDeque<Seal>,
     spares: VecDeque<Arc<Segment>>,
+    /// Spares of the reserve that rewriting has taken and that have not been made ready again.
+    /// Invariant: at most one.
+    lent: usize,
     /// Slots whose files may be overwritten.
     free: Vec<u32>,
     /// Segment files that exist, live or not.
@@ -88,6 +91,10 @@ struct Inner {
     retries: u64,
     /// Victims are to be looked for: what is in full segments has changed since the last time.
     victims_due: bool,
+    /// Victims were found, and there was no segment to move batches to.
+    target_missing: bool,
+    /// The last attempt to open such a segment failed, which may pass without any other event.
+    target_refused: bool,
     /// A round of rewriting is under way.
     rewriting: bool,
     /// No spare can be prepared until that round has freed segments.
@@ -104,7 +111,7 @@ struct Inner {
 
 impl Inner {
     fn supply(&self) -> Supply {
-        Supply { spares: self.spares.len(), is_young: self.is_young }
+        Supply { spares: self.spares.len(), lent: self.lent, is_young: self.is_young }
     }
 
     /// Whether fewer segments are ready than should be.
@@ -123,7 +130,7 @@ impl Inner {
 
     /// Whether preparing fails for a reason that may pass without the journal being told.
     fn may_pass(&self) -> bool {
-        self.stuck && matches!(self.cause, Some(FullCause::Disk { .. }))
+        self.stuck && (self.target_refused || matches!(self.cause, Some(FullCause::Disk { .. })))
     }
 }
 
@@ -186,6 +193,7 @@ impl Space {
             sealed,
             seals: VecDeque::new(),
             spares: census.spares.into(),
+            lent: 0,
             free: census.free,
             files: census.files,
             next_slot: census.next_slot,
@@ -198,6 +206,8 @@ impl Space {
             last_try: 0,
             retries: 0,
             victims_due: config.rewrite_bytes_per_second > 0,
+            target_missing: false,
+            target_refused: false,
             rewriting: false,
             blocked: false,
             rewrite_mark: rewrite_mark(config),
@@ -517,6 +527,8 @@ impl Keeper {
         }
         inner.stuck = false;
         inner.spares.push_back(segment);
+        inner.lent = inner.lent.saturating_sub(1);
+        inner.victims_due |= std::mem::take(&mut inner.target_missing);
         inner.is_young &= inner.spares.len() < RESERVE_SEGMENTS;
         space.changed.notify_all();
         Ok(())

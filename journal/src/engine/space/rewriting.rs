@@ -101,9 +101,9 @@ impl Keeper {
     /// A segment to move batches to, unless there is none. It is not in the manifest until
     /// [`replace`](Self::replace).
     ///
-    /// It takes a file that is free, or a spare beyond the reserve. When appends wait for room, and
-    /// so cannot be written whatever the reserve has, it takes one of the reserve, which is made
-    /// ready again from what is freed.
+    /// It takes a file that is free, or a spare beyond the reserve. When no segment can be prepared
+    /// it takes one of the reserve, even the last: a round ends without any further commit, and
+    /// gives back more than it took, or the file itself when a victim turns out to be damaged.
     pub(crate) fn take_target(
         &mut self,
         space: &Space,
@@ -118,11 +118,19 @@ impl Keeper {
         let (slot, spare) = {
             let mut inner = space.inner.lock();
             inner.free.extend(dead.iter().map(|segment| segment.slot));
-            let left = RESERVE_SEGMENTS - usize::from(is_urgent);
+            let left = if is_urgent { 0 } else { RESERVE_SEGMENTS };
+            inner.target_refused = false;
             match inner.free.pop() {
                 Some(slot) => (Some(slot), None),
-                None if inner.spares.len() > left => (None, inner.spares.pop_back()),
-                None => (None, None),
+                None if inner.spares.len() > left => {
+                    let of_reserve = inner.spares.len() <= RESERVE_SEGMENTS;
+                    inner.lent += usize::from(of_reserve);
+                    (None, inner.spares.pop_back())
+                }
+                None => {
+                    inner.target_missing = true;
+                    (None, None)
+                }
             }
         };
         if let Some(spare) = &spare {
@@ -133,7 +141,10 @@ impl Keeper {
         match self.prepare_slot(space, slot, None, true) {
             Ok(target) => Ok(Some(target)),
             Err(PrepareError::Full(_)) => {
-                space.inner.lock().free.push(slot);
+                let mut inner = space.inner.lock();
+                inner.free.push(slot);
+                inner.target_missing = true;
+                inner.target_refused = true;
                 Ok(None)
             }
             Err(PrepareError::Fault(fault)) => Err(fault),
