@@ -299,14 +299,17 @@ impl Owner {
     }
 
     fn close(&self) -> Result<(), Error> {
-        let closed = self.engine.close()?;
-        if closed == Closed::Now {
-            for thread in self.threads.lock().drain(..) {
+        let closed = self.engine.close();
+        if matches!(closed, Ok(Closed::Now) | Err(_)) {
+            let threads = std::mem::take(&mut *self.threads.lock());
+            // The last handle may go in a waker that one of these threads calls.
+            let this = std::thread::current().id();
+            for thread in threads.into_iter().filter(|thread| thread.thread().id() != this) {
                 // A thread of ours that panicked has been reported already.
                 let _ = thread.join();
             }
         }
-        Ok(())
+        closed.map(|_| ())
     }
 }
 

@@ -146,7 +146,14 @@ impl Engine {
     /// Prepares one segment; answers whether there was room.
     pub(crate) fn prepare(&self) -> Result<bool, Fault> {
         let retries = self.space.retries();
-        let prepared = self.keeper.lock().prepare(&self.space, &|| self.durable_lsn());
+        let prepared = {
+            let mut keeper = self.keeper.lock();
+            if self.space.stopped() {
+                // The directory may belong to another opening by now.
+                return Ok(false);
+            }
+            keeper.prepare(&self.space, &|| self.durable_lsn())
+        };
         match prepared {
             Ok(()) => {
                 self.state.lock().full = None;

@@ -229,7 +229,12 @@ impl Lead<'_> {
                     Error::Failed { fault }
                 })
             }
-            Some(error) => Err(error),
+            Some(error) => {
+                // What the keeper is writing ends before the directory is free; from now on it
+                // sees that the journal has stopped.
+                drop(engine.keeper.lock());
+                Err(error)
+            }
         };
         engine.leadership.unpark_writer();
         *engine.guard.lock() = None;

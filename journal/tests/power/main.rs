@@ -16,5 +16,6 @@ mod rng;
 mod rules;
 mod run;
 mod seal;
+mod shortage;
 mod threads;
 mod workload;
