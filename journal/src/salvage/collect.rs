@@ -284,15 +284,20 @@ impl Collected {
     /// The entry of a segment in a manifest that is known to be the newest, and the sequence of the
     /// next one there, leaving out those of moved frames.
     pub(super) fn neighbours(&self, sequence: u64) -> Option<(Life, u64)> {
-        let manifest = self.manifest.as_ref().filter(|_| self.manifest_is_whole)?;
-        let mut moved = manifest.live.iter().filter(|life| life.span == SPAN_REWRITTEN);
         // What is missing of the copies may have replaced what is still there.
-        if !moved.all(|life| self.whole_moved.contains(&life.sequence)) {
-            return None;
-        }
+        let manifest = self.manifest.as_ref().filter(|_| self.moved_are_whole())?;
         let mut lives = manifest.live.iter().filter(|life| life.span != SPAN_REWRITTEN);
         let life = lives.find(|life| life.sequence == sequence)?;
         Some((*life, lives.next()?.sequence))
+    }
+
+    /// Whether a manifest that is known to be the newest shows that no moved frame is missing.
+    pub(super) fn moved_are_whole(&self) -> bool {
+        let manifest = self.manifest.as_ref().filter(|_| self.manifest_is_whole);
+        manifest.is_some_and(|manifest| {
+            let mut moved = manifest.live.iter().filter(|life| life.span == SPAN_REWRITTEN);
+            moved.all(|life| self.whole_moved.contains(&life.sequence))
+        })
     }
 
     /// Whether the manifest and the files show that no frame is missing behind this segment.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::SalvageConfig;
 use super::collect::{Collected, MovedBatch, Place, is_table};
+use crate::core::bounds::UNKNOWN;
 use crate::core::view::Extent;
 use crate::engine::segment::Segment;
 use crate::error::LogName;
@@ -168,6 +169,11 @@ impl Restored {
         for (number, extents) in found {
             if let Some(log) = self.replay.logs.get_mut(&number) {
                 log.view.merge(extents);
+                if !collected.moved_are_whole() {
+                    // A copy that is missing may have replaced one of these.
+                    let end = log.view.bounds.end;
+                    log.view.bounds.hurt(end, UNKNOWN);
+                }
             }
         }
     }

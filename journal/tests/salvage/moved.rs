@@ -131,3 +131,76 @@ fn a_log_is_not_intact_when_moved_frames_are_missing() {
         assert_ne!(cold.health, Health::Intact, "{report:?}");
     }
 }
+
+/// A segment that stays has records of a log that were cut off later, and what replaced them has
+/// been moved. When the copies are missing, the old records are not what the log holds.
+#[test]
+fn what_had_been_cut_off_is_not_intact_when_its_replacement_is_missing() {
+    for first_stays in [true, false] {
+        old_records_are_suspect(first_stays);
+    }
+}
+
+fn old_records_are_suspect(first_stays: bool) {
+    let files = MemoryFiles::new();
+    let mut config = config(64 << 10);
+    config.max_bytes = 8 * config.segment_bytes;
+    let journal = Journal::open_with(Arc::new(files.clone()), config).unwrap();
+    let log = |name: &str| journal.log(name, 1).unwrap();
+    let (cold, hot) = (log("cold"), log("hot"));
+    let commit = |commit: Commit| journal.commit_blocking(commit).map(drop).unwrap();
+    commit(Commit::new().append(&cold, ["old"; 10]));
+    let fill = |kept: usize| {
+        let before = journal.stats().rotations;
+        let mut turns = 0;
+        while journal.stats().rotations == before {
+            let more = Commit::new().append(&hot, [[7; 3_000]]).release(&hot, hot.end());
+            let keeps = turns < kept;
+            commit(if keeps { more.append(&log("kept"), [[8; 4_000]]) } else { more });
+            journal.work(0);
+            turns += 1;
+        }
+    };
+    // Too much of the first segment counts for it to be moved, or nothing but the cold log.
+    fill(if first_stays { usize::MAX } else { 0 });
+    commit(Commit::new().truncate(&cold, 5).append(&cold, ["new"; 5]));
+    for _ in 0..40 {
+        commit(Commit::new().append(&log("pins"), ["here"]));
+        fill(0);
+    }
+    assert!(journal.stats().segments_rewritten > 10, "{:?}", journal.stats());
+    journal.close().unwrap();
+    let (image, mut damaged) = (image_of(&files), Vec::new());
+    let moved = |file: &[u8]| file[FRAMES_AT + 38] == 5;
+    let holds = |file: &[u8]| file.windows(15).any(|bytes| bytes == b"newnewnewnewnew");
+    for (name, file) in image.iter().filter(|(_, file)| file.len() > FRAMES_AT + 64) {
+        if name.starts_with("segment-") && moved(file) && holds(file) {
+            // The head of each frame, and then the file.
+            let mut at = FRAMES_AT;
+            while file[at + 38] == 5 {
+                let mut headless = image.clone();
+                headless.get_mut(name).unwrap()[at + 8] ^= 1;
+                damaged.push(headless);
+                at += u32_at(file, at + 24) as usize;
+            }
+            let mut without = image.clone();
+            without.remove(name);
+            damaged.push(without);
+        }
+    }
+    let stays = image
+        .values()
+        .any(|file| file.windows(30).any(|bytes| bytes == b"oldold".repeat(5)) && !moved(file));
+    assert_eq!(stays, first_stays);
+    assert!(damaged.len() > 1, "the new records have not been moved");
+    let mut hidden = 0;
+    for damaged in damaged {
+        let (journal, report) = run(&damaged);
+        let told = report.logs.iter().find(|log| log.name.namespace == "cold").unwrap();
+        let read = journal.log("cold", 1).unwrap().read(5);
+        let is_right = read.as_ref().is_ok_and(|read| read == "new");
+        hidden += u64::from(!is_right);
+        assert!(is_right || told.health != Health::Intact, "{read:?}: {report:?}");
+    }
+    assert!(hidden > 1, "no damage hit the new records");
+}
