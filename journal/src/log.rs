@@ -71,9 +71,10 @@ impl Log {
         log_info::info_of(&self.inner)
     }
 
-    /// The parts of the log, from the first record to the last: one for each segment that holds
-    /// records of it. For retention by size or age and for cleaning: releasing up to the `end` of
-    /// an extent lets go of its segment.
+    /// The parts of the log, from the first record to the last: one for each run of positions that
+    /// lie together in a segment. A segment of moved records may have several. For retention by
+    /// size or age and for cleaning: releasing up to the `end` of an extent lets go of its segment,
+    /// unless a later extent is in the same one.
     pub fn extents(&self) -> Vec<Extent> {
         let view = self.inner.view.read();
         // Under the lock of the view: its extents keep their segments from being recycled.

@@ -716,9 +716,9 @@ pub(crate) fn pinned_by<'a>(
     let mut found: Vec<(u64, LogName)> = logs
         .filter_map(|log| {
             let view = log.view.read();
-            let first = view.extents().next()?;
-            let pins = oldest.iter().any(|segment| Arc::ptr_eq(segment, &first.segment));
-            pins.then(|| (first.segment.sequence, log.name().clone()))
+            // What was moved comes first in a log, and is in a newer segment than what follows.
+            let pinned = oldest.iter().find(|oldest| view.extent_in(oldest).is_some())?;
+            Some((pinned.sequence, log.name().clone()))
         })
         .collect();
     found.sort_unstable();
@@ -729,6 +729,25 @@ pub(crate) fn pinned_by<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_pins_an_old_segment_behind_what_was_moved() {
+        use crate::core::bounds::LogBounds;
+        use crate::engine::log::LogInner;
+        use crate::format::index::BatchRef;
+
+        let files = crate::MemoryFiles::new();
+        let segment = |sequence| {
+            let file = files.create(&segment_name(sequence as u32)).unwrap();
+            Arc::new(Segment::new(1, sequence as u32, sequence, 1 << 16, file))
+        };
+        let (old, moved) = (segment(3), segment(9));
+        let name = LogName { namespace: "cold".to_owned(), id: 1 };
+        let log = LogInner::new(name.clone(), 0, LogBounds { number: 1, ..LogBounds::default() });
+        log.view.write().append(&moved, BatchRef::new(0, 4096, 4200, 1, 0), 1, 1);
+        log.view.write().append(&old, BatchRef::new(1, 4096, 4200, 1, 0), 2, 2);
+        assert_eq!(pinned_by(&[old], [&log].into_iter()), [name]);
+    }
 
     #[test]
     fn only_lack_of_room_counts_as_full() {
