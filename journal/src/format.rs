@@ -170,11 +170,13 @@
 //! The magic, version, CRC and length of a manifest slot and the magic and version of a segment
 //! keep their places in every version. What is written says the lowest version that can read it:
 //! 2 in the header of a segment of moved frames, else 1. So a build of version 1 refuses a
-//! directory that holds such a segment, with a typed error, and opens it again once they are gone.
-//! A build rejects versions above its own and kinds that it
-//! does not know with a typed error, skips extensions that it does not know, and ignores bytes
-//! called zero here. LSNs, marks, sequences, counters and numbers of logs above 2^62, and slots
-//! above 2^30, are taken for damage.
+//! directory in which any file has such a header, with a typed error. That includes a file whose
+//! segment has been struck: it keeps its header until it is used again, so that a directory that
+//! has been rewritten once may stay closed to version 1.
+//!
+//! A build rejects versions above its own and kinds that it does not know with a typed error, skips
+//! extensions that it does not know, and ignores bytes called zero here. LSNs, marks, sequences,
+//! counters and numbers of logs above 2^62, and slots above 2^30, are taken for damage.
 
 pub(crate) mod frame;
 pub(crate) mod index;
