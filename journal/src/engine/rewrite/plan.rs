@@ -86,11 +86,11 @@ impl Engine {
     pub(super) fn plan_round(&self) -> Option<Plan> {
         let heads = (HEADER_BYTES + 2 * SECTION_BYTES) as u64;
         let room = self.config.segment_bytes - FRAMES_AT - TRAILER_BYTES - heads;
+        let most = room / 100 * LIVE_PERCENT_MAX;
         let mut priced: Vec<(u64, Candidate)> = self
             .candidates()
             .into_iter()
-            .filter_map(|candidate| Some((self.price(&candidate)?, candidate)))
-            .filter(|(cost, _)| *cost <= room / 100 * LIVE_PERCENT_MAX)
+            .filter_map(|candidate| Some((self.price(&candidate, most)?, candidate)))
             .collect();
         priced.sort_by_key(|(cost, candidate)| (*cost, candidate.segment.sequence));
         let (mut plan, mut cost) = (Plan { victims: Vec::new(), items: Vec::new() }, 0);
@@ -139,8 +139,9 @@ impl Engine {
         candidates
     }
 
-    /// Bytes that the copies of what counts in a segment take at most.
-    fn price(&self, candidate: &Candidate) -> Option<u64> {
+    /// Bytes that the copies of what counts in a segment take at most. `None` for more than `most`,
+    /// which is found out without a look at the rest.
+    fn price(&self, candidate: &Candidate, most: u64) -> Option<u64> {
         let segment = &candidate.segment;
         let indexed = self.directory_of(segment).ok().flatten();
         let directory: Vec<DirectoryEntry> = match indexed {
@@ -154,6 +155,13 @@ impl Engine {
         };
         let directory: Directory =
             directory.into_iter().map(|entry| ((entry.log, entry.first), entry)).collect();
-        candidate.items.iter().map(|item| item.cost(self, &directory)).sum()
+        let mut cost = 0;
+        for item in &candidate.items {
+            cost += item.cost(self, &directory)?;
+            if cost > most {
+                return None;
+            }
+        }
+        Some(cost)
     }
 }
