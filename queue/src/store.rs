@@ -171,8 +171,8 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// [`BATCH_OVERHEAD_BYTES`] more for each of them.
     fn max_write_bytes(&self) -> usize;
 
-    /// Begins a write. Calls `done` once, when the write is as durable as [`Write::durability`] asks,
-    /// or has failed: from any thread, possibly before this returns. Must not block for long.
+    /// Begins a write. Calls `done` once, when the write is as durable as [`Write::durability`]
+    /// asks, or has failed: from any thread, possibly before this returns. Must not block for long.
     fn submit(&self, write: Write, done: Done);
 
     /// Empties the copy. A store that cannot be compacted rejects it.
