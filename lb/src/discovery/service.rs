@@ -67,11 +67,17 @@ fn address_weights(services: &[&Service]) -> Vec<u64> {
     services.iter().map(weight).collect()
 }
 
-/// The same ratios in the smallest integers, which keep the cycle of weighted round robin short.
+/// The same ratios in the smallest integers, which keep the cycle of weighted round robin short, or
+/// close to them in the largest that an endpoint takes.
 fn shortened(mut shares: BTreeMap<SocketAddr, u64>) -> BTreeMap<SocketAddr, u64> {
-    let divisor = shares.values().copied().fold(0, greatest_common_divisor);
+    let divisor = shares.values().copied().fold(0, greatest_common_divisor).max(1);
+    let largest = shares.values().copied().max().unwrap_or(0) / divisor;
     for weight in shares.values_mut() {
-        *weight /= divisor.max(1);
+        *weight /= divisor;
+        if largest > MAX_WEIGHT {
+            // At most 256 records of at most `MAX_WEIGHT` each: the product fits.
+            *weight = (*weight * MAX_WEIGHT / largest).max(1);
+        }
     }
     shares
 }

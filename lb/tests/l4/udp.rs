@@ -301,9 +301,13 @@ async fn a_flood_of_new_clients_does_not_cost_a_busy_one_its_flow() {
     let running = run(balancer(&[backend.address]), config).await;
     let busy = Arc::new(running.client().await);
     ask(&busy, b"x").await;
+    // Open until the end: a port that is given out again would be the client of a flow that lives.
+    let mut strangers = Vec::new();
     for round in 0..30 {
         for _ in 0..10 {
-            ask(&running.client().await, b"x").await;
+            let stranger = running.client().await;
+            ask(&stranger, b"x").await;
+            strangers.push(stranger);
         }
         ask(&busy, b"x").await;
         let stats = running.proxy.stats();
