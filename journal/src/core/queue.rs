@@ -89,7 +89,7 @@ pub(crate) struct Queued {
     pub(crate) parts: Vec<Part>,
     pub(crate) durability: Durability,
     pub(crate) bytes: u64,
-    /// What admission counted for it.
+    /// Its share of `pending_bytes`: an upper bound of `bytes`, known before planning.
     weight: u64,
     pub(crate) appends: u32,
     pub(crate) claim: Claim,
@@ -315,7 +315,7 @@ impl State {
             _ => Claim::Adds,
         };
         let queued = Queued {
-            bytes: frame_bytes(&parts),
+            bytes: encoded_bytes(&parts),
             parts,
             durability,
             weight,
@@ -598,8 +598,8 @@ impl State {
         failed
     }
 
-    /// Takes commits back that were accepted and not taken: their logs are as what was taken
-    /// left them.
+    /// Undoes the acceptance of queued commits: each of their logs returns to its state after the
+    /// last commit that has an LSN.
     fn forget(&mut self, commits: &[Queued]) {
         for queued in commits {
             self.pending_bytes -= queued.weight;
@@ -684,7 +684,9 @@ impl Part {
     }
 }
 
-fn frame_bytes(parts: &[Part]) -> u64 {
+/// The exact size of the frame of these parts. [`Commit::frame_bytes`] is an upper bound of it that
+/// is known before planning.
+fn encoded_bytes(parts: &[Part]) -> u64 {
     use crate::format::{frame, padded};
     let section = frame::SECTION_BYTES as u64;
     let parts: u64 = parts

@@ -229,7 +229,7 @@ impl Engine {
         writer.unsynced = false;
         self.durable.store(self.written.load(Ordering::Acquire), Ordering::Release);
         if std::mem::take(&mut writer.sync_next) {
-            self.space.base_is_durable(writer.active.segment.sequence);
+            self.space.set_durable_base(writer.active.segment.sequence);
         }
         self.room_may_have_come();
         Ok(())

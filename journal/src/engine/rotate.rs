@@ -21,7 +21,7 @@ impl Engine {
         let seal = (!writer.active.sealed).then(|| self.seal_of(writer));
         let active = Active::new(spare);
         let old = std::mem::replace(&mut writer.active, active);
-        self.space.sealed(old.segment, seal);
+        self.space.add_sealed(old.segment, seal);
         self.stage_table(writer);
         writer.sync_next = true;
         Counters::add(&self.counters.rotations, 1);

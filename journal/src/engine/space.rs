@@ -128,8 +128,8 @@ impl Inner {
                 && (self.stuck || pinned() + self.spares.len() + 1 >= self.rewrite_mark)
     }
 
-    /// Whether preparing fails for a reason that may pass without the journal being told.
-    fn may_pass(&self) -> bool {
+    /// Whether preparing fails for a reason that may go away by itself (the disk was full).
+    fn is_transient(&self) -> bool {
         self.stuck && (self.target_refused || matches!(self.cause, Some(FullCause::Disk { .. })))
     }
 }
@@ -290,7 +290,7 @@ impl Space {
     }
 
     /// The active segment is full, and gets an index unless it has one.
-    pub(crate) fn sealed(&self, segment: Arc<Segment>, seal: Option<Seal>) {
+    pub(crate) fn add_sealed(&self, segment: Arc<Segment>, seal: Option<Seal>) {
         let mut inner = self.inner.lock();
         inner.sealed.insert(segment.sequence, segment);
         inner.seals.extend(seal);
@@ -303,7 +303,7 @@ impl Space {
     }
 
     /// The table at the start of this segment is durable.
-    pub(crate) fn base_is_durable(&self, sequence: u64) {
+    pub(crate) fn set_durable_base(&self, sequence: u64) {
         {
             let mut inner = self.inner.lock();
             inner.base = inner.base.max(sequence);
@@ -351,7 +351,7 @@ impl Space {
     /// the clock of `work`.
     pub(crate) fn try_again(&self, now: u64) -> bool {
         let mut inner = self.inner.lock();
-        let due = inner.may_pass() && now.saturating_sub(inner.last_try) >= nanos(RETRY_AFTER);
+        let due = inner.is_transient() && now.saturating_sub(inner.last_try) >= nanos(RETRY_AFTER);
         if due {
             inner.last_try = now;
         }
@@ -390,9 +390,9 @@ impl Space {
         let mut inner = self.inner.lock();
         loop {
             match Self::need_of(&inner) {
-                Need::Nothing if inner.may_pass() => {
+                Need::Nothing if inner.is_transient() => {
                     let waited = self.changed.wait_for(&mut inner, RETRY_AFTER);
-                    if waited.timed_out() && inner.may_pass() && !inner.stopped {
+                    if waited.timed_out() && inner.is_transient() && !inner.stopped {
                         return Need::Spare;
                     }
                 }
@@ -673,16 +673,18 @@ impl Keeper {
         Ok(Arc::new(segment.with_moved_frames(is_rewritten)))
     }
 
-    /// Notes in the manifest that everything up to here is durable.
+    /// Records in the manifest that everything up to and including `lsn` is durable, when the
+    /// journal is closed: no frame follows the last one, whose mark could say so.
     pub(crate) fn note_durable(&mut self, lsn: u64) -> Result<(), Fault> {
         self.manifest.mark = lsn;
         self.write_manifest()
     }
 
-    /// Writes the manifest to the slot that does not hold the present one.
+    /// Writes the manifest to the copy that does not hold the current one.
     ///
-    /// A segment is struck only by such a write, which also records the spans of all older full
-    /// segments: from then on nothing else proves that a full segment without an index is whole.
+    /// A segment leaves the manifest only by such a write, which also records the spans of all older
+    /// full segments: from then on nothing else proves that a full segment without an index is
+    /// whole.
     pub(crate) fn write_manifest(&mut self) -> Result<(), Fault> {
         self.manifest.live = self.live.iter().map(|segment| segment.life()).collect();
         self.manifest.counter += 1;

@@ -40,11 +40,11 @@ pub(super) struct Inner {
 pub(super) struct State {
     /// The number of the next transaction of this epoch.
     next: u64,
-    /// Transactions that were begun and whose branches have not all been told.
+    /// Transactions that were begun and whose outcome has not reached every branch.
     pub(super) active: HashSet<TxnId>,
     /// Recoveries under way.
     pub(super) recoveries: usize,
-    /// Transactions that ended during them; `None` while there is none.
+    /// Transactions that ended during them; `None` while no recovery runs.
     pub(super) ended: Option<HashSet<TxnId>>,
     pub(super) heuristics: Vec<HeuristicOutcome>,
     /// The age of the oldest branch that each participant held prepared at the last recovery.
@@ -365,15 +365,16 @@ pub struct Txn {
 }
 
 impl Txn {
-    /// Its id.
+    /// The id, unique among the transactions of the coordinator: for logs, and to find its branches
+    /// in a database, whose [`Gid`] contains it.
     pub fn id(&self) -> TxnId {
         self.id
     }
 
     /// Time until the transaction is aborted, by
     /// [`CoordinatorConfig::active_timeout`](super::CoordinatorConfig::active_timeout). Work at a
-    /// participant should wait no longer: nobody else ends a wait for a lock that another
-    /// transaction holds in one database while it waits for this one in another.
+    /// participant should wait no longer: a deadlock across two databases is seen by neither, and
+    /// ends only by this time-out.
     pub fn time_left(&self) -> Duration {
         let deadline = self.core.as_ref().and_then(Transaction::next_deadline).unwrap_or(0);
         Duration::from_nanos(deadline.saturating_sub(self.inner.clock.now()))

@@ -292,7 +292,7 @@ impl RaftNode {
                         let bytes = codec::encode_append(group, &head, lent).into_bytes();
                         ctx.send(to, Packet::Raft(bytes).encode());
                     }
-                    Err(error) => self.does_not_lend(ctx.id(), "send", &error),
+                    Err(error) => self.entries_missing(ctx.id(), "send", &error),
                 }
             }
             Output::Apply { range } => {
@@ -400,18 +400,20 @@ impl RaftNode {
         ctx.exit();
     }
 
-    fn does_not_lend(&self, id: u64, purpose: &str, error: &NotInMemory) {
+    fn entries_missing(&self, id: u64, purpose: &str, error: &NotInMemory) {
         self.oracle
             .borrow_mut()
             .object(|| format!("node {id} does not lend the entries to {purpose}: {error}"));
     }
 
+    /// Starts the write that the core asked for; `Timed::Disk` ends it. A failure is queued, for
+    /// this runs inside the step that asked.
     fn persist(&mut self, ctx: &mut Context<'_, Self>, persist: Persist) {
         self.oracle.borrow_mut().submitted(ctx.id(), &persist, &self.core);
         let entries = match self.core.entries(persist.range.clone()) {
             Ok(lent) => lent.cloned().collect(),
             Err(error) => {
-                self.does_not_lend(ctx.id(), "write", &error);
+                self.entries_missing(ctx.id(), "write", &error);
                 return ctx.exit();
             }
         };
