@@ -682,9 +682,9 @@ impl Keeper {
 
     /// Writes the manifest to the copy that does not hold the current one.
     ///
-    /// A segment leaves the manifest only by such a write, which also records the spans of all older
-    /// full segments: from then on nothing else proves that a full segment without an index is
-    /// whole.
+    /// A segment leaves the manifest only by such a write, which also records the spans of all
+    /// older full segments: from then on nothing else proves that a full segment without an index
+    /// is whole.
     pub(crate) fn write_manifest(&mut self) -> Result<(), Fault> {
         self.manifest.live = self.live.iter().map(|segment| segment.life()).collect();
         self.manifest.counter += 1;

@@ -81,7 +81,7 @@ async fn change(
         tokio::time::sleep(PERIOD).await;
         running.push(server().await);
         let (_, dying) = running.remove(0);
-        if changes.load(SeqCst) % 2 == 0 {
+        if changes.load(SeqCst).is_multiple_of(2) {
             publish(&running);
             dying.abort();
         } else {
