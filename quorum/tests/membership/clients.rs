@@ -10,8 +10,9 @@ use tokio::time::sleep;
 use voussoir_quorum::paxos::{Outcome, Token};
 use voussoir_quorum::table::{TableConfig, Value};
 use voussoir_quorum::*;
-use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, check};
+use voussoir_sim::{History, Kv, KvOp, KvRet, Rng, check};
 
+use super::history::{Known, ask, record};
 use super::world::World;
 
 /// Failures in a row after which a client asks its operator for the replicas, as one that starts.
@@ -110,12 +111,6 @@ pub(crate) fn patient(local: u64, id: u64, world: &Arc<World>, timeout: Duration
     Table::new(config, world.link(id)).unwrap()
 }
 
-fn number(value: Option<Bytes>) -> Option<u64> {
-    value.map(|value| u64::from_le_bytes(value[..].try_into().unwrap()))
-}
-
-type Known = BTreeMap<u8, (u64, Option<u64>)>;
-
 pub(crate) async fn register_client(id: u64, world: Arc<World>, oracle: Arc<Oracle>, seed: u64) {
     let mut client = registers(id, &world, vec![1, 2, 3]);
     let (mut rng, mut known, mut failed) = (Rng::stream(seed, id), Known::new(), 0);
@@ -143,16 +138,23 @@ pub(crate) async fn register_client(id: u64, world: Arc<World>, oracle: Arc<Orac
             }
             Err(_) => failed += 1,
         }
-        let Err(RegisterError::Unknown(token)) = result else {
-            record(&oracle, call, &op, result.ok(), &mut known);
-            continue;
+        let outcome = match result {
+            Err(RegisterError::Unknown(token)) => {
+                oracle.resolved.fetch_add(1, Ordering::Relaxed);
+                match resolve(id, &mut client, &world, key, token).await {
+                    None => {
+                        oracle.history.lock().unwrap().unknown(call, oracle.now());
+                        continue;
+                    }
+                    // Resolved as not made: it never will be.
+                    Some(Outcome::NotApplied { .. }) => None,
+                    outcome => outcome,
+                }
+            }
+            result => result.ok(),
         };
-        oracle.resolved.fetch_add(1, Ordering::Relaxed);
-        match resolve(id, &mut client, &world, key, token).await {
-            None => drop(oracle.history.lock().unwrap().unknown(call, oracle.now())),
-            Some(Outcome::NotApplied { .. }) => record(&oracle, call, &op, None, &mut known),
-            outcome => record(&oracle, call, &op, outcome, &mut known),
-        }
+        let mut history = oracle.history.lock().unwrap();
+        record(&mut history, oracle.now(), call, &op, outcome, &mut known);
     }
 }
 
@@ -177,62 +179,6 @@ async fn resolve(
             (*client, failed) = (registers(id, world, world.latest().ids()), 0);
         }
     }
-}
-
-async fn ask(
-    client: &Registers,
-    op: &KvOp<u8, u64>,
-    expected: u64,
-) -> Result<Outcome, RegisterError> {
-    match op {
-        KvOp::Put { key, value } => {
-            let written = client.put(vec![*key], value.to_le_bytes().to_vec()).await;
-            written.map(|version| Outcome::Applied { version })
-        }
-        KvOp::Cas { key, value, .. } => {
-            let value = Some(value.to_le_bytes().to_vec().into());
-            client.compare_and_set(vec![*key], expected, value).await
-        }
-        KvOp::Get { key } => {
-            let read = client.get(vec![*key]).await;
-            read.map(|(version, value)| Outcome::Read { version, value })
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Adds the end of a call to the history. None: it has had no effect.
-fn record(
-    oracle: &Oracle,
-    call: CallId,
-    op: &KvOp<u8, u64>,
-    outcome: Option<Outcome>,
-    known: &mut Known,
-) {
-    let (mut history, now) = (oracle.history.lock().unwrap(), oracle.now());
-    let (key, value) = match op {
-        KvOp::Put { key, value } | KvOp::Cas { key, value, .. } => (*key, Some(*value)),
-        KvOp::Get { key } => (*key, None),
-        other => panic!("{other:?}"),
-    };
-    match outcome {
-        None => history.fail(call, now),
-        Some(Outcome::Read { version, value }) => {
-            known.insert(key, (version, number(value.clone())));
-            history.ok(call, KvRet::Value(number(value)), now)
-        }
-        Some(Outcome::Applied { version }) => {
-            known.insert(key, (version, value));
-            let is_cas = matches!(op, KvOp::Cas { .. });
-            let ret = if is_cas { KvRet::Applied(true) } else { KvRet::Done };
-            history.ok(call, ret, now)
-        }
-        Some(Outcome::NotApplied { version, value }) => {
-            known.insert(key, (version, number(value)));
-            history.ok(call, KvRet::Applied(false), now)
-        }
-        Some(other) => panic!("{other:?}"),
-    };
 }
 
 fn numbers(value: &Value) -> BTreeSet<u64> {

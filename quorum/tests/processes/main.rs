@@ -4,6 +4,8 @@
 //!
 //! A node's process is this test binary, told by its environment to be one.
 
+#[path = "../history/mod.rs"]
+mod history;
 mod proxy;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use self::history::{Known, ask, record};
 use self::proxy::Proxy;
 use std::sync::Mutex;
 use voussoir_journal::Journal;
@@ -22,7 +25,7 @@ use voussoir_quorum::paxos::{Outcome, Token};
 use voussoir_quorum::store::JournalStoreConfig;
 use voussoir_quorum::table::TableConfig;
 use voussoir_quorum::*;
-use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Rng, check};
+use voussoir_sim::{History, Kv, KvOp, KvRet, Rng, check};
 
 const SERVICE: u16 = 7;
 const NODES: [u64; 3] = [1, 2, 3];
@@ -216,10 +219,6 @@ async fn link(id: u64, addresses: &[SocketAddr]) -> Arc<dyn Link> {
     NetLink::client(Arc::new(net), SERVICE)
 }
 
-fn number(value: Option<Bytes>) -> Option<u64> {
-    value.map(|value| u64::from_le_bytes(value[..].try_into().unwrap()))
-}
-
 /// Asks until there is an answer: the change was made, or never will be.
 async fn resolve(registers: &Registers, key: u8, token: Token) -> Option<Outcome> {
     // Ends: a majority comes back.
@@ -231,8 +230,6 @@ async fn resolve(registers: &Registers, key: u8, token: Token) -> Option<Outcome
         }
     }
 }
-
-type Known = BTreeMap<u8, (u64, Option<u64>)>;
 
 async fn register_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {
     let mut config = RegisterConfig::with_acceptors(NODES);
@@ -252,76 +249,24 @@ async fn register_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {
         };
         let call = world.history.lock().unwrap().invoke(id, op.clone(), world.now());
         let result = ask(&registers, &op, expected).await;
-        let Err(RegisterError::Unknown(token)) = result else {
-            record(&world, call, &op, result.ok(), &mut known);
-            continue;
-        };
-        world.resolved.fetch_add(1, Ordering::Relaxed);
-        match resolve(&registers, key, token).await {
-            None => {
-                world.history.lock().unwrap().unknown(call, world.now());
+        let outcome = match result {
+            Err(RegisterError::Unknown(token)) => {
+                world.resolved.fetch_add(1, Ordering::Relaxed);
+                match resolve(&registers, key, token).await {
+                    None => {
+                        world.history.lock().unwrap().unknown(call, world.now());
+                        continue;
+                    }
+                    // Resolved as not made: it never will be.
+                    Some(Outcome::NotApplied { .. }) => None,
+                    outcome => outcome,
+                }
             }
-            // Resolved as not made: it never will be.
-            Some(Outcome::NotApplied { .. }) => record(&world, call, &op, None, &mut known),
-            outcome => record(&world, call, &op, outcome, &mut known),
-        }
+            result => result.ok(),
+        };
+        let mut history = world.history.lock().unwrap();
+        record(&mut history, world.now(), call, &op, outcome, &mut known);
     }
-}
-
-async fn ask(
-    registers: &Registers,
-    op: &KvOp<u8, u64>,
-    expected: u64,
-) -> Result<Outcome, RegisterError> {
-    match op {
-        KvOp::Put { key, value } => {
-            let written = registers.put(vec![*key], value.to_le_bytes().to_vec()).await;
-            written.map(|version| Outcome::Applied { version })
-        }
-        KvOp::Cas { key, value, .. } => {
-            let value = Some(value.to_le_bytes().to_vec().into());
-            registers.compare_and_set(vec![*key], expected, value).await
-        }
-        KvOp::Get { key } => {
-            let read = registers.get(vec![*key]).await;
-            read.map(|(version, value)| Outcome::Read { version, value })
-        }
-        other => panic!("{other:?}"),
-    }
-}
-
-/// Adds the end of a call to the history. None: it has had no effect.
-fn record(
-    world: &World,
-    call: CallId,
-    op: &KvOp<u8, u64>,
-    outcome: Option<Outcome>,
-    known: &mut Known,
-) {
-    let (mut history, now) = (world.history.lock().unwrap(), world.now());
-    let (key, value) = match op {
-        KvOp::Put { key, value } | KvOp::Cas { key, value, .. } => (*key, Some(*value)),
-        KvOp::Get { key } => (*key, None),
-        other => panic!("{other:?}"),
-    };
-    match outcome {
-        None => history.fail(call, now),
-        Some(Outcome::Read { version, value }) => {
-            known.insert(key, (version, number(value.clone())));
-            history.ok(call, KvRet::Value(number(value)), now)
-        }
-        Some(Outcome::Applied { version }) => {
-            known.insert(key, (version, value));
-            let is_cas = matches!(op, KvOp::Cas { .. });
-            let ret = if is_cas { KvRet::Applied(true) } else { KvRet::Done };
-            history.ok(call, ret, now)
-        }
-        Some(Outcome::NotApplied { version, value }) => {
-            known.insert(key, (version, number(value)));
-            history.ok(call, KvRet::Applied(false), now)
-        }
-        Some(other) => panic!("{other:?}"),
-    };
 }
 
 async fn table_client(id: u64, world: Arc<World>, link: Arc<dyn Link>) {

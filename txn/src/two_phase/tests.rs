@@ -422,19 +422,24 @@ fn life(seed: u64, situations: &Situations) {
     assert!(world.register.is_empty(), "A4: records that are never forgotten");
 }
 
-#[test]
-fn all_branches_of_a_transaction_end_alike() {
+/// Plays as many lives as are asked for, `default` without `VOUSSOIR_TXN_LIVES`, or the one of
+/// `VOUSSOIR_SEED`, and demands every situation of a whole run. `test` is what replays a failure.
+pub(super) fn play_lives(
+    default: u64,
+    test: &str,
+    situations: &Situations,
+    life: impl Fn(u64, &Situations),
+) {
     let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
-    let situations = Situations::new(&SITUATIONS);
     let seeds = match number("VOUSSOIR_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("VOUSSOIR_TXN_LIVES").unwrap_or(10_000),
+        None => 0..number("VOUSSOIR_TXN_LIVES").unwrap_or(default),
     };
     let whole = seeds.end - seeds.start > 1;
     for seed in seeds {
-        let one = std::panic::AssertUnwindSafe(|| life(seed, &situations));
+        let one = std::panic::AssertUnwindSafe(|| life(seed, situations));
         if let Err(panic) = std::panic::catch_unwind(one) {
-            eprintln!("VOUSSOIR_SEED={seed} cargo test -p voussoir-txn --lib all_branches");
+            eprintln!("VOUSSOIR_SEED={seed} cargo test -p voussoir-txn --lib {test}");
             std::panic::resume_unwind(panic);
         }
     }
@@ -444,24 +449,7 @@ fn all_branches_of_a_transaction_end_alike() {
     }
 }
 
-/// atomikos #239: once the decision is asked for, neither the caller nor a timer takes it back.
 #[test]
-fn an_abort_that_comes_late_changes_nothing() {
-    let mut txn = Transaction::new(0, TIMES);
-    txn.step(0, Input::Enlist);
-    txn.step(0, Input::Commit(Ack::Decided));
-    txn.step(1, Input::Voted(0, Voted::Prepared));
-    let outputs =
-        |txn: &mut Transaction| std::iter::from_fn(|| txn.poll_output()).collect::<Vec<_>>();
-    assert_eq!(outputs(&mut txn), [Output::Prepare(0), Output::Decide(vec![0])]);
-    txn.step(TIMES.active * 2, Input::Tick);
-    txn.step(TIMES.active * 2, Input::Abort("caller".into()));
-    assert_eq!(outputs(&mut txn), []);
-    txn.step(TIMES.active * 2, Input::Decided(Some(Decision::Commit)));
-    txn.step(TIMES.active * 2, Input::Abort("caller".into()));
-    let decided = [Output::Answer(Answer::Committed), Output::Finish(0, Decision::Commit)];
-    assert_eq!(outputs(&mut txn), decided);
-    txn.step(TIMES.active * 2, Input::Finished(0, Finished::Done));
-    assert_eq!(outputs(&mut txn), [Output::Ended { forget: true }]);
-    assert_eq!(txn.next_deadline(), None);
+fn all_branches_of_a_transaction_end_alike() {
+    play_lives(10_000, "all_branches", &Situations::new(&SITUATIONS), life);
 }

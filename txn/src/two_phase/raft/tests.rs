@@ -13,6 +13,7 @@ use voussoir_sim::{Rng, Situations};
 use super::super::core::*;
 use super::super::gid::{Gid, TxnId};
 use super::super::log::{Committed, HeuristicOutcome};
+use super::super::tests::play_lives;
 use super::register::{Answer as Told, Command, Register};
 
 const SITUATIONS: [&str; 20] = [
@@ -646,22 +647,5 @@ fn life(seed: u64, situations: &Situations) {
 /// A1 to A5 with replicated decisions.
 #[test]
 fn replicated_decisions_end_all_branches_alike() {
-    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
-    let situations = Situations::new(&SITUATIONS);
-    let seeds = match number("VOUSSOIR_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("VOUSSOIR_TXN_LIVES").unwrap_or(5_000),
-    };
-    let whole = seeds.end - seeds.start > 1;
-    for seed in seeds {
-        let one = std::panic::AssertUnwindSafe(|| life(seed, &situations));
-        if let Err(panic) = std::panic::catch_unwind(one) {
-            eprintln!("VOUSSOIR_SEED={seed} cargo test -p voussoir-txn --lib replicated_decisions");
-            std::panic::resume_unwind(panic);
-        }
-    }
-    println!("{situations}");
-    if whole {
-        situations.assert_all_reached();
-    }
+    play_lives(5_000, "replicated_decisions", &Situations::new(&SITUATIONS), life);
 }
