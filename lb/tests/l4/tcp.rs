@@ -1,5 +1,7 @@
 //! What becomes of the bytes and the ends of a connection.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
@@ -339,7 +341,13 @@ async fn a_route_that_panics_ends_one_connection_and_gives_back_what_it_held() {
 /// linkerd2 #11669: what fails at once attracts the traffic.
 #[tokio::test]
 async fn an_endpoint_that_resets_before_its_first_byte_is_ejected() {
-    let bad = Backend::new(|stream| async move { reset(stream) }).await;
+    let taken = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&taken);
+    let bad = Backend::new(move |stream| {
+        count.fetch_add(1, Ordering::Relaxed);
+        async move { reset(stream) }
+    })
+    .await;
     let good = Backend::echo().await;
     let mut config = Config::default();
     let mut outliers = OutlierConfig::default();
@@ -352,7 +360,10 @@ async fn an_endpoint_that_resets_before_its_first_byte_is_ejected() {
         let mut client = running.client().await;
         failed += u32::from(exchange(&mut client, b"ping").await.is_err());
     }
-    assert!((2..=10).contains(&failed), "{failed} of 100 failed");
+    // A reset that is there before the connection is used is one of connecting: its client is
+    // served by the other endpoint.
+    let taken = taken.load(Ordering::Relaxed);
+    assert!((2..=10).contains(&taken) && failed <= taken, "{taken} taken, {failed} failed");
     running.idle().await;
     let now = Monotonic.now();
     assert_eq!(balancer.stats(now).ejections, 1);
