@@ -34,6 +34,8 @@ pub(crate) enum Mode {
     /// Create tables and accounts, where they do not exist, in the databases of EAST_DATABASE_URL
     /// and WEST_DATABASE_URL
     Create(Create),
+    /// Create the data of a node of a group that has never run, once for each
+    CreateNode(CreateNode),
     /// Transfer, until SIGTERM or Ctrl-C, between the databases of EAST_DATABASE_URL and
     /// WEST_DATABASE_URL
     Serve(Serve),
@@ -49,6 +51,32 @@ pub(crate) struct Create {
     #[arg(long, default_value_t = 100_000, value_name = "CENTS",
           value_parser = clap::value_parser!(i64).range(0..=MAX_CENTS))]
     pub(crate) cents: i64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateNode {
+    /// Number of the node, from 1
+    #[arg(long, value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) node: u64,
+    /// Folder of the node's journal
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) data: PathBuf,
+}
+
+/// A process that is one of a group, in which the decisions are.
+#[derive(Debug, Args)]
+pub(crate) struct Member {
+    /// Number of the node whose data were made by create-node; without it, the decisions are in the
+    /// journal of this process alone
+    #[arg(long, value_name = "ID", requires = "node_listen", requires = "peers",
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) node: Option<u64>,
+    /// Address on which the node listens for its peers
+    #[arg(long, value_name = "ADDR", requires = "node")]
+    pub(crate) node_listen: Option<SocketAddr>,
+    /// Another node: its number and its address; once for each
+    #[arg(long = "peer", value_name = "ID=ADDR", requires = "node", value_parser = peer)]
+    pub(crate) peers: Vec<(u64, SocketAddr)>,
 }
 
 #[derive(Debug, Args)]
@@ -73,6 +101,8 @@ pub(crate) struct Serve {
     #[arg(long = "recover-every-ms", default_value = "1000", value_name = "MS",
           value_parser = millis)]
     pub(crate) recover_every: Duration,
+    #[command(flatten)]
+    pub(crate) member: Member,
     /// Seconds for which to answer after SIGTERM
     #[arg(long = "drain-seconds", default_value = "20", value_name = "SECONDS",
           value_parser = seconds)]
@@ -84,6 +114,13 @@ pub(crate) struct Serve {
     #[cfg(feature = "demo")]
     #[arg(long, hide = true, value_name = "POINT")]
     pub(crate) stop_at: Option<String>,
+}
+
+fn peer(text: &str) -> Result<(u64, SocketAddr), String> {
+    let (id, address) = text.split_once('=').ok_or("it is not ID=ADDR")?;
+    let id = id.parse().map_err(|_| format!("`{id}` is no number"))?;
+    let address = address.parse().map_err(|_| format!("`{address}` is no address"))?;
+    Ok((id, address))
 }
 
 fn millis(word: &str) -> Result<Duration, String> {
@@ -125,6 +162,21 @@ mod tests {
     }
 
     #[test]
+    fn a_node_has_an_address_and_peers() {
+        let line = "serve --node 2 --node-listen 127.0.0.1:7002 --peer 1=127.0.0.1:7001";
+        let Some(Mode::Serve(serve)) = parsed(line).unwrap().mode else { panic!("not serve") };
+        assert_eq!(serve.member.node, Some(2));
+        assert_eq!(serve.member.peers, [(1, "127.0.0.1:7001".parse().unwrap())]);
+        for wrong in ["--node 2", "--node 2 --node-listen 127.0.0.1:1", "--peer 1=127.0.0.1:1"] {
+            assert!(parsed(&format!("serve {wrong}")).unwrap_err().contains("required"), "{wrong}");
+        }
+        assert!(parsed("serve").is_ok_and(|cli| match cli.mode {
+            Some(Mode::Serve(serve)) => serve.member.node.is_none(),
+            _ => false,
+        }));
+    }
+
+    #[test]
     fn bad_options_are_answered_by_what_is_allowed() {
         let wrong = [
             ("sreve", "unrecognized subcommand 'sreve'"),
@@ -132,6 +184,8 @@ mod tests {
             ("serve --max-transfers 0", "0 is not in 1..=10000"),
             ("serve --recover-every-ms 0", "a number from 1 to 600000"),
             ("serve --drain-seconds 99999999999999999999", "a number from 0 to 3600"),
+            ("serve --peer 1:127.0.0.1", "it is not ID=ADDR"),
+            ("create-node --node 0 --data d", "0 is not in 1"),
             ("create --accounts 0", "0 is not in 1..=10000000"),
             ("create --cents 1000000000000001", "is not in 0..=1000000000000000"),
         ];
@@ -145,7 +199,8 @@ mod tests {
     #[test]
     fn the_demo_is_the_default_and_has_a_length() {
         let rounds = |line| parsed(line).map(|cli| cli.demo.rounds);
-        assert_eq!(rounds("--rounds 50"), Ok(50));
+        assert_eq!((rounds("--rounds 50"), rounds("")), (Ok(Some(50)), Ok(None)));
+        assert!(parsed("--replicated --rounds 4").is_ok_and(|cli| cli.demo.replicated));
         assert!(rounds("--rounds 0").unwrap_err().contains("0 is not in 1..=100000"));
         assert!(rounds("--rounds 9 create").is_err());
     }

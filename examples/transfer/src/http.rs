@@ -9,7 +9,8 @@
 //! | `GET /stats` | the numbers of [`Numbers`], as JSON |
 //!
 //! A transfer that was not done is answered by `{"error", "outcome"}`: `not_applied` or `unknown`.
-//! With 503, and after a lost answer, ask again with the same key: it is done once.
+//! With 503, and after a lost answer, ask again with the same key, in a group another node: it is
+//! done once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use voussoir_txn::two_phase::Gid;
 
@@ -37,9 +39,18 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// What the handlers share.
 #[derive(Debug)]
 pub(crate) struct App {
-    pub(crate) transfers: Transfers,
+    /// `None` while another node of the group leads.
+    pub(crate) current: watch::Receiver<Option<Transfers>>,
     /// For reads, one for each bank.
     pub(crate) pools: [Pool; 2],
+}
+
+impl App {
+    fn transfers(&self) -> Result<Transfers, Failure> {
+        let away = "this node does not lead its group: ask the others".to_owned();
+        let none = || Failure::not_applied(StatusCode::SERVICE_UNAVAILABLE, away);
+        self.current.borrow().clone().ok_or_else(none)
+    }
 }
 
 pub(crate) fn router(app: App) -> Router {
@@ -64,7 +75,7 @@ async fn transfer(
     let Json(transfer) = body?;
     let broken = |rule| Failure::not_applied(StatusCode::UNPROCESSABLE_ENTITY, rule);
     transfer.check().map_err(broken)?;
-    let done = app.transfers.transfer(key, &transfer).await?;
+    let done = app.transfers()?.transfer(key, &transfer).await?;
     Ok(Json(json!({ "id": key, "repeated": done == Done::Before })))
 }
 
@@ -92,15 +103,15 @@ async fn account(
     Ok(Json(json!({ "account": account, "cents": cents })))
 }
 
-async fn heuristics(State(app): State<Arc<App>>) -> Json<Value> {
-    let all = app.transfers.coordinator().heuristics().into_iter().map(|outcome| {
+async fn heuristics(State(app): State<Arc<App>>) -> Result<Json<Value>, Failure> {
+    let all = app.transfers()?.coordinator().heuristics().into_iter().map(|outcome| {
         json!({
             "gid": outcome.gid.to_string(),
             "bank": &*outcome.participant,
             "did": outcome.heuristic.to_string(),
         })
     });
-    Json(all.collect())
+    Ok(Json(all.collect()))
 }
 
 async fn forget(
@@ -110,7 +121,7 @@ async fn forget(
     let gid: Gid = gid.parse().map_err(|error: voussoir_txn::two_phase::GidError| {
         Failure::not_applied(StatusCode::BAD_REQUEST, error.to_string())
     })?;
-    let forgotten = app.transfers.coordinator().forget_heuristic(&gid).await;
+    let forgotten = app.transfers()?.coordinator().forget_heuristic(&gid).await;
     forgotten.map(|()| StatusCode::NO_CONTENT).map_err(|error| Failure {
         status: StatusCode::SERVICE_UNAVAILABLE,
         error: error.to_string(),
@@ -118,8 +129,8 @@ async fn forget(
     })
 }
 
-async fn stats(State(app): State<Arc<App>>) -> Json<Numbers> {
-    Json(app.transfers.numbers())
+async fn stats(State(app): State<Arc<App>>) -> Result<Json<Numbers>, Failure> {
+    Ok(Json(app.transfers()?.numbers()))
 }
 
 /// An error answer.

@@ -4,12 +4,18 @@
 //! transfer [--rounds 30]          the demo: a load, kills at each point of the protocol, a check
 //! transfer create                 creates tables and accounts in both databases
 //! transfer serve --listen ADDR --data FOLDER
+//!
+//! transfer --replicated           the demo with a group of three coordinators, beside a single one
+//! transfer create-node --node 1 --data FOLDER
+//! transfer serve --listen ADDR --data FOLDER \
+//!     --node 1 --node-listen ADDR --peer 2=ADDR --peer 3=ADDR
 //! ```
 
 mod args;
 mod bank;
 #[cfg(feature = "demo")]
 mod demo;
+mod group;
 mod http;
 mod pool;
 mod serve;
@@ -31,6 +37,9 @@ async fn main() -> ExitCode {
         .with_max_level(tracing::Level::WARN)
         .with_writer(std::io::stderr)
         .init();
+    if let Some(Mode::CreateNode(options)) = &cli.mode {
+        return ended(group::create(options));
+    }
     let urls = match cli.mode {
         Some(_) => Bank::ALL.map(|bank| variable(bank.variable())),
         None => [variable("DATABASE_URL"), variable("DATABASE_URL")],
@@ -49,7 +58,11 @@ async fn main() -> ExitCode {
         eprintln!("transfer: the address of a database: {error}");
         return ExitCode::from(2);
     }
-    match run(cli, urls).await {
+    ended(run(cli, urls).await)
+}
+
+fn ended(result: Result<(), Error>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("transfer: {}", chain(&*error));
@@ -67,6 +80,7 @@ async fn run(cli: Cli, urls: [Option<String>; 2]) -> Result<(), Error> {
             }
             Ok(())
         }
+        Some(Mode::CreateNode(options)) => group::create(&options),
         Some(Mode::Serve(options)) => serve::run(options, given()).await,
         #[cfg(feature = "demo")]
         None => demo::run(&cli.demo, urls[0].clone()).await,

@@ -6,17 +6,19 @@ use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use voussoir_journal::Journal;
 use voussoir_txn::store::JournalStore;
 use voussoir_txn::two_phase::postgres::{PostgresConfig, PostgresError, PostgresParticipant};
-use voussoir_txn::two_phase::{Participant, StoreLog};
+use voussoir_txn::two_phase::{DecisionLog, OpenCoordinatorError, Participant, StoreLog};
 
 use crate::Error;
 use crate::args::Serve;
 use crate::bank::Bank;
 #[cfg(feature = "demo")]
 use crate::demo::points::{Points, Stopping, StoppingLog};
+use crate::group::Group;
 use crate::http::{App, router};
 use crate::pool::Pool;
 use crate::transfers::Transfers;
@@ -31,64 +33,104 @@ const READERS: usize = 4;
 const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serves until it is told to stop; then answers the requests in flight. Transactions that are
-/// decided and not applied everywhere are for the next process.
+/// decided and not applied everywhere are for the next process, or for the next node that leads.
 ///
 /// # Errors
-/// The address, the journal or a database cannot be used.
+/// The address, the journal or a database cannot be used, or the node of the group has stopped.
 pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
     let orders = Orders::new(&serve);
     // One for all the time: a reader of standard input that is dropped takes a line with it.
     let mut stop = std::pin::pin!(told_to_stop(serve.exit_with_parent, &orders));
-    let opened = tokio::select! {
-        opened = open(&serve, &urls, &orders) => opened?,
+    let (current, watched) = watch::channel(None);
+    let opened = async {
+        let opening = Opening::new(&serve, &urls, &orders).await?;
+        let group = match serve.member.node {
+            Some(_) => Some(Group::join(&serve.member, &serve.data).await?),
+            None => {
+                current.send_replace(Some(opening.open(classic_log(&serve)?).await?));
+                None
+            }
+        };
+        Ok::<_, Error>((opening, group))
+    };
+    let (opening, group) = tokio::select! {
+        opened = opened => opened?,
         stop = &mut stop => return stop,
     };
     let listener = TcpListener::bind(serve.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", serve.listen))?;
-    let active = opened.transfers.coordinator().active();
+    let active = watched.borrow().as_ref().map_or(0, |one: &Transfers| one.coordinator().active());
     // One line for whoever started it, who may have asked for port 0.
     println!("listening on http://{}, {active} transfers to apply", listener.local_addr()?);
-    let stopped = tokio::sync::watch::Sender::new(false);
+    let pool = |url: &String| Pool::new(url, READERS, READ_TIMEOUT);
+    let app = App { current: watched, pools: [pool(&urls[0])?, pool(&urls[1])?] };
+    let stopped = watch::Sender::new(false);
     let mut told = stopped.subscribe();
-    let serving = axum::serve(listener, router(opened)).with_graceful_shutdown(async move {
+    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(async move {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });
     let mut serving = tokio::spawn(serving.into_future());
-    tokio::select! {
+    let coordinating = async {
+        match &group {
+            Some(group) => group.coordinate(&current, |log| opening.open(log)).await,
+            None => std::future::pending().await,
+        }
+    };
+    let ended = tokio::select! {
         ended = &mut serving => return Ok(ended??),
-        stop = stop => stop?,
-    }
+        ended = coordinating => ended,
+        stop = stop => stop,
+    };
     stopped.send_replace(true);
     if timeout(serve.drain, serving).await.is_err() {
         eprintln!("transfer: requests were under way after {:?}", serve.drain);
     }
-    Ok(())
+    match group {
+        Some(group) => ended.and(group.leave().await),
+        None => ended,
+    }
 }
 
-async fn open(serve: &Serve, urls: &[String; 2], orders: &Orders) -> Result<App, Error> {
+/// The log of a coordinator that is alone: its decisions are on one disk.
+fn classic_log(serve: &Serve) -> Result<StoreLog<JournalStore>, Error> {
     let mut config = voussoir_journal::Config::default();
     config.segment_bytes = SEGMENT_BYTES;
     let journal = Journal::open(&serve.data, config)?;
-    let log = StoreLog::new(JournalStore::new(&journal, "decisions")?);
-    let [east, west] = urls;
-    let (east, west) = tokio::try_join!(
-        participant(Bank::East, east, serve.max_transfers),
-        participant(Bank::West, west, serve.max_transfers),
-    )?;
-    let banks = [east, west];
-    let participants = banks.clone().map(|bank| Arc::new(bank) as Arc<dyn Participant>);
-    #[cfg(feature = "demo")]
-    let log = StoppingLog::new(log, &orders.points);
-    #[cfg(feature = "demo")]
-    let participants = Stopping::both(participants, &orders.points);
-    #[cfg(not(feature = "demo"))]
-    let _ = orders;
-    let (name, every) = (&serve.name, serve.recover_every);
-    let transfers = Transfers::open(name, every, banks, participants, log).await?;
-    let pool = |url: &String| Pool::new(url, READERS, READ_TIMEOUT);
-    Ok(App { transfers, pools: [pool(&urls[0])?, pool(&urls[1])?] })
+    Ok(StoreLog::new(JournalStore::new(&journal, "decisions")?))
+}
+
+/// What a coordinator is opened with: once, or on each node of a group whenever it leads.
+struct Opening<'a> {
+    serve: &'a Serve,
+    orders: &'a Orders,
+    banks: [PostgresParticipant; 2],
+}
+
+impl<'a> Opening<'a> {
+    /// Waits until both banks can be reached.
+    async fn new(serve: &'a Serve, urls: &[String; 2], orders: &'a Orders) -> Result<Self, Error> {
+        let [east, west] = urls;
+        let (east, west) = tokio::try_join!(
+            participant(Bank::East, east, serve.max_transfers),
+            participant(Bank::West, west, serve.max_transfers),
+        )?;
+        Ok(Self { serve, orders, banks: [east, west] })
+    }
+
+    async fn open(&self, log: impl DecisionLog) -> Result<Transfers, OpenCoordinatorError> {
+        let banks = self.banks.clone();
+        let participants = banks.clone().map(|bank| Arc::new(bank) as Arc<dyn Participant>);
+        #[cfg(feature = "demo")]
+        let log = StoppingLog::new(log, &self.orders.points);
+        #[cfg(feature = "demo")]
+        let participants = Stopping::both(participants, &self.orders.points);
+        #[cfg(not(feature = "demo"))]
+        let _ = self.orders;
+        let (name, every) = (&self.serve.name, self.serve.recover_every);
+        Transfers::open(name, every, banks, participants, log).await
+    }
 }
 
 /// A bank as a participant. Waits for a database that cannot be reached: it may hold transactions

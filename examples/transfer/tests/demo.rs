@@ -31,6 +31,25 @@ fn at_a_given_server_the_demo_kills_the_coordinator_and_leaves_nothing() {
     assert_eq!(left, 0, "its databases are left: {said}");
 }
 
+#[test]
+#[ignore = "needs postgresql"]
+fn a_group_lets_go_what_its_leader_leaves_prepared() {
+    let output = program().args(["--replicated", "--rounds", "4"]).output().unwrap();
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{}\n{said}\n{errors}", output.status);
+    assert!(said.contains("exact: both banks hold what was acknowledged"), "{said}");
+    // Beside it, a single coordinator blocks them for as long as it is dead.
+    let number = |after: &str, before: &str| -> u64 {
+        let (_, rest) = said.split_once(after).unwrap_or_else(|| panic!("no `{after}`: {said}"));
+        rest.split_once(before).unwrap().0.trim().parse().unwrap()
+    };
+    assert!(number("single: ", " branches and ") > 0, "{said}");
+    assert!(said.contains("group:  3 leaders killed and 1 paused, "), "{said}");
+    assert!(number(" and 1 paused, ", " branches and ") > 0, "{said}");
+    let (last, limit) = (number("was free within ", " ms "), number("away, the limit is ", " ms"));
+    assert!(last <= limit, "{said}");
+}
+
 /// Executes statements at the server of `DATABASE_URL`; returns the rows of the last one.
 fn sql(database: Option<&str>, statements: &str) -> usize {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

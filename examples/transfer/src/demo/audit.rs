@@ -1,6 +1,6 @@
 //! What the databases hold, compared with itself and with the ledger.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tokio_postgres::{Client, Config, NoTls};
 
@@ -24,6 +24,17 @@ pub(super) async fn prepared(urls: &[String; 2]) -> Result<i64, Error> {
         all += connect(url).await?.query_one(count, &[]).await?.get::<_, i64>(0);
     }
     Ok(all)
+}
+
+/// The ids of the prepared transactions of both banks.
+pub(super) async fn prepared_ids(urls: &[String; 2]) -> Result<HashSet<String>, Error> {
+    let mut ids = HashSet::new();
+    for url in urls {
+        let list = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()::TEXT";
+        let rows = connect(url).await?.query(list, &[]).await?;
+        ids.extend(rows.into_iter().map(|row| row.get::<_, String>(0)));
+    }
+    Ok(ids)
 }
 
 /// Accounts that nobody else can change now, and locks on tables that prepared transactions hold.

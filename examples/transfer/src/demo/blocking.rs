@@ -15,9 +15,16 @@ const AWAY: Duration = Duration::from_secs(3);
 /// How long transfers gather at the point.
 const GATHER: Duration = Duration::from_millis(500);
 
+/// What a coordinator that was dead has kept blocked.
+pub(super) struct Blocked {
+    pub(super) branches: i64,
+    pub(super) accounts: i64,
+    pub(super) time: Duration,
+}
+
 impl Stage<'_> {
     /// Shows what is locked while the coordinator is away, and that it is let go when it is back.
-    pub(super) async fn show_blocking(&mut self) -> Result<(), Error> {
+    pub(super) async fn show_blocking(&mut self) -> Result<Blocked, Error> {
         self.clients.check()?;
         println!("\nthe coordinator is killed between the phases, and stays dead:");
         let service = self.service()?;
@@ -47,7 +54,7 @@ impl Stage<'_> {
         let started = begun.elapsed();
         let settled = {
             let _paused = self.clients.pause().await;
-            let (address, bound) = (*self.address.borrow(), self.kills.bound);
+            let (address, bound) = (self.addresses.borrow()[0], self.kills.bound);
             let settled = settle(&self.urls, address, Instant::now(), bound).await?;
             compare_banks(&self.urls).await?;
             settled
@@ -59,6 +66,6 @@ impl Stage<'_> {
             settled.as_millis(),
             away.elapsed().as_secs_f64()
         );
-        Ok(())
+        Ok(Blocked { branches, accounts: most, time: away.elapsed() })
     }
 }

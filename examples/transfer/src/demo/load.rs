@@ -59,8 +59,8 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// Starts all clients. `address` is where the service listens now.
-    pub(super) fn start(address: &watch::Receiver<SocketAddr>, seed: u64) -> Self {
+    /// Starts all clients. `addresses` are where the service, or each node of it, listens now.
+    pub(super) fn start(addresses: &watch::Receiver<Vec<SocketAddr>>, seed: u64) -> Self {
         let (stop, gate, ledger) = (watch::Sender::new(false), Arc::default(), Arc::default());
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
@@ -68,7 +68,8 @@ impl Clients {
                 number,
                 random: fastrand::Rng::with_seed(seed ^ (number << 32)),
                 http: http_client(),
-                address: address.clone(),
+                addresses: addresses.clone(),
+                at: 0,
                 gate: Arc::clone(&gate),
                 ledger: Arc::clone(&ledger),
             };
@@ -111,7 +112,9 @@ struct TransferClient {
     number: u64,
     random: fastrand::Rng,
     http: Http,
-    address: watch::Receiver<SocketAddr>,
+    addresses: watch::Receiver<Vec<SocketAddr>>,
+    /// Which of the addresses is asked: the next one after an attempt that was not answered.
+    at: usize,
     gate: Arc<RwLock<()>>,
     ledger: Arc<Mutex<Ledger>>,
 }
@@ -176,12 +179,16 @@ impl TransferClient {
                 // Rejected for now, without an answer in time, or the service was killed.
                 _ => self.ledger.lock().repeats += 1,
             }
+            self.at += 1;
             sleep(RETRY_PAUSE.mul_f64(0.5 + self.random.f64())).await;
         }
     }
 
     async fn attempt(&self, id: &str, transfer: &Transfer) -> Result<(StatusCode, Bytes), Error> {
-        let address = *self.address.borrow();
+        let address = {
+            let addresses = self.addresses.borrow();
+            addresses[self.at % addresses.len()]
+        };
         let request = Request::post(format!("http://{address}/transfers"))
             .header("content-type", "application/json")
             .header(KEY, id)

@@ -4,6 +4,7 @@
 
 mod audit;
 mod blocking;
+mod group;
 mod load;
 pub(crate) mod points;
 mod processes;
@@ -20,6 +21,7 @@ use tokio::sync::watch;
 
 use crate::Error;
 use crate::bank::{Bank, create};
+use group::Nodes;
 use load::{ACCOUNTS, Clients, Ledger, OPENED_CENTS};
 use processes::Service;
 use rounds::Kills;
@@ -28,13 +30,19 @@ use servers::Server;
 /// Time between two searches for prepared transactions, in the demonstration.
 pub(crate) const RECOVER_EVERY: Duration = Duration::from_millis(200);
 
+/// Folder of the single coordinator, in that of the demonstration.
+const SINGLE: &str = "coordinator";
+
 #[derive(Debug, Args)]
 pub(crate) struct Demo {
     /// Rounds: each kills the coordinator, a database, or several of them at one point of the
-    /// protocol
-    #[arg(long, default_value_t = 28, value_name = "COUNT",
-          value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub(crate) rounds: u32,
+    /// protocol. 28 without it, 8 of a group
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub(crate) rounds: Option<u32>,
+    /// Put the decisions into a group of three coordinators; each round kills or pauses the one
+    /// that leads, between the phases. Beside it a single coordinator is killed there
+    #[arg(long, conflicts_with = "first")]
+    pub(crate) replicated: bool,
     /// The round to begin with; from 24 on databases are killed, too, and after 120 all was
     #[arg(long, default_value_t = 0, value_name = "ROUND",
           value_parser = clap::value_parser!(u32).range(0..=100_000))]
@@ -42,6 +50,12 @@ pub(crate) struct Demo {
     /// Seed of what the clients ask for, and of what chance decides
     #[arg(long, default_value_t = 1, value_name = "SEED")]
     pub(crate) seed: u64,
+}
+
+impl Demo {
+    fn rounds(&self) -> u32 {
+        self.rounds.unwrap_or(if self.replicated { 8 } else { 28 })
+    }
 }
 
 /// Runs the demonstration.
@@ -78,26 +92,25 @@ async fn play(demo: &Demo, servers: &mut [Server]) -> Result<(), Error> {
         create(&urls[bank as usize], ACCOUNTS, OPENED_CENTS).await?;
     }
     let folder = tempfile::Builder::new().prefix("transfer-").tempdir()?;
-    let mut service = Service::start(&name, folder.path(), &urls, None)?;
+    let data = folder.path().join(SINGLE);
+    let mut service = Service::start(&name, &data, &urls, None, &[])?;
     let (address, _) = service.listening().await?;
-    println!("service: http://{address}, decisions in {}\n", folder.path().display());
-    let (sender, receiver) = watch::channel(address);
+    println!("service: http://{address}, decisions in {}\n", data.display());
+    let (sender, receiver) = watch::channel(vec![address]);
     let mut stage = Stage {
         servers,
         urls,
         name,
         folder: folder.path().to_owned(),
         service: Some(service),
-        address: sender,
+        group: None,
+        addresses: sender,
         clients: Clients::start(&receiver, demo.seed),
         random: fastrand::Rng::with_seed(demo.seed),
         began: Instant::now(),
         kills: Kills::default(),
     };
-    let mut outcome = stage.run_rounds(demo.first, demo.rounds).await;
-    if outcome.is_ok() {
-        outcome = stage.show_blocking().await;
-    }
+    let outcome = stage.show_all(demo).await;
     stage.finish(outcome).await
 }
 
@@ -121,7 +134,10 @@ struct Stage<'a> {
     folder: PathBuf,
     /// `None` while it is dead.
     service: Option<Service>,
-    address: watch::Sender<SocketAddr>,
+    /// The three processes, once they run instead of the one.
+    group: Option<Nodes>,
+    /// Where clients ask, one after the other until they are answered.
+    addresses: watch::Sender<Vec<SocketAddr>>,
     clients: Clients,
     random: fastrand::Rng,
     began: Instant,
@@ -133,17 +149,29 @@ impl Stage<'_> {
         self.service.as_mut().ok_or_else(|| "the service does not run".into())
     }
 
+    async fn show_all(&mut self, demo: &Demo) -> Result<(), Error> {
+        if !demo.replicated {
+            self.run_rounds(demo.first, demo.rounds()).await?;
+        }
+        let blocked = self.show_blocking().await?;
+        if demo.replicated {
+            self.show_group(demo.rounds(), &blocked).await?;
+        }
+        Ok(())
+    }
+
     /// Compares the banks with the ledger, and removes the databases from a server that is not its
     /// own.
     async fn finish(self, outcome: Result<(), Error>) -> Result<(), Error> {
-        let Self { servers, urls, name, service, clients, kills, .. } = self;
+        let Self { servers, urls, name, service, group, clients, kills, .. } = self;
         let outcome = match outcome {
-            Ok(()) => balance(&urls, clients, &kills).await,
+            Ok(()) => balance(&urls, clients, &kills, group.is_some()).await,
             Err(error) => Err(error),
         };
-        let ended = match service {
-            Some(service) => service.end().await,
-            None => Ok(()),
+        let ended = match (service, group) {
+            (Some(service), _) => service.end().await,
+            (None, Some(group)) => group.end().await,
+            (None, None) => Ok(()),
         };
         if servers.iter().all(|server| !server.is_own()) {
             let admin = audit::connect(servers[0].url()).await?;
@@ -156,7 +184,12 @@ impl Stage<'_> {
 }
 
 /// Waits for the end of every transfer, and shows the ledger.
-async fn balance(urls: &[String; 2], clients: Clients, kills: &Kills) -> Result<(), Error> {
+async fn balance(
+    urls: &[String; 2],
+    clients: Clients,
+    kills: &Kills,
+    has_group: bool,
+) -> Result<(), Error> {
     let ledger = clients.finish().await?;
     let Ledger { done, refused, repeats, found, .. } = &ledger;
     let until = Instant::now() + kills.bound;
@@ -172,7 +205,9 @@ async fn balance(urls: &[String; 2], clients: Clients, kills: &Kills) -> Result<
     println!("\nledger: {} transfers acknowledged, {} refused", done.len(), refused.len());
     println!("        {repeats} attempts repeated, {found} of them found the transfer done");
     println!("banks:  {cents} cents in {} accounts, as at first", 2 * ACCOUNTS);
-    println!("{kills}");
+    if !has_group {
+        println!("{kills}");
+    }
     println!("exact: both banks hold what was acknowledged, and nothing is prepared");
     Ok(())
 }

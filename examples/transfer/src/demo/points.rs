@@ -70,10 +70,15 @@ impl Points {
     }
 
     /// `stop PASSES POINT`: the call after so many stops. `hold PASSES POINT`: it and all later
-    /// ones stop. `go`: a stopped call goes on.
+    /// ones stop. `go`: a stopped call goes on. `free`: all do, and none stops any more.
     pub(crate) fn order(&self, line: &str) {
         if line == "go" {
             self.go.notify_one();
+            return;
+        }
+        if line == "free" {
+            *self.armed.lock() = None;
+            self.go.notify_waiters();
             return;
         }
         let mut words = line.splitn(3, ' ');
@@ -209,5 +214,13 @@ impl<L: DecisionLog> DecisionLog for StoppingLog<L> {
 
     async fn resolve(&self, gid: &Gid) -> Result<(), StoreError> {
         self.inner.resolve(gid).await
+    }
+
+    fn is_superseded(&self) -> bool {
+        self.inner.is_superseded()
+    }
+
+    fn can_decide(&self) -> bool {
+        self.inner.can_decide()
     }
 }

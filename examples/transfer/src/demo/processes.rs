@@ -30,18 +30,20 @@ pub(super) struct Service {
 }
 
 impl Service {
-    /// Starts it on a free port. It stops at `stop_at`.
+    /// Starts it on a free port, with more options. It stops at `stop_at`.
     pub(super) fn start(
         name: &str,
         folder: &Path,
         urls: &[String; 2],
         stop_at: Option<&str>,
+        more: &[String],
     ) -> Result<Self, Error> {
         let mut command = Command::new(std::env::current_exe()?);
         command
             .args(["serve", "--exit-with-parent", "--listen", "127.0.0.1:0", "--name", name])
             .args(["--recover-every-ms", &RECOVER_EVERY.as_millis().to_string(), "--data"])
             .arg(folder)
+            .args(more)
             .env("EAST_DATABASE_URL", &urls[0])
             .env("WEST_DATABASE_URL", &urls[1])
             .stdin(Stdio::piped())
@@ -91,6 +93,26 @@ impl Service {
             return Ok(());
         }
         Err(format!("the point `{point}` was not reached: {line:?}").into())
+    }
+
+    /// Waits until a call is stopped at the point, whatever else it says before. Dropped, it may
+    /// have taken lines.
+    pub(super) async fn passed(&mut self, point: &str) -> Result<(), Error> {
+        let wanted = format!("at {point}");
+        // Ends: with that line, or with the process.
+        while let Some(line) = self.lines.next_line().await? {
+            if line == wanted {
+                return Ok(());
+            }
+        }
+        Err("the node has ended".into())
+    }
+
+    /// Sends a signal, an argument of `kill`.
+    pub(super) async fn signal(&self, signal: &str) -> Result<(), Error> {
+        let pid = self.process.id().ok_or("the process has ended")?;
+        let sent = Command::new("kill").args([signal, &pid.to_string()]).status().await?;
+        if sent.success() { Ok(()) } else { Err(format!("kill {signal} {pid}: {sent}").into()) }
     }
 
     /// An order, as in `demo/points.rs`.

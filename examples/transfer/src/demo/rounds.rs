@@ -12,7 +12,7 @@ use super::load::numbers;
 use super::points::POINTS;
 use super::processes::{Service, kill_server};
 use super::servers::Server;
-use super::{RECOVER_EVERY, Stage};
+use super::{RECOVER_EVERY, SINGLE, Stage};
 use crate::Error;
 use crate::transfers::settle_bound;
 
@@ -205,7 +205,8 @@ impl Stage<'_> {
     }
 
     pub(super) fn start_service(&mut self, stop_at: Option<&str>) -> Result<(), Error> {
-        let service = Service::start(&self.name, &self.folder, &self.urls, stop_at)?;
+        let service =
+            Service::start(&self.name, &self.folder.join(SINGLE), &self.urls, stop_at, &[])?;
         self.service = Some(service);
         Ok(())
     }
@@ -213,7 +214,7 @@ impl Stage<'_> {
     pub(super) async fn await_service(&mut self) -> Result<(), Error> {
         let (address, decided) = self.service()?.listening().await?;
         self.kills.decided += decided;
-        self.address.send_replace(address);
+        self.addresses.send_replace(vec![address]);
         Ok(())
     }
 
@@ -226,7 +227,8 @@ impl Stage<'_> {
         }
         let (settled, money) = {
             let _paused = self.clients.pause().await;
-            let settled = settle(&self.urls, *self.address.borrow(), up, self.kills.bound).await?;
+            let address = self.addresses.borrow()[0];
+            let settled = settle(&self.urls, address, up, self.kills.bound).await?;
             (settled, compare_banks(&self.urls).await?)
         };
         self.kills.longest = self.kills.longest.max(settled);
