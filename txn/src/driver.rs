@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Sleep;
 
 use crate::core::{Call, End, Event, Failure, Input, Output, Resolution, Run, StepId};
 use crate::definition::{Answer, Arguments, Definition, StepCx};
@@ -56,8 +57,21 @@ pub(crate) struct Driver {
     /// The append under way, and the last record in it.
     append: Option<(u64, Append)>,
     outputs_bytes: usize,
+    timer: Option<Timer>,
+    /// A record is durable, and the entry says so.
+    has_begun: bool,
+    /// The entry lists stuck steps.
+    shows_stuck: bool,
     drains: bool,
     end: Option<End>,
+}
+
+/// Rings at the next deadline, or earlier: it stays set for a deadline that no longer counts,
+/// because setting it again for each attempt would cost more than the attempt.
+struct Timer {
+    /// What it was set for, in ns of the clock.
+    at: u64,
+    sleep: Pin<Box<Sleep>>,
 }
 
 /// What a turn of the task waits for.
@@ -65,7 +79,10 @@ enum Woken {
     Appended(Result<(), StoreError>),
     Answered(StepId, u64, Answer),
     Asked(Option<Command>),
-    Time,
+    /// The timer rang.
+    Rang,
+    /// A call was aborted.
+    Aborted,
 }
 
 impl Driver {
@@ -89,6 +106,9 @@ impl Driver {
             records: VecDeque::new(),
             append: None,
             outputs_bytes,
+            timer: None,
+            has_begun: false,
+            shows_stuck: false,
             drains: false,
             end: None,
         }
@@ -113,7 +133,10 @@ impl Driver {
                     if let Some((record, _)) = self.append.take() {
                         let now = self.inner.clock.now();
                         self.run.step(now, Input::Persisted(record));
-                        self.entry.begun();
+                        if !self.has_begun {
+                            self.has_begun = true;
+                            self.entry.begun();
+                        }
                     }
                 }
                 Woken::Appended(Err(error)) => {
@@ -125,31 +148,57 @@ impl Driver {
                 }
                 Woken::Answered(step, attempt, answer) => self.answered(step, attempt, answer),
                 Woken::Asked(command) => self.asked(command),
-                Woken::Time => self.run.step(self.inner.clock.now(), Input::Tick),
+                Woken::Rang | Woken::Aborted => {
+                    self.run.step(self.inner.clock.now(), Input::Tick);
+                }
             }
         }
     }
 
     async fn wait(&mut self) -> Woken {
-        let deadline = if self.drains { None } else { self.run.next_deadline() };
-        let now = self.inner.clock.now();
-        let left = deadline.map(|at| Duration::from_nanos(at.saturating_sub(now)));
+        let has_deadline = self.set_timer();
+        let Self { append, calls, commands, timer, .. } = self;
         let append = async {
-            match &mut self.append {
+            match append {
                 Some((_, append)) => append.await,
                 None => std::future::pending().await,
             }
         };
-        tokio::select! {
+        let ring = async {
+            match timer {
+                Some(timer) => timer.sleep.as_mut().await,
+                None => std::future::pending().await,
+            }
+        };
+        let woken = tokio::select! {
+            // What it nearly always is comes first. None of them is ready again and again: each
+            // append and each call follows from a step, and a saga has few.
+            biased;
             result = append => Woken::Appended(result),
-            Some(joined) = self.calls.join_next() => match joined {
+            Some(joined) = calls.join_next() => match joined {
                 Ok((step, attempt, answer)) => Woken::Answered(step, attempt, answer),
                 // Aborted: its time was over, and the core knows.
-                Err(_) => Woken::Time,
+                Err(_) => Woken::Aborted,
             },
-            command = self.commands.recv() => Woken::Asked(command),
-            () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => Woken::Time,
+            command = commands.recv() => Woken::Asked(command),
+            () = ring, if has_deadline => Woken::Rang,
+        };
+        if matches!(woken, Woken::Rang) {
+            self.timer = None;
         }
+        woken
+    }
+
+    /// Has the timer ring no later than the next deadline. False if there is none.
+    fn set_timer(&mut self) -> bool {
+        let deadline = if self.drains { None } else { self.run.next_deadline() };
+        let Some(deadline) = deadline else { return false };
+        if self.timer.as_ref().is_none_or(|timer| timer.at > deadline) {
+            let left = deadline.saturating_sub(self.inner.clock.now());
+            let sleep = Box::pin(tokio::time::sleep(Duration::from_nanos(left)));
+            self.timer = Some(Timer { at: deadline, sleep });
+        }
+        true
     }
 
     fn carry_out(&mut self) {
@@ -254,14 +303,18 @@ impl Driver {
             last = last.max(record);
             split(&self.entry.id, kind, &events, &mut records);
         }
-        let store = Arc::clone(&self.inner.store);
-        let append = Box::pin(async move { store.append(records).await });
+        let appends = self.inner.appends.clone();
+        let append = Box::pin(async move { appends.append(records).await });
         self.append = Some((last, append));
     }
 
-    fn publish(&self) {
-        let state = self.run.state();
+    fn publish(&mut self) {
         let waits = self.run.is_stuck();
+        if !waits && !self.shows_stuck {
+            return;
+        }
+        self.shows_stuck = waits;
+        let state = self.run.state();
         let stuck = state.graph.ids().filter(|_| waits).filter_map(|id| {
             let (direction, why) = state.step(id).stuck.as_ref()?;
             Some((state.graph.node(id).name.to_string(), *direction, why.to_string()))
@@ -282,6 +335,10 @@ impl Driver {
 
 /// Cuts events into records that fit a store's batch.
 pub(crate) fn split(id: &Arc<str>, kind: RecordKind, events: &[Event], records: &mut Vec<Record>) {
+    let whole = Event::encode(events);
+    if whole.len() <= RECORD_BYTES && !events.is_empty() {
+        return records.push(Record::new(Arc::clone(id), kind, whole));
+    }
     let mut kind = kind;
     let mut rest = events;
     // Ends: each turn takes at least one event.

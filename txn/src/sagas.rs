@@ -18,6 +18,7 @@ use crate::core::{self, Cause, Direction, Event, Graph, Run, StepId};
 use crate::definition::{Definition, Saga, StepRef};
 use crate::driver::{Command, Driver, split};
 use crate::error::{OpenError, ResolveError, StartError, StoreError, WaitError};
+use crate::store::gather::Gathered;
 use crate::store::{Record, RecordKind, SagaStore};
 
 /// The longest id of a saga, in bytes.
@@ -238,7 +239,9 @@ struct Known {
 
 pub(crate) struct Inner {
     pub(crate) config: Config,
-    pub(crate) store: Arc<dyn SagaStore>,
+    store: Arc<dyn SagaStore>,
+    /// What is appended to `store`.
+    pub(crate) appends: Gathered,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch: u64,
     definitions: HashMap<(String, u64), Arc<Definition>>,
@@ -303,7 +306,7 @@ impl Inner {
             records.extend(kept);
         }
         if !records.is_empty()
-            && let Err(error) = self.store.append(records).await
+            && let Err(error) = self.appends.append(records).await
         {
             tracing::error!(target: "voussoir::txn", %error, "forgetting ended sagas failed");
         }
@@ -362,6 +365,7 @@ impl Builder {
         let seed = self.config.seed.unwrap_or_else(|| fastrand::u64(..));
         let inner = Arc::new(Inner {
             config: self.config,
+            appends: Gathered::new(Arc::clone(&store)),
             store,
             clock: self.clock,
             epoch: opened.epoch,

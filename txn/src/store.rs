@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use crate::error::StoreError;
 
 pub(crate) mod batcher;
+pub(crate) mod gather;
 #[cfg(feature = "journal")]
 mod journal;
 #[cfg(feature = "journal")]
@@ -84,8 +85,8 @@ pub trait SagaStore: Send + Sync + 'static {
     /// Not cancel safe: an epoch may be used up.
     async fn open(&self) -> Result<Opened, StoreError>;
 
-    /// Appends records, all or none of them, and returns when they are durable. Calls for one saga
-    /// come one after the other.
+    /// Appends records, all or none of them, and returns when they are durable. Calls come one
+    /// after the other; each has the records of all sagas that waited for the one before.
     ///
     /// # Errors
     /// [`StoreError`]: no saga that meets it goes on, and the records may be found at the next

@@ -86,6 +86,20 @@ async fn an_attempt_that_hangs_is_ended_by_its_time_limit() {
     assert!(begun.elapsed() >= Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+/// The timer was set for the end of the saga first, and an attempt ends long before.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_hangs_does_not_wait_for_the_limit_of_its_saga() {
+    let peers = Peers::new();
+    peers.hang("t-1/car/act", 1);
+    let (saga, _) = trip(&peers);
+    let sagas = sagas(&saga, MemoryStore::new()).await;
+    let begun = tokio::time::Instant::now();
+    let handle = sagas.start_within(&saga, "t-1", &7, Duration::from_secs(3_600)).await.unwrap();
+    assert!(handle.end().await.unwrap().is_completed());
+    let took = begun.elapsed();
+    assert!(took >= Duration::from_secs(5) && took < Duration::from_secs(60), "{took:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_panicking_step_is_an_unknown_outcome() {
     let panics = Arc::new(AtomicUsize::new(0));

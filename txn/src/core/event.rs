@@ -99,7 +99,7 @@ pub(crate) enum EventError {
 
 impl Event {
     pub(crate) fn encode(events: &[Self]) -> Bytes {
-        let mut out = BytesMut::new();
+        let mut out = BytesMut::with_capacity(HEAD_BYTES + 2 * EVENT_BYTES * events.len());
         out.put_u8(FORMAT);
         out.put_u32_le(events.len() as u32);
         for event in events {

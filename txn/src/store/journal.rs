@@ -105,22 +105,23 @@ impl JournalStore {
 
 impl State {
     fn note(&mut self, saga: &Arc<str>, kind: RecordKind, at: u64) {
-        let known = self.sagas.get(saga).copied();
-        let kept = match (kind, known) {
-            (RecordKind::More, Some(kept)) => Kept { records: kept.records + 1, ..kept },
-            _ => Kept { first: at, records: 1 },
-        };
-        if let Some(known) = known {
+        // By far the most: the saga's first position stays.
+        if kind == RecordKind::More
+            && let Some(kept) = self.sagas.get_mut(saga)
+        {
+            kept.records += 1;
+            self.needed += 1;
+            return;
+        }
+        if let Some(known) = self.sagas.remove(saga) {
             self.needed -= known.records;
             self.first.remove(&(known.first, Arc::clone(saga)));
         }
-        if kind == RecordKind::Forgotten {
-            self.sagas.remove(saga);
-            return;
+        if kind != RecordKind::Forgotten {
+            self.needed += 1;
+            self.first.insert((at, Arc::clone(saga)));
+            self.sagas.insert(Arc::clone(saga), Kept { first: at, records: 1 });
         }
-        self.needed += kept.records;
-        self.first.insert((kept.first, Arc::clone(saga)));
-        self.sagas.insert(Arc::clone(saga), kept);
     }
 
     /// The first position that is needed, if any is.
