@@ -7,7 +7,6 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, GenericClient};
 
 use super::config::OutboxConfig;
@@ -148,15 +147,8 @@ impl Outbox {
         let topics: Vec<&str> = messages.iter().map(|one| &*one.topic).collect();
         let keys: Vec<&str> = messages.iter().map(|one| &*one.key).collect();
         let bodies: Vec<&[u8]> = messages.iter().map(|one| &*one.body).collect();
-        // With the types said, the server is asked once: it need not tell them first.
-        let typed: [(&(dyn ToSql + Sync), Type); 5] = [
-            (&locks, Type::INT8_ARRAY),
-            (&lanes, Type::INT4_ARRAY),
-            (&topics, Type::TEXT_ARRAY),
-            (&keys, Type::TEXT_ARRAY),
-            (&bodies, Type::BYTEA_ARRAY),
-        ];
-        transaction.query_typed(&self.shared.insert, &typed).await?;
+        let insert = &*self.shared.insert;
+        transaction.execute(insert, &[&locks, &lanes, &topics, &keys, &bodies]).await?;
         Ok(())
     }
 
