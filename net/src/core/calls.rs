@@ -57,6 +57,11 @@ impl Calls {
         self.remove(id)
     }
 
+    /// Takes the calls whose request has a place that fits, in no order.
+    pub(crate) fn take_if(&mut self, fits: impl Fn(u64) -> bool) -> Vec<Waiting> {
+        self.waiting.extract_if(|_, waiting| fits(waiting.place)).map(|(_, call)| call).collect()
+    }
+
     /// All of them, in no order.
     pub(crate) fn drain(&mut self) -> Vec<Waiting> {
         self.waiting.drain().map(|(_, waiting)| waiting).collect()

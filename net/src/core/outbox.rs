@@ -82,6 +82,16 @@ impl Outbox {
         true
     }
 
+    /// Takes back every frame that still waits, and says how many there were.
+    pub(crate) fn withdraw_all(&mut self) -> usize {
+        let mut count = 0;
+        for frame in self.queue.drain(..).flatten() {
+            self.bytes -= frame.len();
+            count += 1;
+        }
+        count
+    }
+
     fn front(&self) -> u64 {
         self.next - self.queue.len() as u64
     }

@@ -117,7 +117,7 @@ impl Arrivals {
         self.standing.lock().is_empty()
     }
 
-    /// Tells every peer that this side ends.
+    /// Tells every peer that this side takes no further requests and answers those under way.
     pub(crate) fn goodbye(&self) {
         for one in self.standing.lock().values() {
             one.pipe.goodbye();
@@ -378,6 +378,10 @@ async fn run_connection(
     let writer = Arc::new(writer);
     node.counters.accepted.add(1);
     pipe.up(Arc::clone(&writer), pipe.own_max_body_bytes().min(hello.max_body_bytes as usize));
+    if node.is_closing() {
+        // Its shutdown may have said goodbye to all others before this one stood.
+        pipe.goodbye();
+    }
     node.poke(peer);
     let mut side = AcceptSide {
         node: Arc::clone(node),

@@ -7,12 +7,13 @@ use std::time::Duration;
 use fastrand::Rng;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::node::{Node, ResolverPanicked};
 use super::pipe::{Phase, Pipe};
-use super::pump::{self, Next, Side};
+use super::pump::{self, Side};
 use super::socket::{OpenError, Opened, Purpose};
 use crate::core::backoff::Backoff;
 use crate::wire::hello::{self, Hello, Reply};
@@ -23,6 +24,8 @@ pub(crate) struct Link {
     pub(crate) peer: u64,
     pub(crate) class: Class,
     pub(crate) pipe: Arc<Pipe>,
+    /// Of the connection before, whose peer said goodbye: its requests may still be under way.
+    before: Option<Arc<Pipe>>,
     /// Ends the pause before the next attempt to connect.
     pub(crate) poke: Notify,
 }
@@ -30,28 +33,43 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(node: &Node, peer: u64, class: Class) -> Self {
         let pipe = Pipe::new(&node.config, class, Arc::clone(&node.counters));
-        Self { peer, class, pipe: Arc::new(pipe), poke: Notify::new() }
+        Self { peer, class, pipe: Arc::new(pipe), before: None, poke: Notify::new() }
+    }
+
+    /// The link that follows one whose peer has said goodbye. It takes nothing before it stands,
+    /// as after any end of a connection.
+    pub(crate) fn after(node: &Node, link: &Self) -> Self {
+        let mut next = Self::new(node, link.peer, link.class);
+        next.pipe.down(Phase::Down);
+        next.before = Some(Arc::clone(&link.pipe));
+        next
+    }
+
+    /// Its pipe, and that of the connection before.
+    pub(crate) fn pipes(&self) -> impl Iterator<Item = &Pipe> {
+        [Some(&self.pipe), self.before.as_ref()].into_iter().flatten().map(|pipe| &**pipe)
     }
 }
 
 /// Keeps a link connected, until its peer is unknown or the transport stops.
-pub(crate) async fn run(node: Arc<Node>, link: Arc<Link>) {
+pub(crate) async fn run(node: Arc<Node>, mut link: Arc<Link>) {
     let mut stop = node.stopped();
     tokio::select! {
         _ = stop.wait_for(|stopped| *stopped) => link.pipe.down(Phase::Closed),
-        () = reconnect_loop(&node, &link) => {
+        () = reconnect_loop(&node, &mut link) => {
             node.unlink(&link);
             link.pipe.down(Phase::Down);
         }
     }
 }
 
-async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
+async fn reconnect_loop(node: &Arc<Node>, link: &mut Arc<Link>) {
     let of_link = Rng::with_seed(node.local ^ link.peer.rotate_left(32)).u64(..);
     let seed = node.config.draw_seed() ^ of_link;
     let mut backoff = Backoff::new(node.config.min_backoff, node.config.max_backoff, seed);
     let mut nonces = Rng::with_seed(seed ^ u64::from(link.class == Class::Bulk));
     let mut last_error = None;
+    let mut leaving: Option<AbortHandle> = None;
     // Ends when the peer is unknown, or when this node closes.
     loop {
         let address = match node.resolve(link.peer) {
@@ -73,7 +91,16 @@ async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
             Ok(connected) => {
                 let began = Instant::now();
                 last_error = None;
-                run_connection(node, link, connected).await;
+                // Of this connection alone: one may end in the moment of its goodbye.
+                let left = Arc::new(Notify::new());
+                let (of_node, of_link) = (Arc::clone(node), Arc::clone(link));
+                let connection = run_connection(of_node, of_link, connected, Arc::clone(&left));
+                if let Some(rest) = until_goodbye(node, link, connection, &left).await
+                    && let Some(older) = leaving.replace(rest)
+                {
+                    // One at a time: a peer that says goodbye and does not go holds no more.
+                    older.abort();
+                }
                 // A connection that breaks at once does not reset the backoff.
                 if began.elapsed() >= node.config.max_backoff {
                     backoff.reset();
@@ -91,6 +118,34 @@ async fn reconnect_loop(node: &Arc<Node>, link: &Link) {
         }
         pause(link, backoff.next(), node.config.min_backoff).await;
     }
+}
+
+/// Runs a connection to its end; or until its peer says goodbye: then a task of its own waits for
+/// the answers that are under way, and `link` becomes the one that follows.
+async fn until_goodbye(
+    node: &Arc<Node>,
+    link: &mut Arc<Link>,
+    connection: impl Future<Output = ()> + Send + 'static,
+    left: &Notify,
+) -> Option<AbortHandle> {
+    let mut connection = Box::pin(connection);
+    tokio::select! {
+        biased;
+        () = &mut connection => return None,
+        () = left.notified() => {}
+    }
+    if node.is_closing() {
+        connection.await;
+        return None;
+    }
+    *link = node.succeed(link);
+    let mut stop = node.stopped();
+    Some(node.spawn(async move {
+        tokio::select! {
+            _ = stop.wait_for(|stopped| *stopped) => {}
+            () = connection => {}
+        }
+    }))
 }
 
 /// Waits, at least for the shorter time; a poke ends it then.
@@ -188,7 +243,7 @@ async fn handshake(mut opened: Opened, hello: &Hello) -> Result<Connected, DialE
 }
 
 /// Runs a connection from its handshake to its end.
-async fn run_connection(node: &Node, link: &Link, connected: Connected) {
+async fn run_connection(node: Arc<Node>, link: Arc<Link>, connected: Connected, left: Arc<Notify>) {
     let (peer, class) = (link.peer, link.class);
     let Connected { opened, max_body_bytes } = connected;
     let Opened { reader, writer, mut proof } = opened;
@@ -196,56 +251,71 @@ async fn run_connection(node: &Node, link: &Link, connected: Connected) {
     node.counters.connected.add(1);
     link.pipe.up(Arc::clone(&writer), max_body_bytes);
     node.publisher.publish(Event::Up { peer, class });
-    let standing = Standing { node, link, reason: DownReason::Local };
-    let mut side = DialSide { link, counters: &node.counters };
-    let reason = tokio::select! {
+    let context = node.pump_context();
+    let pipe = Arc::clone(&link.pipe);
+    let reason = DownReason::Local;
+    let mut standing = Standing { node, link, reason, left, has_left: false };
+    standing.reason = tokio::select! {
         error = proof.revoked() => DownReason::Revoked(error),
-        reason = pump::run(reader, &writer, &link.pipe, &mut side, node.pump_context()) => reason,
+        reason = pump::run(reader, &writer, &pipe, &mut standing, context) => reason,
     };
-    standing.end(reason);
 }
 
-/// Sees to it that the end of a connection is told, also when its task is dropped.
-struct Standing<'a> {
-    node: &'a Node,
-    link: &'a Link,
+/// The side of a connection that dialled: answers come in. Sees to it that the end of the
+/// connection is told, also when its task is dropped.
+struct Standing {
+    node: Arc<Node>,
+    link: Arc<Link>,
     reason: DownReason,
+    /// Told when the peer says goodbye.
+    left: Arc<Notify>,
+    /// The peer has said goodbye, which has been told.
+    has_left: bool,
 }
 
-impl Standing<'_> {
-    fn end(mut self, reason: DownReason) {
-        self.reason = reason;
+impl Standing {
+    /// The peer takes no further requests.
+    fn leave(&mut self) {
+        if std::mem::replace(&mut self.has_left, true) {
+            return;
+        }
+        // First the state, then the event: who hears of it finds `send` saying so too.
+        self.link.pipe.leave();
+        self.publish(DownReason::Goodbye);
+        self.left.notify_one();
+    }
+
+    fn publish(&self, reason: DownReason) {
+        let Link { peer, class, .. } = *self.link;
+        tracing::info!(target: "voussoir::net", peer, ?class, %reason, "down");
+        self.node.publisher.publish(Event::Down { peer, class, reason });
     }
 }
 
-impl Drop for Standing<'_> {
+impl Drop for Standing {
     fn drop(&mut self) {
-        let Link { peer, class, .. } = *self.link;
         match self.reason {
             DownReason::Violation(_) => self.node.counters.violations.add(1),
             DownReason::Overloaded => self.node.counters.overloaded.add(1),
             DownReason::Revoked(_) => self.node.counters.revoked.add(1),
             _ => {}
         }
-        tracing::info!(target: "voussoir::net", peer, ?class, reason = %self.reason, "down");
-        // First the state, then the event: who hears of it finds `send` saying so too.
         self.link.pipe.down(Phase::Down);
-        self.node.publisher.publish(Event::Down { peer, class, reason: self.reason });
+        if !self.has_left {
+            self.publish(self.reason);
+        }
     }
 }
 
-/// The side of a connection that dialled: answers come in.
-struct DialSide<'a> {
-    link: &'a Link,
-    counters: &'a crate::stats::Counters,
-}
-
-impl Side for DialSide<'_> {
-    fn frame(&mut self, frame: Incoming) -> Result<Next, Violation> {
+impl Side for Standing {
+    fn frame(&mut self, frame: Incoming) -> Result<(), Violation> {
         let Incoming { header, body } = frame;
         let answer = match header.kind {
-            Kind::Pong => return Ok(Next::Go),
-            Kind::Goodbye => return Ok(Next::End),
+            Kind::Pong => return Ok(()),
+            Kind::Goodbye => {
+                self.leave();
+                return Ok(());
+            }
             Kind::Response => Ok(body),
             Kind::Rejection => Err(match header.service {
                 reason::UNKNOWN_SERVICE => CallError::Rejected(Rejected::UnknownService),
@@ -257,9 +327,15 @@ impl Side for DialSide<'_> {
             }),
             other => return Err(Violation::Kind(other as u8)),
         };
-        self.counters.frames_in.add(1);
+        self.node.counters.frames_in.add(1);
         self.link.pipe.answered(header.id, answer);
-        Ok(Next::Go)
+        Ok(())
+    }
+
+    fn may_end(&self) -> bool {
+        // The peer closes when it has answered everything before this side's goodbye. Who closes
+        // first resets what the other has not read.
+        false
     }
 
     fn is_pinging(&self) -> bool {

@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::node::Node;
+use self::pipe::Pipe;
 use self::socket::Security;
 use crate::{
     BindError, CallError, Channel, Class, Config, Events, Handler, Parts, Resolver, SendError,
@@ -155,16 +156,26 @@ impl Tcp {
     /// Lengths of the send queues of all peers, in no order.
     pub fn queues(&self) -> Vec<Queue> {
         let describe = |link: Arc<link::Link>| {
-            let (messages, bytes, calls) = link.pipe.queued();
-            Queue { peer: link.peer, class: link.class, messages, bytes, calls }
+            let (peer, class) = (link.peer, link.class);
+            let mut queue = Queue { peer, class, messages: 0, bytes: 0, calls: 0 };
+            for (messages, bytes, calls) in link.pipes().map(Pipe::queued) {
+                queue.messages += messages;
+                queue.bytes += bytes;
+                queue.calls += calls;
+            }
+            queue
         };
         self.owner.node.links().into_iter().map(describe).collect()
     }
 
-    /// Ends in an orderly way: takes nothing new, lets what is queued be written and what is
-    /// under way be answered, in both directions; says goodbye to every peer, and waits until each
-    /// has ended its connections, as a peer does when it has read everything before the goodbye.
-    /// All of it takes at most until the deadline; then everything ends.
+    /// Ends in an orderly way: takes nothing new and tells every peer so, lets what is queued be
+    /// written and what is under way be answered, in both directions, and waits until each peer
+    /// has read everything. All of it takes at most until the deadline; then everything ends.
+    ///
+    /// Peers go to where their resolver says that this node is from the beginning of the
+    /// shutdown. So a node moves without a lost call when its new instance serves and the peers
+    /// are told of its address before the old one is shut down, with a deadline beyond those of
+    /// its calls.
     ///
     /// Returns whether nothing was cut off. A peer that crashes between the last write and its
     /// reading looks as one that has read: only the answer to a call says that it was handled.
@@ -174,12 +185,12 @@ impl Tcp {
     pub async fn shutdown(&self, deadline: Instant) -> bool {
         let node = &self.owner.node;
         node.close();
+        node.arrivals.goodbye();
         let dropped = node.counters.dropped.get();
         let is_quiet = self.until(deadline, || self.is_quiet()).await;
         for link in node.links() {
             link.pipe.goodbye();
         }
-        node.arrivals.goodbye();
         let is_written = self.until(deadline, || self.is_quiet()).await;
         // A socket that is closed before drops what the kernel has not sent, if there is anything
         // in it that was not read.
@@ -193,12 +204,12 @@ impl Tcp {
     /// Whether no connection stands.
     fn has_ended(&self) -> bool {
         let node = &self.owner.node;
-        node.links().iter().all(|link| !link.pipe.is_up()) && node.arrivals.is_empty()
+        node.links().iter().all(|link| !link.pipes().any(Pipe::is_up)) && node.arrivals.is_empty()
     }
 
     fn is_quiet(&self) -> bool {
         let node = &self.owner.node;
-        node.links().iter().all(|link| link.pipe.is_quiet()) && node.arrivals.is_quiet()
+        node.links().iter().all(|link| link.pipes().all(Pipe::is_quiet)) && node.arrivals.is_quiet()
     }
 
     async fn until(&self, deadline: Instant, is_reached: impl Fn() -> bool) -> bool {

@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 
 use super::accept::Arrivals;
 use super::link::Link;
+use super::pipe::Pipe;
 use super::pump::PumpContext;
 use super::socket::Security;
 use crate::core::partials::Partials;
@@ -107,7 +108,7 @@ impl Node {
     pub(crate) fn close(&self) {
         self.is_closing.store(true, Ordering::Release);
         for link in self.links() {
-            link.pipe.close();
+            link.pipes().for_each(Pipe::close);
         }
     }
 
@@ -155,6 +156,19 @@ impl Node {
                 Ok(link)
             }
         }
+    }
+
+    /// Puts a new link in the place of one whose peer has said goodbye: what it has under way may
+    /// take as long as it likes, and new calls do not wait for that.
+    pub(crate) fn succeed(&self, link: &Link) -> Arc<Link> {
+        let next = Arc::new(Link::after(self, link));
+        let mut links = self.links.write();
+        links.insert((link.peer, link.class), Arc::clone(&next));
+        // Under the lock: `close` finds either the flag set here or the link in the map.
+        if self.is_closing() {
+            next.pipe.close();
+        }
+        next
     }
 
     /// Forgets a link whose peer is unknown now.

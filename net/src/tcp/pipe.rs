@@ -32,6 +32,8 @@ pub(crate) enum Phase {
     /// The first attempt to connect is under way: frames are queued.
     Opening,
     Up,
+    /// The peer has said goodbye: nothing new is taken, and what was written is being answered.
+    Leaving,
     Down,
     /// Nothing new is taken; what is queued is written.
     Closing,
@@ -62,11 +64,13 @@ struct State {
     wrote_at: Option<Instant>,
     /// Answers that wait for room.
     late_answers: usize,
+    /// This side's goodbye has been queued on the connection that stands.
+    has_said_goodbye: bool,
 }
 
 impl State {
     fn is_connected(&self) -> bool {
-        matches!(self.phase, Phase::Up | Phase::Closing)
+        matches!(self.phase, Phase::Up | Phase::Leaving | Phase::Closing)
     }
 }
 
@@ -94,6 +98,7 @@ impl Pipe {
             is_woken: false,
             wrote_at: None,
             late_answers: 0,
+            has_said_goodbye: false,
         };
         Self {
             state: Mutex::new(state),
@@ -160,10 +165,33 @@ impl Pipe {
         state.batch.clear();
         state.writer = None;
         (state.is_writing, state.is_woken, state.wrote_at) = (false, false, None);
+        state.has_said_goodbye = false;
         drop(state);
         self.room.notify_waiters();
         for (waiting, error) in calls {
             let _ = waiting.answer.send(Err(error));
+        }
+    }
+
+    /// The peer takes no further requests and answers those that it has: withdraws what has not
+    /// been written, and says goodbye in turn. Only for the task of the connection.
+    pub(crate) fn leave(&self) {
+        let mut state = self.state.lock();
+        let error = match state.phase {
+            Phase::Up => SendError::Down,
+            _ => SendError::Closed,
+        };
+        if state.phase == Phase::Up {
+            state.phase = Phase::Leaving;
+        }
+        let State { calls, outbox, .. } = &mut *state;
+        let not_sent = calls.take_if(|place| outbox.is_waiting(place));
+        self.counters.dropped.add(outbox.withdraw_all());
+        self.say_goodbye(&mut state);
+        drop(state);
+        self.room.notify_waiters();
+        for waiting in not_sent {
+            let _ = waiting.answer.send(Err(CallError::NotSent(error)));
         }
     }
 
@@ -202,7 +230,7 @@ impl Pipe {
     fn admit(state: &State, bytes: usize) -> Result<(), SendError> {
         match state.phase {
             Phase::Opening | Phase::Up => {}
-            Phase::Down => return Err(SendError::Down),
+            Phase::Leaving | Phase::Down => return Err(SendError::Down),
             Phase::Closing | Phase::Closed => return Err(SendError::Closed),
         }
         if bytes > state.max_body_bytes {
@@ -265,7 +293,7 @@ impl Pipe {
         let mut state = self.state.lock();
         let Some(waiting) = state.calls.remove(id) else { return false };
         let never_left = state.outbox.withdraw(waiting.place);
-        if !never_left && state.phase == Phase::Up {
+        if !never_left && matches!(state.phase, Phase::Up | Phase::Leaving) {
             // Without room the peer goes by the deadline alone.
             let frame = Frame::bare(Kind::Cancel, id);
             if state.outbox.has_room(frame.len()) {
@@ -358,10 +386,14 @@ impl Pipe {
         self.state.lock().outbox.pong(id);
     }
 
+    /// Tells the peer, once, that this side begins nothing new.
     pub(crate) fn goodbye(&self) {
-        let mut state = self.state.lock();
-        if state.writer.is_some() {
-            self.give(&mut state, Frame::bare(Kind::Goodbye, 0));
+        self.say_goodbye(&mut self.state.lock());
+    }
+
+    fn say_goodbye(&self, state: &mut State) {
+        if state.writer.is_some() && !std::mem::replace(&mut state.has_said_goodbye, true) {
+            self.give(state, Frame::bare(Kind::Goodbye, 0));
         }
     }
 
@@ -458,6 +490,11 @@ impl Pipe {
         state.batch = batch;
         (state.is_writing, state.is_woken) = (false, true);
         Ok((Flush::More, total))
+    }
+
+    /// Lets the task of the connection look whether it may end.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
     }
 
     /// Returns when there is something to flush. Cancel safe.

@@ -14,18 +14,14 @@ use crate::wire::Incoming;
 use crate::wire::inbox::Inbox;
 use crate::{DownReason, Violation};
 
-/// Next step of the connection after a frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Next {
-    Go,
-    /// The peer said that this was the last frame.
-    End,
-}
-
 /// The end of a connection that frames come in at.
 pub(crate) trait Side: Send {
     /// Takes a frame.
-    fn frame(&mut self, frame: Incoming) -> Result<Next, Violation>;
+    fn frame(&mut self, frame: Incoming) -> Result<(), Violation>;
+
+    /// Whether the connection may end once everything has been written: the peer has said goodbye
+    /// to this side, and nothing of it is under way.
+    fn may_end(&self) -> bool;
 
     /// Asked once per `keep_alive`: whether to ask the peer for a sign of life.
     fn is_pinging(&self) -> bool;
@@ -90,10 +86,8 @@ pub(crate) async fn run(
                 let bytes = read.unwrap_or(0);
                 context.counters.bytes_in.add(bytes);
                 liveness.read(bytes);
-                match take(&mut inbox, side, &mut liveness, bytes) {
-                    Ok(Next::Go) => {}
-                    Ok(Next::End) => return DownReason::Goodbye,
-                    Err(reason) => return reason,
+                if let Err(reason) = take(&mut inbox, side, &mut liveness, bytes) {
+                    return reason;
                 }
             }
             is_ended = share.is_ended(!has_room) => {
@@ -114,6 +108,9 @@ pub(crate) async fn run(
             }
             Err(_) => return DownReason::Closed,
         }
+        if side.may_end() && pipe.is_quiet() {
+            return DownReason::Goodbye;
+        }
     }
 }
 
@@ -123,20 +120,14 @@ fn take(
     side: &mut dyn Side,
     liveness: &mut Liveness,
     bytes: usize,
-) -> Result<Next, DownReason> {
+) -> Result<(), DownReason> {
     if bytes == 0 {
         let cut = DownReason::Violation(Violation::Truncated);
         return Err(if inbox.is_partial() { cut } else { DownReason::Closed });
     }
-    loop {
-        match inbox.next().map_err(DownReason::Violation)? {
-            None => return Ok(Next::Go),
-            Some(frame) => {
-                liveness.heard();
-                if side.frame(frame).map_err(DownReason::Violation)? == Next::End {
-                    return Ok(Next::End);
-                }
-            }
-        }
+    while let Some(frame) = inbox.next().map_err(DownReason::Violation)? {
+        liveness.heard();
+        side.frame(frame).map_err(DownReason::Violation)?;
     }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -10,7 +11,7 @@ use tokio::time::timeout;
 
 use super::node::Node;
 use super::pipe::Pipe;
-use super::pump::{Next, Side};
+use super::pump::Side;
 use crate::serving::{Answer, Begun, Failure, begin, message};
 use crate::stats::Counters;
 use crate::wire::{Frame, Header, Incoming, Kind, reason};
@@ -31,6 +32,8 @@ pub(crate) struct AcceptSide {
 #[derive(Default)]
 pub(crate) struct Calls {
     tasks: Mutex<HashMap<u64, AbortHandle>>,
+    /// The peer has said goodbye: it sends no further message or request, and reads the answers.
+    is_last: AtomicBool,
 }
 
 impl Calls {
@@ -48,9 +51,12 @@ impl Calls {
 }
 
 impl Side for AcceptSide {
-    fn frame(&mut self, frame: Incoming) -> Result<Next, Violation> {
+    fn frame(&mut self, frame: Incoming) -> Result<(), Violation> {
         let Header { kind, service, id, left_ms } = frame.header;
         match kind {
+            Kind::Message | Kind::Request if self.running.is_last.load(Ordering::Relaxed) => {
+                return Err(Violation::Kind(kind as u8));
+            }
             Kind::Message => {
                 self.node.counters.frames_in.add(1);
                 match self.node.services.get(service) {
@@ -69,12 +75,16 @@ impl Side for AcceptSide {
                 }
             }
             Kind::Ping => self.pipe.pong(id),
-            Kind::Goodbye => return Ok(Next::End),
+            Kind::Goodbye => self.running.is_last.store(true, Ordering::Relaxed),
             Kind::Response | Kind::Rejection | Kind::Pong => {
                 return Err(Violation::Kind(kind as u8));
             }
         }
-        Ok(Next::Go)
+        Ok(())
+    }
+
+    fn may_end(&self) -> bool {
+        self.running.is_last.load(Ordering::Relaxed) && self.running.len() == 0
     }
 
     fn is_pinging(&self) -> bool {
@@ -113,6 +123,11 @@ impl AcceptSide {
             tasks.len()
         };
         let Some(handler) = self.node.services.get(service) else {
+            if self.node.is_closing() {
+                // The end of a transport withdraws its services before its connections end.
+                self.reject_busy(id);
+                return Ok(());
+            }
             self.tell_unknown(service);
             self.pipe.reject(rejection(id, reason::UNKNOWN_SERVICE));
             return Ok(());
@@ -121,8 +136,7 @@ impl AcceptSide {
             || self.pipe.is_congested()
             || self.node.is_closing();
         if is_busy {
-            self.node.counters.busy.add(1);
-            self.pipe.reject(rejection(id, reason::BUSY));
+            self.reject_busy(id);
             return Ok(());
         }
         match begin(handler, self.peer, frame.body) {
@@ -145,15 +159,25 @@ impl AcceptSide {
         Ok(())
     }
 
+    fn reject_busy(&self, id: u64) {
+        self.node.counters.busy.add(1);
+        self.pipe.reject(rejection(id, reason::BUSY));
+    }
+
     /// Runs what is left of a call, to its deadline.
     fn start(&self, id: u64, left_ms: u32, call: impl Future<Output = ()> + Send + 'static) {
         let (running, counters) = (Arc::clone(&self.running), Arc::clone(&self.node.counters));
+        let pipe = Arc::clone(&self.pipe);
         // Held until the task is in the map, which it leaves at its end.
         let mut tasks = self.running.tasks.lock();
         let task = tokio::spawn(async move {
             let ended = timeout(Duration::from_millis(left_ms.into()), call).await;
             if running.tasks.lock().remove(&id).is_some() && ended.is_err() {
                 counters.cancelled.add(1);
+            }
+            // Set before the connection's task last looked into the map, or seen by it there.
+            if running.is_last.load(Ordering::Relaxed) {
+                pipe.wake();
             }
         });
         tasks.insert(id, task.abort_handle());

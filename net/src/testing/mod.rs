@@ -39,7 +39,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::Transport;
-pub use proxy::{Direction, Link, MAX_CONNECTIONS, MAX_HELD_BYTES, Proxy, ProxyError, ProxyStats};
+pub use proxy::{
+    Direction, Fault, Link, MAX_CONNECTIONS, MAX_HELD_BYTES, Proxy, ProxyError, ProxyStats, Rule,
+};
 pub use support::{Probe, Seen};
 
 /// Makes the transports that the suite checks.

@@ -1,5 +1,6 @@
 //! A TCP proxy on loopback between real processes, with faults that change while it runs.
 
+mod faults;
 mod relay;
 
 use std::io;
@@ -14,6 +15,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep};
+
+pub use self::faults::{Fault, Rule};
 
 /// The most connections of one [`Proxy`] at a time; further ones are reset when they come in.
 pub const MAX_CONNECTIONS: usize = 1024;
@@ -61,6 +64,10 @@ pub struct Link {
     pub bytes_per_second: Option<NonZeroU64>,
     /// Whether nothing passes.
     pub is_cut: bool,
+    /// One byte in so many, on average, passes with one of its bits flipped. `None`: no byte.
+    /// Holds for bytes that the proxy reads after it was set. Which bytes depends on the number of
+    /// the connection and on the bytes before in its direction alone.
+    pub flips_one_in: Option<NonZeroU64>,
 }
 
 /// Why a [`Proxy`] did not start.
@@ -102,6 +109,10 @@ pub struct ProxyStats {
     pub bytes_from_target: u64,
     /// Bytes that were read and not written yet, in both directions.
     pub held_bytes: usize,
+    /// Bytes of which a bit was flipped, by [`Proxy::set_flips`] and by rules.
+    pub flipped_bytes: u64,
+    /// Rules whose fault has happened.
+    pub rules_met: u64,
 }
 
 /// Settings that each connection follows.
@@ -126,6 +137,10 @@ struct Shared {
     reset: AtomicU64,
     bytes: [AtomicU64; 2],
     held: AtomicUsize,
+    flipped: AtomicU64,
+    rules_met: AtomicU64,
+    /// Per direction, the rule whose fault has not happened yet.
+    rules: [Mutex<Option<Rule>>; 2],
     /// Per direction, the time at which its throttle is free again.
     free_at: [Mutex<Option<Instant>>; 2],
 }
@@ -163,6 +178,10 @@ impl Shared {
 ///   process has given up by then never reaches the target.
 /// * **A target that rejects** shows as a connection that is reset right after it was accepted.
 /// * A connection is established without delay; its first bytes are delayed.
+/// * **Flipped bits** are a fault of a middlebox or of memory that TCP's own sum does not see:
+///   [`Proxy::set_flips`] flips some at random places, a [`Rule`] one at an exact place.
+/// * **A [`Rule`]** flips a bit, resets or stalls one connection after an exact number of bytes of
+///   one direction: in the middle of a handshake, of a frame, of an answer.
 ///
 /// Everything is bounded: [`MAX_CONNECTIONS`], and [`MAX_HELD_BYTES`] per connection and direction
 /// on top of the kernel's socket buffers. Only addresses in 127.0.0.0/8 are taken.
@@ -279,6 +298,22 @@ impl Proxy {
         self.change(direction, |link| link.bytes_per_second = rate);
     }
 
+    /// Flips a bit of one byte in `one_in`, on average, of a direction; `None` flips none.
+    pub fn set_flips(&self, direction: Direction, one_in: Option<NonZeroU64>) {
+        self.change(direction, |link| link.flips_one_in = one_in);
+    }
+
+    /// Sets the rule of a direction, in place of one whose fault has not happened yet; `None`
+    /// removes it. A rule is met once.
+    pub fn set_rule(&self, direction: Direction, rule: Option<Rule>) {
+        *self.shared.rules[direction as usize].lock() = rule;
+    }
+
+    /// What is left of the rule of a direction; `None` if there is none or its fault has happened.
+    pub fn rule(&self, direction: Direction) -> Option<Rule> {
+        *self.shared.rules[direction as usize].lock()
+    }
+
     /// Lets nothing pass in either direction.
     pub fn cut(&self) {
         self.settings.send_modify(|settings| settings.links.iter_mut().for_each(cut));
@@ -311,6 +346,8 @@ impl Proxy {
             bytes_to_target: shared.bytes[0].load(Ordering::Relaxed),
             bytes_from_target: shared.bytes[1].load(Ordering::Relaxed),
             held_bytes: shared.held.load(Ordering::Relaxed),
+            flipped_bytes: shared.flipped.load(Ordering::Relaxed),
+            rules_met: shared.rules_met.load(Ordering::Relaxed),
         }
     }
 
@@ -369,10 +406,10 @@ async fn listen(
         };
         match accepted {
             Ok((client, _)) => {
-                shared.accepted.fetch_add(1, Ordering::Relaxed);
+                let number = shared.accepted.fetch_add(1, Ordering::Relaxed);
                 if connections.len() < MAX_CONNECTIONS {
                     let settings = settings.clone();
-                    connections.spawn(connection(client, settings, Arc::clone(&shared)));
+                    connections.spawn(connection(client, number, settings, Arc::clone(&shared)));
                 } else {
                     reset(&client, &shared);
                 }
@@ -390,11 +427,12 @@ async fn listen(
 /// The whole life of a connection.
 async fn connection(
     mut client: TcpStream,
+    number: u64,
     settings: watch::Receiver<Settings>,
     shared: Arc<Shared>,
 ) {
     let _counted = Counted::new(&shared);
-    if relay::run(&mut client, settings, &shared).await {
+    if relay::run(&mut client, number, settings, &shared).await {
         reset(&client, &shared);
     }
 }

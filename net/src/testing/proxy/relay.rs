@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use super::faults::{Fault, Flips};
 use super::{Direction, Link, MAX_HELD_BYTES, Settings, Shared};
 
 /// How long connecting to the target may take. Longer than any test waits for a connection, and
@@ -27,6 +28,7 @@ const SLICES: u64 = 50;
 /// Returns whether the end is a reset. The target's socket is closed on return.
 pub(super) async fn run(
     client: &mut TcpStream,
+    number: u64,
     mut settings: watch::Receiver<Settings>,
     shared: &Shared,
 ) -> bool {
@@ -45,7 +47,7 @@ pub(super) async fn run(
             Err(_) => return false,
         },
     };
-    let mut forth = Pump::new(Direction::ToTarget, settings.clone(), shared);
+    let mut forth = Pump::new(Direction::ToTarget, number, settings.clone(), shared);
     // Through a real cut, a client that gave up during it would not have connected at all.
     if is_cut && forth.read_available(client) {
         return false;
@@ -53,7 +55,7 @@ pub(super) async fn run(
     // A disconnect does not end the dial: the target may have accepted already, and must see the
     // reset.
     let Ok(mut server) = dial(client, target).await else { return true };
-    let back = Pump::new(Direction::FromTarget, settings, shared);
+    let back = Pump::new(Direction::FromTarget, number, settings, shared);
     let (client_read, client_write) = client.split();
     let (server_read, server_write) = server.split();
     let both = async {
@@ -82,9 +84,18 @@ async fn dial(client: &TcpStream, target: SocketAddr) -> io::Result<TcpStream> {
     Ok(server)
 }
 
-/// One side has reset the connection; the other side may be reset too.
+/// One side has reset the connection, or a rule does; the other side may be reset too.
 #[derive(Debug)]
 struct Broken;
+
+/// Why a piece was not written.
+#[derive(Debug)]
+enum WriteError {
+    /// The receiver is gone.
+    Sink,
+    /// A rule resets the connection.
+    Reset,
+}
 
 /// A piece read from a socket.
 #[derive(Debug)]
@@ -109,6 +120,9 @@ struct Pump<'a> {
     is_ended: bool,
     /// Under a throttle: the time at which so many bytes may be written.
     reserved: Option<(Instant, usize)>,
+    flips: Flips,
+    /// A rule lets nothing more pass.
+    is_stalled: bool,
 }
 
 impl Drop for Pump<'_> {
@@ -118,9 +132,23 @@ impl Drop for Pump<'_> {
 }
 
 impl<'a> Pump<'a> {
-    fn new(direction: Direction, settings: watch::Receiver<Settings>, shared: &'a Shared) -> Self {
-        let queue = VecDeque::new();
-        Self { direction, settings, shared, queue, held: 0, is_ended: false, reserved: None }
+    fn new(
+        direction: Direction,
+        number: u64,
+        settings: watch::Receiver<Settings>,
+        shared: &'a Shared,
+    ) -> Self {
+        Self {
+            direction,
+            settings,
+            shared,
+            queue: VecDeque::new(),
+            held: 0,
+            is_ended: false,
+            reserved: None,
+            flips: Flips::new(number, direction),
+            is_stalled: false,
+        }
     }
 
     /// How many more bytes may be read from the sender; 0 after the end of the stream.
@@ -147,6 +175,9 @@ impl<'a> Pump<'a> {
             Ok(bytes) => {
                 self.held += bytes;
                 self.shared.held.fetch_add(bytes, Ordering::Relaxed);
+                let one_in = self.settings.borrow().link(self.direction).flips_one_in;
+                let flipped = self.flips.apply(one_in, &mut buffer[..bytes]);
+                self.shared.flipped.fetch_add(flipped, Ordering::Relaxed);
                 // Copied, so that a short read does not hold a whole chunk.
                 Piece::Bytes(Bytes::copy_from_slice(&buffer[..bytes]))
             }
@@ -162,8 +193,9 @@ impl<'a> Pump<'a> {
     async fn run(mut self, source: ReadHalf<'_>, mut sink: WriteHalf<'_>) -> Result<(), Broken> {
         loop {
             let link = self.settings.borrow_and_update().link(self.direction);
-            let may_read = !link.is_cut && self.room() > 0;
-            let next = if link.is_cut { None } else { self.next_write(link) };
+            let is_held = link.is_cut || self.is_stalled;
+            let may_read = !is_held && self.room() > 0;
+            let next = if is_held { None } else { self.next_write(link) };
             tokio::select! {
                 biased;
                 changed = self.settings.changed() => {
@@ -175,8 +207,12 @@ impl<'a> Pump<'a> {
                 }
                 writable = may_write(&sink, next) => {
                     let bytes = next.map_or(0, |(_, bytes)| bytes);
-                    if writable.is_err() || self.write(&sink, bytes).is_err() {
-                        return self.tell_of_broken_sink().await;
+                    let written =
+                        writable.map_err(|_| WriteError::Sink).and_then(|()| self.write(&sink, bytes));
+                    match written {
+                        Ok(()) => {}
+                        Err(WriteError::Reset) => return Err(Broken),
+                        Err(WriteError::Sink) => return self.tell_of_broken_sink().await,
                     }
                     match self.queue.front() {
                         Some((_, Piece::End)) if bytes == 0 => {
@@ -215,16 +251,31 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Writes at most so many bytes of the first piece.
-    fn write(&mut self, sink: &WriteHalf<'_>, bytes: usize) -> io::Result<()> {
+    /// Writes at most so many bytes of the first piece, and none beyond the place of a rule.
+    fn write(&mut self, sink: &WriteHalf<'_>, bytes: usize) -> Result<(), WriteError> {
         let Some((_, Piece::Bytes(first))) = self.queue.front_mut() else { return Ok(()) };
         if bytes == 0 {
             return Ok(());
         }
+        let bytes = match self.shared.until_rule(self.direction, bytes) {
+            Ok(bytes) => bytes,
+            Err(Fault::FlipBit) => {
+                let mut flipped = BytesMut::from(&first[..]);
+                flipped[0] ^= 1;
+                *first = flipped.freeze();
+                self.shared.flipped.fetch_add(1, Ordering::Relaxed);
+                bytes
+            }
+            Err(Fault::Reset) => return Err(WriteError::Reset),
+            Err(Fault::Stall) => {
+                self.is_stalled = true;
+                return Ok(());
+            }
+        };
         let written = match sink.try_write(&first[..bytes]) {
             Ok(written) => written,
             Err(error) if is_transient(&error) => return Ok(()),
-            Err(error) => return Err(error),
+            Err(_) => return Err(WriteError::Sink),
         };
         first.advance(written);
         if first.is_empty() {
@@ -232,7 +283,7 @@ impl<'a> Pump<'a> {
         }
         self.held -= written;
         self.shared.held.fetch_sub(written, Ordering::Relaxed);
-        self.shared.bytes[self.direction as usize].fetch_add(written as u64, Ordering::Relaxed);
+        self.shared.passed(self.direction, written);
         let left = |(at, count): (Instant, usize)| (count > written).then(|| (at, count - written));
         self.reserved = self.reserved.and_then(left);
         Ok(())
