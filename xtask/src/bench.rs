@@ -17,6 +17,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("lock", Home::Own("benches/lock/Cargo.toml")),
     ("txn", Home::Own("benches/txn/Cargo.toml")),
     ("queue", Home::Own("benches/queue/Cargo.toml")),
+    ("faults", Home::Own("benches/faults/Cargo.toml")),
 ];
 
 /// Benches over two databases.
