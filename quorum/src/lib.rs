@@ -14,6 +14,7 @@ pub mod merkle;
 mod net;
 mod node;
 pub mod paxos;
+pub mod region;
 pub mod store;
 pub mod table;
 pub mod version;

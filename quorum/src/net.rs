@@ -9,6 +9,7 @@ use voussoir_net::{Channel, Handler, Parts, Rejected, ServeError, Transport};
 
 use crate::link::{Class, Link};
 use crate::node::Node;
+use crate::region::Region;
 use crate::table::CallError;
 
 /// Calls nodes over one service of a [`Transport`]; answers for a node of this process, if there is
@@ -19,7 +20,30 @@ use crate::table::CallError;
 pub struct NetLink {
     net: Arc<dyn Transport>,
     service: u16,
-    node: Option<Node>,
+    own: Option<Own>,
+}
+
+/// What answers for this process.
+#[derive(Clone)]
+enum Own {
+    Node(Node),
+    Region(Region),
+}
+
+impl Own {
+    fn id(&self) -> u64 {
+        match self {
+            Self::Node(node) => node.id(),
+            Self::Region(region) => region.node().id(),
+        }
+    }
+
+    async fn answer(&self, request: Bytes) -> Option<Bytes> {
+        match self {
+            Self::Node(node) => node.answer(request).await,
+            Self::Region(region) => region.answer(request).await,
+        }
+    }
 }
 
 impl std::fmt::Debug for NetLink {
@@ -40,19 +64,41 @@ impl NetLink {
         service: u16,
         node: Node,
     ) -> Result<Arc<Self>, ServeError> {
-        net.serve(service, Arc::new(Server { node: node.clone() }))?;
-        Ok(Arc::new(Self { net, service, node: Some(node) }))
+        Self::serve_own(net, service, Own::Node(node))
+    }
+
+    /// The link between regions of a process that has a node of one: answers the other regions by
+    /// the service `service`, the same number on every node, and another one than that of the
+    /// link in the region.
+    ///
+    /// # Errors
+    /// As [`NetLink::serve`].
+    pub fn serve_region(
+        net: Arc<dyn Transport>,
+        service: u16,
+        region: Region,
+    ) -> Result<Arc<Self>, ServeError> {
+        Self::serve_own(net, service, Own::Region(region))
+    }
+
+    fn serve_own(
+        net: Arc<dyn Transport>,
+        service: u16,
+        own: Own,
+    ) -> Result<Arc<Self>, ServeError> {
+        net.serve(service, Arc::new(Server { own: own.clone() }))?;
+        Ok(Arc::new(Self { net, service, own: Some(own) }))
     }
 
     /// The link of a process that only has clients.
     pub fn client(net: Arc<dyn Transport>, service: u16) -> Arc<Self> {
-        Arc::new(Self { net, service, node: None })
+        Arc::new(Self { net, service, own: None })
     }
 }
 
 impl Drop for NetLink {
     fn drop(&mut self) {
-        if self.node.is_some() {
+        if self.own.is_some() {
             self.net.withdraw(self.service);
         }
     }
@@ -67,8 +113,8 @@ impl Link for NetLink {
         request: Bytes,
         deadline: Instant,
     ) -> Result<Bytes, CallError> {
-        if let Some(node) = self.node.as_ref().filter(|node| node.id() == to) {
-            let answer = tokio::time::timeout_at(deadline, node.answer(request)).await;
+        if let Some(own) = self.own.as_ref().filter(|own| own.id() == to) {
+            let answer = tokio::time::timeout_at(deadline, own.answer(request)).await;
             return answer.ok().flatten().ok_or(CallError::Unknown);
         }
         let class = match class {
@@ -85,7 +131,7 @@ impl Link for NetLink {
 }
 
 struct Server {
-    node: Node,
+    own: Own,
 }
 
 #[async_trait]
@@ -95,7 +141,7 @@ impl Handler for Server {
     async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
         // A node that halted on the way may have done what it was asked: that is no rejection, and
         // an answer that is none of ours is one of unknown outcome to the caller.
-        let answer = self.node.answer(body).await.unwrap_or_default();
+        let answer = self.own.answer(body).await.unwrap_or_default();
         Ok(Parts::new(answer))
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::ConfigError;
 use crate::membership::{Levels, sources_of};
 use crate::merkle::HashKey;
+use crate::region::RegionConfig;
 use crate::table::Level;
 
 /// Configuration of a [`Node`](super::Node).
@@ -55,6 +56,9 @@ pub struct NodeConfig {
     pub digest_key: HashKey,
     /// How often tombstones are collected. None: never. From 1 ms to 30 days. Default 10 minutes.
     pub collect_every: Option<Duration>,
+    /// The regions, if the replicas are those of one of several: see [`region`](crate::region).
+    /// Once set, it is kept in the store, and a later start without it is refused. Default: none.
+    pub regions: Option<RegionConfig>,
 }
 
 impl Default for NodeConfig {
@@ -73,6 +77,7 @@ impl Default for NodeConfig {
             repair_bytes_per_second: 8 << 20,
             digest_key: HashKey::new([0; 16]),
             collect_every: Some(Duration::from_secs(600)),
+            regions: None,
         }
     }
 }
@@ -153,7 +158,7 @@ impl NodeConfig {
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((field, _, rule)) => Err(ConfigError { field, rule }),
-            None => Ok(()),
+            None => self.regions.as_ref().map_or(Ok(()), RegionConfig::validate),
         }
     }
 }

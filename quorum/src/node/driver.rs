@@ -16,8 +16,9 @@ use super::view::View;
 use super::{NodeConfig, Status};
 use crate::membership::Membership;
 use crate::paxos::{self, Record};
+use crate::region::Feed;
 use crate::store::{Change, ReplicaStore, StoreError};
-use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply};
+use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply, Request};
 use crate::version::codec::{self, Limits};
 use crate::version::{Actor, DotSource};
 use crate::wire::{Answer, Ask, Envelope, Space, decode_record, encode_record};
@@ -65,6 +66,8 @@ const CHANGE_BYTES: usize = 32;
 struct Waiter {
     reply: oneshot::Sender<Bytes>,
     max_answer_bytes: usize,
+    /// The key that is written, if other regions are to be told.
+    told: Option<Bytes>,
 }
 
 /// What a batch makes durable.
@@ -112,6 +115,8 @@ pub(super) struct Driver {
     to_load: Vec<Bytes>,
     /// Whether the task is to write what it has accepted, and to end.
     stop: watch::Receiver<bool>,
+    /// What other regions have not been told.
+    feed: Option<Arc<Feed>>,
 }
 
 impl Driver {
@@ -147,7 +152,13 @@ impl Driver {
             loads: JoinSet::new(),
             to_load: Vec::new(),
             stop,
+            feed: None,
         }
+    }
+
+    /// Records what is written for the other regions.
+    pub(super) fn with_feed(self, feed: Option<Arc<Feed>>) -> Self {
+        Self { feed, ..self }
     }
 
     /// Ends when every handle to the node is gone, when the store fails, or when it is told to
@@ -244,7 +255,12 @@ impl Driver {
         self.next_id += 1;
         let id = self.next_id;
         let is_full = self.waiters.len() >= self.max_requests;
-        self.waiters.insert(id, Waiter { reply, max_answer_bytes });
+        // What was merged is told by the region that has written it: there are no loops.
+        let told = match &ask {
+            Ask::Table(Request::Write { key, .. }) if self.feed.is_some() => Some(key.clone()),
+            _ => None,
+        };
+        self.waiters.insert(id, Waiter { reply, max_answer_bytes, told });
         if is_full || !self.adopting.is_empty() {
             return self.reply(id, &Answer::Busy);
         }
@@ -285,6 +301,12 @@ impl Driver {
 
     fn reply(&mut self, id: u64, answer: &Answer) {
         let Some(waiter) = self.waiters.remove(&id) else { return };
+        if let (Answer::Table(Reply::Written { .. }), Some(key), Some(feed)) =
+            (answer, &waiter.told, &self.feed)
+        {
+            // Durable by now, and not yet acknowledged.
+            feed.note(key);
+        }
         // An epoch that a crash can take back is told nobody.
         let epoch = self.durable_meta.epoch;
         let mut bytes = answer.encode(epoch);

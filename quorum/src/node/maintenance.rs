@@ -158,7 +158,7 @@ impl Node {
 
     /// What an operation of this node that begins now is of: the epoch of its replica, durable.
     /// None: it is not whole.
-    pub(super) async fn own_scope(&self) -> Option<Scope> {
+    pub(crate) async fn own_scope(&self) -> Option<Scope> {
         let scope = Scope::new(&self.current(), 0);
         match self.ask_own(&scope, Ask::Table(Request::Epoch { epoch: 0 })).await? {
             Answer::Table(Reply::Epoch { epoch }) => Some(Scope { epoch, ..scope }),
@@ -229,7 +229,8 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
                     node.is_latest(&link, &node.current()).await;
                 }
                 node.hand_over_hints(&link).await;
-                let every = node.shared.config.collect_every;
+                // The tombstones of a region are collected with all regions.
+                let every = node.shared.config.collect_every.filter(|_| node.shared.feed.is_none());
                 if every.is_some_and(|every| collected.elapsed() >= every) {
                     collected = Instant::now();
                     if let Err(error) = node.collect_tombstones(&link).await {

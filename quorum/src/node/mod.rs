@@ -8,6 +8,7 @@ mod maintenance;
 mod members;
 mod meta;
 mod rebuild;
+mod regional;
 mod repair;
 mod tombstones;
 mod tree;
@@ -35,8 +36,9 @@ use self::view::View;
 use crate::ConfigError;
 use crate::caller::Scope;
 use crate::membership::Membership;
+use crate::region::{Feed, MapError};
 use crate::store::{ReplicaStore, StoreError};
-use crate::table::{Replica, Reply};
+use crate::table::{Replica, Reply, Request};
 use crate::version::codec::DecodeError;
 use crate::wire::{Answer, Ask, Envelope, Space};
 
@@ -106,6 +108,9 @@ pub enum StartError {
     /// The store's own record cannot be read: it was written by a newer version, or is damaged.
     #[error("the node's own record cannot be read: {0}")]
     Unreadable(#[from] DecodeError),
+    /// The store and the regions of the configuration do not go together.
+    #[error(transparent)]
+    Regions(#[from] MapError),
 }
 
 /// The replica of one node: keeps its part of a table and its acceptors of registers, and answers
@@ -136,6 +141,8 @@ struct Shared {
     /// What the store holds.
     tree: Arc<Tree>,
     repaired: Mutex<Repaired>,
+    /// What other regions have not been told. None: the node is part of no region.
+    feed: Option<Arc<Feed>>,
     /// Held by whatever rebuilds or collects: one at a time.
     maintaining: tokio::sync::Mutex<()>,
 }
@@ -179,7 +186,8 @@ impl Node {
         }
         // Durable: another list in the configuration does not change who the replicas are.
         let (meta, view) = (Meta::first(id), View::first(&config.replicas));
-        store.apply(vec![meta.change(), view.change()]).await?;
+        let changes = [meta.change(), view.change()].into_iter();
+        store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
         Ok(Self::run(store, config, (meta, view), true))
     }
 
@@ -244,6 +252,7 @@ impl Node {
             }
             Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
             Ok(Some(meta)) => {
+                regional::check(&*store, &config).await?;
                 let view = match view {
                     Some(view) => view,
                     None if meta.is_whole => {
@@ -281,7 +290,8 @@ impl Node {
         check(&config, &*store)?;
         store.clear().await?;
         let (meta, view) = (Meta::lost(id), View::unknown());
-        store.apply(vec![meta.change(), view.change()]).await?;
+        let changes = [meta.change(), view.change()].into_iter();
+        store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
         Ok(Self::run(store, config, (meta, view), true))
     }
 
@@ -296,7 +306,8 @@ impl Node {
         let told = Told { status, membership };
         let (jobs, queue) = mpsc::channel(config.max_requests);
         let (stop, is_told) = watch::channel(false);
-        let tree = Arc::new(Tree::new(config.digest_key, is_empty));
+        let tree = Arc::new(Tree::new(config.digest_key, is_empty, config.regions.is_some()));
+        let feed = config.regions.as_ref().map(|regions| Arc::new(Feed::new(regions)));
         let driver = Driver::new(
             Arc::clone(&store),
             Arc::clone(&tree),
@@ -304,7 +315,8 @@ impl Node {
             (meta, view),
             told,
             is_told,
-        );
+        )
+        .with_feed(feed.clone());
         tokio::spawn(driver.run(queue));
         let hints = Hints::new(config.max_hints);
         let shared = Shared {
@@ -320,6 +332,7 @@ impl Node {
             hints,
             tree,
             repaired: Mutex::default(),
+            feed,
             maintaining: tokio::sync::Mutex::new(()),
         };
         let shared = Arc::new(shared);
@@ -343,10 +356,6 @@ impl Node {
     /// the node is new, or its store was lost.
     pub fn membership(&self) -> watch::Receiver<Arc<Membership>> {
         self.shared.membership.clone()
-    }
-
-    fn current(&self) -> Arc<Membership> {
-        Arc::clone(&self.shared.membership.borrow())
     }
 
     /// Whether it counts in quorums.
@@ -403,6 +412,10 @@ impl Node {
                     None => Answer::Busy,
                 };
                 return Some(fitting(&answer, envelope.max_answer_bytes));
+            }
+            // Dropped only by a collection of all regions.
+            Ask::Table(Request::Forget { .. }) if self.shared.feed.is_some() => {
+                return Some(Answer::Table(Reply::Refused).encode(0));
             }
             Ask::Table(_) | Ask::Register { .. } | Ask::Membership { .. } => {}
         }

@@ -45,6 +45,10 @@ pub enum CollectError {
     /// The replicas are being changed: a new one may not hold what another one drops.
     #[error("the replicas are being changed")]
     Changing,
+    /// The node is part of a region, and another region may not hold what this one drops:
+    /// [`Region::collect_tombstones`](crate::region::Region::collect_tombstones) asks all of them.
+    #[error("the node is part of a region: its region's handle collects, with all regions")]
+    Regional,
     /// The node is not whole, or its store has failed.
     #[error("the node itself is not whole")]
     NotWhole,
@@ -60,6 +64,9 @@ impl Node {
     /// # Cancel safety
     /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
     pub async fn collect_tombstones(&self, link: &Arc<dyn Link>) -> Result<usize, CollectError> {
+        if self.shared.feed.is_some() {
+            return Err(CollectError::Regional);
+        }
         if self.current().is_changing() {
             // Before the lock, which a node holds for as long as it catches up.
             return Err(CollectError::Changing);
@@ -78,7 +85,7 @@ impl Node {
         for replica in &replicas {
             epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
         }
-        let tombstones = self.tombstones().await.ok_or(CollectError::NotWhole)?;
+        let tombstones = self.own_tombstones().await.ok_or(CollectError::NotWhole)?;
         if tombstones.is_empty() {
             return Ok(0);
         }
@@ -143,7 +150,7 @@ impl Node {
     }
 
     /// Asks a replica, this node's or another one, on the bulk connection.
-    pub(super) async fn request(
+    pub(crate) async fn request(
         &self,
         link: &Arc<dyn Link>,
         to: u64,
@@ -158,7 +165,7 @@ impl Node {
     }
 
     /// Tombstones of this replica, as they are on its disk.
-    async fn tombstones(&self) -> Option<Vec<(Bytes, VersionVector)>> {
+    pub(super) async fn own_tombstones(&self) -> Option<Vec<(Bytes, VersionVector)>> {
         let mut found = Vec::new();
         let mut after = store_key(Space::Table, &[]);
         // Ends: each turn moves on by a key; the last page is empty.

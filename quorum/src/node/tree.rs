@@ -18,6 +18,9 @@ pub(super) struct Tree {
 
 struct State {
     tree: MerkleTree,
+    /// The keys of the table alone, for comparisons with other regions: registers are each
+    /// region's own.
+    table: Option<MerkleTree>,
     /// Keys that were removed while the records of the store are being read. None: all were read.
     removed: Option<HashSet<Bytes>>,
 }
@@ -27,10 +30,13 @@ pub(super) type Digest = (Bytes, Option<u128>);
 
 impl Tree {
     /// The tree of an empty store, or of one whose records are given to [`Tree::fill`].
-    pub(super) fn new(key: HashKey, is_filled: bool) -> Self {
-        let tree = MerkleTree::new(key, compare_limits()).expect("the limits are within range");
+    /// With a second one of the table alone if it is compared with other regions.
+    pub(super) fn new(key: HashKey, is_filled: bool, is_regional: bool) -> Self {
+        let tree =
+            || MerkleTree::new(key, compare_limits()).expect("the limits are within range");
+        let table = is_regional.then(tree);
         let removed = (!is_filled).then(HashSet::new);
-        Self { key, state: Mutex::new(State { tree, removed }) }
+        Self { key, state: Mutex::new(State { tree: tree(), table, removed }) }
     }
 
     /// The digest of a change, to be recorded when the change is durable. None: it is of the node
@@ -61,10 +67,10 @@ impl Tree {
         let mut state = self.state.lock();
         for (key, digest) in digests {
             if let Some(digest) = digest {
-                state.tree.set(key, digest);
+                state.set(key, digest);
                 continue;
             }
-            state.tree.remove(&key);
+            state.remove(&key);
             if let Some(removed) = &mut state.removed {
                 removed.insert(key);
             }
@@ -82,7 +88,7 @@ impl Tree {
                 && !is_removed
                 && state.tree.get(&key).is_none()
             {
-                state.tree.set(key, digest);
+                state.set(key, digest);
             }
         }
     }
@@ -118,6 +124,51 @@ impl Tree {
     ) -> Result<(), ExchangeError> {
         exchange.answer(&self.state.lock().tree, answer)
     }
+
+    /// As [`Tree::answer`], of the keys of the table alone.
+    pub(super) fn answer_table(&self, question: &Question) -> Option<Answer> {
+        let state = self.state.lock();
+        let table = state.table.as_ref().filter(|_| state.removed.is_none());
+        table.map(|table| table.answer(question))
+    }
+
+    /// As [`Tree::compare`], of the keys of the table alone.
+    pub(super) fn compare_table(&self) -> Option<Exchange> {
+        let state = self.state.lock();
+        state.table.as_ref().filter(|_| state.removed.is_none()).map(Exchange::new)
+    }
+
+    /// Takes the answer of another region.
+    pub(super) fn go_on_table(
+        &self,
+        exchange: &mut Exchange,
+        answer: Answer,
+    ) -> Result<(), ExchangeError> {
+        match &self.state.lock().table {
+            Some(table) => exchange.answer(table, answer),
+            None => Ok(()),
+        }
+    }
+}
+
+impl State {
+    fn set(&mut self, key: Bytes, digest: u128) {
+        if let Some(table) = self.table.as_mut().filter(|_| is_of_table(&key)) {
+            table.set(key.clone(), digest);
+        }
+        self.tree.set(key, digest);
+    }
+
+    fn remove(&mut self, key: &Bytes) {
+        if let Some(table) = self.table.as_mut().filter(|_| is_of_table(key)) {
+            table.remove(key);
+        }
+        self.tree.remove(key);
+    }
+}
+
+fn is_of_table(key: &[u8]) -> bool {
+    key.first() == Some(&Space::Table.prefix())
 }
 
 #[cfg(test)]
@@ -131,7 +182,7 @@ mod tests {
     /// The page was read before the record was removed, and arrives after it.
     #[test]
     fn a_record_that_was_removed_while_the_store_was_read_stays_removed() {
-        let tree = Tree::new(HashKey::new([1; 16]), false);
+        let tree = Tree::new(HashKey::new([1; 16]), false, true);
         let write = |change| tree.written(tree.digest(&change).into_iter().collect());
         write(change(b"ta", Some(b"new")));
         write(change(b"tb", None));
@@ -142,10 +193,17 @@ mod tests {
         assert_eq!(tree.len(), None, "not all was read");
         tree.filled();
         assert_eq!(tree.len(), Some(2));
-        let expected = Tree::new(HashKey::new([1; 16]), true);
+        let expected = Tree::new(HashKey::new([1; 16]), true, true);
         for change in [change(b"tc", Some(b"old")), change(b"ta", Some(b"new"))] {
             expected.written(expected.digest(&change).into_iter().collect());
         }
         assert_eq!(tree.state.lock().tree.root(), expected.state.lock().tree.root());
+        // Of registers the tree of the table knows nothing, and of the table everything.
+        let root = |tree: &Tree| tree.state.lock().table.as_ref().unwrap().root();
+        assert_eq!(root(&tree), tree.state.lock().tree.root());
+        write(change(b"pa", Some(b"a register")));
+        assert_eq!(root(&tree), root(&expected));
+        write(change(b"ta", None));
+        assert_ne!(root(&tree), root(&expected));
     }
 }

@@ -1,0 +1,205 @@
+//! Collecting tombstones that every replica of every region holds.
+//!
+//! The four steps are those of one region (`node/tombstones.rs`), over the replicas of all regions:
+//! every one holds each tombstone; every one is in a later epoch, twice, so that what was read
+//! before is written nowhere any more; every one holds each tombstone again; every one drops it.
+//! What one region sends to another carries the receiver's epoch, taken before anything was read,
+//! so that a state that was long on its way is refused as one within a region is.
+//!
+//! Each replica is asked by itself and checks the epoch of the map: one that has another map may
+//! send to a region, or hear one, that this collection does not know of. A region that does not
+//! answer holds the collection up, and tombstones stay in all regions.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::handle::{Region, Shared};
+use super::wire::{Answer, Envelope, Question, Tombstone};
+use crate::link::Link;
+use crate::membership::Membership;
+
+/// Tombstones of one message.
+const MAX_TOMBSTONES: usize = 100;
+
+/// Why no tombstone was dropped. They stay, and nothing else has changed. Try again later.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RegionCollectError {
+    /// The node is not whole, or its store has failed; or [`Region::maintain`] was not called.
+    #[error("the node itself is not whole")]
+    NotWhole,
+    /// The replicas of a region are being changed: a new one may not hold what others drop.
+    #[error("the replicas of region {region} are being changed")]
+    Changing {
+        /// The region.
+        region: u64,
+    },
+    /// A replica did not answer, is not whole, or has another map or membership. A region that is
+    /// to stay away is taken out by the next map.
+    #[error("replica {node} of region {region} does not hold every tombstone")]
+    Unacknowledged {
+        /// The region.
+        region: u64,
+        /// The replica; 0: none of the region's nodes answers.
+        node: u64,
+    },
+}
+
+/// A replica of a region.
+#[derive(Clone, Copy)]
+struct Target {
+    region: u64,
+    node: u64,
+    membership: u64,
+}
+
+impl Region {
+    /// Drops tombstones that every replica of every region holds, up to 1,000, and says how many.
+    /// [`Region::maintain`] does it by itself, once in the node's
+    /// [`collect_every`](crate::NodeConfig::collect_every).
+    ///
+    /// # Errors
+    /// [`RegionCollectError`].
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
+    pub async fn collect_tombstones(&self) -> Result<usize, RegionCollectError> {
+        let _collecting = self.shared.collecting.lock().await;
+        let wide = self.wide().ok_or(RegionCollectError::NotWhole)?;
+        if !self.shared.node.is_whole() {
+            return Err(RegionCollectError::NotWhole);
+        }
+        let tombstones = self.shared.node.tombstones().await.ok_or(RegionCollectError::NotWhole)?;
+        if tombstones.is_empty() {
+            return Ok(0);
+        }
+        let targets = self.targets(&wide).await?;
+        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        // Read now that all hold them: what is in these epochs or before may not know of it.
+        let mut epochs = BTreeMap::new();
+        for target in &targets {
+            let epoch = epochs.entry(target.region).or_insert(0);
+            *epoch = self.raise(&wide, *target, 0).await?.max(*epoch);
+        }
+        for ahead in [1, 2] {
+            for target in &targets {
+                self.raise(&wide, *target, epochs[&target.region] + ahead).await?;
+            }
+        }
+        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        for target in &targets {
+            for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                let question = Question::Forget {
+                    membership: target.membership,
+                    epoch: epochs[&target.region] + 2,
+                    tombstones: chunk.to_vec(),
+                };
+                // A replica that misses it keeps its tombstones, and collects them another time.
+                self.ask_target(&wide, *target, question).await;
+            }
+        }
+        Ok(tombstones.len())
+    }
+
+    /// The replicas of all regions.
+    async fn targets(&self, wide: &Arc<dyn Link>) -> Result<Vec<Target>, RegionCollectError> {
+        let mut targets = Vec::new();
+        let own = self.shared.config.own;
+        for region in self.shared.config.regions.iter().map(|region| region.id) {
+            let membership = if region == own {
+                Membership::clone(&self.shared.node.current())
+            } else {
+                self.membership_of(wide, region).await?
+            };
+            if membership.is_changing() {
+                return Err(RegionCollectError::Changing { region });
+            }
+            let target = |node| Target { region, node, membership: membership.epoch() };
+            targets.extend(membership.ids().into_iter().map(target));
+        }
+        Ok(targets)
+    }
+
+    async fn membership_of(
+        &self,
+        wide: &Arc<dyn Link>,
+        region: u64,
+    ) -> Result<Membership, RegionCollectError> {
+        match self.ask(wide, region, Question::Hello).await {
+            Some(Answer::Welcome { membership, .. }) => Ok(membership),
+            _ => Err(RegionCollectError::Unacknowledged { region, node: 0 }),
+        }
+    }
+
+    async fn hold_everywhere(
+        &self,
+        wide: &Arc<dyn Link>,
+        targets: &[Target],
+        tombstones: &[Tombstone],
+    ) -> Result<(), RegionCollectError> {
+        for target in targets {
+            for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                let question =
+                    Question::Hold { membership: target.membership, tombstones: chunk.to_vec() };
+                match self.ask_target(wide, *target, question).await {
+                    Some(Answer::Epoch { .. }) => {}
+                    _ => return Err(target.unacknowledged()),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises the epoch of a replica, and says what it is then.
+    async fn raise(
+        &self,
+        wide: &Arc<dyn Link>,
+        target: Target,
+        epoch: u64,
+    ) -> Result<u64, RegionCollectError> {
+        let question = Question::Raise { membership: target.membership, epoch };
+        match self.ask_target(wide, target, question).await {
+            Some(Answer::Epoch { epoch: raised }) if raised >= epoch => Ok(raised),
+            _ => Err(target.unacknowledged()),
+        }
+    }
+
+    async fn ask_target(
+        &self,
+        wide: &Arc<dyn Link>,
+        target: Target,
+        question: Question,
+    ) -> Option<Answer> {
+        if target.node != self.shared.node.id() {
+            return self.ask_node(wide, target.region, target.node, question).await;
+        }
+        let config = &self.shared.config;
+        let envelope = Envelope { from: config.own, map: config.epoch, question };
+        let answer = self.answer(envelope.encode()).await?;
+        Answer::decode(answer).ok()
+    }
+}
+
+impl Target {
+    fn unacknowledged(self) -> RegionCollectError {
+        RegionCollectError::Unacknowledged { region: self.region, node: self.node }
+    }
+}
+
+pub(super) async fn run(shared: Weak<Shared>, every: Duration) {
+    // Ends: with the last handle to the region or a link, or when the node ends.
+    loop {
+        sleep(every).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let region = Region { shared };
+        if region.wide().is_none() || region.shared.node.has_ended() {
+            return;
+        }
+        if let Err(error) = region.collect_tombstones().await {
+            tracing::debug!(target: "voussoir::quorum", %error, "nothing collected");
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! The bytes of messages between regions, version 1. All integers are little-endian.
+//!
+//! | part | bytes |
+//! |---|---|
+//! | question | version u8 = 1, kind u8, reserved u16 = 0, region of the sender u64, epoch of its map u64, body |
+//! | answer | version u8 = 1, kind u8, reserved u16 = 0, body |
+//! | key, value, siblings, vector | as between nodes of one region |
+//!
+//! | question | kind | body |
+//! |---|---|---|
+//! | hello | 1 | |
+//! | ship | 2 | epoch u64, count u32, so many keys and siblings |
+//! | compare | 3 | question as in [`merkle::codec`](crate::merkle::codec), to the end |
+//! | fetch | 4 | count u32, so many keys |
+//! | hold | 5 | membership u64, count u32, so many keys and vectors |
+//! | raise | 6 | membership u64, epoch u64 |
+//! | forget | 7 | membership u64, epoch u64, count u32, so many keys and vectors |
+//!
+//! | answer | kind | body |
+//! |---|---|---|
+//! | welcome | 1 | epoch u64, membership |
+//! | shipped | 2 | epoch u64, count u32, so many fates u8 (1 held, 2 refused, 3 later) |
+//! | compared | 3 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
+//! | fetched | 4 | count u32, so many siblings: of the first keys that were asked for |
+//! | epoch | 5 | epoch u64: to hold and raise |
+//! | done | 6 | to forget |
+//! | other map | 7 | epoch of the map u64, 1 u8 if it has the sender's region, else 0 |
+//! | later | 8 | nothing was done: the node is busy, not whole, or serves another membership |
+//!
+//! `epoch` is that of collected tombstones of the receiver's region. A sender takes it before it
+//! reads the states that it sends, and the receiver refuses what is older than two collections.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::Fate;
+use crate::membership::{self, Membership};
+use crate::merkle;
+use crate::table::Value;
+use crate::version::VersionVector;
+use crate::version::codec::{self, DecodeError, Limits};
+use crate::wire::{MAX_KEY_BYTES, compare_limits};
+
+const VERSION: u8 = 1;
+/// Keys of one message.
+pub(super) const MAX_KEYS: usize = 1_024;
+
+/// A tombstone: a key and what was deleted under it.
+pub(super) type Tombstone = (Bytes, VersionVector);
+
+/// A question with what it is wrapped in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Envelope {
+    pub(super) from: u64,
+    /// The epoch of the sender's map.
+    pub(super) map: u64,
+    pub(super) question: Question,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Question {
+    /// Who the replicas of the region are.
+    Hello,
+    /// Merge states into a write quorum of the region.
+    Ship { epoch: u64, entries: Vec<(Bytes, Value)> },
+    /// About the node's tree of the table.
+    Compare { question: merkle::Question },
+    /// The node's states of some keys.
+    Fetch { keys: Vec<Bytes> },
+    /// Merge tombstones into the node itself.
+    Hold { membership: u64, tombstones: Vec<Tombstone> },
+    /// Raise the node's epoch of collected tombstones.
+    Raise { membership: u64, epoch: u64 },
+    /// Drop tombstones of the node itself.
+    Forget { membership: u64, epoch: u64, tombstones: Vec<Tombstone> },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    Welcome { epoch: u64, membership: Membership },
+    Shipped { epoch: u64, fates: Vec<Fate> },
+    Compared(merkle::Answer),
+    Fetched { states: Vec<Value> },
+    Epoch { epoch: u64 },
+    Done,
+    OtherMap { epoch: u64, is_member: bool },
+    Later,
+}
+
+impl Envelope {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(256);
+        put_head(&mut out, self.question.kind());
+        out.put_u64_le(self.from);
+        out.put_u64_le(self.map);
+        match &self.question {
+            Question::Hello => {}
+            Question::Ship { epoch, entries } => {
+                out.put_u64_le(*epoch);
+                out.put_u32_le(entries.len() as u32);
+                for (key, state) in entries {
+                    put_key(&mut out, key);
+                    put_state(&mut out, state);
+                }
+            }
+            Question::Compare { question } => {
+                out.put_slice(&merkle::codec::encode_question(question, &compare_limits()));
+            }
+            Question::Fetch { keys } => {
+                out.put_u32_le(keys.len() as u32);
+                keys.iter().for_each(|key| put_key(&mut out, key));
+            }
+            Question::Hold { membership, tombstones } => {
+                out.put_u64_le(*membership);
+                put_tombstones(&mut out, tombstones);
+            }
+            Question::Raise { membership, epoch } => {
+                out.put_u64_le(*membership);
+                out.put_u64_le(*epoch);
+            }
+            Question::Forget { membership, epoch, tombstones } => {
+                out.put_u64_le(*membership);
+                out.put_u64_le(*epoch);
+                put_tombstones(&mut out, tombstones);
+            }
+        }
+        out.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        let kind = take_head(&mut bytes)?;
+        let (from, map) = (take_u64(&mut bytes)?, take_u64(&mut bytes)?);
+        let question = match kind {
+            1 => Question::Hello,
+            2 => {
+                let epoch = take_u64(&mut bytes)?;
+                let count = take_count(&mut bytes, 2 + 4)?;
+                let mut entries = Vec::with_capacity(count);
+                for _ in 0..count {
+                    entries.push((take_key(&mut bytes)?, take_state(&mut bytes)?));
+                }
+                Question::Ship { epoch, entries }
+            }
+            3 => {
+                let question = bytes.split_to(bytes.len());
+                let question = merkle::codec::decode_question(question, &compare_limits())?;
+                Question::Compare { question }
+            }
+            4 => {
+                let count = take_count(&mut bytes, 2)?;
+                let keys = (0..count).map(|_| take_key(&mut bytes)).collect::<Result<_, _>>()?;
+                Question::Fetch { keys }
+            }
+            5 => {
+                let membership = take_u64(&mut bytes)?;
+                Question::Hold { membership, tombstones: take_tombstones(&mut bytes)? }
+            }
+            6 => Question::Raise {
+                membership: take_u64(&mut bytes)?,
+                epoch: take_u64(&mut bytes)?,
+            },
+            7 => Question::Forget {
+                membership: take_u64(&mut bytes)?,
+                epoch: take_u64(&mut bytes)?,
+                tombstones: take_tombstones(&mut bytes)?,
+            },
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        codec::nothing_more(&bytes)?;
+        Ok(Self { from, map, question })
+    }
+}
+
+impl Question {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Hello => 1,
+            Self::Ship { .. } => 2,
+            Self::Compare { .. } => 3,
+            Self::Fetch { .. } => 4,
+            Self::Hold { .. } => 5,
+            Self::Raise { .. } => 6,
+            Self::Forget { .. } => 7,
+        }
+    }
+}
+
+impl Answer {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(64);
+        put_head(&mut out, self.kind());
+        match self {
+            Self::Welcome { epoch, membership } => {
+                out.put_u64_le(*epoch);
+                membership::put_membership(&mut out, membership);
+            }
+            Self::Shipped { epoch, fates } => {
+                out.put_u64_le(*epoch);
+                out.put_u32_le(fates.len() as u32);
+                fates.iter().for_each(|fate| {
+                    out.put_u8(match fate {
+                        Fate::Held => 1,
+                        Fate::Refused => 2,
+                        Fate::Later => 3,
+                    });
+                });
+            }
+            Self::Compared(answer) => {
+                out.put_slice(&merkle::codec::encode_answer(answer, &compare_limits()));
+            }
+            Self::Fetched { states } => {
+                out.put_u32_le(states.len() as u32);
+                states.iter().for_each(|state| put_state(&mut out, state));
+            }
+            Self::Epoch { epoch } => out.put_u64_le(*epoch),
+            Self::OtherMap { epoch, is_member } => {
+                out.put_u64_le(*epoch);
+                out.put_u8(u8::from(*is_member));
+            }
+            Self::Done | Self::Later => {}
+        }
+        out.freeze()
+    }
+
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        let answer = match take_head(&mut bytes)? {
+            1 => Self::Welcome {
+                epoch: take_u64(&mut bytes)?,
+                membership: membership::take_membership(&mut bytes)?,
+            },
+            2 => {
+                let epoch = take_u64(&mut bytes)?;
+                let count = take_count(&mut bytes, 1)?;
+                let fate = |byte: &u8| match byte {
+                    1 => Ok(Fate::Held),
+                    2 => Ok(Fate::Refused),
+                    3 => Ok(Fate::Later),
+                    _ => Err(DecodeError::Invalid("fate")),
+                };
+                let fates = bytes.split_to(count).iter().map(fate).collect::<Result<_, _>>()?;
+                Self::Shipped { epoch, fates }
+            }
+            3 => {
+                let answer = bytes.split_to(bytes.len());
+                Self::Compared(merkle::codec::decode_answer(answer, &compare_limits())?)
+            }
+            4 => {
+                let count = take_count(&mut bytes, 4)?;
+                let states = (0..count).map(|_| take_state(&mut bytes)).collect::<Result<_, _>>()?;
+                Self::Fetched { states }
+            }
+            5 => Self::Epoch { epoch: take_u64(&mut bytes)? },
+            6 => Self::Done,
+            7 => {
+                let epoch = take_u64(&mut bytes)?;
+                match bytes.try_get_u8() {
+                    Ok(byte @ (0 | 1)) => Self::OtherMap { epoch, is_member: byte == 1 },
+                    Ok(_) => return Err(DecodeError::Invalid("flag")),
+                    Err(_) => return Err(DecodeError::Truncated),
+                }
+            }
+            8 => Self::Later,
+            kind => return Err(DecodeError::Kind(kind)),
+        };
+        codec::nothing_more(&bytes)?;
+        Ok(answer)
+    }
+
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Welcome { .. } => 1,
+            Self::Shipped { .. } => 2,
+            Self::Compared(_) => 3,
+            Self::Fetched { .. } => 4,
+            Self::Epoch { .. } => 5,
+            Self::Done => 6,
+            Self::OtherMap { .. } => 7,
+            Self::Later => 8,
+        }
+    }
+}
+
+fn put_head(out: &mut BytesMut, kind: u8) {
+    out.put_u8(VERSION);
+    out.put_u8(kind);
+    out.put_u16_le(0);
+}
+
+fn take_head(bytes: &mut Bytes) -> Result<u8, DecodeError> {
+    let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
+    if version != VERSION {
+        return Err(DecodeError::Version(version));
+    }
+    if bytes.len() < 4 {
+        return Err(DecodeError::Truncated);
+    }
+    let head = bytes.split_to(4);
+    if head[2..] == [0, 0] { Ok(head[1]) } else { Err(DecodeError::Invalid("reserved field")) }
+}
+
+fn put_key(out: &mut BytesMut, key: &[u8]) {
+    out.put_u16_le(key.len() as u16);
+    out.put_slice(key);
+}
+
+fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let len = usize::from(bytes.try_get_u16_le().map_err(|_| DecodeError::Truncated)?);
+    if len > MAX_KEY_BYTES {
+        return Err(DecodeError::AboveLimit("length of a key"));
+    }
+    if len > bytes.len() {
+        return Err(DecodeError::Truncated);
+    }
+    // A key is kept for long, and the buffer of its message should not be.
+    Ok(Bytes::copy_from_slice(&bytes.split_to(len)))
+}
+
+fn put_state(out: &mut BytesMut, state: &Value) {
+    out.put_u32_le(codec::siblings_bytes(state) as u32);
+    out.put_slice(&codec::encode_siblings(state));
+}
+
+fn take_state(bytes: &mut Bytes) -> Result<Value, DecodeError> {
+    let len = bytes.try_get_u32_le().map_err(|_| DecodeError::Truncated)? as usize;
+    if len > bytes.len() {
+        return Err(DecodeError::Truncated);
+    }
+    codec::decode_siblings(bytes.split_to(len), &Limits::default())
+}
+
+fn put_tombstones(out: &mut BytesMut, tombstones: &[Tombstone]) {
+    out.put_u32_le(tombstones.len() as u32);
+    for (key, context) in tombstones {
+        put_key(out, key);
+        codec::put_vector(out, context);
+    }
+}
+
+fn take_tombstones(bytes: &mut Bytes) -> Result<Vec<Tombstone>, DecodeError> {
+    let count = take_count(bytes, 2 + 4)?;
+    let mut tombstones = Vec::with_capacity(count);
+    for _ in 0..count {
+        let key = take_key(bytes)?;
+        tombstones.push((key, codec::take_vector(bytes, &Limits::default())?));
+    }
+    Ok(tombstones)
+}
+
+fn take_u64(bytes: &mut Bytes) -> Result<u64, DecodeError> {
+    bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
+}
+
+fn take_count(bytes: &mut Bytes, part_bytes: usize) -> Result<usize, DecodeError> {
+    codec::take_count(bytes, "count of keys", MAX_KEYS, part_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::version::{Actor, Dot};
+
+    fn state() -> Value {
+        let mut state = Value::new();
+        state.put_blind(Dot::new(Actor::new(1, 2), 3), Bytes::from_static(b"milk")).unwrap();
+        state
+    }
+
+    fn questions() -> Vec<Question> {
+        let key = || Bytes::from_static(b"cart");
+        let tombstones = || vec![(key(), state().context().clone())];
+        vec![
+            Question::Hello,
+            Question::Ship { epoch: 4, entries: vec![(key(), state()), (key(), Value::new())] },
+            Question::Compare { question: merkle::Question::Sums { nodes: Vec::new() } },
+            Question::Fetch { keys: vec![key(), Bytes::new()] },
+            Question::Hold { membership: 5, tombstones: tombstones() },
+            Question::Raise { membership: 5, epoch: 6 },
+            Question::Forget { membership: 5, epoch: 6, tombstones: tombstones() },
+        ]
+    }
+
+    fn answers() -> Vec<Answer> {
+        vec![
+            Answer::Welcome { epoch: 7, membership: Membership::first([4, 5, 6]) },
+            Answer::Shipped { epoch: 7, fates: vec![Fate::Held, Fate::Refused, Fate::Later] },
+            Answer::Compared(merkle::Answer::Keys { keys: vec![None] }),
+            Answer::Fetched { states: vec![state(), Value::new()] },
+            Answer::Epoch { epoch: 8 },
+            Answer::Done,
+            Answer::OtherMap { epoch: 9, is_member: true },
+            Answer::Later,
+        ]
+    }
+
+    /// Cut short, longer, or with another byte: refused, or the one encoding of something else.
+    fn check(bytes: &Bytes, encoded_again: impl Fn(Bytes) -> Option<Bytes>) {
+        assert_eq!(encoded_again(bytes.clone()).as_ref(), Some(bytes));
+        let longer = [bytes, &b"\0"[..]].concat().into();
+        assert_eq!(encoded_again(longer), None);
+        for at in 0..bytes.len() {
+            assert_eq!(encoded_again(bytes.slice(..at)), None, "cut at {at}");
+            for bit in 0..8 {
+                let mut changed = bytes.to_vec();
+                changed[at] ^= 1 << bit;
+                let changed = Bytes::from(changed);
+                if let Some(again) = encoded_again(changed.clone()) {
+                    assert_eq!(again, changed, "byte {at}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn messages_have_one_encoding_and_changed_bytes_are_refused() {
+        for question in questions() {
+            let envelope = Envelope { from: 2, map: 3, question };
+            check(&envelope.encode(), |bytes| Some(Envelope::decode(bytes).ok()?.encode()));
+        }
+        for answer in answers() {
+            check(&answer.encode(), |bytes| Some(Answer::decode(bytes).ok()?.encode()));
+        }
+    }
+
+    #[test]
+    fn the_bytes_of_version_1_are_golden() {
+        let envelope = Envelope { from: 2, map: 3, question: questions().remove(1) };
+        let golden = concat!(
+            "01020000", "0200000000000000", "0300000000000000", "0400000000000000", "02000000",
+            "0400", "63617274", "44000000", "01010000", "01000000", "0100000000000000",
+            "0200000000000000", "0300000000000000", "01000000", "0100000000000000",
+            "0200000000000000", "0300000000000000", "04000000", "6d696c6b",
+            "0400", "63617274", "0c000000", "01010000", "00000000", "00000000"
+        );
+        let hex: String = envelope.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, golden);
+    }
+
+    #[test]
+    fn counts_above_their_limit_are_refused() {
+        let keys = vec![Bytes::new(); MAX_KEYS + 1];
+        let envelope = Envelope { from: 2, map: 3, question: Question::Fetch { keys } };
+        let error = DecodeError::AboveLimit("count of keys");
+        assert_eq!(Envelope::decode(envelope.encode()), Err(error));
+    }
+}

@@ -1,0 +1,11 @@
+//! Regions: shipping, catching up, tombstones, maps; scenes, and lives with every fault at once.
+//!
+//! The nodes and their regions are the real ones, under virtual time, on a network and on disks
+//! that do what the seed says. `VOUSSOIR_LIVES` sets the number of seeds, `VOUSSOIR_SEED` the first
+//! one.
+
+mod clients;
+mod lives;
+mod outbox;
+mod scenes;
+mod world;

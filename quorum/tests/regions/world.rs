@@ -1,0 +1,369 @@
+//! Nodes of three regions in one process, the network between them, and their disks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{sleep, sleep_until};
+use voussoir_quorum::region::{Region, RegionConfig};
+use voussoir_quorum::store::{Change, StoreError};
+use voussoir_quorum::table::{CallError, TableConfig};
+use voussoir_quorum::version::{Siblings, codec};
+use voussoir_quorum::*;
+use voussoir_sim::Rng;
+
+pub(crate) const REGIONS: [u64; 3] = [1, 2, 3];
+
+/// The replicas of a region when it begins.
+pub(crate) fn nodes_of(region: u64) -> Vec<u64> {
+    (3 * region - 2..=3 * region).collect()
+}
+
+/// The region of a node, and of a client: 101 is in the region 1.
+pub(crate) fn region_of(id: u64) -> u64 {
+    if id > 100 { id - 100 } else { id.div_ceil(3) }
+}
+
+pub(crate) fn map_of(regions: &[u64]) -> RegionConfig {
+    let nodes = regions.iter().map(|region| (*region, nodes_of(*region)));
+    let mut map = RegionConfig::first(regions[0], nodes);
+    (map.timeout, map.compare_every) = (Duration::from_millis(600), Duration::from_secs(4));
+    map.max_pending_keys = 12;
+    map
+}
+
+/// A store in memory that takes its time. What it was not done with when its node crashed is lost.
+struct Disk {
+    records: Arc<MemoryStore>,
+    world: Weak<World>,
+    /// Until the node crashes.
+    is_mounted: AtomicBool,
+}
+
+impl Disk {
+    async fn take_time(&self) -> Result<(), StoreError> {
+        let world = self.world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
+        let pause = world.with(|state| (state.rng.below(1_500), state.rng.chance(500_000)));
+        if pause.1 {
+            sleep(Duration::from_micros(pause.0)).await;
+        }
+        if self.is_mounted.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(StoreError::Unknown("crashed".to_owned()))
+        }
+    }
+}
+
+#[async_trait]
+impl ReplicaStore for Disk {
+    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
+        self.take_time().await?;
+        self.records.get(keys).await
+    }
+
+    async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
+        self.take_time().await?;
+        self.records.apply(batch).await
+    }
+
+    async fn scan(
+        &self,
+        prefix: &[u8],
+        after: &[u8],
+        max_bytes: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        self.take_time().await?;
+        self.records.scan(prefix, after, max_bytes).await
+    }
+
+    async fn clear(&self) -> Result<(), StoreError> {
+        self.records.clear().await
+    }
+}
+
+/// A node that runs, and what is lost with it.
+pub(crate) struct Running {
+    pub(crate) node: Node,
+    pub(crate) region: Region,
+    disk: Arc<Disk>,
+    pub(crate) local: Arc<dyn Link>,
+    pub(crate) wide: Arc<dyn Link>,
+    /// Calls that are being answered end with the node.
+    is_gone: watch::Sender<bool>,
+}
+
+pub(crate) struct State {
+    pub(crate) rng: Rng,
+    pub(crate) map: RegionConfig,
+    running: BTreeMap<u64, Arc<Running>>,
+    disks: BTreeMap<u64, Arc<MemoryStore>>,
+    /// Pairs of regions between which nothing passes, the smaller id first.
+    cuts: BTreeSet<(u64, u64)>,
+    /// Of a message to be lost, in millionths.
+    pub(crate) loss: u32,
+    /// Of a message between regions to take a second or more, in millionths.
+    pub(crate) late: u32,
+    /// Questions that have passed from one region to another, by kind.
+    pub(crate) passed: BTreeMap<(u64, u64, u8), u64>,
+}
+
+pub(crate) struct World {
+    state: Mutex<State>,
+}
+
+/// How a node begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Start {
+    Create,
+    Again,
+    Lost,
+}
+
+/// What nodes and clients call with.
+struct Wire {
+    world: Weak<World>,
+    from: u64,
+    /// Between regions, or in one.
+    is_wide: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, map: RegionConfig) -> Arc<Self> {
+        // What nodes and clients draw for themselves.
+        fastrand::seed(seed);
+        let state = State {
+            rng: Rng::new(seed),
+            map,
+            running: BTreeMap::new(),
+            disks: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            loss: 0,
+            late: 0,
+            passed: BTreeMap::new(),
+        };
+        Arc::new(Self { state: Mutex::new(state) })
+    }
+
+    /// All nodes of these regions, begun.
+    pub(crate) async fn begin(seed: u64, regions: &[u64]) -> Arc<Self> {
+        let world = Self::new(seed, map_of(regions));
+        for id in regions.iter().flat_map(|region| nodes_of(*region)) {
+            world.start(id, Start::Create).await.unwrap();
+        }
+        world
+    }
+
+    pub(crate) fn with<T>(&self, f: impl FnOnce(&mut State) -> T) -> T {
+        f(&mut self.state.lock().unwrap())
+    }
+
+    fn link(self: &Arc<Self>, from: u64, is_wide: bool) -> Arc<dyn Link> {
+        Arc::new(Wire { world: Arc::downgrade(self), from, is_wide })
+    }
+
+    pub(crate) fn config_of(&self, id: u64) -> NodeConfig {
+        let region = region_of(id);
+        let mut config = NodeConfig::with_replicas(nodes_of(region));
+        (config.timeout, config.maintain_every) =
+            (Duration::from_millis(300), Duration::from_millis(100));
+        config.repair_every = Some(Duration::from_secs(3));
+        config.collect_every = Some(Duration::from_secs(2));
+        config.regions = Some(self.with(|state| state.map.clone()).at(region));
+        config
+    }
+
+    pub(crate) async fn start(self: &Arc<Self>, id: u64, start: Start) -> Result<(), StartError> {
+        let config = self.config_of(id);
+        self.start_of(id, start, config).await
+    }
+
+    pub(crate) async fn start_of(
+        self: &Arc<Self>,
+        id: u64,
+        start: Start,
+        config: NodeConfig,
+    ) -> Result<(), StartError> {
+        let records = self.with(|state| {
+            assert!(!state.running.contains_key(&id), "node {id} runs");
+            if start == Start::Lost {
+                state.disks.remove(&id);
+            }
+            Arc::clone(state.disks.entry(id).or_default())
+        });
+        let (world, is_mounted) = (Arc::downgrade(self), AtomicBool::new(true));
+        let disk = Arc::new(Disk { records, world, is_mounted });
+        let store: Arc<dyn ReplicaStore> = disk.clone();
+        let node = match start {
+            Start::Create => Node::create(id, store, config).await,
+            Start::Again => Node::start(id, store, config).await,
+            Start::Lost => Node::start_lost(id, store, config).await,
+        }?;
+        let (local, wide) = (self.link(id, false), self.link(id, true));
+        node.maintain(&local);
+        let region = Region::new(&node).unwrap();
+        region.maintain(&local, &wide);
+        let is_gone = watch::Sender::new(false);
+        let running = Running { node, region, disk, local, wide, is_gone };
+        self.with(|state| state.running.insert(id, Arc::new(running)));
+        Ok(())
+    }
+
+    /// Ends a node without warning. Its disk is kept. Returns false if it does not run.
+    pub(crate) fn crash(&self, id: u64) -> bool {
+        let Some(running) = self.with(|state| state.running.remove(&id)) else { return false };
+        running.disk.is_mounted.store(false, Ordering::Relaxed);
+        running.is_gone.send_replace(true);
+        true
+    }
+
+    /// What is on the disk of a node that does not run is lost.
+    pub(crate) fn wipe(&self, id: u64) {
+        self.with(|state| state.disks.remove(&id));
+    }
+
+    pub(crate) fn host(&self, id: u64) -> Option<Arc<Running>> {
+        self.with(|state| state.running.get(&id).cloned())
+    }
+
+    pub(crate) fn running(&self) -> Vec<u64> {
+        self.with(|state| state.running.keys().copied().collect())
+    }
+
+    /// A table as a client in a region has it.
+    pub(crate) fn table(self: &Arc<Self>, region: u64) -> Table {
+        let mut config = TableConfig::with_replicas(nodes_of(region));
+        config.timeout = Duration::from_millis(300);
+        Table::new(config, self.link(100 + region, false)).unwrap()
+    }
+
+    pub(crate) fn cut(&self, one: u64, two: u64) {
+        self.with(|state| state.cuts.insert((one.min(two), one.max(two))));
+    }
+
+    pub(crate) fn cut_off(&self, region: u64) {
+        REGIONS.iter().filter(|other| **other != region).for_each(|other| self.cut(region, *other));
+    }
+
+    pub(crate) fn heal(&self) {
+        self.with(|state| state.cuts.clear());
+    }
+
+    pub(crate) fn is_cut(&self) -> bool {
+        self.with(|state| !state.cuts.is_empty())
+    }
+
+    /// The states of the table that a node's disk holds.
+    pub(crate) async fn states(&self, id: u64) -> BTreeMap<Bytes, Siblings<Bytes>> {
+        let disk = self.with(|state| Arc::clone(&state.disks[&id]));
+        let records = disk.scan(b"t", b"", usize::MAX).await.unwrap().into_iter();
+        let decode = |record| codec::decode_siblings(record, &codec::Limits::default()).unwrap();
+        records.map(|(key, record)| (key.slice(1..), decode(record))).collect()
+    }
+
+    /// Waits until every node that runs holds the same states, and no tombstone.
+    pub(crate) async fn converge(&self, patience: Duration) {
+        let ends = Instant::now() + patience;
+        // Ends: by the deadline.
+        loop {
+            let mut all = Vec::new();
+            for id in self.running() {
+                all.push((id, self.states(id).await));
+            }
+            let is_equal = all.windows(2).all(|pair| pair[0].1 == pair[1].1);
+            let is_clean = all.iter().all(|(_, states)| states.values().all(|s| !s.is_tombstone()));
+            if is_equal && is_clean {
+                return;
+            }
+            assert!(Instant::now() < ends, "equal {is_equal}, clean {is_clean}: {all:#?}");
+            sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Waits until a condition holds.
+    pub(crate) async fn until(&self, what: &str, mut holds: impl FnMut() -> bool) {
+        let ends = Instant::now() + Duration::from_secs(60);
+        // Ends: by the deadline.
+        while !holds() {
+            assert!(Instant::now() < ends, "not in time: {what}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Link for Wire {
+    async fn call(
+        &self,
+        to: u64,
+        _class: Class,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        let world = self.world.upgrade().ok_or(CallError::NotSent)?;
+        let pass = |from: u64, to: u64| {
+            world.with(|state| {
+                let (one, two) = (region_of(from), region_of(to));
+                let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
+                let is_lost = from != to && (is_cut || state.rng.chance(state.loss));
+                let mut delay = match (from == to, one == two) {
+                    (true, _) => 0,
+                    (false, true) => state.rng.below(1_000),
+                    (false, false) => 5_000 + state.rng.below(20_000),
+                };
+                if one != two && state.rng.chance(state.late) {
+                    delay += 1_000_000 * state.rng.below(5);
+                }
+                (is_lost, Duration::from_micros(delay))
+            })
+        };
+        assert!(self.is_wide || region_of(self.from) == region_of(to), "a region's own link");
+        let kind = request.get(1).copied().unwrap_or(0);
+        let (is_lost, delay) = pass(self.from, to);
+        // A message that is late arrives all the same, after its call has failed.
+        let arrives = Instant::now() + delay;
+        if is_lost {
+            sleep_until(deadline).await;
+            return Err(CallError::Unknown);
+        }
+        let (is_wide, from, world) = (self.is_wide, self.from, Arc::clone(&world));
+        let answered = tokio::spawn(async move {
+            sleep_until(arrives).await;
+            let host = world.host(to).ok_or(CallError::NotSent)?;
+            let mut is_gone = host.is_gone.subscribe();
+            if is_wide && from != to {
+                let pair = (region_of(from), region_of(to), kind);
+                world.with(|state| *state.passed.entry(pair).or_default() += 1);
+            }
+            let answer = async {
+                if is_wide {
+                    host.region.answer(request).await
+                } else {
+                    host.node.answer(request).await
+                }
+            };
+            tokio::select! {
+                answer = answer => answer.ok_or(CallError::Unknown),
+                _ = is_gone.wait_for(|gone| *gone) => Err(CallError::Unknown),
+            }
+        });
+        let answer = tokio::time::timeout_at(deadline, answered).await;
+        let answer = answer.map_err(|_| CallError::Unknown)?.map_err(|_| CallError::Unknown)??;
+        let world = self.world.upgrade().ok_or(CallError::NotSent)?;
+        let (is_lost, delay) = world.with(|state| {
+            let (one, two) = (region_of(self.from), region_of(to));
+            let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
+            let is_lost = self.from != to && (is_cut || state.rng.chance(state.loss));
+            let delay = if one == two { 0 } else { 5_000 + state.rng.below(20_000) };
+            (is_lost, Duration::from_micros(delay))
+        });
+        sleep(delay).await;
+        if is_lost {
+            sleep_until(deadline).await;
+            return Err(CallError::Unknown);
+        }
+        Ok(answer)
+    }
+}
