@@ -81,11 +81,7 @@ impl NetLink {
         Self::serve_own(net, service, Own::Region(region))
     }
 
-    fn serve_own(
-        net: Arc<dyn Transport>,
-        service: u16,
-        own: Own,
-    ) -> Result<Arc<Self>, ServeError> {
+    fn serve_own(net: Arc<dyn Transport>, service: u16, own: Own) -> Result<Arc<Self>, ServeError> {
         net.serve(service, Arc::new(Server { own: own.clone() }))?;
         Ok(Arc::new(Self { net, service, own: Some(own) }))
     }

@@ -32,8 +32,7 @@ impl Tree {
     /// The tree of an empty store, or of one whose records are given to [`Tree::fill`].
     /// With a second one of the table alone if it is compared with other regions.
     pub(super) fn new(key: HashKey, is_filled: bool, is_regional: bool) -> Self {
-        let tree =
-            || MerkleTree::new(key, compare_limits()).expect("the limits are within range");
+        let tree = || MerkleTree::new(key, compare_limits()).expect("the limits are within range");
         let table = is_regional.then(tree);
         let removed = (!is_filled).then(HashSet::new);
         Self { key, state: Mutex::new(State { tree: tree(), table, removed }) }

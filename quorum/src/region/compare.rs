@@ -8,11 +8,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::handle::{MAX_STATE_BYTES, Region, bytes_of};
 use super::outbox::Fate;
-use super::wire::{Answer, MAX_KEYS, Question};
+use super::wire::{Answer, Question};
 use crate::link::Link;
 use crate::merkle::codec::{encode_answer, encode_question};
 use crate::table::Value;
 use crate::wire::compare_limits;
+
+/// Keys that are fetched and repaired at once.
+const FETCHED_KEYS: usize = 64;
 
 /// What a comparison has done so far.
 #[derive(Default)]
@@ -78,7 +81,7 @@ impl Region {
             keys.reverse();
             // Ends: each turn takes at least one of them.
             while !keys.is_empty() {
-                let at = keys.len().saturating_sub(MAX_KEYS.min(64));
+                let at = keys.len().saturating_sub(FETCHED_KEYS);
                 let asked: Vec<Bytes> = keys.split_off(at).into_iter().rev().collect();
                 let question = Question::Fetch { keys: asked.clone() };
                 let Answer::Fetched { states } = self.ask_node(&wide, other, to, question).await?

@@ -120,9 +120,7 @@ impl RegionConfig {
             ("epoch", (1..=Self::MAX_EPOCH).contains(&self.epoch), "must be from 1 to 2^62 - 1"),
             (
                 "regions",
-                (1..=Self::MAX_REGIONS).contains(&count)
-                    && ids.len() == count
-                    && !ids.contains(&0),
+                (1..=Self::MAX_REGIONS).contains(&count) && ids.len() == count && !ids.contains(&0),
                 "must be 1 to 16 ids of at least 1, each once",
             ),
             (

@@ -313,10 +313,8 @@ impl Region {
             // Goes on when a quorum has answered and nobody waits for it any more.
             tokio::spawn(async move {
                 let reply = node.request(&local, id, &scope, merge).await;
-                let is_missed = !matches!(
-                    reply,
-                    Some(Reply::Merged | Reply::Refused | Reply::Stale { .. })
-                );
+                let is_missed =
+                    !matches!(reply, Some(Reply::Merged | Reply::Refused | Reply::Stale { .. }));
                 if is_missed {
                     node.add_hint(id, key);
                 }

@@ -35,7 +35,9 @@ pub enum MapError {
         configured: u64,
     },
     /// The map of the configuration is an earlier one than that of the store.
-    #[error("the store has seen the map {found}, the configuration has the earlier map {configured}")]
+    #[error(
+        "the store has seen the map {found}, the configuration has the earlier map {configured}"
+    )]
     Earlier {
         /// The epoch of the store's map.
         found: u64,

@@ -7,11 +7,11 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Fate, Region};
+use crate::ConfigError;
 use crate::client::{Table, TableError};
 use crate::link::Link;
 use crate::table::{Guarantee, Level, Outcome, TableConfig, Value};
 use crate::version::VersionVector;
-use crate::ConfigError;
 
 /// Which regions a write waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -126,6 +126,11 @@ impl RegionTable {
     /// The table of the own region.
     pub fn table(&self) -> &Table {
         &self.table
+    }
+
+    /// The node's part in its region.
+    pub fn region(&self) -> &Region {
+        &self.region
     }
 
     /// Reads a key in the own region.

@@ -154,10 +154,9 @@ impl Envelope {
                 let membership = take_u64(&mut bytes)?;
                 Question::Hold { membership, tombstones: take_tombstones(&mut bytes)? }
             }
-            6 => Question::Raise {
-                membership: take_u64(&mut bytes)?,
-                epoch: take_u64(&mut bytes)?,
-            },
+            6 => {
+                Question::Raise { membership: take_u64(&mut bytes)?, epoch: take_u64(&mut bytes)? }
+            }
             7 => Question::Forget {
                 membership: take_u64(&mut bytes)?,
                 epoch: take_u64(&mut bytes)?,
@@ -245,7 +244,8 @@ impl Answer {
             }
             4 => {
                 let count = take_count(&mut bytes, 4)?;
-                let states = (0..count).map(|_| take_state(&mut bytes)).collect::<Result<_, _>>()?;
+                let states =
+                    (0..count).map(|_| take_state(&mut bytes)).collect::<Result<_, _>>()?;
                 Self::Fetched { states }
             }
             5 => Self::Epoch { epoch: take_u64(&mut bytes)? },
@@ -424,11 +424,31 @@ mod tests {
     fn the_bytes_of_version_1_are_golden() {
         let envelope = Envelope { from: 2, map: 3, question: questions().remove(1) };
         let golden = concat!(
-            "01020000", "0200000000000000", "0300000000000000", "0400000000000000", "02000000",
-            "0400", "63617274", "44000000", "01010000", "01000000", "0100000000000000",
-            "0200000000000000", "0300000000000000", "01000000", "0100000000000000",
-            "0200000000000000", "0300000000000000", "04000000", "6d696c6b",
-            "0400", "63617274", "0c000000", "01010000", "00000000", "00000000"
+            "01020000",
+            "0200000000000000",
+            "0300000000000000",
+            "0400000000000000",
+            "02000000",
+            "0400",
+            "63617274",
+            "44000000",
+            "01010000",
+            "01000000",
+            "0100000000000000",
+            "0200000000000000",
+            "0300000000000000",
+            "01000000",
+            "0100000000000000",
+            "0200000000000000",
+            "0300000000000000",
+            "04000000",
+            "6d696c6b",
+            "0400",
+            "63617274",
+            "0c000000",
+            "01010000",
+            "00000000",
+            "00000000"
         );
         let hex: String = envelope.encode().iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(hex, golden);

@@ -129,9 +129,9 @@ impl Client {
             REGIONS.iter().map(|region| (*region, self.world.table(*region))).collect();
         while !self.oracle.is_over.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(self.rng.below(60))).await;
-            let is_in = self.world.with(|state| {
-                state.map.regions.iter().any(|region| region.id == self.region)
-            });
+            let is_in = self
+                .world
+                .with(|state| state.map.regions.iter().any(|region| region.id == self.region));
             if is_in {
                 self.step(&tables).await;
             }
@@ -159,9 +159,9 @@ impl Client {
             5 => self.put_everywhere(tables, &key, &seen).await,
             6 => {
                 // With what was read elsewhere.
-                let regions: Vec<u64> = self.world.with(|state| {
-                    state.map.regions.iter().map(|region| region.id).collect()
-                });
+                let regions: Vec<u64> = self
+                    .world
+                    .with(|state| state.map.regions.iter().map(|region| region.id).collect());
                 self.region = *self.rng.pick(&regions).unwrap();
                 self.counts.reached("a client moved to another region");
                 self.put(tables, &key, &seen).await;
@@ -221,9 +221,9 @@ impl Client {
                 let dot = dot_of(&state, &value);
                 self.oracle.acknowledged(key, self.region, seen, dot, is_same);
                 let Some(dot) = dot.filter(|_| is_same) else { return };
-                let regions: Vec<u64> = self.world.with(|state| {
-                    state.map.regions.iter().map(|region| region.id).collect()
-                });
+                let regions: Vec<u64> = self
+                    .world
+                    .with(|state| state.map.regions.iter().map(|region| region.id).collect());
                 let other = *self.rng.pick(&regions).unwrap();
                 if let Some(read) = self.oracle.read(&tables[&other], key, other).await {
                     let is_replaced =

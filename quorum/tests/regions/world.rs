@@ -90,7 +90,8 @@ pub(crate) struct Running {
     pub(crate) region: Region,
     disk: Arc<Disk>,
     pub(crate) local: Arc<dyn Link>,
-    pub(crate) wide: Arc<dyn Link>,
+    /// Held for the tasks of the region.
+    _wide: Arc<dyn Link>,
     /// Calls that are being answered end with the node.
     is_gone: watch::Sender<bool>,
 }
@@ -108,6 +109,9 @@ pub(crate) struct State {
     pub(crate) late: u32,
     /// Questions that have passed from one region to another, by kind.
     pub(crate) passed: BTreeMap<(u64, u64, u8), u64>,
+    /// Questions of this kind to other regions are kept until somebody delivers them.
+    pub(crate) keeps: Option<u8>,
+    pub(crate) kept: Vec<(u64, Bytes)>,
 }
 
 pub(crate) struct World {
@@ -143,6 +147,8 @@ impl World {
             loss: 0,
             late: 0,
             passed: BTreeMap::new(),
+            keeps: None,
+            kept: Vec::new(),
         };
         Arc::new(Self { state: Mutex::new(state) })
     }
@@ -206,7 +212,7 @@ impl World {
         let region = Region::new(&node).unwrap();
         region.maintain(&local, &wide);
         let is_gone = watch::Sender::new(false);
-        let running = Running { node, region, disk, local, wide, is_gone };
+        let running = Running { node, region, disk, local, _wide: wide, is_gone };
         self.with(|state| state.running.insert(id, Arc::new(running)));
         Ok(())
     }
@@ -287,7 +293,11 @@ impl World {
         let ends = Instant::now() + Duration::from_secs(60);
         // Ends: by the deadline.
         while !holds() {
-            assert!(Instant::now() < ends, "not in time: {what}");
+            let stats = || {
+                let hosts = self.running().into_iter().filter_map(|id| self.host(id));
+                hosts.map(|host| (host.node.id(), host.region.stats())).collect::<Vec<_>>()
+            };
+            assert!(Instant::now() < ends, "not in time: {what}: {:#?}", stats());
             sleep(Duration::from_millis(20)).await;
         }
     }
@@ -319,12 +329,21 @@ impl Link for Wire {
                 (is_lost, Duration::from_micros(delay))
             })
         };
-        assert!(self.is_wide || region_of(self.from) == region_of(to), "a region's own link");
+        if !self.is_wide && region_of(self.from) != region_of(to) {
+            return Err(CallError::NotSent);
+        }
         let kind = request.get(1).copied().unwrap_or(0);
         let (is_lost, delay) = pass(self.from, to);
+        let is_kept = world.with(|state| {
+            let is_kept = self.is_wide && state.keeps == Some(kind);
+            if is_kept {
+                state.kept.push((to, request.clone()));
+            }
+            is_kept
+        });
         // A message that is late arrives all the same, after its call has failed.
         let arrives = Instant::now() + delay;
-        if is_lost {
+        if is_lost || is_kept {
             sleep_until(deadline).await;
             return Err(CallError::Unknown);
         }
