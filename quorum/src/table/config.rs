@@ -12,7 +12,9 @@ pub enum Level {
     One,
     /// Two replicas.
     Two,
-    /// More than half of the replicas.
+    /// More than half of the replicas. Where there are several [regions](crate::region), a table's
+    /// replicas are those of the own one: LOCAL_QUORUM, and EACH_QUORUM with
+    /// [`Reach::EachQuorum`](crate::region::Reach::EachQuorum).
     Quorum,
     /// All replicas.
     All,

@@ -86,13 +86,6 @@ impl Oracle {
         }
     }
 
-    async fn read(&self, table: &Table, key: &str, region: u64) -> Option<Value> {
-        let replaced = self.with(key, |key| key.replaced.get(&region).cloned().unwrap_or_default());
-        let state = table.get(key.to_owned()).await.ok()?;
-        Self::check_read(key, region, &replaced, &state);
-        Some(state)
-    }
-
     /// Records a write that was acknowledged in a region.
     fn acknowledged(
         &self,
@@ -140,7 +133,7 @@ impl Client {
 
     async fn step(&mut self, tables: &BTreeMap<u64, Table>) {
         let key = format!("cart-{}", self.rng.below(KEYS));
-        let Some(state) = self.oracle.read(&tables[&self.region], &key, self.region).await else {
+        let Some(state) = self.read(&tables[&self.region], &key, self.region).await else {
             return;
         };
         if state.len() > 1 {
@@ -170,11 +163,31 @@ impl Client {
         }
     }
 
+    async fn read(&self, table: &Table, key: &str, region: u64) -> Option<Value> {
+        let epoch = self.epoch();
+        let replaced =
+            self.oracle.with(key, |key| key.replaced.get(&region).cloned().unwrap_or_default());
+        let state = table.get(key.to_owned()).await.ok()?;
+        if self.epoch() == epoch {
+            Oracle::check_read(key, region, &replaced, &state);
+        }
+        Some(state)
+    }
+
+    /// Of the map. What ends in another epoch than it began in may be of a region that was taken
+    /// out meanwhile, and lost with it.
+    fn epoch(&self) -> u64 {
+        self.world.with(|state| state.map.epoch)
+    }
+
     async fn put(&mut self, tables: &BTreeMap<u64, Table>, key: &str, seen: &VersionVector) {
         let value = self.oracle.next_value.fetch_add(1, Ordering::Relaxed).to_string();
         self.oracle.with(key, |key| key.issued.push(seen.clone()));
+        let epoch = self.epoch();
         let put = tables[&self.region].put(key.to_owned(), seen, value.clone()).await;
-        if let Ok(state) = put {
+        if let Ok(state) = put
+            && self.epoch() == epoch
+        {
             let dot = dot_of(&state, &value);
             self.oracle.acknowledged(key, self.region, seen, dot, false);
         }
@@ -182,7 +195,9 @@ impl Client {
 
     async fn delete(&mut self, tables: &BTreeMap<u64, Table>, key: &str, seen: &VersionVector) {
         self.oracle.with(key, |key| key.issued.push(seen.clone()));
-        if tables[&self.region].delete(key.to_owned(), seen).await.is_ok() && !seen.is_empty() {
+        let epoch = self.epoch();
+        let is_deleted = tables[&self.region].delete(key.to_owned(), seen).await.is_ok();
+        if is_deleted && !seen.is_empty() && self.epoch() == epoch {
             self.counts.reached("a key was deleted");
             let is_cut = self.world.is_cut();
             self.counts.add("a key was deleted while regions were cut", is_cut.into());
@@ -208,30 +223,32 @@ impl Client {
             Reach::EachQuorum,
             Guarantee::Intersecting,
         );
-        let epoch = self.world.with(|state| state.map.epoch);
+        let epoch = host.region.config().epoch;
         let value = self.oracle.next_value.fetch_add(1, Ordering::Relaxed).to_string();
         self.oracle.with(key, |key| key.issued.push(seen.clone()));
         let put = table.unwrap().put(key.to_owned(), seen, value.clone()).await;
         drop(host);
-        // A region that was added meanwhile need not have it.
-        let is_same = self.world.with(|state| state.map.epoch == epoch);
+        // A region that the node does not know of, or that was added meanwhile, need not have it.
+        if self.epoch() != epoch {
+            return;
+        }
         match put {
             Ok(state) => {
-                self.counts.add("a write reached each region", is_same.into());
+                self.counts.reached("a write reached each region");
                 let dot = dot_of(&state, &value);
-                self.oracle.acknowledged(key, self.region, seen, dot, is_same);
-                let Some(dot) = dot.filter(|_| is_same) else { return };
+                self.oracle.acknowledged(key, self.region, seen, dot, true);
+                let Some(dot) = dot else { return };
                 let regions: Vec<u64> = self
                     .world
                     .with(|state| state.map.regions.iter().map(|region| region.id).collect());
                 let other = *self.rng.pick(&regions).unwrap();
-                if let Some(read) = self.oracle.read(&tables[&other], key, other).await {
+                if let Some(read) = self.read(&tables[&other], key, other).await {
                     let is_replaced =
                         |key: &mut Key| key.issued.iter().any(|seen| seen.contains(dot));
                     assert!(
                         read.iter().any(|(live, _)| live == dot)
                             || self.oracle.with(key, is_replaced)
-                            || self.world.with(|state| state.map.epoch != epoch),
+                            || self.epoch() != epoch,
                         "{key}: region {other} does not see {dot}, which each region has: {read:?}"
                     );
                 }

@@ -1,10 +1,12 @@
-//! Regions: shipping, catching up, tombstones, maps; scenes, and lives with every fault at once.
+//! Regions: shipping, catching up, tombstones, maps, configurations; scenes, and lives with every
+//! fault at once.
 //!
 //! The nodes and their regions are the real ones, under virtual time, on a network and on disks
 //! that do what the seed says. `VOUSSOIR_LIVES` sets the number of seeds, `VOUSSOIR_SEED` the first
 //! one.
 
 mod clients;
+mod configs;
 mod lives;
 mod outbox;
 mod scenes;

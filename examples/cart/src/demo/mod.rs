@@ -101,6 +101,8 @@ async fn finish(nodes: &[Arc<Process>], ledger: &Ledger, is_idle: bool) -> Resul
         if cart != expected {
             return Err(format!("node {} shows {cart}, not {expected}", node.id).into());
         }
+    }
+    for node in nodes {
         node.end().await?;
     }
     let (changes, refused, merged) = ledger.counts();
