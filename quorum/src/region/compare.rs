@@ -69,7 +69,8 @@ impl Region {
                 };
                 done.bytes += (asked + encode_answer(&answer, &limits).len()) as u64;
                 if let Err(error) = self.shared.node.table_go_on(&mut exchange, answer) {
-                    tracing::warn!(target: "voussoir::quorum", region = other, %error, "not compared");
+                    let region = other;
+                    tracing::warn!(target: "voussoir::quorum", region, %error, "not compared");
                     return None;
                 }
                 self.keep_pace(began, done.bytes).await;

@@ -98,7 +98,8 @@ impl Feed {
 /// # use std::sync::Arc;
 /// # use voussoir_quorum::*;
 /// # use voussoir_quorum::region::*;
-/// # fn example(net: Arc<dyn voussoir_net::Transport>, node: Node) -> Result<(), Box<dyn std::error::Error>> {
+/// # type Result = std::result::Result<(), Box<dyn std::error::Error>>;
+/// # fn example(net: Arc<dyn voussoir_net::Transport>, node: Node) -> Result {
 /// let local: Arc<dyn Link> = NetLink::serve(net.clone(), 1, node.clone())?; // in the region
 /// node.maintain(&local);
 /// let region = Region::new(&node)?;
@@ -225,18 +226,18 @@ impl Region {
                 Some(Answer::Fetched { states })
             }
             Question::Hold { membership, tombstones } => {
-                self.check_served(&scope, membership)?;
+                check_served(&scope, membership)?;
                 self.hold(&scope, tombstones).await
             }
             Question::Raise { membership, epoch } => {
-                self.check_served(&scope, membership)?;
+                check_served(&scope, membership)?;
                 match node.own_request(&scope, Request::Epoch { epoch }).await? {
                     Reply::Epoch { epoch } => Some(Answer::Epoch { epoch }),
                     _ => None,
                 }
             }
             Question::Forget { membership, epoch, tombstones } => {
-                self.check_served(&scope, membership)?;
+                check_served(&scope, membership)?;
                 let scope = Scope { epoch, ..scope };
                 for (key, context) in tombstones {
                     node.own_request(&scope, Request::Forget { key, context }).await?;
@@ -246,12 +247,6 @@ impl Region {
             // A region does not ship to itself.
             Question::Ship { .. } | Question::Compare { .. } | Question::Fetch { .. } => None,
         }
-    }
-
-    /// A replica that the sender does not know of may not hold what the others drop.
-    fn check_served(&self, scope: &Scope, membership: u64) -> Option<()> {
-        let is_same = scope.membership.epoch() == membership && !scope.membership.is_changing();
-        is_same.then_some(())
     }
 
     /// Merges tombstones into the node itself. None: it does not hold all of them.
@@ -348,6 +343,12 @@ impl Region {
     pub(super) fn wide(&self) -> Option<Arc<dyn Link>> {
         self.shared.links.get()?.1.upgrade()
     }
+}
+
+/// A replica that the sender does not know of may not hold what the others drop.
+fn check_served(scope: &Scope, membership: u64) -> Option<()> {
+    let is_same = scope.membership.epoch() == membership && !scope.membership.is_changing();
+    is_same.then_some(())
 }
 
 /// How many bytes a state takes in a message.

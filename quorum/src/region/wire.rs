@@ -107,7 +107,9 @@ impl Envelope {
             }
             Question::Fetch { keys } => {
                 out.put_u32_le(keys.len() as u32);
-                keys.iter().for_each(|key| put_key(&mut out, key));
+                for key in keys {
+                    put_key(&mut out, key);
+                }
             }
             Question::Hold { membership, tombstones } => {
                 out.put_u64_le(*membership);
@@ -195,20 +197,22 @@ impl Answer {
             Self::Shipped { epoch, fates } => {
                 out.put_u64_le(*epoch);
                 out.put_u32_le(fates.len() as u32);
-                fates.iter().for_each(|fate| {
+                for fate in fates {
                     out.put_u8(match fate {
                         Fate::Held => 1,
                         Fate::Refused => 2,
                         Fate::Later => 3,
                     });
-                });
+                }
             }
             Self::Compared(answer) => {
                 out.put_slice(&merkle::codec::encode_answer(answer, &compare_limits()));
             }
             Self::Fetched { states } => {
                 out.put_u32_le(states.len() as u32);
-                states.iter().for_each(|state| put_state(&mut out, state));
+                for state in states {
+                    put_state(&mut out, state);
+                }
             }
             Self::Epoch { epoch } => out.put_u64_le(*epoch),
             Self::OtherMap { epoch, is_member } => {
