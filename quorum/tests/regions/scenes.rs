@@ -203,6 +203,11 @@ async fn each_quorum_waits_for_every_region_and_says_who_is_away() {
     let seen = table.get("cart").await.unwrap();
     table.delete("cart", seen.context()).await.unwrap();
     assert!(values(&world.table(3), "cart").await.is_empty());
+    // One replica of a region is no quorum of it.
+    assert!(world.crash(5) && world.crash(6));
+    let error = table.put_blind("cart", "tea").await.unwrap_err();
+    let RegionError::Elsewhere { regions, .. } = error else { panic!("{error}") };
+    assert_eq!(regions, [2]);
 }
 
 /// A guarantee to readers elsewhere is computed, and refused where it cannot be given.
