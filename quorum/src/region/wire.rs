@@ -454,8 +454,9 @@ mod tests {
             "00000000",
             "00000000"
         );
-        let hex: String = envelope.encode().iter().map(|byte| format!("{byte:02x}")).collect();
-        assert_eq!(hex, golden);
+        let byte = |hex| u8::from_str_radix(std::str::from_utf8(hex).unwrap(), 16).unwrap();
+        let golden: Vec<u8> = golden.as_bytes().chunks(2).map(byte).collect();
+        assert_eq!(envelope.encode(), golden);
     }
 
     #[test]
