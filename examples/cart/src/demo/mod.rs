@@ -40,6 +40,7 @@ pub(crate) async fn run(demo: &Demo) -> Result<(), Error> {
     let (east, west) = (Arc::clone(&nodes[0]), Arc::clone(&nodes[3]));
     println!("two regions of three processes fill one cart; type p, h or q and Enter:");
     println!("p cuts the regions apart, h ends the partition, q ends the demonstration\n");
+    reach_each_other(&nodes).await?;
     let shoppers = Arc::new(Shoppers { ledger: Ledger::default(), is_over: false.into() });
     for (node, item) in [(&east, GONE[0]), (&west, GONE[1])] {
         shoppers.ledger.record(item, node.ask(&format!("add ann {item} 9")).await?);
@@ -130,6 +131,21 @@ async fn shop(node: Arc<Process>, is_east: bool, shoppers: Arc<Shoppers>) -> Res
             (item, format!("add ann {item} {}", 1 + count % 3))
         };
         shoppers.ledger.record(item, node.ask(&command).await?);
+    }
+    Ok(())
+}
+
+/// Waits until every node reaches a quorum of its region.
+async fn reach_each_other(nodes: &[Arc<Process>]) -> Result<(), Error> {
+    let until = Instant::now() + CONVERGE;
+    for node in nodes {
+        // Ends when it does, or when the time is over.
+        while let Err(error) = node.ask("show ann").await? {
+            if Instant::now() >= until {
+                return Err(format!("node {} after {CONVERGE:?}: {error}", node.id).into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
     Ok(())
 }
