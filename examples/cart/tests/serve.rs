@@ -83,7 +83,9 @@ fn a_region_that_is_alone_goes_on_and_tells_the_other_one_later() {
     let start = |id, create: &[&str]| Node::start(folder.path(), &places, id, create);
     let mut east: Vec<Node> = (1..=3).map(|id| start(id, &["--create"])).collect();
     // Once the nodes reach each other.
-    east.iter_mut().for_each(|node| node.until("show ann", "= "));
+    for node in &mut east {
+        node.until("show ann", "= ");
+    }
     assert_eq!(east[0].ask("add ann milk 2"), "= added 2 merged 0");
     assert_eq!(east[1].ask("add ann milk 1"), "= added 1 merged 1");
     assert_eq!(east[2].ask("add ann tea 4"), "= added 4 merged 1");
@@ -93,7 +95,9 @@ fn a_region_that_is_alone_goes_on_and_tells_the_other_one_later() {
     assert!(east[0].ask("drop ann milk").starts_with("! no command"));
     east.iter_mut().for_each(Node::end);
     let mut east: Vec<Node> = (1..=3).map(|id| start(id, &[])).collect();
-    east.iter_mut().for_each(|node| node.until("show ann", "= milk 5, tea 4"));
+    for node in &mut east {
+        node.until("show ann", "= milk 5, tea 4");
+    }
     assert_eq!(east[1].ask("add ann milk 1"), "= added 1 merged 1");
     let mut west: Vec<Node> = (4..=6).map(|id| start(id, &["--create"])).collect();
     for node in &mut west {
@@ -113,7 +117,9 @@ fn what_both_sides_of_a_partition_have_changed_is_merged() {
     let (folder, places) = (tempfile::tempdir().unwrap(), Places::new());
     let start = |id| Node::start(folder.path(), &places, id, &["--create"]);
     let mut nodes: Vec<Node> = (1..=6).map(start).collect();
-    nodes.iter_mut().for_each(|node| node.until("show ann", "= "));
+    for node in &mut nodes {
+        node.until("show ann", "= ");
+    }
     assert_eq!(nodes[0].ask("add ann milk 3"), "= added 3 merged 0");
     assert_eq!(nodes[0].ask("add ann bread 1"), "= added 1 merged 1");
     nodes[3].until("show ann", "= bread 1, milk 3");

@@ -73,9 +73,9 @@ impl Life {
             6 => self.lose().await,
             7 if self.down.is_empty() => {
                 let region = *self.rng.pick(&REGIONS).unwrap();
-                nodes_of(region).into_iter().for_each(|id| {
+                for id in nodes_of(region) {
                     self.world.crash(id);
-                });
+                }
                 self.down.push(region);
                 self.counts.reached("a region was down");
             }
@@ -307,7 +307,9 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
     world.converge(PATIENCE).await;
     // What a node has noted is told as well, once it is time to try again.
     super::scenes::is_calm(&world).await;
-    world.running().into_iter().for_each(|id| life.count_stats(id));
+    for id in world.running() {
+        life.count_stats(id);
+    }
     oracle.check(&world.states(1).await);
     oracle.done.load(Ordering::Relaxed)
 }

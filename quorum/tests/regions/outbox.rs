@@ -89,7 +89,9 @@ fn nothing_is_forgotten_and_the_lag_is_never_too_small() {
                         counts.add("a batch was sent in part", (sent < flight.len()).into());
                         outbox.shipped(now, &vec![Fate::Held; sent]);
                         flight.truncate(sent);
-                        flight.iter().for_each(|key| told(&mut lacks, *key, read_at));
+                        for key in &flight {
+                            told(&mut lacks, *key, read_at);
+                        }
                     }
                     flight.clear();
                 }
@@ -99,7 +101,9 @@ fn nothing_is_forgotten_and_the_lag_is_never_too_small() {
                     let is_complete = rng.below(3) > 0;
                     outbox.compared(now, is_complete, now + 10_000_000_000);
                     if is_complete {
-                        (0..8).for_each(|key| told(&mut lacks, key, began));
+                        for key in 0..8 {
+                            told(&mut lacks, key, began);
+                        }
                     } else {
                         counts.reached("a comparison failed");
                     }
@@ -120,11 +124,15 @@ fn nothing_is_forgotten_and_the_lag_is_never_too_small() {
         for _ in 0..100 {
             now = outbox.next_deadline().filter(|at| *at < END).unwrap_or(now).max(now + 1);
             if outbox.begin_comparison(now) {
-                (0..8).for_each(|key| told(&mut lacks, key, now));
+                for key in 0..8 {
+                    told(&mut lacks, key, now);
+                }
                 outbox.compared(now, true, END);
             }
             let batch = outbox.next_batch(now, 4);
-            batch.iter().for_each(|key| told(&mut lacks, number(key), now));
+            for key in &batch {
+                told(&mut lacks, number(key), now);
+            }
             if !batch.is_empty() {
                 outbox.shipped(now, &vec![Fate::Held; batch.len()]);
             }

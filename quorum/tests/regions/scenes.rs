@@ -348,7 +348,9 @@ async fn a_region_that_was_taken_out_comes_back_empty() {
     let seen = one.put_blind("cart", "milk").await.unwrap();
     one.put_blind("kept", "bread").await.unwrap();
     is_calm(&world).await;
-    nodes_of(3).into_iter().for_each(|id| assert!(world.crash(id)));
+    for id in nodes_of(3) {
+        assert!(world.crash(id));
+    }
     let old = world.with(|state| state.map.clone());
     let new = old.clone().without(3);
     world.with(|state| state.map = new.clone());
