@@ -38,6 +38,112 @@ fn told(lacks: &mut BTreeMap<u64, Vec<u64>>, key: u64, up_to: u64) {
     }
 }
 
+/// An outbox, and what its region lacks.
+struct Life<'a> {
+    outbox: Outbox,
+    /// The times of the writes that the region lacks, by key.
+    lacks: BTreeMap<u64, Vec<u64>>,
+    /// The keys on their way, and when their states were read.
+    flight: Vec<u64>,
+    read_at: u64,
+    /// When the comparison under way began.
+    compared: Option<u64>,
+    now: u64,
+    rng: Rng,
+    counts: &'a Situations,
+}
+
+impl Life<'_> {
+    fn step(&mut self) {
+        self.now += 1 + self.rng.below(40_000_000);
+        match self.rng.below(8) {
+            0..=2 => self.note(),
+            3 | 4 => {
+                let batch = self.outbox.next_batch(self.now, self.rng.between(1, 4) as usize);
+                if !batch.is_empty() {
+                    assert!(self.flight.is_empty(), "one batch at a time");
+                    self.flight = batch.iter().map(number).collect();
+                    self.read_at = self.now;
+                }
+            }
+            5 if !self.flight.is_empty() => self.end_batch(),
+            6 if self.compared.is_none() && self.outbox.begin_comparison(self.now) => {
+                self.compared = Some(self.now);
+            }
+            7 => {
+                let Some(began) = self.compared.take() else { return };
+                let is_complete = self.rng.below(3) > 0;
+                self.outbox.compared(self.now, is_complete, self.now + 10_000_000_000);
+                self.counts.add("a comparison failed", (!is_complete).into());
+                for key in (0..8).filter(|_| is_complete) {
+                    told(&mut self.lacks, key, began);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn note(&mut self) {
+        let key = self.rng.below(8);
+        if self.flight.contains(&key) {
+            self.counts.reached("a key was noted again while it was on its way");
+        } else if self.lacks.contains_key(&key) {
+            self.counts.reached("a key was noted again while it waited");
+        }
+        let dropped = self.outbox.dropped();
+        self.outbox.note(self.now, key_of(key));
+        if self.outbox.dropped() > dropped {
+            self.counts.reached("the outbox overflowed");
+            let is_comparing = self.compared.is_some();
+            self.counts.add("it overflowed during a comparison", is_comparing.into());
+        }
+        self.lacks.entry(key).or_default().push(self.now);
+    }
+
+    fn end_batch(&mut self) {
+        let sent = self.rng.between(0, self.flight.len() as u64) as usize;
+        if self.rng.below(3) == 0 {
+            self.counts.reached("a batch failed");
+            self.outbox.failed(self.now);
+        } else {
+            self.counts.add("a batch was sent in part", (sent < self.flight.len()).into());
+            self.outbox.shipped(self.now, &vec![Fate::Held; sent]);
+            for key in self.flight.iter().take(sent) {
+                told(&mut self.lacks, *key, self.read_at);
+            }
+        }
+        self.flight.clear();
+    }
+
+    /// Faults have ended: all is told.
+    fn finish(&mut self) {
+        if !self.flight.is_empty() {
+            self.outbox.failed(self.now);
+        }
+        if self.compared.is_some() {
+            self.outbox.compared(self.now, false, self.now);
+        }
+        for _ in 0..100 {
+            let deadline = self.outbox.next_deadline().filter(|at| *at < END);
+            self.now = deadline.unwrap_or(self.now).max(self.now + 1);
+            if self.outbox.begin_comparison(self.now) {
+                for key in 0..8 {
+                    told(&mut self.lacks, key, self.now);
+                }
+                self.outbox.compared(self.now, true, END);
+            }
+            let batch = self.outbox.next_batch(self.now, 4);
+            for key in &batch {
+                told(&mut self.lacks, number(key), self.now);
+            }
+            if !batch.is_empty() {
+                self.outbox.shipped(self.now, &vec![Fate::Held; batch.len()]);
+            }
+        }
+        self.counts.reached("all was told");
+    }
+}
+
 /// Every write is named by an entry, or will be found by a comparison; and the lag is never less
 /// than the age of the oldest write that the region does not have.
 #[test]
@@ -46,100 +152,28 @@ fn nothing_is_forgotten_and_the_lag_is_never_too_small() {
     for seed in 0..2_000 {
         let mut rng = Rng::new(seed);
         let max = rng.between(1, 6) as usize;
-        let mut outbox = Outbox::new(0, max);
-        // The times of the writes that the region lacks, by key; the keys on their way, and when
-        // their states were read; when the comparison under way began.
-        // The first one is of a process before this one.
-        let mut lacks: BTreeMap<u64, Vec<u64>> = BTreeMap::from([(0, vec![0])]);
-        let (mut flight, mut read_at) = (Vec::<u64>::new(), 0);
-        let mut compared: Option<u64> = None;
-        let mut now = 1;
+        let mut life = Life {
+            outbox: Outbox::new(0, max),
+            // Of a process before this one.
+            lacks: BTreeMap::from([(0, vec![0])]),
+            flight: Vec::new(),
+            read_at: 0,
+            compared: None,
+            now: 1,
+            rng,
+            counts: &counts,
+        };
         for _ in 0..200 {
-            now += 1 + rng.below(40_000_000);
-            match rng.below(8) {
-                0..=2 => {
-                    let key = rng.below(8);
-                    if flight.contains(&key) {
-                        counts.reached("a key was noted again while it was on its way");
-                    } else if lacks.contains_key(&key) {
-                        counts.reached("a key was noted again while it waited");
-                    }
-                    let dropped = outbox.dropped();
-                    outbox.note(now, key_of(key));
-                    if outbox.dropped() > dropped {
-                        counts.reached("the outbox overflowed");
-                        let is_comparing = compared.is_some();
-                        counts.add("it overflowed during a comparison", is_comparing.into());
-                    }
-                    lacks.entry(key).or_default().push(now);
-                }
-                3 | 4 => {
-                    let batch = outbox.next_batch(now, rng.between(1, 4) as usize);
-                    if !batch.is_empty() {
-                        assert!(flight.is_empty(), "one batch at a time");
-                        (flight, read_at) = (batch.iter().map(number).collect(), now);
-                    }
-                }
-                5 if !flight.is_empty() => {
-                    let sent = rng.between(0, flight.len() as u64) as usize;
-                    if rng.below(3) == 0 {
-                        counts.reached("a batch failed");
-                        outbox.failed(now);
-                    } else {
-                        counts.add("a batch was sent in part", (sent < flight.len()).into());
-                        outbox.shipped(now, &vec![Fate::Held; sent]);
-                        flight.truncate(sent);
-                        for key in &flight {
-                            told(&mut lacks, *key, read_at);
-                        }
-                    }
-                    flight.clear();
-                }
-                6 if compared.is_none() && outbox.begin_comparison(now) => compared = Some(now),
-                7 => {
-                    let Some(began) = compared.take() else { continue };
-                    let is_complete = rng.below(3) > 0;
-                    outbox.compared(now, is_complete, now + 10_000_000_000);
-                    if is_complete {
-                        for key in 0..8 {
-                            told(&mut lacks, key, began);
-                        }
-                    } else {
-                        counts.reached("a comparison failed");
-                    }
-                }
-                _ => {}
-            }
-            assert!(outbox.pending() <= max, "seed {seed}: {} of {max}", outbox.pending());
-            let oldest = lacks.values().flatten().min().map_or(0, |since| now - since);
-            assert!(outbox.lag(now) >= oldest, "seed {seed}: {} < {oldest}", outbox.lag(now));
+            life.step();
+            let (pending, lag) = (life.outbox.pending(), life.outbox.lag(life.now));
+            assert!(pending <= max, "seed {seed}: {pending} of {max}");
+            let oldest = life.lacks.values().flatten().min().map_or(0, |since| life.now - since);
+            assert!(lag >= oldest, "seed {seed}: {lag} < {oldest}");
         }
-        // Faults have ended: all is told.
-        if !flight.is_empty() {
-            outbox.failed(now);
-        }
-        if compared.is_some() {
-            outbox.compared(now, false, now);
-        }
-        for _ in 0..100 {
-            now = outbox.next_deadline().filter(|at| *at < END).unwrap_or(now).max(now + 1);
-            if outbox.begin_comparison(now) {
-                for key in 0..8 {
-                    told(&mut lacks, key, now);
-                }
-                outbox.compared(now, true, END);
-            }
-            let batch = outbox.next_batch(now, 4);
-            for key in &batch {
-                told(&mut lacks, number(key), now);
-            }
-            if !batch.is_empty() {
-                outbox.shipped(now, &vec![Fate::Held; batch.len()]);
-            }
-        }
-        assert!(lacks.is_empty(), "seed {seed}: {lacks:?}");
-        assert_eq!((outbox.lag(now), outbox.pending()), (0, 0), "seed {seed}");
-        counts.reached("all was told");
+        life.finish();
+        assert!(life.lacks.is_empty(), "seed {seed}: {:?}", life.lacks);
+        let told = (life.outbox.lag(life.now), life.outbox.pending());
+        assert_eq!(told, (0, 0), "seed {seed}");
     }
     counts.assert_all_reached();
 }

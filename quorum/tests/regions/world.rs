@@ -269,6 +269,24 @@ impl World {
         records.map(|(key, record)| (key.slice(1..), decode(record))).collect()
     }
 
+    /// Whether a message is lost, and how long it takes. Only what `may_be_late` takes seconds.
+    fn pass(&self, from: u64, to: u64, may_be_late: bool) -> (bool, Duration) {
+        self.with(|state| {
+            let (one, two) = (region_of(from), region_of(to));
+            let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
+            let is_lost = from != to && (is_cut || state.rng.chance(state.loss));
+            let mut delay = match (from == to, one == two) {
+                (true, _) => 0,
+                (false, true) => state.rng.below(1_000),
+                (false, false) => 5_000 + state.rng.below(20_000),
+            };
+            if one != two && may_be_late && state.rng.chance(state.late) {
+                delay += 1_000_000 * state.rng.below(5);
+            }
+            (is_lost, Duration::from_micros(delay))
+        })
+    }
+
     /// Waits until every node that runs holds the same states, and no tombstone.
     pub(crate) async fn converge(&self, patience: Duration) {
         let ends = Instant::now() + patience;
@@ -313,27 +331,11 @@ impl Link for Wire {
         deadline: Instant,
     ) -> Result<Bytes, CallError> {
         let world = self.world.upgrade().ok_or(CallError::NotSent)?;
-        let pass = |from: u64, to: u64| {
-            world.with(|state| {
-                let (one, two) = (region_of(from), region_of(to));
-                let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
-                let is_lost = from != to && (is_cut || state.rng.chance(state.loss));
-                let mut delay = match (from == to, one == two) {
-                    (true, _) => 0,
-                    (false, true) => state.rng.below(1_000),
-                    (false, false) => 5_000 + state.rng.below(20_000),
-                };
-                if one != two && state.rng.chance(state.late) {
-                    delay += 1_000_000 * state.rng.below(5);
-                }
-                (is_lost, Duration::from_micros(delay))
-            })
-        };
         if !self.is_wide && region_of(self.from) != region_of(to) {
             return Err(CallError::NotSent);
         }
         let kind = request.get(1).copied().unwrap_or(0);
-        let (is_lost, delay) = pass(self.from, to);
+        let (is_lost, delay) = world.pass(self.from, to, true);
         let is_kept = world.with(|state| {
             let is_kept = self.is_wide && state.keeps == Some(kind);
             if is_kept {
@@ -371,13 +373,7 @@ impl Link for Wire {
         let answer = tokio::time::timeout_at(deadline, answered).await;
         let answer = answer.map_err(|_| CallError::Unknown)?.map_err(|_| CallError::Unknown)??;
         let world = self.world.upgrade().ok_or(CallError::NotSent)?;
-        let (is_lost, delay) = world.with(|state| {
-            let (one, two) = (region_of(self.from), region_of(to));
-            let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
-            let is_lost = self.from != to && (is_cut || state.rng.chance(state.loss));
-            let delay = if one == two { 0 } else { 5_000 + state.rng.below(20_000) };
-            (is_lost, Duration::from_micros(delay))
-        });
+        let (is_lost, delay) = world.pass(to, self.from, false);
         sleep(delay).await;
         if is_lost {
             sleep_until(deadline).await;
