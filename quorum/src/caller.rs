@@ -8,7 +8,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::link::{Class, Link};
-use crate::membership::Membership;
+use crate::membership::{Lineage, Membership};
+use crate::node::Stranger;
 use crate::table::{CallError, Reply, Request};
 use crate::wire::{Answer, Ask, Envelope};
 
@@ -27,13 +28,15 @@ impl Scope {
     }
 
     pub(crate) fn envelope(&self, max_answer_bytes: usize, ask: Ask) -> Envelope {
-        let membership = self.membership.epoch().max(Membership::FIRST_EPOCH);
+        let mut membership = self.membership.stamp();
+        membership.epoch = membership.epoch.max(Membership::FIRST_EPOCH);
         Envelope { max_answer_bytes, epoch: self.epoch, membership, ask }
     }
 }
 
 /// Calls a node. What the node did not do is [`CallError::NotSent`], whoever says so.
-/// [`Answer::Membership`] is the answer of a node that serves a later membership, and did nothing.
+/// [`Answer::Membership`] is the answer of a node that serves a later membership, and did nothing;
+/// [`Answer::OtherCluster`] that of one which is of another cluster, or of another past of it.
 pub(crate) async fn call(
     link: &Arc<dyn Link>,
     to: u64,
@@ -67,16 +70,21 @@ pub(crate) async fn call(
     }
 }
 
-/// Asks nodes who the replicas are, and returns the first membership that one of them serves. None:
-/// none of those that answered in time knows.
+/// Asks nodes who the replicas are, and returns the first membership that one of them serves, of the
+/// cluster that is named, if one is.
+///
+/// # Errors
+/// None of those that answered in time knows, or is of that cluster: then one that is of another.
 ///
 /// A client's own list is no membership: a majority of it need not be one of the replicas.
 pub(crate) async fn find_membership(
     link: &Arc<dyn Link>,
     ids: &[u64],
+    lineage: Lineage,
     deadline: Instant,
-) -> Option<Membership> {
-    let scope = Scope::new(&Arc::new(Membership::unknown()), 0);
+) -> Result<Membership, Option<Stranger>> {
+    let scope = Scope::new(&Arc::new(Membership::unknown(lineage)), 0);
+    let mut stranger = None;
     let now = Instant::now();
     // A second time, for a message may be lost.
     for ends in [now + deadline.saturating_duration_since(now) / 4, deadline] {
@@ -85,19 +93,27 @@ pub(crate) async fn find_membership(
             let (link, scope) = (Arc::clone(link), scope.clone());
             asked.spawn(async move {
                 let ask = Ask::Membership { offer: None };
-                call(&link, id, Class::Small, &scope, ask, ends).await
+                (id, call(&link, id, Class::Small, &scope, ask, ends).await)
             });
         }
         // Ends: each turn takes one of them.
         while let Some(answered) = asked.join_next().await {
-            if let Ok(Ok((_, Answer::Membership { membership, .. }))) = answered
-                && membership.epoch() >= Membership::FIRST_EPOCH
-            {
-                return Some(membership);
+            let Ok((id, Ok((_, answer)))) = answered else { continue };
+            match answer {
+                Answer::Membership { membership, .. }
+                    if membership.epoch() >= Membership::FIRST_EPOCH
+                        && scope.membership.is_kin(&membership) =>
+                {
+                    return Ok(membership);
+                }
+                Answer::OtherCluster { lineage } => {
+                    stranger = Some(Stranger { node: Some(id), lineage });
+                }
+                _ => {}
             }
         }
     }
-    None
+    Err(stranger)
 }
 
 /// Calls a node, and tells it of the membership if it serves an earlier one.
@@ -112,7 +128,12 @@ async fn call_member(
     let known = scope.membership.epoch();
     let is_question = matches!(ask, Ask::Membership { .. });
     let answered = call_once(link, to, class, scope, ask.clone(), deadline).await?;
-    let (_, Answer::Membership { membership, .. }) = &answered else { return Ok(answered) };
+    let (seen, Answer::Membership { membership, .. }) = &answered else { return Ok(answered) };
+    if !scope.membership.is_kin(membership) {
+        // It takes no offer of this cluster, and nothing that it tells counts.
+        let lineage = membership.lineage();
+        return Ok((*seen, Answer::OtherCluster { lineage }));
+    }
     if is_question || membership.epoch() > known {
         return Ok(answered);
     }

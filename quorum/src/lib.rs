@@ -28,12 +28,12 @@ pub use client::{
 };
 pub use error::ConfigError;
 pub use link::{Class, Link};
-pub use membership::{MemberChange, Membership};
+pub use membership::{Lineage, MemberChange, Membership};
 #[cfg(feature = "net")]
 pub use net::NetLink;
 pub use node::{
     CollectError, HintStats, Node, NodeConfig, RebuildError, ReconfigureError, RepairError,
-    RepairStats, Repaired, StartError, Status,
+    RepairStats, Repaired, StartError, Status, Stranger, Strangers,
 };
 #[cfg(feature = "journal")]
 pub use store::JournalStore;

@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use crate::ConfigError;
 use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
-use crate::membership::Membership;
+use crate::membership::{Lineage, Membership};
+use crate::node::Stranger;
 use crate::paxos::{
     Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Token,
 };
@@ -26,6 +27,9 @@ use crate::wire::{Answer, Ask, DECREES, MAX_KEY_BYTES};
 pub struct RegisterConfig {
     /// Of the proposers: the acceptors, and when they resend and back off.
     pub proposer: ProposerConfig,
+    /// The cluster whose registers these are; nodes of another one are not heard. Default
+    /// [`Lineage::UNNAMED`]: that of the node that answers first.
+    pub lineage: Lineage,
     /// How long a change takes at most. From 1 ms to 1 hour, and not longer than the `timeout` of
     /// the nodes. Default 1 s.
     pub timeout: Duration,
@@ -40,6 +44,7 @@ impl Default for RegisterConfig {
     fn default() -> Self {
         Self {
             proposer: ProposerConfig::default(),
+            lineage: Lineage::UNNAMED,
             timeout: Duration::from_secs(1),
             max_registers: 10_000,
             max_changes: 10_000,
@@ -101,6 +106,16 @@ pub enum RegisterError {
         key_bytes: usize,
         /// Length of the value.
         value_bytes: usize,
+    },
+    /// Nodes that were asked are of another cluster, or of another past of the same, and those that
+    /// are left are no majority. Nothing has changed. Check the addresses, and
+    /// `RegisterConfig::lineage`.
+    #[error("node {node} is of the cluster {lineage}; nothing has changed")]
+    OtherCluster {
+        /// A node of another cluster.
+        node: u64,
+        /// The name of its cluster.
+        lineage: Lineage,
     },
     /// The caller: the key begins like those that hold the memberships. Nothing was sent.
     #[error("the key is reserved for memberships")]
@@ -167,7 +182,8 @@ impl Registers {
         config: RegisterConfig,
         link: Arc<dyn Link>,
     ) -> Result<Self, ConfigError> {
-        Self::build(client, config, Arc::new(Membership::unknown()), link, None)
+        let unknown = Arc::new(Membership::unknown(config.lineage));
+        Self::build(client, config, unknown, link, None)
     }
 
     /// Registers of one membership alone, on those of its acceptors that decide what follows it.
@@ -303,17 +319,19 @@ impl Registers {
         let Ok(mut slot) = timeout_at(deadline, slot.lock_owned()).await else {
             return Err(RegisterError::Unavailable);
         };
-        if !shared.find_acceptors(deadline).await {
-            return Err(RegisterError::Unavailable);
-        }
+        shared.find_acceptors(deadline).await.map_err(error_by)?;
         // Taken out: a change that is dropped on its way takes the proposer with it.
         let mut proposer = match slot.take() {
             Some(proposer) => proposer,
             None => shared.proposer()?,
         };
-        let outcome = shared.run(&mut proposer, &key, dot, change, deadline).await;
+        let mut stranger = None;
+        let outcome = shared.run(&mut proposer, &key, dot, change, deadline, &mut stranger).await;
         *slot = Some(proposer);
-        Ok(outcome)
+        match outcome {
+            Outcome::Unavailable => Err(error_by(stranger)),
+            outcome => Ok(outcome),
+        }
     }
 }
 
@@ -360,18 +378,19 @@ impl Shared {
         Ok(proposer.of(acceptors))
     }
 
-    /// Asks the nodes of the configuration who the acceptors are, once. False: no answer in time.
-    async fn find_acceptors(&self, deadline: Instant) -> bool {
+    /// Asks the nodes of the configuration who the acceptors are, once. An error: no answer in time,
+    /// but perhaps of a node of another cluster.
+    async fn find_acceptors(&self, deadline: Instant) -> Result<(), Option<Stranger>> {
         if self.state.lock().membership.epoch() > 0 {
-            return true;
+            return Ok(());
         }
         let found = self.found.get_or_try_init(|| async {
             let ids = &self.config.proposer.acceptors;
-            let membership = find_membership(&self.link, ids, deadline).await.ok_or(())?;
-            self.learn(membership);
-            Ok::<(), ()>(())
+            let lineage = self.config.lineage;
+            self.learn(find_membership(&self.link, ids, lineage, deadline).await?);
+            Ok(())
         });
-        matches!(timeout_at(deadline, found).await, Ok(Ok(())))
+        timeout_at(deadline, found).await.unwrap_or(Err(None)).map(|&()| ())
     }
 
     fn scope(&self) -> Scope {
@@ -381,7 +400,8 @@ impl Shared {
     /// An acceptor serves a later membership.
     fn learn(&self, membership: Membership) {
         let mut state = self.state.lock();
-        if membership.epoch() > state.membership.epoch() {
+        let is_later = membership.epoch() > state.membership.epoch();
+        if is_later && state.membership.is_in_past_of(&membership) {
             state.membership = Arc::new(membership);
         }
     }
@@ -393,6 +413,7 @@ impl Shared {
         dot: Dot,
         change: Change,
         deadline: Instant,
+        stranger: &mut Option<Stranger>,
     ) -> Outcome {
         let mut calls = JoinSet::new();
         let mut scope = self.scope();
@@ -434,6 +455,10 @@ impl Shared {
                         proposer.reconfigure(self.now(), Membership::clone(&scope.membership));
                         continue;
                     }
+                    Ok((from, Ok((_, Answer::OtherCluster { lineage })))) => {
+                        *stranger = Some(Stranger { node: Some(from), lineage });
+                        continue;
+                    }
                     // Lost: it is sent again.
                     _ => continue,
                 },
@@ -441,6 +466,16 @@ impl Shared {
             };
             proposer.step(self.now(), input);
         }
+    }
+}
+
+/// Why a change was not made: nobody answered, or somebody of another cluster.
+fn error_by(stranger: Option<Stranger>) -> RegisterError {
+    match stranger {
+        Some(Stranger { node: Some(node), lineage }) => {
+            RegisterError::OtherCluster { node, lineage }
+        }
+        _ => RegisterError::Unavailable,
     }
 }
 

@@ -12,9 +12,9 @@ use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 use crate::ConfigError;
 use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
-use crate::membership::Membership;
+use crate::membership::{Lineage, Membership};
 use crate::merkle::HashKey;
-use crate::node::Node;
+use crate::node::{Node, Stranger};
 use crate::table::{
     CallError, Coordinator, CoordinatorInput, CoordinatorOutput, Level, OperationError, Outcome,
     Rejected, Stats, TableConfig, Value,
@@ -32,6 +32,15 @@ pub enum TableError {
     /// The operation began and failed.
     #[error(transparent)]
     Failed(#[from] OperationError),
+    /// A node that was asked is of another cluster, or of another past of the same, and those that
+    /// are left are too few. Nothing has changed. Check the addresses, and `TableConfig::lineage`.
+    #[error("node {node} is of the cluster {lineage}; nothing has changed")]
+    OtherCluster {
+        /// A node of another cluster.
+        node: u64,
+        /// The name of its cluster.
+        lineage: Lineage,
+    },
     /// The caller: the key is longer than 1,024 bytes. Nothing was sent.
     #[error("the key has {bytes} bytes, at most {MAX_KEY_BYTES} are allowed")]
     KeyTooLong {
@@ -54,7 +63,7 @@ impl TableError {
         match self {
             Self::Failed(error) => error.is_retryable(),
             Self::Rejected(rejected) => matches!(rejected, Rejected::Busy { .. }),
-            Self::KeyTooLong { .. } => false,
+            Self::KeyTooLong { .. } | Self::OtherCluster { .. } => false,
         }
     }
 }
@@ -90,6 +99,8 @@ struct State {
     calls: HashMap<u64, AbortHandle>,
     /// What the timer task waits for, in ns.
     timer_at: u64,
+    /// How many calls were answered by nodes of another cluster, and the last of them.
+    strangers: (u64, Option<Stranger>),
 }
 
 impl std::fmt::Debug for Table {
@@ -134,12 +145,13 @@ impl Table {
         let digest_key = HashKey::new(fastrand::u128(..).to_le_bytes());
         let mut core = Coordinator::new(config.clone())?.with_digest_key(digest_key);
         let known = hints.as_ref().map(|node| Arc::clone(&node.membership().borrow()));
-        let membership = known.unwrap_or_else(|| Arc::new(Membership::unknown()));
+        let membership = known.unwrap_or_else(|| Arc::new(Membership::unknown(config.lineage)));
         if membership.epoch() > 0 {
             core.begin_with(Membership::clone(&membership));
         }
         let (waiting, calls) = (HashMap::new(), HashMap::new());
-        let state = State { core, membership, waiting, calls, timer_at: u64::MAX };
+        let state =
+            State { core, membership, waiting, calls, timer_at: u64::MAX, strangers: (0, None) };
         let state = Mutex::new(state);
         let (began, timer, found) = (Instant::now(), Notify::new(), OnceCell::new());
         let shared = Arc::new(Shared { link, hints, config, began, timer, found, state });
@@ -250,9 +262,11 @@ impl Table {
         if key.len() > MAX_KEY_BYTES {
             return Err(TableError::KeyTooLong { bytes: key.len() });
         }
-        if !self.shared.find_replicas().await {
-            return Err(OperationError::Unavailable { answered: 0, needed: 1 }.into());
+        if let Err(stranger) = self.shared.find_replicas().await {
+            let unavailable = OperationError::Unavailable { answered: 0, needed: 1 };
+            return Err(error_by(unavailable, stranger));
         }
+        let strangers = self.shared.state.lock().strangers.0;
         let (done, is_done) = oneshot::channel();
         let mut operation = Running { shared: &self.shared, id: None };
         self.shared.with(|state| {
@@ -264,7 +278,20 @@ impl Table {
         let result = is_done.await;
         operation.id = None;
         // The sender is dropped only with the table, which this call holds.
-        Ok(result.unwrap_or(Err(OperationError::Behind))?)
+        result.unwrap_or(Err(OperationError::Behind)).map_err(|error| {
+            let (count, last) = self.shared.state.lock().strangers;
+            error_by(error, last.filter(|_| count > strangers))
+        })
+    }
+}
+
+/// Why an operation failed: if nothing has changed, perhaps by a node of another cluster.
+fn error_by(error: OperationError, stranger: Option<Stranger>) -> TableError {
+    match (&error, stranger) {
+        (OperationError::Unavailable { .. }, Some(Stranger { node: Some(node), lineage })) => {
+            TableError::OtherCluster { node, lineage }
+        }
+        _ => error.into(),
     }
 }
 
@@ -293,19 +320,21 @@ enum Task {
 }
 
 impl Shared {
-    /// Asks the nodes of the configuration who the replicas are, once. False: no answer in time.
-    async fn find_replicas(self: &Arc<Self>) -> bool {
+    /// Asks the nodes of the configuration who the replicas are, once. An error: no answer in time,
+    /// but perhaps of a node of another cluster.
+    async fn find_replicas(self: &Arc<Self>) -> Result<(), Option<Stranger>> {
         if self.state.lock().membership.epoch() > 0 {
-            return true;
+            return Ok(());
         }
         let deadline = Instant::now() + self.config.timeout;
         let found = self.found.get_or_try_init(|| async {
             let ids = &self.config.replicas;
-            let membership = find_membership(&self.link, ids, deadline).await.ok_or(())?;
+            let lineage = self.config.lineage;
+            let membership = find_membership(&self.link, ids, lineage, deadline).await?;
             self.state.lock().begin_with(membership);
-            Ok::<(), ()>(())
+            Ok(())
         });
-        matches!(timeout_at(deadline, found).await, Ok(Ok(())))
+        timeout_at(deadline, found).await.unwrap_or(Err(None)).map(|&()| ())
     }
 
     fn now(&self) -> u64 {
@@ -361,6 +390,11 @@ impl Shared {
                         state.reconfigure(shared.now(), membership);
                         CoordinatorInput::Failed { call: id, error: CallError::NotSent }
                     }
+                    Ok((_, Answer::OtherCluster { lineage })) => {
+                        let last = Some(Stranger { node: Some(to), lineage });
+                        state.strangers = (state.strangers.0 + 1, last);
+                        CoordinatorInput::Failed { call: id, error: CallError::NotSent }
+                    }
                     // No answer to what was asked: nothing is known of what was done.
                     Ok(_) => CoordinatorInput::Failed { call: id, error: CallError::Unknown },
                     Err(error) => CoordinatorInput::Failed { call: id, error },
@@ -387,7 +421,8 @@ impl State {
     }
 
     fn reconfigure(&mut self, now: u64, membership: Membership) {
-        if membership.epoch() > self.membership.epoch() {
+        let is_later = membership.epoch() > self.membership.epoch();
+        if is_later && self.membership.is_in_past_of(&membership) {
             self.membership = Arc::new(membership);
             self.core.reconfigure(now, Membership::clone(&self.membership));
         }

@@ -87,25 +87,26 @@ impl Membership {
         if !is_allowed(members.len(), write) {
             return Err(ChangeRejected::Count { count: members.len() });
         }
-        Ok(Some(Self { epoch, members: self.members.clone(), next: Some(members) }))
+        Ok(Some(self.followed(epoch, self.members.clone(), Some(members))))
     }
 
     /// The membership that ends a change: the new set alone. None: there is no change.
     pub fn finish(&self) -> Option<Self> {
         let members = self.next.clone()?;
-        Some(Self { epoch: self.next_epoch().ok()?, members, next: None })
+        Some(self.followed(self.next_epoch().ok()?, members, None))
     }
 
     /// The membership that takes a change back: the old set alone. None: there is no change.
     pub fn abandon(&self) -> Option<Self> {
         self.next.as_ref()?;
-        Some(Self { epoch: self.next_epoch().ok()?, members: self.members.clone(), next: None })
+        Some(self.followed(self.next_epoch().ok()?, self.members.clone(), None))
     }
 
     /// Whether `later` can be what was decided to follow this membership.
     pub(crate) fn is_followed_by(&self, later: &Self) -> bool {
         let is_next = self.epoch.checked_add(1) == Some(later.epoch);
         is_next
+            && self.is_in_past_of(later)
             && match &self.next {
                 None => later.members == self.members && later.is_changing(),
                 Some(next) => {
@@ -119,6 +120,9 @@ impl Membership {
     /// of this membership, and the next epoch differs by one step. False: it is of another cluster,
     /// or made up.
     pub(crate) fn can_lead_to(&self, later: &Self) -> bool {
+        if !self.is_in_past_of(later) {
+            return false;
+        }
         if self.epoch == 0 {
             return later.epoch <= Self::MAX_EPOCH;
         }
@@ -128,6 +132,11 @@ impl Membership {
         let is_near = later.epoch.saturating_sub(self.epoch) <= Self::MAX_EPOCHS_AHEAD;
         let mut earlier = later.sets().flatten().filter(|member| member.since <= self.epoch);
         is_near && earlier.all(|member| self.since(member.id) == Some(member.since))
+    }
+
+    /// A membership of the same cluster, whose branch is not drawn yet.
+    fn followed(&self, epoch: u64, members: Vec<Member>, next: Option<Vec<Member>>) -> Self {
+        Self { epoch, members, next, lineage: self.lineage, branches: self.branches_behind() }
     }
 
     fn next_epoch(&self) -> Result<u64, ChangeRejected> {

@@ -21,12 +21,15 @@
 //! - **Operations of neighbouring epochs intersect**, for one of the two sets is the same. So
 //!   clients may learn of an epoch late.
 //!
+//! - **Fork.** [`Lineage`] says of which cluster a membership is, and of which of its pasts.
+//!
 //! Everything here is a pure value or function. [`Node::reconfigure`](crate::Node::reconfigure) and
 //! [`Node::maintain`](crate::Node::maintain) carry it out. No failure detector, and no silence of a
 //! node, ever changes a membership: only an operator's word does.
 
 mod change;
 mod codec;
+mod lineage;
 mod progress;
 #[cfg(test)]
 mod tests;
@@ -35,6 +38,8 @@ use std::collections::BTreeSet;
 
 pub use self::change::{ChangeRejected, MemberChange};
 pub(crate) use self::codec::{decode, encode, put_membership, take_membership};
+pub use self::lineage::Lineage;
+pub(crate) use self::lineage::Stamp;
 pub(crate) use self::progress::{Lack, Levels, Seen, Sources, Unprepared};
 use crate::table::Level;
 
@@ -58,6 +63,12 @@ pub struct Membership {
     /// While they change: the replicas to be. Differs from `members` in one addition, one removal,
     /// or one of each.
     next: Option<Vec<Member>>,
+    /// Unnamed also where it is not known; then the epoch is not known either.
+    lineage: Lineage,
+    /// Those of the last epochs, this one's last. The first epoch has none, and neither has a
+    /// cluster without a name; otherwise as many as there were epochs behind the first, at most
+    /// [`Membership::MAX_BRANCHES`].
+    branches: Vec<u64>,
 }
 
 impl Membership {
@@ -71,17 +82,20 @@ impl Membership {
     /// How many replicas there may be.
     pub const MAX_MEMBERS: usize = 31;
 
-    /// The membership of the first epoch.
+    /// The membership of the first epoch, of a cluster without a name:
+    /// [`Membership::of_lineage`] gives it one.
     pub fn first(ids: impl IntoIterator<Item = u64>) -> Self {
         let ids: BTreeSet<u64> = ids.into_iter().collect();
         let member = |id| Member { id, since: Self::FIRST_EPOCH };
         let members = ids.into_iter().map(member).collect();
-        Self { epoch: Self::FIRST_EPOCH, members, next: None }
+        let (lineage, branches) = (Lineage::UNNAMED, Vec::new());
+        Self { epoch: Self::FIRST_EPOCH, members, next: None, lineage, branches }
     }
 
-    /// What a node knows whose store was lost or is new.
-    pub(crate) fn unknown() -> Self {
-        Self { epoch: 0, members: Vec::new(), next: None }
+    /// What a node or a client knows that is new, or a node whose store was lost: perhaps of
+    /// which cluster it is.
+    pub(crate) fn unknown(lineage: Lineage) -> Self {
+        Self { epoch: 0, members: Vec::new(), next: None, lineage, branches: Vec::new() }
     }
 
     /// The epoch.

@@ -266,7 +266,10 @@ fn a_membership_that_cannot_follow_is_refused() {
     let done = joint.finish().unwrap();
     let later = change(&done, MemberChange::Remove(1));
     for good in [&joint, &done, &later] {
-        assert!(first.can_lead_to(good) && Membership::unknown().can_lead_to(good), "{good:?}");
+        assert!(
+            first.can_lead_to(good) && Membership::unknown(Lineage::UNNAMED).can_lead_to(good),
+            "{good:?}"
+        );
     }
     let other = change(&Membership::first([7, 8]), MemberChange::Add(9));
     for bad in [other.finish().unwrap(), other] {
@@ -283,8 +286,11 @@ fn a_membership_that_cannot_follow_is_refused() {
 #[test]
 fn memberships_keep_their_bytes_and_damage_is_refused() {
     let mut all = changes(Level::Quorum);
-    all.push(Membership::unknown());
+    all.push(Membership::unknown(Lineage::UNNAMED));
     all.push(Membership::first([1, 2, 3]));
+    let named: Vec<_> = all.iter().map(|one| one.clone().of_lineage(Lineage::new(7))).collect();
+    all.extend(named);
+    all.push(long_history(Lineage::new(7), 50));
     for membership in all {
         let bytes = encode(&membership);
         assert_eq!(decode(bytes.clone()), Ok(membership));
@@ -310,4 +316,61 @@ fn memberships_keep_their_bytes_and_damage_is_refused() {
         &[7, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0],
     ];
     assert_eq!(golden, expected.concat());
+    let named = Membership::first([2]).of_lineage(Lineage::new(0x1122));
+    let named = named.begin(MemberChange::Add(7), Level::Quorum);
+    let mut named = named.unwrap().unwrap();
+    named.branches[0] = 0x33;
+    let expected = [
+        &[2, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0][..],
+        &[0x22, 0x11, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0x33, 0, 0, 0, 0, 0, 0, 0],
+        &expected.concat()[12..],
+    ];
+    assert_eq!(encode(&named), expected.concat());
+}
+
+/// A membership after so many changes.
+fn long_history(lineage: Lineage, changes: u64) -> Membership {
+    let mut membership = Membership::first([1, 2, 3]).of_lineage(lineage);
+    for change in 0..changes {
+        let replace = MemberChange::Replace { old: change + 1, new: change + 4 };
+        let joint = membership.begin(replace, Level::Quorum).unwrap().unwrap().drawn();
+        membership = joint.finish().unwrap().drawn();
+    }
+    membership
+}
+
+#[test]
+fn two_pasts_of_a_cluster_are_told_apart_as_far_as_they_are_remembered() {
+    let change = |before: &Membership, new| {
+        let change = MemberChange::Replace { old: before.members()[0].id, new };
+        before.begin(change, Level::Quorum).unwrap().unwrap().drawn()
+    };
+    for lineage in [Lineage::UNNAMED, Lineage::new(7)] {
+        let first = Membership::first([1, 2, 3]).of_lineage(lineage);
+        let (one, two) = (change(&first, 4), change(&first, 4));
+        assert!(one.is_same_change(&two));
+        assert_eq!(one.is_kin(&two), !lineage.is_named(), "proposed by two");
+        // The same epoch of two pasts, each with itself, and each with what came before both.
+        let (one, two) = (one.finish().unwrap().drawn(), two.finish().unwrap().drawn());
+        assert!(one.is_kin(&one) && first.can_lead_to(&one) && first.can_lead_to(&two));
+        assert_eq!(one.hears(two.stamp()), !lineage.is_named());
+        assert!(one.hears(first.stamp()) && first.hears(one.stamp()));
+        // And one that goes on for longer than branches are remembered.
+        let (mut near, mut epochs) = (two.clone(), 0);
+        while near.is_kin(&one) == one.is_kin(&two) && epochs < 40 {
+            near = change(&near, epochs + 10).finish().unwrap().drawn();
+            epochs += 1;
+        }
+        let remembered = Membership::MAX_BRANCHES as u64 / 2;
+        assert_eq!(epochs, if lineage.is_named() { remembered } else { 40 });
+    }
+    let (ours, theirs) = (Lineage::new(7), Lineage::new(8));
+    let first = |lineage| Membership::first([1, 2, 3]).of_lineage(lineage);
+    assert!(!first(ours).can_lead_to(&long_history(theirs, 1)));
+    assert!(!first(ours).hears(first(theirs).stamp()) && !first(ours).is_kin(&first(theirs)));
+    let spare = Membership::unknown(Lineage::UNNAMED);
+    assert!(spare.can_lead_to(&first(ours)) && first(ours).is_kin(&spare));
+    let spare = Membership::unknown(theirs);
+    assert!(!spare.can_lead_to(&first(ours)) && !first(ours).is_kin(&spare));
+    assert!(!spare.hears(first(ours).stamp()));
 }

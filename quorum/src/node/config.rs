@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ConfigError;
-use crate::membership::{Levels, sources_of};
+use crate::membership::{Levels, Lineage, sources_of};
 use crate::merkle::HashKey;
 use crate::region::RegionConfig;
 use crate::table::Level;
@@ -18,6 +18,12 @@ pub struct NodeConfig {
     /// its store, and this list only says whom a node asks that has lost it, or joins: one of them
     /// must still run.
     pub replicas: Vec<u64>,
+    /// The name of the cluster: [`Lineage::draw`] it once when the cluster is set up, and write it
+    /// into the configuration of every node. A node keeps it in its store, hears no node and no
+    /// client of another cluster, and does not start on a store of another one. Default
+    /// [`Lineage::UNNAMED`]: the name that the store has; a node that joins or has lost its store
+    /// takes the one that its replicas agree on.
+    pub lineage: Lineage,
     /// The lowest level that any table writes with. A lost replica is rebuilt from N - W + 1
     /// others, so that several replicas need W of 2 or more. Default [`Level::Quorum`].
     pub write: Level,
@@ -65,6 +71,7 @@ impl Default for NodeConfig {
     fn default() -> Self {
         Self {
             replicas: Vec::new(),
+            lineage: Lineage::UNNAMED,
             write: Level::Quorum,
             read: Level::Quorum,
             timeout: Duration::from_secs(1),

@@ -264,8 +264,7 @@ impl Driver {
         if is_full || !self.adopting.is_empty() {
             return self.reply(id, &Answer::Busy);
         }
-        let served = self.view.membership.epoch();
-        if served != 0 && served != membership {
+        if self.view.membership.epoch() != 0 && self.view.membership.stamp() != membership {
             let membership = Membership::clone(&self.view.membership);
             let answer = Answer::Membership { membership, is_whole: false, is_ready: false };
             return self.reply(id, &answer);
@@ -410,7 +409,7 @@ impl Driver {
         let adopting = std::mem::take(&mut self.adopting);
         let (offers, done): (Vec<_>, Vec<_>) = adopting.into_iter().unzip();
         let served = Arc::clone(&self.view.membership);
-        let offers = offers.into_iter().filter(|offer| served.can_lead_to(offer));
+        let offers = offers.into_iter().filter(|offer| self.view.can_lead_to(offer));
         if let Some(latest) = offers.max_by_key(Membership::epoch)
             && latest.epoch() > served.epoch()
         {

@@ -20,7 +20,9 @@ use super::driver::Job;
 use crate::caller::{Scope, call};
 use crate::client::{RegisterError, Registers};
 use crate::link::{Class, Link};
-use crate::membership::{self, ChangeRejected, Lack, MemberChange, Membership, Seen, Unprepared};
+use crate::membership::{
+    self, ChangeRejected, Lack, Lineage, MemberChange, Membership, Seen, Unprepared,
+};
 use crate::paxos;
 use crate::table::{CallError, Outcome};
 use crate::wire::{Answer, Ask, decree_key};
@@ -51,6 +53,15 @@ pub enum ReconfigureError {
     NotJoining {
         /// The node.
         node: u64,
+    },
+    /// The node that is to be added is of another cluster, or of a copy of this one. Nothing has
+    /// changed. Clear its store and begin it with [`Node::join`], or check its address.
+    #[error("node {node}, which is to be added, is of the cluster {lineage}; nothing has changed")]
+    OtherCluster {
+        /// The node.
+        node: u64,
+        /// The name of its cluster.
+        lineage: Lineage,
     },
     /// Too few of the replicas are there and whole for the change to end. Nothing has changed. Wait
     /// until they are, or replace one that is dead first.
@@ -99,7 +110,7 @@ impl ReconfigureError {
         match self {
             Self::Rejected(rejected) => matches!(rejected, ChangeRejected::Underway { .. }),
             // To ask again would undo the word of another operator.
-            Self::Abandoned { .. } | Self::NotJoining { .. } => false,
+            Self::Abandoned { .. } | Self::NotJoining { .. } | Self::OtherCluster { .. } => false,
             _ => true,
         }
     }
@@ -173,7 +184,8 @@ impl Node {
                     Err(_) => {}
                     Ok(()) => {
                         (*lack, is_tried) = (None, true);
-                        is_begun |= self.decide(link, &current, &next).await == Some(next);
+                        let decided = self.decide(link, &current, &next).await;
+                        is_begun |= decided.is_some_and(|decided| decided.is_same_change(&next));
                     }
                 },
                 Err(rejected) => return Err(rejected.into()),
@@ -212,7 +224,10 @@ impl Node {
     ) -> Result<(), ReconfigureError> {
         let seen = self.survey(link, &next.ids()).await;
         next.is_prepared(&seen, self.shared.config.levels()).map_err(|lack| match lack {
-            Unprepared::Away(node) => ReconfigureError::NewcomerAway { node },
+            Unprepared::Away(node) => match self.shared.strangers.of(node) {
+                Some(lineage) => ReconfigureError::OtherCluster { node, lineage },
+                None => ReconfigureError::NewcomerAway { node },
+            },
             Unprepared::NotJoining(node) => ReconfigureError::NotJoining { node },
             Unprepared::TooFew(Lack { found, needed }) => {
                 ReconfigureError::TooFewWhole { found, needed }
@@ -270,7 +285,7 @@ impl Node {
     pub(super) async fn is_latest(&self, link: &Arc<dyn Link>, current: &Arc<Membership>) -> bool {
         let Some(registers) = self.decrees(link, current) else { return false };
         // Acceptors that serve another epoch do not answer: they tell of theirs, or are told.
-        let read = registers.get(decree_key(current.epoch())).await;
+        let read = registers.get(decree_key(current)).await;
         let decided = match read {
             Ok((0, _)) => return true,
             Ok((_, value)) => decree_of(value).filter(|decided| current.is_followed_by(decided)),
@@ -296,6 +311,9 @@ impl Node {
         let (node, epoch, current) = (self.shared.id, membership.epoch(), self.current());
         if epoch <= current.epoch() {
             return;
+        }
+        if !current.is_in_past_of(&membership) {
+            return self.shared.strangers.answer(node, None, membership.lineage());
         }
         if !current.can_lead_to(&membership) {
             let own = current.epoch();
@@ -327,6 +345,10 @@ impl Node {
                 self.adopt(membership).await;
                 None
             }
+            Answer::OtherCluster { lineage } => {
+                self.shared.strangers.answer(self.shared.id, Some(to), lineage);
+                None
+            }
             answer => Some(answer),
         }
     }
@@ -346,26 +368,45 @@ impl Node {
                 (id, call(&link, id, Class::Small, &scope, ask, deadline).await)
             });
         }
-        let mut seen = BTreeMap::new();
-        let mut count = |id, answer: Answer| {
-            let Answer::Membership { membership, is_whole, is_ready } = answer else { return None };
-            seen.insert(id, Seen { epoch: membership.epoch(), is_whole, is_ready });
-            Some(membership)
-        };
-        let mut latest: Option<Membership> = None;
+        let (mut seen, mut told) = (BTreeMap::new(), Vec::new());
         // Ends: each turn takes one of them.
         while let Some(answered) = asked.join_next().await {
-            let Ok((id, Ok((_, answer)))) = answered else { continue };
-            let Some(membership) = count(id, answer) else { continue };
-            if latest.as_ref().is_none_or(|latest| latest.epoch() < membership.epoch()) {
-                latest = Some(membership);
+            match answered {
+                Ok((id, Ok((_, Answer::Membership { membership, is_whole, is_ready })))) => {
+                    seen.insert(id, Seen { epoch: membership.epoch(), is_whole, is_ready });
+                    told.push((id, membership));
+                }
+                Ok((id, Ok((_, Answer::OtherCluster { lineage })))) => {
+                    self.shared.strangers.answer(self.shared.id, Some(id), lineage);
+                }
+                _ => {}
             }
         }
-        if let Some(latest) = latest {
+        if !self.are_of_one(&told) {
+            seen.clear();
+            told.clear();
+        }
+        told.iter().for_each(|(id, _)| self.shared.strangers.is_of_us(*id));
+        let latest = told.into_iter().map(|(_, membership)| membership);
+        if let Some(latest) = latest.max_by_key(Membership::epoch) {
             self.adopt(latest).await;
         }
-        count(self.shared.id, self.told());
+        if let Answer::Membership { membership, is_whole, is_ready } = self.told() {
+            seen.insert(self.shared.id, Seen { epoch: membership.epoch(), is_whole, is_ready });
+        }
         seen
+    }
+
+    /// Whether those that know of a cluster know of the same one. If they do not, one of the
+    /// addresses that the node was given is wrong, and it cannot tell which: it takes nobody's word.
+    fn are_of_one(&self, told: &[(u64, Membership)]) -> bool {
+        let mut known = told.iter().filter(|(_, membership)| membership.epoch() > 0);
+        let Some((_, first)) = known.next() else { return true };
+        let Some((id, other)) = known.find(|(_, membership)| !first.is_kin(membership)) else {
+            return true;
+        };
+        self.shared.strangers.answer(self.shared.id, Some(*id), other.lineage());
+        false
     }
 
     /// Carries on a change that is half done: catches up if the node must, and ends the change if
@@ -419,7 +460,8 @@ impl Node {
         wanted: &Membership,
     ) -> Option<Membership> {
         let registers = self.decrees(link, current)?;
-        let key = decree_key(current.epoch());
+        let key = decree_key(current);
+        let wanted = &wanted.drawn();
         let value = Some(membership::encode(wanted));
         let decided = match registers.compare_and_set(key.clone(), 0, value).await {
             Ok(paxos::Outcome::Applied { .. }) => Some(wanted.clone()),

@@ -10,6 +10,7 @@ mod meta;
 mod rebuild;
 mod regional;
 mod repair;
+mod strangers;
 mod tombstones;
 mod tree;
 mod view;
@@ -30,12 +31,13 @@ pub use self::members::ReconfigureError;
 use self::meta::Meta;
 pub use self::rebuild::RebuildError;
 pub use self::repair::{RepairError, RepairStats, Repaired};
+pub use self::strangers::{Stranger, Strangers};
 pub use self::tombstones::CollectError;
 use self::tree::Tree;
 use self::view::View;
 use crate::ConfigError;
 use crate::caller::Scope;
-use crate::membership::Membership;
+use crate::membership::{Lineage, Membership};
 use crate::region::{Feed, MapError};
 use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Replica, Reply, Request};
@@ -105,6 +107,24 @@ pub enum StartError {
         /// Whose was asked for.
         node: u64,
     },
+    /// The store is of another cluster than the configuration says. Nothing was changed. Give the
+    /// node its own store; or, if this is a copy of a cluster that is to live beside its original,
+    /// give it a name of its own with [`Node::set_lineage`].
+    #[error("the store is of the cluster {found}, not of {expected}")]
+    OtherCluster {
+        /// Of the store.
+        found: Lineage,
+        /// `NodeConfig::lineage`.
+        expected: Lineage,
+    },
+    /// The store is of a cluster without a name, as versions without lineages made them, and the
+    /// configuration has one. Nothing was changed. Stop all nodes and give each store the name with
+    /// [`Node::set_lineage`]; or leave `NodeConfig::lineage` out.
+    #[error("the store of node {node} is of a cluster without a name, the configuration has one")]
+    NoLineage {
+        /// The node.
+        node: u64,
+    },
     /// The store's own record cannot be read: it was written by a newer version, or is damaged.
     #[error("the node's own record cannot be read: {0}")]
     Unreadable(#[from] DecodeError),
@@ -143,6 +163,7 @@ struct Shared {
     repaired: Mutex<Repaired>,
     /// What other regions have not been told. None: the node is part of no region.
     feed: Option<Arc<Feed>>,
+    strangers: strangers::Seen,
     /// Held by whatever rebuilds or collects: one at a time.
     maintaining: tokio::sync::Mutex<()>,
 }
@@ -185,7 +206,7 @@ impl Node {
             return Err(StoreError::Damaged("records without the node's own".to_owned()).into());
         }
         // Durable: another list in the configuration does not change who the replicas are.
-        let (meta, view) = (Meta::first(id), View::first(&config.replicas));
+        let (meta, view) = (Meta::first(id), View::first(&config.replicas, config.lineage));
         let changes = [meta.change(), view.change()].into_iter();
         store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
         Ok(Self::run(store, config, (meta, view), true))
@@ -240,6 +261,7 @@ impl Node {
             (Err(error @ StartError::Store(StoreError::Damaged(_))), _) => (None, Err(error)),
             (view, meta) => (view?, meta),
         };
+        check_lineage(id, &config, view.as_ref(), matches!(&meta, Ok(Some(_))))?;
         match meta {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
@@ -254,15 +276,15 @@ impl Node {
             Ok(Some(meta)) => {
                 regional::check(&*store, &config).await?;
                 let view = match view {
-                    Some(view) => view,
+                    Some(view) => view.or_of_lineage(config.lineage),
                     None if meta.is_whole => {
                         // Of a version that kept no membership.
                         check_listed(id, &config)?;
-                        let view = View::first(&config.replicas);
+                        let view = View::first(&config.replicas, Lineage::UNNAMED);
                         store.apply(vec![view.change()]).await?;
                         view
                     }
-                    None => View::unknown(),
+                    None => View::unknown(Lineage::UNNAMED, 0),
                 };
                 Ok(Self::run(store, config, (meta, view), false))
             }
@@ -288,11 +310,55 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
+        // What is left of the store's past may be damaged; what can be read is kept.
+        let before = match read_view(&*store).await {
+            Ok(before) => before,
+            Err(StartError::Store(StoreError::Damaged(_)) | StartError::Unreadable(_)) => None,
+            Err(error) => return Err(error),
+        };
+        let has_name = before.as_ref().is_some_and(|view| view.membership.lineage().is_named());
+        check_lineage(id, &config, before.as_ref().filter(|_| has_name), false)?;
+        let unknown = View::unknown(config.lineage, 0);
+        let view = before.map_or(unknown, |before| before.cleared(config.lineage));
         store.clear().await?;
-        let (meta, view) = (Meta::lost(id), View::unknown());
+        let meta = Meta::lost(id);
         let changes = [meta.change(), view.change()].into_iter();
         store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
         Ok(Self::run(store, config, (meta, view), true))
+    }
+
+    /// Names the cluster of a store whose node does not run, `config.lineage`: of one that has no
+    /// name, or of a copy of a cluster that is to live beside its original. On the store of every
+    /// node, before any of them is started. What the nodes hold stays.
+    ///
+    /// # Errors
+    /// [`StartError::Config`] without a name; [`StartError::Absent`], [`StartError::WrongNode`];
+    /// other variants where the store fails.
+    ///
+    /// # Cancel safety
+    /// Dropping it may leave the store with its old name or the new one: call it again.
+    pub async fn set_lineage(
+        id: u64,
+        store: &Arc<dyn ReplicaStore>,
+        config: &NodeConfig,
+    ) -> Result<(), StartError> {
+        check(config, &**store)?;
+        if !config.lineage.is_named() {
+            return Err(ConfigError { field: "lineage", rule: "must be drawn" }.into());
+        }
+        let meta = read_meta(&**store).await?.ok_or(StartError::Absent { node: id })?;
+        if meta.node != id {
+            return Err(StartError::WrongNode { found: meta.node, node: id });
+        }
+        let view = match read_view(&**store).await? {
+            Some(view) => view,
+            // Of a version that kept no membership.
+            None => {
+                check_listed(id, config)?;
+                View::first(&config.replicas, Lineage::UNNAMED)
+            }
+        };
+        Ok(store.apply(vec![view.of_lineage(config.lineage).change()]).await?)
     }
 
     fn run(
@@ -333,6 +399,7 @@ impl Node {
             tree,
             repaired: Mutex::default(),
             feed,
+            strangers: strangers::Seen::default(),
             maintaining: tokio::sync::Mutex::new(()),
         };
         let shared = Arc::new(shared);
@@ -363,6 +430,11 @@ impl Node {
         *self.shared.status.borrow() == Status::Whole
     }
 
+    /// What the node has refused because it is of another cluster.
+    pub fn strangers(&self) -> Strangers {
+        self.shared.strangers.stats()
+    }
+
     /// Ends the node: it takes no more requests, and what it has accepted becomes durable. Returns
     /// when its task has ended, to each caller if there are several. The store is free when the
     /// handles are dropped, too.
@@ -387,6 +459,14 @@ impl Node {
                 tracing::debug!(target: "voussoir::quorum", %error, "dropped what is no request");
             })
             .ok()?;
+        // Before anything else. Who does not know yet of which cluster it is may ask.
+        let (asked, current) = (envelope.membership, self.current());
+        let is_first_question =
+            !asked.lineage.is_named() && matches!(envelope.ask, Ask::Membership { offer: None });
+        if !is_first_question && !current.hears(asked) {
+            self.shared.strangers.request(self.shared.id, asked.lineage);
+            return Some(Answer::OtherCluster { lineage: current.lineage() }.encode(0));
+        }
         let is_direct = !matches!(envelope.ask, Ask::Table(_) | Ask::Register { .. });
         if let Ask::Membership { offer } = envelope.ask {
             if let Some(offer) = offer {
@@ -394,8 +474,7 @@ impl Node {
             }
             return Some(self.told().encode(0));
         }
-        let served = self.current().epoch();
-        if is_direct && served != 0 && served != envelope.membership {
+        if is_direct && current.epoch() != 0 && current.stamp() != asked {
             return Some(self.told().encode(0));
         }
         match &envelope.ask {
@@ -488,6 +567,28 @@ fn check_listed(id: u64, config: &NodeConfig) -> Result<(), ConfigError> {
         return Ok(());
     }
     Err(ConfigError { field: "replicas", rule: "must contain the node itself" })
+}
+
+/// The store is of the cluster that the configuration names, if it names one. `has_run`: without a view,
+/// the store is of a version that had none.
+fn check_lineage(
+    node: u64,
+    config: &NodeConfig,
+    view: Option<&View>,
+    has_run: bool,
+) -> Result<(), StartError> {
+    let expected = config.lineage;
+    let found = view.map(|view| view.membership.lineage());
+    match found {
+        _ if !expected.is_named() => Ok(()),
+        Some(found) if found == expected => Ok(()),
+        Some(found) if found.is_named() => Err(StartError::OtherCluster { found, expected }),
+        // It has been of none so far.
+        Some(_) if view.is_some_and(|view| view.membership.epoch() == 0) => Ok(()),
+        Some(_) => Err(StartError::NoLineage { node }),
+        None if has_run => Err(StartError::NoLineage { node }),
+        None => Ok(()),
+    }
 }
 
 async fn read_view(store: &dyn ReplicaStore) -> Result<Option<View>, StartError> {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::ConfigError;
+use crate::membership::Lineage;
 
 /// How many replicas an operation waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +68,9 @@ pub struct TableConfig {
     /// nodes who the replicas are before its first operation: any list does that names one that
     /// knows, and no majority is ever one of this list alone.
     pub replicas: Vec<u64>,
+    /// The cluster whose table this is; nodes of another one are not heard. Default
+    /// [`Lineage::UNNAMED`]: that of the node that answers first.
+    pub lineage: Lineage,
     /// The replica that is asked first: the nearest. None: the quick ones take turns.
     pub local: Option<u64>,
     /// R: how many replicas a read waits for. Default [`Level::Quorum`].
@@ -101,6 +105,7 @@ impl Default for TableConfig {
     fn default() -> Self {
         Self {
             replicas: Vec::new(),
+            lineage: Lineage::UNNAMED,
             local: None,
             read: Level::Quorum,
             write: Level::Quorum,

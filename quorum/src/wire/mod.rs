@@ -5,6 +5,7 @@
 //! |---|---|
 //! | request, version 1 | version u8 = 1, kind u8, reserved u16, longest answer u32, epoch u64, body |
 //! | request, version 2 | version u8 = 2, the same, membership u64 behind the epoch |
+//! | request, version 3 | version u8 = 3, the same, lineage u64 (not 0), branch u64 behind them |
 //! | answer | version u8 = 1, kind u8, reserved u16, epoch of the replica u64, body |
 //! | key | length u16, bytes |
 //! | value | length u32, bytes |
@@ -16,7 +17,9 @@
 //! | membership | as in `membership/codec.rs` |
 //!
 //! The epoch is that of collected tombstones, the membership that of the replicas. A request of
-//! version 1 is of the first membership, and that is how such a one is written.
+//! version 1 is of the first membership, and that is how such a one is written. Requests of versions
+//! 1 and 2 are of a cluster without a name. An answer is of the cluster and the past of its
+//! request: a node does nothing for any other one.
 //!
 //! | request | kind | body |
 //! |---|---|---|
@@ -48,8 +51,10 @@
 //! | compared | 15 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | digest | 16 | digest u128 |
 //! | membership | 17 | bits u8 (1 whole, 2 ready), membership |
+//! | other cluster | 18 | lineage u64 of the node, 0 if it has none |
 //!
-//! `busy`: nothing was done. `too long`: the answer is longer than the caller takes; it asks again
+//! `busy`: nothing was done. `other cluster`: nothing was done, for the request is of another cluster
+//! than the node, or of another past of it. `too long`: the answer is longer than the caller takes; it asks again
 //! by its bulk connection, or reads what it has written. `membership`, to any other request than
 //! the one for it: nothing was done, for the node serves another membership than that of the
 //! request.
@@ -62,7 +67,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use self::parts::*;
 pub(crate) use self::parts::{decode_record, encode_record};
-use crate::membership::{self, Membership};
+use crate::membership::{self, Lineage, Membership, Stamp};
 use crate::merkle::{self, MerkleConfig};
 use crate::paxos;
 use crate::table;
@@ -71,15 +76,20 @@ use crate::version::codec::{self, DecodeError, Limits};
 pub(crate) const VERSION: u8 = 1;
 /// Of requests that name their membership.
 const VERSION_WITH_MEMBERSHIP: u8 = 2;
+/// Of requests that also name their cluster and its past.
+const VERSION_WITH_LINEAGE: u8 = 3;
 /// Length of the longest key of a table and of a register, in bytes.
 pub const MAX_KEY_BYTES: usize = 1_024;
 
 /// How the keys of registers begin that hold what follows an epoch of the membership.
 pub(crate) const DECREES: &[u8] = b"\0voussoir\0membership\0";
 
-/// The key of the register that holds what follows an epoch of the membership.
-pub(crate) fn decree_key(epoch: u64) -> Bytes {
-    [DECREES, &epoch.to_be_bytes()].concat().into()
+/// The key of the register that holds what follows a membership. A cluster with a name has keys of
+/// its own: what its disks hold of another one, whose copy it is, decides nothing.
+pub(crate) fn decree_key(current: &Membership) -> Bytes {
+    let lineage = current.lineage().get().to_be_bytes();
+    let name: &[u8] = if current.lineage().is_named() { &lineage } else { &[] };
+    [DECREES, &current.epoch().to_be_bytes(), name].concat().into()
 }
 
 /// A request with what it is wrapped in.
@@ -89,8 +99,8 @@ pub(crate) struct Envelope {
     pub(crate) max_answer_bytes: usize,
     /// Of collected tombstones.
     pub(crate) epoch: u64,
-    /// The epoch of the membership: 1 or more.
-    pub(crate) membership: u64,
+    /// Of the membership. The epoch is 1 or more.
+    pub(crate) membership: Stamp,
     pub(crate) ask: Ask,
 }
 
@@ -154,6 +164,11 @@ pub(crate) enum Answer {
         /// Whether it has all that the end of a change needs of it.
         is_ready: bool,
     },
+    /// Nothing was done: the node is of another cluster, or of another past of the same.
+    OtherCluster {
+        /// Of the node.
+        lineage: Lineage,
+    },
     /// Nothing was done.
     Busy,
     TooLong {
@@ -175,14 +190,23 @@ pub(crate) fn compare_limits() -> MerkleConfig {
 impl Envelope {
     pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::with_capacity(256);
-        let has_membership = self.membership > Membership::FIRST_EPOCH;
-        out.put_u8(if has_membership { VERSION_WITH_MEMBERSHIP } else { VERSION });
+        let Stamp { lineage, epoch: membership, branch } = self.membership;
+        let version = match (lineage.is_named(), membership > Membership::FIRST_EPOCH) {
+            (true, _) => VERSION_WITH_LINEAGE,
+            (false, true) => VERSION_WITH_MEMBERSHIP,
+            (false, false) => VERSION,
+        };
+        out.put_u8(version);
         out.put_u8(self.ask.kind());
         out.put_u16_le(0);
         out.put_u32_le(u32::try_from(self.max_answer_bytes).unwrap_or(u32::MAX));
         out.put_u64_le(self.epoch);
-        if has_membership {
-            out.put_u64_le(self.membership);
+        if version >= VERSION_WITH_MEMBERSHIP {
+            out.put_u64_le(membership);
+        }
+        if version >= VERSION_WITH_LINEAGE {
+            out.put_u64_le(lineage.get());
+            out.put_u64_le(branch);
         }
         match &self.ask {
             Ask::Table(request) => put_request(&mut out, request),
@@ -216,14 +240,10 @@ impl Envelope {
 
     pub(crate) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
         let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
-        let kind = take_head(&mut bytes, VERSION_WITH_MEMBERSHIP)?;
+        let kind = take_head(&mut bytes, VERSION_WITH_LINEAGE)?;
         let max_answer_bytes = take_u32(&mut bytes)? as usize;
         let epoch = take_u64(&mut bytes)?;
-        let membership = if version == VERSION { 1 } else { take_u64(&mut bytes)? };
-        let is_later = (2..=Membership::MAX_EPOCH).contains(&membership);
-        if version != VERSION && !is_later {
-            return Err(DecodeError::Invalid("epoch of a membership"));
-        }
+        let membership = take_stamp(&mut bytes, version)?;
         let ask = match kind {
             1..=5 | 11 => Ask::Table(take_request(&mut bytes, kind)?),
             6 => {
@@ -301,6 +321,7 @@ impl Answer {
                 membership::put_membership(&mut out, membership);
             }
             Self::Busy => {}
+            Self::OtherCluster { lineage } => out.put_u64_le(lineage.get()),
             Self::TooLong { is_written } => out.put_u8(u8::from(*is_written)),
         }
         out.freeze()
@@ -343,6 +364,7 @@ impl Answer {
                 let membership = membership::take_membership(&mut bytes)?;
                 Self::Membership { membership, is_whole: bits & 1 != 0, is_ready: bits & 2 != 0 }
             }
+            18 => Self::OtherCluster { lineage: Lineage::new(take_u64(&mut bytes)?) },
             kind => return Err(DecodeError::Kind(kind)),
         };
         codec::nothing_more(&bytes)?;
@@ -369,8 +391,28 @@ impl Answer {
             Self::Compared(_) => 15,
             Self::Table(Reply::Digest { .. }) => 16,
             Self::Membership { .. } => 17,
+            Self::OtherCluster { .. } => 18,
         }
     }
+}
+
+/// What a request of a version says of the membership that it is of.
+fn take_stamp(bytes: &mut Bytes, version: u8) -> Result<Stamp, DecodeError> {
+    let mut stamp = Stamp { lineage: Lineage::UNNAMED, epoch: Membership::FIRST_EPOCH, branch: 0 };
+    if version >= VERSION_WITH_MEMBERSHIP {
+        stamp.epoch = take_u64(bytes)?;
+    }
+    if version >= VERSION_WITH_LINEAGE {
+        stamp.lineage = Lineage::new(take_u64(bytes)?);
+        stamp.branch = take_u64(bytes)?;
+    }
+    // Each stamp has one form: the first epoch without a name is of version 1.
+    let first = if version == VERSION_WITH_MEMBERSHIP { 2 } else { Membership::FIRST_EPOCH };
+    let is_named = version < VERSION_WITH_LINEAGE || stamp.lineage.is_named();
+    if !is_named || !(first..=Membership::MAX_EPOCH).contains(&stamp.epoch) {
+        return Err(DecodeError::Invalid("epoch of a membership"));
+    }
+    Ok(stamp)
 }
 
 fn take_space(bytes: &mut Bytes) -> Result<Space, DecodeError> {

@@ -75,11 +75,13 @@ fn ask() -> impl Strategy<Value = Ask> {
 }
 
 fn membership() -> impl Strategy<Value = Membership> {
-    (prop::collection::btree_set(1..9_u64, 1..5), any::<bool>()).prop_map(|(ids, is_changing)| {
+    let ids = prop::collection::btree_set(1..9_u64, 1..5);
+    (ids, any::<bool>(), 0..2_u64).prop_map(|(ids, is_changing, lineage)| {
         let first = Membership::first(ids);
         let change = membership::MemberChange::Add(99);
+        let first = first.of_lineage(Lineage::new(lineage));
         let next = first.begin(change, table::Level::Quorum).ok().flatten();
-        if is_changing { next.unwrap_or(first) } else { first }
+        if is_changing { next.map_or(first, |next| next.drawn()) } else { first }
     })
 }
 
@@ -130,12 +132,22 @@ fn answer() -> impl Strategy<Value = Answer> {
         prop::collection::vec((bytes(9), bytes(30)), 0..4).prop_map(Answer::Page),
         any::<bool>().prop_map(|is_written| Answer::TooLong { is_written }),
         compared().prop_map(Answer::Compared),
+        any::<u64>().prop_map(|name| Answer::OtherCluster { lineage: Lineage::new(name) }),
         (membership(), any::<bool>(), any::<bool>()).prop_map(
             |(membership, is_whole, is_ready)| {
                 Answer::Membership { membership, is_whole, is_ready }
             }
         ),
     ]
+}
+
+const UNNAMED: Stamp = Stamp { lineage: Lineage::UNNAMED, epoch: 1, branch: 0 };
+
+fn stamp() -> impl Strategy<Value = Stamp> {
+    (0..3_u64, 1..4_u64, any::<u64>()).prop_map(|(name, epoch, branch)| {
+        let branch = if name == 0 { 0 } else { branch };
+        Stamp { lineage: Lineage::new(name), epoch, branch }
+    })
 }
 
 /// Cuts the bytes, appends to them, or changes one of them.
@@ -155,7 +167,7 @@ fn damaged(bytes: &Bytes, at: usize, by: u8) -> Bytes {
 proptest! {
     #[test]
     fn requests_keep_their_bytes(
-        ask in ask(), epoch: u64, max: u32, membership in 1..4_u64, at: usize, by: u8,
+        ask in ask(), epoch: u64, max: u32, membership in stamp(), at: usize, by: u8,
     ) {
         let envelope = Envelope { max_answer_bytes: max as usize, epoch, membership, ask };
         let bytes = envelope.encode();
@@ -195,7 +207,7 @@ proptest! {
 fn lengths_from_the_wire_are_bounded() {
     let long = Bytes::from(vec![0; MAX_KEY_BYTES + 1]);
     let ask = Ask::Table(Request::Get { key: long });
-    let envelope = Envelope { max_answer_bytes: 0, epoch: 1, membership: 1, ask };
+    let envelope = Envelope { max_answer_bytes: 0, epoch: 1, membership: UNNAMED, ask };
     let error = DecodeError::AboveLimit("length of a key");
     assert_eq!(Envelope::decode(envelope.encode()), Err(error));
     let mut page = BytesMut::from(&Answer::Page(Vec::new()).encode(1)[..]);

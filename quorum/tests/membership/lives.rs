@@ -358,7 +358,10 @@ fn count(
 }
 
 async fn live(seed: u64, counts: &Situations) -> (u64, u64) {
-    let world = World::new(seed, node_config([1, 2, 3]));
+    let mut config = node_config([1, 2, 3]);
+    // Every other cluster has a name.
+    config.lineage = Lineage::new(seed % 2);
+    let world = World::new(seed, config);
     let mut rng = Rng::stream(seed, 1);
     let loss = *rng.pick(&[0, 0, 10_000, 50_000]).unwrap();
     let delay = *rng.pick(&[2_000, 2_000, 30_000]).unwrap();

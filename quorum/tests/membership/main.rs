@@ -6,6 +6,7 @@
 mod clients;
 #[path = "../history/mod.rs"]
 mod history;
+mod lineage;
 mod lives;
 mod refusals;
 mod scenes;
