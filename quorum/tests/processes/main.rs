@@ -9,7 +9,7 @@ mod history;
 mod proxy;
 
 use std::collections::BTreeMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -116,10 +116,7 @@ impl Processes {
         let count = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("voussoir-quorum-{}-{count}", std::process::id());
         let dir = std::env::temp_dir().join(name);
-        let listeners: Vec<_> =
-            ALL.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses: Vec<_> = listeners.iter().map(|one| one.local_addr().unwrap()).collect();
-        drop(listeners);
+        let addresses = free_addresses();
         let children = NODES.iter().map(|id| spawn(*id, &dir, &addresses, repair_ms)).collect();
         Self { dir, addresses, repair_ms, children }
     }
@@ -161,6 +158,26 @@ impl Drop for Processes {
         }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
+}
+
+/// Addresses that nobody else gets while no process listens there: a node that was killed, or has
+/// not begun, leaves its port to whoever asks the system for one. On Linux each node has a loopback
+/// address of its own, and whoever asks for a port of 127.0.0.1 gets none of those.
+fn free_addresses() -> Vec<SocketAddr> {
+    static STARTED: AtomicU64 = AtomicU64::new(0);
+    let first = STARTED.fetch_add(1, Ordering::Relaxed) * ALL.len() as u64;
+    let process = std::process::id();
+    let host = |at: u64| {
+        if !cfg!(target_os = "linux") {
+            return Ipv4Addr::LOCALHOST;
+        }
+        let [_, high, middle, low] = (process << 5).to_be_bytes();
+        // Eight starts of four nodes in each process.
+        Ipv4Addr::new(127, high.max(1), middle, low | ((first + at) % 32) as u8)
+    };
+    let listen = |at: usize| TcpListener::bind((host(at as u64), 0)).unwrap();
+    let listeners: Vec<_> = (0..ALL.len()).map(listen).collect();
+    listeners.iter().map(|one| one.local_addr().unwrap()).collect()
 }
 
 fn spawn(id: u64, dir: &Path, addresses: &[SocketAddr], repair_ms: u64) -> Child {
