@@ -70,8 +70,8 @@ pub(crate) async fn call(
     }
 }
 
-/// Asks nodes who the replicas are, and returns the first membership that one of them serves, of the
-/// cluster that is named, if one is.
+/// Asks nodes who the replicas are, and returns the first membership that one of them serves, of
+/// the cluster that is named, if one is.
 ///
 /// # Errors
 /// None of those that answered in time knows, or is of that cluster: then one that is of another.

@@ -386,7 +386,9 @@ impl Node {
             seen.clear();
             told.clear();
         }
-        told.iter().for_each(|(id, _)| self.shared.strangers.is_of_us(*id));
+        for (id, _) in &told {
+            self.shared.strangers.is_of_us(*id);
+        }
         let latest = told.into_iter().map(|(_, membership)| membership);
         if let Some(latest) = latest.max_by_key(Membership::epoch) {
             self.adopt(latest).await;
@@ -398,7 +400,7 @@ impl Node {
     }
 
     /// Whether those that know of a cluster know of the same one. If they do not, one of the
-    /// addresses that the node was given is wrong, and it cannot tell which: it takes nobody's word.
+    /// addresses that the node was given is wrong, and it cannot tell which: it takes no word.
     fn are_of_one(&self, told: &[(u64, Membership)]) -> bool {
         let mut known = told.iter().filter(|(_, membership)| membership.epoch() > 0);
         let Some((_, first)) = known.next() else { return true };

@@ -352,6 +352,7 @@ impl Node {
         }
         let view = match read_view(&**store).await? {
             Some(view) => view,
+            None if !meta.is_whole => View::unknown(Lineage::UNNAMED, 0),
             // Of a version that kept no membership.
             None => {
                 check_listed(id, config)?;
@@ -569,8 +570,8 @@ fn check_listed(id: u64, config: &NodeConfig) -> Result<(), ConfigError> {
     Err(ConfigError { field: "replicas", rule: "must contain the node itself" })
 }
 
-/// The store is of the cluster that the configuration names, if it names one. `has_run`: without a view,
-/// the store is of a version that had none.
+/// The store is of the cluster that the configuration names, if it names one. `has_run`: without a
+/// view, the store is of a version that had none.
 fn check_lineage(
     node: u64,
     config: &NodeConfig,

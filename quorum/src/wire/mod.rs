@@ -17,9 +17,9 @@
 //! | membership | as in `membership/codec.rs` |
 //!
 //! The epoch is that of collected tombstones, the membership that of the replicas. A request of
-//! version 1 is of the first membership, and that is how such a one is written. Requests of versions
-//! 1 and 2 are of a cluster without a name. An answer is of the cluster and the past of its
-//! request: a node does nothing for any other one.
+//! version 1 is of the first membership, and that is how such a one is written. Requests of
+//! versions 1 and 2 are of a cluster without a name. An answer is of the cluster and the past of
+//! its request: a node does nothing for any other one.
 //!
 //! | request | kind | body |
 //! |---|---|---|
@@ -53,11 +53,11 @@
 //! | membership | 17 | bits u8 (1 whole, 2 ready), membership |
 //! | other cluster | 18 | lineage u64 of the node, 0 if it has none |
 //!
-//! `busy`: nothing was done. `other cluster`: nothing was done, for the request is of another cluster
-//! than the node, or of another past of it. `too long`: the answer is longer than the caller takes; it asks again
-//! by its bulk connection, or reads what it has written. `membership`, to any other request than
-//! the one for it: nothing was done, for the node serves another membership than that of the
-//! request.
+//! `busy`: nothing was done. `other cluster`: nothing was done, for the request is of another
+//! cluster than the node, or of another past of it. `too long`: the answer is longer than the
+//! caller takes; it asks again by its bulk connection, or reads what it has written. `membership`,
+//! to any other request than the one for it: nothing was done, for the node serves another
+//! membership than that of the request.
 
 mod parts;
 #[cfg(test)]

@@ -212,8 +212,8 @@ async fn a_store_without_a_name_is_told_apart() {
     assert!(matches!(unnamed, TableError::OtherCluster { lineage: OURS, .. }), "{unnamed:?}");
 }
 
-/// What an operator is told of a spare that belongs elsewhere, and what a spare does whose addresses
-/// lead to two clusters.
+/// What an operator is told of a spare that belongs elsewhere, and what a spare does whose
+/// addresses lead to two clusters.
 #[tokio::test(start_paused = true)]
 async fn a_spare_is_of_one_cluster() {
     let world = three_of(OURS).await;
