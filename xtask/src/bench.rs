@@ -18,6 +18,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("txn", Home::Own("benches/txn/Cargo.toml")),
     ("queue", Home::Own("benches/queue/Cargo.toml")),
     ("faults", Home::Own("benches/faults/Cargo.toml")),
+    ("quorum", Home::Own("benches/quorum/Cargo.toml")),
 ];
 
 /// Benches over two databases.
