@@ -1,6 +1,6 @@
 //! Registers with compare-and-set, as their clients use them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,10 +16,11 @@ use crate::link::{Class, Link};
 use crate::membership::{Lineage, Membership};
 use crate::node::Stranger;
 use crate::paxos::{
-    Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Token,
+    self, Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Record, Token,
 };
+use crate::table::Level;
 use crate::version::{Actor, Dot, DotSource};
-use crate::wire::{Answer, Ask, DECREES, MAX_KEY_BYTES};
+use crate::wire::{Answer, Ask, DECREES, MAX_KEY_BYTES, Space, decode_record};
 
 /// Configuration of [`Registers`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +225,9 @@ impl Registers {
         Arc::clone(&self.shared.state.lock().membership)
     }
 
-    /// Reads a register: its version, 0 if it was never written, and its value.
+    /// Reads a register: its version, 0 if it was never written, and its value. Where a majority of
+    /// the acceptors hold the same and nobody else has begun a change there, that is one round trip
+    /// and nothing is written; otherwise it is a change that writes back what it finds.
     ///
     /// # Errors
     /// [`RegisterError`].
@@ -232,7 +235,11 @@ impl Registers {
     /// # Cancel safety
     /// Dropping the future ends the read.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<(u64, Option<Bytes>), RegisterError> {
-        match self.change(key.into(), Change::Read).await? {
+        let key = key.into();
+        if let Some(paxos::State { version, value, .. }) = self.shared.read_chosen(&key).await {
+            return Ok((version, value));
+        }
+        match self.change(key, Change::Read).await? {
             Outcome::Read { version, value } | Outcome::NotApplied { version, value } => {
                 Ok((version, value))
             }
@@ -378,8 +385,8 @@ impl Shared {
         Ok(proposer.of(acceptors))
     }
 
-    /// Asks the nodes of the configuration who the acceptors are, once. An error: no answer in time,
-    /// but perhaps of a node of another cluster.
+    /// Asks the nodes of the configuration who the acceptors are, once. An error: no answer in
+    /// time, but perhaps of a node of another cluster.
     async fn find_acceptors(&self, deadline: Instant) -> Result<(), Option<Stranger>> {
         if self.state.lock().membership.epoch() > 0 {
             return Ok(());
@@ -404,6 +411,40 @@ impl Shared {
         if is_later && state.membership.is_in_past_of(&membership) {
             state.membership = Arc::new(membership);
         }
+    }
+
+    /// Reads the acceptors' records, and returns the state that a quorum of them has chosen and
+    /// nobody is about to replace. None: it takes a ballot to find out.
+    async fn read_chosen(&self, key: &Bytes) -> Option<paxos::State> {
+        let scope = self.scope();
+        if self.pinned.is_some() || scope.membership.epoch() == 0 || key.len() > MAX_KEY_BYTES {
+            return None;
+        }
+        let deadline = Instant::now() + self.config.proposer.resend_after.min(self.config.timeout);
+        let (mut calls, mut seen) = (JoinSet::new(), BTreeMap::new());
+        for id in scope.membership.ids() {
+            let (link, scope) = (Arc::clone(&self.link), scope.clone());
+            let ask = Ask::Read { space: Space::Registers, key: key.clone() };
+            calls.spawn(
+                async move { (id, call(&link, id, Class::Small, &scope, ask, deadline).await) },
+            );
+        }
+        // Ends: each turn takes one of them.
+        while let Some(called) = calls.join_next().await {
+            let Ok((id, Ok((_, Answer::Page(page))))) = called else { continue };
+            let record = match page.into_iter().next() {
+                None => Record::EMPTY,
+                Some((_, record)) => decode_record(record).ok()?,
+            };
+            seen.insert(id, record);
+            if let Some(state) = paxos::chosen(&scope.membership, &seen) {
+                return Some(state);
+            }
+            if scope.membership.is_met(Level::Quorum, |id| seen.contains_key(&id)) {
+                return None; // A change is on its way, or was left half done.
+            }
+        }
+        None
     }
 
     async fn run(

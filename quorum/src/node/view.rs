@@ -2,8 +2,8 @@
 //!
 //! The record, version 1, little-endian: version u8, reserved 7 bytes, joined u64, membership as in
 //! `membership/codec.rs`. Version 2 has floor u64 behind joined, and is written where the cluster
-//! has a name or the floor is not 0. A whole store without the record is of a version that had none: it
-//! gets the first membership, which its configuration names, with its next start.
+//! has a name or the floor is not 0. A whole store without the record is of a version that had
+//! none: it gets the first membership, which its configuration names, with its next start.
 
 use std::sync::Arc;
 

@@ -44,5 +44,6 @@ mod types;
 pub use acceptor::{Acceptor, AcceptorInput, AcceptorOutput, Record};
 pub use config::ProposerConfig;
 pub use learner::Learner;
+pub(crate) use learner::chosen;
 pub use proposer::{ProposeRejected, Proposer, ProposerInput, ProposerOutput};
 pub use types::{Ballot, Change, Outcome, Reply, Request, State, Token};

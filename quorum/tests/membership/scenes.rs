@@ -353,3 +353,41 @@ async fn registers_that_hold_memberships_are_not_written_by_clients() {
     assert_eq!(error, RegisterError::Reserved);
     assert!(!error.is_retryable());
 }
+
+/// What the acceptors of the nodes 1 to 3 hold of the register `r`.
+async fn register_records(world: &World) -> Vec<Option<Bytes>> {
+    let mut records = Vec::new();
+    for id in 1..=3 {
+        records.push(world.records(id).await.remove(&Bytes::from("pr")));
+    }
+    records
+}
+
+/// A read of a register that a majority holds equally takes no ballot. One that finds a change half
+/// done ends it first: what it returns is not taken back by the next read.
+#[tokio::test(start_paused = true)]
+async fn a_read_of_a_settled_register_writes_nothing_and_one_of_another_settles_it() {
+    let world = three().await;
+    let (writer, reader) = (registers(&world, 100), registers(&world, 101));
+    assert_eq!(reader.get("r").await, Ok((0, None)));
+    writer.put("r", "one").await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    let before = register_records(&world).await;
+    assert_eq!(before.iter().flatten().count(), 3);
+    for _ in 0..20 {
+        assert_eq!(reader.get("r").await, Ok((1, Some("one".into()))));
+    }
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(register_records(&world).await, before);
+    // The acceptance of one node alone.
+    world.cut(100, 2, true);
+    world.cut(100, 3, true);
+    assert!(matches!(writer.put("r", "two").await, Err(RegisterError::Unknown(_))));
+    world.cut(101, 3, true);
+    assert_eq!(reader.get("r").await, Ok((2, Some("two".into()))));
+    world.heal();
+    world.cut(101, 1, true);
+    for _ in 0..20 {
+        assert_eq!(reader.get("r").await, Ok((2, Some("two".into()))));
+    }
+}
