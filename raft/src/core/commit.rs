@@ -51,6 +51,11 @@ impl Handed {
         }
     }
 
+    /// Gives back memory that only a group at work needs.
+    pub(super) fn shrink(&mut self) {
+        self.ranges.shrink_to_fit();
+    }
+
     fn applied(&mut self, index: u64) {
         while let Some((last, weight)) = self.ranges.front().copied() {
             if last > index {
@@ -74,6 +79,11 @@ pub(super) struct Proposals {
 }
 
 impl Proposals {
+    /// Gives back memory that only a group at work needs.
+    pub(super) fn shrink(&mut self) {
+        self.runs.shrink_to_fit();
+    }
+
     pub(super) fn push(&mut self, token: u64, index: u64, term: u64, out: &mut VecDeque<Output>) {
         if let Some(run) = self.runs.back_mut()
             && run.token.wrapping_add(run.count) == token

@@ -36,6 +36,8 @@ impl Core {
         self.out.shrink_to_fit();
         self.held.shrink_to_fit();
         self.storage.shrink();
+        self.handed.shrink();
+        self.proposals.shrink();
     }
 
     /// The term that this node leads, if it has quiesced in it. When that has become another one,

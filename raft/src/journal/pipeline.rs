@@ -246,6 +246,10 @@ impl Pipeline {
             if queue.failed.is_none() {
                 told.extend(self.pump(&mut queue));
             }
+            if queue.backlog.is_empty() && queue.flying.is_empty() {
+                // Of ten thousand groups on this journal few write at a time.
+                (queue.backlog, queue.flying) = (VecDeque::new(), VecDeque::new());
+            }
             told
         };
         tell(told);

@@ -88,6 +88,11 @@ impl Machine {
         });
     }
 
+    /// Gives back memory that only a group at work needs.
+    pub(crate) fn shrink(&self) {
+        self.jobs.shrink();
+    }
+
     /// Lets a quick machine do what it can.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         let Place::Here(applier) = &mut self.place else { return };

@@ -192,11 +192,12 @@ impl Driver {
         self.give_up_overdue(now);
         self.freshness.update(&status, &self.shared, now);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
-        if status.is_quiesced && !self.shown.is_quiesced {
-            // There may be ten thousand groups like this one.
+        if status.is_quiesced {
+            // There may be ten thousand groups like this one, and few of their turns.
             self.core.shrink();
+            self.machine.shrink();
             self.writes.shrink_to_fit();
-            events.shrink_to_fit();
+            self.shared.events.shrink();
         }
         self.publish(status);
         stop

@@ -21,11 +21,20 @@ struct State<T> {
     /// The reader, when it sleeps.
     reader: Option<Waker>,
     closed: bool,
+    /// The reader gives its memory back when it next finds nothing.
+    shrinks: bool,
 }
 
 impl<T> Mailbox<T> {
     pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(State { items: Vec::new(), reader: None, closed: false }) }
+        Self {
+            state: Mutex::new(State {
+                items: Vec::new(),
+                reader: None,
+                closed: false,
+                shrinks: false,
+            }),
+        }
     }
 
     /// Leaves an item. Gives it back when the mailbox is closed.
@@ -54,6 +63,13 @@ impl<T> Mailbox<T> {
         Ok(())
     }
 
+    /// Gives back memory that is not in use: nothing is expected for a while.
+    pub(crate) fn shrink(&self) {
+        let mut state = self.state.lock();
+        state.items.shrink_to_fit();
+        state.shrinks = true;
+    }
+
     /// Nothing more is taken in. Returns what nobody has read.
     pub(crate) fn close(&self) -> Vec<T> {
         let (reader, left) = {
@@ -78,6 +94,10 @@ impl<T> Mailbox<T> {
         }
         if state.closed {
             return Poll::Ready(false);
+        }
+        if mem::take(&mut state.shrinks) {
+            // Both are empty.
+            (*into, state.items) = (Vec::new(), Vec::new());
         }
         match &mut state.reader {
             Some(reader) => reader.clone_from(cx.waker()),
@@ -121,6 +141,23 @@ mod tests {
         assert_eq!(taken, [0, 1, 2]);
         mailbox.push(3).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "a reader at work needs no waking");
+    }
+
+    #[test]
+    fn a_mailbox_that_shrinks_keeps_what_is_in_it_and_no_memory_beside() {
+        let waker = Waker::from(Arc::new(Count::default()));
+        let mut cx = Context::from_waker(&waker);
+        let (mailbox, mut taken) = (Mailbox::new(), Vec::new());
+        (0..100).for_each(|item| mailbox.push(item).unwrap());
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        taken.clear();
+        mailbox.push(7).unwrap();
+        mailbox.shrink();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        assert_eq!(taken, [7]);
+        taken.clear();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Pending);
+        assert_eq!((taken.capacity(), mailbox.state.lock().items.capacity()), (0, 0));
     }
 
     #[tokio::test]
