@@ -54,8 +54,9 @@ pub struct Config {
     /// are: votes are asked for and given while the own vote is being written. At least
     /// `max_election_timeout`. Default 1 s.
     pub disk_stall: Duration,
-    /// How long a leader has nothing to do before its group quiesces: nobody sends heartbeats or
-    /// waits for them until something happens. Only where the caller says which nodes are alive, as
+    /// How long clients ask nothing of a leader before its group quiesces: nobody sends heartbeats
+    /// or waits for them until something happens. A leader that was asked nothing since its node
+    /// started quiesces as soon as all members have what it has. Only where the caller says which nodes are alive, as
     /// [`Node`](crate::Node) does; a [`Raft`](crate::Raft) by itself never quiesces. All nodes of
     /// the group must know of it. `None`: never. Default 1 s; up to 1 h.
     pub quiesce_after: Option<Duration>,

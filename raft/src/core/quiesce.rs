@@ -58,6 +58,9 @@ impl Core {
             _ => false,
         };
         if stirs {
+            if !matches!(input, Input::Campaign | Input::SnapshotReceived { .. }) {
+                self.quiescence.asked_at = Some(self.now);
+            }
             self.quiescence.busy_at = self.now;
             self.wake();
         }
@@ -71,6 +74,9 @@ impl Core {
             if reply.round < leader.round || !self.quiescence.quiesced {
                 return;
             }
+        }
+        if matches!(message, Message::ReadRequest(_)) {
+            self.quiescence.asked_at = Some(self.now);
         }
         self.quiescence.busy_at = self.now;
         self.wake();
@@ -188,7 +194,11 @@ impl Core {
     /// The life of this node, if it leads and nothing is going on or missing anywhere.
     fn life_to_quiesce_in(&self) -> Option<u64> {
         let RoleState::Leader(leader) = &self.role else { return None };
-        let idle = self.now.saturating_sub(self.quiescence.busy_at) >= self.timing.quiesce_after?;
+        let quiesce_after = self.timing.quiesce_after?;
+        // What a leader does for itself, as at the beginning of its term, need not be followed by
+        // anything: there may be ten thousand new leaders.
+        let asked_at = self.quiescence.asked_at;
+        let idle = asked_at.is_none_or(|at| self.now.saturating_sub(at) >= quiesce_after);
         let last = self.log.last();
         let is_settled = self.commit == last
             && self.storage.durable() == last

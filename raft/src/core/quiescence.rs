@@ -10,6 +10,8 @@ pub(super) struct Quiescence {
     pub(super) quiesced: bool,
     /// When a leader last had something to do.
     pub(super) busy_at: u64,
+    /// When a client, here or at another node, last asked something of this node as a leader.
+    pub(super) asked_at: Option<u64>,
     /// The latest term in which this node quiesced as the leader; 0 for none.
     pub(super) reign: u64,
     /// The latest term whose leader has said that its leadership is over; 0 for none.
