@@ -48,20 +48,29 @@ struct Cluster {
     nodes: BTreeMap<u64, Node>,
     stores: BTreeMap<(u64, u64), MemoryStore>,
     tune: fn(&mut Config),
+    config: NodeConfig,
 }
 
 impl Cluster {
     async fn new(groups: u64, tune: fn(&mut Config)) -> Self {
-        let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());
-        let mut cluster = Self { network: Network::new(), nodes, stores, tune };
+        Self::with(NodeConfig::default(), groups, tune).await
+    }
+
+    async fn with(config: NodeConfig, groups: u64, tune: fn(&mut Config)) -> Self {
+        let mut cluster = Self::empty(config, tune);
         for id in 1..=3 {
             cluster.start(id, groups).await;
         }
         cluster
     }
 
+    fn empty(config: NodeConfig, tune: fn(&mut Config)) -> Self {
+        let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());
+        Self { network: Network::new(), nodes, stores, tune, config }
+    }
+
     async fn start(&mut self, id: u64, groups: u64) {
-        let node = Node::start(NodeConfig::default(), self.network.node(id)).unwrap();
+        let node = Node::start(self.config.clone(), self.network.node(id)).unwrap();
         self.nodes.insert(id, node);
         for group in 1..=groups {
             self.start_group(id, group).await.unwrap();
@@ -326,6 +335,57 @@ async fn groups_come_and_go() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn few_groups_of_a_node_campaign_at_the_same_time() {
+    const GROUPS: u64 = 60;
+    let mut config = NodeConfig::default();
+    config.max_elections = 2;
+    let mut cluster = Cluster::empty(config, rests_soon);
+    cluster.start(1, GROUPS).await;
+    // The elections of all of them are due, and nobody answers.
+    sleep(Duration::from_millis(450)).await;
+    let questions: u64 =
+        (1..=GROUPS).map(|group| cluster.raft(1, group).stats().messages_sent).sum();
+    assert!((4..=20).contains(&questions), "{questions} questions");
+    let stats = cluster.nodes[&1].stats();
+    assert_eq!((stats.campaigning, stats.waiting_to_campaign), (2, GROUPS as usize - 2));
+    cluster.start(2, GROUPS).await;
+    cluster.start(3, GROUPS).await;
+    let took = cluster.led(1..=GROUPS, 0).await;
+    assert!(took < Duration::from_secs(3), "each that ends lets the next one begin: {took:?}");
+    cluster.all_rest(GROUPS).await;
+    for stats in cluster.stats() {
+        assert_eq!((stats.campaigning, stats.waiting_to_campaign), (0, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn elections_that_nobody_answers_do_not_keep_others_waiting() {
+    let mut config = NodeConfig::default();
+    config.max_elections = 1;
+    let mut cluster = Cluster::with(config, 1, rests_soon).await;
+    cluster.led(1..=1, 0).await;
+    // Groups of which no other node has a part.
+    for group in 100..120 {
+        cluster.start_group(1, group).await.unwrap();
+    }
+    sleep(Duration::from_millis(500)).await;
+    assert!(cluster.nodes[&1].stats().waiting_to_campaign > 10, "{:?}", cluster.stats());
+    // Of this one, node 2 has none.
+    for id in [1, 3] {
+        cluster.start_group(id, 7).await.unwrap();
+    }
+    let took = cluster.led(7..=7, 0).await;
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    // Nor do groups that go keep their places.
+    for group in 100..120 {
+        cluster.nodes[&1].stop_group(group).await;
+    }
+    cluster.all_rest(1).await;
+    let stats = cluster.nodes[&1].stats();
+    assert_eq!((stats.campaigning, stats.waiting_to_campaign), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_refuses_what_it_cannot_host() {
     let network = Network::new();
     let mut few = NodeConfig::default();
@@ -357,8 +417,10 @@ async fn a_node_refuses_what_it_cannot_host() {
     assert!(matches!(full, StartError::TooManyGroups { max_groups: 1 }), "{full}");
     node.stop_group(1).await;
     start(config(2)).await.unwrap();
-    for (interval, suspect, max_groups) in [(0, 500, 1), (50, 149, 1), (50, 500, 0)] {
+    let broken = [(0, 500, 1, 1), (50, 149, 1, 1), (50, 500, 0, 1), (50, 500, 1, 0)];
+    for (interval, suspect, max_groups, max_elections) in broken {
         let mut config = NodeConfig::default();
+        config.max_elections = max_elections;
         config.heartbeat_interval = Duration::from_millis(interval);
         config.suspect_after = Duration::from_millis(suspect);
         config.max_groups = max_groups;

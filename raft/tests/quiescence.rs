@@ -525,3 +525,59 @@ fn the_common_tick_sends_the_heartbeats() {
     lab.run_without(50 * MS, |letter| matches!(letter.message, Message::Heartbeat(_)));
     assert_eq!(beats(&lab), 2, "unless the tick stays away");
 }
+
+/// Ten thousand new leaders need not beat for a second each.
+#[test]
+fn a_leader_that_nobody_has_asked_anything_rests_at_once() {
+    let mut lab = Lab::new(3);
+    for node in lab.ids() {
+        everybody_knows(&mut lab, node, Some(life(node)));
+    }
+    lab.elect(1);
+    lab.run(300 * MS);
+    assert_resting(&lab, &[1, 2, 3]);
+    assert_eq!(lab.status(3).commit, lab.status(1).last, "and everybody has its first entry");
+    // Once it was asked, by a follower too, it waits for more.
+    lab.step(2, Input::Read { token: 5 });
+    lab.settle();
+    lab.run(900 * MS);
+    assert_awake(&lab, &[1]);
+    lab.run(1000 * MS);
+    assert_resting(&lab, &[1, 2, 3]);
+}
+
+/// When this node asks for pre-votes, within `ns`.
+fn elections_in(lab: &mut Lab, id: u64, ns: u64) -> Vec<u64> {
+    let (mut asked, end) = (Vec::new(), lab.now + ns);
+    while lab.now < end {
+        lab.run_without(MS, |_| true);
+        let is_question =
+            |letter: &Letter| letter.from == id && matches!(letter.message, Message::PreVote(_));
+        if !lab.take(is_question).is_empty() {
+            asked.push(lab.now);
+        }
+        lab.wire.clear();
+    }
+    asked
+}
+
+#[test]
+fn a_node_that_hears_no_majority_of_nodes_seldom_campaigns() {
+    let mut lab = Lab::new(3);
+    let few = |asked: &[u64]| (2..=8).contains(&asked.len());
+    lab.step(1, Input::Node { node: 1, life: Some(life(1)) });
+    let asked = elections_in(&mut lab, 1, 10_000 * MS);
+    assert!(few(&asked), "{asked:?}");
+    // It need not wait for its late turn once there is somebody to ask.
+    let heard_at = lab.now;
+    lab.step(1, Input::Node { node: 3, life: Some(life(3)) });
+    let asked = elections_in(&mut lab, 1, 2000 * MS);
+    assert!(asked[0] - heard_at <= 402 * MS && asked.len() >= 5, "{asked:?} after {heard_at}");
+    lab.step(1, Input::Node { node: 3, life: None });
+    let asked = elections_in(&mut lab, 1, 10_000 * MS);
+    assert!(few(&asked), "{asked:?}");
+    // Where nobody says who is alive, anybody may be.
+    lab.restart(1);
+    let asked = elections_in(&mut lab, 1, 2000 * MS);
+    assert!(asked.len() >= 5, "{asked:?}");
+}

@@ -9,14 +9,51 @@ use super::{Core, RoleState};
 use crate::message::{Message, VoteReply, VoteRequest};
 use crate::types::{HardState, MAX_INDEX, MAX_TERM};
 
+/// The time of an election that was put off.
+const HELD: u64 = u64::MAX;
+
 impl Core {
     /// Draws the time of the next election. Where elections repeat without a leader, round trips
     /// or disks are slower than the wait, so each candidacy after the first doubles it.
     pub(super) fn reset_election_timer(&mut self) {
+        self.awaits_nodes = false;
         let factor = self.election_backoff();
         let shortest = self.timing.min_election.saturating_mul(factor);
         let longest = self.timing.max_election.saturating_mul(factor);
         self.election_at = self.now.saturating_add(self.rng.between(shortest, longest));
+    }
+
+    /// Whether an election is due at `now`, in the caller's time.
+    pub(crate) fn is_election_due(&self, now: u64) -> bool {
+        let waits = !self.quiescence.quiesced && self.halted.is_none();
+        let is_due = self.clock.to_caller(self.election_at) <= now;
+        waits && is_due && !matches!(self.role, RoleState::Leader(_))
+    }
+
+    /// Puts the next election off until [`release_election`](Self::release_election), or until
+    /// something else sets the timer anew.
+    pub(crate) fn hold_election(&mut self) {
+        self.election_at = HELD;
+    }
+
+    /// Makes an election due that was put off. Returns whether there is one.
+    pub(crate) fn release_election(&mut self) -> bool {
+        let is_held = self.election_at == HELD;
+        if is_held {
+            self.election_at = self.now;
+        }
+        is_held && self.is_election_due(self.clock.to_caller(self.now))
+    }
+
+    /// Whether an election of this node is under way: from the first question to the commit of
+    /// the first entry.
+    pub(crate) fn is_campaigning(&self) -> bool {
+        match &self.role {
+            _ if self.halted.is_some() => false,
+            RoleState::Follower => false,
+            RoleState::PreCandidate(_) | RoleState::Candidate => true,
+            RoleState::Leader(leader) => self.commit < leader.first_own,
+        }
     }
 
     /// The factor by which waits are stretched now, from 1 to `max_backoff`.
@@ -48,6 +85,7 @@ impl Core {
             return;
         }
         self.reset_election_timer();
+        self.await_nodes();
         self.leader = None;
         self.requeue_forwarded();
         if !self.may_campaign() {

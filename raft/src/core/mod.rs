@@ -135,6 +135,8 @@ pub struct Core {
     /// Reads answered by a lease since the start.
     lease_reads: u64,
     election_at: u64,
+    /// `election_at` is late because the nodes of a majority are not known to be alive.
+    awaits_nodes: bool,
     /// Candidacies, of this node and of others that asked for its vote, since a leader was last
     /// heard. Each doubles the wait before the next election.
     candidacies: u32,
@@ -210,6 +212,7 @@ impl Core {
             promised_until: lease::promised_at_start(timing, start.hard_state.term),
             lease_reads: 0,
             election_at: 0,
+            awaits_nodes: false,
             candidacies: 0,
             yielded: false,
             quiescence: Quiescence::default(),

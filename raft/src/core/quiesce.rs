@@ -112,6 +112,9 @@ impl Core {
             return;
         }
         self.quiescence.set_life(node, life);
+        if self.awaits_nodes && !self.is_cut_off() {
+            self.reset_election_timer();
+        }
         if !self.quiescence.quiesced || node == self.config.id {
             return;
         }
@@ -153,6 +156,25 @@ impl Core {
             if self.roster.voters() & (1 << place) != 0 {
                 self.out.push_back(Output::Send { to: *id, message: question.clone() });
             }
+        }
+    }
+
+    /// Whether the nodes are known, and those that are alive are no majority.
+    fn is_cut_off(&self) -> bool {
+        let is_hosted = self.quiescence.life(self.config.id).is_some();
+        is_hosted && !self.roster.has_won(self.alive_places())
+    }
+
+    /// Puts the next election off while the nodes of a majority are not known to be alive: few of
+    /// these elections can succeed. Some can, since a node that has missed a change of the
+    /// membership does not greet a member that is new to it; so they go on, at long intervals.
+    pub(super) fn await_nodes(&mut self) {
+        if self.is_cut_off() {
+            let longest = self.timing.max_backoff;
+            let (from, to) = (self.timing.min_election, self.timing.max_election);
+            let (from, to) = (from.saturating_mul(longest), to.saturating_mul(longest));
+            self.election_at = self.now.saturating_add(self.rng.between(from, to));
+            self.awaits_nodes = true;
         }
     }
 

@@ -20,6 +20,9 @@ pub struct NodeConfig {
     pub suspect_after: Duration,
     /// Groups at once. Default 65,536.
     pub max_groups: usize,
+    /// Groups of this node that campaign at the same time; others whose election is due wait for
+    /// their turn. Default 128.
+    pub max_elections: usize,
 }
 
 impl Default for NodeConfig {
@@ -28,6 +31,7 @@ impl Default for NodeConfig {
             heartbeat_interval: Duration::from_millis(50),
             suspect_after: Duration::from_millis(500),
             max_groups: 65_536,
+            max_elections: 128,
         }
     }
 }
@@ -49,6 +53,9 @@ impl NodeConfig {
         }
         if self.max_groups == 0 {
             return broken("max_groups", "must be at least 1");
+        }
+        if self.max_elections == 0 {
+            return broken("max_elections", "must be at least 1");
         }
         Ok(())
     }

@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::config::NodeConfig;
+use super::elections::Elections;
 use super::peers::Peers;
 use super::{NODE_GROUP, NodeStats, PeerStatus};
 use crate::core::Core;
@@ -40,6 +41,7 @@ struct State {
     groups: HashMap<u64, Group>,
     /// Groups that this node leads and that have not quiesced.
     beating: HashMap<u64, Arc<Shared>>,
+    elections: Elections,
     /// Nobody ticks any more: no group may come.
     is_closed: bool,
 }
@@ -72,8 +74,10 @@ fn count(counter: &AtomicU64, by: usize) {
 impl Hub {
     pub(super) fn new(config: &NodeConfig, transport: Arc<dyn Transport>, life: u64) -> Self {
         let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0);
-        let state =
-            State { peers, groups: HashMap::new(), beating: HashMap::new(), is_closed: false };
+        // As long as a peer may be silent: an election that takes longer has failed.
+        let elections = Elections::new(config.max_elections, config.suspect_after_ns());
+        let (groups, beating) = (HashMap::new(), HashMap::new());
+        let state = State { peers, groups, beating, elections, is_closed: false };
         Self {
             transport,
             state: Mutex::new(state),
@@ -132,6 +136,8 @@ impl Hub {
                 state.tell_of(suspect, None);
             }
             state.beating.values().for_each(|shared| shared.beat());
+            let admitted = state.elections.expire(self.now());
+            state.admit(&admitted);
         }
         self.due.notify_one();
     }
@@ -215,6 +221,7 @@ impl Hub {
         let group = {
             let mut state = self.state.lock();
             state.beating.remove(&id);
+            state.end_campaign(id, self.now());
             let group = state.groups.remove(&id);
             if let Some(group) = &group {
                 if let Some(term) = group.reign {
@@ -248,21 +255,37 @@ impl Hub {
         }
     }
 
+    /// The election of `group` is due. Returns whether it may campaign; else it is told
+    /// [`Event::Admitted`] when its turn comes.
+    fn ask_to_campaign(&self, group: u64) -> bool {
+        let (mut state, now) = (self.state.lock(), self.now());
+        let may = state.elections.ask(group, now);
+        let admitted = state.elections.admit(now);
+        state.admit(&admitted);
+        may
+    }
+
+    fn end_campaign(&self, group: u64) {
+        self.state.lock().end_campaign(group, self.now());
+    }
+
     pub(super) fn peers(&self) -> Vec<PeerStatus> {
         let state = self.state.lock();
         state.peers.lives().map(|(id, life)| PeerStatus { id, is_alive: life.is_some() }).collect()
     }
 
     pub(super) fn stats(&self) -> NodeStats {
-        let (groups, beating) = {
+        let (groups, beating, (campaigning, waiting)) = {
             let state = self.state.lock();
-            (state.groups.len(), state.beating.len())
+            (state.groups.len(), state.beating.len(), state.elections.counts())
         };
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.counters;
         NodeStats {
             groups,
             beating,
+            campaigning,
+            waiting_to_campaign: waiting,
             messages_sent: read(&counters.messages_sent),
             messages_received: read(&counters.messages_received),
             sends_failed: read(&counters.sends_failed),
@@ -280,6 +303,18 @@ impl State {
         for group in self.groups.values().filter(|group| group.members.contains(&node)) {
             group.shared.tell(Event::Node { node, life });
         }
+    }
+
+    /// Tells groups that it is their turn to campaign.
+    fn admit(&self, admitted: &[u64]) {
+        for group in admitted.iter().filter_map(|id| self.groups.get(id)) {
+            group.shared.tell(Event::Admitted);
+        }
+    }
+
+    fn end_campaign(&mut self, group: u64, now: u64) {
+        let admitted = self.elections.end(group, now);
+        self.admit(&admitted);
     }
 }
 
@@ -353,9 +388,23 @@ impl Seat {
 pub(crate) struct Shown {
     reign: Option<u64>,
     beats: bool,
+    /// It has one of the places for groups that campaign.
+    campaigns: bool,
 }
 
 impl Seat {
+    /// Asks for a place among the groups that campaign. Without one the group is told
+    /// [`Event::Admitted`] when its turn comes.
+    pub(crate) fn ask_to_campaign(&self, shown: &mut Shown) -> bool {
+        shown.campaigns = self.hub.ask_to_campaign(self.group);
+        shown.campaigns
+    }
+
+    /// The hub has given it a place.
+    pub(crate) fn admitted(shown: &mut Shown) {
+        shown.campaigns = true;
+    }
+
     /// Tells the hub what of the core concerns it, when that has changed. To be called after each
     /// turn.
     pub(crate) fn show(&self, shown: &mut Shown, core: &Core) {
@@ -366,6 +415,10 @@ impl Seat {
         let beats = core.role() == Role::Leader && !core.is_quiesced();
         if std::mem::replace(&mut shown.beats, beats) != beats {
             self.hub.set_beating(self.group, beats);
+        }
+        if shown.campaigns && !core.is_campaigning() {
+            shown.campaigns = false;
+            self.hub.end_campaign(self.group);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Many groups on one node.
 
 mod config;
+mod elections;
 pub(crate) mod hub;
 pub(crate) mod peers;
 
@@ -239,7 +240,7 @@ pub struct PeerStatus {
     pub is_alive: bool,
 }
 
-/// Counts of a node; all but the first two since its start.
+/// Counts of a node; all but the first four since its start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NodeStats {
@@ -247,6 +248,10 @@ pub struct NodeStats {
     pub groups: usize,
     /// Of these, groups that this node leads and that have not quiesced.
     pub beating: usize,
+    /// Groups whose election is under way, [`NodeConfig::max_elections`] at most.
+    pub campaigning: usize,
+    /// Groups whose election is due and waits for one of those to end.
+    pub waiting_to_campaign: usize,
     /// Messages between nodes that were handed to the transport.
     pub messages_sent: u64,
     /// Messages between nodes that came.

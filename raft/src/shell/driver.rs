@@ -158,6 +158,7 @@ impl Driver {
             self.core.step(now, Input::WithdrawReads { tokens });
         }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
+            self.hold_election_until_admitted(now);
             self.core.step(now, Input::Tick);
         }
         // Before a received snapshot is taken from where it was handed over: who looks there and
@@ -203,6 +204,17 @@ impl Driver {
         stop
     }
 
+    /// Where an election is due and the node has no place for it, it waits for
+    /// [`Event::Admitted`].
+    fn hold_election_until_admitted(&mut self, now: u64) {
+        if let Some((seat, shown)) = &mut self.seat
+            && self.core.is_election_due(now)
+            && !seat.ask_to_campaign(shown)
+        {
+            self.core.hold_election();
+        }
+    }
+
     /// Turns an event into the core's input. `Err`: it has none, or the node is to stop.
     fn input(&mut self, now: u64, event: Event) -> Result<Input, Option<StopReason>> {
         Ok(match event {
@@ -226,7 +238,7 @@ impl Driver {
                 Input::Message { from, message }
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
-            event @ (Event::Beat | Event::Node { .. } | Event::Resigned) => {
+            event @ (Event::Beat | Event::Node { .. } | Event::Resigned | Event::Admitted) => {
                 self.node_input(&event).ok_or(None)?
             }
             Event::Campaign => {
@@ -277,8 +289,15 @@ impl Driver {
     }
 
     /// What comes from the node of many groups.
-    fn node_input(&self, event: &Event) -> Option<Input> {
+    fn node_input(&mut self, event: &Event) -> Option<Input> {
         match event {
+            Event::Admitted => {
+                if let Some((_, shown)) = &mut self.seat {
+                    // Given back at the end of this turn where nothing comes of it.
+                    Seat::admitted(shown);
+                }
+                self.core.release_election().then_some(Input::Tick)
+            }
             Event::Beat => {
                 self.shared.beat_taken();
                 Some(Input::Beat)

@@ -52,6 +52,8 @@ pub(crate) enum Event {
     },
     /// From the node: a leadership has ended.
     Resigned,
+    /// From the node: it is the group's turn to campaign, if it still wants to.
+    Admitted,
     Campaign,
     Change {
         token: u64,
