@@ -56,9 +56,9 @@ pub struct Config {
     pub disk_stall: Duration,
     /// How long clients ask nothing of a leader before its group quiesces: nobody sends heartbeats
     /// or waits for them until something happens. A leader that was asked nothing since its node
-    /// started quiesces as soon as all members have what it has. Only where the caller says which nodes are alive, as
-    /// [`Node`](crate::Node) does; a [`Raft`](crate::Raft) by itself never quiesces. All nodes of
-    /// the group must know of it. `None`: never. Default 1 s; up to 1 h.
+    /// started quiesces as soon as all members have what it has. Only where the caller says which
+    /// nodes are alive, as [`Node`](crate::Node) does; a [`Raft`](crate::Raft) by itself never
+    /// quiesces. All nodes of the group must know of it. `None`: never. Default 1 s; up to 1 h.
     pub quiesce_after: Option<Duration>,
     /// How long the leader waits for an acknowledgement before it asks what has arrived and
     /// sends the rest again. Default 200 ms.
