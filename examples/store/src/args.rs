@@ -18,6 +18,16 @@ pub struct Cli {
     #[cfg(feature = "demo")]
     #[arg(long)]
     pub tls: bool,
+    /// The demo of a store in so many shards: a node is added and a hot shard split, under load
+    #[cfg(feature = "demo")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "tls", value_parser = shards)]
+    pub shards: Option<u32>,
+}
+
+/// The number of shards that divide the hashes at first.
+fn shards(word: &str) -> Result<u32, String> {
+    let number = word.parse().ok().filter(|number| (1..=1024).contains(number));
+    number.ok_or_else(|| "expected 1 to 1024, as in 16".to_owned())
 }
 
 /// The commands.
@@ -38,6 +48,8 @@ pub enum Mode {
     Replace(Replace),
     /// Remove a node from a cluster that serves
     Remove(Remove),
+    /// Look at a store in shards, add a node to it, or split a shard
+    Shards(Shards),
     /// Run three nodes under random kills, stops, partitions and slow links, check everything
     #[cfg(feature = "demo")]
     Soak(Soak),
@@ -98,6 +110,36 @@ pub struct Remove {
     pub id: u64,
 }
 
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct Shards {
+    /// HTTP address of any node
+    #[arg(long, value_name = "HTTP_ADDR")]
+    pub to: SocketAddr,
+    #[command(subcommand)]
+    pub wanted: ShardsWanted,
+}
+
+/// What is done to a store in shards.
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+pub enum ShardsWanted {
+    /// Print the map, and the load of each shard
+    Show,
+    /// Add a node, which runs with --join, and move its part of the data to it
+    Add {
+        /// Number of the new node: one that no node of this cluster ever had
+        #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+        id: u64,
+        /// Address on which the new node listens for its peers
+        #[arg(long, value_name = "ADDR")]
+        peers: SocketAddr,
+        /// Address on which the new node serves HTTP
+        #[arg(long, value_name = "ADDR")]
+        http: SocketAddr,
+    },
+    /// Split the hottest shard where its requests divide evenly
+    Split,
+}
+
 #[cfg(feature = "demo")]
 #[derive(Debug, PartialEq, Eq, Args)]
 pub struct Soak {
@@ -131,6 +173,10 @@ pub struct Serve {
     /// it. Keep the option at later starts; the peers are where it can be heard from
     #[arg(long)]
     pub join: bool,
+    /// The node is one of a store in shards: so many of hashes at first, and one of ordered keys.
+    /// The same on every node, at every start
+    #[arg(long, value_name = "NUMBER", value_parser = shards)]
+    pub shards: Option<u32>,
     #[command(flatten)]
     pub tls: TlsFiles,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::header::{ETAG, IF_MATCH, LOCATION};
+use hyper::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH, LOCATION};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -139,9 +139,33 @@ impl Client {
         body: Bytes,
         deadline: Instant,
     ) -> Result<Answered, Lost> {
-        let mut request = Request::builder().method(method).uri(format!("http://{node}{path}"));
+        let mut headers = HeaderMap::new();
         if let Some(version) = if_match {
-            request = request.header(IF_MATCH, format!("\"{version}\""));
+            let version = HeaderValue::try_from(format!("\"{version}\""));
+            headers.insert(IF_MATCH, version.map_err(|_| Lost::NotApplied)?);
+        }
+        self.send_with(node, method, path, &headers, body, deadline).await
+    }
+
+    /// The same with any headers.
+    ///
+    /// # Errors
+    /// [`Lost`] says whether the request may have been applied.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the outcome of the request is unknown.
+    pub async fn send_with(
+        &self,
+        node: SocketAddr,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+        body: Bytes,
+        deadline: Instant,
+    ) -> Result<Answered, Lost> {
+        let mut request = Request::builder().method(method).uri(format!("http://{node}{path}"));
+        if let Some(all) = request.headers_mut() {
+            all.extend(headers.clone());
         }
         let request = request.body(Full::new(body)).map_err(|_| Lost::NotApplied)?;
         let response = match timeout_at(deadline, self.http.request(request)).await {

@@ -120,7 +120,7 @@ async fn observe(State(app): Shared, request: Request, next: Next) -> Response {
 }
 
 /// The key from the path, or why the path has none.
-type Key = Result<Path<String>, PathRejection>;
+pub(crate) type Key = Result<Path<String>, PathRejection>;
 
 async fn write(
     State(app): Shared,
@@ -391,7 +391,7 @@ impl Failure {
         Self::rejected(StatusCode::BAD_REQUEST, error.into())
     }
 
-    fn rejected(status: StatusCode, error: String) -> Self {
+    pub(crate) fn rejected(status: StatusCode, error: String) -> Self {
         Self { status, error, outcome: "not_applied", leader: None }
     }
 
@@ -405,7 +405,7 @@ impl Failure {
         Self { status, error: "not the leader".to_owned(), outcome: "not_applied", leader }
     }
 
-    fn proposal(error: &ProposeError) -> Self {
+    pub(crate) fn proposal(error: &ProposeError) -> Self {
         let (status, outcome) = match (error.outcome(), error) {
             (Outcome::Unknown, _) => (StatusCode::GATEWAY_TIMEOUT, "unknown"),
             (_, ProposeError::TooLarge { .. }) => (StatusCode::PAYLOAD_TOO_LARGE, "not_applied"),
@@ -452,7 +452,7 @@ impl IntoResponse for Failure {
     }
 }
 
-fn valid_key(key: Key) -> Result<Bytes, Failure> {
+pub(crate) fn valid_key(key: Key) -> Result<Bytes, Failure> {
     let Path(key) = key?;
     if !(1..=MAX_KEY_BYTES).contains(&key.len()) {
         return Err(Failure::bad_request(KEY_RULE));
@@ -460,12 +460,12 @@ fn valid_key(key: Key) -> Result<Bytes, Failure> {
     Ok(key.into())
 }
 
-fn etag(version: u64) -> String {
+pub(crate) fn etag(version: u64) -> String {
     format!("\"{version}\"")
 }
 
 /// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`.
-fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
+pub(crate) fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
     match (headers.get(IF_MATCH), headers.get(IF_NONE_MATCH)) {
         (None, None) => Ok(Condition::Always),
         (None, Some(star)) if star == "*" => Ok(Condition::Absent),

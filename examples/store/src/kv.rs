@@ -129,6 +129,21 @@ impl Kv {
         }
     }
 
+    /// Takes the pairs from `at` on out of this map. `index` is that of the command that does so:
+    /// every later version, in both maps, is above it.
+    pub fn split_off(&mut self, index: u64, at: &[u8]) -> Self {
+        let pairs = self.pairs.split_off(at);
+        let bytes = pairs.iter().map(|(key, held)| (key.len() + held.value.len()) as u64).sum();
+        self.bytes -= bytes;
+        self.applied = index;
+        Self { pairs, bytes, applied: index }
+    }
+
+    /// The greatest key.
+    pub fn last_key(&self) -> Option<&Bytes> {
+        self.pairs.last_key_value().map(|(key, _)| key)
+    }
+
     fn insert(&mut self, key: Bytes, held: Versioned) {
         self.bytes += (key.len() + held.value.len()) as u64;
         let key_len = key.len();
@@ -196,6 +211,12 @@ impl Kv {
 const FORMAT: u8 = 1;
 
 impl Command {
+    /// The key that it is about.
+    pub fn key(&self) -> &Bytes {
+        let (Self::Put { key, .. } | Self::Delete { key, .. }) = self;
+        key
+    }
+
     pub fn encode(&self) -> Bytes {
         let (kind, key, value, condition) = match self {
             Self::Put { key, value, condition } => (1, key, Some(value), condition),

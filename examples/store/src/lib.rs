@@ -13,6 +13,7 @@
 //! | `traffic.rs` | requests under way, and the end of a node | |
 //! | `client.rs` | an HTTP client that finds the leader | |
 //! | `cluster.rs`, `up.rs` | a cluster of processes on this machine | |
+//! | `shards/` | the store in shards: many raft groups on each node | leave it out |
 //! | `args.rs`, `main.rs` | the command line | |
 //! | `demo/` | the demo and the soak | leave it out |
 
@@ -30,6 +31,7 @@ pub mod members;
 pub mod metrics;
 pub mod node;
 pub mod observe;
+pub mod shards;
 pub mod tls;
 pub mod traffic;
 pub mod up;

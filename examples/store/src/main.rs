@@ -8,6 +8,7 @@
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
 //! store replace --old 2 --to HTTP_ADDR --id 4 --peers ADDR --http ADDR
 //! store soak --minutes 10
+//! store --shards 16      the store in shards: a node is added, a hot shard is split, under load
 //! ```
 
 use std::error::Error;
@@ -15,18 +16,21 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use store::args::{self, Add, Cli, Mode, Remove, Replace};
+use store::args::{self, Add, Cli, Mode, Remove, Replace, Shards};
 #[cfg(feature = "demo")]
 use store::demo;
 use store::members::{self, Added, Wanted};
 use store::node::{self, Stopped};
-use store::{log, up};
+use store::{log, shards, up};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let ended = match cli.mode {
         #[cfg(feature = "demo")]
-        None | Some(Mode::Demo) => on_runtime(demo::run(cli.tls)),
+        None | Some(Mode::Demo) => match cli.shards {
+            Some(shards) => on_runtime(demo::shards::run(shards)),
+            None => on_runtime(demo::run(cli.tls)),
+        },
         #[cfg(feature = "demo")]
         Some(Mode::Soak(soak)) => on_runtime(demo::soak::run(&soak)),
         // Without the demo a command is required, so clap has ended the process.
@@ -36,9 +40,13 @@ fn main() -> ExitCode {
         Some(Mode::Add(new)) => on_runtime(ask(new.to, Some(&new), None)),
         Some(Mode::Replace(Replace { old, new })) => on_runtime(ask(new.to, Some(&new), Some(old))),
         Some(Mode::Remove(Remove { to, id })) => on_runtime(ask(to, None, Some(id))),
+        Some(Mode::Shards(Shards { to, wanted })) => on_runtime(shards::cli::run(to, wanted)),
         Some(Mode::Create(create)) => node::create(create.id, &create.data),
         Some(Mode::Serve(serve)) => match args::check(&serve) {
-            Ok(()) => log::start().and_then(|()| node::serve(*serve)),
+            Ok(()) => log::start().and_then(|()| match serve.shards {
+                Some(_) => shards::node::serve(*serve),
+                None => node::serve(*serve),
+            }),
             Err(error) => {
                 eprintln!("store: {error}");
                 return ExitCode::from(2);

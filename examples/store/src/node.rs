@@ -30,13 +30,13 @@ use crate::tls;
 use crate::traffic::{Freshness, Traffic};
 
 /// Keeps the nodes of one store from talking to those of another. **Choose your own.**
-const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
+pub(crate) const CLUSTER: u128 = 0x766f_7573_736f_6972_2073_746f_7265_0001;
 /// The number under which raft's messages travel, the same on every node.
-const RAFT_SERVICE: u16 = 1;
+pub(crate) const RAFT_SERVICE: u16 = 1;
 /// The raft group. A process can run many, over one journal and one transport.
 const GROUP: u64 = 0;
 /// How long the node waits at shutdown for its peers to take queued messages.
-const GOODBYE: Duration = Duration::from_secs(1);
+pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Why a node did not start, or stopped without being told to.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +76,7 @@ fn cause(disk: &Option<String>) -> String {
 
 impl Stopped {
     /// Why raft did not start.
-    fn at_start(data: &Path, error: StartError) -> Box<dyn Error> {
+    pub(crate) fn at_start(data: &Path, error: StartError) -> Box<dyn Error> {
         match error {
             StartError::Config(_) | StartError::Restored(_) | StartError::WrongNode { .. } => {
                 Self::Options { folder: data.display().to_string(), error }.into()
@@ -273,13 +273,13 @@ async fn hand_over(raft: &Raft) {
 }
 
 /// Whether a restart with the same folder would end in the same way.
-fn must_be_rebuilt(reason: &StopReason) -> bool {
+pub(crate) fn must_be_rebuilt(reason: &StopReason) -> bool {
     let lost = [HaltReason::Damaged, HaltReason::LogLost, HaltReason::Inconsistent];
     reason.halted().is_some_and(|reason| lost.contains(&reason))
 }
 
 /// Waits for `work` until the deadline, or until a second SIGTERM or Ctrl-C.
-async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
+pub(crate) async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
     tokio::select! {
         ended = timeout_at(until, work) => if ended.is_err() {
             tracing::warn!("the drain time is over: requests in flight are cut off");
@@ -289,7 +289,7 @@ async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
 }
 
 /// Opens the data of this node. Never creates data.
-fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
+pub(crate) fn open_store(node: &Serve) -> Result<(Journal, JournalStore), Stopped> {
     let no_data = |error| Stopped::NoData { folder: node.data.display().to_string(), error };
     if !node.data.join("journal").is_dir() {
         return Err(no_data(OpenError::Absent { wanted: identity(node.id) }));
@@ -314,7 +314,10 @@ fn journal_options(limits: &Limits) -> Config {
 }
 
 /// Opens the transport to the peers.
-async fn connect(node: &Serve, book: &AddressBook) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
+pub(crate) async fn connect(
+    node: &Serve,
+    book: &AddressBook,
+) -> Result<(Tcp, Arc<Peers>), Box<dyn Error>> {
     let config = voussoir_net::Config::new(CLUSTER);
     let addresses = Arc::new(book.peers.clone());
     let bound = match tls::load(&node.tls)? {
@@ -334,12 +337,16 @@ async fn connect(node: &Serve, book: &AddressBook) -> Result<(Tcp, Arc<Peers>), 
     Ok((tcp, Arc::new(peers)))
 }
 
-fn listen(option: &'static str, address: std::net::SocketAddr, source: std::io::Error) -> Stopped {
+pub(crate) fn listen(
+    option: &'static str,
+    address: std::net::SocketAddr,
+    source: std::io::Error,
+) -> Stopped {
     Stopped::Listen { option, address, source }
 }
 
 /// Returns when raft has stopped for good, for example after its disk failed.
-async fn stopped(raft: &Raft) -> StopReason {
+pub(crate) async fn stopped(raft: &Raft) -> StopReason {
     let mut status = raft.status();
     loop {
         if let Some(reason) = raft.stopped() {
@@ -352,7 +359,7 @@ async fn stopped(raft: &Raft) -> StopReason {
 }
 
 /// Returns at SIGTERM or Ctrl-C.
-async fn shutdown_signal() {
+pub(crate) async fn shutdown_signal() {
     let terminated = async {
         match signal(SignalKind::terminate()) {
             Ok(mut signal) => drop(signal.recv().await),
@@ -368,7 +375,7 @@ async fn shutdown_signal() {
 }
 
 /// Returns when standard input closes, if that is wanted.
-async fn parent_exited(wanted: bool) {
+pub(crate) async fn parent_exited(wanted: bool) {
     if !wanted {
         return std::future::pending().await;
     }

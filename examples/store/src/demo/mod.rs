@@ -6,6 +6,7 @@ pub mod check;
 mod live;
 pub mod load;
 pub mod model;
+pub mod shards;
 pub mod soak;
 
 use std::io;

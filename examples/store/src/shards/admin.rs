@@ -1,0 +1,236 @@
+//! What an operator does with a sharded store: add a node, split a hot shard, see how it is.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::Method;
+use tokio::time::{Instant, sleep};
+
+use super::http::NodeStatus;
+use super::load::Hot;
+use super::map::{Address, Change, ShardMap};
+use super::plan::{self, Plan};
+use super::router::Router;
+use crate::client::{Answered, Client};
+
+/// How long a change of the map is tried.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Time limit of one request.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Pause before something is asked for again.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Changes a sharded store and looks at it, through any of its nodes.
+#[derive(Debug, Clone)]
+pub struct Admin {
+    client: Client,
+    nodes: Vec<SocketAddr>,
+    router: Router,
+}
+
+impl Admin {
+    pub fn new(nodes: Vec<SocketAddr>) -> Self {
+        let router = Router::new(nodes.clone());
+        Self { client: Client::new(nodes.clone()), nodes, router }
+    }
+
+    /// The newest map that a node gives.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn map(&self) -> ShardMap {
+        self.router.refresh().await;
+        self.router.routes().map.clone()
+    }
+
+    /// A map of this version or a newer one.
+    async fn map_since(&self, version: u64) -> ShardMap {
+        loop {
+            let map = self.map().await;
+            if map.version >= version {
+                return map;
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    /// The status of every node in the map that answers.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn statuses(&self) -> BTreeMap<u64, NodeStatus> {
+        let mut statuses = BTreeMap::new();
+        for (id, address) in &self.map().await.nodes {
+            let until = Instant::now() + Duration::from_millis(500);
+            let sent = self.client.send_to(
+                address.http,
+                &Method::GET,
+                "/status",
+                None,
+                Bytes::new(),
+                until,
+            );
+            if let Ok(Answered::Reply(reply)) = sent.await
+                && let Ok(status) = serde_json::from_slice(&reply.body)
+            {
+                statuses.insert(*id, status);
+            }
+        }
+        statuses
+    }
+
+    /// Changes the map, and returns its version. A change may be sent twice on the way: each says
+    /// what it expects.
+    ///
+    /// # Errors
+    /// The change was refused, or no node made it within 20 s.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the change may have been made.
+    pub async fn change(&self, change: &Change) -> Result<u64, String> {
+        let body = Bytes::from(serde_json::to_vec(change).map_err(|error| error.to_string())?);
+        let end = Instant::now() + PATIENCE;
+        let mut leader = None;
+        for nth in 0.. {
+            if Instant::now() >= end {
+                break;
+            }
+            let node = leader.take().unwrap_or(self.nodes[nth % self.nodes.len()]);
+            let until = Instant::now() + ATTEMPT;
+            let body = body.clone();
+            match self.client.send_to(node, &Method::POST, "/map", None, body, until).await {
+                Ok(Answered::Reply(reply)) if reply.status.is_success() => {
+                    return serde_json::from_slice(&reply.body).map_err(|error| error.to_string());
+                }
+                Ok(Answered::Reply(reply)) => {
+                    return Err(String::from_utf8_lossy(&reply.body).into_owned());
+                }
+                Ok(Answered::Elsewhere(to)) if to != node => leader = Some(to),
+                Ok(_) | Err(_) => sleep(PAUSE).await,
+            }
+        }
+        Err(format!("the map was not changed within {} s", PATIENCE.as_secs()))
+    }
+
+    /// Keys of each shard, as its leader counts them.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn keys(&self) -> BTreeMap<u64, u64> {
+        let statuses = self.statuses().await;
+        let led = statuses.values().flat_map(|node| &node.shards).filter(|shard| shard.leads);
+        led.map(|shard| (shard.id, shard.keys as u64)).collect()
+    }
+
+    /// Adds a node, which runs with `--join`, and names it in the map for its part of the shards.
+    /// Returns what moves; [`settled`](Self::settled) waits for it.
+    ///
+    /// # Errors
+    /// A change was refused or not made.
+    ///
+    /// # Cancel safety
+    /// After a dropped future a part of the moves may be named. Call it again.
+    pub async fn add(&self, id: u64, address: Address) -> Result<Plan, String> {
+        let plan = self.plan(id, address).await?;
+        for change in &plan.moves {
+            self.change(change).await?;
+        }
+        Ok(plan)
+    }
+
+    /// Adds a node to the map, and plans what moves to it.
+    ///
+    /// # Errors
+    /// The node was not added, or the shards are still busy with an earlier change.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the node may be in the map. Call it again.
+    pub async fn plan(&self, id: u64, address: Address) -> Result<Plan, String> {
+        let version = self.change(&Change::AddNode { id, address }).await?;
+        // Every shard has a leader then, which counts its keys.
+        self.settled(PATIENCE).await?;
+        let (map, keys) = (self.map_since(version).await, self.keys().await);
+        Ok(plan::fill_up(&map, &keys, id))
+    }
+
+    /// The hottest shard of all nodes, if one should be split.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn hottest(&self) -> Option<Hot> {
+        let hot = self.statuses().await.into_values().filter_map(|status| status.hot);
+        hot.max_by(|one, other| one.share.total_cmp(&other.share))
+    }
+
+    /// Splits a shard at a place: the right half goes to other nodes. Returns the new shard;
+    /// [`settled`](Self::settled) waits for it.
+    ///
+    /// # Errors
+    /// The change was refused or not made.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the split may be under way.
+    pub async fn split(&self, shard: u64, at: &str) -> Result<u64, String> {
+        let requests = self.statuses().await.into_iter().map(|(id, status)| {
+            (id, status.shards.iter().map(|shard| shard.reads + shard.writes).sum())
+        });
+        let requests = requests.collect();
+        let map = self.map().await;
+        let epoch = map.shards.get(&shard).ok_or("the map has no such shard")?.epoch;
+        let nodes = plan::apart(&map, &requests, shard);
+        let change = Change::Split { shard, epoch, at: at.to_owned(), nodes };
+        let version = self.change(&change).await?;
+        let map = self.map_since(version).await;
+        let new = map.shards.iter().find(|(_, info)| info.start == at);
+        new.map(|(id, _)| *id).ok_or_else(|| "the split is not in the map".to_owned())
+    }
+
+    /// Waits until every shard is open and held by those that the map names, and nothing moves.
+    ///
+    /// # Errors
+    /// It is not so in time: what is missing.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing is changed.
+    pub async fn settled(&self, within: Duration) -> Result<(), String> {
+        let end = Instant::now() + within;
+        loop {
+            let missing = self.unsettled().await;
+            let Some(missing) = missing else { return Ok(()) };
+            if Instant::now() >= end {
+                return Err(format!("after {} s: {missing}", within.as_secs()));
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn unsettled(&self) -> Option<String> {
+        let (map, statuses) = (self.map().await, self.statuses().await);
+        if map.shards.is_empty() {
+            return Some("there is no shard map".to_owned());
+        }
+        for (id, info) in &map.shards {
+            if info.fills_from.is_some() || info.split.is_some() {
+                return Some(format!("shard {id} is being split or filled"));
+            }
+            let replicas = |node: &NodeStatus| node.shards.iter().find(|it| it.id == *id).cloned();
+            let Some(leader) = statuses.values().filter_map(replicas).find(|it| it.leads) else {
+                return Some(format!("shard {id} has no leader"));
+            };
+            let mut wanted = info.nodes.clone();
+            wanted.sort_unstable();
+            if !leader.is_open || leader.is_parting || leader.voters != wanted {
+                return Some(format!("shard {id} is {leader:?}, to be held by {wanted:?}"));
+            }
+        }
+        let stale = |(node, status): (&u64, &NodeStatus)| {
+            let extra = status.shards.iter().find(|shard| {
+                map.shards.get(&shard.id).is_none_or(|info| !info.nodes.contains(node))
+            });
+            extra.map(|shard| format!("node {node} still holds shard {}", shard.id))
+        };
+        statuses.iter().find_map(stale)
+    }
+}

@@ -1,0 +1,145 @@
+//! Tests of the shard map.
+
+use super::*;
+
+fn address(port: u16) -> Address {
+    Address { peers: ([127, 0, 0, 1], port).into(), http: ([127, 0, 0, 1], port + 1).into() }
+}
+
+/// Three nodes, `hashes` shards of hashes and one of ordered keys.
+fn first(hashes: u32) -> ShardMap {
+    let nodes = (1..=3).map(|id| (id, address(id as u16 * 10))).collect();
+    let mut map = ShardMap::default();
+    map.apply(Change::Begin { nodes, hashes, replicas: 3 }).unwrap();
+    map
+}
+
+/// Every place has one owner: ranges lie one behind the other, without a gap.
+fn assert_covers(map: &ShardMap) {
+    let mut owning: Vec<&ShardInfo> =
+        map.shards.values().filter(|info| info.fills_from.is_none()).collect();
+    owning.sort_by(|one, other| one.start.cmp(&other.start));
+    assert_eq!(owning.first().unwrap().start, "");
+    for pair in owning.windows(2) {
+        assert_eq!(pair[0].end.as_ref(), Some(&pair[1].start));
+    }
+    assert_eq!(owning.last().unwrap().end, None);
+    let routes = Routes::new(map.clone());
+    for (id, info) in map.shards.iter().filter(|(_, info)| info.fills_from.is_none()) {
+        let found = routes.find(&info.start).unwrap();
+        assert_eq!((found.0, found.1), (*id, info));
+    }
+}
+
+#[test]
+fn the_first_map_covers_every_place_and_is_led_evenly() {
+    let map = first(16);
+    assert_eq!((map.version, map.shards.len()), (1, 17));
+    assert_covers(&map);
+    for node in 1..=3 {
+        let led = map.shards.values().filter(|info| info.nodes[0] == node).count();
+        assert!((5..=6).contains(&led), "node {node} is to lead {led}");
+    }
+    let mut again = map.clone();
+    let begin = Change::Begin { nodes: map.nodes.clone(), hashes: 4, replicas: 3 };
+    assert_eq!(again.apply(begin), Err(Refused::Begun));
+    assert_eq!(again, map);
+    assert!(Routes::new(ShardMap::default()).find("r/x").is_none());
+}
+
+#[test]
+fn a_split_owns_nothing_until_it_is_opened() {
+    let mut map = first(4);
+    let (shard, at) = (5, "r/ordered/m".to_owned());
+    let split =
+        |epoch, at: &str| Change::Split { shard, epoch, at: at.to_owned(), nodes: vec![2, 3, 1] };
+    assert_eq!(map.apply(split(7, &at)), Err(Refused::OtherEpoch));
+    assert_eq!(map.apply(split(1, "r/")), Err(Refused::BadPlace), "its own start");
+    assert_eq!(map.apply(split(1, "h/5")), Err(Refused::BadPlace), "of another shard");
+    assert_eq!(map.apply(split(1, &"r/x".repeat(1000))), Err(Refused::BadPlace), "too long");
+    map.apply(split(1, &at)).unwrap();
+    assert_covers(&map);
+    assert_eq!(Routes::new(map.clone()).find("r/ordered/z").unwrap().0, shard);
+    assert_eq!(map.apply(split(1, "r/ordered/p")), Err(Refused::InProgress));
+    let filling = Change::Split { shard: 6, epoch: 2, at: "r/ordered/q".into(), nodes: vec![1] };
+    assert_eq!(map.apply(filling), Err(Refused::InProgress));
+
+    map.apply(Change::Opened { shard: 6 }).unwrap();
+    assert_covers(&map);
+    let routes = Routes::new(map.clone());
+    assert_eq!(routes.find("r/ordered/l").map(|(id, info)| (id, info.epoch)), Some((5, 2)));
+    assert_eq!(routes.find("r/ordered/m").map(|(id, info)| (id, info.epoch)), Some((6, 2)));
+    let version = map.version;
+    map.apply(Change::Opened { shard: 6 }).unwrap();
+    assert_eq!(map.version, version, "it was opened before");
+    assert_eq!(map.apply(split(1, "r/ordered/b")), Err(Refused::OtherEpoch), "a late change");
+}
+
+#[test]
+fn a_replica_never_comes_back_to_a_node() {
+    let mut map = first(2);
+    let exchange = |old, new| Change::Move { shard: 1, old, new };
+    assert_eq!(map.apply(exchange(1, 4)), Err(Refused::NoNode));
+    map.apply(Change::AddNode { id: 4, address: address(40) }).unwrap();
+    assert_eq!(map.apply(exchange(4, 1)), Err(Refused::OtherNodes));
+    assert_eq!(map.apply(exchange(1, 2)), Err(Refused::OtherNodes), "it holds the shard");
+    map.apply(exchange(1, 4)).unwrap();
+    assert_eq!(map.shards[&1].nodes, [4, 2, 3], "the new one leads where the old one did");
+    assert_eq!(map.apply(exchange(1, 4)), Err(Refused::OtherNodes), "sent again");
+    assert_eq!(map.apply(exchange(2, 1)), Err(Refused::CameBack));
+    assert_covers(&map);
+}
+
+#[test]
+fn a_node_keeps_its_address() {
+    let mut map = first(2);
+    map.apply(Change::AddNode { id: 1, address: address(10) }).unwrap();
+    assert_eq!(map.version, 1, "nothing changed");
+    let moved = Change::AddNode { id: 1, address: address(90) };
+    assert_eq!(map.apply(moved), Err(Refused::OtherAddress));
+    for id in 4..=MAX_NODES as u64 {
+        map.apply(Change::AddNode { id, address: address(1000) }).unwrap();
+    }
+    let more = Change::AddNode { id: 1000, address: address(1000) };
+    assert_eq!(map.apply(more), Err(Refused::TooMany));
+}
+
+#[test]
+fn random_changes_keep_every_place_owned_once() {
+    // Situations: a split refused, a split opened, a move, a move refused.
+    let mut reached = [0_u32; 4];
+    for seed in 0..50 {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut map = first(random.u32(1..20));
+        for id in 4..=6 {
+            map.apply(Change::AddNode { id, address: address(id as u16 * 10) }).unwrap();
+        }
+        for _ in 0..60 {
+            let shard = random.u64(1..=map.shards.len() as u64);
+            let (change, at) = match random.u8(..3) {
+                0 => {
+                    let place = place::place(&format!("ordered/{}", random.u32(..1000)));
+                    let epoch = map.shards[&shard].epoch;
+                    (Change::Split { shard, epoch, at: place, nodes: vec![1, 2, 4] }, 0)
+                }
+                1 => (Change::Opened { shard }, 1),
+                _ => {
+                    let (old, new) = (random.u64(1..=6), random.u64(1..=6));
+                    (Change::Move { shard, old, new }, 2)
+                }
+            };
+            let before = map.clone();
+            match map.apply(change) {
+                Ok(()) if at == 1 => reached[1] += u32::from(map.version > before.version),
+                Ok(()) if at == 2 => reached[2] += 1,
+                Ok(()) => {}
+                Err(_) => {
+                    assert_eq!(map, before, "a refused change changed something");
+                    reached[if at == 2 { 3 } else { 0 }] += 1;
+                }
+            }
+            assert_covers(&map);
+        }
+    }
+    assert!(reached.iter().all(|count| *count > 0), "{reached:?}");
+}

@@ -1,0 +1,106 @@
+//! A store in shards, in real processes: a node is added and a hot shard split under load, with a
+//! `kill -9` in the middle of each.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use store::cluster::Cluster;
+use store::demo::shards::{Shape, play};
+use store::shards::admin::Admin;
+use store::shards::http::Moved;
+use store::shards::map::{Change, ShardMap};
+
+use self::support::{ask, program, wait_until};
+
+mod support;
+
+/// The story of the demo in short: nothing is lost, the history is linearizable, at most an even
+/// part of the keys has moved, and the halves of the hot shard are led by different nodes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_is_added_and_a_shard_split_while_nodes_are_killed() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape {
+        shards: 8,
+        clients: 8,
+        kept: 400,
+        part: Duration::from_secs(1),
+        away: Duration::from_secs(1),
+    };
+    let shown = play(program(), folder.path(), shape).await.unwrap();
+    println!("{shown:?}");
+    assert!(shown.moved > 0.0 && shown.moved <= shown.most_moved, "{shown:?}");
+    assert_ne!(shown.halves[0].1, shown.halves[1].1);
+    assert!(shown.acknowledged > 100 && shown.followed > 0, "{shown:?}");
+}
+
+fn map_of(node: SocketAddr) -> Option<ShardMap> {
+    serde_json::from_str(&ask(node, "GET", "/shards", "", "")?.body).ok()
+}
+
+/// One node in one process holds all: what is asked of it is answered in every case.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_for_a_key_that_has_moved_is_told_where_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(Path::new(program()), folder.path(), 1).unwrap();
+    cluster.set_options(&["--shards", "2"]);
+    cluster.start_all().unwrap();
+    let (_, node) = cluster.addresses()[0];
+    let admin = Admin::new(vec![node]);
+    admin.settled(Duration::from_secs(20)).await.unwrap();
+    let ready = ask(node, "GET", "/ready", "", "").unwrap();
+    assert_eq!(ready.status, 200, "{ready:?}");
+
+    let put = |headers: &str, body: &str| ask(node, "PUT", "/kv/ordered/m", headers, body).unwrap();
+    let named = |shard: u64, epoch: u64, request: u64| {
+        format!(
+            "store-shard: {shard}\r\nstore-epoch: {epoch}\r\nstore-client: 5\r\n\
+             store-request: {request}\r\n"
+        )
+    };
+    let first = put(&named(3, 1, 1), "one");
+    assert_eq!(first.status, 204, "{first:?}");
+    let version =
+        |raw: &support::Raw| raw.headers["etag"].trim_matches('"').parse::<u64>().unwrap();
+
+    // A split, by the map alone; the shards do the rest.
+    let split = Change::Split { shard: 3, epoch: 1, at: "r/ordered/g".into(), nodes: vec![1] };
+    admin.change(&split).await.unwrap();
+    admin.settled(Duration::from_secs(20)).await.unwrap();
+    wait_until("the map has the split", || map_of(node).is_some_and(|map| map.shards.len() == 4));
+    let refused = admin.change(&split).await.unwrap_err();
+    assert!(refused.contains("not the one that the change expects"), "{refused}");
+
+    // The old place: a typed answer that says the new one, and nothing is changed.
+    let moved = put(&named(3, 1, 2), "two");
+    assert_eq!(moved.status, 421, "{moved:?}");
+    let moved: Moved = serde_json::from_str(&moved.body).unwrap();
+    assert_eq!((moved.shard, moved.epoch, moved.node, moved.http), (4, 2, 1, Some(node)));
+    assert_eq!((&*moved.error, &*moved.outcome), ("moved", "not_applied"));
+    // The same request at the new place is applied; the first one, sent again, is not.
+    let second = put(&named(4, 2, 2), "two");
+    assert_eq!(second.status, 204, "{second:?}");
+    assert!(version(&second) > version(&first), "a version was given twice");
+    let again = put(&named(4, 2, 2), "two");
+    assert_eq!((again.status, version(&again)), (204, version(&second)));
+    let old = put(&named(4, 2, 1), "one");
+    assert_eq!(old.status, 409, "{old:?}");
+    let read = ask(node, "GET", "/kv/ordered/m", "", "").unwrap();
+    assert_eq!((&*read.body, version(&read)), ("two", version(&second)));
+    // Without the headers a node finds the place by itself; a wrong epoch is told the right one.
+    assert_eq!(put("", "three").status, 204);
+    let stale = put(&named(4, 9, 3), "four");
+    let stale: Moved = serde_json::from_str(&stale.body).unwrap();
+    assert_eq!((stale.shard, stale.epoch), (4, 2));
+    assert_eq!(put("store-client: x\r\nstore-request: 1\r\n", "five").status, 400);
+
+    // All of it is there after a kill.
+    cluster.kill(1).await.unwrap();
+    cluster.start(1).unwrap();
+    admin.settled(Duration::from_secs(20)).await.unwrap();
+    let again = put(&named(4, 2, 2), "two");
+    assert_eq!((again.status, version(&again)), (204, version(&second)), "{again:?}");
+    let read = ask(node, "GET", "/kv/ordered/m", "", "").unwrap();
+    assert_eq!(read.body, "three");
+    cluster.end_all().await.unwrap();
+}
