@@ -425,6 +425,20 @@ mod tests {
     }
 
     #[test]
+    fn a_store_in_shards_is_served_looked_at_and_changed() {
+        assert_eq!((served("").shards, served("--shards 16").shards), (None, Some(16)));
+        let [to, peers, http] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let line = "shards --to 127.0.0.1:1 add --id 4 --peers 127.0.0.1:2 --http 127.0.0.1:3";
+        let wanted = ShardsWanted::Add { id: 4, peers, http };
+        assert_eq!(parsed(line), Ok(Some(Mode::Shards(Shards { to, wanted }))));
+        let show = Shards { to, wanted: ShardsWanted::Show };
+        assert_eq!(parsed("shards --to 127.0.0.1:1 show"), Ok(Some(Mode::Shards(show))));
+        let said = parsed(&format!("{SERVE} --shards 0")).unwrap_err();
+        assert!(said.contains("expected 1 to 1024"), "{said}");
+        assert!(parsed("shards --to 127.0.0.1:1").is_err());
+    }
+
+    #[test]
     fn a_node_has_all_files_of_tls_or_none() {
         let node = served("--tls-ca ca.pem --tls-cert node-1.pem --tls-key node-1.key");
         assert_eq!(node.tls.authorities, Some("ca.pem".into()));

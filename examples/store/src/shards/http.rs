@@ -145,9 +145,11 @@ impl Asked {
         };
         let http = routes.map.nodes.get(&node).map(|address| address.http);
         if self.named.is_none() {
-            return match http.filter(|_| node != host.id()) {
+            // A client that follows to a node that has just died has nowhere to go on from.
+            let is_dead = host.node.peers().iter().any(|peer| peer.id == node && !peer.is_alive);
+            return match http.filter(|_| node != host.id() && !is_dead) {
                 Some(http) => Failure::redirect(&http.to_string(), &self.uri).into_response(),
-                None => Failure::unavailable("the shard has no leader yet").into_response(),
+                None => Failure::unavailable("no leader can be reached").into_response(),
             };
         }
         let (error, outcome) = ("moved".to_owned(), "not_applied".to_owned());

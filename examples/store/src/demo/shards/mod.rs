@@ -26,7 +26,7 @@ use crate::shards::router::Router;
 
 /// Options of the nodes: elections that a busy machine does not begin by itself.
 const TIMING: [&str; 6] =
-    ["--heartbeat", "100ms", "--election-min", "600ms", "--election-max", "1200ms"];
+    ["--heartbeat", "100ms", "--election-min", "500ms", "--election-max", "1000ms"];
 /// How long moves and splits may take.
 const PATIENCE: Duration = Duration::from_secs(40);
 /// Steps after which the checker gives up. An undecided history counts as a failure.
@@ -148,7 +148,9 @@ async fn set_up(program: &Path, folder: &Path, shape: Shape) -> Result<Stage, Bo
     cluster.start_all()?;
     let nodes: Vec<_> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
     let (admin, router) = (Admin::new(nodes.clone()), Router::new(nodes));
-    admin.settled(PATIENCE).await?;
+    let settled = admin.settled(PATIENCE).await;
+    cluster.no_crash()?;
+    settled?;
     print(&format!(
         "three nodes hold {shards} shards of hashes and one of ordered keys, three replicas each, \
          on one journal a node; data and logs in {}",
