@@ -138,10 +138,10 @@ impl ShardMap {
         if self.version > 0 {
             return Err(Refused::Begun);
         }
-        let starts = place::first_starts(hashes);
-        if nodes.is_empty() || nodes.len() > MAX_NODES || starts.len() > MAX_SHARDS {
+        if nodes.is_empty() || nodes.len() > MAX_NODES || hashes as usize >= MAX_SHARDS {
             return Err(Refused::TooMany);
         }
+        let starts = place::first_starts(hashes);
         let ids: Vec<u64> = nodes.keys().copied().collect();
         let replicas = replicas.clamp(1, MAX_REPLICAS.min(ids.len()));
         let ends = starts.iter().skip(1).cloned().map(Some).chain([None]);

@@ -44,6 +44,8 @@ fn the_first_map_covers_every_place_and_is_led_evenly() {
     let begin = Change::Begin { nodes: map.nodes.clone(), hashes: 4, replicas: 3 };
     assert_eq!(again.apply(begin), Err(Refused::Begun));
     assert_eq!(again, map);
+    let many = Change::Begin { nodes: map.nodes.clone(), hashes: u32::MAX, replicas: 3 };
+    assert_eq!(ShardMap::default().apply(many), Err(Refused::TooMany));
     assert!(Routes::new(ShardMap::default()).find("r/x").is_none());
 }
 

@@ -1,4 +1,4 @@
-//! The demo of the store in shards: a node is added and a hot shard split under load, each with a
+//! The demo of the store in shards: a node is added and hot shards are split under load, each with a
 //! `kill -9` in the middle; then everything is checked.
 
 pub mod load;
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use voussoir_sim::check_kv;
 
-use self::load::{Load, ShardHistory};
+use self::load::Load;
 use self::view::View;
 use crate::cluster::Cluster;
 use crate::log::print;
@@ -43,7 +43,7 @@ pub struct Shape {
     pub clients: u64,
     /// Keys that are written before the load begins, and looked for at the end.
     pub kept: u64,
-    /// Length of the parts in which nothing is changed.
+    /// Length of each part in which nothing is changed.
     pub part: Duration,
     /// How long a killed node stays away.
     pub away: Duration,
@@ -55,15 +55,15 @@ pub struct Shown {
     /// The part of all keys that moved to the new node, replicas counted, and the most that may.
     pub moved: f64,
     pub most_moved: f64,
-    /// The shard that was split, the one that it was split into, and the leader of each.
-    pub halves: [(u64, u64); 2],
+    /// For each split, the shard that was split and the new one, each with its leader.
+    pub halves: [[(u64, u64); 2]; 2],
     /// Operations that were acknowledged, of unknown outcome, and refused.
     pub acknowledged: u64,
     pub unknown: u64,
     pub refused: u64,
     /// Answers that said that a key has moved.
     pub followed: u64,
-    /// Operations and keys of the history that was checked.
+    /// Operations of the history that was checked.
     pub judged: usize,
     pub kept: u64,
 }
@@ -108,7 +108,9 @@ pub async fn play(program: &Path, folder: &Path, shape: Shape) -> Result<Shown, 
     stage.watch(shape.part).await?;
     let (moved, most_moved) = add_a_node(&mut stage, shape).await?;
     stage.watch(shape.part).await?;
-    let halves = split_the_hottest(&mut stage, shape).await?;
+    let first = split_the_hottest(&mut stage, shape, Victim::Source).await?;
+    stage.watch(shape.part).await?;
+    let second = split_the_hottest(&mut stage, shape, Victim::Target).await?;
     stage.watch(shape.part).await?;
 
     let Stage { mut cluster, admin, router, load, .. } = stage;
@@ -118,11 +120,9 @@ pub async fn play(program: &Path, folder: &Path, shape: Shape) -> Result<Shown, 
     admin.settled(PATIENCE).await?;
     all_kept(&router, shape.kept).await?;
     check_kv(&history, MAX_STEPS).map_err(|error| error.to_string())?;
-    let halves = halves_apart(&admin, halves).await?;
-    let ids: Vec<u64> = cluster.ids();
+    let halves = [halves_apart(&admin, first).await?, halves_apart(&admin, second).await?];
     cluster.end_all().await?;
     let (acknowledged, refused, unknown) = history.outcomes();
-    print(&format!("{} nodes have ended", ids.len()));
     Ok(Shown {
         moved,
         most_moved,
@@ -131,13 +131,9 @@ pub async fn play(program: &Path, folder: &Path, shape: Shape) -> Result<Shown, 
         unknown,
         refused,
         followed: router.followed(),
-        judged: calls(&history),
+        judged: history.calls().len(),
         kept: shape.kept,
     })
-}
-
-fn calls(history: &ShardHistory) -> usize {
-    history.calls().len()
 }
 
 async fn set_up(program: &Path, folder: &Path, shape: Shape) -> Result<Stage, Box<dyn Error>> {
@@ -240,9 +236,22 @@ fn share_moved(before: &ShardMap, after: &ShardMap, keys: &BTreeMap<u64, u64>) -
     moved as f64 / all.max(1) as f64
 }
 
-/// Heats the ordered keys until a node says that their shard is hot, and splits it; the leader of
-/// the shard is killed when the split is in the map. Returns both halves.
-async fn split_the_hottest(stage: &mut Stage, shape: Shape) -> Result<[u64; 2], Box<dyn Error>> {
+/// Who is killed in the middle of a split.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    /// The leader of the shard that is split.
+    Source,
+    /// The node that is to lead the new one.
+    Target,
+}
+
+/// Heats the ordered keys until a node says that a shard of them is hot, and splits it. A node that
+/// takes part is killed as soon as the split is in the map. Returns both halves.
+async fn split_the_hottest(
+    stage: &mut Stage,
+    shape: Shape,
+    victim: Victim,
+) -> Result<[u64; 2], Box<dyn Error>> {
     stage.load.stats.heat.store(HEAT.1, std::sync::atomic::Ordering::Relaxed);
     print(&format!("{} % of the requests go to keys below {ORDERED} now", HEAT.1));
     let end = Instant::now() + PATIENCE;
@@ -270,8 +279,12 @@ async fn split_the_hottest(stage: &mut Stage, shape: Shape) -> Result<[u64; 2], 
         hot.at,
         hot.shard
     ));
-    stage.kill(leader, "which leads the shard that is split").await?;
-    stage.back(leader, shape.away).await?;
+    let (victim, why) = match (victim, right.first()) {
+        (Victim::Target, Some(target)) => (*target, "which is to lead the new shard"),
+        _ => (leader, "which leads the shard that is split"),
+    };
+    stage.kill(victim, why).await?;
+    stage.back(victim, shape.away).await?;
     stage.admin.settled(PATIENCE).await?;
     let took = began.elapsed().as_secs_f64();
     print(&format!("the halves are apart after {took:.1} s, the kill included"));
@@ -286,7 +299,7 @@ async fn leader(admin: &Admin, shard: u64) -> Option<u64> {
     statuses.into_iter().find(|(_, status)| leads(status)).map(|(id, _)| id)
 }
 
-/// Waits until each half is led by the node that the map prefers, and checks that these are two.
+/// Waits until the halves are led by two nodes, and checks that they are not on the same ones.
 async fn halves_apart(
     admin: &Admin,
     [left, right]: [u64; 2],
@@ -367,12 +380,14 @@ where
 }
 
 fn summary(shown: &Shown) -> String {
-    let [(left, one), (right, other)] = shown.halves;
+    let halves = shown.halves.map(|[(left, one), (right, other)]| {
+        format!("shard {left} is led by node {one}, shard {right} by node {other}")
+    });
     format!(
         "
 operations        {} acknowledged, {} of unknown outcome, {} refused
 moved             {:.2} % of the keys to the new node; an even part and 5 % is {:.2} %
-split             shard {left} is led by node {one}, shard {right} by node {other}
+splits            {}
 followed          {} answers that said that a key has moved
 kept keys         {}, none lost
 history           linearizable: {} operations",
@@ -381,6 +396,7 @@ history           linearizable: {} operations",
         shown.refused,
         shown.moved * 100.0,
         shown.most_moved * 100.0,
+        halves.join("; "),
         shown.followed,
         shown.kept,
         shown.judged,
