@@ -45,7 +45,8 @@ pub async fn run(to: SocketAddr, wanted: ShardsWanted) -> Result<(), Box<dyn Err
         let requests: u64 = held.iter().map(|shard| shard.reads + shard.writes).sum();
         let end = info.end.as_deref().unwrap_or("the end");
         print(&format!(
-            "shard {id:<3} epoch {:<3} nodes {:?}  {keys} keys  {requests} requests  '{}' to '{end}'",
+            "shard {id:<3} epoch {:<3} nodes {:?}  {keys} keys  {requests} requests  \
+             '{}' to '{end}'",
             info.epoch, info.nodes, info.start
         ));
     }

@@ -62,7 +62,8 @@ pub async fn run(host: Arc<Host>) {
     }
 }
 
-/// Starts the replicas that this node holds or is to hold, and deletes those that it has given away.
+/// Starts the replicas that this node holds or is to hold, and deletes those that it has given
+/// away.
 async fn replicas(host: &Host) -> Result<(), Failed> {
     let mut is_pending = false;
     for (id, info) in &host.routes().map.shards {

@@ -1,5 +1,5 @@
-//! The demo of the store in shards: a node is added and hot shards are split under load, each with a
-//! `kill -9` in the middle; then everything is checked.
+//! The demo of the store in shards: a node is added and hot shards are split under load, each with
+//! a `kill -9` in the middle; then everything is checked.
 
 pub mod load;
 mod view;
