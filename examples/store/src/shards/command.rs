@@ -4,7 +4,7 @@
 //!
 //! | kind | command | rest |
 //! |---|---|---|
-//! | 1 | write | epoch, client, number (u64 each), a [`kv::Command`](crate::kv::Command) |
+//! | 1 | write | epoch, client, number (u64 each), a [`kv::Command`] |
 //! | 2 | fill with pairs | a chunk of [`Kv`](crate::kv::Kv) |
 //! | 3 | fill with clients | [`Clients`](super::clients::Clients) |
 //! | 4 | a step of a split | [`Step`] as JSON |
