@@ -452,10 +452,10 @@ impl<K: Key, V: Value> Cache<K, V> {
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
         let Config { hard_timeout: limit, on_panic, .. } = self.inner.config;
-        let start = || within(limit, through_level(&self.inner, key.key.clone(), asked, load));
+        let start = || through_level(&self.inner, key.key.clone(), asked, limit, load);
         let restart = (on_panic == OnPanic::RetryOnce).then(|| -> Restart<V> {
             let (inner, key, load) = (Arc::clone(&self.inner), key.key.clone(), Arc::clone(load));
-            Box::new(move || within(limit, through_level(&inner, key, asked, &load)))
+            Box::new(move || through_level(&inner, key, asked, limit, &load))
         });
         let boarded = Ride::board(&self.inner, key, asked, start, restart)?;
         let counters = &self.inner.counters;
@@ -506,23 +506,28 @@ fn within<V: Value>(limit: Duration, mut load: LoadFuture<V>) -> LoadFuture<V> {
     }))
 }
 
-/// The load, by way of the second level if there is one.
+/// The load, by way of the second level if there is one. `limit` bounds the source's part alone:
+/// the second level has limits of its own, and one that hangs must not use up the source's time.
 fn through_level<K: Key, V: Value, F>(
     inner: &Arc<Inner<K, V>>,
     key: K,
     asked: Asked,
+    limit: Duration,
     load: &Arc<F>,
 ) -> LoadFuture<V>
 where
     F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
 {
     let level = inner.remote.as_ref().and_then(|remote| remote.level.clone());
-    let Some(level) = level else { return load(key) };
+    let Some(level) = level else { return within(limit, load(key)) };
     let (inner, load) = (Arc::clone(inner), Arc::clone(load));
     Box::pin(async move {
-        match &inner.remote {
-            Some(remote) => remote.load_through(&level, key, asked, &*load).await,
-            None => load(key).await,
+        let load = |key| within(limit, load(key));
+        // A tagger that panics costs the second level's copy: without the tags of its key a value
+        // there could not be invalidated.
+        match (&inner.remote, inner.derive_tags(&key)) {
+            (Some(remote), Some(tags)) => remote.load_through(&level, key, tags, asked, load).await,
+            _ => load(key).await,
         }
     })
 }

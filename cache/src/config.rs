@@ -17,6 +17,9 @@ pub struct Config {
     pub max_weight: u64,
     /// How long an entry is fresh. `None` for as long as it is in the cache. Up to 100 years.
     /// Default `None`.
+    ///
+    /// With a second level: how long before the second level is asked again. What it answers may be
+    /// as old as [`LevelConfig::ttl`](crate::LevelConfig::ttl), one hour by default.
     pub ttl: Option<Duration>,
     /// How much of its lifetime an entry loses at random, so that entries that were stored together
     /// do not expire together: 0 to 1. Default 0.1.
@@ -42,7 +45,9 @@ pub struct Config {
     /// How long a reader waits for a load before it is given a stale value, if there is one that
     /// `stale_if_error` allows; the load goes on. `None` for until the load ends. Default `None`.
     pub soft_timeout: Option<Duration>,
-    /// The longest that one load may take; it fails then. At least 1 ms. Default 30 s.
+    /// The longest that one call of the source or loader may take; the load fails then. A second
+    /// level has limits of its own, and makes a load longer by `LevelConfig::lease_wait` and four
+    /// times `LevelConfig::timeout` at most. At least 1 ms. Default 30 s.
     pub hard_timeout: Duration,
     /// The longest that a write-through waits for the sink; its outcome is unknown then. A sink
     /// that ends its own attempt before that leaves nothing that could be applied later, unseen.

@@ -240,6 +240,12 @@ impl<K: Key, V: Value> Inner<K, V> {
             })
     }
 
+    /// The tags that the tagger, which is foreign code, derives from a key. `None` if it panicked.
+    pub(crate) fn derive_tags(&self, key: &K) -> Option<Vec<String>> {
+        let Some(tagger) = &self.tagger else { return Some(Vec::new()) };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| tagger(key))).ok()
+    }
+
     /// Makes an answer for the members of a load, and an entry of what is to be stored. Runs
     /// foreign code (weigher, tagger), so no lock is held.
     pub(crate) fn judge_load(

@@ -60,7 +60,8 @@ pub trait SecondLevel: Send + Sync + 'static {
     /// [`LevelError`] if there was no answer.
     ///
     /// # Cancel safety
-    /// Dropped after [`LevelConfig::timeout`], as all calls are.
+    /// Dropped after [`LevelConfig::timeout`], as all calls are, and when nobody waits for the load
+    /// any more. One call of `fetch` then follows whose answer nobody needs.
     async fn fetch(&self, key: &[u8]) -> Result<Option<Fetched>, LevelError>;
 
     /// The version of each tag's last invalidation; 0 if there was none. `None` where it is not
@@ -134,12 +135,17 @@ pub enum OnOutage {
 #[non_exhaustive]
 pub struct LevelConfig {
     /// How long a value lives in the second level; less where the source gave it a shorter
-    /// lifetime. The bound on the age of values whatever fails. 1 ms to 100 days. Default 1 hour.
+    /// lifetime. The bound on the age of a fresh value whatever fails: it may be above
+    /// [`Config::ttl`](crate::Config::ttl), which then only says how long a process serves its own
+    /// copy before it asks again. [`Config::stale_if_error`](crate::Config::stale_if_error) and
+    /// [`Config::stale_while_revalidate`](crate::Config::stale_while_revalidate) come after it.
+    /// 1 ms to 100 days. Default 1 hour.
     pub ttl: Duration,
     /// The limit for one call of the second level. 1 ms to 1 minute. Default 100 ms.
     pub timeout: Duration,
     /// How long the second level is left alone after a call that failed, so that an outage costs
-    /// one time limit and not one for each load. At most 1 hour. Default 500 ms.
+    /// one time limit and not one for each load, also where readers give up before it. At most 1
+    /// hour. Default 500 ms.
     pub rest: Duration,
     /// How long the lease of a key lasts. A load that takes longer is not stored in the second
     /// level, and another process may load the key meanwhile. 1 ms to 1 hour. Default 5 s.
