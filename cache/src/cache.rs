@@ -643,7 +643,8 @@ impl<K: Key, V: Value> Builder<K, V> {
     /// [`codec`](Self::codec). The cache must then be built inside a tokio runtime.
     ///
     /// Everything is dropped when the bus comes up, at the start too, when it goes down and when a
-    /// message was missed. While it is down entries live for [`BusConfig::outage_ttl`] at most.
+    /// message was missed. While it is down entries are served for [`BusConfig::outage_ttl`] at
+    /// most, stale ones included. A bus whose runtime has ended is down.
     pub fn bus(mut self, bus: impl Bus, config: BusConfig) -> Self {
         self.remote.bus = Some((Arc::new(bus), config));
         self

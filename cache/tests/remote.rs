@@ -4,10 +4,10 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use support::faulty::{Faulty, FaultyState};
 use support::{Mood, Script, Scripted, config};
 use tokio::time::sleep;
 use voussoir_cache::testing::{MemoryLevel, check_bus, check_second_level};
@@ -115,61 +115,6 @@ async fn a_group_of_keys_is_invalidated_everywhere() {
     assert_eq!(["user:1", "user:2", "order:1"].map(|key| two.get(key)), [None, None, Some(1)]);
 }
 
-/// A bus that can be made to fail and to lose what it carries.
-#[derive(Clone, Default)]
-struct Faulty {
-    inner: LocalBus,
-    state: Arc<FaultyState>,
-}
-
-#[derive(Default)]
-struct FaultyState {
-    is_down: AtomicBool,
-    loses: AtomicBool,
-    /// Subscriptions from before this one are over.
-    epoch: AtomicU64,
-    published: AtomicU64,
-}
-
-struct FaultySubscription(Box<dyn Subscription>, Faulty, u64);
-
-#[async_trait]
-impl Bus for Faulty {
-    async fn publish(&self, messages: &[Vec<u8>]) -> Result<(), BusError> {
-        if self.state.is_down.load(Ordering::SeqCst) {
-            return Err(BusError("down".into()));
-        }
-        self.state.published.fetch_add(messages.len() as u64, Ordering::SeqCst);
-        if self.state.loses.load(Ordering::SeqCst) {
-            return Ok(());
-        }
-        self.inner.publish(messages).await
-    }
-
-    async fn subscribe(&self) -> Result<Box<dyn Subscription>, BusError> {
-        if self.state.is_down.load(Ordering::SeqCst) {
-            return Err(BusError("down".into()));
-        }
-        let epoch = self.state.epoch.load(Ordering::SeqCst);
-        Ok(Box::new(FaultySubscription(self.inner.subscribe().await?, self.clone(), epoch)))
-    }
-}
-
-#[async_trait]
-impl Subscription for FaultySubscription {
-    async fn next(&mut self) -> Option<Vec<u8>> {
-        loop {
-            if self.1.state.epoch.load(Ordering::SeqCst) != self.2 {
-                return None;
-            }
-            tokio::select! {
-                message = self.0.next() => return message,
-                () = sleep(MS) => {}
-            }
-        }
-    }
-}
-
 async fn faulty_pair(script: &Arc<Script>) -> ([Numbers; 2], Arc<FaultyState>) {
     let bus = Faulty::default();
     let build = || builder(script).bus(bus.clone(), BusConfig::default()).build().unwrap();
@@ -222,6 +167,65 @@ async fn a_silent_bus_is_down_after_its_timeout() {
     assert_eq!(two.get_or_load(&1).await.unwrap(), Some(11));
     sleep(100 * SECOND).await;
     assert_eq!(two.get(&1), Some(11), "the bus is up again");
+}
+
+/// The windows for stale values are for sources that fail, not for a bus that nobody hears.
+#[tokio::test(start_paused = true)]
+async fn a_silent_bus_bounds_stale_values_too() {
+    let script = Script::new(1);
+    let bus = Faulty::default();
+    let lasting = config(|config| {
+        config.ttl = Some(5 * SECOND);
+        config.stale_while_revalidate = 60 * SECOND;
+        config.stale_if_error = 600 * SECOND;
+    });
+    let build = || {
+        let built = builder(&script).config(lasting.clone());
+        built.bus(bus.clone(), BusConfig::default()).build().unwrap()
+    };
+    let [one, two] = [build(), build()];
+    sleep(100 * MS).await;
+    bus.state.loses.store(true, Ordering::SeqCst);
+    bus.state.is_down.store(true, Ordering::SeqCst);
+    sleep(10 * SECOND).await;
+    assert_eq!(two.get_or_load(&1).await.unwrap(), Some(10));
+    script.write(1, 11);
+    one.invalidate(&1);
+    sleep(900 * MS).await;
+    assert_eq!(two.get(&1), Some(10), "nobody has told");
+    sleep(200 * MS).await;
+    assert_eq!(two.get(&1), None, "older than `outage_ttl`");
+    script.set(Mood::Fails);
+    assert!(two.get_or_load(&1).await.is_err(), "nor is it served when the source fails");
+    script.set(Mood::Answers);
+    assert_eq!(two.get_or_load(&1).await.unwrap(), Some(11));
+}
+
+/// The runtime on which a cache was built ends, and with it the task that hears of invalidations.
+#[test]
+fn a_cache_whose_runtime_has_ended_hears_of_nothing_and_knows() {
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let (first, second) = (runtime(), runtime());
+    let bus = LocalBus::default();
+    let build = |runtime: &tokio::runtime::Runtime| {
+        runtime.block_on(async {
+            let built = Cache::<u64, u64>::builder().codec(PlainCodec);
+            let cache = built.bus(bus.clone(), BusConfig::default()).build().unwrap();
+            sleep(20 * MS).await;
+            cache
+        })
+    };
+    let (one, two) = (build(&second), build(&first));
+    assert!(two.insert(1, 10));
+    assert_eq!(two.get(&1), Some(10));
+    drop(first);
+    assert_eq!(two.get(&1), None, "the bus is down");
+    assert!(two.insert(1, 10));
+    second.block_on(async {
+        one.invalidate(&1);
+        sleep(BusConfig::default().outage_ttl + 100 * MS).await;
+    });
+    assert_eq!(two.get(&1), None);
 }
 
 #[tokio::test(start_paused = true)]
@@ -635,70 +639,4 @@ fn a_codec_and_a_runtime_are_needed() {
     let bus = || Cache::builder().bus(LocalBus::default(), BusConfig::default());
     assert_eq!(field(bus().build()), "codec");
     assert_eq!(field(bus().codec(PlainCodec).build()), "bus or second_level");
-}
-
-/// Several caches with and without faults in bus and second level, at random: no cache serves a
-/// value older than an invalidation that all have acknowledged.
-#[tokio::test(start_paused = true)]
-async fn no_cache_serves_what_all_have_dropped() {
-    for seed in 0..40 {
-        run(seed).await;
-    }
-}
-
-async fn run(seed: u64) {
-    let mut chance = voussoir_sim::Rng::stream(seed, 1);
-    let script = Script::new(1);
-    script.tags.lock().push("rows".into());
-    let (level, bus) = (MemoryLevel::default(), Faulty::default());
-    let build = || {
-        let built = builder(&script).bus(bus.clone(), BusConfig::default());
-        built.second_level(level.clone(), LevelConfig::default()).build().unwrap()
-    };
-    let caches = [build(), build(), build()];
-    sleep(10 * MS).await;
-    for key in 0..4 {
-        script.write(key, 0);
-    }
-    let readers: Arc<Mutex<Vec<tokio::task::JoinHandle<()>>>> = Arc::default();
-    for value in 1..60 {
-        *script.takes.lock() = MS * chance.below(20) as u32;
-        level.delay(MS * chance.below(3) as u32);
-        let key = chance.below(4);
-        for _ in 0..chance.below(4) {
-            let cache = caches[chance.below(3) as usize].clone();
-            let key = chance.below(4);
-            readers.lock().push(tokio::spawn(async move {
-                cache.get_or_load(&key).await.unwrap();
-            }));
-        }
-        match chance.below(12) {
-            0 => level.set_failing(true),
-            1 => bus.state.is_down.store(true, Ordering::SeqCst),
-            2 => _ = bus.state.epoch.fetch_add(1, Ordering::SeqCst),
-            3 => level.forget(),
-            _ => {}
-        }
-        sleep(MS * chance.below(20) as u32).await;
-        let cache = &caches[chance.below(3) as usize];
-        script.write(key, value);
-        match chance.below(4) {
-            0 => cache.invalidate_tag("rows"),
-            1 => cache.clear(),
-            _ => cache.invalidate(&key),
-        }
-        level.set_failing(false);
-        bus.state.is_down.store(false, Ordering::SeqCst);
-        cache.settle().await;
-        // A subscription that was over has begun anew by then, and the word has arrived.
-        sleep(600 * MS).await;
-        for cache in &caches {
-            let read = cache.get_or_load(&key).await.unwrap();
-            assert_eq!(read, Some(value), "seed {seed}, key {key}");
-        }
-    }
-    let readers = std::mem::take(&mut *readers.lock());
-    for reader in readers {
-        reader.await.unwrap();
-    }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Times {
     pub(crate) refresh_at: u64,
     /// The entry is fresh before this time.
     pub(crate) end: u64,
+    /// From here on the entry is served to nobody, whatever the windows for stale values are.
+    pub(crate) gone_at: u64,
     /// How long the load took that brought the value.
     pub(crate) load_nanos: u64,
 }
@@ -23,21 +25,22 @@ pub(crate) struct Times {
 impl Times {
     /// Those of an entry that is only fresh until its end.
     pub(crate) fn plain(end: u64) -> Self {
-        Self { look_at: end, refresh_at: end, end, load_nanos: 0 }
+        Self { look_at: end, refresh_at: end, end, gone_at: u64::MAX, load_nanos: 0 }
     }
 
     /// Whether [`Times::plain`] of the end says the same.
     pub(crate) fn is_plain(&self) -> bool {
         // `refresh_at` lies between them, and only before `end` it matters how long the load took.
-        self.look_at == self.end
+        self.look_at == self.end && self.gone_at == u64::MAX
     }
 
-    /// The same, but over at `end`.
+    /// The same, but gone at `end`: the windows for stale values do not follow it.
     pub(crate) fn until(self, end: u64) -> Self {
         Self {
             look_at: self.look_at.min(end),
             refresh_at: self.refresh_at.min(end),
             end: self.end.min(end),
+            gone_at: self.gone_at.min(end),
             load_nanos: self.load_nanos,
         }
     }
@@ -111,7 +114,8 @@ impl Lifetimes {
         } else {
             end
         };
-        Times { look_at: refresh_at.min(early_at), refresh_at, end, load_nanos }
+        let look_at = refresh_at.min(early_at);
+        Times { look_at, refresh_at, end, gone_at: u64::MAX, load_nanos }
     }
 
     /// What a reader does at `now`.
@@ -129,7 +133,9 @@ impl Lifetimes {
             return if due || early { Freshness::Refresh } else { Freshness::Fresh };
         }
         let late = now - times.end;
-        if late < self.revalidate {
+        if now >= times.gone_at {
+            Freshness::Gone
+        } else if late < self.revalidate {
             Freshness::Revalidate
         } else if late < self.if_error {
             Freshness::IfError
@@ -140,7 +146,7 @@ impl Lifetimes {
 
     /// Whether an entry whose load failed may be served at `now`.
     pub(crate) fn may_serve_on_error(&self, times: &Times, now: u64) -> bool {
-        now < times.end || now - times.end < self.if_error
+        now < times.gone_at && (now < times.end || now - times.end < self.if_error)
     }
 }
 
@@ -177,6 +183,27 @@ mod tests {
         assert_eq!((at(10), at(14)), (Freshness::Revalidate, Freshness::Revalidate));
         assert_eq!((at(15), at(29)), (Freshness::IfError, Freshness::IfError));
         assert_eq!(at(30), Freshness::Gone);
+    }
+
+    /// While nobody would tell of an invalidation, an entry is served for so long and no longer.
+    #[test]
+    fn an_entry_that_is_gone_is_served_in_no_window() {
+        let rules = lifetimes(|config| {
+            config.ttl = Some(Duration::from_secs(10));
+            config.stale_while_revalidate = Duration::from_secs(5);
+            config.stale_if_error = Duration::from_secs(20);
+        });
+        let random = Random::new(1);
+        let times = rules.times(0, false, None, SECOND, &random).until(3 * SECOND);
+        assert!(!times.is_plain());
+        let at = |nanos: u64| {
+            (rules.judge(&times, nanos, &random), rules.may_serve_on_error(&times, nanos))
+        };
+        assert_eq!(at(3 * SECOND - 1), (Freshness::Fresh, true));
+        assert_eq!(at(3 * SECOND), (Freshness::Gone, false));
+        let later = rules.times(0, false, None, SECOND, &random).until(12 * SECOND);
+        assert_eq!(rules.judge(&later, 11 * SECOND, &random), Freshness::Revalidate);
+        assert_eq!(rules.judge(&later, 12 * SECOND, &random), Freshness::Gone);
     }
 
     #[test]

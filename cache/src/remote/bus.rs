@@ -58,8 +58,9 @@ pub struct BusConfig {
     /// A bus over which a cache does not hear its own heartbeat for so long is down. Also the limit
     /// for one call of the bus. At least twice `heartbeat`, at most 1 day. Default 3 s.
     pub timeout: Duration,
-    /// How long an entry lives that is stored while the bus is down: nothing would tell this cache
-    /// that the entry has become stale. At most 1 day; zero stores nothing meanwhile. Default 1 s.
+    /// How long an entry is served that is stored while the bus is down: nothing would tell this
+    /// cache that the entry has become stale. No window for stale values follows it. At most 1
+    /// day; zero stores nothing meanwhile. Default 1 s.
     pub outage_ttl: Duration,
     /// Invalidations that wait for the bus or the second level. Past it they become one of
     /// everything. 1 to 1,000,000. Default 10,000.

@@ -24,6 +24,16 @@ pub(super) struct Listener<K: Key, V: Value> {
     origin: u64,
 }
 
+/// The task may end before the cache does, with the runtime on which the cache was built: nobody
+/// hears of invalidations then.
+impl<K: Key, V: Value> Drop for Listener<K, V> {
+    fn drop(&mut self) {
+        if !self.outbox.is_closed() {
+            self.set_bus(false);
+        }
+    }
+}
+
 impl<K: Key, V: Value> Listener<K, V> {
     pub(super) fn new(
         cache: &Arc<Inner<K, V>>,

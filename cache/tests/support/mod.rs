@@ -1,6 +1,8 @@
 //! A source that is scripted from the outside, for the tests.
 #![allow(dead_code, reason = "each test file uses some of this")]
 
+pub(crate) mod faulty;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
