@@ -373,7 +373,11 @@ impl<K: Key, V: Value> Shared<K, V> {
                 tokio::spawn(Arc::clone(&self).call(batch));
             }
         }
-        tokio::join!(Arc::clone(&self).call(held), Arc::clone(&self).call(missing));
+        // A task for each: one that panics takes only its own readers with it.
+        if !held.is_empty() {
+            tokio::spawn(Arc::clone(&self).call(held));
+        }
+        self.call(missing).await;
     }
 
     async fn call(self: Arc<Self>, batch: Vec<(Ask<K, V>, Reply<V>)>) {

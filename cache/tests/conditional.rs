@@ -4,7 +4,7 @@
 mod support;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -27,6 +27,8 @@ struct Versioned {
     max_batch: usize,
     /// The position of its answers; 0 for none.
     position: AtomicU64,
+    /// It panics when it is asked about held values.
+    panics: AtomicBool,
 }
 
 struct Shared(Arc<Versioned>);
@@ -62,6 +64,7 @@ impl Source<u64, u64> for Shared {
 impl ConditionalSource<u64, u64> for Shared {
     async fn reload(&self, held: &[Held<u64, u64>]) -> Vec<Result<Reloaded<u64>, SourceError>> {
         self.0.reloads.lock().push(held.to_vec());
+        assert!(!self.0.panics.load(Ordering::SeqCst), "the source panics");
         let version = self.0.row.lock().1;
         tokio::time::sleep(Duration::from_millis(10)).await;
         let answer = |held: &Held<u64, u64>| {
@@ -88,6 +91,19 @@ fn conditional(max_batch: usize) -> (Cache<u64, u64>, Arc<ManualClock>, Arc<Vers
         .conditional_source(Shared(Arc::clone(&source)))
         .clock(shared);
     (cache.build().unwrap(), clock, source)
+}
+
+/// Held and missing keys that come together are asked for in one turn. The call about the held
+/// ones panics.
+#[tokio::test(start_paused = true)]
+async fn a_panic_about_held_values_costs_no_reader_of_a_missing_one() {
+    let (cache, clock, source) = conditional(10);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(101));
+    clock.advance(2 * SECOND);
+    source.panics.store(true, Ordering::SeqCst);
+    let (held, missing) = tokio::join!(cache.get_or_load(&1), cache.get_or_load(&2));
+    assert!(matches!(held, Err(LoadError::Panicked)), "{held:?}");
+    assert_eq!(missing.unwrap(), Some(102));
 }
 
 #[tokio::test(start_paused = true)]
