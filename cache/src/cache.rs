@@ -199,7 +199,8 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Waits until the second level and the bus have taken everything that was changed or
     /// invalidated before the call. Returns at once without them, and once the cache is closed.
-    /// While they fail it waits for as long as the caller does.
+    /// While they fail, and when the runtime on which the cache was built has ended, it waits for
+    /// as long as the caller does.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -256,7 +257,9 @@ impl<K: Key, V: Value> Cache<K, V> {
 
     /// Waits until the sink has, for each key, the last value that was acknowledged before the call
     /// or a newer one, or has rejected it. Returns at once without [`Builder::write_behind`], and
-    /// once the cache is closed. While the sink fails it waits for as long as the caller does.
+    /// once the cache is closed or the runtime on which it was built has ended, when nothing more
+    /// is flushed ([`WriteError::Stopped`]). While the sink fails it waits for as long as the
+    /// caller does.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -614,7 +617,8 @@ impl<K: Key, V: Value> Builder<K, V> {
 
     /// Where [`Cache::write`] goes after it was acknowledged: write-behind. Instead of
     /// [`sink`](Self::sink), not beside it: a write that went past the backlog would be undone by
-    /// an older one in it. The cache must then be built inside a tokio runtime.
+    /// an older one in it. The cache must then be built inside a tokio runtime, which flushes until
+    /// it ends: writes fail with [`WriteError::Stopped`] after that.
     pub fn write_behind(mut self, behind: WriteBehind<K, V>, sink: impl Sink<K, V>) -> Self {
         self.sink = Some(Arc::new(sink));
         self.behind = Some(behind);

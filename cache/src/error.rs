@@ -180,6 +180,12 @@ pub enum WriteError {
     /// [`Cache::close`](crate::Cache::close) was called: nothing was written.
     #[error("the cache is closed")]
     Closed,
+    /// The runtime on which the cache was built has ended, and with it the task that brings writes
+    /// to the sink: nothing was written. Build the cache again, on a runtime that lives on; what
+    /// was acknowledged is in the journal, or with
+    /// [`WriteBehind::in_memory`](crate::WriteBehind::in_memory) in this cache only.
+    #[error("the runtime on which the cache was built has ended; build the cache again")]
+    Stopped,
     /// The cache has no sink. Give the builder one.
     #[error("the cache has no sink")]
     NoSink,
@@ -196,7 +202,7 @@ impl WriteError {
         match self {
             Self::Sink(error) => error.outcome,
             Self::Panicked | Self::TimedOut => Outcome::Unknown,
-            Self::Closed | Self::NoSink => Outcome::NotApplied,
+            Self::Closed | Self::Stopped | Self::NoSink => Outcome::NotApplied,
             #[cfg(feature = "journal")]
             Self::Journal(error) => match error.outcome() {
                 voussoir_journal::Outcome::NotApplied => Outcome::NotApplied,
@@ -209,7 +215,7 @@ impl WriteError {
     /// may happen twice is safe to retry.
     pub fn is_retryable(&self) -> bool {
         match self {
-            Self::Closed | Self::NoSink => false,
+            Self::Closed | Self::Stopped | Self::NoSink => false,
             Self::Sink(error) => !error.is_rejection(),
             Self::Panicked | Self::TimedOut => true,
             #[cfg(feature = "journal")]

@@ -72,6 +72,14 @@ struct Flusher<K: Key, V: Value> {
     random: fastrand::Rng,
 }
 
+/// The task may end before the cache does, with the runtime on which the cache was built: nothing
+/// is flushed any more then, and no write may be acknowledged.
+impl<K: Key, V: Value> Drop for Flusher<K, V> {
+    fn drop(&mut self) {
+        self.shared.stop();
+    }
+}
+
 type Answers = Vec<Result<(), SinkError>>;
 
 impl<K: Key, V: Value> Flusher<K, V> {

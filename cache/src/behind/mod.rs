@@ -126,6 +126,7 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
             progress: Notify::new(),
             wake: Notify::new(),
             is_closed: AtomicBool::new(false),
+            is_stopped: AtomicBool::new(false),
             is_moving: AtomicBool::new(false),
             acknowledged: AtomicU64::new(0),
             flushed: AtomicU64::new(0),
@@ -173,6 +174,8 @@ pub(crate) struct Shared<K: Key, V: Value> {
     /// Wakes the flusher.
     wake: Notify,
     is_closed: AtomicBool,
+    /// The flusher has ended, with its runtime or by a defect. Set while `order` is held.
+    is_stopped: AtomicBool,
     /// Records are being appended again.
     is_moving: AtomicBool,
     /// The number of dirty keys, to be read without the lock.
@@ -265,9 +268,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         // Foreign code, cloning the key, runs before the lock.
         let acknowledged_key = key.clone();
         let order = self.order.lock();
-        if self.is_draining.load(Ordering::Acquire) {
-            return Err(WriteError::Closed);
-        }
+        self.check_admits()?;
         let Admission::Admitted(ticket) = self.state.lock().admit(key, submission.bytes) else {
             return Ok(Err(submission));
         };
@@ -285,6 +286,17 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         }
         Ok(Ok(reply))
+    }
+
+    /// Fails where no write is admitted any more. The caller holds `order`.
+    pub(super) fn check_admits(&self) -> Result<(), WriteError> {
+        if self.is_draining.load(Ordering::Acquire) {
+            return Err(WriteError::Closed);
+        }
+        if self.is_stopped.load(Ordering::Acquire) {
+            return Err(WriteError::Stopped);
+        }
+        Ok(())
     }
 
     /// Hands a change to the log, which is done before the namespace is given back.
@@ -370,7 +382,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         loop {
             let mut progress = pin!(self.progress.notified());
             progress.as_mut().enable();
-            if self.state.lock().has_flushed(mark) || self.is_closed.load(Ordering::Acquire) {
+            let has_ended =
+                self.is_closed.load(Ordering::Acquire) || self.is_stopped.load(Ordering::Acquire);
+            if has_ended || self.state.lock().has_flushed(mark) {
                 return;
             }
             progress.await;
@@ -382,6 +396,15 @@ impl<K: Key, V: Value> Shared<K, V> {
         {
             let _order = self.order.lock();
             self.is_draining.store(true, Ordering::Release);
+        }
+        self.progress.notify_waiters();
+    }
+
+    /// The flusher has ended: no write is admitted from now on, and nobody waits for it.
+    fn stop(&self) {
+        {
+            let _order = self.order.lock();
+            self.is_stopped.store(true, Ordering::Release);
         }
         self.progress.notify_waiters();
     }

@@ -1,7 +1,6 @@
 //! Writes that the sink has rejected for good: kept apart, so that they pin nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use hashbrown::HashMap;
 use tokio::sync::oneshot;
@@ -155,9 +154,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let change = Change { writes: vec![record], rejected: vec![settled], ..Change::default() };
         let (submitted, ticket, reply) = {
             let _order = self.order.lock();
-            if self.is_draining.load(Ordering::Acquire) {
-                return Err(WriteError::Closed);
-            }
+            self.check_admits()?;
             let _rejected_order = self.rejected_order.lock();
             let ticket = {
                 let mut state = self.state.lock();
