@@ -27,7 +27,6 @@ use crate::remote::{Remote, RemoteParts, tasks};
 use crate::source::{ConditionalSource, Loaded, Loader, Sink, Source};
 use crate::stats::{LoadLatency, Stats, count};
 use crate::store::{HashedKey, Probe, QuickStore, Store, Weigher};
-use crate::write::Keep;
 
 /// A cache in front of a source. Clones are handles to the same cache.
 ///
@@ -60,7 +59,7 @@ pub struct Insert {
     /// Tags by which it can be invalidated.
     pub tags: Vec<String>,
     /// A version of the source's own, which only grows for one key: a stored value of a larger
-    /// version is not overwritten.
+    /// version is not overwritten while it is fresh.
     pub version: Option<u64>,
     /// The source's position at which the value was read or written, see
     /// [`Loaded::as_of`](crate::Loaded::as_of).
@@ -73,7 +72,8 @@ impl<K: Key, V: Value> Cache<K, V> {
         Builder::new()
     }
 
-    /// The fresh value of a key, if it is in the cache. `None` also where it is remembered that
+    /// The value of a key, if it is in the cache and fresh, or has expired and
+    /// [`Config::stale_while_revalidate`] still allows it. `None` also where it is remembered that
     /// the source has no value. Loads nothing and refreshes nothing.
     #[inline]
     pub fn get<Q>(&self, key: &Q) -> Option<V>
@@ -141,14 +141,15 @@ impl<K: Key, V: Value> Cache<K, V> {
         self.insert_with(key, value, Insert::default())
     }
 
-    /// Stores a value with a lifetime, tags or a version of its own. Whether it was stored: not
-    /// where a larger version of the source's own is.
+    /// Stores a value with a lifetime, tags or a version of its own. Whether it was stored: as
+    /// [`insert`](Self::insert), and not where a fresh entry has a larger version of the source's
+    /// own or a later position.
     pub fn insert_with(&self, key: K, value: V, with: Insert) -> bool {
         let Insert { ttl, tags, version, position } = with;
         let loaded = Loaded::Value { value, ttl, tags, version, position };
         let at = self.inner.next_version();
         let key = HashedKey { hash: self.inner.hash(&key), key };
-        let entry = self.inner.entry(&key.key, at, 0, &loaded);
+        let entry = self.inner.entry(&key.key, at, 0, &loaded, None);
         self.inner.tell(&key.key, entry.is_none());
         if let Some(entry) = entry {
             return self.inner.insert(key, entry);
@@ -217,6 +218,12 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while
     /// the backlog is full; the sink gets it later, and readers get it from now on.
     ///
+    /// The value stays in the cache. A tag that the source would give it is not known here, nor its
+    /// version: the invalidation of any tag drops it, and of the source's versions only those
+    /// replace it that are larger than the one that it was written over.
+    /// [`write_with`](Self::write_with) says what it has. Nothing stays of a write-through whose
+    /// key, or any tag, was invalidated while it was at the sink.
+    ///
     /// # Errors
     /// [`WriteError`]. With write-through the key's entry was dropped unless the write was
     /// certainly not applied.
@@ -226,8 +233,27 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// come goes on to its end, so that the cache shows what the sink took; one that waited for
     /// its turn writes nothing. Write-behind acknowledges the write to nobody.
     pub async fn write(&self, key: K, value: V) -> Result<(), WriteError> {
+        self.write_kept(key, value, None).await
+    }
+
+    /// As [`write`](Self::write), with what the cache keeps beside the value: a lifetime, tags or
+    /// a version of its own. The sink is given the value alone. With write-behind the lifetime
+    /// begins with the flush. [`Insert::default`] says that the source would give the value no
+    /// tags.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    ///
+    /// # Cancel safety
+    /// As [`write`](Self::write).
+    pub async fn write_with(&self, key: K, value: V, with: Insert) -> Result<(), WriteError> {
+        self.write_kept(key, value, Some(with)).await
+    }
+
+    async fn write_kept(&self, key: K, value: V, with: Option<Insert>) -> Result<(), WriteError> {
         let key = HashedKey { hash: self.inner.hash(&key), key };
-        self.inner.write(key, Some(value), Keep::Value).await
+        let keep = self.inner.keep(&key, with);
+        self.inner.write(key, Some(value), Some(keep)).await
     }
 
     /// Writes a value and leaves no entry of the key: write-around, for values that are not read
@@ -240,7 +266,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// As [`write`](Self::write).
     pub async fn write_around(&self, key: K, value: V) -> Result<(), WriteError> {
         let key = HashedKey { hash: self.inner.hash(&key), key };
-        self.inner.write(key, Some(value), Keep::Nothing).await
+        self.inner.write(key, Some(value), None).await
     }
 
     /// Deletes a key and leaves no entry of it.
@@ -252,7 +278,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// As [`write`](Self::write).
     pub async fn delete(&self, key: K) -> Result<(), WriteError> {
         let key = HashedKey { hash: self.inner.hash(&key), key };
-        self.inner.write(key, None, Keep::Nothing).await
+        self.inner.write(key, None, None).await
     }
 
     /// Waits until the sink has, for each key, the last value that was acknowledged before the call

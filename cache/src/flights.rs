@@ -363,6 +363,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
         let absent = answer.as_ref().ok().filter(|seen| seen.value.is_none());
         let absent_at = absent.map(|seen| seen.position);
+        let is_untagged = entry.is_none() && answer.is_ok();
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
@@ -391,8 +392,10 @@ impl<K: Key, V: Value> Ride<K, V> {
                 self.cache.count_overtaken();
                 removed.unstored = entry;
             }
-            // After the result was stored: a later invalidation hits the entry itself.
-            let is_hit = self.cache.is_hit(*version, tags.as_deref());
+            // After the result was stored: a later invalidation hits the entry itself. The tags of
+            // an answer without an entry are not known.
+            let is_hit_by_any = is_untagged && self.cache.tags.any().floor() > *version;
+            let is_hit = self.cache.is_hit(*version, tags.as_deref()) || is_hit_by_any;
             let unshared = if state.flight.has_others() {
                 state.landed = Some(Arc::new(Landed { answer, is_hit }));
                 None

@@ -14,8 +14,9 @@ use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
 use crate::remote::Remote;
 use crate::source::{HeldEntry, Loaded, Loader, Sink};
 use crate::stats::{Counters, Latencies, count};
-use crate::store::{Entry, Extra, HashedKey, Probe, Removed, Store, Weigher};
+use crate::store::{Entry, Extra, HashedKey, Probe, Removed, SourceVersion, Store, Weigher};
 use crate::tags::Tags;
+use crate::write::Kept;
 
 /// Derives tags from a key, such as the prefix that it shares with others.
 pub(crate) type Tagger<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;
@@ -82,6 +83,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let config = parts.config;
         let seed =
             config.seed.unwrap_or_else(|| foldhash::fast::RandomState::default().hash_one(0));
+        let has_sink = parts.sink.is_some();
         Self {
             lifetimes: Lifetimes::new(&config),
             idle: config.tti.map(nanos),
@@ -90,7 +92,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             keeps_expired: parts.loader.as_ref().is_some_and(Loader::is_conditional),
             loader: parts.loader,
             sink: parts.sink,
-            writes: crate::write::Writes::new(),
+            writes: crate::write::Writes::new(has_sink),
             behind: parts.behind,
             weigher: parts.weigher,
             tagger: parts.tagger,
@@ -259,7 +261,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             Ok(loaded) => {
                 self.counters.load_nanos.fetch_add(took, Ordering::Relaxed);
                 self.latencies.record(took);
-                let made = self.entry(key, version, took, &loaded);
+                let made = self.entry(key, version, took, &loaded, None);
                 let seen = match loaded {
                     Loaded::Value { value, position, .. } => Seen { value: Some(value), position },
                     Loaded::Absent { position } => Seen { value: None, position },
@@ -274,13 +276,15 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// The entry of a value. `None`: it is not to be stored.
+    /// The entry of a value, which was loaded, inserted or, with `written`, written. `None`: it is
+    /// not to be stored.
     pub(crate) fn entry(
         &self,
         key: &K,
         version: u64,
         took: u64,
         loaded: &Loaded<V>,
+        written: Option<&Kept>,
     ) -> Option<Entry<V>> {
         // Read after `version` was drawn: an entry that does not see it is hit by the last `clear`.
         if self.is_closed.load(Ordering::Acquire) {
@@ -301,10 +305,10 @@ impl<K: Key, V: Value> Inner<K, V> {
                 (Some(weigher), Some(value)) => weigher(key, value),
                 _ => 1,
             };
-            (weight, self.tagger.as_ref().map(|tagger| tagger(key)).unwrap_or_default())
+            (weight, self.derive_tags(key))
         };
         let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(foreign));
-        let Ok((weight, derived)) = made else {
+        let Ok((weight, Some(derived))) = made else {
             tracing::error!(target: "voussoir::cache", "the weigher or the tagger panicked");
             return None;
         };
@@ -317,13 +321,17 @@ impl<K: Key, V: Value> Inner<K, V> {
             }
             times = times.until(now.saturating_add(longest));
         }
-        let has_tags = !names.is_empty() || !derived.is_empty();
+        // Neither a write nor the absence of a value tells the tags that the source would give it.
+        let has_any = value.is_none() || written.is_some_and(|kept| kept.with.is_none());
+        let above = written.and_then(|kept| kept.above).map(SourceVersion::Above);
+        let source_version = source_version.map(SourceVersion::At).or(above);
+        let has_tags = has_any || !names.is_empty() || !derived.is_empty();
         let is_judged_always = has_tags || self.idle.is_some();
         let has_extra =
             is_judged_always || !times.is_plain() || source_version.is_some() || position.is_some();
         let extra = has_extra.then(|| {
             let names = names.iter().chain(&derived).map(String::as_str);
-            let tags = if has_tags { self.tags.intern(names) } else { Box::default() };
+            let tags = if has_tags { self.tags.intern(names, has_any) } else { Box::default() };
             Arc::new(Extra { times, tags, source_version, position, read_at: AtomicU64::new(now) })
         });
         let look_at = if is_judged_always { 0 } else { times.look_at };
@@ -351,27 +359,26 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// Whether a stored entry has a larger version of the source's own, or was read at a later
-    /// position of the source.
+    /// Whether a fresh stored entry has a larger version of the source's own, or was read at a
+    /// later position of the source. One that has expired is no obstacle: a row that was deleted
+    /// and inserted again counts its versions anew.
     fn is_outdated(
         &self,
         probe: &Probe<'_, K>,
         entry: &Entry<V>,
         removed: &mut Removals<K, V>,
     ) -> bool {
-        let version =
-            |entry: &Entry<V>| entry.extra.as_ref().and_then(|extra| extra.source_version);
-        if version(entry).is_none() && entry.position().is_none() {
+        let own = entry.source_version().and_then(SourceVersion::known);
+        if own.is_none() && entry.position().is_none() {
             return false;
         }
         removed.seen = self.store.get(probe);
         let Some(stored) = &removed.seen else { return false };
-        let live = stored.version >= self.generation.load(Ordering::Acquire);
-        let is_larger = |stored: Option<u64>, own: Option<u64>| {
-            stored.zip(own).is_some_and(|(stored, own)| stored > own)
-        };
-        live && (is_larger(version(stored), version(entry))
-            || is_larger(stored.position(), entry.position()))
+        let newer = |(stored, own): (SourceVersion, u64)| stored.is_newer_than(own);
+        let later = |(stored, own): (u64, u64)| stored > own;
+        self.is_fresh(stored)
+            && (stored.source_version().zip(own).is_some_and(newer)
+                || stored.position().zip(entry.position()).is_some_and(later))
     }
 
     /// The source has no value, as of `position`, and that is not remembered: an older one is
@@ -407,9 +414,13 @@ impl<K: Key, V: Value> Inner<K, V> {
             return None;
         }
         let tags = extra.map_or(&[][..], |extra| &extra.tags);
+        if tags.iter().any(|tag| Arc::ptr_eq(tag, self.tags.any())) {
+            // "Not modified" would not tell its tags, and a load does.
+            return None;
+        }
         Some(HeldEntry {
             value: entry.value?,
-            version: extra.and_then(|extra| extra.source_version),
+            version: extra.and_then(|extra| extra.source_version?.known()),
             tags: tags.iter().map(|tag| tag.name().to_owned()).collect(),
         })
     }
@@ -474,6 +485,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let removed = {
             let mut table = self.flights.shard(probe.hash).lock();
             let overtaken = Flights::overtake(&mut table, probe);
+            self.writes.overtake(probe.hash);
             (self.store.remove(probe), overtaken)
         };
         if removed.0.is_some() {
@@ -484,9 +496,10 @@ impl<K: Key, V: Value> Inner<K, V> {
     }
 
     /// Stores a value and keeps the result of a load under way from replacing it. Whether it was
-    /// stored: not if the stored one has a larger version of the source's own.
+    /// stored: not if the stored one has a larger version of the source's own, or if it is too
+    /// heavy.
     pub(crate) fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> bool {
-        let stored_key = key.clone();
+        let (stored_key, version) = (key.clone(), entry.version);
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
         let mut removed = Removals::default();
@@ -495,11 +508,43 @@ impl<K: Key, V: Value> Inner<K, V> {
             if self.is_outdated(&probe, &entry, &mut removed) {
                 return false;
             }
+            self.writes.overtake(key.hash);
             removed.stored = self.store.insert(stored_key, entry);
             Flights::overtake(&mut table, &probe)
         };
+        // An entry that is too heavy for the store leaves it at once.
+        let is_kept = removed.stored.iter().all(|(_, entry)| entry.version != version);
         // Foreign code: after the lock.
         drop((removed, overtaken));
-        true
+        is_kept
+    }
+
+    /// Stores a value that the sink has taken, unless what invalidates or replaces it came since
+    /// its write began, with `began` of [`Writes::began`](crate::write::Writes::began). Returns
+    /// false if the key's entry may be older than the source's value, and has to be dropped.
+    pub(crate) fn insert_written(&self, key: HashedKey<K>, entry: Entry<V>, began: u64) -> bool {
+        let stored_key = key.clone();
+        let is = |other: &K| *other == key.key;
+        let probe = Probe { hash: key.hash, is: &is };
+        let version = entry.version;
+        let mut removed = Removals::default();
+        let (is_overtaken, flight) = {
+            let mut table = self.flights.shard(key.hash).lock();
+            // Of each tag: those that the value will carry may have been forgotten meanwhile.
+            let is_overtaken = self.writes.began(key.hash) != began
+                || self.tags.any().floor() > version
+                || self.is_hit(version, entry.extra.as_deref());
+            if is_overtaken || self.is_outdated(&probe, &entry, &mut removed) {
+                removed.unstored = Some(entry);
+            } else {
+                removed.stored = self.store.insert(stored_key, entry);
+            }
+            (is_overtaken, Flights::overtake(&mut table, &probe))
+        };
+        let is_kept =
+            !is_overtaken && removed.stored.iter().all(|(_, entry)| entry.version != version);
+        // Foreign code: after the lock.
+        drop((removed, flight));
+        is_kept
     }
 }

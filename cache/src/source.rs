@@ -23,7 +23,7 @@ pub enum Loaded<V> {
         /// Tags by which it can be invalidated.
         tags: Vec<String>,
         /// A version of the source's own, which only grows for one key. A stored value of a larger
-        /// version is never overwritten.
+        /// version is not overwritten while it is fresh.
         version: Option<u64>,
         /// The source's position at which the value was read, see [`as_of`](Self::as_of).
         position: Option<u64>,

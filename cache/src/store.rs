@@ -82,13 +82,46 @@ pub struct Entry<V> {
     pub(crate) extra: Option<Arc<Extra>>,
 }
 
+/// The version of the source's own that a value has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SourceVersion {
+    /// The source gave it to the value.
+    At(u64),
+    /// The value was written over one of this version, and its own is not known.
+    Above(u64),
+}
+
+impl SourceVersion {
+    /// The largest version that is certainly not newer than the value.
+    pub(crate) fn floor(self) -> u64 {
+        match self {
+            Self::At(version) | Self::Above(version) => version,
+        }
+    }
+
+    pub(crate) fn known(self) -> Option<u64> {
+        match self {
+            Self::At(version) => Some(version),
+            Self::Above(_) => None,
+        }
+    }
+
+    /// Whether the value is newer than one of the source's version `other`.
+    pub(crate) fn is_newer_than(self, other: u64) -> bool {
+        match self {
+            Self::At(version) => version > other,
+            Self::Above(version) => version >= other,
+        }
+    }
+}
+
 /// What only some entries have, apart, so that [`Entry`] stays small.
 #[derive(Debug)]
 pub(crate) struct Extra {
     pub(crate) times: Times,
     pub(crate) tags: Box<[Arc<Tag>]>,
-    /// The version that the source gave the value.
-    pub(crate) source_version: Option<u64>,
+    /// The version that the source gave the value, or a bound of it.
+    pub(crate) source_version: Option<SourceVersion>,
     /// The position of the source at which the value was read.
     pub(crate) position: Option<u64>,
     /// When the entry was last read, where the cache has an idle time.
@@ -109,6 +142,10 @@ impl Extra {
 impl<V> Entry<V> {
     pub(crate) fn times(&self) -> Times {
         self.extra.as_ref().map_or(Times::plain(self.look_at), |extra| extra.times)
+    }
+
+    pub(crate) fn source_version(&self) -> Option<SourceVersion> {
+        self.extra.as_ref().and_then(|extra| extra.source_version)
     }
 
     /// The position of the source at which the value was read.

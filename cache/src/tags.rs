@@ -35,6 +35,8 @@ pub(crate) struct Tags {
     table: Mutex<Table>,
     /// At most this many invalidated tags are kept for loads under way.
     max_kept: usize,
+    /// The tag of values whose tags are not known: the invalidation of any tag hits them.
+    any: Arc<Tag>,
 }
 
 #[derive(Debug, Default)]
@@ -48,15 +50,25 @@ struct Table {
 
 impl Tags {
     pub(crate) fn new(max_kept: usize) -> Self {
-        Self { table: Mutex::default(), max_kept }
+        let any = Arc::new(Tag { name: Box::default(), floor: AtomicU64::new(0) });
+        Self { table: Mutex::default(), max_kept, any }
     }
 
-    /// The tags of these names, each once.
-    pub(crate) fn intern<'a>(&self, names: impl Iterator<Item = &'a str>) -> Box<[Arc<Tag>]> {
+    /// The tag that the invalidation of any tag invalidates.
+    pub(crate) fn any(&self) -> &Arc<Tag> {
+        &self.any
+    }
+
+    /// The tags of these names, each once, and with `has_any` that of [`any`](Self::any).
+    pub(crate) fn intern<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+        has_any: bool,
+    ) -> Box<[Arc<Tag>]> {
+        let mut tags: Vec<Arc<Tag>> = has_any.then(|| Arc::clone(&self.any)).into_iter().collect();
         let mut table = self.table.lock();
-        let mut tags: Vec<Arc<Tag>> = Vec::new();
         for name in names {
-            if tags.iter().all(|tag| tag.name() != name) {
+            if tags[usize::from(has_any)..].iter().all(|tag| tag.name() != name) {
                 tags.push(table.tag(name));
             }
         }
@@ -74,6 +86,7 @@ impl Tags {
         version: u64,
         oldest_load: impl FnOnce() -> Option<u64>,
     ) -> bool {
+        self.any.floor.fetch_max(version, Ordering::AcqRel);
         let mut table = self.table.lock();
         let oldest_load = oldest_load();
         table.kept.retain(|(kept, _)| oldest_load.is_some_and(|oldest| oldest < *kept));
@@ -124,7 +137,7 @@ mod tests {
     fn a_tag_that_nobody_holds_is_forgotten() {
         let tags = Tags::new(10);
         for n in 0..10_000 {
-            let held = tags.intern(std::iter::once(&*format!("tag {n}")));
+            let held = tags.intern(std::iter::once(&*format!("tag {n}")), false);
             assert!(tags.invalidate(&format!("tag {n}"), n + 1, || None));
             assert_eq!(held[0].floor(), n + 1);
         }
@@ -135,11 +148,11 @@ mod tests {
     fn an_invalidation_is_kept_only_for_loads_that_began_before_it() {
         let tags = Tags::new(2);
         assert!(tags.invalidate("a", 10, || Some(5)));
-        assert_eq!(tags.intern(std::iter::once("a"))[0].floor(), 10);
+        assert_eq!(tags.intern(std::iter::once("a"), false)[0].floor(), 10);
         // All loads under way began after it: the result of none may be too old.
         assert!(tags.invalidate("b", 12, || Some(11)));
         assert_eq!(tags.sizes().1, 1);
-        assert_eq!(tags.intern(std::iter::once("a"))[0].floor(), 0);
+        assert_eq!(tags.intern(std::iter::once("a"), false)[0].floor(), 0);
         assert!(tags.invalidate("c", 13, || Some(11)));
         assert!(!tags.invalidate("d", 14, || Some(11)), "too many to keep");
     }

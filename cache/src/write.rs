@@ -4,37 +4,84 @@ use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 
+use crate::cache::Insert;
 use crate::error::{Outcome, SinkError, WriteError};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
 use crate::source::{Loaded, Sink, Write};
-use crate::store::{HashedKey, Probe};
+use crate::store::{HashedKey, Probe, SourceVersion};
 
 /// Locks for the writes of one key: a power of two. Writes of different keys rarely share one.
 const LOCKS: usize = 256;
 
+/// Counters of what overtakes writes: a power of two. Two keys that share one cost a load.
+const COUNTERS: usize = 4096;
+
 /// Keeps writes of one key in one order, at the sink and in the cache.
-pub(crate) struct Writes(Box<[Mutex<()>]>);
+pub(crate) struct Writes {
+    locks: Box<[Mutex<()>]>,
+    /// How often keys were invalidated or inserted. Changed and compared under the lock of the
+    /// key's shard of the flights. Empty without a sink.
+    overtaken: Box<[AtomicU64]>,
+}
 
 impl Writes {
-    pub(crate) fn new() -> Self {
-        Self((0..LOCKS).map(|_| Mutex::new(())).collect())
+    pub(crate) fn new(has_sink: bool) -> Self {
+        let (locks, counters) = if has_sink { (LOCKS, COUNTERS) } else { (0, 0) };
+        Self {
+            locks: (0..locks).map(|_| Mutex::new(())).collect(),
+            overtaken: (0..counters).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    fn turn(&self, hash: u64) -> &Mutex<()> {
+        &self.locks[hash as usize % LOCKS]
+    }
+
+    /// A number that is another one once the key was invalidated or inserted.
+    pub(crate) fn began(&self, hash: u64) -> u64 {
+        let counter = self.overtaken.get(hash as usize % COUNTERS);
+        counter.map_or(0, |counter| counter.load(Ordering::Acquire))
+    }
+
+    /// The key is invalidated or inserted: a write under way may be older.
+    pub(crate) fn overtake(&self, hash: u64) {
+        if let Some(counter) = self.overtaken.get(hash as usize % COUNTERS) {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
     }
 }
 
-/// What is left in the cache after a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// The value that was written.
-    Value,
-    /// Nothing: the next reader loads it.
-    Nothing,
+/// What the cache keeps of a write; `None`: no entry, and the next reader loads the value.
+pub(crate) type Keep = Option<Arc<Kept>>;
+
+/// What is known of a value that is kept in the cache after its write.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    /// `None`: the writer has not said, and the tags that the source would give are not known.
+    pub(crate) with: Option<Insert>,
+    /// The version of the source's own that the cache had when the write began: the written one is
+    /// larger.
+    pub(crate) above: Option<u64>,
+}
+
+impl Kept {
+    fn loaded<V>(&self, value: V) -> Loaded<V> {
+        let Insert { ttl, tags, version, position } = self.with.clone().unwrap_or_default();
+        Loaded::Value { value, ttl, tags, version, position }
+    }
+
+    /// What it takes beside the value, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        let tags = self.with.as_ref().map_or(&[][..], |with| &with.tags);
+        tags.iter().map(|tag| tag.len() as u64).sum()
+    }
 }
 
 /// Drops the key's entry unless the write has ended in a known way.
@@ -52,6 +99,14 @@ impl<K: Key, V: Value> Drop for Undecided<'_, K, V> {
 }
 
 impl<K: Key, V: Value> Inner<K, V> {
+    /// What is kept of a write that begins now.
+    pub(crate) fn keep(&self, key: &HashedKey<K>, with: Option<Insert>) -> Arc<Kept> {
+        let is = |other: &K| *other == key.key;
+        let replaced = self.store.get(&Probe { hash: key.hash, is: &is });
+        let above = replaced.and_then(|entry| entry.source_version().map(SourceVersion::floor));
+        Arc::new(Kept { with, above })
+    }
+
     /// Writes to the sink, and then to the cache. One write of a key at a time.
     ///
     /// A task of its own: a caller that goes away, or is held without being polled, neither
@@ -66,13 +121,13 @@ impl<K: Key, V: Value> Inner<K, V> {
             return Err(WriteError::Closed);
         }
         if let Some(behind) = &self.behind {
-            return behind.0.write(&key.key, value, keep == Keep::Value).await;
+            return behind.0.write(&key.key, value, keep).await;
         }
         let Some(sink) = self.sink.clone() else { return Err(WriteError::NoSink) };
         let (mut reply, answer) = oneshot::channel();
         let cache = Arc::clone(self);
         tokio::spawn(async move {
-            let turn = &cache.writes.0[key.hash as usize % LOCKS];
+            let turn = cache.writes.turn(key.hash);
             // A caller that goes away while it waits for its turn has written nothing.
             let _turn = tokio::select! {
                 turn = turn.lock() => turn,
@@ -95,6 +150,9 @@ impl<K: Key, V: Value> Inner<K, V> {
         keep: Keep,
     ) -> Result<(), WriteError> {
         let undecided = Undecided { cache: self, key };
+        // Before the sink is asked: others may invalidate what they have written after this write,
+        // and are heard before the sink's answer is.
+        let (version, began) = (self.next_version(), self.writes.began(key.hash));
         let writes = [Write::new(key.key.clone(), value)];
         let written = {
             // In the future, where a panic is caught.
@@ -116,26 +174,28 @@ impl<K: Key, V: Value> Inner<K, V> {
             }
             return Err(error.into_write_error());
         }
-        let (Keep::Value, Some(value)) = (keep, value) else {
+        let (Some(kept), Some(value)) = (keep, value) else {
             // The entry is dropped, and a load that read the old value is not stored.
             return Ok(());
         };
-        let version = self.next_version();
-        if let Some(entry) = self.entry(&key.key, version, 0, &Loaded::value(value)) {
-            std::mem::forget(undecided);
+        let loaded = kept.loaded(value);
+        if let Some(entry) = self.entry(&key.key, version, 0, &loaded, Some(&kept)) {
             self.tell(&key.key, false);
-            self.insert(key.clone(), entry);
+            if self.insert_written(key.clone(), entry, began) {
+                std::mem::forget(undecided);
+            }
         }
         Ok(())
     }
 
     /// A sink has this value, or with `None` an unknown one. Entries and loads from before are
-    /// overtaken.
-    pub(crate) fn flushed(&self, key: &K, value: Option<V>) {
+    /// overtaken. The sink has no other writer, so no invalidation tells of a newer value.
+    pub(crate) fn flushed(&self, key: &K, value: Option<(V, &Kept)>) {
         let key = HashedKey { hash: self.hash(key), key: key.clone() };
         let version = self.next_version();
-        let entry = value.map(|value| self.entry(&key.key, version, 0, &Loaded::value(value)));
-        let entry = entry.flatten();
+        let entry = value.and_then(|(value, kept)| {
+            self.entry(&key.key, version, 0, &kept.loaded(value), Some(kept))
+        });
         self.tell(&key.key, entry.is_none());
         if let Some(entry) = entry {
             self.insert(key, entry);

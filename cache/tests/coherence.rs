@@ -145,6 +145,60 @@ async fn a_larger_version_of_the_source_is_never_overwritten() {
     assert_eq!(cache.get(&1), Some(7));
 }
 
+/// What a source answers for a row that is not there tells no tags.
+#[tokio::test(start_paused = true)]
+async fn the_invalidation_of_a_tag_drops_a_remembered_absence() {
+    let script = Script::new(1);
+    let (cache, _) = cache(config(|config| config.negative_ttl = Duration::from_secs(60)), &script);
+    script.rows.lock().remove(&1);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), None);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), None);
+    assert_eq!(script.calls(), 1, "it is remembered");
+    script.tags.lock().push("rows".into());
+    script.write(1, 11);
+    cache.invalidate_tag("rows");
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(11));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_is_not_given_an_absence_from_before_an_invalidation() {
+    let script = Script::new(1);
+    script.rows.lock().remove(&1);
+    let source = support::Scripted(Arc::clone(&script));
+    let built = Cache::builder().source(source).tag_keys(|_| vec!["rows".into()]);
+    let cache = built.build().unwrap();
+    let slow = slow_reader(&cache, 1).await;
+    script.write(1, 11);
+    cache.invalidate_tag("rows");
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(11), "it joined an older load");
+    assert_eq!(slow.await.unwrap().unwrap(), None, "it asked before");
+}
+
+/// A row is deleted and inserted again past the cache: its versions begin anew.
+#[tokio::test(start_paused = true)]
+async fn an_expired_version_is_no_obstacle() {
+    let script = Script::new(1);
+    let lasting = config(|config| {
+        config.ttl = Some(Duration::from_secs(10));
+        config.stale_if_error = Duration::from_secs(600);
+    });
+    let (cache, clock) = cache(lasting, &script);
+    let loads = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    let load = |version: u64| {
+        let loads = Arc::clone(&loads);
+        move |_: u64| {
+            loads.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            async move { Ok(Loaded::value(version).at_version(version)) }
+        }
+    };
+    assert_eq!(cache.get_or_load_with(&1, load(7)).await.unwrap(), Some(7));
+    clock.advance(Duration::from_secs(11));
+    for _ in 0..5 {
+        assert_eq!(cache.get_or_load_with(&1, load(1)).await.unwrap(), Some(1));
+    }
+    assert_eq!(loads.load(std::sync::atomic::Ordering::SeqCst), 2, "it was stored");
+}
+
 /// Readers, writers and invalidations on real threads over a "database" whose rows only grow. A
 /// value that is served is never older than the row was when it was last invalidated before the
 /// read began.

@@ -17,14 +17,14 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use voussoir_cache::testing::ManualClock;
 use voussoir_cache::{
-    Cache, Clock, Config, LoadError, Loaded, OnPanic, Sink, SinkError, Source, SourceError, Write,
-    async_trait,
+    Cache, Clock, Config, Insert, LoadError, Loaded, OnPanic, Sink, SinkError, Source, SourceError,
+    Write, async_trait,
 };
 use voussoir_sim::{Rng, Situations};
 
 const KEYS: u64 = 4;
 
-static SITUATIONS: [&str; 14] = [
+static SITUATIONS: [&str; 17] = [
     "a load was overtaken",
     "a load was joined",
     "a key was invalidated during its load",
@@ -39,6 +39,9 @@ static SITUATIONS: [&str; 14] = [
     "a reader was held without being polled",
     "a write-through was read",
     "an entry was evicted",
+    "a write was overtaken at the sink",
+    "a tag of keys was invalidated",
+    "a tag of the source was invalidated",
 ];
 
 /// A future that is pending for so many polls, each of which another task may precede.
@@ -122,6 +125,12 @@ struct Database {
     reading: Mutex<Vec<u64>>,
     failures: AtomicU64,
     panics: AtomicU64,
+    /// The source gives its values their tags; otherwise they are derived from keys.
+    gives_tags: bool,
+}
+
+fn tag(key: u64) -> String {
+    format!("tag {}", key % 2)
 }
 
 impl Database {
@@ -151,6 +160,7 @@ impl Database {
             }
             _ => {
                 let loaded = Loaded::value(value);
+                let loaded = if self.gives_tags { loaded.tagged(tag(key)) } else { loaded };
                 let is_versioned = self.below(3) == 0;
                 Ok(if is_versioned { loaded.at_version(value) } else { loaded })
             }
@@ -191,12 +201,15 @@ impl Source<u64, u64> for Shared {
 impl Sink<u64, u64> for Shared {
     async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
         Pauses(self.0.below(5)).await;
+        let mut answers = Vec::new();
         for write in writes {
             let value = write.value.unwrap_or(0);
-            self.0.rows[write.key as usize].fetch_max(value, Ordering::SeqCst);
+            // Rows only grow: another writer was quicker.
+            let last = self.0.rows[write.key as usize].fetch_max(value, Ordering::SeqCst);
+            answers.push(if last < value { Ok(()) } else { Err(SinkError::not_applied("older")) });
         }
-        Pauses(self.0.below(5)).await;
-        writes.iter().map(|_| Ok(())).collect()
+        Pauses(self.0.below(12)).await;
+        answers
     }
 }
 
@@ -235,13 +248,16 @@ impl World {
         let database = Arc::new(Database {
             rows: (0..KEYS).map(|_| AtomicU64::new(1)).collect(),
             chance: Mutex::new(Some(Rng::new(chance.next_u64()))),
+            gives_tags: chance.below(2) == 0,
             ..Database::default()
         });
         let clock = Arc::new(ManualClock::default());
         let shared = Shared(Arc::clone(&database));
-        let builder = Cache::builder().config(config(chance)).source(shared.clone()).sink(shared);
-        // Values that were written or inserted carry the tag too.
-        let builder = builder.tag_keys(|key| vec![format!("tag {}", key % 2)]);
+        let mut builder = Cache::builder().config(config(chance)).source(shared.clone());
+        if !database.gives_tags {
+            builder = builder.tag_keys(|key| vec![tag(*key)]);
+        }
+        let builder = builder.sink(shared);
         let cache = builder.clock(Arc::<ManualClock>::clone(&clock) as Arc<dyn Clock>);
         Self {
             cache: cache.build().unwrap(),
@@ -315,22 +331,28 @@ impl World {
         answer.ok().flatten()
     }
 
-    /// Writes the rows of one key, and tells the cache in one of its ways.
-    async fn write(self: Rc<Self>, key: u64, mut chance: Rng) {
+    /// Writes the rows of one key, or with `None` of any, and tells the cache in one of its ways.
+    async fn write(self: Rc<Self>, key: Option<u64>, mut chance: Rng) {
         for _ in 0..10 {
             Pauses(chance.below(10)).await;
-            let value = self.next();
+            let (key, value) = (key.unwrap_or_else(|| chance.below(KEYS)), self.next());
             match chance.below(10) {
-                0 => {
+                0 | 2 => {
                     if self.cache.write(key, value).await.is_ok() {
                         self.raise(key, value);
+                        let is_overtaken = self.database.row(key) > value;
+                        self.situations.add(SITUATIONS[14], u64::from(is_overtaken));
                         self.situations.add(SITUATIONS[12], self.cache.get(&key).map_or(0, |_| 1));
                     }
                     continue;
                 }
                 1 => {
                     self.database.rows[key as usize].fetch_max(value, Ordering::SeqCst);
-                    self.cache.insert(key, value);
+                    let mut with = Insert::default();
+                    if self.database.gives_tags {
+                        with.tags.push(tag(key));
+                    }
+                    self.cache.insert_with(key, value, with);
                     self.raise(key, value);
                     continue;
                 }
@@ -354,7 +376,9 @@ impl World {
             1 | 2 => {
                 let hit = move |other: u64| other % 2 == key % 2;
                 self.situations.add(SITUATIONS[3], is_read(&hit));
-                self.cache.invalidate_tag(&format!("tag {}", key % 2));
+                let at = if self.database.gives_tags { 16 } else { 15 };
+                self.situations.reached(SITUATIONS[at]);
+                self.cache.invalidate_tag(&tag(key));
                 if chance.below(3) == 0 {
                     // Others follow, more than are remembered.
                     (0..4).for_each(|n| self.cache.invalidate_tag(&format!("other {n}")));
@@ -405,7 +429,10 @@ fn life(seed: u64, situations: &'static Situations) {
         executor.spawn(Rc::clone(&world).read(Rng::stream(seed, reader)));
     }
     for key in 0..KEYS {
-        executor.spawn(Rc::clone(&world).write(key, Rng::stream(seed, 100 + key)));
+        executor.spawn(Rc::clone(&world).write(Some(key), Rng::stream(seed, 100 + key)));
+    }
+    for other in 0..2 {
+        executor.spawn(Rc::clone(&world).write(None, Rng::stream(seed, 150 + other)));
     }
     executor.spawn(Rc::clone(&world).pass_time(Rng::stream(seed, 200)));
     executor.run(&mut chance);

@@ -207,7 +207,10 @@ impl<K: Key, V: Value> Flusher<K, V> {
     fn flushed(&self, one: &Taken<K, V>) {
         let hand_over = || {
             if let Some(cache) = self.cache.upgrade() {
-                let value = one.keeps_value.then(|| Option::clone(&one.value)).flatten();
+                let value = one
+                    .keep
+                    .as_deref()
+                    .and_then(|kept| Option::clone(&one.value).map(|value| (value, kept)));
                 cache.flushed(&one.key, value);
             }
         };

@@ -22,6 +22,7 @@ use tokio::time::Instant;
 use crate::core::backlog::{Admission, Backlog, Ticket};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
+use crate::write::Keep;
 use log::{Change, Completion, Done, Hold, NoLog, WriteLog};
 
 pub use config::WriteBehindConfig;
@@ -94,7 +95,7 @@ impl<K: Key, V: Value> WriteBehind<K, V> {
         for (key, recovered) in writes {
             let ticket = backlog.begin(&key, recovered.bytes);
             let value = Arc::new(recovered.value);
-            backlog.acknowledge(0, &key, ticket, recovered.position, value, false);
+            backlog.acknowledge(0, &key, ticket, recovered.position, value, None);
         }
         backlog.set_end(recovery.end);
         let rejected =
@@ -199,7 +200,7 @@ pub(crate) struct Counts {
 /// A write that has been admitted.
 struct Submission<V> {
     value: Arc<Option<V>>,
-    keeps_value: bool,
+    keep: Keep,
     record: Vec<u8>,
     bytes: u64,
 }
@@ -234,11 +235,12 @@ impl<K: Key, V: Value> Shared<K, V> {
         self: &Arc<Self>,
         key: &K,
         value: Option<V>,
-        keeps_value: bool,
+        keep: Keep,
     ) -> Result<(), WriteError> {
         let record = self.log.encode(key, value.as_ref());
         let bytes = self.log.weigh(key, value.as_ref(), &record);
-        let mut submission = Submission { value: Arc::new(value), keeps_value, record, bytes };
+        let bytes = bytes.saturating_add(keep.as_ref().map_or(0, |kept| kept.bytes()));
+        let mut submission = Submission { value: Arc::new(value), keep, record, bytes };
         let reply = match self.try_submit(key, submission)? {
             Ok(reply) => reply,
             Err(refused) => {
@@ -272,9 +274,9 @@ impl<K: Key, V: Value> Shared<K, V> {
         let Admission::Admitted(ticket) = self.state.lock().admit(key, submission.bytes) else {
             return Ok(Err(submission));
         };
-        let Submission { value, keeps_value, record, .. } = submission;
+        let Submission { value, keep, record, .. } = submission;
         let change = Change { writes: vec![record], ..Change::default() };
-        let (done, reply) = self.on_acknowledged(acknowledged_key, ticket, value, keeps_value);
+        let (done, reply) = self.on_acknowledged(acknowledged_key, ticket, value, keep);
         let submitted = self.submit(change, done);
         drop(order);
         match submitted {
@@ -318,7 +320,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         key: K,
         ticket: Ticket,
         value: Arc<Option<V>>,
-        keeps_value: bool,
+        keep: Keep,
     ) -> (Done, oneshot::Receiver<Result<(), WriteError>>) {
         let (reply, receiver) = oneshot::channel();
         let shared = Arc::clone(self);
@@ -327,7 +329,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let done = move |outcome: Result<u64, WriteError>| {
             let answer = match outcome {
                 Ok(position) => {
-                    shared.acknowledge(now, &key, ticket, position, value, keeps_value);
+                    shared.acknowledge(now, &key, ticket, position, value, keep);
                     Ok(())
                 }
                 Err(error) => {
@@ -349,11 +351,11 @@ impl<K: Key, V: Value> Shared<K, V> {
         ticket: Ticket,
         position: u64,
         value: Arc<Option<V>>,
-        keeps_value: bool,
+        keep: Keep,
     ) {
         let (dropped, is_first) = {
             let mut state = self.state.lock();
-            let acknowledged = state.acknowledge(now, key, ticket, position, value, keeps_value);
+            let acknowledged = state.acknowledge(now, key, ticket, position, value, keep);
             self.show_dirty(&state);
             acknowledged
         };

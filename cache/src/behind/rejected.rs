@@ -166,7 +166,7 @@ impl<K: Key, V: Value> Shared<K, V> {
                 state.begin(key, bytes)
             };
             let (done, reply) =
-                self.on_acknowledged(acknowledged_key, ticket, Arc::clone(&value), false);
+                self.on_acknowledged(acknowledged_key, ticket, Arc::clone(&value), None);
             let shared = Arc::clone(self);
             let done = move |outcome: Result<u64, WriteError>| {
                 shared.settled(&settled_key, &value, outcome.is_ok());

@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use crate::write::Keep;
+
 /// The bounds of a backlog.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -44,7 +46,8 @@ pub(crate) struct Taken<K, V> {
     pub(crate) key: K,
     pub(crate) sequence: u64,
     pub(crate) value: Arc<Option<V>>,
-    pub(crate) keeps_value: bool,
+    /// What the cache keeps of the value when the sink has it.
+    pub(crate) keep: Keep,
     /// How often it has failed so far.
     pub(crate) attempts: u32,
 }
@@ -64,7 +67,7 @@ struct Dirty<V> {
     position: u64,
     bytes: u64,
     value: Arc<Option<V>>,
-    keeps_value: bool,
+    keep: Keep,
     /// The lowest sequence of the key that no ended flush covers. Invariant: `first <= sequence`.
     first: u64,
     /// The first sequence that was acknowledged after the flush under way began.
@@ -165,7 +168,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         ticket: Ticket,
         position: u64,
         value: Arc<Option<V>>,
-        keeps_value: bool,
+        keep: Keep,
     ) -> (Option<Arc<Option<V>>>, bool) {
         self.settle(ticket);
         self.end = self.end.max(position + 1);
@@ -184,7 +187,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
                 position,
                 bytes,
                 value,
-                keeps_value,
+                keep,
                 first: sequence,
                 first_since_take: None,
             };
@@ -208,7 +211,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             newest.first_since_take.get_or_insert(sequence);
         }
         (newest.sequence, newest.position, newest.bytes) = (sequence, position, bytes);
-        newest.keeps_value = keeps_value;
+        newest.keep = keep;
         (Some(std::mem::replace(&mut newest.value, value)), false)
     }
 
@@ -269,7 +272,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
                 key,
                 sequence: dirty.sequence,
                 value: Arc::clone(&dirty.value),
-                keeps_value: dirty.keeps_value,
+                keep: dirty.keep.clone(),
                 attempts: slot.attempts,
             });
         }

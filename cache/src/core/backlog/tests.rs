@@ -176,7 +176,7 @@ impl<'a> Model<'a> {
             return self.backlog.abandon(&key, ticket);
         };
         let value = Arc::new(Some(ticket.sequence));
-        self.backlog.acknowledge(self.now, &key, ticket, position, value, true);
+        self.backlog.acknowledge(self.now, &key, ticket, position, value, None);
         let newest = self.acknowledged.entry(key).or_default();
         if newest.0 > ticket.sequence {
             self.situations.reached("a write was acknowledged before an older one of its key");
