@@ -136,7 +136,8 @@ impl<K: Key, V: Value> Cache<K, V> {
     }
 
     /// Stores a value. A load of the key that is under way does not replace it. Whether it was
-    /// stored: the weigher may have panicked.
+    /// stored: not where it is too heavy, see [`Config::max_entry_weight`], or the weigher
+    /// panicked. An older value does not stay then.
     pub fn insert(&self, key: K, value: V) -> bool {
         self.insert_with(key, value, Insert::default())
     }
@@ -688,7 +689,8 @@ impl<K: Key, V: Value> Builder<K, V> {
         self
     }
 
-    /// Where entries are. Default: a [`QuickStore`] of [`Config::max_weight`].
+    /// Where entries are. Default: a [`QuickStore`] of [`Config::max_weight`], in which an entry of
+    /// up to [`Config::max_entry_weight`] fits.
     pub fn store(mut self, store: Arc<dyn Store<K, V>>) -> Self {
         self.store = Some(store);
         self
@@ -709,7 +711,10 @@ impl<K: Key, V: Value> Builder<K, V> {
         self.config.validate()?;
         let Self { config, store, clock, loader, sink, behind, weigher, tagger, remote } = self;
         let remote = Remote::new(remote, config.ttl)?;
-        let store = store.unwrap_or_else(|| Arc::new(QuickStore::new(config.max_weight)));
+        let store = store.unwrap_or_else(|| {
+            let largest = if weigher.is_some() { config.largest_entry() } else { 1 };
+            Arc::new(QuickStore::with_max_entry(config.max_weight, largest))
+        });
         let clock = clock.unwrap_or_else(default_clock);
         let behind = behind.map(|behind| Behind(behind.shared));
         let parts = Parts { config, store, clock, loader, sink, behind, weigher, tagger, remote };

@@ -15,6 +15,12 @@ pub struct Config {
     /// The total weight of entries: their number, unless the builder was given a weigher. At least
     /// 1. Default 100,000.
     pub max_weight: u64,
+    /// The largest weight of an entry that is certainly stored. The weight is divided among shards,
+    /// and an entry has to fit into one: the larger this is, the fewer shards there are, and the
+    /// more contention on many cores. A heavier entry may not be stored: `insert` returns false
+    /// then, and each read loads it. From 1 to 97 % of `max_weight`. Default `None`: a 64th of
+    /// `max_weight`.
+    pub max_entry_weight: Option<u64>,
     /// How long an entry is fresh. `None` for as long as it is in the cache. Up to 100 years.
     /// Default `None`.
     ///
@@ -26,8 +32,8 @@ pub struct Config {
     pub ttl_jitter: f64,
     /// How long an entry lives without being read. `None` without end. Default `None`.
     pub tti: Option<Duration>,
-    /// How long it is remembered that the source has no value for a key; zero not at all. Default
-    /// zero.
+    /// How long it is remembered that the source has no value for a key; zero not at all. Which
+    /// tags the value would have is not known: the invalidation of any tag ends it. Default zero.
     pub negative_ttl: Duration,
     /// How long after it was stored an entry is loaded again in the background when it is read:
     /// refresh-ahead. `None` never. Below `ttl`. Default `None`.
@@ -79,6 +85,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             max_weight: 100_000,
+            max_entry_weight: None,
             ttl: None,
             ttl_jitter: 0.1,
             tti: None,
@@ -113,6 +120,13 @@ impl Config {
         let before_ttl = |after: Duration| self.ttl.is_none_or(|ttl| after < ttl);
         let rules = [
             ("max_weight", self.max_weight > 0, "must be at least 1"),
+            (
+                "max_entry_weight",
+                self.max_entry_weight.is_none_or(|weight| {
+                    (1..=crate::store::fits_one_shard(self.max_weight)).contains(&weight)
+                }),
+                "must be from 1 to 97 % of max_weight",
+            ),
             ("ttl", positive(self.ttl), "must be above zero and at most 100 years"),
             ("ttl_jitter", (0.0..=1.0).contains(&self.ttl_jitter), "must be from 0 to 1"),
             ("tti", positive(self.tti), "must be above zero and at most 100 years"),
@@ -139,6 +153,13 @@ impl Config {
             Some((field, _, rule)) => Err(ConfigError { field, rule }),
             None => Ok(()),
         }
+    }
+}
+
+impl Config {
+    /// The weight up to which an entry is certainly stored.
+    pub(crate) fn largest_entry(&self) -> u64 {
+        self.max_entry_weight.unwrap_or((self.max_weight / 64).max(1))
     }
 }
 

@@ -13,7 +13,9 @@ use crate::core::freshness::Times;
 use crate::tags::Tag;
 
 /// Weighs an entry from its key and value, once, when it is stored. A weight of 0 counts as 1, and
-/// a weight above the capacity as the capacity and 1. Runs without any lock held.
+/// a weight above the capacity as the capacity and 1. An entry of up to
+/// [`Config::max_entry_weight`](crate::Config::max_entry_weight) is stored; one above it may not
+/// be, and is then loaded by each read. Runs without any lock held.
 pub type Weigher<K, V> = Arc<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 
 /// A key with its hash, so that a key is hashed once for each operation.
@@ -201,13 +203,40 @@ pub struct QuickStore<K, V> {
     evicted: AtomicU64,
 }
 
+/// The share of a shard's weight that its frequently used entries may have, and so the share that
+/// one entry may have: the table refuses a heavier one.
+const HOT_SHARE: f64 = 0.97;
+/// A larger weight of a store counts as this: the table's sums of two weights do not overflow.
+const WEIGHT_MAX: u64 = 1 << 62;
+
+/// The weight up to which one entry fits into a store of one shard.
+pub(crate) fn fits_one_shard(max_weight: u64) -> u64 {
+    let max_weight = max_weight.min(WEIGHT_MAX);
+    ((max_weight as f64 * HOT_SHARE) as u64).clamp(max_weight.min(1), max_weight)
+}
+
 impl<K: Eq + Hash, V: Clone> QuickStore<K, V> {
-    /// An empty store for entries of this total weight.
+    /// An empty store for entries of this total weight, none of which weighs more than 1. The
+    /// weight is divided among shards, four for each core: a heavier entry may not be stored.
     pub fn new(max_weight: u64) -> Self {
+        Self::with_max_entry(max_weight, 1)
+    }
+
+    /// An empty store for entries of this total weight, that stores each entry of up to
+    /// `max_entry_weight`. It has fewer shards, and more contention on many cores, where they would
+    /// be too small for such an entry. 97 % of `max_weight` fits into a store of one shard.
+    pub fn with_max_entry(max_weight: u64, max_entry_weight: u64) -> Self {
+        let max_weight = max_weight.min(WEIGHT_MAX);
         // Shards and tables are sized by this; entries may weigh more or less than 1.
         let items = usize::try_from(max_weight).unwrap_or(usize::MAX).min(1 << 20);
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut shards = (cores * 4).next_power_of_two();
+        while shards > 1 && fits_one_shard(max_weight.div_ceil(shards as u64)) < max_entry_weight {
+            shards /= 2;
+        }
         let mut options = OptionsBuilder::new();
         options.estimated_items_capacity(items).weight_capacity(max_weight);
+        options.hot_allocation(HOT_SHARE).shards(shards);
         let table = match options.build() {
             Ok(options) => Quick::with_options(options, ByWeight, Prehashed, Evictions),
             // Both numbers are given, so this does not happen.

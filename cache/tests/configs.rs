@@ -39,12 +39,15 @@ fn configs() -> impl Strategy<Value = Config> {
     let times = (optional(), optional(), durations(), optional(), durations(), durations());
     let sizes = prop_oneof![1 => Just(0), 2 => Just(1), 4 => 1..100_u64, 2 => Just(u64::MAX)];
     let rest = (shares(1.0), shares(100.0), optional(), durations(), sizes, 0..5_usize);
-    (times, rest, any::<bool>(), any::<u64>()).prop_map(|(times, rest, retry, seed)| {
+    let largest = prop::option::weighted(0.3, shares(1.2));
+    (times, rest, any::<bool>(), any::<u64>(), largest).prop_map(|all| {
+        let (times, rest, retry, seed, largest) = all;
         let mut config = Config::default();
         (config.ttl, config.tti, config.negative_ttl, config.refresh_after, ..) = times;
         (.., config.stale_while_revalidate, config.stale_if_error) = times;
         (config.ttl_jitter, config.early_refresh, config.soft_timeout, ..) = rest;
         (_, _, _, config.hard_timeout, config.max_weight, config.max_loads) = rest;
+        config.max_entry_weight = largest.map(|share| (config.max_weight as f64 * share) as u64);
         config.sink_timeout = config.hard_timeout;
         config.max_tag_floors = config.max_loads;
         config.on_panic = if retry { OnPanic::RetryOnce } else { OnPanic::Fail };
@@ -53,7 +56,7 @@ fn configs() -> impl Strategy<Value = Config> {
     })
 }
 
-static SITUATIONS: [&str; 2] = ["accepted", "refused"];
+static SITUATIONS: [&str; 3] = ["accepted", "refused", "a largest weight"];
 
 #[test]
 fn whatever_validates_works() {
@@ -67,6 +70,14 @@ fn whatever_validates_works() {
         prop_assert_eq!(built.is_ok(), valid);
         if let Ok(cache) = built {
             use_a_little(&cache, &config);
+        }
+        if let (true, Some(largest)) = (valid, config.max_entry_weight) {
+            situations.reached("a largest weight");
+            let built = Cache::<u64, u64>::builder().config(config);
+            let cache = built.weigher(move |_, _| largest).build().unwrap();
+            for key in 0..20 {
+                prop_assert!(cache.insert(key, key));
+            }
         }
         Ok(())
     });

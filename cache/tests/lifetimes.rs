@@ -200,6 +200,31 @@ async fn capacity_may_be_bytes() {
     assert!(cache.stats().weight > 50_000);
 }
 
+/// The weight is divided among shards, and an entry has to fit into one of them.
+#[test]
+fn an_entry_of_up_to_the_largest_weight_is_stored() {
+    let build = |largest: Option<u64>| -> Cache<u64, Vec<u8>> {
+        let config = config(|config| {
+            (config.max_weight, config.max_entry_weight) = (1_000_000, largest);
+        });
+        let weigh = |_: &u64, value: &Vec<u8>| value.len() as u64;
+        Cache::builder().config(config).weigher(weigh).build().unwrap()
+    };
+    for (largest, weight) in [(None, 15_625), (Some(600_000), 600_000), (Some(970_000), 970_000)] {
+        let cache = build(largest);
+        for key in 0..100 {
+            assert!(cache.insert(key, vec![1; weight]), "{largest:?}");
+            assert!(cache.get(&key).is_some(), "{largest:?}");
+        }
+        assert!(cache.stats().weight <= 1_000_000);
+    }
+    // A heavier one may not fit. Then the answer says so, and the older value does not stay.
+    let cache = build(None);
+    assert!(cache.insert(1, vec![1; 10]));
+    assert!(!cache.insert(1, vec![2; 980_000]));
+    assert_eq!(cache.get(&1), None);
+}
+
 #[test]
 fn an_entry_that_is_replaced_was_not_evicted() {
     let config = config(|config| config.max_weight = 100);
