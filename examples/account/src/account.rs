@@ -1,8 +1,10 @@
 //! Accounts: a balance that all machines agree on, or that none of them touches.
 
 use std::fmt;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
+use tokio::sync::{OwnedMutexGuard, oneshot};
 use voussoir_quorum::paxos::{Outcome, Token};
 use voussoir_quorum::{Bytes, RegisterConfig, RegisterError, Registers};
 
@@ -18,19 +20,23 @@ const MAX_TOKENS: usize = 512;
 /// balance, and a machine that reaches no majority refuses.
 pub(crate) struct Accounts {
     registers: Registers,
-    /// The withdrawal whose outcome is not known. The machine takes no other one before it is. A
-    /// real machine keeps it on its disk.
+    /// The withdrawal that is not settled. The machine takes no other one before it is. A real
+    /// machine keeps it on its disk.
     open: Mutex<Option<Open>>,
     /// Held by a change: a machine serves one customer at a time.
-    serving: tokio::sync::Mutex<()>,
+    serving: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Clone)]
-struct Open {
-    key: Bytes,
-    cents: u64,
-    token: Token,
+enum Open {
+    /// Whether it was made is not known.
+    Unknown { key: Bytes, cents: u64, token: Token },
+    /// It was made, and nobody has been told.
+    Made { cents: u64 },
 }
+
+/// How a withdrawal ended, and the machine's turn, which is over when the customer knows.
+type Ended = (Result<Withdrawal, Error>, OwnedMutexGuard<()>);
 
 /// How a withdrawal ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -61,7 +67,7 @@ impl Accounts {
     }
 
     fn over(registers: Registers) -> Self {
-        Self { registers, open: Mutex::default(), serving: tokio::sync::Mutex::default() }
+        Self { registers, open: Mutex::default(), serving: Arc::default() }
     }
 
     /// The balance, in cents.
@@ -94,11 +100,38 @@ impl Accounts {
 
     /// Takes from the balance, unless there is not as much.
     ///
+    /// In a task of its own: a caller that goes away, as a handler does whose client hangs up,
+    /// leaves no withdrawal half made. What was made without it [`Accounts::settle`] tells.
+    ///
     /// # Errors
     /// No majority answers, and nothing has changed; or it is not known whether it has, and
     /// [`Accounts::settle`] finds out.
-    pub(crate) async fn withdraw(&self, key: &Bytes, less: u64) -> Result<Withdrawal, Error> {
-        let _serving = self.serving.lock().await;
+    pub(crate) async fn withdraw(
+        self: &Arc<Self>,
+        key: &Bytes,
+        less: u64,
+    ) -> Result<Withdrawal, Error> {
+        let (accounts, key) = (Arc::clone(self), key.clone());
+        let (reply, ended) = oneshot::channel::<Ended>();
+        tokio::spawn(async move {
+            let serving = Arc::clone(&accounts.serving).lock_owned().await;
+            // A caller that went away while it waited for its turn withdraws nothing.
+            if !reply.is_closed() {
+                let made = accounts.withdraw_in_turn(&key, less).await;
+                // An error here says that the caller has gone: the withdrawal stays open.
+                let _ = reply.send((made, serving));
+            }
+        });
+        let (made, _serving) = ended.await?;
+        if let Ok(Withdrawal::Paid { .. }) = made {
+            // Nothing is awaited from here on: the caller has the answer.
+            *self.open.lock() = None;
+        }
+        made
+    }
+
+    /// Leaves a withdrawal that was made open, for the caller to close or for `settle`.
+    async fn withdraw_in_turn(&self, key: &Bytes, less: u64) -> Result<Withdrawal, Error> {
         if self.open.lock().is_some() {
             return Err("out of service until the last withdrawal is settled".into());
         }
@@ -111,12 +144,15 @@ impl Accounts {
             };
             let value = Some(Bytes::copy_from_slice(&left.to_le_bytes()));
             match self.registers.compare_and_set(key.clone(), version, value).await {
-                Ok(Outcome::Applied { .. }) => return Ok(Withdrawal::Paid { cents: less }),
+                Ok(Outcome::Applied { .. }) => {
+                    *self.open.lock() = Some(Open::Made { cents: less });
+                    return Ok(Withdrawal::Paid { cents: less });
+                }
                 // Another machine has changed the balance since: look again.
                 Ok(_) => {}
                 Err(RegisterError::Unknown(token)) => {
                     // Neither paid out nor given up: either may be wrong.
-                    let open = Open { key: key.clone(), cents: less, token };
+                    let open = Open::Unknown { key: key.clone(), cents: less, token };
                     *self.open.lock() = Some(open);
                     return Err("the outcome is unknown; out of service until it is settled".into());
                 }
@@ -126,15 +162,20 @@ impl Accounts {
         Err("other machines were quicker each time; nothing has changed".into())
     }
 
-    /// Finds out what became of the withdrawal whose outcome was not known. Once it has answered,
+    /// Finds out what became of the withdrawal whose outcome nobody was told. Once it has answered,
     /// the answer stays true: what was not made never will be.
     ///
     /// # Errors
     /// No majority answers: it stays open.
     pub(crate) async fn settle(&self) -> Result<Withdrawal, Error> {
         let _serving = self.serving.lock().await;
-        let Some(Open { key, cents, token }) = self.open.lock().clone() else {
-            return Ok(Withdrawal::Nothing);
+        let (key, cents, token) = match self.open.lock().clone() {
+            Some(Open::Unknown { key, cents, token }) => (key, cents, token),
+            Some(Open::Made { cents }) => {
+                *self.open.lock() = None;
+                return Ok(Withdrawal::Paid { cents });
+            }
+            None => return Ok(Withdrawal::Nothing),
         };
         let outcome = self.registers.resolve(key, token).await?;
         *self.open.lock() = None;
@@ -154,7 +195,6 @@ fn cents(value: Option<&Bytes>) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use voussoir_quorum::table::CallError;
@@ -202,7 +242,7 @@ mod tests {
         let link = Arc::new(Lossy { nodes, loses: AtomicBool::new(false), arrives });
         let mut config = RegisterConfig::with_acceptors(1..=3);
         config.timeout = TIMEOUT;
-        let accounts = Accounts::over(Registers::new(1, config, link.clone()).unwrap());
+        let accounts = Arc::new(Accounts::over(Registers::new(1, config, link.clone()).unwrap()));
         let key = Bytes::from_static(b"ann");
         accounts.deposit(&key, 500).await.unwrap();
         link.loses.store(true, Ordering::Relaxed);
@@ -214,6 +254,56 @@ mod tests {
         let settled = accounts.settle().await.unwrap();
         assert_eq!(accounts.settle().await.unwrap(), Withdrawal::Nothing);
         (settled, accounts.balance(&key).await.unwrap())
+    }
+
+    /// A customer walks away, at each moment of the withdrawal: no money is lost, and none is paid
+    /// twice.
+    #[tokio::test]
+    async fn a_withdrawal_whose_caller_goes_away_is_settled() {
+        let (mut made, mut answered, mut polls) = (0, false, 0_u64);
+        // Ends: a withdrawal that is polled often enough is answered.
+        while !answered {
+            let mut nodes = Vec::new();
+            for id in 1..=3 {
+                let (store, config) =
+                    (Arc::new(MemoryStore::new()), NodeConfig::with_replicas(1..=3));
+                nodes.push(Node::create(id, store, config).await.unwrap());
+            }
+            let link = Arc::new(Lossy { nodes, loses: AtomicBool::new(false), arrives: true });
+            let mut config = RegisterConfig::with_acceptors(1..=3);
+            config.timeout = TIMEOUT;
+            let accounts = Arc::new(Accounts::over(Registers::new(1, config, link).unwrap()));
+            let key = Bytes::from_static(b"ann");
+            accounts.deposit(&key, 500).await.unwrap();
+            let mut withdrawing = Box::pin(accounts.withdraw(&key, 200));
+            for _ in 0..polls {
+                let polled = std::future::poll_fn(|cx| {
+                    std::task::Poll::Ready(withdrawing.as_mut().poll(cx).is_ready())
+                });
+                answered = polled.await;
+                if answered {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
+            drop(withdrawing);
+            if answered {
+                break;
+            }
+            let settled = accounts.settle().await.unwrap();
+            let left = accounts.balance(&key).await.unwrap();
+            match settled {
+                Withdrawal::Paid { cents: 200 } => assert_eq!(left, 300, "after {polls} polls"),
+                Withdrawal::Nothing => assert_eq!(left, 500, "after {polls} polls"),
+                other => panic!("{other} after {polls} polls"),
+            }
+            made += u64::from(settled != Withdrawal::Nothing);
+            assert_eq!(accounts.settle().await.unwrap(), Withdrawal::Nothing);
+            assert_eq!(accounts.withdraw(&key, 1).await.unwrap(), Withdrawal::Paid { cents: 1 });
+            polls += 1 + polls / 2;
+            assert!(polls < 10_000_000, "it is never answered");
+        }
+        assert!(made > 0, "none was made without its caller");
     }
 
     #[tokio::test]

@@ -13,6 +13,7 @@
 //! An answer begins with `=`, or with `!` and says what failed. The end of the input ends the node.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, BufReader};
 use voussoir_quorum::Bytes;
@@ -24,7 +25,7 @@ use crate::cluster::Server;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     let server = Server::start(args).await?;
-    let accounts = Accounts::new(&server)?;
+    let accounts = Arc::new(Accounts::new(&server)?);
     println!("= node {} is ready", args.id);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the input.
@@ -39,7 +40,7 @@ pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     Ok(())
 }
 
-async fn answer(server: &Server, accounts: &Accounts, line: &str) -> Result<String, Error> {
+async fn answer(server: &Server, accounts: &Arc<Accounts>, line: &str) -> Result<String, Error> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let key = |key: &str| Bytes::copy_from_slice(key.as_bytes());
     match &words[..] {

@@ -1,13 +1,14 @@
 //! Likes: a counter that goes up and down on each side of a partition, and adds up afterwards.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
 use voussoir_quorum::crdt::codec::{Encoded, Limits, merge_siblings};
 use voussoir_quorum::crdt::{Crdt, PnCounter};
 use voussoir_quorum::table::{Guarantee, Level, Outcome, ReadRepair, TableConfig};
 use voussoir_quorum::version::{Actor, Dot};
-use voussoir_quorum::{Bytes, Table};
+use voussoir_quorum::{Bytes, Link, Node, Table};
 
 use crate::Error;
 use crate::cluster::{Server, TIMEOUT};
@@ -32,15 +33,19 @@ struct Own {
 
 impl Likes {
     pub(crate) fn new(server: &Server) -> Result<Self, Error> {
-        let id = server.node.id();
-        let mut config = TableConfig::with_replicas(server.replicas.iter().copied());
+        Self::over(&server.node, server.replicas.clone(), server.link.clone())
+    }
+
+    fn over(node: &Node, replicas: Vec<u64>, link: Arc<dyn Link>) -> Result<Self, Error> {
+        let id = node.id();
+        let mut config = TableConfig::with_replicas(replicas);
         // Available whoever is away: one replica answers, and that is the own one if it can.
         (config.read, config.write) = (Level::One, Level::One);
         (config.local, config.timeout) = (Some(id), TIMEOUT);
         // The table says what such levels give, and refuses to be built if more is required.
         config.require = Guarantee::Eventual;
         config.read_repair = ReadRepair::Background;
-        let table = Table::with_hints(config, server.link.clone(), &server.node)?;
+        let table = Table::with_hints(config, link, node)?;
         let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
         let incarnation = (drawn.as_nanos() as u64).clamp(1, Dot::MAX_COUNTER);
         let own = Own { actor: Actor::new(id, incarnation), counters: BTreeMap::new() };
@@ -50,7 +55,8 @@ impl Likes {
     /// Adds `n` to a counter, which is durable at one replica then. Returns its value here.
     ///
     /// # Errors
-    /// No replica could be written to. If it is not known whether one was, the addition may count.
+    /// No replica could be written to. If it is not known whether one was, the addition may count,
+    /// as it may where the future is dropped.
     pub(crate) async fn add(&self, key: &Bytes, n: i64) -> Result<i128, Error> {
         let mut own = self.own.lock().await;
         let stored = self.table.get(key.clone()).await?;
@@ -59,15 +65,17 @@ impl Likes {
         let before = own.counters.get(key).cloned().unwrap_or_default();
         counter.merge(&before);
         let delta = counter.add(own.actor, n)?;
-        let mut after = before;
+        let mut after = before.clone();
         after.merge(&delta);
-        match self.table.put(key.clone(), stored.context(), counter.encode()).await {
-            Err(error) if error.outcome() == Outcome::NotApplied => return Err(error.into()),
-            written => {
-                // What may have been stored stays part of the share.
-                own.counters.insert(key.clone(), after);
-                written?;
+        // Before it is sent: a caller that goes away meanwhile leaves it unknown whether a replica
+        // has it, and the next addition must be based on what may have been stored.
+        own.counters.insert(key.clone(), after);
+        let written = self.table.put(key.clone(), stored.context(), counter.encode()).await;
+        if let Err(error) = written {
+            if error.outcome() == Outcome::NotApplied {
+                own.counters.insert(key.clone(), before);
             }
+            return Err(error.into());
         }
         Ok(counter.value())
     }
@@ -80,5 +88,88 @@ impl Likes {
         let stored = self.table.get(key.clone()).await?;
         let counter: PnCounter = merge_siblings(&stored, &Limits::default())?;
         Ok(counter.value())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use voussoir_quorum::table::CallError;
+    use voussoir_quorum::{Class, Instant, MemoryStore, NodeConfig, async_trait};
+
+    use super::*;
+
+    /// Three nodes, of which calls reach one. After so many more calls no answer comes back.
+    struct Switch {
+        nodes: Vec<Node>,
+        reached: AtomicU64,
+        answers: AtomicU64,
+        swallowed: AtomicU64,
+    }
+
+    #[async_trait]
+    impl Link for Switch {
+        async fn call(
+            &self,
+            to: u64,
+            _class: Class,
+            request: Bytes,
+            deadline: Instant,
+        ) -> Result<Bytes, CallError> {
+            if to != self.reached.load(Ordering::SeqCst) {
+                return Err(CallError::NotSent);
+            }
+            let answers = self.answers.load(Ordering::SeqCst);
+            self.answers.store(answers.saturating_sub(1), Ordering::SeqCst);
+            let answer = self.nodes[to as usize - 1].answer(request).await;
+            if answers == 0 {
+                self.swallowed.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep_until(deadline).await;
+                return Err(CallError::Unknown);
+            }
+            answer.ok_or(CallError::Unknown)
+        }
+    }
+
+    /// The addition has reached one replica when its caller goes away. The next one is based on
+    /// another replica, and must not count as the same.
+    #[tokio::test]
+    async fn an_addition_whose_caller_went_away_hides_no_later_one() {
+        let mut nodes = Vec::new();
+        for id in 1..=3 {
+            let (store, config) = (Arc::new(MemoryStore::new()), NodeConfig::with_replicas(1..=3));
+            nodes.push(Node::create(id, store, config).await.unwrap());
+        }
+        let own = nodes[0].clone();
+        let link = Arc::new(Switch {
+            nodes,
+            reached: AtomicU64::new(2),
+            answers: AtomicU64::new(u64::MAX),
+            swallowed: AtomicU64::new(0),
+        });
+        let likes = Likes::over(&own, vec![1, 2, 3], link.clone()).unwrap();
+        let key = Bytes::from_static(b"post");
+        likes.add(&key, 1).await.unwrap();
+        let mut adding = Box::pin(likes.add(&key, 5));
+        // The read is answered; the write arrives, and its answer is on its way.
+        link.answers.store(1, Ordering::SeqCst);
+        while link.swallowed.load(Ordering::SeqCst) == 0 {
+            let polled = std::future::poll_fn(|cx| {
+                std::task::Poll::Ready(adding.as_mut().poll(cx).is_ready())
+            });
+            assert!(!polled.await, "the addition has ended");
+            tokio::task::yield_now().await;
+        }
+        drop(adding);
+        link.answers.store(u64::MAX, Ordering::SeqCst);
+        link.reached.store(3, Ordering::SeqCst);
+        likes.add(&key, 3).await.unwrap();
+        let mut shown = [0; 2];
+        for (at, node) in (2..4).enumerate() {
+            link.reached.store(node, Ordering::SeqCst);
+            shown[at] = likes.show(&key).await.unwrap();
+        }
+        assert_eq!(shown, [6, 9], "1 + 5, and 3 more where that is known");
     }
 }
