@@ -19,6 +19,7 @@ use crate::config::{Config, OnPanic};
 use crate::core::peers::Invalidation;
 use crate::error::{ConfigError, LoadError, WriteError};
 use crate::flights::{Answer, Boarded, Key, LoadFuture, Restart, Ride, Seen, Value};
+use crate::insert::Insert;
 use crate::lookup::{Found, Inner, Tagger};
 use crate::remote::bus::{Bus, BusConfig};
 use crate::remote::level::{LevelConfig, SecondLevel};
@@ -48,22 +49,6 @@ use crate::store::{HashedKey, Probe, QuickStore, Store, Weigher};
 /// ```
 pub struct Cache<K: Key, V: Value> {
     pub(crate) inner: Arc<Inner<K, V>>,
-}
-
-/// What an inserted value has beside itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Insert {
-    /// A lifetime of its own, which goes before the configured one.
-    pub ttl: Option<Duration>,
-    /// Tags by which it can be invalidated.
-    pub tags: Vec<String>,
-    /// A version of the source's own, which only grows for one key: a stored value of a larger
-    /// version is not overwritten while it is fresh.
-    pub version: Option<u64>,
-    /// The source's position at which the value was read or written, see
-    /// [`Loaded::as_of`](crate::Loaded::as_of).
-    pub position: Option<u64>,
 }
 
 impl<K: Key, V: Value> Cache<K, V> {

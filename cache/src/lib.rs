@@ -10,6 +10,7 @@ mod config;
 mod core;
 mod error;
 mod flights;
+mod insert;
 mod load;
 mod lookup;
 #[cfg(feature = "metrics")]
@@ -28,7 +29,7 @@ pub use async_trait::async_trait;
 #[cfg(feature = "journal")]
 pub use behind::OpenError;
 pub use behind::{RejectedWrite, WriteBehind, WriteBehindConfig};
-pub use cache::{Builder, Cache, Insert};
+pub use cache::{Builder, Cache};
 #[cfg(target_os = "linux")]
 pub use clock::Coarse;
 pub use clock::{Clock, Monotonic, TokioClock};
@@ -37,6 +38,7 @@ pub use codec::{Codec, CodecError, Plain, PlainCodec};
 pub use config::{Config, OnPanic};
 pub use core::peers::Invalidation;
 pub use error::{ConfigError, LoadError, Outcome, SinkError, SourceError, WriteError};
+pub use insert::Insert;
 pub use load::{Key, Value};
 #[cfg(feature = "metrics")]
 pub use metrics::CacheMetrics;

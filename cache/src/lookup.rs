@@ -11,12 +11,12 @@ use crate::config::{Config, nanos};
 use crate::core::freshness::{Freshness, Lifetimes};
 use crate::core::random::Random;
 use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
+use crate::insert::Kept;
 use crate::remote::Remote;
 use crate::source::{HeldEntry, Loaded, Loader, Sink};
 use crate::stats::{Counters, Latencies, count};
 use crate::store::{Entry, Extra, HashedKey, Probe, Removed, SourceVersion, Store, Weigher};
 use crate::tags::Tags;
-use crate::write::Kept;
 
 /// Derives tags from a key, such as the prefix that it shares with others.
 pub(crate) type Tagger<K> = Arc<dyn Fn(&K) -> Vec<String> + Send + Sync>;

@@ -10,11 +10,11 @@ use std::task::Poll;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 
-use crate::cache::Insert;
 use crate::error::{Outcome, SinkError, WriteError};
 use crate::flights::{Key, Value};
+use crate::insert::{Insert, Keep, Kept};
 use crate::lookup::Inner;
-use crate::source::{Loaded, Sink, Write};
+use crate::source::{Sink, Write};
 use crate::store::{HashedKey, Probe, SourceVersion};
 
 /// Locks for the writes of one key: a power of two. Writes of different keys rarely share one.
@@ -55,32 +55,6 @@ impl Writes {
         if let Some(counter) = self.overtaken.get(hash as usize % COUNTERS) {
             counter.fetch_add(1, Ordering::AcqRel);
         }
-    }
-}
-
-/// What the cache keeps of a write; `None`: no entry, and the next reader loads the value.
-pub(crate) type Keep = Option<Arc<Kept>>;
-
-/// What is known of a value that is kept in the cache after its write.
-#[derive(Debug, Default)]
-pub(crate) struct Kept {
-    /// `None`: the writer has not said, and the tags that the source would give are not known.
-    pub(crate) with: Option<Insert>,
-    /// The version of the source's own that the cache had when the write began: the written one is
-    /// larger.
-    pub(crate) above: Option<u64>,
-}
-
-impl Kept {
-    fn loaded<V>(&self, value: V) -> Loaded<V> {
-        let Insert { ttl, tags, version, position } = self.with.clone().unwrap_or_default();
-        Loaded::Value { value, ttl, tags, version, position }
-    }
-
-    /// What it takes beside the value, in bytes.
-    pub(crate) fn bytes(&self) -> u64 {
-        let tags = self.with.as_ref().map_or(&[][..], |with| &with.tags);
-        tags.iter().map(|tag| tag.len() as u64).sum()
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use crate::core::backlog::{Admission, Backlog, Ticket};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
-use crate::write::Keep;
+use crate::insert::Keep;
 use log::{Change, Completion, Done, Hold, NoLog, WriteLog};
 
 pub use config::WriteBehindConfig;

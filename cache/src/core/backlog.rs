@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::write::Keep;
+use crate::insert::Keep;
 
 /// The bounds of a backlog.
 #[derive(Clone, Copy, Debug)]
