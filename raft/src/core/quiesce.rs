@@ -24,6 +24,9 @@ use super::{Core, Input, RoleState};
 use crate::message::{Heartbeat, Message, Quiesce};
 use crate::types::{MAX_TERM, MAX_TERM_STEP};
 
+/// How many times as long a group waits between elections while no majority of its nodes is alive.
+const CUT_OFF: u64 = 8;
+
 impl Core {
     /// Whether the group rests here: this node sends nothing and has no deadline until something
     /// happens.
@@ -170,9 +173,8 @@ impl Core {
     /// membership does not greet a member that is new to it; so they go on, at long intervals.
     pub(super) fn await_nodes(&mut self) {
         if self.is_cut_off() {
-            let longest = self.timing.max_backoff;
             let (from, to) = (self.timing.min_election, self.timing.max_election);
-            let (from, to) = (from.saturating_mul(longest), to.saturating_mul(longest));
+            let (from, to) = (from.saturating_mul(CUT_OFF), to.saturating_mul(CUT_OFF));
             self.election_at = self.now.saturating_add(self.rng.between(from, to));
             self.awaits_nodes = true;
         }

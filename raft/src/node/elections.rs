@@ -4,7 +4,8 @@
 //! same moment takes longer than the election timeouts, and the timeouts begin further elections:
 //! the node is then busy with elections that nobody wins. So a node lets some campaign and the
 //! others wait for their turn. Each election that ends lets the next one begin, whatever the speed
-//! of the processor, the disk and the network.
+//! of the processor, the disk and the network. Groups of which a majority of the nodes is alive go
+//! first: elections of the others take their time and are seldom won.
 //!
 //! Plain state: no clock, no task, no I/O.
 
@@ -20,31 +21,34 @@ pub(crate) struct Elections {
     longest: u64,
     /// When each of them began to campaign, by group. Invariant: at most `max`, none of `waiting`.
     under_way: BTreeMap<u64, u64>,
-    /// In the order in which they asked. Invariant: each group once.
-    queue: VecDeque<u64>,
-    /// Those in `queue`.
+    /// Those that can win, and those that can hardly, each in the order in which they asked.
+    /// Invariant: each group once in one of them.
+    queues: [VecDeque<u64>; 2],
+    /// Those in `queues`.
     waiting: HashSet<u64>,
 }
 
 impl Elections {
     pub(crate) fn new(max: usize, longest: u64) -> Self {
-        let (under_way, queue, waiting) = (BTreeMap::new(), VecDeque::new(), HashSet::new());
-        Self { max, longest, under_way, queue, waiting }
+        let (under_way, queues, waiting) = (BTreeMap::new(), Default::default(), HashSet::new());
+        Self { max, longest, under_way, queues, waiting }
     }
 
     /// Asks for a place for `group`, whose election is due. Returns whether it may campaign now;
     /// else it waits, and is among those that [`end`](Self::end) or [`expire`](Self::expire)
     /// returns later. A group whose election has not succeeded goes behind those that wait.
-    pub(crate) fn ask(&mut self, group: u64, now: u64) -> bool {
+    /// `can_win`: a majority of its nodes is alive.
+    pub(crate) fn ask(&mut self, group: u64, can_win: bool, now: u64) -> bool {
         if self.waiting.contains(&group) {
             return false;
         }
         self.under_way.remove(&group);
-        if self.queue.is_empty() && self.under_way.len() < self.max {
+        let is_first = self.queues[0].is_empty() && (can_win || self.queues[1].is_empty());
+        if is_first && self.under_way.len() < self.max {
             self.under_way.insert(group, now);
             return true;
         }
-        self.queue.push_back(group);
+        self.queues[usize::from(!can_win)].push_back(group);
         self.waiting.insert(group);
         false
     }
@@ -53,7 +57,7 @@ impl Elections {
     pub(crate) fn end(&mut self, group: u64, now: u64) -> Vec<u64> {
         self.under_way.remove(&group);
         if self.waiting.remove(&group) {
-            self.queue.retain(|waiting| *waiting != group);
+            self.queues.iter_mut().for_each(|queue| queue.retain(|waiting| *waiting != group));
         }
         self.admit(now)
     }
@@ -65,11 +69,11 @@ impl Elections {
         self.admit(now)
     }
 
-    /// Gives the free places to those that have waited longest.
+    /// Gives the free places to those that have waited longest, those that can win first.
     pub(crate) fn admit(&mut self, now: u64) -> Vec<u64> {
         let mut admitted = Vec::new();
         while self.under_way.len() < self.max
-            && let Some(group) = self.queue.pop_front()
+            && let Some(group) = self.queues.iter_mut().find_map(VecDeque::pop_front)
         {
             self.waiting.remove(&group);
             self.under_way.insert(group, now);
@@ -80,7 +84,7 @@ impl Elections {
 
     /// How many campaign, and how many wait.
     pub(crate) fn counts(&self) -> (usize, usize) {
-        (self.under_way.len(), self.queue.len())
+        (self.under_way.len(), self.waiting.len())
     }
 }
 
@@ -91,9 +95,9 @@ mod tests {
     #[test]
     fn who_waits_gets_its_turn_in_the_order_of_asking() {
         let mut elections = Elections::new(2, 100);
-        let asked: Vec<bool> = (1..=5).map(|group| elections.ask(group, 0)).collect();
+        let asked: Vec<bool> = (1..=5).map(|group| elections.ask(group, true, 0)).collect();
         assert_eq!(asked, [true, true, false, false, false]);
-        assert!(!elections.ask(4, 1), "it waits once");
+        assert!(!elections.ask(4, true, 1), "it waits once");
         assert_eq!(elections.counts(), (2, 3));
         assert_eq!(elections.end(1, 2), [3]);
         assert_eq!(elections.end(4, 3), Vec::<u64>::new(), "one that is gone");
@@ -106,18 +110,31 @@ mod tests {
     #[test]
     fn an_election_that_fails_makes_way_for_others() {
         let mut elections = Elections::new(1, 100);
-        assert!(elections.ask(1, 0));
-        assert!(elections.ask(1, 10), "nobody else wants to");
-        assert!(!elections.ask(2, 20));
-        assert!(!elections.ask(1, 30), "now it is the turn of 2");
+        assert!(elections.ask(1, true, 0));
+        assert!(elections.ask(1, true, 10), "nobody else wants to");
+        assert!(!elections.ask(2, true, 20));
+        assert!(!elections.ask(1, true, 30), "now it is the turn of 2");
         assert_eq!(elections.admit(30), [2]);
         assert_eq!(elections.end(2, 40), [1]);
+    }
+
+    /// Thousands of groups whose other nodes are dead wait before the one that could have a leader.
+    #[test]
+    fn who_can_win_does_not_wait_for_those_that_cannot() {
+        let mut elections = Elections::new(1, 100);
+        assert!(elections.ask(1, false, 0));
+        for group in 2..1_000 {
+            assert!(!elections.ask(group, false, 0));
+        }
+        assert!(!elections.ask(1_000, true, 1));
+        assert_eq!(elections.expire(100), [1_000]);
+        assert_eq!(elections.end(1_000, 101), [2]);
     }
 
     #[test]
     fn a_place_is_not_kept_for_ever() {
         let mut elections = Elections::new(1, 100);
-        assert!(elections.ask(1, 0) && !elections.ask(2, 0));
+        assert!(elections.ask(1, true, 0) && !elections.ask(2, true, 0));
         assert!(elections.expire(99).is_empty());
         assert_eq!(elections.expire(100), [2]);
         assert_eq!(elections.end(1, 101), Vec::<u64>::new(), "its place is taken already");

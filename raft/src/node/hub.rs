@@ -259,7 +259,8 @@ impl Hub {
     /// [`Event::Admitted`] when its turn comes.
     fn ask_to_campaign(&self, group: u64) -> bool {
         let (mut state, now) = (self.state.lock(), self.now());
-        let may = state.elections.ask(group, now);
+        let can_win = state.has_live_majority(group);
+        let may = state.elections.ask(group, can_win, now);
         let admitted = state.elections.admit(now);
         state.admit(&admitted);
         may
@@ -303,6 +304,14 @@ impl State {
         for group in self.groups.values().filter(|group| group.members.contains(&node)) {
             group.shared.tell(Event::Node { node, life });
         }
+    }
+
+    /// Whether the nodes of a majority of the group's members are alive, learners counted as well:
+    /// it decides who goes first, no more.
+    fn has_live_majority(&self, group: u64) -> bool {
+        let Some(group) = self.groups.get(&group) else { return true };
+        let alive = group.members.iter().filter(|id| self.peers.is_alive(**id)).count();
+        2 * (alive + 1) > group.members.len() + 1
     }
 
     /// Tells groups that it is their turn to campaign.

@@ -80,6 +80,10 @@ impl Peers {
         self.known.iter().filter(|(_, peer)| peer.groups > 0).map(|(id, peer)| (*id, peer.life))
     }
 
+    pub(crate) fn is_alive(&self, id: u64) -> bool {
+        self.known.get(&id).is_some_and(|peer| peer.life.is_some())
+    }
+
     /// A group more has this peer as a member. Returns the peer's life, if it is alive.
     pub(crate) fn link(&mut self, to: u64) -> Option<u64> {
         let peer = self.known.entry(to).or_default();
