@@ -7,7 +7,10 @@
 //! `idle` prints how long the groups take to be created, to come to rest and to be started again,
 //! the memory of one, what all of them use of a processor while nothing happens, and what a
 //! rotation of the journal costs beside them. `load` prints how many commands per second `CLIENTS`
-//! clients get through, spread over `GROUPS` groups.
+//! clients get through, spread over `GROUPS` groups, and how many heartbeats went beside them.
+//!
+//! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run with
+//! an error that says what is missing, and so does a group that halts.
 
 use std::error::Error;
 use std::fs;
@@ -22,11 +25,15 @@ use voussoir_journal::{Commit, Config as JournalConfig, Journal};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Node, NodeConfig, Raft, Role, StateMachine,
-    WholeSnapshot,
+    Chunks, Command, Config, MachineError, Node, NodeConfig, ProposeError, Raft, Role,
+    StateMachine, WholeSnapshot,
 };
 
 type Failure = Box<dyn Error + Send + Sync>;
+
+/// How long a step may go without a group more that is led or at rest: far longer than an election
+/// takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Counts.
 struct Counter(u64);
@@ -116,33 +123,45 @@ fn create(hosts: &[Host], groups: u64) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The leader of each group, once there is one.
-async fn leaders(hosts: &[Host], groups: u64) -> Vec<Raft> {
-    let mut leaders = Vec::new();
+/// Waits until each of `groups` has a leader.
+async fn leaders(hosts: &[Host], groups: u64) -> Result<(), Failure> {
+    let leads = |raft: &Raft| raft.status().borrow().role == Role::Leader;
     for group in 1..=groups {
-        let leads = |raft: &Raft| raft.status().borrow().role == Role::Leader;
-        loop {
-            let all = hosts.iter().filter_map(|host| host.node.group(group));
-            if let Some(leader) = all.into_iter().find(leads) {
-                leaders.push(leader);
-                break;
-            }
-            sleep(Duration::from_millis(5)).await;
+        let began = Instant::now();
+        let all: Vec<Raft> = hosts.iter().filter_map(|host| host.node.group(group)).collect();
+        while !all.iter().any(leads) {
+            wait(&all, began, "a leader").await?;
         }
     }
-    leaders
+    Ok(())
 }
 
 /// Waits until nothing goes on.
-async fn rest(hosts: &[Host]) {
-    let rests = |raft: &Raft| raft.status().borrow().is_quiesced;
+async fn rest(hosts: &[Host]) -> Result<(), Failure> {
     for host in hosts {
         for raft in host.node.groups().into_iter().filter_map(|group| host.node.group(group)) {
-            while !rests(&raft) {
-                sleep(Duration::from_millis(5)).await;
+            let began = Instant::now();
+            while !raft.status().borrow().is_quiesced {
+                wait(std::slice::from_ref(&raft), began, "rest").await?;
             }
         }
     }
+    Ok(())
+}
+
+/// Waits a little for what the replicas of a group lack since `began`.
+async fn wait(replicas: &[Raft], began: Instant, what: &str) -> Result<(), Failure> {
+    for raft in replicas {
+        let status = raft.status().borrow().clone();
+        if let Some(reason) = status.halted {
+            return Err(format!("a group has halted at node {}: {reason}", status.id).into());
+        }
+        if began.elapsed() > PATIENCE {
+            return Err(format!("no {what} after {PATIENCE:?}: {status:?}").into());
+        }
+    }
+    sleep(Duration::from_millis(5)).await;
+    Ok(())
 }
 
 async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
@@ -155,9 +174,9 @@ async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
     for host in &hosts {
         host.start(groups).await?;
     }
-    leaders(&hosts, groups).await;
+    leaders(&hosts, groups).await?;
     println!("started and led after {:?}", began.elapsed());
-    rest(&hosts).await;
+    rest(&hosts).await?;
     println!("at rest after {:?}", began.elapsed());
     let bytes = resident().saturating_sub(before);
     println!(
@@ -189,9 +208,9 @@ async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
         host.start(groups).await?;
     }
     println!("all nodes started after {:?}", began.elapsed());
-    leaders(&hosts, groups).await;
+    leaders(&hosts, groups).await?;
     println!("all groups led after {:?}", began.elapsed());
-    rest(&hosts).await;
+    rest(&hosts).await?;
     println!("all groups at rest after {:?}", began.elapsed());
     for host in hosts {
         host.close().await?;
@@ -223,13 +242,17 @@ fn rotate(journal: &Journal) -> Result<(), Failure> {
 
 async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<(), Failure> {
     let hosts = open(folder).await?;
+    let began = Instant::now();
     create(&hosts, groups)?;
+    println!("{groups} groups created on 3 nodes in {:?}", began.elapsed());
+    let began = Instant::now();
     for host in &hosts {
         host.start(groups).await?;
     }
-    leaders(&hosts, groups).await;
+    leaders(&hosts, groups).await?;
+    println!("started and led after {:?}", began.elapsed());
     sleep(Duration::from_secs(1)).await;
-    let before = terms(&hosts, groups);
+    let (before, beats) = (terms(&hosts, groups), beats(&hosts));
     let (cpu, began) = (cpu_time(), Instant::now());
     let until = began + Duration::from_secs(seconds);
     let mut tasks = Vec::new();
@@ -243,12 +266,14 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
         done += task.await?;
     }
     let elections = terms(&hosts, groups) - before;
+    let beats = self::beats(&hosts) - beats;
     let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     println!(
         "{groups} groups, {clients} clients: {:.0} commands/s, {:.1} us of processor each, \
-         {elections} terms begun",
+         {:.0} heartbeats and answers/s, {elections} terms begun",
         done as f64 / wall,
-        cpu.as_secs_f64() * 1e6 / done as f64
+        cpu.as_secs_f64() * 1e6 / done as f64,
+        beats as f64 / wall
     );
     for host in hosts {
         host.close().await?;
@@ -261,13 +286,23 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
 async fn call(replicas: Vec<Raft>, until: Instant) -> u64 {
     let (mut at, mut done) = (0, 0);
     while Instant::now() < until {
-        match replicas[at].propose(Bytes::from_static(&[7; 100])).await {
-            Ok(_) => done += 1,
-            Err(_) => {
-                at = (at + 1) % replicas.len();
-                sleep(Duration::from_millis(1)).await;
+        let leader = match replicas[at].propose(Bytes::from_static(&[7; 100])).await {
+            Ok(_) => {
+                done += 1;
+                continue;
             }
-        }
+            Err(ProposeError::NotLeader { leader }) => leader,
+            Err(_) => None,
+        };
+        at = match leader {
+            Some(id) => (id - 1) as usize,
+            None => {
+                // A thousand clients that ask all the while would keep the processor from the
+                // election that they wait for.
+                sleep(Duration::from_millis(20)).await;
+                (at + 1) % replicas.len()
+            }
+        };
     }
     done
 }
@@ -276,6 +311,11 @@ async fn call(replicas: Vec<Raft>, until: Instant) -> u64 {
 fn terms(hosts: &[Host], groups: u64) -> u64 {
     let all = (1..=groups).filter_map(|group| hosts[0].node.group(group));
     all.map(|raft| raft.status().borrow().term).sum()
+}
+
+/// The heartbeats and answers that all nodes have sent.
+fn beats(hosts: &[Host]) -> u64 {
+    hosts.iter().map(|host| host.node.stats().beats_sent).sum()
 }
 
 fn main() -> Result<(), Failure> {
