@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! cargo run --release --example groups -- idle GROUPS SECONDS
+//! cargo run --release --example groups -- awake GROUPS SECONDS
 //! cargo run --release --example groups -- load GROUPS CLIENTS SECONDS
 //! ```
 //! `idle` prints how long the groups take to be created, to come to rest and to be started again,
 //! the memory of one, what all of them use of a processor while nothing happens, and what a
-//! rotation of the journal costs beside them. `load` prints how many commands per second `CLIENTS`
+//! rotation of the journal costs beside them. `awake` prints what the heartbeats cost of groups that
+//! may not rest. `load` prints how many commands per second `CLIENTS`
 //! clients get through, spread over `GROUPS` groups, and how many heartbeats went beside them.
 //!
 //! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run with
@@ -89,10 +91,15 @@ impl Host {
 
     /// Starts the groups `1..=groups` from what the journal holds.
     async fn start(&self, groups: u64) -> Result<(), Failure> {
+        self.start_with(groups, |_| {}).await
+    }
+
+    async fn start_with(&self, groups: u64, tune: fn(&mut Config)) -> Result<(), Failure> {
         for group in 1..=groups {
             let store = JournalStore::open(&self.journal, self.identity(group))?;
             let mut config = Config::new(self.id, [1, 2, 3]);
             config.group = group;
+            tune(&mut config);
             self.node.start_group(config, Arc::new(store), Box::new(Counter(0))).await?;
         }
         Ok(())
@@ -218,6 +225,31 @@ async fn idle(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
     Ok(())
 }
 
+async fn awake(folder: &Path, groups: u64, seconds: u64) -> Result<(), Failure> {
+    let hosts = open(folder).await?;
+    create(&hosts, groups)?;
+    for host in &hosts {
+        host.start_with(groups, |config| config.quiesce_after = None).await?;
+    }
+    leaders(&hosts, groups).await?;
+    sleep(Duration::from_secs(2)).await;
+    let (cpu, began, before) = (cpu_time(), Instant::now(), beats(&hosts));
+    sleep(Duration::from_secs(seconds)).await;
+    let (cpu, wall) = (cpu_time().saturating_sub(cpu).as_secs_f64(), began.elapsed().as_secs_f64());
+    let sent = (beats(&hosts) - before) as f64;
+    println!(
+        "{groups} groups awake: {:.1} % of a core for all three, {:.0} heartbeats and answers/s, \
+         {:.2} us of processor each",
+        cpu / wall * 100.0,
+        sent / wall,
+        cpu * 1e6 / sent
+    );
+    for host in hosts {
+        host.close().await?;
+    }
+    Ok(())
+}
+
 /// What a commit costs that moves on to the next segment, beside the others.
 fn rotate(journal: &Journal) -> Result<(), Failure> {
     let log = journal.log("filler", 0)?;
@@ -330,6 +362,7 @@ fn main() -> Result<(), Failure> {
         Some("load") => {
             runtime.block_on(load(&folder.0, number(1, 1000)?, number(2, 1000)?, number(3, 10)?))
         }
+        Some("awake") => runtime.block_on(awake(&folder.0, number(1, 1000)?, number(2, 10)?)),
         _ => runtime.block_on(idle(&folder.0, number(1, 1000)?, number(2, 10)?)),
     }
 }
