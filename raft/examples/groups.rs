@@ -7,12 +7,12 @@
 //! ```
 //! `idle` prints how long the groups take to be created, to come to rest and to be started again,
 //! the memory of one, what all of them use of a processor while nothing happens, and what a
-//! rotation of the journal costs beside them. `awake` prints what the heartbeats cost of groups that
-//! may not rest. `load` prints how many commands per second `CLIENTS`
-//! clients get through, spread over `GROUPS` groups, and how many heartbeats went beside them.
+//! rotation of the journal costs beside them. `awake` prints what the heartbeats cost of groups
+//! that may not rest. `load` prints how many commands per second `CLIENTS` clients get through,
+//! spread over `GROUPS` groups, and how many heartbeats went beside them.
 //!
-//! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run with
-//! an error that says what is missing, and so does a group that halts.
+//! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run
+//! with an error that says what is missing, and so does a group that halts.
 
 use std::error::Error;
 use std::fs;
