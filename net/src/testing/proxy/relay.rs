@@ -207,8 +207,8 @@ impl<'a> Pump<'a> {
                 }
                 writable = may_write(&sink, next) => {
                     let bytes = next.map_or(0, |(_, bytes)| bytes);
-                    let written =
-                        writable.map_err(|_| WriteError::Sink).and_then(|()| self.write(&sink, bytes));
+                    let written = writable.map_err(|_| WriteError::Sink);
+                    let written = written.and_then(|()| self.write(&sink, bytes));
                     match written {
                         Ok(()) => {}
                         Err(WriteError::Reset) => return Err(Broken),
