@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
+use super::Sent;
 use crate::adaptive::AdaptivePermit;
 use crate::breaker::{Breaker, Permit, Verdict};
 use crate::bulkhead::BulkheadPermit;
@@ -29,7 +30,7 @@ pub(super) enum End {
         verdict: Verdict,
         is_overload: bool,
     },
-    /// With a rejection of a stage inside: the dependency was not asked.
+    /// With a rejection of a stage inside, or cut off in its queue: the dependency was not asked.
     Refused,
     /// A time limit of the policy passed.
     TimedOut,
@@ -57,15 +58,20 @@ pub(super) struct Bounds<'a> {
 pub(super) struct Guards<'a> {
     held: Vec<Guard<'a>>,
     bounds: Bounds<'a>,
+    sent: &'a Sent,
+    /// Attempts of the call that had begun before. As many at the end: the dependency was not
+    /// asked under these permits.
+    sent_before: u32,
     /// Only within a race.
     start: Option<Instant>,
     is_polling: bool,
 }
 
 impl<'a> Guards<'a> {
-    pub(super) fn new(bounds: Bounds<'a>) -> Self {
+    pub(super) fn new(bounds: Bounds<'a>, sent: &'a Sent) -> Self {
         let start = bounds.race.map(|_| Instant::now());
-        Self { held: Vec::new(), bounds, start, is_polling: false }
+        let sent_before = sent.attempts();
+        Self { held: Vec::new(), bounds, sent, sent_before, start, is_polling: false }
     }
 
     pub(super) fn push(&mut self, guard: Guard<'a>) {
@@ -110,6 +116,9 @@ impl<'a> Guards<'a> {
         let won = self.bounds.race.and_then(OnceLock::get);
         if self.is_polling {
             End::Panicked
+        } else if self.sent.attempts() == self.sent_before {
+            // It was still in a queue, or between two stages.
+            End::Refused
         } else if self.bounds.own.is_some_and(has_passed) {
             End::TimedOut
         } else if won.is_some_and(|won| self.start.is_some_and(|start| start < *won)) {

@@ -138,8 +138,12 @@ impl Sent {
         }
     }
 
+    fn attempts(&self) -> u32 {
+        self.begun.load(Acquire)
+    }
+
     fn outcome(&self) -> (u32, Outcome) {
-        let begun = self.begun.load(Acquire);
+        let begun = self.attempts();
         let is_harmless = begun == self.harmless.load(Acquire);
         (begun, if is_harmless { Outcome::NotApplied } else { Outcome::Unknown })
     }
@@ -270,7 +274,7 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         Fut: Future<Output = Result<T, E>> + Send,
     {
         Box::pin(async move {
-            let mut guards = Guards::new(call.bounds);
+            let mut guards = Guards::new(call.bounds, call.sent);
             let (answer, end) = match self.admit(at, call.attempt.priority, &mut guards).await {
                 Ok(at) => {
                     let mut call = pin!(self.dispatch(at, call));

@@ -384,3 +384,36 @@ pub(super) async fn an_attempt_learns_its_deadline() {
         .call(|attempt| async move { Ok::<_, &str>(attempt.deadline.map(Deadline::remaining)) });
     assert_eq!(left.await, Ok(Some(80 * MS)));
 }
+
+/// A time limit that cuts a call off in the queue behind the breaker tells nothing of the
+/// dependency, which was not asked, in whatever stages the queue stands.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_was_never_sent_is_no_failure_for_the_breaker() {
+    let mut queue = QueueConfig::default();
+    (queue.max_len, queue.max_wait) = (100, Duration::from_secs(1));
+    let bulkhead = Bulkhead::new(1, queue).unwrap();
+    let breaker = Arc::new(Breaker::new("b", &BreakerConfig::default()).unwrap());
+    let outside = || {
+        let limit = Timeout::new(50 * MS).unwrap();
+        Policy::builder().classify(Arc::new(Idempotent)).timeout(limit).breaker(breaker.clone())
+    };
+    let retry = Arc::new(Retry::new(plain(3)).unwrap());
+    let policies = [
+        outside().bulkhead(bulkhead.clone()).build().unwrap(),
+        outside().retry(retry).bulkhead(bulkhead.clone()).build().unwrap(),
+    ];
+    for policy in policies {
+        let place = bulkhead.try_acquire().unwrap();
+        for _ in 0..50 {
+            let error = policy.call(|_| async { Err::<(), _>("down") }).await.unwrap_err();
+            assert_eq!((error.attempts, error.outcome()), (0, Outcome::NotApplied));
+        }
+        assert_eq!((breaker.state(), breaker.stats().window.failures), (State::Closed, 0), "{policy}");
+        drop(place);
+        // One that was sent and cut off is one.
+        let sent = policy.call(|_| pending::<Result<(), &str>>()).await.unwrap_err();
+        assert_eq!(sent.attempts, 1);
+        assert_eq!(breaker.stats().window.failures, 1, "{policy}");
+        breaker.reset();
+    }
+}
