@@ -18,7 +18,10 @@ use crate::quota::{Quota, nanos};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeasedConfig {
-    /// Units taken from the store at once. At least 1; default 100.
+    /// The most units taken from the store at once. At least 1; default 100. The first share of a
+    /// key is one unit; each that is spent in time doubles the next one, and one that was not spent
+    /// cuts it to what was. Never more than a quarter of the quota's burst or window, which other
+    /// processes share.
     pub lease: u64,
     /// How long a share may be spent; what is left then is lost. Default 1 s.
     pub lease_for: Duration,
@@ -61,10 +64,12 @@ pub struct LeasedStats {
 pub struct Leased {
     guard: Guard,
     quota: Quota,
+    /// The most units of a share: the configured number, or a quarter of the quota's limit.
     lease: u64,
     lease_for: u64,
     /// How long a rejection holds at least: until half a lease has flowed back, so that a limit
-    /// that is reached is not fetched unit by unit. What flows back meanwhile fits into the burst.
+    /// that is reached is not fetched unit by unit, but no longer than a lease. What flows back
+    /// meanwhile fits into the burst.
     pause: u64,
     max_keys: usize,
     shares: Mutex<Shares>,
@@ -93,6 +98,9 @@ struct Share {
 struct State {
     units: u64,
     until: u64,
+    /// Units that the share began with, and what the next one asks for. Of a new key: 0.
+    begun_with: u64,
+    next: u64,
     /// The store's last rejection, and until when a request of that cost need not ask again.
     rejected: Option<(Taken, u64, u64)>,
 }
@@ -131,15 +139,16 @@ impl Leased {
         }
         let guard = Guard::new(counter, quota, config.outage, clock)?;
         let rules = quota.rules()?;
+        let lease = config.lease.min((rules.limit / 4).max(1));
         let pause = match rules.kind {
-            Kind::Gcra => rules.interval.saturating_mul(config.lease.min(rules.limit) / 2),
+            Kind::Gcra => rules.interval.saturating_mul(lease / 2).min(nanos(config.lease_for)),
             _ => 0,
         };
         Ok(Self {
             guard,
             pause,
             quota,
-            lease: config.lease,
+            lease,
             lease_for: nanos(config.lease_for),
             max_keys: config.max_keys,
             shares: Mutex::default(),
@@ -188,7 +197,8 @@ impl Leased {
         // From before the question: the store grants later than this.
         let asked_at = self.guard.clock.now();
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let taken = match self.guard.take(key, cost, cost.max(self.lease)).await {
+        let wanted = share.state.lock().grown(asked_at, self.lease);
+        let taken = match self.guard.take(key, cost, cost.max(wanted)).await {
             Ok(taken) => taken,
             Err(error) => {
                 share.failures.fetch_add(1, Ordering::Release);
@@ -209,6 +219,7 @@ impl Leased {
         }
         self.lost.fetch_add(state.units, Ordering::Relaxed);
         state.units = taken.granted - cost;
+        state.begun_with = state.units;
         state.until = asked_at.saturating_add(self.lease_for);
         state.rejected = None;
         Ok(Pass { source: Source::Store, remaining: state.units })
@@ -230,8 +241,10 @@ impl Leased {
     fn spend(&self, share: &Share, cost: u64) -> Option<Result<Pass, SharedError>> {
         let now = self.guard.clock.now();
         let mut state = share.state.lock();
-        if now >= state.until {
+        if now >= state.until && state.units > 0 {
             self.lost.fetch_add(state.units, Ordering::Relaxed);
+            // With the unit of the one who asked.
+            state.next = state.begun_with - state.units + 1;
             state.units = 0;
         }
         if state.units >= cost {
@@ -279,6 +292,17 @@ impl Leased {
             granted: self.granted.load(Ordering::Relaxed),
             lost: self.lost.load(Ordering::Relaxed),
         }
+    }
+}
+
+impl State {
+    /// How many units to ask for now: twice as many as before if those were spent in time.
+    fn grown(&mut self, now: u64, max: u64) -> u64 {
+        if now < self.until {
+            self.next = self.next.saturating_mul(2);
+        }
+        self.next = self.next.clamp(1, max);
+        self.next
     }
 }
 

@@ -56,6 +56,33 @@ async fn leases_never_exceed_the_bound_and_save_questions() {
     assert!(counter.asked() < passed.len() as u64, "{} questions", counter.asked());
 }
 
+/// With the default shares the quota can be used, by one process that asks now and then and by many
+/// of which each asks little.
+#[tokio::test(start_paused = true)]
+async fn what_the_quota_allows_is_not_lost_in_shares() {
+    let quota = Quota::gcra(60, 60 * SECOND).burst(60);
+    for nodes in [1, 2, 20_u64] {
+        let (clock, counter) = store();
+        let node = |_| {
+            let counter = Arc::clone(&counter) as _;
+            Leased::with_clock(counter, quota, LeasedConfig::default(), Arc::new(*clock)).unwrap()
+        };
+        let all: Vec<Leased> = (0..nodes).map(node).collect();
+        for node in &all {
+            node.check("k", 1).await.expect("the burst is not in one hand");
+        }
+        let mut passed = 0;
+        // Together they ask for twice what flows.
+        for turn in 0..1_200_u64 {
+            let node = &all[(turn % nodes) as usize];
+            passed += u64::from(node.check("k", 1).await.is_ok());
+            tokio::time::advance(SECOND / 2).await;
+        }
+        // 600 flow in that time, and what was left of the burst.
+        assert!(passed >= 580 && passed <= quota.most_in(600 * SECOND), "{nodes}: {passed}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
     for (on_outage, passes) in [(OnOutage::Reject, false), (OnOutage::Admit, true)] {
@@ -64,12 +91,14 @@ async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
         let config = LeasedConfig { outage, lease: 2, ..LeasedConfig::default() };
         let leased = Leased::with_clock(
             Arc::clone(&counter) as _,
-            Quota::gcra(5, SECOND).burst(5),
+            Quota::gcra(5, SECOND).burst(16),
             config,
             clock,
         )
         .unwrap();
-        assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Store);
+        for _ in 0..2 {
+            assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Store);
+        }
         counter.fail(Some(down()));
         assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Lease);
         let before = counter.asked();
@@ -123,17 +152,20 @@ fn a_share_is_no_more_than_was_granted() {
     runtime.enable_time().start_paused(true).build().unwrap().block_on(async {
         let (clock, counter) = store();
         let config = LeasedConfig { lease: 3, ..LeasedConfig::default() };
-        let quota = Quota::gcra(1, 1000 * SECOND).burst(5);
+        let quota = Quota::gcra(1, 1000 * SECOND).burst(24);
         let leased = Leased::with_clock(Arc::clone(&counter) as _, quota, config, clock).unwrap();
         let mut passed = 0;
-        for _ in 0..20 {
+        for _ in 0..40 {
             passed += u64::from(leased.check("a", 1).await.is_ok());
         }
-        assert_eq!(passed, 5);
-        leased.check("b", 1).await.unwrap();
+        assert_eq!(passed, 24);
+        for _ in 0..4 {
+            leased.check("b", 1).await.unwrap();
+        }
         tokio::time::advance(2 * SECOND).await;
         let pass = leased.check("b", 1).await.unwrap();
         assert_eq!((pass.source, leased.stats().lost), (Source::Store, 2));
+        assert_eq!(pass.remaining, 0, "a share that was not spent is followed by a smaller one");
     });
 }
 
