@@ -290,3 +290,38 @@ async fn the_systems_resolver_gives_sorted_addresses() {
     assert!(found.iter().any(|endpoint| endpoint.name == "127.0.0.1:1"), "{found:?}");
     assert!(DnsSource::new("", 1).is_err() && DnsSource::new("x".repeat(254), 1).is_err());
 }
+
+/// Panics instead of its second answer, or when it is asked for changes.
+struct Panicking {
+    asked: AtomicU32,
+    on_change: bool,
+}
+
+#[async_trait]
+impl Source for Panicking {
+    async fn resolve(&self) -> Result<Resolved, DiscoveryError> {
+        let asked = self.asked.fetch_add(1, Relaxed);
+        assert!(asked != 1 || self.on_change, "this source panics");
+        Ok(set(if asked == 0 { &["a"] } else { &["a", "b"] }))
+    }
+
+    async fn changed(&self) -> Result<Resolved, DiscoveryError> {
+        assert!(!self.on_change, "this source panics");
+        std::future::pending().await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_that_panics_is_asked_again() {
+    for on_change in [false, true] {
+        let balancer = balancer(Config::default());
+        let source = Arc::new(Panicking { asked: AtomicU32::new(0), on_change });
+        let discovery =
+            Discovery::start(balancer.clone(), Arc::clone(&source), config()).expect("valid");
+        sleep(Duration::from_secs(62)).await;
+        assert_eq!(names(&balancer), ["a", "b"], "on_change: {on_change}");
+        let stats = discovery.stats();
+        assert!((1..=70).contains(&stats.failed), "{stats:?}");
+        assert!(stats.last_error.is_some_and(|error| error.contains("panicked")));
+    }
+}

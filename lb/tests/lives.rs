@@ -13,7 +13,8 @@ use voussoir_sim::Situations;
 const MS: u64 = 1_000_000;
 const STEPS: usize = 400;
 
-static SITUATIONS: [&str; 16] = [
+static SITUATIONS: [&str; 17] = [
+    "a drained endpoint was in a later set",
     "an endpoint left with requests in flight",
     "a name returned as another endpoint",
     "an endpoint was full",
@@ -51,6 +52,8 @@ struct Life<'a> {
     balancer: Balancer,
     now: u64,
     set: Vec<EndpointConfig>,
+    /// Drained by hand, by id.
+    drained: BTreeSet<u64>,
     /// By id; endpoints that left are removed.
     checks: BTreeMap<u64, Check>,
     flying: Vec<Flying>,
@@ -128,7 +131,12 @@ fn random_set(rng: &mut fastrand::Rng) -> Vec<EndpointConfig> {
 
 impl Life<'_> {
     fn endpoints(&self) -> Vec<(std::sync::Arc<Endpoint>, EndpointConfig)> {
-        self.balancer.endpoints().into_iter().zip(self.set.iter().cloned()).collect()
+        let endpoints = self.balancer.endpoints().into_iter().zip(self.set.iter().cloned());
+        let drained = endpoints.map(|(endpoint, mut config)| {
+            config.draining |= self.drained.contains(&endpoint.id());
+            (endpoint, config)
+        });
+        drained.collect()
     }
 
     fn update(&mut self) {
@@ -148,6 +156,8 @@ impl Life<'_> {
             self.checks.entry(endpoint.id()).or_insert(Check::Unknown);
         }
         self.checks.retain(|id, _| ids.contains(id));
+        self.drained.retain(|id| ids.contains(id));
+        self.situations.add("a drained endpoint was in a later set", self.drained.len() as u64);
         for flying in &mut self.flying {
             flying.sets += 1;
             if !ids.contains(&flying.pick.endpoint().id()) {
@@ -182,13 +192,17 @@ impl Life<'_> {
     fn compare_health(&self) -> BTreeMap<u64, bool> {
         let stats = self.balancer.stats(self.now);
         let mut healthy = BTreeMap::new();
+        let (mut could_serve, mut serve) = (0, 0);
         for ((endpoint, config), stats) in self.endpoints().into_iter().zip(stats.endpoints) {
             let check = self.balancer.config().checks.is_none()
                 || matches!(self.checks[&endpoint.id()], Check::Healthy(_));
             assert_eq!(stats.healthy, check && stats.ejected_for.is_none(), "{stats:?}");
             assert_eq!((stats.name, stats.draining), (config.name, config.draining));
+            could_serve += u32::from(check && !stats.draining);
+            serve += u32::from(stats.healthy && !stats.draining);
             healthy.insert(endpoint.id(), stats.healthy);
         }
+        assert!(serve > 0 || could_serve == 0, "all that pass their checks are ejected");
         healthy
     }
 
@@ -334,6 +348,7 @@ fn live(seed: u64, situations: &Situations) {
         now: 1,
         set: Vec::new(),
         checks: BTreeMap::new(),
+        drained: BTreeSet::new(),
         flying: Vec::new(),
         ids: BTreeMap::new(),
     };
@@ -348,7 +363,12 @@ fn live(seed: u64, situations: &Situations) {
                 let draining = life.rng.bool();
                 let name = life.set[at].name.clone();
                 assert!(life.balancer.set_draining(&name, draining, life.now));
-                life.set[at].draining = draining;
+                let id = life.balancer.endpoints()[at].id();
+                if draining {
+                    life.drained.insert(id);
+                } else {
+                    life.drained.remove(&id);
+                }
             }
             10..26 => life.pick(),
             _ => life.finish(),

@@ -145,9 +145,12 @@ impl Balancer {
     }
 
     /// Stops or resumes new traffic to an endpoint; sessions bound to it go on. It is drained when
-    /// its [`in_flight`](Endpoint::in_flight) is 0. Returns false for an unknown name.
+    /// its [`in_flight`](Endpoint::in_flight) is 0. Later sets with the name do not resume it, and
+    /// an endpoint that its set drains is not resumed here. Returns false for an unknown name.
     pub fn set_draining(&self, name: &str, draining: bool, now: u64) -> bool {
-        self.inner.change(now, |state, _| state.set_draining(name, draining))
+        self.inner.change(now, |state, inner| {
+            state.set_draining(name, draining, &inner.config, now)
+        })
     }
 
     /// Records the result of an active check of the endpoint with this
@@ -264,8 +267,11 @@ impl Inner {
         now: u64,
         change: impl FnOnce(&mut State, &Arc<Self>) -> bool,
     ) -> bool {
-        let changed = change(&mut self.state.lock(), self);
-        if changed {
+        let mut state = self.state.lock();
+        let changed = change(&mut state, self);
+        let is_due = changed || state.is_outdated;
+        drop(state);
+        if is_due {
             self.publish(now);
         }
         changed
@@ -305,7 +311,7 @@ impl Inner {
             garbage.push((old_table, state.remember(compiled)));
             let is_done = state.version == version;
             if is_done {
-                state.compiling = false;
+                (state.compiling, state.is_outdated) = (false, false);
             } else {
                 guard.state = Some(state);
                 continue;
@@ -326,6 +332,8 @@ struct Compiling<'a> {
 impl Drop for Compiling<'_> {
     fn drop(&mut self) {
         drop(self.state.take());
-        self.inner.state.lock().compiling = false;
+        let mut state = self.inner.state.lock();
+        // The next change compiles it again, whatever it changes.
+        (state.compiling, state.is_outdated) = (false, true);
     }
 }

@@ -106,7 +106,7 @@ fn health(entries: &[&Entry]) -> LevelHealth {
     LevelHealth {
         healthy: sum(Entry::is_usable),
         known: sum(Entry::is_usable_in_panic),
-        total: sum(|entry| !entry.config.draining),
+        total: sum(|entry| !entry.is_draining()),
     }
 }
 

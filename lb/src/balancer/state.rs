@@ -26,6 +26,8 @@ pub(super) struct State {
     pub(super) version: u64,
     /// Whether a thread compiles a table.
     pub(super) compiling: bool,
+    /// Whether the strategy panicked when it compiled the last one: the table is an older one.
+    pub(super) is_outdated: bool,
     pub(super) last_update: Option<u64>,
     pub(super) updates: u64,
     pub(super) ejections: u64,
@@ -41,22 +43,39 @@ pub(super) struct Entry {
     pub(super) ejection: EjectionState,
     /// When slow start began. `None` when it does not apply.
     ramp_since: Option<u64>,
+    /// Drained by [`Balancer::set_draining`](super::Balancer::set_draining), whatever a set says.
+    is_drained: bool,
 }
 
 impl Entry {
+    /// Whether it gets no new traffic, by its set or by hand.
+    pub(super) fn is_draining(&self) -> bool {
+        self.config.draining || self.is_drained
+    }
+
+    fn passes_checks(&self) -> bool {
+        self.check.is_none_or(CheckState::is_healthy)
+    }
+
     /// Whether checks and outlier detection find nothing wrong.
     pub(super) fn is_healthy(&self) -> bool {
-        self.check.is_none_or(CheckState::is_healthy) && self.ejection.until.is_none()
+        self.passes_checks() && self.ejection.until.is_none()
     }
 
     /// Whether it may get new traffic.
     pub(super) fn is_usable(&self) -> bool {
-        self.is_healthy() && !self.config.draining
+        self.is_healthy() && !self.is_draining()
     }
 
     /// Whether it may get new traffic in a panic: unless nothing at all is known about it.
     pub(super) fn is_usable_in_panic(&self) -> bool {
-        self.check != Some(CheckState::Unknown) && !self.config.draining
+        self.check != Some(CheckState::Unknown) && !self.is_draining()
+    }
+
+    fn end_ejection(&mut self, now: u64) {
+        self.ejection.until = None;
+        self.endpoint.forget_failures_in_a_row();
+        self.ramp_since = Some(now);
     }
 
     /// The step of slow start and the time to the next one, while the endpoint warms up.
@@ -102,6 +121,7 @@ impl State {
         }
         self.updates += 1;
         self.last_update = Some(now);
+        self.keep_ejected_share(&inner.config, now);
     }
 
     fn new_entry(
@@ -118,14 +138,23 @@ impl State {
             check: inner.config.checks.as_ref().map(|_| CheckState::Unknown),
             ejection: EjectionState::default(),
             ramp_since,
+            is_drained: false,
             config,
         }
     }
 
     /// Returns whether the name is known.
-    pub(super) fn set_draining(&mut self, name: &str, draining: bool) -> bool {
+    pub(super) fn set_draining(
+        &mut self,
+        name: &str,
+        draining: bool,
+        config: &Config,
+        now: u64,
+    ) -> bool {
         let found = self.entries.iter_mut().find(|entry| entry.config.name == name);
-        found.map(|entry| entry.config.draining = draining).is_some()
+        let is_known = found.map(|entry| entry.is_drained = draining).is_some();
+        self.keep_ejected_share(config, now);
+        is_known
     }
 
     /// Returns whether the health changed.
@@ -147,19 +176,23 @@ impl State {
         if after.is_healthy() && !before.is_healthy() {
             entry.ramp_since = Some(now);
         }
-        after.is_healthy() != before.is_healthy() || before == CheckState::Unknown
+        let has_changed = after.is_healthy() != before.is_healthy();
+        if has_changed {
+            self.keep_ejected_share(config, now);
+        }
+        has_changed || before == CheckState::Unknown
     }
 
     /// Ejects an endpoint, if its share allows it. Returns whether it did.
     pub(super) fn eject(&mut self, id: u64, config: &Config, now: u64) -> bool {
         let Some(outliers) = &config.outliers else { return false };
-        // Draining endpoints serve nothing, so they count neither as ejected nor as left.
-        let counted = || self.entries.iter().filter(|entry| !entry.config.draining);
-        let ejected = counted().filter(|entry| entry.ejection.until.is_some()).count();
-        let is_allowed = ejection_allowed(ejected, counted().count(), outliers.max_ejected_share);
+        let (ejected, counted) = self.ejected();
+        let stays = |entry: &Entry| entry.is_usable() && entry.endpoint.id() != id;
+        let is_allowed = ejection_allowed(ejected, counted, outliers.max_ejected_share)
+            && self.entries.iter().any(stays);
         let entry = self.entries.iter_mut().find(|entry| entry.endpoint.id() == id);
         let Some(entry) =
-            entry.filter(|entry| entry.ejection.until.is_none() && !entry.config.draining)
+            entry.filter(|entry| entry.ejection.until.is_none() && !entry.is_draining())
         else {
             return false;
         };
@@ -173,12 +206,44 @@ impl State {
         true
     }
 
+    /// How many endpoints are ejected, of how many. Those that drain serve nothing, so they count
+    /// neither as ejected nor as left.
+    fn ejected(&self) -> (usize, usize) {
+        let counted = || self.entries.iter().filter(|entry| !entry.is_draining());
+        (counted().filter(|entry| entry.ejection.until.is_some()).count(), counted().count())
+    }
+
+    /// Ends ejections, those that would end first, until what is left of the set may have as many
+    /// and one endpoint that passes its checks serves: the share was that of another set.
+    fn keep_ejected_share(&mut self, config: &Config, now: u64) {
+        let Some(outliers) = &config.outliers else { return };
+        // Ends: each turn ends an ejection.
+        loop {
+            let (ejected, counted) = self.ejected();
+            if ejected == 0 {
+                return;
+            }
+            let is_within = ejection_allowed(ejected - 1, counted, outliers.max_ejected_share);
+            let is_served = self.entries.iter().any(Entry::is_usable);
+            let could_serve = |entry: &&mut Entry| {
+                let is_ejected = entry.ejection.until.is_some() && !entry.is_draining();
+                is_ejected && (!is_within || entry.passes_checks())
+            };
+            let found = self.entries.iter_mut().filter(could_serve).min_by_key(|entry| {
+                (!is_served && !entry.passes_checks(), entry.ejection.until)
+            });
+            match found {
+                Some(entry) if !is_within || !is_served => entry.end_ejection(now),
+                _ => return,
+            }
+        }
+    }
+
     /// Does what is due at `now`. Returns whether the table must be compiled again.
     pub(super) fn advance(&mut self, config: &Config, now: u64) -> bool {
         for entry in &mut self.entries {
-            if entry.ejection.end_if_due(now) {
-                entry.endpoint.forget_failures_in_a_row();
-                entry.ramp_since = Some(now);
+            if entry.ejection.until.is_some_and(|until| until <= now) {
+                entry.end_ejection(now);
             }
         }
         if let Some(outliers) = &config.outliers
@@ -214,9 +279,8 @@ impl State {
     /// When something is due next, after `now`. Begins a window if none runs.
     pub(super) fn next_change(&mut self, config: &Config, now: u64) -> u64 {
         let mut next = u64::MAX;
-        if let Some(outliers) = &config.outliers
-            && (outliers.success_rate.is_some() || outliers.latency.is_some())
-        {
+        // Also if only failures in a row eject: each window forgets an ejection.
+        if let Some(outliers) = &config.outliers {
             let interval = outliers.interval.as_nanos() as u64;
             next = *self.window_end.get_or_insert(now.saturating_add(interval));
         }

@@ -68,7 +68,7 @@ impl State {
             weight: entry.config.weight,
             healthy: entry.is_healthy(),
             ejected_for: entry.ejection.until.map(until),
-            draining: entry.config.draining,
+            draining: entry.is_draining(),
             in_flight: entry.endpoint.in_flight(),
             picks: entry.endpoint.picks(),
             failures: entry.endpoint.failures(),

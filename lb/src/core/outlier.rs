@@ -35,15 +35,6 @@ impl EjectionState {
         self.until = Some(now.saturating_add(length));
     }
 
-    /// Ends the ejection if its time has come. Returns whether it ended.
-    pub(crate) fn end_if_due(&mut self, now: u64) -> bool {
-        let due = self.until.is_some_and(|until| until <= now);
-        if due {
-            self.until = None;
-        }
-        due
-    }
-
     /// Ends a window.
     pub(crate) fn end_window(&mut self) {
         if !std::mem::take(&mut self.in_this_window) && self.until.is_none() {
@@ -144,13 +135,12 @@ mod tests {
     fn ejections_grow_and_are_forgotten() {
         let mut state = EjectionState::default();
         state.eject(100, 10, 25);
-        assert_eq!(state.until, Some(110));
-        assert!(!state.end_if_due(109) && state.end_if_due(110));
+        assert_eq!(state.until.take(), Some(110));
         state.eject(200, 10, 25);
-        state.end_if_due(220);
+        state.until = None;
         state.eject(300, 10, 25);
         assert_eq!(state.until, Some(325));
-        state.end_if_due(325);
+        state.until = None;
         for _ in 0..4 {
             state.end_window();
         }

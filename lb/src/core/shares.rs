@@ -4,7 +4,8 @@
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LevelHealth {
     pub(crate) healthy: u64,
-    /// Weight of the endpoints that are known to be healthy or not: without the unchecked ones.
+    /// Weight of the endpoints that are known to be healthy or not. Those that wait for their first
+    /// check get no traffic, and their coming must not push away what the others serve.
     pub(crate) known: u64,
     /// Invariant: healthy <= known <= total.
     pub(crate) total: u64,
@@ -19,18 +20,19 @@ pub(crate) struct PrioritySplit {
     pub(crate) panics: bool,
 }
 
-/// Splits the traffic over priorities. A priority can take `healthy / total * overprovisioning` of
+/// Splits the traffic over priorities. A priority can take `healthy / known * overprovisioning` of
 /// it, at most all; the next one takes what is left. When all together cannot take everything,
 /// those below `threshold` panic and the traffic is divided by what each can take.
 ///
-/// Source: Envoy, "Priority levels" and "Panic threshold".
+/// Source: Envoy, "Priority levels" and "Panic threshold", with
+/// `ignore_new_hosts_until_first_hc`.
 pub(crate) fn split_priorities(
     levels: &[LevelHealth],
     overprovisioning: f64,
     threshold: f64,
 ) -> Vec<PrioritySplit> {
     let healthy_share = |level: &LevelHealth| {
-        if level.total == 0 { 0.0 } else { level.healthy as f64 / level.total as f64 }
+        if level.known == 0 { 0.0 } else { level.healthy as f64 / level.known as f64 }
     };
     let capacity = |level| (healthy_share(level) * overprovisioning).min(1.0);
     let sum: f64 = levels.iter().map(capacity).sum();
@@ -78,7 +80,7 @@ pub(crate) fn split_zone(
     if local.healthy == all_healthy {
         return 1.0;
     }
-    let by_health = local.healthy as f64 / local.total as f64 * overprovisioning;
+    let by_health = local.healthy as f64 / local.known as f64 * overprovisioning;
     let by_callers =
         callers_share.map_or(1.0, |callers| local.healthy as f64 / all_healthy as f64 / callers);
     by_health.min(by_callers).min(1.0)

@@ -1,7 +1,11 @@
 //! The task that asks a source and updates a balancer.
 
 use std::fmt;
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -201,27 +205,41 @@ fn has_failed(before: Availability, after: Availability) -> bool {
     fell || after.refused_ejections > before.refused_ejections
 }
 
+/// Turns a panic of a source into a failed answer: the set goes on to be asked for.
+async fn guarded<T>(foreign: impl Future<Output = T>) -> Result<T, DiscoveryError> {
+    let mut foreign = pin!(foreign);
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| foreign.as_mut().poll(cx)));
+        let reason = || DiscoveryError::Failed { reason: "the source panicked".to_owned() };
+        polled.map_or_else(|_| Poll::Ready(Err(reason())), |polled| polled.map(Ok))
+    })
+    .await
+}
+
 impl Run {
     async fn run(mut self, source: Arc<dyn Source>) {
         let mut availability = self.balancer.availability();
         // Ends: the discovery's drop aborts the task.
         loop {
             let asked = Instant::now();
-            let answer = timeout(self.config.timeout, source.resolve()).await;
+            let answer = timeout(self.config.timeout, guarded(source.resolve())).await;
             let seconds = self.config.timeout.as_secs_f64();
             let timed_out =
                 || DiscoveryError::Failed { reason: format!("no answer within {seconds} s") };
-            let answer = answer.unwrap_or_else(|_| Err(timed_out()));
+            let answer = answer.unwrap_or_else(|_| Ok(Err(timed_out()))).unwrap_or_else(Err);
             let wait = self.apply(answer);
             let mut due = Instant::now() + wait;
             let mut before = *availability.borrow_and_update();
             let mut stale_due = self.stale_due(asked, before);
+            let mut has_panicked = false;
             // Ends: when the source is to be asked again.
             loop {
                 tokio::select! {
                     () = sleep_until(stale_due.map_or(due, |stale| stale.min(due))) => break,
-                    sent = source.changed() => {
-                        due = Instant::now() + self.apply(sent);
+                    sent = guarded(source.changed()), if !has_panicked => {
+                        // Asked again, it would panic again at once.
+                        has_panicked = sent.is_err();
+                        due = Instant::now() + self.apply(sent.unwrap_or_else(Err));
                         before = *availability.borrow_and_update();
                     }
                     changed = availability.changed() => {
@@ -294,8 +312,12 @@ impl Run {
     fn update(&mut self, endpoints: Vec<EndpointConfig>) -> Result<(), String> {
         let has_changed = endpoints != self.last_set;
         if has_changed {
-            let update = self.balancer.update(endpoints.iter().cloned(), self.clock.now());
-            update.map_err(|error| error.to_string())?;
+            let given = endpoints.iter().cloned();
+            let update = || self.balancer.update(given, self.clock.now());
+            let updated = catch_unwind(AssertUnwindSafe(update));
+            updated
+                .map_err(|_| "the strategy or the clock panicked".to_owned())?
+                .map_err(|error| error.to_string())?;
             self.last_set = endpoints;
         }
         let mut shared = self.shared.lock();

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -76,7 +77,7 @@ pub struct CheckerStats {
     pub failed: u64,
     /// Probes that took longer than `timeout`.
     pub timed_out: u64,
-    /// Probes that panicked.
+    /// Probes that panicked, and results whose recording did: the strategy compiles the set then.
     pub panicked: u64,
     /// The last probe that failed.
     pub last_failure: Option<LastFailure>,
@@ -327,6 +328,10 @@ impl Run {
             schedule.at += self.config.interval.mul_f64(change);
             schedule.running = None;
         }
-        self.balancer.record_check(endpoint.id(), passed, self.clock.now());
+        let record = || self.balancer.record_check(endpoint.id(), passed, self.clock.now());
+        if catch_unwind(AssertUnwindSafe(record)).is_err() {
+            // Of the strategy or the clock. The next result compiles the set again.
+            self.counters.panicked.fetch_add(1, Relaxed);
+        }
     }
 }

@@ -65,3 +65,22 @@ fn a_strategy_that_panics_leaves_a_balancer_that_works() {
     balancer.set_draining("b", true, 0);
     assert_eq!(names(&balancer, 3, 0), "ccc");
 }
+
+/// A check that changes nothing compiles what the panic has left behind.
+#[test]
+fn the_next_result_of_a_check_compiles_what_a_panic_has_left() {
+    let odd = Odd::default();
+    let panics = Arc::clone(&odd.panics);
+    let mut config = Config::default();
+    config.checks = Some(voussoir_lb::CheckConfig::default());
+    let balancer = balancer(odd, config, &[1, 1]);
+    let ids: Vec<u64> = balancer.endpoints().iter().map(|endpoint| endpoint.id()).collect();
+    balancer.record_check(ids[0], true, 0);
+    panics.store(true, Ordering::Relaxed);
+    let check = || balancer.record_check(ids[1], true, 0);
+    assert!(catch_unwind(AssertUnwindSafe(check)).is_err());
+    assert_eq!(names(&balancer, 2, 0), "aa", "the table is the old one");
+    panics.store(false, Ordering::Relaxed);
+    balancer.record_check(ids[0], true, 0);
+    assert_eq!(names(&balancer, 2, 0), "bb");
+}

@@ -2,7 +2,7 @@
 
 use super::*;
 use voussoir_lb::strategy::*;
-use voussoir_lb::{CheckConfig, LatencyOutliers, OutlierConfig};
+use voussoir_lb::{CheckConfig, LatencyOutliers, OnPanic, OutlierConfig};
 
 fn with_outliers(change: impl FnOnce(&mut OutlierConfig), endpoints: usize) -> Balancer {
     let mut outliers = OutlierConfig::default();
@@ -38,6 +38,84 @@ fn ejections_are_forgotten_with_good_windows() {
     fail(&balancer, "b", 5, 210 * SECOND);
     let ejected = balancer.stats(210 * SECOND).endpoints[1].ejected_for.expect("ejected");
     assert_eq!(ejected.as_secs(), 30);
+}
+
+/// Without windows that judge anything, too.
+#[test]
+fn ejections_are_forgotten_if_only_failures_in_a_row_eject() {
+    let only_rows = |outliers: &mut OutlierConfig| outliers.success_rate = None;
+    let balancer = with_outliers(only_rows, 4);
+    fail(&balancer, "b", 5, 0);
+    for window in 1..=20 {
+        assert_eq!(names(&balancer, 4, window * 10 * SECOND).len(), 4);
+    }
+    fail(&balancer, "b", 5, 210 * SECOND);
+    let ejected = balancer.stats(210 * SECOND).endpoints[1].ejected_for.expect("ejected");
+    assert_eq!(ejected.as_secs(), 30);
+}
+
+fn half_ejected(change: impl FnOnce(&mut Config)) -> Balancer {
+    let mut config = Config::default();
+    let mut outliers = OutlierConfig::default();
+    outliers.max_ejected_share = 0.5;
+    config.outliers = Some(outliers);
+    config.priorities.on_panic = OnPanic::Reject;
+    change(&mut config);
+    balancer(RoundRobin::default(), config, &[1, 1, 1, 1])
+}
+
+fn ejected(balancer: &Balancer) -> String {
+    let stats = balancer.stats(0);
+    let ejected = stats.endpoints.iter().filter(|endpoint| endpoint.ejected_for.is_some());
+    ejected.map(|endpoint| endpoint.name.as_str()).collect()
+}
+
+/// The share was that of the set before: of the one that is left all were ejected.
+#[test]
+fn a_smaller_set_ends_the_ejections_that_exceed_its_share() {
+    let balancer = half_ejected(|_| ());
+    fail(&balancer, "b", 5, 0);
+    fail(&balancer, "a", 5, SECOND);
+    assert_eq!(ejected(&balancer), "ab");
+    balancer.update(weighted(&[1, 1]), 2 * SECOND).expect("a set");
+    assert_eq!(ejected(&balancer), "a", "that of b would have ended first");
+    assert_eq!(names(&balancer, 4, 2 * SECOND), "bbbb");
+}
+
+#[test]
+fn draining_the_others_ends_the_ejections_that_exceed_the_share() {
+    let balancer = half_ejected(|_| ());
+    fail(&balancer, "a", 5, 0);
+    fail(&balancer, "b", 5, SECOND);
+    balancer.set_draining("c", true, 2 * SECOND);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 2 * SECOND)), ("b".into(), "da".into()));
+    balancer.set_draining("d", true, 2 * SECOND);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 2 * SECOND)), ("b".into(), "aa".into()));
+    balancer.set_draining("a", true, 2 * SECOND);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 2 * SECOND)), (String::new(), "bb".into()));
+}
+
+/// What fails its checks serves nothing: the last one that passes them is not ejected.
+#[test]
+fn the_last_endpoint_that_passes_its_checks_serves() {
+    let balancer = half_ejected(|config| {
+        config.checks = Some(CheckConfig::default());
+        config.priorities.panic_threshold = 0.0;
+    });
+    let ids: Vec<u64> = balancer.endpoints().iter().map(|endpoint| endpoint.id()).collect();
+    ids.iter().for_each(|id| balancer.record_check(*id, true, 0));
+    let fall = |at: usize| (0..3).for_each(|_| balancer.record_check(ids[at], false, 0));
+    (1..4).for_each(fall);
+    fail(&balancer, "a", 5, 0);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 0)), (String::new(), "aa".into()));
+    // The other way round: it was ejected while others passed theirs.
+    for _ in 0..2 {
+        balancer.record_check(ids[1], true, 0);
+    }
+    fail(&balancer, "a", 5, 0);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 0)), ("a".into(), "bb".into()));
+    fall(1);
+    assert_eq!((ejected(&balancer), names(&balancer, 2, 0)), (String::new(), "aa".into()));
 }
 
 #[test]

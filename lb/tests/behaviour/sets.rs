@@ -171,3 +171,24 @@ fn counters_and_latency_survive_a_replaced_set() {
     }
     drop(held);
 }
+
+/// A resolver that answers again knows nothing of what an operator has drained.
+#[test]
+fn what_was_drained_by_hand_stays_drained_in_later_sets() {
+    let balancer = balancer(RoundRobin::default(), Config::default(), &[1, 1]);
+    assert!(balancer.set_draining("a", true, 0));
+    balancer.update(weighted(&[1, 1, 1]), 0).expect("a set");
+    assert_eq!(names(&balancer, 4, 0).matches('a').count(), 0);
+    assert!(balancer.stats(0).endpoints[0].draining);
+    assert!(balancer.set_draining("a", false, 0));
+    assert_eq!(names(&balancer, 3, 0).matches('a').count(), 1);
+    // What its set drains is not resumed by hand.
+    let set = weighted(&[1, 1]).into_iter();
+    let draining = set.map(|endpoint| match &*endpoint.name {
+        "a" => endpoint.draining(),
+        _ => endpoint,
+    });
+    balancer.update(draining, 0).expect("a set");
+    balancer.set_draining("a", false, 0);
+    assert_eq!(names(&balancer, 4, 0), "bbbb");
+}

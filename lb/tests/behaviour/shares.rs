@@ -76,6 +76,22 @@ fn nothing_healthy_anywhere_still_serves_by_the_first_priority_that_was_checked(
     assert!(balancer.availability().borrow().healthy == 0);
 }
 
+/// Envoy's `ignore_new_hosts_until_first_hc`: those that wait for their first check get nothing, and
+/// take nothing away from those that serve.
+#[test]
+fn endpoints_that_join_push_no_traffic_to_the_next_priority() {
+    let balancer = priorities(&[4, 4], &[4, 4], OnPanic::UseAll);
+    let joined = (0..8).map(|at| EndpointConfig::new(format!("p0.{at}")));
+    let other = (0..4).map(|at| EndpointConfig::new(format!("p1.{at}")).with_priority(1));
+    balancer.update(joined.chain(other), 0).expect("a set");
+    let percents = percent(&balancer);
+    assert!(is_near(&percents, &[("p0", 100)]), "{percents:?}");
+    let new = balancer.endpoints().into_iter().find(|endpoint| endpoint.name() == "p0.5");
+    (0..3).for_each(|_| balancer.record_check(new.as_ref().expect("it joined").id(), false, 0));
+    let percents = percent(&balancer);
+    assert!(is_near(&percents, &[("p0", 100)]), "4 of 5 serve: {percents:?}");
+}
+
 fn zones(callers: Option<f64>, down: &[&str]) -> BTreeMap<String, u32> {
     let mut config = Config::default();
     config.seed = Some(4);

@@ -123,3 +123,26 @@ async fn a_request_without_a_backend_is_a_failure_for_its_gate() {
     assert_eq!(Conn::connect(address).await.ask(GET).await.status(), 502);
     assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Failure)));
 }
+
+/// A stream that never ends would keep the place of a probe in a breaker for ever.
+#[tokio::test]
+async fn a_stream_without_an_end_counts_by_its_head() {
+    let (gate, mut ends) = recorder();
+    let to = backend(|mut conn, _| async move {
+        if conn.message().await.is_some() {
+            conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n").await;
+            std::future::pending::<()>().await;
+        }
+    })
+    .await;
+    let up = upstream(&[to], UpstreamConfig::default());
+    let balancer = up.balancer().clone();
+    let router = Router::new(vec![Route::new("gated", up).with_gate(gate)]).unwrap();
+    let (address, _proxy) = proxy_with(router, HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    client.send(GET).await;
+    client.head().await.expect("the head of the response");
+    assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Success)));
+    let stats = balancer.stats(1);
+    assert_eq!((stats.endpoints[0].in_flight, stats.endpoints[0].cancelled), (1, 0));
+}

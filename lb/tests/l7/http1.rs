@@ -336,3 +336,36 @@ async fn retries_ask_the_budget_that_the_upstream_was_given() {
     assert_eq!((up.stats().retries, up.stats().retries_rejected), (1, failed as u64));
     assert_eq!(budget.held.load(SeqCst), 0, "all was given back");
 }
+
+/// A retry is over when its answer is there, however long that takes to send.
+#[tokio::test]
+async fn streams_without_an_end_keep_nothing_of_the_retry_budget() {
+    let busy = backend(|mut conn, _| async move {
+        while conn.message().await.is_some() {
+            conn.send("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n").await;
+        }
+    });
+    let streaming = backend(|mut conn, _| async move {
+        while let Some(message) = conn.message().await {
+            if message.head.starts_with("GET /stream") {
+                conn.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+                std::future::pending::<()>().await;
+            }
+            conn.send(&ok("short")).await;
+        }
+    });
+    let up = upstream(&[busy.await, streaming.await], UpstreamConfig::default());
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let mut open = Vec::new();
+    while up.stats().retries < 5 {
+        let mut client = Conn::connect(address).await;
+        client.send("GET /stream HTTP/1.1\r\nhost: a\r\n\r\n").await;
+        client.head().await.expect("the head of the response");
+        open.push(client);
+    }
+    let mut client = Conn::connect(address).await;
+    for _ in 0..10 {
+        assert_eq!(client.ask(GET).await.status(), 200);
+    }
+    assert_eq!(up.stats().retries_rejected, 0);
+}

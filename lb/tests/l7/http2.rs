@@ -335,28 +335,30 @@ async fn a_stream_whose_client_grants_no_window_lets_go_of_its_backend() {
 
 #[tokio::test]
 async fn a_stream_that_is_slow_on_either_side_is_not_reset() {
-    // The backend is slower than the bound on the client, and the client takes a second in all.
+    // The backend is slower than the bound on the client, and the client takes longer than that in
+    // all, but a fifth of it for what the backend sends at once.
     let to = backend(|mut conn, _| async move {
         conn.message().await;
-        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 40000\r\n\r\n").await;
-        conn.send(&"x".repeat(20_000)).await;
-        tokio::time::sleep(Duration::from_millis(900)).await;
-        conn.send(&"x".repeat(20_000)).await;
+        conn.send("HTTP/1.1 200 OK\r\ncontent-length: 120000\r\n\r\n").await;
+        for pause in [1_300, 300, 300, 300, 300, 0] {
+            conn.send(&"x".repeat(20_000)).await;
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+        }
         conn.rest().await;
     })
     .await;
     let mut config = HttpConfig::default();
-    config.body_timeout = Duration::from_millis(600);
+    config.body_timeout = Duration::from_secs(1);
     let (address, _proxy) = proxy(upstream(&[to], UpstreamConfig::default()), config).await;
     let mut body = windowed(address, 1_000).await.into_body();
     let mut taken = 0;
     while let Some(data) = soon(body.data()).await {
         let count = data.unwrap().len();
         taken += count;
-        tokio::time::sleep(Duration::from_millis(25)).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
         body.flow_control().release_capacity(count).unwrap();
     }
-    assert_eq!(taken, 40_000);
+    assert_eq!(taken, 120_000);
 }
 
 #[tokio::test]

@@ -133,7 +133,8 @@ async fn route_and_send(
         Ok(answered) => answered,
         Err(failure) => return Err(end_permit(permit, failure)),
     };
-    let Attempts { active, count, .. } = attempts;
+    let Attempts { mut active, count, .. } = attempts;
+    active.end_retries();
     let exchange = Box::new(Exchange {
         inner: Arc::clone(inner),
         log: log.take(),

@@ -1,5 +1,6 @@
 //! The body of a response, on its way from the backend to the client.
 
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::header::HeaderMap;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::Inner;
 use super::answer::{Ended, LogEntry, is_grpc_failure};
@@ -19,6 +20,10 @@ use crate::endpoint::{Outcome, Pick};
 use crate::l7::body::{BodyError, SharedBody, has_stalled};
 use crate::l7::gate::GatePermit;
 use crate::l7::upstream::{Active, Lease};
+
+/// A response that goes on for longer than this is one by its head: a stream without an end would
+/// never tell a breaker or the outlier detection that the backend works.
+const JUDGED_BY_HEAD_AFTER: Duration = Duration::from_secs(1);
 
 /// The body of a response of an [`HttpProxy`](super::HttpProxy).
 #[derive(Debug)]
@@ -71,6 +76,16 @@ impl Exchange {
             && self.request_body.as_ref().is_none_or(|body| body.has_ended())
         {
             lease.release();
+        }
+    }
+
+    /// The body goes on: what the head says is recorded, and a break later on is none of it.
+    fn judge_by_head(&mut self) {
+        if let Some(pick) = &mut self.pick {
+            pick.record(self.head_at, self.outcome);
+        }
+        if let Some(permit) = self.permit.take() {
+            permit.finish(self.outcome);
         }
     }
 
@@ -130,6 +145,31 @@ struct Streaming {
     exchange: Option<Box<Exchange>>,
     timeout: Duration,
     stall: Option<Pin<Box<Sleep>>>,
+    judgement: Judgement,
+}
+
+/// When the outcome of a response is recorded that has not ended.
+#[derive(Debug)]
+enum Judgement {
+    /// The body was not waited for yet: most come with their head.
+    Unset,
+    At(Pin<Box<Sleep>>),
+    Made,
+}
+
+impl Judgement {
+    /// Whether it is made now. Arms the timer.
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Self::Unset = self {
+            *self = Self::At(Box::pin(sleep(JUDGED_BY_HEAD_AFTER)));
+        }
+        let Self::At(timer) = self else { return false };
+        let is_due = timer.as_mut().poll(cx).is_ready();
+        if is_due {
+            *self = Self::Made;
+        }
+        is_due
+    }
 }
 
 impl ProxyBody {
@@ -146,7 +186,9 @@ impl ProxyBody {
             exchange.complete(None);
             return Self::empty();
         }
-        let streaming = Streaming { body, exchange: Some(exchange), timeout, stall: None };
+        let exchange = Some(exchange);
+        let judgement = Judgement::Unset;
+        let streaming = Streaming { body, exchange, timeout, stall: None, judgement };
         let watch = StreamWatch::current();
         if let Some(watch) = &watch {
             watch.handed_out();
@@ -161,6 +203,11 @@ impl Streaming {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let Poll::Ready(polled) = Pin::new(&mut self.body).poll_frame(cx) else {
+            if self.judgement.poll(cx)
+                && let Some(exchange) = &mut self.exchange
+            {
+                exchange.judge_by_head();
+            }
             if !has_stalled(&mut self.stall, self.timeout, cx) {
                 return Poll::Pending;
             }

@@ -265,6 +265,11 @@ impl Active {
         self.counters.retries.fetch_add(1, Relaxed);
         true
     }
+
+    /// A backend has answered: the retries that led to it are over, however long its body takes.
+    pub(super) fn end_retries(&mut self) {
+        self.retries.clear();
+    }
 }
 
 impl Drop for Active {
