@@ -512,7 +512,8 @@ async fn unfinished_frames_are_bounded_over_all_peers() {
     let mut most = 0;
     let mut overloaded = 0;
     soon("the connections that hold too much to end", async {
-        while overloaded < peers as usize - 5 {
+        // Counted by the transport: a reader of events that falls behind misses some.
+        while node.tcp.stats().overloaded < peers - 5 || overloaded == 0 {
             most = most.max(node.tcp.partial_bytes());
             match tokio::time::timeout(Duration::from_millis(1), events.next()).await {
                 Ok(Some(Event::Overloaded { peer: 100.., .. })) => overloaded += 1,
@@ -529,7 +530,6 @@ async fn unfinished_frames_are_bounded_over_all_peers() {
     honest.tcp.send(1, BULK, vec![7; 15 * MIB].into()).unwrap();
     let (from, body) = soon("the message", node.got.recv()).await.unwrap();
     assert_eq!((from, body.len()), (2, 15 * MIB));
-    assert!(node.tcp.stats().overloaded >= 55);
     drop(writers);
     soon("everything to be given back", async {
         while node.tcp.partial_bytes() > 0 {
