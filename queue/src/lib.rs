@@ -21,6 +21,8 @@ mod partitioner;
 mod producer;
 #[cfg(feature = "journal")]
 mod queue;
+#[cfg(feature = "raft")]
+pub mod raft;
 pub mod routing;
 #[cfg(feature = "journal")]
 mod session;

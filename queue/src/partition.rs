@@ -19,6 +19,8 @@ use crate::store::{BATCH_OVERHEAD_BYTES, Durability, PartitionStore};
 
 mod append;
 mod compact;
+#[cfg(feature = "raft")]
+mod follow;
 mod generation;
 mod read;
 mod retention;

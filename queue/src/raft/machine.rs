@@ -1,0 +1,258 @@
+//! The state machine of a replicated partition: the batches that all nodes hold.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use parking_lot::Mutex;
+use voussoir_raft::{Chunks, Command, MAX_CHUNK_BYTES, MachineError, StateMachine};
+
+use super::command::{Answer, PutBatches, Verdict, put_piece, take_piece};
+use crate::error::StoreError;
+use crate::format::Batch;
+use crate::partition::Partition;
+use crate::store::{Extent, PartitionLog};
+
+/// The version of snapshots.
+const VERSION: u8 = 1;
+
+/// What the committed commands have left: the same on every node that has applied as many.
+#[derive(Default)]
+pub(super) struct Contents {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Inner {
+    /// Position of the first of `batches`.
+    first: u64,
+    batches: VecDeque<Bytes>,
+    /// Sum of the sizes of `batches`.
+    bytes: u64,
+    /// The partition's own snapshot: what it knew when it was written.
+    snapshot: Option<Bytes>,
+}
+
+impl Contents {
+    pub(super) fn snapshot(&self) -> Option<Bytes> {
+        self.inner.lock().snapshot.clone()
+    }
+
+    fn apply(&self, command: PutBatches) -> Answer {
+        let mut inner = self.inner.lock();
+        let verdict = inner.apply(command);
+        Answer { verdict, end: inner.end() }
+    }
+}
+
+impl Inner {
+    fn end(&self) -> u64 {
+        self.first + self.batches.len() as u64
+    }
+
+    fn apply(&mut self, command: PutBatches) -> Verdict {
+        if command.position != self.end() {
+            return Verdict::Superseded;
+        }
+        // Readers of all nodes stop at what is no batch, so it must not get into the log.
+        let is_batch = |bytes: &Bytes| Batch::from_store(bytes.clone()).is_ok();
+        if !command.batches.iter().all(is_batch) {
+            return Verdict::Unknown;
+        }
+        let added: u64 = command.batches.iter().map(|batch| batch.len() as u64).sum();
+        if added > 0 && self.bytes + added > command.max_bytes {
+            return Verdict::Full;
+        }
+        self.bytes += added;
+        self.batches.extend(command.batches);
+        if let Some(upto) = command.release {
+            // Ends: each round lets go of a batch.
+            while self.first < upto {
+                let Some(batch) = self.batches.pop_front() else { break };
+                self.bytes -= batch.len() as u64;
+                self.first += 1;
+            }
+        }
+        if command.snapshot.is_some() {
+            self.snapshot = command.snapshot;
+        }
+        Verdict::Done
+    }
+
+    /// The pieces of a snapshot: a head with the partition's own snapshot, then the batches.
+    fn pieces(self) -> impl Iterator<Item = Bytes> {
+        let mut head = BytesMut::new();
+        head.put_u8(VERSION);
+        head.put_u64_le(self.first);
+        head.put_u64_le(self.batches.len() as u64);
+        head.put_u8(u8::from(self.snapshot.is_some()));
+        put_piece(&mut head, self.snapshot.as_deref().unwrap_or_default());
+        let batch = |batch: Bytes| {
+            let mut piece = BytesMut::with_capacity(batch.len() + 4);
+            put_piece(&mut piece, &batch);
+            piece.freeze()
+        };
+        std::iter::once(head.freeze()).chain(self.batches.into_iter().map(batch))
+    }
+
+    async fn read(chunks: &mut dyn Chunks) -> Result<Self, MachineError> {
+        let mut source = Source { chunks, rest: BytesMut::new() };
+        source.fill(22).await?;
+        let mut head = source.rest.split_to(22).freeze();
+        if head.get_u8() != VERSION {
+            return Err("the snapshot has a version that this build does not know".into());
+        }
+        let (first, count) = (head.get_u64_le(), head.get_u64_le());
+        let (has_snapshot, length) = (head.get_u8() == 1, head.get_u32_le());
+        source.fill(length as usize).await?;
+        let snapshot = source.rest.split_to(length as usize).freeze();
+        let mut inner =
+            Self { first, snapshot: has_snapshot.then_some(snapshot), ..Self::default() };
+        first.checked_add(count).ok_or("the snapshot has more batches than positions")?;
+        for _ in 0..count {
+            source.fill(4).await?;
+            let length = (&source.rest[..4]).get_u32_le() as usize;
+            source.fill(4 + length).await?;
+            let mut piece = source.rest.split_to(4 + length).freeze();
+            let batch = take_piece(&mut piece).ok_or("the snapshot is cut")?;
+            inner.bytes += batch.len() as u64;
+            inner.batches.push_back(batch);
+        }
+        Ok(inner)
+    }
+}
+
+/// The bytes of a snapshot as a run: its pieces may lie across chunks.
+struct Source<'a> {
+    chunks: &'a mut dyn Chunks,
+    rest: BytesMut,
+}
+
+impl Source<'_> {
+    /// Gathers chunks until there are `bytes` of them, as they come: nothing is reserved for a
+    /// length that only the snapshot vouches for.
+    async fn fill(&mut self, bytes: usize) -> Result<(), MachineError> {
+        // Ends: each round takes a chunk.
+        while self.rest.len() < bytes {
+            let chunk = self.chunks.next().await?.ok_or("the snapshot is cut")?;
+            self.rest.extend_from_slice(&chunk);
+        }
+        Ok(())
+    }
+}
+
+/// The chunks of a snapshot. Batches are shared with the log until they are asked for.
+struct Pieces<I> {
+    pieces: I,
+    /// Of the piece that is being cut into chunks.
+    rest: Bytes,
+}
+
+#[async_trait]
+impl<I: Iterator<Item = Bytes> + Send> Chunks for Pieces<I> {
+    async fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
+        if self.rest.is_empty() {
+            let Some(piece) = self.pieces.next() else { return Ok(None) };
+            self.rest = piece;
+        }
+        if self.rest.len() >= MAX_CHUNK_BYTES {
+            return Ok(Some(self.rest.split_to(MAX_CHUNK_BYTES)));
+        }
+        // Small batches share a chunk.
+        let mut chunk = BytesMut::from(&std::mem::take(&mut self.rest)[..]);
+        // Ends: each round takes a piece, or leaves.
+        for piece in self.pieces.by_ref() {
+            if chunk.len() + piece.len() > MAX_CHUNK_BYTES {
+                self.rest = piece;
+                break;
+            }
+            chunk.extend_from_slice(&piece);
+        }
+        Ok(Some(chunk.freeze()))
+    }
+}
+
+/// Applies committed commands, and tells the partition that readers use.
+pub(super) struct Machine {
+    pub(super) contents: Arc<Contents>,
+    pub(super) reader: Partition,
+}
+
+impl Machine {
+    fn catch_up(&self) -> Result<(), MachineError> {
+        Ok(self.reader.catch_up()?)
+    }
+}
+
+#[async_trait]
+impl StateMachine for Machine {
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        let answer = |command: &Command| {
+            let answer = match PutBatches::decode(command.data.clone()) {
+                Some(command) => self.contents.apply(command),
+                None => Answer { verdict: Verdict::Unknown, end: self.contents.bounds().end },
+            };
+            answer.encode()
+        };
+        let answers = commands.iter().map(answer).collect();
+        self.catch_up()?;
+        Ok(answers)
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        let pieces = self.contents.inner.lock().clone().pieces();
+        Ok(Box::new(Pieces { pieces, rest: Bytes::new() }))
+    }
+
+    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
+        let restored = Inner::read(chunks).await?;
+        *self.contents.inner.lock() = restored;
+        self.catch_up()
+    }
+}
+
+impl PartitionLog for Contents {
+    fn bounds(&self) -> Range<u64> {
+        let inner = self.inner.lock();
+        inner.first..inner.end()
+    }
+
+    fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<Bytes>, StoreError> {
+        let inner = self.inner.lock();
+        let first = inner.first;
+        let skipped = range.start.checked_sub(first).ok_or(StoreError::Released { first })?;
+        let wanted = range.end.saturating_sub(range.start) as usize;
+        let mut bytes = 0;
+        let has_room = |batch: &&Bytes| {
+            let is_first = bytes == 0;
+            bytes += batch.len();
+            is_first || bytes <= max_bytes
+        };
+        let batches = inner.batches.iter().skip(skipped as usize).take(wanted);
+        Ok(batches.take_while(has_room).cloned().collect())
+    }
+
+    fn extents(&self) -> Vec<Extent> {
+        // One extent for each batch: each may be released by itself.
+        let inner = self.inner.lock();
+        let batches = (inner.first..).zip(&inner.batches);
+        let extent = |(first, batch): (u64, &Bytes)| {
+            let bytes = batch.len() as u64;
+            Extent { first, end: first + 1, bytes }
+        };
+        batches.map(extent).collect()
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.inner.lock().bytes
+    }
+}
+
+impl fmt::Debug for Contents {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contents").field("bounds", &self.bounds()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,441 @@
+//! Replicated partitions: three nodes of a group, on paused time and a network in memory.
+//!
+//! `VOUSSOIR_REPLICATED_SEEDS` sets the number of seeds (12), `VOUSSOIR_SEED` plays one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fastrand::Rng;
+use tokio::time::{Instant, sleep};
+use voussoir_queue::format::MAX_UNPACKED_BYTES;
+use voussoir_queue::raft::{LeadError, ReplicaConfig, ReplicatedPartition};
+use voussoir_queue::{
+    Batch, BatchBuilder, Compaction, Durability, FetchError, Outcome, Partition, ProduceError,
+    Record, StoreError,
+};
+use voussoir_raft::memory::{MemoryStore, Network};
+use voussoir_raft::{Config, Node, NodeConfig};
+
+const GROUP: u64 = 9;
+const NODES: [u64; 3] = [1, 2, 3];
+
+/// The group on three nodes, of which some may be down.
+struct Cluster {
+    network: Network,
+    stores: BTreeMap<u64, MemoryStore>,
+    nodes: BTreeMap<u64, (Node, ReplicatedPartition)>,
+    seed: u64,
+    max_bytes: u64,
+    snapshot_after: u64,
+}
+
+impl Cluster {
+    async fn new(seed: u64, max_bytes: u64, snapshot_after: u64) -> Self {
+        let (stores, nodes) = (BTreeMap::new(), BTreeMap::new());
+        let network = Network::new();
+        let mut cluster = Self { network, stores, nodes, seed, max_bytes, snapshot_after };
+        for id in NODES {
+            cluster.start(id).await;
+        }
+        cluster
+    }
+
+    async fn start(&mut self, id: u64) {
+        let node = Node::start(NodeConfig::default(), self.network.node(id)).unwrap();
+        let log = self.stores.entry(id).or_default().clone();
+        let mut group = Config::new(id, NODES);
+        (group.group, group.seed) = (GROUP, Some(self.seed * 7 + id));
+        group.snapshot_after_entries = self.snapshot_after;
+        group.keep_entries = self.snapshot_after.min(group.keep_entries);
+        group.proposal_timeout = Duration::from_secs(2);
+        let mut config = ReplicaConfig::default();
+        config.max_bytes = self.max_bytes;
+        config.partition.max_producers = 10;
+        config.partition.max_index_entries = 10;
+        let part = ReplicatedPartition::start(&node, group, std::sync::Arc::new(log), config);
+        let part = part.await.unwrap();
+        self.nodes.insert(id, (node, part));
+    }
+
+    async fn stop(&mut self, id: u64) {
+        if let Some((node, _)) = self.nodes.remove(&id) {
+            node.shutdown().await;
+        }
+    }
+
+    fn part(&self, id: u64) -> &ReplicatedPartition {
+        &self.nodes[&id].1
+    }
+
+    /// A node that leads and knows what is committed.
+    async fn leader(&self) -> u64 {
+        // Ends: a majority is up, so that one of the nodes leads before long.
+        for _ in 0..1_000 {
+            for (id, (_, part)) in &self.nodes {
+                if part.lead(soon(500)).await.is_ok() {
+                    return *id;
+                }
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        panic!("nobody leads");
+    }
+
+    /// Appends until it is known that the batch is in the log: at whoever leads, again and again.
+    async fn append(&self, batch: &Batch) -> (u64, bool) {
+        for _ in 0..1_000 {
+            let leader = self.leader().await;
+            match self.part(leader).append(batch.clone(), soon(3_000)).await {
+                Ok(appended) => return (appended.base_offset, appended.is_duplicate),
+                Err(error) => assert!(error.is_retryable(), "{error:?}"),
+            }
+        }
+        panic!("the batch is never appended");
+    }
+
+    /// All nodes show the same records, and these are returned.
+    async fn agreed(&self) -> Vec<(u64, String)> {
+        let mut logs = Vec::new();
+        for (_, part) in self.nodes.values() {
+            part.sync(soon(20_000)).await.expect("a quorum is there");
+            logs.push(records(part.reader()));
+        }
+        assert!(logs.windows(2).all(|two| two[0] == two[1]), "the nodes differ: {logs:?}");
+        logs.remove(0)
+    }
+}
+
+fn soon(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+fn batch(producer: i64, sequence: i32, value: &str) -> Batch {
+    let mut builder = BatchBuilder::new().producer(producer, 0, sequence);
+    builder.push(&Record::new(value.to_owned()).key("k")).unwrap();
+    builder.finish().unwrap()
+}
+
+/// The offsets and values of a partition.
+fn records(partition: &Partition) -> Vec<(u64, String)> {
+    let (mut found, mut at) = (Vec::new(), partition.offsets().start);
+    // Ends: each fetch has at least one batch, until the end.
+    while at < partition.offsets().end {
+        let fetched = partition.fetch(at, 1 << 20).unwrap();
+        for record in fetched.records(MAX_UNPACKED_BYTES) {
+            let record = record.unwrap();
+            let value = String::from_utf8(record.value.unwrap().to_vec()).unwrap();
+            found.push((record.offset, value));
+        }
+        at = fetched.next_offset;
+    }
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_was_acknowledged_outlives_its_leader() {
+    let mut cluster = Cluster::new(1, 64 << 20, 1_000).await;
+    assert_eq!(cluster.append(&batch(1, 0, "first")).await, (0, false));
+    assert_eq!(cluster.append(&batch(1, 1, "second")).await, (1, false));
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    // The answer was lost with the leader, as far as the producer knows.
+    assert_eq!(cluster.append(&batch(1, 1, "second")).await, (1, true), "its first offset");
+    assert_eq!(cluster.append(&batch(1, 2, "third")).await, (2, false));
+    cluster.start(leader).await;
+    let wanted: Vec<_> = (0_u64..).zip(["first", "second", "third"].map(str::to_owned)).collect();
+    assert_eq!(cluster.agreed().await, wanted);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_an_error_at_the_next_leader_too() {
+    let mut cluster = Cluster::new(2, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    let leader = cluster.leader().await;
+    let gap = cluster.part(leader).append(batch(1, 2, "third"), soon(3_000)).await;
+    let error = gap.unwrap_err();
+    assert!(matches!(&error, LeadError::Produce(ProduceError::OutOfOrder { .. })), "{error:?}");
+    assert_eq!((error.outcome(), error.is_retryable()), (Outcome::NotApplied, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_cut_off_acknowledges_nothing_and_writes_nothing_old() {
+    let cluster = Cluster::new(3, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let old = cluster.leader().await;
+    let held = cluster.part(old).lead(soon(1_000)).await.unwrap();
+    cluster.network.isolate(old, NODES);
+    let lost = cluster.part(old).append(batch(2, 0, "cut off"), soon(10_000)).await.unwrap_err();
+    assert_eq!(lost.outcome(), Outcome::Unknown, "{lost:?}");
+    // The others go on, and the old leader is told so when it comes back.
+    let mut next = None;
+    for id in NODES.into_iter().filter(|id| *id != old).cycle().take(1_000) {
+        if let Ok(appended) = cluster.part(id).append(batch(1, 1, "second"), soon(3_000)).await {
+            next = Some(appended.base_offset);
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(next, Some(1));
+    let stopped = held.append(batch(1, 1, "of the past"), Durability::Synced).await.unwrap_err();
+    assert!(matches!(&stopped, ProduceError::Store(StoreError::Stopped { .. })), "{stopped:?}");
+    cluster.network.heal();
+    let refused = cluster.part(old).append(batch(3, 0, "too late"), soon(1)).await;
+    assert!(refused.is_err(), "{refused:?}");
+    let values: Vec<_> = cluster.agreed().await.into_iter().map(|(_, value)| value).collect();
+    assert_eq!(values[..2], ["first", "second"]);
+    assert!(!values.contains(&"of the past".to_owned()), "{values:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_against_an_older_log_is_rejected_by_every_node() {
+    let cluster = Cluster::new(4, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let old = cluster.leader().await;
+    let other = NODES.into_iter().find(|id| *id != old).unwrap();
+    let held = cluster.part(old).lead(soon(1_000)).await.unwrap();
+    // Away and back again: the node leads, and what is held is about the log of its first term.
+    hand_over(&cluster, old, other).await;
+    let second = cluster.part(other).append(batch(1, 1, "second"), soon(3_000)).await.unwrap();
+    assert_eq!(second.base_offset, 1);
+    hand_over(&cluster, other, old).await;
+    let error = held.append(batch(2, 0, "of the past"), Durability::Synced).await.unwrap_err();
+    assert!(matches!(&error, ProduceError::Store(StoreError::Stopped { .. })), "{error:?}");
+    assert_eq!(error.outcome(), Outcome::NotApplied);
+    assert_eq!(cluster.append(&batch(2, 0, "third")).await, (2, false));
+    let wanted: Vec<_> = (0_u64..).zip(["first", "second", "third"].map(str::to_owned)).collect();
+    assert_eq!(cluster.agreed().await, wanted);
+}
+
+async fn hand_over(cluster: &Cluster, from: u64, to: u64) {
+    let raft = cluster.part(from).raft();
+    assert_eq!(raft.transfer_leadership(Some(to), soon(5_000)).await, Ok(to));
+    // It may not know yet itself.
+    let mut status = cluster.part(to).raft().status();
+    status.wait_for(|status| status.leader == Some(to)).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn followers_wake_their_readers_and_reject_writes() {
+    let cluster = Cluster::new(5, 64 << 20, 1_000).await;
+    let leader = cluster.leader().await;
+    let follower = NODES.into_iter().find(|id| *id != leader).unwrap();
+    let reader = cluster.part(follower).reader().clone();
+    let waiting = tokio::spawn({
+        let reader = reader.clone();
+        async move { reader.fetch_wait(0, 1 << 20, Duration::from_secs(60)).await }
+    });
+    let error = reader.append(batch(1, 0, "here"), Durability::Synced).await.unwrap_err();
+    assert!(matches!(&error, ProduceError::Store(StoreError::Rejected { .. })), "{error:?}");
+    let refused = cluster.part(follower).append(batch(1, 0, "here"), soon(1_000)).await;
+    assert_eq!(refused, Err(LeadError::NotLeader { leader: Some(leader) }));
+    let (offset, _) = cluster.append(&batch(1, 0, "there")).await;
+    let fetched = waiting.await.unwrap().unwrap();
+    assert_eq!((fetched.batches.len(), fetched.next_offset), (1, offset + 1));
+    // What a client was told at the leader it reads at the follower.
+    let (offset, _) = cluster.append(&batch(1, 1, "again")).await;
+    reader.wait_for(offset).await.unwrap();
+    assert_eq!(records(&reader).last().unwrap(), &(1, "again".to_owned()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_follower_behind_the_log_is_rebuilt_with_producers_whose_batches_are_gone() {
+    let mut cluster = Cluster::new(6, 64 << 20, 8).await;
+    cluster.append(&batch(1, 0, "of producer 1")).await;
+    let leader = cluster.leader().await;
+    let follower = NODES.into_iter().find(|id| *id != leader).unwrap();
+    cluster.stop(follower).await;
+    for sequence in 0..40 {
+        cluster.append(&batch(2, sequence, "of producer 2")).await;
+    }
+    let leader = cluster.leader().await;
+    let partition = cluster.part(leader).lead(soon(1_000)).await.unwrap();
+    assert_eq!(partition.release_before(30).await.unwrap(), 30);
+    for sequence in 40..60 {
+        cluster.append(&batch(2, sequence, "of producer 2")).await;
+    }
+    cluster.start(follower).await;
+    let all = cluster.agreed().await;
+    assert_eq!((all[0].0, all.len()), (30, 31));
+    let reader = cluster.part(follower).reader();
+    assert!(matches!(reader.fetch(3, 100), Err(FetchError::OutOfRange { .. })));
+    let leader = cluster.leader().await;
+    cluster.stop(leader).await;
+    let again = cluster.append(&batch(1, 0, "of producer 1")).await;
+    assert_eq!(again, (0, true), "it is known, though its batch was released");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_partition_rejects_on_every_node_until_it_is_released() {
+    let cluster = Cluster::new(7, 1 << 20, 1_000).await;
+    let large = "v".repeat(300 << 10);
+    for sequence in 0..3 {
+        cluster.append(&batch(1, sequence, &large)).await;
+    }
+    let leader = cluster.leader().await;
+    let full = cluster.part(leader).append(batch(1, 3, &large), soon(3_000)).await.unwrap_err();
+    let is_full = matches!(&full, LeadError::Produce(ProduceError::Store(StoreError::Full { .. })));
+    assert!(is_full && full.outcome() == Outcome::NotApplied, "{full:?}");
+    let partition = cluster.part(leader).lead(soon(1_000)).await.unwrap();
+    partition.release_before(2).await.unwrap();
+    assert_eq!(cluster.append(&batch(1, 3, &large)).await, (3, false));
+    assert_eq!(cluster.agreed().await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn transactions_and_compaction_are_refused_by_type() {
+    let cluster = Cluster::new(8, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let leader = cluster.leader().await;
+    let partition = cluster.part(leader).lead(soon(1_000)).await.unwrap();
+    let mut bytes = batch(2, 0, "in a transaction").bytes().to_vec();
+    // The bit of transactions in the attributes, and the checksum behind it again.
+    bytes[22] |= 1 << 4;
+    let crc = crc_fast::crc32_iscsi(&bytes[21..]);
+    bytes[17..21].copy_from_slice(&crc.to_be_bytes());
+    let batch = Batch::decode(bytes.into()).unwrap();
+    let error = cluster.part(leader).append(batch, soon(1_000)).await.unwrap_err();
+    let is_refused = matches!(&error, LeadError::Produce(ProduceError::Unsupported { .. }));
+    assert!(is_refused && error.outcome() == Outcome::NotApplied, "{error:?}");
+    // Two batches, so that there is something to compact: the last one always stays.
+    cluster.append(&self::batch(1, 1, "second")).await;
+    let compacted = partition.compact(Compaction::default(), 0).await;
+    assert!(compacted.is_err(), "{compacted:?}");
+    assert_eq!(cluster.agreed().await.len(), 2);
+}
+
+/// What a producer has on its way, and what it was told.
+#[derive(Default)]
+struct Client {
+    sequence: i32,
+    /// (value, offset) of what was acknowledged.
+    acknowledged: Vec<(String, u64)>,
+}
+
+/// Counts of what the seeds led to.
+#[derive(Debug, Default)]
+struct Situations {
+    leaders_lost: u32,
+    unknown: u32,
+    known_again: u32,
+    refused: u32,
+    restarted: u32,
+    released: u32,
+}
+
+#[test]
+fn no_failover_loses_or_doubles_what_was_acknowledged() {
+    let number = |name: &str| -> Option<u64> {
+        std::env::var(name).ok().map(|text| text.parse().expect("a number"))
+    };
+    let mut seen = Situations::default();
+    if let Some(seed) = number("VOUSSOIR_SEED") {
+        return play(seed, &mut seen);
+    }
+    for seed in 0..number("VOUSSOIR_REPLICATED_SEEDS").unwrap_or(12) {
+        println!("seed {seed}: VOUSSOIR_SEED={seed} cargo test -p voussoir-queue --features raft");
+        play(seed, &mut seen);
+    }
+    println!("{seen:?}");
+    let Situations { leaders_lost, unknown, known_again, refused, restarted, released } = seen;
+    let all = [leaders_lost, unknown, known_again, refused, restarted, released];
+    assert!(all.iter().all(|count| *count > 0), "a situation was never reached: {seen:?}");
+}
+
+fn play(seed: u64, seen: &mut Situations) {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_time().start_paused(true).build().unwrap();
+    runtime.block_on(async {
+        let mut rng = Rng::with_seed(seed);
+        let mut cluster = Cluster::new(seed, 8 << 20, rng.u64(4..30)).await;
+        let mut clients: BTreeMap<i64, Client> =
+            (1..=3).map(|id| (id, Client::default())).collect();
+        for _ in 0..60 {
+            let id = rng.i64(1..=3);
+            let client = clients.get_mut(&id).unwrap();
+            let value = format!("{id}-{}", client.sequence);
+            let sent = batch(id, client.sequence, &value);
+            let offset = send(&mut cluster, &mut rng, &sent, seen).await;
+            client.sequence += 1;
+            client.acknowledged.push((value, offset));
+            if rng.u8(..) < 20 {
+                let leader = cluster.leader().await;
+                let end = cluster.part(leader).reader().offsets().end;
+                let part = cluster.part(leader).lead(soon(1_000)).await;
+                let released = match part {
+                    Ok(partition) => partition.release_before(rng.u64(0..=end)).await.is_ok(),
+                    Err(_) => false,
+                };
+                seen.released += u32::from(released);
+            }
+        }
+        cluster.network.heal();
+        for id in NODES {
+            if !cluster.nodes.contains_key(&id) {
+                cluster.start(id).await;
+            }
+        }
+        let all = cluster.agreed().await;
+        judge(&clients, &all);
+    });
+}
+
+/// Sends a batch until it is acknowledged, while nodes go and come.
+async fn send(cluster: &mut Cluster, rng: &mut Rng, sent: &Batch, seen: &mut Situations) -> u64 {
+    let mut is_unknown = false;
+    for _ in 0..1_000 {
+        let trouble = rng.u8(..);
+        let leader = cluster.leader().await;
+        let append = cluster.part(leader).clone();
+        let sending = sent.clone();
+        let wait = soon(rng.u64(500..4_000));
+        let answer = tokio::spawn(async move { append.append(sending, wait).await });
+        if trouble < 40 {
+            for _ in 0..rng.u8(0..12) {
+                tokio::task::yield_now().await;
+            }
+            seen.leaders_lost += 1;
+            if trouble < 20 {
+                cluster.stop(leader).await;
+                sleep(Duration::from_millis(rng.u64(0..600))).await;
+                cluster.start(leader).await;
+                seen.restarted += 1;
+            } else {
+                cluster.network.isolate(leader, NODES);
+                sleep(Duration::from_millis(rng.u64(0..3_000))).await;
+                cluster.network.heal();
+            }
+        }
+        match answer.await.unwrap() {
+            Ok(appended) => {
+                seen.known_again += u32::from(is_unknown && appended.is_duplicate);
+                return appended.base_offset;
+            }
+            Err(error) => {
+                assert!(error.is_retryable(), "{error:?}");
+                is_unknown |= error.outcome() == Outcome::Unknown;
+                seen.unknown += u32::from(error.outcome() == Outcome::Unknown);
+                seen.refused += u32::from(error.outcome() == Outcome::NotApplied);
+            }
+        }
+    }
+    panic!("the batch is never appended");
+}
+
+/// Each record that was acknowledged is at its offset, once, unless it was released; and there is
+/// nothing else.
+fn judge(clients: &BTreeMap<i64, Client>, all: &[(u64, String)]) {
+    let start = all.first().map_or(u64::MAX, |(offset, _)| *offset);
+    let acknowledged = clients.values().flat_map(|client| &client.acknowledged);
+    let mut wanted: Vec<(u64, String)> = acknowledged
+        .filter(|(_, offset)| *offset >= start)
+        .map(|(value, offset)| (*offset, value.clone()))
+        .collect();
+    wanted.sort();
+    assert_eq!(all, wanted);
+    for client in clients.values() {
+        let offsets = client.acknowledged.iter().map(|(_, offset)| *offset);
+        assert!(offsets.is_sorted_by(|a, b| a < b), "a producer's order");
+    }
+}
