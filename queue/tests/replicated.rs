@@ -1,6 +1,6 @@
 //! Replicated partitions: three nodes of a group, on paused time and a network in memory.
 //!
-//! `VOUSSOIR_REPLICATED_SEEDS` sets the number of seeds (12), `VOUSSOIR_SEED` plays one.
+//! `VOUSSOIR_REPLICATED_SEEDS` sets the number of seeds (40), `VOUSSOIR_SEED` plays one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use voussoir_queue::{
     Record, StoreError,
 };
 use voussoir_raft::memory::{MemoryStore, Network};
-use voussoir_raft::{Config, Node, NodeConfig};
+use voussoir_raft::{Config, Doubt, Node, NodeConfig, ProposeError, StopReason};
 
 const GROUP: u64 = 9;
 const NODES: [u64; 3] = [1, 2, 3];
@@ -27,13 +27,16 @@ struct Cluster {
     seed: u64,
     max_bytes: u64,
     snapshot_after: u64,
+    /// A node that takes a minute to notice that it has lost its majority, or its leader.
+    slow: Option<u64>,
 }
 
 impl Cluster {
     async fn new(seed: u64, max_bytes: u64, snapshot_after: u64) -> Self {
         let (stores, nodes) = (BTreeMap::new(), BTreeMap::new());
         let network = Network::new();
-        let mut cluster = Self { network, stores, nodes, seed, max_bytes, snapshot_after };
+        let slow = None;
+        let mut cluster = Self { network, stores, nodes, seed, max_bytes, snapshot_after, slow };
         for id in NODES {
             cluster.start(id).await;
         }
@@ -48,6 +51,11 @@ impl Cluster {
         group.snapshot_after_entries = self.snapshot_after;
         group.keep_entries = self.snapshot_after.min(group.keep_entries);
         group.proposal_timeout = Duration::from_secs(2);
+        if self.slow == Some(id) {
+            let minute = Duration::from_secs(60);
+            (group.min_election_timeout, group.max_election_timeout) = (minute, minute);
+            group.disk_stall = minute;
+        }
         let mut config = ReplicaConfig::default();
         config.max_bytes = self.max_bytes;
         config.partition.max_producers = 10;
@@ -216,12 +224,114 @@ async fn hand_over(cluster: &Cluster, from: u64, to: u64) {
     status.wait_for(|status| status.leader == Some(to)).await.unwrap();
 }
 
+/// Makes `id` lead. From now on it leads for a minute without a majority.
+async fn lead_by_slow(cluster: &mut Cluster, id: u64) {
+    cluster.slow = Some(id);
+    cluster.stop(id).await;
+    cluster.start(id).await;
+    let leader = cluster.leader().await;
+    cluster.part(id).sync(soon(5_000)).await.unwrap();
+    hand_over(cluster, leader, id).await;
+    cluster.part(id).lead(soon(1_000)).await.unwrap();
+}
+
+/// The other nodes get what `leader` sends, and it gets no answer.
+fn deafen(cluster: &Cluster, leader: u64) {
+    for id in NODES.into_iter().filter(|id| *id != leader) {
+        cluster.network.cut(id, leader);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_goes_on_after_a_write_whose_outcome_it_does_not_know() {
+    let mut cluster = Cluster::new(11, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    lead_by_slow(&mut cluster, 1).await;
+    let term = cluster.part(1).raft().status().borrow().term;
+    deafen(&cluster, 1);
+    let lost = cluster.part(1).append(batch(1, 1, "second"), soon(10_000)).await.unwrap_err();
+    assert_eq!((lost.outcome(), lost.is_retryable()), (Outcome::Unknown, true), "{lost:?}");
+    cluster.network.heal();
+    assert_eq!(cluster.append(&batch(1, 1, "second")).await, (1, true), "its first offset");
+    assert_eq!(cluster.append(&batch(1, 2, "third")).await, (2, false));
+    assert_eq!(cluster.part(1).raft().status().borrow().term, term, "no other has led");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_leader_first_applies_what_is_committed() {
+    let cluster = Cluster::new(12, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let old = cluster.leader().await;
+    let leads = NODES.into_iter().filter(|id| *id != old).map(|id| {
+        let part = cluster.part(id).clone();
+        tokio::spawn(async move {
+            let mut status = part.raft().status();
+            status.wait_for(|status| status.leader == Some(id)).await.unwrap();
+            part.lead(soon(5_000)).await.map(|partition| partition.offsets().end)
+        })
+    });
+    let mut leads: Vec<_> = leads.collect();
+    deafen(&cluster, old);
+    // The others have it, and the next leader commits it with the first entry of its term.
+    let lost = cluster.part(old).append(batch(1, 1, "second"), soon(3_000)).await;
+    assert_eq!(lost.unwrap_err().outcome(), Outcome::Unknown);
+    // Ends: one of the two leads.
+    while !leads.iter().any(tokio::task::JoinHandle::is_finished) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let at = leads.iter().position(tokio::task::JoinHandle::is_finished).unwrap();
+    assert_eq!(leads.remove(at).await.unwrap(), Ok(2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_was_replaced_unknowingly_calls_no_sequence_a_gap() {
+    let mut cluster = Cluster::new(9, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    lead_by_slow(&mut cluster, 1).await;
+    cluster.network.isolate(1, NODES);
+    let mut second = None;
+    for id in [2, 3].into_iter().cycle().take(1_000) {
+        second = cluster.part(id).append(batch(1, 1, "second"), soon(3_000)).await.ok();
+        if second.is_some() {
+            break;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(second.map(|appended| appended.base_offset), Some(1));
+    assert_eq!(cluster.part(1).raft().status().borrow().leader, Some(1), "it knows of no other");
+    let error = cluster.part(1).append(batch(1, 2, "third"), soon(1_000)).await.unwrap_err();
+    assert!(matches!(&error, LeadError::Read(_)), "{error:?}");
+    assert_eq!((error.outcome(), error.is_retryable()), (Outcome::NotApplied, true));
+    cluster.network.heal();
+    assert_eq!(cluster.append(&batch(1, 2, "third")).await, (2, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_of_a_later_version_stops_nodes_and_what_is_none_is_passed_over() {
+    let cluster = Cluster::new(10, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let leader = cluster.leader().await;
+    cluster.part(leader).raft().propose("no command".into()).await.unwrap();
+    assert_eq!(cluster.append(&batch(1, 1, "second")).await, (1, false));
+    assert_eq!(cluster.agreed().await.len(), 2);
+    let leader = cluster.leader().await;
+    let mut later = vec![0; 40];
+    later[0] = 2;
+    let stopped = cluster.part(leader).raft().propose(later.into()).await.unwrap_err();
+    let is_machine = |reason: &StopReason| matches!(reason, StopReason::Machine(_));
+    let why = matches!(&stopped, ProposeError::Unknown(Doubt::Stopped(why)) if is_machine(why));
+    assert!(why, "{stopped:?}");
+    let error = cluster.part(leader).append(batch(1, 2, "third"), soon(1_000)).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::NotApplied, "{error:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn followers_wake_their_readers_and_reject_writes() {
     let cluster = Cluster::new(5, 64 << 20, 1_000).await;
     let leader = cluster.leader().await;
     let follower = NODES.into_iter().find(|id| *id != leader).unwrap();
     let reader = cluster.part(follower).reader().clone();
+    let began = Instant::now();
     let waiting = tokio::spawn({
         let reader = reader.clone();
         async move { reader.fetch_wait(0, 1 << 20, Duration::from_secs(60)).await }
@@ -233,9 +343,11 @@ async fn followers_wake_their_readers_and_reject_writes() {
     let (offset, _) = cluster.append(&batch(1, 0, "there")).await;
     let fetched = waiting.await.unwrap().unwrap();
     assert_eq!((fetched.batches.len(), fetched.next_offset), (1, offset + 1));
+    assert!(began.elapsed() < Duration::from_secs(30), "it was not woken, its time was over");
     // What a client was told at the leader it reads at the follower.
     let (offset, _) = cluster.append(&batch(1, 1, "again")).await;
-    reader.wait_for(offset).await.unwrap();
+    let woken = tokio::time::timeout(Duration::from_secs(30), reader.wait_for(offset)).await;
+    woken.expect("it is woken").unwrap();
     assert_eq!(records(&reader).last().unwrap(), &(1, "again".to_owned()));
 }
 
@@ -305,23 +417,46 @@ async fn transactions_and_compaction_are_refused_by_type() {
     assert_eq!(cluster.agreed().await.len(), 2);
 }
 
-/// What a producer has on its way, and what it was told.
+/// A producer: it sends the batch of `sequence` until that is acknowledged.
 #[derive(Default)]
 struct Client {
     sequence: i32,
+    /// The outcome of an attempt with `sequence` is not known.
+    is_unknown: bool,
+    /// Some attempt with `sequence` was refused.
+    is_refused: bool,
     /// (value, offset) of what was acknowledged.
     acknowledged: Vec<(String, u64)>,
+}
+
+impl Client {
+    fn batch(&self, id: i64) -> Batch {
+        batch(id, self.sequence, &self.value(id))
+    }
+
+    fn value(&self, id: i64) -> String {
+        format!("{id}-{}", self.sequence)
+    }
+
+    fn acknowledge(&mut self, id: i64, base_offset: u64) {
+        self.acknowledged.push((self.value(id), base_offset));
+        self.sequence += 1;
+        (self.is_unknown, self.is_refused) = (false, false);
+    }
 }
 
 /// Counts of what the seeds led to.
 #[derive(Debug, Default)]
 struct Situations {
-    leaders_lost: u32,
+    stopped: u32,
+    cut_off: u32,
+    deaf: u32,
     unknown: u32,
     known_again: u32,
     refused: u32,
-    restarted: u32,
+    never_sent_again: u32,
     released: u32,
+    read_while_behind: u32,
 }
 
 #[test]
@@ -333,14 +468,17 @@ fn no_failover_loses_or_doubles_what_was_acknowledged() {
     if let Some(seed) = number("VOUSSOIR_SEED") {
         return play(seed, &mut seen);
     }
-    for seed in 0..number("VOUSSOIR_REPLICATED_SEEDS").unwrap_or(12) {
+    for seed in 0..number("VOUSSOIR_REPLICATED_SEEDS").unwrap_or(40) {
         println!("seed {seed}: VOUSSOIR_SEED={seed} cargo test -p voussoir-queue --features raft");
         play(seed, &mut seen);
     }
     println!("{seen:?}");
-    let Situations { leaders_lost, unknown, known_again, refused, restarted, released } = seen;
-    let all = [leaders_lost, unknown, known_again, refused, restarted, released];
-    assert!(all.iter().all(|count| *count > 0), "a situation was never reached: {seen:?}");
+    let Situations { stopped, cut_off, deaf, unknown, known_again, refused, .. } = seen;
+    let Situations { never_sent_again, released, read_while_behind, .. } = seen;
+    let of_answers = [unknown, known_again, refused, never_sent_again];
+    let others = [stopped, cut_off, deaf, released, read_while_behind];
+    let is_reached = of_answers.iter().chain(&others).all(|count| *count > 0);
+    assert!(is_reached, "a situation was never reached: {seen:?}");
 }
 
 fn play(seed: u64, seen: &mut Situations) {
@@ -351,89 +489,131 @@ fn play(seed: u64, seen: &mut Situations) {
         let mut cluster = Cluster::new(seed, 8 << 20, rng.u64(4..30)).await;
         let mut clients: BTreeMap<i64, Client> =
             (1..=3).map(|id| (id, Client::default())).collect();
+        let mut read = BTreeMap::new();
         for _ in 0..60 {
-            let id = rng.i64(1..=3);
-            let client = clients.get_mut(&id).unwrap();
-            let value = format!("{id}-{}", client.sequence);
-            let sent = batch(id, client.sequence, &value);
-            let offset = send(&mut cluster, &mut rng, &sent, seen).await;
-            client.sequence += 1;
-            client.acknowledged.push((value, offset));
+            round(&mut cluster, &mut rng, &mut clients, seen).await;
+            look(&cluster, &mut rng, &mut read, seen);
             if rng.u8(..) < 20 {
-                let leader = cluster.leader().await;
-                let end = cluster.part(leader).reader().offsets().end;
-                let part = cluster.part(leader).lead(soon(1_000)).await;
-                let released = match part {
-                    Ok(partition) => partition.release_before(rng.u64(0..=end)).await.is_ok(),
-                    Err(_) => false,
-                };
-                seen.released += u32::from(released);
+                release(&cluster, &mut rng, seen).await;
             }
         }
         cluster.network.heal();
-        for id in NODES {
-            if !cluster.nodes.contains_key(&id) {
-                cluster.start(id).await;
+        for (id, client) in &mut clients {
+            if client.is_unknown {
+                let (base_offset, _) = cluster.append(&client.batch(*id)).await;
+                client.acknowledge(*id, base_offset);
+            } else {
+                seen.never_sent_again += u32::from(client.is_refused);
             }
         }
-        let all = cluster.agreed().await;
-        judge(&clients, &all);
+        judge(&clients, &read, &cluster.agreed().await);
     });
 }
 
-/// Sends a batch until it is acknowledged, while nodes go and come.
-async fn send(cluster: &mut Cluster, rng: &mut Rng, sent: &Batch, seen: &mut Situations) -> u64 {
-    let mut is_unknown = false;
-    for _ in 0..1_000 {
-        let trouble = rng.u8(..);
-        let leader = cluster.leader().await;
-        let append = cluster.part(leader).clone();
-        let sending = sent.clone();
-        let wait = soon(rng.u64(500..4_000));
-        let answer = tokio::spawn(async move { append.append(sending, wait).await });
-        if trouble < 40 {
-            for _ in 0..rng.u8(0..12) {
-                tokio::task::yield_now().await;
-            }
-            seen.leaders_lost += 1;
-            if trouble < 20 {
-                cluster.stop(leader).await;
-                sleep(Duration::from_millis(rng.u64(0..600))).await;
-                cluster.start(leader).await;
-                seen.restarted += 1;
-            } else {
-                cluster.network.isolate(leader, NODES);
-                sleep(Duration::from_millis(rng.u64(0..3_000))).await;
-                cluster.network.heal();
-            }
+/// Some producers send a batch each, while something befalls the leader.
+async fn round(
+    cluster: &mut Cluster,
+    rng: &mut Rng,
+    clients: &mut BTreeMap<i64, Client>,
+    seen: &mut Situations,
+) {
+    let leader = cluster.leader().await;
+    let mut answers = Vec::new();
+    for (id, client) in clients.iter() {
+        if rng.bool() {
+            let to = if rng.u8(..) < 230 { leader } else { rng.u64(1..=3) };
+            let (part, sent) = (cluster.part(to).clone(), client.batch(*id));
+            let deadline = soon(rng.u64(500..4_000));
+            let answer = tokio::spawn(async move { part.append(sent, deadline).await });
+            answers.push((*id, answer));
         }
+    }
+    trouble(cluster, rng, leader, seen).await;
+    for (id, answer) in answers {
+        let client = clients.get_mut(&id).unwrap();
         match answer.await.unwrap() {
             Ok(appended) => {
-                seen.known_again += u32::from(is_unknown && appended.is_duplicate);
-                return appended.base_offset;
+                seen.known_again += u32::from(client.is_unknown && appended.is_duplicate);
+                client.acknowledge(id, appended.base_offset);
             }
             Err(error) => {
                 assert!(error.is_retryable(), "{error:?}");
-                is_unknown |= error.outcome() == Outcome::Unknown;
-                seen.unknown += u32::from(error.outcome() == Outcome::Unknown);
-                seen.refused += u32::from(error.outcome() == Outcome::NotApplied);
+                let is_unknown = error.outcome() == Outcome::Unknown;
+                client.is_unknown |= is_unknown;
+                client.is_refused |= !is_unknown;
+                seen.unknown += u32::from(is_unknown);
+                seen.refused += u32::from(!is_unknown);
             }
         }
     }
-    panic!("the batch is never appended");
+    cluster.network.heal();
 }
 
-/// Each record that was acknowledged is at its offset, once, unless it was released; and there is
-/// nothing else.
-fn judge(clients: &BTreeMap<i64, Client>, all: &[(u64, String)]) {
+async fn trouble(cluster: &mut Cluster, rng: &mut Rng, leader: u64, seen: &mut Situations) {
+    let kind = rng.u8(..);
+    if kind < 40 {
+        // Some way into the appends.
+        for _ in 0..rng.u8(0..12) {
+            tokio::task::yield_now().await;
+        }
+    }
+    match kind {
+        0..20 => {
+            cluster.stop(leader).await;
+            sleep(Duration::from_millis(rng.u64(0..600))).await;
+            cluster.start(leader).await;
+            seen.stopped += 1;
+        }
+        20..40 => {
+            cluster.network.isolate(leader, NODES);
+            sleep(Duration::from_millis(rng.u64(0..3_000))).await;
+            seen.cut_off += 1;
+        }
+        40..60 => {
+            deafen(cluster, leader);
+            sleep(Duration::from_millis(rng.u64(0..3_000))).await;
+            seen.deaf += 1;
+        }
+        _ => {}
+    }
+    if rng.bool() {
+        cluster.network.heal();
+    }
+}
+
+/// Reads what a node shows at the moment. Nobody may ever find anything else at those offsets.
+fn look(cluster: &Cluster, rng: &mut Rng, read: &mut BTreeMap<u64, String>, seen: &mut Situations) {
+    let all = records(cluster.part(rng.u64(1..=3)).reader());
+    let newest = read.last_key_value().map_or(0, |(offset, _)| *offset);
+    seen.read_while_behind += u32::from(all.last().is_some_and(|(offset, _)| *offset < newest));
+    for (offset, value) in all {
+        let before = read.entry(offset).or_insert_with(|| value.clone());
+        assert_eq!(*before, value, "offset {offset} has changed");
+    }
+}
+
+async fn release(cluster: &Cluster, rng: &mut Rng, seen: &mut Situations) {
+    let leader = cluster.leader().await;
+    let end = cluster.part(leader).reader().offsets().end;
+    if let Ok(partition) = cluster.part(leader).lead(soon(1_000)).await {
+        let released = partition.release_before(rng.u64(0..=end)).await;
+        seen.released += u32::from(released.is_ok());
+    }
+}
+
+/// Each record that was acknowledged is at its offset, once, unless it was released; nothing else
+/// is, also of what was refused and not sent again; and what was ever read is still so.
+fn judge(clients: &BTreeMap<i64, Client>, read: &BTreeMap<u64, String>, all: &[(u64, String)]) {
     let start = all.first().map_or(u64::MAX, |(offset, _)| *offset);
     let acknowledged = clients.values().flat_map(|client| &client.acknowledged);
-    let mut wanted: Vec<(u64, String)> = acknowledged
-        .filter(|(_, offset)| *offset >= start)
-        .map(|(value, offset)| (*offset, value.clone()))
-        .collect();
-    wanted.sort();
+    let by_offset: BTreeMap<u64, String> =
+        acknowledged.clone().map(|(value, offset)| (*offset, value.clone())).collect();
+    assert_eq!(by_offset.len(), acknowledged.count(), "an offset was given twice");
+    let wanted: Vec<_> = by_offset.clone().into_iter().filter(|(at, _)| *at >= start).collect();
     assert_eq!(all, wanted);
+    for (offset, value) in read {
+        assert_eq!(by_offset.get(offset), Some(value), "what was read at {offset}");
+    }
     for client in clients.values() {
         let offsets = client.acknowledged.iter().map(|(_, offset)| *offset);
         assert!(offsets.is_sorted_by(|a, b| a < b), "a producer's order");

@@ -46,7 +46,11 @@ impl Partition {
             if bounds.start > inner.state.first_position {
                 let start_offset = match log.read(bounds.start..bounds.end, 1)?.into_iter().next() {
                     Some(bytes) => {
-                        super::header_of(bytes).map_or(0, |head| head.base_offset as u64)
+                        let header = super::header_of(bytes).map_err(|error| {
+                            let (position, why) = (bounds.start, error.to_string());
+                            OpenError::Damaged { position, why }
+                        })?;
+                        header.base_offset as u64
                     }
                     None => inner.state.next_offset,
                 };

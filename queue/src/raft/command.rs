@@ -2,14 +2,19 @@
 //!
 //! A command: version (1 byte), position that the log must end at (8), bytes that the log may hold
 //! (8), flags (1: a release, 2: a snapshot), position before which batches go (8, with flag 1),
-//! length of the snapshot (4) and the snapshot (with flag 2), number of batches (4), and of each its
-//! length (4) and its bytes. An answer: a verdict (1), and the position at which the log ends (8).
+//! length of the snapshot (4) and the snapshot (with flag 2), number of batches (4), and of each
+//! its length (4) and its bytes. An answer: a verdict (1), and the position at which the log ends
+//! (8).
+
+use std::ops::RangeInclusive;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::store::{BATCH_OVERHEAD_BYTES, Write};
 
 const VERSION: u8 = 1;
+/// The first bytes of commands of later versions. What begins otherwise is no command.
+const LATER_VERSIONS: RangeInclusive<u8> = 2..=15;
 /// What a command has besides the bytes of its batches and snapshot, and 4 for each of them.
 pub(super) const FIXED_BYTES: usize = 38;
 const HAS_RELEASE: u8 = 1;
@@ -61,6 +66,11 @@ impl PutBatches {
         out.freeze()
     }
 
+    /// Whether a later version wrote the command. What it does is not known to this one.
+    pub(super) fn is_later(bytes: &Bytes) -> bool {
+        bytes.first().is_some_and(|version| LATER_VERSIONS.contains(version))
+    }
+
     /// `None` for what no version 1 wrote.
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.try_get_u8().ok()? != VERSION {
@@ -110,7 +120,7 @@ pub(super) enum Verdict {
     Superseded,
     /// The log would hold more bytes than the command allows.
     Full,
-    /// It is no command of a version that this node knows, or has what is no batch.
+    /// It is no command, or has what is no batch.
     Unknown,
 }
 
@@ -191,6 +201,9 @@ mod tests {
         huge.put_u32_le(u32::MAX);
         assert_eq!(PutBatches::decode(huge.freeze()), None);
         let version_2 = [&[2][..], &bytes[1..]].concat();
-        assert_eq!(PutBatches::decode(version_2.into()), None);
+        let version_2 = Bytes::from(version_2);
+        assert!(PutBatches::is_later(&version_2) && !PutBatches::is_later(&bytes));
+        assert_eq!(PutBatches::decode(version_2), None);
+        assert!(!PutBatches::is_later(&Bytes::from_static(b"no command")));
     }
 }

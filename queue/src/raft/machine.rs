@@ -23,6 +23,9 @@ const VERSION: u8 = 1;
 #[derive(Default)]
 pub(super) struct Contents {
     inner: Mutex<Inner>,
+    /// Held while commands are applied, and while a partition is opened: it reads the snapshot and
+    /// the bounds one after the other, and what changes between takes one for damage.
+    changing: Mutex<()>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -39,6 +42,12 @@ struct Inner {
 impl Contents {
     pub(super) fn snapshot(&self) -> Option<Bytes> {
         self.inner.lock().snapshot.clone()
+    }
+
+    /// Runs `read` while nothing is applied.
+    pub(super) fn while_unchanged<T>(&self, read: impl FnOnce() -> T) -> T {
+        let _changing = self.changing.lock();
+        read()
     }
 
     fn apply(&self, command: PutBatches) -> Answer {
@@ -67,7 +76,10 @@ impl Inner {
             return Verdict::Full;
         }
         self.bytes += added;
-        self.batches.extend(command.batches);
+        // Copied: a slice keeps the whole command in memory, and perhaps the message that it came
+        // in, which `max_bytes` does not count.
+        let copied = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        self.batches.extend(command.batches.iter().map(copied));
         if let Some(upto) = command.release {
             // Ends: each round lets go of a batch.
             while self.first < upto {
@@ -76,8 +88,8 @@ impl Inner {
                 self.first += 1;
             }
         }
-        if command.snapshot.is_some() {
-            self.snapshot = command.snapshot;
+        if let Some(snapshot) = &command.snapshot {
+            self.snapshot = Some(copied(snapshot));
         }
         Verdict::Done
     }
@@ -120,6 +132,9 @@ impl Inner {
             let batch = take_piece(&mut piece).ok_or("the snapshot is cut")?;
             inner.bytes += batch.len() as u64;
             inner.batches.push_back(batch);
+        }
+        if !source.rest.is_empty() || source.chunks.next().await?.is_some() {
+            return Err("the snapshot goes on behind its last batch".into());
         }
         Ok(inner)
     }
@@ -191,15 +206,21 @@ impl Machine {
 impl StateMachine for Machine {
     async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
         let answer = |command: &Command| {
+            // A node that passed over it would differ from those that know it.
+            if PutBatches::is_later(&command.data) {
+                return Err("a command has a version that this build does not know".into());
+            }
             let answer = match PutBatches::decode(command.data.clone()) {
                 Some(command) => self.contents.apply(command),
                 None => Answer { verdict: Verdict::Unknown, end: self.contents.bounds().end },
             };
-            answer.encode()
+            Ok(answer.encode())
         };
-        let answers = commands.iter().map(answer).collect();
-        self.catch_up()?;
-        Ok(answers)
+        self.contents.while_unchanged(|| {
+            let answers = commands.iter().map(answer).collect();
+            self.catch_up()?;
+            answers
+        })
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
@@ -209,8 +230,10 @@ impl StateMachine for Machine {
 
     async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
         let restored = Inner::read(chunks).await?;
-        *self.contents.inner.lock() = restored;
-        self.catch_up()
+        self.contents.while_unchanged(|| {
+            *self.contents.inner.lock() = restored;
+            self.catch_up()
+        })
     }
 }
 
@@ -254,5 +277,133 @@ impl PartitionLog for Contents {
 impl fmt::Debug for Contents {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contents").field("bounds", &self.bounds()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::store::ReaderStore;
+    use super::*;
+    use crate::config::Config;
+    use crate::core::State;
+    use crate::format::{BatchBuilder, Record};
+
+    fn batch(bytes: usize) -> Bytes {
+        let mut builder = BatchBuilder::new();
+        builder.push(&Record::new(vec![7; bytes])).unwrap();
+        builder.finish().unwrap().bytes().clone()
+    }
+
+    fn contents(sizes: &[usize]) -> Inner {
+        let mut inner = Inner { first: 0, ..Inner::default() };
+        for bytes in sizes {
+            let (position, batches) = (inner.end(), vec![batch(*bytes)]);
+            let snapshot = Some(Bytes::from(vec![1; *bytes]));
+            let command =
+                PutBatches { position, max_bytes: 1 << 30, release: None, snapshot, batches };
+            assert_eq!(inner.apply(command), Verdict::Done);
+        }
+        inner
+    }
+
+    async fn chunks_of(inner: Inner) -> VecDeque<Bytes> {
+        let mut pieces = Pieces { pieces: inner.pieces(), rest: Bytes::new() };
+        let mut chunks = VecDeque::new();
+        // Ends: the pieces do.
+        while let Some(chunk) = pieces.next().await.unwrap() {
+            assert!((1..=MAX_CHUNK_BYTES).contains(&chunk.len()), "{}", chunk.len());
+            chunks.push_back(chunk);
+        }
+        chunks
+    }
+
+    struct Given(VecDeque<Bytes>);
+
+    #[async_trait]
+    impl Chunks for Given {
+        async fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
+            Ok(self.0.pop_front())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_comes_back_over_any_chunks_and_no_other_length_does() {
+        let most = MAX_CHUNK_BYTES.min(900_000);
+        for sizes in [&[][..], &[1, 2, 3], &[most, 1, most, most / 2, most / 2], &[10; 300]] {
+            let inner = contents(sizes);
+            let chunks = chunks_of(inner.clone()).await;
+            let back = Inner::read(&mut Given(chunks.clone())).await.unwrap();
+            let of = |inner: &Inner| (inner.first, inner.bytes, inner.snapshot.clone());
+            assert_eq!(of(&back), of(&inner));
+            assert_eq!(back.batches, inner.batches);
+            let mut cut = chunks.clone();
+            if let Some(last) = cut.back_mut() {
+                last.truncate(last.len() - 1);
+            }
+            assert!(Inner::read(&mut Given(cut)).await.is_err());
+            let mut longer = chunks;
+            longer.push_back(Bytes::from_static(b"!"));
+            assert!(Inner::read(&mut Given(longer)).await.is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_batch_is_not_taken_and_a_batch_keeps_no_command_in_memory() {
+        let mut inner = contents(&[1]);
+        let bytes = Bytes::from(vec![0; 100]);
+        let command = |batches| PutBatches {
+            position: 1,
+            max_bytes: 1 << 20,
+            release: None,
+            snapshot: None,
+            batches,
+        };
+        assert_eq!(inner.apply(command(vec![batch(1), bytes])), Verdict::Unknown);
+        assert_eq!(inner.end(), 1);
+        let encoded = command(vec![batch(5)]).encode();
+        let decoded = PutBatches::decode(encoded.clone()).unwrap();
+        assert_eq!(inner.apply(decoded), Verdict::Done);
+        assert!(encoded.is_unique(), "nothing of it is held");
+    }
+
+    #[test]
+    fn a_partition_opens_while_commands_are_applied() {
+        const COMMANDS: u64 = 3_000;
+        let config = Config { max_producers: 10, max_index_entries: 10, ..Config::default() };
+        let contents = Arc::<Contents>::default();
+        let store = || ReaderStore { contents: Arc::clone(&contents), max_entry_bytes: 1 << 20 };
+        let reader = Partition::open(store(), config.clone()).unwrap();
+        let mut machine = Machine { contents: Arc::clone(&contents), reader };
+        let limits = config.limits();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+                let mut state = State::new();
+                for _ in 0..COMMANDS {
+                    let (position, snapshot) = (state.next_position, state.encode());
+                    let placed = Batch::from_store(batch(1)).unwrap();
+                    let placed = placed.placed(state.next_offset, 0);
+                    state.apply(placed.header(), limits).unwrap();
+                    let command = PutBatches {
+                        position,
+                        max_bytes: 1 << 20,
+                        release: Some(position),
+                        snapshot: Some(snapshot),
+                        batches: vec![placed.bytes().clone()],
+                    };
+                    let command = Command { index: position + 1, data: command.encode() };
+                    runtime.block_on(machine.apply(&[command])).unwrap();
+                }
+            });
+            let (mut end, mut meanwhile) = (0, 0);
+            // Ends: the other thread does, with that number of batches.
+            while end < COMMANDS {
+                let open = || Partition::open(store(), config.clone());
+                let opened = contents.while_unchanged(open).unwrap().next_position();
+                meanwhile += u32::from(end > 0 && opened > end);
+                end = opened;
+            }
+            assert!(meanwhile > 0, "it was never opened while commands were applied");
+        });
     }
 }

@@ -1,24 +1,24 @@
 //! Replicated partitions: each is a group of a [`voussoir_raft::Node`].
 //!
-//! A [`ReplicatedPartition`] is one node's part of it. [`append`](ReplicatedPartition::append) works
-//! on the leader, and answers when a majority has the batch on stable storage and this node has
-//! applied it. Readers of every node use its [`reader`](ReplicatedPartition::reader), which shows
-//! committed batches only; it may be behind, and [`sync`](ReplicatedPartition::sync) waits until it
-//! is not.
+//! A [`ReplicatedPartition`] is one node's part of it. [`append`](ReplicatedPartition::append)
+//! works on the leader, and answers when a majority has the batch on stable storage and this node
+//! has applied it. Readers of every node use its [`reader`](ReplicatedPartition::reader), which
+//! shows committed batches only; it may be behind, and [`sync`](ReplicatedPartition::sync) waits
+//! until it is not.
 //!
 //! What a partition knows of idempotent producers comes from the batches, so it is replicated with
 //! them. After an unknown outcome a producer sends the batch again, with the same sequence, to
 //! whoever leads then, and gets the offset that the batch has.
 //!
-//! A write names the position at which it expects the log to end, and every node rejects it when the
-//! log ends elsewhere. So a leader that was replaced cannot write what it decided against an older
-//! log, also when its proposal is committed later.
+//! A write names the position at which it expects the log to end, and every node rejects it when
+//! the log ends elsewhere. So a leader that was replaced cannot write what it decided against an
+//! older log, also when its proposal is committed later.
 //!
 //! Batches are in memory on each node, at most [`ReplicaConfig::max_bytes`] of them, besides in the
 //! group's log and snapshots. Release what is not needed by
-//! [`lead`](ReplicatedPartition::lead)`(..).await?.release_before(..)`. Topics, groups of consumers,
-//! transactions and compaction do not know replicated partitions: batches of transactions and
-//! compaction are typed errors.
+//! [`lead`](ReplicatedPartition::lead)`(..).await?.release_before(..)`. Topics, groups of
+//! consumers, transactions and compaction do not know replicated partitions: batches of
+//! transactions and compaction are typed errors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ use crate::config::Config;
 use crate::error::{ConfigError, OpenError, Outcome, ProduceError, StoreError};
 use crate::format::Batch;
 use crate::partition::{Appended, Partition};
-use crate::store::Durability;
+use crate::store::{Durability, PartitionLog};
 
 mod command;
 mod machine;
@@ -89,8 +89,8 @@ pub enum ReplicaError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeadError {
-    /// This node does not lead, or was replaced before the batch got into the log. Nothing happened.
-    /// Retry at `leader`, or later when it is unknown.
+    /// This node does not lead, or another write came before the batch. Nothing happened. Retry at
+    /// `leader`, or later when it is unknown.
     #[error("not the leader")]
     NotLeader {
         /// Who leads, as far as this node knows.
@@ -197,7 +197,8 @@ impl ReplicatedPartition {
 
     /// The batches that are committed, as far as this node has applied them. It wakes its readers
     /// as others come, and stays the same when the leader changes. Its appends and releases are
-    /// rejected.
+    /// rejected. A node that has just started shows less than it did before, until it has learnt
+    /// again what is committed: [`sync`](Self::sync) first, or offsets seem to be out of range.
     ///
     /// A client that wrote at the leader reads its own write here after
     /// [`wait_for`](Partition::wait_for) the offset that it was given.
@@ -258,7 +259,8 @@ impl ReplicatedPartition {
             max_bytes: shared.config.max_bytes,
             max_entry_bytes: shared.max_entry_bytes,
         };
-        let partition = Partition::open(store, shared.config.partition.clone())?;
+        let config = shared.config.partition.clone();
+        let partition = shared.contents.while_unchanged(|| Partition::open(store, config))?;
         end.store(partition.next_position(), Relaxed);
         *leading = Some((term, partition.clone()));
         Ok(partition)
@@ -278,6 +280,16 @@ impl ReplicatedPartition {
         match timeout_at(deadline, partition.append(batch, Durability::Synced)).await {
             Ok(Ok(appended)) => Ok(appended),
             Ok(Err(ProduceError::Store(StoreError::Stopped { .. }))) => {
+                let leader = self.shared.raft.status().borrow().leader;
+                Err(LeadError::NotLeader { leader })
+            }
+            Ok(Err(error @ ProduceError::OutOfOrder { .. })) => {
+                // A leader that was replaced without knowing lacks the batches between. Other
+                // rejections stay the same however much has been appended.
+                self.sync(deadline).await?;
+                if self.shared.contents.bounds().end == partition.next_position() {
+                    return Err(error.into());
+                }
                 let leader = self.shared.raft.status().borrow().leader;
                 Err(LeadError::NotLeader { leader })
             }

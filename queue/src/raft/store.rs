@@ -73,7 +73,7 @@ fn verdict_of(answer: Bytes, max_bytes: u64) -> Result<u64, StoreError> {
             Err(StoreError::Full { why })
         }
         Verdict::Unknown => {
-            let why = "the group runs a version that does not know the command".to_owned();
+            let why = "the group takes the command for none of a partition".to_owned();
             Err(StoreError::Rejected { why })
         }
     }
