@@ -42,7 +42,8 @@ fn stored(queue: &Queue) -> u64 {
 
 /// By the trait, as the combinators of other crates do.
 async fn next(stream: &mut RecordStream) -> u64 {
-    let item = poll_fn(|context| Pin::new(&mut *stream).poll_next(context)).await;
+    let item = poll_fn(|context| Pin::new(&mut *stream).poll_next(context));
+    let item = tokio::time::timeout(Duration::from_secs(10), item).await.expect("there is one");
     item.expect("it never ends").expect("it can be read").record.offset
 }
 
