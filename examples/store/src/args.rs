@@ -138,6 +138,12 @@ pub enum ShardsWanted {
     },
     /// Split the hottest shard where its requests divide evenly
     Split,
+    /// Take back a split, before the new shard has begun to fetch its part
+    Abort {
+        /// Number of the new shard
+        #[arg(long)]
+        shard: u64,
+    },
 }
 
 #[cfg(feature = "demo")]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{ETAG, HeaderMap, HeaderValue, IF_MATCH, LOCATION};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client as HyperClient;
@@ -17,6 +17,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 /// Time limit of a request, retries included.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Bytes of an answer, at most: of a long listing.
+const MAX_REPLY_BYTES: usize = 256 << 20;
 /// Pause before the next attempt when no node could serve the last one.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -46,6 +48,7 @@ pub struct Client {
     leader: Arc<AtomicUsize>,
     /// Number of reads; each goes to the node after the last one's.
     reads: Arc<AtomicUsize>,
+    max_reply_bytes: usize,
 }
 
 impl Client {
@@ -54,7 +57,15 @@ impl Client {
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(Duration::from_millis(500)));
         let http = HyperClient::builder(TokioExecutor::new()).build(connector);
-        Self { http, nodes: Arc::new(nodes), leader: Arc::default(), reads: Arc::default() }
+        let (nodes, max_reply_bytes) = (Arc::new(nodes), MAX_REPLY_BYTES);
+        Self { http, nodes, leader: Arc::default(), reads: Arc::default(), max_reply_bytes }
+    }
+
+    /// The same for answers of so many bytes at most. The outcome of a request with a longer one is
+    /// unknown.
+    #[must_use]
+    pub fn with_reply_limit(self, max_reply_bytes: usize) -> Self {
+        Self { max_reply_bytes, ..self }
     }
 
     /// The addresses that it was given.
@@ -174,7 +185,9 @@ impl Client {
             Ok(Err(_)) | Err(_) => return Err(Lost::Unknown),
         };
         let (head, body) = response.into_parts();
-        let Ok(Ok(body)) = timeout_at(deadline, body.collect()).await else {
+        let Ok(Ok(body)) =
+            timeout_at(deadline, Limited::new(body, self.max_reply_bytes).collect()).await
+        else {
             return Err(Lost::Unknown);
         };
         let body = body.to_bytes();

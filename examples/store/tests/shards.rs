@@ -7,8 +7,8 @@ use std::time::Duration;
 use store::cluster::Cluster;
 use store::demo::shards::{Shape, play};
 use store::shards::admin::Admin;
-use store::shards::http::Moved;
-use store::shards::map::{Change, ShardMap};
+use store::shards::http::{Moved, NodeStatus, ShardStatus};
+use store::shards::map::{Address, Change, ShardMap};
 
 use self::support::{ask, program, wait_until};
 
@@ -103,5 +103,96 @@ async fn a_request_for_a_key_that_has_moved_is_told_where_it_is() {
     assert_eq!((again.status, version(&again)), (204, version(&second)), "{again:?}");
     let read = ask(node, "GET", "/kv/ordered/m", "", "").unwrap();
     assert_eq!(read.body, "three");
+    cluster.end_all().await.unwrap();
+}
+
+/// The answer of a node to a request without headers, along redirects, as `curl -L` follows them.
+fn follow(node: SocketAddr, method: &str, key: &str, body: &str) -> support::Raw {
+    let (mut node, path) = (node, format!("/kv/{key}"));
+    for _ in 0..4 {
+        let answer = ask(node, method, &path, "", body).unwrap();
+        if answer.status != 307 {
+            return answer;
+        }
+        let to = answer.headers["location"].trim_start_matches("http://");
+        node = to.split('/').next().unwrap().parse().unwrap();
+    }
+    panic!("{method} {key} is sent round in circles");
+}
+
+fn replica_of(node: SocketAddr, shard: u64) -> Option<ShardStatus> {
+    let status: NodeStatus =
+        serde_json::from_str(&ask(node, "GET", "/status", "", "")?.body).ok()?;
+    status.shards.into_iter().find(|replica| replica.id == shard)
+}
+
+/// Node 1 is all of group 0, node 2 is to be the left half, node 3 the right one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_split_goes_on_and_both_halves_serve_while_the_map_has_no_leader() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 1).unwrap();
+    cluster.set_options(&["--shards", "1"]);
+    cluster.start_all().unwrap();
+    for id in [2, 3] {
+        assert_eq!(cluster.join().unwrap(), id);
+        cluster.start(id).unwrap();
+    }
+    let http: Vec<SocketAddr> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
+    let [one, two, three] = http[..] else { panic!("{http:?}") };
+    let admin = Admin::new(vec![one]);
+    let patience = Duration::from_secs(30);
+    admin.settled(patience).await.unwrap();
+    let address = |id: u64, http| Address { peers: cluster.peer_address(id).unwrap(), http };
+    let wrong = admin.plan(2, address(2, three)).await.unwrap_err();
+    assert!(wrong.ends_with("is node 3"), "{wrong}");
+    for (id, http) in [(2, two), (3, three)] {
+        admin.change(&Change::AddNode { id, address: address(id, http) }).await.unwrap();
+    }
+    admin.change(&Change::Move { shard: 2, old: 1, new: 2 }).await.unwrap();
+    admin.settled(patience).await.unwrap();
+
+    // A split whose node is away: nobody is believed that it is done, and it is taken back.
+    cluster.pause(3).unwrap();
+    let split = Change::Split { shard: 2, epoch: 1, at: "r/ordered/g".into(), nodes: vec![3] };
+    admin.change(&split).await.unwrap();
+    let said = r#"{"opened":{"shard":3}}"#;
+    assert_eq!(ask(one, "POST", "/map", "", said).unwrap().status, 403);
+    let lie = ask(one, "POST", "/map/report", "", said).unwrap();
+    assert!(lie.status == 503 && lie.body.contains("does not confirm"), "{lie:?}");
+    assert!(!map_of(one).unwrap().shards[&3].is_open);
+    assert!(admin.change(&Change::Move { shard: 3, old: 3, new: 2 }).await.is_err());
+    admin.abort(3).await.unwrap();
+    wait_until("the split is taken back", || map_of(one).unwrap().shards.len() == 2);
+    cluster.resume(3).unwrap();
+
+    // A split that group 0 sees the beginning of, and not the end.
+    let value = "v".repeat(256 * 1024);
+    let keys: Vec<String> = (0..60).map(|nth| format!("ordered/m{nth}")).collect();
+    for key in &keys {
+        assert_eq!(follow(two, "PUT", key, &value).status, 204);
+    }
+    admin.change(&split).await.unwrap();
+    wait_until("the copy has begun", || replica_of(three, 4).is_some_and(|it| it.keys > 0));
+    cluster.kill(1).await.unwrap();
+    wait_until("the copy is done", || replica_of(three, 4).is_some_and(|it| it.is_open));
+    for node in [two, three] {
+        let map = map_of(node).unwrap();
+        assert!(!map.shards[&4].is_open, "node 1 was killed too late for what is to be shown");
+        assert_eq!(follow(node, "PUT", "ordered/a", "left").status, 204);
+        assert_eq!(follow(node, "PUT", "ordered/z", "right").status, 204);
+        assert_eq!(follow(node, "GET", "ordered/a", "").body, "left");
+        assert_eq!(follow(node, "GET", "ordered/z", "").body, "right");
+        assert_eq!(follow(node, "GET", &keys[0], "").body.len(), value.len());
+        assert_eq!(ask(node, "GET", "/ready", "", "").unwrap().status, 200);
+    }
+
+    cluster.start(1).unwrap();
+    admin.settled(patience).await.unwrap();
+    let map = map_of(one).unwrap();
+    assert_eq!(map.shards[&2].end, Some("r/ordered/g".to_owned()), "{map:?}");
+    assert_eq!((map.shards[&4].is_open, map.shards[&4].origin), (true, Some(2)));
+    for key in &keys {
+        assert_eq!(follow(one, "GET", key, "").body.len(), value.len(), "{key}");
+    }
     cluster.end_all().await.unwrap();
 }

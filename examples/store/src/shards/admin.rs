@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::http::NodeStatus;
 use super::load::Hot;
-use super::map::{Address, Change, ShardMap};
+use super::map::{Address, Change, MAX_MAP_BYTES, ShardInfo, ShardMap};
 use super::plan::{self, Plan};
 use super::router::Router;
 use crate::client::{Answered, Client};
@@ -33,7 +33,8 @@ pub struct Admin {
 impl Admin {
     pub fn new(nodes: Vec<SocketAddr>) -> Self {
         let router = Router::new(nodes.clone());
-        Self { client: Client::new(nodes.clone()), nodes, router }
+        let client = Client::new(nodes.clone()).with_reply_limit(MAX_MAP_BYTES);
+        Self { client, nodes, router }
     }
 
     /// The newest map that a node gives.
@@ -63,22 +64,21 @@ impl Admin {
     pub async fn statuses(&self) -> BTreeMap<u64, NodeStatus> {
         let mut statuses = BTreeMap::new();
         for (id, address) in &self.map().await.nodes {
-            let until = Instant::now() + Duration::from_millis(500);
-            let sent = self.client.send_to(
-                address.http,
-                &Method::GET,
-                "/status",
-                None,
-                Bytes::new(),
-                until,
-            );
-            if let Ok(Answered::Reply(reply)) = sent.await
-                && let Ok(status) = serde_json::from_slice(&reply.body)
-            {
+            if let Some(status) = self.status_of(address.http).await {
                 statuses.insert(*id, status);
             }
         }
         statuses
+    }
+
+    async fn status_of(&self, http: SocketAddr) -> Option<NodeStatus> {
+        let until = Instant::now() + Duration::from_millis(500);
+        let sent =
+            self.client.send_to(http, &Method::GET, "/status", None, Bytes::new(), until).await;
+        match sent {
+            Ok(Answered::Reply(reply)) => serde_json::from_slice(&reply.body).ok(),
+            _ => None,
+        }
     }
 
     /// Changes the map, and returns its version. A change may be sent twice on the way: each says
@@ -143,16 +143,37 @@ impl Admin {
     /// Adds a node to the map, and plans what moves to it.
     ///
     /// # Errors
-    /// The node was not added, or the shards are still busy with an earlier change.
+    /// No node of that number answers at its HTTP address, its peers do not reach it, it was not added, or the shards are still busy with an earlier change.
     ///
     /// # Cancel safety
     /// After a dropped future the node may be in the map. Call it again.
     pub async fn plan(&self, id: u64, address: Address) -> Result<Plan, String> {
+        match self.status_of(address.http).await {
+            Some(status) if status.id == id => {}
+            Some(status) => return Err(format!("at {} is node {}", address.http, status.id)),
+            None => return Err(format!("no node answers at {}", address.http)),
+        }
         let version = self.change(&Change::AddNode { id, address }).await?;
+        self.has_map(id, address, version).await?;
         // Every shard has a leader then, which counts its keys.
         self.settled(PATIENCE).await?;
         let (map, keys) = (self.map_since(version).await, self.keys().await);
         Ok(plan::fill_up(&map, &keys, id))
+    }
+
+    /// Waits until a new node has learnt the map, which it does at its address for peers: before
+    /// that no shard moves to it, and its address can be corrected.
+    async fn has_map(&self, id: u64, address: Address, version: u64) -> Result<(), String> {
+        let end = Instant::now() + PATIENCE;
+        while Instant::now() < end {
+            let status = self.status_of(address.http).await;
+            if status.is_some_and(|status| status.version >= version) {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+        }
+        let (seconds, peers) = (PATIENCE.as_secs(), address.peers);
+        Err(format!("node {id} has no map after {seconds} s: its peers do not reach it at {peers}"))
     }
 
     /// The hottest shard of all nodes, if one should be split.
@@ -178,13 +199,34 @@ impl Admin {
         });
         let requests = requests.collect();
         let map = self.map().await;
-        let epoch = map.shards.get(&shard).ok_or("the map has no such shard")?.epoch;
+        let info = map.shards.get(&shard).ok_or("the map has no such shard")?;
+        let (epoch, replicas) = (info.epoch, info.nodes.len());
         let nodes = plan::apart(&map, &requests, shard);
+        if nodes.len() < replicas {
+            return Err(format!("{} nodes answer, the new shard needs {replicas}", nodes.len()));
+        }
         let change = Change::Split { shard, epoch, at: at.to_owned(), nodes };
-        let version = self.change(&change).await?;
-        let map = self.map_since(version).await;
-        let new = map.shards.iter().find(|(_, info)| info.start == at);
-        new.map(|(id, _)| *id).ok_or_else(|| "the split is not in the map".to_owned())
+        let made = self.change(&change).await;
+        let map = match &made {
+            Ok(version) => self.map_since(*version).await,
+            Err(_) => self.map().await,
+        };
+        // It may have been made before a request whose answer was lost was sent again.
+        let is_new = |info: &&ShardInfo| info.start == at && info.origin == Some(shard);
+        let new = map.shards.iter().find(|(_, info)| is_new(info)).map(|(id, _)| *id);
+        new.ok_or_else(|| made.err().unwrap_or_else(|| "the split is not in the map".to_owned()))
+    }
+
+    /// Takes the split back that made a shard, if nothing was sealed for it yet; otherwise the
+    /// split goes on. [`settled`](Self::settled) waits for either.
+    ///
+    /// # Errors
+    /// The change was refused, because the shard is open, or not made.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the split may be taken back.
+    pub async fn abort(&self, shard: u64) -> Result<(), String> {
+        self.change(&Change::Abort { shard }).await.map(drop)
     }
 
     /// Waits until every shard is open and held by those that the map names, and nothing moves.
@@ -212,7 +254,7 @@ impl Admin {
             return Some("there is no shard map".to_owned());
         }
         for (id, info) in &map.shards {
-            if info.fills_from.is_some() || info.split.is_some() {
+            if !info.is_open || info.split.is_some() {
                 return Some(format!("shard {id} is being split or filled"));
             }
             let replicas = |node: &NodeStatus| node.shards.iter().find(|it| it.id == *id).cloned();

@@ -35,6 +35,10 @@ pub async fn run(to: SocketAddr, wanted: ShardsWanted) -> Result<(), Box<dyn Err
             print(&format!("shard {} is split at {}: shard {new}", hot.shard, hot.at));
             admin.settled(PATIENCE).await?;
         }
+        ShardsWanted::Abort { shard } => {
+            admin.abort(shard).await?;
+            admin.settled(PATIENCE).await?;
+        }
     }
     let (map, statuses) = (admin.map().await, admin.statuses().await);
     print(&format!("map {}", map.version));

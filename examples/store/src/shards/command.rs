@@ -44,6 +44,8 @@ pub enum Step {
     Open { epoch: u64, start: String, end: Option<String>, count: u64 },
     /// To the shard that was split: what went to `to` is served there.
     Forget { to: u64 },
+    /// To the shard that was to be split: nothing is sealed for `to` from now on.
+    Bar { to: u64 },
 }
 
 /// The answer to a command.

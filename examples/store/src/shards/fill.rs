@@ -85,6 +85,7 @@ pub async fn fill(
     from: u64,
     replica: &Replica,
 ) -> Result<(), Failed> {
+    let mut giver = None;
     loop {
         let (after, held) = {
             let shard = replica.shard.read();
@@ -92,7 +93,7 @@ pub async fn fill(
                 shard.pairs().last_key().map(|key| String::from_utf8_lossy(key).into_owned());
             (last, shard.pairs().count() as u64)
         };
-        let piece = fetch(host, from, &Wanted { to: id, after }).await?;
+        let piece = fetch(host, from, &Wanted { to: id, after }, &mut giver).await?;
         if !piece.clients.is_empty() {
             put(replica, Command::Clients(piece.clients)).await?;
         }
@@ -118,14 +119,20 @@ async fn put(replica: &Replica, command: Command) -> Result<(), Failed> {
     }
 }
 
-/// Asks the nodes that hold shard `from`, until one has sealed it and answers.
-async fn fetch(host: &Host, from: u64, wanted: &Wanted) -> Result<Piece, Failed> {
+/// Asks the nodes that hold shard `from`, until one has sealed it and answers. That one is asked
+/// first for the next piece.
+async fn fetch(
+    host: &Host,
+    from: u64,
+    wanted: &Wanted,
+    giver: &mut Option<u64>,
+) -> Result<Piece, Failed> {
     let routes = host.routes();
     let source = routes.map.shards.get(&from).ok_or("no such shard")?;
     let body = Bytes::from(serde_json::to_vec(wanted)?);
     let path = format!("/shards/{from}/parting");
-    for node in &source.nodes {
-        let Some(address) = routes.map.nodes.get(node) else { continue };
+    for node in order(*giver, host.living_first(holders(source))) {
+        let Some(address) = routes.map.nodes.get(&node) else { continue };
         let until = Instant::now() + WAIT;
         let asked =
             host.client.send_to(address.http, &Method::POST, &path, None, body.clone(), until);
@@ -133,8 +140,32 @@ async fn fetch(host: &Host, from: u64, wanted: &Wanted) -> Result<Piece, Failed>
             && reply.status.is_success()
             && let Some(piece) = Piece::decode(reply.body)
         {
+            *giver = Some(node);
             return Ok(piece);
         }
     }
     Err(format!("no node gives what shard {from} has sealed").into())
+}
+
+/// Nodes that may have a replica: those of the map, and those that it has moved away from, which
+/// are members of the group until it has exchanged them.
+fn holders(source: &ShardInfo) -> impl Iterator<Item = u64> {
+    source.nodes.iter().chain(&source.left).copied()
+}
+
+fn order(giver: Option<u64>, nodes: Vec<u64>) -> impl Iterator<Item = u64> {
+    giver.into_iter().chain(nodes.into_iter().filter(move |node| Some(*node) != giver))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::order;
+
+    #[test]
+    fn the_node_that_gave_the_last_piece_is_asked_first() {
+        let asked = |giver| order(giver, vec![1, 2, 3]).collect::<Vec<_>>();
+        assert_eq!(asked(None), [1, 2, 3]);
+        assert_eq!(asked(Some(2)), [2, 1, 3]);
+        assert_eq!(asked(Some(9)), [9, 1, 2, 3]);
+    }
 }

@@ -12,7 +12,7 @@ use voussoir_raft::{Config, Node, Raft};
 
 use super::load::Load;
 use super::machine::ShardMachine;
-use super::map::{Routes, ShardInfo};
+use super::map::{MAX_MAP_BYTES, Routes, ShardInfo};
 use super::shard::Shard;
 use crate::args::Serve;
 use crate::client::Client;
@@ -21,7 +21,7 @@ use crate::node::CLUSTER;
 
 /// The group that replicates the map.
 pub const MAP_GROUP: u64 = 0;
-/// Shards at once whose members this node changes or whose pairs it fetches, as their leader.
+/// Shards at once whose members this node changes, as their leader.
 const MOVES_AT_ONCE: usize = 2;
 
 /// Why a group did not start.
@@ -60,8 +60,10 @@ pub struct Host {
     /// Requests to other nodes.
     pub client: Client,
     pub load: Mutex<Load>,
-    /// Places for work that takes long.
+    /// Turns of the shards that change their members.
     pub moves: Semaphore,
+    /// The shards of which a replica could not be started or deleted, and why.
+    pub failures: Mutex<BTreeMap<u64, String>>,
     replicas: RwLock<BTreeMap<u64, Arc<Replica>>>,
     /// Shards of which the journal holds nothing: looked up once.
     absent: Mutex<BTreeSet<u64>>,
@@ -83,9 +85,10 @@ impl Host {
             book,
             map,
             routes,
-            client: Client::new(Vec::new()),
+            client: Client::new(Vec::new()).with_reply_limit(MAX_MAP_BYTES),
             load: Mutex::default(),
             moves: Semaphore::new(MOVES_AT_ONCE),
+            failures: Mutex::default(),
             replicas: RwLock::default(),
             absent: Mutex::default(),
         }
@@ -106,6 +109,27 @@ impl Host {
 
     pub fn replicas(&self) -> Vec<(u64, Arc<Replica>)> {
         self.replicas.read().iter().map(|(id, replica)| (*id, replica.clone())).collect()
+    }
+
+    /// Whether a node that this one knows has gone silent.
+    pub fn is_dead(&self, node: u64) -> bool {
+        self.node.peers().iter().any(|peer| peer.id == node && !peer.is_alive)
+    }
+
+    /// The nodes, those that have gone silent last.
+    pub fn living_first(&self, nodes: impl Iterator<Item = u64>) -> Vec<u64> {
+        let (mut living, dead): (Vec<u64>, Vec<u64>) = nodes.partition(|node| !self.is_dead(*node));
+        living.extend(dead);
+        living
+    }
+
+    /// Shards that the map has forgotten, of which the journal holds a replica.
+    pub fn strays(&self) -> impl Iterator<Item = u64> {
+        let routes = self.routes();
+        let logs = self.journal.logs_of("raft.log").into_iter().map(|info| info.name.id);
+        logs.filter(move |id| {
+            *id != MAP_GROUP && *id <= routes.map.last_shard && !routes.map.shards.contains_key(id)
+        })
     }
 
     fn identity(&self, shard: u64) -> Identity {

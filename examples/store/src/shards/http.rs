@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `PUT`, `GET`, `DELETE /kv/{key}` | as in the store without shards: versions as `ETag`, `If-Match`, `If-None-Match` |
 //! | `GET /shards` | the shard map as this node knows it, as JSON |
-//! | `POST /map` | a [`Change`] of the map; 409 and the reason where it is refused |
+//! | `POST /map` | a [`Change`] of the map by an operator; 409 and the reason where it is refused |
+//! | `POST /map/report` | to the leader of group 0: a shard is open, or its split is taken back. It asks the shard itself |
+//! | `GET /shards/{id}/state` | to another node: what a shard's log says of it |
 //! | `POST /shards/{id}/parting` | to another node: what a shard has sealed for another one |
 //! | `GET /status` | the shards of this node and their load, as JSON |
-//! | `GET /health`, `GET /ready` | 200 while the node works; 200 while it reaches a majority of group 0 |
+//! | `GET /health`, `GET /ready` | 200 while all of the node works; 200 once it has a map, with the map's age |
 //!
 //! A client that caches the map names the shard and the epoch under which it believes a key to be
 //! there, in `Store-Shard` and `Store-Epoch`. Where that is no longer so, the answer is 421 with a
@@ -19,12 +21,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::header::ETAG;
-use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -44,6 +45,7 @@ use super::map_group::{self, Changed};
 use super::place::place;
 use super::reconcile::step;
 use super::shard::Found;
+use super::state::{self, ShardState};
 use crate::http::{Failure, Key, condition, etag, valid_key};
 use crate::kv::{self, Answer, Condition, MAX_VALUE_BYTES};
 use crate::traffic::Traffic;
@@ -53,9 +55,8 @@ pub const EPOCH: HeaderName = HeaderName::from_static("store-epoch");
 pub const CLIENT: HeaderName = HeaderName::from_static("store-client");
 pub const REQUEST: HeaderName = HeaderName::from_static("store-request");
 
-/// How long `GET /ready` waits for a majority.
-const READY_WAIT: Duration = Duration::from_secs(1);
-/// How often a request without a shard of its own is tried again under the newest epoch.
+/// How often a request that names no shard is tried here, in the shard and under the epoch that the
+/// last attempt was told.
 const ATTEMPTS: usize = 3;
 
 /// What the handlers share.
@@ -71,6 +72,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/kv/{*key}", get(read).put(write).delete(delete))
         .route("/shards", get(shards))
         .route("/map", post(change))
+        .route("/map/report", post(report))
+        .route("/shards/{id}/state", get(state_of))
         .route("/shards/{id}/parting", post(parting))
         .route("/status", get(status))
         .route("/health", get(health))
@@ -139,15 +142,19 @@ impl Asked {
     /// epoch, at this node.
     fn moved(&self, host: &Host, shard: u64, epoch: u64, node: Option<u64>) -> Response {
         let routes = host.routes();
-        let preferred = routes.map.shards.get(&shard).and_then(|info| info.nodes.first());
-        let Some(node) = node.or(preferred.copied()) else {
+        let preferred = || {
+            let nodes = routes.map.shards.get(&shard)?.nodes.iter().copied();
+            // Not this node again, unless no other is left.
+            let others = nodes.clone().filter(|node| *node != host.id());
+            host.living_first(others).first().copied().or_else(|| nodes.last())
+        };
+        let Some(node) = node.or_else(preferred) else {
             return Failure::unavailable("the owner of the key is not known").into_response();
         };
         let http = routes.map.nodes.get(&node).map(|address| address.http);
         if self.named.is_none() {
             // A client that follows to a node that has just died has nowhere to go on from.
-            let is_dead = host.node.peers().iter().any(|peer| peer.id == node && !peer.is_alive);
-            return match http.filter(|_| node != host.id() && !is_dead) {
+            return match http.filter(|_| node != host.id() && !host.is_dead(node)) {
                 Some(http) => Failure::redirect(&http.to_string(), &self.uri).into_response(),
                 None => Failure::unavailable("no leader can be reached").into_response(),
             };
@@ -167,9 +174,21 @@ impl Asked {
     }
 
     /// The answer to a refusal of the shard's state.
-    fn refused(&self, host: &Host, shard: u64, reply: Reply) -> Response {
+    async fn refused(&self, host: &Host, shard: u64, reply: Reply) -> Response {
         let routes = host.routes();
         match reply {
+            // Its nodes would send the request back until it is open: the map does not say yet
+            // whether it is, so they are asked.
+            Reply::Moved { to } if self.named.is_none() => {
+                let open = match routes.map.shards.get(&to) {
+                    Some(right) => state::find(host, to, right, |state| state.is_open).await,
+                    None => None,
+                };
+                match open {
+                    Some(node) => self.moved(host, to, 0, Some(node)),
+                    None => Failure::unavailable("the key is being moved").into_response(),
+                }
+            }
             Reply::Moved { to } => {
                 let epoch = routes.map.shards.get(&to).map_or(0, |info| info.epoch);
                 self.moved(host, to, epoch, None)
@@ -193,10 +212,37 @@ impl Asked {
         }
     }
 
-    /// The shard and epoch under which the request is to be tried here.
+    /// The shard and epoch under which the request is to be tried here. Without headers it is what
+    /// a replica of this node says of itself: a split changes that before it changes the map.
     fn target(&self, host: &Host) -> Option<(u64, u64)> {
+        if self.named.is_some() {
+            return self.named;
+        }
         let routes = host.routes();
-        self.named.or_else(|| routes.find(&self.place).map(|(shard, info)| (shard, info.epoch)))
+        let (shard, info) = routes.find(&self.place)?;
+        let right = info.split.as_ref().filter(|split| self.place >= split.at);
+        let here = right.map(|split| split.to).into_iter().chain([shard]).find_map(|id| {
+            let replica = host.replica(id)?;
+            let state = replica.shard.read();
+            state.owns(&self.place).then(|| (id, state.epoch()))
+        });
+        here.or(Some((shard, info.epoch)))
+    }
+
+    /// Where the request is to be tried here next, after the state of `from` has refused it.
+    fn next(&self, host: &Host, from: (u64, u64), reply: Reply) -> Option<(u64, u64)> {
+        if self.named.is_some() {
+            return None;
+        }
+        match reply {
+            Reply::Stale { epoch } if epoch != from.1 => Some((from.0, epoch)),
+            Reply::Moved { to } => {
+                let replica = host.replica(to)?;
+                let state = replica.shard.read();
+                state.owns(&self.place).then(|| (to, state.epoch()))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -236,8 +282,9 @@ async fn read(
 impl App {
     async fn write(&self, asked: &Asked, write: kv::Command) -> Response {
         let host = &self.host;
+        let mut next = asked.target(host);
         for _ in 0..ATTEMPTS {
-            let Some((shard, epoch)) = asked.target(host) else { return asked.by_map(host) };
+            let Some((shard, epoch)) = next else { return asked.by_map(host) };
             let Some(replica) = host.replica(shard) else { return asked.by_map(host) };
             let command = Command::Write { epoch, id: asked.id, write: write.clone() };
             let answer = match replica.raft.propose(command.encode()).await {
@@ -255,8 +302,12 @@ impl App {
                     self.counted(&replica, &asked.place, true);
                     return answered(answer);
                 }
-                Ok(Reply::Stale { .. }) if asked.named.is_none() => {}
-                Ok(reply) => return asked.refused(host, shard, reply),
+                Ok(reply) => {
+                    next = asked.next(host, (shard, epoch), reply);
+                    if next.is_none() {
+                        return asked.refused(host, shard, reply).await;
+                    }
+                }
                 Err(error) => {
                     let body = serde_json::json!({
                         "error": error.to_string(), "outcome": "unknown"
@@ -270,8 +321,9 @@ impl App {
 
     async fn read(&self, asked: &Asked) -> Response {
         let host = &self.host;
+        let mut next = asked.target(host);
         for _ in 0..ATTEMPTS {
-            let Some((shard, epoch)) = asked.target(host) else { return asked.by_map(host) };
+            let Some((shard, epoch)) = next else { return asked.by_map(host) };
             let Some(replica) = host.replica(shard) else { return asked.by_map(host) };
             let until = Instant::now() + host.serve.timing.request_timeout;
             if let Err(error) = replica.raft.read(until).await {
@@ -286,8 +338,12 @@ impl App {
                         None => StatusCode::NOT_FOUND.into_response(),
                     };
                 }
-                Found::Elsewhere(Reply::Stale { .. }) if asked.named.is_none() => {}
-                Found::Elsewhere(reply) => return asked.refused(host, shard, reply),
+                Found::Elsewhere(reply) => {
+                    next = asked.next(host, (shard, epoch), reply);
+                    if next.is_none() {
+                        return asked.refused(host, shard, reply).await;
+                    }
+                }
             }
         }
         asked.by_map(host)
@@ -320,19 +376,44 @@ async fn shards(State(app): Shared) -> Json<ShardMap> {
 }
 
 async fn change(State(app): Shared, uri: Uri, body: Bytes) -> Result<Response, Failure> {
-    let change: Change = serde_json::from_slice(&body)
-        .map_err(|error| Failure::bad_request(format!("the body is no change: {error}")))?;
-    match map_group::propose(&app.host, &change).await {
+    let change = parse(&body)?;
+    if !change.is_for_operators() {
+        return Err(Failure::rejected(StatusCode::FORBIDDEN, "no change for operators".to_owned()));
+    }
+    changed(&app.host, &uri, map_group::propose(&app.host, &change).await)
+}
+
+async fn report(State(app): Shared, uri: Uri, body: Bytes) -> Result<Response, Failure> {
+    let change = parse(&body)?;
+    if !change.is_report() {
+        return Err(Failure::rejected(StatusCode::FORBIDDEN, "that is no report".to_owned()));
+    }
+    changed(&app.host, &uri, map_group::report(&app.host, &change).await)
+}
+
+fn parse(body: &[u8]) -> Result<Change, Failure> {
+    let change = serde_json::from_slice(body);
+    change.map_err(|error| Failure::bad_request(format!("the body is no change: {error}")))
+}
+
+fn changed(host: &Host, uri: &Uri, changed: Changed) -> Result<Response, Failure> {
+    match changed {
         Changed::Version(version) => Ok(Json(version).into_response()),
         Changed::Refused(refused) => {
             Err(Failure::rejected(StatusCode::CONFLICT, refused.to_string()))
         }
-        Changed::Elsewhere(leader) => match leader.and_then(|leader| app.host.book.http(leader)) {
-            Some(http) => Err(Failure::redirect(&http, &uri)),
+        Changed::Elsewhere(leader) => match leader.and_then(|leader| host.book.http(leader)) {
+            Some(http) => Err(Failure::redirect(&http, uri)),
             None => Err(Failure::unavailable("no leader of the map is known")),
         },
         Changed::Failed(error) => Err(Failure::unavailable(error)),
     }
+}
+
+async fn state_of(State(app): Shared, Path(id): Path<u64>) -> Result<Json<ShardState>, Failure> {
+    let replica = app.host.replica(id);
+    let replica = replica.ok_or_else(|| Failure::unavailable("the shard has no replica here"))?;
+    Ok(Json(ShardState::of(&replica).await))
 }
 
 /// Gives a piece of what a shard has sealed for another one. Its leader seals it when it is asked
@@ -408,13 +489,16 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
     Json(NodeStatus { id: app.host.id(), version: routes.map.version, shards, hot })
 }
 
-/// Liveness: 200 unless group 0 or a replica has stopped by itself.
+/// Liveness: 200 unless group 0 or a replica has stopped by itself, or was not started.
 async fn health(State(app): Shared) -> Response {
     let map = app.host.map.stopped().map(|reason| format!("the shard map: {reason}"));
     let stopped = |(id, replica): (u64, Arc<Replica>)| {
         replica.raft.stopped().map(|reason| format!("shard {id}: {reason}"))
     };
-    match map.or_else(|| app.host.replicas().into_iter().find_map(stopped)) {
+    let failures = app.host.failures.lock().clone();
+    let failed = || failures.iter().map(|(id, error)| format!("shard {id}: {error}")).next();
+    let stopped = map.or_else(|| app.host.replicas().into_iter().find_map(stopped));
+    match stopped.or_else(failed) {
         None => (StatusCode::OK, Json(serde_json::json!({ "alive": true }))).into_response(),
         Some(reason) => {
             let said = serde_json::json!({ "alive": false, "reason": reason });
@@ -423,13 +507,14 @@ async fn health(State(app): Shared) -> Response {
     }
 }
 
-/// Readiness: whether this node reaches a majority of group 0 and has a map.
-async fn ready(State(app): Shared, _method: Method) -> Result<Response, Failure> {
-    let until = Instant::now() + READY_WAIT;
-    let reached = app.host.map.read(until).await;
-    reached.map_err(|error| Failure::unavailable(error.to_string()))?;
-    if app.host.routes().map.version == 0 {
+/// Readiness: whether this node has a map. Its shards have leaders of their own and serve without
+/// group 0, so only the age of the map says whether that one works.
+async fn ready(State(app): Shared) -> Result<Response, Failure> {
+    let version = app.host.routes().map.version;
+    if version == 0 {
         return Err(Failure::unavailable("there is no shard map yet"));
     }
-    Ok((StatusCode::OK, Json(serde_json::json!({ "ready": true }))).into_response())
+    let age = app.host.map.freshness().age.map(|age| age.as_millis() as u64);
+    let said = serde_json::json!({ "ready": true, "map": version, "map_age_ms": age });
+    Ok((StatusCode::OK, Json(said)).into_response())
 }

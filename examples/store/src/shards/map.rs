@@ -15,6 +15,11 @@ pub const MAX_NODES: usize = 19;
 /// Replicas of one shard, at most.
 pub const MAX_REPLICAS: usize = 5;
 
+/// Bytes of the map as JSON, and of every other answer of a node, at most. Each shard has two places;
+/// keys are rarely made of characters that JSON escapes.
+pub const MAX_MAP_BYTES: usize = 16 << 20;
+const _: () = assert!(MAX_SHARDS * (2 * MAX_PLACE_BYTES + 1024) < MAX_MAP_BYTES);
+
 /// Where a node is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Address {
@@ -38,8 +43,11 @@ pub struct ShardInfo {
     /// Nodes that have given it away and deleted their replica. Invariant: none of `nodes`, for
     /// good. A replica that came back empty could vote twice in one term.
     pub left: BTreeSet<u64>,
-    /// It is being filled with a part of that shard, and owns nothing yet.
-    pub fills_from: Option<u64>,
+    /// The shard that it was split from; `None` for a first one. Kept for good: a shard with an
+    /// origin opens with the pairs that were sealed there, and never empty.
+    pub origin: Option<u64>,
+    /// The shard has said that it is open: each of its voters then was begun, or is a minority.
+    pub is_open: bool,
     /// The part from this place on is going to another shard.
     pub split: Option<Split>,
 }
@@ -49,6 +57,15 @@ pub struct ShardInfo {
 pub struct Split {
     pub at: String,
     pub to: u64,
+    /// It is to be taken back, unless the part was sealed before its shard has heard of that.
+    pub is_aborted: bool,
+}
+
+impl ShardInfo {
+    /// The shard that it is being filled from. It owns nothing yet.
+    pub fn fills_from(&self) -> Option<u64> {
+        self.origin.filter(|_| !self.is_open)
+    }
 }
 
 /// The map.
@@ -58,6 +75,8 @@ pub struct ShardMap {
     pub version: u64,
     pub nodes: BTreeMap<u64, Address>,
     pub shards: BTreeMap<u64, ShardInfo>,
+    /// The greatest number that a shard ever had: none is given twice.
+    pub last_shard: u64,
 }
 
 /// A change of the map. Each names what it expects, so that one that is sent again, or comes late,
@@ -67,14 +86,31 @@ pub struct ShardMap {
 pub enum Change {
     /// The first map: `hashes` shards of hashes and one of ordered keys, each on `replicas` nodes.
     Begin { nodes: BTreeMap<u64, Address>, hashes: u32, replicas: usize },
-    /// A node that may hold shards from now on.
+    /// A node that may hold shards from now on. The address of one that no shard names is corrected.
     AddNode { id: u64, address: Address },
     /// `new` is to take the place of `old` in a shard.
     Move { shard: u64, old: u64, new: u64 },
     /// The part of a shard from `at` on becomes a shard of its own, on `nodes`.
     Split { shard: u64, epoch: u64, at: String, nodes: Vec<u64> },
-    /// A shard holds all that it was to be filled with, and serves it.
+    /// The split that made this shard is to be taken back.
+    Abort { shard: u64 },
+    /// From a leader: a shard holds all that it was to be filled with, and serves it.
     Opened { shard: u64 },
+    /// From a leader: nothing was sealed for a shard, nor will be. The map forgets it.
+    Aborted { shard: u64 },
+}
+
+impl Change {
+    /// Whether it says what a shard's log holds. Nobody is believed that: whoever proposes it asks
+    /// the shard.
+    pub fn is_report(&self) -> bool {
+        matches!(self, Self::Opened { .. } | Self::Aborted { .. })
+    }
+
+    /// Whether an operator may ask for it.
+    pub fn is_for_operators(&self) -> bool {
+        !self.is_report() && !matches!(self, Self::Begin { .. })
+    }
 }
 
 /// Why a change was refused; the map is as it was.
@@ -95,8 +131,10 @@ pub enum Refused {
     CameBack,
     #[error("the shard's range is not the one that the change expects")]
     OtherEpoch,
-    #[error("the shard is being split or filled")]
+    #[error("the shard is being split or filled, or is not open yet")]
     InProgress,
+    #[error("the split is done: the shard is open")]
+    IsOpen,
     #[error("the shard cannot be split there")]
     BadPlace,
     #[error("a limit of the map is reached")]
@@ -104,28 +142,21 @@ pub enum Refused {
 }
 
 impl ShardMap {
-    /// Applies a change, the same on every node.
+    /// Applies a change, the same on every node. One that was applied before changes nothing.
     ///
     /// # Errors
     /// [`Refused`]; the map is as it was.
     pub fn apply(&mut self, change: Change) -> Result<(), Refused> {
-        match change {
+        let is_new = match change {
             Change::Begin { nodes, hashes, replicas } => self.begin(nodes, hashes, replicas)?,
-            Change::AddNode { id, address } => match self.nodes.get(&id) {
-                Some(known) if *known == address => return Ok(()),
-                Some(_) => return Err(Refused::OtherAddress),
-                None if self.nodes.len() >= MAX_NODES => return Err(Refused::TooMany),
-                None => drop(self.nodes.insert(id, address)),
-            },
+            Change::AddNode { id, address } => self.add_node(id, address)?,
             Change::Move { shard, old, new } => self.exchange(shard, old, new)?,
             Change::Split { shard, epoch, at, nodes } => self.split(shard, epoch, at, nodes)?,
-            Change::Opened { shard } => {
-                if !self.opened(shard)? {
-                    return Ok(());
-                }
-            }
-        }
-        self.version += 1;
+            Change::Abort { shard } => self.abort(shard)?,
+            Change::Opened { shard } => self.opened(shard)?,
+            Change::Aborted { shard } => self.aborted(shard)?,
+        };
+        self.version += u64::from(is_new);
         Ok(())
     }
 
@@ -134,7 +165,7 @@ impl ShardMap {
         nodes: BTreeMap<u64, Address>,
         hashes: u32,
         replicas: usize,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         if self.version > 0 {
             return Err(Refused::Begun);
         }
@@ -156,16 +187,35 @@ impl ShardMap {
                 founders: held.clone(),
                 nodes: held,
                 left: BTreeSet::new(),
-                fills_from: None,
+                origin: None,
+                is_open: false,
                 split: None,
             };
             self.shards.insert(nth as u64 + 1, info);
         }
+        self.last_shard = starts.len() as u64;
         self.nodes = nodes;
-        Ok(())
+        Ok(true)
     }
 
-    fn exchange(&mut self, shard: u64, old: u64, new: u64) -> Result<(), Refused> {
+    fn add_node(&mut self, id: u64, address: Address) -> Result<bool, Refused> {
+        let is_named = |info: &ShardInfo| {
+            [&info.nodes, &info.founders].iter().any(|nodes| nodes.contains(&id))
+                || info.left.contains(&id)
+        };
+        match self.nodes.get(&id) {
+            Some(known) if *known == address => return Ok(false),
+            Some(_) if self.shards.values().any(is_named) => return Err(Refused::OtherAddress),
+            None if self.nodes.len() >= MAX_NODES => return Err(Refused::TooMany),
+            Some(_) | None => {}
+        }
+        self.nodes.insert(id, address);
+        Ok(true)
+    }
+
+    /// A shard that is not open has no group that could exchange its members, and one of its
+    /// founders that is moved away would never begin.
+    fn exchange(&mut self, shard: u64, old: u64, new: u64) -> Result<bool, Refused> {
         if !self.nodes.contains_key(&new) {
             return Err(Refused::NoNode);
         }
@@ -173,13 +223,19 @@ impl ShardMap {
         if info.left.contains(&new) {
             return Err(Refused::CameBack);
         }
+        if info.nodes.contains(&new) && info.left.contains(&old) {
+            return Ok(false);
+        }
+        if !info.is_open {
+            return Err(Refused::InProgress);
+        }
         let at = info.nodes.iter().position(|node| *node == old).ok_or(Refused::OtherNodes)?;
         if info.nodes.contains(&new) {
             return Err(Refused::OtherNodes);
         }
         info.nodes[at] = new;
         info.left.insert(old);
-        Ok(())
+        Ok(true)
     }
 
     fn split(
@@ -188,7 +244,7 @@ impl ShardMap {
         epoch: u64,
         at: String,
         nodes: Vec<u64>,
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         let distinct: BTreeSet<&u64> = nodes.iter().collect();
         if nodes.is_empty() || distinct.len() != nodes.len() || nodes.len() > MAX_REPLICAS {
             return Err(Refused::OtherNodes);
@@ -199,13 +255,12 @@ impl ShardMap {
         if self.shards.len() >= MAX_SHARDS {
             return Err(Refused::TooMany);
         }
-        // Shards are never removed, so the number is new.
-        let to = self.shards.keys().next_back().map_or(1, |last| last + 1);
+        let to = self.last_shard + 1;
         let info = self.shards.get_mut(&shard).ok_or(Refused::NoShard)?;
         if info.epoch != epoch {
             return Err(Refused::OtherEpoch);
         }
-        if info.split.is_some() || info.fills_from.is_some() {
+        if info.split.is_some() || !info.is_open {
             return Err(Refused::InProgress);
         }
         let is_inside = at > info.start && info.end.as_ref().is_none_or(|end| at < *end);
@@ -219,24 +274,51 @@ impl ShardMap {
             founders: nodes.clone(),
             nodes,
             left: BTreeSet::new(),
-            fills_from: Some(shard),
+            origin: Some(shard),
+            is_open: false,
             split: None,
         };
-        info.split = Some(Split { at, to });
+        info.split = Some(Split { at, to, is_aborted: false });
         self.shards.insert(to, right);
-        Ok(())
+        self.last_shard = to;
+        Ok(true)
     }
 
-    /// Returns false when it was opened before.
+    /// The split that fills a shard, while it is under way.
+    fn split_of(&mut self, shard: u64) -> Result<&mut Option<Split>, Refused> {
+        let info = self.shards.get(&shard).ok_or(Refused::NoShard)?;
+        let from = info.fills_from().ok_or(Refused::IsOpen)?;
+        let source = self.shards.get_mut(&from).ok_or(Refused::NoShard)?;
+        Ok(&mut source.split)
+    }
+
+    fn abort(&mut self, shard: u64) -> Result<bool, Refused> {
+        match self.split_of(shard)? {
+            Some(split) => Ok(!std::mem::replace(&mut split.is_aborted, true)),
+            None => Err(Refused::NoShard),
+        }
+    }
+
+    fn aborted(&mut self, shard: u64) -> Result<bool, Refused> {
+        if !self.shards.contains_key(&shard) && shard <= self.last_shard {
+            return Ok(false);
+        }
+        let split = self.split_of(shard)?;
+        split.take_if(|split| split.is_aborted).ok_or(Refused::InProgress)?;
+        self.shards.remove(&shard);
+        Ok(true)
+    }
+
     fn opened(&mut self, shard: u64) -> Result<bool, Refused> {
         let info = self.shards.get_mut(&shard).ok_or(Refused::NoShard)?;
-        let Some(from) = info.fills_from.take() else { return Ok(false) };
+        let from = info.fills_from();
+        let is_new = !std::mem::replace(&mut info.is_open, true);
         let (start, epoch) = (info.start.clone(), info.epoch);
         // Both were written by one change.
-        if let Some(source) = self.shards.get_mut(&from) {
+        if let Some(source) = from.and_then(|from| self.shards.get_mut(&from)) {
             (source.end, source.epoch, source.split) = (Some(start), epoch, None);
         }
-        Ok(true)
+        Ok(is_new)
     }
 }
 
@@ -252,7 +334,7 @@ pub struct Routes {
 
 impl Routes {
     pub fn new(map: ShardMap) -> Self {
-        let owning = map.shards.iter().filter(|(_, info)| info.fills_from.is_none());
+        let owning = map.shards.iter().filter(|(_, info)| info.fills_from().is_none());
         let mut owning: Vec<(&u64, &ShardInfo)> = owning.collect();
         owning.sort_by(|(_, one), (_, other)| one.start.cmp(&other.start));
         let ranges = ranges(map.version, &owning);

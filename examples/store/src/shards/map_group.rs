@@ -10,6 +10,7 @@ use voussoir_raft::{Change as Members, ProposeError};
 use super::host::{Failed, Host};
 use super::machine::{decode_answer, encode_change};
 use super::map::{Address, Change, Refused};
+use super::state;
 use crate::client::Answered;
 
 /// How long another node may take for a change of the map.
@@ -32,10 +33,18 @@ pub enum Changed {
 /// Proposes a change here. A node that is added learns the map first.
 pub async fn propose(host: &Host, change: &Change) -> Changed {
     if let Change::AddNode { id, address } = change {
-        let Address { peers, http } = address;
+        // The group does not learn an address that the map would refuse.
+        if leader(host) == Some(host.id())
+            && let Err(refused) = host.routes().map.clone().apply(change.clone())
+        {
+            return Changed::Refused(refused);
+        }
+        let address = format!("{},{}", address.peers, address.http);
         let members = host.map.members().borrow().clone();
-        let learns = Members::new().learner(*id).address(*id, format!("{peers},{http}"));
-        if !members.contains(*id)
+        let is_known = members.contains(*id) && members.address(*id) == Some(&address);
+        let learns = Members::new().learner(*id).address(*id, address);
+        if !members.is_voter(*id)
+            && !is_known
             && let Err(error) = host.map.change(learns, Instant::now() + WAIT).await
         {
             return match leader(host) {
@@ -44,6 +53,23 @@ pub async fn propose(host: &Host, change: &Change) -> Changed {
             };
         }
     }
+    write(host, change).await
+}
+
+/// Proposes here what a shard is said to have done, if this node leads group 0 and the shard's own
+/// log says so too.
+pub async fn report(host: &Host, change: &Change) -> Changed {
+    let leader = leader(host);
+    if leader != Some(host.id()) {
+        return Changed::Elsewhere(leader);
+    }
+    if !state::confirms(host, change).await {
+        return Changed::Failed("the shard does not confirm it".to_owned());
+    }
+    write(host, change).await
+}
+
+async fn write(host: &Host, change: &Change) -> Changed {
     match host.map.propose(encode_change(change)).await {
         Ok(answer) => match decode_answer(&answer) {
             Ok(Ok(version)) => Changed::Version(version),
@@ -64,7 +90,11 @@ fn leader(host: &Host) -> Option<u64> {
 /// # Errors
 /// It was refused, or it is to be tried again.
 pub async fn change(host: &Host, change: &Change) -> Result<u64, Failed> {
-    let leader = match propose(host, change).await {
+    let (path, changed) = match change.is_report() {
+        true => ("/map/report", report(host, change).await),
+        false => ("/map", propose(host, change).await),
+    };
+    let leader = match changed {
         Changed::Version(version) => return Ok(version),
         Changed::Refused(refused) => return Err(refused.into()),
         Changed::Failed(error) => return Err(error.into()),
@@ -73,7 +103,7 @@ pub async fn change(host: &Host, change: &Change) -> Result<u64, Failed> {
     let http = host.book.http(leader).ok_or("the leader of the map has no known address")?;
     let body = Bytes::from(serde_json::to_vec(change)?);
     let until = Instant::now() + WAIT;
-    match host.client.send_to(http.parse()?, &Method::POST, "/map", None, body, until).await {
+    match host.client.send_to(http.parse()?, &Method::POST, path, None, body, until).await {
         Ok(Answered::Reply(reply)) if reply.status.is_success() => {
             Ok(serde_json::from_slice(&reply.body)?)
         }

@@ -16,10 +16,19 @@ fn first(hashes: u32) -> ShardMap {
     map
 }
 
+/// The same, after each shard has said that it is open.
+fn opened(hashes: u32) -> ShardMap {
+    let mut map = first(hashes);
+    for shard in 1..=map.last_shard {
+        map.apply(Change::Opened { shard }).unwrap();
+    }
+    map
+}
+
 /// Every place has one owner: ranges lie one behind the other, without a gap.
 fn assert_covers(map: &ShardMap) {
     let mut owning: Vec<&ShardInfo> =
-        map.shards.values().filter(|info| info.fills_from.is_none()).collect();
+        map.shards.values().filter(|info| info.fills_from().is_none()).collect();
     owning.sort_by(|one, other| one.start.cmp(&other.start));
     assert_eq!(owning.first().unwrap().start, "");
     for pair in owning.windows(2) {
@@ -27,7 +36,7 @@ fn assert_covers(map: &ShardMap) {
     }
     assert_eq!(owning.last().unwrap().end, None);
     let routes = Routes::new(map.clone());
-    for (id, info) in map.shards.iter().filter(|(_, info)| info.fills_from.is_none()) {
+    for (id, info) in map.shards.iter().filter(|(_, info)| info.fills_from().is_none()) {
         let found = routes.find(&info.start).unwrap();
         assert_eq!((found.0, found.1), (*id, info));
     }
@@ -53,7 +62,7 @@ fn the_first_map_covers_every_place_and_is_led_evenly() {
 
 #[test]
 fn a_split_owns_nothing_until_it_is_opened() {
-    let mut map = first(4);
+    let mut map = opened(4);
     let (shard, at) = (5, "r/ordered/m".to_owned());
     let split =
         |epoch, at: &str| Change::Split { shard, epoch, at: at.to_owned(), nodes: vec![2, 3, 1] };
@@ -81,7 +90,7 @@ fn a_split_owns_nothing_until_it_is_opened() {
 
 #[test]
 fn a_replica_never_comes_back_to_a_node() {
-    let mut map = first(2);
+    let mut map = opened(2);
     let exchange = |old, new| Change::Move { shard: 1, old, new };
     assert_eq!(map.apply(exchange(1, 4)), Err(Refused::NoNode));
     map.apply(Change::AddNode { id: 4, address: address(40) }).unwrap();
@@ -89,7 +98,8 @@ fn a_replica_never_comes_back_to_a_node() {
     assert_eq!(map.apply(exchange(1, 2)), Err(Refused::OtherNodes), "it holds the shard");
     map.apply(exchange(1, 4)).unwrap();
     assert_eq!(map.shards[&1].nodes, [4, 2, 3], "the new one leads where the old one did");
-    assert_eq!(map.apply(exchange(1, 4)), Err(Refused::OtherNodes), "sent again");
+    let before = map.clone();
+    assert_eq!((map.apply(exchange(1, 4)), &map), (Ok(()), &before), "its answer was lost");
     assert_eq!(map.apply(exchange(2, 1)), Err(Refused::CameBack));
     assert_covers(&map);
 }
@@ -104,33 +114,39 @@ fn a_node_keeps_its_address() {
     for id in 4..=MAX_NODES as u64 {
         map.apply(Change::AddNode { id, address: address(1000) }).unwrap();
     }
+    let corrected = Change::AddNode { id: 4, address: address(50) };
+    map.apply(corrected).unwrap();
+    assert_eq!(map.nodes[&4], address(50), "no shard names the node yet");
     let more = Change::AddNode { id: 1000, address: address(1000) };
     assert_eq!(map.apply(more), Err(Refused::TooMany));
 }
 
 #[test]
 fn random_changes_keep_every_place_owned_once() {
-    // Situations: a split refused, a split opened, a move, a move refused.
-    let mut reached = [0_u32; 4];
+    // Situations: a split or abort refused, a split opened, a move, a move refused, a split aborted.
+    let mut reached = [0_u32; 5];
     for seed in 0..50_u64 {
         let mut drawn = seed << 32;
         let mut random = |below: u64| {
             drawn += 1;
             hash::mix(drawn) % below
         };
-        let mut map = first(1 + random(19) as u32);
+        let mut map = opened(1 + random(19) as u32);
         for id in 4..=6 {
             map.apply(Change::AddNode { id, address: address(id as u16 * 10) }).unwrap();
         }
         for _ in 0..60 {
-            let shard = 1 + random(map.shards.len() as u64);
-            let (change, at) = match random(3) {
+            let ids: Vec<u64> = map.shards.keys().copied().collect();
+            let shard = ids[random(ids.len() as u64) as usize];
+            let (change, at) = match random(5) {
                 0 => {
                     let place = place::place(&format!("ordered/{}", random(1000)));
                     let epoch = map.shards[&shard].epoch;
                     (Change::Split { shard, epoch, at: place, nodes: vec![1, 2, 4] }, 0)
                 }
                 1 => (Change::Opened { shard }, 1),
+                2 => (Change::Abort { shard }, 0),
+                3 => (Change::Aborted { shard }, 4),
                 _ => {
                     let (old, new) = (1 + random(6), 1 + random(6));
                     (Change::Move { shard, old, new }, 2)
@@ -139,7 +155,9 @@ fn random_changes_keep_every_place_owned_once() {
             let before = map.clone();
             match map.apply(change) {
                 Ok(()) if at == 1 => reached[1] += u32::from(map.version > before.version),
-                Ok(()) if at == 2 => reached[2] += 1,
+                Ok(()) if at == 2 || at == 4 => {
+                    reached[at] += u32::from(map.version > before.version)
+                }
                 Ok(()) => {}
                 Err(_) => {
                     assert_eq!(map, before, "a refused change changed something");
@@ -150,4 +168,58 @@ fn random_changes_keep_every_place_owned_once() {
         }
     }
     assert!(reached.iter().all(|count| *count > 0), "{reached:?}");
+}
+
+#[test]
+fn a_shard_keeps_its_nodes_until_it_is_open() {
+    let mut map = first(1);
+    map.apply(Change::AddNode { id: 4, address: address(40) }).unwrap();
+    let exchange = |shard| Change::Move { shard, old: 1, new: 4 };
+    assert_eq!(map.apply(exchange(1)), Err(Refused::InProgress), "not every founder has begun");
+    map.apply(Change::Opened { shard: 1 }).unwrap();
+    map.apply(exchange(1)).unwrap();
+    let split = Change::Split { shard: 2, epoch: 1, at: "r/m".into(), nodes: vec![1, 2, 3] };
+    assert_eq!(map.apply(split.clone()), Err(Refused::InProgress));
+    map.apply(Change::Opened { shard: 2 }).unwrap();
+    map.apply(split).unwrap();
+    assert_eq!(map.apply(exchange(3)), Err(Refused::InProgress), "it is being filled");
+    map.apply(Change::Opened { shard: 3 }).unwrap();
+    map.apply(exchange(3)).unwrap();
+    assert_eq!(map.shards[&3].origin, Some(2), "it remembers where it has come from");
+}
+
+#[test]
+fn a_split_is_taken_back_until_its_shard_is_open() {
+    let mut map = opened(1);
+    let split =
+        |at: &str| Change::Split { shard: 2, epoch: 1, at: at.to_owned(), nodes: vec![1, 2, 3] };
+    map.apply(split("r/m")).unwrap();
+    assert_eq!(map.apply(Change::Abort { shard: 2 }), Err(Refused::IsOpen), "it is no split's");
+    assert_eq!(map.apply(Change::Aborted { shard: 3 }), Err(Refused::InProgress), "nobody asked");
+    map.apply(Change::Abort { shard: 3 }).unwrap();
+    assert!(map.shards[&2].split.as_ref().unwrap().is_aborted);
+    map.apply(Change::Aborted { shard: 3 }).unwrap();
+    assert_eq!((map.shards.len(), &map.shards[&2].split), (2, &None));
+    let before = map.clone();
+    assert_eq!((map.apply(Change::Aborted { shard: 3 }), &map), (Ok(()), &before), "sent again");
+    // A number is given once: the group of the shard that was taken back may linger somewhere.
+    map.apply(split("r/n")).unwrap();
+    assert_eq!(map.shards.keys().copied().collect::<Vec<_>>(), [1, 2, 4]);
+    // Sealed before anybody heard of it: the split goes on.
+    map.apply(Change::Abort { shard: 4 }).unwrap();
+    map.apply(Change::Opened { shard: 4 }).unwrap();
+    assert_eq!(map.apply(Change::Abort { shard: 4 }), Err(Refused::IsOpen));
+    assert_eq!(map.apply(Change::Aborted { shard: 4 }), Err(Refused::IsOpen));
+    assert_covers(&map);
+}
+
+#[test]
+fn operators_neither_begin_a_map_nor_say_that_a_shard_is_open() {
+    let begin = Change::Begin { nodes: BTreeMap::new(), hashes: 1, replicas: 1 };
+    for change in [begin, Change::Opened { shard: 1 }, Change::Aborted { shard: 1 }] {
+        assert!(!change.is_for_operators(), "{change:?}");
+    }
+    for change in [Change::Abort { shard: 1 }, Change::Move { shard: 1, old: 1, new: 2 }] {
+        assert!(change.is_for_operators() && !change.is_report(), "{change:?}");
+    }
 }

@@ -76,3 +76,4 @@ pub mod plan;
 mod reconcile;
 pub mod router;
 pub mod shard;
+mod state;

@@ -86,13 +86,14 @@ pub fn fill_up(map: &ShardMap, keys: &BTreeMap<u64, u64>, new: u64) -> Plan {
 
 /// The nodes for the right half of a shard that is split: those that answered the fewest requests,
 /// and one that does not hold the left half before all others, to lead it. As many as hold the left
-/// half.
+/// half, or fewer where fewer are in `requests`, which is of the nodes that are up.
 pub fn apart(map: &ShardMap, requests: &BTreeMap<u64, u64>, shard: u64) -> Vec<u64> {
     let Some(info) = map.shards.get(&shard) else { return Vec::new() };
-    let mut nodes: Vec<u64> = map.nodes.keys().copied().collect();
+    let mut nodes: Vec<u64> =
+        map.nodes.keys().copied().filter(|node| requests.contains_key(node)).collect();
     nodes.sort_by_key(|node| {
         let is_leader = info.nodes.first() == Some(node);
-        (is_leader, info.nodes.contains(node), requests.get(node).copied().unwrap_or(0))
+        (is_leader, info.nodes.contains(node), requests[node])
     });
     nodes.truncate(info.nodes.len());
     nodes
@@ -110,6 +111,9 @@ mod tests {
         let mut map = ShardMap::default();
         map.apply(Change::Begin { nodes, hashes, replicas: 3 }).unwrap();
         map.apply(Change::AddNode { id: 99, address }).unwrap();
+        for shard in 1..=map.last_shard {
+            map.apply(Change::Opened { shard }).unwrap();
+        }
         map
     }
 
@@ -146,5 +150,8 @@ mod tests {
         let right = apart(&map, &requests, 17);
         assert_eq!((right.len(), right[0]), (3, 99));
         assert!(!right.contains(&left[0]), "{left:?} {right:?}");
+        // A node that does not answer has not had few requests.
+        let requests = BTreeMap::from([(1, 10), (2, 5), (3, 7)]);
+        assert!(!apart(&map, &requests, 17).contains(&99));
     }
 }

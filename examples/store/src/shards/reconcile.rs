@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
-use voussoir_raft::{ChangeError, FollowerState};
+use voussoir_raft::{Change as Members, ChangeError, FollowerState, Membership};
 
 use super::command::{Command, Reply, Step};
 use super::host::{Failed, Host, Replica};
 use super::map::{Address, Change, ShardInfo};
-use super::{fill, map_group};
+use super::{fill, map_group, state};
 
 /// Time between two rounds. A change of the map begins one at once.
 const ROUND: Duration = Duration::from_millis(100);
@@ -53,9 +53,7 @@ pub async fn run(host: Arc<Host>) {
         if let Err(error) = map_group::begin(&host).await {
             tracing::warn!(%error, "the first shard map was not written");
         }
-        if let Err(error) = replicas(&host).await {
-            tracing::warn!(%error, "a replica was not started or deleted");
-        }
+        replicas(&host).await;
         for (shard, replica) in host.replicas() {
             tasks.drive(&host, shard, &replica);
         }
@@ -63,40 +61,74 @@ pub async fn run(host: Arc<Host>) {
 }
 
 /// Starts the replicas that this node holds or is to hold, and deletes those that it has given
-/// away.
-async fn replicas(host: &Host) -> Result<(), Failed> {
-    let mut is_pending = false;
+/// away. A shard that fails does not keep the others from it.
+async fn replicas(host: &Host) {
+    let mut is_pending = host.strays().next().is_some();
+    let mut failures = BTreeMap::new();
     for (id, info) in &host.routes().map.shards {
         is_pending |= match host.replica(*id) {
-            Some(replica) => is_removed(&replica, info, host.id()),
+            Some(replica) => is_removed(host, *id, info, &replica).await,
             // A replica in the journal is started whatever the map says: its group may need it
             // until it has removed it.
-            None => !host.open(*id, info).await? && info.nodes.contains(&host.id()),
+            None => match host.open(*id, info).await {
+                Ok(is_there) => !is_there && info.nodes.contains(&host.id()),
+                Err(error) => {
+                    failures.insert(*id, error.to_string());
+                    false
+                }
+            },
         };
     }
-    if !is_pending {
-        return Ok(());
-    }
-    // By the newest map, and not by one that is older than what this node has done before.
-    host.map.read(Instant::now() + MAP_WAIT).await?;
-    for (id, info) in &host.routes().map.shards {
-        match host.replica(*id) {
-            Some(replica) if is_removed(&replica, info, host.id()) => {
-                host.delete(*id).await?;
-                tracing::info!(shard = id, "the replica is deleted, others hold the shard");
-            }
-            None if info.nodes.contains(&host.id()) => {
-                host.create(*id, info).await?;
-                tracing::info!(shard = id, "a replica is created");
-            }
-            _ => {}
+    if is_pending {
+        // By the newest map, and not by one that is older than what this node has done before.
+        match host.map.read(Instant::now() + MAP_WAIT).await {
+            Ok(_) => create_and_delete(host, &mut failures).await,
+            Err(error) => tracing::debug!(%error, "replicas wait for the newest map"),
         }
     }
-    Ok(())
+    for (shard, error) in &failures {
+        tracing::warn!(shard, error, "a replica was not started or deleted");
+    }
+    *host.failures.lock() = failures;
 }
 
-fn is_removed(replica: &Replica, info: &ShardInfo, node: u64) -> bool {
-    info.left.contains(&node) && replica.raft.status().borrow().removed.is_some()
+async fn create_and_delete(host: &Host, failures: &mut BTreeMap<u64, String>) {
+    let routes = host.routes();
+    for (id, info) in &routes.map.shards {
+        let done = match host.replica(*id) {
+            Some(replica) if is_removed(host, *id, info, &replica).await => host.delete(*id).await,
+            None if info.nodes.contains(&host.id()) && !failures.contains_key(id) => {
+                host.create(*id, info).await
+            }
+            _ => continue,
+        };
+        match done {
+            Ok(()) => tracing::info!(shard = id, "a replica is created, or deleted for good"),
+            Err(error) => drop(failures.insert(*id, error.to_string())),
+        }
+    }
+    // Of splits that were taken back: they never owned anything, and no number is given twice.
+    for id in host.strays().collect::<Vec<_>>() {
+        if let Err(error) = host.delete(id).await {
+            failures.insert(id, error.to_string());
+        }
+    }
+}
+
+/// Whether the group has left this node out for good. A voter that was away hears it when it asks
+/// for votes; one without a vote never does, and so it asks the leader.
+async fn is_removed(host: &Host, id: u64, info: &ShardInfo, replica: &Replica) -> bool {
+    if !info.left.contains(&host.id()) {
+        return false;
+    }
+    if replica.raft.status().borrow().removed.is_some() {
+        return true;
+    }
+    let is_voter = replica.raft.members().borrow().is_voter(host.id());
+    let is_out = |state: &state::ShardState| {
+        state.members.as_ref().is_some_and(|members| !members.contains(&host.id()))
+    };
+    !is_voter && state::find(host, id, info, is_out).await.is_some()
 }
 
 /// At most one task for each shard that this node leads.
@@ -150,16 +182,34 @@ enum Work {
     },
     /// Write into the map that the shard is open.
     Report,
+    /// Delete what was sealed for a shard, if that has it.
     Forget {
         to: u64,
     },
+    /// Take a split back.
+    Abort {
+        to: u64,
+    },
+    /// Exchange a voter for another node.
     Exchange {
         old: u64,
         new: u64,
     },
+    /// Take out a member that the map does not name.
+    Drop {
+        id: u64,
+    },
     HandOver {
         to: u64,
     },
+}
+
+impl Work {
+    /// Whether it waits for its turn among the shards that this node leads. A fill does not: part
+    /// of the keys is frozen until it is done, and a move ahead of it may wait for a dead node.
+    fn takes_a_turn(&self) -> bool {
+        matches!(self, Self::Exchange { .. } | Self::Drop { .. })
+    }
 }
 
 fn next_step(
@@ -171,23 +221,49 @@ fn next_step(
         let shard = replica.shard.read();
         (shard.span().is_some(), shard.parting().map(|parting| parting.to))
     };
-    match (is_open, info.fills_from) {
+    let members = replica.raft.members().borrow().clone();
+    next_of_split(shards, info, is_open, parting).or_else(|| next_for(info, &members))
+}
+
+fn next_of_split(
+    shards: &BTreeMap<u64, ShardInfo>,
+    info: &ShardInfo,
+    is_open: bool,
+    parting: Option<u64>,
+) -> Option<Work> {
+    match (is_open, info.origin) {
         (false, None) => return Some(Work::Open),
+        // Whatever the map says of it: an empty shard is not what it was to be filled with.
         (false, Some(from)) => return Some(Work::Fill { from }),
-        (true, Some(_)) => return Some(Work::Report),
-        (true, None) => {}
+        (true, _) if !info.is_open => return Some(Work::Report),
+        (true, _) => {}
     }
-    let is_served = |to: &u64| shards.get(to).is_some_and(|right| right.fills_from.is_none());
+    let is_served = |to: &u64| shards.get(to).is_some_and(|right| right.is_open);
     if let Some(to) = parting.filter(is_served) {
         return Some(Work::Forget { to });
     }
-    let members = replica.raft.members().borrow().clone();
-    let old = members.voters().iter().find(|node| !info.nodes.contains(node));
-    let new = info.nodes.iter().find(|node| !members.is_voter(**node));
-    match (old, new) {
-        (Some(&old), Some(&new)) if !members.is_joint() => Some(Work::Exchange { old, new }),
-        _ => None,
+    let split = info.split.as_ref().filter(|split| split.is_aborted && parting.is_none());
+    split.map(|split| Work::Abort { to: split.to })
+}
+
+fn next_for(info: &ShardInfo, members: &Membership) -> Option<Work> {
+    let next = || next_of_members(&info.nodes, members.voters(), members.learners());
+    // A joint membership is left without anybody's doing.
+    if members.is_joint() { None } else { next() }
+}
+
+/// The next change that makes the members those that the map names. Members that it does not name
+/// are left over from a change that was withdrawn, or that came late.
+fn next_of_members(nodes: &[u64], voters: &[u64], learners: &[u64]) -> Option<Work> {
+    let is_surplus = |id: &&u64| !nodes.contains(id);
+    if let Some(&id) = learners.iter().find(is_surplus) {
+        return Some(Work::Drop { id });
     }
+    let old = voters.iter().find(is_surplus)?;
+    Some(match nodes.iter().find(|node| !voters.contains(node)) {
+        Some(&new) => Work::Exchange { old: *old, new },
+        None => Work::Drop { id: *old },
+    })
 }
 
 /// The preferred leader, if it is another node that is up and keeps up.
@@ -207,38 +283,61 @@ async fn take(
     replica: &Replica,
     work: Work,
 ) -> Result<(), Failed> {
+    if work.takes_a_turn() {
+        return exchange(host, id, replica).await;
+    }
     match work {
         Work::Open => {
             let (start, end, epoch) = (info.start.clone(), info.end.clone(), info.epoch);
             step(replica, Step::Open { epoch, start, end, count: 0 }).await
         }
-        Work::Fill { from } => {
-            let _place = host.moves.acquire().await?;
-            fill::fill(host, id, info, from, replica).await
-        }
+        Work::Fill { from } => fill::fill(host, id, info, from, replica).await,
         Work::Report => map_group::change(host, &Change::Opened { shard: id }).await.map(drop),
-        Work::Forget { to } => step(replica, Step::Forget { to }).await,
-        Work::Exchange { old, new } => {
-            let _place = host.moves.acquire().await?;
+        Work::Forget { to } => {
             let routes = host.routes();
-            let Address { peers, http } = *routes.map.nodes.get(&new).ok_or("no such node")?;
-            let until = Instant::now() + CHANGE_WAIT;
-            match replica.raft.replace(old, new, format!("{peers},{http}"), until).await {
-                Ok(_) => {
-                    tracing::info!(shard = id, old, new, "a replica has moved");
-                    Ok(())
-                }
-                // It goes on; the members say when it is done.
-                Err(ChangeError::TimedOut) => Ok(()),
-                Err(error) => Err(error.into()),
-            }
+            let right = routes.map.shards.get(&to).ok_or("no such shard")?;
+            // The only copy is not deleted on the word of the map alone.
+            let served = state::find(host, to, right, |state| state.is_open).await;
+            served.ok_or("the shard that it was sealed for does not say that it has it")?;
+            step(replica, Step::Forget { to }).await
+        }
+        Work::Abort { to } => {
+            step(replica, Step::Bar { to }).await?;
+            map_group::change(host, &Change::Aborted { shard: to }).await.map(drop)
         }
         Work::HandOver { to } => {
             let until = Instant::now() + TRANSFER_WAIT;
             replica.raft.transfer_leadership(Some(to), until).await?;
             Ok(())
         }
+        Work::Exchange { .. } | Work::Drop { .. } => Ok(()),
     }
+}
+
+/// Changes the members of a shard, one after the other with other shards. What is to change is
+/// looked up when the turn has come, in the newest map: it may be another node by then.
+async fn exchange(host: &Host, id: u64, replica: &Replica) -> Result<(), Failed> {
+    let _turn = host.moves.acquire().await?;
+    host.map.read(Instant::now() + MAP_WAIT).await?;
+    let routes = host.routes();
+    let info = routes.map.shards.get(&id).ok_or("no such shard")?;
+    let members = replica.raft.members().borrow().clone();
+    let until = Instant::now() + CHANGE_WAIT;
+    let changed = match next_for(info, &members) {
+        Some(Work::Exchange { old, new }) => {
+            let Address { peers, http } = *routes.map.nodes.get(&new).ok_or("no such node")?;
+            replica.raft.replace(old, new, format!("{peers},{http}"), until).await
+        }
+        Some(Work::Drop { id }) => replica.raft.change(Members::new().remove(id), until).await,
+        _ => return Ok(()),
+    };
+    match changed {
+        Ok(_) => tracing::info!(shard = id, from = ?members, "the members have changed"),
+        // It goes on; the members say when it is done.
+        Err(ChangeError::TimedOut) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
 }
 
 /// Takes a step of a shard's group.
@@ -249,3 +348,7 @@ pub async fn step(replica: &Replica, step: Step) -> Result<(), Failed> {
         reply => Err(format!("a step was answered with {reply:?}").into()),
     }
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep};
 
 use super::clients::RequestId;
 use super::http::{CLIENT, EPOCH, Moved, REQUEST, SHARD};
-use super::map::{Routes, ShardMap};
+use super::map::{MAX_MAP_BYTES, Routes, ShardMap};
 use super::place::place;
 use crate::client::{Answered, Client, Lost, Reply};
 
@@ -49,7 +49,7 @@ impl Router {
     /// A client that asks these nodes for the map.
     pub fn new(seeds: Vec<SocketAddr>) -> Self {
         Self {
-            client: Client::new(seeds.clone()),
+            client: Client::new(seeds.clone()).with_reply_limit(MAX_MAP_BYTES),
             seeds: Arc::new(seeds),
             cached: Arc::new(RwLock::new(Arc::new(Routes::new(ShardMap::default())))),
             leaders: Arc::default(),

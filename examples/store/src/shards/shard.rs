@@ -50,6 +50,8 @@ pub struct Shard {
     /// at 1, but its versions go on above those that came with its pairs.
     base: u64,
     parting: Option<Parting>,
+    /// Nothing is sealed for shards up to this number: their splits were taken back.
+    barred: u64,
 }
 
 /// The answer to a read.
@@ -75,6 +77,15 @@ impl Shard {
 
     pub fn parting(&self) -> Option<&Parting> {
         self.parting.as_ref()
+    }
+
+    pub fn barred(&self) -> u64 {
+        self.barred
+    }
+
+    /// Whether it is open, and the place in its range.
+    pub fn owns(&self, place: &str) -> bool {
+        self.span.as_ref().is_some_and(|span| span.contains(place.as_bytes()))
     }
 
     /// Looks a key up by its place.
@@ -129,6 +140,13 @@ impl Shard {
                 self.parting.take_if(|parting| parting.to == to);
                 Reply::Done
             }
+            Command::Step(Step::Bar { to }) => {
+                if self.parting.as_ref().is_some_and(|parting| parting.to == to) {
+                    return Reply::Refused;
+                }
+                self.barred = self.barred.max(to);
+                Reply::Done
+            }
         }
     }
 
@@ -159,6 +177,7 @@ impl Shard {
         match &self.parting {
             Some(parting) if parting.to == to => return Reply::Done,
             Some(_) => return Reply::Refused,
+            None if to <= self.barred => return Reply::Refused,
             None => {}
         }
         let Some(span) = self.span.as_mut() else { return Reply::Refused };
@@ -181,6 +200,7 @@ struct Head {
     epoch: u64,
     base: u64,
     parting: Option<(u64, Span)>,
+    barred: u64,
 }
 
 /// Kinds of chunks, the first byte of each.
@@ -214,6 +234,7 @@ impl Cut {
                     epoch: self.shard.epoch,
                     base: self.shard.base,
                     parting: parting.map(|parting| (parting.to, parting.span.clone())),
+                    barred: self.shard.barred,
                 };
                 serde_json::to_vec(&head).unwrap_or_default().into()
             }
@@ -253,6 +274,7 @@ impl Shard {
             HEAD => {
                 let head: Head = serde_json::from_slice(&chunk).map_err(|_| malformed())?;
                 (self.span, self.epoch, self.base) = (head.span, head.epoch, head.base);
+                self.barred = head.barred;
                 self.parting = head.parting.map(|(to, span)| Parting {
                     to,
                     span,

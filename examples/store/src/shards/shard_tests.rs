@@ -157,6 +157,24 @@ fn a_large_part_comes_in_pieces_and_goes_on_where_it_ended() {
 }
 
 #[test]
+fn a_split_that_was_taken_back_is_never_sealed() {
+    let bar = |to| Command::Step(Step::Bar { to });
+    let mut shard = filled();
+    assert_eq!(shard.apply(8, bar(6)), Reply::Done);
+    assert_eq!(shard.apply(9, bar(5)), Reply::Done, "late");
+    assert_eq!(shard.apply(10, seal("r/d", 6)), Reply::Refused);
+    assert_eq!(shard.apply(11, put("r/e", 1, None)), done(11), "it is still here");
+    assert_eq!(shard.apply(12, seal("r/d", 7)), Reply::Done, "the next one");
+    assert_eq!(shard.apply(13, bar(7)), Reply::Refused, "too late");
+    // It stands in snapshots too.
+    let (mut cut, mut again) = (Cut::new(shard), Shard::default());
+    while let Some(chunk) = cut.next_chunk() {
+        again.decode_chunk(chunk).unwrap();
+    }
+    assert_eq!(again.barred(), 6);
+}
+
+#[test]
 fn bytes_that_are_no_piece_are_refused() {
     let piece =
         Piece { count: 1, clients: Bytes::new(), chunk: Kv::default().encode_chunk(None).1 };
