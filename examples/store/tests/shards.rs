@@ -196,3 +196,45 @@ async fn a_split_goes_on_and_both_halves_serve_while_the_map_has_no_leader() {
     }
     cluster.end_all().await.unwrap();
 }
+
+/// A node dies while it catches up as a learner, and the move goes to another one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_of_a_move_that_went_elsewhere_leaves_and_deletes_its_replica() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 1).unwrap();
+    cluster.set_options(&["--shards", "1"]);
+    cluster.start_all().unwrap();
+    for id in [2, 3] {
+        assert_eq!(cluster.join().unwrap(), id);
+        cluster.start(id).unwrap();
+    }
+    let http: Vec<SocketAddr> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
+    let [one, two, three] = http[..] else { panic!("{http:?}") };
+    let admin = Admin::new(vec![one]);
+    let patience = Duration::from_secs(30);
+    admin.settled(patience).await.unwrap();
+    for (id, http) in [(2, two), (3, three)] {
+        let address = Address { peers: cluster.peer_address(id).unwrap(), http };
+        admin.change(&Change::AddNode { id, address }).await.unwrap();
+    }
+    let value = "v".repeat(256 * 1024);
+    for nth in 0..60 {
+        let key = format!("ordered/m{nth}");
+        assert_eq!(follow(one, "PUT", &key, &value).status, 204);
+    }
+    admin.change(&Change::Move { shard: 2, old: 1, new: 2 }).await.unwrap();
+    wait_until("node 2 has a replica", || replica_of(two, 2).is_some());
+    cluster.kill(2).await.unwrap();
+    let led = replica_of(one, 2).unwrap();
+    assert_eq!((&led.voters[..], &led.learners[..]), (&[1][..], &[2][..]), "killed too late");
+
+    admin.change(&Change::Move { shard: 2, old: 2, new: 3 }).await.unwrap();
+    admin.settled(patience).await.unwrap();
+    let led = replica_of(three, 2).unwrap();
+    assert_eq!((led.voters, led.learners, led.keys), (vec![3], Vec::new(), 60));
+    cluster.start(2).unwrap();
+    wait_until("node 2 has started", || map_of(two).is_some_and(|map| map.version > 0));
+    wait_until("node 2 has deleted its replica", || replica_of(two, 2).is_none());
+    admin.settled(patience).await.unwrap();
+    cluster.end_all().await.unwrap();
+}

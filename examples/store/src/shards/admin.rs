@@ -143,7 +143,8 @@ impl Admin {
     /// Adds a node to the map, and plans what moves to it.
     ///
     /// # Errors
-    /// No node of that number answers at its HTTP address, its peers do not reach it, it was not added, or the shards are still busy with an earlier change.
+    /// No node of that number answers at its HTTP address, its peers do not reach it, it was not
+    /// added, or the shards are still busy with an earlier change.
     ///
     /// # Cancel safety
     /// After a dropped future the node may be in the map. Call it again.
@@ -263,7 +264,8 @@ impl Admin {
             };
             let mut wanted = info.nodes.clone();
             wanted.sort_unstable();
-            if !leader.is_open || leader.is_parting || leader.voters != wanted {
+            let is_exact = leader.voters == wanted && leader.learners.is_empty();
+            if !leader.is_open || leader.is_parting || !is_exact {
                 return Some(format!("shard {id} is {leader:?}, to be held by {wanted:?}"));
             }
         }

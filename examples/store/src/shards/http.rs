@@ -459,6 +459,8 @@ pub struct ShardStatus {
     /// Something waits to be fetched by another shard, or to be forgotten.
     pub is_parting: bool,
     pub voters: Vec<u64>,
+    /// Members without a vote: on their way to one, or left behind by a move that was withdrawn.
+    pub learners: Vec<u64>,
     pub keys: usize,
     /// Requests that this node has answered.
     pub reads: u64,
@@ -471,13 +473,15 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
     let routes: Arc<Routes> = app.host.routes();
     let shards = app.host.replicas().into_iter().map(|(id, replica)| {
         let shard = replica.shard.read();
+        let members = replica.raft.members().borrow().clone();
         ShardStatus {
             id,
             leads: replica.leads(),
             epoch: shard.epoch(),
             is_open: shard.span().is_some(),
             is_parting: shard.parting().is_some(),
-            voters: replica.raft.members().borrow().voters().to_vec(),
+            voters: members.voters().to_vec(),
+            learners: members.learners().to_vec(),
             keys: shard.pairs().count(),
             reads: replica.reads.load(Ordering::Relaxed),
             writes: replica.writes.load(Ordering::Relaxed),

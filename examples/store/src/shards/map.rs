@@ -15,8 +15,8 @@ pub const MAX_NODES: usize = 19;
 /// Replicas of one shard, at most.
 pub const MAX_REPLICAS: usize = 5;
 
-/// Bytes of the map as JSON, and of every other answer of a node, at most. Each shard has two places;
-/// keys are rarely made of characters that JSON escapes.
+/// Bytes of the map as JSON, and of every other answer of a node, at most. Each shard has two
+/// places; keys are rarely made of characters that JSON escapes.
 pub const MAX_MAP_BYTES: usize = 16 << 20;
 const _: () = assert!(MAX_SHARDS * (2 * MAX_PLACE_BYTES + 1024) < MAX_MAP_BYTES);
 
@@ -86,7 +86,7 @@ pub struct ShardMap {
 pub enum Change {
     /// The first map: `hashes` shards of hashes and one of ordered keys, each on `replicas` nodes.
     Begin { nodes: BTreeMap<u64, Address>, hashes: u32, replicas: usize },
-    /// A node that may hold shards from now on. The address of one that no shard names is corrected.
+    /// A node that may hold shards from now on, or another address of one that no shard names.
     AddNode { id: u64, address: Address },
     /// `new` is to take the place of `old` in a shard.
     Move { shard: u64, old: u64, new: u64 },

@@ -123,7 +123,7 @@ fn a_node_keeps_its_address() {
 
 #[test]
 fn random_changes_keep_every_place_owned_once() {
-    // Situations: a split or abort refused, a split opened, a move, a move refused, a split aborted.
+    // Situations: a split refused, a split opened, a move, a move refused, a split taken back.
     let mut reached = [0_u32; 5];
     for seed in 0..50_u64 {
         let mut drawn = seed << 32;

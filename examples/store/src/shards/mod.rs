@@ -8,7 +8,7 @@
 //! | `shard.rs`, `command.rs`, `clients.rs` | the state of one shard, its commands, and the last request of each client |
 //! | `machine.rs` | the state machines of raft: the map in group 0, a shard in each other group |
 //! | `host.rs`, `node.rs` | the groups of a node, and what they share |
-//! | `reconcile.rs`, `map_group.rs` | makes it as the map says |
+//! | `reconcile.rs`, `map_group.rs`, `state.rs` | makes it as the map says, and asks shards what is so |
 //! | `fill.rs` | the copy of a split |
 //! | `http.rs` | the routes |
 //! | `router.rs` | a client that caches the map |
@@ -29,8 +29,10 @@
 //! # A move
 //! The map names another node; that node creates an empty replica, and the shard's leader calls
 //! [`Raft::replace`](voussoir_raft::Raft::replace): the new node learns, gets its vote when it has
-//! caught up, and the old one leaves, which deletes its replica. A replica never comes back to a
-//! node that had it, because an empty one could vote twice in a term; the map refuses that.
+//! caught up, and the old one leaves, which deletes its replica. Members that the newest map does not
+//! name, left over from a change that was withdrawn or came late, are taken out too. A replica never
+//! comes back to a node that had it, because an empty one could vote twice in a term; the map
+//! refuses that.
 //!
 //! # A split
 //! Freeze, copy, switch, each a command in a log:
@@ -38,7 +40,12 @@
 //! 2. Its leader asks the old shard, whose log takes a `Seal`: from that index on the old shard
 //!    owns nothing behind the place. What it held there is set aside and never changes again.
 //! 3. The new group takes the pairs through its own log, and then `Open` with their number.
-//! 4. The map says so (`Change::Opened`), and the old shard forgets what it set aside.
+//! 4. The map says so (`Change::Opened`), and the old shard forgets what it set aside. Both
+//!    ask the new shard first: group 0's leader before it proposes, the old shard's before it
+//!    forgets.
+//!
+//! Until the seal a split is taken back by `Change::Abort`: the old shard's log takes a `Bar`, after
+//! which it refuses the seal, and the map forgets the new shard (`Change::Aborted`).
 //!
 //! At each index exactly one group owns a place, or none between the seal and `Open`: a write that
 //! was acknowledged before the seal is among the pairs, and none is acknowledged again before all
