@@ -29,9 +29,9 @@
 //! # A move
 //! The map names another node; that node creates an empty replica, and the shard's leader calls
 //! [`Raft::replace`](voussoir_raft::Raft::replace): the new node learns, gets its vote when it has
-//! caught up, and the old one leaves, which deletes its replica. Members that the newest map does not
-//! name, left over from a change that was withdrawn or came late, are taken out too. A replica never
-//! comes back to a node that had it, because an empty one could vote twice in a term; the map
+//! caught up, and the old one leaves, which deletes its replica. Members that the newest map does
+//! not name, left over from a change that was withdrawn or came late, are taken out too. A replica
+//! never comes back to a node that had it, because an empty one could vote twice in a term; the map
 //! refuses that.
 //!
 //! # A split
@@ -44,7 +44,7 @@
 //!    ask the new shard first: group 0's leader before it proposes, the old shard's before it
 //!    forgets.
 //!
-//! Until the seal a split is taken back by `Change::Abort`: the old shard's log takes a `Bar`, after
+//! Until the seal a split is taken back by `Change::Abort`: the old log takes a `Bar`, after
 //! which it refuses the seal, and the map forgets the new shard (`Change::Aborted`).
 //!
 //! At each index exactly one group owns a place, or none between the seal and `Open`: a write that
