@@ -139,6 +139,9 @@ async fn a_split_goes_on_and_both_halves_serve_while_the_map_has_no_leader() {
     }
     let http: Vec<SocketAddr> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
     let [one, two, three] = http[..] else { panic!("{http:?}") };
+    wait_until("all nodes answer", || {
+        http.iter().all(|node| ask(*node, "GET", "/status", "", "").is_some())
+    });
     let admin = Admin::new(vec![one]);
     let patience = Duration::from_secs(30);
     admin.settled(patience).await.unwrap();
@@ -210,6 +213,9 @@ async fn a_learner_of_a_move_that_went_elsewhere_leaves_and_deletes_its_replica(
     }
     let http: Vec<SocketAddr> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
     let [one, two, three] = http[..] else { panic!("{http:?}") };
+    wait_until("all nodes answer", || {
+        http.iter().all(|node| ask(*node, "GET", "/status", "", "").is_some())
+    });
     let admin = Admin::new(vec![one]);
     let patience = Duration::from_secs(30);
     admin.settled(patience).await.unwrap();
