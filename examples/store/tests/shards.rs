@@ -170,7 +170,7 @@ async fn a_split_goes_on_and_both_halves_serve_while_the_map_has_no_leader() {
 
     // A split that group 0 sees the beginning of, and not the end.
     let value = "v".repeat(256 * 1024);
-    let keys: Vec<String> = (0..60).map(|nth| format!("ordered/m{nth}")).collect();
+    let keys: Vec<String> = (0..160).map(|nth| format!("ordered/m{nth}")).collect();
     for key in &keys {
         assert_eq!(follow(two, "PUT", key, &value).status, 204);
     }
@@ -224,7 +224,7 @@ async fn a_learner_of_a_move_that_went_elsewhere_leaves_and_deletes_its_replica(
         admin.change(&Change::AddNode { id, address }).await.unwrap();
     }
     let value = "v".repeat(256 * 1024);
-    for nth in 0..60 {
+    for nth in 0..160 {
         let key = format!("ordered/m{nth}");
         assert_eq!(follow(one, "PUT", &key, &value).status, 204);
     }
