@@ -299,7 +299,10 @@ async fn accept_small(listener: &TcpListener) -> Raw {
 #[tokio::test]
 async fn a_peer_that_says_goodbye_and_stays_holds_two_connections_at_most() {
     let peers = Peers::new();
-    let one = node(1, &peers).await;
+    // The peer answers no ping: its silence must not end the oldest connection instead.
+    let mut config = config();
+    config.dead_after = Duration::from_secs(60);
+    let one = node_at(1, "127.0.0.1:0", &peers, config).await;
     let mut events = one.tcp.events();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     peers.insert(2, listener.local_addr().unwrap());
@@ -374,8 +377,9 @@ async fn a_goodbye_ends_requests_and_not_the_answers_to_those_before() {
         }
     };
     let mut raw = connect(9).await;
-    raw.write(&request(7, b"held")).await;
-    raw.write(&frame(GOODBYE, 0, 0, 0, 0, b"")).await;
+    // In one segment: once the request counts, the node has taken the goodbye too.
+    let goodbye = frame(GOODBYE, 0, 0, 0, 0, b"");
+    raw.write(&[request(7, b"held"), goodbye.clone()].concat()).await;
     soon("the request", async {
         while tcp.stats().frames_in == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -389,9 +393,7 @@ async fn a_goodbye_ends_requests_and_not_the_answers_to_those_before() {
     for after in [message(b"x"), request(1, b"x")] {
         let mut raw = connect(10).await;
         // Held, so that the connection does not end before the next frame.
-        raw.write(&request(7, b"held")).await;
-        raw.write(&frame(GOODBYE, 0, 0, 0, 0, b"")).await;
-        raw.write(&after).await;
+        raw.write(&[request(7, b"held"), goodbye.clone(), after.clone()].concat()).await;
         let kind = Violation::Kind(after[4]);
         until(&mut events, "the violation", |event| {
             matches!(event, Event::Violation { peer: 10, violation, .. } if *violation == kind)
