@@ -34,6 +34,11 @@ pub(super) enum Job {
         records: Vec<(Bytes, Record)>,
         done: oneshot::Sender<()>,
     },
+    /// Writes a record of the node itself.
+    Keep {
+        change: Change,
+        done: oneshot::Sender<()>,
+    },
     LearnEpoch {
         epoch: u64,
         done: oneshot::Sender<()>,
@@ -217,6 +222,7 @@ impl Driver {
     fn job(&mut self, job: Job) {
         match job {
             Job::Answer { envelope, reply } => self.answer(envelope, reply),
+            Job::Keep { change, done } => self.add(change).done.push(done),
             Job::LearnEpoch { epoch, done } => {
                 self.replica.learn_epoch(epoch);
                 self.drain_replica();

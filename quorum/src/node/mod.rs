@@ -38,6 +38,7 @@ use self::view::View;
 use crate::ConfigError;
 use crate::caller::Scope;
 use crate::membership::{Lineage, Membership};
+use crate::region::record::RegionRecord;
 use crate::region::{Feed, MapError};
 use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Replica, Reply, Request};
@@ -125,6 +126,14 @@ pub enum StartError {
         /// The node.
         node: u64,
     },
+    /// [`Node::set_lineage`] found the replicas being changed. Nothing was changed. What follows the
+    /// joint epoch may be decided, and a cluster with another name would decide it anew: start the
+    /// cluster with its old name, and let the change end.
+    #[error("the replicas are being changed in epoch {epoch}: let the change end first")]
+    Changing {
+        /// The joint epoch.
+        epoch: u64,
+    },
     /// The store's own record cannot be read: it was written by a newer version, or is damaged.
     #[error("the node's own record cannot be read: {0}")]
     Unreadable(#[from] DecodeError),
@@ -207,9 +216,11 @@ impl Node {
         }
         // Durable: another list in the configuration does not change who the replicas are.
         let (meta, view) = (Meta::first(id), View::first(&config.replicas, config.lineage));
+        let record = config.regions.as_ref().map(|regions| RegionRecord::of(regions, true));
         let changes = [meta.change(), view.change()].into_iter();
-        store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
-        Ok(Self::run(store, config, (meta, view), true))
+        let changes = changes.chain(record.as_ref().map(RegionRecord::change));
+        store.apply(changes.collect()).await?;
+        Ok(Self::run(store, config, (meta, view, record), true))
     }
 
     /// Begins a node that is to be added to a running cluster, on an empty store: it counts for
@@ -274,7 +285,7 @@ impl Node {
             }
             Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
             Ok(Some(meta)) => {
-                regional::check(&*store, &config).await?;
+                let record = regional::check(&*store, &config).await?;
                 let view = match view {
                     Some(view) => view.or_of_lineage(config.lineage),
                     None if meta.is_whole => {
@@ -286,7 +297,7 @@ impl Node {
                     }
                     None => View::unknown(Lineage::UNNAMED, 0),
                 };
-                Ok(Self::run(store, config, (meta, view), false))
+                Ok(Self::run(store, config, (meta, view, record), false))
             }
         }
     }
@@ -320,11 +331,13 @@ impl Node {
         check_lineage(id, &config, before.as_ref().filter(|_| has_name), false)?;
         let unknown = View::unknown(config.lineage, 0);
         let view = before.map_or(unknown, |before| before.cleared(config.lineage));
+        let record = regional::check_lost(&*store, &config).await?;
         store.clear().await?;
         let meta = Meta::lost(id);
         let changes = [meta.change(), view.change()].into_iter();
-        store.apply(changes.chain(regional::first_change(&config)).collect()).await?;
-        Ok(Self::run(store, config, (meta, view), true))
+        let changes = changes.chain(record.as_ref().map(RegionRecord::change));
+        store.apply(changes.collect()).await?;
+        Ok(Self::run(store, config, (meta, view, record), true))
     }
 
     /// Names the cluster of a store whose node does not run, `config.lineage`: of one that has no
@@ -333,7 +346,7 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError::Config`] without a name; [`StartError::Absent`], [`StartError::WrongNode`];
-    /// other variants where the store fails.
+    /// [`StartError::Changing`] while the replicas are being changed; other variants where the store fails.
     ///
     /// # Cancel safety
     /// Dropping it may leave the store with its old name or the new one: call it again.
@@ -359,13 +372,16 @@ impl Node {
                 View::first(&config.replicas, Lineage::UNNAMED)
             }
         };
+        if view.membership.is_changing() {
+            return Err(StartError::Changing { epoch: view.membership.epoch() });
+        }
         Ok(store.apply(vec![view.of_lineage(config.lineage).change()]).await?)
     }
 
     fn run(
         store: Arc<dyn ReplicaStore>,
         config: NodeConfig,
-        (meta, view): (Meta, View),
+        (meta, view, record): (Meta, View, Option<RegionRecord>),
         is_empty: bool,
     ) -> Self {
         let (status, watched) = watch::channel(status_of(&meta, &view));
@@ -374,7 +390,8 @@ impl Node {
         let (jobs, queue) = mpsc::channel(config.max_requests);
         let (stop, is_told) = watch::channel(false);
         let tree = Arc::new(Tree::new(config.digest_key, is_empty, config.regions.is_some()));
-        let feed = config.regions.as_ref().map(|regions| Arc::new(Feed::new(regions)));
+        let feed = config.regions.as_ref().zip(record);
+        let feed = feed.map(|(regions, record)| Arc::new(Feed::new(regions, record)));
         let driver = Driver::new(
             Arc::clone(&store),
             Arc::clone(&tree),

@@ -5,36 +5,69 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::driver::Job;
 use super::{Node, NodeConfig, StartError, Status};
 use crate::caller::Scope;
 use crate::membership::Membership;
-use crate::merkle::{Answer as MerkleAnswer, Exchange, ExchangeError, Question};
+use crate::merkle::{Answer as MerkleAnswer, Exchange, ExchangeError, HashKey, Question};
 use crate::region::record::{self, RegionRecord};
 use crate::region::{Feed, RegionConfig};
-use crate::store::{Change, ReplicaStore};
+use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Level, Reply, Request, Value};
 use crate::version::VersionVector;
 use crate::wire::{Answer, Ask};
 
-/// The record of an empty store.
-pub(super) fn first_change(config: &NodeConfig) -> Option<Change> {
-    config.regions.as_ref().map(|regions| RegionRecord::of(regions).change())
+/// Checks the regions of a store that has run before, and keeps a later map of them.
+pub(super) async fn check(
+    store: &dyn ReplicaStore,
+    config: &NodeConfig,
+) -> Result<Option<RegionRecord>, StartError> {
+    let found = read(store).await?;
+    let wanted = record::check(found.as_ref(), config.regions.as_ref())?;
+    if let Some(wanted) = wanted.as_ref().filter(|wanted| found.as_ref() != Some(wanted)) {
+        store.apply(vec![wanted.change()]).await?;
+    }
+    Ok(wanted)
 }
 
-/// Checks the regions of a store that has run before, and keeps a later map of them.
-pub(super) async fn check(store: &dyn ReplicaStore, config: &NodeConfig) -> Result<(), StartError> {
+/// Checks the regions of a store that is to be cleared, as far as it can be read.
+pub(super) async fn check_lost(
+    store: &dyn ReplicaStore,
+    config: &NodeConfig,
+) -> Result<Option<RegionRecord>, StartError> {
+    let is_damaged = |error: &StartError| {
+        matches!(error, StartError::Store(StoreError::Damaged(_)) | StartError::Unreadable(_))
+    };
+    let found = match read(store).await {
+        Err(error) if is_damaged(&error) => None,
+        found => found?,
+    };
+    let is_empty = match store.scan(&[], &[], 1).await {
+        Err(StoreError::Damaged(_)) => false,
+        page => page?.is_empty(),
+    };
+    Ok(record::check_lost(found.as_ref(), is_empty, config.regions.as_ref())?)
+}
+
+async fn read(store: &dyn ReplicaStore) -> Result<Option<RegionRecord>, StartError> {
     let records = store.get(&[Bytes::from_static(record::KEY)]).await?;
-    let found = records.into_iter().next().flatten().map(RegionRecord::decode).transpose()?;
-    if let Some(changed) = record::check(found, config.regions.as_ref())? {
-        store.apply(vec![changed.change()]).await?;
-    }
-    Ok(())
+    Ok(records.into_iter().next().flatten().map(RegionRecord::decode).transpose()?)
 }
 
 impl Node {
     /// The regions, and what the other ones have not been told.
     pub(crate) fn regional(&self) -> Option<(&RegionConfig, &Arc<Feed>)> {
         self.shared.config.regions.as_ref().zip(self.shared.feed.as_ref())
+    }
+
+    /// Makes a record of the node's region durable. False: it is not known to be.
+    pub(crate) async fn keep(&self, record: &RegionRecord) -> bool {
+        let change = record.change();
+        self.order(|done| Job::Keep { change, done }).await
+    }
+
+    pub(crate) fn digest_key(&self) -> HashKey {
+        self.shared.config.digest_key
     }
 
     /// The level at which what other regions have written is merged.

@@ -6,7 +6,10 @@
 //! What one region sends to another carries the receiver's epoch, taken before anything was read,
 //! so that a state that was long on its way is refused as one within a region is.
 //!
-//! Each replica is asked by itself and checks the epoch of the map: one that has another map may
+//! Each replica is told in which membership each region was asked, and hears no node of an earlier
+//! one from then on: a replica that was removed and does not know it may hold what they drop.
+//!
+//! Each replica is asked by itself and checks the map: one that has another map may
 //! send to a region, or hear one, that this collection does not know of. A region that does not
 //! answer holds the collection up, and tombstones stay in all regions.
 
@@ -17,9 +20,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::handle::{Region, Shared};
-use super::wire::{Answer, Envelope, Question, Tombstone};
+use super::wire::{Answer, Question, Reply, Tombstone};
 use crate::link::Link;
-use crate::membership::Membership;
+use crate::membership::{Membership, Stamp};
 
 /// Tombstones of one message.
 const MAX_TOMBSTONES: usize = 100;
@@ -53,7 +56,7 @@ pub enum RegionCollectError {
 struct Target {
     region: u64,
     node: u64,
-    membership: u64,
+    membership: Stamp,
 }
 
 impl Region {
@@ -117,7 +120,7 @@ impl Region {
             if membership.is_changing() {
                 return Err(RegionCollectError::Changing { region });
             }
-            let target = |node| Target { region, node, membership: membership.epoch() };
+            let target = |node| Target { region, node, membership: membership.stamp() };
             targets.extend(membership.ids().into_iter().map(target));
         }
         Ok(targets)
@@ -142,8 +145,9 @@ impl Region {
     ) -> Result<(), RegionCollectError> {
         for target in targets {
             for chunk in tombstones.chunks(MAX_TOMBSTONES) {
-                let question =
-                    Question::Hold { membership: target.membership, tombstones: chunk.to_vec() };
+                let (membership, tombstones) = (target.membership, chunk.to_vec());
+                let floors = targets.iter().map(|of| (of.region, of.membership)).collect();
+                let question = Question::Hold { membership, floors, tombstones };
                 match self.ask_target(wide, *target, question).await {
                     Some(Answer::Epoch { .. }) => {}
                     _ => return Err(target.unacknowledged()),
@@ -176,10 +180,9 @@ impl Region {
         if target.node != self.shared.node.id() {
             return self.ask_node(wide, target.region, target.node, question).await;
         }
-        let config = &self.shared.config;
-        let envelope = Envelope { from: config.own, map: config.epoch, question };
-        let answer = self.answer(envelope.encode()).await?;
-        Answer::decode(answer).ok()
+        let envelope = self.envelope(target.region, self.sender(), question);
+        let reply = self.answer(envelope.encode()).await?;
+        Some(Reply::decode(reply).ok()?.answer)
     }
 }
 

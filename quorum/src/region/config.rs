@@ -1,9 +1,11 @@
 //! Which regions there are, and how they are kept equal.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::ConfigError;
+use crate::membership::Lineage;
+use crate::merkle::HashKey;
 
 /// One of the regions.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +14,10 @@ pub struct RegionMember {
     pub id: u64,
     /// The epoch of the map that has added it: 1 for a region of the first map.
     pub since: u64,
+    /// The name of its cluster ([`NodeConfig::lineage`](crate::NodeConfig::lineage)). If it has one,
+    /// no node of another cluster is heard for this region: not a copy of its disks either. Unnamed:
+    /// any is, until tombstones are first collected.
+    pub lineage: Lineage,
     /// Nodes that know who its replicas are; its first replicas do. 1 to 31 ids, of no other
     /// region.
     pub nodes: Vec<u64>,
@@ -61,7 +67,7 @@ impl RegionConfig {
 
     /// The first map: regions with the nodes of their replica sets.
     pub fn first(own: u64, regions: impl IntoIterator<Item = (u64, Vec<u64>)>) -> Self {
-        let member = |(id, nodes)| RegionMember { id, since: 1, nodes };
+        let member = |(id, nodes)| RegionMember { id, since: 1, lineage: Lineage::UNNAMED, nodes };
         Self {
             own,
             epoch: 1,
@@ -86,7 +92,8 @@ impl RegionConfig {
     pub fn with(mut self, region: u64, nodes: impl IntoIterator<Item = u64>) -> Self {
         let epoch = self.epoch + 1;
         let nodes = nodes.into_iter().collect();
-        self.regions.push(RegionMember { id: region, since: epoch, nodes });
+        let lineage = Lineage::UNNAMED;
+        self.regions.push(RegionMember { id: region, since: epoch, lineage, nodes });
         Self { epoch, ..self }
     }
 
@@ -94,6 +101,23 @@ impl RegionConfig {
     #[must_use]
     pub fn at(self, own: u64) -> Self {
         Self { own, ..self }
+    }
+
+    /// The same, with the name of a region's cluster.
+    #[must_use]
+    pub fn with_lineage(mut self, region: u64, lineage: Lineage) -> Self {
+        for member in self.regions.iter_mut().filter(|member| member.id == region) {
+            member.lineage = lineage;
+        }
+        self
+    }
+
+    /// Tells two maps of one epoch apart: which regions there are, and since when.
+    pub(crate) fn digest(&self, key: HashKey) -> u64 {
+        let regions: BTreeMap<u64, u64> =
+            self.regions.iter().map(|member| (member.id, member.since)).collect();
+        let part = |(id, since): (&u64, &u64)| [id.to_le_bytes(), since.to_le_bytes()].concat();
+        key.digest(&regions.iter().flat_map(part).collect::<Vec<u8>>()) as u64
     }
 
     /// The other regions.

@@ -1,6 +1,7 @@
 //! A node's part in its region: what it tells the others, and what it answers them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock, Weak};
 
 use bytes::Bytes;
@@ -12,10 +13,12 @@ use tokio::time::Instant;
 use super::config::RegionConfig;
 use super::outbox::{Fate, Outbox};
 use super::stats::{PeerState, RegionStats};
-use super::wire::{Answer, Envelope, Question, Tombstone};
+use super::record::RegionRecord;
+use super::wire::{Answer, Envelope, Question, Reply as Answered, Tombstone};
 use crate::ConfigError;
 use crate::caller::Scope;
 use crate::link::Link;
+use crate::membership::Stamp;
 use crate::node::Node;
 use crate::table::{Reply, Request, Value};
 
@@ -30,6 +33,8 @@ pub(super) const MAX_STATE_BYTES: usize = 1 << 20;
 pub(crate) struct Feed {
     pub(super) began: Instant,
     pub(super) peers: BTreeMap<u64, Peer>,
+    /// What the node keeps of the regions, as the store has it.
+    pub(super) record: Mutex<RegionRecord>,
 }
 
 /// Another region, as this node knows it.
@@ -53,7 +58,7 @@ pub(super) struct Contact {
 }
 
 impl Feed {
-    pub(crate) fn new(config: &RegionConfig) -> Self {
+    pub(crate) fn new(config: &RegionConfig, record: RegionRecord) -> Self {
         let peer = |region: &super::RegionMember| {
             let contact = Contact {
                 state: PeerState::Unknown,
@@ -69,7 +74,8 @@ impl Feed {
             };
             (region.id, peer)
         };
-        Self { began: Instant::now(), peers: config.others().map(peer).collect() }
+        let (began, record) = (Instant::now(), Mutex::new(record));
+        Self { began, peers: config.others().map(peer).collect(), record }
     }
 
     /// Records a write that this node has made, once it is durable.
@@ -121,6 +127,10 @@ pub(super) struct Shared {
     /// serves the node or the region holds a handle to it, so that none is kept alive from here.
     pub(super) links: OnceLock<(Weak<dyn Link>, Weak<dyn Link>)>,
     ships: Semaphore,
+    /// Held while a record of the region is written.
+    pub(super) keeping: tokio::sync::Mutex<()>,
+    /// The latest epoch of collected tombstones that a write quorum of the region is known to have.
+    pub(super) confirmed: AtomicU64,
     /// Held by a collection of tombstones.
     pub(super) collecting: tokio::sync::Mutex<()>,
 }
@@ -149,6 +159,8 @@ impl Region {
             feed: Arc::clone(feed),
             links: OnceLock::new(),
             ships: Semaphore::new(MAX_SHIPS),
+            keeping: tokio::sync::Mutex::new(()),
+            confirmed: AtomicU64::new(0),
             collecting: tokio::sync::Mutex::new(()),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -187,28 +199,35 @@ impl Region {
                 tracing::debug!(target: "voussoir::quorum", %error, "dropped what is no question");
             })
             .ok()?;
-        Some(self.answer_to(envelope).await.unwrap_or(Answer::Later).encode())
+        let answer = self.answer_to(envelope).await.unwrap_or(Answer::Later);
+        Some(Answered { sender: self.sender(), answer }.encode())
     }
 
     /// None: nothing was done.
     async fn answer_to(&self, envelope: Envelope) -> Option<Answer> {
-        let (config, node) = (&self.shared.config, &self.shared.node);
-        let Envelope { from, map, question } = envelope;
-        let is_member = config.member(from).is_some();
-        if map != config.epoch || !is_member {
-            return Some(Answer::OtherMap { epoch: config.epoch, is_member });
+        let node = &self.shared.node;
+        if let Some(refusal) = self.refusal(&envelope) {
+            return Some(refusal);
+        }
+        let Envelope { from, question, .. } = envelope;
+        let is_of_a_peer = from != self.shared.config.own;
+        let is_shown = matches!(question, Question::Hello) || !is_of_a_peer;
+        let (is_informed, floors) = self.floors();
+        if !is_shown && !is_informed && !is_of_a_collection(&question) {
+            return None;
         }
         let scope = node.own_scope().await?;
-        let is_of_a_peer = from != config.own;
         match question {
             Question::Hello => Some(Answer::Welcome {
-                epoch: scope.epoch,
+                epoch: self.told_epoch(&scope).await?,
+                is_informed,
+                floors,
                 membership: (*scope.membership).clone(),
             }),
             Question::Ship { epoch, entries } if is_of_a_peer => {
                 let _permit = self.shared.ships.try_acquire().ok()?;
                 let fates = self.merge_all(entries, epoch).await?;
-                Some(Answer::Shipped { epoch: scope.epoch, fates })
+                Some(Answer::Shipped { epoch: self.told_epoch(&scope).await?, fates })
             }
             Question::Compare { question } if is_of_a_peer => {
                 node.table_answer(&question).map(Answer::Compared)
@@ -225,8 +244,10 @@ impl Region {
                 }
                 Some(Answer::Fetched { states })
             }
-            Question::Hold { membership, tombstones } => {
+            Question::Hold { membership, floors, tombstones } => {
                 check_served(&scope, membership)?;
+                // Before the node says that it holds what a node below them may bring back.
+                self.keep_floors(floors, false).await?;
                 self.hold(&scope, tombstones).await
             }
             Question::Raise { membership, epoch } => {
@@ -247,6 +268,23 @@ impl Region {
             // A region does not ship to itself.
             Question::Ship { .. } | Question::Compare { .. } | Question::Fetch { .. } => None,
         }
+    }
+
+    /// Why a question is not for this node, or not to be heard: the one gate for what other regions
+    /// send.
+    fn refusal(&self, envelope: &Envelope) -> Option<Answer> {
+        let config = &self.shared.config;
+        let is_member = config.member(envelope.from).is_some();
+        if envelope.map != self.map_stamp() || !is_member {
+            return Some(Answer::OtherMap { epoch: config.epoch, is_member });
+        }
+        if envelope.to != config.own {
+            return Some(Answer::OtherRegion { region: config.own });
+        }
+        if !self.is_heard(envelope.from, envelope.sender.stamp) {
+            return Some(Answer::Over);
+        }
+        None
     }
 
     /// Merges tombstones into the node itself. None: it does not hold all of them.
@@ -345,9 +383,14 @@ impl Region {
     }
 }
 
+/// Asked of each replica of each region, and only if it serves the membership that is named.
+fn is_of_a_collection(question: &Question) -> bool {
+    matches!(question, Question::Hold { .. } | Question::Raise { .. } | Question::Forget { .. })
+}
+
 /// A replica that the sender does not know of may not hold what the others drop.
-fn check_served(scope: &Scope, membership: u64) -> Option<()> {
-    let is_same = scope.membership.epoch() == membership && !scope.membership.is_changing();
+fn check_served(scope: &Scope, membership: Stamp) -> Option<()> {
+    let is_same = scope.membership.stamp() == membership && !scope.membership.is_changing();
     is_same.then_some(())
 }
 

@@ -26,7 +26,9 @@
 mod collect;
 mod compare;
 mod config;
+mod floors;
 mod handle;
+mod informed;
 mod outbox;
 pub(crate) mod record;
 mod ship;

@@ -1,16 +1,22 @@
 //! What a node keeps of its region, so that a restart cannot forget that it is part of one.
 //!
-//! The record, version 1, little-endian: version u8, reserved 7 bytes, region u64, epoch of the map
-//! u64, epoch since which the map has the region u64.
+//! The record, version 1, little-endian: version u8, 1 u8 if all floors are known and else 0, reserved
+//! 6 bytes, region u64, epoch of the map u64, epoch since which the map has the region u64, digest of
+//! the map u64, the floors, and for each of them the epoch since which the map has its region u64.
+
+use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::RegionConfig;
+use super::floors::Floors;
+use super::wire::{put_floors, take_floors};
+use crate::merkle::HashKey;
 use crate::store::Change;
-use crate::version::codec::DecodeError;
+use crate::version::codec::{self, DecodeError};
 
 const VERSION: u8 = 1;
-const BYTES: usize = 32;
+const HEAD_BYTES: usize = 40;
 
 /// The key of the record. The keys of tables, registers and other records begin with another byte.
 pub(crate) const KEY: &[u8] = b"r";
@@ -44,6 +50,13 @@ pub enum MapError {
         /// That of the configuration.
         configured: u64,
     },
+    /// The map of the configuration has the same epoch as that of the store, and other regions, or
+    /// regions since other epochs. A changed map takes the next epoch.
+    #[error("the store has seen another map {epoch} than that of the configuration")]
+    Different {
+        /// The epoch of both.
+        epoch: u64,
+    },
     /// The region was taken out and added again since the store was part of it. What was deleted
     /// meanwhile may live here. Begin its nodes anew, on empty stores, with
     /// [`Node::create`](crate::Node::create).
@@ -61,25 +74,75 @@ pub enum MapError {
     },
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RegionRecord {
     region: u64,
     epoch: u64,
     since: u64,
+    /// Of the map.
+    digest: u64,
+    /// Whether `floors` are all that the replicas of the region were told.
+    pub(super) is_informed: bool,
+    pub(super) floors: Floors,
+    /// Since when the map has had their regions. One that was taken out and added again begins
+    /// with a new membership.
+    floors_since: BTreeMap<u64, u64>,
 }
 
 impl RegionRecord {
-    pub(crate) fn of(config: &RegionConfig) -> Self {
+    /// Of a store that holds nothing. `is_first`: its region begins with it, and so do all regions
+    /// if it is of the first map. Otherwise it has to learn what is over.
+    pub(crate) fn of(config: &RegionConfig, is_first: bool) -> Self {
         let since = config.member(config.own).map_or(1, |member| member.since);
-        Self { region: config.own, epoch: config.epoch, since }
+        Self {
+            region: config.own,
+            epoch: config.epoch,
+            since,
+            digest: config.digest(HashKey::new([0; 16])),
+            is_informed: is_first && since == 1,
+            floors: Floors::new(),
+            floors_since: BTreeMap::new(),
+        }
     }
 
-    pub(crate) fn change(self) -> Change {
-        let mut out = BytesMut::with_capacity(BYTES);
-        out.put_u64_le(u64::from(VERSION));
-        out.put_u64_le(self.region);
-        out.put_u64_le(self.epoch);
-        out.put_u64_le(self.since);
+    /// The same with floors, all of them if `is_informed`.
+    pub(super) fn with_floors(
+        &self,
+        config: &RegionConfig,
+        floors: Floors,
+        is_informed: bool,
+    ) -> Self {
+        let since = |region: &u64| Some((*region, config.member(*region)?.since));
+        let floors_since: BTreeMap<u64, u64> = floors.keys().filter_map(since).collect();
+        let mut floors = floors;
+        floors.retain(|region, _| floors_since.contains_key(region));
+        Self { is_informed, floors, floors_since, ..self.clone() }
+    }
+
+    /// Those of its floors that hold for the regions of a map.
+    fn floors_in(&self, config: &RegionConfig) -> Floors {
+        let holds = |region: &u64, lineage| {
+            config.member(*region).is_some_and(|member| {
+                let is_same = self.floors_since.get(region) == Some(&member.since);
+                // Who names another cluster in the map has renamed it; the name keeps out the rest.
+                is_same && (!member.lineage.is_named() || member.lineage == lineage)
+            })
+        };
+        let mut floors = self.floors.clone();
+        floors.retain(|region, stamp| holds(region, stamp.lineage));
+        floors
+    }
+
+    pub(crate) fn change(&self) -> Change {
+        let mut out = BytesMut::with_capacity(HEAD_BYTES + 4 + 40 * self.floors.len());
+        out.put_u8(VERSION);
+        out.put_u8(u8::from(self.is_informed));
+        out.put_bytes(0, 6);
+        for part in [self.region, self.epoch, self.since, self.digest] {
+            out.put_u64_le(part);
+        }
+        put_floors(&mut out, &self.floors);
+        self.floors_since.values().for_each(|since| out.put_u64_le(*since));
         Change { key: Bytes::from_static(KEY), record: Some(out.freeze()) }
     }
 
@@ -88,28 +151,36 @@ impl RegionRecord {
         if version != VERSION {
             return Err(DecodeError::Version(version));
         }
-        if bytes.len() != BYTES {
+        if bytes.len() < HEAD_BYTES {
             return Err(DecodeError::Truncated);
         }
-        if bytes.get_u64_le() != u64::from(VERSION) {
+        bytes.advance(1);
+        let is_informed = bytes.get_u8();
+        if is_informed > 1 || bytes.split_to(6)[..] != [0; 6] {
             return Err(DecodeError::Invalid("reserved field"));
         }
-        let record = Self {
-            region: bytes.get_u64_le(),
-            epoch: bytes.get_u64_le(),
-            since: bytes.get_u64_le(),
-        };
-        let is_valid = record.region > 0
-            && (1..=record.epoch).contains(&record.since)
-            && record.epoch <= RegionConfig::MAX_EPOCH;
-        if is_valid { Ok(record) } else { Err(DecodeError::Invalid("epoch of a map")) }
+        let (region, epoch, since, digest) =
+            (bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le(), bytes.get_u64_le());
+        let floors = take_floors(&mut bytes)?;
+        if bytes.len() < 8 * floors.len() {
+            return Err(DecodeError::Truncated);
+        }
+        let floors_since = floors.keys().map(|region| (*region, bytes.get_u64_le())).collect();
+        codec::nothing_more(&bytes)?;
+        let is_valid =
+            region > 0 && (1..=epoch).contains(&since) && epoch <= RegionConfig::MAX_EPOCH;
+        if !is_valid {
+            return Err(DecodeError::Invalid("epoch of a map"));
+        }
+        let is_informed = is_informed == 1;
+        Ok(Self { region, epoch, since, digest, is_informed, floors, floors_since })
     }
 }
 
 /// Checks the record of a store that has run before against the configuration. Returns the record
-/// to be written, if it is another one.
+/// that it is to have.
 pub(crate) fn check(
-    found: Option<RegionRecord>,
+    found: Option<&RegionRecord>,
     config: Option<&RegionConfig>,
 ) -> Result<Option<RegionRecord>, MapError> {
     let Some(config) = config else {
@@ -118,7 +189,7 @@ pub(crate) fn check(
             None => Ok(None),
         };
     };
-    let wanted = RegionRecord::of(config);
+    let wanted = RegionRecord::of(config, true);
     let (region, configured) = (wanted.region, wanted.epoch);
     let Some(found) = found else {
         // Its tombstones were collected without the other regions, which had none of its values.
@@ -136,25 +207,57 @@ pub(crate) fn check(
     if found.epoch < wanted.since {
         return Err(MapError::Evicted { region, since: wanted.since, found: found.epoch });
     }
-    Ok((found != wanted).then_some(wanted))
+    if found.epoch == configured && found.digest != wanted.digest {
+        return Err(MapError::Different { epoch: configured });
+    }
+    Ok(Some(wanted.with_floors(config, found.floors_in(config), found.is_informed)))
+}
+
+/// The record that a store gets when it is cleared. `found`: its own, where it could be read.
+///
+/// # Errors
+/// As [`check`]. A store without a readable record that is not empty may be of a region that was
+/// taken out.
+pub(crate) fn check_lost(
+    found: Option<&RegionRecord>,
+    is_empty: bool,
+    config: Option<&RegionConfig>,
+) -> Result<Option<RegionRecord>, MapError> {
+    if found.is_some() || !is_empty {
+        check(found, config)?;
+    }
+    Ok(config.map(|config| RegionRecord::of(config, false)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::membership::{Lineage, Stamp};
 
     #[test]
     fn the_record_has_golden_bytes_and_odd_ones_are_refused() {
-        let record = RegionRecord { region: 2, epoch: 5, since: 3 };
+        let stamp = Stamp { lineage: Lineage::new(7), epoch: 8, branch: 9 };
+        let record = RegionRecord {
+            region: 2,
+            epoch: 5,
+            since: 3,
+            digest: 6,
+            is_informed: true,
+            floors: Floors::from([(4, stamp)]),
+            floors_since: BTreeMap::from([(4, 1)]),
+        };
         let bytes = record.change().record.unwrap();
-        let mut golden = [0; 32];
-        (golden[0], golden[8], golden[16], golden[24]) = (1, 2, 5, 3);
+        let mut golden = [0; 84];
+        (golden[0], golden[1], golden[8], golden[16], golden[24]) = (1, 1, 2, 5, 3);
+        (golden[32], golden[40], golden[44], golden[52]) = (6, 1, 4, 7);
+        (golden[60], golden[68], golden[76]) = (8, 9, 1);
         assert_eq!(bytes[..], golden);
         assert_eq!(RegionRecord::decode(bytes.clone()), Ok(record));
         for len in 0..bytes.len() {
             assert!(RegionRecord::decode(bytes.slice(..len)).is_err());
         }
-        for (at, byte) in [(0, 2), (1, 1), (8, 0), (24, 0), (24, 6), (23, 0x40)] {
+        let odd = [(0, 2), (1, 2), (2, 1), (8, 0), (24, 0), (24, 6), (23, 0x40), (40, 2)];
+        for (at, byte) in odd {
             let mut bytes = golden;
             bytes[at] = byte;
             assert!(RegionRecord::decode(Bytes::copy_from_slice(&bytes)).is_err(), "{at} {byte}");

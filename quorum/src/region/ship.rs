@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::handle::{MAX_STATE_BYTES, Peer, Region, Shared, bytes_of};
 use super::outbox::Fate;
 use super::stats::PeerState;
-use super::wire::{Answer, Envelope, Question};
+use super::wire::{Answer, Envelope, Question, Reply, Sender};
 use crate::link::{Class, Link};
 use crate::table::Value;
 
@@ -105,7 +105,7 @@ impl Region {
         let peer = self.peer(region)?;
         let to = self.node_of(peer);
         let answer = self.ask_node(wide, region, to, Question::Hello).await?;
-        let Answer::Welcome { epoch, membership } = answer else { return None };
+        let Answer::Welcome { epoch, membership, .. } = answer else { return None };
         let own: BTreeSet<u64> = self.shared.node.current().ids().into_iter().collect();
         let nodes = membership.ids();
         let mut contact = peer.contact.lock();
@@ -144,6 +144,10 @@ impl Region {
         self.ask_node(wide, region, to, question).await
     }
 
+    pub(super) fn envelope(&self, to: u64, sender: Sender, question: Question) -> Envelope {
+        Envelope { from: self.shared.config.own, to, map: self.map_stamp(), sender, question }
+    }
+
     /// Asks a node of a region. None: it did not answer, did nothing, or has another map. The next
     /// question goes to the next node.
     pub(super) async fn ask_node(
@@ -154,21 +158,35 @@ impl Region {
         question: Question,
     ) -> Option<Answer> {
         let config = &self.shared.config;
-        let envelope = Envelope { from: config.own, map: config.epoch, question };
+        let sender = self.sender();
+        // After its membership was taken: what was read as a replica is said as one.
+        let is_hello = matches!(question, Question::Hello);
+        if !is_hello && !self.shared.node.is_whole() {
+            return None;
+        }
+        let envelope = self.envelope(region, sender, question);
         let deadline = Instant::now() + config.timeout;
         let called = timeout_at(deadline, wide.call(to, Class::Bulk, envelope.encode(), deadline));
-        let answer = match called.await {
-            Ok(Ok(answer)) => Answer::decode(answer).ok(),
+        let reply = match called.await {
+            Ok(Ok(reply)) => Reply::decode(reply).ok().filter(|reply| reply.sender.node == to),
             _ => None,
         };
+        let is_over =
+            reply.as_ref().is_some_and(|reply| !self.is_heard(region, reply.sender.stamp));
+        let answer = reply.map(|reply| reply.answer);
         let Some(peer) = self.peer(region) else {
-            return answer.filter(|answer| !is_refusal(answer));
+            return answer.filter(|answer| !is_over && !is_refusal(answer));
         };
         let mut contact = peer.contact.lock();
         let (state, is_good) = match &answer {
             Some(Answer::OtherMap { epoch, is_member }) => {
                 (PeerState::OtherMap { epoch: *epoch, is_member: *is_member }, false)
             }
+            Some(Answer::OtherRegion { region }) => {
+                (PeerState::OtherRegion { region: *region }, false)
+            }
+            Some(Answer::Over) => (PeerState::Over { is_own: true }, false),
+            Some(_) if is_over => (PeerState::Over { is_own: false }, false),
             Some(Answer::Later) => (PeerState::Reached, false),
             Some(_) => (PeerState::Reached, true),
             None => (PeerState::Away, false),
@@ -184,7 +202,8 @@ impl Region {
 }
 
 fn is_refusal(answer: &Answer) -> bool {
-    matches!(answer, Answer::OtherMap { .. } | Answer::Later)
+    let is_other = matches!(answer, Answer::OtherMap { .. } | Answer::OtherRegion { .. });
+    is_other || matches!(answer, Answer::Over | Answer::Later)
 }
 
 async fn run(shared: Weak<Shared>, region: u64) {
@@ -197,7 +216,11 @@ async fn run(shared: Weak<Shared>, region: u64) {
         }
         let Some(peer) = handle.peer(region) else { return };
         let feed = Arc::clone(&handle.shared.feed);
-        if !handle.shared.node.is_whole() {
+        let knows = match handle.wide().filter(|_| handle.shared.node.is_whole()) {
+            Some(wide) => handle.learn_floors(&wide).await,
+            None => false,
+        };
+        if !knows {
             // It reads nothing of its own that it could ship.
             drop(handle);
             tokio::time::sleep(IDLE / 10).await;

@@ -16,12 +16,27 @@ pub enum PeerState {
     /// It did not answer last.
     Away,
     /// Its nodes have another map of the regions: one of the two is being restarted, or is to be.
+    ///
+    /// With the epoch of the own map: it has other regions, or the nodes have other keys of digests
+    /// ([`NodeConfig::digest_key`](crate::NodeConfig::digest_key)).
     OtherMap {
         /// The epoch of their map.
         epoch: u64,
         /// Whether their map has the own region. If not, and theirs is the later one, the own
         /// region was taken out: it is heard by nobody.
         is_member: bool,
+    },
+    /// The node that was asked last is of another region than the map says.
+    OtherRegion {
+        /// Its region.
+        region: u64,
+    },
+    /// A membership that was over when tombstones were last collected, or of another cluster than
+    /// the region's: nothing is exchanged with its nodes, which may hold what was deleted since.
+    Over {
+        /// Whether it is that of this node, which was removed from its region and does not know it.
+        /// If not, the node that was asked last was.
+        is_own: bool,
     },
     /// A node id is a replica in both regions: their writes would have the same names. Nothing is
     /// exchanged.
