@@ -99,6 +99,15 @@ impl NodeConfig {
         Levels { read: self.read, write: self.write }
     }
 
+    fn validate_with(&self, regions: &RegionConfig) -> Result<(), ConfigError> {
+        regions.validate()?;
+        if regions.timeout < self.timeout {
+            let rule = "must have a `timeout` of at least that of the node";
+            return Err(ConfigError { field: "regions", rule });
+        }
+        Ok(())
+    }
+
     /// Checks every field against its range.
     ///
     /// # Errors
@@ -165,7 +174,7 @@ impl NodeConfig {
         ];
         match rules.into_iter().find(|(_, holds, _)| !holds) {
             Some((field, _, rule)) => Err(ConfigError { field, rule }),
-            None => self.regions.as_ref().map_or(Ok(()), RegionConfig::validate),
+            None => self.regions.as_ref().map_or(Ok(()), |regions| self.validate_with(regions)),
         }
     }
 }

@@ -163,6 +163,8 @@ struct Shared {
     stop: watch::Sender<bool>,
     status: watch::Receiver<Status>,
     membership: watch::Receiver<Arc<Membership>>,
+    /// No earlier epoch is served: an earlier life of the store has served it.
+    floor: u64,
     /// The joint epoch for which the node has copied what it may lack. 0: none.
     caught_up: AtomicU64,
     started: Instant,
@@ -386,7 +388,7 @@ impl Node {
     ) -> Self {
         let (status, watched) = watch::channel(status_of(&meta, &view));
         let (membership, watched_membership) = watch::channel(Arc::clone(&view.membership));
-        let told = Told { status, membership };
+        let (told, floor) = (Told { status, membership }, view.floor);
         let (jobs, queue) = mpsc::channel(config.max_requests);
         let (stop, is_told) = watch::channel(false);
         let tree = Arc::new(Tree::new(config.digest_key, is_empty, config.regions.is_some()));
@@ -411,6 +413,7 @@ impl Node {
             stop,
             status: watched,
             membership: watched_membership,
+            floor,
             caught_up: AtomicU64::new(0),
             started: Instant::now(),
             hints,

@@ -44,6 +44,13 @@ pub enum RebuildError {
         /// The latest epoch that it has heard of.
         epoch: u64,
     },
+    /// No replica that was reached has said what the membership is since this epoch, which the store
+    /// has served before it was cleared. They may be those of before a change, or an old copy.
+    #[error("no replica serves epoch {floor} or a later one, which the node has served before")]
+    BelowFloor {
+        /// The epoch.
+        floor: u64,
+    },
     /// The node has met its own future. Start it again: that begins a new incarnation.
     #[error("the node must be started again first: its store was restored from a backup")]
     Condemned,
@@ -121,6 +128,9 @@ impl Node {
             let latest = self.current();
             if latest.epoch() > membership.epoch() {
                 continue;
+            }
+            if !is_known && self.shared.floor > 0 {
+                return Err(RebuildError::BelowFloor { floor: self.shared.floor });
             }
             if !is_known {
                 let needed = sources_of(config.replicas.len(), config.write);

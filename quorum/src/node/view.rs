@@ -27,7 +27,8 @@ pub(super) struct View {
     /// has copied for a change that was taken back must not be there when it is added later.
     pub(super) joined: u64,
     /// The latest epoch that an earlier life of the store has served. What is known to have passed
-    /// stays so when the store is cleared: no earlier epoch is ever served again.
+    /// stays so when the store is cleared: no earlier epoch is ever served again. Kept only where
+    /// the cluster has a name: the store may have been one of another cluster, with other epochs.
     pub(super) floor: u64,
     /// Its epoch is 0 until it is known.
     pub(super) membership: Arc<Membership>,
@@ -48,8 +49,10 @@ impl View {
     /// Of the same store, once it is cleared.
     pub(super) fn cleared(&self, lineage: Lineage) -> Self {
         let own = self.membership.lineage();
-        let lineage = if own.is_named() { own } else { lineage };
-        Self::unknown(lineage, self.floor.max(self.membership.epoch()))
+        if !own.is_named() {
+            return Self::unknown(lineage, 0);
+        }
+        Self::unknown(own, self.floor.max(self.membership.epoch()))
     }
 
     /// The same; a node that has been of no cluster so far is of the one that is named.
@@ -120,6 +123,28 @@ impl View {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What follows the joint epoch may be decided under the old name, and would be decided again
+    /// under the new one: two halves, each with a quorum.
+    #[tokio::test]
+    async fn a_cluster_is_not_renamed_while_its_replicas_are_being_changed() {
+        use crate::membership::MemberChange;
+        use crate::store::ReplicaStore;
+        let store: Arc<dyn ReplicaStore> = Arc::new(crate::MemoryStore::new());
+        let first = View::first(&[1, 2, 3], Lineage::UNNAMED);
+        let level = crate::table::Level::Quorum;
+        let joint = first.membership.begin(MemberChange::Add(4), level).unwrap().unwrap();
+        let view = first.followed_by(joint, 1);
+        let changes = vec![super::super::Meta::first(1).change(), view.change()];
+        store.apply(changes).await.unwrap();
+        let mut config = super::super::NodeConfig::with_replicas([1, 2, 3]);
+        config.lineage = Lineage::new(7);
+        let set = async || crate::Node::set_lineage(1, &store, &config).await;
+        assert_eq!(set().await, Err(crate::StartError::Changing { epoch: 2 }));
+        let ended = view.membership.finish().unwrap();
+        store.apply(vec![view.followed_by(ended, 1).change()]).await.unwrap();
+        assert_eq!(set().await, Ok(()));
+    }
 
     #[test]
     fn views_keep_their_bytes_and_those_of_before_are_read() {

@@ -28,6 +28,18 @@ struct Progress {
     left: u64,
 }
 
+impl Progress {
+    /// Counts what became of a key in one of the regions.
+    fn is_held(&mut self, fate: Fate) -> bool {
+        match fate {
+            Fate::Held => {}
+            Fate::Refused => self.refused += 1,
+            Fate::Later => self.left += 1,
+        }
+        fate == Fate::Held
+    }
+}
+
 /// Compares the node with one of another region, as its outbox has begun to.
 pub(super) async fn run(region: Region, other: u64) {
     let mut progress = Progress::default();
@@ -51,8 +63,9 @@ pub(super) async fn run(region: Region, other: u64) {
 impl Region {
     /// None: it was not made to the end.
     async fn compare(&self, other: u64, began: Instant, done: &mut Progress) -> Option<()> {
-        // Ends: each turn but the last has repaired a key.
+        // Ends: each turn but the last has made a key equal in both regions.
         loop {
+            done.left = 0;
             let (local, wide) = (self.local()?, self.wide()?);
             // Both before any state is read, as each operation does.
             let (epoch, to) = self.greet(&wide, other).await?;
@@ -118,24 +131,22 @@ impl Region {
             let own = self.shared.node.own_state(scope, key.clone()).await?;
             let mut merged = own.clone();
             merged.merge(theirs.clone());
-            let lacks_own = !own.includes(&merged);
-            if lacks_own {
-                match self.merge(local, key.clone(), merged.clone(), scope.epoch).await {
-                    Fate::Held => {}
-                    Fate::Refused => done.refused += 1,
-                    Fate::Later => done.left += 1,
+            let mut is_held = true;
+            if !own.includes(&merged) {
+                let fate = self.merge(local, key.clone(), merged.clone(), scope.epoch).await;
+                is_held = done.is_held(fate);
+                if theirs.includes(&merged) {
+                    done.repaired += u64::from(is_held);
                 }
             }
-            let lacks_theirs = !theirs.includes(&merged);
-            done.repaired += u64::from(lacks_own || lacks_theirs);
-            if lacks_theirs {
+            if !theirs.includes(&merged) {
                 let len = bytes_of(&merged) + key.len();
                 if bytes + len > MAX_STATE_BYTES && !lacking.is_empty() {
                     self.give(wide, (other, epoch), std::mem::take(&mut lacking), done).await?;
                     bytes = 0;
                 }
                 (bytes, done.bytes) = (bytes + len, done.bytes + len as u64);
-                lacking.push((key, merged));
+                lacking.push(((key, merged), is_held));
             }
         }
         if lacking.is_empty() {
@@ -144,24 +155,22 @@ impl Region {
         self.give(wide, (other, epoch), lacking, done).await
     }
 
+    /// Sends states to the other region, each with whether the own one holds it.
     async fn give(
         &self,
         wide: &Arc<dyn Link>,
         (other, epoch): (u64, u64),
-        entries: Vec<(Bytes, Value)>,
+        entries: Vec<((Bytes, Value), bool)>,
         done: &mut Progress,
     ) -> Option<()> {
+        let (entries, held): (Vec<_>, Vec<bool>) = entries.into_iter().unzip();
         let count = entries.len();
         let fates = self.send(wide, other, epoch, entries).await?;
         if fates.len() != count {
             return None;
         }
-        for fate in fates {
-            match fate {
-                Fate::Held => {}
-                Fate::Refused => done.refused += 1,
-                Fate::Later => done.left += 1,
-            }
+        for (fate, is_held) in fates.into_iter().zip(held) {
+            done.repaired += u64::from(done.is_held(fate) && is_held);
         }
         Some(())
     }

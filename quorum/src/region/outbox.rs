@@ -26,8 +26,8 @@ pub enum Fate {
 #[derive(Clone, Debug)]
 pub struct Outbox {
     max_pending: usize,
-    /// With the time of the first write that was not shipped. Invariant: at most `max_pending`
-    /// together with `flight`, each key once.
+    /// With the time of the first write that was not shipped, in no order of these. Invariant: at
+    /// most `max_pending` together with `flight`, each key once.
     queue: VecDeque<(u64, Bytes)>,
     queued: HashSet<Bytes>,
     /// The batch under way.
@@ -104,30 +104,34 @@ impl Outbox {
     }
 
     /// Ends the batch under way. `fates` are those of its keys, in their order; a key without one
-    /// was not sent, and goes first the next time.
+    /// was not sent, and goes first the next time; one that was not held goes last.
     pub fn shipped(&mut self, now: u64, fates: &[Fate]) {
-        self.failures = 0;
-        self.retry_at = now;
         let flight = std::mem::take(&mut self.flight);
-        let mut again = Vec::new();
+        let (mut unsent, mut later) = (Vec::new(), Vec::new());
         for (at, entry) in flight.into_iter().enumerate() {
             match fates.get(at) {
                 Some(Fate::Held) => {}
                 Some(Fate::Refused) => self.refused += 1,
-                Some(Fate::Later) | None => again.push(entry),
+                Some(Fate::Later) => later.push(entry),
+                None => unsent.push(entry),
             }
         }
-        if fates.contains(&Fate::Later) {
-            self.retry_at = now.saturating_add(Self::MIN_PAUSE);
+        if fates.iter().all(|fate| *fate == Fate::Later) {
+            self.pause(now);
+        } else {
+            self.failures = 0;
+            // Not earlier than a comparison that has failed meanwhile has it.
+            let pause = if later.is_empty() { 0 } else { Self::MIN_PAUSE };
+            self.retry_at = self.retry_at.max(now.saturating_add(pause));
         }
-        self.put_back(again);
+        self.put_back(unsent, later);
     }
 
     /// The batch under way failed, or is not known to have arrived: it is shipped again.
     pub fn failed(&mut self, now: u64) {
         self.pause(now);
         let flight = std::mem::take(&mut self.flight);
-        self.put_back(flight);
+        self.put_back(flight, Vec::new());
     }
 
     /// Whether to compare with the region now. If so, the comparison has begun.
@@ -164,8 +168,7 @@ impl Outbox {
 
     /// For how long the region may lack a write, in ns. 0: it lacks none that this node has made.
     pub fn lag(&self, now: u64) -> u64 {
-        // The queue is in the order of its times.
-        let oldest = self.queue.front().into_iter().chain(&self.flight).map(|(since, _)| *since);
+        let oldest = self.queue.iter().chain(&self.flight).map(|(since, _)| *since);
         let oldest = oldest.chain(self.unnamed).chain(self.comparing).min();
         oldest.map_or(0, |since| now.saturating_sub(since))
     }
@@ -195,27 +198,27 @@ impl Outbox {
 
     fn pause(&mut self, now: u64) {
         let pause = Self::MIN_PAUSE << self.failures.min(6);
-        self.retry_at = now.saturating_add(pause.min(Self::MAX_PAUSE));
+        self.retry_at = self.retry_at.max(now.saturating_add(pause.min(Self::MAX_PAUSE)));
         self.failures = self.failures.saturating_add(1);
     }
 
-    /// Puts entries that were not shipped first.
-    fn put_back(&mut self, entries: Vec<(u64, Bytes)>) {
+    /// Puts entries that were not shipped before or behind those that wait.
+    fn put_back(&mut self, first: Vec<(u64, Bytes)>, last: Vec<(u64, Bytes)>) {
         // Of a key that was written again meanwhile, the earlier write counts.
-        let is_again = entries.iter().any(|(_, key)| self.queued.contains(key));
+        let mut entries = first.iter().chain(&last);
+        let is_again = entries.any(|(_, key)| self.queued.contains(key));
         if is_again {
-            let keys: HashSet<&Bytes> = entries.iter().map(|(_, key)| key).collect();
+            let keys: HashSet<&Bytes> = first.iter().chain(&last).map(|(_, key)| key).collect();
             self.queue.retain(|(_, queued)| !keys.contains(queued));
         }
-        for (since, key) in entries.into_iter().rev() {
-            self.queued.insert(key.clone());
-            self.queue.push_front((since, key));
-        }
+        self.queued.extend(first.iter().chain(&last).map(|(_, key)| key.clone()));
+        first.into_iter().rev().for_each(|entry| self.queue.push_front(entry));
+        self.queue.extend(last);
     }
 
     /// Leaves what waits to a comparison.
     fn overflow(&mut self, now: u64) {
-        let oldest = self.queue.front().map_or(now, |(since, _)| *since);
+        let oldest = self.queue.iter().map(|(since, _)| *since).min().unwrap_or(now);
         self.unnamed = self.unnamed.into_iter().chain([oldest]).min();
         self.dropped += self.queue.len() as u64;
         (self.queue, self.queued) = (VecDeque::new(), HashSet::new());

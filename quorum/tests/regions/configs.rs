@@ -46,6 +46,7 @@ async fn use_regions(map: RegionConfig) {
     let (mut tables, mut ends) = (Vec::new(), Vec::new());
     for id in [1, 2] {
         let mut config = NodeConfig::with_replicas([id]);
+        config.timeout = config.timeout.min(map.timeout);
         config.collect_every = Some(Duration::from_secs(5));
         config.regions = Some(map.clone().at(id));
         let node = Node::create(id, Arc::new(MemoryStore::new()), config).await.unwrap();
@@ -140,4 +141,12 @@ fn a_map_that_cannot_work_is_refused_by_name() {
     assert_eq!(field(&|map| map.bytes_per_second = (64 << 10) - 1), "bytes_per_second");
     assert_eq!(field(&|map| map.compare_every = Duration::ZERO), "compare_every");
     assert_eq!(field(&|map| map.timeout = Duration::from_secs(3_601)), "timeout");
+    // The receiver of a message needs its own timeout to reach its quorum.
+    let mut map = RegionConfig::first(1, [(1, vec![1]), (2, vec![2])]);
+    map.timeout = Duration::from_millis(999);
+    let mut config = NodeConfig::with_replicas([1]);
+    config.regions = Some(map);
+    assert_eq!(config.validate().unwrap_err().field, "regions");
+    config.timeout = Duration::from_millis(999);
+    assert_eq!(config.validate(), Ok(()));
 }

@@ -8,6 +8,7 @@
 mod clients;
 mod configs;
 mod lives;
+mod members;
 mod outbox;
 mod scenes;
 mod world;

@@ -178,6 +178,39 @@ fn nothing_is_forgotten_and_the_lag_is_never_too_small() {
     counts.assert_all_reached();
 }
 
+/// Nothing was held, as after a failure; and what was not held does not hold up the rest.
+#[test]
+fn what_is_not_held_waits_longer_each_time_and_goes_last() {
+    let mut outbox = Outbox::new(0, 10);
+    assert!(outbox.begin_comparison(0));
+    outbox.compared(0, true, u64::MAX);
+    (0..3).for_each(|key| outbox.note(key, key_of(key)));
+    let (mut now, mut pauses) = (2, Vec::new());
+    for _ in 0..3 {
+        assert_eq!(outbox.next_batch(now, 1).len(), 1);
+        outbox.shipped(now, &[Fate::Later]);
+        let at = outbox.next_deadline().unwrap();
+        pauses.push((at - now) / 1_000_000);
+        now = at;
+    }
+    assert_eq!(pauses, [50, 100, 200]);
+    assert_eq!(outbox.next_batch(now, 2), [key_of(0), key_of(1)], "each had its turn");
+    outbox.shipped(now, &[Fate::Later, Fate::Held]);
+    assert_eq!(outbox.lag(now), now, "the oldest waits at the back");
+    now = outbox.next_deadline().unwrap();
+    assert_eq!(outbox.next_batch(now, 3), [key_of(2), key_of(0)]);
+    // A comparison fails meanwhile: its pause stays.
+    outbox.shipped(now, &[Fate::Held; 2]);
+    let mut outbox = Outbox::new(0, 10);
+    outbox.note(0, key_of(0));
+    assert!(outbox.begin_comparison(0));
+    assert_eq!(outbox.next_batch(0, 1), [key_of(0)]);
+    outbox.compared(0, false, 0);
+    let at = outbox.next_deadline().unwrap();
+    outbox.shipped(1, &[Fate::Held]);
+    assert_eq!(outbox.next_deadline(), Some(at));
+}
+
 #[test]
 fn failures_pause_longer_each_time_up_to_a_limit() {
     let key = || Bytes::from_static(b"cart");

@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SHIP: u8 = 2;
 const FETCH: u8 = 4;
 
-fn stats(world: &World, node: u64, other: u64) -> RegionStats {
+pub(crate) fn stats(world: &World, node: u64, other: u64) -> RegionStats {
     let host = world.host(node).unwrap();
     host.region.stats().into_iter().find(|peer| peer.region == other).unwrap()
 }
@@ -36,7 +36,7 @@ pub(crate) async fn is_calm(world: &World) {
     world.until("all regions are told", is_calm).await;
 }
 
-async fn values(table: &Table, key: &str) -> Vec<String> {
+pub(crate) async fn values(table: &Table, key: &str) -> Vec<String> {
     let state = table.get(key.to_owned()).await.unwrap();
     state.values().map(|value| String::from_utf8_lossy(value).into_owned()).collect()
 }

@@ -21,9 +21,13 @@ pub(crate) fn nodes_of(region: u64) -> Vec<u64> {
     (3 * region - 2..=3 * region).collect()
 }
 
-/// The region of a node, and of a client: 101 is in the region 1.
+/// The region of a node, of a client, and of a node that joins it: 101 and 211 are in the region 1.
 pub(crate) fn region_of(id: u64) -> u64 {
-    if id > 100 { id - 100 } else { id.div_ceil(3) }
+    match id {
+        201.. => (id - 200) / 10,
+        101.. => id - 100,
+        _ => id.div_ceil(3),
+    }
 }
 
 pub(crate) fn map_of(regions: &[u64]) -> RegionConfig {
@@ -103,6 +107,8 @@ pub(crate) struct State {
     disks: BTreeMap<u64, Arc<MemoryStore>>,
     /// Pairs of regions between which nothing passes, the smaller id first.
     cuts: BTreeSet<(u64, u64)>,
+    /// Nodes that do not reach their own region, nor are reached by it.
+    pub(crate) alone: BTreeSet<u64>,
     /// Of a message to be lost, in millionths.
     pub(crate) loss: u32,
     /// Of a message between regions to take a second or more, in millionths.
@@ -122,6 +128,7 @@ pub(crate) struct World {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
     Create,
+    Join,
     Again,
     Lost,
 }
@@ -144,6 +151,7 @@ impl World {
             running: BTreeMap::new(),
             disks: BTreeMap::new(),
             cuts: BTreeSet::new(),
+            alone: BTreeSet::new(),
             loss: 0,
             late: 0,
             passed: BTreeMap::new(),
@@ -204,6 +212,7 @@ impl World {
         let store: Arc<dyn ReplicaStore> = disk.clone();
         let node = match start {
             Start::Create => Node::create(id, store, config).await,
+            Start::Join => Node::join(id, store, config).await,
             Start::Again => Node::start(id, store, config).await,
             Start::Lost => Node::start_lost(id, store, config).await,
         }?;
@@ -228,6 +237,12 @@ impl World {
     /// What is on the disk of a node that does not run is lost.
     pub(crate) fn wipe(&self, id: u64) {
         self.with(|state| state.disks.remove(&id));
+    }
+
+    /// Names the cluster of a node's disk, which does not run.
+    pub(crate) async fn rename(&self, id: u64, config: &NodeConfig) -> Result<(), StartError> {
+        let store: Arc<dyn ReplicaStore> = self.with(|state| Arc::clone(&state.disks[&id]) as _);
+        Node::set_lineage(id, &store, config).await
     }
 
     pub(crate) fn host(&self, id: u64) -> Option<Arc<Running>> {
@@ -274,7 +289,8 @@ impl World {
         self.with(|state| {
             let (one, two) = (region_of(from), region_of(to));
             let is_cut = state.cuts.contains(&(one.min(two), one.max(two)));
-            let is_lost = from != to && (is_cut || state.rng.chance(state.loss));
+            let is_alone = one == two && [from, to].iter().any(|id| state.alone.contains(id));
+            let is_lost = from != to && (is_cut || is_alone || state.rng.chance(state.loss));
             let mut delay = match (from == to, one == two) {
                 (true, _) => 0,
                 (false, true) => state.rng.below(1_000),
