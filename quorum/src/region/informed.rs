@@ -4,6 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use tokio::task::JoinSet;
+
 use super::floors::{self, Floors};
 use super::handle::Region;
 use super::wire::{Answer, MapStamp, Question, Sender};
@@ -117,24 +119,22 @@ impl Region {
             return Some(scope.epoch);
         }
         let (node, local) = (&self.shared.node, self.local()?);
-        let mut holders = BTreeSet::from([node.id()]);
-        for id in scope.membership.ids() {
+        let (mut holders, mut asked) = (BTreeSet::from([node.id()]), JoinSet::new());
+        for id in scope.membership.ids().into_iter().filter(|id| *id != node.id()) {
+            let (node, local, scope) = (node.clone(), Arc::clone(&local), scope.clone());
+            asked.spawn(async move {
+                let ask = Request::Epoch { epoch: scope.epoch };
+                let told = node.request(&local, id, &scope, ask).await;
+                matches!(told, Some(Reply::Epoch { epoch }) if epoch >= scope.epoch).then_some(id)
+            });
+        }
+        // Ends: each turn takes one of them.
+        loop {
             if scope.membership.is_met(node.write_level(), |id| holders.contains(&id)) {
-                break;
+                confirmed.fetch_max(scope.epoch, Ordering::Relaxed);
+                return Some(scope.epoch);
             }
-            if holders.contains(&id) {
-                continue;
-            }
-            let ask = Request::Epoch { epoch: scope.epoch };
-            let told = node.request(&local, id, scope, ask).await;
-            if matches!(told, Some(Reply::Epoch { epoch }) if epoch >= scope.epoch) {
-                holders.insert(id);
-            }
+            holders.extend(asked.join_next().await?.ok().flatten());
         }
-        if !scope.membership.is_met(node.write_level(), |id| holders.contains(&id)) {
-            return None;
-        }
-        confirmed.fetch_max(scope.epoch, Ordering::Relaxed);
-        Some(scope.epoch)
     }
 }
