@@ -236,10 +236,14 @@ impl Registers {
     /// Dropping the future ends the read.
     pub async fn get(&self, key: impl Into<Bytes>) -> Result<(u64, Option<Bytes>), RegisterError> {
         let key = key.into();
-        if let Some(paxos::State { version, value, .. }) = self.shared.read_chosen(&key).await {
+        // Both ways of reading are one operation: with one deadline, and within the same limits.
+        self.check(&key, 0)?;
+        let (deadline, entry) = (self.deadline(), self.shared.begin(&key)?);
+        let chosen = self.shared.read_chosen(&key, deadline).await;
+        if let Some(paxos::State { version, value, .. }) = chosen {
             return Ok((version, value));
         }
-        match self.change(key, Change::Read).await? {
+        match self.change_by(deadline, entry, key, Change::Read).await? {
             Outcome::Read { version, value } | Outcome::NotApplied { version, value } => {
                 Ok((version, value))
             }
@@ -313,16 +317,34 @@ impl Registers {
             }
             _ => 0,
         };
+        self.check(&key, value_bytes)?;
+        let (deadline, entry) = (self.deadline(), self.shared.begin(&key)?);
+        self.change_by(deadline, entry, key, change).await
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.config.timeout
+    }
+
+    fn check(&self, key: &Bytes, value_bytes: usize) -> Result<(), RegisterError> {
         let key_bytes = key.len();
         if key_bytes > MAX_KEY_BYTES || value_bytes > 1 << 20 {
             return Err(RegisterError::TooLong { key_bytes, value_bytes });
         }
-        let shared = &self.shared;
-        if key.starts_with(DECREES) && shared.pinned.is_none() {
+        if key.starts_with(DECREES) && self.shared.pinned.is_none() {
             return Err(RegisterError::Reserved);
         }
-        let deadline = Instant::now() + shared.config.timeout;
-        let (slot, dot, _underway) = shared.begin(&key)?;
+        Ok(())
+    }
+
+    async fn change_by(
+        &self,
+        deadline: Instant,
+        (slot, dot, _underway): (Slot, Dot, Underway),
+        key: Bytes,
+        change: Change,
+    ) -> Result<Outcome, RegisterError> {
+        let shared = &self.shared;
         let Ok(mut slot) = timeout_at(deadline, slot.lock_owned()).await else {
             return Err(RegisterError::Unavailable);
         };
@@ -415,12 +437,12 @@ impl Shared {
 
     /// Reads the acceptors' records, and returns the state that a quorum of them has chosen and
     /// nobody is about to replace. None: it takes a ballot to find out.
-    async fn read_chosen(&self, key: &Bytes) -> Option<paxos::State> {
+    async fn read_chosen(&self, key: &Bytes, by: Instant) -> Option<paxos::State> {
         let scope = self.scope();
         if self.pinned.is_some() || scope.membership.epoch() == 0 || key.len() > MAX_KEY_BYTES {
             return None;
         }
-        let deadline = Instant::now() + self.config.proposer.resend_after.min(self.config.timeout);
+        let deadline = by.min(Instant::now() + self.config.proposer.resend_after);
         let (mut calls, mut seen) = (JoinSet::new(), BTreeMap::new());
         for id in scope.membership.ids() {
             let (link, scope) = (Arc::clone(&self.link), scope.clone());

@@ -126,9 +126,9 @@ pub enum StartError {
         /// The node.
         node: u64,
     },
-    /// [`Node::set_lineage`] found the replicas being changed. Nothing was changed. What follows the
-    /// joint epoch may be decided, and a cluster with another name would decide it anew: start the
-    /// cluster with its old name, and let the change end.
+    /// [`Node::set_lineage`] found the replicas being changed. Nothing was changed. What follows
+    /// the joint epoch may be decided, and a cluster with another name would decide it anew: start
+    /// the cluster with its old name, and let the change end.
     #[error("the replicas are being changed in epoch {epoch}: let the change end first")]
     Changing {
         /// The joint epoch.
@@ -348,7 +348,8 @@ impl Node {
     ///
     /// # Errors
     /// [`StartError::Config`] without a name; [`StartError::Absent`], [`StartError::WrongNode`];
-    /// [`StartError::Changing`] while the replicas are being changed; other variants where the store fails.
+    /// [`StartError::Changing`] while the replicas are being changed; other variants where the
+    /// store fails.
     ///
     /// # Cancel safety
     /// Dropping it may leave the store with its old name or the new one: call it again.

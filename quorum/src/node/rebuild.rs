@@ -44,8 +44,8 @@ pub enum RebuildError {
         /// The latest epoch that it has heard of.
         epoch: u64,
     },
-    /// No replica that was reached has said what the membership is since this epoch, which the store
-    /// has served before it was cleared. They may be those of before a change, or an old copy.
+    /// No replica that was reached serves this epoch or a later one, and the store has served it
+    /// before it was cleared. They may be those of before a change, or an old copy.
     #[error("no replica serves epoch {floor} or a later one, which the node has served before")]
     BelowFloor {
         /// The epoch.

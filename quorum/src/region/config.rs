@@ -14,9 +14,9 @@ pub struct RegionMember {
     pub id: u64,
     /// The epoch of the map that has added it: 1 for a region of the first map.
     pub since: u64,
-    /// The name of its cluster ([`NodeConfig::lineage`](crate::NodeConfig::lineage)). If it has one,
-    /// no node of another cluster is heard for this region: not a copy of its disks either. Unnamed:
-    /// any is, until tombstones are first collected.
+    /// The name of its cluster ([`NodeConfig::lineage`](crate::NodeConfig::lineage)). If it is
+    /// named, no node of another cluster is heard for this region: not a copy of its disks either.
+    /// Unnamed: any is, until tombstones are first collected.
     pub lineage: Lineage,
     /// Nodes that know who its replicas are; its first replicas do. 1 to 31 ids, of no other
     /// region.

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn no_earlier_membership_and_no_other_past_or_cluster_is_admitted() {
-        let stamp = |lineage, epoch, branch| Stamp { lineage: Lineage::new(lineage), epoch, branch };
+        let stamp =
+            |lineage, epoch, branch| Stamp { lineage: Lineage::new(lineage), epoch, branch };
         let floor = stamp(7, 5, 9);
         for (seen, is_admitted) in [
             (stamp(7, 5, 9), true),

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::config::RegionConfig;
 use super::outbox::{Fate, Outbox};
-use super::stats::{PeerState, RegionStats};
 use super::record::RegionRecord;
+use super::stats::{PeerState, RegionStats};
 use super::wire::{Answer, Envelope, Question, Reply as Answered, Tombstone};
 use crate::ConfigError;
 use crate::caller::Scope;

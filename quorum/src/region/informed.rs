@@ -11,7 +11,7 @@ use super::handle::Region;
 use super::wire::{Answer, MapStamp, Question, Sender};
 use crate::caller::Scope;
 use crate::link::Link;
-use crate::membership::Stamp;
+use crate::membership::{Lineage, Stamp};
 use crate::table::{Level, Reply, Request};
 
 impl Region {
@@ -35,7 +35,7 @@ impl Region {
     /// Whether a node of a region that serves a membership is heard.
     pub(super) fn is_heard(&self, region: u64, stamp: Stamp) -> bool {
         let lineage = self.shared.config.member(region).map(|member| member.lineage);
-        let is_named = lineage.is_some_and(|lineage| lineage.is_named());
+        let is_named = lineage.is_some_and(Lineage::is_named);
         let record = self.shared.feed.record.lock();
         (!is_named || lineage == Some(stamp.lineage))
             && floors::admits(record.floors.get(&region), stamp)

@@ -111,17 +111,34 @@ pub(super) enum Question {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     /// `is_informed`: whether the floors are all that there are.
-    Welcome { epoch: u64, is_informed: bool, floors: Floors, membership: Membership },
-    Shipped { epoch: u64, fates: Vec<Fate> },
+    Welcome {
+        epoch: u64,
+        is_informed: bool,
+        floors: Floors,
+        membership: Membership,
+    },
+    Shipped {
+        epoch: u64,
+        fates: Vec<Fate>,
+    },
     Compared(merkle::Answer),
-    Fetched { states: Vec<Value> },
-    Epoch { epoch: u64 },
+    Fetched {
+        states: Vec<Value>,
+    },
+    Epoch {
+        epoch: u64,
+    },
     Done,
-    OtherMap { epoch: u64, is_member: bool },
+    OtherMap {
+        epoch: u64,
+        is_member: bool,
+    },
     Later,
     /// The membership of the asking node is over, or of another cluster.
     Over,
-    OtherRegion { region: u64 },
+    OtherRegion {
+        region: u64,
+    },
 }
 
 impl Envelope {
@@ -207,9 +224,7 @@ impl Question {
                 let (membership, floors) = (take_stamp(bytes)?, take_floors(bytes)?);
                 Self::Hold { membership, floors, tombstones: take_tombstones(bytes)? }
             }
-            6 => {
-                Self::Raise { membership: take_stamp(bytes)?, epoch: take_u64(bytes)? }
-            }
+            6 => Self::Raise { membership: take_stamp(bytes)?, epoch: take_u64(bytes)? },
             7 => Self::Forget {
                 membership: take_stamp(bytes)?,
                 epoch: take_u64(bytes)?,
@@ -315,8 +330,7 @@ impl Answer {
             }
             4 => {
                 let count = take_count(bytes, 4)?;
-                let states =
-                    (0..count).map(|_| take_state(bytes)).collect::<Result<_, _>>()?;
+                let states = (0..count).map(|_| take_state(bytes)).collect::<Result<_, _>>()?;
                 Self::Fetched { states }
             }
             5 => Self::Epoch { epoch: take_u64(bytes)? },
