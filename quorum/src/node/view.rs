@@ -27,8 +27,9 @@ pub(super) struct View {
     /// has copied for a change that was taken back must not be there when it is added later.
     pub(super) joined: u64,
     /// The latest epoch that an earlier life of the store has served. What is known to have passed
-    /// stays so when the store is cleared: no earlier epoch is ever served again. Kept only where
-    /// the cluster has a name: the store may have been one of another cluster, with other epochs.
+    /// stays so when the store is cleared: no earlier epoch is ever served again. A store of a
+    /// cluster without a name that is cleared for one with a name keeps none: its epochs are of
+    /// another cluster.
     pub(super) floor: u64,
     /// Its epoch is 0 until it is known.
     pub(super) membership: Arc<Membership>,
@@ -49,7 +50,7 @@ impl View {
     /// Of the same store, once it is cleared.
     pub(super) fn cleared(&self, lineage: Lineage) -> Self {
         let own = self.membership.lineage();
-        if !own.is_named() {
+        if !own.is_named() && lineage.is_named() {
             return Self::unknown(lineage, 0);
         }
         Self::unknown(own, self.floor.max(self.membership.epoch()))
