@@ -2,8 +2,8 @@
 //!
 //! The record, version 1, little-endian: version u8, 1 u8 if all floors are known and else 0,
 //! reserved 6 bytes, region u64, epoch of the map u64, epoch since which the map has the region
-//! u64, digest of the map u64, the floors as in messages, and for each of them the epoch since which
-//! the map has its region u64.
+//! u64, digest of the map u64, the floors as in messages, and for each of them the epoch since
+//! which the map has its region u64.
 
 use std::collections::BTreeMap;
 
