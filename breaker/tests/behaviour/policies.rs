@@ -408,7 +408,11 @@ async fn a_call_that_was_never_sent_is_no_failure_for_the_breaker() {
             let error = policy.call(|_| async { Err::<(), _>("down") }).await.unwrap_err();
             assert_eq!((error.attempts, error.outcome()), (0, Outcome::NotApplied));
         }
-        assert_eq!((breaker.state(), breaker.stats().window.failures), (State::Closed, 0), "{policy}");
+        assert_eq!(
+            (breaker.state(), breaker.stats().window.failures),
+            (State::Closed, 0),
+            "{policy}"
+        );
         drop(place);
         // One that was sent and cut off is one.
         let sent = policy.call(|_| pending::<Result<(), &str>>()).await.unwrap_err();

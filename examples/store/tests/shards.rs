@@ -237,7 +237,7 @@ async fn a_learner_of_a_move_that_went_elsewhere_leaves_and_deletes_its_replica(
     admin.change(&Change::Move { shard: 2, old: 2, new: 3 }).await.unwrap();
     admin.settled(patience).await.unwrap();
     let led = replica_of(three, 2).unwrap();
-    assert_eq!((led.voters, led.learners, led.keys), (vec![3], Vec::new(), 60));
+    assert_eq!((led.voters, led.learners, led.keys), (vec![3], Vec::new(), 160));
     cluster.start(2).unwrap();
     wait_until("node 2 has started", || map_of(two).is_some_and(|map| map.version > 0));
     wait_until("node 2 has deleted its replica", || replica_of(two, 2).is_none());

@@ -148,9 +148,8 @@ impl Balancer {
     /// its [`in_flight`](Endpoint::in_flight) is 0. Later sets with the name do not resume it, and
     /// an endpoint that its set drains is not resumed here. Returns false for an unknown name.
     pub fn set_draining(&self, name: &str, draining: bool, now: u64) -> bool {
-        self.inner.change(now, |state, inner| {
-            state.set_draining(name, draining, &inner.config, now)
-        })
+        self.inner
+            .change(now, |state, inner| state.set_draining(name, draining, &inner.config, now))
     }
 
     /// Records the result of an active check of the endpoint with this

@@ -229,9 +229,10 @@ impl State {
                 let is_ejected = entry.ejection.until.is_some() && !entry.is_draining();
                 is_ejected && (!is_within || entry.passes_checks())
             };
-            let found = self.entries.iter_mut().filter(could_serve).min_by_key(|entry| {
-                (!is_served && !entry.passes_checks(), entry.ejection.until)
-            });
+            let found =
+                self.entries.iter_mut().filter(could_serve).min_by_key(|entry| {
+                    (!is_served && !entry.passes_checks(), entry.ejection.until)
+                });
             match found {
                 Some(entry) if !is_within || !is_served => entry.end_ejection(now),
                 _ => return,

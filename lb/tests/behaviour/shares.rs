@@ -76,8 +76,8 @@ fn nothing_healthy_anywhere_still_serves_by_the_first_priority_that_was_checked(
     assert!(balancer.availability().borrow().healthy == 0);
 }
 
-/// Envoy's `ignore_new_hosts_until_first_hc`: those that wait for their first check get nothing, and
-/// take nothing away from those that serve.
+/// Envoy's `ignore_new_hosts_until_first_hc`: those that wait for their first check get nothing,
+/// and take nothing away from those that serve.
 #[test]
 fn endpoints_that_join_push_no_traffic_to_the_next_priority() {
     let balancer = priorities(&[4, 4], &[4, 4], OnPanic::UseAll);

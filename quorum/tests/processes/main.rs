@@ -528,8 +528,8 @@ fn processes_that_were_away_are_repaired_without_hints() {
         while registers.get("ready").await.is_err() || table.get("ready").await.is_err() {}
         processes.kill(2);
         for key in 0..300 {
-            // Ends: two of three answer. A blind write that is tried again would be one more sibling
-            // of what the disk of one replica has made durable late, up to the limit.
+            // Ends: two of three answer. A blind write that is tried again would be one more
+            // sibling of what the disk of one replica has made durable late, up to the limit.
             loop {
                 let Ok(seen) = table.get(format!("{key}")).await else { continue };
                 if table.put(format!("{key}"), seen.context(), "v").await.is_ok() {
