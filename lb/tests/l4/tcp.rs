@@ -322,9 +322,9 @@ async fn a_new_route_is_for_new_connections() {
 async fn a_route_that_panics_ends_one_connection_and_gives_back_what_it_held() {
     let backend = Backend::echo().await;
     let behind = balancer(&[backend.address]);
-    let calls = std::sync::atomic::AtomicU32::new(0);
+    let calls = AtomicU32::new(0);
     let route = move |_: &Connection<'_>| -> Option<Balancer> {
-        let call = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let call = calls.fetch_add(1, Ordering::Relaxed);
         assert!(call >= 3, "the route fails on purpose");
         Some(behind.clone())
     };
