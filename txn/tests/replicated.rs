@@ -723,7 +723,12 @@ async fn a_replaced_coordinator_answers_a_commit_that_its_successor_ended() {
     let mut txn = first.begin().expect("it begins");
     let gid = txn.enlist("left").unwrap();
     assert!(forgetful.bank.work(&gid, 1));
-    let commit = tokio::spawn(txn.commit(Ack::Applied));
+    let coordinator = first.clone();
+    let commit = tokio::spawn(async move {
+        let answer = txn.commit(Ack::Applied).await;
+        // Here, before any other task runs that an open one might wait for.
+        (answer, coordinator.active())
+    });
     until("it is recorded", || cluster.decisions[at].committed() == 1).await;
     // On the same node, which goes on leading: the log answers that it was replaced.
     let second = open(at, 2).await;
@@ -732,8 +737,9 @@ async fn a_replaced_coordinator_answers_a_commit_that_its_successor_ended() {
     assert!(!commit.is_finished(), "its own branch is away");
     *forgetful.away_for.lock() = None;
     let answer = tokio::time::timeout(60 * SECOND, commit).await.expect("it is answered");
-    answer.expect("no panic").expect("its decision stands");
-    until("its task ends", || first.active() == 0).await;
+    let (answer, active) = answer.expect("no panic");
+    answer.expect("its decision stands");
+    assert_eq!(active, 0, "the record is the successor's: there is nothing more to ask the log");
     let closed = tokio::time::timeout(60 * SECOND, first.closed()).await;
     assert!(matches!(closed, Ok(BeginError::Superseded)), "{closed:?}");
     assert!(first.heuristics().is_empty() && second.heuristics().is_empty());
