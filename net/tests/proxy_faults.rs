@@ -27,8 +27,8 @@ fn one_in(bytes: u64) -> Option<NonZeroU64> {
     NonZeroU64::new(bytes)
 }
 
-fn rule(after_bytes: u64, fault: Fault) -> Option<Rule> {
-    Some(Rule { after_bytes, fault })
+fn rule(after_bytes: u64, fault: Fault) -> Rule {
+    Rule { after_bytes, fault }
 }
 
 /// A client of a proxy and its connection at the server.
@@ -62,7 +62,7 @@ async fn flips_change_one_bit_of_some_bytes_at_places_that_are_the_same_each_tim
         let second = pass_zeros(&proxy, &server, 1 << 20).await;
         assert!(first != second, "each connection has places of its own");
         let flipped: Vec<u8> = first.iter().chain(&second).copied().filter(|&b| b != 0).collect();
-        assert!(flipped.iter().all(|byte| byte.count_ones() == 1));
+        assert!(flipped.iter().all(|byte| byte.is_power_of_two()));
         assert!((1900..=2300).contains(&flipped.len()), "{} of 2 MiB", flipped.len());
         assert_eq!(proxy.stats().flipped_bytes, flipped.len() as u64);
         proxy.set_flips(Direction::ToTarget, None);
@@ -83,7 +83,7 @@ async fn a_rule_is_met_once_at_its_byte_and_in_its_direction() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::start(server.local_addr().unwrap()).await.unwrap();
     for place in [0, 1, 70_000, (1 << 20) - 1] {
-        proxy.set_rule(Direction::ToTarget, rule(place, Fault::FlipBit));
+        proxy.set_rule(Direction::ToTarget, Some(rule(place, Fault::FlipBit)));
         let got = pass_zeros(&proxy, &server, 1 << 20).await;
         let flipped: Vec<_> = (0..).zip(got).filter(|&(_, byte)| byte != 0).collect();
         assert_eq!(flipped, [(place, 1)]);
@@ -91,12 +91,12 @@ async fn a_rule_is_met_once_at_its_byte_and_in_its_direction() {
     }
     assert_eq!((proxy.stats().rules_met, proxy.stats().flipped_bytes), (4, 4));
     // Counted over connections; a rule of the other direction waits.
-    proxy.set_rule(Direction::FromTarget, rule(3, Fault::Reset));
-    proxy.set_rule(Direction::ToTarget, rule(2500, Fault::FlipBit));
+    proxy.set_rule(Direction::FromTarget, Some(rule(3, Fault::Reset)));
+    proxy.set_rule(Direction::ToTarget, Some(rule(2500, Fault::FlipBit)));
     pass_zeros(&proxy, &server, 1000).await;
-    assert_eq!(proxy.rule(Direction::ToTarget), rule(1500, Fault::FlipBit));
+    assert_eq!(proxy.rule(Direction::ToTarget), Some(rule(1500, Fault::FlipBit)));
     assert!(pass_zeros(&proxy, &server, 2000).await[1500] == 1);
-    assert_eq!(proxy.rule(Direction::FromTarget), rule(3, Fault::Reset));
+    assert_eq!(proxy.rule(Direction::FromTarget), Some(rule(3, Fault::Reset)));
     let (mut client, mut accepted) = pair(&proxy, &server).await;
     accepted.write_all(b"abcdef").await.unwrap();
     let mut got = [0; 3];
@@ -113,7 +113,7 @@ async fn a_stall_holds_one_connection_in_one_direction() {
     let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let proxy = Proxy::start(server.local_addr().unwrap()).await.unwrap();
     let (mut client, mut accepted) = pair(&proxy, &server).await;
-    proxy.set_rule(Direction::ToTarget, rule(2, Fault::Stall));
+    proxy.set_rule(Direction::ToTarget, Some(rule(2, Fault::Stall)));
     client.write_all(b"held").await.unwrap();
     let mut got = [0; 2];
     soon("bytes", accepted.read_exact(&mut got)).await.unwrap();
@@ -179,7 +179,7 @@ async fn each_byte_of_a_frame_that_arrives_flipped_is_refused_typed() {
         let mut pair = Pair::new().await;
         pair.recovers().await;
         let mut events = pair.two.tcp.events();
-        pair.proxy.set_rule(Direction::ToTarget, rule(place, Fault::FlipBit));
+        pair.proxy.set_rule(Direction::ToTarget, Some(rule(place, Fault::FlipBit)));
         pair.one.tcp.send(2, SMALL, vec![7; body as usize].into()).unwrap();
         let violation = violation_of(&mut events).await;
         // The lowest bit of the length makes the frame shorter or longer by one byte; of the
@@ -203,7 +203,7 @@ async fn each_byte_of_an_answer_that_arrives_flipped_makes_the_outcome_unknown()
         let pair = Pair::new().await;
         pair.recovers().await;
         let mut events = pair.one.tcp.events();
-        pair.proxy.set_rule(Direction::FromTarget, rule(place, Fault::FlipBit));
+        pair.proxy.set_rule(Direction::FromTarget, Some(rule(place, Fault::FlipBit)));
         let answer = pair.one.tcp.call(2, SMALL, vec![7; 40].into(), later()).await;
         assert_eq!(answer, Err(CallError::Unknown(Lost::Disconnected)), "byte {place}");
         let down = |event: &Event| matches!(event, Event::Down { class: Class::Small, .. });
@@ -220,7 +220,7 @@ async fn a_flipped_handshake_is_rejected_by_either_side() {
     for place in [0, 9, 20, HELLO_BYTES - 1] {
         let pair = Pair::new().await;
         let mut events = pair.two.tcp.events();
-        pair.proxy.set_rule(Direction::ToTarget, rule(place, Fault::FlipBit));
+        pair.proxy.set_rule(Direction::ToTarget, Some(rule(place, Fault::FlipBit)));
         pair.one.tcp.send(2, SMALL, "x".into()).unwrap();
         let rejected = |event: &Event| matches!(event, Event::AcceptRejected { .. });
         let Event::AcceptRejected { error, .. } = until(&mut events, "it", rejected).await else {
@@ -233,7 +233,7 @@ async fn a_flipped_handshake_is_rejected_by_either_side() {
     for place in [0, 11, REPLY_BYTES - 1] {
         let pair = Pair::new().await;
         let mut events = pair.one.tcp.events();
-        pair.proxy.set_rule(Direction::FromTarget, rule(place, Fault::FlipBit));
+        pair.proxy.set_rule(Direction::FromTarget, Some(rule(place, Fault::FlipBit)));
         pair.one.tcp.send(2, SMALL, "x".into()).unwrap();
         let rejected = |event: &Event| matches!(event, Event::ConnectRejected { .. });
         let Event::ConnectRejected { error, .. } = until(&mut events, "it", rejected).await else {

@@ -103,9 +103,17 @@ fn the_last_endpoint_that_passes_its_checks_serves() {
         config.priorities.panic_threshold = 0.0;
     });
     let ids: Vec<u64> = balancer.endpoints().iter().map(|endpoint| endpoint.id()).collect();
-    ids.iter().for_each(|id| balancer.record_check(*id, true, 0));
-    let fall = |at: usize| (0..3).for_each(|_| balancer.record_check(ids[at], false, 0));
-    (1..4).for_each(fall);
+    for id in &ids {
+        balancer.record_check(*id, true, 0);
+    }
+    let fall = |at: usize| {
+        for _ in 0..3 {
+            balancer.record_check(ids[at], false, 0);
+        }
+    };
+    for at in 1..4 {
+        fall(at);
+    }
     fail(&balancer, "a", 5, 0);
     assert_eq!((ejected(&balancer), names(&balancer, 2, 0)), (String::new(), "aa".into()));
     // The other way round: it was ejected while others passed theirs.

@@ -87,7 +87,10 @@ fn endpoints_that_join_push_no_traffic_to_the_next_priority() {
     let percents = percent(&balancer);
     assert!(is_near(&percents, &[("p0", 100)]), "{percents:?}");
     let new = balancer.endpoints().into_iter().find(|endpoint| endpoint.name() == "p0.5");
-    (0..3).for_each(|_| balancer.record_check(new.as_ref().expect("it joined").id(), false, 0));
+    let new = new.expect("it joined").id();
+    for _ in 0..3 {
+        balancer.record_check(new, false, 0);
+    }
     let percents = percent(&balancer);
     assert!(is_near(&percents, &[("p0", 100)]), "4 of 5 serve: {percents:?}");
 }
