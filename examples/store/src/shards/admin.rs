@@ -149,10 +149,17 @@ impl Admin {
     /// # Cancel safety
     /// After a dropped future the node may be in the map. Call it again.
     pub async fn plan(&self, id: u64, address: Address) -> Result<Plan, String> {
-        match self.status_of(address.http).await {
-            Some(status) if status.id == id => {}
-            Some(status) => return Err(format!("at {} is node {}", address.http, status.id)),
-            None => return Err(format!("no node answers at {}", address.http)),
+        // A node that was started a moment ago may not listen yet.
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.status_of(address.http).await {
+                Some(status) if status.id == id => break,
+                Some(status) => return Err(format!("at {} is node {}", address.http, status.id)),
+                None if Instant::now() >= until => {
+                    return Err(format!("no node answers at {}", address.http));
+                }
+                None => sleep(Duration::from_millis(50)).await,
+            }
         }
         let version = self.change(&Change::AddNode { id, address }).await?;
         self.has_map(id, address, version).await?;
