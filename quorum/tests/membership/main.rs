@@ -4,6 +4,8 @@
 //! what the seed says. `VOUSSOIR_LIVES` sets the number of seeds, `VOUSSOIR_SEED` the first one.
 
 mod clients;
+#[path = "../disk/mod.rs"]
+mod disk;
 #[path = "../history/mod.rs"]
 mod history;
 mod lineage;

@@ -1,7 +1,6 @@
 //! Nodes in one process, the network between them, and their disks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
@@ -12,64 +11,8 @@ use voussoir_quorum::table::CallError;
 use voussoir_quorum::*;
 use voussoir_sim::Rng;
 
-/// A store in memory that takes its time. What it was not done with when its node crashed is lost.
-struct Disk {
-    node: u64,
-    records: Arc<MemoryStore>,
-    world: Weak<World>,
-    /// Until the node crashes.
-    is_mounted: AtomicBool,
-}
-
-impl Disk {
-    async fn take_time(&self, max_us: u64) -> Result<(), StoreError> {
-        let world = self.world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
-        let (pause, at_once) =
-            world.with(|state| (state.rng.below(max_us), state.rng.chance(500_000)));
-        if !at_once {
-            sleep(Duration::from_micros(pause)).await;
-        }
-        if self.is_mounted.load(Ordering::Relaxed) {
-            Ok(())
-        } else {
-            Err(StoreError::Unknown("crashed".to_owned()))
-        }
-    }
-}
-
-#[async_trait]
-impl ReplicaStore for Disk {
-    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.take_time(3_000).await?;
-        let slow = self.world.upgrade().and_then(|world| world.with(|state| state.slow.clone()));
-        if let Some((_, _, pause)) =
-            slow.filter(|(node, key, _)| *node == self.node && keys.contains(key))
-        {
-            sleep(pause).await;
-        }
-        self.records.get(keys).await
-    }
-
-    async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
-        self.take_time(2_000).await?;
-        self.records.apply(batch).await
-    }
-
-    async fn scan(
-        &self,
-        prefix: &[u8],
-        after: &[u8],
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.take_time(3_000).await?;
-        // Short pages: other things happen between them.
-        self.records.scan(prefix, after, max_bytes.min(600)).await
-    }
-
-    async fn clear(&self) -> Result<(), StoreError> {
-        self.records.clear().await
-    }
-}
+use crate::disk::Disk;
+pub(crate) use crate::disk::Start;
 
 /// A node that runs, and what is lost with it.
 struct Running {
@@ -95,18 +38,20 @@ pub(crate) struct State {
     pub(crate) max_delay_us: u64,
 }
 
+impl State {
+    /// How long a node's disk takes.
+    fn pause(&mut self, node: u64, is_write: bool, keys: &[Bytes]) -> Option<Duration> {
+        let max_us = if is_write { 2_000 } else { 3_000 };
+        let (pause, at_once) = (self.rng.below(max_us), self.rng.chance(500_000));
+        let pause = (!at_once).then(|| Duration::from_micros(pause));
+        let slow = self.slow.as_ref().filter(|(slow, key, _)| *slow == node && keys.contains(key));
+        pause.into_iter().chain(slow.map(|(_, _, pause)| *pause)).reduce(|one, two| one + two)
+    }
+}
+
 pub(crate) struct World {
     config: NodeConfig,
     state: Mutex<State>,
-}
-
-/// How a node begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    Create,
-    Join,
-    Again,
-    Lost,
 }
 
 /// What nodes and clients call with.
@@ -166,16 +111,12 @@ impl World {
             }
             Arc::clone(state.disks.entry(id).or_default())
         });
-        let (world, is_mounted) = (Arc::downgrade(self), AtomicBool::new(true));
-        let disk = Arc::new(Disk { node: id, records, world, is_mounted });
-        let store: Arc<dyn ReplicaStore> = disk.clone();
-        let node = match start {
-            Start::Create => Node::create(id, store, config).await,
-            Start::Join => Node::join(id, store, config).await,
-            Start::Again => Node::start(id, store, config).await,
-            Start::Lost => Node::start_lost(id, store, config).await,
-        };
-        let (node, link) = (node.unwrap(), self.link(id));
+        let world = Arc::downgrade(self);
+        let disk = Disk::new(records, 600, move |is_write, keys| {
+            let world = world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
+            Ok(world.with(|state| state.pause(id, is_write, keys)))
+        });
+        let (node, link) = (start.node(id, &disk, config).await.unwrap(), self.link(id));
         node.maintain(&link);
         let running =
             Running { node: node.clone(), disk, link, is_gone: watch::Sender::new(false) };
@@ -186,7 +127,7 @@ impl World {
     /// Ends a node without warning. Its disk is kept. Returns false if it does not run.
     pub(crate) fn crash(&self, id: u64) -> bool {
         let Some(running) = self.with(|state| state.running.remove(&id)) else { return false };
-        running.disk.is_mounted.store(false, Ordering::Relaxed);
+        running.disk.unmount();
         running.is_gone.send_replace(true);
         true
     }

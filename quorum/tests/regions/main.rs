@@ -7,6 +7,8 @@
 
 mod clients;
 mod configs;
+#[path = "../disk/mod.rs"]
+mod disk;
 mod lives;
 mod members;
 mod outbox;

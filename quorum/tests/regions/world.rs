@@ -1,18 +1,20 @@
 //! Nodes of three regions in one process, the network between them, and their disks.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::{sleep, sleep_until};
 use voussoir_quorum::region::{Region, RegionConfig};
-use voussoir_quorum::store::{Change, StoreError};
+use voussoir_quorum::store::StoreError;
 use voussoir_quorum::table::{CallError, TableConfig};
 use voussoir_quorum::version::{Siblings, codec};
 use voussoir_quorum::*;
 use voussoir_sim::Rng;
+
+use crate::disk::Disk;
+pub(crate) use crate::disk::Start;
 
 pub(crate) const REGIONS: [u64; 3] = [1, 2, 3];
 
@@ -36,56 +38,6 @@ pub(crate) fn map_of(regions: &[u64]) -> RegionConfig {
     (map.timeout, map.compare_every) = (Duration::from_millis(600), Duration::from_secs(4));
     map.max_pending_keys = 12;
     map
-}
-
-/// A store in memory that takes its time. What it was not done with when its node crashed is lost.
-struct Disk {
-    records: Arc<MemoryStore>,
-    world: Weak<World>,
-    /// Until the node crashes.
-    is_mounted: AtomicBool,
-}
-
-impl Disk {
-    async fn take_time(&self) -> Result<(), StoreError> {
-        let world = self.world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
-        let pause = world.with(|state| (state.rng.below(1_500), state.rng.chance(500_000)));
-        if pause.1 {
-            sleep(Duration::from_micros(pause.0)).await;
-        }
-        if self.is_mounted.load(Ordering::Relaxed) {
-            Ok(())
-        } else {
-            Err(StoreError::Unknown("crashed".to_owned()))
-        }
-    }
-}
-
-#[async_trait]
-impl ReplicaStore for Disk {
-    async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.take_time().await?;
-        self.records.get(keys).await
-    }
-
-    async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
-        self.take_time().await?;
-        self.records.apply(batch).await
-    }
-
-    async fn scan(
-        &self,
-        prefix: &[u8],
-        after: &[u8],
-        max_bytes: usize,
-    ) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
-        self.take_time().await?;
-        self.records.scan(prefix, after, max_bytes).await
-    }
-
-    async fn clear(&self) -> Result<(), StoreError> {
-        self.records.clear().await
-    }
 }
 
 /// A node that runs, and what is lost with it.
@@ -122,15 +74,6 @@ pub(crate) struct State {
 
 pub(crate) struct World {
     state: Mutex<State>,
-}
-
-/// How a node begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Start {
-    Create,
-    Join,
-    Again,
-    Lost,
 }
 
 /// What nodes and clients call with.
@@ -207,15 +150,14 @@ impl World {
             }
             Arc::clone(state.disks.entry(id).or_default())
         });
-        let (world, is_mounted) = (Arc::downgrade(self), AtomicBool::new(true));
-        let disk = Arc::new(Disk { records, world, is_mounted });
-        let store: Arc<dyn ReplicaStore> = disk.clone();
-        let node = match start {
-            Start::Create => Node::create(id, store, config).await,
-            Start::Join => Node::join(id, store, config).await,
-            Start::Again => Node::start(id, store, config).await,
-            Start::Lost => Node::start_lost(id, store, config).await,
-        }?;
+        let world = Arc::downgrade(self);
+        let disk = Disk::new(records, usize::MAX, move |_, _| {
+            let world = world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
+            let (us, pauses) =
+                world.with(|state| (state.rng.below(1_500), state.rng.chance(500_000)));
+            Ok(pauses.then(|| Duration::from_micros(us)))
+        });
+        let node = start.node(id, &disk, config).await?;
         let (local, wide) = (self.link(id, false), self.link(id, true));
         node.maintain(&local);
         let region = Region::new(&node).unwrap();
@@ -229,7 +171,7 @@ impl World {
     /// Ends a node without warning. Its disk is kept. Returns false if it does not run.
     pub(crate) fn crash(&self, id: u64) -> bool {
         let Some(running) = self.with(|state| state.running.remove(&id)) else { return false };
-        running.disk.is_mounted.store(false, Ordering::Relaxed);
+        running.disk.unmount();
         running.is_gone.send_replace(true);
         true
     }
