@@ -1,14 +1,13 @@
 //! Clients as processes of their own.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use voussoir_lock::Session;
 
+use crate::process::{Process, lines, parsed};
 use crate::{Error, etcd, ours};
 
 /// Longer than any wait here.
@@ -42,14 +41,9 @@ pub async fn process(args: &[String]) -> Result<(), Error> {
         return Err("KIND FIRST COUNT ADDRESS…".into());
     };
     let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
-    let clients = connect(kind, first, count, &ours::parsed(addresses)?).await?;
+    let clients = connect(kind, first, count, &parsed(addresses)?).await?;
     println!("ready");
-    let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines() {
-            let _ = asks.send(line);
-        }
-    });
+    let mut asked = lines();
     // Ends: the input does. The sessions are renewed meanwhile.
     while let Some(period) = asked.recv().await {
         let (end, mut tasks) =
@@ -100,12 +94,6 @@ async fn connect(
     Ok(clients)
 }
 
-struct Process {
-    process: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
 /// Processes of clients.
 pub struct Clients(Vec<Process>);
 
@@ -117,51 +105,18 @@ impl Clients {
         each: usize,
         addresses: &[SocketAddr],
     ) -> Result<Self, Error> {
-        let mut clients = Self(Vec::new());
-        for process in 0..processes {
-            let mut command = Command::new(std::env::current_exe()?);
-            command.args(["clients", kind]).args([process * each, each].map(|n| n.to_string()));
-            command.args(addresses.iter().map(ToString::to_string));
-            let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-            let asks = process.stdin.take().ok_or("no standard input")?;
-            let answers = BufReader::new(process.stdout.take().ok_or("no standard output")?);
-            clients.0.push(Process { process, asks, answers });
-        }
-        for process in &mut clients.0 {
-            let said = process.said()?;
-            if said != "ready" {
-                return Err(format!("a client says `{said}`").into());
-            }
-        }
-        Ok(clients)
+        Ok(Self(Process::start_clients(kind, 0, processes, each, addresses)?))
     }
 
     /// Cycles of all in this time.
     pub fn run(&mut self, period: Duration) -> Result<u64, Error> {
         for process in &mut self.0 {
-            writeln!(process.asks, "{}", period.as_millis())?;
+            process.say(period.as_millis())?;
         }
         let mut cycles = 0;
         for process in &mut self.0 {
             cycles += process.said()?.parse::<u64>()?;
         }
         Ok(cycles)
-    }
-}
-
-impl Process {
-    fn said(&mut self) -> Result<String, Error> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        for process in &mut self.0 {
-            let _ = process.process.kill();
-            let _ = process.process.wait();
-        }
     }
 }

@@ -7,9 +7,13 @@
 //! says where it is), and called over gRPC at its leader. A bar stands in the name of its row.
 
 mod clients;
+#[path = "../../etcd.rs"]
 mod etcd;
+mod etcd_locks;
 mod ours;
 mod parts;
+#[path = "../../process.rs"]
+mod process;
 #[path = "../../report.rs"]
 mod report;
 

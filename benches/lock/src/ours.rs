@@ -1,9 +1,7 @@
 //! Our nodes and their clients.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -18,6 +16,7 @@ use voussoir_raft::net::NetTransport;
 use voussoir_raft::{Config, Raft, Role, Status};
 
 use crate::Error;
+use crate::process::{Process, cpu_of, free, parsed};
 
 pub const NODES: [u64; 3] = [1, 2, 3];
 const CLUSTER: u128 = 0x6c6f_636b;
@@ -108,33 +107,22 @@ pub struct State {
     pub elected_at: u64,
 }
 
-struct Node {
-    process: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
+struct Node(Process);
 
 impl Node {
     fn start(id: u64, folder: &Path, addresses: &[SocketAddr]) -> Result<Self, Error> {
         let data = folder.join(id.to_string());
         std::fs::create_dir_all(&data)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        command.args(["node", &id.to_string()]).arg(data);
-        command.args(addresses.iter().map(ToString::to_string));
-        let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let asks = process.stdin.take().ok_or("no standard input")?;
-        let answers = BufReader::new(process.stdout.take().ok_or("no standard output")?);
-        Ok(Self { process, asks, answers })
+        let mut args = vec!["node".into(), id.to_string().into(), data.into_os_string()];
+        args.extend(addresses.iter().map(|address| address.to_string().into()));
+        Ok(Self(Process::start(args)?))
     }
 
     fn state(&mut self) -> Result<State, Error> {
-        writeln!(self.asks)?;
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
-        let mut next = || Ok::<_, Error>(numbers.next().ok_or("a node has ended")??);
-        let leads = next()? == 1;
-        Ok(State { leads, last: next()?, applied: next()?, elected_at: next()? })
+        let [leads, last, applied, elected_at] = self.0.ask("")?[..] else {
+            return Err("a node has ended".into());
+        };
+        Ok(State { leads: leads == 1, last, applied, elected_at })
     }
 }
 
@@ -168,7 +156,7 @@ impl Ours {
 
     /// CPU that the nodes have used so far, each.
     pub fn cpu(&self) -> Result<Vec<Duration>, Error> {
-        self.nodes.iter().flatten().map(|node| cpu_of(node.process.id())).collect()
+        self.nodes.iter().flatten().map(|node| cpu_of(node.0.id())).collect()
     }
 
     /// Kills the node that leads.
@@ -177,8 +165,6 @@ impl Ours {
             if let Some(running) = node
                 && running.state()?.leads
             {
-                running.process.kill()?;
-                running.process.wait()?;
                 *node = None;
                 return Ok(());
             }
@@ -204,33 +190,4 @@ impl Ours {
         }
         Err("the nodes do not agree".into())
     }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        for node in self.nodes.iter_mut().flatten() {
-            let _ = node.process.kill();
-            let _ = node.process.wait();
-        }
-    }
-}
-
-/// CPU that a process has used so far, in ticks of 10 ms.
-pub fn cpu_of(process: u32) -> Result<Duration, Error> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields = stat.rsplit_once(") ").ok_or("no name in stat")?.1;
-    // After the name and the state: user and system time are the 12th and 13th.
-    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
-    Ok(Duration::from_millis(10 * ticks.sum::<Result<u64, _>>()?))
-}
-
-pub fn parsed(addresses: &[String]) -> Result<Vec<SocketAddr>, Error> {
-    Ok(addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?)
-}
-
-/// Free loopback addresses.
-pub fn free(count: usize) -> Result<Vec<SocketAddr>, Error> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }

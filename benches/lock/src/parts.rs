@@ -239,7 +239,7 @@ impl Measured {
 /// How many of those that wait are woken by a release, at the leader of a group in this process.
 async fn wakes(report: &mut Report) -> Result<(), Error> {
     const WAITERS: usize = 1_000;
-    let (folder, addresses) = (tempfile::tempdir()?, ours::free(3)?);
+    let (folder, addresses) = (tempfile::tempdir()?, crate::process::free(3)?);
     let mut nodes = Vec::new();
     for id in ours::NODES {
         let folder = folder.path().join(id.to_string());

@@ -1,8 +1,6 @@
 //! Clients as processes of their own.
 
-use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -10,6 +8,7 @@ use voussoir_quorum::paxos::Outcome;
 use voussoir_quorum::version::VersionVector;
 use voussoir_quorum::{Registers, Table};
 
+use crate::process::{Process, lines, parsed};
 use crate::{Error, etcd, ours};
 
 const VALUE_BYTES: usize = 100;
@@ -153,14 +152,9 @@ pub async fn process(args: &[String]) -> Result<(), Error> {
         return Err("KIND FIRST COUNT ADDRESS…".into());
     };
     let (first, count): (u64, u64) = (first.parse()?, count.parse()?);
-    let mut clients = connect(kind, first, count, &ours::parsed(addresses)?).await?;
+    let mut clients = connect(kind, first, count, &parsed(addresses)?).await?;
     println!("ready");
-    let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines() {
-            let _ = asks.send(line);
-        }
-    });
+    let mut asked = lines();
     // Ends: the input does.
     while let Some(line) = asked.recv().await {
         let line = line?;
@@ -245,12 +239,6 @@ async fn connect(
     Ok(clients)
 }
 
-struct Process {
-    process: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
 /// Processes of clients.
 pub struct Clients(Vec<Process>);
 
@@ -272,31 +260,14 @@ impl Clients {
         each: usize,
         addresses: &[SocketAddr],
     ) -> Result<Self, Error> {
-        let mut clients = Self(Vec::new());
-        for process in 0..processes {
-            let mut command = Command::new(std::env::current_exe()?);
-            let numbers = [first + process * each, each];
-            command.args(["clients", kind]).args(numbers.map(|n| n.to_string()));
-            command.args(addresses.iter().map(ToString::to_string));
-            let mut process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-            let asks = process.stdin.take().ok_or("no standard input")?;
-            let answers = BufReader::new(process.stdout.take().ok_or("no standard output")?);
-            clients.0.push(Process { process, asks, answers });
-        }
-        for process in &mut clients.0 {
-            let said = process.said()?;
-            if said != "ready" {
-                return Err(format!("a client says `{said}`").into());
-            }
-        }
-        Ok(clients)
+        Ok(Self(Process::start_clients(kind, first, processes, each, addresses)?))
     }
 
     /// All do the same for this time, each of them at most once in `every`.
     pub fn run(&mut self, op: Op, period: Duration, every: Duration) -> Result<Done, Error> {
         for process in &mut self.0 {
             let (period, every) = (period.as_millis(), every.as_micros());
-            writeln!(process.asks, "{} {period} {every}", op.name())?;
+            process.say(format_args!("{} {period} {every}", op.name()))?;
         }
         let mut done = Done::default();
         for process in &mut self.0 {
@@ -308,22 +279,5 @@ impl Clients {
             done.p99 = done.p99.max(p99 as f64 / 1e3);
         }
         Ok(done)
-    }
-}
-
-impl Process {
-    fn said(&mut self) -> Result<String, Error> {
-        let mut line = String::new();
-        self.answers.read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    }
-}
-
-impl Drop for Clients {
-    fn drop(&mut self) {
-        for process in &mut self.0 {
-            let _ = process.process.kill();
-            let _ = process.process.wait();
-        }
     }
 }

@@ -13,9 +13,13 @@
 //! and each key after a round, is compared with what its client has counted.
 
 mod clients;
+#[path = "../../etcd.rs"]
 mod etcd;
+mod etcd_keys;
 mod ours;
 mod parts;
+#[path = "../../process.rs"]
+mod process;
 mod repair;
 #[path = "../../report.rs"]
 mod report;

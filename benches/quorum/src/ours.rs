@@ -1,9 +1,7 @@
 //! Our nodes and their clients.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +16,7 @@ use voussoir_quorum::{
 };
 
 use crate::Error;
+use crate::process::{Process, cpu_of, free, lines, parsed};
 
 pub const NODES: [u64; 3] = [1, 2, 3];
 const CLUSTER: u128 = 0x7175_6f72;
@@ -66,12 +65,7 @@ pub async fn node(args: &[String]) -> Result<(), Error> {
     let tcp = Tcp::bind(id, addresses[id as usize - 1], peers(&addresses), net).await?;
     let link: Arc<dyn Link> = NetLink::serve(Arc::new(tcp), SERVICE, node.clone())?;
     node.maintain(&link);
-    let (asks, mut asked) = tokio::sync::mpsc::unbounded_channel();
-    std::thread::spawn(move || {
-        for line in std::io::stdin().lines() {
-            let _ = asks.send(line);
-        }
-    });
+    let mut asked = lines();
     // Ends: the input does.
     while let Some(line) = asked.recv().await {
         if line? == "repair" {
@@ -148,12 +142,6 @@ pub struct Compared {
     pub bytes: u64,
 }
 
-struct Process {
-    child: Child,
-    asks: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
-
 pub struct Ours {
     folder: tempfile::TempDir,
     pub addresses: Vec<SocketAddr>,
@@ -179,31 +167,19 @@ impl Ours {
             std::fs::remove_dir_all(&data)?;
         }
         std::fs::create_dir_all(&data)?;
-        let mut command = Command::new(std::env::current_exe()?);
-        let start = format!("{start:?}").to_lowercase();
-        command.args(["node", &start, &NODES[at].to_string()]).arg(data);
-        command.args(self.addresses.iter().map(ToString::to_string));
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-        let asks = child.stdin.take().ok_or("no standard input")?;
-        let answers = BufReader::new(child.stdout.take().ok_or("no standard output")?);
-        self.nodes[at] = Some(Process { child, asks, answers });
+        let (start, id) = (format!("{start:?}").to_lowercase(), NODES[at].to_string());
+        let mut args = vec!["node".into(), start.into(), id.into(), data.into_os_string()];
+        args.extend(self.addresses.iter().map(|address| address.to_string().into()));
+        self.nodes[at] = Some(Process::start(args)?);
         Ok(())
     }
 
-    pub fn kill(&mut self, at: usize) -> Result<(), Error> {
-        if let Some(mut process) = self.nodes[at].take() {
-            process.child.kill()?;
-            process.child.wait()?;
-        }
-        Ok(())
+    pub fn kill(&mut self, at: usize) {
+        self.nodes[at] = None;
     }
 
     fn ask(&mut self, at: usize, what: &str) -> Result<Vec<u64>, Error> {
-        let process = self.nodes[at].as_mut().ok_or("the node does not run")?;
-        writeln!(process.asks, "{what}")?;
-        let mut line = String::new();
-        process.answers.read_line(&mut line)?;
-        Ok(line.split_whitespace().map(str::parse).collect::<Result<_, _>>()?)
+        self.nodes[at].as_mut().ok_or("the node does not run")?.ask(what)
     }
 
     pub fn state(&mut self, at: usize) -> Result<State, Error> {
@@ -223,43 +199,15 @@ impl Ours {
 
     /// CPU that the nodes have used so far, together.
     pub fn cpu(&self) -> Result<Duration, Error> {
-        self.nodes.iter().flatten().map(|node| cpu_of(node.child.id())).sum()
+        self.nodes.iter().flatten().map(|node| cpu_of(node.id())).sum()
     }
 
     /// The most memory that a node has held, in MiB.
     pub fn memory_mib(&self, at: usize) -> Result<f64, Error> {
         let process = self.nodes[at].as_ref().ok_or("the node does not run")?;
-        let status = std::fs::read_to_string(format!("/proc/{}/status", process.child.id()))?;
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.split_whitespace().next()).ok_or("no VmHWM")?;
         Ok(kib.parse::<f64>()? / 1024.0)
     }
-}
-
-impl Drop for Ours {
-    fn drop(&mut self) {
-        for at in 0..self.nodes.len() {
-            let _ = self.kill(at);
-        }
-    }
-}
-
-/// CPU that a process has used so far, in ticks of 10 ms.
-pub fn cpu_of(process: u32) -> Result<Duration, Error> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    let fields = stat.rsplit_once(") ").ok_or("no name in stat")?.1;
-    // After the name and the state: user and system time are the 12th and 13th.
-    let ticks = fields.split(' ').skip(11).take(2).map(str::parse::<u64>);
-    Ok(Duration::from_millis(10 * ticks.sum::<Result<u64, _>>()?))
-}
-
-pub fn parsed(addresses: &[String]) -> Result<Vec<SocketAddr>, Error> {
-    Ok(addresses.iter().map(|address| address.parse()).collect::<Result<_, _>>()?)
-}
-
-/// Free loopback addresses.
-pub fn free(count: usize) -> Result<Vec<SocketAddr>, Error> {
-    let held: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-    Ok(held.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?)
 }

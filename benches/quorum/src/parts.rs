@@ -68,7 +68,7 @@ pub async fn beside_etcd(report: &mut Report, wants: impl Fn(&str) -> bool) -> R
             let (mut own, mut theirs) = (Measured::default(), Measured::default());
             for _ in 0..ROUNDS {
                 own.add(&mut clients, op, || ours.cpu())?;
-                theirs.add(&mut rivals, op, || etcd.cpu())?;
+                theirs.add(&mut rivals, op, || Ok(etcd.cpu()?.into_iter().sum()))?;
             }
             let count = processes * each;
             let name = format!("{name}, {count} clients (bar {bar})");

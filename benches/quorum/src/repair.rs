@@ -54,7 +54,7 @@ async fn compare(report: &mut Report, ours: &mut Ours, keys: u64) -> Result<(), 
         return Err(format!("they are not equal: {equal:?}").into());
     }
     report.alone("equal, with each other one (bar 16)", equal.bytes as f64 / 2048.0, "KiB");
-    ours.kill(LOST)?;
+    ours.kill(LOST);
     load(ours, keys, DIFFERING).await?;
     ours.restart(LOST, Start::Again)?;
     // It reads its store first.
@@ -81,7 +81,7 @@ async fn rebuild(report: &mut Report, ours: &mut Ours) -> Result<(), Error> {
     let full = clients.run(Op::Put, PERIOD, Duration::ZERO)?.count as f64 / PERIOD.as_secs_f64();
     let every = Duration::from_secs_f64(3.0 * CLIENTS as f64 / full);
     let before = clients.run(Op::Put, PERIOD, every)?;
-    ours.kill(LOST)?;
+    ours.kill(LOST);
     let begun = Instant::now();
     ours.restart(LOST, Start::Lost)?;
     let (mut worst, mut rounds) = (0.0_f64, 0);
