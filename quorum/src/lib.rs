@@ -13,6 +13,7 @@ pub mod merkle;
 #[cfg(feature = "net")]
 mod net;
 mod node;
+mod pace;
 pub mod paxos;
 pub mod region;
 pub mod store;

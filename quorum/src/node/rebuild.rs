@@ -11,6 +11,7 @@ use super::{Node, Status};
 use crate::caller::Scope;
 use crate::link::{Class, Link};
 use crate::membership::{Lack, Membership, Seen, Sources, sources_of};
+use crate::pace::Pace;
 use crate::paxos::Record;
 use crate::store::StoreError;
 use crate::table::{Reply, Request};
@@ -214,8 +215,7 @@ impl Node {
             }
             after = last.clone();
             let bytes: usize = page.iter().map(|(key, record)| key.len() + record.len()).sum();
-            let rate = self.shared.config.rebuild_bytes_per_second as f64;
-            let pause = Instant::now() + Duration::from_secs_f64(bytes as f64 / rate);
+            let pace = Pace::new(self.shared.config.rebuild_bytes_per_second);
             let is_copied = match space {
                 Space::Table => self.merge(page, scope).await,
                 Space::Registers => self.install(page).await.map_err(|_| RebuildError::Halted)?,
@@ -223,7 +223,7 @@ impl Node {
             if !is_copied {
                 return Ok(false);
             }
-            sleep_until(pause).await;
+            pace.keep(bytes as u64).await;
         }
     }
 

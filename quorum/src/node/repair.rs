@@ -7,17 +7,16 @@
 //! since refuses it, and the next change of the register brings it up to date.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
 
 use super::driver::store_key;
 use super::{Node, Shared};
 use crate::caller::Scope;
 use crate::link::{Class, Link};
 use crate::merkle::codec::{encode_answer, encode_question};
+use crate::pace::Pace;
 use crate::paxos::{self, Ballot, Record};
 use crate::table::{Reply, Request, Value};
 use crate::wire::{Answer, Ask, Space, compare_limits, decode_record};
@@ -307,24 +306,6 @@ impl Repaired {
             Repair::Done => self.repaired += 1,
             Repair::Left => self.left += 1,
         }
-    }
-}
-
-/// Keeps what is transferred below a rate.
-struct Pace {
-    began: Instant,
-    bytes_per_second: u64,
-}
-
-impl Pace {
-    fn new(bytes_per_second: u64) -> Self {
-        Self { began: Instant::now(), bytes_per_second }
-    }
-
-    /// Waits until `bytes` may have been transferred since the beginning.
-    async fn keep(&self, bytes: u64) {
-        let seconds = bytes as f64 / self.bytes_per_second as f64;
-        sleep_until(self.began + Duration::from_secs_f64(seconds)).await;
     }
 }
 

@@ -1,16 +1,15 @@
 //! Catching up with another region: what differs is found by Merkle trees and repaired in both.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
 
 use super::handle::{MAX_STATE_BYTES, Region, bytes_of};
 use super::outbox::Fate;
 use super::wire::{Answer, Question};
 use crate::link::Link;
 use crate::merkle::codec::{encode_answer, encode_question};
+use crate::pace::Pace;
 use crate::table::Value;
 use crate::wire::compare_limits;
 
@@ -43,8 +42,8 @@ impl Progress {
 /// Compares the node with one of another region, as its outbox has begun to.
 pub(super) async fn run(region: Region, other: u64) {
     let mut progress = Progress::default();
-    let began = Instant::now();
-    let is_complete = region.compare(other, began, &mut progress).await.is_some();
+    let pace = Pace::new(region.shared.config.bytes_per_second);
+    let is_complete = region.compare(other, &pace, &mut progress).await.is_some();
     let Some(peer) = region.peer(other) else { return };
     {
         let mut contact = peer.contact.lock();
@@ -62,7 +61,7 @@ pub(super) async fn run(region: Region, other: u64) {
 
 impl Region {
     /// None: it was not made to the end.
-    async fn compare(&self, other: u64, began: Instant, done: &mut Progress) -> Option<()> {
+    async fn compare(&self, other: u64, pace: &Pace, done: &mut Progress) -> Option<()> {
         // Ends: each turn but the last has made a key equal in both regions.
         loop {
             done.left = 0;
@@ -86,7 +85,7 @@ impl Region {
                     tracing::warn!(target: "voussoir::quorum", region, %error, "not compared");
                     return None;
                 }
-                self.keep_pace(began, done.bytes).await;
+                pace.keep(done.bytes).await;
             }
             let before = done.repaired;
             let store_keys = exchange.differing().cloned();
@@ -108,7 +107,7 @@ impl Region {
                 keys.extend(asked[states.len()..].iter().rev().cloned());
                 let theirs = asked.into_iter().zip(states).collect();
                 self.repair(&local, &wide, (other, epoch, &scope), theirs, done).await?;
-                self.keep_pace(began, done.bytes).await;
+                pace.keep(done.bytes).await;
             }
             if !exchange.is_cut() || done.repaired == before {
                 return (!exchange.is_cut() && done.left == 0).then_some(());
@@ -173,10 +172,5 @@ impl Region {
             done.repaired += u64::from(done.is_held(fate) && is_held);
         }
         Some(())
-    }
-
-    async fn keep_pace(&self, began: Instant, bytes: u64) {
-        let rate = self.shared.config.bytes_per_second as f64;
-        sleep_until(began + Duration::from_secs_f64(bytes as f64 / rate)).await;
     }
 }

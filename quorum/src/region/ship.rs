@@ -12,6 +12,7 @@ use super::outbox::Fate;
 use super::stats::PeerState;
 use super::wire::{Answer, Envelope, Question, Reply, Sender};
 use crate::link::{Class, Link};
+use crate::pace::Pace;
 use crate::table::Value;
 
 /// How long an idle task waits before it looks whether the region is still there.
@@ -59,7 +60,7 @@ impl Region {
             entries.push((key.clone(), state));
         }
         let count = entries.len();
-        let began = Instant::now();
+        let pace = Pace::new(self.shared.config.bytes_per_second);
         let fates = self.send(&wide, region, epoch, entries).await?;
         if fates.len() != count {
             return None;
@@ -70,8 +71,7 @@ impl Region {
             contact.stats.shipped_keys += held as u64;
             contact.stats.bytes += bytes as u64;
         }
-        let rate = self.shared.config.bytes_per_second as f64;
-        sleep_until(began + Duration::from_secs_f64(bytes as f64 / rate)).await;
+        pace.keep(bytes as u64).await;
         Some(fates)
     }
 
