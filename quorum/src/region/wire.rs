@@ -46,7 +46,7 @@ use crate::merkle;
 use crate::table::Value;
 use crate::version::VersionVector;
 use crate::version::codec::{self, DecodeError, Limits};
-use crate::wire::{MAX_KEY_BYTES, compare_limits};
+use crate::wire::{compare_limits, put_key, put_value, take_head, take_key, take_u64, take_value};
 
 const VERSION: u8 = 1;
 /// Keys of one message.
@@ -187,7 +187,7 @@ impl Envelope {
     }
 
     pub(super) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
-        let kind = take_head(&mut bytes)?;
+        let kind = take_head(&mut bytes, VERSION)?;
         let (from, to) = (take_u64(&mut bytes)?, take_u64(&mut bytes)?);
         let map = MapStamp { epoch: take_u64(&mut bytes)?, digest: take_u64(&mut bytes)? };
         let sender = take_sender(&mut bytes)?;
@@ -257,7 +257,7 @@ impl Reply {
     }
 
     pub(super) fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
-        let kind = take_head(&mut bytes)?;
+        let kind = take_head(&mut bytes, VERSION)?;
         let sender = take_sender(&mut bytes)?;
         let answer = Answer::decode(kind, &mut bytes)?;
         codec::nothing_more(&bytes)?;
@@ -365,46 +365,12 @@ fn put_head(out: &mut BytesMut, kind: u8) {
     out.put_u16_le(0);
 }
 
-fn take_head(bytes: &mut Bytes) -> Result<u8, DecodeError> {
-    let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
-    if version != VERSION {
-        return Err(DecodeError::Version(version));
-    }
-    if bytes.len() < 4 {
-        return Err(DecodeError::Truncated);
-    }
-    let head = bytes.split_to(4);
-    if head[2..] == [0, 0] { Ok(head[1]) } else { Err(DecodeError::Invalid("reserved field")) }
-}
-
-fn put_key(out: &mut BytesMut, key: &[u8]) {
-    out.put_u16_le(key.len() as u16);
-    out.put_slice(key);
-}
-
-fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
-    let len = usize::from(bytes.try_get_u16_le().map_err(|_| DecodeError::Truncated)?);
-    if len > MAX_KEY_BYTES {
-        return Err(DecodeError::AboveLimit("length of a key"));
-    }
-    if len > bytes.len() {
-        return Err(DecodeError::Truncated);
-    }
-    // A key is kept for long, and the buffer of its message should not be.
-    Ok(Bytes::copy_from_slice(&bytes.split_to(len)))
-}
-
 fn put_state(out: &mut BytesMut, state: &Value) {
-    out.put_u32_le(codec::siblings_bytes(state) as u32);
-    out.put_slice(&codec::encode_siblings(state));
+    put_value(out, &codec::encode_siblings(state));
 }
 
 fn take_state(bytes: &mut Bytes) -> Result<Value, DecodeError> {
-    let len = bytes.try_get_u32_le().map_err(|_| DecodeError::Truncated)? as usize;
-    if len > bytes.len() {
-        return Err(DecodeError::Truncated);
-    }
-    codec::decode_siblings(bytes.split_to(len), &Limits::default())
+    codec::decode_siblings(take_value(bytes)?, &Limits::default())
 }
 
 fn put_tombstones(out: &mut BytesMut, tombstones: &[Tombstone]) {
@@ -478,10 +444,6 @@ fn take_flag(bytes: &mut Bytes) -> Result<bool, DecodeError> {
         Ok(_) => Err(DecodeError::Invalid("flag")),
         Err(_) => Err(DecodeError::Truncated),
     }
-}
-
-fn take_u64(bytes: &mut Bytes) -> Result<u64, DecodeError> {
-    bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
 }
 
 fn take_count(bytes: &mut Bytes, part_bytes: usize) -> Result<usize, DecodeError> {

@@ -66,7 +66,9 @@ mod tests;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use self::parts::*;
-pub(crate) use self::parts::{decode_record, encode_record};
+pub(crate) use self::parts::{
+    decode_record, encode_record, put_key, put_value, take_key, take_u64, take_value,
+};
 use crate::membership::{self, Lineage, Membership, Stamp};
 use crate::merkle::{self, MerkleConfig};
 use crate::paxos;
@@ -424,7 +426,7 @@ fn take_space(bytes: &mut Bytes) -> Result<Space, DecodeError> {
 }
 
 /// The kind of a message of a version up to `max_version`.
-fn take_head(bytes: &mut Bytes, max_version: u8) -> Result<u8, DecodeError> {
+pub(crate) fn take_head(bytes: &mut Bytes, max_version: u8) -> Result<u8, DecodeError> {
     let version = bytes.first().copied().ok_or(DecodeError::Truncated)?;
     if !(VERSION..=max_version).contains(&version) {
         return Err(DecodeError::Version(version));

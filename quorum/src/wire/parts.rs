@@ -32,12 +32,12 @@ pub(crate) fn decode_record(mut bytes: Bytes) -> Result<Record, DecodeError> {
     Ok(Record { promised, accepted })
 }
 
-pub(super) fn put_key(out: &mut BytesMut, key: &[u8]) {
+pub(crate) fn put_key(out: &mut BytesMut, key: &[u8]) {
     out.put_u16_le(key.len() as u16);
     out.put_slice(key);
 }
 
-pub(super) fn put_value(out: &mut BytesMut, value: &[u8]) {
+pub(crate) fn put_value(out: &mut BytesMut, value: &[u8]) {
     out.put_u32_le(value.len() as u32);
     out.put_slice(value);
 }
@@ -122,7 +122,7 @@ pub(super) fn take_u32(bytes: &mut Bytes) -> Result<u32, DecodeError> {
     bytes.try_get_u32_le().map_err(|_| DecodeError::Truncated)
 }
 
-pub(super) fn take_u64(bytes: &mut Bytes) -> Result<u64, DecodeError> {
+pub(crate) fn take_u64(bytes: &mut Bytes) -> Result<u64, DecodeError> {
     bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
 }
 
@@ -142,7 +142,7 @@ fn take_slice(bytes: &mut Bytes, len: usize) -> Result<Bytes, DecodeError> {
     if len > bytes.len() { Err(DecodeError::Truncated) } else { Ok(bytes.split_to(len)) }
 }
 
-pub(super) fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
+pub(crate) fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
     let len = usize::from(bytes.try_get_u16_le().map_err(|_| DecodeError::Truncated)?);
     if len > MAX_KEY_BYTES {
         return Err(DecodeError::AboveLimit("length of a key"));
@@ -151,7 +151,7 @@ pub(super) fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
     take_slice(bytes, len).map(|key| Bytes::copy_from_slice(&key))
 }
 
-pub(super) fn take_value(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
+pub(crate) fn take_value(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
     let len = take_u32(bytes)? as usize;
     take_slice(bytes, len)
 }
