@@ -1,5 +1,5 @@
-//! Three etcd nodes, and what a call of them over gRPC takes. Each workspace of rivals with etcd among
-//! them includes this file as a module, and adds the calls that it makes to [`Client`].
+//! Three etcd nodes, and what a call of them over gRPC takes. Each workspace of rivals with etcd
+//! among them includes this file as a module, and adds the calls that it makes to [`Client`].
 
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};

@@ -25,10 +25,9 @@ impl Disk {
     pub(crate) fn new(
         records: Arc<MemoryStore>,
         max_page_bytes: usize,
-        pause: impl Fn(bool, &[Bytes]) -> Result<Option<Duration>, StoreError> + Send + Sync + 'static,
+        pause: Box<Pause>,
     ) -> Arc<Self> {
-        let (pause, is_mounted) = (Box::new(pause), AtomicBool::new(true));
-        Arc::new(Self { records, pause, max_page_bytes, is_mounted })
+        Arc::new(Self { records, pause, max_page_bytes, is_mounted: AtomicBool::new(true) })
     }
 
     /// Its node crashes.

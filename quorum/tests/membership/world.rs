@@ -112,10 +112,11 @@ impl World {
             Arc::clone(state.disks.entry(id).or_default())
         });
         let world = Arc::downgrade(self);
-        let disk = Disk::new(records, 600, move |is_write, keys| {
+        let pause = move |is_write: bool, keys: &[Bytes]| {
             let world = world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
             Ok(world.with(|state| state.pause(id, is_write, keys)))
-        });
+        };
+        let disk = Disk::new(records, 600, Box::new(pause));
         let (node, link) = (start.node(id, &disk, config).await.unwrap(), self.link(id));
         node.maintain(&link);
         let running =

@@ -151,12 +151,13 @@ impl World {
             Arc::clone(state.disks.entry(id).or_default())
         });
         let world = Arc::downgrade(self);
-        let disk = Disk::new(records, usize::MAX, move |_, _| {
+        let pause = move |_: bool, _: &[Bytes]| {
             let world = world.upgrade().ok_or(StoreError::Unknown("gone".to_owned()))?;
             let (us, pauses) =
                 world.with(|state| (state.rng.below(1_500), state.rng.chance(500_000)));
             Ok(pauses.then(|| Duration::from_micros(us)))
-        });
+        };
+        let disk = Disk::new(records, usize::MAX, Box::new(pause));
         let node = start.node(id, &disk, config).await?;
         let (local, wide) = (self.link(id, false), self.link(id, true));
         node.maintain(&local);
