@@ -283,6 +283,8 @@ impl fmt::Debug for Contents {
 #[cfg(test)]
 mod tests {
     use super::super::store::ReaderStore;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
     use crate::config::Config;
     use crate::core::State;
@@ -368,18 +370,20 @@ mod tests {
 
     #[test]
     fn a_partition_opens_while_commands_are_applied() {
-        const COMMANDS: u64 = 3_000;
+        /// How often it must have been opened while more was applied than at the time before.
+        const OPENED: u32 = 100;
         let config = Config { max_producers: 10, max_index_entries: 10, ..Config::default() };
         let contents = Arc::<Contents>::default();
         let store = || ReaderStore { contents: Arc::clone(&contents), max_entry_bytes: 1 << 20 };
         let reader = Partition::open(store(), config.clone()).unwrap();
         let mut machine = Machine { contents: Arc::clone(&contents), reader };
         let limits = config.limits();
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let applied = scope.spawn(|| {
                 let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
                 let mut state = State::new();
-                for _ in 0..COMMANDS {
+                while !done.load(Ordering::Relaxed) {
                     let (position, snapshot) = (state.next_position, state.encode());
                     let placed = Batch::from_store(batch(1)).unwrap();
                     let placed = placed.placed(state.next_offset, 0);
@@ -396,14 +400,17 @@ mod tests {
                 }
             });
             let (mut end, mut meanwhile) = (0, 0);
-            // Ends: the other thread does, with that number of batches.
-            while end < COMMANDS {
+            while meanwhile < OPENED && !applied.is_finished() {
                 let open = || Partition::open(store(), config.clone());
-                let opened = contents.while_unchanged(open).unwrap().next_position();
+                let opened = contents.while_unchanged(open).map(|opened| opened.next_position());
+                // The other thread must end, whatever the answer is.
+                done.store(opened.is_err(), Ordering::Relaxed);
+                let opened = opened.unwrap();
                 meanwhile += u32::from(end > 0 && opened > end);
                 end = opened;
             }
-            assert!(meanwhile > 0, "it was never opened while commands were applied");
+            done.store(true, Ordering::Relaxed);
+            applied.join().unwrap();
         });
     }
 }
