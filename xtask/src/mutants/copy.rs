@@ -71,6 +71,7 @@ impl Copy {
         let mut command = cargo_in(&self.tree(), args);
         command.env("CARGO_TARGET_DIR", self.folder.join("build"));
         // Line tables double the time of a link, and no one debugs a mutant.
+        command.env("CARGO_INCREMENTAL", "1");
         command.env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
         if let Some(services) = &self.services {
             services.announce(&mut command);
