@@ -462,9 +462,9 @@ impl Recovered {
             }
             let name = segment.name();
             tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
-            let (logs, is_whole) = scan::rebuild_moved(segment)?;
-            whole &= is_whole;
-            self.keep_known(rebuilt_extents(segment, &logs), found);
+            let rebuild = scan::rebuild_moved(segment)?;
+            whole &= rebuild.is_whole_moved();
+            self.keep_known(rebuilt_extents(segment, &rebuild.logs), found);
         }
         Ok(whole)
     }

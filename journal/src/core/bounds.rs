@@ -37,6 +37,11 @@ impl LogBounds {
         self.number != 0
     }
 
+    /// Changes of any kind may be missing, so that what is there may be outdated.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.damage.is_some_and(|(_, until)| until == UNKNOWN)
+    }
+
     /// Applies a change of a caller; `None` when it has no effect.
     pub(crate) fn apply(
         &mut self,

@@ -36,8 +36,9 @@ pub(crate) struct Extent {
 pub(crate) enum Located {
     /// In this batch, which ends before `end`.
     Batch { segment: Arc<Segment>, batch: BatchRef, end: u64 },
-    /// In this sealed segment, of which the log has the positions up to `end`.
-    Sealed { segment: Arc<Segment>, end: u64 },
+    /// In this sealed segment, of which the log has the positions up to `end`. `last` is the LSN of
+    /// its last batch there, which is not known of a log under suspicion.
+    Sealed { segment: Arc<Segment>, end: u64, last: Option<u64> },
     /// Nowhere, though it should be somewhere.
     Lost,
 }
@@ -181,7 +182,10 @@ impl View {
         };
         let segment = Arc::clone(&extent.segment);
         match &extent.batches {
-            None => Located::Sealed { segment, end: extent.end },
+            None => {
+                let last = (!self.bounds.is_suspect()).then_some(extent.last);
+                Located::Sealed { segment, end: extent.end, last }
+            }
             Some(batches) => {
                 let after = batches.partition_point(|batch| batch.first <= position);
                 let Some(batch) = after.checked_sub(1).and_then(|at| batches.get(at)) else {

@@ -79,6 +79,17 @@ impl Taken {
     }
 }
 
+/// What is looked for in a sealed segment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sought {
+    /// Number of the log's incarnation.
+    pub(crate) number: u64,
+    pub(crate) position: u64,
+    /// LSN of the last batch that the log has in the segment. `None` for a log under suspicion, of
+    /// which everything is given that verifies.
+    pub(crate) last: Option<u64>,
+}
+
 /// Where a batch is.
 #[derive(Debug)]
 pub(crate) struct FoundBatch {
@@ -309,8 +320,8 @@ impl Engine {
         let (number, located) = locate(log, position)?;
         let found = match located {
             Located::Batch { segment, batch, end } => Ok((segment, batch, end)),
-            Located::Sealed { segment, end } => {
-                let batches = self.batches_of(&segment, number, position);
+            Located::Sealed { segment, end, last } => {
+                let batches = self.batches_of(&segment, Sought { number, position, last });
                 let found = batches.and_then(|batches| batch_at(&batches, position, end));
                 found.map(|(batch, end)| (segment, batch, end))
             }
@@ -326,7 +337,7 @@ impl Engine {
         let (number, located) = locate(log, position)?;
         let found = match located {
             Located::Batch { segment, batch, end } => Ok((segment, batch, end)),
-            Located::Sealed { segment, end } => {
+            Located::Sealed { segment, end, .. } => {
                 let Some(batches) = self.cached_batches(&segment, number) else { return Ok(None) };
                 batch_at(&batches, position, end).map(|(batch, end)| (segment, batch, end))
             }
@@ -414,12 +425,14 @@ impl Engine {
         }
     }
 
+    /// The batches of a log in a sealed segment, by position: all of those that count, or at least
+    /// those from some position on.
     pub(crate) fn batches_of(
         &self,
         segment: &Arc<Segment>,
-        number: u64,
-        position: u64,
+        sought: Sought,
     ) -> Result<Arc<[BatchRef]>, ReadError> {
+        let Sought { number, position, last } = sought;
         if let Some(batches) = self.cached_batches(segment, number) {
             return Ok(batches);
         }
@@ -427,14 +440,13 @@ impl Engine {
         let batches = if let Ok(Some(batches)) = indexed {
             batches
         } else {
-            // The index is only a hint: the frames have everything.
-            let logs = if segment.is_rewritten() {
-                scan::rebuild_moved(segment)?.0
+            // The index is only a hint: the frames have everything, unless one of them is lost.
+            let rebuild = if segment.is_rewritten() {
+                scan::rebuild_moved(segment)?
             } else {
-                scan::rebuild_index(segment)?.logs
+                scan::rebuild_index(segment)?
             };
-            let of_log = logs.into_iter().filter(|log| log.number == number);
-            let batches: Vec<BatchRef> = of_log.flat_map(|log| log.batches).collect();
+            let batches = rebuild.batches_of(number, last);
             if batches.is_empty() {
                 return Err(indexed.err().unwrap_or(damaged(position, "lost")));
             }

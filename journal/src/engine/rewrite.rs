@@ -61,8 +61,10 @@ struct Round {
     left_out_by: u64,
     /// What is still to be copied, by log and position.
     items: VecDeque<Item>,
-    /// The batches of the item that is being copied, with the positions where they end.
+    /// The batches of the item that are still to be copied.
     batches: VecDeque<BatchRef>,
+    /// The position up to which the item has been copied without a gap.
+    copied_to: u64,
     /// Offset of the next frame in the target.
     tail: u64,
     /// Frames that are not written yet; they end at `tail`.
@@ -196,6 +198,7 @@ impl Engine {
             left_out_by,
             items: items.into(),
             batches: VecDeque::new(),
+            copied_to: 0,
             tail: FRAMES_AT,
             piece: Vec::new(),
             logs: Vec::new(),
@@ -255,6 +258,11 @@ impl Run {
     }
 }
 
+/// No batch is known that has the position.
+fn missing(position: u64) -> ReadError {
+    ReadError::Damaged { position, detail: "no batch has the position" }
+}
+
 impl Round {
     fn is_copied(&self) -> bool {
         self.items.is_empty() && self.batches.is_empty() && self.piece.is_empty()
@@ -286,9 +294,19 @@ impl Round {
                 }
             }
             if self.batches.is_empty() {
-                self.items.pop_front();
+                self.end_item()?;
             }
         }
+        Ok(())
+    }
+
+    /// All batches of the item that are known have been copied.
+    fn end_item(&mut self) -> Result<(), Halt> {
+        let Some(item) = self.items.front() else { return Ok(()) };
+        if self.copied_to < item.positions.end {
+            self.fail(self.copied_to, missing(self.copied_to))?;
+        }
+        self.items.pop_front();
         Ok(())
     }
 
@@ -299,6 +317,7 @@ impl Round {
             return Err(Halt::Damaged(Arc::clone(&item.segment), position, error));
         }
         self.batches.clear();
+        self.copied_to = item.positions.end;
         let start = item.positions.start;
         let Some(runs) = self.logs.last_mut().map(|log| &mut log.runs) else { return Ok(()) };
         runs.pop_if(|run| run.positions.start >= start);
@@ -312,6 +331,7 @@ impl Round {
     /// Makes room for what the next item has of its log.
     fn begin_item(&mut self) {
         let Some(item) = self.items.front() else { return };
+        self.copied_to = item.positions.start;
         let is_new = self.logs.last().is_none_or(|log| log.number != item.number);
         if is_new {
             let (inner, number) = (Arc::clone(&item.log), item.number);
@@ -327,12 +347,17 @@ impl Round {
         }
     }
 
-    /// Copies one batch of the item.
+    /// Copies one batch of the item. The copies must leave out no position: what the victim has of
+    /// the item is given up when the round ends.
     fn copy(&mut self, engine: &Engine, batch: BatchRef) -> Result<(), ReadError> {
         let Some(item) = self.items.front() else { return Ok(()) };
+        if batch.first > self.copied_to {
+            return Err(missing(self.copied_to));
+        }
         let segment = Arc::clone(&item.segment);
         let found = FoundBatch { number: item.number, segment, batch, end: item.positions.end };
         let (header, section, payload) = engine.fetch_raw(&found)?;
+        self.copied_to = section.position.saturating_add(u64::from(section.count));
         let mut moved = Header::new(FrameKind::Moved, header.lsn, header.epoch, &[section]);
         moved.mark = header.mark;
         let (at, start) = (self.tail, self.piece.len());

@@ -238,6 +238,9 @@ pub(crate) struct Rebuilt {
     pub(crate) last: u64,
     pub(crate) bytes: u64,
     pub(crate) batches: Vec<BatchRef>,
+    /// How many of the first batches stand before a lost frame that may have changed the log: it
+    /// may have replaced them. Invariant: at most the number of batches.
+    in_doubt: usize,
 }
 
 impl Rebuilt {
@@ -271,17 +274,21 @@ impl Rebuilt {
             self.batches.pop();
         }
         self.end = self.end.min(from);
+        self.in_doubt = self.in_doubt.min(self.batches.len());
     }
 }
 
 /// What the frames of one segment say, without its index.
 #[derive(Debug, Default)]
 pub(crate) struct Rebuild {
+    /// By number. Of moved frames each batch is one of these.
     pub(crate) logs: Vec<Rebuilt>,
     /// From the first frame to the last, nothing is missing.
     contiguous: bool,
     /// It ends in an index.
     ended: bool,
+    /// The segment is one of moved frames.
+    is_moved: bool,
     first_lsn: u64,
     last_lsn: u64,
     chains: BTreeMap<u64, Chain>,
@@ -322,13 +329,37 @@ impl Rebuild {
         }
     }
 
-    fn note(&mut self, section: &Section, lsn: u64) {
+    /// Whether no moved frame is missing. The index counts as well, as it says where they end.
+    pub(crate) fn is_whole_moved(&self) -> bool {
+        self.is_moved && self.contiguous && self.ended
+    }
+
+    /// The batches of one log, by position. `last` is the LSN of the last batch that the log is
+    /// known to have here: then only those are given that no lost frame can have replaced. Without
+    /// it all that were found are.
+    pub(crate) fn batches_of(&self, number: u64, last: Option<u64>) -> Vec<BatchRef> {
+        let from = self.logs.partition_point(|log| log.number < number);
+        let of_log = self.logs[from..].iter().take_while(|log| log.number == number);
+        let certain = |log: &Rebuilt| match last {
+            None => log.batches.clone(),
+            Some(_) if self.is_whole_moved() => log.batches.clone(),
+            Some(last) if !self.is_moved && log.last == last => log.batches[log.in_doubt..].to_vec(),
+            Some(_) => Vec::new(),
+        };
+        of_log.flat_map(certain).collect()
+    }
+
+    /// Adds a section to the chain of its log. False when sections before it are missing.
+    fn note(&mut self, section: &Section, lsn: u64) -> bool {
         if let Some(chain) = self.chains.get_mut(&section.log) {
-            chain.broken |= chain.last != section.previous;
+            let follows = chain.last == section.previous;
+            chain.broken |= !follows;
             chain.last = lsn;
+            follows
         } else {
             let chain = Chain { before: section.previous, last: lsn, broken: false };
             self.chains.insert(section.log, chain);
+            true
         }
     }
 }
@@ -352,8 +383,11 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
         (lsn, epoch) = (frame.header.lsn, frame.header.epoch);
         let mut batches = frame.batches().peekable();
         for (at, section) in frame.sections.iter().enumerate() {
-            if section.log != 0 {
-                rebuild.note(section, lsn);
+            if section.log != 0
+                && !rebuild.note(section, lsn)
+                && let Some(log) = logs.get_mut(&section.log)
+            {
+                log.in_doubt = log.batches.len();
             }
             match (section.kind, logs.get_mut(&section.log)) {
                 (SectionKind::Truncate, Some(log)) => log.truncate(section.position),
@@ -377,19 +411,19 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
     Ok(rebuild)
 }
 
-/// The batches of a segment of moved frames, without its index, and whether none can be missing.
+/// The batches of a segment of moved frames, without its index.
 ///
 /// Each batch stands for itself. Two that follow each other by position may be copies of what was
 /// written at different times, and what was between them may have been rewritten elsewhere.
-pub(crate) fn rebuild_moved(segment: &Segment) -> Result<(Vec<Rebuilt>, bool), Fault> {
+pub(crate) fn rebuild_moved(segment: &Segment) -> Result<Rebuild, Fault> {
     let mut scanner = Scanner::lenient(segment);
-    let (mut logs, mut offset) = (Vec::new(), FRAMES_AT);
-    let (mut contiguous, mut ended) = (true, false);
+    let mut rebuild = Rebuild { contiguous: true, is_moved: true, ..Rebuild::default() };
+    let mut offset = FRAMES_AT;
     while let Some(frame) = scanner.search(offset)? {
-        contiguous &= frame.offset == offset;
+        rebuild.contiguous &= frame.offset == offset;
         offset = frame.end();
-        ended = frame.kind() == Some(FrameKind::Index);
-        if ended {
+        rebuild.ended = frame.kind() == Some(FrameKind::Index);
+        if rebuild.ended {
             break;
         }
         if frame.kind() != Some(FrameKind::Moved) {
@@ -398,10 +432,12 @@ pub(crate) fn rebuild_moved(segment: &Segment) -> Result<(Vec<Rebuilt>, bool), F
         for (_, number, batch, end) in frame.batches() {
             let mut log = Rebuilt { number, ..Rebuilt::default() };
             log.append(batch, end, frame.header.lsn);
-            logs.push(log);
+            rebuild.logs.push(log);
         }
     }
-    Ok((logs, contiguous && ended))
+    // They are written in this order.
+    rebuild.logs.sort_by_key(|log| log.number);
+    Ok(rebuild)
 }
 
 /// Reads sector by sector, and takes those that cannot be read for zeros.

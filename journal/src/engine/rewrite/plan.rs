@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::HEAD_BYTES;
 use crate::engine::Engine;
 use crate::engine::log::LogInner;
+use crate::engine::reader::Sought;
 use crate::engine::segment::Segment;
 use crate::error::ReadError;
 use crate::format::frame::{HEADER_BYTES, SECTION_BYTES};
@@ -41,6 +42,8 @@ pub(super) struct Item {
     pub(super) number: u64,
     pub(super) segment: Arc<Segment>,
     pub(super) positions: Range<u64>,
+    /// LSN of its last batch there.
+    last: u64,
 }
 
 /// A segment that may be a victim.
@@ -56,7 +59,8 @@ impl Item {
     /// Its batches, by position.
     pub(super) fn batches(&self, engine: &Engine) -> Result<Vec<BatchRef>, ReadError> {
         let Range { start, end } = self.positions;
-        let all = engine.batches_of(&self.segment, self.number, start)?;
+        let sought = Sought { number: self.number, position: start, last: Some(self.last) };
+        let all = engine.batches_of(&self.segment, sought)?;
         let from = all.partition_point(|batch| batch.first <= start).saturating_sub(1);
         let counts = |batch: &&BatchRef| batch.first < end;
         Ok(all[from..].iter().take_while(counts).copied().collect())
@@ -132,6 +136,7 @@ impl Engine {
                     number: view.bounds.number,
                     segment: Arc::clone(&extent.segment),
                     positions: extent.first..extent.end,
+                    last: extent.last,
                 });
             }
         });
