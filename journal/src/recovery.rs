@@ -15,7 +15,7 @@ use crate::core::view::Extent;
 use crate::engine::cache::{Buffers, IndexCache};
 use crate::engine::lead::Leadership;
 use crate::engine::reader::{find_index, read_directory};
-use crate::engine::seal::write_trailer;
+use crate::engine::seal::{Seal, write_trailer};
 use crate::engine::segment::Segment;
 use crate::engine::space::{Census, Keeper, MANIFEST, PrepareError, Space, is_full};
 use crate::engine::writer::{Active, Writer};
@@ -285,6 +285,8 @@ pub(crate) struct Recovered {
     pub(crate) directory: Directory,
     pub(crate) replay: Replay,
     replayed: Option<usize>,
+    /// Full segments without an index that can be used.
+    without_index: Vec<Arc<Segment>>,
 }
 
 impl Recovered {
@@ -297,7 +299,7 @@ impl Recovered {
         }
         let directory = read_directory_of(files, &names)?;
         let (replay, replayed) = replay_tail(&directory)?;
-        let mut recovered = Self { directory, replay, replayed };
+        let mut recovered = Self { directory, replay, replayed, without_index: Vec::new() };
         if let Some((active, _)) = recovered.active() {
             recovered.attach_sealed(&active)?;
         }
@@ -315,6 +317,7 @@ impl Recovered {
         if let Some((segment, tail)) = &active {
             self.rewrite_above_mark(segment, *tail)?;
         }
+        let unmovable = self.restore_indexes();
         let census = self.census(active.as_ref().map(|(segment, _)| segment), &config);
         let Directory { mut manifest, manifest_file, .. } = self.directory;
         manifest.epoch = manifest.epoch.max(self.replay.epoch).saturating_add(1);
@@ -360,7 +363,7 @@ impl Recovered {
             write_buffers: Arc::default(),
             durable: AtomicU64::new(last),
             written: AtomicU64::new(last),
-            counters: Counters::default(),
+            counters: Counters { segments_unmovable: unmovable.into(), ..Counters::default() },
             closed: AtomicBool::new(false),
             leases: Mutex::default(),
             guard: Mutex::new(Some(guard)),
@@ -401,6 +404,7 @@ impl Recovered {
             let (extents, rebuilt) = contents(segment)?;
             self.keep_known(extents, &mut found);
             let Some(rebuild) = rebuilt else { continue };
+            self.without_index.push(Arc::clone(segment));
             if rebuild.is_whole(segment.span(), scan::first_lsn(next)?) {
                 let (first, index) = rebuild.lsns();
                 segment.set_full(first, index);
@@ -451,9 +455,9 @@ impl Recovered {
 
     /// Gathers what segments of moved frames hold. False when batches may be missing of which it
     /// is not known where they stood: older ones may then seem to count.
-    fn attach_moved(&self, found: &mut BTreeMap<u64, Vec<Extent>>) -> Result<bool, OpenError> {
+    fn attach_moved(&mut self, found: &mut BTreeMap<u64, Vec<Extent>>) -> Result<bool, OpenError> {
         let mut whole = true;
-        for segment in &self.directory.rewritten {
+        for segment in &self.directory.rewritten.clone() {
             if let Some(index) = readable(segment, find_index(segment))
                 && let Some(directory) = readable(segment, read_directory(segment, &index))
             {
@@ -462,6 +466,7 @@ impl Recovered {
             }
             let name = segment.name();
             tracing::warn!(target: "voussoir::journal", name, "no index: reading all frames");
+            self.without_index.push(Arc::clone(segment));
             let rebuild = scan::rebuild_moved(segment)?;
             whole &= rebuild.is_whole_moved();
             self.keep_known(rebuilt_extents(segment, &rebuild.logs), found);
@@ -511,6 +516,21 @@ impl Recovered {
         }
         segment.file.sync_data().map_err(|error| fault("sync", &error))?;
         Ok(())
+    }
+
+    /// Gives full segments the index that a crash took, so that no reader and no round of rewriting
+    /// has to read all their frames. Answers how many have none after that: of these, frames are
+    /// lost as well, or the disk does not take the index. They stay as they are.
+    fn restore_indexes(&self) -> u64 {
+        let mut missing = 0;
+        // One at a time: the batches of all of them may not fit into memory.
+        for segment in self.without_index.iter().filter(|segment| segment.pinned()) {
+            if !restore_index(segment) {
+                segment.set_unmovable();
+                missing += 1;
+            }
+        }
+        missing
     }
 
     fn census(&self, active: Option<&Arc<Segment>>, config: &Config) -> Census {
@@ -609,6 +629,25 @@ fn rebuilt_extents(segment: &Arc<Segment>, logs: &[Rebuilt]) -> Extents {
         (log.number, Extent::found(segment, log.first..log.end, log.last, log.bytes))
     };
     logs.iter().map(extent).collect()
+}
+
+/// Writes the index of a full segment by its frames, if it lacks nothing else. A segment of moved
+/// frames loses its index to rot alone, since that is synced before the segment counts.
+fn restore_index(segment: &Arc<Segment>) -> bool {
+    if segment.is_rewritten() {
+        return false;
+    }
+    let Ok(rebuild) = scan::rebuild_index(segment) else { return false };
+    if !rebuild.is_whole(segment.span(), None) {
+        return false;
+    }
+    let Some(seal) = Seal::rebuilt(segment, rebuild) else { return false };
+    // The index only speeds things up: a disk that does not take it has lost nothing by that.
+    let written = seal.write();
+    if let Err(fault) = &written {
+        tracing::warn!(target: "voussoir::journal", %fault, "no index");
+    }
+    written.is_ok()
 }
 
 /// Whether a segment ends in an index that verifies.

@@ -7,6 +7,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use crate::format::index::{BatchRef, DirectoryEntry};
+use crate::recovery::scan::Rebuild;
 
 /// Read buffers that are kept for the next read.
 const BUFFERS_MAX: usize = 8;
@@ -26,6 +27,8 @@ pub(crate) struct IndexCache {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Key {
     Directory(u64),
+    /// What the frames of a segment without an index say.
+    Rebuild(u64),
     /// The batches of one log.
     Batches(u64, u64),
 }
@@ -33,6 +36,7 @@ pub(crate) enum Key {
 #[derive(Debug, Clone)]
 pub(crate) enum Cached {
     Directory(Arc<[DirectoryEntry]>),
+    Rebuild(Arc<Rebuild>),
     Batches(Arc<[BatchRef]>),
 }
 
@@ -48,6 +52,7 @@ impl Cached {
         OVERHEAD
             + match self {
                 Self::Directory(entries) => size_of_val::<[DirectoryEntry]>(entries),
+                Self::Rebuild(rebuild) => rebuild.bytes(),
                 Self::Batches(batches) => size_of_val::<[BatchRef]>(batches),
             }
     }

@@ -17,7 +17,7 @@ use crate::format::frame::{FrameKind, HEAD_BYTES_MAX, HEADER_BYTES, Header, Sect
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::{self, Trailer};
 use crate::format::{TRAILER_BYTES, crc32c, frame, padded};
-use crate::recovery::scan;
+use crate::recovery::scan::{self, Rebuild};
 
 /// A head and payload closer together than this are read at once.
 const ONE_READ_GAP: u64 = 4096;
@@ -441,12 +441,7 @@ impl Engine {
             batches
         } else {
             // The index is only a hint: the frames have everything, unless one of them is lost.
-            let rebuild = if segment.is_rewritten() {
-                scan::rebuild_moved(segment)?
-            } else {
-                scan::rebuild_index(segment)?
-            };
-            let batches = rebuild.batches_of(number, last);
+            let batches = self.rebuild_of(segment)?.batches_of(number, last);
             if batches.is_empty() {
                 return Err(indexed.err().unwrap_or(damaged(position, "lost")));
             }
@@ -456,6 +451,23 @@ impl Engine {
         let key = Key::Batches(segment.sequence, number);
         self.index_cache.lock().put(key, Cached::Batches(Arc::clone(&batches)));
         Ok(batches)
+    }
+
+    /// What the frames of a segment without an index say. Reading all of them costs as much as the
+    /// segment is large, whatever one log has there: it is done once for all logs.
+    fn rebuild_of(&self, segment: &Segment) -> Result<Arc<Rebuild>, ReadError> {
+        let key = Key::Rebuild(segment.sequence);
+        if let Some(Cached::Rebuild(rebuild)) = self.index_cache.lock().get(key) {
+            return Ok(rebuild);
+        }
+        let rebuild = if segment.is_rewritten() {
+            scan::rebuild_moved(segment)?
+        } else {
+            scan::rebuild_index(segment)?
+        };
+        let rebuild = Arc::new(rebuild);
+        self.index_cache.lock().put(key, Cached::Rebuild(Arc::clone(&rebuild)));
+        Ok(rebuild)
     }
 
     /// The batches of a log by the segment's own index; `None` when the index cannot be used.

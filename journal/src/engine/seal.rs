@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::segment::Segment;
-use super::writer::{Staged, plain_section};
+use super::writer::{Staged, index_bytes, plain_section};
 use crate::core::view::Extent;
 use crate::error::Fault;
 use crate::files::write_all_at;
@@ -12,6 +12,7 @@ use crate::format::TRAILER_BYTES;
 use crate::format::frame::{FrameKind, Header, SectionKind};
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::Trailer;
+use crate::recovery::scan::{Rebuild, Rebuilt};
 
 /// What the index of a full segment has to say: what was in it when the next one was begun,
 /// whatever has become of its logs since then.
@@ -47,9 +48,29 @@ impl SealedLog {
         };
         Some(Self { index, entry, batches: Arc::clone(extent.batches.as_ref()?) })
     }
+
+    /// No log of an open journal has these batches in memory.
+    fn rebuilt(log: Rebuilt) -> Self {
+        let entry = log.directory_entry();
+        Self { index: u32::MAX, entry, batches: Arc::new(log.batches.into()) }
+    }
 }
 
 impl Seal {
+    /// The index of a full segment that has lost nothing else, from its frames. `None` when there is
+    /// no room for it.
+    pub(crate) fn rebuilt(segment: &Arc<Segment>, rebuild: Rebuild) -> Option<Self> {
+        let (_, lsn) = rebuild.lsns();
+        let (at, epoch) = rebuild.index_place();
+        let logs: Vec<SealedLog> = rebuild.logs.into_iter().map(SealedLog::rebuilt).collect();
+        let batches: usize = logs.iter().map(|log| log.batches.len()).sum();
+        let end = at.checked_add(index_bytes(logs.len() as u64, batches as u64))?;
+        let fits = end <= segment.size - TRAILER_BYTES;
+        // Whatever stands before the index is durable when the next segment is begun.
+        let (segment, mark) = (Arc::clone(segment), lsn.saturating_sub(1));
+        fits.then_some(Self { segment, at, lsn, epoch, mark, logs })
+    }
+
     /// Writes the index and the trailer that points at it; answers how many bytes that were.
     pub(crate) fn write(&self) -> Result<u64, Fault> {
         let (mut directory, mut entries) = (Vec::new(), Vec::new());

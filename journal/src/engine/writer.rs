@@ -207,7 +207,7 @@ impl Room for ActiveRoom {
 }
 
 /// Bytes of the index frame of a segment.
-fn index_bytes(logs: u64, batches: u64) -> u64 {
+pub(crate) fn index_bytes(logs: u64, batches: u64) -> u64 {
     let heads = (frame::HEADER_BYTES + 2 * SECTION_BYTES) as u64;
     heads + logs * DIRECTORY_ENTRY as u64 + batches * ENTRY as u64
 }

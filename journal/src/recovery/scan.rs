@@ -255,7 +255,7 @@ impl Rebuilt {
         self.batches.push(batch);
     }
 
-    /// As the directory of the segment would have it.
+    /// As the directory of the segment has it, apart from its entries.
     pub(crate) fn directory_entry(&self) -> DirectoryEntry {
         DirectoryEntry {
             log: self.number,
@@ -291,6 +291,9 @@ pub(crate) struct Rebuild {
     is_moved: bool,
     first_lsn: u64,
     last_lsn: u64,
+    last_epoch: u32,
+    /// Offset of the index, or of where it would be.
+    index_at: u64,
     chains: BTreeMap<u64, Chain>,
 }
 
@@ -316,6 +319,18 @@ impl Rebuild {
     /// LSNs of the first frame and of the index, provided that no frame is missing.
     pub(crate) fn lsns(&self) -> (u64, u64) {
         (self.first_lsn, if self.ended { self.last_lsn } else { self.last_lsn + 1 })
+    }
+
+    /// Where the index belongs, and the epoch that its frame has.
+    pub(crate) fn index_place(&self) -> (u64, u32) {
+        (self.index_at, self.last_epoch)
+    }
+
+    /// Bytes in memory, about.
+    pub(crate) fn bytes(&self) -> usize {
+        let of_log = |log: &Rebuilt| size_of::<Rebuilt>() + log.batches.len() * size_of::<BatchRef>();
+        let chains = self.chains.len() * size_of::<(u64, Chain)>();
+        self.logs.iter().map(of_log).sum::<usize>() + chains
     }
 
     /// Whether nothing of a log is missing here: `before` and `after` are the LSNs of its last
@@ -403,9 +418,10 @@ pub(crate) fn rebuild_index(segment: &Segment) -> Result<Rebuild, Fault> {
             }
         }
         rebuild.ended = frame.kind() == Some(FrameKind::Index);
+        rebuild.index_at = if rebuild.ended { frame.offset } else { frame.end() };
         offset = frame.end();
     }
-    rebuild.last_lsn = lsn;
+    (rebuild.last_lsn, rebuild.last_epoch) = (lsn, epoch);
     rebuild.logs =
         logs.into_values().filter(|log| !log.batches.is_empty() && log.first < log.end).collect();
     Ok(rebuild)

@@ -8,6 +8,7 @@ mod index;
 mod kill;
 mod limits;
 mod losses;
+mod lost_index;
 mod media;
 mod moves;
 mod oracle;

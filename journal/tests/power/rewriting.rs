@@ -14,34 +14,34 @@ use voussoir_journal::{
 
 use crate::losses::in_order;
 
-const SEGMENT: u64 = 64 << 10;
+pub(crate) const SEGMENT: u64 = 64 << 10;
 
 /// A pool of eight segments.
-fn config() -> Config {
+pub(crate) fn config() -> Config {
     let mut config = in_order().config;
     config.max_bytes = 8 * SEGMENT;
     config
 }
 
-fn open(files: Arc<dyn Files>) -> Journal {
+pub(crate) fn open(files: Arc<dyn Files>) -> Journal {
     Journal::open_with(files, config()).unwrap()
 }
 
-fn cold(journal: &Journal) -> Log {
+pub(crate) fn cold(journal: &Journal) -> Log {
     journal.log("cold", 1).unwrap()
 }
 
-fn hot(journal: &Journal) -> Log {
+pub(crate) fn hot(journal: &Journal) -> Log {
     journal.log("hot", 1).unwrap()
 }
 
-fn record(position: u64) -> Vec<u8> {
+pub(crate) fn record(position: u64) -> Vec<u8> {
     let mut record = position.to_le_bytes().to_vec();
     record.resize(40 + (position % 60) as usize, position as u8);
     record
 }
 
-fn commit(journal: &Journal, commit: Commit) {
+pub(crate) fn commit(journal: &Journal, commit: Commit) {
     journal.commit_blocking(commit).map(drop).unwrap();
 }
 
@@ -51,7 +51,7 @@ fn append_cold(journal: &Journal) {
 }
 
 /// Fills the active segment with records that are let go at once. `work` as well, or not.
-fn fill_segment(journal: &Journal, work: bool) {
+pub(crate) fn fill_segment(journal: &Journal, work: bool) {
     let (hot, before) = (hot(journal), journal.stats().rotations);
     while journal.stats().rotations == before {
         commit(journal, Commit::new().append(&hot, [[7; 3_000]]).release(&hot, hot.end()));
@@ -61,7 +61,7 @@ fn fill_segment(journal: &Journal, work: bool) {
     }
 }
 
-fn fits(journal: &Journal, upto: u64) {
+pub(crate) fn fits(journal: &Journal, upto: u64) {
     let log = cold(journal);
     assert_eq!((log.bounds(), log.health()), (0..upto, Health::Intact));
     let all = log.read_range(0..upto, usize::MAX).unwrap();
@@ -70,7 +70,7 @@ fn fits(journal: &Journal, upto: u64) {
 }
 
 /// A journal in which a round has just begun: nothing has been copied yet.
-fn short_of_segments(files: Arc<dyn Files>) -> Journal {
+pub(crate) fn short_of_segments(files: Arc<dyn Files>) -> Journal {
     let journal = open(files);
     for _ in 0..12 {
         append_cold(&journal);
@@ -90,7 +90,7 @@ fn short_of_segments(files: Arc<dyn Files>) -> Journal {
 }
 
 /// Goes on with a round to its end.
-fn finish_round(journal: &Journal) {
+pub(crate) fn finish_round(journal: &Journal) {
     let before = journal.stats().segments_rewritten;
     for _ in 0..100 {
         assert!(journal.work(0) != Work::Idle, "{:?}", journal.stats());
@@ -503,7 +503,7 @@ fn a_manifest_older_than_a_round_loses_nothing() {
 }
 
 /// The name and the content of the segment that holds moved frames.
-fn moved_segment(disk: &CrashFiles) -> (String, Vec<u8>) {
+pub(crate) fn moved_segment(disk: &CrashFiles) -> (String, Vec<u8>) {
     let report = inspect(&*disk.mount(), &mut |_| {}).unwrap();
     let moved = report.segments.iter().find(|segment| segment.role == Role::Rewritten).unwrap();
     disk.snapshot().into_iter().find(|(name, _)| *name == moved.name).unwrap()
@@ -520,7 +520,7 @@ fn after_a_round() -> (CrashFiles, u64) {
 }
 
 /// The offset of the index, as the trailer of a segment says it.
-fn index_at(content: &[u8]) -> u64 {
+pub(crate) fn index_at(content: &[u8]) -> u64 {
     let trailer = &content[content.len() - 64..];
     u64::from_le_bytes(trailer[8..16].try_into().unwrap())
 }

@@ -13,7 +13,6 @@ use crate::error::ReadError;
 use crate::format::frame::{HEADER_BYTES, SECTION_BYTES};
 use crate::format::index::{BatchRef, DIRECTORY_ENTRY, DirectoryEntry, ENTRY};
 use crate::format::{FRAMES_AT, TRAILER_BYTES, padded};
-use crate::recovery::scan;
 
 /// A segment is a victim when at most so much of it has to be moved, in percent.
 const LIVE_PERCENT_MAX: u64 = 50;
@@ -145,21 +144,12 @@ impl Engine {
     }
 
     /// Bytes that the copies of what counts in a segment take at most. `None` for more than `most`,
-    /// which is found out without a look at the rest.
+    /// which is found out without a look at the rest, and for a segment whose index cannot be used:
+    /// an opening gives each segment its index that has lost no more than that.
     fn price(&self, candidate: &Candidate, most: u64) -> Option<u64> {
-        let segment = &candidate.segment;
-        let indexed = self.directory_of(segment).ok().flatten();
-        let directory: Vec<DirectoryEntry> = match indexed {
-            Some((_, directory)) => directory.to_vec(),
-            // A power loss took the index.
-            None if !segment.is_rewritten() => {
-                let rebuild = scan::rebuild_index(segment).ok()?;
-                rebuild.logs.iter().map(scan::Rebuilt::directory_entry).collect()
-            }
-            None => return None,
-        };
+        let (_, directory) = self.directory_of(&candidate.segment).ok()??;
         let directory: Directory =
-            directory.into_iter().map(|entry| ((entry.log, entry.first), entry)).collect();
+            directory.iter().map(|entry| ((entry.log, entry.first), *entry)).collect();
         let mut cost = 0;
         for item in &candidate.items {
             cost += item.cost(self, &directory)?;
