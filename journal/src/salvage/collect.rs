@@ -126,7 +126,15 @@ impl Collected {
     }
 
     /// The manifest shows that the segment had been released when it was written.
-    fn is_released(&self, sequence: u64) -> bool {
+    ///
+    /// A segment of moved frames has a lower sequence than spares that were prepared while it was
+    /// written, and is listed later. When one copy of the manifest is damaged, the other one may be
+    /// of the time between, and what the segment was copied from may have been used again since.
+    fn is_released(&self, sequence: u64, header: Option<SegmentHeader>) -> bool {
+        let may_be_moved = header.is_none_or(|header| header.is_rewritten);
+        if may_be_moved && !self.manifest_is_whole {
+            return false;
+        }
         self.manifest.as_ref().is_some_and(|manifest| {
             let newest = manifest.live.last().map_or(0, |life| life.sequence);
             sequence <= newest && !manifest.live.iter().any(|life| life.sequence == sequence)
@@ -162,7 +170,7 @@ impl Collected {
             return found;
         };
         found.sequence = Some(sequence);
-        if self.is_released(sequence) {
+        if self.is_released(sequence, header) {
             found.role = FileRole::Released;
             return found;
         }

@@ -11,6 +11,7 @@ mod losses;
 mod lost_index;
 mod media;
 mod moves;
+mod old_manifest;
 mod oracle;
 mod rewriting;
 mod rng;

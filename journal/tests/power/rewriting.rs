@@ -45,7 +45,7 @@ pub(crate) fn commit(journal: &Journal, commit: Commit) {
     journal.commit_blocking(commit).map(drop).unwrap();
 }
 
-fn append_cold(journal: &Journal) {
+pub(crate) fn append_cold(journal: &Journal) {
     let log = cold(journal);
     commit(journal, Commit::new().append(&log, [record(log.end())]));
 }
@@ -451,55 +451,6 @@ fn a_damaged_victim_stays_where_it_is() {
         panic!("{problems:?}")
     };
     assert_eq!((segment, positions), (name, &(2..3)));
-}
-
-/// The content of the manifest, and of both its copies which is the newer one.
-fn manifest_of(image: &[(String, Vec<u8>)]) -> (Vec<Vec<u8>>, usize) {
-    let (_, content) = image.iter().find(|(name, _)| name == "manifest").unwrap();
-    let copies: Vec<Vec<u8>> = content.chunks(SEGMENT as usize).map(<[u8]>::to_vec).collect();
-    let counter = |copy: &[u8]| u64::from_le_bytes(copy[40..48].try_into().unwrap());
-    let newer = usize::from(counter(&copies[1]) > counter(&copies[0]));
-    (copies, newer)
-}
-
-/// The newer copy of the manifest rots, and the other one is from before a round ended: it lists
-/// victims whose files have been made ready for another use, and not the segment that has their
-/// batches.
-#[test]
-fn a_manifest_older_than_a_round_loses_nothing() {
-    let mut reused = 0;
-    for nth in 0..16 {
-        let disk = CrashFiles::new(1);
-        let journal = short_of_segments(disk.mount());
-        let upto = cold(&journal).end();
-        finish_round(&journal);
-        // The next segment is wanted, and a victim's file is taken for it.
-        fill_segment(&journal, false);
-        let after = disk.snapshot();
-        disk.inject(Fault::new(Op::Any, When::Nth(nth), Effect::PowerOff));
-        for _ in 0..4 {
-            journal.work(0);
-        }
-        disk.power_loss(Loss::Everything);
-        disk.heal();
-        drop(journal);
-        let image = disk.snapshot();
-        let ((copies, newer), (before, _)) = (manifest_of(&image), manifest_of(&after));
-        let headers = |image: &[(String, Vec<u8>)]| -> Vec<Vec<u8>> {
-            let segments = image.iter().filter(|(name, _)| name.starts_with("segment-"));
-            segments.map(|(_, content)| content[..64].to_vec()).collect()
-        };
-        reused += u64::from(copies == before && headers(&image) != headers(&after));
-        disk.overwrite("manifest", newer as u64 * SEGMENT + 70, &[0xff; 9]);
-        let journal = open(disk.mount());
-        fits(&journal, upto);
-        for _ in 0..20 {
-            append_cold(&journal);
-            fill_segment(&journal, true);
-        }
-        fits(&journal, upto + 20);
-    }
-    assert!(reused > 0, "no file of a victim was in use again");
 }
 
 /// The name and the content of the segment that holds moved frames.
