@@ -129,15 +129,21 @@ impl Engine {
     }
 
     pub(crate) fn wake_all_followers(&self) {
-        let mut logs = Vec::new();
-        self.each_log(|log| logs.push(Arc::clone(&log.inner)));
-        for log in logs {
+        for log in self.logs_and_handles() {
             log.changed();
         }
     }
 
+    /// Each log with a handle or records.
+    pub(crate) fn logs_and_handles(&self) -> Vec<Arc<LogInner>> {
+        let mut logs = Vec::new();
+        self.each_log(|log| logs.push(Arc::clone(&log.inner)));
+        logs
+    }
+
     /// Calls `found` for each log with a handle or records. The state is locked for
-    /// [`LOGS_AT_ONCE`] logs at a time; `found` runs under that lock.
+    /// [`LOGS_AT_ONCE`] logs at a time; `found` runs under that lock, so it must not look at all
+    /// that a log has: a log may have records in each segment.
     fn each_log(&self, mut found: impl FnMut(&LogState)) {
         let mut from = 0;
         // Ends because each round goes on behind the last, and the number of logs is bounded.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::log::LogInner;
 use super::seal::{Seal, SealedLog};
 use super::segment::Segment;
 use super::writer::{Active, Writer, plain_section};
@@ -64,11 +65,10 @@ impl Engine {
         let mut logs = Vec::with_capacity(indexes.len());
         // A few logs at a time, so that submitting a commit does not wait for all of them.
         for indexes in indexes.chunks(LOGS_AT_ONCE) {
-            let state = self.state.lock();
-            logs.extend(indexes.iter().filter_map(|index| {
-                let log = state.logs.get(*index as usize)?.as_ref()?;
-                let view = log.inner.view.read();
-                SealedLog::new(*index, view.bounds.number, view.extent_in(segment)?)
+            let some = self.logs_at(indexes.iter().copied());
+            logs.extend(some.iter().filter_map(|log| {
+                let view = log.view.read();
+                SealedLog::new(log.index(), view.bounds.number, view.extent_in(segment)?)
             }));
         }
         let (segment, mark) = (Arc::clone(segment), self.durable_lsn());
@@ -86,14 +86,19 @@ impl Engine {
         while let Some(seal) = self.space.next_seal() {
             Counters::add(&self.counters.bytes, seal.write()?);
             for logs in seal.logs.chunks(LOGS_AT_ONCE) {
-                let state = self.state.lock();
-                for log in logs {
-                    if let Some(log) = state.logs.get(log.index as usize).and_then(Option::as_ref) {
-                        log.inner.view.write().seal(&seal.segment);
-                    }
+                for log in self.logs_at(logs.iter().map(|log| log.index)) {
+                    log.view.write().seal(&seal.segment);
                 }
             }
         }
         Ok(())
+    }
+
+    /// The logs with these places in the table of logs, as far as they are there. A log may have
+    /// records in each segment, so that what it has is looked through without the lock of the state.
+    fn logs_at(&self, indexes: impl Iterator<Item = u32>) -> Vec<Arc<LogInner>> {
+        let state = self.state.lock();
+        let log_at = |index: u32| Some(Arc::clone(&state.logs.get(index as usize)?.as_ref()?.inner));
+        indexes.filter_map(log_at).collect()
     }
 }

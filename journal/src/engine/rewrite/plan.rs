@@ -124,21 +124,21 @@ impl Engine {
             .map(|(place, candidate)| (candidate.segment.sequence, place))
             .collect();
         // Also logs whose deletion has been taken and not yet been written.
-        self.each_log(|log| {
-            let view = log.inner.view.read();
+        for log in self.logs_and_handles() {
+            let view = log.view.read();
             for extent in view.extents() {
                 let Some(place) = places.get(&extent.segment.sequence) else { continue };
                 let candidate = &mut candidates[*place];
                 candidate.is_barred |= view.bounds.damage.is_some();
                 candidate.items.push(Item {
-                    log: Arc::clone(&log.inner),
+                    log: Arc::clone(&log),
                     number: view.bounds.number,
                     segment: Arc::clone(&extent.segment),
                     positions: extent.first..extent.end,
                     last: extent.last,
                 });
             }
-        });
+        }
         candidates.retain(|candidate| !candidate.is_barred);
         candidates
     }
@@ -158,5 +158,43 @@ impl Engine {
             }
         }
         Some(cost)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Config, MemoryFiles};
+
+    /// A log may have records in each segment: commits must not wait while they are looked through.
+    #[test]
+    fn commits_are_taken_while_a_plan_looks_at_a_log() {
+        let engine = crate::recovery::open(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+        let log = {
+            let bounds = crate::core::bounds::LogBounds { number: 1, ..Default::default() };
+            engine.state.lock().insert("planned", 1, bounds, 0)
+        };
+        let engine = &engine;
+        std::thread::scope(|scope| {
+            let (begun, begins) = mpsc::channel();
+            let held = log.view.write();
+            let planner = scope.spawn(move || {
+                begun.send(()).unwrap();
+                engine.candidates()
+            });
+            begins.recv().unwrap();
+            // The planner waits for the log sooner or later.
+            for _ in 0..50 {
+                let state = engine.state.try_lock_for(Duration::from_secs(5));
+                assert!(state.is_some(), "the state is locked while the plan looks at a log");
+                drop(state);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            drop(held);
+            assert!(planner.join().unwrap().is_empty());
+        });
     }
 }
