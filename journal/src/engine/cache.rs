@@ -1,6 +1,6 @@
 //! Bounded memory for reading: indexes of sealed segments, and read buffers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -21,6 +21,8 @@ pub(crate) struct IndexCache {
     bytes: usize,
     clock: u64,
     entries: HashMap<Key, Entry>,
+    /// The keys by the time of their last use. Invariant: those of `entries`, by `Entry::used`.
+    order: BTreeMap<u64, Key>,
 }
 
 /// A segment (by sequence) and what of it.
@@ -60,13 +62,15 @@ impl Cached {
 
 impl IndexCache {
     pub(crate) fn new(limit_bytes: usize) -> Self {
-        Self { limit_bytes, bytes: 0, clock: 0, entries: HashMap::new() }
+        let (entries, order) = (HashMap::new(), BTreeMap::new());
+        Self { limit_bytes, bytes: 0, clock: 0, entries, order }
     }
 
     pub(crate) fn get(&mut self, key: Key) -> Option<Cached> {
         self.clock += 1;
         let entry = self.entries.get_mut(&key)?;
-        entry.used = self.clock;
+        self.order.remove(&std::mem::replace(&mut entry.used, self.clock));
+        self.order.insert(self.clock, key);
         Some(entry.cached.clone())
     }
 
@@ -74,12 +78,14 @@ impl IndexCache {
         self.clock += 1;
         self.bytes += cached.bytes();
         if let Some(old) = self.entries.insert(key, Entry { used: self.clock, cached }) {
+            self.order.remove(&old.used);
             self.bytes -= old.cached.bytes();
         }
-        // A search for the oldest is cheap beside the read from disk that led here.
+        self.order.insert(self.clock, key);
+        // Without a search: readers that must not block wait for this, and one large entry may take
+        // the place of thousands.
         while self.bytes > self.limit_bytes && self.entries.len() > 1 {
-            let oldest = self.entries.iter().min_by_key(|(_, entry)| entry.used);
-            let Some(key) = oldest.map(|(key, _)| *key) else { break };
+            let Some((_, key)) = self.order.pop_first() else { break };
             if let Some(old) = self.entries.remove(&key) {
                 self.bytes -= old.cached.bytes();
             }
@@ -197,5 +203,45 @@ mod tests {
         assert!(cache.get(Key::Batches(1, 1)).is_none());
         assert!(cache.get(Key::Batches(0, 1)).is_some());
         assert_eq!(cache.bytes, 3 * batches(10).bytes());
+    }
+
+    /// Against a list that is searched: all entries, in the order of their last use.
+    #[test]
+    fn the_cache_agrees_with_a_list_by_last_use() {
+        let batches = |count: u64| {
+            let all: Vec<_> = (0..count).map(|at| BatchRef::new(at, 0, 0, 0, 0)).collect();
+            Cached::Batches(all.into())
+        };
+        let limit = 40 * batches(4).bytes();
+        let mut cache = IndexCache::new(limit);
+        let mut list: Vec<(Key, usize)> = Vec::new();
+        // Steps of a generator that visits all numbers below 2^16.
+        let mut number = 1u64;
+        for _ in 0..20_000 {
+            number = (number * 25_173 + 13_849) % (1 << 16);
+            let key = Key::Batches(number % 97, 1);
+            let at = list.iter().position(|(listed, _)| *listed == key);
+            if number & 0x400 == 0 {
+                assert_eq!(cache.get(key).is_some(), at.is_some());
+                if let Some(at) = at {
+                    let used = list.remove(at);
+                    list.push(used);
+                }
+                continue;
+            }
+            let cached = batches(number >> 12);
+            if let Some(at) = at {
+                list.remove(at);
+            }
+            list.push((key, cached.bytes()));
+            cache.put(key, cached);
+            while list.iter().map(|(_, bytes)| bytes).sum::<usize>() > limit {
+                list.remove(0);
+            }
+            assert_eq!(cache.bytes, list.iter().map(|(_, bytes)| bytes).sum::<usize>());
+            let kept: Vec<Key> = cache.order.values().copied().collect();
+            assert_eq!(kept, list.iter().map(|(key, _)| *key).collect::<Vec<_>>());
+            assert_eq!(cache.entries.len(), list.len());
+        }
     }
 }

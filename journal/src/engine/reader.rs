@@ -427,29 +427,36 @@ impl Engine {
 
     /// The batches of a log in a sealed segment, by position: all of those that count, or at least
     /// those from some position on.
-    pub(crate) fn batches_of(
+    fn batches_of(
         &self,
-        segment: &Arc<Segment>,
+        segment: &Segment,
         sought: Sought,
     ) -> Result<Arc<[BatchRef]>, ReadError> {
-        let Sought { number, position, last } = sought;
-        if let Some(batches) = self.cached_batches(segment, number) {
+        if let Some(batches) = self.cached_batches(segment, sought.number) {
             return Ok(batches);
         }
-        let indexed = self.indexed_batches(segment, number);
-        let batches = if let Ok(Some(batches)) = indexed {
-            batches
-        } else {
-            // The index is only a hint: the frames have everything, unless one of them is lost.
-            let batches = self.rebuild_of(segment)?.batches_of(number, last);
-            if batches.is_empty() {
-                return Err(indexed.err().unwrap_or(damaged(position, "lost")));
-            }
-            batches
-        };
-        let batches: Arc<[BatchRef]> = batches.into();
-        let key = Key::Batches(segment.sequence, number);
+        let batches: Arc<[BatchRef]> = self.find_batches(segment, sought)?.into();
+        let key = Key::Batches(segment.sequence, sought.number);
         self.index_cache.lock().put(key, Cached::Batches(Arc::clone(&batches)));
+        Ok(batches)
+    }
+
+    /// As [`batches_of`](Self::batches_of), from the segment.
+    pub(crate) fn find_batches(
+        &self,
+        segment: &Segment,
+        sought: Sought,
+    ) -> Result<Vec<BatchRef>, ReadError> {
+        let Sought { number, position, last } = sought;
+        let indexed = self.indexed_batches(segment, number);
+        if let Ok(Some(batches)) = indexed {
+            return Ok(batches);
+        }
+        // The index is only a hint: the frames have everything, unless one of them is lost.
+        let batches = self.rebuild_of(segment)?.batches_of(number, last);
+        if batches.is_empty() {
+            return Err(indexed.err().unwrap_or(damaged(position, "lost")));
+        }
         Ok(batches)
     }
 
@@ -493,7 +500,7 @@ impl Engine {
     }
 
     /// The index of a sealed segment and the directory in it; `None` when it cannot be used.
-    pub(crate) fn directory_of(
+    fn directory_of(
         &self,
         segment: &Segment,
     ) -> Result<Option<(IndexAt, Directory)>, ReadError> {

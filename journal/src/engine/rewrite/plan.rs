@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::HEAD_BYTES;
 use crate::engine::Engine;
 use crate::engine::log::LogInner;
-use crate::engine::reader::Sought;
+use crate::engine::reader::{Sought, find_index, read_directory};
 use crate::engine::segment::Segment;
 use crate::error::ReadError;
 use crate::format::frame::{HEADER_BYTES, SECTION_BYTES};
@@ -59,7 +59,8 @@ impl Item {
     pub(super) fn batches(&self, engine: &Engine) -> Result<Vec<BatchRef>, ReadError> {
         let Range { start, end } = self.positions;
         let sought = Sought { number: self.number, position: start, last: Some(self.last) };
-        let all = engine.batches_of(&self.segment, sought)?;
+        // Not for the cache: nobody looks for these again once they have been moved.
+        let all = engine.find_batches(&self.segment, sought)?;
         let from = all.partition_point(|batch| batch.first <= start).saturating_sub(1);
         let counts = |batch: &&BatchRef| batch.first < end;
         Ok(all[from..].iter().take_while(counts).copied().collect())
@@ -147,9 +148,12 @@ impl Engine {
     /// which is found out without a look at the rest, and for a segment whose index cannot be used:
     /// an opening gives each segment its index that has lost no more than that.
     fn price(&self, candidate: &Candidate, most: u64) -> Option<u64> {
-        let (_, directory) = self.directory_of(&candidate.segment).ok()??;
+        let segment = &candidate.segment;
+        // Past the cache: a plan reads more directories than it holds, and each of them once.
+        let index = find_index(segment).ok()??;
+        let directory = read_directory(segment, &index).ok()??;
         let directory: Directory =
-            directory.iter().map(|entry| ((entry.log, entry.first), *entry)).collect();
+            directory.into_iter().map(|entry| ((entry.log, entry.first), entry)).collect();
         let mut cost = 0;
         for item in &candidate.items {
             cost += item.cost(self, &directory)?;
