@@ -84,8 +84,8 @@ pub struct Stats {
     pub segments_rewritten: u64,
     /// Bytes that were written for that.
     pub bytes_rewritten: u64,
-    /// Segments that stay as they are, because a batch in them did not verify when it was to be
-    /// moved.
+    /// Segments that stay as they are, because a batch in them did not verify or could not be read
+    /// when it was to be moved, or because they have no index that can be used.
     pub segments_unmovable: u64,
     /// Segments that are in use or ready.
     pub segments: usize,

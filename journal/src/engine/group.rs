@@ -136,7 +136,7 @@ impl Engine {
             return Ok(self.space.wait_for_spare(SPARE_WAIT, claim));
         }
         // Ends because each turn adds a spare, and the reserve has few, or ends a round of
-        // rewriting, which frees a segment or finds a damaged one that it never takes again.
+        // rewriting, which frees a segment or meets a faulty one, at most three times for each.
         while !self.space.supply().has_segment_for(claim)
             && (self.prepare()? || self.rewrite_to_the_end(writer)?)
         {}

@@ -38,6 +38,8 @@ const HEAD_BYTES: usize = HEADER_BYTES + SECTION_BYTES;
 #[derive(Debug, Default)]
 pub(crate) struct Rewriter {
     round: Option<Round>,
+    /// How often victims have been looked for.
+    plans: u64,
 }
 
 /// What a call of [`Engine::rewrite`] did.
@@ -93,11 +95,12 @@ struct Run {
     batches: Vec<BatchRef>,
 }
 
-/// Why a round cannot go on.
+/// Why a round cannot go on: a batch of a victim that counts does not verify, or cannot be read.
 #[derive(Debug)]
-enum Halt {
-    /// A batch of this victim does not verify, or cannot be read.
-    Damaged(Arc<Segment>, u64, ReadError),
+struct Halt {
+    victim: Arc<Segment>,
+    position: u64,
+    error: ReadError,
 }
 
 impl Engine {
@@ -105,28 +108,19 @@ impl Engine {
     /// `writer` is what a caller holds that has the lead of a journal without threads.
     pub(crate) fn rewrite(&self, writer: Option<&mut Writer>) -> Result<Rewritten, Fault> {
         let mut rewriter = self.rewriter.lock();
+        let plan = rewriter.plans;
         let Some(round) = &mut rewriter.round else {
             if !self.space.take_victims_due() {
                 return Ok(Rewritten::Nothing);
             }
-            rewriter.round = self.begin_round(self.space.needs_room())?;
-            let begun = rewriter.round.is_some();
+            let begun = self.begin_round(&mut rewriter, self.space.needs_room())?;
             return Ok(if begun { Rewritten::Moved(0) } else { Rewritten::Nothing });
         };
-        match round.gather(self) {
-            Ok(()) => {}
-            Err(Halt::Damaged(victim, position, error)) => {
-                let (segment, log) = (victim.name(), round.current_log());
-                tracing::warn!(
-                    target: "voussoir::journal", segment, log, position, %error,
-                    "damaged: not moved"
-                );
-                victim.set_unmovable();
-                Counters::add(&self.counters.segments_unmovable, 1);
-                self.space.round_ends(&[round.target.slot]);
-                rewriter.round = None;
-                return Ok(Rewritten::Ended);
-            }
+        if let Err(halt) = round.gather(self) {
+            self.note_halt(&halt, &round.current_log(), plan);
+            self.space.round_ends(&[round.target.slot]);
+            rewriter.round = None;
+            return Ok(Rewritten::Ended);
         }
         if round.is_copied() {
             if !self.make_durable_up_to(round.left_out_by, writer)? {
@@ -175,13 +169,44 @@ impl Engine {
             return Ok(false);
         }
         self.space.take_victims_due();
-        rewriter.round = self.begin_round(true)?;
+        self.begin_round(&mut rewriter, true)?;
         Ok(self.space.block())
     }
 
-    /// `is_urgent`: appends wait for room.
-    fn begin_round(&self, is_urgent: bool) -> Result<Option<Round>, Fault> {
-        let Some(plan) = self.plan_round() else { return Ok(None) };
+    /// Leaves the victim alone that halted a round, for some plans or for good.
+    fn note_halt(&self, halt: &Halt, log: &str, plan: u64) {
+        let Halt { victim, position, error } = halt;
+        let (segment, is_damage) = (victim.name(), !matches!(error, ReadError::Io(_)));
+        let stays = if is_damage {
+            victim.set_unmovable();
+            true
+        } else {
+            victim.note_failed_read(plan)
+        };
+        Counters::add(&self.counters.segments_unmovable, u64::from(stays));
+        if is_damage {
+            tracing::warn!(
+                target: "voussoir::journal", segment, log, position, %error,
+                "damaged: not moved"
+            );
+        } else {
+            tracing::warn!(
+                target: "voussoir::journal", segment, log, position, %error, stays,
+                "unreadable: not moved"
+            );
+        }
+    }
+
+    /// Begins a round if there are victims; answers whether it did. `is_urgent`: appends wait for
+    /// room.
+    fn begin_round(&self, rewriter: &mut Rewriter, is_urgent: bool) -> Result<bool, Fault> {
+        rewriter.plans += 1;
+        rewriter.round = self.planned_round(rewriter.plans, is_urgent)?;
+        Ok(rewriter.round.is_some())
+    }
+
+    fn planned_round(&self, number: u64, is_urgent: bool) -> Result<Option<Round>, Fault> {
+        let Some(plan) = self.plan_round(number) else { return Ok(None) };
         // What is left out was so before this: it has been written.
         let left_out_by = self.written.load(Ordering::Acquire);
         let mut keeper = self.keeper.lock();
@@ -278,19 +303,20 @@ impl Round {
             && let Some(item) = self.items.front()
         {
             if self.batches.is_empty() {
-                let (start, batches) = (item.positions.start, item.batches(engine));
+                let (positions, batches) = (item.positions.clone(), item.batches(engine));
                 self.begin_item();
                 match batches {
                     Ok(batches) => self.batches = batches.into(),
-                    Err(error) => self.fail(start, error)?,
+                    Err(error) => self.fail(positions, error)?,
                 }
             }
             while self.piece.len() < PIECE_BYTES
                 && let Some(batch) = self.batches.front().copied()
             {
+                let from = batch.first.min(self.copied_to);
                 match self.copy(engine, batch) {
                     Ok(()) => drop(self.batches.pop_front()),
-                    Err(error) => self.fail(batch.first, error)?,
+                    Err(error) => self.fail(from..self.end_of_batch(), error)?,
                 }
             }
             if self.batches.is_empty() {
@@ -303,18 +329,29 @@ impl Round {
     /// All batches of the item that are known have been copied.
     fn end_item(&mut self) -> Result<(), Halt> {
         let Some(item) = self.items.front() else { return Ok(()) };
-        if self.copied_to < item.positions.end {
-            self.fail(self.copied_to, missing(self.copied_to))?;
+        let left = self.copied_to..item.positions.end;
+        if !left.is_empty() {
+            let error = missing(left.start);
+            self.fail(left, error)?;
         }
         self.items.pop_front();
         Ok(())
     }
 
-    /// A read failed. When the segment is free by now, and perhaps used again, nobody needs it.
-    fn fail(&mut self, position: u64, error: ReadError) -> Result<(), Halt> {
+    /// The position after the last that the next batch has of the item.
+    fn end_of_batch(&self) -> u64 {
+        let end = self.items.front().map_or(0, |item| item.positions.end);
+        self.batches.get(1).map_or(end, |next| next.first)
+    }
+
+    /// These positions of the item could not be read. When its log has let go of them by now, nobody
+    /// needs them, and the segment may even be in use again: then the round goes on without the item,
+    /// and what the log still has of it stays where it is.
+    fn fail(&mut self, positions: Range<u64>, error: ReadError) -> Result<(), Halt> {
         let Some(item) = self.items.front() else { return Ok(()) };
-        if item.segment.pinned() {
-            return Err(Halt::Damaged(Arc::clone(&item.segment), position, error));
+        let position = positions.start;
+        if item.counts(positions) {
+            return Err(Halt { victim: Arc::clone(&item.segment), position, error });
         }
         self.batches.clear();
         self.copied_to = item.positions.end;

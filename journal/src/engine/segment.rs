@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::files::File;
 use crate::format::manifest::{Life, SPAN_REWRITTEN, segment_name};
@@ -22,8 +22,11 @@ pub(crate) struct Segment {
     span: AtomicU32,
     /// It holds moved frames.
     is_rewritten: bool,
-    /// A batch in it did not verify when it was to be moved: it stays as it is.
-    is_unmovable: AtomicBool,
+    /// Number of the plan of rewriting from which on it may be a victim; [`u64::MAX`] for never: it
+    /// stays as it is.
+    movable_from: AtomicU64,
+    /// How often a batch could not be read that was to be moved.
+    failed_reads: AtomicU32,
 }
 
 /// Identity of the journal and sequence of the segment, as checksums are seeded with them.
@@ -60,9 +63,20 @@ impl Segment {
         bytes[16..].copy_from_slice(&sequence.to_le_bytes());
         let seed = Seed(bytes);
         let (logs, freed_at, span) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU32::new(0));
-        let is_unmovable = AtomicBool::new(false);
-        let is_rewritten = false;
-        Self { slot, sequence, size, file, seed, logs, freed_at, span, is_rewritten, is_unmovable }
+        let (movable_from, failed_reads) = (AtomicU64::new(0), AtomicU32::new(0));
+        Self {
+            slot,
+            sequence,
+            size,
+            file,
+            seed,
+            logs,
+            freed_at,
+            span,
+            is_rewritten: false,
+            movable_from,
+            failed_reads,
+        }
     }
 
     /// The same, as one of moved frames or not.
@@ -74,12 +88,28 @@ impl Segment {
         self.is_rewritten
     }
 
-    pub(crate) fn is_unmovable(&self) -> bool {
-        self.is_unmovable.load(Ordering::Relaxed)
+    /// Whether the plan with this number may take it for a victim.
+    pub(crate) fn is_movable(&self, plan: u64) -> bool {
+        self.movable_from.load(Ordering::Relaxed) <= plan
     }
 
+    /// It never is a victim from now on.
     pub(crate) fn set_unmovable(&self) {
-        self.is_unmovable.store(true, Ordering::Relaxed);
+        self.movable_from.store(u64::MAX, Ordering::Relaxed);
+    }
+
+    /// A read failed in the round of the plan with this number. That may pass: it is left alone for
+    /// some plans, and for good after some failures. True in the latter case.
+    pub(crate) fn note_failed_read(&self, plan: u64) -> bool {
+        const FAILURES_MAX: u32 = 3;
+        const PLANS_WITHOUT: u64 = 16;
+        let failures = self.failed_reads.fetch_add(1, Ordering::Relaxed) + 1;
+        if failures >= FAILURES_MAX {
+            self.set_unmovable();
+        } else {
+            self.movable_from.store(plan + PLANS_WITHOUT, Ordering::Relaxed);
+        }
+        failures >= FAILURES_MAX
     }
 
     pub(crate) fn location(&self, offset: u64) -> Location<'_> {

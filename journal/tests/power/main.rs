@@ -3,6 +3,7 @@
 #![cfg(feature = "testing")]
 
 mod faults;
+mod faulty_victims;
 mod flips;
 mod index;
 mod kill;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::HEAD_BYTES;
+use crate::core::view::Extent;
 use crate::engine::Engine;
 use crate::engine::log::LogInner;
 use crate::engine::reader::{Sought, find_index, read_directory};
@@ -55,6 +56,17 @@ struct Candidate {
 }
 
 impl Item {
+    /// Whether the log still has any of these positions in the victim.
+    pub(super) fn counts(&self, positions: Range<u64>) -> bool {
+        let view = self.log.view.read();
+        let has = |extent: &Extent| {
+            Arc::ptr_eq(&extent.segment, &self.segment)
+                && extent.first < positions.end
+                && positions.start < extent.end
+        };
+        view.bounds.number == self.number && view.extents().any(has)
+    }
+
     /// Its batches, by position.
     pub(super) fn batches(&self, engine: &Engine) -> Result<Vec<BatchRef>, ReadError> {
         let Range { start, end } = self.positions;
@@ -86,13 +98,13 @@ impl Item {
 
 impl Engine {
     /// Chooses victims whose batches fit into one segment, the cheapest first. `None` when that
-    /// would not free a segment.
-    pub(super) fn plan_round(&self) -> Option<Plan> {
+    /// would not free a segment. `number` is that of the plan.
+    pub(super) fn plan_round(&self, number: u64) -> Option<Plan> {
         let heads = (HEADER_BYTES + 2 * SECTION_BYTES) as u64;
         let room = self.config.segment_bytes - FRAMES_AT - TRAILER_BYTES - heads;
         let most = room / 100 * LIVE_PERCENT_MAX;
         let mut priced: Vec<(u64, Candidate)> = self
-            .candidates()
+            .candidates(number)
             .into_iter()
             .filter_map(|candidate| Some((self.price(&candidate, most)?, candidate)))
             .collect();
@@ -112,10 +124,10 @@ impl Engine {
     }
 
     /// Full segments, with what of them counts at this moment.
-    fn candidates(&self) -> Vec<Candidate> {
+    fn candidates(&self, plan: u64) -> Vec<Candidate> {
         let mut candidates: Vec<Candidate> = self
             .space
-            .movable()
+            .movable(plan)
             .into_iter()
             .map(|segment| Candidate { segment, items: Vec::new(), is_barred: false })
             .collect();
@@ -187,7 +199,7 @@ mod tests {
             let held = log.view.write();
             let planner = scope.spawn(move || {
                 begun.send(()).unwrap();
-                engine.candidates()
+                engine.candidates(1)
             });
             begins.recv().unwrap();
             // The planner waits for the log sooner or later.

@@ -29,13 +29,13 @@ impl Inner {
 
 impl Space {
     /// Full segments that hold something which counts, with an index, and a durable table after
-    /// them.
-    pub(crate) fn movable(&self) -> Vec<Arc<Segment>> {
+    /// them, for the plan with this number.
+    pub(crate) fn movable(&self, plan: u64) -> Vec<Arc<Segment>> {
         let inner = self.inner.lock();
         let movable = |segment: &&Arc<Segment>| {
             let sequence = segment.sequence;
             segment.pinned()
-                && !segment.is_unmovable()
+                && segment.is_movable(plan)
                 && (sequence < inner.base || segment.is_rewritten())
                 && !inner.seals.iter().any(|seal| seal.segment.sequence == sequence)
         };
