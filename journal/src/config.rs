@@ -99,6 +99,12 @@ impl Config {
         usize::try_from(segments).unwrap_or(usize::MAX).min(most)
     }
 
+    /// How many files a journal of this size has open: one for each segment, the manifest and the two
+    /// of the lock.
+    pub(crate) fn descriptors(&self) -> u64 {
+        (self.max_segments() + RESERVE_SEGMENTS + 3) as u64
+    }
+
     /// Bytes of the largest commit frame: a quarter of a segment, at most 16 MiB and a bit.
     pub(crate) fn max_frame_bytes(&self) -> u64 {
         (self.segment_bytes / 4).min(format::COMMIT_BYTES_MAX)

@@ -18,6 +18,7 @@ use crate::engine::completion::{Outcome, Slot};
 use crate::engine::submit::{Closed, Submitted, Work};
 use crate::engine::threads;
 use crate::error::{Error, Fault, OpenError};
+use crate::files::disk::descriptor_limit;
 use crate::files::{DiskFiles, Files};
 use crate::format::BATCH_BYTES_MAX;
 use crate::lease::Lease;
@@ -105,6 +106,9 @@ impl Journal {
     /// Opens the journal in a directory, creating both when missing, and starts its threads: one
     /// that writes, and one that prepares segments.
     ///
+    /// Each segment file takes a descriptor for as long as the journal is open. A `tracing` event
+    /// warns when the process may not have as many as [`Config::max_bytes`] may need.
+    ///
     /// Reading back the newest segment takes about as long as reading a file of
     /// [`Config::segment_bytes`]; older ones are only looked at.
     ///
@@ -115,6 +119,13 @@ impl Journal {
         config.validate()?;
         let files =
             DiskFiles::new(dir).map_err(|error| Fault::new("create", "directory", &error))?;
+        let needed = config.descriptors();
+        if let Some(limit) = descriptor_limit().filter(|limit| *limit < needed) {
+            tracing::warn!(
+                target: "voussoir::journal", limit, needed,
+                "fewer descriptors than segments: raise the limit of the process, or lower max_bytes"
+            );
+        }
         Self::open_with(Arc::new(files), config)
     }
 

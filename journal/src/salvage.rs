@@ -139,8 +139,9 @@ pub enum SalvageError {
         /// `"damaged"` or `"new"`.
         directory: &'static str,
     },
-    /// The damaged directory cannot be listed. What cannot be read of its files is no error: it
-    /// counts as missing. Nothing was written.
+    /// The damaged directory cannot be listed, or one of its files may not be opened: this process
+    /// lacks the permission, or a descriptor (each segment file takes one). What the disk cannot
+    /// read of its files is no error: it counts as missing. Nothing was written.
     #[error("the damaged directory: {0}")]
     Damaged(#[source] Fault),
     /// No file names a journal. Nothing was written.

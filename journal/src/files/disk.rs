@@ -152,6 +152,17 @@ fn sync_directory(_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// How many files this process may have open, where that is known and limited.
+#[cfg(target_os = "linux")]
+pub(crate) fn descriptor_limit() -> Option<u64> {
+    rustix::process::getrlimit(rustix::process::Resource::Nofile).current
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn descriptor_limit() -> Option<u64> {
+    None
+}
+
 impl Files for DiskFiles {
     fn lock(&self) -> io::Result<Box<dyn Send + Sync>> {
         let directory = lock_directory(&self.dir)?;

@@ -84,10 +84,11 @@ impl Collected {
         let mut names: Vec<String> =
             listed.into_iter().filter(|name| name.starts_with("segment-")).collect();
         names.sort_unstable();
-        let manifest = files.open(MANIFEST).ok().and_then(|file| read_manifest(&*file).ok());
+        let manifest = open_unless_refused(files, MANIFEST)?;
+        let manifest = manifest.and_then(|file| read_manifest(&*file).ok());
         let (manifest, manifest_is_whole) = manifest.unzip();
         let candidates: Vec<Candidate> =
-            names.iter().map(|name| Candidate::open(files, name)).collect();
+            names.iter().map(|name| Candidate::open(files, name)).collect::<Result<_, _>>()?;
         let journal = config.journal.or_else(|| journal_of(&candidates, manifest.as_ref()));
         let Some(journal) = journal else {
             return Err(SalvageError::NoJournal { files: candidates.len() });
@@ -320,17 +321,41 @@ impl Collected {
 }
 
 impl Candidate {
-    /// What cannot be opened or read has no bytes.
-    fn open(files: &dyn Files, name: &str) -> Self {
-        let file = files.open(name).unwrap_or_else(|_| Arc::new(Nothing));
+    /// What the disk cannot open or read has no bytes.
+    fn open(files: &dyn Files, name: &str) -> Result<Self, SalvageError> {
+        let file = open_unless_refused(files, name)?.unwrap_or_else(|| Arc::new(Nothing));
         let mut bytes = [0; segment::BYTES];
         let read = read_full_at(&*file, &mut bytes, 0).unwrap_or(0);
         let header = match SegmentHeader::decode(&bytes[..read]) {
             Found::Header(header) => Some(header),
             Found::Newer(_) | Found::Nothing => None,
         };
-        Self { name: name.to_owned(), length: file.len().unwrap_or(0), file, header }
+        Ok(Self { name: name.to_owned(), length: file.len().unwrap_or(0), file, header })
     }
+}
+
+/// Opens a file; `None` when it is not there or the disk fails. It is an error when the system
+/// refuses the file to this process: nothing is known of what is in it.
+fn open_unless_refused(
+    files: &dyn Files,
+    name: &str,
+) -> Result<Option<Arc<dyn File>>, SalvageError> {
+    match files.open(name) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if is_refusal(&error) => {
+            Err(SalvageError::Damaged(Fault::new("open", name, &error)))
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Whether an error is about this process and not about the file: it lacks the permission, or a
+/// descriptor.
+fn is_refusal(error: &std::io::Error) -> bool {
+    const ENFILE: i32 = 23;
+    const EMFILE: i32 = 24;
+    let lacks_descriptor = cfg!(unix) && matches!(error.raw_os_error(), Some(ENFILE | EMFILE));
+    lacks_descriptor || error.kind() == std::io::ErrorKind::PermissionDenied
 }
 
 /// A file that could not be opened.

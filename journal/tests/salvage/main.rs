@@ -449,3 +449,29 @@ fn a_sector_that_cannot_be_read_is_one_of_zeros() {
     }
     assert!(damaged > 3, "{damaged} sectors held what counts");
 }
+
+/// A file that this process may not open is not one that is empty: nothing is known of it.
+#[test]
+fn a_file_that_is_refused_ends_a_salvage() {
+    let life = life::live(&mut Rng::new(6), 150);
+    // Too many open files, in the process or in the system, and no permission.
+    let refusals: [fn() -> std::io::Error; 3] = [
+        || std::io::Error::from_raw_os_error(24),
+        || std::io::Error::from_raw_os_error(23),
+        || std::io::ErrorKind::PermissionDenied.into(),
+    ];
+    for refused in ["manifest", "segment-00000001"] {
+        for refusal in refusals {
+            let from = HookedFiles::new(Arc::new(files_of(&life.image)), move |call| {
+                let is_hit = call.op == Op::Open && call.name == refused;
+                if is_hit { Err(refusal()) } else { Ok(()) }
+            });
+            let to = Arc::new(MemoryFiles::new());
+            let told = SalvageConfig::default();
+            let error = salvage(&from, to.clone(), &told, &mut |_| {}).unwrap_err();
+            let SalvageError::Damaged(fault) = error else { panic!("{error}") };
+            assert_eq!((fault.operation, &*fault.name), ("open", refused));
+            assert_eq!(image_of(&*to), life::Image::new(), "nothing was written");
+        }
+    }
+}
