@@ -92,6 +92,10 @@ pub struct Stats {
     pub segments: usize,
     /// Segment files, with those that wait to be used again.
     pub files: usize,
+    /// Extents of logs in full segments: one for each log in each segment that has records of it.
+    /// Each takes 48 bytes of memory, and at most as much again, for as long as the log keeps the
+    /// records.
+    pub extents: u64,
     /// Bytes of commits accepted and not yet acknowledged.
     pub pending_bytes: u64,
     /// Logs that exist.
@@ -271,6 +275,7 @@ impl Journal {
             segments_unmovable: counters.segments_unmovable.load(Ordering::Relaxed),
             segments,
             files,
+            extents: engine.space.extents(),
             pending_bytes: state.pending_bytes,
             logs: state.existing,
             written_lsn: engine.written.load(Ordering::Acquire),

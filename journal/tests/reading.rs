@@ -223,9 +223,12 @@ fn extents_tell_what_a_release_lets_go() {
     let bytes: u64 = extents.iter().map(|extent| extent.bytes).sum();
     assert_eq!(bytes, log.info().bytes);
 
+    let counted = journal.stats().extents;
+    assert_eq!(counted, extents.iter().filter(|extent| extent.sealed).count() as u64);
     let segments = log.info().segments;
     journal.commit_blocking(Commit::new().release(&log, extents[1].end)).unwrap();
     assert_eq!(log.extents(), extents[2..], "two extents and their segments are gone");
+    assert_eq!(journal.stats().extents, counted - 2);
     assert_eq!(log.info().segments, segments - 2);
     // A part of an extent keeps all of its segment.
     journal.commit_blocking(Commit::new().release(&log, extents[2].first + 1)).unwrap();

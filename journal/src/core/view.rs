@@ -281,3 +281,14 @@ impl View {
         hole
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As the README says it.
+    #[test]
+    fn an_extent_takes_48_bytes() {
+        assert_eq!(size_of::<Extent>(), 48);
+    }
+}

@@ -427,11 +427,7 @@ impl Engine {
 
     /// The batches of a log in a sealed segment, by position: all of those that count, or at least
     /// those from some position on.
-    fn batches_of(
-        &self,
-        segment: &Segment,
-        sought: Sought,
-    ) -> Result<Arc<[BatchRef]>, ReadError> {
+    fn batches_of(&self, segment: &Segment, sought: Sought) -> Result<Arc<[BatchRef]>, ReadError> {
         if let Some(batches) = self.cached_batches(segment, sought.number) {
             return Ok(batches);
         }
@@ -500,10 +496,7 @@ impl Engine {
     }
 
     /// The index of a sealed segment and the directory in it; `None` when it cannot be used.
-    fn directory_of(
-        &self,
-        segment: &Segment,
-    ) -> Result<Option<(IndexAt, Directory)>, ReadError> {
+    fn directory_of(&self, segment: &Segment) -> Result<Option<(IndexAt, Directory)>, ReadError> {
         let key = Key::Directory(segment.sequence);
         let cached = match self.index_cache.lock().get(key) {
             Some(Cached::Directory(directory)) => Some(directory),

@@ -98,7 +98,8 @@ impl Engine {
     /// records in each segment, so that what it has is looked through without the lock of the state.
     fn logs_at(&self, indexes: impl Iterator<Item = u32>) -> Vec<Arc<LogInner>> {
         let state = self.state.lock();
-        let log_at = |index: u32| Some(Arc::clone(&state.logs.get(index as usize)?.as_ref()?.inner));
+        let log_at =
+            |index: u32| Some(Arc::clone(&state.logs.get(index as usize)?.as_ref()?.inner));
         indexes.filter_map(log_at).collect()
     }
 }

@@ -161,7 +161,12 @@ impl Segment {
     }
 
     pub(crate) fn pinned(&self) -> bool {
-        self.logs.load(Ordering::Acquire) > 0
+        self.pins() > 0
+    }
+
+    /// How many extents logs have in it.
+    pub(crate) fn pins(&self) -> u64 {
+        self.logs.load(Ordering::Acquire)
     }
 
     pub(crate) fn freed_at(&self) -> u64 {

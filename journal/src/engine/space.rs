@@ -419,6 +419,11 @@ impl Space {
         (inner.sealed.len() + 1 + inner.spares.len(), inner.files)
     }
 
+    /// How many extents logs have in full segments.
+    pub(crate) fn extents(&self) -> u64 {
+        self.inner.lock().sealed.values().map(|segment| segment.pins()).sum()
+    }
+
     /// Whether the segment of this sequence is full: nothing is added to it any more. The caller
     /// must hold something that pins the segment; one that nothing pins may have been recycled.
     pub(crate) fn is_full(&self, sequence: u64) -> bool {

@@ -328,7 +328,8 @@ impl Rebuild {
 
     /// Bytes in memory, about.
     pub(crate) fn bytes(&self) -> usize {
-        let of_log = |log: &Rebuilt| size_of::<Rebuilt>() + log.batches.len() * size_of::<BatchRef>();
+        let of_log =
+            |log: &Rebuilt| size_of::<Rebuilt>() + log.batches.len() * size_of::<BatchRef>();
         let chains = self.chains.len() * size_of::<(u64, Chain)>();
         self.logs.iter().map(of_log).sum::<usize>() + chains
     }
@@ -358,7 +359,9 @@ impl Rebuild {
         let certain = |log: &Rebuilt| match last {
             None => log.batches.clone(),
             Some(_) if self.is_whole_moved() => log.batches.clone(),
-            Some(last) if !self.is_moved && log.last == last => log.batches[log.in_doubt..].to_vec(),
+            Some(last) if !self.is_moved && log.last == last => {
+                log.batches[log.in_doubt..].to_vec()
+            }
             Some(_) => Vec::new(),
         };
         of_log.flat_map(certain).collect()
