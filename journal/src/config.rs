@@ -99,8 +99,8 @@ impl Config {
         usize::try_from(segments).unwrap_or(usize::MAX).min(most)
     }
 
-    /// How many files a journal of this size has open: one for each segment, the manifest and the two
-    /// of the lock.
+    /// How many files a journal of this size has open: one for each segment, the manifest and the
+    /// two of the lock.
     pub(crate) fn descriptors(&self) -> u64 {
         (self.max_segments() + RESERVE_SEGMENTS + 3) as u64
     }

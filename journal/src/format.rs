@@ -116,10 +116,10 @@
 //!
 //! # Index
 //! The last frame of a sealed segment: a directory section and an entries section. It is not
-//! synced, so that a power loss may take it; then the frames are read instead, and the next opening
-//! writes it again, unless frames are lost as well. Of a log in a segment without an index only those
-//! batches count that no lost frame can have replaced: the sections of a log form a chain, and those
-//! before a gap in it are in doubt.
+//! synced, so that a power loss may take it; then the frames are read instead, and the next
+//! opening writes it again, unless frames are lost as well. Of a log in a segment without an index
+//! only those batches count that no lost frame can have replaced: the sections of a log form a
+//! chain, and those before a gap in it are in doubt.
 //! ```text
 //! directory, per log, 48 bytes                entry, 24 bytes, one per batch, by position
 //!  0  u64  log                                 0  u64  position of its first record

@@ -127,7 +127,7 @@ impl Journal {
         if let Some(limit) = descriptor_limit().filter(|limit| *limit < needed) {
             tracing::warn!(
                 target: "voussoir::journal", limit, needed,
-                "fewer descriptors than segments: raise the limit of the process, or lower max_bytes"
+                "fewer descriptors than segments: raise the process's limit, or lower max_bytes"
             );
         }
         Self::open_with(Arc::new(files), config)

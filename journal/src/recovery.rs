@@ -30,11 +30,13 @@ use crate::format::segment::{self, Found, SegmentHeader};
 use crate::format::table::{self, Table};
 use crate::format::{FRAMES_AT, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, VERSION};
 
+pub(crate) mod rebuild;
 pub(crate) mod replay;
 pub(crate) mod scan;
 
+use rebuild::{Rebuild, Rebuilt};
 use replay::{Replay, Trust};
-use scan::{Rebuild, Rebuilt, Scanner};
+use scan::Scanner;
 
 const MANIFEST_NEW: &str = "manifest.new";
 

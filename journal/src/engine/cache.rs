@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 
 use crate::format::index::{BatchRef, DirectoryEntry};
-use crate::recovery::scan::Rebuild;
+use crate::recovery::rebuild::Rebuild;
 
 /// Read buffers that are kept for the next read.
 const BUFFERS_MAX: usize = 8;

@@ -17,7 +17,8 @@ use crate::format::frame::{FrameKind, HEAD_BYTES_MAX, HEADER_BYTES, Header, Sect
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::{self, Trailer};
 use crate::format::{TRAILER_BYTES, crc32c, frame, padded};
-use crate::recovery::scan::{self, Rebuild};
+use crate::recovery::rebuild::Rebuild;
+use crate::recovery::scan;
 
 /// A head and payload closer together than this are read at once.
 const ONE_READ_GAP: u64 = 4096;

@@ -344,9 +344,9 @@ impl Round {
         self.batches.get(1).map_or(end, |next| next.first)
     }
 
-    /// These positions of the item could not be read. When its log has let go of them by now, nobody
-    /// needs them, and the segment may even be in use again: then the round goes on without the item,
-    /// and what the log still has of it stays where it is.
+    /// These positions of the item could not be read. When its log has let go of them by now,
+    /// nobody needs them, and the segment may even be in use again: then the round goes on without
+    /// the item, and what the log still has of it stays where it is.
     fn fail(&mut self, positions: Range<u64>, error: ReadError) -> Result<(), Halt> {
         let Some(item) = self.items.front() else { return Ok(()) };
         let position = positions.start;

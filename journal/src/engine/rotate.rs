@@ -95,7 +95,7 @@ impl Engine {
     }
 
     /// The logs with these places in the table of logs, as far as they are there. A log may have
-    /// records in each segment, so that what it has is looked through without the lock of the state.
+    /// records in each segment, so that what it has is looked through without the state's lock.
     fn logs_at(&self, indexes: impl Iterator<Item = u32>) -> Vec<Arc<LogInner>> {
         let state = self.state.lock();
         let log_at =

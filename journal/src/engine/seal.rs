@@ -12,7 +12,7 @@ use crate::format::TRAILER_BYTES;
 use crate::format::frame::{FrameKind, Header, SectionKind};
 use crate::format::index::{self, BatchRef, DirectoryEntry};
 use crate::format::segment::Trailer;
-use crate::recovery::scan::{Rebuild, Rebuilt};
+use crate::recovery::rebuild::{Rebuild, Rebuilt};
 
 /// What the index of a full segment has to say: what was in it when the next one was begun,
 /// whatever has become of its logs since then.
@@ -57,8 +57,8 @@ impl SealedLog {
 }
 
 impl Seal {
-    /// The index of a full segment that has lost nothing else, from its frames. `None` when there is
-    /// no room for it.
+    /// The index of a full segment that has lost nothing else, from its frames. `None` when there
+    /// is no room for it.
     pub(crate) fn rebuilt(segment: &Arc<Segment>, rebuild: Rebuild) -> Option<Self> {
         let (_, lsn) = rebuild.lsns();
         let (at, epoch) = rebuild.index_place();

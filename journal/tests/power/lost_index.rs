@@ -289,7 +289,7 @@ fn the_frames_of_a_segment_without_an_index_are_read_once_for_all_logs() {
     assert!(read < 2 * SEGMENT, "{read} bytes");
 }
 
-/// A frame is lost beside the index: an index of the others would hide that from each later opening.
+/// A frame is lost beside the index: an index of the others would hide that from later openings.
 #[test]
 fn an_opening_gives_no_index_to_a_segment_that_has_lost_a_frame() {
     let (disk, expected) = replaced_in_part(true);

@@ -1,5 +1,5 @@
-//! A manifest of which the newer copy rots, so that the older one counts: it is from before a round of
-//! rewriting ended. Neither opening nor salvage loses a record by that.
+//! A manifest of which the newer copy rots, so that the older one counts: it is from before a round
+//! of rewriting ended. Neither opening nor salvage loses a record by that.
 
 use std::sync::Arc;
 
@@ -76,8 +76,8 @@ fn is_salvaged(disk: &CrashFiles, upto: u64) {
 }
 
 /// A spare is prepared while a round is under way, so that the older copy of the manifest lists a
-/// later segment than the one to which batches were moved. The next round takes the file of a victim
-/// for its own copies, and no manifest is written until it ends.
+/// later segment than the one to which batches were moved. The next round takes the file of a
+/// victim for its own copies, and no manifest is written until it ends.
 #[test]
 fn a_round_that_writes_over_a_victim_of_the_last_one_loses_nothing() {
     let mut overwritten = 0;
