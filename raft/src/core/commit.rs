@@ -233,9 +233,12 @@ impl Core {
         let (entries, bytes) =
             (self.config.snapshot_after_entries, self.config.snapshot_after_bytes);
         let weighs = self.log.weight_upto(self.applied);
-        let by_count = entries > 0 && self.applied.saturating_sub(mark) >= entries;
-        let by_weight = bytes > 0 && weighs.saturating_sub(weight) >= bytes;
-        if by_count || by_weight {
+        let (applied, more) = (self.applied.saturating_sub(mark), weighs.saturating_sub(weight));
+        let is_due = |times: u64| {
+            let by_count = entries > 0 && applied >= entries.saturating_mul(times);
+            by_count || (bytes > 0 && more >= bytes.saturating_mul(times))
+        };
+        if is_due(1) && is_due(self.snapshot_delay()) {
             self.taking_snapshot = true;
             self.snapshot_mark = (self.applied, weighs);
             self.out.push_back(Output::TakeSnapshot);

@@ -104,6 +104,14 @@ impl Peer {
         self.inflight_bytes = 0;
     }
 
+    /// Whether a snapshot is on its way to it, also between two transfers, or has arrived and
+    /// nothing behind it is acknowledged yet. No longer after a transfer that brought it no
+    /// further than the one before.
+    pub(super) fn awaits_snapshot(&self) -> bool {
+        let is_sent = matches!(self.flow, Flow::Snapshot { .. });
+        self.transfers == 1 || (is_sent && self.transfers == 0)
+    }
+
     /// Asks nothing before `at`.
     pub(super) fn wait_until(&mut self, at: u64) {
         self.flow = Flow::Probe { waiting: true };

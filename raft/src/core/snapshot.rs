@@ -3,14 +3,35 @@
 //! Source: Raft §7.
 
 use super::io::{Output, TransferEnd};
-use super::peer::Flow;
+use super::peer::{Flow, Peer};
 use super::{Core, RoleState};
 use crate::types::{MAX_TERM_STEP, SnapshotMeta};
 
 /// How often the wait after a transfer that brought a follower no further doubles, at most.
 const MAX_TRANSFER_DOUBLINGS: u32 = 6;
 
+/// How many times as much may be applied since the last snapshot before the next one is asked for
+/// while a follower is sent one. A new one would make the follower start over after a broken
+/// transfer, and release the entries that it needs next.
+const SENDING_DELAYS: u64 = 8;
+
 impl Core {
+    /// By what factor the thresholds for the next snapshot are raised now.
+    pub(super) fn snapshot_delay(&self) -> u64 {
+        let RoleState::Leader(leader) = &self.role else { return 1 };
+        if leader.peers.iter().any(Peer::awaits_snapshot) { SENDING_DELAYS } else { 1 }
+    }
+
+    /// The first entry that a follower needs behind the snapshot that it is sent.
+    fn needed_behind_snapshots(&self) -> u64 {
+        let RoleState::Leader(leader) = &self.role else { return u64::MAX };
+        let needed = leader.peers.iter().filter_map(|peer| match peer.flow {
+            Flow::Snapshot { index, .. } => Some(index + 1),
+            Flow::Probe { .. } | Flow::Replicate => None,
+        });
+        needed.min().unwrap_or(u64::MAX)
+    }
+
     pub(super) fn on_snapshot_taken(&mut self, meta: SnapshotMeta) {
         self.taking_snapshot = false;
         let current = self.snapshot.as_ref().map_or(0, |meta| meta.index);
@@ -19,7 +40,7 @@ impl Core {
         }
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries);
         self.snapshot = Some(meta);
-        self.release(upto);
+        self.release(upto.min(self.needed_behind_snapshots()));
     }
 
     pub(super) fn on_compact(&mut self, upto: u64) {
