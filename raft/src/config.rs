@@ -116,6 +116,9 @@ pub struct Config {
     /// The shell: how long a proposal may take before its caller is told that its outcome is
     /// unknown. Default 5 s.
     pub proposal_timeout: Duration,
+    /// The shell: how many bytes of snapshots a node sends per second, over all followers of the
+    /// group; at least 64 KiB. Chunks leave at that pace, one at a time. Default `None`: no limit.
+    pub snapshot_bytes_per_second: Option<u64>,
     /// The shell: chunks of a snapshot under way to one follower. Default 4.
     pub snapshot_window: usize,
     /// The shell: how long a follower may take to store one chunk of a snapshot. Default 5 s.
@@ -156,6 +159,7 @@ impl Default for Config {
             max_snapshots_sending: 1,
             max_inbox_bytes: 64 << 20,
             proposal_timeout: Duration::from_secs(5),
+            snapshot_bytes_per_second: None,
             snapshot_window: 4,
             snapshot_timeout: Duration::from_secs(5),
         }
@@ -288,6 +292,11 @@ impl Config {
             ("max_snapshots_sending", self.max_snapshots_sending > 0, SOME),
             ("max_inbox_bytes", self.max_inbox_bytes > 0, SOME),
             ("snapshot_window", self.snapshot_window > 0, SOME),
+            (
+                "snapshot_bytes_per_second",
+                self.snapshot_bytes_per_second.is_none_or(|rate| rate >= 64 << 10),
+                "must be at least 64 KiB: a chunk of 1 MiB takes 16 s then",
+            ),
             (
                 "max_entry_bytes",
                 u32::try_from(self.max_entry_bytes).is_ok(),

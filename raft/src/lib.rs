@@ -51,5 +51,5 @@ pub use store::{
 pub use transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 pub use types::{
     ENTRY_OVERHEAD, Entry, EntryKind, FollowerState, FollowerStatus, HaltReason, HardState,
-    MAX_INDEX, MAX_TERM, MAX_TERM_STEP, MAX_VOTERS, Role, SnapshotMeta, Status,
+    MAX_INDEX, MAX_TERM, MAX_TERM_STEP, MAX_VOTERS, Role, SnapshotMeta, SnapshotProgress, Status,
 };

@@ -180,6 +180,9 @@ pub trait SnapshotReader: Send + Sync + 'static {
     /// How many chunks it has; they are numbered from 0.
     fn chunks(&self) -> u64;
 
+    /// The length of all chunks together, in bytes. For operators only: nothing depends on it.
+    fn bytes(&self) -> u64;
+
     /// One chunk.
     ///
     /// # Errors

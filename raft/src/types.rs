@@ -206,6 +206,27 @@ pub struct FollowerStatus {
     /// The round trip of heartbeats, in nanoseconds; 0 before the first answer. Follows longer
     /// ones at once and shorter ones slowly.
     pub round_trip_ns: u64,
+    /// How far the snapshot has come that is being sent to it. `None` while none is, also between a
+    /// transfer that broke and the next one. Only the shell sends snapshots: a
+    /// [`Core`](crate::core::Core) by itself says `None`.
+    pub sending: Option<SnapshotProgress>,
+}
+
+/// How far a snapshot has come that is being sent to a follower.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SnapshotProgress {
+    /// The last index that the snapshot covers.
+    pub index: u64,
+    /// Chunks that the follower has acknowledged, those of earlier transfers included.
+    pub acknowledged_chunks: u64,
+    /// Chunks of the snapshot.
+    pub total_chunks: u64,
+    /// Length of the acknowledged chunks, in bytes. Those of earlier transfers are taken to be of
+    /// average length.
+    pub acknowledged_bytes: u64,
+    /// Length of the snapshot, in bytes.
+    pub total_bytes: u64,
 }
 
 /// Why a node has stopped. It neither votes nor leads nor acknowledges until it has been

@@ -293,13 +293,17 @@ fn timing_that_cannot_work_does_not_validate() {
 #[test]
 fn voters_and_limits_that_cannot_work_name_their_field() {
     type Set = fn(&mut Config);
-    let refused: [(Set, &str); 7] = [
+    let refused: [(Set, &str); 8] = [
         (|c| c.voters.clear(), "`voters` must name at least one node, unless `dynamic` is set"),
         (|c| c.voters.push(3), "`voters` must name each node once"),
         (|c| c.voters.extend(100..200), "`voters` must not name more than `MAX_VOTERS` nodes"),
         (|c| c.id = 4, "`id` must be one of `voters`, unless `dynamic` is set"),
         (|c| c.max_reads = 0, "`max_reads` must be at least 1"),
         (|c| c.snapshot_window = 0, "`snapshot_window` must be at least 1"),
+        (
+            |c| c.snapshot_bytes_per_second = Some((64 << 10) - 1),
+            "`snapshot_bytes_per_second` must be at least 64 KiB: a chunk of 1 MiB takes 16 s then",
+        ),
         (
             |c| c.max_append_entries = 1 << 16,
             "`max_append_entries` must be below 2^16: the message keeps it in 16 bits",

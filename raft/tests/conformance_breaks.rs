@@ -68,6 +68,8 @@ enum Store {
     TakesAnyChunk,
     /// "exactly as they were added"
     JoinsChunks,
+    /// "The length of all chunks together"
+    MiscountsBytes,
     /// "gives the latest one, or an earlier one, back"
     InventsCommit,
     /// "belong into `Restored::set_voters` at every start"
@@ -76,7 +78,7 @@ enum Store {
     ForgetsCondemnation,
 }
 
-const STORES: [Store; 26] = [
+const STORES: [Store; 27] = [
     Store::CompletesOutOfOrder,
     Store::ForgetsLastEntry,
     Store::ForgetsVote,
@@ -100,6 +102,7 @@ const STORES: [Store; 26] = [
     Store::ReaderFollowsCurrent,
     Store::TakesAnyChunk,
     Store::JoinsChunks,
+    Store::MiscountsBytes,
     Store::InventsCommit,
     Store::ForgetsVoters,
     Store::ForgetsCondemnation,
@@ -343,6 +346,11 @@ impl SnapshotReader for Reader {
 
     fn chunks(&self) -> u64 {
         self.stored.chunks.len() as u64
+    }
+
+    fn bytes(&self) -> u64 {
+        let bytes = self.stored.chunks.iter().map(|chunk| chunk.len() as u64).sum();
+        if self.store.how == Store::MiscountsBytes { bytes + 1 } else { bytes }
     }
 
     async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed> {

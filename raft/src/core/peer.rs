@@ -148,6 +148,7 @@ impl Peer {
             inflight_bytes: self.inflight_bytes,
             silent_ns: now.saturating_sub(self.heard),
             round_trip_ns: self.round_trip,
+            sending: None,
         }
     }
 

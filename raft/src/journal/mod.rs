@@ -29,7 +29,8 @@
 //! | 112 | u64 each | the voters under which the log was begun |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
-//! [`codec`]; the end record is the number of its chunks (u64).
+//! [`codec`]; the end record is the number of its chunks (u64) and their length in bytes (u64).
+//! End records of earlier versions are without the length.
 
 mod pipeline;
 mod snapshots;

@@ -116,7 +116,8 @@ impl Snapshots {
             let clean = Commit::new().delete(&log).durability(Durability::Buffered);
             this.journal.commit(clean).await.map_err(store_error)?;
         }
-        let writer = Writer { snapshots: Arc::clone(this), log, current, finished: false };
+        let snapshots = Arc::clone(this);
+        let writer = Writer { snapshots, log, current, bytes: 0, finished: false };
         writer.record(record.freeze(), Durability::Written).await?;
         Ok(writer)
     }
@@ -167,10 +168,14 @@ impl Snapshots {
             log: None,
             name: SnapshotName { meta: SnapshotMeta::default(), identity: current.identity },
             chunks: current.chunks,
+            bytes: 0,
         };
         let log = this.log(current.number)?;
         let name = read_name(&log).filter(|name| current.is(&name.meta));
         reader.name = name.ok_or_else(|| StoreError::Damaged("the snapshot's name".to_owned()))?;
+        // Ends that were written before they held the length are shorter.
+        let length = read_length(&log, current.chunks);
+        reader.bytes = length.unwrap_or_else(|| log.info().bytes);
         reader.log = Some(log);
         Ok(Some(reader))
     }
@@ -191,11 +196,20 @@ fn read_name(log: &Log) -> Option<SnapshotName> {
     Some(SnapshotName { meta, identity })
 }
 
+/// The length of all chunks by the record behind them; `None` when it does not say.
+fn read_length(log: &Log, chunks: u64) -> Option<u64> {
+    let mut end = log.read(chunks.checked_add(1)?).ok()?;
+    end.try_get_u64_le().ok().filter(|count| *count == chunks)?;
+    end.try_get_u64_le().ok()
+}
+
 /// Stages one snapshot.
 pub(super) struct Writer {
     snapshots: Arc<Snapshots>,
     log: Log,
     current: Current,
+    /// Length of the chunks.
+    bytes: u64,
     finished: bool,
 }
 
@@ -222,14 +236,18 @@ impl SnapshotWriter for Writer {
             return Err(StoreError::ChunkSize { bytes: chunk.len() });
         }
         // Written, not synced: the end record's sync covers all that was written before it.
+        let bytes = chunk.len() as u64;
         self.record(chunk, Durability::Written).await?;
         self.current.chunks += 1;
+        self.bytes += bytes;
         Ok(())
     }
 
     async fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
-        let end = Bytes::copy_from_slice(&self.current.chunks.to_le_bytes());
-        self.record(end, Durability::Synced).await?;
+        let mut end = BytesMut::with_capacity(16);
+        end.put_u64_le(self.current.chunks);
+        end.put_u64_le(self.bytes);
+        self.record(end.freeze(), Durability::Synced).await?;
         self.finished = true;
         self.snapshots.table.lock().staged.insert(self.current.identity, self.current);
         Ok(())
@@ -243,6 +261,7 @@ pub(super) struct Reader {
     log: Option<Log>,
     name: SnapshotName,
     chunks: u64,
+    bytes: u64,
 }
 
 impl Drop for Reader {
@@ -284,6 +303,10 @@ impl SnapshotReader for Reader {
 
     fn chunks(&self) -> u64 {
         self.chunks
+    }
+
+    fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed> {

@@ -215,6 +215,10 @@ impl SnapshotReader for Reader {
         self.snapshot.chunks.len() as u64
     }
 
+    fn bytes(&self) -> u64 {
+        self.snapshot.chunks.iter().map(|chunk| chunk.len() as u64).sum()
+    }
+
     async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed> {
         let at = usize::try_from(number).map_err(|_| ReadFailed::Absent)?;
         self.snapshot.chunks.get(at).cloned().ok_or(ReadFailed::Absent)

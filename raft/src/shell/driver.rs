@@ -476,6 +476,7 @@ impl Driver {
     fn send_snapshot(&mut self, id: u64, to: u64, term: u64, meta: SnapshotMeta) {
         let config = self.core.config();
         let transfer = send_snapshot::Transfer {
+            id,
             group: config.group,
             to,
             term,
@@ -487,7 +488,7 @@ impl Driver {
         let transport = Arc::clone(&self.transport);
         let answer = Answer::new(&shared, Event::SnapshotSent { id, ended: TransferEnd::Futile });
         self.tasks.spawn(async move {
-            let ended = transfer.run(&*log, &*transport, &shared.counters).await;
+            let ended = transfer.run(&*log, &*transport, &shared).await;
             answer.give(Event::SnapshotSent { id, ended });
         });
     }

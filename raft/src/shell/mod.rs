@@ -9,6 +9,7 @@ mod progress;
 mod receive_snapshot;
 mod send_snapshot;
 pub(crate) mod shared;
+mod transfers;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -381,9 +382,14 @@ impl Raft {
     }
 
     /// What this node knows of each follower; empty unless it leads. While the node is at work it
-    /// is a millisecond behind, else up to a heartbeat.
+    /// is a millisecond behind, else up to a heartbeat. The progress of snapshots is current.
     pub fn followers(&self) -> Vec<FollowerStatus> {
-        self.handle.shared.followers.lock().clone()
+        let shared = &self.handle.shared;
+        let mut followers = shared.followers.lock().clone();
+        for follower in &mut followers {
+            follower.sending = shared.transfers.progress(follower.id);
+        }
+        followers
     }
 
     /// How fresh the state machine of this node is, for reads that go without

@@ -6,7 +6,10 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use super::shared::{Counters, count};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::shared::{Shared, count};
+use super::transfers::Shown;
 use crate::core::TransferEnd;
 use crate::store::{LogStore, ReadFailed, SnapshotName, SnapshotReader, StoreError};
 use crate::transport::{SendError, SnapshotAnswer, SnapshotPart, Transport};
@@ -25,6 +28,8 @@ const SENDS_EXTRA: u64 = 64;
 /// What to send to whom.
 #[derive(Clone, Debug)]
 pub(crate) struct Transfer {
+    /// Different from that of every other transfer of this life of the node.
+    pub(crate) id: u64,
     pub(crate) group: u64,
     pub(crate) to: u64,
     /// In which this node leads.
@@ -73,6 +78,8 @@ struct Pass<'a> {
     budget: &'a mut u64,
     /// Raised to the number of chunks that the peer says to have.
     arrived: &'a mut u64,
+    /// What operators see of it.
+    shown: &'a Shown<'a>,
 }
 
 type Call<'a> = Pin<Box<dyn Future<Output = Result<SnapshotAnswer, SendError>> + Send + 'a>>;
@@ -89,10 +96,10 @@ impl Transfer {
         &self,
         log: &dyn LogStore,
         transport: &dyn Transport,
-        counters: &Counters,
+        shared: &Shared,
     ) -> TransferEnd {
         let mut reach = Reach::default();
-        let Err(error) = self.send(log, transport, counters, &mut reach).await else {
+        let Err(error) = self.send(log, transport, shared, &mut reach).await else {
             return TransferEnd::Complete;
         };
         tracing::debug!(target: "voussoir::raft", to = self.to, %error, "snapshot not sent");
@@ -103,7 +110,7 @@ impl Transfer {
         &self,
         log: &dyn LogStore,
         transport: &dyn Transport,
-        counters: &Counters,
+        shared: &Shared,
         reach: &mut Reach,
     ) -> Result<(), TransferError> {
         let reader = log.open_snapshot().await?.ok_or(TransferError::NoSnapshot)?;
@@ -114,6 +121,8 @@ impl Transfer {
         let Some(mut from) = self.open(transport, &*reader, &name).await? else {
             return Ok(());
         };
+        let total = (reader.chunks(), reader.bytes());
+        let shown = Shown::new(&shared.transfers, (self.id, self.to), name.meta.index, total);
         let mut budget = MAX_SENDS_PER_CHUNK.saturating_mul(reader.chunks()) + SENDS_EXTRA;
         let (mut furthest, mut futile) = (from, 0);
         *reach = Reach { opened_at: from, arrived: from };
@@ -121,8 +130,9 @@ impl Transfer {
         // futile, and of those there are few in a row; the budget bounds what all of them send.
         loop {
             let arrived = &mut reach.arrived;
-            let pass = Pass { identity: name.identity, from, budget: &mut budget, arrived };
-            let reached = self.chunks(&*reader, transport, counters, pass).await?;
+            let identity = name.identity;
+            let pass = Pass { identity, from, budget: &mut budget, arrived, shown: &shown };
+            let reached = self.chunks(&*reader, transport, shared, pass).await?;
             from = reached;
             if reached == reader.chunks() {
                 let close = SnapshotPart::Close { identity: name.identity };
@@ -186,26 +196,41 @@ impl Transfer {
         &self,
         reader: &dyn SnapshotReader,
         transport: &dyn Transport,
-        counters: &Counters,
+        shared: &Shared,
         pass: Pass<'_>,
     ) -> Result<u64, TransferError> {
-        let Pass { identity, from, budget, arrived } = pass;
+        let Pass { identity, from, budget, arrived, shown } = pass;
+        shown.continues_at(from);
         let mut calls: VecDeque<Slot<'_>> = VecDeque::new();
+        // The lengths of the chunks under way, and the chunk that the rate does not allow yet.
+        let (mut lengths, mut held_back) = (VecDeque::new(), None);
         let (mut next, mut answered) = (from, from);
         while answered < reader.chunks() {
+            let mut resume_at = None;
             while calls.len() < self.window && next < reader.chunks() {
+                let data = match held_back.take() {
+                    Some(data) => data,
+                    None => reader.chunk(next).await?,
+                };
+                if let Err(at) = shared.transfers.admit(data.len()) {
+                    (held_back, resume_at) = (Some(data), Some(at));
+                    break;
+                }
                 *budget = budget.checked_sub(1).ok_or(TransferError::NoProgress)?;
-                let data = reader.chunk(next).await?;
+                lengths.push_back(data.len() as u64);
                 let part = SnapshotPart::Chunk { identity, number: next, data };
                 let call = transport.snapshot(self.to, self.group, part, self.timeout);
-                calls.push_back(Slot::Waiting(call));
-                count(&counters.chunks_sent, 1);
+                calls.push_back(Slot::Waiting(Box::pin(self.within(call))));
+                count(&shared.counters.chunks_sent, 1);
                 next += 1;
             }
-            match self.within(poll_fn(|cx| poll_first(&mut calls, cx))).await? {
+            let Some(answer) = first_answer(&mut calls, resume_at).await else { continue };
+            let length = lengths.pop_front().unwrap_or(0);
+            match answer? {
                 SnapshotAnswer::Next { number } if number == answered + 1 => {
                     answered = number;
                     *arrived = number.max(*arrived);
+                    shown.acknowledged(length);
                 }
                 SnapshotAnswer::Next { number } if number <= reader.chunks() => {
                     *arrived = number.max(*arrived);
@@ -219,6 +244,21 @@ impl Transfer {
         }
         Ok(answered)
     }
+}
+
+/// Waits for the answer to the oldest call, but not beyond `resume_at`: `None` then.
+async fn first_answer(
+    calls: &mut VecDeque<Slot<'_>>,
+    resume_at: Option<Instant>,
+) -> Option<Result<SnapshotAnswer, SendError>> {
+    let Some(at) = resume_at else {
+        return Some(poll_fn(|cx| poll_first(calls, cx)).await);
+    };
+    if calls.is_empty() {
+        sleep_until(at).await;
+        return None;
+    }
+    timeout_at(at, poll_fn(|cx| poll_first(calls, cx))).await.ok()
 }
 
 /// Polls all calls, the oldest first so that they leave in order, and takes the oldest's answer.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::error::StopReason;
 use super::mailbox::Mailbox;
 use super::pending::{ChangeReply, Proposal, ReadReply};
+use super::transfers::Transfers;
 use crate::config::Config;
 use crate::core::TransferEnd;
 use crate::membership::Change;
@@ -211,6 +212,8 @@ pub(crate) struct Shared {
     pub(crate) fresh_at: AtomicU64,
     /// For [`Raft::followers`](crate::Raft::followers).
     pub(crate) followers: Mutex<Vec<FollowerStatus>>,
+    /// Snapshots that are being sent.
+    pub(crate) transfers: Transfers,
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
@@ -238,6 +241,7 @@ impl Shared {
             applied: AtomicU64::new(0),
             fresh_at: AtomicU64::new(NEVER),
             followers: Mutex::new(Vec::new()),
+            transfers: Transfers::new(config.snapshot_bytes_per_second),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
         }

@@ -530,6 +530,10 @@ impl SnapshotReader for Reader {
         self.inner.chunks()
     }
 
+    fn bytes(&self) -> u64 {
+        self.inner.bytes()
+    }
+
     async fn chunk(&self, number: u64) -> Result<Bytes, ReadFailed> {
         self.store.health.serve_read().await;
         self.store.alive().map_err(|error| ReadFailed::Failed(Arc::new(error)))?;

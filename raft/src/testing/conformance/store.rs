@@ -349,6 +349,8 @@ async fn current(store: &Store) -> Option<(SnapshotName, Vec<Bytes>)> {
     }
     let past = reader.chunk(reader.chunks()).await;
     assert!(matches!(past, Err(ReadFailed::Absent)), "there is nothing past the last chunk");
+    let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+    assert_eq!(reader.bytes(), bytes, "the length of all chunks together");
     Some((reader.name().clone(), chunks))
 }
 
