@@ -1,16 +1,21 @@
 //! Receiving a snapshot, and the transport's side of a node.
 
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::task::Poll;
 
 use async_trait::async_trait;
-use tokio::sync::{Mutex, OwnedMutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 use super::shared::{Event, Shared, count};
 use crate::core::Gate;
 use crate::message::Message;
 use crate::store::{LogStore, SnapshotName, SnapshotWriter};
 use crate::transport::{Inbox, SnapshotAnswer, SnapshotPart};
+
+/// Parts of snapshots that may wait without their callers, each of up to a chunk's length.
+const MAX_ORPHANS: usize = 64;
 
 /// What a transport hands over to.
 pub(crate) struct NodeInbox {
@@ -20,6 +25,8 @@ pub(crate) struct NodeInbox {
     gate: Gate,
     /// Locked in the order in which parts arrive, and held until a part is dealt with.
     incoming: Arc<Mutex<Option<Incoming>>>,
+    /// A permit for each part that is dealt with whether its caller waits or not.
+    orphans: Arc<Semaphore>,
 }
 
 /// A snapshot that is coming in.
@@ -35,7 +42,8 @@ struct Incoming {
 
 impl NodeInbox {
     pub(crate) fn new(gate: Gate, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
-        Self { shared, log, gate, incoming: Arc::default() }
+        let orphans = Arc::new(Semaphore::new(MAX_ORPHANS));
+        Self { shared, log, gate, incoming: Arc::default(), orphans }
     }
 }
 
@@ -64,11 +72,26 @@ impl Inbox for NodeInbox {
             count(&self.shared.counters.snapshots_rejected, 1);
             return SnapshotAnswer::Rejected;
         }
-        let guard = Arc::clone(&self.incoming).lock_owned().await;
         let at_work = Receiving { shared: Arc::clone(&self.shared), log: Arc::clone(&self.log) };
-        // On a task of its own: the transport drops this future when the sender gives up, and
-        // a half-written chunk would cost all that came before it.
-        let task = tokio::spawn(at_work.part(guard, from, part));
+        let mut lock = Box::pin(Arc::clone(&self.incoming).lock_owned());
+        // On a task of its own: the transport drops this future when the sender gives up or the
+        // connection breaks. A half-written chunk would cost all that came before it, and a chunk
+        // that waits behind another one has arrived and need not be sent again.
+        let task = match Arc::clone(&self.orphans).try_acquire_owned() {
+            Ok(permit) => {
+                // The place in the queue is taken here, in the order of arrival.
+                let first = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await;
+                tokio::spawn(async move {
+                    let _permit = permit;
+                    let guard = match first {
+                        Poll::Ready(guard) => guard,
+                        Poll::Pending => lock.await,
+                    };
+                    at_work.part(guard, from, part).await
+                })
+            }
+            Err(_) => tokio::spawn(at_work.part(lock.await, from, part)),
+        };
         task.await.unwrap_or(SnapshotAnswer::Rejected)
     }
 }

@@ -1,12 +1,14 @@
 //! Snapshots that come in, part by part.
 
+use std::future::poll_fn;
 use std::pin::pin;
+use std::task::Poll;
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use voussoir_raft::{HaltReason, SnapshotAnswer, SnapshotPart, StopReason};
 
-use crate::cluster::timeout;
+use crate::cluster::{append, timeout};
 use crate::script::{PEER, Script, name};
 
 const NEXT_0: SnapshotAnswer = SnapshotAnswer::Next { number: 0 };
@@ -71,6 +73,30 @@ async fn a_snapshot_counts_when_it_is_durable() {
     assert_eq!(timeout(closing).await, SnapshotAnswer::Done);
     script.until(|status| status.applied == 50).await;
     assert_eq!(script.text(), "one");
+}
+
+/// The connection breaks behind three chunks, of which the first one is being stored.
+#[tokio::test(start_paused = true)]
+async fn chunks_that_have_arrived_outlive_their_connection() {
+    let script = Script::start().await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(50, 5, 11), 4).await, NEXT_0);
+    {
+        let part = |number, text| {
+            let data = append(text);
+            script.inbox.snapshot(PEER, SnapshotPart::Chunk { identity: 11, number, data })
+        };
+        for mut call in [part(0, "one,"), part(1, "two,"), part(2, "three,")] {
+            let first = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+            assert!(first.is_pending(), "{first:?}");
+        }
+    }
+    let next = SnapshotAnswer::Next { number: 3 };
+    assert_eq!(script.open(&name(50, 5, 11), 4).await, next, "they need not be sent again");
+    assert_eq!(script.chunk(11, 3, "four").await, SnapshotAnswer::Next { number: 4 });
+    assert_eq!(script.close(11).await, SnapshotAnswer::Done);
+    script.until(|status| status.applied == 50).await;
+    assert_eq!(script.text(), "one,two,three,four");
 }
 
 #[tokio::test(start_paused = true)]
