@@ -312,3 +312,22 @@ fn a_leader_whose_disk_stalls_makes_room() {
     lab.run(1200 * MS);
     assert!(lab.leader().is_some_and(|leader| leader != 1), "{:?}", lab.leader());
 }
+
+/// The next one need not wait until it misses the old one.
+#[test]
+fn a_leader_whose_disk_stalls_hands_over() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.node_mut(1).fast_disk = false;
+    lab.propose(1, 1, "x");
+    lab.run(990 * MS);
+    assert_eq!(lab.leader(), Some(1), "a write may take a second");
+    lab.run(50 * MS);
+    assert!(lab.leader().is_some_and(|leader| leader != 1), "{:?}", lab.leader());
+    // Without a peer that hears it there is nobody to hand over to.
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.isolate(1);
+    lab.run(1000 * MS);
+    assert!(lab.leader().is_some_and(|leader| leader != 1), "{:?}", lab.leader());
+}

@@ -250,7 +250,7 @@ impl Leader {
     }
 
     /// The voter whose log is the longest.
-    fn best(&self) -> Option<u64> {
+    pub(super) fn best(&self) -> Option<u64> {
         let voters = self.peers.iter().filter(|peer| peer.is_voter && !peer.lost);
         voters.max_by_key(|peer| peer.matched).map(|peer| peer.id)
     }

@@ -12,6 +12,7 @@ use super::read::PendingRead;
 use super::{Core, RoleState};
 use crate::error::ProposeRejected;
 use crate::membership::{Change, Membership};
+use crate::message::Message;
 use crate::types::{Entry, EntryKind, MAX_INDEX};
 
 /// What only a leader has.
@@ -213,10 +214,9 @@ impl Core {
     }
 
     pub(super) fn on_leader_tick(&mut self) {
-        if self.now >= self.out_of_touch_at()
-            || self.disk_stalls_at().is_some_and(|at| self.now >= at)
-        {
-            self.become_follower(self.term, None);
+        let stalls = self.disk_stalls_at().is_some_and(|at| self.now >= at);
+        if stalls || self.now >= self.out_of_touch_at() {
+            self.step_aside(stalls);
             return;
         }
         let RoleState::Leader(leader) = &mut self.role else { return };
@@ -227,6 +227,16 @@ impl Core {
         if !self.quiescence.quiesced {
             self.tick_peers();
         }
+    }
+
+    /// Leads no more. Where its peers hear it, and only its disk hangs, the voter that is furthest
+    /// is told to campaign at once: the others would first wait for an election timeout.
+    fn step_aside(&mut self, is_heard: bool) {
+        let RoleState::Leader(leader) = &self.role else { return };
+        if let Some(to) = leader.best().filter(|_| is_heard) {
+            self.send(to, Message::TimeoutNow { term: self.term });
+        }
+        self.become_follower(self.term, None);
     }
 
     /// When this leader will have been silent to a majority for a whole election timeout.
