@@ -7,6 +7,27 @@ use voussoir_raft::testing::sim::{
 };
 use voussoir_sim::{Failure, FaultClass, FaultSet, Runner, Situations, Summary};
 
+/// What may meet in one seed, by the four lowest bits of its number: seeds in which leases answered
+/// reads and leaders came to rest, where that is part of it, and did not where it is not.
+static TOGETHER: [&str; 16] = [
+    "none of them",
+    "leases",
+    "rest",
+    "leases, rest",
+    "long round trips",
+    "leases, long round trips",
+    "rest, long round trips",
+    "leases, rest, long round trips",
+    "tight queues",
+    "leases, tight queues",
+    "rest, tight queues",
+    "leases, rest, tight queues",
+    "long round trips, tight queues",
+    "leases, long round trips, tight queues",
+    "rest, long round trips, tight queues",
+    "leases, rest, long round trips, tight queues",
+];
+
 const COMMAND: &str = "cargo test -p voussoir-raft --features testing --test sim";
 
 /// Three and five nodes, all classes of faults, the store that users run.
@@ -70,6 +91,24 @@ fn groups_rest() {
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
     all_reached(&summary, &QUIESCE_SITUATIONS);
+}
+
+/// Every combination of lease reads, groups that rest, long round trips and tight queues.
+#[test]
+fn features_together() {
+    let runner = Runner::new(format!("{COMMAND} features_together")).seeds(800).twice(10);
+    let summary = runner
+        .run(|seed| {
+            let report = run(seed, &Options::together(seed))?;
+            let has = |name| report.figures.iter().any(|(found, n)| *found == name && *n > 0);
+            let acts = [has("read answered under a lease"), has("leader quiesces")];
+            let wanted = [seed & 1 == 1, seed >> 1 & 1 == 1];
+            let is_reached = acts == wanted && has("calls ok");
+            Ok(report.with(TOGETHER[(seed % 16) as usize], u64::from(is_reached)))
+        })
+        .unwrap();
+    println!("{summary}");
+    all_reached(&summary, &TOGETHER);
 }
 
 /// Where nothing is lost, coming to rest and waking cost no election.

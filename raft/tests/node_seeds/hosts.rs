@@ -17,14 +17,14 @@ use voussoir_raft::{
 use voussoir_sim::Rng;
 
 /// Counts commands, and answers with the number.
-struct Counter(u64);
+struct Counter(Arc<AtomicU64>);
 
 #[async_trait]
 impl StateMachine for Counter {
     async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
         let count = |_| {
-            self.0 += 1;
-            Bytes::from(self.0.to_string())
+            let count = 1 + self.0.fetch_add(1, Ordering::Relaxed);
+            Bytes::from(count.to_string())
         };
         Ok(commands.iter().map(count).collect())
     }
@@ -34,13 +34,50 @@ impl StateMachine for Counter {
     }
 
     async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.0.to_string())))
+        Ok(Box::new(WholeSnapshot::new(self.0.load(Ordering::Relaxed).to_string())))
     }
 
     async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
         let state = WholeSnapshot::collect(chunks).await?;
-        self.0 = std::str::from_utf8(&state)?.parse()?;
+        self.0.store(std::str::from_utf8(&state)?.parse()?, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+/// What a seed has its groups do, on every node alike.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Features {
+    /// Leaders read under leases.
+    pub(crate) leases: bool,
+    /// Groups do not rest.
+    pub(crate) is_awake: bool,
+    /// Round trips are about as long as elections wait, and longer.
+    pub(crate) is_long: bool,
+    /// There is room for one or a few waiting messages of peers.
+    pub(crate) is_small: bool,
+}
+
+impl Features {
+    /// How long a caller has patience, of what is enough where round trips are short.
+    pub(crate) fn patience(self, ms: u64) -> Duration {
+        Duration::from_millis(if self.is_long { 5 * ms } else { ms })
+    }
+
+    /// Whether a leader may be missed without a fault: heartbeats come late by as much as elections
+    /// wait, or find no room.
+    pub(crate) fn moves_leaders(self) -> bool {
+        self.is_long || self.is_small
+    }
+
+    /// How long a message takes, at least and at most, in ms; `None`: no time. Where there is room
+    /// for one message, those of several nodes must not arrive in step for ever: only the first of
+    /// them would be heard.
+    fn delay_ms(self) -> Option<(u64, u64)> {
+        match (self.is_long, self.is_small) {
+            (true, _) => Some((30, 140)),
+            (false, true) => Some((0, 10)),
+            (false, false) => None,
+        }
     }
 }
 
@@ -54,7 +91,16 @@ pub(crate) struct Faults {
     pub(crate) panics_at: AtomicU64,
     /// The lives that the nodes have named.
     pub(crate) lives: Mutex<BTreeMap<u64, u64>>,
+    delay_ms: Option<(u64, u64)>,
     rng: Mutex<Rng>,
+}
+
+impl Faults {
+    /// How long the next message takes; `None`: no time.
+    fn delay(&self) -> Option<Duration> {
+        let (least, most) = self.delay_ms?;
+        Some(Duration::from_millis(self.rng.lock().between(least, most)))
+    }
 }
 
 /// A node's end of the network.
@@ -95,6 +141,15 @@ impl Transport for Wire {
         if is_lost || muffled == Some(group) {
             return Ok(());
         }
+        if let Some(delay) = faults.delay() {
+            let inner = Arc::clone(&self.inner);
+            tokio::spawn(async move {
+                sleep(delay).await;
+                // Lost where the link is cut by then.
+                let _ = inner.send(to, group, message);
+            });
+            return Ok(());
+        }
         self.inner.send(to, group, message)
     }
 
@@ -105,6 +160,9 @@ impl Transport for Wire {
         part: SnapshotPart,
         timeout: Duration,
     ) -> Result<SnapshotAnswer, SendError> {
+        if let Some(delay) = self.faults.delay() {
+            sleep(2 * delay).await;
+        }
         self.inner.snapshot(to, group, part, timeout).await
     }
 }
@@ -129,21 +187,36 @@ pub(crate) struct Hosts {
     pub(crate) faults: Arc<Faults>,
     pub(crate) groups: &'static [Group],
     pub(crate) nodes: BTreeMap<u64, Node>,
+    pub(crate) features: Features,
+    /// Every life of every replica.
+    pub(crate) lives: Vec<Raft>,
     seed: u64,
     stores: BTreeMap<(u64, u64), MemoryStore>,
+    /// What the machines show, by node and group.
+    counts: BTreeMap<(u64, u64), Arc<AtomicU64>>,
 }
 
 impl Hosts {
-    pub(crate) async fn new(seed: u64, groups: &'static [Group]) -> Self {
+    pub(crate) async fn new(seed: u64, groups: &'static [Group], features: Features) -> Self {
         let faults = Arc::new(Faults {
             loss_ppm: AtomicU32::new(0),
             muffled: Mutex::default(),
             panics_at: AtomicU64::new(0),
             lives: Mutex::default(),
+            delay_ms: features.delay_ms(),
             rng: Mutex::new(Rng::stream(seed, 2)),
         });
-        let (nodes, stores) = (BTreeMap::new(), BTreeMap::new());
-        let mut hosts = Self { network: Network::new(), faults, groups, nodes, seed, stores };
+        let mut hosts = Self {
+            network: Network::new(),
+            faults,
+            groups,
+            nodes: BTreeMap::new(),
+            features,
+            lives: Vec::new(),
+            seed,
+            stores: BTreeMap::new(),
+            counts: BTreeMap::new(),
+        };
         hosts.start_all().await;
         hosts
     }
@@ -178,8 +251,23 @@ impl Hosts {
         }
         (config.group, config.dynamic) = (group.id, true);
         config.seed = Some(self.seed.wrapping_mul(97) + group.id * 11 + id);
-        config.quiesce_after = Some(Duration::from_millis(200));
-        self.nodes[&id].start_group(config, Arc::new(store), Box::new(Counter(0))).await
+        let Features { leases, is_awake, is_small, .. } = self.features;
+        config.quiesce_after = (!is_awake).then_some(Duration::from_millis(200));
+        config.max_clock_drift_ppm = leases.then_some(10_000);
+        if is_small {
+            config.max_inbox_bytes = 1 << (self.seed / 16 % 10);
+        }
+        let count = Arc::new(AtomicU64::new(0));
+        self.counts.insert((id, group.id), Arc::clone(&count));
+        let machine = Box::new(Counter(count));
+        let raft = self.nodes[&id].start_group(config, Arc::new(store), machine).await?;
+        self.lives.push(raft.clone());
+        Ok(raft)
+    }
+
+    /// What the machine of a replica shows.
+    pub(crate) fn count(&self, id: u64, group: u64) -> u64 {
+        self.counts.get(&(id, group)).map_or(0, |count| count.load(Ordering::Relaxed))
     }
 
     pub(crate) fn raft(&self, id: u64, group: u64) -> Option<Raft> {

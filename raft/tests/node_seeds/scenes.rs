@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use voussoir_raft::{AttachError, Change, Message, NODE_GROUP, NodeBeat, StartError, Transport};
 
-use super::hosts::{Group, Hosts};
+use super::hosts::{Features, Group, Hosts};
 
 static TWO: [Group; 2] = [
     Group { id: 1, voters: &[1, 2, 3], learner: None },
@@ -14,7 +14,7 @@ static TWO: [Group; 2] = [
 ];
 
 async fn resting() -> Hosts {
-    let hosts = Hosts::new(1, &TWO).await;
+    let hosts = Hosts::new(1, &TWO, Features::default()).await;
     assert!(hosts.until(Hosts::all_rest).await, "they come to rest");
     hosts
 }

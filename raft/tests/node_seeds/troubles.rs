@@ -75,7 +75,7 @@ impl<'a> Troubles<'a> {
         let rests_beside = others.any(|status| status.role == Role::Leader && status.is_quiesced);
         *self.proposed.entry(group).or_default() += 1;
         let answer = raft.propose(Bytes::from_static(b"x"));
-        let answer = timeout(Duration::from_millis(500), answer).await;
+        let answer = timeout(hosts.features.patience(500), answer).await;
         let Some(number) = answer.ok().and_then(|answer| number(&answer)) else { return };
         assert!(self.told.entry(group).or_default().insert(number), "{number} was said twice");
         if rests_beside {
@@ -89,8 +89,14 @@ impl<'a> Troubles<'a> {
         if raft.status().borrow().is_quiesced {
             self.situations.reached("read asked of a member at rest");
         }
+        let told = self.told.get(&group).and_then(|told| told.last().copied()).unwrap_or(0);
         // While the faults go on it may well fail.
-        drop(raft.read(Instant::now() + Duration::from_millis(300)).await);
+        let read = raft.read(Instant::now() + hosts.features.patience(300)).await;
+        let shown = hosts.count(id, group);
+        assert!(
+            read.is_err() || shown >= told,
+            "a stale read: {shown}, and {told} was told before"
+        );
     }
 
     /// Stops one replica, or all of a node; leaders at rest rather often.

@@ -139,6 +139,11 @@ impl Setup {
 }
 
 impl Setup {
+    /// Whether a round trip takes a third of the shortest wait before an election, or longer.
+    pub(crate) fn is_long(&self) -> bool {
+        6 * self.link_ms.1 >= self.config.min_election_timeout.as_millis() as u64
+    }
+
     pub(crate) fn draw(seed: u64) -> Self {
         let mut rng = Rng::stream(seed, u64::from_le_bytes(*b"a setup!"));
         let count = match rng.below(100) {
@@ -162,14 +167,19 @@ impl Setup {
             _ => 90,
         };
         let mut config = draw_config(&mut rng, &voters, payload_bytes);
+        // Draws of their own, which change no others.
+        let mut features = Rng::stream(seed, u64::from_le_bytes(*b"together"));
+        let (leases, is_long) = (features.chance(400_000), features.chance(250_000));
         // A leader that is heard of later than its followers wait for it cannot lead.
-        let max_link = max_link.min(config.min_election_timeout.as_millis() as u64 / 3);
+        let longest = config.min_election_timeout.as_millis() as u64 / 3;
+        let max_link = if is_long { longest } else { max_link.min(longest) };
         // Where a round takes longer than proposals may, none would ever be answered.
         let rounds = Duration::from_millis(50 * (max_disk + max_link));
         config.proposal_timeout = config.proposal_timeout.max(rounds);
         let max_drift = if rng.chance(500_000) { rng.scaled(1, 100_000) } else { 0 };
         let drift = |_: &u64| rng.below(2 * max_drift + 1).cast_signed() - max_drift.cast_signed();
         let drift_ppm = voters.iter().map(drift).collect();
+        config.max_clock_drift_ppm = leases.then_some(max_drift.max(1) as u32);
         let mut troubles = Trouble::ALL.to_vec();
         troubles.retain(|trouble| {
             let wanted = rng.chance(500_000);
@@ -183,7 +193,7 @@ impl Setup {
             journaled: rng.chance(600_000),
             grouped: rng.chance(700_000),
             disk_ms: (rng.below(2), rng.between(1, max_disk)),
-            link_ms: (rng.below(2), rng.between(1, max_link)),
+            link_ms: (rng.below(2), if is_long { max_link } else { rng.between(1, max_link) }),
             quick: rng.chance(300_000),
             chunk_bytes: rng.scaled(40, 1000),
             filler_bytes: rng.below(1500),

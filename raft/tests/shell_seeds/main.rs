@@ -35,7 +35,7 @@ use self::world::World;
 const COMMAND: &str = "cargo test -p voussoir-raft --all-features --test shell_seeds";
 
 /// What has to happen in some of the seeds, or they prove nothing about it.
-static SITUATIONS: [&str; 39] = [
+static SITUATIONS: [&str; 47] = [
     "single voter",
     "group of two",
     "group of four",
@@ -75,6 +75,14 @@ static SITUATIONS: [&str; 39] = [
     "messages of strangers refused",
     "clocks that drift apart by more than a hundredth",
     "node rebuilt on the disk that it had lost",
+    "no leases",
+    "no leases, small inbox",
+    "no leases, long round trips",
+    "no leases, small inbox, long round trips",
+    "leases",
+    "leases, small inbox",
+    "leases, long round trips",
+    "leases, small inbox, long round trips",
 ];
 
 /// How long virtual time may stand still, in real time, before a node is taken to loop without an
@@ -176,6 +184,9 @@ async fn play(world: Arc<World>, situations: &Situations) -> Result<u64, String>
         Some(violation) => Err(violation),
         None => judge::judge(&world, clients).await,
     };
+    if verdict.is_ok() {
+        world.note_features();
+    }
     for (name, count) in SITUATIONS.iter().zip(notes.counts()) {
         situations.add(name, count);
     }

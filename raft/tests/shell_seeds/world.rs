@@ -48,6 +48,8 @@ pub(crate) struct World {
     pub(crate) singles: Mutex<BTreeMap<u64, Fate>>,
     /// Calls whose future is alive.
     pub(crate) open_calls: AtomicUsize,
+    /// Lives that have ended.
+    ended: Mutex<Vec<Raft>>,
     /// Clients begin no more calls.
     pub(crate) resting: AtomicBool,
     /// For what is done to the nodes.
@@ -105,6 +107,7 @@ impl World {
             asked: Mutex::default(),
             singles: Mutex::default(),
             open_calls: AtomicUsize::new(0),
+            ended: Mutex::default(),
             resting: AtomicBool::new(false),
             rng: Mutex::new(rng),
             setup,
@@ -185,6 +188,31 @@ impl World {
         if timeout(SHUTDOWN, running.raft.shutdown()).await.is_err() {
             self.object(id, "its shutdown does not end");
         }
+        self.ended.lock().push(running.raft);
+    }
+
+    /// Notes which features have met in this run: what leases answered and what full inboxes
+    /// dropped, over all lives.
+    pub(crate) fn note_features(&self) {
+        let mut lives = self.ended.lock().clone();
+        lives.extend(self.all_running().into_iter().map(|node| node.raft));
+        let sum = |of: fn(voussoir_raft::Stats) -> u64| -> u64 {
+            lives.iter().map(|raft| of(raft.stats())).sum()
+        };
+        let (by_lease, dropped) = (sum(|it| it.lease_reads), sum(|it| it.messages_dropped));
+        if (by_lease > 0) != self.setup.config.max_clock_drift_ppm.is_some() {
+            return;
+        }
+        self.notes.reached(match (by_lease > 0, dropped > 0, self.setup.is_long()) {
+            (false, false, false) => "no leases",
+            (false, true, false) => "no leases, small inbox",
+            (false, false, true) => "no leases, long round trips",
+            (false, true, true) => "no leases, small inbox, long round trips",
+            (true, false, false) => "leases",
+            (true, true, false) => "leases, small inbox",
+            (true, false, true) => "leases, long round trips",
+            (true, true, true) => "leases, small inbox, long round trips",
+        });
     }
 
     /// A node's disk is replaced by an empty one, and it is started: the store must refuse.

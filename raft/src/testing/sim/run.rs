@@ -29,6 +29,9 @@ const CHURN: u64 = 2;
 const ASK: u64 = 3;
 /// The alarm of groups that are stopped by themselves.
 const STOP: u64 = 4;
+/// How long messages take where round trips are long, at least and at most, in ns. Elections start
+/// after a silence of 200 ms at least.
+const LONG_DELAY_NS: (u64, u64) = (30 * MILLISECOND, 140 * MILLISECOND);
 /// Steps of the linearizability check, per key.
 const CHECK_STEPS: u64 = 5_000_000;
 
@@ -53,6 +56,10 @@ pub struct Options {
     pub quiesces: bool,
     /// How far clocks drift at most, in millionths.
     pub skew_ppm: u32,
+    /// The least and the greatest time that a message takes without faults, ns.
+    pub delay_ns: (u64, u64),
+    /// Whether queues hold next to nothing: one message, write and command at a time, two reads.
+    pub is_tight: bool,
     /// How long faults go on, ns of virtual time.
     pub faults_ns: u64,
 }
@@ -68,6 +75,8 @@ impl Default for Options {
             max_clock_drift_ppm: None,
             quiesces: false,
             skew_ppm: SimConfig::default().skew_ppm,
+            delay_ns: SimConfig::default().delay_ns,
+            is_tight: false,
             faults_ns: 8 * SECOND,
         }
     }
@@ -95,6 +104,26 @@ impl Options {
             hunt_ppm: 600_000,
             ..Self::default()
         }
+    }
+
+    /// Any of: lease reads, groups that quiesce, round trips that are longer than most elections
+    /// wait, tight queues; by the four lowest bits of the seed. In every third seed the membership
+    /// changes.
+    pub fn together(seed: u64) -> Self {
+        let [leases, quiesces, is_long, is_tight] = [0, 1, 2, 3].map(|bit| seed >> bit & 1 == 1);
+        let drift = 1000 << (seed / 16 % 9);
+        let mut options = if leases { Self::leasing(drift) } else { Self::default() };
+        (options.quiesces, options.is_tight) = (quiesces, is_tight);
+        options.changes = seed.is_multiple_of(3);
+        if is_long {
+            options.delay_ns = LONG_DELAY_NS;
+        }
+        options
+    }
+
+    /// Whether messages take so long that a round trip may be longer than an election waits.
+    fn is_long(&self) -> bool {
+        self.delay_ns.1 >= LONG_DELAY_NS.1
     }
 }
 
@@ -131,9 +160,7 @@ pub fn run_on(
     let faults = faults_of(options, is_spared, clients.settle_ns());
     let plan = plan_of(seed, &faults, options)?;
     let oracle = Rc::new(RefCell::new(Oracle::new(&voters, options.changes)));
-    let mut config = draw_config(&voters, &mut rng);
-    config.dynamic = options.changes;
-    config.max_clock_drift_ppm = options.max_clock_drift_ppm;
+    let mut config = draw_config(&voters, options, &mut rng);
     let suspect_after = options.quiesces.then(|| draw_rest(&mut config, &mut rng));
     let is_hunted = rng.chance(options.hunt_ppm);
     let watcher = Rc::clone(&oracle);
@@ -227,6 +254,7 @@ fn faults_of(options: &Options, is_spared: bool, settle_ns: u64) -> SimConfig {
     faults.enable_ppm = options.enable_ppm;
     faults.skew_ppm = options.skew_ppm;
     faults.faults_ns = options.faults_ns;
+    faults.delay_ns = options.delay_ns;
     faults.settle_ns = settle_ns;
     faults
 }
@@ -241,6 +269,12 @@ fn draw_clients(options: &Options, rng: &mut Rng) -> ClientsConfig {
         // So few calls may well all go to nodes whose disks are gone.
         clients.max_recovery_ns = 15 * SECOND;
     }
+    if options.is_long() {
+        clients.patience_ns = (500 * MILLISECOND, 4 * SECOND);
+        clients.max_recovery_ns = 15 * SECOND;
+        // Where an entry takes a round trip, so does each that a node is behind.
+        clients.rest_ns = if options.is_tight { 20 * SECOND } else { 6 * SECOND };
+    }
     clients
 }
 
@@ -251,7 +285,7 @@ fn draw_rest(config: &mut Config, rng: &mut Rng) -> u64 {
 }
 
 /// Limits so small that windows slide, batches fill, logs are cut and snapshots sent all the time.
-fn draw_config(voters: &[u64], rng: &mut Rng) -> Config {
+fn draw_config(voters: &[u64], options: &Options, rng: &mut Rng) -> Config {
     let mut config = Config::new(1, voters);
     config.group = 7;
     config.max_append_entries = rng.scaled(1, 64) as usize;
@@ -268,7 +302,22 @@ fn draw_config(voters: &[u64], rng: &mut Rng) -> Config {
     config.keep_entries = rng.below(40);
     config.max_snapshots_sending = rng.between(1, 3) as usize;
     config.disk_stall = Duration::from_millis(rng.between(400, 1500));
+    if options.is_tight {
+        tighten(&mut config);
+    }
+    config.dynamic = options.changes;
+    config.max_clock_drift_ppm = options.max_clock_drift_ppm;
     config
+}
+
+/// Next to no room in any queue.
+fn tighten(config: &mut Config) {
+    (config.max_inflight_appends, config.max_inflight_bytes) = (1, 1);
+    (config.max_append_entries, config.max_append_bytes) = (2, 1);
+    (config.max_persists, config.max_persist_bytes) = (1, 1);
+    (config.max_applying, config.max_applying_bytes) = (1, 1);
+    (config.max_undecided, config.max_uncommitted_bytes) = (2, 256);
+    (config.max_reads, config.max_window_bytes) = (2, 1);
 }
 
 /// Reads, writes, compare-and-set and deletes; each client has one key, which it may share.
