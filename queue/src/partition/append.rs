@@ -516,7 +516,13 @@ pub(super) fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), Stor
         }
     }
     if let Some(error) = failed {
-        tracing::error!(target: "voussoir::queue", %error, "the partition has stopped");
+        // A store that says `Stopped` has not failed here: a leader of a replicated partition was
+        // replaced, the store was closed, or another user of its journal has met the failure.
+        if matches!(error, StoreError::Failed { .. }) {
+            tracing::error!(target: "voussoir::queue", %error, "the partition has stopped");
+        } else {
+            tracing::warn!(target: "voussoir::queue", %error, "the partition has stopped");
+        }
         stop(shared, error);
     }
 }
