@@ -3,10 +3,17 @@
 //! `VOUSSOIR_REPLICATED_SEEDS` sets the number of seeds (40), `VOUSSOIR_SEED` plays one.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use fastrand::Rng;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
+use tracing::span::{Attributes, Id};
+use tracing::{Event, Level, Metadata, Subscriber};
 use voussoir_queue::format::MAX_UNPACKED_BYTES;
 use voussoir_queue::raft::{LeadError, ReplicaConfig, ReplicatedPartition};
 use voussoir_queue::{
@@ -14,16 +21,65 @@ use voussoir_queue::{
     Record, StoreError,
 };
 use voussoir_raft::memory::{MemoryStore, Network};
-use voussoir_raft::{Config, Doubt, Node, NodeConfig, ProposeError, StopReason};
+use voussoir_raft::{
+    Completion, Config, Doubt, Entry, LogStore, LogWrite, Node, NodeConfig, ProposeError,
+    ReadFailed, Restored, SnapshotName, SnapshotReader, SnapshotWriter, StopReason,
+};
 
 const GROUP: u64 = 9;
 const NODES: [u64; 3] = [1, 2, 3];
+
+/// What waits for the disks that hang, by node.
+type Stalls = Mutex<BTreeMap<u64, Vec<(LogWrite, Completion)>>>;
+
+/// The log of a node whose disk may hang for a while.
+struct Stalling {
+    id: u64,
+    log: MemoryStore,
+    stalls: Arc<Stalls>,
+}
+
+#[async_trait]
+impl LogStore for Stalling {
+    async fn restore(&self) -> Result<Restored, voussoir_raft::StoreError> {
+        self.log.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        match self.stalls.lock().get_mut(&self.id) {
+            Some(waiting) => waiting.push((write, done)),
+            None => self.log.write(write, done),
+        }
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.log.read(range, max_bytes).await
+    }
+
+    async fn stage(
+        &self,
+        name: &SnapshotName,
+    ) -> Result<Box<dyn SnapshotWriter>, voussoir_raft::StoreError> {
+        self.log.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.log.unstage(identity);
+    }
+
+    async fn open_snapshot(
+        &self,
+    ) -> Result<Option<Box<dyn SnapshotReader>>, voussoir_raft::StoreError> {
+        self.log.open_snapshot().await
+    }
+}
 
 /// The group on three nodes, of which some may be down.
 struct Cluster {
     network: Network,
     stores: BTreeMap<u64, MemoryStore>,
     nodes: BTreeMap<u64, (Node, ReplicatedPartition)>,
+    stalls: Arc<Stalls>,
     seed: u64,
     max_bytes: u64,
     snapshot_after: u64,
@@ -36,7 +92,9 @@ impl Cluster {
         let (stores, nodes) = (BTreeMap::new(), BTreeMap::new());
         let network = Network::new();
         let slow = None;
-        let mut cluster = Self { network, stores, nodes, seed, max_bytes, snapshot_after, slow };
+        let stalls = Arc::default();
+        let mut cluster =
+            Self { network, stores, nodes, stalls, seed, max_bytes, snapshot_after, slow };
         for id in NODES {
             cluster.start(id).await;
         }
@@ -45,7 +103,8 @@ impl Cluster {
 
     async fn start(&mut self, id: u64) {
         let node = Node::start(NodeConfig::default(), self.network.node(id)).unwrap();
-        let log = self.stores.entry(id).or_default().clone();
+        let (log, stalls) = (self.stores.entry(id).or_default().clone(), Arc::clone(&self.stalls));
+        let log = Stalling { id, log, stalls };
         let mut group = Config::new(id, NODES);
         (group.group, group.seed) = (GROUP, Some(self.seed * 7 + id));
         group.snapshot_after_entries = self.snapshot_after;
@@ -68,6 +127,16 @@ impl Cluster {
     async fn stop(&mut self, id: u64) {
         if let Some((node, _)) = self.nodes.remove(&id) {
             node.shutdown().await;
+        }
+    }
+
+    fn stall(&self, ids: impl IntoIterator<Item = u64>) {
+        self.stalls.lock().extend(ids.into_iter().map(|id| (id, Vec::new())));
+    }
+
+    fn resume(&self) {
+        for (id, writes) in std::mem::take(&mut *self.stalls.lock()) {
+            writes.into_iter().for_each(|(write, done)| self.stores[&id].write(write, done));
         }
     }
 
@@ -226,13 +295,17 @@ async fn hand_over(cluster: &Cluster, from: u64, to: u64) {
 
 /// Makes `id` lead. From now on it leads for a minute without a majority.
 async fn lead_by_slow(cluster: &mut Cluster, id: u64) {
+    elect_slow(cluster, id).await;
+    cluster.part(id).lead(soon(1_000)).await.unwrap();
+}
+
+async fn elect_slow(cluster: &mut Cluster, id: u64) {
     cluster.slow = Some(id);
     cluster.stop(id).await;
     cluster.start(id).await;
     let leader = cluster.leader().await;
     cluster.part(id).sync(soon(5_000)).await.unwrap();
     hand_over(cluster, leader, id).await;
-    cluster.part(id).lead(soon(1_000)).await.unwrap();
 }
 
 /// The other nodes get what `leader` sends, and it gets no answer.
@@ -255,6 +328,139 @@ async fn a_leader_goes_on_after_a_write_whose_outcome_it_does_not_know() {
     assert_eq!(cluster.append(&batch(1, 1, "second")).await, (1, true), "its first offset");
     assert_eq!(cluster.append(&batch(1, 2, "third")).await, (2, false));
     assert_eq!(cluster.part(1).raft().status().borrow().term, term, "no other has led");
+}
+
+/// The disks of both followers hang, and their nodes answer. A release moves no end, so no later
+/// write tells a partition that was opened without it.
+#[tokio::test(start_paused = true)]
+async fn a_release_of_unknown_outcome_is_known_to_what_is_opened_next() {
+    let mut cluster = Cluster::new(14, 64 << 20, 1_000).await;
+    for sequence in 0..10 {
+        cluster.append(&batch(1, sequence, "released")).await;
+    }
+    lead_by_slow(&mut cluster, 1).await;
+    let held = cluster.part(1).lead(soon(1_000)).await.unwrap();
+    let term = cluster.part(1).raft().status().borrow().term;
+    cluster.stall([2, 3]);
+    held.release_before(8).await.unwrap_err();
+    let part = cluster.part(1).clone();
+    let opening = tokio::spawn(async move { part.lead(soon(1_900)).await });
+    sleep(Duration::from_secs(1)).await;
+    cluster.resume();
+    let opened = opening.await.unwrap().unwrap();
+    cluster.part(1).sync(soon(5_000)).await.unwrap();
+    assert_eq!(cluster.part(1).reader().offsets().start, 8, "it was committed");
+    assert_eq!(opened.offsets().start, 8);
+    assert_eq!(cluster.part(1).raft().status().borrow().term, term, "no other has led");
+}
+
+#[tokio::test(start_paused = true)]
+async fn readers_of_a_node_that_has_stopped_are_told() {
+    for fails in [false, true] {
+        let mut cluster = Cluster::new(15, 64 << 20, 1_000).await;
+        cluster.append(&batch(1, 0, "first")).await;
+        let leader = cluster.leader().await;
+        let held = cluster.part(leader).lead(soon(1_000)).await.unwrap();
+        let reader = cluster.part(leader).reader().clone();
+        let wait = |partition: &Partition| tokio::spawn(partition.wait_for(1));
+        let waiting = [wait(&held), wait(&reader)];
+        sleep(Duration::from_millis(10)).await;
+        if fails {
+            let mut later = vec![0; 40];
+            later[0] = 2;
+            cluster.part(leader).raft().propose(later.into()).await.unwrap_err();
+        } else {
+            let (node, part) = cluster.nodes.remove(&leader).unwrap();
+            node.shutdown().await;
+            let error = part.append(batch(1, 1, "second"), soon(1_000)).await.unwrap_err();
+            assert_eq!((error.outcome(), error.leader()), (Outcome::NotApplied, None), "{error:?}");
+        }
+        for waits in waiting {
+            let told = tokio::time::timeout(Duration::from_secs(30), waits).await;
+            assert_eq!(told.expect("it is told").unwrap(), Err(FetchError::Closed));
+        }
+        let looks = reader.fetch_wait(1, 1 << 20, Duration::from_secs(1)).await;
+        assert_eq!(looks.unwrap_err(), FetchError::Closed);
+        assert_eq!(records(&reader), [(0, "first".to_owned())], "what it holds can be read");
+    }
+}
+
+/// One that never writes would wait for the log of the old term for ever.
+#[tokio::test(start_paused = true)]
+async fn what_a_leader_opened_is_closed_once_it_hears_of_another() {
+    let cluster = Cluster::new(16, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let old = cluster.leader().await;
+    let held = cluster.part(old).lead(soon(1_000)).await.unwrap();
+    let waits = tokio::spawn(held.wait_for(1));
+    let next = NODES.into_iter().find(|id| *id != old).unwrap();
+    hand_over(&cluster, old, next).await;
+    let error = cluster.part(old).lead(soon(1_000)).await.unwrap_err();
+    assert_eq!(error, LeadError::NotLeader { leader: Some(next) });
+    let told = tokio::time::timeout(Duration::from_secs(30), waits).await;
+    assert_eq!(told.expect("it is told").unwrap(), Err(FetchError::Closed));
+}
+
+/// Counts warnings and errors of this crate.
+struct Events(Arc<[AtomicUsize; 2]>);
+
+impl Subscriber for Events {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "voussoir::queue" && *metadata.level() <= Level::WARN
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        let at = usize::from(*event.metadata().level() == Level::ERROR);
+        self.0[at].fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_of_leaders_is_no_error() {
+    let counts = Arc::<[AtomicUsize; 2]>::default();
+    let _counted = tracing::subscriber::set_default(Events(Arc::clone(&counts)));
+    let cluster = Cluster::new(18, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    let old = cluster.leader().await;
+    let held = cluster.part(old).lead(soon(1_000)).await.unwrap();
+    hand_over(&cluster, old, NODES.into_iter().find(|id| *id != old).unwrap()).await;
+    let stopped = held.append(batch(1, 1, "second"), Durability::Synced).await.unwrap_err();
+    assert!(matches!(stopped, ProduceError::Store(StoreError::Stopped { .. })), "{stopped:?}");
+    let counts = [0, 1].map(|at: usize| counts[at].load(Ordering::SeqCst));
+    assert_eq!(counts, [1, 0], "warnings and errors");
+}
+
+/// A call that asks the group for long, because nobody hears its node, holds up no other.
+#[tokio::test(start_paused = true)]
+async fn whoever_leads_is_told_at_once_while_another_call_asks_the_group() {
+    let mut cluster = Cluster::new(17, 64 << 20, 1_000).await;
+    cluster.append(&batch(1, 0, "first")).await;
+    elect_slow(&mut cluster, 1).await;
+    cluster.network.cut(1, 2);
+    cluster.network.cut(1, 3);
+    let part = cluster.part(1).clone();
+    let asks = tokio::spawn(async move { part.lead(soon(60_000)).await });
+    let mut status = cluster.part(1).raft().status();
+    let other = status.wait_for(|status| status.leader.is_some_and(|id| id != 1));
+    let other = tokio::time::timeout(Duration::from_secs(30), other).await;
+    let leader = other.expect("the others elect one").unwrap().leader;
+    assert!(!asks.is_finished());
+    let began = Instant::now();
+    let error = cluster.part(1).append(batch(1, 1, "second"), soon(5_000)).await.unwrap_err();
+    assert_eq!(error, LeadError::NotLeader { leader });
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[tokio::test(start_paused = true)]

@@ -43,6 +43,11 @@ impl PutBatches {
         Self { position, max_bytes, release, snapshot, batches }
     }
 
+    /// A command for where no log ends: it changes nothing, wherever it is applied.
+    pub(super) fn nowhere() -> Self {
+        Self::new(u64::MAX, 0, Write::default())
+    }
+
     pub(super) fn encode(&self) -> Bytes {
         let pieces = self.batches.iter().chain(&self.snapshot);
         let bytes: usize = pieces.map(|piece| piece.len() + 4).sum();

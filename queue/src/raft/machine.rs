@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use voussoir_raft::{Chunks, Command, MAX_CHUNK_BYTES, MachineError, StateMachine};
 
 use super::command::{Answer, PutBatches, Verdict, put_piece, take_piece};
+use super::{Leading, close};
 use crate::error::StoreError;
 use crate::format::Batch;
 use crate::partition::Partition;
@@ -190,10 +191,25 @@ impl<I: Iterator<Item = Bytes> + Send> Chunks for Pieces<I> {
     }
 }
 
-/// Applies committed commands, and tells the partition that readers use.
+/// Applies committed commands, and tells the partition that readers use. Dropped when the node has
+/// stopped, for whatever reason: nothing more is committed here, and who waits for it is told.
 pub(super) struct Machine {
     pub(super) contents: Arc<Contents>,
     pub(super) reader: Partition,
+    /// What this node has opened as the leader.
+    pub(super) leading: Weak<Leading>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.reader.close();
+        // Whoever holds the lock is asking the node, and closes the partition when it has stopped.
+        if let Some(leading) = self.leading.upgrade()
+            && let Ok(mut leading) = leading.try_lock()
+        {
+            close(&mut leading);
+        }
+    }
 }
 
 impl Machine {
@@ -376,7 +392,8 @@ mod tests {
         let contents = Arc::<Contents>::default();
         let store = || ReaderStore { contents: Arc::clone(&contents), max_entry_bytes: 1 << 20 };
         let reader = Partition::open(store(), config.clone()).unwrap();
-        let mut machine = Machine { contents: Arc::clone(&contents), reader };
+        let leading = Weak::new();
+        let mut machine = Machine { contents: Arc::clone(&contents), reader, leading };
         let limits = config.limits();
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {

@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use tokio::runtime::Handle;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout_at};
-use voussoir_raft::{LogStore, Node, Raft, ReadError, StartError};
+use voussoir_raft::{LogStore, Node, ProposeError, Raft, ReadError, StartError};
 
 use crate::config::Config;
 use crate::error::{ConfigError, OpenError, Outcome, ProduceError, StoreError};
@@ -39,6 +39,7 @@ mod command;
 mod machine;
 mod store;
 
+use command::PutBatches;
 use machine::{Contents, Machine};
 use store::{LeaderStore, ReaderStore};
 
@@ -157,8 +158,42 @@ struct Shared {
     config: ReplicaConfig,
     max_entry_bytes: usize,
     runtime: Handle,
-    /// What appends go to, and the term in which this node opened it.
-    leading: Mutex<Option<(u64, Partition)>>,
+    leading: Arc<Leading>,
+}
+
+/// What appends go to, and the term in which this node opened it.
+type Leading = Mutex<Option<(u64, Partition)>>;
+
+/// Ends what this node opened as the leader: its readers and writers are told.
+fn close(leading: &mut Option<(u64, Partition)>) {
+    if let Some((_, replaced)) = leading.take() {
+        replaced.close();
+    }
+}
+
+impl Shared {
+    /// The term in which this node leads, as far as it knows.
+    fn term(&self) -> Result<u64, LeadError> {
+        let status = self.raft.status();
+        let status = status.borrow();
+        if status.leader == Some(status.id) {
+            Ok(status.term)
+        } else {
+            Err(LeadError::NotLeader { leader: status.leader })
+        }
+    }
+
+    /// Waits until all that this node has proposed in its term is decided: a command that changes
+    /// nothing stands behind it in the log.
+    async fn settle(&self, deadline: Instant) -> Result<(), LeadError> {
+        let nothing = PutBatches::nowhere().encode();
+        match timeout_at(deadline, self.raft.propose(nothing)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(ProposeError::NotLeader { leader })) => Err(LeadError::NotLeader { leader }),
+            Ok(Err(ProposeError::Stopped(reason))) => Err(ReadError::Stopped(reason).into()),
+            Ok(Err(_)) | Err(_) => Err(ReadError::TimedOut.into()),
+        }
+    }
 }
 
 impl ReplicatedPartition {
@@ -183,9 +218,14 @@ impl ReplicatedPartition {
         let contents = Arc::<Contents>::default();
         let store = ReaderStore { contents: Arc::clone(&contents), max_entry_bytes };
         let reader = Partition::open(store, config.partition.clone())?;
-        let machine = Machine { contents: Arc::clone(&contents), reader: reader.clone() };
+        let leading = Arc::new(Mutex::new(None));
+        let machine = Machine {
+            contents: Arc::clone(&contents),
+            reader: reader.clone(),
+            leading: Arc::downgrade(&leading),
+        };
         let raft = node.start_group(group, log, Box::new(machine)).await?;
-        let (runtime, leading) = (Handle::current(), Mutex::new(None));
+        let runtime = Handle::current();
         let shared = Shared { raft, contents, reader, config, max_entry_bytes, runtime, leading };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -199,6 +239,12 @@ impl ReplicatedPartition {
     /// as others come, and stays the same when the leader changes. Its appends and releases are
     /// rejected. A node that has just started shows less than it did before, until it has learnt
     /// again what is committed: [`sync`](Self::sync) first, or offsets seem to be out of range.
+    ///
+    /// It is closed when the node stops: who waits is told [`FetchError::Closed`], and what it holds
+    /// can still be read. A node that was removed from the group stands still without being
+    /// stopped: watch `raft().status()`, whose `removed` says so.
+    ///
+    /// [`FetchError::Closed`]: crate::FetchError::Closed
     ///
     /// A client that wrote at the leader reads its own write here after
     /// [`wait_for`](Partition::wait_for) the offset that it was given.
@@ -220,7 +266,8 @@ impl ReplicatedPartition {
 
     /// The partition to append to and to release from, while this node leads: after it has applied
     /// all that earlier leaders have committed. It stops when another leader has written, or when
-    /// the outcome of a write is not known; then ask again.
+    /// the outcome of a write is not known; then ask again. That another leads it learns at its
+    /// next write, or at the next call of this: read from [`reader`](Self::reader).
     ///
     /// # Errors
     /// See [`LeadError`].
@@ -229,27 +276,35 @@ impl ReplicatedPartition {
     /// Safe.
     pub async fn lead(&self, deadline: Instant) -> Result<Partition, LeadError> {
         let shared = &self.shared;
-        let (leading, status) = (shared.leading.lock(), shared.raft.status());
-        let Ok(mut leading) = timeout_at(deadline, leading).await else {
+        // Before the lock, which another call may hold for long while it asks the group.
+        if let Err(error) = shared.term() {
+            if let Ok(mut leading) = shared.leading.try_lock() {
+                close(&mut leading);
+            }
+            return Err(error);
+        }
+        let Ok(mut leading) = timeout_at(deadline, shared.leading.lock()).await else {
             return Err(ReadError::TimedOut.into());
         };
-        let (id, term, leader) = {
-            let status = status.borrow();
-            (status.id, status.term, status.leader)
-        };
-        if leader != Some(id) {
-            return Err(LeadError::NotLeader { leader });
+        let term = shared.term().inspect_err(|_| close(&mut leading))?;
+        match &*leading {
+            Some((opened_in, partition)) if *opened_in == term => {
+                if !partition.is_stopped() {
+                    return Ok(partition.clone());
+                }
+                // A write of this term whose outcome is not known may be committed later, and what
+                // is opened without it would never learn of a release.
+                shared.settle(deadline).await?;
+            }
+            _ => {}
         }
-        if let Some((opened_in, partition)) = &*leading
-            && *opened_in == term
-            && !partition.is_stopped()
-        {
-            return Ok(partition.clone());
-        }
-        self.sync(deadline).await?;
-        if let Some((_, replaced)) = leading.take() {
-            replaced.close();
-        }
+        let synced = self.sync(deadline).await;
+        synced.inspect_err(|_| {
+            if shared.raft.stopped().is_some() {
+                close(&mut leading);
+            }
+        })?;
+        close(&mut leading);
         let end = Arc::<AtomicU64>::default();
         let store = LeaderStore {
             contents: Arc::clone(&shared.contents),
