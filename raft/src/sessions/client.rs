@@ -34,8 +34,10 @@ pub struct Session {
 
 impl Session {
     /// The command that opens a session; its answer goes to [`opened`](Self::opened). Proposed
-    /// again after an unknown outcome it may open a second session, which does no harm: it is not
-    /// used, and so the first to expire.
+    /// again after an unknown outcome it may open a second session, which nobody uses. That one
+    /// takes a place of [`SessionLimits::max_sessions`] until it expires, after all that were used
+    /// before it was opened and not since: leave room for them, as many as clients may open again
+    /// while the group has no leader.
     pub fn open(limits: SessionLimits) -> Bytes {
         Request::Open(limits).encode()
     }

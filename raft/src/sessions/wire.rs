@@ -37,8 +37,7 @@ pub struct SessionLimits {
     /// [`answered`](super::Session::answered). At least 1. Default 1,024.
     pub max_pending: u32,
     /// Bytes of answers kept for this session. Past it the answers of the lowest numbers are
-    /// forgotten: a retry is then told that its command was applied, and not with which answer.
-    /// Default 1 MiB.
+    /// forgotten: a retry is then told [`SessionAnswer::Forgotten`]. Default 1 MiB.
     pub max_answer_bytes: u64,
 }
 
@@ -61,9 +60,10 @@ pub enum SessionAnswer {
     /// There is no such session any more. The command is not applied by this attempt, nor by one
     /// after it; whether an earlier attempt was is not known.
     Expired,
-    /// The command is not applied again. An earlier attempt was applied, and its answer is gone:
-    /// past [`SessionLimits::max_answer_bytes`], or because the client had said that it waits for
-    /// it no more.
+    /// The command is not applied by this attempt, nor by one after it. Either an earlier attempt
+    /// was applied, and its answer is gone past [`SessionLimits::max_answer_bytes`]; or the client
+    /// had said that it waits for it no more ([`Session::answered`](super::Session::answered)),
+    /// and then it may never have been applied.
     Forgotten,
     /// The command was not applied: its number is [`SessionLimits::max_pending`] or more above the
     /// first one that is not answered.
