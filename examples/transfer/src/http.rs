@@ -8,9 +8,9 @@
 //! | `GET /health` | 200 while the process works |
 //! | `GET /stats` | the numbers of [`Numbers`], as JSON |
 //!
-//! A transfer that was not done is answered by `{"error", "outcome"}`: `not_applied` or `unknown`.
-//! With 503, and after a lost answer, ask again with the same key, in a group another node: it is
-//! done once.
+//! A transfer that was not done is answered by `{"error", "outcome"}`: `not_applied` when it is done
+//! under this key neither now nor by an earlier request, `unknown` with 503. With 503, and after a
+//! lost answer, ask again with the same key, in a group another node: it is done once.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +48,7 @@ pub(crate) struct App {
 impl App {
     fn transfers(&self) -> Result<Transfers, Failure> {
         let away = "this node does not lead its group: ask the others".to_owned();
-        let none = || Failure::not_applied(StatusCode::SERVICE_UNAVAILABLE, away);
+        let none = || Failure::unknown(away);
         self.current.borrow().clone().ok_or_else(none)
     }
 }
@@ -86,7 +86,7 @@ async fn account(
     let account: Account = format!("{bank}/{number}")
         .parse()
         .map_err(|error| Failure::not_applied(StatusCode::BAD_REQUEST, error))?;
-    let away = |error: String| Failure::not_applied(StatusCode::SERVICE_UNAVAILABLE, error);
+    let away = Failure::unknown;
     let read = async {
         let client = app.pools[account.bank as usize].get().await?;
         let cents = "SELECT cents FROM accounts WHERE number = $1";
@@ -122,11 +122,7 @@ async fn forget(
         Failure::not_applied(StatusCode::BAD_REQUEST, error.to_string())
     })?;
     let forgotten = app.transfers()?.coordinator().forget_heuristic(&gid).await;
-    forgotten.map(|()| StatusCode::NO_CONTENT).map_err(|error| Failure {
-        status: StatusCode::SERVICE_UNAVAILABLE,
-        error: error.to_string(),
-        outcome: "unknown",
-    })
+    forgotten.map(|()| StatusCode::NO_CONTENT).map_err(|error| Failure::unknown(error.to_string()))
 }
 
 async fn stats(State(app): State<Arc<App>>) -> Result<Json<Numbers>, Failure> {
@@ -145,6 +141,12 @@ impl Failure {
     fn not_applied(status: StatusCode, error: String) -> Self {
         Self { status, error, outcome: "not_applied" }
     }
+
+    /// This process cannot say: an earlier request with the same key, perhaps to another node, may
+    /// have done it.
+    fn unknown(error: String) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, error, outcome: "unknown" }
+    }
 }
 
 impl From<JsonRejection> for Failure {
@@ -161,15 +163,14 @@ impl From<JsonRejection> for Failure {
 
 impl From<TransferError> for Failure {
     fn from(error: TransferError) -> Self {
-        let (status, outcome) = match &error {
-            TransferError::Refused(PartError::Mismatch) => {
-                (StatusCode::UNPROCESSABLE_ENTITY, "not_applied")
+        let status = match &error {
+            TransferError::Refused(PartError::Mismatch) => StatusCode::UNPROCESSABLE_ENTITY,
+            TransferError::Refused(_) => StatusCode::CONFLICT,
+            TransferError::Unavailable(_) | TransferError::Unknown(_) => {
+                return Self::unknown(error.to_string());
             }
-            TransferError::Refused(_) => (StatusCode::CONFLICT, "not_applied"),
-            TransferError::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "not_applied"),
-            TransferError::Unknown(_) => (StatusCode::SERVICE_UNAVAILABLE, "unknown"),
         };
-        Self { status, error: error.to_string(), outcome }
+        Self::not_applied(status, error.to_string())
     }
 }
 
@@ -181,5 +182,27 @@ impl IntoResponse for Failure {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The node that led before may have done it under this key, and its answer was lost.
+    #[tokio::test]
+    async fn who_cannot_do_a_transfer_does_not_say_that_it_was_not_done() {
+        let pool = || Pool::new("postgres://postgres@127.0.0.1:1/none", 1, READ_TIMEOUT).unwrap();
+        let (_leads, current) = watch::channel(None);
+        let app = Arc::new(App { current, pools: [pool(), pool()] });
+        let headers = HeaderMap::from_iter([(KEY.parse().unwrap(), HeaderValue::from_static("a"))]);
+        let body = json!({ "from": "east/0", "to": "west/0", "cents": 1 });
+        let body = serde_json::from_value(body).unwrap();
+        let away = transfer(State(app), headers, Ok(Json(body))).await.unwrap_err();
+        let locked = Failure::from(TransferError::Unavailable("it is locked".to_owned()));
+        for failure in [away, locked] {
+            let told = (failure.status, failure.outcome);
+            assert_eq!(told, (StatusCode::SERVICE_UNAVAILABLE, "unknown"), "{failure:?}");
+        }
     }
 }
