@@ -75,7 +75,7 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
     let coordinating = async {
         match &group {
             Some(group) => group.coordinate(&current, |log| opening.open(log)).await,
-            None => std::future::pending().await,
+            None => alone(current.borrow().clone()).await,
         }
     };
     let ended = tokio::select! {
@@ -91,6 +91,14 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
         Some(group) => ended.and(group.leave().await),
         None => ended,
     }
+}
+
+/// Waits until the coordinator of a process that is alone decides nothing more: its log has failed,
+/// or another process has opened it. Only a start of the process opens the next one.
+async fn alone(transfers: Option<Transfers>) -> Result<(), Error> {
+    let Some(transfers) = transfers else { return std::future::pending().await };
+    let why = transfers.coordinator().closed().await;
+    Err(format!("the coordinator has ended: {why}").into())
 }
 
 /// The log of a coordinator that is alone: its decisions are on one disk.
