@@ -107,6 +107,9 @@ pub struct Config {
     pub snapshot_after_bytes: u64,
     /// Entries before the snapshot that stay in the log for slow followers. Default 10,000.
     pub keep_entries: u64,
+    /// The same by weight, in bytes: no more entries than weigh as much, by the average of those
+    /// since the snapshot before. Default 64 MiB; may be 0.
+    pub keep_bytes: u64,
     /// Snapshots that a leader sends at once. Default 1.
     pub max_snapshots_sending: usize,
 
@@ -156,6 +159,7 @@ impl Default for Config {
             snapshot_after_entries: 100_000,
             snapshot_after_bytes: 256 << 20,
             keep_entries: 10_000,
+            keep_bytes: 64 << 20,
             max_snapshots_sending: 1,
             max_inbox_bytes: 64 << 20,
             proposal_timeout: Duration::from_secs(5),

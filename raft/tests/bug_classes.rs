@@ -437,6 +437,32 @@ fn old_entries_are_read_back_for_a_slow_follower() {
     assert_eq!(lab.commands(3).len(), 9);
 }
 
+// Ten thousand entries of a queue's size are more than a journal holds.
+#[test]
+fn what_is_kept_behind_a_snapshot_is_bounded_in_bytes() {
+    for (entry_bytes, kept) in [(1_000, 5..=10), (1, 20..=20)] {
+        let mut lab = Lab::with(3, |config| {
+            config.snapshot_after_entries = 100;
+            (config.keep_entries, config.keep_bytes) = (20, 10_000);
+        });
+        lab.elect(1);
+        let data = "x".repeat(entry_bytes);
+        for token in 0..110 {
+            lab.propose(1, token, &data);
+            lab.settle();
+        }
+        for id in 1..=3 {
+            assert_eq!(lab.seen(id, |output| *output == Output::TakeSnapshot).len(), 1);
+            let index = lab.status(id).applied;
+            let term = lab.core(id).term_at(index).unwrap();
+            let members = lab.core(id).members().clone();
+            lab.step(id, Input::SnapshotTaken { meta: SnapshotMeta { index, term, members } });
+            let kept_here = index + 1 - lab.status(id).first;
+            assert!(kept.contains(&kept_here), "{kept_here} of {entry_bytes} bytes");
+        }
+    }
+}
+
 // The leader probes a follower whose next entry is no longer in memory: the probe has no entries,
 // and a caller that cannot borrow "no entries" from below the window dies with each leader.
 #[test]

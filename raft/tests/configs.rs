@@ -72,6 +72,7 @@ fn config() -> impl Strategy<Value = Config> {
             (config.snapshot_after_entries, config.snapshot_after_bytes) =
                 (snapshots.0, snapshots.1);
             (config.keep_entries, config.max_snapshots_sending) = (snapshots.2, snapshots.3);
+            config.keep_bytes = snapshots.1;
             (config.max_entry_bytes, config.max_append_entries) = entries;
             config.group = group;
             config.max_clock_drift_ppm = drift;

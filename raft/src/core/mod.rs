@@ -163,6 +163,8 @@ pub struct Core {
     taking_snapshot: bool,
     /// What had been applied, and the log's weight, when a snapshot was last asked for.
     snapshot_mark: (u64, u64),
+    /// The average weight of the entries between the last two snapshots that were asked for.
+    entry_weight: u64,
 
     /// The last name that an earlier leadership of this core gave.
     last_name: u64,
@@ -229,6 +231,7 @@ impl Core {
             installing: None,
             taking_snapshot: false,
             snapshot_mark: (covered, 0),
+            entry_weight: 0,
             last_name: 0,
             proposals: Proposals::default(),
             held: VecDeque::new(),

@@ -38,7 +38,8 @@ impl Core {
         if meta.index <= current || meta.index > self.applied || self.installing.is_some() {
             return;
         }
-        let upto = (meta.index + 1).saturating_sub(self.config.keep_entries);
+        let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
+        let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
         self.snapshot = Some(meta);
         self.release(upto.min(self.needed_behind_snapshots()));
     }
