@@ -9,7 +9,7 @@ use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Raft, StateMachine, StopReason, WholeSnapshot,
+    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, StopReason, WholeSnapshot,
 };
 
 static ERRORS: AtomicUsize = AtomicUsize::new(0);
@@ -80,6 +80,9 @@ fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopRe
         raft
     });
     drop(runtime);
+    let status = raft.status();
+    let shown = (status.borrow().role, status.borrow().leader);
+    assert_eq!(shown, (Role::Follower, None), "a node that has stopped leads nobody");
     raft.stopped()
 }
 

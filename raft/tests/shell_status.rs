@@ -155,3 +155,25 @@ async fn an_operator_has_a_node_campaign() {
     let leader = cluster.led_by_other_than(2, 2).await;
     timeout(cluster.raft(leader).propose(append("a"))).await.unwrap();
 }
+
+// A loop that waits until its node leads would go round for ever on a node that is dead.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_stopped_does_not_show_that_it_leads() {
+    for panics in [false, true] {
+        let cluster = Cluster::new(3).await;
+        let leader = cluster.leader().await;
+        let mut status = cluster.raft(leader).status();
+        if panics {
+            for id in (1..=3).filter(|id| *id != leader) {
+                cluster.nodes[&id].machine.immune();
+            }
+            timeout(cluster.raft(leader).propose(append("panic"))).await.unwrap_err();
+        } else {
+            timeout(cluster.raft(leader).shutdown()).await;
+        }
+        timeout(status.wait_for(|status| status.role != Role::Leader)).await.unwrap();
+        assert!(cluster.raft(leader).stopped().is_some(), "it was replaced before it stopped");
+        assert_eq!((status.borrow().role, status.borrow().leader), (Role::Follower, None));
+        assert!(timeout(status.wait_for(|status| status.role == Role::Leader)).await.is_err());
+    }
+}

@@ -643,6 +643,7 @@ impl Driver {
             StopReason::Halted { reason, .. } => last.halted = Some(*reason),
             _ => {}
         }
+        last.leads_nobody();
         self.status.send_replace(last);
     }
 }

@@ -472,6 +472,7 @@ async fn run(mut driver: Box<Driver>, jobs: Arc<Mailbox<Job>>) {
         shared: Arc::clone(&driver.shared),
         transport: Arc::clone(&driver.transport),
         group: driver.core.config().group,
+        status: driver.status.clone(),
         jobs,
     };
     let reason = driver.run().await;
@@ -492,6 +493,7 @@ struct Stopping {
     shared: Arc<Shared>,
     transport: Arc<dyn Transport>,
     group: u64,
+    status: watch::Sender<Status>,
     jobs: Arc<Mailbox<Job>>,
 }
 
@@ -508,5 +510,7 @@ impl Drop for Stopping {
         if self.shared.stopped().is_none() {
             drop(self.stop(StopReason::of_dropped_task()));
         }
+        // Also when the machine has said why, and the driver ends before it hears that.
+        self.status.send_if_modified(Status::leads_nobody);
     }
 }
