@@ -119,7 +119,7 @@ impl Cluster {
         config.max_bytes = self.max_bytes;
         config.partition.max_producers = 10;
         config.partition.max_index_entries = 10;
-        let part = ReplicatedPartition::start(&node, group, std::sync::Arc::new(log), config);
+        let part = ReplicatedPartition::start(&node, group, Arc::new(log), config);
         let part = part.await.unwrap();
         self.nodes.insert(id, (node, part));
     }
@@ -136,7 +136,9 @@ impl Cluster {
 
     fn resume(&self) {
         for (id, writes) in std::mem::take(&mut *self.stalls.lock()) {
-            writes.into_iter().for_each(|(write, done)| self.stores[&id].write(write, done));
+            for (write, done) in writes {
+                self.stores[&id].write(write, done);
+            }
         }
     }
 
