@@ -39,6 +39,7 @@ enum Fault {
     /// The list is taken, and arrives this much later.
     ListLate(Duration),
     RollBackAlone,
+    CommitAlone,
 }
 
 #[derive(Default)]
@@ -97,6 +98,7 @@ impl Participant for At {
                     | Fault::FailList
                     | Fault::ListLate(_)
                     | Fault::RollBackAlone
+                    | Fault::CommitAlone
             )
         };
         match self.takes(of_prepare) {
@@ -137,7 +139,11 @@ impl Participant for At {
         let of_finish = |fault| {
             matches!(
                 fault,
-                Fault::PanicOnFinish | Fault::FailFinish | Fault::LoseFinish | Fault::RollBackAlone
+                Fault::PanicOnFinish
+                    | Fault::FailFinish
+                    | Fault::LoseFinish
+                    | Fault::RollBackAlone
+                    | Fault::CommitAlone
             )
         };
         let fault = self.takes(of_finish);
@@ -146,6 +152,9 @@ impl Participant for At {
             Some(Fault::FailFinish) => return Err(ParticipantError("it is away".into())),
             Some(Fault::RollBackAlone) => {
                 self.held.lock().insert(gid.clone(), Held::Aborted);
+            }
+            Some(Fault::CommitAlone) => {
+                self.held.lock().insert(gid.clone(), Held::Committed);
             }
             _ => {}
         }
@@ -488,6 +497,30 @@ async fn a_heuristic_outcome_is_listed_until_it_is_forgotten() {
     next.forget_heuristic(&at_right).await.unwrap();
     assert!(next.heuristics().is_empty());
     assert!(open(store, &left, &right).await.heuristics().is_empty());
+}
+
+/// Money was made, and this process may be the only one that ever learns of it.
+#[tokio::test(start_paused = true)]
+async fn a_branch_committed_against_an_abort_is_listed_though_it_cannot_be_recorded() {
+    let (left, right) = (Database::new(), Database::new());
+    let store = Arc::new(MemoryStore::new());
+    let fails = Arc::<AtomicBool>::default();
+    let cut = Cut { store: Arc::clone(&store), fails: Arc::clone(&fails), stores_first: false };
+    let coordinator = open(cut, &left, &right).await;
+    fails.store(true, Ordering::Relaxed);
+    left.next(Fault::CommitAlone);
+    right.next(Fault::Refuse);
+    let (txn, at_left, _) = both(&coordinator);
+    txn.commit(Ack::Applied).await.unwrap_err();
+    let expected = [HeuristicOutcome::new(at_left, "left".into(), Heuristic::Committed)];
+    until("it is listed", || coordinator.heuristics() == expected).await;
+    assert_eq!(coordinator.active(), 1, "it is not recorded");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(coordinator.heuristics(), expected, "once, however often it is told");
+    fails.store(false, Ordering::Relaxed);
+    until("it is recorded", || coordinator.active() == 0).await;
+    let next = open((*store).clone(), &left, &right).await;
+    assert_eq!(next.heuristics(), expected);
 }
 
 #[tokio::test(start_paused = true)]

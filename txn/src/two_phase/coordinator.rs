@@ -53,6 +53,17 @@ pub(super) struct State {
     pub(super) closed: Option<Closed>,
 }
 
+impl State {
+    /// Lists a heuristic outcome. False if it is listed.
+    pub(super) fn note_heuristic(&mut self, outcome: &HeuristicOutcome) -> bool {
+        let is_new = !self.heuristics.contains(outcome);
+        if is_new {
+            self.heuristics.push(outcome.clone());
+        }
+        is_new
+    }
+}
+
 /// Why a coordinator begins nothing more.
 #[derive(Clone)]
 pub(super) enum Closed {
@@ -301,7 +312,8 @@ impl Coordinator {
         recovery::once(&self.inner).await
     }
 
-    /// Decisions that participants took alone, the oldest branch first.
+    /// Decisions that participants took alone, as this coordinator found them recorded or was told.
+    /// What another one has recorded since is there after the next recovery.
     pub fn heuristics(&self) -> Vec<HeuristicOutcome> {
         self.inner.state.lock().heuristics.clone()
     }

@@ -120,6 +120,12 @@ pub trait DecisionLog: Send + Sync + 'static {
     /// May be dropped: the outcome is forgotten, or not.
     async fn resolve(&self, gid: &Gid) -> Result<(), StoreError>;
 
+    /// Heuristic outcomes that are recorded, as far as is known without asking: another coordinator
+    /// may have recorded some. None by default: a log that is on one disk has one coordinator.
+    fn heuristics(&self) -> Vec<HeuristicOutcome> {
+        Vec::new()
+    }
+
     /// Whether a later coordinator has opened the log, as far as is known without asking: no
     /// transaction begins here any more. False by default: a log that is on one disk fails then.
     fn is_superseded(&self) -> bool {

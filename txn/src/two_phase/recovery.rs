@@ -59,6 +59,9 @@ pub(super) async fn run(inner: Weak<Inner>, mut stopped: watch::Receiver<()>) {
 /// Asks every participant once. Participants are independent: one that does not answer holds up no
 /// other.
 pub(super) async fn once(inner: &Arc<Inner>) -> Recovered {
+    for outcome in inner.log.heuristics() {
+        inner.state.lock().note_heuristic(&outcome);
+    }
     let mut lists = tokio::task::JoinSet::new();
     for name in inner.participants.keys() {
         lists.spawn(of_participant(Arc::clone(inner), Arc::clone(name)));

@@ -223,22 +223,29 @@ async fn report(
     heuristic: Heuristic,
 ) -> Finished {
     let outcome = HeuristicOutcome::new(gid.clone(), Arc::clone(participant), heuristic);
+    // Whatever becomes of the record: this process may be the only one that ever learns of it. What
+    // looks lost may have been ended by a later coordinator, which the log knows.
+    if heuristic == Heuristic::Committed && inner.state.lock().note_heuristic(&outcome) {
+        warn_of(&outcome);
+    }
     match caught(inner.log.report(&outcome)).await {
-        Some(Ok(())) => {
-            tracing::warn!(
-                target: "voussoir::txn", %gid, %participant, %heuristic, "a heuristic outcome"
-            );
-        }
+        Some(Ok(())) => {}
         Some(Err(error)) if heuristic == Heuristic::RolledBack && has_successor(inner, &error) => {
             return Finished::Superseded;
         }
         Some(Err(_)) | None => return Finished::Failed,
     }
-    let mut state = inner.state.lock();
-    if !state.heuristics.contains(&outcome) {
-        state.heuristics.push(outcome);
+    if inner.state.lock().note_heuristic(&outcome) {
+        warn_of(&outcome);
     }
     Finished::Heuristic(heuristic)
+}
+
+fn warn_of(outcome: &HeuristicOutcome) {
+    let HeuristicOutcome { gid, participant, heuristic } = outcome;
+    tracing::warn!(
+        target: "voussoir::txn", %gid, %participant, %heuristic, "a heuristic outcome"
+    );
 }
 
 /// Runs a call of the log, which may be foreign code, in this task. `None` if it panics.

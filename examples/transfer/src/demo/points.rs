@@ -216,6 +216,10 @@ impl<L: DecisionLog> DecisionLog for StoppingLog<L> {
         self.inner.resolve(gid).await
     }
 
+    fn heuristics(&self) -> Vec<HeuristicOutcome> {
+        self.inner.heuristics()
+    }
+
     fn is_superseded(&self) -> bool {
         self.inner.is_superseded()
     }

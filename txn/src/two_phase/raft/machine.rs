@@ -10,7 +10,7 @@ use voussoir_raft::{Chunks, MachineError, StateMachine, WholeSnapshot};
 
 use super::super::core::Decision;
 use super::super::gid::TxnId;
-use super::super::log::OpenedLog;
+use super::super::log::{HeuristicOutcome, OpenedLog};
 use super::codec::{Malformed, Unread};
 use super::register::{Answer, Command, Register};
 
@@ -96,6 +96,10 @@ impl Decisions {
             committed: register.committed(),
             heuristics: register.heuristics(),
         })
+    }
+
+    pub(super) fn heuristics(&self) -> Vec<HeuristicOutcome> {
+        self.register.lock().heuristics()
     }
 
     pub(super) fn decision(&self, txn: TxnId) -> Option<Decision> {

@@ -324,6 +324,10 @@ impl DecisionLog for RaftLog {
         self.propose_until_answered(&Command::Resolve(gid.clone())).await.map(drop)
     }
 
+    fn heuristics(&self) -> Vec<HeuristicOutcome> {
+        self.decisions.heuristics()
+    }
+
     fn is_superseded(&self) -> bool {
         self.decisions.epoch() > self.epoch.load(Ordering::Relaxed)
     }
