@@ -23,6 +23,8 @@ use crate::store::{Record, RecordKind, SagaStore};
 
 /// The longest id of a saga, in bytes.
 const ID_BYTES_MAX: usize = 200;
+/// Ended sagas that are forgotten in one append: more than end meanwhile, and few bytes.
+const FORGET_AT_ONCE: usize = 32;
 /// Commands that wait for one saga's task.
 const COMMANDS: usize = 16;
 
@@ -282,32 +284,41 @@ impl Inner {
 
     /// A saga has ended: those beyond `max_ended` are forgotten.
     pub(crate) async fn forget_the_oldest(&self, ended: &Arc<Entry>) {
-        let forgotten: Vec<Arc<str>> = {
+        let rewrite = self.store.to_rewrite();
+        let append = {
             let mut known = self.known.lock();
             known.open -= 1;
             known.ended.push_back(Arc::clone(&ended.id));
             let beyond = known.ended.len().saturating_sub(self.config.max_ended);
-            let forgotten: Vec<Arc<str>> = known.ended.drain(..beyond).collect();
+            let mut forgotten: Vec<Arc<str>> =
+                known.ended.drain(..beyond.min(FORGET_AT_ONCE)).collect();
             for id in &forgotten {
                 known.sagas.remove(id);
             }
-            forgotten
-        };
-        let record = |id| Record::new(id, RecordKind::Forgotten, Bytes::new());
-        let mut records: Vec<Record> = forgotten.into_iter().map(record).collect();
-        let rewrite = self.store.to_rewrite();
-        let rewrite = rewrite.and_then(|id| self.known.lock().sagas.get(&id).cloned());
-        if let Some(entry) = rewrite {
-            let kept = entry.kept.lock().clone();
-            if kept.is_empty() {
-                // Full: the next ended saga asks again.
-                let _ = entry.commands.try_send(Command::Rewrite);
+            let mut records = Vec::new();
+            match rewrite.map(|id| known.sagas.get(&id).cloned().ok_or(id)) {
+                None => {}
+                Some(Ok(entry)) => {
+                    records.clone_from(&entry.kept.lock());
+                    if records.is_empty() {
+                        // Full: the next ended saga asks again.
+                        let _ = entry.commands.try_send(Command::Rewrite);
+                    }
+                }
+                // The store needs a saga that nobody knows: its record was not forgotten.
+                Some(Err(id)) => forgotten.push(id),
             }
-            records.extend(kept);
-        }
-        if !records.is_empty()
-            && let Err(error) = self.appends.append(records).await
-        {
+            let record = |id| Record::new(id, RecordKind::Forgotten, Bytes::new());
+            records.extend(forgotten.into_iter().map(record));
+            if records.is_empty() {
+                return;
+            }
+            // Joins the queue under the lock: a saga is not written again behind the record that it
+            // is forgotten, and one that is started again under its id is not forgotten behind its
+            // beginning.
+            self.appends.append(records)
+        };
+        if let Err(error) = append.await {
             tracing::error!(target: "voussoir::txn", %error, "forgetting ended sagas failed");
         }
     }

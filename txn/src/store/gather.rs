@@ -71,18 +71,26 @@ impl Gathered {
         Self { shared: Arc::new(Shared { store, max_bytes, queue: Mutex::default() }) }
     }
 
-    /// Appends records, all or none of them, alone or with those of others.
-    pub(crate) async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        let (lead, records) = match self.shared.join(records) {
-            Joined::Leads(lead, records) => (lead, records),
-            Joined::Waits(turn) => match turn.await {
-                Ok(Turn::Appended(result)) => return result,
-                Ok(Turn::Lead(lead, records)) => (lead, records),
-                // It was dropped with the records of all in its batch, which may be in the store.
-                Err(_) => return Err(StoreError::new("the caller that appended has ended")),
-            },
-        };
-        lead.append(records).await
+    /// Appends records, all or none of them, alone or with those of others. They are in the order
+    /// of the calls, not of the first polls.
+    pub(crate) fn append(
+        &self,
+        records: Vec<Record>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<> {
+        let joined = self.shared.join(records);
+        async move {
+            let (lead, records) = match joined {
+                Joined::Leads(lead, records) => (lead, records),
+                Joined::Waits(turn) => match turn.await {
+                    Ok(Turn::Appended(result)) => return result,
+                    Ok(Turn::Lead(lead, records)) => (lead, records),
+                    // It was dropped with the records of all in its batch, which may be in the
+                    // store.
+                    Err(_) => return Err(StoreError::new("the caller that appended has ended")),
+                },
+            };
+            lead.append(records).await
+        }
     }
 }
 
