@@ -272,13 +272,14 @@ impl<In, Out> Compensatable<In, Out> {
 /// Longer reasons are cut: they come from foreign code, and are recorded.
 const WHY_BYTES_MAX: usize = 1024;
 
+pub(crate) fn cut(mut why: String) -> String {
+    let end = (0..=WHY_BYTES_MAX.min(why.len())).rev().find(|at| why.is_char_boundary(*at));
+    why.truncate(end.unwrap_or(0));
+    why
+}
+
 impl From<StepError> for Failure {
     fn from(error: StepError) -> Self {
-        let cut = |mut why: String| {
-            let end = (0..=WHY_BYTES_MAX.min(why.len())).rev().find(|at| why.is_char_boundary(*at));
-            why.truncate(end.unwrap_or(0));
-            why
-        };
         match error {
             StepError::Domain(why) => Self::Domain(cut(why)),
             StepError::Transient(why) => Self::Transient(cut(why)),

@@ -15,6 +15,7 @@ use crate::core::{Call, End, Event, Failure, Input, Output, Resolution, Run, Ste
 use crate::definition::{Answer, Arguments, Definition, StepCx};
 use crate::error::{ResolveError, StoreError};
 use crate::sagas::{Entry, Inner, Status};
+use crate::store::gather::len_bytes;
 use crate::store::{Record, RecordKind};
 
 /// Events of one record: it fits into a batch of any store, with its head.
@@ -53,7 +54,9 @@ pub(crate) struct Driver {
     calls: JoinSet<(StepId, u64, Answer)>,
     running: HashMap<u64, AbortHandle>,
     /// What is to be appended, in order, and the number of each record for the core.
-    records: VecDeque<(u64, RecordKind, Vec<Event>)>,
+    records: VecDeque<(u64, Vec<Event>)>,
+    /// The store asks for the whole saga, which is not appended yet.
+    rewrites: bool,
     /// The append under way, and the last record in it.
     append: Option<(u64, Append)>,
     outputs_bytes: usize,
@@ -104,6 +107,7 @@ impl Driver {
             calls: JoinSet::new(),
             running: HashMap::new(),
             records: VecDeque::new(),
+            rewrites: false,
             append: None,
             outputs_bytes,
             timer: None,
@@ -205,7 +209,7 @@ impl Driver {
         while let Some(output) = self.run.poll_output() {
             match output {
                 Output::Persist { id, events } => {
-                    self.records.push_back((id, RecordKind::More, events));
+                    self.records.push_back((id, events));
                 }
                 // Not begun: the next process begins it.
                 Output::Call { .. } if self.drains => {}
@@ -260,12 +264,18 @@ impl Driver {
 
     /// Bounds what a saga keeps. The step has had its effect, whatever its output.
     fn take_output(&mut self, output: Bytes) -> Result<Bytes, Failure> {
-        let total = self.outputs_bytes + output.len();
-        if output.len() > self.inner.config.max_value_bytes || total > OUTPUTS_BYTES_MAX {
+        if !self.has_room_for(&output) {
             return Err(Failure::Unknown(format!("an output of {} bytes", output.len())));
         }
-        self.outputs_bytes = total;
+        self.outputs_bytes += output.len();
         Ok(output)
+    }
+
+    fn has_room_for(&self, output: &Bytes) -> bool {
+        let input = self.run.state().input.len();
+        let most = OUTPUTS_BYTES_MAX.min(self.inner.max_values_bytes().saturating_sub(input));
+        output.len() <= self.inner.config.max_value_bytes
+            && self.outputs_bytes + output.len() <= most
     }
 
     fn asked(&mut self, command: Option<Command>) {
@@ -277,35 +287,76 @@ impl Driver {
                 let _ = reply.send(if may { Ok(()) } else { Err(ResolveError::PastPivot) });
             }
             Some(Command::Resolve { step, resolution, reply }) => {
-                let resolved = self.run.resolve(step, resolution, now);
-                let _ = reply.send(resolved.map_err(|_| ResolveError::NotStuck));
+                let _ = reply.send(self.resolve(step, resolution, now));
             }
             Some(Command::GiveUp { reply }) => {
                 self.run.give_up(now);
                 let _ = reply.send(Ok(()));
             }
-            Some(Command::Rewrite) => {
-                let events = self.run.state().events();
-                self.records.push_back((0, RecordKind::Whole, events));
-            }
+            Some(Command::Rewrite) => self.rewrites = true,
             Some(Command::Drain) | None => self.drains = true,
         }
     }
 
-    /// Appends all that waits, in one call.
+    fn resolve(
+        &mut self,
+        step: StepId,
+        resolution: Resolution,
+        now: u64,
+    ) -> Result<(), ResolveError> {
+        let bytes = match &resolution {
+            Resolution::Replace(output) if !self.has_room_for(output) => {
+                return Err(ResolveError::TooLong { bytes: output.len() });
+            }
+            Resolution::Replace(output) => output.len(),
+            _ => 0,
+        };
+        self.run.resolve(step, resolution, now).map_err(|_| ResolveError::NotStuck)?;
+        self.outputs_bytes += bytes;
+        Ok(())
+    }
+
+    /// Appends what waits, in one call, as far as the store takes it.
     fn begin_append(&mut self) {
-        if self.append.is_some() || self.records.is_empty() {
+        if self.append.is_some() {
             return;
         }
-        let mut last = 0;
-        let mut records = Vec::new();
-        for (record, kind, events) in self.records.drain(..) {
-            last = last.max(record);
-            split(&self.entry.id, kind, &events, &mut records);
+        let (mut last, mut records) = (0, Vec::new());
+        if std::mem::take(&mut self.rewrites) {
+            records = self.whole();
         }
-        let appends = self.inner.appends.clone();
-        let append = Box::pin(async move { appends.append(records).await });
-        self.append = Some((last, append));
+        if !records.is_empty() {
+            // It stands for all that waits.
+            last = self.records.drain(..).map(|(record, _)| record).max().unwrap_or(0);
+        }
+        while let Some((record, events)) = self.records.front() {
+            let fitted = records.len();
+            split(&self.entry.id, RecordKind::More, events, &mut records);
+            if fitted > 0 && len_bytes(&records) > self.inner.max_append_bytes {
+                records.truncate(fitted);
+                break;
+            }
+            last = *record;
+            self.records.pop_front();
+        }
+        if !records.is_empty() {
+            self.append = Some((last, Box::pin(self.inner.appends.append(records))));
+        }
+    }
+
+    /// The whole saga as records; none if they are more than the store takes at once.
+    fn whole(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        let events = self.run.state().events();
+        split(&self.entry.id, RecordKind::Whole, &events, &mut records);
+        if len_bytes(&records) > self.inner.max_append_bytes {
+            tracing::debug!(
+                target: "voussoir::txn", saga = %self.entry.id,
+                "a saga is too long to be written again: its old records stay"
+            );
+            records.clear();
+        }
+        records
     }
 
     fn publish(&mut self) {
@@ -323,9 +374,8 @@ impl Driver {
     }
 
     async fn finish(self) {
+        let kept = self.whole();
         let state = self.run.state();
-        let mut kept = Vec::new();
-        split(&self.entry.id, RecordKind::Whole, &state.events(), &mut kept);
         let outputs = state.steps.iter().map(|step| step.output.clone()).collect();
         let end = self.end.expect("finish is called at the end");
         self.entry.ended(&end, &state.graph, outputs, kept);

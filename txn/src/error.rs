@@ -91,20 +91,35 @@ impl StepError {
     }
 }
 
-/// The store failed. A record that was being appended may be found after a restart, or not.
+/// The store failed. A record that was being appended may be found after a restart, or not, unless
+/// [`is_retryable`](Self::is_retryable) says that it was not appended.
 #[derive(Clone, Debug, Error)]
-#[error("the store of the sagas failed: {0}")]
-pub struct StoreError(Arc<dyn StdError + Send + Sync>);
+#[error("the store of the sagas failed: {error}")]
+pub struct StoreError {
+    error: Arc<dyn StdError + Send + Sync>,
+    is_retryable: bool,
+}
 
 impl StoreError {
     /// Wraps what the store says.
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
+        Self { error: Arc::from(error.into()), is_retryable: false }
+    }
+
+    /// Wraps what the store says of an append that it did not take and that it may take later: it
+    /// has no room. Nothing of the append is in the store, and nothing of it will be.
+    pub fn retryable(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { is_retryable: true, ..Self::new(error) }
+    }
+
+    /// Whether nothing was appended and the same append may succeed later.
+    pub fn is_retryable(&self) -> bool {
+        self.is_retryable
     }
 
     /// What the store said, if it is of this type.
     pub(crate) fn is<E: StdError + 'static>(&self) -> Option<&E> {
-        self.0.downcast_ref()
+        self.error.downcast_ref()
     }
 }
 
@@ -197,6 +212,13 @@ pub enum ResolveError {
     /// The step is not stuck, or this resolution does not fit it.
     #[error("the step is not stuck, or this resolution does not fit it")]
     NotStuck,
+    /// The output that takes the place of the step's is longer than
+    /// [`Config::max_value_bytes`](crate::Config::max_value_bytes), or the saga has no room for it.
+    #[error("an output of {bytes} bytes is too long for the saga")]
+    TooLong {
+        /// Its bytes.
+        bytes: usize,
+    },
     /// Past the pivot a saga can only be completed or given up.
     #[error("the saga is past its pivot")]
     PastPivot,

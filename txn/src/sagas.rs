@@ -15,10 +15,10 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::clock::{Clock, System};
 use crate::config::{Config, nanos};
 use crate::core::{self, Cause, Direction, Event, Graph, Run, StepId};
-use crate::definition::{Definition, Saga, StepRef};
+use crate::definition::{Definition, Saga, StepRef, cut};
 use crate::driver::{Command, Driver, split};
 use crate::error::{OpenError, ResolveError, StartError, StoreError, WaitError};
-use crate::store::gather::Gathered;
+use crate::store::gather::{Gathered, len_bytes};
 use crate::store::{Record, RecordKind, SagaStore};
 
 /// The longest id of a saga, in bytes.
@@ -244,6 +244,8 @@ pub(crate) struct Inner {
     store: Arc<dyn SagaStore>,
     /// What is appended to `store`.
     pub(crate) appends: Gathered,
+    /// Bytes of the largest append that `store` takes.
+    pub(crate) max_append_bytes: usize,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) epoch: u64,
     definitions: HashMap<(String, u64), Arc<Definition>>,
@@ -280,6 +282,12 @@ impl Inner {
         known.sagas.insert(Arc::clone(&entry.id), Arc::clone(&entry));
         known.open += 1;
         Ok((entry, Some(commands)))
+    }
+
+    /// Bytes of the input and the outputs of one saga. The rest of an append is for the heads of
+    /// its events and for the reasons of its failures.
+    pub(crate) fn max_values_bytes(&self) -> usize {
+        self.max_append_bytes - self.max_append_bytes / 4
     }
 
     /// A saga has ended: those beyond `max_ended` are forgotten.
@@ -377,6 +385,7 @@ impl Builder {
         let inner = Arc::new(Inner {
             config: self.config,
             appends: Gathered::new(Arc::clone(&store)),
+            max_append_bytes: store.max_append_bytes(),
             store,
             clock: self.clock,
             epoch: opened.epoch,
@@ -487,7 +496,8 @@ impl Sagas {
         }
         let input = serde_json::to_vec(input);
         let input = Bytes::from(input.map_err(|error| StartError::Input(error.to_string()))?);
-        if input.len() > self.inner.config.max_value_bytes {
+        let most = self.inner.config.max_value_bytes.min(self.inner.max_values_bytes());
+        if input.len() > most {
             return Err(StartError::Input(format!("it has {} bytes", input.len())));
         }
         let now = self.inner.clock.now();
@@ -538,6 +548,10 @@ impl Sagas {
             let outputs = state.steps.iter().map(|step| step.output.clone()).collect();
             let mut kept = Vec::new();
             split(id, RecordKind::Whole, &state.events(), &mut kept);
+            if len_bytes(&kept) > self.inner.max_append_bytes {
+                // It is not written again.
+                kept.clear();
+            }
             entry.ended(&end, &definition.graph, outputs, kept);
             known.ended.push_back(Arc::clone(id));
             return;
@@ -595,7 +609,7 @@ impl Sagas {
         self.inner.epoch
     }
 
-    /// Undoes a saga whose pivot has not begun.
+    /// Undoes a saga whose pivot has not begun. Of `why` 1 KiB is recorded.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -603,7 +617,7 @@ impl Sagas {
     /// # Cancel safety
     /// Not cancel safe: whether it is undone is unknown then.
     pub async fn abort(&self, id: &str, why: impl Into<String>) -> Result<(), ResolveError> {
-        let why = why.into();
+        let why = cut(why.into());
         self.ask(id, |_| Ok(()), |(), reply| Command::Abort { why, reply }).await
     }
 

@@ -90,17 +90,18 @@ pub trait SagaStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError`]: no saga that meets it goes on, and the records may be found at the next
-    /// opening or not.
+    /// opening or not. One that [`is_retryable`](StoreError::is_retryable): the same records are
+    /// appended again after a pause, and the sagas wait.
     ///
     /// # Cancel safety
     /// The future is dropped only with the runtime.
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError>;
 
-    /// Bytes of the largest append: ids and events, with 8 bytes for each record. Records of
-    /// several callers share an append up to here. Default 512 KiB; a store that wraps another asks
-    /// it.
+    /// Bytes of the largest append: ids and events, with 8 bytes for each record. Default 16 MiB,
+    /// which is more than any saga needs. With less, the input and the outputs of a saga have at
+    /// most three quarters of it. A store that wraps another asks it.
     fn max_append_bytes(&self) -> usize {
-        512 << 10
+        16 << 20
     }
 
     /// A saga whose old records keep the store from giving space back: it will be appended again as

@@ -299,8 +299,8 @@ fn no_power_loss_loses_a_saga_or_runs_half_of_it() {
 #[tokio::test(start_paused = true)]
 async fn an_old_open_saga_pins_no_space() {
     let mut config = Config::default();
-    config.segment_bytes = 1 << 20;
-    config.max_bytes = 16 << 20;
+    config.segment_bytes = 16 << 20;
+    config.max_bytes = 64 << 20;
     let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).expect("a journal");
     let mut config = voussoir_txn::Config::default();
     config.max_ended = 10;
@@ -315,11 +315,21 @@ async fn an_old_open_saga_pins_no_space() {
         saga.then(Step::new("last", (), act));
         (saga.build().expect("a definition"), pivot)
     };
+    // As a whole it is more than one batch of the journal.
+    let mut long = Saga::<u64>::define("long", 1);
+    for step in ["a", "b", "c", "d", "e", "f"] {
+        let act = |_, _, ()| async { Ok::<String, StepError>("x".repeat(250 << 10)) };
+        long.read(Step::new(step, (), act));
+    }
+    let (mut long, _) =
+        long.pivot(Step::new("pivot", (), |_, _, ()| async { Ok::<u64, StepError>(1) }));
+    long.then(Step::new("last", (), act));
+    let long = long.build().expect("a definition");
+    let builder = || Sagas::builder().register(&saga).register(&long).config(config.clone());
     let store = JournalStore::new(&journal, "sagas").expect("two logs");
-    let sagas = Sagas::builder().register(&saga).config(config.clone()).open(store);
-    let sagas = sagas.await.expect("sagas open");
-    let stuck = sagas.start(&saga, "stuck", &0).await.expect("it starts");
-    assert!(stuck.end().await.is_err());
+    let sagas = builder().open(store).await.expect("sagas open");
+    let stuck = sagas.start(&long, "stuck", &0).await.expect("it starts");
+    assert!(matches!(stuck.end().await, Err(WaitError::Stuck { .. })));
     let log = journal.log("sagas", 0).expect("the log");
     for at in 0..8_000 {
         let handle = sagas.start(&saga, &format!("s{at}"), &1).await.expect("it starts");
@@ -327,13 +337,17 @@ async fn an_old_open_saga_pins_no_space() {
     }
     let kept = log.end() - log.first();
     assert!(log.end() > 30_000 && kept < 15_000, "{kept} of {} records are kept", log.end());
+    assert!(matches!(stuck.end().await, Err(WaitError::Stuck { .. })), "it was halted");
     drop(sagas);
     let store = JournalStore::new(&journal, "sagas").expect("two logs");
     let opened = store.open().await.expect("it opens");
     assert_eq!(opened.epoch, 2);
     let store = JournalStore::new(&journal, "sagas").expect("two logs");
-    let next = Sagas::builder().register(&saga).config(config).open(store).await.expect("it opens");
+    let next = builder().open(store).await.expect("it opens");
     let stuck = next.get("stuck").expect("the stuck one is still known");
     assert!(matches!(stuck.end().await, Err(WaitError::Stuck { .. })));
     assert!(next.list().len() <= 12, "{}", next.list().len());
+    let replaced = Resolution::Replace("1".into());
+    next.resolve("stuck", "last", replaced).await.expect("it takes what an operator says");
+    assert!(stuck.end().await.expect("it ends").is_completed());
 }

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use support::{Cut, Peers, Time, trip};
-use voussoir_txn::store::MemoryStore;
+use voussoir_txn::store::{MemoryStore, Opened, Record, RecordKind, SagaStore};
 use voussoir_txn::{
     Config, DefinitionError, Outcome, Resolution, ResolveError, Retry, Saga, SagaState, Sagas,
-    StartError, Step, StepError, WaitError,
+    StartError, Step, StepError, StoreError, WaitError, async_trait,
 };
 
 async fn sagas(saga: &Saga<u64>, store: MemoryStore) -> Sagas {
@@ -380,4 +380,94 @@ async fn bad_ids_inputs_and_definitions_are_errors() {
     retry.max_attempts = 0;
     never.read(step("a").retry(retry));
     assert!(matches!(never.build(), Err(DefinitionError::Retry(_))));
+}
+
+/// Takes short appends, and asks for a saga that it was given by nobody who is known.
+#[derive(Clone, Default)]
+struct Short {
+    store: Arc<MemoryStore>,
+    asks_for: Arc<std::sync::Mutex<Option<Arc<str>>>>,
+}
+
+impl Short {
+    const BYTES: usize = 4_000;
+}
+
+#[async_trait]
+impl SagaStore for Short {
+    async fn open(&self) -> Result<Opened, StoreError> {
+        self.store.open().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let bytes = |record: &Record| record.saga.len() + record.events.len() + 8;
+        if records.iter().map(bytes).sum::<usize>() > Short::BYTES {
+            return Err(StoreError::new("an append that is too long"));
+        }
+        self.asks_for.lock().unwrap().take_if(|id| {
+            let is_it =
+                |record: &Record| record.kind == RecordKind::Forgotten && record.saga == *id;
+            records.iter().any(is_it)
+        });
+        self.store.append(records).await
+    }
+
+    fn max_append_bytes(&self) -> usize {
+        Short::BYTES
+    }
+
+    fn to_rewrite(&self) -> Option<Arc<str>> {
+        self.asks_for.lock().unwrap().clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_saga_takes_no_more_than_its_store_writes_at_once() {
+    let output = "x".repeat(1_200);
+    let mut saga = Saga::<String>::define("long", 1);
+    for step in ["a", "b"] {
+        let output = output.clone();
+        let act = move |_, _, ()| {
+            let output = output.clone();
+            async { Ok::<String, StepError>(output) }
+        };
+        saga.read(Step::new(step, (), act).retry(Retry::never()));
+    }
+    let (mut saga, pivot) =
+        saga.pivot(Step::new("pivot", (), |_, _, ()| async { Ok::<u64, StepError>(1) }));
+    let act = move |_, _, _: u64| {
+        let output = output.clone();
+        async { Ok::<String, StepError>(output) }
+    };
+    saga.then(Step::new("last", pivot, act).retry(Retry::never()));
+    let saga = saga.build().unwrap();
+    let sagas = Sagas::builder().register(&saga).open(Short::default()).await.unwrap();
+    let error = sagas.start(&saga, "s0", &"i".repeat(3_000)).await.unwrap_err();
+    assert!(matches!(error, StartError::Input(_)), "{error}");
+    // All but the last output have room beside this input.
+    let handle = sagas.start(&saga, "s1", &"i".repeat(200)).await.unwrap();
+    let Err(WaitError::Stuck { step, why }) = handle.end().await else { panic!("it has room") };
+    assert_eq!((&*step, why.contains("an output of 1202 bytes")), ("last", true), "{why}");
+    let long = Resolution::Replace(format!("\"{}\"", "y".repeat(1_000)).into());
+    let refused = sagas.resolve("s1", "last", long).await;
+    assert_eq!(refused, Err(ResolveError::TooLong { bytes: 1_002 }));
+    let short = Resolution::Replace("\"y\"".into());
+    sagas.resolve("s1", "last", short).await.unwrap();
+    assert!(handle.end().await.unwrap().is_completed());
+    // Nor does an operator's reason make it longer than its store takes.
+    let handle = sagas.start(&saga, "s2", &"i".repeat(2_000)).await.unwrap();
+    let _ = sagas.abort("s2", "w".repeat(1 << 20)).await;
+    assert!(!matches!(handle.end().await, Err(WaitError::Store(_))), "it was halted");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_record_of_a_saga_that_nobody_knows_is_forgotten() {
+    let store = Short::default();
+    let peers = Peers::new();
+    let (saga, _) = trip(&peers);
+    let sagas = Sagas::builder().register(&saga).open(store.clone()).await.unwrap();
+    *store.asks_for.lock().unwrap() = Some("ghost".into());
+    assert!(sagas.start(&saga, "t-1", &7).await.unwrap().end().await.unwrap().is_completed());
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(store.to_rewrite(), None, "it keeps what lies behind it from being given back");
 }

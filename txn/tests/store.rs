@@ -79,6 +79,35 @@ async fn a_store_that_was_opened_again_is_replaced() {
     new.append(vec![record("a", RecordKind::More, "4")]).await.expect("it is the newest");
 }
 
+/// What one saga appends at once may be more than a batch of the journal.
+#[tokio::test]
+async fn an_append_takes_as_much_as_a_commit_of_the_journal() {
+    for segment_bytes in [64 << 10, 1 << 20, 64 << 20] {
+        let mut config = Config::default();
+        config.segment_bytes = segment_bytes;
+        config.max_bytes = 4 * segment_bytes;
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).expect("a journal");
+        let store = JournalStore::new(&journal, "s".repeat(64).as_str()).expect("two logs");
+        store.open().await.expect("it opens");
+        let most = store.max_append_bytes();
+        assert!(most as u64 > journal.max_commit_bytes() / 10 * 9, "{most}");
+        for record_bytes in [most.min((1 << 20) - 300), most.min(600 << 10), most / 50, 100] {
+            let (mut left, mut records) = (most, Vec::new());
+            while left > 9 {
+                let bytes = record_bytes.min(left - 9);
+                left -= bytes + 9;
+                let events = Bytes::from(vec![records.len() as u8; bytes]);
+                let kind = if records.is_empty() { RecordKind::Whole } else { RecordKind::More };
+                records.push(Record::new("a", kind, events));
+            }
+            store.append(records.clone()).await.expect("it fits");
+            let opened = store.open().await.expect("it opens");
+            let found = opened.records.iter().rev().take(records.len()).rev();
+            assert!(found.eq(&records), "{segment_bytes} {record_bytes}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn records_of_unknown_versions_are_errors() {
     let files = Arc::new(MemoryFiles::new());

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_journal::{Commit, Health, Journal, Log};
+use voussoir_journal::{Commit, Error, Health, Journal, Log};
 
 use super::{Opened, Record, RecordKind, SagaStore};
 use crate::error::StoreError;
@@ -21,7 +21,8 @@ const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 4;
 /// Bytes that are read at once when the store is opened.
 const READ_BYTES: usize = 1 << 20;
-/// Bytes of a commit that its records leave free: more than an append and a release need.
+/// Bytes that the records leave free of each MiB of a commit, begun or whole: more than the heads of
+/// its batches and a release need.
 const COMMIT_BYTES: u64 = 1 << 10;
 /// Records that are kept though nobody needs them, before sagas are rewritten for their sake.
 const SLACK: u64 = 10_000;
@@ -66,10 +67,36 @@ impl JournalStore {
     ///
     /// # Errors
     /// The journal refuses: the namespace is no name, or it takes no more logs.
-    pub fn new(journal: &Journal, namespace: &str) -> Result<Self, voussoir_journal::Error> {
+    pub fn new(journal: &Journal, namespace: &str) -> Result<Self, Error> {
         let records = journal.log(namespace, 0)?;
         let epochs = journal.log(namespace, 1)?;
         Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default() })
+    }
+
+    /// The first position that is needed. An error if a later store has the namespace: what that one
+    /// needs is not known here. The caller holds `ORDER`.
+    fn first_needed(&self, state: &State) -> Result<u64, StoreError> {
+        if state.epoch_end != Some(self.epochs.end()) {
+            return Err(StoreError::new("the namespace was opened again, or not yet"));
+        }
+        Ok(state.first_needed().unwrap_or_else(|| self.records.end()))
+    }
+
+    /// Gives space back without an append: also a full journal takes a release.
+    async fn release(&self) {
+        let released = {
+            let _order = ORDER.lock();
+            let state = self.state.lock();
+            match self.first_needed(&state) {
+                Ok(upto) if upto > self.records.first() => {
+                    self.journal.commit(Commit::new().release(&self.records, upto))
+                }
+                _ => return,
+            }
+        };
+        if let Err(error) = released.await {
+            tracing::debug!(target: "voussoir::txn", %error, "records were not released");
+        }
     }
 
     fn check_health(&self) -> Result<(), StoreError> {
@@ -143,17 +170,19 @@ impl SagaStore for JournalStore {
             let next = u64::from_le_bytes(last).checked_add(1);
             next.ok_or_else(|| StoreError::new("the epochs are used up"))?
         };
-        let begin =
-            Commit::new().append(&self.epochs, [epoch.to_le_bytes()]).release(&self.epochs, end);
-        self.journal.commit(begin).await.map_err(StoreError::new)?;
+        // Each of the two takes the place of the epoch before it: they are let into the reserve of a
+        // journal that is full.
+        let begin = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
+        let begin = begin.release(&self.epochs, end).frees_space();
+        self.journal.commit(begin).await.map_err(store_error)?;
         // From here on an earlier store sees that it was replaced. What it had submitted before
         // lies ahead of this second record, so it is read below.
         let barrier = {
             let _order = ORDER.lock();
             let again = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
-            self.journal.commit(again.release(&self.epochs, end + 1))
+            self.journal.commit(again.release(&self.epochs, end + 1).frees_space())
         };
-        barrier.await.map_err(StoreError::new)?;
+        barrier.await.map_err(store_error)?;
         let mut state = State { epoch_end: Some(end + 2), ..State::default() };
         let mut records = Vec::new();
         for (at, record) in self.read_all()? {
@@ -165,32 +194,40 @@ impl SagaStore for JournalStore {
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        let encoded: Vec<Bytes> = records.iter().map(encode).collect::<Result<_, _>>()?;
-        let mut commit = Commit::new().append(&self.records, encoded);
+        let mut commit = Commit::new();
+        for batch in batches(&records, self.journal.max_batch_bytes()) {
+            let encoded: Vec<Bytes> = batch.iter().map(encode).collect::<Result<_, _>>()?;
+            commit = commit.append(&self.records, encoded);
+        }
         let submitted = {
             let _order = ORDER.lock();
             let state = self.state.lock();
-            if state.epoch_end != Some(self.epochs.end()) {
-                return Err(StoreError::new("the namespace was opened again, or not yet"));
-            }
-            let upto = state.first_needed().unwrap_or_else(|| self.records.first());
+            let upto = self.first_needed(&state)?;
             if upto >= self.records.first() + RELEASE_EVERY {
                 commit = commit.release(&self.records, upto);
             }
             self.journal.commit(commit)
         };
-        let receipt = submitted.await.map_err(StoreError::new)?;
-        let first = receipt.positions().first().map_or(0, |range| range.start);
+        let receipt = match submitted.await {
+            Ok(receipt) => receipt,
+            Err(error) => {
+                if matches!(error, Error::Full { .. } | Error::OverQuota { .. }) {
+                    self.release().await;
+                }
+                return Err(store_error(error));
+            }
+        };
+        let positions = receipt.positions().iter().cloned().flatten();
         let mut state = self.state.lock();
-        for (at, record) in (first..).zip(&records) {
+        for (at, record) in positions.zip(&records) {
             state.note(&record.saga, record.kind, at);
         }
         Ok(())
     }
 
     fn max_append_bytes(&self) -> usize {
-        // The 8 bytes of a record are those of its head here and of its length in the journal.
-        let bytes = self.journal.max_batch_bytes().saturating_sub(COMMIT_BYTES);
+        let commit = self.journal.max_commit_bytes();
+        let bytes = commit.saturating_sub(COMMIT_BYTES * (1 + (commit >> 20)));
         usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
@@ -207,6 +244,25 @@ impl fmt::Debug for JournalStore {
         let sagas = self.state.lock().sagas.len();
         f.debug_struct("JournalStore").field("sagas", &sagas).finish_non_exhaustive()
     }
+}
+
+/// An error of the journal that passes by itself says so.
+fn store_error(error: Error) -> StoreError {
+    if error.is_retryable() { StoreError::retryable(error) } else { StoreError::new(error) }
+}
+
+/// Cuts records into batches of the journal. One that is longer than a batch stands alone.
+fn batches(records: &[Record], max_bytes: u64) -> impl Iterator<Item = &[Record]> {
+    let mut bytes = 0;
+    records.chunk_by(move |record, next| {
+        // Its 8 bytes are those of the head here and of the length in the journal.
+        bytes += record.len_bytes() as u64;
+        let fits = bytes + next.len_bytes() as u64 <= max_bytes;
+        if !fits {
+            bytes = 0;
+        }
+        fits
+    })
 }
 
 fn encode(record: &Record) -> Result<Bytes, StoreError> {
