@@ -2,12 +2,15 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
+use super::gather::{MAX_PAUSE, PAUSE};
 use super::{Record, RecordKind, SagaStore};
 use crate::error::StoreError;
 
@@ -16,6 +19,8 @@ const MAX_BATCH_RECORDS: usize = 1_000;
 /// Bytes of one append, also of a store that takes more; what one caller appends goes together,
 /// however long it is.
 const MAX_BATCH_BYTES: usize = 512 << 10;
+/// How long a store that has no room is asked again.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A store in which each id has one record that stands ([`RecordKind::Whole`]) or none. A task
 /// appends: a caller that is dropped takes nothing with it.
@@ -97,7 +102,7 @@ async fn append_waiting<S: SagaStore>(mut appending: Appending<S>) {
     // Ends: when nothing waits. Each turn takes at least one.
     while let Some(batch) = shared.take_batch() {
         let records = batch.iter().flat_map(|waiting| waiting.records.iter().cloned());
-        let result = shared.store.append(records.collect()).await;
+        let result = shared.append(records.collect()).await;
         if result.is_ok() {
             shared.note(&batch);
         }
@@ -124,6 +129,22 @@ impl<S: SagaStore> Shared<S> {
         let count = fits.count().max(1).min(queue.waiting.len());
         queue.is_appending = count > 0;
         (count > 0).then(|| queue.waiting.drain(..count).collect())
+    }
+
+    /// Appends records, and asks again for a while if the store has no room. An error that is
+    /// retryable says that nothing of them is in the store.
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let (since, mut pause) = (Instant::now(), PAUSE);
+        // Ends: after `PATIENCE`.
+        loop {
+            let result = self.store.append(records.clone()).await;
+            match &result {
+                Err(error) if error.is_retryable() && since.elapsed() < PATIENCE => {}
+                _ => return result,
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(MAX_PAUSE);
+        }
     }
 
     fn note(&self, batch: &[Waiting]) {

@@ -3,9 +3,12 @@
 //! One saga leads: it appends its own records with those that wait, tells the others, and hands the
 //! lead to the first that has come meanwhile. A saga that comes alone appends directly, so a single
 //! client pays nothing for it.
+//!
+//! While the store has no room, the one that leads asks again and the others wait behind it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -18,6 +21,9 @@ const MAX_CALLERS: usize = 1_000;
 /// Bytes of one append, also of a store that takes more; what one caller appends goes together,
 /// however long it is.
 const MAX_BYTES: usize = 512 << 10;
+/// The first pause before a store that has no room is asked again; it doubles up to `MAX_PAUSE`.
+pub(super) const PAUSE: Duration = Duration::from_millis(10);
+pub(super) const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// Gathers the appends to one store. Clones gather together.
 #[derive(Clone)]
@@ -111,6 +117,27 @@ impl Shared {
         }
     }
 
+    /// Appends records, and asks again while the store has no room for them. Nothing of them is in
+    /// the store meanwhile, so no saga has to stop for it.
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let mut pause = PAUSE;
+        // Ends: when the store takes them, or fails. A saga has to be recorded before it goes on,
+        // however long that takes; who starts one may stop waiting.
+        loop {
+            let error = match self.store.append(records.clone()).await {
+                Err(error) if error.is_retryable() => error,
+                result => return result,
+            };
+            if pause == PAUSE {
+                tracing::warn!(
+                    target: "voussoir::txn", %error, "the sagas wait until their store has room"
+                );
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(MAX_PAUSE);
+        }
+    }
+
     /// The first of those that wait which fit into one append beside so many bytes.
     fn take(&self, mut bytes: usize) -> Vec<Waiting> {
         let mut queue = self.queue.lock();
@@ -123,7 +150,7 @@ impl Shared {
     }
 }
 
-fn len_bytes(records: &[Record]) -> usize {
+pub(crate) fn len_bytes(records: &[Record]) -> usize {
     records.iter().map(Record::len_bytes).sum()
 }
 
@@ -133,7 +160,7 @@ impl Lead {
         for waiting in &mut others {
             records.append(&mut waiting.records);
         }
-        let result = self.shared.store.append(records).await;
+        let result = self.shared.append(records).await;
         // Handed over first: the next append begins while the others are told.
         drop(self);
         for waiting in others {

@@ -233,8 +233,18 @@ impl<S: SagaStore> DecisionLog for StoreLog<S> {
             events.put_u32_le(name.len() as u32);
             events.put_slice(name.as_bytes());
         }
-        self.append(key(commit.txn), events.freeze()).await?;
-        Ok(Decision::Commit)
+        match self.append(key(commit.txn), events.freeze()).await {
+            Ok(()) => Ok(Decision::Commit),
+            // The record is not in the store and never will be.
+            Err(error) if error.is_retryable() => {
+                tracing::warn!(
+                    target: "voussoir::txn", txn = ?commit.txn, %error,
+                    "a transaction is aborted: its commit could not be recorded"
+                );
+                Ok(Decision::Abort)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     async fn forget(&self, txn: TxnId) -> Result<(), StoreError> {

@@ -1,6 +1,6 @@
 //! Who appends, with whose records, and what becomes of the others when it ends early.
 
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,6 +19,8 @@ struct Gate {
     allowed: Semaphore,
     appends: Mutex<Vec<Vec<String>>>,
     fails: AtomicBool,
+    /// Appends for which there is no room.
+    full: AtomicUsize,
     panics: AtomicBool,
     max_bytes: usize,
 }
@@ -34,6 +36,10 @@ impl SagaStore for Arc<Gate> {
         self.appends.lock().push(names);
         self.allowed.acquire().await.expect("it is never closed").forget();
         assert!(!self.panics.swap(false, SeqCst), "told to panic");
+        if self.full.load(SeqCst) > 0 {
+            self.full.fetch_sub(1, SeqCst);
+            return Err(StoreError::retryable("told to be full"));
+        }
         if self.fails.swap(false, SeqCst) { Err(StoreError::new("told to fail")) } else { Ok(()) }
     }
 
@@ -53,6 +59,7 @@ impl World {
             allowed: Semaphore::new(0),
             appends: Mutex::default(),
             fails: AtomicBool::default(),
+            full: AtomicUsize::default(),
             panics: AtomicBool::default(),
             max_bytes,
         });
@@ -82,7 +89,7 @@ impl World {
 }
 
 async fn end(task: JoinHandle<Result<(), StoreError>>) -> Result<(), String> {
-    let told = timeout(PATIENCE, task).await.expect("it is told").expect("no panic");
+    let told = timeout(10 * PATIENCE, task).await.expect("it is told").expect("no panic");
     told.map_err(|error| error.to_string())
 }
 
@@ -118,6 +125,41 @@ async fn a_failure_is_told_to_all_in_its_append_and_to_no_other() {
     world.allow(2);
     assert!(end(second).await.is_err());
     assert_eq!(end(third).await, Ok(()));
+}
+
+/// Nothing of an append that was not taken is in the store, so all in it go on.
+#[tokio::test(start_paused = true)]
+async fn a_store_that_has_no_room_for_a_while_fails_nobody() {
+    let world = World::new(1 << 20);
+    let first = world.begin("first").await;
+    let (second, third) = (world.begin("second").await, world.begin("third").await);
+    world.gate.full.store(200, SeqCst);
+    world.allow(202);
+    for task in [first, second, third] {
+        assert_eq!(end(task).await, Ok(()));
+    }
+    let appends = world.appends().await;
+    assert!(appends[..201].iter().all(|names| *names == ["first"]), "{appends:?}");
+    assert_eq!(appends[201..], [["second", "third"]]);
+    // A failure behind it is told as one.
+    world.gate.full.store(1, SeqCst);
+    world.gate.fails.store(true, SeqCst);
+    world.allow(2);
+    assert!(end(world.begin("fourth").await).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn records_are_in_the_order_of_the_calls() {
+    let world = World::new(1 << 20);
+    let record = |saga: &str| vec![Record::new(saga, RecordKind::More, Bytes::new())];
+    let first = world.gathered.append(record("first"));
+    let second = world.gathered.append(record("second"));
+    world.allow(2);
+    let second = tokio::spawn(second);
+    tokio::task::yield_now().await;
+    first.await.expect("it is appended");
+    assert_eq!(end(second).await, Ok(()));
+    assert_eq!(world.appends().await.concat(), ["first", "second"]);
 }
 
 #[tokio::test(start_paused = true)]
