@@ -151,14 +151,14 @@ pub struct Status {
     pub is_quiesced: bool,
     /// The index of a committed membership that leaves this node out, once it was told.
     pub removed: Option<u64>,
-    /// Set once the node has stopped for good by a fault. One that has stopped, for whatever reason,
-    /// shows [`Role::Follower`] and no leader.
+    /// Set once the node has stopped for good by a fault. One that has stopped, for whatever
+    /// reason, shows [`Role::Follower`] and no leader.
     pub halted: Option<HaltReason>,
 }
 
 impl Status {
-    /// The node has stopped. Whoever waits for it to lead must not find that it does. Returns whether
-    /// it was said to lead, or to know who does.
+    /// The node has stopped. Whoever waits for it to lead must not find that it does. Returns
+    /// whether it was said to lead, or to know who does.
     pub(crate) fn leads_nobody(&mut self) -> bool {
         let before = (self.role, self.leader);
         (self.role, self.leader) = (Role::Follower, None);

@@ -1,5 +1,5 @@
-//! Stores in a journal that is full: nothing that waits for room is lost or stopped, and nothing that
-//! was not recorded is called unknown.
+//! Stores in a journal that is full: nothing that waits for room is lost or stopped, and nothing
+//! that was not recorded is called unknown.
 #![cfg(feature = "journal")]
 
 use std::sync::Arc;

@@ -672,30 +672,6 @@ async fn a_coordinator_says_when_it_is_closed_and_not_before() {
     assert!(matches!(closed, Ok(BeginError::Superseded)), "{closed:?}");
 }
 
-/// A coordinator that was replaced may find a branch that was ended by hand long after its successor
-/// has read the log.
-#[tokio::test(start_paused = true)]
-async fn the_coordinator_that_serves_lists_what_an_earlier_one_recorded() {
-    let (banks, decisions) = (Banks::default(), Decisions::new());
-    let raft = alone(Box::new(DecisionMachine::new(decisions.clone()))).await;
-    let log = || RaftLog::new(raft.clone(), decisions.clone());
-    let (earlier, first) = (log(), log());
-    let name = {
-        let _first = banks.open(first).await.expect("it leads");
-        decisions.coordinator().expect("it has begun")
-    };
-    let epoch = earlier.open(&name).await.expect("it leads").epoch;
-    let serving = banks.open(log()).await.expect("it leads");
-    let gid = format!("vs1:{name}:{epoch}:7:0").parse().expect("an id");
-    let outcome = HeuristicOutcome::new(gid, "east".into(), Heuristic::Committed);
-    earlier.report(&outcome).await.expect("it is recorded");
-    serving.recover().await;
-    assert_eq!(serving.heuristics(), std::slice::from_ref(&outcome));
-    serving.forget_heuristic(&outcome.gid).await.expect("it leads");
-    serving.recover().await;
-    assert_eq!(serving.heuristics(), []);
-}
-
 /// A bank that forgets what it has committed, as a participant does once its coordinator says so,
 /// and that is away for a coordinator of one epoch.
 struct Forgetful {

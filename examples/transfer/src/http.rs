@@ -8,9 +8,9 @@
 //! | `GET /health` | 200 while the process works |
 //! | `GET /stats` | the numbers of [`Numbers`], as JSON |
 //!
-//! A transfer that was not done is answered by `{"error", "outcome"}`: `not_applied` when it is done
-//! under this key neither now nor by an earlier request, `unknown` with 503. With 503, and after a
-//! lost answer, ask again with the same key, in a group another node: it is done once.
+//! A transfer that was not done is answered by `{"error", "outcome"}`: `not_applied` when it is
+//! done under this key neither now nor by an earlier request, `unknown` with 503. With 503, and
+//! after a lost answer, ask again with the same key, in a group another node: it is done once.
 
 use std::sync::Arc;
 use std::time::Duration;

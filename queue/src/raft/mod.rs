@@ -240,8 +240,8 @@ impl ReplicatedPartition {
     /// rejected. A node that has just started shows less than it did before, until it has learnt
     /// again what is committed: [`sync`](Self::sync) first, or offsets seem to be out of range.
     ///
-    /// It is closed when the node stops: who waits is told [`FetchError::Closed`], and what it holds
-    /// can still be read. A node that was removed from the group stands still without being
+    /// It is closed when the node stops: who waits is told [`FetchError::Closed`], and what it
+    /// holds can still be read. A node that was removed from the group stands still without being
     /// stopped: watch `raft().status()`, whose `removed` says so.
     ///
     /// [`FetchError::Closed`]: crate::FetchError::Closed

@@ -21,8 +21,8 @@ const VERSION: u8 = 1;
 const HEAD_BYTES: usize = 4;
 /// Bytes that are read at once when the store is opened.
 const READ_BYTES: usize = 1 << 20;
-/// Bytes that the records leave free of each MiB of a commit, begun or whole: more than the heads of
-/// its batches and a release need.
+/// Bytes that the records leave free of each MiB of a commit, begun or whole: more than the heads
+/// of its batches and a release need.
 const COMMIT_BYTES: u64 = 1 << 10;
 /// Records that are kept though nobody needs them, before sagas are rewritten for their sake.
 const SLACK: u64 = 10_000;
@@ -73,8 +73,8 @@ impl JournalStore {
         Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default() })
     }
 
-    /// The first position that is needed. An error if a later store has the namespace: what that one
-    /// needs is not known here. The caller holds `ORDER`.
+    /// The first position that is needed. An error if a later store has the namespace: what that
+    /// one needs is not known here. The caller holds `ORDER`.
     fn first_needed(&self, state: &State) -> Result<u64, StoreError> {
         if state.epoch_end != Some(self.epochs.end()) {
             return Err(StoreError::new("the namespace was opened again, or not yet"));
@@ -170,8 +170,8 @@ impl SagaStore for JournalStore {
             let next = u64::from_le_bytes(last).checked_add(1);
             next.ok_or_else(|| StoreError::new("the epochs are used up"))?
         };
-        // Each of the two takes the place of the epoch before it: they are let into the reserve of a
-        // journal that is full.
+        // Each of the two takes the place of the epoch before it: they are let into the reserve of
+        // a journal that is full.
         let begin = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
         let begin = begin.release(&self.epochs, end).frees_space();
         self.journal.commit(begin).await.map_err(store_error)?;

@@ -2,18 +2,16 @@
 //!
 //! `VOUSSOIR_REPLICATED_SEEDS` sets the number of seeds (40), `VOUSSOIR_SEED` plays one.
 
+mod doubles;
+
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
+use doubles::{Events, Stalling, Stalls};
 use fastrand::Rng;
-use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
-use tracing::span::{Attributes, Id};
-use tracing::{Event, Level, Metadata, Subscriber};
 use voussoir_queue::format::MAX_UNPACKED_BYTES;
 use voussoir_queue::raft::{LeadError, ReplicaConfig, ReplicatedPartition};
 use voussoir_queue::{
@@ -21,58 +19,10 @@ use voussoir_queue::{
     Record, StoreError,
 };
 use voussoir_raft::memory::{MemoryStore, Network};
-use voussoir_raft::{
-    Completion, Config, Doubt, Entry, LogStore, LogWrite, Node, NodeConfig, ProposeError,
-    ReadFailed, Restored, SnapshotName, SnapshotReader, SnapshotWriter, StopReason,
-};
+use voussoir_raft::{Config, Doubt, LogStore, Node, NodeConfig, ProposeError, StopReason};
 
 const GROUP: u64 = 9;
 const NODES: [u64; 3] = [1, 2, 3];
-
-/// What waits for the disks that hang, by node.
-type Stalls = Mutex<BTreeMap<u64, Vec<(LogWrite, Completion)>>>;
-
-/// The log of a node whose disk may hang for a while.
-struct Stalling {
-    id: u64,
-    log: MemoryStore,
-    stalls: Arc<Stalls>,
-}
-
-#[async_trait]
-impl LogStore for Stalling {
-    async fn restore(&self) -> Result<Restored, voussoir_raft::StoreError> {
-        self.log.restore().await
-    }
-
-    fn write(&self, write: LogWrite, done: Completion) {
-        match self.stalls.lock().get_mut(&self.id) {
-            Some(waiting) => waiting.push((write, done)),
-            None => self.log.write(write, done),
-        }
-    }
-
-    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.log.read(range, max_bytes).await
-    }
-
-    async fn stage(
-        &self,
-        name: &SnapshotName,
-    ) -> Result<Box<dyn SnapshotWriter>, voussoir_raft::StoreError> {
-        self.log.stage(name).await
-    }
-
-    fn unstage(&self, identity: u64) {
-        self.log.unstage(identity);
-    }
-
-    async fn open_snapshot(
-        &self,
-    ) -> Result<Option<Box<dyn SnapshotReader>>, voussoir_raft::StoreError> {
-        self.log.open_snapshot().await
-    }
-}
 
 /// The group on three nodes, of which some may be down.
 struct Cluster {
@@ -401,32 +351,6 @@ async fn what_a_leader_opened_is_closed_once_it_hears_of_another() {
     assert_eq!(error, LeadError::NotLeader { leader: Some(next) });
     let told = tokio::time::timeout(Duration::from_secs(30), waits).await;
     assert_eq!(told.expect("it is told").unwrap(), Err(FetchError::Closed));
-}
-
-/// Counts warnings and errors of this crate.
-struct Events(Arc<[AtomicUsize; 2]>);
-
-impl Subscriber for Events {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.target() == "voussoir::queue" && *metadata.level() <= Level::WARN
-    }
-
-    fn new_span(&self, _: &Attributes<'_>) -> Id {
-        Id::from_u64(1)
-    }
-
-    fn record(&self, _: &Id, _: &tracing::span::Record<'_>) {}
-
-    fn record_follows_from(&self, _: &Id, _: &Id) {}
-
-    fn event(&self, event: &Event<'_>) {
-        let at = usize::from(*event.metadata().level() == Level::ERROR);
-        self.0[at].fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn enter(&self, _: &Id) {}
-
-    fn exit(&self, _: &Id) {}
 }
 
 #[tokio::test(start_paused = true)]
