@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_journal::{Commit, Error, Health, Journal, Log};
+use voussoir_journal::{Commit, Health, Journal, Log};
 
 use super::{Opened, Record, RecordKind, SagaStore};
 use crate::error::StoreError;
@@ -67,7 +67,7 @@ impl JournalStore {
     ///
     /// # Errors
     /// The journal refuses: the namespace is no name, or it takes no more logs.
-    pub fn new(journal: &Journal, namespace: &str) -> Result<Self, Error> {
+    pub fn new(journal: &Journal, namespace: &str) -> Result<Self, voussoir_journal::Error> {
         let records = journal.log(namespace, 0)?;
         let epochs = journal.log(namespace, 1)?;
         Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default() })
@@ -211,7 +211,7 @@ impl SagaStore for JournalStore {
         let receipt = match submitted.await {
             Ok(receipt) => receipt,
             Err(error) => {
-                if matches!(error, Error::Full { .. } | Error::OverQuota { .. }) {
+                if error.is_retryable() {
                     self.release().await;
                 }
                 return Err(store_error(error));
@@ -247,7 +247,7 @@ impl fmt::Debug for JournalStore {
 }
 
 /// An error of the journal that passes by itself says so.
-fn store_error(error: Error) -> StoreError {
+fn store_error(error: voussoir_journal::Error) -> StoreError {
     if error.is_retryable() { StoreError::retryable(error) } else { StoreError::new(error) }
 }
 
