@@ -92,6 +92,25 @@ fn a_transfer_delays_the_next_snapshot_only_so_far() {
     assert_eq!(lab.status(1).first, sent.index + 1, "what node 3 needs next stays");
 }
 
+/// A transfer over a link that is slower than the writes never ends, and the log must.
+#[test]
+fn a_transfer_keeps_no_entries_for_ever() {
+    let (mut lab, _, sent) = sending();
+    let mut firsts = Vec::new();
+    for _ in 0..3 {
+        propose(&mut lab, 8 * AFTER + 5);
+        assert!(is_asked_for(&mut lab));
+        let taken = meta(&lab, lab.status(1).applied);
+        firsts.push((lab.status(1).first, taken.index));
+        lab.step(1, Input::SnapshotTaken { meta: taken });
+    }
+    let (_, first_taken) = firsts[0];
+    let (_, second_taken) = firsts[1];
+    assert_eq!(firsts[1].0, sent.index + 1, "the first one keeps what node 3 needs next");
+    assert_eq!(firsts[2].0, first_taken + 1, "the second does not");
+    assert_eq!(lab.status(1).first, second_taken + 1);
+}
+
 /// A follower that is gone delays nothing.
 #[test]
 fn a_transfer_that_brings_nothing_delays_no_snapshot() {

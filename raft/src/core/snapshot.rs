@@ -41,7 +41,10 @@ impl Core {
         let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
         self.snapshot = Some(meta);
-        self.release(upto.min(self.needed_behind_snapshots()));
+        // A transfer may take for ever, and the log must not grow for as long: it keeps entries until
+        // the second snapshot after its own at the latest.
+        let needed = self.needed_behind_snapshots().max(current + 1);
+        self.release(upto.min(needed));
     }
 
     pub(super) fn on_compact(&mut self, upto: u64) {
