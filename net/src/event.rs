@@ -168,6 +168,10 @@ pub enum HandshakeError {
     /// The certificate of the rejected side proves another id than it claims.
     #[error("another id than the certificate proves")]
     Identity,
+    /// A later connection of the same node and class came in while this one waited for the end of
+    /// an older one.
+    #[error("a later connection of the same node has come")]
+    Superseded,
     /// TLS rejected the other side; `TlsError::Alert` is the reason of the other side.
     #[error("{0}")]
     Tls(#[source] TlsError),

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use support::*;
 use tokio::io::AsyncWriteExt;
 use voussoir_net::{
-    Class, DownReason, Event, Handler, HandshakeError, Instant, Lost, Peers, SendError, Transport,
-    Violation,
+    Class, DownReason, Event, Handler, HandshakeError, Instant, Lost, Parts, Peers, Rejected,
+    SendError, Transport, Violation,
 };
 use voussoir_sim::Situations;
 
@@ -259,31 +259,117 @@ async fn a_newer_connection_ends_the_older_first() {
     assert_eq!(node.got.recv().await.unwrap().1, "last", "nothing came late");
 }
 
-/// Holds up the task that hands it a message.
+/// Holds up the task that hands it a message or a request.
 struct Gate {
     entered: tokio::sync::mpsc::UnboundedSender<()>,
     open: parking_lot::Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
-impl Handler for Gate {
-    fn message(&self, _from: u64, _class: Class, _body: Bytes) {
+impl Gate {
+    fn pass(&self) {
         self.entered.send(()).unwrap();
         // A worker that blocks may be the one that drives the timers and sockets of the others.
         tokio::task::block_in_place(|| self.open.lock().recv().unwrap());
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
-async fn a_newer_connection_is_welcome_when_the_older_has_ended() {
-    let node = node(1, &Peers::new()).await;
+#[voussoir_net::async_trait]
+impl Handler for Gate {
+    fn message(&self, _from: u64, _class: Class, _body: Bytes) {
+        self.pass();
+    }
+
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
+        self.pass();
+        Ok(Parts::new(body))
+    }
+}
+
+/// A connection of peer 9 whose frame, of this kind, is in a handler that returns when told to.
+async fn held_up(node: &Node, kind: u8) -> (Raw, std::sync::mpsc::Sender<()>) {
     let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
     let (open, gate) = std::sync::mpsc::channel();
     let gate = Gate { entered, open: parking_lot::Mutex::new(gate) };
     node.tcp.serve(2, Arc::new(gate)).unwrap();
-    let hello = RawHello::to(&node);
-    let mut older = Raw::welcome(&node, &hello).await;
-    older.write(&frame(1, 0, 2, 0, 0, b"held up")).await;
+    let mut raw = Raw::welcome(node, &RawHello::to(node)).await;
+    raw.write(&frame(kind, 0, 2, 1, 10_000, b"held up")).await;
     soon("the handler", has_entered.recv()).await.unwrap();
+    (raw, open)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn of_those_that_wait_for_an_older_connection_the_latest_is_welcome() {
+    let mut node = node(1, &Peers::new()).await;
+    let (_older, open) = held_up(&node, 1).await;
+    let hello = RawHello::to(&node);
+    let mut given_up = Vec::new();
+    for _ in 0..5 {
+        let mut raw = Raw::connect(&node).await;
+        raw.write(&hello.bytes()).await;
+        given_up.push(raw);
+    }
+    let mut latest = given_up.pop().unwrap();
+    for raw in &mut given_up {
+        assert_eq!(raw.reply().await, 13, "a later one has come");
+        raw.closed().await;
+    }
+    assert_eq!(node.tcp.stats().rejected, 4);
+    open.send(()).unwrap();
+    assert_eq!(latest.reply().await, 0, "welcome");
+    still_serves(&node).await;
+    latest.write(&message(b"through")).await;
+    let body = soon("the message", node.got.recv()).await.unwrap().1;
+    assert_eq!(body, "through", "nobody has ended the latest");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn who_waits_for_an_older_connection_has_the_time_of_a_handshake() {
+    let mut config = config();
+    config.handshake_timeout = Duration::from_millis(300);
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let (_older, open) = held_up(&node, 1).await;
+    let mut newer = Raw::connect(&node).await;
+    assert_eq!(newer.greet(&RawHello::to(&node)).await, 2, "timed out");
+    newer.closed().await;
+    open.send(()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn who_waits_for_an_older_connection_counts_as_a_handshake() {
+    let mut config = config();
+    (config.max_handshakes, config.handshake_timeout) = (1, Duration::from_secs(60));
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let (_older, open) = held_up(&node, 1).await;
+    let hello = RawHello::to(&node);
+    let mut waiting = Raw::connect(&node).await;
+    let mut events = node.tcp.events();
+    waiting.write(&hello.bytes()).await;
+    // Another peer gets the only place once the first has had its time.
+    let _other = Raw::welcome(&node, &RawHello { from: 10, ..hello }).await;
+    let is_rejected = |event: &Event| matches!(event, Event::AcceptRejected { .. });
+    let event = until(&mut events, "the rejection", is_rejected).await;
+    let (remote, error) = (waiting.0.local_addr().unwrap(), HandshakeError::TimedOut);
+    assert_eq!(event, Event::AcceptRejected { remote, error });
+    waiting.closed().await;
+    open.send(()).unwrap();
+}
+
+#[tokio::test]
+async fn a_connection_that_came_in_earlier_ends_no_later_one() {
+    let node = node(1, &Peers::new()).await;
+    let (mut earlier, rest) = slow_hello(&node, "127.0.0.1").await;
+    let mut later = Raw::welcome(&node, &RawHello::to(&node)).await;
+    earlier.write(&rest).await;
+    assert_eq!(earlier.reply().await, 13, "a later one has come");
+    later.write(&request(1, b"goes on")).await;
+    assert_eq!(later.read(3).await, (0, 1, b"goes on".to_vec()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_newer_connection_is_welcome_when_the_older_has_ended() {
+    let node = node(1, &Peers::new()).await;
+    let (_older, open) = held_up(&node, 1).await;
+    let hello = RawHello::to(&node);
     let mut newer = Raw::connect(&node).await;
     let mut greeting = Box::pin(newer.greet(&hello));
     let early = tokio::time::timeout(Duration::from_millis(200), &mut greeting).await;

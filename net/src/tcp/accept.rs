@@ -40,7 +40,8 @@ pub(crate) struct Arrivals {
 /// The connections in their handshake, oldest first.
 #[derive(Default)]
 struct Handshakes {
-    next: u64,
+    /// Number of the latest connection, from 1 on.
+    latest: u64,
     tasks: VecDeque<PendingHandshake>,
 }
 
@@ -101,7 +102,11 @@ impl Handshakes {
 struct Arrival {
     pipe: Arc<Pipe>,
     calls: Arc<Calls>,
-    stop: Arc<Notify>,
+    /// Number of the connection, in the order of `accept`.
+    id: u64,
+    /// Number of the latest connection of the same peer and class that waits for the end of this
+    /// one; 0 while none does. Written under the lock of `standing`.
+    successor: Arc<watch::Sender<u64>>,
     /// Closes when its last frame has been handed on.
     ended: watch::Receiver<()>,
 }
@@ -124,6 +129,7 @@ impl Arrivals {
         }
     }
 
+    /// Gives the place among the handshakes back. False if it had been given to another one.
     fn leave_handshake(&self, id: u64) -> bool {
         let mut handshakes = self.handshakes.lock();
         let before = handshakes.tasks.iter().any(|other| other.id == id);
@@ -166,8 +172,8 @@ async fn start_handshake(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr
             let mut handshakes = node.arrivals.handshakes.lock();
             match handshakes.make_room(remote, &node.config, Instant::now()) {
                 Entry::Free(closed) => {
-                    let id = handshakes.next;
-                    handshakes.next += 1;
+                    handshakes.latest += 1;
+                    let id = handshakes.latest;
                     // Under the lock, so that the task finds itself in the list.
                     let task = node.spawn(accept_connection(Arc::clone(node), stream, remote, id));
                     let began = Instant::now();
@@ -192,26 +198,23 @@ fn reject(node: &Node, remote: SocketAddr, error: HandshakeError) {
     node.publisher.publish(Event::AcceptRejected { remote, error });
 }
 
-/// The whole life of a connection that came in.
+/// The whole life of a connection that came in; it ends at the latest when the transport stops.
 async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) {
     let mut stop = node.stopped();
-    let greeted = tokio::select! {
-        _ = stop.wait_for(|stopped| *stopped) => return,
-        greeted = greet(&node, stream, remote) => greeted,
-    };
+    tokio::select! {
+        _ = stop.wait_for(|stopped| *stopped) => {}
+        () = shake_hands_and_run(&node, stream, remote, id) => {}
+    }
+}
+
+async fn shake_hands_and_run(node: &Arc<Node>, stream: TcpStream, remote: SocketAddr, id: u64) {
+    let handshake = shake_hands(node, stream, remote, id).await;
     if !node.arrivals.leave_handshake(id) {
         return;
     }
-    let (Opened { reader, mut writer, proof }, hello) = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => return reject(&node, remote, error),
-    };
-    let admitted = match hello {
-        Ok((hello, version)) => admit(&node, &hello)
-            .await
-            .map_err(|error| (error, hello.nonce))
-            .map(|arrival| (hello, version, arrival)),
-        Err(error) => Err(error),
+    let (Opened { reader, mut writer, proof }, admitted) = match handshake {
+        Ok(complete) => complete,
+        Err(error) => return reject(node, remote, error),
     };
     match admitted {
         Ok((hello, version, admission)) => {
@@ -220,11 +223,11 @@ async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAdd
             let sent = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             if matches!(sent, Ok(Ok(()))) {
                 let opened = Opened { reader, writer, proof };
-                run_connection(&node, &hello, admission, opened, remote).await;
+                run_connection(node, &hello, admission, opened, remote).await;
             }
         }
         Err((error, nonce)) => {
-            reject(&node, remote, error);
+            reject(node, remote, error);
             if error != HandshakeError::Malformed {
                 let reply = reply(Err(error), nonce, 0);
                 let _ = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
@@ -236,13 +239,36 @@ async fn accept_connection(node: Arc<Node>, stream: TcpStream, remote: SocketAdd
 /// A valid hello and the version to speak, or why it is rejected and its nonce.
 type Greeting = Result<(Hello, u16), (HandshakeError, u64)>;
 
+/// The same with a place among the connections that stand.
+type Admitted = Result<(Hello, u16, Admission), (HandshakeError, u64)>;
+
+/// The handshake of a connection up to the reply, with one deadline for all of it.
+async fn shake_hands(
+    node: &Arc<Node>,
+    stream: TcpStream,
+    remote: SocketAddr,
+    id: u64,
+) -> Result<(Opened, Admitted), HandshakeError> {
+    let deadline = Instant::now() + node.config.handshake_timeout;
+    let (opened, greeting) = greet(node, stream, remote, deadline).await?;
+    let admitted = match greeting {
+        Ok((hello, version)) => match timeout_at(deadline, admit(node, &hello, id)).await {
+            Ok(Ok(admission)) => Ok((hello, version, admission)),
+            Ok(Err(error)) => Err((error, hello.nonce)),
+            Err(_) => Err((HandshakeError::TimedOut, hello.nonce)),
+        },
+        Err(rejection) => Err(rejection),
+    };
+    Ok((opened, admitted))
+}
+
 /// Makes a connection ready and reads its hello. An error has been told to the other side.
 async fn greet(
     node: &Node,
     stream: TcpStream,
     remote: SocketAddr,
+    deadline: Instant,
 ) -> Result<(Opened, Greeting), HandshakeError> {
-    let deadline = Instant::now() + node.config.handshake_timeout;
     let tls_required = reply(Err(HandshakeError::TlsRequired), 0, 0);
     let purpose = Purpose::Accept(&tls_required);
     let opened = node.security.open(stream, remote, purpose, deadline).await;
@@ -327,16 +353,21 @@ impl Drop for Admission {
         self.arrival.calls.abort(&self.node.counters);
         self.arrival.pipe.down(super::pipe::Phase::Closed);
         let mut standing = self.node.arrivals.standing.lock();
-        if (standing.get(&self.key)).is_some_and(|one| Arc::ptr_eq(&one.stop, &self.arrival.stop)) {
+        if (standing.get(&self.key)).is_some_and(|one| one.id == self.arrival.id) {
             standing.remove(&self.key);
         }
     }
 }
 
-/// Makes room for a connection of a peer. An older one of the same class is ended first: its
-/// peer has given it up, and none of its frames may come after one of the new connection.
-async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Admission, HandshakeError> {
+/// Makes room for connection `id`. An older one of the same peer and class is ended first: its
+/// peer has given it up, and none of its frames may come after one of the new connection. While a
+/// handler holds the older one up the new one waits, and gives up when a later one has come: the
+/// peer that dialled it waits no more.
+///
+/// Dropping the future leaves the older connection ending.
+async fn admit(node: &Arc<Node>, hello: &Hello, id: u64) -> Result<Admission, HandshakeError> {
     let key = (hello.from, hello.class);
+    // Ends: no older connection is left, a later one has come, or the caller's deadline passes.
     loop {
         let older = {
             let mut standing = node.arrivals.standing.lock();
@@ -349,18 +380,27 @@ async fn admit(node: &Arc<Node>, hello: &Hello) -> Result<Admission, HandshakeEr
                 let arrival = Arrival {
                     pipe: Arc::new(pipe),
                     calls: Arc::default(),
-                    stop: Arc::default(),
+                    id,
+                    successor: Arc::new(watch::Sender::new(0)),
                     ended: receiver,
                 };
                 standing.insert(key, arrival.clone());
                 return Ok(Admission { node: Arc::clone(node), key, arrival, _ended: ended });
             };
+            if older.id.max(*older.successor.borrow()) > id {
+                return Err(HandshakeError::Superseded);
+            }
+            older.successor.send_replace(id);
             older
         };
-        older.stop.notify_one();
+        let mut later = older.successor.subscribe();
         let mut ended = older.ended;
-        // An error is what is waited for: the sender is gone.
-        while ended.changed().await.is_ok() {}
+        tokio::select! {
+            biased;
+            _ = later.wait_for(|latest| *latest > id) => return Err(HandshakeError::Superseded),
+            // An error is what is waited for: the sender is gone.
+            _ = ended.changed() => {}
+        }
     }
 }
 
@@ -373,7 +413,7 @@ async fn run_connection(
     remote: SocketAddr,
 ) {
     let (peer, class) = (hello.from, hello.class);
-    let Arrival { pipe, calls, stop, .. } = admission.arrival.clone();
+    let Arrival { pipe, calls, successor, .. } = admission.arrival.clone();
     let Opened { reader, writer, mut proof } = opened;
     let writer = Arc::new(writer);
     node.counters.accepted.add(1);
@@ -391,10 +431,9 @@ async fn run_connection(
         running: calls,
         has_told: false,
     };
-    let mut stopped = node.stopped();
+    let mut later = successor.subscribe();
     let reason = tokio::select! {
-        _ = stopped.wait_for(|stopped| *stopped) => DownReason::Local,
-        () = stop.notified() => DownReason::Closed,
+        _ = later.wait_for(|latest| *latest > 0) => DownReason::Closed,
         error = proof.revoked() => DownReason::Revoked(error),
         reason = pump::run(reader, &writer, &pipe, &mut side, node.pump_context()) => reason,
     };

@@ -175,6 +175,7 @@ fn code(error: HandshakeError) -> u16 {
         HandshakeError::TlsRequired => 10,
         HandshakeError::TlsUnsupported => 11,
         HandshakeError::Identity | HandshakeError::Tls(_) => 12,
+        HandshakeError::Superseded => 13,
         HandshakeError::Other(code) => code,
     }
 }
@@ -194,6 +195,7 @@ fn error_of(code: u16) -> HandshakeError {
         10 => HandshakeError::TlsRequired,
         11 => HandshakeError::TlsUnsupported,
         12 => HandshakeError::Identity,
+        13 => HandshakeError::Superseded,
         other => HandshakeError::Other(other),
     }
 }

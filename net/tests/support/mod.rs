@@ -188,6 +188,11 @@ impl Raw {
     /// Sends a hello and returns the code of the reply.
     pub(crate) async fn greet(&mut self, hello: &RawHello) -> u16 {
         self.write(&hello.bytes()).await;
+        self.reply().await
+    }
+
+    /// Reads a reply to a hello and returns its code.
+    pub(crate) async fn reply(&mut self) -> u16 {
         let mut reply = [0; 34];
         soon("a reply", self.0.read_exact(&mut reply)).await.expect("a whole reply");
         assert_eq!(&reply[..10], b"voussoir\x18\0");
