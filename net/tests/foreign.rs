@@ -100,6 +100,46 @@ async fn a_resolver_may_use_the_transport() {
     assert_eq!(soon("a message", two.got.recv()).await.unwrap().1, "outer");
 }
 
+/// Holds up whoever asks it, from when it is told to until it may go on.
+struct Slow {
+    peers: Peers,
+    holds: AtomicBool,
+    entered: mpsc::UnboundedSender<()>,
+    open: Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Resolver for Slow {
+    fn resolve(&self, peer: u64) -> Option<SocketAddr> {
+        if self.holds.load(Ordering::SeqCst) {
+            self.entered.send(()).unwrap();
+            // Ends with the test at the latest, which drops the other end.
+            let _ = tokio::task::block_in_place(|| self.open.lock().recv());
+        }
+        self.peers.resolve(peer)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_shutdown_ends_although_a_resolver_blocks() {
+    let peers = Peers::new();
+    let two = node(2, &peers).await;
+    let (entered, mut has_entered) = mpsc::unbounded_channel();
+    let (open, gate) = std::sync::mpsc::channel::<()>();
+    let (holds, gate) = (AtomicBool::new(false), Mutex::new(gate));
+    let resolver = Arc::new(Slow { peers, holds, entered, open: gate });
+    let any = "127.0.0.1:0".parse().unwrap();
+    let one = Tcp::bind(1, any, resolver.clone(), config()).await.unwrap();
+    assert_eq!(one.call(2, SMALL, "x".into(), later()).await.unwrap(), "x");
+    resolver.holds.store(true, Ordering::SeqCst);
+    // The link asks where its peer is now.
+    drop(two);
+    soon("the resolver to be asked", has_entered.recv()).await.unwrap();
+    let deadline = voussoir_net::Instant::now() + Duration::from_millis(100);
+    let is_whole = soon("the end of the shutdown", one.shutdown(deadline)).await;
+    assert!(!is_whole, "a task is left behind");
+    drop(open);
+}
+
 /// Panics when its future is dropped, and at messages.
 struct Grenade(mpsc::UnboundedSender<()>);
 

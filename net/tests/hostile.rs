@@ -366,6 +366,18 @@ async fn a_connection_that_came_in_earlier_ends_no_later_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_shutdown_ends_although_a_handler_blocks() {
+    for kind in [1, 2] {
+        let node = node(1, &Peers::new()).await;
+        let (_raw, open) = held_up(&node, kind).await;
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let is_whole = soon("the end of the shutdown", node.tcp.shutdown(deadline)).await;
+        assert!(!is_whole, "a frame of kind {kind} is still being handed on");
+        open.send(()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn a_newer_connection_is_welcome_when_the_older_has_ended() {
     let node = node(1, &Peers::new()).await;
     let (_older, open) = held_up(&node, 1).await;

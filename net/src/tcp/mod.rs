@@ -19,7 +19,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::node::Node;
 use self::pipe::Pipe;
@@ -31,6 +31,10 @@ use crate::{
 
 /// How often a shutdown looks whether everything has been written and answered.
 const QUIET_POLL: Duration = Duration::from_millis(1);
+
+/// How long a shutdown waits for its tasks once they have been told to end, which each of them does
+/// the next time that it is polled. Foreign code that blocks keeps a task from that.
+const MAX_ENDING: Duration = Duration::from_secs(1);
 
 /// The transport over TCP. Clones are handles to the same; when the last is dropped, everything
 /// ends at once. [`Tcp::shutdown`] is the orderly way.
@@ -171,14 +175,17 @@ impl Tcp {
     /// Ends in an orderly way: takes nothing new and tells every peer so, lets what is queued be
     /// written and what is under way be answered, in both directions, and waits until each peer
     /// has read everything. All of it takes at most until the deadline; then everything ends.
+    /// Tasks that a handler or a resolver blocks at that moment have a second more, and are left
+    /// behind: each ends when that code returns.
     ///
     /// Peers go to where their resolver says that this node is from the beginning of the
     /// shutdown. So a node moves without a lost call when its new instance serves and the peers
     /// are told of its address before the old one is shut down, with a deadline beyond those of
     /// its calls.
     ///
-    /// Returns whether nothing was cut off. A peer that crashes between the last write and its
-    /// reading looks as one that has read: only the answer to a call says that it was handled.
+    /// Returns whether nothing was cut off or left behind. A peer that crashes between the last
+    /// write and its reading looks as one that has read: only the answer to a call says that it was
+    /// handled.
     ///
     /// # Cancel safety
     /// Dropping the future leaves a transport that takes nothing new. Calling this again goes on.
@@ -196,9 +203,11 @@ impl Tcp {
         // in it that was not read.
         let is_read = self.until(deadline, || self.has_ended()).await;
         node.stop();
-        // Every task ends at the next time that it is polled.
-        node.ended().await;
-        is_quiet && is_written && is_read && node.counters.dropped.get() == dropped
+        let has_ended = timeout(MAX_ENDING, node.ended()).await.is_ok();
+        if !has_ended {
+            tracing::warn!(target: "voussoir::net", "a handler or resolver blocks a task");
+        }
+        is_quiet && is_written && is_read && has_ended && node.counters.dropped.get() == dropped
     }
 
     /// Whether no connection stands.
