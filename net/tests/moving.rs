@@ -353,6 +353,73 @@ async fn a_peer_that_says_goodbye_and_stays_holds_two_connections_at_most() {
 }
 
 #[tokio::test]
+async fn a_shutdown_waits_for_calls_to_a_peer_that_has_left_and_is_unknown() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let (two, release) = named("two", &peers).await;
+    let tcp = one.tcp.clone();
+    let held = tokio::spawn(async move { tcp.call(2, SMALL, "held".into(), later()).await });
+    soon("the call to be under way", async {
+        while two.stats().frames_in == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    peers.remove(2);
+    let leaving = two.clone();
+    let left = tokio::spawn(async move { leaving.shutdown(later()).await });
+    soon("the peer to be forgotten", async {
+        while one.tcp.send(2, SMALL, "x".into()) != Err(SendError::UnknownPeer) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let calls = one.tcp.queues().iter().map(|queue| queue.calls).sum::<usize>();
+    assert_eq!(calls, 1, "the one that the peer still has");
+    let tcp = one.tcp.clone();
+    let shutdown = tokio::spawn(async move { tcp.shutdown(later()).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!shutdown.is_finished(), "a call is under way");
+    release.notify_one();
+    assert_eq!(soon("the answer", held).await.unwrap().unwrap(), "two");
+    assert!(soon("the shutdown", shutdown).await.unwrap(), "nothing was cut off");
+    assert!(soon("the end of the peer", left).await.unwrap(), "nothing was cut off");
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_up_during_a_shutdown_is_told_goodbye() {
+    let peers = Peers::new();
+    let mut config = config();
+    (config.handshake_timeout, config.dead_after) =
+        (Duration::from_secs(20), Duration::from_secs(60));
+    let one = node_at(1, "127.0.0.1:0", &peers, config).await;
+    let listeners = [2, 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let mut listening = Vec::new();
+    for (peer, listener) in [2, 3].into_iter().zip(listeners) {
+        listener.set_nonblocking(true).unwrap();
+        peers.insert(peer, listener.local_addr().unwrap());
+        listening.push(TcpListener::from_std(listener).unwrap());
+    }
+    let mut events = one.tcp.events();
+    one.tcp.send(3, SMALL, "x".into()).unwrap();
+    let mut stays = accept_small(&listening[1]).await;
+    let up = Event::Up { peer: 3, class: Class::Small };
+    until(&mut events, "the connection", |event| *event == up).await;
+    // The hello to peer 2 waits for its reply.
+    one.tcp.connect(2).unwrap();
+    let tcp = one.tcp.clone();
+    let shutdown = tokio::spawn(async move { tcp.shutdown(later()).await });
+    stays.read(GOODBYE).await;
+    // What stands has been told goodbye. Now peer 2 is back.
+    for _ in Class::ALL {
+        let (mut raw, _) = accept(&listening[0]).await;
+        raw.read(GOODBYE).await;
+    }
+    drop(stays);
+    assert!(soon("the shutdown", shutdown).await.unwrap(), "nothing was cut off");
+}
+
+#[tokio::test]
 async fn a_peer_that_says_goodbye_and_goes_at_once_is_found_again() {
     let peers = Peers::new();
     let one = node(1, &peers).await;

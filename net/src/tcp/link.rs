@@ -24,8 +24,6 @@ pub(crate) struct Link {
     pub(crate) peer: u64,
     pub(crate) class: Class,
     pub(crate) pipe: Arc<Pipe>,
-    /// Of the connection before, whose peer said goodbye: its requests may still be under way.
-    before: Option<Arc<Pipe>>,
     /// Ends the pause before the next attempt to connect.
     pub(crate) poke: Notify,
 }
@@ -33,21 +31,15 @@ pub(crate) struct Link {
 impl Link {
     pub(crate) fn new(node: &Node, peer: u64, class: Class) -> Self {
         let pipe = Pipe::new(&node.config, class, Arc::clone(&node.counters));
-        Self { peer, class, pipe: Arc::new(pipe), before: None, poke: Notify::new() }
+        Self { peer, class, pipe: Arc::new(pipe), poke: Notify::new() }
     }
 
     /// The link that follows one whose peer has said goodbye. It takes nothing before it stands,
     /// as after any end of a connection.
     pub(crate) fn after(node: &Node, link: &Self) -> Self {
-        let mut next = Self::new(node, link.peer, link.class);
+        let next = Self::new(node, link.peer, link.class);
         next.pipe.down(Phase::Down);
-        next.before = Some(Arc::clone(&link.pipe));
         next
-    }
-
-    /// Its pipe, and that of the connection before.
-    pub(crate) fn pipes(&self) -> impl Iterator<Item = &Pipe> {
-        [Some(&self.pipe), self.before.as_ref()].into_iter().flatten().map(|pipe| &**pipe)
     }
 }
 
@@ -112,11 +104,11 @@ async fn reconnect_loop(node: &Arc<Node>, link: &mut Arc<Link>) {
                 publish_rejection(node, link, &error, &mut last_error);
             }
         }
+        pause(link, backoff.next(), node.config.min_backoff).await;
         if node.is_closing() {
             // Nothing new comes, and what there was is gone with the connection.
             return;
         }
-        pause(link, backoff.next(), node.config.min_backoff).await;
     }
 }
 
@@ -138,9 +130,11 @@ async fn until_goodbye(
         connection.await;
         return None;
     }
-    *link = node.succeed(link);
+    let (next, leaving) = node.succeed(link);
+    *link = next;
     let mut stop = node.stopped();
     Some(node.spawn(async move {
+        let _leaving = leaving;
         tokio::select! {
             _ = stop.wait_for(|stopped| *stopped) => {}
             () = connection => {}
@@ -250,6 +244,10 @@ async fn run_connection(node: Arc<Node>, link: Arc<Link>, connected: Connected, 
     let writer = Arc::new(writer);
     node.counters.connected.add(1);
     link.pipe.up(Arc::clone(&writer), max_body_bytes);
+    if node.is_closing() {
+        // Its shutdown may have said goodbye to all others before this one stood.
+        link.pipe.goodbye();
+    }
     node.publisher.publish(Event::Up { peer, class });
     let context = node.pump_context();
     let pipe = Arc::clone(&link.pipe);

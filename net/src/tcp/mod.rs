@@ -11,6 +11,7 @@ mod session;
 mod socket;
 mod waiting;
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,6 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::node::Node;
-use self::pipe::Pipe;
 use self::socket::Security;
 use crate::{
     BindError, CallError, Channel, Class, Config, Events, Handler, Parts, Resolver, SendError,
@@ -159,17 +159,17 @@ impl Tcp {
 
     /// Lengths of the send queues of all peers, in no order.
     pub fn queues(&self) -> Vec<Queue> {
-        let describe = |link: Arc<link::Link>| {
+        let mut queues: HashMap<(u64, Class), Queue> = HashMap::new();
+        for link in self.owner.node.links() {
             let (peer, class) = (link.peer, link.class);
-            let mut queue = Queue { peer, class, messages: 0, bytes: 0, calls: 0 };
-            for (messages, bytes, calls) in link.pipes().map(Pipe::queued) {
-                queue.messages += messages;
-                queue.bytes += bytes;
-                queue.calls += calls;
-            }
-            queue
-        };
-        self.owner.node.links().into_iter().map(describe).collect()
+            let empty = Queue { peer, class, messages: 0, bytes: 0, calls: 0 };
+            let queue = queues.entry((peer, class)).or_insert(empty);
+            let (messages, bytes, calls) = link.pipe.queued();
+            queue.messages += messages;
+            queue.bytes += bytes;
+            queue.calls += calls;
+        }
+        queues.into_values().collect()
     }
 
     /// Ends in an orderly way: takes nothing new and tells every peer so, lets what is queued be
@@ -213,12 +213,12 @@ impl Tcp {
     /// Whether no connection stands.
     fn has_ended(&self) -> bool {
         let node = &self.owner.node;
-        node.links().iter().all(|link| !link.pipes().any(Pipe::is_up)) && node.arrivals.is_empty()
+        node.links().iter().all(|link| !link.pipe.is_up()) && node.arrivals.is_empty()
     }
 
     fn is_quiet(&self) -> bool {
         let node = &self.owner.node;
-        node.links().iter().all(|link| link.pipes().all(Pipe::is_quiet)) && node.arrivals.is_quiet()
+        node.links().iter().all(|link| link.pipe.is_quiet()) && node.arrivals.is_quiet()
     }
 
     async fn until(&self, deadline: Instant, is_reached: impl Fn() -> bool) -> bool {

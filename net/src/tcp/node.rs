@@ -14,7 +14,6 @@ use tokio::task::AbortHandle;
 
 use super::accept::Arrivals;
 use super::link::Link;
-use super::pipe::Pipe;
 use super::pump::PumpContext;
 use super::socket::Security;
 use crate::core::partials::Partials;
@@ -32,12 +31,21 @@ pub(crate) struct Node {
     pub(crate) partials: Arc<Partials>,
     pub(crate) arrivals: Arrivals,
     pub(crate) security: Security,
-    links: RwLock<HashMap<(u64, Class), Arc<Link>>>,
+    links: RwLock<Links>,
     runtime: Handle,
     is_closing: AtomicBool,
     stop: watch::Sender<bool>,
     /// Each task holds a receiver, so that the end of the last one can be awaited.
     tasks: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Links {
+    /// Those that `send` and `call` take.
+    current: HashMap<(u64, Class), Arc<Link>>,
+    /// Those whose peer has said goodbye: calls of them may still be under way. Each stays until
+    /// its connection ends, whether or not its peer is still known then.
+    leaving: Vec<Arc<Link>>,
 }
 
 /// Whether a peer is known could not be found out.
@@ -108,7 +116,7 @@ impl Node {
     pub(crate) fn close(&self) {
         self.is_closing.store(true, Ordering::Release);
         for link in self.links() {
-            link.pipes().for_each(Pipe::close);
+            link.pipe.close();
         }
     }
 
@@ -119,8 +127,10 @@ impl Node {
         self.services.clear();
     }
 
+    /// All links: of one peer and class one at most that takes anything new, and those that leave.
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.links.read().values().cloned().collect()
+        let links = self.links.read();
+        links.current.values().chain(&links.leaving).cloned().collect()
     }
 
     /// Asks the resolver, which is foreign code: no lock is held, and a panic ends nothing.
@@ -133,7 +143,7 @@ impl Node {
 
     /// The link to a peer, begun if there is none yet.
     pub(crate) fn link(self: &Arc<Self>, peer: u64, class: Class) -> Result<Arc<Link>, SendError> {
-        if let Some(link) = self.links.read().get(&(peer, class)) {
+        if let Some(link) = self.links.read().current.get(&(peer, class)) {
             return Ok(Arc::clone(link));
         }
         if peer == self.local {
@@ -147,7 +157,7 @@ impl Node {
         if self.is_closing() {
             return Err(SendError::Closed);
         }
-        match links.entry((peer, class)) {
+        match links.current.entry((peer, class)) {
             Entry::Occupied(entry) => Ok(Arc::clone(entry.get())),
             Entry::Vacant(entry) => {
                 let link = Arc::new(Link::new(self, peer, class));
@@ -159,30 +169,45 @@ impl Node {
     }
 
     /// Puts a new link in the place of one whose peer has said goodbye: what it has under way may
-    /// take as long as it likes, and new calls do not wait for that.
-    pub(crate) fn succeed(&self, link: &Link) -> Arc<Link> {
+    /// take as long as it likes, and new calls do not wait for that. Dropping what is returned
+    /// beside the new link forgets the old one.
+    pub(crate) fn succeed(self: &Arc<Self>, link: &Arc<Link>) -> (Arc<Link>, Leaving) {
         let next = Arc::new(Link::after(self, link));
+        let leaving = Leaving { node: Arc::clone(self), link: Arc::clone(link) };
         let mut links = self.links.write();
-        links.insert((link.peer, link.class), Arc::clone(&next));
+        links.current.insert((link.peer, link.class), Arc::clone(&next));
+        links.leaving.push(Arc::clone(link));
         // Under the lock: `close` finds either the flag set here or the link in the map.
         if self.is_closing() {
             next.pipe.close();
         }
-        next
+        (next, leaving)
     }
 
     /// Forgets a link whose peer is unknown now.
     pub(crate) fn unlink(&self, link: &Link) {
-        self.links.write().remove(&(link.peer, link.class));
+        self.links.write().current.remove(&(link.peer, link.class));
     }
 
     /// A peer has come in: it can be reached, so links to it need not wait.
     pub(crate) fn poke(&self, peer: u64) {
         let links = self.links.read();
         for class in Class::ALL {
-            if let Some(link) = links.get(&(peer, class)) {
+            if let Some(link) = links.current.get(&(peer, class)) {
                 link.poke.notify_waiters();
             }
         }
+    }
+}
+
+/// Keeps a link whose peer has said goodbye among those of the node.
+pub(crate) struct Leaving {
+    node: Arc<Node>,
+    link: Arc<Link>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.node.links.write().leaving.retain(|link| !Arc::ptr_eq(link, &self.link));
     }
 }
