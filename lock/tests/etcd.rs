@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::RwLock;
 use tokio::time::{sleep, timeout};
 use voussoir_lock::etcd::{Channel, Endpoint, EtcdConfig, EtcdLocks};
 use voussoir_lock::testing::{Capabilities, conformance};
@@ -10,6 +11,9 @@ use voussoir_lock::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+
+/// Held to write by the test that counts what is written to etcd, and to read by all others.
+static QUIET: RwLock<()> = RwLock::const_new(());
 
 fn channel() -> Channel {
     let url = std::env::var("ETCD_URL").expect("ETCD_URL is set by `cargo xtask test`");
@@ -52,6 +56,7 @@ fn ask(session: u64, request: u64, name: &'static str) -> Acquisition {
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn etcd_conforms() {
+    let _beside = QUIET.read().await;
     let mut capabilities = Capabilities::default();
     capabilities.has_modes = false;
     capabilities.has_lock_delay = false;
@@ -65,6 +70,7 @@ async fn etcd_conforms() {
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn a_revoked_lease_gets_no_place_and_ends_a_wait() {
+    let _beside = QUIET.read().await;
     let service = locks("revoked");
     let session = service.open_session(60 * SECOND, by()).await.expect("it opens");
     let other = service.open_session(60 * SECOND, by()).await.expect("it opens");
@@ -96,6 +102,7 @@ async fn a_revoked_lease_gets_no_place_and_ends_a_wait() {
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn waiters_leave_and_are_served_in_order() {
+    let _beside = QUIET.read().await;
     let service = locks("order");
     let mut sessions = Vec::new();
     for _ in 0..5 {
@@ -142,6 +149,7 @@ async fn waiters_leave_and_are_served_in_order() {
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn tokens_are_revisions_which_no_deletion_resets() {
+    let _beside = QUIET.read().await;
     let mut latest = 0;
     for _ in 0..3 {
         let session = open("tokens", 2 * SECOND).await;
@@ -152,6 +160,70 @@ async fn tokens_are_revisions_which_no_deletion_resets() {
         session.close(SECOND).await.expect("it ends");
         let view = locks("tokens").view(&"a".into(), None, by()).await;
         assert_eq!(view, Ok(LockView::default()), "the lock is deleted");
+    }
+}
+
+/// Asks etcd by one of its calls, in messages of the test's own.
+async fn call<Q, A>(path: &'static str, ask: Q) -> A
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = tonic::client::Grpc::new(channel());
+    grpc.ready().await.expect("it runs");
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static(path);
+    let codec = tonic_prost::ProstCodec::<Q, A>::default();
+    grpc.unary(tonic::Request::new(ask), path, codec).await.expect("an answer").into_inner()
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Nothing {}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct Status {
+    #[prost(uint64, tag = "5")]
+    raft_index: u64,
+}
+
+/// How many entries the log of etcd's Raft group has had.
+async fn entries() -> u64 {
+    call::<_, Status>("/etcdserverpb.Maintenance/Status", Nothing {}).await.raft_index
+}
+
+/// Whoever waits leaves the log of etcd alone, which renewals of everybody go by: ten thousand that
+/// wait would write five thousand entries a second.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn those_that_wait_write_nothing() {
+    let _alone = QUIET.write().await;
+    let service = locks("quiet");
+    let mut sessions = Vec::new();
+    for _ in 0..20 {
+        sessions.push(service.open_session(60 * SECOND, by()).await.expect("it opens"));
+    }
+    service.acquire(&ask(sessions[0], 1, "a"), by()).await.expect("it is free");
+    let mut waiting = Vec::new();
+    for (at, session) in sessions.iter().copied().enumerate().skip(1) {
+        let task = Arc::clone(&service);
+        let late = Instant::now() + 60 * SECOND;
+        waiting.push(tokio::spawn(async move { task.acquire(&ask(session, 1, "a"), late).await }));
+        // Ends: it waits.
+        while service.view(&"a".into(), None, by()).await.expect("a view").waiters < at {
+            sleep(5 * MS).await;
+        }
+    }
+    let before = entries().await;
+    sleep(5 * SECOND).await;
+    let written = entries().await - before;
+    // What etcd writes for itself.
+    assert!(written < 5, "{written} entries while 19 wait");
+    for (at, task) in waiting.into_iter().enumerate() {
+        service.release(sessions[at], 1, by()).await.expect("it is released");
+        let granted = timeout(SECOND, task).await.expect("it is woken").expect("no panic");
+        assert!(matches!(granted, Ok(Acquired::Granted { .. })), "{granted:?}");
+    }
+    for session in sessions {
+        service.close_session(session, by()).await.expect("it ends");
     }
 }
 
@@ -177,18 +249,15 @@ async fn keys(test: &str) -> i64 {
     let key = prefix(test).into_bytes();
     let mut end = key.clone();
     *end.last_mut().expect("a prefix") += 1;
-    let mut grpc = tonic::client::Grpc::new(channel());
-    grpc.ready().await.expect("it runs");
-    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
-    let codec = tonic_prost::ProstCodec::<Range, Counted>::default();
-    let ask = tonic::Request::new(Range { key, end, count_only: true });
-    grpc.unary(ask, path, codec).await.expect("an answer").into_inner().count
+    let ask = Range { key, end, count_only: true };
+    call::<_, Counted>("/etcdserverpb.KV/Range", ask).await.count
 }
 
 /// A program that tries a held lock every few seconds, for months.
 #[tokio::test]
 #[ignore = "needs etcd"]
 async fn tries_on_a_held_lock_leave_no_keys() {
+    let _beside = QUIET.read().await;
     let (holder, session) = (open("tries", 60 * SECOND).await, open("tries", 60 * SECOND).await);
     let held = holder.lock("a").within(5 * SECOND).await.expect("it is free");
     let before = keys("tries").await;

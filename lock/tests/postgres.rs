@@ -270,6 +270,96 @@ async fn a_release_wakes_one_of_many() {
     schema.drop_it().await;
 }
 
+/// An acquisition whose session is renewed by nobody.
+fn waiting(session: u64) -> Acquisition {
+    Acquisition {
+        session,
+        request: 1,
+        floor: 1,
+        name: "a".into(),
+        mode: Mode::Exclusive,
+        wait: true,
+        lock_delay: Duration::ZERO,
+    }
+}
+
+/// `acquire` takes the row of the lock and reads all that wait: who polls it while others are
+/// before it costs a release its turn.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn only_the_first_of_those_that_wait_asks_for_the_lock() {
+    let schema = Schema::new("polls").await;
+    let poll = 50 * MS;
+    let service = schema.locks_of(database(), poll);
+    let by = || Instant::now() + 30 * SECOND;
+    let mut sessions = Vec::new();
+    for _ in 0..31 {
+        sessions.push(service.open_session(60 * SECOND, by()).await.expect("it opens"));
+    }
+    service.acquire(&waiting(sessions[0]), by()).await.expect("it is free");
+    // Each call of `acquire` takes a number of this sequence.
+    let count = format!(
+        "CREATE SEQUENCE {0}.calls;
+         ALTER FUNCTION {0}.take_row RENAME TO take_row_uncounted;
+         CREATE FUNCTION {0}.take_row(n bytea) RETURNS void LANGUAGE plpgsql AS
+         $$ BEGIN PERFORM nextval('{1}.calls'), {0}.take_row_uncounted(n); END $$",
+        schema.quoted(),
+        schema.quoted().replace('\'', "''"),
+    );
+    admin().await.batch_execute(&count).await.expect("it counts");
+    let calls = async || {
+        let calls = format!("SELECT last_value FROM {}.calls", schema.quoted());
+        admin().await.query_one(&calls, &[]).await.expect("a count").get::<_, i64>(0)
+    };
+    let mut tasks = Vec::new();
+    for session in sessions[1..].iter().copied() {
+        let service = Arc::clone(&service);
+        tasks.push(tokio::spawn(async move { service.acquire(&waiting(session), by()).await }));
+    }
+    // Ends: all have come.
+    while service.view(&"a".into(), None, by()).await.expect("a view").waiters < 30 {
+        sleep(10 * MS).await;
+    }
+    // Those that came when nobody was before them in the queue have asked a second time by then.
+    sleep(2 * poll).await;
+    let before = calls().await;
+    sleep(20 * poll).await;
+    let polls = calls().await - before;
+    assert!((1..=22).contains(&polls), "{polls} calls in 20 intervals, of 30 that wait");
+    // Each has its turn all the same.
+    let mut latest = sessions[0];
+    for _ in 1..sessions.len() {
+        service.release(latest, 1, by()).await.expect("it is released");
+        let view = service.view(&"a".into(), None, by()).await.expect("a view");
+        latest = view.holders[0].session;
+    }
+    for task in tasks {
+        let granted = task.await.expect("no panic").expect("its turn comes");
+        assert!(matches!(granted, Acquired::Granted { .. }), "{granted:?}");
+    }
+    schema.drop_it().await;
+}
+
+/// A client that died while it was the first to wait looks no more after the holder.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn who_waits_behind_dead_sessions_looks_after_the_holder() {
+    let schema = Schema::new("behind").await;
+    let service = schema.locks_of(database(), 100 * MS);
+    let by = |within: Duration| Instant::now() + within;
+    let live = service.open_session(60 * SECOND, by(5 * SECOND)).await.expect("it opens");
+    for waiters in 0..3 {
+        let dead = service.open_session(2 * SECOND, by(5 * SECOND)).await.expect("it opens");
+        let asked = service.acquire(&waiting(dead), by(300 * MS)).await.expect("an answer");
+        assert_eq!(asked == Acquired::Queued, waiters > 0, "{asked:?}");
+    }
+    let begun = Instant::now();
+    let granted = service.acquire(&waiting(live), by(20 * SECOND)).await;
+    assert!(matches!(granted, Ok(Acquired::Granted { .. })), "{granted:?}");
+    assert!(begun.elapsed() < 4 * SECOND, "{:?} after sessions of 2 s", begun.elapsed());
+    schema.drop_it().await;
+}
+
 /// What nobody waits for is swept up: a dead session and its locks leave no row.
 #[tokio::test]
 #[ignore = "needs postgresql"]

@@ -195,12 +195,9 @@ pub(super) struct WatchAnswer {
     pub(super) events: Vec<Event>,
 }
 
+/// That there is one is all that is looked at.
 #[derive(Clone, PartialEq, ::prost::Message)]
-pub(super) struct Event {
-    /// 0 put, 1 delete.
-    #[prost(int32, tag = "1")]
-    pub(super) kind: i32,
-}
+pub(super) struct Event {}
 
 impl Compare {
     /// The key, or any of the range, was created at this revision; 0: it is not there.

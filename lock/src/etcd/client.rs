@@ -108,15 +108,14 @@ impl Etcd {
         timeout_at(deadline, call).await.unwrap_or_else(|_| Err(silent()))
     }
 
-    /// Returns when one of the ranges has changed since the revision in one of these ways, when the
-    /// watch is lost, and at the deadline, for the caller to look.
+    /// Returns true when one of the ranges has changed, at `start_revision` or since; false when
+    /// the watch is lost, after `MAX_WATCH`, and at the deadline, for the caller to look.
     pub(super) async fn watch(
         &self,
         ranges: Vec<(Vec<u8>, Vec<u8>)>,
         start_revision: i64,
-        is_awaited: impl Fn(&Event) -> bool,
         deadline: Instant,
-    ) {
+    ) -> bool {
         let asks = ranges.into_iter().map(move |(key, range_end)| WatchRequest {
             create: Some(WatchCreate { key, range_end, start_revision }),
         });
@@ -125,18 +124,26 @@ impl Etcd {
         let call = async {
             let mut answers = self.stream::<_, WatchAnswer>(WATCH, asks).await?;
             // Ends: a change comes, or the stream ends.
-            while let Ok(Some(answer)) = answers.message().await {
-                if answer.canceled || answer.events.iter().any(&is_awaited) {
-                    break;
+            while let Some(answer) = answers.message().await.map_err(|status| failed(&status))? {
+                if !answer.events.is_empty() {
+                    return Ok(());
+                }
+                if answer.canceled {
+                    return Err(ServiceError::unavailable("etcd has cancelled the watch"));
                 }
             }
-            Ok::<_, ServiceError>(())
+            Err(ServiceError::unavailable("etcd has ended the watch"))
         };
         let until = deadline.min(Instant::now() + MAX_WATCH);
-        if let Ok(Err(error)) = timeout_at(until, call).await {
-            tracing::debug!(target: "voussoir::lock", %error, "no watch");
-            // The next look says whether etcd is reached.
-            tokio::time::sleep_until(until.min(Instant::now() + MAX_WATCH / 10)).await;
+        match timeout_at(until, call).await {
+            Ok(Ok(())) => true,
+            Ok(Err(error)) => {
+                tracing::debug!(target: "voussoir::lock", %error, "no watch");
+                // The next look says whether etcd is reached.
+                tokio::time::sleep_until(until.min(Instant::now() + MAX_WATCH / 10)).await;
+                false
+            }
+            Err(_) => false,
         }
     }
 }

@@ -191,8 +191,9 @@ impl EtcdLocks {
         Ok(answer.succeeded)
     }
 
-    /// Waits until the place before ours is gone, or may be.
-    async fn wait_for_turn(&self, name: &[u8], own: i64, deadline: Instant) {
+    /// Waits until the place before ours is gone, or may be, or ours is.
+    async fn wait_for_turn(&self, acquisition: &Acquisition, session: i64, own: i64, by: Instant) {
+        let Acquisition { name, request, .. } = acquisition;
         let (first, end) = self.keys.places(name);
         let before = RangeRequest {
             limit: 1,
@@ -201,15 +202,41 @@ impl EtcdLocks {
             ..earliest(&first, &end)
         };
         let txn = Txn { success: vec![Op::range(before)], ..Txn::default() };
-        let Ok(answer) = self.etcd.txn(txn, deadline).await else {
+        let Ok(answer) = self.etcd.txn(txn, by).await else {
             // The next attempt says what is the matter.
-            return tokio::time::sleep_until(deadline.min(Instant::now() + client::MAX_WATCH / 10))
-                .await;
+            return tokio::time::sleep_until(by.min(Instant::now() + client::MAX_WATCH / 10)).await;
         };
         if let Some(before) = answer.first(0) {
-            let since = answer.revision() + 1;
-            let range = vec![(before.key.to_vec(), Vec::new())];
-            self.etcd.watch(range, since, |event| event.kind == 1, deadline).await;
+            let place = self.keys.place(name, session, *request);
+            let keys = [(before.key.to_vec(), before.mod_revision), (place, own)];
+            self.wait_for_change(&keys, 1, answer.revision(), by).await;
+        }
+    }
+
+    /// Waits until one of these keys is changed after this revision, at which they had these
+    /// revisions of their latest change; 0 stands for a key that is not there. The first `watched`
+    /// of them are watched. Should a watch be lost, a look at the keys alone says so: it writes
+    /// nothing, and costs the same however many wait.
+    async fn wait_for_change(
+        &self,
+        keys: &[(Vec<u8>, i64)],
+        watched: usize,
+        mut revision: i64,
+        by: Instant,
+    ) {
+        let ranges = keys.iter().take(watched).map(|(key, _)| (key.clone(), Vec::new()));
+        let ranges: Vec<_> = ranges.collect();
+        // Ends: a key is changed, or the deadline passes.
+        while !self.etcd.watch(ranges.clone(), revision + 1, by).await && Instant::now() < by {
+            let looks = keys.iter().map(|(key, _)| Op::get(key)).collect();
+            let txn = Txn { success: looks, ..Txn::default() };
+            // After an error the caller's next attempt says what is the matter.
+            let Ok(answer) = self.etcd.txn(txn, by).await else { return };
+            let changed_at = |at| answer.first(at).map_or(0, |found| found.mod_revision);
+            if keys.iter().enumerate().any(|(at, (_, known))| changed_at(at) != *known) {
+                return;
+            }
+            revision = answer.revision();
         }
     }
 }
@@ -319,7 +346,7 @@ impl LockService for EtcdLocks {
                 }
             };
             if Instant::now() < deadline {
-                self.wait_for_turn(&acquisition.name, own, deadline).await;
+                self.wait_for_turn(acquisition, session, own, deadline).await;
             }
             if Instant::now() >= deadline {
                 return Ok(Acquired::Queued);
@@ -427,8 +454,16 @@ impl LockService for EtcdLocks {
             if known != Some(view.version) || Instant::now() >= deadline {
                 return Ok(view);
             }
-            let ranges = vec![(first.clone(), end.clone()), (value_key.clone(), Vec::new())];
-            self.etcd.watch(ranges, answer.revision() + 1, |_| true, deadline).await;
+            let value =
+                (value_key.clone(), answer.first(1).map_or(0, |stored| stored.mod_revision));
+            if let Some(holder) = answer.first(0) {
+                // Those that come to wait and leave do not matter.
+                let keys = [(holder.key.to_vec(), holder.mod_revision), value];
+                self.wait_for_change(&keys, 2, answer.revision(), deadline).await;
+            } else {
+                let ranges = vec![(first.clone(), end.clone()), (value.0, Vec::new())];
+                self.etcd.watch(ranges, answer.revision() + 1, deadline).await;
+            }
             if Instant::now() >= deadline {
                 return Ok(view);
             }

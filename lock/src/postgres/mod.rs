@@ -42,8 +42,8 @@ pub struct PostgresConfig {
     /// The schema of its tables and functions, 1 to 63 bytes without `$` and `\`. It is made at the
     /// first use, unless it is there. Default: `voussoir_lock`.
     pub schema: String,
-    /// How often those look again that wait, should a notification be lost: 10 ms to 1 min.
-    /// Default: 1 s.
+    /// How often those look again that wait, should a notification be lost: 10 ms to 1 min. All
+    /// but the first in the queue look at their own row and the one before it only. Default: 1 s.
     pub poll_interval: Duration,
 }
 
@@ -213,6 +213,28 @@ impl Inner {
         }
     }
 
+    /// Looks where an acquisition that is queued stands. It takes no lock on any row, and reads a
+    /// few of them, however many wait.
+    async fn look(
+        &self,
+        session: i64,
+        request: i64,
+        name: &[u8],
+        deadline: Instant,
+    ) -> Result<Turn, ServiceError> {
+        let params: [Param<'_>; 3] =
+            [(&session, Type::INT8), (&request, Type::INT8), (&name, Type::BYTEA)];
+        let rows = self.rows(&self.work, LOOK, &params, deadline).await?;
+        let Some(row) = rows.first() else { return Ok(Turn::Unknown) };
+        let token = row.try_get::<_, Option<i64>>(0).map_err(ServiceError::unknown)?;
+        let waits = row.try_get::<_, Option<bool>>(1).map_err(ServiceError::unknown)?;
+        Ok(match (token, waits) {
+            (Some(token), _) => Turn::Granted { token: token.max(0) as u64 },
+            (None, Some(true)) => Turn::Waits,
+            (None, _) => Turn::Unknown,
+        })
+    }
+
     /// The status, and the number, that `acquire` answers.
     async fn status(
         &self,
@@ -227,6 +249,28 @@ impl Inner {
         Ok((status, number.map(|number| number.max(0) as u64)))
     }
 }
+
+/// Where an acquisition that is queued stands, as far as a look that takes no row tells.
+enum Turn {
+    Granted {
+        token: u64,
+    },
+    /// Another one that lives is before it.
+    Waits,
+    /// It is the first that waits, or it has ended: `acquire` says more.
+    Unknown,
+}
+
+/// The token of an acquisition, and whether a live session waits before it. No row: it has ended,
+/// or its session has.
+const LOOK: &str = "\
+    SELECT r.token, (
+        SELECT true FROM {}.requests b JOIN {}.sessions x ON x.id = b.session
+        WHERE b.name = r.name AND b.place < r.place AND b.token IS NULL AND {}.is_live(x)
+        ORDER BY b.place DESC LIMIT 1
+    )
+    FROM {}.requests r JOIN {}.sessions s ON s.id = r.session
+    WHERE r.session = $1 AND r.request = $2 AND r.name = $3 AND {}.is_live(s)";
 
 /// What a failed statement says of its transaction. Each is one of its own.
 fn failed(error: &tokio_postgres::Error) -> ServiceError {
@@ -345,19 +389,33 @@ impl LockService for PostgresLocks {
         ];
         let statement = "SELECT * FROM {}.acquire($1, $2, $3, $4, $5, $6, $7, $8)";
         let waiting = self.inner.waits.wait(Wait::grant(session, request));
+        let mut is_queued = false;
         // Ends: the deadline passes.
         loop {
+            // Registered before the look, so that no notification is missed in between.
             let notified = waiting.notified();
-            let (status, number) = self.inner.status(statement, &params, deadline).await?;
-            let within = match (&status[..], number) {
-                ("granted", Some(token)) => return Ok(Acquired::Granted { token }),
-                ("busy", _) => return Ok(Acquired::Busy),
-                ("queued", Some(ms)) => {
-                    self.inner.poll_interval.min(Duration::from_millis(ms) + ROUNDING)
-                }
-                ("queued", None) => self.inner.poll_interval,
-                (status, _) => return Err(refusal(status)),
+            let turn = if is_queued {
+                self.inner.look(session, request, name, deadline).await?
+            } else {
+                Turn::Unknown
             };
+            let within = match turn {
+                Turn::Granted { token } => return Ok(Acquired::Granted { token }),
+                Turn::Waits => self.inner.poll_interval,
+                Turn::Unknown => {
+                    let asked = self.inner.status(statement, &params, deadline).await?;
+                    match (&asked.0[..], asked.1) {
+                        ("granted", Some(token)) => return Ok(Acquired::Granted { token }),
+                        ("busy", _) => return Ok(Acquired::Busy),
+                        ("queued", Some(ms)) => {
+                            self.inner.poll_interval.min(Duration::from_millis(ms) + ROUNDING)
+                        }
+                        ("queued", None) => self.inner.poll_interval,
+                        (status, _) => return Err(refusal(status)),
+                    }
+                }
+            };
+            is_queued = true;
             let until = deadline.min(Instant::now() + within);
             if timeout_at(until, notified).await.is_err() && Instant::now() >= deadline {
                 return Ok(Acquired::Queued);
