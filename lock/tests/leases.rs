@@ -271,6 +271,61 @@ fn checkpoints_bound_what_leader_changes_extend() {
     assert_eq!(ended_at, Some(1100), "500 ms were left at the change of leaders at 600 ms");
 }
 
+/// A lock whose holder has expired, with a delay of `delay_ms`, while leaders change each
+/// `reign_ms`: when it is granted to who waits, in ms after the end of its holder, and how many
+/// entries that took.
+fn delayed(delay_ms: u64, reign_ms: u64) -> (u64, u64) {
+    let (mut table, mut events) = (Table::new(), Vec::new());
+    table.apply(1, &Command::BeginReign, &mut events);
+    let ttl_ms = 3_600_000;
+    for index in [2, 3] {
+        table.apply(index, &Command::OpenSession { ttl_ms }, &mut events);
+    }
+    for (session, index) in [(2, 4), (3, 5)] {
+        let acquire = Command::Acquire {
+            session,
+            request: 1,
+            floor: 1,
+            name: "a".into(),
+            mode: Mode::Exclusive,
+            wait: true,
+            lock_delay_ms: delay_ms,
+        };
+        table.apply(index, &acquire, &mut events);
+    }
+    table.apply(6, &Command::Expire { reign: 1, session: 2 }, &mut events);
+    let (mut index, mut entries) = (6, 0);
+    let mut leases = Leases::new(0, 1, &table);
+    for t in (0..100 * delay_ms).step_by(10) {
+        if t % reign_ms == 0 && t > 0 {
+            index += 1;
+            table.apply(index, &Command::BeginReign, &mut Vec::new());
+            leases = Leases::new(t * MS, index, &table);
+        }
+        assert!(leases.next_deadline().is_some(), "at {t} ms");
+        while let Some(command) = leases.poll(t * MS) {
+            (index, entries) = (index + 1, entries + 1);
+            let mut events = Vec::new();
+            let answer = table.apply(index, &command, &mut events);
+            leases.applied(t * MS, &command, answer, &events);
+            if events.iter().any(|event| matches!(event, Event::Granted { session: 3, .. })) {
+                return (t, entries);
+            }
+        }
+    }
+    panic!("never granted");
+}
+
+/// Rolling restarts of the servers do not keep a lock from its next holder.
+#[test]
+fn a_change_of_leaders_gives_a_lock_delay_back_at_most_half_of_what_was_left() {
+    assert_eq!(delayed(1000, u64::MAX), (1000, 2), "a checkpoint and the end");
+    // A new leader begins with what was left at the checkpoint: half.
+    assert_eq!(delayed(1000, 900), (900 + 500, 3));
+    assert_eq!(delayed(1000, 600), (600 + 500, 3));
+    assert_eq!(delayed(60_000, 50_000), (50_000 + 30_000, 3));
+}
+
 #[test]
 fn a_session_that_is_renewed_costs_no_command() {
     let mut table = Table::new();

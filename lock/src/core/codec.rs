@@ -37,6 +37,10 @@ impl Command {
                 put(&mut out, 9, &[*reign, *since]);
                 put_bytes(&mut out, name);
             }
+            Self::CheckpointDelay { reign, name, since, remaining_ms } => {
+                put(&mut out, 10, &[*reign, *since, *remaining_ms]);
+                put_bytes(&mut out, name);
+            }
         }
         out.freeze()
     }
@@ -99,6 +103,11 @@ impl Command {
             9 => {
                 let (reign, since) = (number(rest)?, number(rest)?);
                 Self::EndDelay { reign, since, name: take_bytes(rest, MAX_NAME_BYTES)? }
+            }
+            10 => {
+                let (reign, since, remaining_ms) = (number(rest)?, number(rest)?, number(rest)?);
+                let name = take_bytes(rest, MAX_NAME_BYTES)?;
+                Self::CheckpointDelay { reign, name, since, remaining_ms }
             }
             _ => return None,
         })

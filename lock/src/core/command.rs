@@ -98,6 +98,17 @@ pub enum Command {
         /// At most [`MAX_VALUE_BYTES`](super::MAX_VALUE_BYTES).
         value: Bytes,
     },
+    /// Records how long a lock-delay has left, for the next leader.
+    CheckpointDelay {
+        /// The reign whose timer says so.
+        reign: u64,
+        /// The lock.
+        name: Bytes,
+        /// Which delay: the index at which it began.
+        since: u64,
+        /// What is left, in ms. More than is known to be left changes nothing.
+        remaining_ms: u64,
+    },
     /// Ends a lock-delay.
     EndDelay {
         /// The reign whose timer says so.

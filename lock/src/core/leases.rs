@@ -11,7 +11,7 @@ const NS_PER_MS: u64 = 1_000_000;
 
 /// When sessions and lock-delays end, as one leader knows it. It is not replicated: a new leader
 /// begins with what the table's checkpoints say, which gives a session back at most half of its
-/// time to live.
+/// time to live, and a lock-delay at most half of what it had left when this leader began.
 ///
 /// The leader proposes [`Command::BeginReign`], and makes this when the command was applied. It
 /// tells what was applied since, by [`applied`](Self::applied). Times are in ns of one clock
@@ -28,8 +28,26 @@ pub struct Leases {
     sessions: BTreeMap<u64, Lease>,
     /// When something is to be done for a session.
     due: BTreeSet<(u64, u64)>,
-    /// End of each lock-delay, by its lock: the time, and the index at which it began.
-    delays: BTreeMap<Bytes, (u64, u64)>,
+    /// By their locks. Changed by [`schedule_delay`](Self::schedule_delay) only.
+    delays: BTreeMap<Bytes, Delay>,
+    /// When something is to be done for a lock-delay.
+    delays_due: BTreeSet<(u64, Bytes)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Delay {
+    /// The index at which it began.
+    since: u64,
+    /// When its checkpoint is due, or its end once that was proposed.
+    due: u64,
+    ends_at: u64,
+}
+
+impl Delay {
+    fn new(now: u64, since: u64, remaining_ms: u64) -> Self {
+        let ends_at = after(now, remaining_ms);
+        Self { since, due: now + (ends_at - now) / 2, ends_at }
+    }
 }
 
 #[derive(Debug)]
@@ -61,14 +79,15 @@ impl Leases {
     /// The timers of a reign that began in `table`. All sessions and delays have from `now` on
     /// what they had left at their checkpoints.
     pub fn new(now: u64, reign: u64, table: &Table) -> Self {
-        let (sessions, due, delays) = (BTreeMap::new(), BTreeSet::new(), BTreeMap::new());
-        let mut leases = Self { reign, checkpoints: 0, sessions, due, delays };
+        let (sessions, due) = (BTreeMap::new(), BTreeSet::new());
+        let (delays, delays_due) = (BTreeMap::new(), BTreeSet::new());
+        let mut leases = Self { reign, checkpoints: 0, sessions, due, delays, delays_due };
         for (id, session) in &table.sessions {
             leases.insert(now, *id, session.ttl_ms, session.remaining_ms);
         }
         for (name, lock) in &table.locks {
             if let Some(delay) = lock.delay {
-                leases.delays.insert(name.clone(), (after(now, delay.ms), delay.since));
+                leases.schedule_delay(name, Some(Delay::new(now, delay.since, delay.ms)));
             }
         }
         leases
@@ -94,9 +113,9 @@ impl Leases {
                 }
             }
             (Command::EndDelay { name, since, .. }, _)
-                if self.delays.get(name).is_some_and(|(_, known)| known == since) =>
+                if self.delays.get(name).is_some_and(|delay| delay.since == *since) =>
             {
-                self.delays.remove(name);
+                self.schedule_delay(name, None);
             }
             _ => {}
         }
@@ -104,7 +123,7 @@ impl Leases {
             match event {
                 Event::SessionEnded { session } => self.remove(*session),
                 Event::DelayBegan { name, since, delay_ms } => {
-                    self.delays.insert(name.clone(), (after(now, *delay_ms), *since));
+                    self.schedule_delay(name, Some(Delay::new(now, *since, *delay_ms)));
                 }
                 _ => {}
             }
@@ -130,7 +149,7 @@ impl Leases {
     /// When [`poll`](Self::poll) has the next command.
     pub fn next_deadline(&self) -> Option<u64> {
         let session = self.due.first().map(|(at, _)| *at);
-        let delay = self.delays.values().map(|(at, _)| *at).min();
+        let delay = self.delays_due.first().map(|(at, _)| *at);
         [session, delay].into_iter().flatten().min()
     }
 
@@ -153,9 +172,14 @@ impl Leases {
             self.schedule(session, Some(deadline));
             return Some(self.checkpoint(session, remaining_ms));
         }
-        let due = self.delays.iter().find(|(_, (at, _))| *at <= now);
-        let (name, since) = due.map(|(name, (_, since))| (name.clone(), *since))?;
-        self.delays.remove(&name);
+        let name = self.delays_due.first().filter(|(at, _)| *at <= now)?.1.clone();
+        let Delay { since, ends_at, .. } = *self.delays.get(&name)?;
+        if now < ends_at {
+            self.schedule_delay(&name, Some(Delay { since, due: ends_at, ends_at }));
+            let remaining_ms = (ends_at - now).div_ceil(NS_PER_MS);
+            return Some(Command::CheckpointDelay { reign, name, since, remaining_ms });
+        }
+        self.schedule_delay(&name, None);
         Some(Command::EndDelay { reign, name, since })
     }
 
@@ -167,8 +191,9 @@ impl Leases {
             Command::Expire { session, .. } if self.sessions.contains_key(session) => {
                 self.schedule(*session, Some(again));
             }
-            Command::EndDelay { name, since, .. } => {
-                self.delays.entry(name.clone()).or_insert((again, *since));
+            Command::EndDelay { name, since, .. } if !self.delays.contains_key(name) => {
+                let delay = Delay { since: *since, due: again, ends_at: again };
+                self.schedule_delay(name, Some(delay));
             }
             // A checkpoint that is lost gives time back, and nothing else.
             _ => {}
@@ -200,6 +225,17 @@ impl Leases {
     fn remove(&mut self, session: u64) {
         self.schedule(session, None);
         self.sessions.remove(&session);
+    }
+
+    /// Replaces what is known of the delay of a lock.
+    fn schedule_delay(&mut self, name: &Bytes, delay: Option<Delay>) {
+        if let Some(old) = self.delays.remove(name) {
+            self.delays_due.remove(&(old.due, name.clone()));
+        }
+        if let Some(delay) = delay {
+            self.delays_due.insert((delay.due, name.clone()));
+            self.delays.insert(name.clone(), delay);
+        }
     }
 
     fn schedule(&mut self, session: u64, due: Option<u64>) {

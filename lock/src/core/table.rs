@@ -221,6 +221,9 @@ impl Table {
             Command::SetValue { session, token, number, name, value } => {
                 self.set_value(index, (*session, *token, *number), (name, value), events)
             }
+            Command::CheckpointDelay { reign, name, since, remaining_ms } => self
+                .check_reign(*reign)
+                .map(|()| self.checkpoint_delay(name, *since, *remaining_ms)),
             Command::EndDelay { reign, name, since } => {
                 self.check_reign(*reign).map(|()| self.end_delay(index, (name, *since), events))
             }
@@ -387,6 +390,15 @@ impl Table {
             }
         }
         Ok(Answer::Done)
+    }
+
+    fn checkpoint_delay(&mut self, name: &Bytes, since: u64, remaining_ms: u64) -> Answer {
+        if let Some(delay) = self.locks.get_mut(name).and_then(|lock| lock.delay.as_mut())
+            && delay.since == since
+        {
+            delay.ms = delay.ms.min(remaining_ms.max(1));
+        }
+        Answer::Done
     }
 
     fn end_delay(

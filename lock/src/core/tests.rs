@@ -142,7 +142,9 @@ impl Model {
     fn apply(&mut self, index: u64, command: &Command) -> Answer {
         self.granted.clear();
         let is_stale = match command {
-            Command::Expire { reign, .. } | Command::EndDelay { reign, .. } => *reign != self.reign,
+            Command::Expire { reign, .. }
+            | Command::CheckpointDelay { reign, .. }
+            | Command::EndDelay { reign, .. } => *reign != self.reign,
             _ => false,
         };
         if is_stale {
@@ -186,6 +188,8 @@ impl Model {
                 }
                 Answer::Done
             }
+            // What is left of a delay is the leader's business.
+            Command::CheckpointDelay { .. } => Answer::Done,
             Command::EndDelay { name, since, .. } => {
                 if self.delays.get(&name) == Some(&since) {
                     self.delays.remove(&name);
@@ -256,7 +260,11 @@ fn draw(rng: &mut Rng, model: &Model, opened: &[u64], requests: &mut u64) -> Com
             match rng.pick(&delays) {
                 Some((name, since)) => {
                     let since = **since - u64::from(rng.below(6) == 0);
-                    Command::EndDelay { reign, name: (*name).clone(), since }
+                    let (name, remaining_ms) = ((*name).clone(), rng.below(2000));
+                    match rng.below(4) {
+                        0 => Command::CheckpointDelay { reign, name, since, remaining_ms },
+                        _ => Command::EndDelay { reign, name, since },
+                    }
                 }
                 None => Command::EndDelay { reign, name, since: 1 },
             }

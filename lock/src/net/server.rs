@@ -83,6 +83,7 @@ impl LockServer {
             Command::BeginReign
             | Command::Expire { .. }
             | Command::Checkpoint { .. }
+            | Command::CheckpointDelay { .. }
             | Command::EndDelay { .. } => {
                 return Err(ServiceError::unavailable("not a command of clients"));
             }

@@ -317,6 +317,7 @@ mod tests {
             Command::BeginReign,
             Command::Expire { reign: 1, session: 2 },
             Command::Checkpoint { reign: 1, session: 2, number: 1, remaining_ms: 1 },
+            Command::CheckpointDelay { reign: 1, name: "a".into(), since: 3, remaining_ms: 1 },
             Command::EndDelay { reign: 1, name: "a".into(), since: 3 },
         ] {
             let bytes = Request::Command(command).encode(Duration::ZERO);

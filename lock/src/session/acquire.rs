@@ -74,7 +74,8 @@ impl<'a, K: GrantKind> Acquire<'a, K> {
     }
 
     /// If the session expires while it holds the lock, nobody gets it for this long, at most one
-    /// minute: for resources that cannot check a fencing token. A release ends it at once.
+    /// minute, and up to half as long again for each change of the service's leader: for resources
+    /// that cannot check a fencing token. A release ends it at once.
     pub fn lock_delay(mut self, lock_delay: Duration) -> Self {
         self.lock_delay = lock_delay;
         self
