@@ -4,6 +4,11 @@
 //! quorum round that began after it came, so no deposed leader promises time that its successor
 //! does not know of. While nothing is locked or released, sessions cost no entries in the log.
 //!
+//! That needs a group without lease reads
+//! ([`Config::max_clock_drift_ppm`](voussoir_raft::Config::max_clock_drift_ppm) is `None`, the
+//! default). With them a renewal is confirmed by the leader's lease, and depends on clocks: a
+//! leader whose machine was suspended may promise time that its successor does not know of.
+//!
 //! [`LockMachine`] is a state machine with locks only. In a group with other state, your machine
 //! owns a [`Replica`], calls it for the commands of the lock service, and puts its snapshot beside
 //! your own; [`RaftLocks::start_within`] takes what marks those commands as such.
@@ -86,9 +91,9 @@ impl RaftLocks {
         Self::start_within(raft, replica, Arc::new(|command| command))
     }
 
-    /// Starts the service in a group of your own: `wrap` makes a command of the group of a command
-    /// of the lock service. Your state machine takes it apart again, calls [`Replica::apply`] with
-    /// the index of the command, and returns what that returns.
+    /// Starts the service in a group of your own, without lease reads: `wrap` makes a command of
+    /// the group of a command of the lock service. Your state machine takes it apart again, calls
+    /// [`Replica::apply`] with the index of the command, and returns what that returns.
     ///
     /// # Panics
     /// Outside a tokio runtime.
