@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use voussoir_lock::net::{LockServer, NetLocks};
 use voussoir_lock::*;
 use voussoir_net::Transport as _;
@@ -151,6 +151,22 @@ async fn a_try_that_is_stale_at_its_first_answer_is_busy() {
     assert!(session.lock("a").try_within(SECOND).await.expect("an answer").is_none());
 }
 
+/// An election may take longer than a client waits at one node: it asks on without a pause, in
+/// which the leader may be elected.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_waited_in_vain_for_a_leader_asks_on_at_once() {
+    for step in 0..60_u32 {
+        let net = network();
+        let leads_at = Instant::now() + 5 * SECOND + step * 20 * MS;
+        let _node = serve(&net, 1, Scripted::leading_at(leads_at, [], false));
+        let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+        let granted = service.acquire(&acquisition(), leads_at + 10 * SECOND).await;
+        assert_eq!(granted, Ok(Acquired::Granted { token: 1 }));
+        let after = leads_at.elapsed();
+        assert!(after <= 5 * MS, "{after:?} after the election, {step} steps after 5 s");
+    }
+}
+
 /// An error that follows the answer of a wait does not replace it.
 #[tokio::test(start_paused = true)]
 async fn an_answer_that_was_heard_outlives_the_errors_after_it() {
@@ -181,12 +197,22 @@ struct Scripted {
     is_silent: bool,
     /// Whether the next acquisition is answered with a place in the queue, before the script.
     queued: AtomicBool,
+    /// When this node, which is number 1, becomes the leader.
+    leads_at: Instant,
 }
 
 impl Scripted {
     fn new(errors: impl IntoIterator<Item = ServiceError>, is_silent: bool) -> Arc<Self> {
+        Self::leading_at(Instant::now(), errors, is_silent)
+    }
+
+    fn leading_at(
+        leads_at: Instant,
+        errors: impl IntoIterator<Item = ServiceError>,
+        is_silent: bool,
+    ) -> Arc<Self> {
         let errors = Mutex::new(errors.into_iter().collect());
-        Arc::new(Self { errors, is_silent, queued: AtomicBool::new(false) })
+        Arc::new(Self { errors, is_silent, queued: AtomicBool::new(false), leads_at })
     }
 
     async fn answer(&self) -> Result<(), ServiceError> {
@@ -214,6 +240,9 @@ impl LockService for Scripted {
     }
 
     async fn acquire(&self, _: &Acquisition, _: Instant) -> Result<Acquired, ServiceError> {
+        if Instant::now() < self.leads_at {
+            return Err(ServiceError::NotLeader { leader: None });
+        }
         if self.queued.swap(false, Relaxed) {
             return Ok(Acquired::Queued);
         }
@@ -230,5 +259,10 @@ impl LockService for Scripted {
 
     async fn view(&self, _: &Bytes, _: Option<u64>, _: Instant) -> Result<LockView, ServiceError> {
         Ok(LockView::default())
+    }
+
+    async fn wait_for_leader(&self, _: Option<u64>, deadline: Instant) -> Option<u64> {
+        sleep_until(deadline.min(self.leads_at)).await;
+        (Instant::now() >= self.leads_at).then_some(1)
     }
 }

@@ -178,18 +178,26 @@ impl NetLocks {
             if is_cut_off {
                 lost = Some(self.nodes[at]);
             }
+            let mut has_waited = false;
             let pointed = match error {
                 ServiceError::NotLeader { leader } if leader.is_none() || leader == lost => {
-                    self.await_leader(at, lost, deadline, &mut hops).await
+                    let begun = Instant::now();
+                    let heard_of = self.await_leader(at, lost, deadline).await;
+                    has_waited = begun.elapsed() >= LAST;
+                    heard_of
                 }
                 ServiceError::NotLeader { leader } => leader,
                 _ => None,
             };
             let pointed = pointed.and_then(|to| self.nodes.iter().position(|node| *node == to));
             hops += 1;
+            if has_waited {
+                // The leader may be elected now: no pause is due, and later ones are short again.
+                (retries, hops) = (Retries::new(), 1);
+            }
             // Nodes that point at each other are asked in pauses.
-            let is_pointed_at_once = pointed.is_some() && hops <= 2;
-            let is_at_end = !is_pointed_at_once && !retries.pause(deadline).await;
+            let is_due_at_once = has_waited || pointed.is_some() && hops <= 2;
+            let is_at_end = !is_due_at_once && !retries.pause(deadline).await;
             // The rest was too short for an answer: what was heard before it stands.
             if is_at_end && let Some(response) = heard.take() {
                 return Ok(response);
@@ -207,22 +215,13 @@ impl NetLocks {
     }
 
     /// The leader as the node at `at` knows it, once it is another than the one that is `lost`, or
-    /// after a while. No pause is due after a wait: `hops` begins anew.
-    async fn await_leader(
-        &self,
-        at: usize,
-        lost: Option<u64>,
-        deadline: Instant,
-        hops: &mut u32,
-    ) -> Option<u64> {
+    /// after a while.
+    async fn await_leader(&self, at: usize, lost: Option<u64>, deadline: Instant) -> Option<u64> {
         let begun = Instant::now();
         let left = deadline.saturating_duration_since(begun);
         let within = (left / 3).min(ATTEMPT);
         let (request, until) = (Request::Leader { but: lost }, begun + left.min(within + WAY));
         let answer = self.ask(self.nodes[at], &request, within, until).await;
-        if begun.elapsed() >= LAST {
-            *hops = 0;
-        }
         match answer {
             Ok(Response::Failed(ServiceError::NotLeader { leader })) => leader,
             _ => None,
