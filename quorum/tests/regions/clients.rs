@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use voussoir_quorum::region::{Reach, RegionError, RegionTable};
-use voussoir_quorum::table::{Guarantee, TableConfig, Value};
+use voussoir_quorum::table::{Guarantee, Value};
 use voussoir_quorum::version::{Dot, Siblings, VersionVector};
 use voussoir_quorum::*;
 use voussoir_sim::{Rng, Situations};
 
-use super::world::{REGIONS, World, nodes_of};
+use super::world::World;
 
 pub(crate) const KEYS: u64 = 24;
 
@@ -114,26 +114,38 @@ pub(crate) struct Client {
     pub(crate) counts: Arc<Situations>,
     pub(crate) rng: Rng,
     pub(crate) region: u64,
+    /// With the replicas of when they were made, by region, and the map that they were made under.
+    pub(crate) tables: BTreeMap<u64, Table>,
+    pub(crate) tables_epoch: u64,
 }
 
 impl Client {
     pub(crate) async fn run(mut self) {
-        let tables: BTreeMap<u64, Table> =
-            REGIONS.iter().map(|region| (*region, self.world.table(*region))).collect();
         while !self.oracle.is_over.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(self.rng.below(60))).await;
             let is_in = self
                 .world
                 .with(|state| state.map.regions.iter().any(|region| region.id == self.region));
             if is_in {
-                self.step(&tables).await;
+                self.step().await;
             }
         }
     }
 
-    async fn step(&mut self, tables: &BTreeMap<u64, Table>) {
+    /// The table of a region. One that was made under an earlier map may be of a region that has
+    /// begun anew.
+    fn table(&mut self, region: u64) -> Table {
+        if self.tables_epoch != self.epoch() {
+            self.tables.clear();
+            self.tables_epoch = self.epoch();
+        }
+        self.tables.entry(region).or_insert_with(|| self.world.table(region)).clone()
+    }
+
+    async fn step(&mut self) {
         let key = format!("cart-{}", self.rng.below(KEYS));
-        let Some(state) = self.read(&tables[&self.region], &key, self.region).await else {
+        let table = self.table(self.region);
+        let Some(state) = self.read(&table, &key, self.region).await else {
             return;
         };
         if state.len() > 1 {
@@ -147,9 +159,9 @@ impl Client {
         }
         let seen = state.context().clone();
         match self.rng.below(10) {
-            0 | 1 => self.put(tables, &key, &VersionVector::new()).await,
-            2..=4 => self.delete(tables, &key, &seen).await,
-            5 => self.put_everywhere(tables, &key, &seen).await,
+            0 | 1 => self.put(&key, &VersionVector::new()).await,
+            2..=4 => self.delete(&key, &seen).await,
+            5 => self.put_everywhere(&key, &seen).await,
             6 => {
                 // With what was read elsewhere.
                 let regions: Vec<u64> = self
@@ -157,9 +169,11 @@ impl Client {
                     .with(|state| state.map.regions.iter().map(|region| region.id).collect());
                 self.region = *self.rng.pick(&regions).unwrap();
                 self.counts.reached("a client moved to another region");
-                self.put(tables, &key, &seen).await;
+                // The replicas there may all be others since it was there last.
+                self.tables.remove(&self.region);
+                self.put(&key, &seen).await;
             }
-            _ => self.put(tables, &key, &seen).await,
+            _ => self.put(&key, &seen).await,
         }
     }
 
@@ -180,11 +194,11 @@ impl Client {
         self.world.with(|state| state.map.epoch)
     }
 
-    async fn put(&mut self, tables: &BTreeMap<u64, Table>, key: &str, seen: &VersionVector) {
+    async fn put(&mut self, key: &str, seen: &VersionVector) {
         let value = self.oracle.next_value.fetch_add(1, Ordering::Relaxed).to_string();
         self.oracle.with(key, |key| key.issued.push(seen.clone()));
         let epoch = self.epoch();
-        let put = tables[&self.region].put(key.to_owned(), seen, value.clone()).await;
+        let put = self.table(self.region).put(key.to_owned(), seen, value.clone()).await;
         if let Ok(state) = put
             && self.epoch() == epoch
         {
@@ -193,10 +207,11 @@ impl Client {
         }
     }
 
-    async fn delete(&mut self, tables: &BTreeMap<u64, Table>, key: &str, seen: &VersionVector) {
+    async fn delete(&mut self, key: &str, seen: &VersionVector) {
         self.oracle.with(key, |key| key.issued.push(seen.clone()));
         let epoch = self.epoch();
-        let is_deleted = tables[&self.region].delete(key.to_owned(), seen).await.is_ok();
+        let table = self.table(self.region);
+        let is_deleted = table.delete(key.to_owned(), seen).await.is_ok();
         if is_deleted && !seen.is_empty() && self.epoch() == epoch {
             self.counts.reached("a key was deleted");
             let is_cut = self.world.is_cut();
@@ -206,15 +221,10 @@ impl Client {
     }
 
     /// EACH_QUORUM: once it is acknowledged, a read in any region sees it.
-    async fn put_everywhere(
-        &mut self,
-        tables: &BTreeMap<u64, Table>,
-        key: &str,
-        seen: &VersionVector,
-    ) {
-        let mut config = TableConfig::with_replicas(nodes_of(self.region));
-        config.timeout = Duration::from_millis(300);
-        let hosts = nodes_of(self.region).into_iter().filter_map(|id| self.world.host(id));
+    async fn put_everywhere(&mut self, key: &str, seen: &VersionVector) {
+        let config = self.world.table_config(self.region);
+        let ids = self.world.latest(self.region).ids();
+        let hosts = ids.into_iter().filter_map(|id| self.world.host(id));
         let Some(host) = hosts.into_iter().find(|host| host.node.is_whole()) else { return };
         let table = RegionTable::new(
             config,
@@ -242,7 +252,8 @@ impl Client {
                     .world
                     .with(|state| state.map.regions.iter().map(|region| region.id).collect());
                 let other = *self.rng.pick(&regions).unwrap();
-                if let Some(read) = self.read(&tables[&other], key, other).await {
+                let table = self.table(other);
+                if let Some(read) = self.read(&table, key, other).await {
                     let is_replaced =
                         |key: &mut Key| key.issued.iter().any(|seen| seen.contains(dot));
                     assert!(

@@ -1,6 +1,8 @@
 //! Long lives: regions cut, lost and back, nodes that crash and lose their disks, messages lost and
-//! late, and a region that is taken out and comes back empty.
+//! late, replicas that are added, removed and replaced, and a region that is taken out and comes
+//! back empty.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -10,10 +12,11 @@ use voussoir_quorum::region::{PeerState, RegionCollectError};
 use voussoir_quorum::*;
 use voussoir_sim::{Rng, Situations};
 
+use super::changes::candidates;
 use super::clients::{Client, Oracle};
-use super::world::{REGIONS, Start, World, nodes_of, region_of};
+use super::world::{REGIONS, Start, World, map_of, nodes_of, region_of};
 
-static SITUATIONS: [&str; 24] = [
+static SITUATIONS: [&str; 36] = [
     "a key was shipped",
     "keys were shipped again after a failure",
     "an outbox overflowed",
@@ -38,42 +41,62 @@ static SITUATIONS: [&str; 24] = [
     "a region noticed that it was taken out",
     "a region came back empty",
     "messages were late",
+    "a replica was added",
+    "a replica was removed",
+    "a replica was replaced",
+    "a dead replica was replaced",
+    "a change was refused",
+    "a change was not in time",
+    "a node crashed during a change",
+    "a region was cut off during a change",
+    "a disk was lost during a change",
+    "nodes got another map during a change",
+    "a removed node was added again",
+    "a removed replica was told by another region",
 ];
 
-const STEPS: u64 = 40;
-const PATIENCE: Duration = Duration::from_secs(60);
+const STEPS: u64 = 60;
+const PATIENCE: Duration = Duration::from_secs(120);
 
-struct Life {
-    world: Arc<World>,
+pub(super) struct Life {
+    pub(super) world: Arc<World>,
     oracle: Arc<Oracle>,
-    counts: Arc<Situations>,
-    rng: Rng,
-    /// The node whose disk was lost, until it has been rebuilt: another loss in its region
-    /// meanwhile is one more than N - W.
-    lost: Option<u64>,
+    pub(super) counts: Arc<Situations>,
+    pub(super) rng: Rng,
+    /// The replica whose disk was lost, until it has been rebuilt or is none any more: another
+    /// loss in its region meanwhile is one more than N - W.
+    pub(super) lost: Option<u64>,
+    /// It will never come back.
+    pub(super) is_dead: bool,
     /// The region that was taken out.
-    out: Option<u64>,
+    pub(super) out: Option<u64>,
     /// Regions all of whose nodes are down.
-    down: Vec<u64>,
+    pub(super) down: Vec<u64>,
+    /// Nodes that were replicas.
+    pub(super) former: BTreeSet<u64>,
+    pub(super) operators: Vec<tokio::task::JoinHandle<()>>,
 }
 
 impl Life {
     async fn step(&mut self) {
-        match self.rng.below(14) {
+        self.world.follow();
+        match self.rng.below(19) {
             0 | 1 => {
                 let (one, two) = *self.rng.pick(&[(1, 2), (1, 3), (2, 3)]).unwrap();
                 self.world.cut(one, two);
                 self.counts.reached("two regions were cut");
             }
             2 | 3 => {
-                self.world.cut_off(*self.rng.pick(&REGIONS).unwrap());
+                let region = *self.rng.pick(&REGIONS).unwrap();
+                self.world.cut_off(region);
                 self.counts.reached("a region was cut off");
+                let is_changing = self.is_changing(region);
+                self.counts.add("a region was cut off during a change", is_changing.into());
             }
             4 | 5 => self.crash(),
-            6 => self.lose().await,
             7 if self.down.is_empty() => {
                 let region = *self.rng.pick(&REGIONS).unwrap();
-                for id in nodes_of(region) {
+                for id in candidates(region) {
                     self.world.crash(id);
                 }
                 self.down.push(region);
@@ -81,7 +104,10 @@ impl Life {
             }
             8 | 9 => self.collect().await,
             10 => self.change_map().await,
-            _ => self.world.heal(),
+            11..=13 => self.change().await,
+            14 => self.strand().await,
+            6 | 15 | 16 => self.lose().await,
+            _ => self.heal(),
         }
         sleep(Duration::from_millis(self.rng.below(1_500))).await;
         self.look();
@@ -97,28 +123,41 @@ impl Life {
             self.count_stats(id);
             self.world.crash(id);
             self.counts.reached("a node crashed");
+            let is_changing = self.is_changing(region_of(id));
+            self.counts.add("a node crashed during a change", is_changing.into());
         }
     }
 
-    /// A node loses its disk: one at a time, and not with another one of its region down.
+    pub(super) fn heal(&self) {
+        self.world.heal();
+        self.world.with(|state| state.alone.clear());
+    }
+
+    /// A replica loses its disk: one at a time, and not with another one of its region down. Some
+    /// never come back.
     async fn lose(&mut self) {
-        let running = self.world.running();
-        let Some(id) = self.rng.pick(&running).copied() else { return };
-        let region = region_of(id);
-        let is_full = nodes_of(region)
-            .into_iter()
-            .all(|id| self.world.host(id).is_some_and(|host| host.node.is_whole()));
-        if self.lost.is_some() || !is_full || self.out == Some(region) {
+        let changing = REGIONS.into_iter().find(|region| self.is_changing(*region));
+        let changing = changing.filter(|_| self.rng.chance(700_000));
+        let region = changing.unwrap_or(*self.rng.pick(&REGIONS).unwrap());
+        let members = self.world.latest(region).ids();
+        let Some(id) = self.rng.pick(&members).copied() else { return };
+        if self.lost.is_some() || !self.is_full(region) || self.out == Some(region) {
             return;
         }
         self.count_stats(id);
         self.world.crash(id);
         self.lost = Some(id);
         self.counts.reached("a disk was lost");
-        self.world.start(id, Start::Lost).await.unwrap();
+        let is_changing = self.is_changing(region);
+        self.counts.add("a disk was lost during a change", is_changing.into());
+        self.is_dead = !is_changing && self.rng.chance(400_000);
+        if !self.is_dead {
+            self.world.start(id, Start::Lost).await.unwrap();
+        }
     }
 
-    async fn restart(&mut self) {
+    pub(super) async fn restart(&mut self) {
+        self.world.follow();
         if let Some(region) = self.down.pop() {
             if self.rng.below(3) > 0 {
                 self.down.push(region);
@@ -126,20 +165,15 @@ impl Life {
             }
             self.counts.reached("a region was back");
         }
-        let down = self.down.clone();
-        for region in REGIONS.into_iter().filter(|region| !down.contains(region)) {
-            for id in nodes_of(region) {
-                self.start_again(id).await;
+        self.end_removed();
+        for region in REGIONS.into_iter().filter(|region| self.is_there(*region)) {
+            for id in candidates(region) {
+                let is_running = self.world.host(id).is_some();
+                if !is_running && self.world.has_disk(id) && self.dead() != Some(id) {
+                    self.world.start(id, Start::Again).await.unwrap();
+                }
             }
         }
-    }
-
-    async fn start_again(&mut self, id: u64) {
-        let is_running = self.world.host(id).is_some();
-        if is_running || self.out == Some(region_of(id)) {
-            return;
-        }
-        self.world.start(id, Start::Again).await.unwrap();
     }
 
     /// Every region starts with the next map, node by node.
@@ -147,13 +181,24 @@ impl Life {
         if !self.down.is_empty() {
             return;
         }
+        if self.rng.chance(300_000) {
+            self.change().await;
+            sleep(Duration::from_millis(self.rng.below(100))).await;
+        }
         if let Some(region) = self.out.take() {
             // It comes back empty.
-            for id in nodes_of(region) {
+            for id in candidates(region) {
                 self.world.crash(id);
                 self.world.wipe(id);
+                self.former.remove(&id);
             }
-            self.world.with(|state| state.map = state.map.clone().with(region, nodes_of(region)));
+            self.world.forget(region);
+            self.world.with(|state| {
+                // Its first membership is not one of before.
+                let map = state.map.clone().with(region, nodes_of(region));
+                let lineage = Lineage::new(100 * map.epoch + region);
+                state.map = map.with_lineage(region, lineage);
+            });
             self.roll(region).await;
             for id in nodes_of(region) {
                 self.world.start(id, Start::Create).await.unwrap();
@@ -175,7 +220,12 @@ impl Life {
     /// Restarts the nodes of all regions but one with the map of now.
     async fn roll(&mut self, but: u64) {
         for region in REGIONS.into_iter().filter(|region| *region != but) {
-            for id in nodes_of(region) {
+            let is_changing = self.is_changing(region);
+            self.counts.add("nodes got another map during a change", is_changing.into());
+            for id in candidates(region) {
+                if !self.world.has_disk(id) || self.dead() == Some(id) {
+                    continue;
+                }
                 self.count_stats(id);
                 self.world.crash(id);
                 self.world.start(id, Start::Again).await.unwrap();
@@ -187,7 +237,7 @@ impl Life {
     async fn collect(&mut self) {
         if self.rng.below(2) == 0 {
             // So that every region can answer, if it is there.
-            self.world.heal();
+            self.heal();
             self.restart().await;
             sleep(Duration::from_secs(1)).await;
         }
@@ -210,14 +260,9 @@ impl Life {
 
     /// Notices what has happened by itself.
     fn look(&mut self) {
-        if let Some(id) = self.lost
-            && self.world.host(id).is_some_and(|host| host.node.is_whole())
-        {
-            self.counts.reached("a lost disk was rebuilt");
-            self.lost = None;
-        }
+        self.look_at_replicas();
         let Some(out) = self.out else { return };
-        for id in nodes_of(out) {
+        for id in candidates(out) {
             let Some(host) = self.world.host(id) else { continue };
             let is_out = host.region.stats().into_iter().any(|peer| {
                 matches!(peer.state, PeerState::OtherMap { is_member: false, epoch }
@@ -238,9 +283,9 @@ impl Life {
         }
     }
 
-    /// Faults have ended: every region is there, and its nodes are whole.
+    /// Faults have ended: every region is there, every change ends, and the replicas are whole.
     async fn settle(&mut self) {
-        self.world.heal();
+        self.heal();
         self.world.with(|state| (state.loss, state.late) = (0, 0));
         self.down.clear();
         self.restart().await;
@@ -251,21 +296,48 @@ impl Life {
         // Ends: by the deadline.
         loop {
             self.look();
-            let ids = self.world.running();
-            let whole = ids
-                .iter()
-                .filter(|id| self.world.host(**id).is_some_and(|host| host.node.is_whole()));
-            if whole.count() == 9 {
-                return;
+            self.restart().await;
+            self.replace_dead().await;
+            let is_settled = REGIONS.into_iter().all(|region| self.is_settled(region));
+            if is_settled && self.dead().is_none() {
+                break;
             }
-            assert!(Instant::now() < ends, "not all are whole: {ids:?}");
+            assert!(Instant::now() < ends, "not settled: {}", self.describe());
             sleep(Duration::from_millis(200)).await;
         }
+        // Those that are no replicas hold what they held.
+        for id in self.world.running() {
+            if !self.world.latest(region_of(id)).contains(id) {
+                self.world.crash(id);
+            }
+        }
+    }
+
+    fn describe(&self) -> String {
+        let one = |id| {
+            let host = self.world.host(id)?;
+            let membership = Arc::clone(&host.node.membership().borrow());
+            let (epoch, ids) = (membership.epoch(), membership.ids());
+            Some(format!("node {id} {:?} in {epoch} of {ids:?}", *host.node.status().borrow()))
+        };
+        let dead = self.dead();
+        let nodes: Vec<String> = self.world.running().into_iter().filter_map(one).collect();
+        format!("dead {dead:?}; {}", nodes.join(", "))
     }
 }
 
 async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
-    let world = World::begin(seed, &REGIONS).await;
+    let mut map = map_of(&REGIONS);
+    if seed % 2 == 1 {
+        // Every other map names its regions.
+        for region in REGIONS {
+            map = map.with_lineage(region, Lineage::new(region));
+        }
+    }
+    let world = World::new(seed, map);
+    for id in REGIONS.into_iter().flat_map(nodes_of) {
+        world.start(id, Start::Create).await.unwrap();
+    }
     let mut rng = Rng::stream(seed, 1);
     let loss = *rng.pick(&[0, 0, 10_000]).unwrap();
     let late = *rng.pick(&[0, 20_000, 100_000]).unwrap();
@@ -280,6 +352,8 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
             counts: Arc::clone(&counts),
             rng: Rng::stream(seed, 100 + at as u64),
             region,
+            tables: BTreeMap::new(),
+            tables_epoch: 0,
         };
         clients.push(tokio::spawn(client.run()));
     }
@@ -289,8 +363,11 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
         counts,
         rng,
         lost: None,
+        is_dead: false,
         out: None,
         down: Vec::new(),
+        former: BTreeSet::new(),
+        operators: Vec::new(),
     };
     for _ in 0..STEPS {
         life.step().await;
@@ -298,8 +375,17 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
         for client in clients.iter_mut().filter(|client| client.is_finished()) {
             client.await.unwrap();
         }
+        let (done, running): (Vec<_>, Vec<_>) =
+            life.operators.drain(..).partition(tokio::task::JoinHandle::is_finished);
+        life.operators = running;
+        for operator in done {
+            operator.await.unwrap();
+        }
     }
     life.settle().await;
+    for operator in life.operators.drain(..) {
+        operator.await.unwrap();
+    }
     oracle.is_over.store(true, Ordering::Relaxed);
     for client in clients {
         client.await.unwrap();
@@ -310,7 +396,7 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
     for id in world.running() {
         life.count_stats(id);
     }
-    oracle.check(&world.states(1).await);
+    oracle.check(&world.states(world.running()[0]).await);
     oracle.done.load(Ordering::Relaxed)
 }
 
@@ -337,7 +423,7 @@ fn regions_converge_and_lose_nothing_in_long_lives() {
             }
         }
     }
-    println!("{done} acknowledged writes");
+    println!("{done} acknowledged writes\n{counts}");
     if count > 1 {
         counts.assert_all_reached();
     }

@@ -5,6 +5,7 @@
 //! that do what the seed says. `VOUSSOIR_LIVES` sets the number of seeds, `VOUSSOIR_SEED` the first
 //! one.
 
+mod changes;
 mod clients;
 mod configs;
 #[path = "../disk/mod.rs"]

@@ -57,6 +57,10 @@ pub(crate) struct State {
     pub(crate) map: RegionConfig,
     running: BTreeMap<u64, Arc<Running>>,
     disks: BTreeMap<u64, Arc<MemoryStore>>,
+    /// The latest membership of each region that was seen.
+    latest: BTreeMap<u64, Arc<Membership>>,
+    /// What nodes and clients of a region are given as its replicas, if it is not the first ones.
+    replicas: BTreeMap<u64, Vec<u64>>,
     /// Pairs of regions between which nothing passes, the smaller id first.
     cuts: BTreeSet<(u64, u64)>,
     /// Nodes that do not reach their own region, nor are reached by it.
@@ -76,6 +80,9 @@ pub(crate) struct World {
     state: Mutex<State>,
 }
 
+/// A handle to a node that runs, its link, and what tells that it is gone.
+pub(crate) type Operator = (Node, Arc<dyn Link>, watch::Receiver<bool>);
+
 /// What nodes and clients call with.
 struct Wire {
     world: Weak<World>,
@@ -93,6 +100,8 @@ impl World {
             map,
             running: BTreeMap::new(),
             disks: BTreeMap::new(),
+            latest: BTreeMap::new(),
+            replicas: BTreeMap::new(),
             cuts: BTreeSet::new(),
             alone: BTreeSet::new(),
             loss: 0,
@@ -123,12 +132,15 @@ impl World {
 
     pub(crate) fn config_of(&self, id: u64) -> NodeConfig {
         let region = region_of(id);
-        let mut config = NodeConfig::with_replicas(nodes_of(region));
+        let mut config = NodeConfig::with_replicas(self.replicas(region));
         (config.timeout, config.maintain_every) =
             (Duration::from_millis(300), Duration::from_millis(100));
         config.repair_every = Some(Duration::from_secs(3));
         config.collect_every = Some(Duration::from_secs(2));
-        config.regions = Some(self.with(|state| state.map.clone()).at(region));
+        let map = self.with(|state| state.map.clone()).at(region);
+        let own = map.regions.iter().find(|member| member.id == region);
+        config.lineage = own.map_or(Lineage::UNNAMED, |own| own.lineage);
+        config.regions = Some(map);
         config
     }
 
@@ -177,6 +189,11 @@ impl World {
         true
     }
 
+    /// Whether the node has ever begun.
+    pub(crate) fn has_disk(&self, id: u64) -> bool {
+        self.with(|state| state.disks.contains_key(&id))
+    }
+
     /// What is on the disk of a node that does not run is lost.
     pub(crate) fn wipe(&self, id: u64) {
         self.with(|state| state.disks.remove(&id));
@@ -192,15 +209,68 @@ impl World {
         self.with(|state| state.running.get(&id).cloned())
     }
 
+    /// What it takes to change the replicas of a node's region.
+    pub(crate) fn operator(&self, id: u64) -> Option<Operator> {
+        let host = self.host(id)?;
+        Some((host.node.clone(), Arc::clone(&host.local), host.is_gone.subscribe()))
+    }
+
+    /// The latest membership that any node of the region serves, or has served when this was asked.
+    pub(crate) fn latest(&self, region: u64) -> Arc<Membership> {
+        self.with(|state| {
+            let nodes = state.running.iter().filter(|(id, _)| region_of(**id) == region);
+            let served = nodes.map(|(_, running)| Arc::clone(&running.node.membership().borrow()));
+            let all = state.latest.get(&region).cloned().into_iter().chain(served);
+            let latest = all.max_by_key(|membership| membership.epoch());
+            let latest = latest.filter(|membership| membership.epoch() > 0);
+            let latest = latest.unwrap_or_else(|| Arc::new(Membership::first(nodes_of(region))));
+            state.latest.insert(region, Arc::clone(&latest));
+            latest
+        })
+    }
+
+    /// The region begins anew, on empty disks.
+    pub(crate) fn forget(&self, region: u64) {
+        self.with(|state| {
+            state.latest.remove(&region);
+            state.replicas.remove(&region);
+        });
+    }
+
+    /// Who starts from now on is given the replicas of now.
+    pub(crate) fn follow(&self) {
+        for region in REGIONS {
+            let ids = self.latest(region).ids();
+            self.with(|state| {
+                let members = state.map.regions.iter_mut();
+                members
+                    .filter(|member| member.id == region)
+                    .for_each(|member| member.nodes.clone_from(&ids));
+                state.replicas.insert(region, ids);
+            });
+        }
+    }
+
+    /// What nodes and clients of a region are given as its replicas.
+    pub(crate) fn replicas(&self, region: u64) -> Vec<u64> {
+        let replicas = self.with(|state| state.replicas.get(&region).cloned());
+        replicas.unwrap_or_else(|| nodes_of(region))
+    }
+
     pub(crate) fn running(&self) -> Vec<u64> {
         self.with(|state| state.running.keys().copied().collect())
     }
 
     /// A table as a client in a region has it.
     pub(crate) fn table(self: &Arc<Self>, region: u64) -> Table {
-        let mut config = TableConfig::with_replicas(nodes_of(region));
-        config.timeout = Duration::from_millis(300);
+        let config = self.table_config(region);
         Table::new(config, self.link(100 + region, false)).unwrap()
+    }
+
+    pub(crate) fn table_config(&self, region: u64) -> TableConfig {
+        let mut config = TableConfig::with_replicas(self.replicas(region));
+        config.timeout = Duration::from_millis(300);
+        config
     }
 
     pub(crate) fn cut(&self, one: u64, two: u64) {
