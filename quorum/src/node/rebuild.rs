@@ -229,11 +229,16 @@ impl Node {
 
     /// Merges states of keys into the node. False: one cannot be read, or was not merged.
     async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> bool {
+        let keys: Vec<Bytes> = page.iter().map(|(key, _)| store_key(Space::Table, key)).collect();
+        let Ok(own) = self.shared.store.get(&keys).await else { return false };
         let mut merges = tokio::task::JoinSet::new();
         // Clients find room beside them.
         let max_merges = MERGES.min(self.shared.config.max_requests / 2);
         let ends = Instant::now() + PAGE_TIMEOUT;
-        for (key, record) in page {
+        for ((key, record), own) in page.into_iter().zip(own) {
+            if own.as_ref() == Some(&record) {
+                continue; // As most keys of the second source: the first one had the same.
+            }
             let Ok(state) = codec::decode_siblings(record, &Limits::default()) else {
                 return false;
             };
