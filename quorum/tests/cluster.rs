@@ -196,6 +196,14 @@ async fn a_lost_node_counts_for_nothing_until_it_is_rebuilt() {
     let mut cluster = Cluster::new().await;
     let registers = |link| Registers::new(9, RegisterConfig::with_acceptors(NODES), link).unwrap();
     let client = registers(cluster.client(9));
+    // What is written anew is on the nodes 2 and 3 alone: the node 1, which is copied first, has
+    // what it was before.
+    let before = cluster.strict(0).put_blind("twice", "u").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    cluster.network.isolate(1);
+    cluster.strict(2).put("twice", before.context(), "v").await.unwrap();
+    cluster.network.heal();
+    tokio::time::sleep(Duration::from_secs(4)).await;
     // What is written is on the nodes 1 and 3 alone.
     cluster.network.isolate(2);
     for key in 0..100 {
@@ -223,6 +231,10 @@ async fn a_lost_node_counts_for_nothing_until_it_is_rebuilt() {
     lost.node.maintain(&lost.link);
     let mut status = lost.node.status();
     status.wait_for(|status| *status == Status::Whole).await.unwrap();
+    let twice = [Bytes::from_static(b"ttwice")];
+    let records = [1, 2].map(|host: usize| cluster.hosts[host].store.get(&twice));
+    let [second, rebuilt] = records;
+    assert_eq!(rebuilt.await, second.await, "of two sources it has the merge");
     // Now it stands in for another one.
     cluster.network.isolate(1);
     let table = cluster.strict(2);
