@@ -440,6 +440,41 @@ async fn connections_are_bounded_however_many_branches_are_told() {
     pair.drop().await;
 }
 
+/// What a branch leaves in its session is gone with it, whoever has the session next.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn a_session_is_cleaned_behind_its_branch() {
+    let pair = Pair::create("session").await;
+    let mut own = PostgresConfig::default();
+    own.max_branches = 1;
+    let left = PostgresParticipant::open(config(Some(&pair.names[0])), own).await.unwrap();
+    let client = connect(Some(&pair.names[0])).await;
+    let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND database = \
+                 (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let ends = ["UPDATE accounts SET cents = cents", "SELECT 1", "BEGIN"];
+    for (number, work) in ends.into_iter().enumerate() {
+        let gid: Gid = format!("vs1:{}:1:{number}:0", pair.names[0]).parse().unwrap();
+        let branch = left.begin(&gid, LIMIT).await.unwrap();
+        let seen = branch.query_one("SHOW DateStyle", &[]).await.unwrap();
+        assert_eq!(seen.get::<_, &str>(0), "ISO, MDY", "as it was before {work:?}");
+        branch.batch_execute("SET DateStyle = 'German'; SELECT pg_advisory_lock(7)").await.unwrap();
+        branch.batch_execute(work).await.unwrap();
+        drop(branch);
+        match work {
+            "BEGIN" => {}
+            "SELECT 1" => assert_eq!(left.prepare(&gid).await.unwrap(), Vote::ReadOnly),
+            _ => assert_eq!(left.prepare(&gid).await.unwrap(), Vote::Prepared),
+        }
+        assert_eq!(left.finish(&gid, Decision::Abort).await.unwrap(), Applied::Done);
+        until("its lock is released", async || {
+            client.query_one(locks, &[]).await.unwrap().get::<_, i64>(0) == 0
+        })
+        .await;
+    }
+    drop(left);
+    pair.drop().await;
+}
+
 /// A second branch under one id would replace the first, whose work were lost with its session.
 #[tokio::test]
 #[ignore = "needs postgresql"]

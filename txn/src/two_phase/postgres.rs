@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_postgres::error::SqlState;
-use tokio_postgres::{Client, Error, SimpleQueryMessage};
+use tokio_postgres::{Client, Error};
 
 use super::core::{Decision, Heuristic};
 use super::gid::Gid;
@@ -25,6 +25,10 @@ use crate::error::ConfigError;
 use crate::postgres::{Connect, check_schema, install, quoted};
 
 const TABLE: &str = "voussoir_txn_branches";
+/// How long rows wait for others before they are deleted together.
+const FORGET_AFTER: Duration = Duration::from_millis(20);
+/// Rows that wait to be deleted. Those beyond stay in the table, which costs room.
+const MAX_FORGOTTEN: usize = 10_000;
 /// The longest time-out that PostgreSQL takes.
 const MAX_TIMEOUT: Duration = Duration::from_millis(i32::MAX as u64);
 
@@ -126,6 +130,15 @@ struct Shared {
     idle: Mutex<Vec<Client>>,
     /// Branches that are not prepared.
     open: Mutex<HashMap<Gid, Arc<Connection>>>,
+    forgotten: Mutex<Forgotten>,
+}
+
+/// Branches whose rows may go. The call that finds none before its own deletes all that have come
+/// when `FORGET_AFTER` is over.
+struct Forgotten {
+    gids: Vec<Gid>,
+    /// That call was dropped if it has not taken them by then, and another one deletes them.
+    overdue: Instant,
 }
 
 /// The place of a branch among [`PostgresConfig::max_branches`].
@@ -148,6 +161,11 @@ impl Deref for Connection {
         &self.client
     }
 }
+
+/// In the error of a vote: a statement has ended the transaction of the branch.
+const ENDED: &str = "voussoir: ended";
+/// In the error of a vote: the branch wrote nothing.
+const READ_ONLY: &str = "voussoir: read only";
 
 /// For a connection that the caller still holds: what the caller sends from now on fails.
 const SHUT: &str = "ROLLBACK; BEGIN READ ONLY";
@@ -205,6 +223,7 @@ impl PostgresParticipant {
             held: Mutex::default(),
             idle: Mutex::new(vec![client]),
             open: Mutex::default(),
+            forgotten: Mutex::new(Forgotten { gids: Vec::new(), overdue: Instant::now() }),
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -234,10 +253,10 @@ impl PostgresParticipant {
                 unreachable!("the semaphore is never closed")
             };
             let connection = self.shared.connection().await?;
-            // 0 would be no limit.
+            // 0 would be no limit. The time of a statement includes its waits for locks.
             let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
             let begin = format!(
-                "BEGIN; SET LOCAL lock_timeout = {left}; SET LOCAL statement_timeout = {left}; \
+                "BEGIN; SET LOCAL statement_timeout = {left}; \
                  SET LOCAL idle_in_transaction_session_timeout = {left}"
             );
             connection.batch_execute(&begin).await?;
@@ -296,32 +315,34 @@ impl PostgresParticipant {
             let why = "its `PostgresBranch` is still held".to_owned();
             return Err(PrepareError::Refused(why));
         }
+        // One round trip. All or nothing: an error rolls the transaction back, and nothing behind
+        // it in the message is executed.
+        //
         // Inside a transaction `now()` is the time of its first statement, the `BEGIN`. As one
-        // message of the simple protocol, a statement outside of any has one time for both.
-        let state = "SELECT pg_catalog.pg_current_xact_id_if_assigned() IS NOT NULL, \
-                     pg_catalog.now() = pg_catalog.statement_timestamp()";
-        let rows = client.simple_query(state).await.map_err(not_prepared)?;
-        let row = rows.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some(row),
-            _ => None,
-        });
-        let is = |column| row.and_then(|row| row.get(column)) == Some("t");
-        let (wrote, is_ended) = (is(0), is(1));
-        if is_ended {
-            return Err(PrepareError::Refused("a statement ended the transaction".into()));
-        }
-        if !wrote {
-            client.batch_execute("ROLLBACK").await.map_err(not_prepared)?;
-            self.shared.give_back(working).await;
-            return Ok(Vote::ReadOnly);
-        }
-        // One round trip. Both or neither: an error rolls the transaction back.
+        // message of the simple protocol, a statement outside of any has one time for both. A
+        // transaction that wrote nothing has no number yet. The cast of a word fails, and its
+        // error says which.
         let prepare = format!(
-            "INSERT INTO {} VALUES ('{gid}'); PREPARE TRANSACTION '{gid}'",
+            "INSERT INTO {} SELECT '{gid}' WHERE (CASE \
+             WHEN pg_catalog.now() = pg_catalog.statement_timestamp() THEN '{ENDED}' \
+             WHEN pg_catalog.pg_current_xact_id_if_assigned() IS NULL THEN '{READ_ONLY}' \
+             ELSE '1' END)::INT4 = 1; PREPARE TRANSACTION '{gid}'",
             self.shared.table
         );
-        client.batch_execute(&prepare).await.map_err(may_be_prepared)?;
-        self.shared.give_back(working).await;
+        match client.batch_execute(&prepare).await {
+            Ok(()) => {}
+            Err(error) if says(&error, READ_ONLY) => {
+                client.batch_execute("ROLLBACK").await.map_err(not_prepared)?;
+                self.shared.give_back(working);
+                return Ok(Vote::ReadOnly);
+            }
+            Err(error) if says(&error, ENDED) => {
+                let why = "a statement ended the transaction".to_owned();
+                return Err(PrepareError::Refused(why));
+            }
+            Err(error) => return Err(may_be_prepared(error)),
+        }
+        self.shared.give_back(working);
         Ok(Vote::Prepared)
     }
 }
@@ -388,13 +409,16 @@ impl Shared {
     }
 
     /// Keeps a connection that is outside of any transaction, without what the caller has set in
-    /// its session. One that the caller still holds ends with the caller.
-    async fn give_back(&self, working: Arc<Connection>) {
-        if let Some(connection) = Arc::into_inner(working)
-            && connection.batch_execute("DISCARD ALL").await.is_ok()
-        {
-            self.keep(connection);
-        }
+    /// its session. One that the caller still holds ends with the caller. Does not wait: the
+    /// connection counts as in use until the session is clean.
+    fn give_back(self: &Arc<Self>, working: Arc<Connection>) {
+        let Some(connection) = Arc::into_inner(working) else { return };
+        let shared = Arc::clone(self);
+        tokio::spawn(async move {
+            if connection.batch_execute("DISCARD ALL").await.is_ok() {
+                shared.keep(connection);
+            }
+        });
     }
 
     /// The vote of a branch that is not open: an earlier one, of another process too, may have
@@ -470,7 +494,7 @@ impl Participant for PostgresParticipant {
             let is_held = Arc::strong_count(&working) > 1;
             let end = if is_held { SHUT } else { "ROLLBACK" };
             if working.batch_execute(end).await.is_ok() {
-                self.shared.give_back(working).await;
+                self.shared.give_back(working);
             }
         }
         let applied = self.shared.finish_prepared(gid, decision).await.map_err(failed)?;
@@ -487,6 +511,18 @@ impl Participant for PostgresParticipant {
     }
 
     async fn forget(&self, gids: &[Gid]) {
+        {
+            let mut forgotten = self.shared.forgotten.lock();
+            let now = Instant::now();
+            if !forgotten.gids.is_empty() && now < forgotten.overdue {
+                let room = MAX_FORGOTTEN.saturating_sub(forgotten.gids.len());
+                return forgotten.gids.extend(gids.iter().take(room).cloned());
+            }
+            forgotten.gids.extend_from_slice(gids);
+            forgotten.overdue = now + 10 * FORGET_AFTER;
+        }
+        tokio::time::sleep(FORGET_AFTER).await;
+        let gids = std::mem::take(&mut self.shared.forgotten.lock().gids);
         if gids.is_empty() {
             return;
         }
@@ -515,6 +551,12 @@ fn may_be_prepared(error: Error) -> PrepareError {
         Some(_) => PrepareError::Refused(describe(&error)),
         None => PrepareError::Unknown(describe(&error)),
     }
+}
+
+/// Whether the cast of a word failed.
+fn says(error: &Error, word: &str) -> bool {
+    let is_cast = error.code() == Some(&SqlState::INVALID_TEXT_REPRESENTATION);
+    is_cast && describe(error).contains(word)
 }
 
 fn describe(error: &Error) -> String {
