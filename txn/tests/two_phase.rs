@@ -491,6 +491,8 @@ async fn a_heuristic_outcome_is_listed_until_it_is_forgotten() {
     txn.commit(Ack::Applied).await.unwrap();
     let expected = HeuristicOutcome::new(at_right.clone(), "right".into(), Heuristic::RolledBack);
     assert_eq!(coordinator.heuristics(), std::slice::from_ref(&expected));
+    // Before it has ended, the next coordinator tells its branches again.
+    until("it ends", || coordinator.active() == 0).await;
     drop(coordinator);
     let next = open(store.clone(), &left, &right).await;
     assert_eq!(next.heuristics(), [expected]);

@@ -21,6 +21,8 @@ const MAX_BATCH_RECORDS: usize = 1_000;
 const MAX_BATCH_BYTES: usize = 512 << 10;
 /// How long a store that has no room is asked again.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long records that are in no hurry wait for an append that they can join.
+const JOIN_WITHIN: Duration = Duration::from_millis(10);
 
 /// A store in which each id has one record that stands ([`RecordKind::Whole`]) or none. A task
 /// appends: a caller that is dropped takes nothing with it.
@@ -37,6 +39,8 @@ struct Shared<S> {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Waiting>,
+    /// Appended with those that wait, as far as there is room.
+    in_no_hurry: VecDeque<Waiting>,
     /// A task appends what waits. Invariant: true while `waiting` is not empty.
     is_appending: bool,
     /// Records that stand, for the store to have them written again.
@@ -46,6 +50,17 @@ struct Queue {
 struct Waiting {
     records: Vec<Record>,
     done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Waiting {
+    /// Records, and their bytes in an append.
+    fn size(&self) -> (usize, usize) {
+        (self.records.len(), self.records.iter().map(Record::len_bytes).sum())
+    }
+}
+
+fn add(one: (usize, usize), other: (usize, usize)) -> (usize, usize) {
+    (one.0 + other.0, one.1 + other.1)
 }
 
 impl<S: SagaStore> Batcher<S> {
@@ -74,27 +89,39 @@ impl<S: SagaStore> Batcher<S> {
         &self,
         records: Vec<Record>,
     ) -> impl Future<Output = Result<(), StoreError>> + Send + use<S> {
-        // Panics outside of a runtime, before anything is changed.
-        let runtime = Handle::current();
         let (done, answer) = oneshot::channel();
-        let begins = {
-            let mut queue = self.shared.queue.lock();
-            queue.waiting.push_back(Waiting { records, done });
-            !std::mem::replace(&mut queue.is_appending, true)
-        };
-        if begins {
-            // Part of the future: also a task that is dropped before it runs is noticed.
-            let appending = Appending { shared: Arc::clone(&self.shared), is_finished: false };
-            runtime.spawn(append_waiting(appending));
-        }
-        async {
-            answer.await.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
+        self.shared.enqueue(|queue| queue.waiting.push_back(Waiting { records, done }));
+        async { answered(answer.await) }
+    }
+
+    /// As [`append`](Self::append), but without an append of their own while another one comes
+    /// within `JOIN_WITHIN`. Not in the order of the calls: nothing else is appended under their
+    /// ids. Dropped, they are appended with the next ones that are.
+    pub(crate) fn append_with_others(
+        &self,
+        records: Vec<Record>,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send + use<S> {
+        let (done, mut answer) = oneshot::channel();
+        let shared = Arc::clone(&self.shared);
+        shared.queue.lock().in_no_hurry.push_back(Waiting { records, done });
+        async move {
+            if let Ok(answer) = tokio::time::timeout(JOIN_WITHIN, &mut answer).await {
+                return answered(answer);
+            }
+            shared.enqueue(|queue| queue.waiting.append(&mut queue.in_no_hurry));
+            answered(answer.await)
         }
     }
 
     pub(crate) fn standing(&self) -> usize {
         self.shared.queue.lock().standing.len()
     }
+}
+
+fn answered(
+    answer: Result<Result<(), StoreError>, oneshot::error::RecvError>,
+) -> Result<(), StoreError> {
+    answer.unwrap_or_else(|_| Err(StoreError::new("the task that appends ended")))
 }
 
 async fn append_waiting<S: SagaStore>(mut appending: Appending<S>) {
@@ -117,18 +144,44 @@ async fn append_waiting<S: SagaStore>(mut appending: Appending<S>) {
 }
 
 impl<S: SagaStore> Shared<S> {
+    /// Changes the queue, and begins the task that appends unless it runs or nothing waits.
+    fn enqueue(self: &Arc<Self>, change: impl FnOnce(&mut Queue)) {
+        // Panics outside of a runtime, before anything is changed.
+        let runtime = Handle::current();
+        let begins = {
+            let mut queue = self.queue.lock();
+            change(&mut queue);
+            !queue.waiting.is_empty() && !std::mem::replace(&mut queue.is_appending, true)
+        };
+        if begins {
+            // Part of the future: also a task that is dropped before it runs is noticed.
+            let appending = Appending { shared: Arc::clone(self), is_finished: false };
+            runtime.spawn(append_waiting(appending));
+        }
+    }
+
     /// What fits into one append; `None` ends the task.
     fn take_batch(&self) -> Option<Vec<Waiting>> {
         let mut queue = self.queue.lock();
         let (mut count, mut bytes) = (0, 0);
         let fits = queue.waiting.iter().take_while(|waiting| {
-            bytes += waiting.records.iter().map(Record::len_bytes).sum::<usize>();
-            count += waiting.records.len();
+            (count, bytes) = add((count, bytes), waiting.size());
             bytes <= self.max_bytes && count <= MAX_BATCH_RECORDS
         });
-        let count = fits.count().max(1).min(queue.waiting.len());
-        queue.is_appending = count > 0;
-        (count > 0).then(|| queue.waiting.drain(..count).collect())
+        let taken = fits.count().max(1).min(queue.waiting.len());
+        queue.is_appending = taken > 0;
+        if taken == 0 {
+            return None;
+        }
+        let mut batch: Vec<Waiting> = queue.waiting.drain(..taken).collect();
+        let (mut count, mut bytes) = batch.iter().map(Waiting::size).fold((0, 0), add);
+        let fits = queue.in_no_hurry.iter().take_while(|waiting| {
+            (count, bytes) = add((count, bytes), waiting.size());
+            bytes <= self.max_bytes && count <= MAX_BATCH_RECORDS
+        });
+        let joining = fits.count();
+        batch.extend(queue.in_no_hurry.drain(..joining));
+        Some(batch)
     }
 
     /// Appends records, and asks again for a while if the store has no room. An error that is

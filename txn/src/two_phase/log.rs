@@ -248,7 +248,9 @@ impl<S: SagaStore> DecisionLog for StoreLog<S> {
     }
 
     async fn forget(&self, txn: TxnId) -> Result<(), StoreError> {
-        self.remove(key(txn)).await
+        // Nobody waits for it, and no other record has its id.
+        let (saga, kind, events) = (key(txn), RecordKind::Forgotten, Bytes::new());
+        self.records.append_with_others(vec![Record { saga, kind, events }]).await
     }
 
     async fn report(&self, outcome: &HeuristicOutcome) -> Result<(), StoreError> {
@@ -404,6 +406,38 @@ mod tests {
         assert!(commit(14).await.unwrap().is_ok());
         let next = StoreLog::new((*slow.store).clone());
         assert_eq!(next.open("c").await.unwrap().committed.len(), 65);
+    }
+
+    /// Nobody waits for a record to be forgotten: it costs no append of its own while others come.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_forgotten_shares_the_append_of_the_next_decision() {
+        let slow = Slow::default();
+        let log = Arc::new(StoreLog::new(slow.clone()));
+        log.open("c").await.unwrap();
+        slow.batches.lock().clear();
+        let txn = |number| TxnId { epoch: 1, number };
+        let commit = |number| Committed::new(txn(number), vec![(0, "a".into())]);
+        log.commit(&commit(1)).await.unwrap();
+        let forget = |number| {
+            let log = Arc::clone(&log);
+            tokio::spawn(async move { log.forget(txn(number)).await })
+        };
+        let forgotten = forget(1);
+        tokio::task::yield_now().await;
+        log.commit(&commit(2)).await.unwrap();
+        forgotten.await.unwrap().unwrap();
+        assert_eq!(*slow.batches.lock(), [1, 2]);
+        // Also if none comes.
+        log.forget(txn(2)).await.unwrap();
+        assert_eq!(*slow.batches.lock(), [1, 2, 1]);
+        // One that ended before it was appended costs nobody the next append.
+        let dropped = forget(3);
+        tokio::task::yield_now().await;
+        dropped.abort();
+        log.commit(&commit(4)).await.unwrap();
+        assert_eq!(*slow.batches.lock(), [1, 2, 1, 2]);
+        let next = StoreLog::new((*slow.store).clone());
+        assert_eq!(next.open("c").await.unwrap().committed, [commit(4)]);
     }
 
     #[test]
