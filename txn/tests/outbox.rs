@@ -4,14 +4,14 @@
 //! program with `VOUSSOIR_TXN_RELAY` set to the name of its database.
 
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio_postgres::{Client, Error, NoTls};
+use tokio_postgres::{AsyncMessage, Client, Error, NoTls};
 use voussoir_sim::{Rng, Situations};
 use voussoir_txn::async_trait;
 use voussoir_txn::outbox::*;
@@ -153,13 +153,15 @@ async fn a_row_that_commits_late_is_not_skipped() {
     database.drop().await;
 }
 
-/// Two transactions that put a message of one key, with nothing else that orders them.
+/// Transactions that put messages of one key, alone and with others, with nothing else that orders
+/// them.
 #[tokio::test]
 #[ignore = "needs postgresql"]
 async fn messages_of_a_key_come_in_the_order_of_their_commits() {
     let database = Database::create("order").await;
     let outbox = database.outbox().await;
-    let (mut one, mut two) = (database.client().await, database.client().await);
+    let (mut one, mut two, mut three) =
+        (database.client().await, database.client().await, database.client().await);
     let first = one.transaction().await.unwrap();
     outbox.put(&first, &[NewMessage::new("orders", "k", "first")]).await.unwrap();
     let second = two.transaction().await.unwrap();
@@ -168,13 +170,29 @@ async fn messages_of_a_key_come_in_the_order_of_their_commits() {
     let mut putting = Box::pin(outbox.put(&second, &messages));
     let early = tokio::time::timeout(200 * MS, &mut putting).await;
     assert!(early.is_err(), "its number would not say when it commits");
+    let third = three.transaction().await.unwrap();
+    let alone = [NewMessage::new("orders", "k", "third")];
+    let mut putting_alone = Box::pin(outbox.put(&third, &alone));
+    let early = tokio::time::timeout(200 * MS, &mut putting_alone).await;
+    assert!(early.is_err(), "nor would that of a message that is put alone");
+    put(&outbox, &database.client().await, "between", "y").await;
     first.commit().await.unwrap();
     putting.as_mut().await.unwrap();
     drop(putting);
     second.commit().await.unwrap();
+    putting_alone.as_mut().await.unwrap();
+    drop(putting_alone);
+    third.commit().await.unwrap();
     let taken: Arc<Taken> = Arc::default();
     let relay = Relay::start(&outbox, taken.clone(), quick()).unwrap();
-    until("both are taken", async || taken.bodies("k") == ["first", "second"]).await;
+    until("all are taken", async || taken.bodies("k") == ["first", "second", "third"]).await;
+    until("the other is taken", async || taken.bodies("between") == ["y"]).await;
+    let number = |body: &str| {
+        let messages = taken.messages.lock();
+        messages.iter().find(|message| message.body == body).map(|message| message.number)
+    };
+    assert!(number("y") < number("second"), "a number is given behind the lock");
+    assert!(number("y") < number("third"), "a number is given behind the lock");
     relay.stop().await;
     database.drop().await;
 }
@@ -400,6 +418,38 @@ async fn a_lost_notification_costs_one_look_and_one_that_arrives_none() {
     })
     .await;
     relay.stop().await;
+    database.drop().await;
+}
+
+/// The server commits transactions that notify one after the other, so one for each message would
+/// hold up the messages' own.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn many_messages_share_a_notification() {
+    let database = Database::create("paced").await;
+    let (client, mut connection) = config(Some(&database.0)).connect(NoTls).await.unwrap();
+    let heard: Arc<AtomicU64> = Arc::default();
+    let count = Arc::clone(&heard);
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+            if matches!(message, AsyncMessage::Notification(_)) {
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    });
+    client.batch_execute("LISTEN voussoir_outbox").await.unwrap();
+    let outbox = database.outbox().await;
+    let start = Instant::now();
+    while start.elapsed() < 500 * MS {
+        outbox.wake();
+        tokio::time::sleep(MS / 4).await;
+    }
+    let most = start.elapsed().as_millis() as u64 / 5 + 2;
+    until("the last one is heard", async || heard.load(Ordering::Relaxed) > 0).await;
+    tokio::time::sleep(50 * MS).await;
+    let heard = heard.load(Ordering::Relaxed);
+    assert!(heard <= most, "{heard} notifications in {:?}", start.elapsed());
+    drop((client, outbox));
     database.drop().await;
 }
 

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error};
 
 use super::config::RelayConfig;
@@ -285,9 +286,17 @@ impl Task {
             self.outbox.shared.table
         );
         let started = Instant::now();
-        let read = self
-            .within(client.query(&select, &[&lanes, &paused, &each, &only_due, &due, &max_bytes]))
-            .await;
+        // Typed, and so one round trip. It is planned each time, for the rows that are there: a plan
+        // that was made for an empty table would read a full one once for each lane.
+        let params: [(&(dyn ToSql + Sync), Type); 6] = [
+            (&lanes, Type::INT4_ARRAY),
+            (&paused, Type::TEXT_ARRAY),
+            (&each, Type::INT8),
+            (&only_due, Type::BOOL),
+            (&due, Type::TEXT_ARRAY),
+            (&max_bytes, Type::INT8),
+        ];
+        let read = self.within(client.query_typed(&select, &params)).await;
         let is_slow = started.elapsed() > self.config.lease / 4;
         self.max_bytes =
             if is_slow { max_bytes / 2 } else { max_bytes * 2 }.clamp(1, MAX_READ_BYTES);
@@ -413,14 +422,15 @@ async fn deliver_key(
 }
 
 /// Deletes what a sink has taken. Also right when another relay has the lane meanwhile.
-async fn delete(client: &Client, table: &str, taken: &[(i32, i64)]) -> Result<u64, Error> {
-    let (lanes, ids): (Vec<i32>, Vec<i64>) = taken.iter().copied().unzip();
+async fn delete(client: &Client, table: &str, taken: &[(i32, i64)]) -> Result<(), Error> {
+    let taken: Vec<String> = taken.iter().map(|(lane, id)| format!("({lane},{id})")).collect();
+    // Numbers only, and so one round trip without parameters.
     let delete = format!(
-        "DELETE FROM {table} AS old USING ROWS FROM (pg_catalog.unnest($1::INT[]), \
-         pg_catalog.unnest($2::BIGINT[])) AS done (lane, id) \
-         WHERE old.lane = done.lane AND old.id = done.id"
+        "DELETE FROM {table} AS old USING (VALUES {}) AS done (lane, id) \
+         WHERE old.lane = done.lane AND old.id = done.id",
+        taken.join(",")
     );
-    client.execute(&delete, &[&lanes, &ids]).await
+    client.batch_execute(&delete).await
 }
 
 fn describe(error: &Error) -> String {

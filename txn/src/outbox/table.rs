@@ -4,9 +4,11 @@ use std::collections::HashSet;
 use std::fmt;
 use std::future::Future;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Error, GenericClient};
 
 use super::config::OutboxConfig;
@@ -54,6 +56,7 @@ pub(super) struct Shared {
     pub(super) table: String,
     pub(super) lanes: String,
     insert: String,
+    insert_one: String,
     /// Wakes the relays of this process.
     pub(super) local: Arc<Notify>,
     /// Wakes the task that notifies those of other processes.
@@ -78,6 +81,12 @@ impl Outbox {
         install(&client, &config.schema, TABLE, create).await?;
         lanes::create(&mut client, &config).await?;
         let table = format!("{}.{TABLE}", quoted(&config.schema));
+        // The lock comes first, and the number after it. The server plans each statement anew, and
+        // this one, which is by far the most frequent, in a fraction of the other's time.
+        let insert_one = format!(
+            "INSERT INTO {table} (lane, topic, key, body) SELECT $2, $3, $4, $5 \
+             FROM (SELECT pg_catalog.pg_advisory_xact_lock($1) OFFSET 0) AS locked"
+        );
         // The locks come first, in one order, and the numbers after them.
         let insert = format!(
             "WITH locked AS MATERIALIZED (SELECT pg_catalog.count(\
@@ -95,6 +104,7 @@ impl Outbox {
             lanes: lanes::table(&config.schema),
             config,
             insert,
+            insert_one,
             local: Arc::default(),
             announce: Notify::new(),
         });
@@ -134,21 +144,40 @@ impl Outbox {
         if messages.is_empty() {
             return Ok(());
         }
+        let salt = lanes::hash(&self.shared.table, 0);
+        let lock = |message: &NewMessage| lanes::hash(&message.key, salt).cast_signed();
+        let count = u64::from(self.shared.config.lanes);
+        let lane = |message: &NewMessage| (lanes::hash(&message.key, 0) % count) as i32;
+        // One round trip, which a statement that is given as text and not typed would double.
+        if let [one] = messages {
+            let (lock, lane, body) = (lock(one), lane(one), &*one.body);
+            let params: [(&(dyn ToSql + Sync), Type); 5] = [
+                (&lock, Type::INT8),
+                (&lane, Type::INT4),
+                (&one.topic, Type::TEXT),
+                (&one.key, Type::TEXT),
+                (&body, Type::BYTEA),
+            ];
+            transaction.query_typed(&self.shared.insert_one, &params).await?;
+            return Ok(());
+        }
         let distinct: HashSet<&str> = messages.iter().map(|one| &*one.key).collect();
         if distinct.len() > MAX_KEYS {
             return Err(PutError::Keys { keys: distinct.len(), max: MAX_KEYS });
         }
-        let salt = lanes::hash(&self.shared.table, 0);
-        let of = |message: &NewMessage| lanes::hash(&message.key, 0);
-        let locks: Vec<i64> =
-            messages.iter().map(|one| lanes::hash(&one.key, salt).cast_signed()).collect();
-        let count = u64::from(self.shared.config.lanes);
-        let lanes: Vec<i32> = messages.iter().map(|one| (of(one) % count) as i32).collect();
+        let locks: Vec<i64> = messages.iter().map(lock).collect();
+        let lanes: Vec<i32> = messages.iter().map(lane).collect();
         let topics: Vec<&str> = messages.iter().map(|one| &*one.topic).collect();
         let keys: Vec<&str> = messages.iter().map(|one| &*one.key).collect();
         let bodies: Vec<&[u8]> = messages.iter().map(|one| &*one.body).collect();
-        let insert = &*self.shared.insert;
-        transaction.execute(insert, &[&locks, &lanes, &topics, &keys, &bodies]).await?;
+        let params: [(&(dyn ToSql + Sync), Type); 5] = [
+            (&locks, Type::INT8_ARRAY),
+            (&lanes, Type::INT4_ARRAY),
+            (&topics, Type::TEXT_ARRAY),
+            (&keys, Type::TEXT_ARRAY),
+            (&bodies, Type::BYTEA_ARRAY),
+        ];
+        transaction.query_typed(&self.shared.insert, &params).await?;
         Ok(())
     }
 
@@ -188,8 +217,9 @@ impl Outbox {
     }
 }
 
-/// Notifies the relays of other processes, as often as a connection of its own allows. A
-/// notification that is lost costs them the time until they look by themselves.
+/// Notifies the relays of other processes, once for all messages of `ANNOUNCE_EVERY`: the server
+/// commits one transaction that notifies after the other. A notification that is lost costs them
+/// the time until they look by themselves.
 async fn announce(shared: Weak<Shared>) {
     let mut client: Option<Client> = None;
     // Ends: when the last handle of the outbox is gone, at the next look.
@@ -204,14 +234,21 @@ async fn announce(shared: Weak<Shared>) {
                 Some(connected) => connected,
                 None => strong.connect.connect().await?,
             };
-            connected.batch_execute(&format!("NOTIFY {CHANNEL}")).await?;
+            // What it speaks of is durable already.
+            let notify =
+                format!("BEGIN; SET LOCAL synchronous_commit = off; NOTIFY {CHANNEL}; COMMIT");
+            connected.batch_execute(&notify).await?;
             Ok::<_, Error>(connected)
         };
         client = timed(sent).await;
+        drop(strong);
+        tokio::time::sleep(ANNOUNCE_EVERY).await;
     }
 }
 
-const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(1);
+/// The shortest time between two notifications.
+const ANNOUNCE_EVERY: Duration = Duration::from_millis(5);
 
 async fn timed(sent: impl Future<Output = Result<Client, Error>>) -> Option<Client> {
     tokio::time::timeout(5 * LOOK, sent).await.ok()?.ok()
