@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -238,15 +239,25 @@ impl Driver {
             self.definition.code[usize::from(step)].needs.iter().map(output).collect();
         let own = state.step(step).output.as_ref();
         let with = Arguments { cx, input: &state.input, needs: &needs, own };
-        let answer = self.definition.call(step, call, with);
-        let task = self.calls.spawn(async move { (step, attempt, answer.await) });
-        self.running.insert(attempt, task);
+        let mut answer = self.definition.call(step, call, with);
+        // Many calls answer at once, and need no task of their own. One that waits is polled again
+        // by its task, so nobody has to be woken for this poll.
+        match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(answer) => self.take_answer(step, attempt, answer),
+            Poll::Pending => {
+                let task = self.calls.spawn(async move { (step, attempt, answer.await) });
+                self.running.insert(attempt, task);
+            }
+        }
     }
 
     fn answered(&mut self, step: StepId, attempt: u64, answer: Answer) {
-        if self.running.remove(&attempt).is_none() {
-            return;
+        if self.running.remove(&attempt).is_some() {
+            self.take_answer(step, attempt, answer);
         }
+    }
+
+    fn take_answer(&mut self, step: StepId, attempt: u64, answer: Answer) {
         let input = match answer {
             Answer::Acted(result) => {
                 let result = result.and_then(|output| self.take_output(output));

@@ -20,7 +20,7 @@
 //! | 11 | ended | - | - | - | 0 completed, 1 undone, 2 given up |
 //! | 12 | version | - | - | - | version of the definition |
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes};
 
 use super::graph::StepId;
 
@@ -99,16 +99,31 @@ pub(crate) enum EventError {
 
 impl Event {
     pub(crate) fn encode(events: &[Self]) -> Bytes {
-        let mut out = BytesMut::with_capacity(HEAD_BYTES + 2 * EVENT_BYTES * events.len());
+        let bytes = events.iter().map(|event| EVENT_BYTES + event.len_bytes()).sum::<usize>();
+        // Exact: the vector becomes the record as it is.
+        let mut out = Vec::with_capacity(HEAD_BYTES + bytes);
         out.put_u8(FORMAT);
         out.put_u32_le(events.len() as u32);
         for event in events {
             event.put(&mut out);
         }
-        out.freeze()
+        out.into()
     }
 
-    fn put(&self, out: &mut BytesMut) {
+    /// Bytes of its text and value.
+    fn len_bytes(&self) -> usize {
+        match self {
+            Self::Started { definition, input, .. } => definition.len() + input.len(),
+            Self::Done(_, value) => value.len(),
+            Self::AttemptFailed { why, .. }
+            | Self::Failed { why, .. }
+            | Self::Unwinding { why, .. }
+            | Self::Stuck { why, .. } => why.len(),
+            _ => 0,
+        }
+    }
+
+    fn put(&self, out: &mut Vec<u8>) {
         const NONE: &[u8] = &[];
         let flag = u64::from;
         let (kind, step, text, value, number): (u8, StepId, &str, &[u8], u64) = match self {

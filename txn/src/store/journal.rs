@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_journal::{Commit, Health, Journal, Log};
+use voussoir_journal::{Batch, Commit, Health, Journal, Log};
 
 use super::{Opened, Record, RecordKind, SagaStore};
 use crate::error::StoreError;
@@ -112,6 +112,22 @@ impl JournalStore {
         Ok(())
     }
 
+    fn encode(&self, records: &[Record]) -> Result<Batch, StoreError> {
+        let bytes = records.iter().map(|record| HEAD_BYTES + record.len_bytes()).sum();
+        let mut batch = self.records.batch(bytes);
+        for Record { saga, kind, events } in records {
+            let too_long = |_| StoreError::new("a saga's id is longer than 65,535 bytes");
+            let [low, high] = u16::try_from(saga.len()).map_err(too_long)?.to_le_bytes();
+            let kind = match kind {
+                RecordKind::More => 0,
+                RecordKind::Whole => 1,
+                RecordKind::Forgotten => 2,
+            };
+            batch.push_pieces(&[&[VERSION, kind, low, high], saga.as_bytes(), events]);
+        }
+        Ok(batch.finish())
+    }
+
     fn read_all(&self) -> Result<Vec<(u64, Record)>, StoreError> {
         let mut records = Vec::new();
         let Range { start: mut at, end } = self.records.bounds();
@@ -195,9 +211,8 @@ impl SagaStore for JournalStore {
 
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
         let mut commit = Commit::new();
-        for batch in batches(&records, self.journal.max_batch_bytes()) {
-            let encoded: Vec<Bytes> = batch.iter().map(encode).collect::<Result<_, _>>()?;
-            commit = commit.append(&self.records, encoded);
+        for records in batches(&records, self.journal.max_batch_bytes()) {
+            commit = commit.append_batch(&self.records, self.encode(records)?);
         }
         let submitted = {
             let _order = ORDER.lock();
@@ -263,22 +278,6 @@ fn batches(records: &[Record], max_bytes: u64) -> impl Iterator<Item = &[Record]
         }
         fits
     })
-}
-
-fn encode(record: &Record) -> Result<Bytes, StoreError> {
-    let too_long = |_| StoreError::new("a saga's id is longer than 65,535 bytes");
-    let len = u16::try_from(record.saga.len()).map_err(too_long)?;
-    let mut out = Vec::with_capacity(HEAD_BYTES + record.saga.len() + record.events.len());
-    out.push(VERSION);
-    out.push(match record.kind {
-        RecordKind::More => 0,
-        RecordKind::Whole => 1,
-        RecordKind::Forgotten => 2,
-    });
-    out.extend(len.to_le_bytes());
-    out.extend(record.saga.as_bytes());
-    out.extend(&record.events);
-    Ok(out.into())
 }
 
 fn decode(record: Bytes, at: u64) -> Result<Record, StoreError> {
