@@ -141,9 +141,9 @@ fn has_successor(inner: &Inner, error: &StoreError) -> bool {
 
 async fn prepare(inner: Arc<Inner>, txn: TxnId, branch: BranchNo, participant: Arc<str>) -> Input {
     let gid = inner.gid(txn, branch);
-    let called = Arc::clone(&inner.participants[&participant]);
-    let vote = async move { called.prepare(&gid).await };
-    let vote = guarded(inner.config.prepare_timeout, vote).await;
+    // In this task, which is the branch's own.
+    let vote = caught(inner.participants[&participant].prepare(&gid));
+    let vote = tokio::time::timeout(inner.config.prepare_timeout, vote).await.ok().flatten();
     Input::Voted(
         branch,
         match vote {
@@ -248,7 +248,7 @@ fn warn_of(outcome: &HeuristicOutcome) {
     );
 }
 
-/// Runs a call of the log, which may be foreign code, in this task. `None` if it panics.
+/// Runs a call of foreign code in this task. `None` if it panics.
 async fn caught<T>(call: impl Future<Output = T>) -> Option<T> {
     let mut call = pin!(call);
     poll_fn(|cx| match catch_unwind(AssertUnwindSafe(|| call.as_mut().poll(cx))) {
