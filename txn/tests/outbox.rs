@@ -4,14 +4,14 @@
 //! program with `VOUSSOIR_TXN_RELAY` set to the name of its database.
 
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use tokio_postgres::{AsyncMessage, Client, Error, NoTls};
+use tokio_postgres::{Client, Error, NoTls};
 use voussoir_sim::{Rng, Situations};
 use voussoir_txn::async_trait;
 use voussoir_txn::outbox::*;
@@ -418,38 +418,6 @@ async fn a_lost_notification_costs_one_look_and_one_that_arrives_none() {
     })
     .await;
     relay.stop().await;
-    database.drop().await;
-}
-
-/// The server commits transactions that notify one after the other, so one for each message would
-/// hold up the messages' own.
-#[tokio::test]
-#[ignore = "needs postgresql"]
-async fn many_messages_share_a_notification() {
-    let database = Database::create("paced").await;
-    let (client, mut connection) = config(Some(&database.0)).connect(NoTls).await.unwrap();
-    let heard: Arc<AtomicU64> = Arc::default();
-    let count = Arc::clone(&heard);
-    tokio::spawn(async move {
-        while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
-            if matches!(message, AsyncMessage::Notification(_)) {
-                count.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
-    client.batch_execute("LISTEN voussoir_outbox").await.unwrap();
-    let outbox = database.outbox().await;
-    let start = Instant::now();
-    while start.elapsed() < 500 * MS {
-        outbox.wake();
-        tokio::time::sleep(MS / 4).await;
-    }
-    let most = start.elapsed().as_millis() as u64 / 5 + 2;
-    until("the last one is heard", async || heard.load(Ordering::Relaxed) > 0).await;
-    tokio::time::sleep(50 * MS).await;
-    let heard = heard.load(Ordering::Relaxed);
-    assert!(heard <= most, "{heard} notifications in {:?}", start.elapsed());
-    drop((client, outbox));
     database.drop().await;
 }
 

@@ -308,8 +308,8 @@ impl Task {
             self.outbox.shared.table
         );
         let started = Instant::now();
-        // Typed, and so one round trip. It is planned each time, for the rows that are there: a plan
-        // that was made for an empty table would read a full one once for each lane.
+        // Typed, and so one round trip. It is planned each time, for the rows that are there: a
+        // plan that was made for an empty table would read a full one once for each lane.
         let params: [(&(dyn ToSql + Sync), Type); 6] = [
             (&lanes, Type::INT4_ARRAY),
             (&paused, Type::TEXT_ARRAY),
