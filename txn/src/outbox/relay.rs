@@ -265,9 +265,7 @@ impl Task {
         }
     }
 
-    /// Messages that may be delivered, and whether they are all that there were.
-    async fn read(&mut self, client: &Client) -> Result<(Vec<Message>, bool), String> {
-        let now = Instant::now();
+    async fn renew_if_due(&mut self, client: &Client, now: Instant) -> Result<(), String> {
         if now >= self.renew_at || now >= self.leases.held().1 {
             let (lease, lanes) = (self.config.lease, self.config.max_lanes);
             let renew = self.leases.renew(client, &self.outbox.shared, lease, lanes);
@@ -277,6 +275,13 @@ impl Task {
             }
             self.renew_at = now + self.config.lease / 3;
         }
+        Ok(())
+    }
+
+    /// Messages that may be delivered, and whether they are all that there were.
+    async fn read(&mut self, client: &Client) -> Result<(Vec<Message>, bool), String> {
+        let now = Instant::now();
+        self.renew_if_due(client, now).await?;
         let (held, _) = self.leases.held();
         self.stats.lock().lanes = held.len();
         if held.is_empty() {
@@ -340,12 +345,7 @@ impl Task {
         let keys: HashSet<&str> = messages.iter().map(|message| &*message.key).collect();
         self.blocked.retain(|key, pause| pause.retry_at > now || keys.contains(&**key));
         self.show_blocked();
-        let (mut of_lanes, mut bytes): (HashMap<u32, i64>, i64) = (HashMap::new(), 0);
-        for message in &messages {
-            *of_lanes.entry(message.lane).or_default() += 1;
-            bytes += message.body.len() as i64;
-        }
-        let is_all = bytes < max_bytes / 2 && of_lanes.values().all(|count| *count < each);
+        let is_all = is_below_limits(&messages, each, max_bytes);
         Ok((messages, is_all))
     }
 
@@ -428,6 +428,17 @@ impl Task {
         blocked.sort_by(|a, b| a.key.cmp(&b.key));
         self.stats.lock().blocked = blocked;
     }
+}
+
+/// Whether no limit has kept a message from being read.
+fn is_below_limits(messages: &[Message], of_each_lane: i64, max_bytes: i64) -> bool {
+    let (mut of_lanes, mut bytes): (HashMap<u32, i64>, usize) = (HashMap::new(), 0);
+    for message in messages {
+        *of_lanes.entry(message.lane).or_default() += 1;
+        bytes += message.body.len();
+    }
+    i64::try_from(bytes).unwrap_or(i64::MAX) < max_bytes / 2
+        && of_lanes.values().all(|count| *count < of_each_lane)
 }
 
 async fn deliver_key(
