@@ -53,6 +53,8 @@ struct Shared {
     config: Config,
     /// The largest batch that fits into a write beside the largest snapshot.
     max_batch_bytes: usize,
+    /// Writes that may be on their way at once.
+    max_in_flight: usize,
     /// Bytes of batches after which a snapshot is due, besides their number: a store that fills up
     /// can always release what its last snapshot covers.
     snapshot_bytes: u64,
@@ -144,6 +146,7 @@ impl Partition {
         let store: Arc<dyn PartitionStore> = Arc::new(store);
         let max_batch_bytes = room_for_a_batch(&*store, &config)?;
         let (state, covered, bytes_behind) = recover(&*store, &config)?;
+        let max_in_flight = store.max_in_flight();
         let snapshot_bytes = 4 * store.max_write_bytes() as u64;
         // A store has made everything durable that it shows when it is opened.
         let synced_offset = state.next_offset;
@@ -167,7 +170,15 @@ impl Partition {
             let generation = append::generation(Weak::clone(shared), store.log());
             let inner = Mutex::new(inner(generation));
             let is_compacting = AtomicBool::new(false);
-            Shared { store, config, max_batch_bytes, snapshot_bytes, inner, is_compacting }
+            Shared {
+                store,
+                config,
+                max_batch_bytes,
+                max_in_flight,
+                snapshot_bytes,
+                inner,
+                is_compacting,
+            }
         });
         Ok(Self { shared })
     }
@@ -180,8 +191,9 @@ impl Partition {
 
     /// Appends a batch. The offsets that its header has are replaced.
     ///
-    /// Batches of one caller are appended in the order of the calls. All that wait when a write
-    /// ends go into the next one: a lone batch is written at once, many share a write and a sync.
+    /// Batches of one caller are appended in the order of the calls. A lone batch is written at
+    /// once, and in a journal another one right behind it; all that wait when a write ends share the
+    /// next one, and its sync. When a write fails, those that were decided behind it fail too.
     ///
     /// The future need not be polled for the batch to be appended.
     pub fn append(&self, batch: Batch, durability: Durability) -> AppendFuture {

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use crate::error::StoreError;
 
 #[cfg(feature = "journal")]
+mod gather;
+#[cfg(feature = "journal")]
 pub(crate) mod journal;
 mod memory;
 
@@ -37,6 +39,10 @@ pub enum Durability {
 pub struct Write {
     /// Batches to append, each one record at one position, stored as they are.
     pub batches: Vec<Bytes>,
+    /// The position that the first of `batches` is for, when the write was decided while others
+    /// were on their way. Where the log ends before, one of them has failed, and the store answers
+    /// [`StoreError::Busy`].
+    pub position: Option<u64>,
     /// Positions before this one are let go.
     pub release: Option<u64>,
     /// Replaces the snapshot.
@@ -145,9 +151,11 @@ pub trait PartitionLog: Send + Sync + fmt::Debug + 'static {
 
 /// A log of batches, with a snapshot beside it.
 ///
-/// A partition has at most one write on its way, so a store need not order writes of one partition.
-/// Nor need it order them against those of others, which may overtake each other: what belongs
-/// together, such as batches and the state of their producers, is in one write.
+/// A partition has at most [`max_in_flight`](Self::max_in_flight) writes on their way, of which all
+/// but the first have a [position](Write::position). They are appended and answered in the order in
+/// which they were submitted, and behind one that fails all others do. The store need not order
+/// them against those of other partitions, which may overtake each other: what belongs together,
+/// such as batches and the state of their producers, is in one write.
 ///
 /// Contract: a write is all or nothing, also across a crash. After a crash the store holds a prefix
 /// of its writes that has every one acknowledged as [`Durability::Synced`], and so every one before
@@ -170,6 +178,11 @@ pub trait PartitionStore: Send + Sync + fmt::Debug + 'static {
     /// The most bytes that one write may have: those of its batches and snapshot, and
     /// [`BATCH_OVERHEAD_BYTES`] more for each of them.
     fn max_write_bytes(&self) -> usize;
+
+    /// How many writes may be on their way at once. Those beyond the first only append batches.
+    fn max_in_flight(&self) -> usize {
+        1
+    }
 
     /// Begins a write. Calls `done` once, when the write is as durable as [`Write::durability`]
     /// asks, or has failed: from any thread, possibly before this returns. Must not block for long.
@@ -203,6 +216,10 @@ impl<S: PartitionStore + ?Sized> PartitionStore for Arc<S> {
 
     fn max_write_bytes(&self) -> usize {
         (**self).max_write_bytes()
+    }
+
+    fn max_in_flight(&self) -> usize {
+        (**self).max_in_flight()
     }
 
     fn submit(&self, write: Write, done: Done) {

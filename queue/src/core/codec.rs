@@ -8,13 +8,11 @@
 //! timestamp before: 8 each), number of producers (4), and of each its id (8), epoch (2), number
 //! of batches (1) and these (first and last sequence 4 each, offset 8).
 
-use std::collections::VecDeque;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::clean::Clean;
 use super::index::Entry;
-use super::producers::{Producer, Sent, WINDOW};
+use super::producers::{Producer, Sent, WINDOW, Window};
 use super::state::{Limits, State};
 
 const VERSION: u8 = 2;
@@ -55,7 +53,7 @@ impl State {
             out.put_i64_le(id);
             out.put_i16_le(producer.epoch);
             out.put_u8(producer.window.len() as u8);
-            for sent in &producer.window {
+            for sent in producer.window.iter() {
                 out.put_i32_le(sent.first);
                 out.put_i32_le(sent.last);
                 out.put_u64_le(sent.offset);
@@ -141,7 +139,7 @@ fn decode_producer(input: &mut Bytes) -> Option<(i64, Producer)> {
     if count == 0 || count > WINDOW || input.remaining() < count * SENT_BYTES {
         return None;
     }
-    let mut window = VecDeque::with_capacity(WINDOW);
+    let mut window = Window::default();
     for _ in 0..count {
         let (first, last) = (input.get_i32_le(), input.get_i32_le());
         window.push_back(Sent { first, last, offset: input.get_u64_le() });

@@ -1,7 +1,8 @@
 //! Idempotent producers: what a partition remembers of them, and which batches it takes.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap};
 
+use super::state::StagedProducer;
 use crate::format::Header;
 
 /// Batches of a producer whose offsets are remembered, as in Kafka: the largest number that a
@@ -11,7 +12,7 @@ pub(crate) const WINDOW: usize = 5;
 const SEQUENCES: i64 = i32::MAX as i64 + 1;
 
 /// A batch that was appended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sent {
     pub(crate) first: i32,
     pub(crate) last: i32,
@@ -23,7 +24,41 @@ pub(crate) struct Sent {
 pub(crate) struct Producer {
     pub(crate) epoch: i16,
     /// The latest batches of `epoch`, oldest first. Invariant: 1 to [`WINDOW`] of them.
-    pub(crate) window: VecDeque<Sent>,
+    pub(crate) window: Window,
+}
+
+/// Up to [`WINDOW`] batches, in place: a producer is copied for each write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Window {
+    /// Invariant: those from `count` on are default values.
+    sent: [Sent; WINDOW],
+    count: usize,
+}
+
+impl Window {
+    pub(crate) fn iter(&self) -> std::slice::Iter<'_, Sent> {
+        self.sent[..self.count].iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Adds the newest one. The window must not be full.
+    pub(crate) fn push_back(&mut self, sent: Sent) {
+        self.sent[self.count] = sent;
+        self.count += 1;
+    }
+
+    fn back(&self) -> Option<&Sent> {
+        self.iter().next_back()
+    }
+
+    fn pop_front(&mut self) {
+        self.sent.copy_within(1.., 0);
+        self.sent[WINDOW - 1] = Sent::default();
+        self.count -= 1;
+    }
 }
 
 /// What is to be done with a batch.
@@ -80,10 +115,10 @@ impl Producer {
         })
     }
 
-    fn note(&mut self, header: &Header, offset: u64) {
+    pub(super) fn note(&mut self, header: &Header, offset: u64) {
         if header.producer_epoch != self.epoch {
             self.epoch = header.producer_epoch;
-            self.window.clear();
+            self.window = Window::default();
         }
         if self.window.len() == WINDOW {
             self.window.pop_front();
@@ -119,9 +154,14 @@ impl Producers {
 
     /// What to do with a batch. `staged` has the producers of batches that are on their way to the
     /// store.
-    pub(crate) fn admit(&self, staged: &HashMap<i64, Producer>, header: &Header) -> Admission {
+    pub(super) fn admit(
+        &self,
+        staged: &HashMap<i64, StagedProducer>,
+        header: &Header,
+    ) -> Admission {
         let id = header.producer_id;
-        match staged.get(&id).or_else(|| self.known.get(&id)) {
+        let staged = staged.get(&id).map(|staged| &staged.producer);
+        match staged.or_else(|| self.known.get(&id)) {
             Some(producer) => producer.admit(header),
             None if id <= self.forgotten => Admission::Reject(Fence::Unknown),
             None if header.base_sequence == 0 => Admission::Append,
@@ -132,17 +172,13 @@ impl Producers {
         }
     }
 
-    /// Adds a batch that was admitted to `staged`.
-    pub(crate) fn stage(&self, staged: &mut HashMap<i64, Producer>, header: &Header, offset: u64) {
-        let known = || self.known.get(&header.producer_id).cloned();
-        let producer = staged
-            .entry(header.producer_id)
-            .or_insert_with(|| known().unwrap_or_else(|| Self::fresh(header)));
-        producer.note(header, offset);
+    /// The producer of a batch, without the batch.
+    pub(super) fn known_or_fresh(&self, header: &Header) -> Producer {
+        self.known.get(&header.producer_id).cloned().unwrap_or_else(|| Self::fresh(header))
     }
 
     fn fresh(header: &Header) -> Producer {
-        Producer { epoch: header.producer_epoch, window: VecDeque::with_capacity(WINDOW) }
+        Producer { epoch: header.producer_epoch, window: Window::default() }
     }
 
     /// Applies a batch that is in the log. Forgets the producer that has been silent for longest

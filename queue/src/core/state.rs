@@ -32,13 +32,61 @@ pub(crate) struct State {
     pub(crate) clean: Clean,
 }
 
-/// Batches that have been admitted and are not in the store yet.
+/// Batches that have been admitted and not been acknowledged by the store yet, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Staged {
-    producers: HashMap<i64, Producer>,
+    /// What each of their producers will be. Invariant: one for each producer of a batch.
+    producers: HashMap<i64, StagedProducer>,
     /// How many of `producers` are new to the partition.
     fresh: usize,
     records: u64,
+    batches: u64,
+}
+
+/// Producers for which an empty [`Staged`] keeps its memory.
+const KEPT_PRODUCERS: usize = 16;
+
+#[derive(Debug)]
+pub(super) struct StagedProducer {
+    pub(super) producer: Producer,
+    /// Batches of it among those staged.
+    batches: u64,
+}
+
+impl Staged {
+    /// How many batches there are.
+    pub(crate) fn batches(&self) -> u64 {
+        self.batches
+    }
+
+    /// Whether what is decided about a batch of this producer depends on them.
+    pub(crate) fn concerns(&self, header: &Header) -> bool {
+        header.is_idempotent() && self.producers.contains_key(&header.producer_id)
+    }
+
+    /// Gives up all batches.
+    pub(crate) fn clear(&mut self) {
+        (self.fresh, self.records, self.batches) = (0, 0, 0);
+        self.producers.clear();
+        self.producers.shrink_to(KEPT_PRODUCERS);
+    }
+
+    /// Takes off the first batch, which has been acknowledged; its producer was known before or
+    /// not.
+    fn pop(&mut self, header: &Header, was_known: bool) {
+        self.records -= header.last_offset_delta as u64 + 1;
+        self.batches -= 1;
+        if !header.is_idempotent() {
+            return;
+        }
+        self.fresh -= usize::from(!was_known);
+        if let Some(staged) = self.producers.get_mut(&header.producer_id) {
+            staged.batches -= 1;
+            if staged.batches == 0 {
+                self.producers.remove(&header.producer_id);
+            }
+        }
+    }
 }
 
 impl State {
@@ -81,10 +129,33 @@ impl State {
                 forgets = self.producers.len() + staged.fresh > limits.max_producers;
             }
             let offset = self.offset_behind(staged);
-            self.producers.stage(&mut staged.producers, header, offset);
+            let known = || self.producers.known_or_fresh(header);
+            let of_batch = staged
+                .producers
+                .entry(id)
+                .or_insert_with(|| StagedProducer { producer: known(), batches: 0 });
+            of_batch.producer.note(header, offset);
+            of_batch.batches += 1;
         }
         staged.records += header.last_offset_delta as u64 + 1;
+        staged.batches += 1;
         forgets
+    }
+
+    /// Applies the first batch of `staged`, which is in the store now.
+    ///
+    /// # Errors
+    /// It cannot follow those before it.
+    pub(crate) fn apply_staged(
+        &mut self,
+        staged: &mut Staged,
+        header: &Header,
+        limits: Limits,
+    ) -> Result<(), &'static str> {
+        let was_known =
+            header.is_idempotent() && self.producers.known.contains_key(&header.producer_id);
+        staged.pop(header, was_known);
+        self.apply(header, limits)
     }
 
     /// Applies the batch at `next_position` of the store.

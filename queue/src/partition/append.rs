@@ -1,4 +1,12 @@
-//! Appending: one write of a partition is on its way at a time, and takes all that wait.
+//! Appending: a write takes all that wait. In a journal the next one may be submitted before the
+//! last one has been answered, so that the disk does not wait for the partition.
+//!
+//! Order: writes are submitted one by one by the thread that drives the partition, and the store
+//! keeps that order. What a write on its way will add to the state (offsets, sequences of producers)
+//! is staged; the state itself, and what readers see, changes only when the write has been
+//! acknowledged. So a write that is decided behind others rests on what may still fail. It names
+//! its position, by which the store rejects it when one of them has; and when one has failed, nothing
+//! more begins until all have been answered and what was staged has been given up.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -19,6 +27,15 @@ const MAX_PRODUCER_ID: i64 = 1 << 62;
 /// Bytes of batches that one write takes, with the overhead of each.
 const GROUP_BYTES: usize = 4 << 20;
 
+/// What a batch that waits has in memory besides its bytes: its place, its answer, what they grow
+/// by.
+const PLACE_BYTES: usize = 512;
+
+/// What a batch takes of `max_pending_bytes`.
+fn held_bytes(batch: &Batch) -> usize {
+    batch.bytes().len() + PLACE_BYTES
+}
+
 /// Is called without a lock.
 pub(super) type Answer = Box<dyn FnOnce(Result<Appended, ProduceError>) + Send>;
 
@@ -31,7 +48,7 @@ pub(super) fn answer_by(sender: oneshot::Sender<Result<Appended, ProduceError>>)
 #[derive(Default)]
 pub(super) struct Queue {
     appends: VecDeque<Pending>,
-    /// Bytes of `appends` and of the write on its way.
+    /// [`held_bytes`] of `appends` and of the writes on their way.
     pub(super) bytes: usize,
     upkeep: VecDeque<Upkeep>,
     /// Generations that the store did not delete when it was asked to: the next compaction asks
@@ -42,8 +59,18 @@ pub(super) struct Queue {
     was_turn: bool,
     /// A snapshot is due that no append has taken along.
     wants_snapshot: bool,
-    /// A write is on its way, or a turn is taken.
-    pub(super) is_writing: bool,
+    /// The batches of the writes on their way, and of the one that is being put together. Invariant:
+    /// empty when nothing is on its way; otherwise each batch is to be acknowledged in this order,
+    /// and none once one before it has failed.
+    pub(super) staged: Staged,
+    /// Writes on their way, and the turn that is taken. Invariant: at most `max_in_flight`.
+    in_flight: usize,
+    /// No other write begins before the one on its way, or the turn, is over. Only writes that do
+    /// nothing but append batches share their way.
+    is_alone: bool,
+    /// A write has failed, and those that were decided behind it will. Invariant: something is on
+    /// its way.
+    has_failed: bool,
     /// A thread is in `drive`, and looks again before it leaves.
     is_driven: bool,
 }
@@ -90,6 +117,8 @@ pub(super) enum Flight {
 /// Batches that are written together.
 #[derive(Default)]
 pub(super) struct Group {
+    /// A producer is forgotten for the last batch: which one depends on all before it.
+    pub(super) forgets: bool,
     pub(super) batches: Vec<(Batch, Answer)>,
     /// Repeated batches whose first attempt is not durable enough yet.
     pub(super) duplicates: Vec<(Appended, Answer)>,
@@ -107,12 +136,13 @@ pub(super) fn begin(
     has_bound: bool,
     answer: Answer,
 ) {
-    let bytes = batch.bytes().len();
+    let bytes = held_bytes(&batch);
     let rejection = {
         let mut inner = shared.inner.lock();
         let rejection = shared.check(&inner, &batch).or_else(|| {
             let (pending_bytes, limit) = (inner.queue.bytes, shared.config.max_pending_bytes);
-            (!has_bound && pending_bytes + bytes > limit)
+            // One batch of the largest size has room in any case.
+            (!has_bound && pending_bytes > 0 && pending_bytes + bytes > limit)
                 .then_some(ProduceError::Busy { pending_bytes, limit })
         });
         match rejection {
@@ -218,7 +248,7 @@ pub(super) fn stop(shared: &Arc<Shared>, error: StoreError) {
         let mut inner = shared.inner.lock();
         inner.stopped.get_or_insert(error);
         let appends = std::mem::take(&mut inner.queue.appends);
-        inner.queue.bytes -= appends.iter().map(|p| p.batch.bytes().len()).sum::<usize>();
+        inner.queue.bytes -= appends.iter().map(|p| held_bytes(&p.batch)).sum::<usize>();
         let upkeep = std::mem::take(&mut inner.queue.upkeep);
         let turns = std::mem::take(&mut inner.queue.turns);
         (appends, upkeep, turns, inner.waiters.close())
@@ -262,8 +292,10 @@ impl Shared {
         None
     }
 
+    /// Counts what is on its way, too: opening reads no more batches than it says.
     fn is_snapshot_due(&self, inner: &Inner) -> bool {
-        let behind = inner.state.next_position - inner.covered.position;
+        let next_position = inner.state.next_position + inner.queue.staged.batches();
+        let behind = next_position - inner.covered.position;
         behind >= self.config.snapshot_every || inner.bytes_behind >= self.snapshot_bytes
     }
 
@@ -282,7 +314,7 @@ impl Drop for Driving<'_> {
     }
 }
 
-/// Begins writes until one is on its way or nothing waits.
+/// Begins writes until as many are on their way as may be, or nothing waits.
 ///
 /// The store may answer before `submit` returns, or in another thread before this one has left:
 /// whoever finds that the partition is driven leaves the rest to the driver, which looks again.
@@ -292,20 +324,21 @@ pub(super) fn drive(shared: &Arc<Shared>) {
         let mut answers = Answers::default();
         let next = {
             let mut inner = shared.inner.lock();
-            if inner.queue.is_writing || inner.queue.is_driven {
+            let queue = &inner.queue;
+            let has_room = queue.in_flight < shared.max_in_flight;
+            if queue.is_driven || !has_room || queue.is_alone || queue.has_failed {
                 return;
             }
             if inner.stopped.is_some() {
                 // What still waits is answered by `stop`.
                 return;
             }
-            let next = match next_turn(&mut inner) {
-                Some(turn) => Some(Next::Turn(turn)),
-                None => next_flight(shared, &mut inner, &mut answers)
-                    .map(|(write, flight)| Next::Write(write, flight)),
-            };
-            inner.queue.is_writing = next.is_some();
-            inner.queue.is_driven = next.is_some();
+            let next = next(shared, &mut inner, &mut answers);
+            if let Some(next) = &next {
+                inner.queue.in_flight += 1;
+                inner.queue.is_alone = next.is_alone();
+                inner.queue.is_driven = true;
+            }
             next
         };
         answers.send();
@@ -327,6 +360,51 @@ pub(super) fn drive(shared: &Arc<Shared>) {
         shared.store.submit(write, done);
         drop(driving);
     }
+}
+
+impl Next {
+    /// Whether no other write may begin before it is over.
+    fn is_alone(&self) -> bool {
+        match self {
+            Self::Write(_, Flight::Group(group)) => group.has_snapshot || group.forgets,
+            _ => true,
+        }
+    }
+}
+
+impl Queue {
+    /// A write has been answered.
+    fn end_write(&mut self, is_ok: bool) {
+        self.in_flight -= 1;
+        self.is_alone = false;
+        self.has_failed |= !is_ok;
+        if self.in_flight == 0 {
+            self.has_failed = false;
+            // Empty by now, unless a write has failed or a turn was given up.
+            self.staged.clear();
+        }
+    }
+
+    /// A turn is over, and nothing was written.
+    pub(super) fn give_up_turn(&mut self) {
+        self.end_write(true);
+    }
+}
+
+/// What is to be written next, if anything can be now. Only batches may follow a write that is on
+/// its way.
+fn next(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Option<Next> {
+    let queue = &mut inner.queue;
+    let has_others = !queue.appends.is_empty() || !queue.upkeep.is_empty();
+    let is_turn = !queue.turns.is_empty() && !(queue.was_turn && has_others);
+    if queue.in_flight > 0 && (is_turn || !queue.upkeep.is_empty()) {
+        return None;
+    }
+    queue.was_turn = is_turn;
+    if is_turn {
+        return queue.turns.pop_front().map(Next::Turn);
+    }
+    next_flight(shared, inner, answers).map(|(write, flight)| Next::Write(write, flight))
 }
 
 /// Answers that are given when the lock has been released.
@@ -352,17 +430,6 @@ impl Answers {
     }
 }
 
-/// Takes a turn off the queue, unless it is the appends' turn.
-fn next_turn(inner: &mut Inner) -> Option<Waiting> {
-    let has_others = !inner.queue.appends.is_empty() || !inner.queue.upkeep.is_empty();
-    if std::mem::take(&mut inner.queue.was_turn) && has_others {
-        return None;
-    }
-    let turn = inner.queue.turns.pop_front();
-    inner.queue.was_turn = turn.is_some();
-    turn
-}
-
 fn next_flight(
     shared: &Shared,
     inner: &mut Inner,
@@ -372,6 +439,7 @@ fn next_flight(
     if upkeep.is_some() {
         return upkeep;
     }
+    let position = inner.state.next_position + inner.queue.staged.batches();
     let mut group = next_group(shared, inner, answers);
     if std::mem::take(&mut inner.queue.wants_snapshot) && group.durability.is_none() {
         group.has_snapshot = true;
@@ -379,8 +447,9 @@ fn next_flight(
     }
     let durability = group.durability?;
     let batches = group.batches.iter().map(|(batch, _)| batch.bytes().clone()).collect();
+    let position = (inner.queue.in_flight > 0).then_some(position);
     let snapshot = group.has_snapshot.then(|| inner.state.encode());
-    let write = Write { batches, snapshot, durability, ..Write::default() };
+    let write = Write { batches, position, snapshot, durability, ..Write::default() };
     Some((write, Flight::Group(group)))
 }
 
@@ -433,8 +502,12 @@ fn next_upkeep(
 /// Takes appends off the queue for one write, and gives them their offsets.
 fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Group {
     let mut group = Group::default();
-    let mut staged = Staged::default();
+    // A snapshot has the state, so nothing may be on its way that is not in it.
+    let is_idle = inner.queue.in_flight == 0;
     group.has_snapshot = shared.is_snapshot_due(inner);
+    if group.has_snapshot && !is_idle {
+        return Group::default();
+    }
     // With the overhead, the largest batch and the largest snapshot fill a write.
     let most = GROUP_BYTES.min(shared.max_batch_bytes + BATCH_OVERHEAD_BYTES);
     let mut counted = 0;
@@ -445,19 +518,34 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
         if is_full && group.durability.is_some() {
             break;
         }
+        let header = *pending.batch.header();
+        let admission = inner.state.admit(&inner.queue.staged, &header);
+        let is_rejected = matches!(admission, Admission::Reject(_));
+        if is_rejected && inner.queue.staged.concerns(&header) {
+            // What it is rejected for may fail.
+            break;
+        }
+        if let Admission::Duplicate(base_offset) = admission {
+            let last_offset = base_offset + header.last_offset_delta as u64;
+            let is_durable = inner.is_durable(last_offset, pending.durability);
+            if !is_durable && !is_idle {
+                // It is answered when its first attempt has been, or in a write with a snapshot.
+                break;
+            }
+        }
         let Some(Pending { batch, durability, answer }) = inner.queue.appends.pop_front() else {
             break;
         };
-        let header = *batch.header();
-        match inner.state.admit(&staged, &header) {
+        match admission {
             Admission::Append => {
-                let batch = batch.placed(inner.state.offset_behind(&staged), 0);
-                let forgets = inner.state.stage(&mut staged, &header, shared.config.limits());
+                let Inner { state, queue, .. } = &mut *inner;
+                let batch = batch.placed(state.offset_behind(&queue.staged), 0);
+                group.forgets = state.stage(&mut queue.staged, &header, shared.config.limits());
                 counted += bytes + BATCH_OVERHEAD_BYTES;
-                group.bytes += bytes;
+                group.bytes += held_bytes(&batch);
                 group.durability = group.durability.max(Some(durability));
                 group.batches.push((batch, answer));
-                if forgets {
+                if group.forgets {
                     break;
                 }
             }
@@ -465,15 +553,12 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
                 inner.duplicates += 1;
                 let last_offset = base_offset + header.last_offset_delta as u64;
                 let appended = Appended { base_offset, last_offset, is_duplicate: true };
-                let is_durable = last_offset < inner.synced_offset
-                    || (durability == Durability::Buffered
-                        && last_offset < inner.state.next_offset);
-                if is_durable {
-                    inner.queue.bytes -= bytes;
+                if inner.is_durable(last_offset, durability) {
+                    inner.queue.bytes -= held_bytes(&batch);
                     answers.appends.push((answer, Ok(appended)));
                 } else {
                     // The snapshot gives the write something to make durable.
-                    group.bytes += bytes;
+                    group.bytes += held_bytes(&batch);
                     group.has_snapshot = true;
                     group.durability = group.durability.max(Some(durability));
                     group.duplicates.push((appended, answer));
@@ -481,7 +566,7 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
             }
             Admission::Reject(fence) => {
                 inner.rejected += 1;
-                inner.queue.bytes -= bytes;
+                inner.queue.bytes -= held_bytes(&batch);
                 answers.appends.push((answer, Err(rejection(header.producer_id, fence))));
             }
         }
@@ -500,9 +585,9 @@ fn rejection(id: i64, fence: Fence) -> ProduceError {
 
 /// Takes what the store says about a write.
 pub(super) fn land(shared: &Arc<Shared>, flight: Flight, result: Result<(), StoreError>) {
-    let failed = stops(&result).cloned();
+    let mut failed = stops(&result).cloned();
     match flight {
-        Flight::Group(group) => land_group(shared, group, result),
+        Flight::Group(group) => failed = land_group(shared, group, result),
         Flight::Release { release, has_snapshot } => {
             land_release(shared, release, has_snapshot, result);
         }
@@ -540,40 +625,49 @@ impl Inner {
     /// Ends a write. When its outcome is unknown the partition stops in the same critical section:
     /// another write must not begin before the answers are given.
     fn end_write(&mut self, result: &Result<(), StoreError>) {
-        self.queue.is_writing = false;
+        self.queue.end_write(result.is_ok());
         if let Some(error) = stops(result) {
             self.stopped.get_or_insert_with(|| error.clone());
         }
     }
+
+    /// Whether the records up to this offset are as durable as a producer asks.
+    fn is_durable(&self, last_offset: u64, durability: Durability) -> bool {
+        last_offset < self.synced_offset
+            || (durability == Durability::Buffered && last_offset < self.state.next_offset)
+    }
+
+    /// An acknowledged group follows what the state has. Otherwise the store has written it behind
+    /// one that it did not write, and the log holds what nobody decided.
+    fn check_order(&self, group: &Group) -> Result<(), StoreError> {
+        let first = group.batches.first().map(|(batch, _)| batch.base_offset());
+        if first.is_none_or(|first| first == self.state.next_offset) {
+            return Ok(());
+        }
+        let why = "the store wrote it behind a write that had failed".to_owned();
+        Err(StoreError::Failed { why })
+    }
 }
 
-fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>) {
-    let Group { batches, duplicates, bytes, durability, has_snapshot } = group;
-    let mut readers = Vec::new();
-    {
+/// Returns the error after which the partition has to stop.
+fn land_group(
+    shared: &Arc<Shared>,
+    group: Group,
+    result: Result<(), StoreError>,
+) -> Option<StoreError> {
+    let (result, readers) = {
         let mut inner = shared.inner.lock();
         let inner = &mut *inner;
+        let result = result.and_then(|()| inner.check_order(&group));
+        inner.queue.bytes -= group.bytes;
+        let readers = match &result {
+            Ok(()) => apply_group(shared, inner, &group),
+            Err(_) => Vec::new(),
+        };
         inner.end_write(&result);
-        inner.queue.bytes -= bytes;
-        if result.is_ok() {
-            if has_snapshot {
-                inner.covered = Covered::by(&inner.state);
-                inner.bytes_behind = 0;
-            }
-            for (batch, _) in &batches {
-                inner.bytes_behind += batch.bytes().len() as u64;
-                let applied = inner.state.apply(batch.header(), shared.config.limits());
-                debug_assert_eq!(applied, Ok(()), "offsets are given in order");
-                inner.tail.push(batch.clone());
-            }
-            inner.appended += batches.len() as u64;
-            if durability == Some(Durability::Synced) {
-                inner.synced_offset = inner.state.next_offset;
-            }
-            inner.queue.wants_snapshot = inner.queue.was_turn && shared.is_snapshot_due(inner);
-            readers = inner.waiters.take_below(inner.state.next_offset);
-        }
-    }
+        (result, readers)
+    };
+    let Group { batches, duplicates, .. } = group;
     for (batch, answer) in batches {
         let (base_offset, last_offset) = (batch.base_offset(), batch.last_offset());
         let appended = Appended { base_offset, last_offset, is_duplicate: false };
@@ -583,6 +677,28 @@ fn land_group(shared: &Arc<Shared>, group: Group, result: Result<(), StoreError>
         answer(result.clone().map(|()| appended).map_err(ProduceError::Store));
     }
     readers.into_iter().for_each(std::task::Waker::wake);
+    stops(&result).cloned()
+}
+
+/// Takes a group that is in the store now into the state. Returns the readers that wait for it.
+fn apply_group(shared: &Shared, inner: &mut Inner, group: &Group) -> Vec<std::task::Waker> {
+    if group.has_snapshot {
+        inner.covered = Covered::by(&inner.state);
+        inner.bytes_behind = 0;
+    }
+    let limits = shared.config.limits();
+    for (batch, _) in &group.batches {
+        inner.bytes_behind += batch.bytes().len() as u64;
+        let applied = inner.state.apply_staged(&mut inner.queue.staged, batch.header(), limits);
+        debug_assert_eq!(applied, Ok(()), "offsets are given in order");
+        inner.tail.push(batch.clone());
+    }
+    inner.appended += group.batches.len() as u64;
+    if group.durability == Some(Durability::Synced) {
+        inner.synced_offset = inner.state.next_offset;
+    }
+    inner.queue.wants_snapshot = inner.queue.was_turn && shared.is_snapshot_due(inner);
+    inner.waiters.take_below(inner.state.next_offset)
 }
 
 fn land_release(

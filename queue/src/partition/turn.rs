@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use super::append::{self, Flight, Group};
-use super::{Appended, Partition, Shared};
-use crate::core::Staged;
+use super::{Appended, Inner, Partition, Shared};
 use crate::error::{ProduceError, StoreError};
 use crate::format::{Batch, Header};
 use crate::store::{Durability, Write};
@@ -19,7 +18,7 @@ pub(super) type Waiting = Box<dyn FnOnce(Result<Turn, StoreError>) + Send>;
 /// wait for each other.
 pub(crate) struct Turn {
     shared: Arc<Shared>,
-    staged: Staged,
+    /// Staged in the partition.
     batches: Vec<Batch>,
     /// It was landed, and the partition goes on.
     is_over: bool,
@@ -28,7 +27,7 @@ pub(crate) struct Turn {
 impl Turn {
     pub(super) fn new(shared: &Arc<Shared>) -> Self {
         let shared = Arc::clone(shared);
-        Self { shared, staged: Staged::default(), batches: Vec::new(), is_over: false }
+        Self { shared, batches: Vec::new(), is_over: false }
     }
 
     /// Why the batch cannot be staged.
@@ -42,10 +41,13 @@ impl Turn {
     pub(crate) fn stage(&mut self, batch: Batch) -> Appended {
         let header: Header = *batch.header();
         debug_assert!(!header.is_idempotent());
-        let inner = self.shared.inner.lock();
-        let base_offset = inner.state.offset_behind(&self.staged);
-        let _ = inner.state.stage(&mut self.staged, &header, self.shared.config.limits());
-        drop(inner);
+        let base_offset = {
+            let mut inner = self.shared.inner.lock();
+            let Inner { state, queue, .. } = &mut *inner;
+            let base_offset = state.offset_behind(&queue.staged);
+            let _ = state.stage(&mut queue.staged, &header, self.shared.config.limits());
+            base_offset
+        };
         let batch = batch.placed(base_offset, 0);
         let last_offset = batch.last_offset();
         self.batches.push(batch);
@@ -80,7 +82,7 @@ fn nobody() -> append::Answer {
 impl Drop for Turn {
     fn drop(&mut self) {
         if !self.is_over {
-            self.shared.inner.lock().queue.is_writing = false;
+            self.shared.inner.lock().queue.give_up_turn();
             append::drive(&self.shared);
         }
     }

@@ -46,6 +46,9 @@ impl Waiters {
 
     /// Takes the readers whose offset is below `end`, in the order of their offsets.
     pub(super) fn take_below(&mut self, end: u64) -> Vec<Waker> {
+        if self.by_offset.first_key_value().is_none_or(|((offset, _), _)| *offset >= end) {
+            return Vec::new();
+        }
         let later = self.by_offset.split_off(&(end, 0));
         std::mem::replace(&mut self.by_offset, later).into_values().collect()
     }

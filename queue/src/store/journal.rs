@@ -15,11 +15,13 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use voussoir_journal::{Batch, Commit, Error, Health, Journal, Lease, Log, ReadError};
 
+use super::gather::{Gather, Small, append_at};
 use super::{Done, Durability, Extent, PartitionLog, PartitionStore, Replace, Write};
 use crate::error::StoreError;
 
@@ -27,6 +29,9 @@ use crate::error::StoreError;
 const WHOLE_BYTES: usize = 16 << 10;
 /// Smaller ones are put together up to this size: a read of one reads its whole journal batch.
 const JOINED_BYTES: usize = 64 << 10;
+/// One write is being made durable, and the next one follows without a pause. What comes meanwhile
+/// shares the one after that.
+const MAX_IN_FLIGHT: usize = 2;
 /// What the journal adds to a commit, besides what it adds to each batch.
 const OVERHEAD_BYTES: usize = 576;
 /// The version of the records that hold snapshots, and what is before the snapshot.
@@ -43,6 +48,7 @@ const MAX_GENERATION: u64 = (1 << 31) - 1;
 pub struct JournalStore {
     journal: Journal,
     lease: Arc<Lease>,
+    gather: Arc<Gather>,
     /// Ids of the copies that there were at the beginning, in the order of their partitions.
     copies: Vec<u64>,
 }
@@ -56,7 +62,8 @@ impl JournalStore {
         let lease = journal.lease(namespace).map_err(|error| from_commit(&error))?;
         let mut copies: Vec<u64> = copies(journal, namespace).collect();
         copies.sort_unstable_by_key(|id| (partition_of(*id), *id));
-        Ok(Self { journal: journal.clone(), lease: Arc::new(lease), copies })
+        let (lease, gather) = (Arc::new(lease), Gather::new(journal));
+        Ok(Self { journal: journal.clone(), lease, gather, copies })
     }
 
     /// The log `id` of the namespace, undamaged.
@@ -93,6 +100,11 @@ impl JournalStore {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn gather(&self) -> &Arc<Gather> {
+        &self.gather
+    }
+
     /// The namespace that its logs are in.
     pub(crate) fn namespace(&self) -> &str {
         self.lease.namespace()
@@ -127,6 +139,8 @@ impl JournalStore {
         let partition = JournalPartition {
             journal: self.journal.clone(),
             lease: Arc::clone(&self.lease),
+            gather: Arc::clone(&self.gather),
+            commits: Arc::default(),
             number,
             snapshots,
             log: Arc::new(Mutex::new(log)),
@@ -284,6 +298,10 @@ impl fmt::Debug for JournalLog {
 pub struct JournalPartition {
     journal: Journal,
     lease: Arc<Lease>,
+    gather: Arc<Gather>,
+    /// Writes on their way that are commits by themselves. While there are any, a small write is one
+    /// too: behind a large commit of its log it would hold up those of other partitions.
+    commits: Arc<AtomicUsize>,
     number: u32,
     snapshots: Log,
     /// The present generation.
@@ -295,14 +313,23 @@ impl JournalPartition {
         Arc::clone(&self.log.lock())
     }
 
-    fn to_commit(&self, write: Write) -> Commit {
-        let commit = Commit::new().durability(match write.durability {
-            // What the journal has only buffered it may drop when it is full, a small commit of
-            // another log may overtake it, and no read shows it: it is not yet in the store.
-            Durability::Buffered | Durability::Written => voussoir_journal::Durability::Written,
-            Durability::Synced => voussoir_journal::Durability::Synced,
-        });
-        self.add_to(commit, write)
+    /// The write as a small one, if it is nothing but a few short batches.
+    fn to_small(&self, write: &Write) -> Option<Small> {
+        let bytes: usize = write.batches.iter().map(|batch| batch.len() + 4).sum();
+        let Write { release: None, snapshot: None, replace: None, retire: None, .. } = write else {
+            return None;
+        };
+        if bytes > WHOLE_BYTES || self.commits.load(Ordering::Acquire) > 0 {
+            return None;
+        }
+        let batch = match &write.batches[..] {
+            [] => return None,
+            [batch] => Batch::from(batch.clone()),
+            batches => joined(batches, bytes),
+        };
+        let (log, position) = (self.current().data.clone(), write.position);
+        let durability = durability_of(write);
+        Some(Small { log, position, batch, bytes, durability })
     }
 
     /// Whether `log` is the one of its batches.
@@ -352,9 +379,10 @@ impl JournalPartition {
         Ok(JournalLog { data: data.clone(), copy, head })
     }
 
-    /// Adds what `write` does to a commit. The partition has no other write on its way.
+    /// Adds what `write` does to a commit.
     pub(crate) fn add_to(&self, mut commit: Commit, write: Write) -> Commit {
         let JournalLog { data, copy, head } = &*self.current();
+        commit = append_at(commit, data, write.position);
         commit = append_to(commit, data, write.batches);
         if let Some(upto) = write.release {
             if let Some(copy) = copy {
@@ -393,24 +421,41 @@ impl JournalPartition {
     }
 }
 
+fn durability_of(write: &Write) -> voussoir_journal::Durability {
+    match write.durability {
+        // What the journal has only buffered it may drop when it is full, a small commit of
+        // another log may overtake it, and no read shows it: it is not yet in the store.
+        Durability::Buffered | Durability::Written => voussoir_journal::Durability::Written,
+        Durability::Synced => voussoir_journal::Durability::Synced,
+    }
+}
+
+/// Batches as records of one batch of the journal, of about so many bytes.
+fn joined(batches: &[Bytes], bytes: usize) -> Batch {
+    let mut joined = Batch::builder(bytes);
+    batches.iter().for_each(|batch| joined.push(batch));
+    joined.finish()
+}
+
 /// Appends batches to a log: large ones as they are, small ones together.
 fn append_to(mut commit: Commit, log: &Log, batches: Vec<Bytes>) -> Commit {
-    let mut joined = Batch::builder(0);
-    for batch in batches {
+    let (mut from, mut bytes) = (0, 0);
+    for (at, batch) in batches.iter().enumerate() {
         let is_whole = batch.len() >= WHOLE_BYTES;
-        let is_full = joined.len_bytes() + batch.len() > JOINED_BYTES;
-        if joined.len_bytes() > 0 && (is_whole || is_full) {
-            let full = std::mem::replace(&mut joined, Batch::builder(0));
-            commit = commit.append_batch(log, full.finish());
+        let is_full = bytes + batch.len() > JOINED_BYTES;
+        if from < at && (is_whole || is_full) {
+            commit = commit.append_batch(log, joined(&batches[from..at], bytes));
+            (from, bytes) = (at, 0);
         }
         if is_whole {
-            commit = commit.append_batch(log, Batch::from(batch));
+            commit = commit.append_batch(log, Batch::from(batch.clone()));
+            from = at + 1;
         } else {
-            joined.push(&batch);
+            bytes += batch.len() + 4;
         }
     }
-    if joined.len_bytes() > 0 {
-        commit = commit.append_batch(log, joined.finish());
+    if from < batches.len() {
+        commit = commit.append_batch(log, joined(&batches[from..], bytes));
     }
     commit
 }
@@ -429,20 +474,36 @@ impl PartitionStore for JournalPartition {
         max_write_bytes(&self.journal)
     }
 
+    fn max_in_flight(&self) -> usize {
+        MAX_IN_FLIGHT
+    }
+
     fn submit(&self, write: Write, done: Done) {
+        let end = self.current().data.end();
+        if write.position.is_some_and(|position| position < end) {
+            // Nobody else writes to the log: this would cut off what has been acknowledged.
+            let why = format!("a write for an earlier position than the end of the log, {end}");
+            return done.complete(Err(StoreError::Rejected { why }));
+        }
         let successor = match write.replace.map(|replace| self.successor(replace)).transpose() {
             Ok(successor) => successor,
             Err(error) => return done.complete(Err(error)),
         };
-        let commit = self.to_commit(write);
-        let log = Arc::clone(&self.log);
+        if let Some(small) = self.to_small(&write) {
+            return self.gather.submit(small, done);
+        }
+        let commit = Commit::new().durability(durability_of(&write));
+        let commit = self.add_to(commit, write);
+        let (log, commits) = (Arc::clone(&self.log), Arc::clone(&self.commits));
+        commits.fetch_add(1, Ordering::AcqRel);
         let then = move |result: Result<(), StoreError>| {
+            commits.fetch_sub(1, Ordering::AcqRel);
             if let (Ok(()), Some(successor)) = (&result, successor) {
                 *log.lock() = Arc::new(successor);
             }
             done.complete(result);
         };
-        submit(&self.journal, commit, Done::new(then));
+        self.gather.submit_behind(commit, Done::new(then));
     }
 
     fn discard_copy(&self, done: Done) {
@@ -504,7 +565,8 @@ pub(crate) fn from_commit(error: &Error) -> StoreError {
     let why = error.to_string();
     match error {
         Error::Full { .. } | Error::OverQuota { .. } => StoreError::Full { why },
-        Error::Busy { .. } => StoreError::Busy { why },
+        // The position of a write that was decided behind one that has failed since.
+        Error::Busy { .. } | Error::OutOfRange { .. } => StoreError::Busy { why },
         Error::Failed { .. } => StoreError::Failed { why },
         Error::Stopped { .. } | Error::Closed => StoreError::Stopped { why },
         _ => StoreError::Rejected { why },

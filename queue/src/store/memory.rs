@@ -57,6 +57,10 @@ impl MemoryPartition {
             shared.replace(replace)?;
         }
         let mut log = shared.log.batches.lock();
+        let end = log.first + log.dense.len() as u64;
+        if write.position.is_some_and(|position| position != end) {
+            return Err(StoreError::Busy { why: format!("the log ends at {end} by now") });
+        }
         log.bytes += added;
         log.dense.extend(write.batches);
         if let Some(upto) = write.release {
