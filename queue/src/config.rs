@@ -20,8 +20,8 @@ pub struct Config {
     /// Bytes of the latest batches that are kept for readers at the end of the log. 0 for none,
     /// default 1 MiB.
     pub tail_cache_bytes: usize,
-    /// Bytes of batches that wait to be written; then appends are rejected with
-    /// [`ProduceError::Busy`](crate::ProduceError::Busy). At least one batch of the largest size
+    /// Bytes of batches that wait to be written, with 512 for the place and the answer of each; then
+    /// appends are rejected with [`ProduceError::Busy`](crate::ProduceError::Busy). At least one batch of the largest size
     /// (1,048,572), default 32 MiB.
     pub max_pending_bytes: usize,
     /// Readers that wait for records at once. At least 1, default 10,000.
@@ -270,8 +270,8 @@ pub struct ProducerConfig {
     /// records come slowly: none waits to become full. 1 to 1,048,572, default 256 KiB. A larger
     /// record is a batch by itself.
     pub max_batch_bytes: usize,
-    /// Bytes of records that are on their way; more wait in
-    /// [`enqueue`](crate::Producer::enqueue). 1 to 2^29 (512 MiB), default 32 MiB.
+    /// Bytes of records that are on their way, with 512 for the place and the answer of each; more
+    /// wait in [`enqueue`](crate::Producer::enqueue). 1 to 2^29 (512 MiB), default 32 MiB.
     pub max_in_flight_bytes: usize,
     /// How long a record may take from the call to its answer, waiting for room included. `None`
     /// waits until the journal answers. Above zero, default 2 minutes, as in Kafka.

@@ -32,6 +32,8 @@ use crate::writer::Slot;
 
 /// Sequences are 0 to `i32::MAX`, and go on with 0.
 const SEQUENCES: u64 = i32::MAX as u64 + 1;
+/// What a record has in memory besides its own bytes: its place, its answer, what they grow by.
+const PLACE_BYTES: usize = 512;
 /// How often a batch is sent again with a new producer id because the partition forgot the old one.
 const MAX_RENEWALS: u32 = 3;
 
@@ -258,8 +260,8 @@ fn deadline(after: Duration) -> Option<Instant> {
 impl Shared {
     /// What a record takes of the room.
     fn bytes_of(&self, record: &Record) -> u32 {
-        // A record of more than all the room takes all of it: it is too large for a batch anyway.
-        let bytes = record.max_bytes().min(self.config.max_in_flight_bytes);
+        // A record of more than all the room takes all of it, and waits until nothing else does.
+        let bytes = (record.max_bytes() + PLACE_BYTES).min(self.config.max_in_flight_bytes);
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
@@ -380,11 +382,25 @@ impl Lane {
         }
     }
 
-    fn builder(&self, inner: &LaneInner) -> BatchBuilder {
-        BatchBuilder::new()
+    fn builder(&self, inner: &LaneInner, bytes: usize) -> BatchBuilder {
+        BatchBuilder::with_capacity(bytes)
             .max_bytes(self.slot.partition.max_batch_bytes())
             .compression(self.config.compression)
             .producer(inner.id, 0, inner.sequence)
+    }
+
+    /// About the bytes of the records that the next batch takes.
+    fn bytes_of_a_batch(&self, inner: &LaneInner) -> usize {
+        let max_bytes = self.config.max_batch_bytes;
+        let mut bytes = 0;
+        for pending in &inner.waiting {
+            if bytes >= max_bytes {
+                break;
+            }
+            // Most records have short varints: half of what is reserved for them is enough.
+            bytes += pending.record.max_bytes() - 24;
+        }
+        bytes.min(max_bytes)
     }
 
     /// A batch of what waits: at least one record that is fit for a batch. Records that are not
@@ -395,8 +411,8 @@ impl Lane {
         bad: &mut Vec<(Pending, SendError)>,
     ) -> Option<(Batch, Sent)> {
         // Ends: each round takes records off.
-        loop {
-            let mut builder = self.builder(inner);
+        while !inner.waiting.is_empty() {
+            let mut builder = self.builder(inner, self.bytes_of_a_batch(inner));
             let mut sent =
                 Sent { records: Vec::new(), durability: Durability::Buffered, renewals: 0 };
             // Ends: each round takes a record off, or leaves.
@@ -427,6 +443,7 @@ impl Lane {
                 }
             }
         }
+        None
     }
 
     fn dispatch(self: &Arc<Self>, batch: Batch, sent: Sent) {
@@ -468,7 +485,7 @@ impl Lane {
             let built = id.and_then(|id| {
                 let mut inner = lane.inner.lock();
                 (inner.id, inner.sequence) = (id, 0);
-                let mut builder = lane.builder(&inner);
+                let mut builder = lane.builder(&inner, 0);
                 for pending in &sent.records {
                     builder.push(&pending.record).map_err(ProduceError::from)?;
                 }

@@ -125,7 +125,8 @@ fn a_partitioner_of_the_user_is_asked_and_not_trusted() {
 fn bytes_on_their_way_are_bounded() {
     let setup = setup(1);
     let mut config = patient();
-    config.max_in_flight_bytes = 1_000;
+    // Each record counts with 512 bytes more.
+    config.max_in_flight_bytes = 2_000;
     let producer = producer(&setup, config);
     let record = || Record::new(vec![0; 300]);
     let mut deliveries = Vec::new();
@@ -135,7 +136,7 @@ fn bytes_on_their_way_are_bounded() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error, SendError::Full { limit: 1_000 });
+    assert_eq!(error, SendError::Full { limit: 2_000 });
     assert_eq!(deliveries.len(), 2);
     let mut waiting = Box::pin(producer.enqueue(&setup.topic, record(), Durability::Synced));
     assert!(poll(&mut waiting).is_none(), "it waits for room");

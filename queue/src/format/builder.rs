@@ -39,8 +39,16 @@ pub struct BatchBuilder {
 impl BatchBuilder {
     /// A builder for uncompressed records, at most [`MAX_BATCH_BYTES`] with the header.
     pub fn new() -> Self {
+        Self::with_capacity(0)
+    }
+
+    /// As [`new`](Self::new), with memory for so many bytes of records from the beginning: what is
+    /// added does not have to be moved while the batch grows.
+    pub fn with_capacity(bytes: usize) -> Self {
+        let mut out = BytesMut::with_capacity(HEADER_BYTES + bytes.min(MAX_BATCH_BYTES));
+        out.resize(HEADER_BYTES, 0);
         Self {
-            out: BytesMut::zeroed(HEADER_BYTES),
+            out,
             compression: Compression::None,
             producer: None,
             base_timestamp: NO_TIMESTAMP,
