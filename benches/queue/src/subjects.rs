@@ -1,6 +1,7 @@
 //! Who is measured, each in the way its users would write it.
 
 use std::future::Future;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -23,7 +24,7 @@ pub type Sent = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Everything that takes part. The journal and the queue have a journal each.
 pub struct Subjects {
-    _folder: TempDir,
+    folder: TempDir,
     bare: Journal,
     pub queue: Queue,
     redis: Option<Redis>,
@@ -53,7 +54,12 @@ impl Subjects {
             }
         }
         let (bare, queue) = (journal("bare"), queue.expect("a queue"));
-        Self { _folder: folder, bare, queue, redis, nats }
+        Self { folder, bare, queue, redis, nats }
+    }
+
+    /// For what is gone with them.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// A back end over the NATS server.
@@ -80,10 +86,9 @@ impl Subjects {
         bytes: usize,
     ) -> Vec<(&'static str, Sender)> {
         let value = vec![b'v'; bytes];
-        let topic = self.topic(topic, 1).await;
-        let partition = topic.partition(0).expect("a partition").clone();
+        let partition = self.topic(topic, 1).await.partition(0).expect("a partition").clone();
         let mut senders = vec![
-            ("ours", ours(partition, records, value.clone())),
+            ("ours", ours(partition, records, value.clone(), Durability::Synced)),
             ("a bare journal", self.bare(records, &value)),
         ];
         if let Some(redis) = self.redis.clone() {
@@ -127,6 +132,16 @@ impl Subjects {
         all.into_iter().skip(1).collect()
     }
 
+    /// A log of the bare journal with so many records of these bytes.
+    pub async fn bare_log(&self, bytes: &[u8], records: u64) -> Log {
+        let log = self.bare.log("reads", 1).expect("a log");
+        for _ in 0..records {
+            let commit = Commit::new().append(&log, [bytes]);
+            self.bare.commit(commit).await.expect("a commit");
+        }
+        log
+    }
+
     /// Commits of the bytes of the batch that ours writes.
     pub fn bare(&self, records: usize, value: &[u8]) -> Sender {
         static LOGS: AtomicU64 = AtomicU64::new(1);
@@ -159,21 +174,26 @@ fn append(log: &Log, bytes: &[u8], kept: u64) -> Commit {
     }
 }
 
-fn batch(records: usize, value: &[u8]) -> voussoir_queue::Batch {
-    let mut builder = BatchBuilder::new();
+pub fn batch(records: usize, value: &[u8]) -> voussoir_queue::Batch {
+    let mut builder = BatchBuilder::with_capacity(records * (value.len() + 16));
     for _ in 0..records {
         builder.push(&Record::new(value.to_vec())).expect("there is room");
     }
     builder.finish().expect("a batch")
 }
 
-/// Builds a batch and appends it, synced.
-fn ours(partition: Partition, records: usize, value: Vec<u8>) -> Sender {
+/// Builds a batch and appends it.
+pub fn ours(
+    partition: Partition,
+    records: usize,
+    value: Vec<u8>,
+    durability: Durability,
+) -> Sender {
     let bytes = (records * value.len()).max(1) as u64;
     let kept = KEPT_BYTES / bytes * records as u64;
     let mut released = 0;
     Box::new(move || {
-        let appended = partition.append(batch(records, &value), Durability::Synced);
+        let appended = partition.append(batch(records, &value), durability);
         let upto = partition.offsets().end.saturating_sub(kept);
         let release = (upto > released + kept / 4).then(|| partition.clone());
         if release.is_some() {
