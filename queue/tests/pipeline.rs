@@ -231,6 +231,26 @@ fn a_write_with_a_snapshot_is_alone() {
     assert!(repeated.is_duplicate && repeated.base_offset == 39);
 }
 
+/// Which producer is forgotten for another one depends on all before it, and what is admitted next
+/// on which.
+#[test]
+fn nothing_follows_a_write_that_forgets_a_producer() {
+    let mut config = Config::default();
+    config.max_producers = 1;
+    let (pipe, partition) = Pipe::open(config);
+    let other = batch(&[Record::new("other")], Some((8, 0, 0)));
+    let mut appends = [sent(0, 0), other, sent(0, 1)]
+        .map(|batch| partition.append(batch, Durability::Synced));
+    assert_eq!(pipe.on_their_way(), [1, 1]);
+    pipe.let_go();
+    assert_eq!(answer(&mut appends[0]), Some(Ok(0)));
+    assert_eq!(pipe.on_their_way(), [1], "it waits for the end of the write before it");
+    pipe.let_go();
+    assert_eq!(answer(&mut appends[1]), Some(Ok(1)));
+    let unknown = ProduceError::UnknownProducer { id: 7 };
+    assert_eq!(answer(&mut appends[2]), Some(Err(unknown)));
+}
+
 /// A journal has room for few: the answers of all batches, in order, are the log.
 #[test]
 fn a_journal_that_fills_up_keeps_the_order() {

@@ -65,8 +65,8 @@ pub(super) struct Queue {
     pub(super) staged: Staged,
     /// Writes on their way, and the turn that is taken. Invariant: at most `max_in_flight`.
     in_flight: usize,
-    /// No other write begins before the one on its way, or the turn, is over. Only writes that do
-    /// nothing but append batches share their way.
+    /// No other write begins before the last one on its way, or the turn, is over. Only writes that
+    /// do nothing but append batches share their way.
     is_alone: bool,
     /// A write has failed, and those that were decided behind it will. Invariant: something is on
     /// its way.
@@ -376,10 +376,10 @@ impl Queue {
     /// A write has been answered.
     fn end_write(&mut self, is_ok: bool) {
         self.in_flight -= 1;
-        self.is_alone = false;
         self.has_failed |= !is_ok;
         if self.in_flight == 0 {
-            self.has_failed = false;
+            // Those ahead of the write that lets none begin behind it have ended before.
+            (self.is_alone, self.has_failed) = (false, false);
             // Empty by now, unless a write has failed or a turn was given up.
             self.staged.clear();
         }
