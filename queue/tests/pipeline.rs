@@ -239,8 +239,8 @@ fn nothing_follows_a_write_that_forgets_a_producer() {
     config.max_producers = 1;
     let (pipe, partition) = Pipe::open(config);
     let other = batch(&[Record::new("other")], Some((8, 0, 0)));
-    let mut appends = [sent(0, 0), other, sent(0, 1)]
-        .map(|batch| partition.append(batch, Durability::Synced));
+    let mut appends =
+        [sent(0, 0), other, sent(0, 1)].map(|batch| partition.append(batch, Durability::Synced));
     assert_eq!(pipe.on_their_way(), [1, 1]);
     pipe.let_go();
     assert_eq!(answer(&mut appends[0]), Some(Ok(0)));
