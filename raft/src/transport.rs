@@ -47,6 +47,17 @@ pub trait Transport: Send + Sync + 'static {
     /// [`SendError`] says that it was dropped, for statistics; the core does without.
     fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError>;
 
+    /// Sends messages of several groups, each with its group, to one peer, as one where that saves
+    /// something. What [`Node`](crate::Node) sends goes this way where it may wait for the others
+    /// of the same turn. Sends them one by one by default.
+    ///
+    /// # Errors
+    /// [`SendError`] of the last one that was dropped; those before and behind it may have gone.
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let sent = messages.into_iter().map(|(group, message)| self.send(to, group, message));
+        sent.fold(Ok(()), |all, sent| sent.and(all))
+    }
+
     /// Sends a part of a snapshot and waits for the answer, at most `timeout`. Several are under
     /// way at once; they should arrive in the order in which they were first polled.
     ///

@@ -10,7 +10,7 @@ use crate::message::{
 use crate::types::{Entry, EntryKind};
 
 const HEADER: usize = 16;
-const APPEND_HEAD: usize = HEADER + 48;
+pub(super) const APPEND_HEAD: usize = HEADER + 48;
 const ENTRY_HEAD: usize = 16;
 const RESIGNATION: usize = 16;
 const BEAT: usize = 40;
@@ -54,40 +54,10 @@ impl Frame {
 
 /// Encodes a message of a group.
 pub fn encode(group: u64, message: &Message) -> Frame {
-    let mut out = BytesMut::with_capacity(APPEND_HEAD);
-    match message {
-        Message::PreVote(m) => put_vote_request(&mut out, 1, group, m),
-        Message::PreVoteReply(m) => put_vote_reply(&mut out, 2, group, m),
-        Message::Vote(m) => put_vote_request(&mut out, 3, group, m),
-        Message::VoteReply(m) => put_vote_reply(&mut out, 4, group, m),
-        Message::Append { head, entries } => return encode_append(group, head, entries),
-        Message::AppendAck(m) => {
-            put(&mut out, 6, group, &[m.term, m.session, m.matched, m.received], 0);
-        }
-        Message::AppendReject(m) => {
-            let fields = [m.term, m.session, m.prev_index, m.hint_index, m.hint_term];
-            put(&mut out, 7, group, &fields, 0);
-        }
-        Message::Heartbeat(m) => put(&mut out, 8, group, &[m.term, m.round, m.commit], 0),
-        Message::HeartbeatReply(m) => put(&mut out, 9, group, &[m.term, m.round, m.received], 0),
-        Message::Stale { term } => put(&mut out, 10, group, &[*term], 0),
-        Message::TimeoutNow { term } => put(&mut out, 14, group, &[*term], 0),
-        Message::Quiesce(m) => {
-            put(&mut out, 16, group, &[m.term, m.round, m.commit, m.life], 0);
-        }
-        Message::Node(beat) => put_node_beat(&mut out, group, beat),
-        Message::Removed { term, index } => put(&mut out, 15, group, &[*term, *index], 0),
-        Message::ReadRequest(m) => put(&mut out, 11, group, &[m.term, m.nonce, m.context], 0),
-        Message::LogLost(m) => {
-            put(&mut out, 13, group, &[m.term, m.matched, m.matched_term], 0);
-        }
-        Message::ReadReply(m) => {
-            let fields = [m.term, m.nonce, m.context, m.index.unwrap_or(0)];
-            put(&mut out, 12, group, &fields, 1);
-            out.put_u8(u8::from(m.index.is_some()));
-        }
-    }
-    Frame { head: out.freeze(), body: Vec::new() }
+    let is_append = matches!(message, Message::Append { .. });
+    let mut pieces = Pieces::with_capacity(if is_append { 0 } else { APPEND_HEAD });
+    pieces.put(group, message);
+    pieces.finish()
 }
 
 /// Encodes [`Message::Append`] from entries that stay where they are.
@@ -96,40 +66,105 @@ where
     I: IntoIterator<Item = &'a Entry>,
     I::IntoIter: ExactSizeIterator + Clone,
 {
-    let entries = entries.into_iter();
-    let inline = |entry: &&Entry| entry.data.len() <= INLINE_BYTES;
-    let copied: usize = entries.clone().filter(inline).map(|entry| entry.data.len()).sum();
-    let heads = APPEND_HEAD + entries.len() * ENTRY_HEAD;
-    let mut out = BytesMut::with_capacity(heads + copied);
-    let AppendHead { term, session, prev_index, prev_term, commit, probe } = *head;
-    put(&mut out, 5, group, &[term, session, prev_index, prev_term, commit], 8);
-    out.put_u8(u8::from(probe));
-    out.put_u8(0);
-    out.put_u16_le(ENTRY_HEAD as u16);
-    out.put_u32_le(entries.len() as u32);
-    for entry in entries.clone() {
-        out.put_u64_le(entry.term);
-        out.put_u32_le(entry.data.len() as u32);
-        out.put_u8(entry.kind.code());
-        out.put_bytes(0, 3);
+    let mut pieces = Pieces::with_capacity(0);
+    pieces.put_append(group, head, entries.into_iter());
+    pieces.finish()
+}
+
+/// The length of [`Message::Append`] with these entries.
+pub(super) fn append_len(entries: &[Entry]) -> usize {
+    let payloads: usize = entries.iter().map(|entry| entry.data.len()).sum();
+    APPEND_HEAD + entries.len() * ENTRY_HEAD + payloads
+}
+
+/// A frame in the making.
+pub(super) struct Pieces {
+    /// What follows `done`.
+    pub(super) out: BytesMut,
+    done: Vec<Bytes>,
+}
+
+impl Pieces {
+    pub(super) fn with_capacity(capacity: usize) -> Self {
+        Self { out: BytesMut::with_capacity(capacity), done: Vec::new() }
     }
-    let mut pieces = Vec::new();
-    for entry in entries {
-        if inline(&entry) {
-            out.put_slice(&entry.data);
-        } else {
-            let before = out.split().freeze();
-            if !before.is_empty() {
-                pieces.push(before);
+
+    pub(super) fn finish(mut self) -> Frame {
+        if self.done.is_empty() {
+            return Frame { head: self.out.freeze(), body: Vec::new() };
+        }
+        if !self.out.is_empty() {
+            self.done.push(self.out.freeze());
+        }
+        let head = self.done.remove(0);
+        Frame { head, body: self.done }
+    }
+
+    /// Adds a message.
+    pub(super) fn put(&mut self, group: u64, message: &Message) {
+        let out = &mut self.out;
+        match message {
+            Message::PreVote(m) => put_vote_request(out, 1, group, m),
+            Message::PreVoteReply(m) => put_vote_reply(out, 2, group, m),
+            Message::Vote(m) => put_vote_request(out, 3, group, m),
+            Message::VoteReply(m) => put_vote_reply(out, 4, group, m),
+            Message::Append { head, entries } => self.put_append(group, head, entries.iter()),
+            Message::AppendAck(m) => {
+                put(out, 6, group, &[m.term, m.session, m.matched, m.received], 0);
             }
-            pieces.push(entry.data.clone());
+            Message::AppendReject(m) => {
+                let fields = [m.term, m.session, m.prev_index, m.hint_index, m.hint_term];
+                put(out, 7, group, &fields, 0);
+            }
+            Message::Heartbeat(m) => put(out, 8, group, &[m.term, m.round, m.commit], 0),
+            Message::HeartbeatReply(m) => put(out, 9, group, &[m.term, m.round, m.received], 0),
+            Message::Stale { term } => put(out, 10, group, &[*term], 0),
+            Message::TimeoutNow { term } => put(out, 14, group, &[*term], 0),
+            Message::Quiesce(m) => put(out, 16, group, &[m.term, m.round, m.commit, m.life], 0),
+            Message::Node(beat) => put_node_beat(out, group, beat),
+            Message::Removed { term, index } => put(out, 15, group, &[*term, *index], 0),
+            Message::ReadRequest(m) => put(out, 11, group, &[m.term, m.nonce, m.context], 0),
+            Message::LogLost(m) => put(out, 13, group, &[m.term, m.matched, m.matched_term], 0),
+            Message::ReadReply(m) => {
+                let fields = [m.term, m.nonce, m.context, m.index.unwrap_or(0)];
+                put(out, 12, group, &fields, 1);
+                out.put_u8(u8::from(m.index.is_some()));
+            }
         }
     }
-    if !out.is_empty() {
-        pieces.push(out.freeze());
+
+    fn put_append<'a, I>(&mut self, group: u64, head: &AppendHead, entries: I)
+    where
+        I: ExactSizeIterator<Item = &'a Entry> + Clone,
+    {
+        let out = &mut self.out;
+        let inline = |entry: &&Entry| entry.data.len() <= INLINE_BYTES;
+        let copied: usize = entries.clone().filter(inline).map(|entry| entry.data.len()).sum();
+        out.reserve(APPEND_HEAD + entries.len() * ENTRY_HEAD + copied);
+        let AppendHead { term, session, prev_index, prev_term, commit, probe } = *head;
+        put(out, 5, group, &[term, session, prev_index, prev_term, commit], 8);
+        out.put_u8(u8::from(probe));
+        out.put_u8(0);
+        out.put_u16_le(ENTRY_HEAD as u16);
+        out.put_u32_le(entries.len() as u32);
+        for entry in entries.clone() {
+            out.put_u64_le(entry.term);
+            out.put_u32_le(entry.data.len() as u32);
+            out.put_u8(entry.kind.code());
+            out.put_bytes(0, 3);
+        }
+        for entry in entries {
+            if inline(&entry) {
+                out.put_slice(&entry.data);
+            } else {
+                let before = out.split().freeze();
+                if !before.is_empty() {
+                    self.done.push(before);
+                }
+                self.done.push(entry.data.clone());
+            }
+        }
     }
-    let head = pieces.remove(0);
-    Frame { head, body: pieces }
 }
 
 fn put_vote_request(out: &mut BytesMut, kind: u8, group: u64, request: &VoteRequest) {

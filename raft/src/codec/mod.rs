@@ -45,6 +45,20 @@
 //! its beats, each a kind u8 (8 or 9, as above), seven bytes reserved, the group u64, and the three
 //! fields of the message, u64 each. Its group is `u64::MAX`.
 //!
+//! # Bundles, version 1
+//!
+//! Messages of several groups that go to the same node together.
+//!
+//! | offset | type | field |
+//! |---|---|---|
+//! | 0 | u8 | version, 1 |
+//! | 1 | u8 | kind, 18 |
+//! | 2 | u16 | length of header and fields, 12; what a reader does not know there is skipped |
+//! | 4 | u32 | reserved: written as 0, not looked at |
+//! | 8 | u32 | number of messages |
+//!
+//! Then for each message its length, u32, and its bytes as above.
+//!
 //! # Parts of a snapshot's transfer, version 1
 //!
 //! | offset | type | field |
@@ -92,6 +106,7 @@
 //!
 //! Records carry no checksum of their own: the journal's frames do.
 
+mod bundle;
 mod members;
 mod message;
 mod part;
@@ -100,6 +115,8 @@ mod record;
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
+pub(crate) use self::bundle::bundled_len;
+pub use self::bundle::{Unbundled, decode_bundle, encode_bundle, is_bundle};
 pub use self::members::{decode_members, encode_members};
 pub use self::message::{Frame, decode, encode, encode_append};
 pub use self::part::{decode_answer, decode_part, encode_answer, encode_part};

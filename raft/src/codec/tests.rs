@@ -362,3 +362,65 @@ proptest! {
         prop_assert_eq!(decode_snapshot(encode_snapshot(&meta)), Ok(meta));
     }
 }
+
+#[test]
+fn a_bundle_has_the_bytes_that_version_1_promised() {
+    let beat = Message::Heartbeat(Heartbeat { term: 5, round: 77, commit: 8 });
+    let stale = Message::Stale { term: 6 };
+    let bytes = encode_bundle(&[(0xaa, beat.clone()), (0xbb, stale.clone())]).into_bytes();
+    let single = |group, message: &Message| hex(&encode(group, message).into_bytes());
+    let golden = format!(
+        "01120c0000000000{}{}{}{}{}",
+        "02000000",
+        "28000000",
+        single(0xaa, &beat),
+        "18000000",
+        single(0xbb, &stale)
+    );
+    assert_eq!(hex(&bytes), golden);
+    assert!(is_bundle(&bytes) && !is_bundle(&encode(1, &beat).into_bytes()) && !is_bundle(&[]));
+    assert!(decode(bytes).is_err(), "it is no message");
+}
+
+#[test]
+fn a_bundle_gives_back_what_went_in_and_no_more() {
+    let mut messages: Vec<(u64, Message)> =
+        samples().into_iter().zip(7..).map(|((message, _), group)| (group, message)).collect();
+    let head =
+        AppendHead { term: 5, session: 2, prev_index: 9, prev_term: 4, commit: 8, probe: false };
+    let long = Bytes::from(vec![3; 1000]);
+    let data = [long.clone(), Bytes::from_static(b"short"), long, Bytes::new()];
+    let entries =
+        data.into_iter().zip(10..).map(|(data, index)| Entry { data, ..entry(5, index, b"") });
+    messages.insert(2, (1, Message::Append { head, entries: entries.collect() }));
+    let frame = encode_bundle(&messages);
+    assert!(!frame.body.is_empty(), "long payloads are not copied");
+    let bytes = frame.into_bytes();
+    let decoded: Result<Vec<_>, _> = decode_bundle(bytes.clone()).unwrap().collect();
+    assert_eq!(decoded, Ok(messages.clone()));
+    for cut in 0..bytes.len() {
+        let Ok(cut) = decode_bundle(bytes.slice(..cut)) else { continue };
+        let decoded: Vec<_> = cut.collect();
+        assert!(decoded.len() <= messages.len() && decoded.last().unwrap().is_err());
+        let whole = decoded.iter().zip(&messages).take(decoded.len() - 1);
+        assert!(whole.into_iter().all(|(one, other)| one.as_ref() == Ok(other)));
+    }
+    let longer = Bytes::from([&bytes[..], b"x"].concat());
+    assert_eq!(decode_bundle(longer).unwrap().last(), Some(Err(DecodeError::Trailing)));
+    // A count that lies costs nothing: there are no bytes for that many.
+    let mut lies = bytes.to_vec();
+    lies[8..12].copy_from_slice(&u32::MAX.to_le_bytes());
+    let decoded: Vec<_> = decode_bundle(lies.into()).unwrap().collect();
+    assert_eq!(decoded.len(), messages.len() + 1);
+    assert_eq!(decoded.last(), Some(&Err(DecodeError::Truncated)));
+}
+
+#[test]
+fn what_cannot_be_read_of_a_bundle_does_not_hide_the_rest() {
+    let stale = |term| (term, Message::Stale { term });
+    let mut bytes = encode_bundle(&[stale(1), stale(2), stale(3)]).into_bytes().to_vec();
+    // The kind of the second one.
+    bytes[12 + 28 + 4 + 1] = 200;
+    let decoded: Vec<_> = decode_bundle(bytes.into()).unwrap().collect();
+    assert_eq!(decoded, [Ok(stale(1)), Err(DecodeError::Kind(200)), Ok(stale(3))]);
+}

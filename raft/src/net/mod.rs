@@ -17,6 +17,10 @@ use crate::codec;
 use crate::message::Message;
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 
+/// About how many bytes of messages go together: a transport of this size carries what a node of
+/// many groups says anyway. A longer message goes alone.
+const BUNDLE_BYTES: usize = 60 << 10;
+
 /// Carries any number of groups over one service of a [`voussoir_net::Transport`].
 ///
 /// Log entries and snapshots travel in the class `Bulk`, everything else in `Small`: a heartbeat
@@ -82,6 +86,33 @@ impl NetTransport {
     fn channel(&self, class: Class) -> Channel {
         Channel { service: self.service, class }
     }
+
+    /// Sends messages of one class in as few bundles as their limit allows.
+    fn send_bundles(
+        &self,
+        to: u64,
+        class: Class,
+        messages: Vec<(u64, Message)>,
+    ) -> Result<(), SendError> {
+        let mut result = Ok(());
+        let mut rest = &messages[..];
+        while let Some((group, first)) = rest.first() {
+            let mut bytes = 0;
+            let fits = |(_, message): &&(u64, Message)| {
+                bytes += codec::bundled_len(message);
+                bytes <= BUNDLE_BYTES
+            };
+            let count = rest.iter().take_while(fits).count().max(1);
+            let frame = match count {
+                1 => codec::encode(*group, first),
+                _ => codec::encode_bundle(&rest[..count]),
+            };
+            let sent = self.carrier.0.send(to, self.channel(class), parts_of(frame));
+            result = sent.map_err(send_error).and(result);
+            rest = &rest[count..];
+        }
+        result
+    }
 }
 
 impl Drop for NetTransport {
@@ -125,12 +156,15 @@ impl Transport for NetTransport {
     }
 
     fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
-        let class = match message {
-            Message::Append { .. } => Class::Bulk,
-            _ => Class::Small,
-        };
         let parts = parts_of(codec::encode(group, &message));
-        self.carrier.0.send(to, self.channel(class), parts).map_err(send_error)
+        self.carrier.0.send(to, self.channel(class_of(&message)), parts).map_err(send_error)
+    }
+
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let (bulk, small): (Vec<_>, Vec<_>) =
+            messages.into_iter().partition(|(_, message)| class_of(message) == Class::Bulk);
+        let bulk = self.send_bundles(to, Class::Bulk, bulk);
+        self.send_bundles(to, Class::Small, small).and(bulk)
     }
 
     async fn snapshot(
@@ -149,6 +183,13 @@ impl Transport for NetTransport {
             _ => SendError::NoAnswer,
         })?;
         codec::decode_answer(answer).map_err(|_| SendError::NoAnswer)
+    }
+}
+
+fn class_of(message: &Message) -> Class {
+    match message {
+        Message::Append { .. } => Class::Bulk,
+        _ => Class::Small,
     }
 }
 
@@ -179,6 +220,17 @@ impl Receiver {
         self.hub.inboxes.read().get(&group).cloned()
     }
 
+    fn deliver(&self, from: u64, decoded: Result<(u64, Message), codec::DecodeError>) {
+        match decoded {
+            Ok((group, message)) => {
+                if let Some(inbox) = self.inbox(group) {
+                    inbox.message(from, message);
+                }
+            }
+            Err(error) => self.malformed(from, error),
+        }
+    }
+
     fn malformed(&self, from: u64, error: codec::DecodeError) {
         self.hub.malformed.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(target: "voussoir::raft", from, %error, "dropped what is no message");
@@ -188,12 +240,11 @@ impl Receiver {
 #[async_trait]
 impl Handler for Receiver {
     fn message(&self, from: u64, _class: Class, body: Bytes) {
-        match codec::decode(body) {
-            Ok((group, message)) => {
-                if let Some(inbox) = self.inbox(group) {
-                    inbox.message(from, message);
-                }
-            }
+        if !codec::is_bundle(&body) {
+            return self.deliver(from, codec::decode(body));
+        }
+        match codec::decode_bundle(body) {
+            Ok(messages) => messages.for_each(|message| self.deliver(from, message)),
             Err(error) => self.malformed(from, error),
         }
     }

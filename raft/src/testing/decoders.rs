@@ -7,11 +7,18 @@ use crate::codec;
 use crate::config::Config;
 use crate::core::{Core, Input, Output, Restored};
 
-/// Decodes `bytes` as a message.
+/// Decodes `bytes` as a message, or as a bundle of several.
 ///
 /// # Panics
 /// When a decoded message does not survive being encoded again.
 pub fn message(bytes: &[u8]) {
+    if codec::is_bundle(bytes) {
+        let bundle = codec::decode_bundle(Bytes::copy_from_slice(bytes));
+        let messages: Vec<_> = bundle.into_iter().flatten().flatten().collect();
+        let again = codec::decode_bundle(codec::encode_bundle(&messages).into_bytes());
+        let again: Result<Vec<_>, _> = again.and_then(|bundle| bundle.collect());
+        assert_eq!(again, Ok(messages), "a bundle changed");
+    }
     if let Ok((group, message)) = codec::decode(Bytes::copy_from_slice(bytes)) {
         let again = codec::encode(group, &message).into_bytes();
         assert_eq!(codec::decode(again), Ok((group, message)), "a message changed");

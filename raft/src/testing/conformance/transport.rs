@@ -38,6 +38,7 @@ pub async fn transport(one: Arc<dyn Transport>, two: Arc<dyn Transport>) {
         assert_eq!(arrived, (one.local(), message), "it arrives as it was, with its sender");
     }
     assert!(other_group.messages.lock().is_empty(), "groups do not hear each other");
+    together(&*one, two.local(), [(7, &*inbox), (8, &*other_group)]).await;
 
     for part in parts() {
         let answer = one.snapshot(two.local(), 7, part.clone(), PATIENCE).await;
@@ -112,6 +113,46 @@ async fn sent(
         }
     };
     tokio::time::timeout(PATIENCE, arrives).await.expect("a message arrives at last")
+}
+
+/// Sends messages of two groups together until each group has all of its own.
+async fn together(one: &dyn Transport, to: u64, groups: [(u64, &Recorder); 2]) {
+    // Of all lengths, and more than go into one message anywhere.
+    let entry = |index, bytes| Entry {
+        term: 2,
+        index,
+        kind: EntryKind::Command,
+        data: Bytes::from(vec![index as u8; bytes]),
+    };
+    let append = |index, bytes| {
+        let (term, session, commit, probe) = (2, 3, 4, false);
+        let (prev_index, prev_term) = (index - 1, 1);
+        let head = AppendHead { term, session, prev_index, prev_term, commit, probe };
+        Message::Append { head, entries: vec![entry(index, bytes), entry(index + 1, 0)] }
+    };
+    // Other ones for each group.
+    let of = |group: u64| -> Vec<Message> {
+        let short = (0..40).map(|number| append(100 * group + number, 50 * number as usize));
+        let long = [append(100 * group + 50, 200_000), Message::Stale { term: group }];
+        short.chain(long).collect()
+    };
+    let pairs = of(groups[0].0).into_iter().zip(of(groups[1].0));
+    let all: Vec<_> = pairs.flat_map(|(a, b)| [(groups[0].0, a), (groups[1].0, b)]).collect();
+    let arrives = async {
+        for (at, (group, inbox)) in groups.into_iter().enumerate() {
+            let (mut missing, foreign) = (of(group), of(groups[1 - at].0));
+            while !missing.is_empty() {
+                let _ = one.send_all(to, all.clone());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                for (from, message) in inbox.messages.lock().drain(..) {
+                    assert_eq!(from, one.local(), "with its sender");
+                    assert!(!foreign.contains(&message), "groups do not hear each other");
+                    missing.retain(|wanted| *wanted != message);
+                }
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, arrives).await.expect("all of them arrive at last");
 }
 
 /// Never answers.
