@@ -284,7 +284,7 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
     leaders(&hosts, groups).await?;
     println!("started and led after {:?}", began.elapsed());
     sleep(Duration::from_secs(1)).await;
-    let (before, beats) = (terms(&hosts, groups), beats(&hosts));
+    let (before, beats, work) = (terms(&hosts, groups), beats(&hosts), work(&hosts));
     let (cpu, began) = (cpu_time(), Instant::now());
     let until = began + Duration::from_secs(seconds);
     let mut tasks = Vec::new();
@@ -299,6 +299,7 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
     }
     let elections = terms(&hosts, groups) - before;
     let beats = self::beats(&hosts) - beats;
+    let each = |at: usize| (self::work(&hosts)[at] - work[at]) as f64 / done as f64;
     let (wall, cpu) = (began.elapsed().as_secs_f64(), cpu_time().saturating_sub(cpu));
     println!(
         "{groups} groups, {clients} clients: {:.0} commands/s, {:.1} us of processor each, \
@@ -306,6 +307,13 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
         done as f64 / wall,
         cpu.as_secs_f64() * 1e6 / done as f64,
         beats as f64 / wall
+    );
+    println!(
+        "  for each command {:.2} turns, {:.2} messages, {:.2} writes; {} sends failed",
+        each(0),
+        each(1),
+        each(2),
+        self::work(&hosts)[3] - work[3]
     );
     for host in hosts {
         host.close().await?;
@@ -348,6 +356,20 @@ fn terms(hosts: &[Host], groups: u64) -> u64 {
 /// The heartbeats and answers that all nodes have sent.
 fn beats(hosts: &[Host]) -> u64 {
     hosts.iter().map(|host| host.node.stats().beats_sent).sum()
+}
+
+/// Turns, messages, writes and failed sends of all replicas together.
+fn work(hosts: &[Host]) -> [u64; 4] {
+    let mut sum = [0, 0, 0, 0];
+    for host in hosts {
+        sum[3] += host.node.stats().sends_failed;
+        for raft in host.node.groups().into_iter().filter_map(|group| host.node.group(group)) {
+            let stats = raft.stats();
+            let counts = [stats.turns, stats.messages_sent, stats.writes, stats.sends_failed];
+            sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+        }
+    }
+    sum
 }
 
 fn main() -> Result<(), Failure> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,8 +10,9 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::{
-    AttachError, Chunks, Command, Config, MachineError, NODE_GROUP, Node, NodeConfig, NodeStats,
-    Raft, Role, StartError, StateMachine, WholeSnapshot,
+    AttachError, Chunks, Command, Config, Inbox, MachineError, Message, NODE_GROUP, Node,
+    NodeConfig, NodeStats, Raft, Role, SendError, SnapshotAnswer, SnapshotPart, StartError,
+    StateMachine, Transport, WholeSnapshot,
 };
 
 /// Counts commands, and answers with the number.
@@ -430,4 +432,158 @@ async fn a_node_refuses_what_it_cannot_host() {
     drop(node);
     sleep(Duration::from_millis(1)).await;
     Node::start(NodeConfig::default(), network.node(1)).unwrap();
+}
+
+/// Counts what groups send together.
+struct Counting {
+    to: Arc<dyn Transport>,
+    calls: AtomicU64,
+    messages: AtomicU64,
+}
+
+#[async_trait]
+impl Transport for Counting {
+    fn local(&self) -> u64 {
+        self.to.local()
+    }
+
+    fn attach(&self, group: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {
+        self.to.attach(group, inbox)
+    }
+
+    fn detach(&self, group: u64) {
+        self.to.detach(group);
+    }
+
+    fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+        assert!(!matches!(message, Message::Append { .. } | Message::AppendAck(_)), "alone");
+        self.to.send(to, group, message)
+    }
+
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.messages.fetch_add(messages.len() as u64, Ordering::Relaxed);
+        self.to.send_all(to, messages)
+    }
+
+    async fn snapshot(
+        &self,
+        to: u64,
+        group: u64,
+        part: SnapshotPart,
+        timeout: Duration,
+    ) -> Result<SnapshotAnswer, SendError> {
+        self.to.snapshot(to, group, part, timeout).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_groups_have_for_a_peer_at_the_same_time_goes_together() {
+    const GROUPS: u64 = 60;
+    let (network, mut wires, mut nodes) = (Network::new(), Vec::new(), Vec::new());
+    for id in 1..=3 {
+        let (calls, messages) = (AtomicU64::new(0), AtomicU64::new(0));
+        let wire = Arc::new(Counting { to: network.node(id), calls, messages });
+        let node = Node::start(NodeConfig::default(), Arc::clone(&wire) as _).unwrap();
+        for group in 1..=GROUPS {
+            let mut config = Config::new(id, [1, 2, 3]);
+            (config.group, config.seed) = (group, Some(group * 7 + id));
+            let store = Arc::new(MemoryStore::new());
+            node.start_group(config, store, Box::new(Counter(0))).await.unwrap();
+        }
+        wires.push(wire);
+        nodes.push(node);
+    }
+    sleep(Duration::from_secs(3)).await;
+    let leads = |raft: &Raft| raft.status().borrow().role == Role::Leader;
+    let leaders: Vec<Raft> = (1..=GROUPS)
+        .map(|group| nodes.iter().filter_map(|node| node.group(group)).find(leads).unwrap())
+        .collect();
+    let read = |of: fn(&Counting) -> &AtomicU64| -> u64 {
+        wires.iter().map(|wire| of(wire).load(Ordering::Relaxed)).sum()
+    };
+    let (calls, messages) = (read(|wire| &wire.calls), read(|wire| &wire.messages));
+    let mut tasks = tokio::task::JoinSet::new();
+    for raft in leaders {
+        tasks.spawn(async move { raft.propose(Bytes::from_static(b"x")).await.unwrap() });
+    }
+    assert_eq!(tasks.join_all().await.len(), GROUPS as usize);
+    sleep(Duration::from_millis(1)).await;
+    let calls = read(|wire| &wire.calls) - calls;
+    let messages = read(|wire| &wire.messages) - messages;
+    assert!(messages >= 4 * GROUPS, "an append and an answer for two followers: {messages}");
+    assert!(calls * 8 <= messages, "{messages} messages in {calls} calls");
+}
+
+/// Each turn of all that have something to do takes two milliseconds: the processor is short.
+async fn take_the_processor() {
+    loop {
+        tokio::time::advance(Duration::from_millis(2)).await;
+    }
+}
+
+/// Eight clients that came one after the other, each with its next command after the last answer.
+/// Returns how many writes the leader's log took for 160 entries.
+async fn writes_of_eight(cluster: &Cluster) -> u64 {
+    let raft = cluster.raft(cluster.leader(1, 0).unwrap(), 1);
+    let before = raft.stats();
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let raft = raft.clone();
+        tasks.spawn(async move {
+            for _ in 0..20 {
+                raft.propose(Bytes::from_static(b"x")).await.unwrap();
+            }
+        });
+        tokio::task::yield_now().await;
+    }
+    tasks.join_all().await;
+    let after = raft.stats();
+    assert_eq!(after.entries_written - before.entries_written, 160);
+    after.writes - before.writes
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_groups_that_wait_for_the_processor_begin_one_round_after_the_other() {
+    let cluster = Cluster::new(90, |config| config.quiesce_after = None).await;
+    cluster.led(1..=90, 0).await;
+    let hog = tokio::spawn(take_the_processor());
+    sleep(Duration::from_millis(500)).await;
+    let busy = cluster.nodes[&cluster.leader(1, 0).unwrap()].stats().beating;
+    assert!(busy >= 16, "the node leads few groups: {busy}");
+    let pressed = writes_of_eight(&cluster).await;
+    hog.abort();
+    assert!(pressed <= 40, "{pressed} writes of 160 entries");
+}
+
+/// The node was kept from the processor, or its machine was suspended: what its peers have said
+/// waits in the sockets, and its timers ring first.
+#[tokio::test(start_paused = true)]
+async fn nodes_that_stood_still_keep_their_leaders() {
+    let cluster = Cluster::new(60, |config| config.quiesce_after = None).await;
+    cluster.led(1..=60, 0).await;
+    sleep(Duration::from_secs(2)).await;
+    let reigns = |cluster: &Cluster| -> Vec<_> {
+        (1..=60).map(|group| cluster.raft(1, group).status().borrow().clone()).collect()
+    };
+    let before = reigns(&cluster);
+    for pause in [350, 450, 700] {
+        tokio::time::advance(Duration::from_millis(pause)).await;
+        sleep(Duration::from_secs(1)).await;
+        for (was, is) in before.iter().zip(reigns(&cluster)) {
+            let (was, is) = ((was.term, was.leader), (is.term, is.leader));
+            assert_eq!(was, is, "after a pause of {pause} ms");
+        }
+    }
+    // Who is gone is missed all the same, also where every tick is late.
+    let late = tokio::spawn(async {
+        loop {
+            tokio::time::advance(Duration::from_millis(120)).await;
+        }
+    });
+    let gone = cluster.leader(1, 0).unwrap();
+    cluster.nodes[&gone].stop_group(1).await;
+    let took = cluster.led(1..=1, gone).await;
+    late.abort();
+    assert!(took < Duration::from_secs(5), "{took:?}");
 }

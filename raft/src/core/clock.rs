@@ -19,9 +19,14 @@ impl Clock {
 
     /// Takes the caller's time and returns the core's.
     pub(super) fn advance(&mut self, caller: u64) -> u64 {
-        self.now += caller.saturating_sub(self.caller).min(MAX_STEP);
+        self.now = self.of_caller(caller);
         self.caller = caller;
         self.now
+    }
+
+    /// What the core's time is when the caller's is `caller`.
+    pub(super) fn of_caller(self, caller: u64) -> u64 {
+        self.now + caller.saturating_sub(self.caller).min(MAX_STEP)
     }
 
     /// When the core's time `at` comes, in the caller's time.

@@ -27,6 +27,8 @@ pub(super) struct Leader {
     /// When the latest rounds were sent; round `n` at `n % BEATS`.
     pub(super) beats: [u64; BEATS],
     pub(super) heartbeat_at: u64,
+    /// Rounds since the latest one that were left out for the entries that flow.
+    pub(super) unsaid: u32,
     /// Until then silence of a majority does not end this reign: after elections that failed for
     /// slow round trips the first answers take as long.
     pub(super) patient_until: u64,
@@ -121,6 +123,7 @@ impl Core {
             round: 0,
             beats: [self.now; BEATS],
             heartbeat_at: self.now.saturating_add(self.timing.heartbeat),
+            unsaid: 0,
             patient_until: self.now.saturating_add(self.patience(elected_in)),
             last_id: self.last_name,
             reads: VecDeque::new(),
@@ -237,6 +240,15 @@ impl Core {
             self.send(to, Message::TimeoutNow { term: self.term });
         }
         self.become_follower(self.term, None);
+    }
+
+    /// This node could not hear the others: their silence ends no reign for two heartbeats.
+    pub(crate) fn bear_silence(&mut self, now: u64) {
+        let grace = self.timing.heartbeat.saturating_mul(2);
+        let until = self.clock.of_caller(now).saturating_add(grace);
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.patient_until = leader.patient_until.max(until);
+        }
     }
 
     /// When this leader will have been silent to a majority for a whole election timeout.

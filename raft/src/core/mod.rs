@@ -7,6 +7,7 @@
 //! The exception to the rule that no order of calls is required: an output lends a range of the
 //! log without copying it ([`Core::entries`]), and the next step may truncate that range.
 
+mod calm;
 mod change;
 mod clock;
 mod commit;
@@ -52,6 +53,7 @@ use crate::error::CoreError;
 use crate::message::Message;
 use crate::types::{Entry, FollowerStatus, HaltReason, HardState, Role, SnapshotMeta, Status};
 
+pub(crate) use self::calm::Patience;
 pub use self::gate::{Gate, PeerFault};
 pub use self::io::{FetchError, Input, NotInMemory, Output, Persist, TransferEnd};
 pub use self::restore::Restored;

@@ -30,6 +30,8 @@ pub(super) struct Peer {
     /// It has a vote; else it only learns.
     pub(super) is_voter: bool,
     pub(super) flow: Flow,
+    /// When entries were last sent to it while they flow.
+    pub(super) sent_at: u64,
     /// Durable at the follower and equal to the leader's log. Invariant: never falls while this
     /// node leads, at most the leader's last index.
     pub(super) matched: u64,
@@ -74,6 +76,7 @@ impl Peer {
             id,
             is_voter: true,
             flow: Flow::Probe { waiting: false },
+            sent_at: 0,
             matched: 0,
             matched_term: 0,
             session_matched: 0,
@@ -176,7 +179,7 @@ impl Peer {
     }
 
     /// A message with the entries `self.next..end` is under way.
-    pub(super) fn note_sent(&mut self, end: u64, weight: u64, resend_at: u64) {
+    pub(super) fn note_sent(&mut self, end: u64, weight: u64, now: u64, resend_at: u64) {
         if let Flow::Probe { .. } = self.flow {
             self.flow = Flow::Probe { waiting: true };
             self.resend_at = resend_at;
@@ -185,7 +188,7 @@ impl Peer {
         if self.inflight.is_empty() {
             self.resend_at = resend_at;
         }
-        self.next = end;
+        (self.next, self.sent_at) = (end, now);
         self.inflight.push_back((end - 1, weight));
         self.inflight_bytes += weight;
     }

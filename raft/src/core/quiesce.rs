@@ -190,14 +190,26 @@ impl Core {
     /// The common tick of all groups of a node: a leader sends its heartbeats now, together with
     /// the others.
     pub(super) fn on_beat(&mut self) {
-        if matches!(self.role, RoleState::Leader(_)) && !self.quiescence.quiesced {
-            self.beat_or_quiesce();
+        let RoleState::Leader(leader) = &self.role else { return };
+        if !self.quiescence.quiesced {
+            if self.entries_beat(leader) {
+                self.leave_unsaid();
+            } else {
+                self.beat_or_quiesce();
+            }
             // Its own time for it comes only when the common tick is late.
             let grace = self.timing.heartbeat / 2;
             if let RoleState::Leader(leader) = &mut self.role {
                 leader.heartbeat_at = leader.heartbeat_at.saturating_add(grace);
             }
         }
+    }
+
+    /// A round of heartbeats is due that would say nothing new.
+    fn leave_unsaid(&mut self) {
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        leader.unsaid += 1;
+        leader.heartbeat_at = self.now.saturating_add(self.timing.heartbeat);
     }
 
     /// A round of heartbeats is due.

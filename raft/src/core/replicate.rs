@@ -64,7 +64,7 @@ impl Core {
                     self.log.weight_upto(end - 1) - self.log.weight_upto(range.start - 1)
                 };
                 let resend_at = self.now.saturating_add(Self::resend_after(self.timing, peer));
-                peer.note_sent(end, weight, resend_at);
+                peer.note_sent(end, weight, self.now, resend_at);
                 self.out.push_back(Output::Replicate { to, head, range });
                 matches!(peer.flow, Flow::Replicate)
             }
@@ -128,7 +128,7 @@ impl Core {
         let weight = entries.iter().map(Entry::weight).sum();
         let end = peer.next + entries.len() as u64;
         let resend_at = self.now.saturating_add(Self::resend_after(self.timing, peer));
-        peer.note_sent(end, weight, resend_at);
+        peer.note_sent(end, weight, self.now, resend_at);
         let to = peer.id;
         self.out.push_back(Output::Send { to, message: Message::Append { head, entries } });
     }
@@ -328,6 +328,7 @@ impl Core {
     /// A round of heartbeats to everybody.
     pub(super) fn beat(&mut self) {
         let RoleState::Leader(leader) = &mut self.role else { return };
+        leader.unsaid = 0;
         leader.round += 1;
         leader.beats[(leader.round % BEATS as u64) as usize] = self.now;
         leader.heartbeat_at = self.now.saturating_add(self.timing.heartbeat);

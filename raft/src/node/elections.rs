@@ -26,12 +26,20 @@ pub(crate) struct Elections {
     queues: [VecDeque<u64>; 2],
     /// Those in `queues`.
     waiting: HashSet<u64>,
+    /// Nobody is admitted now.
+    paused: bool,
 }
 
 impl Elections {
     pub(crate) fn new(max: usize, longest: u64) -> Self {
         let (under_way, queues, waiting) = (BTreeMap::new(), Default::default(), HashSet::new());
-        Self { max, longest, under_way, queues, waiting }
+        Self { max, longest, under_way, queues, waiting, paused: false }
+    }
+
+    /// Whether those whose election is due have to wait, all of them. They are admitted with the
+    /// next [`admit`](Self::admit) after that.
+    pub(crate) fn pause(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     /// Asks for a place for `group`, whose election is due. Returns whether it may campaign now;
@@ -44,7 +52,7 @@ impl Elections {
         }
         self.under_way.remove(&group);
         let is_first = self.queues[0].is_empty() && (can_win || self.queues[1].is_empty());
-        if is_first && self.under_way.len() < self.max {
+        if is_first && !self.paused && self.under_way.len() < self.max {
             self.under_way.insert(group, now);
             return true;
         }
@@ -72,7 +80,8 @@ impl Elections {
     /// Gives the free places to those that have waited longest, those that can win first.
     pub(crate) fn admit(&mut self, now: u64) -> Vec<u64> {
         let mut admitted = Vec::new();
-        while self.under_way.len() < self.max
+        while !self.paused
+            && self.under_way.len() < self.max
             && let Some(group) = self.queues.iter_mut().find_map(VecDeque::pop_front)
         {
             self.waiting.remove(&group);

@@ -1,7 +1,7 @@
 //! What a node's groups have in common: the transport, the tick, and what is known of the peers.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -14,13 +14,25 @@ use super::config::NodeConfig;
 use super::elections::Elections;
 use super::peers::Peers;
 use super::{NODE_GROUP, NodeStats, PeerStatus};
+use crate::config::nanos;
 use crate::core::Core;
 use crate::membership::Membership;
 use crate::message::{GroupBeat, Message, NodeBeat};
 use crate::shell::StopReason;
-use crate::shell::shared::{Event, Shared};
+use crate::shell::shared::{Event, Shared, weight};
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 use crate::types::Role;
+
+/// The most that waits to go to one peer together; more goes at once.
+const MAX_POST_BYTES: u64 = 256 << 10;
+
+/// A node whose messages waited for so long to be sent, while it leads so many groups at work, is
+/// short of processor: they wait for nothing else.
+const PRESSED_AFTER: Duration = Duration::from_millis(1);
+const PRESSED_GROUPS: usize = 16;
+
+/// How many late ticks, one after the other, put elections off.
+const MAX_LATE_TICKS: u32 = 10;
 
 /// Shared by a node, its groups and its tasks.
 pub(crate) struct Hub {
@@ -29,6 +41,12 @@ pub(crate) struct Hub {
     /// mailboxes under it, so that a group hears what became of a node in the order in which it
     /// happened; a mailbox calls nobody back.
     state: Mutex<State>,
+    /// Entries of the groups and their acknowledgements, by peer. Each of a thousand groups at work
+    /// has a message for each peer in every turn; together they cost little more than one. Held for
+    /// moments, and never while the transport is called.
+    posts: Mutex<Posts>,
+    /// Many groups are at work, and what is to be done waits for the processor.
+    is_pressed: AtomicBool,
     /// Something has to be sent.
     due: Notify,
     epoch: Instant,
@@ -42,8 +60,28 @@ struct State {
     /// Groups that this node leads and that have not quiesced.
     beating: HashMap<u64, Arc<Shared>>,
     elections: Elections,
+    /// When the latest tick was, and how many before it came late, one after the other.
+    ticked_at: u64,
+    late_ticks: u32,
+    /// The latest tick was late.
+    was_late: bool,
     /// Nobody ticks any more: no group may come.
     is_closed: bool,
+}
+
+#[derive(Default)]
+struct Posts {
+    by_peer: BTreeMap<u64, Post>,
+    /// When the first of them came.
+    since: Option<Instant>,
+}
+
+/// Messages that go to one peer together.
+#[derive(Default)]
+struct Post {
+    messages: Vec<(u64, Message)>,
+    /// What they take of the memory.
+    weight: u64,
 }
 
 /// One group of this node.
@@ -77,10 +115,21 @@ impl Hub {
         // As long as a peer may be silent: an election that takes longer has failed.
         let elections = Elections::new(config.max_elections, config.suspect_after_ns());
         let (groups, beating) = (HashMap::new(), HashMap::new());
-        let state = State { peers, groups, beating, elections, is_closed: false };
+        let state = State {
+            peers,
+            groups,
+            beating,
+            elections,
+            ticked_at: 0,
+            late_ticks: 0,
+            was_late: false,
+            is_closed: false,
+        };
         Self {
             transport,
             state: Mutex::new(state),
+            posts: Mutex::default(),
+            is_pressed: AtomicBool::new(false),
             due: Notify::new(),
             epoch: Instant::now(),
             interval: config.heartbeat_interval,
@@ -131,6 +180,7 @@ impl Hub {
     fn tick(&self) {
         {
             let mut state = self.state.lock();
+            state.note_tick(self.now(), nanos(self.interval));
             for suspect in state.peers.tick(self.now()) {
                 count(&self.counters.nodes_suspected, 1);
                 state.tell_of(suspect, None);
@@ -143,9 +193,43 @@ impl Hub {
     }
 
     pub(super) fn flush(&self) {
-        let due = self.state.lock().peers.flush();
+        let (due, at_work) = {
+            let mut state = self.state.lock();
+            (state.peers.flush(), state.beating.len())
+        };
         for (to, beat) in due {
             self.send(to, beat);
+        }
+        let posts = std::mem::take(&mut *self.posts.lock());
+        if let Some(since) = posts.since {
+            let is_pressed = at_work >= PRESSED_GROUPS && since.elapsed() > PRESSED_AFTER;
+            self.is_pressed.store(is_pressed, Ordering::Relaxed);
+        }
+        for (to, post) in posts.by_peer {
+            self.deliver(to, post);
+        }
+    }
+
+    /// Puts a message on its way, with those of other groups that come at about the same time.
+    fn post(&self, to: u64, group: u64, message: Message) {
+        let full = {
+            let mut posts = self.posts.lock();
+            posts.since.get_or_insert_with(Instant::now);
+            let post = posts.by_peer.entry(to).or_default();
+            post.weight += weight(&message);
+            post.messages.push((group, message));
+            if post.weight >= MAX_POST_BYTES { posts.by_peer.remove(&to) } else { None }
+        };
+        match full {
+            Some(full) => self.deliver(to, full),
+            None => self.due.notify_one(),
+        }
+    }
+
+    fn deliver(&self, to: u64, post: Post) {
+        // Lost like any other message: the leaders ask again.
+        if self.transport.send_all(to, post.messages).is_err() {
+            count(&self.counters.sends_failed, 1);
         }
     }
 
@@ -259,6 +343,8 @@ impl Hub {
     /// [`Event::Admitted`] when its turn comes.
     fn ask_to_campaign(&self, group: u64) -> bool {
         let (mut state, now) = (self.state.lock(), self.now());
+        let is_late = state.is_late(now, nanos(self.interval));
+        state.elections.pause(is_late);
         let can_win = state.has_live_majority(group);
         let may = state.elections.ask(group, can_win, now);
         let admitted = state.elections.admit(now);
@@ -299,6 +385,30 @@ impl Hub {
 }
 
 impl State {
+    /// Whether the tick is so late that this node must have stood still, or was kept from the
+    /// processor.
+    fn is_tick_missing(&self, now: u64, interval: u64) -> bool {
+        let is_late = now.saturating_sub(self.ticked_at) > interval.saturating_mul(2);
+        is_late && self.late_ticks < MAX_LATE_TICKS
+    }
+
+    /// The tick has come. Where it is late, so is everything else: the silence of a peer says
+    /// nothing then, since what it has said has not been heard. No election begins before a tick
+    /// that is in time, and no leader gives up for want of answers; but not for long, because a node
+    /// that is always late has to go on as well.
+    fn note_tick(&mut self, now: u64, interval: u64) {
+        self.was_late = self.is_tick_missing(now, interval);
+        let is_in_time = now.saturating_sub(self.ticked_at) <= interval.saturating_mul(2);
+        self.late_ticks = if is_in_time { 0 } else { self.late_ticks.saturating_add(1) };
+        self.ticked_at = now;
+        self.elections.pause(self.was_late);
+    }
+
+    /// Whether silence says nothing now.
+    fn is_late(&self, now: u64, interval: u64) -> bool {
+        self.was_late || self.is_tick_missing(now, interval)
+    }
+
     /// Tells the groups of which `node` is a member what has become of it.
     fn tell_of(&self, node: u64, life: Option<u64>) {
         for group in self.groups.values().filter(|group| group.members.contains(&node)) {
@@ -409,6 +519,16 @@ impl Seat {
         shown.campaigns
     }
 
+    /// Whether this is one of many groups at work that wait for the processor.
+    pub(crate) fn is_pressed(&self) -> bool {
+        self.hub.is_pressed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the node stood still for a while, and silence says nothing.
+    pub(crate) fn is_late(&self) -> bool {
+        self.hub.state.lock().is_late(self.hub.now(), nanos(self.hub.interval))
+    }
+
     /// The hub has given it a place.
     pub(crate) fn admitted(shown: &mut Shown) {
         shown.campaigns = true;
@@ -457,6 +577,7 @@ impl Transport for Seat {
         match message {
             Message::Heartbeat(beat) => self.hub.push(to, group, GroupBeat::Heartbeat(beat)),
             Message::HeartbeatReply(reply) => self.hub.push(to, group, GroupBeat::Reply(reply)),
+            Message::Append { .. } | Message::AppendAck(_) => self.hub.post(to, group, message),
             message => return self.hub.transport.send(to, group, message),
         }
         Ok(())

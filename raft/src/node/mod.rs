@@ -256,7 +256,8 @@ pub struct NodeStats {
     pub messages_sent: u64,
     /// Messages between nodes that came.
     pub messages_received: u64,
-    /// Messages between nodes that the transport did not take.
+    /// Messages between nodes that the transport did not take, and bundles of entries and
+    /// acknowledgements of groups that it did not take whole.
     pub sends_failed: u64,
     /// Heartbeats of groups, and answers to them, that were sent in these messages.
     pub beats_sent: u64,

@@ -88,6 +88,11 @@ impl Machine {
         });
     }
 
+    /// Whether the driver polls it.
+    pub(crate) fn is_here(&self) -> bool {
+        matches!(self.place, Place::Here(_))
+    }
+
     /// Gives back memory that only a group at work needs.
     pub(crate) fn shrink(&self) {
         self.jobs.shrink();
@@ -137,7 +142,7 @@ impl Applier {
         // Also said when the machine panics.
         let ended = Ended(Arc::clone(&self.shared));
         let mut jobs = Vec::new();
-        while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs)).await {
+        while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs, ())).await {
             for job in jobs.drain(..) {
                 if let Err(error) = self.run_job(job).await {
                     self.shared.tell(Event::Stop(StopReason::Machine(error.to_string())));

@@ -66,6 +66,8 @@ pub(crate) struct Driver {
     pub(crate) now: u64,
     /// When the status has to be shown, if it is behind.
     pub(crate) show_at: Option<u64>,
+    /// When it was last shown.
+    pub(crate) shown_at: u64,
     pub(crate) shown: Status,
     /// What the store said when a call to it failed for the first time.
     pub(crate) cause: Option<String>,
@@ -73,6 +75,8 @@ pub(crate) struct Driver {
     pub(crate) writes: Vec<Persist>,
     /// Several callers have just been answered.
     pub(crate) expects_more_proposals: bool,
+    /// Proposals for the next round of replication, where the node is short of processor.
+    pub(crate) gathered: Vec<Event>,
 }
 
 impl Driver {
@@ -109,8 +113,13 @@ impl Driver {
         poll_fn(|cx| {
             // First, so that what it has applied is among the events.
             self.machine.poll(cx);
-            if let Poll::Ready(open) = self.shared.events.poll_take(cx, events) {
+            let mut patience = self.core.sleeps_through();
+            patience.proposals = self.is_pressed() && self.is_round_under_way();
+            if let Poll::Ready(open) = self.shared.events.poll_take(cx, events, patience) {
                 return Poll::Ready(open);
+            }
+            if !self.gathered.is_empty() && !self.is_round_under_way() {
+                return Poll::Ready(true);
             }
             *turns = 0;
             // Deadlines mostly move away from now: the timer is set again only when it is late,
@@ -145,20 +154,16 @@ impl Driver {
         self.now = duration_nanos(self.epoch.elapsed());
         let now = self.now;
         count(&self.shared.counters.turns, 1);
-        let mut stop = None;
-        for event in events.drain(..) {
-            match self.input(now, event) {
-                Ok(input) => self.core.step(now, input),
-                Err(Some(reason)) => stop = stop.or(Some(reason)),
-                Err(None) => {}
-            }
-        }
+        let mut stop = self.take_in(now, events);
         if !self.withdrawn.is_empty() {
             let tokens = take(&mut self.withdrawn);
             self.core.step(now, Input::WithdrawReads { tokens });
         }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);
+            if self.seat.as_ref().is_some_and(|(seat, _)| seat.is_late()) {
+                self.core.bear_silence(now);
+            }
             self.core.step(now, Input::Tick);
         }
         // Before a received snapshot is taken from where it was handed over: who looks there and
@@ -198,10 +203,53 @@ impl Driver {
             self.core.shrink();
             self.machine.shrink();
             self.writes.shrink_to_fit();
+            self.gathered.shrink_to_fit();
             self.shared.events.shrink();
         }
         self.publish(status);
         stop
+    }
+
+    /// Steps the events at hand. Proposals wait for the end of a round under way, where rounds do.
+    fn take_in(&mut self, now: u64, events: &mut Vec<Event>) -> Option<StopReason> {
+        let mut stop = None;
+        let gathers = !self.gathered.is_empty() || self.is_pressed();
+        for event in events.drain(..) {
+            if gathers && matches!(event, Event::Propose { .. }) {
+                self.gathered.push(event);
+            } else {
+                stop = stop.or(self.step(now, event));
+            }
+        }
+        // Those who have just been answered get their turn before the next round begins.
+        if !self.gathered.is_empty() && !self.is_round_under_way() && !self.expects_more_proposals {
+            let mut gathered = take(&mut self.gathered);
+            stop = gathered.drain(..).fold(stop, |stop, event| stop.or(self.step(now, event)));
+            self.gathered = gathered;
+        }
+        stop
+    }
+
+    fn step(&mut self, now: u64, event: Event) -> Option<StopReason> {
+        match self.input(now, event) {
+            Ok(input) => self.core.step(now, input),
+            Err(stop) => return stop,
+        }
+        None
+    }
+
+    /// Whether this is one of many groups at work that wait for the processor. A round of
+    /// replication costs about the same for one entry and for many, so each group then begins one
+    /// when the one before has ended, with all that was proposed meanwhile. A group that has the
+    /// processor to itself does not wait: its rounds follow each other closely.
+    fn is_pressed(&self) -> bool {
+        self.seat.as_ref().is_some_and(|(seat, _)| seat.is_pressed())
+    }
+
+    /// Whether this node leads and callers wait for what it has in its log. A machine with a task
+    /// of its own works on one round while the next one is replicated.
+    fn is_round_under_way(&self) -> bool {
+        self.core.is_round_under_way(self.machine.is_here())
     }
 
     /// Where an election is due and the node has no place for it, it waits for
@@ -432,7 +480,7 @@ impl Driver {
         let counters = &self.shared.counters;
         count(&counters.writes, 1);
         count(&counters.entries_written, range.end.saturating_sub(range.start));
-        let commit = self.commit_index.take(status, self.now, hard_state.is_some());
+        let commit = self.commit_index.take_along(status, self.now, hard_state.is_some());
         let write = LogWrite {
             snapshot: snapshot.and_then(|meta| self.handed_over(&meta)),
             truncate_from,
@@ -444,7 +492,12 @@ impl Driver {
             commit,
         };
         let shared = Arc::clone(&self.shared);
-        let tell = move |result| shared.tell(Event::Persisted { id, result });
+        let tell = move |result: Result<(), StoreError>| {
+            let is_fine = result.is_ok();
+            shared.tell_patiently(Event::Persisted { id, result }, |patience| {
+                is_fine && patience.own_writes
+            });
+        };
         self.log.write(write, Completion::new(tell));
     }
 
@@ -453,7 +506,7 @@ impl Driver {
         if self.commit_index.deadline(status).is_none_or(|at| at > self.now) {
             return;
         }
-        if let Some(commit) = self.commit_index.take(status, self.now, false) {
+        if let Some(commit) = self.commit_index.take_due(status, self.now) {
             let write = LogWrite { commit: Some(commit), ..LogWrite::default() };
             self.shared.write_or_stop(&*self.log, write);
         }
@@ -577,9 +630,9 @@ impl Driver {
                 self.show_at = None;
                 return;
             }
-            let due = show_due(self.show_at, self.now);
-            self.show_at = Some(due);
+            let due = show_due(self.show_at, self.shown_at, self.now);
             if self.now < due {
+                self.show_at = Some(due);
                 return;
             }
         }
@@ -587,7 +640,7 @@ impl Driver {
             let Status { id: node, role, term, leader, .. } = status;
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
-        self.show_at = None;
+        (self.show_at, self.shown_at) = (None, self.now);
         self.shown = status.clone();
         self.status.send_replace(status);
     }
@@ -617,7 +670,8 @@ impl Driver {
     }
 
     /// Answers everybody who still waits.
-    pub(crate) fn finish(&mut self, left: Vec<Event>, reason: &StopReason) {
+    pub(crate) fn finish(&mut self, mut left: Vec<Event>, reason: &StopReason) {
+        left.append(&mut self.gathered);
         self.proposals.fail_all(reason);
         self.reads.fail_all(reason);
         for (_, reply) in self.changes.drain() {
@@ -648,11 +702,11 @@ impl Driver {
     }
 }
 
-/// When the status has to be shown that has been behind since `due` was set. Never later than
-/// [`SHOW_WITHIN`] from now: a clock that jumps back would leave watchers behind for that long.
-fn show_due(due: Option<u64>, now: u64) -> u64 {
-    let latest = now.saturating_add(SHOW_WITHIN);
-    due.map_or(latest, |due| due.min(latest))
+/// When a status that is behind has to be shown: [`SHOW_WITHIN`] after the last one, which `due`
+/// says once it is behind. Never later than that from now: a clock that jumps back would leave
+/// watchers behind for that long.
+fn show_due(due: Option<u64>, shown_at: u64, now: u64) -> u64 {
+    due.unwrap_or(shown_at.saturating_add(SHOW_WITHIN)).min(now.saturating_add(SHOW_WITHIN))
 }
 
 /// Nanoseconds; some five hundred years fit.
@@ -667,9 +721,11 @@ mod tests {
     #[test]
     fn a_clock_that_jumps_back_does_not_put_the_status_off() {
         let hour = 3_600_000_000_000;
-        let due = show_due(None, hour);
-        assert_eq!(show_due(Some(due), hour + 500_000), due, "time goes on: it stays due");
-        assert_eq!(show_due(Some(due), 7), 7 + SHOW_WITHIN, "time jumped back by an hour");
-        assert_eq!(show_due(None, u64::MAX), u64::MAX);
+        let due = show_due(None, hour, hour);
+        assert_eq!(due, hour + SHOW_WITHIN);
+        assert_eq!(show_due(Some(due), hour, hour + 500_000), due, "time goes on: it stays due");
+        assert_eq!(show_due(Some(due), hour, 7), 7 + SHOW_WITHIN, "time jumped back by an hour");
+        assert_eq!(show_due(None, hour, 7), 7 + SHOW_WITHIN, "and it was not behind before");
+        assert_eq!(show_due(None, u64::MAX, u64::MAX), u64::MAX);
     }
 }

@@ -9,28 +9,32 @@ use parking_lot::Mutex;
 ///
 /// The reader swaps the whole content out, so a burst costs one wake-up and two locks, and
 /// nothing is allocated once both vectors have grown. A writer wakes the reader only when it
-/// sleeps: what the reader itself causes while it works costs no wake-up.
+/// sleeps: what the reader itself causes while it works costs no wake-up. Nor does what it could do
+/// nothing about, which `P` says of a reader that sleeps.
 #[derive(Debug)]
-pub(crate) struct Mailbox<T> {
-    state: Mutex<State<T>>,
+pub(crate) struct Mailbox<T, P = ()> {
+    state: Mutex<State<T, P>>,
 }
 
 #[derive(Debug)]
-struct State<T> {
+struct State<T, P> {
     items: Vec<T>,
     /// The reader, when it sleeps.
     reader: Option<Waker>,
+    /// What it said when it fell asleep.
+    patience: P,
     closed: bool,
     /// The reader gives its memory back when it next finds nothing.
     shrinks: bool,
 }
 
-impl<T> Mailbox<T> {
+impl<T, P: Default> Mailbox<T, P> {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
                 items: Vec::new(),
                 reader: None,
+                patience: P::default(),
                 closed: false,
                 shrinks: false,
             }),
@@ -39,13 +43,19 @@ impl<T> Mailbox<T> {
 
     /// Leaves an item. Gives it back when the mailbox is closed.
     pub(crate) fn push(&self, item: T) -> Result<(), T> {
+        self.push_unless(item, |_| false)
+    }
+
+    /// Leaves an item, which does not wake a reader whose patience `may_wait` accepts: it is then
+    /// read when something else wakes the reader.
+    pub(crate) fn push_unless(&self, item: T, may_wait: impl FnOnce(&P) -> bool) -> Result<(), T> {
         let reader = {
             let mut state = self.state.lock();
             if state.closed {
                 return Err(item);
             }
             state.items.push(item);
-            state.reader.take()
+            if may_wait(&state.patience) { None } else { state.reader.take() }
         };
         if let Some(reader) = reader {
             reader.wake();
@@ -84,8 +94,13 @@ impl<T> Mailbox<T> {
     }
 
     /// Moves everything into `into`, which must be empty. Ready with `false` when the mailbox is
-    /// closed.
-    pub(crate) fn poll_take(&self, cx: &mut Context<'_>, into: &mut Vec<T>) -> Poll<bool> {
+    /// closed. Where there is nothing the reader sleeps, with this `patience`.
+    pub(crate) fn poll_take(
+        &self,
+        cx: &mut Context<'_>,
+        into: &mut Vec<T>,
+        patience: P,
+    ) -> Poll<bool> {
         debug_assert!(into.is_empty(), "what was taken before has to be used up first");
         let mut state = self.state.lock();
         if !state.items.is_empty() {
@@ -99,6 +114,7 @@ impl<T> Mailbox<T> {
             // Both are empty.
             (*into, state.items) = (Vec::new(), Vec::new());
         }
+        state.patience = patience;
         match &mut state.reader {
             Some(reader) => reader.clone_from(cx.waker()),
             reader => *reader = Some(cx.waker().clone()),
@@ -132,12 +148,12 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let mailbox = Mailbox::new();
         let mut taken = Vec::new();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
         for item in 0..3 {
             mailbox.push(item).unwrap();
         }
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
         assert_eq!(taken, [0, 1, 2]);
         mailbox.push(3).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "a reader at work needs no waking");
@@ -149,15 +165,34 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let (mailbox, mut taken) = (Mailbox::new(), Vec::new());
         (0..100).for_each(|item| mailbox.push(item).unwrap());
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
         taken.clear();
         mailbox.push(7).unwrap();
         mailbox.shrink();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
         assert_eq!(taken, [7]);
         taken.clear();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
         assert_eq!((taken.capacity(), mailbox.state.lock().items.capacity()), (0, 0));
+    }
+
+    #[test]
+    fn a_reader_sleeps_through_what_it_said_may_wait() {
+        let count = Arc::new(Count::default());
+        let waker = Waker::from(Arc::clone(&count));
+        let mut cx = Context::from_waker(&waker);
+        let (mailbox, mut taken) = (Mailbox::new(), Vec::new());
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 5), Poll::Pending);
+        mailbox.push_unless(5, |patience| 5 <= *patience).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 0);
+        mailbox.push_unless(6, |patience| 6 <= *patience).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 1);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 5), Poll::Ready(true));
+        assert_eq!(taken, [5, 6], "in the order in which they came");
+        taken.clear();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 4), Poll::Pending);
+        mailbox.push_unless(5, |patience| 5 <= *patience).unwrap();
+        assert_eq!(count.0.load(Ordering::SeqCst), 2, "it is what was said last that counts");
     }
 
     #[tokio::test]
@@ -167,6 +202,6 @@ mod tests {
         assert_eq!(mailbox.close(), [1]);
         assert_eq!(mailbox.push(2), Err(2));
         let mut taken = Vec::new();
-        assert!(!poll_fn(|cx| mailbox.poll_take(cx, &mut taken)).await);
+        assert!(!poll_fn(|cx| mailbox.poll_take(cx, &mut taken, ())).await);
     }
 }

@@ -167,10 +167,12 @@ impl Raft {
             tasks: JoinSet::new(),
             now: 0,
             show_at: None,
+            shown_at: 0,
             cause: None,
             shown,
             writes: Vec::new(),
             expects_more_proposals: false,
+            gathered: Vec::new(),
         });
         tokio::spawn(run(driver, jobs));
         Ok(Self { handle: Arc::new(Handle { shared, status, members, epoch }) })
@@ -207,7 +209,8 @@ impl Raft {
         room.forget();
         let (reply, answer) = oneshot::channel();
         let proposal = Proposal { reply, weight };
-        if shared.events.push(Event::Propose { data: command, proposal }).is_err() {
+        let event = Event::Propose { data: command, proposal };
+        if shared.events.push_unless(event, |patience| patience.proposals).is_err() {
             return Err(ProposeError::Stopped(shared.why_stopped()));
         }
         let unanswered = |_| Err(ProposeError::Unknown(Doubt::Stopped(shared.why_stopped())));

@@ -13,7 +13,11 @@ const SHOW_WITHIN: u64 = 1_000_000;
 
 /// How long a new commit index may stay in memory only, in nanoseconds. Nothing depends on it but
 /// what a restarted node shows before it reaches a quorum.
-const STORE_WITHIN: u64 = 100_000_000;
+const STORE_WITHIN: u64 = 200_000_000;
+
+/// How long before that a write of the log takes it along: in a group at work it never costs a write
+/// of its own.
+const STORE_ALONG_WITHIN: u64 = 150_000_000;
 
 /// When the state machine last showed everything that was committed, as far as this node knows.
 #[derive(Debug, Default)]
@@ -106,11 +110,22 @@ impl CommitIndex {
         self.store_at.filter(|_| status.halted.is_none() && status.durable == status.last)
     }
 
-    /// The index to add to a write, if it has grown and adding is `cheap` or the deadline has
-    /// passed. It counts as stored from then on.
-    pub(crate) fn take(&mut self, status: &Status, now: u64, cheap: bool) -> Option<u64> {
+    /// The index to add to a write of the log, if it has grown and adding is `cheap` or it has
+    /// waited for a while. It counts as stored from then on.
+    pub(crate) fn take_along(&mut self, status: &Status, now: u64, cheap: bool) -> Option<u64> {
+        let soon = now.saturating_add(STORE_ALONG_WITHIN);
+        self.take(status, cheap || self.store_at.is_some_and(|at| at <= soon))
+    }
+
+    /// The index to write by itself, if it has grown and the deadline has passed. It counts as
+    /// stored from then on.
+    pub(crate) fn take_due(&mut self, status: &Status, now: u64) -> Option<u64> {
+        self.take(status, self.store_at.is_some_and(|at| at <= now))
+    }
+
+    fn take(&mut self, status: &Status, is_time: bool) -> Option<u64> {
         let known = known(status);
-        if known <= self.stored || !(cheap || self.store_at.is_some_and(|at| at <= now)) {
+        if known <= self.stored || !is_time {
             return None;
         }
         (self.stored, self.store_at) = (known, None);
@@ -122,4 +137,33 @@ impl CommitIndex {
 /// it, so that it may be stored.
 fn known(status: &Status) -> u64 {
     status.commit.min(status.durable)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::core::Restored;
+
+    const MS: u64 = 1_000_000;
+
+    fn status(commit: u64, last: u64) -> Status {
+        let core = Core::new(Config::new(1, [1, 2, 3]), Restored::empty(), 0).unwrap();
+        Status { commit, last, durable: last, ..core.status() }
+    }
+
+    #[test]
+    fn a_commit_index_goes_along_with_a_write_or_waits_for_its_own() {
+        let mut index = CommitIndex::new(3);
+        index.update(&status(4, 5), MS);
+        assert_eq!(index.take_along(&status(4, 5), 2 * MS, false), None, "it is fresh");
+        assert_eq!(index.take_along(&status(4, 5), 60 * MS, false), Some(4));
+        assert_eq!(index.deadline(&status(4, 5)), None, "all is stored");
+        index.update(&status(6, 6), 70 * MS);
+        assert_eq!(index.take_along(&status(6, 6), 71 * MS, true), Some(6), "a vote is rare");
+        index.update(&status(7, 7), 100 * MS);
+        let due = index.deadline(&status(7, 7)).unwrap();
+        assert_eq!(index.take_due(&status(7, 7), due - 1), None);
+        assert_eq!(index.take_due(&status(7, 7), due), Some(7));
+    }
 }

@@ -14,7 +14,7 @@ use super::mailbox::Mailbox;
 use super::pending::{ChangeReply, Proposal, ReadReply};
 use super::transfers::Transfers;
 use crate::config::Config;
-use crate::core::TransferEnd;
+use crate::core::{Patience, TransferEnd};
 use crate::membership::Change;
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
@@ -183,7 +183,7 @@ pub(crate) const NEVER: u64 = u64::MAX;
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) events: Mailbox<Event>,
+    pub(crate) events: Mailbox<Event, Patience>,
     /// Weight of the peers' messages among the events.
     queued: AtomicU64,
     max_queued: u64,
@@ -270,7 +270,7 @@ impl Shared {
     /// The node's common tick. Ticks that the driver has not seen yet are one.
     pub(crate) fn beat(&self) {
         if !self.beats.swap(true, Ordering::AcqRel) {
-            self.tell(Event::Beat);
+            self.tell_patiently(Event::Beat, |patience| patience.beats);
         }
     }
 
@@ -306,6 +306,12 @@ impl Shared {
         drop(self.events.push(event));
     }
 
+    /// Leaves an event that does not wake a driver whose patience `may_wait` accepts.
+    pub(crate) fn tell_patiently(&self, event: Event, may_wait: impl FnOnce(&Patience) -> bool) {
+        // As above.
+        drop(self.events.push_unless(event, may_wait));
+    }
+
     /// A snapshot could not be stored. If the disk has failed for good, an empty write fails too,
     /// and the node says so and stops. It may have nothing else to write, and would stay a
     /// follower that never gets anywhere.
@@ -336,7 +342,13 @@ impl Shared {
             count(&self.counters.messages_dropped, 1);
             return;
         }
-        self.tell(Event::Message { from, message, weight });
+        let acked = match &message {
+            Message::AppendAck(ack) => Some(ack.matched),
+            _ => None,
+        };
+        self.tell_patiently(Event::Message { from, message, weight }, |patience| {
+            acked.is_some_and(|matched| matched < patience.acks_below)
+        });
     }
 
     /// The driver has taken a message.
@@ -394,7 +406,7 @@ impl Drop for Answer {
 }
 
 /// What a message takes of the memory for waiting messages, in bytes.
-fn weight(message: &Message) -> u64 {
+pub(crate) fn weight(message: &Message) -> u64 {
     match message {
         Message::Append { entries, .. } => {
             ENTRY_OVERHEAD + entries.iter().map(Entry::weight).sum::<u64>()

@@ -1,0 +1,226 @@
+//! What a leader at work can do without: answers that change nothing, and heartbeats beside entries.
+//!
+//! A node of a thousand busy groups takes a turn of a group for each thing that happens in it. Most
+//! of what happens while entries flow only has to be noted by and by.
+
+use super::leader::Leader;
+use super::peer::{Flow, Peer};
+use super::{Core, RoleState};
+
+/// The most heartbeats that entries take the place of, one after the other: their round trips are
+/// to be known all the same.
+const MAX_UNSAID: u32 = 3;
+
+/// Inputs that would lead to nothing now, so that it is enough to step them with the next one. None
+/// may wait longer than until the next deadline. The default: nothing may wait.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Patience {
+    /// Completed writes of this node.
+    pub(crate) own_writes: bool,
+    /// Acknowledgements of less than this index.
+    pub(crate) acks_below: u64,
+    /// The node's common tick.
+    pub(crate) beats: bool,
+    /// Proposals: said by the shell alone.
+    pub(crate) proposals: bool,
+}
+
+impl Core {
+    /// What would lead to nothing if it was the next input.
+    pub(crate) fn sleeps_through(&self) -> Patience {
+        let RoleState::Leader(leader) = &self.role else { return Patience::default() };
+        let has_duties = leader.change.is_some() || leader.transfer.is_some();
+        if has_duties || self.halted.is_some() || self.quiescence.quiesced {
+            return Patience::default();
+        }
+        // What the others hold decides first, and then there may be room for more writes.
+        let by_others =
+            self.roster.reached(u64::MAX, |place| leader.of(place, |peer| peer.matched));
+        let last = self.log.last();
+        let has_all =
+            |peer: &Peer| matches!(peer.flow, Flow::Replicate) && peer.next > last && !peer.lost;
+        let is_all_sent = leader.peers.iter().all(has_all);
+        Patience {
+            own_writes: by_others <= self.commit
+                && self.storage.writes() < self.config.max_persists,
+            acks_below: if is_all_sent { self.commit + 1 } else { 0 },
+            beats: self.entries_beat(leader),
+            proposals: false,
+        }
+    }
+
+    /// Whether this node leads, and holds entries that are not committed, or with `and_applied`
+    /// not reported as applied.
+    pub(crate) fn is_round_under_way(&self, and_applied: bool) -> bool {
+        let done = if and_applied { self.applied } else { self.commit };
+        matches!(self.role, RoleState::Leader(_)) && done < self.log.last()
+    }
+
+    /// Whether the entries that flow to every follower, and the answers, tell it and this leader
+    /// what a heartbeat would.
+    pub(super) fn entries_beat(&self, leader: &Leader) -> bool {
+        // With the next tick after that it is still far from an election.
+        let lately = self.timing.min_election.saturating_sub(self.timing.heartbeat) / 2;
+        let since = |at: u64| self.now.saturating_sub(at) < lately;
+        leader.unsaid < MAX_UNSAID
+            // These count rounds.
+            && self.timing.lease.is_none()
+            && leader.reads.is_empty()
+            && !leader.peers.is_empty()
+            && leader.peers.iter().all(|peer| {
+                matches!(peer.flow, Flow::Replicate) && since(peer.sent_at) && since(peer.heard)
+            })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::core::{Input, Output, Restored};
+    use crate::message::Message;
+
+    const MS: u64 = 1_000_000;
+
+    /// Three cores, and what is on its way to each of them.
+    struct World {
+        cores: Vec<Core>,
+        inputs: Vec<VecDeque<Input>>,
+        now: u64,
+        random: u64,
+    }
+
+    impl World {
+        fn led_by_first(random: u64) -> Self {
+            let core = |id| {
+                let mut config = Config::new(id, [1, 2, 3]);
+                config.seed = Some(random * 3 + id);
+                (config.max_persists, config.max_inflight_appends) = (3, 4);
+                Core::new(config, Restored::empty(), 0).unwrap()
+            };
+            let inputs = vec![VecDeque::new(); 3];
+            let cores = (1..=3).map(core).collect();
+            let mut world = Self { cores, inputs, now: 0, random };
+            world.inputs[0].push_back(Input::Campaign);
+            while world.cores[0].commit == 0 {
+                (0..3).for_each(|at| drop(world.next_of(at)));
+            }
+            world
+        }
+
+        fn draw(&mut self, below: u64) -> u64 {
+            self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.random >> 33) % below
+        }
+
+        /// Steps the next input of a core. Returns how much came of it.
+        fn next_of(&mut self, at: usize) -> usize {
+            self.inputs[at].pop_front().map_or(0, |input| self.step(at, input))
+        }
+
+        fn step(&mut self, at: usize, input: Input) -> usize {
+            self.cores[at].step(self.now, input);
+            let mut outputs = 0;
+            while let Some(output) = self.cores[at].poll_output() {
+                outputs += 1;
+                let from = at as u64 + 1;
+                let (to, input) = match output {
+                    Output::Send { to, message } => (to, Input::Message { from, message }),
+                    Output::Replicate { to, head, range } => {
+                        let entries = self.cores[at].entries(range).unwrap().cloned().collect();
+                        (to, Input::Message { from, message: Message::Append { head, entries } })
+                    }
+                    Output::Persist(persist) => (from, Input::Persisted { id: persist.id }),
+                    Output::Apply { range } => (from, Input::Applied { index: range.end - 1 }),
+                    _ => continue,
+                };
+                self.inputs[to as usize - 1].push_back(input);
+            }
+            outputs
+        }
+    }
+
+    /// Which of the three an input is, if the leader would sleep through it.
+    fn waits(core: &Core, input: &Input) -> Option<usize> {
+        let patience = core.sleeps_through();
+        match input {
+            Input::Persisted { .. } if patience.own_writes => Some(0),
+            Input::Message { message: Message::AppendAck(ack), .. }
+                if ack.matched < patience.acks_below =>
+            {
+                Some(1)
+            }
+            Input::Beat if patience.beats => Some(2),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn nothing_comes_of_what_a_leader_sleeps_through() {
+        let mut slept = [0; 3];
+        for seed in 1..=40 {
+            let mut world = World::led_by_first(seed);
+            for turn in 0..600 {
+                world.now += world.draw(3) * MS / 4;
+                match world.draw(8) {
+                    0 => {
+                        let data = Bytes::from_static(b"command");
+                        world.inputs[0].push_back(Input::Propose { token: turn, data });
+                    }
+                    1 if world.draw(8) == 0 => world.inputs[0].push_back(Input::Beat),
+                    // What is on its way to a follower is lost.
+                    2 if world.draw(8) == 0 => drop(world.inputs[1].pop_front()),
+                    _ => {}
+                }
+                let at = world.draw(3) as usize;
+                let waits = world.inputs[at].front().and_then(|it| waits(&world.cores[at], it));
+                let outputs = world.next_of(at);
+                if let Some(kind) = waits {
+                    assert_eq!((at, outputs), (0, 0), "seed {seed}, turn {turn}: kind {kind}");
+                    slept[kind] += 1;
+                }
+                assert!(world.cores[0].role() == crate::Role::Leader, "seed {seed}");
+            }
+        }
+        assert!(slept.iter().all(|count| *count >= 50), "too few situations: {slept:?}");
+    }
+
+    #[test]
+    fn entries_take_the_place_of_heartbeats_but_not_of_all() {
+        let mut world = World::led_by_first(7);
+        let mut rounds = Vec::new();
+        for token in 0..40 {
+            world.step(0, Input::Propose { token, data: Bytes::from_static(b"x") });
+            for _ in 0..8 {
+                (0..3).for_each(|at| drop(world.next_of(at)));
+            }
+            world.now += 50 * MS;
+            let before = world.inputs[1].len();
+            world.step(0, Input::Beat);
+            rounds.push(world.inputs[1].len() - before);
+        }
+        assert_eq!(rounds.iter().sum::<usize>(), 10, "every fourth: {rounds:?}");
+        world.now += 50 * MS;
+        assert_eq!(world.step(0, Input::Beat), 2, "nothing was said for a whole interval");
+    }
+
+    #[test]
+    fn heartbeats_are_sent_beside_entries_that_nobody_acknowledges() {
+        let mut world = World::led_by_first(9);
+        for token in 0..4 {
+            world.step(0, Input::Propose { token, data: Bytes::from_static(b"x") });
+            // Node 3 hears nothing.
+            world.inputs[2].clear();
+            for _ in 0..8 {
+                (0..2).for_each(|at| drop(world.next_of(at)));
+            }
+            world.now += 50 * MS;
+            let beats = world.step(0, Input::Beat);
+            assert!(token < 2 || beats == 2, "{token}: node 3 may be alive");
+        }
+    }
+}
