@@ -262,6 +262,10 @@ impl Core {
     pub fn step(&mut self, now: u64, input: Input) {
         self.now = self.clock.advance(now);
         self.dirty = true;
+        if self.out.capacity() == 0 {
+            // Few inputs lead to more: among ten thousand groups it would be memory for nothing.
+            self.out.reserve_exact(2);
+        }
         if self.halted.is_some() {
             self.reject_when_halted(&input);
             return;

@@ -390,7 +390,13 @@ impl Driver {
     /// Does what the core asks for. Returns why to stop, if so.
     fn perform(&mut self, output: Output) -> Option<StopReason> {
         match output {
-            Output::Persist(persist) => self.writes.push(persist),
+            Output::Persist(persist) => {
+                // Mostly it is the only one.
+                if self.writes.capacity() == 0 {
+                    self.writes.reserve_exact(1);
+                }
+                self.writes.push(persist);
+            }
             Output::Send { to, message } => self.send(to, message),
             Output::Replicate { to, head, range } => {
                 let entries = self.lent(range);

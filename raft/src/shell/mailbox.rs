@@ -28,6 +28,16 @@ struct State<T, P> {
     shrinks: bool,
 }
 
+impl<T, P> State<T, P> {
+    fn add(&mut self, item: T) {
+        // Of ten thousand groups that elect their leaders few have more than one at a time.
+        if self.items.capacity() == 0 {
+            self.items.reserve_exact(1);
+        }
+        self.items.push(item);
+    }
+}
+
 impl<T, P: Default> Mailbox<T, P> {
     pub(crate) fn new() -> Self {
         Self {
@@ -54,7 +64,7 @@ impl<T, P: Default> Mailbox<T, P> {
             if state.closed {
                 return Err(item);
             }
-            state.items.push(item);
+            state.add(item);
             if may_wait(&state.patience) { None } else { state.reader.take() }
         };
         if let Some(reader) = reader {
@@ -69,7 +79,7 @@ impl<T, P: Default> Mailbox<T, P> {
         if state.closed {
             return Err(item);
         }
-        state.items.push(item);
+        state.add(item);
         Ok(())
     }
 
