@@ -20,9 +20,9 @@ pub struct Config {
     /// Bytes of the latest batches that are kept for readers at the end of the log. 0 for none,
     /// default 1 MiB.
     pub tail_cache_bytes: usize,
-    /// Bytes of batches that wait to be written, with 512 for the place and the answer of each; then
-    /// appends are rejected with [`ProduceError::Busy`](crate::ProduceError::Busy). At least one batch of the largest size
-    /// (1,048,572), default 32 MiB.
+    /// Bytes of batches that wait to be written, with 512 for the place and the answer of each;
+    /// then appends are rejected with [`ProduceError::Busy`](crate::ProduceError::Busy). At least
+    /// one batch of the largest size (1,048,572), default 32 MiB.
     pub max_pending_bytes: usize,
     /// Readers that wait for records at once. At least 1, default 10,000.
     pub max_waiters: usize,

@@ -192,8 +192,8 @@ impl Partition {
     /// Appends a batch. The offsets that its header has are replaced.
     ///
     /// Batches of one caller are appended in the order of the calls. A lone batch is written at
-    /// once, and in a journal another one right behind it; all that wait when a write ends share the
-    /// next one, and its sync. When a write fails, those that were decided behind it fail too.
+    /// once, and in a journal another one right behind it; all that wait when a write ends share
+    /// the next one, and its sync. When a write fails, those that were decided behind it fail too.
     ///
     /// The future need not be polled for the batch to be appended.
     pub fn append(&self, batch: Batch, durability: Durability) -> AppendFuture {

@@ -95,7 +95,7 @@ async fn a_consumer_that_has_stopped_holds_no_records_in_memory() {
         producer.flush().await;
     }
     assert_grown("96 MiB that a member of a group does not read", before, 32 * MIB);
-    let lag: u64 = consumer.lag().iter().map(|lag| lag.offsets()).sum();
+    let lag: u64 = consumer.lag().iter().map(voussoir_queue::Lag::offsets).sum();
     assert!(lag >= 96 * 1_024, "{lag}: nothing is lost for it");
     let polled = consumer.poll(Duration::from_secs(1)).await.expect("a poll");
     assert!(!polled.records.is_empty());

@@ -623,7 +623,7 @@ async fn transfer(
         until("the next break, or the end", end).await?;
         let end = load.begun.elapsed();
         with.push((up, end));
-        outcome.transfer += end - up;
+        outcome.transfer += end.saturating_sub(up);
         println!("{acknowledged} of {chunks} chunks after {:.1} s", outcome.transfer.as_secs_f64());
         if part < BREAKS {
             link.down();
@@ -692,7 +692,9 @@ fn main() -> Result<(), Failure> {
     if broken.is_empty() {
         return Ok(());
     }
-    broken.iter().for_each(|what| println!("broken: {what}"));
+    for what in &broken {
+        println!("broken: {what}");
+    }
     std::process::exit(1);
 }
 

@@ -54,8 +54,11 @@ pub trait Transport: Send + Sync + 'static {
     /// # Errors
     /// [`SendError`] of the last one that was dropped; those before and behind it may have gone.
     fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
-        let sent = messages.into_iter().map(|(group, message)| self.send(to, group, message));
-        sent.fold(Ok(()), |all, sent| sent.and(all))
+        let mut result = Ok(());
+        for (group, message) in messages {
+            result = self.send(to, group, message).and(result);
+        }
+        result
     }
 
     /// Sends a part of a snapshot and waits for the answer, at most `timeout`. Several are under

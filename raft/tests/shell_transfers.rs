@@ -76,7 +76,9 @@ async fn behind(
     let cluster = Cluster::wrapped(nodes, tuned, wrap).await;
     let leader = cluster.leader().await;
     let late: Vec<u64> = (1..=nodes).filter(|id| *id != leader).take(late as usize).collect();
-    late.iter().for_each(|id| cluster.network.isolate(*id, 1..=nodes));
+    for id in &late {
+        cluster.network.isolate(*id, 1..=nodes);
+    }
     for _ in 0..commands {
         timeout(cluster.raft(leader).propose(append(&"s".repeat(COMMAND)))).await.unwrap();
     }

@@ -2,12 +2,12 @@
 //!
 //! `cargo xtask bench queue [-- PART…]` with the parts `batches`, `producers`, `partitions`,
 //! `latency`, `reads`, `walrus` and `unsynced`; all of them without arguments. The last one is a
-//! process of its own: in walrus-rust one process syncs each batch or none. It starts a Redis and a NATS server, unless
-//! `REDIS_URL` and `NATS_URL` name some. Redis is told to sync before it answers (`appendfsync
-//! always`); JetStream is at its default and answers before it syncs, so its rows are labelled
-//! `unsynced`. Each figure is the median of rounds in which all take turns; times are for each
-//! batch, record or way, so that a ratio above 1 says that ours is quicker. At the end stands each
-//! ratio beside its target.
+//! process of its own: in walrus-rust one process syncs each batch or none. It starts a Redis and a
+//! NATS server, unless `REDIS_URL` and `NATS_URL` name some. Redis is told to sync before it
+//! answers (`appendfsync always`); JetStream is at its default and answers before it syncs, so its
+//! rows are labelled `unsynced`. Each figure is the median of rounds in which all take turns; times
+//! are for each batch, record or way, so that a ratio above 1 says that ours is quicker. At the end
+//! stands each ratio beside its target.
 
 #[path = "../../txn/src/bars.rs"]
 #[allow(dead_code, reason = "every target here is a lower bound")]

@@ -2,11 +2,11 @@
 //! last one has been answered, so that the disk does not wait for the partition.
 //!
 //! Order: writes are submitted one by one by the thread that drives the partition, and the store
-//! keeps that order. What a write on its way will add to the state (offsets, sequences of producers)
-//! is staged; the state itself, and what readers see, changes only when the write has been
-//! acknowledged. So a write that is decided behind others rests on what may still fail. It names
-//! its position, by which the store rejects it when one of them has; and when one has failed, nothing
-//! more begins until all have been answered and what was staged has been given up.
+//! keeps that order. What a write on its way will add to the state (offsets, sequences of
+//! producers) is staged; the state itself, and what readers see, changes only when the write has
+//! been acknowledged. So a write that is decided behind others rests on what may still fail. It
+//! names its position, by which the store rejects it when one of them has; and when one has failed,
+//! nothing more begins until all have been answered and what was staged has been given up.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -59,9 +59,9 @@ pub(super) struct Queue {
     was_turn: bool,
     /// A snapshot is due that no append has taken along.
     wants_snapshot: bool,
-    /// The batches of the writes on their way, and of the one that is being put together. Invariant:
-    /// empty when nothing is on its way; otherwise each batch is to be acknowledged in this order,
-    /// and none once one before it has failed.
+    /// The batches of the writes on their way, and of the one that is being put together.
+    /// Invariant: empty when nothing is on its way; otherwise each batch is to be acknowledged in
+    /// this order, and none once one before it has failed.
     pub(super) staged: Staged,
     /// Writes on their way, and the turn that is taken. Invariant: at most `max_in_flight`.
     in_flight: usize,
@@ -396,7 +396,7 @@ impl Queue {
 fn next(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Option<Next> {
     let queue = &mut inner.queue;
     let has_others = !queue.appends.is_empty() || !queue.upkeep.is_empty();
-    let is_turn = !queue.turns.is_empty() && !(queue.was_turn && has_others);
+    let is_turn = !(queue.turns.is_empty() || queue.was_turn && has_others);
     if queue.in_flight > 0 && (is_turn || !queue.upkeep.is_empty()) {
         return None;
     }

@@ -55,8 +55,8 @@ pub(super) struct Gather {
 
 #[derive(Default)]
 struct Inner {
-    /// In the order of their arrival. Invariant: empty unless a commit is on its way. Bounded by the
-    /// writes that partitions may have on their way.
+    /// In the order of their arrival. Invariant: empty unless a commit is on its way. Bounded by
+    /// the writes that partitions may have on their way.
     waiting: Vec<(Small, Done)>,
     /// Commits that are on their way.
     in_flight: usize,
@@ -142,8 +142,8 @@ impl Gather {
         self.hand_in(commit.durability(durability), dones, move |rejected| {
             let mut inner = gather.inner.lock();
             inner.in_flight -= 1;
-            // Before those of this commit are told: the journal takes the next one right after. Ends:
-            // each round takes writes off.
+            // Before those of this commit are told: the journal takes the next one right after.
+            // Ends: each round takes writes off.
             while inner.in_flight == 0 && !inner.waiting.is_empty() {
                 gather.send(&mut inner, rejected);
             }

@@ -299,8 +299,8 @@ pub struct JournalPartition {
     journal: Journal,
     lease: Arc<Lease>,
     gather: Arc<Gather>,
-    /// Writes on their way that are commits by themselves. While there are any, a small write is one
-    /// too: behind a large commit of its log it would hold up those of other partitions.
+    /// Writes on their way that are commits by themselves. While there are any, a small write is
+    /// one too: behind a large commit of its log it would hold up those of other partitions.
     commits: Arc<AtomicUsize>,
     number: u32,
     snapshots: Log,
@@ -433,7 +433,9 @@ fn durability_of(write: &Write) -> voussoir_journal::Durability {
 /// Batches as records of one batch of the journal, of about so many bytes.
 fn joined(batches: &[Bytes], bytes: usize) -> Batch {
     let mut joined = Batch::builder(bytes);
-    batches.iter().for_each(|batch| joined.push(batch));
+    for batch in batches {
+        joined.push(batch);
+    }
     joined.finish()
 }
 

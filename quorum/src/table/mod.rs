@@ -9,13 +9,13 @@
 //!   the coordinator merges the result into the others. The operation draws one dot, whatever
 //!   fails: only a call that was certainly not sent is given to another primary.
 //! - A write tells its dot when the primary's own record is durable, and not before. The two syncs
-//!   of a write with W = 2 can therefore not run at the same time. Were the dot told earlier, another
-//!   replica could hold a value that the primary loses in a crash. The durable mark keeps the dot
-//!   from being drawn again, but the next dot that the primary draws for the key is higher, and an
-//!   entry of a version vector covers all lower ones: the value would be dropped as replaced,
-//!   though no write has seen it, and though a read may have returned it. Waiting for the primary
-//!   before the client is answered does not help: the value may spread before. A new actor with
-//!   each start would, and version vectors would grow with each crash.
+//!   of a write with W = 2 can therefore not run at the same time. Were the dot told earlier,
+//!   another replica could hold a value that the primary loses in a crash. The durable mark keeps
+//!   the dot from being drawn again, but the next dot that the primary draws for the key is higher,
+//!   and an entry of a version vector covers all lower ones: the value would be dropped as
+//!   replaced, though no write has seen it, and though a read may have returned it. Waiting for the
+//!   primary before the client is answered does not help: the value may spread before. A new actor
+//!   with each start would, and version vectors would grow with each crash.
 //! - **Reads** merge the answers of R replicas: the state of the first one, and of the others a
 //!   digest, or their state if it is another one ([`Digester`]). With [`ReadRepair::Blocking`] a
 //!   read is answered when W replicas hold what it returns, so that no later read sees less.

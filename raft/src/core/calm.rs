@@ -1,4 +1,5 @@
-//! What a leader at work can do without: answers that change nothing, and heartbeats beside entries.
+//! What a leader at work can do without: answers that change nothing, and heartbeats beside
+//! entries.
 //!
 //! A node of a thousand busy groups takes a turn of a group for each thing that happens in it. Most
 //! of what happens while entries flow only has to be noted by and by.
@@ -107,7 +108,7 @@ mod tests {
             let mut world = Self { cores, inputs, now: 0, random };
             world.inputs[0].push_back(Input::Campaign);
             while world.cores[0].commit == 0 {
-                (0..3).for_each(|at| drop(world.next_of(at)));
+                (0..3).for_each(|at| _ = world.next_of(at));
             }
             world
         }
@@ -196,7 +197,7 @@ mod tests {
         for token in 0..40 {
             world.step(0, Input::Propose { token, data: Bytes::from_static(b"x") });
             for _ in 0..8 {
-                (0..3).for_each(|at| drop(world.next_of(at)));
+                (0..3).for_each(|at| _ = world.next_of(at));
             }
             world.now += 50 * MS;
             let before = world.inputs[1].len();
@@ -216,7 +217,7 @@ mod tests {
             // Node 3 hears nothing.
             world.inputs[2].clear();
             for _ in 0..8 {
-                (0..2).for_each(|at| drop(world.next_of(at)));
+                (0..2).for_each(|at| _ = world.next_of(at));
             }
             world.now += 50 * MS;
             let beats = world.step(0, Input::Beat);

@@ -41,8 +41,8 @@ impl Core {
         let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
         self.snapshot = Some(meta);
-        // A transfer may take for ever, and the log must not grow for as long: it keeps entries until
-        // the second snapshot after its own at the latest.
+        // A transfer may take for ever, and the log must not grow for as long: it keeps entries
+        // until the second snapshot after its own at the latest.
         let needed = self.needed_behind_snapshots().max(current + 1);
         self.release(upto.min(needed));
     }

@@ -394,8 +394,8 @@ impl State {
 
     /// The tick has come. Where it is late, so is everything else: the silence of a peer says
     /// nothing then, since what it has said has not been heard. No election begins before a tick
-    /// that is in time, and no leader gives up for want of answers; but not for long, because a node
-    /// that is always late has to go on as well.
+    /// that is in time, and no leader gives up for want of answers; but not for long, because a
+    /// node that is always late has to go on as well.
     fn note_tick(&mut self, now: u64, interval: u64) {
         self.was_late = self.is_tick_missing(now, interval);
         let is_in_time = now.saturating_sub(self.ticked_at) <= interval.saturating_mul(2);

@@ -374,10 +374,10 @@ impl Raft {
         members
     }
 
-    /// What this node is and how far it has come, now and at every change. The indexes may be up
-    /// to a millisecond behind, a leader's `durable` up to a heartbeat where the others have made an
-    /// entry durable first, and changes may be skipped by a slow watcher. Do not hold a
-    /// `borrow()` for long: the node waits for it.
+    /// What this node is and how far it has come, now and at every change. The indexes may be up to
+    /// a millisecond behind, a leader's `durable` up to a heartbeat where the others have made an
+    /// entry durable first, and changes may be skipped by a slow watcher. Do not hold a `borrow()`
+    /// for long: the node waits for it.
     pub fn status(&self) -> watch::Receiver<Status> {
         let mut status = self.handle.status.clone();
         // So that `changed()` waits for something newer than what `borrow()` shows now.

@@ -15,8 +15,8 @@ const SHOW_WITHIN: u64 = 1_000_000;
 /// what a restarted node shows before it reaches a quorum.
 const STORE_WITHIN: u64 = 200_000_000;
 
-/// How long before that a write of the log takes it along: in a group at work it never costs a write
-/// of its own.
+/// How long before that a write of the log takes it along: in a group at work it never costs a
+/// write of its own.
 const STORE_ALONG_WITHIN: u64 = 150_000_000;
 
 /// When the state machine last showed everything that was committed, as far as this node knows.

@@ -16,7 +16,7 @@ pub fn message(bytes: &[u8]) {
         let bundle = codec::decode_bundle(Bytes::copy_from_slice(bytes));
         let messages: Vec<_> = bundle.into_iter().flatten().flatten().collect();
         let again = codec::decode_bundle(codec::encode_bundle(&messages).into_bytes());
-        let again: Result<Vec<_>, _> = again.and_then(|bundle| bundle.collect());
+        let again: Result<Vec<_>, _> = again.and_then(Iterator::collect);
         assert_eq!(again, Ok(messages), "a bundle changed");
     }
     if let Ok((group, message)) = codec::decode(Bytes::copy_from_slice(bytes)) {
