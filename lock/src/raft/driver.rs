@@ -28,7 +28,7 @@ pub(super) async fn drive(group: Group) {
             ended = status.wait_for(|s| s.role != Role::Leader || s.term != term) => ended.is_ok(),
         };
         group.replica.end_reign();
-        // A node that stops while it leads shows that it leads for good.
+        // The node has stopped, and its last status was missed.
         if !ended {
             return;
         }
