@@ -346,6 +346,30 @@ async fn locks_live_beside_other_state_in_one_group() {
     assert_eq!(raft.propose("up".into()).await.expect("it leads"), "2");
 }
 
+/// A leader that was suspended would renew sessions by a lease that has ended meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_group_that_reads_by_lease_has_no_sessions() {
+    for (drift, refuses) in [(None, false), (Some(200), true)] {
+        let replica = Replica::with_clock(Arc::new(TokioClock::default()));
+        let machine = Box::new(LockMachine::new(replica.clone()));
+        let (log, transport) = (Arc::new(MemoryStore::new()), Network::new().node(1));
+        let mut config = Config::new(1, [1]);
+        config.max_clock_drift_ppm = drift;
+        let raft = Raft::start(config, log, machine, transport).await.expect("it starts");
+        let mut status = raft.status();
+        status.wait_for(|status| status.role == Role::Leader).await.expect("it runs");
+        let locks = RaftLocks::start(raft, replica);
+        let by = || Instant::now() + 10 * SECOND;
+        let refused = ServiceError::Rejected(Rejection::Unsupported);
+        let is_refused = |error: &ServiceError| error.to_string() == refused.to_string();
+        let opened = locks.open_session(SECOND, by()).await;
+        assert_eq!(opened.as_ref().is_err_and(is_refused), refuses, "{opened:?}");
+        // Whatever a session was opened by before the group was given another configuration.
+        let renewed = locks.renew_session(opened.unwrap_or(1), by()).await;
+        assert_eq!(renewed.as_ref().is_err_and(is_refused), refuses, "{renewed:?}");
+    }
+}
+
 static SITUATIONS: [&str; 11] = [
     "granted",
     "granted after a wait",

@@ -180,8 +180,8 @@ pub enum Rejection {
     /// A field is out of its range.
     #[error("a field of the command is out of range")]
     OutOfRange,
-    /// The back end has no such mode or lock-delay. Final; the table of this crate answers it
-    /// never.
+    /// The back end has no such mode or lock-delay, or its group reads by lease. Final; the table
+    /// of this crate answers it never.
     #[error("this back end of the lock service does not support it")]
     Unsupported,
 }

@@ -6,8 +6,9 @@
 //!
 //! That needs a group without lease reads
 //! ([`Config::max_clock_drift_ppm`](voussoir_raft::Config::max_clock_drift_ppm) is `None`, the
-//! default). With them a renewal is confirmed by the leader's lease, and depends on clocks: a
-//! leader whose machine was suspended may promise time that its successor does not know of.
+//! default). With them a renewal would be confirmed by the leader's lease, and depend on clocks: a
+//! leader whose machine was suspended could promise time that its successor does not know of. In
+//! such a group sessions are refused ([`Rejection::Unsupported`]).
 //!
 //! [`LockMachine`] is a state machine with locks only. In a group with other state, your machine
 //! owns a [`Replica`], calls it for the commands of the lock service, and puts its snapshot beside
@@ -135,6 +136,11 @@ impl Group {
         self.raft.read(by).await.map(drop).map_err(ServiceError::unavailable)
     }
 
+    /// Whether a read of this group is a quorum round, as sessions need it.
+    fn asks_the_quorum(&self) -> Result<(), ServiceError> {
+        if self.raft.reads_by_lease() { Err(Rejection::Unsupported.into()) } else { Ok(()) }
+    }
+
     /// What to tell somebody who wants the leader, when this node is not ready as one.
     fn not_leading(&self) -> ServiceError {
         let status = self.raft.status();
@@ -157,6 +163,7 @@ impl LockService for RaftLocks {
     type Grants = Fenced;
 
     async fn open_session(&self, ttl: Duration, deadline: Instant) -> Result<u64, ServiceError> {
+        self.group.asks_the_quorum()?;
         let command = Command::OpenSession { ttl_ms: ttl.as_millis() as u64 };
         match self.group.propose(&command, deadline).await? {
             Answer::Opened { session } => Ok(session),
@@ -169,6 +176,7 @@ impl LockService for RaftLocks {
         if group.raft.status().borrow().role != Role::Leader {
             return Err(group.not_leading());
         }
+        group.asks_the_quorum()?;
         // After this, a later reign than ours is known here, and ours answers nothing more.
         group.catch_up(deadline).await?;
         match group.replica.renew(session).map_err(|_| group.not_leading())? {

@@ -385,6 +385,13 @@ impl Raft {
         status
     }
 
+    /// Whether this node may answer reads by its lease while it leads
+    /// ([`Config::max_clock_drift_ppm`](crate::Config)). What must hold although a clock or a
+    /// suspended machine breaks the lease needs a group without it.
+    pub fn reads_by_lease(&self) -> bool {
+        self.handle.shared.reads_by_lease
+    }
+
     /// What this node knows of each follower; empty unless it leads. While the node is at work it
     /// is a millisecond behind, else up to a heartbeat. The progress of snapshots is current.
     pub fn followers(&self) -> Vec<FollowerStatus> {

@@ -214,6 +214,8 @@ pub(crate) struct Shared {
     pub(crate) followers: Mutex<Vec<FollowerStatus>>,
     /// Snapshots that are being sent.
     pub(crate) transfers: Transfers,
+    /// The leader may answer reads by its lease.
+    pub(crate) reads_by_lease: bool,
     /// A received snapshot that the core has not decided about.
     pub(crate) handed_over: Mutex<Option<SnapshotName>>,
     pub(crate) counters: Counters,
@@ -242,6 +244,7 @@ impl Shared {
             fresh_at: AtomicU64::new(NEVER),
             followers: Mutex::new(Vec::new()),
             transfers: Transfers::new(config.snapshot_bytes_per_second),
+            reads_by_lease: config.max_clock_drift_ppm.is_some(),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
         }
