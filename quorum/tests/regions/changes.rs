@@ -177,17 +177,20 @@ impl Life {
         }
     }
 
-    /// The dead replica is replaced.
+    /// The dead replica is replaced, or removed.
     pub(super) async fn replace_dead(&mut self) {
         let Some(dead) = self.dead() else { return };
         let region = region_of(dead);
         if self.is_changing(region) {
             return;
         }
-        let Some(new) = self.spare(region).await else { return };
+        let change = match self.spare(region).await {
+            Some(new) => MemberChange::Replace { old: dead, new },
+            // All nodes of the region are replicas.
+            None => MemberChange::Remove(dead),
+        };
         if let Some(at) = self.whole(region, dead) {
-            let replace = MemberChange::Replace { old: dead, new };
-            self.operate(at, replace, Duration::from_secs(5));
+            self.operate(at, change, Duration::from_secs(5));
         }
     }
 
