@@ -55,10 +55,10 @@ impl<K> fmt::Debug for Registry<K> {
 }
 
 impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
-    /// At most `capacity` breakers of one configuration. At least 1.
+    /// A registry of at most `capacity` breakers (1 or more), all of one configuration.
     ///
     /// # Errors
-    /// A configuration that cannot work.
+    /// A configuration that cannot work, or a capacity of 0.
     pub fn new(config: BreakerConfig, capacity: usize) -> Result<Self, ConfigError> {
         Self::with_clock(config, capacity, default_clock())
     }
@@ -86,8 +86,8 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
     /// lock.
     ///
     /// # Errors
-    /// The registry is full, and the 64 breakers that it has looked at are open or held by
-    /// somebody. The next call looks at the next 64.
+    /// The registry is full, and each of the 64 breakers that it has looked at is not closed, or
+    /// is held by somebody. The next call looks at the next 64.
     ///
     /// # Panics
     /// Never: the configuration was validated with the registry.

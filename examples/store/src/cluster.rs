@@ -18,7 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::client::{Answered, Client};
 use crate::http::NodeStatus;
 
-/// File that marks that the data of every node has been created. Written after all of it.
+/// Written once the data of every node is on disk. From then on a node without data has lost it,
+/// and must not get new data: it could vote twice.
 const CREATED: &str = "cluster-created";
 /// How long a node that was told to end may take.
 const END_WAIT: Duration = Duration::from_secs(10);
@@ -37,7 +38,7 @@ pub struct Cluster {
     nodes: Vec<Node>,
     /// Further options of `store serve`.
     options: Vec<String>,
-    /// Address at which the first node reaches the second, if it is not the second's own.
+    /// By (from, to): where node `from` reaches node `to`, if not at its own address.
     links: BTreeMap<(u64, u64), SocketAddr>,
 }
 

@@ -17,7 +17,7 @@ const MAX_BYTES: u64 = 16 * 1024 * 1024;
 /// Endpoints from a text file, read again when it changes; [`parse_endpoints`] has the format.
 ///
 /// Replace the file by renaming another one over it: a file that is written in place may be read
-/// half-written, which is noticed only if a line is cut.
+/// half-written, which is noticed only if what is left of a line is malformed.
 #[derive(Debug)]
 pub struct FileSource {
     path: PathBuf,
@@ -26,7 +26,7 @@ pub struct FileSource {
     seen: Mutex<Option<Stamp>>,
 }
 
-/// Changes whenever a file is replaced or written.
+/// Differs after a file was replaced or written, as far as the times of the file system tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
@@ -80,7 +80,7 @@ impl Source for FileSource {
     async fn resolve(&self) -> Result<Resolved, DiscoveryError> {
         let path = self.path.clone();
         let (stamp, bytes) = blocking(move || read(&path)).await?;
-        // Also when the content is malformed: it is read again only after another change.
+        // Also when the content is malformed: `changed` tells of it once, not at each look.
         *self.seen.lock() = Some(stamp);
         Ok(Resolved::new(parse_endpoints(&bytes)?))
     }

@@ -15,17 +15,22 @@ use super::index::Entry;
 use super::producers::{Producer, Sent, WINDOW, Window};
 use super::state::{Limits, State};
 
+const BAD_PRODUCER: &str =
+    "a producer of the snapshot is cut off, or has a wrong number of batches";
+
 const VERSION: u8 = 2;
-/// Bytes before the entries of the index, and the number of producers.
+/// All but the entries and the producers: what precedes the entries, and the number of producers.
 const FIXED_BYTES: usize = 121;
 const ENTRY_BYTES: usize = 24;
+/// Id, epoch and number of batches of a producer.
+const PRODUCER_BYTES: usize = 11;
 const SENT_BYTES: usize = 16;
 
 impl State {
     /// The state as a snapshot.
     pub(crate) fn encode(&self) -> Bytes {
         let entries = self.index.entries.len() * ENTRY_BYTES;
-        let producers = self.producers.len() * (11 + WINDOW * SENT_BYTES);
+        let producers = self.producers.len() * (PRODUCER_BYTES + WINDOW * SENT_BYTES);
         let mut out = BytesMut::with_capacity(FIXED_BYTES + entries + producers);
         out.put_u8(VERSION);
         out.put_u64_le(self.next_offset);
@@ -123,7 +128,7 @@ impl State {
             state.index.entries.push(entry);
         }
         for _ in 0..input.try_get_u32_le().map_err(|_| CUT_OFF)? {
-            let (id, producer) = decode_producer(&mut input).ok_or(CUT_OFF)?;
+            let (id, producer) = decode_producer(&mut input).ok_or(BAD_PRODUCER)?;
             state.producers.restore(id, producer);
         }
         if input.has_remaining() { Err("bytes follow the snapshot") } else { Ok(state) }
@@ -131,7 +136,7 @@ impl State {
 }
 
 fn decode_producer(input: &mut Bytes) -> Option<(i64, Producer)> {
-    if input.remaining() < 11 {
+    if input.remaining() < PRODUCER_BYTES {
         return None;
     }
     let (id, epoch) = (input.get_i64_le(), input.get_i16_le());
@@ -151,5 +156,5 @@ fn decode_producer(input: &mut Bytes) -> Option<(i64, Producer)> {
 pub(crate) fn max_bytes(limits: Limits) -> usize {
     FIXED_BYTES
         + limits.max_index_entries * ENTRY_BYTES
-        + limits.max_producers * (11 + WINDOW * SENT_BYTES)
+        + limits.max_producers * (PRODUCER_BYTES + WINDOW * SENT_BYTES)
 }

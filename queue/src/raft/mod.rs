@@ -86,7 +86,7 @@ pub enum ReplicaError {
     Start(#[from] StartError),
 }
 
-/// Why a call to the leader brought no answer.
+/// Why this node does not lead the partition, or could not write to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LeadError {
@@ -172,7 +172,8 @@ fn close(leading: &mut Option<(u64, Partition)>) {
 }
 
 impl Shared {
-    /// The term in which this node leads, as far as it knows.
+    /// The term in which this node leads, as far as it knows. What keeps a replaced leader from
+    /// writing is the position in each write.
     fn term(&self) -> Result<u64, LeadError> {
         let status = self.raft.status();
         let status = status.borrow();
@@ -266,8 +267,9 @@ impl ReplicatedPartition {
 
     /// The partition to append to and to release from, while this node leads: after it has applied
     /// all that earlier leaders have committed. It stops when another leader has written, or when
-    /// the outcome of a write is not known; then ask again. That another leads it learns at its
-    /// next write, or at the next call of this: read from [`reader`](Self::reader).
+    /// the outcome of a write is not known; then ask again. It does not notice that another node
+    /// leads before its next write or the next call of this, so read from
+    /// [`reader`](Self::reader).
     ///
     /// # Errors
     /// See [`LeadError`].

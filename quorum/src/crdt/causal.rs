@@ -12,11 +12,12 @@ pub type MvRegister<V> = Causal<Values<V>>;
 /// A flag that stays on when it was enabled and disabled concurrently.
 pub type EnableWinsFlag = Causal<Flag>;
 /// A map of [`Set`], [`Values`], [`Flag`] or [`Map`]. Removing a key resets what the remover has
-/// seen under it; a concurrent change under the key survives, alone.
+/// seen under it; a concurrent change under the key survives, without what was there
+/// before.
 pub type OrMap<K, S> = Causal<Map<K, S>>;
 
-/// What a [`Causal`] keeps: live dots, and what they stand for. The stores of this module nest in
-/// a [`Map`].
+/// What a [`Causal`] keeps: live dots, and what they stand for. A dot names one write; it is live
+/// until a later change replaces or removes it. The stores of this module nest in a [`Map`].
 pub trait DotStore: Clone + Default {
     /// Whether no dot is live.
     fn is_empty(&self) -> bool;
@@ -93,7 +94,8 @@ impl<S: DotStore> Causal<S> {
     /// the current value and the change's dot; a change that only removes does not use the dot,
     /// and the next one gets it.
     ///
-    /// The actor's changes must be durable before a delta is sent.
+    /// The actor's changes must be durable before a delta is sent. After a crash it would give the
+    /// same dot to another change, which replicas that have seen the first would discard.
     pub fn update(&mut self, actor: Actor, change: impl FnOnce(&S, Dot) -> Change<S>) -> Self {
         let Change { store, replaced } = change(&self.store, self.context.next(actor));
         let mut context: DotContext = replaced.into_iter().collect();

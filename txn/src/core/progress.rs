@@ -26,7 +26,7 @@ pub(crate) enum Status {
 #[derive(Clone, Debug)]
 pub(crate) struct Progress {
     pub(crate) status: Status,
-    /// Invariant: `Some` from `Done` on, also while it is undone.
+    /// Invariant: `Some` if the action was recorded as `Done`, also when it has been undone since.
     pub(crate) output: Option<Bytes>,
     /// Failed attempts of the action, or of the undo once that has begun, since an operator last
     /// had it tried again.
@@ -173,7 +173,9 @@ impl State {
         Ok(())
     }
 
-    /// The events that make this state, without its detours.
+    /// Events that make this state again, without its detours. They leave out `may_have_run` of a
+    /// step that is `Intended` and has no counted failure: recovery takes each such step for one
+    /// that may have run.
     pub(crate) fn events(&self) -> Vec<Event> {
         let Graph { name, version, .. } = &*self.graph;
         let mut events = vec![

@@ -1,4 +1,4 @@
-//! A limit from the queue that the latency tells of.
+//! A limit steered by the length of the queue that the latency suggests.
 
 use super::probe::{Probe, Step};
 use super::{Bounded, LimitAlgorithm, LimitSample};
@@ -25,8 +25,8 @@ impl Default for VegasConfig {
 }
 
 /// Keeps a small queue in front of the dependency: estimates it as
-/// `limit * (1 - unloaded latency / latency)` and steers it between 3 and 6 times the logarithm
-/// of the limit.
+/// `limit * (1 - unloaded latency / latency)` and steers it between 3 and 6 times the decimal
+/// logarithm of the limit, at least 1.
 ///
 /// The unloaded latency is the least one seen, measured anew now and then at half the limit.
 ///
@@ -104,7 +104,7 @@ mod tests {
         for now in 2..2_000 {
             vegas.update(&LimitSample::new(now, 1_000, 50, false));
         }
-        assert_eq!(vegas.unloaded, 1_000, "the dependency became slower for good");
+        assert_eq!(vegas.unloaded, 1_000, "a probe must replace the old minimum");
         assert!(vegas.limit.get() >= 50, "{vegas:?}");
     }
 }

@@ -39,6 +39,7 @@ pub(crate) struct Demo {
 struct Stage {
     postgres: Server,
     redis: Server,
+    /// The table, and the prefix of all else that the demonstration makes in both servers.
     name: String,
     /// Loads with [`LOAD_COST`], and counts them.
     table: Table,
@@ -61,10 +62,10 @@ pub(crate) async fn run(
     let mut stage = Stage::new(postgres, redis, &name).await?;
     let outcome = stage.play(demo).await;
     let dropped = stage.drop_everything().await;
-    stage.postgres.end().await?;
-    stage.redis.end().await?;
+    let ended = (stage.postgres.end().await, stage.redis.end().await);
     outcome?;
-    dropped
+    dropped?;
+    ended.0.and(ended.1)
 }
 
 impl Stage {
@@ -159,7 +160,7 @@ impl Stage {
     }
 }
 
-/// Nothing that would keep a change from being seen but the time to live.
+/// Only the time to live delays what readers see: nothing is refreshed ahead or answered stale.
 fn only_ttl(ttl: Duration) -> Freshness {
     Freshness {
         ttl,

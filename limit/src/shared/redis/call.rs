@@ -17,10 +17,12 @@ const LOSS: u64 = 1000;
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Figures {
     kind: &'static str,
+    /// GCRA: the burst. Fixed window: the units of a window.
     limit: u64,
     /// GCRA: the time of a unit, in ticks.
     interval: u64,
-    /// Ticks in a microsecond: 1000 or 1.
+    /// Ticks in a microsecond: 1000 or 1. They count spans; times of day are stored in microseconds
+    /// and nanoseconds, whatever this is.
     ticks: u64,
     /// Fixed window: the period, µs.
     per: u64,
