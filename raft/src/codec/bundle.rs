@@ -35,6 +35,7 @@ pub fn encode_bundle(messages: &[(u64, Message)]) -> Frame {
 }
 
 /// The bytes that a message takes in a bundle, about: exactly for those that may be long.
+#[cfg(feature = "net")]
 pub(crate) fn bundled_len(message: &Message) -> usize {
     match message {
         Message::Append { entries, .. } => LENGTH + append_len(entries),

@@ -115,6 +115,7 @@ mod record;
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
+#[cfg(feature = "net")]
 pub(crate) use self::bundle::bundled_len;
 pub use self::bundle::{Unbundled, decode_bundle, encode_bundle, is_bundle};
 pub use self::members::{decode_members, encode_members};
