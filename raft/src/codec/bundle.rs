@@ -2,7 +2,7 @@
 
 use bytes::{BufMut, Bytes};
 
-use super::message::{APPEND_HEAD, Frame, Pieces, append_len, decode};
+use super::message::{Frame, Pieces, append_len, decode};
 use super::{DecodeError, Reader, VERSION};
 use crate::message::Message;
 
@@ -39,7 +39,7 @@ pub fn encode_bundle(messages: &[(u64, Message)]) -> Frame {
 pub(crate) fn bundled_len(message: &Message) -> usize {
     match message {
         Message::Append { entries, .. } => LENGTH + append_len(entries),
-        _ => LENGTH + APPEND_HEAD,
+        _ => LENGTH + super::message::APPEND_HEAD,
     }
 }
 
