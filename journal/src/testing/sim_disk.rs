@@ -72,13 +72,15 @@ pub struct SimDisk {
     config: Config,
     is_used: bool,
     ruin: Option<Ruin>,
+    /// A bit was flipped at some time, also one that has seemed harmless since.
+    has_rotted: bool,
 }
 
 impl SimDisk {
     /// An empty disk. What becomes of unsynced writes follows from the seed.
     pub fn new(seed: u64) -> Self {
         let config = Config::manual();
-        Self { files: CrashFiles::new(seed), config, is_used: false, ruin: None }
+        Self { files: CrashFiles::new(seed), config, is_used: false, ruin: None, has_rotted: false }
     }
 
     /// The files, for faults of one's own and for counters.
@@ -118,6 +120,15 @@ impl SimDisk {
         self.ruin = None;
     }
 
+    /// Takes an absolution back where a bit was flipped: the journal has found damage. An opening
+    /// believes the index of a full segment, so that what it calls intact may be found rotten by a
+    /// later one, which has to look at the frames.
+    pub fn accuse(&mut self) {
+        if self.has_rotted {
+            self.ruin = Some(Ruin::Rotten);
+        }
+    }
+
     /// Ends the life of `process`, which holds the journal. The disk goes first, so that nothing
     /// that the process does while it is dropped reaches it.
     pub fn crash<P>(&mut self, kind: Crash, process: P) {
@@ -153,7 +164,7 @@ impl SimDisk {
             DiskFault::Rot if self.is_used => self.rot(rng),
             DiskFault::Lost if self.is_used => {
                 self.files = CrashFiles::new(rng.next_u64());
-                self.ruin = Some(Ruin::Lost);
+                (self.ruin, self.has_rotted) = (Some(Ruin::Lost), false);
             }
             _ => {}
         }
@@ -178,7 +189,7 @@ impl SimDisk {
         if let Some((name, page)) = rng.pick(&written) {
             let page_bits = PAGE_BYTES as u64 * 8;
             if self.files.flip_bit(name, page * page_bits + rng.below(page_bits)) {
-                self.ruin = Some(Ruin::Rotten);
+                (self.ruin, self.has_rotted) = (Some(Ruin::Rotten), true);
             }
         }
     }

@@ -127,6 +127,13 @@ impl RaftNode {
         host: Option<Host>,
     ) -> Option<Self> {
         let opened = disk::open(disk, config.id, seed);
+        let is_damaged = match &opened {
+            Ok(opened) => opened.restored.is_damaged(),
+            Err(error) => matches!(error, disk::OpenError::Damaged),
+        };
+        if is_damaged {
+            disk.accuse();
+        }
         let ruin = disk.ruin();
         let Opened { store, restored, snapshot } = match opened {
             Ok(opened) => opened,
