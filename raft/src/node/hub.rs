@@ -388,8 +388,11 @@ impl State {
     /// Whether the tick is so late that this node must have stood still, or was kept from the
     /// processor.
     fn is_tick_missing(&self, now: u64, interval: u64) -> bool {
-        let is_late = now.saturating_sub(self.ticked_at) > interval.saturating_mul(2);
-        is_late && self.late_ticks < MAX_LATE_TICKS
+        self.is_overdue(now, interval) && self.late_ticks < MAX_LATE_TICKS
+    }
+
+    fn is_overdue(&self, now: u64, interval: u64) -> bool {
+        now.saturating_sub(self.ticked_at) > interval.saturating_mul(2)
     }
 
     /// The tick has come. Where it is late, so is everything else: the silence of a peer says
@@ -398,8 +401,8 @@ impl State {
     /// node that is always late has to go on as well.
     fn note_tick(&mut self, now: u64, interval: u64) {
         self.was_late = self.is_tick_missing(now, interval);
-        let is_in_time = now.saturating_sub(self.ticked_at) <= interval.saturating_mul(2);
-        self.late_ticks = if is_in_time { 0 } else { self.late_ticks.saturating_add(1) };
+        let is_late = self.is_overdue(now, interval);
+        self.late_ticks = if is_late { self.late_ticks.saturating_add(1) } else { 0 };
         self.ticked_at = now;
         self.elections.pause(self.was_late);
     }
