@@ -72,15 +72,21 @@ pub struct SimDisk {
     config: Config,
     is_used: bool,
     ruin: Option<Ruin>,
-    /// A bit was flipped at some time, also one that has seemed harmless since.
-    has_rotted: bool,
+    /// `ruin` has seemed harmless since.
+    is_absolved: bool,
 }
 
 impl SimDisk {
     /// An empty disk. What becomes of unsynced writes follows from the seed.
     pub fn new(seed: u64) -> Self {
         let config = Config::manual();
-        Self { files: CrashFiles::new(seed), config, is_used: false, ruin: None, has_rotted: false }
+        Self {
+            files: CrashFiles::new(seed),
+            config,
+            is_used: false,
+            ruin: None,
+            is_absolved: false,
+        }
     }
 
     /// The files, for faults of one's own and for counters.
@@ -112,21 +118,19 @@ impl SimDisk {
 
     /// What was done to the disk for good, unless that has turned out to be harmless.
     pub fn ruin(&self) -> Option<Ruin> {
-        self.ruin
+        self.ruin.filter(|_| !self.is_absolved)
     }
 
     /// Forgets what was done to the disk: the journal has opened, and all of it is intact.
     pub fn absolve(&mut self) {
-        self.ruin = None;
+        self.is_absolved = true;
     }
 
-    /// Takes an absolution back where a bit was flipped: the journal has found damage. An opening
+    /// Takes an absolution back: the journal has found damage. An opening
     /// believes the index of a full segment, so that what it calls intact may be found rotten by a
     /// later one, which has to look at the frames.
     pub fn accuse(&mut self) {
-        if self.has_rotted {
-            self.ruin = Some(Ruin::Rotten);
-        }
+        self.is_absolved = false;
     }
 
     /// Ends the life of `process`, which holds the journal. The disk goes first, so that nothing
@@ -164,7 +168,7 @@ impl SimDisk {
             DiskFault::Rot if self.is_used => self.rot(rng),
             DiskFault::Lost if self.is_used => {
                 self.files = CrashFiles::new(rng.next_u64());
-                (self.ruin, self.has_rotted) = (Some(Ruin::Lost), false);
+                (self.ruin, self.is_absolved) = (Some(Ruin::Lost), false);
             }
             _ => {}
         }
@@ -189,7 +193,7 @@ impl SimDisk {
         if let Some((name, page)) = rng.pick(&written) {
             let page_bits = PAGE_BYTES as u64 * 8;
             if self.files.flip_bit(name, page * page_bits + rng.below(page_bits)) {
-                (self.ruin, self.has_rotted) = (Some(Ruin::Rotten), true);
+                (self.ruin, self.is_absolved) = (Some(Ruin::Rotten), false);
             }
         }
     }
