@@ -355,19 +355,8 @@ impl Driver {
         }
     }
 
-    /// The whole saga as records; none if they are more than the store takes at once.
     fn whole(&self) -> Vec<Record> {
-        let mut records = Vec::new();
-        let events = self.run.state().events();
-        split(&self.entry.id, RecordKind::Whole, &events, &mut records);
-        if len_bytes(&records) > self.inner.max_append_bytes {
-            tracing::debug!(
-                target: "voussoir::txn", saga = %self.entry.id,
-                "a saga is too long to be written again: its old records stay"
-            );
-            records.clear();
-        }
-        records
+        rewritten(&self.entry.id, &self.run.state().events(), self.inner.max_append_bytes)
     }
 
     fn publish(&mut self) {
@@ -394,8 +383,22 @@ impl Driver {
     }
 }
 
+/// A whole saga as records; none if they are more than the store takes at once.
+pub(crate) fn rewritten(id: &Arc<str>, events: &[Event], max_append_bytes: usize) -> Vec<Record> {
+    let mut records = Vec::new();
+    split(id, RecordKind::Whole, events, &mut records);
+    if len_bytes(&records) > max_append_bytes {
+        tracing::debug!(
+            target: "voussoir::txn", saga = %id,
+            "a saga is too long to be written again: its old records stay"
+        );
+        records.clear();
+    }
+    records
+}
+
 /// Cuts events into records that fit a store's batch.
-pub(crate) fn split(id: &Arc<str>, kind: RecordKind, events: &[Event], records: &mut Vec<Record>) {
+fn split(id: &Arc<str>, kind: RecordKind, events: &[Event], records: &mut Vec<Record>) {
     let whole = Event::encode(events);
     if whole.len() <= RECORD_BYTES && !events.is_empty() {
         return records.push(Record::new(Arc::clone(id), kind, whole));

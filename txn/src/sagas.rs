@@ -16,9 +16,9 @@ use crate::clock::{Clock, System};
 use crate::config::{Config, nanos};
 use crate::core::{self, Cause, Direction, Event, Graph, Run, StepId};
 use crate::definition::{Definition, Saga, StepRef, cut};
-use crate::driver::{Command, Driver, split};
+use crate::driver::{Command, Driver, rewritten};
 use crate::error::{OpenError, ResolveError, StartError, StoreError, WaitError};
-use crate::store::gather::{Gathered, len_bytes};
+use crate::store::gather::Gathered;
 use crate::store::{Record, RecordKind, SagaStore};
 
 /// The longest id of a saga, in bytes.
@@ -546,12 +546,7 @@ impl Sagas {
         known.sagas.insert(Arc::clone(id), Arc::clone(&entry));
         if let Some(end) = run.end() {
             let outputs = state.steps.iter().map(|step| step.output.clone()).collect();
-            let mut kept = Vec::new();
-            split(id, RecordKind::Whole, &state.events(), &mut kept);
-            if len_bytes(&kept) > self.inner.max_append_bytes {
-                // It is not written again.
-                kept.clear();
-            }
+            let kept = rewritten(id, &state.events(), self.inner.max_append_bytes);
             entry.ended(&end, &definition.graph, outputs, kept);
             known.ended.push_back(Arc::clone(id));
             return;
