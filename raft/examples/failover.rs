@@ -14,64 +14,34 @@
 //! `max_election_timeout` for a write after a kill and for a write beside a hung disk, and as long
 //! after `disk_stall` for the next leader.
 
-use std::error::Error;
-use std::path::{Path, PathBuf};
+#[path = "support/mod.rs"]
+#[allow(dead_code, reason = "no example uses all of it")]
+mod support;
+
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_net::{Peers, Tcp};
-use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::testing::FaultyStore;
-use voussoir_raft::{
-    Chunks, Command, Config, MachineError, ProposeError, Raft, Role, StateMachine, Status,
-    WholeSnapshot,
-};
+use voussoir_raft::{Config, ProposeError, Raft, Role, Status};
 
-type Failure = Box<dyn Error + Send + Sync>;
+use self::support::{Counter, Failure, Folder, Lane, open_or_create};
 
 /// How long a step may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Counts.
-struct Counter(u64);
-
-#[async_trait]
-impl StateMachine for Counter {
-    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
-        self.0 += commands.len() as u64;
-        Ok(vec![Bytes::new(); commands.len()])
-    }
-
-    fn is_quick(&self) -> bool {
-        true
-    }
-
-    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.0.to_le_bytes().to_vec())))
-    }
-
-    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
-        let state = WholeSnapshot::collect(chunks).await?;
-        self.0 = u64::from_le_bytes(state.as_ref().try_into()?);
-        Ok(())
-    }
-}
 
 /// A node, on a runtime of its own.
 struct Host {
     raft: Raft,
     store: FaultyStore,
     journal: Journal,
-    /// The runtime ends when it is dropped, and says so.
-    end: oneshot::Sender<()>,
-    ended: oneshot::Receiver<()>,
+    lane: Lane,
 }
 
 impl Host {
@@ -79,13 +49,8 @@ impl Host {
         let mut options = JournalConfig::default();
         options.max_bytes = 1 << 30;
         let journal = Journal::open(folder.join(id.to_string()), options)?;
-        let identity = Identity { cluster: 1, node: id, group: 0 };
-        let inner = match JournalStore::open(&journal, identity) {
-            Ok(store) => store,
-            Err(_) => JournalStore::create(&journal, identity)?,
-        };
-        let store = FaultyStore::new(Arc::new(inner));
-        let (handle, end, ended) = lane()?;
+        let store = FaultyStore::new(Arc::new(open_or_create(&journal, id)?));
+        let lane = Lane::new()?;
         let (peers, own) = (peers.clone(), store.clone());
         let start = async move {
             let (resolver, net) = (Arc::new(peers.clone()), voussoir_net::Config::new(1));
@@ -96,16 +61,14 @@ impl Host {
             let raft = Raft::start(config, Arc::new(own), Box::new(Counter(0)), transport).await?;
             Ok::<_, Failure>(raft)
         };
-        let raft = handle.spawn(start).await??;
-        Ok(Self { raft, store, journal, end, ended })
+        let raft = lane.handle.spawn(start).await??;
+        Ok(Self { raft, store, journal, lane })
     }
 
     /// Kills the node, and closes what it leaves behind.
     async fn kill(self) -> Result<(), Failure> {
-        let Self { raft, store, journal, end, ended } = self;
-        drop(end);
-        // An error says that its thread has ended.
-        let _ = ended.await;
+        let Self { raft, store, journal, lane } = self;
+        lane.end().await;
         drop((raft, store));
         journal.close()?;
         Ok(())
@@ -114,20 +77,6 @@ impl Host {
     fn leads(&self) -> bool {
         self.raft.stopped().is_none() && self.raft.status().borrow().role == Role::Leader
     }
-}
-
-/// A thread with a runtime, which ends with the sender; the receiver hears of the end.
-fn lane() -> Result<(Handle, oneshot::Sender<()>, oneshot::Receiver<()>), Failure> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let handle = runtime.handle().clone();
-    let ((end, killed), (gone, ended)) = (oneshot::channel::<()>(), oneshot::channel());
-    std::thread::spawn(move || {
-        // An error is the end of the sender, which is what is waited for.
-        let _ = runtime.block_on(killed);
-        drop(runtime);
-        drop(gone);
-    });
-    Ok((handle, end, ended))
 }
 
 /// The nodes, by id less 1.
@@ -263,22 +212,11 @@ async fn run(counts: (u64, u64), folder: &Path) -> Result<bool, Failure> {
     Ok(holds)
 }
 
-/// A folder for journals, which goes with this.
-struct Folder(PathBuf);
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn main() -> Result<(), Failure> {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let word = |at: usize, default: &str| words.get(at).map_or(default, String::as_str).parse();
     let counts = (word(0, "200")?, word(1, "50")?);
-    let name = format!("voussoir-failover-{}", std::process::id());
-    let folder = Folder(std::env::temp_dir().join(name));
-    std::fs::create_dir_all(&folder.0)?;
+    let folder = Folder::new("failover")?;
     let clients = Builder::new_current_thread().enable_all().build()?;
     let holds = clients.block_on(run(counts, &folder.0))?;
     drop(folder);

@@ -14,53 +14,27 @@
 //! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run
 //! with an error that says what is missing, and so does a group that halts.
 
-use std::error::Error;
+#[path = "support/mod.rs"]
+#[allow(dead_code, reason = "no example uses all of it")]
+mod support;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::sleep;
 use voussoir_journal::{Commit, Config as JournalConfig, Journal};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Node, NodeConfig, ProposeError, Raft, Role,
-    StateMachine, WholeSnapshot,
-};
+use voussoir_raft::{Config, Node, NodeConfig, ProposeError, Raft, Role};
 
-type Failure = Box<dyn Error + Send + Sync>;
+use self::support::{Counter, Failure, Folder};
 
 /// How long a step may go without a group more that is led or at rest: far longer than an election
 /// takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// Counts.
-struct Counter(u64);
-
-#[async_trait]
-impl StateMachine for Counter {
-    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
-        self.0 += commands.len() as u64;
-        Ok(vec![Bytes::new(); commands.len()])
-    }
-
-    fn is_quick(&self) -> bool {
-        true
-    }
-
-    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.0.to_le_bytes().to_vec())))
-    }
-
-    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
-        let state = WholeSnapshot::collect(chunks).await?;
-        self.0 = u64::from_le_bytes(state.as_ref().try_into()?);
-        Ok(())
-    }
-}
 
 /// One of the three nodes.
 struct Host {
@@ -377,7 +351,7 @@ fn main() -> Result<(), Failure> {
     let number = |at: usize, default: u64| {
         words.get(at).map_or(Ok(default), |word| word.parse()).map_err(Failure::from)
     };
-    let folder = Folder::new()?;
+    let folder = Folder::new("groups")?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match words.first().map(String::as_str) {
@@ -386,24 +360,6 @@ fn main() -> Result<(), Failure> {
         }
         Some("awake") => runtime.block_on(awake(&folder.0, number(1, 1000)?, number(2, 10)?)),
         _ => runtime.block_on(idle(&folder.0, number(1, 1000)?, number(2, 10)?)),
-    }
-}
-
-/// A folder that goes with the run.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Self, Failure> {
-        let folder = std::env::temp_dir().join(format!("voussoir-groups-{}", std::process::id()));
-        fs::create_dir_all(&folder)?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left is in the system's folder for such things.
-        let _ = fs::remove_dir_all(&self.0);
     }
 }
 

@@ -7,48 +7,22 @@
 //! `shared`: one multi-thread runtime for all. `own`: a current-thread runtime for each node, and
 //! with `memory` one for everything.
 
-use std::error::Error;
+#[path = "support/mod.rs"]
+#[allow(dead_code, reason = "no example uses all of it")]
+mod support;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::runtime::{Builder, Runtime};
 use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{
-    Chunks, Command, Config, LogStore, MachineError, Raft, Role, StateMachine, Transport,
-    WholeSnapshot,
-};
+use voussoir_raft::{Config, LogStore, Raft, Role, Transport};
 
-type Failure = Box<dyn Error + Send + Sync>;
-
-/// Counts.
-struct Counter(u64);
-
-#[async_trait]
-impl StateMachine for Counter {
-    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
-        self.0 += commands.len() as u64;
-        Ok(vec![Bytes::new(); commands.len()])
-    }
-
-    fn is_quick(&self) -> bool {
-        true
-    }
-
-    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
-        Ok(Box::new(WholeSnapshot::new(self.0.to_le_bytes().to_vec())))
-    }
-
-    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
-        let state = WholeSnapshot::collect(chunks).await?;
-        self.0 = u64::from_le_bytes(state.as_ref().try_into()?);
-        Ok(())
-    }
-}
+use self::support::{Counter, Failure};
 
 async fn start(
     id: u64,

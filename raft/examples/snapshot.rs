@@ -21,10 +21,13 @@
 //! - The memory of the process does not grow by more than [`MAX_GROWTH_BYTES`].
 //! - Node 3 ends with the same state as the leader.
 
+#[path = "support/mod.rs"]
+#[allow(dead_code, reason = "no example uses all of it")]
+mod support;
+
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -32,20 +35,19 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::{BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use tokio::runtime::{Builder, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime::Handle;
 use tokio::time::sleep;
 use voussoir_journal::{Config as JournalConfig, Journal};
 use voussoir_net::testing::{Direction, Fault, Proxy, Rule};
 use voussoir_net::{Peers, Tcp};
-use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::{
     AttachError, Chunks, Command, Config, Inbox, MAX_CHUNK_BYTES, MachineError, Message, Raft,
     Role, SendError, SnapshotAnswer, SnapshotPart, SnapshotProgress, StateMachine, Transport,
 };
 
-pub(crate) type Failure = Box<dyn Error + Send + Sync>;
+pub(crate) use self::support::Folder;
+use self::support::{Failure, Lane, open_or_create};
 
 /// How often the link breaks.
 pub(crate) const BREAKS: u64 = 5;
@@ -302,22 +304,6 @@ impl Inbox for CountingInbox {
     }
 }
 
-/// A thread with a runtime; both end when it is dropped.
-struct Lane {
-    handle: Handle,
-    _end: oneshot::Sender<()>,
-}
-
-impl Lane {
-    fn new() -> Result<Self, Failure> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
-        let (end, ended) = oneshot::channel::<()>();
-        std::thread::spawn(move || runtime.block_on(ended));
-        Ok(Self { handle, _end: end })
-    }
-}
-
 /// One of the three nodes: what stays when its group is stopped.
 struct Host {
     id: u64,
@@ -350,11 +336,7 @@ impl Host {
         trial: &Trial,
         tune: fn(&mut Config),
     ) -> Result<(Raft, Arc<AtomicU64>), Failure> {
-        let identity = Identity { cluster: 1, node: self.id, group: 0 };
-        let store = match JournalStore::open(&self.journal, identity) {
-            Ok(store) => store,
-            Err(_) => JournalStore::create(&self.journal, identity)?,
-        };
+        let store = open_or_create(&self.journal, self.id)?;
         let mut config = Config::new(self.id, [1, 2, 3]);
         (config.snapshot_after_entries, config.snapshot_after_bytes) = (0, 0);
         config.snapshot_bytes_per_second = trial.bytes_per_second;
@@ -649,23 +631,6 @@ async fn transfer(
     Ok(())
 }
 
-/// A folder for journals, which goes with this.
-pub(crate) struct Folder(pub(crate) PathBuf);
-
-impl Folder {
-    pub(crate) fn new(name: &str) -> Result<Self, Failure> {
-        let path = std::env::temp_dir().join(format!("voussoir-{name}-{}", std::process::id()));
-        fs::create_dir_all(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 #[cfg(not(test))]
 fn main() -> Result<(), Failure> {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -681,7 +646,7 @@ fn main() -> Result<(), Failure> {
         down_for: Duration::from_secs(3),
     };
     let folder = Folder::new("snapshot")?;
-    let clients = Builder::new_current_thread().enable_all().build()?;
+    let clients = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = clients.block_on(run(&trial, &folder.0))?;
     drop(folder);
     print(&trial, &outcome);
