@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::RwLock;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use voussoir_lock::etcd::{Channel, Endpoint, EtcdConfig, EtcdLocks};
 use voussoir_lock::testing::{Capabilities, conformance};
@@ -97,21 +98,19 @@ async fn a_revoked_lease_gets_no_place_and_ends_a_wait() {
     assert_eq!(view().await.expect("a view").holders[0].session, other);
 }
 
-/// Regression corpus 50: a release that is repeated, or meets the acquisition on its way, leaves
-/// no key; and one wake for each release, as each watches the one before it.
-#[tokio::test]
-#[ignore = "needs etcd"]
-async fn waiters_leave_and_are_served_in_order() {
-    let _beside = QUIET.read().await;
-    let service = locks("order");
+/// Sessions of which the first holds a lock and the others wait for it, in their order.
+async fn queue_up(
+    service: &Arc<EtcdLocks>,
+    count: usize,
+) -> (Vec<u64>, Vec<JoinHandle<Result<Acquired, ServiceError>>>) {
     let mut sessions = Vec::new();
-    for _ in 0..5 {
+    for _ in 0..count {
         sessions.push(service.open_session(60 * SECOND, by()).await.expect("it opens"));
     }
     service.acquire(&ask(sessions[0], 1, "a"), by()).await.expect("it is free");
     let mut waiting = Vec::new();
     for (at, session) in sessions.iter().copied().enumerate().skip(1) {
-        let task = Arc::clone(&service);
+        let task = Arc::clone(service);
         let late = Instant::now() + 60 * SECOND;
         waiting.push(tokio::spawn(async move { task.acquire(&ask(session, 1, "a"), late).await }));
         // Ends: it waits.
@@ -119,6 +118,17 @@ async fn waiters_leave_and_are_served_in_order() {
             sleep(5 * MS).await;
         }
     }
+    (sessions, waiting)
+}
+
+/// Regression corpus 50: a release that is repeated, or meets the acquisition on its way, leaves
+/// no key; and one wake for each release, as each watches the one before it.
+#[tokio::test]
+#[ignore = "needs etcd"]
+async fn waiters_leave_and_are_served_in_order() {
+    let _beside = QUIET.read().await;
+    let service = locks("order");
+    let (sessions, waiting) = queue_up(&service, 5).await;
     // The second in the queue leaves: nobody is granted anything for it.
     for _ in 0..2 {
         service.release(sessions[2], 1, by()).await.expect("it leaves");
@@ -197,21 +207,7 @@ async fn entries() -> u64 {
 async fn those_that_wait_write_nothing() {
     let _alone = QUIET.write().await;
     let service = locks("quiet");
-    let mut sessions = Vec::new();
-    for _ in 0..20 {
-        sessions.push(service.open_session(60 * SECOND, by()).await.expect("it opens"));
-    }
-    service.acquire(&ask(sessions[0], 1, "a"), by()).await.expect("it is free");
-    let mut waiting = Vec::new();
-    for (at, session) in sessions.iter().copied().enumerate().skip(1) {
-        let task = Arc::clone(&service);
-        let late = Instant::now() + 60 * SECOND;
-        waiting.push(tokio::spawn(async move { task.acquire(&ask(session, 1, "a"), late).await }));
-        // Ends: it waits.
-        while service.view(&"a".into(), None, by()).await.expect("a view").waiters < at {
-            sleep(5 * MS).await;
-        }
-    }
+    let (sessions, waiting) = queue_up(&service, 20).await;
     let before = entries().await;
     sleep(5 * SECOND).await;
     let written = entries().await - before;
