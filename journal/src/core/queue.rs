@@ -87,6 +87,9 @@ pub(crate) struct LogState {
 #[derive(Debug)]
 pub(crate) struct Queued {
     pub(crate) parts: Vec<Part>,
+    /// Logs that need no change for it, as what was accepted before will leave them. It is told
+    /// after that is durable, and not if that fails.
+    unchanged: Vec<Arc<LogInner>>,
     pub(crate) durability: Durability,
     pub(crate) bytes: u64,
     /// Its share of `pending_bytes`: an upper bound of `bytes`, known before planning.
@@ -301,7 +304,7 @@ impl State {
         };
         let weight = commit.frame_bytes();
         let (durability, frees) = (commit.durability, commit.frees_space);
-        let (parts, positions) = parts_of(commit.operations, planned);
+        let (parts, unchanged, positions) = parts_of(commit.operations, planned);
         let (done, told) = match durability {
             Durability::Buffered => (Done::Nobody, Some(done)),
             _ => (done, None),
@@ -317,6 +320,7 @@ impl State {
         let queued = Queued {
             bytes: encoded_bytes(&parts),
             parts,
+            unchanged,
             durability,
             weight,
             appends,
@@ -461,6 +465,7 @@ impl State {
             let log = self.log_state(&part.log);
             bulk |= log.bulk_queued > 0 || log.backlog + queued.bytes > BULK_BACKLOG_BYTES;
         }
+        bulk |= queued.unchanged.iter().any(|log| self.log_state(log).bulk_queued > 0);
         queued.bulk = bulk;
         for part in &queued.parts {
             let log = self.log_state(&part.log);
@@ -576,8 +581,9 @@ impl State {
         let mut hit: Vec<u32> = Vec::new();
         let all: Vec<Queued> = self.small.drain(..).chain(self.bulk.drain(..)).collect();
         for queued in all {
-            let builds_on = queued.parts.iter().any(|part| hit.contains(&part.log.index()));
-            if queued.claim == claim || builds_on {
+            let changed = queued.parts.iter().map(|part| &part.log);
+            let mut logs = changed.chain(&queued.unchanged);
+            if queued.claim == claim || logs.any(|log| hit.contains(&log.index())) {
                 hit.extend(queued.parts.iter().map(|part| part.log.index()));
                 failed.push(queued);
             } else {
@@ -647,12 +653,18 @@ impl State {
     }
 }
 
-/// Turns planned operations into the parts of a queued commit.
-fn parts_of(operations: Vec<Operation>, planned: Vec<Planned>) -> (Vec<Part>, Positions) {
+/// Turns planned operations into the parts of a queued commit, and the logs it does not change.
+fn parts_of(
+    operations: Vec<Operation>,
+    planned: Vec<Planned>,
+) -> (Vec<Part>, Vec<Arc<LogInner>>, Positions) {
     let mut parts: Vec<Part> = Vec::with_capacity(operations.len());
-    let mut positions = Positions::None;
+    let (mut unchanged, mut positions) = (Vec::new(), Positions::None);
     for (operation, Planned { before, after, step }) in operations.into_iter().zip(planned) {
-        let Some(step) = step else { continue };
+        let Some(step) = step else {
+            unchanged.push(operation.log);
+            continue;
+        };
         if let Change::Append(batch) = &operation.change {
             positions.push(after.end - batch.len() as u64..after.end);
         }
@@ -668,7 +680,7 @@ fn parts_of(operations: Vec<Operation>, planned: Vec<Planned>) -> (Vec<Part>, Po
             batch: None,
         });
     }
-    (parts, positions)
+    (parts, unchanged, positions)
 }
 
 impl Part {

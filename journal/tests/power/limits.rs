@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{
     Commit, Config, Durability, Error, FullCause, Health, Journal, Log, MemoryFiles, OpenError,
     Work,
 };
 
-use crate::losses::in_order;
+use crate::losses::{in_order, overtaking};
 
 const SECOND: u64 = 1_000_000_000;
 
@@ -324,6 +325,62 @@ fn buffered_commits_that_die_are_counted() {
         assert_eq!(journal.stats().buffered_lost, 3);
         assert!(matches!(journal.close(), Err(Error::Stopped { .. })));
     }
+}
+
+/// The log is deleted already when the second one comes, if only the first one is written.
+#[test]
+fn a_change_that_another_has_made_fails_with_it() {
+    let disk = nearly_full();
+    let mut config = manual();
+    config.max_pending_bytes = 8 << 20;
+    let journal = Journal::open_with(disk.mount(), config).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    append(&journal, &log, 900).unwrap();
+    let outcomes = Arc::new(Mutex::new(Vec::new()));
+    let submit = |commit: Commit| {
+        let outcomes = Arc::clone(&outcomes);
+        journal.submit(commit, move |outcome| outcomes.lock().push(outcome.is_ok())).unwrap();
+    };
+    // More than there is room for, on which both deletions build.
+    (0..400).for_each(|_| submit(Commit::new().append(&log, [[7; 900]])));
+    submit(Commit::new().delete(&log));
+    submit(Commit::new().delete(&log));
+    while journal.stats().pending_bytes > 0 {
+        journal.work(0);
+    }
+    let outcomes = std::mem::take(&mut *outcomes.lock());
+    assert!(outcomes.len() == 402 && outcomes[0] && log.end() > 1, "{outcomes:?}");
+    assert_eq!(outcomes[399..], [false, false, false], "the log is there: {log:?}");
+    journal.commit_blocking(Commit::new().delete(&log)).unwrap();
+    assert_eq!(log.end(), 0);
+}
+
+/// A large commit is overtaken by small ones, but by none that has less to do because of it.
+#[test]
+fn a_change_that_another_has_made_is_told_after_it() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), overtaking().config).unwrap();
+    let [log, other, third, large] = [1, 2, 3, 4].map(|id| journal.log("t", id).unwrap());
+    journal.commit_blocking(Commit::new().append(&log, ["a", "b", "c"])).unwrap();
+    let bulk = || Commit::new().append(&large, [vec![7; 60_000], vec![7; 60_000]]);
+    // The group behind this one takes no large commit.
+    journal.commit_blocking(bulk()).unwrap();
+    journal.submit(bulk().release(&log, 2), |_| {}).unwrap();
+    let small = |log: &Log| Commit::new().append(log, ["x"]);
+    let (told, is_told) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let (seen, first) = (Arc::clone(&told), log.clone());
+    journal
+        .submit(small(&other).release(&log, 2), move |outcome| {
+            *seen.lock() = Some((outcome.is_ok(), first.first()));
+        })
+        .unwrap();
+    let seen = Arc::clone(&is_told);
+    let end = large.clone();
+    journal.submit(small(&third), move |_| *seen.lock() = Some(end.end())).unwrap();
+    while told.lock().is_none() {
+        journal.work(0);
+    }
+    assert_eq!(*told.lock(), Some((true, 2)), "{log:?} is released when that is told");
+    assert_eq!(*is_told.lock(), Some(2), "a small commit that waits for nothing overtakes");
 }
 
 /// A journal of 1,000 logs, each of which has records in each full segment.
