@@ -9,7 +9,9 @@
 //! the memory of one, what all of them use of a processor while nothing happens, and what a
 //! rotation of the journal costs beside them. `awake` prints what the heartbeats cost of groups
 //! that may not rest. `load` prints how many commands per second `CLIENTS` clients get through,
-//! spread over `GROUPS` groups, and how many heartbeats went beside them.
+//! spread over `GROUPS` groups, how long one takes, how much of the processor was in use, and how
+//! much of the work went together: turns, messages and writes for a command, writes in a commit of
+//! the journals, messages in a write to a connection.
 //!
 //! Each step is printed when it is done. One that makes no headway for [`PATIENCE`] ends the run
 //! with an error that says what is missing, and so does a group that halts.
@@ -259,6 +261,7 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
     println!("started and led after {:?}", began.elapsed());
     sleep(Duration::from_secs(1)).await;
     let (before, beats, work) = (terms(&hosts, groups), beats(&hosts), work(&hosts));
+    let together = together(&hosts);
     let (cpu, began) = (cpu_time(), Instant::now());
     let until = began + Duration::from_secs(seconds);
     let mut tasks = Vec::new();
@@ -267,10 +270,11 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
         let replicas: Vec<Raft> = hosts.iter().filter_map(|host| host.node.group(group)).collect();
         tasks.push(tokio::spawn(call(replicas, until)));
     }
-    let mut done = 0;
+    let mut took: Vec<u32> = Vec::new();
     for task in tasks {
-        done += task.await?;
+        took.append(&mut task.await?);
     }
+    let done = took.len() as u64;
     let elections = terms(&hosts, groups) - before;
     let beats = self::beats(&hosts) - beats;
     let each = |at: usize| (self::work(&hosts)[at] - work[at]) as f64 / done as f64;
@@ -282,12 +286,29 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
         cpu.as_secs_f64() * 1e6 / done as f64,
         beats as f64 / wall
     );
+    took.sort_unstable();
+    let at = |share: usize| {
+        f64::from(took.get(took.len() * share / 100).copied().unwrap_or_default()) / 1e3
+    };
+    println!(
+        "  {:.2} processors in use; p50 {:.1} ms, p99 {:.1} ms",
+        cpu.as_secs_f64() / wall,
+        at(50),
+        at(99)
+    );
     println!(
         "  for each command {:.2} turns, {:.2} messages, {:.2} writes; {} sends failed",
         each(0),
         each(1),
         each(2),
         self::work(&hosts)[3] - work[3]
+    );
+    let now = self::together(&hosts);
+    let [commits, groups, writes] = [0, 1, 2].map(|at| (now[at] - together[at]) as f64);
+    println!(
+        "  {:.1} writes in a commit of a journal, {:.1} messages in a write to a connection",
+        commits / groups,
+        (self::work(&hosts)[1] - work[1]) as f64 / writes
     );
     for host in hosts {
         host.close().await?;
@@ -296,13 +317,16 @@ async fn load(folder: &Path, groups: u64, clients: u64, seconds: u64) -> Result<
 }
 
 /// One client: the next command when the last one has been answered, at whichever node leads.
-/// Returns how many were applied.
-async fn call(replicas: Vec<Raft>, until: Instant) -> u64 {
-    let (mut at, mut done) = (0, 0);
-    while Instant::now() < until {
-        let leader = match replicas[at].propose(Bytes::from_static(&[7; 100])).await {
+/// Returns how many microseconds each took that was applied.
+async fn call(replicas: Vec<Raft>, until: Instant) -> Vec<u32> {
+    let (mut at, mut took, mut now) = (0, Vec::new(), Instant::now());
+    while now < until {
+        let began = now;
+        let answer = replicas[at].propose(Bytes::from_static(&[7; 100])).await;
+        now = Instant::now();
+        let leader = match answer {
             Ok(_) => {
-                done += 1;
+                took.push((now - began).as_micros() as u32);
                 continue;
             }
             Err(ProposeError::NotLeader { leader }) => leader,
@@ -318,7 +342,7 @@ async fn call(replicas: Vec<Raft>, until: Instant) -> u64 {
             }
         };
     }
-    done
+    took
 }
 
 /// The terms of all groups together.
@@ -342,6 +366,17 @@ fn work(hosts: &[Host]) -> [u64; 4] {
             let counts = [stats.turns, stats.messages_sent, stats.writes, stats.sends_failed];
             sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
         }
+    }
+    sum
+}
+
+/// Writes of all groups, the commits in which the journals wrote them, and writes to connections.
+fn together(hosts: &[Host]) -> [u64; 3] {
+    let mut sum = [0; 3];
+    for host in hosts {
+        let journal = host.journal.stats();
+        let counts = [journal.commits, journal.groups, host.tcp.stats().writes];
+        sum.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
     }
     sum
 }
