@@ -23,6 +23,9 @@ use crate::shell::shared::{Event, Shared, weight};
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 use crate::types::Role;
 
+/// Messages that a place for them has room for from the beginning.
+const POST_ROOM: usize = 64;
+
 /// The most that waits to go to one peer together; more goes at once.
 const MAX_POST_BYTES: u64 = 256 << 10;
 
@@ -41,9 +44,10 @@ pub(crate) struct Hub {
     /// mailboxes under it, so that a group hears what became of a node in the order in which it
     /// happened; a mailbox calls nobody back.
     state: Mutex<State>,
-    /// Entries of the groups and their acknowledgements, by peer. Each of a thousand groups at work
-    /// has a message for each peer in every turn; together they cost little more than one. Held for
-    /// moments, and never while the transport is called.
+    /// What the groups have for the peers. Each of a thousand groups at work has a message for each
+    /// peer in every turn; together they cost little more than one. Beside `state`, which is held
+    /// while a thousand groups are told something: held for moments, and never while the transport
+    /// is called.
     posts: Mutex<Posts>,
     /// Many groups are at work, and what is to be done waits for the processor.
     is_pressed: AtomicBool,
@@ -71,9 +75,12 @@ struct State {
 
 #[derive(Default)]
 struct Posts {
+    /// Entries and their acknowledgements.
     by_peer: BTreeMap<u64, Post>,
     /// When the first of them came.
     since: Option<Instant>,
+    /// Heartbeats and answers to them, each with its peer and its group.
+    beats: Vec<(u64, u64, GroupBeat)>,
 }
 
 /// Messages that go to one peer together.
@@ -193,14 +200,17 @@ impl Hub {
     }
 
     pub(super) fn flush(&self) {
-        let (due, at_work) = {
+        let posts = std::mem::take(&mut *self.posts.lock());
+        let (full, due, at_work) = {
             let mut state = self.state.lock();
-            (state.peers.flush(), state.beating.len())
+            let peers = &mut state.peers;
+            let push = |(to, group, beat)| Some((to, peers.push(to, group, beat)?));
+            let full: Vec<_> = posts.beats.into_iter().filter_map(push).collect();
+            (full, state.peers.flush(), state.beating.len())
         };
-        for (to, beat) in due {
+        for (to, beat) in full.into_iter().chain(due) {
             self.send(to, beat);
         }
-        let posts = std::mem::take(&mut *self.posts.lock());
         if let Some(since) = posts.since {
             let is_pressed = at_work >= PRESSED_GROUPS && since.elapsed() > PRESSED_AFTER;
             self.is_pressed.store(is_pressed, Ordering::Relaxed);
@@ -216,6 +226,9 @@ impl Hub {
             let mut posts = self.posts.lock();
             posts.since.get_or_insert_with(Instant::now);
             let post = posts.by_peer.entry(to).or_default();
+            if post.messages.is_empty() {
+                post.messages.reserve(POST_ROOM);
+            }
             post.weight += weight(&message);
             post.messages.push((group, message));
             if post.weight >= MAX_POST_BYTES { posts.by_peer.remove(&to) } else { None }
@@ -273,11 +286,14 @@ impl Hub {
     }
 
     fn push(&self, to: u64, group: u64, beat: GroupBeat) {
-        let full = self.state.lock().peers.push(to, group, beat);
-        match full {
-            Some(full) => self.send(to, full),
-            None => self.due.notify_one(),
+        {
+            let mut posts = self.posts.lock();
+            if posts.beats.is_empty() {
+                posts.beats.reserve(POST_ROOM);
+            }
+            posts.beats.push((to, group, beat));
         }
+        self.due.notify_one();
     }
 
     fn members(&self, id: u64, members: &Membership) {
