@@ -246,8 +246,10 @@ impl Pipeline {
             if queue.failed.is_none() {
                 told.extend(self.pump(&mut queue));
             }
-            if queue.backlog.is_empty() && queue.flying.is_empty() {
-                // Of ten thousand groups on this journal few write at a time.
+            if queue.backlog.is_empty() && queue.flying.is_empty() && !queue.in_order {
+                // Of ten thousand groups on this journal few write at a time. The last write of one
+                // that has nothing more to do is that of its commit index; one at work writes
+                // entries, and needs the room again.
                 (queue.backlog, queue.flying) = (VecDeque::new(), VecDeque::new());
             }
             told
