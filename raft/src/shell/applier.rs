@@ -57,6 +57,8 @@ pub(crate) struct Machine {
     jobs: Arc<Mailbox<Job>>,
     place: Place,
 }
+    /// A quick machine may have something to do: it was left a job, or was in the middle of one.
+    is_due: bool,
 
 enum Place {
     /// The driver polls it: it is quick.
@@ -75,11 +77,12 @@ impl Machine {
         } else {
             Place::Beside(tokio::spawn(applier.run()))
         };
-        Self { jobs, place }
+        Self { jobs, place, is_due: true }
     }
 
     /// Leaves a job.
-    pub(crate) fn push(&self, job: Job) {
+    pub(crate) fn push(&mut self, job: Job) {
+        self.is_due = true;
         // Closed only after this node has been told to stop, and then nobody waits for it.
         drop(match self.place {
             Place::Beside(_) => self.jobs.push(job),
@@ -94,7 +97,8 @@ impl Machine {
     }
 
     /// Gives back memory that only a group at work needs.
-    pub(crate) fn shrink(&self) {
+    pub(crate) fn shrink(&mut self) {
+        self.is_due = true;
         self.jobs.shrink();
     }
 
@@ -102,12 +106,16 @@ impl Machine {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
         let Place::Here(applier) = &mut self.place else { return };
         // As a task of its own would be: a panic, which the applier reports, ends it alone.
+        if !self.is_due {
+            return;
+        }
         let polled = catch_unwind(AssertUnwindSafe(|| applier.as_mut().poll(cx)));
         if !matches!(polled, Ok(Poll::Pending)) {
             self.place = Place::Gone;
         }
     }
 
+        self.is_due = !self.jobs.is_awaited();
     /// Ends it where it stands.
     pub(crate) async fn stop(self) {
         if let Place::Beside(task) = self.place {

@@ -24,6 +24,8 @@ struct State<T, P> {
     /// What it said when it fell asleep.
     patience: P,
     closed: bool,
+    /// The reader has found nothing and has not looked since.
+    is_awaited: bool,
     /// The reader gives its memory back when it next finds nothing.
     shrinks: bool,
 }
@@ -46,6 +48,7 @@ impl<T, P: Default> Mailbox<T, P> {
                 reader: None,
                 patience: P::default(),
                 closed: false,
+                is_awaited: false,
                 shrinks: false,
             }),
         }
@@ -83,6 +86,12 @@ impl<T, P: Default> Mailbox<T, P> {
         Ok(())
     }
 
+    /// Whether the reader waits for something and there is nothing.
+    pub(crate) fn is_awaited(&self) -> bool {
+        let state = self.state.lock();
+        state.is_awaited && state.items.is_empty()
+    }
+
     /// Gives back memory that is not in use: nothing is expected for a while.
     pub(crate) fn shrink(&self) {
         let mut state = self.state.lock();
@@ -113,6 +122,7 @@ impl<T, P: Default> Mailbox<T, P> {
     ) -> Poll<bool> {
         debug_assert!(into.is_empty(), "what was taken before has to be used up first");
         let mut state = self.state.lock();
+        state.is_awaited = state.items.is_empty();
         if !state.items.is_empty() {
             mem::swap(&mut state.items, into);
             return Poll::Ready(true);
@@ -165,8 +175,16 @@ mod tests {
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
         assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
         assert_eq!(taken, [0, 1, 2]);
+        assert!(!mailbox.is_awaited(), "it is at work");
         mailbox.push(3).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "a reader at work needs no waking");
+        taken.clear();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
+        taken.clear();
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
+        assert!(mailbox.is_awaited());
+        mailbox.leave(4).unwrap();
+        assert!(!mailbox.is_awaited(), "there is something");
     }
 
     #[test]
