@@ -515,6 +515,25 @@ async fn what_groups_have_for_a_peer_at_the_same_time_goes_together() {
     assert!(calls * 8 <= messages, "{messages} messages in {calls} calls");
 }
 
+/// Whoever does not watch the status sees it as it is, and no timer shows it to nobody.
+#[tokio::test(start_paused = true)]
+async fn a_command_costs_few_turns_where_nobody_watches() {
+    const COMMANDS: u64 = 50;
+    let cluster = Cluster::new(1, never_rests).await;
+    cluster.led(1..=1, 0).await;
+    let raft = cluster.raft(cluster.leader(1, 0).unwrap(), 1);
+    sleep(Duration::from_secs(1)).await;
+    let before = cluster.turns(1);
+    for _ in 0..COMMANDS {
+        raft.propose(Bytes::from_static(b"x")).await.unwrap();
+        let status = raft.status().borrow().clone();
+        assert_eq!(status.applied, status.last, "it is shown before the next turn ends");
+        sleep(Duration::from_millis(20)).await;
+    }
+    let turns = cluster.turns(1) - before;
+    assert!(turns <= COMMANDS * 11, "{turns} turns of three replicas for {COMMANDS} commands");
+}
+
 /// Each turn of all that have something to do takes two milliseconds: the processor is short.
 async fn take_the_processor() {
     loop {

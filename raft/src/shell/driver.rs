@@ -629,26 +629,35 @@ impl Driver {
     /// Shows what has changed to whoever watches: at once what matters, by and by how far the
     /// indexes are.
     fn publish(&mut self, status: Status) {
-        let shown = &self.shown;
+        let shown = self.status.borrow();
+        if *shown == status {
+            self.show_at = None;
+            return;
+        }
         let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot, s.is_quiesced);
-        if matters(shown) == matters(&status) {
-            if *shown == status {
-                self.show_at = None;
-                return;
-            }
+        // The handles have a receiver, and watchers have others.
+        let is_watched = || self.status.receiver_count() > 1;
+        if is_watched() && matters(&shown) == matters(&status) {
             let due = show_due(self.show_at, self.shown_at, self.now);
             if self.now < due {
                 self.show_at = Some(due);
                 return;
             }
         }
-        if (shown.role, shown.term) != (status.role, status.term) {
+        let is_other = (shown.role, shown.term) != (status.role, status.term);
+        drop(shown);
+        if is_other {
             let Status { id: node, role, term, leader, .. } = status;
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
         (self.show_at, self.shown_at) = (None, self.now);
-        self.shown = status.clone();
-        self.status.send_replace(status);
+        // Where nobody watches the status is shown with every turn: nobody is woken, and no timer
+        // is needed, which would cost a thousand groups a turn more for each command. Asked under
+        // the lock of what is shown: who begins to watch now has either seen it or is counted.
+        self.status.send_if_modified(|shown| {
+            *shown = status;
+            is_watched()
+        });
     }
 
     /// Records in the store that its log is not to be trusted, if that is why the node stopped.
