@@ -228,7 +228,8 @@ impl Leader {
     /// Follows the members of `roster`: in its order, with what is known of those who stay. One
     /// that comes, also one that was a member before in this term, begins a session of its own.
     pub(super) fn adopt(&mut self, roster: &Roster, next: u64, now: u64) {
-        let mut before = std::mem::take(&mut self.peers);
+        let now_known = Vec::with_capacity(roster.others.len());
+        let mut before = std::mem::replace(&mut self.peers, now_known);
         for (place, id) in roster.others.iter().enumerate() {
             let known = before.iter().position(|peer| peer.id == *id);
             let mut peer = match known {

@@ -118,7 +118,7 @@ impl Core {
         );
         let next = self.log.last() + 1;
         let mut leader = Leader {
-            peers: Vec::with_capacity(self.roster.others.len()),
+            peers: Vec::new(),
             first_own: next,
             round: 0,
             beats: [self.now; BEATS],

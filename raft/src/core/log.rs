@@ -165,6 +165,13 @@ impl Log {
         }
     }
 
+    /// Gives back memory that only a group at work needs.
+    pub(super) fn shrink(&mut self) {
+        self.runs.shrink_to_fit();
+        self.window.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     fn evict_front(&mut self) {
         self.window.pop_front();
         if let Some(end) = self.ends.pop_front() {

@@ -159,9 +159,10 @@ pub struct Core {
     verified: u64,
     ack: Ack,
 
-    snapshot: Option<SnapshotMeta>,
+    /// Boxed, as all that most of ten thousand groups do not have.
+    snapshot: Option<Box<SnapshotMeta>>,
     /// A received snapshot that becomes current with the write of this id.
-    installing: Option<(u64, SnapshotMeta)>,
+    installing: Option<(u64, Box<SnapshotMeta>)>,
     taking_snapshot: bool,
     /// What had been applied, and the log's weight, when a snapshot was last asked for.
     snapshot_mark: (u64, u64),
@@ -229,7 +230,7 @@ impl Core {
             applied: 0,
             verified: start.commit,
             ack: Ack::default(),
-            snapshot: start.snapshot,
+            snapshot: start.snapshot.map(Box::new),
             installing: None,
             taking_snapshot: false,
             snapshot_mark: (covered, 0),
@@ -245,7 +246,7 @@ impl Core {
         if damaged {
             core.halt(HaltReason::Damaged);
         } else {
-            if let Some(meta) = core.snapshot.clone() {
+            if let Some(meta) = core.snapshot().cloned() {
                 core.out.push_back(Output::Restore { meta });
             }
             // A sole voter has no leader to wait for.
@@ -409,7 +410,7 @@ impl Core {
 
     /// The current snapshot.
     pub fn snapshot(&self) -> Option<&SnapshotMeta> {
-        self.snapshot.as_ref()
+        self.snapshot.as_deref()
     }
 
     /// The term of `index`, if the log still knows it.
@@ -488,7 +489,7 @@ impl Core {
             }
         }
         if let Some((_, meta)) = self.installing.take_if(|(install, _)| *install <= id) {
-            self.install_snapshot(meta);
+            self.install_snapshot(*meta);
         }
         self.count_own_vote();
         let leads = matches!(self.role, RoleState::Leader(_));

@@ -38,6 +38,7 @@ impl Core {
     pub(crate) fn shrink(&mut self) {
         self.out.shrink_to_fit();
         self.held.shrink_to_fit();
+        self.log.shrink();
         self.storage.shrink();
         self.handed.shrink();
         self.proposals.shrink();

@@ -40,7 +40,7 @@ impl Core {
         }
         let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
-        self.snapshot = Some(meta);
+        self.snapshot = Some(Box::new(meta));
         // A transfer may take for ever, and the log must not grow for as long: it keeps entries
         // until the second snapshot after its own at the latest.
         let needed = self.needed_behind_snapshots().max(current + 1);
@@ -63,7 +63,7 @@ impl Core {
 
     /// Starts a transfer to the follower at place `at`, which needs entries that are gone.
     pub(super) fn send_snapshot_to(&mut self, at: usize) {
-        let Some(meta) = self.snapshot.clone() else { return };
+        let Some(meta) = self.snapshot().cloned() else { return };
         let RoleState::Leader(leader) = &mut self.role else { return };
         let id = leader.next_id();
         let peer = &mut leader.peers[at];
@@ -114,7 +114,7 @@ impl Core {
             self.become_follower(term, None);
         }
         let leads = matches!(self.role, RoleState::Leader(_));
-        if self.installing.as_ref().is_some_and(|(_, installing)| *installing == meta) {
+        if self.installing.as_ref().is_some_and(|(_, installing)| **installing == meta) {
             // A repeated transfer of what is on its way to the disk: not to be discarded.
             return;
         }
@@ -139,7 +139,7 @@ impl Core {
         }
         self.commit = meta.index;
         self.verified = meta.index;
-        self.installing = Some((self.storage.next_id(), meta));
+        self.installing = Some((self.storage.next_id(), Box::new(meta)));
     }
 
     /// The received snapshot is durable and current.
@@ -149,6 +149,6 @@ impl Core {
         self.snapshot_mark = (meta.index, self.log.weight_upto(meta.index));
         self.ack.due();
         self.out.push_back(Output::Restore { meta: meta.clone() });
-        self.snapshot = Some(meta);
+        self.snapshot = Some(Box::new(meta));
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Storage {
     hard_id: u64,
     truncate_from: Option<u64>,
     release: Option<u64>,
-    snapshot: Option<SnapshotMeta>,
+    snapshot: Option<Box<SnapshotMeta>>,
 }
 
 impl Storage {
@@ -132,7 +132,7 @@ impl Storage {
         self.truncate_from = Some(earlier);
         self.release(meta.index + 1);
         self.submitted = meta.index;
-        self.snapshot.replace(meta)
+        self.snapshot.replace(Box::new(meta)).map(|meta| *meta)
     }
 
     /// Entries before `first` may go from the disk.
@@ -173,7 +173,7 @@ impl Storage {
         self.writes.push_back(Write { id, last: self.submitted });
         Some(Persist {
             id,
-            snapshot: self.snapshot.take(),
+            snapshot: self.snapshot.take().map(|meta| *meta),
             truncate_from: self.truncate_from.take(),
             release: self.release.take(),
             range,

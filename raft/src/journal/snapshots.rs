@@ -1,6 +1,6 @@
 //! Snapshots in logs of their own.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -22,7 +22,7 @@ const EXTRA_RECORDS: u64 = 2;
 #[derive(Debug)]
 pub(super) struct Snapshots {
     journal: Journal,
-    namespace: String,
+    group: u64,
     table: Mutex<Table>,
 }
 
@@ -30,15 +30,19 @@ pub(super) struct Snapshots {
 struct Table {
     next_number: u64,
     /// Finished and not adopted, by identity.
-    staged: HashMap<u64, Current>,
+    staged: BTreeMap<u64, Current>,
     /// What the last write makes current.
     adopted: Option<Current>,
     /// What is current on the disk.
     current: Option<Current>,
     /// How many readers a log has.
-    readers: HashMap<u64, usize>,
+    readers: BTreeMap<u64, usize>,
     /// Logs that go with their last reader.
-    doomed: HashSet<u64>,
+    doomed: BTreeSet<u64>,
+}
+
+fn namespace(group: u64) -> String {
+    format!("raft.snapshot.{group}")
 }
 
 /// What becomes of a staged snapshot.
@@ -58,7 +62,7 @@ impl Snapshots {
         current: Option<Current>,
         sound: bool,
     ) -> Result<Arc<Self>, OpenError> {
-        let namespace = format!("raft.snapshot.{group}");
+        let namespace = namespace(group);
         let mut next_number = current.map_or(1, |current| current.number + 1);
         let mut remains = Commit::new().durability(Durability::Buffered);
         for info in journal.logs_of(&namespace) {
@@ -70,17 +74,17 @@ impl Snapshots {
         journal.commit_blocking(remains)?;
         let table = Table {
             next_number,
-            staged: HashMap::new(),
+            staged: BTreeMap::new(),
             adopted: current,
             current,
-            readers: HashMap::new(),
-            doomed: HashSet::new(),
+            readers: BTreeMap::new(),
+            doomed: BTreeSet::new(),
         };
-        Ok(Arc::new(Self { journal: journal.clone(), namespace, table: Mutex::new(table) }))
+        Ok(Arc::new(Self { journal: journal.clone(), group, table: Mutex::new(table) }))
     }
 
     fn log(&self, number: u64) -> Result<Log, StoreError> {
-        self.journal.log(&self.namespace, number).map_err(store_error)
+        self.journal.log(&namespace(self.group), number).map_err(store_error)
     }
 
     /// What the current snapshot covers; `None` when it is damaged.

@@ -7,12 +7,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::JoinHandle;
 
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
 use super::pending::Placed;
 use super::shared::{Answer, Event, Shared, count};
+use super::tasks::Tasks;
 use crate::codec;
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
 use crate::membership::Membership;
@@ -29,8 +30,8 @@ const READ_BYTES: u64 = 1 << 20;
 pub(crate) enum Job {
     /// Apply the entries of `range`, which are read from the log when they are not given.
     Apply { range: Range<u64>, entries: Option<Vec<Entry>>, waiting: Vec<Placed> },
-    /// Start over from the current snapshot, which covers at least `meta`.
-    Restore { meta: SnapshotMeta },
+    /// Start over from the current snapshot, which covers at least `index`.
+    Restore { index: u64 },
     /// Take a snapshot.
     Snapshot,
 }
@@ -56,9 +57,9 @@ enum ApplyError {
 pub(crate) struct Machine {
     jobs: Arc<Mailbox<Job>>,
     place: Place,
-}
     /// A quick machine may have something to do: it was left a job, or was in the middle of one.
     is_due: bool,
+}
 
 enum Place {
     /// The driver polls it: it is quick.
@@ -70,7 +71,7 @@ enum Place {
 
 impl Machine {
     /// Starts an applier.
-    pub(crate) fn start(applier: Applier) -> Self {
+    pub(crate) fn start(applier: Box<Applier>) -> Self {
         let jobs = Arc::clone(&applier.jobs);
         let place = if applier.machine.is_quick() {
             Place::Here(Box::pin(applier.run()))
@@ -102,20 +103,21 @@ impl Machine {
         self.jobs.shrink();
     }
 
-    /// Lets a quick machine do what it can.
+    /// Lets a quick machine do what it can. One that waits for a job is left alone: most turns of a
+    /// group have nothing for it.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
-        let Place::Here(applier) = &mut self.place else { return };
-        // As a task of its own would be: a panic, which the applier reports, ends it alone.
         if !self.is_due {
             return;
         }
+        let Place::Here(applier) = &mut self.place else { return };
+        // As a task of its own would be: a panic, which the applier reports, ends it alone.
         let polled = catch_unwind(AssertUnwindSafe(|| applier.as_mut().poll(cx)));
         if !matches!(polled, Ok(Poll::Pending)) {
             self.place = Place::Gone;
         }
+        self.is_due = !self.jobs.is_awaited();
     }
 
-        self.is_due = !self.jobs.is_awaited();
     /// Ends it where it stands.
     pub(crate) async fn stop(self) {
         if let Place::Beside(task) = self.place {
@@ -141,12 +143,13 @@ pub(crate) struct Applier {
     /// their place.
     pub(crate) gap: bool,
     /// Snapshots on their way to the disk; at most one, the core waits for it.
-    pub(crate) tasks: JoinSet<()>,
+    pub(crate) tasks: Tasks,
 }
 
 impl Applier {
-    /// Runs until the node stops or the machine fails.
-    pub(crate) async fn run(mut self) {
+    /// Runs until the node stops or the machine fails. Boxed, since a future holds each of its
+    /// arguments twice.
+    pub(crate) async fn run(mut self: Box<Self>) {
         // Also said when the machine panics.
         let ended = Ended(Arc::clone(&self.shared));
         let mut jobs = Vec::new();
@@ -158,7 +161,7 @@ impl Applier {
                     return;
                 }
             }
-            while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
+            self.tasks.reap();
         }
         std::mem::forget(ended);
     }
@@ -177,9 +180,12 @@ impl Applier {
                 self.hidden(waiting);
                 self.shared.tell(Event::Applied { index: range.end - 1, answered });
             }
-            Job::Apply { range, entries: None, waiting } => self.catch_up(range, waiting).await?,
-            Job::Restore { meta } => self.restore(&meta).await?,
-            Job::Snapshot => self.snapshot().await,
+            // Boxed, as what is rare: a machine at rest holds the room of its longest future.
+            Job::Apply { range, entries: None, waiting } => {
+                Box::pin(self.catch_up(range, waiting)).await?;
+            }
+            Job::Restore { index } => Box::pin(self.restore(index)).await?,
+            Job::Snapshot => Box::pin(self.snapshot()).await,
         }
         Ok(())
     }
@@ -276,10 +282,10 @@ impl Applier {
         }
     }
 
-    async fn restore(&mut self, meta: &SnapshotMeta) -> Result<(), ApplyError> {
+    async fn restore(&mut self, index: u64) -> Result<(), ApplyError> {
         let reader = self.log.open_snapshot().await?.ok_or(ApplyError::NoSnapshot)?;
         let covers = reader.name().meta.clone();
-        if covers.index < meta.index {
+        if covers.index < index {
             return Err(ApplyError::NoSnapshot);
         }
         if covers.index > self.at.0 {
@@ -291,7 +297,7 @@ impl Applier {
         if self.gap {
             return Err(ApplyError::NoSnapshot);
         }
-        self.shared.tell(Event::Applied { index: meta.index, answered: 0 });
+        self.shared.tell(Event::Applied { index, answered: 0 });
         Ok(())
     }
 
@@ -321,7 +327,7 @@ impl Applier {
             }
             // It becomes current before the core hears of it, so that the log is never cut
             // behind a snapshot that does not count yet.
-            let meta = name.meta.clone();
+            let meta = Box::new(name.meta.clone());
             let write = LogWrite { snapshot: Some(name), ..LogWrite::default() };
             log.write(
                 write,

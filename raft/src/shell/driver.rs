@@ -2,7 +2,7 @@
 //! what the core asks for. It never waits for a disk, a peer or the state machine, though it polls
 //! a quick machine beside its events.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::mem::take;
 use std::pin::{Pin, pin};
@@ -13,7 +13,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::applier::{Job, Machine};
@@ -22,6 +21,7 @@ use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
+use super::tasks::Tasks;
 use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
 use crate::error::{ProposeRejected, ReadRejected};
 use crate::membership::Membership;
@@ -48,9 +48,10 @@ pub(crate) struct Driver {
     pub(crate) seat: Option<(Arc<Seat>, Shown)>,
     pub(crate) machine: Machine,
     pub(crate) status: watch::Sender<Status>,
-    pub(crate) members: watch::Sender<Arc<Membership>>,
+    /// As they were last shown.
+    pub(crate) members: Arc<Membership>,
     /// Callers of changes by token; the core takes one at a time and answers the others at once.
-    pub(crate) changes: HashMap<u64, ChangeReply>,
+    pub(crate) changes: BTreeMap<u64, ChangeReply>,
     /// What core time 0 is on the clock.
     pub(crate) epoch: Instant,
     pub(crate) proposals: Proposals,
@@ -58,7 +59,7 @@ pub(crate) struct Driver {
     /// Reads that were withdrawn in this turn and that the core has not answered.
     pub(crate) withdrawn: Vec<u64>,
     /// Reads from the log and transfers of snapshots; bounded by the core.
-    pub(crate) tasks: JoinSet<()>,
+    pub(crate) tasks: Tasks,
     pub(crate) freshness: Freshness,
     pub(crate) followers: FollowersView,
     pub(crate) commit_index: CommitIndex,
@@ -68,7 +69,6 @@ pub(crate) struct Driver {
     pub(crate) show_at: Option<u64>,
     /// When it was last shown.
     pub(crate) shown_at: u64,
-    pub(crate) shown: Status,
     /// What the store said when a call to it failed for the first time.
     pub(crate) cause: Option<String>,
     /// What this turn writes.
@@ -194,7 +194,7 @@ impl Driver {
         writes.drain(..).for_each(|persist| self.persist(persist, &status));
         self.writes = writes;
         self.store_commit_index(&status);
-        while !self.tasks.is_empty() && self.tasks.try_join_next().is_some() {}
+        self.tasks.reap();
         self.give_up_overdue(now);
         self.freshness.update(&status, &self.shared, now);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
@@ -319,7 +319,7 @@ impl Driver {
             }
             Event::SnapshotTaken { meta } => {
                 count(&self.shared.counters.snapshots_taken, 1);
-                Input::SnapshotTaken { meta }
+                Input::SnapshotTaken { meta: *meta }
             }
             Event::SnapshotFailed => Input::SnapshotFailed,
             Event::SnapshotSent { id, ended } => {
@@ -329,8 +329,8 @@ impl Driver {
                 );
                 Input::SnapshotSent { id, ended }
             }
-            Event::SnapshotReceived { from, term, name } => {
-                Input::SnapshotReceived { from, term, meta: name.meta }
+            Event::SnapshotReceived { from, term, meta } => {
+                Input::SnapshotReceived { from, term, meta: *meta }
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
@@ -408,7 +408,7 @@ impl Driver {
                 let entries = lent.ok().map(|entries| entries.cloned().collect());
                 self.machine.push(Job::Apply { range, entries, waiting });
             }
-            Output::Restore { meta } => self.machine.push(Job::Restore { meta }),
+            Output::Restore { meta } => self.machine.push(Job::Restore { index: meta.index }),
             Output::TakeSnapshot => self.machine.push(Job::Snapshot),
             Output::SendSnapshot { id, to, term, meta } => self.send_snapshot(id, to, term, meta),
             Output::DiscardSnapshot { meta } => {
@@ -464,15 +464,16 @@ impl Driver {
     /// Tells the transport and whoever watches of a membership that has begun to count.
     fn publish_members(&mut self) {
         let members = self.core.shared_members();
-        if Arc::ptr_eq(members, &self.members.borrow()) {
+        if Arc::ptr_eq(members, &self.members) {
             return;
         }
+        self.members = Arc::clone(members);
         let (node, index) = (self.core.config().id, self.core.members_index());
         tracing::info!(
             target: "voussoir::raft", node, index, voters = ?members.voters(),
             outgoing = ?members.outgoing(), learners = ?members.learners(), "members"
         );
-        self.members.send_replace(Arc::clone(members));
+        self.shared.show_members(members);
         self.transport.members(self.core.config().group, self.core.members());
     }
 
@@ -520,7 +521,7 @@ impl Driver {
 
     /// The received snapshot that the core has decided about.
     fn handed_over(&self, meta: &SnapshotMeta) -> Option<SnapshotName> {
-        self.shared.handed_over.lock().take_if(|name| name.meta == *meta)
+        self.shared.handed_over.lock().take_if(|name| name.meta == *meta).map(|name| *name)
     }
 
     fn send(&self, to: u64, message: Message) {
@@ -650,7 +651,6 @@ impl Driver {
             let Status { id: node, role, term, leader, .. } = status;
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
-        (self.show_at, self.shown_at) = (None, self.now);
         // Where nobody watches the status is shown with every turn: nobody is woken, and no timer
         // is needed, which would cost a thousand groups a turn more for each command. Asked under
         // the lock of what is shown: who begins to watch now has either seen it or is counted.
@@ -658,6 +658,7 @@ impl Driver {
             *shown = status;
             is_watched()
         });
+        (self.show_at, self.shown_at) = (None, self.now);
     }
 
     /// Records in the store that its log is not to be trusted, if that is why the node stopped.
@@ -689,7 +690,7 @@ impl Driver {
         left.append(&mut self.gathered);
         self.proposals.fail_all(reason);
         self.reads.fail_all(reason);
-        for (_, reply) in self.changes.drain() {
+        for reply in take(&mut self.changes).into_values() {
             let _ = reply.send(Err(ChangeError::Stopped(reason.clone())));
         }
         for event in left {

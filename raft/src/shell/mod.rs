@@ -9,16 +9,16 @@ mod progress;
 mod receive_snapshot;
 mod send_snapshot;
 pub(crate) mod shared;
+mod tasks;
 mod transfers;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use self::applier::{Applier, Job, Machine};
@@ -28,6 +28,7 @@ use self::pending::{Proposal, Proposals, Reads};
 use self::progress::CommitIndex;
 use self::receive_snapshot::NodeInbox;
 use self::shared::{Event, Shared};
+use self::tasks::Tasks;
 use crate::config::Config;
 use crate::core::Core;
 use crate::error::ConfigError;
@@ -55,7 +56,6 @@ pub struct Raft {
 struct Handle {
     shared: Arc<Shared>,
     status: watch::Receiver<Status>,
-    members: watch::Receiver<Arc<Membership>>,
     /// What core time 0 is on the clock.
     epoch: Instant,
 }
@@ -125,7 +125,7 @@ impl Raft {
         config.seed = Some(seed);
         let restored = log.restore().await?;
         let core = Core::new(config.clone(), restored, 0)?;
-        let shared = Arc::new(Shared::new(&config));
+        let shared = Arc::new(Shared::new(&config, core.shared_members()));
         let gate = core.gate().clone();
         let inbox = Arc::new(NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log)));
         enter(inbox, &shared)?;
@@ -140,11 +140,12 @@ impl Raft {
             nonce: seed ^ config.id.rotate_left(32),
             at: (0, 0),
             gap: false,
-            tasks: JoinSet::new(),
+            tasks: Tasks::default(),
         };
         let (shown, epoch) = (core.status(), Instant::now());
-        let (sender, status) = watch::channel(shown.clone());
-        let (members_sender, members) = watch::channel(Arc::clone(core.shared_members()));
+        let commit_index = CommitIndex::new(shown.commit);
+        let (sender, status) = watch::channel(shown);
+        let members = Arc::clone(core.shared_members());
         transport.members(config.group, core.members());
         // Boxed: a future holds each of its arguments twice.
         let driver = Box::new(Driver {
@@ -153,29 +154,28 @@ impl Raft {
             log,
             transport,
             seat,
-            machine: Machine::start(applier),
+            machine: Machine::start(Box::new(applier)),
             status: sender,
-            members: members_sender,
-            changes: HashMap::new(),
+            members,
+            changes: BTreeMap::new(),
             epoch,
             proposals: Proposals::default(),
             reads: Reads::default(),
             withdrawn: Vec::new(),
             freshness: progress::Freshness::default(),
             followers: progress::FollowersView::default(),
-            commit_index: CommitIndex::new(shown.commit),
-            tasks: JoinSet::new(),
+            commit_index,
+            tasks: Tasks::default(),
             now: 0,
             show_at: None,
             shown_at: 0,
             cause: None,
-            shown,
             writes: Vec::new(),
             expects_more_proposals: false,
             gathered: Vec::new(),
         });
         tokio::spawn(run(driver, jobs));
-        Ok(Self { handle: Arc::new(Handle { shared, status, members, epoch }) })
+        Ok(Self { handle: Arc::new(Handle { shared, status, epoch }) })
     }
 
     /// Puts a command into the replicated log, and returns the state machine's answer to it once
@@ -369,9 +369,7 @@ impl Raft {
     /// The members of the group as they count at this node, committed or not, now and at every
     /// change.
     pub fn members(&self) -> watch::Receiver<Arc<Membership>> {
-        let mut members = self.handle.members.clone();
-        members.mark_unchanged();
-        members
+        self.handle.shared.watch_members()
     }
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up to
@@ -487,6 +485,11 @@ async fn run(mut driver: Box<Driver>, jobs: Arc<Mailbox<Job>>) {
         jobs,
     };
     let reason = driver.run().await;
+    // Boxed: a task at rest holds the room of its longest future.
+    Box::pin(end(driver, stopping, reason)).await;
+}
+
+async fn end(mut driver: Box<Driver>, stopping: Stopping, reason: StopReason) {
     driver.condemn(&reason).await;
     if reason != StopReason::ShutDown {
         let node = driver.core.config().id;

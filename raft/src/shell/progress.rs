@@ -1,10 +1,14 @@
 //! What the loop keeps beside the core: how fresh the state machine is, what operators see of the
 //! followers, and the commit index on its way to the disk.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+
+use tokio::sync::watch;
 
 use super::shared::{NEVER, Shared};
 use crate::core::Core;
+use crate::membership::Membership;
 use crate::message::Message;
 use crate::types::{Role, Status};
 
@@ -84,6 +88,45 @@ impl FollowersView {
     }
 }
 
+/// Shows the members to whoever watches. The channel is made for the first of them: most of ten
+/// thousand groups have none.
+#[derive(Debug)]
+pub(crate) struct MembersView {
+    shown: Arc<Membership>,
+    watched: Option<watch::Sender<Arc<Membership>>>,
+    is_over: bool,
+}
+
+impl MembersView {
+    pub(crate) fn new(members: &Arc<Membership>) -> Self {
+        Self { shown: Arc::clone(members), watched: None, is_over: false }
+    }
+
+    /// Others count from now on. Returns how to tell the watchers, if there are any.
+    pub(crate) fn show(
+        &mut self,
+        members: &Arc<Membership>,
+    ) -> Option<watch::Sender<Arc<Membership>>> {
+        self.shown = Arc::clone(members);
+        self.watched.clone()
+    }
+
+    /// A watcher more. After the end it hears of no change, and that it is the end.
+    pub(crate) fn watch(&mut self) -> watch::Receiver<Arc<Membership>> {
+        if self.is_over {
+            return watch::channel(Arc::clone(&self.shown)).1;
+        }
+        let shown = &self.shown;
+        self.watched.get_or_insert_with(|| watch::Sender::new(Arc::clone(shown))).subscribe()
+    }
+
+    /// The node stops. Returns what the watchers hear that by when it is dropped.
+    pub(crate) fn end(&mut self) -> Option<watch::Sender<Arc<Membership>>> {
+        self.is_over = true;
+        self.watched.take()
+    }
+}
+
 /// The commit index on its way to the disk.
 #[derive(Debug, Default)]
 pub(crate) struct CommitIndex {
@@ -150,6 +193,27 @@ mod tests {
     fn status(commit: u64, last: u64) -> Status {
         let core = Core::new(Config::new(1, [1, 2, 3]), Restored::empty(), 0).unwrap();
         Status { commit, last, durable: last, ..core.status() }
+    }
+
+    #[test]
+    fn members_are_shown_to_those_who_watch_and_to_those_who_come_later() {
+        let members = |voters: [u64; 2]| Arc::new(Membership::new(voters));
+        let mut view = MembersView::new(&members([1, 2]));
+        assert!(view.show(&members([1, 3])).is_none(), "nobody watches");
+        let mut watcher = view.watch();
+        assert_eq!(watcher.borrow().voters(), [1, 3]);
+        assert!(!watcher.has_changed().unwrap(), "what it sees is no change");
+        let watched = view.show(&members([1, 4])).expect("somebody watches");
+        watched.send_replace(members([1, 4]));
+        drop(watched);
+        assert!(watcher.has_changed().unwrap());
+        assert_eq!(view.watch().borrow_and_update().voters(), [1, 4]);
+        assert_eq!(watcher.borrow_and_update().voters(), [1, 4]);
+        drop(view.end());
+        assert!(watcher.has_changed().is_err(), "and it is over");
+        let late = view.watch();
+        assert_eq!(late.borrow().voters(), [1, 4]);
+        assert!(late.has_changed().is_err(), "from the beginning");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Receiving a snapshot, and the transport's side of a node.
 
 use std::future::{Future, poll_fn};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::task::Poll;
 
 use async_trait::async_trait;
@@ -23,10 +23,22 @@ pub(crate) struct NodeInbox {
     log: Arc<dyn LogStore>,
     /// Asked before anything is kept or staged; the core asks it again, about all values.
     gate: Gate,
+    /// Made with the first part of a snapshot: most groups never receive one.
+    parts: OnceLock<Parts>,
+}
+
+/// The parts of snapshots that come in.
+struct Parts {
     /// Locked in the order in which parts arrive, and held until a part is dealt with.
     incoming: Arc<Mutex<Option<Incoming>>>,
     /// A permit for each part that is dealt with whether its caller waits or not.
     orphans: Arc<Semaphore>,
+}
+
+impl Parts {
+    fn new() -> Self {
+        Self { incoming: Arc::default(), orphans: Arc::new(Semaphore::new(MAX_ORPHANS)) }
+    }
 }
 
 /// A snapshot that is coming in.
@@ -42,8 +54,7 @@ struct Incoming {
 
 impl NodeInbox {
     pub(crate) fn new(gate: Gate, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
-        let orphans = Arc::new(Semaphore::new(MAX_ORPHANS));
-        Self { shared, log, gate, incoming: Arc::default(), orphans }
+        Self { shared, log, gate, parts: OnceLock::new() }
     }
 }
 
@@ -73,11 +84,12 @@ impl Inbox for NodeInbox {
             return SnapshotAnswer::Rejected;
         }
         let at_work = Receiving { shared: Arc::clone(&self.shared), log: Arc::clone(&self.log) };
-        let mut lock = Box::pin(Arc::clone(&self.incoming).lock_owned());
+        let parts = self.parts.get_or_init(Parts::new);
+        let mut lock = Box::pin(Arc::clone(&parts.incoming).lock_owned());
         // On a task of its own: the transport drops this future when the sender gives up or the
         // connection breaks. A half-written chunk would cost all that came before it, and a chunk
         // that waits behind another one has arrived and need not be sent again.
-        let task = match Arc::clone(&self.orphans).try_acquire_owned() {
+        let task = match Arc::clone(&parts.orphans).try_acquire_owned() {
             Ok(permit) => {
                 // The place in the queue is taken here, in the order of arrival.
                 let first = poll_fn(|cx| Poll::Ready(lock.as_mut().poll(cx))).await;
@@ -186,8 +198,9 @@ impl Receiving {
             return SnapshotAnswer::Rejected;
         }
         count(&self.shared.counters.snapshots_received, 1);
-        *self.shared.handed_over.lock() = Some(name.clone());
-        self.shared.tell(Event::SnapshotReceived { from, term, name });
+        let meta = Box::new(name.meta.clone());
+        *self.shared.handed_over.lock() = Some(Box::new(name));
+        self.shared.tell(Event::SnapshotReceived { from, term, meta });
         SnapshotAnswer::Done
     }
 }

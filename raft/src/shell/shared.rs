@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::error::StopReason;
 use super::mailbox::Mailbox;
 use super::pending::{ChangeReply, Proposal, ReadReply};
+use super::progress::MembersView;
 use super::transfers::Transfers;
 use crate::config::Config;
 use crate::core::{Patience, TransferEnd};
-use crate::membership::Change;
+use crate::membership::{Change, Membership};
 use crate::message::Message;
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::types::{ENTRY_OVERHEAD, Entry, FollowerStatus, HaltReason, SnapshotMeta};
@@ -81,7 +82,8 @@ pub(crate) enum Event {
         answered: usize,
     },
     SnapshotTaken {
-        meta: SnapshotMeta,
+        /// Boxed, as what is long and rare: each event is moved a few times.
+        meta: Box<SnapshotMeta>,
     },
     SnapshotFailed,
     SnapshotSent {
@@ -91,7 +93,7 @@ pub(crate) enum Event {
     SnapshotReceived {
         from: u64,
         term: u64,
-        name: SnapshotName,
+        meta: Box<SnapshotMeta>,
     },
     Stop(StopReason),
 }
@@ -212,17 +214,19 @@ pub(crate) struct Shared {
     pub(crate) fresh_at: AtomicU64,
     /// For [`Raft::followers`](crate::Raft::followers).
     pub(crate) followers: Mutex<Vec<FollowerStatus>>,
+    members: Mutex<MembersView>,
     /// Snapshots that are being sent.
     pub(crate) transfers: Transfers,
     /// The leader may answer reads by its lease.
     pub(crate) reads_by_lease: bool,
-    /// A received snapshot that the core has not decided about.
-    pub(crate) handed_over: Mutex<Option<SnapshotName>>,
+    /// A received snapshot that the core has not decided about. Boxed, as all that few groups
+    /// have at a time.
+    pub(crate) handed_over: Mutex<Option<Box<SnapshotName>>>,
     pub(crate) counters: Counters,
 }
 
 impl Shared {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, members: &Arc<Membership>) -> Self {
         let largest = config.max_entry_bytes as u64 + ENTRY_OVERHEAD;
         let room = config.max_uncommitted_bytes.max(largest).min(u64::from(u32::MAX));
         Self {
@@ -243,6 +247,7 @@ impl Shared {
             applied: AtomicU64::new(0),
             fresh_at: AtomicU64::new(NEVER),
             followers: Mutex::new(Vec::new()),
+            members: Mutex::new(MembersView::new(members)),
             transfers: Transfers::new(config.snapshot_bytes_per_second),
             reads_by_lease: config.max_clock_drift_ppm.is_some(),
             handed_over: Mutex::new(None),
@@ -359,6 +364,20 @@ impl Shared {
         self.queued.fetch_sub(weight, Ordering::Relaxed);
     }
 
+    /// Shows other members than before.
+    pub(crate) fn show_members(&self, members: &Arc<Membership>) {
+        let watched = self.members.lock().show(members);
+        // Wakes the watchers, so not under the lock.
+        if let Some(watched) = watched {
+            watched.send_replace(Arc::clone(members));
+        }
+    }
+
+    /// The members now and at every change.
+    pub(crate) fn watch_members(&self) -> watch::Receiver<Arc<Membership>> {
+        self.members.lock().watch()
+    }
+
     /// Why the node runs no more.
     pub(crate) fn stopped(&self) -> Option<&StopReason> {
         self.stopped.get()
@@ -376,6 +395,8 @@ impl Shared {
         let _ = self.stopped.set(reason);
         self.proposal_room.close();
         self.read_room.close();
+        let watched = self.members.lock().end();
+        drop(watched);
         self.events.close()
     }
 }
