@@ -105,7 +105,9 @@ pub struct Config {
     pub snapshot_after_entries: u64,
     /// The same by weight, in bytes; 0 for never. Default 256 MiB.
     pub snapshot_after_bytes: u64,
-    /// Entries before the snapshot that stay in the log for slow followers. Default 10,000.
+    /// Entries before the snapshot that stay in the log for slow followers. Default 10,000. What a
+    /// follower lacks that has just received a snapshot stays beyond that, but nothing before the
+    /// snapshot that this one replaces.
     pub keep_entries: u64,
     /// The same by weight, in bytes: no more entries than weigh as much, by the average of those
     /// since the snapshot before. Default 64 MiB; may be 0.

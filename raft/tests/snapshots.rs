@@ -111,6 +111,82 @@ fn a_transfer_keeps_no_entries_for_ever() {
     assert_eq!(lab.status(1).first, second_taken + 1);
 }
 
+/// Node 3 has the snapshot that it was sent, and of the entries behind it none is durable there.
+/// The leader hears of it by the follower's own acknowledgement, or by the end of the transfer.
+fn catching_up(acknowledges: bool) -> (Lab, SnapshotMeta) {
+    let (mut lab, id, sent) = sending();
+    propose(&mut lab, 4 * AFTER);
+    lab.step(3, Input::SnapshotReceived { from: 1, term: 1, meta: sent.clone() });
+    lab.node_mut(3).fast_disk = false;
+    if !acknowledges {
+        lab.take(|letter| letter.from == 3);
+    }
+    lab.settle();
+    lab.step(1, Input::SnapshotSent { id, ended: TransferEnd::Complete });
+    lab.settle();
+    let matched = lab.core(1).followers().find(|it| it.id == 3).map(|it| it.matched);
+    assert_eq!(matched, Some(sent.index), "it has acknowledged the snapshot and nothing else");
+    (lab, sent)
+}
+
+/// Else the follower would need the next snapshot as soon as it has this one, for ever.
+#[test]
+fn a_snapshot_keeps_what_a_follower_needs_that_has_just_received_one() {
+    for acknowledges in [false, true] {
+        let (mut lab, sent) = catching_up(acknowledges);
+        propose(&mut lab, 1);
+        assert!(!is_asked_for(&mut lab), "node 3 catches up: {acknowledges}");
+        propose(&mut lab, 4 * AFTER + 5);
+        assert!(is_asked_for(&mut lab), "but not for ever");
+        let taken = meta(&lab, lab.status(1).applied);
+        lab.step(1, Input::SnapshotTaken { meta: taken });
+        assert_eq!(lab.status(1).first, sent.index + 1, "what node 3 needs next stays");
+        lab.node_mut(3).fast_disk = true;
+        lab.sync(3);
+        lab.run(300 * MS);
+        assert_eq!(begun(&mut lab), None, "and it needs no other snapshot");
+        assert_eq!(lab.status(3).applied, lab.status(1).last, "node 3 has it all");
+        propose(&mut lab, AFTER);
+        assert!(is_asked_for(&mut lab), "the next one comes as usual");
+    }
+}
+
+/// It is overdue then, and what was written last is not there yet.
+#[test]
+fn the_first_snapshot_after_catching_up_keeps_what_is_under_way() {
+    let (mut lab, _) = catching_up(true);
+    lab.node_mut(3).fast_disk = true;
+    lab.sync(3);
+    lab.run(100 * MS);
+    let caught_up = lab.status(3).durable;
+    assert_eq!(caught_up, lab.status(1).last);
+    lab.node_mut(3).fast_disk = false;
+    propose(&mut lab, 5);
+    assert!(is_asked_for(&mut lab));
+    let taken = meta(&lab, lab.status(1).applied);
+    lab.step(1, Input::SnapshotTaken { meta: taken });
+    assert_eq!(lab.status(1).first, caught_up + 1);
+    // From then on the follower is one like any other.
+    propose(&mut lab, AFTER);
+    assert!(is_asked_for(&mut lab));
+    let taken = meta(&lab, lab.status(1).applied);
+    lab.step(1, Input::SnapshotTaken { meta: taken });
+    assert!(lab.status(1).first > caught_up + 1);
+}
+
+/// One that died while it caught up delays nothing.
+#[test]
+fn a_follower_that_dies_behind_its_snapshot_delays_no_snapshot() {
+    let (mut lab, sent) = catching_up(true);
+    lab.isolate(3);
+    lab.run(500 * MS);
+    propose(&mut lab, 1);
+    assert!(is_asked_for(&mut lab));
+    let taken = meta(&lab, lab.status(1).applied);
+    lab.step(1, Input::SnapshotTaken { meta: taken });
+    assert!(lab.status(1).first > sent.index + 1, "and keeps nothing");
+}
+
 /// A follower that is gone delays nothing.
 #[test]
 fn a_transfer_that_brings_nothing_delays_no_snapshot() {

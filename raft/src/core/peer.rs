@@ -46,6 +46,11 @@ pub(super) struct Peer {
     pub(super) transfers: u32,
     /// When the next transfer may start.
     pub(super) snapshot_at: u64,
+    /// It catches up behind a snapshot: the end of the log when the current round of that began,
+    /// and when that was.
+    catching_up: Option<(u64, u64)>,
+    /// It has received a snapshot, and none has been taken since it caught up behind that.
+    is_behind_snapshot: bool,
     /// The round trip of heartbeats, in nanoseconds; 0 before the first answer.
     pub(super) round_trip: u64,
     /// What it last said to have received, durable or not.
@@ -83,6 +88,8 @@ impl Peer {
             lost: false,
             transfers: 0,
             snapshot_at: now,
+            catching_up: None,
+            is_behind_snapshot: false,
             round_trip: 0,
             received: 0,
             next,
@@ -107,12 +114,42 @@ impl Peer {
         self.inflight_bytes = 0;
     }
 
-    /// Whether a snapshot is on its way to it, also between two transfers, or has arrived and
-    /// nothing behind it is acknowledged yet. No longer after a transfer that brought it no
-    /// further than the one before.
-    pub(super) fn awaits_snapshot(&self) -> bool {
+    /// A transfer begins, of a snapshot that covers `index`.
+    pub(super) fn begin_transfer(&mut self, id: u64, index: u64) {
+        self.flow = Flow::Snapshot { id, index };
+        (self.catching_up, self.is_behind_snapshot) = (None, false);
+    }
+
+    /// The follower has the snapshot, and needs the entries behind it, up to `last` for now.
+    pub(super) fn catch_up(&mut self, last: u64, now: u64) {
+        (self.catching_up, self.is_behind_snapshot) = (Some((last, now)), true);
+    }
+
+    /// A snapshot has been taken.
+    pub(super) fn snapshot_taken(&mut self) {
+        self.is_behind_snapshot &= self.catching_up.is_some();
+    }
+
+    /// Whether a snapshot is on its way to it, also between two transfers, or has arrived and the
+    /// follower, which was heard less than `within` before `now`, is still catching up behind it.
+    /// No longer after a transfer that brought it no further than the one before.
+    pub(super) fn awaits_snapshot(&self, now: u64, within: u64) -> bool {
         let is_sent = matches!(self.flow, Flow::Snapshot { .. });
-        self.transfers == 1 || (is_sent && self.transfers == 0)
+        let catches_up = self.catching_up.is_some() && self.has_answered_since(now, within);
+        self.transfers == 1 || (is_sent && self.transfers == 0) || catches_up
+    }
+
+    /// The first entry that the next snapshot has to leave it: behind the snapshot that it is sent,
+    /// or behind what it has, if it has just received one and was heard less than `within` before
+    /// `now`. `None`: it has to do with what is left anyway.
+    pub(super) fn needs_from(&self, now: u64, within: u64) -> Option<u64> {
+        match self.flow {
+            Flow::Snapshot { index, .. } => Some(index + 1),
+            _ if self.is_behind_snapshot && self.has_answered_since(now, within) => {
+                Some(self.matched + 1)
+            }
+            _ => None,
+        }
     }
 
     /// Asks nothing before `at`.
@@ -191,6 +228,17 @@ impl Peer {
         (self.next, self.sent_at) = (end, now);
         self.inflight.push_back((end - 1, weight));
         self.inflight_bytes += weight;
+    }
+
+    /// Ends the catching up, or begins the next round of it, where the current one has ended. A
+    /// round that took less than `short` was the last: what is missing now takes no longer.
+    /// Source: thesis §4.2.1.
+    pub(super) fn advance_catching_up(&mut self, last: u64, now: u64, short: u64) {
+        let Some((_, began)) = self.catching_up.filter(|(end, _)| self.matched >= *end) else {
+            return;
+        };
+        let is_last = self.matched >= last || now.saturating_sub(began) < short;
+        self.catching_up = (!is_last).then_some((last, now));
     }
 
     /// The follower's log is durable up to `matched`. Returns whether that is news.

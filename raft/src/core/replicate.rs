@@ -181,12 +181,17 @@ impl Core {
             Flow::Replicate => {}
             Flow::Snapshot { index, .. } if peer.matched < index => {}
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
+                // The end of the transfer has not been reported yet.
+                if matches!(peer.flow, Flow::Snapshot { .. }) {
+                    peer.catch_up(last, now);
+                }
                 peer.flow = Flow::Replicate;
                 peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
                 // Answers overtake each other: an older one may name less than is known.
                 peer.next = ack.received.max(peer.matched) + 1;
             }
         }
+        peer.advance_catching_up(last, now, timing.max_election);
     }
 
     pub(super) fn on_append_reject(&mut self, from: u64, reject: AppendReject) {

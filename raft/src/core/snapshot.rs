@@ -11,24 +11,24 @@ use crate::types::{MAX_TERM_STEP, SnapshotMeta};
 const MAX_TRANSFER_DOUBLINGS: u32 = 6;
 
 /// How many times as much may be applied since the last snapshot before the next one is asked for
-/// while a follower is sent one. A new one would make the follower start over after a broken
-/// transfer, and release the entries that it needs next.
+/// while a follower is sent one, or catches up behind it. A new one would make the follower start
+/// over after a broken transfer, and release the entries that it needs next.
 const SENDING_DELAYS: u64 = 8;
 
 impl Core {
     /// By what factor the thresholds for the next snapshot are raised now.
     pub(super) fn snapshot_delay(&self) -> u64 {
         let RoleState::Leader(leader) = &self.role else { return 1 };
-        if leader.peers.iter().any(Peer::awaits_snapshot) { SENDING_DELAYS } else { 1 }
+        let (now, within) = (self.now, self.timing.max_election);
+        let is_delayed = leader.peers.iter().any(|peer| peer.awaits_snapshot(now, within));
+        if is_delayed { SENDING_DELAYS } else { 1 }
     }
 
-    /// The first entry that a follower needs behind the snapshot that it is sent.
-    fn needed_behind_snapshots(&self) -> u64 {
+    /// The first entry that a follower needs that is sent a snapshot, or has just received one.
+    fn needed_by_followers(&self) -> u64 {
         let RoleState::Leader(leader) = &self.role else { return u64::MAX };
-        let needed = leader.peers.iter().filter_map(|peer| match peer.flow {
-            Flow::Snapshot { index, .. } => Some(index + 1),
-            Flow::Probe { .. } | Flow::Replicate => None,
-        });
+        let (now, within) = (self.now, self.timing.max_election);
+        let needed = leader.peers.iter().filter_map(|peer| peer.needs_from(now, within));
         needed.min().unwrap_or(u64::MAX)
     }
 
@@ -41,9 +41,12 @@ impl Core {
         let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
         self.snapshot = Some(Box::new(meta));
-        // A transfer may take for ever, and the log must not grow for as long: it keeps entries
-        // until the second snapshot after its own at the latest.
-        let needed = self.needed_behind_snapshots().max(current + 1);
+        // A transfer may take for ever, and so may a follower that catches up, and the log must
+        // not grow for as long: it keeps entries until the next snapshot but one at the latest.
+        let needed = self.needed_by_followers().max(current + 1);
+        if let RoleState::Leader(leader) = &mut self.role {
+            leader.peers.iter_mut().for_each(Peer::snapshot_taken);
+        }
         self.release(upto.min(needed));
     }
 
@@ -67,7 +70,7 @@ impl Core {
         let RoleState::Leader(leader) = &mut self.role else { return };
         let id = leader.next_id();
         let peer = &mut leader.peers[at];
-        peer.flow = Flow::Snapshot { id, index: meta.index };
+        peer.begin_transfer(id, meta.index);
         let (to, term) = (peer.id, self.term);
         // The entry that it last acknowledged may have been released here. So only the follower
         // itself can notice that it has lost it, and must before a snapshot covers the loss.
@@ -77,6 +80,7 @@ impl Core {
 
     pub(super) fn on_snapshot_sent(&mut self, id: u64, ended: TransferEnd) {
         let complete = ended == TransferEnd::Complete;
+        let (last, now) = (self.log.last(), self.now);
         let RoleState::Leader(leader) = &mut self.role else { return };
         let session = leader.next_id();
         for peer in &mut leader.peers {
@@ -84,6 +88,9 @@ impl Core {
                 Flow::Snapshot { id: transfer, index } if transfer == id => {
                     let next = if complete { index + 1 } else { peer.next };
                     peer.probe(next, session);
+                    if complete {
+                        peer.catch_up(last, now);
+                    }
                     // Whatever broke the transfer is likely to be still there, and a follower
                     // that says it has the snapshot but asks again is no better. A link that
                     // breaks now and then is: each transfer brings some parts, and there are
