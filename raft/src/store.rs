@@ -35,8 +35,13 @@ pub trait LogStore: Send + Sync + 'static {
     /// Where any of it may be damaged the answer is [`Restored::damaged`], so that the node says
     /// so and stands still. Staged snapshots that never became current are gone.
     ///
+    /// All writes that were taken before count, and are durable when this returns: a group that is
+    /// stopped and started again in one process may have left some under way, and whoever restores
+    /// a vote repeats it without another write.
+    ///
     /// # Errors
-    /// [`StoreError`] when the store could not be read at all. A retry may succeed.
+    /// [`StoreError`] when the store could not be read at all, where a retry may succeed, or when a
+    /// write before has failed.
     ///
     /// # Cancel safety
     /// Reading changes nothing: dropping the future is harmless.

@@ -76,9 +76,11 @@ enum Store {
     ForgetsVoters,
     /// "From then on `LogStore::restore` answers `Restored::damaged`"
     ForgetsCondemnation,
+    /// "All writes that were taken before count, and are durable when this returns"
+    RestoresBeforeWrites,
 }
 
-const STORES: [Store; 27] = [
+const STORES: [Store; 28] = [
     Store::CompletesOutOfOrder,
     Store::ForgetsLastEntry,
     Store::ForgetsVote,
@@ -106,6 +108,7 @@ const STORES: [Store; 27] = [
     Store::InventsCommit,
     Store::ForgetsVoters,
     Store::ForgetsCondemnation,
+    Store::RestoresBeforeWrites,
 ];
 
 #[derive(Clone)]
@@ -127,6 +130,8 @@ struct Disk {
     staged: Vec<Stored>,
     failed: bool,
     held: Option<(Arc<Mutex<Option<Completion>>>, bool)>,
+    /// Writes that have not been reported.
+    under_way: usize,
 }
 
 #[derive(Clone)]
@@ -234,7 +239,8 @@ impl LogStore for BrokenStore {
         }
         let invents = self.how == Store::InventsCommit;
         restored.set_commit(if invents { u64::MAX } else { disk.commit });
-        for entry in &disk.entries {
+        let under_way = usize::from(disk.under_way > 0);
+        for entry in &disk.entries[..disk.entries.len().saturating_sub(under_way)] {
             if restored.push(entry.clone()).is_err() {
                 return Ok(Restored::damaged());
             }
@@ -273,6 +279,16 @@ impl LogStore for BrokenStore {
                             done.complete(if ok { Ok(()) } else { Err(StoreError::NotStaged) });
                         }
                     }
+                });
+            }
+            Store::RestoresBeforeWrites => {
+                disk.under_way += 1;
+                drop(disk);
+                let disk = Arc::clone(&self.disk);
+                tokio::spawn(async move {
+                    tokio::task::yield_now().await;
+                    disk.lock().under_way -= 1;
+                    done.complete(result);
                 });
             }
             _ => {
@@ -572,6 +588,11 @@ impl Transport for BrokenWire {
             }
             _ => self.node.send(to, group, message),
         }
+    }
+
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let send = |(group, message)| self.send(to, group, message);
+        messages.into_iter().map(send).fold(Ok(()), Result::and)
     }
 
     async fn snapshot(

@@ -5,13 +5,21 @@ mod cluster;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use bytes::Bytes;
 use cluster::{Text, append, soon};
+use voussoir_journal::files::crash::Op;
+use voussoir_journal::testing::HookedFiles;
 use voussoir_journal::{Config as JournalConfig, Journal, MemoryFiles};
 use voussoir_net::{Peers, Tcp};
+use voussoir_raft::core::Core;
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{Config, Raft, Role};
+use voussoir_raft::{
+    Completion, Config, Entry, EntryKind, HardState, LogStore, LogWrite, Raft, Role,
+};
 
 const CLUSTER: u128 = 77;
 
@@ -51,7 +59,7 @@ async fn start(id: u64, folder: &PathBuf, peers: &Peers, new: bool) -> Node {
 
 async fn stop(node: Node) {
     node.raft.shutdown().await;
-    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(2);
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(2);
     node.tcp.shutdown(deadline).await;
     node.journal.close().unwrap();
 }
@@ -66,7 +74,7 @@ async fn leader(nodes: &[Node]) -> &Node {
             }
         }
         let mut status = nodes[0].raft.status();
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(50), status.changed()).await;
+        let _ = tokio::time::timeout(Duration::from_millis(50), status.changed()).await;
     }
 }
 
@@ -123,4 +131,49 @@ async fn the_data_of_another_node_is_refused() {
         }
     }
     JournalStore::create(&journal, Identity { group: 5, ..mine }).unwrap();
+}
+
+/// A write whose completion nobody waits for: an entry, and a vote in the term `9 + index`.
+fn entry_and_vote(index: u64) -> LogWrite {
+    let entry = Entry { term: 1, index, kind: EntryKind::Command, data: Bytes::from("x") };
+    LogWrite {
+        entries: vec![entry],
+        hard_state: Some(HardState { term: 9 + index, vote: Some(2) }),
+        ..LogWrite::default()
+    }
+}
+
+/// A group may be stopped while a write of it is under way, and started again in the process: what
+/// it starts from is durable, and what is written next follows it.
+#[tokio::test]
+async fn a_store_is_restored_behind_the_writes_that_are_under_way() {
+    let hangs = Arc::new(AtomicBool::new(false));
+    let hang = Arc::clone(&hangs);
+    let files = HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+        while call.op == Op::Sync && hang.load(Ordering::Acquire) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    });
+    let journal = Journal::open_with(Arc::new(files), options()).unwrap();
+    let identity = Identity { cluster: CLUSTER, node: 1, group: 4 };
+    let store = JournalStore::create(&journal, identity).unwrap();
+    let ignore = || Completion::new(|_| ());
+    store.write(entry_and_vote(1), ignore());
+    store.restore().await.unwrap();
+    hangs.store(true, Ordering::Release);
+    store.write(entry_and_vote(2), ignore());
+    store.write(entry_and_vote(3), ignore());
+    let mut restored = tokio::spawn({
+        let store = store.clone();
+        async move { store.restore().await.unwrap() }
+    });
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut restored).await;
+    assert!(early.is_err(), "a vote was given back that is not durable");
+    hangs.store(false, Ordering::Release);
+    let core = Core::new(Config::new(1, [1, 2, 3]), restored.await.unwrap(), 0).unwrap();
+    assert_eq!((core.status().last, core.hard_state().term), (3, 12));
+    let (done, written) = tokio::sync::oneshot::channel();
+    store.write(entry_and_vote(4), Completion::new(move |result| drop(done.send(result))));
+    written.await.unwrap().expect("it follows the third");
 }

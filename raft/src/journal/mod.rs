@@ -131,7 +131,9 @@ pub enum OpenError {
 /// sync, together with what everybody else on that journal writes at the time.
 ///
 /// Clones are the same store. Open one per group; a second one for the same group would write
-/// between the lines of the first.
+/// between the lines of the first. To start a group again in the same process, hand the same store
+/// over, which waits for what is still being written; or open another one once
+/// [`Raft::shutdown`](crate::Raft::shutdown) has returned, unless the disk hangs.
 #[derive(Clone, Debug)]
 pub struct JournalStore {
     inner: Arc<Inner>,
@@ -310,6 +312,7 @@ impl LogStore for JournalStore {
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {
+        self.inner.pipeline.settled().await?;
         let inner = Arc::clone(&self.inner);
         blocking(move || inner.restore()).await.unwrap_or(Err(StoreError::Abandoned))
     }

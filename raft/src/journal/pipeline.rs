@@ -99,6 +99,27 @@ impl Pipeline {
         self.queue.lock().stored.clone()
     }
 
+    /// Waits until all writes so far have ended: the group may have been stopped in the middle of
+    /// some, and started again. [`stored`](Self::stored) and the logs then say the same.
+    pub(super) async fn settled(self: &Arc<Self>) -> Result<(), StoreError> {
+        let (done, landed) = tokio::sync::oneshot::channel();
+        {
+            let queue = self.queue.lock();
+            if let Some(error) = &queue.failed {
+                return Err(error.clone());
+            }
+            if queue.backlog.is_empty() && queue.flying.is_empty() {
+                return Ok(());
+            }
+        }
+        let tell = move |result| {
+            // An error here only says that the caller has gone.
+            let _ = done.send(result);
+        };
+        self.write(LogWrite::default(), None, Completion::new(tell));
+        landed.await.unwrap_or(Err(StoreError::Abandoned))
+    }
+
     /// Takes a write, with the snapshot that it makes current.
     pub(super) fn write(
         self: &Arc<Self>,

@@ -138,7 +138,8 @@ impl Node {
         groups.iter().filter(|(_, raft)| raft.is_some()).map(|(id, _)| *id).collect()
     }
 
-    /// Stops this node's part of a group, and returns whether there was one. What is durable stays.
+    /// Stops this node's part of a group as [`Raft::shutdown`] does, and returns whether there was
+    /// one. What is durable stays.
     /// The followers of a group that has quiesced are told, so that they elect another leader.
     ///
     /// For good a group goes from this node when [`Raft::change`] has removed the node; its data

@@ -668,21 +668,38 @@ impl Driver {
     pub(crate) fn condemn(&self, reason: &StopReason) -> impl Future<Output = ()> + Send + 'static {
         let is_lost =
             matches!(reason.halted(), Some(HaltReason::LogLost | HaltReason::Inconsistent));
-        let (done, written) = tokio::sync::oneshot::channel();
-        if is_lost {
-            let tell = move |result| {
-                let _ = done.send(result);
-            };
-            let write = LogWrite { condemned: true, ..LogWrite::default() };
-            self.log.write(write, Completion::new(tell));
-        }
-        let (limit, node) = (self.core.config().disk_stall, self.core.config().id);
+        let write = LogWrite { condemned: true, ..LogWrite::default() };
+        let recorded = is_lost.then(|| self.written(write));
+        let node = self.core.config().id;
         async move {
-            if is_lost && !matches!(tokio::time::timeout(limit, written).await, Ok(Ok(Ok(())))) {
+            if let Some(recorded) = recorded
+                && !recorded.await
+            {
                 let what = "the loss of the log could not be recorded";
                 tracing::error!(target: "voussoir::raft", node, what);
             }
         }
+    }
+
+    /// Returns a future that ends when all that was handed to the store is durable or has failed,
+    /// or after [`Config::disk_stall`](crate::Config::disk_stall).
+    pub(crate) fn settle(&self) -> impl Future<Output = ()> + Send + 'static {
+        let written = self.written(LogWrite::default());
+        async move {
+            let _ = written.await;
+        }
+    }
+
+    /// Writes, and returns a future that says whether that became durable in time.
+    fn written(&self, write: LogWrite) -> impl Future<Output = bool> + Send + 'static {
+        let (done, written) = tokio::sync::oneshot::channel();
+        let tell = move |result| {
+            // An error here only says that the time is over.
+            let _ = done.send(result);
+        };
+        self.log.write(write, Completion::new(tell));
+        let limit = self.core.config().disk_stall;
+        async move { matches!(tokio::time::timeout(limit, written).await, Ok(Ok(Ok(())))) }
     }
 
     /// Answers everybody who still waits.

@@ -419,9 +419,10 @@ impl Raft {
         self.handle.shared.stopped().cloned()
     }
 
-    /// Stops the node and returns when its tasks have ended and it has left the transport.
-    /// Proposals under way end with an unknown outcome. What is durable stays so, as after a
-    /// crash; peers notice by the silence.
+    /// Stops the node and returns when its tasks have ended, it has left the transport, and what it
+    /// had handed to the log store is durable or has failed; for the last it waits at most
+    /// [`Config::disk_stall`](crate::Config::disk_stall). Proposals under way end with an unknown
+    /// outcome. What is durable stays so, as after a crash; peers notice by the silence.
     ///
     /// # Cancel safety
     /// The node stops, whether the future is polled to its end or not, once it has been polled
@@ -497,9 +498,12 @@ async fn end(mut driver: Box<Driver>, stopping: Stopping, reason: StopReason) {
     }
     let left = stopping.stop(reason.clone());
     driver.finish(left, &reason);
+    let settled = driver.settle();
     // A machine in the middle of its work is not waited for: it may take for ever.
     driver.machine.stop().await;
     driver.tasks.shutdown().await;
+    // Whoever waits for the end may open the store anew, or delete what it holds.
+    settled.await;
 }
 
 /// Cuts a node off from everything around it; also when its driver panics, or its runtime ends.

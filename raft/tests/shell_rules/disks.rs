@@ -37,6 +37,32 @@ async fn a_write_vouches_for_itself_alone() {
     assert_eq!(timeout(later).await.unwrap().unwrap(), "ab");
 }
 
+/// Whoever has waited may open the store anew, or delete what it holds.
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_node_is_that_of_its_writes_unless_the_disk_hangs() {
+    let cluster = Cluster::new(3).await;
+    let leader = cluster.leader().await;
+    let stall = Config::default().disk_stall;
+    for (id, hangs) in [(leader % 3 + 1, false), ((leader + 1) % 3 + 1, true)] {
+        let store = &cluster.nodes[&id].store;
+        store.stall();
+        let raft = cluster.raft(leader).clone();
+        let asked = tokio::spawn(async move { raft.propose(append("a")).await });
+        tokio::time::sleep(stall / 8).await;
+        assert_eq!(store.stalled(), 1, "a write is under way");
+        let shut = cluster.raft(id).shutdown();
+        tokio::pin!(shut);
+        assert!(tokio::time::timeout(stall / 2, &mut shut).await.is_err(), "it is waited for");
+        assert!(cluster.raft(id).stopped().is_some(), "but the node has stopped");
+        if !hangs {
+            store.resume();
+        }
+        let limit = if hangs { stall } else { stall / 8 };
+        assert!(tokio::time::timeout(limit, &mut shut).await.is_ok(), "not for ever: {hangs}");
+        asked.abort();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_leader_whose_write_fails_halts_and_the_others_go_on() {
     let cluster = Cluster::new(3).await;

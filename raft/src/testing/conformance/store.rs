@@ -48,6 +48,7 @@ where
     failures_stay(&mut open).await;
     commit_index(&mut open).await;
     voters_and_condemnation(&mut open).await;
+    restored_under_way(&mut open).await;
     snapshots(&mut open).await;
     staged_snapshots(&mut open).await;
     snapshots_stay_readable(&mut open).await;
@@ -312,6 +313,27 @@ where
         let restored = open(false).await.restore().await.expect("it can be restored");
         assert!(restored.is_damaged(), "a condemned log is damaged at every later start");
     }
+}
+
+/// A store that is restored without having been opened anew counts what was under way.
+async fn restored_under_way<O: FnMut(bool) -> F, F: Future<Output = Store>>(open: &mut O) {
+    let store = begun(open).await;
+    for index in 1..41 {
+        let term = 9 + index;
+        let it = LogWrite {
+            hard_state: Some(HardState { term, vote: Some(1) }),
+            ..append(index..index + 1, 1)
+        };
+        store.write(it, Completion::new(|_| ()));
+        if index % 8 == 0 {
+            let (hard_state, status) = restored(&store).await;
+            let found = (hard_state.term, status.last, status.durable);
+            assert_eq!(found, (term, index, index), "writes under way were left out");
+        }
+    }
+    drop(store);
+    let (hard_state, status) = restored(&open(false).await).await;
+    assert_eq!((hard_state.term, status.last), (49, 40), "they are durable");
 }
 
 /// What the store gives back after it was closed and opened again.
