@@ -265,6 +265,10 @@ impl Transport for Counting {
         self.inner.send(to, group, message)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.inner.send_all(to, messages)
+    }
+
     async fn snapshot(
         &self,
         to: u64,

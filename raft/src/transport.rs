@@ -49,17 +49,12 @@ pub trait Transport: Send + Sync + 'static {
 
     /// Sends messages of several groups, each with its group, to one peer, as one where that saves
     /// something. What [`Node`](crate::Node) sends goes this way where it may wait for the others
-    /// of the same turn. Sends them one by one by default.
+    /// of the same turn. A transport around another one passes the call on as it is; one to which
+    /// it makes no difference sends them one by one.
     ///
     /// # Errors
-    /// [`SendError`] of the last one that was dropped; those before and behind it may have gone.
-    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
-        let mut result = Ok(());
-        for (group, message) in messages {
-            result = self.send(to, group, message).and(result);
-        }
-        result
-    }
+    /// [`SendError`] of one that was dropped; the others may have gone.
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError>;
 
     /// Sends a part of a snapshot and waits for the answer, at most `timeout`. Several are under
     /// way at once; they should arrive in the order in which they were first polled.

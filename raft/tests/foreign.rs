@@ -177,6 +177,11 @@ impl Transport for Wire {
         self.node.send(to, group, message)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let send = |(group, message)| self.send(to, group, message);
+        messages.into_iter().map(send).fold(Ok(()), Result::and)
+    }
+
     async fn snapshot(
         &self,
         to: u64,
@@ -474,6 +479,10 @@ impl Transport for Stubborn {
 
     fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
         self.node.send(to, group, message)
+    }
+
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.node.send_all(to, messages)
     }
 
     async fn snapshot(

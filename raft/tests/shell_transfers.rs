@@ -46,6 +46,10 @@ impl Transport for Watched {
         self.0.send(to, group, message)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.0.send_all(to, messages)
+    }
+
     async fn snapshot(
         &self,
         to: u64,

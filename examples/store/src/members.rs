@@ -107,6 +107,10 @@ impl Transport for Connecting {
         self.transport.send(to, group, message)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.transport.send_all(to, messages)
+    }
+
     async fn snapshot(
         &self,
         to: u64,

@@ -129,6 +129,11 @@ impl Transport for NetworkNode {
         Ok(())
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let send = |(group, message)| self.send(to, group, message);
+        messages.into_iter().map(send).fold(Ok(()), Result::and)
+    }
+
     async fn snapshot(
         &self,
         to: u64,

@@ -127,18 +127,26 @@ impl Transport for Wire {
         self.inner.members(group, members);
     }
 
-    fn send(&self, to: u64, group: u64, mut message: Message) -> Result<(), SendError> {
+    fn send(&self, to: u64, group: u64, message: Message) -> Result<(), SendError> {
+        self.send_all(to, vec![(group, message)])
+    }
+
+    /// What goes together is lost and delayed together.
+    fn send_all(&self, to: u64, mut messages: Vec<(u64, Message)>) -> Result<(), SendError> {
         let (own, faults) = (self.local(), &self.faults);
         let muffled = faults.muffled.lock().filter(|(from, at, _)| (*from, *at) == (own, to));
         let muffled = muffled.map(|(_, _, group)| group);
-        if let Message::Node(beat) = &mut message {
-            let panics = faults.panics_at.load(Ordering::Relaxed) == own;
-            assert!(!panics, "a transport that panics, as this test wants it");
-            faults.lives.lock().insert(own, beat.life);
-            beat.beats.retain(|(group, _)| Some(*group) != muffled);
+        for (_, message) in &mut messages {
+            if let Message::Node(beat) = message {
+                let panics = faults.panics_at.load(Ordering::Relaxed) == own;
+                assert!(!panics, "a transport that panics, as this test wants it");
+                faults.lives.lock().insert(own, beat.life);
+                beat.beats.retain(|(group, _)| Some(*group) != muffled);
+            }
         }
+        messages.retain(|(group, _)| muffled != Some(*group));
         let is_lost = faults.rng.lock().chance(faults.loss_ppm.load(Ordering::Relaxed));
-        if is_lost || muffled == Some(group) {
+        if is_lost || messages.is_empty() {
             return Ok(());
         }
         if let Some(delay) = faults.delay() {
@@ -146,11 +154,11 @@ impl Transport for Wire {
             tokio::spawn(async move {
                 sleep(delay).await;
                 // Lost where the link is cut by then.
-                let _ = inner.send(to, group, message);
+                let _ = inner.send_all(to, messages);
             });
             return Ok(());
         }
-        self.inner.send(to, group, message)
+        self.inner.send_all(to, messages)
     }
 
     async fn snapshot(

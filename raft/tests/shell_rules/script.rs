@@ -44,6 +44,11 @@ impl Transport for Ears {
         self.sent.send((to, message)).map_err(|_| SendError::Closed)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        let send = |(group, message)| self.send(to, group, message);
+        messages.into_iter().map(send).fold(Ok(()), Result::and)
+    }
+
     async fn snapshot(
         &self,
         _: u64,

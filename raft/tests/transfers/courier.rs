@@ -95,6 +95,10 @@ impl Transport for Courier {
         self.node.send(to, group, message)
     }
 
+    fn send_all(&self, to: u64, messages: Vec<(u64, Message)>) -> Result<(), SendError> {
+        self.node.send_all(to, messages)
+    }
+
     async fn snapshot(
         &self,
         to: u64,
