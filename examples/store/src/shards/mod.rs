@@ -9,6 +9,7 @@
 //! | `machine.rs` | the state machines of raft: the map in group 0, a shard in each other group |
 //! | `host.rs`, `node.rs` | the groups of a node, and what they share |
 //! | `reconcile.rs`, `map_group.rs`, `state.rs` | makes it as the map says, and asks shards what is so |
+//! | `hand_over.rs` | when a shard goes to its preferred leader |
 //! | `fill.rs` | the copy of a split |
 //! | `http.rs` | the routes |
 //! | `router.rs` | a client that caches the map |
@@ -71,6 +72,7 @@ pub mod cli;
 pub mod clients;
 pub mod command;
 mod fill;
+mod hand_over;
 pub mod host;
 pub mod http;
 pub mod load;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use voussoir_raft::{Change as Members, ChangeError, FollowerState, Membership};
 
 use super::command::{Command, Reply, Step};
+use super::hand_over::{HandOvers, Preferred};
 use super::host::{Failed, Host, Replica};
 use super::map::{Address, Change, ShardInfo};
 use super::{fill, map_group, state};
@@ -28,9 +29,6 @@ const CHANGE_WAIT: Duration = Duration::from_secs(10);
 const TRANSFER_WAIT: Duration = Duration::from_secs(1);
 /// Rounds between two halvings of the counted load.
 const DECAY_ROUNDS: u64 = 50;
-/// A node hands a shard to its preferred leader after leading it for so long: a node that has just
-/// come back takes up its replicas first.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// Runs until it is dropped.
 pub async fn run(host: Arc<Host>) {
@@ -135,8 +133,7 @@ async fn is_removed(host: &Host, id: u64, info: &ShardInfo, replica: &Replica) -
 #[derive(Default)]
 struct Tasks {
     running: BTreeMap<u64, JoinHandle<()>>,
-    /// Since when this node leads each shard.
-    led_since: BTreeMap<u64, Instant>,
+    hand_overs: HandOvers,
 }
 
 impl Drop for Tasks {
@@ -147,20 +144,29 @@ impl Drop for Tasks {
 
 impl Tasks {
     fn drive(&mut self, host: &Arc<Host>, shard: u64, replica: &Arc<Replica>) {
+        let routes = host.routes();
+        let Some(info) = routes.map.shards.get(&shard) else { return };
+        let status = replica.raft.status().borrow().clone();
         if !replica.leads() {
-            self.led_since.remove(&shard);
+            let is_preferred = status.leader.is_some_and(|id| info.nodes.first() == Some(&id));
+            self.hand_overs.led_by_another(shard, is_preferred);
             return;
         }
-        let since = *self.led_since.entry(shard).or_insert_with(Instant::now);
+        let now = Instant::now();
+        let to = info.nodes.first().copied().filter(|node| *node != host.id());
+        let to = to.filter(|to| {
+            let preferred = preferred(host, *to, replica, status.is_quiesced);
+            self.hand_overs.may_begin(shard, preferred, status.commit, now)
+        });
         if self.running.get(&shard).is_some_and(|task| !task.is_finished()) {
             return;
         }
-        let routes = host.routes();
-        let Some(info) = routes.map.shards.get(&shard) else { return };
         let work = next_step(&routes.map.shards, info, replica);
-        let is_settled = since.elapsed() >= SETTLED;
-        let work = work.or_else(|| hand_over(host, info, replica).filter(|_| is_settled));
+        let work = work.or(to.map(|to| Work::HandOver { to }));
         let Some(work) = work else { return };
+        if matches!(work, Work::HandOver { .. }) {
+            self.hand_overs.begins(shard, now);
+        }
         let (host, replica, info) = (host.clone(), replica.clone(), info.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = take(&host, shard, &info, &replica, work).await {
@@ -266,14 +272,20 @@ fn next_of_members(nodes: &[u64], voters: &[u64], learners: &[u64]) -> Option<Wo
     })
 }
 
-/// The preferred leader, if it is another node that is up and keeps up.
-fn hand_over(host: &Host, info: &ShardInfo, replica: &Replica) -> Option<Work> {
-    let to = *info.nodes.first().filter(|node| **node != host.id())?;
+/// What this node, as the leader of a shard, knows of the preferred leader.
+fn preferred(host: &Host, to: u64, replica: &Replica, is_at_rest: bool) -> Preferred {
     let is_alive = host.node.peers().iter().any(|peer| peer.id == to && peer.is_alive);
-    let is_fit = replica.raft.followers().iter().any(|follower| {
-        follower.id == to && follower.is_voter && follower.state == FollowerState::Replicating
-    });
-    (is_alive && is_fit).then_some(Work::HandOver { to })
+    let followers = replica.raft.followers();
+    let Some(follower) = followers.iter().find(|follower| follower.id == to) else {
+        return Preferred { is_there: false, is_heard: false, matched: 0 };
+    };
+    let is_replicating = follower.state == FollowerState::Replicating;
+    let silent = Duration::from_nanos(follower.silent_ns);
+    Preferred {
+        is_there: is_alive && follower.is_voter && is_replicating,
+        is_heard: is_at_rest || silent < host.serve.timing.election_max,
+        matched: follower.matched,
+    }
 }
 
 async fn take(
