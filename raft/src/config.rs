@@ -90,7 +90,8 @@ pub struct Config {
     /// Default 4 MiB.
     pub max_persist_bytes: u64,
     /// Weight of recent entries kept in memory, in bytes. Older ones are read back from the
-    /// store. Entries that are not durable yet always stay. Default 16 MiB.
+    /// store. Entries that are not durable yet always stay. It is for each group at work; one at
+    /// rest keeps none. Default 16 MiB.
     pub max_window_bytes: u64,
     /// Entries handed to the state machine and not reported as applied. Default 16,384.
     pub max_applying: u64,

@@ -165,8 +165,9 @@ impl Log {
         }
     }
 
-    /// Gives back memory that only a group at work needs.
-    pub(super) fn shrink(&mut self) {
+    /// Gives back the memory that only a group at work needs, and that of the entries up to `upto`.
+    pub(super) fn shrink(&mut self, upto: u64) {
+        self.evict(upto, 0);
         self.runs.shrink_to_fit();
         self.window.shrink_to_fit();
         self.ends.shrink_to_fit();
