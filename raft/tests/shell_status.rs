@@ -114,6 +114,23 @@ async fn a_stale_answer_says_how_old_it_may_be() {
     assert_eq!(cluster.text(cut), "ab");
 }
 
+/// It leads for a while yet, for all that it knows.
+#[tokio::test(start_paused = true)]
+async fn a_leader_that_is_cut_off_is_as_fresh_as_the_last_answers() {
+    let patient = |config: &mut voussoir_raft::Config| {
+        config.max_election_timeout = 900 * MS;
+    };
+    let cluster = Cluster::tuned(3, patient).await;
+    let leader = cluster.leader().await;
+    timeout(cluster.raft(leader).propose(append("a"))).await.unwrap();
+    tokio::time::sleep(300 * MS).await;
+    cluster.network.isolate(leader, 1..=3);
+    tokio::time::sleep(700 * MS).await;
+    assert_eq!(cluster.status(leader).role, Role::Leader, "it waits for answers");
+    let fresh = cluster.raft(leader).freshness();
+    assert!(fresh.age.is_some_and(|age| age >= 700 * MS && age <= 900 * MS), "{fresh:?}");
+}
+
 /// Nobody times out here: what happens was asked for.
 #[tokio::test(start_paused = true)]
 async fn an_operator_has_a_node_campaign() {

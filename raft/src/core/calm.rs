@@ -97,10 +97,15 @@ mod tests {
 
     impl World {
         fn led_by_first(random: u64) -> Self {
+            Self::tuned(random, |_| ())
+        }
+
+        fn tuned(random: u64, tune: impl Fn(&mut Config)) -> Self {
             let core = |id| {
                 let mut config = Config::new(id, [1, 2, 3]);
                 config.seed = Some(random * 3 + id);
                 (config.max_persists, config.max_inflight_appends) = (3, 4);
+                tune(&mut config);
                 Core::new(config, Restored::empty(), 0).unwrap()
             };
             let inputs = vec![VecDeque::new(); 3];
@@ -223,5 +228,30 @@ mod tests {
             let beats = world.step(0, Input::Beat);
             assert!(token < 2 || beats == 2, "{token}: node 3 may be alive");
         }
+    }
+
+    /// Its machine was suspended: what the others said before waits in the sockets.
+    #[test]
+    fn a_leader_that_stood_still_does_not_count_as_fresh() {
+        let mut world = World::led_by_first(11);
+        let round = |world: &mut World| {
+            world.now += 50 * MS;
+            world.step(0, Input::Beat);
+            (0..8).for_each(|_| (1..3).for_each(|at| _ = world.next_of(at)));
+            world.now
+        };
+        round(&mut world);
+        (0..8).for_each(|_| _ = world.next_of(0));
+        let sent_at = round(&mut world);
+        assert_eq!(world.cores[0].led_at(), Some(sent_at - 50 * MS), "the last is not answered");
+        world.now += 30_000 * MS;
+        world.cores[0].bear_silence(world.now);
+        world.step(0, Input::Tick);
+        (0..8).for_each(|_| _ = world.next_of(0));
+        assert_eq!(world.cores[0].role(), crate::Role::Leader, "it bears the silence");
+        assert_eq!(world.cores[0].led_at(), Some(sent_at), "these answers are old");
+        let sent_at = round(&mut world);
+        (0..8).for_each(|_| _ = world.next_of(0));
+        assert_eq!(world.cores[0].led_at(), Some(sent_at));
     }
 }

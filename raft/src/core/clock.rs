@@ -29,6 +29,11 @@ impl Clock {
         self.now + caller.saturating_sub(self.caller).min(MAX_STEP)
     }
 
+    /// When the core's time `at` was, in the caller's time, where that has not jumped since.
+    pub(super) fn past_to_caller(self, at: u64) -> u64 {
+        self.caller.saturating_sub(self.now.saturating_sub(at))
+    }
+
     /// When the core's time `at` comes, in the caller's time.
     pub(super) fn to_caller(self, at: u64) -> u64 {
         self.caller.saturating_add(at.saturating_sub(self.now))

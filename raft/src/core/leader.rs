@@ -251,6 +251,21 @@ impl Core {
         }
     }
 
+    /// When the latest round of heartbeats was sent that a majority has answered, by the caller's
+    /// clock: up to then, no other node led a later term. Answers may have waited long before this
+    /// leader saw them, so it is no later than that. `None` while this node does not lead, or is
+    /// not known to.
+    pub(crate) fn led_at(&self) -> Option<u64> {
+        let RoleState::Leader(leader) = &self.role else { return None };
+        let answered = |place| leader.of(place, |peer| peer.round);
+        let sent_at = match self.roster.reached(u64::MAX, answered) {
+            // Its own word is enough.
+            u64::MAX => self.now,
+            round => leader.round_sent_at(round)?,
+        };
+        Some(self.clock.past_to_caller(sent_at))
+    }
+
     /// When this leader will have been silent to a majority for a whole election timeout.
     fn out_of_touch_at(&self) -> u64 {
         let RoleState::Leader(leader) = &self.role else { return u64::MAX };

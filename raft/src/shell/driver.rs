@@ -196,7 +196,7 @@ impl Driver {
         self.store_commit_index(&status);
         self.tasks.reap();
         self.give_up_overdue(now);
-        self.freshness.update(&status, &self.shared, now);
+        self.freshness.update(&self.core, &status, &self.shared);
         self.followers.update(&self.core, status.role == Role::Leader, &self.shared, now);
         if status.is_quiesced {
             // There may be ten thousand groups like this one, and few of their turns.

@@ -441,11 +441,13 @@ impl Raft {
 pub struct Freshness {
     /// The last index that it has applied.
     pub applied: u64,
-    /// Since it last showed everything that was committed, as far as this node knows: a message
-    /// may have been under way, and a leader that has been cut off believes to be one for up to
-    /// an election timeout. `None` before this node has caught up with a leader for the first
-    /// time since its start. While the group rests the age grows at every node, at the leader too:
-    /// it hears nothing from the others. A read ends that.
+    /// Since it last showed everything that was committed, as far as this node knows. A follower
+    /// counts from the arrival of the leader's word: that may have been under way for long, and a
+    /// leader that has been cut off believes to be one for up to an election timeout. A leader
+    /// counts from the latest heartbeats that a majority has answered, which entries take the place
+    /// of for up to three intervals on a node of many groups. `None` before this node has caught
+    /// up for the first time since its start. While the group rests the age grows at every node, at
+    /// the leader too: it hears nothing from the others. A read ends that.
     pub age: Option<Duration>,
 }
 

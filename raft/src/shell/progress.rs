@@ -10,7 +10,7 @@ use super::shared::{NEVER, Shared};
 use crate::core::Core;
 use crate::membership::Membership;
 use crate::message::Message;
-use crate::types::{Role, Status};
+use crate::types::Status;
 
 /// How far the view of the followers may be behind, in nanoseconds, while the loop turns.
 const SHOW_WITHIN: u64 = 1_000_000;
@@ -47,12 +47,12 @@ impl Freshness {
     }
 
     /// To be called at the end of each turn of the loop.
-    pub(crate) fn update(&mut self, status: &Status, shared: &Shared, now: u64) {
-        // A leader at rest may have been replaced long ago.
-        let leads = status.role == Role::Leader && !status.is_quiesced;
-        if leads && self.awaited.is_none() {
-            // Its log holds everything that is committed, and perhaps more.
-            self.awaited = Some((now, status.last));
+    pub(crate) fn update(&mut self, core: &Core, status: &Status, shared: &Shared) {
+        if self.awaited.is_none()
+            && let Some(at) = core.led_at()
+        {
+            // Its log holds everything that was committed by then, and perhaps more.
+            self.awaited = Some((at, status.last));
         }
         shared.applied.store(status.applied, Ordering::Relaxed);
         if let Some((at, _)) = self.awaited.take_if(|(_, index)| *index <= status.applied) {
