@@ -478,6 +478,22 @@ fn s3_10_leadership_is_transferred_to_a_node_that_has_all() {
     assert!(lab.leader().is_some_and(|leader| leader != 3));
 }
 
+// A voter that died when nothing was being written has all that the others have.
+#[test]
+fn leadership_goes_to_nobody_in_particular_who_is_dead() {
+    for dead in 2..=5 {
+        let mut lab = led(5, 0);
+        lab.run(200 * MS);
+        lab.isolate(dead);
+        lab.run(500 * MS);
+        let before = lab.now;
+        lab.step(1, Input::TransferLeadership { to: None });
+        lab.settle();
+        assert!(lab.leader().is_some_and(|leader| ![1, dead].contains(&leader)), "{dead}");
+        assert_eq!(lab.now, before, "nobody waited for a time-out");
+    }
+}
+
 // A follower that has put reads to its leader takes over from it: the reads are its own from then
 // on, and a late answer of the old leader is passed over.
 #[test]

@@ -168,8 +168,9 @@ impl Core {
         if self.roster.votes() {
             return;
         }
+        let (now, within) = (self.now, self.timing.max_election);
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let best = leader.best();
+        let best = leader.best(now, within);
         if let Some(pending) = leader
             .change
             .take_if(|pending| pending.target.as_ref() == Some(&**self.members.effective()))
@@ -186,11 +187,12 @@ impl Core {
         }
     }
 
-    /// Hands leadership over to `to`, or to the voter that is furthest.
+    /// Hands leadership over to `to`, or to the best voter.
     pub(super) fn on_transfer(&mut self, to: Option<u64>) {
-        let until = self.now.saturating_add(self.timing.max_election);
+        let (now, within) = (self.now, self.timing.max_election);
+        let until = now.saturating_add(within);
         let RoleState::Leader(leader) = &mut self.role else { return };
-        let to = to.or_else(|| leader.best());
+        let to = to.or_else(|| leader.best(now, within));
         let votes = |id: &u64| {
             self.roster.place(*id).is_some_and(|place| self.roster.voters() & (1 << place) != 0)
         };
@@ -250,9 +252,11 @@ impl Leader {
         peer.is_some_and(|peer| !peer.lost && peer.matched >= index)
     }
 
-    /// The voter whose log is the longest.
-    pub(super) fn best(&self) -> Option<u64> {
+    /// The voter whose log is the longest, of those that were heard less than `within` before `now`
+    /// if there are any: a dead one may have everything.
+    pub(super) fn best(&self, now: u64, within: u64) -> Option<u64> {
         let voters = self.peers.iter().filter(|peer| peer.is_voter && !peer.lost);
-        voters.max_by_key(|peer| peer.matched).map(|peer| peer.id)
+        let fitness = |peer: &&Peer| (peer.has_answered_since(now, within), peer.matched);
+        voters.max_by_key(fitness).map(|peer| peer.id)
     }
 }

@@ -136,7 +136,8 @@ pub enum Input {
     /// The operator wants another voter to lead. Until it does, or for the longest election
     /// timeout, this node takes no proposals. Only a leader heeds it. Source: thesis §3.10.
     TransferLeadership {
-        /// To whom; `None`: to the voter that is furthest.
+        /// To whom; `None`: to the voter that is furthest, of those that
+        /// answer.
         to: Option<u64>,
     },
     /// The operator wants everything below `upto` out of the log. Clamped to what the current

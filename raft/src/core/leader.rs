@@ -232,11 +232,12 @@ impl Core {
         }
     }
 
-    /// Leads no more. Where its peers hear it, and only its disk hangs, the voter that is furthest
-    /// is told to campaign at once: the others would first wait for an election timeout.
+    /// Leads no more. Where its peers hear it, and only its disk hangs, the best voter is
+    /// told to campaign at once: the others would first wait for an election timeout.
     fn step_aside(&mut self, is_heard: bool) {
         let RoleState::Leader(leader) = &self.role else { return };
-        if let Some(to) = leader.best().filter(|_| is_heard) {
+        let best = leader.best(self.now, self.timing.max_election);
+        if let Some(to) = best.filter(|_| is_heard) {
             self.send(to, Message::TimeoutNow { term: self.term });
         }
         self.become_follower(self.term, None);

@@ -326,8 +326,9 @@ impl Raft {
         self.change(change, deadline).await
     }
 
-    /// Hands leadership over to `to`, or to the voter that is furthest, and returns who leads once
-    /// this node knows. Meanwhile, for an election timeout at most, this node takes no proposals.
+    /// Hands leadership over to `to`, or to the voter that is furthest of those that answer, and
+    /// returns who leads once this node knows. Meanwhile, for an election timeout at most, this
+    /// node takes no proposals.
     ///
     /// Source: Raft thesis §3.10.
     ///
