@@ -60,8 +60,11 @@ impl Core {
     /// Whether the entries that flow to every follower, and the answers, tell it and this leader
     /// what a heartbeat would.
     pub(super) fn entries_beat(&self, leader: &Leader) -> bool {
-        // With the next tick after that it is still far from an election.
-        let lately = self.timing.min_election.saturating_sub(self.timing.heartbeat) / 2;
+        // The leader may sleep through the next tick too, and then wakes by its own time for a
+        // heartbeat, half an interval later. By then three quarters of the time have passed at most
+        // after which a follower doubts its leader.
+        let (doubt, heartbeat) = (self.timing.min_election, self.timing.heartbeat);
+        let lately = (doubt / 4 * 3).saturating_sub(heartbeat.saturating_add(heartbeat / 2));
         let since = |at: u64| self.now.saturating_sub(at) < lately;
         leader.unsaid < MAX_UNSAID
             // These count rounds.
@@ -230,10 +233,43 @@ mod tests {
         }
     }
 
+    /// Whatever the leader leaves out, and sleeps through.
+    #[test]
+    fn a_leader_is_never_silent_until_its_followers_doubt_it() {
+        let mut left_out = 0;
+        for (heartbeat, doubt) in [(100, 200), (60, 150), (50, 200), (20, 200), (10, 1000)] {
+            let timing = |config: &mut Config| {
+                config.heartbeat_interval = std::time::Duration::from_millis(heartbeat);
+                config.min_election_timeout = std::time::Duration::from_millis(doubt);
+                config.max_election_timeout = std::time::Duration::from_millis(2 * doubt);
+                config.disk_stall = std::time::Duration::from_secs(2);
+            };
+            for tick in (0..doubt).step_by(5) {
+                let mut world = World::tuned(5, timing);
+                world.step(0, Input::Beat);
+                world.now += heartbeat * MS;
+                world.step(0, Input::Propose { token: 1, data: Bytes::from_static(b"x") });
+                let said_at = world.now;
+                (0..8).for_each(|_| (0..3).for_each(|at| _ = world.next_of(at)));
+                world.step(0, Input::Beat);
+                world.now += tick * MS;
+                let is_due = world.cores[0].next_deadline().is_some_and(|at| at <= world.now);
+                if !is_due && world.step(0, Input::Beat) == 0 {
+                    left_out += 1;
+                    let silent = world.cores[0].next_deadline().unwrap() - said_at;
+                    let limit = doubt * MS / 4 * 3;
+                    assert!(silent <= limit, "{heartbeat}, {doubt}, {tick}: {silent} ns");
+                }
+            }
+        }
+        assert!(left_out >= 10, "too few situations: {left_out}");
+    }
+
     /// Its machine was suspended: what the others said before waits in the sockets.
     #[test]
     fn a_leader_that_stood_still_does_not_count_as_fresh() {
         let mut world = World::led_by_first(11);
+        world.now += 200 * MS;
         let round = |world: &mut World| {
             world.now += 50 * MS;
             world.step(0, Input::Beat);
