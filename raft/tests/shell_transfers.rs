@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use cluster::{Cluster, append, timeout};
+use cluster::{Cluster, append, soon, timeout};
 use tokio::time::{Instant, sleep};
 use voussoir_raft::memory::NetworkNode;
 use voussoir_raft::{
-    AttachError, Config, FollowerState, Inbox, Message, SendError, SnapshotAnswer, SnapshotPart,
-    SnapshotProgress, Transport,
+    AttachError, Change, Config, FollowerState, Inbox, Message, SendError, SnapshotAnswer,
+    SnapshotPart, SnapshotProgress, Transport,
 };
 
 /// Bytes of each command.
@@ -156,4 +156,44 @@ async fn a_leader_shows_how_far_a_snapshot_has_come() {
     assert!(seen.iter().all(|it| it.total_chunks == chunks), "{seen:?}");
     let followers = cluster.raft(leader).followers();
     assert!(followers.iter().all(|follower| follower.sending.is_none()), "{followers:?}");
+}
+
+/// The rate is for those who are of use.
+#[tokio::test(start_paused = true)]
+async fn a_transfer_ends_when_its_receiver_is_removed() {
+    let (cluster, leader, late) = behind(5, 2, 20, |config| {
+        config.dynamic = true;
+        config.snapshot_bytes_per_second = Some(64 << 10);
+    })
+    .await;
+    let receiver = || LEFT.with_borrow(|left| left.last().map(|(_, to, _)| *to));
+    while receiver().is_none() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let removed = receiver().expect("the only transfer of two that are needed");
+    let other = late.into_iter().find(|id| *id != removed).expect("two of them need it");
+    let raft = cluster.raft(leader);
+    timeout(raft.change(Change::new().remove(removed), soon())).await.unwrap();
+    // A chunk takes sixteen seconds at this rate.
+    sleep(Duration::from_millis(100)).await;
+    LEFT.take();
+    sleep(Duration::from_secs(60)).await;
+    let left = LEFT.take();
+    assert!(left.len() >= 2 && left.iter().all(|(_, to, _)| *to == other), "{left:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transfer_ends_with_the_term_of_its_leader() {
+    let (cluster, leader, late) =
+        behind(3, 1, 20, |config| config.snapshot_bytes_per_second = Some(64 << 10)).await;
+    let begun = || LEFT.with_borrow(|left| !left.is_empty());
+    while !begun() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let next = (1..=3).find(|id| ![leader, late[0]].contains(id)).expect("there are three");
+    let raft = cluster.raft(leader);
+    timeout(raft.transfer_leadership(Some(next), soon())).await.unwrap();
+    let sent = raft.stats().chunks_sent;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(raft.stats().chunks_sent, sent, "the receiver takes nothing of that term");
 }

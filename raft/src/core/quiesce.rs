@@ -38,7 +38,6 @@ impl Core {
     pub(crate) fn shrink(&mut self) {
         self.out.shrink_to_fit();
         self.held.shrink_to_fit();
-        self.log.shrink();
         self.storage.shrink();
         self.handed.shrink();
         self.proposals.shrink();

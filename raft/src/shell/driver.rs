@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 use super::applier::{Job, Machine};
@@ -60,6 +61,8 @@ pub(crate) struct Driver {
     pub(crate) withdrawn: Vec<u64>,
     /// Reads from the log and transfers of snapshots; bounded by the core.
     pub(crate) tasks: Tasks,
+    /// The transfers among them, with their receiver and the term.
+    pub(crate) transfers: Vec<(u64, u64, AbortHandle)>,
     pub(crate) freshness: Freshness,
     pub(crate) followers: FollowersView,
     pub(crate) commit_index: CommitIndex,
@@ -194,6 +197,7 @@ impl Driver {
         writes.drain(..).for_each(|persist| self.persist(persist, &status));
         self.writes = writes;
         self.store_commit_index(&status);
+        self.end_transfers(&status);
         self.tasks.reap();
         self.give_up_overdue(now);
         self.freshness.update(&self.core, &status, &self.shared);
@@ -203,6 +207,7 @@ impl Driver {
             self.core.shrink();
             self.machine.shrink();
             self.writes.shrink_to_fit();
+            self.transfers.shrink_to_fit();
             self.gathered.shrink_to_fit();
             self.shared.events.shrink();
         }
@@ -547,9 +552,23 @@ impl Driver {
         let (log, shared) = (Arc::clone(&self.log), Arc::clone(&self.shared));
         let transport = Arc::clone(&self.transport);
         let answer = Answer::new(&shared, Event::SnapshotSent { id, ended: TransferEnd::Futile });
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             let ended = transfer.run(&*log, &*transport, &shared).await;
             answer.give(Event::SnapshotSent { id, ended });
+        });
+        self.transfers.push((to, term, task));
+    }
+
+    /// Ends the transfers to nodes that are members no more, or of which another one leads now:
+    /// they would take their part of the rate from those that are of use.
+    fn end_transfers(&mut self, status: &Status) {
+        let (core, leads) = (&self.core, status.role == Role::Leader);
+        self.transfers.retain(|(to, term, task)| {
+            let is_of_use = leads && *term == status.term && core.members().contains(*to);
+            if !is_of_use {
+                task.abort();
+            }
+            is_of_use && !task.is_finished()
         });
     }
 

@@ -166,6 +166,7 @@ impl Raft {
             followers: progress::FollowersView::default(),
             commit_index,
             tasks: Tasks::default(),
+            transfers: Vec::new(),
             now: 0,
             show_at: None,
             shown_at: 0,

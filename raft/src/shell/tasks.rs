@@ -2,7 +2,7 @@
 
 use std::future::Future;
 
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 /// Tasks that end with this. Nothing is kept while there are none: of ten thousand groups few have
 /// any.
@@ -10,8 +10,11 @@ use tokio::task::JoinSet;
 pub(crate) struct Tasks(Option<JoinSet<()>>);
 
 impl Tasks {
-    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.get_or_insert_default().spawn(task);
+    pub(crate) fn spawn(
+        &mut self,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) -> AbortHandle {
+        self.0.get_or_insert_default().spawn(task)
     }
 
     /// Forgets those that have ended.
