@@ -48,7 +48,7 @@ pub fn is_bundle(bytes: &[u8]) -> bool {
     bytes.get(1) == Some(&KIND)
 }
 
-/// Decodes a bundle. Payloads share the memory of `bytes`.
+/// Decodes a bundle. Payloads share the memory of `bytes`, except those of short messages.
 ///
 /// # Errors
 /// [`DecodeError`] when the head is none of a known version. The messages are decoded one by one.

@@ -19,6 +19,11 @@ const BEAT: usize = 40;
 /// more than that.
 const INLINE_BYTES: usize = 256;
 
+/// Payloads of one message that are shorter than this together are copied when they are decoded.
+/// They may stay in memory for days, in a group that is seldom written to, and each of them would
+/// keep the whole buffer that it was received in, with what others sent: 64 KiB and more.
+const COPIED_BYTES: usize = 8 << 10;
+
 /// An encoded message in pieces: first `head`, then those of `body`, in order. Long payloads are
 /// pieces of their own and are not copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -213,7 +218,8 @@ fn put(out: &mut BytesMut, kind: u8, group: u64, fields: &[u64], rest: usize) {
     }
 }
 
-/// Decodes a message and the group that it is for. Payloads share the memory of `bytes`.
+/// Decodes a message and the group that it is for. Payloads share the memory of `bytes`, unless the
+/// message is short.
 ///
 /// # Errors
 /// [`DecodeError`] when the bytes are not exactly one message of a known version and kind.
@@ -350,6 +356,9 @@ fn append(fields: &mut Reader, mut rest: Reader, term: u64) -> Result<Message, D
     // Nothing is allocated before the heads are known to be there.
     let heads = (count as usize).checked_mul(entry_head).ok_or(DecodeError::Truncated)?;
     let mut heads = Reader { bytes: rest.take(heads)? };
+    if rest.bytes.len() < COPIED_BYTES {
+        rest.bytes = Bytes::copy_from_slice(&rest.bytes);
+    }
     let mut entries = Vec::with_capacity(count as usize);
     let mut least = prev_term;
     for index in (1..=u64::from(count)).map(|at| prev_index + at) {

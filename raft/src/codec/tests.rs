@@ -214,7 +214,7 @@ fn huge_counts_of_a_node_allocate_nothing() {
 
 #[test]
 fn long_payloads_are_pieces_of_their_own_and_are_not_copied() {
-    let long = Bytes::from(vec![7; 5000]);
+    let long = Bytes::from(vec![7; 9000]);
     let head =
         AppendHead { term: 1, session: 1, prev_index: 0, prev_term: 0, commit: 0, probe: false };
     let entries = [
@@ -233,6 +233,34 @@ fn long_payloads_are_pieces_of_their_own_and_are_not_copied() {
     assert_eq!(back, entries);
     let inside = start..start + whole.len();
     assert!(back.iter().all(|entry| inside.contains(&(entry.data.as_ptr() as usize))));
+}
+
+#[test]
+fn short_payloads_do_not_keep_what_they_were_received_with() {
+    let append = |lengths: &[usize]| {
+        let head =
+            AppendHead { term: 5, session: 2, prev_index: 9, prev_term: 4, commit: 8, probe: true };
+        let entries = (10..).zip(lengths).map(|(index, length)| Entry {
+            term: 5,
+            index,
+            kind: EntryKind::Command,
+            data: Bytes::from(vec![7; *length]),
+        });
+        Message::Append { head, entries: entries.collect() }
+    };
+    let messages = [(3, append(&[100, 0, 300])), (4, append(&[9000, 10])), (5, append(&[4, 8000]))];
+    let received = encode_bundle(&messages).into_bytes();
+    let buffer = received.as_ptr_range();
+    let mut shares = Vec::new();
+    for decoded in decode_bundle(received).unwrap() {
+        let decoded = decoded.unwrap();
+        assert!(messages.contains(&decoded), "it comes back as it was: {decoded:?}");
+        let (group, Message::Append { entries, .. }) = decoded else { panic!("{decoded:?}") };
+        let filled = entries.iter().filter(|entry| !entry.data.is_empty());
+        let is_shared = |entry: &Entry| buffer.contains(&entry.data.as_ptr());
+        shares.push((group, filled.map(is_shared).collect::<Vec<_>>()));
+    }
+    assert_eq!(shares, [(3, vec![false; 2]), (4, vec![true; 2]), (5, vec![false; 2])]);
 }
 
 fn any_entries(prev_index: u64, prev_term: u64) -> impl Strategy<Value = Vec<Entry>> {
