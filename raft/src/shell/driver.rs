@@ -20,6 +20,7 @@ use super::applier::{Job, Machine};
 use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
 use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
+use super::receive_snapshot::{Staging, give_up_covered};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
 use super::tasks::Tasks;
@@ -59,6 +60,8 @@ pub(crate) struct Driver {
     pub(crate) reads: Reads,
     /// Reads that were withdrawn in this turn and that the core has not answered.
     pub(crate) withdrawn: Vec<u64>,
+    /// What the transport's side of this node receives.
+    pub(crate) staging: Staging,
     /// Reads from the log and transfers of snapshots; bounded by the core.
     pub(crate) tasks: Tasks,
     /// The transfers among them, with their receiver and the term.
@@ -174,6 +177,7 @@ impl Driver {
         let status = self.core.status();
         self.shared.term.store(status.term, Ordering::Release);
         self.shared.commit.store(status.commit, Ordering::Release);
+        give_up_covered(&self.staging, &self.shared, status.commit);
         // Before anything is sent: whoever rests because of it must hear when that is over.
         if let Some((seat, shown)) = &mut self.seat {
             seat.show(shown, &self.core);

@@ -127,8 +127,9 @@ impl Raft {
         let core = Core::new(config.clone(), restored, 0)?;
         let shared = Arc::new(Shared::new(&config, core.shared_members()));
         let gate = core.gate().clone();
-        let inbox = Arc::new(NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log)));
-        enter(inbox, &shared)?;
+        let inbox = NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log));
+        let staging = inbox.staging();
+        enter(Arc::new(inbox), &shared)?;
 
         let jobs = Arc::new(Mailbox::new());
         let applier = Applier {
@@ -165,6 +166,7 @@ impl Raft {
             freshness: progress::Freshness::default(),
             followers: progress::FollowersView::default(),
             commit_index,
+            staging,
             tasks: Tasks::default(),
             transfers: Vec::new(),
             now: 0,

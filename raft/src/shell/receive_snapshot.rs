@@ -8,7 +8,7 @@ use std::task::Poll;
 use async_trait::async_trait;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
-use super::shared::{Event, Shared, count};
+use super::shared::{Event, NEVER, Shared, count};
 use crate::core::Gate;
 use crate::message::Message;
 use crate::store::{LogStore, SnapshotName, SnapshotWriter};
@@ -23,12 +23,11 @@ pub(crate) struct NodeInbox {
     log: Arc<dyn LogStore>,
     /// Asked before anything is kept or staged; the core asks it again, about all values.
     gate: Gate,
-    /// Made with the first part of a snapshot: most groups never receive one.
-    parts: OnceLock<Parts>,
+    parts: Staging,
 }
 
 /// The parts of snapshots that come in.
-struct Parts {
+pub(crate) struct Parts {
     /// Locked in the order in which parts arrive, and held until a part is dealt with.
     incoming: Arc<Mutex<Option<Incoming>>>,
     /// A permit for each part that is dealt with whether its caller waits or not.
@@ -40,6 +39,10 @@ impl Parts {
         Self { incoming: Arc::default(), orphans: Arc::new(Semaphore::new(MAX_ORPHANS)) }
     }
 }
+
+/// What there is of a snapshot that is coming in, for those who give it up. Made with the first
+/// part of one: most groups never receive any.
+pub(crate) type Staging = Arc<OnceLock<Parts>>;
 
 /// A snapshot that is coming in.
 struct Incoming {
@@ -54,7 +57,23 @@ struct Incoming {
 
 impl NodeInbox {
     pub(crate) fn new(gate: Gate, shared: Arc<Shared>, log: Arc<dyn LogStore>) -> Self {
-        Self { shared, log, gate, parts: OnceLock::new() }
+        Self { shared, log, gate, parts: Arc::default() }
+    }
+
+    pub(crate) fn staging(&self) -> Staging {
+        Arc::clone(&self.parts)
+    }
+}
+
+/// Gives the snapshot up that is coming in, where the log has come as far without it: what has
+/// arrived would stay on the disk until the next one. Does not wait for a part that is being
+/// stored: to be called in each turn.
+pub(crate) fn give_up_covered(staging: &Staging, shared: &Shared, commit: u64) {
+    if shared.staged.load(Ordering::Acquire) <= commit
+        && let Some(Ok(mut incoming)) = staging.get().map(|parts| parts.incoming.try_lock())
+    {
+        shared.staged.store(NEVER, Ordering::Release);
+        *incoming = None;
     }
 }
 
@@ -170,8 +189,10 @@ impl Receiving {
             return SnapshotAnswer::Next { number: current.next };
         }
         *incoming = None;
+        self.shared.staged.store(NEVER, Ordering::Release);
         match self.log.stage(&name).await {
             Ok(writer) => {
+                self.shared.staged.store(name.meta.index, Ordering::Release);
                 *incoming = Some(Incoming { from, term, name, chunks, next: 0, writer });
                 SnapshotAnswer::Next { number: 0 }
             }

@@ -180,7 +180,7 @@ pub(crate) fn count(counter: &AtomicU64, by: u64) {
     counter.fetch_add(by, Ordering::Relaxed);
 }
 
-/// A time that never comes.
+/// A time that never comes, and an index that is never reached.
 pub(crate) const NEVER: u64 = u64::MAX;
 
 #[derive(Debug)]
@@ -219,6 +219,8 @@ pub(crate) struct Shared {
     pub(crate) transfers: Transfers,
     /// The leader may answer reads by its lease.
     pub(crate) reads_by_lease: bool,
+    /// What the snapshot covers that is coming in, or [`NEVER`]. Set by who holds it.
+    pub(crate) staged: AtomicU64,
     /// A received snapshot that the core has not decided about. Boxed, as all that few groups
     /// have at a time.
     pub(crate) handed_over: Mutex<Option<Box<SnapshotName>>>,
@@ -250,6 +252,7 @@ impl Shared {
             members: Mutex::new(MembersView::new(members)),
             transfers: Transfers::new(config.snapshot_bytes_per_second),
             reads_by_lease: config.max_clock_drift_ppm.is_some(),
+            staged: AtomicU64::new(NEVER),
             handed_over: Mutex::new(None),
             counters: Counters::default(),
         }

@@ -133,6 +133,23 @@ async fn two_snapshots_of_the_same_entries_are_not_mixed() {
     assert_eq!(script.text(), "onetwo");
 }
 
+/// The next leader has the entries that the follower lacks.
+#[tokio::test(start_paused = true)]
+async fn a_snapshot_that_the_log_has_overtaken_is_given_up() {
+    let script = Script::start().await;
+    script.hears_leader(5);
+    assert_eq!(script.open(&name(3, 5, 11), 3).await, NEXT_0);
+    assert_eq!(script.chunk(11, 0, "one,").await, NEXT_1);
+    script.append(5, 1, 0, &["a", "b"]);
+    script.until(|status| status.applied == 2).await;
+    assert_eq!(script.chunk(11, 1, "two,").await, NEXT_2, "it is of use");
+    script.append(5, 3, 5, &["c"]);
+    script.until(|status| status.applied == 3).await;
+    let gone = script.chunk(11, 2, "three").await;
+    assert_eq!(gone, SnapshotAnswer::Rejected, "half a snapshot stays on the disk");
+    assert_eq!(script.text(), "abc");
+}
+
 /// Without room the transfer is put off. With a broken disk the node says so: it may have nothing
 /// else to write, and nobody would hear of it.
 #[tokio::test(start_paused = true)]
