@@ -89,7 +89,8 @@ impl Node {
 
     /// Starts this node's part of the group [`Config::group`], from what `log` holds, as
     /// [`Raft::start`] does. It stays until it is [stopped](Self::stop_group), also when every
-    /// other handle is dropped, and when it has halted.
+    /// other handle is dropped, and when it has halted. Never give the number of a group that was
+    /// deleted to another one: late messages of the first would reach the second.
     ///
     /// # Errors
     /// [`StartError`]; nothing runs then. After [`shutdown`](Self::shutdown) it is
