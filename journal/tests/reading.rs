@@ -72,6 +72,29 @@ fn short_batches_are_read_in_windows() {
     }
 }
 
+/// A reader of batches of one record each reads none that it has no room for.
+#[test]
+fn no_batch_is_read_to_be_left_out() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    // One segment holds all, or several do, with indexes that are in memory by the second read.
+    for segment_bytes in [32 << 20, 512 << 10] {
+        let journal = open(counted_files(&reads), segment_bytes);
+        let log = journal.log("large", 1).unwrap();
+        for position in 0..40 {
+            append(&journal, &log, &record(position, 64 << 10));
+        }
+        assert_eq!(log.read_range(0..40, usize::MAX).unwrap().len(), 40);
+        for (max_bytes, expected) in [(1, 1), (64 << 10, 1), (100 << 10, 1), (256 << 10, 4)] {
+            let before = reads.load(Ordering::Relaxed);
+            let read = log.read_range(3..40, max_bytes).unwrap();
+            assert_eq!(read.len(), expected);
+            let calls = reads.load(Ordering::Relaxed) - before;
+            assert_eq!(calls, expected, "{max_bytes} bytes");
+            assert_eq!(log.try_read_range(3..40, max_bytes).unwrap(), Some(read));
+        }
+    }
+}
+
 /// A range never has more than was asked for, wherever the windows end.
 #[test]
 fn ranges_are_exact_at_every_bound() {

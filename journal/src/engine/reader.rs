@@ -22,6 +22,8 @@ use crate::recovery::scan;
 
 /// A head and payload closer together than this are read at once.
 const ONE_READ_GAP: u64 = 4096;
+/// What a record takes in a batch besides its own bytes.
+const TABLE_ENTRY_BYTES: usize = 4;
 
 /// A batch that has been read and verified.
 #[derive(Debug)]
@@ -59,6 +61,18 @@ struct Taken {
 }
 
 impl Taken {
+    /// Bytes of records that there is room for.
+    fn room(&self) -> usize {
+        self.max_bytes.saturating_sub(self.bytes)
+    }
+
+    /// Whether a batch at the position need not be read: there is no room, or the batch is one
+    /// record that does not fit. The first record is always taken.
+    fn has_no_room_for(&self, found: &FoundBatch) -> bool {
+        let room = self.room();
+        !self.records.is_empty() && (room == 0 || found.is_one_record_above(room))
+    }
+
     /// Takes the records of a batch from the position on, up to `end`; answers whether there is
     /// room for more.
     fn take(&mut self, batch: &Batch, end: u64) -> Result<bool, ReadError> {
@@ -103,6 +117,13 @@ pub(crate) struct FoundBatch {
 }
 
 impl FoundBatch {
+    /// Whether one record of the batch counts, and the batch is longer than a record of `bytes`.
+    /// A batch of which the rest was truncated may be so too, though its record is short: a reader
+    /// then gets the record when it asks for it first.
+    fn is_one_record_above(&self, bytes: usize) -> bool {
+        self.end - self.batch.first == 1 && self.batch.length as usize > bytes + TABLE_ENTRY_BYTES
+    }
+
     /// Where the frame begins, and how far from there the payload is; both come from the disk.
     fn check_place(&self, position: u64) -> Result<(u64, u64), ReadError> {
         let (frame_at, payload_at) = (self.batch.frame_at(), self.batch.payload_at());
@@ -186,7 +207,7 @@ impl Engine {
         log: &LogInner,
         position: u64,
     ) -> Result<Option<Bytes>, ReadError> {
-        let batch = self.try_read_batch(log, position)?;
+        let batch = self.try_read_batch(log, position, |_| false)?;
         batch.map(|batch| batch.record(position)).transpose()
     }
 
@@ -201,8 +222,8 @@ impl Engine {
         let mut taken = Taken { records: Vec::new(), bytes: 0, max_bytes, position: range.start };
         // Ends because each round takes at least the record at the position, or returns.
         while taken.position < range.end {
-            let wanted = taken.position..range.end;
-            let read = match self.read_run(log, wanted, max_bytes.saturating_sub(taken.bytes)) {
+            let read = match self.read_run(log, &taken, range.end) {
+                Ok(read) if read.is_empty() => break,
                 Ok(read) => read,
                 Err(error) if taken.records.is_empty() => return Err(error),
                 // The caller gets what there is, and the error when it asks for the rest.
@@ -228,7 +249,7 @@ impl Engine {
         let mut taken = Taken { records: Vec::new(), bytes: 0, max_bytes, position: range.start };
         // Ends because each round takes at least the record at the position, or returns.
         while taken.position < range.end {
-            match self.try_read_batch(log, taken.position) {
+            match self.try_read_batch(log, taken.position, |found| taken.has_no_room_for(found)) {
                 Ok(Some(batch)) => {
                     if !taken.take(&batch, range.end)? {
                         break;
@@ -267,27 +288,31 @@ impl Engine {
         })
     }
 
-    /// The batch that holds a position, if it is at hand.
-    fn try_read_batch(&self, log: &LogInner, position: u64) -> Result<Option<Batch>, ReadError> {
+    /// The batch that holds a position, if it is at hand and is not to be left out.
+    fn try_read_batch(
+        &self,
+        log: &LogInner,
+        position: u64,
+        leave_out: impl Fn(&FoundBatch) -> bool,
+    ) -> Result<Option<Batch>, ReadError> {
         self.follow_moves(|| {
-            let Some(found) = self.find_cached(log, position)? else { return Ok(None) };
+            let found = self.find_cached(log, position)?;
+            let Some(found) = found.filter(|found| !leave_out(found)) else { return Ok(None) };
             let read = self.fetch_cached(&found, position);
             Self::recheck(log, position, found.number, read)
         })
     }
 
-    /// The batches from the start of a range on that one read can have, at least one; see
-    /// [`Run`](super::run::Run).
-    fn read_run(
-        &self,
-        log: &LogInner,
-        range: Range<u64>,
-        max_bytes: usize,
-    ) -> Result<Vec<Batch>, ReadError> {
-        let position = range.start;
+    /// The batches behind what was taken that one read can have, at least one, or none when there
+    /// is no room for it; see [`Run`](super::run::Run).
+    fn read_run(&self, log: &LogInner, taken: &Taken, until: u64) -> Result<Vec<Batch>, ReadError> {
+        let position = taken.position;
         self.follow_moves(|| {
             let found = self.find(log, position)?;
-            let run = self.run_from(log, &found, range.end, max_bytes);
+            if taken.has_no_room_for(&found) {
+                return Ok(Vec::new());
+            }
+            let run = self.run_from(log, &found, until, taken.room());
             if let Some(run) = run
                 && let Some(batches) = self.fetch_run(&found, &run, position)
             {
