@@ -34,7 +34,7 @@ pub use membership::{Lineage, MemberChange, Membership};
 pub use net::NetLink;
 pub use node::{
     CollectError, HintStats, Node, NodeConfig, RebuildError, ReconfigureError, RepairError,
-    RepairStats, Repaired, StartError, Status, Stranger, Strangers,
+    RepairStats, Repaired, StartError, Status, Stranger, Strangers, TombstoneStats,
 };
 #[cfg(feature = "journal")]
 pub use store::JournalStore;

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use voussoir_net::memory::{Faults, Memory, Network};
 use voussoir_quorum::table::{
-    Guarantee, Level, OperationError, ReadRepair, Rejected, TableConfig, Value,
+    CallError, Guarantee, Level, OperationError, ReadRepair, Rejected, TableConfig, Value,
 };
-use voussoir_quorum::version::VersionVector;
+use voussoir_quorum::version::{Actor, Dot, VersionVector};
 use voussoir_quorum::*;
 
 const SERVICE: u16 = 7;
 const NODES: [u64; 3] = [1, 2, 3];
+/// The kind of a request that drops a tombstone.
+const FORGET: u8 = 4;
 
 /// A node with all that it holds.
 struct Host {
@@ -304,6 +306,12 @@ async fn tombstones_go_when_every_replica_has_them_and_stay_gone() {
     assert!(table.get("k3").await.unwrap().is_empty());
     table.put_blind("k3", "again").await.unwrap();
     assert_eq!(texts(&old.get("k3").await.unwrap()), ["again"]);
+    let held = || cluster.hosts[0].node.tombstone_stats().held;
+    let seen = table.get("k3").await.unwrap();
+    table.delete("k3", seen.context()).await.unwrap();
+    assert_eq!(held(), 1);
+    table.put_blind("k3", "anew").await.unwrap();
+    assert_eq!(held(), 0);
     // A node that is lost afterwards learns the epoch before it merges anything.
     cluster.lose(2).await;
     let lost = &cluster.hosts[2];
@@ -313,6 +321,104 @@ async fn tombstones_go_when_every_replica_has_them_and_stay_gone() {
     lost.node.rebuild(&lost.link).await.unwrap();
     assert!(lost.node.is_whole());
     assert_eq!(records(lost).await, 11);
+}
+
+/// A link that does not carry some of the requests.
+struct Without {
+    link: Arc<dyn Link>,
+    is_lost: fn(u64, &Bytes) -> bool,
+}
+
+#[async_trait]
+impl Link for Without {
+    async fn call(
+        &self,
+        to: u64,
+        class: Class,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        if (self.is_lost)(to, &request) {
+            return Err(CallError::NotSent);
+        }
+        self.link.call(to, class, request, deadline).await
+    }
+}
+
+/// Leaves so many tombstones.
+async fn delete_keys(table: &Table, count: u64) {
+    let seen: VersionVector = [Dot::new(Actor::new(99, 1), 1)].into_iter().collect();
+    for key in 0..count {
+        table.delete(format!("k{key}"), &seen).await.unwrap();
+    }
+}
+
+/// riak_kv: what is deleted faster than it is collected fills memory and disk.
+#[tokio::test(start_paused = true)]
+async fn more_tombstones_than_are_collected_together_go_in_one_call() {
+    let cluster = Cluster::new().await;
+    delete_keys(&cluster.strict(0), 1_300).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let own = &cluster.hosts[0];
+    assert_eq!(own.node.tombstone_stats().held, 1_300);
+    let slow = Duration::from_millis(20);
+    cluster.network.set_all_faults(Faults::delay(slow, slow));
+    let began = Instant::now();
+    assert_eq!(own.node.collect_tombstones(&own.link).await, Ok(1_300));
+    // One request after the other would take 300 s.
+    assert!(began.elapsed() < Duration::from_secs(30), "{:?}", began.elapsed());
+    assert_eq!(own.node.tombstone_stats().dropped, 1_300);
+    for host in &cluster.hosts {
+        assert_eq!(host.node.tombstone_stats().held, 0, "{:?}", host.node);
+        assert!(host.store.scan(b"t", b"", 1 << 20).await.unwrap().is_empty());
+    }
+}
+
+/// A collection with a slow replica takes minutes. A write that was missed meanwhile does not wait
+/// for its end.
+#[tokio::test(start_paused = true)]
+async fn hints_do_not_wait_for_a_collection() {
+    let mut cluster = Cluster::new().await;
+    delete_keys(&cluster.strict(0), 1_000).await;
+    cluster.hosts[0].net.leave();
+    let mut config = node_config();
+    config.collect_every = Some(Duration::from_millis(1));
+    let store = Arc::clone(&cluster.hosts[0].store);
+    let node = Node::start(1, store.clone(), config).await.unwrap();
+    cluster.hosts[0] = Host::new(cluster.network.join(1), store, node);
+    let slow = Duration::from_millis(300);
+    for (from, to) in [(1, 3), (3, 1)] {
+        cluster.network.set_faults(from, to, Faults::delay(slow, slow));
+    }
+    let own = &cluster.hosts[0];
+    own.node.maintain(&own.link);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let link = Arc::new(Without { link: Arc::clone(&own.link), is_lost: |to, _| to == 2 });
+    let config = TableConfig::with_replicas(NODES);
+    let table = Table::with_hints(config, link, &own.node).unwrap();
+    table.put_blind("missed", "v").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(own.node.tombstone_stats().held, 1_000, "the collection is under way");
+    assert_eq!(own.node.hint_stats().waiting, 0);
+    let key = cluster.hosts[1].store.get(&["tmissed".into()]).await.unwrap();
+    assert!(key[0].is_some(), "node 2 was handed the key");
+}
+
+/// Another collector has raised the epoch meanwhile, or a message was lost: the replica has kept
+/// the tombstone, and it is none that is gone.
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_that_a_replica_was_not_told_to_drop_is_not_counted() {
+    let cluster = Cluster::new().await;
+    delete_keys(&cluster.strict(0), 3).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let own = &cluster.hosts[0];
+    let is_lost = |to: u64, request: &Bytes| (to, request[1]) == (3, FORGET);
+    let link: Arc<dyn Link> = Arc::new(Without { link: Arc::clone(&own.link), is_lost });
+    assert_eq!(own.node.collect_tombstones(&link).await, Ok(0));
+    assert_eq!(own.node.tombstone_stats().dropped, 0);
+    assert_eq!(cluster.hosts[2].node.tombstone_stats().held, 3);
+    let last = &cluster.hosts[2];
+    assert_eq!(last.node.collect_tombstones(&last.link).await, Ok(3));
 }
 
 #[tokio::test(start_paused = true)]

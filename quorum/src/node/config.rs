@@ -60,7 +60,8 @@ pub struct NodeConfig {
     /// Hides which keys have which digests from clients that would make two states of one digest.
     /// The same at all nodes. Set it to a secret where clients are not trusted. Default: zeros.
     pub digest_key: HashKey,
-    /// How often tombstones are collected. None: never. From 1 ms to 30 days. Default 10 minutes.
+    /// How often tombstones are collected, on the average: all of them, at most at the rate of
+    /// `repair_bytes_per_second`. None: never. From 1 ms to 30 days. Default 10 minutes.
     pub collect_every: Option<Duration>,
     /// The regions, if the replicas are those of one of several: see [`region`](crate::region).
     /// Once set, it is kept in the store, and a later start without it is refused. Default: none.

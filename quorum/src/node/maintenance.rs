@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
 use super::{Hints, Node, Shared, Status};
 use crate::caller::Scope;
@@ -50,6 +50,13 @@ impl Node {
             let repair =
                 repair_regularly(Arc::downgrade(&self.shared), Arc::downgrade(link), every);
             tokio::spawn(repair);
+        }
+        // The tombstones of a region are collected with all regions.
+        let every = self.shared.config.collect_every.filter(|_| self.shared.feed.is_none());
+        if let Some(every) = every {
+            let collect =
+                collect_regularly(Arc::downgrade(&self.shared), Arc::downgrade(link), every);
+            tokio::spawn(collect);
         }
     }
 
@@ -205,7 +212,6 @@ impl Drop for Taken<'_> {
 }
 
 async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
-    let mut collected = Instant::now();
     // Not all nodes at once.
     let mut turn = fastrand::u32(..TURNS_OF_DECREES);
     // Ends: with the last handle to the node or the link, or when the node halts.
@@ -229,14 +235,6 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
                     node.is_latest(&link, &node.current()).await;
                 }
                 node.hand_over_hints(&link).await;
-                // The tombstones of a region are collected with all regions.
-                let every = node.shared.config.collect_every.filter(|_| node.shared.feed.is_none());
-                if every.is_some_and(|every| collected.elapsed() >= every) {
-                    collected = Instant::now();
-                    if let Err(error) = node.collect_tombstones(&link).await {
-                        tracing::debug!(target: "voussoir::quorum", %error, "nothing collected");
-                    }
-                }
             }
         }
         let pause = node.shared.config.maintain_every;
@@ -246,7 +244,7 @@ async fn run(shared: Weak<Shared>, link: Weak<dyn Link>) {
 }
 
 /// A task of its own: a repair of a replica that was long away takes hours at its rate, and hints
-/// and tombstones do not wait for it.
+/// do not wait for it.
 async fn repair_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Duration) {
     // Not all nodes at once.
     let mut pause = every.mul_f64(fastrand::f64());
@@ -261,6 +259,28 @@ async fn repair_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Dur
         }
         if let Err(error) = node.repair(&link).await {
             tracing::debug!(target: "voussoir::quorum", %error, "not compared");
+        }
+        pause = every.mul_f64(0.5 + fastrand::f64());
+    }
+}
+
+/// A task of its own: with many tombstones, or a slow replica, a collection takes minutes, and
+/// hints and changes of the replicas do not wait for it.
+async fn collect_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Duration) {
+    // Not all nodes at once: of collectors that raise the epoch beside each other one goes on.
+    let mut pause = every.mul_f64(0.5 + fastrand::f64() / 2.0);
+    // Ends: with the last handle to the node or the link, or when the node halts.
+    loop {
+        sleep(pause).await;
+        let Some(link) = link.upgrade() else { return };
+        let Some(node) = shared.upgrade().map(|shared| Node { shared }) else { return };
+        if node.has_ended() {
+            return;
+        }
+        if node.is_whole()
+            && let Err(error) = node.collect_tombstones(&link).await
+        {
+            tracing::debug!(target: "voussoir::quorum", %error, "not all collected");
         }
         pause = every.mul_f64(0.5 + fastrand::f64());
     }

@@ -14,7 +14,6 @@ use crate::region::record::{self, RegionRecord};
 use crate::region::{Feed, RegionConfig};
 use crate::store::{ReplicaStore, StoreError};
 use crate::table::{Level, Reply, Request, Value};
-use crate::version::VersionVector;
 use crate::wire::{Answer, Ask};
 
 /// Checks the regions of a store that has run before, and keeps a later map of them.
@@ -123,10 +122,5 @@ impl Node {
         answer: MerkleAnswer,
     ) -> Result<(), ExchangeError> {
         self.shared.tree.go_on_table(exchange, answer)
-    }
-
-    /// Tombstones of this replica, up to 1,000.
-    pub(crate) async fn tombstones(&self) -> Option<Vec<(Bytes, VersionVector)>> {
-        self.own_tombstones().await
     }
 }

@@ -12,27 +12,37 @@
 //!    rebuilt from replicas that did not hold it yet.
 //! 4. Each replica drops the tombstone, if the key was not written since.
 //!
+//! The node's tree knows the keys of the tombstones: a collection reads these, and no other record.
+//!
 //! A replica that does not answer, or is not whole, holds up the collection for as long: nothing
 //! that was deleted comes back, and tombstones stay.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
 
 use super::Node;
 use crate::caller::Scope;
 use crate::link::{Class, Link};
 use crate::membership::Membership;
+use crate::pace::Pace;
 use crate::table::{Reply, Request};
-use crate::version::VersionVector;
 use crate::version::codec::{self, Limits};
-use crate::wire::{Answer, Ask, Space};
+use crate::version::{Siblings, VersionVector};
+use crate::wire::{Answer, Ask};
 
-use super::driver::store_key;
-use bytes::Bytes;
-
-/// Tombstones that are collected together.
+/// Tombstones that are collected together, in one pair of epochs.
 const MAX_COLLECTED: usize = 1_000;
+/// Requests of a collection that are on their way at once, to all replicas together.
+const MAX_REQUESTS: usize = 64;
 
-/// Why tombstones were not collected. They stay, and nothing else has changed. Try again later.
+/// A key and the context that covers what was deleted.
+pub(crate) type Tombstone = (Bytes, VersionVector);
+
+/// Why a collection has ended before its last tombstone. Those that it has not dropped stay, and
+/// nothing else has changed. Try again later.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollectError {
@@ -54,12 +64,23 @@ pub enum CollectError {
     NotWhole,
 }
 
+/// The tombstones of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct TombstoneStats {
+    /// How many the node's store holds. After a start it counts up while the store is being read.
+    pub held: usize,
+    /// How many the collections of this node have dropped at every replica, since its start.
+    pub dropped: u64,
+}
+
 impl Node {
-    /// Drops tombstones of the table that every replica holds, up to 1,000, and says how many.
+    /// Drops the tombstones of the table that every replica holds, and says how many: 1,000 at a
+    /// time, at no more than [`NodeConfig::repair_bytes_per_second`](super::NodeConfig).
     /// [`Node::maintain`] does it by itself.
     ///
     /// # Errors
-    /// [`CollectError`].
+    /// [`CollectError`]. Tombstones may have been dropped before: see [`Node::tombstone_stats`].
     ///
     /// # Cancel safety
     /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
@@ -67,6 +88,30 @@ impl Node {
         if self.shared.feed.is_some() {
             return Err(CollectError::Regional);
         }
+        let (mut after, mut dropped) = (Bytes::new(), 0);
+        let (pace, mut bytes) = (Pace::new(self.shared.config.repair_bytes_per_second), 0);
+        // Ends: each turn moves on in the order of the keys. What cannot go is not met twice.
+        loop {
+            let found = self.collect_some(link, &mut after, &mut bytes).await?;
+            let Some(count) = found else { return Ok(dropped) };
+            dropped += count;
+            pace.keep(bytes).await;
+        }
+    }
+
+    /// The tombstones that the node holds, and those that it has collected.
+    pub fn tombstone_stats(&self) -> TombstoneStats {
+        let dropped = self.shared.collected.load(Ordering::Relaxed);
+        TombstoneStats { held: self.shared.tree.tombstones(), dropped }
+    }
+
+    /// Drops the next tombstones behind a key, and moves the key on. None: there are no more.
+    async fn collect_some(
+        &self,
+        link: &Arc<dyn Link>,
+        after: &mut Bytes,
+        bytes: &mut u64,
+    ) -> Result<Option<usize>, CollectError> {
         if self.current().is_changing() {
             // Before the lock, which a node holds for as long as it catches up.
             return Err(CollectError::Changing);
@@ -85,9 +130,9 @@ impl Node {
         for replica in &replicas {
             epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
         }
-        let tombstones = self.own_tombstones().await.ok_or(CollectError::NotWhole)?;
+        let tombstones = self.next_tombstones(after).await.ok_or(CollectError::NotWhole)?;
         if tombstones.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         scope.epoch = epoch;
         self.spread(link, &scope, &tombstones).await?;
@@ -102,15 +147,17 @@ impl Node {
         }
         scope.epoch = epoch + 2;
         self.spread(link, &scope, &tombstones).await?;
-        for replica in &replicas {
-            for (key, context) in &tombstones {
-                let (key, context) = (key.clone(), context.clone());
-                let request = Request::Forget { key, context };
-                // A replica that misses it keeps its tombstone, and collects it another time.
-                self.request(link, *replica, &scope, request).await;
-            }
-        }
-        Ok(tombstones.len())
+        let dropped = self.forget(link, &scope, &tombstones).await;
+        self.count_collected(dropped);
+        // Each was sent to every replica three times.
+        let length = |(key, context): &Tombstone| key.len() + context.len() * codec::DOT_BYTES;
+        *bytes += (tombstones.iter().map(length).sum::<usize>() * replicas.len() * 3) as u64;
+        Ok(Some(dropped))
+    }
+
+    /// Counts tombstones that every replica has dropped.
+    pub(crate) fn count_collected(&self, dropped: usize) {
+        self.shared.collected.fetch_add(dropped as u64, Ordering::Relaxed);
     }
 
     /// Merges the tombstones into every replica.
@@ -118,18 +165,67 @@ impl Node {
         &self,
         link: &Arc<dyn Link>,
         scope: &Scope,
-        tombstones: &[(Bytes, VersionVector)],
+        tombstones: &[Tombstone],
     ) -> Result<(), CollectError> {
-        let replicas = scope.membership.ids();
-        for replica in &replicas {
-            for (key, context) in tombstones {
-                let state = crate::version::Siblings::from_parts(context.clone(), [].into());
-                let request = Request::Merge { key: key.clone(), state };
-                let reply = self.request(link, *replica, scope, request).await;
-                if reply != Some(Reply::Merged) {
-                    return Err(CollectError::Unacknowledged { replica: *replica });
+        let merge = |(key, context): &Tombstone| Request::Merge {
+            key: key.clone(),
+            state: Siblings::from_parts(context.clone(), [].into()),
+        };
+        self.ask_all(link, scope, tombstones, merge, |_, replica, reply| match reply {
+            Some(Reply::Merged) => Ok(()),
+            _ => Err(CollectError::Unacknowledged { replica }),
+        })
+        .await
+    }
+
+    /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
+    /// A replica that misses it keeps its tombstone, and collects it another time.
+    async fn forget(&self, link: &Arc<dyn Link>, scope: &Scope, tombstones: &[Tombstone]) -> usize {
+        let forget = |(key, context): &Tombstone| Request::Forget {
+            key: key.clone(),
+            context: context.clone(),
+        };
+        let mut answered = vec![0; tombstones.len()];
+        let take = |at: usize, _, reply| {
+            answered[at] += usize::from(reply == Some(Reply::Merged));
+            Ok(())
+        };
+        // What was not asked has not answered.
+        let _: Result<(), CollectError> = self.ask_all(link, scope, tombstones, forget, take).await;
+        let replicas = scope.membership.ids().len();
+        answered.into_iter().filter(|answered| *answered == replicas).count()
+    }
+
+    /// Asks every replica about each tombstone, several at once. `take` gets the place of the
+    /// tombstone, the replica and its reply, and may end it. A link that panics ends it, too.
+    async fn ask_all(
+        &self,
+        link: &Arc<dyn Link>,
+        scope: &Scope,
+        tombstones: &[Tombstone],
+        request: impl Fn(&Tombstone) -> Request,
+        mut take: impl FnMut(usize, u64, Option<Reply>) -> Result<(), CollectError>,
+    ) -> Result<(), CollectError> {
+        let mut asked = JoinSet::new();
+        for (at, tombstone) in tombstones.iter().enumerate() {
+            for replica in scope.membership.ids() {
+                if asked.len() >= MAX_REQUESTS
+                    && let Some(answered) = asked.join_next().await
+                {
+                    let (at, replica, reply) = answered.map_err(|_| CollectError::NotWhole)?;
+                    take(at, replica, reply)?;
                 }
+                let (node, link, scope) = (self.clone(), Arc::clone(link), scope.clone());
+                let request = request(tombstone);
+                asked.spawn(async move {
+                    (at, replica, node.request(&link, replica, &scope, request).await)
+                });
             }
+        }
+        // Ends: each turn takes one of them.
+        while let Some(answered) = asked.join_next().await {
+            let (at, replica, reply) = answered.map_err(|_| CollectError::NotWhole)?;
+            take(at, replica, reply)?;
         }
         Ok(())
     }
@@ -164,25 +260,25 @@ impl Node {
         }
     }
 
-    /// Tombstones of this replica, as they are on its disk.
-    pub(super) async fn own_tombstones(&self) -> Option<Vec<(Bytes, VersionVector)>> {
+    /// The next tombstones of this replica behind a key, as they are on its disk; moves the key on.
+    /// Empty: there are no more. None: the store has failed.
+    pub(crate) async fn next_tombstones(&self, after: &mut Bytes) -> Option<Vec<Tombstone>> {
         let mut found = Vec::new();
-        let mut after = store_key(Space::Table, &[]);
-        // Ends: each turn moves on by a key; the last page is empty.
-        loop {
-            let prefix = [Space::Table.prefix()];
-            let page = self.shared.store.scan(&prefix, &after, 1 << 20).await.ok()?;
-            let Some((last, _)) = page.last() else { return Some(found) };
-            after = last.clone();
-            for (key, record) in page {
+        // Ends: each turn moves on by a key.
+        while found.is_empty() {
+            let keys = self.shared.tree.tombstones_after(after, MAX_COLLECTED);
+            let Some(last) = keys.last() else { break };
+            *after = last.clone();
+            let records = self.shared.store.get(&keys).await.ok()?;
+            for (key, record) in keys.into_iter().zip(records) {
+                // Removed or written anew since.
+                let Some(record) = record else { continue };
                 let state = codec::decode_siblings(record, &Limits::default()).ok()?;
                 if state.is_tombstone() {
                     found.push((key.slice(1..), state.context().clone()));
                 }
-                if found.len() >= MAX_COLLECTED {
-                    return Some(found);
-                }
             }
         }
+        Some(found)
     }
 }

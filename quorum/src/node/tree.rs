@@ -1,6 +1,7 @@
 //! The Merkle tree of a node: what its store holds, for comparisons with other replicas.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::ops::Bound;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -8,6 +9,7 @@ use parking_lot::Mutex;
 use crate::merkle::{Answer, Exchange, ExchangeError, HashKey, MerkleTree, Question};
 use crate::paxos::Record;
 use crate::store::Change;
+use crate::version::codec;
 use crate::wire::{Space, compare_limits, decode_record, encode_record};
 
 /// The digests of all durable records of a table and its registers, by their keys in the store.
@@ -21,12 +23,21 @@ struct State {
     /// The keys of the table alone, for comparisons with other regions: registers are each
     /// region's own.
     table: Option<MerkleTree>,
+    /// The keys of the table whose record is a tombstone, for their collection. Invariant: `tree`
+    /// has each of them.
+    tombstones: BTreeSet<Bytes>,
     /// Keys that were removed while the records of the store are being read. None: all were read.
     removed: Option<HashSet<Bytes>>,
 }
 
-/// What a change of the store makes of a key's digest. None: the key has none.
-pub(super) type Digest = (Bytes, Option<u128>);
+/// What a change of the store makes of a key's digest.
+pub(super) struct Digest {
+    key: Bytes,
+    /// None: the key has none.
+    digest: Option<u128>,
+    /// The record is a tombstone of the table.
+    is_tombstone: bool,
+}
 
 impl Tree {
     /// The tree of an empty store, or of one whose records are given to [`Tree::fill`].
@@ -35,7 +46,10 @@ impl Tree {
         let tree = || MerkleTree::new(key, compare_limits()).expect("the limits are within range");
         let table = is_regional.then(tree);
         let removed = (!is_filled).then(HashSet::new);
-        Self { key, state: Mutex::new(State { tree: tree(), table, removed }) }
+        Self {
+            key,
+            state: Mutex::new(State { tree: tree(), table, tombstones: BTreeSet::new(), removed }),
+        }
     }
 
     /// The digest of a change, to be recorded when the change is durable. None: it is of the node
@@ -45,7 +59,10 @@ impl Tree {
         let is_compared = [Space::Table, Space::Registers]
             .iter()
             .any(|space| change.key.first() == Some(&space.prefix()));
-        is_compared.then(|| (change.key.clone(), digest.flatten()))
+        let is_tombstone = is_of_table(&change.key)
+            && change.record.as_ref().is_some_and(|record| codec::is_tombstone(record));
+        let key = change.key.clone();
+        is_compared.then(|| Digest { key, digest: digest.flatten(), is_tombstone })
     }
 
     /// Of a register only what was accepted counts: acceptors that agree on it have promised
@@ -64,9 +81,9 @@ impl Tree {
     /// Records what has become durable, in the order of the changes.
     pub(super) fn written(&self, digests: Vec<Digest>) {
         let mut state = self.state.lock();
-        for (key, digest) in digests {
+        for Digest { key, digest, is_tombstone } in digests {
             if let Some(digest) = digest {
-                state.set(key, digest);
+                state.set(key, digest, is_tombstone);
                 continue;
             }
             state.remove(&key);
@@ -81,15 +98,27 @@ impl Tree {
         let digest = |(key, record)| self.digest(&Change { key, record: Some(record) });
         let digests: Vec<Digest> = records.into_iter().filter_map(digest).collect();
         let mut state = self.state.lock();
-        for (key, digest) in digests {
+        for Digest { key, digest, is_tombstone } in digests {
             let is_removed = state.removed.as_ref().is_none_or(|removed| removed.contains(&key));
             if let Some(digest) = digest
                 && !is_removed
                 && state.tree.get(&key).is_none()
             {
-                state.set(key, digest);
+                state.set(key, digest, is_tombstone);
             }
         }
+    }
+
+    /// How many tombstones of the table the store holds; of those that were read, while it is
+    /// still being read.
+    pub(super) fn tombstones(&self) -> usize {
+        self.state.lock().tombstones.len()
+    }
+
+    /// Up to `max` keys of tombstones behind a key, in ascending order.
+    pub(super) fn tombstones_after(&self, key: &Bytes, max: usize) -> Vec<Bytes> {
+        let behind = (Bound::Excluded(key.clone()), Bound::Unbounded);
+        self.state.lock().tombstones.range(behind).take(max).cloned().collect()
     }
 
     /// All records of the store were given to [`Tree::fill`].
@@ -151,7 +180,12 @@ impl Tree {
 }
 
 impl State {
-    fn set(&mut self, key: Bytes, digest: u128) {
+    fn set(&mut self, key: Bytes, digest: u128, is_tombstone: bool) {
+        if is_tombstone {
+            self.tombstones.insert(key.clone());
+        } else {
+            self.tombstones.remove(&key);
+        }
         if let Some(table) = self.table.as_mut().filter(|_| is_of_table(&key)) {
             table.set(key.clone(), digest);
         }
@@ -159,6 +193,7 @@ impl State {
     }
 
     fn remove(&mut self, key: &Bytes) {
+        self.tombstones.remove(key);
         if let Some(table) = self.table.as_mut().filter(|_| is_of_table(key)) {
             table.remove(key);
         }

@@ -17,17 +17,23 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use bytes::Bytes;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::floors::Floors;
 use super::handle::{Region, Shared};
 use super::wire::{Answer, Question, Reply, Tombstone};
 use crate::link::Link;
 use crate::membership::{Membership, Stamp};
+use crate::pace::Pace;
+use crate::version::codec;
 
 /// Tombstones of one message.
 const MAX_TOMBSTONES: usize = 100;
 
-/// Why no tombstone was dropped. They stay, and nothing else has changed. Try again later.
+/// Why a collection has ended before its last tombstone. Those that it has not dropped stay, and
+/// nothing else has changed. Try again later.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RegionCollectError {
@@ -60,24 +66,44 @@ struct Target {
 }
 
 impl Region {
-    /// Drops tombstones that every replica of every region holds, up to 1,000, and says how many.
+    /// Drops the tombstones that every replica of every region holds, and says how many: 1,000 at a
+    /// time, at no more than [`RegionConfig::bytes_per_second`](super::RegionConfig).
     /// [`Region::maintain`] does it by itself, once in the node's
     /// [`collect_every`](crate::NodeConfig::collect_every).
     ///
     /// # Errors
-    /// [`RegionCollectError`].
+    /// [`RegionCollectError`]. Tombstones may have been dropped before: see
+    /// [`Node::tombstone_stats`](crate::Node::tombstone_stats).
     ///
     /// # Cancel safety
     /// Dropping it leaves some tombstones dropped on some replicas. That is safe at any point.
     pub async fn collect_tombstones(&self) -> Result<usize, RegionCollectError> {
         let _collecting = self.shared.collecting.lock().await;
+        let (mut after, mut dropped) = (Bytes::new(), 0);
+        let (pace, mut bytes) = (Pace::new(self.shared.config.bytes_per_second), 0);
+        // Ends: each turn moves on in the order of the keys. What cannot go is not met twice.
+        loop {
+            let found = self.collect_some(&mut after, &mut bytes).await?;
+            let Some(count) = found else { return Ok(dropped) };
+            dropped += count;
+            pace.keep(bytes).await;
+        }
+    }
+
+    /// Drops the next tombstones behind a key, and moves the key on. None: there are no more.
+    async fn collect_some(
+        &self,
+        after: &mut Bytes,
+        bytes: &mut u64,
+    ) -> Result<Option<usize>, RegionCollectError> {
         let wide = self.wide().ok_or(RegionCollectError::NotWhole)?;
         if !self.shared.node.is_whole() {
             return Err(RegionCollectError::NotWhole);
         }
-        let tombstones = self.shared.node.tombstones().await.ok_or(RegionCollectError::NotWhole)?;
+        let tombstones = self.shared.node.next_tombstones(after).await;
+        let tombstones = Arc::new(tombstones.ok_or(RegionCollectError::NotWhole)?);
         if tombstones.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let targets = self.targets(&wide).await?;
         self.hold_everywhere(&wide, &targets, &tombstones).await?;
@@ -93,18 +119,12 @@ impl Region {
             }
         }
         self.hold_everywhere(&wide, &targets, &tombstones).await?;
-        for target in &targets {
-            for chunk in tombstones.chunks(MAX_TOMBSTONES) {
-                let question = Question::Forget {
-                    membership: target.membership,
-                    epoch: epochs[&target.region] + 2,
-                    tombstones: chunk.to_vec(),
-                };
-                // A replica that misses it keeps its tombstones, and collects them another time.
-                self.ask_target(&wide, *target, question).await;
-            }
-        }
-        Ok(tombstones.len())
+        let dropped = self.forget_everywhere(&wide, &targets, &epochs, &tombstones).await;
+        self.shared.node.count_collected(dropped);
+        // Each was sent to every replica three times.
+        let length = |(key, context): &Tombstone| key.len() + context.len() * codec::DOT_BYTES;
+        *bytes += (tombstones.iter().map(length).sum::<usize>() * targets.len() * 3) as u64;
+        Ok(Some(dropped))
     }
 
     /// The replicas of all regions.
@@ -137,24 +157,72 @@ impl Region {
         }
     }
 
+    /// Asks every replica to hold the tombstones, all replicas at once.
     async fn hold_everywhere(
         &self,
         wide: &Arc<dyn Link>,
         targets: &[Target],
-        tombstones: &[Tombstone],
+        tombstones: &Arc<Vec<Tombstone>>,
     ) -> Result<(), RegionCollectError> {
-        for target in targets {
-            for chunk in tombstones.chunks(MAX_TOMBSTONES) {
-                let (membership, tombstones) = (target.membership, chunk.to_vec());
-                let floors = targets.iter().map(|of| (of.region, of.membership)).collect();
-                let question = Question::Hold { membership, floors, tombstones };
-                match self.ask_target(wide, *target, question).await {
-                    Some(Answer::Epoch { .. }) => {}
-                    _ => return Err(target.unacknowledged()),
+        let floors: Floors = targets.iter().map(|of| (of.region, of.membership)).collect();
+        let mut held = JoinSet::new();
+        for target in targets.iter().copied() {
+            let (region, wide) = (self.clone(), Arc::clone(wide));
+            let (floors, tombstones) = (floors.clone(), Arc::clone(tombstones));
+            held.spawn(async move {
+                for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                    let (membership, tombstones) = (target.membership, chunk.to_vec());
+                    let question =
+                        Question::Hold { membership, floors: floors.clone(), tombstones };
+                    match region.ask_target(&wide, target, question).await {
+                        Some(Answer::Epoch { .. }) => {}
+                        _ => return Err(target.unacknowledged()),
+                    }
                 }
-            }
+                Ok(())
+            });
+        }
+        // Ends: each turn takes one of them.
+        while let Some(answered) = held.join_next().await {
+            answered.map_err(|_| RegionCollectError::NotWhole)??;
         }
         Ok(())
+    }
+
+    /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
+    /// A replica that misses it keeps its tombstones, and collects them another time.
+    async fn forget_everywhere(
+        &self,
+        wide: &Arc<dyn Link>,
+        targets: &[Target],
+        epochs: &BTreeMap<u64, u64>,
+        tombstones: &Arc<Vec<Tombstone>>,
+    ) -> usize {
+        let mut told = JoinSet::new();
+        for target in targets.iter().copied() {
+            let (region, wide) = (self.clone(), Arc::clone(wide));
+            let (epoch, tombstones) = (epochs[&target.region] + 2, Arc::clone(tombstones));
+            told.spawn(async move {
+                let mut is_done = Vec::new();
+                for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                    let (membership, tombstones) = (target.membership, chunk.to_vec());
+                    let question = Question::Forget { membership, epoch, tombstones };
+                    let answer = region.ask_target(&wide, target, question).await;
+                    is_done.push(matches!(answer, Some(Answer::Done)));
+                }
+                is_done
+            });
+        }
+        let mut answered = vec![0; tombstones.len().div_ceil(MAX_TOMBSTONES)];
+        // Ends: each turn takes one of them.
+        while let Some(is_done) = told.join_next().await {
+            for (answered, is_done) in answered.iter_mut().zip(is_done.unwrap_or_default()) {
+                *answered += usize::from(is_done);
+            }
+        }
+        let chunks = tombstones.chunks(MAX_TOMBSTONES).zip(answered);
+        let dropped = chunks.filter(|(_, answered)| *answered == targets.len());
+        dropped.map(|(chunk, _)| chunk.len()).sum()
     }
 
     /// Raises the epoch of a replica, and says what it is then.
@@ -193,16 +261,19 @@ impl Target {
 }
 
 pub(super) async fn run(shared: Weak<Shared>, every: Duration) {
+    // Not all nodes at once: of collectors that raise the epochs beside each other one goes on.
+    let mut pause = every.mul_f64(0.5 + fastrand::f64() / 2.0);
     // Ends: with the last handle to the region or a link, or when the node ends.
     loop {
-        sleep(every).await;
+        sleep(pause).await;
         let Some(shared) = shared.upgrade() else { return };
         let region = Region { shared };
         if region.wide().is_none() || region.shared.node.has_ended() {
             return;
         }
         if let Err(error) = region.collect_tombstones().await {
-            tracing::debug!(target: "voussoir::quorum", %error, "nothing collected");
+            tracing::debug!(target: "voussoir::quorum", %error, "not all collected");
         }
+        pause = every.mul_f64(0.5 + fastrand::f64());
     }
 }

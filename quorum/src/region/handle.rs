@@ -260,9 +260,8 @@ impl Region {
             Question::Forget { membership, epoch, tombstones } => {
                 check_served(&scope, membership)?;
                 let scope = Scope { epoch, ..scope };
-                for (key, context) in tombstones {
-                    node.own_request(&scope, Request::Forget { key, context }).await?;
-                }
+                let forget = |(key, context)| Request::Forget { key, context };
+                self.ask_own(&scope, tombstones.into_iter().map(forget)).await?;
                 Some(Answer::Done)
             }
             // A region does not ship to itself.
@@ -289,16 +288,30 @@ impl Region {
 
     /// Merges tombstones into the node itself. None: it does not hold all of them.
     async fn hold(&self, scope: &Scope, tombstones: Vec<Tombstone>) -> Option<Answer> {
-        for (key, context) in tombstones {
+        let merge = |(key, context)| {
             let state = Value::from_parts(context, BTreeMap::new());
-            let reply = self.shared.node.own_request(scope, Request::Merge { key, state }).await?;
-            if reply != Reply::Merged {
-                return None;
-            }
-        }
+            Request::Merge { key, state }
+        };
+        self.ask_own(scope, tombstones.into_iter().map(merge)).await?;
         // Read again: what was read before the tombstones were held must be older than this.
         let scope = self.shared.node.own_scope().await?;
         Some(Answer::Epoch { epoch: scope.epoch })
+    }
+
+    /// Asks the node itself, all at once: they share its syncs. None: one did not end in
+    /// [`Reply::Merged`].
+    async fn ask_own(&self, scope: &Scope, requests: impl Iterator<Item = Request>) -> Option<()> {
+        let mut asked = JoinSet::new();
+        for request in requests {
+            let (node, scope) = (self.shared.node.clone(), scope.clone());
+            asked.spawn(async move { node.own_request(&scope, request).await });
+        }
+        let mut is_merged = true;
+        // Ends: each turn takes one of them.
+        while let Some(reply) = asked.join_next().await {
+            is_merged &= matches!(reply, Ok(Some(Reply::Merged)));
+        }
+        is_merged.then_some(())
     }
 
     /// Merges states into a write quorum of the own region. None: nothing was done.

@@ -44,7 +44,6 @@ use super::floors::Floors;
 use crate::membership::{self, Lineage, Membership, Stamp};
 use crate::merkle;
 use crate::table::Value;
-use crate::version::VersionVector;
 use crate::version::codec::{self, DecodeError, Limits};
 use crate::wire::{compare_limits, put_key, put_value, take_head, take_key, take_u64, take_value};
 
@@ -53,7 +52,7 @@ const VERSION: u8 = 1;
 pub(super) const MAX_KEYS: usize = 1_024;
 
 /// A tombstone: a key and what was deleted under it.
-pub(super) type Tombstone = (Bytes, VersionVector);
+pub(super) use crate::node::Tombstone;
 
 /// A question with what it is wrapped in.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -86,6 +86,20 @@ pub(crate) fn siblings_bytes(siblings: &Siblings<Bytes>) -> usize {
     4 + 4 + siblings.context().len() * DOT_BYTES + 4 + values
 }
 
+/// Whether bytes that [`encode_siblings`] has made are those of siblings without a value. What no
+/// encoder makes is none.
+pub(crate) fn is_tombstone(bytes: &[u8]) -> bool {
+    let count = |at: usize| {
+        let count = bytes.get(at..)?.first_chunk::<4>()?;
+        Some(u32::from_le_bytes(*count) as usize)
+    };
+    let is_empty = |actors: usize| {
+        let values = 8 + actors.checked_mul(DOT_BYTES)?;
+        Some(count(values)? == 0 && bytes.len() == values + 4)
+    };
+    count(4).filter(|actors| *actors > 0).and_then(is_empty) == Some(true)
+}
+
 /// Siblings out of their bytes. The values share the memory of `bytes`.
 ///
 /// # Errors
