@@ -81,7 +81,10 @@ impl Node {
     /// Dropping it loses no hint.
     pub async fn hand_over_hints(&self, link: &Arc<dyn Link>) -> usize {
         let (mut handed_over, mut away) = (0, BTreeSet::new());
-        let replicas = self.current().ids();
+        let membership = self.current();
+        // Who has not heard yet that a replica was removed may have added to its hints since.
+        self.shared.hints.retain(|replica| membership.contains(replica));
+        let replicas = membership.ids();
         for replica in replicas.iter().copied() {
             for key in self.shared.hints.of(replica, HINTS) {
                 if away.contains(&replica) || !self.is_enough(|id| !away.contains(&id)) {
@@ -283,5 +286,44 @@ async fn collect_regularly(shared: Weak<Shared>, link: Weak<dyn Link>, every: Du
             tracing::debug!(target: "voussoir::quorum", %error, "not all collected");
         }
         pause = every.mul_f64(0.5 + fastrand::f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::link::Class;
+    use crate::table::CallError;
+    use crate::{MemoryStore, NodeConfig};
+
+    /// A node alone calls nobody.
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Link for Nobody {
+        async fn call(
+            &self,
+            _to: u64,
+            _class: Class,
+            _request: Bytes,
+            _deadline: tokio::time::Instant,
+        ) -> Result<Bytes, CallError> {
+            Err(CallError::NotSent)
+        }
+    }
+
+    /// They would count against `max_hints` for as long as the replicas stay the same.
+    #[tokio::test(start_paused = true)]
+    async fn hints_of_a_node_that_has_left_are_forgotten() {
+        let mut config = NodeConfig::with_replicas([1]);
+        config.max_hints = 2;
+        let node = Node::create(1, Arc::new(MemoryStore::new()), config).await.unwrap();
+        node.add_hint(9, "k".into());
+        node.add_hint(9, "l".into());
+        let link: Arc<dyn Link> = Arc::new(Nobody);
+        node.hand_over_hints(&link).await;
+        assert_eq!(node.hint_stats(), HintStats::default());
+        node.add_hint(1, "k".into());
+        assert_eq!((node.hint_stats().waiting, node.hint_stats().dropped), (1, 0));
     }
 }
