@@ -79,15 +79,16 @@ pub enum ReconfigureError {
         /// The epoch that the node serves.
         epoch: u64,
     },
-    /// No majority of the replicas of this epoch answered in time. The change may have begun; then
-    /// it goes on by itself once a majority is there.
-    #[error("no majority of the replicas of epoch {epoch} answered in time")]
+    /// No majority of the replicas of this epoch answered in time, or the node that was asked has
+    /// stopped being a whole replica since. The change may have begun; then it goes on by itself
+    /// once a majority is there. Ask another replica.
+    #[error("it is not known in epoch {epoch} whether the change was made")]
     Undecided {
         /// The epoch.
         epoch: u64,
     },
     /// The change has begun and not ended in time: a new replica is still being filled or is away,
-    /// or too few old ones are there. It goes on by itself; until it ends, quorums of both sets are
+    /// too few old ones are there, or the node that was asked has stopped being a whole replica. It goes on by itself; until it ends, quorums of both sets are
     /// needed. [`Node::abandon_change`] takes it back.
     #[error("the change goes on in the joint epoch {epoch}")]
     Unfinished {
@@ -145,10 +146,11 @@ impl Node {
         change: MemberChange,
         timeout: Duration,
     ) -> Result<Arc<Membership>, ReconfigureError> {
-        let mut lack = None;
-        let changed = tokio::time::timeout(timeout, self.change(link, change, &mut lack)).await;
+        let (mut lack, mut may_have_begun) = (None, false);
+        let changing = self.change(link, change, &mut lack, &mut may_have_begun);
+        let changed = tokio::time::timeout(timeout, changing).await;
         // Dropped where it was: what it has begun goes on by itself.
-        changed.unwrap_or_else(|_| Err(lack.unwrap_or_else(|| self.late(change))))
+        changed.unwrap_or_else(|_| Err(lack.unwrap_or_else(|| self.late(change, may_have_begun))))
     }
 
     /// Changes the replicas. `lack` is why the change has not begun, as long as it surely has not.
@@ -157,8 +159,9 @@ impl Node {
         link: &Arc<dyn Link>,
         change: MemberChange,
         lack: &mut Option<ReconfigureError>,
+        may_have_begun: &mut bool,
     ) -> Result<Arc<Membership>, ReconfigureError> {
-        let (mut is_begun, mut is_tried) = (false, false);
+        let mut is_begun = false;
         // Ends: with the change; its caller drops it by a deadline.
         loop {
             let current = self.current();
@@ -171,23 +174,35 @@ impl Node {
                 Ok(None) if self.is_latest(link, &current).await => return Ok(current),
                 Ok(None) => {}
                 Err(ChangeRejected::Underway { .. }) if self.is_whole() => {
-                    is_begun |= self.is_change_of(&current, change);
+                    if self.is_change_of(&current, change) {
+                        (*lack, is_begun, *may_have_begun) = (None, true, true);
+                    }
                     self.advance(link).await;
                 }
                 // To begin it again would undo what another operator has decided.
                 Ok(Some(_)) | Err(_) if is_begun && !current.is_changing() => {
                     return Err(ReconfigureError::Abandoned { epoch });
                 }
+                // Others carry on what was begun: "nothing has changed" would be wrong.
+                Ok(Some(_)) | Err(_) if *may_have_begun && !self.is_whole() => {
+                    return Err(self.late(change, true));
+                }
                 _ if !self.is_whole() => return Err(ReconfigureError::NotWhole),
                 Ok(Some(next)) => match self.check_prepared(link, &next).await {
-                    Err(error) if !is_tried => *lack = Some(error),
+                    Err(error) if !*may_have_begun => *lack = Some(error),
                     Err(_) => {}
                     Ok(()) => {
-                        (*lack, is_tried) = (None, true);
-                        let decided = self.decide(link, &current, &next).await;
-                        is_begun |= decided.is_some_and(|decided| decided.is_same_change(&next));
+                        let before = std::mem::replace(may_have_begun, true);
+                        *lack = None;
+                        if let Some(decided) = self.decide(link, &current, &next).await {
+                            let is_this = decided.is_same_change(&next);
+                            is_begun |= is_this;
+                            // Another change follows this epoch: this one surely does not.
+                            *may_have_begun = before || is_this;
+                        }
                     }
                 },
+                Err(_) if *may_have_begun => return Err(self.late(change, true)),
                 Err(rejected) => return Err(rejected.into()),
             }
             // At once: each epoch ends this change or another one.
@@ -203,11 +218,11 @@ impl Node {
         joint.finish().is_some_and(|after| after.begin(change, write) == Ok(None))
     }
 
-    /// Why a change has not ended in time.
-    fn late(&self, change: MemberChange) -> ReconfigureError {
+    /// Why a change has not ended in time, or not as far as this node knows.
+    fn late(&self, change: MemberChange, may_have_begun: bool) -> ReconfigureError {
         let latest = self.current();
         let epoch = latest.epoch();
-        if !latest.is_changing() {
+        if !latest.is_changing() || may_have_begun && !self.is_change_of(&latest, change) {
             ReconfigureError::Undecided { epoch }
         } else if self.is_change_of(&latest, change) {
             ReconfigureError::Unfinished { epoch }

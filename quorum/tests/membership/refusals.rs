@@ -184,6 +184,23 @@ async fn an_operator_is_told_nothing_from_the_view_of_one_node() {
     assert_eq!(change(&world, 1, MemberChange::Remove(3), SHORT).await, undecided);
 }
 
+/// The node that was asked fails in the joint epoch. An operator who is told that nothing has
+/// changed would wipe the new replica, on which quorums rest by then.
+#[tokio::test(start_paused = true)]
+async fn a_change_that_has_begun_is_not_told_as_nothing() {
+    let world = three().await;
+    world.start(4, Start::Join).await;
+    let replace = MemberChange::Replace { old: 3, new: 4 };
+    let operator = begin(&world, 1, replace, LONG).await;
+    world.isolate(4);
+    world.node(1).unwrap().shutdown().await;
+    let error = operator.await.unwrap().unwrap_err();
+    assert_eq!(error.outcome(), table::Outcome::Unknown, "{error}");
+    world.heal();
+    let after = change(&world, 2, replace, LONG).await.unwrap();
+    assert_eq!(ids(&after), [1, 2, 4], "the others have carried it on");
+}
+
 /// A deadline of an operator is one.
 #[tokio::test(start_paused = true)]
 async fn a_change_answers_by_its_deadline() {
